@@ -1,0 +1,4 @@
+//! millpond: a pull-through caching mirror for container registries.
+
+pub mod clock;
+pub mod oci;

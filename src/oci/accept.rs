@@ -1,0 +1,158 @@
+//! The set of manifest media types that a client can read (RFC 9110, section 12.5.1).
+//!
+//! Clients send the list as one header line or as six, in any order; what matters is the set. Two
+//! requests with the same set get the same answer, so the set is also a key of the tag records.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::header::{ACCEPT, HeaderMap, HeaderValue};
+
+use super::manifest::media_type;
+
+/// Media types kept from one request; real clients send at most a dozen.
+const MAX_TYPES: usize = 32;
+/// Bytes kept of one media type (RFC 6838 allows 127 + 1 + 127).
+const MAX_TYPE: usize = 255;
+
+/// A normalised Accept list: lower-case, sorted, without duplicates and parameters. A client that
+/// sends none, or accepts `*/*`, reads every type that is known.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Accept(Arc<[Box<str>]>);
+
+impl Accept {
+    /// Every manifest type in use: what is sent where the digest already fixes the content.
+    pub fn everything() -> Self {
+        Self::from_types(std::iter::empty())
+    }
+
+    /// Reads every `Accept` line. Types with `q=0` are refused ones and left out; the order of
+    /// preference is not kept, because registries don't honour it either.
+    pub fn from_headers(headers: &HeaderMap) -> Self {
+        let lines = headers
+            .get_all(ACCEPT)
+            .iter()
+            .filter_map(|line| line.to_str().ok());
+        Self::from_types(
+            lines
+                .flat_map(|line| line.split(','))
+                .filter_map(media_range),
+        )
+    }
+
+    fn from_types(types: impl Iterator<Item = String>) -> Self {
+        let mut types: Vec<Box<str>> = types.take(MAX_TYPES).map(String::into_boxed_str).collect();
+        if types.is_empty()
+            || types
+                .iter()
+                .any(|kind| matches!(&**kind, "*/*" | "application/*"))
+        {
+            types.extend(media_type::MANIFESTS.iter().map(|kind| Box::from(*kind)));
+        }
+        types.sort_unstable();
+        types.dedup();
+        Self(types.into())
+    }
+
+    /// Whether a manifest of this type can be given to the client.
+    pub fn allows(&self, media_type: &str) -> bool {
+        let essence = media_type.split(';').next().unwrap_or_default().trim();
+        self.0.iter().any(|kind| kind.eq_ignore_ascii_case(essence))
+    }
+
+    /// The set as one header line, always in the same order.
+    pub fn header(&self) -> HeaderValue {
+        HeaderValue::from_str(&self.to_string()).unwrap_or(HeaderValue::from_static("*/*"))
+    }
+}
+
+fn media_range(part: &str) -> Option<String> {
+    let mut pieces = part.split(';').map(str::trim);
+    let kind = pieces
+        .next()
+        .filter(|kind| !kind.is_empty() && kind.len() <= MAX_TYPE)?;
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+*/".contains(&byte);
+    if !kind.bytes().all(legal) {
+        return None;
+    }
+    let refused = pieces.any(|parameter| {
+        let weight = parameter
+            .strip_prefix("q=")
+            .or_else(|| parameter.strip_prefix("Q="));
+        weight.is_some_and(|weight| weight.trim().parse::<f32>() == Ok(0.0))
+    });
+    (!refused).then(|| kind.to_ascii_lowercase())
+}
+
+impl fmt::Display for Accept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(", "))
+    }
+}
+
+impl fmt::Debug for Accept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Accept({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accept(lines: &[&str]) -> Accept {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(ACCEPT, HeaderValue::from_str(line).unwrap());
+        }
+        Accept::from_headers(&headers)
+    }
+
+    #[test]
+    fn one_line_or_many_in_any_order_is_one_set() {
+        let one = accept(&["application/a+json, application/b+json;q=0.5 ,application/c"]);
+        let many = accept(&[
+            "application/C",
+            "application/b+json",
+            "application/a+json",
+            "application/c",
+        ]);
+        assert_eq!(one, many);
+        assert_eq!(
+            one.header(),
+            "application/a+json, application/b+json, application/c"
+        );
+        assert!(one.allows("application/b+json; charset=utf-8"));
+        assert!(!one.allows(media_type::OCI_MANIFEST));
+    }
+
+    #[test]
+    fn no_header_and_wildcards_read_everything() {
+        for set in [
+            accept(&[]),
+            accept(&["*/*"]),
+            accept(&["application/vnd.x", "*/*;q=0.1"]),
+        ] {
+            for kind in media_type::MANIFESTS {
+                assert!(set.allows(kind), "{set:?} {kind}");
+            }
+        }
+        assert_eq!(accept(&[]), Accept::everything());
+        assert_ne!(accept(&["application/vnd.x"]), Accept::everything());
+    }
+
+    #[test]
+    fn refused_and_malformed_types_are_left_out() {
+        let set = accept(&["application/a;q=0, application/b; q=0.0, application/c, a b, \"x\""]);
+        assert_eq!(set.to_string(), "application/c");
+    }
+
+    #[test]
+    fn a_flood_of_types_is_bounded() {
+        let line: Vec<String> = (0..10_000).map(|n| format!("application/x{n}")).collect();
+        assert_eq!(
+            accept(&[&line.join(",")]).to_string().split(", ").count(),
+            MAX_TYPES
+        );
+    }
+}

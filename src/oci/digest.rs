@@ -1,0 +1,265 @@
+//! Content digests: `sha256:<64 hex>` and `sha512:<128 hex>` (image-spec, descriptor.md#digests).
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::Digest as _;
+
+/// A registered digest algorithm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    Sha256,
+    Sha512,
+}
+
+impl Algorithm {
+    pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
+
+    /// The name before the colon.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|algorithm| algorithm.as_str() == name)
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A verified-to-be-well-formed digest. Only lower-case hexadecimal is accepted, as the
+/// specification says, so that one content has one name (and one path on disk).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Digest {
+    Sha256([u8; 32]),
+    Sha512([u8; 64]),
+}
+
+/// Why a text is not a digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DigestError {
+    #[error("a digest has the form <algorithm>:<hex>")]
+    Form,
+    #[error("the digest algorithm is not supported; sha256 and sha512 are")]
+    Algorithm,
+    #[error("the hexadecimal part is not the algorithm's length of lower-case digits")]
+    Hex,
+}
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
+    pub const fn algorithm(&self) -> Algorithm {
+        match self {
+            Self::Sha256(_) => Algorithm::Sha256,
+            Self::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    /// The part after the colon: 64 or 128 lower-case digits.
+    pub fn hex(&self) -> String {
+        let bytes = self.bytes();
+        let mut hex = String::with_capacity(bytes.len() * 2);
+        for byte in bytes {
+            for nibble in [byte >> 4, byte & 0x0f] {
+                hex.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
+            }
+        }
+        hex
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Sha256(bytes) => bytes,
+            Self::Sha512(bytes) => bytes,
+        }
+    }
+
+    /// A digest from an algorithm and its hexadecimal part (two components of a path on disk).
+    pub fn from_parts(algorithm: Algorithm, hex: &str) -> Result<Self, DigestError> {
+        fn decode<const N: usize>(hex: &str) -> Result<[u8; N], DigestError> {
+            let mut out = [0; N];
+            if hex.len() != N * 2 {
+                return Err(DigestError::Hex);
+            }
+            for (byte, pair) in out.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+                *byte = pair.iter().try_fold(0, |value, digit| match digit {
+                    b'0'..=b'9' => Ok(value << 4 | (digit - b'0')),
+                    b'a'..=b'f' => Ok(value << 4 | (digit - b'a' + 10)),
+                    _ => Err(DigestError::Hex),
+                })?;
+            }
+            Ok(out)
+        }
+        match algorithm {
+            Algorithm::Sha256 => decode(hex).map(Self::Sha256),
+            Algorithm::Sha512 => decode(hex).map(Self::Sha512),
+        }
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let (algorithm, hex) = text.split_once(':').ok_or(DigestError::Form)?;
+        let algorithm = Algorithm::parse(algorithm).ok_or(DigestError::Algorithm)?;
+        Self::from_parts(algorithm, hex)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm(), self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Computes a digest piece by piece.
+#[derive(Clone)]
+pub struct Hasher(State);
+
+#[derive(Clone)]
+enum State {
+    Sha256(sha2::Sha256),
+    Sha512(Box<sha2::Sha512>),
+}
+
+impl Hasher {
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self(match algorithm {
+            Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
+            Algorithm::Sha512 => State::Sha512(Box::default()),
+        })
+    }
+
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            State::Sha256(state) => state.update(bytes),
+            State::Sha512(state) => state.update(bytes),
+        }
+    }
+
+    pub fn finish(self) -> Digest {
+        match self.0 {
+            State::Sha256(state) => Digest::Sha256(state.finalize().into()),
+            State::Sha512(state) => Digest::Sha512(state.finalize().into()),
+        }
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            State::Sha256(_) => "Hasher(sha256)",
+            State::Sha512(_) => "Hasher(sha512)",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn knows_the_digest_of_nothing() {
+        assert_eq!(Digest::of(Algorithm::Sha256, b"").to_string(), EMPTY);
+        assert!(
+            Digest::of(Algorithm::Sha512, b"")
+                .to_string()
+                .starts_with("sha512:cf83e1357eefb8bd")
+        );
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_digest() {
+        for (text, error) in [
+            ("", DigestError::Form),
+            ("sha256", DigestError::Form),
+            (
+                "md5:d41d8cd98f00b204e9800998ecf8427e",
+                DigestError::Algorithm,
+            ),
+            ("SHA256:e3b0", DigestError::Algorithm),
+            ("sha256:", DigestError::Hex),
+            ("sha256:../../../../etc/passwd", DigestError::Hex),
+        ] {
+            assert_eq!(text.parse::<Digest>(), Err(error), "{text}");
+        }
+        assert_eq!(
+            EMPTY.to_uppercase().parse::<Digest>(),
+            Err(DigestError::Algorithm)
+        );
+        assert_eq!(
+            EMPTY.replace('e', "E").parse::<Digest>(),
+            Err(DigestError::Hex)
+        );
+        assert_eq!(format!("{EMPTY}0").parse::<Digest>(), Err(DigestError::Hex));
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_back(bytes in any::<[u8; 32]>(), more in any::<[u8; 32]>()) {
+            let mut long = [0; 64];
+            long[..32].copy_from_slice(&bytes);
+            long[32..].copy_from_slice(&more);
+            for digest in [Digest::Sha256(bytes), Digest::Sha512(long)] {
+                prop_assert_eq!(digest.to_string().parse::<Digest>(), Ok(digest));
+            }
+        }
+
+        #[test]
+        fn whatever_parses_prints_as_it_was(text in "(sha256|sha512|md5|):[0-9a-fA-F:/.]{0,130}") {
+            if let Ok(digest) = text.parse::<Digest>() {
+                prop_assert_eq!(digest.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn pieces_hash_like_the_whole(bytes in proptest::collection::vec(any::<u8>(), 0..500), cut in 0usize..500) {
+            let cut = cut.min(bytes.len());
+            for algorithm in Algorithm::ALL {
+                let mut hasher = Hasher::new(algorithm);
+                hasher.update(&bytes[..cut]);
+                hasher.update(&bytes[cut..]);
+                prop_assert_eq!(hasher.finish(), Digest::of(algorithm, &bytes));
+            }
+        }
+    }
+}

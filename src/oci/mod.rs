@@ -1,0 +1,23 @@
+//! The vocabulary that every other room speaks: names, digests, references, routes, ranges,
+//! manifests and the error document of the distribution specification.
+//!
+//! Pure: no I/O, no clock, no runtime. Whatever comes from the network is parsed here into a type
+//! that can only hold valid values, and no other room builds a path or a URL from anything else.
+//!
+//! Sources: OCI distribution-spec 1.1, OCI image-spec 1.1, Docker Registry HTTP API V2, RFC 9110.
+
+pub mod accept;
+pub mod digest;
+pub mod error;
+pub mod manifest;
+pub mod name;
+pub mod range;
+pub mod route;
+
+pub use accept::Accept;
+pub use digest::{Algorithm, Digest, Hasher};
+pub use error::{ErrorCode, ErrorDocument};
+pub use manifest::{Descriptor, Manifest};
+pub use name::{Reference, RepoName, Tag};
+pub use range::{ByteRange, Requested};
+pub use route::{Route, RouteError};

@@ -1,0 +1,270 @@
+//! Repository names, tags and references (distribution-spec 1.1, "Pulling manifests").
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::digest::{Digest, DigestError};
+
+/// The longest repository name a client may send, in bytes: distribution's own limit.
+pub const MAX_NAME: usize = 255;
+/// The longest tag, in bytes.
+pub const MAX_TAG: usize = 128;
+
+/// Why a text is not a name, tag or reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    #[error("a repository name is at most {MAX_NAME} bytes")]
+    TooLong,
+    #[error(
+        "a repository name is lower-case letters and digits, separated by one of . _ __ or dashes, \
+         in components separated by /"
+    )]
+    Name,
+    #[error(
+        "a tag is at most {MAX_TAG} of letters, digits, '.', '_' and '-', not starting with '.' or '-'"
+    )]
+    Tag,
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+}
+
+/// A repository name: `library/debian`. Safe as a relative path: no component is empty, starts
+/// with a dot or an underscore, or holds anything but `[a-z0-9._-]`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RepoName(Arc<str>);
+
+impl RepoName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/')
+    }
+
+    /// `self` below `prefix`: how the repository of a named upstream is stored. The result may be
+    /// longer than [`MAX_NAME`], which bounds what a client sends.
+    #[must_use]
+    pub fn below(&self, prefix: &Self) -> Self {
+        Self(format!("{prefix}/{self}").into())
+    }
+
+    /// Splits off the first component, when something remains.
+    pub fn split_first(&self) -> Option<(Self, Self)> {
+        let (first, rest) = self.0.split_once('/')?;
+        Some((Self(first.into()), Self(rest.into())))
+    }
+
+    /// A name read back from the store, where it may carry an upstream's prefix.
+    pub fn from_stored(text: &str) -> Result<Self, NameError> {
+        if text.split('/').all(is_component) {
+            Ok(Self(text.into()))
+        } else {
+            Err(NameError::Name)
+        }
+    }
+}
+
+/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`, without a regular expression.
+pub fn is_component(component: &str) -> bool {
+    let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let mut separator = String::new();
+    let mut started = false;
+    for byte in component.bytes() {
+        if alphanumeric(byte) {
+            let fits = matches!(separator.as_str(), "" | "." | "_" | "__")
+                || separator.bytes().all(|byte| byte == b'-');
+            if !fits || (!started && !separator.is_empty()) {
+                return false;
+            }
+            separator.clear();
+            started = true;
+        } else if matches!(byte, b'.' | b'_' | b'-') {
+            separator.push(char::from(byte));
+        } else {
+            return false;
+        }
+    }
+    started && separator.is_empty()
+}
+
+impl FromStr for RepoName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text.len() > MAX_NAME {
+            return Err(NameError::TooLong);
+        }
+        Self::from_stored(text)
+    }
+}
+
+impl fmt::Display for RepoName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RepoName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A tag: `bookworm-slim`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag(Arc<str>);
+
+impl Tag {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Tag {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let rest = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+        let first = text.bytes().next().ok_or(NameError::Tag)?;
+        if text.len() > MAX_TAG || matches!(first, b'.' | b'-') || !text.bytes().all(rest) {
+            return Err(NameError::Tag);
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a manifest is asked for by. A text with a colon can only be a digest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Reference {
+    Tag(Tag),
+    Digest(Digest),
+}
+
+impl FromStr for Reference {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text.contains(':') {
+            Ok(Self::Digest(text.parse()?))
+        } else {
+            Ok(Self::Tag(text.parse()?))
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => tag.fmt(f),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names() {
+        for good in [
+            "a",
+            "library/debian",
+            "a.b_c__d--e/f",
+            "ghcr.io/owner/app",
+            "0/0/0",
+        ] {
+            assert_eq!(good.parse::<RepoName>().unwrap().as_str(), good);
+        }
+        for bad in [
+            "", "/", "a/", "/a", "a//b", "A", "a..b", "a___b", "a._b", "-a", "a-", "_layers",
+            "a/../b", "a b", "ä", "a\0",
+        ] {
+            assert_eq!(bad.parse::<RepoName>(), Err(NameError::Name), "{bad:?}");
+        }
+        assert!("a".repeat(255).parse::<RepoName>().is_ok());
+        assert_eq!("a".repeat(256).parse::<RepoName>(), Err(NameError::TooLong));
+    }
+
+    #[test]
+    fn below_and_back() {
+        let upstream: RepoName = "ghcr.io".parse().unwrap();
+        let name: RepoName = "owner/app".parse().unwrap();
+        let stored = name.below(&upstream);
+        assert_eq!(stored.as_str(), "ghcr.io/owner/app");
+        assert_eq!(stored.split_first(), Some((upstream, name)));
+        assert_eq!("app".parse::<RepoName>().unwrap().split_first(), None);
+    }
+
+    #[test]
+    fn tags_and_references() {
+        assert!(matches!("latest".parse(), Ok(Reference::Tag(_))));
+        assert!(matches!("_1.0-RC".parse(), Ok(Reference::Tag(_))));
+        assert_eq!(".hidden".parse::<Reference>(), Err(NameError::Tag));
+        assert_eq!("".parse::<Reference>(), Err(NameError::Tag));
+        assert_eq!("a/b".parse::<Reference>(), Err(NameError::Tag));
+        assert_eq!("a".repeat(129).parse::<Tag>(), Err(NameError::Tag));
+        assert_eq!(
+            "sha256:12".parse::<Reference>(),
+            Err(NameError::Digest(DigestError::Hex))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_specified_expression(text in "[a-b0._/A-]{0,12}") {
+            let expected = specified(&text);
+            prop_assert_eq!(text.parse::<RepoName>().is_ok(), expected);
+        }
+
+        #[test]
+        fn a_parsed_name_never_leaves_its_directory(text in "\\PC{0,40}") {
+            if let Ok(name) = text.parse::<RepoName>() {
+                prop_assert!(name.components().all(|part| !part.is_empty() && !part.starts_with(['.', '_'])));
+            }
+        }
+
+        #[test]
+        fn references_print_as_they_were(text in "[a-z0-9:._-]{1,80}") {
+            if let Ok(reference) = text.parse::<Reference>() {
+                prop_assert_eq!(reference.to_string(), text);
+            }
+        }
+    }
+
+    /// The specification's expression, walked by a tiny backtracking matcher of its own shape, so
+    /// that the hand-written parser is checked against something written differently.
+    fn specified(text: &str) -> bool {
+        fn component(text: &[u8]) -> bool {
+            let run = text
+                .iter()
+                .take_while(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+                .count();
+            (1..=run).any(|taken| {
+                let rest = &text[taken..];
+                let dashes = rest.iter().take_while(|b| **b == b'-').count();
+                rest.is_empty()
+                    || rest.strip_prefix(b".").is_some_and(component)
+                    || rest.strip_prefix(b"__").is_some_and(component)
+                    || rest.strip_prefix(b"_").is_some_and(component)
+                    || (1..=dashes).any(|n| component(&rest[n..]))
+            })
+        }
+        text.split('/').all(|part| component(part.as_bytes()))
+    }
+}

@@ -1,0 +1,249 @@
+//! The `Range` header (RFC 9110, section 14).
+//!
+//! Parsing is apart from resolving, because the length of a blob may not be known yet when the
+//! header is read.
+
+use std::ops::Range as Span;
+
+/// Ranges honoured in one header. podman's partial pulls send up to 70.
+pub const MAX_RANGES: usize = 256;
+
+/// One byte range of a representation whose length is known: never empty, always inside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRange {
+    /// Offset of the first byte.
+    pub start: u64,
+    /// Offset after the last byte; greater than `start`.
+    pub end: u64,
+}
+
+impl ByteRange {
+    pub const fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.end == self.start
+    }
+
+    /// `Content-Range` of a part of `total` bytes.
+    pub fn content_range(&self, total: u64) -> String {
+        format!("bytes {}-{}/{total}", self.start, self.end - 1)
+    }
+}
+
+impl From<ByteRange> for Span<u64> {
+    fn from(range: ByteRange) -> Self {
+        range.start..range.end
+    }
+}
+
+/// One range as it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spec {
+    /// `first-last`, both included.
+    Bounded(u64, u64),
+    /// `first-`
+    From(u64),
+    /// `-length`
+    Suffix(u64),
+}
+
+/// The ranges of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requested(Vec<Spec>);
+
+/// What a range request comes to, for a representation of known length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolved {
+    /// 206 with the one range.
+    One(ByteRange),
+    /// 206 `multipart/byteranges`, in the order asked for.
+    Many(Vec<ByteRange>),
+    /// 200: the ranges overlap so much that the whole is the smaller answer (RFC 9110, 14.2).
+    Whole,
+    /// 416.
+    Unsatisfiable,
+}
+
+impl Requested {
+    /// Reads a header value. `None` when it isn't a valid set of byte ranges: such a header is
+    /// ignored and the whole representation sent (RFC 9110, section 14.2).
+    pub fn parse(value: &str) -> Option<Self> {
+        let (unit, set) = value.split_once('=')?;
+        if !unit.trim().eq_ignore_ascii_case("bytes") {
+            return None;
+        }
+        let mut specs = Vec::new();
+        for part in set.split(',').map(|part| part.trim_matches([' ', '\t'])) {
+            if part.is_empty() {
+                continue;
+            }
+            if specs.len() == MAX_RANGES {
+                return None;
+            }
+            specs.push(parse_spec(part)?);
+        }
+        (!specs.is_empty()).then_some(Self(specs))
+    }
+
+    /// The first byte that the request can need, when it is one open-ended or bounded range: known
+    /// before the length is.
+    pub fn single_start(&self) -> Option<u64> {
+        match self.0.as_slice() {
+            [Spec::Bounded(start, _) | Spec::From(start)] => Some(*start),
+            _ => None,
+        }
+    }
+
+    /// Applies the request to a representation of `total` bytes.
+    pub fn resolve(&self, total: u64) -> Resolved {
+        let mut ranges: Vec<ByteRange> = self
+            .0
+            .iter()
+            .filter_map(|spec| spec.resolve(total))
+            .collect();
+        let sum: u64 = ranges
+            .iter()
+            .map(ByteRange::len)
+            .fold(0, u64::saturating_add);
+        match ranges.len() {
+            0 => Resolved::Unsatisfiable,
+            1 => ranges.pop().map_or(Resolved::Unsatisfiable, Resolved::One),
+            // Each byte at most once: overlapping ranges are how small requests ask for large answers.
+            _ if sum > total => Resolved::Whole,
+            _ => Resolved::Many(ranges),
+        }
+    }
+}
+
+impl Spec {
+    fn resolve(self, total: u64) -> Option<ByteRange> {
+        let (start, end) = match self {
+            Self::Bounded(start, last) => (start, last.saturating_add(1).min(total)),
+            Self::From(start) => (start, total),
+            Self::Suffix(length) => (total.saturating_sub(length), total),
+        };
+        (start < end).then_some(ByteRange { start, end })
+    }
+}
+
+fn parse_spec(part: &str) -> Option<Spec> {
+    let (first, last) = part.split_once('-')?;
+    match (first, last) {
+        ("", length) => Some(Spec::Suffix(number(length)?)),
+        (start, "") => Some(Spec::From(number(start)?)),
+        (start, last) => {
+            let (start, last) = (number(start)?, number(last)?);
+            (start <= last).then_some(Spec::Bounded(start, last))
+        }
+    }
+}
+
+/// Digits alone: no sign, no blank, no more than 64 bits.
+fn number(text: &str) -> Option<u64> {
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn resolve(header: &str, total: u64) -> Option<Resolved> {
+        Requested::parse(header).map(|requested| requested.resolve(total))
+    }
+
+    const fn one(start: u64, end: u64) -> Resolved {
+        Resolved::One(ByteRange { start, end })
+    }
+
+    #[test]
+    fn single_ranges() {
+        for (header, expected) in [
+            ("bytes=0-0", one(0, 1)),
+            ("bytes=0-", one(0, 10)),
+            ("bytes=3-5", one(3, 6)),
+            ("Bytes=3-50", one(3, 10)),
+            ("bytes=-4", one(6, 10)),
+            ("bytes=-40", one(0, 10)),
+            ("bytes= 9- ,", one(9, 10)),
+            ("bytes=0-18446744073709551615", one(0, 10)),
+            ("bytes=10-", Resolved::Unsatisfiable),
+            ("bytes=-0", Resolved::Unsatisfiable),
+        ] {
+            assert_eq!(resolve(header, 10), Some(expected), "{header}");
+        }
+        assert_eq!(resolve("bytes=0-", 0), Some(Resolved::Unsatisfiable));
+    }
+
+    #[test]
+    fn what_is_no_byte_range_is_ignored() {
+        for header in [
+            "",
+            "bytes",
+            "bytes=",
+            "bytes=,",
+            "items=0-1",
+            "bytes=a-b",
+            "bytes=5-3",
+            "bytes=-",
+            "bytes=+1-2",
+            "bytes=1-2-3",
+            "bytes=1 -2",
+            "bytes=99999999999999999999-",
+        ] {
+            assert_eq!(resolve(header, 10), None, "{header}");
+        }
+    }
+
+    #[test]
+    fn several_ranges_keep_their_order_and_never_exceed_the_whole() {
+        let many = |ranges: &[(u64, u64)]| {
+            Some(Resolved::Many(
+                ranges
+                    .iter()
+                    .map(|&(start, end)| ByteRange { start, end })
+                    .collect(),
+            ))
+        };
+        assert_eq!(resolve("bytes=6-7,0-1", 10), many(&[(6, 8), (0, 2)]));
+        assert_eq!(resolve("bytes=0-1,20-", 10), Some(one(0, 2)));
+        assert_eq!(resolve("bytes=0-,0-,0-", 10), Some(Resolved::Whole));
+        assert_eq!(resolve("bytes=20-,30-", 10), Some(Resolved::Unsatisfiable));
+        let seventy: Vec<String> = (0..70)
+            .map(|n| format!("{}-{}", n * 10, n * 10 + 4))
+            .collect();
+        assert!(
+            matches!(resolve(&format!("bytes={}", seventy.join(",")), 1000), Some(Resolved::Many(r)) if r.len() == 70)
+        );
+        let flood = vec!["0-0"; MAX_RANGES + 1].join(",");
+        assert_eq!(resolve(&format!("bytes={flood}"), 1000), None);
+    }
+
+    proptest! {
+        #[test]
+        fn never_outside_never_empty(header in "bytes=[0-9,-]{0,40}", total in 0u64..200) {
+            if let Some(resolved) = resolve(&header, total) {
+                let ranges = match resolved {
+                    Resolved::One(range) => vec![range],
+                    Resolved::Many(ranges) => ranges,
+                    Resolved::Whole | Resolved::Unsatisfiable => vec![],
+                };
+                for range in &ranges {
+                    prop_assert!(range.start < range.end && range.end <= total);
+                }
+                prop_assert!(ranges.iter().map(ByteRange::len).sum::<u64>() <= total);
+            }
+        }
+
+        #[test]
+        fn any_text_is_survived(header in "\\PC*") {
+            if let Some(requested) = Requested::parse(&header) {
+                requested.resolve(u64::MAX);
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+# shellcheck shell=bash
+# Helpers of the end-to-end run: checks and their count, processes that are
+# always ended, bounded waits, README snippets, the final clean-up.
+#
+# run creates $WORK before any of this is used. Everything that lives in $WORK dies with it.
+
+passed=0
+failed=0
+skipped=0
+failures=()
+
+# --- Checks -------------------------------------------------------------------
+
+note() { printf '# %s\n' "$*"; }
+
+# How the line of every check starts: "ok 12", "not ok 13".
+next_number() { printf '%d' $((passed + failed + skipped + 1)); }
+
+# check NAME COMMAND...: one line on the terminal; on failure also what the command said and the
+# tails of the logs. The command runs in a subshell with errexit, so its first failing line fails
+# the check. State that must survive is kept in files below $WORK.
+check() {
+  local name=$1 status number
+  shift
+  number=$(next_number)
+  set +e
+  (
+    set -eu
+    "$@"
+  ) >"$WORK/check.out" 2>&1
+  status=$?
+  set -e
+  if [ "$status" = 0 ]; then
+    passed=$((passed + 1))
+    printf 'ok %d %s\n' "$number" "$name"
+    return 0
+  fi
+  failed=$((failed + 1))
+  failures+=("$number $name")
+  printf 'not ok %d %s (status %d)\n' "$number" "$name" "$status"
+  sed 's/^/#   /' "$WORK/check.out" | tail -n 40
+  log_tails
+}
+
+# skip NAME WHY: counted, loud, and in CI as bad as a failure (see summary).
+skip() {
+  printf 'ok %d %s # SKIP %s\n' "$(next_number)" "$1" "$2"
+  printf '#\n# !!!! SKIPPED: %s: %s\n#\n' "$1" "$2"
+  skipped=$((skipped + 1))
+}
+
+# The end of every log that was written to during the last minute.
+log_tails() {
+  local log
+  while IFS= read -r log; do
+    printf '#   --- %s\n' "${log#"$WORK"/}"
+    tail -n 12 "$log" | cut -c1-400 | sed 's/^/#   | /'
+  done < <(find "$LOGS" -type f -size +0 -mmin -1 | sort)
+}
+
+# Said inside checks: an explanation on the check's output, then failure.
+die() {
+  printf '%s\n' "$*" >&2
+  return 1
+}
+
+# same WHAT EXPECTED ACTUAL: asserts equality, and shows both sides when it doesn't hold.
+same() {
+  [ "$2" = "$3" ] || die "$1: expected: $2
+$1: but got:  $3"
+}
+
+summary() {
+  local failure
+  for failure in ${failures[@]+"${failures[@]}"}; do
+    note "failed: $failure"
+  done
+  printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+  [ "$failed" = 0 ] || return 1
+  # In CI every client has to run: a skipped one is a hole nobody would look at.
+  [ "$skipped" = 0 ] || [ "${CI:-}" != true ] || return 1
+  [ "$passed" != 0 ]
+}
+
+# --- Waiting ------------------------------------------------------------------
+
+# wait_until SECONDS WHAT COMMAND...: polls an event, up to a deadline.
+wait_until() {
+  local deadline=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@" >/dev/null 2>&1; do
+    [ "$SECONDS" -lt "$deadline" ] || die "gave up waiting for $what" || return
+    sleep 0.05
+  done
+}
+
+# --- Processes ----------------------------------------------------------------
+# Each has a name: its pid is in $PIDS/NAME, its output in $LOGS/NAME.out and NAME.err. The
+# environment carries the run's id, so that a recycled pid is never taken for one of ours.
+
+spawn() {
+  local name=$1
+  shift
+  E2E_RUN_ID=$RUN_ID "$@" >>"$LOGS/$name.out" 2>>"$LOGS/$name.err" </dev/null &
+  printf '%d\n' $! >"$PIDS/$name"
+}
+
+pid_is_ours() {
+  grep -zqxs "E2E_RUN_ID=$RUN_ID" "/proc/$1/environ"
+}
+
+# A zombie has an empty environment, so a process that only waits for its parent counts as gone.
+pid_is_gone() { ! pid_is_ours "$1"; }
+
+# running NAME: is that process still there?
+running() { [ -e "$PIDS/$1" ] && pid_is_ours "$(cat "$PIDS/$1")"; }
+
+# stop NAME: TERM, then KILL after ten seconds. Silent when it isn't running. Succeeds only when
+# TERM was enough.
+stop() {
+  local name=$1 pid status=0
+  [ -e "$PIDS/$name" ] || return 0
+  pid=$(cat "$PIDS/$name")
+  rm -f "$PIDS/$name"
+  pid_is_ours "$pid" || return 0
+  kill "$pid" 2>/dev/null || true
+  if ! wait_until 10 "$name to end" pid_is_gone "$pid"; then
+    note "$name ignored TERM: killed"
+    kill -KILL "$pid" 2>/dev/null || true
+    wait_until 10 "$name to die" pid_is_gone "$pid"
+    status=1
+  fi
+  wait "$pid" 2>/dev/null || true
+  return "$status"
+}
+
+# Takes everything down, newest first, whatever state the run is in.
+cleanup() {
+  local name pid mount
+  set +e
+  while IFS= read -r name; do
+    stop "$name"
+  done < <(ls -t "$PIDS" 2>/dev/null)
+  # What our daemons started themselves (dockerd's own containerd, shims, conmon) inherits the id.
+  for pid in /proc/[0-9]*; do
+    pid=${pid#/proc/}
+    if [ "$pid" != "$$" ] && pid_is_ours "$pid"; then
+      kill -KILL "$pid"
+    fi
+  done 2>/dev/null
+  while IFS= read -r mount; do
+    umount --lazy "$mount"
+  done < <(cut -d' ' -f5 /proc/self/mountinfo | grep "^$WORK/" | sort -r)
+  if [ -n "${E2E_KEEP:-}" ]; then
+    note "kept: $WORK"
+  else
+    rm -rf "$WORK"
+  fi
+}
+
+# free_ports N: as many free ports, all different because all are held at the same time.
+free_ports() {
+  /usr/bin/python3 - "$1" <<'PYTHON'
+import socket, sys
+held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+print(*[s.getsockname()[1] for s in held])
+PYTHON
+}
+
+# --- The README's client configuration ------------------------------------------
+
+# snippet MARKER: the fenced code block that follows `<!-- e2e:MARKER -->` in the README, with the
+# test's addresses in place of the example ones. The README's own words are what the clients run
+# with, so a snippet that doesn't work can't stay in it.
+snippet() {
+  local marker=$1 document
+  for document in "$ROOT/README.md" "$E2E/README-snippets.md"; do
+    if [ -e "$document" ] && grep -qF "<!-- e2e:$marker -->" "$document"; then
+      awk -v marker="<!-- e2e:$marker -->" '
+        index($0, marker) { wanted = 1; next }
+        wanted && /^ *```/ { if (inside) exit; inside = 1; next }
+        inside { print }
+      ' "$document" | sed -e "s#mirror\.example:5000#$MIRROR#g" -e "s#ghcr\.io#$SECOND_NAME#g"
+      return
+    fi
+  done
+  die "no document has the snippet e2e:$marker"
+}

@@ -1,0 +1,50 @@
+# shellcheck shell=bash
+# The programs this run needs: Debian's, installed by apt when one of them is missing.
+
+# Some machines carry a newer docker command line in /usr/local/bin; the run is about the one that
+# belongs to the daemon.
+DOCKER=/usr/bin/docker
+
+# program:package. runc is containerd's and dockerd's, crun podman's.
+TOOLS=(
+  docker-registry:docker-registry /usr/sbin/dockerd:docker.io "$DOCKER:docker.io" containerd:containerd
+  ctr:containerd runc:runc podman:podman crun:crun skopeo:skopeo zstd:zstd jq:jq curl:curl
+  openssl:openssl /usr/bin/python3:python3
+)
+
+missing_tools() {
+  local tool
+  for tool in "${TOOLS[@]}"; do
+    command -v "${tool%%:*}" >/dev/null || printf '%s\n' "${tool#*:}"
+  done | sort -u
+}
+
+# Packages one by one when all at once fails: one that isn't to be had must not take the others along.
+install_tools() {
+  local packages package
+  mapfile -t packages < <(missing_tools)
+  [ "${#packages[@]}" != 0 ] || return 0
+  note "installing: ${packages[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  timeout 180 apt-get update -qq >"$LOGS/apt.out" 2>&1 || true
+  if ! apt_install "${packages[@]}"; then
+    for package in "${packages[@]}"; do
+      apt_install "$package" || note "apt can't install $package: $(tail -n 1 "$LOGS/apt.out")"
+    done
+  fi
+}
+
+apt_install() {
+  timeout 300 apt-get install -y -qq --no-install-recommends "$@" >>"$LOGS/apt.out" 2>&1
+}
+
+# have PROGRAM...: the first one that is missing is named on standard output.
+have() {
+  local program
+  for program in "$@"; do
+    if ! command -v "$program" >/dev/null; then
+      printf '%s could not be installed' "$program"
+      return 1
+    fi
+  done
+}
