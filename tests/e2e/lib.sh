@@ -8,6 +8,7 @@ passed=0
 failed=0
 skipped=0
 failures=()
+last=ok # what the last check was: ok or failed
 
 # --- Checks -------------------------------------------------------------------
 
@@ -18,7 +19,8 @@ next_number() { printf '%d' $((passed + failed + skipped + 1)); }
 
 # check NAME COMMAND...: one line on the terminal; on failure also what the command said and the
 # tails of the logs. The command runs in a subshell with errexit, so its first failing line fails
-# the check. State that must survive is kept in files below $WORK.
+# the check. State that must survive is kept in files below $WORK. Never ends the run: what comes
+# next may look at $last.
 check() {
   local name=$1 status number
   shift
@@ -32,10 +34,12 @@ check() {
   set -e
   if [ "$status" = 0 ]; then
     passed=$((passed + 1))
+    last=ok
     printf 'ok %d %s\n' "$number" "$name"
     return 0
   fi
   failed=$((failed + 1))
+  last=failed
   failures+=("$number $name")
   printf 'not ok %d %s (status %d)\n' "$number" "$name" "$status"
   sed 's/^/#   /' "$WORK/check.out" | tail -n 40
@@ -49,13 +53,19 @@ skip() {
   skipped=$((skipped + 1))
 }
 
-# The end of every log that was written to during the last minute.
+# The end of every log that was written to during the last minute: millpond's, the upstreams', the
+# daemons'.
 log_tails() {
   local log
   while IFS= read -r log; do
     printf '#   --- %s\n' "${log#"$WORK"/}"
-    tail -n 12 "$log" | cut -c1-400 | sed 's/^/#   | /'
-  done < <(find "$LOGS" -type f -size +0 -mmin -1 | sort)
+    tail -n 10 "$log" | cut -c1-240 | sed 's/^/#   | /'
+  done < <(find "$LOGS" -name '*.[oe]*' -size +0 -mmin -1 | sort)
+}
+
+# quietly COMMAND...: a step between checks. When it fails, the checks that need it will.
+quietly() {
+  "$@" >>"$LOGS/harness.out" 2>&1 || note "failed: $*: $(tail -n 1 "$LOGS/harness.out")"
 }
 
 # Said inside checks: an explanation on the check's output, then failure.
@@ -136,8 +146,9 @@ stop() {
 
 # Takes everything down, newest first, whatever state the run is in.
 cleanup() {
-  local name pid mount
+  local name pid
   set +e
+  # shellcheck disable=SC2012
   while IFS= read -r name; do
     stop "$name"
   done < <(ls -t "$PIDS" 2>/dev/null)
@@ -148,14 +159,20 @@ cleanup() {
       kill -KILL "$pid"
     fi
   done 2>/dev/null
-  while IFS= read -r mount; do
-    umount --lazy "$mount"
-  done < <(cut -d' ' -f5 /proc/self/mountinfo | grep "^$WORK/" | sort -r)
+  umount_below "$WORK"
   if [ -n "${E2E_KEEP:-}" ]; then
     note "kept: $WORK"
   else
     rm -rf "$WORK"
   fi
+}
+
+# umount_below FOLDER: overlays and network namespaces that a daemon left mounted.
+umount_below() {
+  local mount
+  while IFS= read -r mount; do
+    umount --lazy "$mount" || true
+  done < <(cut -d' ' -f5 /proc/self/mountinfo | grep "^$1/" | sort -r)
 }
 
 # free_ports N: as many free ports, all different because all are held at the same time.

@@ -5,10 +5,10 @@
 # belongs to the daemon.
 DOCKER=/usr/bin/docker
 
-# program:package. runc is containerd's and dockerd's, crun podman's.
+# program:package. runc runs the containers of dockerd and podman (crun refuses hybrid cgroups).
 TOOLS=(
   docker-registry:docker-registry /usr/sbin/dockerd:docker.io "$DOCKER:docker.io" containerd:containerd
-  ctr:containerd runc:runc podman:podman crun:crun skopeo:skopeo zstd:zstd jq:jq curl:curl
+  ctr:containerd runc:runc podman:podman skopeo:skopeo zstd:zstd jq:jq curl:curl
   openssl:openssl /usr/bin/python3:python3
 )
 
@@ -26,16 +26,16 @@ install_tools() {
   [ "${#packages[@]}" != 0 ] || return 0
   note "installing: ${packages[*]}"
   export DEBIAN_FRONTEND=noninteractive
-  timeout 180 apt-get update -qq >"$LOGS/apt.out" 2>&1 || true
+  timeout 180 apt-get update -qq >"$LOGS/apt.txt" 2>&1 || true
   if ! apt_install "${packages[@]}"; then
     for package in "${packages[@]}"; do
-      apt_install "$package" || note "apt can't install $package: $(tail -n 1 "$LOGS/apt.out")"
+      apt_install "$package" || note "apt can't install $package: $(tail -n 1 "$LOGS/apt.txt")"
     done
   fi
 }
 
 apt_install() {
-  timeout 300 apt-get install -y -qq --no-install-recommends "$@" >>"$LOGS/apt.out" 2>&1
+  timeout 300 apt-get install -y -qq --no-install-recommends "$@" >>"$LOGS/apt.txt" 2>&1
 }
 
 # have PROGRAM...: the first one that is missing is named on standard output.

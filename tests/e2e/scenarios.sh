@@ -1,0 +1,162 @@
+# shellcheck shell=bash
+# What is not about one client: a range before the whole, many at once, tags that move, and the
+# reference registry's data directory taken over.
+
+# --- One download for everybody ---------------------------------------------------
+
+range_story() {
+  local blob
+  blob=$(image gzip '.host.layers[1]')
+  mirror_is_fresh range || return 0
+  mark range
+  check "range: bytes 1000000-1000999 of a 40 MiB blob nobody pulled yet" range_is_right "$blob"
+  check "range: then the whole image, and the blob crossed the line once" range_then_whole
+  millpond_stop
+}
+
+range_is_right() {
+  local url
+  url=http://$MIRROR/v2/$(image gzip .repository)
+  # The manifest first, as every client does: it is what makes the mirror answer for the blob.
+  curl -sf -m 30 -o /dev/null -H "Accept: application/vnd.docker.distribution.manifest.v2+json" \
+    "$url/manifests/$(image gzip .tag)"
+  same "status" 206 "$(curl -s -m 60 -r 1000000-1000999 -o "$WORK/range" -w '%{http_code}' "$url/blobs/$1")"
+  tail -c +1000001 "$IMAGES_DIR/blobs/${1#sha256:}" | head -c 1000 | cmp - "$WORK/range"
+}
+
+range_then_whole() {
+  skopeo_wipe
+  skopeo_pull gzip
+  skopeo_verify gzip
+  one_get_each range gzip
+}
+
+concurrency_story() {
+  mirror_is_fresh concurrency || return 0
+  mark concurrency
+  check "concurrency: 4 skopeo at once, cold, all complete" four_at_once
+  check "concurrency: each blob has exactly 1 GET in upstream's log" one_get_each concurrency gzip
+  millpond_stop
+}
+
+four_at_once() {
+  local each pids=() pid
+  skopeo_wipe
+  for each in 1 2 3 4; do
+    skopeo_copy gzip "$WORK/skopeo/$each" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do
+    wait "$pid" || die "a skopeo failed"
+  done
+  for each in 1 2 3 4; do
+    skopeo_folder_is gzip "$WORK/skopeo/$each"
+  done
+}
+
+# --- Tags -------------------------------------------------------------------------
+
+# Tags go stale at once here, so every pull by tag asks upstream what the tag is now.
+tags_story() {
+  local pusher=("$IMAGES_DIR" hub "$HUB" "$CA" "$UPSTREAM_USER" "$UPSTREAM_PASSWORD")
+  mirror_is_fresh tags 1ms || return 0
+  check "tags: moving -> gzip upstream" /usr/bin/python3 "$E2E/push.py" "${pusher[@]}" gzip moving
+  check "tags: moving is gzip" moving_is gzip
+  mark tags
+  check "tags: unchanged: asked again" moving_is gzip
+  check "tags: unchanged: HEAD, 0 upstream GETs" no_gets_since tags
+  check "tags: moving -> zstd upstream" /usr/bin/python3 "$E2E/push.py" "${pusher[@]}" zstd moving
+  check "tags: moving is zstd" moving_is zstd
+  millpond_stop
+}
+
+moving_is() {
+  same "digest of moving" "$(image "$1" .digest)" "$(
+    timeout 30 skopeo inspect --raw --tls-verify=false "docker://$MIRROR/library/debian-test:moving" |
+      sha256sum | sed 's/^/sha256:/; s/ .*//'
+  )"
+}
+
+# --- The reference registry's directory -----------------------------------------------
+
+# A directory written by a real distribution 2.8 proxy is served as it is, with its own
+# configuration file; and goes back to it.
+distribution_story() {
+  local images=(gzip index artifact)
+  cat >"$WORK/distribution.yml" <<YAML
+version: 0.1
+log:
+  fields:
+    service: registry
+storage:
+  cache:
+    blobdescriptor: inmemory
+  filesystem:
+    rootdirectory: $WORK/data-distribution
+http:
+  addr: $DISTRIBUTION
+  headers:
+    X-Content-Type-Options: [nosniff]
+health:
+  storagedriver:
+    enabled: true
+    interval: 10s
+    threshold: 3
+proxy:
+  remoteurl: https://$HUB
+  username: $UPSTREAM_USER
+  password: $UPSTREAM_PASSWORD
+YAML
+  check "distribution: a 2.8 proxy pulls ${images[*]}" fill_distribution "${images[@]}"
+  upstreams_stop
+  check "distribution: millpond starts with its configuration on its data" distribution_taken_over
+  check "distribution: millpond serves ${images[*]}, upstream stopped" pull_from_mirror "${images[@]}"
+  millpond_stop
+  upstreams_start
+
+  mirror_is_fresh there || return 0
+  check "distribution: millpond pulls ${images[*]}" pull_from_mirror "${images[@]}"
+  millpond_stop
+  mark back
+  check "distribution: a 2.8 proxy serves ${images[*]} from millpond's data" serve_with_distribution there "${images[@]}"
+  check "distribution: 0 upstream GETs of blobs" no_blob_gets_since back
+}
+
+start_distribution() {
+  REGISTRY_HTTP_ADDR=$MIRROR REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY=$WORK/data-$1 SSL_CERT_FILE=$CA \
+    spawn distribution docker-registry serve "$WORK/distribution.yml"
+  millpond_is_up
+}
+
+fill_distribution() {
+  start_distribution distribution
+  pull_from_mirror "$@"
+  # It saves its expiry list every few seconds.
+  wait_until 15 "distribution to save its state" test -s "$WORK/data-distribution/scheduler-state.json"
+  stop distribution
+}
+
+distribution_taken_over() {
+  REGISTRY_HTTP_ADDR=$MIRROR spawn millpond "$MILLPOND" serve "$WORK/distribution.yml"
+  millpond_is_up
+}
+
+serve_with_distribution() {
+  start_distribution "$1"
+  shift
+  pull_from_mirror "$@"
+  stop distribution
+}
+
+pull_from_mirror() {
+  local name
+  skopeo_wipe
+  for name in "$@"; do
+    skopeo_pull "$name"
+    skopeo_verify "$name"
+  done
+}
+
+no_blob_gets_since() {
+  same "blob GETs" "" "$(requests_since "$1" | grep '^GET .*/blobs/' || true)"
+}
