@@ -1,4 +1,5 @@
 //! millpond: a pull-through caching mirror for container registries.
 
 pub mod clock;
+pub mod config;
 pub mod oci;
