@@ -1,6 +1,7 @@
 //! millpond: a pull-through caching mirror for container registries.
 
 pub mod clock;
+pub mod config;
 pub mod metrics;
 pub mod oci;
 pub mod store;
