@@ -2,3 +2,4 @@
 
 pub mod clock;
 pub mod oci;
+pub mod upstream;
