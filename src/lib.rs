@@ -5,3 +5,4 @@ pub mod config;
 pub mod metrics;
 pub mod oci;
 pub mod store;
+pub mod upstream;
