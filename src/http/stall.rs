@@ -119,7 +119,7 @@ mod tests {
         let slow = async {
             let mut taken = [0; 4];
             for _ in 0..5 {
-                tokio::time::sleep(CLIENT_STALL - Duration::from_secs(1)).await;
+                tokio::time::sleep(CLIENT_STALL.mul_f64(0.9)).await;
                 far.read_exact(&mut taken).await.unwrap();
             }
         };
