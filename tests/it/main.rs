@@ -1,0 +1,14 @@
+//! The whole server, in this process, against a scripted upstream: what a client sees, what the
+//! upstream is asked, and what is left behind, for every behaviour and every fault.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod harness;
+
+mod api;
+mod manifests;
