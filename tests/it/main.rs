@@ -11,4 +11,8 @@
 mod harness;
 
 mod api;
+mod blobs;
 mod manifests;
+mod ranges;
+mod resume;
+mod tags;

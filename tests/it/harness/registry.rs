@@ -208,8 +208,9 @@ impl Registry {
         self.on(part, times, move |_, _| reply.clone());
     }
 
-    /// Every request fails, at once and for good.
+    /// Every request fails, at once and for good, whatever the rules were.
     pub(crate) fn go_down(&self) {
+        self.behave();
         self.reply("", ALWAYS, Reply::error(500));
     }
 

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 /// Rounds that are waited for something that needs no time at all.
-const MAX_ROUNDS: usize = 20_000;
+const MAX_ROUNDS: usize = 4_000;
 
 /// Keeps paused time still until dropped.
 pub(crate) struct Frozen(
