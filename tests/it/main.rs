@@ -11,8 +11,11 @@
 mod harness;
 
 mod api;
+mod auth;
 mod blobs;
+mod lists;
 mod manifests;
 mod ranges;
 mod resume;
+mod routing;
 mod tags;
