@@ -1,0 +1,124 @@
+//! What operators can see of it all.
+
+use crate::harness::{Image, Registry, Reply, Setup, freeze, noise, passing};
+
+#[tokio::test]
+async fn requests_and_bytes_on_both_sides() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::oci(1);
+    let blob = noise(1, 100_000);
+    up.push("app", "1", &image);
+    let digest = up.put_blob("app", &blob);
+    let path = format!("/v2/app/blobs/{digest}");
+    for _ in 0..3 {
+        m.get("/v2/app/manifests/1")
+            .await
+            .expect(200, &image.manifest);
+        m.get(&path).await.expect(200, &blob);
+        m.idle().await;
+    }
+    let range = [("range", "bytes=0-99")];
+    m.ask(&format!("GET {path}"), &range)
+        .await
+        .expect(206, &blob[..100]);
+    m.head(&path).await;
+    m.get("/v2/app/manifests/2").await;
+    m.get("/nothing").await;
+    let upstream = |rest: &str| format!(r#"{{upstream="{}",{rest}}}"#, up.address);
+    let asked = |rest| format!("millpond_upstream_requests_total{}", upstream(rest));
+    let received = |rest| format!("millpond_upstream_received_bytes_total{}", upstream(rest));
+    let size = image.manifest.len() as u64;
+    for (series, value) in [
+        (asked(r#"kind="manifest",method="GET",status="200""#), 1),
+        (asked(r#"kind="manifest",method="GET",status="404""#), 1),
+        (asked(r#"kind="blob",method="GET",status="200""#), 1),
+        (received(r#"kind="blob""#), 100_000),
+        (
+            r#"millpond_requests_total{kind="manifest",result="miss"}"#.into(),
+            1,
+        ),
+        (
+            r#"millpond_requests_total{kind="manifest",result="hit"}"#.into(),
+            2,
+        ),
+        (
+            r#"millpond_requests_total{kind="manifest",result="error"}"#.into(),
+            1,
+        ),
+        (
+            r#"millpond_requests_total{kind="blob",result="miss"}"#.into(),
+            1,
+        ),
+        (
+            r#"millpond_requests_total{kind="blob",result="hit"}"#.into(),
+            4,
+        ),
+        (
+            r#"millpond_responses_total{kind="blob",status="200"}"#.into(),
+            4,
+        ),
+        (
+            r#"millpond_responses_total{kind="blob",status="206"}"#.into(),
+            1,
+        ),
+        (
+            r#"millpond_responses_total{kind="other",status="404"}"#.into(),
+            1,
+        ),
+        (
+            r#"millpond_client_sent_bytes_total{kind="blob"}"#.into(),
+            300_100,
+        ),
+        ("millpond_followers".into(), 0),
+        ("millpond_store_failures_total".into(), 0),
+    ] {
+        m.counted(&series, value).await;
+    }
+    let errors = 200; // An upper bound of the error document of the unknown tag.
+    let sent = m.metric(r#"millpond_client_sent_bytes_total{kind="manifest"}"#);
+    assert!((3 * size..3 * size + errors).contains(&sent), "{sent}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_have_a_name() {
+    let _frozen = freeze();
+    for (trouble, status) in [
+        (Reply::error(503), "503"),
+        (Reply::silence(), "timeout"),
+        (Reply::hang_up(), "broken"),
+    ] {
+        let up = Registry::start().await;
+        let m = Setup::new(&up).start().await;
+        up.reply("", 1, trouble);
+        passing(m.get("/v2/app/manifests/1")).await;
+        let series = format!(
+            r#"millpond_upstream_requests_total{{upstream="{}",kind="manifest",method="GET",status="{status}"}}"#,
+            up.address
+        );
+        assert_eq!(m.metric(&series), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_are_counted_as_tokens() {
+    let up = Registry::start().await;
+    up.protect(None);
+    let m = Setup::new(&up).start().await;
+    up.push("app", "1", &Image::oci(1));
+    assert_eq!(m.get("/v2/app/manifests/1").await.status, 200);
+    let series = |rest: &str| {
+        format!(
+            r#"millpond_upstream_requests_total{{upstream="{}",{rest}}}"#,
+            up.address
+        )
+    };
+    assert_eq!(
+        m.metric(&series(r#"kind="token",method="GET",status="200""#)),
+        1
+    );
+    assert_eq!(
+        m.metric(&series(r#"kind="manifest",method="GET",status="401""#)),
+        1
+    );
+}
