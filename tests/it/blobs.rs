@@ -18,13 +18,8 @@ fn path(repo: &str, digest: &Digest) -> String {
 async fn read_some(response: &mut reqwest::Response, bytes: usize) -> Vec<u8> {
     let mut got = Vec::new();
     while got.len() < bytes {
-        got.extend_from_slice(
-            &response
-                .chunk()
-                .await
-                .unwrap()
-                .expect("the body ended early"),
-        );
+        let chunk = response.chunk().await.unwrap();
+        got.extend_from_slice(&chunk.unwrap());
     }
     got
 }

@@ -2,6 +2,24 @@
 
 use crate::harness::{Image, Registry, Reply, Setup, freeze, noise, passing};
 
+const COUNTED: &str = r#"
+upstream_requests_total{UP,kind="manifest",method="GET",status="200"} 1
+upstream_requests_total{UP,kind="manifest",method="GET",status="404"} 1
+upstream_requests_total{UP,kind="blob",method="GET",status="200"} 1
+upstream_received_bytes_total{UP,kind="blob"} 100000
+requests_total{kind="manifest",result="miss"} 1
+requests_total{kind="manifest",result="hit"} 2
+requests_total{kind="manifest",result="error"} 1
+requests_total{kind="blob",result="miss"} 1
+requests_total{kind="blob",result="hit"} 4
+responses_total{kind="blob",status="200"} 4
+responses_total{kind="blob",status="206"} 1
+responses_total{kind="other",status="404"} 1
+client_sent_bytes_total{kind="blob"} 300100
+followers 0
+store_failures_total 0
+"#;
+
 #[tokio::test]
 async fn requests_and_bytes_on_both_sides() {
     let up = Registry::start().await;
@@ -25,56 +43,13 @@ async fn requests_and_bytes_on_both_sides() {
     m.head(&path).await;
     m.get("/v2/app/manifests/2").await;
     m.get("/nothing").await;
-    let upstream = |rest: &str| format!(r#"{{upstream="{}",{rest}}}"#, up.address);
-    let asked = |rest| format!("millpond_upstream_requests_total{}", upstream(rest));
-    let received = |rest| format!("millpond_upstream_received_bytes_total{}", upstream(rest));
-    let size = image.manifest.len() as u64;
-    for (series, value) in [
-        (asked(r#"kind="manifest",method="GET",status="200""#), 1),
-        (asked(r#"kind="manifest",method="GET",status="404""#), 1),
-        (asked(r#"kind="blob",method="GET",status="200""#), 1),
-        (received(r#"kind="blob""#), 100_000),
-        (
-            r#"millpond_requests_total{kind="manifest",result="miss"}"#.into(),
-            1,
-        ),
-        (
-            r#"millpond_requests_total{kind="manifest",result="hit"}"#.into(),
-            2,
-        ),
-        (
-            r#"millpond_requests_total{kind="manifest",result="error"}"#.into(),
-            1,
-        ),
-        (
-            r#"millpond_requests_total{kind="blob",result="miss"}"#.into(),
-            1,
-        ),
-        (
-            r#"millpond_requests_total{kind="blob",result="hit"}"#.into(),
-            4,
-        ),
-        (
-            r#"millpond_responses_total{kind="blob",status="200"}"#.into(),
-            4,
-        ),
-        (
-            r#"millpond_responses_total{kind="blob",status="206"}"#.into(),
-            1,
-        ),
-        (
-            r#"millpond_responses_total{kind="other",status="404"}"#.into(),
-            1,
-        ),
-        (
-            r#"millpond_client_sent_bytes_total{kind="blob"}"#.into(),
-            300_100,
-        ),
-        ("millpond_followers".into(), 0),
-        ("millpond_store_failures_total".into(), 0),
-    ] {
-        m.counted(&series, value).await;
+    for line in COUNTED.trim().lines() {
+        let line = line.replace("UP", &format!(r#"upstream="{}""#, up.address));
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        m.counted(&format!("millpond_{series}"), value.parse().unwrap())
+            .await;
     }
+    let size = image.manifest.len() as u64;
     let errors = 200; // An upper bound of the error document of the unknown tag.
     let sent = m.metric(r#"millpond_client_sent_bytes_total{kind="manifest"}"#);
     assert!((3 * size..3 * size + errors).contains(&sent), "{sent}");

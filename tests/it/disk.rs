@@ -18,14 +18,16 @@ fn write(root: &Path, path: &str, content: impl AsRef<[u8]>) {
     fs::write(path, content).unwrap();
 }
 
+/// Where a blob is, below the registry's directory.
+fn data(digest: &Digest) -> String {
+    let hex = digest.hex();
+    let shared: String = hex.chars().take(2).collect();
+    format!("blobs/sha256/{shared}/{hex}/data")
+}
+
 fn write_blob(root: &Path, bytes: &[u8]) -> Digest {
     let digest = digest(bytes);
-    let hex = digest.hex();
-    write(
-        root,
-        &format!("blobs/sha256/{}/{hex}/data", &hex[..2]),
-        bytes,
-    );
+    write(root, &data(&digest), bytes);
     digest
 }
 
@@ -173,20 +175,9 @@ async fn a_broken_directory_is_healed_from_the_upstream() {
     let image = Image::oci(1);
     let index = Image::index(media_type::OCI_INDEX, &[&image]);
     reference_directory(root.path(), &image, &index);
-    let hex = image.digest().hex();
-    write(
-        root.path(),
-        &format!("blobs/sha256/{}/{hex}/data", &hex[..2]),
-        "",
-    );
+    write(root.path(), &data(&image.digest()), "");
     let layer = digest(&image.layers[0]);
-    let hex = layer.hex();
-    fs::remove_file(
-        root.path()
-            .join(REGISTRY)
-            .join(format!("blobs/sha256/{}/{hex}/data", &hex[..2])),
-    )
-    .unwrap();
+    fs::remove_file(root.path().join(REGISTRY).join(data(&layer))).unwrap();
     write(
         root.path(),
         "repositories/team/app/_manifests/tags/1.0/current/link",

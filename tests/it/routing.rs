@@ -31,103 +31,51 @@ fn image(seed: usize) -> Image {
     Image::oci(seed as u64)
 }
 
+/// Path below `/v2/`, and the Host header if it matters; which upstream is asked, for which
+/// repository. `OWN` is the default upstream's own address.
+const WAYS: &str = "
+team/app/manifests/1 => 0 team/app
+team/app/manifests/1?ns=OWN => 0 team/app
+team/app/manifests/1 mirror.example:5000 => 0 team/app
+team/app/manifests/1?ns=GHCR.example => 1 team/app
+team/app/manifests/1?ns=ghcr.mirror%3A8443 => 1 team/app
+ghcr.example/team/app/manifests/1 => 1 team/app
+ghcr.example/team/app/manifests/1?ns=ghcr.example => 1 team/app
+team/app/manifests/1 ghcr.example => 1 team/app
+team/app/manifests/1 ghcr.mirror:8443 => 1 team/app
+app/manifests/1?ns=docker.io => 2 library/app
+library/app/manifests/1?ns=docker.io => 2 library/app
+team/app/manifests/1?ns=docker.io => 2 team/app
+docker.io/app/manifests/1 => 2 library/app
+index.docker.io/team/app/manifests/1 => 2 team/app
+app/manifests/1 index.docker.io => 2 library/app
+docker.io/app/manifests/1 ghcr.example => 2 library/app
+team/app/manifests/1?ns=docker.io ghcr.example => 2 team/app
+";
+
 #[tokio::test]
 async fn each_way_to_name_an_upstream() {
     let (registries, m) = three().await;
     let own = registries[0].address.to_string().replace(':', "%3A");
-    let default = format!("/v2/team/app/manifests/1?ns={own}");
-    let none: &[(&str, &str)] = &[];
-    for (path, headers, upstream, repo) in [
-        ("/v2/team/app/manifests/1", none, 0, "team/app"),
-        (&default, none, 0, "team/app"),
-        ("/v2/app/manifests/1?ns=docker.io", none, 2, "library/app"),
-        (
-            "/v2/library/app/manifests/1?ns=docker.io",
-            none,
-            2,
-            "library/app",
-        ),
-        ("/v2/team/app/manifests/1?ns=docker.io", none, 2, "team/app"),
-        (
-            "/v2/team/app/manifests/1?ns=GHCR.example",
-            none,
-            1,
-            "team/app",
-        ),
-        (
-            "/v2/team/app/manifests/1?ns=ghcr.mirror%3A8443",
-            none,
-            1,
-            "team/app",
-        ),
-        ("/v2/ghcr.example/team/app/manifests/1", none, 1, "team/app"),
-        (
-            "/v2/ghcr.example/team/app/manifests/1?ns=ghcr.example",
-            none,
-            1,
-            "team/app",
-        ),
-        ("/v2/docker.io/app/manifests/1", none, 2, "library/app"),
-        (
-            "/v2/index.docker.io/team/app/manifests/1",
-            none,
-            2,
-            "team/app",
-        ),
-        (
-            "/v2/team/app/manifests/1",
-            &[("host", "ghcr.example")],
-            1,
-            "team/app",
-        ),
-        (
-            "/v2/team/app/manifests/1",
-            &[("host", "ghcr.mirror:8443")],
-            1,
-            "team/app",
-        ),
-        (
-            "/v2/app/manifests/1",
-            &[("host", "index.docker.io")],
-            2,
-            "library/app",
-        ),
-        (
-            "/v2/team/app/manifests/1",
-            &[("host", "mirror.example:5000")],
-            0,
-            "team/app",
-        ),
-        (
-            "/v2/docker.io/app/manifests/1",
-            &[("host", "ghcr.example")],
-            2,
-            "library/app",
-        ),
-        (
-            "/v2/team/app/manifests/1?ns=docker.io",
-            &[("host", "ghcr.example")],
-            2,
-            "team/app",
-        ),
-    ] {
-        let answer = m.ask(&format!("HEAD {path}"), headers).await;
-        assert_eq!(answer.status, 200, "{path} {headers:?}");
-        let expected = image(upstream).digest().to_string();
-        assert_eq!(
-            answer.header("docker-content-digest"),
-            expected,
-            "{path} {headers:?}"
-        );
+    for way in WAYS.trim().lines() {
+        let (asked, expected) = way.split_once(" => ").unwrap();
+        let (path, host) = asked.split_once(' ').unwrap_or((asked, ""));
+        let (upstream, repo) = expected.split_once(' ').unwrap();
+        let upstream: usize = upstream.parse().unwrap();
+        let headers = [("host", host)];
+        let headers = if host.is_empty() { &[] } else { &headers[..] };
+        let line = format!("HEAD /v2/{}", path.replace("OWN", &own));
+        let answer = m.ask(&line, headers).await;
+        assert_eq!(answer.status, 200, "{way}");
+        let digest = image(upstream).digest().to_string();
+        assert_eq!(answer.header("docker-content-digest"), digest, "{way}");
+        let line = format!("HEAD /v2/{repo}/manifests/1");
         for (index, registry) in registries.iter().enumerate() {
             let asked = registry.take();
-            let line = format!("HEAD /v2/{repo}/manifests/1");
-            assert!(
-                asked
-                    .iter()
-                    .all(|asked| index == upstream && *asked == line),
-                "{path}: {asked:?}"
-            );
+            let right = asked
+                .iter()
+                .all(|asked| index == upstream && *asked == line);
+            assert!(right, "{way}: {asked:?}");
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::harness::{
     settle, to_end,
 };
 
-async fn with_tags(up: &Registry) {
+fn with_tags(up: &Registry) {
     for repo in ["a", "b", "c"] {
         up.push(repo, "1", &Image::oci(1));
     }
@@ -20,7 +20,7 @@ async fn with_tags(up: &Registry) {
 #[tokio::test]
 async fn the_api_below_a_prefix() {
     let up = Registry::start().await;
-    with_tags(&up).await;
+    with_tags(&up);
     let m = Setup::new(&up).http("prefix: /some/mirror/").start().await;
     m.get("/some/mirror/v2/").await.expect(200, b"{}");
     for path in ["/v2/", "/some/mirrorv2/", "/some/mirror", "/other/v2/"] {
@@ -58,7 +58,7 @@ async fn links_name_the_host_that_clients_know() {
         ),
     ] {
         let up = Registry::start().await;
-        with_tags(&up).await;
+        with_tags(&up);
         let m = lines
             .iter()
             .fold(Setup::new(&up), |setup, line| setup.http(line))

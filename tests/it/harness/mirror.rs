@@ -1,5 +1,6 @@
 //! The whole server, in this process, and a client for it.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -35,7 +36,7 @@ impl Setup {
     }
 
     /// `http.addr`
-    pub(crate) fn addr(mut self, addr: impl ToString) -> Self {
+    pub(crate) fn addr(mut self, addr: impl Display) -> Self {
         self.addr = addr.to_string();
         self
     }

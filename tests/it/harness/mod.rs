@@ -11,4 +11,4 @@ pub(crate) use images::{Image, digest, noise};
 pub(crate) use mirror::{Answer, Mirror, Setup, read, to_end};
 pub(crate) use registry::{ALWAYS, Registry};
 pub(crate) use reply::{Gate, Reply};
-pub(crate) use time::{Frozen, advance, eventually, freeze, passing, settle};
+pub(crate) use time::{advance, eventually, freeze, passing, settle};

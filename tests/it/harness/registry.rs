@@ -60,13 +60,21 @@ struct Rule {
     act: Arc<Act>,
 }
 
+/// What `/v2/` wants.
+#[derive(Default)]
+enum Protection {
+    #[default]
+    Open,
+    /// A token, which the token service gives to whoever sends this header, if any.
+    Token(Option<String>),
+}
+
 #[derive(Default)]
 struct State {
     content: HashMap<String, Content>,
     rules: Vec<Rule>,
     log: Vec<Seen>,
-    /// Basic credentials that the token service wants, if any; none where nothing is protected.
-    protected: Option<Option<String>>,
+    protection: Protection,
 }
 
 /// A running registry; it ends when dropped.
@@ -185,7 +193,7 @@ impl Registry {
             let encoded = base64::prelude::BASE64_STANDARD.encode(format!("{user}:{password}"));
             format!("Basic {encoded}")
         });
-        self.state.lock().unwrap().protected = Some(basic);
+        self.state.lock().unwrap().protection = Protection::Token(basic);
     }
 
     /// The next `times` requests whose line contains `part` get what `act` makes of the usual
@@ -301,7 +309,7 @@ impl State {
     }
 
     fn usual(&self, seen: &Seen, local: SocketAddr) -> Reply {
-        if let Some(basic) = &self.protected {
+        if let Protection::Token(basic) = &self.protection {
             let given = seen.header("authorization");
             if seen.path() == "/token" {
                 let welcome = basic.is_none() || given == basic.as_deref();

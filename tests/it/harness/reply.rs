@@ -1,5 +1,6 @@
 //! What the scripted registry sends back, byte for byte where it matters.
 
+use std::fmt::Display;
 use std::io;
 
 use bytes::Bytes;
@@ -83,15 +84,8 @@ impl Reply {
     }
 
     #[must_use]
-    pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: impl Display) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
-        self
-    }
-
-    #[must_use]
-    pub(crate) fn without(mut self, name: &str) -> Self {
-        self.headers
-            .retain(|(header, _)| !header.eq_ignore_ascii_case(name));
         self
     }
 
@@ -173,12 +167,11 @@ impl Reply {
         for (name, value) in &self.headers {
             head.extend([name, ": ", value, "\r\n"]);
         }
-        if self.framing == Framing::Chunked {
-            head.push_str("Transfer-Encoding: chunked\r\n\r\n");
-        } else {
-            head.push_str(&format!("Content-Length: {}\r\n\r\n", self.body.len()));
-        }
-        head
+        let framing = match self.framing {
+            Framing::Chunked => "Transfer-Encoding: chunked".to_owned(),
+            _ => format!("Content-Length: {}", self.body.len()),
+        };
+        head + &framing + "\r\n\r\n"
     }
 
     async fn send_piece(&self, to: &mut (impl AsyncWrite + Unpin), piece: &[u8]) -> io::Result<()> {
