@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 /// Each room uses rooms before it and none after it.
 const ORDER: [&str; 13] = [
     "oci",
+    "causes",
     "clock",
     "metrics",
     "config",
