@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room uses rooms before it and none after it.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
     "oci",
     "causes",
     "clock",
