@@ -200,7 +200,7 @@ impl Mirror {
         let answer = match tokio::time::timeout(PATIENCE, &mut question).await {
             Ok(answer) => answer?,
             // The question goes on without this client, for the next ones.
-            Err(_elapsed) => match self.last_known(target, &key).await {
+            Err(_elapsed) => match self.serve_stale(target, &key, None).await {
                 Some(stale) => return Ok(stale),
                 None => question.await?,
             },
@@ -208,17 +208,30 @@ impl Mirror {
         match answer {
             Ok(resolved) => self.deliver(target, resolved, want).await,
             Err(error) if error.permits_stale() => {
-                let Some(stale) = self.last_known(target, &key).await else {
-                    return Err(error);
-                };
-                tracing::warn!(repo = %key.repo, tag = %key.tag, %error, "serving the last known digest");
                 let retry_after = error.upstream().and_then(UpstreamError::retry_after);
-                self.records
-                    .unconfirmed(key, stale.known.clone(), retry_after);
+                let stale = self
+                    .serve_stale(target, &key, retry_after)
+                    .await
+                    .ok_or_else(|| error.clone())?;
+                tracing::warn!(repo = %key.repo, tag = %key.tag, %error, "serving the last known digest");
                 Ok(stale)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// What is known last, if anything; the next clients get it without waiting for an upstream
+    /// that has just failed to answer.
+    async fn serve_stale(
+        &self,
+        target: &Target,
+        key: &TagKey,
+        retry_after: Option<Duration>,
+    ) -> Option<Resolved> {
+        let stale = self.last_known(target, key).await?;
+        self.records
+            .unconfirmed(key.clone(), stale.known.clone(), retry_after);
+        Some(stale)
     }
 
     /// One question for all who ask for the tag with the same Accept list.
