@@ -4,4 +4,5 @@ pub mod clock;
 pub mod config;
 pub mod metrics;
 pub mod oci;
+pub mod retention;
 pub mod store;
