@@ -35,5 +35,6 @@ pub mod http;
 pub mod metrics;
 pub mod mirror;
 pub mod oci;
+pub mod retention;
 pub mod store;
 pub mod upstream;

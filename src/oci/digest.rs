@@ -90,6 +90,13 @@ impl Digest {
         }
     }
 
+    /// The byte that the first two digits of the hexadecimal part write.
+    pub const fn first_byte(&self) -> u8 {
+        match self {
+            Self::Sha256([first, ..]) | Self::Sha512([first, ..]) => *first,
+        }
+    }
+
     /// A digest from an algorithm and its hexadecimal part (two components of a path on disk).
     pub fn from_parts(algorithm: Algorithm, hex: &str) -> Result<Self, DigestError> {
         fn decode<const N: usize>(hex: &str) -> Result<[u8; N], DigestError> {

@@ -30,6 +30,7 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
         links_belong_to_a_repository_and_a_kind,
         tags_name_one_digest_at_a_time,
         listings_are_sorted,
+        blobs_are_listed_by_their_first_byte,
         repositories_nest_and_go_with_their_last_entry,
     );
 }
@@ -280,6 +281,33 @@ async fn listings_are_sorted(store: &dyn Store) {
     }
     let sorted = ["10", "9", "Z", "_x", "a", "b"].map(tag);
     assert_eq!(store.tags(&a).await.unwrap(), sorted);
+}
+
+async fn blobs_are_listed_by_their_first_byte(store: &dyn Store) {
+    let contents: Vec<_> = (0..40).map(|n: u32| "x".repeat(n as usize)).collect();
+    let mut expected: Vec<_> = Vec::new();
+    for (content, algorithm) in contents.iter().zip(Algorithm::ALL.into_iter().cycle()) {
+        let digest = Digest::of(algorithm, content.as_bytes());
+        put(store, &digest, content.clone().into()).await.unwrap();
+        expected.push((digest, content.len() as u64));
+    }
+    let gone = expected.pop().unwrap().0;
+    store.remove(&gone).await.unwrap();
+    // A link makes no blob, and a stage is none yet.
+    let linked = link("a", LinkKind::Layer, digest("elsewhere"));
+    store.link(&linked).await.unwrap();
+    let stage = append(store.stage(&digest("staged")).await.unwrap(), &["staged"]).await;
+    let mut listed = Vec::new();
+    for first in 0..=u8::MAX {
+        let blobs = store.blobs(first).await.unwrap();
+        assert!(blobs.is_sorted());
+        assert!(blobs.iter().all(|(digest, _)| digest.first_byte() == first));
+        listed.extend(blobs);
+    }
+    drop(stage);
+    listed.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(listed, expected);
 }
 
 async fn repositories_nest_and_go_with_their_last_entry(store: &dyn Store) {

@@ -30,6 +30,7 @@ pub enum Operation {
     RemoveTag,
     Tags,
     Links,
+    Blobs,
     Repositories,
 }
 
@@ -247,6 +248,11 @@ impl Store for FaultyStore {
     async fn links(&self, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
         self.pass(Operation::Links).await?;
         self.inner.links(repo, kind).await
+    }
+
+    async fn blobs(&self, first: u8) -> Result<Vec<(Digest, u64)>, StoreError> {
+        self.pass(Operation::Blobs).await?;
+        self.inner.blobs(first).await
     }
 
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {

@@ -141,6 +141,11 @@ impl Store for FsStore {
             .await
     }
 
+    async fn blobs(&self, first: u8) -> Result<Vec<(Digest, u64)>, StoreError> {
+        self.run(move |spool| list_blobs(spool.layout(), first))
+            .await
+    }
+
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
         self.run(|spool| list_repositories(spool.layout())).await
     }
@@ -201,6 +206,25 @@ fn list_links(layout: &Layout, repo: &RepoName, kind: LinkKind) -> Result<Vec<Di
     }
     digests.sort_unstable();
     Ok(digests)
+}
+
+fn list_blobs(layout: &Layout, first: u8) -> Result<Vec<(Digest, u64)>, StoreError> {
+    let mut blobs = Vec::new();
+    for algorithm in Algorithm::ALL {
+        for (hex, _) in disk::list(&layout.blobs(algorithm, first))? {
+            let Ok(digest) = Digest::from_parts(algorithm, &hex) else {
+                continue;
+            };
+            // A blob in another blob's directory can't be opened by its name: it isn't there.
+            if digest.first_byte() == first
+                && let Some(size) = disk::file_size(&layout.blob(&digest))?
+            {
+                blobs.push((digest, size));
+            }
+        }
+    }
+    blobs.sort_unstable();
+    Ok(blobs)
 }
 
 /// Walks the tree of names. Symbolic links aren't followed, so there is no way round in a circle.

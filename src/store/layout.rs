@@ -48,6 +48,15 @@ impl Layout {
         path
     }
 
+    /// The directory of the blobs of one algorithm whose digest's first byte is `first`, named by
+    /// hexadecimal.
+    pub fn blobs(&self, algorithm: Algorithm, first: u8) -> PathBuf {
+        let mut path = self.registry().join("blobs");
+        path.push(algorithm.as_str());
+        path.push(format!("{first:02x}"));
+        path
+    }
+
     /// The content of a blob.
     pub fn blob(&self, digest: &Digest) -> PathBuf {
         self.blob_dir(digest).join("data")
@@ -109,6 +118,11 @@ impl Layout {
     /// When entries expire, in the reference registry's format; belongs to `retention`.
     pub fn scheduler_state(&self) -> PathBuf {
         self.root.join("scheduler-state.json")
+    }
+
+    /// What has changed since the scheduler state was written; belongs to `retention`.
+    pub fn scheduler_journal(&self) -> PathBuf {
+        self.root.join("scheduler-state.journal")
     }
 
     /// Locked by the process that uses the store.

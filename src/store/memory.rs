@@ -130,6 +130,18 @@ impl Store for MemoryStore {
         Ok(own.map(|link| link.digest).collect())
     }
 
+    async fn blobs(&self, first: u8) -> Result<Vec<(Digest, u64)>, StoreError> {
+        let state = self.state();
+        let mut blobs: Vec<_> = state
+            .blobs
+            .iter()
+            .filter(|(digest, _)| digest.first_byte() == first)
+            .map(|(digest, file)| (*digest, file.len()))
+            .collect();
+        blobs.sort_unstable();
+        Ok(blobs)
+    }
+
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
         let state = self.state();
         let linking = state.links.iter().map(|link| &link.repo);

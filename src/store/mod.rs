@@ -76,6 +76,10 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// The digests that a repository links in one way, sorted. Empty for an unknown repository.
     async fn links(&self, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError>;
 
+    /// The committed blobs whose digest's first byte is `first`, with their sizes in bytes, sorted:
+    /// one part in 256 of the store, so that no listing of it gets out of hand.
+    async fn blobs(&self, first: u8) -> Result<Vec<(Digest, u64)>, StoreError>;
+
     /// Every repository that has a link or a tag, sorted; names below other names included.
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError>;
 }

@@ -1,0 +1,183 @@
+//! Holds and reservations: what keeps content and space from going to somebody else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Shared;
+use super::eviction::Admission;
+use super::index::{Content, Index, content_flag};
+use super::slab::Id;
+use crate::oci::Digest;
+
+/// The longest that a download waits for space.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+
+/// There is no space, and none can be made: the download is to be passed through without caching.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cache has no space for {bytes} bytes, and nothing that may go")]
+pub struct Full {
+    pub bytes: u64,
+}
+
+/// Keeps the links and the file of a digest from being removed. Take it before the blob is opened or
+/// linked, and keep it until it has been read, or the link has been noted.
+#[derive(Debug)]
+#[must_use = "nothing is held once this is dropped"]
+pub struct Hold {
+    shared: Arc<Shared>,
+    content: Id<Content>,
+}
+
+impl Hold {
+    /// The file is in the store, with so many bytes. Said after a commit that no link follows yet,
+    /// so that a file that never gets one is removed again.
+    pub fn committed(&self, size: u64) {
+        self.shared
+            .with(|index| index.file_present(self.content, size));
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.shared.with(|index| index.let_go(self.content));
+    }
+}
+
+/// Space for a download that is running. Dropping it gives the space back.
+#[derive(Debug)]
+#[must_use = "the space is given back when this is dropped"]
+pub struct Reservation {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl Reservation {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Reserves more, where the length isn't known beforehand.
+    pub async fn grow(&mut self, bytes: u64) -> Result<(), Full> {
+        self.shared.admit(bytes).await?;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// The file has been committed: what was reserved is now used. In one step, so that no space is
+    /// counted twice or not at all.
+    pub fn commit(mut self, hold: &Hold, size: u64) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.shared.with(|index| {
+            index.give_back(bytes);
+            index.file_present(hold.content, size);
+        });
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.shared.with(|index| index.give_back(self.bytes));
+        }
+    }
+}
+
+impl Index {
+    fn give_back(&mut self, bytes: u64) {
+        let reserved = &mut self.capacity.reserved;
+        *reserved = reserved.saturating_sub(bytes);
+        self.news.freed = true;
+    }
+
+    /// `None` while the content is being deleted.
+    fn take_hold(&mut self, digest: &Digest) -> Option<Id<Content>> {
+        let id = self.intern_content(digest)?;
+        let content = self.contents.get_mut(id)?;
+        if content.flags.has(content_flag::DELETING) {
+            return None;
+        }
+        content.holds += 1;
+        Some(id)
+    }
+
+    fn let_go(&mut self, id: Id<Content>) {
+        let Some(content) = self.contents.get_mut(id) else {
+            return;
+        };
+        content.holds = content.holds.saturating_sub(1);
+        if content.holds > 0 {
+            return;
+        }
+        self.news.freed = true;
+        let orphan = content.first.is_none() && content.flags.has(content_flag::FILE);
+        if orphan || content.flags.has(content_flag::CONDEMNED) {
+            self.enqueue(id);
+        } else {
+            self.release_content(id);
+        }
+    }
+}
+
+impl Shared {
+    /// A hold, unless the content is being deleted right now.
+    pub(super) fn try_hold(self: &Arc<Self>, digest: &Digest) -> Option<Hold> {
+        let content = self.with(|index| index.take_hold(digest))?;
+        Some(Hold {
+            shared: Arc::clone(self),
+            content,
+        })
+    }
+
+    /// A hold. Waits while the content is being deleted, which one round of the store bounds.
+    pub(super) async fn hold(self: &Arc<Self>, digest: &Digest) -> Hold {
+        loop {
+            let mut freed = std::pin::pin!(self.freed.notified());
+            freed.as_mut().enable();
+            if let Some(hold) = self.try_hold(digest) {
+                return hold;
+            }
+            freed.await;
+        }
+    }
+
+    pub(super) async fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, Full> {
+        self.admit(bytes).await?;
+        Ok(Reservation {
+            shared: Arc::clone(self),
+            bytes,
+        })
+    }
+
+    /// Counts `bytes` as reserved, after making room for them.
+    async fn admit(&self, bytes: u64) -> Result<(), Full> {
+        let until = Instant::now() + MAX_WAIT;
+        let mut looked_at = 0;
+        loop {
+            let mut freed = std::pin::pin!(self.freed.notified());
+            freed.as_mut().enable();
+            let admission = self.with(|index| {
+                // Before all files are counted nobody can tell what fits, and nothing may go.
+                if index.capacity.limit().is_none() || index.sized {
+                    index.admit(bytes, self.now(), &mut looked_at)
+                } else {
+                    Admission::Wait
+                }
+            });
+            match admission {
+                Admission::Admitted => return Ok(()),
+                Admission::Again => tokio::task::yield_now().await,
+                Admission::Wait => {
+                    if tokio::time::timeout_at(until, freed).await.is_err() {
+                        break;
+                    }
+                    looked_at = 0;
+                }
+                Admission::Full => break,
+            }
+        }
+        self.counters.full();
+        Err(Full { bytes })
+    }
+}

@@ -1,0 +1,244 @@
+//! What goes first when space is short: pure, without I/O.
+//!
+//! The least recently used image goes, whole: its head and what only it refers to. Never chosen are
+//! pinned images, and images of which anything is held; content that another image shares isn't a
+//! part of either.
+//!
+//! Watermarks: past [`HIGH`] percent of the limit, images are evicted in the background until
+//! [`LOW`] percent are used, so that downloads seldom wait. The limit itself is never passed:
+//! a download that doesn't fit waits until enough is deleted.
+
+use super::index::{Content, Index, content_flag};
+use super::moment::Moment;
+use super::slab::Id;
+use crate::store::LinkKind;
+
+/// Percent of the limit past which eviction begins.
+pub(super) const HIGH: u64 = 98;
+/// Percent of the limit at which it ends.
+pub(super) const LOW: u64 = 95;
+/// Images looked at under one lock.
+const MAX_SCAN: usize = 512;
+
+/// How much may be stored, and how much is spoken for. Bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Capacity {
+    /// What the operator allows.
+    pub(super) max_size: Option<u64>,
+    /// What the file system has room for, less what is to stay free; measured now and then.
+    pub(super) room: Option<u64>,
+    /// Downloads that are running.
+    pub(super) reserved: u64,
+}
+
+impl Capacity {
+    pub(super) fn limit(&self) -> Option<u64> {
+        match (self.max_size, self.room) {
+            (Some(max), Some(room)) => Some(max.min(room)),
+            (limit, None) | (None, limit) => limit,
+        }
+    }
+}
+
+/// What came of asking for space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    Admitted,
+    /// When something that is going has gone.
+    Wait,
+    /// More images have to be looked at: ask again.
+    Again,
+    /// Nothing more can go.
+    Full,
+}
+
+/// What one look for images found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chosen {
+    /// Bytes that will be freed.
+    pub(super) bytes: u64,
+    /// Images that were looked at.
+    pub(super) looked_at: usize,
+}
+
+fn percent(of: u64, percent: u64) -> u64 {
+    (of / 100).saturating_mul(percent) + of % 100 * percent / 100
+}
+
+impl Index {
+    /// Bytes that are used or spoken for.
+    fn taken(&self) -> u64 {
+        self.used.saturating_add(self.capacity.reserved)
+    }
+
+    /// Reserves space when there is some; else chooses what goes. `looked_at` counts images over
+    /// repeated calls.
+    pub(super) fn admit(&mut self, bytes: u64, now: Moment, looked_at: &mut usize) -> Admission {
+        let Some(limit) = self.capacity.limit() else {
+            self.capacity.reserved = self.capacity.reserved.saturating_add(bytes);
+            return Admission::Admitted;
+        };
+        let wanted = self.taken().saturating_add(bytes);
+        if wanted <= limit {
+            self.capacity.reserved += bytes;
+            self.news.schedule |= self.excess() > 0;
+            return Admission::Admitted;
+        }
+        // Reservations can't be evicted, but they end.
+        if bytes > limit {
+            return Admission::Full;
+        }
+        // What belongs together isn't known yet.
+        if !self.complete {
+            return Admission::Wait;
+        }
+        let target = percent(limit, LOW).max(bytes);
+        let need = wanted.saturating_sub(target).saturating_sub(self.evicting);
+        let chosen = self.evict(need, now);
+        *looked_at += chosen.looked_at;
+        if self.evicting > 0 {
+            Admission::Wait
+        } else if chosen.looked_at > 0 && *looked_at <= self.ranking.len() * 2 {
+            Admission::Again
+        } else {
+            Admission::Full
+        }
+    }
+
+    /// Bytes to evict so that the next downloads don't have to wait.
+    pub(super) fn excess(&self) -> u64 {
+        let taken = self.taken().saturating_sub(self.evicting);
+        match self.capacity.limit() {
+            Some(limit) if taken > percent(limit, HIGH) => taken - percent(limit, LOW),
+            _ => 0,
+        }
+    }
+
+    /// Chooses images of at least `need` bytes, least recently used first, and hands them to the
+    /// sweeper. Looks at a bounded number of them.
+    pub(super) fn evict(&mut self, need: u64, now: Moment) -> Chosen {
+        let mut chosen = Chosen {
+            bytes: 0,
+            looked_at: 0,
+        };
+        let mut kept = Vec::new();
+        while chosen.bytes < need
+            && chosen.looked_at < MAX_SCAN
+            && let Some((ranked, number)) = self.ranking.pop_first()
+        {
+            chosen.looked_at += 1;
+            let Some(id) = Id::from_number(number) else {
+                continue;
+            };
+            let Some(root) = self.contents.get_mut(id) else {
+                continue;
+            };
+            root.ranked = 0;
+            // Uses don't move an image in the order; it is moved when its turn comes.
+            let used = self.image_use(id).millis();
+            if used > ranked {
+                self.rank_at(id, used);
+                continue;
+            }
+            let image = self.image(id, |manifest| self.is_pinned(manifest));
+            if self.is_pinned(id) || image.iter().any(|id| self.is_busy(*id)) {
+                kept.push(id);
+                continue;
+            }
+            for member in image {
+                chosen.bytes += self.choose(member);
+            }
+        }
+        // To be looked at again when everything else has been.
+        for id in kept {
+            self.rank_at(id, now.millis());
+        }
+        chosen
+    }
+
+    /// Marks content to go; returns its bytes.
+    fn choose(&mut self, id: Id<Content>) -> u64 {
+        let Some(content) = self.contents.get_mut(id) else {
+            return 0;
+        };
+        if content.flags.has(content_flag::EVICTED) {
+            return 0;
+        }
+        content.flags.set(content_flag::EVICTED);
+        let size = content.size;
+        self.evicting = self.evicting.saturating_add(size);
+        self.enqueue(id);
+        size
+    }
+
+    /// Takes back that content is to be evicted.
+    pub(super) fn spare(&mut self, id: Id<Content>) {
+        if let Some(content) = self.contents.get_mut(id)
+            && content.flags.has(content_flag::EVICTED)
+        {
+            content.flags.clear(content_flag::EVICTED);
+            self.evicting = self.evicting.saturating_sub(content.size);
+            self.rank(id);
+        }
+    }
+
+    /// Whether content is held, or on its way out already.
+    fn is_busy(&self, id: Id<Content>) -> bool {
+        self.contents.get(id).is_some_and(|content| {
+            content.holds > 0
+                || content
+                    .flags
+                    .has(content_flag::DELETING | content_flag::EVICTED)
+        })
+    }
+
+    /// Whether a repository that the operator has pinned links this, or a pinned tag names it.
+    pub(super) fn is_pinned(&self, id: Id<Content>) -> bool {
+        if self.pins.is_empty() {
+            return false;
+        }
+        let hash = self.hash_content(id);
+        self.entries_of(id).any(|(_, entry)| {
+            let Some(repo) = self.repos.get(entry.repo) else {
+                return false;
+            };
+            let tags = || repo.tags.iter().filter(|(_, named)| **named == hash);
+            self.pins.iter().any(|pin| {
+                pin.is_whole(&repo.name)
+                    || (entry.kind == LinkKind::Revision
+                        && tags().any(|(tag, _)| pin.is_tag(&repo.name, tag)))
+            })
+        })
+    }
+
+    // --- The order -----------------------------------------------------------------------------
+
+    /// Puts the head of an image in the order, and takes everything else out.
+    pub(super) fn rank(&mut self, id: Id<Content>) {
+        let Some(content) = self.contents.get(id) else {
+            return;
+        };
+        if !Self::is_root(content) || content.flags.has(content_flag::EVICTED) {
+            self.unrank(id);
+        } else if content.ranked == 0 {
+            self.rank_at(id, content.last_use.millis());
+        }
+    }
+
+    fn rank_at(&mut self, id: Id<Content>, millis: u64) {
+        self.unrank(id);
+        if let Some(content) = self.contents.get_mut(id) {
+            content.ranked = millis.max(1);
+            self.ranking.insert((content.ranked, id.number()));
+        }
+    }
+
+    pub(super) fn unrank(&mut self, id: Id<Content>) {
+        if let Some(content) = self.contents.get_mut(id)
+            && content.ranked != 0
+        {
+            self.ranking.remove(&(content.ranked, id.number()));
+            content.ranked = 0;
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What belongs together: which manifest refers to which content.
+//!
+//! An image is a manifest or index that nothing refers to, with what only it refers to; a blob that
+//! no manifest refers to is an image of its own. So eviction frees whole images, and leaves what
+//! another image shares.
+
+use std::collections::HashMap;
+
+use super::index::{Content, Index, Manifest, content_flag};
+use super::moment::Moment;
+use super::slab::Id;
+use crate::oci::Digest;
+
+/// Parts of the table of awaited content, so that none of them grows in a large step.
+const AWAITED_SHARDS: usize = 64;
+
+pub(super) fn no_awaited() -> Vec<HashMap<u64, u32>> {
+    (0..AWAITED_SHARDS).map(|_| HashMap::new()).collect()
+}
+
+impl Index {
+    fn awaited(&mut self, hash: u64) -> Option<&mut HashMap<u64, u32>> {
+        self.awaited.get_mut((hash >> 40) as usize % AWAITED_SHARDS)
+    }
+
+    /// How many manifests refer to content that has just become known.
+    pub(super) fn take_awaited(&mut self, hash: u64) -> u32 {
+        self.awaited(hash)
+            .and_then(|awaited| awaited.remove(&hash))
+            .unwrap_or(0)
+    }
+
+    /// Remembers how many manifests refer to content that isn't known any more.
+    pub(super) fn await_content(&mut self, hash: u64, parents: u32) {
+        if parents > 0
+            && let Some(awaited) = self.awaited(hash)
+        {
+            awaited.insert(hash, parents);
+        }
+    }
+
+    /// Notes what a manifest refers to. It is remembered as long as the manifest's file is there,
+    /// and can't change, because the digest is the content's.
+    pub(super) fn set_references(
+        &mut self,
+        manifest: &Digest,
+        references: &[Digest],
+    ) -> Option<()> {
+        let id = self.find_content(manifest)?;
+        let content = self.contents.get(id)?;
+        if content.manifest.is_some() || !content.flags.has(content_flag::FILE) {
+            return None;
+        }
+        let own = self.hash_digest(manifest);
+        let mut hashes: Vec<u64> = references
+            .iter()
+            .map(|digest| self.hash_digest(digest))
+            .collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        hashes.retain(|hash| *hash != own);
+        for hash in &hashes {
+            self.refer(*hash, true);
+        }
+        let references = hashes.into_boxed_slice();
+        let noted = self.manifests.insert(Manifest { references });
+        self.contents.get_mut(id)?.manifest = noted;
+        Some(())
+    }
+
+    pub(super) fn forget_references(&mut self, id: Id<Content>) {
+        let noted = self
+            .contents
+            .get_mut(id)
+            .and_then(|content| content.manifest.take());
+        if let Some(manifest) = noted.and_then(|manifest| self.manifests.remove(manifest)) {
+            for hash in &manifest.references {
+                self.refer(*hash, false);
+            }
+        }
+    }
+
+    fn refer(&mut self, hash: u64, more: bool) {
+        let change = |count: u32| {
+            if more {
+                count + 1
+            } else {
+                count.saturating_sub(1)
+            }
+        };
+        if let Some(id) = self.find_hashed(hash) {
+            if let Some(content) = self.contents.get_mut(id) {
+                content.parents = change(content.parents);
+            }
+            self.rank(id);
+        } else if let Some(awaited) = self.awaited(hash) {
+            let count = change(awaited.get(&hash).copied().unwrap_or(0));
+            if count == 0 {
+                awaited.remove(&hash);
+            } else {
+                awaited.insert(hash, count);
+            }
+        }
+    }
+
+    /// The content that a manifest refers to, where it is known.
+    pub(super) fn references(
+        &self,
+        id: Id<Content>,
+    ) -> impl Iterator<Item = (Id<Content>, &Content)> {
+        let manifest = self.contents.get(id).and_then(|content| content.manifest);
+        let references = manifest
+            .and_then(|manifest| self.manifests.get(manifest))
+            .map_or(&[][..], |manifest| &manifest.references);
+        references.iter().filter_map(|hash| {
+            let id = self.find_hashed(*hash)?;
+            Some((id, self.contents.get(id)?))
+        })
+    }
+
+    /// Whether content is the head of an image.
+    pub(super) fn is_root(content: &Content) -> bool {
+        content.parents == 0 && content.flags.has(content_flag::FILE)
+    }
+
+    /// When an image was last used: its head, or a manifest that only the head refers to. Blobs
+    /// don't count, because a client that has them doesn't ask for them.
+    pub(super) fn image_use(&self, root: Id<Content>) -> Moment {
+        let own = self
+            .contents
+            .get(root)
+            .map(|content| content.last_use)
+            .unwrap_or_default();
+        self.references(root)
+            .filter(|(_, content)| content.manifest.is_some() && content.parents == 1)
+            .map(|(_, content)| content.last_use)
+            .fold(own, Moment::max)
+    }
+
+    /// The head of an image and everything that nothing else refers to, the head first. A manifest
+    /// for which `keep` holds isn't followed.
+    pub(super) fn image(
+        &self,
+        root: Id<Content>,
+        keep: impl Fn(Id<Content>) -> bool,
+    ) -> Vec<Id<Content>> {
+        let mut members = vec![root];
+        let mut seen: HashMap<Id<Content>, u32> = HashMap::new();
+        let mut unread = vec![root];
+        while let Some(manifest) = unread.pop() {
+            for (id, content) in self.references(manifest) {
+                let times = seen.entry(id).or_default();
+                *times += 1;
+                let only_here = *times == content.parents && content.flags.has(content_flag::FILE);
+                if only_here && !(content.manifest.is_some() && keep(id)) {
+                    members.push(id);
+                    unread.push(id);
+                }
+            }
+        }
+        members
+    }
+}

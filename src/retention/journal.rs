@@ -1,0 +1,400 @@
+//! The state on disk: a snapshot in the reference registry's format, and beside it a journal of
+//! what has changed since. The only part of this room that touches the file system.
+//!
+//! A save appends the entries that were added, used or removed in the last seconds, and syncs. When
+//! the journal has outgrown the snapshot, and at a graceful stop, everything is written to a new
+//! snapshot, which is synced and renamed over the old one before the journal is emptied. A crash in
+//! between replays old lines onto a newer snapshot, which changes nothing: a use never takes a time
+//! back, and whether a link exists is what the store says, not these files.
+//!
+//! That is also why no entry is ever lost: the links in the store are what is cached. An entry that
+//! a crash kept from being saved starts its time anew at the next start.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::index::Record;
+use super::moment::Moment;
+use super::state::{self, Line, Tally};
+use super::{RetentionError, Shared};
+
+/// The largest state file that is read, in bytes: five million entries.
+const MAX_STATE: u64 = 2 * 1024 * 1024 * 1024;
+/// A journal below this isn't worth folding, in bytes.
+const MIN_FOLD: u64 = 4 * 1024 * 1024;
+/// Broken files that are kept; the last one is replaced by later ones.
+const MAX_BROKEN: u32 = 9;
+/// Changes that are written at a time.
+const MAX_CHANGES: usize = 65_536;
+/// Entries that are copied under one lock.
+const PAGE: usize = 1024;
+/// Entries that are put into the index under one lock.
+const LOAD: usize = 1024;
+
+/// The two files.
+#[derive(Debug)]
+pub(super) struct Journal {
+    snapshot: PathBuf,
+    path: PathBuf,
+    /// Open for appending, once something is.
+    file: Option<File>,
+    /// Bytes of the journal.
+    appended: u64,
+    /// Bytes of the snapshot.
+    folded: u64,
+    /// The journal may end in the middle of a line.
+    torn: bool,
+}
+
+/// What was found at the start.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    pub(super) entries: usize,
+    pub(super) future: usize,
+    /// The snapshot was set aside: a new one is owed.
+    pub(super) broken: bool,
+}
+
+impl Journal {
+    /// `snapshot` is the path of the state file; the journal is the same with another ending.
+    pub(super) fn at(snapshot: PathBuf) -> Self {
+        Self {
+            path: snapshot.with_extension("journal"),
+            snapshot,
+            file: None,
+            appended: 0,
+            folded: 0,
+            torn: false,
+        }
+    }
+
+    /// Reads both files. What is broken is set aside, and what could be read of it is used.
+    /// Blocks.
+    pub(super) fn load(&mut self, now: Moment, take: &mut dyn FnMut(&[Line<'_>])) -> Loaded {
+        let mut loaded = Loaded::default();
+        if let Some(bytes) = read(&self.snapshot) {
+            self.folded = bytes.len() as u64;
+            let mut batch = Batch::new(take);
+            let (tally, read) = state::read_snapshot(&bytes, now, &mut |line| batch.push(line));
+            batch.finish();
+            let foreign = tally.entries == 0 && tally.skipped > 0;
+            if let Err(error) = &read {
+                tracing::warn!(path = %self.snapshot.display(), %error, "the scheduler state is broken");
+            }
+            if read.is_err() || foreign {
+                set_aside(&self.snapshot);
+                self.folded = 0;
+            }
+            loaded.broken |= self.folded == 0;
+            loaded.add(&self.snapshot, &tally);
+        }
+        if let Some(bytes) = read(&self.path) {
+            self.appended = bytes.len() as u64;
+            let mut batch = Batch::new(take);
+            let (tally, torn) = state::read_journal(&bytes, now, &mut |line| batch.push(line));
+            batch.finish();
+            if torn {
+                self.torn = true;
+                tracing::info!(path = %self.path.display(), "the journal's last line is torn and ignored");
+            }
+            if tally.entries == 0 && tally.skipped > 0 {
+                set_aside(&self.path);
+                self.appended = 0;
+                self.torn = false;
+            }
+            loaded.add(&self.path, &tally);
+        }
+        loaded
+    }
+
+    /// Adds lines to the journal and makes them durable. Blocks.
+    fn append(&mut self, lines: &[u8]) -> Result<(), RetentionError> {
+        let result = self.try_append(lines);
+        if result.is_err() {
+            self.torn = true;
+            self.file = None;
+        }
+        result.map_err(|source| RetentionError::io("append to", &self.path, source))
+    }
+
+    fn try_append(&mut self, lines: &[u8]) -> io::Result<()> {
+        if self.file.is_none() {
+            let file = File::options().create(true).append(true).open(&self.path)?;
+            self.file = Some(file);
+            sync_directory(&self.path)?;
+        }
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
+        if std::mem::take(&mut self.torn) {
+            file.write_all(b"\n")?;
+        }
+        file.write_all(lines)?;
+        file.sync_data()?;
+        self.appended += lines.len() as u64;
+        Ok(())
+    }
+
+    /// Whether the journal has outgrown the snapshot.
+    fn wants_fold(&self) -> bool {
+        self.appended > self.folded.max(MIN_FOLD)
+    }
+
+    /// Writes a new snapshot and empties the journal. `next` gives the records, in pages. Blocks.
+    fn fold(
+        &mut self,
+        next: &mut dyn FnMut() -> Option<Vec<Record>>,
+    ) -> Result<(), RetentionError> {
+        let draft = self.snapshot.with_extension("json.new");
+        let failed = |source| RetentionError::io("write", &draft, source);
+        let bytes = write_snapshot(&draft, next).map_err(failed)?;
+        let renamed =
+            fs::rename(&draft, &self.snapshot).and_then(|()| sync_directory(&self.snapshot));
+        renamed.map_err(|source| RetentionError::io("replace", &self.snapshot, source))?;
+        self.folded = bytes;
+        self.file = None;
+        match fs::remove_file(&self.path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(RetentionError::io("empty", &self.path, source)),
+        }
+        self.appended = 0;
+        self.torn = false;
+        Ok(())
+    }
+}
+
+impl Loaded {
+    fn add(&mut self, path: &Path, tally: &Tally) {
+        self.entries += tally.entries;
+        self.future += tally.future;
+        if let Some(reason) = tally.reason {
+            let skipped = tally.skipped;
+            tracing::warn!(path = %path.display(), skipped, reason, "entries weren't understood; of the first");
+        }
+    }
+}
+
+/// The whole of a file; none when it isn't there, is empty, or can't be read.
+fn read(path: &Path) -> Option<Vec<u8>> {
+    let read = || -> io::Result<Option<Vec<u8>>> {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        if length > MAX_STATE {
+            return Ok(None);
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+        file.take(MAX_STATE).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    };
+    match read() {
+        Ok(Some(bytes)) if bytes.trim_ascii().is_empty() => {
+            tracing::info!(path = %path.display(), "the file is empty: nothing is known from it");
+            None
+        }
+        Ok(Some(bytes)) => Some(bytes),
+        Ok(None) => {
+            tracing::warn!(path = %path.display(), max = MAX_STATE, "the file is too large");
+            set_aside(path);
+            None
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "the file can't be read");
+            set_aside(path);
+            None
+        }
+    }
+}
+
+/// Gives a broken file another name, for somebody to look at.
+fn set_aside(path: &Path) {
+    let name = |n: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".broken-{n}"));
+        PathBuf::from(name)
+    };
+    let free = (1..=MAX_BROKEN).find(|n| !name(*n).exists());
+    let aside = name(free.unwrap_or(MAX_BROKEN));
+    match fs::rename(path, &aside) {
+        Ok(()) => {
+            tracing::warn!(aside = %aside.display(), "set aside; the state is rebuilt from the store");
+        }
+        Err(error) => tracing::warn!(path = %path.display(), %error, "can't be set aside"),
+    }
+}
+
+/// Collects lines, so that the index is locked for many at a time.
+struct Batch<'a, 't> {
+    lines: Vec<Line<'a>>,
+    take: &'t mut dyn FnMut(&[Line<'_>]),
+}
+
+impl<'a, 't> Batch<'a, 't> {
+    fn new(take: &'t mut dyn FnMut(&[Line<'_>])) -> Self {
+        Self {
+            lines: Vec::with_capacity(LOAD),
+            take,
+        }
+    }
+
+    fn push(&mut self, line: Line<'a>) {
+        self.lines.push(line);
+        if self.lines.len() == LOAD {
+            self.finish();
+        }
+    }
+
+    fn finish(&mut self) {
+        (self.take)(&self.lines);
+        self.lines.clear();
+    }
+}
+
+fn write_snapshot(path: &Path, next: &mut dyn FnMut() -> Option<Vec<Record>>) -> io::Result<u64> {
+    let mut file = BufWriter::with_capacity(1024 * 1024, File::create(path)?);
+    let mut text = Vec::new();
+    let (mut bytes, mut first) = (0, true);
+    file.write_all(b"{")?;
+    while let Some(records) = next() {
+        text.clear();
+        for record in &records {
+            state::write_entry(&mut text, record, first);
+            first = false;
+        }
+        file.write_all(&text)?;
+        bytes += text.len() as u64;
+    }
+    file.write_all(b"\n}\n")?;
+    file.into_inner()
+        .map_err(io::IntoInnerError::into_error)?
+        .sync_all()?;
+    Ok(bytes)
+}
+
+/// Makes the names in a file's directory durable.
+#[cfg(unix)]
+fn sync_directory(file: &Path) -> io::Result<()> {
+    match file
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => File::open(".")?.sync_all(),
+    }
+}
+
+/// A directory can't be opened as a file there; NTFS journals names by itself.
+#[cfg(not(unix))]
+fn sync_directory(_file: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Saves what the index collects. Owned by the one task that does.
+#[derive(Debug)]
+pub(super) struct Saver {
+    /// None while the blocking pool has it, and for good when it was lost there.
+    journal: Option<Journal>,
+    /// The snapshot lacks something that the journal doesn't have either.
+    owed: bool,
+}
+
+impl Saver {
+    pub(super) fn new(journal: Journal, owed: bool) -> Self {
+        Self {
+            journal: Some(journal),
+            owed,
+        }
+    }
+
+    /// The last save failed: a new snapshot is to be tried.
+    pub(super) fn owes_snapshot(&self) -> bool {
+        self.owed
+    }
+
+    /// Appends what has changed. When that fails, a new snapshot is owed, which has it all.
+    pub(super) async fn save(&mut self, shared: &Arc<Shared>) {
+        loop {
+            let began = tokio::time::Instant::now();
+            let changes = shared.with(|index| index.take_changes(MAX_CHANGES));
+            if changes.removed.is_empty() && changes.put.is_empty() {
+                return;
+            }
+            let saved = self
+                .blocking(move |journal| {
+                    let mut lines = Vec::new();
+                    changes
+                        .removed
+                        .iter()
+                        .for_each(|link| state::write_removed(&mut lines, link));
+                    changes
+                        .put
+                        .iter()
+                        .for_each(|record| state::write_put(&mut lines, record));
+                    journal.append(&lines)
+                })
+                .await;
+            if saved.is_ok() {
+                shared.counters.saved(began.elapsed());
+            }
+            self.note(shared, saved);
+        }
+    }
+
+    /// Folds when the journal has grown, or when a save failed.
+    pub(super) async fn fold_if_due(&mut self, shared: &Arc<Shared>) {
+        let grown = self.journal.as_ref().is_some_and(Journal::wants_fold);
+        if grown || (self.owed && shared.counters.may_retry_save(shared.now())) {
+            self.fold(shared).await;
+        }
+    }
+
+    /// Writes everything into a new snapshot.
+    pub(super) async fn fold(&mut self, shared: &Arc<Shared>) {
+        // What changes from here on is in the snapshot or still to be saved, or both.
+        shared.with(|index| drop(index.take_changes(usize::MAX)));
+        let source = Arc::clone(shared);
+        let mut from = Some(0);
+        let folded = self
+            .blocking(move |journal| {
+                journal.fold(&mut || {
+                    let at = from?;
+                    let (records, next) = source.with(|index| index.records(at, PAGE));
+                    from = next;
+                    Some(records)
+                })
+            })
+            .await;
+        self.note(shared, folded);
+    }
+
+    fn note(&mut self, shared: &Shared, result: Result<(), RetentionError>) {
+        self.owed = result.is_err();
+        if let Err(error) = result {
+            shared.counters.save_failed(shared.now());
+            tracing::warn!(error = %error, source = ?std::error::Error::source(&error), "the expiry state can't be saved");
+        }
+    }
+
+    async fn blocking(
+        &mut self,
+        step: impl FnOnce(&mut Journal) -> Result<(), RetentionError> + Send + 'static,
+    ) -> Result<(), RetentionError> {
+        let Some(mut journal) = self.journal.take() else {
+            return Ok(());
+        };
+        let done = tokio::task::spawn_blocking(move || {
+            let result = step(&mut journal);
+            (journal, result)
+        });
+        match done.await {
+            Ok((journal, result)) => {
+                self.journal = Some(journal);
+                result
+            }
+            Err(source) => Err(RetentionError::Lost { source }),
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! Retention decides what goes: entries whose time is up, and the least recently used images when
+//! space is short.
+//!
+//! ```text
+//! mirror, fetch --- used, linked, manifest, tagged --> index <-- state files, store (at the start)
+//!               --- hold, reserve ------------------->   |
+//!                                                        +--> expiry: what is due   --+
+//!                                                        +--> eviction: what is old --+--> sweeper
+//! ```
+//!
+//! The index knows every link of every repository: when it was made and last used. Expiry and
+//! eviction only mark; the sweeper is the only deleter. It removes the link, and the blob's file when
+//! no link in any repository and no hold needs it any more.
+//!
+//! What must never happen: the file of something that is held or linked is removed; a save or a
+//! deletion holds up a request; a broken state file stops the start; the limit is passed.
+//!
+//! Callers take a [`Hold`] before they open or link content, and tell of the link before they let go
+//! of it.
+
+mod capacity;
+mod eviction;
+mod expiry;
+mod graph;
+mod index;
+mod journal;
+mod moment;
+pub mod policy;
+mod reconcile;
+mod report;
+mod slab;
+mod state;
+mod sweeper;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::oci::{Digest, RepoName, Tag};
+use crate::store::{LinkKind, Store, StoreError};
+
+pub use capacity::{Full, Hold, Reservation};
+use eviction::Capacity;
+use index::Index;
+use journal::Journal;
+use moment::Moment;
+pub use policy::{Pattern, Pin, TtlMode, TtlPolicy};
+pub use reconcile::references;
+pub use report::{EntryView, ImageView, Selection, Usage};
+
+/// Entries or images in one page of a listing.
+pub const MAX_PAGE: usize = 512;
+
+/// Why the state couldn't be saved. It costs uses, not entries, and is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum RetentionError {
+    #[error("couldn't {operation} {}: {source}", path.display())]
+    Io {
+        /// A verb in the infinitive.
+        operation: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("a blocking step was lost: {source}")]
+    Lost { source: tokio::task::JoinError },
+}
+
+impl RetentionError {
+    fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// Says how many bytes the file system has left; none when it can't tell. May block.
+pub type FreeSpace = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
+
+/// Space that is to stay free on the file system.
+#[derive(Clone)]
+pub struct MinFree {
+    pub bytes: u64,
+    pub free_space: FreeSpace,
+}
+
+impl fmt::Debug for MinFree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MinFree({} bytes)", self.bytes)
+    }
+}
+
+/// What the operator wants.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub ttl: TtlPolicy,
+    pub pins: Vec<Pin>,
+    /// Bytes that all blobs together may have; none is no limit.
+    pub max_size: Option<u64>,
+    pub min_free: Option<MinFree>,
+    /// Where the expiry state is kept ([`Layout::scheduler_state`](crate::store::Layout)); none for
+    /// a store that doesn't outlive the process either.
+    pub state: Option<PathBuf>,
+}
+
+/// Counts since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Links, tags or files that couldn't be removed; each is tried again.
+    pub delete_failures: u64,
+    pub save_failures: u64,
+    /// Downloads for which there was no space.
+    pub full: u64,
+    /// How long the last save took that appended changes.
+    pub last_save: Duration,
+}
+
+/// Retention of one store. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Retention(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    store: Arc<dyn Store>,
+    clock: Clock,
+    min_free: Option<MinFree>,
+    index: Mutex<Index>,
+    /// Wakes the scheduler.
+    wake: Notify,
+    /// Wakes the sweeper.
+    work: Notify,
+    /// Wakes whoever waits for space, for a hold, or for the end of deleting.
+    freed: Notify,
+    complete: CancellationToken,
+    quit: CancellationToken,
+    ended: CancellationToken,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    delete_failures: AtomicU64,
+    save_failures: AtomicU64,
+    full: AtomicU64,
+    save_failed_at: AtomicU64,
+    /// Microseconds.
+    last_save: AtomicU64,
+}
+
+impl Counters {
+    fn full(&self) {
+        self.full.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn saved(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.last_save.store(micros, Ordering::Relaxed);
+    }
+
+    fn save_failed(&self, now: Moment) {
+        self.save_failures.fetch_add(1, Ordering::Relaxed);
+        self.save_failed_at.store(now.millis(), Ordering::Relaxed);
+    }
+
+    fn may_retry_save(&self, now: Moment) -> bool {
+        let failed = Moment::from_millis(self.save_failed_at.load(Ordering::Relaxed));
+        now >= failed.after(expiry::RETRY)
+    }
+}
+
+impl Shared {
+    /// Everything that is done to the index: whoever waits for what came of it is told after the
+    /// lock has been given back.
+    fn with<T>(&self, step: impl FnOnce(&mut Index) -> T) -> T {
+        // A panic elsewhere may leave counts off by one, and never a link without its file.
+        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = step(&mut index);
+        let news = std::mem::take(&mut index.news);
+        drop(index);
+        if news.schedule {
+            self.wake.notify_one();
+        }
+        if news.work {
+            self.work.notify_one();
+        }
+        if news.freed {
+            self.freed.notify_waiters();
+        }
+        result
+    }
+
+    fn now(&self) -> Moment {
+        Moment::of(self.clock.wall())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.complete.is_cancelled()
+    }
+
+    /// Whether something was removed from the store; an error is logged and counted.
+    fn succeeded(&self, what: &'static str, result: Result<(), StoreError>) -> bool {
+        let Err(error) = result else { return true };
+        self.counters
+            .delete_failures
+            .fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(what, %error, "couldn't be removed; it is tried again");
+        false
+    }
+
+    /// Measures what the file system has room for.
+    async fn measure(&self) {
+        let Some(MinFree { bytes, free_space }) = self.min_free.clone() else {
+            return;
+        };
+        let free = tokio::task::spawn_blocking(move || free_space())
+            .await
+            .ok()
+            .flatten();
+        self.with(|index| {
+            let spare = |free: u64| index.used.saturating_add(free).saturating_sub(bytes);
+            index.capacity.room = free.map(spare);
+            index.news.freed = true;
+        });
+    }
+}
+
+impl Retention {
+    /// Starts. The index is built in the background, and until it is complete nothing is deleted;
+    /// everything else can be called at once. `tasks` owns the tasks, `stop` ends them.
+    pub fn start(
+        store: Arc<dyn Store>,
+        clock: Clock,
+        settings: Settings,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Self {
+        let Settings {
+            ttl,
+            pins,
+            max_size,
+            min_free,
+            state,
+        } = settings;
+        let capacity = Capacity {
+            max_size,
+            room: None,
+            reserved: 0,
+        };
+        let started = Moment::of(clock.wall());
+        let shared = Arc::new(Shared {
+            store,
+            clock,
+            min_free,
+            index: Mutex::new(Index::new(ttl, pins, capacity, started, state.is_some())),
+            wake: Notify::new(),
+            work: Notify::new(),
+            freed: Notify::new(),
+            complete: CancellationToken::new(),
+            quit: stop.child_token(),
+            ended: CancellationToken::new(),
+            counters: Counters::default(),
+        });
+        tasks.spawn(run(Arc::clone(&shared), state));
+        tasks.spawn(sweeper::run(Arc::clone(&shared), shared.quit.clone()));
+        Self(shared)
+    }
+
+    /// Stops, and saves everything into the snapshot, which the reference registry can read.
+    pub async fn stop(&self) {
+        self.0.quit.cancel();
+        self.0.ended.cancelled().await;
+    }
+
+    /// Waits until the store has been seen whole.
+    pub async fn complete(&self) {
+        self.0.complete.cancelled().await;
+    }
+
+    /// A client was served from this link; its blob has `size` bytes. Takes well under a
+    /// microsecond.
+    pub fn used(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
+        let now = self.0.now();
+        self.0
+            .with(|index| index.touch(repo, kind, digest, size, now));
+    }
+
+    /// A link has been made in the store; its blob is there, and has `size` bytes.
+    pub fn linked(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
+        self.used(repo, kind, digest, size);
+    }
+
+    /// What a manifest that was linked refers to; see [`references`].
+    pub fn manifest(&self, digest: &Digest, references: &[Digest]) {
+        self.0
+            .with(|index| index.set_references(digest, references));
+    }
+
+    /// A tag was pointed at a manifest that the repository links.
+    pub fn tagged(&self, repo: &RepoName, tag: &Tag, digest: &Digest) {
+        self.0.with(|index| index.set_tag(repo, tag, digest));
+    }
+
+    /// A tag was removed.
+    pub fn untagged(&self, repo: &RepoName, tag: &Tag) {
+        self.0.with(|index| index.remove_tag(repo, tag));
+    }
+
+    /// Keeps a digest, cached or not, from being deleted. Waits while it is being deleted.
+    pub async fn hold(&self, digest: &Digest) -> Hold {
+        self.0.hold(digest).await
+    }
+
+    /// Like [`hold`](Self::hold), without waiting: none while the digest is being deleted.
+    pub fn try_hold(&self, digest: &Digest) -> Option<Hold> {
+        self.0.try_hold(digest)
+    }
+
+    /// Reserves space for a download, and makes it where there is none, which may take seconds.
+    pub async fn reserve(&self, bytes: u64) -> Result<Reservation, Full> {
+        self.0.reserve(bytes).await
+    }
+
+    pub fn usage(&self) -> Usage {
+        self.0.with(|index| index.usage())
+    }
+
+    pub fn counts(&self) -> Counts {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.0.counters;
+        Counts {
+            delete_failures: count(&counters.delete_failures),
+            save_failures: count(&counters.save_failures),
+            full: count(&counters.full),
+            last_save: Duration::from_micros(count(&counters.last_save)),
+        }
+    }
+
+    /// A page of all entries, from a position on (0 at first), and the position of the next page.
+    pub fn entries(&self, from: usize) -> (Vec<EntryView>, Option<usize>) {
+        self.0.with(|index| index.view_entries(from, MAX_PAGE))
+    }
+
+    /// A page of all images, like [`entries`](Self::entries). A page may be empty.
+    pub fn images(&self, from: usize) -> (Vec<ImageView>, Option<usize>) {
+        self.0.with(|index| index.view_images(from, MAX_PAGE))
+    }
+
+    /// Removes the selected links, and the files that nothing else needs; with `dry_run` only tells
+    /// which. Waits for the index to be complete, and until the sweeper is done. What is held goes
+    /// when it is released.
+    pub async fn purge(&self, selection: &Selection, dry_run: bool) -> Vec<EntryView> {
+        self.complete().await;
+        let mut selected = Vec::new();
+        let mut from = Some(0);
+        // First all, then the deleting: what is deleted would change what belongs together.
+        while let Some(at) = from {
+            let (page, next) = self.0.with(|index| index.select(selection, at, MAX_PAGE));
+            selected.extend(page);
+            from = next;
+            tokio::task::yield_now().await;
+        }
+        let mut purged: Vec<_> = Vec::new();
+        for id in selected {
+            purged.extend(self.0.with(|index| index.purge(id, !dry_run)));
+        }
+        if !dry_run {
+            self.settled().await;
+        }
+        purged.sort_unstable_by(|a, b| a.link.cmp(&b.link));
+        purged.dedup_by(|a, b| a.link == b.link);
+        purged
+    }
+
+    /// Waits until there is nothing that can be deleted now.
+    pub async fn settled(&self) {
+        loop {
+            let mut freed = std::pin::pin!(self.0.freed.notified());
+            freed.as_mut().enable();
+            if self
+                .0
+                .with(|index| index.sweep.is_empty() && index.deleting == 0)
+            {
+                return;
+            }
+            freed.await;
+        }
+    }
+}
+
+/// Loads the state, then schedules until the stop, while the index is built from the store.
+async fn run(shared: Arc<Shared>, state: Option<PathBuf>) {
+    let _ended = shared.ended.clone().drop_guard();
+    let saver = match state {
+        None => None,
+        Some(path) => reconcile::load(&shared, Journal::at(path)).await,
+    };
+    let quit = shared.quit.clone();
+    tokio::join!(
+        expiry::run(Arc::clone(&shared), saver, quit.clone()),
+        reconcile::run(Arc::clone(&shared), quit),
+    );
+}

@@ -1,0 +1,332 @@
+//! The start: the index is built from the state files and then from the store, while requests are
+//! already answered. Nothing depends on the index but deleting, and nothing is deleted before it is
+//! complete.
+//!
+//! The store is right: a link that no state knows gets an entry, an entry whose link is gone goes, a
+//! link whose file is gone goes, and so does a file that no link names. Blobs aren't read; of
+//! manifests the JSON is, to know what they refer to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::index::{Content, Index, MASS_GRACE, content_flag, entry_flag};
+use super::journal::{Journal, Saver};
+use super::slab::Id;
+use super::state::Line;
+use crate::oci::manifest::MAX_MANIFEST;
+use crate::oci::{Digest, Manifest, RepoName};
+use crate::store::layout::MAX_STORED_NAME;
+use crate::store::{self, Link, LinkKind, StoreError};
+
+/// Entries visited under one lock.
+const PAGE: usize = 1024;
+/// Manifests read at one time.
+const READERS: usize = 4;
+/// How long the building rests after an error of the store.
+const REST: Duration = Duration::from_secs(30);
+/// Below so many entries, most of them being due is no sign of anything.
+const MIN_MASS: usize = 16;
+
+impl Index {
+    /// Takes lines of the state files.
+    fn load(&mut self, lines: &[Line<'_>]) {
+        for line in lines {
+            let repo = match self.find_repo(line.repo) {
+                Some(known) => Some(known),
+                None if line.repo.len() > MAX_STORED_NAME => None,
+                None => RepoName::from_stored(line.repo)
+                    .ok()
+                    .filter(|_| line.times.is_some())
+                    .and_then(|name| self.intern_repo(&name)),
+            };
+            let Some(repo) = repo else { continue };
+            if let Some(times) = line.times {
+                self.restore(repo, line.kind, &line.digest, times);
+            } else if let Some(content) = self.find_content(&line.digest)
+                && let Some(entry) = self.find_entry(repo, line.kind, content)
+                // One that was made or used since the start is there, whatever the journal says.
+                && self.entries.get(entry).is_some_and(|entry| !entry.flags.has(entry_flag::SEEN))
+            {
+                self.remove_entry(entry);
+                self.release_content(content);
+            }
+        }
+    }
+
+    fn condemn_entry(&mut self, link: &Link) {
+        if let Some(id) = self.find_link(link)
+            && let Some(entry) = self.entries.get_mut(id)
+        {
+            entry.flags.set(entry_flag::CONDEMNED);
+            let content = entry.content;
+            self.condemn_content(content);
+        }
+    }
+
+    /// Some entry of the content is condemned.
+    pub(super) fn condemn_content(&mut self, id: Id<Content>) {
+        if let Some(content) = self.contents.get_mut(id) {
+            content.flags.set(content_flag::CONDEMNED);
+        }
+        self.enqueue(id);
+    }
+
+    /// A page of entries after everything was seen: those without link go, and the links without
+    /// file. Returns how many, and where the next page begins.
+    fn settle_entries(&mut self, from: usize) -> (usize, usize, Option<usize>) {
+        let (page, next) = self.entries.page(from, PAGE);
+        let (mut gone, mut dangling) = (0, 0);
+        for id in page {
+            let Some(entry) = self.entries.get(id) else {
+                continue;
+            };
+            let content = entry.content;
+            let file = self
+                .contents
+                .get(content)
+                .is_some_and(|content| content.flags.has(content_flag::FILE));
+            if !entry.flags.has(entry_flag::SEEN) {
+                gone += 1;
+                self.remove_entry(id);
+                self.release_content(content);
+            } else if !file && let Some(link) = self.link_of(entry) {
+                dangling += 1;
+                self.condemn_entry(&link);
+            }
+        }
+        (gone, dangling, next)
+    }
+
+    /// A page of contents: files that no link names go.
+    fn settle_contents(&mut self, from: usize) -> (usize, Option<usize>) {
+        let (page, next) = self.contents.page(from, PAGE);
+        let mut orphans = 0;
+        for id in page {
+            let orphan = self.contents.get(id).is_some_and(|content| {
+                content.first.is_none() && content.flags.has(content_flag::FILE)
+            });
+            if orphan {
+                orphans += 1;
+                self.enqueue(id);
+            }
+            self.release_content(id);
+        }
+        (orphans, next)
+    }
+
+    /// A page of manifests that haven't been read.
+    fn unread_manifests(&self, from: usize) -> (Vec<Digest>, Option<usize>) {
+        let (page, next) = self.entries.page(from, PAGE);
+        let unread = page.into_iter().filter_map(|id| {
+            let entry = self
+                .entries
+                .get(id)
+                .filter(|entry| entry.kind == LinkKind::Revision)?;
+            let content = self.contents.get(entry.content)?;
+            let unread = content.manifest.is_none() && content.flags.has(content_flag::FILE);
+            unread.then(|| content.digest())
+        });
+        (unread.collect(), next)
+    }
+
+    fn was_due(&self, from: usize) -> (usize, Option<usize>) {
+        let (page, next) = self.entries.page(from, PAGE);
+        let due = page.into_iter().filter(|id| self.is_overdue(*id));
+        (due.count(), next)
+    }
+}
+
+/// Reads the state files.
+pub(super) async fn load(shared: &Arc<Shared>, mut journal: Journal) -> Option<Saver> {
+    let target = Arc::clone(shared);
+    let read = tokio::task::spawn_blocking(move || {
+        let now = target.now();
+        let loaded = journal.load(now, &mut |lines| target.with(|index| index.load(lines)));
+        (journal, loaded)
+    });
+    let (journal, loaded) = match read.await {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::error!(%error, "the expiry state couldn't be read");
+            return None;
+        }
+    };
+    if loaded.future > 0 {
+        let entries = loaded.future;
+        tracing::warn!(
+            entries,
+            "were last used in the future: the clock is or was wrong; taken as used now"
+        );
+    }
+    let (mut due, mut from) = (0, Some(0));
+    while let Some(at) = from {
+        let (more, next) = shared.with(|index| index.was_due(at));
+        (due, from) = (due + more, next);
+    }
+    let entries = shared.with(|index| index.entries.len());
+    tracing::info!(entries, due, "loaded the expiry state");
+    if entries >= MIN_MASS && due > entries / 2 {
+        shared.with(|index| index.set_grace(MASS_GRACE));
+        tracing::warn!(
+            entries, due, grace = ?MASS_GRACE,
+            "most of the cache is due at the start: the machine was off for long, or the clock is \
+             wrong; nothing of it goes before the grace is over"
+        );
+    }
+    Some(Saver::new(journal, loaded.broken))
+}
+
+/// Builds the index from the store, again and again until that succeeds.
+pub(super) async fn run(shared: Arc<Shared>, quit: CancellationToken) {
+    let work = async {
+        while let Err(error) = build(&shared).await {
+            tracing::warn!(%error, "the store can't be listed: nothing expires until it can");
+            tokio::time::sleep(REST).await;
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = quit.cancelled() => {}
+    }
+}
+
+async fn build(shared: &Arc<Shared>) -> Result<(), StoreError> {
+    for first in 0..=u8::MAX {
+        for page in shared.store.blobs(first).await?.chunks(PAGE) {
+            shared.with(|index| {
+                for (digest, size) in page {
+                    // A file that is being deleted while it is listed is gone.
+                    if let Some(id) = index.intern_content(digest) {
+                        index.file_present(id, *size);
+                    }
+                }
+            });
+        }
+    }
+    shared.with(|index| {
+        index.sized = true;
+        index.news.freed = true;
+    });
+    for repo in shared.store.repositories().await? {
+        list_repository(shared, &repo).await?;
+    }
+    read_manifests(shared).await;
+    settle(shared).await;
+    Ok(())
+}
+
+async fn list_repository(shared: &Shared, repo: &RepoName) -> Result<(), StoreError> {
+    for kind in [LinkKind::Revision, LinkKind::Layer] {
+        let digests = shared.store.links(repo, kind).await?;
+        for page in digests.chunks(PAGE) {
+            shared.with(|index| {
+                for digest in page {
+                    let link = Link {
+                        repo: repo.clone(),
+                        kind,
+                        digest: *digest,
+                    };
+                    index.confirm(&link, shared.now());
+                }
+            });
+        }
+    }
+    for tag in shared.store.tags(repo).await? {
+        let Some(digest) = shared.store.tag(repo, &tag).await? else {
+            continue;
+        };
+        let link = Link {
+            repo: repo.clone(),
+            kind: LinkKind::Revision,
+            digest,
+        };
+        let known = shared.with(|index| {
+            let known = index.find_link(&link).is_some();
+            if known {
+                index.set_tag(repo, &tag, &digest);
+            }
+            known
+        });
+        // A tag is pointed at a manifest after that is linked: this one's link has gone.
+        if !known {
+            tracing::info!(%repo, tag = tag.as_str(), "a tag named a manifest that is gone");
+            shared.store.remove_tag(repo, &tag).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn read_manifests(shared: &Arc<Shared>) {
+    let mut from = Some(0);
+    while let Some(at) = from {
+        let (unread, next) = shared.with(|index| index.unread_manifests(at));
+        from = next;
+        futures_util::stream::iter(unread)
+            .for_each_concurrent(READERS, |digest| async move {
+                if let Some(references) = read_references(shared, &digest).await {
+                    shared.with(|index| index.set_references(&digest, &references));
+                }
+            })
+            .await;
+    }
+}
+
+/// What can't be read refers to nothing: its parts are images of their own.
+async fn read_references(shared: &Shared, digest: &Digest) -> Option<Vec<Digest>> {
+    let bytes = store::read_all(&*shared.store, digest, MAX_MANIFEST).await;
+    let bytes =
+        bytes.inspect_err(|error| tracing::warn!(%digest, %error, "a manifest can't be read"));
+    let manifest = Manifest::parse(&bytes.ok()??).ok()?;
+    Some(references(&manifest))
+}
+
+/// The digests that a manifest needs: config, layers or blobs, and children.
+pub fn references(manifest: &Manifest) -> Vec<Digest> {
+    let parts = manifest
+        .config
+        .iter()
+        .chain(&manifest.blobs)
+        .chain(&manifest.manifests);
+    parts.map(|descriptor| descriptor.digest).collect()
+}
+
+async fn settle(shared: &Shared) {
+    let (mut gone, mut dangling, mut from) = (0, 0, Some(0));
+    while let Some(at) = from {
+        let (without_link, without_file, next) = shared.with(|index| index.settle_entries(at));
+        gone += without_link;
+        dangling += without_file;
+        from = next;
+        tokio::task::yield_now().await;
+    }
+    let (mut orphans, mut from) = (0, Some(0));
+    while let Some(at) = from {
+        let (more, next) = shared.with(|index| index.settle_contents(at));
+        orphans += more;
+        from = next;
+        tokio::task::yield_now().await;
+    }
+    if gone + dangling + orphans > 0 {
+        tracing::info!(
+            entries_without_link = gone,
+            links_without_file = dangling,
+            files_without_link = orphans,
+            "the state and the store were brought together"
+        );
+    }
+    let (entries, bytes) = shared.with(|index| {
+        index.complete = true;
+        index.news = super::index::News {
+            schedule: true,
+            work: true,
+            freed: true,
+        };
+        (index.entries.len(), index.used)
+    });
+    shared.complete.cancel();
+    tracing::info!(entries, bytes, "the index of the cache is complete");
+}

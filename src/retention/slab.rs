@@ -1,0 +1,233 @@
+//! Compact storage: values in chunks that never move, named by 32 bits, and hash tables of such
+//! names that don't repeat the keys.
+//!
+//! Nothing here grows in one large step, because that step would happen under the index's lock:
+//! chunks are added one at a time, and a table is many small ones that grow by themselves.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::num::NonZeroU32;
+
+use hashbrown::HashTable;
+
+/// Values in one chunk.
+const CHUNK: usize = 4096;
+/// Parts of a table: with a million entries, growing moves 16,000 of them at a time.
+const SHARDS: usize = 64;
+
+/// Names a value of a [`Slab`]. It is used again after the value has been removed.
+pub(super) struct Id<T>(NonZeroU32, PhantomData<fn() -> T>);
+
+impl<T> Id<T> {
+    fn at(position: usize) -> Option<Self> {
+        let number = u32::try_from(position).ok()?.checked_add(1)?;
+        NonZeroU32::new(number).map(|number| Self(number, PhantomData))
+    }
+
+    pub(super) const fn number(self) -> u32 {
+        self.0.get()
+    }
+
+    pub(super) const fn from_number(number: u32) -> Option<Self> {
+        match NonZeroU32::new(number) {
+            Some(number) => Some(Self(number, PhantomData)),
+            None => None,
+        }
+    }
+
+    const fn position(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
+
+// Derived ones would ask T to be the same.
+impl<T> Clone for Id<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Id<T> {}
+impl<T> PartialEq for Id<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+impl<T> Eq for Id<T> {}
+impl<T> std::hash::Hash for Id<T> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+impl<T> fmt::Debug for Id<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+/// Values by id.
+#[derive(Debug)]
+pub(super) struct Slab<T> {
+    chunks: Vec<Vec<Option<T>>>,
+    free: Vec<Id<T>>,
+    count: usize,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self {
+            chunks: Vec::new(),
+            free: Vec::new(),
+            count: 0,
+        }
+    }
+}
+
+impl<T> Slab<T> {
+    /// `None` only after four thousand million values.
+    pub(super) fn insert(&mut self, value: T) -> Option<Id<T>> {
+        if let Some(id) = self.free.pop() {
+            *self.slot(id)? = Some(value);
+            self.count += 1;
+            return Some(id);
+        }
+        if self.chunks.last().is_none_or(|chunk| chunk.len() == CHUNK) {
+            self.chunks.push(Vec::with_capacity(CHUNK));
+        }
+        let id = Id::at(self.end())?;
+        self.chunks.last_mut()?.push(Some(value));
+        self.count += 1;
+        Some(id)
+    }
+
+    pub(super) fn get(&self, id: Id<T>) -> Option<&T> {
+        let position = id.position();
+        self.chunks
+            .get(position / CHUNK)?
+            .get(position % CHUNK)?
+            .as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, id: Id<T>) -> Option<&mut T> {
+        self.slot(id)?.as_mut()
+    }
+
+    pub(super) fn remove(&mut self, id: Id<T>) -> Option<T> {
+        let value = self.slot(id)?.take()?;
+        self.free.push(id);
+        self.count -= 1;
+        Some(value)
+    }
+
+    fn slot(&mut self, id: Id<T>) -> Option<&mut Option<T>> {
+        let position = id.position();
+        self.chunks
+            .get_mut(position / CHUNK)?
+            .get_mut(position % CHUNK)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Every id is below this position.
+    fn end(&self) -> usize {
+        let full = self.chunks.len().saturating_sub(1) * CHUNK;
+        full + self.chunks.last().map_or(0, Vec::len)
+    }
+
+    /// At most `max` positions from `from` on, and where to go on; `None` at the end. This is how
+    /// everything is visited in steps, with the lock given back between them.
+    pub(super) fn page(&self, from: usize, max: usize) -> (Vec<Id<T>>, Option<usize>) {
+        let to = from.saturating_add(max).min(self.end());
+        let ids = (from..to).filter_map(Id::at);
+        let page = ids.filter(|id| self.get(*id).is_some()).collect();
+        (page, (to < self.end()).then_some(to))
+    }
+}
+
+/// Finds ids by the hash of what they name.
+#[derive(Debug)]
+pub(super) struct Table<T> {
+    shards: Vec<HashTable<Id<T>>>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| HashTable::new()).collect(),
+        }
+    }
+}
+
+/// Bits that a shard's table itself uses least: it takes the lowest and the highest.
+const fn shard(hash: u64) -> usize {
+    (hash >> 40) as usize % SHARDS
+}
+
+impl<T> Table<T> {
+    pub(super) fn find(&self, hash: u64, mut is: impl FnMut(Id<T>) -> bool) -> Option<Id<T>> {
+        self.shards
+            .get(shard(hash))?
+            .find(hash, |id| is(*id))
+            .copied()
+    }
+
+    /// Adds an id that isn't there.
+    pub(super) fn insert(&mut self, hash: u64, id: Id<T>, rehash: impl Fn(Id<T>) -> u64) {
+        if let Some(shard) = self.shards.get_mut(shard(hash)) {
+            shard.insert_unique(hash, id, |id| rehash(*id));
+        }
+    }
+
+    pub(super) fn remove(&mut self, hash: u64, id: Id<T>) {
+        if let Some(shard) = self.shards.get_mut(shard(hash))
+            && let Ok(entry) = shard.find_entry(hash, |other| *other == id)
+        {
+            entry.remove();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_used_again_and_pages_cover_everything() {
+        let mut slab = Slab::default();
+        let ids: Vec<_> = (0..CHUNK * 2 + 7)
+            .map(|n| slab.insert(n).unwrap())
+            .collect();
+        assert_eq!(slab.remove(ids[5]), Some(5));
+        assert_eq!(slab.remove(ids[5]), None);
+        assert_eq!(slab.len(), CHUNK * 2 + 6);
+        let (mut seen, mut from) = (Vec::new(), Some(0));
+        while let Some(at) = from {
+            let (page, next) = slab.page(at, 1000);
+            assert!(page.len() <= 1000);
+            seen.extend(page.iter().map(|id| *slab.get(*id).unwrap()));
+            from = next;
+        }
+        let expected: Vec<_> = (0..CHUNK * 2 + 7).filter(|n| *n != 5).collect();
+        assert_eq!(seen, expected);
+        assert_eq!(slab.insert(99), Some(ids[5]));
+        assert_eq!(slab.get(ids[5]), Some(&99));
+    }
+
+    #[test]
+    fn a_table_finds_by_hash_and_removes_by_id() {
+        let mut table: Table<u64> = Table::default();
+        let mut slab = Slab::default();
+        // Few hashes, so that many ids share one.
+        let hash = |value: u64| (value % 10).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let ids: Vec<_> = (0..500).map(|value| slab.insert(value).unwrap()).collect();
+        for (value, id) in (0..).zip(&ids) {
+            table.insert(hash(value), *id, |id| hash(*slab.get(id).unwrap()));
+        }
+        table.remove(hash(123), ids[123]);
+        for (value, id) in (0..).zip(&ids) {
+            let found = table.find(hash(value), |id| slab.get(id) == Some(&value));
+            assert_eq!(found, (value != 123).then_some(*id));
+        }
+    }
+}

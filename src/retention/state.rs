@@ -1,0 +1,244 @@
+//! The text of the state file and its journal.
+//!
+//! The file is the reference registry's (distribution, `registry/proxy/scheduler`): one JSON object
+//! of `"<name>@<digest>": {"Key", "ExpiryData", "EntryType"}`. Ours adds `LastUsed` and `Created`,
+//! which Go's decoder ignores, so that a TTL that is changed applies to what is cached already. A
+//! line of the journal is the inner object, with `"Removed": true` for an entry that has gone.
+//!
+//! Nothing in the files is trusted: what can't be understood is skipped and counted.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io::Write as _;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::index::Record;
+use super::moment::Moment;
+use crate::oci::Digest;
+use crate::store::{Link, LinkKind};
+
+/// The TTL of the reference registry, which wrote an expiry without saying since when: 2.8 knows no
+/// other, and it is 3.0's default.
+const THEIR_TTL: Duration = Duration::from_hours(7 * 24);
+
+#[derive(Deserialize)]
+struct Raw<'a> {
+    #[serde(rename = "Key", default)]
+    key: &'a str,
+    #[serde(rename = "ExpiryData", default)]
+    expiry: &'a str,
+    #[serde(rename = "EntryType")]
+    kind: i64,
+    #[serde(rename = "LastUsed")]
+    last_use: Option<&'a str>,
+    #[serde(rename = "Created")]
+    created: Option<&'a str>,
+    #[serde(rename = "Removed", default)]
+    removed: bool,
+}
+
+/// One entry, as it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Line<'a> {
+    pub(super) repo: &'a str,
+    pub(super) kind: LinkKind,
+    pub(super) digest: Digest,
+    /// When it was created and last used; none when it has gone.
+    pub(super) times: Option<(Moment, Moment)>,
+}
+
+/// What reading came to.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) entries: usize,
+    /// Entries that weren't understood, and why the first one wasn't.
+    pub(super) skipped: usize,
+    pub(super) reason: Option<&'static str>,
+    /// Entries whose times lie in the future.
+    pub(super) future: usize,
+}
+
+impl Tally {
+    fn skip(&mut self, reason: &'static str) {
+        self.skipped += 1;
+        self.reason.get_or_insert(reason);
+    }
+
+    fn take<'a>(
+        &mut self,
+        key: &'a str,
+        raw: &Raw<'_>,
+        now: Moment,
+        sink: &mut dyn FnMut(Line<'a>),
+    ) {
+        match line(key, raw, now) {
+            Ok((line, future)) => {
+                self.entries += 1;
+                self.future += usize::from(future);
+                sink(line);
+            }
+            Err(reason) => self.skip(reason),
+        }
+    }
+}
+
+/// Reads an entry; the flag tells that its times lay in the future and were set to `now`.
+fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Moment) -> Result<(Line<'a>, bool), &'static str> {
+    let (repo, digest) = key.split_once('@').ok_or("its key is no name and digest")?;
+    let digest = digest.parse().map_err(|_not_one| "its key has no digest")?;
+    let kind = match raw.kind {
+        0 => LinkKind::Layer,
+        1 => LinkKind::Revision,
+        _ => return Err("its type is unknown"),
+    };
+    let mut line = Line {
+        repo,
+        kind,
+        digest,
+        times: None,
+    };
+    if raw.removed {
+        return Ok((line, false));
+    }
+    let expiry = Moment::parse(raw.expiry).ok_or("its expiry is no time")?;
+    let began = if expiry.is_never() {
+        now
+    } else {
+        expiry.before(THEIR_TTL).min(now)
+    };
+    let last_use = raw.last_use.and_then(Moment::parse).unwrap_or(began);
+    let created = raw.created.and_then(Moment::parse).unwrap_or(last_use);
+    line.times = Some((created.min(now), last_use.min(now)));
+    Ok((line, last_use > now || created > now))
+}
+
+/// Reads the snapshot. After an error, what came before it has been handed out.
+pub(super) fn read_snapshot<'a>(
+    bytes: &'a [u8],
+    now: Moment,
+    sink: &mut dyn FnMut(Line<'a>),
+) -> (Tally, Result<(), serde_json::Error>) {
+    // Fast, for files in which everything is as expected.
+    let mut tally = Tally::default();
+    let read = each(bytes, |key: &'a str, raw: Raw<'a>| {
+        tally.take(key, &raw, now, sink);
+    });
+    if read.is_ok() {
+        return (tally, read);
+    }
+    // Once more, entry by entry; handing one out twice does no harm.
+    let mut tally = Tally::default();
+    let read = each(bytes, |key: Text<'a>, raw: &'a RawValue| match key.0 {
+        Cow::Borrowed(key) => match serde_json::from_str::<Raw<'a>>(raw.get()) {
+            Ok(raw) => tally.take(key, &raw, now, sink),
+            Err(_) => tally.skip("it has other fields"),
+        },
+        Cow::Owned(_) => tally.skip("its key is no name and digest"),
+    });
+    (tally, read)
+}
+
+/// Reads the journal's lines, up to a torn last one. True when there is such a one.
+pub(super) fn read_journal<'a>(
+    bytes: &'a [u8],
+    now: Moment,
+    sink: &mut dyn FnMut(Line<'a>),
+) -> (Tally, bool) {
+    let mut tally = Tally::default();
+    let mut torn = false;
+    for text in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let whole = text.ends_with(b"\n");
+        match serde_json::from_slice::<Raw<'a>>(text) {
+            Ok(raw) => tally.take(raw.key, &raw, now, sink),
+            Err(_) if !whole => torn = true,
+            Err(_) if text.trim_ascii().is_empty() => {}
+            Err(_) => tally.skip("it is no JSON of ours"),
+        }
+    }
+    (tally, torn)
+}
+
+/// A key, borrowed where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+struct Each<K, V, F>(F, PhantomData<fn(K, V)>);
+
+impl<'a, K: Deserialize<'a>, V: Deserialize<'a>, F: FnMut(K, V)> Visitor<'a> for Each<K, V, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of entries")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(mut self, mut map: A) -> Result<(), A::Error> {
+        while let Some((key, value)) = map.next_entry()? {
+            (self.0)(key, value);
+        }
+        Ok(())
+    }
+}
+
+fn each<'a, K: Deserialize<'a>, V: Deserialize<'a>>(
+    bytes: &'a [u8],
+    take: impl FnMut(K, V),
+) -> Result<(), serde_json::Error> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    reader.deserialize_map(Each(take, PhantomData))?;
+    reader.end()
+}
+
+/// Writing to memory can't fail.
+macro_rules! put {
+    ($out:expr, $($text:tt)*) => {
+        write!($out, $($text)*).unwrap_or_default()
+    };
+}
+
+const fn entry_type(kind: LinkKind) -> u8 {
+    match kind {
+        LinkKind::Layer => 0,
+        LinkKind::Revision => 1,
+    }
+}
+
+fn put_record(out: &mut Vec<u8>, record: &Record) {
+    let Link { repo, kind, digest } = &record.link;
+    put!(
+        out,
+        r#"{{"Key":"{repo}@{digest}","ExpiryData":"{}","EntryType":{},"LastUsed":"{}","Created":"{}"}}"#,
+        Moment::write(record.expiry),
+        entry_type(*kind),
+        Moment::write(Some(record.last_use)),
+        Moment::write(Some(record.created)),
+    );
+}
+
+/// An entry of the snapshot, on a line of its own.
+pub(super) fn write_entry(out: &mut Vec<u8>, record: &Record, first: bool) {
+    let Link { repo, digest, .. } = &record.link;
+    let separator = if first { "\n" } else { ",\n" };
+    put!(out, r#"{separator}"{repo}@{digest}":"#);
+    put_record(out, record);
+}
+
+/// A line of the journal for an entry that was added or used.
+pub(super) fn write_put(out: &mut Vec<u8>, record: &Record) {
+    put_record(out, record);
+    out.push(b'\n');
+}
+
+/// A line of the journal for an entry that has gone.
+pub(super) fn write_removed(out: &mut Vec<u8>, link: &Link) {
+    let Link { repo, kind, digest } = link;
+    let kind = entry_type(*kind);
+    put!(
+        out,
+        "{{\"Key\":\"{repo}@{digest}\",\"EntryType\":{kind},\"Removed\":true}}\n"
+    );
+}

@@ -1,0 +1,139 @@
+use super::*;
+use crate::store::faulty::Operation;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+fn capped(max_size: u64) -> Settings {
+    Settings {
+        max_size: Some(max_size),
+        ..settings()
+    }
+}
+
+/// Distinct layers of 1000 bytes.
+fn kilobyte(name: &str) -> String {
+    format!("{name:x<1000}")
+}
+
+async fn pull(house: &House, name: &str, layers: &[&str]) -> bool {
+    let layers: Vec<_> = layers.iter().map(|layer| kilobyte(layer)).collect();
+    let layers: Vec<_> = layers.iter().map(String::as_str).collect();
+    let whole = house.pull(name, "t", &layers).await.is_some();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    whole
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_least_recently_used_image_goes_whole() {
+    let house = House::with(capped(10_000)).await;
+    for name in ["a", "b", "c"] {
+        assert!(pull(&house, name, &["base", name, &format!("{name}2")]).await);
+    }
+    // The oldest is used again: only its manifest, as clients do that have the layers.
+    pull(&house, "a", &["base", "a", "a2"]).await;
+    assert!(pull(&house, "d", &["d", "d2", "d3", "d4"]).await);
+    house.retention.settled().await;
+    for (name, there) in [
+        ("a", true),
+        ("b", false),
+        ("base", true),
+        ("b2", false),
+        ("d4", true),
+    ] {
+        assert_eq!(house.has(&kilobyte(name)).await, there, "{name}");
+    }
+    assert!(house.retention.usage().used <= 10_000);
+    check(&house, &[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_index_goes_with_its_children() {
+    let house = House::with(capped(20_000)).await;
+    let child = manifest_of("child", &[&kilobyte("l")]);
+    let index = index_of(&[&child, "a platform that nobody asked for"]);
+    house.cache_manifest("a", Some("t"), &index).await.unwrap();
+    house.cache_manifest("a", None, &child).await.unwrap();
+    house.cache_layer("a", &kilobyte("l")).await;
+    assert_eq!(house.images().len(), 1);
+    tokio::time::sleep(MINUTE).await;
+    let large = "z".repeat(19_000);
+    house.cache_layer("b", &large).await;
+    house.retention.settled().await;
+    assert!(house.store.tags(&repo("a")).await.unwrap().is_empty());
+    assert!(!house.has(&child).await && !house.has(&kilobyte("l")).await);
+    check(&house, &[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn held_and_pinned_images_stay_and_the_rest_is_full() {
+    let mut settings = capped(7_000);
+    settings.pins = vec!["a:t".parse().unwrap()];
+    let house = House::with(settings).await;
+    assert!(pull(&house, "a", &["a1", "a2"]).await);
+    assert!(pull(&house, "b", &["b1", "b2"]).await);
+    let hold = house.retention.hold(&digest(&kilobyte("b1"))).await;
+    let full = house.retention.reserve(3_000).await.unwrap_err();
+    assert_eq!((full.bytes, house.retention.counts().full), (3_000, 1));
+    assert!(house.retention.reserve(7_001).await.is_err());
+    drop(hold);
+    let space = house.retention.reserve(3_000).await.unwrap();
+    house.retention.settled().await;
+    assert!(house.has(&kilobyte("a1")).await && !house.has(&kilobyte("b1")).await);
+    assert_eq!(house.retention.usage().reserved, 3_000);
+    drop(space);
+    assert_eq!(house.retention.usage().reserved, 0);
+    check(&house, &[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_waits_for_what_is_being_deleted() {
+    let house = House::with(capped(5_000)).await;
+    house.cache_layer("a", &"x".repeat(4_000)).await;
+    let stall = house.store.stall(Operation::Unlink, 1);
+    let mut waiting = std::pin::pin!(house.retention.reserve(2_000));
+    tokio::select! {
+        _ = &mut waiting => panic!("admitted before anything was deleted"),
+        () = stall.reached() => {}
+    }
+    assert_eq!(house.retention.usage().used, 4_000);
+    stall.release();
+    let mut space = waiting.await.unwrap();
+    space.grow(1_000).await.unwrap();
+    assert_eq!(space.bytes(), 3_000);
+    assert!(space.grow(2_001).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn space_stays_free_on_the_file_system() {
+    let free = Arc::new(AtomicU64::new(10_000));
+    let told = Arc::clone(&free);
+    let free_space: FreeSpace = Arc::new(move || Some(told.load(Ordering::Relaxed)));
+    let min_free = Some(MinFree {
+        bytes: 6_000,
+        free_space,
+    });
+    let house = House::with(Settings {
+        min_free,
+        ..settings()
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(house.retention.usage().limit, Some(4_000));
+    assert!(house.retention.reserve(4_001).await.is_err());
+    house.cache_layer("a", &kilobyte("1")).await;
+    // Somebody else fills the disk.
+    free.store(5_500, Ordering::Relaxed);
+    house.pass(Duration::from_secs(6)).await;
+    assert!(!house.has(&kilobyte("1")).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_high_watermark_is_kept_in_the_background() {
+    let house = House::with(capped(100_000)).await;
+    for n in 0..99 {
+        house.cache_layer("a", &kilobyte(&n.to_string())).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    house.pass(MINUTE).await;
+    assert_eq!(house.retention.usage().used, 95_000);
+    assert!(!house.has(&kilobyte("3")).await && house.has(&kilobyte("4")).await);
+}

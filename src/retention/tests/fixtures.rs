@@ -1,0 +1,279 @@
+//! A start from each file in `scheduler-fixtures/`.
+
+use super::*;
+
+const MANIFEST: &str = "sha256:27ef699ef900025091340332c9ef632c3e68e7f60b83ed7b857d80f3b35f4434";
+const BLOBS: [&str; 2] = [
+    "sha256:6ba4f98f27d8fdbfb6cfa95afe37774d16aea84fb316c533907f6000cd03f51e",
+    "sha256:d0b52691ad4749587b9861ce7042e630cf6ac1a4310ede2ea125dba7013b01e8",
+];
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("scheduler-fixtures")
+        .join(name)
+}
+
+/// The recorded image's links in both repositories. The digests are all that matters of it: the
+/// content is not the real one.
+async fn store_of_the_recording() -> Arc<dyn Store> {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    for (kind, digest) in links() {
+        store::put(&*store, &digest, "a stand-in".into())
+            .await
+            .unwrap();
+        for name in ["library/fixture", "team/fixture"] {
+            store.link(&link(name, kind, digest)).await.unwrap();
+        }
+    }
+    store
+}
+
+fn links() -> Vec<(LinkKind, Digest)> {
+    let blobs = BLOBS.map(|blob| (LinkKind::Layer, blob.parse().unwrap()));
+    let manifest = (LinkKind::Revision, MANIFEST.parse().unwrap());
+    blobs.into_iter().chain([manifest]).collect()
+}
+
+/// Starts from copies of a snapshot and a journal, where there are any.
+async fn start(snapshot: Option<&str>, journal: Option<&str>) -> (House, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let to = state_file(&directory);
+    if let Some(snapshot) = snapshot {
+        std::fs::copy(fixture(snapshot), &to).unwrap();
+    }
+    if let Some(journal) = journal {
+        std::fs::copy(fixture(journal), to.with_extension("journal")).unwrap();
+    }
+    let store = store_of_the_recording().await;
+    let house = House::over(store, on_disk(&directory), Clock::starting_at(today()));
+    house.retention.complete().await;
+    house.retention.settled().await;
+    (house, directory)
+}
+
+/// When the manifest in this repository was last used, in seconds before now.
+fn idle(house: &House, name: &str) -> u64 {
+    let entries = house.entries();
+    let manifest = entries
+        .iter()
+        .find(|entry| entry.link.repo == repo(name) && entry.link.kind == LinkKind::Revision);
+    let last_use = manifest.unwrap().last_use;
+    house
+        .clock
+        .wall()
+        .duration_since(last_use)
+        .unwrap()
+        .as_secs()
+}
+
+fn broken_files(directory: &tempfile::TempDir) -> Vec<String> {
+    let entries = std::fs::read_dir(directory.path()).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.contains(".broken-")).collect()
+}
+
+/// Whatever the files held: all links are known, nothing was deleted, and the state is written
+/// in a form that can be read again.
+async fn is_whole(house: &House, directory: &tempfile::TempDir) {
+    assert_eq!(house.entries().len(), 6);
+    check(house, &[]).await;
+    house.retention.stop().await;
+    let text = std::fs::read_to_string(state_file(directory)).unwrap();
+    let written: serde_json::Map<_, _> = serde_json::from_str(&text).unwrap();
+    assert_eq!(written.len(), 6);
+    for (key, value) in &written {
+        assert_eq!(value["Key"], **key);
+        let revision = key.ends_with(MANIFEST);
+        assert_eq!(value["EntryType"], u64::from(revision));
+        assert!(Moment::parse(value["ExpiryData"].as_str().unwrap()).is_some());
+    }
+    assert!(!state_file(directory).with_extension("journal").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reference_registrys_state_is_read_and_written() {
+    let (house, directory) = start(Some("distribution-2.8-shared.json"), None).await;
+    // It expires a week after it was cached, which was a little more than a minute ago.
+    let idle = idle(&house, "library/fixture");
+    assert!((1..200).contains(&idle), "{idle}");
+    is_whole(&house, &directory).await;
+    assert!(broken_files(&directory).is_empty());
+
+    let (house, directory) = start(Some("distribution-2.8.json"), None).await;
+    is_whole(&house, &directory).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn our_state_is_read_with_its_times() {
+    for (file, seconds) in [
+        ("ours.json", 900),
+        ("never.json", 900),
+        ("offset.json", 900),
+    ] {
+        let (house, directory) = start(Some(file), None).await;
+        assert_eq!(idle(&house, "team/fixture"), seconds, "{file}");
+        is_whole(&house, &directory).await;
+        assert!(broken_files(&directory).is_empty(), "{file}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_state_everything_starts_its_time_now() {
+    for file in [None, Some("empty.json")] {
+        let (house, directory) = start(file, None).await;
+        assert_eq!(idle(&house, "library/fixture"), 0);
+        is_whole(&house, &directory).await;
+        assert!(broken_files(&directory).is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_file_is_set_aside_and_the_start_goes_on() {
+    for (file, first, last) in [
+        ("truncated.json", 900, 0),
+        ("garbage.json", 0, 0),
+        ("not-an-object.json", 0, 0),
+        ("unknown-version.json", 0, 0),
+    ] {
+        let (house, directory) = start(Some(file), None).await;
+        // What could be read counts.
+        assert_eq!(idle(&house, "library/fixture"), first, "{file}");
+        let second = house
+            .entries()
+            .iter()
+            .map(|entry| entry.last_use)
+            .max()
+            .unwrap();
+        let idle = house.clock.wall().duration_since(second).unwrap().as_secs();
+        assert_eq!(idle, last, "{file}");
+        assert_eq!(
+            broken_files(&directory),
+            ["scheduler-state.json.broken-1"],
+            "{file}"
+        );
+        let aside = directory.path().join("scheduler-state.json.broken-1");
+        assert_eq!(
+            std::fs::read(aside).unwrap(),
+            std::fs::read(fixture(file)).unwrap()
+        );
+        is_whole(&house, &directory).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_that_are_not_understood_are_left_out() {
+    let (house, directory) = start(Some("unknown-entries.json"), None).await;
+    let fresh = house
+        .entries()
+        .iter()
+        .filter(|entry| entry.last_use == today())
+        .count();
+    assert_eq!(fresh, 3);
+    is_whole(&house, &directory).await;
+    assert!(broken_files(&directory).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_says_what_there_is() {
+    for file in ["content-gone.json", "content-unknown.json"] {
+        let (house, directory) = start(Some(file), None).await;
+        assert_eq!(idle(&house, "library/fixture"), 900);
+        let expected = if file == "content-gone.json" { 900 } else { 0 };
+        assert_eq!(idle(&house, "team/fixture"), expected);
+        is_whole(&house, &directory).await;
+    }
+    // And a link whose file is gone goes, as does a file without a link.
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture("ours.json"), state_file(&directory)).unwrap();
+    let store = store_of_the_recording().await;
+    store.remove(&MANIFEST.parse().unwrap()).await.unwrap();
+    store::put(&*store, &digest("orphan"), "orphan".into())
+        .await
+        .unwrap();
+    let tagged = (repo("team/fixture"), tag("t"));
+    store
+        .set_tag(&tagged.0, &tagged.1, &MANIFEST.parse().unwrap())
+        .await
+        .unwrap();
+    let house = House::over(store, on_disk(&directory), Clock::starting_at(today()));
+    house.retention.complete().await;
+    house.retention.settled().await;
+    assert_eq!(house.entries().len(), 4);
+    assert!(house.store.tags(&tagged.0).await.unwrap().is_empty());
+    check(&house, &[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_ahead_keeps_nothing_for_years() {
+    let (house, _directory) = start(Some("clock-was-ahead.json"), None).await;
+    assert_eq!(idle(&house, "library/fixture"), 0);
+    house.pass(WEEK).await;
+    assert!(house.entries().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_due_while_the_mirror_was_off_gets_a_grace() {
+    let (house, _directory) = start(Some("long-off.json"), None).await;
+    assert_eq!(house.entries().len(), 6);
+    house.pass(MINUTE * 58).await;
+    assert_eq!(house.entries().len(), 6);
+    house
+        .use_link(&link(
+            "team/fixture",
+            LinkKind::Revision,
+            MANIFEST.parse().unwrap(),
+        ))
+        .await;
+    house.pass(MINUTE * 2).await;
+    assert_eq!(house.entries().len(), 1);
+    check(&house, &[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn most_of_a_cache_isnt_deleted_in_the_first_hours() {
+    let directory = tempfile::tempdir().unwrap();
+    let house = House::over(
+        Arc::new(MemoryStore::new()),
+        on_disk(&directory),
+        Clock::starting_at(today()),
+    );
+    house.retention.complete().await;
+    for n in 0..40 {
+        house.cache_layer("a", &n.to_string()).await;
+    }
+    house.retention.stop().await;
+    // The next start believes to be a year later.
+    let later = Clock::starting_at(today() + WEEK * 52);
+    let house = House::over(Arc::clone(&house.store) as _, on_disk(&directory), later);
+    house.retention.complete().await;
+    house.pass(HOUR * 23).await;
+    assert_eq!(house.entries().len(), 40);
+    house.pass(HOUR).await;
+    assert_eq!(house.entries().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_journal_is_replayed_up_to_where_it_is_torn() {
+    for file in ["torn.journal", "garbage-line.journal", "removed.journal"] {
+        let (house, directory) = start(Some("ours.json"), Some(file)).await;
+        assert_eq!(idle(&house, "library/fixture"), 300, "{file}");
+        // The removed entry's link is still there, so it starts anew.
+        let expected = if file == "removed.journal" { 0 } else { 900 };
+        assert_eq!(idle(&house, "team/fixture"), expected, "{file}");
+        is_whole(&house, &directory).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_oversized_file_is_set_aside_unread() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(state_file(&directory)).unwrap();
+    // Sparse: it takes no space.
+    file.set_len(3 * 1024 * 1024 * 1024).unwrap();
+    let store = store_of_the_recording().await;
+    let house = House::over(store, on_disk(&directory), Clock::starting_at(today()));
+    house.retention.complete().await;
+    assert_eq!(broken_files(&directory), ["scheduler-state.json.broken-1"]);
+    is_whole(&house, &directory).await;
+}

@@ -1,0 +1,269 @@
+//! Tests of the room. [`House`] does to the store and to retention what the mirror does.
+
+mod capacity;
+mod expiry;
+mod fixtures;
+mod model;
+mod state;
+mod sweeper;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::oci::{Algorithm, Manifest};
+use crate::store::{self, FaultyStore, Link, MemoryStore};
+
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
+const WEEK: Duration = Duration::from_hours(7 * 24);
+
+struct House {
+    store: Arc<FaultyStore>,
+    retention: Retention,
+    clock: Clock,
+}
+
+fn settings() -> Settings {
+    Settings {
+        ttl: TtlPolicy::sliding(Some(WEEK)),
+        pins: Vec::new(),
+        max_size: None,
+        min_free: None,
+        state: None,
+    }
+}
+
+/// 2026-11-21, as in the recorded fixtures.
+fn today() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_mins(29_920_575)
+}
+
+fn repo(name: &str) -> RepoName {
+    name.parse().unwrap()
+}
+
+fn tag(name: &str) -> Tag {
+    name.parse().unwrap()
+}
+
+fn digest(content: &str) -> Digest {
+    Digest::of(Algorithm::Sha256, content.as_bytes())
+}
+
+fn link(name: &str, kind: LinkKind, digest: Digest) -> Link {
+    Link {
+        repo: repo(name),
+        kind,
+        digest,
+    }
+}
+
+fn layer(name: &str, content: &str) -> Link {
+    link(name, LinkKind::Layer, digest(content))
+}
+
+/// An image manifest whose config is `<name>-config`.
+fn manifest_of(name: &str, layers: &[&str]) -> String {
+    let descriptor = |content: &str| {
+        let (digest, size) = (digest(content), content.len());
+        serde_json::json!({"mediaType": "x/y", "digest": digest, "size": size})
+    };
+    let layers: Vec<_> = layers.iter().map(|layer| descriptor(layer)).collect();
+    let config = descriptor(&format!("{name}-config"));
+    serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers}).to_string()
+}
+
+fn index_of(children: &[&str]) -> String {
+    let children: Vec<_> = children
+        .iter()
+        .map(|child| {
+            serde_json::json!({"mediaType": "x/y", "digest": digest(child), "size": child.len()})
+        })
+        .collect();
+    serde_json::json!({"schemaVersion": 2, "manifests": children}).to_string()
+}
+
+impl House {
+    async fn with(settings: Settings) -> Self {
+        let house = Self::over(
+            Arc::new(MemoryStore::new()),
+            settings,
+            Clock::starting_at(today()),
+        );
+        house.retention.complete().await;
+        house
+    }
+
+    fn over(store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Self {
+        let store = Arc::new(FaultyStore::new(store));
+        let shared: Arc<dyn Store> = Arc::clone(&store) as _;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        // Nothing cancels `stop`; the test's runtime ends the tasks.
+        let retention = Retention::start(shared, clock, settings, &tasks, &stop);
+        Self {
+            store,
+            retention,
+            clock,
+        }
+    }
+
+    /// Caches and links content, as a download does. False when there is no space.
+    async fn cache(&self, link: &Link, content: &str) -> bool {
+        let size = content.len() as u64;
+        let hold = self.retention.hold(&link.digest).await;
+        if self.store.size(&link.digest).await.unwrap().is_none() {
+            let Ok(space) = self.retention.reserve(size).await else {
+                return false;
+            };
+            let bytes = Bytes::from(content.to_owned());
+            store::put(&*self.store, &link.digest, bytes).await.unwrap();
+            space.commit(&hold, size);
+        }
+        self.store.link(link).await.unwrap();
+        self.retention
+            .linked(&link.repo, link.kind, &link.digest, size);
+        true
+    }
+
+    async fn cache_layer(&self, name: &str, content: &str) -> Link {
+        let link = layer(name, content);
+        assert!(self.cache(&link, content).await);
+        link
+    }
+
+    /// Caches a manifest alone, and points a tag at it.
+    async fn cache_manifest(&self, name: &str, as_tag: Option<&str>, text: &str) -> Option<Link> {
+        let link = link(name, LinkKind::Revision, digest(text));
+        if !self.cache(&link, text).await {
+            return None;
+        }
+        let parsed = Manifest::parse(text.as_bytes()).unwrap();
+        self.retention.manifest(&link.digest, &references(&parsed));
+        if let Some(as_tag) = as_tag {
+            let (repo, as_tag) = (repo(name), tag(as_tag));
+            self.store
+                .set_tag(&repo, &as_tag, &link.digest)
+                .await
+                .unwrap();
+            self.retention.tagged(&repo, &as_tag, &link.digest);
+        }
+        Some(link)
+    }
+
+    /// Pulls a whole image; a hit counts as a use. Returns its manifest's link, unless something
+    /// of it found no space.
+    async fn pull(&self, name: &str, as_tag: &str, layers: &[&str]) -> Option<Link> {
+        let image = format!("{name}:{as_tag}");
+        let config = format!("{image}-config");
+        let text = manifest_of(&image, layers);
+        let manifest = self.cache_manifest(name, Some(as_tag), &text).await?;
+        let mut whole = self.cache(&layer(name, &config), &config).await;
+        for content in layers {
+            whole &= self.cache(&layer(name, content), content).await;
+        }
+        whole.then_some(manifest)
+    }
+
+    async fn is_linked(&self, link: &Link) -> bool {
+        self.store.linked(link).await.unwrap()
+    }
+
+    async fn has(&self, content: &str) -> bool {
+        self.store.size(&digest(content)).await.unwrap().is_some()
+    }
+
+    /// Lets time pass, and what is due then happen.
+    async fn pass(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+        // Deadlines are whole seconds, rounded up.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        self.retention.settled().await;
+    }
+
+    async fn use_link(&self, link: &Link) {
+        let size = self.store.size(&link.digest).await.unwrap().unwrap();
+        self.retention
+            .used(&link.repo, link.kind, &link.digest, size);
+    }
+
+    fn entries(&self) -> Vec<EntryView> {
+        let (mut all, mut from) = (Vec::new(), Some(0));
+        while let Some(at) = from {
+            let (page, next) = self.retention.entries(at);
+            all.extend(page);
+            from = next;
+        }
+        all
+    }
+
+    fn images(&self) -> Vec<ImageView> {
+        let (mut all, mut from) = (Vec::new(), Some(0));
+        while let Some(at) = from {
+            let (page, next) = self.retention.images(at);
+            all.extend(page);
+            from = next;
+        }
+        all
+    }
+}
+
+/// What has to hold of a store and its index at any rest: no link dangles, no file is unlinked, and
+/// the bytes add up.
+async fn check(house: &House, held: &[Digest]) {
+    let mut linked = std::collections::BTreeSet::new();
+    for repo in house.store.repositories().await.unwrap() {
+        for kind in [LinkKind::Layer, LinkKind::Revision] {
+            for digest in house.store.links(&repo, kind).await.unwrap() {
+                let size = house.store.size(&digest).await.unwrap();
+                assert!(size.is_some(), "{repo}@{digest} dangles");
+                linked.insert(digest);
+            }
+        }
+        for tag in house.store.tags(&repo).await.unwrap() {
+            let named = house.store.tag(&repo, &tag).await.unwrap().unwrap();
+            let link = Link {
+                repo: repo.clone(),
+                kind: LinkKind::Revision,
+                digest: named,
+            };
+            assert!(
+                house.is_linked(&link).await,
+                "{repo}:{} dangles",
+                tag.as_str()
+            );
+        }
+    }
+    let mut bytes = 0;
+    for first in 0..=u8::MAX {
+        for (digest, size) in house.store.blobs(first).await.unwrap() {
+            bytes += size;
+            let needed = linked.contains(&digest) || held.contains(&digest);
+            assert!(needed, "{digest} is there without a link");
+        }
+    }
+    assert_eq!(house.retention.usage().used, bytes);
+}
+
+fn with_ttl(ttl: Duration) -> Settings {
+    Settings {
+        ttl: TtlPolicy::sliding(Some(ttl)),
+        ..settings()
+    }
+}
+
+fn on_disk(directory: &tempfile::TempDir) -> Settings {
+    Settings {
+        state: Some(state_file(directory)),
+        ..settings()
+    }
+}
+
+fn state_file(directory: &tempfile::TempDir) -> PathBuf {
+    directory.path().join("scheduler-state.json")
+}

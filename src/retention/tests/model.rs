@@ -1,0 +1,246 @@
+//! Random pulls, uses, expiries, evictions, holds, failures, restarts and crashes, against a model
+//! that only knows when each link was last used.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::retention::expiry::{RETRY, SAVE_AFTER};
+use crate::store::faulty::Operation;
+use proptest::prelude::*;
+
+const TTL: Duration = Duration::from_mins(10);
+/// Deadlines are whole seconds, and the sweeper takes a moment.
+const SLACK: Duration = Duration::from_secs(4);
+const CAP: u64 = 3_000;
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// A pull of image `1` from repository `0`.
+    Pull(u8, u8),
+    /// One layer, without its image.
+    Layer(u8, u8),
+    Pass(u16),
+    Hold(u8),
+    Release,
+    Purge(u8, u8),
+    /// The next link can't be removed.
+    Fail,
+    Restart,
+    /// And how many of the journal's last bytes are lost.
+    Crash(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0..3_u8, 0..6_u8).prop_map(|(repo, image)| Step::Pull(repo, image)),
+        2 => (0..3_u8, 0..8_u8).prop_map(|(repo, layer)| Step::Layer(repo, layer)),
+        5 => (1..800_u16).prop_map(Step::Pass),
+        2 => (0..8_u8).prop_map(Step::Hold),
+        2 => Just(Step::Release),
+        1 => (0..3_u8, 0..6_u8).prop_map(|(repo, image)| Step::Purge(repo, image)),
+        1 => Just(Step::Fail),
+        1 => Just(Step::Restart),
+        2 => any::<u8>().prop_map(Step::Crash),
+    ]
+}
+
+/// Layers of different sizes; image n has layers n, n + 1 and 0, so that neighbours share.
+fn layer_of(n: u8) -> String {
+    format!("layer {n} ").repeat(10 + usize::from(n))
+}
+
+fn layers_of(image: u8) -> Vec<String> {
+    [image, image + 1, 0].map(layer_of).to_vec()
+}
+
+fn repo_of(n: u8) -> &'static str {
+    ["a", "a/b", "ghcr.io/c"][usize::from(n)]
+}
+
+/// When a link was last used, or the last start if that was later.
+#[derive(Debug, Default)]
+struct Model {
+    used: BTreeMap<Link, SystemTime>,
+    started: Option<SystemTime>,
+    /// Links whose last uses a crash may have lost, or that a purge may have removed.
+    unsure: BTreeSet<Link>,
+    held: BTreeSet<Digest>,
+    /// The latest time that something due may have been put off to.
+    put_off: Option<SystemTime>,
+}
+
+impl Model {
+    fn used(&mut self, link: Link, now: SystemTime) {
+        self.unsure.remove(&link);
+        self.used.insert(link, now);
+    }
+
+    /// Every link that has to be there is, and every link that has to be gone is.
+    async fn agrees(&self, house: &House, capped: bool) {
+        let now = house.clock.wall();
+        for (link, used) in &self.used {
+            let there = house.is_linked(link).await;
+            if now < *used + TTL && !self.unsure.contains(link) && !capped {
+                assert!(there, "{link:?} went early");
+            }
+            let latest = self.started.into_iter().fold(*used, SystemTime::max) + TTL + SLACK;
+            let put_off = self.put_off.is_some_and(|until| now <= until);
+            if now > latest && !put_off && !self.held.contains(&link.digest) {
+                assert!(!there, "{link:?} stayed");
+            }
+        }
+        let held: Vec<_> = self.held.iter().copied().collect();
+        check(house, &held).await;
+        for digest in &held {
+            assert!(
+                house.store.size(digest).await.unwrap().is_some(),
+                "{digest} went while held"
+            );
+        }
+        if capped {
+            assert!(house.retention.usage().used <= CAP);
+        }
+    }
+}
+
+#[expect(clippy::too_many_lines, reason = "one arm for each kind of step")]
+/// One run of the process: takes steps until it ends; true when that was a crash.
+async fn incarnation(
+    house: House,
+    model: &mut Model,
+    steps: &mut std::vec::IntoIter<Step>,
+    capped: bool,
+) -> (SystemTime, Option<u8>) {
+    house.retention.complete().await;
+    let mut holds = Vec::new();
+    loop {
+        house.retention.settled().await;
+        model.agrees(&house, capped).await;
+        let now = house.clock.wall();
+        match steps.next() {
+            Some(Step::Pull(repo, image)) => {
+                let layers = layers_of(image);
+                let layers: Vec<_> = layers.iter().map(String::as_str).collect();
+                let (name, as_tag) = (repo_of(repo), format!("t{image}"));
+                let whole = house.pull(name, &as_tag, &layers).await;
+                if let Some(manifest) = whole {
+                    model.used(manifest, now);
+                    model.used(layer(name, &format!("{name}:{as_tag}-config")), now);
+                    for content in &layers {
+                        model.used(layer(name, content), now);
+                    }
+                } else {
+                    assert!(capped);
+                }
+            }
+            Some(Step::Layer(repo, n)) => {
+                let (content, link) = (layer_of(n), layer(repo_of(repo), &layer_of(n)));
+                if house.cache(&link, &content).await {
+                    model.used(link, now);
+                }
+            }
+            Some(Step::Pass(seconds)) => house.pass(Duration::from_secs(seconds.into())).await,
+            Some(Step::Hold(n)) => {
+                let digest = digest(&layer_of(n));
+                let hold = house.retention.hold(&digest).await;
+                if house.store.size(&digest).await.unwrap().is_some() {
+                    model.held.insert(digest);
+                    holds.push((digest, hold));
+                }
+            }
+            Some(Step::Release) => {
+                if let Some((digest, _)) = holds.pop()
+                    && holds.iter().all(|(other, _)| *other != digest)
+                {
+                    model.held.remove(&digest);
+                    model.put_off = Some(now + RETRY + SLACK);
+                }
+            }
+            Some(Step::Purge(repo, image)) => {
+                let selection = format!("{}:t{image}", repo_of(repo));
+                let purged = house
+                    .retention
+                    .purge(&selection.parse().unwrap(), false)
+                    .await;
+                model
+                    .unsure
+                    .extend(purged.into_iter().map(|entry| entry.link));
+            }
+            Some(Step::Fail) => {
+                house
+                    .store
+                    .fail(Operation::Unlink, 1, io::ErrorKind::PermissionDenied);
+                // It may strike at any time.
+                model.put_off = Some(now + WEEK);
+            }
+            Some(Step::Restart) => {
+                drop(holds);
+                house.retention.stop().await;
+                return (house.clock.wall(), None);
+            }
+            Some(Step::Crash(torn)) => return (now, Some(torn)),
+            None => return (now, None),
+        }
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().start_paused(true).build().unwrap()
+}
+
+fn live(steps: Vec<Step>, capped: bool) {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = state_file(&directory).with_extension("journal");
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let mut model = Model::default();
+    let mut steps = steps.into_iter();
+    let mut now = today();
+    while steps.len() > 0 {
+        // Dropping the runtime ends the tasks wherever they are, as a crash does.
+        let runtime = runtime();
+        let (ended, torn) = runtime.block_on(async {
+            let settings = Settings {
+                ttl: TtlPolicy::sliding(Some(TTL)),
+                max_size: capped.then_some(CAP),
+                ..on_disk(&directory)
+            };
+            let house = House::over(Arc::clone(&store), settings, Clock::starting_at(now));
+            incarnation(house, &mut model, &mut steps, capped).await
+        });
+        drop(runtime);
+        if let Some(torn) = torn {
+            // The model's own uses are unsure when they weren't saved, or are in the torn part.
+            let text = std::fs::read(&journal).unwrap_or_default();
+            let kept = text.len().saturating_sub(torn.into());
+            if !text.is_empty() {
+                std::fs::write(&journal, &text[..kept]).unwrap();
+            }
+            let lost = |used: &SystemTime| torn > 0 || *used + SAVE_AFTER + SLACK > ended;
+            let lost = model.used.iter().filter(|(_, used)| lost(used));
+            model.unsure.extend(lost.map(|(link, _)| link.clone()));
+        }
+        model.held.clear();
+        now = ended + Duration::from_secs(1);
+        model.started = Some(now);
+        model.put_off = None;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn without_a_cap_everything_goes_in_time_and_not_before(
+        steps in proptest::collection::vec(step(), 1..40),
+    ) {
+        live(steps, false);
+    }
+
+    #[test]
+    fn with_a_cap_whole_images_go_and_the_cap_is_kept(
+        steps in proptest::collection::vec(step(), 1..40),
+    ) {
+        live(steps, true);
+    }
+}

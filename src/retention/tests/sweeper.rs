@@ -1,0 +1,109 @@
+use super::*;
+use crate::store::faulty::Operation;
+use std::io::ErrorKind;
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_removed_is_tried_again() {
+    for operation in [
+        Operation::Unlink,
+        Operation::Remove,
+        Operation::Tag,
+        Operation::RemoveTag,
+    ] {
+        let house = House::with(with_ttl(HOUR)).await;
+        let text = manifest_of("1", &[]);
+        let link = house.cache_manifest("a", Some("t"), &text).await.unwrap();
+        house.store.fail(operation, 1, ErrorKind::PermissionDenied);
+        house.store.fail(operation, 1, ErrorKind::PermissionDenied);
+        house.pass(HOUR).await;
+        assert_eq!(house.retention.counts().delete_failures, 1, "{operation:?}");
+        assert!(house.has(&text).await, "{operation:?}");
+        house.pass(MINUTE * 2).await;
+        assert!(
+            !house.has(&text).await && !house.is_linked(&link).await,
+            "{operation:?}"
+        );
+        check(&house, &[]).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_waits_for_the_deletion_and_then_keeps_what_is_linked() {
+    let house = House::with(with_ttl(HOUR)).await;
+    let a = house.cache_layer("a", "x").await;
+    let stall = house.store.stall(Operation::Remove, 1);
+    tokio::time::sleep(HOUR + MINUTE).await;
+    stall.reached().await;
+    assert!(house.retention.try_hold(&a.digest).is_none());
+    let again = async { house.cache_layer("a", "x").await };
+    let release = async {
+        tokio::time::sleep(MINUTE).await;
+        stall.release();
+    };
+    let (again, ()) = tokio::join!(again, release);
+    assert!(house.is_linked(&again).await && house.has("x").await);
+    check(&house, &[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_never_gets_its_link_goes_when_it_is_let_go() {
+    let house = House::with(settings()).await;
+    let hold = house.retention.hold(&digest("x")).await;
+    store::put(&*house.store, &digest("x"), "x".into())
+        .await
+        .unwrap();
+    hold.committed(1);
+    house.pass(HOUR).await;
+    assert!(house.has("x").await);
+    drop(hold);
+    house.retention.settled().await;
+    assert!(!house.has("x").await);
+    // A hold on what isn't there leaves nothing behind.
+    drop(house.retention.hold(&digest("y")).await);
+    assert_eq!(house.retention.usage().blobs, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn purging_a_tag_leaves_what_others_need() {
+    let house = House::with(settings()).await;
+    house.pull("a", "1", &["base", "one"]).await.unwrap();
+    house.pull("a", "2", &["base", "two"]).await.unwrap();
+    house.pull("b", "1", &["base", "three"]).await.unwrap();
+    let selection: Selection = "a:1".parse().unwrap();
+    let planned = house.retention.purge(&selection, true).await;
+    assert_eq!(planned.len(), 3, "{planned:?}");
+    assert!(house.has("one").await);
+    let purged = house.retention.purge(&selection, false).await;
+    assert_eq!(purged.len(), 3);
+    assert!(!house.has("one").await && house.has("base").await && house.has("two").await);
+    assert_eq!(house.store.tags(&repo("a")).await.unwrap(), [tag("2")]);
+    check(&house, &[]).await;
+
+    let held = house.retention.hold(&digest("three")).await;
+    house.retention.purge(&"b".parse().unwrap(), false).await;
+    assert!(house.has("three").await && house.has("base").await);
+    drop(held);
+    house.retention.settled().await;
+    assert!(!house.has("three").await);
+    assert_eq!(house.store.repositories().await.unwrap(), [repo("a")]);
+    check(&house, &[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_are_listed_with_what_they_share() {
+    let house = House::with(settings()).await;
+    let first = house.pull("a", "1", &["base", "one"]).await.unwrap();
+    house.pull("a", "2", &["base", "two"]).await.unwrap();
+    house.cache_layer("b", "lonely").await;
+    let images = house.images();
+    assert_eq!(images.len(), 3);
+    let image = images
+        .iter()
+        .find(|image| image.digest == first.digest)
+        .unwrap();
+    assert_eq!(image.shared, 4);
+    assert_eq!(image.repositories, [(repo("a"), vec![tag("1")])]);
+    assert!(image.is_manifest && image.expiry.is_some());
+    let lonely = images.iter().find(|image| !image.is_manifest).unwrap();
+    assert_eq!((lonely.size, lonely.shared), (6, 0));
+}
