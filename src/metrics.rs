@@ -133,6 +133,23 @@ struct OfKind {
     kind: Kind,
 }
 
+/// What the retention knows of the cache, at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CacheFigures {
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Bytes of running downloads.
+    pub reserved_bytes: u64,
+    /// Bytes that may be used; none where there is no limit.
+    pub limit_bytes: Option<u64>,
+    pub links: u64,
+    pub blobs: u64,
+    pub delete_failures: u64,
+    pub save_failures: u64,
+    /// Downloads for which there was no space.
+    pub full: u64,
+}
+
 /// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
@@ -147,6 +164,19 @@ pub struct Metrics {
     downloads: Gauge,
     followers: Gauge,
     connections: Gauge,
+    cache: CacheGauges,
+}
+
+#[derive(Debug, Default)]
+struct CacheGauges {
+    bytes: Gauge,
+    reserved: Gauge,
+    limit: Gauge,
+    links: Gauge,
+    blobs: Gauge,
+    delete_failures: Gauge,
+    save_failures: Gauge,
+    full: Gauge,
 }
 
 impl Default for Metrics {
@@ -169,6 +199,7 @@ impl Metrics {
             downloads: Gauge::default(),
             followers: Gauge::default(),
             connections: Gauge::default(),
+            cache: CacheGauges::default(),
         };
         metrics.register();
         metrics
@@ -219,6 +250,61 @@ impl Metrics {
             "Open client connections",
             self.connections.clone(),
         );
+        self.register_cache();
+    }
+
+    fn register_cache(&mut self) {
+        let cache = self.registry.sub_registry_with_prefix("cache");
+        let gauges = &self.cache;
+        for (name, help, gauge) in [
+            ("bytes", "Bytes of all files", &gauges.bytes),
+            (
+                "reserved_bytes",
+                "Bytes of running downloads",
+                &gauges.reserved,
+            ),
+            (
+                "limit_bytes",
+                "Bytes that may be used; 0 is no limit",
+                &gauges.limit,
+            ),
+            (
+                "links",
+                "Blobs and manifests linked into repositories",
+                &gauges.links,
+            ),
+            ("blobs", "Files", &gauges.blobs),
+            (
+                "delete_failures",
+                "Removals that failed and are tried again",
+                &gauges.delete_failures,
+            ),
+            (
+                "save_failures",
+                "Saves of the expiry state that failed",
+                &gauges.save_failures,
+            ),
+            (
+                "full",
+                "Downloads that found no space and were passed through",
+                &gauges.full,
+            ),
+        ] {
+            cache.register(name, help, gauge.clone());
+        }
+    }
+
+    /// Takes over what the retention knows.
+    pub fn cache(&self, figures: &CacheFigures) {
+        let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        set(&self.cache.bytes, figures.bytes);
+        set(&self.cache.reserved, figures.reserved_bytes);
+        set(&self.cache.limit, figures.limit_bytes.unwrap_or(0));
+        set(&self.cache.links, figures.links);
+        set(&self.cache.blobs, figures.blobs);
+        set(&self.cache.delete_failures, figures.delete_failures);
+        set(&self.cache.save_failures, figures.save_failures);
+        set(&self.cache.full, figures.full);
     }
 
     /// A request to an upstream has ended, or its head has arrived.

@@ -8,22 +8,41 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::http::{Body, Handler};
-use crate::metrics::Metrics;
+use crate::metrics::{CacheFigures, Metrics};
+use crate::retention::Retention;
 
 /// Answers on the debug listener.
 #[derive(Debug)]
 pub struct Admin {
     metrics: Arc<Metrics>,
+    retention: Retention,
     /// Where the metrics are, if anywhere.
     metrics_path: Option<String>,
 }
 
 impl Admin {
-    pub fn new(metrics: Arc<Metrics>, metrics_path: Option<String>) -> Self {
+    pub fn new(metrics: Arc<Metrics>, retention: Retention, metrics_path: Option<String>) -> Self {
         Self {
             metrics,
+            retention,
             metrics_path,
         }
+    }
+
+    /// What is counted elsewhere is copied when it is asked for.
+    fn render(&self) -> String {
+        let (usage, counts) = (self.retention.usage(), self.retention.counts());
+        self.metrics.cache(&CacheFigures {
+            bytes: usage.used,
+            reserved_bytes: usage.reserved,
+            limit_bytes: usage.limit,
+            links: usage.entries as u64,
+            blobs: usage.blobs as u64,
+            delete_failures: counts.delete_failures,
+            save_failures: counts.save_failures,
+            full: counts.full,
+        });
+        self.metrics.render()
     }
 
     fn answer(&self, method: &Method, path: &str) -> Response<Body> {
@@ -39,7 +58,7 @@ impl Admin {
         }
         match path {
             path if self.metrics_path.as_deref() == Some(path) => {
-                let mut response = text(StatusCode::OK, self.metrics.render());
+                let mut response = text(StatusCode::OK, self.render());
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 response
                     .headers_mut()
@@ -92,10 +111,19 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+    use crate::retention::Settings;
+    use crate::store::MemoryStore;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
 
-    #[test]
-    fn the_pages() {
-        let admin = Admin::new(Arc::new(Metrics::new()), Some("/metrics".to_owned()));
+    #[tokio::test]
+    async fn the_pages() {
+        let (store, clock) = (Arc::new(MemoryStore::new()), Clock::system());
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let retention = Retention::start(store, clock, Settings::unlimited(), &tasks, &stop);
+        let metrics = Arc::new(Metrics::new());
+        let admin = Admin::new(metrics, retention, Some("/metrics".to_owned()));
         for (method, path, status) in [
             (Method::GET, "/metrics", 200),
             (Method::HEAD, "/debug/health", 200),

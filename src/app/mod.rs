@@ -1,6 +1,7 @@
 //! Wires the rooms together; owns every task and the way to stop.
 
 mod meter;
+mod retention;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::http::listener::{Address, BindError, Listener};
 use crate::http::{ConnectionSettings, Handler, Service, Settings, serve};
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, UpstreamEntry, Upstreams};
+use crate::retention::Retention;
 use crate::store::{FsStore, MemoryStore, Store, StoreError};
 use crate::upstream::{self, Upstream, UpstreamError};
 
@@ -47,6 +49,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     drain_timeout: Duration,
     tasks: TaskTracker,
+    retention: Retention,
     /// Accept no more; end connections after the request under way.
     stop_accepting: CancellationToken,
     /// Fail what is still running.
@@ -73,8 +76,13 @@ impl App {
         let tasks = TaskTracker::new();
         let (stop_accepting, stop_now) = (CancellationToken::new(), CancellationToken::new());
         let upstreams = upstreams(&config.proxy, clock, &metrics)?;
+        let background = TaskTracker::new();
+        let kept_how = retention::settings(config)?;
+        let kept = Arc::clone(&store);
+        let retention = Retention::start(kept, clock, kept_how, &background, &stop_now);
         let fetcher = Fetcher::new(
             Arc::clone(&store),
+            retention.clone(),
             Arc::clone(&metrics),
             tasks.clone(),
             stop_now.clone(),
@@ -84,6 +92,7 @@ impl App {
             upstreams,
             store,
             fetcher,
+            retention.clone(),
             tags_ttl,
             tasks.clone(),
             Arc::clone(&metrics),
@@ -103,7 +112,11 @@ impl App {
         let debug_address = match &config.http.debug {
             None => None,
             Some(debug) => {
-                let admin = Admin::new(Arc::clone(&metrics), debug.metrics_path.clone());
+                let admin = Admin::new(
+                    Arc::clone(&metrics),
+                    retention.clone(),
+                    debug.metrics_path.clone(),
+                );
                 Some(serving.listen(&debug.listen, admin).await?)
             }
         };
@@ -115,6 +128,7 @@ impl App {
             metrics,
             drain_timeout,
             tasks,
+            retention,
             stop_accepting,
             stop_now,
         })
@@ -138,6 +152,18 @@ impl App {
     /// Stops gracefully: accepts nothing new, lets what is under way finish within the configured
     /// time, then ends the rest. Returns whether everything finished by itself.
     pub async fn stop(self) -> bool {
+        let clean = self.drain().await;
+        // After the last use, so that the snapshot has it.
+        if tokio::time::timeout(SAVE_TIME, self.retention.stop())
+            .await
+            .is_err()
+        {
+            tracing::warn!("the expiry state could not be saved in time; its journal has it");
+        }
+        clean
+    }
+
+    async fn drain(&self) -> bool {
         self.stop_accepting.cancel();
         self.tasks.close();
         if tokio::time::timeout(self.drain_timeout, self.tasks.wait())
@@ -186,6 +212,9 @@ impl Serving {
         Ok(address)
     }
 }
+
+/// How long the expiry state may take to be saved at the end.
+const SAVE_TIME: Duration = Duration::from_secs(30);
 
 /// How long failed requests have to say so, after the drain time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);

@@ -35,6 +35,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::metrics::{InFlight, Metrics};
 use crate::oci::{Digest, RepoName};
+use crate::retention::Retention;
 use crate::store::{Store, StoreError};
 use crate::upstream::{BlobStream, UpstreamError};
 
@@ -89,6 +90,7 @@ struct Shared {
     running: DashMap<Digest, Arc<Download>>,
     next_id: AtomicU64,
     store: Arc<dyn Store>,
+    retention: Retention,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -121,6 +123,7 @@ impl Fetcher {
     /// `tasks` owns the downloads; `stop` ends them, failed, at the latest moment of a shutdown.
     pub fn new(
         store: Arc<dyn Store>,
+        retention: Retention,
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
         stop: CancellationToken,
@@ -129,6 +132,7 @@ impl Fetcher {
             running: DashMap::new(),
             next_id: AtomicU64::new(0),
             store,
+            retention,
             metrics,
             tasks,
             stop,

@@ -6,12 +6,16 @@ use tokio::task::JoinHandle;
 
 use super::{Download, FetchError, Shared};
 use crate::oci::{Algorithm, Hasher};
+use crate::retention::Reservation;
 use crate::store::{Stage, StoreError};
 use crate::upstream::BlobBody;
 use futures_util::StreamExt as _;
 
 /// Bytes that may wait for the writer. Past it the upstream's socket is left alone.
 const MAX_PENDING: usize = 4 * 1024 * 1024;
+
+/// Bytes reserved at a time for a blob whose length the upstream doesn't tell.
+pub(super) const UNTOLD: u64 = 64 * 1024 * 1024;
 
 /// What hashes and writes. It moves to the blocking pool with each batch, and back.
 pub(super) struct Writer {
@@ -69,6 +73,8 @@ pub(super) struct Sink<'a> {
     pending: Vec<Bytes>,
     pending_bytes: usize,
     writer: Writing,
+    /// Space in the cache; none when the download isn't stored.
+    reservation: Option<Reservation>,
     /// Wakes when followers of a download that isn't stored have moved on.
     moved: watch::Receiver<()>,
 }
@@ -79,9 +85,11 @@ impl<'a> Sink<'a> {
         download: &'a Download,
         writer: Writer,
         total: Option<u64>,
+        reservation: Option<Reservation>,
     ) -> Self {
         Self {
             shared,
+            reservation,
             download,
             total,
             received: 0,
@@ -99,6 +107,9 @@ impl<'a> Sink<'a> {
         mut skip: u64,
     ) -> Result<(), FetchError> {
         loop {
+            if self.total.is_none() {
+                self.reserve_more().await;
+            }
             self.moved.borrow_and_update();
             let room = self.download.progress.room()? && self.pending_bytes < MAX_PENDING;
             tokio::select! {
@@ -117,6 +128,19 @@ impl<'a> Sink<'a> {
                     moved.map_err(|_progress_gone| FetchError::Lost)?;
                 }
             }
+        }
+    }
+
+    /// Keeps the reservation ahead of a blob whose length isn't known.
+    async fn reserve_more(&mut self) {
+        if let Some(reservation) = &mut self.reservation
+            && self.received >= reservation.bytes()
+            && let Err(full) = reservation.grow(UNTOLD).await
+        {
+            let digest = self.download.digest;
+            tracing::warn!(%digest, %full, "passing the rest of the download through");
+            self.reservation = None;
+            self.download.progress.unstored();
         }
     }
 
@@ -149,7 +173,10 @@ impl<'a> Sink<'a> {
             return;
         }
         self.writer = match std::mem::replace(&mut self.writer, Writing::Gone) {
-            Writing::Idle(writer) => {
+            Writing::Idle(mut writer) => {
+                if self.reservation.is_none() {
+                    writer.stage = None;
+                }
                 let batch = std::mem::take(&mut self.pending);
                 self.pending_bytes = 0;
                 Writing::Busy(tokio::task::spawn_blocking(move || writer.write(&batch)))
@@ -163,6 +190,7 @@ impl<'a> Sink<'a> {
             self.shared.metrics.store_failed();
             let digest = self.download.digest;
             tracing::error!(%digest, %error, "can't store the download; passing it through");
+            self.reservation = None;
             self.download.progress.unstored();
         }
         self.download.progress.written(writer.written);
@@ -171,10 +199,10 @@ impl<'a> Sink<'a> {
     }
 
     /// Hashes and writes what is left.
-    pub(super) async fn finish(mut self) -> Result<Writer, FetchError> {
+    pub(super) async fn finish(mut self) -> Result<(Writer, Option<Reservation>), FetchError> {
         loop {
             match self.writer {
-                Writing::Idle(writer) => return Ok(*writer),
+                Writing::Idle(writer) => return Ok((*writer, self.reservation)),
                 Writing::Gone => return Err(FetchError::Lost),
                 Writing::Busy(_) => {
                     let writer = written(&mut self.writer).await?;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::sink::{Sink, Writer};
+use super::sink::{Sink, UNTOLD, Writer};
 use super::{Download, FetchError, Shared, Source};
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoName};
+use crate::retention::{Hold, Reservation};
 use crate::store::{Link, LinkKind, Stage, StoreError};
 use crate::upstream::{BlobBody, BlobStream, UpstreamError};
 
@@ -33,9 +34,9 @@ pub(super) async fn run(shared: Arc<Shared>, download: Arc<Download>, source: Ar
         () = stopped => Err(FetchError::Stopping),
     };
     match result {
-        Ok(Some(stage)) => {
+        Ok(Some(done)) => {
             download.progress.verified();
-            commit(&shared, &download, stage).await;
+            commit(&shared, &download, done).await;
         }
         Ok(None) => {
             // Passed through. Who comes now starts anew.
@@ -65,40 +66,63 @@ impl Drop for Guard<'_> {
     }
 }
 
+/// A download that has the digest, and its place in the store.
+struct Verified {
+    stage: Box<dyn Stage>,
+    /// Bytes.
+    size: u64,
+    reservation: Reservation,
+    /// Keeps the file from being removed before it is linked.
+    hold: Hold,
+}
+
 /// Makes a verified download part of the store. Its followers have their bytes already, so a
 /// failure costs the cache and not the clients.
-async fn commit(shared: &Shared, download: &Download, stage: Box<dyn Stage>) {
+async fn commit(shared: &Shared, download: &Download, verified: Verified) {
+    let Verified {
+        stage,
+        size,
+        reservation,
+        hold,
+    } = verified;
+    let digest = download.digest;
     let committed = tokio::task::spawn_blocking(move || stage.commit()).await;
     // From here on nobody joins: who asks finds the blob in the store.
     let repositories = download.repositories().take().unwrap_or_default();
     let stored = match committed {
-        Ok(Ok(())) => link_all(shared, download.digest, repositories).await,
+        Ok(Ok(())) => {
+            reservation.commit(&hold, size);
+            link_all(shared, digest, size, repositories).await
+        }
         Ok(Err(error)) => Err(error),
         Err(panicked) => {
-            tracing::error!(digest = %download.digest, error = %panicked, "commit panicked");
+            tracing::error!(%digest, error = %panicked, "commit panicked");
             return;
         }
     };
     if let Err(error) = stored {
         shared.metrics.store_failed();
-        tracing::error!(digest = %download.digest, %error, "download served but not cached");
+        tracing::error!(%digest, %error, "download served but not cached");
     }
+    drop(hold);
 }
 
 async fn link_all(
     shared: &Shared,
     digest: Digest,
-    repositories: Vec<crate::oci::RepoName>,
+    size: u64,
+    repositories: Vec<RepoName>,
 ) -> Result<(), StoreError> {
     for repo in repositories {
+        let link = Link {
+            repo,
+            kind: LinkKind::Layer,
+            digest,
+        };
+        shared.store.link(&link).await?;
         shared
-            .store
-            .link(&Link {
-                repo,
-                kind: LinkKind::Layer,
-                digest,
-            })
-            .await?;
+            .retention
+            .linked(&link.repo, link.kind, &digest, size);
     }
     Ok(())
 }
@@ -112,18 +136,19 @@ struct Transfer<'a> {
 impl Transfer<'_> {
     /// Streams, hashes and stages the blob. When this succeeds the blob has the digest; there is no
     /// stage to commit where it couldn't be written.
-    async fn run(&self) -> Result<Option<Box<dyn Stage>>, FetchError> {
+    async fn run(&self) -> Result<Option<Verified>, FetchError> {
         let digest = self.download.digest;
         let BlobStream {
             offset: _,
             total,
             mut body,
         } = self.source.open(0).await?;
-        let stage = self.stage(digest).await;
+        let hold = self.shared.retention.hold(&digest).await;
+        let (stage, reservation) = self.place(digest, total).await.unzip();
         let reader = stage.as_ref().map(|stage| stage.content());
         self.download.progress.opened(total, reader);
         let writer = Writer::new(stage, digest.algorithm());
-        let mut sink = Sink::new(self.shared, self.download, writer, total);
+        let mut sink = Sink::new(self.shared, self.download, writer, total, reservation);
         let (mut in_row, mut last_break, mut skip) = (0, 0, 0);
         while let Err(error) = sink.drain(&mut body, skip).await {
             let FetchError::Upstream(error) = error else {
@@ -138,7 +163,7 @@ impl Transfer<'_> {
             (body, skip) = self.resume(error, in_row, sink.received, total).await?;
         }
         let sent = sink.received;
-        let Writer { stage, hasher, .. } = sink.finish().await?;
+        let (Writer { stage, hasher, .. }, reservation) = sink.finish().await?;
         if let Some(announced) = total
             && announced != sent
         {
@@ -155,19 +180,34 @@ impl Transfer<'_> {
                 got: got.into(),
             });
         }
-        Ok(stage)
+        let place = stage.zip(reservation);
+        Ok(place.map(|(stage, reservation)| Verified {
+            stage,
+            size: sent,
+            reservation,
+            hold,
+        }))
     }
 
-    /// A place for the bytes; none when the store has none to give. That costs the cache, and not
+    /// A place for the bytes; none when the cache has none to give. That costs the cache, and not
     /// the clients.
-    async fn stage(&self, digest: Digest) -> Option<Box<dyn Stage>> {
+    async fn place(
+        &self,
+        digest: Digest,
+        total: Option<u64>,
+    ) -> Option<(Box<dyn Stage>, Reservation)> {
+        let reserved = self.shared.retention.reserve(total.unwrap_or(UNTOLD)).await;
+        let reservation = reserved
+            .inspect_err(|full| tracing::warn!(%digest, %full, "passing the download through"))
+            .ok()?;
         let staged = self.shared.store.stage(&digest).await;
-        staged
+        let stage = staged
             .inspect_err(|error| {
                 self.shared.metrics.store_failed();
                 tracing::error!(%digest, %error, "can't store the download; passing it through");
             })
-            .ok()
+            .ok()?;
+        Some((stage, reservation))
     }
 
     /// Opens the upstream again at `offset`, after `error`. Returns the body and how many of its

@@ -10,7 +10,9 @@ use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::clock::Clock;
 use crate::oci::Algorithm;
+use crate::retention;
 use crate::store::faulty::Operation;
 use crate::store::{FaultyStore, Link, LinkKind, MemoryStore, read_all};
 use crate::upstream::{BlobStream, ShownUrl, UpstreamError};
@@ -112,8 +114,17 @@ impl Bench {
         let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let shared = Arc::clone(&store) as Arc<dyn Store>;
+        // Tasks of its own keep the retention, so that the tests can wait for the downloads.
+        let retention = Retention::start(
+            Arc::clone(&shared),
+            Clock::starting_at(std::time::SystemTime::UNIX_EPOCH),
+            retention::Settings::unlimited(),
+            &TaskTracker::new(),
+            &stop,
+        );
         let fetcher = Fetcher::new(
             shared,
+            retention,
             Arc::new(Metrics::new()),
             tasks.clone(),
             stop.clone(),

@@ -187,7 +187,7 @@ impl Reading {
     async fn read(&mut self, offset: u64, end: Option<u64>) -> Result<Option<Bytes>, BodyError> {
         let wanted = end.map_or(u64::MAX, |end| end - offset);
         let bytes = match &mut self.source {
-            BlobBody::Stored(content) => {
+            BlobBody::Stored(content, _hold) => {
                 let max = usize::try_from(wanted).unwrap_or(READ).min(READ);
                 Some(content.reader.read_at(offset, max).await?).filter(|bytes| !bytes.is_empty())
             }

@@ -6,6 +6,7 @@ use super::{Mirror, MirrorError, Target, Want};
 use crate::fetch::{Follower, Joined, Source};
 use crate::metrics::Outcome;
 use crate::oci::{Digest, RepoName};
+use crate::retention::Hold;
 use crate::store::{Content, LinkKind};
 use crate::upstream::{BlobStream, UpstreamError};
 
@@ -25,15 +26,17 @@ pub struct BlobAnswer {
 /// Where the bytes are read.
 #[derive(Debug)]
 pub enum BlobBody {
-    Stored(Content),
+    /// The hold keeps the file from being removed while it is read.
+    Stored(Content, Hold),
     Fetching(Follower),
 }
 
 impl BlobAnswer {
-    fn stored(content: Content, outcome: Outcome) -> Self {
+    fn stored(content: Content, hold: Hold, outcome: Outcome) -> Self {
+        let size = Some(content.size);
         Self {
-            size: Some(content.size),
-            body: Some(BlobBody::Stored(content)),
+            size,
+            body: Some(BlobBody::Stored(content, hold)),
             outcome,
         }
     }
@@ -57,8 +60,11 @@ impl Mirror {
         want: Want,
     ) -> Result<BlobAnswer, MirrorError> {
         for _ in 0..ATTEMPTS {
+            let hold = self.retention.hold(&digest).await;
             if let Some(content) = self.linked_blob(target, &digest).await {
-                return Ok(BlobAnswer::stored(content, Outcome::Hit));
+                self.retention
+                    .used(&target.stored, LinkKind::Layer, &digest, content.size);
+                return Ok(BlobAnswer::stored(content, hold, Outcome::Hit));
             }
             if let Some(follower) = self.fetcher.follow(&digest, &target.stored) {
                 return BlobAnswer::following(follower, Outcome::Joined).await;
@@ -66,7 +72,7 @@ impl Mirror {
             // Another repository's blob, there or on its way: is it this repository's, too?
             let present = self.readable("blob", self.store.open(&digest).await);
             if let Some(content) = present {
-                return self.claim(target, digest, content).await;
+                return self.claim(target, digest, content, hold).await;
             }
             if want == Want::Head || self.fetcher.is_running(&digest) {
                 let size = self.prove(target, digest).await?;
@@ -112,6 +118,7 @@ impl Mirror {
         target: &Target,
         digest: Digest,
         content: Content,
+        hold: Hold,
     ) -> Result<BlobAnswer, MirrorError> {
         let outcome = match self.prove(target, digest).await {
             Ok(_size) => Outcome::Revalidated,
@@ -121,8 +128,11 @@ impl Mirror {
             Err(error) => return Err(error),
         };
         let link = target.link(LinkKind::Layer, digest);
-        self.written("link", self.store.link(&link).await);
-        Ok(BlobAnswer::stored(content, outcome))
+        if self.written("link", self.store.link(&link).await) {
+            self.retention
+                .linked(&link.repo, link.kind, &digest, content.size);
+        }
+        Ok(BlobAnswer::stored(content, hold, outcome))
     }
 
     /// Asks the upstream whether the repository has the blob: one question for all who wonder.

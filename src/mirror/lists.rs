@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::manifests::MAX_SCANNED;
+use super::shelf::MAX_SCANNED;
 use super::{Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
 use crate::oci::manifest::media_type;

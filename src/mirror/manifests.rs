@@ -8,13 +8,9 @@ use bytes::Bytes;
 use super::tags::{Known, Lookup, TagKey};
 use super::{Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
-use crate::oci::manifest::MAX_MANIFEST;
-use crate::oci::{Accept, Digest, Manifest, Reference, Tag};
-use crate::store::{self, LinkKind};
-use crate::upstream::{FetchedManifest, UpstreamError};
+use crate::oci::{Accept, Digest, Manifest, Reference};
+use crate::upstream::UpstreamError;
 
-/// Manifests of one repository that are looked through while the upstream can't answer.
-pub(super) const MAX_SCANNED: usize = 2_000;
 /// How long a client that could be given a stale tag waits for the upstream's word on it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -46,7 +42,7 @@ pub(super) struct Resolved {
 }
 
 impl Resolved {
-    fn loaded(known: Known, content: Bytes, outcome: Outcome) -> Self {
+    pub(super) fn loaded(known: Known, content: Bytes, outcome: Outcome) -> Self {
         Self {
             known,
             content: Some(content),
@@ -108,6 +104,7 @@ impl Mirror {
         want: Want,
     ) -> Result<Resolved, MirrorError> {
         if let Some((known, content)) = self.linked_manifest(target, digest).await {
+            self.manifest_used(target, &known);
             return Ok(Resolved::loaded(known, content, Outcome::Hit));
         }
         let key = FlightKey::Digest(target.stored.clone(), digest, want);
@@ -126,6 +123,7 @@ impl Mirror {
         digest: Digest,
         want: Want,
     ) -> Result<Resolved, MirrorError> {
+        let hold = self.retention.hold(&digest).await;
         let present = self.stored_manifest(digest).await;
         if present.is_some() || want == Want::Head {
             // Present through another repository: a HEAD, which costs no quota, proves that it is
@@ -134,8 +132,7 @@ impl Mirror {
                 .head(target, &Reference::Digest(digest), &Accept::everything())
                 .await?;
             if let Some((known, content)) = present {
-                let link = target.link(LinkKind::Revision, digest);
-                if self.written("manifest link", self.store.link(&link).await) {
+                if self.claim_manifest(target, &known, &content).await {
                     self.arrived(target, digest).await;
                 }
                 return Ok(Resolved::loaded(known, content, Outcome::Revalidated));
@@ -148,6 +145,7 @@ impl Mirror {
                 });
             }
         }
+        drop(hold);
         let (reference, accept) = (Reference::Digest(digest), Accept::everything());
         let fetched = target
             .upstream
@@ -159,14 +157,6 @@ impl Mirror {
             self.arrived(target, digest).await;
         }
         Ok(Resolved::loaded(known, content, Outcome::Miss))
-    }
-
-    /// containerd and docker resolve a tag by HEAD and then ask by digest: this is where the tag
-    /// gets its place on disk, without which a restart would forget it.
-    async fn arrived(&self, target: &Target, digest: Digest) {
-        if let Some(key) = self.records.arrived(&target.stored, digest) {
-            self.point(&key, digest).await;
-        }
     }
 
     async fn by_tag(
@@ -274,6 +264,7 @@ impl Mirror {
     /// The upstream has just named the tag's digest: that links the manifest, if the store has it.
     async fn confirm(&self, target: &Target, key: &TagKey, known: Known) -> Resolved {
         self.records.confirmed(key.clone(), known.clone());
+        let _hold = self.retention.hold(&known.digest).await;
         let Some((known, content)) = self.stored_manifest(known.digest).await else {
             self.records.awaits(key, known.digest);
             return Resolved {
@@ -282,8 +273,7 @@ impl Mirror {
                 outcome: Outcome::Miss,
             };
         };
-        let link = target.link(LinkKind::Revision, known.digest);
-        if self.written("manifest link", self.store.link(&link).await) {
+        if self.claim_manifest(target, &known, &content).await {
             self.point(key, known.digest).await;
         }
         Resolved::loaded(known, content, Outcome::Revalidated)
@@ -306,44 +296,6 @@ impl Mirror {
             loaded.outcome
         };
         Ok(Resolved { outcome, ..loaded })
-    }
-
-    /// An upstream's 404 ends the tag, for those who could have read what it named.
-    async fn gone(&self, target: &Target, key: &TagKey, error: MirrorError) -> MirrorError {
-        if error.is_not_found() {
-            self.records.forget(key);
-            let pointed = self.readable("tag", self.store.tag(&key.repo, &key.tag).await);
-            let manifest = match pointed {
-                Some(digest) => self.linked_manifest(target, digest).await,
-                None => None,
-            };
-            if pointed.is_some()
-                && manifest.is_none_or(|(known, _)| key.accept.allows(&known.media_type))
-            {
-                let removed = self.store.remove_tag(&key.repo, &key.tag).await;
-                self.written("tag", removed.map(|_was_there| ()));
-            }
-        }
-        error
-    }
-
-    /// What to serve when the upstream can't be asked: the digest it named last for this Accept
-    /// list, else the one on disk if the client can read it.
-    async fn last_known(&self, target: &Target, key: &TagKey) -> Option<Resolved> {
-        let recorded = match self.records.get(key) {
-            Lookup::Fresh { known, .. } | Lookup::Expired(known) => {
-                self.linked_manifest(target, known.digest).await
-            }
-            Lookup::Unknown => None,
-        };
-        let (known, content) = if let Some(loaded) = recorded {
-            loaded
-        } else {
-            let digest = self.readable("tag", self.store.tag(&key.repo, &key.tag).await)?;
-            let loaded = self.linked_manifest(target, digest).await?;
-            key.accept.allows(&loaded.0.media_type).then_some(loaded)?
-        };
-        Some(Resolved::loaded(known, content, Outcome::Stale))
     }
 
     /// Asks the upstream what a manifest is. None when its answer lacks a part: then only a GET
@@ -379,114 +331,14 @@ impl Mirror {
         }))
     }
 
-    /// Stores a manifest that the upstream gave for this repository. The last part of the answer
-    /// says whether the store took it: a client is served either way.
-    async fn keep(
-        &self,
-        target: &Target,
-        fetched: FetchedManifest,
-    ) -> Result<(Known, Bytes, bool), MirrorError> {
-        let FetchedManifest { bytes, digest, .. } = fetched;
-        let manifest = Manifest::parse(&bytes).map_err(|error| MirrorError::Manifest {
-            digest: Box::new(digest),
-            source: Arc::new(error),
-        })?;
-        let known = Known {
-            digest,
-            media_type: manifest.media_type,
-            size: bytes.len() as u64,
-        };
-        let link = target.link(LinkKind::Revision, digest);
-        let kept = self.written(
-            "manifest",
-            store::put(&*self.store, &digest, bytes.clone()).await,
-        ) && self.written("manifest link", self.store.link(&link).await);
-        Ok((known, bytes, kept))
-    }
-
-    async fn point(&self, key: &TagKey, digest: Digest) {
-        let TagKey { repo, tag, .. } = key;
-        // The reference registry's layout has one digest for a tag. An index serves most clients,
-        // so an old client's manifest must not take its place while the index is current.
-        let pointed = self.readable("tag", self.store.tag(repo, tag).await);
-        if pointed != Some(digest) && !self.narrower(key, pointed).await {
-            self.written("tag", self.store.set_tag(repo, tag, &digest).await);
-        }
-    }
-
-    /// Whether the key's Accept list can't read what the tag points to: then its own manifest is
-    /// a conversion for an old client.
-    async fn narrower(&self, key: &TagKey, pointed: Option<Digest>) -> bool {
-        let Some(pointed) = pointed else { return false };
-        let current = self.stored_manifest(pointed).await;
-        current.is_some_and(|(known, _)| !key.accept.allows(&known.media_type))
-    }
-
-    /// Whether a manifest of this repository refers to the blob. The upstream gave that manifest
-    /// for the repository, and a registry takes no manifest whose blobs the repository lacks.
-    pub(super) async fn vouched(&self, target: &Target, digest: Digest) -> bool {
-        let revisions = self.store.links(&target.stored, LinkKind::Revision).await;
-        let revisions = self.readable("manifests", revisions);
-        for revision in revisions.into_iter().take(MAX_SCANNED) {
-            if let Some((_, content)) = self.linked_manifest(target, revision).await
-                && let Ok(manifest) = Manifest::parse(&content)
-                && manifest
-                    .config
-                    .iter()
-                    .chain(&manifest.blobs)
-                    .any(|blob| blob.digest == digest)
-            {
-                return true;
+    /// Links a manifest that came through another repository, or again one that did through this.
+    async fn claim_manifest(&self, target: &Target, known: &Known, content: &Bytes) -> bool {
+        match Manifest::parse(content) {
+            Ok(manifest) => {
+                self.link_manifest(target, &manifest, known.digest, known.size)
+                    .await
             }
+            Err(_not_one) => false,
         }
-        false
-    }
-
-    /// A manifest that this repository has.
-    pub(super) async fn linked_manifest(
-        &self,
-        target: &Target,
-        digest: Digest,
-    ) -> Option<(Known, Bytes)> {
-        let linked = self
-            .store
-            .linked(&target.link(LinkKind::Revision, digest))
-            .await;
-        if self.readable("manifest link", linked) {
-            self.stored_manifest(digest).await
-        } else {
-            None
-        }
-    }
-
-    /// A manifest that the store has, through whichever repository. What doesn't have its digest,
-    /// or is no manifest, is not there.
-    async fn stored_manifest(&self, digest: Digest) -> Option<(Known, Bytes)> {
-        let bytes = self.readable(
-            "manifest",
-            store::read_all(&*self.store, &digest, MAX_MANIFEST).await,
-        )?;
-        if Digest::of(digest.algorithm(), &bytes) != digest {
-            tracing::error!(%digest, "the stored manifest is corrupt; it is fetched again");
-            self.written(
-                "corrupt manifest",
-                self.store.remove(&digest).await.map(|_was_there| ()),
-            );
-            return None;
-        }
-        let manifest = Manifest::parse(&bytes).ok()?;
-        Some((
-            Known {
-                digest,
-                media_type: manifest.media_type,
-                size: bytes.len() as u64,
-            },
-            bytes,
-        ))
-    }
-
-    /// The tags that the store has of a repository: what is left when the upstream can't be asked.
-    pub(super) async fn stored_tags(&self, target: &Target) -> Vec<Tag> {
-        self.readable("tags", self.store.tags(&target.stored).await)
     }
 }

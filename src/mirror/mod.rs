@@ -12,6 +12,7 @@ mod error;
 mod flights;
 mod lists;
 mod manifests;
+mod shelf;
 mod tags;
 mod targets;
 
@@ -24,6 +25,7 @@ use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, RepoName};
+use crate::retention::Retention;
 use crate::store::{Link, LinkKind, Store, StoreError};
 
 pub use blobs::{BlobAnswer, BlobBody};
@@ -47,6 +49,7 @@ pub struct Mirror {
     upstreams: Upstreams,
     store: Arc<dyn Store>,
     fetcher: Fetcher,
+    retention: Retention,
     records: TagRecords,
     manifest_flights: Flights<manifests::FlightKey, Result<manifests::Resolved, MirrorError>>,
     proofs: Flights<(RepoName, Digest), Result<Option<u64>, MirrorError>>,
@@ -60,6 +63,7 @@ impl Mirror {
         upstreams: Upstreams,
         store: Arc<dyn Store>,
         fetcher: Fetcher,
+        retention: Retention,
         tags_ttl: Duration,
         tasks: TaskTracker,
         metrics: Arc<Metrics>,
@@ -69,6 +73,7 @@ impl Mirror {
             upstreams,
             store,
             fetcher,
+            retention,
             records: TagRecords::new(tags_ttl, clock),
             manifest_flights: Flights::new(tasks.clone()),
             proofs: Flights::new(tasks),

@@ -114,6 +114,19 @@ pub struct Settings {
     pub state: Option<PathBuf>,
 }
 
+impl Settings {
+    /// Everything is kept for ever, and nothing is written down.
+    pub fn unlimited() -> Self {
+        Self {
+            ttl: TtlPolicy::sliding(None),
+            pins: Vec::new(),
+            max_size: None,
+            min_free: None,
+            state: None,
+        }
+    }
+}
+
 /// Counts since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
