@@ -17,7 +17,7 @@ use crate::fetch::Fetcher;
 use crate::http::listener::{Address, BindError, Listener};
 use crate::http::{ConnectionSettings, Handler, Service, Settings, serve};
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, UpstreamEntry, Upstreams};
+use crate::mirror::{Mirror, Parts, UpstreamEntry, Upstreams};
 use crate::retention::Retention;
 use crate::store::{FsStore, MemoryStore, Store, StoreError};
 use crate::upstream::{self, Upstream, UpstreamError};
@@ -87,17 +87,16 @@ impl App {
             tasks.clone(),
             stop_now.clone(),
         );
-        let tags_ttl = config.proxy.tags_ttl;
-        let mirror = Mirror::new(
+        let mirror = Mirror::new(Parts {
             upstreams,
             store,
             fetcher,
-            retention.clone(),
-            tags_ttl,
-            tasks.clone(),
-            Arc::clone(&metrics),
+            retention: retention.clone(),
+            tags_ttl: config.proxy.tags_ttl,
+            tasks: tasks.clone(),
+            metrics: Arc::clone(&metrics),
             clock,
-        );
+        });
         let service = Service::new(mirror, Arc::clone(&metrics), settings(config));
 
         let serving = Serving {

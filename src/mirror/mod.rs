@@ -56,28 +56,32 @@ pub struct Mirror {
     metrics: Arc<Metrics>,
 }
 
+/// What a mirror is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub upstreams: Upstreams,
+    pub store: Arc<dyn Store>,
+    pub fetcher: Fetcher,
+    pub retention: Retention,
+    /// How long a tag's digest is believed without asking the upstream.
+    pub tags_ttl: Duration,
+    /// Owns the requests that are shared by several clients.
+    pub tasks: TaskTracker,
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+}
+
 impl Mirror {
-    /// `tags_ttl` is how long a tag's digest is believed without asking the upstream; `tasks` owns
-    /// the requests that are shared by several clients.
-    pub fn new(
-        upstreams: Upstreams,
-        store: Arc<dyn Store>,
-        fetcher: Fetcher,
-        retention: Retention,
-        tags_ttl: Duration,
-        tasks: TaskTracker,
-        metrics: Arc<Metrics>,
-        clock: Clock,
-    ) -> Arc<Self> {
+    pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
-            upstreams,
-            store,
-            fetcher,
-            retention,
-            records: TagRecords::new(tags_ttl, clock),
-            manifest_flights: Flights::new(tasks.clone()),
-            proofs: Flights::new(tasks),
-            metrics,
+            upstreams: parts.upstreams,
+            store: parts.store,
+            fetcher: parts.fetcher,
+            retention: parts.retention,
+            records: TagRecords::new(parts.tags_ttl, parts.clock),
+            manifest_flights: Flights::new(parts.tasks.clone()),
+            proofs: Flights::new(parts.tasks),
+            metrics: parts.metrics,
         })
     }
 

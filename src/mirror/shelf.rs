@@ -178,10 +178,11 @@ impl Mirror {
         // The reference registry's layout has one digest for a tag. An index serves most clients,
         // so an old client's manifest must not take its place while the index is current.
         let pointed = self.readable("tag", self.store.tag(repo, tag).await);
-        if pointed != Some(digest) && !self.narrower(key, pointed).await {
-            if self.written("tag", self.store.set_tag(repo, tag, &digest).await) {
-                self.retention.tagged(repo, tag, &digest);
-            }
+        if pointed == Some(digest) || self.narrower(key, pointed).await {
+            return;
+        }
+        if self.written("tag", self.store.set_tag(repo, tag, &digest).await) {
+            self.retention.tagged(repo, tag, &digest);
         }
     }
 

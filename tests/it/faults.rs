@@ -110,7 +110,8 @@ async fn a_blob_that_cannot_be_staged_is_whole_or_an_error() {
 async fn only_what_the_store_alone_knows_fails_with_it() {
     let up = Registry::start().await;
     let (store, m) = faulty(&up).await;
-    store.fail(Operation::Repositories, 1, ErrorKind::PermissionDenied);
+    // From now on: the index of the cache is built from the same listing at the start.
+    store.fail_from(Operation::Repositories, 1, ErrorKind::PermissionDenied);
     let answer = m.get("/v2/_catalog").await;
     assert_eq!(answer.error(), (500, "UNKNOWN".to_owned()));
     let text = answer.json()["errors"][0]["message"]
@@ -121,7 +122,4 @@ async fn only_what_the_store_alone_knows_fails_with_it() {
         !text.contains("faulty store"),
         "no paths for clients: {text}"
     );
-    m.get("/v2/_catalog")
-        .await
-        .expect(200, br#"{"repositories":[]}"#);
 }
