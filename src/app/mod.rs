@@ -33,6 +33,8 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    #[error("the pattern {pattern} of proxy.ttls or proxy.pins can't be used: {reason}")]
+    Pattern { pattern: String, reason: String },
     #[error("the CA file {path} of upstream {upstream} can't be read: {source}")]
     CaFile {
         upstream: String,

@@ -4,20 +4,96 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::StartError;
-use crate::config::{Config, Storage};
-use crate::retention::{MinFree, Settings, TtlPolicy};
+use crate::config::{self, Config, SizeLimit, Storage};
+use crate::retention::{MinFree, Settings, TtlMode, TtlPolicy};
 use crate::store::Layout;
 
 pub(super) fn settings(config: &Config) -> Result<Settings, StartError> {
     let root = match &config.storage {
-        Storage::Filesystem { root } => Some(root),
+        Storage::Filesystem { root } => Some(root.as_path()),
         Storage::Memory => None,
     };
+    let proxy = &config.proxy;
+    let pattern = |text: &str, error: &dyn std::error::Error| StartError::Pattern {
+        pattern: text.to_owned(),
+        reason: error.to_string(),
+    };
+    let rules = proxy.ttl_rules.iter().map(|rule| {
+        let parsed = rule
+            .pattern
+            .parse()
+            .map_err(|error| pattern(&rule.pattern, &error))?;
+        Ok((parsed, rule.ttl))
+    });
+    let pins = proxy
+        .pins
+        .iter()
+        .map(|pin| pin.parse().map_err(|error| pattern(pin, &error)));
+    let max_size = config.limits.max_size.and_then(|limit| bytes(limit, root));
     Ok(Settings {
-        ttl: TtlPolicy::sliding(config.proxy.ttl),
-        pins: Vec::new(),
-        max_size: None,
-        min_free: None,
+        ttl: TtlPolicy {
+            default: proxy.ttl,
+            rules: rules.collect::<Result<_, StartError>>()?,
+            mode: match proxy.ttl_mode {
+                config::TtlMode::Sliding => TtlMode::Sliding,
+                config::TtlMode::Fixed => TtlMode::Fixed,
+            },
+        },
+        pins: pins.collect::<Result<_, StartError>>()?,
+        max_size,
+        min_free: root.and_then(|root| min_free(config.limits.min_free?, root)),
         state: root.map(|root| Layout::new(root).scheduler_state()),
     })
+}
+
+fn min_free(limit: SizeLimit, root: &Path) -> Option<MinFree> {
+    let bytes = bytes(limit, Some(root))?;
+    let root = root.to_owned();
+    Some(MinFree {
+        bytes,
+        free_space: Arc::new(move || Some(space(&root)?.free)),
+    })
+}
+
+/// A limit in bytes. None, with a warning, where the size of the file system can't be told.
+fn bytes(limit: SizeLimit, root: Option<&Path>) -> Option<u64> {
+    match limit {
+        SizeLimit::Bytes(bytes) => Some(bytes),
+        SizeLimit::Percent(percent) => {
+            let total = root.and_then(space).map(|space| space.total);
+            if total.is_none() {
+                tracing::warn!(
+                    percent,
+                    "the file system's size can't be told; its limit is ignored"
+                );
+            }
+            total.map(|total| total / 100 * u64::from(percent))
+        }
+    }
+}
+
+/// Bytes of a file system.
+struct Space {
+    total: u64,
+    /// For who isn't root.
+    free: u64,
+}
+
+#[cfg(unix)]
+fn space(root: &Path) -> Option<Space> {
+    let seen = rustix::fs::statvfs(root)
+        .inspect_err(
+            |error| tracing::warn!(root = %root.display(), %error, "can't tell the free space"),
+        )
+        .ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(seen.f_frsize);
+    Some(Space {
+        total: bytes(seen.f_blocks),
+        free: bytes(seen.f_bavail),
+    })
+}
+
+#[cfg(not(unix))]
+fn space(_root: &Path) -> Option<Space> {
+    None
 }

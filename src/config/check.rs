@@ -13,7 +13,7 @@ use url::Url;
 
 use super::document::Node;
 use super::report::{Report, Section, shown};
-use super::{Config, Debug, Http, Listen, Log, LogFormat, Storage, proxy, schema};
+use super::{Config, Debug, Http, Listen, Log, LogFormat, Storage, limits, proxy, schema};
 
 const DEFAULT_LISTEN: &str = ":5000";
 const DEFAULT_ROOT: &str = "./millpond-data";
@@ -44,9 +44,12 @@ pub(super) fn config(root: &Node, from_file: bool, report: &mut Report<'_>) -> C
     if from_file {
         version(&root, report);
     }
+    let section = root.section("storage");
+    let storage = storage(&section, from_file, report);
     Config {
         log: log(&root, report),
-        storage: storage(&root.section("storage"), from_file, report),
+        limits: limits::read(&section, &storage, report),
+        storage,
         http: http(&root.section("http"), report),
         proxy: proxy::read(&root.section("proxy"), from_file, report),
     }

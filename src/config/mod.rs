@@ -17,6 +17,7 @@ mod document;
 pub mod duration;
 mod env;
 mod error;
+mod limits;
 mod locate;
 mod proxy;
 mod render;
@@ -49,6 +50,7 @@ pub use render::render;
 pub struct Config {
     pub log: Log,
     pub storage: Storage,
+    pub limits: Limits,
     pub http: Http,
     pub proxy: Proxy,
 }
@@ -77,6 +79,51 @@ pub enum Storage {
     Filesystem { root: PathBuf },
     /// Gone with the process.
     Memory,
+}
+
+/// How much is kept, and how it is looked after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// What all blobs together may have; none is no limit.
+    pub max_size: Option<SizeLimit>,
+    /// What is to stay free on the file system.
+    pub min_free: Option<SizeLimit>,
+    /// The slow check of all blobs in the background, if there is one.
+    pub scrub: Option<Scrub>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SizeLimit {
+    Bytes(u64),
+    /// Of the file system, 0 to 100.
+    Percent(u8),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scrub {
+    /// From the beginning of one pass to that of the next.
+    pub interval: Duration,
+    /// Bytes a second.
+    pub rate: u64,
+}
+
+/// When the time of what is cached begins to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TtlMode {
+    /// At its last use.
+    #[default]
+    Sliding,
+    /// When it was cached.
+    Fixed,
+}
+
+/// The TTL of some repositories.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TtlRule {
+    /// Of names as they are stored: with the upstream's name before them, unless it is the default.
+    pub pattern: String,
+    /// None is for ever.
+    pub ttl: Option<Duration>,
 }
 
 /// The server that clients pull from.
@@ -114,6 +161,11 @@ pub struct Proxy {
     pub upstreams: Vec<Upstream>,
     /// How long blobs and manifests are kept after their last use; `None` is for ever.
     pub ttl: Option<Duration>,
+    pub ttl_mode: TtlMode,
+    /// Exceptions; the first that matches counts.
+    pub ttl_rules: Vec<TtlRule>,
+    /// What is never evicted: patterns of `repository` or `repository:tag`.
+    pub pins: Vec<String>,
     /// How long a tag is believed without asking the upstream; 0 asks every time.
     pub tags_ttl: Duration,
     pub timeouts: Timeouts,

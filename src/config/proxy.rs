@@ -10,6 +10,7 @@ use crate::oci::RepoName;
 
 use super::address;
 use super::document::KeyPath;
+use super::limits;
 use super::report::{Report, Section, shown};
 use super::{Credentials, Proxy, Timeouts, Upstream};
 
@@ -45,10 +46,15 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, report: &mut Report<'_>
     };
     let default = upstream(proxy, name, url, report);
     let mut upstreams = Vec::new();
+    let mut ttls = Vec::new();
     let mut paths = vec![proxy.path.clone()];
     for section in proxy.sections("upstreams") {
         if let Some(upstream) = named(&section, report) {
             upstreams.push(upstream);
+            let ttl = section
+                .has("ttl")
+                .then(|| section.duration("ttl", DEFAULT_TTL, report));
+            ttls.push(ttl);
             paths.push(section.path);
         }
     }
@@ -58,7 +64,11 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, report: &mut Report<'_>
         .collect();
     conflicts(&all, report);
     let ttl = proxy.duration("ttl", DEFAULT_TTL, report);
+    let own: Vec<_> = upstreams.iter().zip(ttls).collect();
     Proxy {
+        ttl_mode: limits::ttl_mode(proxy, report),
+        ttl_rules: limits::ttl_rules(proxy, &own, report),
+        pins: limits::pins(proxy, report),
         default,
         upstreams,
         ttl: Some(ttl).filter(|ttl| !ttl.is_zero()),

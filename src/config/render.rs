@@ -1,9 +1,13 @@
 //! The effective configuration as a file that would give it.
 
+use std::time::Duration;
+
 use serde_yaml::{Mapping, Value};
 
-use super::duration::format;
-use super::{Config, Http, Listen, Log, LogFormat, Proxy, Storage, Upstream};
+use super::duration;
+use super::{
+    Config, Http, Limits, Listen, Log, LogFormat, Proxy, SizeLimit, Storage, TtlMode, Upstream,
+};
 
 /// What stands for a password.
 const HIDDEN: &str = "<hidden>";
@@ -13,7 +17,7 @@ pub fn render(config: &Config) -> String {
     let root = map([
         ("version", Some("0.1".into())),
         ("log", Some(log(&config.log))),
-        ("storage", Some(storage(&config.storage))),
+        ("storage", Some(storage(&config.storage, &config.limits))),
         ("http", Some(http(&config.http))),
         ("proxy", Some(proxy(&config.proxy))),
     ]);
@@ -52,16 +56,32 @@ fn log(log: &Log) -> Value {
     ])
 }
 
-fn storage(storage: &Storage) -> Value {
-    match storage {
-        Storage::Memory => map([("inmemory", Some(map([])))]),
+fn storage(storage: &Storage, limits: &Limits) -> Value {
+    let (driver, settings) = match storage {
+        Storage::Memory => ("inmemory", map([])),
         Storage::Filesystem { root } => {
             let root = root.to_string_lossy().into_owned();
-            map([(
-                "filesystem",
-                Some(map([("rootdirectory", Some(root.into()))])),
-            )])
+            ("filesystem", map([("rootdirectory", Some(root.into()))]))
         }
+    };
+    let scrub = limits.scrub.map(|scrub| {
+        map([
+            ("interval", Some(duration::format(scrub.interval).into())),
+            ("rate", Some(scrub.rate.into())),
+        ])
+    });
+    map([
+        (driver, Some(settings)),
+        ("maxsize", limits.max_size.map(size)),
+        ("minfree", limits.min_free.map(size)),
+        ("scrub", scrub),
+    ])
+}
+
+fn size(limit: SizeLimit) -> Value {
+    match limit {
+        SizeLimit::Bytes(bytes) => bytes.into(),
+        SizeLimit::Percent(percent) => format!("{percent}%").into(),
     }
 }
 
@@ -99,7 +119,10 @@ fn http(http: &Http) -> Value {
         ("prefix", Some(http.prefix.as_str().into())),
         ("host", http.host.as_ref().map(|host| host.as_str().into())),
         ("relativeurls", Some(http.relative_urls.into())),
-        ("draintimeout", Some(format(http.drain_timeout).into())),
+        (
+            "draintimeout",
+            Some(duration::format(http.drain_timeout).into()),
+        ),
         ("headers", Some(headers.into())),
         (
             "http2",
@@ -109,19 +132,50 @@ fn http(http: &Http) -> Value {
     ])
 }
 
+fn ttl(ttl: Option<Duration>) -> Value {
+    duration::format(ttl.unwrap_or_default()).into()
+}
+
 fn proxy(proxy: &Proxy) -> Value {
     let mut section = Mapping::new();
     section.extend(upstream(&proxy.default));
     let timeouts = &proxy.timeouts;
+    let mode = match proxy.ttl_mode {
+        TtlMode::Sliding => "sliding",
+        TtlMode::Fixed => "fixed",
+    };
+    // The upstreams' own are among them.
+    let rules = proxy.ttl_rules.iter().map(|rule| {
+        map([
+            ("repository", Some(rule.pattern.as_str().into())),
+            ("ttl", Some(ttl(rule.ttl))),
+        ])
+    });
+    let rules: Vec<Value> = rules.collect();
     let own = map([
-        ("ttl", Some(format(proxy.ttl.unwrap_or_default()).into())),
+        ("ttl", Some(ttl(proxy.ttl))),
+        ("ttlmode", Some(mode.into())),
+        ("ttls", Some(rules.into())),
+        ("pins", Some(proxy.pins.clone().into())),
         (
             "tags",
-            Some(map([("ttl", Some(format(proxy.tags_ttl).into()))])),
+            Some(map([(
+                "ttl",
+                Some(duration::format(proxy.tags_ttl).into()),
+            )])),
         ),
-        ("connecttimeout", Some(format(timeouts.connect).into())),
-        ("headertimeout", Some(format(timeouts.header).into())),
-        ("stalltimeout", Some(format(timeouts.stall).into())),
+        (
+            "connecttimeout",
+            Some(duration::format(timeouts.connect).into()),
+        ),
+        (
+            "headertimeout",
+            Some(duration::format(timeouts.header).into()),
+        ),
+        (
+            "stalltimeout",
+            Some(duration::format(timeouts.stall).into()),
+        ),
     ]);
     if let Value::Mapping(own) = own {
         section.extend(own);

@@ -94,6 +94,9 @@ const STORAGE: Keys = &[
         ]),
     ),
     ("inmemory", Section(&[])),
+    ("maxsize", Scalar),
+    ("minfree", Scalar),
+    ("scrub", Section(&[("interval", Scalar), ("rate", Scalar)])),
     ("cache", Ignored("descriptors are cached in its own way")),
     (
         "delete",
@@ -160,6 +163,9 @@ const PROXY: Keys = &[
     ("insecure", Scalar),
     ("aliases", Scalars),
     ("ttl", Scalar),
+    ("ttlmode", Scalar),
+    ("ttls", Sections(&[("repository", Scalar), ("ttl", Scalar)])),
+    ("pins", Scalars),
     ("tags", Section(&[("ttl", Scalar)])),
     ("connecttimeout", Scalar),
     ("headertimeout", Scalar),
@@ -173,6 +179,7 @@ const PROXY: Keys = &[
 
 const UPSTREAM: Keys = &[
     ("name", Scalar),
+    ("ttl", Scalar),
     ("remoteurl", Scalar),
     ("username", Scalar),
     ("password", Scalar),

@@ -142,7 +142,12 @@ YAML
   check "distribution: millpond starts with its configuration on its data" distribution_taken_over
   check "distribution: millpond serves ${images[*]}, upstream stopped" pull_from_mirror "${images[@]}"
   millpond_stop
+  check "distribution: every entry of its expiry list is kept, and extended by use" state_carried_on
   upstreams_start
+  mark handed-back
+  check "distribution: the 2.8 proxy takes its data back and serves ${images[*]}" \
+    serve_with_distribution distribution "${images[@]}"
+  check "distribution: 0 upstream GETs of blobs, handed back" no_blob_gets_since handed-back
 
   mirror_is_fresh there || return 0
   check "distribution: millpond pulls ${images[*]}" pull_from_mirror "${images[@]}"
@@ -164,6 +169,18 @@ fill_distribution() {
   # It saves its expiry list every few seconds.
   wait_until 15 "distribution to save its state" test -s "$WORK/data-distribution/scheduler-state.json"
   stop distribution
+  cp "$WORK/data-distribution/scheduler-state.json" "$WORK/state-before.json"
+}
+
+# Both lists are in UTC and to the second comparable as text.
+state_carried_on() {
+  local state=$WORK/data-distribution/scheduler-state.json
+  jq -e 'length > 0' "$WORK/state-before.json" >/dev/null
+  same "entries lost" "" "$(jq -r --slurpfile now "$state" 'keys[] | select($now[0][.] == null)' "$WORK/state-before.json")"
+  same "entries of another type" "" "$(jq -r --slurpfile now "$state" \
+    'to_entries[] | select($now[0][.key].EntryType != .value.EntryType) | .key' "$WORK/state-before.json")"
+  same "entries that expire earlier than before" "" "$(jq -r --slurpfile now "$state" \
+    'to_entries[] | select($now[0][.key].ExpiryData[:19] < .value.ExpiryData[:19]) | .key' "$WORK/state-before.json")"
 }
 
 distribution_taken_over() {
