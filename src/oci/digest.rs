@@ -45,6 +45,23 @@ pub enum Digest {
     Sha512([u8; 64]),
 }
 
+/// What a lower-case hexadecimal digit stands for; 255 for any other byte. A table, because digits of
+/// digests are random, and mispredicted branches on them took most of the time of parsing.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "evaluated by the compiler, which would refuse an index out of bounds"
+)]
+const NIBBLES: [u8; 256] = {
+    let mut table = [u8::MAX; 256];
+    let digits = b"0123456789abcdef";
+    let mut value = 0;
+    while value < 16 {
+        table[digits[value as usize] as usize] = value;
+        value += 1;
+    }
+    table
+};
+
 /// Why a text is not a digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
@@ -105,10 +122,11 @@ impl Digest {
                 return Err(DigestError::Hex);
             }
             for (byte, pair) in out.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-                *byte = pair.iter().try_fold(0, |value, digit| match digit {
-                    b'0'..=b'9' => Ok(value << 4 | (digit - b'0')),
-                    b'a'..=b'f' => Ok(value << 4 | (digit - b'a' + 10)),
-                    _ => Err(DigestError::Hex),
+                *byte = pair.iter().try_fold(0, |value, digit| {
+                    match NIBBLES.get(usize::from(*digit)) {
+                        Some(nibble @ 0..16) => Ok(value << 4 | nibble),
+                        _ => Err(DigestError::Hex),
+                    }
                 })?;
             }
             Ok(out)

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Shared;
+use super::entry::{Content, content_flag};
 use super::eviction::Admission;
-use super::index::{Content, Index, content_flag};
+use super::index::Index;
 use super::slab::Id;
 use crate::oci::Digest;
 

@@ -4,19 +4,21 @@
 //! pinned images, and images of which anything is held; content that another image shares isn't a
 //! part of either.
 //!
-//! Watermarks: past [`HIGH`] percent of the limit, images are evicted in the background until
-//! [`LOW`] percent are used, so that downloads seldom wait. The limit itself is never passed:
-//! a download that doesn't fit waits until enough is deleted.
+//! Watermarks: a download that would pass the high one, which is the limit, waits until the images
+//! are deleted that are in its way, and the room that whole images leave is for the next ones. What
+//! is past it all the same (the limit was lowered, or others fill the disk) is evicted in the
+//! background, down to [`LOW`] per mille. There is no band that is kept empty below the limit:
+//! deleting takes milliseconds, downloads take longer, and a band of 5 % cost half a percent of the
+//! hits (`benches/retention.rs`).
 
-use super::index::{Content, Index, content_flag};
+use super::entry::{Content, content_flag};
+use super::index::Index;
 use super::moment::Moment;
 use super::slab::Id;
 use crate::store::LinkKind;
 
-/// Percent of the limit past which eviction begins.
-pub(super) const HIGH: u64 = 98;
-/// Percent of the limit at which it ends.
-pub(super) const LOW: u64 = 95;
+/// Per mille of the limit at which eviction in the background ends.
+const LOW: u64 = 998;
 /// Images looked at under one lock.
 const MAX_SCAN: usize = 512;
 
@@ -61,8 +63,8 @@ pub(super) struct Chosen {
     pub(super) looked_at: usize,
 }
 
-fn percent(of: u64, percent: u64) -> u64 {
-    (of / 100).saturating_mul(percent) + of % 100 * percent / 100
+fn per_mille(of: u64, share: u64) -> u64 {
+    (of / 1000).saturating_mul(share) + of % 1000 * share / 1000
 }
 
 impl Index {
@@ -81,7 +83,6 @@ impl Index {
         let wanted = self.taken().saturating_add(bytes);
         if wanted <= limit {
             self.capacity.reserved += bytes;
-            self.news.schedule |= self.excess() > 0;
             return Admission::Admitted;
         }
         // Reservations can't be evicted, but they end.
@@ -92,8 +93,7 @@ impl Index {
         if !self.complete {
             return Admission::Wait;
         }
-        let target = percent(limit, LOW).max(bytes);
-        let need = wanted.saturating_sub(target).saturating_sub(self.evicting);
+        let need = (wanted - limit).saturating_sub(self.evicting);
         let chosen = self.evict(need, now);
         *looked_at += chosen.looked_at;
         if self.evicting > 0 {
@@ -105,11 +105,11 @@ impl Index {
         }
     }
 
-    /// Bytes to evict so that the next downloads don't have to wait.
+    /// Bytes to evict because the limit is passed already.
     pub(super) fn excess(&self) -> u64 {
         let taken = self.taken().saturating_sub(self.evicting);
         match self.capacity.limit() {
-            Some(limit) if taken > percent(limit, HIGH) => taken - percent(limit, LOW),
+            Some(limit) if taken > limit => taken - per_mille(limit, LOW),
             _ => 0,
         }
     }

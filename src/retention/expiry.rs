@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::index::{Entry, Index, entry_flag};
+use super::entry::{Entry, entry_flag};
+use super::index::Index;
 use super::journal::Saver;
 use super::moment::Moment;
 use super::slab::Id;

@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 
-use super::index::{Content, Index, Manifest, content_flag};
+use super::entry::{Content, Manifest, content_flag};
+use super::index::Index;
 use super::moment::Moment;
 use super::slab::Id;
 use crate::oci::Digest;

@@ -10,163 +10,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
+use super::entry::{Content, Entry, Flags, Manifest, Repo, content_flag, entry_flag};
 use super::moment::Moment;
-use super::policy::{Pin, TtlMode, TtlPolicy};
+use super::policy::{Pin, TtlPolicy};
+use super::record::GRACE;
 use super::slab::{Id, Slab, Table};
 use crate::oci::{Digest, RepoName, Tag};
 use crate::store::{Link, LinkKind};
 
-/// What was due while the mirror was stopped gets this long from the start on, or its TTL when that
-/// is shorter: nobody could use it meanwhile, and a wrong clock shows before it has deleted anything.
-pub(super) const GRACE: Duration = Duration::from_hours(1);
-/// The same when most of the cache was due: then the machine was off for long, or the clock is
-/// wrong, and somebody should have the time to notice.
-pub(super) const MASS_GRACE: Duration = Duration::from_hours(24);
-
-/// A digest in 40 bytes: the long ones are rare.
-#[derive(Debug)]
-enum Compact {
-    Sha256([u8; 32]),
-    Sha512(Box<[u8; 64]>),
-}
-
-impl From<&Digest> for Compact {
-    fn from(digest: &Digest) -> Self {
-        match digest {
-            Digest::Sha256(bytes) => Self::Sha256(*bytes),
-            Digest::Sha512(bytes) => Self::Sha512(Box::new(*bytes)),
-        }
-    }
-}
-
-/// A set of marks.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Flags(u8);
-
-impl Flags {
-    pub(super) const fn has(self, flag: u8) -> bool {
-        self.0 & flag != 0
-    }
-
-    pub(super) const fn set(&mut self, flag: u8) {
-        self.0 |= flag;
-    }
-
-    pub(super) const fn clear(&mut self, flag: u8) {
-        self.0 &= !flag;
-    }
-}
-
-/// Marks of an [`Entry`].
-pub(super) mod entry_flag {
-    /// Changed since the last save.
-    pub(in super::super) const DIRTY: u8 = 1;
-    /// Its link has been seen in the store, or made, in this run.
-    pub(in super::super) const SEEN: u8 = 2;
-    /// Its time is up.
-    pub(in super::super) const EXPIRED: u8 = 4;
-    /// It is to go, whatever its time.
-    pub(in super::super) const CONDEMNED: u8 = 8;
-}
-
-/// Marks of a [`Content`].
-pub(super) mod content_flag {
-    /// The store has the blob's file.
-    pub(in super::super) const FILE: u8 = 1;
-    /// The sweeper is deleting links or the file right now.
-    pub(in super::super) const DELETING: u8 = 2;
-    /// In the sweeper's queue.
-    pub(in super::super) const QUEUED: u8 = 4;
-    /// To be evicted.
-    pub(in super::super) const EVICTED: u8 = 8;
-    /// Some entry is condemned.
-    pub(in super::super) const CONDEMNED: u8 = 16;
-}
-
-/// A repository, as it is stored.
-#[derive(Debug)]
-pub(super) struct Repo {
-    pub(super) name: RepoName,
-    /// Seconds; none is for ever.
-    ttl: Option<u32>,
-    entries: u32,
-    /// Tags, with the hash of the digest they name.
-    pub(super) tags: BTreeMap<Tag, u64>,
-}
-
-/// A link of a repository to content. A million of them are expected: 32 bytes.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) repo: Id<Repo>,
-    pub(super) content: Id<Content>,
-    /// The next entry of the same content.
-    pub(super) next: Option<Id<Entry>>,
-    /// Where it stands in the ordered set of deadlines, in seconds; 0 when it isn't in it. Never
-    /// later than its true deadline.
-    pub(super) queued: u32,
-    /// Seconds.
-    pub(super) created: u32,
-    pub(super) last_use: Moment,
-    pub(super) kind: LinkKind,
-    pub(super) flags: Flags,
-}
-
-/// What has a digest. A million of them are expected: 88 bytes.
-#[derive(Debug)]
-pub(super) struct Content {
-    digest: Compact,
-    /// Bytes; 0 until the file is known.
-    pub(super) size: u64,
-    pub(super) last_use: Moment,
-    /// Its time in the order of eviction; 0 when it isn't in it. Never later than the true one.
-    pub(super) ranked: u64,
-    pub(super) first: Option<Id<Entry>>,
-    /// How many manifests refer to it.
-    pub(super) parents: u32,
-    pub(super) holds: u32,
-    pub(super) manifest: Option<Id<Manifest>>,
-    pub(super) flags: Flags,
-}
-
-/// What a manifest refers to, as hashes of digests: most platforms of an index are never cached.
-#[derive(Debug)]
-pub(super) struct Manifest {
-    pub(super) references: Box<[u64]>,
-}
-
-impl Content {
-    pub(super) fn digest(&self) -> Digest {
-        match &self.digest {
-            Compact::Sha256(bytes) => Digest::Sha256(*bytes),
-            Compact::Sha512(bytes) => Digest::Sha512(**bytes),
-        }
-    }
-
-    fn is(&self, digest: &Digest) -> bool {
-        match (&self.digest, digest) {
-            (Compact::Sha256(own), Digest::Sha256(other)) => own == other,
-            (Compact::Sha512(own), Digest::Sha512(other)) => **own == *other,
-            _ => false,
-        }
-    }
-}
-
-/// How an entry stands in the state file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Record {
-    pub(super) link: Link,
-    pub(super) created: Moment,
-    pub(super) last_use: Moment,
-    /// None is never.
-    pub(super) expiry: Option<Moment>,
-}
-
-/// What has changed since the last save, in the order in which it is to be replayed.
-#[derive(Debug, Default)]
-pub(super) struct Changes {
-    pub(super) removed: Vec<Link>,
-    pub(super) put: Vec<Record>,
-}
+/// Links of one content that are looked through before the table is asked.
+const FEW: usize = 4;
 
 /// What happened under the lock that somebody waits for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -182,12 +35,12 @@ pub(super) struct News {
 #[derive(Debug)]
 pub(super) struct Index {
     hasher: RandomState,
-    policy: TtlPolicy,
+    pub(super) policy: TtlPolicy,
     pub(super) pins: Vec<Pin>,
-    started: Moment,
-    grace: Duration,
+    pub(super) started: Moment,
+    pub(super) grace: Duration,
     /// Whether changes are collected for the journal.
-    journaling: bool,
+    pub(super) journaling: bool,
     pub(super) repos: Slab<Repo>,
     by_name: Table<Repo>,
     pub(super) contents: Slab<Content>,
@@ -219,9 +72,9 @@ pub(super) struct Index {
     /// Who has to be told, when the lock is given back.
     pub(super) news: News,
     /// At most two for an entry.
-    dirty: Vec<Id<Entry>>,
+    pub(super) dirty: Vec<Id<Entry>>,
     /// At most one for each entry there was since the last save.
-    removed: Vec<Link>,
+    pub(super) removed: Vec<Link>,
 }
 
 impl Index {
@@ -314,6 +167,15 @@ impl Index {
     ) -> Option<Id<Entry>> {
         let is =
             |entry: &Entry| entry.repo == repo && entry.kind == kind && entry.content == content;
+        // Most content has few links: that saves two reads of cold memory.
+        let mut few = self.entries_of(content);
+        for _ in 0..FEW {
+            match few.next() {
+                None => return None,
+                Some((id, entry)) if is(entry) => return Some(id),
+                Some(_) => {}
+            }
+        }
         self.by_link
             .find(self.hash_link(repo, kind, content), |id| {
                 self.entries.get(id).is_some_and(is)
@@ -345,6 +207,28 @@ impl Index {
             kind: entry.kind,
             digest: self.contents.get(entry.content)?.digest(),
         })
+    }
+
+    /// Makes room for so many entries, before they are loaded.
+    pub(super) fn reserve(&mut self, entries: usize) {
+        let Self {
+            hasher,
+            contents,
+            entries: known,
+            by_digest,
+            by_link,
+            ..
+        } = self;
+        by_digest.reserve(entries, |id| {
+            let content = contents.get(id);
+            content.map_or(0, |content| hasher.hash_one(content.digest()))
+        });
+        by_link.reserve(entries, |id| {
+            let entry = known.get(id);
+            entry.map_or(0, |entry| {
+                hasher.hash_one((entry.repo, entry.kind, entry.content))
+            })
+        });
     }
 
     // --- Adding and using ----------------------------------------------------------------------
@@ -399,7 +283,7 @@ impl Index {
         Some(id)
     }
 
-    fn insert_entry(
+    pub(super) fn insert_entry(
         &mut self,
         repo: Id<Repo>,
         kind: LinkKind,
@@ -502,56 +386,6 @@ impl Index {
         }
     }
 
-    /// Puts an entry of the state file in. One that is known already keeps the wider span of times.
-    pub(super) fn restore(
-        &mut self,
-        repo: Id<Repo>,
-        kind: LinkKind,
-        digest: &Digest,
-        (created, last_use): (Moment, Moment),
-    ) -> Option<()> {
-        let content = self.intern_content(digest)?;
-        let known = self.contents.get_mut(content)?;
-        known.last_use = known.last_use.max(last_use);
-        let Some(entry) = self.find_entry(repo, kind, content) else {
-            self.insert_entry(repo, kind, content, (created, last_use))?;
-            return Some(());
-        };
-        let known = self.entries.get_mut(entry)?;
-        known.created = known.created.min(created.seconds());
-        known.last_use = known.last_use.max(last_use);
-        Some(())
-    }
-
-    /// A link was seen in the store. One that no state knows starts its time now, or has that of
-    /// the same content linked in the other way, which share one entry in the file.
-    pub(super) fn confirm(&mut self, link: &Link, now: Moment) -> Option<()> {
-        let (repo, content) = (
-            self.intern_repo(&link.repo)?,
-            self.intern_content(&link.digest)?,
-        );
-        if let Some(known) = self.find_entry(repo, link.kind, content) {
-            self.entries.get_mut(known)?.flags.set(entry_flag::SEEN);
-            return Some(());
-        }
-        let other = match link.kind {
-            LinkKind::Layer => LinkKind::Revision,
-            LinkKind::Revision => LinkKind::Layer,
-        };
-        let sibling = self.find_entry(repo, other, content);
-        let times = sibling
-            .and_then(|id| self.entries.get(id))
-            .map_or((now, now), |entry| {
-                (Moment::from_seconds(entry.created), entry.last_use)
-            });
-        let entry = self.insert_entry(repo, link.kind, content, times)?;
-        let known = self.contents.get_mut(content)?;
-        known.last_use = known.last_use.max(times.1);
-        self.entries.get_mut(entry)?.flags.set(entry_flag::SEEN);
-        self.mark_dirty(entry);
-        Some(())
-    }
-
     // --- Removing ------------------------------------------------------------------------------
 
     /// Forgets an entry whose link is gone.
@@ -610,42 +444,6 @@ impl Index {
         self.await_content(hash, parents);
     }
 
-    // --- Time ----------------------------------------------------------------------------------
-
-    /// What was due at the start waits this long.
-    pub(super) fn set_grace(&mut self, grace: Duration) {
-        self.grace = grace;
-    }
-
-    /// When an entry expires, in whole seconds, rounded up; none is never.
-    pub(super) fn deadline(&self, id: Id<Entry>) -> Option<u32> {
-        let entry = self.entries.get(id)?;
-        let ttl = self.repos.get(entry.repo)?.ttl?;
-        let created = Moment::from_seconds(entry.created);
-        let base = match self.policy.mode {
-            TtlMode::Sliding => entry.last_use,
-            TtlMode::Fixed => created,
-        };
-        let ttl = Duration::from_secs(ttl.into());
-        let mut deadline = base.after(ttl);
-        if base < self.started {
-            deadline = deadline.max(self.started.after(ttl.min(self.grace)));
-        }
-        Some(deadline.after(Duration::from_millis(999)).seconds())
-    }
-
-    /// Whether an entry's time was up when the mirror started.
-    pub(super) fn is_overdue(&self, id: Id<Entry>) -> bool {
-        self.entries.get(id).is_some_and(|entry| {
-            let ttl = self.repos.get(entry.repo).and_then(|repo| repo.ttl);
-            let base = match self.policy.mode {
-                TtlMode::Sliding => entry.last_use,
-                TtlMode::Fixed => Moment::from_seconds(entry.created),
-            };
-            ttl.is_some_and(|ttl| base.after(Duration::from_secs(ttl.into())) <= self.started)
-        })
-    }
-
     // --- Tags ----------------------------------------------------------------------------------
 
     /// A tag names a manifest that the repository links; otherwise nothing is noted.
@@ -659,80 +457,5 @@ impl Index {
     pub(super) fn remove_tag(&mut self, repo: &RepoName, tag: &Tag) -> Option<()> {
         let id = self.find_repo(repo.as_str())?;
         self.repos.get_mut(id)?.tags.remove(tag).map(drop)
-    }
-
-    // --- Saving --------------------------------------------------------------------------------
-
-    fn mark_dirty(&mut self, id: Id<Entry>) {
-        if self.journaling
-            && let Some(entry) = self.entries.get_mut(id)
-            && !entry.flags.has(entry_flag::DIRTY)
-        {
-            entry.flags.set(entry_flag::DIRTY);
-            self.news.schedule |= self.dirty.is_empty();
-            self.dirty.push(id);
-        }
-    }
-
-    pub(super) fn has_changes(&self) -> bool {
-        !self.dirty.is_empty() || !self.removed.is_empty()
-    }
-
-    /// Takes at most `max` changes of each kind.
-    pub(super) fn take_changes(&mut self, max: usize) -> Changes {
-        let removed = if self.removed.len() > max {
-            self.removed.drain(..max).collect()
-        } else {
-            std::mem::take(&mut self.removed)
-        };
-        // What is put may have been removed before, so removals are all written first.
-        if !self.removed.is_empty() {
-            return Changes {
-                removed,
-                put: Vec::new(),
-            };
-        }
-        let from = self.dirty.len().saturating_sub(max);
-        let mut put = Vec::with_capacity(self.dirty.len() - from);
-        for id in self.dirty.split_off(from) {
-            let Some(entry) = self.entries.get_mut(id) else {
-                continue;
-            };
-            // An id that was used again may be here twice.
-            if entry.flags.has(entry_flag::DIRTY) {
-                entry.flags.clear(entry_flag::DIRTY);
-                put.extend(self.record(id));
-            }
-        }
-        Changes { removed, put }
-    }
-
-    /// How an entry is written down.
-    pub(super) fn record(&self, id: Id<Entry>) -> Option<Record> {
-        let entry = self.entries.get(id)?;
-        Some(Record {
-            link: self.link_of(entry)?,
-            created: Moment::from_seconds(entry.created),
-            last_use: entry.last_use,
-            expiry: self.deadline(id).map(Moment::from_seconds),
-        })
-    }
-
-    /// A page of everything, for the snapshot; and where the next one begins.
-    pub(super) fn records(&self, from: usize, max: usize) -> (Vec<Record>, Option<usize>) {
-        let (page, next) = self.entries.page(from, max);
-        let own = page.into_iter().filter(|id| !self.is_shadowed(*id));
-        (own.filter_map(|id| self.record(id)).collect(), next)
-    }
-
-    /// Whether the entry has no line of its own in the snapshot: the file has one for each
-    /// repository and digest, which is the manifest's.
-    fn is_shadowed(&self, id: Id<Entry>) -> bool {
-        self.entries.get(id).is_some_and(|entry| {
-            entry.kind == LinkKind::Layer
-                && self
-                    .find_entry(entry.repo, LinkKind::Revision, entry.content)
-                    .is_some()
-        })
     }
 }

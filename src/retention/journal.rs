@@ -13,10 +13,10 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
-use super::index::Record;
 use super::moment::Moment;
+use super::record::Record;
 use super::state::{self, Line, Tally};
 use super::{RetentionError, Shared};
 
@@ -32,6 +32,11 @@ const MAX_CHANGES: usize = 65_536;
 const PAGE: usize = 1024;
 /// Entries that are put into the index under one lock.
 const LOAD: usize = 1024;
+
+/// What an entry of ours takes in the file, in bytes: to guess how many there are.
+const ENTRY: usize = 320;
+/// Batches of parsed entries that wait to be taken.
+const MAX_BATCHES: usize = 16;
 
 /// The two files.
 #[derive(Debug)]
@@ -72,13 +77,17 @@ impl Journal {
 
     /// Reads both files. What is broken is set aside, and what could be read of it is used.
     /// Blocks.
-    pub(super) fn load(&mut self, now: Moment, take: &mut dyn FnMut(&[Line<'_>])) -> Loaded {
+    pub(super) fn load(
+        &mut self,
+        now: Moment,
+        reserve: impl FnOnce(usize),
+        take: &mut dyn FnMut(&[Line<'_>]),
+    ) -> Loaded {
         let mut loaded = Loaded::default();
         if let Some(bytes) = read(&self.snapshot) {
             self.folded = bytes.len() as u64;
-            let mut batch = Batch::new(take);
-            let (tally, read) = state::read_snapshot(&bytes, now, &mut |line| batch.push(line));
-            batch.finish();
+            reserve(bytes.len() / ENTRY);
+            let (tally, read) = pipe(take, |sink| state::read_snapshot(&bytes, now, sink));
             let foreign = tally.entries == 0 && tally.skipped > 0;
             if let Err(error) = &read {
                 tracing::warn!(path = %self.snapshot.display(), %error, "the scheduler state is broken");
@@ -92,9 +101,7 @@ impl Journal {
         }
         if let Some(bytes) = read(&self.path) {
             self.appended = bytes.len() as u64;
-            let mut batch = Batch::new(take);
-            let (tally, torn) = state::read_journal(&bytes, now, &mut |line| batch.push(line));
-            batch.finish();
+            let (tally, torn) = pipe(take, |sink| state::read_journal(&bytes, now, sink));
             if torn {
                 self.torn = true;
                 tracing::info!(path = %self.path.display(), "the journal's last line is torn and ignored");
@@ -226,31 +233,35 @@ fn set_aside(path: &Path) {
     }
 }
 
-/// Collects lines, so that the index is locked for many at a time.
-struct Batch<'a, 't> {
-    lines: Vec<Line<'a>>,
-    take: &'t mut dyn FnMut(&[Line<'_>]),
-}
-
-impl<'a, 't> Batch<'a, 't> {
-    fn new(take: &'t mut dyn FnMut(&[Line<'_>])) -> Self {
-        Self {
-            lines: Vec::with_capacity(LOAD),
-            take,
+/// Parses on a thread of its own, and takes the lines here, many at a time: at a million entries the
+/// two take a second each.
+fn pipe<'a, T: Send>(
+    take: &mut dyn FnMut(&[Line<'_>]),
+    parse: impl FnOnce(&mut dyn FnMut(Line<'a>)) -> T + Send,
+) -> T {
+    let (send, receive) = mpsc::sync_channel::<Vec<Line<'a>>>(MAX_BATCHES);
+    std::thread::scope(move |scope| {
+        let parser = scope.spawn(move || {
+            let mut batch = Vec::with_capacity(LOAD);
+            // A failing send means that the other end has panicked, which is passed on there.
+            let result = parse(&mut |line| {
+                batch.push(line);
+                if batch.len() == LOAD {
+                    let full = std::mem::replace(&mut batch, Vec::with_capacity(LOAD));
+                    send.send(full).unwrap_or_default();
+                }
+            });
+            send.send(batch).unwrap_or_default();
+            result
+        });
+        for lines in receive {
+            take(&lines);
         }
-    }
-
-    fn push(&mut self, line: Line<'a>) {
-        self.lines.push(line);
-        if self.lines.len() == LOAD {
-            self.finish();
+        match parser.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
         }
-    }
-
-    fn finish(&mut self) {
-        (self.take)(&self.lines);
-        self.lines.clear();
-    }
+    })
 }
 
 fn write_snapshot(path: &Path, next: &mut dyn FnMut() -> Option<Vec<Record>>) -> io::Result<u64> {

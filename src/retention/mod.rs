@@ -19,6 +19,7 @@
 //! of it.
 
 mod capacity;
+mod entry;
 mod eviction;
 mod expiry;
 mod graph;
@@ -27,6 +28,7 @@ mod journal;
 mod moment;
 pub mod policy;
 mod reconcile;
+mod record;
 mod report;
 mod slab;
 mod state;

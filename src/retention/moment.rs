@@ -51,10 +51,11 @@ impl Moment {
         Self(self.0.saturating_sub(millis))
     }
 
-    /// RFC 3339 in UTC, as Go's `encoding/json` reads and writes times. `None` is "never".
+    /// RFC 3339 in UTC, with as many digits as there are to tell, which Go's `encoding/json` reads.
+    /// `None` is "never".
     pub(super) fn write(time: Option<Self>) -> humantime::Rfc3339Timestamp {
         let time = time.unwrap_or(NEVER).min(NEVER);
-        humantime::format_rfc3339_nanos(time.system_time())
+        humantime::format_rfc3339(time.system_time())
     }
 
     /// Reads RFC 3339 with any offset; `None` when it isn't that, or before the epoch.
@@ -121,7 +122,7 @@ mod tests {
     #[test]
     fn never_is_a_date_that_go_can_wait_for() {
         let text = Moment::write(None).to_string();
-        assert_eq!(text, "2200-01-01T00:00:00.000000000Z");
+        assert_eq!(text, "2200-01-01T00:00:00Z");
         assert!(Moment::parse(&text).unwrap().is_never());
         let beyond = Moment::write(Some(Moment::from_millis(u64::MAX))).to_string();
         assert_eq!(beyond, text);

@@ -13,8 +13,11 @@ use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::index::{Content, Index, MASS_GRACE, content_flag, entry_flag};
+use super::entry::{Content, Repo, content_flag, entry_flag};
+use super::index::Index;
 use super::journal::{Journal, Saver};
+use super::moment::Moment;
+use super::record::MASS_GRACE;
 use super::slab::Id;
 use super::state::Line;
 use crate::oci::manifest::MAX_MANIFEST;
@@ -32,6 +35,56 @@ const REST: Duration = Duration::from_secs(30);
 const MIN_MASS: usize = 16;
 
 impl Index {
+    /// Puts an entry of the state file in. One that is known already keeps the wider span of times.
+    pub(super) fn restore(
+        &mut self,
+        repo: Id<Repo>,
+        kind: LinkKind,
+        digest: &Digest,
+        (created, last_use): (Moment, Moment),
+    ) -> Option<()> {
+        let content = self.intern_content(digest)?;
+        let known = self.contents.get_mut(content)?;
+        known.last_use = known.last_use.max(last_use);
+        let Some(entry) = self.find_entry(repo, kind, content) else {
+            self.insert_entry(repo, kind, content, (created, last_use))?;
+            return Some(());
+        };
+        let known = self.entries.get_mut(entry)?;
+        known.created = known.created.min(created.seconds());
+        known.last_use = known.last_use.max(last_use);
+        Some(())
+    }
+
+    /// A link was seen in the store. One that no state knows starts its time now, or has that of
+    /// the same content linked in the other way, which share one entry in the file.
+    pub(super) fn confirm(&mut self, link: &Link, now: Moment) -> Option<()> {
+        let (repo, content) = (
+            self.intern_repo(&link.repo)?,
+            self.intern_content(&link.digest)?,
+        );
+        if let Some(known) = self.find_entry(repo, link.kind, content) {
+            self.entries.get_mut(known)?.flags.set(entry_flag::SEEN);
+            return Some(());
+        }
+        let other = match link.kind {
+            LinkKind::Layer => LinkKind::Revision,
+            LinkKind::Revision => LinkKind::Layer,
+        };
+        let sibling = self.find_entry(repo, other, content);
+        let times = sibling
+            .and_then(|id| self.entries.get(id))
+            .map_or((now, now), |entry| {
+                (Moment::from_seconds(entry.created), entry.last_use)
+            });
+        let entry = self.insert_entry(repo, link.kind, content, times)?;
+        let known = self.contents.get_mut(content)?;
+        known.last_use = known.last_use.max(times.1);
+        self.entries.get_mut(entry)?.flags.set(entry_flag::SEEN);
+        self.mark_dirty(entry);
+        Some(())
+    }
+
     /// Takes lines of the state files.
     fn load(&mut self, lines: &[Line<'_>]) {
         for line in lines {
@@ -145,7 +198,9 @@ pub(super) async fn load(shared: &Arc<Shared>, mut journal: Journal) -> Option<S
     let target = Arc::clone(shared);
     let read = tokio::task::spawn_blocking(move || {
         let now = target.now();
-        let loaded = journal.load(now, &mut |lines| target.with(|index| index.load(lines)));
+        let reserve = |entries| target.with(|index| index.reserve(entries));
+        let mut take = |lines: &[Line<'_>]| target.with(|index| index.load(lines));
+        let loaded = journal.load(now, reserve, &mut take);
         (journal, loaded)
     });
     let (journal, loaded) = match read.await {

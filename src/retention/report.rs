@@ -2,7 +2,8 @@
 
 use std::time::SystemTime;
 
-use super::index::{Content, Entry, Index, Repo, entry_flag};
+use super::entry::{Content, Entry, Repo, entry_flag};
+use super::index::Index;
 use super::moment::Moment;
 use super::policy::{Pattern, PatternError};
 use super::slab::Id;

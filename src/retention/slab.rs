@@ -172,6 +172,15 @@ impl<T> Table<T> {
             .copied()
     }
 
+    /// Makes room for so many ids, so that the tables needn't grow step by step.
+    pub(super) fn reserve(&mut self, ids: usize, rehash: impl Fn(Id<T>) -> u64) {
+        // A little more than its share, because no hash deals evenly.
+        let share = ids / SHARDS + ids / SHARDS / 16;
+        for shard in &mut self.shards {
+            shard.reserve(share, |id| rehash(*id));
+        }
+    }
+
     /// Adds an id that isn't there.
     pub(super) fn insert(&mut self, hash: u64, id: Id<T>, rehash: impl Fn(Id<T>) -> u64) {
         if let Some(shard) = self.shards.get_mut(shard(hash)) {

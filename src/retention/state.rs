@@ -17,8 +17,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::index::Record;
 use super::moment::Moment;
+use super::record::Record;
 use crate::oci::Digest;
 use crate::store::{Link, LinkKind};
 
@@ -207,38 +207,40 @@ const fn entry_type(kind: LinkKind) -> u8 {
     }
 }
 
-fn put_record(out: &mut Vec<u8>, record: &Record) {
-    let Link { repo, kind, digest } = &record.link;
+fn put_record(out: &mut Vec<u8>, key: &str, record: &Record) {
     put!(
         out,
-        r#"{{"Key":"{repo}@{digest}","ExpiryData":"{}","EntryType":{},"LastUsed":"{}","Created":"{}"}}"#,
+        r#"{{"Key":"{key}","ExpiryData":"{}","EntryType":{},"LastUsed":"{}","Created":"{}"}}"#,
         Moment::write(record.expiry),
-        entry_type(*kind),
+        entry_type(record.link.kind),
         Moment::write(Some(record.last_use)),
         Moment::write(Some(record.created)),
     );
 }
 
+fn key(link: &Link) -> String {
+    format!("{}@{}", link.repo, link.digest)
+}
+
 /// An entry of the snapshot, on a line of its own.
 pub(super) fn write_entry(out: &mut Vec<u8>, record: &Record, first: bool) {
-    let Link { repo, digest, .. } = &record.link;
+    let key = key(&record.link);
     let separator = if first { "\n" } else { ",\n" };
-    put!(out, r#"{separator}"{repo}@{digest}":"#);
-    put_record(out, record);
+    put!(out, r#"{separator}"{key}":"#);
+    put_record(out, &key, record);
 }
 
 /// A line of the journal for an entry that was added or used.
 pub(super) fn write_put(out: &mut Vec<u8>, record: &Record) {
-    put_record(out, record);
+    put_record(out, &key(&record.link), record);
     out.push(b'\n');
 }
 
 /// A line of the journal for an entry that has gone.
 pub(super) fn write_removed(out: &mut Vec<u8>, link: &Link) {
-    let Link { repo, kind, digest } = link;
-    let kind = entry_type(*kind);
+    let (key, kind) = (key(link), entry_type(link.kind));
     put!(
         out,
-        "{{\"Key\":\"{repo}@{digest}\",\"EntryType\":{kind},\"Removed\":true}}\n"
+        "{{\"Key\":\"{key}\",\"EntryType\":{kind},\"Removed\":true}}\n"
     );
 }

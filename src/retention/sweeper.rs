@@ -16,8 +16,9 @@ use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::entry::{Content, Entry, content_flag, entry_flag};
 use super::expiry::RETRY;
-use super::index::{Content, Entry, Index, content_flag, entry_flag};
+use super::index::Index;
 use super::moment::Moment;
 use super::slab::Id;
 use crate::oci::{Digest, Tag};

@@ -127,13 +127,15 @@ async fn space_stays_free_on_the_file_system() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_high_watermark_is_kept_in_the_background() {
-    let house = House::with(capped(100_000)).await;
-    for n in 0..99 {
+async fn a_lowered_limit_is_kept_after_the_next_start() {
+    let house = House::with(settings()).await;
+    for n in 0..100 {
         house.cache_layer("a", &kilobyte(&n.to_string())).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    house.pass(MINUTE).await;
-    assert_eq!(house.retention.usage().used, 95_000);
-    assert!(!house.has(&kilobyte("3")).await && house.has(&kilobyte("4")).await);
+    let next = House::over(Arc::clone(&house.store) as _, capped(50_500), house.clock);
+    next.retention.complete().await;
+    next.pass(MINUTE).await;
+    assert_eq!(next.retention.usage().used, 50_000);
+    check(&next, &[]).await;
 }

@@ -1,0 +1,660 @@
+//! Retention at a million entries, and what its eviction is worth. Prints a table in Markdown.
+//!
+//! ```text
+//! cargo bench --bench retention            # a million entries, some minutes
+//! cargo bench --bench retention -- --quick # a hundredth of that
+//! ```
+//!
+//! The store is one in memory that only knows sizes and links: what is measured is the index, the
+//! state files (on the real disk) and the decisions, not the file system's speed of deleting.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a benchmark: failing is stopping, and figures are approximate"
+)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use millpond::clock::Clock;
+use millpond::oci::{Algorithm, Digest, RepoName, Tag};
+use millpond::retention::{Retention, Settings, TtlPolicy};
+use millpond::store::{Content, Link, LinkKind, Stage, Store, StoreError};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+const WEEK: Duration = Duration::from_hours(7 * 24);
+/// Entries of one image: a manifest, a config and eight layers.
+const PARTS: u64 = 10;
+
+fn main() {
+    let quick = std::env::args().any(|argument| argument == "--quick");
+    let scale = if quick { 100 } else { 1 };
+    println!("| what | target | measured | verdict |\n|---|---|---|---|");
+    many_entries(1_000_000 / scale);
+    expiries(1_000_000 / scale, 100_000 / scale);
+    zipf(20_000 / scale.min(10));
+    cap(4_000 / scale.min(10));
+}
+
+fn row(what: &str, target: &str, measured: &str, met: bool) {
+    let verdict = if met { "met" } else { "MISSED" };
+    println!("| {what} | {target} | {measured} | {verdict} |");
+}
+
+// --- The store ------------------------------------------------------------------------------------
+
+/// Sizes and links, no content.
+#[derive(Debug)]
+struct Sizes {
+    /// By the first byte of the digest.
+    blobs: [Mutex<HashMap<Digest, u64>>; 256],
+    links: Mutex<BTreeMap<RepoName, [Vec<Digest>; 2]>>,
+    bytes: AtomicU64,
+    most_bytes: AtomicU64,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            blobs: std::array::from_fn(|_| Mutex::default()),
+            links: Mutex::default(),
+            bytes: AtomicU64::new(0),
+            most_bytes: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Sizes {
+    fn part(&self, digest: &Digest) -> std::sync::MutexGuard<'_, HashMap<Digest, u64>> {
+        self.blobs[usize::from(digest.first_byte())].lock().unwrap()
+    }
+
+    fn put(&self, digest: Digest, size: u64) {
+        if self.part(&digest).insert(digest, size).is_none() {
+            let bytes = self.bytes.fetch_add(size, Ordering::SeqCst) + size;
+            self.most_bytes.fetch_max(bytes, Ordering::SeqCst);
+        }
+    }
+
+    fn has(&self, digest: &Digest) -> bool {
+        self.part(digest).contains_key(digest)
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Sizes {
+    async fn open(&self, _: &Digest) -> Result<Option<Content>, StoreError> {
+        Ok(None)
+    }
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        Ok(self.part(digest).get(digest).copied())
+    }
+    async fn stage(&self, _: &Digest) -> Result<Box<dyn Stage>, StoreError> {
+        Err(StoreError::Incomplete {
+            path: PathBuf::new(),
+        })
+    }
+    async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let size = self.part(digest).remove(digest);
+        self.bytes.fetch_sub(size.unwrap_or(0), Ordering::SeqCst);
+        Ok(size.is_some())
+    }
+    async fn linked(&self, _: &Link) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+    async fn link(&self, _: &Link) -> Result<(), StoreError> {
+        Ok(())
+    }
+    async fn unlink(&self, _: &Link) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+    async fn tag(&self, _: &RepoName, _: &Tag) -> Result<Option<Digest>, StoreError> {
+        Ok(None)
+    }
+    async fn set_tag(&self, _: &RepoName, _: &Tag, _: &Digest) -> Result<(), StoreError> {
+        Ok(())
+    }
+    async fn remove_tag(&self, _: &RepoName, _: &Tag) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+    async fn tags(&self, _: &RepoName) -> Result<Vec<Tag>, StoreError> {
+        Ok(Vec::new())
+    }
+    async fn links(&self, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
+        let links = self.links.lock().unwrap();
+        let of_repo = links.get(repo);
+        Ok(of_repo.map_or(Vec::new(), |kinds| {
+            kinds[usize::from(kind == LinkKind::Layer)].clone()
+        }))
+    }
+    async fn blobs(&self, first: u8) -> Result<Vec<(Digest, u64)>, StoreError> {
+        let blobs = self.blobs[usize::from(first)].lock().unwrap();
+        Ok(blobs
+            .iter()
+            .map(|(digest, size)| (*digest, *size))
+            .collect())
+    }
+    async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
+        Ok(self.links.lock().unwrap().keys().cloned().collect())
+    }
+}
+
+fn digest(kind: &str, number: u64) -> Digest {
+    Digest::of(Algorithm::Sha256, format!("{kind}{number}").as_bytes())
+}
+
+fn repo(number: u64) -> RepoName {
+    format!("library/application-{}", number % 1000)
+        .parse()
+        .unwrap()
+}
+
+/// Link number `n` of a cache of distinct images.
+fn link(n: u64) -> Link {
+    let image = n / PARTS;
+    let kind = if n.is_multiple_of(PARTS) {
+        LinkKind::Revision
+    } else {
+        LinkKind::Layer
+    };
+    Link {
+        repo: repo(image),
+        kind,
+        digest: digest("part", n),
+    }
+}
+
+fn settings(state: Option<&Path>) -> Settings {
+    Settings {
+        ttl: TtlPolicy::sliding(Some(WEEK)),
+        pins: Vec::new(),
+        max_size: None,
+        min_free: None,
+        state: state.map(Path::to_owned),
+    }
+}
+
+fn start(store: &Arc<Sizes>, settings: Settings) -> Retention {
+    let store: Arc<dyn Store> = Arc::clone(store) as _;
+    Retention::start(
+        store,
+        Clock::system(),
+        settings,
+        &TaskTracker::new(),
+        &CancellationToken::new(),
+    )
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn fill(retention: &Retention, links: &[Link]) {
+    for image in links.chunks(PARTS as usize) {
+        for link in image {
+            retention.linked(&link.repo, link.kind, &link.digest, 1000);
+        }
+        let parts: Vec<_> = image[1..].iter().map(|link| link.digest).collect();
+        retention.manifest(&image[0].digest, &parts);
+    }
+}
+
+// --- A million entries ----------------------------------------------------------------------------
+
+/// Resident memory of this process, in bytes, where the platform tells.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = text
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * 4096
+}
+
+/// User and system time of this process, where the platform tells.
+fn processor_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let ticks = text.split(' ').skip(13).take(2);
+    Duration::from_millis(
+        ticks
+            .filter_map(|ticks| ticks.parse::<u64>().ok())
+            .sum::<u64>()
+            * 10,
+    )
+}
+
+fn many_entries(entries: u64) {
+    let links: Vec<_> = (0..entries).map(link).collect();
+    let store = Arc::new(Sizes::default());
+    for link in &links {
+        store.put(link.digest, 1000);
+        let mut all = store.links.lock().unwrap();
+        let kinds = all.entry(link.repo.clone()).or_default();
+        kinds[usize::from(link.kind == LinkKind::Layer)].push(link.digest);
+    }
+    memory_and_touches(&links);
+    // The directory of the build is on a disk; that of temporary files may be memory.
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let state = directory.path().join("scheduler-state.json");
+    saving(&links, &state);
+    let runtime = runtime();
+    runtime.block_on(async {
+        let (began, cpu) = (Instant::now(), processor_time());
+        let retention = start(&store, settings(Some(&state)));
+        while (retention.usage().entries as u64) < entries {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let (ready, cpu) = (began.elapsed(), processor_time().saturating_sub(cpu));
+        retention.complete().await;
+        let complete = began.elapsed();
+        assert_eq!(retention.usage().entries as u64, entries);
+        let size = std::fs::metadata(&state).unwrap().len() / 1_000_000;
+        row(
+            &format!("start to ready, {entries} entries from a snapshot of {size} MB"),
+            "< 2 s",
+            &format!("{ready:.2?}, {cpu:.2?} of processor time (reconciled with the store: {complete:.2?})"),
+            ready < Duration::from_secs(2),
+        );
+    });
+}
+
+fn memory_and_touches(links: &[Link]) {
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let before = resident();
+    let retention = start(&Arc::default(), settings(None));
+    runtime.block_on(retention.complete());
+    fill(&retention, links);
+    let bytes = resident().saturating_sub(before) as f64 / links.len() as f64;
+    row(
+        "memory an entry (resident, every entry with content of its own, graph included)",
+        "< 200 B",
+        &format!("{bytes:.0} B"),
+        bytes < 200.0,
+    );
+    let mut random = fastrand::Rng::with_seed(1);
+    let chosen: Vec<_> = (0..links.len())
+        .map(|_| links[random.usize(..links.len())].clone())
+        .collect();
+    // In batches, because a machine that others use, too, takes the processor away now and then.
+    let mut batches: Vec<_> = chosen
+        .chunks(1000)
+        .map(|batch| {
+            let began = Instant::now();
+            for link in batch {
+                retention.used(&link.repo, link.kind, &link.digest, 1000);
+            }
+            began.elapsed().as_nanos() / batch.len() as u128
+        })
+        .collect();
+    batches.sort_unstable();
+    let (median, slow) = (batches[batches.len() / 2], batches[batches.len() * 9 / 10]);
+    row(
+        "a touch, at random (median and 90 % of batches of 1,000)",
+        "< 1000 ns",
+        &format!("{median} ns, {slow} ns"),
+        median < 1000,
+    );
+}
+
+fn saving(links: &[Link], state: &Path) {
+    let runtime = runtime();
+    runtime.block_on(async {
+        let retention = start(&Arc::default(), settings(Some(state)));
+        retention.complete().await;
+        fill(&retention, links);
+        let began = Instant::now();
+        retention.stop().await;
+        println!(
+            "| writing the whole snapshot | | {:.2?} | |",
+            began.elapsed()
+        );
+    });
+    let took = runtime.block_on(async {
+        let journaled = state.with_file_name("touches.json");
+        let retention = start(&Arc::default(), settings(Some(&journaled)));
+        retention.complete().await;
+        fill(&retention, &links[..links.len().min(10_000)]);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let mut took = Vec::new();
+        for round in 0..5 {
+            for link in links.iter().take(1000) {
+                retention.used(&link.repo, link.kind, &link.digest, 1000);
+            }
+            tokio::time::sleep(Duration::from_millis(4000 + round)).await;
+            took.push(retention.counts().last_save);
+        }
+        took.sort_unstable();
+        took
+    });
+    row(
+        "a save of 1,000 touches, synced (median, worst of 5)",
+        "< 50 ms",
+        &format!("{:.1?}, {:.1?}", took[2], took[4]),
+        took[2] < Duration::from_millis(50),
+    );
+}
+
+// --- Expiry ---------------------------------------------------------------------------------------
+
+fn expiries(entries: u64, due: u64) {
+    let runtime = runtime();
+    let short: Vec<_> = (0..due)
+        .map(|n| Link {
+            repo: "short/lived".parse().unwrap(),
+            ..link(n)
+        })
+        .collect();
+    let long: Vec<_> = (due..entries).map(link).collect();
+    let mut settings = settings(None);
+    settings.ttl.rules = vec![("short/*".parse().unwrap(), Some(Duration::from_secs(5)))];
+    let _entered = runtime.enter();
+    let retention = start(&Arc::default(), settings);
+    runtime.block_on(retention.complete());
+    fill(&retention, &long);
+    // Once more when a round was disturbed: others on the machine only ever add to the wait.
+    let rounds = (0..3).map(|_| {
+        for link in &short {
+            retention.linked(&link.repo, link.kind, &link.digest, 1000);
+        }
+        expire_round(&runtime, &retention, &long, entries - due)
+    });
+    let (before, most, worst) = rounds.min_by_key(|(_, _, worst)| *worst).unwrap();
+    row(
+        &format!(
+            "{due} expiries in one tick: a request's wait for the lock (99.9 %, worst; best of 3)"
+        ),
+        "< 5 ms",
+        &format!("{most:.2?}, {worst:.2?} (worst while nothing expires: {before:.2?})"),
+        worst < Duration::from_millis(5),
+    );
+}
+
+/// Uses entries that don't expire, until only `remaining` are left. Returns how long a use took: at
+/// worst before anything was due, then for 99.9 % of the uses, and at worst.
+fn expire_round(
+    runtime: &tokio::runtime::Runtime,
+    retention: &Retention,
+    long: &[Link],
+    remaining: u64,
+) -> (Duration, Duration, Duration) {
+    let done = AtomicBool::new(false);
+    let (mut before, mut waits) = (Vec::new(), Vec::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            runtime.block_on(async {
+                while retention.usage().entries as u64 > remaining {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            });
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut random = fastrand::Rng::with_seed(2);
+        let started = Instant::now();
+        while !done.load(Ordering::Relaxed) {
+            let link = &long[random.usize(..long.len())];
+            let began = Instant::now();
+            retention.used(&link.repo, link.kind, &link.digest, 1000);
+            let quiet = started.elapsed() < Duration::from_secs(3);
+            if quiet { &mut before } else { &mut waits }.push(began.elapsed());
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    });
+    waits.sort_unstable();
+    let most = waits[waits.len() * 999 / 1000];
+    (
+        before.into_iter().max().unwrap_or_default(),
+        most,
+        waits[waits.len() - 1],
+    )
+}
+
+// --- What eviction is worth -----------------------------------------------------------------------
+
+/// An image of a made-up registry.
+struct Image {
+    repo: RepoName,
+    manifest: Digest,
+    /// Config and layers, with their sizes in bytes.
+    parts: Vec<(Digest, u64)>,
+}
+
+const MANIFEST_SIZE: u64 = 2_000;
+
+/// Images with one to three layers of one of 60 bases, and two to five of their own; sizes spread
+/// evenly over the orders of magnitude from 10 KB to 100 MB.
+fn images(count: u64, random: &mut fastrand::Rng) -> Vec<Image> {
+    let mut size = || 10_f64.powf(4.0 + 4.0 * random.f64()) as u64;
+    let bases: Vec<_> = (0..180).map(|n| (digest("base", n), size())).collect();
+    let own: Vec<_> = (0..count * 5).map(|n| (digest("own", n), size())).collect();
+    (0..count)
+        .map(|n| {
+            let mut parts = vec![(digest("config", n), 5_000)];
+            let base = random.usize(..60) * 3;
+            parts.extend(&bases[base..=base + random.usize(..3)]);
+            let first = n as usize * 5;
+            parts.extend(&own[first..first + random.usize(2..=5)]);
+            Image {
+                repo: repo(n),
+                manifest: digest("manifest", n),
+                parts,
+            }
+        })
+        .collect()
+}
+
+/// Draws image numbers, number n with a probability proportional to 1 / (n + 1).
+struct Zipf(Vec<f64>);
+
+impl Zipf {
+    fn new(count: usize) -> Self {
+        let sums = (1..=count).scan(0.0, |sum, n| {
+            *sum += 1.0 / n as f64;
+            Some(*sum)
+        });
+        Self(sums.collect())
+    }
+
+    fn draw(&self, random: &mut fastrand::Rng) -> usize {
+        let at = random.f64() * self.0.last().unwrap();
+        self.0.partition_point(|sum| *sum < at)
+    }
+}
+
+#[derive(Default)]
+struct Hits {
+    images: u64,
+    blobs: u64,
+    bytes: u64,
+    all: [u64; 3],
+}
+
+impl Hits {
+    fn count(&mut self, image: &Image, has: impl Fn(&Digest) -> bool) {
+        let manifest = [(image.manifest, MANIFEST_SIZE)];
+        let mut whole = true;
+        for (digest, size) in manifest.iter().chain(&image.parts) {
+            let hit = u64::from(has(digest));
+            whole &= hit == 1;
+            self.blobs += hit;
+            self.bytes += hit * size;
+            self.all[1] += 1;
+            self.all[2] += size;
+        }
+        self.images += u64::from(whole);
+        self.all[0] += 1;
+    }
+
+    fn shares(&self) -> [f64; 3] {
+        let share = |hits: u64, all: u64| 100.0 * hits as f64 / all as f64;
+        let [images, blobs, bytes] = self.all;
+        [
+            share(self.images, images),
+            share(self.blobs, blobs),
+            share(self.bytes, bytes),
+        ]
+    }
+}
+
+/// Least recently used blob first, without a thought for images.
+#[derive(Default)]
+struct BlobLru {
+    order: BTreeMap<u64, Digest>,
+    blobs: HashMap<Digest, (u64, u64)>,
+    used: u64,
+    tick: u64,
+}
+
+impl BlobLru {
+    fn touch(&mut self, digest: Digest, size: u64, max: u64) {
+        self.tick += 1;
+        match self.blobs.insert(digest, (self.tick, size)) {
+            Some((tick, _)) => drop(self.order.remove(&tick)),
+            None => self.used += size,
+        }
+        self.order.insert(self.tick, digest);
+        while self.used > max {
+            let (_, oldest) = self.order.pop_first().unwrap();
+            self.used -= self.blobs.remove(&oldest).unwrap().1;
+        }
+    }
+}
+
+/// A pull, as the mirror does it. A part that finds no space is passed through.
+async fn pull(retention: &Retention, store: &Sizes, image: &Image) {
+    let manifest = (image.manifest, MANIFEST_SIZE);
+    for (n, (digest, size)) in std::iter::once(&manifest).chain(&image.parts).enumerate() {
+        let kind = if n == 0 {
+            LinkKind::Revision
+        } else {
+            LinkKind::Layer
+        };
+        let hold = retention.hold(digest).await;
+        if !store.has(digest) {
+            let Ok(space) = retention.reserve(*size).await else {
+                continue;
+            };
+            tokio::task::yield_now().await;
+            store.put(*digest, *size);
+            space.commit(&hold, *size);
+        }
+        retention.linked(&image.repo, kind, digest, *size);
+        if n == 0 {
+            let parts: Vec<_> = image.parts.iter().map(|(digest, _)| *digest).collect();
+            retention.manifest(digest, &parts);
+        }
+    }
+}
+
+fn total(images: &[Image]) -> u64 {
+    let parts = images.iter().flat_map(|image| &image.parts);
+    parts.copied().collect::<HashMap<_, _>>().values().sum()
+}
+
+fn zipf(pulls: u64) {
+    let mut random = fastrand::Rng::with_seed(3);
+    let images = images(1000, &mut random);
+    let zipf = Zipf::new(images.len());
+    let trace: Vec<_> = (0..pulls)
+        .map(|_| &images[zipf.draw(&mut random)])
+        .collect();
+    for percent in [5, 20] {
+        let max_size = total(&images) * percent / 100;
+        let (mut plain, mut lru) = (Hits::default(), BlobLru::default());
+        for image in &trace {
+            plain.count(image, |digest| lru.blobs.contains_key(digest));
+            lru.touch(image.manifest, MANIFEST_SIZE, max_size);
+            for (digest, size) in &image.parts {
+                lru.touch(*digest, *size, max_size);
+            }
+        }
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().start_paused(true).build().unwrap();
+        let ours = runtime.block_on(async {
+            let store = Arc::new(Sizes::default());
+            let settings = Settings {
+                max_size: Some(max_size),
+                ..settings(None)
+            };
+            let retention = start(&store, settings);
+            retention.complete().await;
+            let mut ours = Hits::default();
+            for image in &trace {
+                ours.count(image, |digest| store.has(digest));
+                pull(&retention, &store, image).await;
+                tokio::time::advance(Duration::from_millis(10)).await;
+            }
+            ours
+        });
+        let (ours, plain) = (ours.shares(), plain.shares());
+        let shares = |[images, blobs, bytes]: [f64; 3]| {
+            format!("{images:.1} % of pulls whole, {blobs:.1} % of blobs, {bytes:.1} % of bytes")
+        };
+        row(
+            &format!("hits, Zipf(1.0), {pulls} pulls, cap {percent} % of the images' size"),
+            &format!("blob-LRU: {}", shares(plain)),
+            &shares(ours),
+            ours[0] >= plain[0],
+        );
+    }
+}
+
+fn cap(pulls: u64) {
+    let mut random = fastrand::Rng::with_seed(4);
+    let images: Arc<Vec<_>> = Arc::new(images(1000, &mut random));
+    let max_size = total(&images) / 5;
+    let largest = images
+        .iter()
+        .flat_map(|image| &image.parts)
+        .map(|(_, size)| *size)
+        .max()
+        .unwrap();
+    let store = Arc::new(Sizes::default());
+    let runtime = runtime();
+    let began = Instant::now();
+    let full = runtime.block_on(async {
+        let settings = Settings {
+            max_size: Some(max_size),
+            ..settings(None)
+        };
+        let retention = start(&store, settings);
+        retention.complete().await;
+        let mut pullers = tokio::task::JoinSet::new();
+        for n in 0..16 {
+            let (retention, store) = (retention.clone(), Arc::clone(&store));
+            let images = Arc::clone(&images);
+            pullers.spawn(async move {
+                let mut random = fastrand::Rng::with_seed(100 + n);
+                for _ in 0..pulls / 16 {
+                    let image = &images[random.usize(..images.len())];
+                    pull(&retention, &store, image).await;
+                }
+            });
+        }
+        while pullers.join_next().await.is_some() {}
+        retention.counts().full
+    });
+    let most = store.most_bytes.load(Ordering::SeqCst);
+    let percent = 100.0 * most as f64 / max_size as f64;
+    row(
+        &format!("most bytes stored: 16 pullers, {pulls} pulls, five times the cap"),
+        "<= cap + one blob",
+        &format!(
+            "{percent:.1} % of the cap; {full} passed through; {:.1?}",
+            began.elapsed()
+        ),
+        most <= max_size + largest,
+    );
+}

@@ -1,0 +1,147 @@
+//! Entries in time: when they expire, and what of them is saved.
+
+use std::time::Duration;
+
+use super::entry::{Entry, entry_flag};
+use super::index::Index;
+use super::moment::Moment;
+use super::policy::TtlMode;
+use super::slab::Id;
+use crate::store::{Link, LinkKind};
+
+/// What was due while the mirror was stopped gets this long from the start on, or its TTL when that
+/// is shorter: nobody could use it meanwhile, and a wrong clock shows before it has deleted anything.
+pub(super) const GRACE: Duration = Duration::from_hours(1);
+/// The same when most of the cache was due: then the machine was off for long, or the clock is
+/// wrong, and somebody should have the time to notice.
+pub(super) const MASS_GRACE: Duration = Duration::from_hours(24);
+
+/// How an entry stands in the state file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) link: Link,
+    pub(super) created: Moment,
+    pub(super) last_use: Moment,
+    /// None is never.
+    pub(super) expiry: Option<Moment>,
+}
+
+/// What has changed since the last save, in the order in which it is to be replayed.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    pub(super) removed: Vec<Link>,
+    pub(super) put: Vec<Record>,
+}
+
+impl Index {
+    // --- Time ----------------------------------------------------------------------------------
+
+    /// What was due at the start waits this long.
+    pub(super) fn set_grace(&mut self, grace: Duration) {
+        self.grace = grace;
+    }
+
+    /// When an entry expires, in whole seconds, rounded up; none is never.
+    pub(super) fn deadline(&self, id: Id<Entry>) -> Option<u32> {
+        let entry = self.entries.get(id)?;
+        let ttl = self.repos.get(entry.repo)?.ttl?;
+        let created = Moment::from_seconds(entry.created);
+        let base = match self.policy.mode {
+            TtlMode::Sliding => entry.last_use,
+            TtlMode::Fixed => created,
+        };
+        let ttl = Duration::from_secs(ttl.into());
+        let mut deadline = base.after(ttl);
+        if base < self.started {
+            deadline = deadline.max(self.started.after(ttl.min(self.grace)));
+        }
+        Some(deadline.after(Duration::from_millis(999)).seconds())
+    }
+
+    /// Whether an entry's time was up when the mirror started.
+    pub(super) fn is_overdue(&self, id: Id<Entry>) -> bool {
+        self.entries.get(id).is_some_and(|entry| {
+            let ttl = self.repos.get(entry.repo).and_then(|repo| repo.ttl);
+            let base = match self.policy.mode {
+                TtlMode::Sliding => entry.last_use,
+                TtlMode::Fixed => Moment::from_seconds(entry.created),
+            };
+            ttl.is_some_and(|ttl| base.after(Duration::from_secs(ttl.into())) <= self.started)
+        })
+    }
+
+    // --- Saving --------------------------------------------------------------------------------
+
+    pub(super) fn mark_dirty(&mut self, id: Id<Entry>) {
+        if self.journaling
+            && let Some(entry) = self.entries.get_mut(id)
+            && !entry.flags.has(entry_flag::DIRTY)
+        {
+            entry.flags.set(entry_flag::DIRTY);
+            self.news.schedule |= self.dirty.is_empty();
+            self.dirty.push(id);
+        }
+    }
+
+    pub(super) fn has_changes(&self) -> bool {
+        !self.dirty.is_empty() || !self.removed.is_empty()
+    }
+
+    /// Takes at most `max` changes of each kind.
+    pub(super) fn take_changes(&mut self, max: usize) -> Changes {
+        let removed = if self.removed.len() > max {
+            self.removed.drain(..max).collect()
+        } else {
+            std::mem::take(&mut self.removed)
+        };
+        // What is put may have been removed before, so removals are all written first.
+        if !self.removed.is_empty() {
+            return Changes {
+                removed,
+                put: Vec::new(),
+            };
+        }
+        let from = self.dirty.len().saturating_sub(max);
+        let mut put = Vec::with_capacity(self.dirty.len() - from);
+        for id in self.dirty.split_off(from) {
+            let Some(entry) = self.entries.get_mut(id) else {
+                continue;
+            };
+            // An id that was used again may be here twice.
+            if entry.flags.has(entry_flag::DIRTY) {
+                entry.flags.clear(entry_flag::DIRTY);
+                put.extend(self.record(id));
+            }
+        }
+        Changes { removed, put }
+    }
+
+    /// How an entry is written down.
+    pub(super) fn record(&self, id: Id<Entry>) -> Option<Record> {
+        let entry = self.entries.get(id)?;
+        Some(Record {
+            link: self.link_of(entry)?,
+            created: Moment::from_seconds(entry.created),
+            last_use: entry.last_use,
+            expiry: self.deadline(id).map(Moment::from_seconds),
+        })
+    }
+
+    /// A page of everything, for the snapshot; and where the next one begins.
+    pub(super) fn records(&self, from: usize, max: usize) -> (Vec<Record>, Option<usize>) {
+        let (page, next) = self.entries.page(from, max);
+        let own = page.into_iter().filter(|id| !self.is_shadowed(*id));
+        (own.filter_map(|id| self.record(id)).collect(), next)
+    }
+
+    /// Whether the entry has no line of its own in the snapshot: the file has one for each
+    /// repository and digest, which is the manifest's.
+    fn is_shadowed(&self, id: Id<Entry>) -> bool {
+        self.entries.get(id).is_some_and(|entry| {
+            entry.kind == LinkKind::Layer
+                && self
+                    .find_entry(entry.repo, LinkKind::Revision, entry.content)
+                    .is_some()
+        })
+    }
+}
