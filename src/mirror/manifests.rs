@@ -133,7 +133,9 @@ impl Mirror {
                 .await?;
             if let Some((known, content)) = present {
                 let link = target.link(LinkKind::Revision, digest);
-                self.written("manifest link", self.store.link(&link).await);
+                if self.written("manifest link", self.store.link(&link).await) {
+                    self.point_awaiting(target, digest).await;
+                }
                 return Ok(Resolved::loaded(known, content, Outcome::Revalidated));
             }
             if let Some(known) = known {
@@ -150,7 +152,10 @@ impl Mirror {
             .client
             .get_manifest(&target.repo, &reference, &accept)
             .await?;
-        let (known, content, _) = self.keep(target, fetched).await?;
+        let (known, content, kept) = self.keep(target, fetched).await?;
+        if kept {
+            self.point_awaiting(target, digest).await;
+        }
         Ok(Resolved::loaded(known, content, Outcome::Miss))
     }
 
@@ -246,19 +251,18 @@ impl Mirror {
     /// The upstream has just named the tag's digest: that links the manifest, if the store has it.
     async fn confirm(&self, target: &Target, key: &TagKey, known: Known) -> Resolved {
         self.records.confirmed(key.clone(), known.clone());
-        match self.stored_manifest(known.digest).await {
-            Some((known, content)) => {
-                let link = target.link(LinkKind::Revision, known.digest);
-                if self.written("manifest link", self.store.link(&link).await) {
-                    self.point(key, known.digest).await;
-                }
-                Resolved::loaded(known, content, Outcome::Revalidated)
+        if let Some((known, content)) = self.stored_manifest(known.digest).await {
+            let link = target.link(LinkKind::Revision, known.digest);
+            if self.written("manifest link", self.store.link(&link).await) {
+                self.point(key, known.digest).await;
             }
-            None => Resolved {
-                known,
-                content: None,
-                outcome: Outcome::Miss,
-            },
+            return Resolved::loaded(known, content, Outcome::Revalidated);
+        }
+        self.records.awaits(key.clone(), known.digest);
+        Resolved {
+            known,
+            content: None,
+            outcome: Outcome::Miss,
         }
     }
 
@@ -384,6 +388,13 @@ impl Mirror {
         let pointed = self.readable("tag", self.store.tag(repo, tag).await);
         if pointed != Some(digest) && !self.narrower(key, pointed).await {
             self.written("tag", self.store.set_tag(repo, tag, &digest).await);
+        }
+    }
+
+    /// A HEAD had told that a tag names this manifest, which the store has only now.
+    async fn point_awaiting(&self, target: &Target, digest: Digest) {
+        if let Some(key) = self.records.arrived(&target.stored, digest) {
+            self.point(&key, digest).await;
         }
     }
 

@@ -13,6 +13,9 @@ use crate::oci::{Accept, Digest, RepoName, Tag};
 
 /// Records kept; the least used go first. A record costs about 300 bytes.
 const MAX_RECORDS: usize = 100_000;
+/// Manifests kept in mind that a tag names and the store doesn't have yet. One costs about as much
+/// as a record.
+const MAX_AWAITED: usize = 10_000;
 /// How long a stale tag is served before a failing upstream is asked again: an outage costs a
 /// client's patience once in this time, not at every request.
 const RECHECK: Duration = Duration::from_secs(15);
@@ -58,6 +61,7 @@ pub(super) enum Lookup {
 #[derive(Debug)]
 pub(super) struct TagRecords {
     records: Cache<TagKey, Record>,
+    awaited: Cache<(RepoName, Digest), TagKey>,
     ttl: Duration,
     clock: Clock,
 }
@@ -66,6 +70,7 @@ impl TagRecords {
     pub(super) fn new(ttl: Duration, clock: Clock) -> Self {
         Self {
             records: Cache::new(MAX_RECORDS),
+            awaited: Cache::new(MAX_AWAITED),
             ttl,
             clock,
         }
@@ -112,5 +117,18 @@ impl TagRecords {
 
     pub(super) fn forget(&self, key: &TagKey) {
         self.records.remove(key);
+    }
+
+    /// The tag names a manifest that the store doesn't have: clients ask for that by its digest
+    /// next, and then the tag is to be written down.
+    pub(super) fn awaits(&self, key: TagKey, digest: Digest) {
+        self.awaited.insert((key.repo.clone(), digest), key);
+    }
+
+    /// The manifest has come: the tag that waits for it, unless that has moved on meanwhile.
+    pub(super) fn arrived(&self, repo: &RepoName, digest: Digest) -> Option<TagKey> {
+        let (_, key) = self.awaited.remove(&(repo.clone(), digest))?;
+        let record = self.records.get(&key)?;
+        (record.known.digest == digest).then_some(key)
     }
 }
