@@ -197,7 +197,15 @@ impl Mirror {
     /// containerd and docker resolve a tag by HEAD and then ask by digest: this is where the tag
     /// gets its place on disk, without which a restart would forget it.
     pub(super) async fn arrived(&self, target: &Target, digest: Digest) {
-        if let Some(key) = self.records.arrived(&target.stored, digest) {
+        let Some(key) = self.records.arrived(&target.stored, digest) else {
+            return;
+        };
+        // Meanwhile the tag may have moved on.
+        let current = match self.records.get(&key) {
+            Lookup::Fresh { known, .. } | Lookup::Expired(known) => known.digest == digest,
+            Lookup::Unknown => false,
+        };
+        if current {
             self.point(&key, digest).await;
         }
     }

@@ -1,11 +1,15 @@
 //! Blobs: one download for everybody, and what is in the store for nothing.
 
+use std::sync::Arc;
+
 use futures_util::future::join_all;
 use millpond::oci::Algorithm;
 use millpond::oci::Digest;
+use millpond::store::faulty::Operation;
+use millpond::store::{FaultyStore, MemoryStore};
 
 use crate::harness::{
-    ALWAYS, Gate, Mirror, Registry, Reply, Setup, eventually, noise, read, to_end,
+    ALWAYS, Gate, Mirror, Registry, Reply, Setup, eventually, noise, read, settle, to_end,
 };
 
 const SIZE: usize = 3_000_000;
@@ -196,6 +200,37 @@ async fn wrong_content_breaks_the_body_and_is_not_kept() {
     assert_eq!(stored(&m, &digest).await, None);
     assert!(m.store.repositories().await.unwrap().is_empty());
     m.get(&path).await.expect(200, &blob);
+}
+
+#[tokio::test]
+async fn the_last_bytes_wait_for_the_digest() {
+    for forged in [true, false] {
+        let up = Registry::start().await;
+        let blob = noise(1, SIZE);
+        let digest = up.put_blob("app", &blob);
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+        let unverified = store.stall(Operation::Append, 1);
+        let m = Setup::new(&up).store(store).start().await;
+        if forged {
+            up.on("GET ", 1, |_, usual| usual.forged());
+        }
+        let name = up.address;
+        let received =
+            format!(r#"millpond_upstream_received_bytes_total{{upstream="{name}",kind="blob"}}"#);
+        let path = path("app", &digest);
+        let (answer, ()) = tokio::join!(m.get(&path), async {
+            m.counted(&received, SIZE as u64).await;
+            for _ in 0..20 {
+                settle().await;
+            }
+            unverified.release();
+        });
+        if forged {
+            assert!(answer.broken && answer.body.len() < SIZE, "a clean end");
+        } else {
+            answer.expect(200, &blob);
+        }
+    }
 }
 
 #[tokio::test]

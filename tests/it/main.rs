@@ -10,6 +10,7 @@
 
 mod harness;
 
+mod accept;
 mod api;
 mod auth;
 mod blobs;

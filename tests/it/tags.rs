@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use millpond::oci::manifest::media_type;
 
 use crate::harness::{
     ALWAYS, Gate, Image, Mirror, Registry, Reply, Setup, advance, freeze, passing, settle,
@@ -218,6 +217,62 @@ async fn a_restarted_mirror_asks_again_and_falls_back_on_its_disk() {
     assert_eq!(from(&answer), "hit; detail=stale");
 }
 
+/// containerd and dockerd ask for a tag with HEAD and for the manifest by its digest.
+#[tokio::test(start_paused = true)]
+async fn what_a_head_named_is_known_after_a_restart_once_its_manifest_has_come() {
+    let _frozen = freeze();
+    let up = Registry::start().await;
+    let old = Image::oci(1);
+    let m = warm(&up, &old).await;
+    let restarted_and_alone = async || {
+        up.go_down();
+        let again = Setup::new(&up).store(std::sync::Arc::clone(&m.store));
+        let answer = again.start().await.get(PATH).await;
+        up.behave();
+        answer
+    };
+    let new = Image::oci(2);
+    let digest = up.push("app", "latest", &new);
+    advance(TTL + SECOND).await;
+    let head = m.head(PATH).await;
+    assert_eq!(head.header("docker-content-digest"), digest.to_string());
+    let meanwhile = restarted_and_alone().await;
+    meanwhile.expect(200, &old.manifest);
+    let by_digest = format!("/v2/app/manifests/{digest}");
+    m.get(&by_digest).await.expect(200, &new.manifest);
+    restarted_and_alone().await.expect(200, &new.manifest);
+
+    let newest = Image::oci(3);
+    up.push("app", "latest", &newest);
+    advance(TTL + SECOND).await;
+    m.get(PATH).await.expect(200, &newest.manifest);
+    restarted_and_alone().await.expect(200, &newest.manifest);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manifest_that_comes_late_does_not_move_the_tag_back() {
+    let _frozen = freeze();
+    let up = Registry::start().await;
+    let m = warm(&up, &Image::oci(1)).await;
+    let (passed_over, newest) = (Image::oci(2), Image::oci(3));
+    let digest = up.push("app", "latest", &passed_over);
+    advance(TTL + SECOND).await;
+    assert_eq!(m.head(PATH).await.status, 200);
+    up.push("app", "latest", &newest);
+    advance(TTL + SECOND).await;
+    m.get(PATH).await.expect(200, &newest.manifest);
+    let by_digest = format!("/v2/app/manifests/{digest}");
+    m.get(&by_digest).await.expect(200, &passed_over.manifest);
+    up.go_down();
+    let again = Setup::new(&up).store(std::sync::Arc::clone(&m.store));
+    again
+        .start()
+        .await
+        .get(PATH)
+        .await
+        .expect(200, &newest.manifest);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_upstream_is_asked_on_for_the_next_clients() {
     let _frozen = freeze();
@@ -266,108 +321,4 @@ async fn many_cold_clients_cost_one_get() {
         answer.expect(200, &image.manifest);
     }
     assert_eq!(up.take(), [format!("GET {PATH}")]);
-}
-
-const SIX: [&str; 6] = [
-    media_type::OCI_MANIFEST,
-    media_type::OCI_INDEX,
-    media_type::DOCKER_MANIFEST,
-    media_type::DOCKER_LIST,
-    media_type::DOCKER_SCHEMA1,
-    media_type::DOCKER_SCHEMA1_SIGNED,
-];
-
-#[tokio::test]
-async fn one_accept_list_in_any_shape_is_one_question() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
-    let image = Image::oci(1);
-    up.push("app", "latest", &image);
-    let line = format!("GET {PATH}");
-    let joined = SIX.join(", ");
-    let lines = SIX.map(|kind| ("accept", kind));
-    let reversed: Vec<_> = lines.into_iter().rev().collect();
-    for accept in [&[("accept", &*joined)][..], &lines, &reversed] {
-        m.ask(&line, accept).await.expect(200, &image.manifest);
-    }
-    assert_eq!(up.count(""), 1);
-    let sent = up.seen("")[0].header("accept").unwrap().to_owned();
-    for kind in SIX {
-        assert!(sent.contains(kind), "{sent}");
-    }
-}
-
-/// Answers old clients with schema 2 and others with an index, as Docker Hub does.
-fn by_accept(up: &Registry) -> (Image, bytes::Bytes) {
-    let old = Image::docker(1);
-    let index = Image::index(media_type::OCI_INDEX, &[&Image::oci(2)]);
-    up.push("app", "latest", &old);
-    up.put_manifest("app", media_type::OCI_INDEX, &index);
-    let (bytes, digest) = (index.clone(), crate::harness::digest(&index));
-    up.on("/manifests/latest", ALWAYS, move |seen, usual| {
-        if !seen
-            .header("accept")
-            .unwrap()
-            .contains(media_type::OCI_INDEX)
-        {
-            return usual;
-        }
-        Reply::new(200, bytes.clone())
-            .with("Docker-Content-Digest", digest)
-            .with("Content-Type", media_type::OCI_INDEX)
-    });
-    (old, index)
-}
-
-#[tokio::test(start_paused = true)]
-async fn old_and_new_clients_get_each_their_own_manifest() {
-    let _frozen = freeze();
-    let line = format!("GET {PATH}");
-    let (narrow, wide) = (
-        [("accept", media_type::DOCKER_MANIFEST)],
-        SIX.map(|kind| ("accept", kind)),
-    );
-    for old_first in [true, false] {
-        let up = Registry::start().await;
-        let m = Setup::new(&up).start().await;
-        let (old, index) = by_accept(&up);
-        let mut clients: [(&[_], _); 2] = [(&narrow, &old.manifest), (&wide, &index)];
-        if !old_first {
-            clients.reverse();
-        }
-        for _ in 0..2 {
-            for (accept, expected) in clients {
-                m.ask(&line, accept).await.expect(200, expected);
-            }
-        }
-        assert_eq!(
-            up.take().len(),
-            3,
-            "GET, then HEAD and GET of what the HEAD named"
-        );
-        up.go_down();
-        advance(TTL + SECOND).await;
-        for (accept, expected) in clients {
-            let answer = m.ask(&line, accept).await;
-            answer.expect(200, expected);
-            assert_eq!(from(&answer), "hit; detail=stale");
-        }
-    }
-}
-
-#[tokio::test]
-async fn what_a_client_cannot_read_is_not_served_stale_either() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
-    by_accept(&up);
-    let line = format!("GET {PATH}");
-    assert_eq!(
-        m.ask(&line, &SIX.map(|kind| ("accept", kind))).await.status,
-        200
-    );
-    up.go_down();
-    let old = m
-        .ask(&line, &[("accept", media_type::DOCKER_MANIFEST)])
-        .await;
-    assert_eq!(old.error(), (500, "UNAVAILABLE".to_owned()));
 }

@@ -6,8 +6,9 @@
 
 use std::time::Duration;
 
-/// Rounds that are waited for something that needs no time at all.
-const MAX_ROUNDS: usize = 4_000;
+/// Rounds that are waited for something that needs no time at all, save for a disk that is busy
+/// with other things: some twenty seconds.
+const MAX_ROUNDS: usize = 40_000;
 
 /// Keeps paused time still until dropped.
 pub(crate) struct Frozen(
