@@ -21,6 +21,7 @@ mod lists;
 mod manifests;
 mod ranges;
 mod resume;
+mod retention;
 mod routing;
 mod server;
 mod tags;

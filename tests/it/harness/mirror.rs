@@ -19,6 +19,7 @@ use super::time::eventually;
 pub(crate) struct Setup {
     addr: String,
     http: Vec<String>,
+    storage: Vec<String>,
     proxy: Vec<String>,
     upstreams: Vec<String>,
     store: Arc<dyn Store>,
@@ -29,6 +30,7 @@ impl Setup {
         Self {
             addr: "127.0.0.1:0".to_owned(),
             http: Vec::new(),
+            storage: Vec::new(),
             proxy: vec![format!("remoteurl: {}", upstream.url())],
             upstreams: Vec::new(),
             store: Arc::new(MemoryStore::new()),
@@ -44,6 +46,12 @@ impl Setup {
     /// A line of the section `http`.
     pub(crate) fn http(mut self, line: &str) -> Self {
         self.http.push(line.to_owned());
+        self
+    }
+
+    /// A line of the section `storage`.
+    pub(crate) fn storage(mut self, line: &str) -> Self {
+        self.storage.push(line.to_owned());
         self
     }
 
@@ -70,9 +78,10 @@ impl Setup {
         let addr = &self.addr;
         let debug = "{addr: '127.0.0.1:0', prometheus: {enabled: true, path: /metrics}}";
         format!(
-            "version: 0.1\nstorage: {{inmemory: {{}}}}\n\
+            "version: 0.1\nstorage:\n  inmemory: {{}}\n  {}\n\
              http:\n  addr: '{addr}'\n  debug: {debug}\n  {}\n\
              proxy:\n  upstreams: [{}]\n  {}\n",
+            self.storage.join("\n  "),
             self.http.join("\n  "),
             self.upstreams.join(", "),
             self.proxy.join("\n  "),
