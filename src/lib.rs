@@ -1,5 +1,38 @@
 //! millpond: a pull-through caching mirror for container registries.
+//!
+//! # The story of one pull
+//!
+//! 1. [`http`] accepts a connection and gives each request to its service, where
+//!    [`oci::route`] turns method and URI into a [`oci::Route`]. Nothing after that sees a raw path.
+//! 2. [`mirror`] chooses the upstream: containerd's `ns` parameter, else the first component of the
+//!    repository's name, else the Host header, else the default upstream.
+//! 3. A manifest comes from the [`store`], where it is linked into the repository. A tag is believed
+//!    for a while, then one HEAD asks the [`upstream`] for all clients; while that can't answer, the
+//!    last known digest is served, marked stale.
+//! 4. A blob comes from the [`store`], too, when it is linked; when another repository has it, one
+//!    HEAD proves that this one may have it. Otherwise [`fetch`] joins or starts THE download of it.
+//! 5. [`fetch`] streams the upstream into a staged file in a task of its own, hashing as it goes.
+//!    Every client follows that file behind the published mark: one upstream request, whoever joins
+//!    late, whoever leaves, whoever is slow.
+//! 6. On the last byte the digest is checked; then the last chunk is handed out, the file is
+//!    synced and renamed into the store, and linked. A wrong digest breaks every client's body and
+//!    is never committed.
+//!
+//! [`config`] says what to mirror, [`app`] wires the rooms and owns every task, [`admin`] shows
+//! [`metrics`] and health, [`clock`] is the only source of time, and [`cli`] is the program.
+//!
+//! The rooms build on each other in one direction only; `ARCHITECTURE.md` has the map, and
+//! `tests/rooms.rs` holds the code to it.
 
+pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod fetch;
+pub mod http;
 pub mod metrics;
+pub mod mirror;
 pub mod oci;
+pub mod store;
+pub mod upstream;

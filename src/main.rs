@@ -1,1 +1,5 @@
-fn main() {}
+//! The `millpond` program.
+
+fn main() -> std::process::ExitCode {
+    millpond::cli::run(std::env::args_os())
+}

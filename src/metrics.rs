@@ -89,16 +89,15 @@ impl EncodeLabelValue for Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Ending {
     Status(u16),
-    Unreachable,
-    Timeout,
+    /// The class of the error, a fixed word.
+    Error(&'static str),
 }
 
 impl EncodeLabelValue for Ending {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         match self {
             Self::Status(status) => write!(encoder, "{status}"),
-            Self::Unreachable => encoder.write_str("unreachable"),
-            Self::Timeout => encoder.write_str("timeout"),
+            Self::Error(class) => encoder.write_str(class),
         }
     }
 }
@@ -323,7 +322,7 @@ mod tests {
     fn the_text_form() {
         let metrics = Metrics::new();
         metrics.upstream_request("docker.io", Kind::Blob, "GET", Ending::Status(200));
-        metrics.upstream_request("docker.io", Kind::Token, "GET", Ending::Timeout);
+        metrics.upstream_request("docker.io", Kind::Token, "GET", Ending::Error("timeout"));
         metrics.upstream_bytes("docker.io", Kind::Blob).inc_by(7);
         metrics.served(Kind::Manifest, Outcome::Stale, 200);
         metrics.client_bytes(Kind::Blob).inc_by(9);

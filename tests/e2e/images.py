@@ -5,6 +5,7 @@
     zstd      OCI, the same file systems in zstd layers
     index     OCI index of amd64 and arm64, in another repository that shares gzip's layers
     list      Docker manifest list of amd64 and arm64
+    pinned    Docker schema 2 without a tag: pulled by digest
     second    OCI, for the second upstream
     artifact  OCI artifact manifest whose subject is gzip, with the index under the referrers tag
 
@@ -158,19 +159,21 @@ def index(output: Output, children: list[dict], kind: str, extra: dict | None = 
 
 
 def publish(output: Output, name: str, where: str, top: dict, children: list[dict]) -> None:
-    """`where` is upstream/repository:tag. What a client that pulls for this machine must find is
+    """`where` is upstream/repository:tag, or without a tag for one that is only known by its digest
+    (its `suffix` is what follows the repository in a reference). What a client that pulls for this machine must find is
     the native child's (`host`), or the manifest's own; `all` is for one that copies everything."""
     upstream, _, rest = where.partition("/")
-    repository, _, tag = rest.rpartition(":")
+    repository, _, tag = rest.partition(":")
+    digest = top["descriptor"]["digest"]
     for child in children:
         output.upload(upstream, repository, child["descriptor"]["digest"], child)
-    output.upload(upstream, repository, tag, top)
+    output.upload(upstream, repository, tag or digest, top)
     parts = [top, *children]
     output.images[name] = {
         "upstream": upstream,
         "repository": repository,
-        "tag": tag,
-        "digest": top["descriptor"]["digest"],
+        "suffix": f":{tag}" if tag else f"@{digest}",
+        "digest": digest,
         "host": (children[0] if children else top).get("host"),
         "all": {
             "manifests": sorted({part["descriptor"]["digest"] for part in parts}),
@@ -218,6 +221,8 @@ def main(root: pathlib.Path, folder: pathlib.Path) -> None:
     children = [plain, image(output, [foreign], DOCKER, FOREIGN)]
     top = index(output, children, DOCKER_LIST)
     publish(output, "list", "hub/library/debian-test:list", top, children)
+    pinned = image(output, [debian, own], DOCKER)
+    publish(output, "pinned", "hub/library/debian-pinned", pinned, [])
     publish(output, "second", "second/team/app:1.0", image(output, [debian, own], OCI), [])
     artifact = artifact_of(output, plain)
     publish(output, "artifact", "hub/library/debian-test:sbom", artifact, [])

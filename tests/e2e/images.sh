@@ -36,7 +36,7 @@ push_images() {
   timeout 120 /usr/bin/python3 "$E2E/push.py" "$IMAGES_DIR" second "$SECOND" "$CA" "$SECOND_USER" "$SECOND_PASSWORD"
 }
 
-# image NAME FIELD: .digest, .tag, .host.config, ... of an image; arrays come one a line.
+# image NAME FIELD: .digest, .suffix, .host.config, ... of an image; arrays come one a line.
 image() {
   jq -er --arg name "$1" '.[$name]'"$2"' | if type == "array" then .[] else . end' "$IMAGES_DIR/images.json"
 }

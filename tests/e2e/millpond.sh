@@ -8,7 +8,7 @@ find_millpond() {
     return
   fi
   note "building millpond"
-  (cd "$ROOT" && cargo build --profile ci --bin millpond)
+  (cd "$ROOT" && timeout 1200 cargo build --profile ci --bin millpond)
   MILLPOND=$(cd "$ROOT" && realpath "${CARGO_TARGET_DIR:-target}/ci/millpond")
 }
 

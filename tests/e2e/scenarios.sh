@@ -19,7 +19,7 @@ range_is_right() {
   url=http://$MIRROR/v2/$(image gzip .repository)
   # The manifest first, as every client does: it is what makes the mirror answer for the blob.
   curl -sf -m 30 -o /dev/null -H "Accept: application/vnd.docker.distribution.manifest.v2+json" \
-    "$url/manifests/$(image gzip .tag)"
+    "$url/manifests/$(image gzip .digest)"
   same "status" 206 "$(curl -s -m 60 -r 1000000-1000999 -o "$WORK/range" -w '%{http_code}' "$url/blobs/$1")"
   tail -c +1000001 "$IMAGES_DIR/blobs/${1#sha256:}" | head -c 1000 | cmp - "$WORK/range"
 }
@@ -75,6 +75,35 @@ moving_is() {
     timeout 30 skopeo inspect --raw --tls-verify=false "docker://$MIRROR/library/debian-test:moving" |
       sha256sum | sed 's/^/sha256:/; s/ .*//'
   )"
+}
+
+# --- The README's other snippets -----------------------------------------------------------
+
+# CRI-O and BuildKit don't run here. CRI-O's file is read by the library that skopeo is made of;
+# BuildKit's is at least well-formed.
+readme_story() {
+  mirror_is_fresh readme || return 0
+  check "readme: CRI-O's configuration, read by skopeo" crio_snippet_pulls
+  check "readme: BuildKit's configuration is TOML and names the mirror" buildkit_snippet_is_right
+  millpond_stop
+}
+
+crio_snippet_pulls() {
+  snippet crio >"$WORK/crio.conf"
+  skopeo_wipe
+  timeout 120 skopeo --insecure-policy --registries-conf "$WORK/crio.conf" copy --quiet --all \
+    "docker://docker.io/$(image pinned .repository)$(image pinned .suffix)" "dir:$WORK/skopeo/pinned"
+  skopeo_verify pinned
+}
+
+buildkit_snippet_is_right() {
+  snippet buildkit-toml >"$WORK/buildkitd.toml"
+  /usr/bin/python3 - "$WORK/buildkitd.toml" "$MIRROR" <<'PYTHON'
+import sys, tomllib
+registry = tomllib.load(open(sys.argv[1], "rb"))["registry"]
+assert registry["docker.io"]["mirrors"] == [sys.argv[2]], registry
+assert registry[sys.argv[2]]["http"] is True, registry
+PYTHON
 }
 
 # --- The reference registry's directory -----------------------------------------------

@@ -144,6 +144,14 @@ one_get_each() {
   same "blobs never asked for" "" "$(host_blobs "$@" | comm -23 - <(printf '%s\n' "$asked"))"
 }
 
+# The mirror showed its credentials to the token service, and asked for no more than it needs.
+tokens_for_pull_only() {
+  local asked
+  asked=$(grep '"agent": "millpond' "$LOGS/token-service.out")
+  same "users" "$UPSTREAM_USER" "$(jq -r .user <<<"$asked" | sort -u)"
+  same "scopes beyond pull" "" "$(jq -r '.scopes[]' <<<"$asked" | grep -v '^repository:[^:]*:pull$' || true)"
+}
+
 # Clients have no credentials for the upstreams and must never need any: whoever asked for content
 # was the mirror, or the harness itself (curl's marks; the pusher).
 only_the_mirror_asked() {

@@ -3,7 +3,7 @@
 # any other registry through _default (?ns=127.0.0.1:PORT).
 
 containerd_needs() { echo containerd ctr; }
-containerd_images() { echo gzip zstd index list second; }
+containerd_images() { echo gzip zstd index list pinned second; }
 
 containerd_start() {
   local home=$WORK/containerd
@@ -38,7 +38,7 @@ ctr_run() { timeout 120 ctr --address "$WORK/containerd/containerd.sock" "$@"; }
 containerd_reference() {
   local registry=docker.io
   [ "$(image "$1" .upstream)" = hub ] || registry=$SECOND
-  printf '%s/%s:%s\n' "$registry" "$(image "$1" .repository)" "$(image "$1" .tag)"
+  printf '%s/%s%s\n' "$registry" "$(image "$1" .repository)" "$(image "$1" .suffix)"
 }
 
 containerd_pull() {

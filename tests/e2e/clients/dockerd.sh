@@ -3,7 +3,7 @@
 # for Docker Hub's names.
 
 dockerd_needs() { echo dockerd "$DOCKER" runc; }
-dockerd_images() { echo gzip zstd index list; }
+dockerd_images() { echo gzip zstd index list pinned; }
 
 dockerd_start() {
   local home=$WORK/docker
@@ -35,7 +35,7 @@ docker_run() {
 dockerd_reference() {
   local repository
   repository=$(image "$1" .repository)
-  printf '%s:%s\n' "${repository#library/}" "$(image "$1" .tag)"
+  printf '%s%s\n' "${repository#library/}" "$(image "$1" .suffix)"
 }
 
 dockerd_pull() {

@@ -2,7 +2,7 @@
 # podman with the README's mirror configuration: docker.io and a second registry, by their own names.
 
 podman_needs() { echo podman runc; }
-podman_images() { echo gzip zstd index second; }
+podman_images() { echo gzip zstd index pinned second; }
 
 podman_start() {
   snippet podman-registries-conf >"$WORK/registries.conf"
@@ -25,7 +25,7 @@ podman_run() {
 podman_reference() {
   local registry=docker.io
   [ "$(image "$1" .upstream)" = hub ] || registry=$SECOND_NAME
-  printf '%s/%s:%s\n' "$registry" "$(image "$1" .repository)" "$(image "$1" .tag)"
+  printf '%s/%s%s\n' "$registry" "$(image "$1" .repository)" "$(image "$1" .suffix)"
 }
 
 podman_pull() {
@@ -46,7 +46,7 @@ podman_verify() {
 podman_container() {
   local said
   # The limits because podman would raise them, and a sandbox may not let it.
-  said=$(podman_run run --rm --network none --cgroups disabled \
+  said=$(podman_run run --rm --network none \
     --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 "$(podman_reference gzip)" sh -c "$CONTAINER_SCRIPT")
   same "what the container said" "$(container_says)" "$said"
 }

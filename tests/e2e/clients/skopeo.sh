@@ -2,7 +2,7 @@
 # skopeo, straight from the mirror's address into folders: what it stores is compared byte for byte.
 
 skopeo_needs() { echo skopeo; }
-skopeo_images() { echo gzip zstd index list second artifact; }
+skopeo_images() { echo gzip zstd index list pinned second artifact; }
 skopeo_start() { skopeo_wipe; }
 skopeo_stop() { :; }
 
@@ -18,7 +18,7 @@ skopeo_pull() {
 # skopeo_copy IMAGE FOLDER: all platforms of an index.
 skopeo_copy() {
   timeout 120 skopeo --insecure-policy copy --quiet --all --src-tls-verify=false \
-    "docker://$MIRROR/$(mirror_path "$1"):$(image "$1" .tag)" "dir:$2"
+    "docker://$MIRROR/$(mirror_path "$1")$(image "$1" .suffix)" "dir:$2"
 }
 
 skopeo_verify() { skopeo_folder_is "$1" "$WORK/skopeo/$1"; }

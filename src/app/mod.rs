@@ -1,0 +1,262 @@
+//! Wires the rooms together; owns every task and the way to stop.
+
+mod meter;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::Admin;
+use crate::clock::Clock;
+use crate::config::{self, Config};
+use crate::fetch::Fetcher;
+use crate::http::listener::{Address, BindError, Listener};
+use crate::http::{ConnectionSettings, Handler, Service, Settings, serve};
+use crate::metrics::Metrics;
+use crate::mirror::{Mirror, UpstreamEntry, Upstreams};
+use crate::store::{FsStore, MemoryStore, Store, StoreError};
+use crate::upstream::{self, Upstream, UpstreamError};
+
+/// Why the mirror doesn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("the address of a socket can't be told: {0}")]
+    Address(std::io::Error),
+    #[error("the data directory can't be used: {0}")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    #[error("the CA file {path} of upstream {upstream} can't be read: {source}")]
+    CaFile {
+        upstream: String,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+}
+
+/// A running mirror.
+#[derive(Debug)]
+pub struct App {
+    address: Address,
+    debug_address: Option<Address>,
+    metrics: Arc<Metrics>,
+    drain_timeout: Duration,
+    tasks: TaskTracker,
+    /// Accept no more; end connections after the request under way.
+    stop_accepting: CancellationToken,
+    /// Fail what is still running.
+    stop_now: CancellationToken,
+}
+
+impl App {
+    /// Starts with what the configuration says. When this returns, requests are answered.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let store: Arc<dyn Store> = match &config.storage {
+            config::Storage::Filesystem { root } => Arc::new(FsStore::open(root).await?),
+            config::Storage::Memory => Arc::new(MemoryStore::new()),
+        };
+        Self::start_with(config, store, Clock::system()).await
+    }
+
+    /// Starts over a given store and clock.
+    pub async fn start_with(
+        config: &Config,
+        store: Arc<dyn Store>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        let metrics = Arc::new(Metrics::new());
+        let tasks = TaskTracker::new();
+        let (stop_accepting, stop_now) = (CancellationToken::new(), CancellationToken::new());
+        let upstreams = upstreams(&config.proxy, clock, &metrics)?;
+        let fetcher = Fetcher::new(
+            Arc::clone(&store),
+            Arc::clone(&metrics),
+            tasks.clone(),
+            stop_now.clone(),
+        );
+        let tags_ttl = config.proxy.tags_ttl;
+        let mirror = Mirror::new(
+            upstreams,
+            store,
+            fetcher,
+            tags_ttl,
+            tasks.clone(),
+            Arc::clone(&metrics),
+            clock,
+        );
+        let service = Service::new(mirror, Arc::clone(&metrics), settings(config));
+
+        let serving = Serving {
+            connections: ConnectionSettings {
+                http2: config.http.http2,
+                metrics: Arc::clone(&metrics),
+            },
+            tasks: tasks.clone(),
+            stop: stop_accepting.clone(),
+        };
+        // The operators' listener first: whoever can reach the registry can also see its health.
+        let debug_address = match &config.http.debug {
+            None => None,
+            Some(debug) => {
+                let admin = Admin::new(Arc::clone(&metrics), debug.metrics_path.clone());
+                Some(serving.listen(&debug.listen, admin).await?)
+            }
+        };
+        let address = serving.listen(&config.http.listen, service).await?;
+        let drain_timeout = config.http.drain_timeout;
+        Ok(Self {
+            address,
+            debug_address,
+            metrics,
+            drain_timeout,
+            tasks,
+            stop_accepting,
+            stop_now,
+        })
+    }
+
+    /// Where the registry API is served.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Where metrics and health are served, if they are.
+    pub fn debug_address(&self) -> Option<&Address> {
+        self.debug_address.as_ref()
+    }
+
+    /// Everything that is counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Stops gracefully: accepts nothing new, lets what is under way finish within the configured
+    /// time, then ends the rest. Returns whether everything finished by itself.
+    pub async fn stop(self) -> bool {
+        self.stop_accepting.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(self.drain_timeout, self.tasks.wait())
+            .await
+            .is_ok()
+        {
+            return true;
+        }
+        tracing::warn!(
+            tasks = self.tasks.len(),
+            "not everything finished in time; ending it"
+        );
+        self.stop_now.cancel();
+        // Bodies of failed downloads end now; clients that read a stored blob slowly are cut off
+        // with the process.
+        let last = tokio::time::timeout(LAST_MOMENT, self.tasks.wait()).await;
+        tracing::debug!(left = last.is_err(), "ended");
+        false
+    }
+}
+
+/// What every listener needs.
+struct Serving {
+    connections: ConnectionSettings,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Serving {
+    /// Binds a socket and answers on it from now on.
+    async fn listen<H: Handler>(
+        &self,
+        listen: &config::Listen,
+        handler: H,
+    ) -> Result<Address, StartError> {
+        let listener = Listener::bind(listen).await?;
+        let address = listener.address().map_err(StartError::Address)?;
+        let (connections, tasks) = (self.connections.clone(), self.tasks.clone());
+        self.tasks.spawn(serve(
+            listener,
+            Arc::new(handler),
+            connections,
+            tasks,
+            self.stop.clone(),
+        ));
+        Ok(address)
+    }
+}
+
+/// How long failed requests have to say so, after the drain time.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+fn settings(config: &Config) -> Settings {
+    let host = config
+        .http
+        .host
+        .as_ref()
+        .filter(|_| !config.http.relative_urls);
+    Settings {
+        prefix: config.http.prefix.clone(),
+        origin: host.map(|host| host.as_str().trim_end_matches('/').to_owned()),
+        headers: config.http.headers.clone(),
+        access_log: config.log.access,
+    }
+}
+
+fn upstreams(
+    proxy: &config::Proxy,
+    clock: Clock,
+    metrics: &Arc<Metrics>,
+) -> Result<Upstreams, StartError> {
+    let default = entry(&proxy.default, &proxy.timeouts, clock, metrics)?;
+    let mut others = Vec::with_capacity(proxy.upstreams.len());
+    for upstream in &proxy.upstreams {
+        others.push(entry(upstream, &proxy.timeouts, clock, metrics)?);
+    }
+    Ok(Upstreams::new(default, others))
+}
+
+fn entry(
+    upstream: &config::Upstream,
+    timeouts: &config::Timeouts,
+    clock: Clock,
+    metrics: &Arc<Metrics>,
+) -> Result<UpstreamEntry, StartError> {
+    let ca_pem = match &upstream.ca {
+        None => None,
+        Some(path) => Some(config::read_ca(path).map_err(|source| StartError::CaFile {
+            upstream: upstream.name.clone(),
+            path: path.clone(),
+            source,
+        })?),
+    };
+    let settings = upstream::Settings {
+        name: upstream.name.clone(),
+        url: upstream.url.clone(),
+        credentials: upstream
+            .credentials
+            .as_ref()
+            .map(|credentials| upstream::Credentials {
+                username: credentials.username.clone(),
+                password: credentials.password.clone(),
+            }),
+        ca_pem,
+        insecure: upstream.insecure,
+        timeouts: upstream::Timeouts {
+            connect: timeouts.connect,
+            header: timeouts.header,
+            stall: timeouts.stall,
+        },
+    };
+    Ok(UpstreamEntry {
+        client: Upstream::new(
+            settings,
+            clock,
+            Arc::clone(metrics) as Arc<dyn upstream::Meter>,
+        )?,
+        name: upstream.name.clone(),
+        aliases: upstream.aliases.clone(),
+        docker_hub: upstream.is_docker_hub,
+    })
+}

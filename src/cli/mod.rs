@@ -1,0 +1,101 @@
+//! The command line: `serve` and `check`.
+
+mod logging;
+mod serve;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Loaded};
+
+/// A pull-through caching mirror for container registries.
+///
+/// Point docker, containerd, podman or any other client at it: what they pull comes from the
+/// upstream registry once, and from here after that.
+#[derive(Debug, Parser)]
+#[command(name = "millpond", version, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the mirror until it is told to stop (SIGTERM, SIGINT)
+    ///
+    /// Without a configuration file it mirrors Docker Hub on port 5000 and keeps its data in
+    /// ./millpond-data. REGISTRY_* environment variables override the file:
+    /// `REGISTRY_PROXY_REMOTEURL` is `proxy.remoteurl`.
+    Serve(Configured),
+    /// Read the configuration, report every problem in it, and print what is in effect
+    ///
+    /// Secrets are hidden. Exits with 0 when the configuration can be used and with 1 when not.
+    Check(Configured),
+}
+
+#[derive(Debug, clap::Args)]
+struct Configured {
+    /// The configuration file (YAML); config.example.yml explains every key
+    #[arg(value_name = "CONFIG")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the program; `main` has nothing to add.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            // Nothing is left to do where even the message can't be written.
+            drop(error.print());
+            return ExitCode::from(code);
+        }
+    };
+    let done = match arguments.command {
+        Command::Serve(Configured { config }) => serve::serve(config.as_deref()),
+        Command::Check(Configured { config }) => check(config.as_deref()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("millpond: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line, or several, on standard error.
+fn say(text: &str) {
+    drop(writeln!(std::io::stderr().lock(), "{text}"));
+}
+
+fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
+    Ok(config::load(path, config::environment())?)
+}
+
+fn check(path: Option<&Path>) -> anyhow::Result<()> {
+    let Loaded { config, warnings } = load(path)?;
+    for warning in warnings {
+        say(&format!("warning: {warning}"));
+    }
+    std::io::stdout()
+        .lock()
+        .write_all(config::render(&config).as_bytes())
+        .context("the configuration can't be printed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,228 @@
+//! Durations as operators write them: Go's (`168h`, `1h30m`, `1.5h`), which the reference
+//! registry's files use, and humantime's (`7days`, `1h 30m`).
+//!
+//! A bare number is refused, except 0: in a reference registry's file it means nanoseconds, and
+//! whoever writes one hardly ever means those.
+
+use std::time::Duration;
+
+/// The longest duration accepted: 100 years of 365.25 days. Longer ones are typing errors, and would overflow
+/// dates later.
+pub const MAX: Duration = Duration::from_hours(100 * 8_766);
+
+/// Digits of a fraction that count; the rest is below a nanosecond of any unit.
+const MAX_FRACTION_DIGITS: usize = 18;
+
+/// Why a text is not a duration. The messages end a sentence that starts with the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DurationError {
+    #[error("must not be negative")]
+    Negative,
+    #[error("needs a unit, such as 60s, 10m or 168h")]
+    NoUnit,
+    #[error("must be at most 100 years")]
+    TooLong,
+    #[error("must be a duration, such as 500ms, 60s, 1h30m or 7days")]
+    Syntax,
+}
+
+/// Reads a duration. Fractions of a nanosecond are cut off.
+pub fn parse(text: &str) -> Result<Duration, DurationError> {
+    let text = text.trim();
+    let text = text.strip_prefix('+').unwrap_or(text);
+    if text.starts_with('-') {
+        return Err(DurationError::Negative);
+    }
+    if !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
+        let zero = text.bytes().all(|byte| byte == b'0');
+        return zero.then_some(Duration::ZERO).ok_or(DurationError::NoUnit);
+    }
+    let duration = match go(text) {
+        Err(DurationError::Syntax) => human(text)?,
+        other => other?,
+    };
+    if duration > MAX {
+        return Err(DurationError::TooLong);
+    }
+    Ok(duration)
+}
+
+fn human(text: &str) -> Result<Duration, DurationError> {
+    humantime::parse_duration(text).map_err(|error| match error {
+        humantime::DurationError::NumberOverflow => DurationError::TooLong,
+        _ => DurationError::Syntax,
+    })
+}
+
+/// Go's form: one or more of a decimal number with a unit, without spaces.
+fn go(text: &str) -> Result<Duration, DurationError> {
+    let mut rest = text;
+    let mut total = 0u128;
+    while !rest.is_empty() {
+        let (number, after) = split_while(rest, |c| c.is_ascii_digit() || c == '.');
+        let (unit, after) = split_while(after, |c| !c.is_ascii_digit() && c != '.');
+        total = total
+            .checked_add(nanoseconds(number, unit)?)
+            .ok_or(DurationError::TooLong)?;
+        rest = after;
+    }
+    if text.is_empty() {
+        return Err(DurationError::Syntax);
+    }
+    let total = u64::try_from(total).map_err(|_too_many_nanoseconds| DurationError::TooLong)?;
+    Ok(Duration::from_nanos(total))
+}
+
+fn nanoseconds(number: &str, unit: &str) -> Result<u128, DurationError> {
+    let unit: u128 = match unit {
+        "ns" => 1,
+        // Go takes both signs for micro: U+00B5 and U+03BC.
+        "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        _ => return Err(DurationError::Syntax),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if fraction.contains('.') || (whole.is_empty() && fraction.is_empty()) {
+        return Err(DurationError::Syntax);
+    }
+    let mut value = 0u128;
+    for digit in whole.bytes() {
+        value = value
+            .checked_mul(10)
+            .and_then(|value| value.checked_add(u128::from(digit - b'0')))
+            .ok_or(DurationError::TooLong)?;
+    }
+    let mut value = value.checked_mul(unit).ok_or(DurationError::TooLong)?;
+    let mut numerator = 0u128;
+    let mut denominator = 1u128;
+    for digit in fraction.bytes().take(MAX_FRACTION_DIGITS) {
+        numerator = numerator * 10 + u128::from(digit - b'0');
+        denominator *= 10;
+    }
+    value = value
+        .checked_add(numerator * unit / denominator)
+        .ok_or(DurationError::TooLong)?;
+    Ok(value)
+}
+
+fn split_while(text: &str, mut belongs: impl FnMut(char) -> bool) -> (&str, &str) {
+    let end = text
+        .find(|character| !belongs(character))
+        .unwrap_or(text.len());
+    text.split_at(end)
+}
+
+/// Writes a duration in Go's form: `168h`, `1h30m`, `1m30.5s`, `0s`. [`parse`] reads it back.
+pub fn format(duration: Duration) -> String {
+    let total = duration.as_secs();
+    let (hours, minutes, seconds) = (total / 3600, total / 60 % 60, total % 60);
+    let part = |value, unit| match value {
+        0 => String::new(),
+        _ => format!("{value}{unit}"),
+    };
+    let seconds = match duration.subsec_nanos() {
+        0 if total == 0 => "0s".to_owned(),
+        0 => part(seconds, "s"),
+        nanoseconds => {
+            let fraction = format!("{nanoseconds:09}");
+            format!("{seconds}.{}s", fraction.trim_end_matches('0'))
+        }
+    };
+    part(hours, "h") + &part(minutes, "m") + &seconds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn accepted() {
+        for (text, milliseconds) in [
+            ("0", 0),
+            ("0s", 0),
+            ("00", 0),
+            ("168h", 604_800_000),
+            ("7days", 604_800_000),
+            ("1h30m", 5_400_000),
+            ("1h 30m", 5_400_000),
+            ("1.5h", 5_400_000),
+            ("+1h", 3_600_000),
+            ("500ms", 500),
+            ("1m30.5s", 90_500),
+            (".5s", 500),
+            ("1.s", 1_000),
+            ("2000us", 2),
+            ("2000\u{b5}s", 2),
+            ("3000000ns", 3),
+            ("2 weeks", 1_209_600_000),
+            (" 60s ", 60_000),
+        ] {
+            assert_eq!(
+                parse(text),
+                Ok(Duration::from_millis(milliseconds)),
+                "{text:?}"
+            );
+        }
+        assert_eq!(
+            parse("1.123456789123456789123s").unwrap().as_nanos(),
+            1_123_456_789
+        );
+        assert_eq!(parse("876600h"), Ok(MAX));
+    }
+
+    #[test]
+    fn refused() {
+        for (text, error) in [
+            ("", DurationError::Syntax),
+            ("h", DurationError::Syntax),
+            (".s", DurationError::Syntax),
+            ("1..5s", DurationError::Syntax),
+            ("1 fortnight", DurationError::Syntax),
+            ("soon", DurationError::Syntax),
+            ("-1h", DurationError::Negative),
+            ("-0.5s", DurationError::Negative),
+            ("60", DurationError::NoUnit),
+            ("1.5", DurationError::NoUnit),
+            ("604800000000000", DurationError::NoUnit),
+            ("876601h", DurationError::TooLong),
+            ("101years", DurationError::TooLong),
+            (
+                "99999999999999999999999999999999999999999h",
+                DurationError::TooLong,
+            ),
+            (
+                "340282366920938463463374607431768211455h",
+                DurationError::TooLong,
+            ),
+            ("99999999999999999999999years", DurationError::TooLong),
+        ] {
+            assert_eq!(parse(text), Err(error), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            seconds in 0..MAX.as_secs(),
+            nanoseconds in prop_oneof![Just(0), Just(500_000_000), 0..1_000_000_000u32],
+        ) {
+            let duration = Duration::new(seconds, nanoseconds);
+            prop_assert_eq!(parse(&format(duration)), Ok(duration));
+        }
+
+        #[test]
+        fn no_text_panics(text in "[-+0-9.hmsunµ ]{0,30}") {
+            if let Ok(duration) = parse(&text) {
+                prop_assert!(duration <= MAX);
+            }
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The configuration: a YAML file that is a superset of the reference registry's (CNCF
+//! distribution 2.8 and 3.0), under environment variables that override it.
+//!
+//! A file becomes a tree of texts (`document`), the environment is merged into the tree (`env`),
+//! the tree is compared with all known keys (`schema`), and the checks (`check`, `proxy`) make
+//! [`Config`] of it, whose values can only be valid. All problems are found at once ([`Problem`]),
+//! each with its key, its line or its variable, and what would be right.
+//!
+//! Nothing is silently weaker: what the reference registry would enforce and millpond doesn't is
+//! refused. No message and no `Debug` shows a password.
+//!
+//! Source: <https://distribution.github.io/distribution/about/configuration/>.
+
+mod address;
+mod check;
+mod document;
+pub mod duration;
+mod env;
+mod error;
+mod locate;
+mod proxy;
+mod render;
+mod report;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::HeaderMap;
+use secrecy::SecretString;
+use tracing::Level;
+use url::Url;
+
+use document::{Document, Node};
+use report::Report;
+
+pub use address::Listen;
+pub use env::PATH_VARIABLE;
+pub use error::{ConfigError, MAX_FILE, Problem};
+pub use render::render;
+
+/// The checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub log: Log,
+    pub storage: Storage,
+    pub http: Http,
+    pub proxy: Proxy,
+}
+
+/// The log, on standard error.
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub level: Level,
+    pub format: LogFormat,
+    /// Fields of every line.
+    pub fields: BTreeMap<String, String>,
+    /// Whether requests are logged.
+    pub access: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Where blobs, manifests and tags are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Storage {
+    /// The root may be relative to the working directory, and need not exist.
+    Filesystem { root: PathBuf },
+    /// Gone with the process.
+    Memory,
+}
+
+/// The server that clients pull from.
+#[derive(Debug, Clone)]
+pub struct Http {
+    pub listen: Listen,
+    /// What stands before `/v2/`: empty, or `/x` without a slash at its end.
+    pub prefix: String,
+    /// Where clients reach the server, when it isn't what they write in `Host`.
+    pub host: Option<Url>,
+    pub relative_urls: bool,
+    /// Added to every response.
+    pub headers: HeaderMap,
+    /// How long requests in flight may go on after a stop signal; 0 cuts them off.
+    pub drain_timeout: Duration,
+    /// Whether clients may speak HTTP/2.
+    pub http2: bool,
+    pub debug: Option<Debug>,
+}
+
+/// The listener for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Debug {
+    pub listen: Listen,
+    /// Where the metrics are, if anywhere: starts with `/`.
+    pub metrics_path: Option<String>,
+}
+
+/// The upstreams and what is kept of them.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    /// Asked for names that point to no other upstream.
+    pub default: Upstream,
+    /// No two upstreams share a name or alias, the default one included.
+    pub upstreams: Vec<Upstream>,
+    /// How long blobs and manifests are kept after their last use; `None` is for ever.
+    pub ttl: Option<Duration>,
+    /// How long a tag is believed without asking the upstream; 0 asks every time.
+    pub tags_ttl: Duration,
+    pub timeouts: Timeouts,
+}
+
+/// Limits of the waits for an upstream; none is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a connection, with TLS.
+    pub connect: Duration,
+    /// For the head of a response.
+    pub header: Duration,
+    /// For the next bytes of a body.
+    pub stall: Duration,
+}
+
+/// A registry that is mirrored.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// One component of a repository name, such as `ghcr.io`; the default upstream's, which only
+    /// logs and metrics show, may have a port.
+    pub name: String,
+    /// Scheme `http` or `https`, host and port; nothing more.
+    pub url: Url,
+    pub credentials: Option<Credentials>,
+    /// A file of certificate authorities (PEM), readable when the configuration was loaded.
+    pub ca: Option<PathBuf>,
+    /// Don't check the server's certificate.
+    pub insecure: bool,
+    /// What clients may call it (`host[:port]`, lower case, sorted): its name, its URL's host and
+    /// more.
+    pub aliases: Vec<String>,
+    /// It answers to `docker.io`: names of one component get `library/`.
+    pub is_docker_hub: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    pub username: String,
+    pub password: SecretString,
+}
+
+/// A configuration without problems.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Config,
+    /// What has no effect or is probably not meant, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// The configuration without file and environment: Docker Hub on port 5000, data in
+    /// `./millpond-data`.
+    pub fn default_config() -> Self {
+        check::config(&Node::Null, false, &mut Report::new("", ""))
+    }
+}
+
+/// The environment variables that matter here; what is not UTF-8 is replaced.
+///
+/// The one place that reads the environment.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that asks the system for the environment"
+)]
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
+        .filter(|(name, _)| name.starts_with(env::PREFIX))
+        .map(|(name, value)| (name, value.to_string_lossy().into_owned()))
+}
+
+/// Loads the file at `path`, else the one that [`PATH_VARIABLE`] names, else the defaults, and
+/// merges the environment into it.
+pub fn load(
+    path: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
+    let environment: Vec<(String, String)> = environment.collect();
+    let named = environment
+        .iter()
+        .find(|(name, value)| name == PATH_VARIABLE && !value.is_empty())
+        .map(|(_, value)| Path::new(value));
+    let Some(path) = path.or(named) else {
+        return build(None, environment.into_iter());
+    };
+    let text = read(path)?;
+    let source = path.display().to_string();
+    build(Some((&text, &source)), environment.into_iter())
+}
+
+/// Reads a configuration from a text that `source_name` stands for in messages.
+pub fn parse(
+    text: &str,
+    source_name: &str,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
+    build(Some((text, source_name)), environment)
+}
+
+/// Reads an upstream's file of certificate authorities; at most [`MAX_FILE`] bytes of it.
+pub fn read_ca(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let error = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(error)?;
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(error)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE) {
+        return Err(ConfigError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    String::from_utf8(bytes).map_err(|bytes| {
+        error(io::Error::new(
+            io::ErrorKind::InvalidData,
+            bytes.utf8_error(),
+        ))
+    })
+}
+
+/// `file` is the text and its name.
+fn build(
+    file: Option<(&str, &str)>,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
+    let (text, source) = file.unwrap_or(("", "the environment"));
+    let mut report = Report::new(source, text);
+    let mut root = match Document::parse(text) {
+        Ok(document) => {
+            for path in &document.duplicates {
+                report.problem_at(path, 1, format!("the key `{path}` stands twice; keep one"));
+            }
+            document.root
+        }
+        Err(error) => {
+            let line = error.location().map(|location| location.line());
+            report.problem_on_line(line, format!("the file is not valid YAML: {error}"));
+            return Err(ConfigError::Problems(report.problems));
+        }
+    };
+    schema::expand_driver(&mut root);
+    env::apply(&mut root, environment, &mut report);
+    let config = check::config(&root, file.is_some(), &mut report);
+    if !report.problems.is_empty() {
+        return Err(ConfigError::Problems(report.problems));
+    }
+    Ok(Loaded {
+        config,
+        warnings: report.warnings,
+    })
+}

@@ -1,0 +1,166 @@
+//! The effective configuration as a file that would give it.
+
+use serde_yaml::{Mapping, Value};
+
+use super::duration::format;
+use super::{Config, Http, Listen, Log, LogFormat, Proxy, Storage, Upstream};
+
+/// What stands for a password.
+const HIDDEN: &str = "<hidden>";
+
+/// Writes a configuration as YAML, every key with its value in effect and passwords hidden.
+pub fn render(config: &Config) -> String {
+    let root = map([
+        ("version", Some("0.1".into())),
+        ("log", Some(log(&config.log))),
+        ("storage", Some(storage(&config.storage))),
+        ("http", Some(http(&config.http))),
+        ("proxy", Some(proxy(&config.proxy))),
+    ]);
+    // Maps of texts can always be written; were it not so, the reader should see why.
+    serde_yaml::to_string(&root).unwrap_or_else(|error| format!("# {error}\n"))
+}
+
+/// A map of what is there.
+fn map<const N: usize>(entries: [(&str, Option<Value>); N]) -> Value {
+    let entries = entries
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.into(), value?)));
+    Value::Mapping(entries.collect::<Mapping>())
+}
+
+fn log(log: &Log) -> Value {
+    let format = match log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    let fields = log.fields.iter();
+    let fields: Mapping = fields
+        .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
+        .collect();
+    map([
+        (
+            "level",
+            Some(log.level.as_str().to_ascii_lowercase().into()),
+        ),
+        ("formatter", Some(format.into())),
+        ("fields", Some(fields.into())),
+        (
+            "accesslog",
+            Some(map([("disabled", Some((!log.access).into()))])),
+        ),
+    ])
+}
+
+fn storage(storage: &Storage) -> Value {
+    match storage {
+        Storage::Memory => map([("inmemory", Some(map([])))]),
+        Storage::Filesystem { root } => {
+            let root = root.to_string_lossy().into_owned();
+            map([(
+                "filesystem",
+                Some(map([("rootdirectory", Some(root.into()))])),
+            )])
+        }
+    }
+}
+
+fn http(http: &Http) -> Value {
+    let net = match http.listen {
+        Listen::Tcp(_) => "tcp",
+        Listen::Unix(_) => "unix",
+    };
+    let mut headers = Mapping::new();
+    for name in http.headers.keys() {
+        let values = http.headers.get_all(name).iter();
+        let values: Vec<Value> = values
+            .map(|value| {
+                String::from_utf8_lossy(value.as_bytes())
+                    .into_owned()
+                    .into()
+            })
+            .collect();
+        headers.insert(name.as_str().into(), values.into());
+    }
+    let debug = http.debug.as_ref().map(|debug| {
+        let path = debug.metrics_path.as_deref();
+        let prometheus = map([
+            ("enabled", Some(path.is_some().into())),
+            ("path", path.map(Into::into)),
+        ]);
+        map([
+            ("addr", Some(debug.listen.to_string().into())),
+            ("prometheus", Some(prometheus)),
+        ])
+    });
+    map([
+        ("addr", Some(http.listen.to_string().into())),
+        ("net", Some(net.into())),
+        ("prefix", Some(http.prefix.as_str().into())),
+        ("host", http.host.as_ref().map(|host| host.as_str().into())),
+        ("relativeurls", Some(http.relative_urls.into())),
+        ("draintimeout", Some(format(http.drain_timeout).into())),
+        ("headers", Some(headers.into())),
+        (
+            "http2",
+            Some(map([("disabled", Some((!http.http2).into()))])),
+        ),
+        ("debug", debug),
+    ])
+}
+
+fn proxy(proxy: &Proxy) -> Value {
+    let mut section = Mapping::new();
+    section.extend(upstream(&proxy.default));
+    let timeouts = &proxy.timeouts;
+    let own = map([
+        ("ttl", Some(format(proxy.ttl.unwrap_or_default()).into())),
+        (
+            "tags",
+            Some(map([("ttl", Some(format(proxy.tags_ttl).into()))])),
+        ),
+        ("connecttimeout", Some(format(timeouts.connect).into())),
+        ("headertimeout", Some(format(timeouts.header).into())),
+        ("stalltimeout", Some(format(timeouts.stall).into())),
+    ]);
+    if let Value::Mapping(own) = own {
+        section.extend(own);
+    }
+    let upstreams = proxy.upstreams.iter().map(|named| {
+        let mut section = Mapping::new();
+        section.insert("name".into(), named.name.as_str().into());
+        section.extend(upstream(named));
+        Value::Mapping(section)
+    });
+    section.insert("upstreams".into(), upstreams.collect::<Vec<_>>().into());
+    section.into()
+}
+
+fn upstream(upstream: &Upstream) -> Mapping {
+    let credentials = upstream.credentials.as_ref();
+    let ca = upstream.ca.as_ref();
+    let aliases = upstream.aliases.iter();
+    let section = map([
+        ("remoteurl", Some(upstream.url.as_str().into())),
+        (
+            "username",
+            credentials.map(|credentials| credentials.username.as_str().into()),
+        ),
+        ("password", credentials.map(|_| HIDDEN.into())),
+        ("ca", ca.map(|ca| ca.to_string_lossy().into_owned().into())),
+        ("insecure", Some(upstream.insecure.into())),
+        (
+            "aliases",
+            Some(
+                aliases
+                    .map(|alias| alias.as_str().into())
+                    .collect::<Vec<Value>>()
+                    .into(),
+            ),
+        ),
+    ]);
+    match section {
+        Value::Mapping(section) => section,
+        _ => Mapping::new(),
+    }
+}

@@ -1,0 +1,398 @@
+//! Every key that a configuration file may have: ours, and those of the reference registry
+//! (CNCF distribution 2.8 and 3.0).
+//!
+//! A key of the reference registry that millpond doesn't implement is ignored with a warning where
+//! that is harmless, and refused where ignoring it would weaken what the operator asked for.
+
+use super::document::{KeyPath, Node};
+use super::report::Report;
+
+/// The keys of a map.
+pub(super) type Keys = &'static [(&'static str, Shape)];
+
+/// What may stand at a key.
+#[derive(Debug)]
+pub(super) enum Shape {
+    Scalar,
+    /// A list of scalars.
+    Scalars,
+    Section(Keys),
+    /// A list of maps.
+    Sections(Keys),
+    /// A map of free keys to scalars.
+    Fields,
+    /// A map of header names to lists of scalars.
+    Headers,
+    /// A key of the reference registry without effect here, and what isn't done.
+    Ignored(&'static str),
+    /// A key of the reference registry that can't be ignored, and what to do instead.
+    Refused(&'static str),
+    /// A storage driver that isn't implemented. Naming it is enough, even without parameters.
+    Driver,
+}
+
+use Shape::{Driver, Fields, Headers, Ignored, Refused, Scalar, Scalars, Section, Sections};
+
+pub(super) static ROOT: Shape = Section(&[
+    ("version", Scalar),
+    ("log", Section(LOG)),
+    ("loglevel", Scalar),
+    ("storage", Section(STORAGE)),
+    ("http", Section(HTTP)),
+    ("proxy", Section(PROXY)),
+    (
+        "auth",
+        Refused(
+            "it would be silently weaker to serve without authentication; remove the section and \
+             put a reverse proxy that authenticates in front",
+        ),
+    ),
+    (
+        "middleware",
+        Refused("what it would enforce or rewrite would be left out; remove its entries"),
+    ),
+    (
+        "reporting",
+        Ignored("errors go to the log and the metrics only"),
+    ),
+    ("notifications", Ignored("no events are sent")),
+    ("redis", Ignored("nothing is cached in Redis")),
+    ("health", Ignored("the health checks are built in")),
+    ("catalog", Ignored("the size of a catalog page is built in")),
+    (
+        "validation",
+        Ignored("it concerns pushes, which a mirror refuses"),
+    ),
+    (
+        "policy",
+        Ignored("it concerns pushes, which a mirror refuses"),
+    ),
+    (
+        "compatibility",
+        Ignored("manifests are served as the upstream has them"),
+    ),
+]);
+
+const LOG: Keys = &[
+    ("level", Scalar),
+    ("formatter", Scalar),
+    ("fields", Fields),
+    ("accesslog", Section(&[("disabled", Scalar)])),
+    ("hooks", Ignored("no mail is sent")),
+    ("reportcaller", Ignored("log lines don't name source code")),
+];
+
+const STORAGE: Keys = &[
+    (
+        "filesystem",
+        Section(&[
+            ("rootdirectory", Scalar),
+            (
+                "maxthreads",
+                Ignored("the number of threads is not limited by it"),
+            ),
+        ]),
+    ),
+    ("inmemory", Section(&[])),
+    ("cache", Ignored("descriptors are cached in its own way")),
+    (
+        "delete",
+        Ignored("what a mirror holds goes when it expires or is purged"),
+    ),
+    (
+        "maintenance",
+        Ignored("a mirror takes no uploads that need purging"),
+    ),
+    (
+        "redirect",
+        Ignored("blobs are never redirected to the storage"),
+    ),
+    ("tag", Ignored("tags are looked up in its own way")),
+    ("s3", Driver),
+    ("s3aws", Driver),
+    ("azure", Driver),
+    ("gcs", Driver),
+    ("swift", Driver),
+    ("oss", Driver),
+];
+
+const HTTP: Keys = &[
+    ("addr", Scalar),
+    ("net", Scalar),
+    ("prefix", Scalar),
+    ("host", Scalar),
+    ("relativeurls", Scalar),
+    ("draintimeout", Scalar),
+    ("headers", Headers),
+    ("http2", Section(&[("disabled", Scalar)])),
+    (
+        "debug",
+        Section(&[
+            ("addr", Scalar),
+            (
+                "prometheus",
+                Section(&[("enabled", Scalar), ("path", Scalar)]),
+            ),
+        ]),
+    ),
+    (
+        "h2c",
+        Ignored("HTTP/2 without TLS is governed by `http.http2.disabled`"),
+    ),
+    (
+        "secret",
+        Ignored("there are no uploads whose state needs signing"),
+    ),
+    (
+        "tls",
+        Refused(
+            "plain HTTP would be served instead; remove the section and put a reverse proxy that \
+             terminates TLS in front",
+        ),
+    ),
+];
+
+const PROXY: Keys = &[
+    ("remoteurl", Scalar),
+    ("username", Scalar),
+    ("password", Scalar),
+    ("ca", Scalar),
+    ("insecure", Scalar),
+    ("aliases", Scalars),
+    ("ttl", Scalar),
+    ("tags", Section(&[("ttl", Scalar)])),
+    ("connecttimeout", Scalar),
+    ("headertimeout", Scalar),
+    ("stalltimeout", Scalar),
+    ("upstreams", Sections(UPSTREAM)),
+    (
+        "exec",
+        Refused("no command is run for credentials; write `proxy.username` and `proxy.password`"),
+    ),
+];
+
+const UPSTREAM: Keys = &[
+    ("name", Scalar),
+    ("remoteurl", Scalar),
+    ("username", Scalar),
+    ("password", Scalar),
+    ("ca", Scalar),
+    ("insecure", Scalar),
+    ("aliases", Scalars),
+];
+
+/// `storage: inmemory` is short for a map of the driver's name without parameters.
+pub(super) fn expand_driver(root: &mut Node) {
+    let Node::Map(entries) = root else { return };
+    for (key, node) in entries {
+        if key == "storage"
+            && let Node::Scalar(driver) = node
+        {
+            *node = Node::Map(vec![(std::mem::take(driver), Node::Null)]);
+        }
+    }
+}
+
+/// Reports every key that isn't known, isn't implemented or holds the wrong kind of value.
+pub(super) fn validate(node: &Node, shape: &Shape, path: &KeyPath, report: &mut Report<'_>) {
+    match (shape, node) {
+        (Driver, _) => report.problem(
+            path,
+            format!(
+                "the storage driver `{path}` is not supported; use `storage.filesystem` (or \
+                 `storage.inmemory` for tests)"
+            ),
+        ),
+        (_, Node::Null) | (Scalar, Node::Scalar(_)) => {}
+        (Ignored(reason), node) if !node.is_empty() => {
+            report.warning(path, format!("`{path}` has no effect: {reason}"));
+        }
+        (Refused(reason), node) if !node.is_empty() => {
+            report.problem(path, format!("`{path}` is not supported: {reason}"));
+        }
+        (Ignored(_) | Refused(_), _) => {}
+        (Section(keys), Node::Map(entries)) => validate_keys(entries, keys, path, report),
+        (Sections(keys), Node::List(items)) => {
+            for (index, item) in items.iter().enumerate() {
+                let path = path.index(index);
+                match item {
+                    Node::Map(entries) => validate_keys(entries, keys, &path, report),
+                    _ => report.problem(&path, format!("`{path}` must be a map of keys")),
+                }
+            }
+        }
+        (Scalars, Node::List(items)) => {
+            for (index, item) in items.iter().enumerate() {
+                let path = path.index(index);
+                if !matches!(item, Node::Scalar(_)) {
+                    report.problem(&path, format!("`{path}` must be a single value"));
+                }
+            }
+        }
+        (Fields | Headers, Node::Map(entries)) => {
+            let inner = if matches!(shape, Fields) {
+                &Scalar
+            } else {
+                &Scalars
+            };
+            for (key, node) in entries {
+                validate(node, inner, &path.key(key), report);
+            }
+        }
+        (Scalar, _) => report.problem(path, format!("`{path}` must be a single value")),
+        (Scalars | Sections(_), _) => report.problem(path, format!("`{path}` must be a list")),
+        (Section(_) | Fields | Headers, _) => {
+            report.problem(path, format!("`{path}` must be a map of keys"));
+        }
+    }
+}
+
+fn validate_keys(entries: &[(String, Node)], keys: Keys, path: &KeyPath, report: &mut Report<'_>) {
+    for (key, node) in entries {
+        let at = path.key(key);
+        if let Some((_, shape)) = keys.iter().find(|(name, _)| name == key) {
+            validate(node, shape, &at, report);
+        } else {
+            let hint = nearest(key, keys, path)
+                .map(|known| format!("; did you mean `{known}`?"))
+                .unwrap_or_default();
+            report.problem(&at, format!("unknown key `{at}`{hint}"));
+        }
+    }
+}
+
+/// The known key that `key` was probably meant to be: a sibling that is spelled alike, else the
+/// same word at another place.
+pub(super) fn nearest(key: &str, siblings: Keys, path: &KeyPath) -> Option<KeyPath> {
+    let key = key.to_ascii_lowercase();
+    let alike = siblings
+        .iter()
+        .map(|(name, _)| (distance(&key, name), *name))
+        .filter(|(distance, name)| *distance <= (name.len() / 3).max(1))
+        .min();
+    if let Some((_, name)) = alike {
+        return Some(path.key(name));
+    }
+    all_keys()
+        .into_iter()
+        .find(|(name, _)| *name == key)
+        .map(|(_, path)| path)
+}
+
+/// Every key outside lists, outer ones first, with its own name.
+fn all_keys() -> Vec<(&'static str, KeyPath)> {
+    fn collect(shape: &'static Shape, path: &KeyPath, all: &mut Vec<(&'static str, KeyPath)>) {
+        if let Section(keys) = shape {
+            all.extend(keys.iter().map(|(name, _)| (*name, path.key(name))));
+            for (name, shape) in *keys {
+                collect(shape, &path.key(name), all);
+            }
+        }
+    }
+    let mut all = Vec::new();
+    collect(&ROOT, &KeyPath::default(), &mut all);
+    all
+}
+
+/// Longest text that suggestions are looked for, in bytes: the work grows with its length.
+const MAX_MISSPELT: usize = 64;
+
+/// Levenshtein's edit distance: insertions, deletions and replacements of bytes.
+fn distance(from: &str, to: &str) -> usize {
+    if from.len() > MAX_MISSPELT {
+        return usize::MAX;
+    }
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (position, byte) in from.bytes().enumerate() {
+        let mut left = position + 1;
+        let mut diagonal = position;
+        let mut next = Vec::with_capacity(row.len());
+        next.push(left);
+        for (above, other) in row.iter().skip(1).zip(to.bytes()) {
+            left = (diagonal + usize::from(byte != other))
+                .min(left + 1)
+                .min(above + 1);
+            diagonal = *above;
+            next.push(left);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+/// The paths of all keys that have an effect, with `[0]` for the items of a list: what the example
+/// file must show.
+#[cfg(test)]
+pub(super) fn effective_keys() -> Vec<KeyPath> {
+    fn collect(shape: &Shape, path: &KeyPath, all: &mut Vec<KeyPath>) {
+        match shape {
+            Section(keys) if !keys.is_empty() => {
+                keys.iter()
+                    .for_each(|(name, shape)| collect(shape, &path.key(name), all));
+            }
+            Sections(keys) => {
+                let path = path.index(0);
+                keys.iter()
+                    .for_each(|(name, shape)| collect(shape, &path.key(name), all));
+            }
+            Ignored(_) | Refused(_) | Driver => {}
+            _ => all.push(path.clone()),
+        }
+    }
+    let mut all = Vec::new();
+    collect(&ROOT, &KeyPath::default(), &mut all);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances() {
+        for (from, to, expected) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "", 3),
+            ("remoteulr", "remoteurl", 2),
+            ("adr", "addr", 1),
+            ("kitten", "sitting", 3),
+            ("same", "same", 0),
+        ] {
+            assert_eq!(distance(from, to), expected, "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn suggestions() {
+        let top = KeyPath::default();
+        let Section(root) = &ROOT else {
+            panic!("the root is a section")
+        };
+        for (key, siblings, path, expected) in [
+            ("htpp", *root, top.clone(), Some("http")),
+            (
+                "remoteulr",
+                PROXY,
+                top.key("proxy"),
+                Some("proxy.remoteurl"),
+            ),
+            (
+                "remoteURL",
+                PROXY,
+                top.key("proxy"),
+                Some("proxy.remoteurl"),
+            ),
+            (
+                "rootdirectory",
+                *root,
+                top.clone(),
+                Some("storage.filesystem.rootdirectory"),
+            ),
+            ("wholly-unlike", PROXY, top.key("proxy"), None),
+        ] {
+            let found = nearest(key, siblings, &path).map(|path| path.to_string());
+            assert_eq!(found.as_deref(), expected, "{key}");
+        }
+    }
+}

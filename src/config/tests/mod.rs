@@ -1,0 +1,272 @@
+mod sentences;
+mod variables;
+
+use std::path::Path;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+
+use super::document::{KeyPath, Step};
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../config.example.yml");
+/// Debian's /etc/docker/registry/config.yml of distribution 2.8, made a proxy.
+const DISTRIBUTION: &str = "\
+version: 0.1
+log:
+  fields:
+    service: registry
+storage:
+  cache:
+    blobdescriptor: inmemory
+  filesystem:
+    rootdirectory: /var/lib/docker-registry
+  delete:
+    enabled: true
+http:
+  addr: :5000
+  headers:
+    X-Content-Type-Options: [nosniff]
+health:
+  storagedriver:
+    enabled: true
+    interval: 10s
+    threshold: 3
+proxy:
+  remoteurl: https://registry-1.docker.io
+  username: someone
+  password: 1e5
+";
+
+fn environment<'a>(
+    variables: &'a [(&'a str, &'a str)],
+) -> impl Iterator<Item = (String, String)> + 'a {
+    variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+}
+
+fn loaded(text: &str, variables: &[(&str, &str)]) -> Loaded {
+    match parse(text, "config.yml", environment(variables)) {
+        Ok(loaded) => loaded,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The configuration of a file that starts with a version line.
+fn config(text: &str) -> Config {
+    loaded(&format!("version: 0.1\n{text}"), &[]).config
+}
+
+fn problems(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
+    match parse(text, "config.yml", environment(variables)) {
+        Err(ConfigError::Problems(problems)) => problems.iter().map(ToString::to_string).collect(),
+        Err(error) => panic!("{error}"),
+        Ok(_) => Vec::new(),
+    }
+}
+
+#[test]
+fn without_a_file() {
+    let Loaded { config, warnings } = load(None, environment(&[])).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(render(&config), render(&Config::default_config()));
+    assert_eq!(config.log.level, Level::INFO);
+    assert!(config.log.access && config.http.http2 && !config.http.relative_urls);
+    assert_eq!(config.http.listen, Listen::Tcp(":5000".to_owned()));
+    assert_eq!(config.http.debug, None);
+    let root = PathBuf::from("./millpond-data");
+    assert_eq!(config.storage, Storage::Filesystem { root });
+    let proxy = config.proxy;
+    assert_eq!(proxy.default.name, "docker.io");
+    assert_eq!(proxy.default.url.as_str(), "https://registry-1.docker.io/");
+    assert!(proxy.default.is_docker_hub && proxy.default.credentials.is_none());
+    let aliases = ["docker.io", "index.docker.io", "registry-1.docker.io"];
+    assert_eq!(proxy.default.aliases, aliases);
+    assert_eq!(proxy.ttl, Some(Duration::from_hours(168)));
+    assert_eq!(proxy.tags_ttl, Duration::from_mins(1));
+    assert_eq!(proxy.timeouts.stall, Duration::from_mins(1));
+}
+
+#[test]
+fn a_distribution_proxy_starts_unchanged() {
+    let Loaded { config, warnings } = loaded(DISTRIBUTION, &[]);
+    assert_eq!(
+        warnings,
+        [
+            "config.yml:6: `storage.cache` has no effect: descriptors are cached in its own way",
+            "config.yml:10: `storage.delete` has no effect: what a mirror holds goes when it \
+             expires or is purged",
+            "config.yml:16: `health` has no effect: the health checks are built in",
+        ]
+    );
+    let root = PathBuf::from("/var/lib/docker-registry");
+    assert_eq!(config.storage, Storage::Filesystem { root });
+    assert_eq!(config.log.fields.get("service").unwrap(), "registry");
+    assert_eq!(
+        config.http.headers.get("x-content-type-options").unwrap(),
+        "nosniff"
+    );
+    let credentials = config.proxy.default.credentials.unwrap();
+    assert_eq!(credentials.username, "someone");
+    assert_eq!(credentials.password.expose_secret(), "1e5");
+}
+
+/// The example with its commented keys in use.
+fn uncommented() -> String {
+    let line = |line: &str| {
+        let key = |text: &str| {
+            let text = text.trim_start();
+            let (key, _) = text.strip_prefix("- ").unwrap_or(text).split_once(':')?;
+            key.bytes()
+                .all(|byte| byte.is_ascii_lowercase())
+                .then_some(())
+        };
+        match line.split_once("# ") {
+            Some((indent, text)) if indent.trim().is_empty() && key(text).is_some() => {
+                format!("{indent}{text}\n")
+            }
+            _ => format!("{line}\n"),
+        }
+    };
+    EXAMPLE.lines().map(line).collect()
+}
+
+fn find<'a>(root: &'a Node, path: &KeyPath) -> Option<&'a Node> {
+    path.steps()
+        .iter()
+        .try_fold(root, |node, step| match (step, node) {
+            (Step::Key(key), _) => node.get(key),
+            (Step::Index(index), Node::List(items)) => items.get(*index),
+            _ => None,
+        })
+}
+
+#[test]
+fn the_example_is_the_default_and_complete() {
+    let Loaded { config, warnings } = loaded(EXAMPLE, &[]);
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(render(&config), render(&Config::default_config()));
+
+    let text = uncommented();
+    let document = Document::parse(&text).unwrap();
+    assert!(document.duplicates.is_empty());
+    let mut report = Report::new("example", &text);
+    schema::validate(
+        &document.root,
+        &schema::ROOT,
+        &KeyPath::default(),
+        &mut report,
+    );
+    assert_eq!(report.problems, []);
+    let missing: Vec<String> = schema::effective_keys()
+        .iter()
+        .filter(|path| find(&document.root, path).is_none())
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        missing,
+        ["loglevel"],
+        "deprecated keys aren't shown; all others are"
+    );
+}
+
+#[test]
+fn what_is_rendered_is_read_back() {
+    let files = tempfile::tempdir().unwrap();
+    let ca = files.path().join("ca.pem");
+    std::fs::write(&ca, "").unwrap();
+    let text = format!(
+        "version: 0.1\nlog: {{level: trace, formatter: json, fields: {{a: 1}}, accesslog: {{disabled: true}}}}\n\
+         storage: inmemory\n\
+         http: {{addr: '[::1]:0', prefix: /a/b/, host: 'https://m.example', headers: {{X-A: [b, c]}},\n  \
+           debug: {{addr: ':1', prometheus: {{enabled: false}}}}, http2: {{disabled: yes}}, draintimeout: 0}}\n\
+         proxy:\n  remoteurl: http://[::1]:7101\n  username: u\n  password: hunter2\n  ttl: 0\n  tags: {{ttl: 1.5s}}\n  \
+           upstreams:\n  - {{name: ghcr.io, remoteurl: 'https://ghcr.io', ca: '{}', aliases: ['X:1']}}\n",
+        ca.display()
+    );
+    let first = loaded(&text, &[]).config;
+    let rendered = render(&first);
+    assert!(
+        !rendered.contains("hunter2") && rendered.contains("password: <hidden>"),
+        "{rendered}"
+    );
+    assert!(!format!("{first:?}").contains("hunter2"));
+    let second = loaded(&rendered, &[]).config;
+    assert_eq!(render(&second), rendered);
+    assert_eq!(second.proxy.ttl, None);
+    assert_eq!(second.http.prefix, "/a/b");
+    assert_eq!(second.http.debug.unwrap().metrics_path, None);
+    assert_eq!(second.proxy.default.name, "[::1]:7101");
+    assert_eq!(second.proxy.upstreams[0].aliases, ["ghcr.io", "x:1"]);
+    assert_eq!(second.proxy.upstreams[0].ca.as_deref(), Some(ca.as_path()));
+}
+
+#[test]
+fn docker_hub_in_its_spellings() {
+    for url in [
+        "https://registry-1.docker.io",
+        "https://registry-1.docker.io/",
+        "https://index.docker.io/v1/",
+        "http://docker.io",
+        "https://hub.docker.com",
+        "https://Docker.io:443",
+    ] {
+        let default = config(&format!("proxy: {{remoteurl: '{url}'}}"))
+            .proxy
+            .default;
+        assert_eq!(
+            default.url.as_str(),
+            "https://registry-1.docker.io/",
+            "{url}"
+        );
+        assert_eq!(
+            (default.name.as_str(), default.is_docker_hub),
+            ("docker.io", true)
+        );
+    }
+    let mirror = "proxy: {remoteurl: 'http://127.0.0.1:7101', aliases: [Docker.IO]}";
+    let mirror = config(mirror).proxy.default;
+    assert_eq!(
+        (mirror.name.as_str(), mirror.is_docker_hub),
+        ("127.0.0.1:7101", true)
+    );
+    let other = config("proxy: {remoteurl: 'https://docker.io:5000'}")
+        .proxy
+        .default;
+    assert_eq!(
+        (other.name.as_str(), other.is_docker_hub),
+        ("docker.io:5000", false)
+    );
+}
+
+#[test]
+fn files() {
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().join("config.yml");
+    let load_file = |text: &[u8]| {
+        std::fs::write(&path, text).unwrap();
+        load(Some(&path), environment(&[]))
+    };
+    assert!(load_file(DISTRIBUTION.as_bytes()).is_ok());
+    assert!(matches!(load_file(b"\xff"), Err(ConfigError::Read { .. })));
+    let comment = vec![b'#'; usize::try_from(MAX_FILE).unwrap() + 1];
+    assert!(matches!(
+        load_file(&comment),
+        Err(ConfigError::TooLarge { .. })
+    ));
+    // One byte less is read, and lacks the version.
+    let expected = format!("{}: `version` is missing", path.display());
+    let error = load_file(&comment[1..]).unwrap_err().to_string();
+    assert!(error.starts_with(&expected), "{error}");
+    let error = load(Some(Path::new("/nowhere")), environment(&[])).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot read the configuration file /nowhere"
+    );
+
+    std::fs::write(&path, "version: 0.1\nhttp: {addr: ':7'}\n").unwrap();
+    let named = path.display().to_string();
+    let loaded = load(None, environment(&[(PATH_VARIABLE, &named)])).unwrap();
+    assert_eq!(loaded.config.http.listen, Listen::Tcp(":7".to_owned()));
+}

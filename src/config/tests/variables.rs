@@ -1,0 +1,208 @@
+//! Environment variables, alone and over a file.
+
+use secrecy::ExposeSecret;
+
+use super::{DISTRIBUTION, Loaded, environment, load, loaded, problems, render};
+
+/// (variable, value, a line of the rendered configuration).
+const VARIABLES: &[(&str, &str, &str)] = &[
+    ("REGISTRY_LOG_LEVEL", "DEBUG", "  level: debug"),
+    ("REGISTRY_LOGLEVEL", "debug", "  level: debug"),
+    ("REGISTRY_LOG_FORMATTER", "logstash", "  formatter: json"),
+    (
+        "REGISTRY_LOG_FIELDS_SERVICE",
+        "mirror",
+        "    service: mirror",
+    ),
+    (
+        "REGISTRY_LOG_FIELDS_MY_SITE",
+        "mirror",
+        "    my_site: mirror",
+    ),
+    (
+        "REGISTRY_LOG_ACCESSLOG_DISABLED",
+        "true",
+        "    disabled: true",
+    ),
+    ("REGISTRY_STORAGE", "inmemory", "  inmemory: {}"),
+    (
+        "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY",
+        "/data",
+        "    rootdirectory: /data",
+    ),
+    ("REGISTRY_HTTP_ADDR", "127.0.0.1:1", "  addr: 127.0.0.1:1"),
+    ("REGISTRY_HTTP_ADDR", "':1'", "  addr: :1"),
+    ("REGISTRY_HTTP_NET", "tcp", "  net: tcp"),
+    ("REGISTRY_HTTP_PREFIX", "/a/", "  prefix: /a"),
+    ("REGISTRY_HTTP_HOST", "https://a.b", "  host: https://a.b/"),
+    ("REGISTRY_HTTP_RELATIVEURLS", "true", "  relativeurls: true"),
+    ("REGISTRY_HTTP_DRAINTIMEOUT", "1m", "  draintimeout: 1m"),
+    ("REGISTRY_HTTP_HEADERS", "{X-A: [b]}", "    x-a:"),
+    ("REGISTRY_HTTP_HEADERS_X_A", "[b]", "    x-a:"),
+    ("REGISTRY_HTTP_HTTP2_DISABLED", "true", "    disabled: true"),
+    ("REGISTRY_HTTP_DEBUG_ADDR", ":5001", "    addr: :5001"),
+    ("REGISTRY_HTTP_DEBUG", "{addr: ':5001'}", "    addr: :5001"),
+    (
+        "REGISTRY_PROXY_REMOTEURL",
+        "https://a:5",
+        "  remoteurl: https://a:5/",
+    ),
+    ("REGISTRY_PROXY_TTL", "1h", "  ttl: 1h"),
+    ("REGISTRY_PROXY_TAGS_TTL", "5s", "    ttl: 5s"),
+    (
+        "REGISTRY_PROXY_CONNECTTIMEOUT",
+        "5s",
+        "  connecttimeout: 5s",
+    ),
+    ("REGISTRY_PROXY_INSECURE", "true", "  insecure: true"),
+    ("REGISTRY_PROXY_ALIASES", "[a.b]", "  - a.b"),
+    ("REGISTRY_PROXY_ALIASES_0", "a.b", "  - a.b"),
+    ("REGISTRY_proxy_ttl", "1h", "  ttl: 1h"),
+];
+
+#[test]
+fn every_variable() {
+    for (name, value, line) in VARIABLES {
+        let config = load(None, environment(&[(name, value)])).unwrap().config;
+        let rendered = render(&config);
+        assert!(
+            rendered.lines().any(|found| found == *line),
+            "{name}\n{rendered}"
+        );
+    }
+}
+
+#[test]
+fn variables_over_a_file() {
+    let password = "p@ss: #1 {";
+    let mut variables = vec![
+        ("REGISTRY_PROXY_USERNAME", "other"),
+        ("REGISTRY_PROXY_PASSWORD", password),
+        ("REGISTRY_LOG_FIELDS_SERVICE", "mirror"),
+        ("REGISTRY_HTTP_HEADERS", "{}"),
+    ];
+    let names: Vec<(String, String)> = (0..12)
+        .map(|n| {
+            (
+                format!("REGISTRY_PROXY_UPSTREAMS_{n}_NAME"),
+                format!("r{n}.example"),
+            )
+        })
+        .collect();
+    let urls: Vec<(String, String)> = (0..12)
+        .map(|n| {
+            (
+                format!("REGISTRY_PROXY_UPSTREAMS_{n}_REMOTEURL"),
+                format!("https://h{n}"),
+            )
+        })
+        .collect();
+    variables.extend(
+        names
+            .iter()
+            .chain(&urls)
+            .map(|(name, value)| (name.as_str(), value.as_str())),
+    );
+    let config = loaded(DISTRIBUTION, &variables).config;
+    let credentials = config.proxy.default.credentials.unwrap();
+    assert_eq!(credentials.username, "other");
+    assert_eq!(credentials.password.expose_secret(), password);
+    assert_eq!(
+        config.log.fields.into_iter().collect::<Vec<_>>(),
+        [("service".to_owned(), "mirror".to_owned())]
+    );
+    assert!(config.http.headers.is_empty());
+    assert_eq!(config.proxy.upstreams.len(), 12);
+    assert_eq!(config.proxy.upstreams[11].url.as_str(), "https://h11/");
+}
+
+/// (variable, value, how the problem starts).
+const PROBLEMS: &[(&str, &str, &str)] = &[
+    (
+        "REGISTRY_HTTP_ADDR",
+        "x",
+        "REGISTRY_HTTP_ADDR: `http.addr` is \"x\"; write host:port, or :port for all interfaces",
+    ),
+    (
+        "REGISTRY_AUTH_HTPASSWD_PATH",
+        "x",
+        "REGISTRY_AUTH_HTPASSWD_PATH: `auth` is not supported: ",
+    ),
+    (
+        "REGISTRY_AUTH",
+        "{",
+        "REGISTRY_AUTH: `auth` is not supported: ",
+    ),
+    (
+        "REGISTRY_HTTP_TLS_CERTIFICATE",
+        "x",
+        "REGISTRY_HTTP_TLS_CERTIFICATE: `http.tls` is not supported: ",
+    ),
+    (
+        "REGISTRY_STORAGE_S3_BUCKET",
+        "x",
+        "REGISTRY_STORAGE_S3_BUCKET: the storage driver `storage.s3` is not supported",
+    ),
+    (
+        "REGISTRY_STORAGE",
+        "s3",
+        "REGISTRY_STORAGE: the storage driver `storage.s3` is not supported",
+    ),
+    (
+        "REGISTRY_HTTP_HEADERS",
+        "{",
+        "REGISTRY_HTTP_HEADERS: the value is not valid YAML: ",
+    ),
+    (
+        "REGISTRY_HTTP",
+        "{adr: x}",
+        "REGISTRY_HTTP: unknown key `http.adr`; did you mean `http.addr`?",
+    ),
+    (
+        "REGISTRY_HTTP",
+        "{addr: ':1', addr: ':1'}",
+        "REGISTRY_HTTP: the key `addr` stands twice; keep one",
+    ),
+    (
+        "REGISTRY_PROXY_UPSTREAMS_3_NAME",
+        "a.b",
+        "REGISTRY_PROXY_UPSTREAMS_3_NAME: `proxy.upstreams[3].name` leaves a gap in the list; number the items from 0",
+    ),
+];
+
+#[test]
+fn problems_of_variables() {
+    for (name, value, expected) in PROBLEMS {
+        let found = problems(DISTRIBUTION, &[(name, value)]);
+        assert!(
+            found.len() == 1 && found[0].starts_with(*expected),
+            "{name}: {found:?}"
+        );
+    }
+    assert_eq!(
+        problems(DISTRIBUTION, &[("REGISTRY_HTTP_TLS_CERTIFICATE", "")]),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn unknown_variables_are_warnings() {
+    let variables = [
+        ("REGISTRY_HTPP_ADDR", ":1"),
+        ("REGISTRY_PORT_5000_TCP", "tcp://10.0.0.1:5000"),
+        ("REGISTRY_HTTP_ADDR_X", "1"),
+        ("REGISTRY_PROXY_TLL", "1h"),
+        ("REGISTRY_CONFIGURATION_PATH", ""),
+        ("PATH", "/bin"),
+    ];
+    let Loaded { warnings, .. } = load(None, environment(&variables)).unwrap();
+    assert_eq!(
+        warnings,
+        [
+            "REGISTRY_HTPP_ADDR: this environment variable matches no configuration key; did you mean `http` (REGISTRY_HTTP)?",
+            "REGISTRY_HTTP_ADDR_X: this environment variable matches no configuration key",
+            "REGISTRY_PORT_5000_TCP: this environment variable matches no configuration key",
+            "REGISTRY_PROXY_TLL: this environment variable matches no configuration key; did you mean `proxy.ttl` (REGISTRY_PROXY_TTL)?",
+        ]
+    );
+}

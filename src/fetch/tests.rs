@@ -1,0 +1,454 @@
+//! Downloads under every order of joining, leaving, breaking and committing.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::oci::Algorithm;
+use crate::store::faulty::Operation;
+use crate::store::{FaultyStore, Link, LinkKind, MemoryStore, read_all};
+use crate::upstream::{BlobStream, ShownUrl, UpstreamError};
+
+/// One answer of the scripted upstream.
+enum Opening {
+    Fails(UpstreamError),
+    /// Begins at this offset, announces this length, and sends what the test sends.
+    Streams(
+        u64,
+        Option<u64>,
+        mpsc::Receiver<Result<Bytes, UpstreamError>>,
+    ),
+    Panics,
+}
+
+/// An upstream that answers each opening as the test says, and notes the offsets asked for.
+struct Script {
+    openings: Mutex<VecDeque<Opening>>,
+    asked: Mutex<Vec<u64>>,
+}
+
+impl Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Script")
+    }
+}
+
+impl Script {
+    fn new(openings: impl IntoIterator<Item = Opening>) -> Arc<Self> {
+        let openings = Mutex::new(openings.into_iter().collect());
+        Arc::new(Self {
+            openings,
+            asked: Mutex::default(),
+        })
+    }
+
+    fn asked(&self) -> Vec<u64> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+#[async_trait::async_trait]
+impl Source for Script {
+    async fn open(&self, offset: u64) -> Result<BlobStream, UpstreamError> {
+        self.asked.lock().unwrap().push(offset);
+        let opening = self.openings.lock().unwrap().pop_front();
+        match opening.expect("no more openings were scripted") {
+            Opening::Fails(error) => Err(error),
+            Opening::Panics => panic!("on purpose"),
+            Opening::Streams(offset, total, receiver) => {
+                let next = |mut receiver: mpsc::Receiver<_>| async move {
+                    receiver.recv().await.map(|chunk| (chunk, receiver))
+                };
+                let body = futures_util::stream::unfold(receiver, next).boxed();
+                Ok(BlobStream {
+                    offset,
+                    total,
+                    body,
+                })
+            }
+        }
+    }
+}
+
+type Sender = mpsc::Sender<Result<Bytes, UpstreamError>>;
+
+fn streams(offset: u64, total: Option<u64>) -> (Sender, Opening) {
+    let (sender, receiver) = mpsc::channel(64);
+    (sender, Opening::Streams(offset, total, receiver))
+}
+
+fn broken() -> UpstreamError {
+    let url = ShownUrl::from(&"http://upstream.example/v2/".parse().unwrap());
+    UpstreamError::Broken {
+        url,
+        received: 0,
+        source: None,
+    }
+}
+
+fn denied() -> UpstreamError {
+    let url = ShownUrl::from(&"http://upstream.example/v2/".parse().unwrap());
+    UpstreamError::Denied {
+        url,
+        message: crate::upstream::Message::default(),
+    }
+}
+
+struct Bench {
+    fetcher: Fetcher,
+    store: Arc<FaultyStore>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let shared = Arc::clone(&store) as Arc<dyn Store>;
+        let fetcher = Fetcher::new(
+            shared,
+            Arc::new(Metrics::new()),
+            tasks.clone(),
+            stop.clone(),
+        );
+        Self {
+            fetcher,
+            store,
+            stop,
+            tasks,
+        }
+    }
+
+    fn join(&self, digest: Digest, repo: &str, source: &Arc<Script>) -> Follower {
+        match self
+            .fetcher
+            .join(digest, &repo.parse().unwrap(), Arc::clone(source) as _)
+        {
+            Joined::Leader(follower) | Joined::Follower(follower) => follower,
+            Joined::Committed => panic!("committed already"),
+        }
+    }
+
+    /// Waits for all downloads to end.
+    async fn settled(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.tasks.reopen();
+    }
+
+    async fn stored(&self, digest: &Digest) -> Option<Bytes> {
+        read_all(&*self.store, digest, u64::MAX).await.unwrap()
+    }
+
+    async fn linked(&self, repo: &str, digest: Digest) -> bool {
+        let link = Link {
+            repo: repo.parse().unwrap(),
+            kind: LinkKind::Layer,
+            digest,
+        };
+        self.store.linked(&link).await.unwrap()
+    }
+}
+
+async fn read_to_end(follower: &mut Follower) -> Result<Vec<u8>, FetchError> {
+    let mut all = Vec::new();
+    while let Some(bytes) = follower.read(all.len() as u64).await? {
+        all.extend_from_slice(&bytes);
+    }
+    Ok(all)
+}
+
+fn content(length: usize) -> (Bytes, Digest) {
+    let bytes: Vec<u8> = (0..length)
+        .map(|n| u8::try_from((n * 7 + n / 251) % 256).unwrap())
+        .collect();
+    let digest = Digest::of(Algorithm::Sha256, &bytes);
+    (bytes.into(), digest)
+}
+
+async fn send_all(sender: &Sender, content: &Bytes, piece: usize) {
+    for chunk in content.chunks(piece) {
+        sender
+            .send(Ok(Bytes::copy_from_slice(chunk)))
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_download_for_early_and_late_and_leaving_clients() {
+    let bench = Bench::new();
+    let (content, digest) = content(3_000_000);
+    let (sender, opening) = streams(0, Some(3_000_000));
+    let source = Script::new([opening]);
+    let mut first = bench.join(digest, "a", &source);
+    let leaver = bench.join(digest, "a", &source);
+    assert_eq!(first.total().await.unwrap(), Some(3_000_000));
+    send_all(&sender, &content.slice(..2_000_000), 100_000).await;
+    assert!(first.read(1_999_999).await.unwrap().is_some());
+    drop((leaver, first));
+    let mut late = bench.join(digest, "b", &source);
+    assert!(
+        late.read(0).await.unwrap().is_some(),
+        "a late client starts at once"
+    );
+    send_all(&sender, &content.slice(2_000_000..), 100_000).await;
+    drop(sender);
+    assert_eq!(read_to_end(&mut late).await.unwrap(), content);
+    bench.settled().await;
+    assert_eq!(source.asked(), [0]);
+    assert_eq!(bench.stored(&digest).await.unwrap(), content);
+    assert!(bench.linked("a", digest).await && bench.linked("b", digest).await);
+    assert!(!bench.linked("c", digest).await);
+    assert!(!bench.fetcher.is_running(&digest));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_reads_the_end_of_a_blob_that_has_another_digest() {
+    for total in [Some(300), None] {
+        let bench = Bench::new();
+        let (_, digest) = content(300);
+        let (sender, opening) = streams(0, total);
+        let mut follower = bench.join(digest, "a", &Script::new([opening]));
+        send_all(&sender, &Bytes::from(vec![0; 300]), 100).await;
+        drop(sender);
+        let error = read_to_end(&mut follower).await.unwrap_err();
+        assert!(
+            matches!(&error, FetchError::Digest { expected, .. } if **expected == digest),
+            "{error}"
+        );
+        bench.settled().await;
+        assert_eq!(bench.stored(&digest).await, None);
+        assert!(!bench.linked("a", digest).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_chunk_waits_for_the_digest() {
+    let bench = Bench::new();
+    let (content, digest) = content(300);
+    let (sender, opening) = streams(0, Some(300));
+    let mut follower = bench.join(digest, "a", &Script::new([opening]));
+    send_all(&sender, &content.slice(..200), 200).await;
+    assert_eq!(
+        follower.read(0).await.unwrap().unwrap(),
+        content.slice(..200)
+    );
+    send_all(&sender, &content.slice(200..), 100).await;
+    // The body has not ended: the digest can't be known to be right.
+    let early = tokio::time::timeout(Duration::from_secs(1), follower.read(200)).await;
+    assert!(early.is_err(), "{early:?}");
+    drop(sender);
+    assert_eq!(
+        follower.read(200).await.unwrap().unwrap(),
+        content.slice(200..)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_stream_is_taken_up_where_it_broke() {
+    for honours_range in [true, false] {
+        let bench = Bench::new();
+        let (content, digest) = content(1000);
+        let (first, broken_off) = streams(0, Some(1000));
+        let begins = if honours_range { 600 } else { 0 };
+        let (second, resumed) = streams(begins, Some(1000));
+        let source = Script::new([broken_off, Opening::Fails(broken()), resumed]);
+        let mut follower = bench.join(digest, "a", &source);
+        send_all(&first, &content.slice(..600), 60).await;
+        first.send(Err(broken())).await.unwrap();
+        send_all(
+            &second,
+            &content.slice(usize::try_from(begins).unwrap()..),
+            70,
+        )
+        .await;
+        drop((first, second));
+        assert_eq!(read_to_end(&mut follower).await.unwrap(), content);
+        assert_eq!(source.asked(), [0, 600, 600]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn resuming_ends_when_there_is_no_progress() {
+    let bench = Bench::new();
+    let (_, digest) = content(1000);
+    let (sender, opening) = streams(0, Some(1000));
+    let fails = std::iter::repeat_with(|| Opening::Fails(broken())).take(5);
+    let source = Script::new(std::iter::once(opening).chain(fails));
+    let mut follower = bench.join(digest, "a", &source);
+    sender.send(Err(broken())).await.unwrap();
+    let error = read_to_end(&mut follower).await.unwrap_err();
+    assert!(
+        matches!(error, FetchError::Upstream(UpstreamError::Broken { .. })),
+        "{error}"
+    );
+    assert_eq!(source.asked().len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_length_when_resuming_is_another_blob() {
+    let bench = Bench::new();
+    let (content, digest) = content(1000);
+    let (first, broken_off) = streams(0, Some(1000));
+    let (_second, resumed) = streams(500, Some(900));
+    let mut follower = bench.join(digest, "a", &Script::new([broken_off, resumed]));
+    send_all(&first, &content.slice(..500), 500).await;
+    first.send(Err(broken())).await.unwrap();
+    let error = read_to_end(&mut follower).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            FetchError::Length {
+                announced: 1000,
+                sent: 900,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_or_fewer_bytes_than_announced_are_an_error() {
+    for sent in [299, 301] {
+        let bench = Bench::new();
+        let (content, digest) = content(sent);
+        let (sender, opening) = streams(0, Some(300));
+        let mut follower = bench.join(digest, "a", &Script::new([opening]));
+        send_all(&sender, &content, 100).await;
+        drop(sender);
+        let error = read_to_end(&mut follower).await.unwrap_err();
+        assert!(
+            matches!(error, FetchError::Length { announced: 300, .. }),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_does_not_tell_the_length() {
+    let bench = Bench::new();
+    let (content, digest) = content(500);
+    let (sender, opening) = streams(0, None);
+    let mut follower = bench.join(digest, "a", &Script::new([opening]));
+    assert_eq!(follower.total().await.unwrap(), None);
+    send_all(&sender, &content, 90).await;
+    drop(sender);
+    assert_eq!(read_to_end(&mut follower).await.unwrap(), content);
+    assert_eq!(follower.total().await.unwrap(), Some(500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_blob() {
+    let bench = Bench::new();
+    let (_, digest) = content(0);
+    let (sender, opening) = streams(0, Some(0));
+    drop(sender);
+    let mut follower = bench.join(digest, "a", &Script::new([opening]));
+    assert_eq!(read_to_end(&mut follower).await.unwrap(), b"");
+    bench.settled().await;
+    assert_eq!(bench.stored(&digest).await.unwrap(), Bytes::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_told_to_all_who_wait_and_to_nobody_after() {
+    let bench = Bench::new();
+    let (content, digest) = content(10);
+    let (sender, opening) = streams(0, Some(10));
+    let source = Script::new([Opening::Fails(denied()), opening]);
+    let (mut one, mut two) = (
+        bench.join(digest, "a", &source),
+        bench.join(digest, "b", &source),
+    );
+    for follower in [&mut one, &mut two] {
+        let error = follower.total().await.unwrap_err();
+        assert!(
+            matches!(error, FetchError::Upstream(UpstreamError::Denied { .. })),
+            "{error}"
+        );
+    }
+    let mut next = bench.join(digest, "a", &source);
+    send_all(&sender, &content, 10).await;
+    drop(sender);
+    assert_eq!(read_to_end(&mut next).await.unwrap(), content);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_task_is_an_error_and_not_an_end() {
+    let bench = Bench::new();
+    let (_, digest) = content(10);
+    let mut follower = bench.join(digest, "a", &Script::new([Opening::Panics]));
+    assert!(matches!(follower.read(0).await, Err(FetchError::Lost)));
+    assert!(!bench.fetcher.is_running(&digest));
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopping_breaks_what_is_still_running() {
+    let bench = Bench::new();
+    let (content, digest) = content(100);
+    let (sender, opening) = streams(0, Some(100));
+    let mut follower = bench.join(digest, "a", &Script::new([opening]));
+    send_all(&sender, &content.slice(..50), 50).await;
+    assert!(follower.read(0).await.unwrap().is_some());
+    bench.stop.cancel();
+    assert!(matches!(follower.read(50).await, Err(FetchError::Stopping)));
+    bench.settled().await;
+    assert_eq!(bench.stored(&digest).await, None);
+}
+
+#[tokio::test]
+async fn who_comes_while_it_is_committed_misses_nothing() {
+    let bench = Bench::new();
+    let (content, digest) = content(100);
+    let (sender, opening) = streams(0, Some(100));
+    let source = Script::new([opening]);
+    let committing = bench.store.stall(Operation::Commit, 1);
+    let linking = bench.store.stall(Operation::Link, 1);
+    let mut first = bench.join(digest, "a", &source);
+    send_all(&sender, &content, 100).await;
+    drop(sender);
+    assert_eq!(
+        read_to_end(&mut first).await.unwrap(),
+        content,
+        "clients don't wait for the disk"
+    );
+    committing.reached().await;
+    let mut second = bench.join(digest, "b", &source);
+    assert_eq!(read_to_end(&mut second).await.unwrap(), content);
+    committing.release();
+    linking.reached().await;
+    let third = bench
+        .fetcher
+        .join(digest, &"c".parse().unwrap(), Arc::clone(&source) as _);
+    assert!(matches!(third, Joined::Committed), "{third:?}");
+    assert_eq!(bench.stored(&digest).await.unwrap(), content);
+    linking.release();
+    bench.settled().await;
+    assert!(bench.linked("a", digest).await && bench.linked("b", digest).await);
+    assert_eq!(source.asked(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_commit_costs_the_cache_and_not_the_client() {
+    let bench = Bench::new();
+    let (content, digest) = content(100);
+    let (sender, opening) = streams(0, Some(100));
+    bench
+        .store
+        .fail(Operation::Commit, 1, io::ErrorKind::StorageFull);
+    let mut follower = bench.join(digest, "a", &Script::new([opening]));
+    send_all(&sender, &content, 30).await;
+    drop(sender);
+    assert_eq!(read_to_end(&mut follower).await.unwrap(), content);
+    bench.settled().await;
+    assert_eq!(bench.stored(&digest).await, None);
+    assert!(!bench.linked("a", digest).await);
+}

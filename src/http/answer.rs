@@ -1,0 +1,274 @@
+//! Answers: the heads and bodies of what the mirror found.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::header::{
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    HeaderMap, HeaderName, HeaderValue, LINK, RETRY_AFTER, WARNING,
+};
+use http::{Response, StatusCode};
+
+use super::body::{Body, Part};
+use super::conditional::{etag, not_modified, requested_ranges};
+use super::error::Refusal;
+use crate::metrics::Outcome;
+use crate::mirror::{BlobAnswer, BlobBody, ManifestAnswer, Want};
+use crate::oci::manifest::{media_type, referrers_index};
+use crate::oci::range::Resolved;
+use crate::oci::{ByteRange, Descriptor, Digest};
+
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// What is named by its digest never changes: a year, the longest that caches are told.
+const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
+
+/// An answer of status 200, empty, with where it came from (RFC 9211).
+fn answer(outcome: Outcome) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    let status = match outcome {
+        Outcome::Hit => "millpond; hit",
+        Outcome::Revalidated => "millpond; hit; detail=revalidated",
+        Outcome::Stale => "millpond; hit; detail=stale",
+        Outcome::Joined => "millpond; fwd=miss; collapsed",
+        Outcome::Miss => "millpond; fwd=miss",
+        Outcome::Error => return response,
+    };
+    headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
+    if outcome == Outcome::Stale {
+        headers.insert(
+            WARNING,
+            HeaderValue::from_static("110 millpond \"Response is Stale\""),
+        );
+    }
+    response
+}
+
+fn json(mut response: Response<Body>, body: Vec<u8>) -> Response<Body> {
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+        .headers_mut()
+        .insert(CONTENT_LENGTH, body.len().into());
+    *response.body_mut() = Body::bytes(body);
+    response
+}
+
+/// `GET /v2/`
+pub(super) fn base() -> Response<Body> {
+    json(answer(Outcome::Error), b"{}".to_vec())
+}
+
+/// A list, as JSON, with the address of the next page.
+pub(super) fn list(
+    value: &serde_json::Value,
+    next: Option<&str>,
+    outcome: Outcome,
+) -> Response<Body> {
+    let mut response = json(answer(outcome), value.to_string().into_bytes());
+    if let Some(Ok(link)) =
+        next.map(|next| HeaderValue::from_str(&format!("<{next}>; rel=\"next\"")))
+    {
+        response.headers_mut().insert(LINK, link);
+    }
+    response
+}
+
+pub(super) fn referrers(
+    manifests: &[Descriptor],
+    filtered: bool,
+    outcome: Outcome,
+) -> Response<Body> {
+    let mut response = json(answer(outcome), referrers_index(manifests));
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static(media_type::OCI_INDEX),
+    );
+    if filtered {
+        headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+    }
+    response
+}
+
+pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
+    let mut response = json(Response::new(Body::empty()), refusal.document.to_bytes());
+    *response.status_mut() = refusal.status;
+    let headers = response.headers_mut();
+    if refusal.status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    if let Some(retry_after) = refusal.retry_after {
+        // Rounded up: a client that comes a moment too early is refused once more.
+        let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+/// A manifest, or its head. Manifests are small: what isn't whole in memory is a head.
+pub(super) fn manifest(request: &HeaderMap, found: ManifestAnswer) -> Response<Body> {
+    let mut response = answer(found.outcome);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_DIGEST, digest_value(&found.digest));
+    headers.insert(ETAG, etag(&found.digest));
+    if not_modified(request, &found.digest) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
+    }
+    let kind = HeaderValue::from_str(&found.media_type).unwrap_or(JSON);
+    headers.insert(CONTENT_TYPE, kind.clone());
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(CONTENT_LENGTH, found.size.into());
+    let Some(content) = found.content else {
+        return response;
+    };
+    let ranges = requested_ranges(request, &found.digest).map(|ranges| ranges.resolve(found.size));
+    // containerd sends `bytes=0-` for manifests, too. Several ranges of one gain nobody anything.
+    match ranges {
+        Some(Resolved::One(range)) => {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_LENGTH, range.len().into());
+            headers.insert(CONTENT_RANGE, ascii(&range.content_range(found.size)));
+            *response.body_mut() = Body::bytes(slice(&content, range));
+            response
+        }
+        Some(Resolved::Unsatisfiable) => unsatisfiable(found.size),
+        Some(Resolved::Many(_) | Resolved::Whole) | None => {
+            *response.body_mut() = Body::bytes(content);
+            response
+        }
+    }
+}
+
+fn slice(content: &Bytes, range: ByteRange) -> Bytes {
+    let at = |offset: u64| {
+        usize::try_from(offset)
+            .unwrap_or(content.len())
+            .min(content.len())
+    };
+    content.slice(at(range.start)..at(range.end))
+}
+
+/// A blob, parts of it, or its head.
+pub(super) fn blob(
+    request: &HeaderMap,
+    digest: &Digest,
+    want: Want,
+    found: BlobAnswer,
+) -> Response<Body> {
+    let mut response = answer(found.outcome);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_DIGEST, digest_value(digest));
+    headers.insert(ETAG, etag(digest));
+    headers.insert(CACHE_CONTROL, FOREVER);
+    if not_modified(request, digest) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
+    }
+    headers.insert(CONTENT_TYPE, OCTETS);
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if let Some(size) = found.size {
+        headers.insert(CONTENT_LENGTH, size.into());
+    }
+    let Some(body) = found.body.filter(|_| want == Want::Content) else {
+        return response;
+    };
+    // Ranges count from the length: where the upstream doesn't tell it, the whole is sent.
+    let resolved = found.size.and_then(|size| {
+        requested_ranges(request, digest).map(|ranges| (ranges.resolve(size), size))
+    });
+    match resolved {
+        Some((Resolved::One(range), size)) => one_range(response, body, range, size),
+        Some((Resolved::Many(ranges), size)) => many_ranges(response, body, &ranges, size, digest),
+        Some((Resolved::Unsatisfiable, size)) => unsatisfiable(size),
+        Some((Resolved::Whole, _)) | None => {
+            let whole = Part {
+                head: Bytes::new(),
+                start: 0,
+                end: found.size,
+            };
+            *response.body_mut() = Body::parts(body, vec![whole], Bytes::new(), found.size);
+            response
+        }
+    }
+}
+
+fn one_range(
+    mut response: Response<Body>,
+    body: BlobBody,
+    range: ByteRange,
+    size: u64,
+) -> Response<Body> {
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, range.len().into());
+    headers.insert(CONTENT_RANGE, ascii(&range.content_range(size)));
+    let part = Part {
+        head: Bytes::new(),
+        start: range.start,
+        end: Some(range.end),
+    };
+    *response.body_mut() = Body::parts(body, vec![part], Bytes::new(), Some(range.len()));
+    response
+}
+
+/// `multipart/byteranges` (RFC 9110, section 14.6). Its length is known exactly.
+fn many_ranges(
+    mut response: Response<Body>,
+    body: BlobBody,
+    ranges: &[ByteRange],
+    size: u64,
+    digest: &Digest,
+) -> Response<Body> {
+    // The digest of the content can't be inside the content, so the boundary needs no randomness.
+    let boundary = digest.hex();
+    let mut length = 0;
+    let mut parts = Vec::with_capacity(ranges.len());
+    for (index, range) in ranges.iter().enumerate() {
+        let mut head = BytesMut::new();
+        head.put_slice(if index == 0 { b"--" } else { b"\r\n--" });
+        head.put_slice(boundary.as_bytes());
+        let fields = format!(
+            "\r\nContent-Type: application/octet-stream\r\nContent-Range: {}\r\n\r\n",
+            range.content_range(size)
+        );
+        head.put_slice(fields.as_bytes());
+        length += head.len() as u64 + range.len();
+        parts.push(Part {
+            head: head.freeze(),
+            start: range.start,
+            end: Some(range.end),
+        });
+    }
+    let tail = Bytes::from(format!("\r\n--{boundary}--\r\n"));
+    length += tail.len() as u64;
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, length.into());
+    headers.insert(
+        CONTENT_TYPE,
+        ascii(&format!("multipart/byteranges; boundary={boundary}")),
+    );
+    *response.body_mut() = Body::parts(body, parts, tail, Some(length));
+    response
+}
+
+fn unsatisfiable(size: u64) -> Response<Body> {
+    let mut response = refusal(&Refusal::range(size));
+    response
+        .headers_mut()
+        .insert(CONTENT_RANGE, ascii(&format!("bytes */{size}")));
+    response
+}
+
+fn digest_value(digest: &Digest) -> HeaderValue {
+    ascii(&digest.to_string())
+}
+
+/// A header value of our own making: digits, digests and fixed words.
+fn ascii(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
+}

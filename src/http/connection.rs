@@ -1,0 +1,131 @@
+//! Connections: accepting them, speaking HTTP on them, ending them.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::body::Body;
+use super::listener::Listener;
+use super::stall::StallGuard;
+use crate::metrics::Metrics;
+
+/// How long a client may take to send a request's head, and an idle connection is kept.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// Most bytes of a request's head, and of an answer that hyper holds for one connection. With a
+/// body chunk this is what a slow client costs.
+const MAX_BUFFER: usize = 64 * 1024;
+/// Requests that one HTTP/2 connection may have open.
+const MAX_STREAMS: u32 = 256;
+/// Pause after a failed accept, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers requests.
+pub trait Handler: Send + Sync + 'static {
+    fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: Arc<str>,
+    ) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// How connections are spoken to.
+#[derive(Debug, Clone)]
+pub struct ConnectionSettings {
+    /// HTTP/2 with prior knowledge, beside HTTP/1.1.
+    pub http2: bool,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Serves `listener` until `stop`; then connections end after the request that is under way.
+/// `tasks` owns them.
+pub async fn serve<H: Handler>(
+    listener: Listener,
+    handler: Arc<H>,
+    settings: ConnectionSettings,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
+    let builder = builder(settings.http2);
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let (builder, handler, stop) =
+                    (builder.clone(), Arc::clone(&handler), stop.clone());
+                let counted = settings.metrics.connection();
+                tasks.spawn(async move {
+                    connection(
+                        &builder,
+                        StallGuard::new(stream),
+                        handler,
+                        peer.into(),
+                        stop,
+                    )
+                    .await;
+                    drop(counted);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't accept a connection; trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn builder(http2: bool) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    if !http2 {
+        builder = builder.http1_only();
+    }
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_BUFFER);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(MAX_BUFFER)
+        .keep_alive_interval(Some(HEAD_TIMEOUT));
+    builder
+}
+
+async fn connection<H: Handler>(
+    builder: &auto::Builder<TokioExecutor>,
+    stream: StallGuard<Box<dyn super::listener::Stream>>,
+    handler: Arc<H>,
+    peer: Arc<str>,
+    stop: CancellationToken,
+) {
+    let service = service_fn(|request| {
+        let answer = Arc::clone(&handler).handle(request, Arc::clone(&peer));
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // Clients hang up as they please; a broken body has been logged where it broke.
+        tracing::debug!(%peer, error = %crate::http::error::chain(&*error), "connection ended early");
+    }
+}

@@ -1,0 +1,190 @@
+//! The one place where errors become a status and an error document.
+//!
+//! What a client is told names the thing it asked for and who failed; the log has the causes. An
+//! upstream's refusals stay apart (401, 403, 404, 429, 5xx), so that a client's own fallback works.
+
+use std::error::Error;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::fetch::FetchError;
+use crate::metrics::Kind;
+use crate::mirror::MirrorError;
+use crate::oci::{ErrorCode, ErrorDocument, RouteError};
+use crate::upstream::UpstreamError;
+
+/// An answer that says no.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub status: StatusCode,
+    pub document: ErrorDocument,
+    pub retry_after: Option<Duration>,
+    /// What the log is told beyond the document; nothing where the client alone is at fault.
+    pub log: Option<String>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            document: ErrorDocument::new(code, message),
+            retry_after: None,
+            log: None,
+        }
+    }
+
+    /// 416.
+    pub(super) fn range(total: u64) -> Self {
+        let message = format!("no byte of the range is in the blob, which has {total}");
+        Self::new(
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            ErrorCode::RangeInvalid,
+            message,
+        )
+    }
+
+    pub(super) fn route(error: &RouteError) -> Self {
+        let (status, code) = match error {
+            RouteError::NotFound => (StatusCode::NOT_FOUND, ErrorCode::Unsupported),
+            RouteError::Write => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+            RouteError::Name(_) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
+            RouteError::Reference(_) => (StatusCode::BAD_REQUEST, ErrorCode::TagInvalid),
+            RouteError::Digest(_) => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
+            RouteError::PageSize => (StatusCode::BAD_REQUEST, ErrorCode::PaginationNumberInvalid),
+            RouteError::Parameter(_) => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
+        };
+        Self::new(status, code, error.to_string())
+    }
+
+    /// `what` is the thing asked for, in words; `kind` chooses the code for its absence.
+    pub(super) fn mirror(error: &MirrorError, kind: Kind, what: &str) -> Self {
+        let refusal = match error {
+            MirrorError::UnknownUpstream(_) | MirrorError::Shadowed { .. } => {
+                return Self::new(
+                    StatusCode::NOT_FOUND,
+                    ErrorCode::NameUnknown,
+                    error.to_string(),
+                );
+            }
+            MirrorError::Upstream(error) | MirrorError::Fetch(FetchError::Upstream(error)) => {
+                Self::upstream(error, kind, what)
+            }
+            MirrorError::Manifest { .. }
+            | MirrorError::Referrers { .. }
+            | MirrorError::WrongDigest { .. }
+            | MirrorError::Fetch(FetchError::Digest { .. } | FetchError::Length { .. }) => {
+                let message = format!("{what}: the upstream's answer is wrong: {error}");
+                Self::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, message)
+            }
+            MirrorError::Fetch(FetchError::Stopping) => {
+                let message = "the mirror is stopping; ask again";
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    ErrorCode::Unavailable,
+                    message,
+                )
+            }
+            MirrorError::Store(_)
+            | MirrorError::Lost
+            | MirrorError::Fetch(FetchError::Store(_) | FetchError::Lost) => {
+                let message = format!("{what}: the mirror failed; its log says why");
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    ErrorCode::Unknown,
+                    message,
+                )
+            }
+        };
+        Self {
+            log: Some(chain(error)),
+            ..refusal
+        }
+    }
+
+    fn upstream(error: &UpstreamError, kind: Kind, what: &str) -> Self {
+        let refuse =
+            |status, code, reason: &str| Self::new(status, code, format!("{what}: {reason}"));
+        let refusal = match error {
+            UpstreamError::NotFound { .. } => refuse(
+                StatusCode::NOT_FOUND,
+                unknown(kind),
+                "the upstream has no such thing",
+            ),
+            // Without a challenge of our own: it would make clients send us credentials that we
+            // can't pass on.
+            UpstreamError::Unauthorized { .. } => refuse(
+                StatusCode::UNAUTHORIZED,
+                ErrorCode::Unauthorized,
+                "the upstream demands credentials that this mirror doesn't have, or there is no such repository",
+            ),
+            UpstreamError::Denied { .. } => refuse(
+                StatusCode::FORBIDDEN,
+                ErrorCode::Denied,
+                "the upstream denies this mirror access",
+            ),
+            UpstreamError::RateLimited { .. } => refuse(
+                StatusCode::TOO_MANY_REQUESTS,
+                ErrorCode::TooManyRequests,
+                "the upstream limits how often this mirror may ask",
+            ),
+            UpstreamError::Unavailable { status, .. } => refuse(
+                StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_GATEWAY),
+                ErrorCode::Unavailable,
+                &format!("the upstream failed with status {status}"),
+            ),
+            UpstreamError::Unreachable { .. } => refuse(
+                StatusCode::BAD_GATEWAY,
+                ErrorCode::Unavailable,
+                "the upstream can't be reached",
+            ),
+            UpstreamError::Timeout { .. } => refuse(
+                StatusCode::GATEWAY_TIMEOUT,
+                ErrorCode::Unavailable,
+                "the upstream took too long to answer",
+            ),
+            UpstreamError::Broken { .. } => refuse(
+                StatusCode::BAD_GATEWAY,
+                ErrorCode::Unavailable,
+                "the upstream broke off its answer",
+            ),
+            UpstreamError::Unexpected { .. } | UpstreamError::Protocol { .. } => refuse(
+                StatusCode::BAD_GATEWAY,
+                ErrorCode::Unknown,
+                "the upstream's answer is not a registry's",
+            ),
+            UpstreamError::Setup { .. } => refuse(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                ErrorCode::Unknown,
+                "the upstream is set up wrongly here",
+            ),
+        };
+        Self {
+            retry_after: error.retry_after(),
+            ..refusal
+        }
+    }
+}
+
+const fn unknown(kind: Kind) -> ErrorCode {
+    match kind {
+        Kind::Manifest | Kind::Referrers => ErrorCode::ManifestUnknown,
+        Kind::Blob => ErrorCode::BlobUnknown,
+        Kind::Base | Kind::Tags | Kind::Catalog | Kind::Token | Kind::Other => {
+            ErrorCode::NameUnknown
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        texts.push(error.to_string());
+        cause = error.source();
+    }
+    // Transparent wrappers say the same twice.
+    texts.dedup();
+    texts.join(": ")
+}

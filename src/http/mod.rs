@@ -1,0 +1,22 @@
+//! The registry API over HTTP/1.1 and HTTP/2, TCP and unix sockets.
+//!
+//! A request goes [`connection`] -> [`service`] (route, mirror) -> [`answer`] (heads, ranges,
+//! conditions) -> [`body`]. Errors of every room become status and error document in [`error`] and
+//! nowhere else. [`access`] writes one line and counts, once the body has ended.
+//!
+//! What must never happen: a body that isn't whole ends well; an error of ours or the upstream's is
+//! turned into "not found".
+
+pub mod access;
+mod answer;
+mod body;
+mod conditional;
+mod connection;
+mod error;
+pub mod listener;
+mod service;
+mod stall;
+
+pub use body::{Body, BodyError};
+pub use connection::{ConnectionSettings, Handler, serve};
+pub use service::{Service, Settings};

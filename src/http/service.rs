@@ -1,0 +1,294 @@
+//! From a request to its answer: route, ask the mirror, answer.
+
+use std::sync::Arc;
+
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, Uri};
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::access::Record;
+use super::answer;
+use super::body::Body;
+use super::connection::Handler;
+use super::error::Refusal;
+use crate::metrics::{Kind, Metrics, Outcome};
+use crate::mirror::{Mirror, MirrorError, Target, Want};
+use crate::oci::route::{Endpoint, Page};
+use crate::oci::{Accept, Digest, Reference, RepoName, Route, RouteError};
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
+/// How the API presents itself.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Path before `/v2/`: empty, or `/x` without a slash at the end.
+    pub prefix: String,
+    /// Scheme and host of links, where they shall not be relative; without a slash at the end.
+    pub origin: Option<String>,
+    /// Sent with every answer.
+    pub headers: HeaderMap,
+    /// Whether each request is logged.
+    pub access_log: bool,
+}
+
+/// The registry API over one mirror.
+#[derive(Debug)]
+pub struct Service {
+    mirror: Arc<Mirror>,
+    metrics: Arc<Metrics>,
+    settings: Settings,
+}
+
+/// An answer and what is counted of it.
+type Answered = (Response<Body>, Outcome);
+
+/// One request, taken apart.
+struct Asked<'a> {
+    ns: Option<&'a str>,
+    host: Option<&'a str>,
+    headers: &'a HeaderMap,
+    want: Want,
+}
+
+impl Handler for Service {
+    async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Arc<str>) -> Response<Body> {
+        let (parts, _ignored_body) = request.into_parts();
+        self.answer(Request::from_parts(parts, ()), peer).await
+    }
+}
+
+impl Service {
+    pub fn new(mirror: Arc<Mirror>, metrics: Arc<Metrics>, settings: Settings) -> Self {
+        Self {
+            mirror,
+            metrics,
+            settings,
+        }
+    }
+
+    async fn answer(&self, request: Request<()>, peer: Arc<str>) -> Response<Body> {
+        let mut record = Record::new(
+            Arc::clone(&self.metrics),
+            &request,
+            peer,
+            self.settings.access_log,
+        );
+        let (kind, outcome, mut response) = match self.route(request.method(), request.uri()) {
+            Err(error) => (
+                Kind::Other,
+                Outcome::Error,
+                answer::refusal(&Refusal::route(&error)),
+            ),
+            Ok(route) => {
+                let (kind, what) = describe(&route.endpoint);
+                match self.dispatch(route, &request).await {
+                    Ok((response, outcome)) => (kind, outcome, response),
+                    Err(error) => {
+                        let refusal = Refusal::mirror(&error, kind, &what);
+                        if let Some(log) = &refusal.log {
+                            record.failed(log.clone());
+                        }
+                        (kind, Outcome::Error, answer::refusal(&refusal))
+                    }
+                }
+            }
+        };
+        let headers = response.headers_mut();
+        headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        headers.extend(self.settings.headers.clone());
+        record.answered(
+            kind,
+            outcome,
+            response.status(),
+            request.method() != Method::HEAD,
+        );
+        response.map(|body| body.recorded(record))
+    }
+
+    fn route(&self, method: &Method, uri: &Uri) -> Result<Route, RouteError> {
+        if self.settings.prefix.is_empty() {
+            return Route::parse(method, uri);
+        }
+        let whole = uri.path_and_query().map_or("", |whole| whole.as_str());
+        let rest = whole
+            .strip_prefix(&self.settings.prefix)
+            .filter(|rest| rest.starts_with('/'));
+        let rest = rest
+            .and_then(|rest| rest.parse().ok())
+            .ok_or(RouteError::NotFound)?;
+        Route::parse(method, &rest)
+    }
+
+    async fn dispatch(&self, route: Route, request: &Request<()>) -> Result<Answered, MirrorError> {
+        let Route { endpoint, ns } = route;
+        let host = request
+            .headers()
+            .get(HOST)
+            .and_then(|host| host.to_str().ok());
+        let asked = Asked {
+            ns: ns.as_deref(),
+            host: host.or_else(|| request.uri().authority().map(http::uri::Authority::as_str)),
+            headers: request.headers(),
+            want: if request.method() == Method::HEAD {
+                Want::Head
+            } else {
+                Want::Content
+            },
+        };
+        match endpoint {
+            Endpoint::Base => Ok((answer::base(), Outcome::Hit)),
+            Endpoint::Catalog(page) => self.catalog(&page).await,
+            Endpoint::Tags { name, page } => self.tags(&asked, &name, &page).await,
+            Endpoint::Manifest { name, reference } => {
+                self.manifest(&asked, &name, &reference).await
+            }
+            Endpoint::Blob { name, digest } => self.blob(&asked, &name, digest).await,
+            Endpoint::Referrers {
+                name,
+                digest,
+                artifact_type,
+            } => {
+                self.referrers(&asked, &name, digest, artifact_type.as_deref())
+                    .await
+            }
+        }
+    }
+
+    fn target(&self, asked: &Asked<'_>, name: &RepoName) -> Result<Target, MirrorError> {
+        self.mirror.upstreams().target(asked.ns, asked.host, name)
+    }
+
+    async fn manifest(
+        &self,
+        asked: &Asked<'_>,
+        name: &RepoName,
+        reference: &Reference,
+    ) -> Result<Answered, MirrorError> {
+        let target = self.target(asked, name)?;
+        let accept = Accept::from_headers(asked.headers);
+        let found = self
+            .mirror
+            .manifest(&target, reference, &accept, asked.want)
+            .await?;
+        let outcome = found.outcome;
+        Ok((answer::manifest(asked.headers, found), outcome))
+    }
+
+    async fn blob(
+        &self,
+        asked: &Asked<'_>,
+        name: &RepoName,
+        digest: Digest,
+    ) -> Result<Answered, MirrorError> {
+        let target = self.target(asked, name)?;
+        let found = self.mirror.blob(&target, digest, asked.want).await?;
+        let outcome = found.outcome;
+        Ok((
+            answer::blob(asked.headers, &digest, asked.want, found),
+            outcome,
+        ))
+    }
+
+    async fn referrers(
+        &self,
+        asked: &Asked<'_>,
+        name: &RepoName,
+        digest: Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Answered, MirrorError> {
+        let target = self.target(asked, name)?;
+        let found = self
+            .mirror
+            .referrers(&target, digest, artifact_type)
+            .await?;
+        Ok((
+            answer::referrers(&found.manifests, artifact_type.is_some(), found.outcome),
+            found.outcome,
+        ))
+    }
+
+    async fn tags(
+        &self,
+        asked: &Asked<'_>,
+        name: &RepoName,
+        page: &Page,
+    ) -> Result<Answered, MirrorError> {
+        let target = self.target(asked, name)?;
+        let found = self.mirror.tags(&target, page).await?;
+        let tags: Vec<&str> = found.tags.iter().map(crate::oci::Tag::as_str).collect();
+        let last = tags.last().filter(|_| found.more);
+        let next = last.map(|last| {
+            self.next_page(
+                &format!("{name}/tags/list"),
+                page,
+                tags.len(),
+                last,
+                asked.ns,
+            )
+        });
+        Ok((
+            answer::list(
+                &json!({"name": name.as_str(), "tags": tags}),
+                next.as_deref(),
+                found.outcome,
+            ),
+            found.outcome,
+        ))
+    }
+
+    async fn catalog(&self, page: &Page) -> Result<Answered, MirrorError> {
+        let found = self.mirror.catalog(page).await?;
+        let names: Vec<&str> = found.repositories.iter().map(RepoName::as_str).collect();
+        let last = names.last().filter(|_| found.more);
+        let next = last.map(|last| self.next_page("_catalog", page, names.len(), last, None));
+        Ok((
+            answer::list(
+                &json!({"repositories": names}),
+                next.as_deref(),
+                Outcome::Hit,
+            ),
+            Outcome::Hit,
+        ))
+    }
+
+    /// The address of the page after `last`.
+    fn next_page(
+        &self,
+        path: &str,
+        page: &Page,
+        listed: usize,
+        last: &str,
+        ns: Option<&str>,
+    ) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query
+            .append_pair("last", last)
+            .append_pair("n", &page.n.unwrap_or(listed).to_string());
+        if let Some(ns) = ns {
+            query.append_pair("ns", ns);
+        }
+        let Settings { prefix, origin, .. } = &self.settings;
+        format!(
+            "{}{prefix}/v2/{path}?{}",
+            origin.as_deref().unwrap_or_default(),
+            query.finish()
+        )
+    }
+}
+
+/// What is asked for: for the metrics, and in words.
+fn describe(endpoint: &Endpoint) -> (Kind, String) {
+    match endpoint {
+        Endpoint::Base => (Kind::Base, "the registry".to_owned()),
+        Endpoint::Catalog(_) => (Kind::Catalog, "the catalog".to_owned()),
+        Endpoint::Tags { name, .. } => (Kind::Tags, format!("tags of {name}")),
+        Endpoint::Manifest { name, reference } => {
+            (Kind::Manifest, format!("manifest {reference} of {name}"))
+        }
+        Endpoint::Blob { name, digest } => (Kind::Blob, format!("blob {digest} of {name}")),
+        Endpoint::Referrers { name, digest, .. } => {
+            (Kind::Referrers, format!("referrers of {digest} in {name}"))
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Blobs: from the store, from a running download, or from a new one.
+
+use std::sync::Arc;
+
+use super::{Mirror, MirrorError, Target, Want};
+use crate::fetch::{Follower, Joined, Source};
+use crate::metrics::Outcome;
+use crate::oci::{Digest, RepoName};
+use crate::store::{Content, LinkKind};
+use crate::upstream::{BlobStream, UpstreamError};
+
+/// How often a blob that was just committed, or just removed, is looked for again.
+const ATTEMPTS: usize = 3;
+
+/// A blob that can be answered with.
+#[derive(Debug)]
+pub struct BlobAnswer {
+    /// Bytes; none where the upstream doesn't tell.
+    pub size: Option<u64>,
+    /// None when only the head was asked for and the store doesn't have the blob.
+    pub body: Option<BlobBody>,
+    pub outcome: Outcome,
+}
+
+/// Where the bytes are read.
+#[derive(Debug)]
+pub enum BlobBody {
+    Stored(Content),
+    Fetching(Follower),
+}
+
+impl BlobAnswer {
+    fn stored(content: Content, outcome: Outcome) -> Self {
+        Self {
+            size: Some(content.size),
+            body: Some(BlobBody::Stored(content)),
+            outcome,
+        }
+    }
+
+    async fn following(mut follower: Follower, outcome: Outcome) -> Result<Self, MirrorError> {
+        let size = follower.total().await?;
+        Ok(Self {
+            size,
+            body: Some(BlobBody::Fetching(follower)),
+            outcome,
+        })
+    }
+}
+
+impl Mirror {
+    /// Finds a blob. Errors are the upstream's, when it was needed.
+    pub async fn blob(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: Digest,
+        want: Want,
+    ) -> Result<BlobAnswer, MirrorError> {
+        for _ in 0..ATTEMPTS {
+            if let Some(content) = self.linked_blob(target, &digest).await {
+                return Ok(BlobAnswer::stored(content, Outcome::Hit));
+            }
+            if let Some(follower) = self.fetcher.follow(&digest, &target.stored) {
+                return BlobAnswer::following(follower, Outcome::Joined).await;
+            }
+            // Another repository's blob, there or on its way: is it this repository's, too?
+            let present = self.readable("blob", self.store.open(&digest).await);
+            if present.is_some() || want == Want::Head || self.fetcher.is_running(&digest) {
+                let size = self.prove(target, digest).await?;
+                if let Some(content) = present {
+                    let link = target.link(LinkKind::Layer, digest);
+                    self.written("link", self.store.link(&link).await);
+                    return Ok(BlobAnswer::stored(content, Outcome::Revalidated));
+                }
+                if want == Want::Head && size.is_some() {
+                    return Ok(BlobAnswer {
+                        size,
+                        body: None,
+                        outcome: Outcome::Miss,
+                    });
+                }
+            }
+            let source = UpstreamBlob {
+                target: target.clone(),
+                digest,
+            };
+            match self.fetcher.join(digest, &target.stored, Arc::new(source)) {
+                Joined::Leader(follower) => {
+                    return BlobAnswer::following(follower, Outcome::Miss).await;
+                }
+                Joined::Follower(follower) => {
+                    return BlobAnswer::following(follower, Outcome::Joined).await;
+                }
+                Joined::Committed => {}
+            }
+        }
+        Err(MirrorError::Lost)
+    }
+
+    async fn linked_blob(&self, target: &Target, digest: &Digest) -> Option<Content> {
+        let link = target.link(LinkKind::Layer, *digest);
+        let linked = self.readable("link", self.store.linked(&link).await);
+        if linked {
+            self.readable("blob", self.store.open(digest).await)
+        } else {
+            None
+        }
+    }
+
+    /// Asks the upstream whether the repository has the blob: one question for all who wonder.
+    async fn prove(&self, target: &Target, digest: Digest) -> Result<Option<u64>, MirrorError> {
+        let key: (RepoName, Digest) = (target.stored.clone(), digest);
+        let target = target.clone();
+        let ask = || async move {
+            let head = target
+                .upstream
+                .client
+                .head_blob(&target.repo, &digest)
+                .await?;
+            Ok(head.size)
+        };
+        self.proofs.run(key, ask).await?
+    }
+}
+
+/// The upstream as the source of a download.
+#[derive(Debug)]
+struct UpstreamBlob {
+    target: Target,
+    digest: Digest,
+}
+
+#[async_trait::async_trait]
+impl Source for UpstreamBlob {
+    async fn open(&self, offset: u64) -> Result<BlobStream, UpstreamError> {
+        self.target
+            .upstream
+            .client
+            .get_blob(&self.target.repo, &self.digest, offset)
+            .await
+    }
+}

@@ -1,0 +1,68 @@
+//! What can go wrong with an answer, told apart by who has to do something about it.
+
+use std::sync::Arc;
+
+use crate::fetch::FetchError;
+use crate::oci::Digest;
+use crate::oci::manifest::ManifestError;
+use crate::store::StoreError;
+use crate::upstream::UpstreamError;
+
+/// Cloned to everybody who waited for the same thing.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MirrorError {
+    #[error("no upstream is configured for the registry {0}")]
+    UnknownUpstream(String),
+    #[error("{upstream} can't have a repository below the name of the upstream {prefix}")]
+    Shadowed { upstream: String, prefix: String },
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("the store failed: {0}")]
+    Store(Arc<StoreError>),
+    #[error("the upstream's manifest {digest} can't be read: {source}")]
+    Manifest {
+        digest: Box<Digest>,
+        source: Arc<ManifestError>,
+    },
+    #[error("the upstream's referrers of {digest} can't be read: {source}")]
+    Referrers {
+        digest: Box<Digest>,
+        source: Arc<ManifestError>,
+    },
+    #[error("the upstream says that the manifest's digest is {got}; {expected} was asked for")]
+    WrongDigest {
+        expected: Box<Digest>,
+        got: Box<Digest>,
+    },
+    #[error("a shared request ended without a result")]
+    Lost,
+}
+
+impl From<StoreError> for MirrorError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl MirrorError {
+    /// The upstream's own error, however it came here.
+    pub fn upstream(&self) -> Option<&UpstreamError> {
+        match self {
+            Self::Upstream(error) | Self::Fetch(FetchError::Upstream(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether the upstream said that there is no such thing.
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self.upstream(), Some(UpstreamError::NotFound { .. }))
+    }
+
+    /// Whether what was known before may be served instead: the upstream couldn't answer, which is
+    /// something else than an answer that the client doesn't like.
+    pub(super) fn permits_stale(&self) -> bool {
+        self.upstream().is_some_and(UpstreamError::permits_stale)
+    }
+}

@@ -1,0 +1,127 @@
+//! Which upstream a request is for, what the repository is called there, and how it is stored.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::MirrorError;
+use crate::oci::RepoName;
+use crate::upstream::Upstream;
+
+/// An upstream with what routing needs to know of it.
+#[derive(Debug)]
+pub struct UpstreamEntry {
+    pub client: Upstream,
+    /// The first component that chooses this upstream.
+    pub name: String,
+    /// Other registry hosts, `host` or `host:port` in lower case, that mean this upstream.
+    pub aliases: Vec<String>,
+    /// Docker Hub's rule: a name of one component is below `library/`.
+    pub docker_hub: bool,
+}
+
+/// All upstreams.
+#[derive(Debug)]
+pub struct Upstreams {
+    default: Arc<UpstreamEntry>,
+    by_host: HashMap<String, Arc<UpstreamEntry>>,
+}
+
+/// One repository of one upstream.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub upstream: Arc<UpstreamEntry>,
+    /// The repository's name at the upstream.
+    pub repo: RepoName,
+    /// Its name in the store: with the upstream's name before it, unless that is the default one.
+    pub stored: RepoName,
+}
+
+impl Upstreams {
+    /// The configuration has made sure that no two upstreams share a name or an alias.
+    pub fn new(default: UpstreamEntry, others: Vec<UpstreamEntry>) -> Self {
+        let default = Arc::new(default);
+        let mut by_host = HashMap::new();
+        for upstream in others
+            .into_iter()
+            .map(Arc::new)
+            .chain([Arc::clone(&default)])
+        {
+            for host in upstream.aliases.iter().chain([&upstream.name]) {
+                by_host.insert(host.to_ascii_lowercase(), Arc::clone(&upstream));
+            }
+        }
+        Self { default, by_host }
+    }
+
+    /// Whether an upstream answers for this registry host.
+    pub fn knows(&self, host: &str) -> bool {
+        self.by_host(host).is_some()
+    }
+
+    fn by_host(&self, host: &str) -> Option<&Arc<UpstreamEntry>> {
+        self.by_host.get(&host.to_ascii_lowercase())
+    }
+
+    /// Chooses by containerd's `ns`, else by the first component of the name, else by the Host
+    /// header, else the default.
+    pub fn target(
+        &self,
+        ns: Option<&str>,
+        host: Option<&str>,
+        name: &RepoName,
+    ) -> Result<Target, MirrorError> {
+        let named = name.split_first().and_then(|(first, rest)| {
+            self.by_host(first.as_str())
+                .map(|upstream| (Arc::clone(upstream), rest))
+        });
+        let (upstream, repo) = match ns {
+            Some(ns) => {
+                let upstream = self
+                    .by_host(ns)
+                    .ok_or_else(|| MirrorError::UnknownUpstream(ns.to_owned()))?;
+                match named {
+                    // containerd's `override_path` hosts send both.
+                    Some((named, rest)) if Arc::ptr_eq(&named, upstream) => (named, rest),
+                    _ => (Arc::clone(upstream), name.clone()),
+                }
+            }
+            None => named.unwrap_or_else(|| {
+                let claimed = host.and_then(|host| self.by_host(host));
+                (Arc::clone(claimed.unwrap_or(&self.default)), name.clone())
+            }),
+        };
+        self.place(upstream, repo)
+    }
+
+    fn place(&self, upstream: Arc<UpstreamEntry>, repo: RepoName) -> Result<Target, MirrorError> {
+        let repo = match "library".parse::<RepoName>() {
+            Ok(library) if upstream.docker_hub && repo.split_first().is_none() => {
+                repo.below(&library)
+            }
+            _ => repo,
+        };
+        let stored = if Arc::ptr_eq(&upstream, &self.default) {
+            // Such a repository would share its place in the store with the other upstream's.
+            if let Some((first, _)) = repo.split_first()
+                && self.by_host(first.as_str()).is_some_and(|other| {
+                    other.name == first.as_str() && !Arc::ptr_eq(other, &upstream)
+                })
+            {
+                return Err(MirrorError::Shadowed {
+                    upstream: upstream.name.clone(),
+                    prefix: first.to_string(),
+                });
+            }
+            repo.clone()
+        } else {
+            let prefix = RepoName::from_stored(&upstream.name)
+                .map_err(|_not_a_component| MirrorError::UnknownUpstream(upstream.name.clone()))?;
+            repo.below(&prefix)
+        };
+        Ok(Target {
+            upstream,
+            repo,
+            stored,
+        })
+    }
+}

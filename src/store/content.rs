@@ -1,0 +1,172 @@
+//! Reading: committed blobs and growing stages alike.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::memory::MemoryFile;
+use super::{StoreError, blocking};
+
+/// The most that one read returns, in bytes, whatever the caller asks for.
+pub const MAX_READ: usize = 1024 * 1024;
+
+/// A committed blob, open for reading.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// In bytes.
+    pub size: u64,
+    pub reader: Reader,
+}
+
+/// Reads content at any offset. Clones share one open file.
+#[derive(Debug, Clone)]
+pub struct Reader(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    File(Arc<OpenFile>),
+    Memory(Arc<MemoryFile>),
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    /// The name it was opened by, for errors: it may have another one by now, or none.
+    path: PathBuf,
+}
+
+impl Reader {
+    /// `file` must be this reader's own handle: on Windows a read moves its cursor.
+    pub(super) fn of_file(file: File, path: &Path) -> Self {
+        Self(Source::File(Arc::new(OpenFile {
+            file,
+            path: path.to_owned(),
+        })))
+    }
+
+    pub(super) fn of_memory(file: Arc<MemoryFile>) -> Self {
+        Self(Source::Memory(file))
+    }
+
+    /// At most `max` bytes from `offset` on, and never more than [`MAX_READ`]. It may be fewer,
+    /// without being the end. An empty result is the end of what is there (or `max` is 0): before
+    /// the size of a committed blob that means that the file was damaged, and it is the caller's
+    /// task to fail. A buffer of `max` bytes is made, so ask for no more than is expected.
+    pub async fn read_at(&self, offset: u64, max: usize) -> Result<Bytes, StoreError> {
+        let max = max.min(MAX_READ);
+        // No file is longer, and to preadv2 the greatest offset means "the cursor".
+        if max == 0 || i64::try_from(offset).is_err() {
+            return Ok(Bytes::new());
+        }
+        match &self.0 {
+            Source::Memory(file) => Ok(file.read_at(offset, max)),
+            Source::File(open) => {
+                let mut buffer = vec![0; max];
+                if let Some(read) = read_cached(&open.file, &mut buffer, offset) {
+                    buffer.truncate(read);
+                    return Ok(buffer.into());
+                }
+                let open = Arc::clone(open);
+                blocking(move || {
+                    let read = read_waiting(&open.file, &mut buffer, offset)
+                        .map_err(|source| StoreError::io("read", &open.path, source))?;
+                    buffer.truncate(read);
+                    Ok(buffer.into())
+                })
+                .await
+            }
+        }
+    }
+}
+
+/// What the page cache has, without waiting for a disk and so without leaving this thread. `None`
+/// when only a read that may wait can tell: nothing is cached, the end seems to be reached, the
+/// file system doesn't know the flag, or there is an error for the other read to find.
+#[cfg(target_os = "linux")]
+fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> Option<usize> {
+    use rustix::io::{ReadWriteFlags, preadv2};
+
+    let mut buffers = [io::IoSliceMut::new(buffer)];
+    preadv2(file, &mut buffers, offset, ReadWriteFlags::NOWAIT)
+        .ok()
+        .filter(|read| *read > 0)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn read_cached(_file: &File, _buffer: &mut [u8], _offset: u64) -> Option<usize> {
+    None
+}
+
+fn read_waiting(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    loop {
+        match read_once(file, buffer, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(unix)]
+fn read_once(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_once(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_of(content: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data");
+        std::fs::write(&path, content).unwrap();
+        (directory, path)
+    }
+
+    #[test]
+    fn both_ways_of_reading_agree() {
+        let (_directory, path) = file_of(b"0123456789");
+        let file = File::open(&path).unwrap();
+        let mut buffer = [0; 4];
+        assert_eq!(read_waiting(&file, &mut buffer, 8).unwrap(), 2);
+        assert_eq!(&buffer[..2], b"89");
+        assert_eq!(read_waiting(&file, &mut buffer, 10).unwrap(), 0);
+        // What was just written is cached, except where the platform or file system can't say.
+        if let Some(read) = read_cached(&file, &mut buffer, 8) {
+            assert_eq!(&buffer[..read], b"89");
+        }
+        assert_eq!(read_cached(&file, &mut buffer, 10), None);
+    }
+
+    #[tokio::test]
+    async fn one_read_is_bounded_and_far_offsets_are_the_end() {
+        let (_directory, path) = file_of(&vec![7; MAX_READ + 1]);
+        let reader = Reader::of_file(File::open(&path).unwrap(), &path);
+        assert!(reader.read_at(0, usize::MAX).await.unwrap().len() <= MAX_READ);
+        assert_eq!(reader.read_at(MAX_READ as u64, 9).await.unwrap(), &[7][..]);
+        for offset in [MAX_READ as u64 + 1, u64::MAX] {
+            assert!(reader.read_at(offset, 9).await.unwrap().is_empty());
+        }
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_read_error_names_the_file() {
+        let (directory, _path) = file_of(b"");
+        let reader = Reader::of_file(File::open(directory.path()).unwrap(), directory.path());
+        let error = reader.read_at(0, 9).await.unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&directory.path().display().to_string())
+        );
+        assert_eq!(error.kind(), Some(io::ErrorKind::IsADirectory));
+    }
+}

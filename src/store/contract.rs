@@ -1,0 +1,315 @@
+//! What every store must do, as one suite that each of them runs.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::{Content, Link, LinkKind, Reader, Stage, Store, StoreError, blocking, put, read_all};
+use crate::oci::{Algorithm, Digest, RepoName, Tag};
+
+/// Runs the suite. Each part gets a new, empty store; the directory lives as long as the part.
+pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
+    macro_rules! parts {
+        ($($part:ident),* $(,)?) => {$(
+            let (store, directory) = make().await;
+            $part(store.as_ref()).await;
+            drop((store, directory));
+        )*};
+    }
+    parts!(
+        an_empty_store_has_nothing,
+        a_committed_blob_is_read_back,
+        an_empty_blob_is_a_blob,
+        a_stage_is_read_while_it_grows,
+        a_dropped_stage_leaves_nothing,
+        stages_of_one_digest_are_apart,
+        a_second_commit_changes_nothing,
+        a_removed_blob_is_read_to_its_end,
+        whole_reads_are_bounded,
+        links_belong_to_a_repository_and_a_kind,
+        tags_name_one_digest_at_a_time,
+        listings_are_sorted,
+        repositories_nest_and_go_with_their_last_entry,
+    );
+}
+
+fn digest(content: &str) -> Digest {
+    Digest::of(Algorithm::Sha256, content.as_bytes())
+}
+
+fn repo(name: &str) -> RepoName {
+    name.parse().unwrap()
+}
+
+fn tag(name: &str) -> Tag {
+    name.parse().unwrap()
+}
+
+fn link(name: &str, kind: LinkKind, digest: Digest) -> Link {
+    Link {
+        repo: repo(name),
+        kind,
+        digest,
+    }
+}
+
+/// Appends on the blocking pool, as callers do.
+async fn append(mut stage: Box<dyn Stage>, chunks: &[&'static str]) -> Box<dyn Stage> {
+    let chunks: Vec<_> = chunks.iter().map(|chunk| Bytes::from(*chunk)).collect();
+    blocking(move || {
+        stage.append(&chunks)?;
+        Ok(stage)
+    })
+    .await
+    .unwrap()
+}
+
+async fn commit(stage: Box<dyn Stage>) {
+    blocking(move || stage.commit()).await.unwrap();
+}
+
+async fn text(reader: &Reader, offset: u64, max: usize) -> String {
+    let bytes = reader.read_at(offset, max).await.unwrap();
+    assert!(bytes.len() <= max);
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+async fn an_empty_store_has_nothing(store: &dyn Store) {
+    let nothing = digest("nothing");
+    let nobody = repo("nobody");
+    assert!(store.open(&nothing).await.unwrap().is_none());
+    assert_eq!(store.size(&nothing).await.unwrap(), None);
+    assert_eq!(read_all(store, &nothing, 9).await.unwrap(), None);
+    assert!(!store.remove(&nothing).await.unwrap());
+    assert_eq!(store.tag(&nobody, &tag("t")).await.unwrap(), None);
+    assert!(!store.remove_tag(&nobody, &tag("t")).await.unwrap());
+    assert!(store.tags(&nobody).await.unwrap().is_empty());
+    for kind in [LinkKind::Layer, LinkKind::Revision] {
+        let link = link("nobody", kind, nothing);
+        assert!(!store.linked(&link).await.unwrap());
+        assert!(!store.unlink(&link).await.unwrap());
+        assert!(store.links(&nobody, kind).await.unwrap().is_empty());
+    }
+    assert!(store.repositories().await.unwrap().is_empty());
+}
+
+async fn a_committed_blob_is_read_back(store: &dyn Store) {
+    for algorithm in Algorithm::ALL {
+        let digest = Digest::of(algorithm, b"0123456789");
+        let stage = store.stage(&digest).await.unwrap();
+        let stage = append(stage, &["0123", "", "45"]).await;
+        let stage = append(stage, &[]).await;
+        let stage = append(stage, &["6789"]).await;
+        assert!(store.open(&digest).await.unwrap().is_none());
+        assert_eq!(store.size(&digest).await.unwrap(), None);
+        commit(stage).await;
+
+        assert_eq!(store.size(&digest).await.unwrap(), Some(10));
+        let Content { size, reader } = store.open(&digest).await.unwrap().unwrap();
+        assert_eq!(size, 10);
+        for (offset, max, expected) in [
+            (0, 10, "0123456789"),
+            (3, 4, "3456"),
+            (8, 100, "89"),
+            (10, 1, ""),
+            (u64::MAX, 1, ""),
+            (0, 0, ""),
+        ] {
+            assert_eq!(text(&reader, offset, max).await, expected);
+        }
+        assert!(store.remove(&digest).await.unwrap());
+        assert!(!store.remove(&digest).await.unwrap());
+        assert_eq!(store.size(&digest).await.unwrap(), None);
+    }
+}
+
+async fn an_empty_blob_is_a_blob(store: &dyn Store) {
+    put(store, &digest(""), Bytes::new()).await.unwrap();
+    assert_eq!(store.size(&digest("")).await.unwrap(), Some(0));
+    let whole = read_all(store, &digest(""), 0).await.unwrap();
+    assert_eq!(whole, Some(Bytes::new()));
+}
+
+async fn a_stage_is_read_while_it_grows(store: &dyn Store) {
+    let digest = digest("abcdef");
+    let stage = store.stage(&digest).await.unwrap();
+    let early = stage.content();
+    assert_eq!(text(&early, 0, 9).await, "");
+    let stage = append(stage, &["abc"]).await;
+    let late = stage.content();
+    assert_eq!(text(&early, 0, 9).await, "abc");
+    let stage = append(stage, &["def"]).await;
+    assert_eq!(text(&early, 1, 9).await, "bcdef");
+    assert_eq!(text(&late, 4, 9).await, "ef");
+    commit(stage).await;
+    for reader in [early.clone(), early, late] {
+        assert_eq!(text(&reader, 0, 9).await, "abcdef");
+    }
+}
+
+async fn a_dropped_stage_leaves_nothing(store: &dyn Store) {
+    let digest = digest("abc");
+    let stage = append(store.stage(&digest).await.unwrap(), &["ab"]).await;
+    let reader = stage.content();
+    drop(stage);
+    assert!(store.open(&digest).await.unwrap().is_none());
+    assert_eq!(text(&reader, 0, 9).await, "ab");
+    assert!(store.repositories().await.unwrap().is_empty());
+    put(store, &digest, "abc".into()).await.unwrap();
+    assert_eq!(store.size(&digest).await.unwrap(), Some(3));
+}
+
+async fn stages_of_one_digest_are_apart(store: &dyn Store) {
+    let digest = digest("abc");
+    let first = append(store.stage(&digest).await.unwrap(), &["ab"]).await;
+    let second = append(store.stage(&digest).await.unwrap(), &["xy"]).await;
+    assert_eq!(text(&first.content(), 0, 9).await, "ab");
+    assert_eq!(text(&second.content(), 0, 9).await, "xy");
+    drop(second);
+    commit(append(first, &["c"]).await).await;
+    let whole = read_all(store, &digest, 3).await.unwrap();
+    assert_eq!(whole, Some("abc".into()));
+}
+
+async fn a_second_commit_changes_nothing(store: &dyn Store) {
+    let digest = digest("abc");
+    let first = append(store.stage(&digest).await.unwrap(), &["abc"]).await;
+    let second = append(store.stage(&digest).await.unwrap(), &["abc"]).await;
+    let follower = second.content();
+    commit(first).await;
+    let open = store.open(&digest).await.unwrap().unwrap();
+    commit(second).await;
+    assert_eq!(text(&open.reader, 0, 9).await, "abc");
+    assert_eq!(text(&follower, 0, 9).await, "abc");
+    assert!(store.remove(&digest).await.unwrap());
+    assert!(!store.remove(&digest).await.unwrap());
+}
+
+async fn a_removed_blob_is_read_to_its_end(store: &dyn Store) {
+    let digest = digest("abc");
+    put(store, &digest, "abc".into()).await.unwrap();
+    let open = store.open(&digest).await.unwrap().unwrap();
+    assert!(store.remove(&digest).await.unwrap());
+    assert_eq!(text(&open.reader, 0, 9).await, "abc");
+    // And it can come back.
+    put(store, &digest, "abc".into()).await.unwrap();
+    assert_eq!(store.size(&digest).await.unwrap(), Some(3));
+}
+
+async fn whole_reads_are_bounded(store: &dyn Store) {
+    // Longer than one read returns, so that it takes several.
+    let content = Bytes::from(vec![b'x'; super::MAX_READ * 2 + 1]);
+    let size = content.len() as u64;
+    let digest = Digest::of(Algorithm::Sha256, &content);
+    put(store, &digest, content.clone()).await.unwrap();
+    let whole = read_all(store, &digest, size).await.unwrap();
+    assert!(whole == Some(content));
+    let error = read_all(store, &digest, size - 1).await.unwrap_err();
+    assert!(matches!(error, StoreError::TooLarge { .. }), "{error:?}");
+}
+
+async fn links_belong_to_a_repository_and_a_kind(store: &dyn Store) {
+    let blob = digest("blob");
+    let mine = link("a", LinkKind::Layer, blob);
+    store.link(&mine).await.unwrap();
+    store.link(&mine).await.unwrap();
+    assert!(store.linked(&mine).await.unwrap());
+    for other in [
+        link("a", LinkKind::Revision, blob),
+        link("b", LinkKind::Layer, blob),
+        link("a/a", LinkKind::Layer, blob),
+        link("a", LinkKind::Layer, digest("other")),
+    ] {
+        assert!(!store.linked(&other).await.unwrap(), "{other:?}");
+        assert!(!store.unlink(&other).await.unwrap(), "{other:?}");
+    }
+    assert_eq!(store.size(&blob).await.unwrap(), None);
+
+    // A blob goes without its links, and links without their blob.
+    put(store, &blob, "blob".into()).await.unwrap();
+    store.remove(&blob).await.unwrap();
+    assert!(store.linked(&mine).await.unwrap());
+    put(store, &blob, "blob".into()).await.unwrap();
+    assert!(store.unlink(&mine).await.unwrap());
+    assert!(!store.unlink(&mine).await.unwrap());
+    assert!(!store.linked(&mine).await.unwrap());
+    assert_eq!(store.size(&blob).await.unwrap(), Some(4));
+}
+
+async fn tags_name_one_digest_at_a_time(store: &dyn Store) {
+    let (old, new) = (digest("old"), digest("new"));
+    let (a, latest) = (repo("a"), tag("latest"));
+    for digest in [old, old, new] {
+        store.set_tag(&a, &latest, &digest).await.unwrap();
+        assert_eq!(store.tag(&a, &latest).await.unwrap(), Some(digest));
+    }
+    store.set_tag(&a, &tag("Latest.1"), &old).await.unwrap();
+    assert_eq!(store.tag(&a, &latest).await.unwrap(), Some(new));
+    assert_eq!(store.tag(&repo("b"), &latest).await.unwrap(), None);
+
+    assert!(store.remove_tag(&a, &latest).await.unwrap());
+    assert!(!store.remove_tag(&a, &latest).await.unwrap());
+    assert_eq!(store.tag(&a, &latest).await.unwrap(), None);
+    assert_eq!(store.tags(&a).await.unwrap(), [tag("Latest.1")]);
+    store.set_tag(&a, &latest, &old).await.unwrap();
+    assert_eq!(store.tag(&a, &latest).await.unwrap(), Some(old));
+}
+
+async fn listings_are_sorted(store: &dyn Store) {
+    let a = repo("a");
+    let mut digests: Vec<_> = (0..20).map(|n| digest(&n.to_string())).collect();
+    digests.push(Digest::of(Algorithm::Sha512, b""));
+    for digest in &digests {
+        store
+            .link(&link("a", LinkKind::Layer, *digest))
+            .await
+            .unwrap();
+    }
+    store
+        .link(&link("a", LinkKind::Revision, digest("m")))
+        .await
+        .unwrap();
+    digests.sort_unstable();
+    assert_eq!(store.links(&a, LinkKind::Layer).await.unwrap(), digests);
+    let revisions = store.links(&a, LinkKind::Revision).await.unwrap();
+    assert_eq!(revisions, [digest("m")]);
+
+    for name in ["b", "10", "a", "9", "_x", "Z"] {
+        store.set_tag(&a, &tag(name), &digest("m")).await.unwrap();
+    }
+    let sorted = ["10", "9", "Z", "_x", "a", "b"].map(tag);
+    assert_eq!(store.tags(&a).await.unwrap(), sorted);
+}
+
+async fn repositories_nest_and_go_with_their_last_entry(store: &dyn Store) {
+    let blob = digest("blob");
+    let entries = [
+        link("ghcr.io/owner/app", LinkKind::Layer, blob),
+        link("a", LinkKind::Revision, blob),
+        link("a/b", LinkKind::Layer, blob),
+        link("a/b", LinkKind::Revision, blob),
+    ];
+    for entry in &entries {
+        store.link(entry).await.unwrap();
+    }
+    store
+        .set_tag(&repo("a/b/c"), &tag("t"), &blob)
+        .await
+        .unwrap();
+    // Stored names may be longer than those a client may send.
+    let long = repo(&["x"; 120].join("/")).below(&repo(&"y".repeat(250)));
+    store.set_tag(&long, &tag("t"), &blob).await.unwrap();
+    let names = ["a", "a/b", "a/b/c", "ghcr.io/owner/app"].map(repo);
+    let mut expected = names.to_vec();
+    expected.push(long.clone());
+    assert_eq!(store.repositories().await.unwrap(), expected);
+
+    store.remove_tag(&long, &tag("t")).await.unwrap();
+    for entry in &entries {
+        store.unlink(entry).await.unwrap();
+    }
+    assert_eq!(store.repositories().await.unwrap(), [repo("a/b/c")]);
+    store.remove_tag(&repo("a/b/c"), &tag("t")).await.unwrap();
+    assert!(store.repositories().await.unwrap().is_empty());
+}

@@ -1,0 +1,267 @@
+//! The few things the store does to directories and small files, with the operation and the path
+//! in every error. All of them block.
+
+use std::fs::{self, File, FileType};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::StoreError;
+use crate::oci::Digest;
+
+/// How often a file is put in place when the directories made for it are pruned meanwhile.
+const PLACE_ATTEMPTS: u32 = 4;
+
+/// The longest link file that is read, in bytes: a digest has at most 135.
+const MAX_LINK: u64 = 256;
+
+/// Nothing there is an answer. A file where a directory would be means nothing is there either.
+pub(super) fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a directory and those above it; returns the ones that weren't there.
+pub(super) fn create_dirs(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut missing = Vec::new();
+    let mut created = Vec::new();
+    for ancestor in directory.ancestors() {
+        match fs::create_dir(ancestor) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
+            result => {
+                created.extend(newly(result, ancestor)?);
+                break;
+            }
+        }
+    }
+    for below in missing.into_iter().rev() {
+        created.extend(newly(fs::create_dir(below), below)?);
+    }
+    Ok(created)
+}
+
+fn newly(created: io::Result<()>, directory: &Path) -> io::Result<Option<PathBuf>> {
+    match created {
+        Ok(()) => Ok(Some(directory.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Renames a file to its final name, over whatever has that name, and makes the directories above
+/// it. Returns the directories it made.
+pub(super) fn place(from: &Path, to: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let directory = to.parent().unwrap_or(to);
+    let mut created = Vec::new();
+    let mut attempt = 1;
+    loop {
+        let renamed = create_dirs(directory).and_then(|new| {
+            created.extend(new);
+            fs::rename(from, to)
+        });
+        match renamed {
+            Ok(()) => return Ok(created),
+            // A removal next to this one pruned the directory between the two calls.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < PLACE_ATTEMPTS => {
+                attempt += 1;
+            }
+            Err(error) => return Err(StoreError::io("put in place", to, error)),
+        }
+    }
+}
+
+/// Makes the name of a file durable: its directory, and the parents of the directories that were
+/// made for it. The content is durable already, and a name that gets lost with the power only costs
+/// another download, so trouble is logged and no error.
+pub(super) fn sync_names(file: &Path, created: &[PathBuf]) {
+    let parents = created.iter().map(PathBuf::as_path).chain([file]);
+    for directory in parents.filter_map(Path::parent) {
+        match sync_dir(directory) {
+            Ok(()) => {}
+            // Some network and user-space file systems have no such call.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+                ) => {}
+            Err(error) => {
+                tracing::warn!(path = %directory.display(), %error, "a directory couldn't be synced");
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+fn sync_dir(directory: &Path) -> io::Result<()> {
+    // The parent of a relative path's first component.
+    let here = Path::new(".");
+    let empty = directory.as_os_str().is_empty();
+    File::open(if empty { here } else { directory })?.sync_all()
+}
+
+/// A directory can't be opened as a file there; NTFS journals names by itself.
+#[cfg(not(unix))]
+fn sync_dir(_directory: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Removes a file. False when it wasn't there.
+pub(super) fn remove_file(path: &Path) -> Result<bool, StoreError> {
+    found(fs::remove_file(path))
+        .map(|removed| removed.is_some())
+        .map_err(|source| StoreError::io("remove", path, source))
+}
+
+/// Removes a file that nobody needs any more; one that stays is swept at the next start.
+pub(super) fn discard(path: &Path) {
+    if let Err(error) = remove_file(path) {
+        tracing::warn!(%error, "a file stays in the spool");
+    }
+}
+
+/// Removes empty directories from `lowest` up to, and not including, `keep`.
+pub(super) fn prune(lowest: &Path, keep: &Path) {
+    for directory in lowest.ancestors() {
+        let inside = directory.starts_with(keep) && directory != keep;
+        // The usual failure is the wanted one: the directory isn't empty.
+        if !inside || fs::remove_dir(directory).is_err() {
+            return;
+        }
+    }
+}
+
+/// The entries of a directory, in no order; empty when there is no directory. Names that aren't
+/// UTF-8 are left out: no name of ours is such.
+pub(super) fn list(directory: &Path) -> Result<Vec<(String, FileType)>, StoreError> {
+    let error = |source| StoreError::io("list", directory, source);
+    let Some(entries) = found(fs::read_dir(directory)).map_err(error)? else {
+        return Ok(Vec::new());
+    };
+    let mut listed = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(error)?;
+        // The entry may have been removed since it was listed.
+        let kind = found(entry.file_type()).map_err(error)?;
+        if let (Some(kind), Ok(name)) = (kind, entry.file_name().into_string()) {
+            listed.push((name, kind));
+        }
+    }
+    Ok(listed)
+}
+
+/// The size of a regular file, in bytes.
+pub(super) fn file_size(path: &Path) -> Result<Option<u64>, StoreError> {
+    let metadata =
+        found(fs::metadata(path)).map_err(|source| StoreError::io("look at", path, source))?;
+    Ok(metadata
+        .filter(fs::Metadata::is_file)
+        .map(|metadata| metadata.len()))
+}
+
+/// The digest in a link file. A link that holds no digest (written when the power went, or
+/// damaged) reads as not there, and the log says so: it is written anew when it is needed.
+pub(super) fn read_link(path: &Path) -> Result<Option<Digest>, StoreError> {
+    let error = |source| StoreError::io("read", path, source);
+    let Some(file) = found(File::open(path)).map_err(error)? else {
+        return Ok(None);
+    };
+    let mut content = Vec::new();
+    match file.take(MAX_LINK).read_to_end(&mut content) {
+        Ok(_) => {}
+        Err(source) if source.kind() == io::ErrorKind::IsADirectory => {}
+        Err(source) => return Err(error(source)),
+    }
+    let digest = str::from_utf8(&content)
+        .ok()
+        .and_then(|text| text.trim_ascii_end().parse().ok());
+    if digest.is_none() {
+        tracing::warn!(path = %path.display(), "a link holds no digest and is ignored");
+    }
+    Ok(digest)
+}
+
+/// Writes a link to `draft`, as the reference registry does: the digest, no line end.
+pub(super) fn write_link(draft: &Path, digest: &Digest, sync: bool) -> Result<(), StoreError> {
+    let write = || {
+        let mut file = File::create_new(draft)?;
+        file.write_all(digest.to_string().as_bytes())?;
+        if sync { file.sync_data() } else { Ok(()) }
+    };
+    write().map_err(|source| StoreError::io("write", draft, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_which_directories_it_made() {
+        let root = tempfile::tempdir().unwrap();
+        let (a, ab) = (root.path().join("a"), root.path().join("a/b"));
+        let abc = ab.join("c");
+        assert_eq!(create_dirs(&ab).unwrap(), [a, ab.clone()]);
+        assert_eq!(create_dirs(&abc).unwrap(), [root.path().join("a/b/c")]);
+        assert!(create_dirs(&abc).unwrap().is_empty());
+        assert!(abc.is_dir());
+    }
+
+    #[test]
+    fn prunes_up_to_what_is_kept_or_in_use() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |below: &str| root.path().join(below);
+        create_dirs(&path("keep/a/b")).unwrap();
+        create_dirs(&path("keep/c")).unwrap();
+
+        prune(&path("keep/a/b"), &path("keep"));
+        assert!(!path("keep/a").exists());
+        fs::write(path("keep/c/file"), "").unwrap();
+        prune(&path("keep/c"), &path("keep"));
+        assert!(path("keep/c/file").exists());
+        fs::remove_file(path("keep/c/file")).unwrap();
+        prune(&path("keep/c"), &path("elsewhere"));
+        assert!(path("keep/c").exists(), "outside of what may be pruned");
+        prune(&path("keep/c"), &path("keep"));
+        assert!(path("keep").exists() && !path("keep/c").exists());
+    }
+
+    #[test]
+    fn a_name_is_placed_while_its_directory_is_pruned() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("a/b");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    prune(&directory, root.path());
+                }
+            });
+            let mut placed = 0;
+            for number in 0..50 {
+                let draft = root.path().join(format!("draft{number}"));
+                fs::write(&draft, "x").unwrap();
+                // Losing every attempt is possible; a wrong error or a half-placed file isn't.
+                match place(&draft, &directory.join("file")) {
+                    Ok(_) => {
+                        placed += 1;
+                        fs::remove_file(directory.join("file")).unwrap();
+                    }
+                    Err(error) => {
+                        assert_eq!(error.kind(), Some(io::ErrorKind::NotFound));
+                        assert!(draft.exists());
+                    }
+                }
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(placed > 0);
+        });
+    }
+}

@@ -1,0 +1,232 @@
+//! The store on a file system, in the reference registry's layout: what that registry wrote is
+//! read as it is, and what is written here it reads.
+//!
+//! Every call to the file system runs on the blocking pool, as one step for each method.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::layout::{Layout, MAX_STORED_NAME, REPOSITORY_MARKS};
+use super::spool::Spool;
+use super::{Content, Link, LinkKind, Reader, Stage, Store, StoreError, blocking, disk};
+use crate::oci::name::is_component;
+use crate::oci::{Algorithm, Digest, RepoName, Tag};
+
+/// A store below one root directory, which it has for itself. Clones share it.
+#[derive(Debug, Clone)]
+pub struct FsStore {
+    spool: Arc<Spool>,
+}
+
+impl FsStore {
+    /// Opens the store below `root`, which is made when it isn't there (it may be a symbolic link).
+    /// Fails when it can't be written, or when another process has it open.
+    pub async fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let layout = Layout::new(root);
+        let spool = blocking(move || Spool::open(layout)).await?;
+        Ok(Self {
+            spool: Arc::new(spool),
+        })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&Arc<Spool>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let spool = Arc::clone(&self.spool);
+        blocking(move || step(&spool)).await
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for FsStore {
+    async fn open(&self, digest: &Digest) -> Result<Option<Content>, StoreError> {
+        let digest = *digest;
+        self.run(move |spool| open_blob(spool.layout(), &digest))
+            .await
+    }
+
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        let digest = *digest;
+        self.run(move |spool| disk::file_size(&spool.layout().blob(&digest)))
+            .await
+    }
+
+    async fn stage(&self, digest: &Digest) -> Result<Box<dyn Stage>, StoreError> {
+        let digest = *digest;
+        self.run(move |spool| Ok(Box::new(spool.stage(&digest)?) as Box<dyn Stage>))
+            .await
+    }
+
+    async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let digest = *digest;
+        self.run(move |spool| {
+            let directory = spool.layout().blob_dir(&digest);
+            let removed = disk::remove_file(&spool.layout().blob(&digest))?;
+            if let Some(shared) = directory.parent() {
+                disk::prune(&directory, shared);
+            }
+            Ok(removed)
+        })
+        .await
+    }
+
+    async fn linked(&self, link: &Link) -> Result<bool, StoreError> {
+        let link = link.clone();
+        self.run(move |spool| is_link(spool.layout(), &link)).await
+    }
+
+    async fn link(&self, link: &Link) -> Result<(), StoreError> {
+        let link = link.clone();
+        // Not synced: a link that is lost with the power is proven anew by one upstream HEAD.
+        self.run(move |spool| spool.write_link(&spool.layout().link(&link), &link.digest, false))
+            .await
+    }
+
+    async fn unlink(&self, link: &Link) -> Result<bool, StoreError> {
+        let link = link.clone();
+        self.run(move |spool| {
+            let path = spool.layout().link(&link);
+            let removed = disk::remove_file(&path)?;
+            if let Some(directory) = path.parent() {
+                disk::prune(directory, &spool.layout().repositories());
+            }
+            Ok(removed)
+        })
+        .await
+    }
+
+    async fn tag(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>, StoreError> {
+        let (repo, tag) = (repo.clone(), tag.clone());
+        self.run(move |spool| disk::read_link(&spool.layout().tag_current(&repo, &tag)))
+            .await
+    }
+
+    async fn set_tag(&self, repo: &RepoName, tag: &Tag, digest: &Digest) -> Result<(), StoreError> {
+        let (repo, tag, digest) = (repo.clone(), tag.clone(), *digest);
+        self.run(move |spool| {
+            let layout = spool.layout();
+            spool.write_link(&layout.tag_index(&repo, &tag, &digest), &digest, false)?;
+            // Synced: the last known digest is what is served while the upstream is down.
+            spool.write_link(&layout.tag_current(&repo, &tag), &digest, true)
+        })
+        .await
+    }
+
+    async fn remove_tag(&self, repo: &RepoName, tag: &Tag) -> Result<bool, StoreError> {
+        let (repo, tag) = (repo.clone(), tag.clone());
+        self.run(move |spool| {
+            let layout = spool.layout();
+            let directory = layout.tag(&repo, &tag);
+            // First what names the tag, so that a crash in between leaves only its history.
+            let removed = disk::remove_file(&layout.tag_current(&repo, &tag))?;
+            disk::found(fs::remove_dir_all(&directory))
+                .map_err(|source| StoreError::io("remove", &directory, source))?;
+            disk::prune(&layout.tags(&repo), &layout.repositories());
+            Ok(removed)
+        })
+        .await
+    }
+
+    async fn tags(&self, repo: &RepoName) -> Result<Vec<Tag>, StoreError> {
+        let repo = repo.clone();
+        self.run(move |spool| list_tags(spool.layout(), &repo))
+            .await
+    }
+
+    async fn links(&self, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
+        let repo = repo.clone();
+        self.run(move |spool| list_links(spool.layout(), &repo, kind))
+            .await
+    }
+
+    async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
+        self.run(|spool| list_repositories(spool.layout())).await
+    }
+}
+
+fn open_blob(layout: &Layout, digest: &Digest) -> Result<Option<Content>, StoreError> {
+    let path = layout.blob(digest);
+    let error = |source| StoreError::io("open", &path, source);
+    let Some(file) = disk::found(File::open(&path)).map_err(error)? else {
+        return Ok(None);
+    };
+    let metadata = file.metadata().map_err(error)?;
+    Ok(metadata.is_file().then(|| Content {
+        size: metadata.len(),
+        reader: Reader::of_file(file, &path),
+    }))
+}
+
+/// Whether the link's file holds the digest that it is named by.
+fn is_link(layout: &Layout, link: &Link) -> Result<bool, StoreError> {
+    let path = layout.link(link);
+    let target = disk::read_link(&path)?;
+    if let Some(other) = target.filter(|target| *target != link.digest) {
+        tracing::warn!(path = %path.display(), %other, "a link holds another digest and is ignored");
+    }
+    Ok(target == Some(link.digest))
+}
+
+fn list_tags(layout: &Layout, repo: &RepoName) -> Result<Vec<Tag>, StoreError> {
+    let mut tags: Vec<Tag> = Vec::new();
+    for (name, _) in disk::list(&layout.tags(repo))? {
+        if let Ok(tag) = name.parse()
+            && disk::read_link(&layout.tag_current(repo, &tag))?.is_some()
+        {
+            tags.push(tag);
+        }
+    }
+    tags.sort_unstable();
+    Ok(tags)
+}
+
+fn list_links(layout: &Layout, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
+    let mut digests = Vec::new();
+    for algorithm in Algorithm::ALL {
+        for (hex, _) in disk::list(&layout.links(repo, kind, algorithm))? {
+            let Ok(digest) = Digest::from_parts(algorithm, &hex) else {
+                continue;
+            };
+            let link = Link {
+                repo: repo.clone(),
+                kind,
+                digest,
+            };
+            if is_link(layout, &link)? {
+                digests.push(digest);
+            }
+        }
+    }
+    digests.sort_unstable();
+    Ok(digests)
+}
+
+/// Walks the tree of names. Symbolic links aren't followed, so there is no way round in a circle.
+fn list_repositories(layout: &Layout) -> Result<Vec<RepoName>, StoreError> {
+    let mut found = Vec::new();
+    let mut unseen = vec![(layout.repositories(), String::new())];
+    while let Some((directory, name)) = unseen.pop() {
+        let mut is_repository = false;
+        for (entry, kind) in disk::list(&directory)? {
+            if !kind.is_dir() {
+                continue;
+            }
+            is_repository |= REPOSITORY_MARKS.contains(&entry.as_str());
+            let separator = if name.is_empty() { "" } else { "/" };
+            let below = format!("{name}{separator}{entry}");
+            if is_component(&entry) && below.len() <= MAX_STORED_NAME {
+                unseen.push((directory.join(entry), below));
+            }
+        }
+        if is_repository && let Ok(repo) = RepoName::from_stored(&name) {
+            found.push(repo);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+//! What is kept: blobs by digest, and per repository the links and tags that name them.
+//!
+//! Data flows in through a [`Stage`]: the caller appends what it downloads, verifies the digest
+//! itself, and commits; until then no other name shows the content. Data flows out through a
+//! [`Reader`], which reads a committed blob and a growing stage in the same way.
+//!
+//! Manifests are blobs too. The store never parses content, never talks to an upstream, never
+//! decides what is deleted, and never returns half-written content under its final name. A damaged
+//! or missing entry reads as "not there": it is a cache, and the upstream has the content again.
+//!
+//! [`FsStore`] keeps everything in the reference registry's layout, [`MemoryStore`] in memory, and
+//! [`FaultyStore`] fails or stalls chosen calls of another store in tests. `contract` holds what
+//! they all must do.
+
+use std::fmt::Debug;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::oci::{Digest, RepoName, Tag};
+
+mod content;
+#[cfg(test)]
+pub mod contract;
+mod disk;
+pub mod faulty;
+pub mod fs;
+pub mod layout;
+pub mod memory;
+mod spool;
+
+pub use content::{Content, MAX_READ, Reader};
+pub use faulty::FaultyStore;
+pub use fs::FsStore;
+pub use layout::Layout;
+pub use memory::MemoryStore;
+
+/// Keeps blobs, links and tags. Every method is safe to call at any time from any task.
+#[async_trait::async_trait]
+pub trait Store: Debug + Send + Sync + 'static {
+    /// A committed blob, open for reading. It stays readable when it is removed meanwhile.
+    async fn open(&self, digest: &Digest) -> Result<Option<Content>, StoreError>;
+
+    /// The size of a committed blob, in bytes.
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError>;
+
+    /// Starts a staged write for this digest. Any number of them may run for one digest; they
+    /// don't see one another.
+    async fn stage(&self, digest: &Digest) -> Result<Box<dyn Stage>, StoreError>;
+
+    /// Removes a blob, whether or not anything links it. False when it wasn't there.
+    async fn remove(&self, digest: &Digest) -> Result<bool, StoreError>;
+
+    /// Whether a repository has this link.
+    async fn linked(&self, link: &Link) -> Result<bool, StoreError>;
+
+    /// Makes a link; its blob need not be there.
+    async fn link(&self, link: &Link) -> Result<(), StoreError>;
+
+    /// Removes a link. False when it wasn't there.
+    async fn unlink(&self, link: &Link) -> Result<bool, StoreError>;
+
+    /// The manifest digest that a tag was last known to name.
+    async fn tag(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>, StoreError>;
+
+    /// Makes a tag name this digest, whatever it named before. A crash leaves the old or the new.
+    async fn set_tag(&self, repo: &RepoName, tag: &Tag, digest: &Digest) -> Result<(), StoreError>;
+
+    /// Removes a tag with its history. False when it wasn't there.
+    async fn remove_tag(&self, repo: &RepoName, tag: &Tag) -> Result<bool, StoreError>;
+
+    /// The tags of a repository, sorted. Empty for an unknown repository.
+    async fn tags(&self, repo: &RepoName) -> Result<Vec<Tag>, StoreError>;
+
+    /// The digests that a repository links in one way, sorted. Empty for an unknown repository.
+    async fn links(&self, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError>;
+
+    /// Every repository that has a link or a tag, sorted; names below other names included.
+    async fn repositories(&self) -> Result<Vec<RepoName>, StoreError>;
+}
+
+/// A staged write.
+///
+/// `append` and `commit` block, and so may dropping: call them on the blocking pool. Dropping an
+/// uncommitted stage removes what was written; readers that are open go on reading it.
+pub trait Stage: Debug + Send + 'static {
+    /// Reads what has been appended so far, while the stage grows and after the commit.
+    fn content(&self) -> Reader;
+
+    /// Writes the chunks at the end. After an error the stage can't be appended to or committed
+    /// any more, because how much of the chunks was written is unknown; what was appended before
+    /// stays readable.
+    fn append(&mut self, chunks: &[Bytes]) -> Result<(), StoreError>;
+
+    /// Makes the content durable and gives it its name. The caller has verified the digest. When
+    /// the store has the blob already, that one stays and this one goes.
+    fn commit(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// How a repository refers to a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LinkKind {
+    /// A layer or a config: below `_layers`.
+    Layer,
+    /// A manifest or an index: below `_manifests/revisions`.
+    Revision,
+}
+
+/// A repository's claim on a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Link {
+    pub repo: RepoName,
+    pub kind: LinkKind,
+    pub digest: Digest,
+}
+
+/// What went wrong in the store. A thing that isn't there is no error.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the store couldn't {operation} {}", path.display())]
+    Io {
+        /// A verb in the infinitive.
+        operation: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error(
+        "the store directory {} can't be used: {} can't be written; check that the directory \
+         exists on a writable file system and belongs to the user that runs millpond",
+        root.display(), path.display()
+    )]
+    NotWritable {
+        root: PathBuf,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error(
+        "the store directory {} is in use by another process; each millpond needs its own",
+        root.display()
+    )]
+    InUse { root: PathBuf },
+    #[error("the staged file {} lacks data because an earlier write failed", path.display())]
+    Incomplete { path: PathBuf },
+    #[error("{digest} has {size} bytes, more than the {max} that are read at once")]
+    TooLarge { digest: Digest, size: u64, max: u64 },
+    #[error("{digest} ends at byte {end} of {size}")]
+    Truncated { digest: Digest, end: u64, size: u64 },
+    #[error("a blocking step of the store was lost")]
+    Lost { source: tokio::task::JoinError },
+}
+
+impl StoreError {
+    /// What the operating system said, where it said something.
+    pub fn kind(&self) -> Option<io::ErrorKind> {
+        match self {
+            Self::Io { source, .. } | Self::NotWritable { source, .. } => Some(source.kind()),
+            Self::InUse { .. }
+            | Self::Incomplete { .. }
+            | Self::TooLarge { .. }
+            | Self::Truncated { .. }
+            | Self::Lost { .. } => None,
+        }
+    }
+
+    /// No space or no quota is left (ENOSPC, EDQUOT): deleting something would help.
+    pub fn is_full(&self) -> bool {
+        matches!(
+            self.kind(),
+            Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        )
+    }
+
+    /// The file system is mounted, or has turned, read-only (EROFS): reads go on, writes can't.
+    pub fn is_read_only(&self) -> bool {
+        self.kind() == Some(io::ErrorKind::ReadOnlyFilesystem)
+    }
+
+    fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// The whole of a committed blob, when it has at most `max` bytes: for manifests.
+pub async fn read_all(
+    store: &dyn Store,
+    digest: &Digest,
+    max: u64,
+) -> Result<Option<Bytes>, StoreError> {
+    let Some(Content { size, reader }) = store.open(digest).await? else {
+        return Ok(None);
+    };
+    let too_large = || StoreError::TooLarge {
+        digest: *digest,
+        size,
+        max,
+    };
+    if size > max {
+        return Err(too_large());
+    }
+    let wanted = usize::try_from(size).map_err(|_wider_than_memory| too_large())?;
+    let mut whole = BytesMut::new();
+    while whole.len() < wanted {
+        let end = whole.len() as u64;
+        let piece = reader.read_at(end, wanted - whole.len()).await?;
+        if piece.is_empty() {
+            return Err(StoreError::Truncated {
+                digest: *digest,
+                end,
+                size,
+            });
+        }
+        if piece.len() == wanted {
+            return Ok(Some(piece));
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(Some(whole.freeze()))
+}
+
+/// Stages and commits content that is in memory: for manifests. The caller has verified the digest.
+pub async fn put(store: &dyn Store, digest: &Digest, content: Bytes) -> Result<(), StoreError> {
+    let mut stage = store.stage(digest).await?;
+    blocking(move || {
+        stage.append(&[content])?;
+        stage.commit()
+    })
+    .await
+}
+
+/// Runs a blocking step off the runtime's own threads.
+async fn blocking<T: Send + 'static>(
+    step: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(step)
+        .await
+        .map_err(|source| StoreError::Lost { source })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_a_full_disk_from_a_read_only_one() {
+        let error = |kind: io::ErrorKind| StoreError::io("write", Path::new("/x"), kind.into());
+        for (kind, full, read_only) in [
+            (io::ErrorKind::StorageFull, true, false),
+            (io::ErrorKind::QuotaExceeded, true, false),
+            (io::ErrorKind::ReadOnlyFilesystem, false, true),
+            (io::ErrorKind::PermissionDenied, false, false),
+        ] {
+            assert_eq!(error(kind).is_full(), full, "{kind}");
+            assert_eq!(error(kind).is_read_only(), read_only, "{kind}");
+        }
+        assert_eq!(
+            error(io::ErrorKind::StorageFull).to_string(),
+            "the store couldn't write /x"
+        );
+    }
+}

@@ -1,0 +1,201 @@
+//! Blobs (distribution-spec, "Pulling blobs"). Their digest is verified by who writes them down:
+//! what is checked here is that a body is as long as it said it would be.
+
+use std::fmt;
+
+use http::header::{CONTENT_RANGE, HeaderValue, RANGE};
+use http::{Method, StatusCode};
+
+use super::body::{self, BlobBody};
+use super::error::{UpstreamError, Violation};
+use super::reply::{Reply, number};
+use super::transport::Ask;
+use super::{Kind, Upstream};
+use crate::oci::{Digest, RepoName};
+
+/// What is known of a blob that the repository has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobHead {
+    /// Bytes. An upstream may leave it out.
+    pub size: Option<u64>,
+}
+
+/// A blob on its way.
+pub struct BlobStream {
+    /// Where in the blob the body starts: what was asked for, or 0 when the upstream doesn't know
+    /// ranges.
+    pub offset: u64,
+    /// Bytes of the whole blob, if the upstream said so.
+    pub total: Option<u64>,
+    /// The bytes from `offset` to the end, as they come. It ends without an error only after the
+    /// last byte of `total` (where that is known). Nothing of it is verified against the digest.
+    pub body: BlobBody,
+}
+
+impl fmt::Debug for BlobStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobStream")
+            .field("offset", &self.offset)
+            .field("total", &self.total)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Upstream {
+    /// Whether the repository has the blob. Where HEAD isn't possible, one byte is asked for.
+    pub async fn head_blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<BlobHead, UpstreamError> {
+        let ask = self.blob(Method::HEAD, repo, digest);
+        let reply = match self.ask(repo, &ask).await {
+            // 403 here is a content network's: its signature covers the method, and the registry
+            // signed for GET.
+            Err(error) if matches!(error.unexpected_status(), Some(403 | 405 | 501)) => {
+                return self.probe_blob(repo, digest).await;
+            }
+            reply => reply?,
+        };
+        if reply.status() != StatusCode::OK {
+            return Err(reply.unexpected());
+        }
+        reply.refuse_encoding()?;
+        let size = reply.content_length()?;
+        Ok(BlobHead { size })
+    }
+
+    async fn probe_blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<BlobHead, UpstreamError> {
+        let ask = self.blob(Method::GET, repo, digest);
+        let ask = ask.with(RANGE, HeaderValue::from_static("bytes=0-0"));
+        let reply = self.ask(repo, &ask).await?;
+        let size = placement(&reply, Some(0))?.total;
+        Ok(BlobHead { size })
+    }
+
+    /// A blob from `offset` (bytes) on. An `offset` at or behind its end is
+    /// [`UpstreamError::Unexpected`] with status 416, unless the upstream ignores ranges.
+    pub async fn get_blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<BlobStream, UpstreamError> {
+        let mut ask = self.blob(Method::GET, repo, digest);
+        let asked = (offset > 0).then_some(offset);
+        if let Some(offset) = asked {
+            let range = HeaderValue::try_from(format!("bytes={offset}-"));
+            let range = range
+                .map_err(|_never| UpstreamError::protocol(&ask.url, Violation::Header("Range")))?;
+            ask = ask.with(RANGE, range);
+        }
+        let reply = self.ask(repo, &ask).await?;
+        let Placement { offset, total } = placement(&reply, asked)?;
+        // Of a range that is shorter than asked, the rest is missing: the reader is told that the
+        // body broke off, and resumes.
+        let expected = total.map(|total| total.saturating_sub(offset));
+        Ok(BlobStream {
+            offset,
+            total,
+            body: body::stream(reply, expected, self.transport.timeouts.stall),
+        })
+    }
+
+    fn blob(&self, method: Method, repo: &RepoName, digest: &Digest) -> Ask {
+        let url = self.endpoint(repo, "blobs", &digest.to_string());
+        Ask::new(Kind::Blob, method, url)
+    }
+}
+
+/// Where a body lies in its blob.
+struct Placement {
+    offset: u64,
+    total: Option<u64>,
+}
+
+/// `asked` is the first byte of the range that was asked for, if one was.
+fn placement(reply: &Reply, asked: Option<u64>) -> Result<Placement, UpstreamError> {
+    reply.refuse_encoding()?;
+    let length = reply.content_length()?;
+    match (reply.status(), asked) {
+        (StatusCode::OK, _) => Ok(Placement {
+            offset: 0,
+            total: length,
+        }),
+        (StatusCode::PARTIAL_CONTENT, Some(offset)) => {
+            let range = reply.text(&CONTENT_RANGE).and_then(parse_content_range);
+            let range = range.filter(|range| {
+                range.first == offset && length.is_none_or(|length| length == range.len())
+            });
+            let range = range.ok_or_else(|| reply.violates(Violation::Range))?;
+            Ok(Placement {
+                offset,
+                total: range.total,
+            })
+        }
+        _ => Err(reply.unexpected()),
+    }
+}
+
+/// `Content-Range: bytes first-last/total` (RFC 9110, section 14.4): `first <= last < total`.
+#[derive(Debug, PartialEq, Eq)]
+struct ContentRange {
+    first: u64,
+    last: u64,
+    total: Option<u64>,
+}
+
+impl ContentRange {
+    const fn len(&self) -> u64 {
+        (self.last - self.first).saturating_add(1)
+    }
+}
+
+fn parse_content_range(text: &str) -> Option<ContentRange> {
+    let (unit, rest) = text.trim().split_once(' ')?;
+    let (range, total) = rest.trim().split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let total = match total {
+        "*" => None,
+        digits => Some(number(digits)?),
+    };
+    let range = ContentRange {
+        first: number(first)?,
+        last: number(last)?,
+        total,
+    };
+    let fits = range.first <= range.last && range.total.is_none_or(|total| range.last < total);
+    (fits && unit.eq_ignore_ascii_case("bytes")).then_some(range)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        let range = |first, last, total| Some(ContentRange { first, last, total });
+        for (text, expected) in [
+            ("bytes 0-0/1", range(0, 0, Some(1))),
+            ("Bytes 5-9/10", range(5, 9, Some(10))),
+            ("bytes 5-9/*", range(5, 9, None)),
+            ("bytes 5-10/10", None),
+            ("bytes 9-5/10", None),
+            ("bytes */10", None),
+            ("bytes 0-18446744073709551616/*", None),
+            ("bytes +0-1/2", None),
+            ("items 0-1/2", None),
+            ("bytes=0-1/2", None),
+            ("bytes -1/2", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_content_range(text), expected, "{text}");
+        }
+        let all = parse_content_range("bytes 0-18446744073709551615/*").unwrap();
+        assert_eq!(all.len(), u64::MAX);
+    }
+}

@@ -1,0 +1,117 @@
+//! Reading bodies: small ones whole, within a bound of size and time; blobs as a stream that ends
+//! well only when it is complete. Every wait has an end.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use tokio::time::timeout;
+
+use super::error::{Message, Phase, UpstreamError, Violation};
+use super::reply::Reply;
+use crate::oci::error::{MAX_ERROR_BODY, first_error};
+
+/// How long a body is read that nothing depends on: the text of an error, the remains of a
+/// redirect. Reading it to its end keeps the connection usable.
+const COURTESY: Duration = Duration::from_secs(2);
+
+/// The body of a blob, in order.
+pub type BlobBody = BoxStream<'static, Result<Bytes, UpstreamError>>;
+
+/// All of a body of at most `limit` bytes, which must be there within `within`.
+pub(super) async fn read(
+    mut reply: Reply,
+    limit: u64,
+    within: Duration,
+) -> Result<Bytes, UpstreamError> {
+    let announced = reply.content_length()?;
+    if announced.is_some_and(|length| length > limit) {
+        return Err(reply.violates(Violation::TooLarge { limit }));
+    }
+    let body = match timeout(within, collect(&mut reply, limit)).await {
+        Ok(body) => body?,
+        Err(_elapsed) => return Err(reply.timed_out(Phase::Body, within)),
+    };
+    // The HTTP library checks this too; the cache's correctness shouldn't hang on that alone.
+    if announced.is_some_and(|length| length != body.len() as u64) {
+        return Err(reply.broken(body.len() as u64, None));
+    }
+    Ok(body)
+}
+
+async fn collect(reply: &mut Reply, limit: u64) -> Result<Bytes, UpstreamError> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = reply.chunk(body.len() as u64).await? {
+        if (body.len() as u64).saturating_add(chunk.len() as u64) > limit {
+            return Err(reply.violates(Violation::TooLarge { limit }));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// The reason in an error's body, if there is one. Never fails: the status is what counts.
+pub(super) async fn message(reply: &mut Reply) -> Message {
+    let Ok(Ok(body)) = timeout(COURTESY, collect(reply, MAX_ERROR_BODY)).await else {
+        return Message::default();
+    };
+    first_error(&body).map_or_else(Message::default, |(code, message)| {
+        Message::of(&format!("{code}: {message}"))
+    })
+}
+
+/// Reads what is left of a small body, so that its connection can be used again.
+pub(super) async fn drain(reply: &mut Reply) {
+    // A body that is too large, torn or slow costs its connection and nothing else.
+    drop(timeout(COURTESY, collect(reply, MAX_ERROR_BODY)).await);
+}
+
+/// The body as a stream. It fails with `Timeout` when the next piece takes longer than `stall`,
+/// and with `Broken` when it ends before `expected` bytes.
+pub(super) fn stream(reply: Reply, expected: Option<u64>, stall: Duration) -> BlobBody {
+    let guarded = Guarded {
+        reply,
+        expected,
+        received: 0,
+        stall,
+    };
+    stream::try_unfold(guarded, |mut guarded| async move {
+        let chunk = guarded.next().await?;
+        Ok(chunk.map(|chunk| (chunk, guarded)))
+    })
+    .boxed()
+}
+
+struct Guarded {
+    reply: Reply,
+    /// Bytes that the whole body has, if the header said so.
+    expected: Option<u64>,
+    received: u64,
+    stall: Duration,
+}
+
+impl Guarded {
+    async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let waited = timeout(self.stall, self.reply.chunk(self.received)).await;
+        let chunk = match waited {
+            Ok(chunk) => chunk?,
+            Err(_elapsed) => return Err(self.reply.timed_out(Phase::Stall, self.stall)),
+        };
+        let Some(chunk) = chunk else {
+            return match self.expected {
+                Some(expected) if expected != self.received => {
+                    Err(self.reply.broken(self.received, None))
+                }
+                _ => Ok(None),
+            };
+        };
+        self.received = self.received.saturating_add(chunk.len() as u64);
+        match self.expected {
+            Some(limit) if self.received > limit => {
+                Err(self.reply.violates(Violation::TooLarge { limit }))
+            }
+            _ => Ok(Some(chunk)),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The client of one upstream registry; millpond holds one [`Upstream`] for each that is
+//! configured.
+//!
+//! A question (`manifests`, `blobs`, `lists`) becomes a request; `auth` gives it the credentials
+//! that the upstream's own challenge asks for (`challenge`, `token`, `credentials`); `transport`
+//! sends it, follows redirects by the rules of `redirect` and tries again by those of `retry`;
+//! `body` reads the answer.
+//!
+//! What it never does: send credentials anywhere but to the upstream's own origin and the token
+//! service that this one named; believe a length, a digest, a range or a redirect of the other
+//! side; wait without an end; show a query or a password in an error or a log. It caches nothing
+//! but tokens, and doesn't join equal requests: that is the business of who asks.
+//!
+//! Proxies are taken from the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`) by the HTTP
+//! library. Sources: OCI distribution-spec 1.1, distribution's token authentication
+//! specification, RFC 9110.
+
+mod auth;
+mod blobs;
+mod body;
+mod challenge;
+mod credentials;
+mod error;
+mod lists;
+mod manifests;
+mod redirect;
+mod reply;
+mod retry;
+mod token;
+mod transport;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::clock::Clock;
+use crate::oci::RepoName;
+use auth::Auth;
+pub use blobs::{BlobHead, BlobStream};
+pub use body::BlobBody;
+pub use credentials::Credentials;
+pub use error::{Message, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation};
+pub use lists::{Referrers, TagsPage};
+pub use manifests::{FetchedManifest, ManifestHead};
+pub use redirect::RedirectError;
+use reply::Reply;
+pub use retry::MAX_RETRY_AFTER;
+use transport::{Ask, Transport};
+
+/// How to reach an upstream.
+#[derive(Clone)]
+pub struct Settings {
+    /// What it is called in logs, metrics and errors.
+    pub name: String,
+    /// `https://registry.example`, with or without a path that `/v2/` is below.
+    pub url: Url,
+    pub credentials: Option<Credentials>,
+    /// Certificates trusted besides the system's, as PEM.
+    pub ca_pem: Option<Vec<u8>>,
+    /// Trust any certificate, and permit redirects and token services without TLS.
+    pub insecure: bool,
+    pub timeouts: Timeouts,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("name", &self.name)
+            .field("url", &ShownUrl::from(&self.url))
+            .field("credentials", &self.credentials)
+            .field("insecure", &self.insecure)
+            .field("timeouts", &self.timeouts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How long each kind of wait may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a connection, TLS included.
+    pub connect: Duration,
+    /// For the header of an answer, connecting included; and again for all of a small body.
+    pub header: Duration,
+    /// For the next piece of a blob. A blob as a whole may take as long as it takes.
+    pub stall: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            header: Duration::from_secs(30),
+            stall: Duration::from_mins(1),
+        }
+    }
+}
+
+/// Counts what goes to an upstream and what comes back.
+pub trait Meter: fmt::Debug + Send + Sync + 'static {
+    /// One HTTP exchange up to the answer's header: each redirect and each retry is one.
+    fn request(
+        &self,
+        upstream: &str,
+        kind: Kind,
+        method: &'static str,
+        outcome: Outcome,
+        elapsed: Duration,
+    );
+
+    /// `n` bytes of bodies received.
+    fn bytes(&self, upstream: &str, kind: Kind, n: u64);
+}
+
+/// What a request is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Manifest,
+    Blob,
+    Token,
+    Tags,
+    Referrers,
+}
+
+/// How an exchange ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// With an answer of this status.
+    Status(u16),
+    /// Without one: [`UpstreamError::class`].
+    Error(&'static str),
+}
+
+/// The client of one upstream.
+#[derive(Debug)]
+pub struct Upstream {
+    url: Url,
+    transport: Transport,
+    auth: Auth,
+}
+
+impl Upstream {
+    /// Sets up the client; nothing is sent. Fails with [`UpstreamError::Setup`].
+    pub fn new(
+        settings: Settings,
+        clock: Clock,
+        meter: Arc<dyn Meter>,
+    ) -> Result<Self, UpstreamError> {
+        let name: Arc<str> = settings.name.as_str().into();
+        Self::set_up(settings, clock, meter).map_err(|reason| UpstreamError::Setup { name, reason })
+    }
+
+    fn set_up(settings: Settings, clock: Clock, meter: Arc<dyn Meter>) -> Result<Self, SetupError> {
+        redirect::check(&settings.url, &settings.url, settings.insecure).map_err(|error| {
+            match error {
+                RedirectError::UserInfo => SetupError::UserInfo,
+                _ => SetupError::Url,
+            }
+        })?;
+        let credentials = settings.credentials.as_ref();
+        let credentials = credentials
+            .map(|credentials| credentials.header().ok_or(SetupError::Credentials))
+            .transpose()?;
+        let transport = Transport::new(&settings, clock, meter)?;
+        let mut url = settings.url;
+        url.set_query(None);
+        url.set_fragment(None);
+        Ok(Self {
+            url,
+            transport,
+            auth: Auth::new(credentials),
+        })
+    }
+
+    /// What this upstream is called.
+    pub fn name(&self) -> &str {
+        &self.transport.name
+    }
+
+    /// The address of `/v2/<repo>/<endpoint>/<item>`.
+    fn endpoint(&self, repo: &RepoName, endpoint: &str, item: &str) -> Url {
+        let mut url = self.url.clone();
+        // Only a URL that can't be a base has no segments, and none of those is set up.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push("v2").extend(repo.components());
+            segments.push(endpoint).push(item);
+        }
+        url
+    }
+
+    async fn ask(&self, repo: &RepoName, ask: &Ask) -> Result<Reply, UpstreamError> {
+        self.auth.ask(&self.transport, repo, ask).await
+    }
+}

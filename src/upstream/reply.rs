@@ -1,0 +1,116 @@
+//! An answer between its header and its body.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderName};
+use reqwest::Response;
+use url::Url;
+
+use super::error::{Phase, Source, UpstreamError, Violation};
+use super::{Kind, Meter};
+
+/// An answer whose body hasn't been read.
+pub(super) struct Reply {
+    pub url: Url,
+    /// It comes from the origin that was asked, not from where a redirect led.
+    pub own: bool,
+    pub(super) kind: Kind,
+    pub(super) upstream: Arc<str>,
+    pub(super) meter: Arc<dyn Meter>,
+    pub(super) response: Response,
+}
+
+impl Reply {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// Success, or a challenge that may be answered.
+    pub(super) fn is_answer(&self) -> bool {
+        self.status().is_success() || (self.is_challenge() && self.kind != Kind::Token)
+    }
+
+    pub(super) fn is_challenge(&self) -> bool {
+        self.own && self.status() == StatusCode::UNAUTHORIZED
+    }
+
+    /// A header as text.
+    pub(super) fn text(&self, name: &HeaderName) -> Option<&str> {
+        self.headers().get(name)?.to_str().ok()
+    }
+
+    /// `Content-Length` in bytes. The library's own figure is 0 for every HEAD.
+    pub(super) fn content_length(&self) -> Result<Option<u64>, UpstreamError> {
+        let Some(value) = self.headers().get(CONTENT_LENGTH) else {
+            return Ok(None);
+        };
+        let length = value.to_str().ok().and_then(number);
+        length
+            .map(Some)
+            .ok_or_else(|| self.violates(Violation::Header("Content-Length")))
+    }
+
+    /// Refuses a body that was compressed in transit: its digest would be another's.
+    pub(super) fn refuse_encoding(&self) -> Result<(), UpstreamError> {
+        let mut encodings = self.headers().get_all(CONTENT_ENCODING).iter();
+        if encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return Ok(());
+        }
+        Err(self.violates(Violation::Encoding))
+    }
+
+    /// The next piece of the body, counted. `received` is how much came before it.
+    pub(super) async fn chunk(&mut self, received: u64) -> Result<Option<Bytes>, UpstreamError> {
+        let chunk = self.response.chunk().await;
+        let chunk = chunk.map_err(|error| self.broken(received, Some(shared(error))))?;
+        if let Some(chunk) = &chunk {
+            self.meter
+                .bytes(&self.upstream, self.kind, chunk.len() as u64);
+        }
+        Ok(chunk)
+    }
+
+    pub(super) fn violates(&self, violation: impl Into<Violation>) -> UpstreamError {
+        UpstreamError::protocol(&self.url, violation)
+    }
+
+    pub(super) fn timed_out(&self, phase: Phase, after: Duration) -> UpstreamError {
+        let url = (&self.url).into();
+        UpstreamError::Timeout { url, phase, after }
+    }
+
+    pub(super) fn broken(&self, received: u64, source: Option<Source>) -> UpstreamError {
+        let url = (&self.url).into();
+        UpstreamError::Broken {
+            url,
+            received,
+            source,
+        }
+    }
+
+    pub(super) fn unexpected(&self) -> UpstreamError {
+        UpstreamError::Unexpected {
+            url: (&self.url).into(),
+            status: self.status().as_u16(),
+        }
+    }
+}
+
+/// The library's error without the URL, whose query may be a secret.
+pub(super) fn shared(error: reqwest::Error) -> Source {
+    Arc::new(error.without_url())
+}
+
+/// Digits alone; `parse` would take a sign too.
+pub(super) fn number(text: &str) -> Option<u64> {
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())?
+}

@@ -1,0 +1,290 @@
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use futures_util::future::join_all;
+use tokio::sync::Semaphore;
+
+use super::*;
+
+const SCOPE: &str = "repository:library/app:pull";
+const TOKEN: &str = r#"{"token":"t1","expires_in":300}"#;
+const BASIC: &str = "Basic dXNlcjpwYXNz";
+
+fn with_credentials(server: &Server) -> Upstream {
+    let mut settings = settings(server.url());
+    settings.credentials = Some(Credentials {
+        username: "user".into(),
+        password: "pass".into(),
+    });
+    connect(settings)
+}
+
+/// A registry that wants `Bearer t1`, and its token service.
+fn guarded(seen: &Seen) -> Reply {
+    if seen.is_token() {
+        Reply::ok(TOKEN)
+    } else if seen.header("authorization") == Some("Bearer t1") {
+        Reply::ok(MANIFEST)
+    } else {
+        Reply::challenge(seen, SCOPE)
+    }
+}
+
+#[tokio::test]
+async fn an_anonymous_token_is_fetched_once_and_then_sent_at_once() {
+    let server = Server::start(guarded).await;
+    let upstream = client(&server);
+    for _ in 0..2 {
+        assert_eq!(get_tag(&upstream).await.unwrap().bytes, MANIFEST);
+    }
+    let manifest = "GET /v2/library/app/manifests/latest";
+    let token = "GET /token?service=registry&scope=repository%3Alibrary%2Fapp%3Apull";
+    assert_eq!(server.lines(), [manifest, token, manifest, manifest]);
+    let authorizations: Vec<_> = server
+        .seen()
+        .iter()
+        .map(|seen| seen.header("authorization").map(str::to_owned))
+        .collect();
+    let bearer = Some("Bearer t1".to_owned());
+    assert_eq!(authorizations, [None, None, bearer.clone(), bearer]);
+}
+
+#[tokio::test]
+async fn credentials_go_to_the_token_service_alone() {
+    let server = Server::start(|seen| {
+        if seen.is_token() && seen.header("authorization") != Some(BASIC) {
+            return Reply::new(401, "");
+        }
+        guarded(seen)
+    })
+    .await;
+    get_tag(&with_credentials(&server)).await.unwrap();
+    let basic = server
+        .seen()
+        .into_iter()
+        .filter(|seen| seen.header("authorization") == Some(BASIC));
+    assert!(basic.map(|seen| seen.is_token()).eq([true]));
+    let refused = get_tag(&client(&server)).await.unwrap_err();
+    assert!(
+        matches!(refused, UpstreamError::Unauthorized { .. }),
+        "{refused}"
+    );
+    assert!(refused.to_string().contains("/token"), "{refused}");
+}
+
+#[tokio::test]
+async fn twenty_requests_at_once_share_one_token_request() {
+    // The token is given only when all twenty have been challenged.
+    let gate = Arc::new(Semaphore::new(0));
+    let challenged = AtomicUsize::new(0);
+    let server = Server::start(move |seen| {
+        if seen.is_token() {
+            return Reply::ok(TOKEN).behind(&gate);
+        }
+        if seen.header("authorization").is_none() && challenged.fetch_add(1, SeqCst) == 19 {
+            gate.add_permits(1);
+        }
+        guarded(seen)
+    })
+    .await;
+    let upstream = client(&server);
+    let all = join_all((0..20).map(|_| get_tag(&upstream))).await;
+    assert!(all.iter().all(Result::is_ok));
+    assert_eq!(server.counts(), (1, 40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_about_to_expire_is_renewed_before_it_is_refused() {
+    let _frozen = freeze();
+    let server = Server::start(guarded).await;
+    let upstream = client(&server);
+    get_tag(&upstream).await.unwrap();
+    tokio::time::advance(Duration::from_secs(269)).await;
+    get_tag(&upstream).await.unwrap();
+    assert_eq!(server.counts(), (1, 3));
+    tokio::time::advance(Duration::from_secs(2)).await;
+    get_tag(&upstream).await.unwrap();
+    assert_eq!(
+        server.counts(),
+        (2, 4),
+        "renewed, and no request was refused"
+    );
+}
+
+#[tokio::test]
+async fn a_token_refused_in_mid_life_is_renewed_once_for_all() {
+    let issued = Arc::new(AtomicUsize::new(0));
+    let revoked = Arc::new(AtomicUsize::new(0));
+    let (issue, revoke) = (Arc::clone(&issued), Arc::clone(&revoked));
+    let server = Server::start(move |seen| {
+        if seen.is_token() {
+            let number = issue.fetch_add(1, SeqCst) + 1;
+            return Reply::ok(format!(r#"{{"token":"t{number}","expires_in":300}}"#));
+        }
+        let valid = format!("Bearer t{}", revoke.load(SeqCst) + 1);
+        if seen.header("authorization") == Some(&valid) {
+            return Reply::ok(MANIFEST);
+        }
+        Reply::challenge(seen, SCOPE)
+    })
+    .await;
+    let upstream = client(&server);
+    get_tag(&upstream).await.unwrap();
+    revoked.store(1, SeqCst);
+    let all = join_all((0..10).map(|_| get_tag(&upstream))).await;
+    assert!(all.iter().all(Result::is_ok));
+    assert_eq!(issued.load(SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_fresh_token_that_is_refused_is_the_end() {
+    let server = Server::start(|seen| {
+        if seen.is_token() {
+            Reply::ok(TOKEN)
+        } else {
+            Reply::challenge(seen, SCOPE)
+        }
+    })
+    .await;
+    let upstream = client(&server);
+    let error = get_tag(&upstream).await.unwrap_err();
+    let UpstreamError::Unauthorized { message, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(message.as_str(), Some("UNAUTHORIZED: who?"));
+    assert!(!error.permits_stale());
+    assert_eq!(server.counts(), (1, 2));
+    // Again: a kept token is refused, one renewal, and no loop.
+    assert!(get_tag(&upstream).await.is_err());
+    assert_eq!(server.counts(), (2, 5));
+}
+
+#[tokio::test]
+async fn of_two_challenges_in_one_header_bearer_is_answered() {
+    let server = Server::start(|seen| {
+        if seen.is_token() || seen.header("authorization").is_some() {
+            return guarded(seen);
+        }
+        let both = format!(
+            r#"Basic realm="a, b", bearer REALM={}/token,scope=x"#,
+            seen.base()
+        );
+        Reply::new(401, "").with("Www-Authenticate", &both)
+    })
+    .await;
+    get_tag(&with_credentials(&server)).await.unwrap();
+    assert_eq!(server.lines()[1], "GET /token?scope=x");
+}
+
+#[tokio::test]
+async fn basic_credentials_are_sent_when_they_are_asked_for() {
+    let server = Server::start(|seen| match seen.header("authorization") {
+        Some(BASIC) => Reply::ok(MANIFEST),
+        _ => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"registry\""),
+    })
+    .await;
+    let upstream = with_credentials(&server);
+    get_tag(&upstream).await.unwrap();
+    get_tag(&upstream).await.unwrap();
+    assert_eq!(server.counts(), (0, 3));
+    let without = get_tag(&client(&server)).await.unwrap_err();
+    assert!(
+        matches!(without, UpstreamError::Unauthorized { .. }),
+        "{without}"
+    );
+}
+
+#[tokio::test]
+async fn a_challenge_without_a_scope_is_answered_for_the_repository() {
+    let server = Server::start(|seen| {
+        if seen.is_token() || seen.header("authorization").is_some() {
+            return guarded(seen);
+        }
+        let bare = format!("Bearer realm=\"{}/token\"", seen.base());
+        Reply::new(401, "").with("WWW-Authenticate", &bare)
+    })
+    .await;
+    get_tag(&client(&server)).await.unwrap();
+    assert_eq!(
+        server.lines()[1],
+        "GET /token?scope=repository%3Alibrary%2Fapp%3Apull"
+    );
+}
+
+#[tokio::test]
+async fn the_token_services_errors_stay_apart() {
+    for (status, class) in [
+        (400, "unexpected"),
+        (401, "unauthorized"),
+        (403, "denied"),
+        (404, "unexpected"),
+        (429, "rate_limited"),
+        (500, "unavailable"),
+        (307, "unexpected"),
+        (200, "protocol"),
+    ] {
+        let server = Server::start(move |seen| {
+            if seen.is_token() {
+                let elsewhere = format!("{}/other", seen.base());
+                return Reply::redirect(status, &elsewhere).with("Retry-After", "9");
+            }
+            guarded(seen)
+        })
+        .await;
+        let error = get_tag(&with_credentials(&server)).await.unwrap_err();
+        assert_eq!(error.class(), class, "{status}");
+        assert!(error.to_string().contains("/token"), "{error}");
+        assert_eq!(
+            error.permits_stale(),
+            matches!(status, 429 | 500),
+            "{status}"
+        );
+        assert_eq!(server.counts(), (1, 1), "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_service_that_moved_is_found_by_the_next_challenge() {
+    let _frozen = freeze();
+    let moved = Arc::new(AtomicUsize::new(0));
+    let now = Arc::clone(&moved);
+    let server = Server::start(move |seen| {
+        if now.load(SeqCst) == 0 {
+            return guarded(seen);
+        }
+        if seen.line.starts_with("GET /new") {
+            return Reply::ok(r#"{"token":"t2"}"#);
+        }
+        match seen.header("authorization") {
+            _ if seen.is_token() => Reply::new(404, ""),
+            Some("Bearer t2") => Reply::ok(MANIFEST),
+            _ => {
+                let challenge = format!("Bearer realm=\"{}/new\"", seen.base());
+                Reply::new(401, "").with("WWW-Authenticate", &challenge)
+            }
+        }
+    })
+    .await;
+    let upstream = client(&server);
+    get_tag(&upstream).await.unwrap();
+    tokio::time::advance(Duration::from_mins(5)).await;
+    moved.store(1, SeqCst);
+    let error = get_tag(&upstream).await.unwrap_err();
+    assert!(
+        matches!(error, UpstreamError::Unexpected { status: 404, .. }),
+        "{error}"
+    );
+    get_tag(&upstream).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_unusable_realm_is_refused() {
+    for realm in ["/token", "ftp://auth.example/", "http://u:p@auth.example/"] {
+        let server = Server::start(move |_| {
+            Reply::new(401, "").with("WWW-Authenticate", &format!("Bearer realm=\"{realm}\""))
+        })
+        .await;
+        let error = get_tag(&client(&server)).await.unwrap_err();
+        assert_eq!(error.class(), "protocol", "{error}");
+        assert!(!error.to_string().contains("u:p"), "{error}");
+    }
+}

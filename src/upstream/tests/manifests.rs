@@ -1,0 +1,179 @@
+use super::*;
+use crate::oci::manifest::MAX_MANIFEST;
+
+const DIGEST_HEADER: &str = "Docker-Content-Digest";
+
+#[tokio::test]
+async fn a_manifest_with_all_its_headers() {
+    let digest = digest_of(MANIFEST);
+    let server = Server::start(move |_| {
+        Reply::ok(MANIFEST)
+            .with(DIGEST_HEADER, &digest.to_string())
+            .with("Content-Type", "application/vnd.oci.image.index.v1+json")
+    })
+    .await;
+    let upstream = client(&server);
+    let fetched = get_tag(&upstream).await.unwrap();
+    assert_eq!(
+        (fetched.bytes, fetched.digest),
+        (Bytes::from(MANIFEST), digest)
+    );
+    let kind = Some("application/vnd.oci.image.index.v1+json".to_owned());
+    assert_eq!(fetched.content_type, kind);
+    let head = upstream
+        .head_manifest(&repo(), &tag(), &Accept::everything())
+        .await
+        .unwrap();
+    let size = Some(MANIFEST.len() as u64);
+    assert_eq!(
+        head,
+        ManifestHead {
+            digest: Some(digest),
+            media_type: kind,
+            size
+        }
+    );
+
+    let seen = &server.seen()[0];
+    assert_eq!(seen.header("accept-encoding"), Some("identity"));
+    assert_eq!(
+        seen.header("accept"),
+        Accept::everything().header().to_str().ok()
+    );
+    assert!(seen.header("user-agent").unwrap().starts_with("millpond/"));
+    assert_eq!(server.lines()[1], "HEAD /v2/library/app/manifests/latest");
+}
+
+#[tokio::test]
+async fn a_path_in_the_upstreams_url_is_kept() {
+    for base in ["/proxy/hub", "/proxy/hub/?x=1#y"] {
+        let server = Server::start(|_| Reply::ok(MANIFEST)).await;
+        let upstream = connect(settings(server.url().join(base).unwrap()));
+        get_tag(&upstream).await.unwrap();
+        assert_eq!(
+            server.lines(),
+            ["GET /proxy/hub/v2/library/app/manifests/latest"]
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_digest_is_of_the_bytes_by_the_algorithm_asked_for() {
+    let server = Server::start(|_| Reply::chunked(MANIFEST.as_bytes())).await;
+    let upstream = client(&server);
+    assert_eq!(
+        get_tag(&upstream).await.unwrap().digest,
+        digest_of(MANIFEST)
+    );
+    let sha512 = Digest::of(Algorithm::Sha512, MANIFEST.as_bytes());
+    let fetched = upstream
+        .get_manifest(&repo(), &Reference::Digest(sha512), &Accept::everything())
+        .await;
+    assert_eq!(fetched.unwrap().digest, sha512);
+    let wrong = Reference::Digest(digest_of("something else"));
+    let error = upstream
+        .get_manifest(&repo(), &wrong, &Accept::everything())
+        .await
+        .unwrap_err();
+    let UpstreamError::Protocol {
+        violation: Violation::Digest { actual, .. },
+        ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(*actual, digest_of(MANIFEST));
+}
+
+#[tokio::test]
+async fn answers_that_break_the_rules_are_refused() {
+    let other = digest_of("something else").to_string();
+    let too_large = vec![b' '; usize::try_from(MAX_MANIFEST).unwrap() + 1];
+    for (what, reply) in [
+        (
+            "wrong digest",
+            Reply::ok(MANIFEST).with(DIGEST_HEADER, &other),
+        ),
+        (
+            "no digest",
+            Reply::ok(MANIFEST).with(DIGEST_HEADER, "md5:00"),
+        ),
+        ("gzip", Reply::ok(MANIFEST).with("Content-Encoding", "gzip")),
+        (
+            "announced too large",
+            Reply::promising(200, too_large.len(), b""),
+        ),
+        ("too large", Reply::chunked(&too_large)),
+    ] {
+        let server = Server::start(move |_| reply.clone()).await;
+        let error = get_tag(&client(&server)).await.unwrap_err();
+        assert!(
+            matches!(error, UpstreamError::Protocol { .. }),
+            "{what}: {error}"
+        );
+        assert_eq!(server.lines().len(), 1, "{what}");
+    }
+    let partial = Server::start(|_| Reply::new(206, MANIFEST)).await;
+    let error = get_tag(&client(&partial)).await.unwrap_err();
+    assert!(
+        matches!(error, UpstreamError::Unexpected { status: 206, .. }),
+        "{error}"
+    );
+    let cut = Server::start(|_| Reply::promising(200, 100, b"{")).await;
+    let error = get_tag(&client(&cut)).await.unwrap_err();
+    assert!(
+        matches!(error, UpstreamError::Broken { received: 1, .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn statuses_stay_apart() {
+    let body = r#"{"errors":[{"code":"X","message":"because\u0007"}]}"#;
+    for (status, class) in [
+        (404, "not_found"),
+        (403, "denied"),
+        (401, "unauthorized"),
+        (429, "rate_limited"),
+        (500, "unavailable"),
+        (400, "unexpected"),
+        (304, "unexpected"),
+    ] {
+        let server = Server::start(move |_| Reply::new(status, body)).await;
+        let error = get_tag(&client(&server)).await.unwrap_err();
+        assert_eq!(error.class(), class, "{status}");
+        if let UpstreamError::NotFound { message, .. } | UpstreamError::Denied { message, .. } =
+            error
+        {
+            assert_eq!(message.as_str(), Some("X: because"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_knows_no_head_says_nothing() {
+    let server = Server::start(|_| Reply::new(405, "")).await;
+    let head = client(&server)
+        .head_manifest(&repo(), &tag(), &Accept::everything())
+        .await;
+    assert_eq!(head.unwrap(), ManifestHead::default());
+}
+
+#[tokio::test]
+async fn what_is_sent_and_received_is_counted() {
+    let server = Server::start(|seen| {
+        if seen.line.ends_with("/final") {
+            return Reply::ok(MANIFEST);
+        }
+        Reply::redirect(302, "/final")
+    })
+    .await;
+    let counter = Arc::new(Counter::default());
+    let meter = Arc::clone(&counter);
+    let upstream = Upstream::new(settings(server.url()), Clock::system(), meter).unwrap();
+    get_tag(&upstream).await.unwrap();
+    let get = |status| (Kind::Manifest, "GET", Outcome::Status(status));
+    assert_eq!(*counter.requests.lock().unwrap(), [get(302), get(200)]);
+    let received = "elsewhere".len() + MANIFEST.len();
+    assert_eq!(*counter.bytes.lock().unwrap(), received as u64);
+}

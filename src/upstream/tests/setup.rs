@@ -1,0 +1,106 @@
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+use super::*;
+
+fn refused(settings: Settings) -> SetupError {
+    let meter = Arc::new(Counter::default());
+    match Upstream::new(settings, Clock::system(), meter) {
+        Err(UpstreamError::Setup { name, reason }) => {
+            assert_eq!(&*name, "test");
+            reason
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn at(url: &str) -> Settings {
+    settings(Url::parse(url).unwrap())
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_said_at_once() {
+    assert!(matches!(
+        refused(at("ftp://registry.example")),
+        SetupError::Url
+    ));
+    assert!(matches!(refused(at("unix:/socket")), SetupError::Url));
+    assert!(matches!(
+        refused(at("https://u:p@registry.example")),
+        SetupError::UserInfo
+    ));
+    assert!(!format!("{:?}", at("https://u:s3cret@registry.example")).contains("s3cret"));
+    let mut colon = at("https://registry.example");
+    colon.credentials = Some(Credentials {
+        username: "a:b".into(),
+        password: "c".into(),
+    });
+    assert!(matches!(refused(colon), SetupError::Credentials));
+    for pem in [&b"no certificate"[..], b""] {
+        let mut settings = at("https://registry.example");
+        settings.ca_pem = Some(pem.to_vec());
+        assert!(matches!(refused(settings), SetupError::NoCertificate));
+    }
+    let mut broken = at("https://registry.example");
+    broken.ca_pem = Some(b"-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n".to_vec());
+    assert!(matches!(refused(broken), SetupError::Authority(_)));
+}
+
+#[tokio::test]
+async fn nothing_of_the_credentials_is_shown() {
+    let mut settings = at("http://registry.example");
+    settings.credentials = Some(Credentials {
+        username: "user".into(),
+        password: "s3cret".into(),
+    });
+    let shown = format!("{settings:?} {:?}", connect(settings.clone()));
+    assert!(
+        !shown.contains("s3cret") && !shown.contains("dXNlc"),
+        "{shown}"
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_is_trusted_when_it_was_named_and_only_then() {
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let server = Server::start_tls(acceptor, |_| Reply::ok(MANIFEST)).await;
+
+    let mut named = settings(server.url());
+    named.ca_pem = Some(cert.pem().into_bytes());
+    get_tag(&connect(named)).await.unwrap();
+
+    let mut careless = settings(server.url());
+    careless.insecure = true;
+    get_tag(&connect(careless)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_certificate_is_not_trusted() {
+    let _frozen = freeze();
+    let one = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let other = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(one.signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![one.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let server = Server::start_tls(acceptor, |_| Reply::ok(MANIFEST)).await;
+    let mut settings = settings(server.url());
+    settings.ca_pem = Some(other.cert.pem().into_bytes());
+    let error = passing(get_tag(&connect(settings))).await.unwrap_err();
+    assert!(
+        matches!(error, UpstreamError::Unreachable { .. }),
+        "{error}"
+    );
+    assert!(server.lines().is_empty());
+}

@@ -1,0 +1,167 @@
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Answers with each reply in turn, and with the last one from then on.
+async fn in_turn(replies: Vec<Reply>) -> Server {
+    let next = AtomicUsize::new(0);
+    Server::start(move |_| {
+        let turn = next.fetch_add(1, SeqCst).min(replies.len() - 1);
+        replies[turn].clone()
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_that_passes_is_not_seen() {
+    let _frozen = freeze();
+    for trouble in [
+        Reply::new(503, "busy"),
+        Reply::new(502, ""),
+        Reply::hang_up(),
+    ] {
+        let server = in_turn(vec![trouble.clone(), trouble, Reply::ok(MANIFEST)]).await;
+        let upstream = client(&server);
+        passing(get_tag(&upstream)).await.unwrap();
+        assert_eq!(server.lines().len(), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_that_stays_is_told_after_three_attempts() {
+    let _frozen = freeze();
+    for (trouble, class, attempts) in [
+        (Reply::new(503, ""), "unavailable", 3),
+        (Reply::new(500, ""), "unavailable", 1),
+        (
+            Reply::new(503, "").with("Retry-After", "6"),
+            "unavailable",
+            1,
+        ),
+        (Reply::hang_up(), "broken", 3),
+        (Reply::new(429, ""), "rate_limited", 1),
+        (Reply::new(404, ""), "not_found", 1),
+    ] {
+        let server = in_turn(vec![trouble]).await;
+        let upstream = client(&server);
+        let started = Instant::now();
+        let error = passing(get_tag(&upstream)).await.unwrap_err();
+        assert_eq!((error.class(), server.lines().len()), (class, attempts));
+        assert!(started.elapsed() <= SECOND, "{:?}", started.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_retry_after_is_waited_out() {
+    let _frozen = freeze();
+    let busy = Reply::new(503, "").with("Retry-After", "4");
+    let server = in_turn(vec![busy, Reply::ok(MANIFEST)]).await;
+    let upstream = client(&server);
+    let started = Instant::now();
+    passing(get_tag(&upstream)).await.unwrap();
+    assert!((4 * SECOND..5 * SECOND).contains(&started.elapsed()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_limit_says_how_long() {
+    let _frozen = freeze();
+    let date = httpdate::fmt_http_date(wall() + 90 * SECOND);
+    for (header, expected) in [("120", 120), (date.as_str(), 90), ("99999", 3600)] {
+        let reply = Reply::new(429, "").with("Retry-After", header);
+        let server = in_turn(vec![reply]).await;
+        let upstream = client(&server);
+        let error = get_tag(&upstream).await.unwrap_err();
+        assert!(
+            matches!(error, UpstreamError::RateLimited { .. }),
+            "{error}"
+        );
+        assert_eq!(error.retry_after(), Some(expected * SECOND), "{header}");
+    }
+}
+
+#[track_caller]
+fn assert_timeout(error: &UpstreamError, phase: Phase) {
+    assert!(
+        matches!(error, UpstreamError::Timeout { phase: p, .. } if *p == phase),
+        "{error}"
+    );
+    assert!(error.permits_stale());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_upstream_is_given_up_after_the_header_timeout() {
+    let _frozen = freeze();
+    let server = in_turn(vec![Reply::silence()]).await;
+    let upstream = client(&server);
+    let started = Instant::now();
+    let error = passing(get_tag(&upstream)).await.unwrap_err();
+    assert_timeout(&error, Phase::Header);
+    assert!((30 * SECOND..31 * SECOND).contains(&started.elapsed()));
+    assert_eq!(server.lines().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_body_has_the_same_time_again() {
+    let _frozen = freeze();
+    let server = in_turn(vec![Reply::promising(200, 100, b"{").then_stall()]).await;
+    let upstream = client(&server);
+    let error = passing(get_tag(&upstream)).await.unwrap_err();
+    assert_timeout(&error, Phase::Body);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_may_stall_for_a_minute_and_no_longer() {
+    let _frozen = freeze();
+    let server = in_turn(vec![Reply::promising(200, 10, b"01234").then_stall()]).await;
+    let upstream = client(&server);
+    let blob = upstream
+        .get_blob(&repo(), &digest_of("x"), 0)
+        .await
+        .unwrap();
+    // The reader's own slowness doesn't count.
+    tokio::time::advance(600 * SECOND).await;
+    let started = Instant::now();
+    let (bytes, end) = passing(drink(blob.body)).await;
+    assert_eq!(bytes, b"01234");
+    assert_timeout(&end.unwrap_err(), Phase::Stall);
+    assert!((60 * SECOND..61 * SECOND).contains(&started.elapsed()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_that_is_never_answered_is_a_connect_timeout() {
+    let _frozen = freeze();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let mut settings = settings(Url::parse(&url).unwrap());
+    settings.insecure = true;
+    let upstream = connect(settings);
+    let started = Instant::now();
+    let error = passing(get_tag(&upstream)).await.unwrap_err();
+    assert_timeout(&error, Phase::Connect);
+    let three_times = 30 * SECOND..32 * SECOND;
+    assert!(
+        three_times.contains(&started.elapsed()),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_port_is_unreachable() {
+    let _frozen = freeze();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let upstream = connect(settings(Url::parse(&url).unwrap()));
+    let error = passing(get_tag(&upstream)).await.unwrap_err();
+    assert!(
+        matches!(error, UpstreamError::Unreachable { .. }),
+        "{error}"
+    );
+    assert!(error.permits_stale());
+}

@@ -1,0 +1,155 @@
+use std::cell::Cell;
+
+use futures_util::future::join_all;
+use tokio::time::{advance, sleep};
+
+use super::*;
+use crate::upstream::error::Message;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn key() -> Arc<TokenRequest> {
+    Arc::new(TokenRequest {
+        realm: Url::parse("https://auth.example/token?keep=1").unwrap(),
+        service: Some("registry example".into()),
+        scope: "repository:a/b:pull repository:c:pull".into(),
+    })
+}
+
+fn token(text: &str, seconds: u64) -> Token {
+    let body = format!(r#"{{"token":"{text}","expires_in":{seconds}}}"#);
+    Token::parse(body.as_bytes(), Instant::now()).unwrap()
+}
+
+fn refused() -> UpstreamError {
+    UpstreamError::Denied {
+        url: (&key().realm).into(),
+        message: Message::default(),
+    }
+}
+
+#[test]
+fn the_question_is_written_into_the_realms_query() {
+    assert_eq!(
+        key().url().as_str(),
+        "https://auth.example/token?keep=1&service=registry+example\
+         &scope=repository%3Aa%2Fb%3Apull&scope=repository%3Ac%3Apull"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers() {
+    let now = Instant::now();
+    for (body, lifetime) in [
+        (r#"{"token":"t"}"#, 54),
+        (r#"{"access_token":"t","expires_in":300}"#, 270),
+        (
+            r#"{"token":"","access_token":"t","expires_in":3600,"issued_at":"2001"}"#,
+            3570,
+        ),
+        (r#"{"token":"t","expires_in":99999999999}"#, 24 * 3600 - 30),
+        (
+            r#"{"token":"t","access_token":null,"expires_in":"soon"}"#,
+            54,
+        ),
+        (r#"{"token":"t","expires_in":-5}"#, 54),
+    ] {
+        let token = Token::parse(body.as_bytes(), now).unwrap();
+        assert_eq!(token.header, "Bearer t");
+        assert_eq!(token.renew_at - now, lifetime * SECOND, "{body}");
+    }
+    let shortest = Token::parse(br#"{"token":"t","expires_in":0}"#, now).unwrap();
+    assert_eq!(shortest.renew_at - now, Duration::from_millis(4500));
+    for body in [
+        "",
+        "[]",
+        "{}",
+        r#"{"token":""}"#,
+        r#"{"token":"a\nb"}"#,
+        r#"{"token":1}"#,
+    ] {
+        assert!(Token::parse(body.as_bytes(), now).is_none(), "{body}");
+    }
+    assert!(!format!("{:?}", token("s3cret", 60)).contains("s3cret"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_kept_until_shortly_before_it_expires() {
+    let tokens = Tokens::new();
+    let asked = Cell::new(0);
+    let same = key();
+    let get = || {
+        tokens.get(&same, None, || async {
+            asked.set(asked.get() + 1);
+            Ok(token("t", 300))
+        })
+    };
+    assert!(get().await.unwrap().fresh);
+    advance(269 * SECOND).await;
+    assert!(!get().await.unwrap().fresh);
+    assert_eq!(asked.get(), 1);
+    advance(SECOND).await;
+    assert!(get().await.unwrap().fresh);
+    assert_eq!(asked.get(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_who_were_refused_with_one_token_share_the_next() {
+    let tokens = Tokens::new();
+    let asked = Cell::new(0);
+    let ask = || async {
+        sleep(SECOND).await;
+        asked.set(asked.get() + 1);
+        Ok(token(&format!("t{}", asked.get()), 300))
+    };
+    let first = tokens.get(&key(), None, ask).await.unwrap().token;
+    let same = key();
+    let renewals = (0..20).map(|_| tokens.get(&same, Some(&first.header), ask));
+    for lease in join_all(renewals).await {
+        let lease = lease.unwrap();
+        assert_eq!(lease.token.header, "Bearer t2");
+        assert!(lease.fresh);
+    }
+    // One who comes late with the old token is given the new one, and nothing is asked.
+    let late = tokens.get(&key(), Some(&first.header), ask).await.unwrap();
+    assert_eq!(
+        (late.token.header, late.fresh),
+        ("Bearer t2".parse().unwrap(), false)
+    );
+    assert_eq!(asked.get(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_shared_by_those_who_waited_and_by_nobody_else() {
+    let tokens = Tokens::new();
+    let asked = Cell::new(0);
+    let ask = || async {
+        sleep(SECOND).await;
+        asked.set(asked.get() + 1);
+        Err(refused())
+    };
+    let same = key();
+    let all = join_all((0..20).map(|_| tokens.get(&same, None, ask))).await;
+    assert!(
+        all.iter()
+            .all(|one| matches!(one, Err(UpstreamError::Denied { .. })))
+    );
+    assert_eq!(asked.get(), 1);
+    assert!(tokens.get(&key(), None, ask).await.is_err());
+    assert_eq!(asked.get(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_one_who_asks_goes_away_the_next_one_asks() {
+    let tokens = Tokens::new();
+    let (first, second) = (key(), key());
+    let leader = tokens.get(&first, None, std::future::pending);
+    let follower = tokens.get(&second, None, || async { Ok(token("second", 60)) });
+    let mut follower = std::pin::pin!(follower);
+    {
+        let mut leader = std::pin::pin!(leader);
+        assert!(futures_util::poll!(leader.as_mut()).is_pending());
+        assert!(futures_util::poll!(follower.as_mut()).is_pending());
+    }
+    assert_eq!(follower.await.unwrap().token.header, "Bearer second");
+}

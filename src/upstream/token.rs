@@ -1,0 +1,186 @@
+//! Bearer tokens: kept until shortly before they expire, and asked for once by all who need one.
+//!
+//! Each scope has a slot: a mutex that is held across the token request on purpose. It is the
+//! single flight itself, not a guard of shared memory: whoever holds it makes the request, the
+//! others wait in line. If the holder's client goes away, its future is dropped, the mutex is free
+//! and the next in line makes the request, so nothing has to be cleaned up (a shared future would
+//! need a task of its own for that). Who waited while a request failed is given that failure, and
+//! doesn't ask again one after the other.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::HeaderValue;
+use quick_cache::sync::Cache;
+use serde::Deserialize;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use url::Url;
+
+use super::error::UpstreamError;
+
+/// Scopes whose tokens are kept.
+const MAX_SLOTS: usize = 1024;
+/// Largest answer of a token service, in bytes; a token is smaller still.
+pub(super) const MAX_ANSWER: u64 = 64 * 1024;
+/// Lifetime of a token that doesn't say (distribution, token authentication specification).
+const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
+const MIN_LIFETIME: Duration = Duration::from_secs(5);
+const MAX_LIFETIME: Duration = Duration::from_hours(24);
+/// A token is renewed this long before it expires, or a tenth of its lifetime if that is less.
+const MARGIN: Duration = Duration::from_secs(30);
+
+/// What is asked of a token service; equal ones share a token.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct TokenRequest {
+    /// Checked: http or https, without user information.
+    pub realm: Url,
+    pub service: Option<String>,
+    /// One or more scopes, separated by blanks.
+    pub scope: String,
+}
+
+impl TokenRequest {
+    /// The URL to GET.
+    pub(super) fn url(&self) -> Url {
+        let mut url = self.realm.clone();
+        {
+            let mut query = url.query_pairs_mut();
+            if let Some(service) = &self.service {
+                query.append_pair("service", service);
+            }
+            for scope in self.scope.split_ascii_whitespace() {
+                query.append_pair("scope", scope);
+            }
+        }
+        url
+    }
+}
+
+/// A token, as the `Authorization` header it is sent in.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Token {
+    pub header: HeaderValue,
+    renew_at: Instant,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").finish_non_exhaustive()
+    }
+}
+
+impl Token {
+    /// Reads a token service's answer. The lifetime counts from `asked_at`, before the request was
+    /// sent: so it never ends later here than there. `issued_at` is ignored, since it is by the
+    /// other side's clock. `None` when there is no token that fits a header.
+    pub(super) fn parse(body: &[u8], asked_at: Instant) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Answer {
+            token: Option<String>,
+            access_token: Option<String>,
+            expires_in: Option<serde_json::Value>,
+        }
+        let answer: Answer = serde_json::from_slice(body).ok()?;
+        let text = [answer.token, answer.access_token]
+            .into_iter()
+            .flatten()
+            .find(|text| !text.is_empty())?;
+        let mut header = HeaderValue::try_from(format!("Bearer {text}")).ok()?;
+        header.set_sensitive(true);
+        let lifetime = answer
+            .expires_in
+            .and_then(|seconds| seconds.as_u64())
+            .map_or(DEFAULT_LIFETIME, Duration::from_secs)
+            .clamp(MIN_LIFETIME, MAX_LIFETIME);
+        let renew_at = asked_at + lifetime.saturating_sub(MARGIN.min(lifetime / 10));
+        Some(Self { header, renew_at })
+    }
+}
+
+/// A token, and whether it was asked for while the caller waited.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub token: Token,
+    pub fresh: bool,
+}
+
+/// All tokens of one upstream.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    slots: Cache<Arc<TokenRequest>, Arc<Slot>>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// Requests that have ended, well or badly.
+    ended: AtomicU64,
+    last: Mutex<Last>,
+}
+
+/// How the last request ended.
+#[derive(Debug, Default)]
+enum Last {
+    #[default]
+    Nothing,
+    Token(Token),
+    Failed(UpstreamError),
+}
+
+impl Tokens {
+    pub(super) fn new() -> Self {
+        Self {
+            slots: Cache::new(MAX_SLOTS),
+        }
+    }
+
+    /// A token for `key`: the kept one, unless it is about to expire or is `rejected`, else what
+    /// `ask` gets, or what another caller's `ask` got while this one waited.
+    pub(super) async fn get<F, Fut>(
+        &self,
+        key: &Arc<TokenRequest>,
+        rejected: Option<&HeaderValue>,
+        ask: F,
+    ) -> Result<Lease, UpstreamError>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<Token, UpstreamError>>,
+    {
+        let slot = self.slot(key);
+        let ended_before = slot.ended.load(Ordering::Acquire);
+        let mut last = slot.last.lock().await;
+        let waited = slot.ended.load(Ordering::Acquire) != ended_before;
+        match &*last {
+            Last::Token(token)
+                if token.renew_at > Instant::now() && Some(&token.header) != rejected =>
+            {
+                return Ok(Lease {
+                    token: token.clone(),
+                    fresh: waited,
+                });
+            }
+            Last::Failed(error) if waited => return Err(error.clone()),
+            Last::Nothing | Last::Token(_) | Last::Failed(_) => {}
+        }
+        *last = Last::Nothing;
+        let result = ask().await;
+        *last = match &result {
+            Ok(token) => Last::Token(token.clone()),
+            Err(error) => Last::Failed(error.clone()),
+        };
+        slot.ended.fetch_add(1, Ordering::Release);
+        result.map(|token| Lease { token, fresh: true })
+    }
+
+    fn slot(&self, key: &Arc<TokenRequest>) -> Arc<Slot> {
+        let Ok::<_, Infallible>(slot) = self.slots.get_or_insert_with(key, || Ok(Arc::default()));
+        slot
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/token.rs"]
+mod tests;

@@ -1,0 +1,279 @@
+//! One HTTP exchange at a time: sends, waits within bounds, follows redirects, counts, logs, and
+//! turns a library's error or a status into this room's.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Certificate, Client, ClientBuilder};
+use tokio::time::timeout;
+use url::Url;
+
+use super::error::{Phase, SetupError, UpstreamError};
+use super::redirect::{self, RedirectError};
+use super::reply::{Reply, shared};
+use super::{Kind, Meter, Outcome, Settings, Timeouts, body, retry};
+use crate::clock::Clock;
+
+const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
+/// Connections to one host that are kept open while idle.
+const MAX_IDLE: usize = 32;
+
+/// A request to be made. No `Debug`: the query of a page's link may be a secret.
+pub(super) struct Ask {
+    pub kind: Kind,
+    pub method: Method,
+    pub url: Url,
+    pub headers: HeaderMap,
+}
+
+impl Ask {
+    pub(super) fn new(kind: Kind, method: Method, url: Url) -> Self {
+        Self {
+            kind,
+            method,
+            url,
+            headers: HeaderMap::new(),
+        }
+    }
+
+    #[must_use]
+    pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+}
+
+/// Sends requests of one upstream.
+pub(super) struct Transport {
+    pub name: Arc<str>,
+    pub timeouts: Timeouts,
+    /// Permits to skip the verification of certificates, and to be led from https to http.
+    pub insecure: bool,
+    pub clock: Clock,
+    meter: Arc<dyn Meter>,
+    /// Small answers: HTTP/2 where it is offered, so that many share one connection.
+    metadata: Client,
+    /// Blobs: one HTTP/1.1 connection each, so that no flow-control window is shared.
+    blobs: Client,
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport")
+            .field("name", &self.name)
+            .field("timeouts", &self.timeouts)
+            .field("insecure", &self.insecure)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Transport {
+    pub(super) fn new(
+        settings: &Settings,
+        clock: Clock,
+        meter: Arc<dyn Meter>,
+    ) -> Result<Self, SetupError> {
+        Ok(Self {
+            name: settings.name.as_str().into(),
+            timeouts: settings.timeouts,
+            insecure: settings.insecure,
+            clock,
+            meter,
+            metadata: client(settings, |builder| builder)?,
+            blobs: client(settings, ClientBuilder::http1_only)?,
+        })
+    }
+
+    /// Sends a request and follows its redirects, trying again where [`retry`] says so. Returns
+    /// an answer that [`Reply::is_answer`], or the error.
+    pub(super) async fn exchange(
+        &self,
+        ask: &Ask,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Reply, UpstreamError> {
+        let mut attempt = 1;
+        loop {
+            let error = match self.follow(ask, authorization).await {
+                Ok(reply) if reply.is_answer() => return Ok(reply),
+                Ok(reply) => self.refusal(reply).await,
+                Err(error) => error,
+            };
+            let Some(wait) = retry::delay(attempt, &error, fastrand::f64()) else {
+                return Err(error);
+            };
+            tracing::warn!(upstream = %self.name, attempt, %error, ?wait, "upstream request failed; trying again");
+            tokio::time::sleep(wait).await;
+            attempt += 1;
+        }
+    }
+
+    /// The credentials go along only to the origin of the request itself. A token service's
+    /// redirect isn't followed: a token from elsewhere isn't the one that was asked for.
+    async fn follow(
+        &self,
+        ask: &Ask,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Reply, UpstreamError> {
+        let mut url = ask.url.clone();
+        for _ in 0..=redirect::MAX_REDIRECTS {
+            let own = redirect::same_origin(&url, &ask.url);
+            let authorization = authorization.filter(|_| own);
+            let mut reply = self.send(ask, &url, own, authorization).await?;
+            if ask.kind == Kind::Token || !redirect::is_redirect(reply.status()) {
+                return Ok(reply);
+            }
+            let next = redirect::target(&url, reply.headers(), self.insecure)
+                .map_err(|violation| reply.violates(violation))?;
+            body::drain(&mut reply).await;
+            url = next;
+        }
+        Err(UpstreamError::protocol(&url, RedirectError::TooMany))
+    }
+
+    async fn send(
+        &self,
+        ask: &Ask,
+        url: &Url,
+        own: bool,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Reply, UpstreamError> {
+        let client = match (ask.kind, &ask.method) {
+            (Kind::Blob, &Method::GET) => &self.blobs,
+            _ => &self.metadata,
+        };
+        let mut headers = ask.headers.clone();
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        let request = client
+            .request(ask.method.clone(), url.clone())
+            .headers(headers);
+        let started = self.clock.now();
+        let result = match timeout(self.timeouts.header, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(self.failure(url, error)),
+            Err(_elapsed) => Err(UpstreamError::Timeout {
+                url: url.into(),
+                phase: Phase::Header,
+                after: self.timeouts.header,
+            }),
+        };
+        let outcome = match &result {
+            Ok(response) => Outcome::Status(response.status().as_u16()),
+            Err(error) => Outcome::Error(error.class()),
+        };
+        self.report(ask, url, outcome, started.elapsed());
+        result.map(|response| Reply {
+            url: url.clone(),
+            own,
+            kind: ask.kind,
+            upstream: Arc::clone(&self.name),
+            meter: Arc::clone(&self.meter),
+            response,
+        })
+    }
+
+    fn report(&self, ask: &Ask, url: &Url, outcome: Outcome, elapsed: Duration) {
+        let method = if ask.method == Method::HEAD {
+            "HEAD"
+        } else {
+            "GET"
+        };
+        tracing::debug!(
+            upstream = %self.name,
+            method,
+            url = %super::ShownUrl::from(url),
+            ?outcome,
+            ms = elapsed.as_millis(),
+            "upstream request"
+        );
+        self.meter
+            .request(&self.name, ask.kind, method, outcome, elapsed);
+    }
+
+    /// The library's error before there was a header. Its own text names the whole URL.
+    fn failure(&self, url: &Url, error: reqwest::Error) -> UpstreamError {
+        let error = error.without_url();
+        let url = url.into();
+        match (error.is_connect(), error.is_timeout()) {
+            (true, true) => UpstreamError::Timeout {
+                url,
+                phase: Phase::Connect,
+                after: self.timeouts.connect,
+            },
+            (true, false) => UpstreamError::Unreachable {
+                url,
+                source: Arc::new(error),
+            },
+            (false, _) => UpstreamError::Broken {
+                url,
+                received: 0,
+                source: Some(Arc::new(error)),
+            },
+        }
+    }
+
+    /// The error that an answer without success means.
+    async fn refusal(&self, mut reply: Reply) -> UpstreamError {
+        let message = body::message(&mut reply).await;
+        let url = (&reply.url).into();
+        let retry_after = retry::retry_after(reply.headers(), self.clock.wall());
+        // Another host's 401 and 403 say that the redirect was bad, not who may read; a token
+        // service's 404 says nothing about the repository.
+        match reply.status().as_u16() {
+            404 if reply.kind != Kind::Token => UpstreamError::NotFound { url, message },
+            401 if reply.own => UpstreamError::Unauthorized { url, message },
+            403 if reply.own => UpstreamError::Denied { url, message },
+            429 => UpstreamError::RateLimited { url, retry_after },
+            status @ 500..=599 => UpstreamError::Unavailable {
+                url,
+                status,
+                retry_after,
+            },
+            status => UpstreamError::Unexpected { url, status },
+        }
+    }
+
+    /// The error of a 401 that is final.
+    pub(super) async fn unauthorized(&self, reply: Reply) -> UpstreamError {
+        self.refusal(reply).await
+    }
+}
+
+fn client(
+    settings: &Settings,
+    protocol: impl Fn(ClientBuilder) -> ClientBuilder,
+) -> Result<Client, SetupError> {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    let builder = || {
+        let builder = Client::builder()
+            .user_agent(USER_AGENT)
+            .default_headers(headers.clone())
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(settings.timeouts.connect)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .tls_danger_accept_invalid_certs(settings.insecure);
+        protocol(builder)
+    };
+    let tls = |error| SetupError::Tls(shared(error));
+    if let Some(pem) = &settings.ca_pem {
+        let bundle = Certificate::from_pem_bundle(pem);
+        let bundle = bundle.map_err(|error| SetupError::Authority(shared(error)))?;
+        if bundle.is_empty() {
+            return Err(SetupError::NoCertificate);
+        }
+        return builder().tls_certs_merge(bundle).build().map_err(tls);
+    }
+    match builder().build() {
+        // A system without CA certificates can still speak to a plain http upstream; only a
+        // redirect to https would fail, for want of somebody to trust.
+        Err(_) if settings.url.scheme() == "http" => {
+            builder().tls_certs_only([]).build().map_err(tls)
+        }
+        built => built.map_err(tls),
+    }
+}
