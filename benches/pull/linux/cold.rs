@@ -151,6 +151,11 @@ fn unthrottled(sizes: &Sizes) -> Result<String> {
         )
         .at_most(CPU_PER_GIB),
         Figure::new("CPU of SHA-256 alone per GiB", "s", hashing),
+        Figure::new(
+            "CPU of writing a file alone per GiB",
+            "s",
+            per_gib(&through, |run| run.write),
+        ),
         Figure::new("CPU of a direct fetch per GiB, upstream and client", "s", {
             per_gib(&straight, |run| run.cost.parts())
         }),

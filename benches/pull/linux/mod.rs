@@ -19,6 +19,7 @@ mod mirror;
 mod proc;
 mod report;
 mod run;
+mod scratch;
 mod storm;
 mod upstream;
 mod wire;

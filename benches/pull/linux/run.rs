@@ -7,6 +7,7 @@ use super::clients::{Herd, Plan};
 use super::mirror::Mirror;
 use super::proc::machine_cpu_seconds;
 use super::report::Cost;
+use super::scratch::write_seconds;
 use super::upstream::{Stats, Upstream};
 
 /// What a pull showed.
@@ -19,12 +20,16 @@ pub(crate) struct Pulled {
     pub(crate) gets: u64,
     /// Body bytes that the upstream sent.
     pub(crate) bytes: u64,
+    /// CPU seconds that writing the blob to a file took right before; 0 when nothing is stored.
+    pub(crate) write: f64,
 }
 
 /// `clients` at once fetch the large blob through a mirror that has just been started.
 pub(crate) fn cold(upstream: &Upstream, clients: usize) -> Result<Pulled> {
+    let write = write_seconds(upstream.large_bytes())?;
     let mirror = Mirror::start(upstream.addr())?;
-    through(&mirror, upstream, clients)
+    let pulled = through(&mirror, upstream, clients)?;
+    Ok(Pulled { write, ..pulled })
 }
 
 /// `clients` at once fetch the large blob through `mirror`.
@@ -71,5 +76,6 @@ fn measured(upstream: &Upstream, mirror: Option<&Mirror>, clients: usize) -> Res
         worst_first_byte: herd.worst_first_byte(),
         gets: gets - before.gets,
         bytes: bytes - before.bytes,
+        write: 0.0,
     })
 }

@@ -203,7 +203,7 @@ impl Registry {
         let (gets, heads, bytes) = (counter(), counter(), counter());
         Ok((
             Self {
-                file: file.into(),
+                file,
                 blobs,
                 rate: plan.rate,
                 gets,
