@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+use crate::causes::on_one_line;
 use crate::config::{self, Loaded};
 
 /// A pull-through caching mirror for container registries.
@@ -63,7 +64,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("millpond: {error:#}"));
+            say(&format!("millpond: {}", on_one_line(error.as_ref())));
             ExitCode::FAILURE
         }
     }

@@ -214,6 +214,13 @@ pub fn parse(
     build(Some((text, source_name)), environment)
 }
 
+/// In the order of the file; what has no line, such as a variable, comes last.
+fn problems(report: Report<'_>) -> ConfigError {
+    let mut problems = report.problems;
+    problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+    ConfigError::Problems(problems)
+}
+
 /// Reads an upstream's file of certificate authorities; at most [`MAX_FILE`] bytes of it.
 pub fn read_ca(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -261,14 +268,14 @@ fn build(
         Err(error) => {
             let line = error.location().map(|location| location.line());
             report.problem_on_line(line, format!("the file is not valid YAML: {error}"));
-            return Err(ConfigError::Problems(report.problems));
+            return Err(problems(report));
         }
     };
     schema::expand_driver(&mut root);
     env::apply(&mut root, environment, &mut report);
     let config = check::config(&root, file.is_some(), &mut report);
     if !report.problems.is_empty() {
-        return Err(ConfigError::Problems(report.problems));
+        return Err(problems(report));
     }
     Ok(Loaded {
         config,

@@ -17,15 +17,18 @@ const READ: usize = 128 * 1024;
 #[derive(Debug)]
 pub struct Follower {
     download: Arc<Download>,
+    /// Its name in the progress.
+    id: u64,
     changed: watch::Receiver<()>,
     _counted: InFlight,
 }
 
 impl Follower {
-    pub(super) fn new(download: Arc<Download>, counted: InFlight) -> Self {
+    pub(super) fn new(download: Arc<Download>, id: u64, counted: InFlight) -> Self {
         let changed = download.progress.watch();
         Self {
             download,
+            id,
             changed,
             _counted: counted,
         }
@@ -51,7 +54,7 @@ impl Follower {
     pub async fn read(&mut self, offset: u64) -> Result<Option<Bytes>, FetchError> {
         loop {
             self.changed.borrow_and_update();
-            match self.download.progress.step(offset)? {
+            match self.download.progress.step(self.id, offset)? {
                 Step::Chunk(chunk) => return Ok(Some(chunk)),
                 Step::Read { reader, limit } => {
                     let wanted = usize::try_from(limit - offset).unwrap_or(READ).min(READ);
@@ -73,5 +76,11 @@ impl Follower {
             .changed()
             .await
             .map_err(|_sender_gone| FetchError::Lost)
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.download.progress.leave(self.id);
     }
 }

@@ -10,12 +10,16 @@
 //!                   +-> hash + write (blocking) --> file --> followers behind it
 //! ```
 //!
+//! When the file can't be written the download is passed through: what followers have not read stays
+//! in memory, and the upstream is read no faster than the slowest of them. The cache goes without.
+//!
 //! What must never happen: bytes that don't have the digest are committed or end a body cleanly.
 //! The last chunk is therefore held back until the digest has been checked, and the end of a body is
 //! only ever said by [`Phase::Verified`](progress::Phase).
 
 mod follower;
 mod progress;
+mod sink;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -64,6 +68,8 @@ pub enum FetchError {
     },
     #[error("the download ended without saying how")]
     Lost,
+    #[error("nobody reads the download any more, and it can't be stored")]
+    Abandoned,
     #[error("the mirror is stopping")]
     Stopping,
 }
@@ -141,45 +147,67 @@ impl Fetcher {
             .repositories()
             .as_ref()
             .is_some_and(|all| all.contains(repository));
-        ours.then(|| Follower::new(download, self.0.metrics.follower()))
+        if ours {
+            self.0.follower(&download)
+        } else {
+            None
+        }
     }
 
     /// Joins the download of `digest`, or starts it from `source`. The caller has proved that
     /// `repository` may have the blob, or `source` will: the blob is linked there when committed.
     pub fn join(&self, digest: Digest, repository: &RepoName, source: Arc<dyn Source>) -> Joined {
-        let (download, leads) = match self.0.running.entry(digest) {
-            Entry::Occupied(entry) => {
-                let download = Arc::clone(entry.get());
-                if !download.add(repository) {
+        let (download, follower) = match self.0.running.entry(digest) {
+            Entry::Occupied(mut entry) => {
+                if !entry.get().add(repository) {
                     return Joined::Committed;
                 }
-                (download, false)
+                if let Some(follower) = self.0.follower(entry.get()) {
+                    return Joined::Follower(follower);
+                }
+                // It isn't stored, and its first bytes are gone: a second one takes its place.
+                let (download, follower) = self.0.start(digest, repository);
+                entry.insert(Arc::clone(&download));
+                (download, follower)
             }
             Entry::Vacant(entry) => {
-                let download = Arc::new(Download {
-                    id: self.0.next_id.fetch_add(1, Ordering::Relaxed),
-                    digest,
-                    progress: Progress::new(),
-                    repositories: Mutex::new(Some(vec![repository.clone()])),
-                    _counted: self.0.metrics.download(),
-                });
+                let (download, follower) = self.0.start(digest, repository);
                 entry.insert(Arc::clone(&download));
-                (download, true)
+                (download, follower)
             }
         };
-        let follower = Follower::new(Arc::clone(&download), self.0.metrics.follower());
-        if leads {
-            self.0
-                .tasks
-                .spawn(task::run(Arc::clone(&self.0), download, source));
-            Joined::Leader(follower)
-        } else {
-            Joined::Follower(follower)
-        }
+        self.0
+            .tasks
+            .spawn(task::run(Arc::clone(&self.0), download, source));
+        Joined::Leader(follower)
     }
 }
 
 impl Shared {
+    /// A new download with its first follower; its task is the caller's to spawn.
+    fn start(&self, digest: Digest, repository: &RepoName) -> (Arc<Download>, Follower) {
+        let download = Arc::new(Download {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            digest,
+            progress: Progress::new(),
+            repositories: Mutex::new(Some(vec![repository.clone()])),
+            _counted: self.metrics.download(),
+        });
+        let id = download.progress.enter_first();
+        let follower = Follower::new(Arc::clone(&download), id, self.metrics.follower());
+        (download, follower)
+    }
+
+    /// A follower of a running download, unless its first bytes can't be had any more.
+    fn follower(&self, download: &Arc<Download>) -> Option<Follower> {
+        let id = download.progress.enter()?;
+        Some(Follower::new(
+            Arc::clone(download),
+            id,
+            self.metrics.follower(),
+        ))
+    }
+
     /// Forgets a download, unless another one has taken its place.
     fn forget(&self, download: &Download) {
         self.running

@@ -1,6 +1,6 @@
 //! How far a download is: shared by its task, which writes, and its followers, who read.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -12,6 +12,9 @@ use crate::store::Reader;
 /// Bytes of recent chunks that are kept in memory although the file has them, so that followers at
 /// the mark are served without reading what was just written.
 const RECENT: usize = 1024 * 1024;
+
+/// Bytes that followers of a download that isn't stored may lag behind its mark.
+const MAX_UNSTORED: usize = 4 * 1024 * 1024;
 
 /// Where a download stands.
 #[derive(Debug, Clone)]
@@ -41,6 +44,11 @@ struct State {
     /// The latest chunks with their offsets, without gaps; at least `written..received`.
     recent: VecDeque<(u64, Bytes)>,
     recent_bytes: usize,
+    /// Whether what comes is written to the file.
+    stored: bool,
+    /// Where each follower is: what it read last began here.
+    followers: HashMap<u64, u64>,
+    next_follower: u64,
 }
 
 /// What is known before the first byte.
@@ -69,6 +77,8 @@ pub(super) enum Step {
 pub(super) struct Progress {
     state: Mutex<State>,
     changed: watch::Sender<()>,
+    /// A follower of a download that isn't stored has moved or left.
+    moved: watch::Sender<()>,
 }
 
 impl Progress {
@@ -83,8 +93,12 @@ impl Progress {
                 readable: 0,
                 recent: VecDeque::new(),
                 recent_bytes: 0,
+                stored: true,
+                followers: HashMap::new(),
+                next_follower: 0,
             }),
             changed: watch::Sender::new(()),
+            moved: watch::Sender::new(()),
         }
     }
 
@@ -102,12 +116,61 @@ impl Progress {
         self.changed.subscribe()
     }
 
-    /// The upstream has answered.
-    pub(super) fn opened(&self, total: Option<u64>, reader: Reader) {
+    /// Wakes when a follower of a download that isn't stored moves on or leaves.
+    pub(super) fn watch_followers(&self) -> watch::Receiver<()> {
+        self.moved.subscribe()
+    }
+
+    /// A new follower, who may read from the first byte on. None when that can't be had any more.
+    pub(super) fn enter(&self) -> Option<u64> {
+        let mut state = self.state();
+        let gap = state
+            .recent
+            .front()
+            .is_some_and(|(start, _)| *start > state.written)
+            || (state.recent.is_empty() && state.received > state.written);
+        (!gap).then(|| state.enter())
+    }
+
+    /// The follower of a download that has not begun.
+    pub(super) fn enter_first(&self) -> u64 {
+        self.state().enter()
+    }
+
+    /// A follower has left.
+    pub(super) fn leave(&self, follower: u64) {
+        let mut state = self.state();
+        state.followers.remove(&follower);
+        if !state.stored {
+            state.forget_old();
+            self.moved.send_replace(());
+        }
+    }
+
+    /// Nothing more will be written to the file: followers get the rest from memory.
+    pub(super) fn unstored(&self) {
+        self.state().stored = false;
+    }
+
+    /// Whether more may come: followers of a download that isn't stored must keep up.
+    pub(super) fn room(&self) -> Result<bool, FetchError> {
+        let state = self.state();
+        if state.stored {
+            Ok(true)
+        } else if state.followers.is_empty() {
+            Err(FetchError::Abandoned)
+        } else {
+            Ok(state.recent_bytes < MAX_UNSTORED)
+        }
+    }
+
+    /// The upstream has answered; without a reader nothing is stored.
+    pub(super) fn opened(&self, total: Option<u64>, reader: Option<Reader>) {
         self.change(|state| {
             state.phase = Phase::Streaming;
             state.total = total;
-            state.reader = Some(reader);
+            state.stored = reader.is_some();
+            state.reader = reader;
         });
     }
 
@@ -147,6 +210,7 @@ impl Progress {
             if matches!(state.phase, Phase::Opening | Phase::Streaming) {
                 state.phase = Phase::Failed(error);
                 state.recent.clear();
+                state.recent_bytes = 0;
             }
         });
     }
@@ -162,8 +226,13 @@ impl Progress {
     }
 
     /// What a follower at `offset` does next.
-    pub(super) fn step(&self, offset: u64) -> Result<Step, FetchError> {
-        let state = self.state();
+    pub(super) fn step(&self, follower: u64, offset: u64) -> Result<Step, FetchError> {
+        let mut state = self.state();
+        state.followers.insert(follower, offset);
+        if !state.stored {
+            state.forget_old();
+            self.moved.send_replace(());
+        }
         match &state.phase {
             Phase::Failed(error) => return Err(error.clone()),
             Phase::Verified if offset >= state.received => return Ok(Step::End),
@@ -182,19 +251,36 @@ impl Progress {
             return Ok(Step::Chunk(chunk.slice(skip..)));
         }
         let limit = state.written.min(state.readable);
-        Ok(state
-            .reader
-            .clone()
-            .map_or(Step::Wait, |reader| Step::Read { reader, limit }))
+        match state.reader.clone() {
+            Some(reader) if offset < limit => Ok(Step::Read { reader, limit }),
+            // Neither in memory nor in the file: passed through, and this follower came too late.
+            _ => Err(FetchError::Lost),
+        }
     }
 }
 
 impl State {
-    /// Drops old chunks that the file has, beyond what is kept for followers at the mark.
+    fn enter(&mut self) -> u64 {
+        let id = self.next_follower;
+        self.next_follower += 1;
+        self.followers.insert(id, 0);
+        id
+    }
+
+    /// Drops old chunks: those that the file has, beyond what is kept for followers at the mark; of
+    /// a download that isn't stored those that every follower has read.
     fn forget_old(&mut self) {
+        let (keep, until) = if self.stored {
+            (RECENT, self.written)
+        } else {
+            (
+                0,
+                self.followers.values().copied().min().unwrap_or(u64::MAX),
+            )
+        };
         while let Some((start, chunk)) = self.recent.front()
-            && self.recent_bytes > RECENT
-            && start + chunk.len() as u64 <= self.written
+            && self.recent_bytes > keep
+            && start + chunk.len() as u64 <= until
         {
             self.recent_bytes -= chunk.len();
             self.recent.pop_front();

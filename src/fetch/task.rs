@@ -3,18 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
-use tokio::task::JoinHandle;
-
+use super::sink::{Sink, Writer};
 use super::{Download, FetchError, Shared, Source};
-use crate::oci::{Digest, Hasher};
+use crate::oci::Digest;
 use crate::store::{Link, LinkKind, Stage, StoreError};
-use crate::upstream::{BlobStream, UpstreamError};
+use crate::upstream::{BlobBody, BlobStream, UpstreamError};
 
-/// Bytes that may wait for the writer. Past it the upstream's socket is left alone.
-const MAX_PENDING: usize = 4 * 1024 * 1024;
 /// How often in a row a download is taken up again before it fails.
 const MAX_RESUMES: u32 = 5;
 /// Bytes after which a broken stream counts as progress: the row of [`MAX_RESUMES`] starts anew.
@@ -39,14 +33,16 @@ pub(super) async fn run(shared: Arc<Shared>, download: Arc<Download>, source: Ar
         () = stopped => Err(FetchError::Stopping),
     };
     match result {
-        Ok(stage) => {
+        Ok(Some(stage)) => {
             download.progress.verified();
             commit(&shared, &download, stage).await;
         }
+        Ok(None) => {
+            // Passed through. Who comes now starts anew.
+            shared.forget(&download);
+            download.progress.verified();
+        }
         Err(error) => {
-            if let FetchError::Store(_) = error {
-                shared.metrics.store_failed();
-            }
             tracing::warn!(digest = %download.digest, %error, "download failed");
             // Forgotten first: who asks after this failure starts anew and isn't told of it.
             shared.forget(&download);
@@ -114,25 +110,20 @@ struct Transfer<'a> {
 }
 
 impl Transfer<'_> {
-    /// Streams, hashes and stages the blob. What it returns has the digest.
-    async fn run(&self) -> Result<Box<dyn Stage>, FetchError> {
+    /// Streams, hashes and stages the blob. When this succeeds the blob has the digest; there is no
+    /// stage to commit where it couldn't be written.
+    async fn run(&self) -> Result<Option<Box<dyn Stage>>, FetchError> {
         let digest = self.download.digest;
         let BlobStream {
             offset: _,
             total,
             mut body,
         } = self.source.open(0).await?;
-        let stage = self.shared.store.stage(&digest).await?;
-        self.download.progress.opened(total, stage.content());
-        let mut sink = Sink::new(
-            self.download,
-            Writer {
-                stage,
-                hasher: Hasher::new(digest.algorithm()),
-                mark: 0,
-            },
-            total,
-        );
+        let stage = self.stage(digest).await;
+        let reader = stage.as_ref().map(|stage| stage.content());
+        self.download.progress.opened(total, reader);
+        let writer = Writer::new(stage, digest.algorithm());
+        let mut sink = Sink::new(self.shared, self.download, writer, total);
         let (mut in_row, mut last_break, mut skip) = (0, 0, 0);
         while let Err(error) = sink.drain(&mut body, skip).await {
             let FetchError::Upstream(error) = error else {
@@ -146,29 +137,37 @@ impl Transfer<'_> {
             last_break = sink.received;
             (body, skip) = self.resume(error, in_row, sink.received, total).await?;
         }
-        let Writer {
-            stage,
-            hasher,
-            mark,
-        } = sink.finish().await?;
+        let sent = sink.received;
+        let Writer { stage, hasher, .. } = sink.finish().await?;
         if let Some(announced) = total
-            && announced != mark
+            && announced != sent
         {
             return Err(FetchError::Length {
                 digest: digest.into(),
                 announced,
-                sent: mark,
+                sent,
             });
         }
         let got = hasher.finish();
-        if got == digest {
-            Ok(stage)
-        } else {
-            Err(FetchError::Digest {
+        if got != digest {
+            return Err(FetchError::Digest {
                 expected: digest.into(),
                 got: got.into(),
-            })
+            });
         }
+        Ok(stage)
+    }
+
+    /// A place for the bytes; none when the store has none to give. That costs the cache, and not
+    /// the clients.
+    async fn stage(&self, digest: Digest) -> Option<Box<dyn Stage>> {
+        let staged = self.shared.store.stage(&digest).await;
+        staged
+            .inspect_err(|error| {
+                self.shared.metrics.store_failed();
+                tracing::error!(%digest, %error, "can't store the download; passing it through");
+            })
+            .ok()
     }
 
     /// Opens the upstream again at `offset`, after `error`. Returns the body and how many of its
@@ -179,7 +178,7 @@ impl Transfer<'_> {
         mut in_row: u32,
         offset: u64,
         total: Option<u64>,
-    ) -> Result<(BoxStream<'static, Result<Bytes, UpstreamError>>, u64), FetchError> {
+    ) -> Result<(BlobBody, u64), FetchError> {
         let mut error = error;
         loop {
             if in_row > MAX_RESUMES || !error.is_transient() {
@@ -205,150 +204,5 @@ impl Transfer<'_> {
                 Err(next) => (error, in_row) = (next, in_row + 1),
             }
         }
-    }
-}
-
-/// What hashes and writes. It moves to the blocking pool with each batch, and back.
-struct Writer {
-    stage: Box<dyn Stage>,
-    hasher: Hasher,
-    mark: u64,
-}
-
-impl Writer {
-    /// Blocks.
-    fn write(mut self, batch: &[Bytes]) -> Result<Self, StoreError> {
-        for chunk in batch {
-            self.hasher.update(chunk);
-            self.mark += chunk.len() as u64;
-        }
-        self.stage.append(batch)?;
-        Ok(self)
-    }
-}
-
-/// Takes chunks, shows them to followers at once, and hashes and writes them behind that, in
-/// batches as large as what came while the last batch was being written.
-struct Sink<'a> {
-    download: &'a Download,
-    total: Option<u64>,
-    received: u64,
-    pending: Vec<Bytes>,
-    pending_bytes: usize,
-    writer: Writing,
-}
-
-enum Writing {
-    Idle(Writer),
-    Busy(JoinHandle<Result<Writer, StoreError>>),
-    /// An error has been returned; nothing follows.
-    Gone,
-}
-
-impl<'a> Sink<'a> {
-    fn new(download: &'a Download, writer: Writer, total: Option<u64>) -> Self {
-        let writer = Writing::Idle(writer);
-        Self {
-            download,
-            total,
-            received: 0,
-            pending: Vec::new(),
-            pending_bytes: 0,
-            writer,
-        }
-    }
-
-    /// Takes all of `body` but its first `skip` bytes.
-    async fn drain(
-        &mut self,
-        body: &mut BoxStream<'static, Result<Bytes, UpstreamError>>,
-        mut skip: u64,
-    ) -> Result<(), FetchError> {
-        loop {
-            let room = self.pending_bytes < MAX_PENDING;
-            tokio::select! {
-                biased;
-                written = written(&mut self.writer) => self.take_back(written?),
-                chunk = body.next(), if room => match chunk {
-                    None => return Ok(()),
-                    Some(chunk) => {
-                        let mut chunk = chunk?;
-                        let known = usize::try_from(skip).unwrap_or(chunk.len()).min(chunk.len());
-                        skip -= known as u64;
-                        self.push(chunk.split_off(known))?;
-                    }
-                },
-            }
-        }
-    }
-
-    fn push(&mut self, chunk: Bytes) -> Result<(), FetchError> {
-        if chunk.is_empty() {
-            return Ok(());
-        }
-        let sent = self.received + chunk.len() as u64;
-        if let Some(announced) = self.total
-            && sent > announced
-        {
-            return Err(FetchError::Length {
-                digest: self.download.digest.into(),
-                announced,
-                sent,
-            });
-        }
-        self.received = sent;
-        self.download.progress.received(chunk.clone());
-        self.pending_bytes += chunk.len();
-        self.pending.push(chunk);
-        self.start_writing();
-        Ok(())
-    }
-
-    /// Gives what is pending to the writer, if that is idle.
-    fn start_writing(&mut self) {
-        if self.pending.is_empty() {
-            return;
-        }
-        self.writer = match std::mem::replace(&mut self.writer, Writing::Gone) {
-            Writing::Idle(writer) => {
-                let batch = std::mem::take(&mut self.pending);
-                self.pending_bytes = 0;
-                Writing::Busy(tokio::task::spawn_blocking(move || writer.write(&batch)))
-            }
-            other => other,
-        };
-    }
-
-    fn take_back(&mut self, writer: Writer) {
-        self.download.progress.written(writer.mark);
-        self.writer = Writing::Idle(writer);
-        self.start_writing();
-    }
-
-    /// Writes what is left.
-    async fn finish(mut self) -> Result<Writer, FetchError> {
-        loop {
-            match self.writer {
-                Writing::Idle(writer) => return Ok(writer),
-                Writing::Gone => return Err(FetchError::Lost),
-                Writing::Busy(_) => {
-                    let writer = written(&mut self.writer).await?;
-                    self.take_back(writer);
-                }
-            }
-        }
-    }
-}
-
-/// Waits for the batch that is being written; forever when there is none. Cancel safe.
-async fn written(writing: &mut Writing) -> Result<Writer, FetchError> {
-    let Writing::Busy(batch) = writing else {
-        return std::future::pending().await;
-    };
-    let result = batch.await;
-    *writing = Writing::Gone;
-    match result {
-        Ok(writer) => Ok(writer?),
-        Err(_panicked) => Err(FetchError::Lost),
     }
 }

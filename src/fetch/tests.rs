@@ -452,3 +452,102 @@ async fn a_failed_commit_costs_the_cache_and_not_the_client() {
     assert_eq!(bench.stored(&digest).await, None);
     assert!(!bench.linked("a", digest).await);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_written_is_passed_through() {
+    for (operation, nth) in [
+        (Operation::Stage, 1),
+        (Operation::Append, 1),
+        (Operation::Append, 3),
+    ] {
+        let bench = Bench::new();
+        let (content, digest) = content(12_000_000);
+        let (sender, opening) = streams(0, Some(12_000_000));
+        bench
+            .store
+            .fail_from(operation, nth, io::ErrorKind::StorageFull);
+        let source = Script::new([opening]);
+        let mut followers = [
+            bench.join(digest, "a", &source),
+            bench.join(digest, "b", &source),
+        ];
+        let feed = async {
+            send_all(&sender, &content, 100_000).await;
+            drop(sender);
+        };
+        let [one, two] = &mut followers;
+        let ((), one, two) = tokio::join!(feed, read_to_end(one), read_to_end(two));
+        assert_eq!(one.unwrap(), content, "{operation:?}");
+        assert_eq!(two.unwrap(), content, "{operation:?}");
+        bench.settled().await;
+        assert_eq!(bench.stored(&digest).await, None);
+        assert!(!bench.linked("a", digest).await);
+        assert!(!bench.fetcher.is_running(&digest));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_passed_through_blob_must_have_its_digest_too() {
+    let bench = Bench::new();
+    let (_, digest) = content(300);
+    let (sender, opening) = streams(0, Some(300));
+    bench
+        .store
+        .fail(Operation::Stage, 1, io::ErrorKind::ReadOnlyFilesystem);
+    let mut follower = bench.join(digest, "a", &Script::new([opening]));
+    send_all(&sender, &Bytes::from(vec![0; 300]), 100).await;
+    drop(sender);
+    let error = read_to_end(&mut follower).await.unwrap_err();
+    assert!(matches!(error, FetchError::Digest { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_too_late_for_a_passed_through_blob_gets_one_of_its_own() {
+    let bench = Bench::new();
+    let (content, digest) = content(1000);
+    let (first_sender, first) = streams(0, Some(1000));
+    let (second_sender, second) = streams(0, Some(1000));
+    bench
+        .store
+        .fail_from(Operation::Stage, 1, io::ErrorKind::StorageFull);
+    let source = Script::new([first, second]);
+    let mut early = bench.join(digest, "a", &source);
+    send_all(&first_sender, &content.slice(..600), 300).await;
+    assert!(early.read(0).await.unwrap().is_some());
+    assert!(early.read(300).await.unwrap().is_some());
+    assert!(
+        bench
+            .fetcher
+            .follow(&digest, &"a".parse().unwrap())
+            .is_none()
+    );
+    let mut late = bench.join(digest, "a", &source);
+    send_all(&second_sender, &content, 500).await;
+    send_all(&first_sender, &content.slice(600..), 400).await;
+    drop((first_sender, second_sender));
+    assert_eq!(read_to_end(&mut late).await.unwrap(), content);
+    assert_eq!(
+        early.read(600).await.unwrap().unwrap(),
+        content.slice(600..)
+    );
+    assert!(early.read(1000).await.unwrap().is_none());
+    assert_eq!(source.asked(), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_passed_through_download_ends_with_its_last_client() {
+    let bench = Bench::new();
+    let (content, digest) = content(1000);
+    let (sender, opening) = streams(0, Some(1000));
+    bench
+        .store
+        .fail(Operation::Stage, 1, io::ErrorKind::StorageFull);
+    let mut follower = bench.join(digest, "a", &Script::new([opening]));
+    send_all(&sender, &content.slice(..500), 500).await;
+    assert!(follower.read(0).await.unwrap().is_some());
+    drop(follower);
+    // The chunk that makes the task look up.
+    send_all(&sender, &content.slice(500..600), 100).await;
+    bench.settled().await;
+    assert!(sender.is_closed());
+}

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::body::Body;
 use super::listener::Listener;
 use super::stall::StallGuard;
+use crate::causes::on_one_line;
 use crate::metrics::Metrics;
 
 /// How long a client may take to send a request's head, and an idle connection is kept.
@@ -126,6 +127,6 @@ async fn connection<H: Handler>(
     };
     if let Err(error) = ended {
         // Clients hang up as they please; a broken body has been logged where it broke.
-        tracing::debug!(%peer, error = %crate::http::error::chain(&*error), "connection ended early");
+        tracing::debug!(%peer, error = %on_one_line(&*error), "connection ended early");
     }
 }

@@ -3,11 +3,11 @@
 //! What a client is told names the thing it asked for and who failed; the log has the causes. An
 //! upstream's refusals stay apart (401, 403, 404, 429, 5xx), so that a client's own fallback works.
 
-use std::error::Error;
 use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::causes::on_one_line;
 use crate::fetch::FetchError;
 use crate::metrics::Kind;
 use crate::mirror::MirrorError;
@@ -87,7 +87,8 @@ impl Refusal {
             }
             MirrorError::Store(_)
             | MirrorError::Lost
-            | MirrorError::Fetch(FetchError::Store(_) | FetchError::Lost) => {
+            | MirrorError::Fetch(FetchError::Store(_) | FetchError::Lost | FetchError::Abandoned) =>
+            {
                 let message = format!("{what}: the mirror failed; its log says why");
                 Self::new(
                     StatusCode::INTERNAL_SERVER_ERROR,
@@ -97,7 +98,7 @@ impl Refusal {
             }
         };
         Self {
-            log: Some(chain(error)),
+            log: Some(on_one_line(error)),
             ..refusal
         }
     }
@@ -174,17 +175,4 @@ const fn unknown(kind: Kind) -> ErrorCode {
             ErrorCode::NameUnknown
         }
     }
-}
-
-/// An error with its causes, on one line.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut texts = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        texts.push(error.to_string());
-        cause = error.source();
-    }
-    // Transparent wrappers say the same twice.
-    texts.dedup();
-    texts.join(": ")
 }

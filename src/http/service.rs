@@ -10,6 +10,7 @@ use serde_json::json;
 use super::access::Record;
 use super::answer;
 use super::body::Body;
+use super::conditional::not_modified;
 use super::connection::Handler;
 use super::error::Refusal;
 use crate::metrics::{Kind, Metrics, Outcome};
@@ -182,12 +183,15 @@ impl Service {
         digest: Digest,
     ) -> Result<Answered, MirrorError> {
         let target = self.target(asked, name)?;
-        let found = self.mirror.blob(&target, digest, asked.want).await?;
+        // Who has the blob already must not make the mirror download it.
+        let want = if not_modified(asked.headers, &digest) {
+            Want::Head
+        } else {
+            asked.want
+        };
+        let found = self.mirror.blob(&target, digest, want).await?;
         let outcome = found.outcome;
-        Ok((
-            answer::blob(asked.headers, &digest, asked.want, found),
-            outcome,
-        ))
+        Ok((answer::blob(asked.headers, &digest, want, found), outcome))
     }
 
     async fn referrers(

@@ -65,13 +65,11 @@ impl Mirror {
             }
             // Another repository's blob, there or on its way: is it this repository's, too?
             let present = self.readable("blob", self.store.open(&digest).await);
-            if present.is_some() || want == Want::Head || self.fetcher.is_running(&digest) {
+            if let Some(content) = present {
+                return self.claim(target, digest, content).await;
+            }
+            if want == Want::Head || self.fetcher.is_running(&digest) {
                 let size = self.prove(target, digest).await?;
-                if let Some(content) = present {
-                    let link = target.link(LinkKind::Layer, digest);
-                    self.written("link", self.store.link(&link).await);
-                    return Ok(BlobAnswer::stored(content, Outcome::Revalidated));
-                }
                 if want == Want::Head && size.is_some() {
                     return Ok(BlobAnswer {
                         size,
@@ -105,6 +103,26 @@ impl Mirror {
         } else {
             None
         }
+    }
+
+    /// Serves a blob that came through another repository, once it is proved that this one has it:
+    /// by the upstream, or, while that can't answer, by a manifest that it gave earlier.
+    async fn claim(
+        &self,
+        target: &Target,
+        digest: Digest,
+        content: Content,
+    ) -> Result<BlobAnswer, MirrorError> {
+        let outcome = match self.prove(target, digest).await {
+            Ok(_size) => Outcome::Revalidated,
+            Err(error) if error.permits_stale() && self.vouched(target, digest).await => {
+                Outcome::Stale
+            }
+            Err(error) => return Err(error),
+        };
+        let link = target.link(LinkKind::Layer, digest);
+        self.written("link", self.store.link(&link).await);
+        Ok(BlobAnswer::stored(content, outcome))
     }
 
     /// Asks the upstream whether the repository has the blob: one question for all who wonder.

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
+use super::manifests::MAX_SCANNED;
 use super::{Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
 use crate::oci::manifest::media_type;
 use crate::oci::route::{MAX_PAGE, Page};
 use crate::oci::{Accept, Algorithm, Descriptor, Digest, Reference, RepoName, Tag};
 use crate::store::LinkKind;
-
-/// Manifests of one repository that are looked through for referrers while the upstream is down.
-const MAX_SCANNED: usize = 2_000;
 
 /// A page of tags.
 #[derive(Debug)]

@@ -13,6 +13,8 @@ use crate::oci::{Accept, Digest, Manifest, Reference, Tag};
 use crate::store::{self, LinkKind};
 use crate::upstream::{FetchedManifest, UpstreamError};
 
+/// Manifests of one repository that are looked through while the upstream can't answer.
+pub(super) const MAX_SCANNED: usize = 2_000;
 /// How long a client that could be given a stale tag waits for the upstream's word on it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -133,7 +135,9 @@ impl Mirror {
                 .await?;
             if let Some((known, content)) = present {
                 let link = target.link(LinkKind::Revision, digest);
-                self.written("manifest link", self.store.link(&link).await);
+                if self.written("manifest link", self.store.link(&link).await) {
+                    self.arrived(target, digest).await;
+                }
                 return Ok(Resolved::loaded(known, content, Outcome::Revalidated));
             }
             if let Some(known) = known {
@@ -150,8 +154,19 @@ impl Mirror {
             .client
             .get_manifest(&target.repo, &reference, &accept)
             .await?;
-        let (known, content, _) = self.keep(target, fetched).await?;
+        let (known, content, kept) = self.keep(target, fetched).await?;
+        if kept {
+            self.arrived(target, digest).await;
+        }
         Ok(Resolved::loaded(known, content, Outcome::Miss))
+    }
+
+    /// containerd and docker resolve a tag by HEAD and then ask by digest: this is where the tag
+    /// gets its place on disk, without which a restart would forget it.
+    async fn arrived(&self, target: &Target, digest: Digest) {
+        if let Some(key) = self.records.arrived(&target.stored, digest) {
+            self.point(&key, digest).await;
+        }
     }
 
     async fn by_tag(
@@ -185,7 +200,7 @@ impl Mirror {
         let answer = match tokio::time::timeout(PATIENCE, &mut question).await {
             Ok(answer) => answer?,
             // The question goes on without this client, for the next ones.
-            Err(_elapsed) => match self.last_known(target, &key).await {
+            Err(_elapsed) => match self.serve_stale(target, &key, None).await {
                 Some(stale) => return Ok(stale),
                 None => question.await?,
             },
@@ -193,17 +208,30 @@ impl Mirror {
         match answer {
             Ok(resolved) => self.deliver(target, resolved, want).await,
             Err(error) if error.permits_stale() => {
-                let Some(stale) = self.last_known(target, &key).await else {
-                    return Err(error);
-                };
-                tracing::warn!(repo = %key.repo, tag = %key.tag, %error, "serving the last known digest");
                 let retry_after = error.upstream().and_then(UpstreamError::retry_after);
-                self.records
-                    .unconfirmed(key, stale.known.clone(), retry_after);
+                let stale = self
+                    .serve_stale(target, &key, retry_after)
+                    .await
+                    .ok_or_else(|| error.clone())?;
+                tracing::warn!(repo = %key.repo, tag = %key.tag, %error, "serving the last known digest");
                 Ok(stale)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// What is known last, if anything; the next clients get it without waiting for an upstream
+    /// that has just failed to answer.
+    async fn serve_stale(
+        &self,
+        target: &Target,
+        key: &TagKey,
+        retry_after: Option<Duration>,
+    ) -> Option<Resolved> {
+        let stale = self.last_known(target, key).await?;
+        self.records
+            .unconfirmed(key.clone(), stale.known.clone(), retry_after);
+        Some(stale)
     }
 
     /// One question for all who ask for the tag with the same Accept list.
@@ -246,20 +274,19 @@ impl Mirror {
     /// The upstream has just named the tag's digest: that links the manifest, if the store has it.
     async fn confirm(&self, target: &Target, key: &TagKey, known: Known) -> Resolved {
         self.records.confirmed(key.clone(), known.clone());
-        match self.stored_manifest(known.digest).await {
-            Some((known, content)) => {
-                let link = target.link(LinkKind::Revision, known.digest);
-                if self.written("manifest link", self.store.link(&link).await) {
-                    self.point(key, known.digest).await;
-                }
-                Resolved::loaded(known, content, Outcome::Revalidated)
-            }
-            None => Resolved {
+        let Some((known, content)) = self.stored_manifest(known.digest).await else {
+            self.records.awaits(key, known.digest);
+            return Resolved {
                 known,
                 content: None,
                 outcome: Outcome::Miss,
-            },
+            };
+        };
+        let link = target.link(LinkKind::Revision, known.digest);
+        if self.written("manifest link", self.store.link(&link).await) {
+            self.point(key, known.digest).await;
         }
+        Resolved::loaded(known, content, Outcome::Revalidated)
     }
 
     /// Adds the content to an answer that lacks it, where it is wanted.
@@ -393,6 +420,26 @@ impl Mirror {
         let Some(pointed) = pointed else { return false };
         let current = self.stored_manifest(pointed).await;
         current.is_some_and(|(known, _)| !key.accept.allows(&known.media_type))
+    }
+
+    /// Whether a manifest of this repository refers to the blob. The upstream gave that manifest
+    /// for the repository, and a registry takes no manifest whose blobs the repository lacks.
+    pub(super) async fn vouched(&self, target: &Target, digest: Digest) -> bool {
+        let revisions = self.store.links(&target.stored, LinkKind::Revision).await;
+        let revisions = self.readable("manifests", revisions);
+        for revision in revisions.into_iter().take(MAX_SCANNED) {
+            if let Some((_, content)) = self.linked_manifest(target, revision).await
+                && let Ok(manifest) = Manifest::parse(&content)
+                && manifest
+                    .config
+                    .iter()
+                    .chain(&manifest.blobs)
+                    .any(|blob| blob.digest == digest)
+            {
+                return true;
+            }
+        }
+        false
     }
 
     /// A manifest that this repository has.

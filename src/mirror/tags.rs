@@ -13,6 +13,8 @@ use crate::oci::{Accept, Digest, RepoName, Tag};
 
 /// Records kept; the least used go first. A record costs about 300 bytes.
 const MAX_RECORDS: usize = 100_000;
+/// Tags that wait for their manifest; a client asks for it right after its HEAD.
+const MAX_AWAITING: usize = 10_000;
 /// How long a stale tag is served before a failing upstream is asked again: an outage costs a
 /// client's patience once in this time, not at every request.
 const RECHECK: Duration = Duration::from_secs(15);
@@ -58,6 +60,8 @@ pub(super) enum Lookup {
 #[derive(Debug)]
 pub(super) struct TagRecords {
     records: Cache<TagKey, Record>,
+    /// Tags that a HEAD has resolved to a manifest which the store doesn't have yet.
+    awaiting: Cache<(RepoName, Digest), TagKey>,
     ttl: Duration,
     clock: Clock,
 }
@@ -66,6 +70,7 @@ impl TagRecords {
     pub(super) fn new(ttl: Duration, clock: Clock) -> Self {
         Self {
             records: Cache::new(MAX_RECORDS),
+            awaiting: Cache::new(MAX_AWAITING),
             ttl,
             clock,
         }
@@ -108,6 +113,19 @@ impl TagRecords {
                 stale,
             },
         );
+    }
+
+    /// The tag's manifest isn't stored: who stores it shall point the tag to it.
+    pub(super) fn awaits(&self, key: &TagKey, digest: Digest) {
+        self.awaiting
+            .insert((key.repo.clone(), digest), key.clone());
+    }
+
+    /// The tag that waits for this manifest, once.
+    pub(super) fn arrived(&self, repo: &RepoName, digest: Digest) -> Option<TagKey> {
+        self.awaiting
+            .remove(&(repo.clone(), digest))
+            .map(|(_, key)| key)
     }
 
     pub(super) fn forget(&self, key: &TagKey) {

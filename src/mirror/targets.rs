@@ -53,11 +53,6 @@ impl Upstreams {
         Self { default, by_host }
     }
 
-    /// Whether an upstream answers for this registry host.
-    pub fn knows(&self, host: &str) -> bool {
-        self.by_host(host).is_some()
-    }
-
     fn by_host(&self, host: &str) -> Option<&Arc<UpstreamEntry>> {
         self.by_host.get(&host.to_ascii_lowercase())
     }

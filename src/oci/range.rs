@@ -87,15 +87,6 @@ impl Requested {
         (!specs.is_empty()).then_some(Self(specs))
     }
 
-    /// The first byte that the request can need, when it is one open-ended or bounded range: known
-    /// before the length is.
-    pub fn single_start(&self) -> Option<u64> {
-        match self.0.as_slice() {
-            [Spec::Bounded(start, _) | Spec::From(start)] => Some(*start),
-            _ => None,
-        }
-    }
-
     /// Applies the request to a representation of `total` bytes.
     pub fn resolve(&self, total: u64) -> Resolved {
         let mut ranges: Vec<ByteRange> = self

@@ -208,7 +208,9 @@ def main(root: pathlib.Path, folder: pathlib.Path) -> None:
     (folder / "payload.sha256").write_text(hashlib.sha256(payload).hexdigest())
 
     debian, big, notes = (layer(output, t, "gzip") for t in (debian_tar, payload_tar, notes_tar))
-    zstd = [layer(output, tar, "zstd") for tar in (debian_tar, payload_tar, notes_tar)]
+    # More zeros at the end make the same files another tar: with the same diffIDs, podman and docker
+    # would take this image for the gzip one and pull nothing.
+    zstd = [layer(output, tar + bytes(10240), "zstd") for tar in (debian_tar, payload_tar, notes_tar)]
     foreign = layer(output, tar_of_files({"etc/architecture": FOREIGN.encode()}), "gzip")
     own = layer(output, tar_of_files({"app/main": b"#!/bin/sh\necho second\n"}), "gzip")
 

@@ -190,16 +190,11 @@ PYTHON
 # test's addresses in place of the example ones. The README's own words are what the clients run
 # with, so a snippet that doesn't work can't stay in it.
 snippet() {
-  local marker=$1 document
-  for document in "$ROOT/README.md" "$E2E/README-snippets.md"; do
-    if [ -e "$document" ] && grep -qF "<!-- e2e:$marker -->" "$document"; then
-      awk -v marker="<!-- e2e:$marker -->" '
-        index($0, marker) { wanted = 1; next }
-        wanted && /^ *```/ { if (inside) exit; inside = 1; next }
-        inside { print }
-      ' "$document" | sed -e "s#mirror\.example:5000#$MIRROR#g" -e "s#ghcr\.io#$SECOND_NAME#g"
-      return
-    fi
-  done
-  die "no document has the snippet e2e:$marker"
+  local marker="<!-- e2e:$1 -->"
+  grep -qF "$marker" "$ROOT/README.md" || die "README.md lacks the snippet $marker"
+  awk -v marker="$marker" '
+    index($0, marker) { wanted = 1; next }
+    wanted && /^ *```/ { if (inside) exit; inside = 1; next }
+    inside { print }
+  ' "$ROOT/README.md" | sed -e "s#mirror\.example:5000#$MIRROR#g" -e "s#ghcr\.io#$SECOND_NAME#g"
 }

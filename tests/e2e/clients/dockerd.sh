@@ -3,7 +3,8 @@
 # for Docker Hub's names.
 
 dockerd_needs() { echo dockerd "$DOCKER" runc; }
-dockerd_images() { echo gzip zstd index list pinned; }
+# No zstd: Debian 12's dockerd (20.10) can't unpack such layers, whoever serves them.
+dockerd_images() { echo gzip index list pinned; }
 
 dockerd_start() {
   local home=$WORK/docker

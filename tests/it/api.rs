@@ -1,0 +1,164 @@
+//! The surface: what is answered before any upstream is asked.
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::harness::{Mirror, Registry, Setup, digest};
+
+#[tokio::test]
+async fn the_base_says_that_this_is_a_registry() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    for path in ["/v2/", "/v2", "/v2/?ns=docker.io"] {
+        let answer = m.get(path).await;
+        answer.expect(200, b"{}");
+        assert_eq!(
+            answer.header("docker-distribution-api-version"),
+            "registry/2.0"
+        );
+        let head = m.head(path).await;
+        assert_eq!((head.status, head.header("content-length")), (200, "2"));
+    }
+    assert_eq!(up.count(""), 0);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_request_is_said_in_the_specified_form() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let good = digest(b"");
+    let long = "a".repeat(256);
+    for (path, status, code) in [
+        ("/".to_owned(), 404, "UNSUPPORTED"),
+        ("/v1/_ping".to_owned(), 404, "UNSUPPORTED"),
+        ("/v2/app/nothing/x".to_owned(), 404, "UNSUPPORTED"),
+        ("/v2/App/manifests/1".to_owned(), 400, "NAME_INVALID"),
+        (format!("/v2/{long}/manifests/1"), 400, "NAME_INVALID"),
+        ("/v2/a%2f..%2fb/tags/list".to_owned(), 400, "NAME_INVALID"),
+        (format!("/v2/a%00/blobs/{good}"), 400, "NAME_INVALID"),
+        ("/v2/app/manifests/-1".to_owned(), 400, "TAG_INVALID"),
+        (
+            format!("/v2/app/manifests/{}", "t".repeat(129)),
+            400,
+            "TAG_INVALID",
+        ),
+        (
+            "/v2/app/manifests/sha256:12".to_owned(),
+            400,
+            "DIGEST_INVALID",
+        ),
+        ("/v2/app/blobs/latest".to_owned(), 400, "DIGEST_INVALID"),
+        ("/v2/app/blobs/md5:00".to_owned(), 400, "DIGEST_INVALID"),
+        (
+            "/v2/app/referrers/sha256:x".to_owned(),
+            400,
+            "DIGEST_INVALID",
+        ),
+        (
+            "/v2/app/tags/list?n=-1".to_owned(),
+            400,
+            "PAGINATION_NUMBER_INVALID",
+        ),
+        (
+            "/v2/_catalog?n=ten".to_owned(),
+            400,
+            "PAGINATION_NUMBER_INVALID",
+        ),
+        (
+            format!("/v2/app/tags/list?last={}", "x".repeat(600)),
+            400,
+            "UNSUPPORTED",
+        ),
+    ] {
+        let answer = m.get(&path).await;
+        assert_eq!(answer.error(), (status, code.to_owned()), "{path}");
+        assert_eq!(answer.header("content-type"), "application/json");
+        assert_eq!(
+            answer.header("docker-distribution-api-version"),
+            "registry/2.0"
+        );
+        let head = m.head(&path).await;
+        assert_eq!((head.status, head.body.len()), (status, 0), "{path}");
+    }
+    assert_eq!(up.count(""), 0);
+}
+
+#[tokio::test]
+async fn writes_are_refused_as_writes() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    for line in [
+        "POST /v2/app/blobs/uploads/",
+        "PUT /v2/app/manifests/1",
+        "PATCH /v2/app/blobs/uploads/1",
+        "DELETE /v2/app/manifests/1",
+        "OPTIONS /v2/",
+    ] {
+        let answer = m.request(line, &[]).body("a body").send().await.unwrap();
+        let answer = crate::harness::read(answer).await;
+        assert_eq!(answer.error(), (405, "UNSUPPORTED".to_owned()), "{line}");
+        assert_eq!(answer.header("allow"), "GET, HEAD");
+    }
+    assert_eq!(up.count(""), 0);
+}
+
+/// Sends raw bytes on a connection of their own, and reads what comes until it is closed.
+async fn raw(m: &Mirror, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(m.address()).await.unwrap();
+    // The server may close before it has read everything.
+    drop(stream.write_all(bytes).await);
+    let mut answer = Vec::new();
+    drop(stream.read_to_end(&mut answer).await);
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn malformed_requests_cost_their_connection_and_nothing_else() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let huge = format!(
+        "GET /v2/ HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
+        "x".repeat(200_000)
+    );
+    let many = format!(
+        "GET /v2/ HTTP/1.1\r\nHost: x\r\n{}\r\n",
+        "A: b\r\n".repeat(5_000)
+    );
+    let long = format!(
+        "GET /v2/{}/tags/list HTTP/1.1\r\nHost: x\r\n\r\n",
+        "a".repeat(200_000)
+    );
+    for (bytes, statuses) in [
+        (huge.as_str(), "431"),
+        (&many, "431"),
+        (&long, "414 431"),
+        ("GET\r\n\r\n", "400"),
+        ("\0\0\0\0\r\n\r\n", "400"),
+        ("GET /v2/ HTTP/9.9\r\n\r\n", "400"),
+        ("GET /v2/\u{1}x HTTP/1.1\r\nHost: x\r\n\r\n", "400"),
+        ("GET /v2/ HTTP/1.1\r\nbad header\r\n\r\n", "400"),
+        ("GET /v2/ HTTP/1.1\r\nContent-Length: x\r\n\r\n", "400"),
+    ] {
+        let answer = raw(&m, bytes.as_bytes()).await;
+        let status = answer.split(' ').nth(1).unwrap_or("none");
+        let shown: String = bytes.chars().take(40).collect();
+        assert!(statuses.contains(status), "{shown:?}: {answer:?}");
+        m.get("/v2/").await.expect(200, b"{}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_in_absolute_form_and_one_without_host_are_answered() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    for request in [
+        "GET http://mirror.example/v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        "GET /v2/ HTTP/1.0\r\n\r\n",
+    ] {
+        let answer = raw(&m, request.as_bytes()).await;
+        assert!(
+            answer.contains(" 200 ") && answer.ends_with("\r\n\r\n{}"),
+            "{answer}"
+        );
+    }
+}

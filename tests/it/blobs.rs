@@ -1,0 +1,309 @@
+//! Blobs: one download for everybody, and what is in the store for nothing.
+
+use futures_util::future::join_all;
+use millpond::oci::Algorithm;
+use millpond::oci::Digest;
+
+use crate::harness::{
+    ALWAYS, Gate, Mirror, Registry, Reply, Setup, eventually, noise, read, to_end,
+};
+
+const SIZE: usize = 3_000_000;
+
+fn path(repo: &str, digest: &Digest) -> String {
+    format!("/v2/{repo}/blobs/{digest}")
+}
+
+/// Bytes that a client has by now: reads until `bytes` are there.
+async fn read_some(response: &mut reqwest::Response, bytes: usize) -> Vec<u8> {
+    let mut got = Vec::new();
+    while got.len() < bytes {
+        let chunk = response.chunk().await.unwrap();
+        got.extend_from_slice(&chunk.unwrap());
+    }
+    got
+}
+
+async fn stored(m: &Mirror, digest: &Digest) -> Option<u64> {
+    m.store.size(digest).await.unwrap()
+}
+
+#[tokio::test]
+async fn many_cold_clients_cost_one_get_and_the_next_ones_nothing() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, SIZE);
+    let digest = up.put_blob("app", &blob);
+    let path = path("app", &digest);
+    for answer in join_all((0..20).map(|_| m.get(&path))).await {
+        answer.expect(200, &blob);
+        assert_eq!(answer.header("content-length"), SIZE.to_string());
+        assert_eq!(answer.header("docker-content-digest"), digest.to_string());
+        assert_eq!(answer.header("content-type"), "application/octet-stream");
+    }
+    m.idle().await;
+    let warm = m.get(&path).await;
+    warm.expect(200, &blob);
+    assert_eq!(warm.header("cache-status"), "millpond; hit");
+    assert_eq!(warm.header("etag"), format!("\"{digest}\""));
+    assert_eq!(warm.header("cache-control"), "max-age=31536000");
+    assert_eq!(up.take(), [format!("GET {path}")]);
+    let requests = |result| format!(r#"millpond_requests_total{{kind="blob",result="{result}"}}"#);
+    m.counted(&requests("miss"), 1).await;
+    m.counted(&requests("joined"), 19).await;
+    m.counted(&requests("hit"), 1).await;
+}
+
+#[tokio::test]
+async fn sizes_at_the_edges_and_the_other_algorithm() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    for (algorithm, size) in [
+        (Algorithm::Sha256, 0),
+        (Algorithm::Sha256, 1),
+        (Algorithm::Sha512, 100_000),
+    ] {
+        let blob = noise(2, size);
+        let digest = up.put_blob_as(algorithm, "app", &blob);
+        m.get(&path("app", &digest)).await.expect(200, &blob);
+        m.idle().await;
+        m.get(&path("app", &digest)).await.expect(200, &blob);
+        assert_eq!(up.take().len(), 1, "{size}");
+    }
+}
+
+#[tokio::test]
+async fn who_joins_late_starts_at_the_beginning_while_it_runs() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, SIZE);
+    let digest = up.put_blob("app", &blob);
+    let (path, gate, half) = (path("app", &digest), Gate::default(), SIZE / 2);
+    let closed = gate.clone();
+    up.on("/blobs/", 1, move |_, usual| usual.gated(half, &closed));
+    let mut first = m.open(&path).await;
+    let mut got = read_some(&mut first, half).await;
+    assert_eq!(got, blob[..half]);
+    let mut late = m.open(&path).await;
+    assert_eq!(
+        late.headers()["cache-status"],
+        "millpond; fwd=miss; collapsed"
+    );
+    let mut late_got = read_some(&mut late, half).await;
+    assert_eq!(late_got, blob[..half], "before the upstream went on");
+    let range = [("range", &*format!("bytes=10-{}", half - 1))];
+    m.ask(&format!("GET {path}"), &range)
+        .await
+        .expect(206, &blob[10..half]);
+    assert_eq!(stored(&m, &digest).await, None);
+    gate.open();
+    for (response, got) in [(&mut first, &mut got), (&mut late, &mut late_got)] {
+        let (rest, broken) = to_end(response).await;
+        assert!(!broken);
+        got.extend_from_slice(&rest);
+        assert!(*got == blob);
+    }
+    assert_eq!(up.count(""), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_stops_nothing() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, SIZE);
+    let digest = up.put_blob("app", &blob);
+    let (path, gate) = (path("app", &digest), Gate::default());
+    let closed = gate.clone();
+    up.on("/blobs/", 1, move |_, usual| usual.gated(1000, &closed));
+    let mut leaver = m.open(&path).await;
+    read_some(&mut leaver, 1000).await;
+    drop(leaver);
+    eventually("it left", || m.metric("millpond_followers") == 0).await;
+    gate.open();
+    m.idle().await;
+    assert_eq!(stored(&m, &digest).await, Some(SIZE as u64));
+    m.get(&path).await.expect(200, &blob);
+    assert_eq!(up.count(""), 1);
+}
+
+#[tokio::test]
+async fn a_slow_client_slows_nobody() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, 20_000_000);
+    let digest = up.put_blob("app", &blob);
+    let path = path("app", &digest);
+    let mut slow = m.open(&path).await;
+    m.get(&path).await.expect(200, &blob);
+    let (rest, broken) = to_end(&mut slow).await;
+    assert!(!broken && rest == blob);
+    assert_eq!(up.count(""), 1);
+}
+
+#[tokio::test]
+async fn a_cold_head_asks_with_head_only() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, 5000);
+    let digest = up.put_blob("app", &blob);
+    let path = path("app", &digest);
+    let head = m.head(&path).await;
+    assert_eq!((head.status, head.header("content-length")), (200, "5000"));
+    assert_eq!(head.header("docker-content-digest"), digest.to_string());
+    assert_eq!(up.take(), [format!("HEAD {path}")]);
+    m.get(&path).await.expect(200, &blob);
+    m.idle().await;
+    up.take();
+    let head = m.head(&path).await;
+    assert_eq!((head.status, head.header("content-length")), (200, "5000"));
+    assert_eq!(head.header("accept-ranges"), "bytes");
+    assert_eq!(up.count(""), 0);
+}
+
+#[tokio::test]
+async fn without_a_length_only_a_verified_end_is_clean() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, SIZE);
+    let digest = up.put_blob("app", &blob);
+    let path = path("app", &digest);
+    up.on("GET ", 1, |_, usual| usual.forged().chunked());
+    let forged = m.get(&path).await;
+    assert!(forged.broken || forged.status == 502, "{}", forged.status);
+    m.idle().await;
+    assert_eq!(stored(&m, &digest).await, None);
+    up.on("GET ", 1, |_, usual| usual.chunked());
+    let answer = m.get(&path).await;
+    answer.expect(200, &blob);
+    assert_eq!(answer.header("content-length"), "");
+    m.idle().await;
+    m.get(&path).await.expect(200, &blob);
+    assert_eq!(up.count("GET "), 2);
+}
+
+#[tokio::test]
+async fn wrong_content_breaks_the_body_and_is_not_kept() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, SIZE);
+    let digest = up.put_blob("app", &blob);
+    let path = path("app", &digest);
+    up.on("GET ", 1, |_, usual| usual.forged());
+    for answer in join_all((0..5).map(|_| m.get(&path))).await {
+        assert!(answer.broken && answer.body.len() < SIZE, "a clean end");
+    }
+    m.idle().await;
+    assert_eq!(stored(&m, &digest).await, None);
+    assert!(m.store.repositories().await.unwrap().is_empty());
+    m.get(&path).await.expect(200, &blob);
+}
+
+#[tokio::test]
+async fn refusals_are_told_to_all_who_wait() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let digest = up.put_blob("app", &noise(1, 5000));
+    let path = path("app", &digest);
+    for (reply, status, code, retry_after) in [
+        (Reply::error(401), 401, "UNAUTHORIZED", ""),
+        (Reply::error(403), 403, "DENIED", ""),
+        (Reply::error(404), 404, "BLOB_UNKNOWN", ""),
+        (
+            Reply::error(429).with("Retry-After", 9),
+            429,
+            "TOOMANYREQUESTS",
+            "9",
+        ),
+        (Reply::error(500), 500, "UNAVAILABLE", ""),
+        (
+            Reply::error(503).with("Retry-After", 77),
+            503,
+            "UNAVAILABLE",
+            "77",
+        ),
+        (Reply::error(302), 502, "UNKNOWN", ""),
+    ] {
+        let gate = Gate::default();
+        up.reply("", ALWAYS, reply.held(&gate));
+        let before = up.count("GET ");
+        let waiters = join_all((0..5).map(|_| m.get(&path)));
+        let (answers, ()) = tokio::join!(waiters, async {
+            up.wait(before + 1, "GET ").await;
+            eventually("all wait", || m.metric("millpond_followers") == 5).await;
+            gate.open();
+        });
+        for answer in answers {
+            assert_eq!(answer.error(), (status, code.to_owned()));
+            assert_eq!(answer.header("retry-after"), retry_after);
+        }
+        assert_eq!(up.count("GET "), before + 1);
+        assert_eq!(m.head(&path).await.status, status);
+        m.idle().await;
+        up.behave();
+    }
+    assert_eq!(stored(&m, &digest).await, None);
+}
+
+#[tokio::test]
+async fn another_repositorys_blob_is_proved_by_one_head_and_then_linked() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, 5000);
+    let digest = up.put_blob("one", &blob);
+    m.get(&path("one", &digest)).await.expect(200, &blob);
+    m.idle().await;
+    let two = path("two", &digest);
+    up.take();
+    assert_eq!(m.get(&two).await.error(), (404, "BLOB_UNKNOWN".to_owned()));
+    assert_eq!(m.head(&two).await.status, 404);
+    up.put_blob("two", &blob);
+    up.take();
+    let answer = m.get(&two).await;
+    answer.expect(200, &blob);
+    assert_eq!(
+        answer.header("cache-status"),
+        "millpond; hit; detail=revalidated"
+    );
+    m.get(&two).await.expect(200, &blob);
+    assert_eq!(up.take(), [format!("HEAD {two}")]);
+    up.go_down();
+    m.get(&two).await.expect(200, &blob);
+}
+
+#[tokio::test]
+async fn another_repositorys_running_download_is_joined_after_one_head() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, SIZE);
+    let digest = up.put_blob("one", &blob);
+    up.put_blob("two", &blob);
+    let gate = Gate::default();
+    let closed = gate.clone();
+    up.on("GET ", 1, move |_, usual| usual.gated(1000, &closed));
+    let first = m.open(&path("one", &digest)).await;
+    let second = m.open(&path("two", &digest)).await;
+    assert_eq!(m.get(&path("three", &digest)).await.status, 404);
+    gate.open();
+    for response in [first, second] {
+        read(response).await.expect(200, &blob);
+    }
+    m.idle().await;
+    assert_eq!(up.count("GET "), 1);
+    up.go_down();
+    for repo in ["one", "two"] {
+        m.get(&path(repo, &digest)).await.expect(200, &blob);
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_without_head_proves_with_one_byte() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let digest = up.put_blob("app", &noise(1, 5000));
+    up.reply("HEAD ", ALWAYS, Reply::error(405));
+    let head = m.head(&path("app", &digest)).await;
+    assert_eq!((head.status, head.header("content-length")), (200, "5000"));
+    let gets = up.seen("GET ");
+    assert_eq!(gets[0].header("range"), Some("bytes=0-0"));
+    assert_eq!(gets.len(), 1);
+}

@@ -1,0 +1,99 @@
+//! What operators can see of it all.
+
+use crate::harness::{Image, Registry, Reply, Setup, freeze, noise, passing};
+
+const COUNTED: &str = r#"
+upstream_requests_total{UP,kind="manifest",method="GET",status="200"} 1
+upstream_requests_total{UP,kind="manifest",method="GET",status="404"} 1
+upstream_requests_total{UP,kind="blob",method="GET",status="200"} 1
+upstream_received_bytes_total{UP,kind="blob"} 100000
+requests_total{kind="manifest",result="miss"} 1
+requests_total{kind="manifest",result="hit"} 2
+requests_total{kind="manifest",result="error"} 1
+requests_total{kind="blob",result="miss"} 1
+requests_total{kind="blob",result="hit"} 4
+responses_total{kind="blob",status="200"} 4
+responses_total{kind="blob",status="206"} 1
+responses_total{kind="other",status="404"} 1
+client_sent_bytes_total{kind="blob"} 300100
+followers 0
+store_failures_total 0
+"#;
+
+#[tokio::test]
+async fn requests_and_bytes_on_both_sides() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::oci(1);
+    let blob = noise(1, 100_000);
+    up.push("app", "1", &image);
+    let digest = up.put_blob("app", &blob);
+    let path = format!("/v2/app/blobs/{digest}");
+    for _ in 0..3 {
+        m.get("/v2/app/manifests/1")
+            .await
+            .expect(200, &image.manifest);
+        m.get(&path).await.expect(200, &blob);
+        m.idle().await;
+    }
+    let range = [("range", "bytes=0-99")];
+    m.ask(&format!("GET {path}"), &range)
+        .await
+        .expect(206, &blob[..100]);
+    m.head(&path).await;
+    m.get("/v2/app/manifests/2").await;
+    m.get("/nothing").await;
+    for line in COUNTED.trim().lines() {
+        let line = line.replace("UP", &format!(r#"upstream="{}""#, up.address));
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        m.counted(&format!("millpond_{series}"), value.parse().unwrap())
+            .await;
+    }
+    let size = image.manifest.len() as u64;
+    let errors = 200; // An upper bound of the error document of the unknown tag.
+    let sent = m.metric(r#"millpond_client_sent_bytes_total{kind="manifest"}"#);
+    assert!((3 * size..3 * size + errors).contains(&sent), "{sent}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_have_a_name() {
+    let _frozen = freeze();
+    for (trouble, status) in [
+        (Reply::error(503), "503"),
+        (Reply::silence(), "timeout"),
+        (Reply::hang_up(), "broken"),
+    ] {
+        let up = Registry::start().await;
+        let m = Setup::new(&up).start().await;
+        up.reply("", 1, trouble);
+        passing(m.get("/v2/app/manifests/1")).await;
+        let series = format!(
+            r#"millpond_upstream_requests_total{{upstream="{}",kind="manifest",method="GET",status="{status}"}}"#,
+            up.address
+        );
+        assert_eq!(m.metric(&series), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_are_counted_as_tokens() {
+    let up = Registry::start().await;
+    up.protect(None);
+    let m = Setup::new(&up).start().await;
+    up.push("app", "1", &Image::oci(1));
+    assert_eq!(m.get("/v2/app/manifests/1").await.status, 200);
+    let series = |rest: &str| {
+        format!(
+            r#"millpond_upstream_requests_total{{upstream="{}",{rest}}}"#,
+            up.address
+        )
+    };
+    assert_eq!(
+        m.metric(&series(r#"kind="token",method="GET",status="200""#)),
+        1
+    );
+    assert_eq!(
+        m.metric(&series(r#"kind="manifest",method="GET",status="401""#)),
+        1
+    );
+}

@@ -1,0 +1,248 @@
+//! Tags, referrers and the catalog.
+
+use millpond::oci::manifest::media_type;
+use serde_json::json;
+
+use crate::harness::{ALWAYS, Answer, Image, Mirror, Registry, Reply, Setup};
+
+fn strings(answer: &Answer, key: &str) -> Vec<String> {
+    let list = answer.json()[key].as_array().unwrap().clone();
+    list.iter()
+        .map(|entry| entry.as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// Follows `Link` from page to page.
+async fn all(m: &Mirror, first: &str, key: &str) -> Vec<Vec<String>> {
+    let mut pages = Vec::new();
+    let mut next = Some(first.to_owned());
+    while let Some(path) = next {
+        let answer = m.get(&path).await;
+        assert_eq!(answer.status, 200, "{path}");
+        pages.push(strings(&answer, key));
+        let link = answer.header("link");
+        next = link
+            .strip_prefix('<')
+            .and_then(|link| link.strip_suffix(">; rel=\"next\""))
+            .map(str::to_owned);
+        assert_eq!(link.is_empty(), next.is_none(), "{link}");
+        assert!(pages.len() < 20, "pages without end");
+    }
+    pages
+}
+
+#[tokio::test]
+async fn tags_are_the_upstreams_page_by_page() {
+    let up = Registry::start().await;
+    up.on("/v2/team/app/tags/list", ALWAYS, |seen, _| {
+        if seen.line.ends_with("/tags/list?n=2") {
+            let page = json!({"name": "team/app", "tags": ["a", "b"]});
+            Reply::json(&page).with("Link", "</v2/team/app/tags/list?n=2&last=b>; rel=\"next\"")
+        } else if seen.line.contains("n=2") && seen.line.contains("last=b") {
+            Reply::json(&json!({"name": "team/app", "tags": ["c"]}))
+        } else {
+            Reply::json(&json!({"name": "team/app", "tags": ["a", "b", "c", "not a tag"]}))
+        }
+    });
+    let m = Setup::new(&up).start().await;
+    let path = "/v2/team/app/tags/list";
+    let whole = m.get(path).await;
+    whole.expect(200, br#"{"name":"team/app","tags":["a","b","c"]}"#);
+    assert_eq!(whole.header("content-type"), "application/json");
+    let pages = all(&m, &format!("{path}?n=2"), "tags").await;
+    assert_eq!(pages, [vec!["a", "b"], vec!["c"]]);
+    let head = m.head(path).await;
+    assert_eq!((head.status, head.body.len()), (200, 0));
+}
+
+#[tokio::test]
+async fn no_tags_and_no_repository() {
+    let up = Registry::start().await;
+    up.put_json("/v2/app/tags/list", &json!({"name": "app", "tags": null}));
+    let m = Setup::new(&up).start().await;
+    m.get("/v2/app/tags/list")
+        .await
+        .expect(200, br#"{"name":"app","tags":[]}"#);
+    let unknown = m.get("/v2/nobody/tags/list").await;
+    assert_eq!(unknown.error(), (404, "NAME_UNKNOWN".to_owned()));
+    up.reply("/tags/list", 1, Reply::new(200, "<html>"));
+    assert_eq!(
+        m.get("/v2/app/tags/list").await.error(),
+        (502, "UNKNOWN".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn while_the_upstream_is_down_the_cached_tags_are_listed() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    for tag in ["a", "b", "c"] {
+        up.push("app", tag, &Image::oci(1));
+        assert_eq!(m.get(&format!("/v2/app/manifests/{tag}")).await.status, 200);
+    }
+    up.go_down();
+    let answer = m.get("/v2/app/tags/list").await;
+    assert_eq!(strings(&answer, "tags"), ["a", "b", "c"]);
+    assert_eq!(answer.header("cache-status"), "millpond; hit; detail=stale");
+    let pages = all(&m, "/v2/app/tags/list?n=2", "tags").await;
+    assert_eq!(pages, [vec!["a", "b"], vec!["c"]]);
+    let unknown = m.get("/v2/other/tags/list").await;
+    assert_eq!(unknown.error(), (500, "UNAVAILABLE".to_owned()));
+}
+
+#[tokio::test]
+async fn the_catalog_is_what_is_cached() {
+    let up = Registry::start().await;
+    let other = Registry::start().await;
+    let m = Setup::new(&up)
+        .upstream("ghcr.example", &other, "")
+        .start()
+        .await;
+    m.get("/v2/_catalog")
+        .await
+        .expect(200, br#"{"repositories":[]}"#);
+    for repo in ["b", "a/x", "c"] {
+        up.push(repo, "1", &Image::oci(1));
+        assert_eq!(m.get(&format!("/v2/{repo}/manifests/1")).await.status, 200);
+    }
+    other.push("b", "1", &Image::oci(1));
+    assert_eq!(m.get("/v2/ghcr.example/b/manifests/1").await.status, 200);
+    let names = ["a/x", "b", "c", "ghcr.example/b"];
+    assert_eq!(all(&m, "/v2/_catalog", "repositories").await, [names]);
+    for n in 1..=5 {
+        let pages = all(&m, &format!("/v2/_catalog?n={n}"), "repositories").await;
+        assert_eq!(pages, names.chunks(n).collect::<Vec<_>>());
+    }
+    let after = m.get("/v2/_catalog?last=b").await;
+    assert_eq!(strings(&after, "repositories"), ["c", "ghcr.example/b"]);
+}
+
+fn digests(answer: &Answer) -> Vec<String> {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.header("content-type"), media_type::OCI_INDEX);
+    assert_eq!(answer.json()["schemaVersion"], 2);
+    let manifests = answer.json()["manifests"].as_array().unwrap().clone();
+    let digest = |manifest: &serde_json::Value| manifest["digest"].as_str().unwrap().to_owned();
+    manifests.iter().map(digest).collect()
+}
+
+fn referrer(image: &Image, artifact_type: &str) -> serde_json::Value {
+    let mut descriptor = image.descriptor();
+    descriptor["artifactType"] = artifact_type.into();
+    descriptor
+}
+
+struct Attached {
+    image: Image,
+    signature: Image,
+    sbom: Image,
+    /// What the referrers API lists.
+    index: serde_json::Value,
+    path: String,
+}
+
+fn attached() -> Attached {
+    let image = Image::oci(1);
+    let signature = Image::artifact(2, &image, "application/sig+json");
+    let sbom = Image::artifact(3, &image, "application/sbom");
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_INDEX,
+        "manifests": [referrer(&signature, "application/sig+json"), referrer(&sbom, "application/sbom")],
+    });
+    let path = format!("/v2/app/referrers/{}", image.digest());
+    Attached {
+        image,
+        signature,
+        sbom,
+        index,
+        path,
+    }
+}
+
+/// What all ways to referrers have in common: everything, one type, a type that nothing has.
+async fn check(m: &Mirror, attached: &Attached) {
+    let Attached {
+        signature,
+        sbom,
+        path,
+        ..
+    } = attached;
+    let (signature, sbom) = (signature.digest().to_string(), sbom.digest().to_string());
+    let everything = m.get(path).await;
+    let mut listed = digests(&everything);
+    listed.sort();
+    let mut both = vec![signature.clone(), sbom];
+    both.sort();
+    assert_eq!(listed, both);
+    assert_eq!(everything.header("oci-filters-applied"), "");
+    for kind in ["application/sig%2Bjson", "application/sig+json"] {
+        let filtered = m.get(&format!("{path}?artifactType={kind}")).await;
+        assert_eq!(digests(&filtered), std::slice::from_ref(&signature));
+        assert_eq!(filtered.header("oci-filters-applied"), "artifactType");
+        assert_eq!(
+            filtered.json()["manifests"][0]["artifactType"],
+            "application/sig+json"
+        );
+    }
+    let nothing = m
+        .get(&format!("{path}?artifactType=application/none"))
+        .await;
+    assert!(digests(&nothing).is_empty());
+}
+
+#[tokio::test]
+async fn referrers_from_the_upstreams_api() {
+    let up = Registry::start().await;
+    let attached = attached();
+    up.put_json(&attached.path, &attached.index);
+    let m = Setup::new(&up).start().await;
+    check(&m, &attached).await;
+}
+
+#[tokio::test]
+async fn referrers_from_the_tag_that_stands_in_for_the_api() {
+    let up = Registry::start().await;
+    let attached = attached();
+    let tag = attached.image.digest().to_string().replace(':', "-");
+    let index = attached.index.to_string().into();
+    up.tag("app", &tag, media_type::OCI_INDEX, &index);
+    let m = Setup::new(&up).start().await;
+    check(&m, &attached).await;
+}
+
+#[tokio::test]
+async fn nothing_refers_to_it() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let attached = attached();
+    assert!(digests(&m.get(&attached.path).await).is_empty());
+    up.put_json(
+        &attached.path,
+        &json!({"schemaVersion": 2, "manifests": []}),
+    );
+    assert!(digests(&m.get(&attached.path).await).is_empty());
+}
+
+#[tokio::test]
+async fn while_the_upstream_is_down_the_cached_referrers_are_listed() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let attached = attached();
+    for (tag, image) in [
+        ("i", &attached.image),
+        ("s", &attached.signature),
+        ("b", &attached.sbom),
+    ] {
+        up.push("app", tag, image);
+        assert_eq!(m.get(&format!("/v2/app/manifests/{tag}")).await.status, 200);
+    }
+    up.go_down();
+    check(&m, &attached).await;
+    let answer = m.get(&attached.path).await;
+    assert_eq!(answer.header("cache-status"), "millpond; hit; detail=stale");
+    let unknown = m
+        .get(&format!("/v2/app/referrers/{}", attached.sbom.digest()))
+        .await;
+    assert_eq!(unknown.error(), (500, "UNAVAILABLE".to_owned()));
+}

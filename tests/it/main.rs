@@ -1,0 +1,25 @@
+//! The whole server, in this process, against a scripted upstream: what a client sees, what the
+//! upstream is asked, and what is left behind, for every behaviour and every fault.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod harness;
+
+mod api;
+mod auth;
+mod blobs;
+mod counting;
+mod disk;
+mod faults;
+mod lists;
+mod manifests;
+mod ranges;
+mod resume;
+mod routing;
+mod server;
+mod tags;

@@ -1,0 +1,325 @@
+//! Manifests by digest.
+
+use bytes::Bytes;
+use millpond::oci::manifest::media_type;
+use millpond::oci::{Algorithm, Digest};
+use millpond::store::{self, Link, LinkKind};
+
+use crate::harness::{ALWAYS, Image, Registry, Reply, Setup, freeze, passing};
+
+#[tokio::test]
+async fn every_type_is_served_as_it_is_by_tag_and_by_digest() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let (oci, docker) = (Image::oci(1), Image::docker(2));
+    let artifact = Image::artifact(3, &oci, "application/x");
+    for (tag, kind, bytes) in [
+        ("oci", media_type::OCI_MANIFEST, oci.manifest.clone()),
+        (
+            "docker",
+            media_type::DOCKER_MANIFEST,
+            docker.manifest.clone(),
+        ),
+        (
+            "artifact",
+            media_type::OCI_MANIFEST,
+            artifact.manifest.clone(),
+        ),
+        (
+            "index",
+            media_type::OCI_INDEX,
+            Image::index(media_type::OCI_INDEX, &[&oci]),
+        ),
+        (
+            "list",
+            media_type::DOCKER_LIST,
+            Image::index(media_type::DOCKER_LIST, &[&docker]),
+        ),
+    ] {
+        let digest = up.tag("app", tag, kind, &bytes);
+        for reference in [tag.to_owned(), digest.to_string()] {
+            let path = format!("/v2/app/manifests/{reference}");
+            let answer = m.get(&path).await;
+            answer.expect(200, &bytes);
+            let head = m.head(&path).await;
+            assert_eq!((head.status, head.body.len()), (200, 0));
+            for answer in [answer, head] {
+                assert_eq!(answer.header("content-type"), kind);
+                assert_eq!(answer.header("content-length"), bytes.len().to_string());
+                assert_eq!(answer.header("docker-content-digest"), digest.to_string());
+                assert_eq!(answer.header("etag"), format!("\"{digest}\""));
+            }
+        }
+        assert_eq!(up.take(), [format!("GET /v2/app/manifests/{tag}")]);
+    }
+}
+
+#[tokio::test]
+async fn a_sha512_digest_names_a_manifest_too() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::oci(1);
+    let digest = Digest::of(Algorithm::Sha512, &image.manifest);
+    up.put_at(
+        "app",
+        &digest.to_string(),
+        image.media_type,
+        &image.manifest,
+        digest,
+    );
+    let path = format!("/v2/app/manifests/{digest}");
+    for gets in [1, 1] {
+        let answer = m.get(&path).await;
+        answer.expect(200, &image.manifest);
+        assert_eq!(answer.header("docker-content-digest"), digest.to_string());
+        assert_eq!(up.count(""), gets);
+    }
+}
+
+#[tokio::test]
+async fn a_head_by_digest_costs_no_get() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::oci(1);
+    let digest = up.push("app", "1", &image);
+    let path = format!("/v2/app/manifests/{digest}");
+    let head = m.head(&path).await;
+    assert_eq!(head.status, 200);
+    assert_eq!(
+        head.header("content-length"),
+        image.manifest.len().to_string()
+    );
+    assert_eq!(head.header("docker-content-digest"), digest.to_string());
+    assert_eq!(head.header("content-type"), image.media_type);
+    assert_eq!(up.take(), [format!("HEAD {path}")]);
+}
+
+#[tokio::test]
+async fn an_upstream_without_head_is_asked_with_get() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let digest = up.push("app", "1", &Image::oci(1));
+    up.reply("HEAD ", ALWAYS, Reply::error(405));
+    for reference in ["1".to_owned(), digest.to_string()] {
+        let head = m.head(&format!("/v2/app/manifests/{reference}")).await;
+        assert_eq!(head.status, 200);
+        assert_eq!(head.header("docker-content-digest"), digest.to_string());
+    }
+}
+
+#[tokio::test]
+async fn conditions_and_ranges() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::oci(1);
+    let digest = up.push("app", "1", &image);
+    let (bytes, total) = (&image.manifest, image.manifest.len());
+    let (quoted, other) = (format!("\"{digest}\""), "\"other\"".to_owned());
+    for path in [
+        format!("GET /v2/app/manifests/{digest}"),
+        "GET /v2/app/manifests/1".to_owned(),
+    ] {
+        for (headers, status, expected) in [
+            (vec![("if-none-match", &*quoted)], 304, &b""[..]),
+            (vec![("if-none-match", &*other)], 200, bytes),
+            (vec![("range", "bytes=0-")], 206, bytes),
+            (vec![("range", "bytes=2-5")], 206, &bytes[2..6]),
+            (vec![("range", "bytes=-7")], 206, &bytes[total - 7..]),
+            (vec![("range", "bytes=0-1,3-4")], 200, bytes),
+            (
+                vec![("range", "bytes=2-5"), ("if-range", &quoted)],
+                206,
+                &bytes[2..6],
+            ),
+            (
+                vec![("range", "bytes=2-5"), ("if-range", &other)],
+                200,
+                bytes,
+            ),
+        ] {
+            let answer = m.ask(&path, &headers).await;
+            answer.expect(status, expected);
+            assert_eq!(answer.header("etag"), quoted, "{headers:?}");
+            assert_eq!(answer.header("docker-content-digest"), digest.to_string());
+        }
+        let beyond = m.ask(&path, &[("range", &format!("bytes={total}-"))]).await;
+        assert_eq!(beyond.error(), (416, "RANGE_INVALID".to_owned()));
+        assert_eq!(beyond.header("content-range"), format!("bytes */{total}"));
+        let placed = m.ask(&path, &[("range", "bytes=2-5")]).await;
+        assert_eq!(placed.header("content-range"), format!("bytes 2-5/{total}"));
+        assert_eq!(placed.header("content-length"), "4");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_the_manifest_is_not_served_and_not_kept() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::oci(1);
+    let digest = up.push("app", "1", &image);
+    let by_digest = format!("/v2/app/manifests/{digest}");
+    let too_large = Reply::new(200, vec![b' '; 4 * 1024 * 1024 + 1]);
+    let schema1 = Reply::new(200, r#"{"schemaVersion":1,"fsLayers":[]}"#);
+    let forged = Reply::new(200, image.manifest.clone()).forged();
+    let claimed = |reply: &Reply| reply.clone().with("Docker-Content-Digest", digest);
+    for (path, reply) in [
+        (by_digest.as_str(), forged.clone()),
+        (&by_digest, schema1.clone()),
+        (&by_digest, too_large.clone()),
+        ("/v2/app/manifests/1", claimed(&forged)),
+        ("/v2/app/manifests/1", schema1),
+        ("/v2/app/manifests/1", too_large.chunked()),
+        (
+            "/v2/app/manifests/1",
+            Reply::new(200, "<html>hotel Wi-Fi</html>"),
+        ),
+        (
+            "/v2/app/manifests/1",
+            Reply::new(200, "{}").with("Docker-Content-Digest", "sha256:z"),
+        ),
+        (
+            "/v2/app/manifests/1",
+            Reply::new(200, "{}").with("Content-Encoding", "gzip"),
+        ),
+    ] {
+        up.reply("GET ", 1, reply);
+        assert_eq!(m.get(path).await.error(), (502, "UNKNOWN".to_owned()));
+        assert!(m.store.repositories().await.unwrap().is_empty());
+    }
+    assert_eq!(m.store.size(&digest).await.unwrap(), None);
+    m.get(&by_digest).await.expect(200, &image.manifest);
+}
+
+#[tokio::test]
+async fn the_largest_manifest_is_served() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let mut bytes = Image::oci(1).manifest.to_vec();
+    bytes.resize(4 * 1024 * 1024, b' ');
+    let bytes = Bytes::from(bytes);
+    let digest = up.tag("app", "1", media_type::OCI_MANIFEST, &bytes);
+    m.get("/v2/app/manifests/1").await.expect(200, &bytes);
+    m.get(&format!("/v2/app/manifests/{digest}"))
+        .await
+        .expect(200, &bytes);
+    assert_eq!(up.count(""), 1);
+}
+
+#[tokio::test]
+async fn a_corrupt_stored_manifest_is_fetched_again() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::oci(1);
+    let digest = up.push("app", "1", &image);
+    let path = format!("/v2/app/manifests/{digest}");
+    let link = Link {
+        repo: "app".parse().unwrap(),
+        kind: LinkKind::Revision,
+        digest,
+    };
+    store::put(&*m.store, &digest, "{}".into()).await.unwrap();
+    m.store.link(&link).await.unwrap();
+    m.get(&path).await.expect(200, &image.manifest);
+    m.get(&path).await.expect(200, &image.manifest);
+    assert_eq!(up.take(), [format!("GET {path}")]);
+}
+
+#[tokio::test]
+async fn one_repository_is_not_given_what_another_one_has() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::oci(1);
+    let digest = up.push("one", "1", &image);
+    m.get(&format!("/v2/one/manifests/{digest}"))
+        .await
+        .expect(200, &image.manifest);
+    let path = format!("/v2/two/manifests/{digest}");
+    for line in ["GET", "HEAD"] {
+        assert_eq!(m.ask(&format!("{line} {path}"), &[]).await.status, 404);
+    }
+    up.push("two", "1", &image);
+    up.take();
+    let answer = m.get(&path).await;
+    answer.expect(200, &image.manifest);
+    assert_eq!(
+        answer.header("cache-status"),
+        "millpond; hit; detail=revalidated"
+    );
+    m.get(&path).await.expect(200, &image.manifest);
+    assert_eq!(
+        up.take(),
+        [format!("HEAD {path}")],
+        "proved once, and linked"
+    );
+}
+
+#[tokio::test]
+async fn refusals_of_the_upstream_stay_apart() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::oci(1);
+    let digest = up.push("app", "1", &image);
+    for (reply, status, code, retry_after) in [
+        (Reply::error(401), 401, "UNAUTHORIZED", ""),
+        (Reply::error(403), 403, "DENIED", ""),
+        (Reply::error(404), 404, "MANIFEST_UNKNOWN", ""),
+        (
+            Reply::error(429).with("Retry-After", 17),
+            429,
+            "TOOMANYREQUESTS",
+            "17",
+        ),
+        (Reply::error(429), 429, "TOOMANYREQUESTS", ""),
+        (Reply::error(500), 500, "UNAVAILABLE", ""),
+        (
+            Reply::error(503).with("Retry-After", 30),
+            503,
+            "UNAVAILABLE",
+            "30",
+        ),
+        (Reply::error(418), 502, "UNKNOWN", ""),
+        (Reply::new(204, ""), 502, "UNKNOWN", ""),
+        (Reply::redirect("ftp://127.0.0.1/"), 502, "UNKNOWN", ""),
+    ] {
+        up.reply("", ALWAYS, reply);
+        for reference in ["1".to_owned(), digest.to_string()] {
+            let path = format!("/v2/app/manifests/{reference}");
+            let answer = m.get(&path).await;
+            assert_eq!(answer.error(), (status, code.to_owned()), "{path}");
+            assert_eq!(answer.header("retry-after"), retry_after);
+            assert_eq!(
+                answer.header("www-authenticate"),
+                "",
+                "no challenge of ours"
+            );
+            assert_eq!(m.head(&path).await.status, status, "HEAD {path}");
+        }
+        up.behave();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_that_passes_is_not_seen_and_trouble_that_stays_is_told() {
+    let _frozen = freeze();
+    let image = Image::oci(1);
+    for (trouble, times, status) in [
+        (Reply::error(503), 2, 200),
+        (Reply::hang_up(), 2, 200),
+        (Reply::error(502), 3, 502),
+        (Reply::error(504), 3, 504),
+        (Reply::hang_up(), 3, 502),
+        (Reply::error(503).with("Retry-After", 4), 1, 200),
+        (Reply::silence(), 1, 504),
+    ] {
+        let up = Registry::start().await;
+        let m = Setup::new(&up).start().await;
+        up.push("app", "1", &image);
+        up.reply("", times, trouble);
+        assert_eq!(passing(m.get("/v2/app/manifests/1")).await.status, status);
+    }
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    drop(up);
+    let answer = passing(m.get("/v2/app/manifests/1")).await;
+    assert_eq!(answer.error(), (502, "UNAVAILABLE".to_owned()));
+}

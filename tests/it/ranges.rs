@@ -1,0 +1,175 @@
+//! Parts of blobs, warm and cold.
+
+use millpond::oci::Digest;
+
+use crate::harness::{Answer, Mirror, Registry, Setup, noise};
+
+const SIZE: usize = 500_000;
+
+async fn ask(m: &Mirror, digest: &Digest, headers: &[(&str, &str)]) -> Answer {
+    m.ask(&format!("GET /v2/app/blobs/{digest}"), headers).await
+}
+
+async fn warm() -> (Registry, Mirror, bytes::Bytes, Digest) {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, SIZE);
+    let digest = up.put_blob("app", &blob);
+    ask(&m, &digest, &[]).await.expect(200, &blob);
+    m.idle().await;
+    up.take();
+    (up, m, blob, digest)
+}
+
+#[tokio::test]
+async fn one_range_of_a_stored_blob_and_of_one_that_is_not() {
+    let (up, m, _, stored) = warm().await;
+    for (seed, (range, start, end)) in [
+        ("bytes=0-0", 0, 1),
+        ("bytes=0-", 0, SIZE),
+        ("bytes=200000-299999", 200_000, 300_000),
+        ("bytes=499999-", SIZE - 1, SIZE),
+        ("bytes=400000-99999999", 400_000, SIZE),
+        ("bytes=-1000", SIZE - 1000, SIZE),
+        ("bytes=-99999999", 0, SIZE),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let cold = noise(100 + seed as u64, SIZE);
+        let cold_digest = up.put_blob("app", &cold);
+        for (digest, blob) in [(stored, noise(1, SIZE)), (cold_digest, cold)] {
+            let answer = ask(&m, &digest, &[("range", range)]).await;
+            answer.expect(206, &blob[start..end]);
+            let placed = format!("bytes {start}-{}/{SIZE}", end - 1);
+            assert_eq!(answer.header("content-range"), placed);
+            assert_eq!(answer.header("content-length"), (end - start).to_string());
+        }
+        m.idle().await;
+        assert_eq!(up.take(), [format!("GET /v2/app/blobs/{cold_digest}")]);
+        assert_eq!(m.store.size(&cold_digest).await.unwrap(), Some(SIZE as u64));
+    }
+}
+
+#[tokio::test]
+async fn conditions() {
+    let (up, m, blob, digest) = warm().await;
+    let (quoted, weak) = (format!("\"{digest}\""), format!("W/\"{digest}\""));
+    let range = ("range", "bytes=10-19");
+    for (headers, status, expected) in [
+        (vec![("if-none-match", &*quoted)], 304, &b""[..]),
+        (vec![("if-none-match", "\"other\"")], 200, &blob),
+        (vec![range, ("if-range", &quoted)], 206, &blob[10..20]),
+        (vec![range, ("if-range", &weak)], 200, &blob),
+        (vec![range, ("if-range", "\"other\"")], 200, &blob),
+        (
+            vec![range, ("if-range", "Wed, 21 Oct 2015 07:28:00 GMT")],
+            200,
+            &blob,
+        ),
+        (vec![("range", "bytes=5-1")], 200, &blob),
+        (vec![("range", "lines=1-2")], 200, &blob),
+        (vec![range, range], 200, &blob),
+    ] {
+        ask(&m, &digest, &headers).await.expect(status, expected);
+    }
+    assert_eq!(up.count(""), 0);
+}
+
+#[tokio::test]
+async fn no_byte_of_the_blob_is_416() {
+    let (_up, m, _, digest) = warm().await;
+    for range in ["bytes=500000-", "bytes=-0", "bytes=600000-700000,800000-"] {
+        let answer = ask(&m, &digest, &[("range", range)]).await;
+        assert_eq!(answer.error(), (416, "RANGE_INVALID".to_owned()), "{range}");
+        assert_eq!(answer.header("content-range"), format!("bytes */{SIZE}"));
+    }
+}
+
+/// Takes a `multipart/byteranges` body apart: start, total and content of each part.
+fn parts(answer: &Answer) -> Vec<(usize, usize, Vec<u8>)> {
+    let kind = answer.header("content-type");
+    let boundary = kind
+        .strip_prefix("multipart/byteranges; boundary=")
+        .unwrap();
+    assert_eq!(
+        answer.header("content-length"),
+        answer.body.len().to_string()
+    );
+    let mut rest = &answer.body[..];
+    let mut parts = Vec::new();
+    let mut delimiter = format!("--{boundary}");
+    loop {
+        rest = rest.strip_prefix(delimiter.as_bytes()).unwrap();
+        if rest == b"--\r\n" {
+            return parts;
+        }
+        let head_end = rest
+            .windows(4)
+            .position(|four| four == b"\r\n\r\n")
+            .unwrap();
+        let head = std::str::from_utf8(&rest[..head_end]).unwrap();
+        assert!(head.contains("\r\nContent-Type: application/octet-stream"));
+        let (_, placed) = head.split_once("\r\nContent-Range: bytes ").unwrap();
+        let (span, total) = placed.split_once('/').unwrap();
+        let (first, last) = span.split_once('-').unwrap();
+        let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+        let content = &rest[head_end + 4..][..=last - first];
+        parts.push((first, total.parse().unwrap(), content.to_vec()));
+        rest = &rest[head_end + 4 + content.len()..];
+        delimiter = format!("\r\n--{boundary}");
+    }
+}
+
+#[tokio::test]
+async fn seventy_ranges_warm_and_cold() {
+    let (up, m, _, stored) = warm().await;
+    let cold = up.put_blob("app", &noise(2, SIZE));
+    let starts: Vec<usize> = (0..70).rev().map(|n| n * 7000 + n).collect();
+    let specs: Vec<_> = starts
+        .iter()
+        .map(|at| format!("{at}-{}", at + 999))
+        .collect();
+    let range = format!("bytes={}", specs.join(", "));
+    for (digest, blob) in [(stored, noise(1, SIZE)), (cold, noise(2, SIZE))] {
+        let answer = ask(&m, &digest, &[("range", &range)]).await;
+        assert_eq!((answer.status, answer.broken), (206, false));
+        let parts = parts(&answer);
+        let expected = starts
+            .iter()
+            .map(|&at| (at, SIZE, blob[at..at + 1000].to_vec()));
+        assert!(parts == expected.collect::<Vec<_>>());
+    }
+    m.idle().await;
+    assert_eq!(up.count(""), 1);
+}
+
+#[tokio::test]
+async fn a_flood_of_overlapping_ranges_gets_the_whole_once() {
+    let (_up, m, blob, digest) = warm().await;
+    for range in [
+        format!("bytes={}", ["0-"; 200].join(",")),
+        "bytes=0-300000,200000-".to_owned(),
+        format!("bytes={}", ["0-0"; 300].join(",")),
+    ] {
+        ask(&m, &digest, &[("range", &range)])
+            .await
+            .expect(200, &blob);
+    }
+}
+
+#[tokio::test]
+async fn ranges_that_clients_reset_do_no_harm() {
+    let (up, m, _, _) = warm().await;
+    let blob = noise(3, 8_000_000);
+    let digest = up.put_blob("app", &blob);
+    for start in [0, 2_000_000, 4_000_000, 6_000_000] {
+        let range = format!("bytes={start}-");
+        let line = format!("GET /v2/app/blobs/{digest}");
+        let mut response = m.request(&line, &[("range", &range)]).send().await.unwrap();
+        let first = response.chunk().await.unwrap().unwrap();
+        assert!(blob[start..].starts_with(&first));
+    }
+    ask(&m, &digest, &[]).await.expect(200, &blob);
+    assert_eq!(up.take().len(), 1);
+}
