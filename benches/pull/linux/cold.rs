@@ -1,0 +1,185 @@
+//! One client and a blob that the mirror doesn't have: what the detour costs.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use millpond::oci::{Algorithm, Digest, Hasher};
+
+use super::mirror::Mirror;
+use super::proc::cpu_seconds;
+use super::report::{Figure, cost_table, median, table};
+use super::run::{Pulled, cold, direct};
+use super::upstream::{BLOBS, Plan, SMALL_BLOB, Upstream};
+use super::wire::get;
+use super::{Sizes, note};
+
+/// Milliseconds by which the mirror's first byte may come later than the upstream's own.
+const FIRST_BYTE_LATER_MS: f64 = 5.0;
+/// Total time over direct when the line is the bottleneck.
+const THROTTLED_OVER_DIRECT: f64 = 1.03;
+/// The line's rate then, in bytes per second.
+const RATE: u64 = 100 << 20;
+/// CPU seconds of the mirror per GiB when nothing is throttled.
+const CPU_PER_GIB: f64 = 1.8;
+
+pub(crate) fn measure(sizes: &Sizes) -> Result<String> {
+    let mut text = first_byte(sizes)?;
+    text.push_str(&throttled(sizes)?);
+    text.push_str(&unthrottled(sizes)?);
+    Ok(text)
+}
+
+/// Small blobs, each asked for once directly and once through the mirror, which has none of them.
+fn first_byte(sizes: &Sizes) -> Result<String> {
+    note("first byte");
+    let plan = Plan {
+        small_blobs: sizes.first_bytes + 1,
+        ..Plan::default()
+    };
+    let upstream = Upstream::start(plan)?;
+    let mirror = Mirror::start(upstream.addr())?;
+    let mut digests = upstream.digests().iter();
+    // Opens the mirror's connection to the upstream; printed apart.
+    let very_first = digests.next().context("the upstream is empty")?;
+    let opening = first_byte_ms(mirror.addr(), very_first)?;
+    let (mut through, mut straight) = (Vec::new(), Vec::new());
+    for digest in digests {
+        straight.push(first_byte_ms(upstream.addr(), digest)?);
+        through.push(first_byte_ms(mirror.addr(), digest).with_context(|| mirror.log_tail())?);
+    }
+    let difference = median(&through) - median(&straight);
+    let figures = [
+        Figure::new("straight from the upstream", "ms", straight),
+        Figure::new("through the mirror", "ms", through),
+        Figure::new(
+            "the very first, before the mirror has a connection",
+            "ms",
+            vec![opening],
+        ),
+        Figure::new(
+            "mirror minus upstream, of the medians",
+            "ms",
+            vec![difference],
+        )
+        .at_most(FIRST_BYTE_LATER_MS),
+    ];
+    let heading = format!(
+        "First byte, cold, {} blobs of {} KiB",
+        sizes.first_bytes,
+        SMALL_BLOB >> 10
+    );
+    Ok(table(&heading, &figures))
+}
+
+/// Milliseconds from before the connection to the first byte of the body. The body is checked: the
+/// one place of the bench where a client looks at what it got.
+fn first_byte_ms(addr: SocketAddr, digest: &str) -> Result<f64> {
+    let started = Instant::now();
+    let mut answer = get(addr, &format!("{BLOBS}{digest}"))?.expect_ok()?;
+    answer.wait_first_byte()?;
+    let first = started.elapsed().as_secs_f64() * 1e3;
+    let body = answer.read_all()?;
+    let got = Digest::of(Algorithm::Sha256, &body).to_string();
+    ensure!(got == digest, "{digest} was asked for and {got} came");
+    Ok(first)
+}
+
+fn throttled(sizes: &Sizes) -> Result<String> {
+    let plan = Plan {
+        blob_bytes: sizes.throttled_blob,
+        rate: RATE,
+        ..Plan::default()
+    };
+    let upstream = Upstream::start(plan)?;
+    let (mut straight, mut through) = (Vec::new(), Vec::new());
+    for pair in 1..=sizes.rounds {
+        note(&format!(
+            "throttled upstream, pair {pair} of {}",
+            sizes.rounds
+        ));
+        straight.push(direct(&upstream, 1)?.cost.wall);
+        through.push(cold(&upstream, 1)?.cost.wall);
+    }
+    let ratios = through
+        .iter()
+        .zip(&straight)
+        .map(|(mirror, direct)| mirror / direct)
+        .collect();
+    let figures = [
+        Figure::new("straight from the upstream", "s", straight),
+        Figure::new("through the mirror", "s", through),
+        Figure::new("mirror over upstream", "x", ratios).at_most(THROTTLED_OVER_DIRECT),
+    ];
+    let heading = format!(
+        "One client, cold, {} MiB from an upstream held to {} MiB/s",
+        sizes.throttled_blob >> 20,
+        RATE >> 20
+    );
+    Ok(table(&heading, &figures))
+}
+
+fn unthrottled(sizes: &Sizes) -> Result<String> {
+    let upstream = Upstream::start(Plan {
+        blob_bytes: sizes.blob,
+        ..Plan::default()
+    })?;
+    let (mut straight, mut through, mut hashing) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in 1..=sizes.rounds {
+        note(&format!(
+            "unthrottled upstream, pair {pair} of {}",
+            sizes.rounds
+        ));
+        straight.push(direct(&upstream, 1)?);
+        through.push(cold(&upstream, 1)?);
+        hashing.push(hash_seconds(sizes.blob)? / sizes.gibibytes());
+    }
+    let per_gib = |runs: &[Pulled], part: fn(&Pulled) -> f64| {
+        runs.iter()
+            .map(|run| part(run) / sizes.gibibytes())
+            .collect::<Vec<_>>()
+    };
+    let ratios = through
+        .iter()
+        .zip(&straight)
+        .map(|(mirror, direct)| mirror.cost.wall / direct.cost.wall);
+    let figures = [
+        Figure::new(
+            "CPU of the mirror per GiB",
+            "s",
+            per_gib(&through, |run| run.cost.mirror),
+        )
+        .at_most(CPU_PER_GIB),
+        Figure::new("CPU of SHA-256 alone per GiB", "s", hashing),
+        Figure::new(
+            "CPU of writing a file alone per GiB",
+            "s",
+            per_gib(&through, |run| run.write),
+        ),
+        Figure::new("CPU of a direct fetch per GiB, upstream and client", "s", {
+            per_gib(&straight, |run| run.cost.parts())
+        }),
+        Figure::new("total over direct", "x", ratios.collect()),
+    ];
+    let costs = |runs: &[Pulled]| runs.iter().map(|run| run.cost).collect::<Vec<_>>();
+    let heading = format!("One client, cold, {}, nothing throttled", sizes.name());
+    let mut text = table(&heading, &figures);
+    text.push_str(&cost_table(&[
+        ("straight from the upstream", &costs(&straight)),
+        ("through the mirror, cold", &costs(&through)),
+    ]));
+    Ok(text)
+}
+
+/// CPU seconds that the mirror's hash takes for `bytes` on this machine, in pieces of 256 KiB.
+fn hash_seconds(bytes: u64) -> Result<f64> {
+    const PIECE: u64 = 256 * 1024;
+    let piece = vec![0x5a; usize::try_from(PIECE)?];
+    let before = cpu_seconds(std::process::id())?;
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    for _ in 0..bytes / PIECE {
+        hasher.update(&piece);
+    }
+    std::hint::black_box(hasher.finish());
+    Ok(cpu_seconds(std::process::id())? - before)
+}
