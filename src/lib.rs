@@ -18,6 +18,9 @@
 //!    synced and renamed into the store, and linked. A wrong digest breaks every client's body and
 //!    is never committed.
 //!
+//! 7. [`retention`] hears of every use and every link. It decides what goes (what nobody has used for
+//!    long, and the least recently used images when space is short) and is the only one who deletes.
+//!
 //! [`config`] says what to mirror, [`app`] wires the rooms and owns every task, [`admin`] shows
 //! [`metrics`] and health, [`clock`] is the only source of time, and [`cli`] is the program.
 //!
