@@ -23,20 +23,28 @@ pub(super) fn start(log: &Log) {
             // Colours can't be handed through to a line that gets a suffix.
             let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
             let ansi = terminal && log.fields.is_empty();
-            let suffix = text_fields(&log.fields);
+            let fields = text_fields(&log.fields);
             let inner = tracing_subscriber::fmt::format();
             builder
                 .with_ansi(ansi)
-                .event_format(Text { inner, suffix })
+                .event_format(WithFields {
+                    inner,
+                    fields,
+                    format: log.format,
+                })
                 .try_init()
         }
         LogFormat::Json => {
-            let prefix = json_fields(&log.fields);
+            let fields = json_fields(&log.fields);
             let inner = tracing_subscriber::fmt::format().json().flatten_event(true);
-            let fields = tracing_subscriber::fmt::format::JsonFields::new();
+            let json = tracing_subscriber::fmt::format::JsonFields::new();
             builder
-                .fmt_fields(fields)
-                .event_format(Json { inner, prefix })
+                .fmt_fields(json)
+                .event_format(WithFields {
+                    inner,
+                    fields,
+                    format: log.format,
+                })
                 .try_init()
         }
     };
@@ -63,12 +71,15 @@ fn json_fields(fields: &BTreeMap<String, String>) -> String {
     })
 }
 
-struct Text<F> {
+/// A format with the configured fields on every line.
+struct WithFields<F> {
     inner: F,
-    suffix: String,
+    /// As they are written.
+    fields: String,
+    format: LogFormat,
 }
 
-impl<S, N, F> FormatEvent<S, N> for Text<F>
+impl<S, N, F> FormatEvent<S, N> for WithFields<F>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -80,38 +91,19 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        if self.suffix.is_empty() {
+        if self.fields.is_empty() {
             return self.inner.format_event(ctx, writer, event);
         }
         let mut line = String::new();
         self.inner
             .format_event(ctx, Writer::new(&mut line), event)?;
-        writeln!(writer, "{}{}", line.trim_end(), self.suffix)
-    }
-}
-
-struct Json<F> {
-    inner: F,
-    prefix: String,
-}
-
-impl<S, N, F> FormatEvent<S, N> for Json<F>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-    F: FormatEvent<S, N>,
-{
-    fn format_event(
-        &self,
-        ctx: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let mut line = String::new();
-        self.inner
-            .format_event(ctx, Writer::new(&mut line), event)?;
-        let rest = line.strip_prefix('{').unwrap_or(&line);
-        write!(writer, "{{{}{rest}", self.prefix)
+        match self.format {
+            LogFormat::Text => writeln!(writer, "{}{}", line.trim_end(), self.fields),
+            LogFormat::Json => {
+                let rest = line.strip_prefix('{').unwrap_or(&line);
+                write!(writer, "{{{}{rest}", self.fields)
+            }
+        }
     }
 }
 
@@ -151,9 +143,10 @@ mod tests {
         let inner = tracing_subscriber::fmt::format().json().flatten_event(true);
         let subscriber = tracing_subscriber::fmt()
             .fmt_fields(tracing_subscriber::fmt::format::JsonFields::new())
-            .event_format(Json {
+            .event_format(WithFields {
                 inner,
-                prefix: json_fields(&fields()),
+                fields: json_fields(&fields()),
+                format: LogFormat::Json,
             })
             .with_writer(move || writer.clone())
             .finish();
@@ -173,9 +166,10 @@ mod tests {
         let inner = tracing_subscriber::fmt::format();
         let subscriber = tracing_subscriber::fmt()
             .with_ansi(false)
-            .event_format(Text {
+            .event_format(WithFields {
                 inner,
-                suffix: text_fields(&fields()),
+                fields: text_fields(&fields()),
+                format: LogFormat::Text,
             })
             .with_writer(move || writer.clone())
             .finish();

@@ -100,6 +100,8 @@ impl Listener {
                 let (stream, peer) = listener.accept().await?;
                 // Heads and small manifests must not wait for an acknowledgement.
                 stream.set_nodelay(true)?;
+                // On a socket for both families, IPv4 peers come as mapped addresses.
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                 Ok((Box::new(stream), peer.to_string()))
             }
             #[cfg(unix)]
