@@ -1,5 +1,9 @@
-//! What operators ask: metrics and health, on a listener of its own (`http.debug.addr`), so that
-//! clients of the registry can't reach it.
+//! What operators ask. Metrics and health are on a listener of their own (`http.debug.addr`), which
+//! clients of the registry can't reach; listing and purging ([`operate`]) on a unix socket of the data
+//! directory ([`socket`]).
+
+pub mod operate;
+pub mod socket;
 
 use std::sync::Arc;
 

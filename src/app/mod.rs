@@ -3,6 +3,8 @@
 mod meter;
 mod retention;
 
+pub use retention::settings as retention_settings;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
+#[cfg(unix)]
+use crate::admin::{operate::Operator, socket::Socket};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::fetch::Fetcher;
@@ -19,6 +23,8 @@ use crate::http::{ConnectionSettings, Handler, Service, Settings, serve};
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Parts, UpstreamEntry, Upstreams};
 use crate::retention::Retention;
+#[cfg(unix)]
+use crate::store::Layout;
 use crate::store::{FsStore, MemoryStore, Store, StoreError};
 use crate::upstream::{self, Upstream, UpstreamError};
 
@@ -109,25 +115,22 @@ impl App {
             tasks: tasks.clone(),
             stop: stop_accepting.clone(),
         };
-        // The operators' listener first: whoever can reach the registry can also see its health.
         let debug_address = match &config.http.debug {
             None => None,
             Some(debug) => {
-                let admin = Admin::new(
-                    Arc::clone(&metrics),
-                    retention.clone(),
-                    debug.metrics_path.clone(),
-                );
+                let path = debug.metrics_path.clone();
+                let admin = Admin::new(Arc::clone(&metrics), retention.clone(), path);
                 Some(serving.listen(&debug.listen, admin).await?)
             }
         };
+        #[cfg(unix)]
+        serving.take_commands(config, &retention).await;
         let address = serving.listen(&config.http.listen, service).await?;
-        let drain_timeout = config.http.drain_timeout;
         Ok(Self {
             address,
             debug_address,
             metrics,
-            drain_timeout,
+            drain_timeout: config.http.drain_timeout,
             tasks,
             retention,
             stop_accepting,
@@ -194,6 +197,27 @@ struct Serving {
 }
 
 impl Serving {
+    /// Takes commands on the data directory's admin socket. Pulls don't depend on it.
+    #[cfg(unix)]
+    async fn take_commands(&self, config: &Config, retention: &Retention) {
+        let config::Storage::Filesystem { root } = &config.storage else {
+            return;
+        };
+        let path = Layout::new(root).admin_socket();
+        let socket = Socket::new(Operator::new(retention.clone()));
+        let listener = match Listener::bind(&config::Listen::Unix(path)).await {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(%error, "ls, du and purge work only while the server is stopped");
+                return;
+            }
+        };
+        match listener.make_private() {
+            Ok(()) => self.serve(listener, socket),
+            Err(error) => tracing::warn!(%error, "the admin socket can't be made private"),
+        }
+    }
+
     /// Binds a socket and answers on it from now on.
     async fn listen<H: Handler>(
         &self,
@@ -202,15 +226,20 @@ impl Serving {
     ) -> Result<Address, StartError> {
         let listener = Listener::bind(listen).await?;
         let address = listener.address().map_err(StartError::Address)?;
+        self.serve(listener, handler);
+        Ok(address)
+    }
+
+    fn serve<H: Handler>(&self, listener: Listener, handler: H) {
         let (connections, tasks) = (self.connections.clone(), self.tasks.clone());
-        self.tasks.spawn(serve(
+        let serving = serve(
             listener,
             Arc::new(handler),
             connections,
             tasks,
             self.stop.clone(),
-        ));
-        Ok(address)
+        );
+        self.tasks.spawn(serving);
     }
 }
 

@@ -8,7 +8,8 @@ use crate::config::{self, Config, SizeLimit, Storage};
 use crate::retention::{MinFree, Settings, TtlMode, TtlPolicy};
 use crate::store::Layout;
 
-pub(super) fn settings(config: &Config) -> Result<Settings, StartError> {
+/// What the configuration says about retention.
+pub fn settings(config: &Config) -> Result<Settings, StartError> {
     let root = match &config.storage {
         Storage::Filesystem { root } => Some(root.as_path()),
         Storage::Memory => None,

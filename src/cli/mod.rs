@@ -1,7 +1,9 @@
-//! The command line: `serve` and `check`.
+//! The command line: `serve`, `check`, and what operators do to the cache.
 
 mod logging;
+mod operate;
 mod serve;
+mod table;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -11,6 +13,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+use crate::admin::operate::Purge;
 use crate::causes::on_one_line;
 use crate::config::{self, Loaded};
 
@@ -37,6 +40,39 @@ enum Command {
     ///
     /// Secrets are hidden. Exits with 0 when the configuration can be used and with 1 when not.
     Check(Configured),
+    /// List the images that are cached: sizes, last use, expiry, shared bytes
+    ///
+    /// Works on the data directory that the configuration names, whether or not the server runs.
+    Ls(Listing),
+    /// Show how much each repository takes, and how much of it others share
+    Du(Listing),
+    /// Remove images from the cache
+    Purge {
+        /// A repository, repository:tag (both with * and ** as wildcards) or repository@digest, by
+        /// the name in the store: library/debian:bookworm, ghcr.io/owner/**
+        reference: String,
+        /// Only show what would go
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        configured: Located,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Listing {
+    /// One JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    configured: Located,
+}
+
+#[derive(Debug, clap::Args)]
+struct Located {
+    /// The configuration file that names the data directory
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -60,6 +96,20 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match arguments.command {
         Command::Serve(Configured { config }) => serve::serve(config.as_deref()),
         Command::Check(Configured { config }) => check(config.as_deref()),
+        Command::Ls(Listing { json, configured }) => {
+            operate::ls(configured.config.as_deref(), json)
+        }
+        Command::Du(Listing { json, configured }) => {
+            operate::du(configured.config.as_deref(), json)
+        }
+        Command::Purge {
+            reference,
+            dry_run,
+            configured,
+        } => {
+            let purge = Purge { reference, dry_run };
+            operate::purge(configured.config.as_deref(), &purge)
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -75,6 +125,16 @@ fn say(text: &str) {
     drop(writeln!(std::io::stderr().lock(), "{text}"));
 }
 
+/// A result, on standard output.
+fn print(text: &str) -> anyhow::Result<()> {
+    let written = std::io::stdout().lock().write_all(text.as_bytes());
+    written.context("the result can't be printed")
+}
+
+fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
+    print(&format!("{value:#}\n"))
+}
+
 fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
     Ok(config::load(path, config::environment())?)
 }
@@ -84,10 +144,7 @@ fn check(path: Option<&Path>) -> anyhow::Result<()> {
     for warning in warnings {
         say(&format!("warning: {warning}"));
     }
-    std::io::stdout()
-        .lock()
-        .write_all(config::render(&config).as_bytes())
-        .context("the configuration can't be printed")
+    print(&config::render(&config))
 }
 
 #[cfg(test)]

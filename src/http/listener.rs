@@ -93,6 +93,18 @@ impl Listener {
         }
     }
 
+    /// Lets nobody but the owner connect: for a unix socket.
+    pub fn make_private(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(_) => Ok(()),
+            #[cfg(unix)]
+            Self::Unix(socket) => {
+                use std::os::unix::fs::PermissionsExt as _;
+                std::fs::set_permissions(&socket.path, std::fs::Permissions::from_mode(0o600))
+            }
+        }
+    }
+
     /// The next connection and who it is from. Cancel safe.
     pub async fn accept(&self) -> io::Result<(Box<dyn Stream>, String)> {
         match self {

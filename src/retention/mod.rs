@@ -58,7 +58,7 @@ use journal::Journal;
 use moment::Moment;
 pub use policy::{Pattern, Pin, TtlMode, TtlPolicy};
 pub use reconcile::references;
-pub use report::{EntryView, ImageView, Selection, Usage};
+pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
 
 /// Entries or images in one page of a listing.
 pub const MAX_PAGE: usize = 512;

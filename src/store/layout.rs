@@ -116,6 +116,11 @@ impl Layout {
     }
 
     /// When entries expire, in the reference registry's format; belongs to `retention`.
+    /// The socket on which a running server takes commands: `millpond/admin.sock`.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.root.join("millpond").join("admin.sock")
+    }
+
     pub fn scheduler_state(&self) -> PathBuf {
         self.root.join("scheduler-state.json")
     }

@@ -19,6 +19,7 @@ mod disk;
 mod faults;
 mod lists;
 mod manifests;
+mod operate;
 mod ranges;
 mod resume;
 mod retention;

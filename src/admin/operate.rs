@@ -1,0 +1,174 @@
+//! What operators do to the cache: list, count, purge. One set of functions, for the running server
+//! (over its admin socket) and for the command line when no server runs.
+//!
+//! Lists come in pages, so that a million images cost neither side the memory for all.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::oci::Digest;
+use crate::retention::{EntryView, ImageView, Retention, Selection};
+use crate::store::LinkKind;
+
+/// A page, and where the next one begins.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    pub next: Option<usize>,
+}
+
+/// An image: a manifest that no other refers to, or a blob that no manifest refers to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Image {
+    /// `repository:tag`, or `repository@digest` where no tag names it.
+    pub names: Vec<String>,
+    pub digest: Digest,
+    /// `image` or `blob`.
+    pub kind: String,
+    /// Bytes of everything that belongs to it.
+    pub size: u64,
+    /// Of these, bytes that other images need, too.
+    pub shared: u64,
+    /// RFC 3339.
+    pub last_use: String,
+    /// RFC 3339; none is never.
+    pub expiry: Option<String>,
+    pub pinned: bool,
+}
+
+/// A blob or manifest in one repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    pub repository: String,
+    /// `manifest` or `blob`.
+    pub kind: String,
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Totals, in bytes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Totals {
+    pub used: u64,
+    pub reserved: u64,
+    pub limit: Option<u64>,
+    pub blobs: usize,
+    pub links: usize,
+}
+
+/// What to purge.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Purge {
+    /// `repository`, `repository:tag` (patterns), or `repository@digest`.
+    pub reference: String,
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// The operations.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    retention: Retention,
+}
+
+/// Why an operation isn't carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum OperateError {
+    #[error("{reference:?} selects nothing: {reason}")]
+    Selection { reference: String, reason: String },
+}
+
+impl Operator {
+    pub fn new(retention: Retention) -> Self {
+        Self { retention }
+    }
+
+    /// A page of images, from a position that a page before it named, or 0.
+    pub async fn images(&self, from: usize) -> Page<Image> {
+        self.retention.complete().await;
+        let (views, next) = self.retention.images(from);
+        Page {
+            items: views.iter().map(image).collect(),
+            next,
+        }
+    }
+
+    /// A page of everything that is linked, likewise.
+    pub async fn entries(&self, from: usize) -> Page<Entry> {
+        self.retention.complete().await;
+        let (views, next) = self.retention.entries(from);
+        Page {
+            items: views.iter().map(entry).collect(),
+            next,
+        }
+    }
+
+    pub async fn totals(&self) -> Totals {
+        self.retention.complete().await;
+        let usage = self.retention.usage();
+        Totals {
+            used: usage.used,
+            reserved: usage.reserved,
+            limit: usage.limit,
+            blobs: usage.blobs,
+            links: usage.entries,
+        }
+    }
+
+    /// Removes what is selected, and answers what that was.
+    pub async fn purge(&self, purge: &Purge) -> Result<Vec<Entry>, OperateError> {
+        let Purge { reference, dry_run } = purge;
+        let selection: Selection =
+            reference
+                .parse()
+                .map_err(
+                    |error: crate::retention::SelectionError| OperateError::Selection {
+                        reference: reference.clone(),
+                        reason: error.to_string(),
+                    },
+                )?;
+        let purged = self.retention.purge(&selection, *dry_run).await;
+        if !dry_run {
+            tracing::info!(reference, links = purged.len(), "purged");
+        }
+        Ok(purged.iter().map(entry).collect())
+    }
+}
+
+fn image(view: &ImageView) -> Image {
+    let names = view.repositories.iter().flat_map(|(repo, tags)| {
+        let untagged = tags.is_empty().then(|| format!("{repo}@{}", view.digest));
+        tags.iter()
+            .map(move |tag| format!("{repo}:{tag}"))
+            .chain(untagged)
+    });
+    Image {
+        names: names.collect(),
+        digest: view.digest,
+        kind: if view.is_manifest { "image" } else { "blob" }.to_owned(),
+        size: view.size,
+        shared: view.shared,
+        last_use: time(view.last_use),
+        expiry: view.expiry.map(time),
+        pinned: view.pinned,
+    }
+}
+
+fn entry(view: &EntryView) -> Entry {
+    let kind = match view.link.kind {
+        LinkKind::Layer => "blob",
+        LinkKind::Revision => "manifest",
+    };
+    Entry {
+        repository: view.link.repo.to_string(),
+        kind: kind.to_owned(),
+        digest: view.link.digest,
+        size: view.size,
+    }
+}
+
+fn time(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}

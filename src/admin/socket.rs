@@ -1,0 +1,178 @@
+//! The admin socket: the operations, as JSON over HTTP on a unix socket of the data directory. Who
+//! may write in that directory may use it; it is never on TCP.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::operate::Operator;
+use crate::http::{Body, Handler};
+
+/// Largest request, in bytes.
+const MAX_REQUEST: usize = 64 * 1024;
+
+/// Answers on the admin socket.
+#[derive(Debug)]
+pub struct Socket(Operator);
+
+impl Socket {
+    pub fn new(operator: Operator) -> Self {
+        Self(operator)
+    }
+
+    async fn answer(&self, method: &Method, uri: &Uri, body: &[u8]) -> Response<Body> {
+        match (method.as_str(), uri.path()) {
+            ("GET", "/images") => json(StatusCode::OK, &self.0.images(position(uri)).await),
+            ("GET", "/entries") => json(StatusCode::OK, &self.0.entries(position(uri)).await),
+            ("GET", "/totals") => json(StatusCode::OK, &self.0.totals().await),
+            ("POST", "/purge") => match serde_json::from_slice(body) {
+                Ok(purge) => match self.0.purge(&purge).await {
+                    Ok(purged) => json(StatusCode::OK, &purged),
+                    Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
+                },
+                Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
+            },
+            _ => refusal(StatusCode::NOT_FOUND, "no such operation"),
+        }
+    }
+}
+
+impl Handler for Socket {
+    async fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        _peer: Arc<str>,
+    ) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        match Limited::new(body, MAX_REQUEST).collect().await {
+            Ok(body) => self.answer(&head.method, &head.uri, &body.to_bytes()).await,
+            Err(_too_large) => refusal(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large"),
+        }
+    }
+}
+
+/// `from` of the query.
+fn position(uri: &Uri) -> usize {
+    let query = uri.query().and_then(|query| query.strip_prefix("from="));
+    query.and_then(|from| from.parse().ok()).unwrap_or(0)
+}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Body> {
+    let mut response = Response::new(Body::bytes(serde_json::to_vec(value).unwrap_or_default()));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn refusal(status: StatusCode, message: &str) -> Response<Body> {
+    json(status, &serde_json::json!({ "error": message }))
+}
+
+/// Why the socket of a running server gives no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("can't connect to {path}: {source}")]
+    Connect {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the server at {path} broke off: {source}")]
+    Broken { path: PathBuf, source: hyper::Error },
+    #[error("the server refused: {0}")]
+    Refused(String),
+    #[error("the server's answer can't be read: {0}")]
+    Answer(#[from] serde_json::Error),
+    #[error("the request can't be made: {0}")]
+    Request(#[from] http::Error),
+}
+
+/// A command line's connection to a running server.
+#[cfg(unix)]
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    sender: hyper::client::conn::http1::SendRequest<http_body_util::Full<Bytes>>,
+}
+
+#[cfg(unix)]
+impl Client {
+    /// Connects. `tasks` owns the connection.
+    pub async fn connect(
+        path: &Path,
+        tasks: &tokio_util::task::TaskTracker,
+    ) -> Result<Self, ClientError> {
+        let stream = tokio::net::UnixStream::connect(path)
+            .await
+            .map_err(|source| ClientError::Connect {
+                path: path.to_owned(),
+                source,
+            })?;
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let broken = |source| ClientError::Broken {
+            path: path.to_owned(),
+            source,
+        };
+        let (sender, connection) = hyper::client::conn::http1::handshake(io)
+            .await
+            .map_err(broken)?;
+        tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "the admin connection ended");
+            }
+        });
+        Ok(Self {
+            path: path.to_owned(),
+            sender,
+        })
+    }
+
+    pub async fn get<T: DeserializeOwned>(&mut self, uri: &str) -> Result<T, ClientError> {
+        self.ask(Request::get(uri).body(Bytes::new())?).await
+    }
+
+    pub async fn post<T: DeserializeOwned>(
+        &mut self,
+        uri: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.ask(Request::post(uri).body(serde_json::to_vec(body)?.into())?)
+            .await
+    }
+
+    /// The server is the operator's own: its answers are bounded by its pages.
+    async fn ask<T: DeserializeOwned>(
+        &mut self,
+        request: Request<Bytes>,
+    ) -> Result<T, ClientError> {
+        let path = self.path.clone();
+        let broken = |source| ClientError::Broken {
+            path: path.clone(),
+            source,
+        };
+        let request = request.map(http_body_util::Full::new);
+        let response = self.sender.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(broken)?
+            .to_bytes();
+        if status.is_success() {
+            Ok(serde_json::from_slice(&body)?)
+        } else {
+            Err(ClientError::Refused(
+                String::from_utf8_lossy(&body).into_owned(),
+            ))
+        }
+    }
+}

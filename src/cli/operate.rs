@@ -1,0 +1,222 @@
+//! `ls`, `du` and `purge`: through the running server's socket, else on the data directory itself.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::table::{Table, bytes};
+use super::{load, print, print_json};
+use crate::admin::operate::{Entry, Image, Operator, Page, Purge};
+use crate::app;
+use crate::clock::Clock;
+use crate::config::{Config, Storage};
+use crate::retention::Retention;
+use crate::store::{FsStore, Layout, Store, StoreError};
+
+/// Whoever carries out the operations.
+enum Backend {
+    #[cfg(unix)]
+    Server(crate::admin::socket::Client),
+    Own {
+        operator: Operator,
+        retention: Retention,
+    },
+}
+
+/// Runs one operation over whichever backend there is.
+fn with_backend<T>(
+    config: Option<&Path>,
+    operation: impl AsyncFnOnce(&mut Backend) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let config = load(config)?.config;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    runtime
+        .context("the runtime can't be started")?
+        .block_on(async {
+            let tasks = TaskTracker::new();
+            let mut backend = Backend::open(&config, &tasks).await?;
+            let result = operation(&mut backend).await;
+            if let Backend::Own { retention, .. } = &backend {
+                retention.stop().await;
+            }
+            result
+        })
+}
+
+impl Backend {
+    async fn open(config: &Config, tasks: &TaskTracker) -> anyhow::Result<Self> {
+        let Storage::Filesystem { root } = &config.storage else {
+            anyhow::bail!("storage.inmemory keeps nothing that could be looked at from outside");
+        };
+        let store: Arc<dyn Store> = match FsStore::open(root).await {
+            Ok(store) => Arc::new(store),
+            #[cfg(unix)]
+            Err(StoreError::InUse { .. }) => {
+                let path = Layout::new(root).admin_socket();
+                let client = crate::admin::socket::Client::connect(&path, tasks).await;
+                return Ok(Self::Server(client.context(
+                    "the data directory is in use, but no server answers at its admin socket",
+                )?));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let settings = app::retention_settings(config)?;
+        let stop = CancellationToken::new();
+        let retention = Retention::start(store, Clock::system(), settings, tasks, &stop);
+        let operator = Operator::new(retention.clone());
+        Ok(Self::Own {
+            operator,
+            retention,
+        })
+    }
+
+    async fn images(&mut self) -> anyhow::Result<Vec<Image>> {
+        let (mut all, mut from) = (Vec::new(), Some(0));
+        while let Some(at) = from {
+            let page: Page<Image> = match self {
+                #[cfg(unix)]
+                Self::Server(client) => client.get(&format!("/images?from={at}")).await?,
+                Self::Own { operator, .. } => operator.images(at).await,
+            };
+            all.extend(page.items);
+            from = page.next;
+        }
+        Ok(all)
+    }
+
+    async fn entries(&mut self) -> anyhow::Result<Vec<Entry>> {
+        let (mut all, mut from) = (Vec::new(), Some(0));
+        while let Some(at) = from {
+            let page: Page<Entry> = match self {
+                #[cfg(unix)]
+                Self::Server(client) => client.get(&format!("/entries?from={at}")).await?,
+                Self::Own { operator, .. } => operator.entries(at).await,
+            };
+            all.extend(page.items);
+            from = page.next;
+        }
+        Ok(all)
+    }
+
+    async fn purge(&mut self, purge: &Purge) -> anyhow::Result<Vec<Entry>> {
+        Ok(match self {
+            #[cfg(unix)]
+            Self::Server(client) => client.post("/purge", purge).await?,
+            Self::Own { operator, .. } => operator.purge(purge).await?,
+        })
+    }
+}
+
+/// `millpond ls`
+pub(super) fn ls(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
+    let mut images = with_backend(config, async |backend| backend.images().await)?;
+    images.sort_by(|a, b| a.names.cmp(&b.names));
+    if as_json {
+        return print_json(&json!({ "images": images }));
+    }
+    let mut table = Table::new(["IMAGE", "SIZE", "SHARED", "LAST USE", "EXPIRES", ""]);
+    for image in &images {
+        let expiry = image.expiry.clone().unwrap_or_else(|| "never".to_owned());
+        let pinned = if image.pinned { "pinned" } else { "" };
+        let names = image
+            .names
+            .first()
+            .cloned()
+            .unwrap_or_else(|| image.digest.to_string());
+        table.row([
+            names,
+            bytes(image.size),
+            bytes(image.shared),
+            image.last_use.clone(),
+            expiry,
+            pinned.to_owned(),
+        ]);
+        for name in image.names.iter().skip(1) {
+            table.row([
+                name.clone(),
+                String::new(),
+                String::new(),
+                String::new(),
+                String::new(),
+                String::new(),
+            ]);
+        }
+    }
+    print(&table.to_string())
+}
+
+/// `millpond du`
+pub(super) fn du(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
+    let entries = with_backend(config, async |backend| backend.entries().await)?;
+    let mut users: std::collections::HashMap<_, HashSet<&str>> = std::collections::HashMap::new();
+    for entry in &entries {
+        users
+            .entry(entry.digest)
+            .or_default()
+            .insert(&entry.repository);
+    }
+    // Per repository: bytes, and of these bytes that other repositories have, too.
+    let mut repositories: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    let (mut total, mut seen) = (0, HashSet::new());
+    let mut counted = HashSet::new();
+    for entry in &entries {
+        if !counted.insert((entry.repository.as_str(), entry.digest)) {
+            continue;
+        }
+        let (size, shared) = repositories.entry(&entry.repository).or_default();
+        *size += entry.size;
+        if users
+            .get(&entry.digest)
+            .is_some_and(|users| users.len() > 1)
+        {
+            *shared += entry.size;
+        }
+        if seen.insert(entry.digest) {
+            total += entry.size;
+        }
+    }
+    if as_json {
+        let list = repositories.iter().map(|(repository, (size, shared))| {
+            json!({ "repository": repository, "size": size, "shared": shared })
+        });
+        return print_json(&json!({ "repositories": list.collect::<Vec<_>>(), "total": total }));
+    }
+    let mut table = Table::new(["REPOSITORY", "SIZE", "SHARED"]);
+    for (repository, (size, shared)) in repositories {
+        table.row([repository.to_owned(), bytes(size), bytes(shared)]);
+    }
+    table.row(["total".to_owned(), bytes(total), String::new()]);
+    print(&table.to_string())
+}
+
+/// `millpond purge`
+pub(super) fn purge(config: Option<&Path>, purge: &Purge) -> anyhow::Result<()> {
+    let purged = with_backend(config, async |backend| backend.purge(purge).await)?;
+    anyhow::ensure!(
+        !purged.is_empty(),
+        "nothing that is cached matches {}",
+        purge.reference
+    );
+    let mut table = Table::new(["REPOSITORY", "KIND", "DIGEST", "SIZE"]);
+    for entry in &purged {
+        table.row([
+            entry.repository.clone(),
+            entry.kind.clone(),
+            entry.digest.to_string(),
+            bytes(entry.size),
+        ]);
+    }
+    let verb = if purge.dry_run {
+        "would be removed"
+    } else {
+        "removed"
+    };
+    print(&format!("{table}{} links {verb}\n", purged.len()))
+}

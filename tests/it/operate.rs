@@ -1,0 +1,176 @@
+//! `ls`, `du` and `purge`, with the server running and stopped: the program itself, on a real
+//! data directory.
+#![cfg(unix)]
+
+use std::path::Path;
+use std::process::Output;
+
+use millpond::app::App;
+use millpond::config;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::{Registry, noise};
+
+struct Site {
+    dir: TempDir,
+    upstream: Registry,
+}
+
+impl Site {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Registry::start().await;
+        let text = format!(
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{}'}}}}\n\
+             http: {{addr: '127.0.0.1:0'}}\nproxy: {{remoteurl: '{}'}}\n",
+            dir.path().join("data").display(),
+            upstream.url(),
+        );
+        std::fs::write(dir.path().join("config.yml"), text).unwrap();
+        Self { dir, upstream }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    async fn serve(&self) -> App {
+        let file = self.path("config.yml");
+        let loaded = config::load(Some(Path::new(&file)), std::iter::empty()).unwrap();
+        App::start(&loaded.config).await.unwrap()
+    }
+
+    /// Pulls a blob of 1000 bytes through the server.
+    async fn pull(&self, app: &App, repo: &str, seed: u64) {
+        let digest = self.upstream.put_blob(repo, &noise(seed, 1000));
+        let client = reqwest::Client::builder()
+            .tls_certs_only([])
+            .build()
+            .unwrap();
+        let url = format!("http://{}/v2/{repo}/blobs/{digest}", app.address());
+        let mut response = client.get(url).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        while response.chunk().await.unwrap().is_some() {}
+        // The commit follows the last byte: the next answer comes from the store.
+        crate::harness::eventually("the blob is stored", || {
+            app.metrics()
+                .render()
+                .contains("millpond_downloads_in_flight 0")
+        })
+        .await;
+    }
+
+    /// Runs the program beside the runtime, so that the server goes on answering.
+    async fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_millpond"));
+        command
+            .args(arguments)
+            .args(["--config", &self.path("config.yml")]);
+        tokio::task::spawn_blocking(move || command.output().unwrap())
+            .await
+            .unwrap()
+    }
+
+    async fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(arguments).await;
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    async fn text(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments).await;
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_say_and_do_the_same_with_and_without_the_server() {
+    let site = Site::new().await;
+    let app = site.serve().await;
+    site.pull(&app, "team/one", 1).await;
+    site.pull(&app, "team/two", 1).await;
+    site.pull(&app, "other", 2).await;
+
+    let running = [
+        site.json(&["ls", "--json"]).await,
+        site.json(&["du", "--json"]).await,
+    ];
+    assert_eq!(running[1]["total"], 2000);
+    assert_eq!(running[0]["images"].as_array().unwrap().len(), 2);
+    assert!(app.stop().await);
+    let stopped = [
+        site.json(&["ls", "--json"]).await,
+        site.json(&["du", "--json"]).await,
+    ];
+    assert_eq!(running[1], stopped[1]);
+    let names = |listing: &Value| listing["images"][0]["names"].clone();
+    assert_eq!(names(&running[0]), names(&stopped[0]));
+    let table = site.text(&["du"]).await;
+    let row = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let rows: Vec<String> = table.lines().map(row).collect();
+    assert!(
+        rows.contains(&"team/one 1000 B 1000 B".to_owned()),
+        "{table}"
+    );
+    assert_eq!(rows.last().map(String::as_str), Some("total 1.9 KiB"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purging_removes_what_is_named_and_nothing_else() {
+    let site = Site::new().await;
+    let app = site.serve().await;
+    site.pull(&app, "team/one", 1).await;
+    site.pull(&app, "team/two", 1).await;
+    site.pull(&app, "other", 2).await;
+
+    let shown = site.text(&["purge", "--dry-run", "team/**"]).await;
+    assert!(shown.contains("2 links would be removed"), "{shown}");
+    assert_eq!(site.json(&["du", "--json"]).await["total"], 2000);
+    let done = site.text(&["purge", "team/one"]).await;
+    assert!(done.contains("1 links removed"), "{done}");
+    assert_eq!(
+        site.json(&["du", "--json"]).await["total"],
+        2000,
+        "the other repository has it"
+    );
+    assert!(app.stop().await);
+    site.text(&["purge", "team/two"]).await;
+    let left = site.json(&["du", "--json"]).await;
+    assert_eq!(left["total"], 1000);
+    assert_eq!(left["repositories"][0]["repository"], "other");
+
+    for (reference, complaint) in [
+        ("nobody/here", "nothing that is cached matches"),
+        ("a@b", "selects nothing"),
+    ] {
+        let output = site.run(&["purge", reference]).await;
+        assert!(!output.status.success());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains(complaint), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_socket_is_the_owners_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let site = Site::new().await;
+    let app = site.serve().await;
+    let socket = site.path("data/millpond/admin.sock");
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(app.stop().await);
+    assert!(
+        !Path::new(&socket).exists(),
+        "the file goes with the server"
+    );
+}
