@@ -13,7 +13,7 @@ use url::Url;
 
 use super::document::Node;
 use super::report::{Report, Section, shown};
-use super::{Config, Debug, Http, Listen, Log, LogFormat, Storage, limits, proxy, schema};
+use super::{Config, Debug, Http, Listen, Log, LogFormat, Storage, proxy, retention, schema};
 
 const DEFAULT_LISTEN: &str = ":5000";
 const DEFAULT_ROOT: &str = "./millpond-data";
@@ -48,7 +48,7 @@ pub(super) fn config(root: &Node, from_file: bool, report: &mut Report<'_>) -> C
     let storage = storage(&section, from_file, report);
     Config {
         log: log(&root, report),
-        limits: limits::read(&section, &storage, report),
+        limits: retention::limits(&section, &storage, report),
         storage,
         http: http(&root.section("http"), report),
         proxy: proxy::read(&root.section("proxy"), from_file, report),

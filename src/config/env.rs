@@ -5,6 +5,7 @@
 //! hold any character. A map or a list is read as YAML.
 
 use super::document::{Document, KeyPath, Node, Step};
+use super::nearest::nearest;
 use super::report::Report;
 use super::schema::{self, Shape};
 
@@ -84,7 +85,7 @@ fn target(
             let known = keys.iter().find(|(key, _)| key.eq_ignore_ascii_case(first));
             match known {
                 Some((key, shape)) => target(shape, rest, path.key(key)),
-                None => Err(schema::nearest(first, keys, &path)),
+                None => Err(nearest(first, keys, &path)),
             }
         }
         Shape::Sections(keys) => {
@@ -94,7 +95,7 @@ fn target(
                 Some((key, rest)) => {
                     match keys.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)) {
                         Some((name, shape)) => target(shape, rest, path.key(name)),
-                        None => Err(schema::nearest(key, keys, &path)),
+                        None => Err(nearest(key, keys, &path)),
                     }
                 }
             }

@@ -2,9 +2,9 @@
 //! distribution 2.8 and 3.0), under environment variables that override it.
 //!
 //! A file becomes a tree of texts (`document`), the environment is merged into the tree (`env`),
-//! the tree is compared with all known keys (`schema`), and the checks (`check`, `proxy`) make
-//! [`Config`] of it, whose values can only be valid. All problems are found at once ([`Problem`]),
-//! each with its key, its line or its variable, and what would be right.
+//! the tree is compared with all known keys (`schema`), and the checks (`check`, `proxy`,
+//! `retention`) make [`Config`] of it, whose values can only be valid. All problems are found at
+//! once ([`Problem`]), each with its key, its line or its variable, and what would be right.
 //!
 //! Nothing is silently weaker: what the reference registry would enforce and millpond doesn't is
 //! refused. No message and no `Debug` shows a password.
@@ -17,12 +17,14 @@ mod document;
 pub mod duration;
 mod env;
 mod error;
-mod limits;
 mod locate;
+mod nearest;
 mod proxy;
 mod render;
 mod report;
+mod retention;
 mod schema;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -44,6 +46,7 @@ pub use address::Listen;
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
 pub use render::render;
+pub use size::SizeLimit;
 
 /// The checked configuration.
 #[derive(Debug, Clone)]
@@ -81,49 +84,25 @@ pub enum Storage {
     Memory,
 }
 
-/// How much is kept, and how it is looked after.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// How much is kept, and how what is kept is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// What all blobs together may have; none is no limit.
+    /// The most that blobs and manifests may take; never 0. `None` is no cap.
     pub max_size: Option<SizeLimit>,
-    /// What is to stay free on the file system.
+    /// What has to stay free on the file system of the data directory; never 0, and `None` in
+    /// memory.
     pub min_free: Option<SizeLimit>,
-    /// The slow check of all blobs in the background, if there is one.
+    /// `None` is no background pass.
     pub scrub: Option<Scrub>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SizeLimit {
-    Bytes(u64),
-    /// Of the file system, 0 to 100.
-    Percent(u8),
-}
-
+/// The background pass that hashes every blob again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scrub {
-    /// From the beginning of one pass to that of the next.
+    /// From the start of one pass to that of the next; never 0.
     pub interval: Duration,
-    /// Bytes a second.
+    /// How fast blobs are read, in bytes a second; never 0.
     pub rate: u64,
-}
-
-/// When the time of what is cached begins to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TtlMode {
-    /// At its last use.
-    #[default]
-    Sliding,
-    /// When it was cached.
-    Fixed,
-}
-
-/// The TTL of some repositories.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TtlRule {
-    /// Of names as they are stored: with the upstream's name before them, unless it is the default.
-    pub pattern: String,
-    /// None is for ever.
-    pub ttl: Option<Duration>,
 }
 
 /// The server that clients pull from.
@@ -159,16 +138,37 @@ pub struct Proxy {
     pub default: Upstream,
     /// No two upstreams share a name or alias, the default one included.
     pub upstreams: Vec<Upstream>,
-    /// How long blobs and manifests are kept after their last use; `None` is for ever.
+    /// How long blobs and manifests are kept where no rule matches; `None` is for ever.
     pub ttl: Option<Duration>,
     pub ttl_mode: TtlMode,
-    /// Exceptions; the first that matches counts.
+    /// The first that matches counts. The upstreams' own come last, as `<name>/**`.
     pub ttl_rules: Vec<TtlRule>,
-    /// What is never evicted: patterns of `repository` or `repository:tag`.
+    /// What is never evicted: `repository` or `repository:tag`, both patterns (at most 512 bytes
+    /// together) as in [`TtlRule::pattern`], that of the tag made of `[A-Za-z0-9._*-]`.
     pub pins: Vec<String>,
     /// How long a tag is believed without asking the upstream; 0 asks every time.
     pub tags_ttl: Duration,
     pub timeouts: Timeouts,
+}
+
+/// When the time to live begins to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TtlMode {
+    /// At the last use.
+    Sliding,
+    /// When it was cached.
+    Fixed,
+}
+
+/// How long some repositories are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TtlRule {
+    /// 1 to 512 of `[a-z0-9._/*-]`, compared with the whole stored name (`library/debian`,
+    /// `ghcr.io/owner/app`): `*` is any run of characters within a component, `**` one across
+    /// components.
+    pub pattern: String,
+    /// `None` is for ever.
+    pub ttl: Option<Duration>,
 }
 
 /// Limits of the waits for an upstream; none is 0.

@@ -1,4 +1,5 @@
-//! The `proxy` section: the upstreams, and how long what they say is believed.
+//! The `proxy` section: the upstreams, and how long what they say is believed. What is kept of
+//! them is in `retention`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,9 +11,8 @@ use crate::oci::RepoName;
 
 use super::address;
 use super::document::KeyPath;
-use super::limits;
 use super::report::{Report, Section, shown};
-use super::{Credentials, Proxy, Timeouts, Upstream};
+use super::{Credentials, Proxy, Timeouts, Upstream, retention};
 
 /// The name that images on Docker Hub have.
 const HUB_NAME: &str = "docker.io";
@@ -23,8 +23,6 @@ const HUB_ALIASES: [&str; 3] = [HUB_NAME, "index.docker.io", HUB_HOST];
 /// The website, which people write for the registry.
 const HUB_WEBSITE: &str = "hub.docker.com";
 
-/// The reference registry's default.
-const DEFAULT_TTL: Duration = Duration::from_hours(7 * 24);
 const DEFAULT_TAGS_TTL: Duration = Duration::from_mins(1);
 const DEFAULT_CONNECT: Duration = Duration::from_secs(10);
 const DEFAULT_HEADER: Duration = Duration::from_secs(30);
@@ -46,15 +44,10 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, report: &mut Report<'_>
     };
     let default = upstream(proxy, name, url, report);
     let mut upstreams = Vec::new();
-    let mut ttls = Vec::new();
     let mut paths = vec![proxy.path.clone()];
     for section in proxy.sections("upstreams") {
         if let Some(upstream) = named(&section, report) {
             upstreams.push(upstream);
-            let ttl = section
-                .has("ttl")
-                .then(|| section.duration("ttl", DEFAULT_TTL, report));
-            ttls.push(ttl);
             paths.push(section.path);
         }
     }
@@ -63,15 +56,13 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, report: &mut Report<'_>
         .zip(&paths)
         .collect();
     conflicts(&all, report);
-    let ttl = proxy.duration("ttl", DEFAULT_TTL, report);
-    let own: Vec<_> = upstreams.iter().zip(ttls).collect();
     Proxy {
-        ttl_mode: limits::ttl_mode(proxy, report),
-        ttl_rules: limits::ttl_rules(proxy, &own, report),
-        pins: limits::pins(proxy, report),
+        ttl: retention::ttl(proxy, report),
+        ttl_mode: retention::ttl_mode(proxy, report),
+        ttl_rules: retention::ttl_rules(proxy, &default, report),
+        pins: retention::pins(proxy, &default, report),
         default,
         upstreams,
-        ttl: Some(ttl).filter(|ttl| !ttl.is_zero()),
         tags_ttl: proxy
             .section("tags")
             .duration("ttl", DEFAULT_TAGS_TTL, report),

@@ -1,13 +1,10 @@
 //! The effective configuration as a file that would give it.
 
-use std::time::Duration;
-
 use serde_yaml::{Mapping, Value};
 
-use super::duration;
-use super::{
-    Config, Http, Limits, Listen, Log, LogFormat, Proxy, SizeLimit, Storage, TtlMode, Upstream,
-};
+use super::duration::format;
+use super::size;
+use super::{Config, Http, Limits, Listen, Log, LogFormat, Proxy, Storage, TtlMode, Upstream};
 
 /// What stands for a password.
 const HIDDEN: &str = "<hidden>";
@@ -57,32 +54,33 @@ fn log(log: &Log) -> Value {
 }
 
 fn storage(storage: &Storage, limits: &Limits) -> Value {
-    let (driver, settings) = match storage {
+    let (driver, parameters) = match storage {
         Storage::Memory => ("inmemory", map([])),
         Storage::Filesystem { root } => {
             let root = root.to_string_lossy().into_owned();
             ("filesystem", map([("rootdirectory", Some(root.into()))]))
         }
     };
-    let scrub = limits.scrub.map(|scrub| {
-        map([
-            ("interval", Some(duration::format(scrub.interval).into())),
-            ("rate", Some(scrub.rate.into())),
-        ])
-    });
+    let interval = limits.scrub.map(|scrub| scrub.interval).unwrap_or_default();
+    let scrub = map([
+        ("interval", Some(format(interval).into())),
+        (
+            "rate",
+            limits.scrub.map(|scrub| size::format(scrub.rate).into()),
+        ),
+    ]);
     map([
-        (driver, Some(settings)),
-        ("maxsize", limits.max_size.map(size)),
-        ("minfree", limits.min_free.map(size)),
-        ("scrub", scrub),
+        (driver, Some(parameters)),
+        (
+            "maxsize",
+            limits.max_size.map(|limit| limit.to_string().into()),
+        ),
+        (
+            "minfree",
+            limits.min_free.map(|limit| limit.to_string().into()),
+        ),
+        ("scrub", Some(scrub)),
     ])
-}
-
-fn size(limit: SizeLimit) -> Value {
-    match limit {
-        SizeLimit::Bytes(bytes) => bytes.into(),
-        SizeLimit::Percent(percent) => format!("{percent}%").into(),
-    }
 }
 
 fn http(http: &Http) -> Value {
@@ -119,10 +117,7 @@ fn http(http: &Http) -> Value {
         ("prefix", Some(http.prefix.as_str().into())),
         ("host", http.host.as_ref().map(|host| host.as_str().into())),
         ("relativeurls", Some(http.relative_urls.into())),
-        (
-            "draintimeout",
-            Some(duration::format(http.drain_timeout).into()),
-        ),
+        ("draintimeout", Some(format(http.drain_timeout).into())),
         ("headers", Some(headers.into())),
         (
             "http2",
@@ -130,10 +125,6 @@ fn http(http: &Http) -> Value {
         ),
         ("debug", debug),
     ])
-}
-
-fn ttl(ttl: Option<Duration>) -> Value {
-    duration::format(ttl.unwrap_or_default()).into()
 }
 
 fn proxy(proxy: &Proxy) -> Value {
@@ -144,38 +135,26 @@ fn proxy(proxy: &Proxy) -> Value {
         TtlMode::Sliding => "sliding",
         TtlMode::Fixed => "fixed",
     };
-    // The upstreams' own are among them.
+    // The upstreams' own are among them: this is the order in which they count.
     let rules = proxy.ttl_rules.iter().map(|rule| {
         map([
             ("repository", Some(rule.pattern.as_str().into())),
-            ("ttl", Some(ttl(rule.ttl))),
+            ("ttl", Some(format(rule.ttl.unwrap_or_default()).into())),
         ])
     });
-    let rules: Vec<Value> = rules.collect();
+    let pins = proxy.pins.iter().map(|pin| pin.as_str().into());
     let own = map([
-        ("ttl", Some(ttl(proxy.ttl))),
+        ("ttl", Some(format(proxy.ttl.unwrap_or_default()).into())),
         ("ttlmode", Some(mode.into())),
-        ("ttls", Some(rules.into())),
-        ("pins", Some(proxy.pins.clone().into())),
+        ("ttls", Some(rules.collect::<Vec<Value>>().into())),
+        ("pins", Some(pins.collect::<Vec<Value>>().into())),
         (
             "tags",
-            Some(map([(
-                "ttl",
-                Some(duration::format(proxy.tags_ttl).into()),
-            )])),
+            Some(map([("ttl", Some(format(proxy.tags_ttl).into()))])),
         ),
-        (
-            "connecttimeout",
-            Some(duration::format(timeouts.connect).into()),
-        ),
-        (
-            "headertimeout",
-            Some(duration::format(timeouts.header).into()),
-        ),
-        (
-            "stalltimeout",
-            Some(duration::format(timeouts.stall).into()),
-        ),
+        ("connecttimeout", Some(format(timeouts.connect).into())),
+        ("headertimeout", Some(format(timeouts.header).into())),
+        ("stalltimeout", Some(format(timeouts.stall).into())),
     ]);
     if let Value::Mapping(own) = own {
         section.extend(own);

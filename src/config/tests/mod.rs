@@ -1,3 +1,4 @@
+mod retention;
 mod sentences;
 mod variables;
 

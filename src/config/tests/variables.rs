@@ -49,6 +49,26 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ),
     ("REGISTRY_PROXY_TTL", "1h", "  ttl: 1h"),
     ("REGISTRY_PROXY_TAGS_TTL", "5s", "    ttl: 5s"),
+    ("REGISTRY_PROXY_TTLMODE", "fixed", "  ttlmode: fixed"),
+    (
+        "REGISTRY_PROXY_TTLS",
+        "[{repository: a/*, ttl: 24h}]",
+        "  - repository: a/*",
+    ),
+    ("REGISTRY_PROXY_PINS", "['a/**']", "  - a/**"),
+    ("REGISTRY_PROXY_PINS_0", "a/b:*", "  - a/b:*"),
+    ("REGISTRY_STORAGE_MAXSIZE", "80%", "  maxsize: 80%"),
+    ("REGISTRY_STORAGE_MINFREE", "5gib", "  minfree: 5GiB"),
+    (
+        "REGISTRY_STORAGE_SCRUB_INTERVAL",
+        "30days",
+        "    interval: 720h",
+    ),
+    (
+        "REGISTRY_STORAGE_SCRUB",
+        "{interval: 1h, rate: 1MB}",
+        "    rate: 1MB",
+    ),
     (
         "REGISTRY_PROXY_CONNECTTIMEOUT",
         "5s",
