@@ -123,6 +123,9 @@ impl Store for Sizes {
     async fn set_tag(&self, _: &RepoName, _: &Tag, _: &Digest) -> Result<(), StoreError> {
         Ok(())
     }
+    async fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.remove(digest).await
+    }
     async fn remove_tag(&self, _: &RepoName, _: &Tag) -> Result<bool, StoreError> {
         Ok(false)
     }

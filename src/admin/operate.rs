@@ -3,13 +3,16 @@
 //!
 //! Lists come in pages, so that a million images cost neither side the memory for all.
 
+use std::num::NonZeroU64;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use crate::oci::Digest;
-use crate::retention::{EntryView, ImageView, Retention, Selection};
-use crate::store::LinkKind;
+use crate::retention::{
+    EntryView, Finding, ImageView, Retention, ScrubSettings, Selection, Verdict,
+};
+use crate::store::{LinkKind, StoreError};
 
 /// A page, and where the next one begins.
 #[derive(Debug, Serialize, Deserialize)]
@@ -67,6 +70,41 @@ pub struct Purge {
     pub dry_run: bool,
 }
 
+/// How to scrub.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Scrub {
+    /// Sets corrupt blobs aside.
+    #[serde(default)]
+    pub repair: bool,
+    /// Bytes a second; none is as fast as the disk allows.
+    pub rate: Option<NonZeroU64>,
+}
+
+/// What a scrub found.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Scrubbed {
+    /// Blobs that were hashed.
+    pub checked: u64,
+    pub bytes: u64,
+    pub corrupt: u64,
+    /// Of these, blobs that were set aside.
+    pub quarantined: u64,
+    /// Blobs that couldn't be read.
+    pub failed: u64,
+    /// The first of those that are corrupt or failed.
+    pub findings: Vec<Found>,
+}
+
+/// A blob that isn't what its digest says.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Found {
+    pub digest: Digest,
+    /// Bytes of its file.
+    pub size: u64,
+    /// `corrupt`, `quarantined`, or why it can't be read.
+    pub verdict: String,
+}
+
 /// The operations.
 #[derive(Debug, Clone)]
 pub struct Operator {
@@ -78,6 +116,8 @@ pub struct Operator {
 pub enum OperateError {
     #[error("{reference:?} selects nothing: {reason}")]
     Selection { reference: String, reason: String },
+    #[error("the blobs can't be listed: {0}")]
+    Store(#[from] StoreError),
 }
 
 impl Operator {
@@ -117,6 +157,23 @@ impl Operator {
         }
     }
 
+    /// Hashes every blob anew.
+    pub async fn scrub(&self, scrub: &Scrub) -> Result<Scrubbed, OperateError> {
+        let settings = ScrubSettings {
+            rate: scrub.rate,
+            repair: scrub.repair,
+        };
+        let report = self.retention.scrub(settings).await?;
+        Ok(Scrubbed {
+            checked: report.checked,
+            bytes: report.bytes,
+            corrupt: report.corrupt,
+            quarantined: report.quarantined,
+            failed: report.failed,
+            findings: report.findings.iter().map(found).collect(),
+        })
+    }
+
     /// Removes what is selected, and answers what that was.
     pub async fn purge(&self, purge: &Purge) -> Result<Vec<Entry>, OperateError> {
         let Purge { reference, dry_run } = purge;
@@ -134,6 +191,18 @@ impl Operator {
             tracing::info!(reference, links = purged.len(), "purged");
         }
         Ok(purged.iter().map(entry).collect())
+    }
+}
+
+fn found(finding: &Finding) -> Found {
+    Found {
+        digest: finding.digest,
+        size: finding.size,
+        verdict: match &finding.verdict {
+            Verdict::Corrupt => "corrupt".to_owned(),
+            Verdict::Quarantined => "quarantined".to_owned(),
+            Verdict::Failed(reason) => reason.clone(),
+        },
     }
 }
 

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::operate::Operator;
+use super::operate::{OperateError, Operator};
 use crate::http::{Body, Handler};
 
 /// Largest request, in bytes.
@@ -33,10 +33,11 @@ impl Socket {
             ("GET", "/entries") => json(StatusCode::OK, &self.0.entries(position(uri)).await),
             ("GET", "/totals") => json(StatusCode::OK, &self.0.totals().await),
             ("POST", "/purge") => match serde_json::from_slice(body) {
-                Ok(purge) => match self.0.purge(&purge).await {
-                    Ok(purged) => json(StatusCode::OK, &purged),
-                    Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
-                },
+                Ok(purge) => result(self.0.purge(&purge).await),
+                Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
+            },
+            ("POST", "/scrub") => match serde_json::from_slice(body) {
+                Ok(scrub) => result(self.0.scrub(&scrub).await),
                 Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
             },
             _ => refusal(StatusCode::NOT_FOUND, "no such operation"),
@@ -71,6 +72,18 @@ fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Body> {
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+fn result<T: Serialize>(result: Result<T, OperateError>) -> Response<Body> {
+    match result {
+        Ok(done) => json(StatusCode::OK, &done),
+        Err(error @ OperateError::Selection { .. }) => {
+            refusal(StatusCode::BAD_REQUEST, &error.to_string())
+        }
+        Err(error @ OperateError::Store(_)) => {
+            refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())
+        }
+    }
 }
 
 fn refusal(status: StatusCode, message: &str) -> Response<Body> {

@@ -5,6 +5,7 @@ mod retention;
 
 pub use retention::settings as retention_settings;
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::http::listener::{Address, BindError, Listener};
 use crate::http::{ConnectionSettings, Handler, Service, Settings, serve};
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Parts, UpstreamEntry, Upstreams};
-use crate::retention::Retention;
+use crate::retention::{Retention, ScrubSettings};
 #[cfg(unix)]
 use crate::store::Layout;
 use crate::store::{FsStore, MemoryStore, Store, StoreError};
@@ -88,6 +89,7 @@ impl App {
         let kept_how = retention::settings(config)?;
         let kept = Arc::clone(&store);
         let retention = Retention::start(kept, clock, kept_how, &background, &stop_now);
+        scrub(config, &retention, &background);
         let fetcher = Fetcher::new(
             Arc::clone(&store),
             retention.clone(),
@@ -186,6 +188,16 @@ impl App {
         let last = tokio::time::timeout(LAST_MOMENT, self.tasks.wait()).await;
         tracing::debug!(left = last.is_err(), "ended");
         false
+    }
+}
+
+/// Starts the slow check in the background, where one is wanted.
+fn scrub(config: &Config, retention: &Retention, tasks: &TaskTracker) {
+    if let Some(scrub) = config.limits.scrub {
+        let rate = NonZeroU64::new(scrub.rate);
+        let settings = ScrubSettings { rate, repair: true };
+        let retention = retention.clone();
+        tasks.spawn(async move { retention.background(scrub.interval, settings).await });
     }
 }
 

@@ -7,13 +7,14 @@ mod table;
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
-use crate::admin::operate::Purge;
+use crate::admin::operate::{Purge, Scrub};
 use crate::causes::on_one_line;
 use crate::config::{self, Loaded};
 
@@ -46,6 +47,20 @@ enum Command {
     Ls(Listing),
     /// Show how much each repository takes, and how much of it others share
     Du(Listing),
+    /// Hash every cached blob anew
+    ///
+    /// Exits with 1 when a blob isn't what its digest says and was not set aside. What is set aside
+    /// goes to millpond/quarantine in the data directory, and the next pull fetches it again.
+    Scrub {
+        /// Set corrupt blobs aside
+        #[arg(long)]
+        repair: bool,
+        /// Bytes to read in a second, such as 50MiB; as fast as the disk allows without it
+        #[arg(long, value_name = "SIZE", value_parser = config::parse_size)]
+        rate: Option<u64>,
+        #[command(flatten)]
+        configured: Located,
+    },
     /// Remove images from the cache
     Purge {
         /// A repository, repository:tag (both with * and ** as wildcards) or repository@digest, by
@@ -101,6 +116,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Command::Du(Listing { json, configured }) => {
             operate::du(configured.config.as_deref(), json)
+        }
+        Command::Scrub {
+            repair,
+            rate,
+            configured,
+        } => {
+            let scrub = Scrub {
+                repair,
+                rate: rate.and_then(NonZeroU64::new),
+            };
+            operate::scrub(configured.config.as_deref(), &scrub)
         }
         Command::Purge {
             reference,

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::table::{Table, bytes};
 use super::{load, print, print_json};
-use crate::admin::operate::{Entry, Image, Operator, Page, Purge};
+use crate::admin::operate::{Entry, Image, Operator, Page, Purge, Scrub, Scrubbed};
 use crate::app;
 use crate::clock::Clock;
 use crate::config::{Config, Storage};
@@ -105,6 +105,14 @@ impl Backend {
         Ok(all)
     }
 
+    async fn scrub(&mut self, scrub: &Scrub) -> anyhow::Result<Scrubbed> {
+        Ok(match self {
+            #[cfg(unix)]
+            Self::Server(client) => client.post("/scrub", scrub).await?,
+            Self::Own { operator, .. } => operator.scrub(scrub).await?,
+        })
+    }
+
     async fn purge(&mut self, purge: &Purge) -> anyhow::Result<Vec<Entry>> {
         Ok(match self {
             #[cfg(unix)]
@@ -194,6 +202,35 @@ pub(super) fn du(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
     }
     table.row(["total".to_owned(), bytes(total), String::new()]);
     print(&table.to_string())
+}
+
+/// `millpond scrub`: an error when something is wrong that was not repaired.
+pub(super) fn scrub(config: Option<&Path>, scrub: &Scrub) -> anyhow::Result<()> {
+    let report = with_backend(config, async |backend| backend.scrub(scrub).await)?;
+    let mut table = Table::new(["DIGEST", "SIZE", "VERDICT"]);
+    for found in &report.findings {
+        table.row([
+            found.digest.to_string(),
+            bytes(found.size),
+            found.verdict.clone(),
+        ]);
+    }
+    let found = if report.findings.is_empty() {
+        String::new()
+    } else {
+        table.to_string()
+    };
+    let (checked, size) = (report.checked, bytes(report.bytes));
+    print(&format!(
+        "{found}{checked} blobs, {size}: {} corrupt, {} set aside, {} unreadable\n",
+        report.corrupt, report.quarantined, report.failed
+    ))?;
+    let left = report.corrupt - report.quarantined + report.failed;
+    anyhow::ensure!(
+        left == 0,
+        "{left} blobs are not what their digests say; --repair sets corrupt ones aside"
+    );
+    Ok(())
 }
 
 /// `millpond purge`

@@ -273,6 +273,11 @@ fn problems(report: Report<'_>) -> ConfigError {
     ConfigError::Problems(problems)
 }
 
+/// Reads a size in bytes, as the configuration's sizes are written: `50MiB`.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    size::bytes(text).map_err(|error| error.to_string())
+}
+
 /// Reads an upstream's file of certificate authorities; at most [`MAX_FILE`] bytes of it.
 pub fn read_ca(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();

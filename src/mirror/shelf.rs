@@ -111,7 +111,7 @@ impl Mirror {
             tracing::error!(%digest, "the stored manifest is corrupt; it is fetched again");
             self.written(
                 "corrupt manifest",
-                self.store.remove(&digest).await.map(|_was_there| ()),
+                self.store.quarantine(&digest).await.map(|_was_there| ()),
             );
             return None;
         }

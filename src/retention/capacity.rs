@@ -28,7 +28,7 @@ pub struct Full {
 #[must_use = "nothing is held once this is dropped"]
 pub struct Hold {
     shared: Arc<Shared>,
-    content: Id<Content>,
+    pub(super) content: Id<Content>,
 }
 
 impl Hold {
@@ -113,7 +113,8 @@ impl Index {
         }
         self.news.freed = true;
         let orphan = content.first.is_none() && content.flags.has(content_flag::FILE);
-        if orphan || content.flags.has(content_flag::CONDEMNED) {
+        let going = content_flag::CONDEMNED | content_flag::LOST;
+        if orphan || content.flags.has(going) {
             self.enqueue(id);
         } else {
             self.release_content(id);

@@ -65,6 +65,10 @@ pub(super) mod content_flag {
     pub(in super::super) const EVICTED: u8 = 8;
     /// Some entry is condemned.
     pub(in super::super) const CONDEMNED: u8 = 16;
+    /// The file was set aside, and no new one has come: the links go when nothing holds it.
+    pub(in super::super) const LOST: u8 = 32;
+    /// A scrub is reading it.
+    pub(in super::super) const SCRUBBING: u8 = 64;
 }
 
 /// A repository, as it is stored.

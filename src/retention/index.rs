@@ -347,7 +347,11 @@ impl Index {
         self.mark_dirty(entry);
         let used = self.contents.get_mut(content)?;
         used.last_use = used.last_use.max(now);
-        self.file_present(content, size);
+        // Whoever was served from a file that has been set aside since doesn't bring it back: a
+        // commit does.
+        if !used.flags.has(content_flag::LOST) {
+            self.file_present(content, size);
+        }
         Some(())
     }
 
@@ -367,6 +371,7 @@ impl Index {
             return;
         };
         content.flags.set(content_flag::FILE);
+        content.flags.clear(content_flag::LOST);
         content.size = size;
         self.used = self.used.saturating_add(size);
         self.rank(id);

@@ -30,6 +30,7 @@ pub mod policy;
 mod reconcile;
 mod record;
 mod report;
+mod scrub;
 mod slab;
 mod state;
 mod sweeper;
@@ -59,6 +60,7 @@ use moment::Moment;
 pub use policy::{Pattern, Pin, TtlMode, TtlPolicy};
 pub use reconcile::references;
 pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
+pub use scrub::{Finding, MAX_REPORTED, ScrubReport, ScrubSettings, Verdict};
 
 /// Entries or images in one page of a listing.
 pub const MAX_PAGE: usize = 512;

@@ -120,15 +120,16 @@ impl Index {
 
     /// The links that go. An entry that was used since it expired doesn't.
     fn condemned(&mut self, id: Id<Content>, now: Moment) -> Vec<Condemned> {
-        let evicted = self
+        let going = content_flag::EVICTED | content_flag::LOST;
+        let whole = self
             .contents
             .get(id)
-            .is_some_and(|content| content.flags.has(content_flag::EVICTED));
+            .is_some_and(|content| content.flags.has(going));
         let (mut due, mut used) = (Vec::new(), Vec::new());
         for (entry_id, entry) in self.entries_of(id) {
             let expired = entry.flags.has(entry_flag::EXPIRED);
             let in_time = || self.deadline(entry_id).is_none_or(|at| at > now.seconds());
-            if evicted || entry.flags.has(entry_flag::CONDEMNED) || (expired && !in_time()) {
+            if whole || entry.flags.has(entry_flag::CONDEMNED) || (expired && !in_time()) {
                 due.extend(self.condemn(entry_id, entry));
             } else if expired {
                 used.push(entry_id);
@@ -167,6 +168,13 @@ impl Index {
         for (condemned, gone) in job.links.iter().zip(gone) {
             if !gone {
                 self.put_off(condemned.entry, now);
+                let lost = |content: &Content| content.flags.has(content_flag::LOST);
+                if self.contents.get(job.content).is_some_and(lost)
+                    && let Some(entry) = self.entries.get_mut(condemned.entry)
+                {
+                    // However late its time, it is tried again.
+                    entry.flags.set(entry_flag::CONDEMNED);
+                }
                 continue;
             }
             let repo = self.find_repo(condemned.link.repo.as_str());
@@ -177,9 +185,10 @@ impl Index {
             }
             self.remove_entry(condemned.entry);
         }
+        // Of what was set aside a new file may have come that this index took for the old one.
+        let file = content_flag::FILE | content_flag::LOST;
         let content = self.contents.get(job.content);
-        content
-            .is_some_and(|content| content.first.is_none() && content.flags.has(content_flag::FILE))
+        content.is_some_and(|content| content.first.is_none() && content.flags.has(file))
     }
 
     /// Takes the mark off. `removed` tells what became of the file, if it was to go.

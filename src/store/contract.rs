@@ -26,6 +26,7 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
         stages_of_one_digest_are_apart,
         a_second_commit_changes_nothing,
         a_removed_blob_is_read_to_its_end,
+        a_quarantined_blob_is_gone_and_may_come_back,
         whole_reads_are_bounded,
         links_belong_to_a_repository_and_a_kind,
         tags_name_one_digest_at_a_time,
@@ -185,6 +186,31 @@ async fn a_second_commit_changes_nothing(store: &dyn Store) {
     assert_eq!(text(&follower, 0, 9).await, "abc");
     assert!(store.remove(&digest).await.unwrap());
     assert!(!store.remove(&digest).await.unwrap());
+}
+
+async fn a_quarantined_blob_is_gone_and_may_come_back(store: &dyn Store) {
+    let digest = digest("whole");
+    assert!(!store.quarantine(&digest).await.unwrap());
+    let link = link("a", LinkKind::Layer, digest);
+    store.link(&link).await.unwrap();
+    for _ in 0..2 {
+        // The store doesn't hash: what is committed may be anything.
+        put(store, &digest, Bytes::from_static(b"holed"))
+            .await
+            .unwrap();
+        let Content { reader, .. } = store.open(&digest).await.unwrap().unwrap();
+        assert!(store.quarantine(&digest).await.unwrap());
+        assert!(!store.quarantine(&digest).await.unwrap());
+        assert!(store.open(&digest).await.unwrap().is_none());
+        assert_eq!(store.size(&digest).await.unwrap(), None);
+        assert!(store.blobs(digest.first_byte()).await.unwrap().is_empty());
+        assert_eq!(text(&reader, 0, 9).await, "holed");
+    }
+    assert!(store.linked(&link).await.unwrap());
+    put(store, &digest, Bytes::from_static(b"whole"))
+        .await
+        .unwrap();
+    assert_eq!(read_all(store, &digest, 9).await.unwrap().unwrap(), "whole");
 }
 
 async fn a_removed_blob_is_read_to_its_end(store: &dyn Store) {

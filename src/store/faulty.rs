@@ -22,6 +22,7 @@ pub enum Operation {
     Append,
     Commit,
     Remove,
+    Quarantine,
     Linked,
     Link,
     Unlink,
@@ -208,6 +209,11 @@ impl Store for FaultyStore {
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
         self.pass(Operation::Remove).await?;
         self.inner.remove(digest).await
+    }
+
+    async fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.pass(Operation::Quarantine).await?;
+        self.inner.quarantine(digest).await
     }
 
     async fn linked(&self, link: &Link) -> Result<bool, StoreError> {

@@ -72,6 +72,12 @@ impl Store for FsStore {
         .await
     }
 
+    async fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let digest = *digest;
+        self.run(move |spool| set_aside(spool.layout(), &digest))
+            .await
+    }
+
     async fn linked(&self, link: &Link) -> Result<bool, StoreError> {
         let link = link.clone();
         self.run(move |spool| is_link(spool.layout(), &link)).await
@@ -162,6 +168,24 @@ fn open_blob(layout: &Layout, digest: &Digest) -> Result<Option<Content>, StoreE
         size: metadata.len(),
         reader: Reader::of_file(file, &path),
     }))
+}
+
+/// A rename: readers that are open keep the file.
+fn set_aside(layout: &Layout, digest: &Digest) -> Result<bool, StoreError> {
+    let (path, aside) = (layout.blob(digest), layout.quarantined(digest));
+    if disk::file_size(&path)?.is_none() {
+        return Ok(false);
+    }
+    match disk::place(&path, &aside) {
+        // Removed since it was looked at.
+        Err(error) if error.kind() == Some(std::io::ErrorKind::NotFound) => return Ok(false),
+        placed => drop(placed?),
+    }
+    let directory = layout.blob_dir(digest);
+    if let Some(shared) = directory.parent() {
+        disk::prune(&directory, shared);
+    }
+    Ok(true)
 }
 
 /// Whether the link's file holds the digest that it is named by.

@@ -116,11 +116,6 @@ impl Layout {
     }
 
     /// When entries expire, in the reference registry's format; belongs to `retention`.
-    /// The socket on which a running server takes commands: `millpond/admin.sock`.
-    pub fn admin_socket(&self) -> PathBuf {
-        self.root.join("millpond").join("admin.sock")
-    }
-
     pub fn scheduler_state(&self) -> PathBuf {
         self.root.join("scheduler-state.json")
     }
@@ -133,6 +128,17 @@ impl Layout {
     /// Locked by the process that uses the store.
     pub fn lock(&self) -> PathBuf {
         self.root.join("millpond").join("lock")
+    }
+
+    /// The socket at which a running mirror answers the operators' commands.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.root.join("millpond").join("admin.sock")
+    }
+
+    /// A blob that was found corrupt. Nothing reads it, and nothing but an operator removes it.
+    pub fn quarantined(&self, digest: &Digest) -> PathBuf {
+        let name = format!("{}-{}", digest.algorithm(), digest.hex());
+        self.root.join("millpond").join("quarantine").join(name)
     }
 
     /// Where files are written before they have a name. On the root's own file system, so that
@@ -205,6 +211,10 @@ mod tests {
                 format!("/r/millpond/spool/sha256-{hex}.7.part"),
             ),
             (layout.lock(), "/r/millpond/lock".into()),
+            (
+                layout.quarantined(&digest),
+                format!("/r/millpond/quarantine/sha256-{hex}"),
+            ),
         ] {
             assert_eq!(path, PathBuf::from(expected));
         }

@@ -16,6 +16,7 @@ pub struct MemoryStore(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     blobs: BTreeMap<Digest, Arc<MemoryFile>>,
+    quarantined: BTreeMap<Digest, Arc<MemoryFile>>,
     links: BTreeSet<Link>,
     tags: BTreeMap<(RepoName, Tag), Digest>,
 }
@@ -84,6 +85,15 @@ impl Store for MemoryStore {
 
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
         Ok(self.state().blobs.remove(digest).is_some())
+    }
+
+    async fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let mut state = self.state();
+        let Some(file) = state.blobs.remove(digest) else {
+            return Ok(false);
+        };
+        state.quarantined.insert(*digest, file);
+        Ok(true)
     }
 
     async fn linked(&self, link: &Link) -> Result<bool, StoreError> {

@@ -52,6 +52,11 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Removes a blob, whether or not anything links it. False when it wasn't there.
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError>;
 
+    /// Sets a corrupt blob aside, under a name that nothing is served from, for the operator to look
+    /// at; one that was set aside earlier under the same digest is replaced. Whoever has the blob
+    /// open goes on reading it. False when it wasn't there.
+    async fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError>;
+
     /// Whether a repository has this link.
     async fn linked(&self, link: &Link) -> Result<bool, StoreError>;
 

@@ -161,6 +161,53 @@ async fn purging_removes_what_is_named_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_finds_what_is_corrupt_and_the_next_pull_fetches_it_again() {
+    let site = Site::new().await;
+    let app = site.serve().await;
+    site.pull(&app, "app", 1).await;
+    site.pull(&app, "app", 2).await;
+    let digest = site.upstream.put_blob("app", &noise(1, 1000));
+    let hex = digest.hex();
+    let file = site.path(&format!(
+        "data/docker/registry/v2/blobs/sha256/{}/{hex}/data",
+        hex.get(..2).unwrap()
+    ));
+    let clean = site.text(&["scrub"]).await;
+    assert!(clean.contains("2 blobs, 1.9 KiB: 0 corrupt"), "{clean}");
+    std::fs::write(&file, vec![7; 1000]).unwrap();
+
+    let output = site.run(&["scrub", "--rate", "1GiB"]).await;
+    assert!(!output.status.success(), "a script must notice");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains(&digest.to_string()) && text.contains("1 corrupt, 0 set aside"),
+        "{text}"
+    );
+    assert!(
+        Path::new(&file).exists(),
+        "without --repair nothing is touched"
+    );
+    let repaired = site.text(&["scrub", "--repair"]).await;
+    assert!(repaired.contains("1 corrupt, 1 set aside"), "{repaired}");
+    assert!(!Path::new(&file).exists());
+    assert_eq!(
+        std::fs::read_dir(site.path("data/millpond/quarantine"))
+            .unwrap()
+            .count(),
+        1
+    );
+
+    site.pull(&app, "app", 1).await;
+    assert_eq!(std::fs::read(&file).unwrap(), noise(1, 1000));
+    assert!(app.stop().await);
+    assert!(
+        site.text(&["scrub"])
+            .await
+            .contains("2 blobs, 1.9 KiB: 0 corrupt")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_admin_socket_is_the_owners_alone() {
     use std::os::unix::fs::PermissionsExt as _;
     let site = Site::new().await;

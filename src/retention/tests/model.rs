@@ -153,7 +153,8 @@ async fn incarnation(
                     && holds.iter().all(|(other, _)| *other != digest)
                 {
                     model.held.remove(&digest);
-                    model.put_off = Some(now + RETRY + SLACK);
+                    // A failure that is still to strike puts off for longer.
+                    model.put_off = model.put_off.max(Some(now + RETRY + SLACK));
                 }
             }
             Some(Step::Purge(repo, image)) => {

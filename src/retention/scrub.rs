@@ -1,0 +1,311 @@
+//! Scrubbing: every blob is hashed anew, at a bounded rate, and a corrupt one is set aside.
+//!
+//! One blob at a time is read, in pieces, with a [`Hold`](super::Hold) on its digest. The hold is why
+//! the file that is set aside is the file that was hashed: while it lasts nothing deletes the blob,
+//! and a commit of the same digest doesn't replace a file that is there. Others may hold the blob,
+//! too. It isn't waited for them: a popular blob is held all the time, and would be served corrupt
+//! for ever. They lose nothing, because a rename leaves the file to whoever has it open.
+//!
+//! From the moment it is set aside the blob is missing: whoever asks for it next downloads it anew,
+//! and its links are good again. If nobody has by the time that nobody holds it, the sweeper removes
+//! the links, so that none dangles.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::entry::{Content as Known, content_flag};
+use super::index::Index;
+use super::slab::Id;
+use super::{Hold, Retention, Shared};
+use crate::causes::on_one_line;
+use crate::oci::{Digest, Hasher};
+use crate::store::{Content, MAX_READ, StoreError};
+
+/// Blobs that a report names; of more it has the number.
+pub const MAX_REPORTED: usize = 1000;
+
+/// How to scrub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScrubSettings {
+    /// Bytes read in a second; none is as fast as the disk gives them.
+    pub rate: Option<NonZeroU64>,
+    /// Sets corrupt blobs aside; without it they are only reported.
+    pub repair: bool,
+}
+
+/// What a scrub found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ScrubReport {
+    /// Blobs that were read, the corrupt ones included.
+    pub checked: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    pub corrupt: u64,
+    /// Of these, blobs that were set aside.
+    pub quarantined: u64,
+    /// Blobs that couldn't be read or set aside; they stay as they are.
+    pub failed: u64,
+    /// Blobs that another scrub was at.
+    pub skipped: u64,
+    /// The first [`MAX_REPORTED`] that are corrupt or failed.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that is wrong with a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub digest: Digest,
+    /// Bytes of the file.
+    pub size: u64,
+    pub verdict: Verdict,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its content has another digest, or ends early.
+    Corrupt,
+    /// It was corrupt, and has been set aside.
+    Quarantined,
+    /// Why it couldn't be read, or set aside.
+    Failed(String),
+}
+
+impl ScrubReport {
+    fn note(&mut self, digest: Digest, size: u64, verdict: Verdict) {
+        match verdict {
+            Verdict::Corrupt => self.corrupt += 1,
+            Verdict::Quarantined => {
+                self.corrupt += 1;
+                self.quarantined += 1;
+            }
+            Verdict::Failed(_) => self.failed += 1,
+        }
+        if self.findings.len() < MAX_REPORTED {
+            self.findings.push(Finding {
+                digest,
+                size,
+                verdict,
+            });
+        }
+    }
+}
+
+/// Spreads reads over time. Time that wasn't used is not made up for: no burst follows a pause.
+#[derive(Debug)]
+struct Pace {
+    rate: Option<NonZeroU64>,
+    next: Instant,
+}
+
+impl Pace {
+    fn new(rate: Option<NonZeroU64>) -> Self {
+        let next = Instant::now();
+        Self { rate, next }
+    }
+
+    /// Waits until what was read before has had its time, then counts `bytes` more.
+    async fn spend(&mut self, bytes: u64) {
+        let Some(rate) = self.rate else { return };
+        tokio::time::sleep_until(self.next).await;
+        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.get());
+        let time = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        let now = Instant::now().max(self.next);
+        self.next = now.checked_add(time).unwrap_or(now);
+    }
+
+    /// The most that is read at once: a second's worth, so that a low rate is no long burst.
+    fn piece(&self) -> usize {
+        let second = self.rate.map_or(u64::MAX, NonZeroU64::get);
+        usize::try_from(second).unwrap_or(MAX_READ).min(MAX_READ)
+    }
+}
+
+/// Marks content as being scrubbed, for as long as it lives.
+#[derive(Debug)]
+struct Turn<'a> {
+    shared: &'a Shared,
+    hold: Hold,
+}
+
+impl<'a> Turn<'a> {
+    /// None when another scrub is at it. Two at once could set aside first the corrupt file, then
+    /// the good one that has been downloaded since.
+    fn take(shared: &'a Shared, hold: Hold) -> Option<Self> {
+        let free = shared.with(|index| index.begin_scrub(hold.content));
+        free.then_some(Self { shared, hold })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.shared.with(|index| {
+            if let Some(content) = index.contents.get_mut(self.hold.content) {
+                content.flags.clear(content_flag::SCRUBBING);
+            }
+        });
+    }
+}
+
+impl Index {
+    fn begin_scrub(&mut self, id: Id<Known>) -> bool {
+        match self.contents.get_mut(id) {
+            Some(content) if !content.flags.has(content_flag::SCRUBBING) => {
+                content.flags.set(content_flag::SCRUBBING);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The file of content that is held is being set aside. Its links go when it is released,
+    /// unless a new file has come by then.
+    fn lose_file(&mut self, id: Id<Known>) {
+        self.file_removed(id);
+        if let Some(content) = self.contents.get_mut(id) {
+            content.flags.set(content_flag::LOST);
+        }
+        self.news.freed = true;
+    }
+}
+
+impl Retention {
+    /// Hashes every blob of the store. Waits for the index to be complete. Dropping the future ends
+    /// it; so does stopping, and then the report is of what was done. An error is one of listing.
+    pub async fn scrub(&self, settings: ScrubSettings) -> Result<ScrubReport, StoreError> {
+        let mut report = ScrubReport::default();
+        let mut pace = Pace::new(settings.rate);
+        let quit = self.0.quit.clone();
+        tokio::select! {
+            () = quit.cancelled() => return Ok(report),
+            done = self.scrub_all(settings.repair, &mut pace, &mut report) => done?,
+        }
+        Ok(report)
+    }
+
+    async fn scrub_all(
+        &self,
+        repair: bool,
+        pace: &mut Pace,
+        report: &mut ScrubReport,
+    ) -> Result<(), StoreError> {
+        self.complete().await;
+        for first in 0..=u8::MAX {
+            for (digest, _) in self.0.store.blobs(first).await? {
+                self.0.scrub_blob(&digest, repair, pace, report).await;
+            }
+        }
+        // What was set aside is only over when its links are gone.
+        if report.quarantined > 0 {
+            self.settled().await;
+        }
+        Ok(())
+    }
+
+    /// Scrubs again and again, with a pause of `interval` after each pass, until retention stops.
+    pub async fn background(&self, interval: Duration, settings: ScrubSettings) {
+        let quit = self.0.quit.clone();
+        let passes = async {
+            loop {
+                tokio::time::sleep(interval).await;
+                match self.scrub(settings).await {
+                    Ok(report) => tracing::info!(
+                        checked = report.checked,
+                        bytes = report.bytes,
+                        corrupt = report.corrupt,
+                        quarantined = report.quarantined,
+                        failed = report.failed,
+                        "scrubbed the store"
+                    ),
+                    Err(error) => {
+                        tracing::warn!(error = %on_one_line(&error), "the store can't be scrubbed");
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = quit.cancelled() => {}
+            () = passes => {}
+        }
+    }
+}
+
+impl Shared {
+    async fn scrub_blob(
+        self: &Arc<Self>,
+        digest: &Digest,
+        repair: bool,
+        pace: &mut Pace,
+        report: &mut ScrubReport,
+    ) {
+        let hold = self.hold(digest).await;
+        let Some(turn) = Turn::take(self, hold) else {
+            report.skipped += 1;
+            return;
+        };
+        let content = match self.store.open(digest).await {
+            // Deleted since it was listed.
+            Ok(None) => return,
+            Ok(Some(content)) => content,
+            Err(error) => return report.note(*digest, 0, failed(&error)),
+        };
+        report.checked += 1;
+        let size = content.size;
+        let verdict = match hash(digest, content, pace, &mut report.bytes).await {
+            Ok(found) if found == *digest => return,
+            Ok(_) if repair => self.set_aside(digest, size, &turn.hold).await,
+            Ok(_) => Verdict::Corrupt,
+            Err(error) => failed(&error),
+        };
+        tracing::error!(%digest, size, ?verdict, "a stored blob is not what its digest says");
+        report.note(*digest, size, verdict);
+    }
+
+    async fn set_aside(&self, digest: &Digest, size: u64, hold: &Hold) -> Verdict {
+        // Marked first: a download can only begin, and so commit a new file, after the rename.
+        self.with(|index| index.lose_file(hold.content));
+        match self.store.quarantine(digest).await {
+            Ok(_) => Verdict::Quarantined,
+            Err(error) => {
+                self.with(|index| index.file_present(hold.content, size));
+                failed(&error)
+            }
+        }
+    }
+}
+
+fn failed(error: &StoreError) -> Verdict {
+    Verdict::Failed(on_one_line(error))
+}
+
+/// The digest of what is there, with the algorithm of the wanted one. A file that ends early has
+/// another.
+async fn hash(
+    digest: &Digest,
+    content: Content,
+    pace: &mut Pace,
+    bytes: &mut u64,
+) -> Result<Digest, StoreError> {
+    let Content { size, reader } = content;
+    let mut hasher = Hasher::new(digest.algorithm());
+    let mut at = 0;
+    while at < size {
+        let rest = usize::try_from(size - at).unwrap_or(usize::MAX);
+        let piece = reader.read_at(at, rest.min(pace.piece())).await?;
+        if piece.is_empty() {
+            break;
+        }
+        let read = piece.len() as u64;
+        at += read;
+        *bytes += read;
+        let step = tokio::task::spawn_blocking(move || {
+            hasher.update(&piece);
+            hasher
+        });
+        hasher = step.await.map_err(|source| StoreError::Lost { source })?;
+        pace.spend(read).await;
+    }
+    Ok(hasher.finish())
+}
