@@ -15,7 +15,7 @@ use crate::admin::operate::{Entry, Image, Operator, Page, Purge, Scrub, Scrubbed
 use crate::app;
 use crate::clock::Clock;
 use crate::config::{Config, Storage};
-use crate::retention::Retention;
+use crate::retention::{Retention, Settings};
 use crate::store::{FsStore, Layout, Store, StoreError};
 
 /// Whoever carries out the operations.
@@ -67,7 +67,12 @@ impl Backend {
             }
             Err(error) => return Err(error.into()),
         };
-        let settings = app::retention_settings(config)?;
+        // Looking at the cache must not evict anything from it.
+        let settings = Settings {
+            max_size: None,
+            min_free: None,
+            ..app::retention_settings(config)?
+        };
         let stop = CancellationToken::new();
         let retention = Retention::start(store, Clock::system(), settings, tasks, &stop);
         let operator = Operator::new(retention.clone());

@@ -131,7 +131,7 @@ fn is_number(text: &str) -> bool {
 }
 
 /// Writes a size in the largest unit that it is a whole number of: `200GiB`, `500MB`, `1025`.
-/// [`bytes`] reads it back.
+/// [`bytes()`] reads it back.
 pub(super) fn format(bytes: u64) -> String {
     let fits = |(_, factor): &&(&str, u64)| bytes > 0 && bytes.is_multiple_of(*factor);
     match UNITS.iter().find(fits) {

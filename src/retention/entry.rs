@@ -51,6 +51,8 @@ pub(super) mod entry_flag {
     pub(in super::super) const EXPIRED: u8 = 4;
     /// It is to go, whatever its time.
     pub(in super::super) const CONDEMNED: u8 = 8;
+    /// Removing its link has failed, and is tried again.
+    pub(in super::super) const FAILED: u8 = 16;
 }
 
 /// Marks of a [`Content`].

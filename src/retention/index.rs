@@ -344,6 +344,12 @@ impl Index {
         let known = self.entries.get_mut(entry)?;
         known.last_use = known.last_use.max(now);
         known.flags.set(entry_flag::SEEN);
+        // It should have gone and couldn't; now somebody has made or used it again.
+        if known.flags.has(entry_flag::FAILED) {
+            known
+                .flags
+                .clear(entry_flag::FAILED | entry_flag::CONDEMNED);
+        }
         self.mark_dirty(entry);
         let used = self.contents.get_mut(content)?;
         used.last_use = used.last_use.max(now);

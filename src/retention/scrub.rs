@@ -1,6 +1,6 @@
 //! Scrubbing: every blob is hashed anew, at a bounded rate, and a corrupt one is set aside.
 //!
-//! One blob at a time is read, in pieces, with a [`Hold`](super::Hold) on its digest. The hold is why
+//! One blob at a time is read, in pieces, with a [`Hold`] on its digest. The hold is why
 //! the file that is set aside is the file that was hashed: while it lasts nothing deletes the blob,
 //! and a commit of the same digest doesn't replace a file that is there. Others may hold the blob,
 //! too. It isn't waited for them: a popular blob is held all the time, and would be served corrupt

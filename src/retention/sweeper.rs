@@ -168,6 +168,9 @@ impl Index {
         for (condemned, gone) in job.links.iter().zip(gone) {
             if !gone {
                 self.put_off(condemned.entry, now);
+                if let Some(entry) = self.entries.get_mut(condemned.entry) {
+                    entry.flags.set(entry_flag::FAILED);
+                }
                 let lost = |content: &Content| content.flags.has(content_flag::LOST);
                 if self.contents.get(job.content).is_some_and(lost)
                     && let Some(entry) = self.entries.get_mut(condemned.entry)
