@@ -12,6 +12,7 @@ pub mod error;
 pub mod manifest;
 pub mod name;
 pub mod range;
+pub mod range_set;
 pub mod route;
 
 pub use accept::Accept;
@@ -20,4 +21,5 @@ pub use error::{ErrorCode, ErrorDocument};
 pub use manifest::{Descriptor, Manifest};
 pub use name::{Reference, RepoName, Tag};
 pub use range::{ByteRange, Requested};
+pub use range_set::RangeSet;
 pub use route::{Route, RouteError};

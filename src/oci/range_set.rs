@@ -1,0 +1,135 @@
+//! A set of bytes, as the ranges that they form: what a sparse file has.
+
+use super::range::ByteRange;
+
+/// Disjoint ranges that don't touch one another, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RangeSet(Vec<ByteRange>);
+
+impl RangeSet {
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The ranges, lowest first: none is empty, and between two of them is a gap.
+    pub fn ranges(&self) -> &[ByteRange] {
+        &self.0
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Bytes in the set.
+    pub fn len(&self) -> u64 {
+        self.0.iter().map(ByteRange::len).sum()
+    }
+
+    /// Adds `start..end`, whether or not parts of it are there. Nothing when it is empty.
+    pub fn insert(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        // Those that overlap or touch it become one with it.
+        let from = self.0.partition_point(|range| range.end < start);
+        let to = self.0.partition_point(|range| range.start <= end);
+        let joined = self.0.get(from..to).unwrap_or_default();
+        let start = joined.first().map_or(start, |range| range.start.min(start));
+        let end = joined.last().map_or(end, |range| range.end.max(end));
+        self.0.splice(from..to, [ByteRange { start, end }]);
+    }
+
+    /// Takes `start..end` out, as far as it is there.
+    pub fn remove(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        let from = self.0.partition_point(|range| range.end <= start);
+        let to = self.0.partition_point(|range| range.start < end);
+        let cut = self.0.get(from..to).unwrap_or_default();
+        let before = cut.first().filter(|range| range.start < start);
+        let after = cut.last().filter(|range| range.end > end);
+        let kept: Vec<_> = before
+            .map(|range| ByteRange {
+                end: start,
+                ..*range
+            })
+            .into_iter()
+            .chain(after.map(|range| ByteRange {
+                start: end,
+                ..*range
+            }))
+            .collect();
+        self.0.splice(from..to, kept);
+    }
+
+    /// The end of what is there without a gap from `offset` on; `offset` itself when that byte
+    /// isn't there.
+    pub fn end_of(&self, offset: u64) -> u64 {
+        self.covering(offset).map_or(offset, |range| range.end)
+    }
+
+    /// The first byte at or after `offset` that is there.
+    pub fn next_start(&self, offset: u64) -> Option<u64> {
+        if self.covering(offset).is_some() {
+            return Some(offset);
+        }
+        let next = self.0.partition_point(|range| range.start <= offset);
+        self.0.get(next).map(|range| range.start)
+    }
+
+    /// Whether all of `start..end` is there.
+    pub fn contains(&self, start: u64, end: u64) -> bool {
+        start >= end || self.end_of(start) >= end
+    }
+
+    fn covering(&self, offset: u64) -> Option<&ByteRange> {
+        let at = self.0.partition_point(|range| range.end <= offset);
+        self.0.get(at).filter(|range| range.start <= offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn touching_ranges_become_one() {
+        let mut set = RangeSet::new();
+        set.insert(10, 20);
+        set.insert(30, 40);
+        set.insert(20, 30);
+        assert_eq!(set.ranges(), [ByteRange { start: 10, end: 40 }]);
+        assert_eq!((set.len(), set.end_of(10), set.end_of(9)), (30, 40, 9));
+        assert_eq!((set.next_start(0), set.next_start(40)), (Some(10), None));
+        set.remove(15, 16);
+        assert_eq!(set.ranges().len(), 2);
+        assert!(set.contains(10, 15) && !set.contains(10, 16) && set.contains(3, 3));
+    }
+
+    const SIZE: u64 = 48;
+
+    proptest! {
+        #[test]
+        fn it_is_a_set_of_bytes(steps in proptest::collection::vec((any::<bool>(), 0..SIZE, 0..SIZE), 0..40)) {
+            let mut set = RangeSet::new();
+            let mut model = [false; SIZE as usize + 1];
+            for (more, start, end) in steps {
+                if more { set.insert(start, end) } else { set.remove(start, end) }
+                (start..end).for_each(|at| model[at as usize] = more);
+                for at in 0..SIZE {
+                    let rest = &model[at as usize..];
+                    let run = rest.iter().take_while(|there| **there).count() as u64;
+                    prop_assert_eq!(set.end_of(at), at + run);
+                    let next = rest.iter().position(|there| *there).map(|skip| at + skip as u64);
+                    prop_assert_eq!(set.next_start(at), next);
+                }
+                prop_assert_eq!(set.len(), model.iter().filter(|there| **there).count() as u64);
+                for pair in set.ranges().windows(2) {
+                    prop_assert!(pair[0].start < pair[0].end && pair[0].end < pair[1].start);
+                }
+            }
+        }
+    }
+}
