@@ -140,6 +140,7 @@ impl Transfer<'_> {
         let digest = self.download.digest;
         let BlobStream {
             offset: _,
+            end: _,
             total,
             mut body,
         } = self.source.open(0).await?;

@@ -70,6 +70,7 @@ impl Source for Script {
                 let body = futures_util::stream::unfold(receiver, next).boxed();
                 Ok(BlobStream {
                     offset,
+                    end: total,
                     total,
                     body,
                 })

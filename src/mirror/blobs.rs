@@ -164,7 +164,7 @@ impl Source for UpstreamBlob {
         self.target
             .upstream
             .client
-            .get_blob(&self.target.repo, &self.digest, offset)
+            .get_blob(&self.target.repo, &self.digest, offset, None)
             .await
     }
 }
