@@ -44,7 +44,7 @@ impl Writer {
             self.hasher.update(chunk);
         }
         if let Some(stage) = &mut self.stage {
-            match stage.append(batch) {
+            match stage.write_at(self.written, batch) {
                 Ok(()) => self.written += batch.iter().map(|chunk| chunk.len() as u64).sum::<u64>(),
                 Err(error) => {
                     self.failure = Some(error);

@@ -469,8 +469,8 @@ async fn a_failed_commit_costs_the_cache_and_not_the_client() {
 async fn what_cannot_be_written_is_passed_through() {
     for (operation, nth) in [
         (Operation::Stage, 1),
-        (Operation::Append, 1),
-        (Operation::Append, 3),
+        (Operation::Write, 1),
+        (Operation::Write, 3),
     ] {
         let bench = Bench::new();
         let (content, digest) = content(12_000_000);

@@ -51,6 +51,32 @@ impl Reader {
         Self(Source::Memory(file))
     }
 
+    /// The open file, for who can send it without reading it (sendfile). None for content in
+    /// memory. On Windows a read of it moves the cursor, and nobody may rely on that.
+    pub fn file(&self) -> Option<&File> {
+        match &self.0 {
+            Source::File(open) => Some(&open.file),
+            Source::Memory(_) => None,
+        }
+    }
+
+    /// Fills `buffer` from `offset` on as far as one read goes; 0 is the end of what is there.
+    /// Blocks.
+    pub(super) fn read_blocking(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, StoreError> {
+        if i64::try_from(offset).is_err() {
+            return Ok(0);
+        }
+        match &self.0 {
+            Source::Memory(file) => Ok(file.read_into(offset, buffer)),
+            Source::File(open) => read_waiting(&open.file, buffer, offset)
+                .map_err(|source| StoreError::io("read", &open.path, source)),
+        }
+    }
+
     /// At most `max` bytes from `offset` on, and never more than [`MAX_READ`]. It may be fewer,
     /// without being the end. An empty result is the end of what is there (or `max` is 0): before
     /// the size of a committed blob that means that the file was damaged, and it is the caller's
@@ -146,9 +172,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_read_is_bounded_and_far_offsets_are_the_end() {
+    async fn a_reader_has_its_file_and_reads_within_bounds() {
         let (_directory, path) = file_of(&vec![7; MAX_READ + 1]);
         let reader = Reader::of_file(File::open(&path).unwrap(), &path);
+        let file = reader.file().unwrap();
+        assert_eq!(file.metadata().unwrap().len(), MAX_READ as u64 + 1);
+        assert!(Reader::of_memory(Arc::default()).file().is_none());
         assert!(reader.read_at(0, usize::MAX).await.unwrap().len() <= MAX_READ);
         assert_eq!(reader.read_at(MAX_READ as u64, 9).await.unwrap(), &[7][..]);
         for offset in [MAX_READ as u64 + 1, u64::MAX] {

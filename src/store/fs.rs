@@ -6,10 +6,14 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::layout::{Layout, MAX_STORED_NAME, REPOSITORY_MARKS};
 use super::spool::Spool;
-use super::{Content, Link, LinkKind, Reader, Stage, Store, StoreError, blocking, disk};
+use super::stage::FileStage;
+use super::{
+    Content, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError, blocking, disk,
+};
 use crate::oci::name::is_component;
 use crate::oci::{Algorithm, Digest, RepoName, Tag};
 
@@ -57,6 +61,29 @@ impl Store for FsStore {
         let digest = *digest;
         self.run(move |spool| Ok(Box::new(spool.stage(&digest)?) as Box<dyn Stage>))
             .await
+    }
+
+    async fn resume(&self, digest: &Digest) -> Result<Option<Resumed>, StoreError> {
+        let digest = *digest;
+        let unclaimed = self
+            .run(move |spool| {
+                let resumed = spool.resume(&digest)?;
+                Ok(resumed.map(|(stage, partial)| (Unclaimed(Some(Box::new(stage))), partial)))
+            })
+            .await?;
+        Ok(unclaimed.and_then(|(mut unclaimed, partial)| {
+            let stage = unclaimed.0.take()?;
+            Some((stage as Box<dyn Stage>, partial))
+        }))
+    }
+
+    async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
+        self.run(|spool| spool.partials()).await
+    }
+
+    async fn discard(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let digest = *digest;
+        self.run(move |spool| spool.left().remove(&digest)).await
     }
 
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
@@ -154,6 +181,18 @@ impl Store for FsStore {
 
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
         self.run(|spool| list_repositories(spool.layout())).await
+    }
+}
+
+/// A partial between the blocking pool and who asked for it. When that one has gone away meanwhile,
+/// it is left, not dropped: dropping a stage would remove it.
+struct Unclaimed(Option<Box<FileStage>>);
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(stage) = self.0.take() {
+            stage.leave();
+        }
     }
 }
 
