@@ -191,12 +191,7 @@ impl Reading {
                 let max = usize::try_from(wanted).unwrap_or(READ).min(READ);
                 Some(content.reader.read_at(offset, max).await?).filter(|bytes| !bytes.is_empty())
             }
-            BlobBody::Fetching(follower) => follower.read(offset).await?.map(|bytes| {
-                let max = usize::try_from(wanted)
-                    .unwrap_or(bytes.len())
-                    .min(bytes.len());
-                bytes.slice(..max)
-            }),
+            BlobBody::Fetching(follower) => follower.read(offset, end).await?,
         };
         if bytes.is_none() && end.is_some() {
             Err(BodyError::Short { at: offset })

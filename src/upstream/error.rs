@@ -244,6 +244,11 @@ impl UpstreamError {
         )
     }
 
+    /// 416: what was asked for begins behind the end of the blob.
+    pub const fn is_out_of_range(&self) -> bool {
+        matches!(self, Self::Unexpected { status: 416, .. })
+    }
+
     /// How long the upstream wants to be left alone, if it said so; at most
     /// [`MAX_RETRY_AFTER`](super::retry::MAX_RETRY_AFTER).
     pub const fn retry_after(&self) -> Option<Duration> {
