@@ -1,8 +1,10 @@
 //! Wires the rooms together; owns every task and the way to stop.
 
 mod meter;
+mod pulling;
 mod retention;
 
+use pulling::Pulling;
 pub use retention::settings as retention_settings;
 
 use std::num::NonZeroU64;
@@ -18,11 +20,10 @@ use crate::admin::Admin;
 use crate::admin::{operate::Operator, socket::Socket};
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::fetch::{self, Fetcher};
 use crate::http::listener::{Address, BindError, Listener};
 use crate::http::{ConnectionSettings, Handler, Service, Settings, serve};
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, Parts, RangeRules, UpstreamEntry, Upstreams};
+use crate::mirror::{UpstreamEntry, Upstreams};
 use crate::retention::{Retention, ScrubSettings};
 #[cfg(unix)]
 use crate::store::Layout;
@@ -90,35 +91,17 @@ impl App {
         let kept = Arc::clone(&store);
         let retention = Retention::start(kept, clock, kept_how, &background, &stop_now);
         scrub(config, &retention, &background);
-        let fetcher = Fetcher::new(fetch::Parts {
-            settings: fetch_settings(&config.proxy),
-            store: Arc::clone(&store),
-            retention: retention.clone(),
-            metrics: Arc::clone(&metrics),
-            tasks: tasks.clone(),
-            stop: stop_now.clone(),
-            clock,
-        });
-        let partials = fetcher.clone();
-        let stop = stop_accepting.clone();
-        background.spawn(async move {
-            stop.run_until_cancelled(partials.look_after_partials())
-                .await
-        });
-        let mirror = Mirror::new(Parts {
-            upstreams,
+        let pulling = Pulling {
             store,
-            fetcher,
             retention: retention.clone(),
-            tags_ttl: config.proxy.tags_ttl,
-            ranges: RangeRules {
-                rules: config.proxy.range_rules.clone(),
-                otherwise: config.proxy.ranges,
-            },
-            tasks: tasks.clone(),
             metrics: Arc::clone(&metrics),
+            tasks: tasks.clone(),
+            stop_accepting: stop_accepting.clone(),
+            stop_now: stop_now.clone(),
             clock,
-        });
+        };
+        let fetcher = pulling.fetcher(&config.proxy, &background);
+        let mirror = pulling.mirror(&config.proxy, upstreams, fetcher);
         let service = Service::new(mirror, Arc::clone(&metrics), settings(config));
 
         let serving = Serving {
@@ -284,15 +267,6 @@ fn settings(config: &Config) -> Settings {
         origin: host.map(|host| host.as_str().trim_end_matches('/').to_owned()),
         headers: config.http.headers.clone(),
         access_log: config.log.access,
-    }
-}
-
-fn fetch_settings(proxy: &config::Proxy) -> fetch::Settings {
-    fetch::Settings {
-        segments: proxy.segments,
-        streams: proxy.streams,
-        on_abandon: proxy.on_abandon,
-        fill_after: proxy.fill_after,
     }
 }
 

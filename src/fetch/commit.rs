@@ -17,14 +17,14 @@ pub(super) struct Verified {
 /// Checks length and digest. Everything has been hashed.
 pub(super) fn verify(storing: Storing, digest: Digest, size: u64) -> Result<Verified, FetchError> {
     let (writer, place) = storing.into_parts();
-    let writer = writer.ok_or(FetchError::Lost)?;
-    let hashed = writer.hashed;
-    let (stage, hasher) = writer.into_parts();
-    if hashed != size {
+    let finished = writer.ok_or(FetchError::Lost)?;
+    let sent = finished.hashed;
+    let (stage, hasher) = finished.into_parts();
+    if sent != size {
         return Err(FetchError::Length {
             digest: digest.into(),
             announced: size,
-            sent: hashed,
+            sent,
         });
     }
     let got = hasher.finish();

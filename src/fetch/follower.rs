@@ -30,14 +30,13 @@ impl Follower {
     /// `id` is that of somebody who has entered the progress, and is counted among the clients.
     pub(super) fn new(shared: Arc<Shared>, download: Arc<Download>, id: u64) -> Self {
         let changed = download.progress.watch();
-        let _counted = shared.metrics.follower();
         Self {
+            _counted: shared.metrics.follower(),
             shared,
             download,
             id,
             seen: 0,
             changed,
-            _counted,
         }
     }
 

@@ -114,7 +114,7 @@ impl Transfer<'_> {
 
     fn content(&self) -> Option<crate::store::Reader> {
         let stage = self.storing.idle().and_then(|writer| writer.stage());
-        stage.map(|stage| stage.content())
+        stage.map(crate::store::Stage::content)
     }
 
     /// Ends a stream; its lane is free.

@@ -74,7 +74,7 @@ impl Slots {
 
     /// Waits for its turn. Cancel safe: who goes away loses his place.
     pub(super) async fn acquire(&self, upstream: &str, urgent: Urgency) -> Slot {
-        let _counted = self.0.metrics.waiting_stream();
+        let _waiting = self.0.metrics.waiting_stream();
         loop {
             let (granted, slot) = oneshot::channel();
             let waiter = Waiter {
