@@ -30,7 +30,7 @@ pub mod layout;
 pub mod memory;
 mod spool;
 
-pub use content::{Content, MAX_READ, Reader};
+pub use content::{Content, MAX_READ, Piece, Reader};
 pub use faulty::FaultyStore;
 pub use fs::FsStore;
 pub use layout::Layout;
