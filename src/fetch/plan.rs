@@ -17,6 +17,9 @@ use crate::oci::RangeSet;
 pub(super) const NEAR: u64 = 1024 * 1024;
 /// How long is waited for a stream that comes nearer, instead of opening another one.
 const NEAR_TIME: f64 = 0.25;
+/// Bytes that who reads on from there waits for behind a new stream's mark, whose pace is yet to be
+/// seen: a fast one is there at once, and where it is cut short, what is on its way is lost.
+const PATIENT: u64 = 64 * 1024 * 1024;
 /// A download that ends sooner than this, in seconds, gets no further streams.
 const WORTHWHILE: f64 = 1.0;
 /// How long a stream shall be busy with its lane, in seconds.
@@ -205,7 +208,7 @@ impl Plan {
             let window = self.window(now);
             let owner = self.lanes.iter_mut().find(|lane| lane.owns(at));
             if let Some(lane) = owner {
-                if lane.comes_soon(at, now) {
+                if lane.comes_soon(want, total, now) {
                     continue;
                 }
                 lane.end = Some(at);
@@ -289,9 +292,14 @@ impl Lane {
         self.end.unwrap_or(total).saturating_sub(self.at)
     }
 
-    fn comes_soon(&self, at: u64, now: Instant) -> bool {
-        let rate = self.pace.rate(now).unwrap_or(0.0);
-        at - self.at <= NEAR.max(to_bytes(rate * NEAR_TIME))
+    fn comes_soon(&self, want: &Want, total: u64, now: Instant) -> bool {
+        let reads_on = want.end.is_none_or(|end| end >= total);
+        let reach = match self.pace.rate(now) {
+            Some(rate) => to_bytes(rate * NEAR_TIME),
+            None if reads_on => PATIENT,
+            None => 0,
+        };
+        want.at - self.at <= NEAR.max(reach)
     }
 }
 

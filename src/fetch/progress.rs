@@ -10,7 +10,7 @@ use super::FetchError;
 use super::memory::Memory;
 use super::plan::{Demand, Want};
 use crate::oci::RangeSet;
-use crate::store::Reader;
+use crate::store::{Piece, Reader};
 
 /// Bytes that followers of a download that isn't stored may lag behind its mark.
 const MAX_UNSTORED: usize = 4 * 1024 * 1024;
@@ -18,6 +18,9 @@ const MAX_UNSTORED: usize = 4 * 1024 * 1024;
 /// Bytes at the end of a blob that are held back from who reads the whole of it, until the digest
 /// has been checked. Small blobs so come in one piece.
 const HELD_BACK: u64 = 16 * 1024;
+
+/// Bytes in the file that are better sent from there, at the cost of a system call, than from memory.
+const WORTH_A_CALL: u64 = 64 * 1024;
 
 /// Where a download stands.
 #[derive(Debug, Clone)]
@@ -74,6 +77,8 @@ pub(super) struct Reading {
     /// All bytes before the offset have been read: where all after it are read too, the end is held
     /// back until the digest is right.
     pub(super) whole: bool,
+    /// The client is best sent what the file has.
+    pub(super) from_file: bool,
 }
 
 /// What is known before the first byte.
@@ -88,10 +93,8 @@ pub(super) enum Head {
 /// The next step of a follower.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Bytes at the offset asked for.
-    Chunk(Bytes),
-    /// The file has what is asked for, up to `limit`.
-    Read { reader: Reader, limit: u64 },
+    /// Bytes at the offset asked for, and none behind the end that was asked for.
+    Give(Piece),
     /// Nothing comes after the offset.
     End,
     /// Nothing yet.
@@ -386,7 +389,12 @@ impl State {
     }
 
     fn step(&self, reading: Reading) -> Result<Step, FetchError> {
-        let Reading { offset, end, whole } = reading;
+        let Reading {
+            offset,
+            end,
+            whole,
+            from_file,
+        } = reading;
         let verified = match &self.phase {
             Phase::Failed(error) => return Err(error.clone()),
             Phase::Verified if self.total.is_some_and(|total| offset >= total) => {
@@ -406,13 +414,20 @@ impl State {
         if offset >= limit || !self.have.contains(offset, offset + 1) {
             return Ok(Step::Wait);
         }
-        if let Some(mut chunk) = self.memory.get(offset) {
-            chunk.truncate(usize::try_from(limit - offset).unwrap_or(usize::MAX));
-            return Ok(Step::Chunk(chunk));
-        }
-        let limit = limit.min(self.written.end_of(offset));
-        match self.reader.clone() {
-            Some(reader) if offset < limit => Ok(Step::Read { reader, limit }),
+        let in_file = limit
+            .min(self.written.end_of(offset))
+            .saturating_sub(offset);
+        let memory = self.memory.get(offset);
+        match (memory, self.reader.clone()) {
+            (Some(mut chunk), _) if !from_file || in_file < WORTH_A_CALL => {
+                chunk.truncate(usize::try_from(limit - offset).unwrap_or(usize::MAX));
+                Ok(Step::Give(Piece::Bytes(chunk)))
+            }
+            (_, Some(reader)) if in_file > 0 => Ok(Step::Give(Piece::File {
+                reader,
+                start: offset,
+                end: offset + in_file,
+            })),
             // Neither in memory nor in the file: passed through, and this follower came too late.
             _ => Err(FetchError::Lost),
         }

@@ -1,7 +1,8 @@
 //! The store on a file system, in the reference registry's layout: what that registry wrote is
 //! read as it is, and what is written here it reads.
 //!
-//! Every call to the file system runs on the blocking pool, as one step for each method.
+//! Every call to the file system that may wait for a disk runs on the blocking pool, as one step for
+//! each method.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -17,10 +18,15 @@ use super::{
 use crate::oci::name::is_component;
 use crate::oci::{Algorithm, Digest, RepoName, Tag};
 
+mod open;
+
+use open::OpenFiles;
+
 /// A store below one root directory, which it has for itself. Clones share it.
 #[derive(Debug, Clone)]
 pub struct FsStore {
     spool: Arc<Spool>,
+    open: Arc<OpenFiles>,
 }
 
 impl FsStore {
@@ -31,6 +37,7 @@ impl FsStore {
         let spool = blocking(move || Spool::open(layout)).await?;
         Ok(Self {
             spool: Arc::new(spool),
+            open: Arc::new(OpenFiles::new()),
         })
     }
 
@@ -46,9 +53,19 @@ impl FsStore {
 #[async_trait::async_trait]
 impl Store for FsStore {
     async fn open(&self, digest: &Digest) -> Result<Option<Content>, StoreError> {
-        let digest = *digest;
-        self.run(move |spool| open_blob(spool.layout(), &digest))
-            .await
+        if let Some(content) = self.open.get(digest) {
+            return Ok(Some(content));
+        }
+        let (digest, open) = (*digest, Arc::clone(&self.open));
+        self.run(move |spool| {
+            let before = open.before();
+            let content = open_blob(spool.layout(), &digest)?;
+            if let Some(content) = &content {
+                open.keep(&digest, content, before);
+            }
+            Ok(content)
+        })
+        .await
     }
 
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
@@ -87,10 +104,11 @@ impl Store for FsStore {
     }
 
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let digest = *digest;
+        let (digest, open) = (*digest, Arc::clone(&self.open));
         self.run(move |spool| {
             let directory = spool.layout().blob_dir(&digest);
             let removed = disk::remove_file(&spool.layout().blob(&digest))?;
+            open.removed(&digest);
             if let Some(shared) = directory.parent() {
                 disk::prune(&directory, shared);
             }
@@ -100,9 +118,13 @@ impl Store for FsStore {
     }
 
     async fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let digest = *digest;
-        self.run(move |spool| set_aside(spool.layout(), &digest))
-            .await
+        let (digest, open) = (*digest, Arc::clone(&self.open));
+        self.run(move |spool| {
+            let aside = set_aside(spool.layout(), &digest);
+            open.removed(&digest);
+            aside
+        })
+        .await
     }
 
     async fn linked(&self, link: &Link) -> Result<bool, StoreError> {

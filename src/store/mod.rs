@@ -40,7 +40,7 @@ mod partial;
 mod spool;
 mod stage;
 
-pub use content::{Content, MAX_READ, Reader};
+pub use content::{Content, MAX_READ, Piece, Reader};
 pub use faulty::FaultyStore;
 pub use fs::FsStore;
 pub use layout::Layout;
