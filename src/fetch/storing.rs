@@ -17,13 +17,12 @@ use crate::store::{Stage, StoreError};
 /// Bytes that may wait for the writer. Past it the upstream's sockets are left alone.
 const MAX_PENDING: usize = 4 * 1024 * 1024;
 
-/// Bytes between two notes of what is there: at least these, and this part of the blob.
-const NOTE_BYTES: u64 = 4 * 1024 * 1024;
-const NOTE_PARTS: u64 = 32;
-/// Time between two notes; and this many times what the last one took, because it waits for the
-/// disk.
-const NOTE_PAUSE: Duration = Duration::from_millis(250);
-const NOTE_SHARE: u32 = 10;
+/// Bytes between two notes of what is there.
+const NOTE_BYTES: u64 = 256 * 1024;
+/// Time between two notes, and before the first: so much is fetched again after a crash.
+const NOTE_PAUSE: Duration = Duration::from_millis(100);
+/// At least this many times what the last note took, because it waits for the disk.
+const NOTE_SHARE: u32 = 2;
 
 /// A place in the store.
 pub(super) struct Stored {
@@ -53,10 +52,9 @@ pub(super) struct Storing {
 }
 
 /// When it was last noted on disk what is there.
-#[derive(Default)]
 struct Notes {
     running: Option<JoinHandle<Result<Duration, StoreError>>>,
-    next: Option<Instant>,
+    next: Instant,
     /// Bytes in the file at the last note.
     bytes: u64,
     /// It failed once, and is not tried again: only a crash would miss it.
@@ -74,7 +72,7 @@ impl Storing {
             pending_bytes: 0,
             writing: Writing::Idle(Box::new(Writer::new(stage, algorithm, kept))),
             place,
-            notes: Notes::default(),
+            notes: Notes::new(),
         }
     }
 
@@ -160,7 +158,7 @@ impl Storing {
     /// Notes on disk what is there, if it is time: after a crash the download goes on from there.
     pub(super) fn note(&mut self, writer: &Writer, total: u64) {
         let now = Instant::now();
-        if self.notes.is_due(writer, total, now)
+        if self.notes.is_due(writer, now)
             && let Some(stage) = writer.stage()
         {
             let keeper = stage.keeper();
@@ -184,7 +182,16 @@ impl Storing {
 }
 
 impl Notes {
-    fn is_due(&mut self, writer: &Writer, total: u64, now: Instant) -> bool {
+    fn new() -> Self {
+        Self {
+            running: None,
+            next: Instant::now() + NOTE_PAUSE,
+            bytes: 0,
+            failed: false,
+        }
+    }
+
+    fn is_due(&mut self, writer: &Writer, now: Instant) -> bool {
         if let Some(running) = &mut self.running {
             // Looked at without waiting: the next batch comes by again.
             let Some(ended) = futures_util::FutureExt::now_or_never(running) else {
@@ -192,7 +199,7 @@ impl Notes {
             };
             self.running = None;
             match ended {
-                Ok(Ok(took)) => self.next = Some(now + NOTE_PAUSE.max(took * NOTE_SHARE)),
+                Ok(Ok(took)) => self.next = now + NOTE_PAUSE.max(took * NOTE_SHARE),
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "a download can't be noted for after a crash");
                     self.failed = true;
@@ -201,9 +208,6 @@ impl Notes {
             }
         }
         let fresh = writer.file.len().saturating_sub(self.bytes);
-        writer.is_writing()
-            && !self.failed
-            && fresh >= NOTE_BYTES.max(total / NOTE_PARTS)
-            && self.next.is_none_or(|next| now >= next)
+        writer.is_writing() && !self.failed && fresh >= NOTE_BYTES && now >= self.next
     }
 }

@@ -220,7 +220,10 @@ impl<'a> Transfer<'a> {
         loop {
             let now = Instant::now();
             let (first, plan) = (self.first_span(), &mut self.plan);
+            let kept = self.kept.as_ref().map(|(_, ranges)| ranges);
             let (next, look) = self.download.progress.plan(|have, demand| {
+                // Followers aren't shown what is kept before the upstream has answered.
+                let have = kept.unwrap_or(have);
                 let next = match first {
                     Some(first) => plan.lanes().is_empty().then_some(first),
                     None => plan.next(have, demand, now),
