@@ -156,6 +156,11 @@ impl Shelf {
         Ok(())
     }
 
+    /// Lets one more repository have a blob.
+    pub(crate) fn share(&self, repo: &RepoName, digest: Digest) -> Result<()> {
+        self.link(repo, LinkKind::Layer, digest)
+    }
+
     fn link(&self, repo: &RepoName, kind: LinkKind, digest: Digest) -> Result<()> {
         let link = Link {
             repo: repo.clone(),
