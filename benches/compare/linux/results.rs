@@ -27,7 +27,7 @@ impl Results {
     pub(crate) fn new(quick: bool, sizes: &Sizes, upstream: &str, data: &Path) -> Result<Self> {
         let versions: Vec<_> = ["nginx", "docker-registry"]
             .into_iter()
-            .filter_map(peers::version)
+            .map(|program| peers::version(program).unwrap_or(format!("no {program}")))
             .collect();
         let set_up = format!(
             "{} rounds, the order turned round after each. Peers: {}. Upstream: {upstream}.",

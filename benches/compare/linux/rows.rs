@@ -59,10 +59,15 @@ pub(crate) fn all(library: &Library, sizes: &Sizes) -> Vec<Row> {
     rows
 }
 
+fn herd(clients: usize) -> String {
+    let plural = if clients == 1 { "" } else { "s" };
+    format!("{clients} client{plural}")
+}
+
 fn large(library: &Library, sizes: &Sizes) -> Vec<Row> {
     let row = |key, clients: usize, count| Row {
         key,
-        title: format!("warm {} MiB, {clients} client(s)", sizes.large >> 20),
+        title: format!("warm {} MiB, {}", sizes.large >> 20, herd(clients)),
         work: Work::Counted(count),
         per: Per::Gib,
         method: "GET",
@@ -122,7 +127,7 @@ fn manifests(library: &Library) -> Vec<Row> {
 fn cold(library: &Library, sizes: &Sizes) -> Vec<Row> {
     let row = |key, clients: usize, peers| Row {
         key,
-        title: format!("cold {} MiB, {clients} client(s)", sizes.large >> 20),
+        title: format!("cold {} MiB, {}", sizes.large >> 20, herd(clients)),
         work: Work::Cold,
         per: Per::Gib,
         method: "GET",

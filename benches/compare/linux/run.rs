@@ -190,7 +190,10 @@ impl<'a> Runner<'a> {
                 _ if row.per == Per::Gib => compare("throughput", versus.speed, Run::rate),
                 _ => compare("requests/s", versus.speed, Run::rate),
             }
-            compare("CPU", versus.cpu, Run::cost);
+            // Without a target it is in the table of the row, and no comparison.
+            if versus.cpu.is_some() {
+                compare("CPU", versus.cpu, Run::cost);
+            }
         }
         if matches!(row.work, Work::Cold) {
             self.cold_figures(row, ours, results);

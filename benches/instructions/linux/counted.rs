@@ -48,7 +48,7 @@ impl Server {
         });
         fs::write(&config, serde_json::to_string_pretty(&text)?)?;
         let child = Command::new("valgrind")
-            .args(["--tool=callgrind", "--quiet"])
+            .args(["--tool=callgrind", "--quiet", "--fair-sched=try"])
             .arg(format!("--callgrind-out-file={}", out.display()))
             .arg(binary)
             .arg("serve")
