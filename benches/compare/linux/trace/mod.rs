@@ -60,12 +60,12 @@ const QUICK: Scale = Scale {
 
 const FULL: Scale = Scale {
     images: 60,
-    largest: 200_000_000,
+    largest: 100_000_000,
     sessions: 1500,
     workers: 16,
-    storms: 3,
-    joiners: 200,
-    join_ms: 3000,
+    storms: 2,
+    joiners: 100,
+    join_ms: 2000,
 };
 
 /// Replays the trace through a new mirror.
