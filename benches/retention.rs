@@ -21,12 +21,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use millpond::clock::Clock;
 use millpond::oci::{Algorithm, Digest, RepoName, Tag};
 use millpond::retention::{Retention, Settings, TtlPolicy};
-use millpond::store::{Content, Link, LinkKind, Stage, Store, StoreError};
+use millpond::store::{Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -102,6 +102,15 @@ impl Store for Sizes {
         Err(StoreError::Incomplete {
             path: PathBuf::new(),
         })
+    }
+    async fn resume(&self, _: &Digest) -> Result<Option<Resumed>, StoreError> {
+        Ok(None)
+    }
+    async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
+        Ok(Vec::new())
+    }
+    async fn discard(&self, _: &Digest) -> Result<bool, StoreError> {
+        Ok(false)
     }
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
         let size = self.part(digest).remove(digest);

@@ -46,6 +46,8 @@ const RESERVED: [(&str, &[&str], &[&str]); 3] = [
             "store/fs",
             "store/disk",
             "store/spool",
+            "store/stage",
+            "store/keep",
             "store/content",
             "retention/journal",
             "config",

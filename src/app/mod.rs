@@ -1,8 +1,10 @@
 //! Wires the rooms together; owns every task and the way to stop.
 
 mod meter;
+mod pulling;
 mod retention;
 
+use pulling::Pulling;
 pub use retention::settings as retention_settings;
 
 use std::num::NonZeroU64;
@@ -18,11 +20,10 @@ use crate::admin::Admin;
 use crate::admin::{operate::Operator, socket::Socket};
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::fetch::Fetcher;
 use crate::http::listener::{Address, BindError, Listener};
 use crate::http::{ConnectionSettings, Handler, Service, Settings, serve};
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, Parts, UpstreamEntry, Upstreams};
+use crate::mirror::{UpstreamEntry, Upstreams};
 use crate::retention::{Retention, ScrubSettings};
 #[cfg(unix)]
 use crate::store::Layout;
@@ -90,23 +91,17 @@ impl App {
         let kept = Arc::clone(&store);
         let retention = Retention::start(kept, clock, kept_how, &background, &stop_now);
         scrub(config, &retention, &background);
-        let fetcher = Fetcher::new(
-            Arc::clone(&store),
-            retention.clone(),
-            Arc::clone(&metrics),
-            tasks.clone(),
-            stop_now.clone(),
-        );
-        let mirror = Mirror::new(Parts {
-            upstreams,
+        let pulling = Pulling {
             store,
-            fetcher,
             retention: retention.clone(),
-            tags_ttl: config.proxy.tags_ttl,
-            tasks: tasks.clone(),
             metrics: Arc::clone(&metrics),
+            tasks: tasks.clone(),
+            stop_accepting: stop_accepting.clone(),
+            stop_now: stop_now.clone(),
             clock,
-        });
+        };
+        let fetcher = pulling.fetcher(&config.proxy, &background);
+        let mirror = pulling.mirror(&config.proxy, upstreams, fetcher);
         let service = Service::new(mirror, Arc::clone(&metrics), settings(config));
 
         let serving = Serving {

@@ -3,7 +3,7 @@
 //!
 //! A file becomes a tree of texts (`document`), the environment is merged into the tree (`env`),
 //! the tree is compared with all known keys (`schema`), and the checks (`check`, `proxy`,
-//! `retention`) make [`Config`] of it, whose values can only be valid. All problems are found at
+//! `fetch`, `retention`) make [`Config`] of it, whose values can only be valid. All problems are found at
 //! once ([`Problem`]), each with its key, its line or its variable, and what would be right.
 //!
 //! Nothing is silently weaker: what the reference registry would enforce and millpond doesn't is
@@ -17,6 +17,7 @@ mod document;
 pub mod duration;
 mod env;
 mod error;
+mod fetch;
 mod locate;
 mod nearest;
 mod proxy;
@@ -45,6 +46,7 @@ use report::Report;
 pub use address::Listen;
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
+pub use fetch::{OnAbandon, RangeMode, RangeRule, Segments, Streams};
 pub use render::render;
 pub use size::SizeLimit;
 
@@ -149,6 +151,18 @@ pub struct Proxy {
     /// How long a tag is believed without asking the upstream; 0 asks every time.
     pub tags_ttl: Duration,
     pub timeouts: Timeouts,
+    pub segments: Segments,
+    pub streams: Streams,
+    /// Layers of one upstream that are fetched ahead at the same time; at most 64, 0 is never.
+    pub prefetch: usize,
+    pub on_abandon: OnAbandon,
+    /// Where no rule matches.
+    pub ranges: RangeMode,
+    /// The first that matches counts.
+    pub range_rules: Vec<RangeRule>,
+    /// Percent of a blob, 1 to 100: once so much of it has been asked for in ranges that are passed
+    /// through, all of it is fetched.
+    pub fill_after: u8,
 }
 
 /// When the time to live begins to run.

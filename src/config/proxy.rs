@@ -1,5 +1,5 @@
 //! The `proxy` section: the upstreams, and how long what they say is believed. What is kept of
-//! them is in `retention`.
+//! them is in `retention`, and how blobs are downloaded in `fetch`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::oci::RepoName;
 use super::address;
 use super::document::KeyPath;
 use super::report::{Report, Section, shown};
-use super::{Credentials, Proxy, Timeouts, Upstream, retention};
+use super::{Credentials, Proxy, Timeouts, Upstream, fetch, retention};
 
 /// The name that images on Docker Hub have.
 const HUB_NAME: &str = "docker.io";
@@ -61,6 +61,7 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, report: &mut Report<'_>
         ttl_mode: retention::ttl_mode(proxy, report),
         ttl_rules: retention::ttl_rules(proxy, &default, report),
         pins: retention::pins(proxy, &default, report),
+        range_rules: fetch::range_rules(proxy, &default, report),
         default,
         upstreams,
         tags_ttl: proxy
@@ -71,6 +72,12 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, report: &mut Report<'_>
             header: timeout(proxy, "headertimeout", DEFAULT_HEADER, report),
             stall: timeout(proxy, "stalltimeout", DEFAULT_STALL, report),
         },
+        segments: fetch::segments(&proxy.section("segments"), report),
+        streams: fetch::streams(&proxy.section("streams"), report),
+        prefetch: fetch::prefetch(&proxy.section("prefetch"), report),
+        on_abandon: fetch::on_abandon(proxy, report),
+        ranges: fetch::ranges(proxy, report),
+        fill_after: fetch::fill_after(proxy, report),
     }
 }
 

@@ -4,7 +4,9 @@ use serde_yaml::{Mapping, Value};
 
 use super::duration::format;
 use super::size;
-use super::{Config, Http, Limits, Listen, Log, LogFormat, Proxy, Storage, TtlMode, Upstream};
+use super::{
+    Config, Http, Limits, Listen, Log, LogFormat, OnAbandon, Proxy, Storage, TtlMode, Upstream,
+};
 
 /// What stands for a password.
 const HIDDEN: &str = "<hidden>";
@@ -156,8 +158,10 @@ fn proxy(proxy: &Proxy) -> Value {
         ("headertimeout", Some(format(timeouts.header).into())),
         ("stalltimeout", Some(format(timeouts.stall).into())),
     ]);
-    if let Value::Mapping(own) = own {
-        section.extend(own);
+    for part in [own, fetch(proxy)] {
+        if let Value::Mapping(part) = part {
+            section.extend(part);
+        }
     }
     let upstreams = proxy.upstreams.iter().map(|named| {
         let mut section = Mapping::new();
@@ -167,6 +171,45 @@ fn proxy(proxy: &Proxy) -> Value {
     });
     section.insert("upstreams".into(), upstreams.collect::<Vec<_>>().into());
     section.into()
+}
+
+/// How blobs are downloaded.
+fn fetch(proxy: &Proxy) -> Value {
+    let segments = map([
+        (
+            "minsize",
+            Some(size::format(proxy.segments.min_size).into()),
+        ),
+        ("count", Some(proxy.segments.count.into())),
+        ("perblob", Some(proxy.segments.per_blob.into())),
+    ]);
+    let streams = map([
+        ("total", Some(proxy.streams.total.into())),
+        ("perupstream", Some(proxy.streams.per_upstream.into())),
+    ]);
+    let on_abandon = match proxy.on_abandon {
+        OnAbandon::Finish => Some("finish"),
+        OnAbandon::Pause => Some("pause"),
+        OnAbandon::Auto => None,
+    };
+    let rules = proxy.range_rules.iter().map(|rule| {
+        map([
+            ("repository", Some(rule.pattern.as_str().into())),
+            ("ranges", Some(rule.ranges.as_str().into())),
+        ])
+    });
+    map([
+        ("segments", Some(segments)),
+        ("streams", Some(streams)),
+        (
+            "prefetch",
+            Some(map([("downloads", Some(proxy.prefetch.into()))])),
+        ),
+        ("onabandon", on_abandon.map(Into::into)),
+        ("ranges", Some(proxy.ranges.as_str().into())),
+        ("rangerules", Some(rules.collect::<Vec<Value>>().into())),
+        ("fillafter", Some(format!("{}%", proxy.fill_after).into())),
+    ])
 }
 
 fn upstream(upstream: &Upstream) -> Mapping {

@@ -1,11 +1,11 @@
 //! Where the checks put what they find: each finding with the place that the value came from.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::document::{KeyPath, Node};
-use super::duration;
 use super::error::Problem;
-use super::locate;
+use super::{duration, locate, size};
 
 /// The most problems that are kept: each one's line costs a walk over the file.
 const MAX_PROBLEMS: usize = 100;
@@ -217,6 +217,44 @@ impl<'a> Section<'a> {
             return default;
         };
         duration::parse(text).unwrap_or_else(|error| {
+            let path = self.path.key(key);
+            report.problem(&path, format!("`{path}` is {}; it {error}", shown(text)));
+            default
+        })
+    }
+
+    /// A whole number within `range`.
+    pub(super) fn number(
+        &self,
+        key: &str,
+        range: &RangeInclusive<usize>,
+        default: usize,
+        report: &mut Report<'_>,
+    ) -> usize {
+        let Some(text) = self.text(key) else {
+            return default;
+        };
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = digits.then(|| text.parse().ok()).flatten();
+        number
+            .filter(|number| range.contains(number))
+            .unwrap_or_else(|| {
+                let (from, to) = (range.start(), range.end());
+                let path = self.path.key(key);
+                let value = shown(text);
+                let message =
+                    format!("`{path}` is {value}; write a whole number from {from} to {to}");
+                report.problem(&path, message);
+                default
+            })
+    }
+
+    /// A size in bytes.
+    pub(super) fn size(&self, key: &str, default: u64, report: &mut Report<'_>) -> u64 {
+        let Some(text) = self.text(key) else {
+            return default;
+        };
+        size::bytes(text).unwrap_or_else(|error| {
             let path = self.path.key(key);
             report.problem(&path, format!("`{path}` is {}; it {error}", shown(text)));
             default

@@ -43,14 +43,7 @@ pub(super) fn ttl_rules(
 ) -> Vec<TtlRule> {
     let mut rules = Vec::new();
     for rule in proxy.sections("ttls") {
-        let path = rule.path.key("repository");
-        let pattern = rule.text("repository");
-        if let Some(pattern) = pattern {
-            repository(pattern, pattern, &path, default, report);
-        } else {
-            let message = format!("`{path}` is missing; write a pattern such as library/*");
-            report.problem(&rule.path, message);
-        }
+        let pattern = rule_pattern(&rule, default, report);
         if rule.text("ttl").is_none() {
             let path = rule.path.key("ttl");
             let message = format!("`{path}` is missing; write one such as 24h, or 0 for ever");
@@ -98,6 +91,23 @@ pub(super) fn pins(
         pins.push(text.to_owned());
     }
     pins
+}
+
+/// The pattern of the repositories that a rule is for: valid, or reported.
+pub(super) fn rule_pattern<'a>(
+    rule: &Section<'a>,
+    default: &Upstream,
+    report: &mut Report<'_>,
+) -> Option<&'a str> {
+    let path = rule.path.key("repository");
+    let pattern = rule.text("repository");
+    if let Some(pattern) = pattern {
+        repository(pattern, pattern, &path, default, report);
+    } else {
+        let message = format!("`{path}` is missing; write a pattern such as library/*");
+        report.problem(&rule.path, message);
+    }
+    pattern
 }
 
 /// Checks the repository of a pattern that is `whole`.
@@ -200,21 +210,12 @@ fn limit(
 
 fn scrub(scrub: &Section<'_>, report: &mut Report<'_>) -> Option<Scrub> {
     let interval = scrub.duration("interval", Duration::ZERO, report);
-    let path = scrub.path.key("rate");
-    let rate = match scrub.text("rate").map(|text| (text, size::bytes(text))) {
-        None => DEFAULT_RATE,
-        Some((_, Ok(0))) => {
-            let message = format!(
-                "`{path}` must be more than 0; `storage.scrub.interval: 0` turns the pass off"
-            );
-            report.problem(&path, message);
-            DEFAULT_RATE
-        }
-        Some((_, Ok(rate))) => rate,
-        Some((text, Err(error))) => {
-            report.problem(&path, format!("`{path}` is {}; it {error}", shown(text)));
-            DEFAULT_RATE
-        }
-    };
+    let rate = scrub.size("rate", DEFAULT_RATE, report);
+    if rate == 0 {
+        let path = scrub.path.key("rate");
+        let message =
+            format!("`{path}` must be more than 0; `storage.scrub.interval: 0` turns the pass off");
+        report.problem(&path, message);
+    }
     (!interval.is_zero()).then_some(Scrub { interval, rate })
 }

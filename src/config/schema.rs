@@ -171,6 +171,22 @@ pub(super) const PROXY: Keys = &[
     ("connecttimeout", Scalar),
     ("headertimeout", Scalar),
     ("stalltimeout", Scalar),
+    (
+        "segments",
+        Section(&[("minsize", Scalar), ("count", Scalar), ("perblob", Scalar)]),
+    ),
+    (
+        "streams",
+        Section(&[("total", Scalar), ("perupstream", Scalar)]),
+    ),
+    ("prefetch", Section(&[("downloads", Scalar)])),
+    ("onabandon", Scalar),
+    ("ranges", Scalar),
+    (
+        "rangerules",
+        Sections(&[("repository", Scalar), ("ranges", Scalar)]),
+    ),
+    ("fillafter", Scalar),
     ("upstreams", Sections(UPSTREAM)),
     (
         "exec",

@@ -1,36 +1,41 @@
-//! A client's view of a running download: a reader behind the mark.
+//! A client's view of a running download: a reader behind the marks of its streams.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::progress::{Head, Step};
-use super::{Download, FetchError};
+use super::progress::{Head, Reading, Step};
+use super::{Download, FetchError, Shared};
 use crate::metrics::InFlight;
-
-/// Bytes read from the file at once: the one buffer that a client costs. 256 KiB would save a
-/// little CPU and double the memory of many slow clients.
-const READ: usize = 128 * 1024;
+use crate::store::Piece;
 
 /// Reads one download, from any offset.
 #[derive(Debug)]
 pub struct Follower {
+    shared: Arc<Shared>,
     download: Arc<Download>,
     /// Its name in the progress.
     id: u64,
+    /// Bytes that have been read from byte 0 on, without a gap.
+    seen: u64,
+    /// What was given last; not all of it need have been taken.
+    given: (u64, u64),
     changed: watch::Receiver<()>,
     _counted: InFlight,
 }
 
 impl Follower {
-    pub(super) fn new(download: Arc<Download>, id: u64, counted: InFlight) -> Self {
+    /// `id` is that of somebody who has entered the progress, and is counted among the clients.
+    pub(super) fn new(shared: Arc<Shared>, download: Arc<Download>, id: u64) -> Self {
         let changed = download.progress.watch();
         Self {
+            _counted: shared.metrics.follower(),
+            shared,
             download,
             id,
+            seen: 0,
+            given: (0, 0),
             changed,
-            _counted: counted,
         }
     }
 
@@ -48,26 +53,61 @@ impl Follower {
         }
     }
 
-    /// The next bytes from `offset` on: at least one, or none at the verified end of the blob.
+    /// Some bytes from `offset` on and before `end` (none: the end of the blob): at least one, or
+    /// none at the end. Who reads everything from byte 0 on gets the end of the blob only when its
+    /// digest has been found right. With `from_file` bytes that the file has are preferred there,
+    /// to those in memory.
     ///
     /// Cancel safe.
-    pub async fn read(&mut self, offset: u64) -> Result<Option<Bytes>, FetchError> {
+    pub async fn piece(
+        &mut self,
+        offset: u64,
+        end: Option<u64>,
+        from_file: bool,
+    ) -> Result<Option<Piece>, FetchError> {
+        if self.given.0 == self.seen && self.given.0 <= offset && offset <= self.given.1 {
+            self.seen = offset;
+        }
+        let reading = Reading {
+            offset,
+            end,
+            whole: offset == self.seen,
+            from_file,
+        };
         loop {
             self.changed.borrow_and_update();
-            match self.download.progress.step(self.id, offset)? {
-                Step::Chunk(chunk) => return Ok(Some(chunk)),
-                Step::Read { reader, limit } => {
-                    let wanted = usize::try_from(limit - offset).unwrap_or(READ).min(READ);
-                    let bytes = reader.read_at(offset, wanted).await?;
-                    return if bytes.is_empty() {
-                        Err(FetchError::Lost)
-                    } else {
-                        Ok(Some(bytes))
-                    };
-                }
+            let piece = match self.download.progress.step(self.id, reading)? {
+                Step::Give(piece) => piece,
                 Step::End => return Ok(None),
-                Step::Wait => self.wait().await?,
+                Step::Wait => {
+                    self.wait().await?;
+                    continue;
+                }
+            };
+            let until = match &piece {
+                Piece::Bytes(bytes) => offset + bytes.len() as u64,
+                Piece::File { end, .. } => *end,
+            };
+            self.given = (offset, until);
+            self.download.progress.gave(offset, until);
+            return Ok(Some(piece));
+        }
+    }
+
+    /// A piece as bytes, at most 128 KiB of a file's.
+    #[cfg(test)]
+    pub(super) async fn read(
+        &mut self,
+        offset: u64,
+        end: Option<u64>,
+    ) -> Result<Option<bytes::Bytes>, FetchError> {
+        match self.piece(offset, end, false).await? {
+            Some(Piece::File { reader, start, end }) => {
+                let length = usize::try_from(end - start).unwrap().min(128 * 1024);
+                Ok(Some(reader.read_at(start, length).await.unwrap()))
             }
+            Some(Piece::Bytes(bytes)) => Ok(Some(bytes)),
+            None => Ok(None),
         }
     }
 
@@ -81,6 +121,7 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
+        self.shared.leave(&self.download);
         self.download.progress.leave(self.id);
     }
 }

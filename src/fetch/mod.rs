@@ -1,38 +1,66 @@
 //! ONE upstream download of a digest for everybody who asks.
 //!
 //! The first to ask starts a detached task, which streams the upstream into a staged file of the
-//! store and publishes how far it is. Every client, the first included, is a [`Follower`]: a reader
-//! behind the published mark. So a slow client slows nobody, one that leaves stops nothing, and one
-//! that joins late starts at byte 0, at the speed of the disk.
+//! store and publishes what is there. Every client, the first included, is a [`Follower`]: a reader
+//! of what is there. So a slow client slows nobody, one that leaves stops nothing, and one that
+//! joins late starts at its first byte, at the speed of the disk.
 //!
 //! ```text
-//! upstream -> task -+-> recent chunks in memory --> followers at the mark
-//!                   +-> hash + write (blocking) --> file --> followers behind it
+//!                                 plan: who brings which bytes
+//!                                  |
+//! upstream ===> streams ==> task -+-> recent chunks in memory --> followers at a mark
+//!        (1 to N, in lanes)        +-> hash + write (blocking) --> sparse file --> followers behind
 //! ```
+//!
+//! A download has one stream; more where a client waits for bytes far ahead of it, and where a large
+//! blob comes slowly. `plan` decides that and keeps their lanes apart; `slots` says how many streams
+//! there may be in all, and whose turn it is; `running` puts joining, leaving, pausing and committing
+//! in order. The hash follows the contiguous bytes, reading back what came early.
+//!
+//! A download that fails, or that nobody wants any more, leaves what is there as a partial file, and
+//! the next one takes it up; so does the next process. What is taken up is hashed like all the rest,
+//! never believed; and the upstream is asked for at least one byte, which proves that it has the blob.
 //!
 //! When the file can't be written the download is passed through: what followers have not read stays
 //! in memory, and the upstream is read no faster than the slowest of them. The cache goes without.
 //!
-//! What must never happen: bytes that don't have the digest are committed or end a body cleanly.
-//! The last chunk is therefore held back until the digest has been checked, and the end of a body is
-//! only ever said by [`Phase::Verified`](progress::Phase).
+//! What must never happen: bytes that don't have the digest are committed, or end a whole body
+//! cleanly. The end of the blob is therefore held back from who reads all of it until the digest has
+//! been checked. A range is given as it comes: only who asked for it can tell whether it is right.
 
+mod abandon;
+mod commit;
 mod follower;
+mod happened;
+mod memory;
+mod pace;
+mod partials;
+mod place;
+mod plan;
 mod progress;
-mod sink;
+mod running;
+mod slots;
+mod storing;
+mod streams;
 mod task;
 #[cfg(test)]
 mod tests;
+mod writer;
+
+/// The locks of `running`; its test puts others in their place.
+mod sync {
+    pub(super) use std::sync::{Mutex, MutexGuard, PoisonError};
+}
 
 use std::fmt::Debug;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::Clock;
+use crate::config::{OnAbandon, Segments, Streams};
 use crate::metrics::{InFlight, Metrics};
 use crate::oci::{Digest, RepoName};
 use crate::retention::Retention;
@@ -40,13 +68,51 @@ use crate::store::{Store, StoreError};
 use crate::upstream::{BlobStream, UpstreamError};
 
 pub use follower::Follower;
+use partials::Partials;
 use progress::Progress;
+use running::{Place, Running};
+use slots::{Slots, Urgency};
 
 /// Where a download gets its bytes.
 #[async_trait::async_trait]
 pub trait Source: Debug + Send + Sync + 'static {
-    /// Opens the blob at `offset`. The stream may begin earlier, and says so.
-    async fn open(&self, offset: u64) -> Result<BlobStream, UpstreamError>;
+    /// Opens the blob at `offset`, up to `end` (none: the end of the blob). The stream may begin
+    /// earlier, and says so.
+    async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError>;
+
+    /// Whose streams are counted together.
+    fn upstream(&self) -> &str;
+}
+
+/// How downloads are made.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub segments: Segments,
+    pub streams: Streams,
+    pub on_abandon: OnAbandon,
+    /// Per cent of a blob that have to have been asked for by ranges before all of it is fetched,
+    /// where ranges alone don't cause that.
+    pub fill_after: u8,
+}
+
+/// What a client wants of a blob, as far as it is known before the blob's length is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The first byte.
+    pub start: u64,
+    /// Where it ends; none: at the end of the blob, or not known.
+    pub end: Option<u64>,
+    /// Whether the whole blob is to be fetched.
+    pub fill: bool,
+}
+
+impl Wanted {
+    /// The whole blob.
+    pub const WHOLE: Self = Self {
+        start: 0,
+        end: None,
+        fill: true,
+    };
 }
 
 /// Why a download failed. Cloned to everybody who follows it.
@@ -67,6 +133,8 @@ pub enum FetchError {
         announced: u64,
         sent: u64,
     },
+    #[error("byte {at} of {digest} came a second time as another one")]
+    Changed { digest: Box<Digest>, at: u64 },
     #[error("the download ended without saying how")]
     Lost,
     #[error("nobody reads the download any more, and it can't be stored")]
@@ -75,20 +143,36 @@ pub enum FetchError {
     Stopping,
 }
 
+impl FetchError {
+    /// Whether what has come may be right: then the next download takes it up.
+    const fn leaves_partial(&self) -> bool {
+        match self {
+            Self::Upstream(_) | Self::Abandoned | Self::Stopping => true,
+            Self::Store(_)
+            | Self::Digest { .. }
+            | Self::Length { .. }
+            | Self::Changed { .. }
+            | Self::Lost => false,
+        }
+    }
+}
+
 impl From<StoreError> for FetchError {
     fn from(error: StoreError) -> Self {
         Self::Store(Arc::new(error))
     }
 }
 
-/// All downloads that are running, by digest.
+/// All downloads.
 #[derive(Debug, Clone)]
 pub struct Fetcher(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    running: DashMap<Digest, Arc<Download>>,
-    next_id: AtomicU64,
+    running: Running<Arc<Download>>,
+    partials: Partials,
+    slots: Slots,
+    settings: Settings,
     store: Arc<dyn Store>,
     retention: Retention,
     metrics: Arc<Metrics>,
@@ -103,8 +187,10 @@ struct Download {
     id: u64,
     digest: Digest,
     progress: Progress,
-    /// The repositories that are linked to the blob when it is committed; none once that has begun.
-    repositories: Mutex<Option<Vec<RepoName>>>,
+    /// Whether a client waits for it.
+    urgency: Urgency,
+    /// Somebody has joined who wants the whole blob.
+    fill: AtomicBool,
     _counted: InFlight,
 }
 
@@ -119,18 +205,36 @@ pub enum Joined {
     Committed,
 }
 
+/// What a fetcher is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub settings: Settings,
+    pub store: Arc<dyn Store>,
+    pub retention: Retention,
+    pub metrics: Arc<Metrics>,
+    /// Owns the downloads.
+    pub tasks: TaskTracker,
+    /// Ends them, failed, at the latest moment of a shutdown.
+    pub stop: CancellationToken,
+    pub clock: Clock,
+}
+
 impl Fetcher {
-    /// `tasks` owns the downloads; `stop` ends them, failed, at the latest moment of a shutdown.
-    pub fn new(
-        store: Arc<dyn Store>,
-        retention: Retention,
-        metrics: Arc<Metrics>,
-        tasks: TaskTracker,
-        stop: CancellationToken,
-    ) -> Self {
+    pub fn new(parts: Parts) -> Self {
+        let Parts {
+            settings,
+            store,
+            retention,
+            metrics,
+            tasks,
+            stop,
+            clock,
+        } = parts;
         Self(Arc::new(Shared {
-            running: DashMap::new(),
-            next_id: AtomicU64::new(0),
+            running: Running::new(),
+            partials: Partials::new(Arc::clone(&store), Arc::clone(&metrics), clock),
+            slots: Slots::new(settings.streams, Arc::clone(&metrics)),
+            settings,
             store,
             retention,
             metrics,
@@ -139,102 +243,135 @@ impl Fetcher {
         }))
     }
 
+    /// Takes charge of the partial downloads that an earlier process left, and removes those that
+    /// nobody takes up. Never ends.
+    pub async fn look_after_partials(&self) {
+        self.0.partials.look_after(&self.0.retention).await;
+    }
+
     /// Whether `digest` is being downloaded on behalf of some repository.
     pub fn is_running(&self, digest: &Digest) -> bool {
-        self.0.running.contains_key(digest)
+        self.0.running.is_running(digest)
     }
 
     /// Follows the download of `digest` if it runs and is for `repository` already.
-    pub fn follow(&self, digest: &Digest, repository: &RepoName) -> Option<Follower> {
-        let download = Arc::clone(&*self.0.running.get(digest)?);
-        let ours = download
-            .repositories()
-            .as_ref()
-            .is_some_and(|all| all.contains(repository));
-        if ours {
-            self.0.follower(&download)
-        } else {
-            None
-        }
+    pub fn follow(
+        &self,
+        digest: &Digest,
+        repository: &RepoName,
+        wanted: Wanted,
+    ) -> Option<Follower> {
+        let download = self.0.running.follow(digest, repository)?;
+        self.0.follower(&download, wanted)
     }
 
     /// Joins the download of `digest`, or starts it from `source`. The caller has proved that
     /// `repository` may have the blob, or `source` will: the blob is linked there when committed.
-    pub fn join(&self, digest: Digest, repository: &RepoName, source: Arc<dyn Source>) -> Joined {
-        let (download, follower) = match self.0.running.entry(digest) {
-            Entry::Occupied(mut entry) => {
-                if !entry.get().add(repository) {
-                    return Joined::Committed;
-                }
-                if let Some(follower) = self.0.follower(entry.get()) {
-                    return Joined::Follower(follower);
-                }
-                // It isn't stored, and its first bytes are gone: a second one takes its place.
-                let (download, follower) = self.0.start(digest, repository);
-                entry.insert(Arc::clone(&download));
-                (download, follower)
+    pub fn join(
+        &self,
+        digest: Digest,
+        repository: &RepoName,
+        source: Arc<dyn Source>,
+        wanted: Wanted,
+    ) -> Joined {
+        let make = |id| self.0.download(digest, id, true);
+        let mut place = self.0.running.join(digest, repository, make);
+        if let Place::Follow(download) = &place {
+            if let Some(follower) = self.0.follower(download, wanted) {
+                return Joined::Follower(follower);
             }
-            Entry::Vacant(entry) => {
-                let (download, follower) = self.0.start(digest, repository);
-                entry.insert(Arc::clone(&download));
-                (download, follower)
+            // It isn't stored, and its first bytes are gone: a second one takes its place.
+            self.0.running.forget(&digest, download.id);
+            place = self.0.running.join(digest, repository, make);
+        }
+        match place {
+            Place::Lead(download) => {
+                let follower = self.0.follower(&download, wanted);
+                self.0.start(download, source, wanted);
+                follower.map_or(Joined::Committed, Joined::Leader)
             }
+            // Somebody else was quicker with the second one.
+            Place::Follow(download) => self
+                .0
+                .follower(&download, wanted)
+                .map_or(Joined::Committed, Joined::Follower),
+            Place::Committed => Joined::Committed,
+        }
+    }
+
+    /// Downloads a blob that no client has asked for yet, unless that is being done. Returns when
+    /// it is there, or isn't going to be. Cancelling this doesn't end it.
+    pub async fn fetch_ahead(
+        &self,
+        digest: Digest,
+        repository: &RepoName,
+        source: Arc<dyn Source>,
+    ) -> Result<(), FetchError> {
+        let make = |id| self.0.download(digest, id, false);
+        let Some(download) = self.0.running.stand(digest, repository, make) else {
+            return Ok(());
         };
-        self.0
-            .tasks
-            .spawn(task::run(Arc::clone(&self.0), download, source));
-        Joined::Leader(follower)
+        let mut changed = download.progress.watch();
+        self.0.start(Arc::clone(&download), source, Wanted::WHOLE);
+        loop {
+            changed.borrow_and_update();
+            if let Some(ended) = download.progress.ended() {
+                return ended;
+            }
+            let gone = changed.changed().await;
+            gone.map_err(|_sender_gone| FetchError::Lost)?;
+        }
     }
 }
 
 impl Shared {
-    /// A new download with its first follower; its task is the caller's to spawn.
-    fn start(&self, digest: Digest, repository: &RepoName) -> (Arc<Download>, Follower) {
-        let download = Arc::new(Download {
-            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+    fn download(&self, digest: Digest, id: u64, urgent: bool) -> Arc<Download> {
+        let urgency = Urgency::default();
+        urgency.set(urgent);
+        Arc::new(Download {
+            id,
             digest,
             progress: Progress::new(),
-            repositories: Mutex::new(Some(vec![repository.clone()])),
+            urgency,
+            fill: AtomicBool::new(false),
             _counted: self.metrics.download(),
-        });
-        let id = download.progress.enter_first();
-        let follower = Follower::new(Arc::clone(&download), id, self.metrics.follower());
-        (download, follower)
+        })
     }
 
-    /// A follower of a running download, unless its first bytes can't be had any more.
-    fn follower(&self, download: &Arc<Download>) -> Option<Follower> {
-        let id = download.progress.enter()?;
-        Some(Follower::new(
-            Arc::clone(download),
-            id,
-            self.metrics.follower(),
-        ))
+    fn start(self: &Arc<Self>, download: Arc<Download>, source: Arc<dyn Source>, wanted: Wanted) {
+        self.tasks
+            .spawn(task::run(Arc::clone(self), download, source, wanted));
     }
 
-    /// Forgets a download, unless another one has taken its place.
-    fn forget(&self, download: &Download) {
-        self.running
-            .remove_if(&download.digest, |_, running| running.id == download.id);
+    /// A follower of a download, among whose clients it is counted already; none when its first
+    /// bytes can't be had any more.
+    fn follower(self: &Arc<Self>, download: &Arc<Download>, wanted: Wanted) -> Option<Follower> {
+        let Some(id) = download.progress.enter(wanted.start) else {
+            self.leave(download);
+            return None;
+        };
+        let follower = Follower::new(Arc::clone(self), Arc::clone(download), id);
+        if wanted.fill && !download.fill.swap(true, Ordering::Relaxed) {
+            download.progress.look();
+        }
+        if !download.urgency.get() {
+            download.urgency.set(true);
+            self.slots.dispatch();
+        }
+        Some(follower)
+    }
+
+    /// A client has left.
+    fn leave(&self, download: &Download) {
+        self.running.leave(&download.digest, download.id);
+        if !self.running.has_clients(&download.digest, download.id) {
+            download.urgency.set(false);
+        }
     }
 }
 
 impl Download {
-    fn repositories(&self) -> std::sync::MutexGuard<'_, Option<Vec<RepoName>>> {
-        self.repositories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds a repository to those that are linked at the end. False when that has begun.
-    fn add(&self, repository: &RepoName) -> bool {
-        let mut repositories = self.repositories();
-        let Some(all) = repositories.as_mut() else {
-            return false;
-        };
-        if !all.contains(repository) {
-            all.push(repository.clone());
-        }
-        true
+    fn wants_fill(&self) -> bool {
+        self.fill.load(Ordering::Relaxed)
     }
 }

@@ -1,29 +1,35 @@
-//! How far a download is: shared by its task, which writes, and its followers, who read.
+//! How far a download is: shared by its task, which brings bytes, and its followers, who read.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::FetchError;
-use crate::store::Reader;
-
-/// Bytes of recent chunks that are kept in memory although the file has them, so that followers at
-/// the mark are served without reading what was just written.
-const RECENT: usize = 1024 * 1024;
+use super::memory::Memory;
+use super::plan::{Demand, Want};
+use crate::oci::RangeSet;
+use crate::store::{Piece, Reader};
 
 /// Bytes that followers of a download that isn't stored may lag behind its mark.
 const MAX_UNSTORED: usize = 4 * 1024 * 1024;
 
+/// Bytes at the end of a blob that are held back from who reads the whole of it, until the digest
+/// has been checked. Small blobs so come in one piece.
+const HELD_BACK: u64 = 16 * 1024;
+
+/// Bytes in the file that are better sent from there, at the cost of a system call, than from memory.
+const WORTH_A_CALL: u64 = 64 * 1024;
+
 /// Where a download stands.
 #[derive(Debug, Clone)]
-pub(super) enum Phase {
+enum Phase {
     /// Waiting for the upstream's head.
     Opening,
     /// Bytes are coming.
     Streaming,
-    /// All bytes are there and have the digest. The only phase that ends a body well.
+    /// All bytes are there and have the digest. The only phase that ends a whole body well.
     Verified,
     Failed(FetchError),
 }
@@ -35,20 +41,44 @@ struct State {
     total: Option<u64>,
     /// Reads the staged file.
     reader: Option<Reader>,
-    /// Bytes that came from the upstream.
-    received: u64,
-    /// Bytes that are in the file. Never more than `received`.
-    written: u64,
-    /// Bytes that followers may see: less than `received` while the last chunk is held back.
-    readable: u64,
-    /// The latest chunks with their offsets, without gaps; at least `written..received`.
-    recent: VecDeque<(u64, Bytes)>,
-    recent_bytes: usize,
+    /// What followers may read: in memory or in the file.
+    have: RangeSet,
+    /// What is in the file.
+    written: RangeSet,
+    memory: Memory,
     /// Whether what comes is written to the file.
     stored: bool,
-    /// Where each follower is: what it read last began here.
-    followers: HashMap<u64, u64>,
-    next_follower: u64,
+    /// Bytes before it are perhaps to be had no more, because nothing is stored.
+    lost: u64,
+    /// Where the streams are: bytes that come by themselves.
+    marks: Vec<(u64, u64)>,
+    /// What has been given to followers; kept only while that decides what is fetched.
+    given: Option<RangeSet>,
+    followers: HashMap<u64, Position>,
+    /// Names followers, and puts their waits in order.
+    next: u64,
+}
+
+/// Where a follower is.
+#[derive(Debug)]
+struct Position {
+    at: u64,
+    end: Option<u64>,
+    /// Its wait's place in the order of waits.
+    waits: Option<u64>,
+}
+
+/// What a follower reads next.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading {
+    pub(super) offset: u64,
+    /// None: up to the end of the blob.
+    pub(super) end: Option<u64>,
+    /// All bytes before the offset have been read: where all after it are read too, the end is held
+    /// back until the digest is right.
+    pub(super) whole: bool,
+    /// The client is best sent what the file has.
+    pub(super) from_file: bool,
 }
 
 /// What is known before the first byte.
@@ -63,10 +93,8 @@ pub(super) enum Head {
 /// The next step of a follower.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Bytes at the offset asked for.
-    Chunk(Bytes),
-    /// The file has `..limit`.
-    Read { reader: Reader, limit: u64 },
+    /// Bytes at the offset asked for, and none behind the end that was asked for.
+    Give(Piece),
     /// Nothing comes after the offset.
     End,
     /// Nothing yet.
@@ -77,8 +105,9 @@ pub(super) enum Step {
 pub(super) struct Progress {
     state: Mutex<State>,
     changed: watch::Sender<()>,
-    /// A follower of a download that isn't stored has moved or left.
-    moved: watch::Sender<()>,
+    /// A follower waits for bytes that no stream is about to bring, has left, or (where nothing is
+    /// stored) has moved on.
+    demand: watch::Sender<()>,
 }
 
 impl Progress {
@@ -88,17 +117,18 @@ impl Progress {
                 phase: Phase::Opening,
                 total: None,
                 reader: None,
-                received: 0,
-                written: 0,
-                readable: 0,
-                recent: VecDeque::new(),
-                recent_bytes: 0,
+                have: RangeSet::new(),
+                written: RangeSet::new(),
+                memory: Memory::default(),
                 stored: true,
+                lost: 0,
+                marks: Vec::new(),
+                given: None,
                 followers: HashMap::new(),
-                next_follower: 0,
+                next: 0,
             }),
             changed: watch::Sender::new(()),
-            moved: watch::Sender::new(()),
+            demand: watch::Sender::new(()),
         }
     }
 
@@ -116,40 +146,38 @@ impl Progress {
         self.changed.subscribe()
     }
 
-    /// Wakes when a follower of a download that isn't stored moves on or leaves.
-    pub(super) fn watch_followers(&self) -> watch::Receiver<()> {
-        self.moved.subscribe()
+    /// Wakes when the followers want something else.
+    pub(super) fn watch_demand(&self) -> watch::Receiver<()> {
+        self.demand.subscribe()
     }
 
-    /// A new follower, who may read from the first byte on. None when that can't be had any more.
-    pub(super) fn enter(&self) -> Option<u64> {
+    /// Makes the task look at the followers anew.
+    pub(super) fn look(&self) {
+        self.demand.send_replace(());
+    }
+
+    /// A new follower, who reads from `start` on. None when that can't be had any more.
+    pub(super) fn enter(&self, start: u64) -> Option<u64> {
         let mut state = self.state();
-        let gap = state
-            .recent
-            .front()
-            .is_some_and(|(start, _)| *start > state.written)
-            || (state.recent.is_empty() && state.received > state.written);
-        (!gap).then(|| state.enter())
-    }
-
-    /// The follower of a download that has not begun.
-    pub(super) fn enter_first(&self) -> u64 {
-        self.state().enter()
+        (start >= state.lost).then(|| {
+            let id = state.number();
+            let position = Position {
+                at: start,
+                end: None,
+                waits: None,
+            };
+            state.followers.insert(id, position);
+            id
+        })
     }
 
     /// A follower has left.
     pub(super) fn leave(&self, follower: u64) {
         let mut state = self.state();
         state.followers.remove(&follower);
-        if !state.stored {
-            state.forget_old();
-            self.moved.send_replace(());
-        }
-    }
-
-    /// Nothing more will be written to the file: followers get the rest from memory.
-    pub(super) fn unstored(&self) {
-        self.state().stored = false;
+        state.forget_old();
+        drop(state);
+        self.look();
     }
 
     /// Whether more may come: followers of a download that isn't stored must keep up.
@@ -160,46 +188,90 @@ impl Progress {
         } else if state.followers.is_empty() {
             Err(FetchError::Abandoned)
         } else {
-            Ok(state.recent_bytes < MAX_UNSTORED)
+            Ok(state.memory.bytes() < MAX_UNSTORED)
         }
     }
 
-    /// The upstream has answered; without a reader nothing is stored.
-    pub(super) fn opened(&self, total: Option<u64>, reader: Option<Reader>) {
+    /// The upstream has answered; without a reader nothing is stored. `kept` is in the file already.
+    pub(super) fn opened(&self, total: Option<u64>, reader: Option<Reader>, kept: &RangeSet) {
         self.change(|state| {
             state.phase = Phase::Streaming;
             state.total = total;
             state.stored = reader.is_some();
             state.reader = reader;
+            state.have = kept.clone();
+            state.written = kept.clone();
         });
     }
 
-    /// A chunk has come: followers may have it, unless it completes the blob.
-    pub(super) fn received(&self, chunk: Bytes) {
-        self.change(|state| {
-            let offset = state.received;
-            state.received += chunk.len() as u64;
-            state.recent_bytes += chunk.len();
-            state.recent.push_back((offset, chunk));
-            state.forget_old();
-            if state.total != Some(state.received) {
-                state.readable = state.received;
-            }
-        });
-    }
-
-    /// The file has everything before `mark`. Nobody waits for this.
-    pub(super) fn written(&self, mark: u64) {
+    /// Nothing more will be written to the file: followers get the rest from memory, from one
+    /// stream. What is neither in the file nor goes on from there is forgotten, and comes again.
+    /// Where that stream has to go on.
+    pub(super) fn unstored(&self, hashed: u64) -> u64 {
         let mut state = self.state();
-        state.written = mark;
+        state.stored = false;
+        let mut have = state.written.clone();
+        have.insert(0, hashed);
+        for range in state.memory.ranges().ranges() {
+            if range.start <= have.end_of(0) {
+                have.insert(range.start, range.end);
+            }
+        }
+        state.memory.keep_only(&have);
+        state.have = have;
+        state.marks.clear();
+        state.have.end_of(0)
+    }
+
+    /// Whether followers have, or can have, all of `start..end`.
+    pub(super) fn has(&self, start: u64, end: u64) -> bool {
+        self.state().have.contains(start, end)
+    }
+
+    /// Which parts of `start..end` followers don't have yet.
+    pub(super) fn missing(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        let state = self.state();
+        let (mut at, mut missing) = (start, Vec::new());
+        loop {
+            at = state.have.end_of(at);
+            if at >= end {
+                return missing;
+            }
+            let until = state.have.next_start(at).map_or(end, |next| next.min(end));
+            missing.push((at, until));
+            at = until;
+        }
+    }
+
+    /// Bytes have come that weren't there: followers may have them.
+    pub(super) fn received(&self, stream: u64, offset: u64, chunk: Bytes) {
+        self.change(|state| {
+            let end = offset + chunk.len() as u64;
+            state.have.insert(offset, end);
+            state.mark(stream, Some(end));
+            state.memory.push(offset, chunk);
+            state.forget_old();
+        });
+    }
+
+    /// Where a stream is that is about to bring more; none when it has ended.
+    pub(super) fn mark(&self, stream: u64, at: Option<u64>) {
+        self.state().mark(stream, at);
+    }
+
+    /// The file has these bytes, too. Nobody waits for this.
+    pub(super) fn written(&self, spans: &RangeSet) {
+        let mut state = self.state();
+        for range in spans.ranges() {
+            state.written.insert(range.start, range.end);
+        }
         state.forget_old();
     }
 
-    /// Everything is there, in the file too, and has the digest.
-    pub(super) fn verified(&self) {
+    /// Everything is there and has the digest.
+    pub(super) fn verified(&self, total: u64) {
         self.change(|state| {
-            state.total = Some(state.received);
-            state.readable = state.received;
+            state.total = Some(total);
             state.phase = Phase::Verified;
         });
     }
@@ -209,10 +281,18 @@ impl Progress {
         self.change(|state| {
             if matches!(state.phase, Phase::Opening | Phase::Streaming) {
                 state.phase = Phase::Failed(error);
-                state.recent.clear();
-                state.recent_bytes = 0;
+                state.memory.clear();
             }
         });
+    }
+
+    /// How the download has ended, if it has.
+    pub(super) fn ended(&self) -> Option<Result<(), FetchError>> {
+        match &self.state().phase {
+            Phase::Opening | Phase::Streaming => None,
+            Phase::Verified => Some(Ok(())),
+            Phase::Failed(error) => Some(Err(error.clone())),
+        }
     }
 
     /// Whether the download is open, and then the blob's length.
@@ -225,65 +305,145 @@ impl Progress {
         }
     }
 
-    /// What a follower at `offset` does next.
-    pub(super) fn step(&self, follower: u64, offset: u64) -> Result<Step, FetchError> {
+    /// Notes from now on what followers are given.
+    pub(super) fn note_given(&self) {
+        self.state().given.get_or_insert_default();
+    }
+
+    /// Bytes that followers were given since [`note_given`](Self::note_given).
+    pub(super) fn given(&self) -> u64 {
+        self.state().given.as_ref().map_or(0, RangeSet::len)
+    }
+
+    /// Looks at what is there and what is wanted, under the lock: `look` must be quick.
+    pub(super) fn plan<T>(&self, look: impl FnOnce(&RangeSet, &Demand) -> T) -> T {
+        let state = self.state();
+        let mut waiting: Vec<_> = state
+            .followers
+            .values()
+            .filter(|follower| !state.have.contains(follower.at, follower.at + 1))
+            .filter_map(|follower| Some((follower.waits?, follower)))
+            .collect();
+        waiting.sort_unstable_by_key(|(turn, _)| *turn);
+        let wants = waiting
+            .into_iter()
+            .map(|(_, Position { at, end, .. })| Want { at: *at, end: *end })
+            .collect();
+        let floor = state.followers.values().map(|follower| follower.at).min();
+        let floor = floor.unwrap_or(0);
+        look(&state.have, &Demand { wants, floor })
+    }
+
+    /// What a follower does next.
+    pub(super) fn step(&self, follower: u64, reading: Reading) -> Result<Step, FetchError> {
         let mut state = self.state();
-        state.followers.insert(follower, offset);
-        if !state.stored {
-            state.forget_old();
-            self.moved.send_replace(());
+        let moved = state.moves(follower, reading);
+        let step = state.step(reading);
+        let asks = matches!(step, Ok(Step::Wait)) && state.waits(follower, reading.offset);
+        drop(state);
+        if moved || asks {
+            self.look();
         }
-        match &state.phase {
-            Phase::Failed(error) => return Err(error.clone()),
-            Phase::Verified if offset >= state.received => return Ok(Step::End),
-            Phase::Opening | Phase::Streaming | Phase::Verified => {}
-        }
-        if offset >= state.readable {
-            return Ok(Step::Wait);
-        }
-        let behind = state
-            .recent
-            .partition_point(|(start, chunk)| start + chunk.len() as u64 <= offset);
-        if let Some((start, chunk)) = state.recent.get(behind)
-            && *start <= offset
-        {
-            let skip = usize::try_from(offset - start).unwrap_or(chunk.len());
-            return Ok(Step::Chunk(chunk.slice(skip..)));
-        }
-        let limit = state.written.min(state.readable);
-        match state.reader.clone() {
-            Some(reader) if offset < limit => Ok(Step::Read { reader, limit }),
-            // Neither in memory nor in the file: passed through, and this follower came too late.
-            _ => Err(FetchError::Lost),
+        step
+    }
+
+    /// A follower has been given bytes.
+    pub(super) fn gave(&self, start: u64, end: u64) {
+        if let Some(given) = &mut self.state().given {
+            given.insert(start, end);
         }
     }
 }
 
 impl State {
-    fn enter(&mut self) -> u64 {
-        let id = self.next_follower;
-        self.next_follower += 1;
-        self.followers.insert(id, 0);
-        id
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn mark(&mut self, stream: u64, at: Option<u64>) {
+        self.marks.retain(|(of, _)| *of != stream);
+        self.marks.extend(at.map(|at| (stream, at)));
+    }
+
+    /// Notes where a follower is. Whether the task must know.
+    fn moves(&mut self, follower: u64, reading: Reading) -> bool {
+        if let Some(position) = self.followers.get_mut(&follower) {
+            position.at = reading.offset;
+            position.end = reading.end;
+            position.waits = None;
+        }
+        self.forget_old();
+        !self.stored
+    }
+
+    /// Notes that a follower waits. Whether no stream is about to bring what it waits for.
+    fn waits(&mut self, follower: u64, offset: u64) -> bool {
+        let turn = self.number();
+        if let Some(position) = self.followers.get_mut(&follower) {
+            position.waits = Some(turn);
+        }
+        // The held-back end of a blob is waited for without anything to be done.
+        !self.have.contains(offset, offset + 1)
+            && !self.marks.iter().any(|(_, mark)| *mark == offset)
+    }
+
+    fn step(&self, reading: Reading) -> Result<Step, FetchError> {
+        let Reading {
+            offset,
+            end,
+            whole,
+            from_file,
+        } = reading;
+        let verified = match &self.phase {
+            Phase::Failed(error) => return Err(error.clone()),
+            Phase::Verified if self.total.is_some_and(|total| offset >= total) => {
+                return Ok(Step::End);
+            }
+            Phase::Verified => true,
+            Phase::Opening | Phase::Streaming => false,
+        };
+        let mut limit = end.unwrap_or(u64::MAX);
+        if let Some(total) = self.total
+            && whole
+            && !verified
+            && limit >= total
+        {
+            limit = total.saturating_sub(HELD_BACK);
+        }
+        if offset >= limit || !self.have.contains(offset, offset + 1) {
+            return Ok(Step::Wait);
+        }
+        let in_file = limit
+            .min(self.written.end_of(offset))
+            .saturating_sub(offset);
+        let memory = self.memory.get(offset);
+        match (memory, self.reader.clone()) {
+            (Some(mut chunk), _) if !from_file || in_file < WORTH_A_CALL => {
+                chunk.truncate(usize::try_from(limit - offset).unwrap_or(usize::MAX));
+                Ok(Step::Give(Piece::Bytes(chunk)))
+            }
+            (_, Some(reader)) if in_file > 0 => Ok(Step::Give(Piece::File {
+                reader,
+                start: offset,
+                end: offset + in_file,
+            })),
+            // Neither in memory nor in the file: passed through, and this follower came too late.
+            _ => Err(FetchError::Lost),
+        }
     }
 
     /// Drops old chunks: those that the file has, beyond what is kept for followers at the mark; of
     /// a download that isn't stored those that every follower has read.
     fn forget_old(&mut self) {
-        let (keep, until) = if self.stored {
-            (RECENT, self.written)
-        } else {
-            (
-                0,
-                self.followers.values().copied().min().unwrap_or(u64::MAX),
-            )
-        };
-        while let Some((start, chunk)) = self.recent.front()
-            && self.recent_bytes > keep
-            && start + chunk.len() as u64 <= until
-        {
-            self.recent_bytes -= chunk.len();
-            self.recent.pop_front();
+        if self.stored {
+            self.memory.trim(&self.written);
+            return;
+        }
+        let positions = self.followers.values().map(|follower| follower.at);
+        let floor = positions.min().unwrap_or(u64::MAX);
+        if let Some(end) = self.memory.forget_below(floor) {
+            self.lost = self.lost.max(end);
         }
     }
 }

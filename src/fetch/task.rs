@@ -1,56 +1,75 @@
 //! The detached download: upstream to store, in one task that outlives its clients.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::sink::{Sink, UNTOLD, Writer};
-use super::{Download, FetchError, Shared, Source};
-use crate::oci::{Digest, RepoName};
-use crate::retention::{Hold, Reservation};
-use crate::store::{Link, LinkKind, Stage, StoreError};
-use crate::upstream::{BlobBody, BlobStream, UpstreamError};
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-/// How often in a row a download is taken up again before it fails.
-const MAX_RESUMES: u32 = 5;
-/// Bytes after which a broken stream counts as progress: the row of [`MAX_RESUMES`] starts anew.
-const PROGRESS: u64 = 1024 * 1024;
-/// The first pause before resuming; doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+use super::commit::{self, Verified};
+use super::place::{self, UNTOLD};
+use super::plan::{MIN_LANE, NEAR, Plan, Span};
+use super::slots::Slot;
+use super::storing::Storing;
+use super::streams::Streams;
+use super::writer::Writer;
+use super::{Download, FetchError, Shared, Source, Wanted};
+use crate::oci::RangeSet;
+use crate::store::Partial;
 
 /// Runs one download to its end, whatever that is, and tells its followers.
-pub(super) async fn run(shared: Arc<Shared>, download: Arc<Download>, source: Arc<dyn Source>) {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    download: Arc<Download>,
+    source: Arc<dyn Source>,
+    wanted: Wanted,
+) {
     let guard = Guard {
         shared: &shared,
         download: &download,
     };
-    let transfer = Transfer {
-        shared: &shared,
-        download: &download,
-        source: &*source,
-    };
+    let mut transfer = Transfer::new(&shared, &download, source, wanted);
     let stopped = shared.stop.cancelled();
-    let result = tokio::select! {
-        result = transfer.run() => result,
+    let ended = tokio::select! {
+        ended = transfer.run() => ended,
         () = stopped => Err(FetchError::Stopping),
     };
-    match result {
-        Ok(Some(done)) => {
-            download.progress.verified();
-            commit(&shared, &download, done).await;
-        }
-        Ok(None) => {
-            // Passed through. Who comes now starts anew.
-            shared.forget(&download);
-            download.progress.verified();
+    let ended = match ended {
+        Ok(Ended::Whole(size)) => commit::verify(transfer.storing, download.digest, size),
+        Ok(Ended::Abandoned) => {
+            tracing::info!(digest = %download.digest, "paused a download that nobody waits for");
+            shared.metrics.download_paused();
+            commit::leave(&shared, download.digest, transfer.storing).await;
+            return;
         }
         Err(error) => {
             tracing::warn!(digest = %download.digest, %error, "download failed");
+            // What is right is kept. Before anybody hears, because the next one takes it up.
+            if error.leaves_partial() {
+                transfer.keep().await;
+                commit::leave(&shared, download.digest, transfer.storing).await;
+            }
+            Err(error)
+        }
+    };
+    match ended {
+        Ok(verified) => conclude(&shared, &download, verified).await,
+        Err(error) => {
             // Forgotten first: who asks after this failure starts anew and isn't told of it.
-            shared.forget(&download);
+            shared.running.forget(&download.digest, download.id);
             download.progress.failed(error);
         }
     }
     drop(guard);
+}
+
+async fn conclude(shared: &Shared, download: &Download, verified: Verified) {
+    if verified.place.is_none() {
+        // Passed through. Who comes now starts anew.
+        shared.running.forget(&download.digest, download.id);
+    }
+    download.progress.verified(verified.size);
+    commit::commit(shared, download, verified).await;
 }
 
 /// Makes sure that followers hear of the end also when the task is dropped or panics.
@@ -61,188 +80,270 @@ struct Guard<'a> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        self.shared.forget(self.download);
-        self.download.progress.failed(FetchError::Lost);
+        let Self { shared, download } = self;
+        shared.running.forget(&download.digest, download.id);
+        download.progress.failed(FetchError::Lost);
     }
 }
 
-/// A download that has the digest, and its place in the store.
-struct Verified {
-    stage: Box<dyn Stage>,
-    /// Bytes.
-    size: u64,
-    reservation: Reservation,
-    /// Keeps the file from being removed before it is linked.
-    hold: Hold,
+/// How a transfer ends that doesn't fail.
+pub(super) enum Ended {
+    /// All bytes have come, and been hashed: so many.
+    Whole(u64),
+    /// Nobody wants it any more. What is there has been noted on disk.
+    Abandoned,
 }
 
-/// Makes a verified download part of the store. Its followers have their bytes already, so a
-/// failure costs the cache and not the clients.
-async fn commit(shared: &Shared, download: &Download, verified: Verified) {
-    let Verified {
-        stage,
-        size,
-        reservation,
-        hold,
-    } = verified;
-    let digest = download.digest;
-    let committed = tokio::task::spawn_blocking(move || stage.commit()).await;
-    // From here on nobody joins: who asks finds the blob in the store.
-    let repositories = download.repositories().take().unwrap_or_default();
-    let stored = match committed {
-        Ok(Ok(())) => {
-            reservation.commit(&hold, size);
-            link_all(shared, digest, size, repositories).await
+pub(super) struct Transfer<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) download: &'a Download,
+    pub(super) plan: Plan,
+    pub(super) streams: Streams,
+    pub(super) storing: Storing,
+    /// Where the first client begins to read.
+    wanted: Wanted,
+    /// Whether the upstream has answered, and followers have been told the length.
+    pub(super) opened: bool,
+    /// What an earlier download has left: its length, and what is there.
+    pub(super) kept: Option<(u64, RangeSet)>,
+    /// The body has ended, of a blob whose length wasn't told.
+    pub(super) ended: bool,
+    /// Bytes that have come, of such a blob.
+    pub(super) received: u64,
+    /// A turn that is waited for.
+    pub(super) slot: Option<(Span, BoxFuture<'static, Slot>)>,
+    demand: watch::Receiver<()>,
+    /// Whether something has changed that streams are opened or cut for.
+    pub(super) replan: bool,
+    look: Option<Instant>,
+    /// Until when the download goes on without clients.
+    pub(super) grace: Option<Instant>,
+}
+
+impl<'a> Transfer<'a> {
+    fn new(
+        shared: &'a Shared,
+        download: &'a Download,
+        source: Arc<dyn Source>,
+        wanted: Wanted,
+    ) -> Self {
+        let demand = download.progress.watch_demand();
+        let algorithm = download.digest.algorithm();
+        if !wanted.fill {
+            download.progress.note_given();
         }
-        Ok(Err(error)) => Err(error),
-        Err(panicked) => {
-            tracing::error!(%digest, error = %panicked, "commit panicked");
+        Self {
+            shared,
+            download,
+            plan: Plan::new(shared.settings.segments, wanted.fill),
+            streams: Streams::new(source),
+            storing: Storing::new(None, algorithm, RangeSet::new()),
+            wanted,
+            opened: false,
+            kept: None,
+            ended: false,
+            received: 0,
+            slot: None,
+            demand,
+            replan: true,
+            look: None,
+            grace: None,
+        }
+    }
+
+    /// Brings the blob. When this succeeds everything has been hashed.
+    async fn run(&mut self) -> Result<Ended, FetchError> {
+        self.take_up().await;
+        while !self.is_complete() {
+            if self.plan.total.is_none() {
+                self.reserve_more().await;
+            }
+            if std::mem::take(&mut self.replan) {
+                self.consider_clients();
+                self.open_streams();
+            }
+            if self.step().await? && self.pause().await {
+                return Ok(Ended::Abandoned);
+            }
+        }
+        self.streams.stop();
+        while let Some(writer) = self.hashing().await? {
+            self.take_back(writer)?;
+        }
+        Ok(Ended::Whole(self.plan.total.unwrap_or(self.received)))
+    }
+
+    fn is_complete(&self) -> bool {
+        let whole = |total| self.download.progress.has(0, total);
+        self.ended || self.opened && self.plan.total.is_some_and(whole)
+    }
+
+    /// Waits for something to happen, and deals with it. True when it has been waited for clients
+    /// long enough.
+    async fn step(&mut self) -> Result<bool, FetchError> {
+        let room = self.download.progress.room()? && self.storing.has_room();
+        tokio::select! {
+            biased;
+            writer = self.storing.written() => self.take_back(writer?)?,
+            slot = turn(&mut self.slot) => self.open(slot),
+            event = self.streams.next(room) => self.happened(event).await?,
+            changed = self.demand.changed() => {
+                changed.map_err(|_progress_gone| FetchError::Lost)?;
+                self.replan = true;
+            }
+            () = at(self.look) => self.replan = true,
+            () = at(self.grace) => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    /// Waits for a batch that is being hashed; none when all is done.
+    async fn hashing(&mut self) -> Result<Option<Box<Writer>>, FetchError> {
+        if self.storing.is_busy() {
+            self.storing.written().await.map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Asks for the whole blob, to be told its length.
+    pub(super) fn ask_from_start(&mut self) {
+        self.wanted = Wanted::WHOLE;
+        self.replan = true;
+    }
+
+    /// Opens the streams that there should be, and cuts those that are open to make room for them.
+    pub(super) fn open_streams(&mut self) {
+        if self.slot.is_some() {
             return;
         }
-    };
-    if let Err(error) = stored {
-        shared.metrics.store_failed();
-        tracing::error!(%digest, %error, "download served but not cached");
-    }
-    drop(hold);
-}
-
-async fn link_all(
-    shared: &Shared,
-    digest: Digest,
-    size: u64,
-    repositories: Vec<RepoName>,
-) -> Result<(), StoreError> {
-    for repo in repositories {
-        let link = Link {
-            repo,
-            kind: LinkKind::Layer,
-            digest,
-        };
-        shared.store.link(&link).await?;
-        shared
-            .retention
-            .linked(&link.repo, link.kind, &digest, size);
-    }
-    Ok(())
-}
-
-struct Transfer<'a> {
-    shared: &'a Shared,
-    download: &'a Download,
-    source: &'a dyn Source,
-}
-
-impl Transfer<'_> {
-    /// Streams, hashes and stages the blob. When this succeeds the blob has the digest; there is no
-    /// stage to commit where it couldn't be written.
-    async fn run(&self) -> Result<Option<Verified>, FetchError> {
-        let digest = self.download.digest;
-        let BlobStream {
-            offset: _,
-            total,
-            mut body,
-        } = self.source.open(0).await?;
-        let hold = self.shared.retention.hold(&digest).await;
-        let (stage, reservation) = self.place(digest, total).await.unzip();
-        let reader = stage.as_ref().map(|stage| stage.content());
-        self.download.progress.opened(total, reader);
-        let writer = Writer::new(stage, digest.algorithm());
-        let mut sink = Sink::new(self.shared, self.download, writer, total, reservation);
-        let (mut in_row, mut last_break, mut skip) = (0, 0, 0);
-        while let Err(error) = sink.drain(&mut body, skip).await {
-            let FetchError::Upstream(error) = error else {
-                return Err(error);
-            };
-            in_row = if sink.received >= last_break + PROGRESS {
-                1
-            } else {
-                in_row + 1
-            };
-            last_break = sink.received;
-            (body, skip) = self.resume(error, in_row, sink.received, total).await?;
-        }
-        let sent = sink.received;
-        let (Writer { stage, hasher, .. }, reservation) = sink.finish().await?;
-        if let Some(announced) = total
-            && announced != sent
-        {
-            return Err(FetchError::Length {
-                digest: digest.into(),
-                announced,
-                sent,
-            });
-        }
-        let got = hasher.finish();
-        if got != digest {
-            return Err(FetchError::Digest {
-                expected: digest.into(),
-                got: got.into(),
-            });
-        }
-        let place = stage.zip(reservation);
-        Ok(place.map(|(stage, reservation)| Verified {
-            stage,
-            size: sent,
-            reservation,
-            hold,
-        }))
-    }
-
-    /// A place for the bytes; none when the cache has none to give. That costs the cache, and not
-    /// the clients.
-    async fn place(
-        &self,
-        digest: Digest,
-        total: Option<u64>,
-    ) -> Option<(Box<dyn Stage>, Reservation)> {
-        let reserved = self.shared.retention.reserve(total.unwrap_or(UNTOLD)).await;
-        let reservation = reserved
-            .inspect_err(|full| tracing::warn!(%digest, %full, "passing the download through"))
-            .ok()?;
-        let staged = self.shared.store.stage(&digest).await;
-        let stage = staged
-            .inspect_err(|error| {
-                self.shared.metrics.store_failed();
-                tracing::error!(%digest, %error, "can't store the download; passing it through");
-            })
-            .ok()?;
-        Some((stage, reservation))
-    }
-
-    /// Opens the upstream again at `offset`, after `error`. Returns the body and how many of its
-    /// first bytes are known already, where the upstream ignores ranges.
-    async fn resume(
-        &self,
-        error: UpstreamError,
-        mut in_row: u32,
-        offset: u64,
-        total: Option<u64>,
-    ) -> Result<(BlobBody, u64), FetchError> {
-        let mut error = error;
         loop {
-            if in_row > MAX_RESUMES || !error.is_transient() {
-                return Err(error.into());
+            let now = Instant::now();
+            let (first, plan) = (self.first_span(), &mut self.plan);
+            let (next, look) = self.download.progress.plan(|have, demand| {
+                let next = match first {
+                    Some(first) => plan.lanes().is_empty().then_some(first),
+                    None => plan.next(have, demand, now),
+                };
+                (next, plan.look_again(demand))
+            });
+            self.look = look.map(|pause| now + pause);
+            let Some(span) = next else { return };
+            if self.plan.lanes().is_empty() {
+                let (slots, upstream) = (
+                    self.shared.slots.clone(),
+                    self.streams.upstream().to_owned(),
+                );
+                let urgency = self.download.urgency.clone();
+                let slot = async move { slots.acquire(&upstream, urgency).await };
+                self.slot = Some((span, Box::pin(slot)));
+                return;
             }
-            tracing::info!(digest = %self.download.digest, offset, %error, "resuming download");
-            let pause = FIRST_PAUSE * 2_u32.pow(in_row - 1);
-            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
-            match self.source.open(offset).await {
-                Ok(stream) => {
-                    if let (Some(announced), Some(sent)) = (total, stream.total)
-                        && announced != sent
-                    {
-                        return Err(FetchError::Length {
-                            digest: self.download.digest.into(),
-                            announced,
-                            sent,
-                        });
-                    }
-                    self.shared.metrics.download_resumed();
-                    return Ok((stream.body, offset.saturating_sub(stream.offset)));
-                }
-                Err(next) => (error, in_row) = (next, in_row + 1),
-            }
+            let Some(slot) = self.shared.slots.try_acquire(self.streams.upstream()) else {
+                return;
+            };
+            self.shared.metrics.segment_opened();
+            self.open((span, slot));
         }
+    }
+
+    /// What is asked for before the length is known.
+    fn first_span(&self) -> Option<Span> {
+        if self.opened || self.kept.is_some() {
+            return None;
+        }
+        let Wanted { start, end, fill } = self.wanted;
+        let (start, end) = match fill {
+            // All of it is wanted, and the first bytes aren't far.
+            true if start < NEAR => (0, None),
+            true => (start, None),
+            false => (start, end.or(Some(start.saturating_add(MIN_LANE)))),
+        };
+        Some(Span { start, end })
+    }
+
+    fn open(&mut self, (span, slot): (Span, Slot)) {
+        let lane = self.plan.open(span);
+        self.download.progress.mark(lane, Some(span.start));
+        self.streams.open(lane, span, slot);
+    }
+
+    /// Keeps the reservation ahead of a blob whose length isn't known.
+    async fn reserve_more(&mut self) {
+        let received = self.received;
+        if let Some(reservation) = self.storing.reservation()
+            && received >= reservation.bytes()
+            && let Err(full) = reservation.grow(UNTOLD).await
+        {
+            let digest = self.download.digest;
+            tracing::warn!(%digest, %full, "passing the rest of the download through");
+            self.storing.give_up_place();
+            self.download.progress.unstored(0);
+        }
+    }
+
+    /// Takes up what an earlier download has left.
+    async fn take_up(&mut self) {
+        let digest = self.download.digest;
+        if let Some((stored, Partial { total, ranges })) = place::take_up(self.shared, digest).await
+        {
+            tracing::info!(%digest, total, there = ranges.len(), "taking up a partial download");
+            self.plan.opened(Some(total));
+            self.storing = Storing::new(Some(stored), digest.algorithm(), ranges.clone());
+            self.kept = Some((total, ranges));
+        }
+    }
+
+    /// A batch has been hashed and written.
+    pub(super) fn take_back(&mut self, mut writer: Box<Writer>) -> Result<(), FetchError> {
+        let digest = self.download.digest;
+        if let Some(at) = writer.changed {
+            let digest = digest.into();
+            return Err(FetchError::Changed { digest, at });
+        }
+        self.download.progress.written(&writer.fresh);
+        if let Some(error) = writer.failure.take() {
+            self.shared.metrics.store_failed();
+            tracing::error!(%digest, %error, "can't store the download; passing it through");
+            self.pass_through(writer.hashed);
+        }
+        if let Some(total) = self.plan.total.filter(|_| self.opened) {
+            self.storing.note(&writer, total);
+        }
+        self.storing.give_back(writer);
+        Ok(())
+    }
+
+    /// From here on nothing is stored: one stream, in order.
+    fn pass_through(&mut self, hashed: u64) {
+        self.storing.give_up_place();
+        let progress = &self.download.progress;
+        let next = progress.unstored(hashed);
+        self.storing.retain(|start, end| progress.has(start, end));
+        self.plan.one_at_a_time();
+        self.plan.fill = true;
+        if !matches!(self.plan.lanes(), [only] if only.at == next) {
+            self.streams.stop();
+            self.plan.stop();
+            self.replan = true;
+        }
+    }
+}
+
+/// The turn that is waited for, with what it was for; forever when there is none. Cancel safe.
+async fn turn(slot: &mut Option<(Span, BoxFuture<'static, Slot>)>) -> (Span, Slot) {
+    let Some((span, waiting)) = slot else {
+        return std::future::pending().await;
+    };
+    let granted = (*span, waiting.await);
+    *slot = None;
+    granted
+}
+
+/// Waits until then; forever without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

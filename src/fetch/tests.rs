@@ -3,10 +3,9 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -32,7 +31,7 @@ enum Opening {
 /// An upstream that answers each opening as the test says, and notes the offsets asked for.
 struct Script {
     openings: Mutex<VecDeque<Opening>>,
-    asked: Mutex<Vec<u64>>,
+    asked: Mutex<Vec<(u64, Option<u64>)>>,
 }
 
 impl Debug for Script {
@@ -50,15 +49,17 @@ impl Script {
         })
     }
 
+    /// The offsets that were asked for.
     fn asked(&self) -> Vec<u64> {
-        self.asked.lock().unwrap().clone()
+        let asked = self.asked.lock().unwrap();
+        asked.iter().map(|(offset, _)| *offset).collect()
     }
 }
 
 #[async_trait::async_trait]
 impl Source for Script {
-    async fn open(&self, offset: u64) -> Result<BlobStream, UpstreamError> {
-        self.asked.lock().unwrap().push(offset);
+    async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError> {
+        self.asked.lock().unwrap().push((offset, end));
         let opening = self.openings.lock().unwrap().pop_front();
         match opening.expect("no more openings were scripted") {
             Opening::Fails(error) => Err(error),
@@ -70,11 +71,16 @@ impl Source for Script {
                 let body = futures_util::stream::unfold(receiver, next).boxed();
                 Ok(BlobStream {
                     offset,
+                    end: total,
                     total,
                     body,
                 })
             }
         }
+    }
+
+    fn upstream(&self) -> &'static str {
+        "upstream.example"
     }
 }
 
@@ -102,6 +108,22 @@ fn denied() -> UpstreamError {
     }
 }
 
+fn settings() -> Settings {
+    Settings {
+        segments: Segments {
+            min_size: 64 << 20,
+            count: 4,
+            per_blob: 16,
+        },
+        streams: Streams {
+            total: 8,
+            per_upstream: 8,
+        },
+        on_abandon: OnAbandon::Auto,
+        fill_after: 50,
+    }
+}
+
 struct Bench {
     fetcher: Fetcher,
     store: Arc<FaultyStore>,
@@ -111,24 +133,31 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(settings())
+    }
+
+    fn with(settings: Settings) -> Self {
+        let clock = Clock::starting_at(std::time::SystemTime::UNIX_EPOCH);
         let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let shared = Arc::clone(&store) as Arc<dyn Store>;
         // Tasks of its own keep the retention, so that the tests can wait for the downloads.
         let retention = Retention::start(
             Arc::clone(&shared),
-            Clock::starting_at(std::time::SystemTime::UNIX_EPOCH),
+            clock,
             retention::Settings::unlimited(),
             &TaskTracker::new(),
             &stop,
         );
-        let fetcher = Fetcher::new(
-            shared,
+        let fetcher = Fetcher::new(Parts {
+            settings,
+            store: shared,
             retention,
-            Arc::new(Metrics::new()),
-            tasks.clone(),
-            stop.clone(),
-        );
+            metrics: Arc::new(Metrics::new()),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+            clock,
+        });
         Self {
             fetcher,
             store,
@@ -138,10 +167,22 @@ impl Bench {
     }
 
     fn join(&self, digest: Digest, repo: &str, source: &Arc<Script>) -> Follower {
-        match self
-            .fetcher
-            .join(digest, &repo.parse().unwrap(), Arc::clone(source) as _)
-        {
+        self.join_at(digest, repo, source, Wanted::WHOLE)
+    }
+
+    fn join_at(
+        &self,
+        digest: Digest,
+        repo: &str,
+        source: &Arc<Script>,
+        wanted: Wanted,
+    ) -> Follower {
+        match self.fetcher.join(
+            digest,
+            &repo.parse().unwrap(),
+            Arc::clone(source) as _,
+            wanted,
+        ) {
             Joined::Leader(follower) | Joined::Follower(follower) => follower,
             Joined::Committed => panic!("committed already"),
         }
@@ -170,7 +211,7 @@ impl Bench {
 
 async fn read_to_end(follower: &mut Follower) -> Result<Vec<u8>, FetchError> {
     let mut all = Vec::new();
-    while let Some(bytes) = follower.read(all.len() as u64).await? {
+    while let Some(bytes) = follower.read(all.len() as u64, None).await? {
         all.extend_from_slice(&bytes);
     }
     Ok(all)
@@ -203,11 +244,11 @@ async fn one_download_for_early_and_late_and_leaving_clients() {
     let leaver = bench.join(digest, "a", &source);
     assert_eq!(first.total().await.unwrap(), Some(3_000_000));
     send_all(&sender, &content.slice(..2_000_000), 100_000).await;
-    assert!(first.read(1_999_999).await.unwrap().is_some());
+    assert!(first.read(1_999_999, None).await.unwrap().is_some());
     drop((leaver, first));
     let mut late = bench.join(digest, "b", &source);
     assert!(
-        late.read(0).await.unwrap().is_some(),
+        late.read(0, None).await.unwrap().is_some(),
         "a late client starts at once"
     );
     send_all(&sender, &content.slice(2_000_000..), 100_000).await;
@@ -242,25 +283,28 @@ async fn nobody_reads_the_end_of_a_blob_that_has_another_digest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_chunk_waits_for_the_digest() {
+async fn the_end_of_a_whole_blob_waits_for_the_digest() {
     let bench = Bench::new();
-    let (content, digest) = content(300);
-    let (sender, opening) = streams(0, Some(300));
-    let mut follower = bench.join(digest, "a", &Script::new([opening]));
-    send_all(&sender, &content.slice(..200), 200).await;
-    assert_eq!(
-        follower.read(0).await.unwrap().unwrap(),
-        content.slice(..200)
-    );
-    send_all(&sender, &content.slice(200..), 100).await;
-    // The body has not ended: the digest can't be known to be right.
-    let early = tokio::time::timeout(Duration::from_secs(1), follower.read(200)).await;
-    assert!(early.is_err(), "{early:?}");
-    drop(sender);
-    assert_eq!(
-        follower.read(200).await.unwrap().unwrap(),
-        content.slice(200..)
-    );
+    let (content, digest) = content(100_000);
+    let (sender, opening) = streams(0, Some(100_000));
+    let source = Script::new([opening]);
+    let mut whole = bench.join(digest, "a", &source);
+    let mut part = bench.join(digest, "a", &source);
+    let stall = bench.store.stall(Operation::Write, 1);
+    send_all(&sender, &content, 100_000).await;
+    stall.reached().await;
+    // Everything has come. The hash is behind, so it can't be known to be right.
+    let first = whole.read(0, None).await.unwrap().unwrap();
+    assert!(first.len() < 100_000 && content.starts_with(&first));
+    let next = first.len() as u64;
+    assert!(whole.read(next, None).now_or_never().is_none());
+    // Who has asked for no more than the end gets it.
+    let end = part.read(99_000, None).await.unwrap().unwrap();
+    assert_eq!(end, content.slice(99_000..));
+    stall.release();
+    let rest = whole.read(next, None).await.unwrap().unwrap();
+    assert_eq!(rest, content.slice(first.len()..));
+    assert!(whole.read(100_000, None).await.unwrap().is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -334,7 +378,7 @@ async fn more_or_fewer_bytes_than_announced_are_an_error() {
         let (content, digest) = content(sent);
         let (sender, opening) = streams(0, Some(300));
         let mut follower = bench.join(digest, "a", &Script::new([opening]));
-        send_all(&sender, &content, 100).await;
+        send_all(&sender, &content, sent).await;
         drop(sender);
         let error = read_to_end(&mut follower).await.unwrap_err();
         assert!(
@@ -397,20 +441,26 @@ async fn a_lost_task_is_an_error_and_not_an_end() {
     let bench = Bench::new();
     let (_, digest) = content(10);
     let mut follower = bench.join(digest, "a", &Script::new([Opening::Panics]));
-    assert!(matches!(follower.read(0).await, Err(FetchError::Lost)));
+    assert!(matches!(
+        follower.read(0, None).await,
+        Err(FetchError::Lost)
+    ));
     assert!(!bench.fetcher.is_running(&digest));
 }
 
 #[tokio::test(start_paused = true)]
 async fn stopping_breaks_what_is_still_running() {
     let bench = Bench::new();
-    let (content, digest) = content(100);
-    let (sender, opening) = streams(0, Some(100));
+    let (content, digest) = content(100_000);
+    let (sender, opening) = streams(0, Some(100_000));
     let mut follower = bench.join(digest, "a", &Script::new([opening]));
     send_all(&sender, &content.slice(..50), 50).await;
-    assert!(follower.read(0).await.unwrap().is_some());
+    assert!(follower.read(0, None).await.unwrap().is_some());
     bench.stop.cancel();
-    assert!(matches!(follower.read(50).await, Err(FetchError::Stopping)));
+    assert!(matches!(
+        follower.read(50, None).await,
+        Err(FetchError::Stopping)
+    ));
     bench.settled().await;
     assert_eq!(bench.stored(&digest).await, None);
 }
@@ -436,9 +486,12 @@ async fn who_comes_while_it_is_committed_misses_nothing() {
     assert_eq!(read_to_end(&mut second).await.unwrap(), content);
     committing.release();
     linking.reached().await;
-    let third = bench
-        .fetcher
-        .join(digest, &"c".parse().unwrap(), Arc::clone(&source) as _);
+    let third = bench.fetcher.join(
+        digest,
+        &"c".parse().unwrap(),
+        Arc::clone(&source) as _,
+        Wanted::WHOLE,
+    );
     assert!(matches!(third, Joined::Committed), "{third:?}");
     assert_eq!(bench.stored(&digest).await.unwrap(), content);
     linking.release();
@@ -468,8 +521,8 @@ async fn a_failed_commit_costs_the_cache_and_not_the_client() {
 async fn what_cannot_be_written_is_passed_through() {
     for (operation, nth) in [
         (Operation::Stage, 1),
-        (Operation::Append, 1),
-        (Operation::Append, 3),
+        (Operation::Write, 1),
+        (Operation::Write, 3),
     ] {
         let bench = Bench::new();
         let (content, digest) = content(12_000_000);
@@ -515,50 +568,48 @@ async fn a_passed_through_blob_must_have_its_digest_too() {
 #[tokio::test(start_paused = true)]
 async fn who_comes_too_late_for_a_passed_through_blob_gets_one_of_its_own() {
     let bench = Bench::new();
-    let (content, digest) = content(1000);
-    let (first_sender, first) = streams(0, Some(1000));
-    let (second_sender, second) = streams(0, Some(1000));
+    let (content, digest) = content(100_000);
+    let (first_sender, first) = streams(0, Some(100_000));
+    let (second_sender, second) = streams(0, Some(100_000));
     bench
         .store
         .fail_from(Operation::Stage, 1, io::ErrorKind::StorageFull);
     let source = Script::new([first, second]);
     let mut early = bench.join(digest, "a", &source);
-    send_all(&first_sender, &content.slice(..600), 300).await;
-    assert!(early.read(0).await.unwrap().is_some());
-    assert!(early.read(300).await.unwrap().is_some());
+    send_all(&first_sender, &content.slice(..60_000), 30_000).await;
+    assert!(early.read(0, None).await.unwrap().is_some());
+    assert!(early.read(30_000, None).await.unwrap().is_some());
     assert!(
         bench
             .fetcher
-            .follow(&digest, &"a".parse().unwrap())
+            .follow(&digest, &"a".parse().unwrap(), Wanted::WHOLE)
             .is_none()
     );
     let mut late = bench.join(digest, "a", &source);
-    send_all(&second_sender, &content, 500).await;
-    send_all(&first_sender, &content.slice(600..), 400).await;
+    send_all(&second_sender, &content, 50_000).await;
+    send_all(&first_sender, &content.slice(60_000..), 40_000).await;
     drop((first_sender, second_sender));
     assert_eq!(read_to_end(&mut late).await.unwrap(), content);
-    assert_eq!(
-        early.read(600).await.unwrap().unwrap(),
-        content.slice(600..)
-    );
-    assert!(early.read(1000).await.unwrap().is_none());
+    let mut rest = Vec::new();
+    while let Some(bytes) = early.read(60_000 + rest.len() as u64, None).await.unwrap() {
+        rest.extend_from_slice(&bytes);
+    }
+    assert_eq!(rest, content.slice(60_000..));
     assert_eq!(source.asked(), [0, 0]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_passed_through_download_ends_with_its_last_client() {
     let bench = Bench::new();
-    let (content, digest) = content(1000);
-    let (sender, opening) = streams(0, Some(1000));
+    let (content, digest) = content(100_000);
+    let (sender, opening) = streams(0, Some(100_000));
     bench
         .store
         .fail(Operation::Stage, 1, io::ErrorKind::StorageFull);
     let mut follower = bench.join(digest, "a", &Script::new([opening]));
     send_all(&sender, &content.slice(..500), 500).await;
-    assert!(follower.read(0).await.unwrap().is_some());
+    assert!(follower.read(0, None).await.unwrap().is_some());
     drop(follower);
-    // The chunk that makes the task look up.
-    send_all(&sender, &content.slice(500..600), 100).await;
     bench.settled().await;
     assert!(sender.is_closed());
 }

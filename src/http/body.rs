@@ -1,21 +1,28 @@
-//! Bodies of answers: bytes in memory, or ranges of a blob that are read while they are sent.
+//! Bodies of answers: bytes in memory, or ranges of a blob.
+//!
+//! What the page cache has of a stored blob is queued at the connection, which sends it from the file
+//! where it can ([`super::chunk`]). Everything else is read into memory, off the runtime's threads
+//! when it isn't cached: a disk keeps no thread of the runtime waiting.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use futures_util::stream::{self, Stream};
 use http_body::{Frame, SizeHint};
 
 use super::access::Record;
+use super::chunk::{Chunk, FileQueue, MAX_PIECE};
 use crate::fetch::FetchError;
 use crate::mirror::BlobBody;
-use crate::store::StoreError;
+use crate::store::{Piece, Reader, StoreError};
 
-/// Bytes read from a stored blob at once: the buffer that a client costs.
+/// Bytes read from a stored blob at once: the buffer that a client costs, where files can't be sent.
 const READ: usize = 128 * 1024;
+/// Ranges shorter than this, in bytes, are read: one copy costs less than one more system call.
+const SHORT: u64 = 16 * 1024;
 
 /// Why a body broke off. hyper then ends the connection, so that the client knows.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +45,12 @@ pub struct Body {
 
 enum Inner {
     Bytes(Option<Bytes>),
-    Stream(Pin<Box<dyn Stream<Item = Result<Bytes, BodyError>> + Send>>),
+    /// Not polled yet.
+    Parts(Option<Box<Reading>>),
+    Stream(ChunkStream),
 }
+
+type ChunkStream = Pin<Box<dyn Stream<Item = Result<Chunk, BodyError>> + Send>>;
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -85,14 +96,20 @@ impl Body {
             parts: parts.into(),
             current: None,
             tail: Some(tail),
+            files: None,
         };
-        let stream = stream::try_unfold(reading, |mut reading| async move {
-            Ok(reading.next().await?.map(|bytes| (bytes, reading)))
-        });
         Self {
-            inner: Inner::Stream(Box::pin(stream)),
+            inner: Inner::Parts(Some(Box::new(reading))),
             remaining: length,
             record: None,
+        }
+    }
+
+    /// Lets the connection send what can be sent from files. It must be the connection that this
+    /// body's answer goes out on, as HTTP/1.
+    pub(super) fn send_files(&mut self, files: &FileQueue) {
+        if let Inner::Parts(Some(reading)) = &mut self.inner {
+            reading.files = Some(files.clone());
         }
     }
 
@@ -112,21 +129,27 @@ impl Drop for Body {
 }
 
 impl http_body::Body for Body {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
         let this = &mut *self;
+        if let Inner::Parts(reading) = &mut this.inner
+            && let Some(reading) = reading.take()
+        {
+            this.inner = Inner::Stream(reading.stream());
+        }
         let next = match &mut this.inner {
-            Inner::Bytes(bytes) => Poll::Ready(bytes.take().map(Ok)),
+            Inner::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Chunk::Memory(bytes)))),
+            Inner::Parts(_) => Poll::Ready(None),
             Inner::Stream(stream) => stream.as_mut().poll_next(cx),
         };
         match &next {
-            Poll::Ready(Some(Ok(bytes))) => {
-                let sent = bytes.len() as u64;
+            Poll::Ready(Some(Ok(chunk))) => {
+                let sent = chunk.remaining() as u64;
                 this.remaining = this
                     .remaining
                     .map(|remaining| remaining.saturating_sub(sent));
@@ -159,49 +182,92 @@ struct Reading {
     parts: VecDeque<Part>,
     current: Option<(u64, Option<u64>)>,
     tail: Option<Bytes>,
+    /// Where ranges of files can be queued.
+    files: Option<FileQueue>,
 }
 
 impl Reading {
-    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+    fn stream(self: Box<Self>) -> ChunkStream {
+        Box::pin(stream::try_unfold(self, |mut reading| async move {
+            Ok(reading.next().await?.map(|chunk| (chunk, reading)))
+        }))
+    }
+
+    async fn next(&mut self) -> Result<Option<Chunk>, BodyError> {
         loop {
             if let Some((offset, end)) = self.current {
                 if end.is_none_or(|end| offset < end)
-                    && let Some(bytes) = self.read(offset, end).await?
+                    && let Some(chunk) = self.read(offset, end).await?
                 {
-                    self.current = Some((offset + bytes.len() as u64, end));
-                    return Ok(Some(bytes));
+                    self.current = Some((offset + chunk.remaining() as u64, end));
+                    return Ok(Some(chunk));
                 }
                 self.current = None;
             } else if let Some(Part { head, start, end }) = self.parts.pop_front() {
                 self.current = Some((start, end));
                 if !head.is_empty() {
-                    return Ok(Some(head));
+                    return Ok(Some(Chunk::Memory(head)));
                 }
             } else {
-                return Ok(self.tail.take().filter(|tail| !tail.is_empty()));
+                let tail = self.tail.take().filter(|tail| !tail.is_empty());
+                return Ok(tail.map(Chunk::Memory));
             }
         }
     }
 
     /// Some bytes at `offset`; none at the end of a blob whose length was not known.
-    async fn read(&mut self, offset: u64, end: Option<u64>) -> Result<Option<Bytes>, BodyError> {
-        let wanted = end.map_or(u64::MAX, |end| end - offset);
-        let bytes = match &mut self.source {
-            BlobBody::Stored(content, _hold) => {
-                let max = usize::try_from(wanted).unwrap_or(READ).min(READ);
-                Some(content.reader.read_at(offset, max).await?).filter(|bytes| !bytes.is_empty())
-            }
-            BlobBody::Fetching(follower) => follower.read(offset).await?.map(|bytes| {
-                let max = usize::try_from(wanted)
-                    .unwrap_or(bytes.len())
-                    .min(bytes.len());
-                bytes.slice(..max)
+    async fn read(&mut self, offset: u64, end: Option<u64>) -> Result<Option<Chunk>, BodyError> {
+        let piece = match &mut self.source {
+            BlobBody::Stored(content, _hold) => Some(Piece::File {
+                reader: content.reader.clone(),
+                start: offset,
+                end: content.size,
             }),
+            BlobBody::Fetching(follower) => {
+                let from_file = self.files.is_some();
+                follower.piece(offset, end, from_file).await?
+            }
         };
-        if bytes.is_none() && end.is_some() {
+        let limit = end.map_or(u64::MAX, |end| end - offset);
+        let chunk = match piece {
+            None => None,
+            Some(Piece::Bytes(bytes)) => {
+                let max = usize::try_from(limit)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
+                Some(Chunk::Memory(bytes.slice(..max)))
+            }
+            Some(Piece::File { reader, start, end }) => {
+                let wanted = end.saturating_sub(start).min(limit);
+                self.read_file(reader, start, wanted).await?
+            }
+        };
+        if chunk.is_none() && end.is_some() {
             Err(BodyError::Short { at: offset })
         } else {
-            Ok(bytes)
+            Ok(chunk)
         }
+    }
+
+    /// The first of `wanted` bytes of a file: from the file, or in memory. None where it has ended.
+    async fn read_file(
+        &self,
+        reader: Reader,
+        start: u64,
+        wanted: u64,
+    ) -> Result<Option<Chunk>, BodyError> {
+        let wanted_here = usize::try_from(wanted).unwrap_or(usize::MAX);
+        if wanted >= SHORT
+            && let Some(files) = &self.files
+        {
+            let cached = reader.cached(start, wanted_here.min(MAX_PIECE));
+            if let Some(chunk) = files.push(reader.clone(), start, cached) {
+                return Ok(Some(chunk));
+            }
+        }
+        let bytes = reader.read_at(start, wanted_here.min(READ)).await?;
+        Ok(Some(bytes)
+            .filter(|bytes| !bytes.is_empty())
+            .map(Chunk::Memory))
     }
 }

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::body::Body;
-use super::listener::Listener;
+use super::listener::{Accepted, Listener};
 use super::stall::StallGuard;
 use crate::causes::on_one_line;
 use crate::metrics::Metrics;
@@ -62,19 +62,12 @@ pub async fn serve<H: Handler>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
+            Ok(accepted) => {
                 let (builder, handler, stop) =
                     (builder.clone(), Arc::clone(&handler), stop.clone());
                 let counted = settings.metrics.connection();
                 tasks.spawn(async move {
-                    connection(
-                        &builder,
-                        StallGuard::new(stream),
-                        handler,
-                        peer.into(),
-                        stop,
-                    )
-                    .await;
+                    connection(&builder, accepted, handler, stop).await;
                     drop(counted);
                 });
             }
@@ -107,16 +100,31 @@ fn builder(http2: bool) -> auto::Builder<TokioExecutor> {
 
 async fn connection<H: Handler>(
     builder: &auto::Builder<TokioExecutor>,
-    stream: StallGuard<Box<dyn super::listener::Stream>>,
+    accepted: Accepted,
     handler: Arc<H>,
-    peer: Arc<str>,
     stop: CancellationToken,
 ) {
-    let service = service_fn(|request| {
+    let Accepted {
+        stream,
+        peer,
+        files,
+    } = accepted;
+    let peer: Arc<str> = peer.into();
+    let service = service_fn(|request: Request<Incoming>| {
+        // HTTP/2 puts frames into a body, so there it has to be in memory.
+        let http1 = request.version() <= Version::HTTP_11;
+        let files = files.clone().filter(|_| http1);
         let answer = Arc::clone(&handler).handle(request, Arc::clone(&peer));
-        async move { Ok::<_, Infallible>(answer.await) }
+        async move {
+            let mut response = answer.await;
+            if let Some(files) = files {
+                response.body_mut().send_files(&files);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let stream = TokioIo::new(StallGuard::new(stream));
+    let connection = builder.serve_connection(stream, service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -73,7 +73,9 @@ impl Refusal {
             MirrorError::Manifest { .. }
             | MirrorError::Referrers { .. }
             | MirrorError::WrongDigest { .. }
-            | MirrorError::Fetch(FetchError::Digest { .. } | FetchError::Length { .. }) => {
+            | MirrorError::Fetch(
+                FetchError::Digest { .. } | FetchError::Length { .. } | FetchError::Changed { .. },
+            ) => {
                 let message = format!("{what}: the upstream's answer is wrong: {error}");
                 Self::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, message)
             }

@@ -6,9 +6,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
+use super::chunk::FileQueue;
 use crate::config::Listen;
+
+/// Bytes that may wait in a socket without having been sent to the client. It keeps many slow clients
+/// from holding the most that the kernel gives a socket (4 MiB), leaves what is on its way alone, and
+/// fast clients gained nothing by more.
+#[cfg(target_os = "linux")]
+const MAX_UNSENT: u32 = 512 * 1024;
 
 /// A bound socket.
 #[derive(Debug)]
@@ -21,6 +28,23 @@ pub enum Listener {
 /// A connection of either kind.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A connection that a client has made.
+pub struct Accepted {
+    pub(super) stream: Box<dyn Stream>,
+    /// Who it is from, for people.
+    pub(super) peer: String,
+    /// Where bodies queue what the stream sends from files. None where it can't.
+    pub(super) files: Option<FileQueue>,
+}
+
+impl fmt::Debug for Accepted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Accepted")
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
 
 /// Why a socket can't be bound.
 #[derive(Debug, thiserror::Error)]
@@ -66,10 +90,13 @@ impl Listener {
                     },
                     None => TcpListener::bind(address).await,
                 };
-                bound.map(Self::Tcp).map_err(|source| BindError::Tcp {
-                    address: address.clone(),
-                    source,
-                })
+                bound
+                    .inspect(limit_unsent)
+                    .map(Self::Tcp)
+                    .map_err(|source| BindError::Tcp {
+                        address: address.clone(),
+                        source,
+                    })
             }
             #[cfg(unix)]
             Listen::Unix(path) => UnixSocket::bind(path)
@@ -105,8 +132,8 @@ impl Listener {
         }
     }
 
-    /// The next connection and who it is from. Cancel safe.
-    pub async fn accept(&self) -> io::Result<(Box<dyn Stream>, String)> {
+    /// The next connection. Cancel safe.
+    pub async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
@@ -114,13 +141,49 @@ impl Listener {
                 stream.set_nodelay(true)?;
                 // On a socket for both families, IPv4 peers come as mapped addresses.
                 let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                Ok((Box::new(stream), peer.to_string()))
+                Ok(Accepted::tcp(stream, peer))
             }
             #[cfg(unix)]
             Self::Unix(socket) => {
                 let (stream, _) = socket.listener.accept().await?;
-                Ok((Box::new(stream), "unix".to_owned()))
+                Ok(Accepted {
+                    stream: Box::new(stream),
+                    peer: "unix".to_owned(),
+                    files: None,
+                })
             }
+        }
+    }
+}
+
+/// Connections inherit it. Without it everything works, with more memory.
+#[cfg(target_os = "linux")]
+fn limit_unsent(listener: &TcpListener) {
+    if let Err(error) = socket2::SockRef::from(listener).set_tcp_notsent_lowat(MAX_UNSENT) {
+        tracing::debug!(%error, "what waits in sockets isn't limited");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn limit_unsent(_listener: &TcpListener) {}
+
+impl Accepted {
+    #[cfg(target_os = "linux")]
+    fn tcp(stream: TcpStream, peer: SocketAddr) -> Self {
+        let files = FileQueue::default();
+        Self {
+            stream: Box::new(super::sendfile::FileSocket::new(stream, files.clone())),
+            peer: peer.to_string(),
+            files: Some(files),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn tcp(stream: TcpStream, peer: SocketAddr) -> Self {
+        Self {
+            stream: Box::new(stream),
+            peer: peer.to_string(),
+            files: None,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The registry API over HTTP/1.1 and HTTP/2, TCP and unix sockets.
 //!
 //! A request goes [`connection`] -> [`service`] (route, mirror) -> [`answer`] (heads, ranges,
-//! conditions) -> [`body`]. Errors of every room become status and error document in [`error`] and
+//! conditions) -> [`body`]; what the body is made of ([`chunk`]) goes out through the connection's
+//! socket, which sends ranges of files by itself. Errors of every room become status and error document in [`error`] and
 //! nowhere else. [`access`] writes one line and counts, once the body has ended.
 //!
 //! What must never happen: a body that isn't whole ends well; an error of ours or the upstream's is
@@ -10,13 +11,21 @@
 pub mod access;
 mod answer;
 mod body;
+#[cfg_attr(
+    not(target_os = "linux"),
+    expect(dead_code, reason = "no other system's sockets send files")
+)]
+mod chunk;
 mod conditional;
 mod connection;
 mod error;
 pub mod listener;
+#[cfg(target_os = "linux")]
+mod sendfile;
 mod service;
 mod stall;
 
 pub use body::{Body, BodyError};
+pub use chunk::{Chunk, FileChunk};
 pub use connection::{ConnectionSettings, Handler, serve};
 pub use service::{Service, Settings};

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::access::Record;
 use super::answer;
 use super::body::Body;
-use super::conditional::not_modified;
+use super::conditional::{not_modified, requested_ranges};
 use super::connection::Handler;
 use super::error::Refusal;
 use crate::metrics::{Kind, Metrics, Outcome};
@@ -189,7 +189,11 @@ impl Service {
         } else {
             asked.want
         };
-        let found = self.mirror.blob(&target, digest, want).await?;
+        let ranges = requested_ranges(asked.headers, &digest);
+        let found = self
+            .mirror
+            .blob(&target, digest, want, ranges.as_ref())
+            .await?;
         let outcome = found.outcome;
         Ok((answer::blob(asked.headers, &digest, want, found), outcome))
     }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::{Mirror, MirrorError, Target, Want};
-use crate::fetch::{Follower, Joined, Source};
+use crate::config::RangeMode;
+use crate::fetch::{Follower, Joined, Source, Wanted};
 use crate::metrics::Outcome;
-use crate::oci::{Digest, RepoName};
+use crate::oci::{Digest, RepoName, Requested};
 use crate::retention::Hold;
 use crate::store::{Content, LinkKind};
 use crate::upstream::{BlobStream, UpstreamError};
@@ -53,12 +54,16 @@ impl BlobAnswer {
 
 impl Mirror {
     /// Finds a blob. Errors are the upstream's, when it was needed.
+    ///
+    /// `ranges` is what the client wants of it, if it isn't everything.
     pub async fn blob(
         self: &Arc<Self>,
         target: &Target,
         digest: Digest,
         want: Want,
+        ranges: Option<&Requested>,
     ) -> Result<BlobAnswer, MirrorError> {
+        let wanted = self.wanted(target, ranges);
         for _ in 0..ATTEMPTS {
             let hold = self.retention.hold(&digest).await;
             if let Some(content) = self.linked_blob(target, &digest).await {
@@ -66,7 +71,7 @@ impl Mirror {
                     .used(&target.stored, LinkKind::Layer, &digest, content.size);
                 return Ok(BlobAnswer::stored(content, hold, Outcome::Hit));
             }
-            if let Some(follower) = self.fetcher.follow(&digest, &target.stored) {
+            if let Some(follower) = self.fetcher.follow(&digest, &target.stored, wanted) {
                 return BlobAnswer::following(follower, Outcome::Joined).await;
             }
             // Another repository's blob, there or on its way: is it this repository's, too?
@@ -88,7 +93,10 @@ impl Mirror {
                 target: target.clone(),
                 digest,
             };
-            match self.fetcher.join(digest, &target.stored, Arc::new(source)) {
+            let joined = self
+                .fetcher
+                .join(digest, &target.stored, Arc::new(source), wanted);
+            match joined {
                 Joined::Leader(follower) => {
                     return BlobAnswer::following(follower, Outcome::Miss).await;
                 }
@@ -99,6 +107,20 @@ impl Mirror {
             }
         }
         Err(MirrorError::Lost)
+    }
+
+    /// What of a blob that isn't there is to be fetched.
+    fn wanted(&self, target: &Target, ranges: Option<&Requested>) -> Wanted {
+        let Some(ranges) = ranges else {
+            return Wanted::WHOLE;
+        };
+        let (start, end) = ranges.one().unwrap_or((0, None));
+        let whole = ranges.one().is_some_and(|one| one == (0, None));
+        Wanted {
+            start,
+            end,
+            fill: whole || self.ranges.mode(&target.stored) == RangeMode::Fill,
+        }
     }
 
     async fn linked_blob(&self, target: &Target, digest: &Digest) -> Option<Content> {
@@ -153,18 +175,22 @@ impl Mirror {
 
 /// The upstream as the source of a download.
 #[derive(Debug)]
-struct UpstreamBlob {
-    target: Target,
-    digest: Digest,
+pub(super) struct UpstreamBlob {
+    pub(super) target: Target,
+    pub(super) digest: Digest,
 }
 
 #[async_trait::async_trait]
 impl Source for UpstreamBlob {
-    async fn open(&self, offset: u64) -> Result<BlobStream, UpstreamError> {
+    async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError> {
         self.target
             .upstream
             .client
-            .get_blob(&self.target.repo, &self.digest, offset)
+            .get_blob(&self.target.repo, &self.digest, offset, end)
             .await
+    }
+
+    fn upstream(&self) -> &str {
+        &self.target.upstream.name
     }
 }

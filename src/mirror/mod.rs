@@ -12,6 +12,7 @@ mod error;
 mod flights;
 mod lists;
 mod manifests;
+mod ranges;
 mod shelf;
 mod tags;
 mod targets;
@@ -33,6 +34,7 @@ pub use error::MirrorError;
 use flights::Flights;
 pub use lists::{CatalogPage, ReferrersAnswer, TagsAnswer};
 pub use manifests::ManifestAnswer;
+pub use ranges::RangeRules;
 use tags::TagRecords;
 pub use targets::{Target, UpstreamEntry, Upstreams};
 
@@ -52,6 +54,7 @@ pub struct Mirror {
     retention: Retention,
     records: TagRecords,
     manifest_flights: Flights<manifests::FlightKey, Result<manifests::Resolved, MirrorError>>,
+    ranges: RangeRules,
     proofs: Flights<(RepoName, Digest), Result<Option<u64>, MirrorError>>,
     metrics: Arc<Metrics>,
 }
@@ -65,6 +68,8 @@ pub struct Parts {
     pub retention: Retention,
     /// How long a tag's digest is believed without asking the upstream.
     pub tags_ttl: Duration,
+    /// What ranges of blobs that aren't there cause.
+    pub ranges: RangeRules,
     /// Owns the requests that are shared by several clients.
     pub tasks: TaskTracker,
     pub metrics: Arc<Metrics>,
@@ -79,6 +84,7 @@ impl Mirror {
             fetcher: parts.fetcher,
             retention: parts.retention,
             records: TagRecords::new(parts.tags_ttl, parts.clock),
+            ranges: parts.ranges,
             manifest_flights: Flights::new(parts.tasks.clone()),
             proofs: Flights::new(parts.tasks),
             metrics: parts.metrics,

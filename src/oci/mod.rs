@@ -1,5 +1,5 @@
 //! The vocabulary that every other room speaks: names, digests, references, routes, ranges,
-//! manifests and the error document of the distribution specification.
+//! manifests, patterns of names and the error document of the distribution specification.
 //!
 //! Pure: no I/O, no clock, no runtime. Whatever comes from the network is parsed here into a type
 //! that can only hold valid values, and no other room builds a path or a URL from anything else.
@@ -11,6 +11,7 @@ pub mod digest;
 pub mod error;
 pub mod manifest;
 pub mod name;
+pub mod pattern;
 pub mod range;
 pub mod range_set;
 pub mod route;
@@ -20,6 +21,7 @@ pub use digest::{Algorithm, Digest, Hasher};
 pub use error::{ErrorCode, ErrorDocument};
 pub use manifest::{Descriptor, Manifest};
 pub use name::{Reference, RepoName, Tag};
+pub use pattern::Pattern;
 pub use range::{ByteRange, Requested};
 pub use range_set::RangeSet;
 pub use route::{Route, RouteError};

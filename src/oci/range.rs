@@ -87,6 +87,16 @@ impl Requested {
         (!specs.is_empty()).then_some(Self(specs))
     }
 
+    /// Where the one range begins, and where it ends if that is said; none where that depends on the
+    /// length, and for several ranges.
+    pub fn one(&self) -> Option<(u64, Option<u64>)> {
+        match *self.0.as_slice() {
+            [Spec::Bounded(start, last)] => Some((start, Some(last.saturating_add(1)))),
+            [Spec::From(start)] => Some((start, None)),
+            _ => None,
+        }
+    }
+
     /// Applies the request to a representation of `total` bytes.
     pub fn resolve(&self, total: u64) -> Resolved {
         let mut ranges: Vec<ByteRange> = self

@@ -108,22 +108,22 @@ mod tests {
         assert!(set.contains(10, 15) && !set.contains(10, 16) && set.contains(3, 3));
     }
 
-    const SIZE: u64 = 48;
+    const SIZE: usize = 48;
 
     proptest! {
         #[test]
         fn it_is_a_set_of_bytes(steps in proptest::collection::vec((any::<bool>(), 0..SIZE, 0..SIZE), 0..40)) {
             let mut set = RangeSet::new();
-            let mut model = [false; SIZE as usize + 1];
+            let mut model = [false; SIZE + 1];
             for (more, start, end) in steps {
-                if more { set.insert(start, end) } else { set.remove(start, end) }
-                (start..end).for_each(|at| model[at as usize] = more);
+                let (first, after) = (start as u64, end as u64);
+                if more { set.insert(first, after) } else { set.remove(first, after) }
+                (start..end).for_each(|at| model[at] = more);
                 for at in 0..SIZE {
-                    let rest = &model[at as usize..];
-                    let run = rest.iter().take_while(|there| **there).count() as u64;
-                    prop_assert_eq!(set.end_of(at), at + run);
-                    let next = rest.iter().position(|there| *there).map(|skip| at + skip as u64);
-                    prop_assert_eq!(set.next_start(at), next);
+                    let run = model[at..].iter().take_while(|there| **there).count();
+                    prop_assert_eq!(set.end_of(at as u64), (at + run) as u64);
+                    let next = model[at..].iter().position(|there| *there);
+                    prop_assert_eq!(set.next_start(at as u64), next.map(|skip| (at + skip) as u64));
                 }
                 prop_assert_eq!(set.len(), model.iter().filter(|there| **there).count() as u64);
                 for pair in set.ranges().windows(2) {

@@ -57,7 +57,7 @@ use eviction::Capacity;
 use index::Index;
 use journal::Journal;
 use moment::Moment;
-pub use policy::{Pattern, Pin, TtlMode, TtlPolicy};
+pub use policy::{Pin, TtlMode, TtlPolicy};
 pub use reconcile::references;
 pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
 pub use scrub::{Finding, MAX_REPORTED, ScrubReport, ScrubSettings, Verdict};

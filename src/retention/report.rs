@@ -5,9 +5,9 @@ use std::time::SystemTime;
 use super::entry::{Content, Entry, Repo, entry_flag};
 use super::index::Index;
 use super::moment::Moment;
-use super::policy::{Pattern, PatternError};
 use super::slab::Id;
-use crate::oci::{Digest, RepoName, Tag};
+use crate::oci::pattern::PatternError;
+use crate::oci::{Digest, Pattern, RepoName, Tag};
 use crate::store::{Link, LinkKind};
 
 /// One link of a repository.

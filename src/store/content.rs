@@ -12,6 +12,9 @@ use super::{StoreError, blocking};
 
 /// The most that one read returns, in bytes, whatever the caller asks for.
 pub const MAX_READ: usize = 1024 * 1024;
+/// Distance, in bytes, between the bytes by which a range is probed for being cached: what the kernel
+/// reads ahead comes, and goes, in runs about as long.
+const PROBE_STRIDE: usize = 256 * 1024;
 
 /// A committed blob, open for reading.
 #[derive(Debug, Clone)]
@@ -19,6 +22,19 @@ pub struct Content {
     /// In bytes.
     pub size: u64,
     pub reader: Reader,
+}
+
+/// Some bytes of a blob, which is being read from an offset on.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// They are in memory.
+    Bytes(Bytes),
+    /// The reader has them: from `start` up to, not including, `end`.
+    File {
+        reader: Reader,
+        start: u64,
+        end: u64,
+    },
 }
 
 /// Reads content at any offset. Clones share one open file.
@@ -47,8 +63,71 @@ impl Reader {
         })))
     }
 
+    /// A file of this content that has no name.
+    #[cfg(test)]
+    pub(crate) fn of_temporary(content: &[u8]) -> Self {
+        use std::io::Write as _;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        Self::of_file(file, Path::new("temporary"))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn at(path: &Path) -> Self {
+        Self::of_file(File::open(path).unwrap(), path)
+    }
+
     pub(super) fn of_memory(file: Arc<MemoryFile>) -> Self {
         Self(Source::Memory(file))
+    }
+
+    /// The open file, for who can send from it without reading it. None for content in memory. On
+    /// Windows a read of it moves the cursor, and nobody may rely on that.
+    pub fn file(&self) -> Option<&File> {
+        match &self.0 {
+            Source::File(open) => Some(&open.file),
+            Source::Memory(_) => None,
+        }
+    }
+
+    /// Fills `buffer` from `offset` on as far as one read goes; 0 is the end of what is there.
+    /// Blocks.
+    pub(super) fn read_blocking(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, StoreError> {
+        if i64::try_from(offset).is_err() {
+            return Ok(0);
+        }
+        match &self.0 {
+            Source::Memory(file) => Ok(file.read_into(offset, buffer)),
+            Source::File(open) => read_waiting(&open.file, buffer, offset)
+                .map_err(|source| StoreError::io("read", &open.path, source)),
+        }
+    }
+
+    /// How many bytes from `offset` on, `max` at most, the page cache has, as far as a few probes can
+    /// tell: a file's range that short can be sent without waiting for a disk. 0 when the next bytes
+    /// aren't there, and where the system or the file system can't say.
+    pub fn cached(&self, offset: u64, max: usize) -> usize {
+        let Some(file) = self.file() else { return 0 };
+        let is_cached = |at: usize| {
+            let at = offset.checked_add(at as u64);
+            let at = at.filter(|at| i64::try_from(*at).is_ok());
+            at.and_then(|at| read_cached(file, &mut [0], at)).is_some()
+        };
+        let mut cached = 0;
+        if max > 0 && is_cached(0) {
+            while cached < max {
+                let next = cached.saturating_add(PROBE_STRIDE).min(max);
+                if !is_cached(next - 1) {
+                    break;
+                }
+                cached = next;
+            }
+        }
+        cached
     }
 
     /// At most `max` bytes from `offset` on, and never more than [`MAX_READ`]. It may be fewer,
@@ -146,13 +225,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_read_is_bounded_and_far_offsets_are_the_end() {
+    async fn a_reader_has_its_file_and_reads_within_bounds() {
         let (_directory, path) = file_of(&vec![7; MAX_READ + 1]);
         let reader = Reader::of_file(File::open(&path).unwrap(), &path);
+        let file = reader.file().unwrap();
+        assert_eq!(file.metadata().unwrap().len(), MAX_READ as u64 + 1);
+        assert!(Reader::of_memory(Arc::default()).file().is_none());
         assert!(reader.read_at(0, usize::MAX).await.unwrap().len() <= MAX_READ);
         assert_eq!(reader.read_at(MAX_READ as u64, 9).await.unwrap(), &[7][..]);
         for offset in [MAX_READ as u64 + 1, u64::MAX] {
             assert!(reader.read_at(offset, 9).await.unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn cached_bytes_are_counted_up_to_the_first_that_are_missing() {
+        let reader = Reader::of_temporary(&vec![7; 2 * PROBE_STRIDE + 9]);
+        // Where the platform or file system can't say, nothing is.
+        if reader.cached(0, 1) > 0 {
+            assert_eq!(reader.cached(9, 2 * PROBE_STRIDE), 2 * PROBE_STRIDE);
+            // The file ends within the third stride.
+            assert_eq!(reader.cached(0, usize::MAX), 2 * PROBE_STRIDE);
+        }
+        assert_eq!(reader.cached(0, 0), 0);
+        for offset in [2 * PROBE_STRIDE as u64 + 9, u64::MAX] {
+            assert_eq!(reader.cached(offset, 1), 0);
         }
     }
 

@@ -5,6 +5,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tempfile::TempDir;
 
+mod partials;
+
+use partials::{
+    a_commit_ends_every_partial, a_late_keeper_leaves_nothing, a_partial_ends_with_its_stage,
+    a_partial_in_hand_is_nobody_elses, a_write_past_every_offset_ends_the_stage,
+    more_ranges_than_are_kept_are_forgotten, partials_are_listed_in_order_and_discarded,
+    parts_are_written_in_any_order, there_is_one_partial_a_digest_at_most,
+    what_was_kept_and_left_is_taken_up_again, what_was_never_kept_is_not_left,
+};
+
 use super::{Content, Link, LinkKind, Reader, Stage, Store, StoreError, blocking, put, read_all};
 use crate::oci::{Algorithm, Digest, RepoName, Tag};
 
@@ -33,6 +43,17 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
         listings_are_sorted,
         blobs_are_listed_by_their_first_byte,
         repositories_nest_and_go_with_their_last_entry,
+        parts_are_written_in_any_order,
+        a_write_past_every_offset_ends_the_stage,
+        what_was_kept_and_left_is_taken_up_again,
+        what_was_never_kept_is_not_left,
+        a_partial_ends_with_its_stage,
+        a_partial_in_hand_is_nobody_elses,
+        there_is_one_partial_a_digest_at_most,
+        a_commit_ends_every_partial,
+        a_late_keeper_leaves_nothing,
+        more_ranges_than_are_kept_are_forgotten,
+        partials_are_listed_in_order_and_discarded,
     );
 }
 
@@ -56,11 +77,12 @@ fn link(name: &str, kind: LinkKind, digest: Digest) -> Link {
     }
 }
 
-/// Appends on the blocking pool, as callers do.
-async fn append(mut stage: Box<dyn Stage>, chunks: &[&'static str]) -> Box<dyn Stage> {
+/// Writes on the blocking pool, as callers do.
+async fn write(stage: Box<dyn Stage>, offset: u64, chunks: &[&'static str]) -> Box<dyn Stage> {
+    let mut stage = stage;
     let chunks: Vec<_> = chunks.iter().map(|chunk| Bytes::from(*chunk)).collect();
     blocking(move || {
-        stage.append(&chunks)?;
+        stage.write_at(offset, &chunks)?;
         Ok(stage)
     })
     .await
@@ -100,9 +122,9 @@ async fn a_committed_blob_is_read_back(store: &dyn Store) {
     for algorithm in Algorithm::ALL {
         let digest = Digest::of(algorithm, b"0123456789");
         let stage = store.stage(&digest).await.unwrap();
-        let stage = append(stage, &["0123", "", "45"]).await;
-        let stage = append(stage, &[]).await;
-        let stage = append(stage, &["6789"]).await;
+        let stage = write(stage, 0, &["0123", "", "45"]).await;
+        let stage = write(stage, 6, &[]).await;
+        let stage = write(stage, 6, &["6789"]).await;
         assert!(store.open(&digest).await.unwrap().is_none());
         assert_eq!(store.size(&digest).await.unwrap(), None);
         commit(stage).await;
@@ -138,10 +160,10 @@ async fn a_stage_is_read_while_it_grows(store: &dyn Store) {
     let stage = store.stage(&digest).await.unwrap();
     let early = stage.content();
     assert_eq!(text(&early, 0, 9).await, "");
-    let stage = append(stage, &["abc"]).await;
+    let stage = write(stage, 0, &["abc"]).await;
     let late = stage.content();
     assert_eq!(text(&early, 0, 9).await, "abc");
-    let stage = append(stage, &["def"]).await;
+    let stage = write(stage, 3, &["def"]).await;
     assert_eq!(text(&early, 1, 9).await, "bcdef");
     assert_eq!(text(&late, 4, 9).await, "ef");
     commit(stage).await;
@@ -152,7 +174,7 @@ async fn a_stage_is_read_while_it_grows(store: &dyn Store) {
 
 async fn a_dropped_stage_leaves_nothing(store: &dyn Store) {
     let digest = digest("abc");
-    let stage = append(store.stage(&digest).await.unwrap(), &["ab"]).await;
+    let stage = write(store.stage(&digest).await.unwrap(), 0, &["ab"]).await;
     let reader = stage.content();
     drop(stage);
     assert!(store.open(&digest).await.unwrap().is_none());
@@ -164,20 +186,20 @@ async fn a_dropped_stage_leaves_nothing(store: &dyn Store) {
 
 async fn stages_of_one_digest_are_apart(store: &dyn Store) {
     let digest = digest("abc");
-    let first = append(store.stage(&digest).await.unwrap(), &["ab"]).await;
-    let second = append(store.stage(&digest).await.unwrap(), &["xy"]).await;
+    let first = write(store.stage(&digest).await.unwrap(), 0, &["ab"]).await;
+    let second = write(store.stage(&digest).await.unwrap(), 0, &["xy"]).await;
     assert_eq!(text(&first.content(), 0, 9).await, "ab");
     assert_eq!(text(&second.content(), 0, 9).await, "xy");
     drop(second);
-    commit(append(first, &["c"]).await).await;
+    commit(write(first, 2, &["c"]).await).await;
     let whole = read_all(store, &digest, 3).await.unwrap();
     assert_eq!(whole, Some("abc".into()));
 }
 
 async fn a_second_commit_changes_nothing(store: &dyn Store) {
     let digest = digest("abc");
-    let first = append(store.stage(&digest).await.unwrap(), &["abc"]).await;
-    let second = append(store.stage(&digest).await.unwrap(), &["abc"]).await;
+    let first = write(store.stage(&digest).await.unwrap(), 0, &["abc"]).await;
+    let second = write(store.stage(&digest).await.unwrap(), 0, &["abc"]).await;
     let follower = second.content();
     commit(first).await;
     let open = store.open(&digest).await.unwrap().unwrap();
@@ -322,7 +344,12 @@ async fn blobs_are_listed_by_their_first_byte(store: &dyn Store) {
     // A link makes no blob, and a stage is none yet.
     let linked = link("a", LinkKind::Layer, digest("elsewhere"));
     store.link(&linked).await.unwrap();
-    let stage = append(store.stage(&digest("staged")).await.unwrap(), &["staged"]).await;
+    let stage = write(
+        store.stage(&digest("staged")).await.unwrap(),
+        0,
+        &["staged"],
+    )
+    .await;
     let mut listed = Vec::new();
     for first in 0..=u8::MAX {
         let blobs = store.blobs(first).await.unwrap();

@@ -167,19 +167,37 @@ pub(super) fn file_size(path: &Path) -> Result<Option<u64>, StoreError> {
         .map(|metadata| metadata.len()))
 }
 
-/// The digest in a link file. A link that holds no digest (written when the power went, or
-/// damaged) reads as not there, and the log says so: it is written anew when it is needed.
-pub(super) fn read_link(path: &Path) -> Result<Option<Digest>, StoreError> {
+/// The first `max` bytes of a file. A directory in its place reads as an empty file.
+pub(super) fn read_small(path: &Path, max: u64) -> Result<Option<Vec<u8>>, StoreError> {
     let error = |source| StoreError::io("read", path, source);
     let Some(file) = found(File::open(path)).map_err(error)? else {
         return Ok(None);
     };
     let mut content = Vec::new();
-    match file.take(MAX_LINK).read_to_end(&mut content) {
+    match file.take(max).read_to_end(&mut content) {
         Ok(_) => {}
         Err(source) if source.kind() == io::ErrorKind::IsADirectory => {}
         Err(source) => return Err(error(source)),
     }
+    Ok(Some(content))
+}
+
+/// Makes a small file. `sync` makes its content durable, but not its name.
+pub(super) fn write_small(draft: &Path, content: &[u8], sync: bool) -> Result<(), StoreError> {
+    let write = || {
+        let mut file = File::create_new(draft)?;
+        file.write_all(content)?;
+        if sync { file.sync_data() } else { Ok(()) }
+    };
+    write().map_err(|source| StoreError::io("write", draft, source))
+}
+
+/// The digest in a link file. A link that holds no digest (written when the power went, or
+/// damaged) reads as not there, and the log says so: it is written anew when it is needed.
+pub(super) fn read_link(path: &Path) -> Result<Option<Digest>, StoreError> {
+    let Some(content) = read_small(path, MAX_LINK)? else {
+        return Ok(None);
+    };
     let digest = str::from_utf8(&content)
         .ok()
         .and_then(|text| text.trim_ascii_end().parse().ok());
@@ -191,12 +209,7 @@ pub(super) fn read_link(path: &Path) -> Result<Option<Digest>, StoreError> {
 
 /// Writes a link to `draft`, as the reference registry does: the digest, no line end.
 pub(super) fn write_link(draft: &Path, digest: &Digest, sync: bool) -> Result<(), StoreError> {
-    let write = || {
-        let mut file = File::create_new(draft)?;
-        file.write_all(digest.to_string().as_bytes())?;
-        if sync { file.sync_data() } else { Ok(()) }
-    };
-    write().map_err(|source| StoreError::io("write", draft, source))
+    write_small(draft, digest.to_string().as_bytes(), sync)
 }
 
 #[cfg(test)]

@@ -5,22 +5,27 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::{Content, Link, LinkKind, Reader, Stage, Store, StoreError};
+use super::{Content, Keeper, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError};
 use crate::oci::{Digest, RepoName, Tag};
 
-/// A call that can be made to fail or stall: the methods of [`Store`], and of every [`Stage`] that
-/// the store hands out. Reads can't: a [`Reader`] goes straight to the content.
+/// A call that can be made to fail or stall: the methods of [`Store`], and of every [`Stage`] and
+/// [`Keeper`] that it hands out. Reads can't: a [`Reader`] goes straight to the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     Open,
     Size,
     Stage,
-    Append,
+    Write,
+    Keep,
     Commit,
+    Resume,
+    Partials,
+    Discard,
     Remove,
     Quarantine,
     Linked,
@@ -90,12 +95,20 @@ impl FaultyStore {
     }
 
     /// The `nth` call of this operation from now on waits, before it has any effect, until it is
-    /// released. A stalled `append` or `commit` blocks its thread, which has to be one of the
-    /// blocking pool, as for every call of these two.
+    /// released. A stalled `write_at`, `keep` or `commit` blocks its thread, which has to be one of
+    /// the blocking pool, as for every call of these.
     pub fn stall(&self, operation: Operation, nth: u64) -> Stall {
         let gate = Gate::default();
         self.script.add(operation, nth, Effect::Stall(gate.clone()));
         Stall(gate)
+    }
+
+    fn faulty(&self, inner: Box<dyn Stage>) -> Box<dyn Stage> {
+        Box::new(FaultyStage {
+            inner,
+            script: Arc::clone(&self.script),
+            broken: false,
+        })
     }
 
     async fn pass(&self, operation: Operation) -> Result<(), StoreError> {
@@ -161,6 +174,14 @@ impl Script {
             .push(fault);
     }
 
+    fn pass_blocking(&self, operation: Operation) -> Result<(), StoreError> {
+        let due = self.strike(operation);
+        for gate in &due.stalls {
+            tokio::runtime::Handle::current().block_on(gate.wait());
+        }
+        due.outcome(operation)
+    }
+
     /// Counts a call; faults that strike once are used up.
     fn strike(&self, operation: Operation) -> Due {
         let mut due = Due::default();
@@ -199,11 +220,23 @@ impl Store for FaultyStore {
 
     async fn stage(&self, digest: &Digest) -> Result<Box<dyn Stage>, StoreError> {
         self.pass(Operation::Stage).await?;
-        Ok(Box::new(FaultyStage {
-            inner: self.inner.stage(digest).await?,
-            script: Arc::clone(&self.script),
-            broken: false,
-        }))
+        Ok(self.faulty(self.inner.stage(digest).await?))
+    }
+
+    async fn resume(&self, digest: &Digest) -> Result<Option<Resumed>, StoreError> {
+        self.pass(Operation::Resume).await?;
+        let resumed = self.inner.resume(digest).await?;
+        Ok(resumed.map(|(stage, partial)| (self.faulty(stage), partial)))
+    }
+
+    async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
+        self.pass(Operation::Partials).await?;
+        self.inner.partials().await
+    }
+
+    async fn discard(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.pass(Operation::Discard).await?;
+        self.inner.discard(digest).await
     }
 
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
@@ -271,7 +304,7 @@ impl Store for FaultyStore {
 struct FaultyStage {
     inner: Box<dyn Stage>,
     script: Arc<Script>,
-    /// An append failed here, so the stage within lacks data without knowing it.
+    /// A write failed here, so the stage within lacks data without knowing it.
     broken: bool,
 }
 
@@ -281,11 +314,7 @@ impl FaultyStage {
             let path = PathBuf::from("a faulty stage");
             return Err(StoreError::Incomplete { path });
         }
-        let due = self.script.strike(operation);
-        for gate in &due.stalls {
-            tokio::runtime::Handle::current().block_on(gate.wait());
-        }
-        due.outcome(operation)
+        self.script.pass_blocking(operation)
     }
 }
 
@@ -294,11 +323,26 @@ impl Stage for FaultyStage {
         self.inner.content()
     }
 
-    fn append(&mut self, chunks: &[Bytes]) -> Result<(), StoreError> {
-        let passed = self.pass(Operation::Append);
+    fn write_at(&mut self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
+        let passed = self.pass(Operation::Write);
         self.broken |= passed.is_err();
         passed?;
-        self.inner.append(chunks)
+        self.inner.write_at(offset, chunks)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, StoreError> {
+        self.inner.read_at(offset, buffer)
+    }
+
+    fn keeper(&self) -> Box<dyn Keeper> {
+        Box::new(FaultyKeeper {
+            inner: self.inner.keeper(),
+            script: Arc::clone(&self.script),
+        })
+    }
+
+    fn leave(self: Box<Self>) {
+        self.inner.leave();
     }
 
     fn commit(self: Box<Self>) -> Result<(), StoreError> {
@@ -307,10 +351,23 @@ impl Stage for FaultyStage {
     }
 }
 
+#[derive(Debug)]
+struct FaultyKeeper {
+    inner: Box<dyn Keeper>,
+    script: Arc<Script>,
+}
+
+impl Keeper for FaultyKeeper {
+    fn keep(&self, partial: &Partial) -> Result<(), StoreError> {
+        self.script.pass_blocking(Operation::Keep)?;
+        self.inner.keep(partial)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Algorithm;
+    use crate::oci::{Algorithm, RangeSet};
     use crate::store::{MemoryStore, contract, put};
 
     fn faulty() -> FaultyStore {
@@ -357,28 +414,64 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_append_or_commit_leaves_no_blob() {
+    async fn a_failed_write_or_commit_leaves_no_blob() {
         let store = faulty();
         let (digest, content) = content();
-        for operation in [Operation::Append, Operation::Commit] {
+        for operation in [Operation::Write, Operation::Commit] {
             store.fail(operation, 1, io::ErrorKind::StorageFull);
             let error = put(&store, &digest, content.clone()).await.unwrap_err();
             assert!(error.is_full());
             assert_eq!(store.size(&digest).await.unwrap(), None);
         }
         let mut stage = store.stage(&digest).await.unwrap();
-        store.fail(Operation::Append, 1, io::ErrorKind::StorageFull);
-        stage.append(std::slice::from_ref(&content)).unwrap_err();
-        assert!(stage.append(std::slice::from_ref(&content)).is_err());
+        store.fail(Operation::Write, 1, io::ErrorKind::StorageFull);
+        stage
+            .write_at(0, std::slice::from_ref(&content))
+            .unwrap_err();
+        assert!(stage.write_at(0, std::slice::from_ref(&content)).is_err());
         assert!(stage.commit().is_err());
         put(&store, &digest, content).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_fails_with_a_partial_leaves_it_as_it_was() {
+        let store = faulty();
+        let (digest, content) = content();
+        let mut stage = store.stage(&digest).await.unwrap();
+        stage.write_at(0, &[content]).unwrap();
+        let mut partial = Partial {
+            total: 7,
+            ranges: RangeSet::new(),
+        };
+        let full = io::ErrorKind::StorageFull;
+        store.fail(Operation::Keep, 2, full);
+        stage.keeper().keep(&partial).unwrap();
+        partial.ranges.insert(0, 7);
+        assert!(stage.keeper().keep(&partial).unwrap_err().is_full());
+        // A stage that lacks data can still be left.
+        store.fail(Operation::Write, 1, full);
+        stage.write_at(0, &[]).unwrap_err();
+        stage.leave();
+
+        for operation in [Operation::Resume, Operation::Partials, Operation::Discard] {
+            store.fail(operation, 1, full);
+        }
+        assert!(store.resume(&digest).await.unwrap_err().is_full());
+        assert!(store.partials().await.unwrap_err().is_full());
+        assert!(store.discard(&digest).await.unwrap_err().is_full());
+        let (stage, kept) = store.resume(&digest).await.unwrap().unwrap();
+        assert!(kept.ranges.is_empty());
+        stage.keeper().keep(&partial).unwrap();
+        store.fail(Operation::Commit, 1, full);
+        assert!(stage.commit().unwrap_err().is_full());
+        assert!(store.partials().await.unwrap().is_empty());
     }
 
     #[tokio::test]
     async fn a_stalled_call_waits_for_its_release() {
         let store = Arc::new(faulty());
         let (digest, content) = content();
-        for operation in [Operation::Stage, Operation::Append, Operation::Commit] {
+        for operation in [Operation::Stage, Operation::Write, Operation::Commit] {
             store.remove(&digest).await.unwrap();
             let stall = store.stall(operation, 1);
             let (putting, content) = (Arc::clone(&store), content.clone());

@@ -1,22 +1,32 @@
 //! The store on a file system, in the reference registry's layout: what that registry wrote is
 //! read as it is, and what is written here it reads.
 //!
-//! Every call to the file system runs on the blocking pool, as one step for each method.
+//! Every call to the file system that may wait for a disk runs on the blocking pool, as one step for
+//! each method.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::layout::{Layout, MAX_STORED_NAME, REPOSITORY_MARKS};
 use super::spool::Spool;
-use super::{Content, Link, LinkKind, Reader, Stage, Store, StoreError, blocking, disk};
+use super::stage::FileStage;
+use super::{
+    Content, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError, blocking, disk,
+};
 use crate::oci::name::is_component;
 use crate::oci::{Algorithm, Digest, RepoName, Tag};
+
+mod open;
+
+use open::OpenFiles;
 
 /// A store below one root directory, which it has for itself. Clones share it.
 #[derive(Debug, Clone)]
 pub struct FsStore {
     spool: Arc<Spool>,
+    open: Arc<OpenFiles>,
 }
 
 impl FsStore {
@@ -27,6 +37,7 @@ impl FsStore {
         let spool = blocking(move || Spool::open(layout)).await?;
         Ok(Self {
             spool: Arc::new(spool),
+            open: Arc::new(OpenFiles::new()),
         })
     }
 
@@ -42,9 +53,19 @@ impl FsStore {
 #[async_trait::async_trait]
 impl Store for FsStore {
     async fn open(&self, digest: &Digest) -> Result<Option<Content>, StoreError> {
-        let digest = *digest;
-        self.run(move |spool| open_blob(spool.layout(), &digest))
-            .await
+        if let Some(content) = self.open.get(digest) {
+            return Ok(Some(content));
+        }
+        let (digest, open) = (*digest, Arc::clone(&self.open));
+        self.run(move |spool| {
+            let before = open.before();
+            let content = open_blob(spool.layout(), &digest)?;
+            if let Some(content) = &content {
+                open.keep(&digest, content, before);
+            }
+            Ok(content)
+        })
+        .await
     }
 
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
@@ -59,11 +80,35 @@ impl Store for FsStore {
             .await
     }
 
-    async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
+    async fn resume(&self, digest: &Digest) -> Result<Option<Resumed>, StoreError> {
         let digest = *digest;
+        let unclaimed = self
+            .run(move |spool| {
+                let resumed = spool.resume(&digest)?;
+                Ok(resumed.map(|(stage, partial)| (Unclaimed(Some(Box::new(stage))), partial)))
+            })
+            .await?;
+        Ok(unclaimed.and_then(|(mut unclaimed, partial)| {
+            let stage = unclaimed.0.take()?;
+            Some((stage as Box<dyn Stage>, partial))
+        }))
+    }
+
+    async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
+        self.run(|spool| spool.partials()).await
+    }
+
+    async fn discard(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let digest = *digest;
+        self.run(move |spool| spool.left().remove(&digest)).await
+    }
+
+    async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let (digest, open) = (*digest, Arc::clone(&self.open));
         self.run(move |spool| {
             let directory = spool.layout().blob_dir(&digest);
             let removed = disk::remove_file(&spool.layout().blob(&digest))?;
+            open.removed(&digest);
             if let Some(shared) = directory.parent() {
                 disk::prune(&directory, shared);
             }
@@ -73,9 +118,13 @@ impl Store for FsStore {
     }
 
     async fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let digest = *digest;
-        self.run(move |spool| set_aside(spool.layout(), &digest))
-            .await
+        let (digest, open) = (*digest, Arc::clone(&self.open));
+        self.run(move |spool| {
+            let aside = set_aside(spool.layout(), &digest);
+            open.removed(&digest);
+            aside
+        })
+        .await
     }
 
     async fn linked(&self, link: &Link) -> Result<bool, StoreError> {
@@ -154,6 +203,18 @@ impl Store for FsStore {
 
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
         self.run(|spool| list_repositories(spool.layout())).await
+    }
+}
+
+/// A partial between the blocking pool and who asked for it. When that one has gone away meanwhile,
+/// it is left, not dropped: dropping a stage would remove it.
+struct Unclaimed(Option<Box<FileStage>>);
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(stage) = self.0.take() {
+            stage.leave();
+        }
     }
 }
 

@@ -17,6 +17,7 @@ pub const MAX_STORED_NAME: usize = 512;
 pub(super) const REPOSITORY_MARKS: [&str; 2] = ["_layers", "_manifests"];
 
 const STAGED: &str = ".part";
+const SIDECAR: &str = ".part.json";
 const DRAFT: &str = ".draft";
 
 /// The paths below one root directory.
@@ -149,22 +150,56 @@ impl Layout {
 
     /// A staged write. `unique` keeps two of one digest apart.
     pub fn staged(&self, digest: &Digest, unique: u64) -> PathBuf {
-        self.spool().join(format!(
-            "{}-{}.{unique}{STAGED}",
-            digest.algorithm(),
-            digest.hex()
-        ))
+        self.spool().join(stem(digest, unique) + STAGED)
     }
 
-    /// A small file (a link, the probe) before it has its name.
+    /// What says how much of a staged write is there, so that it outlives its process.
+    pub fn sidecar(&self, digest: &Digest, unique: u64) -> PathBuf {
+        let name = stem(digest, unique) + SIDECAR;
+        self.spool().join(name)
+    }
+
+    /// A small file (a link, a sidecar, the probe) before it has its name.
     pub fn draft(&self, unique: u64) -> PathBuf {
         self.spool().join(format!("{unique}{DRAFT}"))
     }
 }
 
-/// Whether a file in the spool is one that a process before this one left behind.
-pub(super) fn is_leftover(name: &str) -> bool {
-    name.ends_with(STAGED) || name.ends_with(DRAFT)
+fn stem(digest: &Digest, unique: u64) -> String {
+    format!("{}-{}.{unique}", digest.algorithm(), digest.hex())
+}
+
+/// What the name of a file in the spool says that it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spooled {
+    Staged(Digest, u64),
+    Sidecar(Digest, u64),
+    /// One of ours that is of no use to a later process.
+    Leftover,
+}
+
+/// The greatest number that a staged file is known by, so that there are always greater ones.
+const MAX_UNIQUE: u64 = u64::MAX / 2;
+
+/// None for a file that isn't ours.
+pub(super) fn spooled(name: &str) -> Option<Spooled> {
+    if let Some(stem) = name.strip_suffix(SIDECAR) {
+        let known = parse_stem(stem).map(|(digest, unique)| Spooled::Sidecar(digest, unique));
+        return Some(known.unwrap_or(Spooled::Leftover));
+    }
+    if let Some(stem) = name.strip_suffix(STAGED) {
+        let known = parse_stem(stem).map(|(digest, unique)| Spooled::Staged(digest, unique));
+        return Some(known.unwrap_or(Spooled::Leftover));
+    }
+    name.ends_with(DRAFT).then_some(Spooled::Leftover)
+}
+
+/// Only what [`stem`] makes, so that the parts give the name again.
+fn parse_stem(text: &str) -> Option<(Digest, u64)> {
+    let (digest, unique) = text.rsplit_once('.')?;
+    let digest = digest.replacen('-', ":", 1).parse().ok()?;
+    let unique = unique.parse().ok()?;
+    (unique <= MAX_UNIQUE && stem(&digest, unique) == text).then_some((digest, unique))
 }
 
 #[cfg(test)]
@@ -210,6 +245,10 @@ mod tests {
                 layout.staged(&digest, 7),
                 format!("/r/millpond/spool/sha256-{hex}.7.part"),
             ),
+            (
+                layout.sidecar(&digest, 7),
+                format!("/r/millpond/spool/sha256-{hex}.7.part.json"),
+            ),
             (layout.lock(), "/r/millpond/lock".into()),
             (
                 layout.quarantined(&digest),
@@ -221,11 +260,28 @@ mod tests {
     }
 
     #[test]
-    fn names_in_the_spool_fit_a_file_system() {
-        let longest = Layout::new("/r").staged(&Digest::of(Algorithm::Sha512, b""), u64::MAX);
-        let name = longest.file_name().unwrap().to_str().unwrap();
-        assert!(name.len() <= 255);
-        assert!(is_leftover(name));
-        assert!(!is_leftover("notes.txt"));
+    fn names_in_the_spool_fit_a_file_system_and_are_read_back() {
+        let layout = Layout::new("/r");
+        let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+        for algorithm in Algorithm::ALL {
+            let digest = Digest::of(algorithm, b"");
+            for unique in [0, 7, MAX_UNIQUE] {
+                let staged = name(layout.staged(&digest, unique));
+                let sidecar = name(layout.sidecar(&digest, unique));
+                assert!(sidecar.len() <= 255);
+                assert_eq!(spooled(&staged), Some(Spooled::Staged(digest, unique)));
+                assert_eq!(spooled(&sidecar), Some(Spooled::Sidecar(digest, unique)));
+            }
+            for leftover in [
+                name(layout.draft(3)),
+                name(layout.staged(&digest, u64::MAX)),
+                format!("{}-{}.07.part", digest.algorithm(), digest.hex()),
+                format!("{}-{}.+7.part.json", digest.algorithm(), digest.hex()),
+                "sha256-12.7.part".to_owned(),
+            ] {
+                assert_eq!(spooled(&leftover), Some(Spooled::Leftover), "{leftover}");
+            }
+        }
+        assert_eq!(spooled("notes.txt"), None);
     }
 }

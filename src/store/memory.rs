@@ -2,16 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::{Content, Link, LinkKind, Reader, Stage, Store, StoreError};
+use super::{Content, Keeper, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError};
+use crate::clock::Clock;
 use crate::oci::{Digest, RepoName, Tag};
 
-/// Keeps everything until it is removed. Clones share their content.
-#[derive(Debug, Clone, Default)]
-pub struct MemoryStore(Arc<Mutex<State>>);
+/// Keeps everything until it is removed. Clones share their content, partials included.
+#[derive(Debug, Clone)]
+pub struct MemoryStore {
+    state: Arc<Mutex<State>>,
+    /// Says when a partial was kept, as a file system does by itself.
+    clock: Clock,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -19,6 +27,23 @@ struct State {
     quarantined: BTreeMap<Digest, Arc<MemoryFile>>,
     links: BTreeSet<Link>,
     tags: BTreeMap<(RepoName, Tag), Digest>,
+    /// Those that nobody has in hand.
+    partials: BTreeMap<Digest, Part>,
+}
+
+/// What a stage writes, and what was kept of it.
+#[derive(Debug, Clone, Default)]
+struct Part {
+    file: Arc<MemoryFile>,
+    kept: Arc<Mutex<Kept>>,
+}
+
+/// Whoever locks this and the state locks the state first.
+#[derive(Debug, Default)]
+struct Kept {
+    partial: Option<(Partial, SystemTime)>,
+    /// Committed or removed: nothing is kept any more.
+    gone: bool,
 }
 
 /// Content that grows while it is staged.
@@ -47,6 +72,48 @@ impl MemoryFile {
         Bytes::copy_from_slice(rest.get(..max).unwrap_or(rest))
     }
 
+    /// Fills `buffer` from `offset` on as far as there is content; returns how far that is.
+    pub(super) fn read_into(&self, offset: u64, buffer: &mut [u8]) -> usize {
+        let content = lock(&self.0);
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| content.get(offset..))
+            .unwrap_or_default();
+        let there = rest.len().min(buffer.len());
+        if let (Some(from), Some(to)) = (rest.get(..there), buffer.get_mut(..there)) {
+            to.copy_from_slice(from);
+        }
+        there
+    }
+
+    /// Writes the chunks one after the other; zeros fill a gap before them. Nothing when there
+    /// isn't so much memory.
+    fn write_at(&self, offset: u64, chunks: &[Bytes]) -> io::Result<()> {
+        let too_far = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let bytes: usize = chunks.iter().map(Bytes::len).sum();
+        if bytes == 0 {
+            return Ok(());
+        }
+        let mut at = usize::try_from(offset).map_err(|_wider_than_memory| too_far())?;
+        let end = at.checked_add(bytes).ok_or_else(too_far)?;
+        let mut content = lock(&self.0);
+        let more = end.saturating_sub(content.len());
+        content.try_reserve(more).map_err(io::Error::from)?;
+        // What is appended needs no zeros first.
+        if content.len() < at {
+            content.resize(at, 0);
+        }
+        for chunk in chunks {
+            let (over, behind) = chunk.split_at(chunk.len().min(content.len() - at));
+            if let Some(there) = content.get_mut(at..at + over.len()) {
+                there.copy_from_slice(over);
+            }
+            content.extend_from_slice(behind);
+            at += chunk.len();
+        }
+        Ok(())
+    }
+
     fn len(&self) -> u64 {
         lock(&self.0).len() as u64
     }
@@ -54,11 +121,28 @@ impl MemoryFile {
 
 impl MemoryStore {
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            state: Arc::default(),
+            clock: Clock::system(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.0)
+        lock(&self.state)
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl State {
+    /// Removes the partial of a digest.
+    fn discard(&mut self, digest: &Digest) -> bool {
+        let part = self.partials.remove(digest);
+        part.inspect(|part| lock(&part.kept).gone = true).is_some()
     }
 }
 
@@ -79,8 +163,38 @@ impl Store for MemoryStore {
         Ok(Box::new(MemoryStage {
             store: self.clone(),
             digest: *digest,
-            file: Arc::default(),
+            part: Part::default(),
+            state: StageState::Open,
         }))
+    }
+
+    async fn resume(&self, digest: &Digest) -> Result<Option<Resumed>, StoreError> {
+        let Some(part) = self.state().partials.remove(digest) else {
+            return Ok(None);
+        };
+        let kept = lock(&part.kept).partial.clone();
+        Ok(kept.map(|(partial, _modified)| {
+            let stage = MemoryStage {
+                store: self.clone(),
+                digest: *digest,
+                part,
+                state: StageState::Open,
+            };
+            (Box::new(stage) as Box<dyn Stage>, partial)
+        }))
+    }
+
+    async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
+        let state = self.state();
+        let all = state.partials.iter().filter_map(|(digest, part)| {
+            let (partial, modified) = lock(&part.kept).partial.clone()?;
+            Some((*digest, partial, modified))
+        });
+        Ok(all.collect())
+    }
+
+    async fn discard(&self, digest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.state().discard(digest))
     }
 
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
@@ -165,29 +279,90 @@ impl Store for MemoryStore {
 struct MemoryStage {
     store: MemoryStore,
     digest: Digest,
-    file: Arc<MemoryFile>,
+    part: Part,
+    state: StageState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StageState {
+    Open,
+    /// The next stage has the part in hand.
+    Left,
 }
 
 impl Stage for MemoryStage {
     fn content(&self) -> Reader {
-        Reader::of_memory(Arc::clone(&self.file))
+        Reader::of_memory(Arc::clone(&self.part.file))
     }
 
-    fn append(&mut self, chunks: &[Bytes]) -> Result<(), StoreError> {
-        let mut content = lock(&self.file.0);
-        for chunk in chunks {
-            content.extend_from_slice(chunk);
+    fn write_at(&mut self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
+        self.part.file.write_at(offset, chunks).map_err(|source| {
+            let path = Path::new("memory").join(self.digest.to_string());
+            StoreError::io("write", &path, source)
+        })
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, StoreError> {
+        Ok(self.part.file.read_into(offset, buffer))
+    }
+
+    fn keeper(&self) -> Box<dyn Keeper> {
+        Box::new(MemoryKeeper {
+            store: self.store.clone(),
+            digest: self.digest,
+            part: self.part.clone(),
+        })
+    }
+
+    fn leave(mut self: Box<Self>) {
+        let store = self.store.clone();
+        let mut state = store.state();
+        if lock(&self.part.kept).partial.is_some() {
+            state.discard(&self.digest);
+            state.partials.insert(self.digest, self.part.clone());
+            self.state = StageState::Left;
         }
-        Ok(())
     }
 
     fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self {
-            store,
-            digest,
-            file,
-        } = *self;
-        store.state().blobs.entry(digest).or_insert(file);
+        let mut state = self.store.state();
+        let file = Arc::clone(&self.part.file);
+        state.blobs.entry(self.digest).or_insert(file);
+        state.discard(&self.digest);
+        Ok(())
+    }
+}
+
+impl Drop for MemoryStage {
+    fn drop(&mut self) {
+        if self.state == StageState::Open {
+            lock(&self.part.kept).gone = true;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct MemoryKeeper {
+    store: MemoryStore,
+    digest: Digest,
+    part: Part,
+}
+
+impl Keeper for MemoryKeeper {
+    fn keep(&self, partial: &Partial) -> Result<(), StoreError> {
+        let modified = self.store.clock.wall();
+        let mut state = self.store.state();
+        {
+            let mut kept = lock(&self.part.kept);
+            if kept.gone {
+                return Ok(());
+            }
+            kept.partial = Some((partial.kept(), modified));
+        }
+        let left = state.partials.get(&self.digest);
+        if left.is_some_and(|left| !Arc::ptr_eq(&left.kept, &self.part.kept)) {
+            state.discard(&self.digest);
+        }
         Ok(())
     }
 }

@@ -1,8 +1,14 @@
 //! What is kept: blobs by digest, and per repository the links and tags that name them.
 //!
-//! Data flows in through a [`Stage`]: the caller appends what it downloads, verifies the digest
-//! itself, and commits; until then no other name shows the content. Data flows out through a
-//! [`Reader`], which reads a committed blob and a growing stage in the same way.
+//! Data flows in through a [`Stage`]: the caller writes what it downloads, anywhere and in any order,
+//! keeps account of what is there (a [`RangeSet`](crate::oci::RangeSet)), verifies the digest itself,
+//! and commits; until then no other name shows the content. Data flows out through a [`Reader`],
+//! which reads a committed blob and a growing stage in the same way.
+//!
+//! A download that doesn't come to its end may outlive the process as a [`Partial`]. While the stage
+//! is written, its [`Keeper`] makes what is there durable and then notes which ranges that is; a
+//! stage that is left, or cut short by a crash, is a partial from then on. [`Store::resume`] takes it
+//! up as a stage again. A note never claims bytes that aren't durable.
 //!
 //! Manifests are blobs too. The store never parses content, never talks to an upstream, never
 //! decides what is deleted, and never returns half-written content under its final name. A damaged
@@ -15,6 +21,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 
@@ -26,15 +33,22 @@ pub mod contract;
 mod disk;
 pub mod faulty;
 pub mod fs;
+mod keep;
 pub mod layout;
 pub mod memory;
+mod partial;
 mod spool;
+mod stage;
 
-pub use content::{Content, MAX_READ, Reader};
+pub use content::{Content, MAX_READ, Piece, Reader};
 pub use faulty::FaultyStore;
 pub use fs::FsStore;
 pub use layout::Layout;
 pub use memory::MemoryStore;
+pub use partial::{Keeper, MAX_KEPT_RANGES, Partial};
+
+/// A partial that was taken up: the stage to go on with, and what is there.
+pub type Resumed = (Box<dyn Stage>, Partial);
 
 /// Keeps blobs, links and tags. Every method is safe to call at any time from any task.
 #[async_trait::async_trait]
@@ -48,6 +62,17 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Starts a staged write for this digest. Any number of them may run for one digest; they
     /// don't see one another.
     async fn stage(&self, digest: &Digest) -> Result<Box<dyn Stage>, StoreError>;
+
+    /// Takes up the partial of this digest: `None` when there is none, or a stage has it in hand. A
+    /// partial that is damaged is removed, and reads as none. What the stage then does is what any
+    /// stage does: dropping it removes the partial, leaving it leaves what was kept last.
+    async fn resume(&self, digest: &Digest) -> Result<Option<Resumed>, StoreError>;
+
+    /// The partials that no stage has in hand, sorted, each with when it was kept last.
+    async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError>;
+
+    /// Removes the partial of this digest. False when there is none, or a stage has it in hand.
+    async fn discard(&self, digest: &Digest) -> Result<bool, StoreError>;
 
     /// Removes a blob, whether or not anything links it. False when it wasn't there.
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError>;
@@ -91,19 +116,34 @@ pub trait Store: Debug + Send + Sync + 'static {
 
 /// A staged write.
 ///
-/// `append` and `commit` block, and so may dropping: call them on the blocking pool. Dropping an
-/// uncommitted stage removes what was written; readers that are open go on reading it.
+/// All but `content` and `keeper` block, and so may dropping: call them on the blocking pool. Dropping
+/// an uncommitted stage removes what was written and what was kept of it; readers that are open go on
+/// reading it.
 pub trait Stage: Debug + Send + 'static {
-    /// Reads what has been appended so far, while the stage grows and after the commit.
+    /// Reads what has been written so far, while the stage grows and after the commit. What hasn't
+    /// been written reads as zeros when something behind it was, else as the end: the caller knows.
     fn content(&self) -> Reader;
 
-    /// Writes the chunks at the end. After an error the stage can't be appended to or committed
-    /// any more, because how much of the chunks was written is unknown; what was appended before
-    /// stays readable.
-    fn append(&mut self, chunks: &[Bytes]) -> Result<(), StoreError>;
+    /// Writes the chunks one after the other from `offset` (in bytes) on, over what is there. After
+    /// an error the stage can't be written to or committed any more, because how much of the chunks
+    /// was written is unknown; what was written elsewhere before stays readable, and may be left.
+    fn write_at(&mut self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError>;
+
+    /// Reads back what was written, as far as one read goes: fewer bytes than the buffer takes
+    /// needn't be the end. 0 is the end (or the buffer is empty).
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, StoreError>;
+
+    /// Keeps what is written from another thread, while this stage is being written to. Several
+    /// keepers of one stage overwrite one another's notes.
+    fn keeper(&self) -> Box<dyn Keeper>;
+
+    /// Ends the stage, and leaves what was kept last as a partial, in place of another that was left
+    /// before it. Without anything kept it is the same as dropping.
+    fn leave(self: Box<Self>);
 
     /// Makes the content durable and gives it its name. The caller has verified the digest. When
-    /// the store has the blob already, that one stays and this one goes.
+    /// the store has the blob already, that one stays and this one goes. Partials of the digest that
+    /// nobody has in hand go, and what was kept of this stage.
     fn commit(self: Box<Self>) -> Result<(), StoreError>;
 }
 
@@ -235,7 +275,7 @@ pub async fn read_all(
 pub async fn put(store: &dyn Store, digest: &Digest, content: Bytes) -> Result<(), StoreError> {
     let mut stage = store.stage(digest).await?;
     blocking(move || {
-        stage.append(&[content])?;
+        stage.write_at(0, &[content])?;
         stage.commit()
     })
     .await

@@ -1,18 +1,22 @@
-//! Staged writes: a file in the spool until its content is whole and durable, then renamed.
+//! The spool: the directory of files that are unfinished, each until it is renamed or removed.
 //!
-//! The spool belongs to one process at a time, which a lock proves. So a file that is in it at the
-//! start was left behind by a process that is gone.
+//! It belongs to one process at a time, which a lock proves. So a file that is in it at the start
+//! was left behind by a process that is gone: a partial with a true sidecar is kept for who resumes
+//! it, all the rest of ours is removed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
-use std::io::{self, IoSlice, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
-use bytes::Bytes;
-
-use super::layout::{Layout, is_leftover};
-use super::{Reader, Stage, StoreError, disk};
+use super::keep::{Left, Part};
+use super::layout::{Layout, Spooled, spooled};
+use super::partial::{Partial, Unusable};
+use super::stage::FileStage;
+use super::{StoreError, disk};
 use crate::oci::Digest;
 
 /// The directory of unfinished files, locked for this process.
@@ -21,6 +25,7 @@ pub(super) struct Spool {
     layout: Layout,
     /// Makes names unique within this process, which is alone here.
     next: AtomicU64,
+    left: Left,
     /// Held, not read: the lock goes with it.
     _lock: File,
 }
@@ -46,17 +51,15 @@ impl Spool {
         take_lock(&lock, &layout)?;
 
         // Before the probe, because it may make room on a full disk.
-        let swept = sweep(&spool)?;
-        if swept > 0 {
-            tracing::info!(files = swept, "removed what an earlier run left unfinished");
-        }
+        let (left, next) = sweep(&layout)?;
         let probe = layout.draft(0);
         File::create(&probe).map_err(not_writable(probe.clone()))?;
         fs::remove_file(&probe).map_err(not_writable(probe))?;
 
         Ok(Self {
             layout,
-            next: AtomicU64::new(1),
+            next: AtomicU64::new(next),
+            left,
             _lock: lock,
         })
     }
@@ -69,28 +72,69 @@ impl Spool {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
+    pub(super) fn left(&self) -> &Left {
+        &self.left
+    }
+
+    /// A new name for a small file.
+    pub(super) fn draft(&self) -> PathBuf {
+        self.layout.draft(self.unique())
+    }
+
     pub(super) fn stage(self: &Arc<Self>, digest: &Digest) -> Result<FileStage, StoreError> {
-        let path = self.layout.staged(digest, self.unique());
-        let create = || {
-            // The mode is the default one (0644 less the umask): other tools may read the cache.
-            let writer = File::create_new(&path)?;
-            // A handle of its own, because on Windows reading would move the writer's cursor.
-            File::open(&path).map(|reader| (writer, reader))
+        let part = Part::new(&self.layout, digest, self.unique(), false);
+        FileStage::create(self, part)
+    }
+
+    /// Takes up the partial of a digest. One that is damaged is removed and reads as none; one that
+    /// the disk fails to read now stays.
+    pub(super) fn resume(
+        self: &Arc<Self>,
+        digest: &Digest,
+    ) -> Result<Option<(FileStage, Partial)>, StoreError> {
+        let Some(part) = self.left.take(digest) else {
+            return Ok(None);
         };
-        match create() {
-            Ok((writer, reader)) => Ok(FileStage {
-                spool: Arc::clone(self),
-                digest: *digest,
-                reader: Reader::of_file(reader, &path),
-                path,
-                writer,
-                length: 0,
-                state: State::Whole,
-            }),
-            Err(source) => {
-                disk::discard(&path);
-                Err(StoreError::io("create", &path, source))
+        let resumed = part.check().and_then(|(partial, _modified)| {
+            let stage = FileStage::take_up(self, &part)?;
+            Ok((stage, partial))
+        });
+        match resumed {
+            Ok(resumed) => Ok(Some(resumed)),
+            Err(Unusable::Store(error)) => {
+                self.left.put_back(&part);
+                Err(error)
             }
+            Err(damage) => {
+                part.warn(&damage);
+                part.discard();
+                Ok(None)
+            }
+        }
+    }
+
+    /// The partials that nobody has in hand, sorted, with when each was kept last.
+    pub(super) fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
+        let mut partials = Vec::new();
+        for part in self.left.all() {
+            match part.check() {
+                Ok((partial, modified)) => partials.push((*part.digest(), partial, modified)),
+                Err(Unusable::Store(error)) => return Err(error),
+                Err(damage) => {
+                    // Or somebody has taken it up since, and is done with it.
+                    if self.left.remove_same(&part) {
+                        part.warn(&damage);
+                    }
+                }
+            }
+        }
+        Ok(partials)
+    }
+
+    /// Removes the partial of a digest that has been committed.
+    pub(super) fn forget(&self, digest: &Digest) {
+        if let Err(error) = self.left.remove(digest) {
+            tracing::warn!(%error, "a partial of a committed blob stays in the spool");
         }
     }
 
@@ -106,7 +150,7 @@ impl Spool {
         if disk::read_link(target)? == Some(*digest) {
             return Ok(());
         }
-        let draft = self.layout.draft(self.unique());
+        let draft = self.draft();
         let placed = disk::write_link(&draft, digest, sync)
             .and_then(|()| disk::place(&draft, target).map(drop));
         if placed.is_err() {
@@ -133,192 +177,66 @@ fn take_lock(lock: &File, layout: &Layout) -> Result<(), StoreError> {
     }
 }
 
-/// Removes what earlier processes left; returns how many files. Partial downloads go too: nothing
-/// resumes them yet. Files that don't look like ours stay.
-fn sweep(spool: &Path) -> Result<usize, StoreError> {
-    let mut swept = 0;
-    for (name, kind) in disk::list(spool)? {
-        if kind.is_file() && is_leftover(&name) && disk::remove_file(&spool.join(name))? {
-            swept += 1;
-        }
-    }
-    Ok(swept)
-}
-
-/// A blob that is being written.
-#[derive(Debug)]
-pub(super) struct FileStage {
-    spool: Arc<Spool>,
-    digest: Digest,
-    path: PathBuf,
-    writer: File,
-    reader: Reader,
-    /// In bytes: everything appended.
-    length: u64,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// The file is what was appended.
-    Whole,
-    /// A write failed somewhere in the middle.
-    Broken,
-    /// The file has its final name.
-    Placed,
-}
-
-impl FileStage {
-    fn check_whole(&self) -> Result<(), StoreError> {
-        match self.state {
-            State::Whole | State::Placed => Ok(()),
-            State::Broken => Err(StoreError::Incomplete {
-                path: self.path.clone(),
-            }),
-        }
-    }
-}
-
-impl Stage for FileStage {
-    fn content(&self) -> Reader {
-        self.reader.clone()
-    }
-
-    fn append(&mut self, chunks: &[Bytes]) -> Result<(), StoreError> {
-        self.check_whole()?;
-        match write_all(&mut self.writer, chunks) {
-            Ok(written) => {
-                self.length += written;
-                Ok(())
-            }
-            Err(source) => {
-                self.state = State::Broken;
-                Err(StoreError::io("write", &self.path, source))
-            }
-        }
-    }
-
-    fn commit(mut self: Box<Self>) -> Result<(), StoreError> {
-        self.check_whole()?;
-        self.writer
-            .sync_data()
-            .map_err(|source| StoreError::io("sync", &self.path, source))?;
-        let target = self.spool.layout.blob(&self.digest);
-        match disk::file_size(&target)? {
-            Some(size) if size == self.length => return Ok(()),
-            Some(size) => tracing::warn!(
-                digest = %self.digest, size, expected = self.length,
-                "a damaged blob in the store is replaced"
-            ),
+/// Keeps the newest partial of each digest, and removes everything else that earlier processes left.
+/// Files that don't look like ours stay. Also returns a number that no file has.
+fn sweep(layout: &Layout) -> Result<(Left, u64), StoreError> {
+    let (spool, mut swept) = (layout.spool(), 0_usize);
+    let (mut staged, mut sidecars, mut useless) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    for (name, kind) in disk::list(&spool)? {
+        match spooled(&name).filter(|_ours| kind.is_file()) {
+            Some(Spooled::Staged(digest, unique)) => drop(staged.insert((digest, unique))),
+            Some(Spooled::Sidecar(digest, unique)) => drop(sidecars.insert((digest, unique))),
+            Some(Spooled::Leftover) => useless.push(spool.join(name)),
             None => {}
         }
-        let created = disk::place(&self.path, &target)?;
-        self.state = State::Placed;
-        disk::sync_names(&target, &created);
-        Ok(())
     }
-}
-
-impl Drop for FileStage {
-    fn drop(&mut self) {
-        if self.state != State::Placed {
-            disk::discard(&self.path);
-        }
+    useless.extend(
+        staged
+            .difference(&sidecars)
+            .map(|(d, u)| layout.staged(d, *u)),
+    );
+    useless.extend(
+        sidecars
+            .difference(&staged)
+            .map(|(d, u)| layout.sidecar(d, *u)),
+    );
+    for path in useless {
+        swept += usize::from(disk::remove_file(&path)?);
     }
-}
 
-/// Writes all chunks with as few calls as the system allows; returns how many bytes that were.
-fn write_all(writer: &mut impl Write, chunks: &[Bytes]) -> io::Result<u64> {
-    let mut slices: Vec<_> = chunks.iter().map(|chunk| IoSlice::new(chunk)).collect();
-    let mut rest = slices.as_mut_slice();
-    // Drops empty chunks at the front, so that a write of 0 bytes can only mean trouble.
-    IoSlice::advance_slices(&mut rest, 0);
-    let mut written = 0;
-    while !rest.is_empty() {
-        match writer.write_vectored(rest) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => {
-                written += count as u64;
-                IoSlice::advance_slices(&mut rest, count);
+    let mut next = 1;
+    let mut newest: BTreeMap<Digest, (SystemTime, u64, Arc<Part>)> = BTreeMap::new();
+    for (digest, unique) in staged.intersection(&sidecars) {
+        let part = Part::new(layout, digest, *unique, true);
+        let kept = checked(layout, &part);
+        let older = newest.get(digest);
+        let is_newest = |kept| older.is_none_or(|(modified, other, _)| kept > (*modified, *other));
+        if let Some(modified) = kept.filter(|modified| is_newest((*modified, *unique))) {
+            let entry = (modified, *unique, Arc::new(part));
+            if let Some((_, _, older)) = newest.insert(*digest, entry) {
+                older.remove()?;
+                swept += 2;
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            next = next.max(unique + 1);
+        } else {
+            part.remove()?;
+            swept += 2;
         }
     }
-    Ok(written)
+    if swept > 0 {
+        tracing::info!(files = swept, "removed what an earlier run left unfinished");
+    }
+    let left = Left::default();
+    for (_, _, part) in newest.into_values() {
+        left.put(part);
+    }
+    Ok((left, next))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Takes three bytes at a time, is interrupted before each, and has room for `room`.
-    #[derive(Default)]
-    struct Grudging {
-        taken: Vec<u8>,
-        room: usize,
-        asked: usize,
-    }
-
-    impl Write for Grudging {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.asked += 1;
-            if self.asked % 2 == 1 {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            let count = bytes.len().min(3).min(self.room - self.taken.len());
-            self.taken.extend_from_slice(&bytes[..count]);
-            Ok(count)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn chunks() -> Vec<Bytes> {
-        ["", "ab", "", "", "cdefgh", "i", ""]
-            .map(|text| Bytes::from_static(text.as_bytes()))
-            .to_vec()
-    }
-
-    #[test]
-    fn short_and_interrupted_writes_are_continued() {
-        let mut writer = Grudging {
-            room: 100,
-            ..Grudging::default()
-        };
-        assert_eq!(write_all(&mut writer, &chunks()).unwrap(), 9);
-        assert_eq!(writer.taken, b"abcdefghi");
-    }
-
-    #[test]
-    fn a_write_that_takes_nothing_is_an_error() {
-        let mut writer = Grudging {
-            room: 4,
-            ..Grudging::default()
-        };
-        let error = write_all(&mut writer, &chunks()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WriteZero);
-    }
-
-    #[test]
-    fn after_a_failed_write_nothing_can_be_committed() {
-        let root = tempfile::tempdir().unwrap();
-        let spool = Arc::new(Spool::open(Layout::new(root.path())).unwrap());
-        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"ab");
-        let mut stage = Box::new(spool.stage(&digest).unwrap());
-        stage.append(&[Bytes::from_static(b"a")]).unwrap();
-        // A handle that can't write stands in for a disk that is full for a moment.
-        let writer = std::mem::replace(&mut stage.writer, File::open(&stage.path).unwrap());
-        stage.append(&[Bytes::from_static(b"b")]).unwrap_err();
-        stage.writer = writer;
-
-        let error = stage.append(&[Bytes::from_static(b"b")]).unwrap_err();
-        assert!(matches!(error, StoreError::Incomplete { .. }), "{error:?}");
-        let error = stage.commit().unwrap_err();
-        assert!(matches!(error, StoreError::Incomplete { .. }), "{error:?}");
-        assert!(!spool.layout.blob(&digest).exists());
-        assert!(disk::list(&spool.layout.spool()).unwrap().is_empty());
-    }
+/// When a partial was kept last, if it can be taken up and its blob isn't there: a commit ends all
+/// partials of its digest, but may have been cut short.
+fn checked(layout: &Layout, part: &Part) -> Option<SystemTime> {
+    let (partial, modified) = part.check().inspect_err(|damage| part.warn(damage)).ok()?;
+    let committed = disk::file_size(&layout.blob(part.digest())).ok().flatten();
+    (committed != Some(partial.total)).then_some(modified)
 }

@@ -235,6 +235,20 @@ impl UpstreamError {
         self.permits_stale()
     }
 
+    /// Whether the upstream asks for less (429, 503): whoever asks on several connections at once
+    /// should use fewer.
+    pub const fn pushes_back(&self) -> bool {
+        matches!(
+            self,
+            Self::RateLimited { .. } | Self::Unavailable { status: 503, .. }
+        )
+    }
+
+    /// 416: what was asked for begins behind the end of the blob.
+    pub const fn is_out_of_range(&self) -> bool {
+        matches!(self, Self::Unexpected { status: 416, .. })
+    }
+
     /// How long the upstream wants to be left alone, if it said so; at most
     /// [`MAX_RETRY_AFTER`](super::retry::MAX_RETRY_AFTER).
     pub const fn retry_after(&self) -> Option<Duration> {
@@ -309,5 +323,25 @@ mod tests {
             long.as_str().map(|text| text.chars().count()),
             Some(MAX_MESSAGE)
         );
+    }
+
+    #[test]
+    fn only_429_and_503_push_back() {
+        let url = ShownUrl::from(&Url::parse("https://registry.example/").unwrap());
+        let unavailable = |status| UpstreamError::Unavailable {
+            url: url.clone(),
+            status,
+            retry_after: None,
+        };
+        let limited = UpstreamError::RateLimited {
+            url: url.clone(),
+            retry_after: None,
+        };
+        assert!(limited.pushes_back() && unavailable(503).pushes_back());
+        for status in [500, 502, 504] {
+            assert!(!unavailable(status).pushes_back(), "{status}");
+        }
+        let refused = UpstreamError::Unexpected { url, status: 416 };
+        assert!(!refused.pushes_back());
     }
 }

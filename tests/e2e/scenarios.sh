@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What is not about one client: a range before the whole, many at once, tags that move, and the
-# reference registry's data directory taken over.
+# What is not about one client: a range before the whole, many ranges, many clients at once, tags
+# that move, and the reference registry's data directory taken over.
 
 # --- One download for everybody ---------------------------------------------------
 
@@ -30,6 +30,75 @@ range_then_whole() {
   skopeo_pull gzip
   skopeo_verify gzip
   one_get_each range gzip
+}
+
+# containerd 2.1 and later can fetch a layer by parallel, open-ended ranges, each hung up after its
+# chunk. Debian's is older, so curl does the same.
+RANGED_WORKERS=8
+RANGED_CHUNK=$((2 << 20))
+
+ranged_story() {
+  local blob
+  blob=$(image gzip '.host.layers[1]')
+  mirror_is_fresh ranged || return 0
+  mark ranged
+  check "ranged: $RANGED_WORKERS at once bytes=N- of a cold 40 MiB blob, cut off after 2 MiB each: right bytes" \
+    ranged_is_right "$blob"
+  check "ranged: all of it was asked of upstream" wait_until 30 "all of it in upstream's log" crossed_whole ranged "$blob"
+  # No request is in flight after this: all are in the log.
+  millpond_stop
+  mark ranged-end
+  check "ranged: no part of it crossed the line twice" crossed_once ranged "$blob"
+}
+
+ranged_is_right() {
+  local url worker pids=() pid
+  url=http://$MIRROR/v2/$(image gzip .repository)
+  rm -rf "$WORK/ranged"
+  mkdir "$WORK/ranged"
+  curl -sf -m 30 -o /dev/null -H "Accept: application/vnd.docker.distribution.manifest.v2+json" \
+    "$url/manifests/$(image gzip .digest)"
+  for ((worker = 0; worker < RANGED_WORKERS; worker++)); do
+    ranged_worker "$url/blobs/$1" "$worker" "$(blob_bytes "$1")" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do
+    wait "$pid" || die "a worker failed"
+  done
+  same "answers that aren't 206" "" "$(head -qn 1 "$WORK"/ranged/*.head | grep -v ' 206' || true)"
+  find "$WORK/ranged" -name '*.part' | sort | xargs cat >"$WORK/ranged/whole"
+  right_bytes "$WORK/ranged/whole" "$1"
+}
+
+# ranged_worker URL NUMBER SIZE: every eighth chunk. Everything from its start on is asked for; curl
+# can't write any more when head has the chunk, and hangs up.
+ranged_worker() {
+  local offset name
+  for ((offset = $2 * RANGED_CHUNK; offset < $3; offset += RANGED_WORKERS * RANGED_CHUNK)); do
+    name=$WORK/ranged/$(printf '%012d' "$offset")
+    { curl -sN -m 60 -D "$name.head" -H "Range: bytes=$offset-" "$1" || true; } |
+      head -c "$RANGED_CHUNK" >"$name.part"
+  done
+}
+
+blob_bytes() { stat -c %s "$IMAGES_DIR/blobs/${1#sha256:}"; }
+
+# crossed MARK BLOB: the bytes of it that upstream's log counts since that mark.
+crossed() {
+  requests_since "$1" | awk -v blob="/blobs/$2" '
+    $1 == "GET" && $3 ~ "20[06]" && index($2, blob) { sum += $4 }
+    END { printf "%d\n", sum }'
+}
+
+crossed_whole() { [ "$(crossed "$@")" -ge "$(blob_bytes "$2")" ]; }
+
+# A tenth more is for what was on its way when a stream was given up.
+crossed_once() {
+  local bytes most
+  bytes=$(crossed "$@")
+  most=$(($(blob_bytes "$2") * 11 / 10))
+  [ "$bytes" -le "$most" ] || die "upstream sent $bytes bytes, more than $most:
+$(requests_since "$1" | grep "$2")"
 }
 
 concurrency_story() {

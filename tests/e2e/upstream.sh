@@ -108,7 +108,7 @@ mark() {
   done
 }
 
-# requests_since NAME: "METHOD PATH STATUS" of each request for a manifest or a blob since that mark,
+# requests_since NAME: "METHOD PATH STATUS BYTES" of each request for a manifest or a blob since that mark,
 # both upstreams together.
 requests_since() {
   local log
@@ -116,7 +116,7 @@ requests_since() {
     # 127.0.0.1 - - [date zone] "GET /v2/library/x/blobs/sha256:... HTTP/1.1" 200 123 "" "agent"
     awk -v mark="/mark-$1-$RUN_ID" '
       index($0, mark) { found = 1; next }
-      found && $7 ~ "^/v2/.*/(manifests|blobs)/" { print substr($6, 2), $7, $9 }
+      found && $7 ~ "^/v2/.*/(manifests|blobs)/" { print substr($6, 2), $7, $9, $10 }
     ' "$log"
   done
 }

@@ -209,7 +209,7 @@ async fn the_last_bytes_wait_for_the_digest() {
         let blob = noise(1, SIZE);
         let digest = up.put_blob("app", &blob);
         let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
-        let unverified = store.stall(Operation::Append, 1);
+        let unverified = store.stall(Operation::Write, 1);
         let m = Setup::new(&up).store(store).start().await;
         if forged {
             up.on("GET ", 1, |_, usual| usual.forged());

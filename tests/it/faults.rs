@@ -67,7 +67,7 @@ async fn one_failure_is_forgotten() {
         Operation::Commit,
         Operation::Link,
         Operation::Stage,
-        Operation::Append,
+        Operation::Write,
     ] {
         let up = Registry::start().await;
         let image = Image::oci(1);
@@ -85,7 +85,7 @@ async fn one_failure_is_forgotten() {
 /// without having it.
 #[tokio::test]
 async fn a_blob_that_cannot_be_staged_is_whole_or_an_error() {
-    for operation in [Operation::Stage, Operation::Append] {
+    for operation in [Operation::Stage, Operation::Write] {
         let up = Registry::start().await;
         let blob = crate::harness::noise(1, 3_000_000);
         let digest = up.put_blob("app", &blob);

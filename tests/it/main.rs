@@ -24,5 +24,6 @@ mod ranges;
 mod resume;
 mod retention;
 mod routing;
+mod sending;
 mod server;
 mod tags;

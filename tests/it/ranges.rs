@@ -49,6 +49,7 @@ async fn one_range_of_a_stored_blob_and_of_one_that_is_not() {
         assert_eq!(up.take(), [format!("GET /v2/app/blobs/{cold_digest}")]);
         assert_eq!(m.store.size(&cold_digest).await.unwrap(), Some(SIZE as u64));
     }
+    assert_eq!(m.upstream_bytes(), 8 * SIZE as u64, "each byte once");
 }
 
 #[tokio::test]

@@ -61,16 +61,19 @@ async fn a_body_that_stays_broken_breaks_the_clients() {
     let _frozen = freeze();
     let up = Registry::start().await;
     let m = Setup::new(&up).start().await;
-    let blob = noise(1, SIZE);
-    let digest = up.put_blob("app", &blob);
-    for (after, status) in [
+    for (seed, (after, status)) in [
         (Reply::error(404), 1),
         (Reply::error(403), 1),
         (Reply::error(416), 1),
         (Reply::error(500), 5),
         (Reply::new(206, "x").with("Content-Range", "bytes 7-7/9"), 1),
         (Reply::new(200, "shorter"), 1),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let blob = noise(seed as u64, SIZE);
+        let digest = up.put_blob("app", &blob);
         up.take();
         up.on("GET ", 1, |_, usual| usual.cut(1_100_000));
         up.reply("GET ", ALWAYS, after);

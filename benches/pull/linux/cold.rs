@@ -10,7 +10,7 @@ use super::mirror::Mirror;
 use super::proc::cpu_seconds;
 use super::report::{Figure, cost_table, median, table};
 use super::run::{Pulled, cold, direct};
-use super::upstream::{BLOBS, Plan, SMALL_BLOB, Upstream};
+use super::upstream::{Blob, Plan, SMALL_BLOB, Upstream};
 use super::wire::get;
 use super::{Sizes, note};
 
@@ -37,16 +37,16 @@ fn first_byte(sizes: &Sizes) -> Result<String> {
         small_blobs: sizes.first_bytes + 1,
         ..Plan::default()
     };
-    let upstream = Upstream::start(plan)?;
+    let upstream = Upstream::start(&plan)?;
     let mirror = Mirror::start(upstream.addr())?;
-    let mut digests = upstream.digests().iter();
+    let mut blobs = upstream.blobs().iter();
     // Opens the mirror's connection to the upstream; printed apart.
-    let very_first = digests.next().context("the upstream is empty")?;
+    let very_first = blobs.next().context("the upstream is empty")?;
     let opening = first_byte_ms(mirror.addr(), very_first)?;
     let (mut through, mut straight) = (Vec::new(), Vec::new());
-    for digest in digests {
-        straight.push(first_byte_ms(upstream.addr(), digest)?);
-        through.push(first_byte_ms(mirror.addr(), digest).with_context(|| mirror.log_tail())?);
+    for blob in blobs {
+        straight.push(first_byte_ms(upstream.addr(), blob)?);
+        through.push(first_byte_ms(mirror.addr(), blob).with_context(|| mirror.log_tail())?);
     }
     let difference = median(&through) - median(&straight);
     let figures = [
@@ -74,14 +74,15 @@ fn first_byte(sizes: &Sizes) -> Result<String> {
 
 /// Milliseconds from before the connection to the first byte of the body. The body is checked: the
 /// one place of the bench where a client looks at what it got.
-fn first_byte_ms(addr: SocketAddr, digest: &str) -> Result<f64> {
+fn first_byte_ms(addr: SocketAddr, blob: &Blob) -> Result<f64> {
     let started = Instant::now();
-    let mut answer = get(addr, &format!("{BLOBS}{digest}"))?.expect_ok()?;
+    let mut answer = get(addr, &blob.path())?.expect_ok()?;
     answer.wait_first_byte()?;
     let first = started.elapsed().as_secs_f64() * 1e3;
     let body = answer.read_all()?;
     let got = Digest::of(Algorithm::Sha256, &body).to_string();
-    ensure!(got == digest, "{digest} was asked for and {got} came");
+    let wanted = &blob.digest;
+    ensure!(got == *wanted, "{wanted} was asked for and {got} came");
     Ok(first)
 }
 
@@ -91,7 +92,7 @@ fn throttled(sizes: &Sizes) -> Result<String> {
         rate: RATE,
         ..Plan::default()
     };
-    let upstream = Upstream::start(plan)?;
+    let upstream = Upstream::start(&plan)?;
     let (mut straight, mut through) = (Vec::new(), Vec::new());
     for pair in 1..=sizes.rounds {
         note(&format!(
@@ -120,7 +121,7 @@ fn throttled(sizes: &Sizes) -> Result<String> {
 }
 
 fn unthrottled(sizes: &Sizes) -> Result<String> {
-    let upstream = Upstream::start(Plan {
+    let upstream = Upstream::start(&Plan {
         blob_bytes: sizes.blob,
         ..Plan::default()
     })?;

@@ -25,7 +25,7 @@ struct Peak {
 }
 
 pub(crate) fn measure(sizes: &Sizes) -> Result<String> {
-    let upstream = Upstream::start(Plan {
+    let upstream = Upstream::start(&Plan {
         blob_bytes: sizes.blob,
         ..Plan::default()
     })?;
@@ -76,7 +76,7 @@ pub(crate) fn measure(sizes: &Sizes) -> Result<String> {
 fn slow_clients(mirror: &Mirror, upstream: &Upstream, hold: Duration) -> Result<Peak> {
     let plan = Clients {
         addr: mirror.addr(),
-        path: upstream.large_path()?,
+        path: upstream.large()?.path(),
         clients: CLIENTS,
         slow_ms: u64::try_from(hold.as_millis())?,
     };
@@ -88,10 +88,9 @@ fn slow_clients(mirror: &Mirror, upstream: &Upstream, hold: Duration) -> Result<
         Ok(())
     })
     .with_context(|| mirror.log_tail())?;
+    let length = upstream.large()?.bytes;
     ensure!(
-        herd.pulls
-            .iter()
-            .all(|pull| pull.bytes < upstream.large_bytes()),
+        herd.pulls.iter().all(|pull| pull.bytes < length),
         "a slow client came to the end: the blob is too small for this"
     );
     Ok(Peak {

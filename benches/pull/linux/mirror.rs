@@ -30,13 +30,21 @@ pub(crate) struct Mirror {
 impl Mirror {
     /// Starts the binary in front of `upstream` and waits until it answers.
     pub(crate) fn start(upstream: SocketAddr) -> Result<Self> {
+        Self::start_with(upstream, &serde_json::Map::new())
+    }
+
+    /// The same with more keys in the section `proxy` of its configuration.
+    pub(crate) fn start_with(
+        upstream: SocketAddr,
+        proxy: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Self> {
         let directory = TempDir::with_prefix("millpond-bench-")?;
         let addr = free_addr()?;
         let config = directory.path().join("config.yml");
         let log = directory.path().join("log");
         fs::write(
             &config,
-            config_text(&directory.path().join("data"), addr, upstream)?,
+            config_text(&directory.path().join("data"), addr, upstream, proxy)?,
         )?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
         command
@@ -108,13 +116,22 @@ fn free_addr() -> Result<SocketAddr> {
 }
 
 /// JSON is YAML, and quotes every path and address as it must be.
-fn config_text(data: &std::path::Path, addr: SocketAddr, upstream: SocketAddr) -> Result<String> {
+fn config_text(
+    data: &std::path::Path,
+    addr: SocketAddr,
+    upstream: SocketAddr,
+    more: &serde_json::Map<String, serde_json::Value>,
+) -> Result<String> {
+    let mut proxy = serde_json::Map::new();
+    proxy.insert("remoteurl".to_owned(), format!("http://{upstream}").into());
+    proxy.insert("ttl".to_owned(), "168h".into());
+    proxy.extend(more.clone());
     let config = serde_json::json!({
         "version": 0.1,
         "log": { "level": "warn", "accesslog": { "disabled": true } },
         "storage": { "filesystem": { "rootdirectory": data } },
         "http": { "addr": addr },
-        "proxy": { "remoteurl": format!("http://{upstream}"), "ttl": "168h" },
+        "proxy": proxy,
     });
     Ok(serde_json::to_string_pretty(&config)?)
 }

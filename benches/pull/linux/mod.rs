@@ -14,14 +14,19 @@
 
 mod clients;
 mod cold;
+mod content;
 mod memory;
 mod mirror;
+mod pace;
 mod proc;
+mod registry;
+#[expect(dead_code, reason = "benches/fetch uses more of it")]
 mod report;
 mod run;
 mod scratch;
 mod storm;
 mod upstream;
+#[expect(dead_code, reason = "benches/fetch uses more of it")]
 mod wire;
 
 use std::time::Duration;
@@ -128,7 +133,7 @@ pub(super) fn main() -> Result<()> {
     }
     let args = Args::parse();
     match &args.role {
-        Some(Role::Upstream(plan)) => upstream::run(*plan, |line| println!("{line}")),
+        Some(Role::Upstream(plan)) => upstream::run(plan, |line| println!("{line}")),
         Some(Role::Clients(plan)) => clients::run(plan, |line| println!("{line}")),
         None => orchestrate(&args),
     }

@@ -9,7 +9,32 @@ pub(crate) struct Figure {
     name: String,
     unit: &'static str,
     samples: Vec<f64>,
-    at_most: Option<f64>,
+    target: Option<Target>,
+    /// The widest spread, (max - min) / median, at which a median still says something.
+    steady: Option<f64>,
+}
+
+/// What the median has to be.
+#[derive(Debug, Clone, Copy)]
+enum Target {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Target {
+    fn is_met_by(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(target) => value <= target,
+            Self::AtLeast(target) => value >= target,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::AtMost(target) => format!("<= {target}"),
+            Self::AtLeast(target) => format!(">= {target}"),
+        }
+    }
 }
 
 impl Figure {
@@ -18,13 +43,27 @@ impl Figure {
             name: name.into(),
             unit,
             samples,
-            at_most: None,
+            target: None,
+            steady: None,
         }
     }
 
     /// Sets the target: the median has to be this or less.
     pub(crate) fn at_most(mut self, target: f64) -> Self {
-        self.at_most = Some(target);
+        self.target = Some(Target::AtMost(target));
+        self
+    }
+
+    /// Sets the target: the median has to be this or more.
+    pub(crate) fn at_least(mut self, target: f64) -> Self {
+        self.target = Some(Target::AtLeast(target));
+        self
+    }
+
+    /// No median is printed when `(max - min) / median` is above `spread`: it would say more about
+    /// the machine than about the code.
+    pub(crate) fn steady(mut self, spread: f64) -> Self {
+        self.steady = Some(spread);
         self
     }
 
@@ -32,19 +71,38 @@ impl Figure {
         let sorted = sorted(&self.samples);
         let (low, high) = (sorted.first().copied(), sorted.last().copied());
         let median = median(&self.samples);
-        let (target, verdict) = match self.at_most {
-            None => (String::new(), ""),
-            Some(target) if median <= target => (format!("<= {target}"), "meets"),
-            Some(target) => (format!("<= {target}"), "falls short"),
+        let spread = (high.unwrap_or(f64::NAN) - low.unwrap_or(f64::NAN)) / median;
+        let noisy = self.steady.is_some_and(|limit| spread > limit);
+        let middle = if noisy {
+            "too noisy".to_owned()
+        } else {
+            number(Some(median))
         };
+        let target = self.target.map_or_else(String::new, Target::text);
+        let verdict = self
+            .target
+            .map_or("", |target| self.verdict(target, median, noisy));
         format!(
-            "| {} | {} | {} | {} | {} | {target} | {verdict} |",
+            "| {} | {middle} | {} | {} | {} | {target} | {verdict} |",
             self.name,
-            number(Some(median)),
             number(low),
             number(high),
             self.unit,
         )
+    }
+
+    /// A noisy figure is only judged where all its samples agree.
+    fn verdict(&self, target: Target, median: f64, noisy: bool) -> &'static str {
+        let met = self
+            .samples
+            .iter()
+            .filter(|value| target.is_met_by(**value));
+        match (noisy, met.count()) {
+            (true, some) if some != 0 && some != self.samples.len() => "can't tell",
+            (true, 0) => "falls short",
+            (false, _) if !target.is_met_by(median) => "falls short",
+            _ => "meets",
+        }
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Pulled {
 
 /// `clients` at once fetch the large blob through a mirror that has just been started.
 pub(crate) fn cold(upstream: &Upstream, clients: usize) -> Result<Pulled> {
-    let write = write_seconds(upstream.large_bytes())?;
+    let write = write_seconds(upstream.large()?.bytes)?;
     let mirror = Mirror::start(upstream.addr())?;
     let pulled = through(&mirror, upstream, clients)?;
     Ok(Pulled { write, ..pulled })
@@ -46,7 +46,7 @@ fn measured(upstream: &Upstream, mirror: Option<&Mirror>, clients: usize) -> Res
     let addr = mirror.map_or(upstream.addr(), Mirror::addr);
     let plan = Plan {
         addr,
-        path: upstream.large_path()?,
+        path: upstream.large()?.path(),
         clients,
         slow_ms: 0,
     };
@@ -65,10 +65,9 @@ fn measured(upstream: &Upstream, mirror: Option<&Mirror>, clients: usize) -> Res
     };
     cost.others = (machine_cpu_seconds()? - machine_before - cost.parts()).max(0.0);
     let Stats { gets, bytes, .. } = upstream.stats()?;
+    let length = upstream.large()?.bytes;
     ensure!(
-        herd.pulls
-            .iter()
-            .all(|pull| pull.bytes == upstream.large_bytes()),
+        herd.pulls.iter().all(|pull| pull.bytes == length),
         "a client got a body of the wrong length"
     );
     Ok(Pulled {

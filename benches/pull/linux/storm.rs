@@ -48,7 +48,7 @@ impl Round {
 }
 
 pub(crate) fn measure(sizes: &Sizes) -> Result<String> {
-    let upstream = Upstream::start(Plan {
+    let upstream = Upstream::start(&Plan {
         blob_bytes: sizes.blob,
         ..Plan::default()
     })?;

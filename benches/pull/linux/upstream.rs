@@ -1,43 +1,23 @@
-//! The upstream: a registry with one repository, whose blobs are in the page cache and leave by
-//! sendfile(2), so that it costs as little as an upstream can. It counts what it is asked for and
-//! can hold every connection to a given rate.
+//! The upstream, seen from the orchestrator: what it is to hold, how it is to behave, and what it
+//! has been asked for. The registry itself runs in a process of its own.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use millpond::oci::{Algorithm, Hasher};
-use rustix::fs::sendfile;
-use rustix::net::sockopt::set_socket_send_buffer_size;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::proc::{Process, cpu_seconds};
-use super::wire::{get_json, header, read_head};
+use super::registry::{BLOBS, Registry};
+use super::wire::get_json;
 
-/// The path of every blob, up to its digest.
-pub(crate) const BLOBS: &str = "/v2/library/bench/blobs/";
 /// Bytes of one small blob: several times the size of a usual image config.
 pub(crate) const SMALL_BLOB: u64 = 64 * 1024;
 
-/// Bytes per sendfile(2) when nothing is throttled.
-const FULL_CHUNK: u64 = 4 << 20;
-/// Chunks per second when a rate is set: often enough that the line looks steady.
-const CHUNKS_PER_SECOND: u64 = 400;
-/// Bytes generated and hashed at a time.
-const PIECE: usize = 1 << 20;
-/// The send buffer of a connection, in bytes: left to itself, the kernel grows it to 4 MiB, and 32
-/// such connections at once then cost twice the CPU (measured on loopback).
-const SEND_BUFFER: usize = 512 * 1024;
-const IDLE: Duration = Duration::from_mins(2);
-
-/// What an upstream is asked to hold.
-#[derive(Debug, Clone, Copy, Default, clap::Args)]
+/// What an upstream is asked to hold, and how to send it.
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Plan {
     /// Bytes of the first blob; 0 for none.
     #[arg(long, default_value_t = 0)]
@@ -45,16 +25,70 @@ pub(crate) struct Plan {
     /// How many small blobs there are besides.
     #[arg(long, default_value_t = 0)]
     pub(crate) small_blobs: u64,
+    /// Bytes of each layer of an image, which also has a config and a tag; none for no image.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) layers: Vec<u64>,
     /// Bytes per second on each connection; 0 for as fast as it goes.
     #[arg(long, default_value_t = 0)]
     pub(crate) rate: u64,
+    /// Bytes per second on all connections together; 0 for as fast as it goes.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) total_rate: u64,
+    /// Closes the connection after so many bytes of a body that is longer; 0 for never.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) cut_every: u64,
+    /// How often it does so before it behaves.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) cuts: u64,
+}
+
+impl Plan {
+    fn args(&self) -> Vec<String> {
+        let mut args = vec![
+            "upstream".to_owned(),
+            format!("--blob-bytes={}", self.blob_bytes),
+            format!("--small-blobs={}", self.small_blobs),
+            format!("--rate={}", self.rate),
+            format!("--total-rate={}", self.total_rate),
+            format!("--cut-every={}", self.cut_every),
+            format!("--cuts={}", self.cuts),
+        ];
+        args.extend(self.layers.iter().map(|bytes| format!("--layers={bytes}")));
+        args
+    }
+
+    /// Bytes of the generated blobs, in order: the large one, the small ones, the layers.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = u64> {
+        let large = (self.blob_bytes > 0).then_some(self.blob_bytes);
+        let small = (0..self.small_blobs).map(|_| SMALL_BLOB);
+        large
+            .into_iter()
+            .chain(small)
+            .chain(self.layers.iter().copied())
+    }
+}
+
+/// A generated blob.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Blob {
+    pub(crate) digest: String,
+    pub(crate) bytes: u64,
+    /// Says what its content is, see [`super::content`].
+    pub(crate) seed: u64,
+}
+
+impl Blob {
+    /// Where it is asked for.
+    pub(crate) fn path(&self) -> String {
+        format!("{BLOBS}{}", self.digest)
+    }
 }
 
 /// What the upstream says when it is ready.
 #[derive(Debug, Serialize, Deserialize)]
 struct Ready {
     addr: SocketAddr,
-    digests: Vec<String>,
+    blobs: Vec<Blob>,
 }
 
 /// What the upstream has been asked for so far.
@@ -64,8 +98,12 @@ pub(crate) struct Stats {
     pub(crate) gets: u64,
     /// HEADs of blobs.
     pub(crate) heads: u64,
-    /// Body bytes of blobs handed to the kernel.
+    /// Body bytes of blobs handed to the kernel, whether or not anybody read them.
     pub(crate) bytes: u64,
+    /// Bodies of blobs that are being sent right now.
+    pub(crate) sending: u64,
+    /// How often a connection was closed in the middle of a body, on purpose.
+    pub(crate) cuts: u64,
 }
 
 /// A running upstream, seen from the orchestrator.
@@ -73,51 +111,29 @@ pub(crate) struct Stats {
 pub(crate) struct Upstream {
     process: Process,
     ready: Ready,
-    large_bytes: u64,
 }
 
 impl Upstream {
-    pub(crate) fn start(plan: Plan) -> Result<Self> {
-        let args = [
-            "upstream".to_owned(),
-            format!("--blob-bytes={}", plan.blob_bytes),
-            format!("--small-blobs={}", plan.small_blobs),
-            format!("--rate={}", plan.rate),
-        ];
-        let mut process = Process::spawn_role(&args)?;
+    pub(crate) fn start(plan: &Plan) -> Result<Self> {
+        let mut process = Process::spawn_role(&plan.args())?;
         let ready = process
             .read_json_line()
             .context("waiting for the upstream")?;
-        Ok(Self {
-            process,
-            ready,
-            large_bytes: plan.blob_bytes,
-        })
+        Ok(Self { process, ready })
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
         self.ready.addr
     }
 
-    /// The digests of the blobs, the large one first.
-    pub(crate) fn digests(&self) -> &[String] {
-        &self.ready.digests
+    /// The generated blobs, the large one first.
+    pub(crate) fn blobs(&self) -> &[Blob] {
+        &self.ready.blobs
     }
 
-    /// The path of the large blob.
-    pub(crate) fn large_path(&self) -> Result<String> {
-        Ok(format!(
-            "{BLOBS}{}",
-            self.ready
-                .digests
-                .first()
-                .context("the upstream is empty")?
-        ))
-    }
-
-    /// Bytes of the large blob.
-    pub(crate) fn large_bytes(&self) -> u64 {
-        self.large_bytes
+    /// The large blob, or whatever comes first.
+    pub(crate) fn large(&self) -> Result<&Blob> {
+        self.blobs().first().context("the upstream is empty")
     }
 
     pub(crate) fn stats(&self) -> Result<Stats> {
@@ -129,31 +145,14 @@ impl Upstream {
     }
 }
 
-/// A blob's place in the one file that holds them all.
-#[derive(Debug, Clone, Copy)]
-struct Extent {
-    offset: u64,
-    length: u64,
-}
-
-#[derive(Debug)]
-struct Registry {
-    file: File,
-    blobs: HashMap<String, Extent>,
-    rate: u64,
-    gets: AtomicU64,
-    heads: AtomicU64,
-    bytes: AtomicU64,
-}
-
-/// Runs until standard input ends. One thread a connection: a run opens few of them.
-pub(crate) fn run(plan: Plan, report: impl FnOnce(&str)) -> Result<()> {
-    let (registry, digests) = Registry::generate(plan)?;
+/// Runs the registry until standard input ends. One thread a connection: a run opens few of them.
+pub(crate) fn run(plan: &Plan, report: impl FnOnce(&str)) -> Result<()> {
+    let (registry, blobs) = Registry::generate(plan)?;
     let registry = Arc::new(registry);
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let ready = Ready {
         addr: listener.local_addr()?,
-        digests,
+        blobs,
     };
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -165,172 +164,4 @@ pub(crate) fn run(plan: Plan, report: impl FnOnce(&str)) -> Result<()> {
     report(&serde_json::to_string(&ready)?);
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
-}
-
-impl Registry {
-    fn generate(plan: Plan) -> Result<(Self, Vec<String>)> {
-        // A real file, not a memfd: large folios make sendfile(2) cheaper.
-        let mut file = tempfile::tempfile()?;
-        let large = (plan.blob_bytes > 0).then_some(plan.blob_bytes);
-        let lengths = large
-            .into_iter()
-            .chain((0..plan.small_blobs).map(|_| SMALL_BLOB));
-        let (mut blobs, mut digests, mut offset) = (HashMap::new(), Vec::new(), 0);
-        // The same bytes in every run; pseudo-random, so that nothing can compress them.
-        let mut random = fastrand::Rng::with_seed(0x6d69_6c6c);
-        let mut piece = vec![0; PIECE];
-        for length in lengths {
-            let mut hasher = Hasher::new(Algorithm::Sha256);
-            let mut left = length;
-            while left > 0 {
-                let size = usize::try_from(left)?.min(PIECE);
-                let part = piece
-                    .get_mut(..size)
-                    .context("a piece shorter than PIECE")?;
-                random.fill(part);
-                hasher.update(part);
-                file.write_all(part)?;
-                left -= size as u64;
-            }
-            let digest = hasher.finish().to_string();
-            blobs.insert(digest.clone(), Extent { offset, length });
-            digests.push(digest);
-            offset += length;
-        }
-        // Written back now, not during a measurement.
-        file.sync_data()?;
-        let counter = || AtomicU64::new(0);
-        let (gets, heads, bytes) = (counter(), counter(), counter());
-        Ok((
-            Self {
-                file,
-                blobs,
-                rate: plan.rate,
-                gets,
-                heads,
-                bytes,
-            },
-            digests,
-        ))
-    }
-
-    /// Answers requests on one connection until the peer closes it.
-    fn converse(&self, mut stream: TcpStream) -> Result<()> {
-        stream.set_nodelay(true)?;
-        set_socket_send_buffer_size(&stream, SEND_BUFFER)?;
-        stream.set_read_timeout(Some(IDLE))?;
-        stream.set_write_timeout(Some(IDLE))?;
-        loop {
-            let (head, rest) = read_head(&mut stream)?;
-            ensure!(!head.is_empty() && rest.is_empty(), "closed, or pipelined");
-            let mut words = head.split(' ');
-            let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
-            let path = path.split('?').next().unwrap_or("");
-            if path == "/stats" {
-                answer(&mut stream, "200 OK", &serde_json::to_vec(&self.stats())?)?;
-            } else if path == "/v2/" {
-                answer(&mut stream, "200 OK", b"{}")?;
-            } else if let Some(blob) = path.strip_prefix(BLOBS).and_then(|d| self.blobs.get(d)) {
-                self.answer_blob(&mut stream, method, *blob, header(&head, "range"))?;
-            } else {
-                answer(&mut stream, "404 Not Found", b"{\"errors\":[]}")?;
-            }
-        }
-    }
-
-    fn answer_blob(
-        &self,
-        stream: &mut TcpStream,
-        method: &str,
-        blob: Extent,
-        range: Option<&str>,
-    ) -> Result<()> {
-        let range = range.and_then(|text| parse_range(text, blob.length));
-        let (first, last) = range.unwrap_or((0, blob.length - 1));
-        let length = last - first + 1;
-        let status = if range.is_some() {
-            format!(
-                "206 Partial Content\r\nContent-Range: bytes {first}-{last}/{}",
-                blob.length
-            )
-        } else {
-            "200 OK".to_owned()
-        };
-        let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: application/octet-stream\r\n\
-             Accept-Ranges: bytes\r\nContent-Length: {length}\r\n\r\n"
-        );
-        let counter = if method == "HEAD" {
-            &self.heads
-        } else {
-            &self.gets
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-        stream.write_all(head.as_bytes())?;
-        if method != "HEAD" {
-            self.send(
-                stream,
-                Extent {
-                    offset: blob.offset + first,
-                    length,
-                },
-            )?;
-        }
-        Ok(())
-    }
-
-    fn send(&self, stream: &TcpStream, extent: Extent) -> Result<()> {
-        let throttled = self.rate > 0;
-        let chunk = if throttled {
-            (self.rate / CHUNKS_PER_SECOND).max(1)
-        } else {
-            FULL_CHUNK
-        };
-        let started = Instant::now();
-        let mut offset = extent.offset;
-        let end = extent.offset + extent.length;
-        while offset < end {
-            let count = usize::try_from(chunk.min(end - offset))?;
-            let sent = sendfile(stream, &self.file, Some(&mut offset), count)? as u64;
-            ensure!(sent > 0, "the blob is shorter than its extent");
-            self.bytes.fetch_add(sent, Ordering::Relaxed);
-            if throttled {
-                let micros = (offset - extent.offset).saturating_mul(1_000_000) / self.rate;
-                let due = started + Duration::from_micros(micros);
-                thread::sleep(due.saturating_duration_since(Instant::now()));
-            }
-        }
-        Ok(())
-    }
-
-    fn stats(&self) -> Stats {
-        Stats {
-            gets: self.gets.load(Ordering::Relaxed),
-            heads: self.heads.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-        }
-    }
-}
-
-fn answer(stream: &mut TcpStream, status: &str, body: &[u8]) -> Result<()> {
-    let length = body.len();
-    let mut message = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
-    )
-    .into_bytes();
-    message.extend_from_slice(body);
-    stream.write_all(&message)?;
-    Ok(())
-}
-
-/// The one range of `bytes=N-` or `bytes=N-M`; anything else is answered in full (RFC 9110, 14.2).
-fn parse_range(text: &str, length: u64) -> Option<(u64, u64)> {
-    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
-    let first = first.parse().ok().filter(|first| *first < length)?;
-    let last = if last.is_empty() {
-        length - 1
-    } else {
-        last.parse().ok()?
-    };
-    (first <= last).then(|| (first, last.min(length - 1)))
 }

@@ -21,6 +21,8 @@ const SILENCE: Duration = Duration::from_mins(1);
 pub(crate) struct Answer {
     stream: TcpStream,
     status: u16,
+    /// Where a part begins, of a 206.
+    start: Option<u64>,
     length: u64,
     /// Body bytes that came in one read with the head.
     early: Vec<u8>,
@@ -28,18 +30,36 @@ pub(crate) struct Answer {
 
 /// Connects, sends `GET path` and reads the head of the answer.
 pub(crate) fn get(addr: SocketAddr, path: &str) -> Result<Answer> {
+    send(addr, path, "")
+}
+
+/// The same with `Range: bytes=N-`, as containerd asks; the answer has to be a 206 that begins
+/// there.
+pub(crate) fn get_from(addr: SocketAddr, path: &str, offset: u64) -> Result<Answer> {
+    let answer = send(addr, path, &format!("Range: bytes={offset}-\r\n"))?;
+    ensure!(
+        answer.status == 206 && answer.start == Some(offset),
+        "status {}, a body from {:?} on, and not from {offset}",
+        answer.status,
+        answer.start,
+    );
+    Ok(answer)
+}
+
+fn send(addr: SocketAddr, path: &str, headers: &str) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&addr, SILENCE)
         .with_context(|| format!("connecting to {addr}"))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nAccept: */*\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nAccept: */*\r\n{headers}\r\n");
     stream.write_all(request.as_bytes())?;
     let (head, early) = read_head(&mut stream).with_context(|| format!("GET {path} at {addr}"))?;
     let (status, length) = parse_head(&head)?;
     Ok(Answer {
         stream,
         status,
+        start: header(&head, "content-range").and_then(first_byte_position),
         length,
         early,
     })
@@ -98,6 +118,21 @@ impl Answer {
         Ok(self.early)
     }
 
+    /// Fills `buffer` with the body's next bytes.
+    pub(crate) fn read_exact(&mut self, buffer: &mut [u8]) -> Result<()> {
+        ensure!(
+            buffer.len() as u64 <= self.length,
+            "the body has only {} bytes left",
+            self.length
+        );
+        let early = self.early.len().min(buffer.len());
+        let (start, rest) = buffer.split_at_mut(early);
+        start.copy_from_slice(self.early.drain(..early).as_slice());
+        self.stream.read_exact(rest)?;
+        self.length -= buffer.len() as u64;
+        Ok(())
+    }
+
     /// Discards up to `limit` body bytes that haven't been discarded yet and returns how many.
     ///
     /// `MSG_TRUNC` on a TCP socket frees the received bytes without copying them out (tcp(7)), so
@@ -123,6 +158,12 @@ impl Answer {
     pub(crate) fn left(&self) -> u64 {
         self.length
     }
+}
+
+/// N of `Content-Range: bytes N-M/L`.
+fn first_byte_position(range: &str) -> Option<u64> {
+    let (first, _) = range.strip_prefix("bytes ")?.split_once('-')?;
+    first.parse().ok()
 }
 
 /// Splits what has arrived into the head (blank line included) and the bytes after it.

@@ -1,3 +1,4 @@
+mod fetch;
 mod retention;
 mod sentences;
 mod variables;

@@ -120,7 +120,7 @@ async fn a_blob_may_stall_for_a_minute_and_no_longer() {
     let server = in_turn(vec![Reply::promising(200, 10, b"01234").then_stall()]).await;
     let upstream = client(&server);
     let blob = upstream
-        .get_blob(&repo(), &digest_of("x"), 0)
+        .get_blob(&repo(), &digest_of("x"), 0, None)
         .await
         .unwrap();
     // The reader's own slowness doesn't count.

@@ -216,6 +216,18 @@ impl Mirror {
         line.map_or(0, |value| value.parse().unwrap())
     }
 
+    /// Bytes of blobs that came from the upstreams.
+    pub(crate) fn upstream_bytes(&self) -> u64 {
+        let text = self.app.metrics().render();
+        let of_blobs = text.lines().filter(|line| {
+            line.starts_with("millpond_upstream_received_bytes_total{")
+                && line.contains("kind=\"blob\"")
+        });
+        of_blobs
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .sum()
+    }
+
     /// Waits until a metric has a value: requests are counted after their answer has been sent.
     pub(crate) async fn counted(&self, series: &str, value: u64) {
         let what = format!("{series} {value}");

@@ -3,135 +3,17 @@
 //! Label values come from fixed sets and from the configuration, never from a request, so the
 //! number of series is bounded.
 
-use std::fmt::Write as _;
+mod fetch;
+mod labels;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-/// What a request is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    Base,
-    Manifest,
-    Blob,
-    Tags,
-    Referrers,
-    Catalog,
-    /// A request for a token; only ever sent upstream.
-    Token,
-    /// A request without a route.
-    Other,
-}
-
-impl Kind {
-    /// The word used in logs and as the metric's label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Base => "base",
-            Self::Manifest => "manifest",
-            Self::Blob => "blob",
-            Self::Tags => "tags",
-            Self::Referrers => "referrers",
-            Self::Catalog => "catalog",
-            Self::Token => "token",
-            Self::Other => "other",
-        }
-    }
-}
-
-impl EncodeLabelValue for Kind {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encoder.write_str(self.as_str())
-    }
-}
-
-/// Where an answer came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// The store alone.
-    Hit,
-    /// The store, after the upstream confirmed it.
-    Revalidated,
-    /// The store, because the upstream couldn't answer.
-    Stale,
-    /// A download that another client's request had started.
-    Joined,
-    /// The upstream.
-    Miss,
-    /// Neither: the request was refused or failed.
-    Error,
-}
-
-impl Outcome {
-    /// The word used in logs and as the metric's label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Revalidated => "revalidated",
-            Self::Stale => "stale",
-            Self::Joined => "joined",
-            Self::Miss => "miss",
-            Self::Error => "error",
-        }
-    }
-}
-
-impl EncodeLabelValue for Outcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encoder.write_str(self.as_str())
-    }
-}
-
-/// How a request to an upstream ended: a status, or no status at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Ending {
-    Status(u16),
-    /// The class of the error, a fixed word.
-    Error(&'static str),
-}
-
-impl EncodeLabelValue for Ending {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        match self {
-            Self::Status(status) => write!(encoder, "{status}"),
-            Self::Error(class) => encoder.write_str(class),
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UpstreamRequest {
-    upstream: String,
-    kind: Kind,
-    method: &'static str,
-    status: Ending,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UpstreamBytes {
-    upstream: String,
-    kind: Kind,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Served {
-    kind: Kind,
-    result: Outcome,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ServedStatus {
-    kind: Kind,
-    status: u16,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfKind {
-    kind: Kind,
-}
+use fetch::Fetching;
+pub use labels::{Ending, Kind, Outcome};
+use labels::{OfKind, Served, ServedStatus, UpstreamBytes, UpstreamRequest};
 
 /// What the retention knows of the cache, at one moment.
 #[derive(Debug, Clone, Copy, Default)]
@@ -160,9 +42,7 @@ pub struct Metrics {
     responses: Family<ServedStatus, Counter>,
     client_bytes: Family<OfKind, Counter>,
     store_failures: Counter,
-    resumed: Counter,
-    downloads: Gauge,
-    followers: Gauge,
+    fetching: Fetching,
     connections: Gauge,
     cache: CacheGauges,
 }
@@ -195,9 +75,7 @@ impl Metrics {
             responses: Family::default(),
             client_bytes: Family::default(),
             store_failures: Counter::default(),
-            resumed: Counter::default(),
-            downloads: Gauge::default(),
-            followers: Gauge::default(),
+            fetching: Fetching::default(),
             connections: Gauge::default(),
             cache: CacheGauges::default(),
         };
@@ -233,18 +111,7 @@ impl Metrics {
             "Failed reads and writes of the store",
             self.store_failures.clone(),
         );
-        let help = "Downloads that went on where the upstream had broken off";
-        r.register("downloads_resumed", help, self.resumed.clone());
-        r.register(
-            "downloads_in_flight",
-            "Downloads running",
-            self.downloads.clone(),
-        );
-        r.register(
-            "followers",
-            "Clients reading a running download",
-            self.followers.clone(),
-        );
+        self.fetching.register(r);
         r.register(
             "connections",
             "Open client connections",
@@ -296,7 +163,6 @@ impl Metrics {
 
     /// Takes over what the retention knows.
     pub fn cache(&self, figures: &CacheFigures) {
-        let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&self.cache.bytes, figures.bytes);
         set(&self.cache.reserved, figures.reserved_bytes);
         set(&self.cache.limit, figures.limit_bytes.unwrap_or(0));
@@ -351,20 +217,6 @@ impl Metrics {
         self.store_failures.inc();
     }
 
-    pub fn download_resumed(&self) {
-        self.resumed.inc();
-    }
-
-    /// Counts a running download until dropped.
-    pub fn download(&self) -> InFlight {
-        InFlight::new(&self.downloads)
-    }
-
-    /// Counts a client that reads a running download until dropped.
-    pub fn follower(&self) -> InFlight {
-        InFlight::new(&self.followers)
-    }
-
     /// Counts an open connection until dropped.
     pub fn connection(&self) -> InFlight {
         InFlight::new(&self.connections)
@@ -381,6 +233,11 @@ impl Metrics {
             }
         }
     }
+}
+
+/// The text form has 63 bits.
+fn set(gauge: &Gauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
 /// One more on a gauge for as long as it lives.

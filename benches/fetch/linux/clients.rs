@@ -1,0 +1,165 @@
+//! The clients: blocking threads. Those that are few look at every byte they get; those that are
+//! many let the kernel discard it.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use super::content::{self, PIECE};
+use super::pace::Pace;
+use super::registry::BLOBS;
+use super::upstream::{Blob, Upstream};
+use super::wire::{Answer, get, get_from};
+
+/// Where the manifest of the upstream's image is.
+const IMAGE: &str = "/v2/library/bench/manifests/latest";
+/// How many layers of an image are fetched at a time: as dockerd and containerd do.
+const LAYERS_AT_ONCE: usize = 3;
+/// How many workers fetch chunks of a blob at a time.
+const WORKERS: usize = 8;
+/// Bytes that a client with a rate of its own takes at once.
+const GULP: u64 = 1 << 20;
+
+/// What one client saw, in seconds since it asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pull {
+    pub(crate) first_byte: f64,
+    pub(crate) total: f64,
+}
+
+/// Fetches a blob and compares it.
+pub(crate) fn whole(addr: SocketAddr, blob: &Blob) -> Result<Pull> {
+    let started = Instant::now();
+    let mut answer = get(addr, &blob.path())?.expect_ok()?;
+    answer.wait_first_byte()?;
+    let first_byte = started.elapsed().as_secs_f64();
+    ensure!(answer.left() == blob.bytes, "a body of the wrong length");
+    compare(&mut answer, blob, 0, blob.bytes)?;
+    let total = started.elapsed().as_secs_f64();
+    Ok(Pull { first_byte, total })
+}
+
+/// Fetches a blob at no more than `rate` bytes per second (0 for as fast as it comes) and discards
+/// it.
+pub(crate) fn discarded(addr: SocketAddr, blob: &Blob, rate: u64) -> Result<Pull> {
+    let pace = Pace::new(rate);
+    let mut scratch = vec![0; PIECE];
+    let started = Instant::now();
+    let mut answer = get(addr, &blob.path())?.expect_ok()?;
+    answer.wait_first_byte()?;
+    let first_byte = started.elapsed().as_secs_f64();
+    ensure!(answer.left() == blob.bytes, "a body of the wrong length");
+    while answer.left() > 0 {
+        pace.spend(answer.discard(GULP, &mut scratch)?);
+    }
+    let total = started.elapsed().as_secs_f64();
+    Ok(Pull { first_byte, total })
+}
+
+/// The seconds that an empty answer takes: what connecting, a request and the scheduler cost on this
+/// machine at this moment.
+pub(crate) fn ping(addr: SocketAddr) -> Result<f64> {
+    let started = Instant::now();
+    get(addr, "/v2/")?.expect_ok()?.read_all()?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// What a client reads in a manifest.
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Descriptor {
+    digest: String,
+}
+
+/// Pulls the upstream's image as clients do: the manifest by its tag, the config, then the layers,
+/// three at a time. Returns the seconds it took.
+pub(crate) fn image(addr: SocketAddr, upstream: &Upstream) -> Result<f64> {
+    let started = Instant::now();
+    let manifest = get(addr, IMAGE)?.expect_ok()?.read_all()?;
+    let manifest: Manifest = serde_json::from_slice(&manifest)?;
+    let config = format!("{BLOBS}{}", manifest.config.digest);
+    get(addr, &config)?.expect_ok()?.read_all()?;
+    let next = AtomicUsize::new(0);
+    together(LAYERS_AT_ONCE, || {
+        while let Some(layer) = manifest.layers.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut blobs = upstream.blobs().iter();
+            let blob = blobs
+                .find(|blob| blob.digest == layer.digest)
+                .context("the manifest names an unknown layer")?;
+            whole(addr, blob)?;
+        }
+        Ok(())
+    })?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Fetches a blob as containerd 2.x does: workers that each take the next chunk, ask for all from
+/// its start on, hang up when they have it, and go on. Returns the seconds it took.
+pub(crate) fn ranged(addr: SocketAddr, blob: &Blob, chunk: u64) -> Result<f64> {
+    let started = Instant::now();
+    let next = AtomicU64::new(0);
+    together(WORKERS, || {
+        loop {
+            let offset = next.fetch_add(chunk, Ordering::Relaxed);
+            if offset >= blob.bytes {
+                return Ok(());
+            }
+            let mut answer = get_from(addr, &blob.path(), offset)?;
+            ensure!(
+                answer.left() == blob.bytes - offset,
+                "a range of the wrong length"
+            );
+            compare(&mut answer, blob, offset, chunk.min(blob.bytes - offset))?;
+        }
+    })?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Runs the same in so many threads; the first error is returned.
+fn together(threads: usize, work: impl Fn() -> Result<()> + Sync) -> Result<()> {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for thread in threads {
+            let Ok(done) = thread.join() else {
+                bail!("a client panicked")
+            };
+            done?;
+        }
+        Ok(())
+    })
+}
+
+/// Reads `length` bytes that must be those of `blob` from `offset` on, which is where a piece
+/// begins.
+fn compare(answer: &mut Answer, blob: &Blob, offset: u64, length: u64) -> Result<()> {
+    let (mut got, mut wanted) = (vec![0; PIECE], vec![0; PIECE]);
+    let (mut number, mut left) = (offset / PIECE as u64, length);
+    while left > 0 {
+        let size = usize::try_from(left)?.min(PIECE);
+        let (Some(got), Some(wanted)) = (got.get_mut(..size), wanted.get_mut(..size)) else {
+            bail!("a piece longer than PIECE")
+        };
+        answer
+            .read_exact(got)
+            .with_context(|| format!("{left} bytes before the end of {length} from {offset}"))?;
+        content::fill(blob.seed, number, wanted);
+        ensure!(
+            got == wanted,
+            "wrong bytes in piece {number} of {}",
+            blob.digest
+        );
+        number += 1;
+        left -= size as u64;
+    }
+    Ok(())
+}

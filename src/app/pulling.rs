@@ -1,0 +1,73 @@
+//! Wires what a pull goes through: downloads and the mirror.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::config;
+use crate::fetch::{self, Fetcher};
+use crate::metrics::Metrics;
+use crate::mirror::{Mirror, Parts, RangeRules, Upstreams};
+use crate::retention::Retention;
+use crate::store::Store;
+
+/// What both need.
+pub(super) struct Pulling {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) retention: Retention,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop_accepting: CancellationToken,
+    pub(super) stop_now: CancellationToken,
+    pub(super) clock: Clock,
+}
+
+impl Pulling {
+    /// The downloads; partial ones are looked after in the background until the stop.
+    pub(super) fn fetcher(&self, proxy: &config::Proxy, background: &TaskTracker) -> Fetcher {
+        let fetcher = Fetcher::new(fetch::Parts {
+            settings: fetch::Settings {
+                segments: proxy.segments,
+                streams: proxy.streams,
+                on_abandon: proxy.on_abandon,
+                fill_after: proxy.fill_after,
+            },
+            store: Arc::clone(&self.store),
+            retention: self.retention.clone(),
+            metrics: Arc::clone(&self.metrics),
+            tasks: self.tasks.clone(),
+            stop: self.stop_now.clone(),
+            clock: self.clock,
+        });
+        let (partials, stop) = (fetcher.clone(), self.stop_accepting.clone());
+        background.spawn(async move {
+            stop.run_until_cancelled(partials.look_after_partials())
+                .await
+        });
+        fetcher
+    }
+
+    pub(super) fn mirror(
+        self,
+        proxy: &config::Proxy,
+        upstreams: Upstreams,
+        fetcher: Fetcher,
+    ) -> Arc<Mirror> {
+        Mirror::new(Parts {
+            upstreams,
+            store: self.store,
+            fetcher,
+            retention: self.retention,
+            tags_ttl: proxy.tags_ttl,
+            ranges: RangeRules {
+                rules: proxy.range_rules.clone(),
+                otherwise: proxy.ranges,
+            },
+            tasks: self.tasks,
+            metrics: self.metrics,
+            clock: self.clock,
+        })
+    }
+}

@@ -1,0 +1,102 @@
+//! What becomes of a download that nobody waits for.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::task::Transfer;
+use crate::config::OnAbandon;
+
+/// How long a download goes on for nobody before it is decided whether it goes on at all: clients
+/// hang up between two ranges, and come back after a break.
+const GRACE: Duration = Duration::from_secs(5);
+/// Bytes of a blob below which an abandoned download is finished whatever is there.
+const SMALL: u64 = 256 * 1024 * 1024;
+
+impl Transfer<'_> {
+    /// Looks who is there, and what has been asked for so far.
+    pub(super) fn consider_clients(&mut self) {
+        let Self {
+            shared, download, ..
+        } = self;
+        let abandoned = shared.running.is_abandoned(&download.digest, download.id);
+        if !abandoned {
+            self.grace = None;
+        } else if self.grace.is_none() {
+            self.grace = Some(Instant::now() + GRACE);
+        }
+        if !self.plan.fill
+            && let Some(total) = self.plan.total
+        {
+            let enough = download.progress.given().saturating_mul(100)
+                >= total.saturating_mul(shared.settings.fill_after.into());
+            self.plan.fill = enough || download.wants_fill();
+        }
+    }
+
+    /// Ends the streams and notes what is there, unless the download is to go on for nobody, or
+    /// somebody comes.
+    pub(super) async fn pause(&mut self) -> bool {
+        let received = self.received_bytes();
+        let goes_on = match self.shared.settings.on_abandon {
+            _ if !self.opened || !self.storing.is_storing() => true,
+            _ if !self.plan.fill => false,
+            OnAbandon::Finish => true,
+            OnAbandon::Pause => false,
+            OnAbandon::Auto => self
+                .plan
+                .total
+                .is_none_or(|total| total < SMALL || received > total / 2),
+        };
+        if goes_on || !self.keep().await {
+            // Looked at again when somebody has come and gone.
+            self.grace = None;
+            return false;
+        }
+        let Self {
+            shared, download, ..
+        } = self;
+        let closed = shared.running.close(&download.digest, download.id);
+        self.replan = true;
+        closed
+    }
+
+    fn received_bytes(&self) -> u64 {
+        self.download.progress.plan(|have, _| have.len())
+    }
+
+    /// Ends the streams, writes what has come, and notes on disk what is there. False when there is
+    /// nothing that could be taken up.
+    pub(super) async fn keep(&mut self) -> bool {
+        self.streams.stop();
+        self.slot = None;
+        self.plan.stop();
+        while self.storing.idle().is_none() {
+            let Ok(writer) = self.storing.written().await else {
+                return false;
+            };
+            if self.take_back(writer).is_err() {
+                return false;
+            }
+        }
+        let (Some(writer), Some(total)) = (self.storing.idle(), self.plan.total) else {
+            return false;
+        };
+        let Some(stage) = writer.stage().filter(|_| writer.is_writing()) else {
+            return false;
+        };
+        let (keeper, partial) = (stage.keeper(), writer.partial(total));
+        if partial.ranges.is_empty() {
+            return false;
+        }
+        let kept = tokio::task::spawn_blocking(move || keeper.keep(&partial)).await;
+        match kept {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "a download can't be kept for later");
+                false
+            }
+            Err(_panicked) => false,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! A download's end: part of the store, or left for later.
+
+use super::storing::Storing;
+use super::{Download, FetchError, Shared};
+use crate::oci::{Digest, RepoName};
+use crate::retention::{Hold, Reservation};
+use crate::store::{Link, LinkKind, Stage, StoreError};
+
+/// A download that has the digest.
+pub(super) struct Verified {
+    /// Bytes.
+    pub(super) size: u64,
+    /// Its place in the store, if it has one.
+    pub(super) place: Option<(Box<dyn Stage>, Reservation, Hold)>,
+}
+
+/// Checks length and digest. Everything has been hashed.
+pub(super) fn verify(storing: Storing, digest: Digest, size: u64) -> Result<Verified, FetchError> {
+    let (writer, place) = storing.into_parts();
+    let finished = writer.ok_or(FetchError::Lost)?;
+    let sent = finished.hashed;
+    let (stage, hasher) = finished.into_parts();
+    if sent != size {
+        return Err(FetchError::Length {
+            digest: digest.into(),
+            announced: size,
+            sent,
+        });
+    }
+    let got = hasher.finish();
+    if got != digest {
+        return Err(FetchError::Digest {
+            expected: digest.into(),
+            got: got.into(),
+        });
+    }
+    let place = stage
+        .zip(place)
+        .map(|(stage, (reservation, hold))| (stage, reservation, hold));
+    Ok(Verified { size, place })
+}
+
+/// Makes a verified download part of the store. Its followers have their bytes already, so a
+/// failure costs the cache and not the clients.
+pub(super) async fn commit(shared: &Shared, download: &Download, verified: Verified) {
+    let Verified { size, place } = verified;
+    let Some((stage, reservation, hold)) = place else {
+        return;
+    };
+    let digest = download.digest;
+    let committed = tokio::task::spawn_blocking(move || stage.commit()).await;
+    // From here on nobody joins: who asks finds the blob in the store.
+    let repositories = shared.running.committed(&digest, download.id);
+    let stored = match committed {
+        Ok(Ok(())) => {
+            reservation.commit(&hold, size);
+            link_all(shared, digest, size, repositories).await
+        }
+        Ok(Err(error)) => Err(error),
+        Err(panicked) => {
+            tracing::error!(%digest, error = %panicked, "commit panicked");
+            return;
+        }
+    };
+    if let Err(error) = stored {
+        shared.metrics.store_failed();
+        tracing::error!(%digest, %error, "download served but not cached");
+    }
+    drop(hold);
+}
+
+async fn link_all(
+    shared: &Shared,
+    digest: Digest,
+    size: u64,
+    repositories: Vec<RepoName>,
+) -> Result<(), StoreError> {
+    for repo in repositories {
+        let link = Link {
+            repo,
+            kind: LinkKind::Layer,
+            digest,
+        };
+        shared.store.link(&link).await?;
+        shared
+            .retention
+            .linked(&link.repo, link.kind, &digest, size);
+    }
+    Ok(())
+}
+
+/// Leaves what has been noted on disk for whoever asks for the blob next.
+pub(super) async fn leave(shared: &Shared, digest: Digest, storing: Storing) {
+    let (writer, place) = storing.into_parts();
+    let stage = writer.and_then(|writer| writer.into_parts().0);
+    let Some((stage, (reservation, _hold))) = stage.zip(place) else {
+        return;
+    };
+    let left = tokio::task::spawn_blocking(move || stage.leave()).await;
+    if let Err(panicked) = left {
+        tracing::error!(%digest, error = %panicked, "leaving a partial download panicked");
+        return;
+    }
+    shared.partials.park(digest, reservation).await;
+}

@@ -1,0 +1,241 @@
+//! What is done when something happens on a stream of a download.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::FetchError;
+use super::place::place;
+use super::plan::Span;
+use super::storing::Storing;
+use super::streams::{Event, Head, Stream};
+use super::task::Transfer;
+use crate::oci::RangeSet;
+use crate::upstream::{BlobBody, UpstreamError};
+
+/// How often in a row a stream is opened again before it is given up.
+const MAX_RESUMES: u32 = 5;
+/// Bytes after which a broken stream counts as progress: the row of [`MAX_RESUMES`] starts anew.
+const PROGRESS: u64 = 1024 * 1024;
+/// The first pause before opening a stream again; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause that an upstream's Retry-After gets while clients wait in the middle of a blob.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+impl Transfer<'_> {
+    pub(super) async fn happened(
+        &mut self,
+        (stream, body, event): (Stream, Option<BlobBody>, Event),
+    ) -> Result<(), FetchError> {
+        match (event, body) {
+            (Event::Opened(Ok(head)), _) => self.answered(stream, head).await,
+            (Event::Opened(Err(error)), _) => self.refused(stream, error),
+            (Event::Chunk(chunk), Some(body)) => self.came(stream, body, chunk),
+            (Event::Ended(Ok(())), _) => self.ended(&stream),
+            (Event::Ended(Err(error)), _) => self.broke(stream, error),
+            (Event::Chunk(_), None) => Err(FetchError::Lost),
+        }
+    }
+
+    fn length_error(&self, announced: u64, sent: u64) -> FetchError {
+        let digest = self.download.digest.into();
+        FetchError::Length {
+            digest,
+            announced,
+            sent,
+        }
+    }
+
+    /// The upstream gives a stream what it has asked for, or something else.
+    async fn answered(&mut self, mut stream: Stream, head: Head) -> Result<(), FetchError> {
+        let Head {
+            offset,
+            total,
+            body,
+        } = head;
+        let known = self.plan.total.filter(|_| self.opened);
+        if let (Some(announced), Some(sent)) = (known, total)
+            && announced != sent
+        {
+            return Err(self.length_error(announced, sent));
+        }
+        if !self.opened && !self.begin(total).await {
+            // It isn't the blob that was begun: from the start, without what was there.
+            self.give_up(&stream);
+            return Ok(());
+        }
+        if offset != stream.offset {
+            // No ranges: another stream may bring it all; else this one does, from the start.
+            if self.plan.lanes().len() > 1 {
+                self.plan.one_at_a_time();
+                self.give_up(&stream);
+                return Ok(());
+            }
+            self.plan.without_ranges(stream.lane);
+            stream.offset = offset;
+            self.download.progress.mark(stream.lane, Some(offset));
+        }
+        if stream.breaks > 0 {
+            self.shared.metrics.download_resumed();
+        }
+        self.streams.read(stream, body);
+        self.replan = true;
+        Ok(())
+    }
+
+    /// The first answer: now the length is known, and followers may begin. False when what an
+    /// earlier download has left is of another length.
+    async fn begin(&mut self, total: Option<u64>) -> bool {
+        let progress = &self.download.progress;
+        if let Some((kept, ranges)) = self.kept.take() {
+            if total.is_some_and(|total| total != kept) {
+                let algorithm = self.download.digest.algorithm();
+                self.storing = Storing::new(None, algorithm, RangeSet::new());
+                self.plan.forget_total();
+                return false;
+            }
+            progress.opened(Some(kept), self.content(), &ranges);
+        } else {
+            let stored = place(self.shared, self.download.digest, total).await;
+            let algorithm = self.download.digest.algorithm();
+            self.storing = Storing::new(stored, algorithm, RangeSet::new());
+            self.plan.opened(total);
+            let content = self.content();
+            if content.is_none() {
+                // What isn't stored can only be passed on in order.
+                self.plan.one_at_a_time();
+                self.plan.fill = true;
+            }
+            progress.opened(total, content, &RangeSet::new());
+        }
+        self.opened = true;
+        true
+    }
+
+    fn content(&self) -> Option<crate::store::Reader> {
+        let stage = self.storing.idle().and_then(|writer| writer.stage());
+        stage.map(crate::store::Stage::content)
+    }
+
+    /// Ends a stream; its lane is free.
+    fn give_up(&mut self, stream: &Stream) {
+        self.plan.close(stream.lane);
+        self.download.progress.mark(stream.lane, None);
+        self.replan = true;
+    }
+
+    /// A stream couldn't be opened.
+    fn refused(&mut self, stream: Stream, error: UpstreamError) -> Result<(), FetchError> {
+        if self.opened || self.plan.lanes().len() > 1 {
+            return self.broke(stream, error);
+        }
+        if stream.offset > 0 && error.is_out_of_range() && self.kept.is_none() {
+            // A client asked for bytes behind the end: that end has to be told.
+            self.plan.close(stream.lane);
+            self.ask_from_start();
+            return Ok(());
+        }
+        Err(error.into())
+    }
+
+    /// A stream has broken off, or couldn't be opened.
+    fn broke(&mut self, mut stream: Stream, error: UpstreamError) -> Result<(), FetchError> {
+        let Some(lane) = self.plan.lane(stream.lane) else {
+            return Ok(());
+        };
+        let (at, end) = (lane.at, lane.end);
+        let others = self.plan.lanes().len() > 1;
+        if others && (error.pushes_back() || !error.is_transient()) {
+            tracing::info!(digest = %self.download.digest, %error, "going on with one stream");
+            self.plan.one_at_a_time();
+            self.give_up(&stream);
+            return Ok(());
+        }
+        stream.breaks = if at >= stream.broke_at + PROGRESS {
+            1
+        } else {
+            stream.breaks + 1
+        };
+        stream.broke_at = at;
+        if stream.breaks > MAX_RESUMES || !error.is_transient() {
+            if others {
+                self.give_up(&stream);
+                return Ok(());
+            }
+            return Err(error.into());
+        }
+        tracing::info!(digest = %self.download.digest, offset = at, %error, "resuming download");
+        let pause = FIRST_PAUSE * 2_u32.pow(stream.breaks - 1);
+        let pause = pause.mul_f64(0.5 + fastrand::f64());
+        let wanted = error.retry_after().unwrap_or_default().min(MAX_PAUSE);
+        let end = end.filter(|end| self.plan.total != Some(*end));
+        let span = Span { start: at, end };
+        self.streams.reopen(stream, span, pause.max(wanted));
+        Ok(())
+    }
+
+    /// Bytes have come.
+    fn came(&mut self, stream: Stream, body: BlobBody, chunk: Bytes) -> Result<(), FetchError> {
+        let Some(lane) = self.plan.lane(stream.lane) else {
+            return Ok(());
+        };
+        let (at, end) = (lane.at, lane.end);
+        let sent = at + chunk.len() as u64;
+        if let Some(announced) = self.plan.total
+            && sent > announced
+        {
+            return Err(self.length_error(announced, sent));
+        }
+        let length = end.map_or(sent, |end| end.min(sent)).saturating_sub(at);
+        let mut part = chunk;
+        part.truncate(usize::try_from(length).unwrap_or(usize::MAX));
+        self.received = self.received.max(at + length);
+        self.plan
+            .advance(stream.lane, length, tokio::time::Instant::now());
+        if part.is_empty() {
+            self.go_on(stream, body, at, end);
+            return Ok(());
+        }
+        let progress = &self.download.progress;
+        let missing = progress.missing(at, at + length);
+        if missing.is_empty() {
+            progress.mark(stream.lane, Some(at + length));
+        }
+        for (start, until) in missing {
+            let skip = |offset: u64| usize::try_from(offset - at).unwrap_or(part.len());
+            let new = part.slice(skip(start)..skip(until));
+            progress.received(stream.lane, start, new);
+        }
+        self.storing.push(at, part);
+        self.go_on(stream, body, at + length, end);
+        Ok(())
+    }
+
+    /// Reads on, or hangs up at the end of the lane.
+    fn go_on(&mut self, stream: Stream, body: BlobBody, at: u64, end: Option<u64>) {
+        if end.is_some_and(|end| at >= end) {
+            self.give_up(&stream);
+        } else {
+            self.streams.read(stream, body);
+        }
+    }
+
+    /// A body has ended well.
+    fn ended(&mut self, stream: &Stream) -> Result<(), FetchError> {
+        let at = self.plan.lane(stream.lane).map_or(0, |lane| lane.at);
+        self.give_up(stream);
+        match self.plan.total {
+            Some(announced) if self.is_short(at) => Err(self.length_error(announced, at)),
+            Some(_) => Ok(()),
+            None => {
+                self.ended = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether a body that ended there was the only hope for what comes after.
+    fn is_short(&self, at: u64) -> bool {
+        self.plan.total.is_some_and(|total| at < total) && self.plan.lanes().is_empty()
+    }
+}

@@ -1,0 +1,127 @@
+//! The latest chunks of a download, by their place in the blob.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use crate::oci::RangeSet;
+
+/// Bytes of chunks that are kept although the file has them, so that followers at a stream's mark
+/// are served without reading what was just written.
+const RECENT: usize = 1024 * 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    chunks: BTreeMap<u64, Bytes>,
+    /// Where the chunks begin, in the order of their coming.
+    order: VecDeque<u64>,
+    bytes: usize,
+}
+
+impl Memory {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn push(&mut self, offset: u64, chunk: Bytes) {
+        self.bytes += chunk.len();
+        self.order.push_back(offset);
+        if let Some(replaced) = self.chunks.insert(offset, chunk) {
+            self.bytes -= replaced.len();
+        }
+    }
+
+    /// The bytes from `offset` on that one chunk has.
+    pub(super) fn get(&self, offset: u64) -> Option<Bytes> {
+        let (start, chunk) = self.chunks.range(..=offset).next_back()?;
+        let skip = usize::try_from(offset - start).ok()?;
+        (skip < chunk.len()).then(|| chunk.slice(skip..))
+    }
+
+    /// Forgets the oldest chunks that the file has, beyond [`RECENT`].
+    pub(super) fn trim(&mut self, written: &RangeSet) {
+        while self.bytes > RECENT
+            && let Some(&oldest) = self.order.front()
+        {
+            if let Some(chunk) = self.chunks.get(&oldest) {
+                if !written.contains(oldest, oldest + chunk.len() as u64) {
+                    return;
+                }
+                self.bytes -= chunk.len();
+                self.chunks.remove(&oldest);
+            }
+            self.order.pop_front();
+        }
+    }
+
+    /// Forgets the chunks that end at or before `floor`. Where the last of those ended, if there
+    /// were any.
+    pub(super) fn forget_below(&mut self, floor: u64) -> Option<u64> {
+        let mut forgotten = None;
+        while let Some(first) = self.chunks.first_entry()
+            && first.key() + first.get().len() as u64 <= floor
+        {
+            let end = first.key() + first.get().len() as u64;
+            forgotten = Some(end);
+            self.bytes -= first.remove().len();
+        }
+        let chunks = &self.chunks;
+        self.order.retain(|offset| chunks.contains_key(offset));
+        forgotten
+    }
+
+    /// Forgets the chunks that aren't wholly within `have`.
+    pub(super) fn keep_only(&mut self, have: &RangeSet) {
+        let bytes = &mut self.bytes;
+        self.chunks.retain(|start, chunk| {
+            let kept = have.contains(*start, start + chunk.len() as u64);
+            if !kept {
+                *bytes -= chunk.len();
+            }
+            kept
+        });
+        let chunks = &self.chunks;
+        self.order.retain(|offset| chunks.contains_key(offset));
+    }
+
+    /// What is here, as ranges.
+    pub(super) fn ranges(&self) -> RangeSet {
+        let mut ranges = RangeSet::new();
+        for (start, chunk) in &self.chunks {
+            ranges.insert(*start, start + chunk.len() as u64);
+        }
+        ranges
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(byte: u8, length: usize) -> Bytes {
+        vec![byte; length].into()
+    }
+
+    #[test]
+    fn old_chunks_go_once_they_are_written() {
+        let mut memory = Memory::default();
+        memory.push(RECENT as u64, chunk(2, RECENT));
+        memory.push(0, chunk(1, 10));
+        let mut written = RangeSet::new();
+        written.insert(0, 10);
+        memory.trim(&written);
+        assert_eq!(memory.bytes(), RECENT + 10, "the oldest isn't written");
+        assert_eq!(memory.get(7).unwrap(), &[1, 1, 1][..]);
+        assert_eq!(memory.get(10), None);
+        written.insert(RECENT as u64, 2 * RECENT as u64);
+        memory.trim(&written);
+        assert_eq!((memory.bytes(), memory.get(RECENT as u64)), (10, None));
+        assert_eq!(memory.forget_below(9), None);
+        assert_eq!(memory.forget_below(10), Some(10));
+        assert_eq!((memory.bytes(), memory.order.len()), (0, 0));
+    }
+}

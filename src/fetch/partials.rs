@@ -1,0 +1,161 @@
+//! The downloads that are not running and not done: their places in the store, and their bounds.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::oci::Digest;
+use crate::retention::{Reservation, Retention};
+use crate::store::Store;
+
+/// Partial downloads that are kept: the oldest goes when there is one more.
+const MAX_PARTIALS: usize = 64;
+/// How long one is kept that nobody takes up.
+const MAX_AGE: Duration = Duration::from_hours(24);
+/// How often it is looked for those that are too old.
+const LOOK: Duration = Duration::from_mins(10);
+
+#[derive(Debug)]
+pub(super) struct Partials {
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    /// The oldest first.
+    parked: Mutex<VecDeque<Parked>>,
+}
+
+#[derive(Debug)]
+struct Parked {
+    digest: Digest,
+    until: Instant,
+    reservation: Reservation,
+}
+
+impl Partials {
+    pub(super) fn new(store: Arc<dyn Store>, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        Self {
+            store,
+            metrics,
+            clock,
+            parked: Mutex::default(),
+        }
+    }
+
+    fn parked(&self) -> MutexGuard<'_, VecDeque<Parked>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The place of a partial download that is taken up again, if it has one.
+    pub(super) fn take(&self, digest: &Digest) -> Option<Reservation> {
+        let mut parked = self.parked();
+        let at = parked.iter().position(|parked| parked.digest == *digest)?;
+        let taken = parked.remove(at)?;
+        self.show(&parked);
+        Some(taken.reservation)
+    }
+
+    /// Keeps the place of a download that has been left. The oldest of too many is removed.
+    pub(super) async fn park(&self, digest: Digest, reservation: Reservation) {
+        self.park_until(digest, reservation, Instant::now() + MAX_AGE);
+        self.trim(Instant::now()).await;
+    }
+
+    fn park_until(&self, digest: Digest, reservation: Reservation, until: Instant) {
+        let mut parked = self.parked();
+        parked.retain(|parked| parked.digest != digest);
+        parked.push_back(Parked {
+            digest,
+            until,
+            reservation,
+        });
+        self.show(&parked);
+    }
+
+    fn show(&self, parked: &VecDeque<Parked>) {
+        let bytes = parked.iter().map(|parked| parked.reservation.bytes()).sum();
+        self.metrics.partials(parked.len() as u64, bytes);
+    }
+
+    /// Removes those that are too many or too old.
+    async fn trim(&self, now: Instant) {
+        loop {
+            let gone = {
+                let mut parked = self.parked();
+                let many = parked.len() > MAX_PARTIALS;
+                let gone = parked
+                    .pop_front_if(|oldest| many || oldest.until <= now)
+                    .map(|parked| (parked.digest, parked.reservation));
+                self.show(&parked);
+                gone
+            };
+            let Some((digest, reservation)) = gone else {
+                return;
+            };
+            self.discard(digest).await;
+            drop(reservation);
+        }
+    }
+
+    /// Removes them all, to make room. Whether there were any.
+    pub(super) async fn clear(&self) -> bool {
+        let gone = std::mem::take(&mut *self.parked());
+        let any = !gone.is_empty();
+        for parked in gone {
+            self.discard(parked.digest).await;
+        }
+        self.metrics.partials(0, 0);
+        any
+    }
+
+    async fn discard(&self, digest: Digest) {
+        match self.store.discard(&digest).await {
+            Ok(true) => tracing::info!(%digest, "removed a partial download"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%digest, %error, "can't remove a partial download"),
+        }
+    }
+
+    /// Takes charge of what an earlier process left, then removes what gets too old. Never ends.
+    pub(super) async fn look_after(&self, retention: &Retention) {
+        self.adopt(retention).await;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.trim(Instant::now()).await;
+        }
+    }
+
+    async fn adopt(&self, retention: &Retention) {
+        let mut left = match self.store.partials().await {
+            Ok(left) => left,
+            Err(error) => {
+                tracing::warn!(%error, "can't look for partial downloads");
+                return;
+            }
+        };
+        left.sort_by_key(|(_, _, kept)| *kept);
+        for (digest, partial, kept) in left {
+            let age = self.clock.wall().duration_since(kept);
+            let left = MAX_AGE.checked_sub(age.unwrap_or_default());
+            let present = self.store.size(&digest).await.ok().flatten();
+            let place = match left.filter(|_| present.is_none()) {
+                Some(left) => retention
+                    .reserve(partial.total)
+                    .await
+                    .ok()
+                    .map(|reservation| (reservation, left)),
+                None => None,
+            };
+            match place {
+                Some((reservation, left)) => {
+                    self.park_until(digest, reservation, Instant::now() + left);
+                }
+                None => self.discard(digest).await,
+            }
+        }
+        self.trim(Instant::now()).await;
+    }
+}

@@ -1,0 +1,318 @@
+//! Which bytes are asked of the upstream next, and by how many streams at once. Pure: time and
+//! progress are told.
+//!
+//! Each stream has a stretch of the blob of its own, a [`Lane`]; no byte is in two of them, and
+//! none in a lane that is there already. A lane is cut short when somebody waits for bytes far
+//! ahead in it, and where others can help; what is cut off waits for the next stream.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::pace::Pace;
+use crate::config::Segments;
+use crate::oci::RangeSet;
+
+/// Bytes that are waited for behind a stream's mark at any pace.
+pub(super) const NEAR: u64 = 1024 * 1024;
+/// How long is waited for a stream that comes nearer, instead of opening another one.
+const NEAR_TIME: f64 = 0.25;
+/// Bytes that who reads on from there waits for behind a new stream's mark, whose pace is yet to be
+/// seen: a fast one is there at once, and where it is cut short, what is on its way is lost.
+const PATIENT: u64 = 64 * 1024 * 1024;
+/// A download that ends sooner than this, in seconds, gets no further streams.
+const WORTHWHILE: f64 = 1.0;
+/// How long a stream shall be busy with its lane, in seconds.
+const LANE_TIME: f64 = 3.0;
+/// Bytes of a lane: at least, and as long as the pace isn't known.
+pub(super) const MIN_LANE: u64 = 8 * 1024 * 1024;
+/// Bytes of a lane at most, so that the streams stay close ahead of who reads in order.
+const MAX_LANE: u64 = 128 * 1024 * 1024;
+/// When to look again whether another stream helps.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Bytes to ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) start: u64,
+    /// None: to the end of the blob.
+    pub(super) end: Option<u64>,
+}
+
+/// A client waits for the byte `at`, and wants those up to `end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Want {
+    pub(super) at: u64,
+    pub(super) end: Option<u64>,
+}
+
+/// What the clients want.
+#[derive(Debug, Default)]
+pub(super) struct Demand {
+    /// Those who wait, the longest wait first.
+    pub(super) wants: Vec<Want>,
+    /// The lowest byte that somebody reads.
+    pub(super) floor: u64,
+}
+
+/// The stretch of one stream.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) id: u64,
+    /// The next byte that it brings.
+    pub(super) at: u64,
+    /// Where it ends: none where the blob's length isn't known.
+    pub(super) end: Option<u64>,
+    pace: Pace,
+}
+
+#[derive(Debug)]
+pub(super) struct Plan {
+    segments: Segments,
+    pub(super) total: Option<u64>,
+    lanes: Vec<Lane>,
+    next_id: u64,
+    /// Whether the whole blob is wanted, and not only what clients ask for.
+    pub(super) fill: bool,
+    /// The upstream doesn't know ranges: every stream begins at 0.
+    ranged: bool,
+    /// The upstream wants no second stream.
+    alone: bool,
+}
+
+impl Plan {
+    pub(super) fn new(segments: Segments, fill: bool) -> Self {
+        Self {
+            segments,
+            total: None,
+            lanes: Vec::new(),
+            next_id: 0,
+            fill,
+            ranged: true,
+            alone: false,
+        }
+    }
+
+    pub(super) fn lanes(&self) -> &[Lane] {
+        &self.lanes
+    }
+
+    pub(super) fn lane(&self, id: u64) -> Option<&Lane> {
+        self.lanes.iter().find(|lane| lane.id == id)
+    }
+
+    fn lane_mut(&mut self, id: u64) -> Option<&mut Lane> {
+        self.lanes.iter_mut().find(|lane| lane.id == id)
+    }
+
+    /// A stream begins.
+    pub(super) fn open(&mut self, span: Span) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.lanes.push(Lane {
+            id,
+            at: span.start,
+            end: span.end.or(self.total),
+            pace: Pace::default(),
+        });
+        id
+    }
+
+    /// A stream has brought bytes.
+    pub(super) fn advance(&mut self, id: u64, bytes: u64, now: Instant) {
+        if let Some(lane) = self.lane_mut(id) {
+            lane.at += bytes;
+            lane.pace.add(bytes, now);
+        }
+    }
+
+    /// A stream has ended, at the end of its lane or before.
+    pub(super) fn close(&mut self, id: u64) {
+        self.lanes.retain(|lane| lane.id != id);
+    }
+
+    /// The length has become known.
+    pub(super) fn opened(&mut self, total: Option<u64>) {
+        self.total = total;
+        for lane in &mut self.lanes {
+            lane.end = lane.end.min(total).or(total);
+        }
+    }
+
+    /// Every stream has ended.
+    pub(super) fn stop(&mut self) {
+        self.lanes.clear();
+    }
+
+    /// The length that was known isn't right.
+    pub(super) fn forget_total(&mut self) {
+        self.total = None;
+    }
+
+    /// From now on one stream at a time: the upstream pushes back.
+    pub(super) fn one_at_a_time(&mut self) {
+        self.alone = true;
+    }
+
+    /// The upstream ignores ranges: the stream, if it may go on, brings everything from 0 on.
+    pub(super) fn without_ranges(&mut self, id: u64) {
+        self.ranged = false;
+        self.alone = true;
+        let total = self.total;
+        if let Some(lane) = self.lane_mut(id) {
+            lane.at = 0;
+            lane.end = total;
+        }
+    }
+
+    /// What another stream would be for, if there may be one: the lane that it is taken from has
+    /// been cut already.
+    pub(super) fn next(&mut self, have: &RangeSet, demand: &Demand, now: Instant) -> Option<Span> {
+        if self.alone && !self.lanes.is_empty() {
+            return None;
+        }
+        if !self.ranged || self.total.is_none() {
+            let start = if self.ranged { have.end_of(0) } else { 0 };
+            let first = Span { start, end: None };
+            return self.lanes.is_empty().then_some(first);
+        }
+        self.wanted(have, demand, now).or_else(|| {
+            let may = self.fill && self.lanes.len() < self.segments.count;
+            may.then(|| self.filling(have, demand, now)).flatten()
+        })
+    }
+
+    /// When [`next`](Self::next) may have another answer although nothing has happened.
+    pub(super) fn look_again(&self, demand: &Demand) -> Option<Duration> {
+        let helped = !self.alone && !self.lanes.is_empty();
+        let filling = self.fill && self.lanes.len() < self.segments.count && self.is_large();
+        (helped && (filling || !demand.wants.is_empty())).then_some(LOOK)
+    }
+
+    fn is_large(&self) -> bool {
+        self.total
+            .is_some_and(|total| total >= self.segments.min_size)
+    }
+
+    /// A stream for somebody who waits, unless one is about to come there.
+    fn wanted(&mut self, have: &RangeSet, demand: &Demand, now: Instant) -> Option<Span> {
+        let total = self.total?;
+        if self.lanes.len() >= self.segments.per_blob {
+            return None;
+        }
+        for want in &demand.wants {
+            let at = want.at;
+            if at >= total || have.contains(at, at + 1) {
+                continue;
+            }
+            let window = self.window(now);
+            let owner = self.lanes.iter_mut().find(|lane| lane.owns(at));
+            if let Some(lane) = owner {
+                if lane.comes_soon(want, total, now) {
+                    continue;
+                }
+                lane.end = Some(at);
+            }
+            let taken = self.taken(have, total);
+            let limit = taken.next_start(at).unwrap_or(total);
+            let reach = match want.end {
+                Some(end) if !self.fill => end,
+                _ => at + window,
+            };
+            let end = Some(limit.min(reach.max(at + 1)));
+            return Some(Span { start: at, end });
+        }
+        None
+    }
+
+    /// A stream for what nobody waits for yet.
+    fn filling(&mut self, have: &RangeSet, demand: &Demand, now: Instant) -> Option<Span> {
+        let total = self.total?;
+        let taken = self.taken(have, total);
+        let gap_from = |from: u64| {
+            let start = taken.end_of(from);
+            (start < total).then(|| (start, taken.next_start(start).unwrap_or(total)))
+        };
+        let gap = gap_from(demand.floor).or_else(|| gap_from(0));
+        if self.lanes.is_empty() {
+            let (start, end) = gap?;
+            let end = (end < total).then_some(end);
+            return Some(Span { start, end });
+        }
+        if !self.is_large() || !self.is_worthwhile(have, total, now) {
+            return None;
+        }
+        let window = self.window(now);
+        if let Some((start, end)) = gap {
+            let end = Some(end.min(start + window));
+            return Some(Span { start, end });
+        }
+        let longest = self.lanes.iter_mut().max_by_key(|lane| lane.left(total))?;
+        let left = longest.left(total);
+        if left < 2 * MIN_LANE || !longest.pace.lasts(left, WORTHWHILE, now) {
+            return None;
+        }
+        let start = longest.at + window.min(left / 2);
+        let old = longest.end.replace(start).unwrap_or(total);
+        let end = Some(old.min(start + window));
+        Some(Span { start, end })
+    }
+
+    /// What is there, and what streams are bringing.
+    fn taken(&self, have: &RangeSet, total: u64) -> RangeSet {
+        let mut taken = have.clone();
+        for lane in &self.lanes {
+            taken.insert(lane.at, lane.end.unwrap_or(total));
+        }
+        taken
+    }
+
+    /// Whether the download, at its pace, lasts long enough for another stream to help. Not before
+    /// the pace is known.
+    fn is_worthwhile(&self, have: &RangeSet, total: u64, now: Instant) -> bool {
+        let rates = self.lanes.iter().filter_map(|lane| lane.pace.rate(now));
+        let (rate, known) = rates.fold((0.0, 0), |(sum, known), rate| (sum + rate, known + 1));
+        known > 0 && to_float(total - have.len().min(total)) >= WORTHWHILE * rate
+    }
+
+    /// Bytes of a lane at the pace that is seen.
+    fn window(&self, now: Instant) -> u64 {
+        let rates = self.lanes.iter().filter_map(|lane| lane.pace.rate(now));
+        let fastest = rates.fold(0.0, f64::max);
+        to_bytes(fastest * LANE_TIME).clamp(MIN_LANE, MAX_LANE)
+    }
+}
+
+impl Lane {
+    fn owns(&self, at: u64) -> bool {
+        self.at <= at && self.end.is_none_or(|end| at < end)
+    }
+
+    fn left(&self, total: u64) -> u64 {
+        self.end.unwrap_or(total).saturating_sub(self.at)
+    }
+
+    fn comes_soon(&self, want: &Want, total: u64, now: Instant) -> bool {
+        let reads_on = want.end.is_none_or(|end| end >= total);
+        let reach = match self.pace.rate(now) {
+            Some(rate) => to_bytes(rate * NEAR_TIME),
+            None if reads_on => PATIENT,
+            None => 0,
+        };
+        want.at - self.at <= NEAR.max(reach)
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an estimate; the cast saturates"
+)]
+fn to_bytes(bytes: f64) -> u64 {
+    bytes as u64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+fn to_float(bytes: u64) -> f64 {
+    bytes as f64
+}

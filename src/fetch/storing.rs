@@ -1,0 +1,209 @@
+//! Where a download's chunks go once followers have been shown them: through the hash and into the
+//! staged file, in batches as large as what came while the last batch was being written.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::FetchError;
+use super::writer::Writer;
+use crate::oci::Algorithm;
+use crate::oci::RangeSet;
+use crate::retention::{Hold, Reservation};
+use crate::store::{Stage, StoreError};
+
+/// Bytes that may wait for the writer. Past it the upstream's sockets are left alone.
+const MAX_PENDING: usize = 4 * 1024 * 1024;
+
+/// Bytes between two notes of what is there: at least these, and this part of the blob.
+const NOTE_BYTES: u64 = 4 * 1024 * 1024;
+const NOTE_PARTS: u64 = 32;
+/// Time between two notes; and this many times what the last one took, because it waits for the
+/// disk.
+const NOTE_PAUSE: Duration = Duration::from_millis(250);
+const NOTE_SHARE: u32 = 10;
+
+/// A place in the store.
+pub(super) struct Stored {
+    pub(super) stage: Box<dyn Stage>,
+    pub(super) reservation: Reservation,
+    /// Keeps a file of this digest from being removed before it is linked.
+    pub(super) hold: Hold,
+}
+
+/// What keeps the place while the stage is with the writer.
+type Place = (Reservation, Hold);
+
+enum Writing {
+    Idle(Box<Writer>),
+    Busy(JoinHandle<Box<Writer>>),
+    /// An error has been returned; nothing follows.
+    Gone,
+}
+
+pub(super) struct Storing {
+    pending: Vec<(u64, Bytes)>,
+    pending_bytes: usize,
+    writing: Writing,
+    /// None when the download isn't stored.
+    place: Option<Place>,
+    notes: Notes,
+}
+
+/// When it was last noted on disk what is there.
+#[derive(Default)]
+struct Notes {
+    running: Option<JoinHandle<Result<Duration, StoreError>>>,
+    next: Option<Instant>,
+    /// Bytes in the file at the last note.
+    bytes: u64,
+    /// It failed once, and is not tried again: only a crash would miss it.
+    failed: bool,
+}
+
+impl Storing {
+    /// `kept` is in the stage already.
+    pub(super) fn new(stored: Option<Stored>, algorithm: Algorithm, kept: RangeSet) -> Self {
+        let (stage, place) = stored
+            .map(|stored| (stored.stage, (stored.reservation, stored.hold)))
+            .unzip();
+        Self {
+            pending: Vec::new(),
+            pending_bytes: 0,
+            writing: Writing::Idle(Box::new(Writer::new(stage, algorithm, kept))),
+            place,
+            notes: Notes::default(),
+        }
+    }
+
+    /// Whether more may come.
+    pub(super) fn has_room(&self) -> bool {
+        self.pending_bytes < MAX_PENDING
+    }
+
+    /// Whether what comes is stored.
+    pub(super) fn is_storing(&self) -> bool {
+        self.place.is_some()
+    }
+
+    pub(super) fn reservation(&mut self) -> Option<&mut Reservation> {
+        self.place.as_mut().map(|(reservation, _)| reservation)
+    }
+
+    /// Stores no more of it.
+    pub(super) fn give_up_place(&mut self) {
+        self.place = None;
+    }
+
+    /// The writer, while no batch is being written.
+    pub(super) fn idle(&self) -> Option<&Writer> {
+        match &self.writing {
+            Writing::Idle(writer) => Some(writer),
+            Writing::Busy(_) | Writing::Gone => None,
+        }
+    }
+
+    /// Takes a chunk.
+    pub(super) fn push(&mut self, offset: u64, chunk: Bytes) {
+        self.pending_bytes += chunk.len();
+        self.pending.push((offset, chunk));
+        self.start();
+    }
+
+    /// Forgets chunks that wait, unless `keep` holds for where they begin and end.
+    pub(super) fn retain(&mut self, keep: impl Fn(u64, u64) -> bool) {
+        self.pending
+            .retain(|(offset, chunk)| keep(*offset, offset + chunk.len() as u64));
+        self.pending_bytes = self.pending.iter().map(|(_, chunk)| chunk.len()).sum();
+    }
+
+    /// Gives what waits to the writer, if that is idle. Also when nothing waits, but the hash is
+    /// behind the file.
+    fn start(&mut self) {
+        self.writing = match std::mem::replace(&mut self.writing, Writing::Gone) {
+            Writing::Idle(mut writer) if !self.pending.is_empty() || writer.is_behind() => {
+                if self.place.is_none() {
+                    writer.stop_writing();
+                }
+                let batch = std::mem::take(&mut self.pending);
+                self.pending_bytes = 0;
+                Writing::Busy(tokio::task::spawn_blocking(move || writer.take(&batch)))
+            }
+            other => other,
+        };
+    }
+
+    /// Waits for the batch that is being written; forever when there is none. The writer has to be
+    /// [given back](Self::give_back). Cancel safe.
+    pub(super) async fn written(&mut self) -> Result<Box<Writer>, FetchError> {
+        let Writing::Busy(batch) = &mut self.writing else {
+            return std::future::pending().await;
+        };
+        let result = batch.await;
+        self.writing = Writing::Gone;
+        result.map_err(|_panicked| FetchError::Lost)
+    }
+
+    /// The writer goes on with what has come meanwhile.
+    pub(super) fn give_back(&mut self, writer: Box<Writer>) {
+        self.writing = Writing::Idle(writer);
+        self.start();
+    }
+
+    /// Whether a batch is being written, or one is to be.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self.writing, Writing::Busy(_))
+    }
+
+    /// Notes on disk what is there, if it is time: after a crash the download goes on from there.
+    pub(super) fn note(&mut self, writer: &Writer, total: u64) {
+        let now = Instant::now();
+        if self.notes.is_due(writer, total, now)
+            && let Some(stage) = writer.stage()
+        {
+            let keeper = stage.keeper();
+            let partial = writer.partial(total);
+            self.notes.bytes = writer.file.len();
+            self.notes.running = Some(tokio::task::spawn_blocking(move || {
+                let started = Instant::now();
+                keeper.keep(&partial).map(|()| started.elapsed())
+            }));
+        }
+    }
+
+    /// What was stored, once the writer is idle.
+    pub(super) fn into_parts(self) -> (Option<Box<Writer>>, Option<Place>) {
+        let writer = match self.writing {
+            Writing::Idle(writer) => Some(writer),
+            Writing::Busy(_) | Writing::Gone => None,
+        };
+        (writer, self.place)
+    }
+}
+
+impl Notes {
+    fn is_due(&mut self, writer: &Writer, total: u64, now: Instant) -> bool {
+        if let Some(running) = &mut self.running {
+            // Looked at without waiting: the next batch comes by again.
+            let Some(ended) = futures_util::FutureExt::now_or_never(running) else {
+                return false;
+            };
+            self.running = None;
+            match ended {
+                Ok(Ok(took)) => self.next = Some(now + NOTE_PAUSE.max(took * NOTE_SHARE)),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "a download can't be noted for after a crash");
+                    self.failed = true;
+                }
+                Err(_panicked) => self.failed = true,
+            }
+        }
+        let fresh = writer.file.len().saturating_sub(self.bytes);
+        writer.is_writing()
+            && !self.failed
+            && fresh >= NOTE_BYTES.max(total / NOTE_PARTS)
+            && self.next.is_none_or(|next| now >= next)
+    }
+}

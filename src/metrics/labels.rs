@@ -1,0 +1,132 @@
+//! What series are told apart by: fixed sets, and upstreams' names.
+
+use std::fmt::Write as _;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+
+/// What a request is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Base,
+    Manifest,
+    Blob,
+    Tags,
+    Referrers,
+    Catalog,
+    /// A request for a token; only ever sent upstream.
+    Token,
+    /// A request without a route.
+    Other,
+}
+
+impl Kind {
+    /// The word used in logs and as the metric's label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Manifest => "manifest",
+            Self::Blob => "blob",
+            Self::Tags => "tags",
+            Self::Referrers => "referrers",
+            Self::Catalog => "catalog",
+            Self::Token => "token",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl EncodeLabelValue for Kind {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(self.as_str())
+    }
+}
+
+/// Where an answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The store alone.
+    Hit,
+    /// The store, after the upstream confirmed it.
+    Revalidated,
+    /// The store, because the upstream couldn't answer.
+    Stale,
+    /// A download that another client's request had started.
+    Joined,
+    /// The upstream.
+    Miss,
+    /// Neither: the request was refused or failed.
+    Error,
+}
+
+impl Outcome {
+    /// The word used in logs and as the metric's label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Revalidated => "revalidated",
+            Self::Stale => "stale",
+            Self::Joined => "joined",
+            Self::Miss => "miss",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(self.as_str())
+    }
+}
+
+/// How a request to an upstream ended: a status, or no status at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ending {
+    Status(u16),
+    /// The class of the error, a fixed word.
+    Error(&'static str),
+}
+
+impl EncodeLabelValue for Ending {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        match self {
+            Self::Status(status) => write!(encoder, "{status}"),
+            Self::Error(class) => encoder.write_str(class),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct UpstreamRequest {
+    pub(super) upstream: String,
+    pub(super) kind: Kind,
+    pub(super) method: &'static str,
+    pub(super) status: Ending,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct UpstreamBytes {
+    pub(super) upstream: String,
+    pub(super) kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OfUpstream {
+    pub(super) upstream: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Served {
+    pub(super) kind: Kind,
+    pub(super) result: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ServedStatus {
+    pub(super) kind: Kind,
+    pub(super) status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OfKind {
+    pub(super) kind: Kind,
+}

@@ -1,0 +1,146 @@
+//! Patterns of names, as the configuration and the operator's selections are written.
+
+/// The longest pattern, in bytes: longer than any stored name and tag together.
+pub const MAX_PATTERN: usize = 1024;
+
+/// A pattern of stored repository names (those of a named upstream begin with its name), or of
+/// tags.
+///
+/// `*` stands for any run of characters, none included, within one component; `**` also runs across
+/// slashes. Everything else stands for itself, and the whole name has to match: `library/*` is
+/// `library/debian` but not `library/a/b`; `ghcr.io/**` is everything of that upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(String);
+
+/// Why a text is not a pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    #[error("a pattern is 1 to {MAX_PATTERN} bytes long")]
+    Length,
+    #[error(
+        "a pattern is made of what names and tags are made of (letters, digits, '.', '_', '-', \
+         '/'), and of * and **"
+    )]
+    Character,
+}
+
+impl std::str::FromStr for Pattern {
+    type Err = PatternError;
+
+    fn from_str(text: &str) -> Result<Self, PatternError> {
+        if text.is_empty() || text.len() > MAX_PATTERN {
+            return Err(PatternError::Length);
+        }
+        let known = |byte: u8| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'/' | b'*')
+        };
+        if text.bytes().all(known) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(PatternError::Character)
+        }
+    }
+}
+
+impl Pattern {
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether all of `name` is what the pattern stands for. The steps are bounded by the product
+    /// of the two lengths.
+    pub fn matches(&self, name: &str) -> bool {
+        let name = name.as_bytes();
+        // reached[n]: what has been read of the pattern so far matches the first n bytes.
+        let mut reached = vec![false; name.len() + 1];
+        if let Some(start) = reached.first_mut() {
+            *start = true;
+        }
+        let mut rest = self.0.as_bytes();
+        while let Some((first, after)) = rest.split_first() {
+            let mut next = vec![false; name.len() + 1];
+            if *first == b'*' {
+                let across = after.first() == Some(&b'*');
+                rest = if across {
+                    after.get(1..).unwrap_or_default()
+                } else {
+                    after
+                };
+                let mut running = false;
+                let bytes = std::iter::once(None).chain(name.iter().map(Some));
+                for ((slot, reached), byte) in next.iter_mut().zip(&reached).zip(bytes) {
+                    running = *reached || (running && (across || byte != Some(&b'/')));
+                    *slot = running;
+                }
+            } else {
+                rest = after;
+                for ((slot, reached), byte) in next.iter_mut().skip(1).zip(&reached).zip(name) {
+                    *slot = *reached && byte == first;
+                }
+            }
+            reached = next;
+        }
+        reached.last() == Some(&true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn stars_stay_in_a_component_and_double_stars_run_across() {
+        for (pattern, name, expected) in [
+            ("library/debian", "library/debian", true),
+            ("library/debian", "library/debian2", false),
+            ("library/*", "library/debian", true),
+            ("library/*", "library/a/b", false),
+            ("library/*", "library", false),
+            ("*/debian", "library/debian", true),
+            ("*", "a/b", false),
+            ("**", "a/b/c", true),
+            ("ghcr.io/**", "ghcr.io/owner/app", true),
+            ("ghcr.io/**", "ghcr.io", false),
+            ("**/app", "ghcr.io/owner/app", true),
+            ("a*c*e", "abcde", true),
+            ("a*c*e", "abcd", false),
+            ("**a**", "xxaxx/y", true),
+            ("***", "a/b", true),
+            ("1.*", "1.25-alpine", true),
+            ("1.*", "12", false),
+        ] {
+            let parsed: Pattern = pattern.parse().unwrap();
+            assert_eq!(parsed.matches(name), expected, "{pattern} {name}");
+        }
+        assert_eq!("".parse::<Pattern>(), Err(PatternError::Length));
+        assert_eq!("[a-z]".parse::<Pattern>(), Err(PatternError::Character));
+    }
+
+    #[test]
+    fn a_hostile_pattern_takes_no_time() {
+        let pattern: Pattern = "*a".repeat(500).parse().unwrap();
+        assert!(!pattern.matches(&"a".repeat(499)));
+        assert!(pattern.matches(&"a".repeat(500)));
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_recursive_matcher(pattern in "[ab/*]{1,8}", name in "[ab/]{0,10}") {
+            let parsed: Pattern = pattern.parse().unwrap();
+            prop_assert_eq!(parsed.matches(&name), recursive(pattern.as_bytes(), name.as_bytes()));
+        }
+    }
+
+    fn recursive(pattern: &[u8], name: &[u8]) -> bool {
+        match pattern {
+            [] => name.is_empty(),
+            [b'*', b'*', rest @ ..] => (0..=name.len()).any(|n| recursive(rest, &name[n..])),
+            [b'*', rest @ ..] => (0..=name.len())
+                .take_while(|n| !name[..*n].contains(&b'/'))
+                .any(|n| recursive(rest, &name[n..])),
+            [first, rest @ ..] => name.first() == Some(first) && recursive(rest, &name[1..]),
+        }
+    }
+}

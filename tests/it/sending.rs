@@ -1,0 +1,164 @@
+//! Blobs sent from files, on a real disk and real sockets: whole, in parts, and while the files are
+//! removed, replaced and cut under their readers.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millpond::store::{FsStore, Layout, Store};
+use tokio_util::task::TaskTracker;
+
+use crate::harness::{Mirror, Registry, Setup, digest, noise};
+
+/// Larger than a piece that is sent at once, and no multiple of anything.
+const SIZE: usize = 2_500_003;
+/// Where a file is cut.
+const CUT: u64 = 1024 * 1024;
+const BLOB: &str = "/v2/team/app/blobs";
+
+struct House {
+    root: tempfile::TempDir,
+    store: Arc<FsStore>,
+    up: Registry,
+}
+
+impl House {
+    async fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let store = Arc::new(FsStore::open(root.path()).await.unwrap());
+        let up = Registry::start().await;
+        Self { root, store, up }
+    }
+
+    /// A mirror that has these blobs.
+    async fn mirror(&self, blobs: &[Bytes], http: &str) -> Mirror {
+        let store: Arc<dyn Store> = self.store.clone();
+        let m = Setup::new(&self.up).store(store).http(http).start().await;
+        for blob in blobs {
+            self.up.put_blob("team/app", blob);
+            m.get(&path(blob)).await.expect(200, blob);
+        }
+        m.idle().await;
+        m
+    }
+
+    fn file(&self, blob: &Bytes) -> PathBuf {
+        Layout::new(self.root.path()).blob(&digest(blob))
+    }
+}
+
+fn path(blob: &Bytes) -> String {
+    format!("{BLOB}/{}", digest(blob))
+}
+
+#[tokio::test]
+async fn whole_blobs_and_their_parts() {
+    let house = House::new().await;
+    let blobs = [noise(1, SIZE), noise(2, 1), noise(3, 20_000)];
+    for http in ["", "http2: {disabled: true}"] {
+        let m = house.mirror(&blobs, http).await;
+        for blob in &blobs {
+            let answer = m.get(&path(blob)).await;
+            answer.expect(200, blob);
+            assert_eq!(answer.header("cache-status"), "millpond; hit");
+        }
+        let line = format!("GET {}", path(&blobs[0]));
+        let range = [("range", "bytes=5-2000004")];
+        m.ask(&line, &range)
+            .await
+            .expect(206, &blobs[0][5..2_000_005]);
+        let ranges = [("range", "bytes=0-99999,200000-2500002")];
+        let answer = m.ask(&line, &ranges).await;
+        let find = |part: &[u8]| answer.body.windows(part.len()).any(|window| window == part);
+        assert!(answer.status == 206 && !answer.broken);
+        assert!(find(&blobs[0][..100_000]) && find(&blobs[0][200_000..]));
+    }
+}
+
+/// What happens to a blob's file while it is being sent.
+#[derive(Debug, Clone, Copy)]
+enum Disturbance {
+    Unlink,
+    Replace,
+    Evict,
+    Quarantine,
+    Cut,
+}
+
+async fn disturb(house: &House, blob: &Bytes, what: Disturbance) {
+    let (file, fresh) = (house.file(blob), house.root.path().join("fresh"));
+    fs::write(&fresh, blob).unwrap();
+    match what {
+        Disturbance::Unlink => drop(fs::remove_file(&file)),
+        Disturbance::Replace => {}
+        Disturbance::Evict => drop(house.store.remove(&digest(blob)).await.unwrap()),
+        Disturbance::Quarantine => drop(house.store.quarantine(&digest(blob)).await.unwrap()),
+        Disturbance::Cut => {
+            if let Ok(opened) = fs::OpenOptions::new().write(true).open(&file) {
+                opened.set_len(CUT).unwrap();
+            }
+        }
+    }
+    // Its directory may have gone with it: then a reader downloads it again.
+    if fs::rename(&fresh, &file).is_err() {
+        fs::remove_file(&fresh).unwrap();
+    }
+}
+
+/// Reads a blob over and over while its file suffers; `right` judges what comes.
+async fn read_while_disturbed(what: &[Disturbance], right: fn(&Bytes, &Bytes) -> bool) {
+    const READERS: usize = 8;
+    const ROUNDS: usize = 40;
+    let house = House::new().await;
+    let blob = noise(4, SIZE);
+    let m = Arc::new(house.mirror(std::slice::from_ref(&blob), "").await);
+    let read = |m: Arc<Mirror>, blob: Bytes| async move {
+        let mut whole = 0;
+        for _ in 0..ROUNDS {
+            let answer = m.get(&path(&blob)).await;
+            assert_eq!(answer.status, 200);
+            assert!(right(&blob, &answer.body), "a wrong byte");
+            let announced = answer.header("content-length") == answer.body.len().to_string();
+            assert_ne!(announced, answer.broken, "a short body that ended well");
+            whole += usize::from(answer.body.len() == SIZE);
+        }
+        whole
+    };
+    let tasks = TaskTracker::new();
+    let readers: Vec<_> = (0..READERS)
+        .map(|_| tasks.spawn(read(Arc::clone(&m), blob.clone())))
+        .collect();
+    let mut disturbed = 0;
+    for what in what.iter().cycle() {
+        if readers.iter().all(tokio::task::JoinHandle::is_finished) {
+            break;
+        }
+        disturb(&house, &blob, *what).await;
+        disturbed += 1;
+    }
+    let mut whole = 0;
+    for reader in readers {
+        whole += reader.await.unwrap();
+    }
+    assert!(whole > 0 && disturbed > what.len(), "{whole}, {disturbed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_go_under_their_readers_never_give_a_wrong_byte() {
+    use Disturbance::{Evict, Quarantine, Replace, Unlink};
+    let right = |blob: &Bytes, body: &Bytes| blob.starts_with(body);
+    read_while_disturbed(&[Unlink, Evict, Replace, Quarantine], right).await;
+}
+
+/// Nothing here cuts a file that has its name. Who does it by hand wipes, to zeros, what waits in
+/// sockets, too: the kernel sends the page cache itself. No other byte can come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_are_cut_under_their_readers_give_nothing_but_themselves() {
+    let right = |blob: &Bytes, body: &Bytes| {
+        let cut = usize::try_from(CUT).unwrap();
+        let mut both = blob.iter().zip(body).enumerate();
+        both.all(|(at, (wanted, got))| got == wanted || (at >= cut && *got == 0))
+    };
+    read_while_disturbed(&[Disturbance::Cut], right).await;
+}

@@ -1,0 +1,190 @@
+//! The real binary, killed at random moments (SIGKILL) while clients pull through it, again and
+//! again. What each of them gets is right to the byte, what is stored is whole, nothing is left in
+//! the spool, and what had been downloaded before a kill isn't downloaded again.
+//!
+//! Processes and kills happen in real time, so this test does, too; but nothing in it passes or
+//! fails by the clock. `MILLPOND_KILL_SEED` repeats the choices of an earlier run, though not the
+//! exact moments.
+
+#![cfg(unix)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+#![expect(clippy::print_stderr, reason = "the seed, and what was seen")]
+
+mod gallery;
+mod puller;
+mod server;
+mod upstream;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use millpond::oci::{Algorithm, Digest};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use gallery::Gallery;
+use puller::{Life, Puller};
+use server::Server;
+use upstream::Upstream;
+
+const KILLS: usize = 50;
+/// How long the server lives between its first answer and the next kill, in milliseconds.
+const LIFE_MS: Range<u64> = 300..1_000;
+const PULLERS: u64 = 4;
+/// Images of which each puller takes one after the other, in an order of its own.
+const BATCH: u64 = 4;
+/// Bytes of blobs from upstream over the bytes of the distinct blobs. The target is 1.3. Until
+/// partial files are resumed after a restart, a blob that needs longer than the server lives is
+/// begun anew after every kill, and it is about 7.
+const MOST_FROM_UPSTREAM: f64 = 12.0;
+/// The whole test; it takes about a minute.
+const LIMIT: Duration = Duration::from_mins(8);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_image_is_whole_after_fifty_kills() {
+    let seed = seed();
+    eprintln!("MILLPOND_KILL_SEED={seed}");
+    tokio::time::timeout(LIMIT, story(seed)).await.unwrap();
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the test's own variable, not the program's"
+)]
+fn seed() -> u64 {
+    match std::env::var("MILLPOND_KILL_SEED") {
+        Ok(seed) => seed.parse().unwrap(),
+        Err(_unset) => fastrand::u64(..),
+    }
+}
+
+async fn story(seed: u64) {
+    let upstream = Upstream::start();
+    let gallery = Arc::new(Gallery::new(&upstream));
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = Server::new(directory.path(), upstream.address);
+    server.start().await;
+
+    let (life, watched) = watch::channel(Life::default());
+    let enough = Arc::new(AtomicBool::new(false));
+    let mut pullers = JoinSet::new();
+    for number in 0..PULLERS {
+        let puller = Puller::new(server.address, watched.clone(), seed ^ (number << 8));
+        let (gallery, enough) = (Arc::clone(&gallery), Arc::clone(&enough));
+        pullers.spawn(async move { pull_until(&puller, &gallery, &enough).await });
+    }
+    kill_again_and_again(&mut server, &life, seed, &mut pullers).await;
+    enough.store(true, Ordering::Relaxed);
+    let images: BTreeSet<u64> = pullers.join_all().await.into_iter().flatten().collect();
+
+    // A client has everything before the file is committed: after a kill in between, the blob is
+    // not in the store. So everything is pulled once more, by one that nobody kills.
+    let puller = Puller::new(server.address, watched, seed);
+    for number in &images {
+        puller.pull(&gallery.image(*number)).await;
+    }
+    server.stop().await;
+    server.start().await;
+    server.stop().await;
+
+    let blobs = distinct_blobs(&gallery, &images);
+    assert_stored(directory.path(), &blobs);
+    assert_spool_is_empty(directory.path());
+    let unique: u64 = blobs.values().sum();
+    #[expect(clippy::cast_precision_loss, reason = "two decimals are wanted")]
+    let factor = upstream.bytes() as f64 / unique as f64;
+    eprintln!(
+        "{KILLS} kills, {} images, {} blobs of {} MiB, from upstream {factor:.2} x that",
+        images.len(),
+        blobs.len(),
+        unique >> 20,
+    );
+    assert!(
+        factor <= MOST_FROM_UPSTREAM,
+        "{factor:.2} x the blobs' bytes came from upstream"
+    );
+}
+
+/// Pulls images until told that it is enough, batch by batch, so that the pullers are never far
+/// from each other and often in the same downloads. Returns the images.
+async fn pull_until(puller: &Puller, gallery: &Gallery, enough: &AtomicBool) -> Vec<u64> {
+    let mut images = Vec::new();
+    for batch in 0.. {
+        let mut numbers: Vec<_> = (batch * BATCH..(batch + 1) * BATCH).collect();
+        puller.shuffle(&mut numbers);
+        for number in numbers {
+            if enough.load(Ordering::Relaxed) {
+                return images;
+            }
+            puller.pull(&gallery.image(number)).await;
+            images.push(number);
+        }
+    }
+    images
+}
+
+async fn kill_again_and_again(
+    server: &mut Server,
+    life: &watch::Sender<Life>,
+    seed: u64,
+    pullers: &mut JoinSet<Vec<u64>>,
+) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    life.send_modify(Life::begin);
+    for _ in 0..KILLS {
+        let moment = Duration::from_millis(random.u64(LIFE_MS));
+        tokio::select! {
+            () = tokio::time::sleep(moment) => {}
+            // None ends before it is told to, save by failing.
+            ended = pullers.join_next() => panic!("a puller failed: {ended:?}"),
+        }
+        // Before the kill, so that whoever sees a connection break knows why.
+        life.send_modify(Life::end);
+        server.kill();
+        server.start().await;
+        life.send_modify(Life::begin);
+    }
+}
+
+/// Digests and sizes.
+fn distinct_blobs(gallery: &Gallery, images: &BTreeSet<u64>) -> BTreeMap<Digest, u64> {
+    images
+        .iter()
+        .flat_map(|number| gallery.image(*number).blobs.clone())
+        .map(|blob| (blob.digest, blob.bytes.len() as u64))
+        .collect()
+}
+
+/// Every blob's file is what its name says, and all of these are there.
+fn assert_stored(root: &Path, wanted: &BTreeMap<Digest, u64>) {
+    let mut stored = BTreeSet::new();
+    let blobs = root.join("data/docker/registry/v2/blobs/sha256");
+    for prefix in std::fs::read_dir(&blobs).unwrap() {
+        for blob in std::fs::read_dir(prefix.unwrap().path()).unwrap() {
+            let blob = blob.unwrap();
+            let content = std::fs::read(blob.path().join("data")).unwrap();
+            let digest = Digest::of(Algorithm::Sha256, &content);
+            let name = format!("sha256:{}", blob.file_name().to_str().unwrap());
+            assert_eq!(digest.to_string(), name, "a blob that isn't whole");
+            stored.insert(digest);
+        }
+    }
+    let missing: Vec<_> = wanted.keys().filter(|key| !stored.contains(key)).collect();
+    assert!(missing.is_empty(), "not in the store: {missing:?}");
+}
+
+/// Everything was pulled to its end, so nothing partial is of use to anybody any more.
+fn assert_spool_is_empty(root: &Path) {
+    let files = std::fs::read_dir(root.join("data/millpond/spool")).unwrap();
+    let left: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "left in the spool: {left:?}");
+}
