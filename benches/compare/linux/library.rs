@@ -1,0 +1,89 @@
+//! What all servers serve: one large blob, some of 1 MiB and of 1 KiB, some indexes and their tags.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use millpond::oci::{Digest, RepoName};
+
+use super::content::Shelf;
+
+/// Blobs of each small size.
+const BLOBS: u64 = 32;
+/// Indexes, each with a tag.
+const INDEXES: u64 = 16;
+/// Platforms of an index: it comes to about 2.5 KB.
+const PLATFORMS: usize = 8;
+
+/// The content, and the paths at which the API has it.
+#[derive(Debug)]
+pub(crate) struct Library {
+    pub(crate) shelf: Shelf,
+    /// The same files, below the paths of the API.
+    pub(crate) files: PathBuf,
+    pub(crate) large: String,
+    pub(crate) medium: Vec<String>,
+    pub(crate) small: Vec<String>,
+    pub(crate) manifests: Vec<String>,
+    pub(crate) tags: Vec<String>,
+}
+
+impl Library {
+    /// Makes the content below `directory`; the large blob has `large` bytes.
+    pub(crate) fn make(directory: &Path, large: u64) -> Result<Self> {
+        let repo: RepoName = "library/bench".parse()?;
+        let shelf = Shelf::new(&directory.join("content"))?;
+        // The same bytes in every run.
+        let mut random = fastrand::Rng::with_seed(0x6d69_6c6c);
+        let mut library = Self {
+            shelf,
+            files: directory.join("files"),
+            large: String::new(),
+            medium: Vec::new(),
+            small: Vec::new(),
+            manifests: Vec::new(),
+            tags: Vec::new(),
+        };
+        let blob = |library: &Self, bytes, random: &mut _| -> Result<(Digest, String)> {
+            let digest = library.shelf.blob(&repo, bytes, random)?;
+            let path = format!("/v2/{repo}/blobs/{digest}");
+            library.show(&digest, &path)?;
+            Ok((digest, path))
+        };
+        library.large = blob(&library, large, &mut random)?.1;
+        let mut config = None;
+        for _ in 0..BLOBS {
+            let path = blob(&library, 1 << 20, &mut random)?.1;
+            library.medium.push(path);
+            let (digest, path) = blob(&library, 1 << 10, &mut random)?;
+            library.small.push(path);
+            config = Some((digest, 1 << 10));
+        }
+        let config = config.context("there are blobs")?;
+        let image = library.shelf.image(&repo, config, &[config])?;
+        for n in 0..INDEXES {
+            let name = format!("t{n}");
+            let index = library.shelf.index(&repo, &[image; PLATFORMS], &name)?;
+            library.shelf.tag(&repo, &name.parse()?, &index)?;
+            for reference in [index.to_string(), name] {
+                let path = format!("/v2/{repo}/manifests/{reference}");
+                library.show(&index, &path)?;
+                let paths = if reference.starts_with('t') {
+                    &mut library.tags
+                } else {
+                    &mut library.manifests
+                };
+                paths.push(path);
+            }
+        }
+        Ok(library)
+    }
+
+    /// Gives a file a name below the paths of the API.
+    fn show(&self, digest: &Digest, path: &str) -> Result<()> {
+        let link = self.files.join(path.trim_start_matches('/'));
+        fs::create_dir_all(link.parent().context("a path has a directory")?)?;
+        fs::hard_link(self.shelf.file(digest), link)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! How each server is started: millpond, nginx in two ways, and the reference registry in two. Each
+//! is set up as its own manual recommends for speed; none of them logs requests.
+
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::content::INDEX;
+use super::server::{Server, free_addr};
+
+/// What millpond is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Millpond,
+    /// The same content as plain files, sent by sendfile(2).
+    NginxStatic,
+    /// nginx as a caching proxy that lets one request fill the cache.
+    NginxCache,
+    /// The reference registry in proxy mode.
+    Registry,
+}
+
+impl Peer {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Millpond => "millpond",
+            Self::NginxStatic => "nginx static",
+            Self::NginxCache => "nginx proxy_cache",
+            Self::Registry => "docker-registry proxy",
+        }
+    }
+
+    /// The program that has to be there.
+    pub(crate) const fn program(self) -> Option<&'static str> {
+        match self {
+            Self::Millpond => None,
+            Self::NginxStatic | Self::NginxCache => Some("nginx"),
+            Self::Registry => Some("docker-registry"),
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Whether a program is on the path, and its version in words.
+pub(crate) fn version(program: &str) -> Option<String> {
+    let output = Command::new(program)
+        .arg(if program == "nginx" {
+            "-v"
+        } else {
+            "--version"
+        })
+        .output()
+        .ok()?;
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    let line = text.lines().next()?;
+    Some(line.trim_start_matches("nginx version: ").to_owned())
+}
+
+/// Where everything comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct Sources {
+    pub(crate) upstream: SocketAddr,
+    /// The content as files below the paths of the API.
+    pub(crate) files: PathBuf,
+    /// The binary of millpond.
+    pub(crate) millpond: PathBuf,
+}
+
+/// Starts a server with an empty cache.
+pub(crate) fn start(peer: Peer, sources: &Sources) -> Result<Server> {
+    Server::start(|directory, addr| match peer {
+        Peer::Millpond => millpond(&sources.millpond, directory, addr, sources.upstream),
+        Peer::NginxStatic => {
+            let server = static_files(addr, &sources.files);
+            nginx(directory, &server)
+        }
+        Peer::NginxCache => {
+            let server = proxy_cache(directory, addr, sources.upstream);
+            nginx(directory, &server)
+        }
+        Peer::Registry => registry(
+            directory,
+            addr,
+            Some(sources.upstream),
+            &directory.join("data"),
+        ),
+    })
+}
+
+/// Starts millpond on a data directory that may have content.
+pub(crate) fn millpond(
+    binary: &Path,
+    directory: &Path,
+    addr: SocketAddr,
+    upstream: SocketAddr,
+) -> Result<Command> {
+    // JSON is YAML, and quotes every path and address as it must be.
+    let config = json!({
+        "version": 0.1,
+        "log": { "level": "warn", "accesslog": { "disabled": true } },
+        "storage": { "filesystem": { "rootdirectory": directory.join("data") } },
+        "http": {
+            "addr": addr,
+            "debug": { "addr": free_addr()?, "prometheus": { "enabled": true } },
+        },
+        "proxy": {
+            "remoteurl": format!("http://{upstream}"),
+            "ttl": "168h",
+            "tags": { "ttl": "1h" },
+        },
+    });
+    let path = directory.join("config.yml");
+    fs::write(&path, serde_json::to_string_pretty(&config)?)?;
+    let mut command = Command::new(binary);
+    command.arg("serve").arg(path);
+    Ok(command)
+}
+
+/// The reference registry over `data`: a proxy of an upstream, or an upstream itself.
+pub(crate) fn registry(
+    directory: &Path,
+    addr: SocketAddr,
+    upstream: Option<SocketAddr>,
+    data: &Path,
+) -> Result<Command> {
+    let mut config = json!({
+        "version": 0.1,
+        // An upstream's access log is how its requests are counted.
+        "log": { "level": "error", "accesslog": { "disabled": upstream.is_some() } },
+        "storage": {
+            "filesystem": { "rootdirectory": data },
+            "cache": { "blobdescriptor": "inmemory" },
+        },
+        "http": { "addr": addr, "secret": "bench" },
+    });
+    if let (Some(upstream), Some(config)) = (upstream, config.as_object_mut()) {
+        let proxy = json!({ "remoteurl": format!("http://{upstream}") });
+        config.insert("proxy".to_owned(), proxy);
+    }
+    let path = directory.join("registry.yml");
+    fs::write(&path, serde_json::to_string_pretty(&config)?)?;
+    let mut command = Command::new("docker-registry");
+    command.arg("serve").arg(path);
+    Ok(command)
+}
+
+fn static_files(addr: SocketAddr, files: &Path) -> String {
+    format!(
+        "server {{ listen {addr}; root {}; location ~ /manifests/ {{ default_type {INDEX}; }} }}",
+        files.display()
+    )
+}
+
+fn proxy_cache(directory: &Path, addr: SocketAddr, upstream: SocketAddr) -> String {
+    format!(
+        "proxy_cache_path {cache} levels=1:2 keys_zone=cache:64m max_size=20g inactive=1d use_temp_path=off;
+         upstream registry {{ server {upstream}; keepalive 64; }}
+         server {{
+           listen {addr};
+           location / {{
+             proxy_pass http://registry;
+             proxy_http_version 1.1;
+             proxy_set_header Connection \"\";
+             proxy_buffer_size 64k;
+             proxy_buffers 16 64k;
+             proxy_busy_buffers_size 128k;
+             proxy_cache cache;
+             proxy_cache_key $uri$http_accept;
+             proxy_cache_valid 200 1h;
+             proxy_cache_lock on;
+             proxy_cache_lock_age 10m;
+             proxy_cache_lock_timeout 10m;
+           }}
+         }}",
+        cache = directory.join("cache").display(),
+    )
+}
+
+fn nginx(directory: &Path, server: &str) -> Result<Command> {
+    // Workers of a master that is root would run as somebody who can't read the directory.
+    let user = if rustix::process::geteuid().is_root() {
+        "user root;"
+    } else {
+        ""
+    };
+    let at = directory.display();
+    let config = format!(
+        "{user} daemon off; worker_processes 2; worker_rlimit_nofile 65536;
+         pid {at}/pid; error_log {at}/error.log warn;
+         events {{ worker_connections 8192; }}
+         http {{
+           access_log off; default_type application/octet-stream;
+           sendfile on; tcp_nopush on; tcp_nodelay on;
+           keepalive_timeout 1h; keepalive_requests 1000000000;
+           open_file_cache max=10000 inactive=1h; open_file_cache_valid 1h;
+           client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fastcgi;
+           uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;
+           {server}
+         }}\n"
+    );
+    let path = directory.join("nginx.conf");
+    fs::write(&path, config)?;
+    let mut command = Command::new("nginx");
+    command
+        .arg("-p")
+        .arg(directory)
+        .arg("-c")
+        .arg(path)
+        .arg("-e")
+        .arg(directory.join("error.log"));
+    Ok(command)
+}

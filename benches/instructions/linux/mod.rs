@@ -1,0 +1,248 @@
+//! The real binary runs under callgrind with one worker thread; this process is its upstream and
+//! its client, and is not counted. Each run starts the server, makes everything warm, and sends N
+//! requests of one kind. A run with 0 requests is taken off, so that start and warming don't count.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "the report is what this program is for"
+)]
+#![expect(clippy::print_stderr, reason = "progress, apart from the report")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "real time between processes is waited for"
+)]
+
+#[path = "../../compare/linux/content.rs"]
+#[allow(dead_code, reason = "shared with the other benches")]
+mod content;
+mod counted;
+#[path = "../../compare/linux/origin.rs"]
+#[allow(dead_code, reason = "shared with the other benches")]
+mod origin;
+#[path = "../../pull/linux/wire.rs"]
+#[allow(dead_code, reason = "shared with the other benches")]
+mod wire;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+use content::Shelf;
+use counted::Server;
+
+/// How far a count may be from the baseline, up or down.
+const TOLERANCE: f64 = 0.03;
+/// Instructions of a run's requests, about: two starts differ by a million or two, which has to be
+/// well below the tolerance.
+const RUN: u64 = 300_000_000;
+/// Counts of which the middle is taken, for a new baseline and where one count doesn't agree.
+const PASSES: usize = 3;
+/// Fewest and most requests of a run.
+const REQUESTS: std::ops::RangeInclusive<u64> = 1000..=20_000;
+/// Bytes of the blob that is asked for.
+const BLOB: u64 = 1024;
+
+/// Instructions of warm requests, against the baseline.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The server to count.
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_millpond"))]
+    millpond: PathBuf,
+    /// Requests of a run; by default as many as the baseline lets expect to be enough.
+    #[arg(long)]
+    requests: Option<u64>,
+    /// Writes the counts down as the new baseline.
+    #[arg(long)]
+    bless: bool,
+    /// Where to leave callgrind's files, for `callgrind_annotate`.
+    #[arg(long)]
+    keep: Option<PathBuf>,
+    /// Given by cargo bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Instructions per request, by kind.
+type Counts = BTreeMap<String, u64>;
+
+/// What the counts should be, and on which architecture.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Baseline {
+    /// `x86_64`: another architecture has other counts, and none to compare with.
+    architecture: String,
+    instructions: Counts,
+}
+
+/// A request that is counted.
+struct Kind {
+    name: &'static str,
+    path: String,
+}
+
+pub(super) fn main() -> Result<ExitCode> {
+    if std::env::args().len() == 1 || std::env::args().any(|arg| arg == "--list") {
+        eprintln!("nothing counted: run benches/instructions/run");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let args = Args::parse();
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        eprintln!("NO INSTRUCTIONS COUNTED: valgrind is not installed here.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let path = PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/benches/instructions/baseline.json"
+    ));
+    let baseline: Baseline = match fs::read_to_string(&path) {
+        Err(_) if args.bless => Baseline::default(),
+        text => serde_json::from_str(&text.context("reading the baseline; --bless makes one")?)?,
+    };
+    if args.bless {
+        let counts = middle(&args, &baseline, Vec::new())?;
+        let baseline = Baseline {
+            architecture: std::env::consts::ARCH.to_owned(),
+            instructions: counts,
+        };
+        fs::write(&path, serde_json::to_string_pretty(&baseline)? + "\n")?;
+        println!("The baseline is {:#?}", baseline.instructions);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut counts = count(&args, &baseline)?;
+    if !baseline.agrees(&counts) {
+        // Two starts differ by a percent or two; the middle of three doesn't.
+        counts = middle(&args, &baseline, vec![counts])?;
+    }
+    Ok(compare(&counts, &baseline))
+}
+
+/// The middle of three counts, given those that have been made.
+fn middle(args: &Args, baseline: &Baseline, mut counted: Vec<Counts>) -> Result<Counts> {
+    while counted.len() < PASSES {
+        counted.push(count(args, baseline)?);
+    }
+    let names = counted.first().map(|counts| counts.keys().cloned());
+    let middle = names.into_iter().flatten().map(|name| {
+        let each = counted.iter().filter_map(|counts| counts.get(&name));
+        let mut each: Vec<u64> = each.copied().collect();
+        each.sort_unstable();
+        let middle = each.get(each.len() / 2).copied().unwrap_or(0);
+        (name, middle)
+    });
+    Ok(middle.collect())
+}
+
+impl Baseline {
+    /// How many requests of a kind make a run.
+    fn requests(&self, kind: &str) -> u64 {
+        let each = self.instructions.get(kind).copied().unwrap_or(RUN).max(1);
+        (RUN / each).clamp(*REQUESTS.start(), *REQUESTS.end())
+    }
+
+    /// How far a count is from the baseline, over the baseline.
+    #[expect(clippy::cast_precision_loss, reason = "counts are below 2^52")]
+    fn change(&self, kind: &str, now: u64) -> f64 {
+        let before = self.instructions.get(kind).copied().unwrap_or(0);
+        now as f64 / before.max(1) as f64 - 1.0
+    }
+
+    /// Whether the counts are the baseline's; always so on another architecture.
+    fn agrees(&self, counts: &Counts) -> bool {
+        let steady = |(name, now): (&String, &u64)| self.change(name, *now).abs() <= TOLERANCE;
+        self.architecture != std::env::consts::ARCH
+            || (counts.len() == self.instructions.len() && counts.iter().all(steady))
+    }
+}
+
+fn count(args: &Args, baseline: &Baseline) -> Result<Counts> {
+    let directory = TempDir::with_prefix("millpond-instructions-")?;
+    let shelf = Shelf::new(&directory.path().join("upstream"))?;
+    let kinds = fill(&shelf)?;
+    let addr = origin::start(&origin::Plan {
+        root: shelf.root().to_owned(),
+        delay_ms: 0,
+    })?;
+    let run = |name: &str, path: &str, requests: u64| -> Result<u64> {
+        let work = directory.path().join(name);
+        fs::create_dir_all(&work)?;
+        let server = Server::start(&args.millpond, &work, addr)?;
+        let mut client = server.connect()?;
+        for kind in &kinds {
+            // The first fetches, the second reads what the first left.
+            client.get(&kind.path, 2)?;
+        }
+        client.get(path, requests)?;
+        drop(client);
+        let out = server.stop()?;
+        if let Some(keep) = &args.keep {
+            fs::create_dir_all(keep)?;
+            fs::copy(&out, keep.join(format!("callgrind.out.{name}")))?;
+        }
+        counted::total(&out)
+    };
+    let mut counts = BTreeMap::new();
+    let nothing = run("nothing", "", 0)?;
+    for kind in &kinds {
+        let requests = args.requests.unwrap_or(baseline.requests(kind.name));
+        let all = run(kind.name, &kind.path, requests)?;
+        let each = all.saturating_sub(nothing) / requests;
+        eprintln!("{}: {each} instructions a request", kind.name);
+        counts.insert(kind.name.to_owned(), each);
+    }
+    Ok(counts)
+}
+
+fn fill(shelf: &Shelf) -> Result<[Kind; 3]> {
+    let repo = "library/bench".parse()?;
+    let mut random = fastrand::Rng::with_seed(1);
+    let blob = shelf.blob(&repo, BLOB, &mut random)?;
+    let image = shelf.image(&repo, (blob, BLOB), &[(blob, BLOB)])?;
+    let index = shelf.index(&repo, &[image; 8], "counted")?;
+    shelf.tag(&repo, &"latest".parse()?, &index)?;
+    let kind = |name, rest| Kind {
+        name,
+        path: format!("/v2/{repo}/{rest}"),
+    };
+    Ok([
+        kind("manifest by digest", format!("manifests/{index}")),
+        kind("manifest by tag", "manifests/latest".to_owned()),
+        kind("blob of 1 KiB", format!("blobs/{blob}")),
+    ])
+}
+
+fn compare(counts: &Counts, baseline: &Baseline) -> ExitCode {
+    if baseline.architecture != std::env::consts::ARCH {
+        eprintln!(
+            "NOTHING COMPARED: the baseline is for {}.",
+            baseline.architecture
+        );
+        return ExitCode::SUCCESS;
+    }
+    println!("| instructions a request | baseline | now | change | |\n|---|---:|---:|---:|---|");
+    for (name, now) in counts {
+        let before = baseline.instructions.get(name).copied().unwrap_or(0);
+        let change = baseline.change(name, *now);
+        let verdict = if change > TOLERANCE {
+            "more than 3 % WORSE"
+        } else if change < -TOLERANCE {
+            "better: write it down with benches/instructions/run --bless"
+        } else {
+            "as before"
+        };
+        println!(
+            "| {name} | {before} | {now} | {:+.1} % | {verdict} |",
+            change * 100.0
+        );
+    }
+    if baseline.agrees(counts) {
+        ExitCode::SUCCESS
+    } else {
+        eprintln!("The counts are not the baseline's.");
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,207 @@
+//! `cargo bench --bench micro [-- FILTER]`: the pure steps of a request, and the expiry set, one by
+//! one. Nothing here has a target: it shows which step a change made slower.
+#![expect(clippy::unwrap_used, reason = "a benchmark: failing is stopping")]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
+use http::header::{ACCEPT, HeaderMap, HeaderValue};
+use http::{Method, Uri};
+use millpond::clock::Clock;
+use millpond::oci::{Accept, Algorithm, Digest, RangeSet, RepoName, Requested, Route};
+use millpond::retention::{Retention, Settings, TtlPolicy};
+use millpond::store::{LinkKind, MemoryStore};
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+const DIGEST: &str = "sha256:6c3c624b58dbbcd3c0dd82b4c53f04194d1247c6eebdaab7c610cf7d66709b3b";
+/// What containerd 2 accepts of a manifest.
+const TYPES: &str = "application/vnd.docker.distribution.manifest.v2+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, */*";
+
+/// Entries of the expiry set.
+const ENTRIES: usize = 100_000;
+/// Entries that come and go together.
+const BATCH: usize = 1000;
+const TTL: Duration = Duration::from_hours(1);
+
+fn main() {
+    divan::main();
+}
+
+// --- Requests -------------------------------------------------------------------------------------
+
+#[divan::bench(args = ["tag", "digest", "blob", "ns", "base"])]
+fn route(bencher: Bencher<'_, '_>, kind: &str) {
+    let uri: Uri = match kind {
+        "tag" => "/v2/library/debian/manifests/bookworm-slim".to_owned(),
+        "digest" => format!("/v2/library/debian/manifests/{DIGEST}"),
+        "blob" => format!("/v2/library/debian/blobs/{DIGEST}"),
+        "ns" => format!("/v2/owner/group/application/blobs/{DIGEST}?ns=ghcr.io"),
+        _ => "/v2/".to_owned(),
+    }
+    .parse()
+    .unwrap();
+    bencher.bench(|| Route::parse(&Method::GET, black_box(&uri)));
+}
+
+#[divan::bench(args = [1, 70])]
+fn range(bencher: Bencher<'_, '_>, ranges: u64) {
+    let each: Vec<_> = (0..ranges)
+        .map(|n| format!("{}-{}", n * 65_536, n * 65_536 + 4095))
+        .collect();
+    let header = format!("bytes={}", each.join(","));
+    bencher.bench(|| Requested::parse(black_box(&header)).map(|asked| asked.resolve(1 << 30)));
+}
+
+#[divan::bench]
+fn accept(bencher: Bencher<'_, '_>) {
+    let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(TYPES))]);
+    bencher.bench(|| Accept::from_headers(black_box(&headers)));
+}
+
+// --- Content --------------------------------------------------------------------------------------
+
+#[divan::bench(args = [4096, 1 << 20])]
+fn sha256(bencher: Bencher<'_, '_>, bytes: usize) {
+    let content = vec![0x5a; bytes];
+    bencher
+        .counter(BytesCount::new(bytes))
+        .bench(|| Digest::of(Algorithm::Sha256, black_box(&content)));
+}
+
+#[divan::bench]
+fn parse_digest() -> Digest {
+    black_box(DIGEST).parse().unwrap()
+}
+
+/// Every other 64 KiB of a blob of 128 MiB arrives, then the rest.
+#[divan::bench]
+fn range_set_fill(bencher: Bencher<'_, '_>) {
+    const PIECE: u64 = 64 * 1024;
+    let pieces = (0..2048).step_by(2).chain((1..2048).step_by(2));
+    let starts: Vec<u64> = pieces.map(|piece| piece * PIECE).collect();
+    bencher.counter(ItemsCount::new(starts.len())).bench(|| {
+        let mut set = RangeSet::new();
+        for start in &starts {
+            set.insert(*start, start + PIECE);
+        }
+        set
+    });
+}
+
+#[divan::bench]
+fn range_set_contains(bencher: Bencher<'_, '_>) {
+    let mut set = RangeSet::new();
+    for piece in 0..1024 {
+        set.insert(piece * 8192, piece * 8192 + 4096);
+    }
+    bencher.bench(|| black_box(&set).contains(512 * 8192, 512 * 8192 + 4096));
+}
+
+// --- The expiry set -------------------------------------------------------------------------------
+
+/// The index over an empty store, under paused time.
+struct Expiry {
+    runtime: Runtime,
+    retention: Retention,
+    repo: RepoName,
+}
+
+impl Expiry {
+    fn with(digests: &[Digest]) -> Self {
+        let runtime = Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let settings = Settings {
+            ttl: TtlPolicy::sliding(Some(TTL)),
+            ..Settings::unlimited()
+        };
+        let retention = runtime.block_on(async {
+            let retention = Retention::start(
+                Arc::new(MemoryStore::new()),
+                Clock::system(),
+                settings,
+                &TaskTracker::new(),
+                &CancellationToken::new(),
+            );
+            retention.complete().await;
+            retention
+        });
+        let expiry = Self {
+            runtime,
+            retention,
+            repo: "library/debian".parse().unwrap(),
+        };
+        expiry.insert(digests);
+        expiry
+    }
+
+    fn insert(&self, digests: &[Digest]) {
+        for digest in digests {
+            self.retention
+                .linked(&self.repo, LinkKind::Layer, digest, 1000);
+        }
+    }
+
+    /// Lets time pass until everything has expired and is swept.
+    fn expire(&self) {
+        self.runtime.block_on(async {
+            tokio::time::advance(TTL * 2).await;
+            while self.retention.usage().entries > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+}
+
+fn digests(from: usize, count: usize) -> Vec<Digest> {
+    (from..from + count)
+        .map(|n| Digest::of(Algorithm::Sha256, &n.to_le_bytes()))
+        .collect()
+}
+
+/// A batch is inserted into a set that has many already.
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn expiry_insert(bencher: Bencher<'_, '_>) {
+    let expiry = Expiry::with(&digests(0, ENTRIES));
+    let mut next = ENTRIES;
+    bencher
+        .counter(ItemsCount::new(BATCH))
+        .with_inputs(|| {
+            next += BATCH;
+            digests(next, BATCH)
+        })
+        .bench_local_values(|batch| expiry.insert(&batch));
+}
+
+#[divan::bench]
+fn expiry_touch(bencher: Bencher<'_, '_>) {
+    let all = digests(0, ENTRIES);
+    let expiry = Expiry::with(&all);
+    let mut random = fastrand::Rng::with_seed(1);
+    bencher
+        .with_inputs(|| random.choice(&all).unwrap())
+        .bench_local_values(|digest| {
+            expiry
+                .retention
+                .used(&expiry.repo, LinkKind::Layer, digest, 1000);
+        });
+}
+
+/// A batch comes due and goes: the deadline, the sweep, the store's answer.
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn expiry_pop(bencher: Bencher<'_, '_>) {
+    let batch = digests(0, BATCH);
+    bencher
+        .counter(ItemsCount::new(BATCH))
+        .with_inputs(|| Expiry::with(&batch))
+        .bench_local_refs(|expiry| expiry.expire());
+}
