@@ -32,6 +32,7 @@ pub(super) async fn run(
     let stopped = shared.stop.cancelled();
     let ended = tokio::select! {
         ended = transfer.run() => ended,
+        error = drain(&shared, &download) => Err(error),
         () = stopped => Err(FetchError::Stopping),
     };
     let ended = match ended {
@@ -61,6 +62,14 @@ pub(super) async fn run(
         }
     }
     drop(guard);
+}
+
+/// When the process is to stop, the download goes on for its clients only. Never ends.
+async fn drain(shared: &Shared, download: &Download) -> FetchError {
+    shared.drain.cancelled().await;
+    shared.running.stand_no_more(&download.digest, download.id);
+    download.progress.look();
+    std::future::pending().await
 }
 
 async fn conclude(shared: &Shared, download: &Download, verified: Verified) {

@@ -63,6 +63,20 @@ impl Mirror {
         want: Want,
         ranges: Option<&Requested>,
     ) -> Result<BlobAnswer, MirrorError> {
+        let found = self.find_blob(target, digest, want, ranges).await?;
+        if want == Want::Content {
+            self.blob_given(target, &digest, found.outcome);
+        }
+        Ok(found)
+    }
+
+    async fn find_blob(
+        &self,
+        target: &Target,
+        digest: Digest,
+        want: Want,
+        ranges: Option<&Requested>,
+    ) -> Result<BlobAnswer, MirrorError> {
         let wanted = self.wanted(target, ranges);
         for _ in 0..ATTEMPTS {
             let hold = self.retention.hold(&digest).await;
