@@ -38,6 +38,7 @@ impl Pulling {
             retention: self.retention.clone(),
             metrics: Arc::clone(&self.metrics),
             tasks: self.tasks.clone(),
+            drain: self.stop_accepting.clone(),
             stop: self.stop_now.clone(),
             clock: self.clock,
         });
@@ -65,7 +66,9 @@ impl Pulling {
                 rules: proxy.range_rules.clone(),
                 otherwise: proxy.ranges,
             },
+            prefetch: proxy.prefetch,
             tasks: self.tasks,
+            stop: self.stop_accepting,
             metrics: self.metrics,
             clock: self.clock,
         })

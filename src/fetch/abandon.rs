@@ -19,11 +19,13 @@ impl Transfer<'_> {
         let Self {
             shared, download, ..
         } = self;
+        let draining = shared.drain.is_cancelled();
         let abandoned = shared.running.is_abandoned(&download.digest, download.id);
         if !abandoned {
             self.grace = None;
-        } else if self.grace.is_none() {
-            self.grace = Some(Instant::now() + GRACE);
+        } else if draining || self.grace.is_none() {
+            let grace = if draining { Duration::ZERO } else { GRACE };
+            self.grace = Some(Instant::now() + grace);
         }
         if !self.plan.fill
             && let Some(total) = self.plan.total
@@ -38,7 +40,9 @@ impl Transfer<'_> {
     /// somebody comes.
     pub(super) async fn pause(&mut self) -> bool {
         let received = self.received_bytes();
+        let draining = self.shared.drain.is_cancelled();
         let goes_on = match self.shared.settings.on_abandon {
+            _ if draining => false,
             _ if !self.opened || !self.storing.is_storing() => true,
             _ if !self.plan.fill => false,
             OnAbandon::Finish => true,
@@ -48,7 +52,7 @@ impl Transfer<'_> {
                 .total
                 .is_none_or(|total| total < SMALL || received > total / 2),
         };
-        if goes_on || !self.keep().await {
+        if goes_on || !self.keep().await && !draining {
             // Looked at again when somebody has come and gone.
             self.grace = None;
             return false;

@@ -135,6 +135,8 @@ pub enum FetchError {
     },
     #[error("byte {at} of {digest} came a second time as another one")]
     Changed { digest: Box<Digest>, at: u64 },
+    #[error("the store has the blob already")]
+    Present,
     #[error("the download ended without saying how")]
     Lost,
     #[error("nobody reads the download any more, and it can't be stored")]
@@ -152,6 +154,7 @@ impl FetchError {
             | Self::Digest { .. }
             | Self::Length { .. }
             | Self::Changed { .. }
+            | Self::Present
             | Self::Lost => false,
         }
     }
@@ -177,6 +180,7 @@ struct Shared {
     retention: Retention,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
+    drain: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -214,6 +218,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Owns the downloads.
     pub tasks: TaskTracker,
+    /// Ends those that no client waits for: the process is to stop.
+    pub drain: CancellationToken,
     /// Ends them, failed, at the latest moment of a shutdown.
     pub stop: CancellationToken,
     pub clock: Clock,
@@ -227,6 +233,7 @@ impl Fetcher {
             retention,
             metrics,
             tasks,
+            drain,
             stop,
             clock,
         } = parts;
@@ -239,6 +246,7 @@ impl Fetcher {
             retention,
             metrics,
             tasks,
+            drain,
             stop,
         }))
     }
@@ -300,23 +308,24 @@ impl Fetcher {
     }
 
     /// Downloads a blob that no client has asked for yet, unless that is being done. Returns when
-    /// it is there, or isn't going to be. Cancelling this doesn't end it.
+    /// it is there, or isn't going to be: how many bytes it has, or none when it was being done
+    /// already. Cancelling this doesn't end it.
     pub async fn fetch_ahead(
         &self,
         digest: Digest,
         repository: &RepoName,
         source: Arc<dyn Source>,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Option<u64>, FetchError> {
         let make = |id| self.0.download(digest, id, false);
         let Some(download) = self.0.running.stand(digest, repository, make) else {
-            return Ok(());
+            return Ok(None);
         };
         let mut changed = download.progress.watch();
         self.0.start(Arc::clone(&download), source, Wanted::WHOLE);
         loop {
             changed.borrow_and_update();
             if let Some(ended) = download.progress.ended() {
-                return ended;
+                return ended.map(Some);
             }
             let gone = changed.changed().await;
             gone.map_err(|_sender_gone| FetchError::Lost)?;

@@ -22,6 +22,9 @@ const NEAR_TIME: f64 = 0.25;
 const PATIENT: u64 = 64 * 1024 * 1024;
 /// A download that ends sooner than this, in seconds, gets no further streams.
 const WORTHWHILE: f64 = 1.0;
+/// A lane whose rest takes no longer, in seconds, isn't shared, and none of so few bytes.
+const SHARED: f64 = 0.4;
+const MIN_SHARED: u64 = 2 * 1024 * 1024;
 /// How long a stream shall be busy with its lane, in seconds.
 const LANE_TIME: f64 = 3.0;
 /// Bytes of a lane: at least, and as long as the pace isn't known.
@@ -239,17 +242,24 @@ impl Plan {
             let end = (end < total).then_some(end);
             return Some(Span { start, end });
         }
-        if !self.is_large() || !self.is_worthwhile(have, total, now) {
+        if !self.is_large() {
             return None;
         }
         let window = self.window(now);
         if let Some((start, end)) = gap {
             let end = Some(end.min(start + window));
-            return Some(Span { start, end });
+            let worthwhile = self.is_worthwhile(have, total, now);
+            return worthwhile.then_some(Span { start, end });
         }
+        // Once several are at work, none is left alone with the rest.
+        let least = if self.lanes.len() > 1 {
+            SHARED
+        } else {
+            WORTHWHILE
+        };
         let longest = self.lanes.iter_mut().max_by_key(|lane| lane.left(total))?;
         let left = longest.left(total);
-        if left < 2 * MIN_LANE || !longest.pace.lasts(left, WORTHWHILE, now) {
+        if left < MIN_SHARED || !longest.pace.lasts(left, least, now) {
             return None;
         }
         let start = longest.at + window.min(left / 2);

@@ -286,11 +286,12 @@ impl Progress {
         });
     }
 
-    /// How the download has ended, if it has.
-    pub(super) fn ended(&self) -> Option<Result<(), FetchError>> {
-        match &self.state().phase {
+    /// How the download has ended, if it has: with so many bytes.
+    pub(super) fn ended(&self) -> Option<Result<u64, FetchError>> {
+        let state = self.state();
+        match &state.phase {
             Phase::Opening | Phase::Streaming => None,
-            Phase::Verified => Some(Ok(())),
+            Phase::Verified => Some(Ok(state.total.unwrap_or(0))),
             Phase::Failed(error) => Some(Err(error.clone())),
         }
     }

@@ -103,6 +103,13 @@ impl<T: Clone> Running<T> {
         Some(state.insert(digest, repository, true, make))
     }
 
+    /// From now on the download goes on for its clients only.
+    pub(super) fn stand_no_more(&self, digest: &Digest, id: u64) {
+        if let Some(entry) = self.state().entry(digest, id) {
+            entry.standing = false;
+        }
+    }
+
     /// A client has left. Whether nobody is left, whom the download would go on for.
     pub(super) fn leave(&self, digest: &Digest, id: u64) -> bool {
         let mut state = self.state();

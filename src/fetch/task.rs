@@ -32,6 +32,7 @@ pub(super) async fn run(
     let stopped = shared.stop.cancelled();
     let ended = tokio::select! {
         ended = transfer.run() => ended,
+        error = drain(&shared, &download) => Err(error),
         () = stopped => Err(FetchError::Stopping),
     };
     let ended = match ended {
@@ -42,6 +43,8 @@ pub(super) async fn run(
             commit::leave(&shared, download.digest, transfer.storing).await;
             return;
         }
+        // Who asked looks again.
+        Err(FetchError::Present) => Err(FetchError::Present),
         Err(error) => {
             tracing::warn!(digest = %download.digest, %error, "download failed");
             // What is right is kept. Before anybody hears, because the next one takes it up.
@@ -61,6 +64,14 @@ pub(super) async fn run(
         }
     }
     drop(guard);
+}
+
+/// When the process is to stop, the download goes on for its clients only. Never ends.
+async fn drain(shared: &Shared, download: &Download) -> FetchError {
+    shared.drain.cancelled().await;
+    shared.running.stand_no_more(&download.digest, download.id);
+    download.progress.look();
+    std::future::pending().await
 }
 
 async fn conclude(shared: &Shared, download: &Download, verified: Verified) {
@@ -153,6 +164,10 @@ impl<'a> Transfer<'a> {
 
     /// Brings the blob. When this succeeds everything has been hashed.
     async fn run(&mut self) -> Result<Ended, FetchError> {
+        // Committed by another download since somebody looked: never fetched twice.
+        if let Ok(Some(_)) = self.shared.store.size(&self.download.digest).await {
+            return Err(FetchError::Present);
+        }
         self.take_up().await;
         while !self.is_complete() {
             if self.plan.total.is_none() {

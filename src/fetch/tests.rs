@@ -155,6 +155,7 @@ impl Bench {
             retention,
             metrics: Arc::new(Metrics::new()),
             tasks: tasks.clone(),
+            drain: CancellationToken::new(),
             stop: stop.clone(),
             clock,
         });

@@ -89,8 +89,12 @@ impl Refusal {
             }
             MirrorError::Store(_)
             | MirrorError::Lost
-            | MirrorError::Fetch(FetchError::Store(_) | FetchError::Lost | FetchError::Abandoned) =>
-            {
+            | MirrorError::Fetch(
+                FetchError::Store(_)
+                | FetchError::Lost
+                | FetchError::Present
+                | FetchError::Abandoned,
+            ) => {
                 let message = format!("{what}: the mirror failed; its log says why");
                 Self::new(
                     StatusCode::INTERNAL_SERVER_ERROR,

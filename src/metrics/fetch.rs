@@ -76,7 +76,7 @@ impl Fetching {
             ),
             (
                 "prefetch_dropped",
-                "Layers that were not fetched ahead, because too many others were",
+                "Images whose layers were not fetched ahead, because too many others waited for that",
                 &self.prefetch_dropped,
             ),
         ] {
@@ -153,7 +153,7 @@ impl Metrics {
         self.fetching.prefetched_used.inc_by(bytes);
     }
 
-    /// A layer was not fetched ahead, because too many others were.
+    /// An image's layers were not fetched ahead, because too many others waited for that.
     pub fn prefetch_dropped(&self) {
         self.fetching.prefetch_dropped.inc();
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Mirror, MirrorError, Target, Want};
 use crate::config::RangeMode;
-use crate::fetch::{Follower, Joined, Source, Wanted};
+use crate::fetch::{FetchError, Follower, Joined, Source, Wanted};
 use crate::metrics::Outcome;
 use crate::oci::{Digest, RepoName, Requested};
 use crate::retention::Hold;
@@ -63,6 +63,20 @@ impl Mirror {
         want: Want,
         ranges: Option<&Requested>,
     ) -> Result<BlobAnswer, MirrorError> {
+        let found = self.find_blob(target, digest, want, ranges).await?;
+        if want == Want::Content {
+            self.blob_given(target, &digest, found.outcome);
+        }
+        Ok(found)
+    }
+
+    async fn find_blob(
+        &self,
+        target: &Target,
+        digest: Digest,
+        want: Want,
+        ranges: Option<&Requested>,
+    ) -> Result<BlobAnswer, MirrorError> {
         let wanted = self.wanted(target, ranges);
         for _ in 0..ATTEMPTS {
             let hold = self.retention.hold(&digest).await;
@@ -96,14 +110,17 @@ impl Mirror {
             let joined = self
                 .fetcher
                 .join(digest, &target.stored, Arc::new(source), wanted);
-            match joined {
-                Joined::Leader(follower) => {
-                    return BlobAnswer::following(follower, Outcome::Miss).await;
-                }
+            let following = match joined {
+                Joined::Leader(follower) => BlobAnswer::following(follower, Outcome::Miss).await,
                 Joined::Follower(follower) => {
-                    return BlobAnswer::following(follower, Outcome::Joined).await;
+                    BlobAnswer::following(follower, Outcome::Joined).await
                 }
-                Joined::Committed => {}
+                Joined::Committed => continue,
+            };
+            match following {
+                // Another download has been committed between the look and the start of this one.
+                Err(MirrorError::Fetch(FetchError::Present)) => {}
+                answer => return answer,
             }
         }
         Err(MirrorError::Lost)

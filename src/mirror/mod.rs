@@ -1,7 +1,8 @@
 //! The story of a pull, above the store, the upstreams and the downloads, and below HTTP.
 //!
 //! [`targets`] chooses the upstream; [`manifests`] and [`blobs`] answer from the store, else from
-//! the upstream; [`lists`] has tags, referrers and the catalog. What comes out names its
+//! the upstream; [`lists`] has tags, referrers and the catalog; [`prefetch`]
+//! has an image's layers fetched before they are asked for. What comes out names its
 //! [`Outcome`](crate::metrics::Outcome), so that clients, logs and metrics are told alike where an answer came from.
 //!
 //! What must never happen: content that was proved for one repository is given to another; content
@@ -12,6 +13,7 @@ mod error;
 mod flights;
 mod lists;
 mod manifests;
+mod prefetch;
 mod ranges;
 mod shelf;
 mod tags;
@@ -20,6 +22,7 @@ mod targets;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
@@ -34,6 +37,7 @@ pub use error::MirrorError;
 use flights::Flights;
 pub use lists::{CatalogPage, ReferrersAnswer, TagsAnswer};
 pub use manifests::ManifestAnswer;
+use prefetch::Prefetch;
 pub use ranges::RangeRules;
 use tags::TagRecords;
 pub use targets::{Target, UpstreamEntry, Upstreams};
@@ -56,6 +60,7 @@ pub struct Mirror {
     manifest_flights: Flights<manifests::FlightKey, Result<manifests::Resolved, MirrorError>>,
     ranges: RangeRules,
     proofs: Flights<(RepoName, Digest), Result<Option<u64>, MirrorError>>,
+    prefetch: Prefetch,
     metrics: Arc<Metrics>,
 }
 
@@ -70,15 +75,28 @@ pub struct Parts {
     pub tags_ttl: Duration,
     /// What ranges of blobs that aren't there cause.
     pub ranges: RangeRules,
-    /// Owns the requests that are shared by several clients.
+    /// Layers of one upstream that are fetched ahead of clients at a time; 0: never any.
+    pub prefetch: usize,
+    /// Owns the requests that are shared by several clients, and what is done ahead of them.
     pub tasks: TaskTracker,
+    /// Nothing is begun ahead of clients any more.
+    pub stop: CancellationToken,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
 }
 
 impl Mirror {
     pub fn new(parts: Parts) -> Arc<Self> {
+        let prefetch = Prefetch::new(prefetch::Parts {
+            downloads: parts.prefetch,
+            upstreams: &parts.upstreams,
+            tasks: parts.tasks.clone(),
+            stop: parts.stop,
+            metrics: Arc::clone(&parts.metrics),
+            clock: parts.clock,
+        });
         Arc::new(Self {
+            prefetch,
             upstreams: parts.upstreams,
             store: parts.store,
             fetcher: parts.fetcher,

@@ -30,6 +30,7 @@ impl Mirror {
             digest: Box::new(digest),
             source: Arc::new(error),
         })?;
+        self.prefetch.note(digest, &manifest);
         let size = bytes.len() as u64;
         let kept = self
             .store_manifest(target, &manifest, digest, bytes.clone())
@@ -116,6 +117,7 @@ impl Mirror {
             return None;
         }
         let manifest = Manifest::parse(&bytes).ok()?;
+        self.prefetch.note(digest, &manifest);
         Some((
             Known {
                 digest,

@@ -53,6 +53,12 @@ impl Upstreams {
         Self { default, by_host }
     }
 
+    /// The names of all, some of them more than once.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        let all = self.by_host.values().chain([&self.default]);
+        all.map(|upstream| upstream.name.as_str())
+    }
+
     fn by_host(&self, host: &str) -> Option<&Arc<UpstreamEntry>> {
         self.by_host.get(&host.to_ascii_lowercase())
     }

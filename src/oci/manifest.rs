@@ -17,6 +17,9 @@ pub mod media_type {
     pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
     pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
     pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
+    /// The config of an artifact that has none (image-spec manifest.md, "Guidance for an Empty
+    /// Descriptor").
+    pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
     pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+json";
@@ -45,6 +48,20 @@ pub struct Descriptor {
     pub artifact_type: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+    /// Where else the content can be had. Whatever is written there: only whether something is
+    /// matters here.
+    #[serde(default, skip_serializing)]
+    urls: serde_json::Value,
+}
+
+impl Descriptor {
+    /// Whether the content is perhaps not the registry's to give: it has other places, or a media
+    /// type of layers that aren't distributed (image-spec layer.md, "Non-Distributable Layers").
+    pub fn is_foreign(&self) -> bool {
+        let elsewhere = self.urls.as_array().is_some_and(|urls| !urls.is_empty());
+        let kind = &self.media_type;
+        elsewhere || kind.contains(".foreign.") || kind.contains(".nondistributable.")
+    }
 }
 
 /// What a manifest says, in the fields that a mirror reads.
@@ -137,6 +154,7 @@ impl Manifest {
             size,
             artifact_type: self.artifact_type.clone().or(config_type),
             annotations: self.annotations.clone(),
+            urls: serde_json::Value::Null,
         }
     }
 }
@@ -212,6 +230,51 @@ mod tests {
             parse(&negative.replace("$E", EMPTY)),
             Err(ManifestError::Json(_))
         ));
+    }
+
+    #[test]
+    fn a_layer_from_elsewhere_is_foreign() {
+        for (kind, more, foreign) in [
+            ("application/vnd.oci.image.layer.v1.tar+gzip", "", false),
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip",
+                r#","urls":[]"#,
+                false,
+            ),
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip",
+                r#","urls":null"#,
+                false,
+            ),
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip",
+                r#","urls":7"#,
+                false,
+            ),
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip",
+                r#","urls":["http://a/"]"#,
+                true,
+            ),
+            (
+                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+                "",
+                true,
+            ),
+            (
+                "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+                "",
+                true,
+            ),
+        ] {
+            let layer = format!(r#"{{"mediaType":"{kind}","digest":"{EMPTY}","size":1{more}}}"#);
+            let text = format!(r#"{{"schemaVersion":2,"config":{{$D}},"layers":[{layer}]}}"#);
+            assert_eq!(
+                parse(&text).unwrap().blobs[0].is_foreign(),
+                foreign,
+                "{layer}"
+            );
+        }
     }
 
     #[test]

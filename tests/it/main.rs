@@ -20,6 +20,7 @@ mod faults;
 mod lists;
 mod manifests;
 mod operate;
+mod prefetch;
 mod ranges;
 mod resume;
 mod retention;

@@ -43,10 +43,30 @@ impl Image {
         Self::new(seed, media_type::OCI_MANIFEST, &more)
     }
 
+    /// With layers of the test's own, whose descriptors `change` may change.
+    pub(crate) fn layered(
+        seed: u64,
+        layers: Vec<Bytes>,
+        change: impl Fn(usize, &mut serde_json::Value),
+    ) -> Self {
+        let image = Self::oci(seed);
+        let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest).unwrap();
+        let mut descriptors: Vec<_> = layers.iter().map(layer).collect();
+        for (n, descriptor) in descriptors.iter_mut().enumerate() {
+            change(n, descriptor);
+        }
+        manifest["layers"] = descriptors.into();
+        let manifest = manifest.to_string().into();
+        Self {
+            layers,
+            manifest,
+            ..image
+        }
+    }
+
     fn new(seed: u64, media_type: &'static str, more: &serde_json::Value) -> Self {
         let config = Bytes::from(format!(r#"{{"architecture":"amd64","seed":{seed}}}"#));
         let layers = vec![noise(seed, 3_000), noise(seed + 1_000_000, 70_000)];
-        let layer = |bytes: &Bytes| descriptor("application/vnd.oci.image.layer.v1.tar", bytes);
         let mut manifest = json!({
             "schemaVersion": 2,
             "mediaType": media_type,
@@ -82,6 +102,10 @@ impl Image {
         let index = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests});
         index.to_string().into()
     }
+}
+
+fn layer(bytes: &Bytes) -> serde_json::Value {
+    descriptor("application/vnd.oci.image.layer.v1.tar", bytes)
 }
 
 fn descriptor(media_type: &str, bytes: &[u8]) -> serde_json::Value {
