@@ -165,7 +165,7 @@ impl<'a> Transfer<'a> {
     /// Brings the blob. When this succeeds everything has been hashed.
     async fn run(&mut self) -> Result<Ended, FetchError> {
         // Committed by another download since somebody looked: never fetched twice.
-        if let Ok(Some(_)) = self.shared.store.size(&self.download.digest).await {
+        if let Ok(Some(_)) = self.shared.store.open(&self.download.digest).await {
             return Err(FetchError::Present);
         }
         self.take_up().await;
