@@ -22,6 +22,8 @@ const NEAR_TIME: f64 = 0.25;
 const PATIENT: u64 = 64 * 1024 * 1024;
 /// A download that ends sooner than this, in seconds, gets no further streams.
 const WORTHWHILE: f64 = 1.0;
+/// A stream that brings so many bytes a second gets no help: it isn't what is slow.
+const FAST: f64 = 128.0 * 1024.0 * 1024.0;
 /// A lane whose rest takes no longer, in seconds, isn't shared, and none of so few bytes.
 const SHARED: f64 = 0.4;
 const MIN_SHARED: u64 = 2 * 1024 * 1024;
@@ -69,6 +71,7 @@ pub(super) struct Lane {
     pace: Pace,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug)]
 pub(super) struct Plan {
     segments: Segments,
@@ -81,6 +84,8 @@ pub(super) struct Plan {
     ranged: bool,
     /// The upstream wants no second stream.
     alone: bool,
+    /// What comes is written more slowly than it comes: no stream for it would help.
+    pub(super) behind: bool,
 }
 
 impl Plan {
@@ -93,6 +98,7 @@ impl Plan {
             fill,
             ranged: true,
             alone: false,
+            behind: false,
         }
     }
 
@@ -246,6 +252,9 @@ impl Plan {
             return None;
         }
         let window = self.window(now);
+        if self.behind || self.is_fast(now) {
+            return None;
+        }
         if let Some((start, end)) = gap {
             let end = Some(end.min(start + window));
             let worthwhile = self.is_worthwhile(have, total, now);
@@ -283,6 +292,12 @@ impl Plan {
         let rates = self.lanes.iter().filter_map(|lane| lane.pace.rate(now));
         let (rate, known) = rates.fold((0.0, 0), |(sum, known), rate| (sum + rate, known + 1));
         known > 0 && to_float(total - have.len().min(total)) >= WORTHWHILE * rate
+    }
+
+    /// Whether some stream is so fast that further ones wouldn't help.
+    fn is_fast(&self, now: Instant) -> bool {
+        let mut rates = self.lanes.iter().filter_map(|lane| lane.pace.rate(now));
+        rates.any(|rate| rate >= FAST)
     }
 
     /// Bytes of a lane at the pace that is seen.

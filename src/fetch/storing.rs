@@ -17,6 +17,9 @@ use crate::store::{Stage, StoreError};
 /// Bytes that may wait for the writer. Past it the upstream's sockets are left alone.
 const MAX_PENDING: usize = 4 * 1024 * 1024;
 
+/// Bytes that wait for the writer when it is the writer that is slow.
+const BEHIND: usize = 1024 * 1024;
+
 /// Bytes between two notes of what is there.
 const NOTE_BYTES: u64 = 256 * 1024;
 /// Time between two notes, and before the first: so much is fetched again after a crash.
@@ -79,6 +82,11 @@ impl Storing {
     /// Whether more may come.
     pub(super) fn has_room(&self) -> bool {
         self.pending_bytes < MAX_PENDING
+    }
+
+    /// Whether more waits than comes in a moment.
+    pub(super) fn is_behind(&self) -> bool {
+        self.pending_bytes >= BEHIND
     }
 
     /// Whether what comes is stored.

@@ -197,6 +197,7 @@ impl<'a> Transfer<'a> {
     /// long enough.
     async fn step(&mut self) -> Result<bool, FetchError> {
         let room = self.download.progress.room()? && self.storing.has_room();
+        self.plan.behind |= self.storing.is_behind();
         tokio::select! {
             biased;
             writer = self.storing.written() => self.take_back(writer?)?,
@@ -246,6 +247,7 @@ impl<'a> Transfer<'a> {
                 (next, plan.look_again(demand))
             });
             self.look = look.map(|pause| now + pause);
+            self.plan.behind = false;
             let Some(span) = next else { return };
             if self.plan.lanes().is_empty() {
                 let (slots, upstream) = (
