@@ -60,9 +60,12 @@ pub(super) struct Lane {
     pub(super) at: u64,
     /// Where it ends: none where the blob's length isn't known.
     pub(super) end: Option<u64>,
+    /// Whether the upstream has given the stream.
+    answered: bool,
     pace: Pace,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug)]
 pub(super) struct Plan {
     segments: Segments,
@@ -75,6 +78,8 @@ pub(super) struct Plan {
     ranged: bool,
     /// The upstream wants no second stream.
     alone: bool,
+    /// Only what goes on from the blob's first bytes is of use.
+    in_order: bool,
 }
 
 impl Plan {
@@ -87,6 +92,7 @@ impl Plan {
             fill,
             ranged: true,
             alone: false,
+            in_order: false,
         }
     }
 
@@ -110,9 +116,17 @@ impl Plan {
             id,
             at: span.start,
             end: span.end.or(self.total),
+            answered: false,
             pace: Pace::default(),
         });
         id
+    }
+
+    /// The upstream has given a stream.
+    pub(super) fn answered(&mut self, id: u64) {
+        if let Some(lane) = self.lane_mut(id) {
+            lane.answered = true;
+        }
     }
 
     /// A stream has brought bytes.
@@ -132,7 +146,10 @@ impl Plan {
     pub(super) fn opened(&mut self, total: Option<u64>) {
         self.total = total;
         for lane in &mut self.lanes {
-            lane.end = lane.end.min(total).or(total);
+            lane.end = match (lane.end, total) {
+                (Some(end), Some(total)) => Some(end.min(total)),
+                (end, total) => end.or(total),
+            };
         }
     }
 
@@ -149,6 +166,14 @@ impl Plan {
     /// From now on one stream at a time: the upstream pushes back.
     pub(super) fn one_at_a_time(&mut self) {
         self.alone = true;
+    }
+
+    /// From now on one stream, in order and to the end: nothing is stored, so what comes early would
+    /// be lost to the hash.
+    pub(super) fn in_order(&mut self) {
+        self.alone = true;
+        self.in_order = true;
+        self.fill = true;
     }
 
     /// The upstream ignores ranges: the stream, if it may go on, brings everything from 0 on.
@@ -168,10 +193,11 @@ impl Plan {
         if self.alone && !self.lanes.is_empty() {
             return None;
         }
-        if !self.ranged || self.total.is_none() {
+        if !self.ranged || self.in_order || self.total.is_none() {
             let start = if self.ranged { have.end_of(0) } else { 0 };
+            let missing = self.total.is_none_or(|total| have.end_of(0) < total);
             let first = Span { start, end: None };
-            return self.lanes.is_empty().then_some(first);
+            return (self.lanes.is_empty() && missing).then_some(first);
         }
         self.wanted(have, demand, now).or_else(|| {
             let may = self.fill && self.lanes.len() < self.segments.count;
@@ -236,7 +262,9 @@ impl Plan {
             let end = (end < total).then_some(end);
             return Some(Span { start, end });
         }
-        if !self.is_large() || !self.is_worthwhile(have, total, now) {
+        // One after the other: the upstream may want no second one.
+        let asked = self.lanes.iter().any(|lane| !lane.answered);
+        if asked || !self.is_large() || !self.is_worthwhile(have, total, now) {
             return None;
         }
         let window = self.window(now);
