@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Download;
 use super::task::Transfer;
 use crate::config::OnAbandon;
 
@@ -21,9 +22,11 @@ impl Transfer<'_> {
         } = self;
         let draining = shared.drain.is_cancelled();
         let abandoned = shared.running.is_abandoned(&download.digest, download.id);
+        let newest = download.progress.newest();
+        let came = std::mem::replace(&mut self.newest, newest) != newest;
         if !abandoned {
             self.grace = None;
-        } else if draining || self.grace.is_none() {
+        } else if draining || came || self.grace.is_none() {
             let grace = if draining { Duration::ZERO } else { GRACE };
             self.grace = Some(Instant::now() + grace);
         }
@@ -37,13 +40,20 @@ impl Transfer<'_> {
     }
 
     /// Ends the streams and notes what is there, unless the download is to go on for nobody, or
-    /// somebody comes.
-    pub(super) async fn pause(&mut self) -> bool {
+    /// somebody comes. Whether something has been noted; none when the download goes on.
+    pub(super) async fn pause(&mut self) -> Option<bool> {
+        let Download { digest, id, .. } = self.download;
+        if !self.shared.running.is_abandoned(digest, *id) {
+            self.grace = None;
+            return None;
+        }
         let received = self.received_bytes();
         let draining = self.shared.drain.is_cancelled();
         let goes_on = match self.shared.settings.on_abandon {
             _ if draining => false,
             _ if !self.opened || !self.storing.is_storing() => true,
+            // What isn't known to be a part of something can't be taken up.
+            _ if self.plan.total.is_none() => true,
             _ if !self.plan.fill => false,
             OnAbandon::Finish => true,
             OnAbandon::Pause => false,
@@ -52,17 +62,14 @@ impl Transfer<'_> {
                 .total
                 .is_none_or(|total| total < SMALL || received > total / 2),
         };
-        if goes_on || !self.keep().await && !draining {
+        self.grace = None;
+        if goes_on {
             // Looked at again when somebody has come and gone.
-            self.grace = None;
-            return false;
+            return None;
         }
-        let Self {
-            shared, download, ..
-        } = self;
-        let closed = shared.running.close(&download.digest, download.id);
-        self.replan = true;
-        closed
+        let kept = self.keep().await;
+        let closed = self.shared.running.close(digest, *id);
+        closed.then_some(kept)
     }
 
     fn received_bytes(&self) -> u64 {
@@ -72,9 +79,7 @@ impl Transfer<'_> {
     /// Ends the streams, writes what has come, and notes on disk what is there. False when there is
     /// nothing that could be taken up.
     pub(super) async fn keep(&mut self) -> bool {
-        self.streams.stop();
-        self.slot = None;
-        self.plan.stop();
+        self.stop_streams();
         while self.storing.idle().is_none() {
             let Ok(writer) = self.storing.written().await else {
                 return false;

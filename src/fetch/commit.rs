@@ -54,6 +54,8 @@ pub(super) async fn commit(shared: &Shared, download: &Download, verified: Verif
     let stored = match committed {
         Ok(Ok(())) => {
             reservation.commit(&hold, size);
+            // A partial that was left behind this download's back has gone with the commit.
+            drop(shared.partials.take(&digest));
             link_all(shared, digest, size, repositories).await
         }
         Ok(Err(error)) => Err(error),

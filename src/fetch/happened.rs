@@ -64,6 +64,11 @@ impl Transfer<'_> {
             self.give_up(&stream);
             return Ok(());
         }
+        if !self.storing.is_storing() && offset > self.received {
+            // What isn't stored can only be passed on in order.
+            self.give_up(&stream);
+            return Ok(());
+        }
         if offset != stream.offset {
             // No ranges: another stream may bring it all; else this one does, from the start.
             if self.plan.lanes().len() > 1 {
@@ -78,6 +83,7 @@ impl Transfer<'_> {
         if stream.breaks > 0 {
             self.shared.metrics.download_resumed();
         }
+        self.plan.answered(stream.lane);
         self.streams.read(stream, body);
         self.replan = true;
         Ok(())
@@ -89,9 +95,7 @@ impl Transfer<'_> {
         let progress = &self.download.progress;
         if let Some((kept, ranges)) = self.kept.take() {
             if total.is_some_and(|total| total != kept) {
-                let algorithm = self.download.digest.algorithm();
-                self.storing = Storing::new(None, algorithm, RangeSet::new());
-                self.plan.forget_total();
+                self.forget_kept();
                 return false;
             }
             progress.opened(Some(kept), self.content(), &ranges);
@@ -102,14 +106,20 @@ impl Transfer<'_> {
             self.plan.opened(total);
             let content = self.content();
             if content.is_none() {
-                // What isn't stored can only be passed on in order.
-                self.plan.one_at_a_time();
-                self.plan.fill = true;
+                self.plan.in_order();
             }
             progress.opened(total, content, &RangeSet::new());
         }
         self.opened = true;
         true
+    }
+
+    /// What an earlier download has left isn't of this blob.
+    fn forget_kept(&mut self) {
+        self.kept = None;
+        let algorithm = self.download.digest.algorithm();
+        self.storing = Storing::new(None, algorithm, RangeSet::new());
+        self.plan.forget_total();
     }
 
     fn content(&self) -> Option<crate::store::Reader> {
@@ -129,7 +139,13 @@ impl Transfer<'_> {
         if self.opened || self.plan.lanes().len() > 1 {
             return self.broke(stream, error);
         }
-        if stream.offset > 0 && error.is_out_of_range() && self.kept.is_none() {
+        if error.is_out_of_range() && self.kept.is_some() {
+            self.plan.close(stream.lane);
+            self.forget_kept();
+            self.replan = true;
+            return Ok(());
+        }
+        if stream.offset > 0 && error.is_out_of_range() {
             // A client asked for bytes behind the end: that end has to be told.
             self.plan.close(stream.lane);
             self.ask_from_start();
@@ -159,6 +175,8 @@ impl Transfer<'_> {
         stream.broke_at = at;
         if stream.breaks > MAX_RESUMES || !error.is_transient() {
             if others {
+                // Without a successor, which would start the count anew.
+                self.plan.one_at_a_time();
                 self.give_up(&stream);
                 return Ok(());
             }
@@ -198,13 +216,11 @@ impl Transfer<'_> {
         }
         let progress = &self.download.progress;
         let missing = progress.missing(at, at + length);
-        if missing.is_empty() {
-            progress.mark(stream.lane, Some(at + length));
-        }
+        progress.mark(stream.lane, Some(at + length));
         for (start, until) in missing {
             let skip = |offset: u64| usize::try_from(offset - at).unwrap_or(part.len());
             let new = part.slice(skip(start)..skip(until));
-            progress.received(stream.lane, start, new);
+            progress.received(start, new);
         }
         self.storing.push(at, part);
         self.go_on(stream, body, at + length, end);
@@ -227,6 +243,11 @@ impl Transfer<'_> {
         match self.plan.total {
             Some(announced) if self.is_short(at) => Err(self.length_error(announced, at)),
             Some(_) => Ok(()),
+            // The first bytes may be missing: then it has told the length.
+            None if !self.download.progress.has(0, at) => {
+                self.plan.opened(Some(at));
+                Ok(())
+            }
             None => {
                 self.ended = true;
                 Ok(())

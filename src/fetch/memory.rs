@@ -84,15 +84,6 @@ impl Memory {
         self.order.retain(|offset| chunks.contains_key(offset));
     }
 
-    /// What is here, as ranges.
-    pub(super) fn ranges(&self) -> RangeSet {
-        let mut ranges = RangeSet::new();
-        for (start, chunk) in &self.chunks {
-            ranges.insert(*start, start + chunk.len() as u64);
-        }
-        ranges
-    }
-
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }

@@ -360,9 +360,10 @@ impl Shared {
             return None;
         };
         let follower = Follower::new(Arc::clone(self), Arc::clone(download), id);
-        if wanted.fill && !download.fill.swap(true, Ordering::Relaxed) {
-            download.progress.look();
+        if wanted.fill {
+            download.fill.store(true, Ordering::Relaxed);
         }
+        download.progress.look();
         if !download.urgency.get() {
             download.urgency.set(true);
             self.slots.dispatch();
@@ -373,8 +374,13 @@ impl Shared {
     /// A client has left.
     fn leave(&self, download: &Download) {
         self.running.leave(&download.digest, download.id);
-        if !self.running.has_clients(&download.digest, download.id) {
+        let has_clients = || self.running.has_clients(&download.digest, download.id);
+        if !has_clients() {
             download.urgency.set(false);
+            // Somebody may have come who still saw it set.
+            if has_clients() {
+                download.urgency.set(true);
+            }
         }
     }
 }

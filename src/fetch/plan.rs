@@ -68,6 +68,8 @@ pub(super) struct Lane {
     pub(super) at: u64,
     /// Where it ends: none where the blob's length isn't known.
     pub(super) end: Option<u64>,
+    /// Whether the upstream has given the stream.
+    answered: bool,
     pace: Pace,
 }
 
@@ -86,6 +88,8 @@ pub(super) struct Plan {
     alone: bool,
     /// What comes is written more slowly than it comes: no stream for it would help.
     pub(super) behind: bool,
+    /// Only what goes on from the blob's first bytes is of use.
+    in_order: bool,
 }
 
 impl Plan {
@@ -99,6 +103,7 @@ impl Plan {
             ranged: true,
             alone: false,
             behind: false,
+            in_order: false,
         }
     }
 
@@ -122,9 +127,17 @@ impl Plan {
             id,
             at: span.start,
             end: span.end.or(self.total),
+            answered: false,
             pace: Pace::default(),
         });
         id
+    }
+
+    /// The upstream has given a stream.
+    pub(super) fn answered(&mut self, id: u64) {
+        if let Some(lane) = self.lane_mut(id) {
+            lane.answered = true;
+        }
     }
 
     /// A stream has brought bytes.
@@ -144,7 +157,10 @@ impl Plan {
     pub(super) fn opened(&mut self, total: Option<u64>) {
         self.total = total;
         for lane in &mut self.lanes {
-            lane.end = lane.end.min(total).or(total);
+            lane.end = match (lane.end, total) {
+                (Some(end), Some(total)) => Some(end.min(total)),
+                (end, total) => end.or(total),
+            };
         }
     }
 
@@ -161,6 +177,14 @@ impl Plan {
     /// From now on one stream at a time: the upstream pushes back.
     pub(super) fn one_at_a_time(&mut self) {
         self.alone = true;
+    }
+
+    /// From now on one stream, in order and to the end: nothing is stored, so what comes early would
+    /// be lost to the hash.
+    pub(super) fn in_order(&mut self) {
+        self.alone = true;
+        self.in_order = true;
+        self.fill = true;
     }
 
     /// The upstream ignores ranges: the stream, if it may go on, brings everything from 0 on.
@@ -180,10 +204,11 @@ impl Plan {
         if self.alone && !self.lanes.is_empty() {
             return None;
         }
-        if !self.ranged || self.total.is_none() {
+        if !self.ranged || self.in_order || self.total.is_none() {
             let start = if self.ranged { have.end_of(0) } else { 0 };
+            let missing = self.total.is_none_or(|total| have.end_of(0) < total);
             let first = Span { start, end: None };
-            return self.lanes.is_empty().then_some(first);
+            return (self.lanes.is_empty() && missing).then_some(first);
         }
         self.wanted(have, demand, now).or_else(|| {
             let may = self.fill && self.lanes.len() < self.segments.count;
@@ -248,7 +273,9 @@ impl Plan {
             let end = (end < total).then_some(end);
             return Some(Span { start, end });
         }
-        if !self.is_large() {
+        // One after the other: the upstream may want no second one.
+        let asked = self.lanes.iter().any(|lane| !lane.answered);
+        if asked || !self.is_large() {
             return None;
         }
         let window = self.window(now);

@@ -171,6 +171,11 @@ impl Progress {
         })
     }
 
+    /// Another number whenever somebody has come, or has begun to wait.
+    pub(super) fn newest(&self) -> u64 {
+        self.state().next
+    }
+
     /// A follower has left.
     pub(super) fn leave(&self, follower: u64) {
         let mut state = self.state();
@@ -205,14 +210,14 @@ impl Progress {
     }
 
     /// Nothing more will be written to the file: followers get the rest from memory, from one
-    /// stream. What is neither in the file nor goes on from there is forgotten, and comes again.
-    /// Where that stream has to go on.
-    pub(super) fn unstored(&self, hashed: u64) -> u64 {
+    /// stream. What is in the file, hashed, or goes on from there and waits for the hash (`pending`)
+    /// stays; all else is forgotten, and comes again. Where that stream has to go on.
+    pub(super) fn unstored(&self, hashed: u64, pending: &RangeSet) -> u64 {
         let mut state = self.state();
         state.stored = false;
         let mut have = state.written.clone();
         have.insert(0, hashed);
-        for range in state.memory.ranges().ranges() {
+        for range in pending.ranges() {
             if range.start <= have.end_of(0) {
                 have.insert(range.start, range.end);
             }
@@ -220,6 +225,8 @@ impl Progress {
         state.memory.keep_only(&have);
         state.have = have;
         state.marks.clear();
+        // Those who have read all of it already won't move again before there is room for more.
+        state.forget_old();
         state.have.end_of(0)
     }
 
@@ -244,11 +251,10 @@ impl Progress {
     }
 
     /// Bytes have come that weren't there: followers may have them.
-    pub(super) fn received(&self, stream: u64, offset: u64, chunk: Bytes) {
+    pub(super) fn received(&self, offset: u64, chunk: Bytes) {
         self.change(|state| {
             let end = offset + chunk.len() as u64;
             state.have.insert(offset, end);
-            state.mark(stream, Some(end));
             state.memory.push(offset, chunk);
             state.forget_old();
         });
@@ -322,14 +328,10 @@ impl Progress {
         let mut waiting: Vec<_> = state
             .followers
             .values()
-            .filter(|follower| !state.have.contains(follower.at, follower.at + 1))
-            .filter_map(|follower| Some((follower.waits?, follower)))
+            .filter_map(|follower| Some((follower.waits?, state.lacks(follower.at, follower.end)?)))
             .collect();
         waiting.sort_unstable_by_key(|(turn, _)| *turn);
-        let wants = waiting
-            .into_iter()
-            .map(|(_, Position { at, end, .. })| Want { at: *at, end: *end })
-            .collect();
+        let wants = waiting.into_iter().map(|(_, want)| want).collect();
         let floor = state.followers.values().map(|follower| follower.at).min();
         let floor = floor.unwrap_or(0);
         look(&state.have, &Demand { wants, floor })
@@ -340,7 +342,7 @@ impl Progress {
         let mut state = self.state();
         let moved = state.moves(follower, reading);
         let step = state.step(reading);
-        let asks = matches!(step, Ok(Step::Wait)) && state.waits(follower, reading.offset);
+        let asks = matches!(step, Ok(Step::Wait)) && state.waits(follower, reading);
         drop(state);
         if moved || asks {
             self.look();
@@ -378,15 +380,23 @@ impl State {
         !self.stored
     }
 
+    /// What has to come for somebody who waits at `at`. That byte may be there: the end of a blob is
+    /// held back until all of it has come.
+    fn lacks(&self, at: u64, end: Option<u64>) -> Option<Want> {
+        let next = self.have.end_of(at);
+        let limit = end.into_iter().chain(self.total).min();
+        let lacks = next == at || limit.is_none_or(|limit| next < limit);
+        lacks.then_some(Want { at: next, end })
+    }
+
     /// Notes that a follower waits. Whether no stream is about to bring what it waits for.
-    fn waits(&mut self, follower: u64, offset: u64) -> bool {
+    fn waits(&mut self, follower: u64, Reading { offset, end, .. }: Reading) -> bool {
         let turn = self.number();
         if let Some(position) = self.followers.get_mut(&follower) {
             position.waits = Some(turn);
         }
-        // The held-back end of a blob is waited for without anything to be done.
-        !self.have.contains(offset, offset + 1)
-            && !self.marks.iter().any(|(_, mark)| *mark == offset)
+        self.lacks(offset, end)
+            .is_some_and(|want| !self.marks.iter().any(|(_, mark)| *mark == want.at))
     }
 
     fn step(&self, reading: Reading) -> Result<Step, FetchError> {

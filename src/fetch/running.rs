@@ -2,7 +2,7 @@
 //! committing are put in order.
 //!
 //! No more than synchronisation: `tests/interleavings` compiles this file a second time, with
-//! locks whose every order of events is tried.
+//! locks that try thousands of orders of events.
 
 use std::collections::HashMap;
 

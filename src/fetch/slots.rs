@@ -91,11 +91,12 @@ impl Slots {
         }
     }
 
-    /// A further stream of a running download: only where nobody has to wait for it.
-    pub(super) fn try_acquire(&self, upstream: &str) -> Option<Slot> {
+    /// A further stream of a running download, for which a client waits if it is `urgent`: only where
+    /// nobody has to wait for it.
+    pub(super) fn try_acquire(&self, upstream: &str, urgent: bool) -> Option<Slot> {
         let mut state = self.state();
         let wanted = |waiter: &Waiter| waiter.urgent.get() && *waiter.upstream == *upstream;
-        if state.waiting.iter().any(wanted) || !state.has_room(upstream, true, self.0.limits) {
+        if state.waiting.iter().any(wanted) || !state.has_room(upstream, urgent, self.0.limits) {
             return None;
         }
         let upstream: Arc<str> = upstream.into();
@@ -199,8 +200,8 @@ mod tests {
         for waits in [&mut ahead_waits, &mut wanted_waits, &mut later] {
             assert!(waits.now_or_never().is_none());
         }
-        assert!(slots.try_acquire("a").is_none());
-        let other = slots.try_acquire("b").unwrap();
+        assert!(slots.try_acquire("a", true).is_none());
+        let other = slots.try_acquire("b", true).unwrap();
         let [first, second] = held;
         drop(first);
         let taken = wanted_waits.as_mut().now_or_never().unwrap();
@@ -242,9 +243,9 @@ mod tests {
         assert!(gone.as_mut().now_or_never().is_none());
         // Granted, and never looked at.
         drop(held);
-        assert!(slots.try_acquire("a").is_none());
+        assert!(slots.try_acquire("a", true).is_none());
         drop(gone);
-        assert!(slots.try_acquire("a").is_some());
+        assert!(slots.try_acquire("a", true).is_some());
         let held = slots.acquire("b", urgent(true)).await;
         drop(
             Box::pin(slots.acquire("a", urgent(true)))

@@ -125,6 +125,15 @@ impl Storing {
         self.pending_bytes = self.pending.iter().map(|(_, chunk)| chunk.len()).sum();
     }
 
+    /// Which bytes wait.
+    pub(super) fn pending(&self) -> RangeSet {
+        let mut pending = RangeSet::new();
+        for (offset, chunk) in &self.pending {
+            pending.insert(*offset, offset + chunk.len() as u64);
+        }
+        pending
+    }
+
     /// Gives what waits to the writer, if that is idle. Also when nothing waits, but the hash is
     /// behind the file.
     fn start(&mut self) {
@@ -133,9 +142,14 @@ impl Storing {
                 if self.place.is_none() {
                     writer.stop_writing();
                 }
-                let batch = std::mem::take(&mut self.pending);
-                self.pending_bytes = 0;
-                Writing::Busy(tokio::task::spawn_blocking(move || writer.take(&batch)))
+                let batch = if self.place.is_none() && writer.is_behind() {
+                    // What isn't written has to wait for its turn to be hashed.
+                    Vec::new()
+                } else {
+                    self.pending_bytes = 0;
+                    std::mem::take(&mut self.pending)
+                };
+                Writing::Busy(tokio::task::spawn_blocking(move || writer.take(batch)))
             }
             other => other,
         };

@@ -37,10 +37,12 @@ pub(super) async fn run(
     };
     let ended = match ended {
         Ok(Ended::Whole(size)) => commit::verify(transfer.storing, download.digest, size),
-        Ok(Ended::Abandoned) => {
-            tracing::info!(digest = %download.digest, "paused a download that nobody waits for");
+        Ok(Ended::Abandoned { kept }) => {
+            tracing::info!(digest = %download.digest, kept, "paused a download that nobody waits for");
             shared.metrics.download_paused();
-            commit::leave(&shared, download.digest, transfer.storing).await;
+            if kept {
+                commit::leave(&shared, download.digest, transfer.storing).await;
+            }
             return;
         }
         // Who asked looks again.
@@ -48,8 +50,7 @@ pub(super) async fn run(
         Err(error) => {
             tracing::warn!(digest = %download.digest, %error, "download failed");
             // What is right is kept. Before anybody hears, because the next one takes it up.
-            if error.leaves_partial() {
-                transfer.keep().await;
+            if error.leaves_partial() && transfer.keep().await {
                 commit::leave(&shared, download.digest, transfer.storing).await;
             }
             Err(error)
@@ -101,8 +102,8 @@ impl Drop for Guard<'_> {
 pub(super) enum Ended {
     /// All bytes have come, and been hashed: so many.
     Whole(u64),
-    /// Nobody wants it any more. What is there has been noted on disk.
-    Abandoned,
+    /// Nobody wants it any more. Whether what is there has been noted on disk.
+    Abandoned { kept: bool },
 }
 
 pub(super) struct Transfer<'a> {
@@ -127,6 +128,8 @@ pub(super) struct Transfer<'a> {
     /// Whether something has changed that streams are opened or cut for.
     pub(super) replan: bool,
     look: Option<Instant>,
+    /// The latest that was heard of a client.
+    pub(super) newest: u64,
     /// Until when the download goes on without clients.
     pub(super) grace: Option<Instant>,
 }
@@ -158,6 +161,7 @@ impl<'a> Transfer<'a> {
             demand,
             replan: true,
             look: None,
+            newest: 0,
             grace: None,
         }
     }
@@ -169,23 +173,35 @@ impl<'a> Transfer<'a> {
             return Err(FetchError::Present);
         }
         self.take_up().await;
-        while !self.is_complete() {
-            if self.plan.total.is_none() {
-                self.reserve_more().await;
+        loop {
+            while !self.is_complete() {
+                if self.plan.total.is_none() {
+                    self.reserve_more().await?;
+                }
+                if std::mem::take(&mut self.replan) {
+                    self.consider_clients();
+                    self.open_streams();
+                }
+                if self.step().await?
+                    && let Some(kept) = self.pause().await
+                {
+                    return Ok(Ended::Abandoned { kept });
+                }
             }
-            if std::mem::take(&mut self.replan) {
-                self.consider_clients();
-                self.open_streams();
-            }
-            if self.step().await? && self.pause().await {
-                return Ok(Ended::Abandoned);
+            self.stop_streams();
+            self.hash_all().await?;
+            // What couldn't be written, and wasn't hashed yet, comes again.
+            if self.is_complete() {
+                return Ok(Ended::Whole(self.plan.total.unwrap_or(self.received)));
             }
         }
+    }
+
+    pub(super) fn stop_streams(&mut self) {
         self.streams.stop();
-        while let Some(writer) = self.hashing().await? {
-            self.take_back(writer)?;
-        }
-        Ok(Ended::Whole(self.plan.total.unwrap_or(self.received)))
+        self.plan.stop();
+        self.slot = None;
+        self.replan = true;
     }
 
     fn is_complete(&self) -> bool {
@@ -213,18 +229,22 @@ impl<'a> Transfer<'a> {
         Ok(false)
     }
 
-    /// Waits for a batch that is being hashed; none when all is done.
-    async fn hashing(&mut self) -> Result<Option<Box<Writer>>, FetchError> {
-        if self.storing.is_busy() {
-            self.storing.written().await.map(Some)
-        } else {
-            Ok(None)
+    /// Waits until all that has come is hashed, as far as its turn has come.
+    async fn hash_all(&mut self) -> Result<(), FetchError> {
+        while self.storing.is_busy() {
+            let writer = self.storing.written().await?;
+            self.take_back(writer)?;
         }
+        Ok(())
     }
 
-    /// Asks for the whole blob, to be told its length.
+    /// Asks for the first bytes, to be told the length.
     pub(super) fn ask_from_start(&mut self) {
-        self.wanted = Wanted::WHOLE;
+        self.wanted = Wanted {
+            start: 0,
+            end: Some(1),
+            fill: self.wanted.fill,
+        };
         self.replan = true;
     }
 
@@ -235,6 +255,11 @@ impl<'a> Transfer<'a> {
         }
         loop {
             let now = Instant::now();
+            // Before a lane is cut for it: without a slot the lane goes on as it is.
+            let further = !self.plan.lanes().is_empty();
+            let (slots, urgent) = (&self.shared.slots, self.download.urgency.get());
+            let slot = further.then(|| slots.try_acquire(self.streams.upstream(), urgent));
+            let may = !matches!(slot, Some(None));
             let (first, plan) = (self.first_span(), &mut self.plan);
             let kept = self.kept.as_ref().map(|(_, ranges)| ranges);
             let (next, look) = self.download.progress.plan(|have, demand| {
@@ -242,14 +267,15 @@ impl<'a> Transfer<'a> {
                 let have = kept.unwrap_or(have);
                 let next = match first {
                     Some(first) => plan.lanes().is_empty().then_some(first),
-                    None => plan.next(have, demand, now),
+                    None if may => plan.next(have, demand, now),
+                    None => None,
                 };
                 (next, plan.look_again(demand))
             });
             self.look = look.map(|pause| now + pause);
             self.plan.behind = false;
             let Some(span) = next else { return };
-            if self.plan.lanes().is_empty() {
+            let Some(slot) = slot.flatten() else {
                 let (slots, upstream) = (
                     self.shared.slots.clone(),
                     self.streams.upstream().to_owned(),
@@ -257,9 +283,6 @@ impl<'a> Transfer<'a> {
                 let urgency = self.download.urgency.clone();
                 let slot = async move { slots.acquire(&upstream, urgency).await };
                 self.slot = Some((span, Box::pin(slot)));
-                return;
-            }
-            let Some(slot) = self.shared.slots.try_acquire(self.streams.upstream()) else {
                 return;
             };
             self.shared.metrics.segment_opened();
@@ -269,10 +292,13 @@ impl<'a> Transfer<'a> {
 
     /// What is asked for before the length is known.
     fn first_span(&self) -> Option<Span> {
-        if self.opened || self.kept.is_some() {
+        if self.opened {
             return None;
         }
         let Wanted { start, end, fill } = self.wanted;
+        if let Some((total, there)) = &self.kept {
+            return Some(first_missing(*total, there, self.wanted));
+        }
         let (start, end) = match fill {
             // All of it is wanted, and the first bytes aren't far.
             true if start < NEAR => (0, None),
@@ -289,7 +315,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Keeps the reservation ahead of a blob whose length isn't known.
-    async fn reserve_more(&mut self) {
+    async fn reserve_more(&mut self) -> Result<(), FetchError> {
         let received = self.received;
         if let Some(reservation) = self.storing.reservation()
             && received >= reservation.bytes()
@@ -298,15 +324,21 @@ impl<'a> Transfer<'a> {
             let digest = self.download.digest;
             tracing::warn!(%digest, %full, "passing the rest of the download through");
             self.storing.give_up_place();
-            self.download.progress.unstored(0);
+            self.hash_all().await?;
+            let hashed = self.storing.idle().map_or(0, |writer| writer.hashed);
+            self.pass_through(hashed);
         }
+        Ok(())
     }
 
     /// Takes up what an earlier download has left.
     async fn take_up(&mut self) {
         let digest = self.download.digest;
-        if let Some((stored, Partial { total, ranges })) = place::take_up(self.shared, digest).await
+        if let Some((stored, Partial { total, mut ranges })) =
+            place::take_up(self.shared, digest).await
         {
+            // Whoever wrote that down: a byte is left to ask for.
+            ranges.remove(total.saturating_sub(1), u64::MAX);
             tracing::info!(%digest, total, there = ranges.len(), "taking up a partial download");
             self.plan.opened(Some(total));
             self.storing = Storing::new(Some(stored), digest.algorithm(), ranges.clone());
@@ -338,15 +370,31 @@ impl<'a> Transfer<'a> {
     fn pass_through(&mut self, hashed: u64) {
         self.storing.give_up_place();
         let progress = &self.download.progress;
-        let next = progress.unstored(hashed);
+        let next = progress.unstored(hashed, &self.storing.pending());
         self.storing.retain(|start, end| progress.has(start, end));
-        self.plan.one_at_a_time();
-        self.plan.fill = true;
+        self.plan.in_order();
         if !matches!(self.plan.lanes(), [only] if only.at == next) {
-            self.streams.stop();
-            self.plan.stop();
-            self.replan = true;
+            self.stop_streams();
         }
+    }
+}
+
+/// What is asked for first of a blob of which some is there: what is missing where it is wanted, at
+/// least one byte.
+fn first_missing(total: u64, there: &RangeSet, Wanted { start, end, fill }: Wanted) -> Span {
+    let at = there.end_of(start);
+    let at = if at < total { at } else { there.end_of(0) };
+    let gap = there.next_start(at).unwrap_or(total);
+    let end = if fill {
+        gap
+    } else {
+        end.unwrap_or(at.saturating_add(MIN_LANE))
+            .min(gap)
+            .max(at + 1)
+    };
+    Span {
+        start: at,
+        end: (end < total).then_some(end),
     }
 }
 

@@ -83,11 +83,13 @@ impl Writer {
     }
 
     /// Takes a batch of chunks with their offsets. Blocks.
-    pub(super) fn take(mut self: Box<Self>, batch: &[(u64, Bytes)]) -> Box<Self> {
+    pub(super) fn take(mut self: Box<Self>, mut batch: Vec<(u64, Bytes)>) -> Box<Self> {
         self.fresh = RangeSet::new();
+        // In the order of the hash: what comes before its turn has to be read back.
+        batch.sort_by_key(|(offset, _)| *offset);
         let mut run: Vec<Bytes> = Vec::new();
         let (mut start, mut end) = (0, 0);
-        for (offset, chunk) in batch {
+        for (offset, chunk) in &batch {
             let mut at = *offset;
             let mut rest = chunk.clone();
             while !rest.is_empty() {

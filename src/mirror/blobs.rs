@@ -131,7 +131,8 @@ impl Mirror {
         let Some(ranges) = ranges else {
             return Wanted::WHOLE;
         };
-        let (start, end) = ranges.one().unwrap_or((0, None));
+        // What lies where the length says can be asked for once that is known.
+        let (start, end) = ranges.one().unwrap_or((0, Some(1)));
         let whole = ranges.one().is_some_and(|one| one == (0, None));
         Wanted {
             start,

@@ -361,6 +361,31 @@ impl Index {
         Some(())
     }
 
+    /// A link that was to go has been made anew.
+    pub(super) fn pardon(
+        &mut self,
+        repo: &RepoName,
+        kind: LinkKind,
+        digest: &Digest,
+    ) -> Option<()> {
+        let content = self.find_content(digest)?;
+        let entry = self.find_entry(self.find_repo(repo.as_str())?, kind, content)?;
+        let deleting = self
+            .contents
+            .get(content)?
+            .flags
+            .has(content_flag::DELETING);
+        let known = self.entries.get_mut(entry).filter(|_| !deleting)?;
+        known.flags.clear(entry_flag::CONDEMNED);
+        // One that was due while it was condemned stands in no queue.
+        if known.queued == 0
+            && let Some(deadline) = self.deadline(entry)
+        {
+            self.schedule(entry, deadline);
+        }
+        Some(())
+    }
+
     /// The store has the file of this content, of so many bytes.
     pub(super) fn file_present(&mut self, id: Id<Content>, size: u64) {
         let Some(content) = self.contents.get_mut(id) else {

@@ -312,9 +312,14 @@ impl Retention {
             .with(|index| index.touch(repo, kind, digest, size, now));
     }
 
-    /// A link has been made in the store; its blob is there, and has `size` bytes.
+    /// A link has been made in the store; its blob is there, and has `size` bytes. It stays, even if
+    /// the one that was there before was to go.
     pub fn linked(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
-        self.used(repo, kind, digest, size);
+        let now = self.0.now();
+        self.0.with(|index| {
+            index.touch(repo, kind, digest, size, now);
+            index.pardon(repo, kind, digest);
+        });
     }
 
     /// What a manifest that was linked refers to; see [`references`].

@@ -17,6 +17,7 @@ mod blobs;
 mod counting;
 mod disk;
 mod faults;
+mod fetching;
 mod lists;
 mod manifests;
 mod operate;

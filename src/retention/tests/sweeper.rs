@@ -107,3 +107,44 @@ async fn images_are_listed_with_what_they_share() {
     let lonely = images.iter().find(|image| !image.is_manifest).unwrap();
     assert_eq!((lonely.size, lonely.shared), (6, 0));
 }
+
+/// Both ways in which a link is condemned while a download holds its content.
+#[tokio::test(start_paused = true)]
+async fn a_link_that_is_made_anew_stays_although_the_old_one_was_to_go() {
+    for purged in [false, true] {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let healed = layer("a", "x");
+        store.link(&healed).await.unwrap();
+        if purged {
+            let there = Bytes::from_static(b"x");
+            store::put(&*store, &healed.digest, there).await.unwrap();
+        }
+        let house = House::over(store, with_ttl(HOUR), Clock::starting_at(today()));
+        // Before the start finds the link without a file.
+        let hold = house.retention.hold(&healed.digest).await;
+        house.retention.complete().await;
+        if purged {
+            house.retention.purge(&"a".parse().unwrap(), false).await;
+        }
+        house.retention.settled().await;
+        assert!(house.cache(&healed, "x").await);
+        drop(hold);
+        house.retention.settled().await;
+        assert!(house.is_linked(&healed).await && house.has("x").await);
+        check(&house, &[]).await;
+        house.pass(HOUR).await;
+        assert!(!house.is_linked(&healed).await && !house.has("x").await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_condemned_link_that_is_only_used_goes() {
+    let house = House::with(settings()).await;
+    let link = house.cache_layer("a", "x").await;
+    let hold = house.retention.hold(&link.digest).await;
+    house.retention.purge(&"a".parse().unwrap(), false).await;
+    house.use_link(&link).await;
+    drop(hold);
+    house.retention.settled().await;
+    assert!(!house.is_linked(&link).await && !house.has("x").await);
+}

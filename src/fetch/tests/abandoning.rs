@@ -1,0 +1,138 @@
+//! Downloads that nobody waits for.
+
+use super::*;
+use crate::config::OnAbandon;
+
+/// A download of so many MiB that its only client leaves after 2 MiB, on a slow upstream; and what
+/// is there after some time.
+async fn abandoned(bench: &Bench, size: u64, at: u64) -> (Bytes, Digest, Arc<Origin>) {
+    let (content, digest) = mebibytes(size);
+    let origin = Origin::new(&content).slow(1 << 20).acts([]);
+    let mut follower = bench.join(digest, "a", &origin);
+    read_range(&mut follower, 0, at * MIB).await.unwrap();
+    drop(follower);
+    bench.settled().await;
+    assert_eq!(origin.open_streams(), 0);
+    (content, digest, origin)
+}
+
+fn on(on_abandon: OnAbandon) -> Settings {
+    let segments = Segments {
+        min_size: u64::MAX,
+        ..settings().segments
+    };
+    Settings {
+        segments,
+        on_abandon,
+        ..settings()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_finished_or_paused_as_the_operator_says() {
+    for (on_abandon, size, at, finished) in [
+        (OnAbandon::Finish, 20, 1, true),
+        (OnAbandon::Pause, 20, 1, false),
+        (OnAbandon::Pause, 20, 18, true),
+        (OnAbandon::Auto, 20, 1, true),
+        (OnAbandon::Auto, 257, 2, false),
+        (OnAbandon::Auto, 257, 130, true),
+    ] {
+        let bench = Bench::with(on(on_abandon));
+        let (content, digest, origin) = abandoned(&bench, size, at).await;
+        let case = format!("{on_abandon:?} {size} {at}");
+        assert_eq!(bench.stored(&digest).await.is_some(), finished, "{case}");
+        if finished {
+            assert_eq!(origin.sent(), size * MIB, "{case}");
+            continue;
+        }
+        // The grace is five seconds, at a MiB a second.
+        let sent = origin.sent();
+        assert!((4 + at..7 + at).contains(&(sent / MIB)), "{case}: {sent}");
+        assert!(!bench.fetcher.is_running(&digest));
+        let mut next = bench.join(digest, "b", &origin);
+        assert!(read_to_end(&mut next).await.unwrap() == content);
+        assert_eq!(origin.sent(), size * MIB, "{case}");
+        bench.settled().await;
+        assert!(bench.stored(&digest).await.unwrap() == content);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_within_the_grace_goes_on_with_it() {
+    let bench = Bench::with(on(OnAbandon::Pause));
+    let (content, digest) = mebibytes(20);
+    let origin = Origin::new(&content).slow(1 << 20).acts([]);
+    for at in [1, 3, 5] {
+        let mut follower = bench.join(digest, "a", &origin);
+        read_range(&mut follower, 0, at * MIB).await.unwrap();
+        drop(follower);
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    let mut follower = bench.join(digest, "a", &origin);
+    assert!(read_to_end(&mut follower).await.unwrap() == content);
+    assert_eq!(origin.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn who_comes_while_it_is_being_paused_is_served() {
+    tokio::time::pause();
+    let bench = Bench::with(on(OnAbandon::Pause));
+    let (content, digest) = mebibytes(3);
+    let gate = CancellationToken::new();
+    let origin = Origin::new(&content).acts([Act::Gate(MIB, gate.clone())]);
+    let mut follower = bench.join(digest, "a", &origin);
+    read_range(&mut follower, 0, MIB).await.unwrap();
+    let keeping = bench.store.stall(Operation::Keep, 1);
+    drop(follower);
+    keeping.reached().await;
+    let mut next = bench.join(digest, "b", &origin);
+    keeping.release();
+    assert!(read_to_end(&mut next).await.unwrap() == content);
+    assert_eq!(origin.sent(), 3 * MIB);
+    bench.settled().await;
+    assert!(bench.linked("a", digest).await && bench.linked("b", digest).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_kept_keeps_no_place() {
+    let bench = Bench::with(on(OnAbandon::Pause));
+    let kind = io::ErrorKind::StorageFull;
+    bench.store.fail_from(Operation::Keep, 1, kind);
+    let (_, digest, origin) = abandoned(&bench, 20, 1).await;
+    assert!(origin.sent() < 20 * MIB && !bench.fetcher.is_running(&digest));
+    assert_eq!(bench.retention.usage().reserved, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_range_is_left_and_taken_up_again() {
+    for restart in [false, true] {
+        let mut bench = Bench::with(on(OnAbandon::Finish));
+        let (content, digest) = mebibytes(40);
+        let origin = Origin::new(&content).acts([]);
+        let wanted = range(20 * MIB, 22 * MIB, false);
+        for (start, end, sent) in [(20, 22, 2 * MIB), (20, 22, 2 * MIB + 1), (21, 23, 3 * MIB)] {
+            let wanted = Wanted {
+                start: start * MIB,
+                end: Some(end * MIB),
+                ..wanted
+            };
+            let mut lazy = bench.join_at(digest, "a", &origin, wanted);
+            assert_eq!(lazy.total().await.unwrap(), Some(40 * MIB));
+            let read = read_range(&mut lazy, start * MIB, end * MIB).await.unwrap();
+            assert_eq!(read, part(&content, start * MIB, end * MIB));
+            drop(lazy);
+            bench.settled().await;
+            // Where all is there, one byte proves that the upstream has it.
+            assert_eq!(origin.sent(), sent, "{:?}", origin.asked());
+            if restart {
+                bench = bench.restarted(on(OnAbandon::Finish)).await;
+            }
+        }
+        let mut whole = bench.join(digest, "a", &origin);
+        assert!(read_to_end(&mut whole).await.unwrap() == content);
+        bench.settled().await;
+        assert_eq!(origin.sent(), 40 * MIB);
+        assert!(bench.stored(&digest).await.unwrap() == content);
+    }
+}

@@ -1,0 +1,190 @@
+//! An upstream that has one blob.
+
+use std::time::Duration;
+
+use super::*;
+
+/// Bytes of a chunk.
+const CHUNK: usize = 64 * 1024;
+
+/// What one opening does other than the usual.
+#[derive(Clone)]
+pub(super) enum Act {
+    Usual,
+    Fails(fn() -> UpstreamError),
+    /// Breaks off after so many bytes.
+    Cut(u64),
+    /// Waits for the gate after so many bytes.
+    Gate(u64, CancellationToken),
+}
+
+/// An upstream that has a blob. It honours ranges, and notes what it was asked for and has sent.
+pub(super) struct Origin {
+    content: Bytes,
+    /// How long a chunk takes.
+    pace: Duration,
+    ranges: bool,
+    state: Arc<Mutex<Noted>>,
+}
+
+#[derive(Default)]
+struct Noted {
+    acts: VecDeque<Act>,
+    afterwards: Option<Act>,
+    asked: Vec<(u64, Option<u64>)>,
+    sent: u64,
+    open: usize,
+    most: usize,
+    breaks: bool,
+}
+
+/// A stream that is open.
+struct Open(Arc<Mutex<Noted>>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().open -= 1;
+    }
+}
+
+impl Debug for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Origin")
+    }
+}
+
+impl Origin {
+    pub(super) fn new(content: &Bytes) -> Self {
+        Self {
+            content: content.clone(),
+            pace: Duration::ZERO,
+            ranges: true,
+            state: Arc::default(),
+        }
+    }
+
+    /// So many bytes a second and stream.
+    pub(super) fn slow(mut self, rate: u64) -> Self {
+        self.pace = Duration::from_micros(CHUNK as u64 * 1_000_000 / rate);
+        self
+    }
+
+    pub(super) fn without_ranges(mut self) -> Self {
+        self.ranges = false;
+        self
+    }
+
+    /// What the next openings do.
+    pub(super) fn acts(self, acts: impl IntoIterator<Item = Act>) -> Arc<Self> {
+        self.state.lock().unwrap().acts.extend(acts);
+        Arc::new(self)
+    }
+
+    /// What every opening does from now on.
+    pub(super) fn always(&self, act: Act) {
+        let mut state = self.state.lock().unwrap();
+        state.acts.clear();
+        state.afterwards = Some(act);
+    }
+
+    /// Every stream that is open breaks off at its next byte.
+    pub(super) fn break_off(&self) {
+        self.state.lock().unwrap().breaks = true;
+    }
+
+    pub(super) fn asked(&self) -> Vec<(u64, Option<u64>)> {
+        self.state.lock().unwrap().asked.clone()
+    }
+
+    /// Bytes, over all streams.
+    pub(super) fn sent(&self) -> u64 {
+        self.state.lock().unwrap().sent
+    }
+
+    pub(super) fn open_streams(&self) -> usize {
+        self.state.lock().unwrap().open
+    }
+
+    /// The most streams that were open at a time.
+    pub(super) fn most(&self) -> usize {
+        self.state.lock().unwrap().most
+    }
+
+    fn body(&self, start: usize, end: usize, act: Act) -> crate::upstream::BlobBody {
+        let open = Open(Arc::clone(&self.state));
+        let (content, pace) = (self.content.slice(..end), self.pace);
+        let stop = move |at: usize, after: u64| start + usize::try_from(after).unwrap() <= at;
+        let next = move |(open, mut at): (Open, usize)| {
+            let (content, act) = (content.clone(), act.clone());
+            async move {
+                let limit = match &act {
+                    Act::Cut(after) if stop(at, *after) => {
+                        at = usize::MAX;
+                        return Some((Err(broken()), (open, at)));
+                    }
+                    Act::Gate(after, gate) if stop(at, *after) => {
+                        gate.cancelled().await;
+                        content.len()
+                    }
+                    Act::Cut(after) | Act::Gate(after, _) => {
+                        start + usize::try_from(*after).unwrap()
+                    }
+                    Act::Usual | Act::Fails(_) => content.len(),
+                };
+                let until = (at.saturating_add(CHUNK)).min(limit).min(content.len());
+                if at >= until {
+                    return None;
+                }
+                if !pace.is_zero() {
+                    tokio::time::sleep(pace).await;
+                }
+                if open.0.lock().unwrap().breaks {
+                    return Some((Err(broken()), (open, usize::MAX)));
+                }
+                open.0.lock().unwrap().sent += (until - at) as u64;
+                Some((Ok(content.slice(at..until)), (open, until)))
+            }
+        };
+        futures_util::stream::unfold((open, start), next).boxed()
+    }
+}
+
+#[async_trait::async_trait]
+impl Source for Origin {
+    async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError> {
+        let act = {
+            let mut state = self.state.lock().unwrap();
+            state.asked.push((offset, end));
+            let usual = state.afterwards.clone().unwrap_or(Act::Usual);
+            state.acts.pop_front().unwrap_or(usual)
+        };
+        let total = self.content.len() as u64;
+        let (start, end) = if self.ranges {
+            (offset, end.unwrap_or(total).min(total))
+        } else {
+            (0, total)
+        };
+        if let Act::Fails(error) = act {
+            return Err(error());
+        }
+        if start >= total && total > 0 {
+            return Err(unexpected(416));
+        }
+        {
+            let mut state = self.state.lock().unwrap();
+            state.open += 1;
+            state.most = state.most.max(state.open);
+        }
+        let places = [start, end].map(|place| usize::try_from(place).unwrap());
+        Ok(BlobStream {
+            offset: start,
+            end: Some(end),
+            total: Some(total),
+            body: self.body(places[0], places[1], act),
+        })
+    }
+
+    fn upstream(&self) -> &'static str {
+        "upstream.example"
+    }
+}

@@ -1,0 +1,113 @@
+//! Large blobs that come slowly, and the bounds of their streams.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_large_blob_comes_in_several_streams() {
+    let (content, digest) = mebibytes(64);
+    let mut times = Vec::new();
+    for count in [1, 4] {
+        let mut some = of_segments(1);
+        some.segments.count = count;
+        let bench = Bench::with(some);
+        let origin = Origin::new(&content).slow(2 << 20).acts([]);
+        let started = tokio::time::Instant::now();
+        let mut follower = bench.join(digest, "a", &origin);
+        assert!(follower.read(0, None).await.unwrap().is_some());
+        let first = started.elapsed();
+        assert!(read_to_end(&mut follower).await.unwrap() == content);
+        times.push((first, started.elapsed()));
+        assert_eq!((origin.most(), origin.sent()), (count, 64 * MIB));
+        bench.settled().await;
+        assert_eq!(bench.stored(&digest).await.unwrap(), content);
+    }
+    let [(first_of_one, one), (first_of_four, four)] = times[..] else {
+        panic!("two runs");
+    };
+    assert_eq!(first_of_one, first_of_four);
+    assert!(one > four * 3, "{one:?} {four:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_wants_no_second_stream_gets_none() {
+    let refusals: [fn() -> UpstreamError; 3] = [rate_limited, || unexpected(400), overloaded];
+    for refusal in refusals {
+        let bench = Bench::with(of_segments(1));
+        let (content, digest) = mebibytes(32);
+        let acts = [Act::Usual, Act::Fails(refusal)];
+        let origin = Origin::new(&content).slow(2 << 20).acts(acts);
+        let mut follower = bench.join(digest, "a", &origin);
+        assert!(read_to_end(&mut follower).await.unwrap() == content);
+        assert_eq!((origin.most(), origin.sent()), (1, 32 * MIB));
+        bench.settled().await;
+        assert_eq!(bench.stored(&digest).await.unwrap(), content);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_without_ranges_gets_one_stream() {
+    let bench = Bench::with(of_segments(1));
+    let (content, digest) = mebibytes(32);
+    let origin = Origin::new(&content)
+        .slow(2 << 20)
+        .without_ranges()
+        .acts([]);
+    let mut follower = bench.join(digest, "a", &origin);
+    assert!(read_to_end(&mut follower).await.unwrap() == content);
+    bench.settled().await;
+    assert_eq!(bench.stored(&digest).await.unwrap(), content);
+    // The second one is open until its head has told.
+    assert!(origin.most() <= 2, "{}", origin.most());
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_break_come_again_where_they_broke() {
+    let bench = Bench::with(of_segments(1));
+    let (content, digest) = mebibytes(64);
+    let cuts = std::iter::repeat_n(Act::Cut(2 * MIB), 20);
+    let origin = Origin::new(&content).slow(2 << 20).acts(cuts);
+    let mut follower = bench.join(digest, "a", &origin);
+    assert!(read_to_end(&mut follower).await.unwrap() == content);
+    assert_eq!(origin.sent(), 64 * MIB);
+    assert!(origin.most() > 1);
+    bench.settled().await;
+    assert_eq!(bench.stored(&digest).await.unwrap(), content);
+}
+
+#[tokio::test(start_paused = true)]
+async fn further_streams_leave_the_slots_to_others() {
+    let mut some = of_segments(1);
+    some.streams.per_upstream = 2;
+    let bench = Bench::with(some);
+    let (content, digest) = mebibytes(64);
+    let origin = Origin::new(&content).slow(2 << 20).acts([]);
+    let mut first = bench.join(digest, "a", &origin);
+    assert!(first.read(20 * MIB, None).await.unwrap().is_some());
+    assert_eq!(origin.open_streams(), 2);
+    let (other, of_other) = super::content(100_000);
+    let second = Origin::new(&other).acts([]);
+    let mut waits = bench.join(of_other, "a", &second);
+    let (read, whole) = tokio::join!(read_to_end(&mut waits), read_to_end(&mut first));
+    assert_eq!(read.unwrap(), other);
+    assert!(whole.unwrap() == content);
+    assert_eq!(origin.sent(), 64 * MIB);
+    assert_eq!(origin.most(), 2);
+}
+
+/// What nobody waits for takes half of an upstream's streams at most, with all its segments.
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_leaves_streams_to_clients() {
+    let mut some = of_segments(1);
+    some.streams.per_upstream = 4;
+    let bench = Bench::with(some);
+    let (content, digest) = mebibytes(64);
+    let origin = Origin::new(&content).slow(2 << 20).acts([]);
+    let repository = "a".parse().unwrap();
+    let ahead = bench
+        .fetcher
+        .fetch_ahead(digest, &repository, Arc::clone(&origin) as _);
+    ahead.await.unwrap();
+    assert_eq!((origin.most(), origin.sent()), (2, 64 * MIB));
+    bench.settled().await;
+    assert_eq!(bench.stored(&digest).await.unwrap(), content);
+}

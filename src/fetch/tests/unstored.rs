@@ -1,0 +1,252 @@
+//! Stores that fail: the clients get their bytes, or a clear error.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_commit_costs_the_cache_and_not_the_client() {
+    let bench = Bench::new();
+    let (content, digest) = content(100);
+    let (sender, opening) = streams(0, Some(100));
+    bench
+        .store
+        .fail(Operation::Commit, 1, io::ErrorKind::StorageFull);
+    let mut follower = bench.join(digest, "a", &Script::new([opening]));
+    send_all(&sender, &content, 30).await;
+    drop(sender);
+    assert_eq!(read_to_end(&mut follower).await.unwrap(), content);
+    bench.settled().await;
+    assert_eq!(bench.stored(&digest).await, None);
+    assert!(!bench.linked("a", digest).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_written_is_passed_through() {
+    for (operation, nth) in [
+        (Operation::Stage, 1),
+        (Operation::Write, 1),
+        (Operation::Write, 3),
+    ] {
+        let bench = Bench::new();
+        let (content, digest) = content(12_000_000);
+        let (sender, opening) = streams(0, Some(12_000_000));
+        bench
+            .store
+            .fail_from(operation, nth, io::ErrorKind::StorageFull);
+        let source = Script::new([opening]);
+        let mut followers = [
+            bench.join(digest, "a", &source),
+            bench.join(digest, "b", &source),
+        ];
+        let feed = async {
+            send_all(&sender, &content, 100_000).await;
+            drop(sender);
+        };
+        let [one, two] = &mut followers;
+        let ((), one, two) = tokio::join!(feed, read_to_end(one), read_to_end(two));
+        assert_eq!(one.unwrap(), content, "{operation:?}");
+        assert_eq!(two.unwrap(), content, "{operation:?}");
+        bench.settled().await;
+        assert_eq!(bench.stored(&digest).await, None);
+        assert!(!bench.linked("a", digest).await);
+        assert!(!bench.fetcher.is_running(&digest));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_passed_through_blob_must_have_its_digest_too() {
+    let bench = Bench::new();
+    let (_, digest) = content(300);
+    let (sender, opening) = streams(0, Some(300));
+    bench
+        .store
+        .fail(Operation::Stage, 1, io::ErrorKind::ReadOnlyFilesystem);
+    let mut follower = bench.join(digest, "a", &Script::new([opening]));
+    send_all(&sender, &Bytes::from(vec![0; 300]), 100).await;
+    drop(sender);
+    let error = read_to_end(&mut follower).await.unwrap_err();
+    assert!(matches!(error, FetchError::Digest { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_too_late_for_a_passed_through_blob_gets_one_of_its_own() {
+    let bench = Bench::new();
+    let (content, digest) = content(100_000);
+    let (first_sender, first) = streams(0, Some(100_000));
+    let (second_sender, second) = streams(0, Some(100_000));
+    bench
+        .store
+        .fail_from(Operation::Stage, 1, io::ErrorKind::StorageFull);
+    let source = Script::new([first, second]);
+    let mut early = bench.join(digest, "a", &source);
+    send_all(&first_sender, &content.slice(..60_000), 30_000).await;
+    assert!(early.read(0, None).await.unwrap().is_some());
+    assert!(early.read(30_000, None).await.unwrap().is_some());
+    assert!(
+        bench
+            .fetcher
+            .follow(&digest, &"a".parse().unwrap(), Wanted::WHOLE)
+            .is_none()
+    );
+    let mut late = bench.join(digest, "a", &source);
+    send_all(&second_sender, &content, 50_000).await;
+    send_all(&first_sender, &content.slice(60_000..), 40_000).await;
+    drop((first_sender, second_sender));
+    assert_eq!(read_to_end(&mut late).await.unwrap(), content);
+    let mut rest = Vec::new();
+    while let Some(bytes) = early.read(60_000 + rest.len() as u64, None).await.unwrap() {
+        rest.extend_from_slice(&bytes);
+    }
+    assert_eq!(rest, content.slice(60_000..));
+    assert_eq!(source.asked(), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_passed_through_download_ends_with_its_last_client() {
+    let bench = Bench::new();
+    let (content, digest) = content(100_000);
+    let (sender, opening) = streams(0, Some(100_000));
+    bench
+        .store
+        .fail(Operation::Stage, 1, io::ErrorKind::StorageFull);
+    let mut follower = bench.join(digest, "a", &Script::new([opening]));
+    send_all(&sender, &content.slice(..500), 500).await;
+    assert!(follower.read(0, None).await.unwrap().is_some());
+    drop(follower);
+    bench.settled().await;
+    assert!(sender.is_closed());
+}
+
+/// Several streams are open when the disk fails. Whoever reads gets the right bytes, wherever he is.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fails_under_several_streams() {
+    for nth in [1, 2, 5, 9, 20, 40, 80, 160] {
+        let bench = Bench::with(of_segments(1));
+        let (content, digest) = mebibytes(48);
+        let origin = Origin::new(&content).slow(2 << 20).acts([]);
+        let mut first = bench.join(digest, "a", &origin);
+        let (start, end) = (30 * MIB, 32 * MIB);
+        let mut far = bench.join_at(digest, "a", &origin, range(start, end, true));
+        let kind = io::ErrorKind::StorageFull;
+        bench.store.fail_from(Operation::Write, nth, kind);
+        let far = async {
+            let read = read_range(&mut far, start, end).await;
+            drop(far);
+            read
+        };
+        let first = async {
+            let read = read_to_end(&mut first).await;
+            drop(first);
+            read
+        };
+        let late = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let mut late = bench.join(digest, "b", &origin);
+            read_to_end(&mut late).await
+        };
+        let all = async { tokio::join!(first, far, late) };
+        let all = tokio::time::timeout(Duration::from_mins(10), all).await;
+        let (first, far, late) = all.expect("somebody hangs");
+        assert!(first.unwrap() == content, "{nth}");
+        assert!(far.unwrap() == part(&content, start, end), "{nth}");
+        assert!(late.unwrap() == content, "{nth}");
+        bench.settled().await;
+        assert_eq!(bench.stored(&digest).await, None);
+        assert_eq!(bench.retention.usage().reserved, 0);
+    }
+}
+
+/// The hash is far behind when the disk fails: what comes has to wait for its turn.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fails_while_what_was_left_is_hashed() {
+    let bench = Bench::new();
+    let (content, digest) = mebibytes(40);
+    let origin = Origin::new(&content).acts([Act::Cut(30 * MIB), Act::Fails(denied)]);
+    let mut follower = bench.join(digest, "a", &origin);
+    read_to_end(&mut follower).await.unwrap_err();
+    drop(follower);
+    bench.settled().await;
+    let kind = io::ErrorKind::StorageFull;
+    bench.store.fail_from(Operation::Write, 1, kind);
+    let mut follower = bench.join(digest, "a", &origin);
+    assert!(read_to_end(&mut follower).await.unwrap() == content);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fails_at_the_last_byte() {
+    let bench = Bench::new();
+    let (content, digest) = mebibytes(40);
+    let gate = CancellationToken::new();
+    let origin = Origin::new(&content).acts([Act::Gate(39 * MIB, gate.clone())]);
+    let mut first = bench.join(digest, "a", &origin);
+    read_range(&mut first, 0, 39 * MIB).await.unwrap();
+    let kind = io::ErrorKind::StorageFull;
+    bench.store.fail_from(Operation::Write, 1, kind);
+    gate.cancel();
+    assert!(read_to_end(&mut first).await.unwrap() == content);
+    bench.settled().await;
+    assert_eq!(bench.stored(&digest).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_space_for_the_rest_of_a_blob_whose_length_is_not_told() {
+    let keeping = retention::Settings {
+        max_size: Some(100 * MIB),
+        ..retention::Settings::unlimited()
+    };
+    let bench = Bench::over(Arc::new(MemoryStore::new()), settings(), keeping);
+    bench.retention.complete().await;
+    let (content, digest) = mebibytes(80);
+    let (sender, opening) = streams(0, None);
+    let source = Script::new([opening]);
+    let mut follower = bench.join(digest, "a", &source);
+    let feed = async {
+        send_all(&sender, &content, 500_000).await;
+        drop(sender);
+    };
+    let (read, ()) = tokio::join!(read_to_end(&mut follower), feed);
+    assert!(read.unwrap() == content);
+    bench.settled().await;
+    assert_eq!(bench.stored(&digest).await, None);
+    assert_eq!(bench.retention.usage().reserved, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_far_range_of_what_cannot_be_stored() {
+    for fill in [true, false] {
+        let bench = Bench::new();
+        let (content, digest) = mebibytes(20);
+        let kind = io::ErrorKind::ReadOnlyFilesystem;
+        bench.store.fail_from(Operation::Stage, 1, kind);
+        let origin = Origin::new(&content).acts([]);
+        let wanted = range(15 * MIB, 16 * MIB, fill);
+        let mut follower = bench.join_at(digest, "a", &origin, wanted);
+        let read = read_range(&mut follower, 15 * MIB, 16 * MIB).await.unwrap();
+        assert_eq!(read, part(&content, 15 * MIB, 16 * MIB));
+        drop(follower);
+        bench.settled().await;
+        assert!(!bench.fetcher.is_running(&digest));
+    }
+}
+
+/// Everybody has read all that has come, more than may wait for them, when the disk fails: nobody
+/// moves before more comes.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fails_behind_clients_that_have_read_everything() {
+    let bench = Bench::new();
+    let (content, digest) = mebibytes(12);
+    let gate = CancellationToken::new();
+    let origin = Origin::new(&content).acts([Act::Gate(5 * MIB, gate.clone())]);
+    let mut follower = bench.join(digest, "a", &origin);
+    let writing = bench.store.stall(Operation::Write, 2);
+    let kind = io::ErrorKind::StorageFull;
+    bench.store.fail(Operation::Write, 2, kind);
+    // As much as waits for the writer.
+    read_range(&mut follower, 0, 4 * MIB).await.unwrap();
+    writing.reached().await;
+    assert!(follower.read(5 * MIB, None).now_or_never().is_none());
+    gate.cancel();
+    writing.release();
+    let rest = read_range(&mut follower, 4 * MIB, 12 * MIB);
+    let rest = tokio::time::timeout(Duration::from_mins(1), rest).await;
+    assert!(rest.expect("it hangs").unwrap() == part(&content, 4 * MIB, 12 * MIB));
+}
