@@ -12,14 +12,16 @@
 //! 4. A blob comes from the [`store`], too, when it is linked; when another repository has it, one
 //!    HEAD proves that this one may have it. Otherwise [`fetch`] joins or starts THE download of it.
 //! 5. [`fetch`] streams the upstream into a staged file in a task of its own, hashing as it goes.
-//!    Every client follows that file behind the published mark: one upstream request, whoever joins
-//!    late, whoever leaves, whoever is slow.
-//! 6. On the last byte the digest is checked; then the last chunk is handed out, the file is
-//!    synced and renamed into the store, and linked. A wrong digest breaks every client's body and
-//!    is never committed.
-//!
-//! 7. [`retention`] hears of every use and every link. It decides what goes (what nobody has used for
-//!    long, and the least recently used images when space is short) and is the only one who deletes.
+//!    Every client follows what is there: each byte comes from the upstream once, whoever joins late,
+//!    whoever leaves, whoever is slow, whatever breaks. Large blobs that come slowly come in several
+//!    streams, and so does a range far ahead; what was left unfinished is taken up again.
+//! 6. On the last byte the digest is checked; then the end of the blob is handed out, the file is
+//!    synced and renamed into the store, and linked. A wrong digest breaks every whole body and is
+//!    never committed.
+//! 7. When a client asks for an image's config, [`mirror`] has the rest of the image fetched ahead.
+//! 8. [`retention`] hears of every use and every link. It decides what goes: what nobody has used for
+//!    long, and the least recently used images when space is short. Nobody else deletes, save that
+//!    [`mirror`] removes tags that the upstream no longer has and sets corrupt manifests aside.
 //!
 //! [`config`] says what to mirror, [`app`] wires the rooms and owns every task, [`admin`] shows
 //! [`metrics`] and health, [`clock`] is the only source of time, and [`cli`] is the program.
