@@ -5,11 +5,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long is measured before a pace is told, and told anew.
-const MEASURED: Duration = Duration::from_millis(200);
+const MEASURED: Duration = Duration::from_millis(100);
 /// After this long without a byte, there is no pace.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// Bytes a second, over the latest fifths of a second.
+/// Bytes a second, over the latest moments.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// Since when what is being measured has been measured, and its bytes.
@@ -43,13 +43,6 @@ impl Pace {
             .is_some_and(|latest| now.duration_since(latest) > SILENCE);
         if silent { Some(0.0) } else { self.rate }
     }
-
-    /// Whether `bytes` take at least so many seconds; not before the pace is known.
-    pub(super) fn lasts(&self, bytes: u64, seconds: f64, now: Instant) -> bool {
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let bytes = bytes as f64;
-        self.rate(now).is_some_and(|rate| bytes >= rate * seconds)
-    }
 }
 
 #[cfg(test)]
@@ -62,11 +55,10 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let mut pace = Pace::default();
         pace.add(1_000_000, at(0));
-        pace.add(100, at(100));
-        assert_eq!(pace.rate(at(100)), None);
+        pace.add(100, at(99));
+        assert_eq!(pace.rate(at(99)), None);
         pace.add(100, at(200));
         assert_eq!(pace.rate(at(200)), Some(1000.0));
-        assert!(pace.lasts(1000, 1.0, at(200)) && !pace.lasts(999, 1.0, at(200)));
         pace.add(600, at(400));
         assert_eq!(pace.rate(at(400)), Some(2000.0));
         assert_eq!(pace.rate(at(1401)), Some(0.0));

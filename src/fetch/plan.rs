@@ -34,7 +34,7 @@ pub(super) const MIN_LANE: u64 = 8 * 1024 * 1024;
 /// Bytes of a lane at most, so that the streams stay close ahead of who reads in order.
 const MAX_LANE: u64 = 128 * 1024 * 1024;
 /// When to look again whether another stream helps.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(125);
 
 /// Bytes to ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,8 @@ pub(super) struct Plan {
     alone: bool,
     /// What comes is written more slowly than it comes: no stream for it would help.
     pub(super) behind: bool,
+    /// The pace of the stream that was measured last, in bytes a second.
+    typical: Option<f64>,
     /// Only what goes on from the blob's first bytes is of use.
     in_order: bool,
 }
@@ -103,6 +105,7 @@ impl Plan {
             ranged: true,
             alone: false,
             behind: false,
+            typical: None,
             in_order: false,
         }
     }
@@ -145,6 +148,7 @@ impl Plan {
         if let Some(lane) = self.lane_mut(id) {
             lane.at += bytes;
             lane.pace.add(bytes, now);
+            self.typical = lane.pace.rate(now).or(self.typical);
         }
     }
 
@@ -278,12 +282,14 @@ impl Plan {
         if asked || !self.is_large() {
             return None;
         }
-        let window = self.window(now);
+        let window = self.even(self.window(now), have, total);
         if self.behind || self.is_fast(now) {
             return None;
         }
         if let Some((start, end)) = gap {
-            let end = Some(end.min(start + window));
+            // No crumbs are left for a stream of their own.
+            let all = end - start <= window + MIN_SHARED;
+            let end = Some(if all { end } else { start + window });
             let worthwhile = self.is_worthwhile(have, total, now);
             return worthwhile.then_some(Span { start, end });
         }
@@ -293,9 +299,11 @@ impl Plan {
         } else {
             WORTHWHILE
         };
+        let typical = self.typical;
         let longest = self.lanes.iter_mut().max_by_key(|lane| lane.left(total))?;
         let left = longest.left(total);
-        if left < MIN_SHARED || !longest.pace.lasts(left, least, now) {
+        let rate = longest.pace.rate(now).or(typical)?;
+        if left < MIN_SHARED || to_float(left) < rate * least {
             return None;
         }
         let start = longest.at + window.min(left / 2);
@@ -316,20 +324,35 @@ impl Plan {
     /// Whether the download, at its pace, lasts long enough for another stream to help. Not before
     /// the pace is known.
     fn is_worthwhile(&self, have: &RangeSet, total: u64, now: Instant) -> bool {
-        let rates = self.lanes.iter().filter_map(|lane| lane.pace.rate(now));
+        let rates = self.rates(now);
         let (rate, known) = rates.fold((0.0, 0), |(sum, known), rate| (sum + rate, known + 1));
         known > 0 && to_float(total - have.len().min(total)) >= WORTHWHILE * rate
     }
 
+    /// The window, or less, so that all streams come to the end of the blob together.
+    fn even(&self, window: u64, have: &RangeSet, total: u64) -> u64 {
+        let left = total.saturating_sub(have.len());
+        let round = window.saturating_mul(self.segments.count as u64).max(1);
+        let rounds = left.div_ceil(round).max(1);
+        let share = left.div_ceil(rounds * self.segments.count as u64);
+        share.clamp(MIN_SHARED.min(window), window)
+    }
+
     /// Whether some stream is so fast that further ones wouldn't help.
     fn is_fast(&self, now: Instant) -> bool {
-        let mut rates = self.lanes.iter().filter_map(|lane| lane.pace.rate(now));
+        let mut rates = self.rates(now);
         rates.any(|rate| rate >= FAST)
+    }
+
+    /// The paces of the streams; for one that hasn't been measured that of another.
+    fn rates(&self, now: Instant) -> impl Iterator<Item = f64> {
+        let rate = move |lane: &Lane| lane.pace.rate(now).or(self.typical);
+        self.lanes.iter().filter_map(rate)
     }
 
     /// Bytes of a lane at the pace that is seen.
     fn window(&self, now: Instant) -> u64 {
-        let rates = self.lanes.iter().filter_map(|lane| lane.pace.rate(now));
+        let rates = self.rates(now);
         let fastest = rates.fold(0.0, f64::max);
         to_bytes(fastest * LANE_TIME).clamp(MIN_LANE, MAX_LANE)
     }

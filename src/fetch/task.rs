@@ -310,6 +310,8 @@ impl<'a> Transfer<'a> {
 
     fn open(&mut self, (span, slot): (Span, Slot)) {
         let lane = self.plan.open(span);
+        let Span { start, end } = span;
+        tracing::debug!(digest = %self.download.digest, lane, start, end, "opening a stream");
         self.download.progress.mark(lane, Some(span.start));
         self.streams.open(lane, span, slot);
     }

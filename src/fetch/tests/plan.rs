@@ -299,7 +299,7 @@ fn a_slow_large_blob_gets_help_and_others_do_not() {
 }
 
 #[test]
-fn a_lane_is_split_in_half_or_at_the_window() {
+fn a_lane_is_split_evenly_or_at_the_window() {
     // 3 s at 10 MiB/s are 30 MiB; half of what is left is 45 MiB.
     let (mut plan, have, now) = running(100, 10, 64);
     let next = plan.next(&have, &Demand::default(), now).unwrap();
@@ -331,7 +331,8 @@ fn a_lane_is_split_in_half_or_at_the_window() {
 
     let (mut plan, have, now) = running(60, 20, 1);
     let next = plan.next(&have, &Demand::default(), now).unwrap();
-    assert!(close(next.start, 40), "half of what is left: {next:?}");
+    let third = (20 * MIB + 40 * MIB / 3).abs_diff(next.start) < 1024;
+    assert!(third, "three come to the end together: {next:?}");
 }
 
 #[test]

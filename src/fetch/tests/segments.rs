@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// What streams had sent behind the end of their lanes when these were cut.
+const CUT: u64 = 256 * 1024;
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_large_blob_comes_in_several_streams() {
     let (content, digest) = mebibytes(64);
@@ -17,7 +20,8 @@ async fn a_slow_large_blob_comes_in_several_streams() {
         let first = started.elapsed();
         assert!(read_to_end(&mut follower).await.unwrap() == content);
         times.push((first, started.elapsed()));
-        assert_eq!((origin.most(), origin.sent()), (count, 64 * MIB));
+        assert_eq!(origin.most(), count);
+        assert!(origin.sent() < 64 * MIB + CUT, "{}", origin.sent());
         bench.settled().await;
         assert_eq!(bench.stored(&digest).await.unwrap(), content);
     }
@@ -38,7 +42,8 @@ async fn an_upstream_that_wants_no_second_stream_gets_none() {
         let origin = Origin::new(&content).slow(2 << 20).acts(acts);
         let mut follower = bench.join(digest, "a", &origin);
         assert!(read_to_end(&mut follower).await.unwrap() == content);
-        assert_eq!((origin.most(), origin.sent()), (1, 32 * MIB));
+        assert_eq!(origin.most(), 1);
+        assert!(origin.sent() < 32 * MIB + CUT, "{}", origin.sent());
         bench.settled().await;
         assert_eq!(bench.stored(&digest).await.unwrap(), content);
     }
@@ -90,7 +95,7 @@ async fn further_streams_leave_the_slots_to_others() {
     let (read, whole) = tokio::join!(read_to_end(&mut waits), read_to_end(&mut first));
     assert_eq!(read.unwrap(), other);
     assert!(whole.unwrap() == content);
-    assert_eq!(origin.sent(), 64 * MIB);
+    assert!(origin.sent() < 64 * MIB + CUT, "{}", origin.sent());
     assert_eq!(origin.most(), 2);
 }
 
@@ -107,7 +112,8 @@ async fn what_nobody_waits_for_leaves_streams_to_clients() {
         .fetcher
         .fetch_ahead(digest, &repository, Arc::clone(&origin) as _);
     ahead.await.unwrap();
-    assert_eq!((origin.most(), origin.sent()), (2, 64 * MIB));
+    assert_eq!(origin.most(), 2);
+    assert!(origin.sent() < 64 * MIB + CUT, "{}", origin.sent());
     bench.settled().await;
     assert_eq!(bench.stored(&digest).await.unwrap(), content);
 }
