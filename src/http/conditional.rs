@@ -1,17 +1,22 @@
 //! Conditional requests (RFC 9110, section 13): content named by digest has a strong entity tag,
 //! which is the digest itself.
 
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
 
 use crate::oci::{Digest, Requested};
 
 /// The entity tag of content with this digest.
 pub(super) fn etag(digest: &Digest) -> HeaderValue {
-    HeaderValue::from_str(&format!("\"{digest}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+    let tag = Bytes::from(format!("\"{digest}\""));
+    HeaderValue::from_maybe_shared(tag).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
 /// Whether the client has this content already: any tag of `If-None-Match` matches, weakly, or `*`.
 pub(super) fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
+    if !headers.contains_key(IF_NONE_MATCH) {
+        return false;
+    }
     let digest = digest.to_string();
     let lines = headers
         .get_all(IF_NONE_MATCH)

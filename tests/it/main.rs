@@ -28,3 +28,4 @@ mod routing;
 mod sending;
 mod server;
 mod tags;
+mod warm;
