@@ -156,8 +156,9 @@ impl Service {
         };
         match endpoint {
             Endpoint::Base => Ok((answer::base(), Outcome::Hit)),
-            Endpoint::Catalog(page) => self.catalog(page).await,
-            Endpoint::Tags { name, page } => self.tags(&asked, name, page).await,
+            // These are rare: put aside, so that connections needn't keep room for them.
+            Endpoint::Catalog(page) => Box::pin(self.catalog(page)).await,
+            Endpoint::Tags { name, page } => Box::pin(self.tags(&asked, name, page)).await,
             Endpoint::Manifest { name, reference } => self.manifest(&asked, name, reference).await,
             Endpoint::Blob { name, digest } => self.blob(&asked, name, *digest).await,
             Endpoint::Referrers {
@@ -165,8 +166,8 @@ impl Service {
                 digest,
                 artifact_type,
             } => {
-                self.referrers(&asked, name, *digest, artifact_type.as_deref())
-                    .await
+                let artifact_type = artifact_type.as_deref();
+                Box::pin(self.referrers(&asked, name, *digest, artifact_type)).await
             }
         }
     }

@@ -67,7 +67,11 @@ impl Mirror {
         want: Want,
         ranges: Option<&Requested>,
     ) -> Result<BlobAnswer, MirrorError> {
-        let found = self.find_blob(target, digest, want, ranges).await?;
+        let found = match self.warm_blob(target, &digest).await {
+            Some((content, hold)) => BlobAnswer::stored(content, hold, Outcome::Hit),
+            // Put aside: see `manifest`.
+            None => Box::pin(self.find_blob(target, digest, want, ranges)).await?,
+        };
         if want == Want::Content {
             self.blob_given(target, &digest, found.outcome);
         }
@@ -81,9 +85,6 @@ impl Mirror {
         want: Want,
         ranges: Option<&Requested>,
     ) -> Result<BlobAnswer, MirrorError> {
-        if let Some((content, hold)) = self.warm_blob(target, &digest).await {
-            return Ok(BlobAnswer::stored(content, hold, Outcome::Hit));
-        }
         let wanted = self.wanted(target, ranges);
         for _ in 0..ATTEMPTS {
             let hold = self.retention.hold(&digest).await;

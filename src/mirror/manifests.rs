@@ -66,8 +66,16 @@ pub(super) enum FlightKey {
     Digest(crate::oci::RepoName, Digest, Want),
 }
 
+/// Where the answer comes from when a tag is believed.
+fn believed(stale: bool) -> Outcome {
+    if stale { Outcome::Stale } else { Outcome::Hit }
+}
+
 impl Mirror {
     /// Finds a manifest. `accept` matters for tags only: a digest fixes the content.
+    ///
+    /// What is warm is found at once. The rest is put aside, so that connections, which keep room
+    /// for a request's future as long as they live, needn't have room for it.
     pub async fn manifest(
         self: &Arc<Self>,
         target: &Target,
@@ -76,14 +84,23 @@ impl Mirror {
         want: Want,
     ) -> Result<ManifestAnswer, MirrorError> {
         match reference {
-            Reference::Digest(digest) => self.by_digest(target, *digest, want).await,
+            Reference::Digest(digest) => {
+                if let Some(manifest) = self.hot_manifest(target, digest) {
+                    return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
+                }
+                Box::pin(self.by_digest(target, *digest, want)).await
+            }
             Reference::Tag(tag) => {
                 let key = TagKey {
                     repo: target.stored.clone(),
                     tag: tag.clone(),
                     accept: accept.clone(),
                 };
-                self.by_tag(target, key, want).await
+                let lookup = self.records.get(&key);
+                if let Some(answer) = self.hot_tag(target, &lookup, want) {
+                    return Ok(answer);
+                }
+                Box::pin(self.by_tag(target, key, lookup, want)).await
             }
         }
     }
@@ -94,9 +111,6 @@ impl Mirror {
         digest: Digest,
         want: Want,
     ) -> Result<ManifestAnswer, MirrorError> {
-        if let Some(manifest) = self.hot_manifest(target, &digest) {
-            return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
-        }
         if let Some(manifest) = self.linked_manifest(target, digest).await {
             self.manifest_used(target, &manifest.known);
             self.hot.insert(&manifest);
@@ -150,15 +164,28 @@ impl Mirror {
         Ok(ManifestAnswer::whole(manifest, Outcome::Miss))
     }
 
+    /// The manifest of a tag that is believed, if it is in memory. Its head needs no more proof than
+    /// the upstream's word for the tag, and is no use of the content.
+    fn hot_tag(&self, target: &Target, lookup: &Lookup, want: Want) -> Option<ManifestAnswer> {
+        let Lookup::Fresh { known, stale } = lookup else {
+            return None;
+        };
+        let manifest = match want {
+            Want::Head => self.hot.get(&known.digest)?,
+            Want::Content => self.hot_manifest(target, &known.digest)?,
+        };
+        Some(ManifestAnswer::whole(manifest, believed(*stale)))
+    }
+
     async fn by_tag(
         self: &Arc<Self>,
         target: &Target,
         key: TagKey,
+        lookup: Lookup,
         want: Want,
     ) -> Result<ManifestAnswer, MirrorError> {
-        if let Lookup::Fresh { known, stale } = self.records.get(&key) {
-            let outcome = if stale { Outcome::Stale } else { Outcome::Hit };
-            let answer = ManifestAnswer::head(known, outcome);
+        if let Lookup::Fresh { known, stale } = lookup {
+            let answer = ManifestAnswer::head(known, believed(stale));
             return self.deliver(target, answer, want).await;
         }
         let question = {
@@ -265,14 +292,9 @@ impl Mirror {
         want: Want,
     ) -> Result<ManifestAnswer, MirrorError> {
         let digest = match &answer.found {
-            Found::Head(known) => known.digest,
-            Found::Whole(_) => return Ok(answer),
+            Found::Head(known) if want == Want::Content => known.digest,
+            Found::Head(_) | Found::Whole(_) => return Ok(answer),
         };
-        if want == Want::Head {
-            return Ok(self.hot.get(&digest).map_or(answer.clone(), |manifest| {
-                ManifestAnswer::whole(manifest, answer.outcome)
-            }));
-        }
         let mut loaded = self.by_digest(target, digest, want).await?;
         if loaded.outcome == Outcome::Hit {
             loaded.outcome = answer.outcome;
