@@ -8,7 +8,7 @@ use http::header::{
 use http::{Response, StatusCode};
 
 use super::body::{Body, Part};
-use super::conditional::{etag, not_modified, requested_ranges};
+use super::conditional::{not_modified, requested_ranges, tag_and_digest};
 use super::error::Refusal;
 use super::service::{API_VERSION, API_VERSION_2};
 use crate::metrics::Outcome;
@@ -55,13 +55,9 @@ fn insert_outcome(headers: &mut HeaderMap, outcome: Outcome) {
     }
 }
 
-/// The digest, and the entity tag that it is: two parts of one text.
 fn insert_digest(headers: &mut HeaderMap, digest: &Digest) {
-    let tag = etag(digest);
-    let bare = tag.as_bytes().len().saturating_sub(1);
-    let text = Bytes::copy_from_slice(tag.as_bytes().get(1..bare).unwrap_or_default());
-    let text = HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static(""));
-    headers.insert(CONTENT_DIGEST, text);
+    let (tag, digest) = tag_and_digest(digest);
+    headers.insert(CONTENT_DIGEST, digest);
     headers.insert(ETAG, tag);
 }
 

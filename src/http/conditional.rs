@@ -8,8 +8,23 @@ use crate::oci::{Digest, Requested};
 
 /// The entity tag of content with this digest.
 pub(super) fn etag(digest: &Digest) -> HeaderValue {
-    let tag = Bytes::from(format!("\"{digest}\""));
-    HeaderValue::from_maybe_shared(tag).unwrap_or(HeaderValue::from_static("\"\""))
+    tag_and_digest(digest).0
+}
+
+/// The entity tag, and the digest that is in it: two values in one piece of memory.
+pub(super) fn tag_and_digest(digest: &Digest) -> (HeaderValue, HeaderValue) {
+    let hex = digest.hex();
+    let tag: Bytes = ["\"", digest.algorithm().as_str(), ":", &hex, "\""]
+        .concat()
+        .into();
+    let bare = tag.slice(1..tag.len() - 1);
+    // Digits, letters and a colon can be in a header.
+    let value = |text: Bytes| HeaderValue::from_maybe_shared(text);
+    let empty = HeaderValue::from_static("");
+    (
+        value(tag).unwrap_or(empty.clone()),
+        value(bare).unwrap_or(empty),
+    )
 }
 
 /// Whether the client has this content already: any tag of `If-None-Match` matches, weakly, or `*`.

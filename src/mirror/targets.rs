@@ -1,6 +1,6 @@
 //! Which upstream a request is for, what the repository is called there, and how it is stored.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::MirrorError;
@@ -23,7 +23,8 @@ pub struct UpstreamEntry {
 #[derive(Debug)]
 pub struct Upstreams {
     default: Arc<UpstreamEntry>,
-    by_host: HashMap<String, Arc<UpstreamEntry>>,
+    /// A few hosts, of which several are looked for with each request.
+    by_host: BTreeMap<String, Arc<UpstreamEntry>>,
 }
 
 /// One repository of one upstream.
@@ -40,7 +41,7 @@ impl Upstreams {
     /// The configuration has made sure that no two upstreams share a name or an alias.
     pub fn new(default: UpstreamEntry, others: Vec<UpstreamEntry>) -> Self {
         let default = Arc::new(default);
-        let mut by_host = HashMap::new();
+        let mut by_host = BTreeMap::new();
         for upstream in others
             .into_iter()
             .map(Arc::new)

@@ -93,9 +93,11 @@ impl Digest {
         // Digits of digests are random: without branches on them.
         let digit = |nibble: u8| b'0' + nibble + u8::from(nibble > 9) * (b'a' - b'0' - 10);
         let bytes = self.bytes();
-        let mut hex = Vec::with_capacity(bytes.len() * 2);
-        for byte in bytes {
-            hex.extend_from_slice(&[digit(byte >> 4), digit(byte & 0x0f)]);
+        let mut hex = vec![b'0'; bytes.len() * 2];
+        for (byte, pair) in bytes.iter().zip(hex.chunks_exact_mut(2)) {
+            if let [high, low] = pair {
+                (*high, *low) = (digit(byte >> 4), digit(byte & 0x0f));
+            }
         }
         String::from_utf8(hex).unwrap_or_default()
     }

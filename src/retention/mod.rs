@@ -16,7 +16,7 @@
 //! deletion holds up a request; a broken state file stops the start; the limit is passed.
 //!
 //! Callers take a [`Hold`] before they open or link content, and tell of the link before they let go
-//! of it.
+//! of it. Who opens what is linked without one may find it gone, and no more.
 
 mod capacity;
 mod entry;
