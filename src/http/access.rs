@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 
 use super::body::BodyError;
@@ -12,23 +11,27 @@ use crate::metrics::{Kind, Metrics, Outcome};
 /// Longest part of a client's header or URI that a log line repeats, in bytes.
 const MAX_SHOWN: usize = 512;
 
-/// What is known of a request before it is answered.
+/// What is known of a request.
 #[derive(Debug)]
 pub struct Record {
     metrics: Arc<Metrics>,
-    client_bytes: Option<Counter>,
+    kind: Kind,
+    outcome: Outcome,
+    status: u16,
+    expects_body: bool,
+    completed: bool,
+    line: Option<Box<Line>>,
+}
+
+/// What only the log tells.
+#[derive(Debug)]
+struct Line {
     started: Instant,
-    log: bool,
     method: http::Method,
     uri: String,
     peer: Arc<str>,
     agent: String,
-    kind: Kind,
-    outcome: Outcome,
-    status: u16,
     bytes: u64,
-    expects_body: bool,
-    completed: bool,
     failure: Option<String>,
 }
 
@@ -40,27 +43,14 @@ impl Record {
         peer: Arc<str>,
         log: bool,
     ) -> Self {
-        let agent = request.headers().get(http::header::USER_AGENT);
         Self {
-            client_bytes: None,
             metrics,
-            started: Instant::now(),
-            log,
-            method: request.method().clone(),
-            uri: shown(&request.uri().to_string()),
-            peer,
-            agent: shown(
-                agent
-                    .and_then(|agent| agent.to_str().ok())
-                    .unwrap_or_default(),
-            ),
             kind: Kind::Other,
             outcome: Outcome::Error,
             status: 0,
-            bytes: 0,
             expects_body: false,
             completed: false,
-            failure: None,
+            line: log.then(|| Box::new(Line::new(request, peer))),
         }
     }
 
@@ -72,20 +62,21 @@ impl Record {
         status: http::StatusCode,
         expects_body: bool,
     ) {
-        self.client_bytes = Some(self.metrics.client_bytes(kind));
         (self.kind, self.outcome, self.status) = (kind, outcome, status.as_u16());
         self.expects_body = expects_body;
     }
 
     /// Why the request failed, for the log: more than the client is told.
-    pub fn failed(&mut self, error: String) {
-        self.failure = Some(error);
+    pub fn failed(&mut self, error: &str) {
+        if let Some(line) = &mut self.line {
+            line.failure = Some(error.to_owned());
+        }
     }
 
     pub(super) fn sent(&mut self, bytes: u64) {
-        self.bytes += bytes;
-        if let Some(counter) = &self.client_bytes {
-            counter.inc_by(bytes);
+        self.metrics.client_sent(self.kind, bytes);
+        if let Some(line) = &mut self.line {
+            line.bytes += bytes;
         }
     }
 
@@ -94,12 +85,30 @@ impl Record {
     }
 
     pub(super) fn broke(&mut self, error: &BodyError) {
-        self.failure = Some(format!("broken body: {error}"));
+        if let Some(line) = &mut self.line {
+            line.failure = Some(format!("broken body: {error}"));
+        }
     }
 
     /// Told by hyper that the whole body is out before its end is polled for.
     pub(super) fn expected(&mut self, remaining: Option<u64>) {
         self.completed |= remaining == Some(0) || !self.expects_body;
+    }
+}
+
+impl Line {
+    fn new<B>(request: &http::Request<B>, peer: Arc<str>) -> Self {
+        let agent = request.headers().get(http::header::USER_AGENT);
+        let agent = agent.and_then(|agent| agent.to_str().ok());
+        Self {
+            started: Instant::now(),
+            method: request.method().clone(),
+            uri: shown(&request.uri().to_string()),
+            peer,
+            agent: shown(agent.unwrap_or_default()),
+            bytes: 0,
+            failure: None,
+        }
     }
 }
 
@@ -122,22 +131,20 @@ fn shown(text: &str) -> String {
 impl Drop for Record {
     fn drop(&mut self) {
         self.metrics.served(self.kind, self.outcome, self.status);
-        if !self.log {
-            return;
-        }
-        let ms = self.started.elapsed().as_secs_f64() * 1000.0;
+        let Some(line) = &self.line else { return };
+        let ms = line.started.elapsed().as_secs_f64() * 1000.0;
         tracing::info!(
             target: "millpond::access",
-            peer = %self.peer,
-            method = %self.method,
-            uri = %self.uri,
+            peer = %line.peer,
+            method = %line.method,
+            uri = %line.uri,
             status = self.status,
             result = self.outcome.as_str(),
-            bytes = self.bytes,
+            bytes = line.bytes,
             ms = format_args!("{ms:.1}"),
-            agent = %self.agent,
-            aborted = (!self.completed && self.failure.is_none()).then_some(true),
-            error = self.failure.as_deref(),
+            agent = %line.agent,
+            aborted = (!self.completed && line.failure.is_none()).then_some(true),
+            error = line.failure.as_deref(),
             "request"
         );
     }

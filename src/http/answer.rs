@@ -8,10 +8,11 @@ use http::header::{
 use http::{Response, StatusCode};
 
 use super::body::{Body, Part};
-use super::conditional::{etag, not_modified, requested_ranges};
+use super::conditional::{not_modified, requested_ranges, tag_and_digest};
 use super::error::Refusal;
+use super::service::{API_VERSION, API_VERSION_2};
 use crate::metrics::Outcome;
-use crate::mirror::{BlobAnswer, BlobBody, ManifestAnswer, Want};
+use crate::mirror::{BlobAnswer, BlobBody, Found, Known, ManifestAnswer, Want};
 use crate::oci::manifest::{media_type, referrers_index};
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Descriptor, Digest};
@@ -21,6 +22,9 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const BYTES: HeaderValue = HeaderValue::from_static("bytes");
+/// Header fields that most answers have, and those that configurations add: more make the map grow.
+const FIELDS: usize = 12;
 /// What is named by its digest never changes: a year, the longest that caches are told.
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
@@ -28,13 +32,19 @@ const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 fn answer(outcome: Outcome) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
+    headers.reserve(FIELDS);
+    insert_outcome(headers, outcome);
+    response
+}
+
+fn insert_outcome(headers: &mut HeaderMap, outcome: Outcome) {
     let status = match outcome {
         Outcome::Hit => "millpond; hit",
         Outcome::Revalidated => "millpond; hit; detail=revalidated",
         Outcome::Stale => "millpond; hit; detail=stale",
         Outcome::Joined => "millpond; fwd=miss; collapsed",
         Outcome::Miss => "millpond; fwd=miss",
-        Outcome::Error => return response,
+        Outcome::Error => return,
     };
     headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
     if outcome == Outcome::Stale {
@@ -43,7 +53,12 @@ fn answer(outcome: Outcome) -> Response<Body> {
             HeaderValue::from_static("110 millpond \"Response is Stale\""),
         );
     }
-    response
+}
+
+fn insert_digest(headers: &mut HeaderMap, digest: &Digest) {
+    let (tag, digest) = tag_and_digest(digest);
+    headers.insert(CONTENT_DIGEST, digest);
+    headers.insert(ETAG, tag);
 }
 
 fn json(mut response: Response<Body>, body: Vec<u8>) -> Response<Body> {
@@ -108,39 +123,58 @@ pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
 }
 
 /// A manifest, or its head. Manifests are small: what isn't whole in memory is a head.
-pub(super) fn manifest(request: &HeaderMap, found: ManifestAnswer) -> Response<Body> {
-    let mut response = answer(found.outcome);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_DIGEST, digest_value(&found.digest));
-    headers.insert(ETAG, etag(&found.digest));
-    if not_modified(request, &found.digest) {
+pub(super) fn manifest(request: &HeaderMap, found: &ManifestAnswer) -> Response<Body> {
+    let Known { digest, size, .. } = *found.found.known();
+    let mut response = Response::new(Body::empty());
+    if not_modified(request, &digest) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
+        insert_digest(response.headers_mut(), &digest);
+        insert_outcome(response.headers_mut(), found.outcome);
         return response;
     }
-    let kind = HeaderValue::from_str(&found.media_type).unwrap_or(JSON);
-    headers.insert(CONTENT_TYPE, kind.clone());
-    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    headers.insert(CONTENT_LENGTH, found.size.into());
-    let Some(content) = found.content else {
+    *response.headers_mut() = match &found.found {
+        Found::Head(known) => manifest_head(known),
+        Found::Whole(whole) => {
+            let prepared = whole.head.get_or_init(|| manifest_head(&whole.known));
+            prepared.clone()
+        }
+    };
+    if found.outcome != Outcome::Hit {
+        insert_outcome(response.headers_mut(), found.outcome);
+    }
+    let Some(content) = found.content() else {
         return response;
     };
-    let ranges = requested_ranges(request, &found.digest).map(|ranges| ranges.resolve(found.size));
+    let ranges = requested_ranges(request, &digest).map(|ranges| ranges.resolve(size));
     // containerd sends `bytes=0-` for manifests, too. Several ranges of one gain nobody anything.
     match ranges {
         Some(Resolved::One(range)) => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             let headers = response.headers_mut();
             headers.insert(CONTENT_LENGTH, range.len().into());
-            headers.insert(CONTENT_RANGE, ascii(&range.content_range(found.size)));
+            headers.insert(CONTENT_RANGE, ascii(&range.content_range(size)));
             *response.body_mut() = Body::bytes(slice(&content, range));
             response
         }
-        Some(Resolved::Unsatisfiable) => unsatisfiable(found.size),
+        Some(Resolved::Unsatisfiable) => unsatisfiable(size),
         Some(Resolved::Many(_) | Resolved::Whole) | None => {
             *response.body_mut() = Body::bytes(content);
             response
         }
     }
+}
+
+/// The head of most answers with a manifest: what differs in others is replaced there.
+fn manifest_head(known: &Known) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(FIELDS);
+    insert_digest(&mut headers, &known.digest);
+    insert_outcome(&mut headers, Outcome::Hit);
+    headers.insert(API_VERSION, API_VERSION_2);
+    let kind = HeaderValue::from_str(&known.media_type).unwrap_or(JSON);
+    headers.insert(CONTENT_TYPE, kind);
+    headers.insert(ACCEPT_RANGES, BYTES);
+    headers.insert(CONTENT_LENGTH, known.size.into());
+    headers
 }
 
 fn slice(content: &Bytes, range: ByteRange) -> Bytes {
@@ -161,15 +195,14 @@ pub(super) fn blob(
 ) -> Response<Body> {
     let mut response = answer(found.outcome);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_DIGEST, digest_value(digest));
-    headers.insert(ETAG, etag(digest));
+    insert_digest(headers, digest);
     headers.insert(CACHE_CONTROL, FOREVER);
     if not_modified(request, digest) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
     headers.insert(CONTENT_TYPE, OCTETS);
-    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(ACCEPT_RANGES, BYTES);
     if let Some(size) = found.size {
         headers.insert(CONTENT_LENGTH, size.into());
     }
@@ -262,10 +295,6 @@ fn unsatisfiable(size: u64) -> Response<Body> {
         .headers_mut()
         .insert(CONTENT_RANGE, ascii(&format!("bytes */{size}")));
     response
-}
-
-fn digest_value(digest: &Digest) -> HeaderValue {
-    ascii(&digest.to_string())
 }
 
 /// A header value of our own making: digits, digests and fixed words.

@@ -1,17 +1,37 @@
 //! Conditional requests (RFC 9110, section 13): content named by digest has a strong entity tag,
 //! which is the digest itself.
 
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
 
 use crate::oci::{Digest, Requested};
 
 /// The entity tag of content with this digest.
 pub(super) fn etag(digest: &Digest) -> HeaderValue {
-    HeaderValue::from_str(&format!("\"{digest}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+    tag_and_digest(digest).0
+}
+
+/// The entity tag, and the digest that is in it: two values in one piece of memory.
+pub(super) fn tag_and_digest(digest: &Digest) -> (HeaderValue, HeaderValue) {
+    let hex = digest.hex();
+    let tag: Bytes = ["\"", digest.algorithm().as_str(), ":", &hex, "\""]
+        .concat()
+        .into();
+    let bare = tag.slice(1..tag.len() - 1);
+    // Digits, letters and a colon can be in a header.
+    let value = |text: Bytes| HeaderValue::from_maybe_shared(text);
+    let empty = HeaderValue::from_static("");
+    (
+        value(tag).unwrap_or(empty.clone()),
+        value(bare).unwrap_or(empty),
+    )
 }
 
 /// Whether the client has this content already: any tag of `If-None-Match` matches, weakly, or `*`.
 pub(super) fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
+    if !headers.contains_key(IF_NONE_MATCH) {
+        return false;
+    }
     let digest = digest.to_string();
     let lines = headers
         .get_all(IF_NONE_MATCH)

@@ -5,6 +5,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -126,9 +128,13 @@ async fn connection<H: Handler>(
     let stream = TokioIo::new(StallGuard::new(stream));
     let connection = builder.serve_connection(stream, service);
     tokio::pin!(connection);
+    // A token's future takes a lock of all connections each time that it is polled. In a set it is
+    // polled when it has been woken, not with every request.
+    let mut stopped: FuturesUnordered<_> = std::iter::once(stop.cancelled()).collect();
     let ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
+        Some(()) = stopped.next() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{ACCEPT, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Uri};
 use hyper::body::Incoming;
+use quick_cache::sync::Cache;
 use serde_json::json;
 
 use super::access::Record;
@@ -18,7 +19,13 @@ use crate::mirror::{Mirror, MirrorError, Target, Want};
 use crate::oci::route::{Endpoint, Page};
 use crate::oci::{Accept, Digest, Reference, RepoName, Route, RouteError};
 
-const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+pub(super) const API_VERSION: HeaderName =
+    HeaderName::from_static("docker-distribution-api-version");
+pub(super) const API_VERSION_2: HeaderValue = HeaderValue::from_static("registry/2.0");
+/// Different `Accept` lines whose meaning is kept; each kind of client has its own.
+const MAX_ACCEPTS: usize = 256;
+/// Bytes of such a line.
+const MAX_ACCEPT: usize = 1024;
 
 /// How the API presents itself.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +46,8 @@ pub struct Service {
     mirror: Arc<Mirror>,
     metrics: Arc<Metrics>,
     settings: Settings,
+    /// What `Accept` lines mean, which is asked for with every tag.
+    accepts: Cache<Box<[u8]>, Accept>,
 }
 
 /// An answer and what is counted of it.
@@ -65,6 +74,7 @@ impl Service {
             mirror,
             metrics,
             settings,
+            accepts: Cache::new(MAX_ACCEPTS),
         }
     }
 
@@ -82,13 +92,14 @@ impl Service {
                 answer::refusal(&Refusal::route(&error)),
             ),
             Ok(route) => {
-                let (kind, what) = describe(&route.endpoint);
-                match self.dispatch(route, &request).await {
+                let kind = kind(&route.endpoint);
+                match self.dispatch(&route, &request).await {
                     Ok((response, outcome)) => (kind, outcome, response),
                     Err(error) => {
+                        let what = describe(&route.endpoint);
                         let refusal = Refusal::mirror(&error, kind, &what);
                         if let Some(log) = &refusal.log {
-                            record.failed(log.clone());
+                            record.failed(log);
                         }
                         (kind, Outcome::Error, answer::refusal(&refusal))
                     }
@@ -96,8 +107,10 @@ impl Service {
             }
         };
         let headers = response.headers_mut();
-        headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-        headers.extend(self.settings.headers.clone());
+        headers.insert(API_VERSION, API_VERSION_2);
+        if !self.settings.headers.is_empty() {
+            headers.extend(self.settings.headers.clone());
+        }
         record.answered(
             kind,
             outcome,
@@ -121,7 +134,11 @@ impl Service {
         Route::parse(method, &rest)
     }
 
-    async fn dispatch(&self, route: Route, request: &Request<()>) -> Result<Answered, MirrorError> {
+    async fn dispatch(
+        &self,
+        route: &Route,
+        request: &Request<()>,
+    ) -> Result<Answered, MirrorError> {
         let Route { endpoint, ns } = route;
         let host = request
             .headers()
@@ -139,19 +156,18 @@ impl Service {
         };
         match endpoint {
             Endpoint::Base => Ok((answer::base(), Outcome::Hit)),
-            Endpoint::Catalog(page) => self.catalog(&page).await,
-            Endpoint::Tags { name, page } => self.tags(&asked, &name, &page).await,
-            Endpoint::Manifest { name, reference } => {
-                self.manifest(&asked, &name, &reference).await
-            }
-            Endpoint::Blob { name, digest } => self.blob(&asked, &name, digest).await,
+            // These are rare: put aside, so that connections needn't keep room for them.
+            Endpoint::Catalog(page) => Box::pin(self.catalog(page)).await,
+            Endpoint::Tags { name, page } => Box::pin(self.tags(&asked, name, page)).await,
+            Endpoint::Manifest { name, reference } => self.manifest(&asked, name, reference).await,
+            Endpoint::Blob { name, digest } => self.blob(&asked, name, *digest).await,
             Endpoint::Referrers {
                 name,
                 digest,
                 artifact_type,
             } => {
-                self.referrers(&asked, &name, digest, artifact_type.as_deref())
-                    .await
+                let artifact_type = artifact_type.as_deref();
+                Box::pin(self.referrers(&asked, name, *digest, artifact_type)).await
             }
         }
     }
@@ -167,13 +183,31 @@ impl Service {
         reference: &Reference,
     ) -> Result<Answered, MirrorError> {
         let target = self.target(asked, name)?;
-        let accept = Accept::from_headers(asked.headers);
+        let accept = match reference {
+            Reference::Tag(_) => self.accept(asked.headers),
+            // The digest fixes the content.
+            Reference::Digest(_) => Accept::everything(),
+        };
         let found = self
             .mirror
             .manifest(&target, reference, &accept, asked.want)
             .await?;
         let outcome = found.outcome;
-        Ok((answer::manifest(asked.headers, found), outcome))
+        Ok((answer::manifest(asked.headers, &found), outcome))
+    }
+
+    fn accept(&self, headers: &HeaderMap) -> Accept {
+        let mut lines = headers.get_all(ACCEPT).iter();
+        let line = lines.next().filter(|line| line.len() <= MAX_ACCEPT);
+        let Some(line) = line.filter(|_| lines.next().is_none()) else {
+            return Accept::from_headers(headers);
+        };
+        let known = self.accepts.get(line.as_bytes());
+        known.unwrap_or_else(|| {
+            let accept = Accept::from_headers(headers);
+            self.accepts.insert(line.as_bytes().into(), accept.clone());
+            accept
+        })
     }
 
     async fn blob(
@@ -285,18 +319,26 @@ impl Service {
     }
 }
 
-/// What is asked for: for the metrics, and in words.
-fn describe(endpoint: &Endpoint) -> (Kind, String) {
+/// What is asked for, for the metrics.
+fn kind(endpoint: &Endpoint) -> Kind {
     match endpoint {
-        Endpoint::Base => (Kind::Base, "the registry".to_owned()),
-        Endpoint::Catalog(_) => (Kind::Catalog, "the catalog".to_owned()),
-        Endpoint::Tags { name, .. } => (Kind::Tags, format!("tags of {name}")),
-        Endpoint::Manifest { name, reference } => {
-            (Kind::Manifest, format!("manifest {reference} of {name}"))
-        }
-        Endpoint::Blob { name, digest } => (Kind::Blob, format!("blob {digest} of {name}")),
-        Endpoint::Referrers { name, digest, .. } => {
-            (Kind::Referrers, format!("referrers of {digest} in {name}"))
-        }
+        Endpoint::Base => Kind::Base,
+        Endpoint::Catalog(_) => Kind::Catalog,
+        Endpoint::Tags { .. } => Kind::Tags,
+        Endpoint::Manifest { .. } => Kind::Manifest,
+        Endpoint::Blob { .. } => Kind::Blob,
+        Endpoint::Referrers { .. } => Kind::Referrers,
+    }
+}
+
+/// What is asked for, in words.
+fn describe(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Base => "the registry".to_owned(),
+        Endpoint::Catalog(_) => "the catalog".to_owned(),
+        Endpoint::Tags { name, .. } => format!("tags of {name}"),
+        Endpoint::Manifest { name, reference } => format!("manifest {reference} of {name}"),
+        Endpoint::Blob { name, digest } => format!("blob {digest} of {name}"),
+        Endpoint::Referrers { name, digest, .. } => format!("referrers of {digest} in {name}"),
     }
 }

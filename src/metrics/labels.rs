@@ -20,6 +20,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// How many there are.
+    pub(super) const COUNT: usize = Self::Other as usize + 1;
+
     /// The word used in logs and as the metric's label.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -59,6 +62,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// How many there are.
+    pub(super) const COUNT: usize = Self::Error as usize + 1;
+
     /// The word used in logs and as the metric's label.
     pub const fn as_str(self) -> &'static str {
         match self {

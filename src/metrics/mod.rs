@@ -5,6 +5,7 @@
 
 mod fetch;
 mod labels;
+mod serving;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,7 +14,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 use fetch::Fetching;
 pub use labels::{Ending, Kind, Outcome};
-use labels::{OfKind, Served, ServedStatus, UpstreamBytes, UpstreamRequest};
+use labels::{UpstreamBytes, UpstreamRequest};
+use serving::Serving;
 
 /// What the retention knows of the cache, at one moment.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,9 +40,7 @@ pub struct Metrics {
     registry: Registry,
     upstream_requests: Family<UpstreamRequest, Counter>,
     upstream_bytes: Family<UpstreamBytes, Counter>,
-    requests: Family<Served, Counter>,
-    responses: Family<ServedStatus, Counter>,
-    client_bytes: Family<OfKind, Counter>,
+    serving: Serving,
     store_failures: Counter,
     fetching: Fetching,
     connections: Gauge,
@@ -71,9 +71,7 @@ impl Metrics {
             registry: Registry::with_prefix("millpond"),
             upstream_requests: Family::default(),
             upstream_bytes: Family::default(),
-            requests: Family::default(),
-            responses: Family::default(),
-            client_bytes: Family::default(),
+            serving: Serving::default(),
             store_failures: Counter::default(),
             fetching: Fetching::default(),
             connections: Gauge::default(),
@@ -97,15 +95,7 @@ impl Metrics {
             Unit::Bytes,
             self.upstream_bytes.clone(),
         );
-        let help = "Clients' requests by where the answer came from";
-        r.register("requests", help, self.requests.clone());
-        r.register(
-            "responses",
-            "Clients' requests by status",
-            self.responses.clone(),
-        );
-        let help = "Body bytes sent to clients";
-        r.register_with_unit("client_sent", help, Unit::Bytes, self.client_bytes.clone());
+        self.serving.register(r);
         r.register(
             "store_failures",
             "Failed reads and writes of the store",
@@ -200,17 +190,12 @@ impl Metrics {
 
     /// A client's request has been answered.
     pub fn served(&self, kind: Kind, result: Outcome, status: u16) {
-        self.requests
-            .get_or_create_owned(&Served { kind, result })
-            .inc();
-        self.responses
-            .get_or_create_owned(&ServedStatus { kind, status })
-            .inc();
+        self.serving.served(kind, result, status);
     }
 
-    /// Counter of the body bytes that clients are sent.
-    pub fn client_bytes(&self, kind: Kind) -> Counter {
-        self.client_bytes.get_or_create_owned(&OfKind { kind })
+    /// A client has been sent bytes of a body.
+    pub fn client_sent(&self, kind: Kind, bytes: u64) {
+        self.serving.sent(kind, bytes);
     }
 
     pub fn store_failed(&self) {
@@ -268,7 +253,11 @@ mod tests {
         metrics.upstream_request("docker.io", Kind::Token, "GET", Ending::Error("timeout"));
         metrics.upstream_bytes("docker.io", Kind::Blob).inc_by(7);
         metrics.served(Kind::Manifest, Outcome::Stale, 200);
-        metrics.client_bytes(Kind::Blob).inc_by(9);
+        metrics.served(Kind::Blob, Outcome::Hit, 206);
+        metrics.served(Kind::Blob, Outcome::Hit, 418);
+        metrics.served(Kind::Blob, Outcome::Miss, 418);
+        metrics.client_sent(Kind::Blob, 2);
+        metrics.client_sent(Kind::Blob, 7);
         let (_one, two) = (metrics.follower(), metrics.follower());
         drop(two);
         let text = metrics.render();
@@ -278,6 +267,9 @@ mod tests {
             r#"millpond_upstream_received_bytes_total{upstream="docker.io",kind="blob"} 7"#,
             r#"millpond_requests_total{kind="manifest",result="stale"} 1"#,
             r#"millpond_responses_total{kind="manifest",status="200"} 1"#,
+            r#"millpond_requests_total{kind="blob",result="hit"} 2"#,
+            r#"millpond_responses_total{kind="blob",status="206"} 1"#,
+            r#"millpond_responses_total{kind="blob",status="418"} 2"#,
             r#"millpond_client_sent_bytes_total{kind="blob"} 9"#,
             "millpond_followers 1",
             "millpond_downloads_in_flight 0",

@@ -11,6 +11,10 @@ use crate::retention::Hold;
 use crate::store::{Content, LinkKind};
 use crate::upstream::{BlobStream, UpstreamError};
 
+/// Blobs up to so many bytes are served without a hold: they are sent at once, and an open file can be
+/// read when it has been removed. A hold keeps larger ones from being evicted under a slow client,
+/// whose open file would take space that nobody counts.
+const MAX_UNHELD: u64 = 64 * 1024;
 /// How often a blob that was just committed, or just removed, is looked for again.
 const ATTEMPTS: usize = 3;
 
@@ -27,13 +31,13 @@ pub struct BlobAnswer {
 /// Where the bytes are read.
 #[derive(Debug)]
 pub enum BlobBody {
-    /// The hold keeps the file from being removed while it is read.
-    Stored(Content, Hold),
+    /// The hold keeps the file from being removed while it is read; a small one needs none.
+    Stored(Content, Option<Hold>),
     Fetching(Follower),
 }
 
 impl BlobAnswer {
-    fn stored(content: Content, hold: Hold, outcome: Outcome) -> Self {
+    fn stored(content: Content, hold: Option<Hold>, outcome: Outcome) -> Self {
         let size = Some(content.size);
         Self {
             size,
@@ -63,7 +67,11 @@ impl Mirror {
         want: Want,
         ranges: Option<&Requested>,
     ) -> Result<BlobAnswer, MirrorError> {
-        let found = self.find_blob(target, digest, want, ranges).await?;
+        let found = match self.warm_blob(target, &digest).await {
+            Some((content, hold)) => BlobAnswer::stored(content, hold, Outcome::Hit),
+            // Put aside: see `manifest`.
+            None => Box::pin(self.find_blob(target, digest, want, ranges)).await?,
+        };
         if want == Want::Content {
             self.blob_given(target, &digest, found.outcome);
         }
@@ -83,7 +91,7 @@ impl Mirror {
             if let Some(content) = self.linked_blob(target, &digest).await {
                 self.retention
                     .used(&target.stored, LinkKind::Layer, &digest, content.size);
-                return Ok(BlobAnswer::stored(content, hold, Outcome::Hit));
+                return Ok(BlobAnswer::stored(content, Some(hold), Outcome::Hit));
             }
             if let Some(follower) = self.fetcher.follow(&digest, &target.stored, wanted) {
                 return BlobAnswer::following(follower, Outcome::Joined).await;
@@ -141,6 +149,21 @@ impl Mirror {
         }
     }
 
+    /// A blob that the repository has by the retention's word, so that the store isn't asked for the
+    /// link. The file may be gone before it is opened: then the blob isn't warm.
+    async fn warm_blob(&self, target: &Target, digest: &Digest) -> Option<(Content, Option<Hold>)> {
+        let (repo, kind) = (&target.stored, LinkKind::Layer);
+        if !self.retention.used_if_linked(repo, kind, digest) {
+            return None;
+        }
+        let content = self.readable("blob", self.store.open(digest).await)?;
+        if content.size <= MAX_UNHELD {
+            return Some((content, None));
+        }
+        let hold = self.retention.try_hold(digest)?;
+        Some((content, Some(hold)))
+    }
+
     async fn linked_blob(&self, target: &Target, digest: &Digest) -> Option<Content> {
         let link = target.link(LinkKind::Layer, *digest);
         let linked = self.readable("link", self.store.linked(&link).await);
@@ -172,7 +195,7 @@ impl Mirror {
             self.retention
                 .linked(&link.repo, link.kind, &digest, content.size);
         }
-        Ok(BlobAnswer::stored(content, hold, outcome))
+        Ok(BlobAnswer::stored(content, Some(hold), outcome))
     }
 
     /// Asks the upstream whether the repository has the blob: one question for all who wonder.

@@ -133,10 +133,11 @@ impl Mirror {
             .await
         {
             Ok(answer) => {
-                let content = answer.content.unwrap_or_default();
+                // A head has none, and isn't what was asked for.
+                let content = answer.content().unwrap_or_default();
                 let index = crate::oci::Manifest::parse(&content).map_err(|source| {
                     MirrorError::Manifest {
-                        digest: Box::new(answer.digest),
+                        digest: Box::new(answer.found.known().digest),
                         source: Arc::new(source),
                     }
                 })?;
@@ -160,14 +161,14 @@ impl Mirror {
         );
         let mut found = Vec::new();
         for digest in revisions.into_iter().take(MAX_SCANNED) {
-            if let Some((known, content)) = self.linked_manifest(target, digest).await
-                && let Ok(manifest) = crate::oci::Manifest::parse(&content)
+            if let Some(stored) = self.linked_manifest(target, digest).await
+                && let Ok(manifest) = crate::oci::Manifest::parse(&stored.content)
                 && manifest
                     .subject
                     .as_ref()
                     .is_some_and(|descriptor| descriptor.digest == subject)
             {
-                found.push(manifest.descriptor(digest, known.size));
+                found.push(manifest.descriptor(digest, stored.known.size));
             }
         }
         found

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::hot::Verified;
 use super::tags::{Known, Lookup, TagKey};
 use super::{Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
@@ -17,13 +18,45 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A manifest that can be answered with.
 #[derive(Debug, Clone)]
 pub struct ManifestAnswer {
-    pub digest: Digest,
-    pub media_type: String,
-    /// Bytes.
-    pub size: u64,
-    /// Always there when the content was asked for.
-    pub content: Option<Bytes>,
+    pub found: Found,
     pub outcome: Outcome,
+}
+
+/// What is known of a manifest.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// Its head: only when the content wasn't asked for.
+    Head(Known),
+    Whole(Arc<Verified>),
+}
+
+impl Found {
+    pub fn known(&self) -> &Known {
+        match self {
+            Self::Head(known) => known,
+            Self::Whole(manifest) => &manifest.known,
+        }
+    }
+}
+
+impl ManifestAnswer {
+    fn head(known: Known, outcome: Outcome) -> Self {
+        let found = Found::Head(known);
+        Self { found, outcome }
+    }
+
+    /// Always there when the content was asked for.
+    pub fn content(&self) -> Option<Bytes> {
+        match &self.found {
+            Found::Head(_) => None,
+            Found::Whole(manifest) => Some(manifest.content.clone()),
+        }
+    }
+
+    pub(super) fn whole(manifest: Arc<Verified>, outcome: Outcome) -> Self {
+        let found = Found::Whole(manifest);
+        Self { found, outcome }
+    }
 }
 
 /// A shared question to an upstream.
@@ -33,49 +66,16 @@ pub(super) enum FlightKey {
     Digest(crate::oci::RepoName, Digest, Want),
 }
 
-/// Its answer.
-#[derive(Debug, Clone)]
-pub(super) struct Resolved {
-    known: Known,
-    content: Option<Bytes>,
-    outcome: Outcome,
-}
-
-impl Resolved {
-    pub(super) fn loaded(known: Known, content: Bytes, outcome: Outcome) -> Self {
-        Self {
-            known,
-            content: Some(content),
-            outcome,
-        }
-    }
-}
-
-impl From<Resolved> for ManifestAnswer {
-    fn from(
-        Resolved {
-            known:
-                Known {
-                    digest,
-                    media_type,
-                    size,
-                },
-            content,
-            outcome,
-        }: Resolved,
-    ) -> Self {
-        Self {
-            digest,
-            media_type,
-            size,
-            content,
-            outcome,
-        }
-    }
+/// Where the answer comes from when a tag is believed.
+fn believed(stale: bool) -> Outcome {
+    if stale { Outcome::Stale } else { Outcome::Hit }
 }
 
 impl Mirror {
     /// Finds a manifest. `accept` matters for tags only: a digest fixes the content.
+    ///
+    /// What is warm is found at once. The rest is put aside, so that connections, which keep room
+    /// for a request's future as long as they live, needn't have room for it.
     pub async fn manifest(
         self: &Arc<Self>,
         target: &Target,
@@ -83,18 +83,26 @@ impl Mirror {
         accept: &Accept,
         want: Want,
     ) -> Result<ManifestAnswer, MirrorError> {
-        let resolved = match reference {
-            Reference::Digest(digest) => self.by_digest(target, *digest, want).await,
+        match reference {
+            Reference::Digest(digest) => {
+                if let Some(manifest) = self.hot_manifest(target, digest) {
+                    return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
+                }
+                Box::pin(self.by_digest(target, *digest, want)).await
+            }
             Reference::Tag(tag) => {
                 let key = TagKey {
                     repo: target.stored.clone(),
                     tag: tag.clone(),
                     accept: accept.clone(),
                 };
-                self.by_tag(target, key, want).await
+                let lookup = self.records.get(&key);
+                if let Some(answer) = self.hot_tag(target, &lookup, want) {
+                    return Ok(answer);
+                }
+                Box::pin(self.by_tag(target, key, lookup, want)).await
             }
-        };
-        Ok(resolved?.into())
+        }
     }
 
     async fn by_digest(
@@ -102,10 +110,11 @@ impl Mirror {
         target: &Target,
         digest: Digest,
         want: Want,
-    ) -> Result<Resolved, MirrorError> {
-        if let Some((known, content)) = self.linked_manifest(target, digest).await {
-            self.manifest_used(target, &known);
-            return Ok(Resolved::loaded(known, content, Outcome::Hit));
+    ) -> Result<ManifestAnswer, MirrorError> {
+        if let Some(manifest) = self.linked_manifest(target, digest).await {
+            self.manifest_used(target, &manifest.known);
+            self.hot.insert(&manifest);
+            return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
         }
         let key = FlightKey::Digest(target.stored.clone(), digest, want);
         let (mirror, target) = (Arc::clone(self), target.clone());
@@ -122,7 +131,7 @@ impl Mirror {
         target: &Target,
         digest: Digest,
         want: Want,
-    ) -> Result<Resolved, MirrorError> {
+    ) -> Result<ManifestAnswer, MirrorError> {
         let hold = self.retention.hold(&digest).await;
         let present = self.stored_manifest(digest).await;
         if present.is_some() || want == Want::Head {
@@ -131,18 +140,14 @@ impl Mirror {
             let known = self
                 .head(target, &Reference::Digest(digest), &Accept::everything())
                 .await?;
-            if let Some((known, content)) = present {
-                if self.claim_manifest(target, &known, &content).await {
+            if let Some(manifest) = present {
+                if self.claim_manifest(target, &manifest).await {
                     self.arrived(target, digest).await;
                 }
-                return Ok(Resolved::loaded(known, content, Outcome::Revalidated));
+                return Ok(ManifestAnswer::whole(manifest, Outcome::Revalidated));
             }
             if let Some(known) = known {
-                return Ok(Resolved {
-                    known,
-                    content: None,
-                    outcome: Outcome::Miss,
-                });
+                return Ok(ManifestAnswer::head(known, Outcome::Miss));
             }
         }
         drop(hold);
@@ -152,32 +157,36 @@ impl Mirror {
             .client
             .get_manifest(&target.repo, &reference, &accept)
             .await?;
-        let (known, content, kept) = self.keep(target, fetched).await?;
+        let (manifest, kept) = self.keep(target, fetched).await?;
         if kept {
             self.arrived(target, digest).await;
         }
-        Ok(Resolved::loaded(known, content, Outcome::Miss))
+        Ok(ManifestAnswer::whole(manifest, Outcome::Miss))
+    }
+
+    /// The manifest of a tag that is believed, if it is in memory. Its head needs no more proof than
+    /// the upstream's word for the tag, and is no use of the content.
+    fn hot_tag(&self, target: &Target, lookup: &Lookup, want: Want) -> Option<ManifestAnswer> {
+        let Lookup::Fresh { known, stale } = lookup else {
+            return None;
+        };
+        let manifest = match want {
+            Want::Head => self.hot.get(&known.digest)?,
+            Want::Content => self.hot_manifest(target, &known.digest)?,
+        };
+        Some(ManifestAnswer::whole(manifest, believed(*stale)))
     }
 
     async fn by_tag(
         self: &Arc<Self>,
         target: &Target,
         key: TagKey,
+        lookup: Lookup,
         want: Want,
-    ) -> Result<Resolved, MirrorError> {
-        if let Lookup::Fresh { known, stale } = self.records.get(&key) {
-            let outcome = if stale { Outcome::Stale } else { Outcome::Hit };
-            return self
-                .deliver(
-                    target,
-                    Resolved {
-                        known,
-                        content: None,
-                        outcome,
-                    },
-                    want,
-                )
-                .await;
+    ) -> Result<ManifestAnswer, MirrorError> {
+        if let Lookup::Fresh { known, stale } = lookup {
+            let answer = ManifestAnswer::head(known, believed(stale));
+            return self.deliver(target, answer, want).await;
         }
         let question = {
             let (mirror, target, key) = (Arc::clone(self), target.clone(), key.clone());
@@ -196,7 +205,7 @@ impl Mirror {
             },
         };
         match answer {
-            Ok(resolved) => self.deliver(target, resolved, want).await,
+            Ok(answer) => self.deliver(target, answer, want).await,
             Err(error) if error.permits_stale() => {
                 let retry_after = error.upstream().and_then(UpstreamError::retry_after);
                 let stale = self
@@ -217,10 +226,10 @@ impl Mirror {
         target: &Target,
         key: &TagKey,
         retry_after: Option<Duration>,
-    ) -> Option<Resolved> {
+    ) -> Option<ManifestAnswer> {
         let stale = self.last_known(target, key).await?;
         self.records
-            .unconfirmed(key.clone(), stale.known.clone(), retry_after);
+            .unconfirmed(key.clone(), stale.found.known().clone(), retry_after);
         Some(stale)
     }
 
@@ -230,7 +239,7 @@ impl Mirror {
         target: &Target,
         key: &TagKey,
         want: Want,
-    ) -> Result<Resolved, MirrorError> {
+    ) -> Result<ManifestAnswer, MirrorError> {
         let reference = Reference::Tag(key.tag.clone());
         let seen_before = !matches!(self.records.get(key), Lookup::Unknown)
             || self
@@ -253,49 +262,44 @@ impl Mirror {
             Ok(fetched) => fetched,
             Err(error) => return Err(self.gone(target, key, error.into()).await),
         };
-        let (known, content, kept) = self.keep(target, fetched).await?;
-        self.records.confirmed(key.clone(), known.clone());
+        let (manifest, kept) = self.keep(target, fetched).await?;
+        self.records.confirmed(key.clone(), manifest.known.clone());
         if kept {
-            self.point(key, known.digest).await;
+            self.point(key, manifest.known.digest).await;
         }
-        Ok(Resolved::loaded(known, content, Outcome::Miss))
+        Ok(ManifestAnswer::whole(manifest, Outcome::Miss))
     }
 
     /// The upstream has just named the tag's digest: that links the manifest, if the store has it.
-    async fn confirm(&self, target: &Target, key: &TagKey, known: Known) -> Resolved {
+    async fn confirm(&self, target: &Target, key: &TagKey, known: Known) -> ManifestAnswer {
         self.records.confirmed(key.clone(), known.clone());
         let _hold = self.retention.hold(&known.digest).await;
-        let Some((known, content)) = self.stored_manifest(known.digest).await else {
+        let Some(manifest) = self.stored_manifest(known.digest).await else {
             self.records.awaits(key, known.digest);
-            return Resolved {
-                known,
-                content: None,
-                outcome: Outcome::Miss,
-            };
+            return ManifestAnswer::head(known, Outcome::Miss);
         };
-        if self.claim_manifest(target, &known, &content).await {
-            self.point(key, known.digest).await;
+        if self.claim_manifest(target, &manifest).await {
+            self.point(key, manifest.known.digest).await;
         }
-        Resolved::loaded(known, content, Outcome::Revalidated)
+        ManifestAnswer::whole(manifest, Outcome::Revalidated)
     }
 
     /// Adds the content to an answer that lacks it, where it is wanted.
     async fn deliver(
         self: &Arc<Self>,
         target: &Target,
-        resolved: Resolved,
+        answer: ManifestAnswer,
         want: Want,
-    ) -> Result<Resolved, MirrorError> {
-        if want == Want::Head || resolved.content.is_some() {
-            return Ok(resolved);
-        }
-        let loaded = self.by_digest(target, resolved.known.digest, want).await?;
-        let outcome = if loaded.outcome == Outcome::Hit {
-            resolved.outcome
-        } else {
-            loaded.outcome
+    ) -> Result<ManifestAnswer, MirrorError> {
+        let digest = match &answer.found {
+            Found::Head(known) if want == Want::Content => known.digest,
+            Found::Head(_) | Found::Whole(_) => return Ok(answer),
         };
-        Ok(Resolved { outcome, ..loaded })
+        let mut loaded = self.by_digest(target, digest, want).await?;
+        if loaded.outcome == Outcome::Hit {
+            loaded.outcome = answer.outcome;
+        }
+        Ok(loaded)
     }
 
     /// Asks the upstream what a manifest is. None when its answer lacks a part: then only a GET
@@ -326,18 +330,16 @@ impl Mirror {
         };
         Ok(Some(Known {
             digest,
-            media_type,
+            media_type: media_type.into(),
             size,
         }))
     }
 
     /// Links a manifest that came through another repository, or again one that did through this.
-    async fn claim_manifest(&self, target: &Target, known: &Known, content: &Bytes) -> bool {
-        match Manifest::parse(content) {
-            Ok(manifest) => {
-                self.link_manifest(target, &manifest, known.digest, known.size)
-                    .await
-            }
+    async fn claim_manifest(&self, target: &Target, stored: &Verified) -> bool {
+        let Known { digest, size, .. } = stored.known;
+        match Manifest::parse(&stored.content) {
+            Ok(manifest) => self.link_manifest(target, &manifest, digest, size).await,
             Err(_not_one) => false,
         }
     }

@@ -11,6 +11,7 @@
 mod blobs;
 mod error;
 mod flights;
+mod hot;
 mod lists;
 mod manifests;
 mod prefetch;
@@ -35,10 +36,13 @@ use crate::store::{Link, LinkKind, Store, StoreError};
 pub use blobs::{BlobAnswer, BlobBody};
 pub use error::MirrorError;
 use flights::Flights;
+use hot::HotManifests;
+pub use hot::Verified;
 pub use lists::{CatalogPage, ReferrersAnswer, TagsAnswer};
-pub use manifests::ManifestAnswer;
+pub use manifests::{Found, ManifestAnswer};
 use prefetch::Prefetch;
 pub use ranges::RangeRules;
+pub use tags::Known;
 use tags::TagRecords;
 pub use targets::{Target, UpstreamEntry, Upstreams};
 
@@ -57,7 +61,8 @@ pub struct Mirror {
     fetcher: Fetcher,
     retention: Retention,
     records: TagRecords,
-    manifest_flights: Flights<manifests::FlightKey, Result<manifests::Resolved, MirrorError>>,
+    manifest_flights: Flights<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>,
+    hot: HotManifests,
     ranges: RangeRules,
     proofs: Flights<(RepoName, Digest), Result<Option<u64>, MirrorError>>,
     prefetch: Prefetch,
@@ -104,6 +109,7 @@ impl Mirror {
             records: TagRecords::new(parts.tags_ttl, parts.clock),
             ranges: parts.ranges,
             manifest_flights: Flights::new(parts.tasks.clone()),
+            hot: HotManifests::new(),
             proofs: Flights::new(parts.tasks),
             metrics: parts.metrics,
         })

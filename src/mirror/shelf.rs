@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::manifests::Resolved;
+use super::hot::Verified;
+use super::manifests::ManifestAnswer;
 use super::tags::{Known, Lookup, TagKey};
 use super::{Mirror, MirrorError, Target};
 use crate::metrics::Outcome;
@@ -24,7 +25,7 @@ impl Mirror {
         &self,
         target: &Target,
         fetched: FetchedManifest,
-    ) -> Result<(Known, Bytes, bool), MirrorError> {
+    ) -> Result<(Arc<Verified>, bool), MirrorError> {
         let FetchedManifest { bytes, digest, .. } = fetched;
         let manifest = Manifest::parse(&bytes).map_err(|error| MirrorError::Manifest {
             digest: Box::new(digest),
@@ -37,10 +38,14 @@ impl Mirror {
             .await;
         let known = Known {
             digest,
-            media_type: manifest.media_type,
+            media_type: manifest.media_type.into(),
             size,
         };
-        Ok((known, bytes, kept))
+        let manifest = Verified::new(known, bytes);
+        if kept {
+            self.hot.insert(&manifest);
+        }
+        Ok((manifest, kept))
     }
 
     async fn store_manifest(
@@ -84,12 +89,20 @@ impl Mirror {
         linked
     }
 
+    /// A manifest in memory that this repository has, by the retention's word. That is a use of it.
+    pub(super) fn hot_manifest(&self, target: &Target, digest: &Digest) -> Option<Arc<Verified>> {
+        let manifest = self.hot.get(digest)?;
+        self.retention
+            .used_if_linked(&target.stored, LinkKind::Revision, digest)
+            .then_some(manifest)
+    }
+
     /// A manifest that this repository has.
     pub(super) async fn linked_manifest(
         &self,
         target: &Target,
         digest: Digest,
-    ) -> Option<(Known, Bytes)> {
+    ) -> Option<Arc<Verified>> {
         let linked = self
             .store
             .linked(&target.link(LinkKind::Revision, digest))
@@ -103,7 +116,7 @@ impl Mirror {
 
     /// A manifest that the store has, through whichever repository. What doesn't have its digest,
     /// or is no manifest, is not there.
-    pub(super) async fn stored_manifest(&self, digest: Digest) -> Option<(Known, Bytes)> {
+    pub(super) async fn stored_manifest(&self, digest: Digest) -> Option<Arc<Verified>> {
         let bytes = self.readable(
             "manifest",
             store::read_all(&*self.store, &digest, MAX_MANIFEST).await,
@@ -118,14 +131,12 @@ impl Mirror {
         }
         let manifest = Manifest::parse(&bytes).ok()?;
         self.prefetch.note(digest, &manifest);
-        Some((
-            Known {
-                digest,
-                media_type: manifest.media_type,
-                size: bytes.len() as u64,
-            },
-            bytes,
-        ))
+        let known = Known {
+            digest,
+            media_type: manifest.media_type.into(),
+            size: bytes.len() as u64,
+        };
+        Some(Verified::new(known, bytes))
     }
 
     /// A use extends the manifest's time. Only what is linked is used.
@@ -137,22 +148,24 @@ impl Mirror {
 
     /// What to serve when the upstream can't be asked: the digest it named last for this Accept
     /// list, else the one on disk if the client can read it.
-    pub(super) async fn last_known(&self, target: &Target, key: &TagKey) -> Option<Resolved> {
+    pub(super) async fn last_known(&self, target: &Target, key: &TagKey) -> Option<ManifestAnswer> {
         let recorded = match self.records.get(key) {
             Lookup::Fresh { known, .. } | Lookup::Expired(known) => {
                 self.linked_manifest(target, known.digest).await
             }
             Lookup::Unknown => None,
         };
-        let (known, content) = if let Some(loaded) = recorded {
+        let manifest = if let Some(loaded) = recorded {
             loaded
         } else {
             let digest = self.readable("tag", self.store.tag(&key.repo, &key.tag).await)?;
             let loaded = self.linked_manifest(target, digest).await?;
-            key.accept.allows(&loaded.0.media_type).then_some(loaded)?
+            key.accept
+                .allows(&loaded.known.media_type)
+                .then_some(loaded)?
         };
-        self.manifest_used(target, &known);
-        Some(Resolved::loaded(known, content, Outcome::Stale))
+        self.manifest_used(target, &manifest.known);
+        Some(ManifestAnswer::whole(manifest, Outcome::Stale))
     }
 
     /// Whether a manifest of this repository refers to the blob. The upstream gave that manifest
@@ -161,8 +174,8 @@ impl Mirror {
         let revisions = self.store.links(&target.stored, LinkKind::Revision).await;
         let revisions = self.readable("manifests", revisions);
         for revision in revisions.into_iter().take(MAX_SCANNED) {
-            if let Some((_, content)) = self.linked_manifest(target, revision).await
-                && let Ok(manifest) = Manifest::parse(&content)
+            if let Some(stored) = self.linked_manifest(target, revision).await
+                && let Ok(manifest) = Manifest::parse(&stored.content)
                 && manifest
                     .config
                     .iter()
@@ -193,7 +206,7 @@ impl Mirror {
     async fn narrower(&self, key: &TagKey, pointed: Option<Digest>) -> bool {
         let Some(pointed) = pointed else { return false };
         let current = self.stored_manifest(pointed).await;
-        current.is_some_and(|(known, _)| !key.accept.allows(&known.media_type))
+        current.is_some_and(|current| !key.accept.allows(&current.known.media_type))
     }
 
     /// containerd and docker resolve a tag by HEAD and then ask by digest: this is where the tag
@@ -227,7 +240,7 @@ impl Mirror {
                 None => None,
             };
             if pointed.is_some()
-                && manifest.is_none_or(|(known, _)| key.accept.allows(&known.media_type))
+                && manifest.is_none_or(|manifest| key.accept.allows(&manifest.known.media_type))
             {
                 let removed = self.store.remove_tag(&key.repo, &key.tag).await;
                 if self.written("tag", removed.map(|_was_there| ())) {

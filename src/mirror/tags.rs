@@ -3,6 +3,7 @@
 //! A registry may answer one tag with different manifests for different Accept lists (an index, or
 //! one platform's manifest for an old client), so a record belongs to a tag AND the list.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
@@ -30,9 +31,9 @@ pub(super) struct TagKey {
 
 /// What a HEAD tells of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Known {
+pub struct Known {
     pub digest: Digest,
-    pub media_type: String,
+    pub media_type: Arc<str>,
     /// Bytes.
     pub size: u64,
 }

@@ -1,6 +1,6 @@
 //! Which upstream a request is for, what the repository is called there, and how it is stored.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::MirrorError;
@@ -23,7 +23,8 @@ pub struct UpstreamEntry {
 #[derive(Debug)]
 pub struct Upstreams {
     default: Arc<UpstreamEntry>,
-    by_host: HashMap<String, Arc<UpstreamEntry>>,
+    /// A few hosts, of which several are looked for with each request.
+    by_host: BTreeMap<String, Arc<UpstreamEntry>>,
 }
 
 /// One repository of one upstream.
@@ -40,7 +41,7 @@ impl Upstreams {
     /// The configuration has made sure that no two upstreams share a name or an alias.
     pub fn new(default: UpstreamEntry, others: Vec<UpstreamEntry>) -> Self {
         let default = Arc::new(default);
-        let mut by_host = HashMap::new();
+        let mut by_host = BTreeMap::new();
         for upstream in others
             .into_iter()
             .map(Arc::new)
@@ -60,7 +61,12 @@ impl Upstreams {
     }
 
     fn by_host(&self, host: &str) -> Option<&Arc<UpstreamEntry>> {
-        self.by_host.get(&host.to_ascii_lowercase())
+        // Hosts are written in lower case, nearly always.
+        if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            self.by_host.get(&host.to_ascii_lowercase())
+        } else {
+            self.by_host.get(host)
+        }
     }
 
     /// Chooses by containerd's `ns`, else by the first component of the name, else by the Host
@@ -71,9 +77,9 @@ impl Upstreams {
         host: Option<&str>,
         name: &RepoName,
     ) -> Result<Target, MirrorError> {
-        let named = name.split_first().and_then(|(first, rest)| {
-            self.by_host(first.as_str())
-                .map(|upstream| (Arc::clone(upstream), rest))
+        let named = name.first_component().and_then(|first| {
+            let upstream = self.by_host(first)?;
+            Some((Arc::clone(upstream), name.split_first()?.1))
         });
         let (upstream, repo) = match ns {
             Some(ns) => {
@@ -95,18 +101,19 @@ impl Upstreams {
     }
 
     fn place(&self, upstream: Arc<UpstreamEntry>, repo: RepoName) -> Result<Target, MirrorError> {
-        let repo = match "library".parse::<RepoName>() {
-            Ok(library) if upstream.docker_hub && repo.split_first().is_none() => {
-                repo.below(&library)
-            }
+        let repo = match repo.first_component() {
+            None if upstream.docker_hub => match "library".parse::<RepoName>() {
+                Ok(library) => repo.below(&library),
+                Err(_never) => repo,
+            },
             _ => repo,
         };
         let stored = if Arc::ptr_eq(&upstream, &self.default) {
             // Such a repository would share its place in the store with the other upstream's.
-            if let Some((first, _)) = repo.split_first()
-                && self.by_host(first.as_str()).is_some_and(|other| {
-                    other.name == first.as_str() && !Arc::ptr_eq(other, &upstream)
-                })
+            if let Some(first) = repo.first_component()
+                && self
+                    .by_host(first)
+                    .is_some_and(|other| other.name == first && !Arc::ptr_eq(other, &upstream))
             {
                 return Err(MirrorError::Shadowed {
                     upstream: upstream.name.clone(),

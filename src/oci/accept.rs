@@ -4,7 +4,7 @@
 //! requests with the same set get the same answer, so the set is also a key of the tag records.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::header::{ACCEPT, HeaderMap, HeaderValue};
 
@@ -23,7 +23,9 @@ pub struct Accept(Arc<[Box<str>]>);
 impl Accept {
     /// Every manifest type in use: what is sent where the digest already fixes the content.
     pub fn everything() -> Self {
-        Self::from_types(std::iter::empty())
+        static EVERYTHING: LazyLock<Accept> =
+            LazyLock::new(|| Accept::from_types(std::iter::empty()));
+        EVERYTHING.clone()
     }
 
     /// Reads every `Accept` line. Types with `q=0` are refused ones and left out; the order of

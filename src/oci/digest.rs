@@ -90,14 +90,16 @@ impl Digest {
 
     /// The part after the colon: 64 or 128 lower-case digits.
     pub fn hex(&self) -> String {
+        // Digits of digests are random: without branches on them.
+        let digit = |nibble: u8| b'0' + nibble + u8::from(nibble > 9) * (b'a' - b'0' - 10);
         let bytes = self.bytes();
-        let mut hex = String::with_capacity(bytes.len() * 2);
-        for byte in bytes {
-            for nibble in [byte >> 4, byte & 0x0f] {
-                hex.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
+        let mut hex = vec![b'0'; bytes.len() * 2];
+        for (byte, pair) in bytes.iter().zip(hex.chunks_exact_mut(2)) {
+            if let [high, low] = pair {
+                (*high, *low) = (digit(byte >> 4), digit(byte & 0x0f));
             }
         }
-        hex
+        String::from_utf8(hex).unwrap_or_default()
     }
 
     fn bytes(&self) -> &[u8] {
@@ -150,7 +152,9 @@ impl FromStr for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm(), self.hex())
+        f.write_str(self.algorithm().as_str())?;
+        f.write_str(":")?;
+        f.write_str(&self.hex())
     }
 }
 

@@ -50,6 +50,11 @@ impl RepoName {
         Self(format!("{prefix}/{self}").into())
     }
 
+    /// The first component, when something remains after it.
+    pub fn first_component(&self) -> Option<&str> {
+        self.0.split_once('/').map(|(first, _)| first)
+    }
+
     /// Splits off the first component, when something remains.
     pub fn split_first(&self) -> Option<(Self, Self)> {
         let (first, rest) = self.0.split_once('/')?;
@@ -69,24 +74,24 @@ impl RepoName {
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`, without a regular expression.
 pub fn is_component(component: &str) -> bool {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let mut separator = String::new();
-    let mut started = false;
-    for byte in component.bytes() {
-        if alphanumeric(byte) {
-            let fits = matches!(separator.as_str(), "" | "." | "_" | "__")
-                || separator.bytes().all(|byte| byte == b'-');
-            if !fits || (!started && !separator.is_empty()) {
-                return false;
-            }
-            separator.clear();
-            started = true;
-        } else if matches!(byte, b'.' | b'_' | b'-') {
-            separator.push(char::from(byte));
-        } else {
+    let is_separator = |separator: &[u8]| {
+        matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|byte| *byte == b'-')
+    };
+    let mut rest = component.as_bytes();
+    // Alphanumerics first, and after each separator.
+    loop {
+        let run = rest.iter().take_while(|byte| alphanumeric(**byte)).count();
+        rest = rest.get(run..).unwrap_or_default();
+        if run == 0 || rest.is_empty() {
+            return run > 0;
+        }
+        let run = rest.iter().take_while(|byte| !alphanumeric(**byte)).count();
+        let (separator, after) = rest.split_at_checked(run).unwrap_or_default();
+        if !is_separator(separator) {
             return false;
         }
+        rest = after;
     }
-    started && separator.is_empty()
 }
 
 impl FromStr for RepoName {

@@ -3,6 +3,8 @@
 //! The endpoints are those of distribution-spec 1.1 ("Endpoints") that a reader uses, and Docker's
 //! `_catalog`. Writes are recognised so that they can be refused as writes.
 
+use std::borrow::Cow;
+
 use http::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
@@ -81,9 +83,13 @@ pub enum RouteError {
 impl Route {
     /// Reads a request line. `GET` and `HEAD` are reads; whatever else is refused as a write.
     pub fn parse(method: &Method, uri: &Uri) -> Result<Self, RouteError> {
-        let path = percent_decode_str(uri.path())
-            .decode_utf8()
-            .map_err(|_not_utf8| RouteError::NotFound)?;
+        let path = if uri.path().contains('%') {
+            percent_decode_str(uri.path())
+                .decode_utf8()
+                .map_err(|_not_utf8| RouteError::NotFound)?
+        } else {
+            Cow::Borrowed(uri.path())
+        };
         let rest = match path.strip_prefix("/v2") {
             Some("" | "/") => None,
             Some(rest) => Some(rest.strip_prefix('/').ok_or(RouteError::NotFound)?),

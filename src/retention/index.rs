@@ -8,11 +8,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::entry::{Content, Entry, Flags, Manifest, Repo, content_flag, entry_flag};
 use super::moment::Moment;
 use super::policy::{Pin, TtlPolicy};
+use super::recent::Going;
 use super::record::GRACE;
 use super::slab::{Id, Slab, Table};
 use crate::oci::{Digest, RepoName, Tag};
@@ -69,6 +71,8 @@ pub(super) struct Index {
     pub(super) complete: bool,
     /// The sizes of all files are known.
     pub(super) sized: bool,
+    /// What makes answers of a moment ago void.
+    pub(super) going: Arc<Going>,
     /// Who has to be told, when the lock is given back.
     pub(super) news: News,
     /// At most two for an entry.
@@ -110,6 +114,7 @@ impl Index {
             deleting: 0,
             complete: false,
             sized: false,
+            going: Arc::default(),
             news: News::default(),
             dirty: Vec::new(),
             removed: Vec::new(),

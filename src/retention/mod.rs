@@ -16,7 +16,7 @@
 //! deletion holds up a request; a broken state file stops the start; the limit is passed.
 //!
 //! Callers take a [`Hold`] before they open or link content, and tell of the link before they let go
-//! of it.
+//! of it. Who opens what is linked without one may find it gone, and no more.
 
 mod capacity;
 mod entry;
@@ -27,6 +27,7 @@ mod index;
 mod journal;
 mod moment;
 pub mod policy;
+mod recent;
 mod reconcile;
 mod record;
 mod report;
@@ -58,6 +59,7 @@ use index::Index;
 use journal::Journal;
 use moment::Moment;
 pub use policy::{Pin, TtlMode, TtlPolicy};
+use recent::{Going, Recent};
 pub use reconcile::references;
 pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
 pub use scrub::{Finding, MAX_REPORTED, ScrubReport, ScrubSettings, Verdict};
@@ -153,6 +155,8 @@ struct Shared {
     clock: Clock,
     min_free: Option<MinFree>,
     index: Mutex<Index>,
+    recent: Recent,
+    going: Arc<Going>,
     /// Wakes the scheduler.
     wake: Notify,
     /// Wakes the sweeper.
@@ -275,11 +279,14 @@ impl Retention {
             reserved: 0,
         };
         let started = Moment::of(clock.wall());
+        let index = Index::new(ttl, pins, capacity, started, state.is_some());
         let shared = Arc::new(Shared {
             store,
             clock,
             min_free,
-            index: Mutex::new(Index::new(ttl, pins, capacity, started, state.is_some())),
+            recent: Recent::new(),
+            going: Arc::clone(&index.going),
+            index: Mutex::new(index),
             wake: Notify::new(),
             work: Notify::new(),
             freed: Notify::new(),

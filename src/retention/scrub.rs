@@ -167,6 +167,7 @@ impl Index {
         if let Some(content) = self.contents.get_mut(id) {
             content.flags.set(content_flag::LOST);
         }
+        self.going.begins();
         self.news.freed = true;
     }
 }

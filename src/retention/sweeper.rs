@@ -84,6 +84,7 @@ impl Index {
                 continue;
             }
             content.flags.set(content_flag::DELETING);
+            self.going.begins();
             let digest = content.digest();
             self.deleting += 1;
             return Some(Job {

@@ -29,3 +29,4 @@ mod routing;
 mod sending;
 mod server;
 mod tags;
+mod warm;

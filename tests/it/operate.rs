@@ -10,7 +10,7 @@ use millpond::config;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Registry, noise};
+use crate::harness::{Image, Registry, noise};
 
 struct Site {
     dir: TempDir,
@@ -205,6 +205,42 @@ async fn a_scrub_finds_what_is_corrupt_and_the_next_pull_fetches_it_again() {
             .await
             .contains("2 blobs, 1.9 KiB: 0 corrupt")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_purged_or_set_aside_is_not_served_from_memory() {
+    let site = Site::new().await;
+    let app = site.serve().await;
+    let image = Image::oci(1);
+    let digest = site.upstream.push("app", "1", &image);
+    let client = reqwest::Client::builder().tls_certs_only([]);
+    let client = client.build().unwrap();
+    let url = format!("http://{}/v2/app/manifests/{digest}", app.address());
+    let from = async || {
+        let response = client.get(&url).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        response.headers()["cache-status"]
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(from().await, "millpond; fwd=miss");
+    assert_eq!(from().await, "millpond; hit");
+    site.text(&["purge", &format!("app@{digest}")]).await;
+    assert_eq!(from().await, "millpond; fwd=miss");
+    assert_eq!(from().await, "millpond; hit");
+
+    let hex = digest.hex();
+    let file = site.path(&format!(
+        "data/docker/registry/v2/blobs/sha256/{}/{hex}/data",
+        hex.get(..2).unwrap()
+    ));
+    std::fs::write(&file, "damaged").unwrap();
+    assert_eq!(from().await, "millpond; hit", "memory isn't damaged");
+    site.text(&["scrub", "--repair"]).await;
+    assert_eq!(from().await, "millpond; fwd=miss");
+    assert_eq!(std::fs::read(&file).unwrap(), image.manifest);
+    assert!(app.stop().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ mod capacity;
 mod expiry;
 mod fixtures;
 mod model;
+mod recent;
 mod scrub;
 mod state;
 mod sweeper;

@@ -19,6 +19,8 @@ enum Step {
     Pull(u8, u8),
     /// One layer, without its image.
     Layer(u8, u8),
+    /// The index is asked for a layer's link.
+    Vouch(u8, u8),
     Pass(u16),
     Hold(u8),
     Release,
@@ -34,6 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..3_u8, 0..6_u8).prop_map(|(repo, image)| Step::Pull(repo, image)),
         2 => (0..3_u8, 0..8_u8).prop_map(|(repo, layer)| Step::Layer(repo, layer)),
+        4 => (0..3_u8, 0..8_u8).prop_map(|(repo, layer)| Step::Vouch(repo, layer)),
         5 => (1..800_u16).prop_map(Step::Pass),
         2 => (0..8_u8).prop_map(Step::Hold),
         2 => Just(Step::Release),
@@ -136,6 +139,13 @@ async fn incarnation(
             Some(Step::Layer(repo, n)) => {
                 let (content, link) = (layer_of(n), layer(repo_of(repo), &layer_of(n)));
                 if house.cache(&link, &content).await {
+                    model.used(link, now);
+                }
+            }
+            Some(Step::Vouch(repo, n)) => {
+                let link = layer(repo_of(repo), &layer_of(n));
+                if house.vouches(&link) {
+                    assert!(house.is_linked(&link).await && house.has(&layer_of(n)).await);
                     model.used(link, now);
                 }
             }

@@ -1,0 +1,74 @@
+//! What clients asked for and got. Counters that most requests need are found by position; a family
+//! of series takes a lock that all threads share, and compares labels.
+
+use std::sync::OnceLock;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::labels::{Kind, OfKind, Outcome, Served, ServedStatus};
+
+/// The statuses of nearly all answers.
+const STATUSES: [u16; 10] = [200, 206, 304, 400, 401, 403, 404, 416, 429, 502];
+
+/// A series that appears when it is first counted.
+type Found = OnceLock<Counter>;
+
+#[derive(Debug, Default)]
+pub(super) struct Serving {
+    requests: Family<Served, Counter>,
+    responses: Family<ServedStatus, Counter>,
+    bytes: Family<OfKind, Counter>,
+    found: [OfOneKind; Kind::COUNT],
+}
+
+#[derive(Debug, Default)]
+struct OfOneKind {
+    results: [Found; Outcome::COUNT],
+    statuses: [Found; STATUSES.len()],
+    bytes: Found,
+}
+
+impl Serving {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let help = "Clients' requests by where the answer came from";
+        registry.register("requests", help, self.requests.clone());
+        let help = "Clients' requests by status";
+        registry.register("responses", help, self.responses.clone());
+        let help = "Body bytes sent to clients";
+        registry.register_with_unit("client_sent", help, Unit::Bytes, self.bytes.clone());
+    }
+
+    pub(super) fn served(&self, kind: Kind, result: Outcome, status: u16) {
+        let found = self.found.get(kind as usize);
+        let slot = found.and_then(|found| found.results.get(result as usize));
+        let of_result = || self.requests.get_or_create_owned(&Served { kind, result });
+        count(slot, of_result, 1);
+        let position = STATUSES.iter().position(|known| *known == status);
+        let slot = found
+            .zip(position)
+            .and_then(|(found, position)| found.statuses.get(position));
+        let of_status = || {
+            self.responses
+                .get_or_create_owned(&ServedStatus { kind, status })
+        };
+        count(slot, of_status, 1);
+    }
+
+    pub(super) fn sent(&self, kind: Kind, bytes: u64) {
+        let slot = self.found.get(kind as usize).map(|found| &found.bytes);
+        count(
+            slot,
+            || self.bytes.get_or_create_owned(&OfKind { kind }),
+            bytes,
+        );
+    }
+}
+
+fn count(slot: Option<&Found>, find: impl FnOnce() -> Counter, by: u64) {
+    match slot {
+        Some(slot) => slot.get_or_init(find).inc_by(by),
+        None => find().inc_by(by),
+    };
+}

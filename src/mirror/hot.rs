@@ -1,0 +1,116 @@
+//! Manifests in memory: those that were asked for last, verified and taken apart.
+//!
+//! A digest fixes the content, so there is one of each, whichever repository it came through. Being
+//! here is no proof that a repository has it: whoever takes one out has the retention's word for
+//! that first. So nothing here has to be taken back when a link or a file goes, either.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+
+use super::tags::Known;
+use crate::oci::Digest;
+
+/// Bytes of all manifests in memory.
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
+/// Parts with a lock each. One part's share of the bytes is the largest manifest that is kept.
+const SHARDS: usize = 16;
+/// Bytes of most manifests and indexes, for the size of tables.
+const USUAL: usize = 4 * 1024;
+/// Bytes that a manifest costs beside its content, about: its head, and the tables.
+const OVERHEAD: u64 = 1024;
+
+/// A manifest whose content has its digest. All who are given it share it.
+#[derive(Debug)]
+pub struct Verified {
+    pub known: Known,
+    pub content: Bytes,
+    /// The head of the answer to most requests for it, made once by whoever answers.
+    pub head: OnceLock<HeaderMap>,
+}
+
+impl Verified {
+    pub(super) fn new(known: Known, content: Bytes) -> Arc<Self> {
+        let head = OnceLock::new();
+        Arc::new(Self {
+            known,
+            content,
+            head,
+        })
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Weight;
+
+impl Weighter<Digest, Arc<Verified>> for Weight {
+    fn weight(&self, _digest: &Digest, manifest: &Arc<Verified>) -> u64 {
+        manifest.content.len() as u64 + OVERHEAD
+    }
+}
+
+/// The manifests that were asked for last.
+#[derive(Debug)]
+pub(super) struct HotManifests(Cache<Digest, Arc<Verified>, Weight>);
+
+impl HotManifests {
+    pub(super) fn new() -> Self {
+        let usual = usize::try_from(MAX_BYTES).unwrap_or(usize::MAX) / USUAL;
+        let (hash, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
+        let options = OptionsBuilder::new()
+            .shards(SHARDS)
+            .estimated_items_capacity(usual)
+            .weight_capacity(MAX_BYTES)
+            .build();
+        Self(match options {
+            Ok(options) => Cache::with_options(options, Weight, hash, lifecycle),
+            // Only a missing option is an error, and none is missing.
+            Err(_incomplete) => Cache::with_weighter(usual, MAX_BYTES, Weight),
+        })
+    }
+
+    pub(super) fn get(&self, digest: &Digest) -> Option<Arc<Verified>> {
+        self.0.get(digest)
+    }
+
+    /// Its content must have been found to have its digest.
+    pub(super) fn insert(&self, manifest: &Arc<Verified>) {
+        self.0.insert(manifest.known.digest, Arc::clone(manifest));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    fn manifest(content: Vec<u8>) -> Arc<Verified> {
+        let known = Known {
+            digest: Digest::of(Algorithm::Sha256, &content),
+            media_type: "a/b".into(),
+            size: content.len() as u64,
+        };
+        Verified::new(known, content.into())
+    }
+
+    #[test]
+    fn the_bytes_are_bounded_and_what_is_used_stays() {
+        let hot = HotManifests::new();
+        let used = manifest(vec![0; 100]);
+        hot.insert(&used);
+        for seed in 0..1000_u32 {
+            let mut content = vec![1; 100_000];
+            content.extend(seed.to_be_bytes());
+            hot.insert(&manifest(content));
+            assert!(hot.get(&used.known.digest).is_some(), "after {seed}");
+            assert!(hot.0.weight() <= MAX_BYTES);
+        }
+        let large = manifest(vec![2; 3 * 1024 * 1024]);
+        hot.insert(&large);
+        assert!(hot.get(&large.known.digest).is_none(), "too large to keep");
+        assert!(hot.get(&used.known.digest).is_some());
+    }
+}

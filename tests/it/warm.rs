@@ -1,0 +1,168 @@
+//! What is served from memory, by the word of the index: nothing that has gone, and nothing to a
+//! repository that doesn't have it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millpond::oci::Digest;
+use millpond::store::{FsStore, Store};
+
+use crate::harness::{Image, Mirror, Registry, Setup, advance, digest, freeze, noise};
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+fn manifest(repo: &str, digest: &Digest) -> String {
+    format!("/v2/{repo}/manifests/{digest}")
+}
+
+/// Where an answer came from.
+async fn from(m: &Mirror, path: &str) -> String {
+    let answer = m.get(path).await;
+    assert_eq!(answer.status, 200, "{path}");
+    m.idle().await;
+    answer
+        .header("cache-status")
+        .trim_start_matches("millpond; ")
+        .to_owned()
+}
+
+#[tokio::test]
+async fn the_warm_answer_is_the_cold_one() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::docker(1);
+    let digest = up.push("app", "1", &image);
+    for path in [manifest("app", &digest), "/v2/app/manifests/1".to_owned()] {
+        let first = m.get(&path).await;
+        for _ in 0..2 {
+            let warm = m.get(&path).await;
+            warm.expect(200, &image.manifest);
+            assert_eq!(warm.header("cache-status"), "millpond; hit");
+            let head = m.head(&path).await;
+            head.expect(200, b"");
+            for name in [
+                "content-type",
+                "content-length",
+                "docker-content-digest",
+                "docker-distribution-api-version",
+                "etag",
+                "accept-ranges",
+            ] {
+                assert_eq!(first.header(name), warm.header(name), "{name}");
+                assert_eq!(first.header(name), head.header(name), "{name}");
+                assert!(!warm.header(name).is_empty(), "{name}");
+            }
+        }
+        let part = m
+            .ask(&format!("GET {path}"), &[("range", "bytes=1-3")])
+            .await;
+        part.expect(206, &image.manifest[1..4]);
+        assert_eq!(part.header("content-length"), "3");
+        let known = [("if-none-match", first.header("etag"))];
+        assert_eq!(m.ask(&format!("GET {path}"), &known).await.status, 304);
+        m.get(&path).await.expect(200, &image.manifest);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_image_lives_as_long_as_it_is_used() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).proxy("ttl: 1h").start().await;
+    let _frozen = freeze();
+    let image = Image::oci(1);
+    let path = manifest("app", &up.push("app", "1", &image));
+    assert_eq!(from(&m, &path).await, "fwd=miss");
+    for _ in 0..3 {
+        advance(50 * MINUTE).await;
+        assert_eq!(from(&m, &path).await, "hit");
+        assert_eq!(from(&m, &path).await, "hit");
+    }
+    advance(61 * MINUTE).await;
+    assert_eq!(from(&m, &path).await, "fwd=miss");
+}
+
+#[tokio::test]
+async fn what_was_evicted_is_fetched_again() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).storage("maxsize: 100kB").start().await;
+    let image = Image::oci(1);
+    let path = manifest("app", &up.push("app", "1", &image));
+    let small = noise(1, 1000);
+    let blob = format!("/v2/app/blobs/{}", up.put_blob("app", &small));
+    for path in [&path, &blob] {
+        assert_eq!(from(&m, path).await, "fwd=miss");
+        assert_eq!(from(&m, path).await, "hit");
+    }
+    let large = noise(2, 99_900);
+    let large = format!("/v2/app/blobs/{}", up.put_blob("app", &large));
+    assert_eq!(from(&m, &large).await, "fwd=miss");
+    up.take();
+    for path in [&path, &blob] {
+        assert_eq!(from(&m, path).await, "fwd=miss");
+    }
+    assert_eq!(up.take(), [format!("GET {path}"), format!("GET {blob}")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tag_that_is_gone_is_gone_from_memory_too() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let _frozen = freeze();
+    let image = Image::oci(1);
+    let digest = up.push("app", "1", &image);
+    let path = "/v2/app/manifests/1";
+    assert_eq!(from(&m, path).await, "fwd=miss");
+    assert_eq!(from(&m, path).await, "hit");
+    up.delete(path);
+    advance(2 * MINUTE).await;
+    assert_eq!(m.get(path).await.status, 404);
+    assert_eq!(m.head(path).await.status, 404);
+    assert_eq!(from(&m, &manifest("app", &digest)).await, "hit");
+}
+
+#[tokio::test]
+async fn memory_is_no_proof_for_another_repository() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::oci(1);
+    let digest = up.push("one", "1", &image);
+    let (one, two) = (manifest("one", &digest), manifest("two", &digest));
+    assert_eq!(from(&m, &one).await, "fwd=miss");
+    assert_eq!(from(&m, &one).await, "hit");
+    for line in ["GET", "HEAD"] {
+        assert_eq!(m.ask(&format!("{line} {two}"), &[]).await.status, 404);
+    }
+    up.push("two", "1", &image);
+    assert_eq!(from(&m, &two).await, "hit; detail=revalidated");
+    assert_eq!(from(&m, &two).await, "hit");
+    let blob = format!("/v2/two/blobs/{}", up.put_blob("one", &noise(1, 1000)));
+    let linked = blob.replace("two", "one");
+    assert_eq!(from(&m, &linked).await, "fwd=miss");
+    assert_eq!(from(&m, &linked).await, "hit");
+    assert_eq!(m.get(&blob).await.status, 404);
+}
+
+#[tokio::test]
+async fn after_a_restart_it_comes_from_the_store() {
+    let up = Registry::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let open = || async { Arc::new(FsStore::open(directory.path()).await.unwrap()) };
+    let image = Image::oci(1);
+    let path = manifest("app", &up.push("app", "1", &image));
+    let blob = format!("/v2/app/blobs/{}", digest(&image.config));
+    let m = Setup::new(&up).store(open().await).start().await;
+    for path in [&path, &blob] {
+        assert_eq!(from(&m, path).await, "fwd=miss");
+        assert_eq!(from(&m, path).await, "hit");
+    }
+    let Mirror { app, store, .. } = m;
+    assert!(app.stop().await);
+    drop(store);
+    up.go_down();
+    let store: Arc<dyn Store> = open().await;
+    let m = Setup::new(&up).store(store).start().await;
+    for _ in 0..2 {
+        assert_eq!(from(&m, &path).await, "hit");
+        assert_eq!(from(&m, &blob).await, "hit");
+    }
+}
