@@ -40,7 +40,7 @@ use counted::Server;
 const TOLERANCE: f64 = 0.03;
 /// Instructions of a run's requests, about: two starts differ by a million or two, which has to be
 /// well below the tolerance.
-const RUN: u64 = 300_000_000;
+const RUN: u64 = 120_000_000;
 /// Counts of which the middle is taken, for a new baseline and where one count doesn't agree.
 const PASSES: usize = 3;
 /// Fewest and most requests of a run.
