@@ -71,11 +71,12 @@ struct Args {
 /// Instructions per request, by kind.
 type Counts = BTreeMap<String, u64>;
 
-/// What the counts should be, and on which architecture.
+/// What the counts should be, and with what they were made.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Baseline {
-    /// `x86_64`: another architecture has other counts, and none to compare with.
-    architecture: String,
+    /// Architecture, compiler and valgrind: with others there are other counts, and none to compare
+    /// with.
+    made_with: String,
     instructions: Counts,
 }
 
@@ -106,11 +107,20 @@ pub(super) fn main() -> Result<ExitCode> {
     if args.bless {
         let counts = middle(&args, &baseline, Vec::new())?;
         let baseline = Baseline {
-            architecture: std::env::consts::ARCH.to_owned(),
+            made_with: made_with()?,
             instructions: counts,
         };
         fs::write(&path, serde_json::to_string_pretty(&baseline)? + "\n")?;
         println!("The baseline is {:#?}", baseline.instructions);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let with = made_with()?;
+    if baseline.made_with != with {
+        eprintln!(
+            "NO INSTRUCTIONS COMPARED: the baseline was made with {}, and this is {with}.",
+            baseline.made_with
+        );
+        eprintln!("Write a new one on both sides of a change: benches/instructions/run --bless");
         return Ok(ExitCode::SUCCESS);
     }
     let mut counts = count(&args, &baseline)?;
@@ -119,6 +129,17 @@ pub(super) fn main() -> Result<ExitCode> {
         counts = middle(&args, &baseline, vec![counts])?;
     }
     Ok(compare(&counts, &baseline))
+}
+
+fn made_with() -> Result<String> {
+    let version = |tool: &str| -> Result<String> {
+        let told = Command::new(tool).arg("--version").output()?.stdout;
+        let told = String::from_utf8_lossy(&told);
+        // Without the date of a build.
+        Ok(told.split('(').next().unwrap_or_default().trim().to_owned())
+    };
+    let (rustc, valgrind) = (version("rustc")?, version("valgrind")?);
+    Ok(format!("{}, {rustc}, {valgrind}", std::env::consts::ARCH))
 }
 
 /// The middle of three counts, given those that have been made.
@@ -151,11 +172,10 @@ impl Baseline {
         now as f64 / before.max(1) as f64 - 1.0
     }
 
-    /// Whether the counts are the baseline's; always so on another architecture.
+    /// Whether the counts are the baseline's.
     fn agrees(&self, counts: &Counts) -> bool {
         let steady = |(name, now): (&String, &u64)| self.change(name, *now).abs() <= TOLERANCE;
-        self.architecture != std::env::consts::ARCH
-            || (counts.len() == self.instructions.len() && counts.iter().all(steady))
+        counts.len() == self.instructions.len() && counts.iter().all(steady)
     }
 }
 
@@ -216,13 +236,6 @@ fn fill(shelf: &Shelf) -> Result<[Kind; 3]> {
 }
 
 fn compare(counts: &Counts, baseline: &Baseline) -> ExitCode {
-    if baseline.architecture != std::env::consts::ARCH {
-        eprintln!(
-            "NOTHING COMPARED: the baseline is for {}.",
-            baseline.architecture
-        );
-        return ExitCode::SUCCESS;
-    }
     println!("| instructions a request | baseline | now | change | |\n|---|---:|---:|---:|---|");
     for (name, now) in counts {
         let before = baseline.instructions.get(name).copied().unwrap_or(0);
