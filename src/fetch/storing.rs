@@ -48,6 +48,8 @@ enum Writing {
 pub(super) struct Storing {
     pending: Vec<(u64, Bytes)>,
     pending_bytes: usize,
+    /// The most that has waited since it was looked at.
+    most_pending: usize,
     writing: Writing,
     /// None when the download isn't stored.
     place: Option<Place>,
@@ -73,6 +75,7 @@ impl Storing {
         Self {
             pending: Vec::new(),
             pending_bytes: 0,
+            most_pending: 0,
             writing: Writing::Idle(Box::new(Writer::new(stage, algorithm, kept))),
             place,
             notes: Notes::new(),
@@ -84,9 +87,9 @@ impl Storing {
         self.pending_bytes < MAX_PENDING
     }
 
-    /// Whether more waits than comes in a moment.
-    pub(super) fn is_behind(&self) -> bool {
-        self.pending_bytes >= BEHIND
+    /// Whether, since this was asked last, more has waited than comes in a moment.
+    pub(super) fn was_behind(&mut self) -> bool {
+        std::mem::take(&mut self.most_pending) >= BEHIND
     }
 
     /// Whether what comes is stored.
@@ -114,6 +117,7 @@ impl Storing {
     /// Takes a chunk.
     pub(super) fn push(&mut self, offset: u64, chunk: Bytes) {
         self.pending_bytes += chunk.len();
+        self.most_pending = self.most_pending.max(self.pending_bytes);
         self.pending.push((offset, chunk));
         self.start();
     }

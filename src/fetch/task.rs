@@ -213,7 +213,6 @@ impl<'a> Transfer<'a> {
     /// long enough.
     async fn step(&mut self) -> Result<bool, FetchError> {
         let room = self.download.progress.room()? && self.storing.has_room();
-        self.plan.behind |= self.storing.is_behind();
         tokio::select! {
             biased;
             writer = self.storing.written() => self.take_back(writer?)?,
@@ -223,7 +222,10 @@ impl<'a> Transfer<'a> {
                 changed.map_err(|_progress_gone| FetchError::Lost)?;
                 self.replan = true;
             }
-            () = at(self.look) => self.replan = true,
+            () = at(self.look) => {
+                self.plan.behind = self.storing.was_behind();
+                self.replan = true;
+            }
             () = at(self.grace) => return Ok(true),
         }
         Ok(false)
@@ -272,8 +274,9 @@ impl<'a> Transfer<'a> {
                 };
                 (next, plan.look_again(demand))
             });
-            self.look = look.map(|pause| now + pause);
-            self.plan.behind = false;
+            // One that is set isn't put off by what happens before it.
+            let set = self.look.filter(|look| *look > now);
+            self.look = look.map(|pause| set.unwrap_or(now + pause));
             let Some(span) = next else { return };
             let Some(slot) = slot.flatten() else {
                 let (slots, upstream) = (
