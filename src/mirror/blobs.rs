@@ -87,14 +87,15 @@ impl Mirror {
     ) -> Result<BlobAnswer, MirrorError> {
         let wanted = self.wanted(target, ranges);
         for _ in 0..ATTEMPTS {
+            // Before the store is asked: who joins waits for no disk.
+            if let Some(follower) = self.fetcher.follow(&digest, &target.stored, wanted) {
+                return BlobAnswer::following(follower, Outcome::Joined).await;
+            }
             let hold = self.retention.hold(&digest).await;
             if let Some(content) = self.linked_blob(target, &digest).await {
                 self.retention
                     .used(&target.stored, LinkKind::Layer, &digest, content.size);
                 return Ok(BlobAnswer::stored(content, Some(hold), Outcome::Hit));
-            }
-            if let Some(follower) = self.fetcher.follow(&digest, &target.stored, wanted) {
-                return BlobAnswer::following(follower, Outcome::Joined).await;
             }
             // Another repository's blob, there or on its way: is it this repository's, too?
             let present = self.readable("blob", self.store.open(&digest).await);
