@@ -14,13 +14,18 @@ pub(super) struct Verified {
     pub(super) place: Option<(Box<dyn Stage>, Reservation, Hold)>,
 }
 
-/// Checks length and digest. Everything has been hashed.
-pub(super) fn verify(storing: Storing, digest: Digest, size: u64) -> Result<Verified, FetchError> {
+/// Checks length and digest. Everything has been hashed. What is wrong is removed.
+pub(super) async fn verify(
+    storing: Storing,
+    digest: Digest,
+    size: u64,
+) -> Result<Verified, FetchError> {
     let (writer, place) = storing.into_parts();
     let finished = writer.ok_or(FetchError::Lost)?;
     let sent = finished.hashed;
     let (stage, hasher) = finished.into_parts();
     if sent != size {
+        discard(stage).await;
         return Err(FetchError::Length {
             digest: digest.into(),
             announced: size,
@@ -29,6 +34,7 @@ pub(super) fn verify(storing: Storing, digest: Digest, size: u64) -> Result<Veri
     }
     let got = hasher.finish();
     if got != digest {
+        discard(stage).await;
         return Err(FetchError::Digest {
             expected: digest.into(),
             got: got.into(),
@@ -89,6 +95,14 @@ async fn link_all(
             .linked(&link.repo, link.kind, &digest, size);
     }
     Ok(())
+}
+
+/// Removes what was written, by dropping what holds it: on the blocking pool, because the file may
+/// be large.
+pub(super) async fn discard(written: impl Send + 'static) {
+    if let Err(panicked) = tokio::task::spawn_blocking(move || drop(written)).await {
+        tracing::error!(error = %panicked, "removing what was written panicked");
+    }
 }
 
 /// Leaves what has been noted on disk for whoever asks for the blob next.

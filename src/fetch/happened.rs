@@ -5,13 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::FetchError;
+use super::commit;
 use super::place::place;
 use super::plan::Span;
 use super::storing::Storing;
-use super::streams::{Event, Head, Stream};
+use super::streams::{Event, Stream};
 use super::task::Transfer;
 use crate::oci::RangeSet;
-use crate::upstream::{BlobBody, UpstreamError};
+use crate::upstream::{BlobBody, BlobStream, UpstreamError};
 
 /// How often in a row a stream is opened again before it is given up.
 const MAX_RESUMES: u32 = 5;
@@ -28,8 +29,8 @@ impl Transfer<'_> {
         (stream, body, event): (Stream, Option<BlobBody>, Event),
     ) -> Result<(), FetchError> {
         match (event, body) {
-            (Event::Opened(Ok(head)), _) => self.answered(stream, head).await,
-            (Event::Opened(Err(error)), _) => self.refused(stream, error),
+            (Event::Opened(Ok(answer)), _) => self.answered(stream, answer).await,
+            (Event::Opened(Err(error)), _) => self.refused(stream, error).await,
             (Event::Chunk(chunk), Some(body)) => self.came(stream, body, chunk),
             (Event::Ended(Ok(())), _) => self.ended(&stream),
             (Event::Ended(Err(error)), _) => self.broke(stream, error),
@@ -47,12 +48,13 @@ impl Transfer<'_> {
     }
 
     /// The upstream gives a stream what it has asked for, or something else.
-    async fn answered(&mut self, mut stream: Stream, head: Head) -> Result<(), FetchError> {
-        let Head {
+    async fn answered(&mut self, mut stream: Stream, answer: BlobStream) -> Result<(), FetchError> {
+        let BlobStream {
             offset,
             total,
             body,
-        } = head;
+            ..
+        } = answer;
         let known = self.plan.total.filter(|_| self.opened);
         if let (Some(announced), Some(sent)) = (known, total)
             && announced != sent
@@ -95,7 +97,7 @@ impl Transfer<'_> {
         let progress = &self.download.progress;
         if let Some((kept, ranges)) = self.kept.take() {
             if total.is_some_and(|total| total != kept) {
-                self.forget_kept();
+                self.forget_kept().await;
                 return false;
             }
             progress.opened(Some(kept), self.content(), &ranges);
@@ -115,11 +117,12 @@ impl Transfer<'_> {
     }
 
     /// What an earlier download has left isn't of this blob.
-    fn forget_kept(&mut self) {
+    async fn forget_kept(&mut self) {
         self.kept = None;
-        let algorithm = self.download.digest.algorithm();
-        self.storing = Storing::new(None, algorithm, RangeSet::new());
         self.plan.forget_total();
+        let algorithm = self.download.digest.algorithm();
+        let nothing = Storing::new(None, algorithm, RangeSet::new());
+        commit::discard(std::mem::replace(&mut self.storing, nothing)).await;
     }
 
     fn content(&self) -> Option<crate::store::Reader> {
@@ -135,13 +138,13 @@ impl Transfer<'_> {
     }
 
     /// A stream couldn't be opened.
-    fn refused(&mut self, stream: Stream, error: UpstreamError) -> Result<(), FetchError> {
+    async fn refused(&mut self, stream: Stream, error: UpstreamError) -> Result<(), FetchError> {
         if self.opened || self.plan.lanes().len() > 1 {
             return self.broke(stream, error);
         }
         if error.is_out_of_range() && self.kept.is_some() {
             self.plan.close(stream.lane);
-            self.forget_kept();
+            self.forget_kept().await;
             self.replan = true;
             return Ok(());
         }

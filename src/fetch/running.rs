@@ -110,14 +110,11 @@ impl<T: Clone> Running<T> {
         }
     }
 
-    /// A client has left. Whether nobody is left, whom the download would go on for.
-    pub(super) fn leave(&self, digest: &Digest, id: u64) -> bool {
-        let mut state = self.state();
-        let Some(entry) = state.entry(digest, id) else {
-            return false;
-        };
-        entry.clients = entry.clients.saturating_sub(1);
-        entry.is_abandoned()
+    /// A client has left.
+    pub(super) fn leave(&self, digest: &Digest, id: u64) {
+        if let Some(entry) = self.state().entry(digest, id) {
+            entry.clients = entry.clients.saturating_sub(1);
+        }
     }
 
     /// Whether the download would go on for nobody.

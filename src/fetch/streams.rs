@@ -30,19 +30,11 @@ pub(super) struct Stream {
 
 /// What has happened on a stream.
 pub(super) enum Event {
-    /// The upstream has answered.
-    Opened(Result<Head, UpstreamError>),
+    /// The upstream has answered. The body begins at 0 when it doesn't know ranges.
+    Opened(Result<BlobStream, UpstreamError>),
     Chunk(Bytes),
     /// The stream has ended: well, or as it says.
     Ended(Result<(), UpstreamError>),
-}
-
-/// The upstream's answer.
-pub(super) struct Head {
-    /// Where the body begins: 0 when the upstream doesn't know ranges.
-    pub(super) offset: u64,
-    pub(super) total: Option<u64>,
-    pub(super) body: BlobBody,
 }
 
 type Next = BoxFuture<'static, (Stream, Option<BlobBody>, Event)>;
@@ -98,19 +90,7 @@ impl Streams {
                 tokio::time::sleep(pause).await;
             }
             let opened = source.open(span.start, span.end).await;
-            let head = opened.map(
-                |BlobStream {
-                     offset,
-                     total,
-                     body,
-                     ..
-                 }| Head {
-                    offset,
-                    total,
-                    body,
-                },
-            );
-            (stream, None, Event::Opened(head))
+            (stream, None, Event::Opened(opened))
         }));
     }
 
@@ -143,7 +123,7 @@ impl Streams {
         }
     }
 
-    /// Hangs up on all of them, those in `keep` excepted.
+    /// Hangs up on all of them.
     pub(super) fn stop(&mut self) {
         self.busy.clear();
         self.resting.clear();

@@ -36,12 +36,14 @@ pub(super) async fn run(
         () = stopped => Err(FetchError::Stopping),
     };
     let ended = match ended {
-        Ok(Ended::Whole(size)) => commit::verify(transfer.storing, download.digest, size),
+        Ok(Ended::Whole(size)) => commit::verify(transfer.storing, download.digest, size).await,
         Ok(Ended::Abandoned { kept }) => {
             tracing::info!(digest = %download.digest, kept, "paused a download that nobody waits for");
             shared.metrics.download_paused();
             if kept {
                 commit::leave(&shared, download.digest, transfer.storing).await;
+            } else {
+                commit::discard(transfer.storing).await;
             }
             return;
         }
@@ -52,6 +54,8 @@ pub(super) async fn run(
             // What is right is kept. Before anybody hears, because the next one takes it up.
             if error.leaves_partial() && transfer.keep().await {
                 commit::leave(&shared, download.digest, transfer.storing).await;
+            } else {
+                commit::discard(transfer.storing).await;
             }
             Err(error)
         }
