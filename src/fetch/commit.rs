@@ -1,10 +1,10 @@
 //! A download's end: part of the store, or left for later.
 
 use super::storing::Storing;
-use super::{Download, FetchError, Shared};
+use super::{Download, FetchError, Shared, writer};
 use crate::oci::{Digest, RepoName};
 use crate::retention::{Hold, Reservation};
-use crate::store::{Link, LinkKind, Stage, StoreError};
+use crate::store::{Link, LinkKind, Stage};
 
 /// A download that has the digest.
 pub(super) struct Verified {
@@ -22,7 +22,7 @@ pub(super) async fn verify(
 ) -> Result<Verified, FetchError> {
     let (writer, place) = storing.into_parts();
     let finished = writer.ok_or(FetchError::Lost)?;
-    let sent = finished.hashed;
+    let (sent, repeated) = (finished.hashed, finished.needs_rehash());
     let (stage, hasher) = finished.into_parts();
     if sent != size {
         discard(stage).await;
@@ -40,10 +40,37 @@ pub(super) async fn verify(
             got: got.into(),
         });
     }
+    let stage = match stage {
+        Some(stage) if repeated => Some(check_again(stage, digest, size).await?),
+        stage => stage,
+    };
     let place = stage
         .zip(place)
         .map(|(stage, (reservation, hold))| (stage, reservation, hold));
     Ok(Verified { size, place })
+}
+
+/// Hashes the file once more. Bytes of it were offered more than once, so that the running hash is
+/// not all that says what is in it.
+async fn check_again(
+    stage: Box<dyn Stage>,
+    digest: Digest,
+    size: u64,
+) -> Result<Box<dyn Stage>, FetchError> {
+    let check = move || {
+        let got = writer::rehash(&*stage, digest.algorithm(), size);
+        (got == Some(digest)).then_some(stage).ok_or(got)
+    };
+    let checked = tokio::task::spawn_blocking(check).await;
+    checked
+        .map_err(|_panicked| FetchError::Lost)?
+        .map_err(|got| {
+            tracing::error!(%digest, ?got, "the file differs from what was hashed");
+            FetchError::Changed {
+                digest: digest.into(),
+                at: 0,
+            }
+        })
 }
 
 /// Makes a verified download part of the store. Its followers have their bytes already, so a
@@ -57,44 +84,40 @@ pub(super) async fn commit(shared: &Shared, download: &Download, verified: Verif
     let committed = tokio::task::spawn_blocking(move || stage.commit()).await;
     // From here on nobody joins: who asks finds the blob in the store.
     let repositories = shared.running.committed(&digest, download.id);
-    let stored = match committed {
+    match committed {
         Ok(Ok(())) => {
             reservation.commit(&hold, size);
             // A partial that was left behind this download's back has gone with the commit.
             drop(shared.partials.take(&digest));
-            link_all(shared, digest, size, repositories).await
+            link_all(shared, digest, size, repositories).await;
         }
-        Ok(Err(error)) => Err(error),
-        Err(panicked) => {
-            tracing::error!(%digest, error = %panicked, "commit panicked");
-            return;
+        Ok(Err(error)) => {
+            shared.metrics.store_failed();
+            tracing::error!(%digest, %error, "download served but not cached");
         }
-    };
-    if let Err(error) = stored {
-        shared.metrics.store_failed();
-        tracing::error!(%digest, %error, "download served but not cached");
+        Err(panicked) => tracing::error!(%digest, error = %panicked, "commit panicked"),
     }
     drop(hold);
 }
 
-async fn link_all(
-    shared: &Shared,
-    digest: Digest,
-    size: u64,
-    repositories: Vec<RepoName>,
-) -> Result<(), StoreError> {
+/// Links the blob into each repository. One that fails costs that repository the blob, and no other.
+async fn link_all(shared: &Shared, digest: Digest, size: u64, repositories: Vec<RepoName>) {
     for repo in repositories {
         let link = Link {
             repo,
             kind: LinkKind::Layer,
             digest,
         };
-        shared.store.link(&link).await?;
-        shared
-            .retention
-            .linked(&link.repo, link.kind, &digest, size);
+        match shared.store.link(&link).await {
+            Ok(()) => shared
+                .retention
+                .linked(&link.repo, link.kind, &digest, size),
+            Err(error) => {
+                shared.metrics.store_failed();
+                tracing::error!(%digest, repo = %link.repo, %error, "can't link the blob");
+            }
+        }
     }
-    Ok(())
 }
 
 /// Removes what was written, by dropping what holds it: on the blocking pool, because the file may

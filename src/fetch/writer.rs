@@ -1,8 +1,14 @@
 //! Hashing and writing, in batches, on the blocking pool.
+//!
+//! Each byte of the blob is accepted once: the first copy is hashed and written, and it is the same
+//! memory that goes both ways. Every further copy is only compared with what the file has. So what is
+//! hashed is what is in the file, in whatever order and however often chunks come.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::oci::{Algorithm, Hasher, RangeSet};
+use crate::oci::{Algorithm, Digest, Hasher, RangeSet};
 use crate::store::{Partial, Stage, StoreError};
 
 /// Bytes read back at once, to be hashed or compared.
@@ -27,6 +33,8 @@ pub(super) struct Writer {
     pub(super) failure: Option<StoreError>,
     /// The first byte that came a second time as another one, or couldn't be read back.
     pub(super) changed: Option<u64>,
+    /// Some byte was offered more than once.
+    repeated: bool,
 }
 
 impl Writer {
@@ -41,7 +49,14 @@ impl Writer {
             fresh: RangeSet::new(),
             failure: None,
             changed: None,
+            repeated: false,
         }
+    }
+
+    /// Whether the file should be hashed again before it is committed: some byte was offered more than
+    /// once, so an error in the account of what is written would show there.
+    pub(super) fn needs_rehash(&self) -> bool {
+        self.repeated
     }
 
     /// Whether the file has bytes whose turn it is to be hashed.
@@ -82,55 +97,74 @@ impl Writer {
         Partial { total, ranges }
     }
 
-    /// Takes a batch of chunks with their offsets. Blocks.
-    pub(super) fn take(mut self: Box<Self>, mut batch: Vec<(u64, Bytes)>) -> Box<Self> {
+    /// Takes a batch of chunks with their offsets, in the order in which they came. Blocks.
+    pub(super) fn take(mut self: Box<Self>, batch: Vec<(u64, Bytes)>) -> Box<Self> {
         self.fresh = RangeSet::new();
-        // In the order of the hash: what comes before its turn has to be read back.
-        batch.sort_by_key(|(offset, _)| *offset);
-        let mut run: Vec<Bytes> = Vec::new();
-        let (mut start, mut end) = (0, 0);
-        for (offset, chunk) in &batch {
-            let mut at = *offset;
-            let mut rest = chunk.clone();
-            while !rest.is_empty() {
-                let known = self.file.end_of(at);
-                let until = if known > at {
-                    known
-                } else {
-                    self.file.next_start(at).unwrap_or(u64::MAX)
-                };
-                let length = usize::try_from(until - at).unwrap_or(usize::MAX);
-                let part = rest.split_to(length.min(rest.len()));
-                let next = at + part.len() as u64;
-                if known > at {
-                    self.compare(at, &part);
-                } else if self.writing {
-                    if at != end {
-                        self.write(start, &std::mem::take(&mut run));
-                        start = at;
-                    }
-                    run.push(part.clone());
-                    end = next;
-                }
-                self.hash(at, &part);
-                at = next;
-            }
+        let (new, copies) = self.split(batch);
+        self.accept(new);
+        for (offset, copy) in copies {
+            self.repeated = true;
+            self.compare(offset, &copy);
         }
-        self.write(start, &run);
         self.catch_up();
         self
     }
 
-    fn hash(&mut self, at: u64, part: &Bytes) {
-        let known = self.hashed.saturating_sub(at);
-        let new = usize::try_from(known)
-            .ok()
-            .and_then(|known| part.get(known..));
-        if at <= self.hashed
-            && let Some(new) = new
-        {
-            self.hasher.update(new);
-            self.hashed += new.len() as u64;
+    /// Splits a batch into the first copy of each byte, by offset and without overlap, and further
+    /// copies of bytes that came earlier, in this batch or before.
+    fn split(&self, batch: Vec<(u64, Bytes)>) -> (BTreeMap<u64, Bytes>, Vec<(u64, Bytes)>) {
+        let mut accepted = self.file.clone();
+        accepted.insert(0, self.hashed);
+        let (mut new, mut copies) = (BTreeMap::new(), Vec::new());
+        for (mut at, mut rest) in batch {
+            while !rest.is_empty() {
+                let known = accepted.end_of(at);
+                let is_new = known <= at;
+                let until = if is_new {
+                    accepted.next_start(at).unwrap_or(u64::MAX)
+                } else {
+                    known
+                };
+                let length = usize::try_from(until - at).unwrap_or(usize::MAX);
+                let part = rest.split_to(length.min(rest.len()));
+                let next = at + part.len() as u64;
+                if is_new {
+                    accepted.insert(at, next);
+                    new.insert(at, part);
+                } else {
+                    copies.push((at, part));
+                }
+                at = next;
+            }
+        }
+        (new, copies)
+    }
+
+    /// Writes and hashes bytes that came for the first time, contiguous ones in one call.
+    fn accept(&mut self, parts: BTreeMap<u64, Bytes>) {
+        let mut run: Vec<Bytes> = Vec::new();
+        let (mut start, mut end) = (0, 0);
+        for (at, part) in parts {
+            if at != end {
+                self.store(start, &std::mem::take(&mut run));
+                start = at;
+            }
+            end = at + part.len() as u64;
+            run.push(part);
+        }
+        self.store(start, &run);
+    }
+
+    fn store(&mut self, start: u64, run: &[Bytes]) {
+        self.write(start, run);
+        let mut at = start;
+        for part in run {
+            // What comes before its turn is read back later.
+            if at == self.hashed {
+                self.hasher.update(part);
+                self.hashed += part.len() as u64;
+            }
+            at += part.len() as u64;
         }
     }
 
@@ -155,17 +189,27 @@ impl Writer {
         }
     }
 
-    /// What came a second time must be what is there.
-    fn compare(&mut self, at: u64, part: &[u8]) {
-        let mut buffer = vec![0; part.len().min(PIECE)];
-        let mut offset = at;
-        for expected in part.chunks(PIECE) {
-            let piece = buffer.get_mut(..expected.len()).unwrap_or_default();
-            if !self.read_back(offset, piece) || piece != expected {
-                self.changed.get_or_insert(offset);
+    /// What came a second time must be what is there. Bytes that were passed through without being
+    /// written can't be compared: followers and the hash have had the first copy.
+    fn compare(&mut self, mut at: u64, mut copy: &[u8]) {
+        let mut buffer = vec![0; copy.len().min(PIECE)];
+        while !copy.is_empty() {
+            let known = self.file.end_of(at);
+            let in_file = known > at;
+            let until = if in_file {
+                known
+            } else {
+                self.file.next_start(at).unwrap_or(u64::MAX)
+            };
+            let length = usize::try_from(until - at).unwrap_or(usize::MAX);
+            let (part, rest) = copy.split_at(length.min(copy.len()).min(PIECE));
+            let piece = buffer.get_mut(..part.len()).unwrap_or_default();
+            if in_file && (!self.read_back(at, piece) || piece != part) {
+                self.changed.get_or_insert(at);
                 return;
             }
-            offset += expected.len() as u64;
+            at += part.len() as u64;
+            copy = rest;
         }
     }
 
@@ -190,20 +234,41 @@ impl Writer {
 
     /// Fills the buffer from the file. False when that can't be.
     fn read_back(&self, offset: u64, buffer: &mut [u8]) -> bool {
-        let Some(stage) = &self.stage else {
-            return false;
-        };
-        let mut filled = 0;
-        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match stage.read_at(offset + filled as u64, rest) {
-                Ok(0) => return false,
-                Ok(read) => filled += read,
-                Err(error) => {
-                    tracing::warn!(%error, "what was written can't be read back");
-                    return false;
-                }
+        self.stage
+            .as_deref()
+            .is_some_and(|stage| read_back(stage, offset, buffer))
+    }
+}
+
+/// Fills the buffer from the file. False when that can't be.
+fn read_back(stage: &dyn Stage, offset: u64, buffer: &mut [u8]) -> bool {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match stage.read_at(offset + filled as u64, rest) {
+            Ok(0) => return false,
+            Ok(read) => filled += read,
+            Err(error) => {
+                tracing::warn!(%error, "what was written can't be read back");
+                return false;
             }
         }
-        true
     }
+    true
+}
+
+/// The digest of the first `size` bytes of the file; none when they can't be read. Blocks.
+pub(super) fn rehash(stage: &dyn Stage, algorithm: Algorithm, size: u64) -> Option<Digest> {
+    let mut hasher = Hasher::new(algorithm);
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while at < size {
+        let left = usize::try_from(size - at).unwrap_or(PIECE);
+        let piece = buffer.get_mut(..left.min(PIECE)).unwrap_or_default();
+        if !read_back(stage, at, piece) {
+            return None;
+        }
+        hasher.update(piece);
+        at += piece.len() as u64;
+    }
+    Some(hasher.finish())
 }

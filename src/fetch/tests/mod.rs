@@ -11,6 +11,7 @@ mod ranges;
 mod resuming;
 mod segments;
 mod unstored;
+mod writing;
 
 use std::collections::VecDeque;
 use std::io;

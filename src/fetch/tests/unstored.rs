@@ -250,3 +250,24 @@ async fn a_disk_that_fails_behind_clients_that_have_read_everything() {
     let rest = tokio::time::timeout(Duration::from_mins(1), rest).await;
     assert!(rest.expect("it hangs").unwrap() == part(&content, 4 * MIB, 12 * MIB));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_fails_does_not_keep_the_blob_from_other_repositories() {
+    let bench = Bench::new();
+    let (content, digest) = content(100);
+    let (sender, opening) = streams(0, Some(100));
+    bench
+        .store
+        .fail(Operation::Link, 2, io::ErrorKind::StorageFull);
+    let source = Script::new([opening]);
+    let followers = ["a", "b", "c"].map(|repo| bench.join(digest, repo, &source));
+    send_all(&sender, &content, 30).await;
+    drop(sender);
+    for mut follower in followers {
+        assert_eq!(read_to_end(&mut follower).await.unwrap(), content);
+    }
+    bench.settled().await;
+    let linked = ["a", "b", "c"].map(|repo| bench.linked(repo, digest));
+    let linked = futures_util::future::join_all(linked).await;
+    assert_eq!(linked, [true, false, true]);
+}

@@ -1,0 +1,146 @@
+//! The writer under overlapping, reordered and contradictory chunks: what it has hashed is what is
+//! in the file.
+
+use std::io;
+
+use proptest::prelude::*;
+
+use super::super::writer::Writer;
+use super::*;
+use crate::oci::RangeSet;
+
+const LENGTH: usize = 64;
+/// Batches of one schedule.
+const BATCHES: usize = 6;
+
+/// One chunk that the upstream sends: where it begins, its bytes, and which of them are wrong.
+#[derive(Debug, Clone)]
+struct Sent {
+    start: usize,
+    length: usize,
+    lies: u64,
+}
+
+fn sent() -> impl Strategy<Value = Sent> {
+    let lies = prop_oneof![4 => Just(0), 1 => any::<u64>()];
+    (0..LENGTH, 1..=LENGTH, lies).prop_map(|(start, length, lies)| Sent {
+        start,
+        length: length.min(LENGTH - start),
+        lies,
+    })
+}
+
+/// The bytes of a chunk of `content`.
+fn bytes_of(sent: &Sent, content: &Bytes) -> Bytes {
+    let place = sent.start..sent.start + sent.length;
+    let lie = |(index, byte): (usize, &u8)| byte ^ u8::from(sent.lies >> index & 1 == 1);
+    content[place].iter().enumerate().map(lie).collect()
+}
+
+/// What a schedule has come to.
+struct Written {
+    writer: Box<Writer>,
+    file: Bytes,
+}
+
+fn write(batches: &[Vec<(u64, Bytes)>], fails: Option<u64>) -> Written {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let store = FaultyStore::new(Arc::new(MemoryStore::new()));
+    if let Some(nth) = fails {
+        store.fail(Operation::Write, nth, io::ErrorKind::StorageFull);
+    }
+    let digest = Digest::of(Algorithm::Sha256, b"");
+    let stage = runtime.block_on(store.stage(&digest)).unwrap();
+    let mut writer = Box::new(Writer::new(Some(stage), Algorithm::Sha256, RangeSet::new()));
+    for batch in batches {
+        writer = writer.take(batch.clone());
+        if writer.changed.is_some() {
+            break;
+        }
+        writer.failure = None;
+    }
+    while writer.is_behind() {
+        writer = writer.take(Vec::new());
+    }
+    let mut file = vec![0; LENGTH];
+    let read = writer.stage().unwrap().read_at(0, &mut file).unwrap();
+    file.truncate(read);
+    Written {
+        writer,
+        file: file.into(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_hashed_is_in_the_file(
+        schedule in prop::collection::vec(prop::collection::vec(sent(), 0..6), 1..BATCHES),
+        fails in prop::option::weighted(0.2, 1_u64..4),
+    ) {
+        let (content, _) = content(LENGTH);
+        let batches: Vec<Vec<_>> = schedule
+            .iter()
+            .map(|batch| {
+                let chunk = |sent: &Sent| (sent.start as u64, bytes_of(sent, &content));
+                batch.iter().map(chunk).collect()
+            })
+            .collect();
+        let Written { writer, file } = write(&batches, fails);
+        if writer.changed.is_some() {
+            return Ok(());
+        }
+        let (hashed, writing) = (usize::try_from(writer.hashed).unwrap(), writer.is_writing());
+        let hash = writer.into_parts().1.finish();
+        if writing {
+            prop_assert_eq!(hash, Digest::of(Algorithm::Sha256, &file[..hashed]));
+        }
+        // The first copy of each byte counts, in the order of their coming, whatever fails.
+        let mut first = [None; LENGTH];
+        for (start, bytes) in batches.iter().flatten() {
+            for (at, byte) in bytes.iter().enumerate() {
+                first[usize::try_from(*start).unwrap() + at].get_or_insert(*byte);
+            }
+        }
+        if fails.is_none() {
+            let known: Vec<u8> = first.iter().map_while(|byte| *byte).collect();
+            prop_assert_eq!(&file[..hashed], &known);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_second_copy_in_one_batch_does_not_reach_the_file() {
+    let bench = Bench::new();
+    let (content, digest) = content(300);
+    let (first, broken_off) = streams(0, Some(300));
+    let (second, again) = streams(0, Some(300));
+    let source = Script::new([broken_off, again]);
+    let writing = bench.store.stall(Operation::Write, 1);
+    let mut follower = bench.join(digest, "a", &source);
+    first.send(Ok(content.slice(..100))).await.unwrap();
+    writing.reached().await;
+    // These wait for the writer together: two copies of 100..200, of which the second is wrong.
+    first.send(Ok(content.slice(100..200))).await.unwrap();
+    first.send(Err(broken())).await.unwrap();
+    second.send(Ok(content.slice(..100))).await.unwrap();
+    let mut wrong = content[100..].to_vec();
+    wrong[..100].fill(0xEE);
+    second.send(Ok(wrong.into())).await.unwrap();
+    drop((first, second));
+    assert_eq!(follower.total().await.unwrap(), Some(300));
+    read_range(&mut follower, 0, 200).await.unwrap();
+    // Shown in the same step in which it is given to the writer.
+    read_range(&mut follower, 250, 260).await.unwrap();
+    writing.release();
+    let error = read_to_end(&mut follower).await.unwrap_err();
+    assert!(
+        matches!(error, FetchError::Changed { at: 100, .. }),
+        "{error}"
+    );
+    bench.settled().await;
+    assert_eq!(bench.stored(&digest).await, None);
+}
