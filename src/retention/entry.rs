@@ -1,6 +1,7 @@
 //! What the index is made of. A million of each are expected, so they are small.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::moment::Moment;
 use super::slab::Id;
@@ -53,6 +54,8 @@ pub(super) mod entry_flag {
     pub(in super::super) const CONDEMNED: u8 = 8;
     /// Removing its link has failed, and is tried again.
     pub(in super::super) const FAILED: u8 = 16;
+    /// The reference registry cached it: `origin` is the expiry that it wrote.
+    pub(in super::super) const ADOPTED: u8 = 32;
 }
 
 /// Marks of a [`Content`].
@@ -94,11 +97,87 @@ pub(super) struct Entry {
     /// Where it stands in the ordered set of deadlines, in seconds; 0 when it isn't in it. Never
     /// later than its true deadline.
     pub(super) queued: u32,
-    /// Seconds.
-    pub(super) created: u32,
+    /// When it was created, or, of an adopted entry, the earliest time at which it may expire. In
+    /// seconds; [`Entry::origin`] tells which it is.
+    origin: u32,
     pub(super) last_use: Moment,
     pub(super) kind: LinkKind,
     pub(super) flags: Flags,
+}
+
+/// Where an entry's life began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// This mirror cached it, at this time.
+    Created(Moment),
+    /// The reference registry cached it, and wrote this expiry. When it was cached isn't known,
+    /// because the file doesn't say which TTL that registry had.
+    Adopted(Moment),
+}
+
+impl Entry {
+    pub(super) fn new(
+        (repo, kind, content): (Id<Repo>, LinkKind, Id<Content>),
+        next: Option<Id<Self>>,
+        (origin, last_use): (Origin, Moment),
+    ) -> Self {
+        let mut entry = Self {
+            repo,
+            content,
+            next,
+            queued: 0,
+            origin: 0,
+            last_use,
+            kind,
+            flags: Flags::default(),
+        };
+        entry.set_origin(origin);
+        entry
+    }
+
+    pub(super) fn origin(&self) -> Origin {
+        let time = Moment::from_seconds(self.origin);
+        if self.flags.has(entry_flag::ADOPTED) {
+            Origin::Adopted(time)
+        } else {
+            Origin::Created(time)
+        }
+    }
+
+    pub(super) fn set_origin(&mut self, origin: Origin) {
+        match origin {
+            Origin::Created(time) => {
+                self.origin = time.seconds();
+                self.flags.clear(entry_flag::ADOPTED);
+            }
+            Origin::Adopted(expiry) => {
+                // Part of a second is a second: never early.
+                self.origin = expiry.after(Duration::from_millis(999)).seconds();
+                self.flags.set(entry_flag::ADOPTED);
+            }
+        }
+    }
+}
+
+impl Origin {
+    /// What two accounts of one entry come to. An expiry that was adopted stays in force.
+    pub(super) fn merge(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Created(one), Self::Created(other)) => Self::Created(one.min(other)),
+            (Self::Adopted(one), Self::Adopted(other)) => Self::Adopted(one.max(other)),
+            (adopted @ Self::Adopted(_), Self::Created(_))
+            | (Self::Created(_), adopted @ Self::Adopted(_)) => adopted,
+        }
+    }
+
+    /// When the entry was created: of an adopted one that isn't known, and its last use is the best
+    /// guess.
+    pub(super) fn created(self, last_use: Moment) -> Moment {
+        match self {
+            Self::Created(time) => time,
+            Self::Adopted(_) => last_use,
+        }
+    }
 }
 
 /// What has a digest. A million of them are expected: 88 bytes.

@@ -11,7 +11,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::entry::{Content, Entry, Flags, Manifest, Repo, content_flag, entry_flag};
+use super::entry::{Content, Entry, Flags, Manifest, Origin, Repo, content_flag, entry_flag};
 use super::moment::Moment;
 use super::policy::{Pin, TtlPolicy};
 use super::recent::Going;
@@ -293,19 +293,11 @@ impl Index {
         repo: Id<Repo>,
         kind: LinkKind,
         content: Id<Content>,
-        (created, last_use): (Moment, Moment),
+        times: (Origin, Moment),
     ) -> Option<Id<Entry>> {
         let first = self.contents.get(content)?.first;
-        let id = self.entries.insert(Entry {
-            repo,
-            content,
-            next: first,
-            queued: 0,
-            created: created.seconds(),
-            last_use,
-            kind,
-            flags: Flags::default(),
-        })?;
+        let entry = Entry::new((repo, kind, content), first, times);
+        let id = self.entries.insert(entry)?;
         self.contents.get_mut(content)?.first = Some(id);
         self.repos.get_mut(repo)?.entries += 1;
         let (hasher, entries) = (&self.hasher, &self.entries);
@@ -344,7 +336,7 @@ impl Index {
         let repo = self.intern_repo(repo)?;
         let entry = match self.find_entry(repo, kind, content) {
             Some(known) => known,
-            None => self.insert_entry(repo, kind, content, (now, now))?,
+            None => self.insert_entry(repo, kind, content, (Origin::Created(now), now))?,
         };
         let known = self.entries.get_mut(entry)?;
         known.last_use = known.last_use.max(now);

@@ -77,11 +77,6 @@ impl Moment {
             _ => None,
         }
     }
-
-    /// Whether a time in a file means "never".
-    pub(super) fn is_never(self) -> bool {
-        self >= NEVER
-    }
 }
 
 #[cfg(test)]
@@ -123,7 +118,7 @@ mod tests {
     fn never_is_a_date_that_go_can_wait_for() {
         let text = Moment::write(None).to_string();
         assert_eq!(text, "2200-01-01T00:00:00Z");
-        assert!(Moment::parse(&text).unwrap().is_never());
+        assert_eq!(Moment::parse(&text), Some(NEVER));
         let beyond = Moment::write(Some(Moment::from_millis(u64::MAX))).to_string();
         assert_eq!(beyond, text);
     }

@@ -13,18 +13,20 @@ use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::entry::{Content, Repo, content_flag, entry_flag};
+use super::entry::{Content, Origin, Repo, content_flag, entry_flag};
 use super::index::Index;
 use super::journal::{Journal, Saver};
 use super::moment::Moment;
 use super::record::MASS_GRACE;
 use super::slab::Id;
-use super::state::Line;
+use super::state::{Line, Times};
 use crate::oci::manifest::MAX_MANIFEST;
 use crate::oci::{Digest, Manifest, RepoName};
 use crate::store::layout::MAX_STORED_NAME;
 use crate::store::{self, Link, LinkKind, StoreError};
 
+/// The TTL of the reference registry 2.8, and the default of its later versions.
+const THEIR_TTL: Duration = Duration::from_hours(7 * 24);
 /// Entries visited under one lock.
 const PAGE: usize = 1024;
 /// Manifests read at one time.
@@ -36,24 +38,40 @@ const MIN_MASS: usize = 16;
 
 impl Index {
     /// Puts an entry of the state file in. One that is known already keeps the wider span of times.
-    pub(super) fn restore(
+    fn restore(
         &mut self,
         repo: Id<Repo>,
         kind: LinkKind,
         digest: &Digest,
-        (created, last_use): (Moment, Moment),
+        times: Times,
     ) -> Option<()> {
+        let last_use = match times.last_use {
+            Some(known) => known,
+            None => self.guess_use(repo, times.origin),
+        };
         let content = self.intern_content(digest)?;
         let known = self.contents.get_mut(content)?;
         known.last_use = known.last_use.max(last_use);
         let Some(entry) = self.find_entry(repo, kind, content) else {
-            self.insert_entry(repo, kind, content, (created, last_use))?;
+            self.insert_entry(repo, kind, content, (times.origin, last_use))?;
             return Some(());
         };
         let known = self.entries.get_mut(entry)?;
-        known.created = known.created.min(created.seconds());
+        known.set_origin(known.origin().merge(times.origin));
         known.last_use = known.last_use.max(last_use);
         Some(())
+    }
+
+    /// When an adopted entry was last used, as far as its expiry tells: the reference registry's TTL
+    /// is most likely the one that is configured here. It only matters for what is evicted first; the
+    /// entry doesn't expire before its own time, however wrong this is.
+    fn guess_use(&self, repo: Id<Repo>, origin: Origin) -> Moment {
+        let Origin::Adopted(expiry) = origin else {
+            return self.started;
+        };
+        let ttl = self.repos.get(repo).and_then(|repo| repo.ttl);
+        let ttl = ttl.map_or(THEIR_TTL, |seconds| Duration::from_secs(seconds.into()));
+        expiry.before(ttl).min(self.started)
     }
 
     /// A link was seen in the store. One that no state knows starts its time now, or has that of
@@ -74,8 +92,8 @@ impl Index {
         let sibling = self.find_entry(repo, other, content);
         let times = sibling
             .and_then(|id| self.entries.get(id))
-            .map_or((now, now), |entry| {
-                (Moment::from_seconds(entry.created), entry.last_use)
+            .map_or((Origin::Created(now), now), |entry| {
+                (entry.origin(), entry.last_use)
             });
         let entry = self.insert_entry(repo, link.kind, content, times)?;
         let known = self.contents.get_mut(content)?;

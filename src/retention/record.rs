@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::entry::{Entry, entry_flag};
+use super::entry::{Entry, Origin, entry_flag};
 use super::index::Index;
 use super::moment::Moment;
 use super::policy::TtlMode;
@@ -20,7 +20,7 @@ pub(super) const MASS_GRACE: Duration = Duration::from_hours(24);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) link: Link,
-    pub(super) created: Moment,
+    pub(super) origin: Origin,
     pub(super) last_use: Moment,
     /// None is never.
     pub(super) expiry: Option<Moment>,
@@ -43,16 +43,8 @@ impl Index {
 
     /// When an entry expires, in whole seconds, rounded up; none is never.
     pub(super) fn deadline(&self, id: Id<Entry>) -> Option<u32> {
-        let entry = self.entries.get(id)?;
-        let ttl = self.repos.get(entry.repo)?.ttl?;
-        let created = Moment::from_seconds(entry.created);
-        let base = match self.policy.mode {
-            TtlMode::Sliding => entry.last_use,
-            TtlMode::Fixed => created,
-        };
-        let ttl = Duration::from_secs(ttl.into());
-        let mut deadline = base.after(ttl);
-        if base < self.started {
+        let (mut deadline, ttl, since) = self.due(id)?;
+        if since < self.started {
             deadline = deadline.max(self.started.after(ttl.min(self.grace)));
         }
         Some(deadline.after(Duration::from_millis(999)).seconds())
@@ -60,13 +52,22 @@ impl Index {
 
     /// Whether an entry's time was up when the mirror started.
     pub(super) fn is_overdue(&self, id: Id<Entry>) -> bool {
-        self.entries.get(id).is_some_and(|entry| {
-            let ttl = self.repos.get(entry.repo).and_then(|repo| repo.ttl);
-            let base = match self.policy.mode {
-                TtlMode::Sliding => entry.last_use,
-                TtlMode::Fixed => Moment::from_seconds(entry.created),
-            };
-            ttl.is_some_and(|ttl| base.after(Duration::from_secs(ttl.into())) <= self.started)
+        let due = self.due(id);
+        due.is_some_and(|(deadline, _, _)| deadline <= self.started)
+    }
+
+    /// When an entry's time is up, whatever grace the start gives; its TTL; and when that began.
+    /// None is never.
+    fn due(&self, id: Id<Entry>) -> Option<(Moment, Duration, Moment)> {
+        let entry = self.entries.get(id)?;
+        let ttl = Duration::from_secs(self.repos.get(entry.repo)?.ttl?.into());
+        let used = entry.last_use;
+        Some(match (entry.origin(), self.policy.mode) {
+            (Origin::Created(_), TtlMode::Sliding) => (used.after(ttl), ttl, used),
+            (Origin::Created(created), TtlMode::Fixed) => (created.after(ttl), ttl, created),
+            // What the reference registry promised is kept; a use extends it.
+            (Origin::Adopted(expiry), TtlMode::Sliding) => (used.after(ttl).max(expiry), ttl, used),
+            (Origin::Adopted(expiry), TtlMode::Fixed) => (expiry, ttl, Moment::default()),
         })
     }
 
@@ -121,7 +122,7 @@ impl Index {
         let entry = self.entries.get(id)?;
         Some(Record {
             link: self.link_of(entry)?,
-            created: Moment::from_seconds(entry.created),
+            origin: entry.origin(),
             last_use: entry.last_use,
             expiry: self.deadline(id).map(Moment::from_seconds),
         })

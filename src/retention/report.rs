@@ -122,7 +122,7 @@ impl Index {
         Some(EntryView {
             link: self.link_of(entry)?,
             size: content.size,
-            created: Moment::from_seconds(entry.created).system_time(),
+            created: entry.origin().created(entry.last_use).system_time(),
             last_use: entry.last_use.system_time(),
             expiry: self
                 .deadline(id)

@@ -2,8 +2,10 @@
 //!
 //! The file is the reference registry's (distribution, `registry/proxy/scheduler`): one JSON object
 //! of `"<name>@<digest>": {"Key", "ExpiryData", "EntryType"}`. Ours adds `LastUsed` and `Created`,
-//! which Go's decoder ignores, so that a TTL that is changed applies to what is cached already. A
-//! line of the journal is the inner object, with `"Removed": true` for an entry that has gone.
+//! which Go's decoder ignores, so that a TTL that is changed applies to what is cached already. An
+//! entry without them is the reference registry's: its `ExpiryData` is kept as the earliest time at
+//! which the entry may expire, and ours then has it as `Adopted` in the place of `Created`. A line
+//! of the journal is the inner object, with `"Removed": true` for an entry that has gone.
 //!
 //! Nothing in the files is trusted: what can't be understood is skipped and counted.
 
@@ -11,20 +13,16 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::Write as _;
 use std::marker::PhantomData;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::entry::Origin;
 use super::moment::Moment;
 use super::record::Record;
 use crate::oci::Digest;
 use crate::store::{Link, LinkKind};
-
-/// The TTL of the reference registry, which wrote an expiry without saying since when: 2.8 knows no
-/// other, and it is 3.0's default.
-const THEIR_TTL: Duration = Duration::from_hours(7 * 24);
 
 #[derive(Deserialize)]
 struct Raw<'a> {
@@ -38,6 +36,8 @@ struct Raw<'a> {
     last_use: Option<&'a str>,
     #[serde(rename = "Created")]
     created: Option<&'a str>,
+    #[serde(rename = "Adopted")]
+    adopted: Option<&'a str>,
     #[serde(rename = "Removed", default)]
     removed: bool,
 }
@@ -48,8 +48,16 @@ pub(super) struct Line<'a> {
     pub(super) repo: &'a str,
     pub(super) kind: LinkKind,
     pub(super) digest: Digest,
-    /// When it was created and last used; none when it has gone.
-    pub(super) times: Option<(Moment, Moment)>,
+    /// None when it has gone.
+    pub(super) times: Option<Times>,
+}
+
+/// What a file says of an entry's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Times {
+    pub(super) origin: Origin,
+    /// None in what the reference registry wrote.
+    pub(super) last_use: Option<Moment>,
 }
 
 /// What reading came to.
@@ -106,15 +114,19 @@ fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Moment) -> Result<(Line<'a>, bool)
         return Ok((line, false));
     }
     let expiry = Moment::parse(raw.expiry).ok_or("its expiry is no time")?;
-    let began = if expiry.is_never() {
-        now
-    } else {
-        expiry.before(THEIR_TTL).min(now)
+    let last_use = raw.last_use.and_then(Moment::parse);
+    let created = raw.created.and_then(Moment::parse).or(last_use);
+    let adopted = raw.adopted.and_then(Moment::parse);
+    let origin = match (adopted, created) {
+        (Some(expiry), _) => Origin::Adopted(expiry),
+        (None, Some(created)) => Origin::Created(created.min(now)),
+        (None, None) => Origin::Adopted(expiry),
     };
-    let last_use = raw.last_use.and_then(Moment::parse).unwrap_or(began);
-    let created = raw.created.and_then(Moment::parse).unwrap_or(last_use);
-    line.times = Some((created.min(now), last_use.min(now)));
-    Ok((line, last_use > now || created > now))
+    line.times = Some(Times {
+        origin,
+        last_use: last_use.or(created).map(|time| time.min(now)),
+    });
+    Ok((line, last_use.max(created).is_some_and(|time| time > now)))
 }
 
 /// Reads the snapshot. After an error, what came before it has been handed out.
@@ -208,13 +220,17 @@ const fn entry_type(kind: LinkKind) -> u8 {
 }
 
 fn put_record(out: &mut Vec<u8>, key: &str, record: &Record) {
+    let (field, time) = match record.origin {
+        Origin::Created(time) => ("Created", time),
+        Origin::Adopted(expiry) => ("Adopted", expiry),
+    };
     put!(
         out,
-        r#"{{"Key":"{key}","ExpiryData":"{}","EntryType":{},"LastUsed":"{}","Created":"{}"}}"#,
+        r#"{{"Key":"{key}","ExpiryData":"{}","EntryType":{},"LastUsed":"{}","{field}":"{}"}}"#,
         Moment::write(record.expiry),
         entry_type(record.link.kind),
         Moment::write(Some(record.last_use)),
-        Moment::write(Some(record.created)),
+        Moment::write(Some(time)),
     );
 }
 

@@ -37,6 +37,14 @@ fn links() -> Vec<(LinkKind, Digest)> {
 
 /// Starts from copies of a snapshot and a journal, where there are any.
 async fn start(snapshot: Option<&str>, journal: Option<&str>) -> (House, tempfile::TempDir) {
+    start_with(settings(), snapshot, journal).await
+}
+
+async fn start_with(
+    settings: Settings,
+    snapshot: Option<&str>,
+    journal: Option<&str>,
+) -> (House, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let to = state_file(&directory);
     if let Some(snapshot) = snapshot {
@@ -46,10 +54,26 @@ async fn start(snapshot: Option<&str>, journal: Option<&str>) -> (House, tempfil
         std::fs::copy(fixture(journal), to.with_extension("journal")).unwrap();
     }
     let store = store_of_the_recording().await;
-    let house = House::over(store, on_disk(&directory), Clock::starting_at(today()));
+    let settings = Settings {
+        state: Some(to),
+        ..settings
+    };
+    let house = House::over(store, settings, Clock::starting_at(today()));
     house.retention.complete().await;
     house.retention.settled().await;
     (house, directory)
+}
+
+/// The earliest and the latest expiry of the entries in a fixture.
+fn expiries(name: &str) -> (SystemTime, SystemTime) {
+    let text = std::fs::read_to_string(fixture(name)).unwrap();
+    let state: serde_json::Map<_, _> = serde_json::from_str(&text).unwrap();
+    let time = |entry: &serde_json::Value| {
+        let expiry = Moment::parse(entry["ExpiryData"].as_str().unwrap());
+        expiry.unwrap().system_time()
+    };
+    let times: Vec<_> = state.values().map(time).collect();
+    (*times.iter().min().unwrap(), *times.iter().max().unwrap())
 }
 
 /// When the manifest in this repository was last used, in seconds before now.
@@ -102,6 +126,94 @@ async fn the_reference_registrys_state_is_read_and_written() {
 
     let (house, directory) = start(Some("distribution-2.8.json"), None).await;
     is_whole(&house, &directory).await;
+}
+
+/// The reference registry's TTL isn't in its file. Whatever it was, and whatever is configured here:
+/// no entry goes before the expiry that was written, and an unused one goes at that time.
+#[tokio::test(start_paused = true)]
+async fn an_adopted_entry_expires_when_the_reference_registry_said() {
+    let ours = [24, 168, 720].map(|hours| Some(HOUR * hours));
+    for file in [
+        "distribution-ttl-24h.json",
+        "distribution-ttl-100h.json",
+        "distribution-2.8-shared.json",
+        "distribution-ttl-720h.json",
+    ] {
+        let (first, last) = expiries(file);
+        for (ttl, mode) in ours
+            .iter()
+            .flat_map(|ttl| [TtlMode::Sliding, TtlMode::Fixed].map(|mode| (*ttl, mode)))
+        {
+            let case = format!("{file} {ttl:?} {mode:?}");
+            let policy = TtlPolicy {
+                mode,
+                ..TtlPolicy::sliding(ttl)
+            };
+            let settings = || Settings {
+                ttl: policy.clone(),
+                ..settings()
+            };
+            let (house, directory) = start_with(settings(), Some(file), None).await;
+            let before = first.duration_since(house.clock.wall()).unwrap();
+            house.pass(before.checked_sub(MINUTE).unwrap()).await;
+            assert_eq!(house.entries().len(), 6, "{case}");
+            is_whole(&house, &directory).await;
+
+            // The same after a restart, from the state that was written here.
+            let house = House::over(
+                Arc::clone(&house.store) as _,
+                Settings {
+                    state: Some(state_file(&directory)),
+                    ..settings()
+                },
+                Clock::starting_at(house.clock.wall()),
+            );
+            house.retention.complete().await;
+            let expiries = house.entries().into_iter().filter_map(|entry| entry.expiry);
+            // What is due soon after a start gets its grace.
+            assert!(expiries.min().unwrap() >= first, "{case}");
+            house.pass(HOUR + MINUTE).await;
+            assert!(house.clock.wall() > last, "{case}");
+            assert!(house.entries().is_empty(), "{case}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adopted_entry_is_kept_for_ever_where_nothing_expires() {
+    let settings = Settings::unlimited();
+    let (house, _directory) = start_with(settings, Some("distribution-ttl-24h.json"), None).await;
+    house.pass(WEEK * 52).await;
+    assert_eq!(house.entries().len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_use_extends_an_adopted_entry_and_never_shortens_it() {
+    let manifest = link(
+        "team/fixture",
+        LinkKind::Revision,
+        MANIFEST.parse().unwrap(),
+    );
+    let expiry = |house: &House| {
+        let entries = house.entries();
+        let entry = entries.iter().find(|entry| entry.link == manifest).unwrap();
+        entry
+            .expiry
+            .unwrap()
+            .duration_since(house.clock.wall())
+            .unwrap()
+    };
+    let (house, _directory) = start(Some("distribution-ttl-24h.json"), None).await;
+    assert!(expiry(&house) <= HOUR * 24);
+    house.use_link(&manifest).await;
+    assert!(expiry(&house) >= WEEK);
+
+    let (house, _directory) = start(Some("distribution-ttl-720h.json"), None).await;
+    house.use_link(&manifest).await;
+    assert!(expiry(&house) > HOUR * 719);
+    house.pass(HOUR * 600).await;
+    house.use_link(&manifest).await;
+    assert!(expiry(&house) >= WEEK);
 }
 
 #[tokio::test(start_paused = true)]
