@@ -45,6 +45,7 @@ pub(super) fn config(root: &Node, from_file: bool, report: &mut Report<'_>) -> C
         version(&root, report);
     }
     let section = root.section("storage");
+    named_directory_needs_upstream(&root, report);
     let storage = storage(&section, from_file, report);
     Config {
         log: log(&root, report),
@@ -52,6 +53,25 @@ pub(super) fn config(root: &Node, from_file: bool, report: &mut Report<'_>) -> C
         storage,
         http: http(&root.section("http"), report),
         proxy: proxy::read(&root.section("proxy"), from_file, report),
+    }
+}
+
+/// A directory that somebody names may hold a plain registry's data, which nobody has another copy
+/// of. A mirror deletes what expires, so it doesn't start there unless an upstream is named, too.
+fn named_directory_needs_upstream(root: &Section<'_>, report: &mut Report<'_>) {
+    let filesystem = root.section("storage").section("filesystem");
+    let proxy = root.section("proxy");
+    let has_upstream = proxy.text("remoteurl").is_some() || !proxy.sections("upstreams").is_empty();
+    let named = filesystem.text("rootdirectory").is_some();
+    if named && !has_upstream && !root.section("storage").has("inmemory") {
+        let path = filesystem.path.key("rootdirectory");
+        let remoteurl = proxy.path.key("remoteurl");
+        let message = format!(
+            "`{path}` names a data directory, but `{remoteurl}` isn't set: millpond is a mirror \
+             and deletes what expires, which would empty a plain registry's directory; write the \
+             upstream's URL, such as https://registry-1.docker.io for Docker Hub"
+        );
+        report.problem(&path, message);
     }
 }
 

@@ -110,7 +110,11 @@ fn target(
             shape: &Shape::Scalars,
         }),
         // A free key; or something below a section that is then ignored or refused as in a file.
-        Shape::Fields | Shape::Ignored(_) | Shape::Refused(_) | Shape::Driver => Ok(Target {
+        Shape::Fields
+        | Shape::Ignored(_)
+        | Shape::Refused(_)
+        | Shape::Middleware
+        | Shape::Driver => Ok(Target {
             path: path.key(&segments.join("_").to_ascii_lowercase()),
             shape: &Shape::Scalar,
         }),
@@ -130,7 +134,12 @@ fn set(root: &mut Node, target: Target, name: &str, value: &str, report: &mut Re
                 document.root
             }
             // It has no effect or is refused, whatever it says.
-            Err(_) if matches!(target.shape, Shape::Ignored(_) | Shape::Refused(_)) => {
+            Err(_)
+                if matches!(
+                    target.shape,
+                    Shape::Ignored(_) | Shape::Refused(_) | Shape::Middleware
+                ) =>
+            {
                 Node::Scalar(value.to_owned())
             }
             Err(error) => {

@@ -109,6 +109,15 @@ pub(super) fn shown(value: &str) -> String {
     }
 }
 
+/// A truth value in any of YAML 1.1's spellings; none for any other text.
+pub(super) fn truth(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" => Some(true),
+        "false" | "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
 /// A map of the configuration and where it stands; empty when it is absent. Values of a wrong
 /// kind read as absent: `schema::validate` has reported them.
 #[derive(Clone)]
@@ -195,16 +204,12 @@ impl<'a> Section<'a> {
         let Some(text) = self.text(key) else {
             return default;
         };
-        match text.to_ascii_lowercase().as_str() {
-            "true" | "yes" | "on" => true,
-            "false" | "no" | "off" => false,
-            _ => {
-                let path = self.path.key(key);
-                let value = shown(text);
-                report.problem(&path, format!("`{path}` is {value}; write true or false"));
-                default
-            }
-        }
+        truth(text).unwrap_or_else(|| {
+            let path = self.path.key(key);
+            let value = shown(text);
+            report.problem(&path, format!("`{path}` is {value}; write true or false"));
+            default
+        })
     }
 
     pub(super) fn duration(

@@ -1,5 +1,5 @@
 //! Every key that a configuration file may have: ours, and those of the reference registry
-//! (CNCF distribution 2.8 and 3.0).
+//! (CNCF distribution 2.8 to 3.1).
 //!
 //! A key of the reference registry that millpond doesn't implement is ignored with a warning where
 //! that is harmless, and refused where ignoring it would weaken what the operator asked for.
@@ -28,11 +28,16 @@ pub(super) enum Shape {
     Ignored(&'static str),
     /// A key of the reference registry that can't be ignored, and what to do instead.
     Refused(&'static str),
+    /// The reference registry's plug-ins by kind, a list of maps each. They can't be ignored unless
+    /// they are disabled.
+    Middleware,
     /// A storage driver that isn't implemented. Naming it is enough, even without parameters.
     Driver,
 }
 
-use Shape::{Driver, Fields, Headers, Ignored, Refused, Scalar, Scalars, Section, Sections};
+use Shape::{
+    Driver, Fields, Headers, Ignored, Middleware, Refused, Scalar, Scalars, Section, Sections,
+};
 
 pub(super) static ROOT: Shape = Section(&[
     ("version", Scalar),
@@ -48,10 +53,7 @@ pub(super) static ROOT: Shape = Section(&[
              put a reverse proxy that authenticates in front",
         ),
     ),
-    (
-        "middleware",
-        Refused("what it would enforce or rewrite would be left out; remove its entries"),
-    ),
+    ("middleware", Middleware),
     (
         "reporting",
         Ignored("errors go to the log and the metrics only"),
@@ -60,6 +62,10 @@ pub(super) static ROOT: Shape = Section(&[
     ("redis", Ignored("nothing is cached in Redis")),
     ("health", Ignored("the health checks are built in")),
     ("catalog", Ignored("the size of a catalog page is built in")),
+    (
+        "tags",
+        Section(&[("maxtags", Ignored("the size of a page of tags is built in"))]),
+    ),
     (
         "validation",
         Ignored("it concerns pushes, which a mirror refuses"),
@@ -189,6 +195,10 @@ pub(super) const PROXY: Keys = &[
     ("fillafter", Scalar),
     ("upstreams", Sections(UPSTREAM)),
     (
+        "cachewritetimeout",
+        Ignored("`proxy.stalltimeout` ends a download that makes no progress"),
+    ),
+    (
         "exec",
         Refused("no command is run for credentials; write `proxy.username` and `proxy.password`"),
     ),
@@ -234,7 +244,8 @@ pub(super) fn validate(node: &Node, shape: &Shape, path: &KeyPath, report: &mut 
         (Refused(reason), node) if !node.is_empty() => {
             report.problem(path, format!("`{path}` is not supported: {reason}"));
         }
-        (Ignored(_) | Refused(_), _) => {}
+        (Middleware, node) if !node.is_empty() => middleware(node, path, report),
+        (Ignored(_) | Refused(_) | Middleware, _) => {}
         (Section(keys), Node::Map(entries)) => validate_keys(entries, keys, path, report),
         (Sections(keys), Node::List(items)) => {
             for (index, item) in items.iter().enumerate() {
@@ -271,6 +282,33 @@ pub(super) fn validate(node: &Node, shape: &Shape, path: &KeyPath, report: &mut 
     }
 }
 
+fn middleware(node: &Node, path: &KeyPath, report: &mut Report<'_>) {
+    let of_kind = |node: &Node| match node {
+        Node::List(entries) => entries
+            .iter()
+            .all(|entry| entry.is_empty() || is_disabled(entry)),
+        other => other.is_empty(),
+    };
+    let all_disabled = match node {
+        Node::Map(kinds) => kinds.iter().all(|(_, entries)| of_kind(entries)),
+        _ => false,
+    };
+    if all_disabled {
+        let message = format!("`{path}` has no effect: all its entries are disabled");
+        report.warning(path, message);
+    } else {
+        let message = format!(
+            "`{path}` is not supported: what it would enforce or rewrite would be left out; \
+             remove its entries, or disable them"
+        );
+        report.problem(path, message);
+    }
+}
+
+fn is_disabled(entry: &Node) -> bool {
+    matches!(entry.get("disabled"), Some(Node::Scalar(text)) if super::report::truth(text) == Some(true))
+}
+
 fn validate_keys(entries: &[(String, Node)], keys: Keys, path: &KeyPath, report: &mut Report<'_>) {
     for (key, node) in entries {
         let at = path.key(key);
@@ -300,7 +338,7 @@ pub(super) fn effective_keys() -> Vec<KeyPath> {
                 keys.iter()
                     .for_each(|(name, shape)| collect(shape, &path.key(name), all));
             }
-            Ignored(_) | Refused(_) | Driver => {}
+            Ignored(_) | Refused(_) | Middleware | Driver => {}
             _ => all.push(path.clone()),
         }
     }

@@ -132,7 +132,19 @@ const SENTENCES: &[(&str, &str)] = &[
     ),
     (
         "middleware: {registry: [{name: x}]}",
-        "config.yml:2: `middleware` is not supported: what it would enforce or rewrite would be left out; remove its entries",
+        "config.yml:2: `middleware` is not supported: what it would enforce or rewrite would be left out; remove its entries, or disable them",
+    ),
+    (
+        "middleware: {registry: [{name: x, disabled: true}], storage: [{name: y, disabled: false}]}",
+        "config.yml:2: `middleware` is not supported: what it would enforce or rewrite would be left out; remove its entries, or disable them",
+    ),
+    (
+        "storage: {filesystem: {rootdirectory: /var/lib/registry}}\nhttp: {addr: ':5000'}",
+        "config.yml:2: `storage.filesystem.rootdirectory` names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror and deletes what expires, which would empty a plain registry's directory; write the upstream's URL, such as https://registry-1.docker.io for Docker Hub",
+    ),
+    (
+        "storage: {filesystem: {rootdirectory: a}}\nproxy: {remoteurl: ''}",
+        "config.yml:2: `storage.filesystem.rootdirectory` names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror and deletes what expires, which would empty a plain registry's directory; write the upstream's URL, such as https://registry-1.docker.io for Docker Hub",
     ),
     (
         "proxy: {exec: {command: x}}",
@@ -273,7 +285,7 @@ const WARNINGS: &[(&str, &str)] = &[
         "config.yml:3: `storage.filesystem.rootdirectory` is not set: data goes to ./millpond-data (the reference registry's default is /var/lib/registry)",
     ),
     (
-        "storage: {filesystem: {rootdirectory: a, maxthreads: 100}}",
+        "storage: {filesystem: {rootdirectory: a, maxthreads: 100}}\nproxy: {remoteurl: 'https://a'}",
         "config.yml:2: `storage.filesystem.maxthreads` has no effect: the number of threads is not limited by it",
     ),
     (
@@ -291,6 +303,18 @@ const WARNINGS: &[(&str, &str)] = &[
     (
         "http: {debug: {prometheus: {enabled: true}}}",
         "config.yml:2: `http.debug.prometheus` has no effect: `http.debug.addr` is not set",
+    ),
+    (
+        "tags: {maxtags: 1000}",
+        "config.yml:2: `tags.maxtags` has no effect: the size of a page of tags is built in",
+    ),
+    (
+        "proxy: {remoteurl: 'https://a', cachewritetimeout: 5m}",
+        "config.yml:2: `proxy.cachewritetimeout` has no effect: `proxy.stalltimeout` ends a download that makes no progress",
+    ),
+    (
+        "middleware: {registry: [{name: x, disabled: true, options: {a: b}}], storage: [{name: y, disabled: yes}]}",
+        "config.yml:2: `middleware` has no effect: all its entries are disabled",
     ),
     (
         "notifications: {endpoints: [{name: x}]}",

@@ -25,11 +25,6 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "    disabled: true",
     ),
     ("REGISTRY_STORAGE", "inmemory", "  inmemory: {}"),
-    (
-        "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY",
-        "/data",
-        "    rootdirectory: /data",
-    ),
     ("REGISTRY_HTTP_ADDR", "127.0.0.1:1", "  addr: 127.0.0.1:1"),
     ("REGISTRY_HTTP_ADDR", "':1'", "  addr: :1"),
     ("REGISTRY_HTTP_NET", "tcp", "  net: tcp"),
@@ -116,6 +111,31 @@ fn every_variable() {
             "{name}\n{rendered}"
         );
     }
+}
+
+#[test]
+fn a_directory_is_named_together_with_an_upstream() {
+    let directory = ("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", "/data");
+    for upstream in [
+        ("REGISTRY_PROXY_REMOTEURL", "https://a"),
+        (
+            "REGISTRY_PROXY_UPSTREAMS",
+            "[{name: b.c, remoteurl: 'https://b.c'}]",
+        ),
+    ] {
+        let config = load(None, environment(&[directory, upstream]))
+            .unwrap()
+            .config;
+        assert!(render(&config).contains("    rootdirectory: /data\n"));
+    }
+    let error = load(None, environment(&[directory]))
+        .unwrap_err()
+        .to_string();
+    let expected = "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY: \
+         `storage.filesystem.rootdirectory` names a data directory, but `proxy.remoteurl` isn't set";
+    assert!(error.contains(expected), "{error}");
+    // The default directory is a mirror's, of Docker Hub.
+    assert!(load(None, environment(&[])).is_ok());
 }
 
 #[test]

@@ -216,7 +216,7 @@ fn adopted() -> impl Strategy<Value = Vec<Adopted>> {
 }
 
 /// Writes the layers and the state file, as the reference registry does.
-async fn adopt(adopted: &[Adopted], store: &dyn Store, state: &std::path::Path) -> Model {
+async fn adopt(adopted: &[Adopted], store: &dyn Store, state: &Path) -> Model {
     let mut model = Model::default();
     let mut entries = serde_json::Map::new();
     for (repo, n, seconds) in adopted {
