@@ -3,14 +3,14 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-    HeaderMap, HeaderName, HeaderValue, LINK, RETRY_AFTER, WARNING,
+    HeaderMap, HeaderName, HeaderValue, LINK, RETRY_AFTER, WARNING, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Response, StatusCode};
 
 use super::body::{Body, Part};
 use super::conditional::{not_modified, requested_ranges, tag_and_digest};
 use super::error::Refusal;
-use super::service::{API_VERSION, API_VERSION_2};
+use super::service::{API_VERSION, API_VERSION_2, NOSNIFF};
 use crate::metrics::Outcome;
 use crate::mirror::{BlobAnswer, BlobBody, Found, Known, ManifestAnswer, Want};
 use crate::oci::manifest::{media_type, referrers_index};
@@ -170,8 +170,9 @@ fn manifest_head(known: &Known) -> HeaderMap {
     insert_digest(&mut headers, &known.digest);
     insert_outcome(&mut headers, Outcome::Hit);
     headers.insert(API_VERSION, API_VERSION_2);
-    let kind = HeaderValue::from_str(&known.media_type).unwrap_or(JSON);
+    let kind = HeaderValue::from_static(known.media_type.as_str());
     headers.insert(CONTENT_TYPE, kind);
+    headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
     headers.insert(ACCEPT_RANGES, BYTES);
     headers.insert(CONTENT_LENGTH, known.size.into());
     headers

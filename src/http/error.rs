@@ -70,8 +70,7 @@ impl Refusal {
             MirrorError::Upstream(error) | MirrorError::Fetch(FetchError::Upstream(error)) => {
                 Self::upstream(error, kind, what)
             }
-            MirrorError::Manifest { .. }
-            | MirrorError::Referrers { .. }
+            MirrorError::Referrers { .. }
             | MirrorError::WrongDigest { .. }
             | MirrorError::Fetch(
                 FetchError::Digest { .. } | FetchError::Length { .. } | FetchError::Changed { .. },
@@ -155,11 +154,10 @@ impl Refusal {
                 ErrorCode::Unavailable,
                 "the upstream broke off its answer",
             ),
-            UpstreamError::Unexpected { .. } | UpstreamError::Protocol { .. } => refuse(
-                StatusCode::BAD_GATEWAY,
-                ErrorCode::Unknown,
-                "the upstream's answer is not a registry's",
-            ),
+            UpstreamError::Unexpected { .. }
+            | UpstreamError::Protocol { .. }
+            | UpstreamError::Schema1 { .. }
+            | UpstreamError::Manifest { .. } => Self::unusable(error, kind, what),
             UpstreamError::Setup { .. } => refuse(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 ErrorCode::Unknown,
@@ -170,6 +168,32 @@ impl Refusal {
             retry_after: error.retry_after(),
             ..refusal
         }
+    }
+}
+
+impl Refusal {
+    /// The upstream answered, but not with what can be passed on.
+    fn unusable(error: &UpstreamError, kind: Kind, what: &str) -> Self {
+        let (status, code, reason) = match error {
+            UpstreamError::Schema1 { .. } => (
+                StatusCode::NOT_FOUND,
+                unknown(kind),
+                "the upstream has it as a Docker schema 1 manifest, which this mirror does not \
+                 serve; push the image again as Docker schema 2 or OCI"
+                    .to_owned(),
+            ),
+            UpstreamError::Manifest { source, .. } => (
+                StatusCode::BAD_GATEWAY,
+                ErrorCode::Unknown,
+                format!("the upstream's manifest can't be served: {source}"),
+            ),
+            _ => (
+                StatusCode::BAD_GATEWAY,
+                ErrorCode::Unknown,
+                "the upstream's answer is not a registry's".to_owned(),
+            ),
+        };
+        Self::new(status, code, format!("{what}: {reason}"))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{ACCEPT, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{ACCEPT, HOST, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use quick_cache::sync::Cache;
@@ -22,6 +22,8 @@ use crate::oci::{Accept, Digest, Reference, RepoName, Route, RouteError};
 pub(super) const API_VERSION: HeaderName =
     HeaderName::from_static("docker-distribution-api-version");
 pub(super) const API_VERSION_2: HeaderValue = HeaderValue::from_static("registry/2.0");
+/// Browsers take an answer for what it says it is.
+pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 /// Different `Accept` lines whose meaning is kept; each kind of client has its own.
 const MAX_ACCEPTS: usize = 256;
 /// Bytes of such a line.
@@ -108,6 +110,7 @@ impl Service {
         };
         let headers = response.headers_mut();
         headers.insert(API_VERSION, API_VERSION_2);
+        headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
         if !self.settings.headers.is_empty() {
             headers.extend(self.settings.headers.clone());
         }

@@ -21,11 +21,6 @@ pub enum MirrorError {
     Fetch(#[from] FetchError),
     #[error("the store failed: {0}")]
     Store(Arc<StoreError>),
-    #[error("the upstream's manifest {digest} can't be read: {source}")]
-    Manifest {
-        digest: Box<Digest>,
-        source: Arc<ManifestError>,
-    },
     #[error("the upstream's referrers of {digest} can't be read: {source}")]
     Referrers {
         digest: Box<Digest>,
@@ -58,6 +53,12 @@ impl MirrorError {
     /// Whether the upstream said that there is no such thing.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self.upstream(), Some(UpstreamError::NotFound { .. }))
+    }
+
+    /// Whether the upstream's answer ends a tag: it has gone, or now names what can't be served.
+    pub(super) fn ends_tag(&self) -> bool {
+        let schema1 = matches!(self.upstream(), Some(UpstreamError::Schema1 { .. }));
+        schema1 || self.is_not_found()
     }
 
     /// Whether what was known before may be served instead: the upstream couldn't answer, which is

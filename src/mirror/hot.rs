@@ -85,12 +85,12 @@ impl HotManifests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Algorithm;
+    use crate::oci::{Algorithm, ManifestType};
 
     fn manifest(content: Vec<u8>) -> Arc<Verified> {
         let known = Known {
             digest: Digest::of(Algorithm::Sha256, &content),
-            media_type: "a/b".into(),
+            media_type: ManifestType::OciManifest,
             size: content.len() as u64,
         };
         Verified::new(known, content.into())

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use super::shelf::MAX_SCANNED;
 use super::{Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
-use crate::oci::manifest::media_type;
 use crate::oci::route::{MAX_PAGE, Page};
-use crate::oci::{Accept, Algorithm, Descriptor, Digest, Reference, RepoName, Tag};
+use crate::oci::{Accept, Algorithm, Descriptor, Digest, ManifestType, Reference, RepoName, Tag};
 use crate::store::LinkKind;
 
 /// A page of tags.
@@ -135,16 +134,10 @@ impl Mirror {
             Ok(answer) => {
                 // A head has none, and isn't what was asked for.
                 let content = answer.content().unwrap_or_default();
-                let index = crate::oci::Manifest::parse(&content).map_err(|source| {
-                    MirrorError::Manifest {
-                        digest: Box::new(answer.found.known().digest),
-                        source: Arc::new(source),
-                    }
-                })?;
-                let listed = if index.media_type == media_type::OCI_INDEX {
-                    index.manifests
-                } else {
-                    Vec::new()
+                let is_index = answer.found.known().media_type == ManifestType::OciIndex;
+                let listed = match crate::oci::Manifest::parse(&content) {
+                    Ok(index) if is_index => index.manifests,
+                    _ => Vec::new(),
                 };
                 Ok((listed, answer.outcome))
             }

@@ -10,7 +10,7 @@ use super::tags::{Known, Lookup, TagKey};
 use super::{Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
 use crate::oci::{Accept, Digest, Manifest, Reference};
-use crate::upstream::UpstreamError;
+use crate::upstream::{ManifestHead, UpstreamError};
 
 /// How long a client that could be given a stale tag waits for the upstream's word on it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -69,6 +69,15 @@ pub(super) enum FlightKey {
 /// Where the answer comes from when a tag is believed.
 fn believed(stale: bool) -> Outcome {
     if stale { Outcome::Stale } else { Outcome::Hit }
+}
+
+/// All that a client must be told of a manifest, unless the upstream left something out.
+fn known(head: &ManifestHead) -> Option<Known> {
+    Some(Known {
+        digest: head.digest?,
+        media_type: head.media_type?,
+        size: head.size?,
+    })
 }
 
 impl Mirror {
@@ -137,7 +146,7 @@ impl Mirror {
         if present.is_some() || want == Want::Head {
             // Present through another repository: a HEAD, which costs no quota, proves that it is
             // this repository's, too.
-            let known = self
+            let head = self
                 .head(target, &Reference::Digest(digest), &Accept::everything())
                 .await?;
             if let Some(manifest) = present {
@@ -146,18 +155,13 @@ impl Mirror {
                 }
                 return Ok(ManifestAnswer::whole(manifest, Outcome::Revalidated));
             }
-            if let Some(known) = known {
+            if let Some(known) = known(&head) {
                 return Ok(ManifestAnswer::head(known, Outcome::Miss));
             }
         }
         drop(hold);
         let (reference, accept) = (Reference::Digest(digest), Accept::everything());
-        let fetched = target
-            .upstream
-            .client
-            .get_manifest(&target.repo, &reference, &accept)
-            .await?;
-        let (manifest, kept) = self.keep(target, fetched).await?;
+        let (manifest, kept) = self.fetch(target, &reference, &accept).await?;
         if kept {
             self.arrived(target, digest).await;
         }
@@ -248,21 +252,18 @@ impl Mirror {
         // A HEAD costs no quota; but where nothing is known yet, a GET answers in one round trip.
         if seen_before || want == Want::Head {
             match self.head(target, &reference, &key.accept).await {
-                Ok(Some(known)) => return Ok(self.confirm(target, key, known).await),
-                Ok(None) => {}
+                Ok(head) => {
+                    if let Some(answer) = self.confirm(target, key, &head).await {
+                        return Ok(answer);
+                    }
+                }
                 Err(error) => return Err(self.gone(target, key, error).await),
             }
         }
-        let fetched = match target
-            .upstream
-            .client
-            .get_manifest(&target.repo, &reference, &key.accept)
-            .await
-        {
+        let (manifest, kept) = match self.fetch(target, &reference, &key.accept).await {
             Ok(fetched) => fetched,
-            Err(error) => return Err(self.gone(target, key, error.into()).await),
+            Err(error) => return Err(self.gone(target, key, error).await),
         };
-        let (manifest, kept) = self.keep(target, fetched).await?;
         self.records.confirmed(key.clone(), manifest.known.clone());
         if kept {
             self.point(key, manifest.known.digest).await;
@@ -270,18 +271,39 @@ impl Mirror {
         Ok(ManifestAnswer::whole(manifest, Outcome::Miss))
     }
 
+    /// Downloads a manifest and stores it. The last part says whether the store took it.
+    async fn fetch(
+        &self,
+        target: &Target,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Result<(Arc<Verified>, bool), MirrorError> {
+        let client = &target.upstream.client;
+        let fetched = client.get_manifest(&target.repo, reference, accept).await?;
+        self.keep(target, fetched).await
+    }
+
     /// The upstream has just named the tag's digest: that links the manifest, if the store has it.
-    async fn confirm(&self, target: &Target, key: &TagKey, known: Known) -> ManifestAnswer {
-        self.records.confirmed(key.clone(), known.clone());
-        let _hold = self.retention.hold(&known.digest).await;
-        let Some(manifest) = self.stored_manifest(known.digest).await else {
-            self.records.awaits(key, known.digest);
-            return ManifestAnswer::head(known, Outcome::Miss);
+    /// None when the upstream's answer lacks a part: then only a GET tells.
+    async fn confirm(
+        &self,
+        target: &Target,
+        key: &TagKey,
+        head: &ManifestHead,
+    ) -> Option<ManifestAnswer> {
+        let digest = head.digest?;
+        let _hold = self.retention.hold(&digest).await;
+        let Some(manifest) = self.stored_manifest(digest).await else {
+            let known = known(head)?;
+            self.records.confirmed(key.clone(), known.clone());
+            self.records.awaits(key, digest);
+            return Some(ManifestAnswer::head(known, Outcome::Miss));
         };
+        self.records.confirmed(key.clone(), manifest.known.clone());
         if self.claim_manifest(target, &manifest).await {
-            self.point(key, manifest.known.digest).await;
+            self.point(key, digest).await;
         }
-        ManifestAnswer::whole(manifest, Outcome::Revalidated)
+        Some(ManifestAnswer::whole(manifest, Outcome::Revalidated))
     }
 
     /// Adds the content to an answer that lacks it, where it is wanted.
@@ -302,37 +324,27 @@ impl Mirror {
         Ok(loaded)
     }
 
-    /// Asks the upstream what a manifest is. None when its answer lacks a part: then only a GET
-    /// tells.
+    /// Asks the upstream what a manifest is.
     async fn head(
         &self,
         target: &Target,
         reference: &Reference,
         accept: &Accept,
-    ) -> Result<Option<Known>, MirrorError> {
+    ) -> Result<ManifestHead, MirrorError> {
         let head = target
             .upstream
             .client
             .head_manifest(&target.repo, reference, accept)
             .await?;
-        if let (Reference::Digest(expected), Some(got)) = (reference, head.digest)
-            && *expected != got
-        {
-            return Err(MirrorError::WrongDigest {
-                expected: Box::new(*expected),
-                got: Box::new(got),
-            });
+        match (reference, head.digest) {
+            (Reference::Digest(expected), Some(got)) if *expected != got => {
+                Err(MirrorError::WrongDigest {
+                    expected: Box::new(*expected),
+                    got: Box::new(got),
+                })
+            }
+            _ => Ok(head),
         }
-        let (Some(digest), Some(media_type), Some(size)) =
-            (head.digest, head.media_type, head.size)
-        else {
-            return Ok(None);
-        };
-        Ok(Some(Known {
-            digest,
-            media_type: media_type.into(),
-            size,
-        }))
     }
 
     /// Links a manifest that came through another repository, or again one that did through this.

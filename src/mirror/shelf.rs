@@ -13,7 +13,7 @@ use crate::oci::manifest::MAX_MANIFEST;
 use crate::oci::{Digest, Manifest, Tag};
 use crate::retention::references;
 use crate::store::{self, LinkKind};
-use crate::upstream::FetchedManifest;
+use crate::upstream::{FetchedManifest, UnverifiedManifest};
 
 /// Manifests of one repository that are looked through while the upstream can't answer.
 pub(super) const MAX_SCANNED: usize = 2_000;
@@ -24,13 +24,13 @@ impl Mirror {
     pub(super) async fn keep(
         &self,
         target: &Target,
-        fetched: FetchedManifest,
+        fetched: UnverifiedManifest,
     ) -> Result<(Arc<Verified>, bool), MirrorError> {
-        let FetchedManifest { bytes, digest, .. } = fetched;
-        let manifest = Manifest::parse(&bytes).map_err(|error| MirrorError::Manifest {
-            digest: Box::new(digest),
-            source: Arc::new(error),
-        })?;
+        let FetchedManifest {
+            bytes,
+            digest,
+            manifest,
+        } = fetched.verify()?;
         self.prefetch.note(digest, &manifest);
         let size = bytes.len() as u64;
         let kept = self
@@ -38,7 +38,7 @@ impl Mirror {
             .await;
         let known = Known {
             digest,
-            media_type: manifest.media_type.into(),
+            media_type: manifest.media_type,
             size,
         };
         let manifest = Verified::new(known, bytes);
@@ -133,7 +133,7 @@ impl Mirror {
         self.prefetch.note(digest, &manifest);
         let known = Known {
             digest,
-            media_type: manifest.media_type.into(),
+            media_type: manifest.media_type,
             size: bytes.len() as u64,
         };
         Some(Verified::new(known, bytes))
@@ -161,7 +161,7 @@ impl Mirror {
             let digest = self.readable("tag", self.store.tag(&key.repo, &key.tag).await)?;
             let loaded = self.linked_manifest(target, digest).await?;
             key.accept
-                .allows(&loaded.known.media_type)
+                .allows(loaded.known.media_type)
                 .then_some(loaded)?
         };
         self.manifest_used(target, &manifest.known);
@@ -206,7 +206,7 @@ impl Mirror {
     async fn narrower(&self, key: &TagKey, pointed: Option<Digest>) -> bool {
         let Some(pointed) = pointed else { return false };
         let current = self.stored_manifest(pointed).await;
-        current.is_some_and(|current| !key.accept.allows(&current.known.media_type))
+        current.is_some_and(|current| !key.accept.allows(current.known.media_type))
     }
 
     /// containerd and docker resolve a tag by HEAD and then ask by digest: this is where the tag
@@ -225,14 +225,15 @@ impl Mirror {
         }
     }
 
-    /// An upstream's 404 ends the tag, for those who could have read what it named.
+    /// An upstream's 404 ends the tag, for those who could have read what it named. So does a
+    /// schema 1 manifest in its place.
     pub(super) async fn gone(
         &self,
         target: &Target,
         key: &TagKey,
         error: MirrorError,
     ) -> MirrorError {
-        if error.is_not_found() {
+        if error.ends_tag() {
             self.records.forget(key);
             let pointed = self.readable("tag", self.store.tag(&key.repo, &key.tag).await);
             let manifest = match pointed {
@@ -240,7 +241,7 @@ impl Mirror {
                 None => None,
             };
             if pointed.is_some()
-                && manifest.is_none_or(|manifest| key.accept.allows(&manifest.known.media_type))
+                && manifest.is_none_or(|manifest| key.accept.allows(manifest.known.media_type))
             {
                 let removed = self.store.remove_tag(&key.repo, &key.tag).await;
                 if self.written("tag", removed.map(|_was_there| ())) {

@@ -3,14 +3,13 @@
 //! A registry may answer one tag with different manifests for different Accept lists (an index, or
 //! one platform's manifest for an old client), so a record belongs to a tag AND the list.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::oci::{Accept, Digest, RepoName, Tag};
+use crate::oci::{Accept, Digest, ManifestType, RepoName, Tag};
 
 /// Records kept; the least used go first. A record costs about 300 bytes.
 const MAX_RECORDS: usize = 100_000;
@@ -33,7 +32,7 @@ pub(super) struct TagKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
     pub digest: Digest,
-    pub media_type: Arc<str>,
+    pub media_type: ManifestType,
     /// Bytes.
     pub size: u64,
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 
 use http::header::{ACCEPT, HeaderMap, HeaderValue};
 
-use super::manifest::media_type;
+use super::media_type::{self, ManifestType};
 
 /// Media types kept from one request; real clients send at most a dozen.
 const MAX_TYPES: usize = 32;
@@ -57,9 +57,8 @@ impl Accept {
     }
 
     /// Whether a manifest of this type can be given to the client.
-    pub fn allows(&self, media_type: &str) -> bool {
-        let essence = media_type.split(';').next().unwrap_or_default().trim();
-        self.0.iter().any(|kind| kind.eq_ignore_ascii_case(essence))
+    pub fn allows(&self, kind: ManifestType) -> bool {
+        self.0.iter().any(|allowed| **allowed == *kind.as_str())
     }
 
     /// The set as one header line, always in the same order.
@@ -100,6 +99,7 @@ impl fmt::Debug for Accept {
 
 #[cfg(test)]
 mod tests {
+    use super::super::media_type::Declared;
     use super::*;
 
     fn accept(lines: &[&str]) -> Accept {
@@ -124,8 +124,10 @@ mod tests {
             one.header(),
             "application/a+json, application/b+json, application/c"
         );
-        assert!(one.allows("application/b+json; charset=utf-8"));
-        assert!(!one.allows(media_type::OCI_MANIFEST));
+        assert!(!one.allows(ManifestType::OciManifest));
+        let docker = accept(&["application/vnd.Docker.distribution.manifest.v2+json;q=0.9"]);
+        assert!(docker.allows(ManifestType::DockerManifest));
+        assert!(!docker.allows(ManifestType::DockerList));
     }
 
     #[test]
@@ -136,7 +138,8 @@ mod tests {
             accept(&["application/vnd.x", "*/*;q=0.1"]),
         ] {
             for kind in media_type::MANIFESTS {
-                assert!(set.allows(kind), "{set:?} {kind}");
+                let kind = Declared::from_media_type(kind).manifest_type().unwrap();
+                assert!(set.allows(kind), "{set:?} {kind:?}");
             }
         }
         assert_eq!(accept(&[]), Accept::everything());

@@ -5,36 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use super::digest::Digest;
+pub use super::media_type;
+use super::media_type::{Declared, ManifestType};
 
 /// Manifests larger than this, in bytes, are refused: the limit that registries share (4 MiB).
 pub const MAX_MANIFEST: u64 = 4 * 1024 * 1024;
-
-/// Media types of manifests.
-pub mod media_type {
-    pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-    pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-    pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
-    /// The config of an artifact that has none (image-spec manifest.md, "Guidance for an Empty
-    /// Descriptor").
-    pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
-    pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-    pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-    pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+json";
-    pub const DOCKER_SCHEMA1_SIGNED: &str =
-        "application/vnd.docker.distribution.manifest.v1+prettyjws";
-
-    /// Every type that is asked for when a client doesn't say what it reads.
-    pub const MANIFESTS: &[&str] = &[
-        OCI_MANIFEST,
-        OCI_INDEX,
-        OCI_ARTIFACT,
-        DOCKER_MANIFEST,
-        DOCKER_LIST,
-    ];
-}
 
 /// A reference to content by digest (image-spec descriptor.md).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,27 +27,30 @@ pub struct Descriptor {
     pub artifact_type: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// Where else the content can be had. Whatever is written there: only whether something is
-    /// matters here.
-    #[serde(default, skip_serializing)]
-    urls: serde_json::Value,
+    /// Whether the content can be downloaded from other places, too.
+    #[serde(
+        default,
+        rename = "urls",
+        deserialize_with = "has_entries",
+        skip_serializing
+    )]
+    has_urls: bool,
 }
 
 impl Descriptor {
     /// Whether the content is perhaps not the registry's to give: it has other places, or a media
     /// type of layers that aren't distributed (image-spec layer.md, "Non-Distributable Layers").
     pub fn is_foreign(&self) -> bool {
-        let elsewhere = self.urls.as_array().is_some_and(|urls| !urls.is_empty());
         let kind = &self.media_type;
-        elsewhere || kind.contains(".foreign.") || kind.contains(".nondistributable.")
+        self.has_urls || kind.contains(".foreign.") || kind.contains(".nondistributable.")
     }
 }
 
 /// What a manifest says, in the fields that a mirror reads.
 #[derive(Debug, Clone)]
 pub struct Manifest {
-    /// Its declared `mediaType`, else the type its shape tells.
-    pub media_type: String,
+    /// Its declared `mediaType`, else the type that its fields imply.
+    pub media_type: ManifestType,
     /// The image's config, or none for an index or artifact.
     pub config: Option<Descriptor>,
     /// Layers of an image, blobs of an artifact.
@@ -87,13 +69,25 @@ pub enum ManifestError {
     #[error("not the JSON of a manifest")]
     Json(#[from] serde_json::Error),
     #[error(
-        "schemaVersion 1 manifests are no longer served; the image must be pushed again as schema 2 or OCI"
+        "Docker schema 1 manifests are not served; the image must be pushed again as schema 2 or OCI"
     )]
     Schema1,
     #[error("schemaVersion must be 2")]
     SchemaVersion,
     #[error("neither an image manifest, an index nor an artifact manifest")]
     Shape,
+    /// Clients disagree on what such a document is (CVE-2021-41190).
+    #[error("it has the fields of an index and of an image manifest")]
+    Ambiguous,
+    #[error("its mediaType is none of a manifest that this mirror serves")]
+    MediaType,
+    #[error("its mediaType is {}, which contradicts its fields", .0.as_str())]
+    Contradiction(ManifestType),
+    #[error("it is sent as {}, but is {}", .sent.as_str(), .actual.as_str())]
+    ContentType {
+        sent: ManifestType,
+        actual: ManifestType,
+    },
 }
 
 #[derive(Deserialize)]
@@ -110,31 +104,78 @@ struct Raw {
     annotations: Option<BTreeMap<String, String>>,
 }
 
+impl Raw {
+    /// What the document is: its fields must fit what it declares.
+    fn kind(&self, declared: Option<ManifestType>) -> Result<ManifestType, ManifestError> {
+        let is_image = self.config.is_some() || self.layers.is_some();
+        let is_index = self.manifests.is_some();
+        if is_index && (is_image || self.blobs.is_some()) {
+            return Err(ManifestError::Ambiguous);
+        }
+        let implied = if is_index {
+            ManifestType::OciIndex
+        } else if is_image {
+            ManifestType::OciManifest
+        } else if self.blobs.is_some() || self.subject.is_some() {
+            ManifestType::OciArtifact
+        } else {
+            // An index without entries may say `"manifests": null`.
+            return declared.ok_or(ManifestError::Shape);
+        };
+        let Some(declared) = declared else {
+            return Ok(implied);
+        };
+        let fits = match implied {
+            ManifestType::OciManifest => {
+                matches!(
+                    declared,
+                    ManifestType::OciManifest | ManifestType::DockerManifest
+                )
+            }
+            ManifestType::OciArtifact => !declared.is_index(),
+            _ => declared.is_index(),
+        };
+        if fits {
+            Ok(declared)
+        } else {
+            Err(ManifestError::Contradiction(declared))
+        }
+    }
+}
+
+/// Whether a value is an array with entries; whatever else is there counts as none. Nothing is built
+/// of it: its author could make that far larger than the text.
+fn has_entries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let value = <&RawValue>::deserialize(deserializer)?;
+    let entries = value.get().strip_prefix('[');
+    Ok(entries.is_some_and(|entries| entries.trim_start() != "]"))
+}
+
 impl Manifest {
     /// Reads a manifest. The caller bounds `bytes` by [`MAX_MANIFEST`].
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let raw: Raw = serde_json::from_slice(bytes)?;
-        let declared = raw.media_type.filter(|kind| !kind.is_empty());
+        let declared = match raw.media_type.as_deref() {
+            None | Some("") => None,
+            Some(text) => match Declared::from_media_type(text) {
+                Declared::Manifest(kind) => Some(kind),
+                Declared::Schema1 => return Err(ManifestError::Schema1),
+                Declared::Unknown if raw.schema_version == Some(1) => {
+                    return Err(ManifestError::Schema1);
+                }
+                Declared::Unknown => return Err(ManifestError::MediaType),
+            },
+        };
         match raw.schema_version {
             Some(2) => {}
             Some(1) => return Err(ManifestError::Schema1),
             // The retired OCI artifact manifest has no schemaVersion.
-            None if declared.as_deref() == Some(media_type::OCI_ARTIFACT) => {}
+            None if declared == Some(ManifestType::OciArtifact) => {}
             _ => return Err(ManifestError::SchemaVersion),
         }
-        let shape = if raw.manifests.is_some() {
-            media_type::OCI_INDEX
-        } else if raw.config.is_some() || raw.layers.is_some() {
-            media_type::OCI_MANIFEST
-        } else if raw.blobs.is_some() || raw.subject.is_some() {
-            media_type::OCI_ARTIFACT
-        } else if declared.is_some() {
-            ""
-        } else {
-            return Err(ManifestError::Shape);
-        };
+        let media_type = raw.kind(declared)?;
         Ok(Self {
-            media_type: declared.unwrap_or_else(|| shape.to_owned()),
+            media_type,
             config: raw.config,
             blobs: raw.layers.or(raw.blobs).unwrap_or_default(),
             manifests: raw.manifests.unwrap_or_default(),
@@ -149,12 +190,12 @@ impl Manifest {
     pub fn descriptor(&self, digest: Digest, size: u64) -> Descriptor {
         let config_type = self.config.as_ref().map(|config| config.media_type.clone());
         Descriptor {
-            media_type: self.media_type.clone(),
+            media_type: self.media_type.as_str().to_owned(),
             digest,
             size,
             artifact_type: self.artifact_type.clone().or(config_type),
             annotations: self.annotations.clone(),
-            urls: serde_json::Value::Null,
+            has_urls: false,
         }
     }
 }
@@ -206,7 +247,51 @@ mod tests {
                 media_type::OCI_ARTIFACT,
             ),
         ] {
-            assert_eq!(parse(text).unwrap().media_type, kind, "{text}");
+            assert_eq!(parse(text).unwrap().media_type.as_str(), kind, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_known_types_that_fit_the_fields_are_manifests() {
+        let image = r#""config":{$D},"layers":[{$D}]"#;
+        let index = r#""manifests":[{$D}]"#;
+        let both = format!("{image},{index}");
+        let refusal = |kind: &str, fields: &str| {
+            let text = format!(r#"{{"schemaVersion":2,"mediaType":"{kind}",{fields}}}"#);
+            match parse(&text) {
+                Ok(_) => "",
+                Err(ManifestError::Ambiguous) => "ambiguous",
+                Err(ManifestError::MediaType) => "type",
+                Err(ManifestError::Contradiction(_)) => "contradiction",
+                Err(ManifestError::Schema1) => "schema 1",
+                Err(error) => panic!("{text}: {error}"),
+            }
+        };
+        for (kind, fields, expected) in [
+            (media_type::OCI_MANIFEST, image, ""),
+            (media_type::DOCKER_MANIFEST, image, ""),
+            (media_type::OCI_INDEX, image, "contradiction"),
+            (media_type::DOCKER_LIST, image, "contradiction"),
+            (media_type::OCI_ARTIFACT, image, "contradiction"),
+            (media_type::OCI_INDEX, index, ""),
+            (media_type::DOCKER_LIST, index, ""),
+            (media_type::OCI_MANIFEST, index, "contradiction"),
+            (media_type::DOCKER_MANIFEST, index, "contradiction"),
+            (media_type::OCI_INDEX, r#""manifests":null"#, ""),
+            (media_type::OCI_INDEX, &both, "ambiguous"),
+            (media_type::OCI_MANIFEST, &both, "ambiguous"),
+            ("", &both, "ambiguous"),
+            ("", r#""manifests":[],"layers":[]"#, "ambiguous"),
+            ("text/html", image, "type"),
+            (
+                "application/vnd.oci.image.manifest.v1+json; a=b",
+                image,
+                "type",
+            ),
+            (media_type::DOCKER_SCHEMA1, image, "schema 1"),
+            (media_type::DOCKER_SCHEMA1_SIGNED, index, "schema 1"),
+        ] {
+            assert_eq!(refusal(kind, fields), expected, "{kind} {fields}");
         }
     }
 
@@ -249,6 +334,11 @@ mod tests {
             (
                 "application/vnd.oci.image.layer.v1.tar+gzip",
                 r#","urls":7"#,
+                false,
+            ),
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip",
+                r#","urls":[ ]"#,
                 false,
             ),
             (

@@ -12,6 +12,7 @@ use url::Url;
 
 use super::redirect::RedirectError;
 use crate::oci::Digest;
+use crate::oci::manifest::ManifestError;
 
 /// Longest URL shown, in characters: a redirect target is chosen by the other side.
 const MAX_SHOWN: usize = 512;
@@ -130,6 +131,15 @@ pub enum UpstreamError {
     /// The other side broke the rules.
     #[error("{url}: {violation}")]
     Protocol { url: ShownUrl, violation: Violation },
+    /// The manifest is of Docker's schema 1.
+    #[error("{url}: a Docker schema 1 manifest, which is not served")]
+    Schema1 { url: ShownUrl },
+    /// The document isn't a manifest that can be served.
+    #[error("{url}: not a manifest that can be served: {source}")]
+    Manifest {
+        url: ShownUrl,
+        source: Arc<ManifestError>,
+    },
     /// The settings can't be used; nothing was sent.
     #[error("upstream {name} can't be set up")]
     Setup {
@@ -226,6 +236,8 @@ impl UpstreamError {
             | Self::Denied { .. }
             | Self::Unexpected { .. }
             | Self::Protocol { .. }
+            | Self::Schema1 { .. }
+            | Self::Manifest { .. }
             | Self::Setup { .. } => false,
         }
     }
@@ -273,6 +285,8 @@ impl UpstreamError {
             Self::Timeout { .. } => "timeout",
             Self::Broken { .. } => "broken",
             Self::Protocol { .. } => "protocol",
+            Self::Schema1 { .. } => "schema1",
+            Self::Manifest { .. } => "manifest",
             Self::Setup { .. } => "setup",
         }
     }
@@ -282,6 +296,10 @@ impl UpstreamError {
             url: url.into(),
             violation: violation.into(),
         }
+    }
+
+    pub(super) fn schema1(url: &Url) -> Self {
+        Self::Schema1 { url: url.into() }
     }
 
     /// The status, when it is one that this room gives no meaning of its own.

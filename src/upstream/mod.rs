@@ -46,7 +46,7 @@ pub use body::BlobBody;
 pub use credentials::Credentials;
 pub use error::{Message, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation};
 pub use lists::{Referrers, TagsPage};
-pub use manifests::{FetchedManifest, ManifestHead};
+pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
 pub use redirect::RedirectError;
 use reply::Reply;
 pub use retry::MAX_RETRY_AFTER;

@@ -159,15 +159,12 @@ async fn what_is_not_the_manifest_is_not_served_and_not_kept() {
     let digest = up.push("app", "1", &image);
     let by_digest = format!("/v2/app/manifests/{digest}");
     let too_large = Reply::new(200, vec![b' '; 4 * 1024 * 1024 + 1]);
-    let schema1 = Reply::new(200, r#"{"schemaVersion":1,"fsLayers":[]}"#);
     let forged = Reply::new(200, image.manifest.clone()).forged();
     let claimed = |reply: &Reply| reply.clone().with("Docker-Content-Digest", digest);
     for (path, reply) in [
         (by_digest.as_str(), forged.clone()),
-        (&by_digest, schema1.clone()),
         (&by_digest, too_large.clone()),
         ("/v2/app/manifests/1", claimed(&forged)),
-        ("/v2/app/manifests/1", schema1),
         ("/v2/app/manifests/1", too_large.chunked()),
         (
             "/v2/app/manifests/1",
@@ -188,6 +185,130 @@ async fn what_is_not_the_manifest_is_not_served_and_not_kept() {
     }
     assert_eq!(m.store.size(&digest).await.unwrap(), None);
     m.get(&by_digest).await.expect(200, &image.manifest);
+}
+
+/// What an upstream may wrongly give for a manifest whose body is `body`.
+fn sent_as(body: &Bytes, content_type: &str) -> Reply {
+    Reply::new(200, body.clone()).with("Content-Type", content_type)
+}
+
+#[tokio::test]
+async fn only_known_manifest_types_are_served_and_the_body_decides() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let (oci, docker) = (Image::oci(1), Image::docker(2));
+    let (other_oci, other_docker) = (Image::oci(3), Image::docker(4));
+    let both = Bytes::from(String::from_utf8(oci.manifest.to_vec()).unwrap().replacen(
+        '{',
+        r#"{"manifests":[],"#,
+        1,
+    ));
+    let custom = Bytes::from(
+        String::from_utf8(oci.manifest.to_vec())
+            .unwrap()
+            .replace(media_type::OCI_MANIFEST, "text/html"),
+    );
+    let parameter = format!("{}; charset=utf-8", media_type::OCI_MANIFEST);
+    for (n, (body, content_type, expected)) in [
+        (&oci.manifest, &*parameter, media_type::OCI_MANIFEST),
+        (&oci.manifest, "application/json", media_type::OCI_MANIFEST),
+        (
+            &docker.manifest,
+            "application/octet-stream",
+            media_type::DOCKER_MANIFEST,
+        ),
+        (&docker.manifest, "text/html", media_type::DOCKER_MANIFEST),
+        (&other_docker.manifest, media_type::OCI_MANIFEST, ""),
+        (&other_oci.manifest, media_type::OCI_INDEX, ""),
+        (&custom, "text/html", ""),
+        (&both, media_type::OCI_MANIFEST, ""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let digest = crate::harness::digest(body).to_string();
+        for (repo, reference) in [("tag", "1"), ("digest", &digest)] {
+            // Each in a repository of its own, so that none is there already.
+            let path = format!("/v2/{repo}{n}/manifests/{reference}");
+            up.reply(&path, ALWAYS, sent_as(body, content_type));
+            let answer = m.get(&path).await;
+            if expected.is_empty() {
+                assert_eq!(
+                    answer.error(),
+                    (502, "UNKNOWN".to_owned()),
+                    "{content_type}"
+                );
+            } else {
+                answer.expect(200, body);
+                assert_eq!(answer.header("content-type"), expected);
+                assert_eq!(m.head(&path).await.header("content-type"), expected);
+            }
+            assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        }
+    }
+}
+
+/// A registry whose HEAD doesn't tell the type costs no GET for what is stored.
+#[tokio::test]
+async fn a_generic_type_costs_no_second_get() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).proxy("tags: {ttl: 0s}").start().await;
+    let image = Image::oci(1);
+    let digest = up.tag("app", "1", "application/json", &image.manifest);
+    let path = "/v2/app/manifests/1";
+    for _ in 0..3 {
+        let answer = m.get(path).await;
+        answer.expect(200, &image.manifest);
+        assert_eq!(answer.header("content-type"), media_type::OCI_MANIFEST);
+        let head = m.head(path).await;
+        assert_eq!(head.header("content-type"), media_type::OCI_MANIFEST);
+        assert_eq!(head.header("docker-content-digest"), digest.to_string());
+    }
+    assert_eq!(up.count("GET "), 1);
+}
+
+#[tokio::test]
+async fn schema_1_is_a_404_that_says_so() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).proxy("tags: {ttl: 0s}").start().await;
+    let signed = Bytes::from(
+        r#"{"schemaVersion":1,"name":"app","tag":"1","fsLayers":[],"history":[],"signatures":[]}"#,
+    );
+    let payload = crate::harness::digest(b"what was signed");
+    let replies = [
+        sent_as(&signed, media_type::DOCKER_SCHEMA1_SIGNED).with("Docker-Content-Digest", payload),
+        sent_as(&signed, media_type::DOCKER_SCHEMA1),
+        sent_as(&signed, "application/json").with("Docker-Content-Digest", payload),
+    ];
+    let refused = async |path: &str| {
+        let answer = m.get(path).await;
+        assert_eq!(
+            answer.error(),
+            (404, "MANIFEST_UNKNOWN".to_owned()),
+            "{path}"
+        );
+        let message = answer.json()["errors"][0]["message"].to_string();
+        assert!(message.contains("schema 1"), "{message}");
+        assert_eq!(m.head(path).await.status, 404, "HEAD {path}");
+    };
+    for (n, reply) in replies.into_iter().enumerate() {
+        let repo = format!("app{n}");
+        let image = Image::oci(n as u64);
+        let digest = up.push(&repo, "warm", &image);
+        let warm = format!("/v2/{repo}/manifests/warm");
+        m.get(&warm).await.expect(200, &image.manifest);
+        up.reply("/manifests/", ALWAYS, reply);
+        refused(&format!("/v2/{repo}/manifests/cold")).await;
+        refused(&format!("/v2/{repo}/manifests/{payload}")).await;
+        refused(&warm).await;
+        // Nor is what the tag named before served while the upstream is down.
+        up.go_down();
+        assert_eq!(m.get(&warm).await.status, 500);
+        up.behave();
+        m.get(&format!("/v2/{repo}/manifests/{digest}"))
+            .await
+            .expect(200, &image.manifest);
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 use super::*;
-use crate::oci::manifest::MAX_MANIFEST;
+use crate::oci::ManifestType;
+use crate::oci::manifest::{MAX_MANIFEST, media_type};
 
 const DIGEST_HEADER: &str = "Docker-Content-Digest";
 
@@ -18,8 +19,8 @@ async fn a_manifest_with_all_its_headers() {
         (fetched.bytes, fetched.digest),
         (Bytes::from(MANIFEST), digest)
     );
-    let kind = Some("application/vnd.oci.image.index.v1+json".to_owned());
-    assert_eq!(fetched.content_type, kind);
+    let kind = Some(ManifestType::OciIndex);
+    assert_eq!(Some(fetched.manifest.media_type), kind);
     let head = upstream
         .head_manifest(&repo(), &tag(), &Accept::everything())
         .await
@@ -68,12 +69,15 @@ async fn the_digest_is_of_the_bytes_by_the_algorithm_asked_for() {
     let sha512 = Digest::of(Algorithm::Sha512, MANIFEST.as_bytes());
     let fetched = upstream
         .get_manifest(&repo(), &Reference::Digest(sha512), &Accept::everything())
-        .await;
-    assert_eq!(fetched.unwrap().digest, sha512);
+        .await
+        .unwrap();
+    assert_eq!(fetched.verify().unwrap().digest, sha512);
     let wrong = Reference::Digest(digest_of("something else"));
     let error = upstream
         .get_manifest(&repo(), &wrong, &Accept::everything())
         .await
+        .unwrap()
+        .verify()
         .unwrap_err();
     let UpstreamError::Protocol {
         violation: Violation::Digest { actual, .. },
@@ -176,4 +180,82 @@ async fn what_is_sent_and_received_is_counted() {
     assert_eq!(*counter.requests.lock().unwrap(), [get(302), get(200)]);
     let received = "elsewhere".len() + MANIFEST.len();
     assert_eq!(*counter.bytes.lock().unwrap(), received as u64);
+}
+
+const SIGNED: &str = r#"{"schemaVersion":1,"name":"app","tag":"1","architecture":"amd64","fsLayers":[],"history":[],"signatures":[]}"#;
+
+/// What a GET and a HEAD say of an answer with this body and type.
+async fn classes(body: &'static str, content_type: &'static str) -> (String, String) {
+    let server = Server::start(move |_| Reply::ok(body).with("Content-Type", content_type)).await;
+    let upstream = client(&server);
+    let get = get_tag(&upstream).await;
+    let head = upstream
+        .head_manifest(&repo(), &tag(), &Accept::everything())
+        .await;
+    let said = |error: UpstreamError| error.class().to_owned();
+    (
+        get.map_or_else(said, |fetched| {
+            fetched.manifest.media_type.as_str().to_owned()
+        }),
+        head.map_or_else(said, |head| {
+            head.media_type
+                .map_or("nothing", ManifestType::as_str)
+                .to_owned()
+        }),
+    )
+}
+
+#[tokio::test]
+async fn the_body_decides_unless_another_manifest_type_is_announced() {
+    let (index, nothing) = (media_type::OCI_INDEX, "nothing");
+    let undeclared = r#"{"schemaVersion":2,"manifests":[]}"#;
+    for (content_type, get, head) in [
+        ("application/vnd.oci.image.index.v1+json", index, index),
+        (
+            "APPLICATION/vnd.oci.image.index.v1+json; charset=utf-8",
+            index,
+            index,
+        ),
+        ("application/json", index, nothing),
+        ("application/octet-stream", index, nothing),
+        ("text/html", index, nothing),
+        ("", index, nothing),
+        (
+            media_type::OCI_MANIFEST,
+            "manifest",
+            media_type::OCI_MANIFEST,
+        ),
+        (media_type::DOCKER_LIST, "manifest", media_type::DOCKER_LIST),
+        (media_type::DOCKER_SCHEMA1, "schema1", "schema1"),
+    ] {
+        for body in [MANIFEST, undeclared] {
+            let said = classes(body, content_type).await;
+            assert_eq!(said, (get.to_owned(), head.to_owned()), "{content_type}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn schema_1_is_known_by_its_type_and_by_its_body() {
+    for (content_type, head) in [
+        (media_type::DOCKER_SCHEMA1_SIGNED, "schema1"),
+        (
+            "application/vnd.docker.distribution.manifest.v1+json;x=y",
+            "schema1",
+        ),
+        ("application/json", "nothing"),
+        ("", "nothing"),
+    ] {
+        let said = classes(SIGNED, content_type).await;
+        assert_eq!(
+            said,
+            ("schema1".to_owned(), head.to_owned()),
+            "{content_type}"
+        );
+    }
+    // The digest of a signed manifest is that of what was signed, not of the body.
+    let other = digest_of("what was signed").to_string();
+    let server = Server::start(move |_| Reply::ok(SIGNED).with(DIGEST_HEADER, &other)).await;
+    let error = get_tag(&client(&server)).await.unwrap_err();
+    assert_eq!(error.class(), "schema1", "{error}");
 }

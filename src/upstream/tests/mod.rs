@@ -94,7 +94,8 @@ fn digest_of(bytes: impl AsRef<[u8]>) -> Digest {
 async fn get_tag(upstream: &Upstream) -> Result<FetchedManifest, UpstreamError> {
     upstream
         .get_manifest(&repo(), &tag(), &Accept::everything())
-        .await
+        .await?
+        .verify()
 }
 
 /// Reads a blob's body to its end: what came, and how it ended.

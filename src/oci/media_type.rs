@@ -1,0 +1,126 @@
+//! Media types of manifests (image-spec media-types.md; Docker image manifest schema 1 and 2).
+
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
+/// The config of an artifact that has none (image-spec manifest.md, "Guidance for an Empty
+/// Descriptor").
+pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+json";
+pub const DOCKER_SCHEMA1_SIGNED: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+
+/// Every type that is asked for when a client doesn't say what it reads.
+pub const MANIFESTS: &[&str] = &[
+    OCI_MANIFEST,
+    OCI_INDEX,
+    OCI_ARTIFACT,
+    DOCKER_MANIFEST,
+    DOCKER_LIST,
+];
+
+/// The type of a manifest that millpond serves. There are no others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ManifestType {
+    OciManifest,
+    OciIndex,
+    OciArtifact,
+    DockerManifest,
+    DockerList,
+}
+
+impl ManifestType {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OciManifest => OCI_MANIFEST,
+            Self::OciIndex => OCI_INDEX,
+            Self::OciArtifact => OCI_ARTIFACT,
+            Self::DockerManifest => DOCKER_MANIFEST,
+            Self::DockerList => DOCKER_LIST,
+        }
+    }
+
+    /// Whether such a manifest lists other manifests.
+    pub const fn is_index(self) -> bool {
+        matches!(self, Self::OciIndex | Self::DockerList)
+    }
+}
+
+/// What a media type says about a document that should be a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Declared {
+    Manifest(ManifestType),
+    /// Docker's schema 1, signed or not, which millpond doesn't serve.
+    Schema1,
+    /// No media type of a manifest: absent, generic (`application/json`) or something else.
+    Unknown,
+}
+
+impl Declared {
+    /// Reads the value of a `Content-Type` header. Case and parameters don't matter (RFC 9110,
+    /// section 8.3.1).
+    pub fn from_content_type(value: &str) -> Self {
+        let essence = value.split(';').next().unwrap_or_default().trim();
+        Self::from_media_type(&essence.to_ascii_lowercase())
+    }
+
+    /// Reads a media type exactly as written, as in a manifest's `mediaType`.
+    pub fn from_media_type(media_type: &str) -> Self {
+        match media_type {
+            OCI_MANIFEST => Self::Manifest(ManifestType::OciManifest),
+            OCI_INDEX => Self::Manifest(ManifestType::OciIndex),
+            OCI_ARTIFACT => Self::Manifest(ManifestType::OciArtifact),
+            DOCKER_MANIFEST => Self::Manifest(ManifestType::DockerManifest),
+            DOCKER_LIST => Self::Manifest(ManifestType::DockerList),
+            DOCKER_SCHEMA1 | DOCKER_SCHEMA1_SIGNED => Self::Schema1,
+            _ => Self::Unknown,
+        }
+    }
+
+    pub const fn manifest_type(self) -> Option<ManifestType> {
+        match self {
+            Self::Manifest(kind) => Some(kind),
+            Self::Schema1 | Self::Unknown => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_type_is_read_without_its_case_and_parameters() {
+        for kind in MANIFESTS {
+            let exact = Declared::from_media_type(kind);
+            assert_eq!(exact.manifest_type().map(ManifestType::as_str), Some(*kind));
+            for value in [
+                (*kind).to_owned(),
+                format!("{kind}; charset=utf-8"),
+                format!(" {kind} ;q"),
+                kind.to_ascii_uppercase(),
+            ] {
+                assert_eq!(Declared::from_content_type(&value), exact, "{value}");
+            }
+            let parameter = format!("{kind};charset=utf-8");
+            assert_eq!(Declared::from_media_type(&parameter), Declared::Unknown);
+        }
+    }
+
+    #[test]
+    fn other_types_are_schema_1_or_say_nothing() {
+        for kind in [DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED] {
+            assert_eq!(Declared::from_content_type(kind), Declared::Schema1);
+        }
+        for value in [
+            "",
+            "application/json",
+            "application/octet-stream",
+            "text/html",
+            ";",
+        ] {
+            assert_eq!(Declared::from_content_type(value), Declared::Unknown);
+        }
+    }
+}
