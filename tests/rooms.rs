@@ -36,7 +36,7 @@ const RESERVED: [(&str, &[&str], &[&str]); 3] = [
     ("the HTTP client", &["reqwest"], &["upstream"]),
     (
         "the HTTP server",
-        &["hyper", "hyper_util"],
+        &["hyper", "hyper_util", "h2"],
         &["http", "admin"],
     ),
     (

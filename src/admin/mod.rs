@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
 
-use crate::http::{Body, Handler};
+use crate::http::{Body, Handler, Peer, RequestBody};
 use crate::metrics::{CacheFigures, Metrics};
 use crate::retention::Retention;
 
@@ -93,11 +92,7 @@ impl Admin {
 }
 
 impl Handler for Admin {
-    async fn handle(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        _peer: Arc<str>,
-    ) -> Response<Body> {
+    async fn handle(self: Arc<Self>, request: Request<RequestBody>, _peer: Peer) -> Response<Body> {
         self.answer(request.method(), request.uri().path())
     }
 }

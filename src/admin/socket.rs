@@ -7,13 +7,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::operate::{OperateError, Operator};
-use crate::http::{Body, Handler};
+use crate::http::{Body, Handler, Peer, RequestBody};
 
 /// Largest request, in bytes.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -46,15 +45,11 @@ impl Socket {
 }
 
 impl Handler for Socket {
-    async fn handle(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        _peer: Arc<str>,
-    ) -> Response<Body> {
+    async fn handle(self: Arc<Self>, request: Request<RequestBody>, _peer: Peer) -> Response<Body> {
         let (head, body) = request.into_parts();
-        match Limited::new(body, MAX_REQUEST).collect().await {
-            Ok(body) => self.answer(&head.method, &head.uri, &body.to_bytes()).await,
-            Err(_too_large) => refusal(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large"),
+        match body.read(MAX_REQUEST).await {
+            Ok(body) => self.answer(&head.method, &head.uri, &body).await,
+            Err(error) => refusal(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Wires the rooms together; owns every task and the way to stop.
 
+mod descriptors;
 mod meter;
 mod pulling;
 mod retention;
@@ -21,7 +22,7 @@ use crate::admin::{operate::Operator, socket::Socket};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::http::listener::{Address, BindError, Listener};
-use crate::http::{ConnectionSettings, Handler, Service, Settings, serve};
+use crate::http::{ConnectionSettings, Handler, ResponseBuffers, Service, Settings, serve};
 use crate::metrics::Metrics;
 use crate::mirror::{UpstreamEntry, Upstreams};
 use crate::retention::{Retention, ScrubSettings};
@@ -107,7 +108,10 @@ impl App {
         let serving = Serving {
             connections: ConnectionSettings {
                 http2: config.http.http2,
+                limits: descriptors::connection_limits(config),
+                buffers: ResponseBuffers::default(),
                 metrics: Arc::clone(&metrics),
+                clock,
             },
             tasks: tasks.clone(),
             stop: stop_accepting.clone(),
@@ -117,11 +121,14 @@ impl App {
             Some(debug) => {
                 let path = debug.metrics_path.clone();
                 let admin = Admin::new(Arc::clone(&metrics), retention.clone(), path);
-                Some(serving.listen(&debug.listen, admin).await?)
+                Some(serving.for_operators().listen(&debug.listen, admin).await?)
             }
         };
         #[cfg(unix)]
-        serving.take_commands(config, &retention).await;
+        serving
+            .for_operators()
+            .take_commands(config, &retention)
+            .await;
         let address = serving.listen(&config.http.listen, service).await?;
         Ok(Self {
             address,
@@ -204,6 +211,18 @@ struct Serving {
 }
 
 impl Serving {
+    /// The same with connections of their own, which clients of the registry can't use up.
+    fn for_operators(&self) -> Self {
+        Self {
+            connections: ConnectionSettings {
+                limits: descriptors::OPERATORS,
+                ..self.connections.clone()
+            },
+            tasks: self.tasks.clone(),
+            stop: self.stop.clone(),
+        }
+    }
+
     /// Takes commands on the data directory's admin socket. Pulls don't depend on it.
     #[cfg(unix)]
     async fn take_commands(&self, config: &Config, retention: &Retention) {

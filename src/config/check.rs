@@ -4,6 +4,7 @@
 //! at once. So the result counts only when nothing was reported.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,12 +14,18 @@ use url::Url;
 
 use super::document::Node;
 use super::report::{Report, Section, shown};
-use super::{Config, Debug, Http, Listen, Log, LogFormat, Storage, proxy, retention, schema};
+use super::{
+    Config, ConnectionLimits, Debug, Http, Listen, Log, LogFormat, Storage, proxy, retention,
+    schema,
+};
 
 const DEFAULT_LISTEN: &str = ":5000";
 const DEFAULT_ROOT: &str = "./millpond-data";
 const DEFAULT_METRICS: &str = "/metrics";
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+const CONNECTIONS: RangeInclusive<usize> = 1..=1_000_000;
+/// 0 is no limit.
+const PER_ADDRESS: RangeInclusive<usize> = 0..=1_000_000;
 /// The version of the file's format: the reference registry's.
 const VERSION: &str = "0.1";
 
@@ -172,7 +179,18 @@ fn http(http: &Section<'_>, report: &mut Report<'_>) -> Http {
         headers: headers(&http.section("headers"), report),
         drain_timeout: http.duration("draintimeout", DEFAULT_DRAIN, report),
         http2: !http.section("http2").bool("disabled", false, report),
+        limits: limits(&http.section("limits"), report),
         debug: debug(&http.section("debug"), report),
+    }
+}
+
+fn limits(limits: &Section<'_>, report: &mut Report<'_>) -> ConnectionLimits {
+    let total = limits.text("connections").is_some();
+    let total = total.then(|| limits.number("connections", &CONNECTIONS, 1, report));
+    let per_address = limits.number("peraddress", &PER_ADDRESS, 0, report);
+    ConnectionLimits {
+        total,
+        per_address: Some(per_address).filter(|limit| *limit > 0),
     }
 }
 

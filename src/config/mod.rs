@@ -122,7 +122,17 @@ pub struct Http {
     pub drain_timeout: Duration,
     /// Whether clients may speak HTTP/2.
     pub http2: bool,
+    pub limits: ConnectionLimits,
     pub debug: Option<Debug>,
+}
+
+/// How many connections clients may have open at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// All together; never 0. `None` derives the number from the process's file descriptors.
+    pub total: Option<usize>,
+    /// From one IPv4 address or one IPv6 /64 network; never 0. `None` is no limit.
+    pub per_address: Option<usize>,
 }
 
 /// The listener for operators.

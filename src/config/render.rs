@@ -5,7 +5,8 @@ use serde_yaml::{Mapping, Value};
 use super::duration::format;
 use super::size;
 use super::{
-    Config, Http, Limits, Listen, Log, LogFormat, OnAbandon, Proxy, Storage, TtlMode, Upstream,
+    Config, ConnectionLimits, Http, Limits, Listen, Log, LogFormat, OnAbandon, Proxy, Storage,
+    TtlMode, Upstream,
 };
 
 /// What stands for a password.
@@ -113,6 +114,11 @@ fn http(http: &Http) -> Value {
             ("prometheus", Some(prometheus)),
         ])
     });
+    let ConnectionLimits { total, per_address } = http.limits;
+    let limits = map([
+        ("connections", total.map(Into::into)),
+        ("peraddress", Some(per_address.unwrap_or(0).into())),
+    ]);
     map([
         ("addr", Some(http.listen.to_string().into())),
         ("net", Some(net.into())),
@@ -125,6 +131,7 @@ fn http(http: &Http) -> Value {
             "http2",
             Some(map([("disabled", Some((!http.http2).into()))])),
         ),
+        ("limits", Some(limits)),
         ("debug", debug),
     ])
 }

@@ -136,6 +136,10 @@ const HTTP: Keys = &[
     ("headers", Headers),
     ("http2", Section(&[("disabled", Scalar)])),
     (
+        "limits",
+        Section(&[("connections", Scalar), ("peraddress", Scalar)]),
+    ),
+    (
         "debug",
         Section(&[
             ("addr", Scalar),

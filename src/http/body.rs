@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes};
@@ -14,6 +16,7 @@ use futures_util::stream::{self, Stream};
 use http_body::{Frame, SizeHint};
 
 use super::access::Record;
+use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue, MAX_PIECE};
 use crate::fetch::FetchError;
 use crate::mirror::BlobBody;
@@ -41,6 +44,8 @@ pub struct Body {
     /// Bytes still to come, where that is known.
     remaining: Option<u64>,
     record: Option<Record>,
+    /// Most bytes of the next chunk, where that is limited.
+    piece: Option<Arc<AtomicUsize>>,
 }
 
 enum Inner {
@@ -81,6 +86,7 @@ impl Body {
             inner: Inner::Bytes(Some(bytes).filter(|bytes| !bytes.is_empty())),
             remaining,
             record: None,
+            piece: None,
         }
     }
 
@@ -97,20 +103,34 @@ impl Body {
             current: None,
             tail: Some(tail),
             files: None,
+            limit: Limit::None,
         };
         Self {
             inner: Inner::Parts(Some(Box::new(reading))),
             remaining: length,
             record: None,
+            piece: None,
         }
     }
 
-    /// Lets the connection send what can be sent from files. It must be the connection that this
-    /// body's answer goes out on, as HTTP/1.
-    pub(super) fn send_files(&mut self, files: &FileQueue) {
+    /// Prepares the body for the HTTP/1 connection that its answer goes out on: `files` is where the
+    /// connection can send ranges of files by itself.
+    pub(super) fn send_on_http1(&mut self, buffers: &ResponseBuffers, files: Option<FileQueue>) {
         if let Inner::Parts(Some(reading)) = &mut self.inner {
-            reading.files = Some(files.clone());
+            reading.files = files;
+            reading.limit = Limit::Process(buffers.clone());
         }
+    }
+
+    /// Prepares the body for HTTP/2: whoever polls it says before, in what is returned, how many bytes
+    /// the next chunk may have.
+    pub(super) fn send_in_pieces(&mut self) -> Arc<AtomicUsize> {
+        let piece = Arc::new(AtomicUsize::new(READ));
+        if let Inner::Parts(Some(reading)) = &mut self.inner {
+            reading.limit = Limit::Piece(Arc::clone(&piece));
+        }
+        self.piece = Some(Arc::clone(&piece));
+        piece
     }
 
     /// Writes the access line, and counts, when this body has ended.
@@ -143,7 +163,14 @@ impl http_body::Body for Body {
             this.inner = Inner::Stream(reading.stream());
         }
         let next = match &mut this.inner {
-            Inner::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Chunk::Memory(bytes)))),
+            Inner::Bytes(bytes) => {
+                let max = this.piece.as_deref().map_or(usize::MAX, limit);
+                let next = match bytes {
+                    Some(rest) if rest.len() > max => Some(rest.split_to(max)),
+                    bytes => bytes.take(),
+                };
+                Poll::Ready(next.map(|bytes| Ok(Chunk::Memory(bytes))))
+            }
             Inner::Parts(_) => Poll::Ready(None),
             Inner::Stream(stream) => stream.as_mut().poll_next(cx),
         };
@@ -184,6 +211,57 @@ struct Reading {
     tail: Option<Bytes>,
     /// Where ranges of files can be queued.
     files: Option<FileQueue>,
+    limit: Limit,
+}
+
+/// What bounds the bytes of a chunk in memory.
+enum Limit {
+    None,
+    /// What the whole process holds.
+    Process(ResponseBuffers),
+    /// Whoever polls the body.
+    Piece(Arc<AtomicUsize>),
+}
+
+fn limit(piece: &AtomicUsize) -> usize {
+    piece.load(Ordering::Relaxed).max(1)
+}
+
+impl Limit {
+    /// Most bytes to read from a file into memory.
+    fn read(&self) -> usize {
+        match self {
+            Self::None => READ,
+            Self::Process(buffers) => buffers.piece(READ),
+            Self::Piece(piece) => limit(piece).min(READ),
+        }
+    }
+
+    /// At most `max` of the bytes that a download has in memory, which all its readers share.
+    fn part(&self, bytes: &Bytes, max: usize) -> Bytes {
+        let max = max.min(bytes.len());
+        let Self::Piece(piece) = self else {
+            return bytes.slice(..max);
+        };
+        let max = max.min(limit(piece));
+        // A small part would keep all the bytes in memory for as long as it waits to be sent.
+        if max < bytes.len() / 2 {
+            bytes
+                .get(..max)
+                .map_or_else(Bytes::new, Bytes::copy_from_slice)
+        } else {
+            bytes.slice(..max)
+        }
+    }
+
+    /// Counts bytes that were read for this body alone.
+    fn count(&self, bytes: Bytes) -> Bytes {
+        match self {
+            Self::Process(buffers) if bytes.len() as u64 >= SHORT => buffers.count(bytes),
+            // HTTP/2 counts what it is given.
+            _ => bytes,
+        }
+    }
 }
 
 impl Reading {
@@ -232,10 +310,8 @@ impl Reading {
         let chunk = match piece {
             None => None,
             Some(Piece::Bytes(bytes)) => {
-                let max = usize::try_from(limit)
-                    .unwrap_or(usize::MAX)
-                    .min(bytes.len());
-                Some(Chunk::Memory(bytes.slice(..max)))
+                let max = usize::try_from(limit).unwrap_or(usize::MAX);
+                Some(Chunk::Memory(self.limit.part(&bytes, max)))
             }
             Some(Piece::File { reader, start, end }) => {
                 let wanted = end.saturating_sub(start).min(limit);
@@ -265,9 +341,11 @@ impl Reading {
                 return Ok(Some(chunk));
             }
         }
-        let bytes = reader.read_at(start, wanted_here.min(READ)).await?;
+        let bytes = reader
+            .read_at(start, wanted_here.min(self.limit.read()))
+            .await?;
         Ok(Some(bytes)
             .filter(|bytes| !bytes.is_empty())
-            .map(Chunk::Memory))
+            .map(|bytes| Chunk::Memory(self.limit.count(bytes))))
     }
 }

@@ -2,13 +2,16 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::chunk::FileQueue;
+use super::request::Peer;
 use crate::config::Listen;
 
 /// Bytes that may wait in a socket without having been sent to the client. It keeps many slow clients
@@ -16,6 +19,23 @@ use crate::config::Listen;
 /// fast clients gained nothing by more.
 #[cfg(target_os = "linux")]
 const MAX_UNSENT: u32 = 512 * 1024;
+
+/// How long a client may be silent before its system is asked whether it is still there, how often it
+/// is asked, and how many answers may be missing: a dead client is found after two minutes.
+#[cfg(target_os = "linux")]
+const KEEPALIVE_IDLE: Duration = Duration::from_mins(1);
+#[cfg(target_os = "linux")]
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+#[cfg(target_os = "linux")]
+const KEEPALIVE_RETRIES: u32 = 4;
+/// What a request on a connection beyond a limit is answered with.
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    Retry-After: 1\r\n\
+    Content-Type: application/json\r\n\
+    Content-Length: 85\r\n\
+    Connection: close\r\n\
+    \r\n\
+    {\"errors\":[{\"code\":\"UNAVAILABLE\",\"message\":\"too many connections; try again later\"}]}";
 
 /// A bound socket.
 #[derive(Debug)]
@@ -26,24 +46,22 @@ pub enum Listener {
 }
 
 /// A connection of either kind.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A connection that a client has made.
-pub struct Accepted {
-    pub(super) stream: Box<dyn Stream>,
-    /// Who it is from, for people.
-    pub(super) peer: String,
-    /// Where bodies queue what the stream sends from files. None where it can't.
-    pub(super) files: Option<FileQueue>,
+/// A connection that a client has made, not yet admitted.
+pub(super) enum Connected {
+    Tcp(TcpStream, SocketAddr),
+    #[cfg(unix)]
+    Unix(tokio::net::UnixStream),
 }
 
-impl fmt::Debug for Accepted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Accepted")
-            .field("peer", &self.peer)
-            .finish_non_exhaustive()
-    }
+/// A connection that is served.
+pub(super) struct Accepted {
+    pub(super) stream: Box<dyn Stream>,
+    pub(super) peer: Peer,
+    /// Where bodies queue what the stream sends from files. None where it can't.
+    pub(super) files: Option<FileQueue>,
 }
 
 /// Why a socket can't be bound.
@@ -91,7 +109,7 @@ impl Listener {
                     None => TcpListener::bind(address).await,
                 };
                 bound
-                    .inspect(limit_unsent)
+                    .inspect(prepare)
                     .map(Self::Tcp)
                     .map_err(|source| BindError::Tcp {
                         address: address.clone(),
@@ -133,39 +151,44 @@ impl Listener {
     }
 
     /// The next connection. Cancel safe.
-    pub async fn accept(&self) -> io::Result<Accepted> {
+    pub(super) async fn accept(&self) -> io::Result<Connected> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // Heads and small manifests must not wait for an acknowledgement.
-                stream.set_nodelay(true)?;
                 // On a socket for both families, IPv4 peers come as mapped addresses.
                 let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                Ok(Accepted::tcp(stream, peer))
+                Ok(Connected::Tcp(stream, peer))
             }
             #[cfg(unix)]
             Self::Unix(socket) => {
                 let (stream, _) = socket.listener.accept().await?;
-                Ok(Accepted {
-                    stream: Box::new(stream),
-                    peer: "unix".to_owned(),
-                    files: None,
-                })
+                Ok(Connected::Unix(stream))
             }
         }
     }
 }
 
-/// Connections inherit it. Without it everything works, with more memory.
+/// Sets what accepted sockets inherit, so that no connection costs the system calls. Without any of
+/// it everything works, though with more memory, later packets, or later news of dead clients.
 #[cfg(target_os = "linux")]
-fn limit_unsent(listener: &TcpListener) {
-    if let Err(error) = socket2::SockRef::from(listener).set_tcp_notsent_lowat(MAX_UNSENT) {
-        tracing::debug!(%error, "what waits in sockets isn't limited");
+fn prepare(listener: &TcpListener) {
+    let socket = socket2::SockRef::from(listener);
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    let set = socket
+        .set_tcp_notsent_lowat(MAX_UNSENT)
+        // Heads and small manifests must not wait for an acknowledgement.
+        .and_then(|()| socket.set_tcp_nodelay(true))
+        .and_then(|()| socket.set_tcp_keepalive(&keepalive));
+    if let Err(error) = set {
+        tracing::debug!(%error, "the listening socket takes not all options");
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn limit_unsent(_listener: &TcpListener) {}
+fn prepare(_listener: &TcpListener) {}
 
 impl Accepted {
     #[cfg(target_os = "linux")]
@@ -173,18 +196,70 @@ impl Accepted {
         let files = FileQueue::default();
         Self {
             stream: Box::new(super::sendfile::FileSocket::new(stream, files.clone())),
-            peer: peer.to_string(),
+            peer: Peer::tcp(peer),
             files: Some(files),
         }
     }
 
+    /// Other systems don't hand the listening socket's options on.
     #[cfg(not(target_os = "linux"))]
     fn tcp(stream: TcpStream, peer: SocketAddr) -> Self {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "the client has gone");
+        }
         Self {
             stream: Box::new(stream),
-            peer: peer.to_string(),
+            peer: Peer::tcp(peer),
             files: None,
         }
+    }
+}
+
+impl Connected {
+    /// None for a unix socket.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(_, peer) => Some(peer.ip()),
+            #[cfg(unix)]
+            Self::Unix(_) => None,
+        }
+    }
+
+    pub(super) fn accept(self) -> Accepted {
+        match self {
+            Self::Tcp(stream, peer) => Accepted::tcp(stream, peer),
+            #[cfg(unix)]
+            Self::Unix(stream) => Accepted {
+                stream: Box::new(stream),
+                peer: Peer {
+                    address: None,
+                    name: "unix".into(),
+                },
+                files: None,
+            },
+        }
+    }
+
+    /// Closes the connection without waiting for anything. A request that has come already is
+    /// answered; clients take an answer without a request for a broken connection.
+    pub(super) fn refuse(self) {
+        let refused = match self {
+            Self::Tcp(stream, _) => stream.into_std().and_then(refuse),
+            #[cfg(unix)]
+            Self::Unix(stream) => stream.into_std().and_then(refuse),
+        };
+        if let Err(error) = refused {
+            tracing::trace!(%error, "the client was not told why it was refused");
+        }
+    }
+}
+
+/// The socket doesn't block.
+fn refuse(mut stream: impl io::Read + io::Write) -> io::Result<()> {
+    // Besides, a socket with unread bytes is reset when it is closed, and an answer may be lost.
+    match stream.read(&mut [0; 2048])? {
+        0 => Ok(()),
+        _ => stream.write_all(REFUSAL),
     }
 }
 

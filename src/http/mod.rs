@@ -11,6 +11,7 @@
 pub mod access;
 mod answer;
 mod body;
+mod buffers;
 #[cfg_attr(
     not(target_os = "linux"),
     expect(dead_code, reason = "no other system's sockets send files")
@@ -19,13 +20,19 @@ mod chunk;
 mod conditional;
 mod connection;
 mod error;
+mod http2;
+mod limits;
 pub mod listener;
+mod request;
 #[cfg(target_os = "linux")]
 mod sendfile;
 mod service;
-mod stall;
+mod socket;
 
 pub use body::{Body, BodyError};
+pub use buffers::ResponseBuffers;
 pub use chunk::{Chunk, FileChunk};
 pub use connection::{ConnectionSettings, Handler, serve};
+pub use limits::ConnectionLimits;
+pub use request::{Peer, RequestBody, RequestBodyError};
 pub use service::{Service, Settings};

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use http::header::{ACCEPT, HOST, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Method, Request, Response, Uri};
-use hyper::body::Incoming;
 use quick_cache::sync::Cache;
 use serde_json::json;
 
@@ -14,6 +13,7 @@ use super::body::Body;
 use super::conditional::{not_modified, requested_ranges};
 use super::connection::Handler;
 use super::error::Refusal;
+use super::request::{Peer, RequestBody};
 use crate::metrics::{Kind, Metrics, Outcome};
 use crate::mirror::{Mirror, MirrorError, Target, Want};
 use crate::oci::route::{Endpoint, Page};
@@ -64,9 +64,9 @@ struct Asked<'a> {
 }
 
 impl Handler for Service {
-    async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Arc<str>) -> Response<Body> {
+    async fn handle(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         let (parts, _ignored_body) = request.into_parts();
-        self.answer(Request::from_parts(parts, ()), peer).await
+        self.answer(Request::from_parts(parts, ()), peer.name).await
     }
 }
 

@@ -84,6 +84,41 @@ impl EncodeLabelValue for Outcome {
     }
 }
 
+/// Why a client's connection was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RefusedConnection {
+    /// The listener's limit of open connections.
+    Total,
+    /// The limit of open connections from one address.
+    Address,
+    /// The system's limits: no file descriptor, no memory.
+    System,
+}
+
+impl RefusedConnection {
+    pub(super) const ALL: [Self; 3] = [Self::Total, Self::Address, Self::System];
+
+    /// The word used in logs and as the metric's label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Total => "total",
+            Self::Address => "address",
+            Self::System => "system",
+        }
+    }
+}
+
+impl EncodeLabelValue for RefusedConnection {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(self.as_str())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OfReason {
+    pub(super) reason: RefusedConnection,
+}
+
 /// How a request to an upstream ended: a status, or no status at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Ending {

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use fetch::Fetching;
-pub use labels::{Ending, Kind, Outcome};
+pub use labels::{Ending, Kind, Outcome, RefusedConnection};
 use labels::{UpstreamBytes, UpstreamRequest};
 use serving::Serving;
 
@@ -200,6 +200,11 @@ impl Metrics {
 
     pub fn store_failed(&self) {
         self.store_failures.inc();
+    }
+
+    /// A client's connection has been refused.
+    pub fn connection_refused(&self, reason: RefusedConnection) {
+        self.serving.refused(reason);
     }
 
     /// Counts an open connection until dropped.

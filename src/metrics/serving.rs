@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::labels::{Kind, OfKind, Outcome, Served, ServedStatus};
+use super::labels::{Kind, OfKind, OfReason, Outcome, RefusedConnection, Served, ServedStatus};
 
 /// The statuses of nearly all answers.
 const STATUSES: [u16; 10] = [200, 206, 304, 400, 401, 403, 404, 416, 429, 502];
@@ -20,6 +20,7 @@ pub(super) struct Serving {
     requests: Family<Served, Counter>,
     responses: Family<ServedStatus, Counter>,
     bytes: Family<OfKind, Counter>,
+    refused: Family<OfReason, Counter>,
     found: [OfOneKind; Kind::COUNT],
 }
 
@@ -38,6 +39,12 @@ impl Serving {
         registry.register("responses", help, self.responses.clone());
         let help = "Body bytes sent to clients";
         registry.register_with_unit("client_sent", help, Unit::Bytes, self.bytes.clone());
+        let help = "Client connections that were refused, by the limit";
+        registry.register("connections_refused", help, self.refused.clone());
+        // A rate needs the zero before the first refusal.
+        for reason in RefusedConnection::ALL {
+            self.refused.get_or_create_owned(&OfReason { reason });
+        }
     }
 
     pub(super) fn served(&self, kind: Kind, result: Outcome, status: u16) {
@@ -54,6 +61,10 @@ impl Serving {
                 .get_or_create_owned(&ServedStatus { kind, status })
         };
         count(slot, of_status, 1);
+    }
+
+    pub(super) fn refused(&self, reason: RefusedConnection) {
+        self.refused.get_or_create_owned(&OfReason { reason }).inc();
     }
 
     pub(super) fn sent(&self, kind: Kind, bytes: u64) {

@@ -182,7 +182,8 @@ fn what_is_rendered_is_read_back() {
         "version: 0.1\nlog: {{level: trace, formatter: json, fields: {{a: 1}}, accesslog: {{disabled: true}}}}\n\
          storage: inmemory\n\
          http: {{addr: '[::1]:0', prefix: /a/b/, host: 'https://m.example', headers: {{X-A: [b, c]}},\n  \
-           debug: {{addr: ':1', prometheus: {{enabled: false}}}}, http2: {{disabled: yes}}, draintimeout: 0}}\n\
+           debug: {{addr: ':1', prometheus: {{enabled: false}}}}, http2: {{disabled: yes}}, draintimeout: 0,\n  \
+           limits: {{connections: 9, peraddress: 3}}}}\n\
          proxy:\n  remoteurl: http://[::1]:7101\n  username: u\n  password: hunter2\n  ttl: 0\n  tags: {{ttl: 1.5s}}\n  \
            upstreams:\n  - {{name: ghcr.io, remoteurl: 'https://ghcr.io', ca: '{}', aliases: ['X:1']}}\n",
         ca.display()
@@ -198,6 +199,8 @@ fn what_is_rendered_is_read_back() {
     assert_eq!(render(&second), rendered);
     assert_eq!(second.proxy.ttl, None);
     assert_eq!(second.http.prefix, "/a/b");
+    let limits = second.http.limits;
+    assert_eq!((limits.total, limits.per_address), (Some(9), Some(3)));
     assert_eq!(second.http.debug.unwrap().metrics_path, None);
     assert_eq!(second.proxy.default.name, "[::1]:7101");
     assert_eq!(second.proxy.upstreams[0].aliases, ["ghcr.io", "x:1"]);

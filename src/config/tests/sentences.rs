@@ -123,6 +123,18 @@ const SENTENCES: &[(&str, &str)] = &[
         "config.yml:2: `http.draintimeout` is \"30\"; it needs a unit, such as 60s, 10m or 168h",
     ),
     (
+        "http: {limits: {connections: 0}}",
+        "config.yml:2: `http.limits.connections` is \"0\"; write a whole number from 1 to 1000000",
+    ),
+    (
+        "http: {limits: {peraddress: many}}",
+        "config.yml:2: `http.limits.peraddress` is \"many\"; write a whole number from 0 to 1000000",
+    ),
+    (
+        "http: {limits: {perAddress: 5}}",
+        "config.yml:2: unknown key `http.limits.perAddress`; did you mean `http.limits.peraddress`?",
+    ),
+    (
         "http:\n  tls:\n    certificate: x",
         "config.yml:3: `http.tls` is not supported: plain HTTP would be served instead; remove the section and put a reverse proxy that terminates TLS in front",
     ),

@@ -35,6 +35,16 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("REGISTRY_HTTP_HEADERS", "{X-A: [b]}", "    x-a:"),
     ("REGISTRY_HTTP_HEADERS_X_A", "[b]", "    x-a:"),
     ("REGISTRY_HTTP_HTTP2_DISABLED", "true", "    disabled: true"),
+    (
+        "REGISTRY_HTTP_LIMITS_CONNECTIONS",
+        "500",
+        "    connections: 500",
+    ),
+    (
+        "REGISTRY_HTTP_LIMITS_PERADDRESS",
+        "50",
+        "    peraddress: 50",
+    ),
     ("REGISTRY_HTTP_DEBUG_ADDR", ":5001", "    addr: :5001"),
     ("REGISTRY_HTTP_DEBUG", "{addr: ':5001'}", "    addr: :5001"),
     (

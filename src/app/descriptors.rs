@@ -1,0 +1,123 @@
+//! File descriptors: how many the process may have, and how many connections that allows.
+//!
+//! Clients get what files, upstreams and operators don't need, so that a flood of connections can't
+//! keep the mirror from answering those that it has.
+
+use std::num::NonZeroUsize;
+
+use crate::config::Config;
+use crate::http::ConnectionLimits;
+
+/// Connections of operators, on each of their two listeners.
+pub(super) const OPERATORS: ConnectionLimits = ConnectionLimits {
+    total: 32,
+    per_address: None,
+};
+/// Descriptors for what doesn't grow with clients: the log, the runtime, open blobs that are kept for
+/// the next request (256), the journal, operators' connections.
+const FIXED: usize = 384;
+/// Descriptors of one stream from an upstream: its connection and the file that is written.
+const PER_STREAM: usize = 2;
+/// Descriptors of a client's connection: itself and the file that is sent.
+const PER_CONNECTION: usize = 2;
+/// The default never exceeds it: so many busy connections take a few hundred MiB.
+const MAX_DEFAULT: usize = 16_384;
+
+/// Raises the process's limit of descriptors as far as it may, and derives the limits of clients'
+/// connections.
+pub(super) fn connection_limits(config: &Config) -> ConnectionLimits {
+    let limits = config.http.limits;
+    let available = available(raise(), config.proxy.streams.total);
+    let default = (available / PER_CONNECTION).clamp(1, MAX_DEFAULT);
+    let total = limits.total.unwrap_or(default);
+    if total > available {
+        tracing::warn!(
+            configured = total,
+            possible = available,
+            "http.limits.connections exceeds what the limit of open files (RLIMIT_NOFILE) allows; \
+             raise that, or lower the key"
+        );
+    }
+    ConnectionLimits {
+        total: total.min(available),
+        per_address: limits.per_address.and_then(NonZeroUsize::new),
+    }
+}
+
+/// Descriptors that clients may use, of `descriptors` in all. At least a half: below that, more
+/// files would serve fewer clients.
+fn available(descriptors: usize, streams: usize) -> usize {
+    let reserve = FIXED + PER_STREAM * streams;
+    descriptors
+        .saturating_sub(reserve)
+        .max(descriptors / 2)
+        .max(1)
+}
+
+/// Raises the soft limit to the hard one. Returns how many descriptors the process may have.
+#[cfg(unix)]
+fn raise() -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let current = if limit.current == limit.maximum {
+        limit.maximum
+    } else {
+        match setrlimit(Resource::Nofile, raised) {
+            Ok(()) => limit.maximum,
+            Err(error) => {
+                tracing::debug!(%error, "the limit of open files can't be raised");
+                limit.current
+            }
+        }
+    };
+    // None is no limit.
+    current.map_or(usize::MAX, |current| {
+        usize::try_from(current).unwrap_or(usize::MAX)
+    })
+}
+
+#[cfg(not(unix))]
+fn raise() -> usize {
+    usize::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ConnectionLimits as Configured;
+
+    #[test]
+    fn clients_get_what_files_and_upstreams_do_not_need() {
+        assert_eq!(available(524_288, 128), 524_288 - 384 - 256);
+        assert_eq!(available(1024, 128), 512, "at least a half");
+        assert_eq!(available(1, 128), 1);
+        assert_eq!(available(usize::MAX, 4096), usize::MAX - 384 - 8192);
+    }
+
+    #[test]
+    fn the_soft_limit_is_raised_and_the_configuration_has_its_say() {
+        let mut config = Config::default_config();
+        let possible = available(raise(), config.proxy.streams.total);
+        let default = connection_limits(&config);
+        assert_eq!(default.total, (possible / 2).clamp(1, MAX_DEFAULT));
+        assert_eq!(default.per_address, None);
+        config.http.limits = Configured {
+            total: Some(7),
+            per_address: Some(3),
+        };
+        let configured = connection_limits(&config);
+        assert_eq!(
+            (configured.total, configured.per_address),
+            (7, NonZeroUsize::new(3))
+        );
+        #[cfg(unix)]
+        {
+            let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+            assert_eq!(limit.current, limit.maximum);
+        }
+    }
+}

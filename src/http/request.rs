@@ -1,0 +1,70 @@
+//! What a handler gets of a request besides its head: who sent it, and its body.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+
+/// The other end of a client's connection.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// None for a unix socket.
+    pub address: Option<IpAddr>,
+    /// Address and port for people, or `unix`.
+    pub name: Arc<str>,
+}
+
+impl Peer {
+    pub(super) fn tcp(address: SocketAddr) -> Self {
+        Self {
+            address: Some(address.ip()),
+            name: address.to_string().into(),
+        }
+    }
+}
+
+/// The body of a request, not read yet. Dropping it discards what the client still sends.
+#[derive(Debug)]
+pub enum RequestBody {
+    Http1(Incoming),
+    Http2(h2::RecvStream),
+}
+
+/// Why a request's body can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestBodyError {
+    #[error("the body has more than {max} bytes, or broke off: {source}")]
+    Http1 {
+        max: usize,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("the body broke off: {0}")]
+    Http2(#[from] h2::Error),
+    #[error("the body has more than {0} bytes")]
+    TooLarge(usize),
+}
+
+impl RequestBody {
+    /// Reads the whole body, of at most `max` bytes.
+    pub async fn read(self, max: usize) -> Result<Bytes, RequestBodyError> {
+        let mut stream: h2::RecvStream = match self {
+            Self::Http1(incoming) => {
+                let collected = Limited::new(incoming, max).collect().await;
+                let failed = |source| RequestBodyError::Http1 { max, source };
+                return Ok(collected.map_err(failed)?.to_bytes());
+            }
+            Self::Http2(stream) => stream,
+        };
+        let mut body = BytesMut::new();
+        while let Some(data) = stream.data().await.transpose()? {
+            if body.len() + data.len() > max {
+                return Err(RequestBodyError::TooLarge(max));
+            }
+            body.extend_from_slice(&data);
+            stream.flow_control().release_capacity(data.len())?;
+        }
+        Ok(body.freeze())
+    }
+}

@@ -1,0 +1,356 @@
+//! A client's socket with deadlines: for the first byte and the head of a request, and for a client
+//! that accepts no more bytes.
+//!
+//! How long a connection may be idle between requests is the protocol's to say ([`super::connection`],
+//! [`super::http2`]).
+
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+/// How long a client may send nothing after it has connected.
+pub(super) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the head of a request may take: the first one from when the client connected, later ones
+/// from their first byte.
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a client may accept no byte of an answer: longer than any pull pauses for, short enough
+/// that dead peers don't pile up.
+pub(super) const CLIENT_STALL: Duration = Duration::from_mins(10);
+
+/// What the protocol tells the socket. Clones of the `Arc` share it within one connection's task.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Requests whose head is complete; wraps around.
+    heads: AtomicU32,
+    /// The server stops: a head that isn't complete is not waited for.
+    stopping: AtomicBool,
+}
+
+impl Progress {
+    /// The head of a request is complete.
+    pub(super) fn head_complete(&self) {
+        self.heads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// From now on an incomplete head ends the connection.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What the client is expected to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    FirstByte,
+    /// The rest of a head, unless more heads than this are complete meanwhile.
+    Head(u32),
+    /// Whatever it likes: deadlines are the protocol's.
+    Anything,
+}
+
+/// A socket whose reads fail when a head takes too long, and whose writes fail when the client has
+/// accepted nothing for [`CLIENT_STALL`].
+#[derive(Debug)]
+pub(super) struct ClientSocket<T> {
+    stream: T,
+    progress: Arc<Progress>,
+    /// Bytes that are read first: what was read to detect the protocol.
+    detected: Bytes,
+    expected: Expected,
+    /// What the read deadline was set for, if for anything.
+    read_deadline_for: Option<Expected>,
+    /// Made when first needed. Most heads arrive at once, and most writes never wait.
+    read_deadline: Option<Pin<Box<Sleep>>>,
+    write_waits: bool,
+    write_deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> ClientSocket<T> {
+    pub(super) fn new(stream: T, progress: Arc<Progress>) -> Self {
+        Self {
+            stream,
+            progress,
+            detected: Bytes::new(),
+            expected: Expected::FirstByte,
+            read_deadline_for: None,
+            read_deadline: None,
+            write_waits: false,
+            write_deadline: None,
+        }
+    }
+
+    /// Gives back bytes that were read to detect the protocol.
+    pub(super) fn unread(&mut self, bytes: Bytes) {
+        self.detected = bytes;
+    }
+
+    /// From now on the protocol has its own deadlines for what the client sends.
+    pub(super) fn leave_reads_alone(&mut self) {
+        self.expected = Expected::Anything;
+    }
+
+    /// Bytes of a request have come.
+    fn received(&mut self) {
+        if self.expected != Expected::Anything {
+            self.expected = Expected::Head(self.progress.heads.load(Ordering::Relaxed));
+        }
+    }
+
+    /// Called when a read would wait: ready when it must not.
+    fn poll_read_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let first = match self.expected {
+            Expected::FirstByte => true,
+            Expected::Head(complete) if complete == self.progress.heads.load(Ordering::Relaxed) => {
+                // An unsent answer comes first.
+                if self.progress.stopping.load(Ordering::Relaxed) && !self.write_waits {
+                    return Poll::Ready(Ok(()));
+                }
+                false
+            }
+            Expected::Head(_) | Expected::Anything => return Poll::Pending,
+        };
+        if self.read_deadline_for != Some(self.expected) {
+            let deadline = match (&self.read_deadline, self.read_deadline_for) {
+                // The first head's time runs from the beginning, too.
+                (Some(sleep), Some(Expected::FirstByte)) => {
+                    sleep.deadline() + HEAD_TIMEOUT.saturating_sub(FIRST_BYTE_TIMEOUT)
+                }
+                _ if first => Instant::now() + FIRST_BYTE_TIMEOUT,
+                _ => Instant::now() + HEAD_TIMEOUT,
+            };
+            set(&mut self.read_deadline, deadline);
+            self.read_deadline_for = Some(self.expected);
+        }
+        let Some(deadline) = &mut self.read_deadline else {
+            return Poll::Pending;
+        };
+        ready!(deadline.as_mut().poll(cx));
+        let late = if first {
+            "the client sent nothing in time"
+        } else {
+            "the client did not send the whole head of its request in time"
+        };
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, late)))
+    }
+
+    /// Passes on the result of a write, unless it has been pending for too long.
+    fn guard_write<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
+        if result.is_ready() {
+            self.write_waits = false;
+            return result;
+        }
+        if !self.write_waits {
+            self.write_waits = true;
+            set(&mut self.write_deadline, Instant::now() + CLIENT_STALL);
+        }
+        let Some(deadline) = &mut self.write_deadline else {
+            return Poll::Pending;
+        };
+        ready!(deadline.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the client takes no more bytes",
+        )))
+    }
+}
+
+fn set(sleep: &mut Option<Pin<Box<Sleep>>>, deadline: Instant) {
+    match sleep {
+        Some(sleep) => sleep.as_mut().reset(deadline),
+        None => *sleep = Some(Box::pin(tokio::time::sleep_until(deadline))),
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for ClientSocket<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.detected.is_empty() {
+            let len = this.detected.len().min(buf.remaining());
+            buf.put_slice(&this.detected.split_to(len));
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        match read {
+            Poll::Pending => this.poll_read_deadline(cx),
+            Poll::Ready(result) => {
+                if buf.filled().len() > before {
+                    this.received();
+                }
+                Poll::Ready(result)
+            }
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for ClientSocket<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.guard_write(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.guard_write(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.guard_write(cx, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.guard_write(cx, result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    fn socket() -> (ClientSocket<DuplexStream>, DuplexStream, Arc<Progress>) {
+        let (near, far) = tokio::io::duplex(4);
+        let progress = Arc::new(Progress::default());
+        (
+            ClientSocket::new(near, Arc::clone(&progress)),
+            far,
+            progress,
+        )
+    }
+
+    /// How long the socket waits for the client, which sends nothing more.
+    async fn given_up_after(socket: &mut ClientSocket<DuplexStream>) -> Duration {
+        let started = Instant::now();
+        let error = socket.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        started.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_given_up() {
+        let (mut near, _far, _) = socket();
+        let started = Instant::now();
+        let error = near.write_all(b"more than fits").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(started.elapsed().as_secs(), CLIENT_STALL.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_peer_is_not() {
+        let (mut near, mut far, _) = socket();
+        let slow = async {
+            let mut taken = [0; 4];
+            for _ in 0..5 {
+                tokio::time::sleep(CLIENT_STALL.mul_f64(0.9)).await;
+                far.read_exact(&mut taken).await.unwrap();
+            }
+        };
+        let (written, ()) = tokio::join!(near.write_all(&[0; 20]), slow);
+        written.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_sends_nothing_is_given_up() {
+        let (mut near, _far, _) = socket();
+        let waited = given_up_after(&mut near).await;
+        assert_eq!(waited.as_secs(), FIRST_BYTE_TIMEOUT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_head_has_its_time_from_the_beginning() {
+        let (mut near, mut far, _) = socket();
+        let late = FIRST_BYTE_TIMEOUT.mul_f64(0.9);
+        let client = async {
+            tokio::time::sleep(late).await;
+            far.write_all(b"G").await.unwrap();
+        };
+        let (byte, ()) = tokio::join!(near.read_u8(), client);
+        assert_eq!(byte.unwrap(), b'G');
+        let waited = given_up_after(&mut near).await;
+        assert_eq!((late + waited).as_secs(), HEAD_TIMEOUT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trickled_head_does_not_get_more_time() {
+        let (mut near, mut far, progress) = socket();
+        // One request, and then a long pause, which is the protocol's to end.
+        far.write_all(b"GET").await.unwrap();
+        near.read_exact(&mut [0; 3]).await.unwrap();
+        progress.head_complete();
+        let pause = tokio::time::timeout(Duration::from_hours(1), near.read_u8()).await;
+        assert!(pause.is_err(), "the socket leaves idle connections alone");
+        let trickle = async {
+            loop {
+                far.write_all(b"G").await.unwrap();
+                tokio::time::sleep(Duration::from_secs(4)).await;
+            }
+        };
+        let started = Instant::now();
+        let error = tokio::select! {
+            error = async { loop { if let Err(error) = near.read_u8().await { break error } } } => error,
+            () = trickle => unreachable!(),
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(started.elapsed().as_secs(), HEAD_TIMEOUT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_an_incomplete_head_and_nothing_else() {
+        let (mut near, mut far, progress) = socket();
+        far.write_all(b"GET").await.unwrap();
+        near.read_exact(&mut [0; 3]).await.unwrap();
+        progress.head_complete();
+        progress.stop();
+        let request = tokio::time::timeout(Duration::from_mins(1), near.read_u8()).await;
+        assert!(request.is_err(), "its answer is awaited");
+        far.write_all(b"G").await.unwrap();
+        near.read_u8().await.unwrap();
+        let started = Instant::now();
+        assert_eq!(near.read(&mut [0]).await.unwrap(), 0);
+        assert_eq!(started.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_too_early_is_read_again() {
+        let (mut near, mut far, _) = socket();
+        far.write_all(b"abcd").await.unwrap();
+        let mut bytes = [0; 4];
+        near.read_exact(&mut bytes).await.unwrap();
+        near.unread(Bytes::copy_from_slice(&bytes));
+        far.write_all(b"ef").await.unwrap();
+        drop(far);
+        let mut all = Vec::new();
+        near.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"abcdef");
+    }
+}
