@@ -8,14 +8,14 @@ use http::header::{
 use http::{Response, StatusCode};
 
 use super::body::{Body, Part};
-use super::conditional::{not_modified, requested_ranges, tag_and_digest};
+use super::conditional::{Verdict, evaluate, requested_ranges, tag_and_digest};
 use super::error::Refusal;
 use super::service::{API_VERSION, API_VERSION_2, NOSNIFF};
 use crate::metrics::Outcome;
 use crate::mirror::{BlobAnswer, BlobBody, Found, Known, ManifestAnswer, Want};
 use crate::oci::manifest::{media_type, referrers_index};
 use crate::oci::range::Resolved;
-use crate::oci::{ByteRange, Descriptor, Digest};
+use crate::oci::{ByteRange, Descriptor, Digest, Requested};
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -23,6 +23,7 @@ const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const BYTES: HeaderValue = HeaderValue::from_static("bytes");
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 /// Header fields that most answers have, and those that configurations add: more make the map grow.
 const FIELDS: usize = 12;
 /// What is named by its digest never changes: a year, the longest that caches are told.
@@ -70,6 +71,24 @@ fn json(mut response: Response<Body>, body: Vec<u8>) -> Response<Body> {
     response
 }
 
+/// `GET /`, as the reference registry answers it.
+pub(super) fn alive() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(CONTENT_LENGTH, 0.into());
+    response
+}
+
+/// `OPTIONS`. What a browser's preflight request asks for besides comes from the configured headers.
+pub(super) fn options() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    headers.insert(ALLOW, METHODS);
+    headers.insert(CONTENT_LENGTH, 0.into());
+    response
+}
+
 /// `GET /v2/`
 pub(super) fn base() -> Response<Body> {
     json(answer(Outcome::Error), b"{}".to_vec())
@@ -112,7 +131,7 @@ pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
     *response.status_mut() = refusal.status;
     let headers = response.headers_mut();
     if refusal.status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        headers.insert(ALLOW, METHODS);
     }
     if let Some(retry_after) = refusal.retry_after {
         // Rounded up: a client that comes a moment too early is refused once more.
@@ -125,13 +144,17 @@ pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
 /// A manifest, or its head. Manifests are small: what isn't whole in memory is a head.
 pub(super) fn manifest(request: &HeaderMap, found: &ManifestAnswer) -> Response<Body> {
     let Known { digest, size, .. } = *found.found.known();
-    let mut response = Response::new(Body::empty());
-    if not_modified(request, &digest) {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        insert_digest(response.headers_mut(), &digest);
-        insert_outcome(response.headers_mut(), found.outcome);
-        return response;
+    match evaluate(request, &digest) {
+        Verdict::Proceed => {}
+        Verdict::NotModified => {
+            let mut response = answer(found.outcome);
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            insert_digest(response.headers_mut(), &digest);
+            return response;
+        }
+        Verdict::Failed => return precondition_failed(&digest, found.outcome),
     }
+    let mut response = Response::new(Body::empty());
     *response.headers_mut() = match &found.found {
         Found::Head(known) => manifest_head(known),
         Found::Whole(whole) => {
@@ -156,12 +179,20 @@ pub(super) fn manifest(request: &HeaderMap, found: &ManifestAnswer) -> Response<
             *response.body_mut() = Body::bytes(slice(&content, range));
             response
         }
-        Some(Resolved::Unsatisfiable) => unsatisfiable(size),
+        Some(Resolved::Unsatisfiable) => unsatisfiable(Some(size), found.outcome),
         Some(Resolved::Many(_) | Resolved::Whole) | None => {
             *response.body_mut() = Body::bytes(content);
             response
         }
     }
+}
+
+/// 412
+pub(super) fn precondition_failed(digest: &Digest, outcome: Outcome) -> Response<Body> {
+    let mut response = refusal(&Refusal::precondition());
+    insert_digest(response.headers_mut(), digest);
+    insert_outcome(response.headers_mut(), outcome);
+    response
 }
 
 /// The head of most answers with a manifest: what differs in others is replaced there.
@@ -187,21 +218,31 @@ fn slice(content: &Bytes, range: ByteRange) -> Bytes {
     content.slice(at(range.start)..at(range.end))
 }
 
-/// A blob, parts of it, or its head.
-pub(super) fn blob(
-    request: &HeaderMap,
-    digest: &Digest,
-    want: Want,
-    found: BlobAnswer,
-) -> Response<Body> {
-    let mut response = answer(found.outcome);
+/// 304
+pub(super) fn blob_not_modified(digest: &Digest, outcome: Outcome) -> Response<Body> {
+    let mut response = blob_head(digest, outcome);
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response
+}
+
+fn blob_head(digest: &Digest, outcome: Outcome) -> Response<Body> {
+    let mut response = answer(outcome);
     let headers = response.headers_mut();
     insert_digest(headers, digest);
     headers.insert(CACHE_CONTROL, FOREVER);
-    if not_modified(request, digest) {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        return response;
-    }
+    response
+}
+
+/// A blob, parts of it, or its head.
+pub(super) fn blob(
+    digest: &Digest,
+    want: Want,
+    ranges: Option<&Requested>,
+    found: BlobAnswer,
+) -> Response<Body> {
+    let outcome = found.outcome;
+    let mut response = blob_head(digest, outcome);
+    let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, OCTETS);
     headers.insert(ACCEPT_RANGES, BYTES);
     if let Some(size) = found.size {
@@ -211,13 +252,14 @@ pub(super) fn blob(
         return response;
     };
     // Ranges count from the length: where the upstream doesn't tell it, the whole is sent.
-    let resolved = found.size.and_then(|size| {
-        requested_ranges(request, digest).map(|ranges| (ranges.resolve(size), size))
-    });
+    let resolved = found
+        .size
+        .zip(ranges)
+        .map(|(size, ranges)| (ranges.resolve(size), size));
     match resolved {
         Some((Resolved::One(range), size)) => one_range(response, body, range, size),
         Some((Resolved::Many(ranges), size)) => many_ranges(response, body, &ranges, size, digest),
-        Some((Resolved::Unsatisfiable, size)) => unsatisfiable(size),
+        Some((Resolved::Unsatisfiable, size)) => unsatisfiable(Some(size), outcome),
         Some((Resolved::Whole, _)) | None => {
             let whole = Part {
                 head: Bytes::new(),
@@ -290,11 +332,14 @@ fn many_ranges(
     response
 }
 
-fn unsatisfiable(size: u64) -> Response<Body> {
+/// 416. Nothing is said of a length that isn't known.
+pub(super) fn unsatisfiable(size: Option<u64>, outcome: Outcome) -> Response<Body> {
     let mut response = refusal(&Refusal::range(size));
-    response
-        .headers_mut()
-        .insert(CONTENT_RANGE, ascii(&format!("bytes */{size}")));
+    let headers = response.headers_mut();
+    insert_outcome(headers, outcome);
+    if let Some(size) = size {
+        headers.insert(CONTENT_RANGE, ascii(&format!("bytes */{size}")));
+    }
     response
 }
 

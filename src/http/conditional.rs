@@ -2,7 +2,7 @@
 //! which is the digest itself.
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
+use http::header::{HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH, IF_RANGE, RANGE};
 
 use crate::oci::{Digest, Requested};
 
@@ -27,21 +27,46 @@ pub(super) fn tag_and_digest(digest: &Digest) -> (HeaderValue, HeaderValue) {
     )
 }
 
-/// Whether the client has this content already: any tag of `If-None-Match` matches, weakly, or `*`.
-pub(super) fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
-    if !headers.contains_key(IF_NONE_MATCH) {
-        return false;
+/// What a request's conditions say of the content that it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// To be answered as if there were no condition.
+    Proceed,
+    /// 304: the client has it already.
+    NotModified,
+    /// 412: the client wants something else.
+    Failed,
+}
+
+/// Evaluates `If-Match`, then `If-None-Match` (RFC 9110, section 13.2.2). The conditions on dates have
+/// no effect: content named by its digest has none.
+pub(super) fn evaluate(headers: &HeaderMap, digest: &Digest) -> Verdict {
+    if headers.contains_key(IF_MATCH) && !lists(headers, IF_MATCH, digest, false) {
+        Verdict::Failed
+    } else if headers.contains_key(IF_NONE_MATCH) && lists(headers, IF_NONE_MATCH, digest, true) {
+        Verdict::NotModified
+    } else {
+        Verdict::Proceed
     }
+}
+
+/// Whether a header lists the content's entity tag, or is `*`. Weak tags count only where the header
+/// is compared weakly.
+fn lists(headers: &HeaderMap, name: HeaderName, digest: &Digest, weakly: bool) -> bool {
     let digest = digest.to_string();
     let lines = headers
-        .get_all(IF_NONE_MATCH)
+        .get_all(name)
         .iter()
         .filter_map(|line| line.to_str().ok());
     lines
         .flat_map(|line| line.split(','))
         .map(str::trim)
         .any(|tag| {
-            let opaque = tag.strip_prefix("W/").unwrap_or(tag);
+            let opaque = match tag.strip_prefix("W/") {
+                Some(_) if !weakly => return false,
+                Some(opaque) => opaque,
+                None => tag,
+            };
             // Docker's clients were seen to send the digest without quotes.
             tag == "*" || opaque.trim_matches('"') == digest
         })
@@ -75,24 +100,28 @@ mod tests {
     }
 
     #[test]
-    fn if_none_match() {
+    fn if_match_and_if_none_match() {
+        use Verdict::{Failed, NotModified, Proceed};
         let digest = Digest::of(Algorithm::Sha256, b"");
-        for (value, expected) in [
-            (format!("\"{digest}\""), true),
-            (format!("W/\"{digest}\""), true),
-            (digest.to_string(), true),
-            (format!("\"x\", \"{digest}\""), true),
-            ("*".to_owned(), true),
-            ("\"x\"".to_owned(), false),
-            (String::new(), false),
+        for (value, matched, none_matched) in [
+            (format!("\"{digest}\""), Proceed, NotModified),
+            (format!("W/\"{digest}\""), Failed, NotModified),
+            (digest.to_string(), Proceed, NotModified),
+            (format!("\"x\", \"{digest}\""), Proceed, NotModified),
+            ("*".to_owned(), Proceed, NotModified),
+            ("\"x\"".to_owned(), Failed, Proceed),
+            (String::new(), Failed, Proceed),
         ] {
-            assert_eq!(
-                not_modified(&headers(&[("if-none-match", &value)]), &digest),
-                expected,
-                "{value}"
-            );
+            let verdict = |name| evaluate(&headers(&[(name, &value)]), &digest);
+            assert_eq!(verdict("if-match"), matched, "{value}");
+            assert_eq!(verdict("if-none-match"), none_matched, "{value}");
         }
-        assert!(!not_modified(&HeaderMap::new(), &digest));
+        assert_eq!(evaluate(&HeaderMap::new(), &digest), Proceed);
+        let quoted = format!("\"{digest}\"");
+        let both = headers(&[("if-match", &quoted), ("if-none-match", &quoted)]);
+        assert_eq!(evaluate(&both, &digest), NotModified);
+        let both = headers(&[("if-match", "\"x\""), ("if-none-match", &quoted)]);
+        assert_eq!(evaluate(&both, &digest), Failed, "If-Match comes first");
     }
 
     #[test]

@@ -35,13 +35,32 @@ impl Refusal {
     }
 
     /// 416.
-    pub(super) fn range(total: u64) -> Self {
-        let message = format!("no byte of the range is in the blob, which has {total}");
+    pub(super) fn range(total: Option<u64>) -> Self {
+        let message = match total {
+            Some(total) => format!("the range has no byte of the content, which has {total}"),
+            None => "the range has no byte of the content".to_owned(),
+        };
         Self::new(
             StatusCode::RANGE_NOT_SATISFIABLE,
             ErrorCode::RangeInvalid,
             message,
         )
+    }
+
+    /// 412.
+    pub(super) fn precondition() -> Self {
+        let message = "If-Match names other content than this digest's";
+        Self::new(
+            StatusCode::PRECONDITION_FAILED,
+            ErrorCode::Unsupported,
+            message,
+        )
+    }
+
+    /// 400: two names of the host could mean two upstreams.
+    pub(super) fn hosts() -> Self {
+        let message = "the request has more than one Host header";
+        Self::new(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, message)
     }
 
     pub(super) fn route(error: &RouteError) -> Self {

@@ -10,14 +10,14 @@ use serde_json::json;
 use super::access::Record;
 use super::answer;
 use super::body::Body;
-use super::conditional::{not_modified, requested_ranges};
+use super::conditional::{Verdict, evaluate, requested_ranges};
 use super::connection::Handler;
 use super::error::Refusal;
 use super::request::{Peer, RequestBody};
 use crate::metrics::{Kind, Metrics, Outcome};
 use crate::mirror::{Mirror, MirrorError, Target, Want};
 use crate::oci::route::{Endpoint, Page};
-use crate::oci::{Accept, Digest, Reference, RepoName, Route, RouteError};
+use crate::oci::{Accept, Digest, Reference, RepoName, Requested, Route, RouteError};
 
 pub(super) const API_VERSION: HeaderName =
     HeaderName::from_static("docker-distribution-api-version");
@@ -87,15 +87,15 @@ impl Service {
             peer,
             self.settings.access_log,
         );
+        let refused = |refusal: &Refusal| (Kind::Other, Outcome::Error, answer::refusal(refusal));
+        let mut hosts = request.headers().get_all(HOST).iter();
+        let host = hosts.next();
         let (kind, outcome, mut response) = match self.route(request.method(), request.uri()) {
-            Err(error) => (
-                Kind::Other,
-                Outcome::Error,
-                answer::refusal(&Refusal::route(&error)),
-            ),
+            _ if hosts.next().is_some() => refused(&Refusal::hosts()),
+            Err(error) => refused(&Refusal::route(&error)),
             Ok(route) => {
                 let kind = kind(&route.endpoint);
-                match self.dispatch(&route, &request).await {
+                match self.dispatch(&route, &request, host).await {
                     Ok((response, outcome)) => (kind, outcome, response),
                     Err(error) => {
                         let what = describe(&route.endpoint);
@@ -124,7 +124,8 @@ impl Service {
     }
 
     fn route(&self, method: &Method, uri: &Uri) -> Result<Route, RouteError> {
-        if self.settings.prefix.is_empty() {
+        // What asks whether the server is alive needn't know the prefix.
+        if self.settings.prefix.is_empty() || uri.path() == "/" || uri.path() == "*" {
             return Route::parse(method, uri);
         }
         let whole = uri.path_and_query().map_or("", |whole| whole.as_str());
@@ -141,12 +142,10 @@ impl Service {
         &self,
         route: &Route,
         request: &Request<()>,
+        host: Option<&HeaderValue>,
     ) -> Result<Answered, MirrorError> {
         let Route { endpoint, ns } = route;
-        let host = request
-            .headers()
-            .get(HOST)
-            .and_then(|host| host.to_str().ok());
+        let host = host.and_then(|host| host.to_str().ok());
         let asked = Asked {
             ns: ns.as_deref(),
             host: host.or_else(|| request.uri().authority().map(http::uri::Authority::as_str)),
@@ -158,6 +157,8 @@ impl Service {
             },
         };
         match endpoint {
+            Endpoint::Root => Ok((answer::alive(), Outcome::Hit)),
+            Endpoint::Options => Ok((answer::options(), Outcome::Hit)),
             Endpoint::Base => Ok((answer::base(), Outcome::Hit)),
             // These are rare: put aside, so that connections needn't keep room for them.
             Endpoint::Catalog(page) => Box::pin(self.catalog(page)).await,
@@ -220,19 +221,28 @@ impl Service {
         digest: Digest,
     ) -> Result<Answered, MirrorError> {
         let target = self.target(asked, name)?;
-        // Who has the blob already must not make the mirror download it.
-        let want = if not_modified(asked.headers, &digest) {
-            Want::Head
-        } else {
+        let verdict = evaluate(asked.headers, &digest);
+        let ranges =
+            requested_ranges(asked.headers, &digest).filter(|_| asked.want == Want::Content);
+        let refused = ranges.as_ref().is_some_and(Requested::never_satisfiable);
+        // Who gets no byte of the blob must not make the mirror download it.
+        let want = if verdict == Verdict::Proceed && !refused {
             asked.want
+        } else {
+            Want::Head
         };
-        let ranges = requested_ranges(asked.headers, &digest);
         let found = self
             .mirror
             .blob(&target, digest, want, ranges.as_ref())
             .await?;
         let outcome = found.outcome;
-        Ok((answer::blob(asked.headers, &digest, want, found), outcome))
+        let response = match verdict {
+            Verdict::Failed => answer::precondition_failed(&digest, outcome),
+            Verdict::NotModified => answer::blob_not_modified(&digest, outcome),
+            Verdict::Proceed if refused => answer::unsatisfiable(found.size, outcome),
+            Verdict::Proceed => answer::blob(&digest, want, ranges.as_ref(), found),
+        };
+        Ok((response, outcome))
     }
 
     async fn referrers(
@@ -325,6 +335,7 @@ impl Service {
 /// What is asked for, for the metrics.
 fn kind(endpoint: &Endpoint) -> Kind {
     match endpoint {
+        Endpoint::Root | Endpoint::Options => Kind::Other,
         Endpoint::Base => Kind::Base,
         Endpoint::Catalog(_) => Kind::Catalog,
         Endpoint::Tags { .. } => Kind::Tags,
@@ -337,7 +348,7 @@ fn kind(endpoint: &Endpoint) -> Kind {
 /// What is asked for, in words.
 fn describe(endpoint: &Endpoint) -> String {
     match endpoint {
-        Endpoint::Base => "the registry".to_owned(),
+        Endpoint::Root | Endpoint::Options | Endpoint::Base => "the registry".to_owned(),
         Endpoint::Catalog(_) => "the catalog".to_owned(),
         Endpoint::Tags { name, .. } => format!("tags of {name}"),
         Endpoint::Manifest { name, reference } => format!("manifest {reference} of {name}"),

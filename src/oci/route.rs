@@ -31,6 +31,10 @@ pub struct Route {
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
+    /// `GET /`: is this server alive? Load balancers ask it, and the reference registry answers.
+    Root,
+    /// `OPTIONS` of any path: which methods are there? Browsers ask it before other requests.
+    Options,
     /// `/v2/`: is this a registry?
     Base,
     /// `/v2/_catalog`
@@ -81,7 +85,8 @@ pub enum RouteError {
 }
 
 impl Route {
-    /// Reads a request line. `GET` and `HEAD` are reads; whatever else is refused as a write.
+    /// Reads a request line. `GET` and `HEAD` are reads; whatever else but `OPTIONS` is refused as a
+    /// write.
     pub fn parse(method: &Method, uri: &Uri) -> Result<Self, RouteError> {
         let path = if uri.path().contains('%') {
             percent_decode_str(uri.path())
@@ -90,11 +95,22 @@ impl Route {
         } else {
             Cow::Borrowed(uri.path())
         };
+        let alone = |endpoint| Ok(Self { endpoint, ns: None });
         let rest = match path.strip_prefix("/v2") {
             Some("" | "/") => None,
             Some(rest) => Some(rest.strip_prefix('/').ok_or(RouteError::NotFound)?),
+            // The server as a whole (RFC 9110, section 9.3.7).
+            None if method == Method::OPTIONS && matches!(&*path, "*" | "/") => {
+                return alone(Endpoint::Options);
+            }
+            None if (method == Method::GET || method == Method::HEAD) && path == "/" => {
+                return alone(Endpoint::Root);
+            }
             None => return Err(RouteError::NotFound),
         };
+        if method == Method::OPTIONS {
+            return alone(Endpoint::Options);
+        }
         if method != Method::GET && method != Method::HEAD {
             return Err(RouteError::Write);
         }
@@ -286,7 +302,7 @@ mod tests {
     #[test]
     fn refusals() {
         for (uri, error) in [
-            ("/", RouteError::NotFound),
+            ("//", RouteError::NotFound),
             ("/v1/_ping", RouteError::NotFound),
             ("/v2x/a/manifests/b", RouteError::NotFound),
             ("/v2/a", RouteError::NotFound),
@@ -312,6 +328,23 @@ mod tests {
         }
         let long = format!("/v2/{}/manifests/b", "a".repeat(256));
         assert_eq!(get(&long), Err(RouteError::Name(NameError::TooLong)));
+    }
+
+    #[test]
+    fn what_is_asked_of_the_server_itself() {
+        assert_eq!(endpoint("/"), Endpoint::Root);
+        for (uri, expected) in [
+            ("*", Ok(Endpoint::Options)),
+            ("/", Ok(Endpoint::Options)),
+            ("/v2/", Ok(Endpoint::Options)),
+            ("/v2/App/manifests/x", Ok(Endpoint::Options)),
+            ("/x", Err(RouteError::NotFound)),
+        ] {
+            let route = Route::parse(&Method::OPTIONS, &uri.parse().unwrap());
+            assert_eq!(route.map(|route| route.endpoint), expected, "{uri}");
+        }
+        let write = Route::parse(&Method::POST, &"/".parse().unwrap());
+        assert_eq!(write, Err(RouteError::NotFound));
     }
 
     #[test]

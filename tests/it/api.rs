@@ -29,7 +29,6 @@ async fn what_is_wrong_with_a_request_is_said_in_the_specified_form() {
     let good = digest(b"");
     let long = "a".repeat(256);
     for (path, status, code) in [
-        ("/".to_owned(), 404, "UNSUPPORTED"),
         ("/v1/_ping".to_owned(), 404, "UNSUPPORTED"),
         ("/v2/app/nothing/x".to_owned(), 404, "UNSUPPORTED"),
         ("/v2/App/manifests/1".to_owned(), 400, "NAME_INVALID"),
@@ -92,14 +91,72 @@ async fn writes_are_refused_as_writes() {
         "PUT /v2/app/manifests/1",
         "PATCH /v2/app/blobs/uploads/1",
         "DELETE /v2/app/manifests/1",
-        "OPTIONS /v2/",
     ] {
         let answer = m.request(line, &[]).body("a body").send().await.unwrap();
         let answer = crate::harness::read(answer).await;
         assert_eq!(answer.error(), (405, "UNSUPPORTED".to_owned()), "{line}");
-        assert_eq!(answer.header("allow"), "GET, HEAD");
+        assert_eq!(answer.header("allow"), "GET, HEAD, OPTIONS");
     }
     assert_eq!(up.count(""), 0);
+}
+
+#[tokio::test]
+async fn options_and_the_root_are_answered() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up)
+        .http("headers: {Access-Control-Allow-Origin: ['https://ui.example'], Access-Control-Allow-Headers: [authorization]}")
+        .start()
+        .await;
+    let good = digest(b"");
+    for path in [
+        "/",
+        "/v2/",
+        "/v2/app/manifests/1",
+        &format!("/v2/app/blobs/{good}"),
+    ] {
+        let answer = m
+            .ask(
+                &format!("OPTIONS {path}"),
+                &[
+                    ("origin", "https://ui.example"),
+                    ("access-control-request-method", "GET"),
+                ],
+            )
+            .await;
+        answer.expect(200, b"");
+        assert_eq!(answer.header("allow"), "GET, HEAD, OPTIONS", "{path}");
+        let allowed = answer.header("access-control-allow-origin");
+        assert_eq!(allowed, "https://ui.example");
+        let allowed = answer.header("access-control-allow-headers");
+        assert_eq!(allowed, "authorization");
+    }
+    let star = raw(
+        &m,
+        b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(star.starts_with("HTTP/1.1 200 OK\r\n"), "{star}");
+    assert_eq!(m.ask("OPTIONS /elsewhere", &[]).await.status, 404);
+    m.get("/").await.expect(200, b"");
+    assert_eq!(m.head("/").await.status, 200);
+    let below = Setup::new(&up).http("prefix: /some/").start().await;
+    for path in ["/", "/some/"] {
+        below.get(path).await.expect(200, b"");
+    }
+    assert_eq!(up.count(""), 0);
+}
+
+#[tokio::test]
+async fn a_request_with_two_hosts_is_refused() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    for second in ["x", "y"] {
+        let request =
+            format!("GET /v2/ HTTP/1.1\r\nHost: x\r\nHost: {second}\r\nConnection: close\r\n\r\n");
+        let answer = raw(&m, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(answer.contains("UNSUPPORTED"), "{answer}");
+    }
 }
 
 /// Sends raw bytes on a connection of their own, and reads what comes until it is closed.

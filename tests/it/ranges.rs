@@ -2,7 +2,7 @@
 
 use millpond::oci::Digest;
 
-use crate::harness::{Answer, Mirror, Registry, Setup, noise};
+use crate::harness::{Answer, Image, Mirror, Registry, Setup, noise};
 
 const SIZE: usize = 500_000;
 
@@ -68,19 +68,71 @@ async fn conditions() {
             200,
             &blob,
         ),
-        (vec![("range", "bytes=5-1")], 200, &blob),
+        (vec![range, ("if-match", &quoted)], 206, &blob[10..20]),
+        (vec![("if-match", "*")], 200, &blob),
+        (vec![("range", "bytes=a-1")], 200, &blob),
+        (vec![("range", "bytes")], 200, &blob),
         (vec![("range", "lines=1-2")], 200, &blob),
         (vec![range, range], 200, &blob),
     ] {
         ask(&m, &digest, &headers).await.expect(status, expected);
     }
+    for header in ["\"other\"", &weak] {
+        let answer = ask(&m, &digest, &[range, ("if-match", header)]).await;
+        assert_eq!(answer.error(), (412, "UNSUPPORTED".to_owned()), "{header}");
+        assert_eq!(answer.header("etag"), quoted);
+    }
     assert_eq!(up.count(""), 0);
+}
+
+#[tokio::test]
+async fn if_match_holds_for_manifests_too() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let image = Image::oci(1);
+    up.push("app", "1", &image);
+    let path = "GET /v2/app/manifests/1";
+    let etag = m.ask(path, &[]).await.header("etag").to_owned();
+    m.ask(path, &[("if-match", &etag)])
+        .await
+        .expect(200, &image.manifest);
+    for line in [path, "HEAD /v2/app/manifests/1"] {
+        let answer = m.ask(line, &[("if-match", "\"sha256:0\"")]).await;
+        assert_eq!(
+            (answer.status, answer.header("etag")),
+            (412, &*etag),
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_gives_no_byte_does_not_fetch_the_blob() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let digest = up.put_blob("app", &noise(1, SIZE));
+    for (header, status) in [
+        (("range", "bytes=500-0"), 416),
+        (("if-match", "\"other\""), 412),
+        (("if-none-match", "*"), 304),
+    ] {
+        let answer = ask(&m, &digest, &[header]).await;
+        assert_eq!(answer.status, status, "{header:?}");
+    }
+    m.idle().await;
+    let path = format!("HEAD /v2/app/blobs/{digest}");
+    assert!(up.take().iter().all(|line| *line == path));
 }
 
 #[tokio::test]
 async fn no_byte_of_the_blob_is_416() {
     let (_up, m, _, digest) = warm().await;
-    for range in ["bytes=500000-", "bytes=-0", "bytes=600000-700000,800000-"] {
+    for range in [
+        "bytes=500000-",
+        "bytes=-0",
+        "bytes=600000-700000,800000-",
+        "bytes=500-0",
+    ] {
         let answer = ask(&m, &digest, &[("range", range)]).await;
         assert_eq!(answer.error(), (416, "RANGE_INVALID".to_owned()), "{range}");
         assert_eq!(answer.header("content-range"), format!("bytes */{SIZE}"));

@@ -91,6 +91,7 @@ async fn configured_headers_are_on_every_answer() {
         .await;
     let digest = up.put_blob("app", &noise(1, 10));
     for path in [
+        "/",
         "/v2/",
         "/nothing",
         "/v2/App/tags/list",
