@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use millpond::clock::Clock;
-use millpond::oci::{Algorithm, Digest, RepoName, Tag};
+use millpond::oci::{Algorithm, Digest, ManifestType, RepoName, Tag};
 use millpond::retention::{Retention, Settings, TtlPolicy};
 use millpond::store::{Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError};
 use tokio::time::Instant;
@@ -219,7 +219,7 @@ fn fill(retention: &Retention, links: &[Link]) {
             retention.linked(&link.repo, link.kind, &link.digest, 1000);
         }
         let parts: Vec<_> = image[1..].iter().map(|link| link.digest).collect();
-        retention.manifest(&image[0].digest, &parts);
+        retention.manifest(&image[0].digest, ManifestType::OciManifest, &parts);
     }
 }
 
@@ -565,7 +565,7 @@ async fn pull(retention: &Retention, store: &Sizes, image: &Image) {
         retention.linked(&image.repo, kind, digest, *size);
         if n == 0 {
             let parts: Vec<_> = image.parts.iter().map(|(digest, _)| *digest).collect();
-            retention.manifest(digest, &parts);
+            retention.manifest(digest, ManifestType::OciManifest, &parts);
         }
     }
 }

@@ -14,11 +14,16 @@ use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use super::tags::Known;
 use crate::oci::Digest;
 
-/// Bytes of all manifests in memory.
+/// Bytes of all ordinary manifests in memory.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
-/// Parts with a lock each. One part's share of the bytes is the largest manifest that is kept.
+/// Parts with a lock each.
 const SHARDS: usize = 16;
-/// Bytes of most manifests and indexes, for the size of tables.
+/// Bytes of all large manifests in memory: four of the largest that there are, less what they cost
+/// beside their content.
+const MAX_LARGE_BYTES: u64 = 16 * 1024 * 1024;
+/// Content of more bytes than this makes a manifest large: a part holds many of the others.
+const LARGE: usize = 128 * 1024;
+/// Bytes of most ordinary manifests and indexes, for the size of tables.
 const USUAL: usize = 4 * 1024;
 /// Bytes that a manifest costs beside its content, about: its head, and the tables.
 const OVERHEAD: u64 = 1024;
@@ -52,39 +57,58 @@ impl Weighter<Digest, Arc<Verified>> for Weight {
     }
 }
 
-/// The manifests that were asked for last.
+type Manifests = Cache<Digest, Arc<Verified>, Weight>;
+
+/// The manifests that were asked for last. One part's share of the bytes is the largest manifest that
+/// a cache keeps, so large ones have a cache of one part, where they don't displace ordinary ones.
 #[derive(Debug)]
-pub(super) struct HotManifests(Cache<Digest, Arc<Verified>, Weight>);
+pub(super) struct HotManifests {
+    ordinary: Manifests,
+    large: Manifests,
+}
 
 impl HotManifests {
     pub(super) fn new() -> Self {
-        let usual = usize::try_from(MAX_BYTES).unwrap_or(usize::MAX) / USUAL;
-        let (hash, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
-        let options = OptionsBuilder::new()
-            .shards(SHARDS)
-            .estimated_items_capacity(usual)
-            .weight_capacity(MAX_BYTES)
-            .build();
-        Self(match options {
-            Ok(options) => Cache::with_options(options, Weight, hash, lifecycle),
-            // Only a missing option is an error, and none is missing.
-            Err(_incomplete) => Cache::with_weighter(usual, MAX_BYTES, Weight),
-        })
+        Self {
+            ordinary: cache(SHARDS, MAX_BYTES, USUAL),
+            large: cache(1, MAX_LARGE_BYTES, LARGE),
+        }
     }
 
     pub(super) fn get(&self, digest: &Digest) -> Option<Arc<Verified>> {
-        self.0.get(digest)
+        self.ordinary.get(digest).or_else(|| self.large.get(digest))
     }
 
     /// Its content must have been found to have its digest.
     pub(super) fn insert(&self, manifest: &Arc<Verified>) {
-        self.0.insert(manifest.known.digest, Arc::clone(manifest));
+        let cache = if manifest.content.len() > LARGE {
+            &self.large
+        } else {
+            &self.ordinary
+        };
+        cache.insert(manifest.known.digest, Arc::clone(manifest));
+    }
+}
+
+fn cache(shards: usize, bytes: u64, usual: usize) -> Manifests {
+    let items = usize::try_from(bytes).unwrap_or(usize::MAX) / usual;
+    let (hash, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
+    let options = OptionsBuilder::new()
+        .shards(shards)
+        .estimated_items_capacity(items)
+        .weight_capacity(bytes)
+        .build();
+    match options {
+        Ok(options) => Cache::with_options(options, Weight, hash, lifecycle),
+        // Only a missing option is an error, and none is missing.
+        Err(_incomplete) => Cache::with_weighter(items, bytes, Weight),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::manifest::MAX_MANIFEST;
     use crate::oci::{Algorithm, ManifestType};
 
     fn manifest(content: Vec<u8>) -> Arc<Verified> {
@@ -106,11 +130,17 @@ mod tests {
             content.extend(seed.to_be_bytes());
             hot.insert(&manifest(content));
             assert!(hot.get(&used.known.digest).is_some(), "after {seed}");
-            assert!(hot.0.weight() <= MAX_BYTES);
+            assert!(hot.ordinary.weight() <= MAX_BYTES);
         }
-        let large = manifest(vec![2; 3 * 1024 * 1024]);
-        hot.insert(&large);
-        assert!(hot.get(&large.known.digest).is_none(), "too large to keep");
+        for seed in 0..10 {
+            let large = manifest(vec![seed; usize::try_from(MAX_MANIFEST).unwrap()]);
+            hot.insert(&large);
+            assert!(
+                hot.get(&large.known.digest).is_some(),
+                "the largest, {seed}"
+            );
+            assert!(hot.large.weight() <= MAX_LARGE_BYTES);
+        }
         assert!(hot.get(&used.known.digest).is_some());
     }
 }

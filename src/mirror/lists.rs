@@ -154,14 +154,15 @@ impl Mirror {
         );
         let mut found = Vec::new();
         for digest in revisions.into_iter().take(MAX_SCANNED) {
-            if let Some(stored) = self.linked_manifest(target, digest).await
-                && let Ok(manifest) = crate::oci::Manifest::parse(&stored.content)
-                && manifest
+            if let Some(stored) = self.linked_document(target, digest).await
+                && stored
+                    .manifest
                     .subject
                     .as_ref()
                     .is_some_and(|descriptor| descriptor.digest == subject)
             {
-                found.push(manifest.descriptor(digest, stored.known.size));
+                let size = stored.verified.known.size;
+                found.push(stored.manifest.descriptor(digest, size));
             }
         }
         found

@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::hot::Verified;
+use super::shelf::StoredManifest;
 use super::tags::{Known, Lookup, TagKey};
 use super::{Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
-use crate::oci::{Accept, Digest, Manifest, Reference};
+use crate::oci::{Accept, Digest, Reference};
 use crate::upstream::{ManifestHead, UpstreamError};
 
 /// How long a client that could be given a stale tag waits for the upstream's word on it.
@@ -40,7 +41,7 @@ impl Found {
 }
 
 impl ManifestAnswer {
-    fn head(known: Known, outcome: Outcome) -> Self {
+    pub(super) fn head(known: Known, outcome: Outcome) -> Self {
         let found = Found::Head(known);
         Self { found, outcome }
     }
@@ -120,9 +121,13 @@ impl Mirror {
         digest: Digest,
         want: Want,
     ) -> Result<ManifestAnswer, MirrorError> {
+        if want == Want::Head
+            && let Some(known) = self.indexed_manifest(target, &digest)
+        {
+            return Ok(ManifestAnswer::head(known, Outcome::Hit));
+        }
         if let Some(manifest) = self.linked_manifest(target, digest).await {
             self.manifest_used(target, &manifest.known);
-            self.hot.insert(&manifest);
             return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
         }
         let key = FlightKey::Digest(target.stored.clone(), digest, want);
@@ -149,11 +154,11 @@ impl Mirror {
             let head = self
                 .head(target, &Reference::Digest(digest), &Accept::everything())
                 .await?;
-            if let Some(manifest) = present {
-                if self.claim_manifest(target, &manifest).await {
+            if let Some(stored) = present {
+                if self.claim_manifest(target, &stored).await {
                     self.arrived(target, digest).await;
                 }
-                return Ok(ManifestAnswer::whole(manifest, Outcome::Revalidated));
+                return Ok(ManifestAnswer::whole(stored.verified, Outcome::Revalidated));
             }
             if let Some(known) = known(&head) {
                 return Ok(ManifestAnswer::head(known, Outcome::Miss));
@@ -203,7 +208,7 @@ impl Mirror {
         let answer = match tokio::time::timeout(PATIENCE, &mut question).await {
             Ok(answer) => answer?,
             // The question goes on without this client, for the next ones.
-            Err(_elapsed) => match self.serve_stale(target, &key, None).await {
+            Err(_elapsed) => match self.serve_stale(target, &key, want, None).await {
                 Some(stale) => return Ok(stale),
                 None => question.await?,
             },
@@ -213,7 +218,7 @@ impl Mirror {
             Err(error) if error.permits_stale() => {
                 let retry_after = error.upstream().and_then(UpstreamError::retry_after);
                 let stale = self
-                    .serve_stale(target, &key, retry_after)
+                    .serve_stale(target, &key, want, retry_after)
                     .await
                     .ok_or_else(|| error.clone())?;
                 tracing::warn!(repo = %key.repo, tag = %key.tag, %error, "serving the last known digest");
@@ -229,9 +234,10 @@ impl Mirror {
         &self,
         target: &Target,
         key: &TagKey,
+        want: Want,
         retry_after: Option<Duration>,
     ) -> Option<ManifestAnswer> {
-        let stale = self.last_known(target, key).await?;
+        let stale = self.last_known(target, key, want).await?;
         self.records
             .unconfirmed(key.clone(), stale.found.known().clone(), retry_after);
         Some(stale)
@@ -293,17 +299,23 @@ impl Mirror {
     ) -> Option<ManifestAnswer> {
         let digest = head.digest?;
         let _hold = self.retention.hold(&digest).await;
-        let Some(manifest) = self.stored_manifest(digest).await else {
+        if let Some(known) = self.indexed_manifest(target, &digest) {
+            self.records.confirmed(key.clone(), known.clone());
+            self.point(key, digest).await;
+            return Some(ManifestAnswer::head(known, Outcome::Revalidated));
+        }
+        let Some(stored) = self.stored_manifest(digest).await else {
             let known = known(head)?;
             self.records.confirmed(key.clone(), known.clone());
             self.records.awaits(key, digest);
             return Some(ManifestAnswer::head(known, Outcome::Miss));
         };
-        self.records.confirmed(key.clone(), manifest.known.clone());
-        if self.claim_manifest(target, &manifest).await {
+        self.records
+            .confirmed(key.clone(), stored.verified.known.clone());
+        if self.claim_manifest(target, &stored).await {
             self.point(key, digest).await;
         }
-        Some(ManifestAnswer::whole(manifest, Outcome::Revalidated))
+        Some(ManifestAnswer::whole(stored.verified, Outcome::Revalidated))
     }
 
     /// Adds the content to an answer that lacks it, where it is wanted.
@@ -348,11 +360,9 @@ impl Mirror {
     }
 
     /// Links a manifest that came through another repository, or again one that did through this.
-    async fn claim_manifest(&self, target: &Target, stored: &Verified) -> bool {
-        let Known { digest, size, .. } = stored.known;
-        match Manifest::parse(&stored.content) {
-            Ok(manifest) => self.link_manifest(target, &manifest, digest, size).await,
-            Err(_not_one) => false,
-        }
+    async fn claim_manifest(&self, target: &Target, stored: &StoredManifest) -> bool {
+        let Known { digest, size, .. } = stored.verified.known;
+        self.link_manifest(target, &stored.manifest, digest, size)
+            .await
     }
 }

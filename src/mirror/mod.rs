@@ -19,6 +19,7 @@ mod ranges;
 mod shelf;
 mod tags;
 mod targets;
+mod workers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,7 @@ pub use ranges::RangeRules;
 pub use tags::Known;
 use tags::TagRecords;
 pub use targets::{Target, UpstreamEntry, Upstreams};
+use workers::Workers;
 
 /// Whether the content is asked for, or only what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,6 +65,7 @@ pub struct Mirror {
     records: TagRecords,
     manifest_flights: Flights<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>,
     hot: HotManifests,
+    workers: Workers,
     ranges: RangeRules,
     proofs: Flights<(RepoName, Digest), Result<Option<u64>, MirrorError>>,
     prefetch: Prefetch,
@@ -110,6 +113,7 @@ impl Mirror {
             ranges: parts.ranges,
             manifest_flights: Flights::new(parts.tasks.clone()),
             hot: HotManifests::new(),
+            workers: Workers::new(),
             proofs: Flights::new(parts.tasks),
             metrics: parts.metrics,
         })

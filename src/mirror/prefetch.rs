@@ -211,8 +211,8 @@ impl Mirror {
     /// The manifest that was seen last of those that the repository has.
     async fn pulled(&self, image: &Image) -> Option<Manifest> {
         for digest in image.manifests.iter() {
-            if let Some(stored) = self.linked_manifest(&image.target, *digest).await {
-                return Manifest::parse(&stored.content).ok();
+            if let Some(stored) = self.linked_document(&image.target, *digest).await {
+                return Some(stored.manifest);
             }
         }
         None

@@ -7,13 +7,21 @@ use bytes::Bytes;
 use super::hot::Verified;
 use super::manifests::ManifestAnswer;
 use super::tags::{Known, Lookup, TagKey};
-use super::{Mirror, MirrorError, Target};
+use super::workers::Admission;
+use super::{Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
 use crate::oci::manifest::MAX_MANIFEST;
 use crate::oci::{Digest, Manifest, Tag};
 use crate::retention::references;
-use crate::store::{self, LinkKind};
+use crate::store::{self, Content, LinkKind};
 use crate::upstream::{FetchedManifest, UnverifiedManifest};
+
+/// A manifest out of the store, and what it says.
+#[derive(Debug)]
+pub(super) struct StoredManifest {
+    pub(super) verified: Arc<Verified>,
+    pub(super) manifest: Manifest,
+}
 
 /// Manifests of one repository that are looked through while the upstream can't answer.
 pub(super) const MAX_SCANNED: usize = 2_000;
@@ -26,11 +34,12 @@ impl Mirror {
         target: &Target,
         fetched: UnverifiedManifest,
     ) -> Result<(Arc<Verified>, bool), MirrorError> {
+        let admission = self.workers.admit(fetched.size() as u64).await?;
         let FetchedManifest {
             bytes,
             digest,
             manifest,
-        } = fetched.verify()?;
+        } = admission.run(move || fetched.verify()).await??;
         self.prefetch.note(digest, &manifest);
         let size = bytes.len() as u64;
         let kept = self
@@ -84,7 +93,8 @@ impl Mirror {
         let linked = self.written("manifest link", self.store.link(&link).await);
         if linked {
             self.retention.linked(&link.repo, link.kind, &digest, size);
-            self.retention.manifest(&digest, &references(manifest));
+            self.retention
+                .manifest(&digest, manifest.media_type, &references(manifest));
         }
         linked
     }
@@ -97,17 +107,48 @@ impl Mirror {
             .then_some(manifest)
     }
 
-    /// A manifest that this repository has.
+    /// What a HEAD tells of a manifest that this repository has, by the retention's word. That is a
+    /// use of it. No file is read.
+    pub(super) fn indexed_manifest(&self, target: &Target, digest: &Digest) -> Option<Known> {
+        let (size, media_type) = self.retention.linked_manifest(&target.stored, digest)?;
+        Some(Known {
+            digest: *digest,
+            media_type,
+            size,
+        })
+    }
+
+    async fn is_linked(&self, target: &Target, digest: Digest) -> bool {
+        let link = target.link(LinkKind::Revision, digest);
+        self.readable("manifest link", self.store.linked(&link).await)
+    }
+
+    /// A manifest that this repository has, to be served.
     pub(super) async fn linked_manifest(
         &self,
         target: &Target,
         digest: Digest,
     ) -> Option<Arc<Verified>> {
-        let linked = self
-            .store
-            .linked(&target.link(LinkKind::Revision, digest))
-            .await;
-        if self.readable("manifest link", linked) {
+        if !self.is_linked(target, digest).await {
+            return None;
+        }
+        let (content, admission) = self.open_manifest(digest).await?;
+        // Large ones are read a few at a time: perhaps somebody has read this one meanwhile.
+        if let Some(manifest) = self.hot.get(&digest) {
+            return Some(manifest);
+        }
+        let stored = self.read_manifest(digest, content, admission).await?;
+        self.hot.insert(&stored.verified);
+        Some(stored.verified)
+    }
+
+    /// A manifest that this repository has, for what it says.
+    pub(super) async fn linked_document(
+        &self,
+        target: &Target,
+        digest: Digest,
+    ) -> Option<StoredManifest> {
+        if self.is_linked(target, digest).await {
             self.stored_manifest(digest).await
         } else {
             None
@@ -116,27 +157,47 @@ impl Mirror {
 
     /// A manifest that the store has, through whichever repository. What doesn't have its digest,
     /// or is no manifest, is not there.
-    pub(super) async fn stored_manifest(&self, digest: Digest) -> Option<Arc<Verified>> {
-        let bytes = self.readable(
-            "manifest",
-            store::read_all(&*self.store, &digest, MAX_MANIFEST).await,
-        )?;
-        if Digest::of(digest.algorithm(), &bytes) != digest {
+    pub(super) async fn stored_manifest(&self, digest: Digest) -> Option<StoredManifest> {
+        let (content, admission) = self.open_manifest(digest).await?;
+        self.read_manifest(digest, content, admission).await
+    }
+
+    async fn open_manifest(&self, digest: Digest) -> Option<(Content, Admission)> {
+        let content = self.readable("manifest", self.store.open(&digest).await)?;
+        let admission = self.workers.admit(content.size).await.ok()?;
+        Some((content, admission))
+    }
+
+    async fn read_manifest(
+        &self,
+        digest: Digest,
+        content: Content,
+        admission: Admission,
+    ) -> Option<StoredManifest> {
+        let bytes = store::read_content(content, &digest, MAX_MANIFEST).await;
+        let bytes = self.readable("manifest", bytes.map(Some))?;
+        let document = bytes.clone();
+        let check = move || {
+            let intact = Digest::of(digest.algorithm(), &document) == digest;
+            intact.then(|| Manifest::parse(&document).ok())
+        };
+        let Some(manifest) = admission.run(check).await.ok()? else {
             tracing::error!(%digest, "the stored manifest is corrupt; it is fetched again");
             self.written(
                 "corrupt manifest",
                 self.store.quarantine(&digest).await.map(|_was_there| ()),
             );
             return None;
-        }
-        let manifest = Manifest::parse(&bytes).ok()?;
+        };
+        let manifest = manifest?;
         self.prefetch.note(digest, &manifest);
         let known = Known {
             digest,
             media_type: manifest.media_type,
             size: bytes.len() as u64,
         };
-        Some(Verified::new(known, bytes))
+        let verified = Verified::new(known, bytes);
+        Some(StoredManifest { verified, manifest })
     }
 
     /// A use extends the manifest's time. Only what is linked is used.
@@ -148,22 +209,35 @@ impl Mirror {
 
     /// What to serve when the upstream can't be asked: the digest it named last for this Accept
     /// list, else the one on disk if the client can read it.
-    pub(super) async fn last_known(&self, target: &Target, key: &TagKey) -> Option<ManifestAnswer> {
+    pub(super) async fn last_known(
+        &self,
+        target: &Target,
+        key: &TagKey,
+        want: Want,
+    ) -> Option<ManifestAnswer> {
         let recorded = match self.records.get(key) {
             Lookup::Fresh { known, .. } | Lookup::Expired(known) => {
-                self.linked_manifest(target, known.digest).await
+                self.recall(target, known.digest, want).await
             }
             Lookup::Unknown => None,
         };
-        let manifest = if let Some(loaded) = recorded {
-            loaded
-        } else {
-            let digest = self.readable("tag", self.store.tag(&key.repo, &key.tag).await)?;
-            let loaded = self.linked_manifest(target, digest).await?;
-            key.accept
-                .allows(loaded.known.media_type)
-                .then_some(loaded)?
-        };
+        if recorded.is_some() {
+            return recorded;
+        }
+        let digest = self.readable("tag", self.store.tag(&key.repo, &key.tag).await)?;
+        let stored = self.recall(target, digest, want).await?;
+        let media_type = stored.found.known().media_type;
+        key.accept.allows(media_type).then_some(stored)
+    }
+
+    /// A manifest that this repository has, while the upstream can't be asked. That is a use of it.
+    async fn recall(&self, target: &Target, digest: Digest, want: Want) -> Option<ManifestAnswer> {
+        if want == Want::Head
+            && let Some(known) = self.indexed_manifest(target, &digest)
+        {
+            return Some(ManifestAnswer::head(known, Outcome::Stale));
+        }
+        let manifest = self.linked_manifest(target, digest).await?;
         self.manifest_used(target, &manifest.known);
         Some(ManifestAnswer::whole(manifest, Outcome::Stale))
     }
@@ -174,8 +248,8 @@ impl Mirror {
         let revisions = self.store.links(&target.stored, LinkKind::Revision).await;
         let revisions = self.readable("manifests", revisions);
         for revision in revisions.into_iter().take(MAX_SCANNED) {
-            if let Some(stored) = self.linked_manifest(target, revision).await
-                && let Ok(manifest) = Manifest::parse(&stored.content)
+            if let Some(StoredManifest { manifest, .. }) =
+                self.linked_document(target, revision).await
                 && manifest
                     .config
                     .iter()
@@ -206,7 +280,7 @@ impl Mirror {
     async fn narrower(&self, key: &TagKey, pointed: Option<Digest>) -> bool {
         let Some(pointed) = pointed else { return false };
         let current = self.stored_manifest(pointed).await;
-        current.is_some_and(|current| !key.accept.allows(current.known.media_type))
+        current.is_some_and(|current| !key.accept.allows(current.manifest.media_type))
     }
 
     /// containerd and docker resolve a tag by HEAD and then ask by digest: this is where the tag

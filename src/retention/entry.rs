@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::moment::Moment;
 use super::slab::Id;
-use crate::oci::{Digest, RepoName, Tag};
+use crate::oci::{Digest, ManifestType, RepoName, Tag};
 use crate::store::LinkKind;
 
 /// A digest in 40 bytes: the long ones are rare.
@@ -197,9 +197,11 @@ pub(super) struct Content {
     pub(super) flags: Flags,
 }
 
-/// What a manifest refers to, as hashes of digests: most platforms of an index are never cached.
+/// What a manifest is, and what it refers to, as hashes of digests: most platforms of an index are
+/// never cached.
 #[derive(Debug)]
 pub(super) struct Manifest {
+    pub(super) media_type: ManifestType,
     pub(super) references: Box<[u64]>,
 }
 

@@ -10,7 +10,7 @@ use super::entry::{Content, Manifest, content_flag};
 use super::index::Index;
 use super::moment::Moment;
 use super::slab::Id;
-use crate::oci::Digest;
+use crate::oci::{Digest, ManifestType};
 
 /// Parts of the table of awaited content, so that none of them grows in a large step.
 const AWAITED_SHARDS: usize = 64;
@@ -40,11 +40,12 @@ impl Index {
         }
     }
 
-    /// Notes what a manifest refers to. It is remembered as long as the manifest's file is there,
+    /// Notes what a manifest is and refers to. It is remembered as long as the manifest's file is there,
     /// and can't change, because the digest is the content's.
     pub(super) fn set_references(
         &mut self,
         manifest: &Digest,
+        media_type: ManifestType,
         references: &[Digest],
     ) -> Option<()> {
         let id = self.find_content(manifest)?;
@@ -64,7 +65,10 @@ impl Index {
             self.refer(*hash, true);
         }
         let references = hashes.into_boxed_slice();
-        let noted = self.manifests.insert(Manifest { references });
+        let noted = self.manifests.insert(Manifest {
+            media_type,
+            references,
+        });
         self.contents.get_mut(id)?.manifest = noted;
         Some(())
     }

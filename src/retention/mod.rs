@@ -50,7 +50,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::oci::{Digest, RepoName, Tag};
+use crate::oci::{Digest, ManifestType, RepoName, Tag};
 use crate::store::{LinkKind, Store, StoreError};
 
 pub use capacity::{Full, Hold, Reservation};
@@ -329,10 +329,10 @@ impl Retention {
         });
     }
 
-    /// What a manifest that was linked refers to; see [`references`].
-    pub fn manifest(&self, digest: &Digest, references: &[Digest]) {
+    /// What a manifest that was linked is, and what it refers to; see [`references`].
+    pub fn manifest(&self, digest: &Digest, media_type: ManifestType, references: &[Digest]) {
         self.0
-            .with(|index| index.set_references(digest, references));
+            .with(|index| index.set_references(digest, media_type, references));
     }
 
     /// A tag was pointed at a manifest that the repository links.

@@ -14,7 +14,7 @@ use super::Retention;
 use super::entry::{content_flag, entry_flag};
 use super::index::Index;
 use super::moment::Moment;
-use crate::oci::{Digest, RepoName};
+use crate::oci::{Digest, ManifestType, RepoName};
 use crate::store::LinkKind;
 
 /// Links remembered; the least used go first.
@@ -142,6 +142,22 @@ impl Retention {
             shared.recent.put(repo, kind, digest, (age, now));
         }
         linked
+    }
+}
+
+impl Retention {
+    /// The size in bytes and the type of a manifest that the repository links, as far as the index
+    /// knows: a HEAD needs no more, so no file is read for it. Counts as a use, like
+    /// [`used_if_linked`](Self::used_if_linked).
+    pub fn linked_manifest(&self, repo: &RepoName, digest: &Digest) -> Option<(u64, ManifestType)> {
+        let now = self.0.now();
+        self.0.with(|index| {
+            let content = index.contents.get(index.find_content(digest)?)?;
+            let known = index.manifests.get(content.manifest?)?;
+            let found = (content.size, known.media_type);
+            index.touch_linked(repo, LinkKind::Revision, digest, now)?;
+            Some(found)
+        })
     }
 }
 

@@ -20,8 +20,8 @@ use super::moment::Moment;
 use super::record::MASS_GRACE;
 use super::slab::Id;
 use super::state::{Line, Times};
-use crate::oci::manifest::MAX_MANIFEST;
-use crate::oci::{Digest, Manifest, RepoName};
+use crate::oci::manifest::{MAX_MANIFEST, QUICK};
+use crate::oci::{Digest, Manifest, ManifestType, RepoName};
 use crate::store::layout::MAX_STORED_NAME;
 use crate::store::{self, Link, LinkKind, StoreError};
 
@@ -340,8 +340,8 @@ async fn read_manifests(shared: &Arc<Shared>) {
         from = next;
         futures_util::stream::iter(unread)
             .for_each_concurrent(READERS, |digest| async move {
-                if let Some(references) = read_references(shared, &digest).await {
-                    shared.with(|index| index.set_references(&digest, &references));
+                if let Some((media_type, references)) = read_manifest(shared, &digest).await {
+                    shared.with(|index| index.set_references(&digest, media_type, &references));
                 }
             })
             .await;
@@ -349,12 +349,21 @@ async fn read_manifests(shared: &Arc<Shared>) {
 }
 
 /// What can't be read refers to nothing: its parts are images of their own.
-async fn read_references(shared: &Shared, digest: &Digest) -> Option<Vec<Digest>> {
+async fn read_manifest(shared: &Shared, digest: &Digest) -> Option<(ManifestType, Vec<Digest>)> {
     let bytes = store::read_all(&*shared.store, digest, MAX_MANIFEST).await;
     let bytes =
         bytes.inspect_err(|error| tracing::warn!(%digest, %error, "a manifest can't be read"));
-    let manifest = Manifest::parse(&bytes.ok()??).ok()?;
-    Some(references(&manifest))
+    let bytes = bytes.ok()??;
+    let size = bytes.len();
+    let read = move || {
+        let manifest = Manifest::parse(&bytes).ok()?;
+        Some((manifest.media_type, references(&manifest)))
+    };
+    if size <= QUICK {
+        return read();
+    }
+    // A panic of the parser is a manifest that can't be read.
+    tokio::task::spawn_blocking(read).await.ok()?
 }
 
 /// The digests that a manifest needs: config, layers or blobs, and children.

@@ -240,9 +240,19 @@ pub async fn read_all(
     digest: &Digest,
     max: u64,
 ) -> Result<Option<Bytes>, StoreError> {
-    let Some(Content { size, reader }) = store.open(digest).await? else {
-        return Ok(None);
-    };
+    match store.open(digest).await? {
+        Some(content) => read_content(content, digest, max).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The whole of a blob that has been opened, when it has at most `max` bytes.
+pub async fn read_content(
+    content: Content,
+    digest: &Digest,
+    max: u64,
+) -> Result<Bytes, StoreError> {
+    let Content { size, reader } = content;
     let too_large = || StoreError::TooLarge {
         digest: *digest,
         size,
@@ -264,11 +274,11 @@ pub async fn read_all(
             });
         }
         if piece.len() == wanted {
-            return Ok(Some(piece));
+            return Ok(piece);
         }
         whole.extend_from_slice(&piece);
     }
-    Ok(Some(whole.freeze()))
+    Ok(whole.freeze())
 }
 
 /// Stages and commits content that is in memory: for manifests. The caller has verified the digest.

@@ -1,11 +1,15 @@
 //! What is served from memory, by the word of the index: nothing that has gone, and nothing to a
 //! repository that doesn't have it.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use millpond::oci::Digest;
-use millpond::store::{FsStore, Store};
+use millpond::oci::manifest::media_type;
+use millpond::store::faulty::Operation;
+use millpond::store::{FaultyStore, FsStore, MemoryStore, Store};
 
 use crate::harness::{Image, Mirror, Registry, Setup, advance, digest, freeze, noise};
 
@@ -165,4 +169,88 @@ async fn after_a_restart_it_comes_from_the_store() {
         assert_eq!(from(&m, &path).await, "hit");
         assert_eq!(from(&m, &blob).await, "hit");
     }
+}
+
+/// A manifest of the largest size there is.
+fn largest(seed: u64) -> Bytes {
+    let mut bytes = Image::oci(seed).manifest.to_vec();
+    bytes.resize(4 * 1024 * 1024, b' ');
+    bytes.into()
+}
+
+#[tokio::test]
+async fn a_head_of_a_linked_manifest_reads_no_file() {
+    let up = Registry::start().await;
+    let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+    let shared: Arc<dyn Store> = Arc::<FaultyStore>::clone(&store);
+    let m = Setup::new(&up)
+        .proxy("tags: {ttl: 0s}")
+        .store(shared)
+        .start()
+        .await;
+    let size = (4 * 1024 * 1024).to_string();
+    // More than there is memory for.
+    let digests: Vec<Digest> = (0..6)
+        .map(|seed| {
+            up.tag(
+                "app",
+                &format!("t{seed}"),
+                media_type::OCI_MANIFEST,
+                &largest(seed),
+            )
+        })
+        .collect();
+    for seed in 0..6 {
+        let answer = m.get(&format!("/v2/app/manifests/t{seed}")).await;
+        assert_eq!(answer.status, 200);
+    }
+    store.fail_from(Operation::Open, 1, ErrorKind::Other);
+    up.take();
+    for digest in &digests {
+        let head = m.head(&manifest("app", digest)).await;
+        head.expect(200, b"");
+        assert_eq!(head.header("cache-status"), "millpond; hit");
+        assert_eq!(head.header("content-length"), size);
+        assert_eq!(head.header("content-type"), media_type::OCI_MANIFEST);
+        assert_eq!(head.header("docker-content-digest"), digest.to_string());
+    }
+    assert_eq!(up.take(), [""; 0]);
+    for (seed, digest) in digests.iter().enumerate() {
+        let head = m.head(&format!("/v2/app/manifests/t{seed}")).await;
+        head.expect(200, b"");
+        assert_eq!(head.header("docker-content-digest"), digest.to_string());
+    }
+    assert_eq!(
+        (up.count("HEAD "), up.take().len()),
+        (6, 6),
+        "asked, not fetched"
+    );
+    // Not all of them were in memory.
+    for digest in &digests {
+        assert_eq!(m.get(&manifest("app", digest)).await.status, 200);
+    }
+    assert!(up.count("GET ") > 0);
+    up.go_down();
+    for (seed, digest) in digests.iter().enumerate() {
+        let head = m.head(&format!("/v2/app/manifests/t{seed}")).await;
+        head.expect(200, b"");
+        assert_eq!(head.header("cache-status"), "millpond; hit; detail=stale");
+        assert_eq!(head.header("docker-content-digest"), digest.to_string());
+    }
+}
+
+#[tokio::test]
+async fn the_largest_manifest_is_served_from_memory() {
+    let up = Registry::start().await;
+    let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+    let shared: Arc<dyn Store> = Arc::<FaultyStore>::clone(&store);
+    let m = Setup::new(&up).store(shared).start().await;
+    let bytes = largest(1);
+    let path = manifest("app", &up.tag("app", "1", media_type::OCI_MANIFEST, &bytes));
+    assert_eq!(from(&m, &path).await, "fwd=miss");
+    store.fail_from(Operation::Open, 1, ErrorKind::Other);
+    for path in [&*path, "/v2/app/manifests/1"] {
+        m.get(path).await.expect(200, &bytes);
+    }
+    assert_eq!(up.count(&path), 1);
 }

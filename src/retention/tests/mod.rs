@@ -146,7 +146,8 @@ impl House {
             return None;
         }
         let parsed = Manifest::parse(text.as_bytes()).unwrap();
-        self.retention.manifest(&link.digest, &references(&parsed));
+        self.retention
+            .manifest(&link.digest, parsed.media_type, &references(&parsed));
         if let Some(as_tag) = as_tag {
             let (repo, as_tag) = (repo(name), tag(as_tag));
             self.store

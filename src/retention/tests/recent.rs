@@ -1,6 +1,8 @@
 //! The index's word for a link: it stands in for the store's, so it must never say too much.
 
+use super::state::restart;
 use super::*;
+use crate::oci::ManifestType;
 use crate::store::FsStore;
 use crate::store::faulty::Operation;
 
@@ -145,4 +147,30 @@ async fn after_a_start_only_what_has_been_seen_is_vouched_for() {
     stall.release();
     house.retention.complete().await;
     assert!(house.vouches(&kept) && !house.vouches(&lost));
+}
+
+/// So that a HEAD reads no file.
+#[tokio::test(start_paused = true)]
+async fn what_a_manifest_is_is_known_for_its_repository_also_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let house = House::with(on_disk(&directory)).await;
+    let (image, index) = (manifest_of("x", &["y"]), index_of(&["z"]));
+    let image_link = house.cache_manifest("a", None, &image).await.unwrap();
+    let index_link = house.cache_manifest("a", None, &index).await.unwrap();
+    let next = restart(&house, on_disk(&directory)).await;
+    let known = |house: &House, name: &str, link: &Link| {
+        house.retention.linked_manifest(&repo(name), &link.digest)
+    };
+    for house in [&house, &next] {
+        for (link, text, media_type) in [
+            (&image_link, &image, ManifestType::OciManifest),
+            (&index_link, &index, ManifestType::OciIndex),
+        ] {
+            let size = text.len() as u64;
+            assert_eq!(known(house, "a", link), Some((size, media_type)));
+            assert_eq!(known(house, "b", link), None);
+        }
+    }
+    next.retention.purge(&"a".parse().unwrap(), false).await;
+    assert_eq!(known(&next, "a", &image_link), None);
 }

@@ -5,7 +5,7 @@ use crate::retention::expiry::SAVE_AFTER;
 use crate::store::faulty::Operation;
 use std::io::ErrorKind;
 
-async fn restart(house: &House, settings: Settings) -> House {
+pub(super) async fn restart(house: &House, settings: Settings) -> House {
     let clock = Clock::starting_at(house.clock.wall());
     let next = House::over(Arc::clone(&house.store) as _, settings, clock);
     next.retention.complete().await;
