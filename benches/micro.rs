@@ -14,9 +14,9 @@ use millpond::clock::Clock;
 use millpond::oci::{Accept, Algorithm, Digest, RangeSet, RepoName, Requested, Route};
 use millpond::retention::{Retention, Settings, TtlPolicy};
 use millpond::store::{LinkKind, MemoryStore};
+use millpond::tasks::Tasks;
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 const DIGEST: &str = "sha256:6c3c624b58dbbcd3c0dd82b4c53f04194d1247c6eebdaab7c610cf7d66709b3b";
 /// What containerd 2 accepts of a manifest.
@@ -129,7 +129,7 @@ impl Expiry {
                 Arc::new(MemoryStore::new()),
                 Clock::system(),
                 settings,
-                &TaskTracker::new(),
+                &Tasks::new(),
                 &CancellationToken::new(),
             );
             retention.complete().await;

@@ -27,9 +27,9 @@ use millpond::clock::Clock;
 use millpond::oci::{Algorithm, Digest, ManifestType, RepoName, Tag};
 use millpond::retention::{Retention, Settings, TtlPolicy};
 use millpond::store::{Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError};
+use millpond::tasks::Tasks;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 const WEEK: Duration = Duration::from_hours(7 * 24);
 /// Entries of one image: a manifest, a config and eight layers.
@@ -201,7 +201,7 @@ fn start(store: &Arc<Sizes>, settings: Settings) -> Retention {
         store,
         Clock::system(),
         settings,
-        &TaskTracker::new(),
+        &Tasks::new(),
         &CancellationToken::new(),
     )
 }

@@ -42,4 +42,5 @@ pub mod mirror;
 pub mod oci;
 pub mod retention;
 pub mod store;
+pub mod tasks;
 pub mod upstream;

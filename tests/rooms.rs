@@ -14,10 +14,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room uses rooms before it and none after it.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 15] = [
     "oci",
     "causes",
     "clock",
+    "tasks",
     "metrics",
     "config",
     "store",

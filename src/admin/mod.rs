@@ -113,13 +113,13 @@ mod tests {
     use crate::clock::Clock;
     use crate::retention::Settings;
     use crate::store::MemoryStore;
+    use crate::tasks::Tasks;
     use tokio_util::sync::CancellationToken;
-    use tokio_util::task::TaskTracker;
 
     #[tokio::test]
     async fn the_pages() {
         let (store, clock) = (Arc::new(MemoryStore::new()), Clock::system());
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         let retention = Retention::start(store, clock, Settings::unlimited(), &tasks, &stop);
         let metrics = Arc::new(Metrics::new());
         let admin = Admin::new(metrics, retention, Some("/metrics".to_owned()));

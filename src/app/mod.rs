@@ -8,6 +8,7 @@ mod retention;
 use pulling::Pulling;
 pub use retention::settings as retention_settings;
 
+use std::future::Future;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::retention::{Retention, ScrubSettings};
 #[cfg(unix)]
 use crate::store::Layout;
 use crate::store::{FsStore, MemoryStore, Store, StoreError};
+use crate::tasks::{Panicked, Tasks};
 use crate::upstream::{self, Upstream, UpstreamError};
 
 /// Why the mirror doesn't start.
@@ -60,6 +62,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     drain_timeout: Duration,
     tasks: TaskTracker,
+    background: Tasks,
     retention: Retention,
     /// Accept no more; end connections after the request under way.
     stop_accepting: CancellationToken,
@@ -87,11 +90,11 @@ impl App {
         let tasks = TaskTracker::new();
         let (stop_accepting, stop_now) = (CancellationToken::new(), CancellationToken::new());
         let upstreams = upstreams(&config.proxy, clock, &metrics)?;
-        let background = TaskTracker::new();
+        let background = Tasks::new();
         let kept_how = retention::settings(config)?;
         let kept = Arc::clone(&store);
         let retention = Retention::start(kept, clock, kept_how, &background, &stop_now);
-        scrub(config, &retention, &background);
+        scrub(config, &retention, &background, &stop_accepting);
         let pulling = Pulling {
             store,
             retention: retention.clone(),
@@ -113,7 +116,7 @@ impl App {
                 metrics: Arc::clone(&metrics),
                 clock,
             },
-            tasks: tasks.clone(),
+            tasks: background.tracked_by(&tasks),
             stop: stop_accepting.clone(),
         };
         let debug_address = match &config.http.debug {
@@ -121,7 +124,12 @@ impl App {
             Some(debug) => {
                 let path = debug.metrics_path.clone();
                 let admin = Admin::new(Arc::clone(&metrics), retention.clone(), path);
-                Some(serving.for_operators().listen(&debug.listen, admin).await?)
+                let operators = serving.for_operators();
+                Some(
+                    operators
+                        .listen("debug listener", &debug.listen, admin)
+                        .await?,
+                )
             }
         };
         #[cfg(unix)]
@@ -129,13 +137,16 @@ impl App {
             .for_operators()
             .take_commands(config, &retention)
             .await;
-        let address = serving.listen(&config.http.listen, service).await?;
+        let address = serving
+            .listen("listener", &config.http.listen, service)
+            .await?;
         Ok(Self {
             address,
             debug_address,
             metrics,
             drain_timeout: config.http.drain_timeout,
             tasks,
+            background,
             retention,
             stop_accepting,
             stop_now,
@@ -157,10 +168,21 @@ impl App {
         &self.metrics
     }
 
+    /// Waits until a task that the server needs has panicked. The process should stop then: what
+    /// the task worked on may be inconsistent.
+    pub async fn failed(&self) -> Panicked {
+        self.background.failed().await
+    }
+
     /// Stops gracefully: accepts nothing new, lets what is under way finish within the configured
     /// time, then ends the rest. Returns whether everything finished by itself.
     pub async fn stop(self) -> bool {
-        let clean = self.drain().await;
+        self.stop_unless(std::future::pending()).await
+    }
+
+    /// Stops like [`stop`](Self::stop), and ends the rest at once when `hurry` is done.
+    pub async fn stop_unless(self, hurry: impl Future<Output = ()>) -> bool {
+        let clean = self.drain(hurry).await;
         // After the last use, so that the snapshot has it.
         if tokio::time::timeout(SAVE_TIME, self.retention.stop())
             .await
@@ -171,18 +193,19 @@ impl App {
         clean
     }
 
-    async fn drain(&self) -> bool {
+    async fn drain(&self, hurry: impl Future<Output = ()>) -> bool {
         self.stop_accepting.cancel();
         self.tasks.close();
-        if tokio::time::timeout(self.drain_timeout, self.tasks.wait())
-            .await
-            .is_ok()
-        {
-            return true;
-        }
+        let reason = tokio::select! {
+            biased;
+            () = self.tasks.wait() => return true,
+            () = hurry => "another signal",
+            () = tokio::time::sleep(self.drain_timeout) => "the drain timeout",
+        };
         tracing::warn!(
             tasks = self.tasks.len(),
-            "not everything finished in time; ending it"
+            reason,
+            "ending what has not finished"
         );
         self.stop_now.cancel();
         // Bodies of failed downloads end now; clients that read a stored blob slowly are cut off
@@ -194,19 +217,22 @@ impl App {
 }
 
 /// Starts the slow check in the background, where one is wanted.
-fn scrub(config: &Config, retention: &Retention, tasks: &TaskTracker) {
+fn scrub(config: &Config, retention: &Retention, tasks: &Tasks, stop: &CancellationToken) {
     if let Some(scrub) = config.limits.scrub {
         let rate = NonZeroU64::new(scrub.rate);
         let settings = ScrubSettings { rate, repair: true };
         let retention = retention.clone();
-        tasks.spawn(async move { retention.background(scrub.interval, settings).await });
+        tasks.spawn_restarted("scrub", stop.clone(), move || {
+            let retention = retention.clone();
+            async move { retention.background(scrub.interval, settings).await }
+        });
     }
 }
 
 /// What every listener needs.
 struct Serving {
     connections: ConnectionSettings,
-    tasks: TaskTracker,
+    tasks: Tasks,
     stop: CancellationToken,
 }
 
@@ -239,7 +265,7 @@ impl Serving {
             }
         };
         match listener.make_private() {
-            Ok(()) => self.serve(listener, socket),
+            Ok(()) => self.serve("admin socket", listener, socket),
             Err(error) => tracing::warn!(%error, "the admin socket can't be made private"),
         }
     }
@@ -247,17 +273,18 @@ impl Serving {
     /// Binds a socket and answers on it from now on.
     async fn listen<H: Handler>(
         &self,
+        task: &'static str,
         listen: &config::Listen,
         handler: H,
     ) -> Result<Address, StartError> {
         let listener = Listener::bind(listen).await?;
         let address = listener.address().map_err(StartError::Address)?;
-        self.serve(listener, handler);
+        self.serve(task, listener, handler);
         Ok(address)
     }
 
-    fn serve<H: Handler>(&self, listener: Listener, handler: H) {
-        let (connections, tasks) = (self.connections.clone(), self.tasks.clone());
+    fn serve<H: Handler>(&self, task: &'static str, listener: Listener, handler: H) {
+        let (connections, tasks) = (self.connections.clone(), self.tasks.tracker().clone());
         let serving = serve(
             listener,
             Arc::new(handler),
@@ -265,7 +292,7 @@ impl Serving {
             tasks,
             self.stop.clone(),
         );
-        self.tasks.spawn(serving);
+        self.tasks.spawn_required(task, serving);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Parts, RangeRules, Upstreams};
 use crate::retention::Retention;
 use crate::store::Store;
+use crate::tasks::Tasks;
 
 /// What both need.
 pub(super) struct Pulling {
@@ -26,7 +27,7 @@ pub(super) struct Pulling {
 
 impl Pulling {
     /// The downloads; partial ones are looked after in the background until the stop.
-    pub(super) fn fetcher(&self, proxy: &config::Proxy, background: &TaskTracker) -> Fetcher {
+    pub(super) fn fetcher(&self, proxy: &config::Proxy, background: &Tasks) -> Fetcher {
         let fetcher = Fetcher::new(fetch::Parts {
             settings: fetch::Settings {
                 segments: proxy.segments,
@@ -43,9 +44,9 @@ impl Pulling {
             clock: self.clock,
         });
         let (partials, stop) = (fetcher.clone(), self.stop_accepting.clone());
-        background.spawn(async move {
+        background.spawn_required("partials", async move {
             stop.run_until_cancelled(partials.look_after_partials())
-                .await
+                .await;
         });
         fetcher
     }

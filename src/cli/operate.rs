@@ -7,7 +7,6 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::table::{Table, bytes};
 use super::{load, print, print_json};
@@ -17,6 +16,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Storage};
 use crate::retention::{Retention, Settings};
 use crate::store::{FsStore, Layout, Store, StoreError};
+use crate::tasks::Tasks;
 
 /// Whoever carries out the operations.
 enum Backend {
@@ -40,7 +40,7 @@ fn with_backend<T>(
     runtime
         .context("the runtime can't be started")?
         .block_on(async {
-            let tasks = TaskTracker::new();
+            let tasks = Tasks::new();
             let mut backend = Backend::open(&config, &tasks).await?;
             let result = operation(&mut backend).await;
             if let Backend::Own { retention, .. } = &backend {
@@ -51,7 +51,7 @@ fn with_backend<T>(
 }
 
 impl Backend {
-    async fn open(config: &Config, tasks: &TaskTracker) -> anyhow::Result<Self> {
+    async fn open(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
         let Storage::Filesystem { root } = &config.storage else {
             anyhow::bail!("storage.inmemory keeps nothing that could be looked at from outside");
         };
@@ -60,7 +60,7 @@ impl Backend {
             #[cfg(unix)]
             Err(StoreError::InUse { .. }) => {
                 let path = Layout::new(root).admin_socket();
-                let client = crate::admin::socket::Client::connect(&path, tasks).await;
+                let client = crate::admin::socket::Client::connect(&path, tasks.tracker()).await;
                 return Ok(Self::Server(client.context(
                     "the data directory is in use, but no server answers at its admin socket",
                 )?));

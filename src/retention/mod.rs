@@ -47,11 +47,11 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::oci::{Digest, ManifestType, RepoName, Tag};
 use crate::store::{LinkKind, Store, StoreError};
+use crate::tasks::Tasks;
 
 pub use capacity::{Full, Hold, Reservation};
 use eviction::Capacity;
@@ -263,7 +263,7 @@ impl Retention {
         store: Arc<dyn Store>,
         clock: Clock,
         settings: Settings,
-        tasks: &TaskTracker,
+        tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Self {
         let Settings {
@@ -295,8 +295,9 @@ impl Retention {
             ended: CancellationToken::new(),
             counters: Counters::default(),
         });
-        tasks.spawn(run(Arc::clone(&shared), state));
-        tasks.spawn(sweeper::run(Arc::clone(&shared), shared.quit.clone()));
+        tasks.spawn_required("retention", run(Arc::clone(&shared), state));
+        let sweeper = sweeper::run(Arc::clone(&shared), shared.quit.clone());
+        tasks.spawn_required("sweeper", sweeper);
         Self(shared)
     }
 

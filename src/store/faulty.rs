@@ -74,6 +74,7 @@ enum Effect {
     FailOnce(io::ErrorKind),
     FailAlways(io::ErrorKind),
     Stall(Gate),
+    Panic,
 }
 
 impl FaultyStore {
@@ -101,6 +102,11 @@ impl FaultyStore {
         let gate = Gate::default();
         self.script.add(operation, nth, Effect::Stall(gate.clone()));
         Stall(gate)
+    }
+
+    /// The `nth` call of this operation from now on panics.
+    pub fn panic(&self, operation: Operation, nth: u64) {
+        self.script.add(operation, nth, Effect::Panic);
     }
 
     fn faulty(&self, inner: Box<dyn Stage>) -> Box<dyn Stage> {
@@ -150,10 +156,12 @@ impl Gate {
 struct Due {
     stalls: Vec<Gate>,
     failure: Option<io::ErrorKind>,
+    panics: bool,
 }
 
 impl Due {
     fn outcome(&self, operation: Operation) -> Result<(), StoreError> {
+        assert!(!self.panics, "a scripted panic of {operation:?}");
         self.failure.map_or(Ok(()), |kind| {
             let path = Path::new("a faulty store").join(format!("{operation:?}"));
             Err(StoreError::io("pass", &path, kind.into()))
@@ -199,6 +207,7 @@ impl Script {
                 match &fault.effect {
                     Effect::FailOnce(kind) | Effect::FailAlways(kind) => due.failure = Some(*kind),
                     Effect::Stall(gate) => due.stalls.push(gate.clone()),
+                    Effect::Panic => due.panics = true,
                 }
                 matches!(fault.effect, Effect::FailAlways(_))
             });

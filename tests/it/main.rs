@@ -31,4 +31,5 @@ mod routing;
 mod sending;
 mod server;
 mod tags;
+mod tasks;
 mod warm;

@@ -28,6 +28,7 @@ use crate::oci::Algorithm;
 use crate::retention;
 use crate::store::faulty::Operation;
 use crate::store::{FaultyStore, Link, LinkKind, MemoryStore, read_all};
+use crate::tasks::Tasks;
 use crate::upstream::{BlobStream, ShownUrl, UpstreamError};
 
 use origin::{Act, Origin};
@@ -212,13 +213,7 @@ impl Bench {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let shared = Arc::clone(&store) as Arc<dyn Store>;
         // Tasks of its own keep the retention, so that the tests can wait for the downloads.
-        let retention = Retention::start(
-            Arc::clone(&shared),
-            clock,
-            keeping,
-            &TaskTracker::new(),
-            &stop,
-        );
+        let retention = Retention::start(Arc::clone(&shared), clock, keeping, &Tasks::new(), &stop);
         let fetcher = Fetcher::new(Parts {
             settings,
             store: shared,

@@ -15,7 +15,6 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::oci::{Algorithm, Manifest};
@@ -105,7 +104,7 @@ impl House {
     fn over(store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Self {
         let store = Arc::new(FaultyStore::new(store));
         let shared: Arc<dyn Store> = Arc::clone(&store) as _;
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         // Nothing cancels `stop`; the test's runtime ends the tasks.
         let retention = Retention::start(shared, clock, settings, &tasks, &stop);
         Self {

@@ -1,0 +1,204 @@
+//! The tasks that run for as long as the process: a panic in one of them is never silent.
+//!
+//! A task whose state may be inconsistent after a panic is [required](Tasks::spawn_required): its
+//! panic ends the process with an error. A task that starts from nothing each time is
+//! [restarted](Tasks::spawn_restarted) after a pause. [`Tasks::failing`] says which of them are down.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long a task that has panicked stays down before it is started again.
+pub const RESTART_PAUSE: Duration = Duration::from_mins(1);
+
+/// A task that has panicked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the task {task} panicked: {reason}")]
+pub struct Panicked {
+    pub task: &'static str,
+    pub reason: String,
+}
+
+/// Spawns tasks and knows which are down. Clones share both.
+#[derive(Debug, Clone, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    panics: Arc<Panics>,
+}
+
+#[derive(Debug, Default)]
+struct Panics {
+    state: Mutex<State>,
+    /// Cancelled by the first panic of a required task.
+    fatal: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Reasons of the tasks that are down.
+    down: BTreeMap<&'static str, String>,
+    fatal: Option<Panicked>,
+    count: u64,
+}
+
+impl Tasks {
+    /// No task yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Tasks that `tracker` owns, known to the same record of panics.
+    #[must_use]
+    pub fn tracked_by(&self, tracker: &TaskTracker) -> Self {
+        Self {
+            tracker: tracker.clone(),
+            panics: Arc::clone(&self.panics),
+        }
+    }
+
+    /// The owner of the tasks, for those that may panic without harm to others.
+    pub fn tracker(&self) -> &TaskTracker {
+        &self.tracker
+    }
+
+    /// Runs a task whose panic ends the process: [`failed`](Self::failed) returns.
+    pub fn spawn_required(
+        &self,
+        task: &'static str,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let panics = Arc::clone(&self.panics);
+        self.tracker.spawn(async move {
+            if let Err(payload) = AssertUnwindSafe(future).catch_unwind().await {
+                panics.record(task, &*payload, true);
+            }
+        });
+    }
+
+    /// Runs a task that starts again, with a new future, a pause after it has panicked.
+    pub fn spawn_restarted<F>(
+        &self,
+        task: &'static str,
+        stop: CancellationToken,
+        mut start: impl FnMut() -> F + Send + 'static,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let panics = Arc::clone(&self.panics);
+        self.tracker
+            .spawn(stop.run_until_cancelled_owned(async move {
+                while let Err(payload) = AssertUnwindSafe(start()).catch_unwind().await {
+                    panics.record(task, &*payload, false);
+                    tokio::time::sleep(RESTART_PAUSE).await;
+                    panics.lock().down.remove(task);
+                    tracing::info!(task, "started again after a panic");
+                }
+            }));
+    }
+
+    /// Waits until a required task has panicked, and says which.
+    pub async fn failed(&self) -> Panicked {
+        self.panics.fatal.cancelled().await;
+        let fatal = self.panics.lock().fatal.clone();
+        fatal.unwrap_or_else(|| Panicked {
+            task: "unknown",
+            reason: String::new(),
+        })
+    }
+
+    /// The tasks that are down because they have panicked.
+    pub fn failing(&self) -> Vec<Panicked> {
+        let state = self.panics.lock();
+        let down = state.down.iter().map(|(task, reason)| Panicked {
+            task,
+            reason: reason.clone(),
+        });
+        down.collect()
+    }
+
+    /// How many times a task has panicked.
+    pub fn panics(&self) -> u64 {
+        self.panics.lock().count
+    }
+}
+
+impl Panics {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(&self, task: &'static str, payload: &(dyn Any + Send), is_fatal: bool) {
+        let reason = reason(payload).to_owned();
+        let panicked = Panicked { task, reason };
+        tracing::error!(error = %panicked, "a task is down");
+        let mut state = self.lock();
+        state.count += 1;
+        state.down.insert(task, panicked.reason.clone());
+        if is_fatal {
+            state.fatal.get_or_insert(panicked);
+            drop(state);
+            self.fatal.cancel();
+        }
+    }
+}
+
+/// What a panic says.
+fn reason(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test]
+    async fn the_panic_of_a_required_task_is_told() {
+        let tasks = Tasks::new();
+        tasks.spawn_required("fine", async {});
+        tasks.spawn_required("broken", async { panic!("on {}", "purpose") });
+        let panicked = Panicked {
+            task: "broken",
+            reason: "on purpose".to_owned(),
+        };
+        assert_eq!(tasks.failed().await, panicked);
+        assert_eq!(tasks.failing(), [panicked]);
+        assert_eq!(tasks.panics(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restarted_task_is_down_until_it_starts_again() {
+        let tasks = Tasks::new();
+        let (starts, stop) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
+        let counted = Arc::clone(&starts);
+        let started = Arc::new(tokio::sync::Notify::new());
+        let again = Arc::clone(&started);
+        tasks.spawn_restarted("flaky", stop.clone(), move || {
+            let (start, again) = (counted.fetch_add(1, Ordering::SeqCst), Arc::clone(&again));
+            async move {
+                again.notify_one();
+                assert!(start > 0, "the first time");
+                std::future::pending::<()>().await;
+            }
+        });
+        started.notified().await;
+        tokio::task::yield_now().await;
+        assert_eq!(tasks.failing().len(), 1);
+        started.notified().await;
+        assert_eq!(tasks.failing(), []);
+        assert_eq!((starts.load(Ordering::SeqCst), tasks.panics()), (2, 1));
+        assert!(!tasks.panics.fatal.is_cancelled());
+        stop.cancel();
+        tasks.tracker.close();
+        tasks.tracker.wait().await;
+    }
+}
