@@ -1,184 +1,97 @@
-//! Logs on standard error, as text or JSON, with the configured fields on every line.
+//! Logs on standard error, as text or JSON. Nothing that logs waits for standard error or fails
+//! because of it ([`writer`]).
 
-use std::collections::BTreeMap;
-use std::fmt;
+mod format;
+mod writer;
 
-use tracing::{Event, Subscriber};
+use std::io::{self, IsTerminal as _};
+use std::panic;
+use std::time::Duration;
+
+use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::FmtContext;
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::config::{Log, LogFormat};
+use crate::config::{self, Log, LogFormat};
+use format::{TextFields, WithFields};
+pub(super) use writer::LogWriter;
 
-/// Starts logging. Called once; a second call changes nothing.
-pub(super) fn start(log: &Log) {
+/// How long the end of the process may wait for the last lines to be written.
+const FLUSH_TIME: Duration = Duration::from_secs(2);
+
+/// The log of this process.
+pub(super) struct Logs {
+    writer: LogWriter,
+    format: LogFormat,
+}
+
+impl Logs {
+    /// Starts logging, and logs panics from now on. Called once; a second call changes nothing.
+    pub(super) fn start(log: &Log) -> io::Result<Self> {
+        let writer = LogWriter::start(io::stderr(), format::notice(log))?;
+        let colours = io::stderr().is_terminal() && config::colours_wanted();
+        if let Err(error) = subscriber(log, colours, writer.clone()).try_init() {
+            tracing::debug!(%error, "logging had been started before");
+        }
+        // The standard hook writes to standard error itself, and would wait for its reader.
+        panic::set_hook(Box::new(|panic| {
+            tracing::error!(
+                reason = panic.payload_as_str(),
+                location = panic.location().map(ToString::to_string),
+                thread = std::thread::current().name(),
+                "panic"
+            );
+        }));
+        Ok(Self {
+            writer,
+            format: log.format,
+        })
+    }
+
+    /// The writer, for its counter.
+    pub(super) fn writer(&self) -> &LogWriter {
+        &self.writer
+    }
+
+    /// Logs why the process ends with a failure.
+    pub(super) fn fatal(&self, error: &str) {
+        match self.format {
+            // As every command says it, without the level's filter.
+            LogFormat::Text => self.writer.line(format!("millpond: {error}\n").as_bytes()),
+            LogFormat::Json => tracing::error!(error, "millpond ends"),
+        }
+    }
+
+    /// Writes what was logged, as far as that can be done in a short time. Blocks.
+    pub(super) fn finish(self) {
+        // Where it can't be done, nobody is left to tell.
+        let _written: bool = self.writer.flush(FLUSH_TIME);
+    }
+}
+
+fn subscriber<W>(log: &Log, colours: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     // Libraries speak only of trouble, whatever millpond's own level.
     let filter = EnvFilter::new(format!("warn,millpond={}", log.level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    let started = match log.format {
+        .log_internal_errors(false)
+        .with_writer(writer);
+    match log.format {
         LogFormat::Text => {
             // Colours can't be handed through to a line that gets a suffix.
-            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            let ansi = terminal && log.fields.is_empty();
-            let fields = text_fields(&log.fields);
+            let ansi = colours && log.fields.is_empty();
             let inner = tracing_subscriber::fmt::format();
-            builder
-                .with_ansi(ansi)
-                .event_format(WithFields {
-                    inner,
-                    fields,
-                    format: log.format,
-                })
-                .try_init()
+            let builder = builder.with_ansi(ansi).fmt_fields(TextFields);
+            Box::new(builder.event_format(WithFields::new(inner, log)).finish())
         }
         LogFormat::Json => {
-            let fields = json_fields(&log.fields);
             let inner = tracing_subscriber::fmt::format().json().flatten_event(true);
-            let json = tracing_subscriber::fmt::format::JsonFields::new();
-            builder
-                .fmt_fields(json)
-                .event_format(WithFields {
-                    inner,
-                    fields,
-                    format: log.format,
-                })
-                .try_init()
+            let builder = builder.fmt_fields(tracing_subscriber::fmt::format::JsonFields::new());
+            Box::new(builder.event_format(WithFields::new(inner, log)).finish())
         }
-    };
-    if let Err(error) = started {
-        tracing::debug!(error, "logging had been started before");
-    }
-}
-
-/// ` service=registry`
-fn text_fields(fields: &BTreeMap<String, String>) -> String {
-    fields.iter().fold(String::new(), |text, (name, value)| {
-        format!("{text} {name}={value}")
-    })
-}
-
-/// `"service":"registry",`
-fn json_fields(fields: &BTreeMap<String, String>) -> String {
-    fields.iter().fold(String::new(), |text, (name, value)| {
-        format!(
-            "{text}{}:{},",
-            serde_json::json!(name),
-            serde_json::json!(value)
-        )
-    })
-}
-
-/// A format with the configured fields on every line.
-struct WithFields<F> {
-    inner: F,
-    /// As they are written.
-    fields: String,
-    format: LogFormat,
-}
-
-impl<S, N, F> FormatEvent<S, N> for WithFields<F>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-    F: FormatEvent<S, N>,
-{
-    fn format_event(
-        &self,
-        ctx: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        if self.fields.is_empty() {
-            return self.inner.format_event(ctx, writer, event);
-        }
-        let mut line = String::new();
-        self.inner
-            .format_event(ctx, Writer::new(&mut line), event)?;
-        match self.format {
-            LogFormat::Text => writeln!(writer, "{}{}", line.trim_end(), self.fields),
-            LogFormat::Json => {
-                let rest = line.strip_prefix('{').unwrap_or(&line);
-                write!(writer, "{{{}{rest}", self.fields)
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io;
-    use std::sync::{Arc, Mutex};
-
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Sink {
-        fn text(&self) -> String {
-            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-        }
-    }
-
-    fn fields() -> BTreeMap<String, String> {
-        BTreeMap::from([("service".to_owned(), "re\"gistry".to_owned())])
-    }
-
-    #[test]
-    fn configured_fields_are_on_every_json_line() {
-        let sink = Sink::default();
-        let writer = sink.clone();
-        let inner = tracing_subscriber::fmt::format().json().flatten_event(true);
-        let subscriber = tracing_subscriber::fmt()
-            .fmt_fields(tracing_subscriber::fmt::format::JsonFields::new())
-            .event_format(WithFields {
-                inner,
-                fields: json_fields(&fields()),
-                format: LogFormat::Json,
-            })
-            .with_writer(move || writer.clone())
-            .finish();
-        tracing::subscriber::with_default(subscriber, || tracing::info!(status = 200, "request"));
-        let line: serde_json::Value = serde_json::from_str(&sink.text()).unwrap();
-        assert_eq!(line["service"], "re\"gistry");
-        assert_eq!(
-            (&line["status"], &line["message"]),
-            (&200.into(), &"request".into())
-        );
-    }
-
-    #[test]
-    fn and_at_the_end_of_every_text_line() {
-        let sink = Sink::default();
-        let writer = sink.clone();
-        let inner = tracing_subscriber::fmt::format();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .event_format(WithFields {
-                inner,
-                fields: text_fields(&fields()),
-                format: LogFormat::Text,
-            })
-            .with_writer(move || writer.clone())
-            .finish();
-        tracing::subscriber::with_default(subscriber, || tracing::info!(status = 200, "request"));
-        assert!(
-            sink.text()
-                .ends_with("request status=200 service=re\"gistry\n"),
-            "{}",
-            sink.text()
-        );
     }
 }

@@ -3,6 +3,7 @@
 mod logging;
 mod operate;
 mod serve;
+mod signals;
 mod table;
 
 use std::ffi::OsString;
@@ -109,7 +110,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = match arguments.command {
-        Command::Serve(Configured { config }) => serve::serve(config.as_deref()),
+        Command::Serve(Configured { config }) => return serve::serve(config.as_deref()),
         Command::Check(Configured { config }) => check(config.as_deref()),
         Command::Ls(Listing { json, configured }) => {
             operate::ls(configured.config.as_deref(), json)
@@ -139,11 +140,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("millpond: {}", on_one_line(error.as_ref())));
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
+}
+
+/// Says why a command fails.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    say(&format!("millpond: {}", on_one_line(error.as_ref())));
+    ExitCode::FAILURE
 }
 
 /// One line, or several, on standard error.

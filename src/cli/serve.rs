@@ -1,29 +1,66 @@
 //! `millpond serve`.
 
 use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{load, logging};
+use super::logging::Logs;
+use super::signals::Signals;
+use super::{fail, load};
 use crate::app::App;
+use crate::causes::on_one_line;
 use crate::config::{Config, Loaded, Storage};
 
-pub(super) fn serve(path: Option<&Path>) -> anyhow::Result<()> {
-    let Loaded { config, warnings } = load(path)?;
-    logging::start(&config.log);
+/// How long blocking steps, such as reads of a disk that doesn't answer, may hold up the end.
+const BLOCKING_TIME: Duration = Duration::from_secs(5);
+
+pub(super) fn serve(path: Option<&Path>) -> ExitCode {
+    let Loaded { config, warnings } = match load(path) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(&error),
+    };
+    let logs = match Logs::start(&config.log).context("the log's thread can't be started") {
+        Ok(logs) => logs,
+        Err(error) => return fail(&error),
+    };
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("the runtime can't be started")?
-        .block_on(until_told(&config))
+    let ended = run(&config, &logs);
+    if let Err(error) = &ended {
+        logs.fatal(&on_one_line(error.as_ref()));
+    }
+    logs.finish();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_logged) => ExitCode::FAILURE,
+    }
 }
 
-async fn until_told(config: &Config) -> anyhow::Result<()> {
-    let stop = stop_signal().context("signals can't be listened to")?;
-    let app = App::start(config).await?;
+fn run(config: &Config, logs: &Logs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime can't be started")?;
+    let ended = runtime.block_on(until_told(config, logs));
+    runtime.shutdown_timeout(BLOCKING_TIME);
+    ended
+}
+
+async fn until_told(config: &Config, logs: &Logs) -> anyhow::Result<()> {
+    // Before anything else, so that no signal ends the process on its way up.
+    let mut signals = Signals::listen().context("signals can't be listened to")?;
+    let app = tokio::select! {
+        biased;
+        signal = signals.stop() => {
+            tracing::info!(signal, "stopped before the start was complete");
+            return Ok(());
+        }
+        app = App::start(config) => app?,
+    };
+    logs.writer().count_into(app.metrics().log_lines_dropped());
     let data = match &config.storage {
         Storage::Filesystem { root } => root.display().to_string(),
         Storage::Memory => "memory".to_owned(),
@@ -37,36 +74,23 @@ async fn until_told(config: &Config) -> anyhow::Result<()> {
         data,
         "millpond is ready"
     );
-    let signal = stop.await;
-    tracing::info!(signal, drain = ?config.http.drain_timeout, "stopping");
-    let clean = app.stop().await;
+    let failed = tokio::select! {
+        signal = signals.stop() => {
+            tracing::info!(signal, drain = ?config.http.drain_timeout, "stopping");
+            None
+        }
+        failed = app.failed() => {
+            tracing::error!(error = %failed, drain = ?config.http.drain_timeout, "stopping");
+            Some(failed)
+        }
+    };
+    let clean = app.stop_unless(another(&mut signals)).await;
     tracing::info!(clean, "stopped");
-    Ok(())
+    failed.map_or(Ok(()), |failed| Err(failed.into()))
 }
 
-/// Listens now; the future tells which signal came.
-#[cfg(unix)]
-fn stop_signal() -> std::io::Result<impl Future<Output = &'static str>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        }
-    })
-}
-
-#[cfg(not(unix))]
-fn stop_signal() -> std::io::Result<impl Future<Output = &'static str>> {
-    Ok(async {
-        if tokio::signal::ctrl_c().await.is_err() {
-            // Nothing can tell us to stop but the end of the process.
-            std::future::pending::<()>().await;
-        }
-        "Ctrl-C"
-    })
+/// Waits for one more signal that says to stop.
+async fn another(signals: &mut Signals) {
+    let signal = signals.stop().await;
+    tracing::info!(signal, "told to stop again: the drain ends");
 }

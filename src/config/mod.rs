@@ -262,6 +262,15 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
         .map(|(name, value)| (name, value.to_string_lossy().into_owned()))
 }
 
+/// Whether terminals are sent colours: `NO_COLOR` (<https://no-color.org>) is unset or empty.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a variable of the user's, not of the configuration's"
+)]
+pub fn colours_wanted() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// Loads the file at `path`, else the one that [`PATH_VARIABLE`] names, else the defaults, and
 /// merges the environment into it.
 pub fn load(

@@ -103,7 +103,7 @@ impl Line {
         Self {
             started: Instant::now(),
             method: request.method().clone(),
-            uri: shown(&request.uri().to_string()),
+            uri: target(request.uri()),
             peer,
             agent: shown(agent.unwrap_or_default()),
             bytes: 0,
@@ -124,25 +124,55 @@ fn shown(text: &str) -> String {
         .filter(|_| text.len() > MAX_SHOWN)
         .unwrap_or(text);
     kept.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .map(|c| {
+            if c.is_control() || is_unprintable(c) {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
         .collect()
+}
+
+/// Whether a character that is no control character changes how a terminal shows its neighbours:
+/// marks of direction, separators of lines, and what has no width.
+pub fn is_unprintable(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+}
+
+/// Query parameters that this server reads. Others may carry anything, secrets included.
+const KNOWN_PARAMETERS: [&str; 4] = ["ns", "n", "last", "artifactType"];
+
+/// The path and the known query parameters: no scheme, user information or host.
+fn target(uri: &http::Uri) -> String {
+    let known = uri.query().into_iter().flat_map(|query| query.split('&'));
+    let known = known.filter(|parameter| {
+        let name = parameter.split('=').next().unwrap_or_default();
+        KNOWN_PARAMETERS.contains(&name)
+    });
+    let known: Vec<_> = known.collect();
+    if known.is_empty() {
+        return shown(uri.path());
+    }
+    shown(&format!("{}?{}", uri.path(), known.join("&")))
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
         self.metrics.served(self.kind, self.outcome, self.status);
         let Some(line) = &self.line else { return };
-        let ms = line.started.elapsed().as_secs_f64() * 1000.0;
+        let ms = (line.started.elapsed().as_secs_f64() * 10_000.0).round() / 10.0;
         tracing::info!(
             target: "millpond::access",
-            peer = %line.peer,
-            method = %line.method,
-            uri = %line.uri,
+            peer = &*line.peer,
+            method = line.method.as_str(),
+            uri = line.uri,
             status = self.status,
             result = self.outcome.as_str(),
             bytes = line.bytes,
-            ms = format_args!("{ms:.1}"),
-            agent = %line.agent,
+            ms,
+            agent = line.agent,
             aborted = (!self.completed && line.failure.is_none()).then_some(true),
             error = line.failure.as_deref(),
             "request"
@@ -159,5 +189,21 @@ mod tests {
         assert_eq!(shown("curl/8\r\nGET"), "curl/8\u{fffd}\u{fffd}GET");
         assert!(shown(&"ä".repeat(5000)).len() <= MAX_SHOWN);
         assert_eq!(shown(""), "");
+        assert_eq!(shown("a\u{202e}b\u{200f}"), "a\u{fffd}b\u{fffd}");
+    }
+
+    #[test]
+    fn a_logged_target_has_no_user_information_and_no_unknown_parameter() {
+        for (uri, logged) in [
+            (
+                "/v2/app/tags/list?n=5&last=a%20b",
+                "/v2/app/tags/list?n=5&last=a%20b",
+            ),
+            ("/v2/?ns=docker.io&token=secret&n", "/v2/?ns=docker.io&n"),
+            ("/v2/?token=secret", "/v2/"),
+            ("http://user:secret@mirror:5000/v2/?ns=a", "/v2/?ns=a"),
+        ] {
+            assert_eq!(target(&uri.parse().unwrap()), logged);
+        }
     }
 }

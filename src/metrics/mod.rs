@@ -44,6 +44,7 @@ pub struct Metrics {
     store_failures: Counter,
     fetching: Fetching,
     connections: Gauge,
+    log_lines_dropped: Counter,
     cache: CacheGauges,
 }
 
@@ -75,6 +76,7 @@ impl Metrics {
             store_failures: Counter::default(),
             fetching: Fetching::default(),
             connections: Gauge::default(),
+            log_lines_dropped: Counter::default(),
             cache: CacheGauges::default(),
         };
         metrics.register();
@@ -106,6 +108,11 @@ impl Metrics {
             "connections",
             "Open client connections",
             self.connections.clone(),
+        );
+        r.register(
+            "log_lines_dropped",
+            "Log lines that standard error did not take",
+            self.log_lines_dropped.clone(),
         );
         self.register_cache();
     }
@@ -205,6 +212,11 @@ impl Metrics {
     /// A client's connection has been refused.
     pub fn connection_refused(&self, reason: RefusedConnection) {
         self.serving.refused(reason);
+    }
+
+    /// Counter of the log lines that were dropped: kept by the log's writer.
+    pub fn log_lines_dropped(&self) -> Counter {
+        self.log_lines_dropped.clone()
     }
 
     /// Counts an open connection until dropped.

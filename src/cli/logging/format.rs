@@ -1,0 +1,354 @@
+//! The form of a log line: the configured fields on every line, text in quotes, numbers as numbers,
+//! and no character that changes how a terminal shows the rest.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
+
+use super::writer::Notice;
+use crate::clock::Clock;
+use crate::config::{Log, LogFormat};
+use crate::http::access::is_unprintable;
+
+/// ` service="registry"`
+fn text_fields(fields: &BTreeMap<String, String>) -> String {
+    fields.iter().fold(String::new(), |text, (name, value)| {
+        format!("{text} {name}={}", quoted(value))
+    })
+}
+
+/// `"service":"registry",`
+fn json_fields(fields: &BTreeMap<String, String>) -> String {
+    fields.iter().fold(String::new(), |text, (name, value)| {
+        format!(
+            "{text}{}:{},",
+            serde_json::json!(name),
+            serde_json::json!(value)
+        )
+    })
+}
+
+/// The configured fields, as a line in this format has them.
+fn rendered(log: &Log) -> String {
+    match log.format {
+        LogFormat::Text => text_fields(&log.fields),
+        LogFormat::Json => json_fields(&log.fields),
+    }
+}
+
+/// Makes the notice of dropped lines: the log's own thread writes it, past the subscriber.
+pub(super) fn notice(log: &Log) -> Notice {
+    let (format, fields) = (log.format, rendered(log));
+    Box::new(move |dropped| {
+        let time = humantime::format_rfc3339_micros(Clock::system().wall());
+        match format {
+            LogFormat::Text => format!(
+                "{time}  WARN {}: {dropped} log lines dropped{fields}\n",
+                module_path!()
+            ),
+            LogFormat::Json => format!(
+                "{{{fields}\"timestamp\":\"{time}\",\"level\":\"WARN\",\"message\":\"log lines \
+                 dropped\",\"dropped\":{dropped},\"target\":\"{}\"}}\n",
+                module_path!()
+            ),
+        }
+    })
+}
+
+/// A format with the configured fields on every line.
+pub(super) struct WithFields<F> {
+    inner: F,
+    /// As they are written.
+    fields: String,
+    format: LogFormat,
+}
+
+impl<F> WithFields<F> {
+    pub(super) fn new(inner: F, log: &Log) -> Self {
+        Self {
+            inner,
+            fields: rendered(log),
+            format: log.format,
+        }
+    }
+}
+
+impl<S, N, F> FormatEvent<S, N> for WithFields<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        ctx: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        if self.format == LogFormat::Text && self.fields.is_empty() {
+            return self.inner.format_event(ctx, writer, event);
+        }
+        let mut line = String::new();
+        self.inner
+            .format_event(ctx, Writer::new(&mut line), event)?;
+        match self.format {
+            LogFormat::Text => writeln!(writer, "{}{}", line.trim_end(), self.fields),
+            LogFormat::Json => {
+                let rest = line.strip_prefix('{').unwrap_or(&line).trim_end();
+                write!(writer, "{{{}", self.fields)?;
+                write_json(&mut writer, rest)?;
+                writer.write_char('\n')
+            }
+        }
+    }
+}
+
+/// Whether the character is written as an escape sequence.
+fn needs_escape(c: char) -> bool {
+    c.is_control() || is_unprintable(c)
+}
+
+/// Writes JSON so that its strings hold no unprintable character; outside of strings JSON has none.
+fn write_json(out: &mut Writer<'_>, json: &str) -> fmt::Result {
+    if !json.chars().any(needs_escape) {
+        return out.write_str(json);
+    }
+    for c in json.chars() {
+        if needs_escape(c) {
+            // All of them have at most four hexadecimal digits.
+            write!(out, "\\u{:04x}", u32::from(c))?;
+        } else {
+            out.write_char(c)?;
+        }
+    }
+    Ok(())
+}
+
+/// Text without unprintable characters.
+fn push_escaped(out: &mut String, text: &str) {
+    for c in text.chars() {
+        if needs_escape(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+}
+
+/// A value in quotes.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for part in text.split_inclusive(['"', '\\']) {
+        let (plain, special) = match part.char_indices().next_back() {
+            Some((at, c)) if matches!(c, '"' | '\\') => (part.get(..at), Some(c)),
+            _ => (Some(part), None),
+        };
+        push_escaped(&mut out, plain.unwrap_or_default());
+        out.extend(special.into_iter().flat_map(|c| ['\\', c]));
+    }
+    out.push('"');
+    out
+}
+
+/// The fields of a text line: the message as it is, numbers plain, everything else in quotes.
+#[derive(Debug)]
+pub(super) struct TextFields;
+
+impl<'writer> FormatFields<'writer> for TextFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut visitor = TextVisitor {
+            writer,
+            is_first: true,
+            result: Ok(()),
+        };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+struct TextVisitor<'writer> {
+    writer: Writer<'writer>,
+    is_first: bool,
+    result: fmt::Result,
+}
+
+impl TextVisitor<'_> {
+    fn put(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+        if self.result.is_err() {
+            return;
+        }
+        let space = if self.is_first { "" } else { " " };
+        self.is_first = false;
+        let name = field.name().trim_start_matches("r#");
+        self.result = if name == "message" {
+            write!(self.writer, "{space}{value}")
+        } else if self.writer.has_ansi_escapes() {
+            // Italic, dim.
+            write!(
+                self.writer,
+                "{space}\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m{value}"
+            )
+        } else {
+            write!(self.writer, "{space}{name}={value}")
+        };
+    }
+
+    fn put_text(&mut self, field: &Field, text: &str) {
+        if field.name() == "message" {
+            let mut message = String::with_capacity(text.len());
+            push_escaped(&mut message, text);
+            self.put(field, format_args!("{message}"));
+        } else {
+            self.put(field, format_args!("{}", quoted(text)));
+        }
+    }
+}
+
+impl Visit for TextVisitor<'_> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, format_args!("{value}"));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, format_args!("{value}"));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, format_args!("{value}"));
+    }
+
+    fn record_i128(&mut self, field: &Field, value: i128) {
+        self.put(field, format_args!("{value}"));
+    }
+
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        self.put(field, format_args!("{value}"));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, format_args!("{value}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put_text(field, value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put_text(field, &format!("{value:?}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn log(format: LogFormat) -> Log {
+        let loaded = config::parse("version: 0.1", "the test", std::iter::empty());
+        Log {
+            format,
+            fields: BTreeMap::from([("service".to_owned(), "re\"gistry".to_owned())]),
+            ..loaded.unwrap().config.log
+        }
+    }
+
+    /// What is logged while `step` runs.
+    fn logged(log: &Log, step: impl FnOnce()) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let subscriber = super::super::subscriber(log, false, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, step);
+        let bytes = sink.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// Turns the line around for whoever reads it in a terminal, and clears the screen.
+    const HOSTILE: &str = "a \"b\"\\\u{202e}c\u{1b}[2J\u{9b}d\u{2066}\ne";
+
+    #[test]
+    fn a_json_line_has_the_configured_fields_and_numbers_as_numbers() {
+        let text = logged(&log(LogFormat::Json), || {
+            tracing::info!(target: "millpond", status = 200, ms = 1.5, done = true, "request");
+        });
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["service"], "re\"gistry");
+        assert_eq!(line["message"], "request");
+        assert_eq!((&line["status"], &line["ms"]), (&200.into(), &1.5.into()));
+        assert_eq!(line["done"], true);
+    }
+
+    #[test]
+    fn a_json_line_holds_no_unprintable_character() {
+        let text = logged(&log(LogFormat::Json), || {
+            tracing::info!(target: "millpond", agent = HOSTILE, "{HOSTILE}");
+        });
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["agent"], HOSTILE, "only written in another way");
+        assert_eq!(line["message"], HOSTILE);
+        let body = text.strip_suffix('\n').unwrap();
+        assert!(!body.chars().any(needs_escape), "{body:?}");
+    }
+
+    #[test]
+    fn a_text_line_quotes_text_and_ends_with_the_configured_fields() {
+        let text = logged(&log(LogFormat::Text), || {
+            let (shown, debugged) = ("a status=500", std::time::Duration::from_millis(1500));
+            tracing::info!(target: "millpond", status = 200, ms = 1.5, agent = "x status=500",
+                %shown, ?debugged, "request");
+        });
+        let expected = "request status=200 ms=1.5 agent=\"x status=500\" \
+                        shown=\"a status=500\" debugged=\"1.5s\" service=\"re\\\"gistry\"\n";
+        assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_text_line_holds_no_unprintable_character() {
+        let text = logged(&log(LogFormat::Text), || {
+            tracing::info!(target: "millpond", agent = HOSTILE, other = %HOSTILE, "{HOSTILE}");
+        });
+        let body = text.strip_suffix('\n').unwrap();
+        assert!(!body.chars().any(needs_escape), "{body:?}");
+        assert!(
+            body.contains(r#"agent="a \"b\"\\\u{202e}c\u{1b}[2J\u{9b}d\u{2066}\ne""#),
+            "{body}"
+        );
+    }
+
+    #[test]
+    fn the_notice_of_dropped_lines_is_a_line_of_the_same_form() {
+        let json = notice(&log(LogFormat::Json))(3);
+        let line: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(
+            (&line["dropped"], &line["level"]),
+            (&3.into(), &"WARN".into())
+        );
+        assert_eq!(line["service"], "re\"gistry");
+        let text = notice(&log(LogFormat::Text))(3);
+        assert!(
+            text.ends_with("3 log lines dropped service=\"re\\\"gistry\"\n"),
+            "{text}"
+        );
+    }
+}
