@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # The programs this run needs: Debian's, installed by apt when one of them is missing.
 
+# shellcheck source=tests/apt.sh
+source "$ROOT/tests/apt.sh"
+
 # Some machines carry a newer docker command line in /usr/local/bin; the run is about the one that
 # belongs to the daemon.
 DOCKER=/usr/bin/docker
@@ -25,17 +28,12 @@ install_tools() {
   mapfile -t packages < <(missing_tools)
   [ "${#packages[@]}" != 0 ] || return 0
   note "installing: ${packages[*]}"
-  export DEBIAN_FRONTEND=noninteractive
   timeout 180 apt-get update -qq >"$LOGS/apt.txt" 2>&1 || true
-  if ! apt_install "${packages[@]}"; then
+  if ! apt_install "${packages[@]}" >>"$LOGS/apt.txt" 2>&1; then
     for package in "${packages[@]}"; do
-      apt_install "$package" || note "apt can't install $package: $(tail -n 1 "$LOGS/apt.txt")"
+      apt_install "$package" >>"$LOGS/apt.txt" 2>&1 || note "apt can't install $package: $(tail -n 1 "$LOGS/apt.txt")"
     done
   fi
-}
-
-apt_install() {
-  timeout 300 apt-get install -y -qq --no-install-recommends "$@" >>"$LOGS/apt.txt" 2>&1
 }
 
 # have PROGRAM...: the first one that is missing is named on standard output.

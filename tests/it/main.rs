@@ -29,6 +29,7 @@ mod ranges;
 mod resume;
 mod retention;
 mod routing;
+mod scripts;
 mod sending;
 mod server;
 mod tags;

@@ -40,7 +40,7 @@ async fn a_panic_of_the_sweeper_is_told() {
         panicked = m.app.failed() => panicked,
         () = async {
             m.get(&format!("/v2/app/blobs/{second}")).await;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         } => unreachable!(),
     };
     assert_eq!(panicked.task, "sweeper");
