@@ -355,6 +355,9 @@ fn entry(
             }),
         ca_pem,
         insecure: upstream.insecure,
+        plain_http: upstream.plain_http,
+        realm: upstream.realm.clone(),
+        scope: upstream.scope.clone(),
         timeouts: upstream::Timeouts {
             connect: timeouts.connect,
             header: timeouts.header,

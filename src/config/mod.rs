@@ -28,6 +28,7 @@ mod schema;
 mod size;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -219,6 +220,14 @@ pub struct Upstream {
     pub ca: Option<PathBuf>,
     /// Don't check the server's certificate.
     pub insecure: bool,
+    /// Permit credentials over plain HTTP to other machines, and redirects and token services that
+    /// lead from https to http.
+    pub plain_http: bool,
+    /// The token service (scheme `http` or `https`, host, port) that is given the credentials
+    /// although it is on another site than the upstream.
+    pub realm: Option<Url>,
+    /// The scope of all tokens, in which `{name}` stands for the repository's name.
+    pub scope: Option<String>,
     /// What clients may call it (`host[:port]`, lower case, sorted): its name, its URL's host and
     /// more.
     pub aliases: Vec<String>,

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
-use url::{Host, Url};
+use url::Url;
 
 use crate::oci::RepoName;
 
 use super::address;
 use super::document::KeyPath;
 use super::report::{Report, Section, shown};
-use super::{Credentials, Proxy, Timeouts, Upstream, fetch, retention};
+use super::{Credentials, Proxy, Timeouts, Upstream, fetch, retention, trust};
 
 /// The name that images on Docker Hub have.
 const HUB_NAME: &str = "docker.io";
@@ -147,16 +147,14 @@ fn name(section: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
 fn upstream(section: &Section<'_>, name: String, url: Url, report: &mut Report<'_>) -> Upstream {
     let credentials = credentials(section, report);
     let insecure = section.bool("insecure", false, report);
-    let what = match url.scheme() {
-        "http" if !is_loopback(&url) => Some("are sent over plain HTTP"),
-        "https" if insecure => Some("are sent to a server whose certificate isn't checked"),
-        _ => None,
-    };
-    if let (Some(what), Some(_)) = (what, &credentials) {
+    if insecure && url.scheme() == "https" && credentials.is_some() {
         let host = authority(&url);
-        let message = format!("the credentials for {host} {what}");
+        let message = format!(
+            "the credentials for {host} are sent to a server whose certificate isn't checked"
+        );
         report.warning(&section.path.key("username"), message);
     }
+    let plain_http = trust::plain_http(section, &url, credentials.is_some(), report);
     let mut aliases = vec![name.clone(), authority(&url)];
     if is_hub(&url) {
         aliases.extend(HUB_ALIASES.map(str::to_owned));
@@ -178,6 +176,9 @@ fn upstream(section: &Section<'_>, name: String, url: Url, report: &mut Report<'
         credentials,
         ca: authorities(section, report),
         insecure,
+        plain_http,
+        realm: trust::realm(section, plain_http, report),
+        scope: trust::scope(section, report),
         aliases,
     }
 }
@@ -272,15 +273,6 @@ fn authority(url: &Url) -> String {
     match url.port() {
         Some(port) => format!("{host}:{port}"),
         None => host.to_owned(),
-    }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }
 

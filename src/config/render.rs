@@ -232,6 +232,15 @@ fn upstream(upstream: &Upstream) -> Mapping {
         ("password", credentials.map(|_| HIDDEN.into())),
         ("ca", ca.map(|ca| ca.to_string_lossy().into_owned().into())),
         ("insecure", Some(upstream.insecure.into())),
+        ("plainhttp", Some(upstream.plain_http.into())),
+        (
+            "realm",
+            upstream.realm.as_ref().map(|realm| realm.as_str().into()),
+        ),
+        (
+            "scope",
+            upstream.scope.as_ref().map(|scope| scope.as_str().into()),
+        ),
         (
             "aliases",
             Some(

@@ -130,6 +130,10 @@ impl Refusal {
     fn upstream(error: &UpstreamError, kind: Kind, what: &str) -> Self {
         let refuse =
             |status, code, reason: &str| Self::new(status, code, format!("{what}: {reason}"));
+        let unauthorized =
+            |reason| refuse(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, reason);
+        let denied = |reason| refuse(StatusCode::FORBIDDEN, ErrorCode::Denied, reason);
+        let bad_gateway = |code, reason| refuse(StatusCode::BAD_GATEWAY, code, reason);
         let refusal = match error {
             UpstreamError::NotFound { .. } => refuse(
                 StatusCode::NOT_FOUND,
@@ -138,16 +142,16 @@ impl Refusal {
             ),
             // Without a challenge of our own: it would make clients send us credentials that we
             // can't pass on.
-            UpstreamError::Unauthorized { .. } => refuse(
-                StatusCode::UNAUTHORIZED,
-                ErrorCode::Unauthorized,
+            UpstreamError::Unauthorized { .. } => unauthorized(
                 "the upstream demands credentials that this mirror doesn't have, or there is no such repository",
             ),
-            UpstreamError::Denied { .. } => refuse(
-                StatusCode::FORBIDDEN,
-                ErrorCode::Denied,
-                "the upstream denies this mirror access",
-            ),
+            UpstreamError::CredentialsRefused { status: 403, .. } => {
+                denied("the upstream refuses this mirror's credentials")
+            }
+            UpstreamError::CredentialsRefused { .. } => {
+                unauthorized("the upstream refuses this mirror's credentials")
+            }
+            UpstreamError::Denied { .. } => denied("the upstream denies this mirror access"),
             UpstreamError::RateLimited { .. } => refuse(
                 StatusCode::TOO_MANY_REQUESTS,
                 ErrorCode::TooManyRequests,
@@ -158,21 +162,17 @@ impl Refusal {
                 ErrorCode::Unavailable,
                 &format!("the upstream failed with status {status}"),
             ),
-            UpstreamError::Unreachable { .. } => refuse(
-                StatusCode::BAD_GATEWAY,
-                ErrorCode::Unavailable,
-                "the upstream can't be reached",
-            ),
+            UpstreamError::Unreachable { .. } => {
+                bad_gateway(ErrorCode::Unavailable, "the upstream can't be reached")
+            }
             UpstreamError::Timeout { .. } => refuse(
                 StatusCode::GATEWAY_TIMEOUT,
                 ErrorCode::Unavailable,
                 "the upstream took too long to answer",
             ),
-            UpstreamError::Broken { .. } => refuse(
-                StatusCode::BAD_GATEWAY,
-                ErrorCode::Unavailable,
-                "the upstream broke off its answer",
-            ),
+            UpstreamError::Broken { .. } => {
+                bad_gateway(ErrorCode::Unavailable, "the upstream broke off its answer")
+            }
             UpstreamError::Unexpected { .. }
             | UpstreamError::Protocol { .. }
             | UpstreamError::Schema1 { .. }

@@ -5,8 +5,8 @@ use base64::prelude::BASE64_STANDARD;
 use http::HeaderValue;
 use secrecy::{ExposeSecret as _, SecretString};
 
-/// User name and password. They go to the upstream's own origin and to the token service that it
-/// names, and to nobody else.
+/// User name and password. They go to the upstream's own origin and to a token service that belongs
+/// to it or that the operator named, and to nobody else.
 #[derive(Debug, Clone)]
 pub struct Credentials {
     pub username: String,

@@ -87,10 +87,16 @@ pub enum UpstreamError {
     /// 404.
     #[error("{url}: not found{message}")]
     NotFound { url: ShownUrl, message: Message },
-    /// 401, also after authenticating; or no credentials for a registry that wants them; or the
-    /// token service refused ours.
+    /// 401, also after authenticating; or no credentials for a registry that wants them.
     #[error("{url}: authentication failed{message}")]
     Unauthorized { url: ShownUrl, message: Message },
+    /// 401 or 403 in answer to the operator's user name and password.
+    #[error("{url}: the configured credentials were refused with status {status}{message}")]
+    CredentialsRefused {
+        url: ShownUrl,
+        status: u16,
+        message: Message,
+    },
     /// 403 of the registry or its token service. A content network's 403 is
     /// [`Unexpected`](Self::Unexpected): it says that a signature expired, not who may read.
     #[error("{url}: access denied{message}")]
@@ -210,6 +216,8 @@ pub enum SetupError {
     UserInfo,
     #[error("the user name or password can't be sent as Basic credentials")]
     Credentials,
+    #[error("the user name and password would be sent over plain HTTP, which isn't permitted")]
+    PlainHttp,
     #[error("the CA file is not a PEM bundle of certificates")]
     Authority(#[source] Source),
     #[error("the CA file holds no certificate")]
@@ -233,6 +241,7 @@ impl UpstreamError {
             | Self::Broken { .. } => true,
             Self::NotFound { .. }
             | Self::Unauthorized { .. }
+            | Self::CredentialsRefused { .. }
             | Self::Denied { .. }
             | Self::Unexpected { .. }
             | Self::Protocol { .. }
@@ -277,6 +286,7 @@ impl UpstreamError {
         match self {
             Self::NotFound { .. } => "not_found",
             Self::Unauthorized { .. } => "unauthorized",
+            Self::CredentialsRefused { .. } => "credentials_refused",
             Self::Denied { .. } => "denied",
             Self::RateLimited { .. } => "rate_limited",
             Self::Unavailable { .. } => "unavailable",

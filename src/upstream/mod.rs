@@ -6,8 +6,8 @@
 //! sends it, follows redirects by the rules of `redirect` and tries again by those of `retry`;
 //! `body` reads the answer.
 //!
-//! What it never does: send credentials anywhere but to the upstream's own origin and the token
-//! service that this one named; believe a length, a digest, a range or a redirect of the other
+//! What it never does: send credentials anywhere but to the upstream's own origin and to a token
+//! service of its site (or one that the operator named); ask for more than reading; believe a length, a digest, a range or a redirect of the other
 //! side; wait without an end; show a query or a password in an error or a log. It caches nothing
 //! but tokens, and doesn't join equal requests: that is the business of who asks.
 //!
@@ -26,6 +26,8 @@ mod manifests;
 mod redirect;
 mod reply;
 mod retry;
+mod scope;
+mod site;
 mod token;
 mod transport;
 
@@ -62,8 +64,16 @@ pub struct Settings {
     pub credentials: Option<Credentials>,
     /// Certificates trusted besides the system's, as PEM.
     pub ca_pem: Option<Vec<u8>>,
-    /// Trust any certificate, and permit redirects and token services without TLS.
+    /// Trust any certificate.
     pub insecure: bool,
+    /// Permit credentials over plain HTTP to other machines, and redirects and token services that
+    /// lead from https to http.
+    pub plain_http: bool,
+    /// The token service that is given the credentials although it is on another site: its scheme,
+    /// host and port count.
+    pub realm: Option<Url>,
+    /// The scope of all tokens instead of `repository:{name}:pull`.
+    pub scope: Option<String>,
     pub timeouts: Timeouts,
 }
 
@@ -74,6 +84,7 @@ impl fmt::Debug for Settings {
             .field("url", &ShownUrl::from(&self.url))
             .field("credentials", &self.credentials)
             .field("insecure", &self.insecure)
+            .field("plain_http", &self.plain_http)
             .field("timeouts", &self.timeouts)
             .finish_non_exhaustive()
     }
@@ -155,7 +166,7 @@ impl Upstream {
     }
 
     fn set_up(settings: Settings, clock: Clock, meter: Arc<dyn Meter>) -> Result<Self, SetupError> {
-        redirect::check(&settings.url, &settings.url, settings.insecure).map_err(|error| {
+        redirect::check(&settings.url, &settings.url, settings.plain_http).map_err(|error| {
             match error {
                 RedirectError::UserInfo => SetupError::UserInfo,
                 _ => SetupError::Url,
@@ -165,14 +176,19 @@ impl Upstream {
         let credentials = credentials
             .map(|credentials| credentials.header().ok_or(SetupError::Credentials))
             .transpose()?;
+        let readable = settings.url.scheme() == "http" && !site::is_loopback(&settings.url);
+        if credentials.is_some() && readable && !settings.plain_http {
+            return Err(SetupError::PlainHttp);
+        }
         let transport = Transport::new(&settings, clock, meter)?;
+        let auth = Auth::new(&settings, credentials);
         let mut url = settings.url;
         url.set_query(None);
         url.set_fragment(None);
         Ok(Self {
             url,
             transport,
-            auth: Auth::new(credentials),
+            auth,
         })
     }
 

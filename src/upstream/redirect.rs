@@ -41,7 +41,7 @@ pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
 pub(super) fn target(
     from: &Url,
     headers: &HeaderMap,
-    insecure: bool,
+    plain_http: bool,
 ) -> Result<Url, RedirectError> {
     let location = headers.get(LOCATION).ok_or(RedirectError::Location)?;
     let location = location
@@ -50,20 +50,20 @@ pub(super) fn target(
     let mut url = from
         .join(location)
         .map_err(|_malformed| RedirectError::Location)?;
-    check(from, &url, insecure)?;
+    check(from, &url, plain_http)?;
     url.set_fragment(None);
     Ok(url)
 }
 
-/// Whether `url`, named by the server at `from`, may be asked. `insecure` permits to leave https.
-pub(super) fn check(from: &Url, url: &Url, insecure: bool) -> Result<(), RedirectError> {
+/// Whether `url`, named by the server at `from`, may be asked. `plain_http` permits to leave https.
+pub(super) fn check(from: &Url, url: &Url, plain_http: bool) -> Result<(), RedirectError> {
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(RedirectError::Scheme);
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(RedirectError::UserInfo);
     }
-    if from.scheme() == "https" && url.scheme() == "http" && !insecure {
+    if from.scheme() == "https" && url.scheme() == "http" && !plain_http {
         return Err(RedirectError::Downgrade);
     }
     Ok(())

@@ -50,8 +50,8 @@ impl Ask {
 pub(super) struct Transport {
     pub name: Arc<str>,
     pub timeouts: Timeouts,
-    /// Permits to skip the verification of certificates, and to be led from https to http.
-    pub insecure: bool,
+    /// Whether the upstream may lead from https to http, with credentials.
+    pub plain_http: bool,
     pub clock: Clock,
     meter: Arc<dyn Meter>,
     /// Small answers: HTTP/2 where it is offered, so that many share one connection.
@@ -65,7 +65,7 @@ impl fmt::Debug for Transport {
         f.debug_struct("Transport")
             .field("name", &self.name)
             .field("timeouts", &self.timeouts)
-            .field("insecure", &self.insecure)
+            .field("plain_http", &self.plain_http)
             .finish_non_exhaustive()
     }
 }
@@ -79,7 +79,7 @@ impl Transport {
         Ok(Self {
             name: settings.name.as_str().into(),
             timeouts: settings.timeouts,
-            insecure: settings.insecure,
+            plain_http: settings.plain_http,
             clock,
             meter,
             metadata: client(settings, |builder| builder)?,
@@ -125,7 +125,7 @@ impl Transport {
             if ask.kind == Kind::Token || !redirect::is_redirect(reply.status()) {
                 return Ok(reply);
             }
-            let next = redirect::target(&url, reply.headers(), self.insecure)
+            let next = redirect::target(&url, reply.headers(), self.plain_http)
                 .map_err(|violation| reply.violates(violation))?;
             body::drain(&mut reply).await;
             url = next;
@@ -217,7 +217,7 @@ impl Transport {
     }
 
     /// The error that an answer without success means.
-    async fn refusal(&self, mut reply: Reply) -> UpstreamError {
+    pub(super) async fn refusal(&self, mut reply: Reply) -> UpstreamError {
         let message = body::message(&mut reply).await;
         let url = (&reply.url).into();
         let retry_after = retry::retry_after(reply.headers(), self.clock.wall());
@@ -235,11 +235,6 @@ impl Transport {
             },
             status => UpstreamError::Unexpected { url, status },
         }
-    }
-
-    /// The error of a 401 that is final.
-    pub(super) async fn unauthorized(&self, reply: Reply) -> UpstreamError {
-        self.refusal(reply).await
     }
 }
 

@@ -231,6 +231,30 @@ const SENTENCES: &[(&str, &str)] = &[
         "config.yml:4: the upstreams `docker.io` and `hub.x` both answer to `docker.io`; give it to one",
     ),
     (
+        "proxy: {remoteurl: 'http://a', username: u, password: p}",
+        "config.yml:2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it",
+    ),
+    (
+        "proxy: {insecure: true, upstreams: [{name: a.b, remoteurl: 'http://a', username: u, password: p, insecure: true}]}",
+        "config.yml:2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.upstreams[0].plainhttp: true` to permit it",
+    ),
+    (
+        "proxy: {realm: auth.example}",
+        "config.yml:2: `proxy.realm` is \"auth.example\"; write a URL such as https://auth.example.com/token",
+    ),
+    (
+        "proxy: {realm: 'https://u:secret@auth.example'}",
+        "config.yml:2: `proxy.realm` is a URL with an @; write a URL such as https://auth.example.com/token",
+    ),
+    (
+        "proxy: {realm: 'http://auth.example/'}",
+        "config.yml:2: `proxy.realm` is \"http://auth.example/\", and credentials would be sent there over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it",
+    ),
+    (
+        "proxy: {scope: 'ä'}",
+        "config.yml:2: `proxy.scope` is \"ä\"; write a scope such as repository:{name}:pull",
+    ),
+    (
         "http: {addr: @}",
         "config.yml:2: the file is not valid YAML: found character that cannot start any token at line 2 column 14, while scanning for the next token",
     ),
@@ -341,7 +365,7 @@ const WARNINGS: &[(&str, &str)] = &[
         "config.yml:2: `validation` has no effect: it concerns pushes, which a mirror refuses",
     ),
     (
-        "proxy: {remoteurl: 'http://a', username: u, password: p}",
+        "proxy: {remoteurl: 'http://a', username: u, password: p, plainhttp: true}",
         "config.yml:2: the credentials for a are sent over plain HTTP",
     ),
     (

@@ -106,6 +106,13 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ),
     ("REGISTRY_PROXY_FILLAFTER", "75%", "  fillafter: 75%"),
     ("REGISTRY_PROXY_INSECURE", "true", "  insecure: true"),
+    ("REGISTRY_PROXY_PLAINHTTP", "true", "  plainhttp: true"),
+    (
+        "REGISTRY_PROXY_REALM",
+        "https://a.b/t",
+        "  realm: https://a.b/t",
+    ),
+    ("REGISTRY_PROXY_SCOPE", "a:{name}:b", "  scope: a:{name}:b"),
     ("REGISTRY_PROXY_ALIASES", "[a.b]", "  - a.b"),
     ("REGISTRY_PROXY_ALIASES_0", "a.b", "  - a.b"),
     ("REGISTRY_proxy_ttl", "1h", "  ttl: 1h"),

@@ -8,6 +8,7 @@ use super::*;
 const SCOPE: &str = "repository:library/app:pull";
 const TOKEN: &str = r#"{"token":"t1","expires_in":300}"#;
 const BASIC: &str = "Basic dXNlcjpwYXNz";
+const PULL: &str = "scope=repository%3Alibrary%2Fapp%3Apull";
 
 fn with_credentials(server: &Server) -> Upstream {
     let mut settings = settings(server.url());
@@ -172,7 +173,7 @@ async fn of_two_challenges_in_one_header_bearer_is_answered() {
     })
     .await;
     get_tag(&with_credentials(&server)).await.unwrap();
-    assert_eq!(server.lines()[1], "GET /token?scope=x");
+    assert_eq!(server.lines()[1], format!("GET /token?{PULL}"));
 }
 
 #[tokio::test]
@@ -214,8 +215,8 @@ async fn a_challenge_without_a_scope_is_answered_for_the_repository() {
 async fn the_token_services_errors_stay_apart() {
     for (status, class) in [
         (400, "unexpected"),
-        (401, "unauthorized"),
-        (403, "denied"),
+        (401, "credentials_refused"),
+        (403, "credentials_refused"),
         (404, "unexpected"),
         (429, "rate_limited"),
         (500, "unavailable"),
@@ -286,5 +287,145 @@ async fn an_unusable_realm_is_refused() {
         let error = get_tag(&client(&server)).await.unwrap_err();
         assert_eq!(error.class(), "protocol", "{error}");
         assert!(!error.to_string().contains("u:p"), "{error}");
+    }
+}
+
+/// The token requests that came, by their scopes.
+fn scopes(server: &Server) -> Vec<String> {
+    let lines = server.lines().into_iter();
+    let tokens = lines.filter_map(|line| Some(line.strip_prefix("GET /token?")?.to_owned()));
+    tokens
+        .map(|query| query.replace("service=registry&", ""))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_challenge_for_more_than_pull_is_answered_with_pull() {
+    let server = Server::start(|seen| {
+        if seen.is_token() || seen.header("authorization").is_some() {
+            return guarded(seen);
+        }
+        let greedy =
+            "repository:library/app:pull,push,delete repository:other:pull registry:catalog:*";
+        Reply::challenge(seen, greedy)
+    })
+    .await;
+    get_tag(&with_credentials(&server)).await.unwrap();
+    assert_eq!(scopes(&server), [PULL]);
+}
+
+/// A registry of the kind that wants `metadata_read`, and refuses `pull` at one place or the other.
+fn particular(seen: &Seen, by_token_service: bool) -> Reply {
+    let wide = seen.line.contains("pull%2Cmetadata_read");
+    if seen.is_token() {
+        return match (wide, by_token_service) {
+            (true, _) => Reply::ok(r#"{"token":"wide","expires_in":300}"#),
+            (false, true) => Reply::new(401, ""),
+            (false, false) => Reply::ok(TOKEN),
+        };
+    }
+    match seen.header("authorization") {
+        Some("Bearer wide") => Reply::ok(MANIFEST),
+        _ => Reply::challenge(seen, "repository:library/app:metadata_read,push"),
+    }
+}
+
+#[tokio::test]
+async fn a_refused_pull_is_followed_by_the_read_only_actions_once() {
+    for by_token_service in [true, false] {
+        let server = Server::start(move |seen| particular(seen, by_token_service)).await;
+        let upstream = client(&server);
+        get_tag(&upstream).await.unwrap();
+        let wide = format!("{PULL}%2Cmetadata_read");
+        assert_eq!(scopes(&server), [PULL.to_owned(), wide.clone()]);
+        // What worked is remembered.
+        let before = server.counts();
+        get_tag(&upstream).await.unwrap();
+        assert_eq!(server.counts(), (before.0, before.1 + 1));
+    }
+    // And once is once.
+    let server = Server::start(|seen| {
+        if seen.is_token() {
+            return Reply::new(403, "");
+        }
+        Reply::challenge(seen, "repository:library/app:metadata_read,push")
+    })
+    .await;
+    assert_eq!(
+        get_tag(&client(&server)).await.unwrap_err().class(),
+        "denied"
+    );
+    assert_eq!(server.counts(), (2, 1));
+}
+
+#[tokio::test]
+async fn a_configured_scope_overrides_all_others() {
+    let server = Server::start(|seen| {
+        if seen.is_token() || seen.header("authorization").is_some() {
+            return guarded(seen);
+        }
+        Reply::challenge(seen, "repository:library/app:list")
+    })
+    .await;
+    let mut settings = settings(server.url());
+    settings.scope = Some("repository:mirror/{name}:pull".into());
+    get_tag(&connect(settings)).await.unwrap();
+    assert_eq!(
+        scopes(&server),
+        ["scope=repository%3Amirror%2Flibrary%2Fapp%3Apull"]
+    );
+}
+
+/// A registry at 127.0.0.1 whose token service is the same server under the name `localhost`: another
+/// host, which belongs to another site.
+fn with_foreign_realm(seen: &Seen) -> Reply {
+    if seen.is_token() || seen.header("authorization").is_some() {
+        return guarded(seen);
+    }
+    let realm = seen.base().replace("127.0.0.1", "localhost");
+    let challenge = format!(r#"Bearer realm="{realm}/token""#);
+    Reply::new(401, "").with("WWW-Authenticate", &challenge)
+}
+
+#[tokio::test]
+async fn a_token_service_of_another_site_is_asked_anonymously_unless_it_was_named() {
+    for (port_offset, given) in [(None, false), (Some(1), false), (Some(0), true)] {
+        let server = Server::start(with_foreign_realm).await;
+        let mut named = settings(server.url());
+        named.credentials = Some(Credentials {
+            username: "user".into(),
+            password: "pass".into(),
+        });
+        named.realm = port_offset.map(|offset| {
+            let port = server.url().port().unwrap() ^ offset;
+            Url::parse(&format!("http://localhost:{port}/anything")).unwrap()
+        });
+        get_tag(&connect(named)).await.unwrap();
+        let seen = server.seen();
+        let basic: Vec<bool> = seen
+            .iter()
+            .map(|seen| seen.header("authorization") == Some(BASIC))
+            .collect();
+        assert_eq!(basic, [false, given, false], "{port_offset:?}");
+    }
+}
+
+#[tokio::test]
+async fn refused_basic_credentials_have_an_error_of_their_own() {
+    for status in [401, 403] {
+        let server = Server::start(move |seen| match seen.header("authorization") {
+            Some(_) => Reply::new(status, "").with("WWW-Authenticate", "Basic realm=r"),
+            None => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=r"),
+        })
+        .await;
+        let error = get_tag(&with_credentials(&server)).await.unwrap_err();
+        // A registry's 403 may be about the repository alone.
+        let class = if status == 401 {
+            "credentials_refused"
+        } else {
+            "denied"
+        };
+        assert_eq!(error.class(), class);
+        assert_eq!(server.counts(), (0, 2));
     }
 }

@@ -57,6 +57,9 @@ fn settings(url: Url) -> Settings {
         credentials: None,
         ca_pem: None,
         insecure: false,
+        plain_http: false,
+        realm: None,
+        scope: None,
         timeouts: Timeouts::default(),
     }
 }

@@ -49,8 +49,35 @@ async fn what_cannot_work_is_said_at_once() {
 }
 
 #[tokio::test]
+async fn credentials_over_plain_http_need_a_permit() {
+    let with = |url, plain_http| {
+        let mut settings = at(url);
+        settings.credentials = Some(Credentials {
+            username: "user".into(),
+            password: "pass".into(),
+        });
+        settings.plain_http = plain_http;
+        // It doesn't stand for the other permit.
+        settings.insecure = true;
+        settings
+    };
+    assert!(matches!(
+        refused(with("http://registry.example", false)),
+        SetupError::PlainHttp
+    ));
+    for (url, plain_http) in [
+        ("http://registry.example", true),
+        ("http://127.0.0.2:5000", false),
+        ("http://localhost:5000", false),
+        ("https://registry.example", false),
+    ] {
+        connect(with(url, plain_http));
+    }
+}
+
+#[tokio::test]
 async fn nothing_of_the_credentials_is_shown() {
-    let mut settings = at("http://registry.example");
+    let mut settings = at("https://registry.example");
     settings.credentials = Some(Credentials {
         username: "user".into(),
         password: "s3cret".into(),

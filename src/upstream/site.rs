@@ -1,0 +1,95 @@
+//! Which hosts belong together: where the operator's credentials may be sent. Pure.
+
+use url::{Host, Url};
+
+/// Whether two hosts are the same or share a registrable domain (public suffix list). An IP address
+/// and a name of a single label belong to no domain, so they are only ever the same host.
+pub(super) fn same_site(a: &Url, b: &Url) -> bool {
+    match (a.host(), b.host()) {
+        (Some(Host::Domain(one)), Some(Host::Domain(other))) => {
+            one == other || registrable(one).is_some_and(|one| registrable(other) == Some(one))
+        }
+        (Some(one), Some(other)) => one == other,
+        _ => false,
+    }
+}
+
+fn registrable(host: &str) -> Option<&str> {
+    psl::domain_str(host.strip_suffix('.').unwrap_or(host))
+}
+
+/// Whether what is sent there stays on this machine: an address of the loopback network, or a name
+/// that stands for it (RFC 6761, section 6.3).
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(a: &str, b: &str) -> bool {
+        let url = |host: &str| Url::parse(&format!("https://{host}/")).unwrap();
+        same_site(&url(a), &url(b))
+    }
+
+    /// (registry, token service), as their challenges name them.
+    const REGISTRIES: &[(&str, &str)] = &[
+        ("registry-1.docker.io", "auth.docker.io"),
+        ("ghcr.io", "ghcr.io"),
+        ("quay.io", "quay.io"),
+        ("public.ecr.aws", "public.ecr.aws"),
+        ("gcr.io", "gcr.io"),
+        ("europe-docker.pkg.dev", "europe-docker.pkg.dev"),
+        ("team.azurecr.io", "team.azurecr.io"),
+        ("registry.gitlab.com", "gitlab.com"),
+        ("registry.gitlab.example.co.uk", "gitlab.example.co.uk"),
+        ("registry.digitalocean.com", "api.digitalocean.com"),
+        ("registry.redhat.io", "registry.redhat.io"),
+        ("harbor.corp.example:8443", "harbor.corp.example"),
+        ("127.0.0.1:5000", "127.0.0.1:5001"),
+        ("[::1]:5000", "[::1]"),
+        ("registry:5000", "registry:5001"),
+    ];
+
+    #[test]
+    fn token_services_of_registries_belong_to_them() {
+        for (registry, realm) in REGISTRIES {
+            assert!(site(registry, realm), "{registry} {realm}");
+        }
+    }
+
+    #[test]
+    fn neighbours_below_a_public_suffix_are_strangers() {
+        for (a, b) in [
+            ("registry.example.com", "registry.example.org"),
+            ("one.co.uk", "two.co.uk"),
+            ("one.github.io", "two.github.io"),
+            ("one.azurecr.io.evil.example", "one.azurecr.io"),
+            ("registry-1.docker.io", "auth.docker.io.evil.example"),
+            ("example.com", "notexample.com"),
+            ("registry", "auth"),
+            ("registry.corp", "auth.corp"),
+            ("com", "com."),
+            ("127.0.0.1", "127.0.0.2"),
+            ("127.0.0.1", "localhost"),
+            ("[::1]", "[::2]"),
+        ] {
+            assert!(!site(a, b), "{a} {b}");
+            assert!(!site(b, a), "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn loopback() {
+        let is = |url: &str| is_loopback(&Url::parse(url).unwrap());
+        assert!(is("http://localhost:1") && is("http://127.9.9.9") && is("http://[::1]:5"));
+        assert!(is("http://a.localhost"));
+        assert!(!is("http://localhost.example") && !is("http://10.0.0.1"));
+    }
+}
