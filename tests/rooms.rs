@@ -38,7 +38,8 @@ const RESERVED: [(&str, &[&str], &[&str]); 3] = [
     (
         "the HTTP server",
         &["hyper", "hyper_util", "h2"],
-        &["http", "admin"],
+        // The proxies of the environment.
+        &["http", "admin", "upstream/guard", "upstream/transport"],
     ),
     (
         "the file system",

@@ -358,6 +358,7 @@ fn entry(
         plain_http: upstream.plain_http,
         realm: upstream.realm.clone(),
         scope: upstream.scope.clone(),
+        redirects: upstream.redirects.clone(),
         timeouts: upstream::Timeouts {
             connect: timeouts.connect,
             header: timeouts.header,

@@ -18,6 +18,7 @@ pub mod duration;
 mod env;
 mod error;
 mod fetch;
+mod host_pattern;
 mod locate;
 mod nearest;
 mod proxy;
@@ -48,6 +49,7 @@ pub use address::Listen;
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
 pub use fetch::{OnAbandon, RangeMode, RangeRule, Segments, Streams};
+pub use host_pattern::{HostPattern, HostPatternError};
 pub use render::render;
 pub use size::SizeLimit;
 
@@ -228,6 +230,8 @@ pub struct Upstream {
     pub realm: Option<Url>,
     /// The scope of all tokens, in which `{name}` stands for the repository's name.
     pub scope: Option<String>,
+    /// Hosts that its redirects and token services may lead to although their addresses are internal.
+    pub redirects: Vec<HostPattern>,
     /// What clients may call it (`host[:port]`, lower case, sorted): its name, its URL's host and
     /// more.
     pub aliases: Vec<String>,

@@ -179,6 +179,7 @@ fn upstream(section: &Section<'_>, name: String, url: Url, report: &mut Report<'
         plain_http,
         realm: trust::realm(section, plain_http, report),
         scope: trust::scope(section, report),
+        redirects: trust::redirects(section, report),
         aliases,
     }
 }

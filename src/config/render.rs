@@ -223,6 +223,8 @@ fn upstream(upstream: &Upstream) -> Mapping {
     let credentials = upstream.credentials.as_ref();
     let ca = upstream.ca.as_ref();
     let aliases = upstream.aliases.iter();
+    let redirects = upstream.redirects.iter();
+    let redirects: Vec<Value> = redirects.map(|one| one.to_string().into()).collect();
     let section = map([
         ("remoteurl", Some(upstream.url.as_str().into())),
         (
@@ -241,6 +243,7 @@ fn upstream(upstream: &Upstream) -> Mapping {
             "scope",
             upstream.scope.as_ref().map(|scope| scope.as_str().into()),
         ),
+        ("redirects", Some(redirects.into())),
         (
             "aliases",
             Some(

@@ -175,6 +175,7 @@ pub(super) const PROXY: Keys = &[
     ("plainhttp", Scalar),
     ("realm", Scalar),
     ("scope", Scalar),
+    ("redirects", Scalars),
     ("aliases", Scalars),
     ("ttl", Scalar),
     ("ttlmode", Scalar),
@@ -221,6 +222,7 @@ const UPSTREAM: Keys = &[
     ("plainhttp", Scalar),
     ("realm", Scalar),
     ("scope", Scalar),
+    ("redirects", Scalars),
     ("aliases", Scalars),
     ("ttl", Scalar),
 ];

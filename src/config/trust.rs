@@ -1,8 +1,9 @@
 //! What the operator trusts an upstream with: plain HTTP, a token service on another site, a scope
-//! of its tokens.
+//! of its tokens, redirects to internal addresses.
 
 use url::{Host, Url};
 
+use super::HostPattern;
 use super::report::{Report, Section, shown};
 
 /// Longest scope, in bytes: it becomes a part of a URL.
@@ -84,6 +85,21 @@ pub(super) fn scope(section: &Section<'_>, report: &mut Report<'_>) -> Option<St
     );
     report.problem(&path, message);
     None
+}
+
+/// Hosts that the upstream may lead to although their addresses are internal.
+pub(super) fn redirects(section: &Section<'_>, report: &mut Report<'_>) -> Vec<HostPattern> {
+    let mut patterns = Vec::new();
+    for (path, text) in section.texts("redirects") {
+        match text.parse() {
+            Ok(pattern) => patterns.push(pattern),
+            Err(error) => {
+                let value = shown(text);
+                report.problem(&path, format!("`{path}` is {value}: {error}"));
+            }
+        }
+    }
+    patterns
 }
 
 /// Whether what is sent to a URL stays on this machine.

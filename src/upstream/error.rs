@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::guard::InternalTarget;
 use super::redirect::RedirectError;
 use crate::oci::Digest;
 use crate::oci::manifest::ManifestError;
@@ -201,10 +202,18 @@ pub enum Violation {
     Redirect(#[from] RedirectError),
     #[error("the challenge names a token service that can't be used: {0}")]
     Realm(RedirectError),
+    #[error(transparent)]
+    Internal(Box<InternalTarget>),
     #[error("the list has too many pages")]
     TooManyPages,
     #[error("the token service gave no usable token")]
     Token,
+}
+
+impl From<InternalTarget> for Violation {
+    fn from(target: InternalTarget) -> Self {
+        Self::Internal(Box::new(target))
+    }
 }
 
 /// Why an upstream can't be set up.

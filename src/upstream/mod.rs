@@ -7,7 +7,8 @@
 //! `body` reads the answer.
 //!
 //! What it never does: send credentials anywhere but to the upstream's own origin and to a token
-//! service of its site (or one that the operator named); ask for more than reading; believe a length, a digest, a range or a redirect of the other
+//! service of its site (or one that the operator named); ask for more than reading; be led to
+//! internal addresses (`guard`); believe a length, a digest, a range or a redirect of the other
 //! side; wait without an end; show a query or a password in an error or a log. It caches nothing
 //! but tokens, and doesn't join equal requests: that is the business of who asks.
 //!
@@ -15,12 +16,15 @@
 //! library. Sources: OCI distribution-spec 1.1, distribution's token authentication
 //! specification, RFC 9110.
 
+mod address;
 mod auth;
 mod blobs;
 mod body;
 mod challenge;
+mod clients;
 mod credentials;
 mod error;
+mod guard;
 mod lists;
 mod manifests;
 mod redirect;
@@ -41,12 +45,15 @@ use std::time::Duration;
 use url::Url;
 
 use crate::clock::Clock;
+use crate::config::HostPattern;
 use crate::oci::RepoName;
+pub use address::Network;
 use auth::Auth;
 pub use blobs::{BlobHead, BlobStream};
 pub use body::BlobBody;
 pub use credentials::Credentials;
 pub use error::{Message, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation};
+pub use guard::InternalTarget;
 pub use lists::{Referrers, TagsPage};
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
 pub use redirect::RedirectError;
@@ -72,6 +79,8 @@ pub struct Settings {
     /// The token service that is given the credentials although it is on another site: its scheme,
     /// host and port count.
     pub realm: Option<Url>,
+    /// Hosts that redirects and token services may lead to whatever their addresses are.
+    pub redirects: Vec<HostPattern>,
     /// The scope of all tokens instead of `repository:{name}:pull`.
     pub scope: Option<String>,
     pub timeouts: Timeouts,

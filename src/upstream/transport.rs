@@ -6,20 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use http::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Certificate, Client, ClientBuilder};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use hyper_util::client::proxy::matcher::Matcher;
 use tokio::time::timeout;
 use url::Url;
 
+use super::clients::Clients;
 use super::error::{Phase, SetupError, UpstreamError};
+use super::guard::{self, Guard};
 use super::redirect::{self, RedirectError};
-use super::reply::{Reply, shared};
+use super::reply::Reply;
 use super::{Kind, Meter, Outcome, Settings, Timeouts, body, retry};
 use crate::clock::Clock;
-
-const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
-/// Connections to one host that are kept open while idle.
-const MAX_IDLE: usize = 32;
 
 /// A request to be made. No `Debug`: the query of a page's link may be a secret.
 pub(super) struct Ask {
@@ -54,10 +52,8 @@ pub(super) struct Transport {
     pub plain_http: bool,
     pub clock: Clock,
     meter: Arc<dyn Meter>,
-    /// Small answers: HTTP/2 where it is offered, so that many share one connection.
-    metadata: Client,
-    /// Blobs: one HTTP/1.1 connection each, so that no flow-control window is shared.
-    blobs: Client,
+    clients: Clients,
+    pub(super) guard: Arc<Guard>,
 }
 
 impl fmt::Debug for Transport {
@@ -76,14 +72,22 @@ impl Transport {
         clock: Clock,
         meter: Arc<dyn Meter>,
     ) -> Result<Self, SetupError> {
+        let name: Arc<str> = settings.name.as_str().into();
+        let guard = Arc::new(Guard::new(
+            Arc::clone(&name),
+            settings.url.clone(),
+            settings.realm.clone(),
+            settings.redirects.clone(),
+            Matcher::from_env(),
+        ));
         Ok(Self {
-            name: settings.name.as_str().into(),
+            name,
             timeouts: settings.timeouts,
             plain_http: settings.plain_http,
             clock,
             meter,
-            metadata: client(settings, |builder| builder)?,
-            blobs: client(settings, ClientBuilder::http1_only)?,
+            clients: Clients::new(settings, &guard)?,
+            guard,
         })
     }
 
@@ -140,10 +144,10 @@ impl Transport {
         own: bool,
         authorization: Option<&HeaderValue>,
     ) -> Result<Reply, UpstreamError> {
-        let client = match (ask.kind, &ask.method) {
-            (Kind::Blob, &Method::GET) => &self.blobs,
-            _ => &self.metadata,
-        };
+        let internal = |error| UpstreamError::protocol(url, error);
+        let route = self.guard.route(url).map_err(internal)?;
+        let is_blob = ask.kind == Kind::Blob && ask.method == Method::GET;
+        let client = self.clients.get(route, is_blob);
         let mut headers = ask.headers.clone();
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
@@ -153,7 +157,10 @@ impl Transport {
             .headers(headers);
         let started = self.clock.now();
         let result = match timeout(self.timeouts.header, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(response)) => {
+                self.guard.answered(url, response.remote_addr());
+                Ok(response)
+            }
             Ok(Err(error)) => Err(self.failure(url, error)),
             Err(_elapsed) => Err(UpstreamError::Timeout {
                 url: url.into(),
@@ -197,6 +204,9 @@ impl Transport {
     /// The library's error before there was a header. Its own text names the whole URL.
     fn failure(&self, url: &Url, error: reqwest::Error) -> UpstreamError {
         let error = error.without_url();
+        if let Some(internal) = guard::refusal(&error) {
+            return UpstreamError::protocol(url, internal);
+        }
         let url = url.into();
         match (error.is_connect(), error.is_timeout()) {
             (true, true) => UpstreamError::Timeout {
@@ -235,40 +245,5 @@ impl Transport {
             },
             status => UpstreamError::Unexpected { url, status },
         }
-    }
-}
-
-fn client(
-    settings: &Settings,
-    protocol: impl Fn(ClientBuilder) -> ClientBuilder,
-) -> Result<Client, SetupError> {
-    let mut headers = HeaderMap::new();
-    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    let builder = || {
-        let builder = Client::builder()
-            .user_agent(USER_AGENT)
-            .default_headers(headers.clone())
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(settings.timeouts.connect)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .tls_danger_accept_invalid_certs(settings.insecure);
-        protocol(builder)
-    };
-    let tls = |error| SetupError::Tls(shared(error));
-    if let Some(pem) = &settings.ca_pem {
-        let bundle = Certificate::from_pem_bundle(pem);
-        let bundle = bundle.map_err(|error| SetupError::Authority(shared(error)))?;
-        if bundle.is_empty() {
-            return Err(SetupError::NoCertificate);
-        }
-        return builder().tls_certs_merge(bundle).build().map_err(tls);
-    }
-    match builder().build() {
-        // A system without CA certificates can still speak to a plain http upstream; only a
-        // redirect to https would fail, for want of somebody to trust.
-        Err(_) if settings.url.scheme() == "http" => {
-            builder().tls_certs_only([]).build().map_err(tls)
-        }
-        built => built.map_err(tls),
     }
 }

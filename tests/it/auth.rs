@@ -184,3 +184,23 @@ async fn redirects_without_end_are_given_up() {
     assert_eq!(m.get(&path).await.error(), (502, "UNKNOWN".to_owned()));
     assert_eq!(up.count("GET "), 6);
 }
+
+#[tokio::test]
+async fn a_client_learns_no_address_that_an_upstream_may_not_lead_to() {
+    let up = Registry::start().await;
+    let digest = up.put_blob("app", &noise(1, 1000));
+    up.on("/blobs/", ALWAYS, |_, _| {
+        Reply::redirect("http://169.254.169.254/latest/meta-data")
+    });
+    let m = Setup::new(&up).start().await;
+    let path = format!("/v2/app/blobs/{digest}");
+    let range = [("range", "bytes=0-9")];
+    for answer in [
+        m.get(&path).await,
+        m.ask(&format!("GET {path}"), &range).await,
+    ] {
+        assert_eq!(answer.error(), (502, "UNKNOWN".to_owned()));
+        let told = format!("{answer:?}");
+        assert!(!told.contains("169.254"), "{told}");
+    }
+}

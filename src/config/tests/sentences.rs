@@ -255,6 +255,10 @@ const SENTENCES: &[(&str, &str)] = &[
         "config.yml:2: `proxy.scope` is \"ä\"; write a scope such as repository:{name}:pull",
     ),
     (
+        "proxy: {redirects: [cdn.example, 'https://cdn.example']}",
+        "config.yml:2: `proxy.redirects[1]` is \"https://cdn.example\": a host pattern is a host without scheme and port, *.domain or *",
+    ),
+    (
         "http: {addr: @}",
         "config.yml:2: the file is not valid YAML: found character that cannot start any token at line 2 column 14, while scanning for the next token",
     ),

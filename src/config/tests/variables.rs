@@ -112,6 +112,8 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "https://a.b/t",
         "  realm: https://a.b/t",
     ),
+    ("REGISTRY_PROXY_REDIRECTS", "['*.a.b']", "  - '*.a.b'"),
+    ("REGISTRY_PROXY_REDIRECTS_0", "10.0.0.1", "  - 10.0.0.1"),
     ("REGISTRY_PROXY_SCOPE", "a:{name}:b", "  scope: a:{name}:b"),
     ("REGISTRY_PROXY_ALIASES", "[a.b]", "  - a.b"),
     ("REGISTRY_PROXY_ALIASES_0", "a.b", "  - a.b"),

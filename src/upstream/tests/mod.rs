@@ -6,6 +6,7 @@
 
 mod auth;
 mod blobs;
+mod leading;
 mod lists;
 mod manifests;
 mod server;
@@ -60,6 +61,7 @@ fn settings(url: Url) -> Settings {
         plain_http: false,
         realm: None,
         scope: None,
+        redirects: Vec::new(),
         timeouts: Timeouts::default(),
     }
 }

@@ -1,0 +1,256 @@
+//! What kind of network an IP address belongs to, and which kinds an upstream may lead to. Pure.
+//!
+//! An upstream chooses where its redirects and token services are. If it could choose any address,
+//! it would use this mirror to reach what only this mirror can reach: services of this machine,
+//! metadata services of the cloud, the private network.
+//!
+//! Source: the IANA special-purpose address registries (RFC 6890), RFC 6052 (NAT64), RFC 3056 (6to4),
+//! RFC 4380 (Teredo).
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// (first address, bits of the prefix, network); the first that matches counts, and everything else is
+/// public.
+const V4: &[([u8; 4], u32, Network)] = &[
+    // Metadata services of clouds that answer only on the machine itself, although their addresses
+    // aren't link-local: Azure, Oracle, Alibaba.
+    ([168, 63, 129, 16], 32, Network::LinkLocal),
+    ([192, 0, 0, 192], 32, Network::LinkLocal),
+    ([100, 100, 100, 200], 32, Network::LinkLocal),
+    // The system connects 0.0.0.0 to itself.
+    ([0, 0, 0, 0], 8, Network::Loopback),
+    ([127, 0, 0, 0], 8, Network::Loopback),
+    ([169, 254, 0, 0], 16, Network::LinkLocal),
+    // Multicast has no place in HTTP, and 255.255.255.255 is everybody on the link.
+    ([224, 0, 0, 0], 4, Network::LinkLocal),
+    ([255, 255, 255, 255], 32, Network::LinkLocal),
+    ([10, 0, 0, 0], 8, Network::Private),
+    ([172, 16, 0, 0], 12, Network::Private),
+    ([192, 168, 0, 0], 16, Network::Private),
+    // Carrier-grade NAT, protocol assignments, benchmarks, reserved.
+    ([100, 64, 0, 0], 10, Network::Private),
+    ([192, 0, 0, 0], 24, Network::Private),
+    ([198, 18, 0, 0], 15, Network::Private),
+    ([240, 0, 0, 0], 4, Network::Private),
+];
+
+/// The same for IPv6.
+const V6: &[([u16; 8], u32, Network)] = &[
+    // Metadata services of AWS and Google.
+    ([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0], 48, Network::LinkLocal),
+    ([0xfd20, 0xce, 0, 0, 0, 0, 0, 0], 48, Network::LinkLocal),
+    ([0, 0, 0, 0, 0, 0, 0, 0], 128, Network::Loopback),
+    ([0, 0, 0, 0, 0, 0, 0, 1], 128, Network::Loopback),
+    ([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10, Network::LinkLocal),
+    ([0xff00, 0, 0, 0, 0, 0, 0, 0], 8, Network::LinkLocal),
+    ([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7, Network::Private),
+    // Site-local, which is deprecated; discard-only.
+    ([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10, Network::Private),
+    ([0x100, 0, 0, 0, 0, 0, 0, 0], 64, Network::Private),
+];
+
+/// Prefixes of IPv6 addresses that hold an IPv4 address in their last 32 bits: IPv4-compatible,
+/// IPv4-mapped, IPv4-translated, and the well-known prefix of NAT64.
+const EMBEDDING: [[u16; 6]; 4] = [
+    [0, 0, 0, 0, 0, 0],
+    [0, 0, 0, 0, 0, 0xffff],
+    [0, 0, 0, 0, 0xffff, 0],
+    [0x64, 0xff9b, 0, 0, 0, 0],
+];
+
+/// What kind of network an address belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    Public,
+    /// Private, unique local, carrier-grade NAT, and what else isn't routed on the internet.
+    Private,
+    /// Link-local, multicast, and metadata services of clouds.
+    LinkLocal,
+    /// This machine.
+    Loopback,
+}
+
+impl Network {
+    pub(super) fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => of_v4(address),
+            IpAddr::V6(address) => of_v6(address),
+        }
+    }
+
+    const fn bit(self) -> u8 {
+        match self {
+            Self::Public => 1,
+            Self::Private => 2,
+            Self::LinkLocal => 4,
+            Self::Loopback => 8,
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Public => "public",
+            Self::Private => "private",
+            Self::LinkLocal => "link-local",
+            Self::Loopback => "loopback",
+        })
+    }
+}
+
+/// The kinds of networks that an upstream may lead to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reach(u8);
+
+impl Reach {
+    /// What an upstream at such an address may lead to: loopback and link-local addresses only from
+    /// the same kind, private ones from all but public ones.
+    pub(super) const fn from(network: Network) -> Self {
+        let public = Network::Public.bit();
+        let private = public | Network::Private.bit();
+        Self(match network {
+            Network::Public => public,
+            Network::Private => private,
+            Network::LinkLocal | Network::Loopback => private | network.bit(),
+        })
+    }
+
+    pub(super) const fn includes(self, network: Network) -> bool {
+        self.0 & network.bit() != 0
+    }
+
+    pub(super) const fn bits(self) -> u8 {
+        self.0
+    }
+
+    pub(super) const fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
+}
+
+fn of_v4(address: Ipv4Addr) -> Network {
+    let address = u32::from(address);
+    let found = V4.iter().find(|(prefix, bits, _)| {
+        let differing = address ^ u32::from_be_bytes(*prefix);
+        differing.leading_zeros() >= *bits
+    });
+    found.map_or(Network::Public, |(_, _, network)| *network)
+}
+
+fn of_v6(address: Ipv6Addr) -> Network {
+    let bits = u128::from(address);
+    let found = V6.iter().find(|(prefix, length, _)| {
+        let differing = bits ^ u128::from(Ipv6Addr::from(*prefix));
+        differing.leading_zeros() >= *length
+    });
+    if let Some((_, _, network)) = found {
+        return *network;
+    }
+    let segments = address.segments();
+    let embedded =
+        |high: u16, low: u16| of_v4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
+    let [.., high, low] = segments;
+    if EMBEDDING.iter().any(|prefix| segments.starts_with(prefix)) {
+        return embedded(high, low);
+    }
+    match segments {
+        // NAT64 with a local prefix: the operator's own network, whatever it leads to.
+        [0x64, 0xff9b, 1, ..] => match embedded(high, low) {
+            Network::Public => Network::Private,
+            network => network,
+        },
+        // Teredo: the address of the client, inverted.
+        [0x2001, 0, ..] => embedded(!high, !low),
+        // 6to4: the address of the router.
+        [0x2002, high, low, ..] => embedded(high, low),
+        _ => Network::Public,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESSES: &[(&str, Network)] = &[
+        ("1.1.1.1", Network::Public),
+        ("11.0.0.1", Network::Public),
+        ("172.15.255.255", Network::Public),
+        ("172.32.0.1", Network::Public),
+        ("100.63.255.255", Network::Public),
+        ("100.128.0.1", Network::Public),
+        ("10.255.0.1", Network::Private),
+        ("172.16.0.1", Network::Private),
+        ("172.31.255.255", Network::Private),
+        ("192.168.0.1", Network::Private),
+        ("100.64.0.1", Network::Private),
+        ("198.19.0.1", Network::Private),
+        ("240.0.0.1", Network::Private),
+        ("169.254.169.254", Network::LinkLocal),
+        ("168.63.129.16", Network::LinkLocal),
+        ("192.0.0.192", Network::LinkLocal),
+        ("100.100.100.200", Network::LinkLocal),
+        ("239.1.1.1", Network::LinkLocal),
+        ("255.255.255.255", Network::LinkLocal),
+        ("127.0.0.1", Network::Loopback),
+        ("127.255.255.254", Network::Loopback),
+        ("0.0.0.0", Network::Loopback),
+        ("0.1.2.3", Network::Loopback),
+        ("2606:4700::1111", Network::Public),
+        ("64:ff9b::1.1.1.1", Network::Public),
+        ("::ffff:1.1.1.1", Network::Public),
+        ("2002:101:101::1", Network::Public),
+        ("fc00::1", Network::Private),
+        ("fdff::1", Network::Private),
+        ("fec0::1", Network::Private),
+        ("64:ff9b:1::1.1.1.1", Network::Private),
+        ("::ffff:10.0.0.1", Network::Private),
+        ("64:ff9b::192.168.1.1", Network::Private),
+        ("2002:a00:1::1", Network::Private),
+        ("fe80::1", Network::LinkLocal),
+        ("ff02::1", Network::LinkLocal),
+        ("fd00:ec2::254", Network::LinkLocal),
+        ("fd20:ce::254", Network::LinkLocal),
+        ("::ffff:169.254.169.254", Network::LinkLocal),
+        ("64:ff9b::a9fe:a9fe", Network::LinkLocal),
+        ("64:ff9b:1::a9fe:a9fe", Network::LinkLocal),
+        ("2002:a9fe:a9fe::", Network::LinkLocal),
+        ("::1", Network::Loopback),
+        ("::", Network::Loopback),
+        ("::127.0.0.1", Network::Loopback),
+        ("::ffff:127.0.0.1", Network::Loopback),
+        ("::ffff:0:127.0.0.1", Network::Loopback),
+        ("64:ff9b::7f00:1", Network::Loopback),
+        ("2002:7f00:1::", Network::Loopback),
+        // 127.0.0.1, inverted.
+        ("2001:0:1:1::80ff:fffe", Network::Loopback),
+    ];
+
+    #[test]
+    fn addresses_and_their_networks() {
+        for (address, network) in ADDRESSES {
+            assert_eq!(Network::of(address.parse().unwrap()), *network, "{address}");
+        }
+    }
+
+    #[test]
+    fn what_an_upstream_may_lead_to() {
+        use Network::{LinkLocal, Loopback, Private, Public};
+        for (from, to) in [
+            (Public, &[Public][..]),
+            (Private, &[Public, Private]),
+            (LinkLocal, &[Public, Private, LinkLocal]),
+            (Loopback, &[Public, Private, Loopback]),
+        ] {
+            for network in [Public, Private, LinkLocal, Loopback] {
+                let expected = to.contains(&network);
+                assert_eq!(
+                    Reach::from(from).includes(network),
+                    expected,
+                    "{from} {network}"
+                );
+            }
+        }
+    }
+}

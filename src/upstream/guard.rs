@@ -1,0 +1,359 @@
+//! Keeps an upstream from leading this mirror to internal addresses.
+//!
+//! The upstream's own origin and the configured token service are the operator's choice. Every
+//! other URL is the upstream's choice: a redirect, or the realm of a challenge. Such a host is
+//! resolved by [`Guard`] itself, which gives the HTTP library only the addresses that are permitted;
+//! a name can't change its address between the check and the connection. A literal address is
+//! checked before the request.
+//!
+//! What is permitted follows from the address that the upstream's own responses come from. It only
+//! ever narrows: an upstream that has once answered from a public address has the reach of a public
+//! one until the mirror is restarted. Otherwise it could gain a wider reach by changing its own
+//! address. Hosts that `redirects` names are permitted whatever their address is.
+//!
+//! A forward proxy resolves names itself, so there only literal addresses can be checked.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use hyper_util::client::proxy::matcher::Matcher;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use url::{Host, Url};
+
+use super::address::{Network, Reach};
+use super::redirect::same_origin;
+use crate::config::HostPattern;
+
+/// Why a host isn't asked: the upstream named it, and it has an internal address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{host} has the {network} address {address}, where this upstream may not lead; to permit it, \
+     add `redirects: [\"{host}\"]` to the upstream {upstream} in the configuration"
+)]
+pub struct InternalTarget {
+    host: Box<str>,
+    address: IpAddr,
+    network: Network,
+    upstream: Arc<str>,
+}
+
+/// How a request is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// To a host of the operator's choice, or through a proxy.
+    Open,
+    /// Only to addresses that the guard permits.
+    Guarded,
+}
+
+/// Every bit, so that the first response narrows it to the reach of its address.
+const UNKNOWN: u8 = u8::MAX;
+
+/// Judges hosts that one upstream names.
+pub(super) struct Guard {
+    upstream: Arc<str>,
+    /// The upstream's URL.
+    own: Url,
+    /// The configured token service.
+    realm: Option<Url>,
+    named: Vec<HostPattern>,
+    /// Bits of [`Reach`]; [`UNKNOWN`] until the upstream has answered.
+    reach: AtomicU8,
+    /// The proxies of the environment, as the HTTP library reads them, too.
+    proxies: Matcher,
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard")
+            .field("upstream", &self.upstream)
+            .field("named", &self.named)
+            .field("reach", &self.reach)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Guard {
+    pub(super) fn new(
+        upstream: Arc<str>,
+        own: Url,
+        realm: Option<Url>,
+        named: Vec<HostPattern>,
+        proxies: Matcher,
+    ) -> Self {
+        Self {
+            upstream,
+            own,
+            realm,
+            named,
+            reach: AtomicU8::new(UNKNOWN),
+            proxies,
+        }
+    }
+
+    /// How a request for `url` is sent, if at all.
+    pub(super) fn route(&self, url: &Url) -> Result<Route, InternalTarget> {
+        let named = [Some(&self.own), self.realm.as_ref()];
+        if named.into_iter().flatten().any(|own| same_origin(own, url)) {
+            return Ok(Route::Open);
+        }
+        if let (Some(host), Some(address)) = (url.host(), literal(url)) {
+            self.check(&host, address)?;
+        }
+        let route = if self.is_proxied(url) {
+            Route::Open
+        } else {
+            Route::Guarded
+        };
+        Ok(route)
+    }
+
+    /// Notes where a response to a request for `url` came from.
+    pub(super) fn answered(&self, url: &Url, remote: Option<SocketAddr>) {
+        if !same_origin(&self.own, url) {
+            return;
+        }
+        let address = if self.is_proxied(url) {
+            literal(url)
+        } else {
+            remote.map(|remote| remote.ip())
+        };
+        // What isn't known is taken for public, which permits the least.
+        let network = address.map_or(Network::Public, Network::of);
+        self.narrow(Reach::from(network));
+    }
+
+    pub(super) fn narrow(&self, reach: Reach) {
+        let bits = reach.bits();
+        let current = self.reach.load(Ordering::Acquire);
+        // Nearly always: no write to memory that all requests share.
+        if current & bits != current {
+            self.reach.fetch_and(bits, Ordering::AcqRel);
+        }
+    }
+
+    fn is_proxied(&self, url: &Url) -> bool {
+        let uri = url.as_str().parse::<http::Uri>();
+        uri.is_ok_and(|uri| self.proxies.intercept(&uri).is_some())
+    }
+
+    /// Whether the upstream may lead to a host that has this address.
+    fn check(&self, host: &Host<&str>, address: IpAddr) -> Result<(), InternalTarget> {
+        let reach = match self.reach.load(Ordering::Acquire) {
+            UNKNOWN => Reach::from(Network::Public),
+            bits => Reach::from_bits(bits),
+        };
+        let network = Network::of(address);
+        if reach.includes(network) || self.named.iter().any(|pattern| pattern.matches(host)) {
+            return Ok(());
+        }
+        Err(InternalTarget {
+            host: host.to_string().into(),
+            address,
+            network,
+            upstream: Arc::clone(&self.upstream),
+        })
+    }
+
+    /// The addresses of `host` that are permitted; at least one.
+    fn permitted(
+        &self,
+        host: &str,
+        found: impl Iterator<Item = SocketAddr>,
+    ) -> Result<Vec<SocketAddr>, InternalTarget> {
+        let mut permitted = Vec::new();
+        let mut refused = None;
+        for address in found {
+            match self.check(&Host::Domain(host), address.ip()) {
+                Ok(()) => permitted.push(address),
+                Err(error) => refused = Some(error),
+            }
+        }
+        match refused {
+            Some(error) if permitted.is_empty() => Err(error),
+            _ => Ok(permitted),
+        }
+    }
+}
+
+/// The address that a URL names without the help of DNS.
+fn literal(url: &Url) -> Option<IpAddr> {
+    match url.host()? {
+        Host::Ipv4(address) => Some(address.into()),
+        Host::Ipv6(address) => Some(address.into()),
+        Host::Domain(_) => None,
+    }
+}
+
+/// Resolves names for the guarded clients.
+pub(super) struct GuardedResolver(pub Arc<Guard>);
+
+impl Resolve for GuardedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let guard = Arc::clone(&self.0);
+        Box::pin(async move {
+            let host = name.as_str();
+            let found = tokio::net::lookup_host((host, 0)).await?;
+            let permitted = guard.permitted(host, found)?;
+            Ok(Box::new(permitted.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// The guard's refusal among the causes of the HTTP library's error.
+pub(super) fn refusal(error: &reqwest::Error) -> Option<InternalTarget> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(refused) = error.downcast_ref::<InternalTarget>() {
+            return Some(refused.clone());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).unwrap()
+    }
+
+    fn guard(own: &str, named: &[&str], proxies: Matcher) -> Guard {
+        let realm = Some(url("http://10.9.9.9/token"));
+        let named = named.iter().map(|pattern| pattern.parse().unwrap());
+        Guard::new("test".into(), url(own), realm, named.collect(), proxies)
+    }
+
+    fn direct(own: &str, named: &[&str]) -> Guard {
+        guard(own, named, Matcher::builder().build())
+    }
+
+    fn at(address: &str) -> SocketAddr {
+        SocketAddr::new(address.parse().unwrap(), 443)
+    }
+
+    const TARGETS: [&str; 4] = [
+        "http://1.1.1.1/",
+        "http://10.0.0.1/",
+        "http://169.254.169.254/",
+        "http://127.0.0.1:8080/",
+    ];
+
+    fn permitted(guard: &Guard) -> Vec<bool> {
+        TARGETS
+            .iter()
+            .map(|target| guard.route(&url(target)).is_ok())
+            .collect()
+    }
+
+    #[test]
+    fn literal_addresses_are_judged_by_where_the_upstream_answered_from() {
+        for (address, expected) in [
+            ("1.2.3.4", [true, false, false, false]),
+            ("10.0.0.9", [true, true, false, false]),
+            ("fd00::9", [true, true, false, false]),
+            ("169.254.1.1", [true, true, true, false]),
+            ("127.0.0.1", [true, true, false, true]),
+            ("::ffff:127.0.0.1", [true, true, false, true]),
+        ] {
+            let guard = direct("https://registry.example", &[]);
+            assert_eq!(
+                permitted(&guard),
+                [true, false, false, false],
+                "not known yet"
+            );
+            // Another host's response says nothing about the upstream.
+            guard.answered(&url("https://cdn.example"), Some(at("127.0.0.1")));
+            assert_eq!(permitted(&guard), [true, false, false, false]);
+            guard.answered(&url("https://registry.example/v2/"), Some(at(address)));
+            assert_eq!(permitted(&guard), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn spellings_of_an_address_make_no_difference() {
+        let guard = direct("https://registry.example", &[]);
+        for target in [
+            "http://2130706433/",
+            "http://0x7f.1/",
+            "http://127.1./",
+            "http://[::ffff:7f00:1]/",
+            "http://[64:ff9b::7f00:1]/",
+            "http://0/",
+            "http://[::]/",
+        ] {
+            assert!(guard.route(&url(target)).is_err(), "{target}");
+        }
+    }
+
+    #[test]
+    fn the_reach_only_narrows() {
+        let own = url("https://registry.example");
+        let guard = direct(own.as_str(), &[]);
+        guard.answered(&own, Some(at("127.0.0.1")));
+        assert_eq!(permitted(&guard), [true, true, false, true]);
+        guard.answered(&own, Some(at("10.0.0.1")));
+        assert_eq!(permitted(&guard), [true, true, false, false]);
+        guard.answered(&own, None);
+        for address in ["127.0.0.1", "10.0.0.1", "169.254.1.1"] {
+            guard.answered(&own, Some(at(address)));
+            assert_eq!(permitted(&guard), [true, false, false, false]);
+        }
+    }
+
+    #[test]
+    fn what_the_operator_names_is_permitted() {
+        let guard = direct("http://127.0.0.1:5000", &["10.0.0.1", "*.internal"]);
+        assert_eq!(permitted(&guard), [true, true, false, false]);
+        assert_eq!(
+            guard.route(&url("http://127.0.0.1:5000/x")),
+            Ok(Route::Open)
+        );
+        assert_eq!(guard.route(&url("http://10.9.9.9/other")), Ok(Route::Open));
+        assert!(guard.route(&url("http://10.9.9.9:81/")).is_err());
+        let found = || std::iter::once(at("10.0.0.8"));
+        assert!(guard.permitted("s3.internal", found()).is_ok());
+        assert!(guard.permitted("s3.example", found()).is_err());
+    }
+
+    #[test]
+    fn of_the_addresses_of_a_name_only_permitted_ones_are_used() {
+        let guard = direct("https://registry.example", &[]);
+        let both = [at("10.0.0.8"), at("1.1.1.1"), at("::1")];
+        let permitted = guard.permitted("cdn.example", both.into_iter());
+        assert_eq!(permitted.unwrap(), [at("1.1.1.1")]);
+        let none = guard.permitted("cdn.example", std::iter::once(at("64:ff9b::a9fe:a9fe")));
+        assert_eq!(
+            none.unwrap_err().to_string(),
+            "cdn.example has the link-local address 64:ff9b::a9fe:a9fe, where this upstream may not \
+             lead; to permit it, add `redirects: [\"cdn.example\"]` to the upstream test in the \
+             configuration"
+        );
+        assert_eq!(
+            guard.permitted("cdn.example", std::iter::empty()),
+            Ok(vec![])
+        );
+    }
+
+    #[test]
+    fn a_proxy_resolves_names_and_literal_addresses_are_still_judged() {
+        let proxies = || {
+            Matcher::builder()
+                .all("http://10.0.0.2:3128")
+                .no("direct.example")
+                .build()
+        };
+        let own = url("https://registry.example");
+        let guard = guard(own.as_str(), &[], proxies());
+        // The address is the proxy's.
+        guard.answered(&own, Some(at("10.0.0.2")));
+        assert_eq!(permitted(&guard), [true, false, false, false]);
+        let route = |target| guard.route(&url(target)).unwrap();
+        assert_eq!(route("https://cdn.example/"), Route::Open);
+        assert_eq!(route("https://direct.example/"), Route::Guarded);
+    }
+}
