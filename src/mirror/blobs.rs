@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::flights::Interest;
 use super::{Mirror, MirrorError, Target, Want};
 use crate::config::RangeMode;
 use crate::fetch::{FetchError, Follower, Joined, Source, Wanted};
@@ -203,15 +204,12 @@ impl Mirror {
     async fn prove(&self, target: &Target, digest: Digest) -> Result<Option<u64>, MirrorError> {
         let key: (RepoName, Digest) = (target.stored.clone(), digest);
         let target = target.clone();
-        let ask = || async move {
-            let head = target
-                .upstream
-                .client
-                .head_blob(&target.repo, &digest)
-                .await?;
-            Ok(head.size)
+        let ask = |interest: Interest| async move {
+            let client = &target.upstream.client;
+            let head = interest.answer(client.head_blob(&target.repo, &digest));
+            Ok(head.await?.size)
         };
-        self.proofs.run(key, ask).await?
+        self.proofs.join(key, ask).await?
     }
 }
 

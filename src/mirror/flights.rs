@@ -3,29 +3,62 @@
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use futures_util::FutureExt as _;
 use futures_util::future::Shared;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::MirrorError;
 
-/// Jobs in flight. A job is a task of its own: a waiter that leaves doesn't end it, and what it
-/// has learnt is kept.
-pub(super) struct Flights<K, V> {
-    running: Arc<DashMap<K, (u64, Landing<V>)>>,
+/// Jobs in flight. A job is a task of its own. When its last waiter leaves, it ends if it still
+/// waits for the upstream; what the upstream has answered is stored.
+pub(super) struct Flights<K: Eq + Hash, V> {
+    running: Arc<DashMap<K, Flight<V>>>,
     next_id: AtomicU64,
     tasks: TaskTracker,
 }
 
+struct Flight<V> {
+    id: u64,
+    landing: Landing<V>,
+    /// Changed under the lock of the map's entry.
+    waiters: usize,
+    interest: Interest,
+}
+
 type Landing<V> = Shared<oneshot::Receiver<V>>;
 
-impl<K, V> fmt::Debug for Flights<K, V> {
+/// Whether anybody still waits for a job.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Interest {
+    gone: CancellationToken,
+}
+
+impl Interest {
+    /// What the upstream answers, unless all waiters leave first.
+    pub(super) async fn answer<T, E>(
+        &self,
+        asking: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, MirrorError>
+    where
+        MirrorError: From<E>,
+    {
+        match self.gone.run_until_cancelled(asking).await {
+            Some(answer) => Ok(answer?),
+            None => Err(MirrorError::Lost),
+        }
+    }
+}
+
+impl<K: Eq + Hash, V> fmt::Debug for Flights<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flights").finish_non_exhaustive()
     }
@@ -44,22 +77,17 @@ where
         }
     }
 
-    /// Waits for the job of `key`, which is `job` unless one is running. Cancel safe.
-    pub(super) async fn run<F>(&self, key: K, job: impl FnOnce() -> F) -> Result<V, MirrorError>
+    /// Joins the job of `key`, which is `job` unless one is running.
+    pub(super) fn join<F>(&self, key: K, job: impl FnOnce(Interest) -> F) -> Waiter<K, V>
     where
         F: Future<Output = V> + Send + 'static,
     {
-        self.join(key, job)
-            .await
-            .map_err(|_task_gone| MirrorError::Lost)
-    }
-
-    fn join<F>(&self, key: K, job: impl FnOnce() -> F) -> Landing<V>
-    where
-        F: Future<Output = V> + Send + 'static,
-    {
-        match self.running.entry(key) {
-            Entry::Occupied(entry) => entry.get().1.clone(),
+        let (id, landing) = match self.running.entry(key.clone()) {
+            Entry::Occupied(mut entry) => {
+                let flight = entry.get_mut();
+                flight.waiters += 1;
+                (flight.id, flight.landing.clone())
+            }
             Entry::Vacant(entry) => {
                 let (sender, receiver) = oneshot::channel();
                 let landing = receiver.shared();
@@ -69,8 +97,14 @@ where
                     key: entry.key().clone(),
                     id,
                 };
-                entry.insert((id, landing.clone()));
-                let job = job();
+                let interest = Interest::default();
+                let job = job(interest.clone());
+                entry.insert(Flight {
+                    id,
+                    landing: landing.clone(),
+                    waiters: 1,
+                    interest,
+                });
                 self.tasks.spawn(async move {
                     let value = job.await;
                     // Forgotten before anyone hears: a later request must not be given this result.
@@ -78,15 +112,66 @@ where
                     // Nobody may be waiting any more.
                     drop(sender.send(value));
                 });
-                landing
+                (id, landing)
             }
+        };
+        Waiter {
+            running: Arc::clone(&self.running),
+            key,
+            id,
+            landing,
+            is_counted: true,
+        }
+    }
+}
+
+/// Waits for a job's result. Dropped, it leaves the job.
+pub(super) struct Waiter<K: Eq + Hash, V> {
+    running: Arc<DashMap<K, Flight<V>>>,
+    key: K,
+    id: u64,
+    landing: Landing<V>,
+    is_counted: bool,
+}
+
+impl<K: Eq + Hash, V> Waiter<K, V> {
+    /// Leaves, but lets the job go on to its end.
+    pub(super) fn leave_running(mut self) {
+        // It stays counted among those that wait, for good.
+        self.is_counted = false;
+    }
+}
+
+impl<K: Eq + Hash + Unpin, V: Clone> Future for Waiter<K, V> {
+    type Output = Result<V, MirrorError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let landed = ready!(self.landing.poll_unpin(context));
+        Poll::Ready(landed.map_err(|_task_gone| MirrorError::Lost))
+    }
+}
+
+impl<K: Eq + Hash, V> Drop for Waiter<K, V> {
+    fn drop(&mut self) {
+        if !self.is_counted {
+            return;
+        }
+        let abandoned = self.running.remove_if_mut(&self.key, |_, flight| {
+            if flight.id != self.id {
+                return false;
+            }
+            flight.waiters = flight.waiters.saturating_sub(1);
+            flight.waiters == 0
+        });
+        if let Some((_, flight)) = abandoned {
+            flight.interest.gone.cancel();
         }
     }
 }
 
 /// Forgets the job, also when its task panics.
 struct Guard<K: Eq + Hash, V> {
-    running: Arc<DashMap<K, (u64, Landing<V>)>>,
+    running: Arc<DashMap<K, Flight<V>>>,
     key: K,
     id: u64,
 }
@@ -94,7 +179,7 @@ struct Guard<K: Eq + Hash, V> {
 impl<K: Eq + Hash, V> Drop for Guard<K, V> {
     fn drop(&mut self) {
         self.running
-            .remove_if(&self.key, |_, (id, _)| *id == self.id);
+            .remove_if(&self.key, |_, flight| flight.id == self.id);
     }
 }
 
@@ -109,7 +194,7 @@ mod tests {
         let flights = Arc::new(Flights::<u8, usize>::new(TaskTracker::new()));
         let runs = Arc::new(AtomicUsize::new(0));
         let gate = Arc::new(Semaphore::new(0));
-        let job = || {
+        let job = |_: Interest| {
             let (runs, gate) = (Arc::clone(&runs), Arc::clone(&gate));
             async move {
                 gate.acquire().await.unwrap().forget();
@@ -120,30 +205,72 @@ mod tests {
         let leaver = flights.join(1, job);
         drop(leaver);
         gate.add_permits(1);
-        assert_eq!((first.await, second.await), (Ok(0), Ok(0)));
+        assert_eq!((first.await.unwrap(), second.await.unwrap()), (0, 0));
         gate.add_permits(1);
-        assert_eq!(flights.run(1, job).await.unwrap(), 1);
+        assert_eq!(flights.join(1, job).await.unwrap(), 1);
+        assert!(flights.running.is_empty());
+    }
+
+    /// A job that asks an upstream which never answers.
+    async fn silent(interest: Interest) -> bool {
+        let asking = std::future::pending::<Result<(), MirrorError>>();
+        interest.answer(asking).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_job_without_an_answer_ends_with_its_last_waiter() {
+        let tasks = TaskTracker::new();
+        let flights = Flights::<u8, bool>::new(tasks.clone());
+        let (first, second) = (flights.join(1, silent), flights.join(1, silent));
+        drop(first);
+        tokio::task::yield_now().await;
+        assert_eq!((tasks.len(), flights.running.len()), (1, 1));
+        drop(second);
+        // Whoever comes now begins anew.
+        let third = flights.join(1, silent);
+        assert_eq!(tasks.len(), 2);
+        drop(third);
+        tasks.close();
+        tasks.wait().await;
         assert!(flights.running.is_empty());
     }
 
     #[tokio::test]
-    async fn a_job_goes_on_when_everybody_has_left() {
+    async fn a_job_with_an_answer_goes_on_when_everybody_has_left() {
         let tasks = TaskTracker::new();
         let flights = Flights::<u8, ()>::new(tasks.clone());
-        let done = Arc::new(Semaphore::new(0));
-        let signal = Arc::clone(&done);
-        drop(flights.join(1, || async move { signal.add_permits(1) }));
-        done.acquire().await.unwrap().forget();
+        let (answered, stored) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let (at, done) = (Arc::clone(&answered), Arc::clone(&stored));
+        let waiter = flights.join(1, |interest| async move {
+            let answer = interest.answer(async { Ok::<_, MirrorError>(()) });
+            answer.await.unwrap();
+            at.acquire().await.unwrap().forget();
+            done.add_permits(1);
+        });
+        tokio::task::yield_now().await;
+        drop(waiter);
+        answered.add_permits(1);
+        stored.acquire().await.unwrap().forget();
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_left_running_goes_on() {
+        let tasks = TaskTracker::new();
+        let flights = Flights::<u8, bool>::new(tasks.clone());
+        flights.join(1, silent).leave_running();
+        drop(flights.join(1, silent));
+        tokio::task::yield_now().await;
+        assert_eq!((tasks.len(), flights.running.len()), (1, 1));
     }
 
     #[tokio::test]
     async fn a_job_that_panics_is_an_error_for_its_waiters_and_no_end() {
         let flights = Flights::<u8, u8>::new(TaskTracker::new());
-        let panics = || async { panic!("on purpose") };
+        let panics = |_| async { panic!("on purpose") };
         assert!(matches!(
-            flights.run(1, panics).await,
+            flights.join(1, panics).await,
             Err(MirrorError::Lost)
         ));
-        assert_eq!(flights.run(1, || async { 7 }).await.unwrap(), 7);
+        assert_eq!(flights.join(1, |_| async { 7 }).await.unwrap(), 7);
     }
 }

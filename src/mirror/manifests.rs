@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::flights::Interest;
 use super::hot::Verified;
 use super::shelf::StoredManifest;
 use super::tags::{Known, Lookup, TagKey};
@@ -133,8 +134,9 @@ impl Mirror {
         let key = FlightKey::Digest(target.stored.clone(), digest, want);
         let (mirror, target) = (Arc::clone(self), target.clone());
         self.manifest_flights
-            .run(key, || async move {
-                mirror.ask_by_digest(&target, digest, want).await
+            .join(key, |interest| async move {
+                let asked = mirror.ask_by_digest(&target, digest, want, &interest);
+                asked.await
             })
             .await?
     }
@@ -145,15 +147,16 @@ impl Mirror {
         target: &Target,
         digest: Digest,
         want: Want,
+        interest: &Interest,
     ) -> Result<ManifestAnswer, MirrorError> {
         let hold = self.retention.hold(&digest).await;
         let present = self.stored_manifest(digest).await;
         if present.is_some() || want == Want::Head {
             // Present through another repository: a HEAD, which costs no quota, proves that it is
             // this repository's, too.
-            let head = self
-                .head(target, &Reference::Digest(digest), &Accept::everything())
-                .await?;
+            let (reference, accept) = (Reference::Digest(digest), Accept::everything());
+            let asking = self.head(target, &reference, &accept);
+            let head = interest.answer(asking).await?;
             if let Some(stored) = present {
                 if self.claim_manifest(target, &stored).await {
                     self.arrived(target, digest).await;
@@ -166,7 +169,7 @@ impl Mirror {
         }
         drop(hold);
         let (reference, accept) = (Reference::Digest(digest), Accept::everything());
-        let (manifest, kept) = self.fetch(target, &reference, &accept).await?;
+        let (manifest, kept) = self.fetch(target, &reference, &accept, interest).await?;
         if kept {
             self.arrived(target, digest).await;
         }
@@ -197,19 +200,21 @@ impl Mirror {
             let answer = ManifestAnswer::head(known, believed(stale));
             return self.deliver(target, answer, want).await;
         }
-        let question = {
+        let mut question = {
             let (mirror, target, key) = (Arc::clone(self), target.clone(), key.clone());
             let flight = FlightKey::Tag(key.clone(), want);
-            self.manifest_flights.run(flight, || async move {
-                mirror.ask_by_tag(&target, &key, want).await
+            self.manifest_flights.join(flight, |interest| async move {
+                mirror.ask_by_tag(&target, &key, want, &interest).await
             })
         };
-        tokio::pin!(question);
         let answer = match tokio::time::timeout(PATIENCE, &mut question).await {
             Ok(answer) => answer?,
-            // The question goes on without this client, for the next ones.
             Err(_elapsed) => match self.serve_stale(target, &key, want, None).await {
-                Some(stale) => return Ok(stale),
+                Some(stale) => {
+                    // For the next clients: a slow upstream would otherwise never be heard.
+                    question.leave_running();
+                    return Ok(stale);
+                }
                 None => question.await?,
             },
         };
@@ -249,6 +254,7 @@ impl Mirror {
         target: &Target,
         key: &TagKey,
         want: Want,
+        interest: &Interest,
     ) -> Result<ManifestAnswer, MirrorError> {
         let reference = Reference::Tag(key.tag.clone());
         let seen_before = !matches!(self.records.get(key), Lookup::Unknown)
@@ -257,7 +263,8 @@ impl Mirror {
                 .is_some();
         // A HEAD costs no quota; but where nothing is known yet, a GET answers in one round trip.
         if seen_before || want == Want::Head {
-            match self.head(target, &reference, &key.accept).await {
+            let asking = self.head(target, &reference, &key.accept);
+            match interest.answer(asking).await {
                 Ok(head) => {
                     if let Some(answer) = self.confirm(target, key, &head).await {
                         return Ok(answer);
@@ -266,7 +273,8 @@ impl Mirror {
                 Err(error) => return Err(self.gone(target, key, error).await),
             }
         }
-        let (manifest, kept) = match self.fetch(target, &reference, &key.accept).await {
+        let fetched = self.fetch(target, &reference, &key.accept, interest).await;
+        let (manifest, kept) = match fetched {
             Ok(fetched) => fetched,
             Err(error) => return Err(self.gone(target, key, error).await),
         };
@@ -283,9 +291,11 @@ impl Mirror {
         target: &Target,
         reference: &Reference,
         accept: &Accept,
+        interest: &Interest,
     ) -> Result<(Arc<Verified>, bool), MirrorError> {
         let client = &target.upstream.client;
-        let fetched = client.get_manifest(&target.repo, reference, accept).await?;
+        let asking = client.get_manifest(&target.repo, reference, accept);
+        let fetched = interest.answer(asking).await?;
         self.keep(target, fetched).await
     }
 
