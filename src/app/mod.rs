@@ -321,20 +321,21 @@ fn upstreams(
     clock: Clock,
     metrics: &Arc<Metrics>,
 ) -> Result<Upstreams, StartError> {
-    let default = entry(&proxy.default, &proxy.timeouts, clock, metrics)?;
+    let default = entry(&proxy.default, proxy, clock, metrics)?;
     let mut others = Vec::with_capacity(proxy.upstreams.len());
     for upstream in &proxy.upstreams {
-        others.push(entry(upstream, &proxy.timeouts, clock, metrics)?);
+        others.push(entry(upstream, proxy, clock, metrics)?);
     }
     Ok(Upstreams::new(default, others))
 }
 
 fn entry(
     upstream: &config::Upstream,
-    timeouts: &config::Timeouts,
+    proxy: &config::Proxy,
     clock: Clock,
     metrics: &Arc<Metrics>,
 ) -> Result<UpstreamEntry, StartError> {
+    let timeouts = &proxy.timeouts;
     let ca_pem = match &upstream.ca {
         None => None,
         Some(path) => Some(config::read_ca(path).map_err(|source| StartError::CaFile {
@@ -363,6 +364,7 @@ fn entry(
             connect: timeouts.connect,
             header: timeouts.header,
             stall: timeouts.stall,
+            min_speed: proxy.min_speed,
         },
     };
     Ok(UpstreamEntry {

@@ -42,16 +42,28 @@ pub fn settings(config: &Config) -> Result<Settings, StartError> {
         },
         pins: pins.collect::<Result<_, StartError>>()?,
         max_size,
-        min_free: root.and_then(|root| min_free(config.limits.min_free?, root)),
+        min_free: root.and_then(|root| min_free(config.limits.min_free, root)),
         state: root.map(|root| Layout::new(root).scheduler_state()),
     })
 }
 
-fn min_free(limit: SizeLimit, root: &Path) -> Option<MinFree> {
-    let bytes = bytes(limit, Some(root))?;
+/// The default of `storage.minfree`: the smaller of 5 % of the file system and 10 GiB.
+const DEFAULT_MIN_FREE: (u8, u64) = (5, 10 << 30);
+
+fn min_free(limit: config::MinFree, root: &Path) -> Option<MinFree> {
+    let (bytes, evicts) = match limit {
+        config::MinFree::Off => return None,
+        config::MinFree::Limit(limit) => (bytes(limit, Some(root))?, true),
+        config::MinFree::Default => {
+            let (percent, most) = DEFAULT_MIN_FREE;
+            let share = bytes(SizeLimit::Percent(percent), Some(root))?;
+            (share.min(most), false)
+        }
+    };
     let root = root.to_owned();
     Some(MinFree {
         bytes,
+        evicts,
         free_space: Arc::new(move || Some(space(&root)?.free)),
     })
 }

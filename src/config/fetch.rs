@@ -19,6 +19,9 @@ const PER_UPSTREAM: RangeInclusive<usize> = 1..=1024;
 const DEFAULT_PER_UPSTREAM: usize = 32;
 const PREFETCH: RangeInclusive<usize> = 0..=64;
 const DEFAULT_PREFETCH: usize = 4;
+const DEFAULT_PREFETCH_SIZE: u64 = 4 << 30;
+const DEFAULT_MAX_BLOB: u64 = 64 << 30;
+const DEFAULT_MIN_SPEED: u64 = 1 << 10;
 const DEFAULT_FILL_AFTER: u8 = 50;
 
 /// The ranged streams of one blob.
@@ -39,6 +42,15 @@ pub struct Streams {
     pub total: usize,
     /// To one upstream; 1 to 1024, and at most `total`.
     pub per_upstream: usize,
+}
+
+/// Layers that are fetched before a client asks for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefetch {
+    /// Layers of one upstream at the same time; at most 64, and 0 turns prefetching off.
+    pub downloads: usize,
+    /// Bytes of one image at most.
+    pub max_size: u64,
 }
 
 /// What becomes of a download that its last client has left.
@@ -118,8 +130,25 @@ pub(super) fn streams(streams: &Section<'_>, report: &mut Report<'_>) -> Streams
     }
 }
 
-pub(super) fn prefetch(prefetch: &Section<'_>, report: &mut Report<'_>) -> usize {
-    prefetch.number("downloads", &PREFETCH, DEFAULT_PREFETCH, report)
+pub(super) fn prefetch(prefetch: &Section<'_>, report: &mut Report<'_>) -> Prefetch {
+    Prefetch {
+        downloads: prefetch.number("downloads", &PREFETCH, DEFAULT_PREFETCH, report),
+        max_size: prefetch.size("maxsize", DEFAULT_PREFETCH_SIZE, report),
+    }
+}
+
+pub(super) fn max_blob_size(proxy: &Section<'_>, report: &mut Report<'_>) -> u64 {
+    let size = proxy.size("maxblobsize", DEFAULT_MAX_BLOB, report);
+    if size == 0 {
+        let path = proxy.path.key("maxblobsize");
+        let message = format!("`{path}` must be more than 0; 1 byte caches no blobs");
+        report.problem(&path, message);
+    }
+    size
+}
+
+pub(super) fn min_speed(proxy: &Section<'_>, report: &mut Report<'_>) -> u64 {
+    proxy.size("minspeed", DEFAULT_MIN_SPEED, report)
 }
 
 pub(super) fn on_abandon(proxy: &Section<'_>, report: &mut Report<'_>) -> OnAbandon {

@@ -48,7 +48,7 @@ use report::Report;
 pub use address::Listen;
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
-pub use fetch::{OnAbandon, RangeMode, RangeRule, Segments, Streams};
+pub use fetch::{OnAbandon, Prefetch, RangeMode, RangeRule, Segments, Streams};
 pub use host_pattern::{HostPattern, HostPatternError};
 pub use render::render;
 pub use size::SizeLimit;
@@ -94,11 +94,22 @@ pub enum Storage {
 pub struct Limits {
     /// The most that blobs and manifests may take; never 0. `None` is no cap.
     pub max_size: Option<SizeLimit>,
-    /// What has to stay free on the file system of the data directory; never 0, and `None` in
-    /// memory.
-    pub min_free: Option<SizeLimit>,
+    /// What has to stay free on the file system of the data directory; `Off` in memory.
+    pub min_free: MinFree,
     /// `None` is no background pass.
     pub scrub: Option<Scrub>,
+}
+
+/// The value of `storage.minfree`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MinFree {
+    /// Not configured: the smaller of 5 % and 10 GiB. The cache stops growing there, and nothing is
+    /// evicted for it.
+    Default,
+    /// 0 is configured: the file system may be filled.
+    Off,
+    /// Never 0. Images are evicted to keep this much free.
+    Limit(SizeLimit),
 }
 
 /// The background pass that hashes every blob again.
@@ -166,8 +177,11 @@ pub struct Proxy {
     pub timeouts: Timeouts,
     pub segments: Segments,
     pub streams: Streams,
-    /// Layers of one upstream that are fetched ahead at the same time; at most 64, 0 is never.
-    pub prefetch: usize,
+    /// Bytes of the largest blob that is cached; never 0. Larger ones pass through.
+    pub max_blob_size: u64,
+    /// Bytes a second, over a minute, below which a transfer from an upstream ends; 0 never ends one.
+    pub min_speed: u64,
+    pub prefetch: Prefetch,
     pub on_abandon: OnAbandon,
     /// Where no rule matches.
     pub ranges: RangeMode,

@@ -74,6 +74,8 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, report: &mut Report<'_>
         },
         segments: fetch::segments(&proxy.section("segments"), report),
         streams: fetch::streams(&proxy.section("streams"), report),
+        max_blob_size: fetch::max_blob_size(proxy, report),
+        min_speed: fetch::min_speed(proxy, report),
         prefetch: fetch::prefetch(&proxy.section("prefetch"), report),
         on_abandon: fetch::on_abandon(proxy, report),
         ranges: fetch::ranges(proxy, report),

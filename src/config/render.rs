@@ -5,7 +5,7 @@ use serde_yaml::{Mapping, Value};
 use super::duration::format;
 use super::size;
 use super::{
-    Config, ConnectionLimits, Http, Limits, Listen, Log, LogFormat, OnAbandon, Proxy, Storage,
+    Config, ConnectionLimits, Http, Limits, Listen, Log, LogFormat, MinFree, OnAbandon, Proxy, Storage,
     TtlMode, Upstream,
 };
 
@@ -80,7 +80,11 @@ fn storage(storage: &Storage, limits: &Limits) -> Value {
         ),
         (
             "minfree",
-            limits.min_free.map(|limit| limit.to_string().into()),
+            match limits.min_free {
+                MinFree::Default => None,
+                MinFree::Off => (*storage != Storage::Memory).then(|| "0".into()),
+                MinFree::Limit(limit) => Some(limit.to_string().into()),
+            },
         ),
         ("scrub", Some(scrub)),
     ])
@@ -210,8 +214,19 @@ fn fetch(proxy: &Proxy) -> Value {
         ("streams", Some(streams)),
         (
             "prefetch",
-            Some(map([("downloads", Some(proxy.prefetch.into()))])),
+            Some(map([
+                ("downloads", Some(proxy.prefetch.downloads.into())),
+                (
+                    "maxsize",
+                    Some(size::format(proxy.prefetch.max_size).into()),
+                ),
+            ])),
         ),
+        (
+            "maxblobsize",
+            Some(size::format(proxy.max_blob_size).into()),
+        ),
+        ("minspeed", Some(size::format(proxy.min_speed).into())),
         ("onabandon", on_abandon.map(Into::into)),
         ("ranges", Some(proxy.ranges.as_str().into())),
         ("rangerules", Some(rules.collect::<Vec<Value>>().into())),

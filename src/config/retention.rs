@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::document::KeyPath;
 use super::report::{Report, Section, shown};
-use super::{Limits, Scrub, SizeLimit, Storage, TtlMode, TtlRule, Upstream, size};
+use super::{Limits, MinFree, Scrub, SizeLimit, Storage, TtlMode, TtlRule, Upstream, size};
 
 /// The longest pattern, in bytes: twice what a client may send as a name.
 const MAX_PATTERN: usize = 512;
@@ -165,19 +165,29 @@ pub(super) fn limits(section: &Section<'_>, storage: &Storage, report: &mut Repo
         }
         _ => {}
     }
-    let nothing = |limit: &SizeLimit| matches!(limit, SizeLimit::Bytes(0) | SizeLimit::Percent(0));
-    let mut min_free =
-        limit(section, "minfree", 0..=99, storage, report).filter(|limit| !nothing(limit));
-    if *storage == Storage::Memory && min_free.take().is_some() {
+    Limits {
+        max_size,
+        min_free: min_free(section, storage, report),
+        scrub: scrub(&section.section("scrub"), report),
+    }
+}
+
+fn min_free(section: &Section<'_>, storage: &Storage, report: &mut Report<'_>) -> MinFree {
+    let configured = limit(section, "minfree", 0..=99, storage, report);
+    let min_free = match configured {
+        None => MinFree::Default,
+        Some(SizeLimit::Bytes(0) | SizeLimit::Percent(0)) => MinFree::Off,
+        Some(limit) => MinFree::Limit(limit),
+    };
+    if *storage != Storage::Memory {
+        return min_free;
+    }
+    if matches!(min_free, MinFree::Limit(_)) {
         let path = section.path.key("minfree");
         let message = format!("`{path}` has no effect: `storage.inmemory` uses no file system");
         report.warning(&path, message);
     }
-    Limits {
-        max_size,
-        min_free,
-        scrub: scrub(&section.section("scrub"), report),
-    }
+    MinFree::Off
 }
 
 /// The limit at `key`, if there is one; a percentage has to be within `percents`.

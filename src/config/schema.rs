@@ -193,7 +193,12 @@ pub(super) const PROXY: Keys = &[
         "streams",
         Section(&[("total", Scalar), ("perupstream", Scalar)]),
     ),
-    ("prefetch", Section(&[("downloads", Scalar)])),
+    ("maxblobsize", Scalar),
+    ("minspeed", Scalar),
+    (
+        "prefetch",
+        Section(&[("downloads", Scalar), ("maxsize", Scalar)]),
+    ),
     ("onabandon", Scalar),
     ("ranges", Scalar),
     (

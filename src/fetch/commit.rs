@@ -131,10 +131,12 @@ pub(super) async fn discard(written: impl Send + 'static) {
 /// Leaves what has been noted on disk for whoever asks for the blob next.
 pub(super) async fn leave(shared: &Shared, digest: Digest, storing: Storing) {
     let (writer, place) = storing.into_parts();
+    let on_disk = writer.as_ref().map_or(0, |writer| writer.file.len());
     let stage = writer.and_then(|writer| writer.into_parts().0);
-    let Some((stage, (reservation, _hold))) = stage.zip(place) else {
+    let Some((stage, (mut reservation, _hold))) = stage.zip(place) else {
         return;
     };
+    reservation.shrink(on_disk);
     let left = tokio::task::spawn_blocking(move || stage.leave()).await;
     if let Err(panicked) = left {
         tracing::error!(%digest, error = %panicked, "leaving a partial download panicked");

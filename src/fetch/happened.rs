@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::FetchError;
 use super::commit;
-use super::place::place;
+use super::place::{Space, place};
 use super::plan::Span;
 use super::storing::Storing;
 use super::streams::{Event, Stream};
@@ -102,7 +102,8 @@ impl Transfer<'_> {
             }
             progress.opened(Some(kept), self.content(), &ranges);
         } else {
-            let stored = place(self.shared, self.download.digest, total).await;
+            let described = self.streams.described_size();
+            let stored = place(self.shared, self.download, total, described).await;
             let algorithm = self.download.digest.algorithm();
             self.storing = Storing::new(stored, algorithm, RangeSet::new());
             self.plan.opened(total);
@@ -119,6 +120,7 @@ impl Transfer<'_> {
     /// What an earlier download has left isn't of this blob.
     async fn forget_kept(&mut self) {
         self.kept = None;
+        self.space = Space::default();
         self.plan.forget_total();
         let algorithm = self.download.digest.algorithm();
         let nothing = Storing::new(None, algorithm, RangeSet::new());
@@ -223,9 +225,13 @@ impl Transfer<'_> {
         for (start, until) in missing {
             let skip = |offset: u64| usize::try_from(offset - at).unwrap_or(part.len());
             let new = part.slice(skip(start)..skip(until));
+            if self.storing.is_storing() {
+                self.space.stored += new.len() as u64;
+            }
             progress.received(start, new);
         }
         self.storing.push(at, part);
+        self.reserve_ahead();
         self.go_on(stream, body, at + length, end);
         Ok(())
     }

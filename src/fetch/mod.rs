@@ -82,6 +82,11 @@ pub trait Source: Debug + Send + Sync + 'static {
 
     /// Whose streams are counted together.
     fn upstream(&self) -> &str;
+
+    /// Bytes of the blob by the descriptor of a verified manifest, where one is known.
+    fn described_size(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// How downloads are made.
@@ -93,6 +98,8 @@ pub struct Settings {
     /// Per cent of a blob that have to have been asked for by ranges before all of it is fetched,
     /// where ranges alone don't cause that.
     pub fill_after: u8,
+    /// Bytes of the largest blob that is cached.
+    pub max_blob: u64,
 }
 
 /// What a client wants of a blob, as far as it is known before the blob's length is.

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
-use crate::retention::{Reservation, Retention};
-use crate::store::Store;
+use crate::retention::{Reservation, Retention, SpaceRequest};
+use crate::store::{Partial, Store};
 
 /// Partial downloads that are kept: the oldest goes when there is one more.
 const MAX_PARTIALS: usize = 64;
@@ -18,6 +18,19 @@ const MAX_PARTIALS: usize = 64;
 const MAX_AGE: Duration = Duration::from_hours(24);
 /// How often it is looked for those that are too old.
 const LOOK: Duration = Duration::from_mins(10);
+
+/// Space for what an earlier process has written. Nothing is evicted for it.
+async fn reserve_existing(retention: &Retention, partial: &Partial) -> Option<Reservation> {
+    let bytes = partial.ranges.len();
+    let request = SpaceRequest {
+        bytes,
+        blob: partial.total,
+        evict: false,
+    };
+    let mut reservation = retention.reserve_step(request).await.ok()?;
+    reservation.fill(bytes);
+    Some(reservation)
+}
 
 #[derive(Debug)]
 pub(super) struct Partials {
@@ -142,10 +155,8 @@ impl Partials {
             let left = MAX_AGE.checked_sub(age.unwrap_or_default());
             let present = self.store.size(&digest).await.ok().flatten();
             let place = match left.filter(|_| present.is_none()) {
-                Some(left) => retention
-                    .reserve(partial.total)
+                Some(left) => reserve_existing(retention, &partial)
                     .await
-                    .ok()
                     .map(|reservation| (reservation, left)),
                 None => None,
             };

@@ -69,6 +69,11 @@ impl Streams {
         self.source.upstream()
     }
 
+    /// The blob's size by a manifest, if one is known.
+    pub(super) fn described_size(&self) -> Option<u64> {
+        self.source.described_size()
+    }
+
     /// Opens a stream.
     pub(super) fn open(&mut self, lane: u64, span: Span, slot: Slot) {
         let stream = Stream {

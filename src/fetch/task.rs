@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::commit::{self, Verified};
-use super::place::{self, UNTOLD};
+use super::place::{self, Space};
 use super::plan::{MIN_LANE, NEAR, Plan, Span};
 use super::slots::Slot;
 use super::storing::Storing;
@@ -116,6 +116,7 @@ pub(super) struct Transfer<'a> {
     pub(super) plan: Plan,
     pub(super) streams: Streams,
     pub(super) storing: Storing,
+    pub(super) space: Space<'a>,
     /// Where the first client begins to read.
     wanted: Wanted,
     /// Whether the upstream has answered, and followers have been told the length.
@@ -156,6 +157,7 @@ impl<'a> Transfer<'a> {
             plan: Plan::new(shared.settings.segments, wanted.fill),
             streams: Streams::new(source),
             storing: Storing::new(None, algorithm, RangeSet::new()),
+            space: Space::default(),
             wanted,
             opened: false,
             kept: None,
@@ -179,9 +181,6 @@ impl<'a> Transfer<'a> {
         self.take_up().await;
         loop {
             while !self.is_complete() {
-                if self.plan.total.is_none() {
-                    self.reserve_more().await?;
-                }
                 if std::mem::take(&mut self.replan) {
                     self.consider_clients();
                     self.open_streams();
@@ -193,6 +192,7 @@ impl<'a> Transfer<'a> {
                 }
             }
             self.stop_streams();
+            self.settle_space().await?;
             self.hash_all().await?;
             // What couldn't be written, and wasn't hashed yet, comes again.
             if self.is_complete() {
@@ -216,10 +216,11 @@ impl<'a> Transfer<'a> {
     /// Waits for something to happen, and deals with it. True when it has been waited for clients
     /// long enough.
     async fn step(&mut self) -> Result<bool, FetchError> {
-        let room = self.download.progress.room()? && self.storing.has_room();
+        let room = self.download.progress.room()? && self.storing.has_room() && self.has_space();
         tokio::select! {
             biased;
             writer = self.storing.written() => self.take_back(writer?)?,
+            grown = self.space.grown() => self.on_space(grown).await?,
             slot = turn(&mut self.slot) => self.open(slot),
             event = self.streams.next(room) => self.happened(event).await?,
             changed = self.demand.changed() => {
@@ -236,7 +237,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Waits until all that has come is hashed, as far as its turn has come.
-    async fn hash_all(&mut self) -> Result<(), FetchError> {
+    pub(super) async fn hash_all(&mut self) -> Result<(), FetchError> {
         while self.storing.is_busy() {
             let writer = self.storing.written().await?;
             self.take_back(writer)?;
@@ -323,33 +324,17 @@ impl<'a> Transfer<'a> {
         self.streams.open(lane, span, slot);
     }
 
-    /// Keeps the reservation ahead of a blob whose length isn't known.
-    async fn reserve_more(&mut self) -> Result<(), FetchError> {
-        let received = self.received;
-        if let Some(reservation) = self.storing.reservation()
-            && received >= reservation.bytes()
-            && let Err(full) = reservation.grow(UNTOLD).await
-        {
-            let digest = self.download.digest;
-            tracing::warn!(%digest, %full, "passing the rest of the download through");
-            self.storing.give_up_place();
-            self.hash_all().await?;
-            let hashed = self.storing.idle().map_or(0, |writer| writer.hashed);
-            self.pass_through(hashed);
-        }
-        Ok(())
-    }
-
     /// Takes up what an earlier download has left.
     async fn take_up(&mut self) {
         let digest = self.download.digest;
         if let Some((stored, Partial { total, mut ranges })) =
-            place::take_up(self.shared, digest).await
+            place::take_up(self.shared, self.download).await
         {
             // Whoever wrote that down: a byte is left to ask for.
             ranges.remove(total.saturating_sub(1), u64::MAX);
             tracing::info!(%digest, total, there = ranges.len(), "taking up a partial download");
             self.plan.opened(Some(total));
+            self.space.stored = ranges.len();
             self.storing = Storing::new(Some(stored), digest.algorithm(), ranges.clone());
             self.kept = Some((total, ranges));
         }
@@ -376,7 +361,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// From here on nothing is stored: one stream, in order.
-    fn pass_through(&mut self, hashed: u64) {
+    pub(super) fn pass_through(&mut self, hashed: u64) {
         self.storing.give_up_place();
         let progress = &self.download.progress;
         let next = progress.unstored(hashed, &self.storing.pending());

@@ -116,6 +116,7 @@ impl Mirror {
             let source = UpstreamBlob {
                 target: target.clone(),
                 digest,
+                described_size: self.sizes.get(&digest),
             };
             let joined = self
                 .fetcher
@@ -218,6 +219,8 @@ impl Mirror {
 pub(super) struct UpstreamBlob {
     pub(super) target: Target,
     pub(super) digest: Digest,
+    /// Bytes by the descriptor of a manifest, where one was seen.
+    pub(super) described_size: Option<u64>,
 }
 
 #[async_trait::async_trait]
@@ -232,5 +235,9 @@ impl Source for UpstreamBlob {
 
     fn upstream(&self) -> &str {
         &self.target.upstream.name
+    }
+
+    fn described_size(&self) -> Option<u64> {
+        self.described_size
     }
 }

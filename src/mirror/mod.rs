@@ -17,6 +17,7 @@ mod manifests;
 mod prefetch;
 mod ranges;
 mod shelf;
+mod sizes;
 mod tags;
 mod targets;
 mod workers;
@@ -30,7 +31,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::metrics::Metrics;
-use crate::oci::{Digest, RepoName};
+use crate::oci::{Digest, Manifest, RepoName};
 use crate::retention::Retention;
 use crate::store::{Link, LinkKind, Store, StoreError};
 
@@ -43,6 +44,7 @@ pub use lists::{CatalogPage, ReferrersAnswer, TagsAnswer};
 pub use manifests::{Found, ManifestAnswer};
 use prefetch::Prefetch;
 pub use ranges::RangeRules;
+use sizes::BlobSizes;
 pub use tags::Known;
 use tags::TagRecords;
 pub use targets::{Target, UpstreamEntry, Upstreams};
@@ -69,6 +71,7 @@ pub struct Mirror {
     ranges: RangeRules,
     proofs: Flights<(RepoName, Digest), Result<Option<u64>, MirrorError>>,
     prefetch: Prefetch,
+    sizes: BlobSizes,
     metrics: Arc<Metrics>,
 }
 
@@ -105,6 +108,7 @@ impl Mirror {
         });
         Arc::new(Self {
             prefetch,
+            sizes: BlobSizes::new(),
             upstreams: parts.upstreams,
             store: parts.store,
             fetcher: parts.fetcher,
@@ -122,6 +126,12 @@ impl Mirror {
     /// The upstreams that requests are routed to.
     pub fn upstreams(&self) -> &Upstreams {
         &self.upstreams
+    }
+
+    /// Remembers what a verified manifest says of its blobs.
+    fn note_manifest(&self, digest: Digest, manifest: &Manifest) {
+        self.sizes.note(manifest);
+        self.prefetch.note(digest, manifest);
     }
 
     /// A store that can't be read is no reason to fail a pull: what it might have had is asked of

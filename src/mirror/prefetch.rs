@@ -259,7 +259,11 @@ impl Mirror {
         }
         let target = image.target.clone();
         let repository = target.stored.clone();
-        let source = Arc::new(UpstreamBlob { target, digest });
+        let source = Arc::new(UpstreamBlob {
+            target,
+            digest,
+            described_size: self.sizes.get(&digest),
+        });
         let entry = Ledger::begin(&self.prefetch.ledger, digest);
         match self.fetcher.fetch_ahead(digest, &repository, source).await {
             Ok(fetched) => entry.fetched(fetched),

@@ -40,7 +40,7 @@ impl Mirror {
             digest,
             manifest,
         } = admission.run(move || fetched.verify()).await??;
-        self.prefetch.note(digest, &manifest);
+        self.note_manifest(digest, &manifest);
         let size = bytes.len() as u64;
         let kept = self
             .store_manifest(target, &manifest, digest, bytes.clone())
@@ -190,7 +190,7 @@ impl Mirror {
             return None;
         };
         let manifest = manifest?;
-        self.prefetch.note(digest, &manifest);
+        self.note_manifest(digest, &manifest);
         let known = Known {
             digest,
             media_type: manifest.media_type,

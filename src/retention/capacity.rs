@@ -46,12 +46,26 @@ impl Drop for Hold {
     }
 }
 
-/// Space for a download that is running. Dropping it gives the space back.
+/// Space that a download asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpaceRequest {
+    /// Bytes to reserve now.
+    pub bytes: u64,
+    /// Bytes of the whole blob, as far as they are known. Nothing is evicted for a blob that is
+    /// larger than half of what may be stored.
+    pub blob: u64,
+    /// Whether images may be evicted to make room.
+    pub evict: bool,
+}
+
+/// Space for a download that runs or is paused. Dropping it gives the space back.
 #[derive(Debug)]
 #[must_use = "the space is given back when this is dropped"]
 pub struct Reservation {
     shared: Arc<Shared>,
     bytes: u64,
+    /// Those of the bytes that are on disk already.
+    filled: u64,
 }
 
 impl Reservation {
@@ -59,19 +73,38 @@ impl Reservation {
         self.bytes
     }
 
-    /// Reserves more, where the length isn't known beforehand.
-    pub async fn grow(&mut self, bytes: u64) -> Result<(), Full> {
-        self.shared.admit(bytes).await?;
-        self.bytes += bytes;
-        Ok(())
+    /// Adds another reservation to this one.
+    pub fn merge(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+        self.filled += std::mem::take(&mut other.filled);
+    }
+
+    /// So many bytes have been written to disk; at most the reserved ones count. The free space of
+    /// the file system no longer contains them.
+    pub fn fill(&mut self, bytes: u64) {
+        let filled = bytes.min(self.bytes);
+        let before = std::mem::replace(&mut self.filled, filled);
+        self.shared.with(|index| {
+            let all = &mut index.capacity.filled;
+            *all = all.saturating_sub(before).saturating_add(filled);
+        });
+    }
+
+    /// Keeps only the space of the `bytes` that are on disk, and gives the rest back.
+    pub fn shrink(&mut self, bytes: u64) {
+        self.fill(bytes);
+        let unused = self.bytes.saturating_sub(self.filled);
+        self.bytes = self.filled;
+        self.shared.with(|index| index.give_back(unused, 0));
     }
 
     /// The file has been committed: what was reserved is now used. In one step, so that no space is
     /// counted twice or not at all.
     pub fn commit(mut self, hold: &Hold, size: u64) {
         let bytes = std::mem::take(&mut self.bytes);
+        let filled = std::mem::take(&mut self.filled);
         self.shared.with(|index| {
-            index.give_back(bytes);
+            index.give_back(bytes, filled);
             index.file_present(hold.content, size);
         });
     }
@@ -80,15 +113,17 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.shared.with(|index| index.give_back(self.bytes));
+            self.shared
+                .with(|index| index.give_back(self.bytes, self.filled));
         }
     }
 }
 
 impl Index {
-    fn give_back(&mut self, bytes: u64) {
-        let reserved = &mut self.capacity.reserved;
-        *reserved = reserved.saturating_sub(bytes);
+    fn give_back(&mut self, bytes: u64, filled: u64) {
+        let capacity = &mut self.capacity;
+        capacity.reserved = capacity.reserved.saturating_sub(bytes);
+        capacity.filled = capacity.filled.saturating_sub(filled);
         self.news.freed = true;
     }
 
@@ -144,29 +179,28 @@ impl Shared {
         }
     }
 
-    pub(super) async fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, Full> {
-        self.admit(bytes).await?;
+    pub(super) async fn reserve(
+        self: &Arc<Self>,
+        request: SpaceRequest,
+    ) -> Result<Reservation, Full> {
+        if request.bytes > 0 {
+            self.admit(request).await?;
+        }
         Ok(Reservation {
             shared: Arc::clone(self),
-            bytes,
+            bytes: request.bytes,
+            filled: 0,
         })
     }
 
-    /// Counts `bytes` as reserved, after making room for them.
-    async fn admit(&self, bytes: u64) -> Result<(), Full> {
+    /// Counts the requested bytes as reserved, after making room for them.
+    async fn admit(&self, request: SpaceRequest) -> Result<(), Full> {
         let until = Instant::now() + MAX_WAIT;
         let mut looked_at = 0;
         loop {
             let mut freed = std::pin::pin!(self.freed.notified());
             freed.as_mut().enable();
-            let admission = self.with(|index| {
-                // Before all files are counted nobody can tell what fits, and nothing may go.
-                if index.capacity.limit().is_none() || index.sized {
-                    index.admit(bytes, self.now(), &mut looked_at)
-                } else {
-                    Admission::Wait
-                }
-            });
+            let admission = self.with(|index| index.admit(request, self.now(), &mut looked_at));
             match admission {
                 Admission::Admitted => return Ok(()),
                 Admission::Again => tokio::task::yield_now().await,
@@ -179,7 +213,11 @@ impl Shared {
                 Admission::Full => break,
             }
         }
-        self.counters.full();
-        Err(Full { bytes })
+        if request.evict {
+            self.counters.full();
+        }
+        Err(Full {
+            bytes: request.bytes,
+        })
     }
 }

@@ -11,6 +11,7 @@
 //! deleting takes milliseconds, downloads take longer, and a band of 5 % cost half a percent of the
 //! hits (`benches/retention.rs`).
 
+use super::capacity::SpaceRequest;
 use super::entry::{Content, content_flag};
 use super::index::Index;
 use super::moment::Moment;
@@ -25,20 +26,62 @@ const MAX_SCAN: usize = 512;
 /// How much may be stored, and how much is spoken for. Bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Capacity {
-    /// What the operator allows.
+    /// The operator's `storage.maxsize`.
     pub(super) max_size: Option<u64>,
-    /// What the file system has room for, less what is to stay free; measured now and then.
-    pub(super) room: Option<u64>,
-    /// Downloads that are running.
+    /// What the file system has room for, measured every few seconds.
+    pub(super) room: Option<Room>,
+    /// Whether images are evicted to keep space free on the file system. False where the operator
+    /// did not configure `storage.minfree`: its default only stops growth.
+    pub(super) evicts_for_room: bool,
+    /// Bytes that running and paused downloads have reserved.
     pub(super) reserved: u64,
+    /// Those of the reserved bytes that are on disk already: the file system doesn't report them
+    /// as free any more.
+    pub(super) filled: u64,
+}
+
+/// One measurement of the file system.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    pub(super) free: u64,
+    /// Bytes that have to stay free.
+    pub(super) min_free: u64,
+    /// Bytes that the cache used at that moment.
+    pub(super) used: u64,
+    /// Bytes of reservations that were on disk at that moment.
+    pub(super) filled: u64,
+}
+
+impl Room {
+    /// Bytes that the cache may use in total.
+    fn total(self) -> u64 {
+        self.free
+            .saturating_add(self.used)
+            .saturating_add(self.filled)
+            .saturating_sub(self.min_free)
+    }
+}
+
+fn smaller(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
 }
 
 impl Capacity {
+    /// Bytes that may be used and reserved in total.
     pub(super) fn limit(&self) -> Option<u64> {
-        match (self.max_size, self.room) {
-            (Some(max), Some(room)) => Some(max.min(room)),
-            (limit, None) | (None, limit) => limit,
-        }
+        smaller(self.max_size, self.room.map(Room::total))
+    }
+
+    /// The limit that is kept by evicting images.
+    fn evicting_limit(&self) -> Option<u64> {
+        let room = self.room.filter(|_| self.evicts_for_room);
+        smaller(self.max_size, room.map(Room::total))
+    }
+
+    /// Whether a blob is small enough to evict images for it: at most half of what may be stored.
+    fn may_evict_for(&self, blob: u64) -> bool {
+        let limit = self.evicting_limit();
+        limit.is_none_or(|limit| blob <= limit / 2)
     }
 }
 
@@ -73,20 +116,67 @@ impl Index {
         self.used.saturating_add(self.capacity.reserved)
     }
 
+    /// Whether `bytes` more would be within the limit, with nothing evicted. None while that is
+    /// unknown, because not all files have been counted.
+    fn has_space(&self, bytes: u64) -> Option<bool> {
+        let capacity = &self.capacity;
+        let Some(limit) = capacity.limit() else {
+            return Some(true);
+        };
+        if self.sized {
+            return Some(self.taken().saturating_add(bytes) <= limit);
+        }
+        // The free space is known without the files. It decides alone where nothing is evicted.
+        let decides = capacity.evicting_limit().is_none();
+        capacity.room.filter(|_| decides).map(|room| {
+            let missing = capacity.reserved.saturating_sub(capacity.filled);
+            missing.saturating_add(bytes) <= room.free.saturating_sub(room.min_free)
+        })
+    }
+
+    /// Whether a blob of so many bytes can be stored at all: either images may be evicted for it, or
+    /// there is space for it now.
+    pub(super) fn can_hold(&self, blob: u64) -> bool {
+        let capacity = &self.capacity;
+        let fits = |limit: u64| !self.sized || blob <= limit;
+        let within_limit = capacity.limit().is_none_or(fits);
+        within_limit && (capacity.may_evict_for(blob) || self.has_space(blob).unwrap_or(true))
+    }
+
+    /// Whether there is space now, with nothing being evicted.
+    pub(super) fn has_idle_space(&self, bytes: u64) -> bool {
+        self.evicting == 0 && self.has_space(bytes).unwrap_or(false)
+    }
+
     /// Reserves space when there is some; else chooses what goes. `looked_at` counts images over
     /// repeated calls.
-    pub(super) fn admit(&mut self, bytes: u64, now: Moment, looked_at: &mut usize) -> Admission {
-        let Some(limit) = self.capacity.limit() else {
-            self.capacity.reserved = self.capacity.reserved.saturating_add(bytes);
-            return Admission::Admitted;
-        };
-        let wanted = self.taken().saturating_add(bytes);
-        if wanted <= limit {
-            self.capacity.reserved += bytes;
-            return Admission::Admitted;
+    pub(super) fn admit(
+        &mut self,
+        request: SpaceRequest,
+        now: Moment,
+        looked_at: &mut usize,
+    ) -> Admission {
+        let SpaceRequest { bytes, blob, evict } = request;
+        match self.has_space(bytes) {
+            Some(true) => {
+                self.capacity.reserved = self.capacity.reserved.saturating_add(bytes);
+                return Admission::Admitted;
+            }
+            Some(false) => {}
+            // Nobody can tell what fits, and nothing may go.
+            None => return Admission::Wait,
         }
+        let limit = self.capacity.limit().unwrap_or(u64::MAX);
+        let wanted = self.taken().saturating_add(bytes);
         // Reservations can't be evicted, but they end.
-        if bytes > limit {
+        if bytes > limit || !evict {
+            return Admission::Full;
+        }
+        if self.evicting > 0 && wanted.saturating_sub(self.evicting) <= limit {
+            return Admission::Wait;
+        }
+        let evicting_limit = self.capacity.evicting_limit().unwrap_or(u64::MAX);
+        if limit < evicting_limit || !self.capacity.may_evict_for(blob) {
             return Admission::Full;
         }
         // What belongs together isn't known yet.
@@ -108,7 +198,7 @@ impl Index {
     /// Bytes to evict because the limit is passed already.
     pub(super) fn excess(&self) -> u64 {
         let taken = self.taken().saturating_sub(self.evicting);
-        match self.capacity.limit() {
+        match self.capacity.evicting_limit() {
             Some(limit) if taken > limit => taken - per_mille(limit, LOW),
             _ => 0,
         }

@@ -53,8 +53,8 @@ use crate::oci::{Digest, ManifestType, RepoName, Tag};
 use crate::store::{LinkKind, Store, StoreError};
 use crate::tasks::Tasks;
 
-pub use capacity::{Full, Hold, Reservation};
-use eviction::Capacity;
+pub use capacity::{Full, Hold, Reservation, SpaceRequest};
+use eviction::{Capacity, Room};
 use index::Index;
 use journal::Journal;
 use moment::Moment;
@@ -98,6 +98,8 @@ pub type FreeSpace = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
 #[derive(Clone)]
 pub struct MinFree {
     pub bytes: u64,
+    /// Whether images are evicted for it. Otherwise only the cache's growth ends.
+    pub evicts: bool,
     pub free_space: FreeSpace,
 }
 
@@ -241,7 +243,10 @@ impl Shared {
 
     /// Measures what the file system has room for.
     async fn measure(&self) {
-        let Some(MinFree { bytes, free_space }) = self.min_free.clone() else {
+        let Some(MinFree {
+            bytes, free_space, ..
+        }) = self.min_free.clone()
+        else {
             return;
         };
         let free = tokio::task::spawn_blocking(move || free_space())
@@ -249,8 +254,12 @@ impl Shared {
             .ok()
             .flatten();
         self.with(|index| {
-            let spare = |free: u64| index.used.saturating_add(free).saturating_sub(bytes);
-            index.capacity.room = free.map(spare);
+            index.capacity.room = free.map(|free| Room {
+                free,
+                min_free: bytes,
+                used: index.used,
+                filled: index.capacity.filled,
+            });
             index.news.freed = true;
         });
     }
@@ -275,8 +284,8 @@ impl Retention {
         } = settings;
         let capacity = Capacity {
             max_size,
-            room: None,
-            reserved: 0,
+            evicts_for_room: min_free.as_ref().is_some_and(|min_free| min_free.evicts),
+            ..Capacity::default()
         };
         let started = Moment::of(clock.wall());
         let index = Index::new(ttl, pins, capacity, started, state.is_some());
@@ -356,9 +365,31 @@ impl Retention {
         self.0.try_hold(digest)
     }
 
-    /// Reserves space for a download, and makes it where there is none, which may take seconds.
+    /// Reserves space for content of `bytes` bytes, and makes it where there is none, which may take
+    /// seconds.
     pub async fn reserve(&self, bytes: u64) -> Result<Reservation, Full> {
-        self.0.reserve(bytes).await
+        let request = SpaceRequest {
+            bytes,
+            blob: bytes,
+            evict: true,
+        };
+        self.0.reserve(request).await
+    }
+
+    /// Like [`reserve`](Self::reserve), for one step of a download. A request for no bytes always
+    /// succeeds.
+    pub async fn reserve_step(&self, request: SpaceRequest) -> Result<Reservation, Full> {
+        self.0.reserve(request).await
+    }
+
+    /// Whether a blob of so many bytes can be stored, as far as this is known before it arrives.
+    pub fn can_hold(&self, blob: u64) -> bool {
+        self.0.with(|index| index.can_hold(blob))
+    }
+
+    /// Whether so many bytes can be stored without evicting anything, and nothing is being evicted.
+    pub fn has_idle_space(&self, bytes: u64) -> bool {
+        self.0.with(|index| index.has_idle_space(bytes))
     }
 
     pub fn usage(&self) -> Usage {

@@ -114,7 +114,7 @@ impl Upstream {
             offset,
             end,
             total,
-            body: body::stream(reply, expected, self.transport.timeouts.stall),
+            body: body::stream(reply, expected, self.transport.timeouts),
         })
     }
 

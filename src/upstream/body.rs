@@ -6,8 +6,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::Timeouts;
 use super::error::{Message, Phase, UpstreamError, Violation};
 use super::reply::Reply;
 use crate::oci::error::{MAX_ERROR_BODY, first_error};
@@ -15,6 +16,9 @@ use crate::oci::error::{MAX_ERROR_BODY, first_error};
 /// How long a body is read that nothing depends on: the text of an error, the remains of a
 /// redirect. Reading it to its end keeps the connection usable.
 const COURTESY: Duration = Duration::from_secs(2);
+
+/// How long the bytes of a blob are counted before its speed is judged.
+const SPEED_WINDOW: Duration = Duration::from_mins(1);
 
 /// The body of a blob, in order.
 pub type BlobBody = BoxStream<'static, Result<Bytes, UpstreamError>>;
@@ -67,14 +71,16 @@ pub(super) async fn drain(reply: &mut Reply) {
     drop(timeout(COURTESY, collect(reply, MAX_ERROR_BODY)).await);
 }
 
-/// The body as a stream. It fails with `Timeout` when the next piece takes longer than `stall`,
-/// and with `Broken` when it ends before `expected` bytes.
-pub(super) fn stream(reply: Reply, expected: Option<u64>, stall: Duration) -> BlobBody {
+/// The body as a stream. It fails with `Timeout` when the next piece takes longer than the stall
+/// timeout or too few bytes arrive in a minute, and with `Broken` when it ends before `expected`
+/// bytes.
+pub(super) fn stream(reply: Reply, expected: Option<u64>, timeouts: Timeouts) -> BlobBody {
     let guarded = Guarded {
         reply,
         expected,
         received: 0,
-        stall,
+        stall: timeouts.stall,
+        speed: Speed::new(timeouts.min_speed),
     };
     stream::try_unfold(guarded, |mut guarded| async move {
         let chunk = guarded.next().await?;
@@ -89,10 +95,12 @@ struct Guarded {
     expected: Option<u64>,
     received: u64,
     stall: Duration,
+    speed: Speed,
 }
 
 impl Guarded {
     async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let started = Instant::now();
         let waited = timeout(self.stall, self.reply.chunk(self.received)).await;
         let chunk = match waited {
             Ok(chunk) => chunk?,
@@ -107,11 +115,47 @@ impl Guarded {
             };
         };
         self.received = self.received.saturating_add(chunk.len() as u64);
-        match self.expected {
-            Some(limit) if self.received > limit => {
-                Err(self.reply.violates(Violation::TooLarge { limit }))
-            }
-            _ => Ok(Some(chunk)),
+        if let Some(limit) = self.expected
+            && self.received > limit
+        {
+            return Err(self.reply.violates(Violation::TooLarge { limit }));
         }
+        let is_last = self.expected == Some(self.received);
+        if self.speed.is_too_low(started.elapsed(), chunk.len()) && !is_last {
+            return Err(self.reply.timed_out(Phase::Speed, SPEED_WINDOW));
+        }
+        Ok(Some(chunk))
+    }
+}
+
+/// The bytes of a body against the time that was spent waiting for them. Time in which nobody
+/// reads doesn't count.
+#[derive(Debug)]
+struct Speed {
+    /// Bytes a second.
+    min: u64,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Speed {
+    const fn new(min: u64) -> Self {
+        Self {
+            min,
+            waited: Duration::ZERO,
+            bytes: 0,
+        }
+    }
+
+    /// Counts a piece. Whether the minute that it completes brought too few bytes.
+    fn is_too_low(&mut self, waited: Duration, bytes: usize) -> bool {
+        self.waited += waited;
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+        if self.waited < SPEED_WINDOW {
+            return false;
+        }
+        let seconds = std::mem::take(&mut self.waited).as_secs();
+        let bytes = std::mem::take(&mut self.bytes);
+        bytes < self.min.saturating_mul(seconds)
     }
 }

@@ -167,6 +167,8 @@ pub enum Phase {
     Body,
     /// The next piece of a blob.
     Stall,
+    /// The bytes of a blob that have to arrive in a minute.
+    Speed,
 }
 
 impl fmt::Display for Phase {
@@ -176,6 +178,7 @@ impl fmt::Display for Phase {
             Self::Header => "the answer's header",
             Self::Body => "the answer's body",
             Self::Stall => "the next piece of the body",
+            Self::Speed => "the minimum of bytes (`proxy.minspeed`)",
         })
     }
 }

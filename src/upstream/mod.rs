@@ -108,6 +108,8 @@ pub struct Timeouts {
     pub header: Duration,
     /// For the next piece of a blob. A blob as a whole may take as long as it takes.
     pub stall: Duration,
+    /// Bytes a second that a blob has to bring, on average over a minute of reading; 0 is any.
+    pub min_speed: u64,
 }
 
 impl Default for Timeouts {
@@ -116,6 +118,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(10),
             header: Duration::from_secs(30),
             stall: Duration::from_mins(1),
+            min_speed: 1024,
         }
     }
 }

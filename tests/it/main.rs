@@ -32,6 +32,7 @@ mod routing;
 mod scripts;
 mod sending;
 mod server;
+mod space;
 mod tags;
 mod tasks;
 mod warm;

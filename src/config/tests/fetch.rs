@@ -2,8 +2,8 @@
 //! values.
 
 use super::{
-    OnAbandon, Proxy, RangeMode, RangeRule, Segments, Streams, config, environment, load, loaded,
-    problems, render,
+    OnAbandon, Prefetch, Proxy, RangeMode, RangeRule, Segments, Streams, config, environment, load,
+    loaded, problems, render,
 };
 
 fn proxy(text: &str) -> Proxy {
@@ -30,7 +30,12 @@ fn defaults() {
         per_upstream: 32,
     };
     assert_eq!((proxy.segments, proxy.streams), (segments, streams));
-    assert_eq!((proxy.prefetch, proxy.fill_after), (4, 50));
+    let prefetch = Prefetch {
+        downloads: 4,
+        max_size: 4 << 30,
+    };
+    assert_eq!((proxy.prefetch, proxy.fill_after), (prefetch, 50));
+    assert_eq!((proxy.max_blob_size, proxy.min_speed), (64 << 30, 1024));
     assert_eq!(proxy.on_abandon, OnAbandon::Auto);
     assert_eq!((proxy.ranges, proxy.range_rules), (RangeMode::Fill, vec![]));
 }
@@ -40,7 +45,9 @@ proxy:
   remoteurl: https://registry-1.docker.io
   segments: {minsize: 1.5GiB, count: 16, perblob: 16}
   streams: {total: 4096, perupstream: 1024}
-  prefetch: {downloads: 64}
+  prefetch: {downloads: 64, maxsize: 1GiB}
+  maxblobsize: 1.5TiB
+  minspeed: 0
   onabandon: pause
   ranges: passthrough
   fillafter: 100%
@@ -67,7 +74,12 @@ fn what_is_written_is_in_effect_and_read_back() {
             per_upstream: 1024,
         };
         assert_eq!((proxy.segments, proxy.streams), (segments, streams));
-        assert_eq!((proxy.prefetch, proxy.fill_after), (64, 100));
+        let prefetch = Prefetch {
+            downloads: 64,
+            max_size: 1 << 30,
+        };
+        assert_eq!((proxy.prefetch, proxy.fill_after), (prefetch, 100));
+        assert_eq!((proxy.max_blob_size, proxy.min_speed), (3 << 39, 0));
         assert_eq!(proxy.on_abandon, OnAbandon::Pause);
         assert_eq!(proxy.ranges, RangeMode::Passthrough);
         let rules = [
@@ -157,6 +169,14 @@ const SENTENCES: &[(&str, &str)] = &[
     (
         "proxy:\n  streams:\n    perupstream: 129",
         "config.yml:4: `proxy.streams.perupstream` is 129, more than `proxy.streams.total`; write at most 128",
+    ),
+    (
+        "proxy:\n  maxblobsize: 0",
+        "config.yml:3: `proxy.maxblobsize` must be more than 0; 1 byte caches no blobs",
+    ),
+    (
+        "proxy:\n  minspeed: 1KiB/s",
+        "config.yml:3: `proxy.minspeed` is \"1KiB/s\"; it must be a size, such as 500MB, 20MiB or 1.5GiB, or a number of bytes",
     ),
     (
         "proxy: {prefetch: {downloads: 65}}",

@@ -3,13 +3,19 @@
 use std::time::Duration;
 
 use super::{
-    Limits, Scrub, SizeLimit, TtlMode, TtlRule, config, environment, load, loaded, problems, render,
+    Limits, MinFree, Scrub, SizeLimit, TtlMode, TtlRule, config, environment, load, loaded,
+    problems, render,
 };
 
 const NOTHING: Limits = Limits {
     max_size: None,
-    min_free: None,
+    min_free: MinFree::Off,
     scrub: None,
+};
+
+const DEFAULT: Limits = Limits {
+    min_free: MinFree::Default,
+    ..NOTHING
 };
 
 fn rule(pattern: &str, hours: u64) -> TtlRule {
@@ -22,7 +28,7 @@ fn rule(pattern: &str, hours: u64) -> TtlRule {
 #[test]
 fn by_default_nothing_is_special() {
     let config = config("");
-    assert_eq!(config.limits, NOTHING);
+    assert_eq!(config.limits, DEFAULT);
     assert_eq!(config.proxy.ttl_mode, TtlMode::Sliding);
     assert_eq!(config.proxy.ttl_rules, []);
     assert_eq!(config.proxy.pins, Vec::<String>::new());
@@ -64,7 +70,7 @@ fn the_rules_in_the_order_in_which_they_count() {
         );
         let limits = Limits {
             max_size: Some(SizeLimit::Bytes(3 << 39)),
-            min_free: Some(SizeLimit::Percent(5)),
+            min_free: MinFree::Limit(SizeLimit::Percent(5)),
             scrub: Some(Scrub {
                 interval: Duration::from_hours(720),
                 rate: 20 << 20,
@@ -79,11 +85,13 @@ fn the_rules_in_the_order_in_which_they_count() {
 fn what_is_asked_for_with_0_or_emptied_is_nothing() {
     for minfree in ["0", "0%", "0GiB"] {
         let text = format!("storage: {{minfree: {minfree}, scrub: {{interval: 0, rate: 1MiB}}}}");
-        assert_eq!(config(&text).limits, NOTHING, "{minfree}");
+        let first = config(&text);
+        assert_eq!(first.limits, NOTHING, "{minfree}");
+        assert_eq!(loaded(&render(&first), &[]).config.limits, NOTHING);
     }
     let text = "version: 0.1\nstorage: {maxsize: 1GiB}";
     let emptied = loaded(text, &[("REGISTRY_STORAGE_MAXSIZE", "")]);
-    assert_eq!(emptied.config.limits, NOTHING);
+    assert_eq!(emptied.config.limits, DEFAULT);
 }
 
 #[test]

@@ -93,6 +93,13 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "    perupstream: 7",
     ),
     ("REGISTRY_PROXY_PREFETCH_DOWNLOADS", "0", "    downloads: 0"),
+    (
+        "REGISTRY_PROXY_PREFETCH_MAXSIZE",
+        "1gib",
+        "    maxsize: 1GiB",
+    ),
+    ("REGISTRY_PROXY_MAXBLOBSIZE", "8GiB", "  maxblobsize: 8GiB"),
+    ("REGISTRY_PROXY_MINSPEED", "1000", "  minspeed: 1KB"),
     ("REGISTRY_PROXY_ONABANDON", "pause", "  onabandon: pause"),
     (
         "REGISTRY_PROXY_RANGES",

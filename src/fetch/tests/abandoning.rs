@@ -136,3 +136,31 @@ async fn an_abandoned_range_is_left_and_taken_up_again() {
         assert!(bench.stored(&digest).await.unwrap() == content);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn space_is_reserved_in_steps_as_bytes_arrive() {
+    for total in [Some(200 * MIB), None] {
+        let bench = Bench::new();
+        let (content, digest) = mebibytes(200);
+        let (sender, opening) = streams(0, total);
+        let mut follower = bench.join(digest, "a", &Script::new([opening]));
+        assert_eq!(follower.total().await.unwrap(), total);
+        let reserved = || bench.retention.usage().reserved;
+        assert_eq!(reserved(), 0, "nothing has arrived");
+        // The next step is reserved when half of the last one is left.
+        for (from, to, steps) in [(0, 1, 1), (1, 31, 1), (31, 33, 2), (33, 95, 2), (95, 97, 3)] {
+            send_all(&sender, &part(&content, from * MIB, to * MIB), 1 << 20).await;
+            read_range(&mut follower, from * MIB, to * MIB)
+                .await
+                .unwrap();
+            tokio::task::yield_now().await;
+            assert_eq!(reserved(), steps * 64 * MIB, "{to}");
+        }
+        send_all(&sender, &content.slice(97 << 20..), 1 << 20).await;
+        drop(sender);
+        assert!(read_range(&mut follower, 97 * MIB, 200 * MIB).await.is_ok());
+        bench.settled().await;
+        assert_eq!(reserved(), 0);
+        assert!(bench.stored(&digest).await.unwrap() == content);
+    }
+}

@@ -55,8 +55,8 @@ async fn an_index_goes_with_its_children() {
     house.cache_layer("a", &kilobyte("l")).await;
     assert_eq!(house.images().len(), 1);
     tokio::time::sleep(MINUTE).await;
-    let large = "z".repeat(19_000);
-    house.cache_layer("b", &large).await;
+    house.cache_layer("b", &"y".repeat(10_000)).await;
+    house.cache_layer("b", &"z".repeat(9_000)).await;
     house.retention.settled().await;
     assert!(house.store.tags(&repo("a")).await.unwrap().is_empty());
     assert!(!house.has(&child).await && !house.has(&kilobyte("l")).await);
@@ -97,9 +97,9 @@ async fn a_download_waits_for_what_is_being_deleted() {
     assert_eq!(house.retention.usage().used, 4_000);
     stall.release();
     let mut space = waiting.await.unwrap();
-    space.grow(1_000).await.unwrap();
+    space.merge(house.retention.reserve(1_000).await.unwrap());
     assert_eq!(space.bytes(), 3_000);
-    assert!(space.grow(2_001).await.is_err());
+    assert!(house.retention.reserve(2_001).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,6 +109,7 @@ async fn space_stays_free_on_the_file_system() {
     let free_space: FreeSpace = Arc::new(move || Some(told.load(Ordering::Relaxed)));
     let min_free = Some(MinFree {
         bytes: 6_000,
+        evicts: true,
         free_space,
     });
     let house = House::with(Settings {
@@ -138,4 +139,127 @@ async fn a_lowered_limit_is_kept_after_the_next_start() {
     next.pass(MINUTE).await;
     assert_eq!(next.retention.usage().used, 50_000);
     check(&next, &[]).await;
+}
+
+fn step(bytes: u64, blob: u64) -> SpaceRequest {
+    SpaceRequest {
+        bytes,
+        blob,
+        evict: true,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_larger_than_half_of_the_cache_evicts_nothing() {
+    let house = House::with(capped(10_000)).await;
+    for name in ["1", "2", "3", "4"] {
+        house.cache_layer("a", &kilobyte(name)).await;
+    }
+    // There is space for all of it, then for the steps of it, and then no more.
+    assert!(house.retention.can_hold(6_000) && !house.retention.can_hold(6_001));
+    let mut space = house.retention.reserve_step(step(0, 6_000)).await.unwrap();
+    space.merge(
+        house
+            .retention
+            .reserve_step(step(4_000, 6_000))
+            .await
+            .unwrap(),
+    );
+    house.cache_layer("a", &kilobyte("5")).await;
+    assert!(
+        house
+            .retention
+            .reserve_step(step(2_000, 6_000))
+            .await
+            .is_err()
+    );
+    assert_eq!(house.retention.usage().used, 5_000);
+    // A small one evicts for each step.
+    space.merge(
+        house
+            .retention
+            .reserve_step(step(2_000, 5_000))
+            .await
+            .unwrap(),
+    );
+    house.retention.settled().await;
+    assert_eq!(space.bytes(), 6_000);
+    assert_eq!(house.retention.usage().used, 4_000);
+    // Nobody waits for this one.
+    let ahead = SpaceRequest {
+        evict: false,
+        ..step(1, 1)
+    };
+    assert!(house.retention.reserve_step(ahead).await.is_err());
+    assert!(!house.retention.has_idle_space(1));
+    assert_eq!(house.retention.counts().full, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_download_reserves_only_what_is_on_disk() {
+    let house = House::with(capped(10_000)).await;
+    let mut space = house.retention.reserve(4_000).await.unwrap();
+    space.shrink(1_500);
+    assert_eq!(space.bytes(), 1_500);
+    assert_eq!(house.retention.usage().reserved, 1_500);
+    drop(space);
+    assert_eq!(house.retention.usage().reserved, 0);
+}
+
+fn default_min_free(free: &Arc<AtomicU64>) -> Settings {
+    let told = Arc::clone(free);
+    Settings {
+        min_free: Some(MinFree {
+            bytes: 6_000,
+            evicts: false,
+            free_space: Arc::new(move || Some(told.load(Ordering::Relaxed))),
+        }),
+        ..settings()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_default_minfree_ends_growth_and_evicts_nothing() {
+    let free = Arc::new(AtomicU64::new(8_000));
+    let house = House::with(default_min_free(&free)).await;
+    house.pass(Duration::from_secs(6)).await;
+    let mut space = house.retention.reserve(2_000).await.unwrap();
+    assert!(house.retention.reserve(1).await.is_err());
+    // What is written is no longer free, and counts once.
+    space.fill(2_000);
+    free.store(6_000, Ordering::Relaxed);
+    house.pass(Duration::from_secs(6)).await;
+    assert_eq!(house.retention.usage().limit, Some(2_000));
+    drop(space);
+    house.cache_layer("a", &kilobyte("1")).await;
+    // Somebody else fills the disk. The content was present at the next start, and stays.
+    free.store(100, Ordering::Relaxed);
+    let next = House::over(
+        Arc::clone(&house.store) as _,
+        default_min_free(&free),
+        house.clock,
+    );
+    next.retention.complete().await;
+    next.pass(MINUTE).await;
+    assert!(next.has(&kilobyte("1")).await);
+    assert!(next.retention.reserve(1).await.is_err());
+    assert_eq!(next.retention.counts().full, 1);
+    check(&next, &[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_default_minfree_needs_no_counted_files() {
+    let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+    let stall = store.stall(Operation::Blobs, 1);
+    let free = Arc::new(AtomicU64::new(8_000));
+    let settings = default_min_free(&free);
+    let house = House::over(store, settings, Clock::starting_at(today()));
+    stall.reached().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let started = tokio::time::Instant::now();
+    assert!(house.retention.reserve(2_001).await.is_err());
+    let _space = house.retention.reserve(2_000).await.unwrap();
+    assert!(started.elapsed().is_zero(), "nothing was waited for");
+    stall.release();
+    house.retention.complete().await;
 }

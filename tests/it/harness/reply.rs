@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
@@ -27,6 +28,8 @@ pub(crate) struct Reply {
     cut: Option<usize>,
     /// Body bytes from here on wait for the gate; at none, even the head does.
     gate: Option<(Option<usize>, Gate)>,
+    /// The body comes in pieces of so many bytes, with so much time before each.
+    trickle: Option<(usize, Duration)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,7 @@ impl Reply {
             framing: Framing::Length,
             cut: None,
             gate: None,
+            trickle: None,
         }
     }
 
@@ -117,6 +121,13 @@ impl Reply {
         self
     }
 
+    /// Sends `bytes` of the body every `pause`.
+    #[must_use]
+    pub(crate) fn trickling(mut self, bytes: usize, pause: Duration) -> Self {
+        self.trickle = Some((bytes, pause));
+        self
+    }
+
     /// All of it waits, the head included.
     #[must_use]
     pub(crate) fn held(mut self, gate: &Gate) -> Self {
@@ -148,10 +159,18 @@ impl Reply {
             to.flush().await?;
             return Ok(true);
         }
+        if let Some((bytes, pause)) = self.trickle {
+            for piece in self.body.chunks(bytes) {
+                tokio::time::sleep(pause).await;
+                self.send_piece(to, piece).await?;
+            }
+            return Ok(true);
+        }
         let end = self.cut.unwrap_or(self.body.len()).min(self.body.len());
         let middle = gated_at.unwrap_or(end).min(end);
         self.send_piece(to, &self.body[..middle]).await?;
         if let (Some(_), Some((_, gate))) = (gated_at, &self.gate) {
+            to.flush().await?;
             gate.0.cancelled().await;
         }
         self.send_piece(to, &self.body[middle..end]).await?;
