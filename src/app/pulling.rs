@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::fetch::{self, Fetcher};
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, Parts, RangeRules, Upstreams};
+use crate::mirror::{Mirror, Parts, PrefetchLimits, RangeRules, Upstreams};
 use crate::retention::Retention;
 use crate::store::Store;
 use crate::tasks::Tasks;
@@ -68,7 +68,11 @@ impl Pulling {
                 rules: proxy.range_rules.clone(),
                 otherwise: proxy.ranges,
             },
-            prefetch: proxy.prefetch.downloads,
+            prefetch: PrefetchLimits {
+                downloads: proxy.prefetch.downloads,
+                image: proxy.prefetch.max_size,
+                layer: proxy.max_blob_size,
+            },
             tasks: self.tasks,
             stop: self.stop_accepting,
             metrics: self.metrics,

@@ -5,8 +5,8 @@ use serde_yaml::{Mapping, Value};
 use super::duration::format;
 use super::size;
 use super::{
-    Config, ConnectionLimits, Http, Limits, Listen, Log, LogFormat, MinFree, OnAbandon, Proxy, Storage,
-    TtlMode, Upstream,
+    Config, ConnectionLimits, Http, Limits, Listen, Log, LogFormat, MinFree, OnAbandon, Proxy,
+    Storage, TtlMode, Upstream,
 };
 
 /// What stands for a password.

@@ -47,13 +47,19 @@ impl Transfer<'_> {
             self.grace = None;
             return None;
         }
+        self.grace = None;
         let received = self.received_bytes();
         let draining = self.shared.drain.is_cancelled();
         let goes_on = match self.shared.settings.on_abandon {
             _ if draining => false,
-            _ if !self.opened || !self.storing.is_storing() => true,
-            // What isn't known to be a part of something can't be taken up.
-            _ if self.plan.total.is_none() => true,
+            // The upstream hasn't answered: the request ends.
+            _ if !self.opened => false,
+            _ if !self.storing.is_storing() => true,
+            OnAbandon::Finish | OnAbandon::Auto if self.plan.total.is_none() => {
+                // Nobody knows how much is left.
+                self.grace = Some(Instant::now() + GRACE);
+                return self.end_if_overlong().await;
+            }
             _ if !self.plan.fill => false,
             OnAbandon::Finish => true,
             OnAbandon::Pause => false,
@@ -62,11 +68,27 @@ impl Transfer<'_> {
                 .total
                 .is_none_or(|total| total < SMALL || received > total / 2),
         };
-        self.grace = None;
         if goes_on {
             // Looked at again when somebody has come and gone.
             return None;
         }
+        self.close().await
+    }
+
+    /// Ends a download of unknown length that goes on for nobody, once it has brought [`SMALL`]
+    /// bytes. Whether something has been noted; none when the download goes on.
+    pub(super) async fn end_if_overlong(&mut self) -> Option<bool> {
+        let Download { digest, id, .. } = self.download;
+        let overlong = self.opened && self.plan.total.is_none() && self.received >= SMALL;
+        if overlong && self.shared.running.is_abandoned(digest, *id) {
+            self.close().await
+        } else {
+            None
+        }
+    }
+
+    async fn close(&mut self) -> Option<bool> {
+        let Download { digest, id, .. } = self.download;
         let kept = self.keep().await;
         let closed = self.shared.running.close(digest, *id);
         closed.then_some(kept)

@@ -69,7 +69,7 @@ use crate::upstream::{BlobStream, UpstreamError};
 
 pub use follower::Follower;
 use partials::Partials;
-use progress::Progress;
+use progress::{Head, Progress};
 use running::{Place, Running};
 use slots::{Slots, Urgency};
 
@@ -280,6 +280,16 @@ impl Fetcher {
         self.0.follower(&download, wanted)
     }
 
+    /// The length of a blob that is being downloaded for `repository`, if the upstream has announced
+    /// it. The caller doesn't take part in the download.
+    pub fn announced_size(&self, digest: &Digest, repository: &RepoName) -> Option<u64> {
+        let download = self.0.running.peek(digest, repository)?;
+        match download.progress.head() {
+            Ok(Head::Open(total)) => total,
+            Ok(Head::Wait) | Err(_) => None,
+        }
+    }
+
     /// Joins the download of `digest`, or starts it from `source`. The caller has proved that
     /// `repository` may have the blob, or `source` will: the blob is linked there when committed.
     pub fn join(
@@ -316,7 +326,7 @@ impl Fetcher {
 
     /// Downloads a blob that no client has asked for yet, unless that is being done. Returns when
     /// it is there, or isn't going to be: how many bytes it has, or none when it was being done
-    /// already. Cancelling this doesn't end it.
+    /// already. When this is cancelled, the download goes on for its clients only.
     pub async fn fetch_ahead(
         &self,
         digest: Digest,
@@ -328,6 +338,10 @@ impl Fetcher {
             return Ok(None);
         };
         let mut changed = download.progress.watch();
+        let _standing = Standing {
+            shared: &self.0,
+            download: &download,
+        };
         self.0.start(Arc::clone(&download), source, Wanted::WHOLE);
         loop {
             changed.borrow_and_update();
@@ -337,6 +351,20 @@ impl Fetcher {
             let gone = changed.changed().await;
             gone.map_err(|_sender_gone| FetchError::Lost)?;
         }
+    }
+}
+
+/// Keeps a download going that may have no clients, until dropped.
+struct Standing<'a> {
+    shared: &'a Shared,
+    download: &'a Download,
+}
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        let Self { shared, download } = self;
+        shared.running.stand_no_more(&download.digest, download.id);
+        download.progress.look();
     }
 }
 

@@ -67,6 +67,16 @@ impl<T: Clone> Running<T> {
         Some(entry.download.clone())
     }
 
+    /// The download, if it runs and is for `repository` already.
+    #[cfg_attr(test, allow(dead_code, reason = "`interleavings` doesn't need it"))]
+    pub(super) fn peek(&self, digest: &Digest, repository: &RepoName) -> Option<T> {
+        let state = self.state();
+        let entry = state.downloads.get(digest)?;
+        let repositories = entry.repositories.as_ref()?;
+        let is_for = repositories.contains(repository);
+        is_for.then(|| entry.download.clone())
+    }
+
     /// One more client of the download, which `make` makes when there is none; `make` is given what
     /// the download is called here.
     pub(super) fn join(

@@ -50,7 +50,7 @@ pub(super) async fn run(
         // Who asked looks again.
         Err(FetchError::Present) => Err(FetchError::Present),
         Err(error) => {
-            tracing::warn!(digest = %download.digest, %error, "download failed");
+            log_failure(&shared, &download, &error);
             // What is right is kept. Before anybody hears, because the next one takes it up.
             if error.leaves_partial() && transfer.keep().await {
                 commit::leave(&shared, download.digest, transfer.storing).await;
@@ -77,6 +77,16 @@ async fn drain(shared: &Shared, download: &Download) -> FetchError {
     shared.running.stand_no_more(&download.digest, download.id);
     download.progress.look();
     std::future::pending().await
+}
+
+/// A failure that no client notices is none for the operator either.
+fn log_failure(shared: &Shared, download: &Download, error: &FetchError) {
+    let digest = download.digest;
+    if shared.running.has_clients(&digest, download.id) {
+        tracing::warn!(%digest, %error, "download failed");
+    } else {
+        tracing::debug!(%digest, %error, "a download ended that no client waits for");
+    }
 }
 
 async fn conclude(shared: &Shared, download: &Download, verified: Verified) {
@@ -185,9 +195,12 @@ impl<'a> Transfer<'a> {
                     self.consider_clients();
                     self.open_streams();
                 }
-                if self.step().await?
-                    && let Some(kept) = self.pause().await
-                {
+                let left = if self.step().await? {
+                    self.pause().await
+                } else {
+                    self.end_if_overlong().await
+                };
+                if let Some(kept) = left {
                     return Ok(Ended::Abandoned { kept });
                 }
             }

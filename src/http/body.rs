@@ -19,7 +19,7 @@ use super::access::Record;
 use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue, MAX_PIECE};
 use crate::fetch::FetchError;
-use crate::mirror::BlobBody;
+use crate::mirror::{BlobBody, Visit};
 use crate::store::{Piece, Reader, StoreError};
 
 /// Bytes read from a stored blob at once: the buffer that a client costs, where files can't be sent.
@@ -46,6 +46,8 @@ pub struct Body {
     record: Option<Record>,
     /// Most bytes of the next chunk, where that is limited.
     piece: Option<Arc<AtomicUsize>>,
+    /// Held, not read: a client is being sent a layer.
+    visit: Option<Visit>,
 }
 
 enum Inner {
@@ -87,6 +89,7 @@ impl Body {
             remaining,
             record: None,
             piece: None,
+            visit: None,
         }
     }
 
@@ -110,7 +113,13 @@ impl Body {
             remaining: length,
             record: None,
             piece: None,
+            visit: None,
         }
+    }
+
+    /// Counts as a client of an image until this body has been sent.
+    pub(super) fn visited(&mut self, visit: Option<Visit>) {
+        self.visit = visit;
     }
 
     /// Prepares the body for the HTTP/1 connection that its answer goes out on: `files` is where the

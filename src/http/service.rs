@@ -231,17 +231,18 @@ impl Service {
         } else {
             Want::Head
         };
-        let found = self
+        let mut found = self
             .mirror
             .blob(&target, digest, want, ranges.as_ref())
             .await?;
-        let outcome = found.outcome;
-        let response = match verdict {
+        let (outcome, visit) = (found.outcome, found.visit.take());
+        let mut response = match verdict {
             Verdict::Failed => answer::precondition_failed(&digest, outcome),
             Verdict::NotModified => answer::blob_not_modified(&digest, outcome),
             Verdict::Proceed if refused => answer::unsatisfiable(found.size, outcome),
             Verdict::Proceed => answer::blob(&digest, want, ranges.as_ref(), found),
         };
+        response.body_mut().visited(visit);
         Ok((response, outcome))
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::flights::Interest;
-use super::{Mirror, MirrorError, Target, Want};
+use super::{Mirror, MirrorError, Target, Visit, Want};
 use crate::config::RangeMode;
 use crate::fetch::{FetchError, Follower, Joined, Source, Wanted};
 use crate::metrics::Outcome;
@@ -27,6 +27,8 @@ pub struct BlobAnswer {
     /// None when only the head was asked for and the store doesn't have the blob.
     pub body: Option<BlobBody>,
     pub outcome: Outcome,
+    /// To be kept while the body is being sent.
+    pub visit: Option<Visit>,
 }
 
 /// Where the bytes are read.
@@ -44,6 +46,16 @@ impl BlobAnswer {
             size,
             body: Some(BlobBody::Stored(content, hold)),
             outcome,
+            visit: None,
+        }
+    }
+
+    const fn head(size: Option<u64>, outcome: Outcome) -> Self {
+        Self {
+            size,
+            body: None,
+            outcome,
+            visit: None,
         }
     }
 
@@ -53,6 +65,7 @@ impl BlobAnswer {
             size,
             body: Some(BlobBody::Fetching(follower)),
             outcome,
+            visit: None,
         })
     }
 }
@@ -68,22 +81,46 @@ impl Mirror {
         want: Want,
         ranges: Option<&Requested>,
     ) -> Result<BlobAnswer, MirrorError> {
-        let found = match self.warm_blob(target, &digest).await {
-            Some((content, hold)) => BlobAnswer::stored(content, hold, Outcome::Hit),
+        let mut found = match (self.warm_blob(target, &digest).await, want) {
+            (Some((content, hold)), _) => BlobAnswer::stored(content, hold, Outcome::Hit),
             // Put aside: see `manifest`.
-            None => Box::pin(self.find_blob(target, digest, want, ranges)).await?,
+            (None, Want::Head) => Box::pin(self.find_blob_head(target, digest)).await?,
+            (None, Want::Content) => Box::pin(self.find_blob(target, digest, ranges)).await?,
         };
         if want == Want::Content {
-            self.blob_given(target, &digest, found.outcome);
+            found.visit = self.blob_given(target, &digest, found.outcome);
         }
         Ok(found)
+    }
+
+    /// What a blob is, without its content. Never starts a download, and adds nothing to what a
+    /// running one fetches.
+    async fn find_blob_head(
+        &self,
+        target: &Target,
+        digest: Digest,
+    ) -> Result<BlobAnswer, MirrorError> {
+        if let Some(size) = self.fetcher.announced_size(&digest, &target.stored) {
+            return Ok(BlobAnswer::head(Some(size), Outcome::Joined));
+        }
+        let hold = self.retention.hold(&digest).await;
+        if let Some(content) = self.linked_blob(target, &digest).await {
+            self.retention
+                .used(&target.stored, LinkKind::Layer, &digest, content.size);
+            return Ok(BlobAnswer::stored(content, Some(hold), Outcome::Hit));
+        }
+        let present = self.readable("blob", self.store.open(&digest).await);
+        if let Some(content) = present {
+            return self.claim(target, digest, content, hold).await;
+        }
+        let size = self.prove(target, digest).await?;
+        Ok(BlobAnswer::head(size, Outcome::Miss))
     }
 
     async fn find_blob(
         &self,
         target: &Target,
         digest: Digest,
-        want: Want,
         ranges: Option<&Requested>,
     ) -> Result<BlobAnswer, MirrorError> {
         let wanted = self.wanted(target, ranges);
@@ -103,15 +140,8 @@ impl Mirror {
             if let Some(content) = present {
                 return self.claim(target, digest, content, hold).await;
             }
-            if want == Want::Head || self.fetcher.is_running(&digest) {
-                let size = self.prove(target, digest).await?;
-                if want == Want::Head && size.is_some() {
-                    return Ok(BlobAnswer {
-                        size,
-                        body: None,
-                        outcome: Outcome::Miss,
-                    });
-                }
+            if self.fetcher.is_running(&digest) {
+                self.prove(target, digest).await?;
             }
             let source = UpstreamBlob {
                 target: target.clone(),

@@ -43,6 +43,7 @@ pub use hot::Verified;
 pub use lists::{CatalogPage, ReferrersAnswer, TagsAnswer};
 pub use manifests::{Found, ManifestAnswer};
 use prefetch::Prefetch;
+pub use prefetch::{PrefetchLimits, Visit};
 pub use ranges::RangeRules;
 use sizes::BlobSizes;
 pub use tags::Known;
@@ -86,8 +87,8 @@ pub struct Parts {
     pub tags_ttl: Duration,
     /// What ranges of blobs that aren't there cause.
     pub ranges: RangeRules,
-    /// Layers of one upstream that are fetched ahead of clients at a time; 0: never any.
-    pub prefetch: usize,
+    /// What is fetched ahead of clients.
+    pub prefetch: PrefetchLimits,
     /// Owns the requests that are shared by several clients, and what is done ahead of them.
     pub tasks: TaskTracker,
     /// Nothing is begun ahead of clients any more.
@@ -99,7 +100,7 @@ pub struct Parts {
 impl Mirror {
     pub fn new(parts: Parts) -> Arc<Self> {
         let prefetch = Prefetch::new(prefetch::Parts {
-            downloads: parts.prefetch,
+            limits: parts.prefetch,
             upstreams: &parts.upstreams,
             tasks: parts.tasks.clone(),
             stop: parts.stop,

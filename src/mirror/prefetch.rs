@@ -1,18 +1,21 @@
 //! Layers that a client is about to ask for, fetched before it does.
 //!
-//! Who asks for an image's config pulls the image; who asks for its manifest mostly looks whether it
-//! has changed. So a manifest that is read leaves a note of its config, and the first GET of that
-//! config starts one task, which fetches the layers that aren't there: a few of one upstream at a
-//! time, and behind everything that clients wait for.
+//! A manifest that is read leaves a note of its layers. Manifests and configs alone are mostly read
+//! for their metadata, so nothing happens before a client requests a layer that isn't cached. That
+//! starts one task, which fetches the image's other missing layers: a few of one upstream at a time,
+//! behind everything that clients wait for, and for as long as a client is being sent layers of the
+//! image.
 //!
 //! What must never happen: a client waits for this, or fails because of it; a manifest is used for a
-//! repository that doesn't have it; a layer is fetched that an upstream isn't to be asked for.
+//! repository that doesn't have it; a layer is fetched that an upstream isn't to be asked for, that
+//! is of a platform nobody pulls, or for which something would have to be evicted.
 
 mod ledger;
+mod session;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
@@ -29,14 +32,14 @@ use crate::config::RangeMode;
 use crate::fetch::FetchError;
 use crate::metrics::{Metrics, Outcome};
 use crate::oci::manifest::media_type;
-use crate::oci::{Digest, Manifest, RepoName};
+use crate::oci::{Digest, Manifest};
 use crate::upstream::UpstreamError;
 use ledger::Ledger;
+pub use session::Visit;
+use session::{Session, Sessions};
 
-/// Configs that manifests have been seen to name; the least used go first.
-const MAX_CONFIGS: usize = 10_000;
-/// Manifests remembered of one config: conversions of an image share it.
-const MAX_NAMING: usize = 4;
+/// Layers whose manifest is remembered; the least used go first.
+const MAX_NOTED: usize = 32_768;
 /// Images remembered as fetched ahead lately.
 const MAX_RECENT: usize = 10_000;
 /// How long an image isn't looked at again.
@@ -51,20 +54,29 @@ const MAX_LAYERS: usize = 256;
 pub(super) struct Prefetch {
     /// By the upstream's name.
     lanes: HashMap<String, Lane>,
-    /// Layers of one upstream that are fetched at a time; 0: never any.
-    downloads: usize,
-    /// The manifests that name a config, the one seen last first. Whether a repository has one of
-    /// them is asked when it is used.
-    configs: Cache<Digest, Arc<[Digest]>>,
-    /// When a config of a repository was acted upon, and which manifest was seen last then.
-    recent: Cache<(RepoName, Digest), (Instant, Digest)>,
-    /// Makes looking into `recent` and writing to it one step.
-    claim: Mutex<()>,
+    limits: PrefetchLimits,
+    /// The manifest that a layer is of; none where several images share the layer, so that a request
+    /// for it doesn't tell which one is pulled.
+    layers: Cache<Digest, Option<Digest>>,
+    /// When an image was fetched ahead.
+    recent: Cache<Digest, Instant>,
+    sessions: Arc<Sessions>,
     ledger: Arc<Ledger>,
     tasks: TaskTracker,
     stop: CancellationToken,
     metrics: Arc<Metrics>,
     clock: Clock,
+}
+
+/// How much is fetched ahead.
+#[derive(Debug, Clone, Copy)]
+pub struct PrefetchLimits {
+    /// Layers of one upstream at the same time; 0 turns prefetching off.
+    pub downloads: usize,
+    /// Bytes of one image.
+    pub image: u64,
+    /// Bytes of one layer: larger ones aren't cached.
+    pub layer: u64,
 }
 
 /// What is being done at one upstream.
@@ -77,7 +89,7 @@ struct Lane {
 /// What prefetching is made of.
 #[derive(Debug)]
 pub(super) struct Parts<'a> {
-    pub(super) downloads: usize,
+    pub(super) limits: PrefetchLimits,
     pub(super) upstreams: &'a super::Upstreams,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
@@ -89,12 +101,18 @@ pub(super) struct Parts<'a> {
 #[derive(Debug)]
 struct Image {
     target: Target,
-    config: Digest,
-    /// The manifests that may be it.
-    manifests: Arc<[Digest]>,
+    session: Session,
     lane: Lane,
     /// Its place among the images of the upstream.
     _place: OwnedSemaphorePermit,
+}
+
+/// A layer to be fetched ahead.
+#[derive(Debug, Clone, Copy)]
+struct Layer {
+    digest: Digest,
+    /// Bytes by the manifest's descriptor.
+    size: u64,
 }
 
 impl Prefetch {
@@ -102,16 +120,16 @@ impl Prefetch {
         let lane = |name: &str| {
             let lane = Lane {
                 images: Arc::new(Semaphore::new(MAX_IMAGES)),
-                downloads: Arc::new(Semaphore::new(parts.downloads)),
+                downloads: Arc::new(Semaphore::new(parts.limits.downloads)),
             };
             (name.to_owned(), lane)
         };
         Self {
             lanes: parts.upstreams.names().map(lane).collect(),
-            downloads: parts.downloads,
-            configs: Cache::new(MAX_CONFIGS),
+            limits: parts.limits,
+            layers: Cache::new(MAX_NOTED),
             recent: Cache::new(MAX_RECENT),
-            claim: Mutex::default(),
+            sessions: Arc::default(),
             ledger: Arc::new(Ledger::new(Arc::clone(&parts.metrics))),
             tasks: parts.tasks,
             stop: parts.stop,
@@ -120,116 +138,139 @@ impl Prefetch {
         }
     }
 
-    /// Notes which config a manifest names. Called where manifests are parsed: mostly a look-up.
+    /// Notes which layers a manifest names. Called where manifests are parsed.
     pub(super) fn note(&self, digest: Digest, manifest: &Manifest) {
         let Some(config) = &manifest.config else {
             return;
         };
-        // All artifacts share the empty config: it says nothing of what is pulled.
-        if self.downloads == 0 || config.media_type == media_type::EMPTY {
+        // Clients of an artifact often want one file of many.
+        if self.limits.downloads == 0 || config.media_type == media_type::EMPTY {
             return;
         }
-        let known = self.configs.get(&config.digest);
-        let known = known.as_deref().unwrap_or_default();
-        if !known.contains(&digest) {
-            let older = known.iter().copied().take(MAX_NAMING - 1);
-            let naming = [digest].into_iter().chain(older).collect();
-            self.configs.insert(config.digest, naming);
+        for layer in manifest.blobs.iter().take(MAX_LAYERS) {
+            match self.layers.get(&layer.digest) {
+                None => self.layers.insert(layer.digest, Some(digest)),
+                Some(Some(known)) if known != digest => self.layers.insert(layer.digest, None),
+                Some(_) => {}
+            }
         }
     }
 
-    /// What a GET of this blob makes to be fetched ahead. None for nearly all: it is no config, or
-    /// its image has been dealt with lately.
-    fn due(&self, target: &Target, digest: &Digest) -> Option<Image> {
-        let manifests = self.configs.get(digest)?;
-        let newest = *manifests.first()?;
-        let key = (target.stored.clone(), *digest);
+    /// The image that a client pulls who is given this blob; none where that isn't known. A hit
+    /// starts nothing, and so is looked up only while something is being fetched ahead.
+    fn image_of(&self, digest: &Digest, outcome: Outcome) -> Option<Digest> {
+        if outcome == Outcome::Hit && self.sessions.is_empty() {
+            return None;
+        }
+        self.layers.get(digest)?
+    }
+
+    /// Begins to fetch an image ahead, unless that was done lately.
+    fn begin(&self, target: &Target, manifest: Digest) -> Option<(Image, Visit)> {
         let now = self.clock.now();
-        let lately = |(since, seen): (Instant, Digest)| seen == newest && now < since + PAUSE;
-        if self.recent.get(&key).is_some_and(lately) {
+        let lately = |since: Instant| now < since + PAUSE;
+        if self.recent.get(&manifest).is_some_and(lately) {
             return None;
         }
         let lane = self.lanes.get(&target.upstream.name)?.clone();
-        let _claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.recent.get(&key).is_some_and(lately) {
-            return None;
-        }
+        let (session, visit) = Sessions::start(&self.sessions, &target.stored, manifest)?;
         let Ok(place) = Arc::clone(&lane.images).try_acquire_owned() else {
             self.metrics.prefetch_dropped();
             return None;
         };
-        self.recent.insert(key, (now, newest));
-        Some(Image {
+        self.recent.insert(manifest, now);
+        let image = Image {
             target: target.clone(),
-            config: *digest,
-            manifests,
+            session,
             lane,
             _place: place,
-        })
+        };
+        Some((image, visit))
     }
 }
 
 impl Mirror {
-    /// A client is given a blob.
-    pub(super) fn blob_given(self: &Arc<Self>, target: &Target, digest: &Digest, outcome: Outcome) {
+    /// A client is given a blob. The visit lasts as long as it is being sent.
+    pub(super) fn blob_given(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        outcome: Outcome,
+    ) -> Option<Visit> {
         let prefetch = &self.prefetch;
-        if prefetch.downloads == 0 {
-            return;
+        if prefetch.limits.downloads == 0 {
+            return None;
         }
         prefetch.ledger.asked(digest, outcome);
-        let Some(image) = prefetch.due(target, digest) else {
-            return;
-        };
-        // Where ranges don't cause whole downloads, the config of a lazy pull mustn't either.
-        if self.ranges.mode(&target.stored) == RangeMode::Passthrough {
-            return;
+        let manifest = prefetch.image_of(digest, outcome)?;
+        let visit = prefetch.sessions.visit(&target.stored, &manifest);
+        if visit.is_some() || outcome == Outcome::Hit {
+            return visit;
         }
+        // Where ranges don't cause whole downloads, other layers mustn't be downloaded either.
+        if self.ranges.mode(&target.stored) == RangeMode::Passthrough {
+            return None;
+        }
+        let (image, visit) = prefetch.begin(target, manifest)?;
         let (mirror, stop) = (Arc::clone(self), prefetch.stop.clone());
         prefetch.tasks.spawn(async move {
             // Ends in the midst of it: what runs is the fetcher's to end.
             stop.run_until_cancelled_owned(mirror.fetch_image(image))
                 .await
         });
+        Some(visit)
     }
 
     async fn fetch_image(self: Arc<Self>, image: Image) {
-        let Some(manifest) = self.pulled(&image).await else {
-            // It isn't this repository's, or not yet: the next client may have more of it.
-            let key = (image.target.stored.clone(), image.config);
-            self.prefetch.recent.remove(&key);
-            return;
+        let all_clients_left = tokio::select! {
+            biased;
+            () = image.session.deserted() => true,
+            was_possible = self.fetch_layers(&image) => !was_possible,
         };
-        let layers = self.missing(&manifest).await;
-        let (mirror, image, given_up) = (&self, &image, &AtomicBool::new(false));
-        stream::iter(layers)
-            .for_each_concurrent(self.prefetch.downloads, |layer| async move {
-                mirror.fetch_layer(image, layer, given_up).await;
-            })
-            .await;
+        if all_clients_left {
+            // The next client's image is looked at anew.
+            self.prefetch.recent.remove(&image.session.manifest());
+        }
     }
 
-    /// The manifest that was seen last of those that the repository has.
-    async fn pulled(&self, image: &Image) -> Option<Manifest> {
-        for digest in image.manifests.iter() {
-            if let Some(stored) = self.linked_document(&image.target, *digest).await {
-                return Some(stored.manifest);
-            }
-        }
-        None
+    /// Fetches the missing layers. False when the repository doesn't have the image.
+    async fn fetch_layers(&self, image: &Image) -> bool {
+        let digest = image.session.manifest();
+        let Some(stored) = self.linked_document(&image.target, digest).await else {
+            return false;
+        };
+        let layers = self.missing(&stored.manifest).await;
+        let given_up = &AtomicBool::new(false);
+        stream::iter(layers)
+            .for_each_concurrent(self.prefetch.limits.downloads, |layer| async move {
+                self.fetch_layer(image, layer, given_up).await;
+            })
+            .await;
+        true
     }
 
     /// The layers that are to be fetched, in the order in which clients ask for them.
-    async fn missing(&self, manifest: &Manifest) -> Vec<Digest> {
-        let mut missing = Vec::new();
-        for layer in manifest.blobs.iter().take(MAX_LAYERS) {
-            if !layer.is_foreign()
-                && !missing.contains(&layer.digest)
-                && self.is_missing(&layer.digest).await
+    async fn missing(&self, manifest: &Manifest) -> Vec<Layer> {
+        let mut missing: Vec<Layer> = Vec::new();
+        let mut left = self.prefetch.limits.image;
+        for descriptor in manifest.blobs.iter().take(MAX_LAYERS) {
+            let (digest, size) = (descriptor.digest, descriptor.size);
+            let fits = size <= left && self.can_fetch_ahead(size);
+            if fits
+                && !descriptor.is_foreign()
+                && !missing.iter().any(|layer| layer.digest == digest)
+                && self.is_missing(&digest).await
             {
-                missing.push(layer.digest);
+                left -= size;
+                missing.push(Layer { digest, size });
             }
         }
         missing
+    }
+
+    /// Whether a layer can be cached, and nothing has to be evicted for it.
+    fn can_fetch_ahead(&self, size: u64) -> bool {
+        size <= self.prefetch.limits.layer && self.retention.has_idle_space(size)
     }
 
     /// Whether a blob is neither there, for whichever repository, nor on its way. One that is there
@@ -247,14 +288,15 @@ impl Mirror {
         }
     }
 
-    async fn fetch_layer(&self, image: &Image, digest: Digest, given_up: &AtomicBool) {
+    async fn fetch_layer(&self, image: &Image, layer: Layer, given_up: &AtomicBool) {
         let Ok(_permit) = image.lane.downloads.acquire().await else {
             return;
         };
+        let Layer { digest, size } = layer;
         // Much may have happened before it was this layer's turn.
         // The stop ends the task, but only where it waits: what it waited for comes first.
         let over = self.prefetch.stop.is_cancelled() || given_up.load(Ordering::Relaxed);
-        if over || !self.is_missing(&digest).await {
+        if over || !self.can_fetch_ahead(size) || !self.is_missing(&digest).await {
             return;
         }
         let target = image.target.clone();
@@ -262,7 +304,7 @@ impl Mirror {
         let source = Arc::new(UpstreamBlob {
             target,
             digest,
-            described_size: self.sizes.get(&digest),
+            described_size: Some(size),
         });
         let entry = Ledger::begin(&self.prefetch.ledger, digest);
         match self.fetcher.fetch_ahead(digest, &repository, source).await {

@@ -24,6 +24,7 @@ mod lists;
 mod manifests;
 mod operate;
 mod prefetch;
+mod prefetching;
 mod process;
 mod ranges;
 mod resume;
