@@ -133,7 +133,7 @@ impl Refusal {
         let unauthorized =
             |reason| refuse(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, reason);
         let denied = |reason| refuse(StatusCode::FORBIDDEN, ErrorCode::Denied, reason);
-        let bad_gateway = |code, reason| refuse(StatusCode::BAD_GATEWAY, code, reason);
+        let unavailable = |status, reason: &str| refuse(status, ErrorCode::Unavailable, reason);
         let refusal = match error {
             UpstreamError::NotFound { .. } => refuse(
                 StatusCode::NOT_FOUND,
@@ -157,22 +157,24 @@ impl Refusal {
                 ErrorCode::TooManyRequests,
                 "the upstream limits how often this mirror may ask",
             ),
-            UpstreamError::Unavailable { status, .. } => refuse(
+            UpstreamError::Unavailable { status, .. } => unavailable(
                 StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_GATEWAY),
-                ErrorCode::Unavailable,
                 &format!("the upstream failed with status {status}"),
             ),
             UpstreamError::Unreachable { .. } => {
-                bad_gateway(ErrorCode::Unavailable, "the upstream can't be reached")
+                unavailable(StatusCode::BAD_GATEWAY, "the upstream can't be reached")
             }
-            UpstreamError::Timeout { .. } => refuse(
+            UpstreamError::Timeout { .. } => unavailable(
                 StatusCode::GATEWAY_TIMEOUT,
-                ErrorCode::Unavailable,
                 "the upstream took too long to answer",
             ),
             UpstreamError::Broken { .. } => {
-                bad_gateway(ErrorCode::Unavailable, "the upstream broke off its answer")
+                unavailable(StatusCode::BAD_GATEWAY, "the upstream broke off its answer")
             }
+            UpstreamError::Busy { .. } => unavailable(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many requests wait for the upstream; ask again",
+            ),
             UpstreamError::Unexpected { .. }
             | UpstreamError::Protocol { .. }
             | UpstreamError::Schema1 { .. }

@@ -195,7 +195,8 @@ impl Service {
         let found = self
             .mirror
             .manifest(&target, reference, &accept, asked.want)
-            .await?;
+            .await
+            .inspect_err(|error| report(&target, error))?;
         let outcome = found.outcome;
         Ok((answer::manifest(asked.headers, &found), outcome))
     }
@@ -234,7 +235,8 @@ impl Service {
         let mut found = self
             .mirror
             .blob(&target, digest, want, ranges.as_ref())
-            .await?;
+            .await
+            .inspect_err(|error| report(&target, error))?;
         let (outcome, visit) = (found.outcome, found.visit.take());
         let mut response = match verdict {
             Verdict::Failed => answer::precondition_failed(&digest, outcome),
@@ -257,7 +259,8 @@ impl Service {
         let found = self
             .mirror
             .referrers(&target, digest, artifact_type)
-            .await?;
+            .await
+            .inspect_err(|error| report(&target, error))?;
         Ok((
             answer::referrers(&found.manifests, artifact_type.is_some(), found.outcome),
             found.outcome,
@@ -271,7 +274,8 @@ impl Service {
         page: &Page,
     ) -> Result<Answered, MirrorError> {
         let target = self.target(asked, name)?;
-        let found = self.mirror.tags(&target, page).await?;
+        let found = self.mirror.tags(&target, page).await;
+        let found = found.inspect_err(|error| report(&target, error))?;
         let tags: Vec<&str> = found.tags.iter().map(crate::oci::Tag::as_str).collect();
         let last = tags.last().filter(|_| found.more);
         let next = last.map(|last| {
@@ -331,6 +335,11 @@ impl Service {
             query.finish()
         )
     }
+}
+
+/// An upstream's failure that the client is told of.
+fn report(target: &Target, error: &MirrorError) {
+    target.report(error, "the client was told of the failure");
 }
 
 /// What is asked for, for the metrics.

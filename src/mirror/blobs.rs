@@ -219,6 +219,7 @@ impl Mirror {
         let outcome = match self.prove(target, digest).await {
             Ok(_size) => Outcome::Revalidated,
             Err(error) if error.permits_stale() && self.vouched(target, digest).await => {
+                target.report(&error, "served a blob that a cached manifest refers to");
                 Outcome::Stale
             }
             Err(error) => return Err(error),

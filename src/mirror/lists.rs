@@ -56,7 +56,7 @@ impl Mirror {
                 if cached.is_empty() {
                     return Err(error);
                 }
-                tracing::warn!(repo = %target.stored, %error, "listing the tags that are cached");
+                target.report(&error, "listed the tags that are cached");
                 let (tags, more) = paginate(cached, page, usize::MAX, Tag::as_str);
                 Ok(TagsAnswer {
                     tags,
@@ -108,7 +108,7 @@ impl Mirror {
                 if cached.is_empty() {
                     return Err(error);
                 }
-                tracing::warn!(repo = %target.stored, %error, "listing the referrers that are cached");
+                target.report(&error, "listed the referrers that are cached");
                 (cached, Outcome::Stale)
             }
             Err(error) => return Err(error),

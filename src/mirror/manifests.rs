@@ -226,7 +226,7 @@ impl Mirror {
                     .serve_stale(target, &key, want, retry_after)
                     .await
                     .ok_or_else(|| error.clone())?;
-                tracing::warn!(repo = %key.repo, tag = %key.tag, %error, "serving the last known digest");
+                target.report(&error, "served the last known digest of the tag");
                 Ok(stale)
             }
             Err(error) => Err(error),

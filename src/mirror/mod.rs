@@ -155,6 +155,13 @@ impl Mirror {
 }
 
 impl Target {
+    /// Logs that the upstream failed, if that is what the error says, and what was done instead.
+    pub fn report(&self, error: &MirrorError, instead: &str) {
+        if let Some(error) = error.upstream() {
+            self.upstream.client.report(error, instead);
+        }
+    }
+
     fn link(&self, kind: LinkKind, digest: Digest) -> Link {
         Link {
             repo: self.stored.clone(),

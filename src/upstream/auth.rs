@@ -189,8 +189,7 @@ impl Auth {
         let credentials = self.credentials.as_ref();
         let trusted = self.trusts(&request.realm, upstream, transport.plain_http);
         if credentials.is_some() && !trusted {
-            let realm = ShownUrl::from(&request.realm);
-            tracing::debug!(upstream = %transport.name, %realm, "asking for a token without the credentials");
+            warn_withheld(transport, &request.realm);
         }
         let credentials = credentials.filter(|_| trusted);
         let asked_at = transport.clock.now();
@@ -252,6 +251,20 @@ impl Auth {
         let header = header.filter(|_| challenges.contains(&Challenge::Basic));
         Ok(header.map(Answer::Basic))
     }
+}
+
+/// Says why private repositories can't be read, at most once a minute.
+fn warn_withheld(transport: &Transport, realm: &Url) {
+    if transport.failures.admit("credentials_withheld").is_none() {
+        return;
+    }
+    let realm = ShownUrl::from(realm);
+    tracing::warn!(
+        upstream = %transport.name,
+        %realm,
+        "the token service is not on the upstream's site, so it is asked without the configured \
+         credentials; to send them there, add `realm: {realm}` to the upstream"
+    );
 }
 
 /// What to try after `refused` was answered with a challenge, and the token request to make if the

@@ -99,7 +99,7 @@ impl Upstream {
         offset: u64,
         end: Option<u64>,
     ) -> Result<BlobStream, UpstreamError> {
-        let mut ask = self.blob(Method::GET, repo, digest);
+        let mut ask = self.blob(Method::GET, repo, digest).download();
         let asked = (offset > 0 || end.is_some()).then_some(Asked { offset, end });
         if let Some(asked) = asked {
             let range = asked.header();

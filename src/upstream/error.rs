@@ -147,6 +147,13 @@ pub enum UpstreamError {
         url: ShownUrl,
         source: Arc<ManifestError>,
     },
+    /// Nothing was sent: too many requests wait for this upstream.
+    #[error("too many requests wait for the upstream {upstream}")]
+    Busy {
+        upstream: Arc<str>,
+        /// When a client may ask again.
+        retry_after: Duration,
+    },
     /// The settings can't be used; nothing was sent.
     #[error("upstream {name} can't be set up")]
     Setup {
@@ -250,7 +257,8 @@ impl UpstreamError {
             | Self::Unavailable { .. }
             | Self::Unreachable { .. }
             | Self::Timeout { .. }
-            | Self::Broken { .. } => true,
+            | Self::Broken { .. }
+            | Self::Busy { .. } => true,
             Self::NotFound { .. }
             | Self::Unauthorized { .. }
             | Self::CredentialsRefused { .. }
@@ -289,6 +297,7 @@ impl UpstreamError {
             Self::RateLimited { retry_after, .. } | Self::Unavailable { retry_after, .. } => {
                 *retry_after
             }
+            Self::Busy { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }
@@ -309,6 +318,7 @@ impl UpstreamError {
             Self::Protocol { .. } => "protocol",
             Self::Schema1 { .. } => "schema1",
             Self::Manifest { .. } => "manifest",
+            Self::Busy { .. } => "busy",
             Self::Setup { .. } => "setup",
         }
     }

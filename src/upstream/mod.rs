@@ -24,6 +24,8 @@ mod challenge;
 mod clients;
 mod credentials;
 mod error;
+mod failures;
+mod gate;
 mod guard;
 mod lists;
 mod manifests;
@@ -207,6 +209,12 @@ impl Upstream {
     /// What this upstream is called.
     pub fn name(&self) -> &str {
         &self.transport.name
+    }
+
+    /// Logs that the upstream failed, and what was done instead of what was asked for: at most once
+    /// a minute for each kind of failure.
+    pub fn report(&self, error: &UpstreamError, instead: &str) {
+        self.transport.failures.report(self.name(), error, instead);
     }
 
     /// The address of `/v2/<repo>/<endpoint>/<item>`.

@@ -10,6 +10,7 @@ use reqwest::Response;
 use url::Url;
 
 use super::error::{Phase, Source, UpstreamError, Violation};
+use super::gate::Permit;
 use super::{Kind, Meter};
 
 /// An answer whose body hasn't been read.
@@ -21,6 +22,8 @@ pub(super) struct Reply {
     pub(super) upstream: Arc<str>,
     pub(super) meter: Arc<dyn Meter>,
     pub(super) response: Response,
+    /// A metadata request counts until its body has been read.
+    pub(super) permit: Option<Permit>,
 }
 
 impl Reply {

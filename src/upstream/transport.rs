@@ -13,11 +13,17 @@ use url::Url;
 
 use super::clients::Clients;
 use super::error::{Phase, SetupError, UpstreamError};
+use super::failures::FailureLog;
+use super::gate::{Gate, Permit};
 use super::guard::{self, Guard};
 use super::redirect::{self, RedirectError};
 use super::reply::Reply;
 use super::{Kind, Meter, Outcome, Settings, Timeouts, body, retry};
+use crate::causes::on_one_line;
 use crate::clock::Clock;
+
+/// What clients are told when too many requests wait for an upstream.
+const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// A request to be made. No `Debug`: the query of a page's link may be a secret.
 pub(super) struct Ask {
@@ -25,6 +31,8 @@ pub(super) struct Ask {
     pub method: Method,
     pub url: Url,
     pub headers: HeaderMap,
+    /// A download, which has bounds of its own and a connection of its own.
+    is_download: bool,
 }
 
 impl Ask {
@@ -34,7 +42,14 @@ impl Ask {
             method,
             url,
             headers: HeaderMap::new(),
+            is_download: false,
         }
+    }
+
+    #[must_use]
+    pub(super) fn download(mut self) -> Self {
+        self.is_download = true;
+        self
     }
 
     #[must_use]
@@ -54,6 +69,8 @@ pub(super) struct Transport {
     meter: Arc<dyn Meter>,
     clients: Clients,
     pub(super) guard: Arc<Guard>,
+    gate: Gate,
+    pub(super) failures: FailureLog,
 }
 
 impl fmt::Debug for Transport {
@@ -88,6 +105,8 @@ impl Transport {
             meter,
             clients: Clients::new(settings, &guard)?,
             guard,
+            gate: Gate::new(),
+            failures: FailureLog::default(),
         })
     }
 
@@ -108,7 +127,8 @@ impl Transport {
             let Some(wait) = retry::delay(attempt, &error, fastrand::f64()) else {
                 return Err(error);
             };
-            tracing::warn!(upstream = %self.name, attempt, %error, ?wait, "upstream request failed; trying again");
+            // What comes of it in the end is reported by who asked.
+            tracing::debug!(upstream = %self.name, attempt, error = %on_one_line(&error), ?wait, "upstream request failed; trying again");
             tokio::time::sleep(wait).await;
             attempt += 1;
         }
@@ -121,20 +141,34 @@ impl Transport {
         ask: &Ask,
         authorization: Option<&HeaderValue>,
     ) -> Result<Reply, UpstreamError> {
+        let mut permit = self.enter(ask).await?;
         let mut url = ask.url.clone();
         for _ in 0..=redirect::MAX_REDIRECTS {
             let own = redirect::same_origin(&url, &ask.url);
             let authorization = authorization.filter(|_| own);
-            let mut reply = self.send(ask, &url, own, authorization).await?;
+            let mut reply = self.send(ask, &url, own, authorization, permit).await?;
             if ask.kind == Kind::Token || !redirect::is_redirect(reply.status()) {
                 return Ok(reply);
             }
             let next = redirect::target(&url, reply.headers(), self.plain_http)
                 .map_err(|violation| reply.violates(violation))?;
             body::drain(&mut reply).await;
+            permit = reply.permit;
             url = next;
         }
         Err(UpstreamError::protocol(&url, RedirectError::TooMany))
+    }
+
+    /// Waits until a metadata request may be sent.
+    async fn enter(&self, ask: &Ask) -> Result<Option<Permit>, UpstreamError> {
+        if ask.is_download {
+            return Ok(None);
+        }
+        let permit = self.gate.enter(self.timeouts.header).await;
+        permit.map(Some).ok_or_else(|| UpstreamError::Busy {
+            upstream: Arc::clone(&self.name),
+            retry_after: BUSY_RETRY_AFTER,
+        })
     }
 
     async fn send(
@@ -143,11 +177,11 @@ impl Transport {
         url: &Url,
         own: bool,
         authorization: Option<&HeaderValue>,
+        permit: Option<Permit>,
     ) -> Result<Reply, UpstreamError> {
         let internal = |error| UpstreamError::protocol(url, error);
         let route = self.guard.route(url).map_err(internal)?;
-        let is_blob = ask.kind == Kind::Blob && ask.method == Method::GET;
-        let client = self.clients.get(route, is_blob);
+        let client = self.clients.get(route, ask.is_download);
         let mut headers = ask.headers.clone();
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
@@ -180,6 +214,7 @@ impl Transport {
             upstream: Arc::clone(&self.name),
             meter: Arc::clone(&self.meter),
             response,
+            permit,
         })
     }
 

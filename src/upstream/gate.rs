@@ -1,0 +1,96 @@
+//! Bounds the metadata requests of one upstream: manifests, tokens, lists, and whether a blob is
+//! there. Downloads of blobs have bounds of their own (`proxy.streams`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+/// Requests at the same time, from their start to the end of the response's body.
+pub(super) const MAX_REQUESTS: usize = 64;
+/// Requests that wait for one of those to end.
+pub(super) const MAX_WAITING: usize = 1024;
+
+/// Held by a request as long as it counts.
+pub(super) type Permit = OwnedSemaphorePermit;
+
+#[derive(Debug)]
+pub(super) struct Gate {
+    permits: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Waits in line for at most `patience`. None when that has passed or the line is full.
+    pub(super) async fn enter(&self, patience: Duration) -> Option<Permit> {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            return Some(permit);
+        }
+        let _place = Place::take(&self.waiting)?;
+        let permit = Arc::clone(&self.permits).acquire_owned();
+        // The semaphore is never closed.
+        timeout(patience, permit).await.ok()?.ok()
+    }
+}
+
+/// A place in the line.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a AtomicUsize) -> Option<Self> {
+        // Made first, so that it is given back also when there is no room.
+        let place = Self(waiting);
+        let ahead = waiting.fetch_add(1, Ordering::Relaxed);
+        (ahead < MAX_WAITING).then_some(place)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::future::join_all;
+    use futures_util::poll;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_at_a_time_so_many_in_line_and_no_more() {
+        let gate = Gate::new();
+        let mut inside = join_all((0..MAX_REQUESTS).map(|_| gate.enter(PATIENCE))).await;
+        assert!(inside.iter().all(Option::is_some));
+        let mut line: Vec<_> = (0..MAX_WAITING)
+            .map(|_| Box::pin(gate.enter(PATIENCE)))
+            .collect();
+        for place in &mut line {
+            assert!(poll!(place).is_pending());
+        }
+        assert!(gate.enter(PATIENCE).await.is_none(), "the line is full");
+        // Who leaves the line makes room, and the first in line is served first.
+        drop(line.pop());
+        let mut last = Box::pin(gate.enter(PATIENCE));
+        assert!(poll!(&mut last).is_pending());
+        inside.pop();
+        assert!(line.remove(0).await.is_some());
+        assert!(poll!(&mut last).is_pending());
+        // Nobody waits for ever.
+        assert!(last.await.is_none());
+        drop(line);
+        assert_eq!(gate.waiting.load(Ordering::Relaxed), 0);
+        assert!(gate.enter(PATIENCE).await.is_some());
+    }
+}
