@@ -10,6 +10,7 @@
 
 mod harness;
 
+mod abandoned;
 mod accept;
 mod api;
 mod auth;
@@ -17,6 +18,7 @@ mod blobs;
 mod connections;
 mod counting;
 mod disk;
+mod failures;
 mod faults;
 mod fetching;
 mod http2;

@@ -82,6 +82,7 @@ pub(crate) struct Registry {
     pub(crate) address: SocketAddr,
     state: Arc<Mutex<State>>,
     requests: watch::Receiver<usize>,
+    open: Arc<Mutex<(usize, usize)>>,
     _tasks: JoinSet<()>,
 }
 
@@ -97,6 +98,8 @@ impl Registry {
         let state = Arc::new(Mutex::new(State::default()));
         let (counter, requests) = watch::channel(0);
         let (shared, counter) = (Arc::clone(&state), Arc::new(counter));
+        let open = Arc::new(Mutex::new((0, 0)));
+        let now_open = Arc::clone(&open);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
@@ -104,9 +107,11 @@ impl Registry {
                 let (stream, _) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
                 let (state, counter) = (Arc::clone(&shared), Arc::clone(&counter));
+                let open = Open::new(&now_open);
                 connections.spawn(async move {
                     // A client that goes away in mid-answer is no failure of the script.
                     drop(serve(stream, &state, &counter).await);
+                    drop(open);
                 });
             }
         });
@@ -114,8 +119,14 @@ impl Registry {
             address,
             state,
             requests,
+            open,
             _tasks: tasks,
         }
+    }
+
+    /// Connections that are open, and the most that were at the same time.
+    pub(crate) fn open(&self) -> (usize, usize) {
+        *self.open.lock().unwrap()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -251,6 +262,24 @@ impl Registry {
     }
 }
 
+/// An open connection.
+struct Open(Arc<Mutex<(usize, usize)>>);
+
+impl Open {
+    fn new(counts: &Arc<Mutex<(usize, usize)>>) -> Self {
+        let (open, most) = &mut *counts.lock().unwrap();
+        *open += 1;
+        *most = (*most).max(*open);
+        Self(Arc::clone(counts))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().0 -= 1;
+    }
+}
+
 async fn serve(
     stream: TcpStream,
     state: &Mutex<State>,
@@ -264,7 +293,13 @@ async fn serve(
         let is_head = seen.line.starts_with("HEAD ");
         let reply = state.lock().unwrap().answer(&seen, local);
         counter.send_modify(|count| *count += 1);
-        if !reply.send(&mut to, is_head).await? {
+        let go_on = if reply.is_silence() {
+            // Until the client goes away.
+            !from.fill_buf().await?.is_empty()
+        } else {
+            reply.send(&mut to, is_head).await?
+        };
+        if !go_on {
             break;
         }
     }

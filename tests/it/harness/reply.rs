@@ -78,6 +78,10 @@ impl Reply {
         }
     }
 
+    pub(crate) fn is_silence(&self) -> bool {
+        self.framing == Framing::Silence
+    }
+
     /// Closes the connection instead of answering.
     pub(crate) fn hang_up() -> Self {
         let framing = Framing::HangUp;
@@ -142,8 +146,7 @@ impl Reply {
         is_head: bool,
     ) -> io::Result<bool> {
         match self.framing {
-            Framing::Silence => std::future::pending().await,
-            Framing::HangUp => return Ok(false),
+            Framing::Silence | Framing::HangUp => return Ok(false),
             Framing::Length | Framing::Chunked => {}
         }
         let gated_at = match &self.gate {
