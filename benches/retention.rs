@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 
 use millpond::clock::Clock;
 use millpond::oci::{Algorithm, Digest, ManifestType, RepoName, Tag};
-use millpond::retention::{Retention, Settings, TtlPolicy};
+use millpond::retention::{References, Retention, Settings, TtlPolicy, Upkeep};
 use millpond::store::{Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError};
 use millpond::tasks::Tasks;
 use tokio::time::Instant;
@@ -192,6 +192,7 @@ fn settings(state: Option<&Path>) -> Settings {
         max_size: None,
         min_free: None,
         state: state.map(Path::to_owned),
+        upkeep: Upkeep::Full,
     }
 }
 
@@ -218,8 +219,11 @@ fn fill(retention: &Retention, links: &[Link]) {
         for link in image {
             retention.linked(&link.repo, link.kind, &link.digest, 1000);
         }
-        let parts: Vec<_> = image[1..].iter().map(|link| link.digest).collect();
-        retention.manifest(&image[0].digest, ManifestType::OciManifest, &parts);
+        let references = References {
+            parts: image[1..].iter().map(|link| link.digest).collect(),
+            subject: None,
+        };
+        retention.manifest(&image[0].digest, ManifestType::OciManifest, &references);
     }
 }
 
@@ -564,8 +568,11 @@ async fn pull(retention: &Retention, store: &Sizes, image: &Image) {
         }
         retention.linked(&image.repo, kind, digest, *size);
         if n == 0 {
-            let parts: Vec<_> = image.parts.iter().map(|(digest, _)| *digest).collect();
-            retention.manifest(digest, ManifestType::OciManifest, &parts);
+            let references = References {
+                parts: image.parts.iter().map(|(digest, _)| *digest).collect(),
+                subject: None,
+            };
+            retention.manifest(digest, ManifestType::OciManifest, &references);
         }
     }
 }

@@ -44,6 +44,7 @@ impl Admin {
             delete_failures: counts.delete_failures,
             save_failures: counts.save_failures,
             full: counts.full,
+            unreadable: counts.unreadable,
         });
         self.metrics.render()
     }

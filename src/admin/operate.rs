@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::Digest;
 use crate::retention::{
-    EntryView, Finding, ImageView, Retention, ScrubSettings, Selection, Verdict,
+    EntryView, Finding, ImageView, NotReady, Removal, Retention, ScrubSettings, Selection, Verdict,
 };
 use crate::store::{LinkKind, StoreError};
 
@@ -93,6 +93,24 @@ pub struct Scrubbed {
     pub failed: u64,
     /// The first of those that are corrupt or failed.
     pub findings: Vec<Found>,
+    pub leftovers: Leftovers,
+    /// Links, tags and directories that can't be read.
+    pub unreadable: Vec<UnreadablePath>,
+}
+
+/// What pushes to the reference registry left in the directory a week ago or longer.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Leftovers {
+    pub uploads: u64,
+    pub bytes: u64,
+}
+
+/// A link, tag or directory that can't be read.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct UnreadablePath {
+    pub path: String,
+    /// None when it has been removed, else why it is still there.
+    pub failure: Option<String>,
 }
 
 /// A blob that isn't what its digest says.
@@ -118,6 +136,8 @@ pub enum OperateError {
     Selection { reference: String, reason: String },
     #[error("the blobs can't be listed: {0}")]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
 }
 
 impl Operator {
@@ -126,35 +146,44 @@ impl Operator {
     }
 
     /// A page of images, from a position that a page before it named, or 0.
-    pub async fn images(&self, from: usize) -> Page<Image> {
-        self.retention.complete().await;
+    pub async fn images(&self, from: usize) -> Result<Page<Image>, OperateError> {
+        self.retention.ready().await?;
         let (views, next) = self.retention.images(from);
-        Page {
+        Ok(Page {
             items: views.iter().map(image).collect(),
             next,
-        }
+        })
     }
 
     /// A page of everything that is linked, likewise.
-    pub async fn entries(&self, from: usize) -> Page<Entry> {
-        self.retention.complete().await;
+    pub async fn entries(&self, from: usize) -> Result<Page<Entry>, OperateError> {
+        self.retention.ready().await?;
         let (views, next) = self.retention.entries(from);
-        Page {
+        Ok(Page {
             items: views.iter().map(entry).collect(),
             next,
-        }
+        })
     }
 
-    pub async fn totals(&self) -> Totals {
-        self.retention.complete().await;
+    pub async fn totals(&self) -> Result<Totals, OperateError> {
+        self.retention.ready().await?;
         let usage = self.retention.usage();
-        Totals {
+        Ok(Totals {
             used: usage.used,
             reserved: usage.reserved,
             limit: usage.limit,
             blobs: usage.blobs,
             links: usage.entries,
-        }
+        })
+    }
+
+    /// What pushes to the reference registry left in the directory a week ago or longer.
+    pub async fn leftovers(&self) -> Result<Leftovers, OperateError> {
+        let uploads = self.retention.abandoned_uploads().await?;
+        Ok(Leftovers {
+            uploads: uploads.len() as u64,
+            bytes: uploads.iter().map(|upload| upload.bytes).sum(),
+        })
     }
 
     /// Hashes every blob anew.
@@ -163,6 +192,7 @@ impl Operator {
             rate: scrub.rate,
             repair: scrub.repair,
         };
+        self.retention.ready().await?;
         let report = self.retention.scrub(settings).await?;
         Ok(Scrubbed {
             checked: report.checked,
@@ -171,6 +201,11 @@ impl Operator {
             quarantined: report.quarantined,
             failed: report.failed,
             findings: report.findings.iter().map(found).collect(),
+            leftovers: Leftovers {
+                uploads: report.uploads,
+                bytes: report.upload_bytes,
+            },
+            unreadable: report.unreadable.iter().map(unreadable).collect(),
         })
     }
 
@@ -186,6 +221,7 @@ impl Operator {
                         reason: error.to_string(),
                     },
                 )?;
+        self.retention.ready().await?;
         let purged = self.retention.purge(&selection, *dry_run).await;
         if !dry_run {
             tracing::info!(reference, links = purged.len(), "purged");
@@ -203,6 +239,13 @@ fn found(finding: &Finding) -> Found {
             Verdict::Quarantined => "quarantined".to_owned(),
             Verdict::Failed(reason) => reason.clone(),
         },
+    }
+}
+
+fn unreadable(removal: &Removal) -> UnreadablePath {
+    UnreadablePath {
+        path: removal.path.display().to_string(),
+        failure: removal.failure.clone(),
     }
 }
 

@@ -28,9 +28,10 @@ impl Socket {
 
     async fn answer(&self, method: &Method, uri: &Uri, body: &[u8]) -> Response<Body> {
         match (method.as_str(), uri.path()) {
-            ("GET", "/images") => json(StatusCode::OK, &self.0.images(position(uri)).await),
-            ("GET", "/entries") => json(StatusCode::OK, &self.0.entries(position(uri)).await),
-            ("GET", "/totals") => json(StatusCode::OK, &self.0.totals().await),
+            ("GET", "/images") => result(self.0.images(position(uri)).await),
+            ("GET", "/entries") => result(self.0.entries(position(uri)).await),
+            ("GET", "/totals") => result(self.0.totals().await),
+            ("GET", "/leftovers") => result(self.0.leftovers().await),
             ("POST", "/purge") => match serde_json::from_slice(body) {
                 Ok(purge) => result(self.0.purge(&purge).await),
                 Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
@@ -74,6 +75,9 @@ fn result<T: Serialize>(result: Result<T, OperateError>) -> Response<Body> {
         Ok(done) => json(StatusCode::OK, &done),
         Err(error @ OperateError::Selection { .. }) => {
             refusal(StatusCode::BAD_REQUEST, &error.to_string())
+        }
+        Err(error @ OperateError::NotReady(_)) => {
+            refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
         }
         Err(error @ OperateError::Store(_)) => {
             refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())
@@ -167,6 +171,7 @@ impl Client {
             source,
         };
         let request = request.map(http_body_util::Full::new);
+        self.sender.ready().await.map_err(broken)?;
         let response = self.sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
         let body = response

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::StartError;
 use crate::config::{self, Config, SizeLimit, Storage};
-use crate::retention::{MinFree, Settings, TtlMode, TtlPolicy};
+use crate::retention::{MinFree, Settings, TtlMode, TtlPolicy, Upkeep};
 use crate::store::Layout;
 
 /// What the configuration says about retention.
@@ -44,6 +44,7 @@ pub fn settings(config: &Config) -> Result<Settings, StartError> {
         max_size,
         min_free: root.and_then(|root| min_free(config.limits.min_free, root)),
         state: root.map(|root| Layout::new(root).scheduler_state()),
+        upkeep: Upkeep::Full,
     })
 }
 

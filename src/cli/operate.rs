@@ -1,6 +1,7 @@
 //! `ls`, `du` and `purge`: through the running server's socket, else on the data directory itself.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,11 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::table::{Table, bytes};
 use super::{load, print, print_json};
-use crate::admin::operate::{Entry, Image, Operator, Page, Purge, Scrub, Scrubbed};
+use crate::admin::operate::{
+    Entry, Image, Leftovers, Operator, Page, Purge, Scrub, Scrubbed, UnreadablePath,
+};
 use crate::app;
 use crate::clock::Clock;
 use crate::config::{Config, Storage};
-use crate::retention::{Retention, Settings};
+use crate::retention::{Retention, Settings, Upkeep};
 use crate::store::{FsStore, Layout, Store, StoreError};
 use crate::tasks::Tasks;
 
@@ -55,7 +58,7 @@ impl Backend {
         let Storage::Filesystem { root } = &config.storage else {
             anyhow::bail!("storage.inmemory keeps nothing that could be looked at from outside");
         };
-        let store: Arc<dyn Store> = match FsStore::open(root).await {
+        let store: Arc<dyn Store> = match FsStore::inspect(root).await {
             Ok(store) => Arc::new(store),
             #[cfg(unix)]
             Err(StoreError::InUse { .. }) => {
@@ -67,10 +70,11 @@ impl Backend {
             }
             Err(error) => return Err(error.into()),
         };
-        // Looking at the cache must not evict anything from it.
+        // Looking at the cache must not change anything in it.
         let settings = Settings {
             max_size: None,
             min_free: None,
+            upkeep: Upkeep::None,
             ..app::retention_settings(config)?
         };
         let stop = CancellationToken::new();
@@ -88,7 +92,7 @@ impl Backend {
             let page: Page<Image> = match self {
                 #[cfg(unix)]
                 Self::Server(client) => client.get(&format!("/images?from={at}")).await?,
-                Self::Own { operator, .. } => operator.images(at).await,
+                Self::Own { operator, .. } => operator.images(at).await?,
             };
             all.extend(page.items);
             from = page.next;
@@ -102,7 +106,7 @@ impl Backend {
             let page: Page<Entry> = match self {
                 #[cfg(unix)]
                 Self::Server(client) => client.get(&format!("/entries?from={at}")).await?,
-                Self::Own { operator, .. } => operator.entries(at).await,
+                Self::Own { operator, .. } => operator.entries(at).await?,
             };
             all.extend(page.items);
             from = page.next;
@@ -115,6 +119,14 @@ impl Backend {
             #[cfg(unix)]
             Self::Server(client) => client.post("/scrub", scrub).await?,
             Self::Own { operator, .. } => operator.scrub(scrub).await?,
+        })
+    }
+
+    async fn leftovers(&mut self) -> anyhow::Result<Leftovers> {
+        Ok(match self {
+            #[cfg(unix)]
+            Self::Server(client) => client.get("/leftovers").await?,
+            Self::Own { operator, .. } => operator.leftovers().await?,
         })
     }
 
@@ -167,7 +179,9 @@ pub(super) fn ls(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
 
 /// `millpond du`
 pub(super) fn du(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
-    let entries = with_backend(config, async |backend| backend.entries().await)?;
+    let (entries, leftovers) = with_backend(config, async |backend| {
+        Ok((backend.entries().await?, backend.leftovers().await?))
+    })?;
     let mut users: std::collections::HashMap<_, HashSet<&str>> = std::collections::HashMap::new();
     for entry in &entries {
         users
@@ -195,15 +209,24 @@ pub(super) fn du(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
             total += entry.size;
         }
     }
+    total += leftovers.bytes;
     if as_json {
         let list = repositories.iter().map(|(repository, (size, shared))| {
             json!({ "repository": repository, "size": size, "shared": shared })
         });
-        return print_json(&json!({ "repositories": list.collect::<Vec<_>>(), "total": total }));
+        return print_json(&json!({
+            "repositories": list.collect::<Vec<_>>(),
+            "abandoned_uploads": leftovers,
+            "total": total,
+        }));
     }
     let mut table = Table::new(["REPOSITORY", "SIZE", "SHARED"]);
     for (repository, (size, shared)) in repositories {
         table.row([repository.to_owned(), bytes(size), bytes(shared)]);
+    }
+    if leftovers.uploads > 0 {
+        let name = format!("({} abandoned uploads)", leftovers.uploads);
+        table.row([name, bytes(leftovers.bytes), String::new()]);
     }
     table.row(["total".to_owned(), bytes(total), String::new()]);
     print(&table.to_string())
@@ -226,10 +249,30 @@ pub(super) fn scrub(config: Option<&Path>, scrub: &Scrub) -> anyhow::Result<()> 
         table.to_string()
     };
     let (checked, size) = (report.checked, bytes(report.bytes));
-    print(&format!(
+    let mut summary = format!(
         "{found}{checked} blobs, {size}: {} corrupt, {} set aside, {} unreadable\n",
         report.corrupt, report.quarantined, report.failed
-    ))?;
+    );
+    let Leftovers { uploads, bytes: of } = &report.leftovers;
+    if *uploads > 0 {
+        let verb = if scrub.repair { "removed" } else { "found" };
+        writeln!(
+            summary,
+            "{uploads} abandoned uploads, {}: {verb}",
+            bytes(*of)
+        )?;
+    }
+    for UnreadablePath { path, failure } in &report.unreadable {
+        let verdict = failure.as_deref().unwrap_or("couldn't be read; removed");
+        writeln!(summary, "{path}: {verdict}")?;
+    }
+    print(&summary)?;
+    let unread = report.unreadable.iter();
+    let unread = unread.filter(|path| path.failure.is_some()).count();
+    anyhow::ensure!(
+        unread == 0,
+        "{unread} entries of the store can't be read; --repair removes links and tags"
+    );
     let left = report.corrupt - report.quarantined + report.failed;
     anyhow::ensure!(
         left == 0,

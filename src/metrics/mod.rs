@@ -32,6 +32,8 @@ pub struct CacheFigures {
     pub save_failures: u64,
     /// Downloads for which there was no space.
     pub full: u64,
+    /// Entries of the store that couldn't be read at the start.
+    pub unreadable: u64,
 }
 
 /// Everything that is counted.
@@ -58,6 +60,7 @@ struct CacheGauges {
     delete_failures: Gauge,
     save_failures: Gauge,
     full: Gauge,
+    unreadable: Gauge,
 }
 
 impl Default for Metrics {
@@ -144,6 +147,11 @@ impl Metrics {
                 &gauges.delete_failures,
             ),
             (
+                "unreadable",
+                "Entries of the store that could not be read at the start",
+                &gauges.unreadable,
+            ),
+            (
                 "save_failures",
                 "Saves of the expiry state that failed",
                 &gauges.save_failures,
@@ -168,6 +176,7 @@ impl Metrics {
         set(&self.cache.delete_failures, figures.delete_failures);
         set(&self.cache.save_failures, figures.save_failures);
         set(&self.cache.full, figures.full);
+        set(&self.cache.unreadable, figures.unreadable);
     }
 
     /// A request to an upstream has ended, or its head has arrived.

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use super::shelf::MAX_SCANNED;
 use super::{Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
 use crate::oci::route::{MAX_PAGE, Page};
 use crate::oci::{Accept, Algorithm, Descriptor, Digest, ManifestType, Reference, RepoName, Tag};
-use crate::store::LinkKind;
+
+/// Cached referrers of one digest that are listed while the upstream can't answer.
+const MAX_REFERRERS: usize = 1_000;
 
 /// A page of tags.
 #[derive(Debug)]
@@ -148,19 +149,11 @@ impl Mirror {
     }
 
     async fn cached_referrers(&self, target: &Target, subject: Digest) -> Vec<Descriptor> {
-        let revisions = self.readable(
-            "manifests",
-            self.store.links(&target.stored, LinkKind::Revision).await,
-        );
+        let mut referrers = self.retention.referrers(&target.stored, &subject).await;
+        referrers.sort_unstable();
         let mut found = Vec::new();
-        for digest in revisions.into_iter().take(MAX_SCANNED) {
-            if let Some(stored) = self.linked_document(target, digest).await
-                && stored
-                    .manifest
-                    .subject
-                    .as_ref()
-                    .is_some_and(|descriptor| descriptor.digest == subject)
-            {
+        for digest in referrers.into_iter().take(MAX_REFERRERS) {
+            if let Some(stored) = self.linked_document(target, digest).await {
                 let size = stored.verified.known.size;
                 found.push(stored.manifest.descriptor(digest, size));
             }

@@ -23,9 +23,6 @@ pub(super) struct StoredManifest {
     pub(super) manifest: Manifest,
 }
 
-/// Manifests of one repository that are looked through while the upstream can't answer.
-pub(super) const MAX_SCANNED: usize = 2_000;
-
 impl Mirror {
     /// Stores a manifest that the upstream gave for this repository. The last part of the answer
     /// says whether the store took it: a client is served either way.
@@ -183,10 +180,7 @@ impl Mirror {
         };
         let Some(manifest) = admission.run(check).await.ok()? else {
             tracing::error!(%digest, "the stored manifest is corrupt; it is fetched again");
-            self.written(
-                "corrupt manifest",
-                self.store.quarantine(&digest).await.map(|_was_there| ()),
-            );
+            self.retention.recheck(&digest).await;
             return None;
         };
         let manifest = manifest?;
@@ -245,21 +239,7 @@ impl Mirror {
     /// Whether a manifest of this repository refers to the blob. The upstream gave that manifest
     /// for the repository, and a registry takes no manifest whose blobs the repository lacks.
     pub(super) async fn vouched(&self, target: &Target, digest: Digest) -> bool {
-        let revisions = self.store.links(&target.stored, LinkKind::Revision).await;
-        let revisions = self.readable("manifests", revisions);
-        for revision in revisions.into_iter().take(MAX_SCANNED) {
-            if let Some(StoredManifest { manifest, .. }) =
-                self.linked_document(target, revision).await
-                && manifest
-                    .config
-                    .iter()
-                    .chain(&manifest.blobs)
-                    .any(|blob| blob.digest == digest)
-            {
-                return true;
-            }
-        }
-        false
+        self.retention.is_referenced(&target.stored, &digest).await
     }
 
     pub(super) async fn point(&self, key: &TagKey, digest: Digest) {

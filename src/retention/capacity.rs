@@ -200,7 +200,15 @@ impl Shared {
         loop {
             let mut freed = std::pin::pin!(self.freed.notified());
             freed.as_mut().enable();
-            let admission = self.with(|index| index.admit(request, self.now(), &mut looked_at));
+            let admission = self.with(|index| {
+                let admission = index.admit(request, self.now(), &mut looked_at);
+                // While the store can't be listed nobody will soon know what fits.
+                let unknown = !index.sized && index.unlisted.is_some();
+                match admission {
+                    Admission::Wait if unknown => Admission::Full,
+                    admission => admission,
+                }
+            });
             match admission {
                 Admission::Admitted => return Ok(()),
                 Admission::Again => tokio::task::yield_now().await,

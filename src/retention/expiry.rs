@@ -13,12 +13,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
 use super::entry::{Entry, entry_flag};
 use super::index::Index;
 use super::journal::Saver;
 use super::moment::Moment;
 use super::slab::Id;
+use super::{Shared, Upkeep};
 
 /// Entries looked at under one lock: well under a millisecond.
 const BATCH: usize = 256;
@@ -123,7 +123,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut saver: Option<Saver>, quit: Can
             shared.measure().await;
             measure_at = Some(now + MEASURE_EVERY);
         }
-        if shared.is_complete() {
+        if shared.is_complete() && shared.upkeep == Upkeep::Full {
             while shared.with(|index| index.expire(shared.now())) {
                 tokio::task::yield_now().await;
             }
@@ -140,7 +140,8 @@ pub(super) async fn run(shared: Arc<Shared>, mut saver: Option<Saver>, quit: Can
             saver.fold_if_due(&shared).await;
         }
         let deadline = shared.with(|index| index.next_deadline());
-        let deadline = deadline.filter(|_| shared.is_complete()).map(|at| {
+        let expires = shared.is_complete() && shared.upkeep == Upkeep::Full;
+        let deadline = deadline.filter(|_| expires).map(|at| {
             let away = at.millis().saturating_sub(shared.now().millis());
             now + Duration::from_millis(away).min(MAX_SLEEP)
         });

@@ -5,15 +5,29 @@
 //! another image shares.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
-use super::entry::{Content, Manifest, content_flag};
+use super::entry::{Content, Manifest, Repo, content_flag, entry_flag};
 use super::index::Index;
 use super::moment::Moment;
 use super::slab::Id;
-use crate::oci::{Digest, ManifestType};
+use crate::oci::{Digest, ManifestType, RepoName};
+use crate::store::LinkKind;
+
+/// Entries that are looked through under one lock: some ten microseconds.
+const PAGE: usize = 4096;
 
 /// Parts of the table of awaited content, so that none of them grows in a large step.
 const AWAITED_SHARDS: usize = 64;
+
+/// What a manifest names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct References {
+    /// What it needs: config, layers or blobs, and children.
+    pub parts: Vec<Digest>,
+    /// What it is about.
+    pub subject: Option<Digest>,
+}
 
 pub(super) fn no_awaited() -> Vec<HashMap<u64, u32>> {
     (0..AWAITED_SHARDS).map(|_| HashMap::new()).collect()
@@ -46,7 +60,7 @@ impl Index {
         &mut self,
         manifest: &Digest,
         media_type: ManifestType,
-        references: &[Digest],
+        References { parts, subject }: &References,
     ) -> Option<()> {
         let id = self.find_content(manifest)?;
         let content = self.contents.get(id)?;
@@ -54,7 +68,7 @@ impl Index {
             return None;
         }
         let own = self.hash_digest(manifest);
-        let mut hashes: Vec<u64> = references
+        let mut hashes: Vec<u64> = parts
             .iter()
             .map(|digest| self.hash_digest(digest))
             .collect();
@@ -70,10 +84,23 @@ impl Index {
             references,
         });
         self.contents.get_mut(id)?.manifest = noted;
+        if let Some(subject) = subject {
+            let hash = self.hash_digest(subject);
+            self.referrers.entry(hash).or_default().push(id);
+            self.subjects.insert(id, hash);
+        }
         Some(())
     }
 
     pub(super) fn forget_references(&mut self, id: Id<Content>) {
+        if let Some(hash) = self.subjects.remove(&id)
+            && let Entry::Occupied(mut referrers) = self.referrers.entry(hash)
+        {
+            referrers.get_mut().retain(|other| *other != id);
+            if referrers.get().is_empty() {
+                referrers.remove();
+            }
+        }
         let noted = self
             .contents
             .get_mut(id)
@@ -106,6 +133,60 @@ impl Index {
                 awaited.insert(hash, count);
             }
         }
+    }
+
+    /// Whether a manifest on one page of all entries is linked by the repository and refers to the
+    /// content with this hash; and where the next page begins, if there is one to look at.
+    pub(super) fn find_reference(
+        &self,
+        repo: &RepoName,
+        hash: u64,
+        from: usize,
+    ) -> (bool, Option<usize>) {
+        let Some(repo) = self.find_repo(repo.as_str()) else {
+            return (false, None);
+        };
+        if self
+            .find_hashed(hash)
+            .and_then(|id| self.contents.get(id))
+            .is_some_and(|content| content.parents == 0)
+        {
+            return (false, None);
+        }
+        let (page, next) = self.entries.page(from, PAGE);
+        let found = page.into_iter().any(|id| {
+            let Some(content) = self.live_revision(id, repo) else {
+                return false;
+            };
+            let manifest = content
+                .manifest
+                .and_then(|manifest| self.manifests.get(manifest));
+            manifest.is_some_and(|manifest| manifest.references.binary_search(&hash).is_ok())
+        });
+        (found, next.filter(|_| !found))
+    }
+
+    /// The manifests that the repository links and whose subject this is.
+    pub(super) fn referrers(&self, repo: &RepoName, subject: &Digest) -> Vec<Digest> {
+        let Some(repo) = self.find_repo(repo.as_str()) else {
+            return Vec::new();
+        };
+        let all = self.referrers.get(&self.hash_digest(subject));
+        let linked = all.into_iter().flatten().filter_map(|id| {
+            let entry = self.find_entry(repo, LinkKind::Revision, *id)?;
+            Some(self.live_revision(entry, repo)?.digest())
+        });
+        linked.collect()
+    }
+
+    /// The manifest behind a link of this repository, where link and file are there.
+    fn live_revision(&self, id: Id<super::entry::Entry>, repo: Id<Repo>) -> Option<&Content> {
+        let entry = self.entries.get(id)?;
+        let live = entry.kind == LinkKind::Revision
+            && entry.repo == repo
+            && entry.flags.has(entry_flag::SEEN);
+        let content = self.contents.get(entry.content).filter(|_| live)?;
+        content.flags.has(content_flag::FILE).then_some(content)
     }
 
     /// The content that a manifest refers to, where it is known.

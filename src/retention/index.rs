@@ -52,6 +52,10 @@ pub(super) struct Index {
     pub(super) manifests: Slab<Manifest>,
     /// References to content that isn't known, by the hash of its digest.
     pub(super) awaited: Vec<HashMap<u64, u32>>,
+    /// Manifests that have a subject, by the hash of its digest: few manifests have one.
+    pub(super) referrers: HashMap<u64, Vec<Id<Content>>>,
+    /// The same the other way round.
+    pub(super) subjects: HashMap<Id<Content>, u64>,
     /// Deadlines with their entries; see `expiry`.
     pub(super) deadlines: BTreeSet<u64>,
     /// Images by last use; see `eviction`.
@@ -71,6 +75,8 @@ pub(super) struct Index {
     pub(super) complete: bool,
     /// The sizes of all files are known.
     pub(super) sized: bool,
+    /// Why the store couldn't be listed, if the last attempt failed.
+    pub(super) unlisted: Option<String>,
     /// What makes answers of a moment ago void.
     pub(super) going: Arc<Going>,
     /// Who has to be told, when the lock is given back.
@@ -104,6 +110,8 @@ impl Index {
             by_link: Table::default(),
             manifests: Slab::default(),
             awaited: super::graph::no_awaited(),
+            referrers: HashMap::new(),
+            subjects: HashMap::new(),
             deadlines: BTreeSet::new(),
             ranking: BTreeSet::new(),
             sweep: VecDeque::new(),
@@ -114,6 +122,7 @@ impl Index {
             deleting: 0,
             complete: false,
             sized: false,
+            unlisted: None,
             going: Arc::default(),
             news: News::default(),
             dirty: Vec::new(),

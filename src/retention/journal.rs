@@ -18,7 +18,7 @@ use std::sync::{Arc, mpsc};
 use super::moment::Moment;
 use super::record::Record;
 use super::state::{self, Line, Tally};
-use super::{RetentionError, Shared};
+use super::{RetentionError, Shared, Upkeep};
 
 /// The largest state file that is read, in bytes: five million entries.
 const MAX_STATE: u64 = 2 * 1024 * 1024 * 1024;
@@ -80,11 +80,17 @@ impl Journal {
     pub(super) fn load(
         &mut self,
         now: Moment,
+        upkeep: Upkeep,
         reserve: impl FnOnce(usize),
         take: &mut dyn FnMut(&[Line<'_>]),
     ) -> Loaded {
+        let set_aside = |path: &Path| {
+            if upkeep == Upkeep::Full {
+                set_aside(path);
+            }
+        };
         let mut loaded = Loaded::default();
-        if let Some(bytes) = read(&self.snapshot) {
+        if let Some(bytes) = read(&self.snapshot, &set_aside) {
             self.folded = bytes.len() as u64;
             reserve(bytes.len() / ENTRY);
             let (tally, read) = pipe(take, |sink| state::read_snapshot(&bytes, now, sink));
@@ -99,7 +105,7 @@ impl Journal {
             loaded.broken |= self.folded == 0;
             loaded.add(&self.snapshot, &tally);
         }
-        if let Some(bytes) = read(&self.path) {
+        if let Some(bytes) = read(&self.path, &set_aside) {
             self.appended = bytes.len() as u64;
             let (tally, torn) = pipe(take, |sink| state::read_journal(&bytes, now, sink));
             if torn {
@@ -185,7 +191,7 @@ impl Loaded {
 }
 
 /// The whole of a file; none when it isn't there, is empty, or can't be read.
-fn read(path: &Path) -> Option<Vec<u8>> {
+fn read(path: &Path, set_aside: &dyn Fn(&Path)) -> Option<Vec<u8>> {
     let read = || -> io::Result<Option<Vec<u8>>> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();

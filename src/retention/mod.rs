@@ -55,6 +55,7 @@ use crate::tasks::Tasks;
 
 pub use capacity::{Full, Hold, Reservation, SpaceRequest};
 use eviction::{Capacity, Room};
+pub use graph::References;
 use index::Index;
 use journal::Journal;
 use moment::Moment;
@@ -62,8 +63,12 @@ pub use policy::{Pin, TtlMode, TtlPolicy};
 use recent::{Going, Recent};
 pub use reconcile::references;
 pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
-pub use scrub::{Finding, MAX_REPORTED, ScrubReport, ScrubSettings, Verdict};
+pub use scrub::{
+    ABANDONED_AFTER, Finding, MAX_REPORTED, Removal, ScrubReport, ScrubSettings, Verdict,
+};
 
+/// How long a client waits for the index to be complete.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Entries or images in one page of a listing.
 pub const MAX_PAGE: usize = 512;
 
@@ -89,6 +94,14 @@ impl RetentionError {
             source,
         }
     }
+}
+
+/// The store couldn't be listed, so that nobody knows what is cached. It is tried again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the store can't be listed: {reason}")]
+pub struct NotReady {
+    /// On one line.
+    reason: String,
 }
 
 /// Says how many bytes the file system has left; none when it can't tell. May block.
@@ -120,6 +133,18 @@ pub struct Settings {
     /// Where the expiry state is kept ([`Layout::scheduler_state`](crate::store::Layout)); none for
     /// a store that doesn't outlive the process either.
     pub state: Option<PathBuf>,
+    pub upkeep: Upkeep,
+}
+
+/// What is done to the store without being asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Upkeep {
+    /// What expires, dangles or is superfluous is removed, and the state is saved.
+    #[default]
+    Full,
+    /// Nothing: the state is read and not written, and only what is named is removed. For commands
+    /// that look at the cache or remove something from it while no server runs.
+    None,
 }
 
 impl Settings {
@@ -131,6 +156,7 @@ impl Settings {
             max_size: None,
             min_free: None,
             state: None,
+            upkeep: Upkeep::Full,
         }
     }
 }
@@ -143,6 +169,8 @@ pub struct Counts {
     pub save_failures: u64,
     /// Downloads for which there was no space.
     pub full: u64,
+    /// Entries of the store that couldn't be read at the start.
+    pub unreadable: u64,
     /// How long the last save took that appended changes.
     pub last_save: Duration,
 }
@@ -156,6 +184,7 @@ struct Shared {
     store: Arc<dyn Store>,
     clock: Clock,
     min_free: Option<MinFree>,
+    upkeep: Upkeep,
     index: Mutex<Index>,
     recent: Recent,
     going: Arc<Going>,
@@ -176,6 +205,7 @@ struct Counters {
     delete_failures: AtomicU64,
     save_failures: AtomicU64,
     full: AtomicU64,
+    unreadable: AtomicU64,
     save_failed_at: AtomicU64,
     /// Microseconds.
     last_save: AtomicU64,
@@ -281,6 +311,7 @@ impl Retention {
             max_size,
             min_free,
             state,
+            upkeep,
         } = settings;
         let capacity = Capacity {
             max_size,
@@ -288,11 +319,13 @@ impl Retention {
             ..Capacity::default()
         };
         let started = Moment::of(clock.wall());
-        let index = Index::new(ttl, pins, capacity, started, state.is_some());
+        let journaling = state.is_some() && upkeep == Upkeep::Full;
+        let index = Index::new(ttl, pins, capacity, started, journaling);
         let shared = Arc::new(Shared {
             store,
             clock,
             min_free,
+            upkeep,
             recent: Recent::new(),
             going: Arc::clone(&index.going),
             index: Mutex::new(index),
@@ -321,6 +354,24 @@ impl Retention {
         self.0.complete.cancelled().await;
     }
 
+    /// Waits until the store has been seen whole, or has failed to be.
+    pub async fn ready(&self) -> Result<(), NotReady> {
+        loop {
+            let mut freed = std::pin::pin!(self.0.freed.notified());
+            freed.as_mut().enable();
+            if self.0.is_complete() {
+                return Ok(());
+            }
+            if let Some(reason) = self.0.with(|index| index.unlisted.clone()) {
+                return Err(NotReady { reason });
+            }
+            tokio::select! {
+                () = self.0.complete.cancelled() => {}
+                () = freed => {}
+            }
+        }
+    }
+
     /// A client was served from this link; its blob has `size` bytes. Takes well under a
     /// microsecond.
     pub fn used(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
@@ -339,10 +390,43 @@ impl Retention {
         });
     }
 
-    /// What a manifest that was linked is, and what it refers to; see [`references`].
-    pub fn manifest(&self, digest: &Digest, media_type: ManifestType, references: &[Digest]) {
+    /// What a manifest that was linked is, and what it names; see [`references`].
+    pub fn manifest(&self, digest: &Digest, media_type: ManifestType, references: &References) {
         self.0
             .with(|index| index.set_references(digest, media_type, references));
+    }
+
+    /// Whether a manifest that the repository links refers to a blob, whether or not the blob is
+    /// there. Asks the index, page by page: some 10 ms for a million entries.
+    pub async fn is_referenced(&self, repo: &RepoName, digest: &Digest) -> bool {
+        self.patiently_complete().await;
+        let hash = self.0.with(|index| index.hash_digest(digest));
+        let mut from = Some(0);
+        while let Some(at) = from {
+            let (found, next) = self.0.with(|index| index.find_reference(repo, hash, at));
+            if found {
+                return true;
+            }
+            from = next;
+            tokio::task::yield_now().await;
+        }
+        false
+    }
+
+    /// The manifests that the repository links and whose subject is this digest.
+    pub async fn referrers(&self, repo: &RepoName, subject: &Digest) -> Vec<Digest> {
+        self.patiently_complete().await;
+        self.0.with(|index| index.referrers(repo, subject))
+    }
+
+    /// Waits a while for the index to be complete.
+    async fn patiently_complete(&self) {
+        let wait = tokio::time::timeout(PATIENCE, self.ready());
+        if !matches!(wait.await, Ok(Ok(()))) {
+            tracing::debug!(
+                "the index of the cache isn't complete; what it lacks counts as absent"
+            );
+        }
     }
 
     /// A tag was pointed at a manifest that the repository links.
@@ -403,6 +487,7 @@ impl Retention {
             delete_failures: count(&counters.delete_failures),
             save_failures: count(&counters.save_failures),
             full: count(&counters.full),
+            unreadable: count(&counters.unreadable),
             last_save: Duration::from_micros(count(&counters.last_save)),
         }
     }
@@ -466,6 +551,7 @@ async fn run(shared: Arc<Shared>, state: Option<PathBuf>) {
         None => None,
         Some(path) => reconcile::load(&shared, Journal::at(path)).await,
     };
+    let saver = saver.filter(|_| shared.upkeep == Upkeep::Full);
     let quit = shared.quit.clone();
     tokio::join!(
         expiry::run(Arc::clone(&shared), saver, quit.clone()),

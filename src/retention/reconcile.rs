@@ -3,27 +3,32 @@
 //! complete.
 //!
 //! The store is right: a link that no state knows gets an entry, an entry whose link is gone goes, a
-//! link whose file is gone goes, and so does a file that no link names. Blobs aren't read; of
-//! manifests the JSON is, to know what they refer to.
+//! link whose file is gone goes, and so does a file that no link names. What can't be read isn't
+//! taken for gone: it, and what belongs to it, stays. Blobs aren't read; of manifests the JSON is, to
+//! know what they refer to.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
 use super::entry::{Content, Origin, Repo, content_flag, entry_flag};
+use super::graph::References;
 use super::index::Index;
 use super::journal::{Journal, Saver};
 use super::moment::Moment;
 use super::record::MASS_GRACE;
 use super::slab::Id;
 use super::state::{Line, Times};
+use super::{Shared, Upkeep};
+use crate::causes::on_one_line;
 use crate::oci::manifest::{MAX_MANIFEST, QUICK};
 use crate::oci::{Digest, Manifest, ManifestType, RepoName};
 use crate::store::layout::MAX_STORED_NAME;
-use crate::store::{self, Link, LinkKind, StoreError};
+use crate::store::{self, Link, LinkKind, StoreError, Unreadable, UnreadableEntry};
 
 /// The TTL of the reference registry 2.8, and the default of its later versions.
 const THEIR_TTL: Duration = Duration::from_hours(7 * 24);
@@ -103,6 +108,19 @@ impl Index {
         Some(())
     }
 
+    /// A link is there and can't be read: it gets an entry, so that what it is a link to isn't taken
+    /// for superfluous, and goes in its time. Nobody is served by it.
+    fn expect(&mut self, link: &Link, now: Moment) -> Option<()> {
+        let (repo, content) = (
+            self.intern_repo(&link.repo)?,
+            self.intern_content(&link.digest)?,
+        );
+        if self.find_entry(repo, link.kind, content).is_none() {
+            self.insert_entry(repo, link.kind, content, (Origin::Created(now), now))?;
+        }
+        Some(())
+    }
+
     /// Takes lines of the state files.
     fn load(&mut self, lines: &[Line<'_>]) {
         for line in lines {
@@ -128,7 +146,14 @@ impl Index {
         }
     }
 
-    fn condemn_entry(&mut self, link: &Link) {
+    fn has_file(&self, digest: &Digest) -> bool {
+        let content = self
+            .find_content(digest)
+            .and_then(|id| self.contents.get(id));
+        content.is_some_and(|content| content.flags.has(content_flag::FILE))
+    }
+
+    pub(super) fn condemn_entry(&mut self, link: &Link) {
         if let Some(id) = self.find_link(link)
             && let Some(entry) = self.entries.get_mut(id)
         {
@@ -148,23 +173,33 @@ impl Index {
 
     /// A page of entries after everything was seen: those without link go, and the links without
     /// file. Returns how many, and where the next page begins.
-    fn settle_entries(&mut self, from: usize) -> (usize, usize, Option<usize>) {
+    fn settle_entries(
+        &mut self,
+        from: usize,
+        unseen: &Unseen,
+        upkeep: Upkeep,
+    ) -> (usize, usize, Option<usize>) {
         let (page, next) = self.entries.page(from, PAGE);
         let (mut gone, mut dangling) = (0, 0);
         for id in page {
             let Some(entry) = self.entries.get(id) else {
                 continue;
             };
-            let content = entry.content;
-            let file = self
-                .contents
-                .get(content)
-                .is_some_and(|content| content.flags.has(content_flag::FILE));
-            if !entry.flags.has(entry_flag::SEEN) {
+            let (content, seen) = (entry.content, entry.flags.has(entry_flag::SEEN));
+            let Some(known) = self.contents.get(content) else {
+                continue;
+            };
+            let (digest, file) = (known.digest(), known.flags.has(content_flag::FILE));
+            if !seen && !unseen.may_have_link(&digest) {
                 gone += 1;
                 self.remove_entry(id);
                 self.release_content(content);
-            } else if !file && let Some(link) = self.link_of(entry) {
+            } else if seen
+                && !file
+                && !unseen.may_have_file(&digest)
+                && upkeep == Upkeep::Full
+                && let Some(link) = self.link_of(entry)
+            {
                 dangling += 1;
                 self.condemn_entry(&link);
             }
@@ -173,14 +208,21 @@ impl Index {
     }
 
     /// A page of contents: files that no link names go.
-    fn settle_contents(&mut self, from: usize) -> (usize, Option<usize>) {
+    fn settle_contents(
+        &mut self,
+        from: usize,
+        unseen: &Unseen,
+        upkeep: Upkeep,
+    ) -> (usize, Option<usize>) {
         let (page, next) = self.contents.page(from, PAGE);
         let mut orphans = 0;
         for id in page {
             let orphan = self.contents.get(id).is_some_and(|content| {
-                content.first.is_none() && content.flags.has(content_flag::FILE)
+                content.first.is_none()
+                    && content.flags.has(content_flag::FILE)
+                    && !unseen.may_have_link(&content.digest())
             });
-            if orphan {
+            if orphan && upkeep == Upkeep::Full {
                 orphans += 1;
                 self.enqueue(id);
             }
@@ -218,7 +260,7 @@ pub(super) async fn load(shared: &Arc<Shared>, mut journal: Journal) -> Option<S
         let now = target.now();
         let reserve = |entries| target.with(|index| index.reserve(entries));
         let mut take = |lines: &[Line<'_>]| target.with(|index| index.load(lines));
-        let loaded = journal.load(now, reserve, &mut take);
+        let loaded = journal.load(now, target.upkeep, reserve, &mut take);
         (journal, loaded)
     });
     let (journal, loaded) = match read.await {
@@ -253,11 +295,20 @@ pub(super) async fn load(shared: &Arc<Shared>, mut journal: Journal) -> Option<S
     Some(Saver::new(journal, loaded.broken))
 }
 
-/// Builds the index from the store, again and again until that succeeds.
+/// Builds the index from the store, again and again until that succeeds. Meanwhile nothing is
+/// cached that needs space, and commands are told why.
 pub(super) async fn run(shared: Arc<Shared>, quit: CancellationToken) {
     let work = async {
         while let Err(error) = build(&shared).await {
-            tracing::warn!(%error, "the store can't be listed: nothing expires until it can");
+            let error = on_one_line(&error);
+            tracing::warn!(
+                error,
+                "the store can't be listed: nothing expires until it can"
+            );
+            shared.with(|index| {
+                index.unlisted = Some(error);
+                index.news.freed = true;
+            });
             tokio::time::sleep(REST).await;
         }
     };
@@ -287,14 +338,65 @@ async fn build(shared: &Arc<Shared>) -> Result<(), StoreError> {
     for repo in shared.store.repositories().await? {
         list_repository(shared, &repo).await?;
     }
+    let unreadable = shared.store.unreadable().await?;
+    shared.with(|index| {
+        for Unreadable { entry, .. } in &unreadable {
+            if let UnreadableEntry::Link(link) = entry {
+                index.expect(link, shared.now());
+            }
+        }
+    });
+    let unseen = Unseen::of(&unreadable);
+    let count = u64::try_from(unseen.count).unwrap_or(u64::MAX);
+    shared.counters.unreadable.store(count, Ordering::Relaxed);
     read_manifests(shared).await;
-    settle(shared).await;
+    settle(shared, &unseen).await;
     Ok(())
+}
+
+/// What couldn't be read, and so isn't known to be missing.
+#[derive(Debug, Default)]
+struct Unseen {
+    count: usize,
+    /// Content whose file, or a link to it, couldn't be read.
+    digests: HashSet<Digest>,
+    /// The first bytes of digests of which files may be there.
+    blobs: HashSet<u8>,
+    /// Any repository may have any link.
+    links: bool,
+}
+
+impl Unseen {
+    fn of(unreadable: &[Unreadable]) -> Self {
+        let mut unseen = Self {
+            count: unreadable.len(),
+            ..Self::default()
+        };
+        for Unreadable { entry, .. } in unreadable {
+            match entry {
+                UnreadableEntry::Blob(digest) => drop(unseen.digests.insert(*digest)),
+                UnreadableEntry::Link(link) => drop(unseen.digests.insert(link.digest)),
+                UnreadableEntry::Blobs(first) => drop(unseen.blobs.insert(*first)),
+                UnreadableEntry::Repositories => unseen.links = true,
+                UnreadableEntry::Tag(..) => {}
+            }
+        }
+        unseen
+    }
+
+    fn may_have_file(&self, digest: &Digest) -> bool {
+        self.digests.contains(digest) || self.blobs.contains(&digest.first_byte())
+    }
+
+    fn may_have_link(&self, digest: &Digest) -> bool {
+        self.links || self.digests.contains(digest)
+    }
 }
 
 async fn list_repository(shared: &Shared, repo: &RepoName) -> Result<(), StoreError> {
     for kind in [LinkKind::Revision, LinkKind::Layer] {
         let digests = shared.store.links(repo, kind).await?;
+        let mut without_file = Vec::new();
         for page in digests.chunks(PAGE) {
             shared.with(|index| {
                 for digest in page {
@@ -304,10 +406,27 @@ async fn list_repository(shared: &Shared, repo: &RepoName) -> Result<(), StoreEr
                         digest: *digest,
                     };
                     index.confirm(&link, shared.now());
+                    if !index.has_file(digest) {
+                        without_file.push(*digest);
+                    }
                 }
             });
         }
+        // Listing a link may have given its content another name.
+        for digest in without_file {
+            if let Ok(Some(size)) = shared.store.size(&digest).await {
+                shared.with(|index| {
+                    if let Some(id) = index.find_content(&digest) {
+                        index.file_present(id, size);
+                    }
+                });
+            }
+        }
     }
+    list_tags(shared, repo).await
+}
+
+async fn list_tags(shared: &Shared, repo: &RepoName) -> Result<(), StoreError> {
     for tag in shared.store.tags(repo).await? {
         let Some(digest) = shared.store.tag(repo, &tag).await? else {
             continue;
@@ -317,17 +436,21 @@ async fn list_repository(shared: &Shared, repo: &RepoName) -> Result<(), StoreEr
             kind: LinkKind::Revision,
             digest,
         };
-        let known = shared.with(|index| {
-            let known = index.find_link(&link).is_some();
-            if known {
-                index.set_tag(repo, &tag, &digest);
-            }
-            known
+        let linked = shared.with(|index| {
+            let entry = index.find_link(&link).and_then(|id| index.entries.get(id));
+            entry.is_some_and(|entry| entry.flags.has(entry_flag::SEEN))
         });
-        // A tag is pointed at a manifest after that is linked: this one's link has gone.
-        if !known {
+        let unread = async || -> Result<bool, StoreError> {
+            let unreadable = shared.store.unreadable().await?;
+            Ok(Unseen::of(&unreadable).may_have_link(&digest))
+        };
+        if linked || unread().await? {
+            shared.with(|index| index.set_tag(repo, &tag, &digest));
+        } else if shared.upkeep == Upkeep::Full {
+            // A tag is pointed at a manifest after that is linked: this one's link has gone.
             tracing::info!(%repo, tag = tag.as_str(), "a tag named a manifest that is gone");
-            shared.store.remove_tag(repo, &tag).await?;
+            let removed = shared.store.remove_tag(repo, &tag).await;
+            shared.succeeded("tag", removed.map(drop));
         }
     }
     Ok(())
@@ -349,7 +472,7 @@ async fn read_manifests(shared: &Arc<Shared>) {
 }
 
 /// What can't be read refers to nothing: its parts are images of their own.
-async fn read_manifest(shared: &Shared, digest: &Digest) -> Option<(ManifestType, Vec<Digest>)> {
+async fn read_manifest(shared: &Shared, digest: &Digest) -> Option<(ManifestType, References)> {
     let bytes = store::read_all(&*shared.store, digest, MAX_MANIFEST).await;
     let bytes =
         bytes.inspect_err(|error| tracing::warn!(%digest, %error, "a manifest can't be read"));
@@ -366,20 +489,25 @@ async fn read_manifest(shared: &Shared, digest: &Digest) -> Option<(ManifestType
     tokio::task::spawn_blocking(read).await.ok()?
 }
 
-/// The digests that a manifest needs: config, layers or blobs, and children.
-pub fn references(manifest: &Manifest) -> Vec<Digest> {
+/// The digests that a manifest names.
+pub fn references(manifest: &Manifest) -> References {
     let parts = manifest
         .config
         .iter()
         .chain(&manifest.blobs)
         .chain(&manifest.manifests);
-    parts.map(|descriptor| descriptor.digest).collect()
+    References {
+        parts: parts.map(|descriptor| descriptor.digest).collect(),
+        subject: manifest.subject.as_ref().map(|subject| subject.digest),
+    }
 }
 
-async fn settle(shared: &Shared) {
+async fn settle(shared: &Shared, unseen: &Unseen) {
+    let upkeep = shared.upkeep;
     let (mut gone, mut dangling, mut from) = (0, 0, Some(0));
     while let Some(at) = from {
-        let (without_link, without_file, next) = shared.with(|index| index.settle_entries(at));
+        let (without_link, without_file, next) =
+            shared.with(|index| index.settle_entries(at, unseen, upkeep));
         gone += without_link;
         dangling += without_file;
         from = next;
@@ -387,7 +515,7 @@ async fn settle(shared: &Shared) {
     }
     let (mut orphans, mut from) = (0, Some(0));
     while let Some(at) = from {
-        let (more, next) = shared.with(|index| index.settle_contents(at));
+        let (more, next) = shared.with(|index| index.settle_contents(at, unseen, upkeep));
         orphans += more;
         from = next;
         tokio::task::yield_now().await;
@@ -402,6 +530,7 @@ async fn settle(shared: &Shared) {
     }
     let (entries, bytes) = shared.with(|index| {
         index.complete = true;
+        index.unlisted = None;
         index.news = super::index::News {
             schedule: true,
             work: true,

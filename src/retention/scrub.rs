@@ -11,6 +11,7 @@
 //! the links, so that none dangles.
 
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +23,10 @@ use super::slab::Id;
 use super::{Hold, Retention, Shared};
 use crate::causes::on_one_line;
 use crate::oci::{Digest, Hasher};
-use crate::store::{Content, MAX_READ, StoreError};
+use crate::store::{Content, LinkKind, MAX_READ, StoreError, Unreadable, UnreadableEntry, Upload};
 
+/// How long after its last write an upload counts as left behind.
+pub const ABANDONED_AFTER: Duration = Duration::from_hours(7 * 24);
 /// Blobs that a report names; of more it has the number.
 pub const MAX_REPORTED: usize = 1000;
 
@@ -50,8 +53,22 @@ pub struct ScrubReport {
     pub failed: u64,
     /// Blobs that another scrub was at.
     pub skipped: u64,
+    /// What pushes to the reference registry left [`ABANDONED_AFTER`] ago or longer: how many, and
+    /// their bytes. A repair removes them.
+    pub uploads: u64,
+    pub upload_bytes: u64,
+    /// Links, tags and directories that can't be read, and those that a repair has removed.
+    pub unreadable: Vec<Removal>,
     /// The first [`MAX_REPORTED`] that are corrupt or failed.
     pub findings: Vec<Finding>,
+}
+
+/// An entry of the store, other than a blob, that couldn't be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    pub path: PathBuf,
+    /// None when it has been removed, else why it is still there.
+    pub failure: Option<String>,
 }
 
 /// Something that is wrong with a blob.
@@ -161,14 +178,28 @@ impl Index {
     }
 
     /// The file of content that is held is being set aside. Its links go when it is released,
-    /// unless a new file has come by then.
-    fn lose_file(&mut self, id: Id<Known>) {
+    /// unless a new file has come by then. Returns the size of the file, if there was one as far as
+    /// is known.
+    fn lose_file(&mut self, id: Id<Known>) -> Option<u64> {
+        let known = self.contents.get(id);
+        let size =
+            known.and_then(|known| known.flags.has(content_flag::FILE).then_some(known.size));
         self.file_removed(id);
         if let Some(content) = self.contents.get_mut(id) {
             content.flags.set(content_flag::LOST);
         }
         self.going.begins();
         self.news.freed = true;
+        size
+    }
+
+    /// The file couldn't be set aside.
+    fn keep_file(&mut self, id: Id<Known>, size: Option<u64>) {
+        if let Some(size) = size {
+            self.file_present(id, size);
+        } else if let Some(content) = self.contents.get_mut(id) {
+            content.flags.clear(content_flag::LOST);
+        }
     }
 }
 
@@ -198,11 +229,60 @@ impl Retention {
                 self.0.scrub_blob(&digest, repair, pace, report).await;
             }
         }
-        // What was set aside is only over when its links are gone.
-        if report.quarantined > 0 {
+        for repo in self.0.store.repositories().await? {
+            for kind in [LinkKind::Revision, LinkKind::Layer] {
+                self.0.store.links(&repo, kind).await?;
+            }
+            self.0.store.tags(&repo).await?;
+        }
+        for unreadable in self.0.store.unreadable().await? {
+            self.0
+                .scrub_unreadable(&unreadable, repair, pace, report)
+                .await;
+        }
+        self.scrub_uploads(repair, report).await?;
+        // A repair is only over when the links are gone.
+        if repair {
             self.settled().await;
         }
         Ok(())
+    }
+
+    async fn scrub_uploads(
+        &self,
+        repair: bool,
+        report: &mut ScrubReport,
+    ) -> Result<(), StoreError> {
+        for upload in self.abandoned_uploads().await? {
+            report.uploads += 1;
+            report.upload_bytes += upload.bytes;
+            if repair {
+                self.0.store.remove_upload(&upload).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What pushes to the reference registry left in the directory, [`ABANDONED_AFTER`] ago or
+    /// longer.
+    pub async fn abandoned_uploads(&self) -> Result<Vec<Upload>, StoreError> {
+        let mut uploads = self.0.store.uploads().await?;
+        let now = self.0.clock.wall();
+        uploads.retain(|upload| {
+            let age = now.duration_since(upload.modified).unwrap_or_default();
+            age >= ABANDONED_AFTER
+        });
+        Ok(uploads)
+    }
+
+    /// Hashes one blob anew, and sets it aside when it is corrupt or can't be read: for who was
+    /// given bytes that aren't its.
+    pub async fn recheck(&self, digest: &Digest) {
+        let mut report = ScrubReport::default();
+        let shared = &self.0;
+        shared
+            .scrub_blob(digest, true, &mut Pace::new(None), &mut report)
+            .await;
     }
 
     /// Scrubs again and again, with a pause of `interval` after each pass, until retention stops.
@@ -250,27 +330,77 @@ impl Shared {
             // Deleted since it was listed.
             Ok(None) => return,
             Ok(Some(content)) => content,
-            Err(error) => return report.note(*digest, 0, failed(&error)),
+            Err(error) => {
+                let verdict = self.unreadable(digest, &error, repair, &turn.hold).await;
+                return report.note(*digest, 0, verdict);
+            }
         };
         report.checked += 1;
         let size = content.size;
         let verdict = match hash(digest, content, pace, &mut report.bytes).await {
             Ok(found) if found == *digest => return,
-            Ok(_) if repair => self.set_aside(digest, size, &turn.hold).await,
+            Ok(_) if repair => self.set_aside(digest, &turn.hold).await,
             Ok(_) => Verdict::Corrupt,
-            Err(error) => failed(&error),
+            Err(error) => self.unreadable(digest, &error, repair, &turn.hold).await,
         };
         tracing::error!(%digest, size, ?verdict, "a stored blob is not what its digest says");
         report.note(*digest, size, verdict);
     }
 
-    async fn set_aside(&self, digest: &Digest, size: u64, hold: &Hold) -> Verdict {
+    /// What becomes of a blob that the disk doesn't give.
+    async fn unreadable(
+        &self,
+        digest: &Digest,
+        error: &StoreError,
+        repair: bool,
+        hold: &Hold,
+    ) -> Verdict {
+        if repair {
+            self.set_aside(digest, hold).await
+        } else {
+            failed(error)
+        }
+    }
+
+    /// A blob that can't be read is one like any other; a link or a tag is removed.
+    async fn scrub_unreadable(
+        self: &Arc<Self>,
+        unreadable: &Unreadable,
+        repair: bool,
+        pace: &mut Pace,
+        report: &mut ScrubReport,
+    ) {
+        if let UnreadableEntry::Blob(digest) = &unreadable.entry {
+            return self.scrub_blob(digest, repair, pace, report).await;
+        }
+        let mut removal = Removal {
+            path: unreadable.path.clone(),
+            failure: Some(unreadable.reason.clone()),
+        };
+        if repair {
+            match self.store.remove_unreadable(unreadable).await {
+                Ok(true) => {
+                    removal.failure = None;
+                    if let UnreadableEntry::Link(link) = &unreadable.entry {
+                        self.with(|index| index.condemn_entry(link));
+                    }
+                }
+                Ok(false) => {}
+                Err(error) => removal.failure = Some(on_one_line(&error)),
+            }
+        }
+        if report.unreadable.len() < MAX_REPORTED {
+            report.unreadable.push(removal);
+        }
+    }
+
+    async fn set_aside(&self, digest: &Digest, hold: &Hold) -> Verdict {
         // Marked first: a download can only begin, and so commit a new file, after the rename.
-        self.with(|index| index.lose_file(hold.content));
+        let size = self.with(|index| index.lose_file(hold.content));
         match self.store.quarantine(digest).await {
             Ok(_) => Verdict::Quarantined,
             Err(error) => {
-                self.with(|index| index.file_present(hold.content, size));
+                self.with(|index| index.keep_file(hold.content, size));
                 failed(&error)
             }
         }

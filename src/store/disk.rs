@@ -121,6 +121,23 @@ pub(super) fn remove_file(path: &Path) -> Result<bool, StoreError> {
         .map_err(|source| StoreError::io("remove", path, source))
 }
 
+/// Removes a file, a symbolic link, or a directory with all that is in it. False when there was
+/// nothing.
+pub(super) fn remove_tree(path: &Path) -> Result<bool, StoreError> {
+    let remove = || -> io::Result<bool> {
+        let Some(metadata) = found(fs::symlink_metadata(path))? else {
+            return Ok(false);
+        };
+        let removed = if metadata.is_dir() {
+            fs::remove_dir_all(path)
+        } else {
+            fs::remove_file(path)
+        };
+        found(removed).map(|removed| removed.is_some())
+    };
+    remove().map_err(|source| StoreError::io("remove", path, source))
+}
+
 /// Removes a file that nobody needs any more; one that stays is swept at the next start.
 pub(super) fn discard(path: &Path) {
     if let Err(error) = remove_file(path) {
@@ -192,19 +209,45 @@ pub(super) fn write_small(draft: &Path, content: &[u8], sync: bool) -> Result<()
     write().map_err(|source| StoreError::io("write", draft, source))
 }
 
-/// The digest in a link file. A link that holds no digest (written when the power went, or
-/// damaged) reads as not there, and the log says so: it is written anew when it is needed.
-pub(super) fn read_link(path: &Path) -> Result<Option<Digest>, StoreError> {
+/// What a link file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LinkText {
+    /// There is no file.
+    Missing,
+    /// Nothing was written before the power went.
+    Empty,
+    Digest(Digest),
+    /// Something else.
+    Other,
+}
+
+/// Reads a link file. The log tells of one that is damaged.
+pub(super) fn read_link_text(path: &Path) -> Result<LinkText, StoreError> {
     let Some(content) = read_small(path, MAX_LINK)? else {
-        return Ok(None);
+        return Ok(LinkText::Missing);
     };
-    let digest = str::from_utf8(&content)
-        .ok()
-        .and_then(|text| text.trim_ascii_end().parse().ok());
-    if digest.is_none() {
-        tracing::warn!(path = %path.display(), "a link holds no digest and is ignored");
+    // Some file systems fill up with zeros what they had no time to write.
+    if content.iter().all(|byte| *byte == 0) {
+        return Ok(LinkText::Empty);
     }
-    Ok(digest)
+    let text = str::from_utf8(&content).ok();
+    let digest = text.and_then(|text| text.trim_ascii_end().parse().ok());
+    Ok(digest.map_or_else(
+        || {
+            tracing::warn!(path = %path.display(), "a link holds no digest and is ignored");
+            LinkText::Other
+        },
+        LinkText::Digest,
+    ))
+}
+
+/// The digest in a link file. A link that holds no digest reads as not there: it is written anew
+/// when it is needed.
+pub(super) fn read_link(path: &Path) -> Result<Option<Digest>, StoreError> {
+    Ok(match read_link_text(path)? {
+        LinkText::Digest(digest) => Some(digest),
+        LinkText::Missing | LinkText::Empty | LinkText::Other => None,
+    })
 }
 
 /// Writes a link to `draft`, as the reference registry does: the digest, no line end.

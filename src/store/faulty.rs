@@ -10,7 +10,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::{Content, Keeper, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError};
+use super::{
+    Content, Keeper, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError,
+    Unreadable, Upload,
+};
 use crate::oci::{Digest, RepoName, Tag};
 
 /// A call that can be made to fail or stall: the methods of [`Store`], and of every [`Stage`] and
@@ -306,6 +309,22 @@ impl Store for FaultyStore {
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
         self.pass(Operation::Repositories).await?;
         self.inner.repositories().await
+    }
+
+    async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
+        self.inner.unreadable().await
+    }
+
+    async fn remove_unreadable(&self, unreadable: &Unreadable) -> Result<bool, StoreError> {
+        self.inner.remove_unreadable(unreadable).await
+    }
+
+    async fn uploads(&self) -> Result<Vec<Upload>, StoreError> {
+        self.inner.uploads().await
+    }
+
+    async fn remove_upload(&self, upload: &Upload) -> Result<bool, StoreError> {
+        self.inner.remove_upload(upload).await
     }
 }
 

@@ -9,15 +9,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::layout::{Layout, MAX_STORED_NAME, REPOSITORY_MARKS};
+use super::layout::Layout;
 use super::spool::Spool;
 use super::stage::FileStage;
 use super::{
-    Content, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError, blocking, disk,
+    Content, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError, Unreadable,
+    Upload, blocking, disk,
 };
-use crate::oci::name::is_component;
-use crate::oci::{Algorithm, Digest, RepoName, Tag};
+use crate::oci::{Digest, RepoName, Tag};
 
+mod list;
 mod open;
 
 use open::OpenFiles;
@@ -34,11 +35,21 @@ impl FsStore {
     /// Fails when it can't be written, or when another process has it open.
     pub async fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let layout = Layout::new(root);
-        let spool = blocking(move || Spool::open(layout)).await?;
-        Ok(Self {
+        Ok(Self::over(blocking(move || Spool::open(layout)).await?))
+    }
+
+    /// Opens a store that is there, to look at it or to remove something: nothing is created or
+    /// tidied. Fails when there is no directory, or when another process has it open.
+    pub async fn inspect(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let layout = Layout::new(root);
+        Ok(Self::over(blocking(move || Spool::inspect(layout)).await?))
+    }
+
+    fn over(spool: Spool) -> Self {
+        Self {
             spool: Arc::new(spool),
             open: Arc::new(OpenFiles::new()),
-        })
+        }
     }
 
     async fn run<T: Send + 'static>(
@@ -120,7 +131,7 @@ impl Store for FsStore {
     async fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
         let (digest, open) = (*digest, Arc::clone(&self.open));
         self.run(move |spool| {
-            let aside = set_aside(spool.layout(), &digest);
+            let aside = set_aside(spool, &digest);
             open.removed(&digest);
             aside
         })
@@ -129,7 +140,7 @@ impl Store for FsStore {
 
     async fn linked(&self, link: &Link) -> Result<bool, StoreError> {
         let link = link.clone();
-        self.run(move |spool| is_link(spool.layout(), &link)).await
+        self.run(move |spool| list::is_link(spool, &link)).await
     }
 
     async fn link(&self, link: &Link) -> Result<(), StoreError> {
@@ -186,23 +197,41 @@ impl Store for FsStore {
 
     async fn tags(&self, repo: &RepoName) -> Result<Vec<Tag>, StoreError> {
         let repo = repo.clone();
-        self.run(move |spool| list_tags(spool.layout(), &repo))
-            .await
+        self.run(move |spool| Ok(list::tags(spool, &repo))).await
     }
 
     async fn links(&self, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
         let repo = repo.clone();
-        self.run(move |spool| list_links(spool.layout(), &repo, kind))
+        self.run(move |spool| Ok(list::links(spool, &repo, kind)))
             .await
     }
 
     async fn blobs(&self, first: u8) -> Result<Vec<(Digest, u64)>, StoreError> {
-        self.run(move |spool| list_blobs(spool.layout(), first))
-            .await
+        self.run(move |spool| Ok(list::blobs(spool, first))).await
     }
 
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
-        self.run(|spool| list_repositories(spool.layout())).await
+        self.run(|spool| list::repositories(spool)).await
+    }
+
+    async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
+        self.run(|spool| Ok(spool.unreadable().all())).await
+    }
+
+    async fn remove_unreadable(&self, unreadable: &Unreadable) -> Result<bool, StoreError> {
+        let Unreadable { entry, path, .. } = unreadable.clone();
+        self.run(move |spool| list::remove_unreadable(spool, &entry, &path))
+            .await
+    }
+
+    async fn uploads(&self) -> Result<Vec<Upload>, StoreError> {
+        self.run(|spool| list::uploads(spool)).await
+    }
+
+    async fn remove_upload(&self, upload: &Upload) -> Result<bool, StoreError> {
+        let upload = upload.clone();
+        self.run(move |spool| list::remove_upload(spool, &upload))
+            .await
     }
 }
 
@@ -231,110 +260,28 @@ fn open_blob(layout: &Layout, digest: &Digest) -> Result<Option<Content>, StoreE
     }))
 }
 
-/// A rename: readers that are open keep the file.
-fn set_aside(layout: &Layout, digest: &Digest) -> Result<bool, StoreError> {
+/// A rename: readers that are open keep the file. One that can't even be looked at is renamed with
+/// its directory.
+fn set_aside(spool: &Spool, digest: &Digest) -> Result<bool, StoreError> {
+    let layout = spool.layout();
     let (path, aside) = (layout.blob(digest), layout.quarantined(digest));
-    if disk::file_size(&path)?.is_none() {
+    let directory = layout.blob_dir(digest);
+    if let Ok(None) = disk::found(fs::symlink_metadata(&path)) {
         return Ok(false);
     }
-    match disk::place(&path, &aside) {
-        // Removed since it was looked at.
+    let renamed = match disk::place(&path, &aside) {
         Err(error) if error.kind() == Some(std::io::ErrorKind::NotFound) => return Ok(false),
-        placed => drop(placed?),
-    }
-    let directory = layout.blob_dir(digest);
+        Err(_first) if disk::file_size(&path).is_err() => {
+            disk::remove_tree(&aside).and_then(|_| disk::place(&directory, &aside))
+        }
+        renamed => renamed,
+    };
+    drop(renamed?);
+    spool.unreadable().remove(&path);
     if let Some(shared) = directory.parent() {
         disk::prune(&directory, shared);
     }
     Ok(true)
-}
-
-/// Whether the link's file holds the digest that it is named by.
-fn is_link(layout: &Layout, link: &Link) -> Result<bool, StoreError> {
-    let path = layout.link(link);
-    let target = disk::read_link(&path)?;
-    if let Some(other) = target.filter(|target| *target != link.digest) {
-        tracing::warn!(path = %path.display(), %other, "a link holds another digest and is ignored");
-    }
-    Ok(target == Some(link.digest))
-}
-
-fn list_tags(layout: &Layout, repo: &RepoName) -> Result<Vec<Tag>, StoreError> {
-    let mut tags: Vec<Tag> = Vec::new();
-    for (name, _) in disk::list(&layout.tags(repo))? {
-        if let Ok(tag) = name.parse()
-            && disk::read_link(&layout.tag_current(repo, &tag))?.is_some()
-        {
-            tags.push(tag);
-        }
-    }
-    tags.sort_unstable();
-    Ok(tags)
-}
-
-fn list_links(layout: &Layout, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
-    let mut digests = Vec::new();
-    for algorithm in Algorithm::ALL {
-        for (hex, _) in disk::list(&layout.links(repo, kind, algorithm))? {
-            let Ok(digest) = Digest::from_parts(algorithm, &hex) else {
-                continue;
-            };
-            let link = Link {
-                repo: repo.clone(),
-                kind,
-                digest,
-            };
-            if is_link(layout, &link)? {
-                digests.push(digest);
-            }
-        }
-    }
-    digests.sort_unstable();
-    Ok(digests)
-}
-
-fn list_blobs(layout: &Layout, first: u8) -> Result<Vec<(Digest, u64)>, StoreError> {
-    let mut blobs = Vec::new();
-    for algorithm in Algorithm::ALL {
-        for (hex, _) in disk::list(&layout.blobs(algorithm, first))? {
-            let Ok(digest) = Digest::from_parts(algorithm, &hex) else {
-                continue;
-            };
-            // A blob in another blob's directory can't be opened by its name: it isn't there.
-            if digest.first_byte() == first
-                && let Some(size) = disk::file_size(&layout.blob(&digest))?
-            {
-                blobs.push((digest, size));
-            }
-        }
-    }
-    blobs.sort_unstable();
-    Ok(blobs)
-}
-
-/// Walks the tree of names. Symbolic links aren't followed, so there is no way round in a circle.
-fn list_repositories(layout: &Layout) -> Result<Vec<RepoName>, StoreError> {
-    let mut found = Vec::new();
-    let mut unseen = vec![(layout.repositories(), String::new())];
-    while let Some((directory, name)) = unseen.pop() {
-        let mut is_repository = false;
-        for (entry, kind) in disk::list(&directory)? {
-            if !kind.is_dir() {
-                continue;
-            }
-            is_repository |= REPOSITORY_MARKS.contains(&entry.as_str());
-            let separator = if name.is_empty() { "" } else { "/" };
-            let below = format!("{name}{separator}{entry}");
-            if is_component(&entry) && below.len() <= MAX_STORED_NAME {
-                unseen.push((directory.join(entry), below));
-            }
-        }
-        if is_repository && let Ok(repo) = RepoName::from_stored(&name) {
-            found.push(repo);
-        }
-    }
-    found.sort_unstable();
-    Ok(found)
 }
 
 #[cfg(test)]

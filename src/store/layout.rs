@@ -15,6 +15,8 @@ pub const MAX_STORED_NAME: usize = 512;
 
 /// Directories inside a repository that prove it is one. No repository name has such a component.
 pub(super) const REPOSITORY_MARKS: [&str; 2] = ["_layers", "_manifests"];
+/// The directory inside a repository in which the reference registry keeps what is being pushed.
+pub(super) const UPLOADS: &str = "_uploads";
 
 const STAGED: &str = ".part";
 const SIDECAR: &str = ".part.json";

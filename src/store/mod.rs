@@ -39,6 +39,7 @@ pub mod memory;
 mod partial;
 mod spool;
 mod stage;
+mod unreadable;
 
 pub use content::{Content, MAX_READ, Piece, Reader};
 pub use faulty::FaultyStore;
@@ -46,6 +47,7 @@ pub use fs::FsStore;
 pub use layout::Layout;
 pub use memory::MemoryStore;
 pub use partial::{Keeper, MAX_KEPT_RANGES, Partial};
+pub use unreadable::{Unreadable, UnreadableEntry};
 
 /// A partial that was taken up: the stage to go on with, and what is there.
 pub type Resumed = (Box<dyn Stage>, Partial);
@@ -112,6 +114,43 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// Every repository that has a link or a tag, sorted; names below other names included.
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError>;
+
+    /// What the listings above left out because it couldn't be read.
+    async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// Removes a link or a tag that can't be read. False when there was none, and for what isn't a
+    /// link or a tag: blobs are quarantined.
+    async fn remove_unreadable(&self, _unreadable: &Unreadable) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    /// What pushes to the reference registry have left in the directory.
+    async fn uploads(&self) -> Result<Vec<Upload>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// Removes such an upload. False when it wasn't there.
+    async fn remove_upload(&self, _upload: &Upload) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+}
+
+/// The directory of one upload to the reference registry, below a repository's `_uploads`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upload {
+    path: PathBuf,
+    /// Bytes of all its files.
+    pub bytes: u64,
+    /// When something in it was written last.
+    pub modified: SystemTime,
+}
+
+impl Upload {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 /// A staged write.
@@ -189,6 +228,8 @@ pub enum StoreError {
         root.display()
     )]
     InUse { root: PathBuf },
+    #[error("the data directory {} doesn't exist; a server makes it when it starts", root.display())]
+    Missing { root: PathBuf },
     #[error("the staged file {} lacks data because an earlier write failed", path.display())]
     Incomplete { path: PathBuf },
     #[error("{digest} has {size} bytes, more than the {max} that are read at once")]
@@ -205,6 +246,7 @@ impl StoreError {
         match self {
             Self::Io { source, .. } | Self::NotWritable { source, .. } => Some(source.kind()),
             Self::InUse { .. }
+            | Self::Missing { .. }
             | Self::Incomplete { .. }
             | Self::TooLarge { .. }
             | Self::Truncated { .. }

@@ -12,10 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use super::disk::LinkText;
 use super::keep::{Left, Part};
 use super::layout::{Layout, Spooled, spooled};
 use super::partial::{Partial, Unusable};
 use super::stage::FileStage;
+use super::unreadable::UnreadableEntries;
 use super::{StoreError, disk};
 use crate::oci::Digest;
 
@@ -26,8 +28,11 @@ pub(super) struct Spool {
     /// Makes names unique within this process, which is alone here.
     next: AtomicU64,
     left: Left,
+    unreadable: UnreadableEntries,
+    /// Opened by [`inspect`](Self::inspect): nothing is created or tidied.
+    inspected: bool,
     /// Held, not read: the lock goes with it.
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl Spool {
@@ -60,8 +65,44 @@ impl Spool {
             layout,
             next: AtomicU64::new(next),
             left,
+            unreadable: UnreadableEntries::default(),
+            inspected: false,
+            _lock: Some(lock),
+        })
+    }
+
+    /// Takes the lock of a directory that is there, and changes nothing. A directory without a lock
+    /// file has never been used by a server.
+    pub(super) fn inspect(layout: Layout) -> Result<Self, StoreError> {
+        let root = layout.root();
+        let there = disk::found(fs::metadata(root))
+            .map_err(|source| StoreError::io("look at", root, source))?;
+        if !there.is_some_and(|metadata| metadata.is_dir()) {
+            let root = root.to_owned();
+            return Err(StoreError::Missing { root });
+        }
+        let path = layout.lock();
+        let lock = disk::found(File::options().write(true).open(&path))
+            .map_err(|source| StoreError::io("open", &path, source))?;
+        if let Some(lock) = &lock {
+            take_lock(lock, &layout)?;
+        }
+        Ok(Self {
+            layout,
+            next: AtomicU64::new(1),
+            left: Left::default(),
+            unreadable: UnreadableEntries::default(),
+            inspected: true,
             _lock: lock,
         })
+    }
+
+    pub(super) fn unreadable(&self) -> &UnreadableEntries {
+        &self.unreadable
+    }
+
+    pub(super) fn is_inspected(&self) -> bool {
+        self.inspected
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -147,7 +188,8 @@ impl Spool {
         digest: &Digest,
         sync: bool,
     ) -> Result<(), StoreError> {
-        if disk::read_link(target)? == Some(*digest) {
+        // One that can't be read is replaced, as a damaged one is.
+        if disk::read_link(target).is_ok_and(|known| known == Some(*digest)) {
             return Ok(());
         }
         let draft = self.draft();
@@ -157,6 +199,49 @@ impl Spool {
             disk::discard(&draft);
         }
         placed
+    }
+}
+
+impl Spool {
+    /// Removes a link file that is empty. Whoever writes it at the same time wins.
+    pub(super) fn remove_empty(&self, path: &Path) {
+        // A directory in its place is none of ours.
+        let is_file = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
+        if self.inspected || !is_file {
+            return;
+        }
+        let draft = self.draft();
+        let removed = fs::rename(path, &draft).and_then(|()| {
+            // Written since it was read: it goes back, unless it has been written once more.
+            let is_empty = matches!(disk::read_link_text(&draft), Ok(LinkText::Empty));
+            if is_empty || path.exists() {
+                return fs::remove_file(&draft);
+            }
+            fs::rename(&draft, path)
+        });
+        match removed {
+            Ok(()) => {
+                tracing::info!(path = %path.display(), "removed a link that a crash left empty");
+                if let Some(directory) = path.parent() {
+                    disk::prune(directory, &self.layout.repositories());
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "an empty link can't be removed");
+            }
+        }
+    }
+
+    /// Gives a file a second name.
+    pub(super) fn link_file(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
+        let draft = self.draft();
+        fs::hard_link(from, &draft).map_err(|source| StoreError::io("link", from, source))?;
+        let placed = disk::place(&draft, to);
+        if placed.is_err() {
+            disk::discard(&draft);
+        }
+        placed.map(drop)
     }
 }
 

@@ -2,7 +2,7 @@
 //! data directory.
 #![cfg(unix)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use millpond::app::App;
@@ -240,6 +240,182 @@ async fn what_is_purged_or_set_aside_is_not_served_from_memory() {
     site.text(&["scrub", "--repair"]).await;
     assert_eq!(from().await, "millpond; fwd=miss");
     assert_eq!(std::fs::read(&file).unwrap(), image.manifest);
+    assert!(app.stop().await);
+}
+
+/// Every path below a directory.
+fn paths(root: &Path) -> Vec<PathBuf> {
+    let (mut all, mut unseen) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(path) = unseen.pop() {
+        if path.is_dir() {
+            let entries = std::fs::read_dir(&path).unwrap();
+            unseen.extend(entries.map(|entry| entry.unwrap().path()));
+        }
+        all.push(path);
+    }
+    all.sort();
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_creates_nothing() {
+    let site = Site::new().await;
+    let data = site.path("data");
+    for command in ["ls", "du", "scrub"] {
+        let output = site.run(&[command]).await;
+        assert!(!output.status.success(), "{command}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("the data directory {data} doesn't exist");
+        assert!(error.contains(&expected), "{error}");
+    }
+    assert!(!Path::new(&data).exists());
+
+    let app = site.serve().await;
+    site.pull(&app, "team/one", 1).await;
+    site.pull(&app, "team/two", 2).await;
+    assert!(app.stop().await);
+    let data = Path::new(&data);
+    std::fs::remove_dir_all(data.join("millpond")).unwrap();
+    std::fs::remove_file(data.join("scheduler-state.json")).unwrap();
+    let before = paths(data);
+    site.text(&["ls"]).await;
+    site.text(&["du"]).await;
+    site.text(&["scrub"]).await;
+    site.text(&["purge", "--dry-run", "team/one"]).await;
+    assert_eq!(paths(data), before);
+    site.text(&["purge", "team/one"]).await;
+    let after = paths(data);
+    assert!(after.len() < before.len());
+    assert!(after.iter().all(|path| before.contains(path)), "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_a_registry_left_are_counted_and_removed_after_a_week() {
+    let site = Site::new().await;
+    let app = site.serve().await;
+    site.pull(&app, "app", 1).await;
+    let uploads = "data/docker/registry/v2/repositories/app/_uploads";
+    let now = std::time::SystemTime::now();
+    for (id, days) in [("old", 8), ("young", 6)] {
+        let directory = PathBuf::from(site.path(&format!("{uploads}/{id}")));
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("data"), noise(3, 500)).unwrap();
+        let then = now - std::time::Duration::from_hours(24 * days);
+        let times = std::fs::FileTimes::new().set_modified(then);
+        for path in [directory.join("data"), directory] {
+            std::fs::File::open(path).unwrap().set_times(times).unwrap();
+        }
+    }
+    let totals = async || {
+        let du = site.json(&["du", "--json"]).await;
+        let of = &du["abandoned_uploads"];
+        [&of["uploads"], &of["bytes"], &du["total"]].map(|n| n.as_u64().unwrap())
+    };
+    assert_eq!(totals().await, [1, 500, 1500]);
+    let table = site.text(&["du"]).await;
+    assert!(table.contains("(1 abandoned uploads)"), "{table}");
+    let found = site.text(&["scrub"]).await;
+    assert!(
+        found.contains("1 abandoned uploads, 500 B: found"),
+        "{found}"
+    );
+    assert!(app.stop().await);
+    let removed = site.text(&["scrub", "--repair"]).await;
+    assert!(
+        removed.contains("1 abandoned uploads, 500 B: removed"),
+        "{removed}"
+    );
+    assert_eq!(totals().await, [0, 0, 1000]);
+    let left = paths(Path::new(&site.path(uploads)));
+    assert_eq!(left.len(), 3, "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_unreadable_blob_neither_hangs_commands_nor_keeps_others_from_the_cache() {
+    let site = Site::new().await;
+    let app = site.serve().await;
+    site.pull(&app, "app", 1).await;
+    site.pull(&app, "app", 2).await;
+    assert!(app.stop().await);
+    let hex = site.upstream.put_blob("app", &noise(1, 1000)).hex();
+    let shard = hex.get(..2).unwrap();
+    let file = site.path(&format!(
+        "data/docker/registry/v2/blobs/sha256/{shard}/{hex}/data"
+    ));
+    std::fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("data", &file).unwrap();
+
+    for running in [false, true] {
+        let app = if running {
+            Some(site.serve().await)
+        } else {
+            None
+        };
+        assert_eq!(
+            site.json(&["du", "--json"]).await["total"],
+            1000 + 1000 * u64::from(running)
+        );
+        site.text(&["ls"]).await;
+        let output = site.run(&["scrub"]).await;
+        assert!(!output.status.success());
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("0 set aside, 1 unreadable"), "{text}");
+        if let Some(app) = app {
+            assert!(
+                app.metrics()
+                    .render()
+                    .contains("millpond_downloads_in_flight 0")
+            );
+            assert!(app.stop().await);
+        } else {
+            let app = site.serve().await;
+            site.pull(&app, "app", 3).await;
+            assert!(app.stop().await);
+        }
+    }
+    let repaired = site.text(&["scrub", "--repair"]).await;
+    assert!(repaired.contains("1 set aside, 0 unreadable"), "{repaired}");
+    let clean = site.text(&["scrub"]).await;
+    assert!(clean.contains("2 blobs, 1.9 KiB: 0 corrupt"), "{clean}");
+    let app = site.serve().await;
+    site.pull(&app, "app", 1).await;
+    assert!(app.stop().await);
+    assert_eq!(std::fs::read(&file).unwrap(), noise(1, 1000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_manifest_is_set_aside_and_fetched_again() {
+    let site = Site::new().await;
+    let app = site.serve().await;
+    let image = Image::oci(1);
+    let digest = site.upstream.push("app", "1", &image);
+    let client = reqwest::Client::builder().tls_certs_only([]);
+    let client = client.build().unwrap();
+    let get = async |app: &App| {
+        let url = format!("http://{}/v2/app/manifests/{digest}", app.address());
+        let response = client.get(&url).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        response.headers()["cache-status"]
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    get(&app).await;
+    assert!(app.stop().await);
+    let hex = digest.hex();
+    let shard = hex.get(..2).unwrap();
+    let file = site.path(&format!(
+        "data/docker/registry/v2/blobs/sha256/{shard}/{hex}/data"
+    ));
+    std::fs::write(&file, vec![b' '; image.manifest.len() + 7]).unwrap();
+
+    let app = site.serve().await;
+    assert_eq!(get(&app).await, "millpond; fwd=miss");
+    assert_eq!(get(&app).await, "millpond; hit");
+    assert_eq!(std::fs::read(&file).unwrap(), image.manifest);
+    // The index knows the new file's size.
+    let total = site.json(&["du", "--json"]).await["total"].clone();
+    assert_eq!(total, image.manifest.len());
     assert!(app.stop().await);
 }
 

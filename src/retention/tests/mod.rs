@@ -1,8 +1,11 @@
 //! Tests of the room. [`House`] does to the store and to retention what the mirror does.
 
 mod capacity;
+#[cfg(unix)]
+mod damage;
 mod expiry;
 mod fixtures;
+mod graph;
 mod model;
 mod recent;
 mod scrub;
@@ -37,6 +40,7 @@ fn settings() -> Settings {
         max_size: None,
         min_free: None,
         state: None,
+        upkeep: Upkeep::Full,
     }
 }
 

@@ -1,7 +1,8 @@
 use std::path::Path;
 
 use super::*;
-use crate::store::{contract, put, read_all};
+use crate::oci::Algorithm;
+use crate::store::{UnreadableEntry, contract, put, read_all};
 
 const MANIFEST: &str = "{}";
 
@@ -231,6 +232,199 @@ async fn a_damaged_link_reads_as_not_there_and_is_replaced() {
     let error = store.link(&layer).await.unwrap_err();
     assert!(matches!(error, StoreError::Io { .. }), "{error:?}");
     assert!(disk::list(&layout.spool()).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_link_that_a_crash_left_empty_is_removed_when_it_is_listed() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = Layout::new(root.path());
+    let (a, latest) = (repo("a"), tag("latest"));
+    let layer = link("a", LinkKind::Layer, digest("x"));
+    for content in ["", "\0\0\0"] {
+        write(layout.link(&layer), content);
+        write(layout.tag_current(&a, &latest), content);
+        // Who only looks leaves it alone.
+        let store = FsStore::inspect(root.path()).await.unwrap();
+        assert!(store.links(&a, LinkKind::Layer).await.unwrap().is_empty());
+        assert!(store.tags(&a).await.unwrap().is_empty());
+        assert!(layout.link(&layer).exists());
+        drop(store);
+
+        let store = FsStore::open(root.path()).await.unwrap();
+        assert!(store.links(&a, LinkKind::Layer).await.unwrap().is_empty());
+        assert!(store.tags(&a).await.unwrap().is_empty());
+        assert!(store.repositories().await.unwrap().is_empty());
+        assert!(!layout.repository(&a).exists());
+        assert!(files(&layout.spool()).is_empty());
+        drop(store);
+        fs::remove_file(layout.lock()).unwrap();
+    }
+}
+
+#[cfg(unix)]
+fn circle(path: &Path) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(path.file_name().unwrap(), path).unwrap();
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn what_can_not_be_read_is_left_out_and_can_be_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = Layout::new(root.path());
+    let store = FsStore::open(root.path()).await.unwrap();
+    let (a, good) = (repo("a"), digest("good"));
+    put(&store, &good, "good".into()).await.unwrap();
+    store.link(&link("a", LinkKind::Layer, good)).await.unwrap();
+    store.set_tag(&a, &tag("good"), &good).await.unwrap();
+
+    let (file, directory) = (digest("file"), digest("directory"));
+    let in_circle = link("a", LinkKind::Layer, digest("link"));
+    circle(&layout.blob(&file));
+    circle(&layout.blob_dir(&directory));
+    circle(&layout.link(&in_circle));
+    circle(&layout.tag_current(&a, &tag("bad")));
+
+    let mut blobs = Vec::new();
+    for first in 0..=u8::MAX {
+        blobs.extend(store.blobs(first).await.unwrap());
+    }
+    assert_eq!(blobs, [(good, 4)]);
+    assert_eq!(store.links(&a, LinkKind::Layer).await.unwrap(), [good]);
+    assert_eq!(store.tags(&a).await.unwrap(), [tag("good")]);
+    let unreadable = store.unreadable().await.unwrap();
+    let mut entries: Vec<_> = unreadable.iter().map(|it| it.entry.clone()).collect();
+    for entry in [
+        UnreadableEntry::Blob(file),
+        UnreadableEntry::Blob(directory),
+        UnreadableEntry::Link(in_circle.clone()),
+        UnreadableEntry::Tag(a.clone(), tag("bad")),
+    ] {
+        let known = entries.iter().position(|known| *known == entry);
+        entries.remove(known.unwrap());
+    }
+    assert_eq!(entries, []);
+
+    // A link that is made anew takes its place, and is readable from then on.
+    store.link(&in_circle).await.unwrap();
+    assert!(store.linked(&in_circle).await.unwrap());
+    assert_eq!(store.links(&a, LinkKind::Layer).await.unwrap().len(), 2);
+    assert_eq!(store.unreadable().await.unwrap().len(), 3);
+
+    for unreadable in unreadable {
+        let removed = store.remove_unreadable(&unreadable).await.unwrap();
+        match &unreadable.entry {
+            UnreadableEntry::Blob(digest) => {
+                assert!(!removed && store.quarantine(digest).await.unwrap());
+            }
+            _ => assert!(removed),
+        }
+    }
+    assert_eq!(store.unreadable().await.unwrap(), []);
+    assert_eq!(store.tags(&a).await.unwrap(), [tag("good")]);
+    assert!(fs::symlink_metadata(layout.blob_dir(&directory)).is_err());
+}
+
+/// The reference registry stores by SHA-256 what is pushed by SHA-512, and links it so.
+#[tokio::test]
+async fn a_sha512_link_of_the_reference_registry_is_read() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = Layout::new(root.path());
+    let stored = digest("content");
+    let long = Digest::of(Algorithm::Sha512, b"content");
+    let wrong = Digest::of(Algorithm::Sha512, b"other");
+    write(layout.blob(&stored), "content");
+    for named in [long, wrong, stored] {
+        let link = link("a", LinkKind::Layer, named);
+        write(layout.link(&link), stored.to_string());
+    }
+    let store = FsStore::open(root.path()).await.unwrap();
+    let links = store.links(&repo("a"), LinkKind::Layer).await.unwrap();
+    assert_eq!(links, [stored, long]);
+    assert!(
+        store
+            .linked(&link("a", LinkKind::Layer, long))
+            .await
+            .unwrap()
+    );
+    let read = read_all(&store, &long, 100).await.unwrap();
+    assert_eq!(read.unwrap(), "content");
+    // Each name goes by itself.
+    store.remove(&stored).await.unwrap();
+    assert_eq!(store.size(&long).await.unwrap(), Some(7));
+    assert!(files(&layout.spool()).is_empty());
+}
+
+#[tokio::test]
+async fn uploads_that_were_left_are_measured_and_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = Layout::new(root.path());
+    let store = FsStore::open(root.path()).await.unwrap();
+    store
+        .link(&link("a/b", LinkKind::Layer, digest("x")))
+        .await
+        .unwrap();
+    let then = SystemTime::UNIX_EPOCH + std::time::Duration::from_hours(1000);
+    // One beside content, one in a repository that has nothing else.
+    for (name, id) in [("a/b", "1"), ("only/uploads", "2")] {
+        let upload = layout.repository(&repo(name)).join("_uploads").join(id);
+        write(upload.join("data"), "12345");
+        write(upload.join("startedat"), "67");
+        write(upload.join("hashstates/sha256/0"), "8");
+        let times = fs::FileTimes::new().set_modified(then);
+        for path in [
+            "data",
+            "startedat",
+            "hashstates/sha256/0",
+            "hashstates/sha256",
+            "hashstates",
+            "",
+        ] {
+            let file = File::open(upload.join(path)).unwrap();
+            file.set_times(times).unwrap();
+        }
+    }
+    let uploads = store.uploads().await.unwrap();
+    assert_eq!(uploads.len(), 2);
+    assert!(
+        uploads
+            .iter()
+            .all(|upload| upload.bytes == 8 && upload.modified == then)
+    );
+    for upload in uploads {
+        assert!(store.remove_upload(&upload).await.unwrap());
+    }
+    assert_eq!(store.uploads().await.unwrap(), []);
+    assert_eq!(store.repositories().await.unwrap(), [repo("a/b")]);
+    assert!(!layout.repositories().join("only").exists());
+}
+
+#[tokio::test]
+async fn an_inspection_creates_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let error = FsStore::inspect(root.path().join("nowhere"))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Missing { .. }), "{error:?}");
+    assert!(!root.path().join("nowhere").exists());
+
+    reference_directory(root.path());
+    let layout = Layout::new(root.path());
+    write(layout.staged(&digest("x"), 3), "half");
+    let before = files(root.path());
+    let store = FsStore::inspect(root.path()).await.unwrap();
+    assert_eq!(
+        store.repositories().await.unwrap(),
+        [repo("library/debian")]
+    );
+    drop(store);
+    assert_eq!(files(root.path()), before);
+
+    let server = FsStore::open(root.path()).await.unwrap();
+    let error = FsStore::inspect(root.path()).await.unwrap_err();
+    assert!(matches!(error, StoreError::InUse { .. }), "{error:?}");
+    drop(server);
+    FsStore::inspect(root.path()).await.unwrap();
 }
 
 #[tokio::test]
