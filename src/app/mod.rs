@@ -119,24 +119,10 @@ impl App {
             tasks: background.tracked_by(&tasks),
             stop: stop_accepting.clone(),
         };
-        let debug_address = match &config.http.debug {
-            None => None,
-            Some(debug) => {
-                let path = debug.metrics_path.clone();
-                let admin = Admin::new(Arc::clone(&metrics), retention.clone(), path);
-                let operators = serving.for_operators();
-                Some(
-                    operators
-                        .listen("debug listener", &debug.listen, admin)
-                        .await?,
-                )
-            }
-        };
+        let operators = serving.for_operators();
+        let debug_address = operators.debug(config, &retention).await?;
         #[cfg(unix)]
-        serving
-            .for_operators()
-            .take_commands(config, &retention)
-            .await;
+        operators.take_commands(config, &retention).await;
         let address = serving
             .listen("listener", &config.http.listen, service)
             .await?;
@@ -247,6 +233,21 @@ impl Serving {
             tasks: self.tasks.clone(),
             stop: self.stop.clone(),
         }
+    }
+
+    /// Answers on the debug listener, where there is one.
+    async fn debug(
+        &self,
+        config: &Config,
+        retention: &Retention,
+    ) -> Result<Option<Address>, StartError> {
+        let Some(debug) = &config.http.debug else {
+            return Ok(None);
+        };
+        let metrics = Arc::clone(&self.connections.metrics);
+        let admin = Admin::new(metrics, retention.clone(), debug.metrics_path.clone());
+        let address = self.listen("debug listener", &debug.listen, admin);
+        address.await.map(Some)
     }
 
     /// Takes commands on the data directory's admin socket. Pulls don't depend on it.

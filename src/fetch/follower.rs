@@ -53,6 +53,11 @@ impl Follower {
         }
     }
 
+    /// Whether what comes is written to the store; only once the upstream has answered.
+    pub fn is_stored(&self) -> bool {
+        self.download.progress.is_stored()
+    }
+
     /// Some bytes from `offset` on and before `end` (none: the end of the blob): at least one, or
     /// none at the end. Who reads everything from byte 0 on gets the end of the blob only when its
     /// digest has been found right. With `from_file` bytes that the file has are preferred there,

@@ -209,6 +209,10 @@ impl Progress {
         });
     }
 
+    pub(super) fn is_stored(&self) -> bool {
+        self.state().stored
+    }
+
     /// Nothing more will be written to the file: followers get the rest from memory, from one
     /// stream. What is in the file, hashed, or goes on from there and waits for the hash (`pending`)
     /// stays; all else is forgotten, and comes again. Where that stream has to go on.

@@ -3,11 +3,12 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-    HeaderMap, HeaderName, HeaderValue, LINK, RETRY_AFTER, WARNING, X_CONTENT_TYPE_OPTIONS,
+    HeaderMap, HeaderName, HeaderValue, LINK, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Response, StatusCode};
 
 use super::body::{Body, Part};
+use super::cache_status::{self, CACHE_STATUS, Named, Origin};
 use super::conditional::{Verdict, evaluate, requested_ranges, tag_and_digest};
 use super::error::Refusal;
 use super::service::{API_VERSION, API_VERSION_2, NOSNIFF};
@@ -18,7 +19,6 @@ use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Descriptor, Digest, Requested};
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -29,31 +29,13 @@ const FIELDS: usize = 12;
 /// What is named by its digest never changes: a year, the longest that caches are told.
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
-/// An answer of status 200, empty, with where it came from (RFC 9211).
-fn answer(outcome: Outcome) -> Response<Body> {
+/// An answer of status 200, empty, with where it came from.
+fn answer(origin: Origin) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     headers.reserve(FIELDS);
-    insert_outcome(headers, outcome);
+    origin.insert(headers);
     response
-}
-
-fn insert_outcome(headers: &mut HeaderMap, outcome: Outcome) {
-    let status = match outcome {
-        Outcome::Hit => "millpond; hit",
-        Outcome::Revalidated => "millpond; hit; detail=revalidated",
-        Outcome::Stale => "millpond; hit; detail=stale",
-        Outcome::Joined => "millpond; fwd=miss; collapsed",
-        Outcome::Miss => "millpond; fwd=miss",
-        Outcome::Error => return,
-    };
-    headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
-    if outcome == Outcome::Stale {
-        headers.insert(
-            WARNING,
-            HeaderValue::from_static("110 millpond \"Response is Stale\""),
-        );
-    }
 }
 
 fn insert_digest(headers: &mut HeaderMap, digest: &Digest) {
@@ -86,12 +68,16 @@ pub(super) fn options() -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(ALLOW, METHODS);
     headers.insert(CONTENT_LENGTH, 0.into());
+    headers.insert(CACHE_STATUS, cache_status::GENERATED);
     response
 }
 
 /// `GET /v2/`
 pub(super) fn base() -> Response<Body> {
-    json(answer(Outcome::Error), b"{}".to_vec())
+    let mut response = json(Response::new(Body::empty()), b"{}".to_vec());
+    let headers = response.headers_mut();
+    headers.insert(CACHE_STATUS, cache_status::GENERATED);
+    response
 }
 
 /// A list, as JSON, with the address of the next page.
@@ -100,7 +86,10 @@ pub(super) fn list(
     next: Option<&str>,
     outcome: Outcome,
 ) -> Response<Body> {
-    let mut response = json(answer(outcome), value.to_string().into_bytes());
+    let mut response = json(
+        answer(Origin::list(outcome)),
+        value.to_string().into_bytes(),
+    );
     if let Some(Ok(link)) =
         next.map(|next| HeaderValue::from_str(&format!("<{next}>; rel=\"next\"")))
     {
@@ -114,7 +103,7 @@ pub(super) fn referrers(
     filtered: bool,
     outcome: Outcome,
 ) -> Response<Body> {
-    let mut response = json(answer(outcome), referrers_index(manifests));
+    let mut response = json(answer(Origin::list(outcome)), referrers_index(manifests));
     let headers = response.headers_mut();
     headers.insert(
         CONTENT_TYPE,
@@ -130,6 +119,7 @@ pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
     let mut response = json(Response::new(Body::empty()), refusal.document.to_bytes());
     *response.status_mut() = refusal.status;
     let headers = response.headers_mut();
+    headers.insert(CACHE_STATUS, refusal.cache_status.clone());
     if refusal.status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(ALLOW, METHODS);
     }
@@ -142,17 +132,26 @@ pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
 }
 
 /// A manifest, or its head. Manifests are small: what isn't whole in memory is a head.
-pub(super) fn manifest(request: &HeaderMap, found: &ManifestAnswer) -> Response<Body> {
+pub(super) fn manifest(
+    request: &HeaderMap,
+    named: Named,
+    found: &ManifestAnswer,
+) -> Response<Body> {
     let Known { digest, size, .. } = *found.found.known();
+    let origin = Origin {
+        outcome: found.outcome,
+        named,
+        exchange: found.exchange,
+    };
     match evaluate(request, &digest) {
         Verdict::Proceed => {}
         Verdict::NotModified => {
-            let mut response = answer(found.outcome);
+            let mut response = answer(origin);
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             insert_digest(response.headers_mut(), &digest);
             return response;
         }
-        Verdict::Failed => return precondition_failed(&digest, found.outcome),
+        Verdict::Failed => return precondition_failed(&digest, origin),
     }
     let mut response = Response::new(Body::empty());
     *response.headers_mut() = match &found.found {
@@ -163,7 +162,7 @@ pub(super) fn manifest(request: &HeaderMap, found: &ManifestAnswer) -> Response<
         }
     };
     if found.outcome != Outcome::Hit {
-        insert_outcome(response.headers_mut(), found.outcome);
+        origin.insert(response.headers_mut());
     }
     let Some(content) = found.content() else {
         return response;
@@ -179,7 +178,7 @@ pub(super) fn manifest(request: &HeaderMap, found: &ManifestAnswer) -> Response<
             *response.body_mut() = Body::bytes(slice(&content, range));
             response
         }
-        Some(Resolved::Unsatisfiable) => unsatisfiable(Some(size), found.outcome),
+        Some(Resolved::Unsatisfiable) => unsatisfiable(Some(size), origin),
         Some(Resolved::Many(_) | Resolved::Whole) | None => {
             *response.body_mut() = Body::bytes(content);
             response
@@ -188,10 +187,10 @@ pub(super) fn manifest(request: &HeaderMap, found: &ManifestAnswer) -> Response<
 }
 
 /// 412
-pub(super) fn precondition_failed(digest: &Digest, outcome: Outcome) -> Response<Body> {
+pub(super) fn precondition_failed(digest: &Digest, origin: Origin) -> Response<Body> {
     let mut response = refusal(&Refusal::precondition());
     insert_digest(response.headers_mut(), digest);
-    insert_outcome(response.headers_mut(), outcome);
+    origin.insert(response.headers_mut());
     response
 }
 
@@ -199,7 +198,7 @@ pub(super) fn precondition_failed(digest: &Digest, outcome: Outcome) -> Response
 fn manifest_head(known: &Known) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(FIELDS);
     insert_digest(&mut headers, &known.digest);
-    insert_outcome(&mut headers, Outcome::Hit);
+    headers.insert(CACHE_STATUS, cache_status::HIT);
     headers.insert(API_VERSION, API_VERSION_2);
     let kind = HeaderValue::from_static(known.media_type.as_str());
     headers.insert(CONTENT_TYPE, kind);
@@ -219,14 +218,14 @@ fn slice(content: &Bytes, range: ByteRange) -> Bytes {
 }
 
 /// 304
-pub(super) fn blob_not_modified(digest: &Digest, outcome: Outcome) -> Response<Body> {
-    let mut response = blob_head(digest, outcome);
+pub(super) fn blob_not_modified(digest: &Digest, origin: Origin) -> Response<Body> {
+    let mut response = blob_head(digest, origin);
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     response
 }
 
-fn blob_head(digest: &Digest, outcome: Outcome) -> Response<Body> {
-    let mut response = answer(outcome);
+fn blob_head(digest: &Digest, origin: Origin) -> Response<Body> {
+    let mut response = answer(origin);
     let headers = response.headers_mut();
     insert_digest(headers, digest);
     headers.insert(CACHE_CONTROL, FOREVER);
@@ -239,9 +238,9 @@ pub(super) fn blob(
     want: Want,
     ranges: Option<&Requested>,
     found: BlobAnswer,
+    origin: Origin,
 ) -> Response<Body> {
-    let outcome = found.outcome;
-    let mut response = blob_head(digest, outcome);
+    let mut response = blob_head(digest, origin);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, OCTETS);
     headers.insert(ACCEPT_RANGES, BYTES);
@@ -259,7 +258,7 @@ pub(super) fn blob(
     match resolved {
         Some((Resolved::One(range), size)) => one_range(response, body, range, size),
         Some((Resolved::Many(ranges), size)) => many_ranges(response, body, &ranges, size, digest),
-        Some((Resolved::Unsatisfiable, size)) => unsatisfiable(Some(size), outcome),
+        Some((Resolved::Unsatisfiable, size)) => unsatisfiable(Some(size), origin),
         Some((Resolved::Whole, _)) | None => {
             let whole = Part {
                 head: Bytes::new(),
@@ -333,10 +332,10 @@ fn many_ranges(
 }
 
 /// 416. Nothing is said of a length that isn't known.
-pub(super) fn unsatisfiable(size: Option<u64>, outcome: Outcome) -> Response<Body> {
+pub(super) fn unsatisfiable(size: Option<u64>, origin: Origin) -> Response<Body> {
     let mut response = refusal(&Refusal::range(size));
     let headers = response.headers_mut();
-    insert_outcome(headers, outcome);
+    origin.insert(headers);
     if let Some(size) = size {
         headers.insert(CONTENT_RANGE, ascii(&format!("bytes */{size}")));
     }

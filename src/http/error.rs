@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
+use super::cache_status;
 use crate::causes::on_one_line;
 use crate::fetch::FetchError;
 use crate::metrics::Kind;
@@ -20,6 +21,8 @@ pub(super) struct Refusal {
     pub status: StatusCode,
     pub document: ErrorDocument,
     pub retry_after: Option<Duration>,
+    /// Where the answer came from: nowhere, unless somebody was asked.
+    pub cache_status: HeaderValue,
     /// What the log is told beyond the document; nothing where the client alone is at fault.
     pub log: Option<String>,
 }
@@ -30,6 +33,7 @@ impl Refusal {
             status,
             document: ErrorDocument::new(code, message),
             retry_after: None,
+            cache_status: cache_status::REFUSED,
             log: None,
         }
     }

@@ -12,6 +12,7 @@ pub mod access;
 mod answer;
 mod body;
 mod buffers;
+mod cache_status;
 #[cfg_attr(
     not(target_os = "linux"),
     expect(dead_code, reason = "no other system's sockets send files")

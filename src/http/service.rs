@@ -10,12 +10,13 @@ use serde_json::json;
 use super::access::Record;
 use super::answer;
 use super::body::Body;
+use super::cache_status::{self, Named, Origin};
 use super::conditional::{Verdict, evaluate, requested_ranges};
 use super::connection::Handler;
 use super::error::Refusal;
 use super::request::{Peer, RequestBody};
 use crate::metrics::{Kind, Metrics, Outcome};
-use crate::mirror::{Mirror, MirrorError, Target, Want};
+use crate::mirror::{Exchange, Mirror, MirrorError, Target, Want};
 use crate::oci::route::{Endpoint, Page};
 use crate::oci::{Accept, Digest, Reference, RepoName, Requested, Route, RouteError};
 
@@ -99,7 +100,14 @@ impl Service {
                     Ok((response, outcome)) => (kind, outcome, response),
                     Err(error) => {
                         let what = describe(&route.endpoint);
-                        let refusal = Refusal::mirror(&error, kind, &what);
+                        let mut refusal = Refusal::mirror(&error, kind, &what);
+                        let named = match &route.endpoint {
+                            Endpoint::Blob { .. } => Named::ByDigest,
+                            Endpoint::Manifest { reference, .. } => named(reference),
+                            _ => Named::Otherwise,
+                        };
+                        refusal.cache_status =
+                            cache_status::failed(named, Exchange::failed(&error));
                         if let Some(log) = &refusal.log {
                             record.failed(log);
                         }
@@ -198,7 +206,10 @@ impl Service {
             .await
             .inspect_err(|error| report(&target, error))?;
         let outcome = found.outcome;
-        Ok((answer::manifest(asked.headers, &found), outcome))
+        Ok((
+            answer::manifest(asked.headers, named(reference), &found),
+            outcome,
+        ))
     }
 
     fn accept(&self, headers: &HeaderMap) -> Accept {
@@ -238,11 +249,16 @@ impl Service {
             .await
             .inspect_err(|error| report(&target, error))?;
         let (outcome, visit) = (found.outcome, found.visit.take());
+        let origin = Origin {
+            outcome,
+            named: Named::ByDigest,
+            exchange: found.exchange,
+        };
         let mut response = match verdict {
-            Verdict::Failed => answer::precondition_failed(&digest, outcome),
-            Verdict::NotModified => answer::blob_not_modified(&digest, outcome),
-            Verdict::Proceed if refused => answer::unsatisfiable(found.size, outcome),
-            Verdict::Proceed => answer::blob(&digest, want, ranges.as_ref(), found),
+            Verdict::Failed => answer::precondition_failed(&digest, origin),
+            Verdict::NotModified => answer::blob_not_modified(&digest, origin),
+            Verdict::Proceed if refused => answer::unsatisfiable(found.size, origin),
+            Verdict::Proceed => answer::blob(&digest, want, ranges.as_ref(), found, origin),
         };
         response.body_mut().visited(visit);
         Ok((response, outcome))
@@ -340,6 +356,13 @@ impl Service {
 /// An upstream's failure that the client is told of.
 fn report(target: &Target, error: &MirrorError) {
     target.report(error, "the client was told of the failure");
+}
+
+fn named(reference: &Reference) -> Named {
+    match reference {
+        Reference::Digest(_) => Named::ByDigest,
+        Reference::Tag(_) => Named::Otherwise,
+    }
 }
 
 /// What is asked for, for the metrics.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::flights::Interest;
-use super::{Mirror, MirrorError, Target, Visit, Want};
+use super::{Exchange, Mirror, MirrorError, Target, Visit, Want};
 use crate::config::RangeMode;
 use crate::fetch::{FetchError, Follower, Joined, Source, Wanted};
 use crate::metrics::Outcome;
@@ -29,6 +29,7 @@ pub struct BlobAnswer {
     pub outcome: Outcome,
     /// To be kept while the body is being sent.
     pub visit: Option<Visit>,
+    pub exchange: Exchange,
 }
 
 /// Where the bytes are read.
@@ -46,26 +47,32 @@ impl BlobAnswer {
             size,
             body: Some(BlobBody::Stored(content, hold)),
             outcome,
+            exchange: Exchange::of(outcome),
             visit: None,
         }
     }
 
-    const fn head(size: Option<u64>, outcome: Outcome) -> Self {
+    fn head(size: Option<u64>, outcome: Outcome) -> Self {
         Self {
             size,
             body: None,
             outcome,
+            exchange: Exchange::of(outcome),
             visit: None,
         }
     }
 
     async fn following(mut follower: Follower, outcome: Outcome) -> Result<Self, MirrorError> {
         let size = follower.total().await?;
+        // Which status a redirect led to in the end isn't told.
+        let exchange = Exchange::unanswered();
+        let stored = outcome == Outcome::Miss && follower.is_stored();
         Ok(Self {
             size,
             body: Some(BlobBody::Fetching(follower)),
             outcome,
             visit: None,
+            exchange: exchange.stored(stored),
         })
     }
 }
@@ -216,11 +223,11 @@ impl Mirror {
         content: Content,
         hold: Hold,
     ) -> Result<BlobAnswer, MirrorError> {
-        let outcome = match self.prove(target, digest).await {
-            Ok(_size) => Outcome::Revalidated,
+        let (outcome, exchange) = match self.prove(target, digest).await {
+            Ok(_size) => (Outcome::Revalidated, Exchange::of(Outcome::Revalidated)),
             Err(error) if error.permits_stale() && self.vouched(target, digest).await => {
                 target.report(&error, "served a blob that a cached manifest refers to");
-                Outcome::Stale
+                (Outcome::Stale, Exchange::failed(&error))
             }
             Err(error) => return Err(error),
         };
@@ -229,7 +236,8 @@ impl Mirror {
             self.retention
                 .linked(&link.repo, link.kind, &digest, content.size);
         }
-        Ok(BlobAnswer::stored(content, Some(hold), outcome))
+        let answer = BlobAnswer::stored(content, Some(hold), outcome);
+        Ok(BlobAnswer { exchange, ..answer })
     }
 
     /// Asks the upstream whether the repository has the blob: one question for all who wonder.

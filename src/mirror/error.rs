@@ -50,6 +50,20 @@ impl MirrorError {
         }
     }
 
+    /// Whether the upstream answered, but not with what was asked for.
+    pub(super) fn is_wrong_answer(&self) -> bool {
+        matches!(
+            self,
+            Self::Referrers { .. }
+                | Self::WrongDigest { .. }
+                | Self::Fetch(
+                    FetchError::Digest { .. }
+                        | FetchError::Length { .. }
+                        | FetchError::Changed { .. }
+                )
+        )
+    }
+
     /// Whether the upstream said that there is no such thing.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self.upstream(), Some(UpstreamError::NotFound { .. }))

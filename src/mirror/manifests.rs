@@ -9,7 +9,7 @@ use super::flights::Interest;
 use super::hot::Verified;
 use super::shelf::StoredManifest;
 use super::tags::{Known, Lookup, TagKey};
-use super::{Mirror, MirrorError, Target, Want};
+use super::{Exchange, Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
 use crate::oci::{Accept, Digest, Reference};
 use crate::upstream::{ManifestHead, UpstreamError};
@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct ManifestAnswer {
     pub found: Found,
     pub outcome: Outcome,
+    pub exchange: Exchange,
 }
 
 /// What is known of a manifest.
@@ -44,7 +45,21 @@ impl Found {
 impl ManifestAnswer {
     pub(super) fn head(known: Known, outcome: Outcome) -> Self {
         let found = Found::Head(known);
-        Self { found, outcome }
+        Self {
+            found,
+            outcome,
+            exchange: Exchange::of(outcome),
+        }
+    }
+
+    fn fetched(manifest: Arc<Verified>, stored: bool) -> Self {
+        let answer = Self::whole(manifest, Outcome::Miss);
+        let exchange = answer.exchange.stored(stored);
+        answer.with(exchange)
+    }
+
+    fn with(self, exchange: Exchange) -> Self {
+        Self { exchange, ..self }
     }
 
     /// Always there when the content was asked for.
@@ -57,7 +72,11 @@ impl ManifestAnswer {
 
     pub(super) fn whole(manifest: Arc<Verified>, outcome: Outcome) -> Self {
         let found = Found::Whole(manifest);
-        Self { found, outcome }
+        Self {
+            found,
+            outcome,
+            exchange: Exchange::of(outcome),
+        }
     }
 }
 
@@ -173,7 +192,7 @@ impl Mirror {
         if kept {
             self.arrived(target, digest).await;
         }
-        Ok(ManifestAnswer::whole(manifest, Outcome::Miss))
+        Ok(ManifestAnswer::fetched(manifest, kept))
     }
 
     /// The manifest of a tag that is believed, if it is in memory. Its head needs no more proof than
@@ -213,7 +232,7 @@ impl Mirror {
                 Some(stale) => {
                     // For the next clients: a slow upstream would otherwise never be heard.
                     question.leave_running();
-                    return Ok(stale);
+                    return Ok(stale.with(Exchange::unanswered()));
                 }
                 None => question.await?,
             },
@@ -227,7 +246,7 @@ impl Mirror {
                     .await
                     .ok_or_else(|| error.clone())?;
                 target.report(&error, "served the last known digest of the tag");
-                Ok(stale)
+                Ok(stale.with(Exchange::failed(&error)))
             }
             Err(error) => Err(error),
         }
@@ -282,7 +301,7 @@ impl Mirror {
         if kept {
             self.point(key, manifest.known.digest).await;
         }
-        Ok(ManifestAnswer::whole(manifest, Outcome::Miss))
+        Ok(ManifestAnswer::fetched(manifest, kept))
     }
 
     /// Downloads a manifest and stores it. The last part says whether the store took it.
@@ -341,7 +360,7 @@ impl Mirror {
         };
         let mut loaded = self.by_digest(target, digest, want).await?;
         if loaded.outcome == Outcome::Hit {
-            loaded.outcome = answer.outcome;
+            (loaded.outcome, loaded.exchange) = (answer.outcome, answer.exchange);
         }
         Ok(loaded)
     }

@@ -10,6 +10,7 @@
 
 mod blobs;
 mod error;
+mod exchange;
 mod flights;
 mod hot;
 mod lists;
@@ -37,6 +38,7 @@ use crate::store::{Link, LinkKind, Store, StoreError};
 
 pub use blobs::{BlobAnswer, BlobBody};
 pub use error::MirrorError;
+pub use exchange::Exchange;
 use flights::Flights;
 use hot::HotManifests;
 pub use hot::Verified;

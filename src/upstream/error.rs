@@ -302,6 +302,18 @@ impl UpstreamError {
         }
     }
 
+    /// The status that the registry or its token service answered with, where that is what failed.
+    pub const fn status(&self) -> Option<u16> {
+        match self {
+            Self::NotFound { .. } => Some(404),
+            Self::Unauthorized { .. } | Self::CredentialsRefused { .. } => Some(401),
+            Self::Denied { .. } => Some(403),
+            Self::RateLimited { .. } => Some(429),
+            Self::Unavailable { status, .. } | Self::Unexpected { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
     /// A short constant name for metrics.
     pub const fn class(&self) -> &'static str {
         match self {

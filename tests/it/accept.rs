@@ -91,7 +91,8 @@ async fn old_and_new_clients_get_each_their_own_manifest() {
         for (accept, expected) in clients {
             let answer = m.ask(&line, accept).await;
             answer.expect(200, expected);
-            assert_eq!(answer.header("cache-status"), "millpond; hit; detail=stale");
+            let from = answer.header("cache-status");
+            assert!(from.ends_with("; detail=stale"), "{from}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::{Mirror, Registry, Setup, digest};
+use crate::harness::{ALWAYS, Image, Mirror, Registry, Reply, Setup, digest};
 
 #[tokio::test]
 async fn the_base_says_that_this_is_a_registry() {
@@ -144,6 +144,64 @@ async fn options_and_the_root_are_answered() {
         below.get(path).await.expect(200, b"");
     }
     assert_eq!(up.count(""), 0);
+}
+
+#[tokio::test]
+async fn every_answer_says_where_it_came_from() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let from = async |line: &str| {
+        let answer = m.ask(line, &[]).await;
+        let status = answer.header("cache-status").strip_prefix("millpond; ");
+        status
+            .unwrap_or_else(|| panic!("{line}: {answer:?}"))
+            .to_owned()
+    };
+    let missing = digest(b"missing");
+    for (line, expected) in [
+        ("GET /v2/", "detail=generated"),
+        ("OPTIONS /v2/", "detail=generated"),
+        ("GET /v2/_catalog", "hit"),
+        ("GET /v2/App/tags/list", "detail=refused"),
+        ("GET /v2/app/nothing", "detail=refused"),
+        ("PUT /v2/app/manifests/1", "detail=refused"),
+        ("GET /v2/app/manifests/1?ns=other.example", "detail=failed"),
+        ("GET /v2/app/manifests/1", "fwd=miss; fwd-status=404"),
+    ] {
+        assert_eq!(from(line).await, expected, "{line}");
+    }
+    for line in [
+        format!("GET /v2/app/manifests/{missing}"),
+        format!("HEAD /v2/app/blobs/{missing}"),
+        format!("GET /v2/app/blobs/{missing}"),
+    ] {
+        assert_eq!(from(&line).await, "fwd=uri-miss; fwd-status=404", "{line}");
+    }
+    let image = Image::oci(1);
+    let digest = up.push("app", "1", &image);
+    for line in [
+        format!("HEAD /v2/app/manifests/{digest}"),
+        format!(
+            "HEAD /v2/app/blobs/{}",
+            crate::harness::digest(&image.layers[0])
+        ),
+    ] {
+        assert_eq!(from(&line).await, "fwd=uri-miss; fwd-status=200", "{line}");
+    }
+    let by_tag = "GET /v2/app/manifests/1";
+    assert_eq!(from(by_tag).await, "fwd=miss; fwd-status=200; stored");
+    assert_eq!(from(by_tag).await, "hit");
+    let tags = serde_json::json!({"name": "app", "tags": ["1"]});
+    up.reply("/tags/list", 1, Reply::json(&tags));
+    assert_eq!(
+        from("GET /v2/app/tags/list").await,
+        "fwd=miss; fwd-status=200"
+    );
+    up.reply("", ALWAYS, Reply::hang_up());
+    assert_eq!(
+        from("GET /v2/app/manifests/2").await,
+        "fwd=miss; detail=no-usable-response"
+    );
 }
 
 #[tokio::test]

@@ -91,7 +91,7 @@ async fn who_joins_late_starts_at_the_beginning_while_it_runs() {
     let mut late = m.open(&path).await;
     assert_eq!(
         late.headers()["cache-status"],
-        "millpond; fwd=miss; collapsed"
+        "millpond; fwd=uri-miss; collapsed"
     );
     let mut late_got = read_some(&mut late, half).await;
     assert_eq!(late_got, blob[..half], "before the upstream went on");
@@ -297,7 +297,7 @@ async fn another_repositorys_blob_is_proved_by_one_head_and_then_linked() {
     answer.expect(200, &blob);
     assert_eq!(
         answer.header("cache-status"),
-        "millpond; hit; detail=revalidated"
+        "millpond; fwd=uri-miss; fwd-status=200; detail=revalidated"
     );
     m.get(&two).await.expect(200, &blob);
     assert_eq!(up.take(), [format!("HEAD {two}")]);

@@ -83,7 +83,10 @@ async fn while_the_upstream_is_down_the_cached_tags_are_listed() {
     up.go_down();
     let answer = m.get("/v2/app/tags/list").await;
     assert_eq!(strings(&answer, "tags"), ["a", "b", "c"]);
-    assert_eq!(answer.header("cache-status"), "millpond; hit; detail=stale");
+    assert_eq!(
+        answer.header("cache-status"),
+        "millpond; fwd=stale; detail=stale"
+    );
     let pages = all(&m, "/v2/app/tags/list?n=2", "tags").await;
     assert_eq!(pages, [vec!["a", "b"], vec!["c"]]);
     let unknown = m.get("/v2/other/tags/list").await;
@@ -240,7 +243,10 @@ async fn while_the_upstream_is_down_the_cached_referrers_are_listed() {
     up.go_down();
     check(&m, &attached).await;
     let answer = m.get(&attached.path).await;
-    assert_eq!(answer.header("cache-status"), "millpond; hit; detail=stale");
+    assert_eq!(
+        answer.header("cache-status"),
+        "millpond; fwd=stale; detail=stale"
+    );
     let unknown = m
         .get(&format!("/v2/app/referrers/{}", attached.sbom.digest()))
         .await;

@@ -364,7 +364,7 @@ async fn one_repository_is_not_given_what_another_one_has() {
     answer.expect(200, &image.manifest);
     assert_eq!(
         answer.header("cache-status"),
-        "millpond; hit; detail=revalidated"
+        "millpond; fwd=uri-miss; fwd-status=200; detail=revalidated"
     );
     m.get(&path).await.expect(200, &image.manifest);
     assert_eq!(

@@ -224,10 +224,16 @@ async fn what_is_purged_or_set_aside_is_not_served_from_memory() {
             .unwrap()
             .to_owned()
     };
-    assert_eq!(from().await, "millpond; fwd=miss");
+    assert_eq!(
+        from().await,
+        "millpond; fwd=uri-miss; fwd-status=200; stored"
+    );
     assert_eq!(from().await, "millpond; hit");
     site.text(&["purge", &format!("app@{digest}")]).await;
-    assert_eq!(from().await, "millpond; fwd=miss");
+    assert_eq!(
+        from().await,
+        "millpond; fwd=uri-miss; fwd-status=200; stored"
+    );
     assert_eq!(from().await, "millpond; hit");
 
     let hex = digest.hex();
@@ -238,7 +244,10 @@ async fn what_is_purged_or_set_aside_is_not_served_from_memory() {
     std::fs::write(&file, "damaged").unwrap();
     assert_eq!(from().await, "millpond; hit", "memory isn't damaged");
     site.text(&["scrub", "--repair"]).await;
-    assert_eq!(from().await, "millpond; fwd=miss");
+    assert_eq!(
+        from().await,
+        "millpond; fwd=uri-miss; fwd-status=200; stored"
+    );
     assert_eq!(std::fs::read(&file).unwrap(), image.manifest);
     assert!(app.stop().await);
 }

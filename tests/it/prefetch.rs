@@ -136,7 +136,7 @@ async fn who_asks_meanwhile_joins() {
     for (response, layer) in opened.into_iter().zip(ahead) {
         assert_eq!(
             response.headers()["cache-status"],
-            "millpond; fwd=miss; collapsed"
+            "millpond; fwd=uri-miss; collapsed"
         );
         read(response).await.expect(200, layer);
     }

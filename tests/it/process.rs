@@ -194,7 +194,8 @@ async fn a_reader_of_the_log_that_stalls_costs_lines_and_no_request() {
     let requests = log.lines().filter(|line| line.contains("uri=\"/v2/x"));
     assert_eq!(requests.count() + dropped, MANY);
     assert!(log.contains(&format!(": {dropped} log lines dropped")));
-    assert!(log.trim_end().ends_with("stopped clean=true"));
+    let last = log.lines().last();
+    assert!(log.trim_end().ends_with("stopped clean=true"), "{last:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

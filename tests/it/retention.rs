@@ -50,14 +50,20 @@ async fn use_extends_the_time_and_without_it_content_goes() {
     let _frozen = freeze();
     let blob = noise(1, 1000);
     let digest = up.put_blob("app", &blob);
-    assert_eq!(pull(&m, "app", &digest, &blob).await, "millpond; fwd=miss");
+    assert_eq!(
+        pull(&m, "app", &digest, &blob).await,
+        "millpond; fwd=uri-miss; stored"
+    );
     for _ in 0..3 {
         advance(50 * MINUTE).await;
         assert_eq!(pull(&m, "app", &digest, &blob).await, "millpond; hit");
     }
     advance(61 * MINUTE).await;
     assert!(!stored(&m, &digest).await);
-    assert_eq!(pull(&m, "app", &digest, &blob).await, "millpond; fwd=miss");
+    assert_eq!(
+        pull(&m, "app", &digest, &blob).await,
+        "millpond; fwd=uri-miss; stored"
+    );
     assert_eq!(up.take().len(), 2);
 }
 
@@ -76,7 +82,7 @@ async fn what_expires_in_one_repository_stays_in_the_other() {
     assert_eq!(pull(&m, "long/app", &digest, &blob).await, "millpond; hit");
     let again = pull(&m, "short/app", &digest, &blob).await;
     assert_eq!(
-        again, "millpond; hit; detail=revalidated",
+        again, "millpond; fwd=uri-miss; fwd-status=200; detail=revalidated",
         "its link has gone, the file has not"
     );
     advance(600 * MINUTE).await;
@@ -106,7 +112,8 @@ async fn the_cap_holds_and_every_pull_is_whole() {
     let huge = noise(9, 1_500_000);
     let digest = up.put_blob("app", &huge);
     for _ in 0..2 {
-        assert_eq!(pull(&m, "app", &digest, &huge).await, "millpond; fwd=miss");
+        let from = pull(&m, "app", &digest, &huge).await;
+        assert_eq!(from, "millpond; fwd=uri-miss", "and isn't stored");
     }
     assert!(
         !stored(&m, &digest).await,

@@ -65,7 +65,10 @@ async fn an_old_tag_is_one_head_for_all() {
     });
     for answer in answers {
         answer.expect(200, &image.manifest);
-        assert_eq!(from(&answer), "hit; detail=revalidated");
+        assert_eq!(
+            from(&answer),
+            "fwd=stale; fwd-status=200; detail=revalidated"
+        );
     }
     assert_eq!(up.take(), [format!("HEAD {PATH}")]);
     m.counted(
@@ -97,13 +100,13 @@ async fn a_moved_tag_is_one_head_and_one_get_by_digest() {
 async fn an_upstream_that_cannot_answer_is_stood_in_for() {
     let _frozen = freeze();
     let image = Image::oci(1);
-    for trouble in [
-        Reply::error(500),
-        Reply::error(502),
-        Reply::error(503),
-        Reply::error(429),
-        Reply::hang_up(),
-        Reply::silence(),
+    for (trouble, status) in [
+        (Reply::error(500), "; fwd-status=500"),
+        (Reply::error(502), "; fwd-status=502"),
+        (Reply::error(503), "; fwd-status=503"),
+        (Reply::error(429), "; fwd-status=429"),
+        (Reply::hang_up(), ""),
+        (Reply::silence(), ""),
     ] {
         let up = Registry::start().await;
         let m = warm(&up, &image).await;
@@ -112,7 +115,7 @@ async fn an_upstream_that_cannot_answer_is_stood_in_for() {
         let started = tokio::time::Instant::now();
         let answer = passing(m.get(PATH)).await;
         answer.expect(200, &image.manifest);
-        assert_eq!(from(&answer), "hit; detail=stale");
+        assert_eq!(from(&answer), format!("fwd=stale{status}; detail=stale"));
         assert_eq!(
             answer.header("warning"),
             "110 millpond \"Response is Stale\""
@@ -137,7 +140,7 @@ async fn an_upstream_that_is_gone_is_stood_in_for() {
     settle().await;
     let answer = passing(m.get(PATH)).await;
     answer.expect(200, &image.manifest);
-    assert_eq!(from(&answer), "hit; detail=stale");
+    assert_eq!(from(&answer), "fwd=stale; detail=stale");
     let head = passing(m.head(PATH)).await;
     assert_eq!((head.status, from(&head)), (200, "hit; detail=stale"));
 }
@@ -155,7 +158,10 @@ async fn a_failing_upstream_is_left_alone_for_a_while() {
         let m = warm(&up, &image).await;
         advance(TTL + SECOND).await;
         up.reply("", ALWAYS, trouble);
-        for _ in 0..3 {
+        let first = m.get(PATH).await;
+        let asked = from(&first);
+        assert!(asked.starts_with("fwd=stale; fwd-status="), "{asked}");
+        for _ in 0..2 {
             assert_eq!(from(&m.get(PATH).await), "hit; detail=stale");
         }
         advance((pause - 1) * SECOND).await;
@@ -163,7 +169,10 @@ async fn a_failing_upstream_is_left_alone_for_a_while() {
         assert_eq!(up.take().len(), 1, "asked once");
         advance(2 * SECOND).await;
         up.behave();
-        assert_eq!(from(&m.get(PATH).await), "hit; detail=revalidated");
+        assert_eq!(
+            from(&m.get(PATH).await),
+            "fwd=stale; fwd-status=200; detail=revalidated"
+        );
     }
 }
 
@@ -209,12 +218,16 @@ async fn a_restarted_mirror_asks_again_and_falls_back_on_its_disk() {
     let again = || Setup::new(&up).store(std::sync::Arc::clone(&store)).start();
     let answer = again().await.get(PATH).await;
     answer.expect(200, &image.manifest);
-    assert_eq!(from(&answer), "hit; detail=revalidated");
+    assert_eq!(
+        from(&answer),
+        "fwd=stale; fwd-status=200; detail=revalidated"
+    );
     assert_eq!(up.take(), [format!("HEAD {PATH}")]);
     up.go_down();
     let answer = again().await.get(PATH).await;
     answer.expect(200, &image.manifest);
-    assert_eq!(from(&answer), "hit; detail=stale");
+    let expected = "fwd=stale; fwd-status=500; detail=stale";
+    assert_eq!(from(&answer), expected);
 }
 
 /// containerd and dockerd ask for a tag with HEAD and for the manifest by its digest.
@@ -284,7 +297,8 @@ async fn a_silent_upstream_is_asked_on_for_the_next_clients() {
     let gate = Gate::default();
     let held = gate.clone();
     up.on("HEAD ", 1, move |_, usual| usual.held(&held));
-    assert_eq!(from(&passing(m.get(PATH)).await), "hit; detail=stale");
+    let stale = passing(m.get(PATH)).await;
+    assert_eq!(from(&stale), "fwd=stale; detail=stale");
     gate.open();
     settle().await;
     m.get(PATH).await.expect(200, &new.manifest);

@@ -1,0 +1,57 @@
+//! What became of the request to the upstream that an answer needed, for the client to see.
+
+use super::MirrorError;
+use crate::metrics::Outcome;
+use crate::upstream::UpstreamError;
+
+/// A request to the upstream, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Exchange {
+    /// The upstream was asked, for this client or for several at once.
+    pub forwarded: bool,
+    /// The status that it answered with; none where no answer came, or none that is known yet.
+    pub status: Option<u16>,
+    /// What it sends is stored, or being stored.
+    pub stored: bool,
+}
+
+impl Exchange {
+    /// What an outcome alone tells: what is confirmed or fetched was answered with 200.
+    pub fn of(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Revalidated | Outcome::Miss => Self {
+                forwarded: true,
+                status: Some(200),
+                stored: false,
+            },
+            Outcome::Joined => Self::unanswered(),
+            Outcome::Hit | Outcome::Stale | Outcome::Error => Self::default(),
+        }
+    }
+
+    /// The upstream was asked; no status is known.
+    pub fn unanswered() -> Self {
+        Self {
+            forwarded: true,
+            ..Self::default()
+        }
+    }
+
+    /// The request failed with this error, which need not have anything to do with an upstream.
+    pub fn failed(error: &MirrorError) -> Self {
+        match error.upstream() {
+            Some(UpstreamError::Setup { .. } | UpstreamError::Busy { .. }) => Self::default(),
+            Some(error) => Self {
+                forwarded: true,
+                status: error.status(),
+                stored: false,
+            },
+            None if error.is_wrong_answer() => Self::unanswered(),
+            None => Self::default(),
+        }
+    }
+
+    pub(super) fn stored(self, stored: bool) -> Self {
+        Self { stored, ..self }
+    }
+}
