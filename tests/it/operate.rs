@@ -419,7 +419,10 @@ async fn a_corrupt_manifest_is_set_aside_and_fetched_again() {
     std::fs::write(&file, vec![b' '; image.manifest.len() + 7]).unwrap();
 
     let app = site.serve().await;
-    assert_eq!(get(&app).await, "millpond; fwd=miss");
+    assert_eq!(
+        get(&app).await,
+        "millpond; fwd=uri-miss; fwd-status=200; stored"
+    );
     assert_eq!(get(&app).await, "millpond; hit");
     assert_eq!(std::fs::read(&file).unwrap(), image.manifest);
     // The index knows the new file's size.
