@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use super::progress::{Head, Reading, Step};
 use super::{Download, FetchError, Shared};
 use crate::metrics::InFlight;
+use crate::oci::RangeSet;
 use crate::store::Piece;
 
 /// Reads one download, from any offset.
@@ -56,6 +57,12 @@ impl Follower {
     /// Whether what comes is written to the store; only once the upstream has answered.
     pub fn is_stored(&self) -> bool {
         self.download.progress.is_stored()
+    }
+
+    /// Announces all ranges that are going to be read. Where only these are fetched, they are then
+    /// fetched at the same time, and not each when its turn comes.
+    pub fn announce(&self, ranges: RangeSet) {
+        self.download.progress.announce(self.id, ranges);
     }
 
     /// Some bytes from `offset` on and before `end` (none: the end of the blob): at least one, or

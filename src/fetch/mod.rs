@@ -29,6 +29,7 @@
 //! been checked. A range is given as it comes: only who asked for it can tell whether it is right.
 
 mod abandon;
+mod client;
 mod commit;
 mod follower;
 mod happened;
@@ -67,6 +68,7 @@ use crate::retention::Retention;
 use crate::store::{Store, StoreError};
 use crate::upstream::{BlobStream, UpstreamError};
 
+pub use client::Client;
 pub use follower::Follower;
 use partials::Partials;
 use progress::{Head, Progress};
@@ -111,14 +113,17 @@ pub struct Wanted {
     pub end: Option<u64>,
     /// Whether the whole blob is to be fetched.
     pub fill: bool,
+    /// Who asks.
+    pub client: Client,
 }
 
 impl Wanted {
-    /// The whole blob.
+    /// The whole blob, for nobody in particular.
     pub const WHOLE: Self = Self {
         start: 0,
         end: None,
         fill: true,
+        client: Client::UNKNOWN,
     };
 }
 
@@ -150,13 +155,15 @@ pub enum FetchError {
     Abandoned,
     #[error("the mirror is stopping")]
     Stopping,
+    #[error("too many downloads wait for the upstream")]
+    Busy,
 }
 
 impl FetchError {
     /// Whether what has come may be right: then the next download takes it up.
     const fn leaves_partial(&self) -> bool {
         match self {
-            Self::Upstream(_) | Self::Abandoned | Self::Stopping => true,
+            Self::Upstream(_) | Self::Abandoned | Self::Stopping | Self::Busy => true,
             Self::Store(_)
             | Self::Digest { .. }
             | Self::Length { .. }

@@ -33,6 +33,8 @@ const LANE_TIME: f64 = 3.0;
 pub(super) const MIN_LANE: u64 = 8 * 1024 * 1024;
 /// Bytes of a lane at most, so that the streams stay close ahead of who reads in order.
 const MAX_LANE: u64 = 128 * 1024 * 1024;
+/// Bytes between two announced ranges that are fetched along with them: a request costs more.
+const MERGED: u64 = 64 * 1024;
 /// When to look again whether another stream helps.
 const LOOK: Duration = Duration::from_millis(125);
 
@@ -58,6 +60,8 @@ pub(super) struct Demand {
     pub(super) wants: Vec<Want>,
     /// The lowest byte that somebody reads.
     pub(super) floor: u64,
+    /// The ranges that clients have announced in requests for several.
+    pub(super) announced: RangeSet,
 }
 
 /// The stretch of one stream.
@@ -214,7 +218,9 @@ impl Plan {
             let first = Span { start, end: None };
             return (self.lanes.is_empty() && missing).then_some(first);
         }
-        self.wanted(have, demand, now).or_else(|| {
+        let announced = self.announced(have, demand);
+        let wanted = announced.or_else(|| self.wanted(have, demand, now));
+        wanted.or_else(|| {
             let may = self.fill && self.lanes.len() < self.segments.count;
             may.then(|| self.filling(have, demand, now)).flatten()
         })
@@ -261,6 +267,21 @@ impl Plan {
             return Some(Span { start: at, end });
         }
         None
+    }
+
+    /// A stream for ranges that a client has announced: the first missing ones from where somebody
+    /// waits on, several in one where little lies between them.
+    fn announced(&self, have: &RangeSet, demand: &Demand) -> Option<Span> {
+        let total = self.total?;
+        let ranges = &demand.announced;
+        if self.fill || ranges.is_empty() || self.lanes.len() >= self.segments.per_blob {
+            return None;
+        }
+        let taken = self.taken(have, total);
+        let waits = demand.wants.iter().map(|want| want.at);
+        let from = waits.into_iter().find(|at| ranges.contains(*at, at + 1));
+        let from = from.unwrap_or(0);
+        merged(ranges, &taken, from).or_else(|| merged(ranges, &taken, 0))
     }
 
     /// A stream for what nobody waits for yet.
@@ -356,6 +377,41 @@ impl Plan {
         let fastest = rates.fold(0.0, f64::max);
         to_bytes(fastest * LANE_TIME).clamp(MIN_LANE, MAX_LANE)
     }
+}
+
+/// The first bytes of `ranges` from `from` on that aren't taken, and those that follow closely.
+fn merged(ranges: &RangeSet, taken: &RangeSet, from: u64) -> Option<Span> {
+    let mut span: Option<(u64, u64)> = None;
+    for range in ranges.ranges() {
+        let mut at = range.start.max(from);
+        loop {
+            at = taken.end_of(at);
+            if at >= range.end {
+                break;
+            }
+            let next_taken = taken.next_start(at).unwrap_or(u64::MAX);
+            let until = next_taken.min(range.end);
+            match &mut span {
+                None => span = Some((at, until)),
+                Some((_, end)) => {
+                    let free = taken.next_start(*end).is_none_or(|next| next >= at);
+                    if !free || at - *end > MERGED {
+                        return finished(span);
+                    }
+                    *end = until;
+                }
+            }
+            at = until;
+        }
+    }
+    finished(span)
+}
+
+fn finished(span: Option<(u64, u64)>) -> Option<Span> {
+    span.map(|(start, end)| Span {
+        start,
+        end: Some(end),
+    })
 }
 
 impl Lane {

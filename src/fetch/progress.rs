@@ -66,6 +66,8 @@ struct Position {
     end: Option<u64>,
     /// Its wait's place in the order of waits.
     waits: Option<u64>,
+    /// The ranges that it reads, one after the other.
+    announced: RangeSet,
 }
 
 /// What a follower reads next.
@@ -165,6 +167,7 @@ impl Progress {
                 at: start,
                 end: None,
                 waits: None,
+                announced: RangeSet::new(),
             };
             state.followers.insert(id, position);
             id
@@ -174,6 +177,14 @@ impl Progress {
     /// Another number whenever somebody has come, or has begun to wait.
     pub(super) fn newest(&self) -> u64 {
         self.state().next
+    }
+
+    /// A follower is going to read all of these ranges.
+    pub(super) fn announce(&self, follower: u64, ranges: RangeSet) {
+        if let Some(position) = self.state().followers.get_mut(&follower) {
+            position.announced = ranges;
+        }
+        self.look();
     }
 
     /// A follower has left.
@@ -338,7 +349,18 @@ impl Progress {
         let wants = waiting.into_iter().map(|(_, want)| want).collect();
         let floor = state.followers.values().map(|follower| follower.at).min();
         let floor = floor.unwrap_or(0);
-        look(&state.have, &Demand { wants, floor })
+        let mut announced = RangeSet::new();
+        for follower in state.followers.values() {
+            for range in follower.announced.ranges() {
+                announced.insert(range.start, range.end);
+            }
+        }
+        let demand = Demand {
+            wants,
+            floor,
+            announced,
+        };
+        look(&state.have, &demand)
     }
 
     /// What a follower does next.

@@ -1,7 +1,12 @@
-//! How many blob streams are open at once: over all upstreams, and to each.
+//! How many requests for blobs are open at once: over all upstreams, and to each.
 //!
-//! Who waits is served in order, save that a download that a client waits for goes before one that
-//! none waits for, and that the latter leave half of an upstream's places free.
+//! A request takes two permits, one after the other. An [`Opening`] lets it be sent, and a [`Stream`]
+//! lets its body be read. A request that the upstream answers with an error never takes the second,
+//! so requests for blobs that don't exist use up no streams.
+//!
+//! Those that wait are served fairly: a download that a client waits for before one without, then the
+//! client that holds the fewest permits, then in order. Downloads without a client leave half of an
+//! upstream's permits free.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,8 +14,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
+use super::client::Client;
 use crate::config::Streams;
 use crate::metrics::{InFlight, Metrics};
+
+/// Requests to one upstream that may wait for its answer, and that may have answers for which there
+/// is no stream yet.
+const MAX_OPENING: usize = 64;
+/// Of them, those of one client: one that requests much must not keep all others waiting.
+const MAX_OPENING_OF_CLIENT: usize = 48;
+/// Where few streams are configured: the requests for each.
+const OPENING_PER_STREAM: usize = 4;
+/// Downloads that wait to send their request.
+const MAX_WAITING: usize = 1024;
+
+/// Too many downloads wait already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{MAX_WAITING} downloads wait for an upstream already")]
+pub(super) struct Busy;
 
 #[derive(Debug, Clone)]
 pub(super) struct Slots(Arc<Shared>);
@@ -24,20 +45,39 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    total: usize,
-    by_upstream: HashMap<Arc<str>, usize>,
-    /// In the order of their coming. Never more than there are downloads.
-    waiting: Vec<Waiter>,
+    streams: usize,
+    upstreams: HashMap<Arc<str>, Used>,
+    /// Permits of each client.
+    clients: HashMap<Client, usize>,
+    /// Downloads that wait to send their request, in the order of their coming.
+    waiting: Vec<Waiter<Opening>>,
+    /// Requests with an answer that wait for a stream. Never more than there are openings.
+    answered: Vec<Waiter<Stream>>,
+}
+
+/// Permits of one upstream.
+#[derive(Debug, Default)]
+struct Used {
+    streams: usize,
+    opening: usize,
+    opening_by_client: HashMap<Client, usize>,
+}
+
+/// Whom a permit is for.
+#[derive(Debug, Clone)]
+struct Holder {
+    upstream: Arc<str>,
+    client: Client,
+    urgent: Urgency,
 }
 
 #[derive(Debug)]
-struct Waiter {
-    upstream: Arc<str>,
-    urgent: Urgency,
-    granted: oneshot::Sender<Slot>,
+struct Waiter<T> {
+    holder: Holder,
+    granted: oneshot::Sender<T>,
 }
 
-/// Whether a client waits for a download. It may change while the download waits for a slot.
+/// Whether a client waits for a download. It may change while the download waits for a permit.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Urgency(Arc<AtomicBool>);
 
@@ -51,12 +91,52 @@ impl Urgency {
     }
 }
 
-/// The right to one stream, until dropped.
+/// The right to send one request, until dropped.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct Opening {
     slots: Slots,
-    upstream: Arc<str>,
+    holder: Holder,
+}
+
+/// The right to read one body, until dropped.
+#[derive(Debug)]
+pub(super) struct Stream {
+    slots: Slots,
+    holder: Holder,
     _counted: InFlight,
+}
+
+/// What a request holds.
+#[derive(Debug)]
+pub(super) enum Permit {
+    Opening(Opening),
+    Stream(#[expect(dead_code, reason = "held for its drop")] Stream),
+}
+
+impl Permit {
+    /// The upstream has answered with a body: waits for the right to read it. Cancel safe.
+    pub(super) async fn answered(self) -> Self {
+        match self {
+            Self::Opening(opening) => Self::Stream(opening.into_stream().await),
+            Self::Stream(_) => self,
+        }
+    }
+}
+
+impl Opening {
+    async fn into_stream(self) -> Stream {
+        let slots = &self.slots;
+        let enqueue = |waiter| {
+            slots.state().answered.push(waiter);
+            Ok(())
+        };
+        loop {
+            // This can't be refused: there are no more of them than openings.
+            if let Ok(stream) = slots.wait(&self.holder, enqueue).await {
+                return stream;
+            }
+        }
+    }
 }
 
 impl Slots {
@@ -72,97 +152,222 @@ impl Slots {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for its turn. Cancel safe: who goes away loses his place.
-    pub(super) async fn acquire(&self, upstream: &str, urgent: Urgency) -> Slot {
+    /// Waits for the right to send a request. Cancel safe: whoever goes away loses its place.
+    pub(super) async fn open(
+        &self,
+        upstream: &str,
+        client: Client,
+        urgent: Urgency,
+    ) -> Result<Opening, Busy> {
         let _waiting = self.0.metrics.waiting_stream();
+        let holder = Holder {
+            upstream: upstream.into(),
+            client,
+            urgent,
+        };
+        let enqueue = |waiter| {
+            let mut state = self.state();
+            state.waiting.retain(|waiter| !waiter.granted.is_closed());
+            if state.waiting.len() >= MAX_WAITING {
+                return Err(Busy);
+            }
+            state.waiting.push(waiter);
+            Ok(())
+        };
+        self.wait(&holder, enqueue).await
+    }
+
+    async fn wait<T>(
+        &self,
+        holder: &Holder,
+        enqueue: impl Fn(Waiter<T>) -> Result<(), Busy>,
+    ) -> Result<T, Busy> {
         loop {
-            let (granted, slot) = oneshot::channel();
-            let waiter = Waiter {
-                upstream: upstream.into(),
-                urgent: urgent.clone(),
-                granted,
-            };
-            self.state().waiting.push(waiter);
+            let (granted, permit) = oneshot::channel();
+            let holder = holder.clone();
+            enqueue(Waiter { holder, granted })?;
             self.dispatch();
             // The sender is dropped only after sending, so this is no way to spin.
-            if let Ok(slot) = slot.await {
-                return slot;
+            if let Ok(permit) = permit.await {
+                return Ok(permit);
             }
         }
     }
 
     /// A further stream of a running download, for which a client waits if it is `urgent`: only where
     /// nobody has to wait for it.
-    pub(super) fn try_acquire(&self, upstream: &str, urgent: bool) -> Option<Slot> {
+    pub(super) fn try_stream(
+        &self,
+        upstream: &str,
+        client: Client,
+        urgent: bool,
+    ) -> Option<Stream> {
         let mut state = self.state();
-        let wanted = |waiter: &Waiter| waiter.urgent.get() && *waiter.upstream == *upstream;
-        if state.waiting.iter().any(wanted) || !state.has_room(upstream, urgent, self.0.limits) {
+        let wanted = |holder: &Holder| holder.urgent.get() && *holder.upstream == *upstream;
+        let waits = state.waiting.iter().any(|waiter| wanted(&waiter.holder))
+            || state.answered.iter().any(|waiter| wanted(&waiter.holder));
+        if waits || !state.has_stream(upstream, urgent, self.0.limits) {
             return None;
         }
-        let upstream: Arc<str> = upstream.into();
-        state.take(&upstream);
+        let urgency = Urgency::default();
+        urgency.set(urgent);
+        let holder = Holder {
+            upstream: upstream.into(),
+            client,
+            urgent: urgency,
+        };
+        state.take_stream(&holder);
         drop(state);
-        Some(self.slot(upstream))
+        Some(self.stream(holder))
     }
 
-    fn slot(&self, upstream: Arc<str>) -> Slot {
-        Slot {
+    fn stream(&self, holder: Holder) -> Stream {
+        Stream {
             slots: self.clone(),
-            _counted: self.0.metrics.stream(&upstream),
-            upstream,
+            _counted: self.0.metrics.stream(&holder.upstream),
+            holder,
         }
     }
 
-    /// Gives free slots to those whose turn it is. Called when a slot is free, and when somebody
+    /// Gives free permits to those whose turn it is. Called when one is free, and when somebody
     /// who waits has become urgent.
     pub(super) fn dispatch(&self) {
+        let limits = self.0.limits;
         loop {
-            let next = self.state().next(self.0.limits);
-            let Some(waiter) = next else { return };
-            let slot = self.slot(Arc::clone(&waiter.upstream));
-            // Who has gone away gives the slot back by dropping it, which dispatches again.
-            drop(waiter.granted.send(slot));
+            let next = self.state().next_answered(limits);
+            if let Some(Waiter { holder, granted }) = next {
+                // Who has gone away gives the permit back by dropping it, which dispatches again.
+                drop(granted.send(self.stream(holder)));
+                continue;
+            }
+            let next = self.state().next_waiting(limits);
+            let Some(Waiter { holder, granted }) = next else {
+                return;
+            };
+            let slots = self.clone();
+            drop(granted.send(Opening { slots, holder }));
         }
     }
 }
 
 impl State {
-    fn has_room(&self, upstream: &str, urgent: bool, limits: Streams) -> bool {
-        let used = self.by_upstream.get(upstream).copied().unwrap_or(0);
+    fn used(&self, upstream: &str) -> (usize, usize) {
+        let used = self.upstreams.get(upstream);
+        used.map_or((0, 0), |used| (used.streams, used.opening))
+    }
+
+    fn has_stream(&self, upstream: &str, urgent: bool, limits: Streams) -> bool {
         let share = |limit: usize| if urgent { limit } else { limit.div_ceil(2) };
-        self.total < share(limits.total) && used < share(limits.per_upstream)
+        let (streams, _) = self.used(upstream);
+        self.streams < share(limits.total) && streams < share(limits.per_upstream)
     }
 
-    fn take(&mut self, upstream: &Arc<str>) {
-        self.total += 1;
-        *self.by_upstream.entry(Arc::clone(upstream)).or_default() += 1;
+    /// Whether a request may be sent: where a stream is free for its answer.
+    fn may_open(&self, holder: &Holder, limits: Streams) -> bool {
+        let (upstream, urgent) = (&*holder.upstream, holder.urgent.get());
+        let (streams, opening) = self.used(upstream);
+        if !self.has_stream(upstream, urgent, limits) {
+            return false;
+        }
+        if !urgent {
+            return streams + opening < limits.per_upstream.div_ceil(2);
+        }
+        let most = MAX_OPENING.min(limits.per_upstream.saturating_mul(OPENING_PER_STREAM));
+        let used = self.upstreams.get(upstream);
+        let of_client = used.and_then(|used| used.opening_by_client.get(&holder.client));
+        let of_client = of_client.copied().unwrap_or(0);
+        opening < most && of_client < MAX_OPENING_OF_CLIENT
     }
 
-    /// Takes a slot for whose turn it is.
-    fn next(&mut self, limits: Streams) -> Option<Waiter> {
-        self.waiting.retain(|waiter| !waiter.granted.is_closed());
-        let turn = |urgent: bool| {
-            self.waiting.iter().position(|waiter| {
-                waiter.urgent.get() == urgent && self.has_room(&waiter.upstream, urgent, limits)
-            })
+    fn take_stream(&mut self, holder: &Holder) {
+        self.streams += 1;
+        *self.clients.entry(holder.client).or_default() += 1;
+        let used = self.upstreams.entry(Arc::clone(&holder.upstream));
+        used.or_default().streams += 1;
+    }
+
+    fn take_opening(&mut self, holder: &Holder) {
+        *self.clients.entry(holder.client).or_default() += 1;
+        let used = self.upstreams.entry(Arc::clone(&holder.upstream));
+        let used = used.or_default();
+        used.opening += 1;
+        *used.opening_by_client.entry(holder.client).or_default() += 1;
+    }
+
+    fn give_back(&mut self, holder: &Holder, is_stream: bool) {
+        take_one(&mut self.clients, &holder.client);
+        self.streams -= usize::from(is_stream && self.streams > 0);
+        let Some(used) = self.upstreams.get_mut(&holder.upstream) else {
+            return;
         };
-        let waiter = self.waiting.remove(turn(true).or_else(|| turn(false))?);
-        self.take(&waiter.upstream);
+        if is_stream {
+            used.streams = used.streams.saturating_sub(1);
+        } else {
+            used.opening = used.opening.saturating_sub(1);
+            take_one(&mut used.opening_by_client, &holder.client);
+        }
+        if used.streams == 0 && used.opening == 0 {
+            self.upstreams.remove(&holder.upstream);
+        }
+    }
+
+    /// Takes a stream for the request whose turn it is.
+    fn next_answered(&mut self, limits: Streams) -> Option<Waiter<Stream>> {
+        self.answered.retain(|waiter| !waiter.granted.is_closed());
+        let turn = self.turn(&self.answered, |state, holder| {
+            state.has_stream(&holder.upstream, holder.urgent.get(), limits)
+        })?;
+        let waiter = self.answered.remove(turn);
+        self.take_stream(&waiter.holder);
         Some(waiter)
+    }
+
+    /// Takes an opening for the download whose turn it is.
+    fn next_waiting(&mut self, limits: Streams) -> Option<Waiter<Opening>> {
+        self.waiting.retain(|waiter| !waiter.granted.is_closed());
+        let turn = self.turn(&self.waiting, |state, holder| {
+            state.may_open(holder, limits)
+        })?;
+        let waiter = self.waiting.remove(turn);
+        self.take_opening(&waiter.holder);
+        Some(waiter)
+    }
+
+    /// Of those that may go on, the urgent ones first; of them, the one whose client holds least.
+    fn turn<T>(
+        &self,
+        waiting: &[Waiter<T>],
+        may: impl Fn(&Self, &Holder) -> bool,
+    ) -> Option<usize> {
+        let held = |client: &Client| self.clients.get(client).copied().unwrap_or(0);
+        let able = waiting.iter().enumerate();
+        let able = able.filter(|(_, waiter)| may(self, &waiter.holder));
+        let first = able.min_by_key(|(at, Waiter { holder, .. })| {
+            (!holder.urgent.get(), held(&holder.client), *at)
+        });
+        first.map(|(at, _)| at)
     }
 }
 
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut state = self.slots.state();
-        state.total = state.total.saturating_sub(1);
-        if let Some(used) = state.by_upstream.get_mut(&self.upstream) {
-            *used = used.saturating_sub(1);
-            if *used == 0 {
-                state.by_upstream.remove(&self.upstream);
-            }
+fn take_one(counts: &mut HashMap<Client, usize>, client: &Client) {
+    if let Some(count) = counts.get_mut(client) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(client);
         }
-        drop(state);
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.slots.state().give_back(&self.holder, false);
+        self.slots.dispatch();
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.slots.state().give_back(&self.holder, true);
         self.slots.dispatch();
     }
 }
@@ -186,27 +391,41 @@ mod tests {
         urgency
     }
 
+    fn client(n: u8) -> Client {
+        Client::at(Some([10, 0, 0, n].into()))
+    }
+
+    /// A request that is answered at once.
+    async fn stream(slots: &Slots, upstream: &str, of: Client, urgency: Urgency) -> Permit {
+        let opening = slots.open(upstream, of, urgency).await.unwrap();
+        Permit::Opening(opening).answered().await
+    }
+
+    async fn opening(slots: &Slots, of: Client) -> Result<Opening, Busy> {
+        slots.open("a", of, urgent(true)).await
+    }
+
     #[tokio::test]
-    async fn who_is_waited_for_goes_first() {
+    async fn a_download_that_a_client_waits_for_goes_first() {
         let slots = slots(10, 2);
         let held = [
-            slots.acquire("a", urgent(true)).await,
-            slots.acquire("a", urgent(true)).await,
+            stream(&slots, "a", client(1), urgent(true)).await,
+            stream(&slots, "a", client(1), urgent(true)).await,
         ];
         let (ahead, wanted) = (urgent(false), urgent(true));
-        let mut ahead_waits = Box::pin(slots.acquire("a", ahead.clone()));
-        let mut wanted_waits = Box::pin(slots.acquire("a", wanted));
-        let mut later = Box::pin(slots.acquire("a", urgent(true)));
+        let mut ahead_waits = Box::pin(stream(&slots, "a", client(1), ahead.clone()));
+        let mut wanted_waits = Box::pin(stream(&slots, "a", client(1), wanted));
+        let mut later = Box::pin(stream(&slots, "a", client(1), urgent(true)));
         for waits in [&mut ahead_waits, &mut wanted_waits, &mut later] {
             assert!(waits.now_or_never().is_none());
         }
-        assert!(slots.try_acquire("a", true).is_none());
-        let other = slots.try_acquire("b", true).unwrap();
+        assert!(slots.try_stream("a", client(1), true).is_none());
+        let other = slots.try_stream("b", client(1), true).unwrap();
         let [first, second] = held;
         drop(first);
         let taken = wanted_waits.as_mut().now_or_never().unwrap();
         assert!(ahead_waits.as_mut().now_or_never().is_none());
-        // Somebody comes who waits for it: now it is before the one that came later.
+        // A client comes who waits for it: now it is before the one that came later.
         ahead.set(true);
         drop(second);
         let promoted = ahead_waits.as_mut().now_or_never().unwrap();
@@ -215,44 +434,97 @@ mod tests {
         assert!(later.as_mut().now_or_never().is_some());
         drop(later);
         let state = slots.state();
-        assert_eq!((state.total, state.by_upstream.len()), (0, 0));
+        assert_eq!((state.streams, state.upstreams.len()), (0, 0));
+        assert!(state.clients.is_empty());
     }
 
     #[tokio::test]
-    async fn what_nobody_waits_for_leaves_room_and_takes_it_when_wanted() {
+    async fn downloads_without_a_client_leave_half_and_take_it_when_wanted() {
         let slots = slots(100, 4);
         let _ahead = [
-            slots.acquire("a", urgent(false)).await,
-            slots.acquire("a", urgent(false)).await,
+            stream(&slots, "a", client(1), urgent(false)).await,
+            stream(&slots, "a", client(1), urgent(false)).await,
         ];
         let third = urgent(false);
-        let mut waits = Box::pin(slots.acquire("a", third.clone()));
+        let mut waits = Box::pin(stream(&slots, "a", client(1), third.clone()));
         assert!(waits.as_mut().now_or_never().is_none());
-        let client = slots.acquire("a", urgent(true)).now_or_never();
-        assert!(client.is_some());
+        let wanted = stream(&slots, "a", client(1), urgent(true)).now_or_never();
+        assert!(wanted.is_some());
         third.set(true);
         slots.dispatch();
         assert!(waits.as_mut().now_or_never().is_some());
     }
 
     #[tokio::test]
-    async fn who_goes_away_keeps_nothing() {
+    async fn whoever_goes_away_keeps_nothing() {
         let slots = slots(1, 1);
-        let held = slots.acquire("a", urgent(true)).await;
-        let mut gone = Box::pin(slots.acquire("a", urgent(true)));
+        let held = stream(&slots, "a", client(1), urgent(true)).await;
+        let mut gone = Box::pin(stream(&slots, "a", client(1), urgent(true)));
         assert!(gone.as_mut().now_or_never().is_none());
         // Granted, and never looked at.
         drop(held);
-        assert!(slots.try_acquire("a", true).is_none());
+        assert!(slots.try_stream("a", client(1), true).is_some());
         drop(gone);
-        assert!(slots.try_acquire("a", true).is_some());
-        let held = slots.acquire("b", urgent(true)).await;
-        drop(
-            Box::pin(slots.acquire("a", urgent(true)))
-                .as_mut()
-                .now_or_never(),
-        );
+        let held = stream(&slots, "b", client(1), urgent(true)).await;
+        let mut gone = Box::pin(stream(&slots, "a", client(1), urgent(true)));
+        assert!(gone.as_mut().now_or_never().is_none());
+        drop(gone);
         drop(held);
-        assert!(slots.acquire("c", urgent(false)).now_or_never().is_some());
+        let ahead = stream(&slots, "c", client(1), urgent(false));
+        assert!(ahead.now_or_never().is_some());
+        assert!(slots.state().upstreams.is_empty());
+    }
+
+    /// Requests without an answer hold no stream, and a client that sends many leaves places to the
+    /// others.
+    #[tokio::test]
+    async fn unanswered_requests_take_no_stream() {
+        let slots = slots(128, 32);
+        let mut bogus = Vec::new();
+        for _ in 0..MAX_OPENING_OF_CLIENT {
+            let opened = opening(&slots, client(1)).now_or_never().unwrap();
+            bogus.push(opened.unwrap());
+        }
+        let mut more = Box::pin(opening(&slots, client(1)));
+        assert!(more.as_mut().now_or_never().is_none());
+        let real = stream(&slots, "a", client(2), urgent(true)).now_or_never();
+        assert!(real.is_some());
+        bogus.pop();
+        assert!(more.as_mut().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn the_client_that_holds_least_is_next() {
+        let slots = slots(128, 1);
+        let held = stream(&slots, "a", client(1), urgent(true)).await;
+        let mut greedy: Vec<_> = (0..20)
+            .map(|_| Box::pin(stream(&slots, "a", client(1), urgent(true))))
+            .collect();
+        for waits in &mut greedy {
+            assert!(waits.as_mut().now_or_never().is_none());
+        }
+        let other = slots.try_stream("b", client(1), true);
+        let mut modest = Box::pin(stream(&slots, "a", client(2), urgent(true)));
+        assert!(modest.as_mut().now_or_never().is_none());
+        drop(held);
+        assert!(modest.as_mut().now_or_never().is_some());
+        drop(other);
+    }
+
+    #[tokio::test]
+    async fn the_queue_is_bounded() {
+        let slots = slots(1, 1);
+        let held = stream(&slots, "a", client(1), urgent(true)).await;
+        let mut waiting: Vec<_> = (0..MAX_WAITING)
+            .map(|_| Box::pin(opening(&slots, client(1))))
+            .collect();
+        for waits in &mut waiting {
+            assert!(waits.as_mut().now_or_never().is_none());
+        }
+        assert_eq!(opening(&slots, client(2)).await.unwrap_err(), Busy);
+        // One that goes away makes room.
+        waiting.pop();
+        assert!(opening(&slots, client(2)).now_or_never().is_none());
+        drop(held);
     }
 }

@@ -11,7 +11,7 @@ use futures_util::stream::FuturesUnordered;
 
 use super::Source;
 use super::plan::Span;
-use super::slots::Slot;
+use super::slots::Permit;
 use crate::upstream::{BlobBody, BlobStream, UpstreamError};
 
 /// One stream.
@@ -24,8 +24,8 @@ pub(super) struct Stream {
     pub(super) breaks: u32,
     /// Where the lane was when it last broke off.
     pub(super) broke_at: u64,
-    /// Held, not read: the right to be a stream.
-    _slot: Slot,
+    /// The right to be a request, and then a stream; none only while it is exchanged.
+    permit: Option<Permit>,
 }
 
 /// What has happened on a stream.
@@ -75,13 +75,13 @@ impl Streams {
     }
 
     /// Opens a stream.
-    pub(super) fn open(&mut self, lane: u64, span: Span, slot: Slot) {
+    pub(super) fn open(&mut self, lane: u64, span: Span, permit: Permit) {
         let stream = Stream {
             lane,
             offset: span.start,
             breaks: 0,
             broke_at: span.start,
-            _slot: slot,
+            permit: Some(permit),
         };
         self.reopen(stream, span, Duration::ZERO);
     }
@@ -95,6 +95,11 @@ impl Streams {
                 tokio::time::sleep(pause).await;
             }
             let opened = source.open(span.start, span.end).await;
+            if opened.is_ok()
+                && let Some(permit) = stream.permit.take()
+            {
+                stream.permit = Some(permit.answered().await);
+            }
             (stream, None, Event::Opened(opened))
         }));
     }

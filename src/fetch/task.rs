@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::commit::{self, Verified};
 use super::place::{self, Space};
 use super::plan::{MIN_LANE, NEAR, Plan, Span};
-use super::slots::Slot;
+use super::slots::{Busy, Opening, Permit};
 use super::storing::Storing;
 use super::streams::Streams;
 use super::writer::Writer;
@@ -120,6 +120,9 @@ pub(super) enum Ended {
     Abandoned { kept: bool },
 }
 
+/// Bytes to ask for, and the permit that this waits for.
+type Turn = (Span, BoxFuture<'static, Result<Opening, Busy>>);
+
 pub(super) struct Transfer<'a> {
     pub(super) shared: &'a Shared,
     pub(super) download: &'a Download,
@@ -138,7 +141,7 @@ pub(super) struct Transfer<'a> {
     /// Bytes that have come, of such a blob.
     pub(super) received: u64,
     /// A turn that is waited for.
-    pub(super) slot: Option<(Span, BoxFuture<'static, Slot>)>,
+    pub(super) turn: Option<Turn>,
     demand: watch::Receiver<()>,
     /// Whether something has changed that streams are opened or cut for.
     pub(super) replan: bool,
@@ -173,7 +176,7 @@ impl<'a> Transfer<'a> {
             kept: None,
             ended: false,
             received: 0,
-            slot: None,
+            turn: None,
             demand,
             replan: true,
             look: None,
@@ -217,7 +220,7 @@ impl<'a> Transfer<'a> {
     pub(super) fn stop_streams(&mut self) {
         self.streams.stop();
         self.plan.stop();
-        self.slot = None;
+        self.turn = None;
         self.replan = true;
     }
 
@@ -234,7 +237,12 @@ impl<'a> Transfer<'a> {
             biased;
             writer = self.storing.written() => self.take_back(writer?)?,
             grown = self.space.grown() => self.on_space(grown).await?,
-            slot = turn(&mut self.slot) => self.open(slot),
+            (span, permit) = turn(&mut self.turn) => {
+                let opening = permit.map_err(|Busy| FetchError::Busy)?;
+                self.open(span, Permit::Opening(opening));
+                // Other ranges that clients have announced needn't wait for its answer.
+                self.replan |= !self.plan.fill;
+            }
             event = self.streams.next(room) => self.happened(event).await?,
             changed = self.demand.changed() => {
                 changed.map_err(|_progress_gone| FetchError::Lost)?;
@@ -263,14 +271,14 @@ impl<'a> Transfer<'a> {
         self.wanted = Wanted {
             start: 0,
             end: Some(1),
-            fill: self.wanted.fill,
+            ..self.wanted
         };
         self.replan = true;
     }
 
     /// Opens the streams that there should be, and cuts those that are open to make room for them.
     pub(super) fn open_streams(&mut self) {
-        if self.slot.is_some() {
+        if self.turn.is_some() {
             return;
         }
         loop {
@@ -278,7 +286,8 @@ impl<'a> Transfer<'a> {
             // Before a lane is cut for it: without a slot the lane goes on as it is.
             let further = !self.plan.lanes().is_empty();
             let (slots, urgent) = (&self.shared.slots, self.download.urgency.get());
-            let slot = further.then(|| slots.try_acquire(self.streams.upstream(), urgent));
+            let (upstream, client) = (self.streams.upstream(), self.wanted.client);
+            let slot = further.then(|| slots.try_stream(upstream, client, urgent));
             let may = !matches!(slot, Some(None));
             let (first, plan) = (self.first_span(), &mut self.plan);
             let kept = self.kept.as_ref().map(|(_, ranges)| ranges);
@@ -302,12 +311,12 @@ impl<'a> Transfer<'a> {
                     self.streams.upstream().to_owned(),
                 );
                 let urgency = self.download.urgency.clone();
-                let slot = async move { slots.acquire(&upstream, urgency).await };
-                self.slot = Some((span, Box::pin(slot)));
+                let opening = async move { slots.open(&upstream, client, urgency).await };
+                self.turn = Some((span, Box::pin(opening)));
                 return;
             };
             self.shared.metrics.segment_opened();
-            self.open((span, slot));
+            self.open(span, Permit::Stream(slot));
         }
     }
 
@@ -316,7 +325,9 @@ impl<'a> Transfer<'a> {
         if self.opened {
             return None;
         }
-        let Wanted { start, end, fill } = self.wanted;
+        let Wanted {
+            start, end, fill, ..
+        } = self.wanted;
         if let Some((total, there)) = &self.kept {
             return Some(first_missing(*total, there, self.wanted));
         }
@@ -329,12 +340,12 @@ impl<'a> Transfer<'a> {
         Some(Span { start, end })
     }
 
-    fn open(&mut self, (span, slot): (Span, Slot)) {
+    fn open(&mut self, span: Span, permit: Permit) {
         let lane = self.plan.open(span);
         let Span { start, end } = span;
         tracing::debug!(digest = %self.download.digest, lane, start, end, "opening a stream");
         self.download.progress.mark(lane, Some(span.start));
-        self.streams.open(lane, span, slot);
+        self.streams.open(lane, span, permit);
     }
 
     /// Takes up what an earlier download has left.
@@ -388,7 +399,10 @@ impl<'a> Transfer<'a> {
 
 /// What is asked for first of a blob of which some is there: what is missing where it is wanted, at
 /// least one byte.
-fn first_missing(total: u64, there: &RangeSet, Wanted { start, end, fill }: Wanted) -> Span {
+fn first_missing(total: u64, there: &RangeSet, wanted: Wanted) -> Span {
+    let Wanted {
+        start, end, fill, ..
+    } = wanted;
     let at = there.end_of(start);
     let at = if at < total { at } else { there.end_of(0) };
     let gap = there.next_start(at).unwrap_or(total);
@@ -406,12 +420,12 @@ fn first_missing(total: u64, there: &RangeSet, Wanted { start, end, fill }: Want
 }
 
 /// The turn that is waited for, with what it was for; forever when there is none. Cancel safe.
-async fn turn(slot: &mut Option<(Span, BoxFuture<'static, Slot>)>) -> (Span, Slot) {
-    let Some((span, waiting)) = slot else {
+async fn turn(turn: &mut Option<Turn>) -> (Span, Result<Opening, Busy>) {
+    let Some((span, waiting)) = turn else {
         return std::future::pending().await;
     };
     let granted = (*span, waiting.await);
-    *slot = None;
+    *turn = None;
     granted
 }
 

@@ -15,6 +15,9 @@ use crate::mirror::MirrorError;
 use crate::oci::{ErrorCode, ErrorDocument, RouteError};
 use crate::upstream::UpstreamError;
 
+/// When a client that was turned away may ask again.
+const BUSY_RETRY: Duration = Duration::from_secs(5);
+
 /// An answer that says no.
 #[derive(Debug)]
 pub(super) struct Refusal {
@@ -108,6 +111,15 @@ impl Refusal {
                     ErrorCode::Unavailable,
                     message,
                 )
+            }
+            MirrorError::Fetch(FetchError::Busy) => {
+                let message = format!("{what}: too many downloads wait; ask again");
+                let busy = StatusCode::SERVICE_UNAVAILABLE;
+                let refusal = Self::new(busy, ErrorCode::Unavailable, message);
+                Self {
+                    retry_after: Some(BUSY_RETRY),
+                    ..refusal
+                }
             }
             MirrorError::Store(_)
             | MirrorError::Lost

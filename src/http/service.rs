@@ -15,6 +15,7 @@ use super::conditional::{Verdict, evaluate, requested_ranges};
 use super::connection::Handler;
 use super::error::Refusal;
 use super::request::{Peer, RequestBody};
+use crate::fetch::Client;
 use crate::metrics::{Kind, Metrics, Outcome};
 use crate::mirror::{Exchange, Mirror, MirrorError, Target, Want};
 use crate::oci::route::{Endpoint, Page};
@@ -61,13 +62,14 @@ struct Asked<'a> {
     ns: Option<&'a str>,
     host: Option<&'a str>,
     headers: &'a HeaderMap,
+    client: Client,
     want: Want,
 }
 
 impl Handler for Service {
     async fn handle(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         let (parts, _ignored_body) = request.into_parts();
-        self.answer(Request::from_parts(parts, ()), peer.name).await
+        self.answer(Request::from_parts(parts, ()), peer).await
     }
 }
 
@@ -81,11 +83,12 @@ impl Service {
         }
     }
 
-    async fn answer(&self, request: Request<()>, peer: Arc<str>) -> Response<Body> {
+    async fn answer(&self, request: Request<()>, peer: Peer) -> Response<Body> {
+        let client = Client::at(peer.address);
         let mut record = Record::new(
             Arc::clone(&self.metrics),
             &request,
-            peer,
+            peer.name,
             self.settings.access_log,
         );
         let refused = |refusal: &Refusal| (Kind::Other, Outcome::Error, answer::refusal(refusal));
@@ -96,7 +99,7 @@ impl Service {
             Err(error) => refused(&Refusal::route(&error)),
             Ok(route) => {
                 let kind = kind(&route.endpoint);
-                match self.dispatch(&route, &request, host).await {
+                match self.dispatch(&route, &request, host, client).await {
                     Ok((response, outcome)) => (kind, outcome, response),
                     Err(error) => {
                         let what = describe(&route.endpoint);
@@ -151,6 +154,7 @@ impl Service {
         route: &Route,
         request: &Request<()>,
         host: Option<&HeaderValue>,
+        client: Client,
     ) -> Result<Answered, MirrorError> {
         let Route { endpoint, ns } = route;
         let host = host.and_then(|host| host.to_str().ok());
@@ -158,6 +162,7 @@ impl Service {
             ns: ns.as_deref(),
             host: host.or_else(|| request.uri().authority().map(http::uri::Authority::as_str)),
             headers: request.headers(),
+            client,
             want: if request.method() == Method::HEAD {
                 Want::Head
             } else {
@@ -245,7 +250,7 @@ impl Service {
         };
         let mut found = self
             .mirror
-            .blob(&target, digest, want, ranges.as_ref())
+            .blob(&target, digest, want, ranges.as_ref(), asked.client)
             .await
             .inspect_err(|error| report(&target, error))?;
         let (outcome, visit) = (found.outcome, found.visit.take());

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::flights::Interest;
 use super::{Exchange, Mirror, MirrorError, Target, Visit, Want};
 use crate::config::RangeMode;
-use crate::fetch::{FetchError, Follower, Joined, Source, Wanted};
+use crate::fetch::{Client, FetchError, Follower, Joined, Source, Wanted};
 use crate::metrics::Outcome;
-use crate::oci::{Digest, RepoName, Requested};
+use crate::oci::range::Resolved;
+use crate::oci::{Digest, RangeSet, RepoName, Requested};
 use crate::retention::Hold;
 use crate::store::{Content, LinkKind};
 use crate::upstream::{BlobStream, UpstreamError};
@@ -62,8 +63,20 @@ impl BlobAnswer {
         }
     }
 
-    async fn following(mut follower: Follower, outcome: Outcome) -> Result<Self, MirrorError> {
+    async fn following(
+        mut follower: Follower,
+        ranges: Option<&Requested>,
+        outcome: Outcome,
+    ) -> Result<Self, MirrorError> {
         let size = follower.total().await?;
+        let resolved = size.zip(ranges).map(|(size, ranges)| ranges.resolve(size));
+        if let Some(Resolved::Many(ranges)) = resolved {
+            let mut all = RangeSet::new();
+            for range in ranges {
+                all.insert(range.start, range.end);
+            }
+            follower.announce(all);
+        }
         // Which status a redirect led to in the end isn't told.
         let exchange = Exchange::unanswered();
         let stored = outcome == Outcome::Miss && follower.is_stored();
@@ -87,12 +100,15 @@ impl Mirror {
         digest: Digest,
         want: Want,
         ranges: Option<&Requested>,
+        client: Client,
     ) -> Result<BlobAnswer, MirrorError> {
         let mut found = match (self.warm_blob(target, &digest).await, want) {
             (Some((content, hold)), _) => BlobAnswer::stored(content, hold, Outcome::Hit),
             // Put aside: see `manifest`.
             (None, Want::Head) => Box::pin(self.find_blob_head(target, digest)).await?,
-            (None, Want::Content) => Box::pin(self.find_blob(target, digest, ranges)).await?,
+            (None, Want::Content) => {
+                Box::pin(self.find_blob(target, digest, ranges, client)).await?
+            }
         };
         if want == Want::Content {
             found.visit = self.blob_given(target, &digest, found.outcome);
@@ -129,12 +145,16 @@ impl Mirror {
         target: &Target,
         digest: Digest,
         ranges: Option<&Requested>,
+        client: Client,
     ) -> Result<BlobAnswer, MirrorError> {
-        let wanted = self.wanted(target, ranges);
+        let wanted = Wanted {
+            client,
+            ..self.wanted(target, ranges)
+        };
         for _ in 0..ATTEMPTS {
             // Before the store is asked: who joins waits for no disk.
             if let Some(follower) = self.fetcher.follow(&digest, &target.stored, wanted) {
-                return BlobAnswer::following(follower, Outcome::Joined).await;
+                return BlobAnswer::following(follower, ranges, Outcome::Joined).await;
             }
             let hold = self.retention.hold(&digest).await;
             if let Some(content) = self.linked_blob(target, &digest).await {
@@ -159,9 +179,11 @@ impl Mirror {
                 .fetcher
                 .join(digest, &target.stored, Arc::new(source), wanted);
             let following = match joined {
-                Joined::Leader(follower) => BlobAnswer::following(follower, Outcome::Miss).await,
+                Joined::Leader(follower) => {
+                    BlobAnswer::following(follower, ranges, Outcome::Miss).await
+                }
                 Joined::Follower(follower) => {
-                    BlobAnswer::following(follower, Outcome::Joined).await
+                    BlobAnswer::following(follower, ranges, Outcome::Joined).await
                 }
                 Joined::Committed => continue,
             };
@@ -185,6 +207,7 @@ impl Mirror {
         Wanted {
             start,
             end,
+            client: Client::UNKNOWN,
             fill: whole || self.ranges.mode(&target.stored) == RangeMode::Fill,
         }
     }

@@ -333,8 +333,10 @@ fn is_of_one_layer(error: &FetchError) -> bool {
         | FetchError::Length { .. }
         | FetchError::Changed { .. }
         | FetchError::Present => true,
-        FetchError::Store(_) | FetchError::Lost | FetchError::Abandoned | FetchError::Stopping => {
-            false
-        }
+        FetchError::Store(_)
+        | FetchError::Lost
+        | FetchError::Abandoned
+        | FetchError::Stopping
+        | FetchError::Busy => false,
     }
 }

@@ -6,7 +6,8 @@ use millpond::oci::Digest;
 use millpond::store::FsStore;
 
 use crate::harness::{
-    ALWAYS, Answer, Gate, Mirror, Registry, Reply, Setup, freeze, noise, passing,
+    ALWAYS, Answer, Gate, Mirror, Registry, Reply, Setup, digest, eventually, freeze, noise,
+    passing, read,
 };
 
 const MIB: usize = 1 << 20;
@@ -38,9 +39,7 @@ async fn a_far_range_overtakes_the_first_stream() {
     let far = passing(range(&m, &digest, &format!("bytes={at}-{}", at + 9))).await;
     far.expect(206, &blob[at..at + 10]);
     gate.open();
-    passing(crate::harness::read(whole))
-        .await
-        .expect(200, &blob);
+    passing(read(whole)).await.expect(200, &blob);
     passing(m.idle()).await;
     assert_eq!(
         m.store.size(&digest).await.unwrap(),
@@ -172,4 +171,64 @@ async fn an_upstream_that_sends_other_bytes_the_second_time_breaks_the_pull() {
     passing(m.idle()).await;
     up.behave();
     passing(m.get(&path)).await.expect(200, &blob);
+}
+
+/// Requests that the upstream doesn't answer take no stream from a blob that exists.
+#[tokio::test]
+async fn bogus_digests_do_not_delay_a_blob() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, 100_000);
+    let real = up.put_blob("app", &blob);
+    let gate = Gate::default();
+    let bogus: Vec<_> = (0..40_u8)
+        .map(|n| format!("/v2/app/blobs/{}", digest(&[n])))
+        .collect();
+    for path in &bogus {
+        let closed = gate.clone();
+        up.on(path, ALWAYS, move |_, usual| usual.held(&closed));
+    }
+    let asking = bogus.iter().map(|path| m.get(path));
+    let pulling = async {
+        eventually("all have been sent", || up.count("GET ") == 40).await;
+        let answer = m.get(&format!("/v2/app/blobs/{real}")).await;
+        answer.expect(200, &blob);
+        gate.open();
+    };
+    let (answers, ()) = tokio::join!(futures_util::future::join_all(asking), pulling);
+    for answer in answers {
+        assert_eq!(answer.status, 404);
+    }
+}
+
+/// One client's flood leaves places for the others.
+#[tokio::test]
+async fn a_flood_from_one_address_does_not_delay_another() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let blob = noise(1, 100_000);
+    let real = up.put_blob("app", &blob);
+    let gate = Gate::default();
+    let bogus: Vec<_> = (0..100_u8)
+        .map(|n| format!("/v2/app/blobs/{}", digest(&[n])))
+        .collect();
+    for path in &bogus {
+        let closed = gate.clone();
+        up.on(path, ALWAYS, move |_, usual| usual.held(&closed));
+    }
+    let asking = bogus.iter().map(|path| m.get(path));
+    let pulling = async {
+        eventually("as many as one may have", || up.count("GET ") == 48).await;
+        let other = reqwest::Client::builder()
+            .tls_certs_only([])
+            .local_address(std::net::IpAddr::from([127, 0, 0, 2]));
+        let url = format!("http://{}/v2/app/blobs/{real}", m.address());
+        let request = other.build().unwrap().get(url);
+        read(request.send().await.unwrap()).await.expect(200, &blob);
+        gate.open();
+    };
+    let (answers, ()) = tokio::join!(futures_util::future::join_all(asking), pulling);
+    for answer in answers {
+        assert_eq!(answer.status, 404);
+    }
 }

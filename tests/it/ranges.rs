@@ -2,7 +2,7 @@
 
 use millpond::oci::Digest;
 
-use crate::harness::{Answer, Image, Mirror, Registry, Setup, noise};
+use crate::harness::{ALWAYS, Answer, Gate, Image, Mirror, Registry, Setup, eventually, noise};
 
 const SIZE: usize = 500_000;
 
@@ -225,4 +225,59 @@ async fn ranges_that_clients_reset_do_no_harm() {
     }
     ask(&m, &digest, &[]).await.expect(200, &blob);
     assert_eq!(up.take().len(), 1);
+}
+
+/// Asks for parts of 1000 bytes, so far apart, and compares them.
+async fn parts_at(m: &Mirror, digest: &Digest, blob: &[u8], starts: &[usize]) {
+    let specs: Vec<_> = starts
+        .iter()
+        .map(|at| format!("{at}-{}", at + 999))
+        .collect();
+    let range = format!("bytes={}", specs.join(","));
+    let answer = ask(m, digest, &[("range", &range)]).await;
+    assert_eq!((answer.status, answer.broken), (206, false));
+    let expected = starts
+        .iter()
+        .map(|&at| (at, blob.len(), blob[at..at + 1000].to_vec()));
+    assert!(parts(&answer) == expected.collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn many_ranges_that_pass_through_are_fetched_side_by_side() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).proxy("ranges: passthrough").start().await;
+    let blob = noise(1, 4_000_000);
+    let digest = up.put_blob("app", &blob);
+    let gate = Gate::default();
+    let closed = gate.clone();
+    up.on("GET ", ALWAYS, move |seen, usual| {
+        match seen.header("range") {
+            // The first request asks for the length.
+            Some("bytes=0-0") => usual,
+            _ => usual.held(&closed),
+        }
+    });
+    let starts: Vec<usize> = (0..30).map(|n| 50_000 + n * 100_000).collect();
+    let side_by_side = async {
+        eventually("sixteen requests", || up.count("GET ") == 17).await;
+        gate.open();
+    };
+    tokio::join!(parts_at(&m, &digest, &blob, &starts), side_by_side);
+    assert_eq!(up.count("GET "), 31);
+    assert!(m.upstream_bytes() < 50_000, "{}", m.upstream_bytes());
+}
+
+/// podman's partial pulls send so many.
+#[tokio::test]
+async fn a_hundred_and_seventy_ranges_close_together_are_few_requests() {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).proxy("ranges: passthrough").start().await;
+    let blob = noise(1, 4_000_000);
+    let digest = up.put_blob("app", &blob);
+    let far = (0..2).flat_map(|group| (0..84).map(move |n| group * 2_000_000 + n * 5_000));
+    let starts: Vec<usize> = far.collect();
+    parts_at(&m, &digest, &blob, &starts).await;
+    let seen = up.seen("GET ");
+    assert!(seen.len() <= 4, "{seen:?}");
+    assert!(m.upstream_bytes() < 900_000, "{}", m.upstream_bytes());
 }

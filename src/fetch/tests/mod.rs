@@ -334,6 +334,7 @@ const fn range(start: u64, end: u64, fill: bool) -> Wanted {
         start,
         end: Some(end),
         fill,
+        client: Client::UNKNOWN,
     }
 }
 

@@ -83,6 +83,7 @@ impl World {
         Demand {
             wants: wants.collect(),
             floor: self.clients.iter().map(|(at, _)| *at).min().unwrap_or(0),
+            announced: RangeSet::new(),
         }
     }
 
@@ -343,6 +344,7 @@ fn who_waits_near_a_stream_waits_for_it_and_who_waits_far_gets_one() {
             end: Some(at + 10),
         }],
         floor: at,
+        announced: RangeSet::new(),
     };
     // 10 MiB/s: a quarter of a second is 2.5 MiB.
     for (rate, ahead, far) in [
@@ -388,6 +390,7 @@ fn what_is_not_stored_comes_in_order() {
             end: None,
         }],
         floor: 0,
+        announced: RangeSet::new(),
     };
     let next = plan.next(&have, &far, now).unwrap();
     assert_eq!((next.start, next.end), (have.end_of(0), None));
@@ -397,4 +400,44 @@ fn what_is_not_stored_comes_in_order() {
     whole.insert(0, 50 * MIB);
     plan.stop();
     assert_eq!(plan.next(&whole, &far, now), None);
+}
+
+#[test]
+fn announced_ranges_are_fetched_at_once_and_neighbours_together() {
+    let segments = Segments {
+        min_size: u64::MAX,
+        count: 4,
+        per_blob: 3,
+    };
+    let (now, have) = (Instant::now(), RangeSet::new());
+    let mut plan = Plan::new(segments, false);
+    plan.opened(Some(50 * MIB));
+    let mut demand = Demand::default();
+    for start in [MIB, MIB + 10_000, 2 * MIB, 3 * MIB, 4 * MIB] {
+        demand.announced.insert(start, start + 1000);
+    }
+    // Somebody waits at the third.
+    demand.wants.push(Want {
+        at: 3 * MIB,
+        end: Some(3 * MIB + 1000),
+    });
+    for (start, end) in [
+        (3 * MIB, 3 * MIB + 1000),
+        (4 * MIB, 4 * MIB + 1000),
+        (MIB, MIB + 11_000),
+    ] {
+        let end = Some(end);
+        assert_eq!(plan.next(&have, &demand, now), Some(Span { start, end }));
+        plan.open(Span { start, end });
+    }
+    assert_eq!(plan.next(&have, &demand, now), None, "no more at a time");
+    // What a stream brings isn't asked for twice, and what is there neither.
+    plan.close(0);
+    let mut have = RangeSet::new();
+    have.insert(3 * MIB, 3 * MIB + 1000);
+    have.insert(2 * MIB + 400, 2 * MIB + 500);
+    let first = plan.next(&have, &demand, now).unwrap();
+    assert_eq!((first.start, first.end), (2 * MIB, Some(2 * MIB + 400)));
+    plan.fill = true;
+    assert_ne!(plan.next(&have, &demand, now), Some(first));
 }
