@@ -82,10 +82,12 @@ async fn drain(shared: &Shared, download: &Download) -> FetchError {
 /// A failure that no client notices is none for the operator either.
 fn log_failure(shared: &Shared, download: &Download, error: &FetchError) {
     let digest = download.digest;
-    if shared.running.has_clients(&digest, download.id) {
+    // The source has reported what its upstream said.
+    let reported = matches!(error, FetchError::Upstream(_));
+    if !reported && shared.running.has_clients(&digest, download.id) {
         tracing::warn!(%digest, %error, "download failed");
     } else {
-        tracing::debug!(%digest, %error, "a download ended that no client waits for");
+        tracing::debug!(%digest, %error, "a download ended that no client waits for, or whose upstream failed");
     }
 }
 

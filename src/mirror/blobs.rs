@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
 use super::flights::Interest;
 use super::{Exchange, Mirror, MirrorError, Target, Visit, Want};
 use crate::config::RangeMode;
@@ -276,6 +278,9 @@ impl Mirror {
     }
 }
 
+/// What is done where a download's request fails.
+const DOWNLOAD_FAILED: &str = "the download asks again or another source, or ends with an error";
+
 /// The upstream as the source of a download.
 #[derive(Debug)]
 pub(super) struct UpstreamBlob {
@@ -288,11 +293,18 @@ pub(super) struct UpstreamBlob {
 #[async_trait::async_trait]
 impl Source for UpstreamBlob {
     async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError> {
-        self.target
-            .upstream
+        let upstream = Arc::clone(&self.target.upstream);
+        let asking = upstream
             .client
-            .get_blob(&self.target.repo, &self.digest, offset, end)
+            .get_blob(&self.target.repo, &self.digest, offset, end);
+        let mut stream = asking
             .await
+            .inspect_err(|error| upstream.client.report(error, DOWNLOAD_FAILED))?;
+        let body = stream.body;
+        stream.body = body
+            .inspect_err(move |error| upstream.client.report(error, DOWNLOAD_FAILED))
+            .boxed();
+        Ok(stream)
     }
 
     fn upstream(&self) -> &str {

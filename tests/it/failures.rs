@@ -138,3 +138,21 @@ async fn for_a_wrong_password_the_log_says_so() {
         "{lines:?}"
     );
 }
+
+#[tokio::test]
+async fn downloads_that_fail_have_one_warning_for_all() {
+    let (warnings, _guard) = Warnings::collect();
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    let digests: Vec<_> = (0..5)
+        .map(|seed| up.put_blob("app", &noise(seed, 1000)))
+        .collect();
+    up.reply("/blobs/", ALWAYS, Reply::error(403));
+    for digest in digests {
+        assert_eq!(m.get(&format!("/v2/app/blobs/{digest}")).await.status, 403);
+    }
+    assert_says(
+        &warnings.take(),
+        &["status=403", "/v2/app/blobs/", "instead="],
+    );
+}
