@@ -10,7 +10,7 @@ pub use retention::settings as retention_settings;
 
 use std::future::Future;
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use crate::mirror::{UpstreamEntry, Upstreams};
 use crate::retention::{Retention, ScrubSettings};
 #[cfg(unix)]
 use crate::store::Layout;
-use crate::store::{FsStore, MemoryStore, Store, StoreError};
+use crate::store::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::tasks::{Panicked, Tasks};
 use crate::upstream::{self, Upstream, UpstreamError};
 
@@ -74,7 +74,9 @@ impl App {
     /// Starts with what the configuration says. When this returns, requests are answered.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         let store: Arc<dyn Store> = match &config.storage {
-            config::Storage::Filesystem { root } => Arc::new(FsStore::open(root).await?),
+            config::Storage::Filesystem { root, mode } => {
+                Arc::new(open_store(root, *mode, &config.proxy).await?)
+            }
             config::Storage::Memory => Arc::new(MemoryStore::new()),
         };
         Self::start_with(config, store, Clock::system()).await
@@ -202,6 +204,29 @@ impl App {
     }
 }
 
+/// Opens the data directory, and says which upstreams it is for.
+async fn open_store(
+    root: &Path,
+    mode: Option<u32>,
+    proxy: &config::Proxy,
+) -> Result<FsStore, StartError> {
+    let store = FsStore::open_with(root, mode).await?;
+    let named = proxy.upstreams.iter();
+    let named = named.map(|upstream| (upstream.name.clone(), upstream.url.to_string()));
+    let default = (String::new(), proxy.default.url.to_string());
+    let upstreams = named.chain([default]).collect();
+    for UpstreamChange { name, before, now } in store.set_upstreams(upstreams).await? {
+        tracing::warn!(
+            upstream = name,
+            before,
+            now,
+            "this data directory was filled from another upstream: nothing that it has is served \
+             for this one before the upstream has said that it has it, too"
+        );
+    }
+    Ok(store)
+}
+
 /// Starts the slow check in the background, where one is wanted.
 fn scrub(config: &Config, retention: &Retention, tasks: &Tasks, stop: &CancellationToken) {
     if let Some(scrub) = config.limits.scrub {
@@ -253,7 +278,7 @@ impl Serving {
     /// Takes commands on the data directory's admin socket. Pulls don't depend on it.
     #[cfg(unix)]
     async fn take_commands(&self, config: &Config, retention: &Retention) {
-        let config::Storage::Filesystem { root } = &config.storage else {
+        let config::Storage::Filesystem { root, .. } = &config.storage else {
             return;
         };
         let path = Layout::new(root).admin_socket();

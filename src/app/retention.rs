@@ -11,7 +11,7 @@ use crate::store::Layout;
 /// What the configuration says about retention.
 pub fn settings(config: &Config) -> Result<Settings, StartError> {
     let root = match &config.storage {
-        Storage::Filesystem { root } => Some(root.as_path()),
+        Storage::Filesystem { root, .. } => Some(root.as_path()),
         Storage::Memory => None,
     };
     let proxy = &config.proxy;

@@ -55,7 +55,7 @@ fn with_backend<T>(
 
 impl Backend {
     async fn open(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
-        let Storage::Filesystem { root } = &config.storage else {
+        let Storage::Filesystem { root, .. } = &config.storage else {
             anyhow::bail!("storage.inmemory keeps nothing that could be looked at from outside");
         };
         let store: Arc<dyn Store> = match FsStore::inspect(root).await {

@@ -62,7 +62,7 @@ async fn until_told(config: &Config, logs: &Logs) -> anyhow::Result<()> {
     };
     logs.writer().count_into(app.metrics().log_lines_dropped());
     let data = match &config.storage {
-        Storage::Filesystem { root } => root.display().to_string(),
+        Storage::Filesystem { root, .. } => root.display().to_string(),
         Storage::Memory => "memory".to_owned(),
     };
     tracing::info!(

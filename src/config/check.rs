@@ -167,7 +167,27 @@ fn storage(storage: &Section<'_>, from_file: bool, report: &mut Report<'_>) -> S
     }
     Storage::Filesystem {
         root: PathBuf::from(root.unwrap_or(DEFAULT_ROOT)),
+        mode: file_mode(&filesystem, report),
     }
+}
+
+/// The permissions of files, in octal digits.
+fn file_mode(filesystem: &Section<'_>, report: &mut Report<'_>) -> Option<u32> {
+    let text = filesystem.text("mode")?;
+    let digits = (3..=4).contains(&text.len()) && text.bytes().all(|digit| digit.is_ascii_digit());
+    let mode = u32::from_str_radix(text, 8).ok().filter(|_| digits);
+    // Readable and writable for the owner; executable or special for nobody.
+    let mode = mode.filter(|mode| mode & 0o600 == 0o600 && mode & !0o666 == 0);
+    if mode.is_none() {
+        let path = filesystem.path.key("mode");
+        let message = format!(
+            "`{path}` is {}; write the permissions of files as octal digits such as 0640: \
+             readable and writable for the owner, and executable for nobody",
+            shown(text)
+        );
+        report.problem(&path, message);
+    }
+    mode
 }
 
 fn http(http: &Section<'_>, report: &mut Report<'_>) -> Http {

@@ -83,8 +83,10 @@ pub enum LogFormat {
 /// Where blobs, manifests and tags are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Storage {
-    /// The root may be relative to the working directory, and need not exist.
-    Filesystem { root: PathBuf },
+    /// The root may be relative to the working directory, and need not exist. `mode` is the
+    /// permissions of files; directories can also be searched by whoever can read them. None is what
+    /// the directory has, or 0640.
+    Filesystem { root: PathBuf, mode: Option<u32> },
     /// Gone with the process.
     Memory,
 }

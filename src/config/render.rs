@@ -59,9 +59,11 @@ fn log(log: &Log) -> Value {
 fn storage(storage: &Storage, limits: &Limits) -> Value {
     let (driver, parameters) = match storage {
         Storage::Memory => ("inmemory", map([])),
-        Storage::Filesystem { root } => {
+        Storage::Filesystem { root, mode } => {
             let root = root.to_string_lossy().into_owned();
-            ("filesystem", map([("rootdirectory", Some(root.into()))]))
+            let mode = mode.map(|mode| format!("0{mode:o}").into());
+            let keys = [("rootdirectory", Some(root.into())), ("mode", mode)];
+            ("filesystem", map(keys))
         }
     };
     let interval = limits.scrub.map(|scrub| scrub.interval).unwrap_or_default();

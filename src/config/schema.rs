@@ -94,6 +94,7 @@ const STORAGE: Keys = &[
         "filesystem",
         Section(&[
             ("rootdirectory", Scalar),
+            ("mode", Scalar),
             (
                 "maxthreads",
                 Ignored("the number of threads is not limited by it"),

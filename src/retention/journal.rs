@@ -19,6 +19,7 @@ use super::moment::Moment;
 use super::record::Record;
 use super::state::{self, Line, Tally};
 use super::{RetentionError, Shared, Upkeep};
+use crate::store::{Layout, Modes};
 
 /// The largest state file that is read, in bytes: five million entries.
 const MAX_STATE: u64 = 2 * 1024 * 1024 * 1024;
@@ -134,7 +135,8 @@ impl Journal {
 
     fn try_append(&mut self, lines: &[u8]) -> io::Result<()> {
         if self.file.is_none() {
-            let file = File::options().create(true).append(true).open(&self.path)?;
+            let mut options = File::options();
+            let file = modes(&self.path).open(options.create(true).append(true), &self.path)?;
             self.file = Some(file);
             sync_directory(&self.path)?;
         }
@@ -270,8 +272,15 @@ fn pipe<'a, T: Send>(
     })
 }
 
+/// The permissions of the store beside which the state is kept.
+fn modes(path: &Path) -> Modes {
+    Modes::beside(&Layout::new(path.parent().unwrap_or(path)))
+}
+
 fn write_snapshot(path: &Path, next: &mut dyn FnMut() -> Option<Vec<Record>>) -> io::Result<u64> {
-    let mut file = BufWriter::with_capacity(1024 * 1024, File::create(path)?);
+    let mut options = File::options();
+    let file = modes(path).open(options.create(true).write(true).truncate(true), path)?;
+    let mut file = BufWriter::with_capacity(1024 * 1024, file);
     let mut text = Vec::new();
     let (mut bytes, mut first) = (0, true);
     file.write_all(b"{")?;

@@ -108,8 +108,8 @@ impl Index {
         Some(())
     }
 
-    /// A link is there and can't be read: it gets an entry, so that what it is a link to isn't taken
-    /// for superfluous, and goes in its time. Nobody is served by it.
+    /// A link is there and can't be read, or is of another upstream: it gets an entry, so that what
+    /// it is a link to isn't taken for superfluous, and goes in its time. Nobody is served by it.
     fn expect(&mut self, link: &Link, now: Moment) -> Option<()> {
         let (repo, content) = (
             self.intern_repo(&link.repo)?,
@@ -335,8 +335,9 @@ async fn build(shared: &Arc<Shared>) -> Result<(), StoreError> {
         index.sized = true;
         index.news.freed = true;
     });
+    let mut unseen = Unseen::default();
     for repo in shared.store.repositories().await? {
-        list_repository(shared, &repo).await?;
+        list_repository(shared, &repo, &mut unseen).await?;
     }
     let unreadable = shared.store.unreadable().await?;
     shared.with(|index| {
@@ -346,7 +347,7 @@ async fn build(shared: &Arc<Shared>) -> Result<(), StoreError> {
             }
         }
     });
-    let unseen = Unseen::of(&unreadable);
+    unseen.add(&unreadable);
     let count = u64::try_from(unseen.count).unwrap_or(u64::MAX);
     shared.counters.unreadable.store(count, Ordering::Relaxed);
     read_manifests(shared).await;
@@ -358,7 +359,7 @@ async fn build(shared: &Arc<Shared>) -> Result<(), StoreError> {
 #[derive(Debug, Default)]
 struct Unseen {
     count: usize,
-    /// Content whose file, or a link to it, couldn't be read.
+    /// Content whose file, or a link to it, couldn't be read or doesn't count.
     digests: HashSet<Digest>,
     /// The first bytes of digests of which files may be there.
     blobs: HashSet<u8>,
@@ -368,10 +369,14 @@ struct Unseen {
 
 impl Unseen {
     fn of(unreadable: &[Unreadable]) -> Self {
-        let mut unseen = Self {
-            count: unreadable.len(),
-            ..Self::default()
-        };
+        let mut unseen = Self::default();
+        unseen.add(unreadable);
+        unseen
+    }
+
+    fn add(&mut self, unreadable: &[Unreadable]) {
+        let unseen = self;
+        unseen.count += unreadable.len();
         for Unreadable { entry, .. } in unreadable {
             match entry {
                 UnreadableEntry::Blob(digest) => drop(unseen.digests.insert(*digest)),
@@ -381,7 +386,6 @@ impl Unseen {
                 UnreadableEntry::Tag(..) => {}
             }
         }
-        unseen
     }
 
     fn may_have_file(&self, digest: &Digest) -> bool {
@@ -393,9 +397,14 @@ impl Unseen {
     }
 }
 
-async fn list_repository(shared: &Shared, repo: &RepoName) -> Result<(), StoreError> {
+async fn list_repository(
+    shared: &Shared,
+    repo: &RepoName,
+    unseen: &mut Unseen,
+) -> Result<(), StoreError> {
     for kind in [LinkKind::Revision, LinkKind::Layer] {
         let digests = shared.store.links(repo, kind).await?;
+        let unproved = shared.store.unproved(repo, kind).await?;
         let mut without_file = Vec::new();
         for page in digests.chunks(PAGE) {
             shared.with(|index| {
@@ -405,13 +414,18 @@ async fn list_repository(shared: &Shared, repo: &RepoName) -> Result<(), StoreEr
                         kind,
                         digest: *digest,
                     };
-                    index.confirm(&link, shared.now());
+                    if unproved.binary_search(digest).is_ok() {
+                        index.expect(&link, shared.now());
+                    } else {
+                        index.confirm(&link, shared.now());
+                    }
                     if !index.has_file(digest) {
                         without_file.push(*digest);
                     }
                 }
             });
         }
+        unseen.digests.extend(unproved);
         // Listing a link may have given its content another name.
         for digest in without_file {
             if let Ok(Some(size)) = shared.store.size(&digest).await {

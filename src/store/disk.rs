@@ -6,6 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::StoreError;
+use super::modes::Modes;
 use crate::oci::Digest;
 
 /// How often a file is put in place when the directories made for it are pruned meanwhile.
@@ -31,11 +32,11 @@ pub(super) fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 /// Makes a directory and those above it; returns the ones that weren't there.
-pub(super) fn create_dirs(directory: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn create_dirs(directory: &Path, modes: &Modes) -> io::Result<Vec<PathBuf>> {
     let mut missing = Vec::new();
     let mut created = Vec::new();
     for ancestor in directory.ancestors() {
-        match fs::create_dir(ancestor) {
+        match modes.create_dir(ancestor) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
             result => {
                 created.extend(newly(result, ancestor)?);
@@ -44,7 +45,7 @@ pub(super) fn create_dirs(directory: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     for below in missing.into_iter().rev() {
-        created.extend(newly(fs::create_dir(below), below)?);
+        created.extend(newly(modes.create_dir(below), below)?);
     }
     Ok(created)
 }
@@ -59,12 +60,12 @@ fn newly(created: io::Result<()>, directory: &Path) -> io::Result<Option<PathBuf
 
 /// Renames a file to its final name, over whatever has that name, and makes the directories above
 /// it. Returns the directories it made.
-pub(super) fn place(from: &Path, to: &Path) -> Result<Vec<PathBuf>, StoreError> {
+pub(super) fn place(from: &Path, to: &Path, modes: &Modes) -> Result<Vec<PathBuf>, StoreError> {
     let directory = to.parent().unwrap_or(to);
     let mut created = Vec::new();
     let mut attempt = 1;
     loop {
-        let renamed = create_dirs(directory).and_then(|new| {
+        let renamed = create_dirs(directory, modes).and_then(|new| {
             created.extend(new);
             fs::rename(from, to)
         });
@@ -200,9 +201,14 @@ pub(super) fn read_small(path: &Path, max: u64) -> Result<Option<Vec<u8>>, Store
 }
 
 /// Makes a small file. `sync` makes its content durable, but not its name.
-pub(super) fn write_small(draft: &Path, content: &[u8], sync: bool) -> Result<(), StoreError> {
+pub(super) fn write_small(
+    draft: &Path,
+    content: &[u8],
+    sync: bool,
+    modes: &Modes,
+) -> Result<(), StoreError> {
     let write = || {
-        let mut file = File::create_new(draft)?;
+        let mut file = modes.open(File::options().write(true).create_new(true), draft)?;
         file.write_all(content)?;
         if sync { file.sync_data() } else { Ok(()) }
     };
@@ -251,22 +257,38 @@ pub(super) fn read_link(path: &Path) -> Result<Option<Digest>, StoreError> {
 }
 
 /// Writes a link to `draft`, as the reference registry does: the digest, no line end.
-pub(super) fn write_link(draft: &Path, digest: &Digest, sync: bool) -> Result<(), StoreError> {
-    write_small(draft, digest.to_string().as_bytes(), sync)
+pub(super) fn write_link(
+    draft: &Path,
+    digest: &Digest,
+    sync: bool,
+    modes: &Modes,
+) -> Result<(), StoreError> {
+    write_small(draft, digest.to_string().as_bytes(), sync, modes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Layout;
+
+    fn modes(root: &Path) -> Modes {
+        Modes::of(&Layout::new(root), None)
+    }
 
     #[test]
     fn says_which_directories_it_made() {
         let root = tempfile::tempdir().unwrap();
         let (a, ab) = (root.path().join("a"), root.path().join("a/b"));
         let abc = ab.join("c");
-        assert_eq!(create_dirs(&ab).unwrap(), [a, ab.clone()]);
-        assert_eq!(create_dirs(&abc).unwrap(), [root.path().join("a/b/c")]);
-        assert!(create_dirs(&abc).unwrap().is_empty());
+        assert_eq!(
+            create_dirs(&ab, &modes(root.path())).unwrap(),
+            [a, ab.clone()]
+        );
+        assert_eq!(
+            create_dirs(&abc, &modes(root.path())).unwrap(),
+            [root.path().join("a/b/c")]
+        );
+        assert!(create_dirs(&abc, &modes(root.path())).unwrap().is_empty());
         assert!(abc.is_dir());
     }
 
@@ -274,8 +296,8 @@ mod tests {
     fn prunes_up_to_what_is_kept_or_in_use() {
         let root = tempfile::tempdir().unwrap();
         let path = |below: &str| root.path().join(below);
-        create_dirs(&path("keep/a/b")).unwrap();
-        create_dirs(&path("keep/c")).unwrap();
+        create_dirs(&path("keep/a/b"), &modes(root.path())).unwrap();
+        create_dirs(&path("keep/c"), &modes(root.path())).unwrap();
 
         prune(&path("keep/a/b"), &path("keep"));
         assert!(!path("keep/a").exists());
@@ -305,7 +327,7 @@ mod tests {
                 let draft = root.path().join(format!("draft{number}"));
                 fs::write(&draft, "x").unwrap();
                 // Losing every attempt is possible; a wrong error or a half-placed file isn't.
-                match place(&draft, &directory.join("file")) {
+                match place(&draft, &directory.join("file"), &modes(root.path())) {
                     Ok(_) => {
                         placed += 1;
                         fs::remove_file(directory.join("file")).unwrap();

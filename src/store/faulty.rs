@@ -311,6 +311,10 @@ impl Store for FaultyStore {
         self.inner.repositories().await
     }
 
+    async fn unproved(&self, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
+        self.inner.unproved(repo, kind).await
+    }
+
     async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
         self.inner.unreadable().await
     }

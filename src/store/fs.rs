@@ -4,6 +4,7 @@
 //! Every call to the file system that may wait for a disk runs on the blocking pool, as one step for
 //! each method.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::spool::Spool;
 use super::stage::FileStage;
 use super::{
     Content, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError, Unreadable,
-    Upload, blocking, disk,
+    Upload, UpstreamChange, blocking, disk,
 };
 use crate::oci::{Digest, RepoName, Tag};
 
@@ -34,8 +35,28 @@ impl FsStore {
     /// Opens the store below `root`, which is made when it isn't there (it may be a symbolic link).
     /// Fails when it can't be written, or when another process has it open.
     pub async fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        Self::open_with(root, None).await
+    }
+
+    /// The same, with the permissions that files get; see [`Modes::of`](super::Modes::of).
+    pub async fn open_with(
+        root: impl Into<PathBuf>,
+        mode: Option<u32>,
+    ) -> Result<Self, StoreError> {
         let layout = Layout::new(root);
-        Ok(Self::over(blocking(move || Spool::open(layout)).await?))
+        Ok(Self::over(
+            blocking(move || Spool::open(layout, mode)).await?,
+        ))
+    }
+
+    /// Says which upstreams the repositories belong to: by name, and the default one with an empty
+    /// name. Returns those that have another URL than at the last start. Links and tags that were
+    /// written before then don't count any more; content stays.
+    pub async fn set_upstreams(
+        &self,
+        upstreams: BTreeMap<String, String>,
+    ) -> Result<Vec<UpstreamChange>, StoreError> {
+        self.run(move |spool| spool.set_upstreams(&upstreams)).await
     }
 
     /// Opens a store that is there, to look at it or to remove something: nothing is created or
@@ -146,8 +167,11 @@ impl Store for FsStore {
     async fn link(&self, link: &Link) -> Result<(), StoreError> {
         let link = link.clone();
         // Not synced: a link that is lost with the power is proven anew by one upstream HEAD.
-        self.run(move |spool| spool.write_link(&spool.layout().link(&link), &link.digest, false))
-            .await
+        self.run(move |spool| {
+            let path = spool.layout().link(&link);
+            spool.write_link(&link.repo, &path, &link.digest, false)
+        })
+        .await
     }
 
     async fn unlink(&self, link: &Link) -> Result<bool, StoreError> {
@@ -165,17 +189,22 @@ impl Store for FsStore {
 
     async fn tag(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>, StoreError> {
         let (repo, tag) = (repo.clone(), tag.clone());
-        self.run(move |spool| disk::read_link(&spool.layout().tag_current(&repo, &tag)))
-            .await
+        self.run(move |spool| {
+            let path = spool.layout().tag_current(&repo, &tag);
+            let digest = disk::read_link(&path)?;
+            Ok(digest.filter(|_| spool.is_proved(&repo, &path)))
+        })
+        .await
     }
 
     async fn set_tag(&self, repo: &RepoName, tag: &Tag, digest: &Digest) -> Result<(), StoreError> {
         let (repo, tag, digest) = (repo.clone(), tag.clone(), *digest);
         self.run(move |spool| {
             let layout = spool.layout();
-            spool.write_link(&layout.tag_index(&repo, &tag, &digest), &digest, false)?;
+            let index = layout.tag_index(&repo, &tag, &digest);
+            spool.write_link(&repo, &index, &digest, false)?;
             // Synced: the last known digest is what is served while the upstream is down.
-            spool.write_link(&layout.tag_current(&repo, &tag), &digest, true)
+            spool.write_link(&repo, &layout.tag_current(&repo, &tag), &digest, true)
         })
         .await
     }
@@ -212,6 +241,12 @@ impl Store for FsStore {
 
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
         self.run(|spool| list::repositories(spool)).await
+    }
+
+    async fn unproved(&self, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
+        let repo = repo.clone();
+        self.run(move |spool| Ok(list::unproved(spool, &repo, kind)))
+            .await
     }
 
     async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
@@ -269,10 +304,10 @@ fn set_aside(spool: &Spool, digest: &Digest) -> Result<bool, StoreError> {
     if let Ok(None) = disk::found(fs::symlink_metadata(&path)) {
         return Ok(false);
     }
-    let renamed = match disk::place(&path, &aside) {
+    let renamed = match disk::place(&path, &aside, spool.modes()) {
         Err(error) if error.kind() == Some(std::io::ErrorKind::NotFound) => return Ok(false),
         Err(_first) if disk::file_size(&path).is_err() => {
-            disk::remove_tree(&aside).and_then(|_| disk::place(&directory, &aside))
+            disk::remove_tree(&aside).and_then(|_| disk::place(&directory, &aside, spool.modes()))
         }
         renamed => renamed,
     };

@@ -241,8 +241,8 @@ impl FileKeeper {
         let (sidecar, draft) = (&self.part.sidecar, self.spool.draft());
         let placed = partial::to_json(&self.part.digest, partial)
             .map_err(|error| StoreError::io("write", sidecar, error.into()))
-            .and_then(|text| disk::write_small(&draft, &text, true))
-            .and_then(|()| disk::place(&draft, sidecar).map(drop));
+            .and_then(|text| disk::write_small(&draft, &text, true, self.spool.modes()))
+            .and_then(|()| disk::place(&draft, sidecar, self.spool.modes()).map(drop));
         if placed.is_err() {
             disk::discard(&draft);
         }

@@ -37,7 +37,8 @@ impl Layout {
         &self.root
     }
 
-    fn registry(&self) -> PathBuf {
+    /// The directory that the reference registry keeps everything but the expiry state in.
+    pub fn registry(&self) -> PathBuf {
         self.root.join("docker").join("registry").join("v2")
     }
 
@@ -126,6 +127,11 @@ impl Layout {
     /// What has changed since the scheduler state was written; belongs to `retention`.
     pub fn scheduler_journal(&self) -> PathBuf {
         self.root.join("scheduler-state.journal")
+    }
+
+    /// Which upstream the content came from.
+    pub fn origins(&self) -> PathBuf {
+        self.root.join("millpond").join("upstreams.json")
     }
 
     /// Locked by the process that uses the store.

@@ -36,6 +36,8 @@ pub mod fs;
 mod keep;
 pub mod layout;
 pub mod memory;
+mod modes;
+mod origins;
 mod partial;
 mod spool;
 mod stage;
@@ -46,6 +48,8 @@ pub use faulty::FaultyStore;
 pub use fs::FsStore;
 pub use layout::Layout;
 pub use memory::MemoryStore;
+pub use modes::Modes;
+pub use origins::UpstreamChange;
 pub use partial::{Keeper, MAX_KEPT_RANGES, Partial};
 pub use unreadable::{Unreadable, UnreadableEntry};
 
@@ -114,6 +118,12 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// Every repository that has a link or a tag, sorted; names below other names included.
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError>;
+
+    /// Links of a repository that don't count until they are made anew, because they are of another
+    /// upstream; see [`FsStore::set_upstreams`].
+    async fn unproved(&self, _repo: &RepoName, _kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
+        Ok(Vec::new())
+    }
 
     /// What the listings above left out because it couldn't be read.
     async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {

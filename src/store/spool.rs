@@ -8,18 +8,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use super::disk::LinkText;
 use super::keep::{Left, Part};
 use super::layout::{Layout, Spooled, spooled};
+use super::modes::Modes;
+use super::origins::{Origins, UpstreamChange};
 use super::partial::{Partial, Unusable};
 use super::stage::FileStage;
 use super::unreadable::UnreadableEntries;
 use super::{StoreError, disk};
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoName};
+
+/// The largest file of upstreams that is read, in bytes.
+const MAX_ORIGINS: u64 = 4 * 1024 * 1024;
 
 /// The directory of unfinished files, locked for this process.
 #[derive(Debug)]
@@ -29,6 +34,9 @@ pub(super) struct Spool {
     next: AtomicU64,
     left: Left,
     unreadable: UnreadableEntries,
+    modes: Modes,
+    /// Unset where nobody says which upstreams there are.
+    origins: OnceLock<Origins>,
     /// Opened by [`inspect`](Self::inspect): nothing is created or tidied.
     inspected: bool,
     /// Held, not read: the lock goes with it.
@@ -37,22 +45,23 @@ pub(super) struct Spool {
 
 impl Spool {
     /// Makes the directories, takes the lock, clears leftovers, and proves that files can be made.
-    pub(super) fn open(layout: Layout) -> Result<Self, StoreError> {
+    pub(super) fn open(layout: Layout, mode: Option<u32>) -> Result<Self, StoreError> {
+        let modes = Modes::of(&layout, mode);
         let not_writable = |path: PathBuf| {
             let root = layout.root().to_owned();
             |source| StoreError::NotWritable { root, path, source }
         };
         let spool = layout.spool();
-        let created = disk::create_dirs(&spool).map_err(not_writable(spool.clone()))?;
+        let created = disk::create_dirs(&spool, &modes).map_err(not_writable(spool.clone()))?;
+        for own in spool.ancestors().take(2) {
+            modes
+                .settle_dir(own)
+                .map_err(not_writable(own.to_owned()))?;
+        }
         disk::sync_names(&spool, &created);
 
         let path = layout.lock();
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(not_writable(path.clone()))?;
+        let lock = Modes::open_lock(&path).map_err(not_writable(path.clone()))?;
         take_lock(&lock, &layout)?;
 
         // Before the probe, because it may make room on a full disk.
@@ -66,6 +75,8 @@ impl Spool {
             next: AtomicU64::new(next),
             left,
             unreadable: UnreadableEntries::default(),
+            modes,
+            origins: OnceLock::new(),
             inspected: false,
             _lock: Some(lock),
         })
@@ -74,6 +85,7 @@ impl Spool {
     /// Takes the lock of a directory that is there, and changes nothing. A directory without a lock
     /// file has never been used by a server.
     pub(super) fn inspect(layout: Layout) -> Result<Self, StoreError> {
+        let modes = Modes::of(&layout, None);
         let root = layout.root();
         let there = disk::found(fs::metadata(root))
             .map_err(|source| StoreError::io("look at", root, source))?;
@@ -92,6 +104,8 @@ impl Spool {
             next: AtomicU64::new(1),
             left: Left::default(),
             unreadable: UnreadableEntries::default(),
+            modes,
+            origins: OnceLock::new(),
             inspected: true,
             _lock: lock,
         })
@@ -103,6 +117,57 @@ impl Spool {
 
     pub(super) fn is_inspected(&self) -> bool {
         self.inspected
+    }
+
+    pub(super) fn modes(&self) -> &Modes {
+        &self.modes
+    }
+
+    /// Says which upstreams there are, and keeps it for the next start. Returns which of them are
+    /// others than at the last one. Blocks; to be called once.
+    pub(super) fn set_upstreams(
+        &self,
+        upstreams: &BTreeMap<String, String>,
+    ) -> Result<Vec<UpstreamChange>, StoreError> {
+        let path = self.layout.origins();
+        let text = disk::read_small(&path, MAX_ORIGINS)?.unwrap_or_default();
+        let known: Origins = serde_json::from_slice(&text).unwrap_or_default();
+        let draft = self.draft();
+        disk::write_small(&draft, b"", false, &self.modes)?;
+        // By the clock that dates the links.
+        let now = fs::metadata(&draft).and_then(|draft| draft.modified());
+        disk::discard(&draft);
+        let now = now.map_err(|source| StoreError::io("look at", &draft, source))?;
+        let (origins, changes) = known.updated(upstreams, now);
+        if origins != known {
+            let draft = self.draft();
+            let placed = serde_json::to_vec(&origins)
+                .map_err(|error| StoreError::io("write", &path, error.into()))
+                .and_then(|text| disk::write_small(&draft, &text, true, &self.modes))
+                .and_then(|()| disk::place(&draft, &path, &self.modes).map(drop));
+            if placed.is_err() {
+                disk::discard(&draft);
+            }
+            placed?;
+        }
+        // Whoever called this before has said the same.
+        drop(self.origins.set(origins));
+        Ok(changes)
+    }
+
+    /// Whether the repository's upstream has ever been another one.
+    pub(super) fn has_changed(&self, repo: &RepoName) -> bool {
+        let origins = self.origins.get();
+        origins.is_some_and(|origins| origins.changed(repo).is_some())
+    }
+
+    /// Whether a link or tag of this repository was written since its upstream is the one it is.
+    pub(super) fn is_proved(&self, repo: &RepoName, path: &Path) -> bool {
+        let changed = self.origins.get().and_then(|origins| origins.changed(repo));
+        changed.is_none_or(|changed| {
+            let written = fs::metadata(path).and_then(|file| file.modified());
+            written.is_ok_and(|written| written > changed)
+        })
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -184,17 +249,19 @@ impl Spool {
     /// may leave an empty file, which reads as no link.
     pub(super) fn write_link(
         &self,
+        repo: &RepoName,
         target: &Path,
         digest: &Digest,
         sync: bool,
     ) -> Result<(), StoreError> {
         // One that can't be read is replaced, as a damaged one is.
-        if disk::read_link(target).is_ok_and(|known| known == Some(*digest)) {
+        let is_known = disk::read_link(target).is_ok_and(|known| known == Some(*digest));
+        if is_known && self.is_proved(repo, target) {
             return Ok(());
         }
         let draft = self.draft();
-        let placed = disk::write_link(&draft, digest, sync)
-            .and_then(|()| disk::place(&draft, target).map(drop));
+        let placed = disk::write_link(&draft, digest, sync, &self.modes)
+            .and_then(|()| disk::place(&draft, target, &self.modes).map(drop));
         if placed.is_err() {
             disk::discard(&draft);
         }
@@ -237,7 +304,7 @@ impl Spool {
     pub(super) fn link_file(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
         let draft = self.draft();
         fs::hard_link(from, &draft).map_err(|source| StoreError::io("link", from, source))?;
-        let placed = disk::place(&draft, to);
+        let placed = disk::place(&draft, to, &self.modes);
         if placed.is_err() {
             disk::discard(&draft);
         }

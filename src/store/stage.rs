@@ -43,8 +43,11 @@ impl FileStage {
     /// Makes the file of a part.
     pub(super) fn create(spool: &Arc<Spool>, part: Part) -> Result<Self, StoreError> {
         let error = |part: &Part, source| StoreError::io("create", part.path(), source);
-        // The mode is the default one (0644 less the umask): other tools may read the cache.
-        let writer = File::create_new(part.path()).map_err(|source| error(&part, source))?;
+        let mut options = File::options();
+        let created = spool
+            .modes()
+            .open(options.write(true).create_new(true), part.path());
+        let writer = created.map_err(|source| error(&part, source))?;
         let part = Arc::new(part);
         Self::of(spool, writer, Arc::clone(&part)).map_err(|source| {
             part.discard();
@@ -143,7 +146,7 @@ impl Stage for FileStage {
         // Before the rename, so that a keeper that misses the file knows why. The sidecar goes after
         // it: until then a crash leaves the partial, afterwards a sidecar without a file.
         self.part.end();
-        let created = disk::place(self.part.path(), &target)?;
+        let created = disk::place(self.part.path(), &target, self.spool.modes())?;
         self.state = State::Placed;
         self.part.remove_sidecar();
         self.spool.forget(self.part.digest());
@@ -271,7 +274,7 @@ mod tests {
     #[test]
     fn after_a_failed_write_nothing_can_be_committed() {
         let root = tempfile::tempdir().unwrap();
-        let spool = Arc::new(Spool::open(Layout::new(root.path())).unwrap());
+        let spool = Arc::new(Spool::open(Layout::new(root.path()), None).unwrap());
         let digest = Digest::of(crate::oci::Algorithm::Sha256, b"ab");
         let mut stage = Box::new(spool.stage(&digest).unwrap());
         stage.write_at(0, &[Bytes::from_static(b"a")]).unwrap();

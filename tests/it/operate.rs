@@ -267,6 +267,40 @@ fn paths(root: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_a_change_of_upstream_everything_is_proved_again() {
+    let site = Site::new().await;
+    let app = site.serve().await;
+    site.pull(&app, "both", 1).await;
+    site.pull(&app, "one", 2).await;
+    assert!(app.stop().await);
+
+    let other = Registry::start().await;
+    let file = site.path("config.yml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace(&site.upstream.url(), &other.url())).unwrap();
+    let known = other.put_blob("both", &noise(1, 1000));
+    let foreign = site.upstream.put_blob("one", &noise(2, 1000));
+    let app = site.serve().await;
+    let client = reqwest::Client::builder().tls_certs_only([]);
+    let client = client.build().unwrap();
+    let ask = async |repo: &str, digest| {
+        let url = format!("http://{}/v2/{repo}/blobs/{digest}", app.address());
+        let response = client.get(url).send().await.unwrap();
+        let cache = response.headers().get("cache-status").cloned();
+        let cache = cache.map(|cache| cache.to_str().unwrap().to_owned());
+        (response.status().as_u16(), cache.unwrap_or_default())
+    };
+    assert_eq!(ask("one", foreign).await.0, 404);
+    let (status, cache) = ask("both", known).await;
+    assert_eq!(status, 200);
+    assert!(cache.contains("revalidated"), "{cache}");
+    assert_eq!(ask("both", known).await, (200, "millpond; hit".to_owned()));
+    // The content stays until its time is up.
+    assert_eq!(site.json(&["du", "--json"]).await["total"], 2000);
+    assert!(app.stop().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn looking_creates_nothing() {
     let site = Site::new().await;
     let data = site.path("data");

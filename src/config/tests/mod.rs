@@ -78,7 +78,7 @@ fn without_a_file() {
     assert_eq!(config.http.listen, Listen::Tcp(":5000".to_owned()));
     assert_eq!(config.http.debug, None);
     let root = PathBuf::from("./millpond-data");
-    assert_eq!(config.storage, Storage::Filesystem { root });
+    assert_eq!(config.storage, Storage::Filesystem { root, mode: None });
     let proxy = config.proxy;
     assert_eq!(proxy.default.name, "docker.io");
     assert_eq!(proxy.default.url.as_str(), "https://registry-1.docker.io/");
@@ -103,7 +103,7 @@ fn a_distribution_proxy_starts_unchanged() {
         ]
     );
     let root = PathBuf::from("/var/lib/docker-registry");
-    assert_eq!(config.storage, Storage::Filesystem { root });
+    assert_eq!(config.storage, Storage::Filesystem { root, mode: None });
     assert_eq!(config.log.fields.get("service").unwrap(), "registry");
     assert_eq!(
         config.http.headers.get("x-content-type-options").unwrap(),

@@ -75,6 +75,10 @@ const SENTENCES: &[(&str, &str)] = &[
         "config.yml:2: `storage` names two drivers, `filesystem` and `inmemory`; keep one",
     ),
     (
+        "storage: {filesystem: {mode: 0755}}",
+        "config.yml:2: `storage.filesystem.mode` is \"0755\"; write the permissions of files as octal digits such as 0640: readable and writable for the owner, and executable for nobody",
+    ),
+    (
         "http: {addr: 5000}",
         "config.yml:2: `http.addr` is \"5000\"; write host:port, or :port for all interfaces",
     ),

@@ -25,6 +25,11 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "    disabled: true",
     ),
     ("REGISTRY_STORAGE", "inmemory", "  inmemory: {}"),
+    (
+        "REGISTRY_STORAGE_FILESYSTEM_MODE",
+        "0600",
+        "    mode: '0600'",
+    ),
     ("REGISTRY_HTTP_ADDR", "127.0.0.1:1", "  addr: 127.0.0.1:1"),
     ("REGISTRY_HTTP_ADDR", "':1'", "  addr: :1"),
     ("REGISTRY_HTTP_NET", "tcp", "  net: tcp"),

@@ -55,9 +55,10 @@ pub(super) fn tags(spool: &Spool, repo: &RepoName) -> Vec<Tag> {
         let text = disk::read_link_text(&path);
         let damaged = || UnreadableEntry::Tag(repo.clone(), tag.clone());
         match readable(spool, &path, text, damaged) {
-            Some(LinkText::Digest(_)) => tags.push(tag),
+            Some(LinkText::Digest(_)) if spool.is_proved(repo, &path) => tags.push(tag),
             Some(LinkText::Empty) => spool.remove_empty(&path),
-            Some(LinkText::Missing | LinkText::Other) | None => {}
+            // A tag of another upstream is left: it is written anew, or goes with its repository.
+            Some(LinkText::Digest(_) | LinkText::Missing | LinkText::Other) | None => {}
         }
     }
     tags.sort_unstable();
@@ -92,11 +93,31 @@ pub(super) fn links(spool: &Spool, repo: &RepoName, kind: LinkKind) -> Vec<Diges
     digests
 }
 
+/// The links that were written while the repository had another upstream.
+pub(super) fn unproved(spool: &Spool, repo: &RepoName, kind: LinkKind) -> Vec<Digest> {
+    if !spool.has_changed(repo) {
+        return Vec::new();
+    }
+    let is_unproved = |digest: &Digest| {
+        let link = Link {
+            repo: repo.clone(),
+            kind,
+            digest: *digest,
+        };
+        !spool.is_proved(repo, &spool.layout().link(&link))
+    };
+    let mut links = links(spool, repo, kind);
+    links.retain(is_unproved);
+    links
+}
+
 /// Whether the link's file holds the digest that it is named by.
 pub(super) fn is_link(spool: &Spool, link: &Link) -> Result<bool, StoreError> {
     let path = spool.layout().link(link);
     Ok(match disk::read_link(&path)? {
-        Some(target) => names_blob(spool, link, &path, &target),
+        Some(target) => {
+            names_blob(spool, link, &path, &target) && spool.is_proved(&link.repo, &path)
+        }
         None => false,
     })
 }

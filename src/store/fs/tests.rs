@@ -427,6 +427,160 @@ async fn an_inspection_creates_nothing() {
     FsStore::inspect(root.path()).await.unwrap();
 }
 
+#[cfg(unix)]
+mod permissions {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+
+    use super::*;
+
+    /// Puts a blob, a link and a tag into the store.
+    async fn fill(store: &FsStore) {
+        let blob = digest("blob");
+        put(store, &blob, "blob".into()).await.unwrap();
+        store.link(&link("a", LinkKind::Layer, blob)).await.unwrap();
+        store.set_tag(&repo("a"), &tag("t"), &blob).await.unwrap();
+    }
+
+    /// The permissions of every file and of every directory below the root, each once.
+    fn modes(root: &Path) -> (Vec<u32>, Vec<u32>) {
+        let (mut of_files, mut of_directories) = (Vec::new(), Vec::new());
+        let mut unseen = vec![root.to_owned()];
+        while let Some(path) = unseen.pop() {
+            let mode = fs::metadata(&path).unwrap().mode() & 0o7777;
+            if path.is_dir() {
+                unseen.extend(fs::read_dir(&path).unwrap().map(|it| it.unwrap().path()));
+                of_directories.push(mode);
+            } else if path.file_name().unwrap() == "lock" {
+                assert_eq!(mode, 0o600);
+            } else {
+                of_files.push(mode);
+            }
+        }
+        for modes in [&mut of_files, &mut of_directories] {
+            modes.sort_unstable();
+            modes.dedup();
+        }
+        (of_files, of_directories)
+    }
+
+    fn set(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_new_directory_is_closed_to_others() {
+        let above = tempfile::tempdir().unwrap();
+        for (mode, expected) in [(None, (0o640, 0o750)), (Some(0o600), (0o600, 0o700))] {
+            let root = above.path().join(expected.0.to_string());
+            let store = FsStore::open_with(&root, mode).await.unwrap();
+            fill(&store).await;
+            assert_eq!(modes(&root), (vec![expected.0], vec![expected.1]));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_has_data_keeps_its_permissions() {
+        let root = tempfile::tempdir().unwrap();
+        let v2 = root.path().join("docker/registry/v2");
+        fs::create_dir_all(&v2).unwrap();
+        let above = [
+            root.path().to_owned(),
+            root.path().join("docker"),
+            root.path().join("docker/registry"),
+        ];
+        above.iter().chain([&v2]).for_each(|path| set(path, 0o2775));
+        // Files given to somebody else: possible for root alone.
+        let given = chown(&v2, Some(1234), Some(4321)).is_ok();
+        let lock = Layout::new(root.path()).lock();
+        write(&lock, "");
+        set(&lock, 0o644);
+        set(lock.parent().unwrap(), 0o2775);
+        let store = FsStore::open(root.path()).await.unwrap();
+        fill(&store).await;
+        assert_eq!(modes(root.path()), (vec![0o664], vec![0o2775]));
+        let blob = fs::metadata(Layout::new(root.path()).blob(&digest("blob"))).unwrap();
+        assert_eq!((blob.uid(), blob.gid()) == (1234, 4321), given);
+    }
+}
+
+/// An hour that is long over, for whoever compares times of files.
+fn age(path: &Path) {
+    let then = SystemTime::UNIX_EPOCH + std::time::Duration::from_hours(1);
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_modified(then).unwrap();
+}
+
+/// The file has been written anew. Its time may be in the same tick of the clock as the change.
+fn later(path: &Path) {
+    let file = File::options().write(true).open(path).unwrap();
+    let written = file.metadata().unwrap().modified().unwrap();
+    assert!(written > SystemTime::UNIX_EPOCH + std::time::Duration::from_hours(2));
+    let tick = std::time::Duration::from_secs(1);
+    file.set_modified(written + tick).unwrap();
+}
+
+#[tokio::test]
+async fn links_of_another_upstream_count_when_they_are_made_anew() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = Layout::new(root.path());
+    let upstreams = |url: &str| -> BTreeMap<String, String> {
+        [("", url), ("x.y", "https://x.y")]
+            .map(|(name, url)| (name.to_owned(), url.to_owned()))
+            .into()
+    };
+    let (ours, named) = (
+        link("a/b", LinkKind::Layer, digest("x")),
+        link("x.y/a", LinkKind::Layer, digest("x")),
+    );
+    let latest = tag("latest");
+    let store = FsStore::open(root.path()).await.unwrap();
+    let changes = store.set_upstreams(upstreams("https://one")).await.unwrap();
+    assert_eq!(changes, []);
+    for link in [&ours, &named] {
+        store.link(link).await.unwrap();
+        store
+            .set_tag(&link.repo, &latest, &link.digest)
+            .await
+            .unwrap();
+        age(&layout.link(link));
+        age(&layout.tag_current(&link.repo, &latest));
+    }
+    let unproved =
+        async |store: &FsStore, link: &Link| store.unproved(&link.repo, link.kind).await.unwrap();
+    assert_eq!(unproved(&store, &ours).await, []);
+    drop(store);
+
+    // It stays so over more than one start.
+    for start in 0..2 {
+        let store = FsStore::open(root.path()).await.unwrap();
+        let changes = store.set_upstreams(upstreams("https://two")).await.unwrap();
+        assert_eq!(changes.len(), usize::from(start == 0));
+        assert!(!store.linked(&ours).await.unwrap() && store.linked(&named).await.unwrap());
+        assert_eq!(unproved(&store, &ours).await, [ours.digest]);
+        assert_eq!(unproved(&store, &named).await, []);
+        let known = store.links(&ours.repo, LinkKind::Layer).await.unwrap();
+        assert_eq!(known, [ours.digest]);
+        assert_eq!(store.tag(&ours.repo, &latest).await.unwrap(), None);
+        assert!(store.tags(&ours.repo).await.unwrap().is_empty());
+        assert_eq!(store.tags(&named.repo).await.unwrap(), [latest.clone()]);
+    }
+    let store = FsStore::open(root.path()).await.unwrap();
+    store.set_upstreams(upstreams("https://two")).await.unwrap();
+    store.link(&ours).await.unwrap();
+    store
+        .set_tag(&ours.repo, &latest, &ours.digest)
+        .await
+        .unwrap();
+    later(&layout.link(&ours));
+    later(&layout.tag_current(&ours.repo, &latest));
+    assert!(store.linked(&ours).await.unwrap());
+    assert_eq!(unproved(&store, &ours).await, []);
+    assert_eq!(
+        store.tag(&ours.repo, &latest).await.unwrap(),
+        Some(ours.digest)
+    );
+}
+
 #[tokio::test]
 async fn a_damaged_blob_is_told_apart_and_replaced() {
     let root = tempfile::tempdir().unwrap();
@@ -539,7 +693,7 @@ async fn symbolic_links_are_followed_at_the_root_only() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_blob_can_be_read_by_other_tools() {
+async fn the_umask_restricts_what_a_new_directory_gets() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let root = tempfile::tempdir().unwrap();
@@ -548,10 +702,10 @@ async fn a_blob_can_be_read_by_other_tools() {
     put(&store, &blob, "blob".into()).await.unwrap();
     // What the umask of this process makes of a plain file.
     write(root.path().join("plain"), "");
-    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(
         mode(&Layout::new(root.path()).blob(&blob)),
-        mode(&root.path().join("plain"))
+        mode(&root.path().join("plain")) & 0o640
     );
 }
 

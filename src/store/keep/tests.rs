@@ -100,7 +100,9 @@ async fn a_partial_of_a_committed_blob_is_swept() {
     let store = FsStore::open(elsewhere.path()).await.unwrap();
     put(&store, &digest, "abc".into()).await.unwrap();
     let blob = Layout::new(elsewhere.path()).blob(&digest);
-    disk::place(&blob, &Layout::new(root.path()).blob(&digest)).unwrap();
+    let layout = Layout::new(root.path());
+    let modes = crate::store::Modes::of(&layout, None);
+    disk::place(&blob, &layout.blob(&digest), &modes).unwrap();
     let store = FsStore::open(root.path()).await.unwrap();
     assert!(spool(root.path()).is_empty());
     assert!(store.partials().await.unwrap().is_empty());
@@ -202,7 +204,7 @@ async fn a_keeper_that_fails_leaves_what_was_kept_before() {
 async fn after_a_failed_sync_nothing_is_claimed() {
     let root = tempfile::tempdir().unwrap();
     let layout = Layout::new(root.path());
-    let spool = Arc::new(Spool::open(layout.clone()).unwrap());
+    let spool = Arc::new(Spool::open(layout.clone(), None).unwrap());
     let part = Arc::new(Part::new(&layout, &digest("abc"), 1, false));
     fs::write(part.path(), "abc").unwrap();
     let unsynced = Arc::new(AtomicBool::new(true));
