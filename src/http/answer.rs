@@ -14,9 +14,9 @@ use super::error::Refusal;
 use super::service::{API_VERSION, API_VERSION_2, NOSNIFF};
 use crate::metrics::Outcome;
 use crate::mirror::{BlobAnswer, BlobBody, Found, Known, ManifestAnswer, Want};
-use crate::oci::manifest::{media_type, referrers_index};
+use crate::oci::manifest::media_type;
 use crate::oci::range::Resolved;
-use crate::oci::{ByteRange, Descriptor, Digest, Requested};
+use crate::oci::{ByteRange, Digest, Requested};
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -44,7 +44,8 @@ fn insert_digest(headers: &mut HeaderMap, digest: &Digest) {
     headers.insert(ETAG, tag);
 }
 
-fn json(mut response: Response<Body>, body: Vec<u8>) -> Response<Body> {
+fn json(mut response: Response<Body>, body: impl Into<Bytes>) -> Response<Body> {
+    let body = body.into();
     response.headers_mut().insert(CONTENT_TYPE, JSON);
     response
         .headers_mut()
@@ -98,12 +99,8 @@ pub(super) fn list(
     response
 }
 
-pub(super) fn referrers(
-    manifests: &[Descriptor],
-    filtered: bool,
-    outcome: Outcome,
-) -> Response<Body> {
-    let mut response = json(answer(Origin::list(outcome)), referrers_index(manifests));
+pub(super) fn referrers(index: Bytes, filtered: bool, outcome: Outcome) -> Response<Body> {
+    let mut response = json(answer(Origin::list(outcome)), index);
     let headers = response.headers_mut();
     headers.insert(
         CONTENT_TYPE,

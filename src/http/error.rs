@@ -96,8 +96,7 @@ impl Refusal {
             MirrorError::Upstream(error) | MirrorError::Fetch(FetchError::Upstream(error)) => {
                 Self::upstream(error, kind, what)
             }
-            MirrorError::Referrers { .. }
-            | MirrorError::WrongDigest { .. }
+            MirrorError::WrongDigest { .. }
             | MirrorError::Fetch(
                 FetchError::Digest { .. } | FetchError::Length { .. } | FetchError::Changed { .. },
             ) => {

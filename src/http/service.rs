@@ -283,7 +283,7 @@ impl Service {
             .await
             .inspect_err(|error| report(&target, error))?;
         Ok((
-            answer::referrers(&found.manifests, artifact_type.is_some(), found.outcome),
+            answer::referrers(found.index, artifact_type.is_some(), found.outcome),
             found.outcome,
         ))
     }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crate::fetch::FetchError;
 use crate::oci::Digest;
-use crate::oci::manifest::ManifestError;
 use crate::store::StoreError;
 use crate::upstream::UpstreamError;
 
@@ -21,11 +20,6 @@ pub enum MirrorError {
     Fetch(#[from] FetchError),
     #[error("the store failed: {0}")]
     Store(Arc<StoreError>),
-    #[error("the upstream's referrers of {digest} can't be read: {source}")]
-    Referrers {
-        digest: Box<Digest>,
-        source: Arc<ManifestError>,
-    },
     #[error("the upstream says that the manifest's digest is {got}; {expected} was asked for")]
     WrongDigest {
         expected: Box<Digest>,
@@ -54,8 +48,7 @@ impl MirrorError {
     pub(super) fn is_wrong_answer(&self) -> bool {
         matches!(
             self,
-            Self::Referrers { .. }
-                | Self::WrongDigest { .. }
+            Self::WrongDigest { .. }
                 | Self::Fetch(
                     FetchError::Digest { .. }
                         | FetchError::Length { .. }
@@ -73,6 +66,11 @@ impl MirrorError {
     pub(super) fn ends_tag(&self) -> bool {
         let schema1 = matches!(self.upstream(), Some(UpstreamError::Schema1 { .. }));
         schema1 || self.is_not_found()
+    }
+
+    /// Whether a list is longer than what is read of one.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.upstream().is_some_and(UpstreamError::is_too_long)
     }
 
     /// Whether what was known before may be served instead: the upstream couldn't answer, which is

@@ -1,14 +1,13 @@
-//! Tags, referrers and the catalog.
+//! Tags and the catalog.
 
 use std::sync::Arc;
 
-use super::{Mirror, MirrorError, Target, Want};
+use super::flights::Interest;
+use super::remembered::List;
+use super::{Mirror, MirrorError, Target};
 use crate::metrics::Outcome;
 use crate::oci::route::{MAX_PAGE, Page};
-use crate::oci::{Accept, Algorithm, Descriptor, Digest, ManifestType, Reference, RepoName, Tag};
-
-/// Cached referrers of one digest that are listed while the upstream can't answer.
-const MAX_REFERRERS: usize = 1_000;
+use crate::oci::{RepoName, Tag};
 
 /// A page of tags.
 #[derive(Debug)]
@@ -19,13 +18,6 @@ pub struct TagsAnswer {
     pub outcome: Outcome,
 }
 
-/// The manifests attached to a digest.
-#[derive(Debug)]
-pub struct ReferrersAnswer {
-    pub manifests: Vec<Descriptor>,
-    pub outcome: Outcome,
-}
-
 /// A page of the repositories that are cached.
 #[derive(Debug)]
 pub struct CatalogPage {
@@ -33,158 +25,137 @@ pub struct CatalogPage {
     pub more: bool,
 }
 
+/// What is known of a repository's tags.
+#[derive(Debug)]
+pub(super) enum TagList {
+    /// All of them, sorted.
+    All(Vec<Tag>),
+    /// There are too many to sort and keep them: the upstream's own pages are passed on.
+    TooLong,
+}
+
+impl List for TagList {
+    fn weight(&self) -> u64 {
+        let Self::All(tags) = self else { return 0 };
+        // The pointer, the counters of the text and the allocator's rounding.
+        let weight = |tag: &Tag| tag.as_str().len() as u64 + 48;
+        tags.iter().map(weight).sum()
+    }
+}
+
 impl Mirror {
-    /// The upstream's tags; while it can't answer, the ones that are cached.
-    pub async fn tags(&self, target: &Target, page: &Page) -> Result<TagsAnswer, MirrorError> {
-        match target
-            .upstream
-            .client
-            .tags(&target.repo, page.n, page.last.as_deref())
-            .await
-        {
-            Ok(answer) => Ok(TagsAnswer {
-                tags: answer.tags,
-                more: answer.next,
-                outcome: Outcome::Miss,
-            }),
-            Err(error) => {
-                let error = MirrorError::from(error);
-                let cached = if error.permits_stale() {
-                    self.stored_tags(target).await
-                } else {
-                    Vec::new()
-                };
-                if cached.is_empty() {
-                    return Err(error);
+    /// A page of the upstream's tags. Many registries neither sort them nor heed `n` and `last`, so
+    /// all tags are fetched, sorted and paged here. While the upstream can't answer: what it said
+    /// last, else the tags that are cached.
+    pub async fn tags(
+        self: &Arc<Self>,
+        target: &Target,
+        page: &Page,
+    ) -> Result<TagsAnswer, MirrorError> {
+        let ask = |interest| {
+            let (mirror, target) = (Arc::clone(self), target.clone());
+            async move { mirror.ask_for_tags(&target, &interest).await }
+        };
+        let report =
+            |error: &MirrorError| target.report(error, "listed the tags of its last answer");
+        let key = target.stored.clone();
+        let error = match self.tag_lists.get(key, ask, report).await {
+            Ok((list, outcome)) => match &*list {
+                TagList::All(tags) => {
+                    let (tags, more) = paginate(tags, page, Tag::as_str);
+                    return Ok(TagsAnswer {
+                        tags,
+                        more,
+                        outcome,
+                    });
                 }
-                target.report(&error, "listed the tags that are cached");
-                let (tags, more) = paginate(cached, page, usize::MAX, Tag::as_str);
-                Ok(TagsAnswer {
-                    tags,
-                    more,
-                    outcome: Outcome::Stale,
-                })
-            }
+                TagList::TooLong => match self.pass_page(target, page).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => error,
+                },
+            },
+            Err(error) => error,
+        };
+        let cached = if error.permits_stale() {
+            self.stored_tags(target).await
+        } else {
+            Vec::new()
+        };
+        if cached.is_empty() {
+            return Err(error);
         }
+        target.report(&error, "listed the tags that are cached");
+        let (tags, more) = paginate(&cached, page, Tag::as_str);
+        Ok(TagsAnswer {
+            tags,
+            more,
+            outcome: Outcome::Stale,
+        })
+    }
+
+    /// One question for all who want the tags of a repository.
+    async fn ask_for_tags(
+        &self,
+        target: &Target,
+        interest: &Interest,
+    ) -> Result<(TagList, Outcome), MirrorError> {
+        let asking = target.upstream.client.tags(&target.repo);
+        let parsed = match interest.answer(asking).await {
+            Ok(list) => {
+                let admission = self.workers.admit(list.size()).await?;
+                let read = move || {
+                    let mut tags = list.tags()?;
+                    tags.sort_unstable();
+                    tags.dedup();
+                    Ok(tags)
+                };
+                admission.run(read).await?.map_err(MirrorError::Upstream)
+            }
+            Err(error) => Err(error),
+        };
+        match parsed {
+            Ok(tags) => Ok((TagList::All(tags), Outcome::Miss)),
+            Err(error) if error.is_too_long() => Ok((TagList::TooLong, Outcome::Miss)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The upstream's own page of a list that is too long to be kept, in the upstream's order.
+    async fn pass_page(&self, target: &Target, page: &Page) -> Result<TagsAnswer, MirrorError> {
+        let n = page.n.unwrap_or(MAX_PAGE).min(MAX_PAGE);
+        let client = &target.upstream.client;
+        let (list, next) = client
+            .tags_page(&target.repo, n, page.last.as_deref())
+            .await?;
+        let admission = self.workers.admit(list.size()).await?;
+        let mut tags = admission.run(move || list.tags()).await??;
+        let more = tags.len() > n || (next && !tags.is_empty());
+        tags.truncate(n);
+        Ok(TagsAnswer {
+            tags,
+            more,
+            outcome: Outcome::Miss,
+        })
     }
 
     /// The repositories that have something cached, by their names in the store.
     pub async fn catalog(&self, page: &Page) -> Result<CatalogPage, MirrorError> {
         let all = self.store.repositories().await?;
-        let (repositories, more) = paginate(all, page, MAX_PAGE, RepoName::as_str);
+        let (repositories, more) = paginate(&all, page, RepoName::as_str);
         Ok(CatalogPage { repositories, more })
     }
-
-    /// The referrers of a digest, filtered by artifact type. From the upstream's API, else from the
-    /// tag that stands in for it (distribution-spec, "Unavailable Referrers API"), else, while the
-    /// upstream can't answer, from what is cached.
-    pub async fn referrers(
-        self: &Arc<Self>,
-        target: &Target,
-        digest: Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<ReferrersAnswer, MirrorError> {
-        let asked = match target
-            .upstream
-            .client
-            .referrers(&target.repo, &digest, artifact_type)
-            .await
-        {
-            Ok(Some(referrers)) => {
-                let index = crate::oci::Manifest::parse(&referrers.bytes).map_err(|source| {
-                    MirrorError::Referrers {
-                        digest: Box::new(digest),
-                        source: Arc::new(source),
-                    }
-                })?;
-                Ok((index.manifests, Outcome::Miss))
-            }
-            Ok(None) => self.fallback_tag(target, digest).await,
-            Err(error) => Err(error.into()),
-        };
-        let (mut manifests, outcome) = match asked {
-            Ok(answer) => answer,
-            Err(error) if error.permits_stale() => {
-                let cached = self.cached_referrers(target, digest).await;
-                if cached.is_empty() {
-                    return Err(error);
-                }
-                target.report(&error, "listed the referrers that are cached");
-                (cached, Outcome::Stale)
-            }
-            Err(error) => return Err(error),
-        };
-        if let Some(kind) = artifact_type {
-            manifests.retain(|manifest| manifest.artifact_type.as_deref() == Some(kind));
-        }
-        Ok(ReferrersAnswer { manifests, outcome })
-    }
-
-    async fn fallback_tag(
-        self: &Arc<Self>,
-        target: &Target,
-        digest: Digest,
-    ) -> Result<(Vec<Descriptor>, Outcome), MirrorError> {
-        let Some(reference) = fallback_reference(&digest) else {
-            return Ok((Vec::new(), Outcome::Miss));
-        };
-        match self
-            .manifest(target, &reference, &Accept::everything(), Want::Content)
-            .await
-        {
-            Ok(answer) => {
-                // A head has none, and isn't what was asked for.
-                let content = answer.content().unwrap_or_default();
-                let is_index = answer.found.known().media_type == ManifestType::OciIndex;
-                let listed = match crate::oci::Manifest::parse(&content) {
-                    Ok(index) if is_index => index.manifests,
-                    _ => Vec::new(),
-                };
-                Ok((listed, answer.outcome))
-            }
-            // No tag: nothing refers to the digest.
-            Err(error) if error.is_not_found() => Ok((Vec::new(), Outcome::Miss)),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn cached_referrers(&self, target: &Target, subject: Digest) -> Vec<Descriptor> {
-        let mut referrers = self.retention.referrers(&target.stored, &subject).await;
-        referrers.sort_unstable();
-        let mut found = Vec::new();
-        for digest in referrers.into_iter().take(MAX_REFERRERS) {
-            if let Some(stored) = self.linked_document(target, digest).await {
-                let size = stored.verified.known.size;
-                found.push(stored.manifest.descriptor(digest, size));
-            }
-        }
-        found
-    }
 }
 
-/// The tag that holds the referrers of a digest: `sha256-<hex>`, of which at most 64 digits.
-fn fallback_reference(digest: &Digest) -> Option<Reference> {
-    let hex = digest.hex();
-    let shown = match digest.algorithm() {
-        Algorithm::Sha256 => hex.as_str(),
-        Algorithm::Sha512 => hex.get(..64)?,
+/// One page of a sorted list, of at most [`MAX_PAGE`] entries, and whether more follow.
+fn paginate<T: Clone>(all: &[T], page: &Page, name: impl Fn(&T) -> &str) -> (Vec<T>, bool) {
+    let n = page.n.unwrap_or(MAX_PAGE).min(MAX_PAGE);
+    let start = match page.last.as_deref() {
+        Some(last) => all.partition_point(|entry| name(entry) <= last),
+        None => 0,
     };
-    format!("{}-{shown}", digest.algorithm()).parse().ok()
-}
-
-/// One page of a sorted list, and whether more follow.
-fn paginate<T>(
-    all: Vec<T>,
-    page: &Page,
-    limit: usize,
-    name: impl Fn(&T) -> &str,
-) -> (Vec<T>, bool) {
-    let n = page.n.unwrap_or(limit).min(limit);
-    let after = |entry: &T| page.last.as_deref().is_none_or(|last| name(entry) > last);
-    let mut rest = all.into_iter().filter(after);
-    let entries: Vec<T> = rest.by_ref().take(n).collect();
-    let more = n > 0 && rest.next().is_some();
-    (entries, more)
+    let rest = all.get(start..).unwrap_or_default();
+    let entries = rest.iter().take(n).cloned().collect();
+    (entries, n > 0 && rest.len() > n)
 }
 
 #[cfg(test)]
@@ -193,17 +164,13 @@ mod tests {
 
     #[test]
     fn pages() {
-        let all = || {
-            ["a", "b", "c"]
-                .map(|tag| tag.parse::<Tag>().unwrap())
-                .to_vec()
-        };
+        let all = ["a", "b", "c"].map(|tag| tag.parse::<Tag>().unwrap());
         let page = |n, last: Option<&str>| {
             let page = Page {
                 n,
                 last: last.map(str::to_owned),
             };
-            let (tags, more) = paginate(all(), &page, 100, Tag::as_str);
+            let (tags, more) = paginate(&all, &page, Tag::as_str);
             (
                 tags.iter().map(Tag::to_string).collect::<Vec<_>>().concat(),
                 more,
@@ -218,13 +185,17 @@ mod tests {
     }
 
     #[test]
-    fn the_tag_that_stands_in_for_the_referrers_api() {
-        let digest = Digest::of(Algorithm::Sha256, b"");
-        let tag = fallback_reference(&digest).unwrap().to_string();
-        assert_eq!(tag, digest.to_string().replace(':', "-"));
-        let long = fallback_reference(&Digest::of(Algorithm::Sha512, b""))
-            .unwrap()
-            .to_string();
-        assert_eq!(long.len(), "sha512-".len() + 64);
+    fn a_page_has_at_most_a_thousand_entries() {
+        let all: Vec<Tag> = (0..2_500)
+            .map(|n| format!("t{n:04}").parse().unwrap())
+            .collect();
+        for n in [None, Some(1_000), Some(usize::MAX)] {
+            let mut last = None;
+            for (length, more) in [(1_000, true), (1_000, true), (500, false)] {
+                let (tags, follows) = paginate(&all, &Page { n, last }, Tag::as_str);
+                assert_eq!((tags.len(), follows), (length, more));
+                last = tags.last().map(Tag::to_string);
+            }
+        }
     }
 }

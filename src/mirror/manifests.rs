@@ -15,7 +15,7 @@ use crate::oci::{Accept, Digest, Reference};
 use crate::upstream::{ManifestHead, UpstreamError};
 
 /// How long a client that could be given a stale tag waits for the upstream's word on it.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A manifest that can be answered with.
 #[derive(Debug, Clone)]

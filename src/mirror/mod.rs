@@ -1,7 +1,8 @@
 //! The story of a pull, above the store, the upstreams and the downloads, and below HTTP.
 //!
 //! [`targets`] chooses the upstream; [`manifests`] and [`blobs`] answer from the store, else from
-//! the upstream; [`lists`] has tags, referrers and the catalog; [`prefetch`]
+//! the upstream; [`lists`] has tags and the catalog, [`referrers`] what is attached to a manifest;
+//! [`prefetch`]
 //! has an image's layers fetched before they are asked for. What comes out names its
 //! [`Outcome`](crate::metrics::Outcome), so that clients, logs and metrics are told alike where an answer came from.
 //!
@@ -17,6 +18,8 @@ mod lists;
 mod manifests;
 mod prefetch;
 mod ranges;
+mod referrers;
+mod remembered;
 mod shelf;
 mod sizes;
 mod tags;
@@ -42,11 +45,15 @@ pub use exchange::Exchange;
 use flights::Flights;
 use hot::HotManifests;
 pub use hot::Verified;
-pub use lists::{CatalogPage, ReferrersAnswer, TagsAnswer};
+use lists::TagList;
+pub use lists::{CatalogPage, TagsAnswer};
 pub use manifests::{Found, ManifestAnswer};
 use prefetch::Prefetch;
 pub use prefetch::{PrefetchLimits, Visit};
 pub use ranges::RangeRules;
+pub use referrers::ReferrersAnswer;
+use referrers::{Referrers, Subject};
+use remembered::Remembered;
 use sizes::BlobSizes;
 pub use tags::Known;
 use tags::TagRecords;
@@ -72,6 +79,8 @@ pub struct Mirror {
     hot: HotManifests,
     workers: Workers,
     ranges: RangeRules,
+    tag_lists: Remembered<RepoName, TagList>,
+    referrers: Remembered<Subject, Referrers>,
     proofs: Flights<(RepoName, Digest), Result<Option<u64>, MirrorError>>,
     prefetch: Prefetch,
     sizes: BlobSizes,
@@ -121,6 +130,8 @@ impl Mirror {
             manifest_flights: Flights::new(parts.tasks.clone()),
             hot: HotManifests::new(),
             workers: Workers::new(),
+            tag_lists: Remembered::new(parts.tasks.clone(), parts.clock),
+            referrers: Remembered::new(parts.tasks.clone(), parts.clock),
             proofs: Flights::new(parts.tasks),
             metrics: parts.metrics,
         })

@@ -17,9 +17,9 @@ const MAX_RECORDS: usize = 100_000;
 const MAX_AWAITING: usize = 10_000;
 /// How long a stale tag is served before a failing upstream is asked again: an outage costs a
 /// client's patience once in this time, not at every request.
-const RECHECK: Duration = Duration::from_secs(15);
+pub(super) const RECHECK: Duration = Duration::from_secs(15);
 /// The longest that a `Retry-After` puts off the next question.
-const MAX_RECHECK: Duration = Duration::from_mins(5);
+pub(super) const MAX_RECHECK: Duration = Duration::from_mins(5);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct TagKey {

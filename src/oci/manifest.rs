@@ -43,6 +43,15 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// Bytes of memory that it takes, about.
+    pub fn memory(&self) -> u64 {
+        // Each annotation is two texts in a map.
+        let annotation = |(key, value): (&String, &String)| key.len() + value.len() + 64;
+        let annotations: usize = self.annotations.iter().map(annotation).sum();
+        let types = self.media_type.len() + self.artifact_type.as_ref().map_or(0, String::len);
+        (size_of::<Self>() + types + annotations) as u64
+    }
+
     /// Whether the content is perhaps not the registry's to give: it has other places, or a media
     /// type of layers that aren't distributed (image-spec layer.md, "Non-Distributable Layers").
     pub fn is_foreign(&self) -> bool {
@@ -206,14 +215,21 @@ impl Manifest {
 }
 
 /// The image index that the referrers API answers with.
-pub fn referrers_index(manifests: &[Descriptor]) -> Vec<u8> {
-    serde_json::json!({
-        "schemaVersion": 2,
-        "mediaType": media_type::OCI_INDEX,
-        "manifests": manifests,
-    })
-    .to_string()
-    .into_bytes()
+pub fn referrers_index<'a>(manifests: impl Iterator<Item = &'a Descriptor>) -> Vec<u8> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Index<'a> {
+        schema_version: u8,
+        media_type: &'static str,
+        manifests: Vec<&'a Descriptor>,
+    }
+    let index = Index {
+        schema_version: 2,
+        media_type: media_type::OCI_INDEX,
+        manifests: manifests.collect(),
+    };
+    // Texts and numbers can't fail to be written.
+    serde_json::to_vec(&index).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -386,7 +402,8 @@ mod tests {
             from_config.descriptor(digest, 9).artifact_type.as_deref(),
             Some("x/y")
         );
-        let index: serde_json::Value = serde_json::from_slice(&referrers_index(&[own])).unwrap();
+        let index: serde_json::Value =
+            serde_json::from_slice(&referrers_index([own].iter())).unwrap();
         assert_eq!(index["manifests"][0]["artifactType"], "a/b");
         assert_eq!(index["mediaType"], media_type::OCI_INDEX);
     }

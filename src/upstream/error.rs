@@ -216,6 +216,8 @@ pub enum Violation {
     Internal(Box<InternalTarget>),
     #[error("the list has too many pages")]
     TooManyPages,
+    #[error("the list has more than {limit} entries")]
+    TooManyEntries { limit: usize },
     #[error("the token service gave no usable token")]
     Token,
 }
@@ -282,6 +284,19 @@ impl UpstreamError {
         matches!(
             self,
             Self::RateLimited { .. } | Self::Unavailable { status: 503, .. }
+        )
+    }
+
+    /// Whether the answer was larger than what is read of such an answer.
+    pub const fn is_too_long(&self) -> bool {
+        matches!(
+            self,
+            Self::Protocol {
+                violation: Violation::TooLarge { .. }
+                    | Violation::TooManyPages
+                    | Violation::TooManyEntries { .. },
+                ..
+            }
         )
     }
 

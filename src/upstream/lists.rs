@@ -1,133 +1,204 @@
 //! Lists: tags ("Listing Tags") and referrers ("Listing Referrers") of the distribution-spec.
 
+use std::borrow::Cow;
+use std::time::Duration;
+
 use bytes::Bytes;
-use http::header::{ACCEPT, HeaderName, HeaderValue};
+use http::header::{ACCEPT, HeaderValue};
 use http::{Method, StatusCode};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use tokio::time::timeout;
 use url::Url;
 
-use super::error::{UpstreamError, Violation};
+use super::error::{Phase, UpstreamError, Violation};
 use super::reply::Reply;
 use super::transport::Ask;
 use super::{Kind, Upstream, body, redirect};
 use crate::oci::manifest::media_type;
-use crate::oci::{Digest, RepoName, Tag};
+use crate::oci::{Descriptor, Digest, RepoName, Tag};
 
-/// Largest list that is read, in bytes: one page of tags, or all pages of referrers together.
+/// Largest list that is read, in bytes: all its pages together.
 const MAX_LIST: u64 = 4 * 1024 * 1024;
-/// Pages of referrers that are followed.
-const MAX_PAGES: usize = 20;
-const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+/// Pages of a list that are followed.
+const MAX_PAGES: usize = 100;
+/// How long all pages together may take.
+const MAX_TIME: Duration = Duration::from_mins(2);
+/// Tags of a repository that are listed.
+const MAX_TAGS: usize = 100_000;
+/// Tags that an upstream is asked for at a time: what most registries give at most.
+const PAGE: usize = 1000;
 
-/// One page of a repository's tags, in the upstream's order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TagsPage {
-    pub tags: Vec<Tag>,
-    /// There is more after the last of `tags`.
-    pub next: bool,
+/// A list as the upstream sent it: parsing it takes time, and so is left to the caller.
+#[derive(Debug)]
+pub struct UnparsedList {
+    url: Url,
+    /// At most [`MAX_LIST`] bytes.
+    pages: Vec<Bytes>,
 }
 
-/// What refers to a manifest: an image index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Referrers {
-    /// The upstream's own document when it is one page, else all pages merged into one.
-    pub bytes: Bytes,
-    /// Only referrers of the artifact type that was asked for are listed.
-    pub filters_applied: bool,
+impl UnparsedList {
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.pages.iter().map(|page| page.len() as u64).sum()
+    }
+
+    /// The tags of all pages, in the upstream's order. What isn't a valid tag is left out.
+    pub fn tags(self) -> Result<Vec<Tag>, UpstreamError> {
+        #[derive(Deserialize)]
+        struct Page<'a> {
+            // Registries send null for a repository without tags.
+            #[serde(borrow)]
+            tags: Option<Vec<Cow<'a, str>>>,
+        }
+        let mut tags = Vec::new();
+        for page in &self.pages {
+            let page: Page<'_> = serde_json::from_slice(page).map_err(|_malformed| {
+                UpstreamError::protocol(&self.url, Violation::Json("tag list"))
+            })?;
+            let page = page.tags.unwrap_or_default();
+            if tags.len() + page.len() > MAX_TAGS {
+                let violation = Violation::TooManyEntries { limit: MAX_TAGS };
+                return Err(UpstreamError::protocol(&self.url, violation));
+            }
+            tags.extend(page.iter().filter_map(|tag| tag.parse::<Tag>().ok()));
+        }
+        Ok(tags)
+    }
+
+    /// The entries of all pages, each of which is an image index.
+    pub fn referrers(self) -> Result<Vec<Descriptor>, UpstreamError> {
+        #[derive(Deserialize)]
+        struct Page {
+            manifests: Option<Vec<Descriptor>>,
+        }
+        let mut referrers = Vec::new();
+        for page in &self.pages {
+            let page: Page = serde_json::from_slice(page).map_err(|_malformed| {
+                UpstreamError::protocol(&self.url, Violation::Json("image index"))
+            })?;
+            referrers.extend(page.manifests.unwrap_or_default());
+        }
+        Ok(referrers)
+    }
 }
 
 impl Upstream {
-    /// A page of tags: at most `n`, after `last`, as far as the upstream honours that. What isn't
-    /// a valid tag is left out.
-    pub async fn tags(
+    /// All tags of a repository: all pages that the upstream makes of them.
+    pub async fn tags(&self, repo: &RepoName) -> Result<UnparsedList, UpstreamError> {
+        let (url, whole) = (
+            self.tags_url(repo, PAGE, None),
+            self.tags_url(repo, 0, None),
+        );
+        match self.pages(repo, Kind::Tags, url).await {
+            // Some refuse a page that is larger than theirs.
+            Err(error) if error.unexpected_status() == Some(400) => {
+                self.pages(repo, Kind::Tags, whole).await
+            }
+            pages => pages,
+        }
+    }
+
+    /// One page of tags: at most `n`, after `last`, as far as the upstream honours that; and whether
+    /// there are more.
+    pub async fn tags_page(
         &self,
         repo: &RepoName,
-        n: Option<usize>,
+        n: usize,
         last: Option<&str>,
-    ) -> Result<TagsPage, UpstreamError> {
-        #[derive(Deserialize)]
-        struct Page {
-            // Registries send null for a repository without tags.
-            tags: Option<Vec<String>>,
-        }
+    ) -> Result<(UnparsedList, bool), UpstreamError> {
+        let url = self.tags_url(repo, n, last);
+        let (page, next) = self.page(repo, Kind::Tags, &url, MAX_LIST).await?;
+        let pages = vec![page];
+        Ok((UnparsedList { url, pages }, next.is_some()))
+    }
+
+    /// Without `n` where that is 0.
+    fn tags_url(&self, repo: &RepoName, n: usize, last: Option<&str>) -> Url {
         let mut url = self.endpoint(repo, "tags", "list");
-        if let Some(n) = n {
+        if n > 0 {
             url.query_pairs_mut().append_pair("n", &n.to_string());
         }
         if let Some(last) = last {
             url.query_pairs_mut().append_pair("last", last);
         }
-        let ask = Ask::new(Kind::Tags, Method::GET, url)
-            .with(ACCEPT, HeaderValue::from_static("application/json"));
-        let reply = self.ask(repo, &ask).await?;
-        let more = redirect::next_page(&reply.url, reply.headers()).is_some();
-        let bytes = self.read_list(reply, MAX_LIST).await?;
-        let page: Page = serde_json::from_slice(&bytes)
-            .map_err(|_malformed| UpstreamError::protocol(&ask.url, Violation::Json("tag list")))?;
-        let tags = page.tags.unwrap_or_default();
-        let tags: Vec<Tag> = tags.iter().filter_map(|tag| tag.parse().ok()).collect();
-        // Without a last tag nobody could ask for the page after this one.
-        let next = more && !tags.is_empty();
-        Ok(TagsPage { tags, next })
+        url
     }
 
     /// What refers to a manifest, all pages of it. `None` when the upstream doesn't have this API
-    /// (400, 404, 405).
+    /// (400, 404, 405). It needn't honour the filter.
     pub async fn referrers(
         &self,
         repo: &RepoName,
         digest: &Digest,
         artifact_type: Option<&str>,
-    ) -> Result<Option<Referrers>, UpstreamError> {
+    ) -> Result<Option<UnparsedList>, UpstreamError> {
         let mut url = self.endpoint(repo, "referrers", &digest.to_string());
         if let Some(kind) = artifact_type {
             url.query_pairs_mut().append_pair("artifactType", kind);
         }
-        let (first, mut next) = match self.referrers_page(repo, &url, MAX_LIST).await {
-            Err(UpstreamError::NotFound { .. }) => return Ok(None),
-            Err(error) if matches!(error.unexpected_status(), Some(400 | 405)) => return Ok(None),
-            page => page?,
-        };
-        if next.is_none() {
-            return Ok(Some(first));
+        match self.pages(repo, Kind::Referrers, url).await {
+            Err(UpstreamError::NotFound { .. }) => Ok(None),
+            Err(error) if matches!(error.unexpected_status(), Some(400 | 405)) => Ok(None),
+            pages => pages.map(Some),
         }
-        let mut merged = parse_index(&url, &first.bytes)?;
-        let mut left = MAX_LIST.saturating_sub(first.bytes.len() as u64);
-        let mut filters_applied = first.filters_applied;
-        let mut pages = 1;
-        while let Some(page_url) = next {
-            if pages == MAX_PAGES {
-                return Err(UpstreamError::protocol(&url, Violation::TooManyPages));
+    }
+
+    /// A page, and all that follow it.
+    async fn pages(
+        &self,
+        repo: &RepoName,
+        kind: Kind,
+        first: Url,
+    ) -> Result<UnparsedList, UpstreamError> {
+        match timeout(MAX_TIME, self.follow(repo, kind, &first)).await {
+            Ok(pages) => Ok(UnparsedList {
+                pages: pages?,
+                url: first,
+            }),
+            Err(_elapsed) => Err(UpstreamError::Timeout {
+                url: (&first).into(),
+                phase: Phase::Body,
+                after: MAX_TIME,
+            }),
+        }
+    }
+
+    async fn follow(
+        &self,
+        repo: &RepoName,
+        kind: Kind,
+        first: &Url,
+    ) -> Result<Vec<Bytes>, UpstreamError> {
+        let (mut pages, mut left) = (Vec::new(), MAX_LIST);
+        let mut asked = vec![first.clone()];
+        while let Some(url) = asked.get(pages.len()).cloned() {
+            if pages.len() == MAX_PAGES {
+                return Err(UpstreamError::protocol(first, Violation::TooManyPages));
             }
-            let (page, after) = self.referrers_page(repo, &page_url, left).await?;
-            left = left.saturating_sub(page.bytes.len() as u64);
-            filters_applied &= page.filters_applied;
-            let index = parse_index(&page_url, &page.bytes)?;
-            merged.append(index);
-            next = after;
-            pages += 1;
+            let (page, next) = self.page(repo, kind, &url, left).await?;
+            left = left.saturating_sub(page.len() as u64);
+            pages.push(page);
+            // An upstream that ignores where its page begins links to the same one for ever.
+            asked.extend(next.filter(|next| !asked.contains(next)));
         }
-        let bytes = serde_json::to_vec(&merged)
-            .map_err(|_never| UpstreamError::protocol(&url, Violation::Json("index")))?;
-        Ok(Some(Referrers {
-            bytes: bytes.into(),
-            filters_applied,
-        }))
+        Ok(pages)
     }
 
     /// One page, and where the next one is.
-    async fn referrers_page(
+    async fn page(
         &self,
         repo: &RepoName,
+        kind: Kind,
         url: &Url,
         limit: u64,
-    ) -> Result<(Referrers, Option<Url>), UpstreamError> {
-        let ask = Ask::new(Kind::Referrers, Method::GET, url.clone())
-            .with(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
+    ) -> Result<(Bytes, Option<Url>), UpstreamError> {
+        let accept = match kind {
+            Kind::Referrers => media_type::OCI_INDEX,
+            _ => "application/json",
+        };
+        let ask =
+            Ask::new(kind, Method::GET, url.clone()).with(ACCEPT, HeaderValue::from_static(accept));
         let reply = self.ask(repo, &ask).await?;
-        let filters_applied = reply
-            .text(&OCI_FILTERS_APPLIED)
-            .is_some_and(|list| list.split(',').any(|one| one.trim() == "artifactType"));
         let next = redirect::next_page(&reply.url, reply.headers());
         // The next page is asked for with credentials: it can only be the upstream's own.
         if next
@@ -137,12 +208,7 @@ impl Upstream {
             return Err(reply.violates(Violation::Header("Link")));
         }
         let bytes = self.read_list(reply, limit).await?;
-        parse_index(url, &bytes)?;
-        let page = Referrers {
-            bytes,
-            filters_applied,
-        };
-        Ok((page, next))
+        Ok((bytes, next))
     }
 
     async fn read_list(&self, reply: Reply, limit: u64) -> Result<Bytes, UpstreamError> {
@@ -152,24 +218,4 @@ impl Upstream {
         reply.refuse_encoding()?;
         body::read(reply, limit, self.transport.timeouts.header).await
     }
-}
-
-/// An image index whose descriptors are passed on as they are, annotations and all.
-#[derive(Deserialize, Serialize)]
-struct Index {
-    manifests: Option<Vec<serde_json::Value>>,
-    #[serde(flatten)]
-    rest: serde_json::Map<String, serde_json::Value>,
-}
-
-impl Index {
-    fn append(&mut self, page: Self) {
-        let own = self.manifests.get_or_insert_default();
-        own.extend(page.manifests.unwrap_or_default());
-    }
-}
-
-fn parse_index(url: &Url, bytes: &[u8]) -> Result<Index, UpstreamError> {
-    serde_json::from_slice(bytes)
-        .map_err(|_malformed| UpstreamError::protocol(url, Violation::Json("image index")))
 }

@@ -56,7 +56,7 @@ pub use body::BlobBody;
 pub use credentials::Credentials;
 pub use error::{Message, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation};
 pub use guard::InternalTarget;
-pub use lists::{Referrers, TagsPage};
+pub use lists::UnparsedList;
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
 pub use redirect::RedirectError;
 use reply::Reply;

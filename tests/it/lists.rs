@@ -1,9 +1,15 @@
 //! Tags, referrers and the catalog.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use millpond::oci::manifest::media_type;
 use serde_json::json;
 
-use crate::harness::{ALWAYS, Answer, Image, Mirror, Registry, Reply, Setup};
+use crate::harness::{
+    ALWAYS, Answer, Gate, Image, Mirror, Registry, Reply, Setup, advance, freeze, passing, settle,
+};
 
 fn strings(answer: &Answer, key: &str) -> Vec<String> {
     let list = answer.json()[key].as_array().unwrap().clone();
@@ -67,7 +73,7 @@ async fn no_tags_and_no_repository() {
     assert_eq!(unknown.error(), (404, "NAME_UNKNOWN".to_owned()));
     up.reply("/tags/list", 1, Reply::new(200, "<html>"));
     assert_eq!(
-        m.get("/v2/app/tags/list").await.error(),
+        m.get("/v2/other/tags/list").await.error(),
         (502, "UNKNOWN".to_owned())
     );
 }
@@ -251,4 +257,198 @@ async fn while_the_upstream_is_down_the_cached_referrers_are_listed() {
         .get(&format!("/v2/app/referrers/{}", attached.sbom.digest()))
         .await;
     assert_eq!(unknown.error(), (500, "UNAVAILABLE".to_owned()));
+}
+
+const TAGS: &str = "/v2/app/tags/list";
+const SECOND: Duration = Duration::from_secs(1);
+
+fn source(answer: &Answer) -> &str {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer
+        .header("cache-status")
+        .trim_start_matches("millpond; ")
+}
+
+fn put_tags(up: &Registry, tags: &[&str]) {
+    up.put_json(TAGS, &json!({"name": "app", "tags": tags}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tags_are_sorted_and_paged_whatever_the_upstream_does() {
+    let _frozen = freeze();
+    let up = Registry::start().await;
+    // It heeds neither n nor last.
+    put_tags(&up, &["c", "a", "B", "not a tag", "d", "b", "a"]);
+    let m = Setup::new(&up).start().await;
+    let sorted = ["B", "a", "b", "c", "d"];
+    for n in 1..=6 {
+        let pages = all(&m, &format!("{TAGS}?n={n}"), "tags").await;
+        assert_eq!(pages, sorted.chunks(n).collect::<Vec<_>>());
+    }
+    assert_eq!(all(&m, TAGS, "tags").await, [sorted]);
+    let after = m.get(&format!("{TAGS}?last=b&n=0")).await;
+    assert_eq!(strings(&after, "tags"), [""; 0]);
+    assert_eq!(up.count(TAGS), 1);
+}
+
+#[tokio::test]
+async fn all_pages_of_the_upstream_make_one_list() {
+    let up = Registry::start().await;
+    up.on(TAGS, ALWAYS, |seen, _| {
+        let link = |rest: &str| format!("<{TAGS}?{rest}>; rel=\"next\"");
+        let page = |tags: &[&str]| Reply::json(&json!({"name": "app", "tags": tags}));
+        if seen.line.contains("n=1000") {
+            Reply::error(400)
+        } else if seen.line.contains("last=y") {
+            page(&["b", "z"]).with("Link", link("last=z"))
+        } else if seen.line.contains("last=z") {
+            page(&["a"])
+        } else {
+            page(&["x", "y"]).with("Link", link("last=y"))
+        }
+    });
+    let m = Setup::new(&up).start().await;
+    let pages = all(&m, &format!("{TAGS}?n=4"), "tags").await;
+    assert_eq!(pages, [vec!["a", "b", "x", "y"], vec!["z"]]);
+}
+
+#[tokio::test]
+async fn a_page_has_at_most_a_thousand_tags() {
+    let up = Registry::start().await;
+    let tags: Vec<String> = (0..2_500).map(|n| format!("t{n:04}")).collect();
+    let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+    put_tags(&up, &tags);
+    let m = Setup::new(&up).start().await;
+    for path in [TAGS.to_owned(), format!("{TAGS}?n=1000000000")] {
+        let pages = all(&m, &path, "tags").await;
+        assert_eq!(pages, tags.chunks(1000).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_is_too_long_is_passed_on_page_by_page() {
+    let up = Registry::start().await;
+    up.on(TAGS, ALWAYS, |seen, _| {
+        if seen.line.contains("n=1000") {
+            Reply::new(200, vec![b' '; 4 * 1024 * 1024 + 1])
+        } else if seen.line.contains("last=b") {
+            Reply::json(&json!({"name": "app", "tags": ["a"]}))
+        } else {
+            Reply::json(&json!({"name": "app", "tags": ["c", "b"]}))
+                .with("Link", format!("<{TAGS}?n=2&last=b>; rel=\"next\""))
+        }
+    });
+    let m = Setup::new(&up).start().await;
+    let pages = all(&m, &format!("{TAGS}?n=2"), "tags").await;
+    assert_eq!(
+        pages,
+        [vec!["c", "b"], vec!["a"]],
+        "in the upstream's order"
+    );
+    assert_eq!((up.count("n=1000"), up.count(TAGS)), (1, 3));
+}
+
+/// The paths of lists that the upstream has: tags, referrers, and referrers of what has none.
+fn listed(up: &Registry, attached: &Attached) -> [String; 3] {
+    put_tags(up, &["a"]);
+    up.put_json(&attached.path, &attached.index);
+    let alone = format!("/v2/app/referrers/{}", attached.sbom.digest());
+    [TAGS.to_owned(), attached.path.clone(), alone]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_is_asked_for_once_for_all_and_for_thirty_seconds() {
+    let _frozen = freeze();
+    let attached = attached();
+    for n in 0..3 {
+        let up = Registry::start().await;
+        let path = &listed(&up, &attached)[n];
+        let m = Setup::new(&up).start().await;
+        let gate = Gate::default();
+        let held = gate.clone();
+        up.on(path, 1, move |_, usual| usual.held(&held));
+        let (answers, ()) = tokio::join!(join_all((0..20).map(|_| m.get(path))), async {
+            up.wait(1, path).await;
+            m.counted("millpond_connections", 20).await;
+            settle().await;
+            gate.open();
+        });
+        for answer in &answers {
+            assert_eq!(source(answer), "fwd=miss; fwd-status=200");
+        }
+        assert_eq!(up.count(path), 1);
+        advance(29 * SECOND).await;
+        assert_eq!(source(&m.get(path).await), "hit");
+        advance(2 * SECOND).await;
+        assert_eq!(up.count(path), 1);
+        assert_eq!(source(&m.get(path).await), "fwd=miss; fwd-status=200");
+        assert_eq!(up.count(path), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_that_were_seen_are_remembered_while_the_upstream_cannot_answer() {
+    let _frozen = freeze();
+    let attached = attached();
+    for trouble in [Reply::error(500), Reply::error(429), Reply::silence()] {
+        let up = Registry::start().await;
+        let paths = listed(&up, &attached);
+        let m = Setup::new(&up).start().await;
+        for path in &paths {
+            let first = m.get(path).await;
+            assert_eq!(source(&first), "fwd=miss; fwd-status=200");
+            advance(60 * SECOND).await;
+            up.reply("", ALWAYS, trouble.clone());
+            let started = tokio::time::Instant::now();
+            let stale = passing(m.get(path)).await;
+            assert!(started.elapsed() < 11 * SECOND, "{:?}", started.elapsed());
+            assert_eq!(source(&stale), "fwd=stale; detail=stale", "{path}");
+            assert_eq!(
+                stale.header("warning"),
+                "110 millpond \"Response is Stale\""
+            );
+            stale.expect(200, &first.body);
+            up.take();
+            let again = m.get(path).await;
+            again.expect(200, &first.body);
+            assert_eq!(source(&again), "fwd=stale; detail=stale");
+            assert_eq!(up.count(path), 0, "left alone for a while");
+            up.behave();
+        }
+        // Filters apply to what is remembered.
+        let some = m
+            .get(&format!("{}?artifactType=application/sbom", attached.path))
+            .await;
+        assert_eq!(digests(&some), [attached.sbom.digest().to_string()]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_gone_is_forgotten() {
+    let _frozen = freeze();
+    let up = Registry::start().await;
+    put_tags(&up, &["a"]);
+    let m = Setup::new(&up).start().await;
+    assert_eq!(source(&m.get(TAGS).await), "fwd=miss; fwd-status=200");
+    up.delete(TAGS);
+    advance(31 * SECOND).await;
+    assert_eq!(m.get(TAGS).await.error(), (404, "NAME_UNKNOWN".to_owned()));
+    up.go_down();
+    assert_eq!(m.get(TAGS).await.error(), (500, "UNAVAILABLE".to_owned()));
+}
+
+#[tokio::test]
+async fn after_a_restart_referrers_are_known_from_the_tag_that_lists_them() {
+    let up = Registry::start().await;
+    let attached = attached();
+    let tag = attached.image.digest().to_string().replace(':', "-");
+    let index = attached.index.to_string().into();
+    up.tag("app", &tag, media_type::OCI_INDEX, &index);
+    let m = Setup::new(&up).start().await;
+    assert_eq!(digests(&m.get(&attached.path).await).len(), 2);
+    up.go_down();
+    let again = Setup::new(&up).store(Arc::clone(&m.store)).start().await;
+    let answer = again.get(&attached.path).await;
+    assert_eq!(digests(&answer).len(), 2);
+    assert_eq!(source(&answer), "fwd=stale; detail=stale");
 }

@@ -1,0 +1,211 @@
+//! What is attached to a manifest: signatures, SBOMs and the like.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::flights::Interest;
+use super::remembered::List;
+use super::tags::TagKey;
+use super::{Mirror, MirrorError, Target, Want};
+use crate::metrics::Outcome;
+use crate::oci::manifest::referrers_index;
+use crate::oci::{
+    Accept, Algorithm, Descriptor, Digest, Manifest, ManifestType, Reference, RepoName, Tag,
+};
+use crate::upstream::UnparsedList;
+
+/// Cached referrers of one digest that are listed while the upstream can't answer.
+const MAX_REFERRERS: usize = 1_000;
+
+/// The manifests attached to a digest.
+#[derive(Debug)]
+pub struct ReferrersAnswer {
+    /// An image index.
+    pub index: Bytes,
+    pub outcome: Outcome,
+}
+
+/// The subject, and the repository by its name in the store.
+pub(super) type Subject = (RepoName, Digest);
+
+/// All referrers of a subject.
+#[derive(Debug)]
+pub(super) struct Referrers(Vec<Descriptor>);
+
+impl List for Referrers {
+    fn weight(&self) -> u64 {
+        self.0.iter().map(Descriptor::memory).sum()
+    }
+}
+
+impl Mirror {
+    /// The referrers of a digest, filtered by artifact type. From the upstream's API, else from the
+    /// tag that stands in for it (distribution-spec, "Unavailable Referrers API"), else, while the
+    /// upstream can't answer, what it said last, or what is cached.
+    ///
+    /// The upstream is asked for all of them, so that the answer serves every filter.
+    pub async fn referrers(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<ReferrersAnswer, MirrorError> {
+        let ask = |interest| {
+            let (mirror, target) = (Arc::clone(self), target.clone());
+            async move { mirror.ask_for_referrers(&target, digest, &interest).await }
+        };
+        let key = (target.stored.clone(), digest);
+        let report =
+            |error: &MirrorError| target.report(error, "listed the referrers of its last answer");
+        let (referrers, outcome) = match self.referrers.get(key, ask, report).await {
+            Ok(answer) => answer,
+            Err(error) if error.permits_stale() => {
+                let cached = self.cached_referrers(target, digest).await;
+                if cached.is_empty() {
+                    return Err(error);
+                }
+                target.report(&error, "listed the referrers that are cached");
+                (Arc::new(Referrers(cached)), Outcome::Stale)
+            }
+            // The upstream may well filter them itself.
+            Err(error) if error.is_too_long() && artifact_type.is_some() => {
+                let client = &target.upstream.client;
+                let some = client
+                    .referrers(&target.repo, &digest, artifact_type)
+                    .await?;
+                let some = some.ok_or(error)?;
+                (Arc::new(self.parse_referrers(some).await?), Outcome::Miss)
+            }
+            Err(error) => return Err(error),
+        };
+        let kind = artifact_type.map(str::to_owned);
+        let admission = self.workers.admit(referrers.weight()).await?;
+        let render = move || {
+            let all = referrers.0.iter();
+            let wanted = all.filter(|one| kind.is_none() || one.artifact_type == kind);
+            Bytes::from(referrers_index(wanted))
+        };
+        let index = admission.run(render).await?;
+        Ok(ReferrersAnswer { index, outcome })
+    }
+
+    /// One question for all who want the referrers of a digest.
+    async fn ask_for_referrers(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: Digest,
+        interest: &Interest,
+    ) -> Result<(Referrers, Outcome), MirrorError> {
+        let asking = target
+            .upstream
+            .client
+            .referrers(&target.repo, &digest, None);
+        match interest.answer(asking).await? {
+            Some(list) => Ok((self.parse_referrers(list).await?, Outcome::Miss)),
+            None => interest.answer(self.fallback_tag(target, digest)).await,
+        }
+    }
+
+    async fn parse_referrers(&self, list: UnparsedList) -> Result<Referrers, MirrorError> {
+        let admission = self.workers.admit(list.size()).await?;
+        let referrers = admission.run(move || list.referrers()).await??;
+        Ok(Referrers(referrers))
+    }
+
+    async fn fallback_tag(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: Digest,
+    ) -> Result<(Referrers, Outcome), MirrorError> {
+        let nothing = || (Referrers(Vec::new()), Outcome::Miss);
+        let Some(tag) = fallback_tag(&digest) else {
+            return Ok(nothing());
+        };
+        let reference = Reference::Tag(tag);
+        let answer = match self
+            .manifest(target, &reference, &Accept::everything(), Want::Content)
+            .await
+        {
+            Ok(answer) => answer,
+            // No tag: nothing refers to the digest.
+            Err(error) if error.is_not_found() => return Ok(nothing()),
+            Err(error) => return Err(error),
+        };
+        // The upstream has just been asked for its API, whatever is known of the tag.
+        let outcome = match answer.outcome {
+            Outcome::Stale => Outcome::Stale,
+            _ => Outcome::Miss,
+        };
+        // A head has none, and isn't what was asked for.
+        let content = answer.content().unwrap_or_default();
+        Ok((self.listed(content).await?, outcome))
+    }
+
+    /// The entries of an index; of another manifest, none.
+    async fn listed(&self, content: Bytes) -> Result<Referrers, MirrorError> {
+        let admission = self.workers.admit(content.len() as u64).await?;
+        let read = move || match Manifest::parse(&content) {
+            Ok(index) if index.media_type == ManifestType::OciIndex => index.manifests,
+            _ => Vec::new(),
+        };
+        Ok(Referrers(admission.run(read).await?))
+    }
+
+    /// What this mirror has stored that refers to the subject, or lists what does.
+    async fn cached_referrers(&self, target: &Target, subject: Digest) -> Vec<Descriptor> {
+        let found = self.stored_referrers(target, subject).await;
+        let Some(tag) = fallback_tag(&subject).filter(|_| found.is_empty()) else {
+            return found;
+        };
+        let key = TagKey {
+            repo: target.stored.clone(),
+            tag,
+            accept: Accept::everything(),
+        };
+        let stored = self.last_known(target, &key, Want::Content).await;
+        match stored.and_then(|stored| stored.content()) {
+            Some(content) => self.listed(content).await.map_or(found, |list| list.0),
+            None => found,
+        }
+    }
+
+    async fn stored_referrers(&self, target: &Target, subject: Digest) -> Vec<Descriptor> {
+        let mut referrers = self.retention.referrers(&target.stored, &subject).await;
+        referrers.sort_unstable();
+        let mut found = Vec::new();
+        for digest in referrers.into_iter().take(MAX_REFERRERS) {
+            if let Some(stored) = self.linked_document(target, digest).await {
+                let size = stored.verified.known.size;
+                found.push(stored.manifest.descriptor(digest, size));
+            }
+        }
+        found
+    }
+}
+
+/// The tag that holds the referrers of a digest: `sha256-<hex>`, of which at most 64 digits.
+fn fallback_tag(digest: &Digest) -> Option<Tag> {
+    let hex = digest.hex();
+    let shown = match digest.algorithm() {
+        Algorithm::Sha256 => hex.as_str(),
+        Algorithm::Sha512 => hex.get(..64)?,
+    };
+    format!("{}-{shown}", digest.algorithm()).parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tag_that_stands_in_for_the_referrers_api() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let tag = fallback_tag(&digest).unwrap().to_string();
+        assert_eq!(tag, digest.to_string().replace(':', "-"));
+        let long = fallback_tag(&Digest::of(Algorithm::Sha512, b""))
+            .unwrap()
+            .to_string();
+        assert_eq!(long.len(), "sha512-".len() + 64);
+    }
+}
