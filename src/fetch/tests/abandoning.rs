@@ -164,3 +164,53 @@ async fn space_is_reserved_in_steps_as_bytes_arrive() {
         assert!(bench.stored(&digest).await.unwrap() == content);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_body_of_unknown_length_is_not_read_for_nobody_without_end() {
+    let chunk = Bytes::from(vec![7; 1 << 20]);
+    for (on_abandon, most) in [(OnAbandon::Pause, 80), (OnAbandon::Finish, 330)] {
+        let bench = Bench::with(on(on_abandon));
+        let (_, digest) = content(100);
+        let (sender, opening) = streams(0, None);
+        let mut follower = bench.join(digest, "a", &Script::new([opening]));
+        sender.send(Ok(chunk.clone())).await.unwrap();
+        read_range(&mut follower, 0, MIB).await.unwrap();
+        drop(follower);
+        let mut sent = 1;
+        // Ten MiB a second: the grace is five seconds.
+        while sender.send(Ok(chunk.clone())).await.is_ok() {
+            sent += 1;
+            assert!(sent <= most, "{on_abandon:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(on_abandon == OnAbandon::Pause || sent >= 256);
+        bench.settled().await;
+        assert_eq!(bench.retention.usage().reserved, 0);
+        assert!(!bench.fetcher.is_running(&digest));
+    }
+}
+
+/// Never answers.
+#[derive(Debug)]
+struct Silent;
+
+#[async_trait::async_trait]
+impl Source for Silent {
+    async fn open(&self, _offset: u64, _end: Option<u64>) -> Result<BlobStream, UpstreamError> {
+        std::future::pending().await
+    }
+
+    fn upstream(&self) -> &'static str {
+        "upstream.example"
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_an_answer_ends_when_nobody_waits_for_it() {
+    let bench = Bench::with(on(OnAbandon::Finish));
+    let (_, digest) = content(100);
+    let started = tokio::time::Instant::now();
+    drop(bench.join(digest, "a", &Arc::new(Silent)));
+    bench.settled().await;
+    assert!(started.elapsed() < Duration::from_secs(6));
+}
