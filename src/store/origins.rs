@@ -56,7 +56,7 @@ impl Origins {
                 continue;
             };
             let before = self.0.get(name).or_else(|| self.0.get(DEFAULT));
-            let changed = match before {
+            let since = match before {
                 Some(before) if before.url != *url => {
                     changes.push(UpstreamChange {
                         name: name.clone(),
@@ -69,7 +69,11 @@ impl Origins {
                 None => 0,
             };
             let url = url.clone();
-            kept.insert(name.clone(), Origin { url, changed });
+            let origin = Origin {
+                url,
+                changed: since,
+            };
+            kept.insert(name.clone(), origin);
         }
         (Self(kept), changes)
     }
@@ -102,27 +106,27 @@ mod tests {
         let (first, changes) =
             Origins::default().updated(&upstreams(&[("", "a"), ("x.y", "b")]), at(1));
         assert_eq!(changes, []);
-        let changed = |origins: &Origins, name: &str| origins.changed(&name.parse().unwrap());
-        assert_eq!(changed(&first, "library/debian"), None);
+        let since = |origins: &Origins, name: &str| origins.changed(&name.parse().unwrap());
+        assert_eq!(since(&first, "library/debian"), None);
 
         let (other, changes) = first.updated(&upstreams(&[("", "c"), ("x.y", "b")]), at(2));
         assert_eq!((changes.len(), changes[0].before.as_str()), (1, "a"));
-        assert_eq!(changed(&other, "library/debian"), Some(at(2)));
+        assert_eq!(since(&other, "library/debian"), Some(at(2)));
         assert_eq!(
-            changed(&other, "x.y"),
+            since(&other, "x.y"),
             Some(at(2)),
             "no upstream of a name alone"
         );
-        assert_eq!(changed(&other, "x.y/app"), None);
+        assert_eq!(since(&other, "x.y/app"), None);
         // The same again changes nothing, and the time stays.
         let (same, changes) = other.updated(&upstreams(&[("", "c"), ("x.y", "b")]), at(3));
         assert_eq!((same.clone(), changes), (other, Vec::new()));
 
         // A name that is no upstream any more, or has become one, changes hands.
         let (gone, changes) = same.updated(&upstreams(&[("", "c")]), at(4));
-        assert_eq!((changes.len(), changed(&gone, "x.y/app")), (1, Some(at(4))));
+        assert_eq!((changes.len(), since(&gone, "x.y/app")), (1, Some(at(4))));
         let (new, changes) = gone.updated(&upstreams(&[("", "c"), ("q.r", "d")]), at(5));
-        assert_eq!((changes.len(), changed(&new, "q.r/app")), (1, Some(at(5))));
-        assert_eq!(changed(&new, "library/debian"), Some(at(2)));
+        assert_eq!((changes.len(), since(&new, "q.r/app")), (1, Some(at(5))));
+        assert_eq!(since(&new, "library/debian"), Some(at(2)));
     }
 }

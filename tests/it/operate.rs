@@ -338,7 +338,7 @@ async fn uploads_that_a_registry_left_are_counted_and_removed_after_a_week() {
     let app = site.serve().await;
     site.pull(&app, "app", 1).await;
     let uploads = "data/docker/registry/v2/repositories/app/_uploads";
-    let now = std::time::SystemTime::now();
+    let now = millpond::clock::Clock::system().wall();
     for (id, days) in [("old", 8), ("young", 6)] {
         let directory = PathBuf::from(site.path(&format!("{uploads}/{id}")));
         std::fs::create_dir_all(&directory).unwrap();
