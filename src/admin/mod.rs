@@ -2,6 +2,7 @@
 //! clients of the registry can't reach; listing and purging ([`operate`]) on a unix socket of the data
 //! directory ([`socket`]).
 
+pub mod health;
 pub mod operate;
 pub mod socket;
 
@@ -13,27 +14,50 @@ use http::{Method, Request, Response, StatusCode};
 use crate::http::{Body, Handler, Peer, RequestBody};
 use crate::metrics::{CacheFigures, Metrics};
 use crate::retention::Retention;
+use crate::store::Store;
+use crate::tasks::Tasks;
+use health::Health;
 
 /// Answers on the debug listener.
 #[derive(Debug)]
 pub struct Admin {
     metrics: Arc<Metrics>,
     retention: Retention,
+    tasks: Tasks,
+    health: Health,
     /// Where the metrics are, if anywhere.
     metrics_path: Option<String>,
 }
 
 impl Admin {
-    pub fn new(metrics: Arc<Metrics>, retention: Retention, metrics_path: Option<String>) -> Self {
+    /// The metrics and the health of a server over `store`, whose tasks are `tasks`.
+    pub fn new(
+        metrics: Arc<Metrics>,
+        store: Arc<dyn Store>,
+        retention: Retention,
+        tasks: Tasks,
+        metrics_path: Option<String>,
+    ) -> Self {
+        let health = Health::new(
+            store,
+            retention.clone(),
+            tasks.clone(),
+            Arc::clone(&metrics),
+        );
         Self {
             metrics,
             retention,
+            tasks,
+            health,
             metrics_path,
         }
     }
 
     /// What is counted elsewhere is copied when it is asked for.
-    fn render(&self) -> String {
+    async fn render(&self) -> String {
+        // For the degraded conditions.
+        self.health.check().await;
+        self.metrics.task_panics(self.tasks.panics());
         let (usage, counts) = (self.retention.usage(), self.retention.counts());
         self.metrics.cache(&CacheFigures {
             bytes: usage.used,
@@ -49,7 +73,7 @@ impl Admin {
         self.metrics.render()
     }
 
-    fn answer(&self, method: &Method, path: &str) -> Response<Body> {
+    async fn answer(&self, method: &Method, path: &str) -> Response<Body> {
         if method != Method::GET && method != Method::HEAD {
             let mut response = text(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -62,16 +86,22 @@ impl Admin {
         }
         match path {
             path if self.metrics_path.as_deref() == Some(path) => {
-                let mut response = text(StatusCode::OK, self.render());
+                let mut response = text(StatusCode::OK, self.render().await);
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 response
                     .headers_mut()
                     .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
                 response
             }
-            // The reference registry's path, and its answer when all is well.
+            // The reference registry's path, and its answer: the checks that fail, by name.
             "/debug/health" => {
-                let mut response = text(StatusCode::OK, "{}".to_owned());
+                let failing = self.health.check().await;
+                let status = if failing.is_empty() {
+                    StatusCode::OK
+                } else {
+                    StatusCode::SERVICE_UNAVAILABLE
+                };
+                let mut response = text(status, serde_json::json!(failing).to_string());
                 response
                     .headers_mut()
                     .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -94,7 +124,7 @@ impl Admin {
 
 impl Handler for Admin {
     async fn handle(self: Arc<Self>, request: Request<RequestBody>, _peer: Peer) -> Response<Body> {
-        self.answer(request.method(), request.uri().path())
+        self.answer(request.method(), request.uri().path()).await
     }
 }
 
@@ -114,16 +144,24 @@ mod tests {
     use crate::clock::Clock;
     use crate::retention::Settings;
     use crate::store::MemoryStore;
-    use crate::tasks::Tasks;
+    use http_body_util::BodyExt as _;
     use tokio_util::sync::CancellationToken;
 
     #[tokio::test]
     async fn the_pages() {
-        let (store, clock) = (Arc::new(MemoryStore::new()), Clock::system());
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let clock = Clock::system();
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
-        let retention = Retention::start(store, clock, Settings::unlimited(), &tasks, &stop);
+        let retention = Retention::start(
+            Arc::clone(&store),
+            clock,
+            Settings::unlimited(),
+            &tasks,
+            &stop,
+        );
         let metrics = Arc::new(Metrics::new());
-        let admin = Admin::new(metrics, retention, Some("/metrics".to_owned()));
+        let path = Some("/metrics".to_owned());
+        let admin = Admin::new(metrics, store, retention, tasks.clone(), path);
         for (method, path, status) in [
             (Method::GET, "/metrics", 200),
             (Method::HEAD, "/debug/health", 200),
@@ -131,10 +169,17 @@ mod tests {
             (Method::POST, "/metrics", 405),
         ] {
             assert_eq!(
-                admin.answer(&method, path).status().as_u16(),
+                admin.answer(&method, path).await.status().as_u16(),
                 status,
                 "{method} {path}"
             );
         }
+        tasks.spawn_required("listener", async { panic!("on purpose") });
+        tasks.failed().await;
+        let unwell = admin.answer(&Method::GET, "/debug/health").await;
+        assert_eq!(unwell.status(), 503);
+        assert_eq!(unwell.headers()[CONTENT_TYPE], "application/json");
+        let body = unwell.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, r#"{"task listener":"on purpose"}"#);
     }
 }

@@ -14,10 +14,11 @@ impl Meter for Metrics {
         outcome: Outcome,
         _elapsed: Duration,
     ) {
-        let ending = match outcome {
-            Outcome::Status(status) => Ending::Status(status),
-            Outcome::Error(class) => Ending::Error(class),
+        let (ending, degraded) = match outcome {
+            Outcome::Status(status) => (Ending::Status(status), status >= 500),
+            Outcome::Error(class) => (Ending::Error(class), true),
         };
+        self.upstream_degraded(upstream, degraded);
         self.upstream_request(upstream, label(kind), method, ending);
     }
 

@@ -1,10 +1,12 @@
 //! Wires the rooms together; owns every task and the way to stop.
 
+mod check;
 mod descriptors;
 mod meter;
 mod pulling;
 mod retention;
 
+pub use check::warnings;
 use pulling::Pulling;
 pub use retention::settings as retention_settings;
 
@@ -94,7 +96,7 @@ impl App {
         let upstreams = upstreams(&config.proxy, clock, &metrics)?;
         let background = Tasks::new();
         let kept_how = retention::settings(config)?;
-        let kept = Arc::clone(&store);
+        let (kept, checked) = (Arc::clone(&store), Arc::clone(&store));
         let retention = Retention::start(kept, clock, kept_how, &background, &stop_now);
         scrub(config, &retention, &background, &stop_accepting);
         let pulling = Pulling {
@@ -121,8 +123,13 @@ impl App {
             tasks: background.tracked_by(&tasks),
             stop: stop_accepting.clone(),
         };
+        let operated = Operated {
+            store: checked,
+            retention: retention.clone(),
+            tasks: background.clone(),
+        };
         let operators = serving.for_operators();
-        let debug_address = operators.debug(config, &retention).await?;
+        let debug_address = operators.listen_for_debug(config, &operated).await?;
         #[cfg(unix)]
         operators.take_commands(config, &retention).await;
         let address = serving
@@ -240,6 +247,13 @@ fn scrub(config: &Config, retention: &Retention, tasks: &Tasks, stop: &Cancellat
     }
 }
 
+/// What operators look at.
+struct Operated {
+    store: Arc<dyn Store>,
+    retention: Retention,
+    tasks: Tasks,
+}
+
 /// What every listener needs.
 struct Serving {
     connections: ConnectionSettings,
@@ -260,19 +274,24 @@ impl Serving {
         }
     }
 
-    /// Answers on the debug listener, where there is one.
-    async fn debug(
+    /// Answers on the debug listener, where the configuration wants one.
+    async fn listen_for_debug(
         &self,
         config: &Config,
-        retention: &Retention,
+        operated: &Operated,
     ) -> Result<Option<Address>, StartError> {
         let Some(debug) = &config.http.debug else {
             return Ok(None);
         };
-        let metrics = Arc::clone(&self.connections.metrics);
-        let admin = Admin::new(metrics, retention.clone(), debug.metrics_path.clone());
-        let address = self.listen("debug listener", &debug.listen, admin);
-        address.await.map(Some)
+        let admin = Admin::new(
+            Arc::clone(&self.connections.metrics),
+            Arc::clone(&operated.store),
+            operated.retention.clone(),
+            operated.tasks.clone(),
+            debug.metrics_path.clone(),
+        );
+        let listening = self.listen("debug listener", &debug.listen, admin);
+        listening.await.map(Some)
     }
 
     /// Takes commands on the data directory's admin socket. Pulls don't depend on it.

@@ -16,8 +16,9 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::admin::operate::{Purge, Scrub};
+use crate::app::{self, App, StartError};
 use crate::causes::on_one_line;
-use crate::config::{self, Loaded};
+use crate::config::{self, Config, Loaded, Places};
 
 /// A pull-through caching mirror for container registries.
 ///
@@ -86,16 +87,24 @@ struct Listing {
 
 #[derive(Debug, clap::Args)]
 struct Located {
-    /// The configuration file that names the data directory
+    /// The configuration file (YAML); config.example.yml explains every key
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
 struct Configured {
-    /// The configuration file (YAML); config.example.yml explains every key
-    #[arg(value_name = "CONFIG")]
-    config: Option<PathBuf>,
+    /// The same as --config
+    #[arg(value_name = "CONFIG", conflicts_with = "config")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    located: Located,
+}
+
+impl Configured {
+    fn config(self) -> Option<PathBuf> {
+        self.file.or(self.located.config)
+    }
 }
 
 /// Runs the program; `main` has nothing to add.
@@ -110,8 +119,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = match arguments.command {
-        Command::Serve(Configured { config }) => return serve::serve(config.as_deref()),
-        Command::Check(Configured { config }) => check(config.as_deref()),
+        Command::Serve(configured) => return serve::serve(configured.config().as_deref()),
+        Command::Check(configured) => check(configured.config().as_deref()),
         Command::Ls(Listing { json, configured }) => {
             operate::ls(configured.config.as_deref(), json)
         }
@@ -170,17 +179,69 @@ fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
 }
 
 fn check(path: Option<&Path>) -> anyhow::Result<()> {
-    let Loaded { config, warnings } = load(path)?;
-    for warning in warnings {
+    let loaded = load(path)?;
+    for warning in warnings(&loaded) {
         say(&format!("warning: {warning}"));
     }
+    let Loaded { config, places, .. } = loaded;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime can't be started")?
+        .block_on(App::check(&config))
+        .map_err(|error| placed(error, &config, &places))?;
     print(&config::render(&config))
+}
+
+/// What is probably not meant, each with its file and line.
+fn warnings(loaded: &Loaded) -> Vec<String> {
+    let unsatisfiable = app::warnings(&loaded.config);
+    let unsatisfiable = unsatisfiable
+        .into_iter()
+        .map(|(key, text)| format!("{}: {text}", loaded.places.of(&key)));
+    loaded
+        .warnings
+        .iter()
+        .cloned()
+        .chain(unsatisfiable)
+        .collect()
+}
+
+/// An error of the start, with the file and the line that it is about.
+fn placed(error: StartError, config: &Config, places: &Places) -> anyhow::Error {
+    match error.key(config) {
+        Some(key) => {
+            let place = places.of(&key);
+            anyhow::Error::new(error).context(format!("{place}: `{key}`"))
+        }
+        None => error.into(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory as _;
+
+    #[test]
+    fn every_command_takes_the_same_option() {
+        for command in ["serve", "check", "ls", "du", "scrub", "purge a"] {
+            for option in ["--config=c.yml", "-c=c.yml"] {
+                let words = command.split(' ').chain([option]);
+                let parsed = Arguments::try_parse_from(["millpond"].into_iter().chain(words));
+                assert!(parsed.is_ok(), "{command} {option}: {parsed:?}");
+            }
+        }
+        for command in ["serve", "check"] {
+            let parsed = Arguments::try_parse_from(["millpond", command, "c.yml"]).unwrap();
+            let (Command::Serve(configured) | Command::Check(configured)) = parsed.command else {
+                panic!("{command} is another command");
+            };
+            assert_eq!(configured.config(), Some(PathBuf::from("c.yml")));
+            let both = ["millpond", command, "c.yml", "--config", "d.yml"];
+            assert!(Arguments::try_parse_from(both).is_err());
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::table::{Table, bytes};
-use super::{load, print, print_json};
+use super::{load, print, print_json, say};
 use crate::admin::operate::{
     Entry, Image, Leftovers, Operator, Page, Purge, Scrub, Scrubbed, UnreadablePath,
 };
@@ -84,6 +84,16 @@ impl Backend {
             operator,
             retention,
         })
+    }
+
+    /// Says that no server can start meanwhile, where the command works on the directory itself.
+    fn tell_lock(&self, command: &str) {
+        if matches!(self, Self::Own { .. }) {
+            say(&format!(
+                "millpond: no server is running; {command} holds the lock of the data directory until \
+                 it ends, and a server can't start before that"
+            ));
+        }
     }
 
     async fn images(&mut self) -> anyhow::Result<Vec<Image>> {
@@ -234,7 +244,10 @@ pub(super) fn du(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
 
 /// `millpond scrub`: an error when something is wrong that was not repaired.
 pub(super) fn scrub(config: Option<&Path>, scrub: &Scrub) -> anyhow::Result<()> {
-    let report = with_backend(config, async |backend| backend.scrub(scrub).await)?;
+    let report = with_backend(config, async |backend| {
+        backend.tell_lock("scrub");
+        backend.scrub(scrub).await
+    })?;
     let mut table = Table::new(["DIGEST", "SIZE", "VERDICT"]);
     for found in &report.findings {
         table.row([
@@ -283,7 +296,10 @@ pub(super) fn scrub(config: Option<&Path>, scrub: &Scrub) -> anyhow::Result<()> 
 
 /// `millpond purge`
 pub(super) fn purge(config: Option<&Path>, purge: &Purge) -> anyhow::Result<()> {
-    let purged = with_backend(config, async |backend| backend.purge(purge).await)?;
+    let purged = with_backend(config, async |backend| {
+        backend.tell_lock("purge");
+        backend.purge(purge).await
+    })?;
     anyhow::ensure!(
         !purged.is_empty(),
         "nothing that is cached matches {}",

@@ -8,27 +8,27 @@ use anyhow::Context as _;
 
 use super::logging::Logs;
 use super::signals::Signals;
-use super::{fail, load};
+use super::{fail, load, placed, warnings};
 use crate::app::App;
 use crate::causes::on_one_line;
-use crate::config::{Config, Loaded, Storage};
+use crate::config::{Loaded, Storage};
 
 /// How long blocking steps, such as reads of a disk that doesn't answer, may hold up the end.
 const BLOCKING_TIME: Duration = Duration::from_secs(5);
 
 pub(super) fn serve(path: Option<&Path>) -> ExitCode {
-    let Loaded { config, warnings } = match load(path) {
+    let loaded = match load(path) {
         Ok(loaded) => loaded,
         Err(error) => return fail(&error),
     };
-    let logs = match Logs::start(&config.log).context("the log's thread can't be started") {
+    let logs = match Logs::start(&loaded.config.log).context("the log's thread can't be started") {
         Ok(logs) => logs,
         Err(error) => return fail(&error),
     };
-    for warning in warnings {
+    for warning in warnings(&loaded) {
         tracing::warn!("{warning}");
     }
-    let ended = run(&config, &logs);
+    let ended = run(&loaded, &logs);
     if let Err(error) = &ended {
         logs.fatal(&on_one_line(error.as_ref()));
     }
@@ -39,17 +39,18 @@ pub(super) fn serve(path: Option<&Path>) -> ExitCode {
     }
 }
 
-fn run(config: &Config, logs: &Logs) -> anyhow::Result<()> {
+fn run(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("the runtime can't be started")?;
-    let ended = runtime.block_on(until_told(config, logs));
+    let ended = runtime.block_on(until_told(loaded, logs));
     runtime.shutdown_timeout(BLOCKING_TIME);
     ended
 }
 
-async fn until_told(config: &Config, logs: &Logs) -> anyhow::Result<()> {
+async fn until_told(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
+    let Loaded { config, places, .. } = loaded;
     // Before anything else, so that no signal ends the process on its way up.
     let mut signals = Signals::listen().context("signals can't be listened to")?;
     let app = tokio::select! {
@@ -58,7 +59,7 @@ async fn until_told(config: &Config, logs: &Logs) -> anyhow::Result<()> {
             tracing::info!(signal, "stopped before the start was complete");
             return Ok(());
         }
-        app = App::start(config) => app?,
+        app = App::start(config) => app.map_err(|error| placed(error, config, places))?,
     };
     logs.writer().count_into(app.metrics().log_lines_dropped());
     let data = match &config.storage {

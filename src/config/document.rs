@@ -70,6 +70,18 @@ impl KeyPath {
         Self(steps)
     }
 
+    /// Reads a path as it is shown; no key of it may hold a dot or a bracket.
+    pub(super) fn parse(text: &str) -> Self {
+        let mut path = Self::default();
+        for step in text.split(['.', '[']) {
+            path = match step.strip_suffix(']').map(str::parse) {
+                Some(Ok(index)) => path.index(index),
+                _ => path.key(step),
+            };
+        }
+        path
+    }
+
     /// The path without its last step.
     pub(super) fn parent(&self) -> Option<Self> {
         let (_, steps) = self.0.split_last()?;

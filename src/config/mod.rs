@@ -51,6 +51,7 @@ pub use error::{ConfigError, MAX_FILE, Problem};
 pub use fetch::{OnAbandon, Prefetch, RangeMode, RangeRule, Segments, Streams};
 pub use host_pattern::{HostPattern, HostPatternError};
 pub use render::render;
+pub use report::Places;
 pub use size::SizeLimit;
 
 /// The checked configuration.
@@ -267,6 +268,7 @@ pub struct Loaded {
     pub config: Config,
     /// What has no effect or is probably not meant, one sentence each.
     pub warnings: Vec<String>,
+    pub places: Places,
 }
 
 impl Config {
@@ -398,6 +400,7 @@ fn build(
     }
     Ok(Loaded {
         config,
-        warnings: report.warnings,
+        warnings: std::mem::take(&mut report.warnings),
+        places: report.places(),
     })
 }

@@ -21,6 +21,15 @@ pub(super) struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
+    /// What says where the values came from, when the report is done.
+    pub(super) fn places(self) -> Places {
+        Places {
+            source: self.source.to_owned(),
+            text: self.text.to_owned(),
+            overrides: self.overrides,
+        }
+    }
+
     /// A report on the file `source`, which holds `text`.
     pub(super) fn new(source: &'a str, text: &'a str) -> Self {
         Self {
@@ -97,6 +106,27 @@ impl<'a> Report<'a> {
             .or_else(|| Some(in_file(Some(locate::line_of(self.text, path, occurrence)?))))
             .or_else(|| variable(&|set| set.starts_with(path)))
             .unwrap_or_else(|| self.place(&parent, 0))
+    }
+}
+
+/// Where the values of a configuration came from.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    source: String,
+    text: String,
+    overrides: Vec<(KeyPath, String)>,
+}
+
+impl Places {
+    /// The place of a key, such as `proxy.upstreams[0].ca`: `config.yml:12`, or the environment
+    /// variable that set it. Where it is nowhere, that of the map it would be in, or the file.
+    pub fn of(&self, key: &str) -> String {
+        let mut report = Report::new(&self.source, &self.text);
+        report.overrides.clone_from(&self.overrides);
+        match report.place(&KeyPath::parse(key), 0) {
+            (source, Some(line)) => format!("{source}:{line}"),
+            (source, None) => source,
+        }
     }
 }
 

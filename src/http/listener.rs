@@ -67,14 +67,39 @@ pub(super) struct Accepted {
 /// Why a socket can't be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error(
-        "can't listen on {address}: {source}; is another program, or another millpond, using it?"
-    )]
+    #[error("can't listen on {address}: {source}{}", hint(source))]
     Tcp { address: String, source: io::Error },
-    #[error("can't listen on the unix socket {path}: {source}")]
+    #[error(
+        "can't listen on the unix socket {path}: {source}{}",
+        hint_for_socket(source)
+    )]
     Unix { path: PathBuf, source: io::Error },
     #[error("unix sockets are not available on this system; set http.net to tcp")]
     NoUnix,
+}
+
+/// What to do about an address that can't be bound.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; is another program, or another millpond, using it?",
+        io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+        }
+        _ => "",
+    }
+}
+
+/// What to do about a socket file that can't be made.
+fn hint_for_socket(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; its directory must exist",
+        io::ErrorKind::PermissionDenied => "; its directory must be writable for millpond's user",
+        io::ErrorKind::AlreadyExists | io::ErrorKind::AddrInUse => {
+            "; a file or another program's socket has that name"
+        }
+        _ => "",
+    }
 }
 
 /// Where a listener listens, for people.

@@ -144,6 +144,29 @@ pub(super) struct UpstreamRequest {
     pub(super) status: Ending,
 }
 
+/// A condition under which the server serves, with less than usual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Degraded {
+    /// The file system of the cache has no space left.
+    StoreFull,
+    /// The file system of the cache can't be written.
+    StoreReadOnly,
+}
+
+impl EncodeLabelValue for Degraded {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(match self {
+            Self::StoreFull => "store_full",
+            Self::StoreReadOnly => "store_read_only",
+        })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct DegradedBy {
+    pub(super) condition: Degraded,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct UpstreamBytes {
     pub(super) upstream: String,

@@ -13,8 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use fetch::Fetching;
-pub use labels::{Ending, Kind, Outcome, RefusedConnection};
-use labels::{UpstreamBytes, UpstreamRequest};
+pub use labels::{Degraded, Ending, Kind, Outcome, RefusedConnection};
+use labels::{DegradedBy, OfUpstream, UpstreamBytes, UpstreamRequest};
 use serving::Serving;
 
 /// What the retention knows of the cache, at one moment.
@@ -47,6 +47,9 @@ pub struct Metrics {
     fetching: Fetching,
     connections: Gauge,
     log_lines_dropped: Counter,
+    task_panics: Gauge,
+    degraded: Family<DegradedBy, Gauge>,
+    upstream_degraded: Family<OfUpstream, Gauge>,
     cache: CacheGauges,
 }
 
@@ -80,6 +83,9 @@ impl Metrics {
             fetching: Fetching::default(),
             connections: Gauge::default(),
             log_lines_dropped: Counter::default(),
+            task_panics: Gauge::default(),
+            degraded: Family::default(),
+            upstream_degraded: Family::default(),
             cache: CacheGauges::default(),
         };
         metrics.register();
@@ -116,6 +122,21 @@ impl Metrics {
             "log_lines_dropped",
             "Log lines that standard error did not take",
             self.log_lines_dropped.clone(),
+        );
+        r.register(
+            "task_panics",
+            "Panics of tasks that run as long as the server",
+            self.task_panics.clone(),
+        );
+        r.register(
+            "degraded",
+            "1 while the server serves without storing: the file system is full or read-only",
+            self.degraded.clone(),
+        );
+        r.register(
+            "upstream_degraded",
+            "1 while the last answer of an upstream was none, or a server error",
+            self.upstream_degraded.clone(),
         );
         self.register_cache();
     }
@@ -226,6 +247,26 @@ impl Metrics {
     /// Counter of the log lines that were dropped: kept by the log's writer.
     pub fn log_lines_dropped(&self) -> Counter {
         self.log_lines_dropped.clone()
+    }
+
+    /// Takes over how many times tasks have panicked.
+    pub fn task_panics(&self, count: u64) {
+        set(&self.task_panics, count);
+    }
+
+    /// Says whether a condition holds under which the server still serves.
+    pub fn degraded(&self, condition: Degraded, holds: bool) {
+        let gauge = self.degraded.get_or_create_owned(&DegradedBy { condition });
+        gauge.set(holds.into());
+    }
+
+    /// Says whether an upstream couldn't answer its last request.
+    pub fn upstream_degraded(&self, upstream: &str, holds: bool) {
+        let upstream = upstream.to_owned();
+        let gauge = self
+            .upstream_degraded
+            .get_or_create_owned(&OfUpstream { upstream });
+        gauge.set(holds.into());
     }
 
     /// Counts an open connection until dropped.

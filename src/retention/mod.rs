@@ -48,6 +48,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::causes::on_one_line;
 use crate::clock::Clock;
 use crate::oci::{Digest, ManifestType, RepoName, Tag};
 use crate::store::{LinkKind, Store, StoreError};
@@ -267,7 +268,7 @@ impl Shared {
         self.counters
             .delete_failures
             .fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(what, %error, "couldn't be removed; it is tried again");
+        tracing::warn!(what, error = %on_one_line(&error), "couldn't be removed; it is tried again");
         false
     }
 
@@ -370,6 +371,15 @@ impl Retention {
                 () = freed => {}
             }
         }
+    }
+
+    /// Whether the index works, or why not: it can't be built, or a panic has left it inconsistent.
+    pub fn health(&self) -> Result<(), String> {
+        if self.0.index.is_poisoned() {
+            return Err("a panic while it was changed may have left it inconsistent".to_owned());
+        }
+        let unlisted = self.0.with(|index| index.unlisted.clone());
+        unlisted.map_or(Ok(()), Err)
     }
 
     /// A client was served from this link; its blob has `size` bytes. Takes well under a

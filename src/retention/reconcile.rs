@@ -266,7 +266,7 @@ pub(super) async fn load(shared: &Arc<Shared>, mut journal: Journal) -> Option<S
     let (journal, loaded) = match read.await {
         Ok(read) => read,
         Err(error) => {
-            tracing::error!(%error, "the expiry state couldn't be read");
+            tracing::error!(error = %on_one_line(&error), "the expiry state couldn't be read");
             return None;
         }
     };
@@ -488,8 +488,9 @@ async fn read_manifests(shared: &Arc<Shared>) {
 /// What can't be read refers to nothing: its parts are images of their own.
 async fn read_manifest(shared: &Shared, digest: &Digest) -> Option<(ManifestType, References)> {
     let bytes = store::read_all(&*shared.store, digest, MAX_MANIFEST).await;
-    let bytes =
-        bytes.inspect_err(|error| tracing::warn!(%digest, %error, "a manifest can't be read"));
+    let bytes = bytes.inspect_err(
+        |error| tracing::warn!(%digest, error = %on_one_line(&error), "a manifest can't be read"),
+    );
     let bytes = bytes.ok()??;
     let size = bytes.len();
     let read = move || {

@@ -146,6 +146,39 @@ pub(super) fn discard(path: &Path) {
     }
 }
 
+/// Whether the store's directory can be used, or made where there is none: what is there already is
+/// a directory, and can be written.
+pub(super) fn check_root(root: &Path) -> Result<(), StoreError> {
+    let error = |path: &Path, source| StoreError::NotWritable {
+        root: root.to_owned(),
+        path: path.to_owned(),
+        source,
+    };
+    let absolute = std::path::absolute(root).map_err(|source| error(root, source))?;
+    for path in absolute.ancestors() {
+        match fs::metadata(path) {
+            Ok(found) if found.is_dir() => {
+                return may_write(path).map_err(|source| error(path, source));
+            }
+            Ok(_file) => return Err(error(path, io::ErrorKind::NotADirectory.into())),
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(error(path, source)),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn may_write(directory: &Path) -> io::Result<()> {
+    use rustix::fs::{Access, access};
+    Ok(access(directory, Access::WRITE_OK | Access::EXEC_OK)?)
+}
+
+#[cfg(not(unix))]
+fn may_write(_directory: &Path) -> io::Result<()> {
+    Ok(())
+}
+
 /// Removes empty directories from `lowest` up to, and not including, `keep`.
 pub(super) fn prune(lowest: &Path, keep: &Path) {
     for directory in lowest.ancestors() {

@@ -41,6 +41,7 @@ pub enum Operation {
     Links,
     Blobs,
     Repositories,
+    Check,
 }
 
 /// Passes every call on, save those that a fault was set for.
@@ -329,6 +330,11 @@ impl Store for FaultyStore {
 
     async fn remove_upload(&self, upload: &Upload) -> Result<bool, StoreError> {
         self.inner.remove_upload(upload).await
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.pass(Operation::Check).await?;
+        self.inner.check().await
     }
 }
 

@@ -73,6 +73,13 @@ impl FsStore {
         }
     }
 
+    /// Whether [`open`](Self::open) could make or use the directory `root`, without making or locking
+    /// anything.
+    pub async fn check_root(root: impl Into<PathBuf>) -> Result<(), StoreError> {
+        let root = root.into();
+        blocking(move || disk::check_root(&root)).await
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         step: impl FnOnce(&Arc<Spool>) -> Result<T, StoreError> + Send + 'static,
@@ -267,6 +274,10 @@ impl Store for FsStore {
         let upload = upload.clone();
         self.run(move |spool| list::remove_upload(spool, &upload))
             .await
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.run(|spool| spool.check()).await
     }
 }
 

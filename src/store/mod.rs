@@ -125,6 +125,11 @@ pub trait Store: Debug + Send + Sync + 'static {
         Ok(Vec::new())
     }
 
+    /// Whether the store works: for health checks. Tries what pulls need, reading and writing.
+    async fn check(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// What the listings above left out because it couldn't be read.
     async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
         Ok(Vec::new())
@@ -234,10 +239,16 @@ pub enum StoreError {
         source: io::Error,
     },
     #[error(
-        "the store directory {} is in use by another process; each millpond needs its own",
-        root.display()
+        "the store directory {} is in use by {}; each millpond needs its own: stop that process, wait \
+         until it ends where it is `millpond scrub` or `millpond purge`, or name another directory",
+        root.display(),
+        holder.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
     )]
-    InUse { root: PathBuf },
+    InUse {
+        root: PathBuf,
+        /// Its process id, where the lock file tells it.
+        holder: Option<u32>,
+    },
     #[error("the data directory {} doesn't exist; a server makes it when it starts", root.display())]
     Missing { root: PathBuf },
     #[error("the staged file {} lacks data because an earlier write failed", path.display())]

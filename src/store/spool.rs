@@ -21,8 +21,11 @@ use super::partial::{Partial, Unusable};
 use super::stage::FileStage;
 use super::unreadable::UnreadableEntries;
 use super::{StoreError, disk};
-use crate::oci::{Digest, RepoName};
+use crate::causes::on_one_line;
+use crate::oci::{Algorithm, Digest, RepoName};
 
+/// Bytes that a check writes: a block of most file systems.
+const PROBE: usize = 4096;
 /// The largest file of upstreams that is read, in bytes.
 const MAX_ORIGINS: u64 = 4 * 1024 * 1024;
 
@@ -63,6 +66,7 @@ impl Spool {
         let path = layout.lock();
         let lock = Modes::open_lock(&path).map_err(not_writable(path.clone()))?;
         take_lock(&lock, &layout)?;
+        note_holder(&lock);
 
         // Before the probe, because it may make room on a full disk.
         let (left, next) = sweep(&layout)?;
@@ -82,7 +86,8 @@ impl Spool {
         })
     }
 
-    /// Takes the lock of a directory that is there, and changes nothing. A directory without a lock
+    /// Takes the lock of a directory that is there, and changes nothing but the process id in the lock
+    /// file. A directory without a lock
     /// file has never been used by a server.
     pub(super) fn inspect(layout: Layout) -> Result<Self, StoreError> {
         let modes = Modes::of(&layout, None);
@@ -98,6 +103,7 @@ impl Spool {
             .map_err(|source| StoreError::io("open", &path, source))?;
         if let Some(lock) = &lock {
             take_lock(lock, &layout)?;
+            note_holder(lock);
         }
         Ok(Self {
             layout,
@@ -170,6 +176,22 @@ impl Spool {
         })
     }
 
+    /// Writes a small file, removes it, and looks whether the blobs' directory can be listed.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let probe = self.draft();
+        let written =
+            fs::write(&probe, [0; PROBE]).map_err(|source| StoreError::io("write", &probe, source));
+        let removed = match fs::remove_file(&probe) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io("remove", &probe, error))
+            }
+            _ => Ok(()),
+        };
+        written.and(removed)?;
+        let blobs = self.layout.blobs(Algorithm::Sha256, 0);
+        disk::list(blobs.parent().unwrap_or(&blobs)).map(drop)
+    }
+
     pub(super) fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -240,7 +262,7 @@ impl Spool {
     /// Removes the partial of a digest that has been committed.
     pub(super) fn forget(&self, digest: &Digest) {
         if let Err(error) = self.left.remove(digest) {
-            tracing::warn!(%error, "a partial of a committed blob stays in the spool");
+            tracing::warn!(error = %on_one_line(&error), "a partial of a committed blob stays in the spool");
         }
     }
 
@@ -295,7 +317,7 @@ impl Spool {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "an empty link can't be removed");
+                tracing::warn!(path = %path.display(), error = %on_one_line(&error), "an empty link can't be removed");
             }
         }
     }
@@ -317,6 +339,9 @@ fn take_lock(lock: &File, layout: &Layout) -> Result<(), StoreError> {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
             root: layout.root().to_owned(),
+            holder: fs::read_to_string(layout.lock())
+                .ok()
+                .and_then(|pid| pid.trim().parse().ok()),
         }),
         Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
             tracing::warn!(
@@ -326,6 +351,17 @@ fn take_lock(lock: &File, layout: &Layout) -> Result<(), StoreError> {
             Ok(())
         }
         Err(TryLockError::Error(source)) => Err(StoreError::io("lock", &layout.lock(), source)),
+    }
+}
+
+/// Writes the process's id into the lock's file, for whoever finds it locked.
+fn note_holder(mut lock: &File) {
+    let pid = format!("{}\n", std::process::id());
+    let noted = lock
+        .set_len(0)
+        .and_then(|()| io::Write::write_all(&mut lock, pid.as_bytes()));
+    if let Err(error) = noted {
+        tracing::debug!(error = %on_one_line(&error), "the lock file doesn't name this process");
     }
 }
 

@@ -15,6 +15,7 @@ mod accept;
 mod api;
 mod auth;
 mod blobs;
+mod check;
 mod connections;
 mod counting;
 mod disk;

@@ -479,3 +479,18 @@ async fn the_admin_socket_is_the_owners_alone() {
         "the file goes with the server"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offline_scrub_or_purge_says_that_it_holds_the_lock() {
+    let site = Site::new().await;
+    let app = site.serve().await;
+    site.pull(&app, "app", 1).await;
+    let said = |output: Output| String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said(site.run(&["scrub"]).await), "", "the server does it");
+    assert!(app.stop().await);
+    for command in [&["scrub"][..], &["purge", "app"]] {
+        let said = said(site.run(command).await);
+        let expected = format!("{} holds the lock of the data directory", command[0]);
+        assert!(said.contains(&expected), "{said}");
+    }
+}

@@ -70,7 +70,9 @@ fn problems(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
 
 #[test]
 fn without_a_file() {
-    let Loaded { config, warnings } = load(None, environment(&[])).unwrap();
+    let Loaded {
+        config, warnings, ..
+    } = load(None, environment(&[])).unwrap();
     assert_eq!(warnings, Vec::<String>::new());
     assert_eq!(render(&config), render(&Config::default_config()));
     assert_eq!(config.log.level, Level::INFO);
@@ -92,7 +94,9 @@ fn without_a_file() {
 
 #[test]
 fn a_distribution_proxy_starts_unchanged() {
-    let Loaded { config, warnings } = loaded(DISTRIBUTION, &[]);
+    let Loaded {
+        config, warnings, ..
+    } = loaded(DISTRIBUTION, &[]);
     assert_eq!(
         warnings,
         [
@@ -146,7 +150,9 @@ fn find<'a>(root: &'a Node, path: &KeyPath) -> Option<&'a Node> {
 
 #[test]
 fn the_example_is_the_default_and_complete() {
-    let Loaded { config, warnings } = loaded(EXAMPLE, &[]);
+    let Loaded {
+        config, warnings, ..
+    } = loaded(EXAMPLE, &[]);
     assert_eq!(warnings, Vec::<String>::new());
     assert_eq!(render(&config), render(&Config::default_config()));
 

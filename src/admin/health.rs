@@ -1,0 +1,211 @@
+//! Health checks: whether the store, the index and the tasks that the server needs are working.
+//!
+//! A check fails where a restart or an operator is needed. Conditions under which the server still
+//! serves (a full or read-only disk, an upstream that doesn't answer) fail nothing; the metric
+//! `millpond_degraded` shows them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+
+use crate::causes::on_one_line;
+use crate::metrics::{Degraded, Metrics};
+use crate::retention::Retention;
+use crate::store::{Store, StoreError};
+use crate::tasks::Tasks;
+
+/// How long the store may take to answer a check, and an earlier check to end.
+const CHECK_TIME: Duration = Duration::from_secs(5);
+
+/// The checks of one server.
+#[derive(Debug)]
+pub struct Health {
+    store: Arc<dyn Store>,
+    retention: Retention,
+    tasks: Tasks,
+    metrics: Arc<Metrics>,
+    /// One check of the store at a time: a disk that doesn't answer must not take every thread of
+    /// the blocking pool.
+    one_check: Arc<Semaphore>,
+}
+
+impl Health {
+    /// Checks of what `tasks` runs over `store`.
+    pub fn new(
+        store: Arc<dyn Store>,
+        retention: Retention,
+        tasks: Tasks,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            store,
+            retention,
+            tasks,
+            metrics,
+            one_check: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Runs the checks. Returns the failing ones by name, each with its reason; takes at most twice
+    /// [`CHECK_TIME`]. The degraded conditions are counted on the way.
+    pub async fn check(&self) -> BTreeMap<String, String> {
+        let mut failing = BTreeMap::new();
+        if let Err(reason) = self.check_store().await {
+            failing.insert("store".to_owned(), reason);
+        }
+        if let Err(reason) = self.retention.health() {
+            failing.insert("index".to_owned(), reason);
+        }
+        for down in self.tasks.failing() {
+            failing.insert(format!("task {}", down.task), down.reason);
+        }
+        failing
+    }
+
+    async fn check_store(&self) -> Result<(), String> {
+        let late = |_elapsed| format!("no answer within {} s", CHECK_TIME.as_secs());
+        let permit = timeout(CHECK_TIME, Arc::clone(&self.one_check).acquire_owned());
+        let permit = permit
+            .await
+            .map_err(late)?
+            .map_err(|closed| closed.to_string())?;
+        let (store, (sender, receiver)) = (Arc::clone(&self.store), oneshot::channel());
+        self.tasks.tracker().spawn(async move {
+            let checked = store.check().await;
+            drop(permit);
+            // The caller may have given up.
+            drop(sender.send(checked));
+        });
+        let checked = timeout(CHECK_TIME, receiver).await.map_err(late)?;
+        let failure = checked.map_err(|lost| lost.to_string())?.err();
+        let is = |condition: fn(&StoreError) -> bool| failure.as_ref().is_some_and(condition);
+        let (full, read_only) = (is(StoreError::is_full), is(StoreError::is_read_only));
+        self.metrics.degraded(Degraded::StoreFull, full);
+        self.metrics.degraded(Degraded::StoreReadOnly, read_only);
+        match failure {
+            Some(failure) if !full && !read_only => Err(on_one_line(&failure)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    use crate::clock::Clock;
+    use crate::retention::Settings;
+    use crate::store::faulty::Operation;
+    use crate::store::{FaultyStore, MemoryStore};
+    use tokio_util::sync::CancellationToken;
+
+    struct House {
+        store: Arc<FaultyStore>,
+        tasks: Tasks,
+        metrics: Arc<Metrics>,
+        health: Health,
+    }
+
+    impl House {
+        fn over(store: FaultyStore) -> Self {
+            let (store, tasks, metrics) = (Arc::new(store), Tasks::new(), Arc::default());
+            let retention = Retention::start(
+                Arc::clone(&store) as Arc<dyn Store>,
+                Clock::system(),
+                Settings::unlimited(),
+                &tasks,
+                &CancellationToken::new(),
+            );
+            let checked = Arc::clone(&store) as Arc<dyn Store>;
+            let health = Health::new(checked, retention, tasks.clone(), Arc::clone(&metrics));
+            Self {
+                store,
+                tasks,
+                metrics,
+                health,
+            }
+        }
+
+        fn new() -> Self {
+            Self::over(FaultyStore::new(Arc::new(MemoryStore::new())))
+        }
+
+        fn degraded(&self, condition: &str) -> bool {
+            let text = self.metrics.render();
+            text.contains(&format!("millpond_degraded{{condition=\"{condition}\"}} 1"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_that_fails_is_named_with_its_whole_cause() {
+        let house = House::new();
+        assert_eq!(house.health.check().await, BTreeMap::new());
+        house.store.fail(Operation::Check, 1, ErrorKind::NotFound);
+        let failing = house.health.check().await;
+        let reason = "the store couldn't pass a faulty store/Check: entity not found";
+        assert_eq!(failing["store"], reason);
+        assert_eq!(failing.len(), 1);
+        assert_eq!(
+            house.health.check().await,
+            BTreeMap::new(),
+            "and it is well again"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_full_or_read_only_disk_is_degraded_and_no_failure() {
+        for (kind, condition) in [
+            (ErrorKind::StorageFull, "store_full"),
+            (ErrorKind::ReadOnlyFilesystem, "store_read_only"),
+        ] {
+            let house = House::new();
+            house.store.fail(Operation::Check, 1, kind);
+            assert_eq!(house.health.check().await, BTreeMap::new());
+            assert!(house.degraded(condition), "{}", house.metrics.render());
+            house.health.check().await;
+            assert!(!house.degraded(condition));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_does_not_answer_fails_and_is_asked_once() {
+        let house = House::new();
+        let stalled = house.store.stall(Operation::Check, 1);
+        for _ in 0..3 {
+            assert_eq!(house.health.check().await["store"], "no answer within 5 s");
+        }
+        stalled.release();
+        assert_eq!(house.health.check().await, BTreeMap::new());
+    }
+
+    #[tokio::test]
+    async fn a_task_that_is_down_is_named() {
+        let house = House::new();
+        house
+            .tasks
+            .spawn_required("sweeper", async { panic!("on purpose") });
+        house.tasks.failed().await;
+        assert_eq!(house.health.check().await["task sweeper"], "on purpose");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_index_that_cannot_be_built_fails_until_it_is() {
+        let store = FaultyStore::new(Arc::new(MemoryStore::new()));
+        store.fail(Operation::Repositories, 1, ErrorKind::PermissionDenied);
+        let house = House::over(store);
+        while house.health.retention.health().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        let failing = house.health.check().await;
+        assert!(
+            failing["index"].contains("permission denied"),
+            "{failing:?}"
+        );
+        house.health.retention.complete().await;
+        assert_eq!(house.health.check().await, BTreeMap::new());
+    }
+}

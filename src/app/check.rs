@@ -1,0 +1,103 @@
+//! What `millpond check` does: builds what the server is built of, and creates nothing.
+
+use std::path::Path;
+
+use super::{StartError, retention, upstreams};
+use crate::clock::Clock;
+use crate::config::{Config, Storage};
+use crate::metrics::Metrics;
+use crate::store::FsStore;
+use crate::upstream::UpstreamError;
+
+impl super::App {
+    /// Builds the upstreams' clients, with their CA files, and what retention is told, and looks
+    /// whether the data directory could be used. Listens nowhere and creates nothing.
+    pub async fn check(config: &Config) -> Result<(), StartError> {
+        upstreams(&config.proxy, Clock::system(), &Metrics::new().into())?;
+        retention::settings(config)?;
+        if let Storage::Filesystem { root } = &config.storage {
+            FsStore::check_root(root).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What the configuration asks for and can't have, with the key that asks.
+pub fn warnings(config: &Config) -> Vec<(String, String)> {
+    let unsatisfiable = min_free(config).map(|text| ("storage.minfree".to_owned(), text));
+    unsatisfiable.into_iter().collect()
+}
+
+/// A `minfree` that not even an empty file system satisfies.
+#[cfg(unix)]
+fn min_free(config: &Config) -> Option<String> {
+    use crate::config::SizeLimit;
+    let Storage::Filesystem { root } = &config.storage else {
+        return None;
+    };
+    // The directory may be yet to be made: where it will be.
+    let there = absolute(root).ancestors().find_map(|path| {
+        let seen = rustix::fs::statvfs(path).ok()?;
+        Some(seen.f_blocks.saturating_mul(seen.f_frsize))
+    });
+    let total = there?;
+    let wanted = match config.limits.min_free? {
+        SizeLimit::Bytes(bytes) => bytes,
+        SizeLimit::Percent(percent) => total / 100 * u64::from(percent),
+    };
+    (wanted >= total / 100 * 99).then(|| {
+        format!(
+            "`storage.minfree` wants {wanted} bytes free, but the whole file system of {} has \
+             {total}: nothing can be cached; use less than that",
+            root.display()
+        )
+    })
+}
+
+#[cfg(not(unix))]
+fn min_free(_config: &Config) -> Option<String> {
+    None
+}
+
+#[cfg(unix)]
+fn absolute(path: &Path) -> std::path::PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_empty| path.to_owned())
+}
+
+impl StartError {
+    /// The key of the configuration that the error is about, where there is one.
+    pub fn key(&self, config: &Config) -> Option<String> {
+        use crate::http::listener::BindError;
+        match self {
+            Self::Bind(BindError::Tcp { address, .. }) => {
+                let debug = config.http.debug.as_ref().map(|debug| &debug.listen);
+                let is_debug = debug.is_some_and(|debug| debug.to_string() == *address);
+                Some(
+                    if is_debug {
+                        "http.debug.addr"
+                    } else {
+                        "http.addr"
+                    }
+                    .to_owned(),
+                )
+            }
+            Self::Bind(BindError::Unix { .. }) => Some("http.addr".to_owned()),
+            Self::Bind(BindError::NoUnix) => Some("http.net".to_owned()),
+            Self::Store(_) => Some("storage.filesystem.rootdirectory".to_owned()),
+            Self::Upstream(UpstreamError::Setup { name, .. }) => Some(upstream_key(config, name)),
+            Self::CaFile { upstream, .. } => Some(upstream_key(config, upstream)),
+            Self::Address(_) | Self::Upstream(_) | Self::Pattern { .. } => None,
+        }
+    }
+}
+
+/// The key of an upstream's CA file, or of its URL where it has none.
+fn upstream_key(config: &Config, name: &str) -> String {
+    let others = &config.proxy.upstreams;
+    let (section, upstream) = match others.iter().position(|other| other.name == *name) {
+        Some(index) => (format!("proxy.upstreams[{index}]"), others.get(index)),
+        None => ("proxy".to_owned(), Some(&config.proxy.default)),
+    };
+    let has_ca = upstream.is_some_and(|upstream| upstream.ca.is_some());
+    format!("{section}.{}", if has_ca { "ca" } else { "remoteurl" })
+}
