@@ -2,9 +2,11 @@
 
 use std::error::Error;
 
+/// The one way to log an error: `error = %on_one_line(&error)`. `tests/rooms.rs` refuses others.
+///
 /// What an error says, then what its causes add. A cause whose words are in the text already, as a
 /// message that names its source has them, isn't said again.
-pub fn on_one_line(error: &(dyn Error + 'static)) -> String {
+pub fn on_one_line(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -30,6 +32,21 @@ mod tests {
         Named(#[source] Box<Failure>),
         #[error("inner")]
         Inner,
+    }
+
+    #[test]
+    fn the_cause_of_the_operating_system_is_said() {
+        use crate::store::StoreError;
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = StoreError::Io {
+            operation: "write",
+            path: "/x".into(),
+            source: full,
+        };
+        assert_eq!(
+            on_one_line(&error),
+            "the store couldn't write /x: no storage space"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! panic ends the process with an error. A task that starts from nothing each time is
 //! [restarted](Tasks::spawn_restarted) after a pause. [`Tasks::failing`] says which of them are down.
 
+use crate::causes::on_one_line;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -137,7 +138,7 @@ impl Panics {
     fn record(&self, task: &'static str, payload: &(dyn Any + Send), is_fatal: bool) {
         let reason = reason(payload).to_owned();
         let panicked = Panicked { task, reason };
-        tracing::error!(error = %panicked, "a task is down");
+        tracing::error!(error = %on_one_line(&panicked), "a task is down");
         let mut state = self.lock();
         state.count += 1;
         state.down.insert(task, panicked.reason.clone());

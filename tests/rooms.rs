@@ -71,6 +71,59 @@ fn imports_run_one_way() {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
+/// A shorthand would log an error without its causes, such as "no space left on device".
+#[test]
+fn logged_errors_carry_their_causes() {
+    let sources = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let found = bare_errors(&sources);
+    assert!(
+        found.is_empty(),
+        "write error = %on_one_line(&error) in\n{}",
+        found.join("\n")
+    );
+}
+
+fn bare_errors(sources: &[Source]) -> Vec<String> {
+    const LEVELS: [&str; 5] = ["trace!(", "debug!(", "info!(", "warn!(", "error!("];
+    let mut found = Vec::new();
+    for (name, text) in sources {
+        let code = without_tests(&strip(text));
+        for level in LEVELS {
+            for call in code.split(&format!("tracing::{level}")).skip(1) {
+                // Up to the end of the statement; texts in quotes are gone already.
+                let fields = call.split(';').next().unwrap();
+                let fields: String = fields.split_whitespace().collect();
+                let is_bare = ["%error", "?error"]
+                    .iter()
+                    .any(|field| fields.contains(field));
+                let named = fields.split("error=%").skip(1);
+                if is_bare || { named }.any(|value| !value.starts_with("on_one_line(")) {
+                    found.push(format!("src/{name}.rs: tracing::{level}{fields}"));
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_bare_error_is_found() {
+    let source = |line: &str| vec![("store/x".to_owned(), format!("fn x() {{ {line} }}\n"))];
+    for bare in [
+        "tracing::warn!(%error, \"it failed\");",
+        "tracing::debug!(path, ?error, \"it failed\");",
+        "tracing::error!(error = %failure, \"it failed\");",
+    ] {
+        assert_eq!(bare_errors(&source(bare)).len(), 1, "{bare}");
+    }
+    for whole in [
+        "tracing::warn!(error = %on_one_line(&error), \"%error\");",
+        "tracing::info!(error = text, \"it failed\");",
+    ] {
+        assert_eq!(bare_errors(&source(whole)), [] as [&str; 0], "{whole}");
+    }
+}
+
 fn read(root: &Path) -> Vec<Source> {
     let mut sources = Vec::new();
     let mut directories = vec![PathBuf::from(root)];

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::operate::{OperateError, Operator};
+use crate::causes::on_one_line;
 use crate::http::{Body, Handler, Peer, RequestBody};
 
 /// Largest request, in bytes.
@@ -80,7 +81,7 @@ fn result<T: Serialize>(result: Result<T, OperateError>) -> Response<Body> {
             refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
         }
         Err(error @ OperateError::Store(_)) => {
-            refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())
+            refusal(StatusCode::INTERNAL_SERVER_ERROR, &on_one_line(&error))
         }
     }
 }
@@ -138,7 +139,7 @@ impl Client {
             .map_err(broken)?;
         tasks.spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "the admin connection ended");
+                tracing::debug!(error = %on_one_line(&error), "the admin connection ended");
             }
         });
         Ok(Self {

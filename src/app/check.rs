@@ -31,8 +31,10 @@ pub fn warnings(config: &Config) -> Vec<(String, String)> {
 /// A `minfree` that not even an empty file system satisfies.
 #[cfg(unix)]
 fn min_free(config: &Config) -> Option<String> {
-    use crate::config::SizeLimit;
-    let Storage::Filesystem { root } = &config.storage else {
+    use crate::config::{MinFree, SizeLimit};
+    let (Storage::Filesystem { root }, MinFree::Limit(limit)) =
+        (&config.storage, config.limits.min_free)
+    else {
         return None;
     };
     // The directory may be yet to be made: where it will be.
@@ -41,10 +43,11 @@ fn min_free(config: &Config) -> Option<String> {
         Some(seen.f_blocks.saturating_mul(seen.f_frsize))
     });
     let total = there?;
-    let wanted = match config.limits.min_free? {
+    let wanted = match limit {
         SizeLimit::Bytes(bytes) => bytes,
         SizeLimit::Percent(percent) => total / 100 * u64::from(percent),
     };
+    // Some of it is always taken by the file system itself.
     (wanted >= total / 100 * 99).then(|| {
         format!(
             "`storage.minfree` wants {wanted} bytes free, but the whole file system of {} has \

@@ -5,6 +5,7 @@
 
 use std::num::NonZeroUsize;
 
+use crate::causes::on_one_line;
 use crate::config::Config;
 use crate::http::ConnectionLimits;
 
@@ -69,7 +70,7 @@ fn raise() -> usize {
         match setrlimit(Resource::Nofile, raised) {
             Ok(()) => limit.maximum,
             Err(error) => {
-                tracing::debug!(%error, "the limit of open files can't be raised");
+                tracing::debug!(error = %on_one_line(&error), "the limit of open files can't be raised");
                 limit.current
             }
         }

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 #[cfg(unix)]
 use crate::admin::{operate::Operator, socket::Socket};
+use crate::causes::on_one_line;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::http::listener::{Address, BindError, Listener};
@@ -305,13 +306,15 @@ impl Serving {
         let listener = match Listener::bind(&config::Listen::Unix(path)).await {
             Ok(listener) => listener,
             Err(error) => {
-                tracing::warn!(%error, "ls, du and purge work only while the server is stopped");
+                tracing::warn!(error = %on_one_line(&error), "ls, du and purge work only while the server is stopped");
                 return;
             }
         };
         match listener.make_private() {
             Ok(()) => self.serve("admin socket", listener, socket),
-            Err(error) => tracing::warn!(%error, "the admin socket can't be made private"),
+            Err(error) => {
+                tracing::warn!(error = %on_one_line(&error), "the admin socket can't be made private");
+            }
         }
     }
 

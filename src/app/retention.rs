@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::StartError;
+use crate::causes::on_one_line;
 use crate::config::{self, Config, SizeLimit, Storage};
 use crate::retention::{MinFree, Settings, TtlMode, TtlPolicy, Upkeep};
 use crate::store::Layout;
@@ -97,7 +98,7 @@ struct Space {
 fn space(root: &Path) -> Option<Space> {
     let seen = rustix::fs::statvfs(root)
         .inspect_err(
-            |error| tracing::warn!(root = %root.display(), %error, "can't tell the free space"),
+            |error| tracing::warn!(root = %root.display(), error = %on_one_line(&error), "can't tell the free space"),
         )
         .ok()?;
     let bytes = |blocks: u64| blocks.saturating_mul(seen.f_frsize);

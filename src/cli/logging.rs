@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::causes::on_one_line;
 use crate::config::{self, Log, LogFormat};
 use format::{TextFields, WithFields};
 pub(super) use writer::LogWriter;
@@ -32,7 +33,7 @@ impl Logs {
         let writer = LogWriter::start(io::stderr(), format::notice(log))?;
         let colours = io::stderr().is_terminal() && config::colours_wanted();
         if let Err(error) = subscriber(log, colours, writer.clone()).try_init() {
-            tracing::debug!(%error, "logging had been started before");
+            tracing::debug!(error = %on_one_line(&error), "logging had been started before");
         }
         // The standard hook writes to standard error itself, and would wait for its reader.
         panic::set_hook(Box::new(|panic| {

@@ -20,12 +20,15 @@ use crate::app::{self, App, StartError};
 use crate::causes::on_one_line;
 use crate::config::{self, Config, Loaded, Places};
 
+/// The package's version, and the commit where it is known: `0.1.0 (0123456789ab)`.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("MILLPOND_COMMIT_SHOWN"));
+
 /// A pull-through caching mirror for container registries.
 ///
 /// Point docker, containerd, podman or any other client at it: what they pull comes from the
 /// upstream registry once, and from here after that.
 #[derive(Debug, Parser)]
-#[command(name = "millpond", version, disable_help_subcommand = true)]
+#[command(name = "millpond", version = VERSION, disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use super::logging::Logs;
 use super::signals::Signals;
-use super::{fail, load, placed, warnings};
+use super::{VERSION, fail, load, placed, warnings};
 use crate::app::App;
 use crate::causes::on_one_line;
 use crate::config::{Loaded, Storage};
@@ -67,7 +67,7 @@ async fn until_told(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
         Storage::Memory => "memory".to_owned(),
     };
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = VERSION,
         address = %app.address(),
         debug = app.debug_address().map(ToString::to_string),
         upstream = %config.proxy.default.url,
@@ -81,7 +81,7 @@ async fn until_told(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
             None
         }
         failed = app.failed() => {
-            tracing::error!(error = %failed, drain = ?config.http.drain_timeout, "stopping");
+            tracing::error!(error = %on_one_line(&failed), drain = ?config.http.drain_timeout, "stopping");
             Some(failed)
         }
     };

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::Download;
 use super::task::Transfer;
+use crate::causes::on_one_line;
 use crate::config::OnAbandon;
 
 /// How long a download goes on for nobody before it is decided whether it goes on at all: clients
@@ -124,7 +125,7 @@ impl Transfer<'_> {
         match kept {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
-                tracing::warn!(%error, "a download can't be kept for later");
+                tracing::warn!(error = %on_one_line(&error), "a download can't be kept for later");
                 false
             }
             Err(_panicked) => false,

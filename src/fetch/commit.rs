@@ -2,6 +2,7 @@
 
 use super::storing::Storing;
 use super::{Download, FetchError, Shared, writer};
+use crate::causes::on_one_line;
 use crate::oci::{Digest, RepoName};
 use crate::retention::{Hold, Reservation};
 use crate::store::{Link, LinkKind, Stage};
@@ -93,9 +94,11 @@ pub(super) async fn commit(shared: &Shared, download: &Download, verified: Verif
         }
         Ok(Err(error)) => {
             shared.metrics.store_failed();
-            tracing::error!(%digest, %error, "download served but not cached");
+            tracing::error!(%digest, error = %on_one_line(&error), "download served but not cached");
         }
-        Err(panicked) => tracing::error!(%digest, error = %panicked, "commit panicked"),
+        Err(panicked) => {
+            tracing::error!(%digest, error = %on_one_line(&panicked), "commit panicked");
+        }
     }
     drop(hold);
 }
@@ -114,7 +117,7 @@ async fn link_all(shared: &Shared, digest: Digest, size: u64, repositories: Vec<
                 .linked(&link.repo, link.kind, &digest, size),
             Err(error) => {
                 shared.metrics.store_failed();
-                tracing::error!(%digest, repo = %link.repo, %error, "can't link the blob");
+                tracing::error!(%digest, repo = %link.repo, error = %on_one_line(&error), "can't link the blob");
             }
         }
     }
@@ -124,7 +127,7 @@ async fn link_all(shared: &Shared, digest: Digest, size: u64, repositories: Vec<
 /// be large.
 pub(super) async fn discard(written: impl Send + 'static) {
     if let Err(panicked) = tokio::task::spawn_blocking(move || drop(written)).await {
-        tracing::error!(error = %panicked, "removing what was written panicked");
+        tracing::error!(error = %on_one_line(&panicked), "removing what was written panicked");
     }
 }
 
@@ -139,7 +142,7 @@ pub(super) async fn leave(shared: &Shared, digest: Digest, storing: Storing) {
     reservation.shrink(on_disk);
     let left = tokio::task::spawn_blocking(move || stage.leave()).await;
     if let Err(panicked) = left {
-        tracing::error!(%digest, error = %panicked, "leaving a partial download panicked");
+        tracing::error!(%digest, error = %on_one_line(&panicked), "leaving a partial download panicked");
         return;
     }
     shared.partials.park(digest, reservation).await;

@@ -11,6 +11,7 @@ use super::plan::Span;
 use super::storing::Storing;
 use super::streams::{Event, Stream};
 use super::task::Transfer;
+use crate::causes::on_one_line;
 use crate::oci::RangeSet;
 use crate::upstream::{BlobBody, BlobStream, UpstreamError};
 
@@ -167,7 +168,7 @@ impl Transfer<'_> {
         let (at, end) = (lane.at, lane.end);
         let others = self.plan.lanes().len() > 1;
         if others && (error.pushes_back() || !error.is_transient()) {
-            tracing::info!(digest = %self.download.digest, %error, "going on with one stream");
+            tracing::info!(digest = %self.download.digest, error = %on_one_line(&error), "going on with one stream");
             self.plan.one_at_a_time();
             self.give_up(&stream);
             return Ok(());
@@ -187,7 +188,7 @@ impl Transfer<'_> {
             }
             return Err(error.into());
         }
-        tracing::info!(digest = %self.download.digest, offset = at, %error, "resuming download");
+        tracing::info!(digest = %self.download.digest, offset = at, error = %on_one_line(&error), "resuming download");
         let pause = FIRST_PAUSE * 2_u32.pow(stream.breaks - 1);
         let pause = pause.mul_f64(0.5 + fastrand::f64());
         let wanted = error.retry_after().unwrap_or_default().min(MAX_PAUSE);

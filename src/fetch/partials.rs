@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::causes::on_one_line;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
@@ -128,7 +129,9 @@ impl Partials {
         match self.store.discard(&digest).await {
             Ok(true) => tracing::info!(%digest, "removed a partial download"),
             Ok(false) => {}
-            Err(error) => tracing::warn!(%digest, %error, "can't remove a partial download"),
+            Err(error) => {
+                tracing::warn!(%digest, error = %on_one_line(&error), "can't remove a partial download");
+            }
         }
     }
 
@@ -145,7 +148,7 @@ impl Partials {
         let mut left = match self.store.partials().await {
             Ok(left) => left,
             Err(error) => {
-                tracing::warn!(%error, "can't look for partial downloads");
+                tracing::warn!(error = %on_one_line(&error), "can't look for partial downloads");
                 return;
             }
         };

@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use super::storing::Stored;
 use super::task::Transfer;
 use super::{Download, FetchError, Shared};
+use crate::causes::on_one_line;
 use crate::retention::{Full, Reservation, SpaceRequest};
 use crate::store::Partial;
 
@@ -71,7 +72,7 @@ pub(super) async fn place(
     let stage = staged
         .inspect_err(|error| {
             shared.metrics.store_failed();
-            tracing::error!(%digest, %error, "can't store the download; passing it through");
+            tracing::error!(%digest, error = %on_one_line(&error), "can't store the download; passing it through");
         })
         .ok()?;
     Some(Stored {
@@ -127,7 +128,7 @@ pub(super) async fn take_up(shared: &Shared, download: &Download) -> Option<(Sto
     let parked = shared.partials.take(&digest);
     let resumed = shared.store.resume(&digest).await;
     let (stage, partial) = resumed
-        .inspect_err(|error| tracing::warn!(%digest, %error, "can't take up a partial download"))
+        .inspect_err(|error| tracing::warn!(%digest, error = %on_one_line(&error), "can't take up a partial download"))
         .ok()??;
     let reservation = if let Some(parked) = parked {
         parked

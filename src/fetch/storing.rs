@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::FetchError;
 use super::writer::Writer;
+use crate::causes::on_one_line;
 use crate::oci::Algorithm;
 use crate::oci::RangeSet;
 use crate::retention::{Hold, Reservation};
@@ -227,7 +228,7 @@ impl Notes {
             match ended {
                 Ok(Ok(took)) => self.next = now + NOTE_PAUSE.max(took * NOTE_SHARE),
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "a download can't be noted for after a crash");
+                    tracing::warn!(error = %on_one_line(&error), "a download can't be noted for after a crash");
                     self.failed = true;
                 }
                 Err(_panicked) => self.failed = true,

@@ -14,6 +14,7 @@ use super::storing::Storing;
 use super::streams::Streams;
 use super::writer::Writer;
 use super::{Download, FetchError, Shared, Source, Wanted};
+use crate::causes::on_one_line;
 use crate::oci::RangeSet;
 use crate::store::Partial;
 
@@ -85,9 +86,9 @@ fn log_failure(shared: &Shared, download: &Download, error: &FetchError) {
     // The source has reported what its upstream said.
     let reported = matches!(error, FetchError::Upstream(_));
     if !reported && shared.running.has_clients(&digest, download.id) {
-        tracing::warn!(%digest, %error, "download failed");
+        tracing::warn!(%digest, error = %on_one_line(&error), "download failed");
     } else {
-        tracing::debug!(%digest, %error, "a download ended that no client waits for, or whose upstream failed");
+        tracing::debug!(%digest, error = %on_one_line(&error), "a download ended that no client waits for, or whose upstream failed");
     }
 }
 
@@ -376,7 +377,7 @@ impl<'a> Transfer<'a> {
         self.download.progress.written(&writer.fresh);
         if let Some(error) = writer.failure.take() {
             self.shared.metrics.store_failed();
-            tracing::error!(%digest, %error, "can't store the download; passing it through");
+            tracing::error!(%digest, error = %on_one_line(&error), "can't store the download; passing it through");
             self.pass_through(writer.hashed);
         }
         if let Some(total) = self.plan.total.filter(|_| self.opened) {

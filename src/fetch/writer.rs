@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::causes::on_one_line;
 use crate::oci::{Algorithm, Digest, Hasher, RangeSet};
 use crate::store::{Partial, Stage, StoreError};
 
@@ -248,7 +249,7 @@ fn read_back(stage: &dyn Stage, offset: u64, buffer: &mut [u8]) -> bool {
             Ok(0) => return false,
             Ok(read) => filled += read,
             Err(error) => {
-                tracing::warn!(%error, "what was written can't be read back");
+                tracing::warn!(error = %on_one_line(&error), "what was written can't be read back");
                 return false;
             }
         }

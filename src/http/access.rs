@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::body::BodyError;
+use crate::causes::on_one_line;
 use crate::metrics::{Kind, Metrics, Outcome};
 
 /// Longest part of a client's header or URI that a log line repeats, in bytes.
@@ -86,7 +87,7 @@ impl Record {
 
     pub(super) fn broke(&mut self, error: &BodyError) {
         if let Some(line) = &mut self.line {
-            line.failure = Some(format!("broken body: {error}"));
+            line.failure = Some(format!("broken body: {}", on_one_line(error)));
         }
     }
 

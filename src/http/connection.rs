@@ -146,7 +146,7 @@ impl Refusal {
                 "refused client connections: too many are open (http.limits)"
             ),
             Self::System(error) => tracing::warn!(
-                %error,
+                error = %on_one_line(&error),
                 failed = count,
                 "can't accept client connections; trying again"
             ),

@@ -33,6 +33,7 @@ use super::chunk::Chunk;
 use super::connection::{Handler, IDLE_TIMEOUT};
 use super::request::{Peer, RequestBody};
 use super::socket::{CLIENT_STALL, HEAD_TIMEOUT};
+use crate::causes::on_one_line;
 use crate::clock::Clock;
 
 /// Requests that a connection may have open.
@@ -262,7 +263,7 @@ impl<H: Handler> Streams<H> {
             Ok(_stream) if end => Ended::Answered,
             Ok(stream) => Sending::new(stream, self.buffers).send(body).await,
             Err(error) => {
-                tracing::debug!(%error, "a response's head can't be sent");
+                tracing::debug!(error = %on_one_line(&error), "a response's head can't be sent");
                 respond.send_reset(Reason::INTERNAL_ERROR);
                 Ended::Answered
             }

@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::chunk::FileQueue;
 use super::request::Peer;
+use crate::causes::on_one_line;
 use crate::config::Listen;
 
 /// Bytes that may wait in a socket without having been sent to the client. It keeps many slow clients
@@ -208,7 +209,7 @@ fn prepare(listener: &TcpListener) {
         .and_then(|()| socket.set_tcp_nodelay(true))
         .and_then(|()| socket.set_tcp_keepalive(&keepalive));
     if let Err(error) = set {
-        tracing::debug!(%error, "the listening socket takes not all options");
+        tracing::debug!(error = %on_one_line(&error), "the listening socket takes not all options");
     }
 }
 
@@ -230,7 +231,7 @@ impl Accepted {
     #[cfg(not(target_os = "linux"))]
     fn tcp(stream: TcpStream, peer: SocketAddr) -> Self {
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "the client has gone");
+            tracing::debug!(error = %on_one_line(&error), "the client has gone");
         }
         Self {
             stream: Box::new(stream),
@@ -274,7 +275,7 @@ impl Connected {
             Self::Unix(stream) => stream.into_std().and_then(refuse),
         };
         if let Err(error) = refused {
-            tracing::trace!(%error, "the client was not told why it was refused");
+            tracing::trace!(error = %on_one_line(&error), "the client was not told why it was refused");
         }
     }
 }
@@ -323,7 +324,7 @@ impl UnixSocket {
 impl Drop for UnixSocket {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "the socket's file was gone already");
+            tracing::debug!(path = %self.path.display(), error = %on_one_line(&error), "the socket's file was gone already");
         }
     }
 }

@@ -7,6 +7,7 @@ mod fetch;
 mod labels;
 mod serving;
 
+use crate::causes::on_one_line;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -280,7 +281,7 @@ impl Metrics {
         match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             Ok(()) => text,
             Err(error) => {
-                tracing::error!(%error, "the metrics can't be written as text");
+                tracing::error!(error = %on_one_line(&error), "the metrics can't be written as text");
                 String::new()
             }
         }

@@ -32,6 +32,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::causes::on_one_line;
 use crate::clock::Clock;
 use crate::fetch::Fetcher;
 use crate::metrics::Metrics;
@@ -153,7 +154,7 @@ impl Mirror {
     fn readable<T: Default>(&self, what: &'static str, result: Result<T, StoreError>) -> T {
         result.unwrap_or_else(|error| {
             self.metrics.store_failed();
-            tracing::error!(%error, what, "the store can't be read; asking the upstream instead");
+            tracing::error!(error = %on_one_line(&error), what, "the store can't be read; asking the upstream instead");
             T::default()
         })
     }
@@ -162,7 +163,7 @@ impl Mirror {
     fn written(&self, what: &'static str, result: Result<(), StoreError>) -> bool {
         let Err(error) = result else { return true };
         self.metrics.store_failed();
-        tracing::error!(%error, what, "served but not cached");
+        tracing::error!(error = %on_one_line(&error), what, "served but not cached");
         false
     }
 }

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use super::blobs::UpstreamBlob;
 use super::{Mirror, Target};
+use crate::causes::on_one_line;
 use crate::clock::Clock;
 use crate::config::RangeMode;
 use crate::fetch::FetchError;
@@ -282,7 +283,7 @@ impl Mirror {
         match self.store.size(digest).await {
             Ok(size) => size.is_none(),
             Err(error) => {
-                tracing::debug!(%digest, %error, "not fetched ahead: the store can't be read");
+                tracing::debug!(%digest, error = %on_one_line(&error), "not fetched ahead: the store can't be read");
                 false
             }
         }
@@ -310,7 +311,7 @@ impl Mirror {
         match self.fetcher.fetch_ahead(digest, &repository, source).await {
             Ok(fetched) => entry.fetched(fetched),
             Err(error) => {
-                tracing::debug!(repo = %repository, %digest, %error, "a layer can't be fetched ahead");
+                tracing::debug!(repo = %repository, %digest, error = %on_one_line(&error), "a layer can't be fetched ahead");
                 if !is_of_one_layer(&error) {
                     given_up.store(true, Ordering::Relaxed);
                 }

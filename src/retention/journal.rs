@@ -19,6 +19,7 @@ use super::moment::Moment;
 use super::record::Record;
 use super::state::{self, Line, Tally};
 use super::{RetentionError, Shared, Upkeep};
+use crate::causes::on_one_line;
 use crate::store::{Layout, Modes};
 
 /// The largest state file that is read, in bytes: five million entries.
@@ -97,7 +98,7 @@ impl Journal {
             let (tally, read) = pipe(take, |sink| state::read_snapshot(&bytes, now, sink));
             let foreign = tally.entries == 0 && tally.skipped > 0;
             if let Err(error) = &read {
-                tracing::warn!(path = %self.snapshot.display(), %error, "the scheduler state is broken");
+                tracing::warn!(path = %self.snapshot.display(), error = %on_one_line(&error), "the scheduler state is broken");
             }
             if read.is_err() || foreign {
                 set_aside(&self.snapshot);
@@ -217,7 +218,7 @@ fn read(path: &Path, set_aside: &dyn Fn(&Path)) -> Option<Vec<u8>> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the file can't be read");
+            tracing::warn!(path = %path.display(), error = %on_one_line(&error), "the file can't be read");
             set_aside(path);
             None
         }
@@ -237,7 +238,9 @@ fn set_aside(path: &Path) {
         Ok(()) => {
             tracing::warn!(aside = %aside.display(), "set aside; the state is rebuilt from the store");
         }
-        Err(error) => tracing::warn!(path = %path.display(), %error, "can't be set aside"),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), error = %on_one_line(&error), "can't be set aside");
+        }
     }
 }
 
@@ -400,7 +403,7 @@ impl Saver {
         self.owed = result.is_err();
         if let Err(error) = result {
             shared.counters.save_failed(shared.now());
-            tracing::warn!(error = %error, source = ?std::error::Error::source(&error), "the expiry state can't be saved");
+            tracing::warn!(error = %on_one_line(&error), "the expiry state can't be saved");
         }
     }
 

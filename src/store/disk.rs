@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::StoreError;
 use super::modes::Modes;
+use crate::causes::on_one_line;
 use crate::oci::Digest;
 
 /// How often a file is put in place when the directories made for it are pruned meanwhile.
@@ -95,7 +96,7 @@ pub(super) fn sync_names(file: &Path, created: &[PathBuf]) {
                     io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
                 ) => {}
             Err(error) => {
-                tracing::warn!(path = %directory.display(), %error, "a directory couldn't be synced");
+                tracing::warn!(path = %directory.display(), error = %on_one_line(&error), "a directory couldn't be synced");
             }
         }
     }
@@ -142,7 +143,7 @@ pub(super) fn remove_tree(path: &Path) -> Result<bool, StoreError> {
 /// Removes a file that nobody needs any more; one that stays is swept at the next start.
 pub(super) fn discard(path: &Path) {
     if let Err(error) = remove_file(path) {
-        tracing::warn!(%error, "a file stays in the spool");
+        tracing::warn!(error = %on_one_line(&error), "a file stays in the spool");
     }
 }
 

@@ -18,6 +18,7 @@ use super::layout::Layout;
 use super::partial::{self, MAX_SIDECAR, Partial, Unusable};
 use super::spool::Spool;
 use super::{Keeper, StoreError, disk};
+use crate::causes::on_one_line;
 use crate::oci::Digest;
 
 /// The two files of one staged write, whether a stage has them in hand or nobody.
@@ -91,13 +92,13 @@ impl Part {
     /// Removes both files; what stays is swept at the next start.
     pub(super) fn discard(&self) {
         if let Err(error) = self.remove() {
-            tracing::warn!(%error, "a file stays in the spool");
+            tracing::warn!(error = %on_one_line(&error), "a file stays in the spool");
         }
     }
 
     pub(super) fn warn(&self, error: &Unusable) {
         let path = self.path.display();
-        tracing::warn!(%path, %error, "a partial download can't be resumed and is removed");
+        tracing::warn!(%path, error = %on_one_line(&error), "a partial download can't be resumed and is removed");
     }
 
     /// What the sidecar says, when both files bear it out, and when it was written.

@@ -229,7 +229,7 @@ impl Transport {
             method,
             url = %super::ShownUrl::from(url),
             ?outcome,
-            ms = elapsed.as_millis(),
+            ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "upstream request"
         );
         self.meter

@@ -92,6 +92,31 @@ fn a_data_directory_that_cannot_be_used_is_found_and_none_is_made() {
 }
 
 #[test]
+fn the_version_names_the_commit() {
+    let program = Command::new(env!("CARGO_BIN_EXE_millpond"))
+        .arg("--version")
+        .output();
+    let version = String::from_utf8(program.unwrap().stdout).unwrap();
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        let output = git
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(arguments)
+            .output();
+        let output = output.ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    };
+    let is_own =
+        git(&["rev-parse", "--show-toplevel"]).as_deref() == Some(env!("CARGO_MANIFEST_DIR"));
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]).filter(|_| is_own);
+    let expected = match commit {
+        Some(commit) => format!("millpond {} ({commit})\n", env!("CARGO_PKG_VERSION")),
+        None => format!("millpond {}\n", env!("CARGO_PKG_VERSION")),
+    };
+    assert_eq!(version, expected);
+}
+
+#[test]
 fn space_that_can_never_be_free_is_a_warning() {
     let site = Site::new(&[
         "version: 0.1",

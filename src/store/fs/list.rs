@@ -7,6 +7,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::causes::on_one_line;
 use crate::oci::name::is_component;
 use crate::oci::{Algorithm, Digest, Hasher, RepoName, Tag};
 use crate::store::disk::{self, LinkText};
@@ -134,7 +135,7 @@ fn names_blob(spool: &Spool, link: &Link, path: &Path, target: &Digest) -> bool 
             Ok(true) => return true,
             Ok(false) => {}
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a link to content under another digest can't be used");
+                tracing::warn!(path = %path.display(), error = %on_one_line(&error), "a link to content under another digest can't be used");
                 return false;
             }
         }
