@@ -15,7 +15,7 @@ impl super::App {
     pub async fn check(config: &Config) -> Result<(), StartError> {
         upstreams(&config.proxy, Clock::system(), &Metrics::new().into())?;
         retention::settings(config)?;
-        if let Storage::Filesystem { root } = &config.storage {
+        if let Storage::Filesystem { root, .. } = &config.storage {
             FsStore::check_root(root).await?;
         }
         Ok(())
@@ -32,7 +32,7 @@ pub fn warnings(config: &Config) -> Vec<(String, String)> {
 #[cfg(unix)]
 fn min_free(config: &Config) -> Option<String> {
     use crate::config::{MinFree, SizeLimit};
-    let (Storage::Filesystem { root }, MinFree::Limit(limit)) =
+    let (Storage::Filesystem { root, .. }, MinFree::Limit(limit)) =
         (&config.storage, config.limits.min_free)
     else {
         return None;
