@@ -10,7 +10,7 @@ use crate::config;
 use crate::fetch::{self, Fetcher};
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Parts, PrefetchLimits, RangeRules, Upstreams};
-use crate::retention::Retention;
+use crate::retention::{Retention, VERIFIED_FIRST};
 use crate::store::Store;
 use crate::tasks::Tasks;
 
@@ -35,6 +35,7 @@ impl Pulling {
                 on_abandon: proxy.on_abandon,
                 fill_after: proxy.fill_after,
                 max_blob: proxy.max_blob_size,
+                verified_first: VERIFIED_FIRST,
             },
             store: Arc::clone(&self.store),
             retention: self.retention.clone(),

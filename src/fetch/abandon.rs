@@ -36,7 +36,9 @@ impl Transfer<'_> {
         {
             let enough = download.progress.given().saturating_mul(100)
                 >= total.saturating_mul(shared.settings.fill_after.into());
-            self.plan.fill = enough || download.wants_fill();
+            // Nobody is given anything of a small blob before all of it is there and verified.
+            let small = total <= shared.settings.verified_first;
+            self.plan.fill = enough || small || download.wants_fill();
         }
     }
 

@@ -86,8 +86,11 @@ pub(super) async fn commit(shared: &Shared, download: &Download, verified: Verif
     // From here on nobody joins: who asks finds the blob in the store.
     let repositories = shared.running.committed(&digest, download.id);
     match committed {
-        Ok(Ok(())) => {
+        Ok(Ok(placed)) => {
             reservation.commit(&hold, size);
+            if let Some(modified) = placed {
+                hold.verified(size, modified);
+            }
             // A partial that was left behind this download's back has gone with the commit.
             drop(shared.partials.take(&digest));
             link_all(shared, digest, size, repositories).await;

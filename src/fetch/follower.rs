@@ -65,6 +65,31 @@ impl Follower {
         self.download.progress.announce(self.id, ranges);
     }
 
+    /// Waits until all of the blob is there and has its digest.
+    ///
+    /// Cancel safe.
+    pub async fn verified(&mut self) -> Result<(), FetchError> {
+        loop {
+            self.changed.borrow_and_update();
+            if let Some(ended) = self.download.progress.ended() {
+                return ended.map(|_size| ());
+            }
+            self.wait().await?;
+        }
+    }
+
+    /// Whether all of the blob is there and has its digest.
+    pub fn is_verified(&self) -> bool {
+        matches!(self.download.progress.ended(), Some(Ok(_)))
+    }
+
+    /// The client has been given all bytes before `offset` from elsewhere, so that the end is held
+    /// back from it as from whoever reads everything here.
+    pub fn has_read_to(&mut self, offset: u64) {
+        self.seen = offset;
+        self.given = (offset, offset);
+    }
+
     /// Some bytes from `offset` on and before `end` (none: the end of the blob): at least one, or
     /// none at the end. Who reads everything from byte 0 on gets the end of the blob only when its
     /// digest has been found right. With `from_file` bytes that the file has are preferred there,

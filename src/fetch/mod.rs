@@ -26,7 +26,8 @@
 //!
 //! What must never happen: bytes that don't have the digest are committed, or end a whole body
 //! cleanly. The end of the blob is therefore held back from who reads all of it until the digest has
-//! been checked. A range is given as it comes: only who asked for it can tell whether it is right.
+//! been checked, and small blobs are given to nobody before that. A range of a larger one is given as
+//! it comes: only who asked for it can tell whether it is right.
 
 mod abandon;
 mod client;
@@ -102,6 +103,8 @@ pub struct Settings {
     pub fill_after: u8,
     /// Bytes of the largest blob that is cached.
     pub max_blob: u64,
+    /// Blobs of at most so many bytes are verified before anybody is given a byte of them.
+    pub verified_first: u64,
 }
 
 /// What a client wants of a blob, as far as it is known before the blob's length is.
@@ -382,7 +385,7 @@ impl Shared {
         Arc::new(Download {
             id,
             digest,
-            progress: Progress::new(),
+            progress: Progress::new(self.settings.verified_first),
             urgency,
             fill: AtomicBool::new(false),
             _counted: self.metrics.download(),

@@ -10,14 +10,11 @@ use super::FetchError;
 use super::memory::Memory;
 use super::plan::{Demand, Want};
 use crate::oci::RangeSet;
+use crate::retention::WITHHELD;
 use crate::store::{Piece, Reader};
 
 /// Bytes that followers of a download that isn't stored may lag behind its mark.
 const MAX_UNSTORED: usize = 4 * 1024 * 1024;
-
-/// Bytes at the end of a blob that are held back from who reads the whole of it, until the digest
-/// has been checked. Small blobs so come in one piece.
-const HELD_BACK: u64 = 16 * 1024;
 
 /// Bytes in the file that are better sent from there, at the cost of a system call, than from memory.
 const WORTH_A_CALL: u64 = 64 * 1024;
@@ -57,6 +54,8 @@ struct State {
     followers: HashMap<u64, Position>,
     /// Names followers, and puts their waits in order.
     next: u64,
+    /// Blobs of at most so many bytes are given to nobody before they are verified.
+    verified_first: u64,
 }
 
 /// Where a follower is.
@@ -113,7 +112,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(verified_first: u64) -> Self {
         Self {
             state: Mutex::new(State {
                 phase: Phase::Opening,
@@ -128,6 +127,7 @@ impl Progress {
                 given: None,
                 followers: HashMap::new(),
                 next: 0,
+                verified_first,
             }),
             changed: watch::Sender::new(()),
             demand: watch::Sender::new(()),
@@ -440,13 +440,17 @@ impl State {
             Phase::Verified => true,
             Phase::Opening | Phase::Streaming => false,
         };
+        let known = self.total.unwrap_or_else(|| self.have.len());
+        if !verified && known <= self.verified_first {
+            return Ok(Step::Wait);
+        }
         let mut limit = end.unwrap_or(u64::MAX);
         if let Some(total) = self.total
             && whole
             && !verified
             && limit >= total
         {
-            limit = total.saturating_sub(HELD_BACK);
+            limit = total.saturating_sub(WITHHELD);
         }
         if offset >= limit || !self.have.contains(offset, offset + 1) {
             return Ok(Step::Wait);

@@ -191,7 +191,10 @@ impl<'a> Transfer<'a> {
     /// Brings the blob. When this succeeds everything has been hashed.
     async fn run(&mut self) -> Result<Ended, FetchError> {
         // Committed by another download since somebody looked: never fetched twice.
-        if let Ok(Some(_)) = self.shared.store.open(&self.download.digest).await {
+        let digest = &self.download.digest;
+        if let Ok(Some(_)) = self.shared.store.open(digest).await
+            && !self.shared.retention.is_damaged(digest)
+        {
             return Err(FetchError::Present);
         }
         self.take_up().await;

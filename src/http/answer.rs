@@ -7,13 +7,13 @@ use http::header::{
 };
 use http::{Response, StatusCode};
 
-use super::body::{Body, Part};
+use super::body::{Body, Part, Source};
 use super::cache_status::{self, CACHE_STATUS, Named, Origin};
 use super::conditional::{Verdict, evaluate, requested_ranges, tag_and_digest};
 use super::error::Refusal;
 use super::service::{API_VERSION, API_VERSION_2, NOSNIFF};
 use crate::metrics::Outcome;
-use crate::mirror::{BlobAnswer, BlobBody, Found, Known, ManifestAnswer, Want};
+use crate::mirror::{BlobAnswer, Found, Known, ManifestAnswer, Recovery, Want};
 use crate::oci::manifest::media_type;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, Requested};
@@ -28,6 +28,7 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 const FIELDS: usize = 12;
 /// What is named by its digest never changes: a year, the longest that caches are told.
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// An answer of status 200, empty, with where it came from.
 fn answer(origin: Origin) -> Response<Body> {
@@ -236,6 +237,7 @@ pub(super) fn blob(
     ranges: Option<&Requested>,
     found: BlobAnswer,
     origin: Origin,
+    recovery: Recovery,
 ) -> Response<Body> {
     let mut response = blob_head(digest, origin);
     let headers = response.headers_mut();
@@ -247,14 +249,22 @@ pub(super) fn blob(
     let Some(body) = found.body.filter(|_| want == Want::Content) else {
         return response;
     };
+    let verified = body.is_verified();
+    let source = Source { body, recovery };
     // Ranges count from the length: where the upstream doesn't tell it, the whole is sent.
     let resolved = found
         .size
         .zip(ranges)
         .map(|(size, ranges)| (ranges.resolve(size), size));
+    if !verified && matches!(resolved, Some((Resolved::One(_) | Resolved::Many(_), _))) {
+        // Its end isn't withheld until the digest is right: no cache shall keep it.
+        response.headers_mut().insert(CACHE_CONTROL, NO_STORE);
+    }
     match resolved {
-        Some((Resolved::One(range), size)) => one_range(response, body, range, size),
-        Some((Resolved::Many(ranges), size)) => many_ranges(response, body, &ranges, size, digest),
+        Some((Resolved::One(range), size)) => one_range(response, source, range, size),
+        Some((Resolved::Many(ranges), size)) => {
+            many_ranges(response, source, &ranges, size, digest)
+        }
         Some((Resolved::Unsatisfiable, size)) => unsatisfiable(Some(size), origin),
         Some((Resolved::Whole, _)) | None => {
             let whole = Part {
@@ -262,7 +272,7 @@ pub(super) fn blob(
                 start: 0,
                 end: found.size,
             };
-            *response.body_mut() = Body::parts(body, vec![whole], Bytes::new(), found.size);
+            *response.body_mut() = Body::parts(source, vec![whole], Bytes::new(), found.size);
             response
         }
     }
@@ -270,7 +280,7 @@ pub(super) fn blob(
 
 fn one_range(
     mut response: Response<Body>,
-    body: BlobBody,
+    source: Source,
     range: ByteRange,
     size: u64,
 ) -> Response<Body> {
@@ -283,14 +293,14 @@ fn one_range(
         start: range.start,
         end: Some(range.end),
     };
-    *response.body_mut() = Body::parts(body, vec![part], Bytes::new(), Some(range.len()));
+    *response.body_mut() = Body::parts(source, vec![part], Bytes::new(), Some(range.len()));
     response
 }
 
 /// `multipart/byteranges` (RFC 9110, section 14.6). Its length is known exactly.
 fn many_ranges(
     mut response: Response<Body>,
-    body: BlobBody,
+    source: Source,
     ranges: &[ByteRange],
     size: u64,
     digest: &Digest,
@@ -324,7 +334,7 @@ fn many_ranges(
         CONTENT_TYPE,
         ascii(&format!("multipart/byteranges; boundary={boundary}")),
     );
-    *response.body_mut() = Body::parts(body, parts, tail, Some(length));
+    *response.body_mut() = Body::parts(source, parts, tail, Some(length));
     response
 }
 

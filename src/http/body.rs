@@ -19,7 +19,8 @@ use super::access::Record;
 use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue, MAX_PIECE};
 use crate::fetch::FetchError;
-use crate::mirror::{BlobBody, Visit};
+use crate::mirror::{BlobBody, Recovery, Sent, Visit};
+use crate::retention::{Integrity, WITHHELD};
 use crate::store::{Piece, Reader, StoreError};
 
 /// Bytes read from a stored blob at once: the buffer that a client costs, where files can't be sent.
@@ -36,6 +37,28 @@ pub enum BodyError {
     Fetch(#[from] FetchError),
     #[error("the blob ends at {at}, before its announced length")]
     Short { at: u64 },
+    #[error("the stored blob is damaged")]
+    Damaged,
+    #[error("the stored blob couldn't be verified")]
+    Unverified,
+}
+
+impl BodyError {
+    /// Whether it is the stored file that has failed, so that another source may do.
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_damage(),
+            Self::Short { .. } | Self::Damaged => true,
+            Self::Fetch(_) | Self::Unverified => false,
+        }
+    }
+}
+
+/// Where a body gets a blob's bytes, and where it goes on when a stored file fails.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub body: BlobBody,
+    pub recovery: Recovery,
 }
 
 /// The body of an answer.
@@ -95,14 +118,17 @@ impl Body {
 
     /// Parts of a blob, one after the other, and then `tail`; `length` bytes in all.
     pub(super) fn parts(
-        source: BlobBody,
+        source: Source,
         parts: Vec<Part>,
         tail: Bytes,
         length: Option<u64>,
     ) -> Self {
         let reading = Reading {
-            source,
+            source: source.body,
+            recovery: Some(source.recovery),
             parts: parts.into(),
+            begun: 0,
+            start: 0,
             current: None,
             tail: Some(tail),
             files: None,
@@ -215,7 +241,13 @@ impl http_body::Body for Body {
 /// Where a body is in its parts.
 struct Reading {
     source: BlobBody,
+    /// Used once at most.
+    recovery: Option<Recovery>,
     parts: VecDeque<Part>,
+    /// Parts that have begun.
+    begun: usize,
+    /// Where the current part begins.
+    start: u64,
     current: Option<(u64, Option<u64>)>,
     tail: Option<Bytes>,
     /// Where ranges of files can be queued.
@@ -291,6 +323,8 @@ impl Reading {
                 }
                 self.current = None;
             } else if let Some(Part { head, start, end }) = self.parts.pop_front() {
+                self.begun += 1;
+                self.start = start;
                 self.current = Some((start, end));
                 if !head.is_empty() {
                     return Ok(Some(Chunk::Memory(head)));
@@ -304,11 +338,92 @@ impl Reading {
 
     /// Some bytes at `offset`; none at the end of a blob whose length was not known.
     async fn read(&mut self, offset: u64, end: Option<u64>) -> Result<Option<Chunk>, BodyError> {
+        match self.read_source(offset, end).await {
+            Err(error) if error.is_damage() => {
+                // Put aside: rare, so that every body needn't keep room for it.
+                Box::pin(self.recover(offset, end, error)).await?;
+                self.read_source(offset, end).await
+            }
+            read => read,
+        }
+    }
+
+    /// Replaces a stored file that has failed, or returns the error.
+    async fn recover(
+        &mut self,
+        at: u64,
+        end: Option<u64>,
+        error: BodyError,
+    ) -> Result<(), BodyError> {
+        let BlobBody::Stored(failed) = &self.source else {
+            return Err(error);
+        };
+        // What was sent of an unverified blob has to be compared, which is done for one part.
+        let provable = failed.verification.is_none() || self.begun == 1;
+        let Some(recovery) = self.recovery.take().filter(|_| provable) else {
+            failed.content.reader.suspect();
+            return Err(error);
+        };
+        let sent = Sent {
+            start: self.start,
+            at,
+            end: end.unwrap_or(failed.content.size),
+        };
+        match recovery.recover(failed, sent).await {
+            Ok(source) => {
+                self.source = source;
+                Ok(())
+            }
+            Err(reason) => {
+                recovery.failed(&reason);
+                Err(error)
+            }
+        }
+    }
+
+    /// How far an unverified blob may be sent: its end is withheld from whoever reads all of it,
+    /// until it is verified. A verified one may be sent up to its end.
+    async fn verified_end(&mut self, offset: u64, end: Option<u64>) -> Result<u64, BodyError> {
+        let BlobBody::Stored(stored) = &mut self.source else {
+            return Ok(u64::MAX);
+        };
+        let size = stored.content.size;
+        let Some(verification) = &mut stored.verification else {
+            return Ok(size);
+        };
+        let whole = self.start == 0 && end.is_none_or(|end| end >= size);
+        let limit = size.saturating_sub(WITHHELD);
+        let integrity = match verification.integrity() {
+            None if !whole => return Ok(size),
+            None if offset < limit => return Ok(limit),
+            None => verification.ended().await,
+            Some(integrity) => integrity,
+        };
+        match integrity {
+            Integrity::Right => {
+                stored.verification = None;
+                Ok(size)
+            }
+            Integrity::Damaged => Err(BodyError::Damaged),
+            Integrity::Unknown => Err(BodyError::Unverified),
+        }
+    }
+
+    async fn read_source(
+        &mut self,
+        offset: u64,
+        end: Option<u64>,
+    ) -> Result<Option<Chunk>, BodyError> {
+        let until = match &self.source {
+            BlobBody::Stored(stored) if stored.verification.is_none() => stored.content.size,
+            BlobBody::Stored(_) => Box::pin(self.verified_end(offset, end)).await?,
+            BlobBody::Fetching(_) => u64::MAX,
+        };
         let piece = match &mut self.source {
-            BlobBody::Stored(content, _hold) => Some(Piece::File {
-                reader: content.reader.clone(),
+            BlobBody::Stored(stored) => Some(Piece::File {
+                reader: stored.content.reader.clone(),
                 start: offset,
-                end: content.size,
+                end: until,
             }),
             BlobBody::Fetching(follower) => {
                 let from_file = self.files.is_some();

@@ -137,9 +137,16 @@ fn send_range(
                 offset += bytes as u64;
                 bytes
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                if matches!(error, Errno::IO) {
+                    // Read again, and set aside, when it is asked for next.
+                    range.reader.suspect();
+                }
+                return Err(error.into());
+            }
         };
         if bytes == 0 {
+            range.reader.suspect();
             return Err(files.broken(Broken::Shorter).into());
         }
         files.sent(bytes);

@@ -17,7 +17,7 @@ use super::error::Refusal;
 use super::request::{Peer, RequestBody};
 use crate::fetch::Client;
 use crate::metrics::{Kind, Metrics, Outcome};
-use crate::mirror::{Exchange, Mirror, MirrorError, Target, Want};
+use crate::mirror::{Exchange, Mirror, MirrorError, Recovery, Target, Want};
 use crate::oci::route::{Endpoint, Page};
 use crate::oci::{Accept, Digest, Reference, RepoName, Requested, Route, RouteError};
 
@@ -263,7 +263,11 @@ impl Service {
             Verdict::Failed => answer::precondition_failed(&digest, origin),
             Verdict::NotModified => answer::blob_not_modified(&digest, origin),
             Verdict::Proceed if refused => answer::unsatisfiable(found.size, origin),
-            Verdict::Proceed => answer::blob(&digest, want, ranges.as_ref(), found, origin),
+            Verdict::Proceed => {
+                let recovery =
+                    Recovery::new(Arc::clone(&self.mirror), target, digest, asked.client);
+                answer::blob(&digest, want, ranges.as_ref(), found, origin, recovery)
+            }
         };
         response.body_mut().visited(visit);
         Ok((response, outcome))

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::flights::Interest;
+use super::stored::StoredBlob;
 use super::{Exchange, Mirror, MirrorError, Target, Visit, Want};
 use crate::config::RangeMode;
 use crate::fetch::{Client, FetchError, Follower, Joined, Source, Wanted};
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
 use crate::oci::{Digest, RangeSet, RepoName, Requested};
-use crate::retention::Hold;
-use crate::store::{Content, LinkKind};
+use crate::retention::VERIFIED_FIRST;
+use crate::store::LinkKind;
 use crate::upstream::{BlobStream, UpstreamError};
 
 /// Blobs up to so many bytes are served without a hold: they are sent at once, and an open file can be
@@ -38,17 +39,26 @@ pub struct BlobAnswer {
 /// Where the bytes are read.
 #[derive(Debug)]
 pub enum BlobBody {
-    /// The hold keeps the file from being removed while it is read; a small one needs none.
-    Stored(Content, Option<Hold>),
+    Stored(StoredBlob),
     Fetching(Follower),
 }
 
+impl BlobBody {
+    /// Whether the blob is known to have its digest.
+    pub fn is_verified(&self) -> bool {
+        match self {
+            Self::Stored(stored) => stored.verification.is_none(),
+            Self::Fetching(follower) => follower.is_verified(),
+        }
+    }
+}
+
 impl BlobAnswer {
-    fn stored(content: Content, hold: Option<Hold>, outcome: Outcome) -> Self {
-        let size = Some(content.size);
+    fn stored(stored: StoredBlob, outcome: Outcome) -> Self {
+        let size = Some(stored.content.size);
         Self {
             size,
-            body: Some(BlobBody::Stored(content, hold)),
+            body: Some(BlobBody::Stored(stored)),
             outcome,
             exchange: Exchange::of(outcome),
             visit: None,
@@ -79,6 +89,10 @@ impl BlobAnswer {
             }
             follower.announce(all);
         }
+        // No byte of it comes sooner, so that an error can still be told as one.
+        if size.is_some_and(|size| size <= VERIFIED_FIRST) {
+            follower.verified().await?;
+        }
         // Which status a redirect led to in the end isn't told.
         let exchange = Exchange::unanswered();
         let stored = outcome == Outcome::Miss && follower.is_stored();
@@ -104,8 +118,8 @@ impl Mirror {
         ranges: Option<&Requested>,
         client: Client,
     ) -> Result<BlobAnswer, MirrorError> {
-        let mut found = match (self.warm_blob(target, &digest).await, want) {
-            (Some((content, hold)), _) => BlobAnswer::stored(content, hold, Outcome::Hit),
+        let mut found = match (self.warm_blob(target, &digest, want).await, want) {
+            (Some(stored), _) => BlobAnswer::stored(stored, Outcome::Hit),
             // Put aside: see `manifest`.
             (None, Want::Head) => Box::pin(self.find_blob_head(target, digest)).await?,
             (None, Want::Content) => {
@@ -129,20 +143,20 @@ impl Mirror {
             return Ok(BlobAnswer::head(Some(size), Outcome::Joined));
         }
         let hold = self.retention.hold(&digest).await;
-        if let Some(content) = self.linked_blob(target, &digest).await {
+        if let Some(stored) = self.linked_blob(target, &digest, Want::Head).await {
+            let size = stored.content.size;
             self.retention
-                .used(&target.stored, LinkKind::Layer, &digest, content.size);
-            return Ok(BlobAnswer::stored(content, Some(hold), Outcome::Hit));
+                .used(&target.stored, LinkKind::Layer, &digest, size);
+            return Ok(BlobAnswer::stored(stored.held(hold), Outcome::Hit));
         }
-        let present = self.readable("blob", self.store.open(&digest).await);
-        if let Some(content) = present {
-            return self.claim(target, digest, content, hold).await;
+        if let Some(stored) = self.open_blob(&digest, Want::Head).await {
+            return self.claim(target, digest, stored.held(hold)).await;
         }
         let size = self.prove(target, digest).await?;
         Ok(BlobAnswer::head(size, Outcome::Miss))
     }
 
-    async fn find_blob(
+    pub(super) async fn find_blob(
         &self,
         target: &Target,
         digest: Digest,
@@ -159,15 +173,15 @@ impl Mirror {
                 return BlobAnswer::following(follower, ranges, Outcome::Joined).await;
             }
             let hold = self.retention.hold(&digest).await;
-            if let Some(content) = self.linked_blob(target, &digest).await {
+            if let Some(stored) = self.linked_blob(target, &digest, Want::Content).await {
+                let size = stored.content.size;
                 self.retention
-                    .used(&target.stored, LinkKind::Layer, &digest, content.size);
-                return Ok(BlobAnswer::stored(content, Some(hold), Outcome::Hit));
+                    .used(&target.stored, LinkKind::Layer, &digest, size);
+                return Ok(BlobAnswer::stored(stored.held(hold), Outcome::Hit));
             }
             // Another repository's blob, there or on its way: is it this repository's, too?
-            let present = self.readable("blob", self.store.open(&digest).await);
-            if let Some(content) = present {
-                return self.claim(target, digest, content, hold).await;
+            if let Some(stored) = self.open_blob(&digest, Want::Content).await {
+                return self.claim(target, digest, stored.held(hold)).await;
             }
             if self.fetcher.is_running(&digest) {
                 self.prove(target, digest).await?;
@@ -216,24 +230,29 @@ impl Mirror {
 
     /// A blob that the repository has by the retention's word, so that the store isn't asked for the
     /// link. The file may be gone before it is opened: then the blob isn't warm.
-    async fn warm_blob(&self, target: &Target, digest: &Digest) -> Option<(Content, Option<Hold>)> {
+    async fn warm_blob(&self, target: &Target, digest: &Digest, want: Want) -> Option<StoredBlob> {
         let (repo, kind) = (&target.stored, LinkKind::Layer);
         if !self.retention.used_if_linked(repo, kind, digest) {
             return None;
         }
-        let content = self.readable("blob", self.store.open(digest).await)?;
-        if content.size <= MAX_UNHELD {
-            return Some((content, None));
+        let stored = self.open_blob(digest, want).await?;
+        if stored.content.size <= MAX_UNHELD {
+            return Some(stored);
         }
         let hold = self.retention.try_hold(digest)?;
-        Some((content, Some(hold)))
+        Some(stored.held(hold))
     }
 
-    async fn linked_blob(&self, target: &Target, digest: &Digest) -> Option<Content> {
+    async fn linked_blob(
+        &self,
+        target: &Target,
+        digest: &Digest,
+        want: Want,
+    ) -> Option<StoredBlob> {
         let link = target.link(LinkKind::Layer, *digest);
         let linked = self.readable("link", self.store.linked(&link).await);
         if linked {
-            self.readable("blob", self.store.open(digest).await)
+            self.open_blob(digest, want).await
         } else {
             None
         }
@@ -245,8 +264,7 @@ impl Mirror {
         &self,
         target: &Target,
         digest: Digest,
-        content: Content,
-        hold: Hold,
+        stored: StoredBlob,
     ) -> Result<BlobAnswer, MirrorError> {
         let (outcome, exchange) = match self.prove(target, digest).await {
             Ok(_size) => (Outcome::Revalidated, Exchange::of(Outcome::Revalidated)),
@@ -259,9 +277,9 @@ impl Mirror {
         let link = target.link(LinkKind::Layer, digest);
         if self.written("link", self.store.link(&link).await) {
             self.retention
-                .linked(&link.repo, link.kind, &digest, content.size);
+                .linked(&link.repo, link.kind, &digest, stored.content.size);
         }
-        let answer = BlobAnswer::stored(content, Some(hold), outcome);
+        let answer = BlobAnswer::stored(stored, outcome);
         Ok(BlobAnswer { exchange, ..answer })
     }
 

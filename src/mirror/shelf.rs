@@ -13,7 +13,7 @@ use crate::metrics::Outcome;
 use crate::oci::manifest::MAX_MANIFEST;
 use crate::oci::{Digest, Manifest, Tag};
 use crate::retention::references;
-use crate::store::{self, Content, LinkKind};
+use crate::store::{self, Content, LinkKind, StoreError};
 use crate::upstream::{FetchedManifest, UnverifiedManifest};
 
 /// A manifest out of the store, and what it says.
@@ -92,6 +92,7 @@ impl Mirror {
             self.retention.linked(&link.repo, link.kind, &digest, size);
             self.retention
                 .manifest(&digest, manifest.media_type, &references(manifest));
+            self.retention.sizes(manifest);
         }
         linked
     }
@@ -160,9 +161,24 @@ impl Mirror {
     }
 
     async fn open_manifest(&self, digest: Digest) -> Option<(Content, Admission)> {
-        let content = self.readable("manifest", self.store.open(&digest).await)?;
+        let opened = self.store.open(&digest).await;
+        let content = self.undamaged(digest, opened).await??;
         let admission = self.workers.admit(content.size).await.ok()?;
         Some((content, admission))
+    }
+
+    /// What was read of a manifest's file. One that can't be read any more is set aside.
+    async fn undamaged<T>(&self, digest: Digest, read: Result<T, StoreError>) -> Option<T> {
+        let damaged = match &read {
+            Ok(_) => false,
+            Err(StoreError::Truncated { .. } | StoreError::TooLarge { .. }) => true,
+            Err(error) => error.is_damage(),
+        };
+        let read = self.readable("manifest", read.map(Some));
+        if damaged {
+            self.retention.set_aside(&digest, None).await;
+        }
+        read
     }
 
     async fn read_manifest(
@@ -172,15 +188,16 @@ impl Mirror {
         admission: Admission,
     ) -> Option<StoredManifest> {
         let bytes = store::read_content(content, &digest, MAX_MANIFEST).await;
-        let bytes = self.readable("manifest", bytes.map(Some))?;
+        let bytes = self.undamaged(digest, bytes).await?;
         let document = bytes.clone();
         let check = move || {
             let intact = Digest::of(digest.algorithm(), &document) == digest;
             intact.then(|| Manifest::parse(&document).ok())
         };
         let Some(manifest) = admission.run(check).await.ok()? else {
+            self.metrics.store_failed();
             tracing::error!(%digest, "the stored manifest is corrupt; it is fetched again");
-            self.retention.recheck(&digest).await;
+            self.retention.set_aside(&digest, None).await;
             return None;
         };
         let manifest = manifest?;

@@ -27,7 +27,7 @@ pub struct Full {
 #[derive(Debug)]
 #[must_use = "nothing is held once this is dropped"]
 pub struct Hold {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     pub(super) content: Id<Content>,
 }
 

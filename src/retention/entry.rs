@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::moment::Moment;
 use super::slab::Id;
 use crate::oci::{Digest, ManifestType, RepoName, Tag};
-use crate::store::LinkKind;
+use crate::store::{LinkKind, Modified};
 
 /// A digest in 40 bytes: the long ones are rare.
 #[derive(Debug)]
@@ -21,6 +21,26 @@ impl From<&Digest> for Compact {
             Digest::Sha256(bytes) => Self::Sha256(*bytes),
             Digest::Sha512(bytes) => Self::Sha512(Box::new(*bytes)),
         }
+    }
+}
+
+/// A file's modification time, or none, in 6 bytes: it fits between other fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Stamp([u16; 3]);
+
+impl Stamp {
+    pub(super) const NONE: Self = Self([0; 3]);
+
+    pub(super) fn get(self) -> Option<Modified> {
+        let [high, middle, low] = self.0.map(u64::from);
+        (self != Self::NONE).then(|| Modified::from_bits(high << 32 | middle << 16 | low))
+    }
+}
+
+impl From<Modified> for Stamp {
+    fn from(modified: Modified) -> Self {
+        let bits = modified.to_bits();
+        Self([32, 16, 0].map(|shift| u16::try_from(bits >> shift & 0xffff).unwrap_or(0)))
     }
 }
 
@@ -74,6 +94,9 @@ pub(super) mod content_flag {
     pub(in super::super) const LOST: u8 = 32;
     /// A scrub is reading it.
     pub(in super::super) const SCRUBBING: u8 = 64;
+    /// Its size isn't the one it was verified with, or that a manifest gives, and it hasn't been
+    /// verified since.
+    pub(in super::super) const WRONG_SIZE: u8 = 128;
 }
 
 /// A repository, as it is stored.
@@ -194,6 +217,8 @@ pub(super) struct Content {
     pub(super) parents: u32,
     pub(super) holds: u32,
     pub(super) manifest: Option<Id<Manifest>>,
+    /// The modification time of the file that was found to have the digest, with this `size`.
+    pub(super) verified: Stamp,
     pub(super) flags: Flags,
 }
 
@@ -206,6 +231,15 @@ pub(super) struct Manifest {
 }
 
 impl Content {
+    /// Bytes of the file; 0 where there is none, whatever size it was verified with.
+    pub(super) fn file_size(&self) -> u64 {
+        if self.flags.has(content_flag::FILE) {
+            self.size
+        } else {
+            0
+        }
+    }
+
     pub(super) fn digest(&self) -> Digest {
         match &self.digest {
             Compact::Sha256(bytes) => Digest::Sha256(*bytes),
@@ -219,5 +253,19 @@ impl Content {
             (Compact::Sha512(own), Digest::Sha512(other)) => **own == *other,
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_six_bytes_and_content_stays_small() {
+        let modified = Modified::from_bits(0x1234_5678_9abc);
+        assert_eq!(Stamp::from(modified).get(), Some(modified));
+        assert_eq!(Stamp::NONE.get(), None);
+        assert_eq!(size_of::<Stamp>(), 6);
+        assert!(size_of::<Content>() <= 88);
     }
 }

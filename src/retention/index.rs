@@ -11,7 +11,9 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::entry::{Content, Entry, Flags, Manifest, Origin, Repo, content_flag, entry_flag};
+use super::entry::{
+    Content, Entry, Flags, Manifest, Origin, Repo, Stamp, content_flag, entry_flag,
+};
 use super::moment::Moment;
 use super::policy::{Pin, TtlPolicy};
 use super::recent::Going;
@@ -287,6 +289,7 @@ impl Index {
             parents,
             holds: 0,
             manifest: None,
+            verified: Stamp::NONE,
             flags: Flags::default(),
         })?;
         let (hasher, contents) = (&self.hasher, &self.contents);
@@ -407,6 +410,10 @@ impl Index {
         let Some(content) = self.contents.get_mut(id) else {
             return;
         };
+        if content.verified != Stamp::NONE && content.size != size {
+            content.verified = Stamp::NONE;
+            content.flags.set(content_flag::WRONG_SIZE);
+        }
         content.flags.set(content_flag::FILE);
         content.flags.clear(content_flag::LOST);
         content.size = size;
@@ -419,6 +426,8 @@ impl Index {
         let Some(content) = self.contents.get_mut(id) else {
             return;
         };
+        content.verified = Stamp::NONE;
+        content.flags.clear(content_flag::WRONG_SIZE);
         if content.flags.has(content_flag::FILE) {
             content.flags.clear(content_flag::FILE);
             self.used = self.used.saturating_sub(content.size);

@@ -37,6 +37,8 @@ mod state;
 mod sweeper;
 #[cfg(test)]
 mod tests;
+mod verified;
+mod verify;
 
 use std::fmt;
 use std::io;
@@ -67,6 +69,10 @@ pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
 pub use scrub::{
     ABANDONED_AFTER, Finding, MAX_REPORTED, Removal, ScrubReport, ScrubSettings, Verdict,
 };
+
+pub use verified::Trust;
+use verify::Verifier;
+pub use verify::{Integrity, VERIFIED_FIRST, Verification, WITHHELD};
 
 /// How long a client waits for the index to be complete.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -198,6 +204,7 @@ struct Shared {
     complete: CancellationToken,
     quit: CancellationToken,
     ended: CancellationToken,
+    verifier: Verifier,
     counters: Counters,
 }
 
@@ -336,6 +343,7 @@ impl Retention {
             complete: CancellationToken::new(),
             quit: stop.child_token(),
             ended: CancellationToken::new(),
+            verifier: Verifier::new(tasks.tracker().clone()),
             counters: Counters::default(),
         });
         tasks.spawn_required("retention", run(Arc::clone(&shared), state));

@@ -135,6 +135,11 @@ impl Index {
             let Some(repo) = repo else { continue };
             if let Some(times) = line.times {
                 self.restore(repo, line.kind, &line.digest, times);
+                if let Some(verified) = line.verified
+                    && let Some(content) = self.find_content(&line.digest)
+                {
+                    self.restore_verified(content, verified);
+                }
             } else if let Some(content) = self.find_content(&line.digest)
                 && let Some(entry) = self.find_entry(repo, line.kind, content)
                 // One that was made or used since the start is there, whatever the journal says.
@@ -477,8 +482,12 @@ async fn read_manifests(shared: &Arc<Shared>) {
         from = next;
         futures_util::stream::iter(unread)
             .for_each_concurrent(READERS, |digest| async move {
-                if let Some((media_type, references)) = read_manifest(shared, &digest).await {
-                    shared.with(|index| index.set_references(&digest, media_type, &references));
+                if let Some((media_type, references, sizes)) = read_manifest(shared, &digest).await
+                {
+                    shared.with(|index| {
+                        index.set_references(&digest, media_type, &references);
+                        index.expect_sizes(&sizes);
+                    });
                 }
             })
             .await;
@@ -486,7 +495,10 @@ async fn read_manifests(shared: &Arc<Shared>) {
 }
 
 /// What can't be read refers to nothing: its parts are images of their own.
-async fn read_manifest(shared: &Shared, digest: &Digest) -> Option<(ManifestType, References)> {
+async fn read_manifest(
+    shared: &Shared,
+    digest: &Digest,
+) -> Option<(ManifestType, References, Vec<(Digest, u64)>)> {
     let bytes = store::read_all(&*shared.store, digest, MAX_MANIFEST).await;
     let bytes = bytes.inspect_err(
         |error| tracing::warn!(%digest, error = %on_one_line(&error), "a manifest can't be read"),
@@ -495,13 +507,21 @@ async fn read_manifest(shared: &Shared, digest: &Digest) -> Option<(ManifestType
     let size = bytes.len();
     let read = move || {
         let manifest = Manifest::parse(&bytes).ok()?;
-        Some((manifest.media_type, references(&manifest)))
+        let references = references(&manifest);
+        Some((manifest.media_type, references, sizes(&manifest)))
     };
     if size <= QUICK {
         return read();
     }
     // A panic of the parser is a manifest that can't be read.
     tokio::task::spawn_blocking(read).await.ok()?
+}
+
+/// What a manifest refers to, with the sizes that it gives for it.
+pub(super) fn sizes(manifest: &Manifest) -> Vec<(Digest, u64)> {
+    let parts = manifest.config.iter().chain(&manifest.blobs);
+    let parts = parts.chain(&manifest.manifests);
+    parts.map(|part| (part.digest, part.size)).collect()
 }
 
 /// The digests that a manifest names.

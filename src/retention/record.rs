@@ -7,7 +7,7 @@ use super::index::Index;
 use super::moment::Moment;
 use super::policy::TtlMode;
 use super::slab::Id;
-use crate::store::{Link, LinkKind};
+use crate::store::{Link, LinkKind, Modified};
 
 /// What was due while the mirror was stopped gets this long from the start on, or its TTL when that
 /// is shorter: nobody could use it meanwhile, and a wrong clock shows before it has deleted anything.
@@ -24,6 +24,8 @@ pub(super) struct Record {
     pub(super) last_use: Moment,
     /// None is never.
     pub(super) expiry: Option<Moment>,
+    /// The size and the modification time with which its file was verified.
+    pub(super) verified: Option<(u64, Modified)>,
 }
 
 /// What has changed since the last save, in the order in which it is to be replayed.
@@ -125,6 +127,7 @@ impl Index {
             origin: entry.origin(),
             last_use: entry.last_use,
             expiry: self.deadline(id).map(Moment::from_seconds),
+            verified: self.verified_as(entry.content),
         })
     }
 

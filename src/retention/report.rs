@@ -121,7 +121,7 @@ impl Index {
         let content = self.contents.get(entry.content)?;
         Some(EntryView {
             link: self.link_of(entry)?,
-            size: content.size,
+            size: content.file_size(),
             created: entry.origin().created(entry.last_use).system_time(),
             last_use: entry.last_use.system_time(),
             expiry: self
@@ -145,7 +145,7 @@ impl Index {
         let bytes = |ids: &[Id<Content>]| -> u64 {
             ids.iter()
                 .filter_map(|id| self.contents.get(*id))
-                .map(|content| content.size)
+                .map(Content::file_size)
                 .sum()
         };
         let size = bytes(&self.everything_below(id));

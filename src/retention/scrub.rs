@@ -49,7 +49,8 @@ pub struct ScrubReport {
     pub corrupt: u64,
     /// Of these, blobs that were set aside.
     pub quarantined: u64,
-    /// Blobs that couldn't be read or set aside; they stay as they are.
+    /// Blobs that couldn't be read or set aside; they stay as they are. With `repair`, those that
+    /// a damaged medium makes unreadable are set aside like corrupt ones.
     pub failed: u64,
     /// Blobs that another scrub was at.
     pub skipped: u64,
@@ -84,7 +85,7 @@ pub struct Finding {
 pub enum Verdict {
     /// Its content has another digest, or ends early.
     Corrupt,
-    /// It was corrupt, and has been set aside.
+    /// It was corrupt or unreadable, and has been set aside.
     Quarantined,
     /// Why it couldn't be read, or set aside.
     Failed(String),
@@ -112,13 +113,13 @@ impl ScrubReport {
 
 /// Spreads reads over time. Time that wasn't used is not made up for: no burst follows a pause.
 #[derive(Debug)]
-struct Pace {
+pub(super) struct Pace {
     rate: Option<NonZeroU64>,
     next: Instant,
 }
 
 impl Pace {
-    fn new(rate: Option<NonZeroU64>) -> Self {
+    pub(super) fn new(rate: Option<NonZeroU64>) -> Self {
         let next = Instant::now();
         Self { rate, next }
     }
@@ -156,6 +157,16 @@ impl<'a> Turn<'a> {
     }
 }
 
+impl Turn<'_> {
+    /// The file has its digest, which needn't be found out again.
+    fn passed(&self, content: &Content) {
+        if content.is_unchanged() {
+            content.reader.set_verified();
+            self.hold.verified(content.size, content.modified);
+        }
+    }
+}
+
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.shared.with(|index| {
@@ -177,13 +188,17 @@ impl Index {
         }
     }
 
+    /// The size of a file, if there is one as far as is known.
+    fn file_size(&self, id: Id<Known>) -> Option<u64> {
+        let known = self.contents.get(id);
+        known.and_then(|known| known.flags.has(content_flag::FILE).then_some(known.size))
+    }
+
     /// The file of content that is held is being set aside. Its links go when it is released,
     /// unless a new file has come by then. Returns the size of the file, if there was one as far as
     /// is known.
-    fn lose_file(&mut self, id: Id<Known>) -> Option<u64> {
-        let known = self.contents.get(id);
-        let size =
-            known.and_then(|known| known.flags.has(content_flag::FILE).then_some(known.size));
+    pub(super) fn lose_file(&mut self, id: Id<Known>) -> Option<u64> {
+        let size = self.file_size(id);
         self.file_removed(id);
         if let Some(content) = self.contents.get_mut(id) {
             content.flags.set(content_flag::LOST);
@@ -331,17 +346,23 @@ impl Shared {
             Ok(None) => return,
             Ok(Some(content)) => content,
             Err(error) => {
-                let verdict = self.unreadable(digest, &error, repair, &turn.hold).await;
+                let verdict = self
+                    .unreadable(digest, &error, repair, None, &turn.hold)
+                    .await;
                 return report.note(*digest, 0, verdict);
             }
         };
         report.checked += 1;
         let size = content.size;
-        let verdict = match hash(digest, content, pace, &mut report.bytes).await {
-            Ok(found) if found == *digest => return,
-            Ok(_) if repair => self.set_aside(digest, &turn.hold).await,
+        let file = Some(&content);
+        let verdict = match hash(digest, content.clone(), pace, &mut report.bytes).await {
+            Ok(found) if found == *digest => return turn.passed(&content),
+            Ok(_) if repair => self.set_aside(digest, file, &turn.hold).await,
             Ok(_) => Verdict::Corrupt,
-            Err(error) => self.unreadable(digest, &error, repair, &turn.hold).await,
+            Err(error) => {
+                self.unreadable(digest, &error, repair, file, &turn.hold)
+                    .await
+            }
         };
         tracing::error!(%digest, size, ?verdict, "a stored blob is not what its digest says");
         report.note(*digest, size, verdict);
@@ -353,10 +374,11 @@ impl Shared {
         digest: &Digest,
         error: &StoreError,
         repair: bool,
+        file: Option<&Content>,
         hold: &Hold,
     ) -> Verdict {
         if repair {
-            self.set_aside(digest, hold).await
+            self.set_aside(digest, file, hold).await
         } else {
             failed(error)
         }
@@ -394,13 +416,12 @@ impl Shared {
         }
     }
 
-    async fn set_aside(&self, digest: &Digest, hold: &Hold) -> Verdict {
-        // Marked first: a download can only begin, and so commit a new file, after the rename.
-        let size = self.with(|index| index.lose_file(hold.content));
-        match self.store.quarantine(digest).await {
+    async fn set_aside(&self, digest: &Digest, file: Option<&Content>, hold: &Hold) -> Verdict {
+        let known = self.with(|index| index.file_size(hold.content));
+        match self.quarantine(digest, file, hold).await {
             Ok(_) => Verdict::Quarantined,
             Err(error) => {
-                self.with(|index| index.keep_file(hold.content, size));
+                self.with(|index| index.keep_file(hold.content, known));
                 failed(&error)
             }
         }
@@ -413,13 +434,13 @@ fn failed(error: &StoreError) -> Verdict {
 
 /// The digest of what is there, with the algorithm of the wanted one. A file that ends early has
 /// another.
-async fn hash(
+pub(super) async fn hash(
     digest: &Digest,
     content: Content,
     pace: &mut Pace,
     bytes: &mut u64,
 ) -> Result<Digest, StoreError> {
-    let Content { size, reader } = content;
+    let Content { size, reader, .. } = content;
     let mut hasher = Hasher::new(digest.algorithm());
     let mut at = 0;
     while at < size {

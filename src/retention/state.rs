@@ -4,8 +4,9 @@
 //! of `"<name>@<digest>": {"Key", "ExpiryData", "EntryType"}`. Ours adds `LastUsed` and `Created`,
 //! which Go's decoder ignores, so that a TTL that is changed applies to what is cached already. An
 //! entry without them is the reference registry's: its `ExpiryData` is kept as the earliest time at
-//! which the entry may expire, and ours then has it as `Adopted` in the place of `Created`. A line
-//! of the journal is the inner object, with `"Removed": true` for an entry that has gone.
+//! which the entry may expire, and ours then has it as `Adopted` in the place of `Created`.
+//! `Verified` is the size and the modification time with which a file was found to have its digest.
+//! A line of the journal is the inner object, with `"Removed": true` for an entry that has gone.
 //!
 //! Nothing in the files is trusted: what can't be understood is skipped and counted.
 
@@ -22,7 +23,7 @@ use super::entry::Origin;
 use super::moment::Moment;
 use super::record::Record;
 use crate::oci::Digest;
-use crate::store::{Link, LinkKind};
+use crate::store::{Link, LinkKind, Modified};
 
 #[derive(Deserialize)]
 struct Raw<'a> {
@@ -38,6 +39,8 @@ struct Raw<'a> {
     created: Option<&'a str>,
     #[serde(rename = "Adopted")]
     adopted: Option<&'a str>,
+    #[serde(rename = "Verified")]
+    verified: Option<(u64, u64)>,
     #[serde(rename = "Removed", default)]
     removed: bool,
 }
@@ -50,6 +53,8 @@ pub(super) struct Line<'a> {
     pub(super) digest: Digest,
     /// None when it has gone.
     pub(super) times: Option<Times>,
+    /// The size and the modification time with which its file was verified.
+    pub(super) verified: Option<(u64, Modified)>,
 }
 
 /// What a file says of an entry's time.
@@ -109,6 +114,7 @@ fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Moment) -> Result<(Line<'a>, bool)
         kind,
         digest,
         times: None,
+        verified: None,
     };
     if raw.removed {
         return Ok((line, false));
@@ -126,6 +132,9 @@ fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Moment) -> Result<(Line<'a>, bool)
         origin,
         last_use: last_use.or(created).map(|time| time.min(now)),
     });
+    line.verified = raw
+        .verified
+        .map(|(size, modified)| (size, Modified::from_bits(modified)));
     Ok((line, last_use.max(created).is_some_and(|time| time > now)))
 }
 
@@ -226,12 +235,16 @@ fn put_record(out: &mut Vec<u8>, key: &str, record: &Record) {
     };
     put!(
         out,
-        r#"{{"Key":"{key}","ExpiryData":"{}","EntryType":{},"LastUsed":"{}","{field}":"{}"}}"#,
+        r#"{{"Key":"{key}","ExpiryData":"{}","EntryType":{},"LastUsed":"{}","{field}":"{}""#,
         Moment::write(record.expiry),
         entry_type(record.link.kind),
         Moment::write(Some(record.last_use)),
         Moment::write(Some(time)),
     );
+    if let Some((size, modified)) = record.verified {
+        put!(out, r#","Verified":[{size},{}]"#, modified.to_bits());
+    }
+    out.push(b'}');
 }
 
 fn key(link: &Link) -> String {

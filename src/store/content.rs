@@ -1,5 +1,6 @@
 //! Reading: committed blobs and growing stages alike.
 
+use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::memory::MemoryFile;
+use super::trust::{Modified, Trust, stamp};
 use super::{StoreError, blocking};
 
 /// The most that one read returns, in bytes, whatever the caller asks for.
@@ -21,7 +23,24 @@ const PROBE_STRIDE: usize = 256 * 1024;
 pub struct Content {
     /// In bytes.
     pub size: u64,
+    /// When the file was opened.
+    pub modified: Modified,
     pub reader: Reader,
+}
+
+impl Content {
+    /// Whether both are the same file in the same state.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.size, self.modified) == (other.size, other.modified)
+            && self.reader.is_same(&other.reader)
+    }
+
+    /// Whether the open file still has the size and the modification time that it was opened with.
+    pub fn is_unchanged(&self) -> bool {
+        self.reader
+            .file()
+            .is_none_or(|file| stamp(file).is_some_and(|now| now == (self.size, self.modified)))
+    }
 }
 
 /// Some bytes of a blob, which is being read from an offset on.
@@ -45,6 +64,7 @@ pub struct Reader(Source);
 enum Source {
     File(Arc<OpenFile>),
     Memory(Arc<MemoryFile>),
+    Gated(Arc<Gated>),
 }
 
 #[derive(Debug)]
@@ -52,6 +72,24 @@ struct OpenFile {
     file: File,
     /// The name it was opened by, for errors: it may have another one by now, or none.
     path: PathBuf,
+    trust: Trust,
+}
+
+/// Another reader, whose reads a gate may fail or shorten.
+#[derive(Debug)]
+struct Gated {
+    inner: Reader,
+    gate: Arc<dyn ReadGate>,
+}
+
+/// Decides what becomes of a read, for tests.
+#[async_trait::async_trait]
+pub(super) trait ReadGate: Debug + Send + Sync {
+    /// The most bytes that the read may return, or its error.
+    async fn pass(&self) -> Result<usize, StoreError>;
+
+    /// The same, on the blocking pool.
+    fn pass_blocking(&self) -> Result<usize, StoreError>;
 }
 
 impl Reader {
@@ -60,7 +98,49 @@ impl Reader {
         Self(Source::File(Arc::new(OpenFile {
             file,
             path: path.to_owned(),
+            trust: Trust::default(),
         })))
+    }
+
+    /// `inner`, whose reads ask the gate first. It has no file that could be sent without reading.
+    pub(super) fn gated(inner: Self, gate: Arc<dyn ReadGate>) -> Self {
+        Self(Source::Gated(Arc::new(Gated { inner, gate })))
+    }
+
+    fn trust(&self) -> &Trust {
+        match &self.0 {
+            Source::File(open) => &open.trust,
+            Source::Memory(file) => file.trust(),
+            Source::Gated(gated) => gated.inner.trust(),
+        }
+    }
+
+    /// Whether this content was found to have its digest, in the state in which it was opened.
+    pub fn is_verified(&self) -> bool {
+        self.trust().is_verified()
+    }
+
+    /// This content was found to have its digest.
+    pub fn set_verified(&self) {
+        self.trust().set_verified();
+    }
+
+    /// Reading or sending it has failed: it has to be verified again, whatever was known before.
+    pub fn suspect(&self) {
+        self.trust().suspect();
+    }
+
+    pub fn is_suspect(&self) -> bool {
+        self.trust().is_suspect()
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Source::File(one), Source::File(other)) => same_file(&one.file, &other.file),
+            (Source::Memory(one), Source::Memory(other)) => Arc::ptr_eq(one, other),
+            (Source::Gated(one), Source::Gated(other)) => one.inner.is_same(&other.inner),
+            _ => false,
+        }
     }
 
     /// A file of this content that has no name.
@@ -86,7 +166,7 @@ impl Reader {
     pub fn file(&self) -> Option<&File> {
         match &self.0 {
             Source::File(open) => Some(&open.file),
-            Source::Memory(_) => None,
+            Source::Memory(_) | Source::Gated(_) => None,
         }
     }
 
@@ -104,6 +184,11 @@ impl Reader {
             Source::Memory(file) => Ok(file.read_into(offset, buffer)),
             Source::File(open) => read_waiting(&open.file, buffer, offset)
                 .map_err(|source| StoreError::io("read", &open.path, source)),
+            Source::Gated(gated) => {
+                let max = gated.gate.pass_blocking()?.min(buffer.len());
+                let buffer = buffer.get_mut(..max).unwrap_or_default();
+                gated.inner.read_blocking(offset, buffer)
+            }
         }
     }
 
@@ -142,6 +227,10 @@ impl Reader {
         }
         match &self.0 {
             Source::Memory(file) => Ok(file.read_at(offset, max)),
+            Source::Gated(gated) => {
+                let max = gated.gate.pass().await?.min(max);
+                Box::pin(gated.inner.read_at(offset, max)).await
+            }
             Source::File(open) => {
                 let mut buffer = vec![0; max];
                 if let Some(read) = read_cached(&open.file, &mut buffer, offset) {
@@ -159,6 +248,19 @@ impl Reader {
             }
         }
     }
+}
+
+#[cfg(unix)]
+fn same_file(one: &File, other: &File) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let id = |file: &File| file.metadata().map(|file| (file.dev(), file.ino())).ok();
+    id(one).is_some_and(|one| id(other) == Some(one))
+}
+
+/// There the size and the time have to do.
+#[cfg(not(unix))]
+fn same_file(_one: &File, _other: &File) -> bool {
+    true
 }
 
 /// What the page cache has, without waiting for a disk and so without leaving this thread. `None`

@@ -130,7 +130,7 @@ async fn a_committed_blob_is_read_back(store: &dyn Store) {
         commit(stage).await;
 
         assert_eq!(store.size(&digest).await.unwrap(), Some(10));
-        let Content { size, reader } = store.open(&digest).await.unwrap().unwrap();
+        let Content { size, reader, .. } = store.open(&digest).await.unwrap().unwrap();
         assert_eq!(size, 10);
         for (offset, max, expected) in [
             (0, 10, "0123456789"),

@@ -14,8 +14,8 @@ use super::layout::Layout;
 use super::spool::Spool;
 use super::stage::FileStage;
 use super::{
-    Content, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError, Unreadable,
-    Upload, UpstreamChange, blocking, disk,
+    Content, Link, LinkKind, Modified, Partial, Reader, Resumed, Stage, Store, StoreError,
+    Unreadable, Upload, UpstreamChange, blocking, disk,
 };
 use crate::oci::{Digest, RepoName, Tag};
 
@@ -300,8 +300,11 @@ fn open_blob(layout: &Layout, digest: &Digest) -> Result<Option<Content>, StoreE
         return Ok(None);
     };
     let metadata = file.metadata().map_err(error)?;
+    // Where there are no times, a file that is replaced by one of its size isn't told from it.
+    let modified = Modified::of(&metadata).unwrap_or(Modified::from_bits(1));
     Ok(metadata.is_file().then(|| Content {
         size: metadata.len(),
+        modified,
         reader: Reader::of_file(file, &path),
     }))
 }

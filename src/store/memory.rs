@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::{Content, Keeper, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError};
+use super::trust::Trust;
+use super::{
+    Content, Keeper, Link, LinkKind, Modified, Partial, Reader, Resumed, Stage, Store, StoreError,
+};
 use crate::clock::Clock;
 use crate::oci::{Digest, RepoName, Tag};
 
@@ -47,8 +51,23 @@ struct Kept {
 }
 
 /// Content that grows while it is staged.
-#[derive(Default)]
-pub(super) struct MemoryFile(Mutex<Vec<u8>>);
+pub(super) struct MemoryFile {
+    content: Mutex<Vec<u8>>,
+    trust: Trust,
+    /// Tells it from every other one of the process.
+    id: u64,
+}
+
+impl Default for MemoryFile {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            content: Mutex::default(),
+            trust: Trust::default(),
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+}
 
 impl fmt::Debug for MemoryFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,7 +83,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl MemoryFile {
     /// At most `max` bytes from `offset` on; empty at the end.
     pub(super) fn read_at(&self, offset: u64, max: usize) -> Bytes {
-        let content = lock(&self.0);
+        let content = lock(&self.content);
         let rest = usize::try_from(offset)
             .ok()
             .and_then(|offset| content.get(offset..))
@@ -74,7 +93,7 @@ impl MemoryFile {
 
     /// Fills `buffer` from `offset` on as far as there is content; returns how far that is.
     pub(super) fn read_into(&self, offset: u64, buffer: &mut [u8]) -> usize {
-        let content = lock(&self.0);
+        let content = lock(&self.content);
         let rest = usize::try_from(offset)
             .ok()
             .and_then(|offset| content.get(offset..))
@@ -96,7 +115,7 @@ impl MemoryFile {
         }
         let mut at = usize::try_from(offset).map_err(|_wider_than_memory| too_far())?;
         let end = at.checked_add(bytes).ok_or_else(too_far)?;
-        let mut content = lock(&self.0);
+        let mut content = lock(&self.content);
         let more = end.saturating_sub(content.len());
         content.try_reserve(more).map_err(io::Error::from)?;
         // What is appended needs no zeros first.
@@ -114,8 +133,16 @@ impl MemoryFile {
         Ok(())
     }
 
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    fn modified(&self) -> Modified {
+        Modified::from_bits(self.id)
+    }
+
     fn len(&self) -> u64 {
-        lock(&self.0).len() as u64
+        lock(&self.content).len() as u64
     }
 }
 
@@ -151,6 +178,7 @@ impl Store for MemoryStore {
     async fn open(&self, digest: &Digest) -> Result<Option<Content>, StoreError> {
         Ok(self.state().blobs.get(digest).map(|file| Content {
             size: file.len(),
+            modified: file.modified(),
             reader: Reader::of_memory(Arc::clone(file)),
         }))
     }
@@ -324,12 +352,13 @@ impl Stage for MemoryStage {
         }
     }
 
-    fn commit(self: Box<Self>) -> Result<(), StoreError> {
+    fn commit(self: Box<Self>) -> Result<Option<Modified>, StoreError> {
         let mut state = self.store.state();
         let file = Arc::clone(&self.part.file);
-        state.blobs.entry(self.digest).or_insert(file);
+        let placed = Arc::clone(state.blobs.entry(self.digest).or_insert(file));
         state.discard(&self.digest);
-        Ok(())
+        let is_own = Arc::ptr_eq(&placed, &self.part.file);
+        Ok(is_own.then(|| placed.modified()))
     }
 }
 

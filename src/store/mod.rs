@@ -41,6 +41,7 @@ mod origins;
 mod partial;
 mod spool;
 mod stage;
+mod trust;
 mod unreadable;
 
 pub use content::{Content, MAX_READ, Piece, Reader};
@@ -51,6 +52,7 @@ pub use memory::MemoryStore;
 pub use modes::Modes;
 pub use origins::UpstreamChange;
 pub use partial::{Keeper, MAX_KEPT_RANGES, Partial};
+pub use trust::Modified;
 pub use unreadable::{Unreadable, UnreadableEntry};
 
 /// A partial that was taken up: the stage to go on with, and what is there.
@@ -198,7 +200,10 @@ pub trait Stage: Debug + Send + 'static {
     /// Makes the content durable and gives it its name. The caller has verified the digest. When
     /// the store has the blob already, that one stays and this one goes. Partials of the digest that
     /// nobody has in hand go, and what was kept of this stage.
-    fn commit(self: Box<Self>) -> Result<(), StoreError>;
+    ///
+    /// Returns the modification time of the file that this stage has written; none when another
+    /// one stays, of which nothing is known, or when it can't be told.
+    fn commit(self: Box<Self>) -> Result<Option<Modified>, StoreError>;
 }
 
 /// How a repository refers to a blob.
@@ -283,6 +288,16 @@ impl StoreError {
         )
     }
 
+    /// The file can't be read, and trying again won't help: its medium or its file system is
+    /// damaged. Errors that may pass (no descriptors, no memory, no permission) aren't meant.
+    pub fn is_damage(&self) -> bool {
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        let code = source.raw_os_error();
+        code.is_some_and(|code| DAMAGE.contains(&code)) || source.kind() == io::ErrorKind::Other
+    }
+
     /// The file system is mounted, or has turned, read-only (EROFS): reads go on, writes can't.
     pub fn is_read_only(&self) -> bool {
         self.kind() == Some(io::ErrorKind::ReadOnlyFilesystem)
@@ -296,6 +311,24 @@ impl StoreError {
         }
     }
 }
+
+/// Codes of the operating system for a damaged medium or file system: EIO, ENXIO, ELOOP and EBADMSG,
+/// and on Linux EUCLEAN and EREMOTEIO.
+#[cfg(unix)]
+const DAMAGE: &[i32] = &[
+    rustix::io::Errno::IO.raw_os_error(),
+    rustix::io::Errno::NXIO.raw_os_error(),
+    rustix::io::Errno::LOOP.raw_os_error(),
+    rustix::io::Errno::BADMSG.raw_os_error(),
+    #[cfg(target_os = "linux")]
+    rustix::io::Errno::UCLEAN.raw_os_error(),
+    #[cfg(target_os = "linux")]
+    rustix::io::Errno::REMOTEIO.raw_os_error(),
+];
+
+/// ERROR_CRC, ERROR_IO_DEVICE and ERROR_FILE_CORRUPT.
+#[cfg(not(unix))]
+const DAMAGE: &[i32] = &[23, 1117, 1392];
 
 /// The whole of a committed blob, when it has at most `max` bytes: for manifests.
 pub async fn read_all(
@@ -315,7 +348,7 @@ pub async fn read_content(
     digest: &Digest,
     max: u64,
 ) -> Result<Bytes, StoreError> {
-    let Content { size, reader } = content;
+    let Content { size, reader, .. } = content;
     let too_large = || StoreError::TooLarge {
         digest: *digest,
         size,
@@ -349,7 +382,7 @@ pub async fn put(store: &dyn Store, digest: &Digest, content: Bytes) -> Result<(
     let mut stage = store.stage(digest).await?;
     blocking(move || {
         stage.write_at(0, &[content])?;
-        stage.commit()
+        stage.commit().map(drop)
     })
     .await
 }

@@ -11,7 +11,8 @@ use bytes::Bytes;
 
 use super::keep::{FileKeeper, Part};
 use super::spool::Spool;
-use super::{Keeper, Reader, Stage, StoreError, disk};
+use super::trust::stamp;
+use super::{Keeper, Modified, Reader, Stage, StoreError, disk};
 
 /// A blob that is being written.
 #[derive(Debug)]
@@ -125,7 +126,7 @@ impl Stage for FileStage {
         }
     }
 
-    fn commit(mut self: Box<Self>) -> Result<(), StoreError> {
+    fn commit(mut self: Box<Self>) -> Result<Option<Modified>, StoreError> {
         self.check_whole()?;
         self.writer
             .sync_data()
@@ -135,7 +136,7 @@ impl Stage for FileStage {
         match disk::file_size(&target)? {
             Some(size) if size == self.length => {
                 self.spool.forget(digest);
-                return Ok(());
+                return Ok(None);
             }
             Some(size) => tracing::warn!(
                 %digest, size, expected = self.length,
@@ -151,7 +152,7 @@ impl Stage for FileStage {
         self.part.remove_sidecar();
         self.spool.forget(self.part.digest());
         disk::sync_names(&target, &created);
-        Ok(())
+        Ok(stamp(&self.writer).map(|(_, modified)| modified))
     }
 }
 

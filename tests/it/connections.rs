@@ -237,7 +237,7 @@ async fn an_answer_may_take_longer_than_a_head() {
     let _frozen = freeze();
     let up = Registry::start().await;
     let m = Setup::new(&up).start().await;
-    let blob = noise(1, 100_000);
+    let blob = noise(1, 2_000_000);
     let digest = up.put_blob("app", &blob);
     let gate = Gate::default();
     let closed = gate.clone();

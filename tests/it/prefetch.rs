@@ -131,8 +131,13 @@ async fn who_asks_meanwhile_joins() {
         asked(&up, 1, &blob("app", layer)).await;
     }
     let paths: Vec<_> = ahead.iter().map(|l| blob("app", l)).collect();
-    let opened = join_all(paths.iter().map(|path| m.open(path))).await;
-    gate.open();
+    let joined = async {
+        let all = ahead.len() as u64;
+        eventually("all have joined", || m.metric("millpond_followers") == all).await;
+        gate.open();
+    };
+    let opening = join_all(paths.iter().map(|path| m.open(path)));
+    let (opened, ()) = tokio::join!(opening, joined);
     for (response, layer) in opened.into_iter().zip(ahead) {
         assert_eq!(
             response.headers()["cache-status"],

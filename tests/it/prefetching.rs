@@ -124,7 +124,7 @@ async fn it_ends_when_the_clients_of_the_image_have_left() {
         .proxy("onabandon: pause")
         .start()
         .await;
-    let image = image(1, &[50_000, 50_000, 50_000]);
+    let image = image(1, &[1_500_000, 1_500_000, 1_500_000]);
     up.push("app", "1", &image);
     let never = Gate::default();
     for layer in &image.layers {

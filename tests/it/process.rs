@@ -227,7 +227,7 @@ async fn signals_that_do_not_stop_it_are_logged_and_ignored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_to_stop_ends_the_drain() {
     let upstream = Registry::start().await;
-    let digest = upstream.put_blob("app", &noise(1, 1_000_000));
+    let digest = upstream.put_blob("app", &noise(1, 2_000_000));
     let never = Gate::default();
     upstream.on("/blobs/", ALWAYS, move |_, usual| usual.gated(1000, &never));
     let mut server = Server::start(&upstream, to_file).await;

@@ -289,7 +289,7 @@ async fn what_does_not_finish_is_cut_after_the_drain_time() {
     let _frozen = freeze();
     let up = Registry::start().await;
     let m = Setup::new(&up).http("draintimeout: 30s").start().await;
-    let digest = up.put_blob("app", &noise(1, 1_000_000));
+    let digest = up.put_blob("app", &noise(1, 2_000_000));
     let never = Gate::default();
     up.on("/blobs/", 1, move |_, usual| usual.gated(1000, &never));
     let mut stuck = m.open(&format!("/v2/app/blobs/{digest}")).await;

@@ -177,6 +177,7 @@ fn settings() -> Settings {
         on_abandon: OnAbandon::Auto,
         fill_after: 50,
         max_blob: u64::MAX,
+        verified_first: 0,
     }
 }
 

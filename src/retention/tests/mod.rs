@@ -11,6 +11,7 @@ mod recent;
 mod scrub;
 mod state;
 mod sweeper;
+mod verified;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,16 +1,16 @@
 //! Files that are kept open: a blob that is asked for again is there without a visit to the blocking
 //! pool.
 //!
-//! Removing or setting aside a blob closes its file here, so that its space is free. What happens to
-//! the files from outside is seen, too: a file that has lost its name isn't handed out, and its size
-//! is asked for each time.
+//! Removing or setting aside a blob closes its file here, so that its space is free. Changes from
+//! outside are seen, too: a file that has lost its name, or has another size or modification time
+//! than when it was opened, is opened anew.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use quick_cache::sync::Cache;
 
 use crate::oci::Digest;
-use crate::store::{Content, Reader};
+use crate::store::{Content, Modified};
 
 /// Files that are kept open. A quarter of the descriptors that many systems give a process.
 const MAX_OPEN: usize = 256;
@@ -18,7 +18,7 @@ const MAX_OPEN: usize = 256;
 /// The files that were opened last.
 #[derive(Debug)]
 pub(super) struct OpenFiles {
-    files: Cache<Digest, Reader>,
+    files: Cache<Digest, Content>,
     /// How many names have been taken away.
     removals: AtomicU64,
 }
@@ -35,15 +35,15 @@ impl OpenFiles {
         }
     }
 
-    /// A file that is open and still has its name. Asks the kernel once; that doesn't wait for a
-    /// local disk, which an open file's size is never read from.
+    /// A file that is open, still has its name, and is unchanged. Asks the kernel once; that doesn't
+    /// wait for a local disk, which an open file's size is never read from.
     pub(super) fn get(&self, digest: &Digest) -> Option<Content> {
-        let reader = self.files.get(digest)?;
-        let size = reader.file().and_then(named_size);
-        if size.is_none() {
-            self.files.remove(digest);
+        let content = self.files.get(digest)?;
+        if is_unchanged(&content) {
+            return Some(content);
         }
-        size.map(|size| Content { size, reader })
+        self.files.remove(digest);
+        None
     }
 
     /// To be called before a file is opened.
@@ -53,10 +53,10 @@ impl OpenFiles {
 
     /// Keeps a file that was opened after `before`, unless any name has gone since: it may be its.
     pub(super) fn keep(&self, digest: &Digest, content: &Content, before: Before) {
-        if content.reader.file().and_then(named_size).is_none() {
+        if !is_unchanged(content) {
             return;
         }
-        self.files.insert(*digest, content.reader.clone());
+        self.files.insert(*digest, content.clone());
         // In this order: a removal counts before it looks into the cache.
         if self.removals.load(Ordering::SeqCst) != before.0 {
             self.files.remove(digest);
@@ -70,24 +70,28 @@ impl OpenFiles {
     }
 }
 
-/// The size of a file that still has a name.
+/// Whether a file still has a name, and the size and the time that it was opened with.
 #[cfg(unix)]
-fn named_size(file: &std::fs::File) -> Option<u64> {
+fn is_unchanged(content: &Content) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    let metadata = file.metadata().ok()?;
-    (metadata.nlink() > 0).then_some(metadata.len())
+    let metadata = content.reader.file().and_then(|file| file.metadata().ok());
+    metadata.is_some_and(|now| {
+        now.nlink() > 0 && now.len() == content.size && Modified::of(&now) == Some(content.modified)
+    })
 }
 
 /// Elsewhere an open file can't be removed: none is kept.
 #[cfg(not(unix))]
-fn named_size(_file: &std::fs::File) -> Option<u64> {
-    None
+fn is_unchanged(_content: &Content) -> bool {
+    false
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::oci::Algorithm;
+    use crate::store::Reader;
+    use crate::store::trust::stamp;
     use std::fs;
 
     #[cfg(unix)]
@@ -99,13 +103,25 @@ mod tests {
         let opened = || {
             fs::write(&path, b"content").unwrap();
             let reader = Reader::at(&path);
-            Content { size: 7, reader }
+            let (size, modified) = stamp(reader.file().unwrap()).unwrap();
+            Content {
+                size,
+                modified,
+                reader,
+            }
         };
         let files = OpenFiles::new();
         files.keep(&digest, &opened(), files.before());
         assert_eq!(files.get(&digest).unwrap().size, 7);
         fs::write(&path, b"cut").unwrap();
-        assert_eq!(files.get(&digest).unwrap().size, 3);
+        assert!(files.get(&digest).is_none(), "another size");
+        files.keep(&digest, &opened(), files.before());
+        let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_times(times).unwrap();
+        assert!(files.get(&digest).is_none(), "another time");
+
+        files.keep(&digest, &opened(), files.before());
         fs::remove_file(&path).unwrap();
         assert!(files.get(&digest).is_none());
 

@@ -168,7 +168,7 @@ async fn a_keeper_that_races_the_end_of_its_stage_leaves_nothing() {
                 }
             });
             match round % 3 {
-                0 => stage.commit().unwrap(),
+                0 => drop(stage.commit().unwrap()),
                 1 => drop(stage),
                 _ => stage.leave(),
             }

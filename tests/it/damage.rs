@@ -1,0 +1,343 @@
+//! Damaged blobs and manifests: nobody is given a wrong body, and the next request finds them whole.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millpond::oci::Digest;
+use millpond::store::faulty::Operation;
+use millpond::store::{self, FaultyStore, FsStore, Layout, Link, LinkKind, Store};
+
+use crate::harness::{
+    Answer, Gate, Image, Mirror, Registry, Setup, digest, eventually, noise, settle,
+};
+
+/// Verified before its first byte is sent.
+const SMALL: usize = 20_000;
+/// Verified while it is sent.
+const LARGE: usize = 2_500_003;
+
+struct Site {
+    root: tempfile::TempDir,
+    store: Arc<FaultyStore>,
+    up: Registry,
+}
+
+impl Site {
+    async fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let store = Arc::new(FsStore::open(root.path()).await.unwrap());
+        let store = Arc::new(FaultyStore::new(store));
+        let up = Registry::start().await;
+        Self { root, store, up }
+    }
+
+    async fn mirror(&self) -> Mirror {
+        let store: Arc<dyn Store> = self.store.clone();
+        Setup::new(&self.up).store(store).start().await
+    }
+
+    /// A blob that another program has put into the store.
+    async fn adopt(&self, blob: &Bytes) {
+        let link = Link {
+            repo: "app".parse().unwrap(),
+            kind: LinkKind::Layer,
+            digest: self.up.put_blob("app", blob),
+        };
+        store::put(&*self.store, &link.digest, blob.clone())
+            .await
+            .unwrap();
+        self.store.link(&link).await.unwrap();
+    }
+
+    fn file(&self, content: &Bytes) -> PathBuf {
+        Layout::new(self.root.path()).blob(&digest(content))
+    }
+}
+
+fn path(blob: &Bytes) -> String {
+    format!("/v2/app/blobs/{}", digest(blob))
+}
+
+async fn range(m: &Mirror, blob: &Bytes, range: &str) -> Answer {
+    let line = format!("GET {}", path(blob));
+    m.ask(&line, &[("range", range)]).await
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Damage {
+    Empty,
+    Cut,
+    FirstByte,
+    LastByte,
+    Zeros,
+}
+
+const DAMAGES: [Damage; 5] = [
+    Damage::Empty,
+    Damage::Cut,
+    Damage::FirstByte,
+    Damage::LastByte,
+    Damage::Zeros,
+];
+
+impl Damage {
+    fn strike(self, site: &Site, blob: &Bytes) {
+        let file = fs::File::options().write(true).open(site.file(blob));
+        let (file, size) = (file.unwrap(), blob.len() as u64);
+        match self {
+            Self::Empty => file.set_len(0).unwrap(),
+            Self::Cut => file.set_len(size / 2).unwrap(),
+            Self::FirstByte => file.write_all_at(&[!blob[0]], 0).unwrap(),
+            Self::LastByte => {
+                let last = !blob[blob.len() - 1];
+                file.write_all_at(&[last], size - 1).unwrap();
+            }
+            Self::Zeros => file.write_all_at(&vec![0; blob.len()], 0).unwrap(),
+        }
+    }
+}
+
+/// What a client gets of a damaged blob, at first and then.
+async fn heals(site: &Site, m: &Mirror, blob: &Bytes, what: &str) -> bool {
+    let first = m.get(&path(blob)).await;
+    assert_eq!(first.status, 200, "{what}");
+    assert!(first.broken || first.body == *blob, "{what}: a wrong body");
+    assert!(
+        blob.len() > SMALL || !first.broken,
+        "{what}: small and broken"
+    );
+    eventually("it is set aside", || {
+        Layout::new(site.root.path())
+            .quarantined(&digest(blob))
+            .exists()
+    })
+    .await;
+    m.idle().await;
+    m.get(&path(blob)).await.expect(200, blob);
+    m.idle().await;
+    site.up.go_down();
+    m.get(&path(blob)).await.expect(200, blob);
+    site.up.behave();
+    !first.broken
+}
+
+#[tokio::test]
+async fn adopted_damage_is_found_before_a_body_ends() {
+    for size in [SMALL, LARGE] {
+        for damage in DAMAGES {
+            let what = format!("{damage:?} of {size}");
+            let site = Site::new().await;
+            let blob = noise(1, size);
+            site.adopt(&blob).await;
+            damage.strike(&site, &blob);
+            let m = site.mirror().await;
+            let whole = heals(&site, &m, &blob, &what).await;
+            // The bytes before the damage are the upstream's, too: the response goes on.
+            assert!(whole || damage != Damage::LastByte, "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn damage_under_a_running_mirror_is_found_too() {
+    for size in [SMALL, LARGE] {
+        for damage in DAMAGES {
+            let what = format!("{damage:?} of {size}");
+            let site = Site::new().await;
+            let blob = noise(1, size);
+            site.up.put_blob("app", &blob);
+            let m = site.mirror().await;
+            m.get(&path(&blob)).await.expect(200, &blob);
+            m.idle().await;
+            damage.strike(&site, &blob);
+            let whole = heals(&site, &m, &blob, &what).await;
+            // A wrong length is seen when the file is opened.
+            let length = matches!(damage, Damage::Empty | Damage::Cut | Damage::LastByte);
+            assert!(whole || !length, "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn ranges_are_not_to_be_kept_before_the_blob_is_verified() {
+    let site = Site::new().await;
+    let (small, large, cold) = (noise(1, SMALL), noise(2, LARGE), noise(3, LARGE));
+    site.adopt(&small).await;
+    site.adopt(&large).await;
+    site.up.put_blob("app", &cold);
+    let m = site.mirror().await;
+    let gate = Gate::default();
+    let closed = gate.clone();
+    site.up.on(&path(&cold), 1, move |_, usual| {
+        usual.gated(LARGE / 2, &closed)
+    });
+    let first = range(&m, &small, "bytes=5-9").await;
+    first.expect(206, &small[5..10]);
+    assert_eq!(first.header("cache-control"), "max-age=31536000");
+
+    let stall = site.store.stall(Operation::Read, 2);
+    for blob in [&large, &cold] {
+        for (asked, start, end) in [("bytes=0-4", 0, 5), ("bytes=70000-80000", 70_000, 80_001)] {
+            let answer = range(&m, blob, asked).await;
+            answer.expect(206, &blob[start..end]);
+            assert_eq!(answer.header("cache-control"), "no-store", "{asked}");
+            if *blob == large {
+                stall.reached().await;
+            }
+        }
+        let parts = range(&m, blob, "bytes=0-4,9-10").await;
+        assert_eq!((parts.status, parts.broken), (206, false));
+        assert_eq!(parts.header("cache-control"), "no-store");
+    }
+    stall.release();
+    gate.open();
+    for blob in [&large, &cold] {
+        m.get(&path(blob)).await.expect(200, blob);
+        m.idle().await;
+        let answer = range(&m, blob, "bytes=5-9").await;
+        answer.expect(206, &blob[5..10]);
+        assert_eq!(answer.header("cache-control"), "max-age=31536000");
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_a_small_blob_is_sent_before_all_of_it_is_right() {
+    let site = Site::new().await;
+    let blob = noise(1, SMALL);
+    site.up.put_blob("app", &blob);
+    let m = site.mirror().await;
+    for asked in [None, Some("bytes=0-0"), Some("bytes=500-600")] {
+        let headers: Vec<_> = asked.iter().map(|range| ("range", *range)).collect();
+        let line = format!("GET {}", path(&blob));
+        // One that lies is told apart from the blob by status.
+        site.up.on(&path(&blob), 1, |_, usual| usual.forged());
+        assert_eq!(m.ask(&line, &headers).await.status, 502, "{asked:?}");
+
+        let gate = Gate::default();
+        let closed = gate.clone();
+        site.up.on(&path(&blob), 1, move |_, usual| {
+            usual.gated(SMALL - 1, &closed)
+        });
+        let mut asking = std::pin::pin!(m.ask(&line, &headers));
+        let path = path(&blob);
+        let seen = site.up.count(&path);
+        tokio::select! {
+            biased;
+            answer = &mut asking => panic!("an early answer: {answer:?}"),
+            () = site.up.wait(seen + 1, &path) => {}
+        }
+        for _ in 0..20 {
+            tokio::select! {
+                biased;
+                answer = &mut asking => panic!("an early answer: {answer:?}"),
+                () = settle() => {}
+            }
+        }
+        gate.open();
+        let answer = asking.await;
+        let whole = asked.is_none();
+        assert_eq!(answer.status, if whole { 200 } else { 206 });
+        assert!(!answer.broken && (!whole || answer.body == blob));
+        m.idle().await;
+        site.store.remove(&digest(&blob)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_any_more_is_not_noticed() {
+    for (adopted, nth) in [(false, 1), (false, 5), (true, 1), (true, 5), (true, 20)] {
+        let what = format!("adopted: {adopted}, read {nth}");
+        let site = Site::new().await;
+        let blob = noise(1, LARGE);
+        if adopted {
+            site.adopt(&blob).await;
+        } else {
+            site.up.put_blob("app", &blob);
+        }
+        let m = site.mirror().await;
+        if !adopted {
+            m.get(&path(&blob)).await.expect(200, &blob);
+            m.idle().await;
+        }
+        let before = site.up.count("GET ");
+        site.store.fail(Operation::Read, nth, ErrorKind::Other);
+        m.get(&path(&blob)).await.expect(200, &blob);
+        m.idle().await;
+        let aside = Layout::new(site.root.path()).quarantined(&digest(&blob));
+        assert!(aside.exists(), "{what}");
+        assert!(site.up.count("GET ") > before, "{what}");
+        site.up.go_down();
+        m.get(&path(&blob)).await.expect(200, &blob);
+    }
+}
+
+#[tokio::test]
+async fn a_range_goes_on_from_the_upstream_too() {
+    let site = Site::new().await;
+    let blob = noise(1, LARGE);
+    site.up.put_blob("app", &blob);
+    let m = site.mirror().await;
+    m.get(&path(&blob)).await.expect(200, &blob);
+    m.idle().await;
+    site.store.fail(Operation::Read, 4, ErrorKind::Other);
+    let answer = range(&m, &blob, "bytes=100000-2000000").await;
+    answer.expect(206, &blob[100_000..2_000_001]);
+    for nth in 1..=2 {
+        m.idle().await;
+        site.store.fail(Operation::Read, nth, ErrorKind::Other);
+        let answer = range(&m, &blob, "bytes=100-99999,200000-299999").await;
+        assert_eq!((answer.status, answer.broken), (206, false), "read {nth}");
+        let find = |part: &[u8]| answer.body.windows(part.len()).any(|window| window == part);
+        assert!(find(&blob[100..100_000]) && find(&blob[200_000..300_000]));
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_cannot_be_opened_is_fetched_again_once() {
+    let site = Site::new().await;
+    let blob = noise(1, SMALL);
+    site.adopt(&blob).await;
+    let m = site.mirror().await;
+    site.store.fail(Operation::Open, 1, ErrorKind::Other);
+    m.get(&path(&blob)).await.expect(200, &blob);
+    m.idle().await;
+    let asked = site.up.count("GET ");
+    assert_eq!(asked, 1);
+    m.get(&path(&blob)).await.expect(200, &blob);
+    assert_eq!(site.up.count("GET "), asked);
+}
+
+#[tokio::test]
+async fn a_damaged_manifest_is_fetched_again() {
+    for text in ["", "{}", "not even JSON"] {
+        let site = Site::new().await;
+        let image = Image::oci(1);
+        let digest: Digest = site.up.push("app", "1", &image);
+        let by_digest = format!("/v2/app/manifests/{digest}");
+        let m = site.mirror().await;
+        m.get("/v2/app/manifests/1")
+            .await
+            .expect(200, &image.manifest);
+        assert!(m.app.stop().await);
+        fs::write(site.file(&image.manifest), text).unwrap();
+
+        // Without what the first one had in memory.
+        let m = site.mirror().await;
+        let before = site.up.count("GET ");
+        m.get(&by_digest).await.expect(200, &image.manifest);
+        m.get("/v2/app/manifests/1")
+            .await
+            .expect(200, &image.manifest);
+        assert_eq!(site.up.count("GET "), before + 1);
+        let healed = fs::read(site.file(&image.manifest)).unwrap();
+        assert_eq!(healed, image.manifest);
+        assert!(m.app.stop().await);
+        let m = site.mirror().await;
+        site.up.go_down();
+        m.get(&by_digest).await.expect(200, &image.manifest);
+    }
+}
