@@ -27,21 +27,22 @@ async fn a_panic_of_the_sweeper_is_told() {
     let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
     store.panic(Operation::Unlink, 1);
     let m = Setup::new(&up)
-        .storage("maxsize: 1KiB")
+        .storage("maxsize: 1MiB")
         .store(store)
         .start()
         .await;
-    let [first, second] = [1, 2].map(|seed| up.put_blob("app", &noise(seed, 1000)));
-    let answer = m.get(&format!("/v2/app/blobs/{first}")).await;
-    answer.expect(200, &noise(1, 1000));
-    m.idle().await;
-    // The second blob has no space until the first is evicted.
+    // None is larger than half of the cache; the fourth has no space until the first is evicted.
+    let pulls = async {
+        for seed in 1..=4 {
+            let digest = up.put_blob("app", &noise(seed, 300_000));
+            m.get(&format!("/v2/app/blobs/{digest}")).await;
+            m.idle().await;
+        }
+        std::future::pending::<()>().await;
+    };
     let panicked = tokio::select! {
         panicked = m.app.failed() => panicked,
-        () = async {
-            m.get(&format!("/v2/app/blobs/{second}")).await;
-            std::future::pending::<()>().await;
-        } => unreachable!(),
+        () = pulls => unreachable!(),
     };
     assert_eq!(panicked.task, "sweeper");
 }
