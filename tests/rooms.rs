@@ -51,6 +51,8 @@ const RESERVED: [(&str, &[&str], &[&str]); 3] = [
             "store/stage",
             "store/keep",
             "store/content",
+            "store/modes",
+            "store/trust",
             "retention/journal",
             "config",
             // The file of a unix socket.

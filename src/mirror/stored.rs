@@ -188,7 +188,7 @@ impl Recovery {
     /// The log line of a response that ends because of this.
     pub fn failed(&self, error: &MirrorError) {
         let (digest, error) = (&self.digest, on_one_line(error));
-        tracing::warn!(%digest, %error, "a response whose file failed can't go on");
+        tracing::warn!(%digest, error, "a response whose file failed can't go on");
     }
 }
 

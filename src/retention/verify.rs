@@ -155,7 +155,7 @@ impl Retention {
             Ok(done) => done,
             Err(error) => {
                 let error = on_one_line(&error);
-                tracing::error!(%digest, %error, "a damaged blob can't be set aside; it isn't served");
+                tracing::error!(%digest, error, "a damaged blob can't be set aside; it isn't served");
                 false
             }
         }
@@ -186,7 +186,7 @@ impl Shared {
             Err(error) if error.is_damage() => on_one_line(&error),
             Err(error) => {
                 let error = on_one_line(&error);
-                tracing::warn!(%digest, %error, "a cached blob can't be verified");
+                tracing::warn!(%digest, error, "a cached blob can't be verified");
                 return Integrity::Unknown;
             }
         };
@@ -194,7 +194,7 @@ impl Shared {
         tracing::error!(%digest, %reason, "a cached blob is damaged; it is set aside and fetched again");
         if let Err(error) = self.quarantine(digest, Some(&content), hold).await {
             let error = on_one_line(&error);
-            tracing::error!(%digest, %error, "a damaged blob can't be set aside; it isn't served");
+            tracing::error!(%digest, error, "a damaged blob can't be set aside; it isn't served");
         }
         Integrity::Damaged
     }
