@@ -207,6 +207,10 @@ fn number(variable: &str) -> Option<u64> {
         .map(|text| text.parse().unwrap())
 }
 
+#[expect(
+    clippy::print_stderr,
+    reason = "the output of a failed test names its seed"
+)]
 #[tokio::test(start_paused = true)]
 async fn a_failing_store_never_gives_a_wrong_body() {
     let _frozen = freeze();

@@ -86,15 +86,16 @@ const DAMAGES: [Damage; 5] = [
 
 impl Damage {
     fn strike(self, site: &Site, blob: &Bytes) {
-        let file = fs::File::options().write(true).open(site.file(blob));
-        let (file, size) = (file.unwrap(), blob.len() as u64);
+        let path = site.file(blob);
+        let file = fs::File::options().write(true).open(path).unwrap();
+        let length = blob.len() as u64;
         match self {
             Self::Empty => file.set_len(0).unwrap(),
-            Self::Cut => file.set_len(size / 2).unwrap(),
+            Self::Cut => file.set_len(length / 2).unwrap(),
             Self::FirstByte => file.write_all_at(&[!blob[0]], 0).unwrap(),
             Self::LastByte => {
                 let last = !blob[blob.len() - 1];
-                file.write_all_at(&[last], size - 1).unwrap();
+                file.write_all_at(&[last], length - 1).unwrap();
             }
             Self::Zeros => file.write_all_at(&vec![0; blob.len()], 0).unwrap(),
         }
@@ -179,21 +180,21 @@ async fn ranges_are_not_to_be_kept_before_the_blob_is_verified() {
     first.expect(206, &small[5..10]);
     assert_eq!(first.header("cache-control"), "max-age=31536000");
 
-    let stall = site.store.stall(Operation::Read, 2);
+    let verification = site.store.stall(Operation::Read, 2);
     for blob in [&large, &cold] {
         for (asked, start, end) in [("bytes=0-4", 0, 5), ("bytes=70000-80000", 70_000, 80_001)] {
             let answer = range(&m, blob, asked).await;
             answer.expect(206, &blob[start..end]);
             assert_eq!(answer.header("cache-control"), "no-store", "{asked}");
             if *blob == large {
-                stall.reached().await;
+                verification.reached().await;
             }
         }
         let parts = range(&m, blob, "bytes=0-4,9-10").await;
         assert_eq!((parts.status, parts.broken), (206, false));
         assert_eq!(parts.header("cache-control"), "no-store");
     }
-    stall.release();
+    verification.release();
     gate.open();
     for blob in [&large, &cold] {
         m.get(&path(blob)).await.expect(200, blob);
