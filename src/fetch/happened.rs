@@ -146,14 +146,13 @@ impl Transfer<'_> {
             return self.broke(stream, error);
         }
         if error.is_out_of_range() && self.kept.is_some() {
-            self.plan.close(stream.lane);
+            self.give_up(&stream);
             self.forget_kept().await;
-            self.replan = true;
             return Ok(());
         }
         if stream.offset > 0 && error.is_out_of_range() {
             // A client asked for bytes behind the end: that end has to be told.
-            self.plan.close(stream.lane);
+            self.give_up(&stream);
             self.ask_from_start();
             return Ok(());
         }

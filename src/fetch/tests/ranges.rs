@@ -184,3 +184,16 @@ async fn a_range_of_a_blob_whose_length_is_not_told() {
         assert_eq!(bench.stored(&digest).await.unwrap(), content);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_range_that_was_refused_once_is_asked_for_again() {
+    let bench = Bench::new();
+    let (content, digest) = mebibytes(8);
+    let source = Origin::new(&content).acts([Act::Fails(|| unexpected(416))]);
+    let mut follower = bench.join_at(digest, "a", &source, range(5 * MIB, 6 * MIB, false));
+    assert_eq!(follower.total().await.unwrap(), Some(8 * MIB));
+    let read = read_range(&mut follower, 5 * MIB, 6 * MIB);
+    let read = tokio::time::timeout(Duration::from_mins(10), read).await;
+    assert_eq!(read.unwrap().unwrap(), part(&content, 5 * MIB, 6 * MIB));
+    assert_eq!(source.asked()[..2], [(5 * MIB, Some(6 * MIB)), (0, Some(1))]);
+}
