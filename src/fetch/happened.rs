@@ -222,6 +222,8 @@ impl Transfer<'_> {
         let progress = &self.download.progress;
         let missing = progress.missing(at, at + length);
         progress.mark(stream.lane, Some(at + length));
+        let new: u64 = missing.iter().map(|(start, until)| until - start).sum();
+        let repeats = new < length;
         for (start, until) in missing {
             let skip = |offset: u64| usize::try_from(offset - at).unwrap_or(part.len());
             let new = part.slice(skip(start)..skip(until));
@@ -230,7 +232,7 @@ impl Transfer<'_> {
             }
             progress.received(start, new);
         }
-        self.storing.push(at, part);
+        self.storing.push(at, part, repeats);
         self.reserve_ahead();
         self.go_on(stream, body, at + length, end);
         Ok(())

@@ -51,6 +51,8 @@ pub(super) struct Storing {
     pending_bytes: usize,
     /// The most that has waited since it was looked at.
     most_pending: usize,
+    /// A chunk that repeats bytes waits or is with the writer.
+    comparing: bool,
     writing: Writing,
     /// None when the download isn't stored.
     place: Option<Place>,
@@ -77,6 +79,7 @@ impl Storing {
             pending: Vec::new(),
             pending_bytes: 0,
             most_pending: 0,
+            comparing: false,
             writing: Writing::Idle(Box::new(Writer::new(stage, algorithm, kept))),
             place,
             notes: Notes::new(),
@@ -85,7 +88,7 @@ impl Storing {
 
     /// Whether more may come.
     pub(super) fn has_room(&self) -> bool {
-        self.pending_bytes < MAX_PENDING
+        self.pending_bytes < MAX_PENDING && !self.comparing
     }
 
     /// Whether, since this was asked last, more has waited than comes in a moment.
@@ -115,8 +118,10 @@ impl Storing {
         }
     }
 
-    /// Takes a chunk.
-    pub(super) fn push(&mut self, offset: u64, chunk: Bytes) {
+    /// Takes a chunk. One that repeats bytes has to be compared with the file before more is read:
+    /// followers are shown new bytes at once, and must not be shown those of a stream that differs.
+    pub(super) fn push(&mut self, offset: u64, chunk: Bytes, repeats: bool) {
+        self.comparing |= repeats;
         self.pending_bytes += chunk.len();
         self.most_pending = self.most_pending.max(self.pending_bytes);
         self.pending.push((offset, chunk));
@@ -175,6 +180,7 @@ impl Storing {
     pub(super) fn give_back(&mut self, writer: Box<Writer>) {
         self.writing = Writing::Idle(writer);
         self.start();
+        self.comparing &= self.is_busy();
     }
 
     /// Whether a batch is being written, or one is to be.

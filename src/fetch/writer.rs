@@ -160,6 +160,10 @@ impl Writer {
         self.write(start, run);
         let mut at = start;
         for part in run {
+            // What isn't written has to be hashed now. The file may have the bytes before it.
+            while !self.writing && at > self.hashed && self.is_behind() {
+                self.catch_up();
+            }
             // What comes before its turn is read back later.
             if at == self.hashed {
                 self.hasher.update(part);

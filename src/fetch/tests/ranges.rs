@@ -195,5 +195,8 @@ async fn a_range_that_was_refused_once_is_asked_for_again() {
     let read = read_range(&mut follower, 5 * MIB, 6 * MIB);
     let read = tokio::time::timeout(Duration::from_mins(10), read).await;
     assert_eq!(read.unwrap().unwrap(), part(&content, 5 * MIB, 6 * MIB));
-    assert_eq!(source.asked()[..2], [(5 * MIB, Some(6 * MIB)), (0, Some(1))]);
+    assert_eq!(
+        source.asked()[..2],
+        [(5 * MIB, Some(6 * MIB)), (0, Some(1))]
+    );
 }
