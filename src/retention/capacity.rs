@@ -185,6 +185,8 @@ impl Shared {
     ) -> Result<Reservation, Full> {
         if request.bytes > 0 {
             self.admit(request).await?;
+        } else if !self.with(|index| index.can_hold(request.blob)) {
+            return Err(self.full(request));
         }
         Ok(Reservation {
             shared: Arc::clone(self),
@@ -221,11 +223,15 @@ impl Shared {
                 Admission::Full => break,
             }
         }
+        Err(self.full(request))
+    }
+
+    fn full(&self, request: SpaceRequest) -> Full {
         if request.evict {
             self.counters.full();
         }
-        Err(Full {
-            bytes: request.bytes,
-        })
+        Full {
+            bytes: request.bytes.max(request.blob),
+        }
     }
 }
