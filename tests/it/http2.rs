@@ -130,7 +130,8 @@ async fn a_body_is_read_no_further_than_the_window() {
     let gate = Gate::default();
     let closed = gate.clone();
     up.on("/blobs/", 1, move |_, usual| usual.gated(100_000, &closed));
-    let cold = noise(2, SIZE);
+    // Larger than a blob that is verified before its first byte is sent.
+    let cold = noise(2, 1_500_000);
     let path = format!("/v2/app/blobs/{}", up.put_blob("app", &cold));
     let before = m.metric(SENT);
     let mut streams = Vec::new();

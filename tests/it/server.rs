@@ -257,7 +257,7 @@ async fn what_is_under_way_finishes_within_the_drain_time() {
     let _frozen = freeze();
     let up = Registry::start().await;
     let m = Setup::new(&up).http("draintimeout: 30s").start().await;
-    let blob = noise(1, 1_000_000);
+    let blob = noise(1, 2_000_000);
     let digest = up.put_blob("app", &blob);
     let gate = Gate::default();
     let closed = gate.clone();
@@ -279,7 +279,7 @@ async fn what_is_under_way_finishes_within_the_drain_time() {
     assert!(clean && !broken && body == blob);
     assert_eq!(
         store.size(&digest).await.unwrap(),
-        Some(1_000_000),
+        Some(2_000_000),
         "and is kept"
     );
 }

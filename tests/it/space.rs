@@ -44,12 +44,12 @@ async fn gauge(m: &Mirror, name: &str) -> u64 {
 #[tokio::test]
 async fn an_announced_length_evicts_nothing_before_bytes_arrive() {
     let up = Registry::start().await;
-    let m = Setup::new(&up).storage("maxsize: 1MB").start().await;
+    let m = Setup::new(&up).storage("maxsize: 8MB").start().await;
     let mut cached = Vec::new();
     for seed in 0..4 {
-        cached.push(pull(&m, &up, &noise(seed, 200_000)).await);
+        cached.push(pull(&m, &up, &noise(seed, 1_600_000)).await);
     }
-    let blob = noise(9, 500_000);
+    let blob = noise(9, 4_000_000);
     let digest = up.put_blob("app", &blob);
     let gate = Gate::default();
     let closed = gate.clone();
@@ -179,9 +179,9 @@ async fn a_transfer_that_trickles_ends() {
     let _frozen = freeze();
     let up = Registry::start().await;
     let m = Setup::new(&up).start().await;
-    let blob = noise(1, 3_000);
+    let blob = noise(1, 1_500_000);
     let digest = up.put_blob("app", &blob);
-    // Two bytes a second never stall, and take 25 minutes.
+    // Two bytes a second never stall, and take days.
     up.on(&path(&digest), ALWAYS, |_, usual| {
         usual.trickling(2, Duration::from_secs(1))
     });
