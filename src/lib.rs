@@ -18,10 +18,10 @@
 //! 6. On the last byte the digest is checked; then the end of the blob is handed out, the file is
 //!    synced and renamed into the store, and linked. A wrong digest breaks every whole body and is
 //!    never committed.
-//! 7. When a client asks for an image's config, [`mirror`] has the rest of the image fetched ahead.
-//! 8. [`retention`] hears of every use and every link. It decides what goes: what nobody has used for
-//!    long, and the least recently used images when space is short. Nobody else deletes, save that
-//!    [`mirror`] removes tags that the upstream no longer has and sets corrupt manifests aside.
+//! 7. When a client asks for an image's first layer, [`mirror`] fetches the rest of the image ahead.
+//! 8. [`retention`] is told of every use and every link. It decides what goes: content that was not
+//!    used for long, damaged content, and the least recently used images when space is short. Nothing
+//!    else deletes, except that [`mirror`] removes tags that the upstream no longer has.
 //!
 //! [`config`] says what to mirror, [`app`] wires the rooms and owns every task, [`admin`] shows
 //! [`metrics`] and health, [`clock`] is the only source of time, and [`cli`] is the program.
