@@ -116,6 +116,9 @@ pub struct Wanted {
     pub end: Option<u64>,
     /// Whether the whole blob is to be fetched.
     pub fill: bool,
+    /// Whether the blob is fetched although the store has a file of it, which turned out to be
+    /// unusable more than once.
+    pub refetch: bool,
     /// Who asks.
     pub client: Client,
 }
@@ -126,6 +129,7 @@ impl Wanted {
         start: 0,
         end: None,
         fill: true,
+        refetch: false,
         client: Client::UNKNOWN,
     };
 }
@@ -163,6 +167,21 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// Whether the download ended for a reason of its own, which says nothing about the blob: whoever
+    /// joined it asks again.
+    pub const fn is_of_this_download(&self) -> bool {
+        match self {
+            Self::Present | Self::Lost | Self::Abandoned => true,
+            Self::Upstream(_)
+            | Self::Store(_)
+            | Self::Digest { .. }
+            | Self::Length { .. }
+            | Self::Changed { .. }
+            | Self::Stopping
+            | Self::Busy => false,
+        }
+    }
+
     /// Whether what has come may be right: then the next download takes it up.
     const fn leaves_partial(&self) -> bool {
         match self {
@@ -212,6 +231,8 @@ struct Download {
     urgency: Urgency,
     /// Somebody has joined who wants the whole blob.
     fill: AtomicBool,
+    /// Somebody has joined who can't use the file in the store.
+    refetch: AtomicBool,
     _counted: InFlight,
 }
 
@@ -388,6 +409,7 @@ impl Shared {
             progress: Progress::new(self.settings.verified_first),
             urgency,
             fill: AtomicBool::new(false),
+            refetch: AtomicBool::new(false),
             _counted: self.metrics.download(),
         })
     }
@@ -407,6 +429,9 @@ impl Shared {
         let follower = Follower::new(Arc::clone(self), Arc::clone(download), id);
         if wanted.fill {
             download.fill.store(true, Ordering::Relaxed);
+        }
+        if wanted.refetch {
+            download.refetch.store(true, Ordering::Relaxed);
         }
         download.progress.look();
         if !download.urgency.get() {

@@ -1,6 +1,7 @@
 //! The detached download: upstream to store, in one task that outlives its clients.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
@@ -16,6 +17,7 @@ use super::writer::Writer;
 use super::{Download, FetchError, Shared, Source, Wanted};
 use crate::causes::on_one_line;
 use crate::oci::RangeSet;
+use crate::retention::Trust;
 use crate::store::Partial;
 
 /// Runs one download to its end, whatever that is, and tells its followers.
@@ -190,10 +192,12 @@ impl<'a> Transfer<'a> {
 
     /// Brings the blob. When this succeeds everything has been hashed.
     async fn run(&mut self) -> Result<Ended, FetchError> {
-        // Committed by another download since somebody looked: never fetched twice.
+        // Committed by another download since somebody looked: never fetched twice. The same test
+        // as for clients, so that what is damaged for them is not present here.
         let digest = &self.download.digest;
-        if let Ok(Some(_)) = self.shared.store.open(digest).await
-            && !self.shared.retention.is_damaged(digest)
+        if let Ok(Some(content)) = self.shared.store.open(digest).await
+            && self.shared.retention.trust(digest, &content) != Trust::Damaged
+            && !self.download.refetch.load(Ordering::Relaxed)
         {
             return Err(FetchError::Present);
         }

@@ -8,7 +8,7 @@ use super::flights::Interest;
 use super::stored::StoredBlob;
 use super::{Exchange, Mirror, MirrorError, Target, Visit, Want};
 use crate::config::RangeMode;
-use crate::fetch::{Client, FetchError, Follower, Joined, Source, Wanted};
+use crate::fetch::{Client, Follower, Joined, Source, Wanted};
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
 use crate::oci::{Digest, RangeSet, RepoName, Requested};
@@ -20,8 +20,12 @@ use crate::upstream::{BlobStream, UpstreamError};
 /// read when it has been removed. A hold keeps larger ones from being evicted under a slow client,
 /// whose open file would take space that nobody counts.
 const MAX_UNHELD: u64 = 64 * 1024;
-/// How often a blob that was just committed, or just removed, is looked for again.
-const ATTEMPTS: usize = 3;
+/// How often a blob is looked for, in the store and among the downloads, while both change under the
+/// search.
+const ATTEMPTS: usize = 5;
+/// Attempts after which a file in the store no longer keeps the blob from being fetched: it was there
+/// for the downloads, and not for this request.
+const ATTEMPTS_AT_STORE: usize = 2;
 
 /// A blob that can be answered with.
 #[derive(Debug)]
@@ -167,10 +171,19 @@ impl Mirror {
             client,
             ..self.wanted(target, ranges)
         };
-        for _ in 0..ATTEMPTS {
+        let mut failure = MirrorError::Lost;
+        for attempt in 0..ATTEMPTS {
+            let wanted = Wanted {
+                refetch: attempt >= ATTEMPTS_AT_STORE,
+                ..wanted
+            };
             // Before the store is asked: who joins waits for no disk.
             if let Some(follower) = self.fetcher.follow(&digest, &target.stored, wanted) {
-                return BlobAnswer::following(follower, ranges, Outcome::Joined).await;
+                match BlobAnswer::following(follower, ranges, Outcome::Joined).await {
+                    Err(error) if error.permits_retry() => failure = error,
+                    answer => return answer,
+                }
+                continue;
             }
             let hold = self.retention.hold(&digest).await;
             if let Some(stored) = self.linked_blob(target, &digest, Want::Content).await {
@@ -204,12 +217,12 @@ impl Mirror {
                 Joined::Committed => continue,
             };
             match following {
-                // Another download has been committed between the look and the start of this one.
-                Err(MirrorError::Fetch(FetchError::Present)) => {}
+                // Such as: another download was committed between the look and the start of this one.
+                Err(error) if error.permits_retry() => failure = error,
                 answer => return answer,
             }
         }
-        Err(MirrorError::Lost)
+        Err(failure)
     }
 
     /// What of a blob that isn't there is to be fetched.
@@ -224,6 +237,7 @@ impl Mirror {
             start,
             end,
             client: Client::UNKNOWN,
+            refetch: false,
             fill: whole || self.ranges.mode(&target.stored) == RangeMode::Fill,
         }
     }

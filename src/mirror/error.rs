@@ -68,6 +68,11 @@ impl MirrorError {
         schema1 || self.is_not_found()
     }
 
+    /// Whether a download that was joined ended without saying anything about the blob.
+    pub(super) fn permits_retry(&self) -> bool {
+        matches!(self, Self::Fetch(error) if error.is_of_this_download())
+    }
+
     /// Whether a list is longer than what is read of one.
     pub(super) fn is_too_long(&self) -> bool {
         self.upstream().is_some_and(UpstreamError::is_too_long)

@@ -118,15 +118,6 @@ impl Retention {
         }
     }
 
-    /// Whether a blob that the store still has is known to be damaged: it couldn't be set aside.
-    pub fn is_damaged(&self, digest: &Digest) -> bool {
-        self.0.with(|index| {
-            let content = index.find_content(digest);
-            let content = content.and_then(|id| index.contents.get(id));
-            content.is_some_and(|content| content.flags.has(content_flag::LOST))
-        })
-    }
-
     /// The sizes that a manifest gives for what it refers to.
     pub fn sizes(&self, manifest: &Manifest) {
         let sizes = sizes(manifest);

@@ -312,6 +312,64 @@ async fn a_blob_that_cannot_be_opened_is_fetched_again_once() {
     assert_eq!(site.up.count("GET "), asked);
 }
 
+/// A download that finds the blob in the store ends without it, and not only for who began it.
+#[tokio::test]
+async fn all_clients_of_a_needless_download_are_given_the_stored_blob() {
+    let site = Site::new().await;
+    let blob = noise(1, LARGE);
+    let m = site.mirror().await;
+    // The first request looks, and then its download.
+    let looking = site.store.stall(Operation::Open, 2);
+    let path = path(&blob);
+    let joined = async {
+        looking.reached().await;
+        eventually("both follow", || m.metric("millpond_followers") == 2).await;
+        site.adopt(&blob).await;
+        looking.release();
+    };
+    let second = async {
+        looking.reached().await;
+        m.get(&path).await
+    };
+    let (first, second, ()) = tokio::join!(m.get(&path), second, joined);
+    first.expect(200, &blob);
+    second.expect(200, &blob);
+    assert_eq!(site.up.count("GET "), 0);
+}
+
+/// A file that is cut when a request opens it, and whole again before it is set aside and when a
+/// download looks for it.
+#[tokio::test]
+async fn a_file_that_changes_whenever_it_is_looked_at_costs_no_client_its_blob() {
+    let site = Site::new().await;
+    let blob = noise(1, LARGE);
+    site.up.put_blob("app", &blob);
+    let m = site.mirror().await;
+    m.get(&path(&blob)).await.expect(200, &blob);
+    m.idle().await;
+    let (file, fresh) = (site.file(&blob), site.root.path().join("fresh"));
+    let path = path(&blob);
+    let mut asking = std::pin::pin!(m.get(&path));
+    let (mut cut, mut cuts) = (false, 0);
+    let answer = loop {
+        let opening = site.store.stall(Operation::Open, 1);
+        tokio::select! {
+            answer = &mut asking => break answer,
+            () = opening.reached() => {}
+        }
+        cut = !cut && m.metric("millpond_downloads_in_flight") == 0;
+        if cut {
+            cuts += 1;
+            Damage::Cut.strike(&site, &blob);
+        } else {
+            fs::write(&fresh, &blob).unwrap();
+            fs::rename(&fresh, &file).unwrap();
+        }
+    };
+    answer.expect(200, &blob);
+    assert!(cuts > 2, "{cuts}");
+}
+
 #[tokio::test]
 async fn a_damaged_manifest_is_fetched_again() {
     for text in ["", "{}", "not even JSON"] {

@@ -173,3 +173,25 @@ async fn who_comes_while_it_is_committed_misses_nothing() {
     assert!(bench.linked("a", digest).await && bench.linked("b", digest).await);
     assert_eq!(source.asked(), [0]);
 }
+
+/// What a client takes for damaged is missing for a download too, and replaced by it.
+#[tokio::test(start_paused = true)]
+async fn a_stored_file_of_another_size_does_not_keep_the_blob_from_being_fetched() {
+    let bench = Bench::new();
+    let (content, digest) = content(100_000);
+    for again in [false, true] {
+        let (sender, opening) = streams(0, Some(100_000));
+        let mut follower = bench.join(digest, "a", &Script::new([opening]));
+        let sending = async {
+            send_all(&sender, &content, 100_000).await;
+            drop(sender);
+        };
+        let (read, ()) = tokio::join!(read_to_end(&mut follower), sending);
+        assert_eq!(read.unwrap(), content, "again: {again}");
+        bench.settled().await;
+        assert_eq!(bench.stored(&digest).await.unwrap(), content);
+        crate::store::put(&*bench.store, &digest, content.slice(..50_000))
+            .await
+            .unwrap();
+    }
+}

@@ -335,6 +335,7 @@ const fn range(start: u64, end: u64, fill: bool) -> Wanted {
         start,
         end: Some(end),
         fill,
+        refetch: false,
         client: Client::UNKNOWN,
     }
 }
