@@ -7,8 +7,9 @@ use http::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use http::{Method, StatusCode};
 
 use super::body::{self, BlobBody};
+use super::content_range::ContentRange;
 use super::error::{UpstreamError, Violation};
-use super::reply::{Reply, number};
+use super::reply::Reply;
 use super::transport::Ask;
 use super::{Kind, Upstream};
 use crate::oci::{Digest, RepoName};
@@ -118,7 +119,7 @@ impl Upstream {
         })
     }
 
-    fn blob(&self, method: Method, repo: &RepoName, digest: &Digest) -> Ask {
+    pub(super) fn blob(&self, method: Method, repo: &RepoName, digest: &Digest) -> Ask {
         let url = self.endpoint(repo, "blobs", &digest.to_string());
         Ask::new(Kind::Blob, method, url)
     }
@@ -175,7 +176,7 @@ fn placement(reply: &Reply, asked: Option<Asked>) -> Result<Placement, UpstreamE
             total: length,
         }),
         (StatusCode::PARTIAL_CONTENT, Some(asked)) => {
-            let range = reply.text(&CONTENT_RANGE).and_then(parse_content_range);
+            let range = reply.text(&CONTENT_RANGE).and_then(ContentRange::parse);
             let range = range.filter(|range| {
                 asked.is_answered_by(range) && length.is_none_or(|length| length == range.len())
             });
@@ -187,64 +188,5 @@ fn placement(reply: &Reply, asked: Option<Asked>) -> Result<Placement, UpstreamE
             })
         }
         _ => Err(reply.unexpected()),
-    }
-}
-
-/// `Content-Range: bytes first-last/total` (RFC 9110, section 14.4): `first <= last < total`.
-#[derive(Debug, PartialEq, Eq)]
-struct ContentRange {
-    first: u64,
-    last: u64,
-    total: Option<u64>,
-}
-
-impl ContentRange {
-    const fn len(&self) -> u64 {
-        (self.last - self.first).saturating_add(1)
-    }
-}
-
-fn parse_content_range(text: &str) -> Option<ContentRange> {
-    let (unit, rest) = text.trim().split_once(' ')?;
-    let (range, total) = rest.trim().split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let total = match total {
-        "*" => None,
-        digits => Some(number(digits)?),
-    };
-    let range = ContentRange {
-        first: number(first)?,
-        last: number(last)?,
-        total,
-    };
-    let fits = range.first <= range.last && range.total.is_none_or(|total| range.last < total);
-    (fits && unit.eq_ignore_ascii_case("bytes")).then_some(range)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_ranges() {
-        let range = |first, last, total| Some(ContentRange { first, last, total });
-        for (text, expected) in [
-            ("bytes 0-0/1", range(0, 0, Some(1))),
-            ("Bytes 5-9/10", range(5, 9, Some(10))),
-            ("bytes 5-9/*", range(5, 9, None)),
-            ("bytes 5-10/10", None),
-            ("bytes 9-5/10", None),
-            ("bytes */10", None),
-            ("bytes 0-18446744073709551616/*", None),
-            ("bytes +0-1/2", None),
-            ("items 0-1/2", None),
-            ("bytes=0-1/2", None),
-            ("bytes -1/2", None),
-            ("", None),
-        ] {
-            assert_eq!(parse_content_range(text), expected, "{text}");
-        }
-        let all = parse_content_range("bytes 0-18446744073709551615/*").unwrap();
-        assert_eq!(all.len(), u64::MAX);
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::guard::InternalTarget;
+use super::multipart::MultipartError;
 use super::redirect::RedirectError;
 use crate::oci::Digest;
 use crate::oci::manifest::ManifestError;
@@ -208,6 +209,8 @@ pub enum Violation {
     Json(&'static str),
     #[error("the range is not the one that was asked for")]
     Range,
+    #[error("malformed multipart/byteranges body: {0}")]
+    Multipart(#[from] MultipartError),
     #[error(transparent)]
     Redirect(#[from] RedirectError),
     #[error("the challenge names a token service that can't be used: {0}")]

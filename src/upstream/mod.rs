@@ -22,6 +22,7 @@ mod blobs;
 mod body;
 mod challenge;
 mod clients;
+mod content_range;
 mod credentials;
 mod error;
 mod failures;
@@ -29,6 +30,8 @@ mod gate;
 mod guard;
 mod lists;
 mod manifests;
+mod multipart;
+mod ranges;
 mod redirect;
 mod reply;
 mod retry;
@@ -58,6 +61,9 @@ pub use error::{Message, Phase, SetupError, ShownUrl, Source, UpstreamError, Vio
 pub use guard::InternalTarget;
 pub use lists::UnparsedList;
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
+pub use multipart::MultipartError;
+use ranges::MultiRange;
+pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};
 pub use redirect::RedirectError;
 use reply::Reply;
 pub use retry::MAX_RETRY_AFTER;
@@ -166,6 +172,7 @@ pub struct Upstream {
     url: Url,
     transport: Transport,
     auth: Auth,
+    multi_range: Arc<MultiRange>,
 }
 
 impl Upstream {
@@ -203,6 +210,7 @@ impl Upstream {
             url,
             transport,
             auth,
+            multi_range: Arc::default(),
         })
     }
 

@@ -9,6 +9,7 @@ mod blobs;
 mod leading;
 mod lists;
 mod manifests;
+mod ranges;
 mod server;
 mod setup;
 mod time;
