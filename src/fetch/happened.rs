@@ -9,11 +9,11 @@ use super::commit;
 use super::place::{Space, place};
 use super::plan::Span;
 use super::storing::Storing;
-use super::streams::{Event, Stream};
+use super::streams::{Body, Event, Stream};
 use super::task::Transfer;
 use crate::causes::on_one_line;
 use crate::oci::RangeSet;
-use crate::upstream::{BlobBody, BlobStream, UpstreamError};
+use crate::upstream::{BlobStream, UpstreamError};
 
 /// How often in a row a stream is opened again before it is given up.
 const MAX_RESUMES: u32 = 5;
@@ -27,15 +27,29 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 impl Transfer<'_> {
     pub(super) async fn happened(
         &mut self,
-        (stream, body, event): (Stream, Option<BlobBody>, Event),
+        (stream, body, event): (Stream, Option<Body>, Event),
     ) -> Result<(), FetchError> {
         match (event, body) {
             (Event::Opened(Ok(answer)), _) => self.answered(stream, answer).await,
             (Event::Opened(Err(error)), _) => self.refused(stream, error).await,
+            (Event::OpenedRanges(ranges), _) => {
+                self.answered_ranges(stream, ranges);
+                Ok(())
+            }
+            (Event::NoRanges, _) => {
+                self.give_up(&stream);
+                Ok(())
+            }
             (Event::Chunk(chunk), Some(body)) => self.came(stream, body, chunk),
+            (Event::Piece(offset, piece), Some(body)) => self.came_at(stream, body, offset, piece),
+            (Event::Ended(Ok(())), Some(Body::Several(_))) => {
+                // Ranges that it hasn't brought are asked for again.
+                self.give_up(&stream);
+                Ok(())
+            }
             (Event::Ended(Ok(())), _) => self.ended(&stream),
             (Event::Ended(Err(error)), _) => self.broke(stream, error),
-            (Event::Chunk(_), None) => Err(FetchError::Lost),
+            (Event::Chunk(_) | Event::Piece(..), None) => Err(FetchError::Lost),
         }
     }
 
@@ -87,7 +101,7 @@ impl Transfer<'_> {
             self.shared.metrics.download_resumed();
         }
         self.plan.answered(stream.lane);
-        self.streams.read(stream, body);
+        self.streams.read(stream, Body::One(body));
         self.replan = true;
         Ok(())
     }
@@ -134,7 +148,7 @@ impl Transfer<'_> {
     }
 
     /// Ends a stream; its lane is free.
-    fn give_up(&mut self, stream: &Stream) {
+    pub(super) fn give_up(&mut self, stream: &Stream) {
         self.plan.close(stream.lane);
         self.download.progress.mark(stream.lane, None);
         self.replan = true;
@@ -161,14 +175,20 @@ impl Transfer<'_> {
 
     /// A stream has broken off, or couldn't be opened.
     fn broke(&mut self, mut stream: Stream, error: UpstreamError) -> Result<(), FetchError> {
+        self.keep_one_range(&stream);
         let Some(lane) = self.plan.lane(stream.lane) else {
             return Ok(());
         };
         let (at, end) = (lane.at, lane.end);
+        let is_through = lane.is_through();
         let others = self.plan.lanes().len() > 1;
         if others && (error.pushes_back() || !error.is_transient()) {
             tracing::info!(digest = %self.download.digest, error = %on_one_line(&error), "going on with one stream");
             self.plan.one_at_a_time();
+            self.give_up(&stream);
+            return Ok(());
+        }
+        if is_through && error.is_transient() {
             self.give_up(&stream);
             return Ok(());
         }
@@ -198,7 +218,12 @@ impl Transfer<'_> {
     }
 
     /// Bytes have come.
-    fn came(&mut self, stream: Stream, body: BlobBody, chunk: Bytes) -> Result<(), FetchError> {
+    pub(super) fn came(
+        &mut self,
+        stream: Stream,
+        body: Body,
+        chunk: Bytes,
+    ) -> Result<(), FetchError> {
         let Some(lane) = self.plan.lane(stream.lane) else {
             return Ok(());
         };
@@ -238,9 +263,10 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Reads on, or hangs up at the end of the lane.
-    fn go_on(&mut self, stream: Stream, body: BlobBody, at: u64, end: Option<u64>) {
-        if end.is_some_and(|end| at >= end) {
+    /// Reads on, or hangs up at the end of the lane. After several ranges something has to follow:
+    /// the next one, or the end.
+    fn go_on(&mut self, stream: Stream, body: Body, at: u64, end: Option<u64>) {
+        if end.is_some_and(|end| at >= end) && !body.has_several_ranges() {
             self.give_up(&stream);
         } else {
             self.streams.read(stream, body);

@@ -30,10 +30,12 @@
 //! it comes: only who asked for it can tell whether it is right.
 
 mod abandon;
+mod batch;
 mod client;
 mod commit;
 mod follower;
 mod happened;
+mod lane;
 mod memory;
 mod pace;
 mod partials;
@@ -41,6 +43,7 @@ mod place;
 mod plan;
 mod progress;
 mod running;
+mod several;
 mod slots;
 mod storing;
 mod streams;
@@ -64,10 +67,10 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::config::{OnAbandon, Segments, Streams};
 use crate::metrics::{InFlight, Metrics};
-use crate::oci::{Digest, RepoName};
+use crate::oci::{ByteRange, Digest, RepoName};
 use crate::retention::Retention;
 use crate::store::{Store, StoreError};
-use crate::upstream::{BlobStream, UpstreamError};
+use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
 pub use client::Client;
 pub use follower::Follower;
@@ -82,6 +85,22 @@ pub trait Source: Debug + Send + Sync + 'static {
     /// Opens the blob at `offset`, up to `end` (none: the end of the blob). The stream may begin
     /// earlier, and says so.
     async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError>;
+
+    /// Opens several ranges of a blob with one request. The blob has `total` bytes. None when the
+    /// source serves only one range at a time, which
+    /// [`supports_multi_range`](Self::supports_multi_range) then says, too.
+    async fn open_ranges(
+        &self,
+        _ranges: &[ByteRange],
+        _total: u64,
+    ) -> Result<Option<BlobRanges>, UpstreamError> {
+        Ok(None)
+    }
+
+    /// Whether [`open_ranges`](Self::open_ranges) is worth a request.
+    fn supports_multi_range(&self) -> bool {
+        false
+    }
 
     /// Whose streams are counted together.
     fn upstream(&self) -> &str;

@@ -9,17 +9,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::pace::Pace;
+use super::batch;
+pub(super) use super::lane::NEAR;
+use super::lane::{Lane, to_bytes};
 use crate::config::Segments;
-use crate::oci::RangeSet;
+use crate::oci::{ByteRange, RangeSet};
 
-/// Bytes that are waited for behind a stream's mark at any pace.
-pub(super) const NEAR: u64 = 1024 * 1024;
-/// How long is waited for a stream that comes nearer, instead of opening another one.
-const NEAR_TIME: f64 = 0.25;
-/// Bytes that who reads on from there waits for behind a new stream's mark, whose pace is yet to be
-/// seen: a fast one is there at once, and where it is cut short, what is on its way is lost.
-const PATIENT: u64 = 64 * 1024 * 1024;
 /// A download that ends sooner than this, in seconds, gets no further streams.
 const WORTHWHILE: f64 = 1.0;
 /// A stream that brings so many bytes a second gets no help: it isn't what is slow.
@@ -33,8 +28,6 @@ const LANE_TIME: f64 = 3.0;
 pub(super) const MIN_LANE: u64 = 8 * 1024 * 1024;
 /// Bytes of a lane at most, so that the streams stay close ahead of who reads in order.
 const MAX_LANE: u64 = 128 * 1024 * 1024;
-/// Bytes between two announced ranges that are fetched along with them: a request costs more.
-const MERGED: u64 = 64 * 1024;
 /// When to look again whether another stream helps.
 const LOOK: Duration = Duration::from_millis(125);
 
@@ -62,19 +55,6 @@ pub(super) struct Demand {
     pub(super) floor: u64,
     /// The ranges that clients have announced in requests for several.
     pub(super) announced: RangeSet,
-}
-
-/// The stretch of one stream.
-#[derive(Debug)]
-pub(super) struct Lane {
-    pub(super) id: u64,
-    /// The next byte that it brings.
-    pub(super) at: u64,
-    /// Where it ends: none where the blob's length isn't known.
-    pub(super) end: Option<u64>,
-    /// Whether the upstream has given the stream.
-    answered: bool,
-    pace: Pace,
 }
 
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -130,14 +110,41 @@ impl Plan {
     pub(super) fn open(&mut self, span: Span) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.lanes.push(Lane {
-            id,
-            at: span.start,
-            end: span.end.or(self.total),
-            answered: false,
-            pace: Pace::default(),
-        });
+        let end = span.end.or(self.total);
+        self.lanes.push(Lane::new(id, span.start, end));
         id
+    }
+
+    /// Adds to a new stream the announced ranges behind its own that the same request can ask for.
+    pub(super) fn extend(&mut self, id: u64, have: &RangeSet, demand: &Demand) -> &[ByteRange] {
+        let whole = self.fill || self.in_order || !self.ranged;
+        let Some(total) = self.total.filter(|_| !whole) else {
+            return &[];
+        };
+        let taken = self.taken(have, total);
+        let Some(lane) = self.lane_mut(id) else {
+            return &[];
+        };
+        let (start, end) = (lane.at, lane.end.unwrap_or(total));
+        if demand.announced.contains(start, start + 1) {
+            let first = ByteRange { start, end };
+            lane.further = batch::further(&demand.announced, taken, first);
+        }
+        lane.further.ranges()
+    }
+
+    /// A stream brings the byte `offset` next: the range that has it becomes its own. False when
+    /// the stream isn't expected to bring that byte, or not any more.
+    pub(super) fn seek(&mut self, id: u64, offset: u64) -> bool {
+        self.lane_mut(id).is_some_and(|lane| lane.seek(offset))
+    }
+
+    /// A stream has broken off: it is opened again for one range, and the further ones are free.
+    /// Where it goes on.
+    pub(super) fn keep_one_range(&mut self, id: u64) -> Option<u64> {
+        let lane = self.lane_mut(id)?;
+        lane.keep_one_range();
+        Some(lane.at)
     }
 
     /// The upstream has given a stream.
@@ -250,12 +257,12 @@ impl Plan {
                 continue;
             }
             let window = self.window(now);
-            let owner = self.lanes.iter_mut().find(|lane| lane.owns(at));
+            let owner = self.lanes.iter_mut().find(|lane| lane.brings(at));
             if let Some(lane) = owner {
-                if lane.comes_soon(want, total, now) {
+                if lane.comes_soon(at, want.end, total, now) {
                     continue;
                 }
-                lane.end = Some(at);
+                lane.cut(at);
             }
             let taken = self.taken(have, total);
             let limit = taken.next_start(at).unwrap_or(total);
@@ -281,7 +288,10 @@ impl Plan {
         let waits = demand.wants.iter().map(|want| want.at);
         let from = waits.into_iter().find(|at| ranges.contains(*at, at + 1));
         let from = from.unwrap_or(0);
-        merged(ranges, &taken, from).or_else(|| merged(ranges, &taken, 0))
+        let first = batch::first(ranges, &taken, from);
+        let ByteRange { start, end } = first.or_else(|| batch::first(ranges, &taken, 0))?;
+        let end = Some(end);
+        Some(Span { start, end })
     }
 
     /// A stream for what nobody waits for yet.
@@ -338,6 +348,9 @@ impl Plan {
         let mut taken = have.clone();
         for lane in &self.lanes {
             taken.insert(lane.at, lane.end.unwrap_or(total));
+            for range in lane.further.ranges() {
+                taken.insert(range.start, range.end);
+            }
         }
         taken
     }
@@ -377,70 +390,6 @@ impl Plan {
         let fastest = rates.fold(0.0, f64::max);
         to_bytes(fastest * LANE_TIME).clamp(MIN_LANE, MAX_LANE)
     }
-}
-
-/// The first bytes of `ranges` from `from` on that aren't taken, and those that follow closely.
-fn merged(ranges: &RangeSet, taken: &RangeSet, from: u64) -> Option<Span> {
-    let mut span: Option<(u64, u64)> = None;
-    for range in ranges.ranges() {
-        let mut at = range.start.max(from);
-        loop {
-            at = taken.end_of(at);
-            if at >= range.end {
-                break;
-            }
-            let next_taken = taken.next_start(at).unwrap_or(u64::MAX);
-            let until = next_taken.min(range.end);
-            match &mut span {
-                None => span = Some((at, until)),
-                Some((_, end)) => {
-                    let free = taken.next_start(*end).is_none_or(|next| next >= at);
-                    if !free || at - *end > MERGED {
-                        return finished(span);
-                    }
-                    *end = until;
-                }
-            }
-            at = until;
-        }
-    }
-    finished(span)
-}
-
-fn finished(span: Option<(u64, u64)>) -> Option<Span> {
-    span.map(|(start, end)| Span {
-        start,
-        end: Some(end),
-    })
-}
-
-impl Lane {
-    fn owns(&self, at: u64) -> bool {
-        self.at <= at && self.end.is_none_or(|end| at < end)
-    }
-
-    fn left(&self, total: u64) -> u64 {
-        self.end.unwrap_or(total).saturating_sub(self.at)
-    }
-
-    fn comes_soon(&self, want: &Want, total: u64, now: Instant) -> bool {
-        let reads_on = want.end.is_none_or(|end| end >= total);
-        let reach = match self.pace.rate(now) {
-            Some(rate) => to_bytes(rate * NEAR_TIME),
-            None if reads_on => PATIENT,
-            None => 0,
-        };
-        want.at - self.at <= NEAR.max(reach)
-    }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "an estimate; the cast saturates"
-)]
-fn to_bytes(bytes: f64) -> u64 {
-    bytes as u64
 }
 
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]

@@ -12,7 +12,8 @@ use futures_util::stream::FuturesUnordered;
 use super::Source;
 use super::plan::Span;
 use super::slots::Permit;
-use crate::upstream::{BlobBody, BlobStream, UpstreamError};
+use crate::oci::ByteRange;
+use crate::upstream::{BlobBody, BlobRanges, BlobStream, UpstreamError};
 
 /// One stream.
 pub(super) struct Stream {
@@ -28,23 +29,73 @@ pub(super) struct Stream {
     permit: Option<Permit>,
 }
 
+impl Stream {
+    const fn new(lane: u64, offset: u64, permit: Permit) -> Self {
+        Self {
+            lane,
+            offset,
+            breaks: 0,
+            broke_at: offset,
+            permit: Some(permit),
+        }
+    }
+
+    /// The upstream has answered with a body: waits for the right to read it.
+    async fn wait_for_permit(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            self.permit = Some(permit.answered().await);
+        }
+    }
+}
+
 /// What has happened on a stream.
 pub(super) enum Event {
     /// The upstream has answered. The body begins at 0 when it doesn't know ranges.
     Opened(Result<BlobStream, UpstreamError>),
+    /// The upstream has answered a request for several ranges.
+    OpenedRanges(BlobRanges),
+    /// The upstream doesn't serve several ranges at once.
+    NoRanges,
     Chunk(Bytes),
+    /// Bytes at this offset, of several ranges.
+    Piece(u64, Bytes),
     /// The stream has ended: well, or as it says.
     Ended(Result<(), UpstreamError>),
 }
 
-type Next = BoxFuture<'static, (Stream, Option<BlobBody>, Event)>;
+/// What a stream reads.
+pub(super) enum Body {
+    One(BlobBody),
+    Several(BlobRanges),
+}
+
+impl Body {
+    pub(super) const fn has_several_ranges(&self) -> bool {
+        matches!(self, Self::Several(_))
+    }
+
+    async fn next(&mut self) -> Event {
+        let next = match self {
+            Self::One(body) => body.next().await.map(|next| next.map(Event::Chunk)),
+            Self::Several(ranges) => {
+                let next = ranges.pieces.next().await;
+                next.map(|next| next.map(|(offset, bytes)| Event::Piece(offset, bytes)))
+            }
+        };
+        next.map_or(Event::Ended(Ok(())), |next| {
+            next.unwrap_or_else(|error| Event::Ended(Err(error)))
+        })
+    }
+}
+
+type Next = BoxFuture<'static, (Stream, Option<Body>, Event)>;
 
 /// The streams of a download.
 pub(super) struct Streams {
     source: Arc<dyn Source>,
     busy: FuturesUnordered<Next>,
     /// Those that wait until there is room for what they bring.
-    resting: Vec<(Stream, BlobBody)>,
+    resting: Vec<(Stream, Body)>,
 }
 
 impl fmt::Debug for Streams {
@@ -74,16 +125,37 @@ impl Streams {
         self.source.described_size()
     }
 
+    pub(super) fn support_multi_range(&self) -> bool {
+        self.source.supports_multi_range()
+    }
+
     /// Opens a stream.
     pub(super) fn open(&mut self, lane: u64, span: Span, permit: Permit) {
-        let stream = Stream {
-            lane,
-            offset: span.start,
-            breaks: 0,
-            broke_at: span.start,
-            permit: Some(permit),
-        };
-        self.reopen(stream, span, Duration::ZERO);
+        self.reopen(Stream::new(lane, span.start, permit), span, Duration::ZERO);
+    }
+
+    /// Opens a stream for several ranges of a blob of `total` bytes.
+    pub(super) fn open_ranges(
+        &mut self,
+        lane: u64,
+        ranges: Vec<ByteRange>,
+        total: u64,
+        permit: Permit,
+    ) {
+        let start = ranges.first().map_or(0, |range| range.start);
+        let mut stream = Stream::new(lane, start, permit);
+        let source = Arc::clone(&self.source);
+        self.busy.push(Box::pin(async move {
+            let event = match source.open_ranges(&ranges, total).await {
+                Ok(Some(ranges)) => {
+                    stream.wait_for_permit().await;
+                    Event::OpenedRanges(ranges)
+                }
+                Ok(None) => Event::NoRanges,
+                Err(error) => Event::Opened(Err(error)),
+            };
+            (stream, None, event)
+        }));
     }
 
     /// Opens a stream again, after a pause.
@@ -95,34 +167,28 @@ impl Streams {
                 tokio::time::sleep(pause).await;
             }
             let opened = source.open(span.start, span.end).await;
-            if opened.is_ok()
-                && let Some(permit) = stream.permit.take()
-            {
-                stream.permit = Some(permit.answered().await);
+            if opened.is_ok() {
+                stream.wait_for_permit().await;
             }
             (stream, None, Event::Opened(opened))
         }));
     }
 
     /// Goes on reading a stream as soon as there is room.
-    pub(super) fn read(&mut self, stream: Stream, body: BlobBody) {
+    pub(super) fn read(&mut self, stream: Stream, body: Body) {
         self.resting.push((stream, body));
     }
 
     /// The next event of any stream; forever when there is none. Without `room` no stream is read
     /// that isn't being read already. Cancel safe.
-    pub(super) async fn next(&mut self, room: bool) -> (Stream, Option<BlobBody>, Event) {
+    pub(super) async fn next(&mut self, room: bool) -> (Stream, Option<Body>, Event) {
         if room {
             for (mut stream, mut body) in self.resting.drain(..) {
                 self.busy.push(Box::pin(async move {
-                    let event = match body.next().await {
-                        Some(Ok(chunk)) => {
-                            stream.offset += chunk.len() as u64;
-                            Event::Chunk(chunk)
-                        }
-                        Some(Err(error)) => Event::Ended(Err(error)),
-                        None => Event::Ended(Ok(())),
-                    };
+                    let event = body.next().await;
+                    if let Event::Chunk(chunk) = &event {
+                        stream.offset += chunk.len() as u64;
+                    }
                     (stream, Some(body), event)
                 }));
             }

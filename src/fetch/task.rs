@@ -355,7 +355,10 @@ impl<'a> Transfer<'a> {
         let Span { start, end } = span;
         tracing::debug!(digest = %self.download.digest, lane, start, end, "opening a stream");
         self.download.progress.mark(lane, Some(span.start));
-        self.streams.open(lane, span, permit);
+        match self.several_ranges(lane, span) {
+            Some((ranges, total)) => self.streams.open_ranges(lane, ranges, total, permit),
+            None => self.streams.open(lane, span, permit),
+        }
     }
 
     /// Takes up what an earlier download has left.
@@ -401,7 +404,7 @@ impl<'a> Transfer<'a> {
         let next = progress.unstored(hashed, &self.storing.pending());
         self.storing.retain(|start, end| progress.has(start, end));
         self.plan.in_order();
-        if !matches!(self.plan.lanes(), [only] if only.at == next) {
+        if !matches!(self.plan.lanes(), [only] if only.at == next && !only.has_further()) {
             self.stop_streams();
         }
     }

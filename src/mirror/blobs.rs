@@ -11,10 +11,10 @@ use crate::config::RangeMode;
 use crate::fetch::{Client, Follower, Joined, Source, Wanted};
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
-use crate::oci::{Digest, RangeSet, RepoName, Requested};
+use crate::oci::{ByteRange, Digest, RangeSet, RepoName, Requested};
 use crate::retention::VERIFIED_FIRST;
 use crate::store::LinkKind;
-use crate::upstream::{BlobStream, UpstreamError};
+use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
 /// Blobs up to so many bytes are served without a hold: they are sent at once, and an open file can be
 /// read when it has been removed. A hold keeps larger ones from being evicted under a slow client,
@@ -337,6 +337,30 @@ impl Source for UpstreamBlob {
             .inspect_err(move |error| upstream.client.report(error, DOWNLOAD_FAILED))
             .boxed();
         Ok(stream)
+    }
+
+    async fn open_ranges(
+        &self,
+        ranges: &[ByteRange],
+        total: u64,
+    ) -> Result<Option<BlobRanges>, UpstreamError> {
+        let upstream = Arc::clone(&self.target.upstream);
+        let (repo, digest) = (&self.target.repo, &self.digest);
+        let asking = upstream.client.get_blob_ranges(repo, digest, ranges, total);
+        let opened = asking
+            .await
+            .inspect_err(|error| upstream.client.report(error, DOWNLOAD_FAILED))?;
+        Ok(opened.map(|BlobRanges { pieces }| {
+            let pieces =
+                pieces.inspect_err(move |error| upstream.client.report(error, DOWNLOAD_FAILED));
+            BlobRanges {
+                pieces: pieces.boxed(),
+            }
+        }))
+    }
+
+    fn supports_multi_range(&self) -> bool {
+        self.target.upstream.client.supports_multi_range()
     }
 
     fn upstream(&self) -> &str {

@@ -27,6 +27,7 @@ mod fetching;
 mod http2;
 mod lists;
 mod manifests;
+mod multi_range;
 mod operate;
 mod prefetch;
 mod prefetching;

@@ -10,6 +10,7 @@ mod plan;
 mod ranges;
 mod resuming;
 mod segments;
+mod several;
 mod unstored;
 mod writing;
 

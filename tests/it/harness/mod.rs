@@ -9,6 +9,6 @@ mod time;
 
 pub(crate) use images::{Image, digest, noise};
 pub(crate) use mirror::{Answer, Mirror, Setup, read, to_end};
-pub(crate) use registry::{ALWAYS, Registry};
+pub(crate) use registry::{ALWAYS, Registry, Seen};
 pub(crate) use reply::{Gate, Reply};
 pub(crate) use time::{advance, eventually, freeze, passing, settle};

@@ -364,7 +364,7 @@ impl State {
         let Some(content) = self.content.get(seen.path()) else {
             return Reply::error(404);
         };
-        let reply = part(seen, content).with("Content-Type", &content.media_type);
+        let reply = part(seen, content);
         match content.digest {
             Some(digest) => reply.with("Docker-Content-Digest", digest),
             None => reply,
@@ -372,7 +372,7 @@ impl State {
     }
 }
 
-/// The content, or the one range of it that was asked for.
+/// The content, or the ranges of it that were asked for.
 fn part(seen: &Seen, content: &Content) -> Reply {
     let total = content.bytes.len() as u64;
     let range = seen.header("range").filter(|_| seen.is_get());
@@ -383,9 +383,13 @@ fn part(seen: &Seen, content: &Content) -> Reply {
                 .bytes
                 .slice(usize::try_from(start).unwrap()..usize::try_from(end).unwrap());
             let placed = ByteRange { start, end }.content_range(total);
-            Reply::new(206, bytes).with("Content-Range", placed)
+            let reply = Reply::new(206, bytes).with("Content-Range", placed);
+            reply.with("Content-Type", &content.media_type)
         }
         Some(Resolved::Unsatisfiable) => Reply::error(416),
-        Some(Resolved::Many(_) | Resolved::Whole) | None => Reply::new(200, content.bytes.clone()),
+        Some(Resolved::Many(ranges)) => Reply::ranges(&content.bytes, &ranges),
+        Some(Resolved::Whole) | None => {
+            Reply::new(200, content.bytes.clone()).with("Content-Type", &content.media_type)
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
+use millpond::oci::ByteRange;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +64,21 @@ impl Reply {
     pub(crate) fn error(status: u16) -> Self {
         let document = r#"{"errors":[{"code":"SCRIPTED","message":"as the script says"}]}"#;
         Self::new(status, document).with("Content-Type", "application/json")
+    }
+
+    /// `multipart/byteranges` with these parts.
+    pub(crate) fn ranges(content: &[u8], parts: &[ByteRange]) -> Self {
+        let mut body = Vec::new();
+        for part in parts {
+            let placed = part.content_range(content.len() as u64);
+            let head = format!("\r\n--scripted\r\nContent-Range: {placed}\r\n\r\n");
+            body.extend(head.into_bytes());
+            let [start, end] = [part.start, part.end].map(|at| usize::try_from(at).unwrap());
+            body.extend(&content[start..end]);
+        }
+        body.extend(b"\r\n--scripted--\r\n");
+        let kind = "multipart/byteranges; boundary=scripted";
+        Self::new(206, body).with("Content-Type", kind)
     }
 
     pub(crate) fn redirect(to: &str) -> Self {
