@@ -12,6 +12,7 @@ mod resuming;
 mod segments;
 mod several;
 mod unstored;
+mod world;
 mod writing;
 
 use std::collections::VecDeque;

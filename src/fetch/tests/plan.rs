@@ -1,192 +1,18 @@
 //! The plan: its rules, and that whatever comes the lanes stay apart and the blob gets whole.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::MIB;
+use super::world::{Step, World, step};
 use crate::config::Segments;
 use crate::fetch::plan::{Demand, MIN_LANE, NEAR, Plan, Span, Want};
 use crate::oci::RangeSet;
 
 /// Steps after which a download of the sizes here must have ended.
 const MANY: usize = 20_000;
-
-#[derive(Debug, Clone, Copy)]
-enum Step {
-    /// A chunk of this many KiB comes on one of the lanes, after so many milliseconds.
-    Chunk(usize, u64, u64),
-    /// One of the lanes ends early.
-    Break(usize),
-    /// A client comes for so many KiB from a place, in parts of a thousand, on.
-    Client(u64, u64),
-    /// The client that waits longest leaves.
-    Leave,
-    Alone,
-    Fill,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        30 => (any::<usize>(), 1..6_000_u64, 0..400_u64)
-            .prop_map(|(lane, kib, millis)| Step::Chunk(lane, kib, millis)),
-        2 => any::<usize>().prop_map(Step::Break),
-        3 => (0..1_010_u64, 1..40_000_u64).prop_map(|(place, kib)| Step::Client(place, kib)),
-        1 => Just(Step::Leave),
-        1 => Just(Step::Alone),
-        1 => Just(Step::Fill),
-    ]
-}
-
-/// A download of a blob, without upstream and without store.
-struct World {
-    plan: Plan,
-    segments: Segments,
-    total: u64,
-    have: RangeSet,
-    /// Where each client is, and where its range ends.
-    clients: VecDeque<(u64, u64)>,
-    alone: bool,
-    now: Instant,
-    came: u64,
-}
-
-impl World {
-    fn new(total: u64, segments: Segments, fill: bool) -> Self {
-        let mut plan = Plan::new(segments, fill);
-        plan.opened(Some(total));
-        Self {
-            plan,
-            segments,
-            total,
-            have: RangeSet::new(),
-            clients: VecDeque::new(),
-            alone: false,
-            now: Instant::now(),
-            came: 0,
-        }
-    }
-
-    fn demand(&mut self) -> Demand {
-        let have = &self.have;
-        for (at, end) in &mut self.clients {
-            *at = have.end_of(*at).min(*end);
-        }
-        let total = self.total;
-        self.clients.retain(|(at, end)| at < end && *at < total);
-        let wants = self
-            .clients
-            .iter()
-            .map(|&(at, end)| Want { at, end: Some(end) });
-        Demand {
-            wants: wants.collect(),
-            floor: self.clients.iter().map(|(at, _)| *at).min().unwrap_or(0),
-            announced: RangeSet::new(),
-        }
-    }
-
-    /// Opens what the plan wants opened.
-    fn open(&mut self) {
-        let demand = self.demand();
-        loop {
-            let open = self.plan.lanes().len();
-            let Some(Span { start, end }) = self.plan.next(&self.have, &demand, self.now) else {
-                break;
-            };
-            assert!(!self.alone || open == 0, "a second lane of a lone stream");
-            assert!(open < self.segments.per_blob);
-            assert!(start < end.unwrap_or(self.total) && end.is_none_or(|end| end <= self.total));
-            if demand.wants.is_empty() {
-                assert!(self.plan.fill, "nobody wants {start}");
-                assert!(open < self.segments.count);
-            } else if !self.plan.fill {
-                let wanted = |want: &Want| want.at <= start && end <= want.end;
-                assert!(
-                    demand.wants.iter().any(wanted),
-                    "nobody wants {start}..{end:?}"
-                );
-            }
-            let id = self.plan.open(Span { start, end });
-            self.plan.answered(id);
-            self.check();
-        }
-        let missing = self.have.len() < self.total;
-        if self.plan.lanes().is_empty() {
-            assert!(!(self.plan.fill && missing), "nothing is on its way");
-        }
-        let full = self.plan.lanes().len() >= self.segments.per_blob;
-        let lone = self.alone && !self.plan.lanes().is_empty();
-        for want in &demand.wants {
-            let owned = self
-                .plan
-                .lanes()
-                .iter()
-                .any(|lane| lane.at <= want.at && want.at < lane.end.unwrap_or(self.total));
-            assert!(owned || full || lone, "nothing comes for {want:?}");
-        }
-    }
-
-    /// No byte is in two lanes, and none in a lane that is there.
-    fn check(&self) {
-        let mut taken = self.have.clone();
-        for lane in self.plan.lanes() {
-            let end = lane.end.unwrap_or(self.total);
-            assert!(lane.at <= end && end <= self.total);
-            let before = taken.len();
-            taken.insert(lane.at, end);
-            assert_eq!(
-                taken.len(),
-                before + (end - lane.at),
-                "{:?}",
-                self.plan.lanes()
-            );
-        }
-    }
-
-    fn chunk(&mut self, lane: usize, bytes: u64) {
-        let lanes = self.plan.lanes();
-        let Some(lane) = lanes.get(lane.checked_rem(lanes.len()).unwrap_or(0)) else {
-            return;
-        };
-        let (id, at, end) = (lane.id, lane.at, lane.end.unwrap_or(self.total));
-        let until = (at + bytes).min(end);
-        self.plan.advance(id, until - at, self.now);
-        self.have.insert(at, until);
-        self.came += until - at;
-        if until == end {
-            self.plan.close(id);
-        }
-    }
-
-    fn step(&mut self, step: Step) {
-        match step {
-            Step::Chunk(lane, kib, millis) => {
-                self.now += Duration::from_millis(millis);
-                self.chunk(lane, kib * 1024);
-            }
-            Step::Break(lane) => {
-                let lanes = self.plan.lanes();
-                let lane = lanes.get(lane.checked_rem(lanes.len()).unwrap_or(0));
-                if let Some(id) = lane.map(|lane| lane.id) {
-                    self.plan.close(id);
-                }
-            }
-            Step::Client(place, kib) => {
-                let at = self.total / 1000 * place;
-                self.clients.push_back((at, at + kib * 1024));
-            }
-            Step::Leave => drop(self.clients.pop_front()),
-            Step::Alone => {
-                self.plan.one_at_a_time();
-                self.alone = true;
-            }
-            Step::Fill => self.plan.fill = true,
-        }
-        self.check();
-    }
-}
 
 fn segments() -> impl Strategy<Value = Segments> {
     (0..100_u64, 1..6_usize, 0..8_usize).prop_map(|(min, count, more)| Segments {
@@ -227,6 +53,8 @@ proptest! {
         if world.plan.fill {
             prop_assert_eq!(world.have.len(), total);
         }
+        let mut announced = world.announced.ranges().iter();
+        prop_assert!(announced.all(|range| world.have.contains(range.start, range.end)));
     }
 
     #[test]
