@@ -146,6 +146,9 @@ impl Mirror {
         {
             return Ok(ManifestAnswer::head(known, Outcome::Hit));
         }
+        // Until it has been fetched again, when it turns out to be damaged: the link of a manifest whose
+        // file is gone goes otherwise, and so do the tags that name it.
+        let _hold = self.retention.hold(&digest).await;
         if let Some(manifest) = self.linked_manifest(target, digest).await {
             self.manifest_used(target, &manifest.known);
             return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
@@ -168,7 +171,7 @@ impl Mirror {
         want: Want,
         interest: &Interest,
     ) -> Result<ManifestAnswer, MirrorError> {
-        let hold = self.retention.hold(&digest).await;
+        let _hold = self.retention.hold(&digest).await;
         let present = self.stored_manifest(digest).await;
         if present.is_some() || want == Want::Head {
             // Present through another repository: a HEAD, which costs no quota, proves that it is
@@ -186,7 +189,6 @@ impl Mirror {
                 return Ok(ManifestAnswer::head(known, Outcome::Miss));
             }
         }
-        drop(hold);
         let (reference, accept) = (Reference::Digest(digest), Accept::everything());
         let (manifest, kept) = self.fetch(target, &reference, &accept, interest).await?;
         if kept {

@@ -387,7 +387,20 @@ async fn a_damaged_manifest_is_fetched_again() {
         // Without what the first one had in memory.
         let m = site.mirror().await;
         let before = site.up.count("GET ");
-        m.get(&by_digest).await.expect(200, &image.manifest);
+        let gate = Gate::default();
+        let closed = gate.clone();
+        site.up
+            .on(&by_digest, 1, move |_, usual| usual.held(&closed));
+        let fetched_slowly = async {
+            site.up.wait(before + 1, "GET ").await;
+            // What is set aside is forgotten now, unless it is on its way again.
+            for _ in 0..20 {
+                settle().await;
+            }
+            gate.open();
+        };
+        let (answer, ()) = tokio::join!(m.get(&by_digest), fetched_slowly);
+        answer.expect(200, &image.manifest);
         m.get("/v2/app/manifests/1")
             .await
             .expect(200, &image.manifest);
