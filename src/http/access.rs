@@ -159,25 +159,33 @@ fn target(uri: &http::Uri) -> String {
     shown(&format!("{}?{}", uri.path(), known.join("&")))
 }
 
-impl Drop for Record {
-    fn drop(&mut self) {
-        self.metrics.served(self.kind, self.outcome, self.status);
-        let Some(line) = &self.line else { return };
-        let ms = (line.started.elapsed().as_secs_f64() * 10_000.0).round() / 10.0;
+impl Line {
+    fn log(&self, record: &Record) {
+        let ms = (self.started.elapsed().as_secs_f64() * 10_000.0).round() / 10.0;
         tracing::info!(
             target: "millpond::access",
-            peer = &*line.peer,
-            method = line.method.as_str(),
-            uri = line.uri,
-            status = self.status,
-            result = self.outcome.as_str(),
-            bytes = line.bytes,
+            peer = &*self.peer,
+            method = self.method.as_str(),
+            uri = self.uri,
+            status = record.status,
+            result = record.outcome.as_str(),
+            bytes = self.bytes,
             ms,
-            agent = line.agent,
-            aborted = (!self.completed && line.failure.is_none()).then_some(true),
-            error = line.failure.as_deref(),
+            agent = self.agent,
+            aborted = (!record.completed && self.failure.is_none()).then_some(true),
+            error = self.failure.as_deref(),
             "request"
         );
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if let Some(line) = &self.line {
+            line.log(self);
+        }
+        // Last: a request that is counted has its line in the log.
+        self.metrics.served(self.kind, self.outcome, self.status);
     }
 }
 

@@ -9,29 +9,50 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 use crate::harness::{ALWAYS, Gate, Registry, eventually, noise, read};
 
 /// Characters of a path and of a client's name that make log lines long, so that few requests fill
 /// buffers.
 const LONG: usize = 500;
+/// Most looks at the metrics for a request that has been answered to be counted.
+const MAX_LOOKS: usize = 1000;
+
+/// A port of 127.0.0.1 for a server that is yet to start. A socket is bound to it, so that nobody else
+/// is given it: on Linux a server that sets `SO_REUSEADDR`, too, can still listen there, because this
+/// socket doesn't.
+struct ReservedPort {
+    address: SocketAddr,
+    _socket: Option<TcpSocket>,
+}
+
+impl ReservedPort {
+    fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        Self {
+            address: socket.local_addr().unwrap(),
+            _socket: Some(socket).filter(|_| cfg!(target_os = "linux")),
+        }
+    }
+}
 
 /// The running program; it is killed when dropped.
 struct Server {
     dir: TempDir,
     child: Child,
     client: reqwest::Client,
-    debug: SocketAddr,
+    debug: ReservedPort,
 }
 
 impl Server {
     /// Starts `serve` with this standard error, and waits until it listens.
     async fn start(upstream: &Registry, stderr: impl FnOnce(&TempDir) -> Stdio) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // Free now, and most likely still free when it is bound again.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let debug = free.local_addr().unwrap();
-        drop(free);
+        let port = ReservedPort::new();
+        let debug = port.address;
         let config = format!(
             "version: 0.1\nstorage: {{inmemory: {{}}}}\n\
              http:\n  net: unix\n  addr: '{0}/socket'\n  draintimeout: 24h\n  \
@@ -53,7 +74,7 @@ impl Server {
         let mut server = Self {
             child: child.unwrap(),
             client: client.build().unwrap(),
-            debug,
+            debug: port,
             dir,
         };
         let socket = server.dir.path().join("socket");
@@ -85,6 +106,27 @@ impl Server {
             let answer = request.header("user-agent", &long).send().await.unwrap();
             assert_eq!(read(answer).await.error().0, 404);
         }
+    }
+
+    /// How many log lines were dropped, once `requests` requests have been counted. The end of a
+    /// request is counted after its answer has been sent, and after it has been logged.
+    async fn dropped_lines(&self, requests: usize) -> usize {
+        let client = reqwest::Client::builder().tls_certs_only([]);
+        let client = client.build().unwrap();
+        let url = format!("http://{}/metrics", self.debug.address);
+        for _ in 0..MAX_LOOKS {
+            let answer = client.get(&url).send().await.unwrap();
+            let text = String::from_utf8(read(answer).await.body.to_vec()).unwrap();
+            let values = |name: &str| -> usize {
+                let lines = text.lines().filter(|line| line.starts_with(name));
+                let values = lines.map(|line| line.rsplit(' ').next().unwrap());
+                values.map(|value| value.parse::<usize>().unwrap()).sum()
+            };
+            if values("millpond_requests_total{") == requests {
+                return values("millpond_log_lines_dropped_total ");
+            }
+        }
+        panic!("{requests} requests were never counted");
     }
 
     fn signal(&self, signal: Signal) {
@@ -172,14 +214,7 @@ async fn a_reader_of_the_log_that_stalls_costs_lines_and_no_request() {
     let upstream = Registry::start().await;
     let mut server = Server::start(&upstream, |_| Stdio::piped()).await;
     server.requests(MANY).await;
-    let metrics = reqwest::Client::builder().tls_certs_only([]);
-    let url = format!("http://{}/metrics", server.debug);
-    let answer = metrics.build().unwrap().get(url).send().await.unwrap();
-    let text = String::from_utf8(read(answer).await.body.to_vec()).unwrap();
-    let dropped = text
-        .lines()
-        .find_map(|line| line.strip_prefix("millpond_log_lines_dropped_total "));
-    let dropped: usize = dropped.unwrap().parse().unwrap();
+    let dropped = server.dropped_lines(MANY).await;
     assert!(dropped > 0);
 
     // Somebody reads again: all that wasn't dropped is there, and so is the notice.

@@ -1,13 +1,14 @@
 //! The binary on its data directory: started, killed, started again, and in the end stopped.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
+use tokio::net::TcpSocket;
 use tokio::time::Instant;
 
 /// How long a start and a graceful stop may take.
@@ -27,15 +28,19 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     config: PathBuf,
     log: PathBuf,
+    _reserved: Option<TcpSocket>,
     child: Option<Child>,
 }
 
 impl Server {
     /// Everything it has is below `directory`: configuration, data, log.
     pub(crate) fn new(directory: &Path, upstream: SocketAddr) -> Self {
-        // Free now, and most likely still free when it is bound again and again.
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = free.local_addr().unwrap();
+        // Bound, so that nobody else is given the port between two starts. On Linux the server can still
+        // listen there, because both sockets reuse addresses and this one doesn't listen.
+        let reserved = TcpSocket::new_v4().unwrap();
+        reserved.set_reuseaddr(true).unwrap();
+        reserved.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = reserved.local_addr().unwrap();
         let mut proxy = proxy_keys();
         proxy.insert("remoteurl".to_owned(), format!("http://{upstream}").into());
         // JSON is YAML.
@@ -52,6 +57,7 @@ impl Server {
             address,
             config: path,
             log: directory.join("log"),
+            _reserved: Some(reserved).filter(|_| cfg!(target_os = "linux")),
             child: None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use socket2::{Domain, Socket, Type};
 
 use super::wire::{header, read_head};
 
@@ -27,11 +28,23 @@ pub(crate) struct Server {
     addr: SocketAddr,
     out: PathBuf,
     log: PathBuf,
+    _reserved: Socket,
+}
+
+/// A port on which only the server will listen. The socket stays bound to it, and doesn't listen: so
+/// the kernel gives the port to nobody else, and not to a client as its own either. Such a client would
+/// connect to itself while the server isn't there yet.
+fn reserve_port() -> Result<(Socket, SocketAddr)> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    let addr = socket.local_addr()?.as_socket();
+    Ok((socket, addr.context("not an IP socket")?))
 }
 
 impl Server {
     pub(crate) fn start(binary: &Path, directory: &Path, upstream: SocketAddr) -> Result<Self> {
-        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let (reserved, addr) = reserve_port()?;
         let config = directory.join("config.yml");
         let log = directory.join("log");
         let out = directory.join("callgrind.out");
@@ -68,13 +81,18 @@ impl Server {
             addr,
             out,
             log,
+            _reserved: reserved,
         })
     }
 
     /// Connects as soon as the server listens.
-    pub(crate) fn connect(&self) -> Result<Client> {
+    pub(crate) fn connect(&mut self) -> Result<Client> {
         let started = Instant::now();
         loop {
+            if let Some(status) = self.child.try_wait()? {
+                let log = fs::read_to_string(&self.log).unwrap_or_default();
+                bail!("the server has ended: {status}; its log: {log}");
+            }
             match TcpStream::connect(self.addr) {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;

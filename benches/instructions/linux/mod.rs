@@ -196,7 +196,7 @@ fn count(args: &Args, baseline: &Baseline) -> Result<Counts> {
     let run = |name: &str, path: &str, requests: u64| -> Result<u64> {
         let work = directory.path().join(name);
         fs::create_dir_all(&work)?;
-        let server = Server::start(&args.millpond, &work, addr)?;
+        let mut server = Server::start(&args.millpond, &work, addr)?;
         let mut client = server.connect()?;
         for kind in &kinds {
             // The first fetches, the second reads what the first left.
