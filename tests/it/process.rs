@@ -2,7 +2,7 @@
 #![cfg(unix)]
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -218,17 +218,26 @@ async fn a_reader_of_the_log_that_stalls_costs_lines_and_no_request() {
     assert!(dropped > 0);
 
     // Somebody reads again: all that wasn't dropped is there, and so is the notice.
-    let mut pipe = server.child.stderr.take().unwrap();
+    let notice = format!(": {dropped} log lines dropped");
+    let mut pipe = BufReader::new(server.child.stderr.take().unwrap());
+    let (sender, mut caught_up) = tokio::sync::oneshot::channel();
     let reader = tokio::task::spawn_blocking(move || {
-        let mut log = String::new();
+        let (mut log, mut line) = (String::new(), 0);
+        while pipe.read_line(&mut log).unwrap() > 0 && !log[line..].contains(&notice) {
+            line = log.len();
+        }
+        sender.send(()).unwrap();
         pipe.read_to_string(&mut log).unwrap();
         log
     });
+    // Before that the buffer may be full, and what the server says of its end is dropped, too.
+    let has_caught_up = || caught_up.try_recv().is_ok();
+    eventually("the reader has come to the notice", has_caught_up).await;
     assert!(server.stop().await.success());
     let log = reader.await.unwrap();
+    assert!(log.contains(&format!(": {dropped} log lines dropped")));
     let requests = log.lines().filter(|line| line.contains("uri=\"/v2/x"));
     assert_eq!(requests.count() + dropped, MANY);
-    assert!(log.contains(&format!(": {dropped} log lines dropped")));
     let last = log.lines().last();
     assert!(log.trim_end().ends_with("stopped clean=true"), "{last:?}");
 }
