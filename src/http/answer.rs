@@ -86,12 +86,9 @@ pub(super) fn base() -> Response<Body> {
 pub(super) fn list(
     value: &serde_json::Value,
     next: Option<&str>,
-    outcome: Outcome,
+    origin: Origin,
 ) -> Response<Body> {
-    let mut response = json(
-        answer(Origin::list(outcome)),
-        value.to_string().into_bytes(),
-    );
+    let mut response = json(answer(origin), value.to_string().into_bytes());
     if let Some(Ok(link)) =
         next.map(|next| HeaderValue::from_str(&format!("<{next}>; rel=\"next\"")))
     {
@@ -100,8 +97,8 @@ pub(super) fn list(
     response
 }
 
-pub(super) fn referrers(index: Bytes, filtered: bool, outcome: Outcome) -> Response<Body> {
-    let mut response = json(answer(Origin::list(outcome)), index);
+pub(super) fn referrers(index: Bytes, filtered: bool, origin: Origin) -> Response<Body> {
+    let mut response = json(answer(origin), index);
     let headers = response.headers_mut();
     headers.insert(
         CONTENT_TYPE,

@@ -53,13 +53,8 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Of a list, for which the upstream is asked whenever it can answer.
-    pub(super) fn list(outcome: Outcome) -> Self {
-        let exchange = if outcome == Outcome::Stale {
-            Exchange::unanswered()
-        } else {
-            Exchange::of(outcome)
-        };
+    /// Of a list.
+    pub(super) fn list(outcome: Outcome, exchange: Exchange) -> Self {
         Self {
             outcome,
             named: Named::Otherwise,

@@ -286,8 +286,9 @@ impl Service {
             .referrers(&target, digest, artifact_type)
             .await
             .inspect_err(|error| report(&target, error))?;
+        let origin = Origin::list(found.outcome, found.exchange);
         Ok((
-            answer::referrers(found.index, artifact_type.is_some(), found.outcome),
+            answer::referrers(found.index, artifact_type.is_some(), origin),
             found.outcome,
         ))
     }
@@ -316,7 +317,7 @@ impl Service {
             answer::list(
                 &json!({"name": name.as_str(), "tags": tags}),
                 next.as_deref(),
-                found.outcome,
+                Origin::list(found.outcome, found.exchange),
             ),
             found.outcome,
         ))
@@ -331,7 +332,7 @@ impl Service {
             answer::list(
                 &json!({"repositories": names}),
                 next.as_deref(),
-                Outcome::Hit,
+                Origin::list(Outcome::Hit, Exchange::default()),
             ),
             Outcome::Hit,
         ))

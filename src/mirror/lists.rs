@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::flights::Interest;
 use super::remembered::List;
-use super::{Mirror, MirrorError, Target};
+use super::{Exchange, Mirror, MirrorError, Target};
 use crate::metrics::Outcome;
 use crate::oci::route::{MAX_PAGE, Page};
 use crate::oci::{RepoName, Tag};
@@ -16,6 +16,7 @@ pub struct TagsAnswer {
     /// Whether more follow.
     pub more: bool,
     pub outcome: Outcome,
+    pub exchange: Exchange,
 }
 
 /// A page of the repositories that are cached.
@@ -60,13 +61,14 @@ impl Mirror {
             |error: &MirrorError| target.report(error, "listed the tags of its last answer");
         let key = target.stored.clone();
         let error = match self.tag_lists.get(key, ask, report).await {
-            Ok((list, outcome)) => match &*list {
+            Ok((list, outcome, exchange)) => match &*list {
                 TagList::All(tags) => {
                     let (tags, more) = paginate(tags, page, Tag::as_str);
                     return Ok(TagsAnswer {
                         tags,
                         more,
                         outcome,
+                        exchange,
                     });
                 }
                 TagList::TooLong => match self.pass_page(target, page).await {
@@ -90,6 +92,7 @@ impl Mirror {
             tags,
             more,
             outcome: Outcome::Stale,
+            exchange: Exchange::failed(&error),
         })
     }
 
@@ -135,6 +138,7 @@ impl Mirror {
             tags,
             more,
             outcome: Outcome::Miss,
+            exchange: Exchange::of(Outcome::Miss),
         })
     }
 

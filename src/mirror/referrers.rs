@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::flights::Interest;
 use super::remembered::List;
 use super::tags::TagKey;
-use super::{Mirror, MirrorError, Target, Want};
+use super::{Exchange, Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
 use crate::oci::manifest::referrers_index;
 use crate::oci::{
@@ -24,6 +24,7 @@ pub struct ReferrersAnswer {
     /// An image index.
     pub index: Bytes,
     pub outcome: Outcome,
+    pub exchange: Exchange,
 }
 
 /// The subject, and the repository by its name in the store.
@@ -58,7 +59,7 @@ impl Mirror {
         let key = (target.stored.clone(), digest);
         let report =
             |error: &MirrorError| target.report(error, "listed the referrers of its last answer");
-        let (referrers, outcome) = match self.referrers.get(key, ask, report).await {
+        let (referrers, outcome, exchange) = match self.referrers.get(key, ask, report).await {
             Ok(answer) => answer,
             Err(error) if error.permits_stale() => {
                 let cached = self.cached_referrers(target, digest).await;
@@ -66,7 +67,8 @@ impl Mirror {
                     return Err(error);
                 }
                 target.report(&error, "listed the referrers that are cached");
-                (Arc::new(Referrers(cached)), Outcome::Stale)
+                let cached = Arc::new(Referrers(cached));
+                (cached, Outcome::Stale, Exchange::failed(&error))
             }
             // The upstream may well filter them itself.
             Err(error) if error.is_too_long() && artifact_type.is_some() => {
@@ -75,7 +77,8 @@ impl Mirror {
                     .referrers(&target.repo, &digest, artifact_type)
                     .await?;
                 let some = some.ok_or(error)?;
-                (Arc::new(self.parse_referrers(some).await?), Outcome::Miss)
+                let some = Arc::new(self.parse_referrers(some).await?);
+                (some, Outcome::Miss, Exchange::of(Outcome::Miss))
             }
             Err(error) => return Err(error),
         };
@@ -87,7 +90,11 @@ impl Mirror {
             Bytes::from(referrers_index(wanted))
         };
         let index = admission.run(render).await?;
-        Ok(ReferrersAnswer { index, outcome })
+        Ok(ReferrersAnswer {
+            index,
+            outcome,
+            exchange,
+        })
     }
 
     /// One question for all who want the referrers of a digest.

@@ -12,10 +12,10 @@ use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::MirrorError;
 use super::flights::{Flights, Interest};
 use super::manifests::PATIENCE;
 use super::tags::{MAX_RECHECK, RECHECK};
+use super::{Exchange, MirrorError};
 use crate::clock::Clock;
 use crate::metrics::Outcome;
 use crate::upstream::UpstreamError;
@@ -33,8 +33,8 @@ pub(super) trait List: Send + Sync + 'static {
     fn weight(&self) -> u64;
 }
 
-/// A list, and where it comes from.
-pub(super) type Answered<T> = (Arc<T>, Outcome);
+/// A list, where it comes from, and what the upstream was asked for it.
+pub(super) type Answered<T> = (Arc<T>, Outcome, Exchange);
 
 /// The lists of one kind.
 pub(super) struct Remembered<K: Eq + Hash, T> {
@@ -134,7 +134,7 @@ where
             } else {
                 Outcome::Hit
             };
-            return Ok((Arc::clone(&entry.list), outcome));
+            return Ok((Arc::clone(&entry.list), outcome, Exchange::default()));
         }
         let mut question = {
             let (entries, clock, key) = (Arc::clone(&self.entries), self.clock, key.clone());
@@ -142,15 +142,15 @@ where
                 let asked = ask(interest);
                 async move {
                     let (list, outcome) = asked.await?;
-                    let fresh = if outcome == Outcome::Stale {
-                        RECHECK
-                    } else {
-                        FRESH
+                    // Even of a stale list: it takes a question to the upstream to find that out.
+                    let (fresh, exchange) = match outcome {
+                        Outcome::Stale => (RECHECK, Exchange::unanswered()),
+                        outcome => (FRESH, Exchange::of(outcome)),
                     };
                     let list = Arc::new(list);
                     let until = clock.now() + fresh;
                     entries.insert(key, Entry::new(Arc::clone(&list), outcome, until));
-                    Ok((list, outcome))
+                    Ok((list, outcome, exchange))
                 }
             })
         };
@@ -162,14 +162,16 @@ where
             Err(_elapsed) => {
                 // For the next clients: a slow upstream would otherwise never be heard.
                 question.leave_running();
-                return Ok(self.stale(key, known.list, None));
+                let list = self.stale(key, known.list, None);
+                return Ok((list, Outcome::Stale, Exchange::unanswered()));
             }
         };
         match answer {
             Err(error) if error.permits_stale() => {
                 report(&error);
                 let retry_after = error.upstream().and_then(UpstreamError::retry_after);
-                Ok(self.stale(key, known.list, retry_after))
+                let list = self.stale(key, known.list, retry_after);
+                Ok((list, Outcome::Stale, Exchange::failed(&error)))
             }
             answer => answer,
         }
@@ -189,11 +191,11 @@ where
 
     /// Gives out the last list, for a while without asking the upstream, or until when it wished to be
     /// asked.
-    fn stale(&self, key: K, list: Arc<T>, retry_after: Option<Duration>) -> Answered<T> {
+    fn stale(&self, key: K, list: Arc<T>, retry_after: Option<Duration>) -> Arc<T> {
         let until = self.clock.now() + retry_after.unwrap_or(RECHECK).min(MAX_RECHECK);
         let entry = Entry::new(Arc::clone(&list), Outcome::Stale, until);
         self.entries.insert(key, entry);
-        (list, Outcome::Stale)
+        list
     }
 }
 
@@ -211,7 +213,7 @@ mod tests {
 
     async fn put(lists: &Remembered<u64, Sized>, key: u64, weight: u64) {
         let ask = |_| async move { Ok((Sized(weight), Outcome::Miss)) };
-        let (list, outcome) = lists.get(key, ask, |_| ()).await.unwrap();
+        let (list, outcome, _) = lists.get(key, ask, |_| ()).await.unwrap();
         assert_eq!((list.0, outcome), (weight, Outcome::Miss));
     }
 
@@ -226,7 +228,7 @@ mod tests {
         assert!(lists.entries.get(&1_000).is_none(), "too large to remember");
         put(&lists, 2_000, 0).await;
         let never = |_| async { Err(MirrorError::Lost) };
-        let (_, outcome) = lists.get(2_000, never, |_| ()).await.unwrap();
-        assert_eq!(outcome, Outcome::Hit);
+        let (_, outcome, exchange) = lists.get(2_000, never, |_| ()).await.unwrap();
+        assert_eq!((outcome, exchange), (Outcome::Hit, Exchange::default()));
     }
 }

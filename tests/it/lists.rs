@@ -91,7 +91,7 @@ async fn while_the_upstream_is_down_the_cached_tags_are_listed() {
     assert_eq!(strings(&answer, "tags"), ["a", "b", "c"]);
     assert_eq!(
         answer.header("cache-status"),
-        "millpond; fwd=stale; detail=stale"
+        "millpond; fwd=stale; fwd-status=500; detail=stale"
     );
     let pages = all(&m, "/v2/app/tags/list?n=2", "tags").await;
     assert_eq!(pages, [vec!["a", "b"], vec!["c"]]);
@@ -251,7 +251,7 @@ async fn while_the_upstream_is_down_the_cached_referrers_are_listed() {
     let answer = m.get(&attached.path).await;
     assert_eq!(
         answer.header("cache-status"),
-        "millpond; fwd=stale; detail=stale"
+        "millpond; fwd=stale; fwd-status=500; detail=stale"
     );
     let unknown = m
         .get(&format!("/v2/app/referrers/{}", attached.sbom.digest()))
@@ -390,7 +390,11 @@ async fn a_list_is_asked_for_once_for_all_and_for_thirty_seconds() {
 async fn lists_that_were_seen_are_remembered_while_the_upstream_cannot_answer() {
     let _frozen = freeze();
     let attached = attached();
-    for trouble in [Reply::error(500), Reply::error(429), Reply::silence()] {
+    for (trouble, status) in [
+        (Reply::error(500), "; fwd-status=500"),
+        (Reply::error(429), "; fwd-status=429"),
+        (Reply::silence(), ""),
+    ] {
         let up = Registry::start().await;
         let paths = listed(&up, &attached);
         let m = Setup::new(&up).start().await;
@@ -402,7 +406,8 @@ async fn lists_that_were_seen_are_remembered_while_the_upstream_cannot_answer() 
             let started = tokio::time::Instant::now();
             let stale = passing(m.get(path)).await;
             assert!(started.elapsed() < 11 * SECOND, "{:?}", started.elapsed());
-            assert_eq!(source(&stale), "fwd=stale; detail=stale", "{path}");
+            let forwarded = format!("fwd=stale{status}; detail=stale");
+            assert_eq!(source(&stale), forwarded, "{path}");
             assert_eq!(
                 stale.header("warning"),
                 "110 millpond \"Response is Stale\""
@@ -411,7 +416,7 @@ async fn lists_that_were_seen_are_remembered_while_the_upstream_cannot_answer() 
             up.take();
             let again = m.get(path).await;
             again.expect(200, &first.body);
-            assert_eq!(source(&again), "fwd=stale; detail=stale");
+            assert_eq!(source(&again), "hit; detail=stale");
             assert_eq!(up.count(path), 0, "left alone for a while");
             up.behave();
         }
@@ -450,5 +455,5 @@ async fn after_a_restart_referrers_are_known_from_the_tag_that_lists_them() {
     let again = Setup::new(&up).store(Arc::clone(&m.store)).start().await;
     let answer = again.get(&attached.path).await;
     assert_eq!(digests(&answer).len(), 2);
-    assert_eq!(source(&answer), "fwd=stale; detail=stale");
+    assert_eq!(source(&answer), "fwd=stale; fwd-status=500; detail=stale");
 }
