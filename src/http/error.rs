@@ -18,6 +18,10 @@ use crate::upstream::UpstreamError;
 /// When a client that was turned away may ask again.
 const BUSY_RETRY: Duration = Duration::from_secs(5);
 
+/// The same whether the upstream has just sent it or the store has it.
+const SCHEMA1: &str = "the upstream has it as a Docker schema 1 manifest, which this mirror does not \
+                       serve; push the image again as Docker schema 2 or OCI";
+
 /// An answer that says no.
 #[derive(Debug)]
 pub(super) struct Refusal {
@@ -120,6 +124,11 @@ impl Refusal {
                     ..refusal
                 }
             }
+            MirrorError::StoredSchema1 { .. } => Self::new(
+                StatusCode::NOT_FOUND,
+                unknown(kind),
+                format!("{what}: {SCHEMA1}"),
+            ),
             MirrorError::Store(_)
             | MirrorError::Lost
             | MirrorError::Fetch(
@@ -211,13 +220,9 @@ impl Refusal {
     /// The upstream answered, but not with what can be passed on.
     fn unusable(error: &UpstreamError, kind: Kind, what: &str) -> Self {
         let (status, code, reason) = match error {
-            UpstreamError::Schema1 { .. } => (
-                StatusCode::NOT_FOUND,
-                unknown(kind),
-                "the upstream has it as a Docker schema 1 manifest, which this mirror does not \
-                 serve; push the image again as Docker schema 2 or OCI"
-                    .to_owned(),
-            ),
+            UpstreamError::Schema1 { .. } => {
+                (StatusCode::NOT_FOUND, unknown(kind), SCHEMA1.to_owned())
+            }
             UpstreamError::Manifest { source, .. } => (
                 StatusCode::BAD_GATEWAY,
                 ErrorCode::Unknown,

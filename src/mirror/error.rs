@@ -25,6 +25,12 @@ pub enum MirrorError {
         expected: Box<Digest>,
         got: Box<Digest>,
     },
+    /// `asked` is what came of asking the upstream for it.
+    #[error("the stored manifest {digest} is of Docker's schema 1, which is not served")]
+    StoredSchema1 {
+        digest: Box<Digest>,
+        asked: Box<MirrorError>,
+    },
     #[error("a shared request ended without a result")]
     Lost,
 }

@@ -39,6 +39,9 @@ impl Exchange {
 
     /// The request failed with this error, which need not have anything to do with an upstream.
     pub fn failed(error: &MirrorError) -> Self {
+        if let MirrorError::StoredSchema1 { asked, .. } = error {
+            return Self::failed(asked);
+        }
         match error.upstream() {
             Some(UpstreamError::Setup { .. } | UpstreamError::Busy { .. }) => Self::default(),
             Some(error) => Self {

@@ -154,13 +154,17 @@ impl Mirror {
             return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
         }
         let key = FlightKey::Digest(target.stored.clone(), digest, want);
-        let (mirror, target) = (Arc::clone(self), target.clone());
-        self.manifest_flights
-            .join(key, |interest| async move {
-                let asked = mirror.ask_by_digest(&target, digest, want, &interest);
-                asked.await
-            })
-            .await?
+        let (mirror, asked) = (Arc::clone(self), target.clone());
+        let answer = self.manifest_flights.join(key, |interest| async move {
+            let asking = mirror.ask_by_digest(&asked, digest, want, &interest);
+            asking.await
+        });
+        match answer.await? {
+            Err(error) if error.permits_stale() => {
+                Err(self.unless_schema1(target, digest, error).await)
+            }
+            answer => answer,
+        }
     }
 
     /// One question for all who ask for the digest.
@@ -243,10 +247,10 @@ impl Mirror {
             Ok(answer) => self.deliver(target, answer, want).await,
             Err(error) if error.permits_stale() => {
                 let retry_after = error.upstream().and_then(UpstreamError::retry_after);
-                let stale = self
-                    .serve_stale(target, &key, want, retry_after)
-                    .await
-                    .ok_or_else(|| error.clone())?;
+                let stale = self.serve_stale(target, &key, want, retry_after).await;
+                let Some(stale) = stale else {
+                    return Err(self.unless_tagged_schema1(target, &key, error).await);
+                };
                 target.report(&error, "served the last known digest of the tag");
                 Ok(stale.with(Exchange::failed(&error)))
             }

@@ -10,7 +10,7 @@ use super::tags::{Known, Lookup, TagKey};
 use super::workers::Admission;
 use super::{Mirror, MirrorError, Target, Want};
 use crate::metrics::Outcome;
-use crate::oci::manifest::MAX_MANIFEST;
+use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
 use crate::oci::{Digest, Manifest, Tag};
 use crate::retention::references;
 use crate::store::{self, Content, LinkKind, StoreError};
@@ -209,6 +209,51 @@ impl Mirror {
         };
         let verified = Verified::new(known, bytes);
         Some(StoredManifest { verified, manifest })
+    }
+
+    /// What a client is told when the upstream couldn't be asked (`asked`) and nothing stored can be
+    /// served: that the stored manifest is of schema 1, if it is. It is told the same while the upstream
+    /// answers.
+    pub(super) async fn unless_schema1(
+        &self,
+        target: &Target,
+        digest: Digest,
+        asked: MirrorError,
+    ) -> MirrorError {
+        if !self.is_linked(target, digest).await {
+            return asked;
+        }
+        let Some((content, admission)) = self.open_manifest(digest).await else {
+            return asked;
+        };
+        let Ok(bytes) = store::read_content(content, &digest, MAX_MANIFEST).await else {
+            return asked;
+        };
+        let check = move || {
+            let intact = Digest::of(digest.algorithm(), &bytes) == digest;
+            intact && matches!(Manifest::parse(&bytes), Err(ManifestError::Schema1))
+        };
+        if !admission.run(check).await.unwrap_or(false) {
+            return asked;
+        }
+        target.report(&asked, "said that the stored manifest is of schema 1");
+        MirrorError::StoredSchema1 {
+            digest: Box::new(digest),
+            asked: Box::new(asked),
+        }
+    }
+
+    /// The same, for the manifest that a tag names.
+    pub(super) async fn unless_tagged_schema1(
+        &self,
+        target: &Target,
+        key: &TagKey,
+        asked: MirrorError,
+    ) -> MirrorError {
+        match self.readable("tag", self.store.tag(&key.repo, &key.tag).await) {
+            Some(digest) => self.unless_schema1(target, digest, asked).await,
+            None => asked,
+        }
     }
 
     /// A use extends the manifest's time. Only what is linked is used.

@@ -1,9 +1,11 @@
 //! Manifests by digest.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use millpond::oci::manifest::media_type;
-use millpond::oci::{Algorithm, Digest};
-use millpond::store::{self, Link, LinkKind};
+use millpond::oci::{Algorithm, Digest, RepoName};
+use millpond::store::{self, Link, LinkKind, MemoryStore, Store};
 
 use crate::harness::{ALWAYS, Image, Registry, Reply, Setup, freeze, passing};
 
@@ -309,6 +311,42 @@ async fn schema_1_is_a_404_that_says_so() {
             .await
             .expect(200, &image.manifest);
     }
+}
+
+/// Another registry's proxy may have stored one, which is adopted with its directory.
+#[tokio::test]
+async fn a_stored_schema_1_manifest_is_the_same_404_while_the_upstream_is_down() {
+    let up = Registry::start().await;
+    let old =
+        Bytes::from(r#"{"schemaVersion":1,"name":"app","tag":"old","fsLayers":[],"history":[]}"#);
+    let digest = crate::harness::digest(&old);
+    let repo: RepoName = "app".parse().unwrap();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    store::put(&*store, &digest, old).await.unwrap();
+    let link = Link {
+        repo: repo.clone(),
+        kind: LinkKind::Revision,
+        digest,
+    };
+    store.link(&link).await.unwrap();
+    let tag = "old".parse().unwrap();
+    store.set_tag(&repo, &tag, &digest).await.unwrap();
+    let m = Setup::new(&up).store(store).start().await;
+    up.go_down();
+    for reference in ["old".to_owned(), digest.to_string()] {
+        let path = format!("/v2/app/manifests/{reference}");
+        let answer = m.get(&path).await;
+        let expected = (404, "MANIFEST_UNKNOWN".to_owned());
+        assert_eq!(answer.error(), expected, "{path}");
+        let message = answer.json()["errors"][0]["message"].to_string();
+        assert!(message.contains("schema 1"), "{message}");
+        let from = answer.header("cache-status");
+        assert!(from.contains("; fwd-status=500"), "{from}");
+        assert_eq!(m.head(&path).await.status, 404, "HEAD {path}");
+    }
+    // Nothing is known of another one.
+    let other = format!("/v2/app/manifests/{}", crate::harness::digest(b""));
+    assert_eq!(m.get(&other).await.status, 500);
 }
 
 #[tokio::test]
