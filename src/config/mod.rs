@@ -32,6 +32,7 @@ mod tests;
 mod trust;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -299,7 +300,11 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
     reason = "a variable of the user's, not of the configuration's"
 )]
 pub fn colours_wanted() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    permits_colours(std::env::var_os("NO_COLOR").as_deref())
+}
+
+fn permits_colours(no_color: Option<&OsStr>) -> bool {
+    no_color.is_none_or(OsStr::is_empty)
 }
 
 /// Loads the file at `path`, else the one that [`PATH_VARIABLE`] names, else the defaults, and

@@ -328,3 +328,27 @@ impl Drop for UnixSocket {
         }
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_sockets_probe_idle_clients() {
+        let listener = Listener::bind(&Listen::Tcp("127.0.0.1:0".to_owned()))
+            .await
+            .unwrap();
+        let Ok(Address::Tcp(address)) = listener.address() else {
+            panic!("not a TCP address");
+        };
+        let _client = TcpStream::connect(address).await.unwrap();
+        let Connected::Tcp(accepted, _) = listener.accept().await.unwrap() else {
+            panic!("not a TCP socket");
+        };
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_RETRIES);
+    }
+}

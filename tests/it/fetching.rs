@@ -173,6 +173,17 @@ async fn an_upstream_that_sends_other_bytes_the_second_time_breaks_the_pull() {
     passing(m.get(&path)).await.expect(200, &blob);
 }
 
+/// Paths of blobs that don't exist, which the upstream says once the gate is open.
+fn held_blobs(up: &Registry, count: u8, gate: &Gate) -> Vec<String> {
+    let path = |n| format!("/v2/app/blobs/{}", digest(&[n]));
+    let paths: Vec<_> = (0..count).map(path).collect();
+    for path in &paths {
+        let closed = gate.clone();
+        up.on(path, ALWAYS, move |_, usual| usual.held(&closed));
+    }
+    paths
+}
+
 /// Requests that the upstream doesn't answer take no stream from a blob that exists.
 #[tokio::test]
 async fn bogus_digests_do_not_delay_a_blob() {
@@ -181,13 +192,7 @@ async fn bogus_digests_do_not_delay_a_blob() {
     let blob = noise(1, 100_000);
     let real = up.put_blob("app", &blob);
     let gate = Gate::default();
-    let bogus: Vec<_> = (0..40_u8)
-        .map(|n| format!("/v2/app/blobs/{}", digest(&[n])))
-        .collect();
-    for path in &bogus {
-        let closed = gate.clone();
-        up.on(path, ALWAYS, move |_, usual| usual.held(&closed));
-    }
+    let bogus = held_blobs(&up, 40, &gate);
     let asking = bogus.iter().map(|path| m.get(path));
     let pulling = async {
         eventually("all have been sent", || up.count("GET ") == 40).await;
@@ -209,13 +214,7 @@ async fn a_flood_from_one_address_does_not_delay_another() {
     let blob = noise(1, 100_000);
     let real = up.put_blob("app", &blob);
     let gate = Gate::default();
-    let bogus: Vec<_> = (0..100_u8)
-        .map(|n| format!("/v2/app/blobs/{}", digest(&[n])))
-        .collect();
-    for path in &bogus {
-        let closed = gate.clone();
-        up.on(path, ALWAYS, move |_, usual| usual.held(&closed));
-    }
+    let bogus = held_blobs(&up, 100, &gate);
     let asking = bogus.iter().map(|path| m.get(path));
     let pulling = async {
         eventually("as many as one may have", || up.count("GET ") == 48).await;

@@ -281,3 +281,16 @@ fn files() {
     let loaded = load(None, environment(&[(PATH_VARIABLE, &named)])).unwrap();
     assert_eq!(loaded.config.http.listen, Listen::Tcp(":7".to_owned()));
 }
+
+#[test]
+fn no_color_counts_whatever_its_value_unless_that_is_empty() {
+    for (value, colours) in [
+        (None, true),
+        (Some(""), true),
+        (Some("1"), false),
+        (Some("0"), false),
+    ] {
+        let value = value.map(OsStr::new);
+        assert_eq!(permits_colours(value), colours, "{value:?}");
+    }
+}
