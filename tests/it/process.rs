@@ -222,10 +222,12 @@ async fn a_reader_of_the_log_that_stalls_costs_lines_and_no_request() {
     let mut pipe = BufReader::new(server.child.stderr.take().unwrap());
     let (sender, mut caught_up) = tokio::sync::oneshot::channel();
     let reader = tokio::task::spawn_blocking(move || {
-        let (mut log, mut line) = (String::new(), 0);
-        while pipe.read_line(&mut log).unwrap() > 0 && !log[line..].contains(&notice) {
-            line = log.len();
+        let (mut log, mut line) = (String::new(), String::new());
+        while pipe.read_line(&mut line).unwrap() > 0 && !line.contains(&notice) {
+            log.push_str(&line);
+            line.clear();
         }
+        log.push_str(&line);
         sender.send(()).unwrap();
         pipe.read_to_string(&mut log).unwrap();
         log
