@@ -103,13 +103,13 @@ impl Store for Sizes {
             path: PathBuf::new(),
         })
     }
-    async fn resume(&self, _: &Digest) -> Result<Option<Resumed>, StoreError> {
+    async fn resume(&self, _: &Digest, _: &str) -> Result<Option<Resumed>, StoreError> {
         Ok(None)
     }
     async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
         Ok(Vec::new())
     }
-    async fn discard(&self, _: &Digest) -> Result<bool, StoreError> {
+    async fn discard(&self, _: &Digest, _: &str) -> Result<bool, StoreError> {
         Ok(false)
     }
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {

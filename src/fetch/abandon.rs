@@ -119,7 +119,10 @@ impl Transfer<'_> {
         let Some(stage) = writer.stage().filter(|_| writer.is_writing()) else {
             return false;
         };
-        let (keeper, partial) = (stage.keeper(), writer.partial(total));
+        let (keeper, partial) = (
+            stage.keeper(),
+            writer.partial(&self.download.upstream, total),
+        );
         if partial.ranges.is_empty() {
             return false;
         }

@@ -1,7 +1,7 @@
 //! A download's end: part of the store, or left for later.
 
 use super::storing::Storing;
-use super::{Download, FetchError, Shared, writer};
+use super::{Download, FetchError, Shared};
 use crate::causes::on_one_line;
 use crate::oci::{Digest, RepoName};
 use crate::retention::{Hold, Reservation};
@@ -15,63 +15,58 @@ pub(super) struct Verified {
     pub(super) place: Option<(Box<dyn Stage>, Reservation, Hold)>,
 }
 
-/// Checks length and digest. Everything has been hashed. What is wrong is removed.
-pub(super) async fn verify(
-    storing: Storing,
+impl Verified {
+    /// Of what [`check`] has found right.
+    pub(super) fn new(storing: Storing, size: u64) -> Self {
+        let (writer, place) = storing.into_parts();
+        let stage = writer.and_then(|writer| writer.into_stage());
+        let place = stage
+            .zip(place)
+            .map(|(stage, (reservation, hold))| (stage, reservation, hold));
+        Self { size, place }
+    }
+}
+
+/// Checks length and digest. Everything has been hashed.
+pub(super) async fn check(
+    storing: &mut Storing,
     digest: Digest,
     size: u64,
-) -> Result<Verified, FetchError> {
-    let (writer, place) = storing.into_parts();
-    let finished = writer.ok_or(FetchError::Lost)?;
-    let (sent, repeated) = (finished.hashed, finished.needs_rehash());
-    let (stage, hasher) = finished.into_parts();
+) -> Result<(), FetchError> {
+    let mut writer = storing.take_idle().ok_or(FetchError::Lost)?;
+    let sent = writer.hashed;
     if sent != size {
-        discard(stage).await;
+        storing.put_back(writer);
         return Err(FetchError::Length {
             digest: digest.into(),
             announced: size,
             sent,
         });
     }
-    let got = hasher.finish();
-    if got != digest {
-        discard(stage).await;
-        return Err(FetchError::Digest {
-            expected: digest.into(),
+    let (writer, got) = if writer.needs_rehash() {
+        let hash = move || {
+            let got = writer.finish(digest.algorithm());
+            (writer, got)
+        };
+        let hashed = tokio::task::spawn_blocking(hash).await;
+        hashed.map_err(|_panicked| FetchError::Lost)?
+    } else {
+        let got = writer.finish(digest.algorithm());
+        (writer, got)
+    };
+    storing.put_back(writer);
+    let expected = digest.into();
+    match got {
+        Some(got) if got == digest => Ok(()),
+        Some(got) => Err(FetchError::Digest {
+            expected,
             got: got.into(),
-        });
+        }),
+        None => Err(FetchError::Changed {
+            digest: expected,
+            at: 0,
+        }),
     }
-    let stage = match stage {
-        Some(stage) if repeated => Some(check_again(stage, digest, size).await?),
-        stage => stage,
-    };
-    let place = stage
-        .zip(place)
-        .map(|(stage, (reservation, hold))| (stage, reservation, hold));
-    Ok(Verified { size, place })
-}
-
-/// Hashes the file once more. Bytes of it were offered more than once, so that the running hash is
-/// not all that says what is in it.
-async fn check_again(
-    stage: Box<dyn Stage>,
-    digest: Digest,
-    size: u64,
-) -> Result<Box<dyn Stage>, FetchError> {
-    let check = move || {
-        let got = writer::rehash(&*stage, digest.algorithm(), size);
-        (got == Some(digest)).then_some(stage).ok_or(got)
-    };
-    let checked = tokio::task::spawn_blocking(check).await;
-    checked
-        .map_err(|_panicked| FetchError::Lost)?
-        .map_err(|got| {
-            tracing::error!(%digest, ?got, "the file differs from what was hashed");
-            FetchError::Changed {
-                digest: digest.into(),
-                at: 0,
-            }
-        })
 }
 
 /// Makes a verified download part of the store. Its followers have their bytes already, so a
@@ -91,8 +86,8 @@ pub(super) async fn commit(shared: &Shared, download: &Download, verified: Verif
             if let Some(modified) = placed {
                 hold.verified(size, modified);
             }
-            // A partial that was left behind this download's back has gone with the commit.
-            drop(shared.partials.take(&digest));
+            // Partials of the digest have gone with the commit, whichever upstreams they are from.
+            shared.partials.forget(&digest);
             link_all(shared, digest, size, repositories).await;
         }
         Ok(Err(error)) => {
@@ -135,10 +130,13 @@ pub(super) async fn discard(written: impl Send + 'static) {
 }
 
 /// Leaves what has been noted on disk for whoever asks for the blob next.
-pub(super) async fn leave(shared: &Shared, digest: Digest, storing: Storing) {
+pub(super) async fn leave(shared: &Shared, download: &Download, storing: Storing) {
+    let Download {
+        digest, upstream, ..
+    } = download;
     let (writer, place) = storing.into_parts();
     let on_disk = writer.as_ref().map_or(0, |writer| writer.file.len());
-    let stage = writer.and_then(|writer| writer.into_parts().0);
+    let stage = writer.and_then(|writer| writer.into_stage());
     let Some((stage, (mut reservation, _hold))) = stage.zip(place) else {
         return;
     };
@@ -148,5 +146,5 @@ pub(super) async fn leave(shared: &Shared, digest: Digest, storing: Storing) {
         tracing::error!(%digest, error = %on_one_line(&panicked), "leaving a partial download panicked");
         return;
     }
-    shared.partials.park(digest, reservation).await;
+    shared.partials.park(*digest, upstream, reservation).await;
 }

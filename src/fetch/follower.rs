@@ -14,9 +14,11 @@ use crate::store::Piece;
 #[derive(Debug)]
 pub struct Follower {
     shared: Arc<Shared>,
-    download: Arc<Download>,
+    pub(super) download: Arc<Download>,
     /// Its name in the progress.
     id: u64,
+    /// The repository that it reads for, as a member of the download.
+    pub(super) member: u64,
     /// Bytes that have been read from byte 0 on, without a gap.
     seen: u64,
     /// What was given last; not all of it need have been taken.
@@ -27,13 +29,14 @@ pub struct Follower {
 
 impl Follower {
     /// `id` is that of somebody who has entered the progress, and is counted among the clients.
-    pub(super) fn new(shared: Arc<Shared>, download: Arc<Download>, id: u64) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, download: Arc<Download>, id: u64, member: u64) -> Self {
         let changed = download.progress.watch();
         Self {
             _counted: shared.metrics.follower(),
             shared,
             download,
             id,
+            member,
             seen: 0,
             given: (0, 0),
             changed,
@@ -47,7 +50,7 @@ impl Follower {
     pub async fn total(&mut self) -> Result<Option<u64>, FetchError> {
         loop {
             self.changed.borrow_and_update();
-            if let Head::Open(total) = self.download.progress.head()? {
+            if let Head::Open(total) = self.download.progress.head(self.id)? {
                 return Ok(total);
             }
             self.wait().await?;
@@ -71,7 +74,7 @@ impl Follower {
     pub async fn verified(&mut self) -> Result<(), FetchError> {
         loop {
             self.changed.borrow_and_update();
-            if let Some(ended) = self.download.progress.ended() {
+            if let Some(ended) = self.download.progress.ended(self.member) {
                 return ended.map(|_size| ());
             }
             self.wait().await?;
@@ -80,7 +83,7 @@ impl Follower {
 
     /// Whether all of the blob is there and has its digest.
     pub fn is_verified(&self) -> bool {
-        matches!(self.download.progress.ended(), Some(Ok(_)))
+        matches!(self.download.progress.ended(self.member), Some(Ok(_)))
     }
 
     /// The client has been given all bytes before `offset` from elsewhere, so that the end is held
@@ -126,7 +129,6 @@ impl Follower {
                 Piece::File { end, .. } => *end,
             };
             self.given = (offset, until);
-            self.download.progress.gave(offset, until);
             return Ok(Some(piece));
         }
     }
@@ -158,7 +160,7 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.shared.leave(&self.download);
+        self.shared.leave(&self.download, self.member);
         self.download.progress.leave(self.id);
     }
 }

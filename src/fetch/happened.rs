@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::FetchError;
 use super::commit;
 use super::place::{Space, place};
 use super::plan::Span;
 use super::storing::Storing;
 use super::streams::{Body, Event, Stream};
 use super::task::Transfer;
+use super::{Download, FetchError};
 use crate::causes::on_one_line;
 use crate::oci::RangeSet;
 use crate::upstream::{BlobStream, UpstreamError};
@@ -70,18 +70,18 @@ impl Transfer<'_> {
             body,
             ..
         } = answer;
-        let known = self.plan.total.filter(|_| self.opened);
-        if let (Some(announced), Some(sent)) = (known, total)
-            && announced != sent
+        self.prove();
+        if self.opened
+            && let Some(total) = total
         {
-            return Err(self.length_error(announced, sent));
+            self.learn_total(total)?;
         }
         if !self.opened && !self.begin(total).await {
             // It isn't the blob that was begun: from the start, without what was there.
             self.give_up(&stream);
             return Ok(());
         }
-        if !self.storing.is_storing() && offset > self.received {
+        if !self.storing.is_storing() && !self.download.progress.has(0, offset) {
             // What isn't stored can only be passed on in order.
             self.give_up(&stream);
             return Ok(());
@@ -106,27 +106,51 @@ impl Transfer<'_> {
         Ok(())
     }
 
+    /// An open download is told its length, perhaps again.
+    fn learn_total(&mut self, total: u64) -> Result<(), FetchError> {
+        match self.plan.total {
+            Some(announced) if announced == total => Ok(()),
+            None if self.received <= total => {
+                self.plan.opened(Some(total));
+                self.download.progress.learned(total);
+                Ok(())
+            }
+            other => Err(self.length_error(other.unwrap_or(self.received), total)),
+        }
+    }
+
+    /// The upstream has given the source's repository the blob.
+    pub(super) fn prove(&mut self) {
+        if !std::mem::replace(&mut self.answered, true) {
+            let Download { digest, id, .. } = self.download;
+            self.shared.running.prove(digest, *id, self.member);
+            self.download.progress.prove(self.member);
+        }
+    }
+
     /// The first answer: now the length is known, and followers may begin. False when what an
     /// earlier download has left is of another length.
     async fn begin(&mut self, total: Option<u64>) -> bool {
+        let other_length = self.length_error(total.unwrap_or(0), 0);
         let progress = &self.download.progress;
         if let Some((kept, ranges)) = self.kept.take() {
             if total.is_some_and(|total| total != kept) {
                 self.forget_kept().await;
                 return false;
             }
-            progress.opened(Some(kept), self.content(), &ranges);
+            progress.opened(Some(kept), self.content(), &ranges, &other_length);
         } else {
             let described = self.streams.described_size();
             let stored = place(self.shared, self.download, total, described).await;
             let algorithm = self.download.digest.algorithm();
-            self.storing = Storing::new(stored, algorithm, RangeSet::new());
+            let suspect = self.suspect.take();
+            self.storing = Storing::new(stored, algorithm, RangeSet::new(), suspect);
             self.plan.opened(total);
             let content = self.content();
             if content.is_none() {
                 self.plan.in_order();
             }
-            progress.opened(total, content, &RangeSet::new());
+            progress.opened(total, content, &RangeSet::new(), &other_length);
         }
         self.opened = true;
         true
@@ -136,9 +160,10 @@ impl Transfer<'_> {
     async fn forget_kept(&mut self) {
         self.kept = None;
         self.space = Space::default();
+        self.mixed = false;
         self.plan.forget_total();
         let algorithm = self.download.digest.algorithm();
-        let nothing = Storing::new(None, algorithm, RangeSet::new());
+        let nothing = Storing::new(None, algorithm, RangeSet::new(), None);
         commit::discard(std::mem::replace(&mut self.storing, nothing)).await;
     }
 
@@ -154,8 +179,22 @@ impl Transfer<'_> {
         self.replan = true;
     }
 
+    /// Whether a blob whose length isn't known ends at `at`: its stream may have broken off after the
+    /// last byte and before the end of the body.
+    async fn is_whole_by_digest(&mut self, at: u64) -> Result<bool, FetchError> {
+        if !self.opened || self.plan.total.is_some() {
+            return Ok(false);
+        }
+        self.hash_all().await?;
+        let writer = self.storing.idle();
+        Ok(writer.is_some_and(|writer| writer.is_whole(at, &self.download.digest)))
+    }
+
     /// A stream couldn't be opened.
     async fn refused(&mut self, stream: Stream, error: UpstreamError) -> Result<(), FetchError> {
+        if error.is_out_of_range() && self.is_whole_by_digest(stream.offset).await? {
+            return self.ended(&stream);
+        }
         if self.opened || self.plan.lanes().len() > 1 {
             return self.broke(stream, error);
         }
@@ -281,10 +320,7 @@ impl Transfer<'_> {
             Some(announced) if self.is_short(at) => Err(self.length_error(announced, at)),
             Some(_) => Ok(()),
             // The first bytes may be missing: then it has told the length.
-            None if !self.download.progress.has(0, at) => {
-                self.plan.opened(Some(at));
-                Ok(())
-            }
+            None if !self.download.progress.has(0, at) => self.learn_total(at),
             None => {
                 self.ended = true;
                 Ok(())

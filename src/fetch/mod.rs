@@ -33,20 +33,24 @@ mod abandon;
 mod batch;
 mod client;
 mod commit;
+mod failover;
 mod follower;
 mod happened;
+mod join;
 mod lane;
 mod memory;
 mod pace;
 mod partials;
 mod place;
 mod plan;
+mod position;
 mod progress;
 mod running;
 mod several;
 mod slots;
 mod storing;
 mod streams;
+mod suspect;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -54,7 +58,7 @@ mod writer;
 
 /// The locks of `running`; its test puts others in their place.
 mod sync {
-    pub(super) use std::sync::{Mutex, MutexGuard, PoisonError};
+    pub(super) use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 }
 
 use std::fmt::Debug;
@@ -67,7 +71,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::config::{OnAbandon, Segments, Streams};
 use crate::metrics::{InFlight, Metrics};
-use crate::oci::{ByteRange, Digest, RepoName};
+use crate::oci::{ByteRange, Digest};
 use crate::retention::Retention;
 use crate::store::{Store, StoreError};
 use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
@@ -75,8 +79,8 @@ use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 pub use client::Client;
 pub use follower::Follower;
 use partials::Partials;
-use progress::{Head, Progress};
-use running::{Place, Running};
+use progress::Progress;
+use running::Running;
 use slots::{Slots, Urgency};
 
 /// Where a download gets its bytes.
@@ -177,6 +181,8 @@ pub enum FetchError {
     Present,
     #[error("the download ended without saying how")]
     Lost,
+    #[error("no source brings bytes that a client waits for")]
+    Stuck,
     #[error("nobody reads the download any more, and it can't be stored")]
     Abandoned,
     #[error("the mirror is stopping")]
@@ -196,6 +202,7 @@ impl FetchError {
             | Self::Digest { .. }
             | Self::Length { .. }
             | Self::Changed { .. }
+            | Self::Stuck
             | Self::Stopping
             | Self::Busy => false,
         }
@@ -210,6 +217,7 @@ impl FetchError {
             | Self::Length { .. }
             | Self::Changed { .. }
             | Self::Present
+            | Self::Stuck
             | Self::Lost => false,
         }
     }
@@ -227,7 +235,7 @@ pub struct Fetcher(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    running: Running<Arc<Download>>,
+    running: Running<Arc<Download>, Arc<dyn Source>>,
     partials: Partials,
     slots: Slots,
     settings: Settings,
@@ -245,6 +253,7 @@ struct Download {
     /// Tells this download from a later one of the same digest.
     id: u64,
     digest: Digest,
+    upstream: Arc<str>,
     progress: Progress,
     /// Whether a client waits for it.
     urgency: Urgency,
@@ -312,165 +321,6 @@ impl Fetcher {
     /// nobody takes up. Never ends.
     pub async fn look_after_partials(&self) {
         self.0.partials.look_after(&self.0.retention).await;
-    }
-
-    /// Whether `digest` is being downloaded on behalf of some repository.
-    pub fn is_running(&self, digest: &Digest) -> bool {
-        self.0.running.is_running(digest)
-    }
-
-    /// Follows the download of `digest` if it runs and is for `repository` already.
-    pub fn follow(
-        &self,
-        digest: &Digest,
-        repository: &RepoName,
-        wanted: Wanted,
-    ) -> Option<Follower> {
-        let download = self.0.running.follow(digest, repository)?;
-        self.0.follower(&download, wanted)
-    }
-
-    /// The length of a blob that is being downloaded for `repository`, if the upstream has announced
-    /// it. The caller doesn't take part in the download.
-    pub fn announced_size(&self, digest: &Digest, repository: &RepoName) -> Option<u64> {
-        let download = self.0.running.peek(digest, repository)?;
-        match download.progress.head() {
-            Ok(Head::Open(total)) => total,
-            Ok(Head::Wait) | Err(_) => None,
-        }
-    }
-
-    /// Joins the download of `digest`, or starts it from `source`. The caller has proved that
-    /// `repository` may have the blob, or `source` will: the blob is linked there when committed.
-    pub fn join(
-        &self,
-        digest: Digest,
-        repository: &RepoName,
-        source: Arc<dyn Source>,
-        wanted: Wanted,
-    ) -> Joined {
-        let make = |id| self.0.download(digest, id, true);
-        let mut place = self.0.running.join(digest, repository, make);
-        if let Place::Follow(download) = &place {
-            if let Some(follower) = self.0.follower(download, wanted) {
-                return Joined::Follower(follower);
-            }
-            // It isn't stored, and its first bytes are gone: a second one takes its place.
-            self.0.running.forget(&digest, download.id);
-            place = self.0.running.join(digest, repository, make);
-        }
-        match place {
-            Place::Lead(download) => {
-                let follower = self.0.follower(&download, wanted);
-                self.0.start(download, source, wanted);
-                follower.map_or(Joined::Committed, Joined::Leader)
-            }
-            // Somebody else was quicker with the second one.
-            Place::Follow(download) => self
-                .0
-                .follower(&download, wanted)
-                .map_or(Joined::Committed, Joined::Follower),
-            Place::Committed => Joined::Committed,
-        }
-    }
-
-    /// Downloads a blob that no client has asked for yet, unless that is being done. Returns when
-    /// it is there, or isn't going to be: how many bytes it has, or none when it was being done
-    /// already. When this is cancelled, the download goes on for its clients only.
-    pub async fn fetch_ahead(
-        &self,
-        digest: Digest,
-        repository: &RepoName,
-        source: Arc<dyn Source>,
-    ) -> Result<Option<u64>, FetchError> {
-        let make = |id| self.0.download(digest, id, false);
-        let Some(download) = self.0.running.stand(digest, repository, make) else {
-            return Ok(None);
-        };
-        let mut changed = download.progress.watch();
-        let _standing = Standing {
-            shared: &self.0,
-            download: &download,
-        };
-        self.0.start(Arc::clone(&download), source, Wanted::WHOLE);
-        loop {
-            changed.borrow_and_update();
-            if let Some(ended) = download.progress.ended() {
-                return ended.map(Some);
-            }
-            let gone = changed.changed().await;
-            gone.map_err(|_sender_gone| FetchError::Lost)?;
-        }
-    }
-}
-
-/// Keeps a download going that may have no clients, until dropped.
-struct Standing<'a> {
-    shared: &'a Shared,
-    download: &'a Download,
-}
-
-impl Drop for Standing<'_> {
-    fn drop(&mut self) {
-        let Self { shared, download } = self;
-        shared.running.stand_no_more(&download.digest, download.id);
-        download.progress.look();
-    }
-}
-
-impl Shared {
-    fn download(&self, digest: Digest, id: u64, urgent: bool) -> Arc<Download> {
-        let urgency = Urgency::default();
-        urgency.set(urgent);
-        Arc::new(Download {
-            id,
-            digest,
-            progress: Progress::new(self.settings.verified_first),
-            urgency,
-            fill: AtomicBool::new(false),
-            refetch: AtomicBool::new(false),
-            _counted: self.metrics.download(),
-        })
-    }
-
-    fn start(self: &Arc<Self>, download: Arc<Download>, source: Arc<dyn Source>, wanted: Wanted) {
-        self.tasks
-            .spawn(task::run(Arc::clone(self), download, source, wanted));
-    }
-
-    /// A follower of a download, among whose clients it is counted already; none when its first
-    /// bytes can't be had any more.
-    fn follower(self: &Arc<Self>, download: &Arc<Download>, wanted: Wanted) -> Option<Follower> {
-        let Some(id) = download.progress.enter(wanted.start) else {
-            self.leave(download);
-            return None;
-        };
-        let follower = Follower::new(Arc::clone(self), Arc::clone(download), id);
-        if wanted.fill {
-            download.fill.store(true, Ordering::Relaxed);
-        }
-        if wanted.refetch {
-            download.refetch.store(true, Ordering::Relaxed);
-        }
-        download.progress.look();
-        if !download.urgency.get() {
-            download.urgency.set(true);
-            self.slots.dispatch();
-        }
-        Some(follower)
-    }
-
-    /// A client has left.
-    fn leave(&self, download: &Download) {
-        self.running.leave(&download.digest, download.id);
-        let has_clients = || self.running.has_clients(&download.digest, download.id);
-        if !has_clients() {
-            download.urgency.set(false);
-            // Somebody may have come who still saw it set.
-            if has_clients() {
-                download.urgency.set(true);
-            }
-        }
     }
 }
 

@@ -45,8 +45,16 @@ pub(super) struct Partials {
 #[derive(Debug)]
 struct Parked {
     digest: Digest,
+    /// What it was downloaded from: it is never resumed from another one.
+    upstream: Arc<str>,
     until: Instant,
     reservation: Reservation,
+}
+
+impl Parked {
+    fn is_of(&self, digest: &Digest, upstream: &str) -> bool {
+        self.digest == *digest && *self.upstream == *upstream
+    }
 }
 
 impl Partials {
@@ -64,28 +72,38 @@ impl Partials {
     }
 
     /// The place of a partial download that is taken up again, if it has one.
-    pub(super) fn take(&self, digest: &Digest) -> Option<Reservation> {
+    pub(super) fn take(&self, digest: &Digest, upstream: &str) -> Option<Reservation> {
         let mut parked = self.parked();
-        let at = parked.iter().position(|parked| parked.digest == *digest)?;
+        let at = parked
+            .iter()
+            .position(|parked| parked.is_of(digest, upstream))?;
         let taken = parked.remove(at)?;
         self.show(&parked);
         Some(taken.reservation)
     }
 
+    /// Gives up the places of a blob that has been committed: its partials have gone.
+    pub(super) fn forget(&self, digest: &Digest) {
+        let mut parked = self.parked();
+        parked.retain(|parked| parked.digest != *digest);
+        self.show(&parked);
+    }
+
     /// Keeps the place of a download that has been left. The oldest of too many is removed.
-    pub(super) async fn park(&self, digest: Digest, reservation: Reservation) {
-        self.park_until(digest, reservation, Instant::now() + MAX_AGE);
+    pub(super) async fn park(&self, digest: Digest, upstream: &Arc<str>, reservation: Reservation) {
+        self.park_until(Parked {
+            digest,
+            upstream: Arc::clone(upstream),
+            until: Instant::now() + MAX_AGE,
+            reservation,
+        });
         self.trim(Instant::now()).await;
     }
 
-    fn park_until(&self, digest: Digest, reservation: Reservation, until: Instant) {
+    fn park_until(&self, new: Parked) {
         let mut parked = self.parked();
-        parked.retain(|parked| parked.digest != digest);
-        parked.push_back(Parked {
-            digest,
-            until,
-            reservation,
-        });
+        parked.retain(|parked| !parked.is_of(&new.digest, &new.upstream));
+        parked.push_back(new);
         self.show(&parked);
     }
 
@@ -100,17 +118,13 @@ impl Partials {
             let gone = {
                 let mut parked = self.parked();
                 let many = parked.len() > MAX_PARTIALS;
-                let gone = parked
-                    .pop_front_if(|oldest| many || oldest.until <= now)
-                    .map(|parked| (parked.digest, parked.reservation));
+                let gone = parked.pop_front_if(|oldest| many || oldest.until <= now);
                 self.show(&parked);
                 gone
             };
-            let Some((digest, reservation)) = gone else {
-                return;
-            };
-            self.discard(digest).await;
-            drop(reservation);
+            let Some(parked) = gone else { return };
+            self.discard(&parked.digest, &parked.upstream).await;
+            drop(parked);
         }
     }
 
@@ -119,14 +133,14 @@ impl Partials {
         let gone = std::mem::take(&mut *self.parked());
         let any = !gone.is_empty();
         for parked in gone {
-            self.discard(parked.digest).await;
+            self.discard(&parked.digest, &parked.upstream).await;
         }
         self.metrics.partials(0, 0);
         any
     }
 
-    async fn discard(&self, digest: Digest) {
-        match self.store.discard(&digest).await {
+    async fn discard(&self, digest: &Digest, upstream: &str) {
+        match self.store.discard(digest, upstream).await {
             Ok(true) => tracing::info!(%digest, "removed a partial download"),
             Ok(false) => {}
             Err(error) => {
@@ -164,10 +178,13 @@ impl Partials {
                 None => None,
             };
             match place {
-                Some((reservation, left)) => {
-                    self.park_until(digest, reservation, Instant::now() + left);
-                }
-                None => self.discard(digest).await,
+                Some((reservation, left)) => self.park_until(Parked {
+                    digest,
+                    upstream: partial.upstream,
+                    until: Instant::now() + left,
+                    reservation,
+                }),
+                None => self.discard(&digest, &partial.upstream).await,
             }
         }
         self.trim(Instant::now()).await;

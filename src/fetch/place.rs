@@ -122,11 +122,11 @@ async fn reserve(
     }
 }
 
-/// What an earlier download has left, with its place.
+/// What an earlier download from the same upstream has left, with its place.
 pub(super) async fn take_up(shared: &Shared, download: &Download) -> Option<(Stored, Partial)> {
     let digest = download.digest;
-    let parked = shared.partials.take(&digest);
-    let resumed = shared.store.resume(&digest).await;
+    let parked = shared.partials.take(&digest, &download.upstream);
+    let resumed = shared.store.resume(&digest, &download.upstream).await;
     let (stage, partial) = resumed
         .inspect_err(|error| tracing::warn!(%digest, error = %on_one_line(&error), "can't take up a partial download"))
         .ok()??;

@@ -189,6 +189,14 @@ impl Plan {
         self.total = None;
     }
 
+    /// Another source: what the one before it couldn't do, it may.
+    pub(super) fn change_source(&mut self) {
+        self.stop();
+        self.ranged = true;
+        self.alone = self.in_order;
+        self.typical = None;
+    }
+
     /// From now on one stream at a time: the upstream pushes back.
     pub(super) fn one_at_a_time(&mut self) {
         self.alone = true;

@@ -1,5 +1,7 @@
 //! How far a download is: shared by its task, which brings bytes, and its followers, who read.
 
+mod sources;
+
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,9 +11,12 @@ use tokio::sync::watch;
 use super::FetchError;
 use super::memory::Memory;
 use super::plan::{Demand, Want};
-use crate::oci::RangeSet;
+use super::position::{Announced, Members, Position};
+use crate::oci::{ByteRange, RangeSet};
 use crate::retention::WITHHELD;
 use crate::store::{Piece, Reader};
+
+pub(super) use sources::Given;
 
 /// Bytes that followers of a download that isn't stored may lag behind its mark.
 const MAX_UNSTORED: usize = 4 * 1024 * 1024;
@@ -56,17 +61,9 @@ struct State {
     next: u64,
     /// Blobs of at most so many bytes are given to nobody before they are verified.
     verified_first: u64,
-}
-
-/// Where a follower is.
-#[derive(Debug)]
-struct Position {
-    at: u64,
-    end: Option<u64>,
-    /// Its wait's place in the order of waits.
-    waits: Option<u64>,
-    /// The ranges that it reads, one after the other.
-    announced: RangeSet,
+    members: Members,
+    /// What the present source has sent like the one whose bytes were thrown away.
+    agreed: RangeSet,
 }
 
 /// What a follower reads next.
@@ -128,6 +125,8 @@ impl Progress {
                 followers: HashMap::new(),
                 next: 0,
                 verified_first,
+                members: Members::default(),
+                agreed: RangeSet::new(),
             }),
             changed: watch::Sender::new(()),
             demand: watch::Sender::new(()),
@@ -158,18 +157,12 @@ impl Progress {
         self.demand.send_replace(());
     }
 
-    /// A new follower, who reads from `start` on. None when that can't be had any more.
-    pub(super) fn enter(&self, start: u64) -> Option<u64> {
+    /// A new follower of a member, who reads from `start` on. None when that can't be had any more.
+    pub(super) fn enter(&self, start: u64, member: u64) -> Option<u64> {
         let mut state = self.state();
         (start >= state.lost).then(|| {
             let id = state.number();
-            let position = Position {
-                at: start,
-                end: None,
-                waits: None,
-                announced: RangeSet::new(),
-            };
-            state.followers.insert(id, position);
+            state.followers.insert(id, Position::new(start, member));
             id
         })
     }
@@ -209,8 +202,19 @@ impl Progress {
     }
 
     /// The upstream has answered; without a reader nothing is stored. `kept` is in the file already.
-    pub(super) fn opened(&self, total: Option<u64>, reader: Option<Reader>, kept: &RangeSet) {
+    pub(super) fn opened(
+        &self,
+        total: Option<u64>,
+        reader: Option<Reader>,
+        kept: &RangeSet,
+        other_length: &FetchError,
+    ) {
         self.change(|state| {
+            for position in state.followers.values_mut() {
+                if position.told.is_some_and(|told| told != Announced(total)) {
+                    position.error = Some(other_length.clone());
+                }
+            }
             state.phase = Phase::Streaming;
             state.total = total;
             state.stored = reader.is_some();
@@ -218,6 +222,11 @@ impl Progress {
             state.have = kept.clone();
             state.written = kept.clone();
         });
+    }
+
+    /// The length has become known later than the first byte.
+    pub(super) fn learned(&self, total: u64) {
+        self.change(|state| state.total = Some(total));
     }
 
     pub(super) fn is_stored(&self) -> bool {
@@ -307,24 +316,30 @@ impl Progress {
         });
     }
 
-    /// How the download has ended, if it has: with so many bytes.
-    pub(super) fn ended(&self) -> Option<Result<u64, FetchError>> {
+    /// How the download has ended for a member, if it has: with so many bytes.
+    pub(super) fn ended(&self, member: u64) -> Option<Result<u64, FetchError>> {
         let state = self.state();
+        if let Err(error) = state.members.admits(member) {
+            return Some(Err(error));
+        }
         match &state.phase {
             Phase::Opening | Phase::Streaming => None,
             Phase::Verified => Some(Ok(state.total.unwrap_or(0))),
-            Phase::Failed(error) => Some(Err(error.clone())),
+            Phase::Failed(error) => Some(Err(state.failure(member, error))),
         }
     }
 
-    /// Whether the download is open, and then the blob's length.
-    pub(super) fn head(&self) -> Result<Head, FetchError> {
-        let state = self.state();
-        match &state.phase {
-            Phase::Opening => Ok(Head::Wait),
-            Phase::Streaming | Phase::Verified => Ok(Head::Open(state.total)),
-            Phase::Failed(error) => Err(error.clone()),
+    /// Whether the download is open for a follower, and then the blob's length.
+    pub(super) fn head(&self, follower: u64) -> Result<Head, FetchError> {
+        let mut state = self.state();
+        if !state.admits(follower)? || matches!(state.phase, Phase::Opening) {
+            return Ok(Head::Wait);
         }
+        let total = state.total;
+        if let Some(position) = state.followers.get_mut(&follower) {
+            position.told = Some(Announced(total));
+        }
+        Ok(Head::Open(total))
     }
 
     /// Notes from now on what followers are given.
@@ -340,17 +355,18 @@ impl Progress {
     /// Looks at what is there and what is wanted, under the lock: `look` must be quick.
     pub(super) fn plan<T>(&self, look: impl FnOnce(&RangeSet, &Demand) -> T) -> T {
         let state = self.state();
-        let mut waiting: Vec<_> = state
-            .followers
-            .values()
-            .filter_map(|follower| Some((follower.waits?, state.lacks(follower.at, follower.end)?)))
+        let followers = || {
+            let sound = |position: &&Position| position.error.is_none();
+            state.followers.values().filter(sound)
+        };
+        let mut waiting: Vec<_> = followers()
+            .filter_map(|position| state.want(position))
             .collect();
         waiting.sort_unstable_by_key(|(turn, _)| *turn);
         let wants = waiting.into_iter().map(|(_, want)| want).collect();
-        let floor = state.followers.values().map(|follower| follower.at).min();
-        let floor = floor.unwrap_or(0);
+        let floor = followers().map(Position::first).min().unwrap_or(0);
         let mut announced = RangeSet::new();
-        for follower in state.followers.values() {
+        for follower in followers() {
             for range in follower.announced.ranges() {
                 announced.insert(range.start, range.end);
             }
@@ -363,24 +379,28 @@ impl Progress {
         look(&state.have, &demand)
     }
 
+    /// Whether a follower waits for bytes.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.plan(|_, demand| !demand.wants.is_empty())
+    }
+
     /// What a follower does next.
     pub(super) fn step(&self, follower: u64, reading: Reading) -> Result<Step, FetchError> {
         let mut state = self.state();
+        if !state.admits(follower)? {
+            return Ok(Step::Wait);
+        }
         let moved = state.moves(follower, reading);
         let step = state.step(reading);
         let asks = matches!(step, Ok(Step::Wait)) && state.waits(follower, reading);
+        if let Ok(Step::Give(piece)) = &step {
+            state.gives(follower, reading.offset, piece);
+        }
         drop(state);
         if moved || asks {
             self.look();
         }
         step
-    }
-
-    /// A follower has been given bytes.
-    pub(super) fn gave(&self, start: u64, end: u64) {
-        if let Some(given) = &mut self.state().given {
-            given.insert(start, end);
-        }
     }
 }
 
@@ -388,6 +408,57 @@ impl State {
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+
+    /// Whether a follower may be given bytes now, or be told the length.
+    fn admits(&self, follower: u64) -> Result<bool, FetchError> {
+        let Some(position) = self.followers.get(&follower) else {
+            return Err(FetchError::Lost);
+        };
+        if let Some(error) = &position.error {
+            return Err(error.clone());
+        }
+        if let Phase::Failed(error) = &self.phase {
+            return Err(self.failure(position.member, error));
+        }
+        Ok(self.members.admits(position.member)? && !position.compares)
+    }
+
+    /// Why a member's followers get no more: its own source's error, where that has been tried.
+    fn failure(&self, member: u64, error: &FetchError) -> FetchError {
+        let own = self.members.failures.get(&member);
+        match error {
+            // These are nobody's source's.
+            FetchError::Present | FetchError::Stopping => error.clone(),
+            _ => own.unwrap_or(error).clone(),
+        }
+    }
+
+    /// Notes what a follower is given.
+    fn gives(&mut self, follower: u64, start: u64, piece: &Piece) {
+        let end = match piece {
+            Piece::Bytes(bytes) => start + bytes.len() as u64,
+            Piece::File { end, .. } => *end,
+        };
+        if let Some(position) = self.followers.get_mut(&follower) {
+            position.given.insert(start, end);
+        }
+        if let Some(given) = &mut self.given {
+            given.insert(start, end);
+        }
+    }
+
+    /// What a follower waits for, with its turn: bytes that it lacks, or that are to be compared.
+    fn want(&self, position: &Position) -> Option<(u64, Want)> {
+        if !position.compares {
+            return Some((position.waits?, self.lacks(position.at, position.end)?));
+        }
+        let missing = |range: &ByteRange| {
+            let at = self.have.end_of(range.start);
+            let end = Some(range.end);
+            (at < range.end).then_some(Want { at, end })
+        };
+        Some((0, position.given.ranges().iter().find_map(missing)?))
     }
 
     fn mark(&mut self, stream: u64, at: Option<u64>) {
@@ -434,12 +505,13 @@ impl State {
         } = reading;
         let verified = match &self.phase {
             Phase::Failed(error) => return Err(error.clone()),
-            Phase::Verified if self.total.is_some_and(|total| offset >= total) => {
-                return Ok(Step::End);
-            }
             Phase::Verified => true,
             Phase::Opening | Phase::Streaming => false,
         };
+        // Only a body that was read from byte 0 on must not end well before it is verified.
+        if (verified || !whole) && self.total.is_some_and(|total| offset >= total) {
+            return Ok(Step::End);
+        }
         let known = self.total.unwrap_or_else(|| self.have.len());
         if !verified && known <= self.verified_first {
             return Ok(Step::Wait);

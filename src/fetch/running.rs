@@ -1,46 +1,78 @@
-//! Who takes part in which download: the one place where joining, leading, leaving, pausing and
-//! committing are put in order.
+//! Who takes part in which download: the one place where joining, leading, leaving, changing the
+//! source, pausing and committing are put in order.
+//!
+//! A download belongs to one upstream. Each repository that joins it is a member, and brings a source
+//! of its own. A member is proved once the upstream has said that its repository has the blob; only
+//! proved members are linked to the blob. The members' sources are tried in the order of their coming.
 //!
 //! No more than synchronisation: `tests/interleavings` compiles this file a second time, with
 //! locks that try thousands of orders of events.
 
 use std::collections::HashMap;
 
-use super::sync::{Mutex, MutexGuard, PoisonError};
+use super::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::oci::{Digest, RepoName};
 
-/// The running downloads by digest.
+/// The running downloads by digest and upstream.
 #[derive(Debug)]
-pub(super) struct Running<T>(Mutex<State<T>>);
+pub(super) struct Running<T, S>(Mutex<State<T, S>>);
 
 #[derive(Debug)]
-struct State<T> {
-    downloads: HashMap<Digest, Entry<T>>,
+struct State<T, S> {
+    /// One for each upstream.
+    downloads: HashMap<Digest, Vec<Entry<T, S>>>,
     next_id: u64,
 }
 
 #[derive(Debug)]
-struct Entry<T> {
+struct Entry<T, S> {
     id: u64,
+    upstream: Arc<str>,
     download: T,
     clients: usize,
     /// It goes on although no client follows.
     standing: bool,
-    /// Linked to the blob when it is committed; none once that has begun.
-    repositories: Option<Vec<RepoName>>,
+    /// None once the commit has begun.
+    members: Option<Vec<Member<S>>>,
+    next_member: u64,
+}
+
+/// A repository that takes part in a download.
+#[derive(Debug)]
+struct Member<S> {
+    id: u64,
+    repository: RepoName,
+    source: S,
+    clients: usize,
+    /// The upstream has said that the repository has the blob.
+    proved: bool,
+    /// The download has asked its source.
+    tried: bool,
+    /// Its source failed before it proved anything. It stays until its clients have left.
+    dead: bool,
 }
 
 /// What came of joining.
 #[derive(Debug)]
 pub(super) enum Place<T> {
-    /// The download is new: its task is the caller's to start.
-    Lead(T),
-    Follow(T),
+    /// The download is new: its task is the caller's to start, with the caller's source.
+    Lead(Seat<T>),
+    Follow(Seat<T>),
     /// It has just been committed: the store has it.
     Committed,
 }
 
-impl<T: Clone> Running<T> {
+/// A client's place in a download.
+#[derive(Debug)]
+pub(super) struct Seat<T> {
+    pub(super) download: T,
+    /// The member that the client belongs to.
+    pub(super) member: u64,
+    /// Nobody has asked the upstream yet whether the repository has the blob.
+    pub(super) needs_proof: bool,
+}
+
+impl<T: Clone, S: Clone> Running<T, S> {
     pub(super) fn new() -> Self {
         Self(Mutex::new(State {
             downloads: HashMap::new(),
@@ -48,69 +80,99 @@ impl<T: Clone> Running<T> {
         }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State<T>> {
+    fn state(&self) -> MutexGuard<'_, State<T, S>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn is_running(&self, digest: &Digest) -> bool {
-        self.state().downloads.contains_key(digest)
+    pub(super) fn is_running(&self, upstream: &str, digest: &Digest) -> bool {
+        self.state().find(upstream, digest).is_some()
     }
 
-    /// One more client, if the download runs and is for `repository` already.
-    pub(super) fn follow(&self, digest: &Digest, repository: &RepoName) -> Option<T> {
+    /// One more client, if the download runs and the repository is proved already, or about to be
+    /// because the download has asked its source.
+    pub(super) fn follow(
+        &self,
+        upstream: &str,
+        digest: &Digest,
+        repository: &RepoName,
+    ) -> Option<Seat<T>> {
         let mut state = self.state();
-        let entry = state.downloads.get_mut(digest)?;
-        if !entry.repositories.as_ref()?.contains(repository) {
+        let entry = state.find(upstream, digest)?;
+        let member = entry.member_of(repository)?;
+        if member.needs_proof() {
             return None;
         }
+        member.clients += 1;
+        let member = member.id;
         entry.clients += 1;
-        Some(entry.download.clone())
+        Some(Seat {
+            download: entry.download.clone(),
+            member,
+            needs_proof: false,
+        })
     }
 
-    /// The download, if it runs and is for `repository` already.
+    /// The download, if it runs and `repository` is a member, and which one.
     #[cfg_attr(test, allow(dead_code, reason = "`interleavings` doesn't need it"))]
-    pub(super) fn peek(&self, digest: &Digest, repository: &RepoName) -> Option<T> {
-        let state = self.state();
-        let entry = state.downloads.get(digest)?;
-        let repositories = entry.repositories.as_ref()?;
-        let is_for = repositories.contains(repository);
-        is_for.then(|| entry.download.clone())
+    pub(super) fn peek(
+        &self,
+        upstream: &str,
+        digest: &Digest,
+        repository: &RepoName,
+    ) -> Option<(T, u64)> {
+        let mut state = self.state();
+        let entry = state.find(upstream, digest)?;
+        let member = entry.member_of(repository)?.id;
+        Some((entry.download.clone(), member))
     }
 
     /// One more client of the download, which `make` makes when there is none; `make` is given what
-    /// the download is called here.
+    /// the download is called here. `source` is what the repository brings when it is new.
     pub(super) fn join(
         &self,
+        upstream: &str,
         digest: Digest,
         repository: &RepoName,
+        source: S,
         make: impl FnOnce(u64) -> T,
     ) -> Place<T> {
         let mut state = self.state();
-        if let Some(entry) = state.downloads.get_mut(&digest) {
-            let Some(repositories) = &mut entry.repositories else {
-                return Place::Committed;
-            };
-            if !repositories.contains(repository) {
-                repositories.push(repository.clone());
-            }
-            entry.clients += 1;
-            return Place::Follow(entry.download.clone());
+        let Some(entry) = state.find(upstream, &digest) else {
+            return Place::Lead(state.insert(upstream, digest, repository, source, false, make));
+        };
+        if entry.members.is_none() {
+            return Place::Committed;
         }
-        Place::Lead(state.insert(digest, repository, false, make))
+        if entry.member_of(repository).is_none() {
+            entry.add(repository, source);
+        }
+        let Some(member) = entry.member_of(repository) else {
+            return Place::Committed;
+        };
+        member.clients += 1;
+        let (member, needs_proof) = (member.id, member.needs_proof());
+        entry.clients += 1;
+        Place::Follow(Seat {
+            download: entry.download.clone(),
+            member,
+            needs_proof,
+        })
     }
 
     /// A download without clients; none when one is running.
     pub(super) fn stand(
         &self,
+        upstream: &str,
         digest: Digest,
         repository: &RepoName,
+        source: S,
         make: impl FnOnce(u64) -> T,
-    ) -> Option<T> {
+    ) -> Option<Seat<T>> {
         let mut state = self.state();
-        if state.downloads.contains_key(&digest) {
+        if state.find(upstream, &digest).is_some() {
             return None;
         }
-        Some(state.insert(digest, repository, true, make))
+        Some(state.insert(upstream, digest, repository, source, true, make))
     }
 
     /// From now on the download goes on for its clients only.
@@ -120,11 +182,60 @@ impl<T: Clone> Running<T> {
         }
     }
 
-    /// A client has left.
-    pub(super) fn leave(&self, digest: &Digest, id: u64) {
-        if let Some(entry) = self.state().entry(digest, id) {
-            entry.clients = entry.clients.saturating_sub(1);
+    /// The upstream has said that a member's repository has the blob. False when the blob is, or is
+    /// about to be, linked without it, and when the download has ended.
+    pub(super) fn prove(&self, digest: &Digest, id: u64, member: u64) -> bool {
+        let mut state = self.state();
+        let member = state
+            .entry(digest, id)
+            .and_then(|entry| entry.member(member));
+        member.is_some_and(|member| {
+            member.proved |= !member.dead;
+            member.proved
+        })
+    }
+
+    /// The source of a member has failed: the next member whose source is to be tried. None when
+    /// there is no other; then the download is forgotten, and whoever comes starts anew.
+    pub(super) fn next_source(&self, digest: &Digest, id: u64, failed: u64) -> Option<(u64, S)> {
+        let mut state = self.state();
+        let entry = state.entry(digest, id)?;
+        if let Some(failed) = entry.member(failed) {
+            failed.dead = !failed.proved;
         }
+        let next =
+            entry.members.iter_mut().flatten().find(|member| {
+                !member.tried && !member.dead && (member.proved || member.clients > 0)
+            });
+        if let Some(next) = next {
+            next.tried = true;
+            return Some((next.id, next.source.clone()));
+        }
+        state.remove(digest, id);
+        None
+    }
+
+    /// A client has left. True when its member is of no use to anybody any more.
+    pub(super) fn leave(&self, digest: &Digest, id: u64, member: u64) -> bool {
+        let mut state = self.state();
+        let Some(entry) = state.entry(digest, id) else {
+            return false;
+        };
+        entry.clients = entry.clients.saturating_sub(1);
+        let Some(members) = &mut entry.members else {
+            return false;
+        };
+        let Some(at) = members.iter().position(|other| other.id == member) else {
+            return false;
+        };
+        let useless = members.get_mut(at).is_some_and(|member| {
+            member.clients = member.clients.saturating_sub(1);
+            member.clients == 0 && (member.dead || member.needs_proof())
+        });
+        if useless {
+            members.remove(at);
+        }
+        useless
     }
 
     /// Whether the download would go on for nobody.
@@ -149,60 +260,125 @@ impl<T: Clone> Running<T> {
             .entry(digest, id)
             .is_some_and(|entry| entry.is_abandoned());
         if abandoned {
-            state.downloads.remove(digest);
+            state.remove(digest, id);
         }
         abandoned
     }
 
-    /// The blob is committed: nobody joins from here on. The repositories that it is linked into.
+    /// The blob is committed: nobody joins from here on. The repositories that it is linked into:
+    /// those that are proved.
     pub(super) fn committed(&self, digest: &Digest, id: u64) -> Vec<RepoName> {
         let mut state = self.state();
         let entry = state.entry(digest, id);
-        entry
-            .and_then(|entry| entry.repositories.take())
-            .unwrap_or_default()
+        let members = entry.and_then(|entry| entry.members.take());
+        let proved = members.into_iter().flatten().filter(|member| member.proved);
+        proved.map(|member| member.repository).collect()
     }
 
     /// Forgets the download, unless another one has taken its place.
     pub(super) fn forget(&self, digest: &Digest, id: u64) {
-        let mut state = self.state();
-        if state.entry(digest, id).is_some() {
-            state.downloads.remove(digest);
+        self.state().remove(digest, id);
+    }
+}
+
+impl<T: Clone, S> State<T, S> {
+    fn insert(
+        &mut self,
+        upstream: &str,
+        digest: Digest,
+        repository: &RepoName,
+        source: S,
+        standing: bool,
+        make: impl FnOnce(u64) -> T,
+    ) -> Seat<T> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let download = make(id);
+        let clients = usize::from(!standing);
+        let leader = Member {
+            id: 0,
+            repository: repository.clone(),
+            source,
+            clients,
+            proved: false,
+            tried: true,
+            dead: false,
+        };
+        let entry = Entry {
+            id,
+            upstream: upstream.into(),
+            download: download.clone(),
+            clients,
+            standing,
+            members: Some(vec![leader]),
+            next_member: 1,
+        };
+        self.downloads.entry(digest).or_default().push(entry);
+        Seat {
+            download,
+            member: 0,
+            needs_proof: false,
         }
     }
 }
 
-impl<T: Clone> State<T> {
-    fn insert(
-        &mut self,
-        digest: Digest,
-        repository: &RepoName,
-        standing: bool,
-        make: impl FnOnce(u64) -> T,
-    ) -> T {
-        let id = self.next_id;
-        self.next_id += 1;
-        let download = make(id);
-        let entry = Entry {
-            id,
-            download: download.clone(),
-            clients: usize::from(!standing),
-            standing,
-            repositories: Some(vec![repository.clone()]),
-        };
-        self.downloads.insert(digest, entry);
-        download
+impl<T, S> State<T, S> {
+    fn find(&mut self, upstream: &str, digest: &Digest) -> Option<&mut Entry<T, S>> {
+        let entries = self.downloads.get_mut(digest)?;
+        entries
+            .iter_mut()
+            .find(|entry| *entry.upstream == *upstream)
     }
 
-    fn entry(&mut self, digest: &Digest, id: u64) -> Option<&mut Entry<T>> {
-        self.downloads
-            .get_mut(digest)
-            .filter(|entry| entry.id == id)
+    fn entry(&mut self, digest: &Digest, id: u64) -> Option<&mut Entry<T, S>> {
+        let entries = self.downloads.get_mut(digest)?;
+        entries.iter_mut().find(|entry| entry.id == id)
+    }
+
+    fn remove(&mut self, digest: &Digest, id: u64) {
+        if let Some(entries) = self.downloads.get_mut(digest) {
+            entries.retain(|entry| entry.id != id);
+            if entries.is_empty() {
+                self.downloads.remove(digest);
+            }
+        }
     }
 }
 
-impl<T> Entry<T> {
+impl<T, S> Entry<T, S> {
     fn is_abandoned(&self) -> bool {
-        self.clients == 0 && !self.standing && self.repositories.is_some()
+        self.clients == 0 && !self.standing && self.members.is_some()
+    }
+
+    fn member(&mut self, id: u64) -> Option<&mut Member<S>> {
+        let mut members = self.members.iter_mut().flatten();
+        members.find(|member| member.id == id)
+    }
+
+    fn member_of(&mut self, repository: &RepoName) -> Option<&mut Member<S>> {
+        let mut members = self.members.iter_mut().flatten();
+        members.find(|member| !member.dead && member.repository == *repository)
+    }
+
+    fn add(&mut self, repository: &RepoName, source: S) {
+        let id = self.next_member;
+        self.next_member += 1;
+        if let Some(members) = &mut self.members {
+            members.push(Member {
+                id,
+                repository: repository.clone(),
+                source,
+                clients: 0,
+                proved: false,
+                tried: false,
+                dead: false,
+            });
+        }
+    }
+}
+
+impl<S> Member<S> {
+    fn needs_proof(&self) -> bool {
+        !self.proved && !self.tried
     }
 }

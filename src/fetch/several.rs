@@ -33,6 +33,7 @@ impl Transfer<'_> {
 
     /// The upstream gives a stream several ranges.
     pub(super) fn answered_ranges(&mut self, stream: Stream, ranges: BlobRanges) {
+        self.prove();
         if !self.storing.is_storing() {
             // What isn't stored can only be passed on in order.
             self.give_up(&stream);

@@ -1,6 +1,7 @@
 //! Where a download's chunks go once followers have been shown them: through the hash and into the
 //! staged file, in batches as large as what came while the last batch was being written.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::FetchError;
+use super::suspect::Suspect;
 use super::writer::Writer;
 use crate::causes::on_one_line;
 use crate::oci::Algorithm;
@@ -70,8 +72,13 @@ struct Notes {
 }
 
 impl Storing {
-    /// `kept` is in the stage already.
-    pub(super) fn new(stored: Option<Stored>, algorithm: Algorithm, kept: RangeSet) -> Self {
+    /// `kept` is in the stage already. What comes is compared with the suspect.
+    pub(super) fn new(
+        stored: Option<Stored>,
+        algorithm: Algorithm,
+        kept: RangeSet,
+        suspect: Option<Suspect>,
+    ) -> Self {
         let (stage, place) = stored
             .map(|stored| (stored.stage, (stored.reservation, stored.hold)))
             .unzip();
@@ -80,7 +87,7 @@ impl Storing {
             pending_bytes: 0,
             most_pending: 0,
             comparing: false,
-            writing: Writing::Idle(Box::new(Writer::new(stage, algorithm, kept))),
+            writing: Writing::Idle(Box::new(Writer::new(stage, algorithm, kept, suspect))),
             place,
             notes: Notes::new(),
         }
@@ -183,19 +190,35 @@ impl Storing {
         self.comparing &= self.is_busy();
     }
 
+    /// Takes the writer out, if it is idle. It has to be [put back](Self::put_back).
+    pub(super) fn take_idle(&mut self) -> Option<Box<Writer>> {
+        match std::mem::replace(&mut self.writing, Writing::Gone) {
+            Writing::Idle(writer) => Some(writer),
+            other => {
+                self.writing = other;
+                None
+            }
+        }
+    }
+
+    /// The writer is idle; nothing is given to it.
+    pub(super) fn put_back(&mut self, writer: Box<Writer>) {
+        self.writing = Writing::Idle(writer);
+    }
+
     /// Whether a batch is being written, or one is to be.
     pub(super) fn is_busy(&self) -> bool {
         matches!(self.writing, Writing::Busy(_))
     }
 
     /// Notes on disk what is there, if it is time: after a crash the download goes on from there.
-    pub(super) fn note(&mut self, writer: &Writer, total: u64) {
+    pub(super) fn note(&mut self, writer: &Writer, upstream: &Arc<str>, total: u64) {
         let now = Instant::now();
         if self.notes.is_due(writer, now)
             && let Some(stage) = writer.stage()
         {
             let keeper = stage.keeper();
-            let partial = writer.partial(total);
+            let partial = writer.partial(upstream, total);
             self.notes.bytes = writer.file.len();
             self.notes.running = Some(tokio::task::spawn_blocking(move || {
                 let started = Instant::now();

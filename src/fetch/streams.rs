@@ -129,6 +129,12 @@ impl Streams {
         self.source.supports_multi_range()
     }
 
+    /// Hangs up, and asks another source from now on. It is of the same upstream.
+    pub(super) fn change_source(&mut self, source: Arc<dyn Source>) {
+        self.stop();
+        self.source = source;
+    }
+
     /// Opens a stream.
     pub(super) fn open(&mut self, lane: u64, span: Span, permit: Permit) {
         self.reopen(Stream::new(lane, span.start, permit), span, Duration::ZERO);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
@@ -13,6 +14,7 @@ use super::plan::{MIN_LANE, NEAR, Plan, Span};
 use super::slots::{Busy, Opening, Permit};
 use super::storing::Storing;
 use super::streams::Streams;
+use super::suspect::Suspect;
 use super::writer::Writer;
 use super::{Download, FetchError, Shared, Source, Wanted};
 use crate::causes::on_one_line;
@@ -20,7 +22,14 @@ use crate::oci::RangeSet;
 use crate::retention::Trust;
 use crate::store::Partial;
 
+/// How often a download that asks for nothing looks whether it should.
+const IDLE_LOOK: Duration = Duration::from_secs(5);
+/// After so many looks in a row it ends, if a client waits for it.
+const MAX_IDLE_LOOKS: u32 = 12;
+
 /// Runs one download to its end, whatever that is, and tells its followers.
+///
+/// The leader's source, of the member 0, is the first that is asked.
 pub(super) async fn run(
     shared: Arc<Shared>,
     download: Arc<Download>,
@@ -34,17 +43,17 @@ pub(super) async fn run(
     let mut transfer = Transfer::new(&shared, &download, source, wanted);
     let stopped = shared.stop.cancelled();
     let ended = tokio::select! {
-        ended = transfer.run() => ended,
+        ended = transfer.complete() => ended,
         error = drain(&shared, &download) => Err(error),
         () = stopped => Err(FetchError::Stopping),
     };
     let ended = match ended {
-        Ok(Ended::Whole(size)) => commit::verify(transfer.storing, download.digest, size).await,
+        Ok(Ended::Whole(size)) => Ok(Verified::new(transfer.storing, size)),
         Ok(Ended::Abandoned { kept }) => {
             tracing::info!(digest = %download.digest, kept, "paused a download that nobody waits for");
             shared.metrics.download_paused();
             if kept {
-                commit::leave(&shared, download.digest, transfer.storing).await;
+                commit::leave(&shared, &download, transfer.storing).await;
             } else {
                 commit::discard(transfer.storing).await;
             }
@@ -56,7 +65,7 @@ pub(super) async fn run(
             log_failure(&shared, &download, &error);
             // What is right is kept. Before anybody hears, because the next one takes it up.
             if error.leaves_partial() && transfer.keep().await {
-                commit::leave(&shared, download.digest, transfer.storing).await;
+                commit::leave(&shared, &download, transfer.storing).await;
             } else {
                 commit::discard(transfer.storing).await;
             }
@@ -119,7 +128,7 @@ impl Drop for Guard<'_> {
 
 /// How a transfer ends that doesn't fail.
 pub(super) enum Ended {
-    /// All bytes have come, and been hashed: so many.
+    /// All bytes have come, so many, and they have the digest.
     Whole(u64),
     /// Nobody wants it any more. Whether what is there has been noted on disk.
     Abandoned { kept: bool },
@@ -128,6 +137,7 @@ pub(super) enum Ended {
 /// Bytes to ask for, and the permit that this waits for.
 type Turn = (Span, BoxFuture<'static, Result<Opening, Busy>>);
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Transfer<'a> {
     pub(super) shared: &'a Shared,
     pub(super) download: &'a Download,
@@ -135,6 +145,16 @@ pub(super) struct Transfer<'a> {
     pub(super) streams: Streams,
     pub(super) storing: Storing,
     pub(super) space: Space<'a>,
+    /// The member whose source is asked.
+    pub(super) member: u64,
+    /// Whether that source has answered.
+    pub(super) answered: bool,
+    /// Whether what is there came from other sources, too, or from an earlier download.
+    pub(super) mixed: bool,
+    /// What followers were given and what was thrown away, until the download is open again.
+    pub(super) suspect: Option<Suspect>,
+    /// Why it was thrown away.
+    pub(super) suspected: Option<FetchError>,
     /// Where the first client begins to read.
     wanted: Wanted,
     /// Whether the upstream has answered, and followers have been told the length.
@@ -153,6 +173,8 @@ pub(super) struct Transfer<'a> {
     look: Option<Instant>,
     /// The latest that was heard of a client.
     pub(super) newest: u64,
+    /// How often it has been looked in vain for something to ask for.
+    idle_looks: u32,
     /// Until when the download goes on without clients.
     pub(super) grace: Option<Instant>,
 }
@@ -174,8 +196,13 @@ impl<'a> Transfer<'a> {
             download,
             plan: Plan::new(shared.settings.segments, wanted.fill),
             streams: Streams::new(source),
-            storing: Storing::new(None, algorithm, RangeSet::new()),
+            storing: Storing::new(None, algorithm, RangeSet::new(), None),
             space: Space::default(),
+            member: 0,
+            answered: false,
+            mixed: false,
+            suspect: None,
+            suspected: None,
             wanted,
             opened: false,
             kept: None,
@@ -186,12 +213,14 @@ impl<'a> Transfer<'a> {
             replan: true,
             look: None,
             newest: 0,
+            idle_looks: 0,
             grace: None,
         }
     }
 
-    /// Brings the blob. When this succeeds everything has been hashed.
-    async fn run(&mut self) -> Result<Ended, FetchError> {
+    /// Brings the blob from one source after the other, until one has brought all of it or all have
+    /// failed.
+    async fn complete(&mut self) -> Result<Ended, FetchError> {
         // Committed by another download since somebody looked: never fetched twice. The same test
         // as for clients, so that what is damaged for them is not present here.
         let digest = &self.download.digest;
@@ -202,6 +231,23 @@ impl<'a> Transfer<'a> {
             return Err(FetchError::Present);
         }
         self.take_up().await;
+        loop {
+            let ended = match self.bring().await {
+                Ok(Ended::Whole(size)) => {
+                    let checked = commit::check(&mut self.storing, self.download.digest, size);
+                    checked.await.map(|()| Ended::Whole(size))
+                }
+                ended => ended,
+            };
+            match ended {
+                Ok(ended) => return Ok(ended),
+                Err(error) => self.fail_over(error).await?,
+            }
+        }
+    }
+
+    /// Brings the blob from the present source. When this succeeds everything has been hashed.
+    async fn bring(&mut self) -> Result<Ended, FetchError> {
         loop {
             while !self.is_complete() {
                 if std::mem::take(&mut self.replan) {
@@ -243,6 +289,10 @@ impl<'a> Transfer<'a> {
     /// long enough.
     async fn step(&mut self) -> Result<bool, FetchError> {
         let room = self.download.progress.room()? && self.storing.has_room() && self.has_space();
+        let idle = self.plan.lanes().is_empty() && self.turn.is_none() && !self.storing.is_busy();
+        if !idle {
+            self.idle_looks = 0;
+        }
         tokio::select! {
             biased;
             writer = self.storing.written() => self.take_back(writer?)?,
@@ -263,6 +313,14 @@ impl<'a> Transfer<'a> {
                 self.replan = true;
             }
             () = at(self.grace) => return Ok(true),
+            () = tokio::time::sleep(IDLE_LOOK), if idle => {
+                // Nothing comes, and nothing is asked for: a client must not wait for that forever.
+                self.idle_looks += 1;
+                self.replan = true;
+                if self.idle_looks > MAX_IDLE_LOOKS && self.download.progress.is_waited_for() {
+                    return Err(FetchError::Stuck);
+                }
+            }
         }
         Ok(false)
     }
@@ -364,16 +422,21 @@ impl<'a> Transfer<'a> {
     /// Takes up what an earlier download has left.
     async fn take_up(&mut self) {
         let digest = self.download.digest;
-        if let Some((stored, Partial { total, mut ranges })) =
-            place::take_up(self.shared, self.download).await
+        if let Some((
+            stored,
+            Partial {
+                total, mut ranges, ..
+            },
+        )) = place::take_up(self.shared, self.download).await
         {
             // Whoever wrote that down: a byte is left to ask for.
             ranges.remove(total.saturating_sub(1), u64::MAX);
             tracing::info!(%digest, total, there = ranges.len(), "taking up a partial download");
             self.plan.opened(Some(total));
             self.space.stored = ranges.len();
-            self.storing = Storing::new(Some(stored), digest.algorithm(), ranges.clone());
+            self.storing = Storing::new(Some(stored), digest.algorithm(), ranges.clone(), None);
             self.kept = Some((total, ranges));
+            self.mixed = true;
         }
     }
 
@@ -382,16 +445,26 @@ impl<'a> Transfer<'a> {
         let digest = self.download.digest;
         if let Some(at) = writer.changed {
             let digest = digest.into();
+            self.storing.put_back(writer);
             return Err(FetchError::Changed { digest, at });
         }
-        self.download.progress.written(&writer.fresh);
+        let progress = &self.download.progress;
+        if let Some(error) = &self.suspected {
+            progress.compared(&writer.agreed, &writer.differs, error);
+            if !progress.is_comparing()
+                && let Some(suspect) = writer.take_suspect()
+            {
+                drop(tokio::task::spawn_blocking(move || drop(suspect)));
+            }
+        }
+        progress.written(&writer.fresh);
         if let Some(error) = writer.failure.take() {
             self.shared.metrics.store_failed();
             tracing::error!(%digest, error = %on_one_line(&error), "can't store the download; passing it through");
             self.pass_through(writer.hashed);
         }
         if let Some(total) = self.plan.total.filter(|_| self.opened) {
-            self.storing.note(&writer, total);
+            self.storing.note(&writer, &self.download.upstream, total);
         }
         self.storing.give_back(writer);
         Ok(())

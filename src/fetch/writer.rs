@@ -5,10 +5,11 @@
 //! hashed is what is in the file, in whatever order and however often chunks come.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::causes::on_one_line;
+use super::suspect::{Suspect, read_back};
 use crate::oci::{Algorithm, Digest, Hasher, RangeSet};
 use crate::store::{Partial, Stage, StoreError};
 
@@ -36,11 +37,21 @@ pub(super) struct Writer {
     pub(super) changed: Option<u64>,
     /// Some byte was offered more than once.
     repeated: bool,
+    /// What an earlier source sent, while followers have bytes of it.
+    suspect: Option<Suspect>,
+    /// What the last batch has brought that the suspect has: the same, and other.
+    pub(super) agreed: RangeSet,
+    pub(super) differs: RangeSet,
 }
 
 impl Writer {
     /// `kept` is in the file already. It is hashed like what comes, and not believed.
-    pub(super) fn new(stage: Option<Box<dyn Stage>>, algorithm: Algorithm, kept: RangeSet) -> Self {
+    pub(super) fn new(
+        stage: Option<Box<dyn Stage>>,
+        algorithm: Algorithm,
+        kept: RangeSet,
+        suspect: Option<Suspect>,
+    ) -> Self {
         Self {
             writing: stage.is_some(),
             stage,
@@ -51,13 +62,40 @@ impl Writer {
             failure: None,
             changed: None,
             repeated: false,
+            suspect,
+            agreed: RangeSet::new(),
+            differs: RangeSet::new(),
         }
     }
 
-    /// Whether the file should be hashed again before it is committed: some byte was offered more than
-    /// once, so an error in the account of what is written would show there.
+    /// The digest of all that was hashed; once. When some byte was offered more than once, that of the
+    /// file, hashed anew: an error in the account of what is written would show there. None when the
+    /// file can't be read back. Blocks then.
+    pub(super) fn finish(&mut self, algorithm: Algorithm) -> Option<Digest> {
+        let hashed = std::mem::replace(&mut self.hasher, Hasher::new(algorithm)).finish();
+        let stage = self.stage.as_deref().filter(|_| self.needs_rehash());
+        stage.map_or(Some(hashed), |stage| rehash(stage, algorithm, self.hashed))
+    }
+
+    /// Whether all bytes before `end`, and no others, have been hashed and have the digest.
+    pub(super) fn is_whole(&self, end: u64, digest: &Digest) -> bool {
+        self.hashed == end && self.hasher.clone().finish() == *digest
+    }
+
+    /// Whether [`finish`](Self::finish) reads the whole file.
     pub(super) fn needs_rehash(&self) -> bool {
-        self.repeated
+        self.repeated && self.writing
+    }
+
+    /// The suspect, once nobody needs it.
+    pub(super) fn take_suspect(&mut self) -> Option<Suspect> {
+        self.suspect.take()
+    }
+
+    /// The file, whatever is right of it, and what is in it.
+    pub(super) fn into_file(self) -> Option<(Box<dyn Stage>, RangeSet)> {
+        let file = self.file;
+        self.stage.map(|stage| (stage, file))
     }
 
     /// Whether the file has bytes whose turn it is to be hashed.
@@ -79,28 +117,29 @@ impl Writer {
         self.stage.as_deref()
     }
 
-    /// The stage with all that was written, and the hash of it.
-    pub(super) fn into_parts(self) -> (Option<Box<dyn Stage>>, Hasher) {
-        let Self {
-            stage,
-            writing,
-            hasher,
-            ..
-        } = self;
-        (stage.filter(|_| writing), hasher)
+    /// The stage, with all that has come.
+    pub(super) fn into_stage(self) -> Option<Box<dyn Stage>> {
+        let writing = self.writing;
+        self.stage.filter(|_| writing)
     }
 
     /// What is there of a blob of `total` bytes, for whoever takes the download up. Without its
     /// last byte: that one is asked of the upstream, which so says that it has the blob.
-    pub(super) fn partial(&self, total: u64) -> Partial {
+    pub(super) fn partial(&self, upstream: &Arc<str>, total: u64) -> Partial {
         let mut ranges = self.file.clone();
         ranges.remove(total.saturating_sub(1), u64::MAX);
-        Partial { total, ranges }
+        Partial {
+            upstream: Arc::clone(upstream),
+            total,
+            ranges,
+        }
     }
 
     /// Takes a batch of chunks with their offsets, in the order in which they came. Blocks.
     pub(super) fn take(mut self: Box<Self>, batch: Vec<(u64, Bytes)>) -> Box<Self> {
         self.fresh = RangeSet::new();
+        self.agreed = RangeSet::new();
+        self.differs = RangeSet::new();
         let (new, copies) = self.split(batch);
         self.accept(new);
         for (offset, copy) in copies {
@@ -160,6 +199,9 @@ impl Writer {
         self.write(start, run);
         let mut at = start;
         for part in run {
+            if let Some(suspect) = &self.suspect {
+                suspect.compare(at, part, &mut self.agreed, &mut self.differs);
+            }
             // What isn't written has to be hashed now. The file may have the bytes before it.
             while !self.writing && at > self.hashed && self.is_behind() {
                 self.catch_up();
@@ -245,24 +287,8 @@ impl Writer {
     }
 }
 
-/// Fills the buffer from the file. False when that can't be.
-fn read_back(stage: &dyn Stage, offset: u64, buffer: &mut [u8]) -> bool {
-    let mut filled = 0;
-    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match stage.read_at(offset + filled as u64, rest) {
-            Ok(0) => return false,
-            Ok(read) => filled += read,
-            Err(error) => {
-                tracing::warn!(error = %on_one_line(&error), "what was written can't be read back");
-                return false;
-            }
-        }
-    }
-    true
-}
-
 /// The digest of the first `size` bytes of the file; none when they can't be read. Blocks.
-pub(super) fn rehash(stage: &dyn Stage, algorithm: Algorithm, size: u64) -> Option<Digest> {
+fn rehash(stage: &dyn Stage, algorithm: Algorithm, size: u64) -> Option<Digest> {
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; PIECE];
     let mut at = 0;

@@ -134,6 +134,7 @@ impl Refusal {
             | MirrorError::Fetch(
                 FetchError::Store(_)
                 | FetchError::Lost
+                | FetchError::Stuck
                 | FetchError::Present
                 | FetchError::Abandoned,
             ) => {

@@ -15,6 +15,7 @@ pub(super) struct Fetching {
     followers: Gauge,
     resumed: Counter,
     paused: Counter,
+    sources_changed: Counter,
     streams: Family<OfUpstream, Gauge>,
     waiting: Gauge,
     segments: Counter,
@@ -65,6 +66,11 @@ impl Fetching {
                 &self.resumed,
             ),
             (
+                "download_sources_changed",
+                "Downloads that went on with another repository's source after one had failed",
+                &self.sources_changed,
+            ),
+            (
                 "downloads_paused",
                 "Downloads that stopped because nobody waited for them",
                 &self.paused,
@@ -112,6 +118,11 @@ impl Metrics {
 
     pub fn download_resumed(&self) {
         self.fetching.resumed.inc();
+    }
+
+    /// A download goes on with another source.
+    pub fn source_changed(&self) {
+        self.fetching.sources_changed.inc();
     }
 
     /// A download has stopped because nobody waits for it.

@@ -143,18 +143,14 @@ impl Mirror {
         target: &Target,
         digest: Digest,
     ) -> Result<BlobAnswer, MirrorError> {
-        if let Some(size) = self.fetcher.announced_size(&digest, &target.stored) {
+        if let Some(size) =
+            self.fetcher
+                .announced_size(&target.upstream.name, &digest, &target.stored)
+        {
             return Ok(BlobAnswer::head(Some(size), Outcome::Joined));
         }
-        let hold = self.retention.hold(&digest).await;
-        if let Some(stored) = self.linked_blob(target, &digest, Want::Head).await {
-            let size = stored.content.size;
-            self.retention
-                .used(&target.stored, LinkKind::Layer, &digest, size);
-            return Ok(BlobAnswer::stored(stored.held(hold), Outcome::Hit));
-        }
-        if let Some(stored) = self.open_blob(&digest, Want::Head).await {
-            return self.claim(target, digest, stored.held(hold)).await;
+        if let Some(answer) = self.stored_blob(target, digest, Want::Head, false).await? {
+            return Ok(answer);
         }
         let size = self.prove(target, digest).await?;
         Ok(BlobAnswer::head(size, Outcome::Miss))
@@ -171,6 +167,8 @@ impl Mirror {
             client,
             ..self.wanted(target, ranges)
         };
+        let upstream = &target.upstream.name;
+        let mut proved = false;
         let mut failure = MirrorError::Lost;
         for attempt in 0..ATTEMPTS {
             let wanted = Wanted {
@@ -178,36 +176,37 @@ impl Mirror {
                 ..wanted
             };
             // Before the store is asked: who joins waits for no disk.
-            if let Some(follower) = self.fetcher.follow(&digest, &target.stored, wanted) {
+            if let Some(follower) = self
+                .fetcher
+                .follow(upstream, &digest, &target.stored, wanted)
+            {
                 match BlobAnswer::following(follower, ranges, Outcome::Joined).await {
                     Err(error) if error.permits_retry() => failure = error,
                     answer => return answer,
                 }
                 continue;
             }
-            let hold = self.retention.hold(&digest).await;
-            if let Some(stored) = self.linked_blob(target, &digest, Want::Content).await {
-                let size = stored.content.size;
-                self.retention
-                    .used(&target.stored, LinkKind::Layer, &digest, size);
-                return Ok(BlobAnswer::stored(stored.held(hold), Outcome::Hit));
-            }
-            // Another repository's blob, there or on its way: is it this repository's, too?
-            if let Some(stored) = self.open_blob(&digest, Want::Content).await {
-                return self.claim(target, digest, stored.held(hold)).await;
-            }
-            if self.fetcher.is_running(&digest) {
-                self.prove(target, digest).await?;
+            let stored = self.stored_blob(target, digest, Want::Content, proved);
+            if let Some(answer) = stored.await? {
+                return Ok(answer);
             }
             let source = UpstreamBlob {
                 target: target.clone(),
                 digest,
                 described_size: self.sizes.get(&digest),
             };
+            // Asked only where another repository's download runs.
+            let proof = async {
+                if !proved {
+                    self.prove_or_vouch(target, digest).await?;
+                    proved = true;
+                }
+                Ok::<_, MirrorError>(())
+            };
             let joined = self
                 .fetcher
-                .join(digest, &target.stored, Arc::new(source), wanted);
-            let following = match joined {
+                .join(digest, &target.stored, Arc::new(source), wanted, proof);
+            let following = match joined.await? {
                 Joined::Leader(follower) => {
                     BlobAnswer::following(follower, ranges, Outcome::Miss).await
                 }
@@ -257,6 +256,30 @@ impl Mirror {
         Some(stored.held(hold))
     }
 
+    /// A blob that the store has for this repository, or for another one when it is this one's, too.
+    async fn stored_blob(
+        &self,
+        target: &Target,
+        digest: Digest,
+        want: Want,
+        proved: bool,
+    ) -> Result<Option<BlobAnswer>, MirrorError> {
+        let hold = self.retention.hold(&digest).await;
+        if let Some(stored) = self.linked_blob(target, &digest, want).await {
+            let size = stored.content.size;
+            self.retention
+                .used(&target.stored, LinkKind::Layer, &digest, size);
+            return Ok(Some(BlobAnswer::stored(stored.held(hold), Outcome::Hit)));
+        }
+        match self.open_blob(&digest, want).await {
+            Some(stored) => {
+                let claimed = self.claim(target, digest, stored.held(hold), proved);
+                claimed.await.map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
     async fn linked_blob(
         &self,
         target: &Target,
@@ -279,14 +302,12 @@ impl Mirror {
         target: &Target,
         digest: Digest,
         stored: StoredBlob,
+        proved: bool,
     ) -> Result<BlobAnswer, MirrorError> {
-        let (outcome, exchange) = match self.prove(target, digest).await {
-            Ok(_size) => (Outcome::Revalidated, Exchange::of(Outcome::Revalidated)),
-            Err(error) if error.permits_stale() && self.vouched(target, digest).await => {
-                target.report(&error, "served a blob that a cached manifest refers to");
-                (Outcome::Stale, Exchange::failed(&error))
-            }
-            Err(error) => return Err(error),
+        let (outcome, exchange) = if proved {
+            (Outcome::Revalidated, Exchange::of(Outcome::Revalidated))
+        } else {
+            self.prove_or_vouch(target, digest).await?
         };
         let link = target.link(LinkKind::Layer, digest);
         if self.written("link", self.store.link(&link).await) {
@@ -295,6 +316,23 @@ impl Mirror {
         }
         let answer = BlobAnswer::stored(stored, outcome);
         Ok(BlobAnswer { exchange, ..answer })
+    }
+
+    /// Proves that a repository has a blob: by the upstream's answer, or, while that can't answer, by a
+    /// manifest that it gave for the repository earlier.
+    async fn prove_or_vouch(
+        &self,
+        target: &Target,
+        digest: Digest,
+    ) -> Result<(Outcome, Exchange), MirrorError> {
+        match self.prove(target, digest).await {
+            Ok(_size) => Ok((Outcome::Revalidated, Exchange::of(Outcome::Revalidated))),
+            Err(error) if error.permits_stale() && self.vouched(target, digest).await => {
+                target.report(&error, "served a blob that a cached manifest refers to");
+                Ok((Outcome::Stale, Exchange::failed(&error)))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks the upstream whether the repository has the blob: one question for all who wonder.

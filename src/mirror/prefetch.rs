@@ -240,7 +240,7 @@ impl Mirror {
         let Some(stored) = self.linked_document(&image.target, digest).await else {
             return false;
         };
-        let layers = self.missing(&stored.manifest).await;
+        let layers = self.missing(&image.target, &stored.manifest).await;
         let given_up = &AtomicBool::new(false);
         stream::iter(layers)
             .for_each_concurrent(self.prefetch.limits.downloads, |layer| async move {
@@ -251,7 +251,7 @@ impl Mirror {
     }
 
     /// The layers that are to be fetched, in the order in which clients ask for them.
-    async fn missing(&self, manifest: &Manifest) -> Vec<Layer> {
+    async fn missing(&self, target: &Target, manifest: &Manifest) -> Vec<Layer> {
         let mut missing: Vec<Layer> = Vec::new();
         let mut left = self.prefetch.limits.image;
         for descriptor in manifest.blobs.iter().take(MAX_LAYERS) {
@@ -260,7 +260,7 @@ impl Mirror {
             if fits
                 && !descriptor.is_foreign()
                 && !missing.iter().any(|layer| layer.digest == digest)
-                && self.is_missing(&digest).await
+                && self.is_missing(target, &digest).await
             {
                 left -= size;
                 missing.push(Layer { digest, size });
@@ -276,8 +276,8 @@ impl Mirror {
 
     /// Whether a blob is neither there, for whichever repository, nor on its way. One that is there
     /// for another repository costs a client no more than a HEAD.
-    async fn is_missing(&self, digest: &Digest) -> bool {
-        if self.fetcher.is_running(digest) {
+    async fn is_missing(&self, target: &Target, digest: &Digest) -> bool {
+        if self.fetcher.is_running(&target.upstream.name, digest) {
             return false;
         }
         match self.store.size(digest).await {
@@ -297,7 +297,7 @@ impl Mirror {
         // Much may have happened before it was this layer's turn.
         // The stop ends the task, but only where it waits: what it waited for comes first.
         let over = self.prefetch.stop.is_cancelled() || given_up.load(Ordering::Relaxed);
-        if over || !self.can_fetch_ahead(size) || !self.is_missing(&digest).await {
+        if over || !self.can_fetch_ahead(size) || !self.is_missing(&image.target, &digest).await {
             return;
         }
         let target = image.target.clone();
@@ -336,6 +336,7 @@ fn is_of_one_layer(error: &FetchError) -> bool {
         | FetchError::Present => true,
         FetchError::Store(_)
         | FetchError::Lost
+        | FetchError::Stuck
         | FetchError::Abandoned
         | FetchError::Stopping
         | FetchError::Busy => false,

@@ -8,11 +8,12 @@ use tempfile::TempDir;
 mod partials;
 
 use partials::{
-    a_commit_ends_every_partial, a_late_keeper_leaves_nothing, a_partial_ends_with_its_stage,
-    a_partial_in_hand_is_nobody_elses, a_write_past_every_offset_ends_the_stage,
-    more_ranges_than_are_kept_are_forgotten, partials_are_listed_in_order_and_discarded,
-    parts_are_written_in_any_order, there_is_one_partial_a_digest_at_most,
-    what_was_kept_and_left_is_taken_up_again, what_was_never_kept_is_not_left,
+    a_commit_ends_every_partial, a_late_keeper_leaves_nothing, a_partial_belongs_to_one_upstream,
+    a_partial_ends_with_its_stage, a_partial_in_hand_is_nobody_elses,
+    a_write_past_every_offset_ends_the_stage, more_ranges_than_are_kept_are_forgotten,
+    partials_are_listed_in_order_and_discarded, parts_are_written_in_any_order,
+    there_is_one_partial_a_digest_at_most, what_was_kept_and_left_is_taken_up_again,
+    what_was_never_kept_is_not_left,
 };
 
 use super::{Content, Link, LinkKind, Reader, Stage, Store, StoreError, blocking, put, read_all};
@@ -53,6 +54,7 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
         a_commit_ends_every_partial,
         a_late_keeper_leaves_nothing,
         more_ranges_than_are_kept_are_forgotten,
+        a_partial_belongs_to_one_upstream,
         partials_are_listed_in_order_and_discarded,
     );
 }

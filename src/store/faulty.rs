@@ -152,9 +152,9 @@ impl Store for FaultyStore {
         Ok(self.faulty(self.inner.stage(digest).await?))
     }
 
-    async fn resume(&self, digest: &Digest) -> Result<Option<Resumed>, StoreError> {
+    async fn resume(&self, digest: &Digest, upstream: &str) -> Result<Option<Resumed>, StoreError> {
         self.pass(Operation::Resume).await?;
-        let resumed = self.inner.resume(digest).await?;
+        let resumed = self.inner.resume(digest, upstream).await?;
         Ok(resumed.map(|(stage, partial)| (self.faulty(stage), partial)))
     }
 
@@ -163,9 +163,9 @@ impl Store for FaultyStore {
         self.inner.partials().await
     }
 
-    async fn discard(&self, digest: &Digest) -> Result<bool, StoreError> {
+    async fn discard(&self, digest: &Digest, upstream: &str) -> Result<bool, StoreError> {
         self.pass(Operation::Discard).await?;
-        self.inner.discard(digest).await
+        self.inner.discard(digest, upstream).await
     }
 
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {

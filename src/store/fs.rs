@@ -119,11 +119,11 @@ impl Store for FsStore {
             .await
     }
 
-    async fn resume(&self, digest: &Digest) -> Result<Option<Resumed>, StoreError> {
-        let digest = *digest;
+    async fn resume(&self, digest: &Digest, upstream: &str) -> Result<Option<Resumed>, StoreError> {
+        let (digest, upstream) = (*digest, upstream.to_owned());
         let unclaimed = self
             .run(move |spool| {
-                let resumed = spool.resume(&digest)?;
+                let resumed = spool.resume(&digest, &upstream)?;
                 Ok(resumed.map(|(stage, partial)| (Unclaimed(Some(Box::new(stage))), partial)))
             })
             .await?;
@@ -137,9 +137,10 @@ impl Store for FsStore {
         self.run(|spool| spool.partials()).await
     }
 
-    async fn discard(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let digest = *digest;
-        self.run(move |spool| spool.left().remove(&digest)).await
+    async fn discard(&self, digest: &Digest, upstream: &str) -> Result<bool, StoreError> {
+        let (digest, upstream) = (*digest, upstream.to_owned());
+        self.run(move |spool| spool.left().remove(&digest, &upstream))
+            .await
     }
 
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {

@@ -11,7 +11,7 @@ use std::collections::btree_map::Entry;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use super::layout::Layout;
@@ -33,6 +33,8 @@ use crate::oci::Digest;
 #[derive(Debug)]
 pub(super) struct Part {
     digest: Digest,
+    /// What the sidecar says of the upstream, once there is one.
+    upstream: OnceLock<Arc<str>>,
     path: PathBuf,
     sidecar: PathBuf,
     /// A sidecar has been put in place.
@@ -46,6 +48,7 @@ impl Part {
     pub(super) fn new(layout: &Layout, digest: &Digest, unique: u64, kept: bool) -> Self {
         Self {
             digest: *digest,
+            upstream: OnceLock::new(),
             path: layout.staged(digest, unique),
             sidecar: layout.sidecar(digest, unique),
             kept: AtomicBool::new(kept),
@@ -55,6 +58,12 @@ impl Part {
 
     pub(super) fn digest(&self) -> &Digest {
         &self.digest
+    }
+
+    /// What a partial is looked up by.
+    pub(super) fn key(&self) -> Key {
+        let upstream = self.upstream.get().cloned().unwrap_or_default();
+        (self.digest, upstream)
     }
 
     /// The staged file.
@@ -106,6 +115,10 @@ impl Part {
         let text = disk::read_small(&self.sidecar, MAX_SIDECAR + 1)?.ok_or(Unusable::Missing)?;
         let partial = partial::from_json(&text, &self.digest)?;
         let length = disk::file_size(&self.path)?.ok_or(Unusable::Missing)?;
+        let upstream = self.upstream.get_or_init(|| Arc::clone(&partial.upstream));
+        if *upstream != partial.upstream {
+            return Err(Unusable::OtherUpstream);
+        }
         let (least, most) = (partial.end(), partial.total);
         if !(least..=most).contains(&length) {
             return Err(Unusable::Length {
@@ -120,34 +133,37 @@ impl Part {
     }
 }
 
-/// The partials that nobody has in hand, one a digest.
+/// The digest, and the name of the upstream that a partial was downloaded from.
+pub(super) type Key = (Digest, Arc<str>);
+
+/// The partials that nobody has in hand, one for each digest and upstream.
 ///
 /// Who takes a part out in order to remove it ends it under the lock, so that a keeper of it which
 /// is still at work never removes its successor.
 #[derive(Debug, Default)]
-pub(super) struct Left(Mutex<BTreeMap<Digest, Arc<Part>>>);
+pub(super) struct Left(Mutex<BTreeMap<Key, Arc<Part>>>);
 
 impl Left {
     /// Every step under the lock is one change of the map, so a panic elsewhere leaves it whole.
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Digest, Arc<Part>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Part>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every part, sorted by digest.
+    /// Every part, sorted by digest and upstream.
     pub(super) fn all(&self) -> Vec<Arc<Part>> {
         self.lock().values().cloned().collect()
     }
 
     /// Takes a part in hand.
-    pub(super) fn take(&self, digest: &Digest) -> Option<Arc<Part>> {
-        self.lock().remove(digest)
+    pub(super) fn take(&self, digest: &Digest, upstream: &str) -> Option<Arc<Part>> {
+        self.lock().remove(&(*digest, upstream.into()))
     }
 
     /// Leaves a part, in place of the one that was left before it.
     pub(super) fn put(&self, part: Arc<Part>) {
         let older = {
             let mut left = self.lock();
-            let older = left.insert(part.digest, part);
+            let older = left.insert(part.key(), part);
             older.inspect(|older| older.end())
         };
         if let Some(older) = older {
@@ -157,7 +173,7 @@ impl Left {
 
     /// Puts back what was taken a moment ago, unless there is another by now.
     pub(super) fn put_back(&self, part: &Arc<Part>) {
-        let superseded = match self.lock().entry(part.digest) {
+        let superseded = match self.lock().entry(part.key()) {
             Entry::Vacant(free) => {
                 free.insert(Arc::clone(part));
                 false
@@ -172,21 +188,38 @@ impl Left {
         }
     }
 
-    /// Removes the part of a digest. False when there is none.
-    pub(super) fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let ended = self.end_if(digest, |_any| true);
+    /// Removes a part. False when there is none.
+    pub(super) fn remove(&self, digest: &Digest, upstream: &str) -> Result<bool, StoreError> {
+        let ended = self.end_if(&(*digest, upstream.into()), |_any| true);
         ended.map_or(Ok(false), |part| part.remove().map(|()| true))
+    }
+
+    /// Removes the parts of a digest, whichever upstreams they are from.
+    pub(super) fn remove_all(&self, digest: &Digest) -> Result<(), StoreError> {
+        let ended: Vec<_> = {
+            let mut left = self.lock();
+            let ended = left.extract_if((*digest, "".into()).., |(of, _), part| {
+                let is_meant = of == digest;
+                if is_meant {
+                    part.end();
+                }
+                is_meant
+            });
+            ended.map(|(_, part)| part).collect()
+        };
+        let removed = ended.iter().map(|part| part.remove());
+        removed.fold(Ok(()), Result::and)
     }
 
     /// Removes this part, if it is still there. False when it isn't.
     pub(super) fn remove_same(&self, part: &Arc<Part>) -> bool {
-        let ended = self.end_if(&part.digest, |left| Arc::ptr_eq(left, part));
+        let ended = self.end_if(&part.key(), |left| Arc::ptr_eq(left, part));
         ended.inspect(|part| part.discard()).is_some()
     }
 
     /// Removes the part that `newer`, which is in hand, takes the place of.
     fn supersede(&self, newer: &Arc<Part>) {
-        let older = self.end_if(&newer.digest, |left| {
+        let older = self.end_if(&newer.key(), |left| {
             !Arc::ptr_eq(left, newer) && !newer.is_gone()
         });
         if let Some(older) = older {
@@ -194,16 +227,12 @@ impl Left {
         }
     }
 
-    fn end_if(
-        &self,
-        digest: &Digest,
-        is_meant: impl FnOnce(&Arc<Part>) -> bool,
-    ) -> Option<Arc<Part>> {
+    fn end_if(&self, key: &Key, is_meant: impl FnOnce(&Arc<Part>) -> bool) -> Option<Arc<Part>> {
         let mut left = self.lock();
-        if !left.get(digest).is_some_and(is_meant) {
+        if !left.get(key).is_some_and(is_meant) {
             return None;
         }
-        left.remove(digest).inspect(|part| part.end())
+        left.remove(key).inspect(|part| part.end())
     }
 }
 
@@ -240,6 +269,9 @@ impl FileKeeper {
 
     fn write_sidecar(&self, partial: &Partial) -> Result<(), StoreError> {
         let (sidecar, draft) = (&self.part.sidecar, self.spool.draft());
+        self.part
+            .upstream
+            .get_or_init(|| Arc::clone(&partial.upstream));
         let placed = partial::to_json(&self.part.digest, partial)
             .map_err(|error| StoreError::io("write", sidecar, error.into()))
             .and_then(|text| disk::write_small(&draft, &text, true, self.spool.modes()))

@@ -32,14 +32,26 @@ struct State {
     links: BTreeSet<Link>,
     tags: BTreeMap<(RepoName, Tag), Digest>,
     /// Those that nobody has in hand.
-    partials: BTreeMap<Digest, Part>,
+    partials: BTreeMap<Key, Part>,
 }
+
+/// The digest, and the name of the upstream that a partial was downloaded from.
+type Key = (Digest, Arc<str>);
 
 /// What a stage writes, and what was kept of it.
 #[derive(Debug, Clone, Default)]
 struct Part {
     file: Arc<MemoryFile>,
     kept: Arc<Mutex<Kept>>,
+}
+
+impl Part {
+    /// None before anything was kept.
+    fn key(&self, digest: Digest) -> Option<Key> {
+        let kept = lock(&self.kept);
+        let (partial, _modified) = kept.partial.as_ref()?;
+        Some((digest, Arc::clone(&partial.upstream)))
+    }
 }
 
 /// Whoever locks this and the state locks the state first.
@@ -166,9 +178,9 @@ impl Default for MemoryStore {
 }
 
 impl State {
-    /// Removes the partial of a digest.
-    fn discard(&mut self, digest: &Digest) -> bool {
-        let part = self.partials.remove(digest);
+    /// Removes a partial.
+    fn discard(&mut self, key: &Key) -> bool {
+        let part = self.partials.remove(key);
         part.inspect(|part| lock(&part.kept).gone = true).is_some()
     }
 }
@@ -196,8 +208,8 @@ impl Store for MemoryStore {
         }))
     }
 
-    async fn resume(&self, digest: &Digest) -> Result<Option<Resumed>, StoreError> {
-        let Some(part) = self.state().partials.remove(digest) else {
+    async fn resume(&self, digest: &Digest, upstream: &str) -> Result<Option<Resumed>, StoreError> {
+        let Some(part) = self.state().partials.remove(&(*digest, upstream.into())) else {
             return Ok(None);
         };
         let kept = lock(&part.kept).partial.clone();
@@ -214,15 +226,15 @@ impl Store for MemoryStore {
 
     async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
         let state = self.state();
-        let all = state.partials.iter().filter_map(|(digest, part)| {
+        let all = state.partials.iter().filter_map(|((digest, _), part)| {
             let (partial, modified) = lock(&part.kept).partial.clone()?;
             Some((*digest, partial, modified))
         });
         Ok(all.collect())
     }
 
-    async fn discard(&self, digest: &Digest) -> Result<bool, StoreError> {
-        Ok(self.state().discard(digest))
+    async fn discard(&self, digest: &Digest, upstream: &str) -> Result<bool, StoreError> {
+        Ok(self.state().discard(&(*digest, upstream.into())))
     }
 
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
@@ -345,9 +357,9 @@ impl Stage for MemoryStage {
     fn leave(mut self: Box<Self>) {
         let store = self.store.clone();
         let mut state = store.state();
-        if lock(&self.part.kept).partial.is_some() {
-            state.discard(&self.digest);
-            state.partials.insert(self.digest, self.part.clone());
+        if let Some(key) = self.part.key(self.digest) {
+            state.discard(&key);
+            state.partials.insert(key, self.part.clone());
             self.state = StageState::Left;
         }
     }
@@ -356,7 +368,11 @@ impl Stage for MemoryStage {
         let mut state = self.store.state();
         let file = Arc::clone(&self.part.file);
         let placed = Arc::clone(state.blobs.entry(self.digest).or_insert(file));
-        state.discard(&self.digest);
+        let of_blob = |key: &&Key| key.0 == self.digest;
+        let keys: Vec<_> = state.partials.keys().filter(of_blob).cloned().collect();
+        for key in keys {
+            state.discard(&key);
+        }
         let is_own = Arc::ptr_eq(&placed, &self.part.file);
         Ok(is_own.then(|| placed.modified()))
     }
@@ -388,9 +404,10 @@ impl Keeper for MemoryKeeper {
             }
             kept.partial = Some((partial.kept(), modified));
         }
-        let left = state.partials.get(&self.digest);
+        let key = (self.digest, Arc::clone(&partial.upstream));
+        let left = state.partials.get(&key);
         if left.is_some_and(|left| !Arc::ptr_eq(&left.kept, &self.part.kept)) {
-            state.discard(&self.digest);
+            state.discard(&key);
         }
         Ok(())
     }

@@ -71,16 +71,18 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// don't see one another.
     async fn stage(&self, digest: &Digest) -> Result<Box<dyn Stage>, StoreError>;
 
-    /// Takes up the partial of this digest: `None` when there is none, or a stage has it in hand. A
-    /// partial that is damaged is removed, and reads as none. What the stage then does is what any
+    /// Resumes the partial that was downloaded from this upstream: `None` when there is none, or a
+    /// stage has it in hand. A partial that is damaged is removed, and reads as none. What the stage then does is what any
     /// stage does: dropping it removes the partial, leaving it leaves what was kept last.
-    async fn resume(&self, digest: &Digest) -> Result<Option<Resumed>, StoreError>;
+    async fn resume(&self, digest: &Digest, upstream: &str) -> Result<Option<Resumed>, StoreError>;
 
-    /// The partials that no stage has in hand, sorted, each with when it was kept last.
+    /// The partials that no stage has in hand, sorted by digest and upstream, each with when it was
+    /// kept last.
     async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError>;
 
-    /// Removes the partial of this digest. False when there is none, or a stage has it in hand.
-    async fn discard(&self, digest: &Digest) -> Result<bool, StoreError>;
+    /// Removes the partial that was downloaded from this upstream. False when there is none, or a
+    /// stage has it in hand.
+    async fn discard(&self, digest: &Digest, upstream: &str) -> Result<bool, StoreError>;
 
     /// Removes a blob, whether or not anything links it. False when it wasn't there.
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError>;

@@ -1,12 +1,13 @@
 //! What is there of a blob that isn't whole yet, and the small JSON text that says so on disk:
 //!
 //! ```json
-//! {"digest":"sha256:...","total":1000,"ranges":[[0,400],[900,1000]]}
+//! {"digest":"sha256:...","upstream":"docker.io","total":1000,"ranges":[[0,400],[900,1000]]}
 //! ```
 //!
 //! Nothing here touches the disk. The text is read as if anybody had written it.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,8 @@ pub const MAX_KEPT_RANGES: usize = 1024;
 /// What is there of a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partial {
+    /// The name of the upstream that it was downloaded from. It is never resumed from another one.
+    pub upstream: Arc<str>,
     /// The size of the whole blob, in bytes.
     pub total: u64,
     /// What has been written, all of it below `total`.
@@ -37,6 +40,7 @@ impl Partial {
             ranges.insert(range.start, range.end);
         }
         Self {
+            upstream: Arc::clone(&self.upstream),
             total: self.total,
             ranges,
         }
@@ -53,7 +57,7 @@ pub trait Keeper: Debug + Send + Sync + 'static {
     /// Makes everything durable that was written before this call, and then notes that `partial` is
     /// there, in place of what was noted before. Blocks, for as long as the disk takes.
     ///
-    /// A partial of the same digest that nobody has in hand goes: there is at most one. After the
+    /// A partial of the same digest and upstream that nobody has in hand goes: there is at most one. After the
     /// stage was committed or dropped this does nothing and is no error. After it failed to make
     /// something durable, it fails for good; what was noted before stays true.
     fn keep(&self, partial: &Partial) -> Result<(), StoreError>;
@@ -70,6 +74,8 @@ pub(super) enum Unusable {
     Json(serde_json::Error),
     #[error("its sidecar is about {0}")]
     OtherDigest(Digest),
+    #[error("its sidecar names another upstream than before")]
+    OtherUpstream,
     #[error("its ranges are empty, out of order, or past the end of the blob")]
     Ranges,
     #[error("its file has {length} bytes; it should have {least} at least and {most} at most")]
@@ -83,6 +89,7 @@ pub(super) enum Unusable {
 #[serde(deny_unknown_fields)]
 struct Sidecar {
     digest: Digest,
+    upstream: String,
     total: u64,
     /// Start, and the offset after the end.
     ranges: Vec<(u64, u64)>,
@@ -93,6 +100,7 @@ pub(super) fn to_json(digest: &Digest, partial: &Partial) -> serde_json::Result<
     let ranges = kept.ranges.ranges().iter();
     serde_json::to_vec(&Sidecar {
         digest: *digest,
+        upstream: (*kept.upstream).to_owned(),
         total: kept.total,
         ranges: ranges.map(|range| (range.start, range.end)).collect(),
     })
@@ -116,6 +124,7 @@ pub(super) fn from_json(text: &[u8], digest: &Digest) -> Result<Partial, Unusabl
         free = end;
     }
     Ok(Partial {
+        upstream: sidecar.upstream.into(),
         total: sidecar.total,
         ranges,
     })
@@ -130,8 +139,16 @@ mod tests {
         Digest::of(Algorithm::Sha512, b"blob")
     }
 
+    fn partial(total: u64, ranges: RangeSet) -> Partial {
+        Partial {
+            upstream: "u".into(),
+            total,
+            ranges,
+        }
+    }
+
     fn text(rest: &str) -> Vec<u8> {
-        format!(r#"{{"digest":"{}",{rest}}}"#, digest()).into_bytes()
+        format!(r#"{{"digest":"{}","upstream":"u",{rest}}}"#, digest()).into_bytes()
     }
 
     #[test]
@@ -140,7 +157,7 @@ mod tests {
         for (start, end) in [(0, 5), (7, 8), (90, 100)] {
             ranges.insert(start, end);
         }
-        let partial = Partial { total: 100, ranges };
+        let partial = partial(100, ranges);
         let json = to_json(&digest(), &partial).unwrap();
         assert_eq!(json, text(r#""total":100,"ranges":[[0,5],[7,8],[90,100]]"#));
         assert_eq!(from_json(&json, &digest()).unwrap(), partial);
@@ -154,7 +171,7 @@ mod tests {
             ranges.insert(end - 1, end);
         }
         let total = u64::MAX;
-        let json = to_json(&digest(), &Partial { total, ranges }).unwrap();
+        let json = to_json(&digest(), &partial(total, ranges)).unwrap();
         let read = from_json(&json, &digest()).unwrap();
         assert_eq!(read.ranges.ranges().len(), MAX_KEPT_RANGES);
     }
@@ -178,10 +195,14 @@ mod tests {
             r#""total":-1,"ranges":[]"#,
             r#""total":10,"ranges":[[0,1,2]]"#,
             r#""total":10,"ranges":[],"more":1"#,
+            r#""upstream":"v","total":10,"ranges":[]"#,
         ] {
             let error = refused(&text(rest));
             assert!(matches!(error, Unusable::Json(_)), "{rest}: {error}");
         }
+        // A partial of a version that didn't note the upstream.
+        let old = format!(r#"{{"digest":"{}","total":10,"ranges":[]}}"#, digest());
+        assert!(matches!(refused(old.as_bytes()), Unusable::Json(_)));
         let other = Digest::of(Algorithm::Sha256, b"other");
         let sound = text(r#""total":10,"ranges":[]"#);
         let error = from_json(&sound, &other).unwrap_err();

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use super::disk::LinkText;
-use super::keep::{Left, Part};
+use super::keep::{Key, Left, Part};
 use super::layout::{Layout, Spooled, spooled};
 use super::modes::Modes;
 use super::origins::{Origins, UpstreamChange};
@@ -219,8 +219,9 @@ impl Spool {
     pub(super) fn resume(
         self: &Arc<Self>,
         digest: &Digest,
+        upstream: &str,
     ) -> Result<Option<(FileStage, Partial)>, StoreError> {
-        let Some(part) = self.left.take(digest) else {
+        let Some(part) = self.left.take(digest, upstream) else {
             return Ok(None);
         };
         let resumed = part.check().and_then(|(partial, _modified)| {
@@ -259,9 +260,9 @@ impl Spool {
         Ok(partials)
     }
 
-    /// Removes the partial of a digest that has been committed.
+    /// Removes the partials of a digest that has been committed.
     pub(super) fn forget(&self, digest: &Digest) {
-        if let Err(error) = self.left.remove(digest) {
+        if let Err(error) = self.left.remove_all(digest) {
             tracing::warn!(error = %on_one_line(&error), "a partial of a committed blob stays in the spool");
         }
     }
@@ -365,7 +366,7 @@ fn note_holder(mut lock: &File) {
     }
 }
 
-/// Keeps the newest partial of each digest, and removes everything else that earlier processes left.
+/// Keeps the newest partial of each digest and upstream, and removes everything else that earlier processes left.
 /// Files that don't look like ours stay. Also returns a number that no file has.
 fn sweep(layout: &Layout) -> Result<(Left, u64), StoreError> {
     let (spool, mut swept) = (layout.spool(), 0_usize);
@@ -393,15 +394,15 @@ fn sweep(layout: &Layout) -> Result<(Left, u64), StoreError> {
     }
 
     let mut next = 1;
-    let mut newest: BTreeMap<Digest, (SystemTime, u64, Arc<Part>)> = BTreeMap::new();
+    let mut newest: BTreeMap<Key, (SystemTime, u64, Arc<Part>)> = BTreeMap::new();
     for (digest, unique) in staged.intersection(&sidecars) {
         let part = Part::new(layout, digest, *unique, true);
         let kept = checked(layout, &part);
-        let older = newest.get(digest);
+        let older = newest.get(&part.key());
         let is_newest = |kept| older.is_none_or(|(modified, other, _)| kept > (*modified, *other));
         if let Some(modified) = kept.filter(|modified| is_newest((*modified, *unique))) {
-            let entry = (modified, *unique, Arc::new(part));
-            if let Some((_, _, older)) = newest.insert(*digest, entry) {
+            let (key, entry) = (part.key(), (modified, *unique, Arc::new(part)));
+            if let Some((_, _, older)) = newest.insert(key, entry) {
                 older.remove()?;
                 swept += 2;
             }

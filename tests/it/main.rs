@@ -39,6 +39,7 @@ mod routing;
 mod scripts;
 mod sending;
 mod server;
+mod sources;
 mod space;
 mod tags;
 mod tasks;

@@ -49,7 +49,7 @@ async fn it_is_finished_or_paused_as_the_operator_says() {
         // The grace is five seconds, at a MiB a second.
         let sent = origin.sent();
         assert!((4 + at..7 + at).contains(&(sent / MIB)), "{case}: {sent}");
-        assert!(!bench.fetcher.is_running(&digest));
+        assert!(!bench.is_running(&digest));
         let mut next = bench.join(digest, "b", &origin);
         assert!(read_to_end(&mut next).await.unwrap() == content);
         assert_eq!(origin.sent(), size * MIB, "{case}");
@@ -100,7 +100,7 @@ async fn what_cannot_be_kept_keeps_no_place() {
     let kind = io::ErrorKind::StorageFull;
     bench.store.fail_from(Operation::Keep, 1, kind);
     let (_, digest, origin) = abandoned(&bench, 20, 1).await;
-    assert!(origin.sent() < 20 * MIB && !bench.fetcher.is_running(&digest));
+    assert!(origin.sent() < 20 * MIB && !bench.is_running(&digest));
     assert_eq!(bench.retention.usage().reserved, 0);
 }
 
@@ -186,7 +186,7 @@ async fn a_body_of_unknown_length_is_not_read_for_nobody_without_end() {
         assert!(on_abandon == OnAbandon::Pause || sent >= 256);
         bench.settled().await;
         assert_eq!(bench.retention.usage().reserved, 0);
-        assert!(!bench.fetcher.is_running(&digest));
+        assert!(!bench.is_running(&digest));
     }
 }
 

@@ -12,7 +12,7 @@ use shuttle::thread;
 use crate::oci::{Algorithm, Digest, RepoName};
 
 mod sync {
-    pub(super) use std::sync::PoisonError;
+    pub(super) use std::sync::{Arc, PoisonError};
 
     pub(super) use shuttle::sync::{Mutex, MutexGuard};
 }
@@ -20,7 +20,7 @@ mod sync {
 #[path = "../running.rs"]
 mod running;
 
-use running::{Place, Running};
+use running::{Place, Running, Seat};
 
 const SEED: u64 = 4;
 /// Orders that are tried of each scene and in each way.
@@ -41,6 +41,12 @@ struct Download {
     /// Its task is the caller's to start; once.
     started: AtomicBool,
     linked: OnceLock<Vec<RepoName>>,
+    /// The repositories whose sources were asked, in order.
+    asked: std::sync::Mutex<Vec<RepoName>>,
+    /// Those that were proved before the links were collected.
+    proved: std::sync::Mutex<Vec<RepoName>>,
+    /// Every source has failed.
+    exhausted: AtomicBool,
 }
 
 /// How a download ends.
@@ -50,22 +56,30 @@ enum End {
     Fails,
     /// Closes when nobody is left; commits when somebody always is.
     Closes,
+    /// Every source fails, one after the other.
+    Refused,
+    /// The first source fails, the next one is good.
+    FailsOver,
 }
 
 /// What everybody shares. The locks here are the real ones: they are no point to change threads at.
 #[derive(Default)]
 struct Ledger {
     made: std::sync::Mutex<Vec<Arc<Download>>>,
-    /// Who had a place in which download, for which repository.
+    /// Who had a proved place in which download, for which repository.
     placed: std::sync::Mutex<Vec<(RepoName, Arc<Download>)>>,
     told_committed: std::sync::Mutex<Vec<Digest>>,
 }
 
 struct House {
-    running: Running<Arc<Download>>,
+    running: Running<Arc<Download>, RepoName>,
     ledger: Ledger,
     ends: Vec<End>,
 }
+
+const UPSTREAM: &str = "u";
+/// Repositories whose own question gets no answer in time.
+const LACKING: [&str; 1] = ["c"];
 
 fn digest(name: &str) -> Digest {
     Digest::of(Algorithm::Sha256, name.as_bytes())
@@ -87,24 +101,67 @@ impl House {
             closed: AtomicBool::new(false),
             started: AtomicBool::new(false),
             linked: OnceLock::new(),
+            asked: std::sync::Mutex::default(),
+            proved: std::sync::Mutex::default(),
+            exhausted: AtomicBool::new(false),
         });
         made.push(Arc::clone(&download));
         download
     }
 
-    fn start(self: &Arc<Self>, download: Arc<Download>) -> thread::JoinHandle<()> {
+    fn start(
+        self: &Arc<Self>,
+        download: Arc<Download>,
+        leader: &RepoName,
+    ) -> thread::JoinHandle<()> {
         assert!(
             !download.started.swap(true, SeqCst),
             "two tasks of one download"
         );
-        let house = Arc::clone(self);
+        let (house, leader) = (Arc::clone(self), leader.clone());
         let which = usize::try_from(download.id).unwrap();
         let end = self.ends[which % self.ends.len()];
-        thread::spawn(move || house.task(&download, end))
+        thread::spawn(move || house.task(&download, leader, end))
     }
 
-    fn task(&self, download: &Download, end: End) {
+    /// A source has said that its repository has the blob.
+    fn answered(&self, download: &Download, member: u64, repository: &RepoName) {
+        if self.running.prove(&download.digest, download.id, member) {
+            download.proved.lock().unwrap().push(repository.clone());
+        }
+    }
+
+    /// Asks sources until one is good; false when none is.
+    fn sources(&self, download: &Download, leader: RepoName, end: End) -> bool {
         let Download { id, digest, .. } = download;
+        let (mut member, mut repository) = (0, leader);
+        loop {
+            let asked = {
+                let mut asked = download.asked.lock().unwrap();
+                asked.push(repository.clone());
+                asked.len()
+            };
+            if end != End::Refused && (end != End::FailsOver || asked > 1) {
+                self.answered(download, member, &repository);
+                return true;
+            }
+            // From before the call on, as with closing.
+            download.state.store(ENDS, SeqCst);
+            let Some(next) = self.running.next_source(digest, *id, member) else {
+                download.exhausted.store(true, SeqCst);
+                return false;
+            };
+            download.state.store(RUNS, SeqCst);
+            (member, repository) = next;
+        }
+    }
+
+    fn task(&self, download: &Download, leader: RepoName, end: End) {
+        let Download { id, digest, .. } = download;
+        if !self.sources(download, leader, end) {
+            self.running.forget(digest, *id);
+            return;
+        }
         if end == End::Closes {
             for _ in 0..2 {
                 if self.running.is_abandoned(digest, *id) {
@@ -130,17 +187,16 @@ impl House {
 
     /// A client comes, stays for a while, and leaves.
     fn client(self: &Arc<Self>, digest: Digest, repository: &RepoName) {
-        let (download, task) = if let Some(download) = self.running.follow(&digest, repository) {
-            (download, None)
+        let (seat, task) = if let Some(seat) = self.running.follow(UPSTREAM, &digest, repository) {
+            (seat, None)
         } else {
-            match self
-                .running
-                .join(digest, repository, |id| self.make(digest, id))
-            {
-                Place::Follow(download) => (download, None),
-                Place::Lead(download) => {
-                    let task = self.start(Arc::clone(&download));
-                    (download, Some(task))
+            let own = repository.clone();
+            let make = |id| self.make(digest, id);
+            match self.running.join(UPSTREAM, digest, repository, own, make) {
+                Place::Follow(seat) => (seat, None),
+                Place::Lead(seat) => {
+                    let task = self.start(Arc::clone(&seat.download), repository);
+                    (seat, Some(task))
                 }
                 Place::Committed => {
                     self.ledger.told_committed.lock().unwrap().push(digest);
@@ -148,26 +204,43 @@ impl House {
                 }
             }
         };
+        let Seat {
+            download,
+            member,
+            needs_proof,
+        } = seat;
         assert_eq!(download.digest, digest);
-        let placed = (repository.clone(), Arc::clone(&download));
-        self.ledger.placed.lock().unwrap().push(placed);
+        thread::yield_now();
+        // Every second repository proves itself by a question of its own.
+        if needs_proof && !LACKING.contains(&repository.as_str()) {
+            self.answered(&download, member, repository);
+        }
         thread::yield_now();
         assert!(!download.closed.load(SeqCst), "closed on a client");
-        self.running.leave(&digest, download.id);
+        if download.exhausted.load(SeqCst) {
+            let asked = download.asked.lock().unwrap();
+            assert!(
+                asked.contains(repository),
+                "the source of {repository} was never asked"
+            );
+        }
+        if download.proved.lock().unwrap().contains(repository) {
+            let placed = (repository.clone(), Arc::clone(&download));
+            self.ledger.placed.lock().unwrap().push(placed);
+        }
+        self.running.leave(&digest, download.id, member);
         if let Some(task) = task {
             task.join().unwrap();
         }
     }
 
     fn prefetcher(self: &Arc<Self>, digest: Digest, repository: &RepoName) {
-        let stands = self
-            .running
-            .stand(digest, repository, |id| self.make(digest, id));
-        if let Some(download) = stands {
-            let placed = (repository.clone(), Arc::clone(&download));
-            self.ledger.placed.lock().unwrap().push(placed);
+        let own = repository.clone();
+        let make = |id| self.make(digest, id);
+        let stands = self.running.stand(UPSTREAM, digest, repository, own, make);
+        if let Some(Seat { download, .. }) = stands {
             assert!(!self.running.is_abandoned(&digest, download.id));
-            let task = self.start(Arc::clone(&download));
+            let task = self.start(Arc::clone(&download), repository);
             // The mirror stops: from here on it goes on for clients only.
             let drains = download.id.is_multiple_of(2);
             if drains {
@@ -188,6 +261,12 @@ impl House {
                 assert!(linked.contains(repository), "not linked into {repository}");
             }
         }
+        for download in self.ledger.made.lock().unwrap().iter() {
+            let proved = download.proved.lock().unwrap();
+            for repository in download.linked.get().into_iter().flatten() {
+                assert!(proved.contains(repository), "{repository} wasn't proved");
+            }
+        }
         let made = self.ledger.made.lock().unwrap();
         for digest in self.ledger.told_committed.lock().unwrap().iter() {
             let committed = |of: &Arc<Download>| of.digest == *digest && of.linked.get().is_some();
@@ -200,7 +279,7 @@ impl House {
             ..
         } in made.iter().map(|download| &**download)
         {
-            assert!(started.load(SeqCst) && !self.running.is_running(digest));
+            assert!(started.load(SeqCst) && !self.running.is_running(UPSTREAM, digest));
             assert!(!self.running.has_clients(digest, *id));
         }
     }
@@ -235,7 +314,13 @@ fn try_orders(scheduler: impl Scheduler + 'static, scene: impl Fn() + Send + Syn
 
 #[test]
 fn two_clients_in_many_orders() {
-    for end in [End::Closes, End::Commits, End::Fails] {
+    for end in [
+        End::Closes,
+        End::Commits,
+        End::Fails,
+        End::Refused,
+        End::FailsOver,
+    ] {
         let scene = move || everybody(&[end], &[("x", "a"), ("x", "b")], None);
         try_orders(RandomScheduler::new_from_seed(SEED, SOME), scene);
         try_orders(PctScheduler::new_from_seed(SEED, 3, SOME), scene);
@@ -248,6 +333,7 @@ fn many_clients_in_many_orders() {
         &[End::Closes][..],
         &[End::Closes, End::Commits],
         &[End::Fails, End::Closes, End::Commits],
+        &[End::Refused, End::FailsOver],
     ] {
         let scene = move || {
             let clients = [("x", "a"), ("x", "b"), ("y", "a"), ("x", "a"), ("x", "c")];

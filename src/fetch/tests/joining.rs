@@ -27,7 +27,7 @@ async fn one_download_for_early_and_late_and_leaving_clients() {
     assert_eq!(bench.stored(&digest).await.unwrap(), content);
     assert!(bench.linked("a", digest).await && bench.linked("b", digest).await);
     assert!(!bench.linked("c", digest).await);
-    assert!(!bench.fetcher.is_running(&digest));
+    assert!(!bench.is_running(&digest));
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,7 +95,7 @@ async fn a_refusal_is_told_to_all_who_wait_and_to_nobody_after() {
     let source = Script::new([Opening::Fails(denied()), opening]);
     let (mut one, mut two) = (
         bench.join(digest, "a", &source),
-        bench.join(digest, "b", &source),
+        bench.join(digest, "a", &source),
     );
     for follower in [&mut one, &mut two] {
         let error = follower.total().await.unwrap_err();
@@ -119,7 +119,7 @@ async fn a_lost_task_is_an_error_and_not_an_end() {
         follower.read(0, None).await,
         Err(FetchError::Lost)
     ));
-    assert!(!bench.fetcher.is_running(&digest));
+    assert!(!bench.is_running(&digest));
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,12 +160,9 @@ async fn who_comes_while_it_is_committed_misses_nothing() {
     assert_eq!(read_to_end(&mut second).await.unwrap(), content);
     committing.release();
     linking.reached().await;
-    let third = bench.fetcher.join(
-        digest,
-        &"c".parse().unwrap(),
-        Arc::clone(&source) as _,
-        Wanted::WHOLE,
-    );
+    let proof = std::future::ready(Ok(()));
+    let third = bench.try_join(digest, "c", &source, Wanted::WHOLE, proof);
+    let third = third.await.unwrap();
     assert!(matches!(third, Joined::Committed), "{third:?}");
     assert_eq!(bench.stored(&digest).await.unwrap(), content);
     linking.release();

@@ -20,10 +20,12 @@ pub(super) enum Act {
 
 /// An upstream that has a blob. It honours ranges, and notes what it was asked for and has sent.
 pub(super) struct Origin {
+    upstream: &'static str,
     content: Bytes,
     /// How long a chunk takes.
     pace: Duration,
     ranges: bool,
+    tells_length: bool,
     state: Arc<Mutex<Noted>>,
 }
 
@@ -56,11 +58,19 @@ impl Debug for Origin {
 impl Origin {
     pub(super) fn new(content: &Bytes) -> Self {
         Self {
+            upstream: UPSTREAM,
             content: content.clone(),
             pace: Duration::ZERO,
             ranges: true,
+            tells_length: true,
             state: Arc::default(),
         }
+    }
+
+    /// A registry of another name.
+    pub(super) fn of(mut self, upstream: &'static str) -> Self {
+        self.upstream = upstream;
+        self
     }
 
     /// So many bytes a second and stream.
@@ -71,6 +81,12 @@ impl Origin {
 
     pub(super) fn without_ranges(mut self) -> Self {
         self.ranges = false;
+        self
+    }
+
+    /// `Content-Range: bytes a-b/*`.
+    pub(super) fn without_length(mut self) -> Self {
+        self.tells_length = false;
         self
     }
 
@@ -179,12 +195,12 @@ impl Source for Origin {
         Ok(BlobStream {
             offset: start,
             end: Some(end),
-            total: Some(total),
+            total: self.tells_length.then_some(total),
             body: self.body(places[0], places[1], act),
         })
     }
 
     fn upstream(&self) -> &'static str {
-        "upstream.example"
+        self.upstream
     }
 }

@@ -75,6 +75,24 @@ async fn a_range_behind_the_end_is_told_the_length() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_range_that_reaches_behind_an_end_that_was_not_told_ends_there() {
+    for fill in [true, false] {
+        let bench = Bench::new();
+        let (content, digest) = mebibytes(3);
+        let origin = Origin::new(&content).without_length().acts([]);
+        let beyond = range(2 * MIB, 5 * MIB, fill);
+        let mut follower = bench.join_at(digest, "a", &origin, beyond);
+        let mut read = Vec::new();
+        let mut at = 2 * MIB;
+        while let Some(piece) = follower.read(at, Some(5 * MIB)).await.unwrap() {
+            at += piece.len() as u64;
+            read.extend_from_slice(&piece);
+        }
+        assert!(read == part(&content, 2 * MIB, 3 * MIB));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_what_is_asked_for_is_fetched_until_that_is_enough() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(40);

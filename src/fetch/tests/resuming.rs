@@ -222,7 +222,12 @@ async fn what_was_left_is_hashed_and_not_believed() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(5);
     failed_at(&bench, &content, digest, 3 * MIB).await;
-    let (mut stage, partial) = bench.store.resume(&digest).await.unwrap().unwrap();
+    let (mut stage, partial) = bench
+        .store
+        .resume(&digest, UPSTREAM)
+        .await
+        .unwrap()
+        .unwrap();
     tokio::task::spawn_blocking(move || {
         stage
             .write_at(MIB, &[Bytes::from_static(b"rotten")])
@@ -232,18 +237,21 @@ async fn what_was_left_is_hashed_and_not_believed() {
     })
     .await
     .unwrap();
+    // It begins anew. Who was given rotten bytes gets no more; others don't notice.
     let origin = Origin::new(&content).acts([]);
-    let mut follower = bench.join(digest, "a", &origin);
-    let error = read_to_end(&mut follower).await.unwrap_err();
+    let mut early = bench.join(digest, "a", &origin);
+    read_range(&mut early, 0, 2 * MIB).await.unwrap();
+    let mut late = bench.join_at(digest, "a", &origin, range(4 * MIB, 5 * MIB, true));
+    assert_eq!(
+        read_range(&mut late, 4 * MIB, 5 * MIB).await.unwrap(),
+        part(&content, 4 * MIB, 5 * MIB)
+    );
+    let error = read_to_end(&mut early).await.unwrap_err();
     assert!(matches!(error, FetchError::Digest { .. }), "{error}");
-    drop(follower);
-    bench.settled().await;
-    assert_eq!(bench.stored(&digest).await, None);
-    assert!(bench.store.partials().await.unwrap().is_empty());
-    let mut follower = bench.join(digest, "a", &origin);
-    assert_eq!(read_to_end(&mut follower).await.unwrap(), content);
+    drop((early, late));
     bench.settled().await;
     assert_eq!(bench.stored(&digest).await.unwrap(), content);
+    assert!(bench.store.partials().await.unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -348,4 +356,18 @@ fn copy_all(from: &std::path::Path, to: &std::path::Path) {
             std::fs::copy(entry.path(), target).unwrap();
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_of_unknown_length_that_broke_off_behind_its_last_byte_is_whole() {
+    let bench = Bench::new();
+    let (content, digest) = mebibytes(3);
+    let cut = Act::Cut(3 * MIB);
+    let origin = Origin::new(&content).without_length().acts([cut]);
+    let mut follower = bench.join(digest, "a", &origin);
+    assert!(read_to_end(&mut follower).await.unwrap() == content);
+    drop(follower);
+    bench.settled().await;
+    assert_eq!(origin.asked(), [(0, None), (3 * MIB, None)]);
+    assert!(bench.stored(&digest).await.unwrap() == content);
 }

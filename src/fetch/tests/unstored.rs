@@ -48,8 +48,26 @@ async fn what_cannot_be_written_is_passed_through() {
         bench.settled().await;
         assert_eq!(bench.stored(&digest).await, None);
         assert!(!bench.linked("a", digest).await);
-        assert!(!bench.fetcher.is_running(&digest));
+        assert!(!bench.is_running(&digest));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_passed_through_goes_on_behind_what_was_left() {
+    let bench = Bench::new();
+    let (content, digest) = mebibytes(17);
+    // More would be a loop: refused, it ends.
+    let usual = std::iter::repeat_n(Act::Usual, 4);
+    let refused = std::iter::repeat_n(Act::Fails(denied), 9);
+    let origin = Origin::new(&content).acts(usual.chain(refused));
+    let mut follower = bench.join_at(digest, "a", &origin, range(8 * MIB, 12 * MIB, false));
+    read_range(&mut follower, 8 * MIB, 12 * MIB).await.unwrap();
+    drop(follower);
+    bench.settled().await;
+    let full = io::ErrorKind::StorageFull;
+    bench.store.fail_from(Operation::Write, 1, full);
+    let mut follower = bench.join(digest, "a", &origin);
+    assert!(read_to_end(&mut follower).await.unwrap() == content);
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,7 +102,7 @@ async fn who_comes_too_late_for_a_passed_through_blob_gets_one_of_its_own() {
     assert!(
         bench
             .fetcher
-            .follow(&digest, &"a".parse().unwrap(), Wanted::WHOLE)
+            .follow(UPSTREAM, &digest, &"a".parse().unwrap(), Wanted::WHOLE)
             .is_none()
     );
     let mut late = bench.join(digest, "a", &source);
@@ -224,7 +242,7 @@ async fn a_far_range_of_what_cannot_be_stored() {
         assert_eq!(read, part(&content, 15 * MIB, 16 * MIB));
         drop(follower);
         bench.settled().await;
-        assert!(!bench.fetcher.is_running(&digest));
+        assert!(!bench.is_running(&digest));
     }
 }
 

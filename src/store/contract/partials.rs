@@ -9,7 +9,11 @@ fn partial(total: u64, ranges: &[(u64, u64)]) -> Partial {
     for (start, end) in ranges {
         set.insert(*start, *end);
     }
-    Partial { total, ranges: set }
+    Partial {
+        upstream: "u".into(),
+        total,
+        ranges: set,
+    }
 }
 
 async fn keep(stage: &dyn Stage, partial: &Partial) {
@@ -92,25 +96,25 @@ pub(super) async fn what_was_kept_and_left_is_taken_up_again(store: &dyn Store) 
     assert_eq!(listed(store).await, [(digest, kept.clone())]);
     assert!(store.open(&digest).await.unwrap().is_none());
 
-    let (stage, partial) = store.resume(&digest).await.unwrap().unwrap();
+    let (stage, partial) = store.resume(&digest, "u").await.unwrap().unwrap();
     assert_eq!(partial, kept);
     assert_eq!(read(stage.as_ref(), 0, 9), "abc....h");
     assert_eq!(text(&stage.content(), 0, 3).await, "abc");
     // Left without being kept again: as it was before.
     let stage = write(stage, 3, &["d"]).await;
     leave(stage).await;
-    let (stage, partial) = store.resume(&digest).await.unwrap().unwrap();
+    let (stage, partial) = store.resume(&digest, "u").await.unwrap().unwrap();
     assert_eq!(partial, kept);
     let more = self::partial(8, &[(0, 5), (7, 8)]);
     let stage = write(stage, 3, &["de"]).await;
     keep(stage.as_ref(), &more).await;
     leave(stage).await;
-    let (stage, partial) = store.resume(&digest).await.unwrap().unwrap();
+    let (stage, partial) = store.resume(&digest, "u").await.unwrap().unwrap();
     assert_eq!(partial, more);
     commit(write(stage, 5, &["fg"]).await).await;
     let whole = read_all(store, &digest, 8).await.unwrap();
     assert_eq!(whole, Some("abcdefgh".into()));
-    assert!(store.resume(&digest).await.unwrap().is_none());
+    assert!(store.resume(&digest, "u").await.unwrap().is_none());
     assert!(listed(store).await.is_empty());
 }
 
@@ -121,8 +125,8 @@ pub(super) async fn what_was_never_kept_is_not_left(store: &dyn Store) {
     leave(stage).await;
     assert_eq!(text(&reader, 0, 9).await, "ab");
     assert!(listed(store).await.is_empty());
-    assert!(store.resume(&digest).await.unwrap().is_none());
-    assert!(!store.discard(&digest).await.unwrap());
+    assert!(store.resume(&digest, "u").await.unwrap().is_none());
+    assert!(!store.discard(&digest, "u").await.unwrap());
 }
 
 pub(super) async fn a_partial_ends_with_its_stage(store: &dyn Store) {
@@ -132,11 +136,11 @@ pub(super) async fn a_partial_ends_with_its_stage(store: &dyn Store) {
         keep(stage.as_ref(), &partial(3, &[(0, 2)])).await;
         if again {
             leave(stage).await;
-            stage = store.resume(&digest).await.unwrap().unwrap().0;
+            stage = store.resume(&digest, "u").await.unwrap().unwrap().0;
         }
         drop(stage);
         assert!(listed(store).await.is_empty());
-        assert!(store.resume(&digest).await.unwrap().is_none());
+        assert!(store.resume(&digest, "u").await.unwrap().is_none());
     }
 }
 
@@ -146,14 +150,14 @@ pub(super) async fn a_partial_in_hand_is_nobody_elses(store: &dyn Store) {
     keep(stage.as_ref(), &partial(3, &[(0, 2)])).await;
     for _ in 0..2 {
         assert!(listed(store).await.is_empty());
-        assert!(store.resume(&digest).await.unwrap().is_none());
-        assert!(!store.discard(&digest).await.unwrap());
+        assert!(store.resume(&digest, "u").await.unwrap().is_none());
+        assert!(!store.discard(&digest, "u").await.unwrap());
     }
     leave(stage).await;
-    let (stage, _) = store.resume(&digest).await.unwrap().unwrap();
+    let (stage, _) = store.resume(&digest, "u").await.unwrap().unwrap();
     assert!(listed(store).await.is_empty());
-    assert!(store.resume(&digest).await.unwrap().is_none());
-    assert!(!store.discard(&digest).await.unwrap());
+    assert!(store.resume(&digest, "u").await.unwrap().is_none());
+    assert!(!store.discard(&digest, "u").await.unwrap());
     assert_eq!(read(stage.as_ref(), 0, 9), "ab");
     leave(stage).await;
     assert_eq!(listed(store).await.len(), 1);
@@ -172,17 +176,17 @@ pub(super) async fn there_is_one_partial_a_digest_at_most(store: &dyn Store) {
     assert_eq!(listed(store).await, [(digest, newer.clone())]);
 
     // Kept while the other is in hand: whoever is left last stays.
-    let (other, _) = store.resume(&digest).await.unwrap().unwrap();
+    let (other, _) = store.resume(&digest, "u").await.unwrap().unwrap();
     let stage = write(store.stage(&digest).await.unwrap(), 0, &["abcd"]).await;
     keep(stage.as_ref(), &partial(8, &[(0, 4)])).await;
     assert_eq!(read(other.as_ref(), 0, 9), "a");
     leave(stage).await;
     leave(other).await;
     assert_eq!(listed(store).await, [(digest, newer)]);
-    let (stage, _) = store.resume(&digest).await.unwrap().unwrap();
+    let (stage, _) = store.resume(&digest, "u").await.unwrap().unwrap();
     assert_eq!(read(stage.as_ref(), 0, 9), "a");
     drop(stage);
-    assert!(store.resume(&digest).await.unwrap().is_none());
+    assert!(store.resume(&digest, "u").await.unwrap().is_none());
 }
 
 pub(super) async fn a_commit_ends_every_partial(store: &dyn Store) {
@@ -192,7 +196,7 @@ pub(super) async fn a_commit_ends_every_partial(store: &dyn Store) {
         left(store, &digest).await;
         put(store, &digest, "abcdefgh".into()).await.unwrap();
         assert!(listed(store).await.is_empty());
-        assert!(store.resume(&digest).await.unwrap().is_none());
+        assert!(store.resume(&digest, "u").await.unwrap().is_none());
         assert_eq!(store.size(&digest).await.unwrap(), Some(8));
     }
     let stage = write(store.stage(&digest).await.unwrap(), 0, &["abcdefgh"]).await;
@@ -217,10 +221,10 @@ pub(super) async fn a_late_keeper_leaves_nothing(store: &dyn Store) {
     late(dropped).await;
     assert_eq!(listed(store).await, [(digest, kept)]);
 
-    let (stage, _) = store.resume(&digest).await.unwrap().unwrap();
+    let (stage, _) = store.resume(&digest, "u").await.unwrap().unwrap();
     let discarded = stage.keeper();
     leave(stage).await;
-    assert!(store.discard(&digest).await.unwrap());
+    assert!(store.discard(&digest, "u").await.unwrap());
     late(discarded).await;
     assert!(listed(store).await.is_empty());
 
@@ -229,7 +233,7 @@ pub(super) async fn a_late_keeper_leaves_nothing(store: &dyn Store) {
     commit(stage).await;
     late(committed).await;
     assert!(listed(store).await.is_empty());
-    assert!(store.resume(&digest).await.unwrap().is_none());
+    assert!(store.resume(&digest, "u").await.unwrap().is_none());
     assert_eq!(store.size(&digest).await.unwrap(), Some(8));
 }
 
@@ -248,7 +252,7 @@ pub(super) async fn more_ranges_than_are_kept_are_forgotten(store: &dyn Store) {
     leave(stage).await;
     let expected = partial(size, &ranges[..MAX_KEPT_RANGES]);
     assert_eq!(listed(store).await, [(digest, expected.clone())]);
-    let (_stage, resumed) = store.resume(&digest).await.unwrap().unwrap();
+    let (_stage, resumed) = store.resume(&digest, "u").await.unwrap().unwrap();
     assert_eq!(resumed, expected);
 }
 
@@ -265,9 +269,35 @@ pub(super) async fn partials_are_listed_in_order_and_discarded(store: &dyn Store
     assert!(all.iter().all(|(_, _, modified)| *modified > epoch));
 
     let gone = digests.remove(4);
-    assert!(store.discard(&gone).await.unwrap());
-    assert!(!store.discard(&gone).await.unwrap());
-    assert!(store.resume(&gone).await.unwrap().is_none());
+    assert!(store.discard(&gone, "u").await.unwrap());
+    assert!(!store.discard(&gone, "u").await.unwrap());
+    assert!(store.resume(&gone, "u").await.unwrap().is_none());
     let left = listed(store).await;
     assert!(left.iter().map(|(digest, _)| digest).eq(&digests));
+}
+
+pub(super) async fn a_partial_belongs_to_one_upstream(store: &dyn Store) {
+    let digest = digest("abcdefgh");
+    let kept = left(store, &digest).await;
+    let other = Partial {
+        upstream: "v".into(),
+        ..partial(8, &[(0, 1)])
+    };
+    let stage = write(store.stage(&digest).await.unwrap(), 0, &["x"]).await;
+    keep(stage.as_ref(), &other).await;
+    leave(stage).await;
+    let both = [(digest, kept.clone()), (digest, other.clone())];
+    assert_eq!(listed(store).await, both);
+    assert!(store.resume(&digest, "w").await.unwrap().is_none());
+    let (stage, resumed) = store.resume(&digest, "v").await.unwrap().unwrap();
+    assert_eq!(
+        (read(stage.as_ref(), 0, 9), resumed),
+        ("x".to_owned(), other)
+    );
+    leave(stage).await;
+    assert!(store.discard(&digest, "v").await.unwrap());
+    assert_eq!(listed(store).await, [(digest, kept)]);
+    let stage = write(store.stage(&digest).await.unwrap(), 0, &["abcdefgh"]).await;
+    commit(stage).await;
+    assert!(listed(store).await.is_empty());
 }

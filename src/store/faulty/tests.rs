@@ -73,6 +73,7 @@ async fn what_fails_with_a_partial_leaves_it_as_it_was() {
     let mut stage = store.stage(&digest).await.unwrap();
     stage.write_at(0, &[content]).unwrap();
     let mut partial = Partial {
+        upstream: "u".into(),
         total: 7,
         ranges: RangeSet::new(),
     };
@@ -89,10 +90,10 @@ async fn what_fails_with_a_partial_leaves_it_as_it_was() {
     for operation in [Operation::Resume, Operation::Partials, Operation::Discard] {
         store.fail(operation, 1, full);
     }
-    assert!(store.resume(&digest).await.unwrap_err().is_full());
+    assert!(store.resume(&digest, "u").await.unwrap_err().is_full());
     assert!(store.partials().await.unwrap_err().is_full());
-    assert!(store.discard(&digest).await.unwrap_err().is_full());
-    let (stage, kept) = store.resume(&digest).await.unwrap().unwrap();
+    assert!(store.discard(&digest, "u").await.unwrap_err().is_full());
+    let (stage, kept) = store.resume(&digest, "u").await.unwrap().unwrap();
     assert!(kept.ranges.is_empty());
     stage.keeper().keep(&partial).unwrap();
     store.fail(Operation::Commit, 1, full);

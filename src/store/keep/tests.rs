@@ -14,7 +14,11 @@ fn digest(content: &str) -> Digest {
 fn partial(total: u64, start: u64, end: u64) -> Partial {
     let mut ranges = RangeSet::new();
     ranges.insert(start, end);
-    Partial { total, ranges }
+    Partial {
+        upstream: "u".into(),
+        total,
+        ranges,
+    }
 }
 
 /// The names in the spool, sorted.
@@ -70,7 +74,7 @@ async fn a_restart_finds_partials_and_sweeps_the_rest() {
 
     // A new stage of the same digest has another name.
     drop(stage(&store, &digest, "zz").await);
-    let (mut stage, _) = store.resume(&digest).await.unwrap().unwrap();
+    let (mut stage, _) = store.resume(&digest, "u").await.unwrap().unwrap();
     assert_eq!(spool(root.path()), kept, "a crash now would find it again");
     stage.write_at(2, &[Bytes::from_static(b"c")]).unwrap();
     stage.commit().unwrap();
@@ -142,11 +146,17 @@ async fn a_damaged_partial_is_removed_and_reads_as_none() {
                 damage(&staged, &sidecar, &text);
             }
             if when == 1 {
-                assert!(store.resume(&digest).await.unwrap().is_none(), "{number}");
+                assert!(
+                    store.resume(&digest, "u").await.unwrap().is_none(),
+                    "{number}"
+                );
             }
             assert!(store.partials().await.unwrap().is_empty(), "{number}");
             assert!(spool(root.path()).is_empty(), "{number}");
-            assert!(store.resume(&digest).await.unwrap().is_none(), "{number}");
+            assert!(
+                store.resume(&digest, "u").await.unwrap().is_none(),
+                "{number}"
+            );
             put(&store, &digest, "abc".into()).await.unwrap();
         }
     }
@@ -176,7 +186,7 @@ async fn a_keeper_that_races_the_end_of_its_stage_leaves_nothing() {
         });
         assert_eq!(store.remove(&digest).await.unwrap(), round % 3 == 0);
         // Left or dropped, by whether anything had been kept: never a part of the two files.
-        let left = store.discard(&digest).await.unwrap();
+        let left = store.discard(&digest, "u").await.unwrap();
         assert!(!left || round % 3 == 2);
         assert!(spool(root.path()).is_empty(), "{round}");
     }
@@ -186,7 +196,7 @@ async fn a_keeper_that_races_the_end_of_its_stage_leaves_nothing() {
 async fn a_keeper_that_fails_leaves_what_was_kept_before() {
     let (root, digest, _, sidecar) = left_behind().await;
     let store = FsStore::open(root.path()).await.unwrap();
-    let (stage, _) = store.resume(&digest).await.unwrap().unwrap();
+    let (stage, _) = store.resume(&digest, "u").await.unwrap().unwrap();
     let keeper = stage.keeper();
     fs::remove_file(&sidecar).unwrap();
     // Something is in the way of the rename.
@@ -196,7 +206,7 @@ async fn a_keeper_that_fails_leaves_what_was_kept_before() {
     assert_eq!(spool(root.path()).len(), 1, "no draft stays");
     keeper.keep(&partial(3, 0, 1)).unwrap();
     stage.leave();
-    let (_stage, kept) = store.resume(&digest).await.unwrap().unwrap();
+    let (_stage, kept) = store.resume(&digest, "u").await.unwrap().unwrap();
     assert_eq!(kept, partial(3, 0, 1));
 }
 
@@ -227,7 +237,7 @@ fn a_partial_that_nobody_waits_for_any_more_is_left() {
         let store = FsStore::open(root.path()).await.unwrap();
         let (release, released) = std::sync::mpsc::channel::<()>();
         let holding = tokio::task::spawn_blocking(move || released.recv());
-        let mut resuming = store.resume(&digest);
+        let mut resuming = store.resume(&digest, "u");
         tokio::select! {
             biased;
             _ = &mut resuming => panic!("the answer can't be there yet"),
@@ -236,6 +246,6 @@ fn a_partial_that_nobody_waits_for_any_more_is_left() {
         drop(resuming);
         release.send(()).unwrap();
         holding.await.unwrap().unwrap();
-        assert!(store.resume(&digest).await.unwrap().is_some());
+        assert!(store.resume(&digest, "u").await.unwrap().is_some());
     });
 }

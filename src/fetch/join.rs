@@ -1,0 +1,249 @@
+//! How clients, and what is done ahead of them, come to a download.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::progress::Progress;
+use super::running::{Place, Seat};
+use super::slots::Urgency;
+use super::{Download, FetchError, Fetcher, Follower, Joined, Shared, Source, Wanted, task};
+use crate::oci::{Digest, RepoName};
+
+impl Fetcher {
+    /// Whether `digest` is being downloaded from an upstream on behalf of some repository.
+    pub fn is_running(&self, upstream: &str, digest: &Digest) -> bool {
+        self.0.running.is_running(upstream, digest)
+    }
+
+    /// Follows the download of `digest` from `upstream` if it runs and needs no proof that
+    /// `repository` has the blob.
+    pub fn follow(
+        &self,
+        upstream: &str,
+        digest: &Digest,
+        repository: &RepoName,
+        wanted: Wanted,
+    ) -> Option<Follower> {
+        let seat = self.0.running.follow(upstream, digest, repository)?;
+        let follower = self.0.follower(seat, wanted.start)?;
+        self.0.welcome(&follower, wanted);
+        Some(follower)
+    }
+
+    /// The length of a blob that is being downloaded for `repository`, if the upstream has announced
+    /// it. The caller doesn't take part in the download.
+    pub fn announced_size(
+        &self,
+        upstream: &str,
+        digest: &Digest,
+        repository: &RepoName,
+    ) -> Option<u64> {
+        let (download, member) = self.0.running.peek(upstream, digest, repository)?;
+        download.progress.announced_size(member)
+    }
+
+    /// Joins the download of `digest` from the upstream of `source`, or starts it from `source`.
+    ///
+    /// A repository that joins is proved before its first byte: by `proof`, unless the download asks
+    /// its source. The errors are those of `proof`. The blob is linked into every proved repository
+    /// when it is committed. Cancel safe.
+    pub async fn join<E>(
+        &self,
+        digest: Digest,
+        repository: &RepoName,
+        source: Arc<dyn Source>,
+        wanted: Wanted,
+        proof: impl Future<Output = Result<(), E>>,
+    ) -> Result<Joined, E> {
+        let (follower, joined) = match self.enter(digest, repository, &source, wanted) {
+            Entered::Led(follower) => return Ok(Joined::Leader(follower)),
+            Entered::Committed => return Ok(Joined::Committed),
+            Entered::Joined(follower) => (follower, true),
+            Entered::Unproved(follower) => (follower, false),
+        };
+        if !joined {
+            let proved = proof.await;
+            let Follower {
+                download, member, ..
+            } = &follower;
+            // Its own source may have been asked meanwhile, and have answered.
+            if !download.progress.is_proved(*member) {
+                proved?;
+                if self.0.running.prove(&digest, download.id, *member) {
+                    download.progress.prove(*member);
+                } else if download.progress.has_failed(*member) {
+                    // The follower is told how.
+                    return Ok(Joined::Follower(follower));
+                } else {
+                    return Ok(Joined::Committed);
+                }
+            }
+        }
+        self.0.welcome(&follower, wanted);
+        Ok(Joined::Follower(follower))
+    }
+
+    fn enter(
+        &self,
+        digest: Digest,
+        repository: &RepoName,
+        source: &Arc<dyn Source>,
+        wanted: Wanted,
+    ) -> Entered {
+        let shared = &self.0;
+        // A second time where a download isn't stored, and its first bytes are gone: another one takes
+        // its place.
+        for _ in 0..2 {
+            let upstream = source.upstream();
+            let make = |id| shared.download(digest, upstream, id, true);
+            let own = Arc::clone(source);
+            let place = shared.running.join(upstream, digest, repository, own, make);
+            match place {
+                Place::Committed => return Entered::Committed,
+                Place::Lead(seat) => {
+                    let download = Arc::clone(&seat.download);
+                    let follower = shared.follower(seat, wanted.start);
+                    if let Some(follower) = &follower {
+                        shared.welcome(follower, wanted);
+                    }
+                    shared.start(download, Arc::clone(source), wanted);
+                    return follower.map_or(Entered::Committed, Entered::Led);
+                }
+                Place::Follow(seat) => {
+                    let (needs_proof, id) = (seat.needs_proof, seat.download.id);
+                    match shared.follower(seat, wanted.start) {
+                        Some(follower) if needs_proof => return Entered::Unproved(follower),
+                        Some(follower) => return Entered::Joined(follower),
+                        None => shared.running.forget(&digest, id),
+                    }
+                }
+            }
+        }
+        // Somebody else was quicker with the second one, and it is gone, too.
+        Entered::Committed
+    }
+
+    /// Downloads a blob that no client has asked for yet, unless that is being done. Returns when
+    /// it is there, or isn't going to be: how many bytes it has, or none when it was being done
+    /// already. When this is cancelled, the download goes on for its clients only.
+    pub async fn fetch_ahead(
+        &self,
+        digest: Digest,
+        repository: &RepoName,
+        source: Arc<dyn Source>,
+    ) -> Result<Option<u64>, FetchError> {
+        let upstream = source.upstream();
+        let make = |id| self.0.download(digest, upstream, id, false);
+        let own = Arc::clone(&source);
+        let running = &self.0.running;
+        let Some(seat) = running.stand(upstream, digest, repository, own, make) else {
+            return Ok(None);
+        };
+        let Seat {
+            download, member, ..
+        } = seat;
+        let mut changed = download.progress.watch();
+        let _standing = Standing {
+            shared: &self.0,
+            download: &download,
+        };
+        self.0.start(Arc::clone(&download), source, Wanted::WHOLE);
+        loop {
+            changed.borrow_and_update();
+            if let Some(ended) = download.progress.ended(member) {
+                return ended.map(Some);
+            }
+            let gone = changed.changed().await;
+            gone.map_err(|_sender_gone| FetchError::Lost)?;
+        }
+    }
+}
+
+/// Keeps a download going that may have no clients, until dropped.
+struct Standing<'a> {
+    shared: &'a Shared,
+    download: &'a Download,
+}
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        let Self { shared, download } = self;
+        shared.running.stand_no_more(&download.digest, download.id);
+        download.progress.look();
+    }
+}
+
+/// How a client has entered a download.
+enum Entered {
+    Led(Follower),
+    Joined(Follower),
+    /// Nothing is given to it before its repository is proved.
+    Unproved(Follower),
+    Committed,
+}
+
+impl Shared {
+    fn download(&self, digest: Digest, upstream: &str, id: u64, urgent: bool) -> Arc<Download> {
+        let urgency = Urgency::default();
+        urgency.set(urgent);
+        Arc::new(Download {
+            id,
+            digest,
+            upstream: upstream.into(),
+            progress: Progress::new(self.settings.verified_first),
+            urgency,
+            fill: AtomicBool::new(false),
+            refetch: AtomicBool::new(false),
+            _counted: self.metrics.download(),
+        })
+    }
+
+    fn start(self: &Arc<Self>, download: Arc<Download>, source: Arc<dyn Source>, wanted: Wanted) {
+        self.tasks
+            .spawn(task::run(Arc::clone(self), download, source, wanted));
+    }
+
+    /// A follower of a download, among whose clients it is counted already; none when its first
+    /// bytes can't be had any more.
+    fn follower(self: &Arc<Self>, seat: Seat<Arc<Download>>, start: u64) -> Option<Follower> {
+        let Seat {
+            download, member, ..
+        } = seat;
+        let Some(id) = download.progress.enter(start, member) else {
+            self.leave(&download, member);
+            return None;
+        };
+        Some(Follower::new(Arc::clone(self), download, id, member))
+    }
+
+    /// The download does what a follower wants, whose repository is proved or about to be.
+    fn welcome(&self, follower: &Follower, wanted: Wanted) {
+        let download = &follower.download;
+        if wanted.fill {
+            download.fill.store(true, Ordering::Relaxed);
+        }
+        if wanted.refetch {
+            download.refetch.store(true, Ordering::Relaxed);
+        }
+        download.progress.look();
+        if !download.urgency.get() {
+            download.urgency.set(true);
+            self.slots.dispatch();
+        }
+    }
+
+    /// A client has left.
+    pub(super) fn leave(&self, download: &Download, member: u64) {
+        if self.running.leave(&download.digest, download.id, member) {
+            download.progress.forget_member(member);
+        }
+        let has_clients = || self.running.has_clients(&download.digest, download.id);
+        if !has_clients() {
+            download.urgency.set(false);
+            // Somebody may have come who still saw it set.
+            if has_clients() {
+                download.urgency.set(true);
+            }
+        }
+    }
+}
