@@ -36,6 +36,7 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
         a_dropped_stage_leaves_nothing,
         stages_of_one_digest_are_apart,
         a_second_commit_changes_nothing,
+        a_commit_replaces_a_blob_of_another_size,
         a_removed_blob_is_read_to_its_end,
         a_quarantined_blob_is_gone_and_may_come_back,
         whole_reads_are_bounded,
@@ -210,6 +211,16 @@ async fn a_second_commit_changes_nothing(store: &dyn Store) {
     assert_eq!(text(&follower, 0, 9).await, "abc");
     assert!(store.remove(&digest).await.unwrap());
     assert!(!store.remove(&digest).await.unwrap());
+}
+
+async fn a_commit_replaces_a_blob_of_another_size(store: &dyn Store) {
+    let digest = digest("abc");
+    commit(write(store.stage(&digest).await.unwrap(), 0, &["ab"]).await).await;
+    let damaged = store.open(&digest).await.unwrap().unwrap();
+    commit(write(store.stage(&digest).await.unwrap(), 0, &["abc"]).await).await;
+    let Content { size, reader, .. } = store.open(&digest).await.unwrap().unwrap();
+    assert_eq!((size, &*text(&reader, 0, 9).await), (3, "abc"));
+    assert_eq!(text(&damaged.reader, 0, 9).await, "ab");
 }
 
 async fn a_quarantined_blob_is_gone_and_may_come_back(store: &dyn Store) {

@@ -367,7 +367,10 @@ impl Stage for MemoryStage {
     fn commit(self: Box<Self>) -> Result<Option<Modified>, StoreError> {
         let mut state = self.store.state();
         let file = Arc::clone(&self.part.file);
-        let placed = Arc::clone(state.blobs.entry(self.digest).or_insert(file));
+        let present = state.blobs.get(&self.digest);
+        let keeps = present.filter(|present| present.len() == file.len());
+        let placed = keeps.map_or(file, Arc::clone);
+        state.blobs.insert(self.digest, Arc::clone(&placed));
         let of_blob = |key: &&Key| key.0 == self.digest;
         let keys: Vec<_> = state.partials.keys().filter(of_blob).cloned().collect();
         for key in keys {

@@ -200,8 +200,9 @@ pub trait Stage: Debug + Send + 'static {
     fn leave(self: Box<Self>);
 
     /// Makes the content durable and gives it its name. The caller has verified the digest. When
-    /// the store has the blob already, that one stays and this one goes. Partials of the digest that
-    /// nobody has in hand go, and what was kept of this stage.
+    /// the store has a blob of the same size already, that one stays and this one goes; one of
+    /// another size is damaged, and replaced. Partials of the digest that nobody has in hand go, and
+    /// what was kept of this stage.
     ///
     /// Returns the modification time of the file that this stage has written; none when another
     /// one stays, of which nothing is known, or when it can't be told.
