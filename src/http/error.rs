@@ -109,11 +109,8 @@ impl Refusal {
             }
             MirrorError::Fetch(FetchError::Stopping) => {
                 let message = "the mirror is stopping; ask again";
-                Self::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    ErrorCode::Unavailable,
-                    message,
-                )
+                let stopping = StatusCode::SERVICE_UNAVAILABLE;
+                Self::new(stopping, ErrorCode::Unavailable, message)
             }
             MirrorError::Fetch(FetchError::Busy) => {
                 let message = format!("{what}: too many downloads wait; ask again");
