@@ -91,15 +91,16 @@ impl Fetcher {
         wanted: Wanted,
     ) -> Entered {
         let shared = &self.0;
-        // A second time where a download isn't stored, and its first bytes are gone: another one takes
-        // its place.
+        // A second time where a download isn't stored and its first bytes are gone, or where it is
+        // committed and its file is gone: another one takes its place.
         for _ in 0..2 {
             let upstream = source.upstream();
             let make = |id| shared.download(digest, upstream, id, true);
             let own = Arc::clone(source);
             let place = shared.running.join(upstream, digest, repository, own, make);
             match place {
-                Place::Committed => return Entered::Committed,
+                Place::Committed { id } if wanted.refetch => shared.running.forget(&digest, id),
+                Place::Committed { .. } => return Entered::Committed,
                 Place::Lead(seat) => {
                     let download = Arc::clone(&seat.download);
                     let follower = shared.follower(seat, wanted.start);

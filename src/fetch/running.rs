@@ -58,8 +58,10 @@ pub(super) enum Place<T> {
     /// The download is new: its task is the caller's to start, with the caller's source.
     Lead(Seat<T>),
     Follow(Seat<T>),
-    /// It has just been committed: the store has it.
-    Committed,
+    /// It has just been committed: the store has it, unless the file has gone since.
+    Committed {
+        id: u64,
+    },
 }
 
 /// A client's place in a download.
@@ -140,14 +142,15 @@ impl<T: Clone, S: Clone> Running<T, S> {
         let Some(entry) = state.find(upstream, &digest) else {
             return Place::Lead(state.insert(upstream, digest, repository, source, false, make));
         };
+        let committed = Place::Committed { id: entry.id };
         if entry.members.is_none() {
-            return Place::Committed;
+            return committed;
         }
         if entry.member_of(repository).is_none() {
             entry.add(repository, source);
         }
         let Some(member) = entry.member_of(repository) else {
-            return Place::Committed;
+            return committed;
         };
         member.clients += 1;
         let (member, needs_proof) = (member.id, member.needs_proof());

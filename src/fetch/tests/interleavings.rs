@@ -198,7 +198,7 @@ impl House {
                     let task = self.start(Arc::clone(&seat.download), repository);
                     (seat, Some(task))
                 }
-                Place::Committed => {
+                Place::Committed { .. } => {
                     self.ledger.told_committed.lock().unwrap().push(digest);
                     return;
                 }

@@ -192,3 +192,24 @@ async fn a_stored_file_of_another_size_does_not_keep_the_blob_from_being_fetched
             .unwrap();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_goes_while_it_is_linked_is_fetched_again() {
+    let bench = Bench::new();
+    let (content, digest) = mebibytes(2);
+    let origin = Origin::new(&content).acts([]);
+    let linking = bench.store.stall(Operation::Link, 1);
+    let mut first = bench.join(digest, "a", &origin);
+    assert!(read_to_end(&mut first).await.unwrap() == content);
+    linking.reached().await;
+    assert!(bench.store.remove(&digest).await.unwrap());
+    let refetch = Wanted {
+        refetch: true,
+        ..Wanted::WHOLE
+    };
+    let mut second = bench.join_at(digest, "a", &origin, refetch);
+    assert!(read_to_end(&mut second).await.unwrap() == content);
+    linking.release();
+    bench.settled().await;
+    assert!(bench.stored(&digest).await.unwrap() == content);
+}
