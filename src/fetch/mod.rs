@@ -39,6 +39,7 @@ mod happened;
 mod join;
 mod lane;
 mod memory;
+mod opening;
 mod pace;
 mod partials;
 mod place;

@@ -1,6 +1,7 @@
 //! How far a download is: shared by its task, which brings bytes, and its followers, who read.
 
 mod sources;
+mod state;
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,74 +11,17 @@ use tokio::sync::watch;
 
 use super::FetchError;
 use super::memory::Memory;
-use super::plan::{Demand, Want};
+use super::plan::Demand;
 use super::position::{Announced, Members, Position};
-use crate::oci::{ByteRange, RangeSet};
-use crate::retention::WITHHELD;
-use crate::store::{Piece, Reader};
+use crate::oci::RangeSet;
+use crate::store::Reader;
 
 pub(super) use sources::Given;
+use state::{Phase, State};
+pub(super) use state::{Reading, Step};
 
 /// Bytes that followers of a download that isn't stored may lag behind its mark.
 const MAX_UNSTORED: usize = 4 * 1024 * 1024;
-
-/// Bytes in the file that are better sent from there, at the cost of a system call, than from memory.
-const WORTH_A_CALL: u64 = 64 * 1024;
-
-/// Where a download stands.
-#[derive(Debug, Clone)]
-enum Phase {
-    /// Waiting for the upstream's head.
-    Opening,
-    /// Bytes are coming.
-    Streaming,
-    /// All bytes are there and have the digest. The only phase that ends a whole body well.
-    Verified,
-    Failed(FetchError),
-}
-
-#[derive(Debug)]
-struct State {
-    phase: Phase,
-    /// Length of the blob, once the upstream has told or all has come.
-    total: Option<u64>,
-    /// Reads the staged file.
-    reader: Option<Reader>,
-    /// What followers may read: in memory or in the file.
-    have: RangeSet,
-    /// What is in the file.
-    written: RangeSet,
-    memory: Memory,
-    /// Whether what comes is written to the file.
-    stored: bool,
-    /// Bytes before it are perhaps to be had no more, because nothing is stored.
-    lost: u64,
-    /// Where the streams are: bytes that come by themselves.
-    marks: Vec<(u64, u64)>,
-    /// What has been given to followers; kept only while that decides what is fetched.
-    given: Option<RangeSet>,
-    followers: HashMap<u64, Position>,
-    /// Names followers, and puts their waits in order.
-    next: u64,
-    /// Blobs of at most so many bytes are given to nobody before they are verified.
-    verified_first: u64,
-    members: Members,
-    /// What the present source has sent like the one whose bytes were thrown away.
-    agreed: RangeSet,
-}
-
-/// What a follower reads next.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Reading {
-    pub(super) offset: u64,
-    /// None: up to the end of the blob.
-    pub(super) end: Option<u64>,
-    /// All bytes before the offset have been read: where all after it are read too, the end is held
-    /// back until the digest is right.
-    pub(super) whole: bool,
-    /// The client is best sent what the file has.
-    pub(super) from_file: bool,
-}
 
 /// What is known before the first byte.
 #[derive(Debug)]
@@ -86,17 +30,6 @@ pub(super) enum Head {
     Wait,
     /// The upstream has answered; none where it doesn't tell the length.
     Open(Option<u64>),
-}
-
-/// The next step of a follower.
-#[derive(Debug)]
-pub(super) enum Step {
-    /// Bytes at the offset asked for, and none behind the end that was asked for.
-    Give(Piece),
-    /// Nothing comes after the offset.
-    End,
-    /// Nothing yet.
-    Wait,
 }
 
 #[derive(Debug)]
@@ -401,162 +334,5 @@ impl Progress {
             self.look();
         }
         step
-    }
-}
-
-impl State {
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-
-    /// Whether a follower may be given bytes now, or be told the length.
-    fn admits(&self, follower: u64) -> Result<bool, FetchError> {
-        let Some(position) = self.followers.get(&follower) else {
-            return Err(FetchError::Lost);
-        };
-        if let Some(error) = &position.error {
-            return Err(error.clone());
-        }
-        if let Phase::Failed(error) = &self.phase {
-            return Err(self.failure(position.member, error));
-        }
-        Ok(self.members.admits(position.member)? && !position.compares)
-    }
-
-    /// Why a member's followers get no more: its own source's error, where that has been tried.
-    fn failure(&self, member: u64, error: &FetchError) -> FetchError {
-        let own = self.members.failures.get(&member);
-        match error {
-            // These are nobody's source's.
-            FetchError::Present | FetchError::Stopping => error.clone(),
-            _ => own.unwrap_or(error).clone(),
-        }
-    }
-
-    /// Notes what a follower is given.
-    fn gives(&mut self, follower: u64, start: u64, piece: &Piece) {
-        let end = match piece {
-            Piece::Bytes(bytes) => start + bytes.len() as u64,
-            Piece::File { end, .. } => *end,
-        };
-        if let Some(position) = self.followers.get_mut(&follower) {
-            position.given.insert(start, end);
-        }
-        if let Some(given) = &mut self.given {
-            given.insert(start, end);
-        }
-    }
-
-    /// What a follower waits for, with its turn: bytes that it lacks, or that are to be compared.
-    fn want(&self, position: &Position) -> Option<(u64, Want)> {
-        if !position.compares {
-            return Some((position.waits?, self.lacks(position.at, position.end)?));
-        }
-        let missing = |range: &ByteRange| {
-            let at = self.have.end_of(range.start);
-            let end = Some(range.end);
-            (at < range.end).then_some(Want { at, end })
-        };
-        Some((0, position.given.ranges().iter().find_map(missing)?))
-    }
-
-    fn mark(&mut self, stream: u64, at: Option<u64>) {
-        self.marks.retain(|(of, _)| *of != stream);
-        self.marks.extend(at.map(|at| (stream, at)));
-    }
-
-    /// Notes where a follower is. Whether the task must know.
-    fn moves(&mut self, follower: u64, reading: Reading) -> bool {
-        if let Some(position) = self.followers.get_mut(&follower) {
-            position.at = reading.offset;
-            position.end = reading.end;
-            position.waits = None;
-        }
-        self.forget_old();
-        !self.stored
-    }
-
-    /// What has to come for somebody who waits at `at`. That byte may be there: the end of a blob is
-    /// held back until all of it has come.
-    fn lacks(&self, at: u64, end: Option<u64>) -> Option<Want> {
-        let next = self.have.end_of(at);
-        let limit = end.into_iter().chain(self.total).min();
-        let lacks = next == at || limit.is_none_or(|limit| next < limit);
-        lacks.then_some(Want { at: next, end })
-    }
-
-    /// Notes that a follower waits. Whether no stream is about to bring what it waits for.
-    fn waits(&mut self, follower: u64, Reading { offset, end, .. }: Reading) -> bool {
-        let turn = self.number();
-        if let Some(position) = self.followers.get_mut(&follower) {
-            position.waits = Some(turn);
-        }
-        self.lacks(offset, end)
-            .is_some_and(|want| !self.marks.iter().any(|(_, mark)| *mark == want.at))
-    }
-
-    fn step(&self, reading: Reading) -> Result<Step, FetchError> {
-        let Reading {
-            offset,
-            end,
-            whole,
-            from_file,
-        } = reading;
-        let verified = match &self.phase {
-            Phase::Failed(error) => return Err(error.clone()),
-            Phase::Verified => true,
-            Phase::Opening | Phase::Streaming => false,
-        };
-        // Only a body that was read from byte 0 on must not end well before it is verified.
-        if (verified || !whole) && self.total.is_some_and(|total| offset >= total) {
-            return Ok(Step::End);
-        }
-        let known = self.total.unwrap_or_else(|| self.have.len());
-        if !verified && known <= self.verified_first {
-            return Ok(Step::Wait);
-        }
-        let mut limit = end.unwrap_or(u64::MAX);
-        if let Some(total) = self.total
-            && whole
-            && !verified
-            && limit >= total
-        {
-            limit = total.saturating_sub(WITHHELD);
-        }
-        if offset >= limit || !self.have.contains(offset, offset + 1) {
-            return Ok(Step::Wait);
-        }
-        let in_file = limit
-            .min(self.written.end_of(offset))
-            .saturating_sub(offset);
-        let memory = self.memory.get(offset);
-        match (memory, self.reader.clone()) {
-            (Some(mut chunk), _) if !from_file || in_file < WORTH_A_CALL => {
-                chunk.truncate(usize::try_from(limit - offset).unwrap_or(usize::MAX));
-                Ok(Step::Give(Piece::Bytes(chunk)))
-            }
-            (_, Some(reader)) if in_file > 0 => Ok(Step::Give(Piece::File {
-                reader,
-                start: offset,
-                end: offset + in_file,
-            })),
-            // Neither in memory nor in the file: passed through, and this follower came too late.
-            _ => Err(FetchError::Lost),
-        }
-    }
-
-    /// Drops old chunks: those that the file has, beyond what is kept for followers at the mark; of
-    /// a download that isn't stored those that every follower has read.
-    fn forget_old(&mut self) {
-        if self.stored {
-            self.memory.trim(&self.written);
-            return;
-        }
-        let positions = self.followers.values().map(|follower| follower.at);
-        let floor = positions.min().unwrap_or(u64::MAX);
-        if let Some(end) = self.memory.forget_below(floor) {
-            self.lost = self.lost.max(end);
-        }
     }
 }

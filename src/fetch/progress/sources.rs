@@ -1,7 +1,8 @@
 //! What sources do to followers: they prove a repository, they fail, and they send other bytes than the
 //! one before.
 
-use super::{Phase, Progress};
+use super::Progress;
+use super::state::Phase;
 use crate::fetch::FetchError;
 use crate::oci::RangeSet;
 

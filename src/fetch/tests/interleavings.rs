@@ -68,7 +68,8 @@ struct Ledger {
     made: std::sync::Mutex<Vec<Arc<Download>>>,
     /// Who had a proved place in which download, for which repository.
     placed: std::sync::Mutex<Vec<(RepoName, Arc<Download>)>>,
-    told_committed: std::sync::Mutex<Vec<Digest>>,
+    /// The downloads that clients were told are committed.
+    told_committed: std::sync::Mutex<Vec<u64>>,
 }
 
 struct House {
@@ -198,8 +199,8 @@ impl House {
                     let task = self.start(Arc::clone(&seat.download), repository);
                     (seat, Some(task))
                 }
-                Place::Committed { .. } => {
-                    self.ledger.told_committed.lock().unwrap().push(digest);
+                Place::Committed { id } => {
+                    self.ledger.told_committed.lock().unwrap().push(id);
                     return;
                 }
             }
@@ -268,8 +269,8 @@ impl House {
             }
         }
         let made = self.ledger.made.lock().unwrap();
-        for digest in self.ledger.told_committed.lock().unwrap().iter() {
-            let committed = |of: &Arc<Download>| of.digest == *digest && of.linked.get().is_some();
+        for id in self.ledger.told_committed.lock().unwrap().iter() {
+            let committed = |of: &Arc<Download>| of.id == *id && of.linked.get().is_some();
             assert!(made.iter().any(committed), "nothing was committed");
         }
         for Download {

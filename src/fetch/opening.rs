@@ -1,0 +1,118 @@
+//! Which bytes are asked for next, and the streams that bring them.
+
+use tokio::time::Instant;
+
+use super::Wanted;
+use super::plan::{MIN_LANE, NEAR, Span};
+use super::slots::Permit;
+use super::task::Transfer;
+use crate::oci::RangeSet;
+
+impl Transfer<'_> {
+    /// Asks for the first bytes, to be told the length.
+    pub(super) fn ask_from_start(&mut self) {
+        self.wanted = Wanted {
+            start: 0,
+            end: Some(1),
+            ..self.wanted
+        };
+        self.replan = true;
+    }
+
+    /// Opens the streams that there should be, and cuts those that are open to make room for them.
+    pub(super) fn open_streams(&mut self) {
+        if self.turn.is_some() {
+            return;
+        }
+        loop {
+            let now = Instant::now();
+            // Before a lane is cut for it: without a slot the lane goes on as it is.
+            let further = !self.plan.lanes().is_empty();
+            let (slots, urgent) = (&self.shared.slots, self.download.urgency.get());
+            let (upstream, client) = (self.streams.upstream(), self.wanted.client);
+            let slot = further.then(|| slots.try_stream(upstream, client, urgent));
+            let may = !matches!(slot, Some(None));
+            let (first, plan) = (self.first_span(), &mut self.plan);
+            let kept = self.kept.as_ref().map(|(_, ranges)| ranges);
+            let (next, look) = self.download.progress.plan(|have, demand| {
+                // Followers aren't shown what is kept before the upstream has answered.
+                let have = kept.unwrap_or(have);
+                let next = match first {
+                    Some(first) => plan.lanes().is_empty().then_some(first),
+                    None if may => plan.next(have, demand, now),
+                    None => None,
+                };
+                (next, plan.look_again(demand))
+            });
+            // One that is set isn't put off by what happens before it.
+            let set = self.look.filter(|look| *look > now);
+            self.look = look.map(|pause| set.unwrap_or(now + pause));
+            let Some(span) = next else { return };
+            let Some(slot) = slot.flatten() else {
+                let (slots, upstream) = (
+                    self.shared.slots.clone(),
+                    self.streams.upstream().to_owned(),
+                );
+                let urgency = self.download.urgency.clone();
+                let opening = async move { slots.open(&upstream, client, urgency).await };
+                self.turn = Some((span, Box::pin(opening)));
+                return;
+            };
+            self.shared.metrics.segment_opened();
+            self.open(span, Permit::Stream(slot));
+        }
+    }
+
+    /// What is asked for before the length is known.
+    fn first_span(&self) -> Option<Span> {
+        if self.opened {
+            return None;
+        }
+        let Wanted {
+            start, end, fill, ..
+        } = self.wanted;
+        if let Some((total, there)) = &self.kept {
+            return Some(first_missing(*total, there, self.wanted));
+        }
+        let (start, end) = match fill {
+            // All of it is wanted, and the first bytes aren't far.
+            true if start < NEAR => (0, None),
+            true => (start, None),
+            false => (start, end.or(Some(start.saturating_add(MIN_LANE)))),
+        };
+        Some(Span { start, end })
+    }
+
+    pub(super) fn open(&mut self, span: Span, permit: Permit) {
+        let lane = self.plan.open(span);
+        let Span { start, end } = span;
+        tracing::debug!(digest = %self.download.digest, lane, start, end, "opening a stream");
+        self.download.progress.mark(lane, Some(span.start));
+        match self.several_ranges(lane, span) {
+            Some((ranges, total)) => self.streams.open_ranges(lane, ranges, total, permit),
+            None => self.streams.open(lane, span, permit),
+        }
+    }
+}
+
+/// What is asked for first of a blob of which some is there: what is missing where it is wanted, at
+/// least one byte.
+fn first_missing(total: u64, there: &RangeSet, wanted: Wanted) -> Span {
+    let Wanted {
+        start, end, fill, ..
+    } = wanted;
+    let at = there.end_of(start);
+    let at = if at < total { at } else { there.end_of(0) };
+    let gap = there.next_start(at).unwrap_or(total);
+    let end = if fill {
+        gap
+    } else {
+        end.unwrap_or(at.saturating_add(MIN_LANE))
+            .min(gap)
+            .max(at + 1)
+    };
+    Span {
+        start: at,
+        end: (end < total).then_some(end),
+    }
+}
