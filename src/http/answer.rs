@@ -1,5 +1,7 @@
 //! Answers: the heads and bodies of what the mirror found.
 
+use std::sync::LazyLock;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
@@ -30,12 +32,40 @@ const FIELDS: usize = 12;
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// An answer of status 200, empty, with where it came from.
-fn answer(origin: Origin) -> Response<Body> {
+/// The head of a blob that is a hit. Copying it costs less than inserting each field: what differs in
+/// a response is replaced, and the map needn't grow for that.
+static BLOB_HEAD: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let mut headers = HeaderMap::with_capacity(FIELDS);
+    insert_common(&mut headers);
+    headers.insert(CACHE_STATUS, cache_status::HIT);
+    headers.insert(CACHE_CONTROL, FOREVER);
+    headers.insert(CONTENT_TYPE, OCTETS);
+    headers.insert(ACCEPT_RANGES, BYTES);
+    for of_the_blob in [CONTENT_DIGEST, ETAG, CONTENT_LENGTH] {
+        headers.insert(of_the_blob, HeaderValue::from_static(""));
+    }
+    headers
+});
+
+/// The fields of every response.
+fn insert_common(headers: &mut HeaderMap) {
+    headers.insert(API_VERSION, API_VERSION_2);
+    headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+}
+
+/// An answer of status 200, empty.
+fn empty() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     headers.reserve(FIELDS);
-    origin.insert(headers);
+    insert_common(headers);
+    response
+}
+
+/// An answer of status 200, empty, with where it came from.
+fn answer(origin: Origin) -> Response<Body> {
+    let mut response = empty();
+    origin.insert(response.headers_mut());
     response
 }
 
@@ -57,7 +87,7 @@ fn json(mut response: Response<Body>, body: impl Into<Bytes>) -> Response<Body> 
 
 /// `GET /`, as the reference registry answers it.
 pub(super) fn alive() -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+    let mut response = empty();
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(CONTENT_LENGTH, 0.into());
@@ -66,7 +96,7 @@ pub(super) fn alive() -> Response<Body> {
 
 /// `OPTIONS`. What a browser's preflight request asks for besides comes from the configured headers.
 pub(super) fn options() -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+    let mut response = empty();
     let headers = response.headers_mut();
     headers.insert(ALLOW, METHODS);
     headers.insert(CONTENT_LENGTH, 0.into());
@@ -76,7 +106,7 @@ pub(super) fn options() -> Response<Body> {
 
 /// `GET /v2/`
 pub(super) fn base() -> Response<Body> {
-    let mut response = json(Response::new(Body::empty()), b"{}".to_vec());
+    let mut response = json(empty(), b"{}".to_vec());
     let headers = response.headers_mut();
     headers.insert(CACHE_STATUS, cache_status::GENERATED);
     response
@@ -111,7 +141,7 @@ pub(super) fn referrers(index: Bytes, filtered: bool, origin: Origin) -> Respons
 }
 
 pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
-    let mut response = json(Response::new(Body::empty()), refusal.document.to_bytes());
+    let mut response = json(empty(), refusal.document.to_bytes());
     *response.status_mut() = refusal.status;
     let headers = response.headers_mut();
     headers.insert(CACHE_STATUS, refusal.cache_status.clone());
@@ -192,12 +222,11 @@ pub(super) fn precondition_failed(digest: &Digest, origin: Origin) -> Response<B
 /// The head of most answers with a manifest: what differs in others is replaced there.
 fn manifest_head(known: &Known) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(FIELDS);
+    insert_common(&mut headers);
     insert_digest(&mut headers, &known.digest);
     headers.insert(CACHE_STATUS, cache_status::HIT);
-    headers.insert(API_VERSION, API_VERSION_2);
     let kind = HeaderValue::from_static(known.media_type.as_str());
     headers.insert(CONTENT_TYPE, kind);
-    headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
     headers.insert(ACCEPT_RANGES, BYTES);
     headers.insert(CONTENT_LENGTH, known.size.into());
     headers
@@ -214,13 +243,8 @@ fn slice(content: &Bytes, range: ByteRange) -> Bytes {
 
 /// 304
 pub(super) fn blob_not_modified(digest: &Digest, origin: Origin) -> Response<Body> {
-    let mut response = blob_head(digest, origin);
-    *response.status_mut() = StatusCode::NOT_MODIFIED;
-    response
-}
-
-fn blob_head(digest: &Digest, origin: Origin) -> Response<Body> {
     let mut response = answer(origin);
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
     let headers = response.headers_mut();
     insert_digest(headers, digest);
     headers.insert(CACHE_CONTROL, FOREVER);
@@ -236,12 +260,16 @@ pub(super) fn blob(
     origin: Origin,
     recovery: Recovery,
 ) -> Response<Body> {
-    let mut response = blob_head(digest, origin);
+    let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, OCTETS);
-    headers.insert(ACCEPT_RANGES, BYTES);
-    if let Some(size) = found.size {
-        headers.insert(CONTENT_LENGTH, size.into());
+    headers.clone_from(&BLOB_HEAD);
+    insert_digest(headers, digest);
+    match found.size {
+        Some(size) => headers.insert(CONTENT_LENGTH, size.into()),
+        None => headers.remove(CONTENT_LENGTH),
+    };
+    if origin.outcome != Outcome::Hit {
+        origin.insert(headers);
     }
     let Some(body) = found.body.filter(|_| want == Want::Content) else {
         return response;

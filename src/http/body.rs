@@ -169,9 +169,8 @@ impl Body {
     }
 
     /// Writes the access line, and counts, when this body has ended.
-    pub(super) fn recorded(mut self, record: Record) -> Self {
+    pub(super) fn record_end(&mut self, record: Record) {
         self.record = Some(record);
-        self
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{ACCEPT, HOST, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::header::{ACCEPT, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Uri};
 use quick_cache::sync::Cache;
 use serde_json::json;
@@ -119,11 +119,9 @@ impl Service {
                 }
             }
         };
-        let headers = response.headers_mut();
-        headers.insert(API_VERSION, API_VERSION_2);
-        headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
         if !self.settings.headers.is_empty() {
-            headers.extend(self.settings.headers.clone());
+            let configured = self.settings.headers.clone();
+            response.headers_mut().extend(configured);
         }
         record.answered(
             kind,
@@ -131,7 +129,8 @@ impl Service {
             response.status(),
             request.method() != Method::HEAD,
         );
-        response.map(|body| body.recorded(record))
+        response.body_mut().record_end(record);
+        response
     }
 
     fn route(&self, method: &Method, uri: &Uri) -> Result<Route, RouteError> {
