@@ -13,7 +13,7 @@ use http::{Method, Uri};
 use millpond::clock::Clock;
 use millpond::oci::{Accept, Algorithm, Digest, RangeSet, RepoName, Requested, Route};
 use millpond::retention::{Retention, Settings, TtlPolicy};
-use millpond::store::{LinkKind, MemoryStore};
+use millpond::storage::{LinkKind, MemoryStore};
 use millpond::tasks::Tasks;
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;

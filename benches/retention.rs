@@ -26,7 +26,7 @@ use std::time::{Duration, SystemTime};
 use millpond::clock::Clock;
 use millpond::oci::{Algorithm, Digest, ManifestType, RepoName, Tag};
 use millpond::retention::{References, Retention, Settings, TtlPolicy, Upkeep};
-use millpond::store::{Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError};
+use millpond::storage::{Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError};
 use millpond::tasks::Tasks;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -4,7 +4,7 @@
 //! panic ends the process with an error. A task that starts from nothing each time is
 //! [restarted](Tasks::spawn_restarted) after a pause. [`Tasks::failing`] says which of them are down.
 
-use crate::causes::on_one_line;
+use crate::error_chain::on_one_line;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::future::Future;

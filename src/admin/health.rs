@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
-use crate::causes::on_one_line;
+use crate::error_chain::on_one_line;
 use crate::metrics::{Degraded, Metrics};
 use crate::retention::Retention;
-use crate::store::{Store, StoreError};
+use crate::storage::{Store, StoreError};
 use crate::tasks::Tasks;
 
 /// How long the store may take to answer a check, and an earlier check to end.
@@ -99,8 +99,8 @@ mod tests {
 
     use crate::clock::Clock;
     use crate::retention::Settings;
-    use crate::store::faulty::Operation;
-    use crate::store::{FaultyStore, MemoryStore};
+    use crate::storage::faulty::Operation;
+    use crate::storage::{FaultyStore, MemoryStore};
     use tokio_util::sync::CancellationToken;
 
     struct House {

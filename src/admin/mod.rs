@@ -11,10 +11,10 @@ use std::sync::Arc;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 
-use crate::http::{Body, Handler, Peer, RequestBody};
 use crate::metrics::{CacheFigures, Metrics};
 use crate::retention::Retention;
-use crate::store::Store;
+use crate::server::{Body, Handler, Peer, RequestBody};
+use crate::storage::Store;
 use crate::tasks::Tasks;
 use health::Health;
 
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::retention::Settings;
-    use crate::store::MemoryStore;
+    use crate::storage::MemoryStore;
     use http_body_util::BodyExt as _;
     use tokio_util::sync::CancellationToken;
 

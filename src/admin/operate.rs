@@ -12,7 +12,7 @@ use crate::oci::Digest;
 use crate::retention::{
     EntryView, Finding, ImageView, NotReady, Removal, Retention, ScrubSettings, Selection, Verdict,
 };
-use crate::store::{LinkKind, StoreError};
+use crate::storage::{LinkKind, StoreError};
 
 /// A page, and where the next one begins.
 #[derive(Debug, Serialize, Deserialize)]

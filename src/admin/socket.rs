@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::operate::{OperateError, Operator};
-use crate::causes::on_one_line;
-use crate::http::{Body, Handler, Peer, RequestBody};
+use crate::error_chain::on_one_line;
+use crate::server::{Body, Handler, Peer, RequestBody};
 
 /// Largest request, in bytes.
 const MAX_REQUEST: usize = 64 * 1024;

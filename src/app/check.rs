@@ -6,7 +6,7 @@ use super::{StartError, retention, upstreams};
 use crate::clock::Clock;
 use crate::config::{Config, Storage};
 use crate::metrics::Metrics;
-use crate::store::FsStore;
+use crate::storage::FsStore;
 use crate::upstream::UpstreamError;
 
 impl super::App {
@@ -70,7 +70,7 @@ fn absolute(path: &Path) -> std::path::PathBuf {
 impl StartError {
     /// The key of the configuration that the error is about, where there is one.
     pub fn key(&self, config: &Config) -> Option<String> {
-        use crate::http::listener::BindError;
+        use crate::server::listener::BindError;
         match self {
             Self::Bind(BindError::Tcp { address, .. }) => {
                 let debug = config.http.debug.as_ref().map(|debug| &debug.listen);

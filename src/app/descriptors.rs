@@ -5,9 +5,9 @@
 
 use std::num::NonZeroUsize;
 
-use crate::causes::on_one_line;
 use crate::config::Config;
-use crate::http::ConnectionLimits;
+use crate::error_chain::on_one_line;
+use crate::server::ConnectionLimits;
 
 /// Connections of operators, on each of their two listeners.
 pub(super) const OPERATORS: ConnectionLimits = ConnectionLimits {

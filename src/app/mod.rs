@@ -1,4 +1,4 @@
-//! Wires the rooms together; owns every task and the way to stop.
+//! Wires the modules together; owns every task and the way to stop.
 
 mod check;
 mod descriptors;
@@ -22,17 +22,17 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 #[cfg(unix)]
 use crate::admin::{operate::Operator, socket::Socket};
-use crate::causes::on_one_line;
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::http::listener::{Address, BindError, Listener};
-use crate::http::{ConnectionSettings, Handler, ResponseBuffers, Service, Settings, serve};
+use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::mirror::{UpstreamEntry, Upstreams};
 use crate::retention::{Retention, ScrubSettings};
+use crate::server::listener::{Address, BindError, Listener};
+use crate::server::{ConnectionSettings, Handler, ResponseBuffers, Service, Settings, serve};
 #[cfg(unix)]
-use crate::store::Layout;
-use crate::store::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
+use crate::storage::Layout;
+use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::tasks::{Panicked, Tasks};
 use crate::upstream::{self, Upstream, UpstreamError};
 

@@ -7,11 +7,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config;
-use crate::fetch::{self, Fetcher};
+use crate::download::{self, Fetcher};
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Parts, PrefetchLimits, RangeRules, Upstreams};
 use crate::retention::{Retention, VERIFIED_FIRST};
-use crate::store::Store;
+use crate::storage::Store;
 use crate::tasks::Tasks;
 
 /// What both need.
@@ -28,8 +28,8 @@ pub(super) struct Pulling {
 impl Pulling {
     /// The downloads; partial ones are looked after in the background until the stop.
     pub(super) fn fetcher(&self, proxy: &config::Proxy, background: &Tasks) -> Fetcher {
-        let fetcher = Fetcher::new(fetch::Parts {
-            settings: fetch::Settings {
+        let fetcher = Fetcher::new(download::Parts {
+            settings: download::Settings {
                 segments: proxy.segments,
                 streams: proxy.streams,
                 on_abandon: proxy.on_abandon,

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::StartError;
-use crate::causes::on_one_line;
 use crate::config::{self, Config, SizeLimit, Storage};
+use crate::error_chain::on_one_line;
 use crate::retention::{MinFree, Settings, TtlMode, TtlPolicy, Upkeep};
-use crate::store::Layout;
+use crate::storage::Layout;
 
 /// What the configuration says about retention.
 pub fn settings(config: &Config) -> Result<Settings, StartError> {

@@ -13,8 +13,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::causes::on_one_line;
 use crate::config::{self, Log, LogFormat};
+use crate::error_chain::on_one_line;
 use format::{TextFields, WithFields};
 pub(super) use writer::LogWriter;
 

@@ -17,8 +17,8 @@ use clap::{Parser, Subcommand};
 
 use crate::admin::operate::{Purge, Scrub};
 use crate::app::{self, App, StartError};
-use crate::causes::on_one_line;
 use crate::config::{self, Config, Loaded, Places};
+use crate::error_chain::on_one_line;
 
 /// The package's version, and the commit where it is known: `0.1.0 (0123456789ab)`.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("MILLPOND_COMMIT_SHOWN"));

@@ -18,7 +18,7 @@ use crate::app;
 use crate::clock::Clock;
 use crate::config::{Config, Storage};
 use crate::retention::{Retention, Settings, Upkeep};
-use crate::store::{FsStore, Layout, Store, StoreError};
+use crate::storage::{FsStore, Layout, Store, StoreError};
 use crate::tasks::Tasks;
 
 /// Whoever carries out the operations.

@@ -10,8 +10,8 @@ use super::logging::Logs;
 use super::signals::Signals;
 use super::{VERSION, fail, load, placed, warnings};
 use crate::app::App;
-use crate::causes::on_one_line;
 use crate::config::{Loaded, Storage};
+use crate::error_chain::on_one_line;
 
 /// How long blocking steps, such as reads of a disk that doesn't answer, may hold up the end.
 const BLOCKING_TIME: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ mod fetch;
 mod labels;
 mod serving;
 
-use crate::causes::on_one_line;
+use crate::error_chain::on_one_line;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;

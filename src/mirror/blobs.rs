@@ -8,12 +8,12 @@ use super::flights::Interest;
 use super::stored::StoredBlob;
 use super::{Exchange, Mirror, MirrorError, Target, Visit, Want};
 use crate::config::RangeMode;
-use crate::fetch::{Client, Follower, Joined, Source, Wanted};
+use crate::download::{Client, Follower, Joined, Source, Wanted};
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoName, Requested};
 use crate::retention::VERIFIED_FIRST;
-use crate::store::LinkKind;
+use crate::storage::LinkKind;
 use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
 /// Blobs up to so many bytes are served without a hold: they are sent at once, and an open file can be

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::fetch::FetchError;
+use crate::download::FetchError;
 use crate::oci::Digest;
-use crate::store::StoreError;
+use crate::storage::StoreError;
 use crate::upstream::UpstreamError;
 
 /// Cloned to everybody who waited for the same thing.

@@ -33,13 +33,13 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::causes::on_one_line;
 use crate::clock::Clock;
-use crate::fetch::Fetcher;
+use crate::download::Fetcher;
+use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, RepoName};
 use crate::retention::Retention;
-use crate::store::{Link, LinkKind, Store, StoreError};
+use crate::storage::{Link, LinkKind, Store, StoreError};
 
 pub use blobs::{BlobAnswer, BlobBody};
 pub use error::MirrorError;

@@ -27,10 +27,10 @@ use tokio_util::task::TaskTracker;
 
 use super::blobs::UpstreamBlob;
 use super::{Mirror, Target};
-use crate::causes::on_one_line;
 use crate::clock::Clock;
 use crate::config::RangeMode;
-use crate::fetch::FetchError;
+use crate::download::FetchError;
+use crate::error_chain::on_one_line;
 use crate::metrics::{Metrics, Outcome};
 use crate::oci::manifest::media_type;
 use crate::oci::{Digest, Manifest};

@@ -13,7 +13,7 @@ use crate::metrics::Outcome;
 use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
 use crate::oci::{Digest, Manifest, Tag};
 use crate::retention::references;
-use crate::store::{self, Content, LinkKind, StoreError};
+use crate::storage::{self, Content, LinkKind, StoreError};
 use crate::upstream::{FetchedManifest, UnverifiedManifest};
 
 /// A manifest out of the store, and what it says.
@@ -70,7 +70,7 @@ impl Mirror {
             }
         };
         let hold = self.retention.hold(&digest).await;
-        let put = store::put(&*self.store, &digest, bytes).await;
+        let put = storage::put(&*self.store, &digest, bytes).await;
         if !self.written("manifest", put) {
             return false;
         }
@@ -187,7 +187,7 @@ impl Mirror {
         content: Content,
         admission: Admission,
     ) -> Option<StoredManifest> {
-        let bytes = store::read_content(content, &digest, MAX_MANIFEST).await;
+        let bytes = storage::read_content(content, &digest, MAX_MANIFEST).await;
         let bytes = self.undamaged(digest, bytes).await?;
         let document = bytes.clone();
         let check = move || {
@@ -226,7 +226,7 @@ impl Mirror {
         let Some((content, admission)) = self.open_manifest(digest).await else {
             return asked;
         };
-        let Ok(bytes) = store::read_content(content, &digest, MAX_MANIFEST).await else {
+        let Ok(bytes) = storage::read_content(content, &digest, MAX_MANIFEST).await else {
             return asked;
         };
         let check = move || {

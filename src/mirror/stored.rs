@@ -7,11 +7,11 @@ use bytes::Bytes;
 
 use super::blobs::BlobBody;
 use super::{Mirror, MirrorError, Target, Want};
-use crate::causes::on_one_line;
-use crate::fetch::Client;
+use crate::download::Client;
+use crate::error_chain::on_one_line;
 use crate::oci::{Digest, Requested};
 use crate::retention::{Hold, Integrity, Trust, VERIFIED_FIRST, Verification};
-use crate::store::{Content, Piece, Reader, StoreError};
+use crate::storage::{Content, Piece, Reader, StoreError};
 
 /// Bytes compared at once.
 const COMPARED: usize = 128 * 1024;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::moment::Moment;
 use super::slab::Id;
 use crate::oci::{Digest, ManifestType, RepoName, Tag};
-use crate::store::{LinkKind, Modified};
+use crate::storage::{LinkKind, Modified};
 
 /// A digest in 40 bytes: the long ones are rare.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use super::entry::{Content, content_flag};
 use super::index::Index;
 use super::moment::Moment;
 use super::slab::Id;
-use crate::store::LinkKind;
+use crate::storage::LinkKind;
 
 /// Per mille of the limit at which eviction in the background ends.
 const LOW: u64 = 998;

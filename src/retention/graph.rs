@@ -12,7 +12,7 @@ use super::index::Index;
 use super::moment::Moment;
 use super::slab::Id;
 use crate::oci::{Digest, ManifestType, RepoName};
-use crate::store::LinkKind;
+use crate::storage::LinkKind;
 
 /// Entries that are looked through under one lock: some ten microseconds.
 const PAGE: usize = 4096;

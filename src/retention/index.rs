@@ -20,7 +20,7 @@ use super::recent::Going;
 use super::record::GRACE;
 use super::slab::{Id, Slab, Table};
 use crate::oci::{Digest, RepoName, Tag};
-use crate::store::{Link, LinkKind};
+use crate::storage::{Link, LinkKind};
 
 /// Links of one content that are looked through before the table is asked.
 const FEW: usize = 4;

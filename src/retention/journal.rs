@@ -19,8 +19,8 @@ use super::moment::Moment;
 use super::record::Record;
 use super::state::{self, Line, Tally};
 use super::{RetentionError, Shared, Upkeep};
-use crate::causes::on_one_line;
-use crate::store::{Layout, Modes};
+use crate::error_chain::on_one_line;
+use crate::storage::{Layout, Modes};
 
 /// The largest state file that is read, in bytes: five million entries.
 const MAX_STATE: u64 = 2 * 1024 * 1024 * 1024;

@@ -50,10 +50,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::causes::on_one_line;
 use crate::clock::Clock;
+use crate::error_chain::on_one_line;
 use crate::oci::{Digest, ManifestType, RepoName, Tag};
-use crate::store::{LinkKind, Store, StoreError};
+use crate::storage::{LinkKind, Store, StoreError};
 use crate::tasks::Tasks;
 
 pub use capacity::{Full, Hold, Reservation, SpaceRequest};
@@ -137,7 +137,7 @@ pub struct Settings {
     /// Bytes that all blobs together may have; none is no limit.
     pub max_size: Option<u64>,
     pub min_free: Option<MinFree>,
-    /// Where the expiry state is kept ([`Layout::scheduler_state`](crate::store::Layout)); none for
+    /// Where the expiry state is kept ([`Layout::scheduler_state`](crate::storage::Layout)); none for
     /// a store that doesn't outlive the process either.
     pub state: Option<PathBuf>,
     pub upkeep: Upkeep,

@@ -15,7 +15,7 @@ use super::entry::{content_flag, entry_flag};
 use super::index::Index;
 use super::moment::Moment;
 use crate::oci::{Digest, ManifestType, RepoName};
-use crate::store::LinkKind;
+use crate::storage::LinkKind;
 
 /// Links remembered; the least used go first.
 const MAX_RECENT: usize = 4096;

@@ -24,11 +24,11 @@ use super::record::MASS_GRACE;
 use super::slab::Id;
 use super::state::{Line, Times};
 use super::{Shared, Upkeep};
-use crate::causes::on_one_line;
+use crate::error_chain::on_one_line;
 use crate::oci::manifest::{MAX_MANIFEST, QUICK};
 use crate::oci::{Digest, Manifest, ManifestType, RepoName};
-use crate::store::layout::MAX_STORED_NAME;
-use crate::store::{self, Link, LinkKind, StoreError, Unreadable, UnreadableEntry};
+use crate::storage::layout::MAX_STORED_NAME;
+use crate::storage::{self, Link, LinkKind, StoreError, Unreadable, UnreadableEntry};
 
 /// The TTL of the reference registry 2.8, and the default of its later versions.
 const THEIR_TTL: Duration = Duration::from_hours(7 * 24);
@@ -499,7 +499,7 @@ async fn read_manifest(
     shared: &Shared,
     digest: &Digest,
 ) -> Option<(ManifestType, References, Vec<(Digest, u64)>)> {
-    let bytes = store::read_all(&*shared.store, digest, MAX_MANIFEST).await;
+    let bytes = storage::read_all(&*shared.store, digest, MAX_MANIFEST).await;
     let bytes = bytes.inspect_err(
         |error| tracing::warn!(%digest, error = %on_one_line(&error), "a manifest can't be read"),
     );

@@ -7,7 +7,7 @@ use super::index::Index;
 use super::moment::Moment;
 use super::policy::TtlMode;
 use super::slab::Id;
-use crate::store::{Link, LinkKind, Modified};
+use crate::storage::{Link, LinkKind, Modified};
 
 /// What was due while the mirror was stopped gets this long from the start on, or its TTL when that
 /// is shorter: nobody could use it meanwhile, and a wrong clock shows before it has deleted anything.

@@ -8,7 +8,7 @@ use super::moment::Moment;
 use super::slab::Id;
 use crate::oci::pattern::PatternError;
 use crate::oci::{Digest, Pattern, RepoName, Tag};
-use crate::store::{Link, LinkKind};
+use crate::storage::{Link, LinkKind};
 
 /// One link of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]

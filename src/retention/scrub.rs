@@ -21,9 +21,11 @@ use super::entry::{Content as Known, content_flag};
 use super::index::Index;
 use super::slab::Id;
 use super::{Hold, Retention, Shared};
-use crate::causes::on_one_line;
+use crate::error_chain::on_one_line;
 use crate::oci::{Digest, Hasher};
-use crate::store::{Content, LinkKind, MAX_READ, StoreError, Unreadable, UnreadableEntry, Upload};
+use crate::storage::{
+    Content, LinkKind, MAX_READ, StoreError, Unreadable, UnreadableEntry, Upload,
+};
 
 /// How long after its last write an upload counts as left behind.
 pub const ABANDONED_AFTER: Duration = Duration::from_hours(7 * 24);

@@ -23,7 +23,7 @@ use super::entry::Origin;
 use super::moment::Moment;
 use super::record::Record;
 use crate::oci::Digest;
-use crate::store::{Link, LinkKind, Modified};
+use crate::storage::{Link, LinkKind, Modified};
 
 #[derive(Deserialize)]
 struct Raw<'a> {

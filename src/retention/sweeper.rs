@@ -22,7 +22,7 @@ use super::index::Index;
 use super::moment::Moment;
 use super::slab::Id;
 use crate::oci::{Digest, Tag};
-use crate::store::{Link, LinkKind};
+use crate::storage::{Link, LinkKind};
 
 /// Contents that are deleted at one time.
 const SWEEPERS: usize = 4;

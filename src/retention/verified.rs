@@ -8,7 +8,7 @@ use super::reconcile::sizes;
 use super::slab::Id;
 use super::{Hold, Retention};
 use crate::oci::{Digest, Manifest};
-use crate::store::{self, Modified};
+use crate::storage::{self, Modified};
 
 /// What the index knows of a file that was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,8 +108,8 @@ impl Hold {
 
 impl Retention {
     /// What is known of a blob that was opened.
-    pub fn trust(&self, digest: &Digest, content: &store::Content) -> Trust {
-        let store::Content { size, modified, .. } = *content;
+    pub fn trust(&self, digest: &Digest, content: &storage::Content) -> Trust {
+        let storage::Content { size, modified, .. } = *content;
         let known = self.0.with(|index| index.trust(digest, size, modified));
         match known {
             // What failed since has to be verified again.

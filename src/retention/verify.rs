@@ -12,9 +12,9 @@ use tokio_util::task::TaskTracker;
 
 use super::scrub::{Pace, hash};
 use super::{Hold, Retention, Shared};
-use crate::causes::on_one_line;
+use crate::error_chain::on_one_line;
 use crate::oci::Digest;
-use crate::store::{Content, Modified, StoreError};
+use crate::storage::{Content, Modified, StoreError};
 
 /// Blobs up to this size, in bytes, are verified before their first byte is sent.
 pub const VERIFIED_FIRST: u64 = 1024 * 1024;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::error::{ShownUrl, UpstreamError};
-use crate::causes::on_one_line;
+use crate::error_chain::on_one_line;
 
 /// The least time between two lines about the same kind of failure.
 const INTERVAL: Duration = Duration::from_mins(1);

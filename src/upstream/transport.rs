@@ -19,8 +19,8 @@ use super::guard::{self, Guard};
 use super::redirect::{self, RedirectError};
 use super::reply::Reply;
 use super::{Kind, Meter, Outcome, Settings, Timeouts, body, retry};
-use crate::causes::on_one_line;
 use crate::clock::Clock;
+use crate::error_chain::on_one_line;
 
 /// What clients are told when too many requests wait for an upstream.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);

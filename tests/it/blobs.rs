@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use millpond::oci::Algorithm;
 use millpond::oci::Digest;
-use millpond::store::faulty::Operation;
-use millpond::store::{FaultyStore, MemoryStore};
+use millpond::storage::faulty::Operation;
+use millpond::storage::{FaultyStore, MemoryStore};
 
 use crate::harness::{
     ALWAYS, Gate, Mirror, Registry, Reply, Setup, eventually, noise, read, settle, to_end,

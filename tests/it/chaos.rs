@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastrand::Rng;
 use futures_util::future::join_all;
-use millpond::store::faulty::Operation;
-use millpond::store::{self, FaultyStore, FsStore, MemoryStore, Store};
+use millpond::storage::faulty::Operation;
+use millpond::storage::{self, FaultyStore, FsStore, MemoryStore, Store};
 
 use crate::harness::{
     Answer, Image, Mirror, Registry, Setup, digest, freeze, noise, passing, read,
@@ -94,7 +94,7 @@ impl Run {
             1 => wrong.truncate(at),
             _ => wrong[at..].fill(0),
         }
-        store::put(&*self.store, &digest, wrong.into())
+        storage::put(&*self.store, &digest, wrong.into())
             .await
             .unwrap();
         self.damaged.push(layer);

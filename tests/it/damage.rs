@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millpond::oci::Digest;
-use millpond::store::faulty::Operation;
-use millpond::store::{self, FaultyStore, FsStore, Layout, Link, LinkKind, Store};
+use millpond::storage::faulty::Operation;
+use millpond::storage::{self, FaultyStore, FsStore, Layout, Link, LinkKind, Store};
 
 use crate::harness::{
     Answer, Gate, Image, Mirror, Registry, Setup, digest, eventually, noise, settle,
@@ -47,7 +47,7 @@ impl Site {
             kind: LinkKind::Layer,
             digest: self.up.put_blob("app", blob),
         };
-        store::put(&*self.store, &link.digest, blob.clone())
+        storage::put(&*self.store, &link.digest, blob.clone())
             .await
             .unwrap();
         self.store.link(&link).await.unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use millpond::oci::Digest;
 use millpond::oci::manifest::media_type;
-use millpond::store::FsStore;
+use millpond::storage::FsStore;
 
 use crate::harness::{Image, Registry, Setup, digest};
 

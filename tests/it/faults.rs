@@ -3,8 +3,8 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use millpond::store::faulty::Operation;
-use millpond::store::{FaultyStore, MemoryStore};
+use millpond::storage::faulty::Operation;
+use millpond::storage::{FaultyStore, MemoryStore};
 
 use crate::harness::{Image, Mirror, Registry, Setup, digest};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use millpond::oci::Digest;
-use millpond::store::FsStore;
+use millpond::storage::FsStore;
 
 use crate::harness::{
     ALWAYS, Answer, Gate, Mirror, Registry, Reply, Setup, digest, eventually, freeze, noise,

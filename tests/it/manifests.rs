@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millpond::oci::manifest::media_type;
 use millpond::oci::{Algorithm, Digest, RepoName};
-use millpond::store::{self, Link, LinkKind, MemoryStore, Store};
+use millpond::storage::{self, Link, LinkKind, MemoryStore, Store};
 
 use crate::harness::{ALWAYS, Image, Registry, Reply, Setup, freeze, passing};
 
@@ -322,7 +322,7 @@ async fn a_stored_schema_1_manifest_is_the_same_404_while_the_upstream_is_down()
     let digest = crate::harness::digest(&old);
     let repo: RepoName = "app".parse().unwrap();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    store::put(&*store, &digest, old).await.unwrap();
+    storage::put(&*store, &digest, old).await.unwrap();
     let link = Link {
         repo: repo.clone(),
         kind: LinkKind::Revision,
@@ -376,7 +376,7 @@ async fn a_corrupt_stored_manifest_is_fetched_again() {
         kind: LinkKind::Revision,
         digest,
     };
-    store::put(&*m.store, &digest, "{}".into()).await.unwrap();
+    storage::put(&*m.store, &digest, "{}".into()).await.unwrap();
     m.store.link(&link).await.unwrap();
     m.get(&path).await.expect(200, &image.manifest);
     m.get(&path).await.expect(200, &image.manifest);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millpond::store::{FsStore, Layout, Store};
+use millpond::storage::{FsStore, Layout, Store};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use millpond::store::faulty::Operation;
-use millpond::store::{FaultyStore, MemoryStore};
+use millpond::storage::faulty::Operation;
+use millpond::storage::{FaultyStore, MemoryStore};
 
 use crate::harness::{Mirror, Registry, Setup, noise};
 

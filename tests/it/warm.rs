@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use millpond::oci::Digest;
 use millpond::oci::manifest::media_type;
-use millpond::store::faulty::Operation;
-use millpond::store::{FaultyStore, FsStore, MemoryStore, Store};
+use millpond::storage::faulty::Operation;
+use millpond::storage::{FaultyStore, FsStore, MemoryStore, Store};
 
 use crate::harness::{Image, Mirror, Registry, Setup, advance, digest, freeze, noise};
 

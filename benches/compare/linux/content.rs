@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use millpond::oci::{Algorithm, Digest, Hasher, RepoName, Tag};
-use millpond::store::{Layout, Link, LinkKind};
+use millpond::storage::{Layout, Link, LinkKind};
 use serde_json::{Value, json};
 
 /// The media type of every index made here.

@@ -8,7 +8,7 @@ use std::{io::Write, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use millpond::oci::{Algorithm, Digest, RepoName};
-use millpond::store::{Layout, Link, LinkKind};
+use millpond::storage::{Layout, Link, LinkKind};
 
 use super::clients::{Herd, Plan};
 use super::library::Library;

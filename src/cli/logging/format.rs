@@ -14,7 +14,7 @@ use tracing_subscriber::registry::LookupSpan;
 use super::writer::Notice;
 use crate::clock::Clock;
 use crate::config::{Log, LogFormat};
-use crate::http::access::is_unprintable;
+use crate::server::access::is_unprintable;
 
 /// ` service="registry"`
 fn text_fields(fields: &BTreeMap<String, String>) -> String {

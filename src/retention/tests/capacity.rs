@@ -1,5 +1,5 @@
 use super::*;
-use crate::store::faulty::Operation;
+use crate::storage::faulty::Operation;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 fn capped(max_size: u64) -> Settings {

@@ -1,7 +1,7 @@
 //! A start over a store in which something can't be read, or is left from a crash.
 
 use super::*;
-use crate::store::{FsStore, Layout, UnreadableEntry};
+use crate::storage::{FsStore, Layout, UnreadableEntry};
 
 /// A name that leads to itself: reading it fails, whoever asks.
 fn circle(path: &Path) {
@@ -235,7 +235,7 @@ async fn a_store_that_can_not_be_listed_holds_nobody_up() {
         ..settings()
     };
     let kind = io::ErrorKind::PermissionDenied;
-    house.store.fail(store::faulty::Operation::Blobs, 1, kind);
+    house.store.fail(storage::faulty::Operation::Blobs, 1, kind);
     let next = House::over(Arc::clone(&house.store) as _, settings, house.clock);
     let error = next.retention.ready().await.unwrap_err().to_string();
     assert!(error.starts_with("the store can't be listed: "), "{error}");

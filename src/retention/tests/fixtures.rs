@@ -19,7 +19,7 @@ fn fixture(name: &str) -> PathBuf {
 async fn store_of_the_recording() -> Arc<dyn Store> {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     for (kind, digest) in links() {
-        store::put(&*store, &digest, "a stand-in".into())
+        storage::put(&*store, &digest, "a stand-in".into())
             .await
             .unwrap();
         for name in ["library/fixture", "team/fixture"] {
@@ -300,7 +300,7 @@ async fn the_store_says_what_there_is() {
     std::fs::copy(fixture("ours.json"), state_file(&directory)).unwrap();
     let store = store_of_the_recording().await;
     store.remove(&MANIFEST.parse().unwrap()).await.unwrap();
-    store::put(&*store, &digest("orphan"), "orphan".into())
+    storage::put(&*store, &digest("orphan"), "orphan".into())
         .await
         .unwrap();
     let tagged = (repo("team/fixture"), tag("t"));

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::oci::{Algorithm, Manifest};
-use crate::store::{self, FaultyStore, Link, MemoryStore};
+use crate::storage::{self, FaultyStore, Link, MemoryStore};
 
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
@@ -128,7 +128,9 @@ impl House {
                 return false;
             };
             let bytes = Bytes::from(content.to_owned());
-            store::put(&*self.store, &link.digest, bytes).await.unwrap();
+            storage::put(&*self.store, &link.digest, bytes)
+                .await
+                .unwrap();
             space.commit(&hold, size);
         }
         self.store.link(link).await.unwrap();

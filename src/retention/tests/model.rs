@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::retention::expiry::{RETRY, SAVE_AFTER};
-use crate::store::faulty::Operation;
+use crate::storage::faulty::Operation;
 use proptest::prelude::*;
 
 const TTL: Duration = Duration::from_mins(10);
@@ -221,7 +221,7 @@ async fn adopt(adopted: &[Adopted], store: &dyn Store, state: &Path) -> Model {
     let mut entries = serde_json::Map::new();
     for (repo, n, seconds) in adopted {
         let (content, link) = (layer_of(*n), layer(repo_of(*repo), &layer_of(*n)));
-        store::put(store, &link.digest, content.into())
+        storage::put(store, &link.digest, content.into())
             .await
             .unwrap();
         store.link(&link).await.unwrap();

@@ -3,8 +3,8 @@
 use super::state::restart;
 use super::*;
 use crate::oci::ManifestType;
-use crate::store::FsStore;
-use crate::store::faulty::Operation;
+use crate::storage::FsStore;
+use crate::storage::faulty::Operation;
 
 impl House {
     pub(super) fn vouches(&self, link: &Link) -> bool {
@@ -101,7 +101,7 @@ async fn what_a_scrub_sets_aside_is_vouched_for_no_more() {
     house.retention.complete().await;
     let bad = house.cache_layer("a", "bad").await;
     assert!(house.vouches(&bad));
-    let path = store::Layout::new(directory.path()).blob(&bad.digest);
+    let path = storage::Layout::new(directory.path()).blob(&bad.digest);
     std::fs::write(path, "bat").unwrap();
     // A reader: the links stay until it is done.
     let hold = house.retention.hold(&bad.digest).await;

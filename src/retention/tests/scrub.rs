@@ -3,8 +3,8 @@
 use std::num::NonZeroU64;
 
 use super::*;
-use crate::store::FsStore;
-use crate::store::faulty::Operation;
+use crate::storage::FsStore;
+use crate::storage::faulty::Operation;
 
 const REPAIR: ScrubSettings = ScrubSettings {
     rate: None,
@@ -19,7 +19,7 @@ async fn damaged() -> (tempfile::TempDir, House, Link) {
     let house = House::over(store, on_disk(&directory), clock);
     house.retention.complete().await;
     house.pull("a", "1", &["bad", "good"]).await.unwrap();
-    let path = store::Layout::new(directory.path()).blob(&digest("bad"));
+    let path = storage::Layout::new(directory.path()).blob(&digest("bad"));
     std::fs::write(path, "bat").unwrap();
     (directory, house, layer("a", "bad"))
 }
@@ -59,7 +59,7 @@ async fn a_corrupt_blob_is_set_aside_with_its_links_and_nothing_else() {
     assert!(house.is_linked(&layer("a", "good")).await && house.has("good").await);
     assert_eq!(house.entries().len(), 3);
     check(&house, &[]).await;
-    let aside = store::Layout::new(directory.path()).quarantined(&bad.digest);
+    let aside = storage::Layout::new(directory.path()).quarantined(&bad.digest);
     assert_eq!(std::fs::read(aside).unwrap(), b"bat");
 
     // What is downloaded again is whole, and the state on disk knows it.
@@ -74,7 +74,7 @@ async fn a_corrupt_blob_is_set_aside_with_its_links_and_nothing_else() {
 #[tokio::test]
 async fn a_truncated_blob_is_corrupt() {
     let (directory, house, bad) = damaged().await;
-    let path = store::Layout::new(directory.path()).blob(&bad.digest);
+    let path = storage::Layout::new(directory.path()).blob(&bad.digest);
     std::fs::write(path, "").unwrap();
     assert_eq!(scrub(&house, REPAIR).await.quarantined, 1);
     assert!(!house.is_linked(&bad).await);
@@ -130,7 +130,9 @@ async fn a_link_that_can_not_be_removed_is_tried_again() {
     let house = House::with(settings()).await;
     let bad = layer("a", "bad");
     let wrong = Bytes::from_static(b"bat");
-    store::put(&*house.store, &bad.digest, wrong).await.unwrap();
+    storage::put(&*house.store, &bad.digest, wrong)
+        .await
+        .unwrap();
     house.store.link(&bad).await.unwrap();
     house.retention.linked(&bad.repo, bad.kind, &bad.digest, 3);
     let kind = io::ErrorKind::PermissionDenied;
@@ -185,7 +187,9 @@ async fn the_background_pass_comes_round_and_ends_with_retention() {
     let house = House::with(settings()).await;
     let bad = layer("a", "bad");
     let wrong = Bytes::from_static(b"bat");
-    store::put(&*house.store, &bad.digest, wrong).await.unwrap();
+    storage::put(&*house.store, &bad.digest, wrong)
+        .await
+        .unwrap();
     house.store.link(&bad).await.unwrap();
     house.retention.linked(&bad.repo, bad.kind, &bad.digest, 3);
     let pass = house.retention.background(HOUR, REPAIR);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::retention::expiry::SAVE_AFTER;
-use crate::store::faulty::Operation;
+use crate::storage::faulty::Operation;
 use std::io::ErrorKind;
 
 pub(super) async fn restart(house: &House, settings: Settings) -> House {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::store::faulty::Operation;
+use crate::storage::faulty::Operation;
 use std::io::ErrorKind;
 
 #[tokio::test(start_paused = true)]
@@ -49,7 +49,7 @@ async fn a_hold_waits_for_the_deletion_and_then_keeps_what_is_linked() {
 async fn a_file_that_never_gets_its_link_goes_when_it_is_let_go() {
     let house = House::with(settings()).await;
     let hold = house.retention.hold(&digest("x")).await;
-    store::put(&*house.store, &digest("x"), "x".into())
+    storage::put(&*house.store, &digest("x"), "x".into())
         .await
         .unwrap();
     hold.committed(1);
@@ -117,7 +117,7 @@ async fn a_link_that_is_made_anew_stays_although_the_old_one_was_to_go() {
         store.link(&healed).await.unwrap();
         if purged {
             let there = Bytes::from_static(b"x");
-            store::put(&*store, &healed.digest, there).await.unwrap();
+            storage::put(&*store, &healed.digest, there).await.unwrap();
         }
         let house = House::over(store, with_ttl(HOUR), Clock::starting_at(today()));
         // Before the start finds the link without a file.

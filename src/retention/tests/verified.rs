@@ -1,8 +1,8 @@
 //! What is verified once, what is remembered of it, and what becomes of damaged files.
 
 use super::*;
-use crate::store::faulty::Operation;
-use crate::store::{Content, FsStore, Modified, Stage};
+use crate::storage::faulty::Operation;
+use crate::storage::{Content, FsStore, Modified, Stage};
 
 /// A store on disk with retention over it.
 async fn on_a_disk(directory: &tempfile::TempDir) -> House {
@@ -64,7 +64,7 @@ async fn download(house: &House, link: &Link, content: &'static str) -> Option<M
 }
 
 fn path(directory: &tempfile::TempDir, content: &str) -> PathBuf {
-    store::Layout::new(directory.path()).blob(&digest(content))
+    storage::Layout::new(directory.path()).blob(&digest(content))
 }
 
 #[tokio::test]
@@ -235,7 +235,7 @@ async fn a_file_that_took_the_damaged_ones_place_stays() {
     let link = house.cache_layer("a", "x").await;
     let damaged = open(&house, "x").await;
     house.store.remove(&link.digest).await.unwrap();
-    store::put(&*house.store, &link.digest, "x".into())
+    storage::put(&*house.store, &link.digest, "x".into())
         .await
         .unwrap();
     assert!(

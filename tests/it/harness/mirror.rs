@@ -9,7 +9,7 @@ use http::{HeaderMap, Method};
 use millpond::app::{App, StartError};
 use millpond::clock::Clock;
 use millpond::config;
-use millpond::store::{MemoryStore, Store};
+use millpond::storage::{MemoryStore, Store};
 use reqwest::{Client, RequestBuilder, Response};
 
 use super::registry::Registry;

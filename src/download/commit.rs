@@ -1,0 +1,150 @@
+//! A download's end: part of the store, or left for later.
+
+use super::storing::Storing;
+use super::{Download, FetchError, Shared};
+use crate::error_chain::on_one_line;
+use crate::oci::{Digest, RepoName};
+use crate::retention::{Hold, Reservation};
+use crate::storage::{Link, LinkKind, Stage};
+
+/// A download that has the digest.
+pub(super) struct Verified {
+    /// Bytes.
+    pub(super) size: u64,
+    /// Its place in the store, if it has one.
+    pub(super) place: Option<(Box<dyn Stage>, Reservation, Hold)>,
+}
+
+impl Verified {
+    /// Of what [`check`] has found right.
+    pub(super) fn new(storing: Storing, size: u64) -> Self {
+        let (writer, place) = storing.into_parts();
+        let stage = writer.and_then(|writer| writer.into_stage());
+        let place = stage
+            .zip(place)
+            .map(|(stage, (reservation, hold))| (stage, reservation, hold));
+        Self { size, place }
+    }
+}
+
+/// Checks length and digest. Everything has been hashed.
+pub(super) async fn check(
+    storing: &mut Storing,
+    digest: Digest,
+    size: u64,
+) -> Result<(), FetchError> {
+    let mut writer = storing.take_idle().ok_or(FetchError::Lost)?;
+    let sent = writer.hashed;
+    if sent != size {
+        storing.put_back(writer);
+        return Err(FetchError::Length {
+            digest: digest.into(),
+            announced: size,
+            sent,
+        });
+    }
+    let (writer, got) = if writer.needs_rehash() {
+        let hash = move || {
+            let got = writer.finish(digest.algorithm());
+            (writer, got)
+        };
+        let hashed = tokio::task::spawn_blocking(hash).await;
+        hashed.map_err(|_panicked| FetchError::Lost)?
+    } else {
+        let got = writer.finish(digest.algorithm());
+        (writer, got)
+    };
+    storing.put_back(writer);
+    let expected = digest.into();
+    match got {
+        Some(got) if got == digest => Ok(()),
+        Some(got) => Err(FetchError::Digest {
+            expected,
+            got: got.into(),
+        }),
+        None => Err(FetchError::Changed {
+            digest: expected,
+            at: 0,
+        }),
+    }
+}
+
+/// Makes a verified download part of the store. Its followers have their bytes already, so a
+/// failure costs the cache and not the clients.
+pub(super) async fn commit(shared: &Shared, download: &Download, verified: Verified) {
+    let Verified { size, place } = verified;
+    let Some((stage, reservation, hold)) = place else {
+        return;
+    };
+    let digest = download.digest;
+    let committed = tokio::task::spawn_blocking(move || stage.commit()).await;
+    // From here on nobody joins: who asks finds the blob in the store.
+    let repositories = shared.running.committed(&digest, download.id);
+    match committed {
+        Ok(Ok(placed)) => {
+            reservation.commit(&hold, size);
+            if let Some(modified) = placed {
+                hold.verified(size, modified);
+            }
+            // Partials of the digest have gone with the commit, whichever upstreams they are from.
+            shared.partials.forget(&digest);
+            link_all(shared, digest, size, repositories).await;
+        }
+        Ok(Err(error)) => {
+            shared.metrics.store_failed();
+            tracing::error!(%digest, error = %on_one_line(&error), "download served but not cached");
+        }
+        Err(panicked) => {
+            tracing::error!(%digest, error = %on_one_line(&panicked), "commit panicked");
+        }
+    }
+    drop(hold);
+}
+
+/// Links the blob into each repository. One that fails costs that repository the blob, and no other.
+async fn link_all(shared: &Shared, digest: Digest, size: u64, repositories: Vec<RepoName>) {
+    for repo in repositories {
+        let link = Link {
+            repo,
+            kind: LinkKind::Layer,
+            digest,
+        };
+        match shared.store.link(&link).await {
+            Ok(()) => shared
+                .retention
+                .linked(&link.repo, link.kind, &digest, size),
+            Err(error) => {
+                shared.metrics.store_failed();
+                tracing::error!(%digest, repo = %link.repo, error = %on_one_line(&error), "can't link the blob");
+            }
+        }
+    }
+}
+
+/// Removes what was written, by dropping what holds it: on the blocking pool, because the file may
+/// be large.
+pub(super) async fn discard(written: impl Send + 'static) {
+    if let Err(panicked) = tokio::task::spawn_blocking(move || drop(written)).await {
+        tracing::error!(error = %on_one_line(&panicked), "removing what was written panicked");
+    }
+}
+
+/// Leaves what has been noted on disk for whoever asks for the blob next.
+pub(super) async fn leave(shared: &Shared, download: &Download, storing: Storing) {
+    let Download {
+        digest, upstream, ..
+    } = download;
+    let (writer, place) = storing.into_parts();
+    let on_disk = writer.as_ref().map_or(0, |writer| writer.file.len());
+    let stage = writer.and_then(|writer| writer.into_stage());
+    let Some((stage, (mut reservation, _hold))) = stage.zip(place) else {
+        return;
+    };
+    reservation.shrink(on_disk);
+    let left = tokio::task::spawn_blocking(move || stage.leave()).await;
+    if let Err(panicked) = left {
+        tracing::error!(%digest, error = %on_one_line(&panicked), "leaving a partial download panicked");
+        return;
+    }
+    shared.partials.park(*digest, upstream, reservation).await;
+}

@@ -1,0 +1,126 @@
+//! What is done when a source fails: the next one goes on where the bytes are good, or anew.
+//!
+//! A source that refuses, breaks or stalls leaves good bytes. When bytes are wrong, all that came from
+//! the same source is thrown away, and what followers were given of it is compared with what the next
+//! source sends; only those whose bytes were the same go on.
+
+use std::sync::Arc;
+
+use super::commit;
+use super::place::Space;
+use super::plan::Plan;
+use super::progress::Given;
+use super::storing::Storing;
+use super::suspect::Suspect;
+use super::task::Transfer;
+use super::{FetchError, Source};
+use crate::error_chain::on_one_line;
+use crate::oci::RangeSet;
+
+/// What a source's failure says of the bytes that have come.
+enum Bytes {
+    Good,
+    /// They, or their number, contradict each other or the digest.
+    Wrong,
+}
+
+impl Transfer<'_> {
+    /// Deals with an error. The download goes on when this returns `Ok`. Otherwise, where the error
+    /// was a source's, the download is forgotten already.
+    pub(super) async fn fail_over(&mut self, error: FetchError) -> Result<(), FetchError> {
+        let bytes = match &error {
+            FetchError::Upstream(_) => Bytes::Good,
+            FetchError::Digest { .. } | FetchError::Length { .. } | FetchError::Changed { .. } => {
+                Bytes::Wrong
+            }
+            FetchError::Store(_)
+            | FetchError::Present
+            | FetchError::Lost
+            | FetchError::Stuck
+            | FetchError::Busy
+            | FetchError::Abandoned
+            | FetchError::Stopping => return Err(error),
+        };
+        let digest = self.download.digest;
+        if matches!(bytes, Bytes::Wrong) && self.mixed {
+            // Which of the sources is wrong isn't known: this one begins anew, alone.
+            tracing::warn!(%digest, error = %on_one_line(&error), "starting the download again without earlier bytes");
+            self.restart(&error).await;
+            return Ok(());
+        }
+        let (running, id) = (&self.shared.running, self.download.id);
+        let next = running.next_source(&digest, id, self.member);
+        let progress = &self.download.progress;
+        progress.source_failed(self.member, error.clone());
+        let Some((member, source)) = next else {
+            return Err(error);
+        };
+        tracing::warn!(%digest, error = %on_one_line(&error), "a source failed; going on with the next repository's");
+        self.shared.metrics.source_changed();
+        match bytes {
+            Bytes::Good => {
+                self.stop_streams();
+                self.download.progress.clear_marks();
+                self.plan.change_source();
+                self.mixed = self.opened || self.kept.is_some();
+            }
+            Bytes::Wrong => self.restart(&error).await,
+        }
+        self.change_source(member, source);
+        Ok(())
+    }
+
+    fn change_source(&mut self, member: u64, source: Arc<dyn Source>) {
+        self.member = member;
+        self.answered = false;
+        self.streams.change_source(source);
+    }
+
+    /// Throws away what has come. What of it followers were given is kept to be compared.
+    async fn restart(&mut self, error: &FetchError) {
+        self.stop_streams();
+        self.flush().await;
+        let algorithm = self.download.digest.algorithm();
+        let nothing = Storing::new(None, algorithm, RangeSet::new(), None);
+        let (writer, place) = std::mem::replace(&mut self.storing, nothing).into_parts();
+        let older = self.suspect.take();
+        let mut writer = writer;
+        let oldest = writer.as_mut().and_then(|writer| writer.take_suspect());
+        let file = writer.and_then(|writer| writer.into_file());
+        let (stage, known) = file.unzip();
+        let known = known.unwrap_or_default();
+        let given = self.download.progress.restart(&known, error);
+        let suspect = stage.map(|stage| Suspect {
+            stage,
+            ranges: known,
+            _place: place,
+        });
+        if given == Given::Some {
+            self.suspect = suspect;
+            commit::discard((older, oldest)).await;
+        } else {
+            commit::discard((older, oldest, suspect)).await;
+        }
+        self.plan = Plan::new(self.shared.settings.segments, self.plan.fill);
+        self.suspected = Some(error.clone());
+        self.opened = false;
+        self.kept = None;
+        self.ended = false;
+        self.received = 0;
+        self.mixed = false;
+        self.space = Space::default();
+        self.replan = true;
+    }
+
+    /// Writes what has come, so that it can be read back. Whatever is wrong with it is known.
+    async fn flush(&mut self) {
+        while self.storing.is_busy() {
+            let Ok(mut writer) = self.storing.written().await else {
+                return;
+            };
+            // Nothing more is hashed.
+            writer.changed.get_or_insert(0);
+            self.storing.give_back(writer);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Where a download's bytes go: a staged file, and space in the cache that grows with what arrives.
+//!
+//! An announced length reserves nothing. A step of space is reserved once bytes have arrived, and
+//! the next one in time; while no space is granted, the upstream isn't read.
+
+use futures_util::future::BoxFuture;
+
+use super::storing::Stored;
+use super::task::Transfer;
+use super::{Download, FetchError, Shared};
+use crate::error_chain::on_one_line;
+use crate::retention::{Full, Reservation, SpaceRequest};
+use crate::storage::Partial;
+
+/// Bytes reserved at a time.
+const STEP: u64 = 64 * 1024 * 1024;
+/// Reserved bytes that are left when the next step is requested.
+const AHEAD: u64 = STEP / 2;
+
+/// The growth of a download's reservation.
+#[derive(Default)]
+pub(super) struct Space<'a> {
+    /// Bytes that have arrived and are stored.
+    pub(super) stored: u64,
+    /// A step that has been requested.
+    growing: Option<BoxFuture<'a, Grown>>,
+}
+
+/// A step of space, or why there is none.
+pub(super) type Grown = Result<Reservation, Unfit>;
+
+impl Space<'_> {
+    /// The step that was requested; forever when there is none. Cancel safe.
+    pub(super) async fn grown(&mut self) -> Grown {
+        let Some(growing) = &mut self.growing else {
+            return std::future::pending().await;
+        };
+        let grown = growing.await;
+        self.growing = None;
+        grown
+    }
+}
+
+/// Why a blob is not cached.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unfit {
+    #[error("it is larger than `proxy.maxblobsize` ({max} bytes)")]
+    TooLarge { max: u64 },
+    #[error("the upstream announces {announced} bytes, and the manifest {described}")]
+    Contradicts { announced: u64, described: u64 },
+    #[error(transparent)]
+    Full(#[from] Full),
+}
+
+/// A staged file with an empty reservation; none where the blob is not to be cached. That costs the
+/// cache, and not the clients.
+pub(super) async fn place(
+    shared: &Shared,
+    download: &Download,
+    total: Option<u64>,
+    described: Option<u64>,
+) -> Option<Stored> {
+    let digest = download.digest;
+    let hold = shared.retention.hold(&digest).await;
+    let reservation = admit(shared, download, total, described).await;
+    let reservation = reservation
+        .inspect_err(|unfit| {
+            tracing::warn!(%digest, reason = %unfit, "passing the download through without caching it");
+        })
+        .ok()?;
+    let staged = shared.store.stage(&digest).await;
+    let stage = staged
+        .inspect_err(|error| {
+            shared.metrics.store_failed();
+            tracing::error!(%digest, error = %on_one_line(&error), "can't store the download; passing it through");
+        })
+        .ok()?;
+    Some(Stored {
+        stage,
+        reservation,
+        hold,
+    })
+}
+
+/// Whether a blob of this length can be cached at all. Reserves nothing yet.
+async fn admit(
+    shared: &Shared,
+    download: &Download,
+    total: Option<u64>,
+    described: Option<u64>,
+) -> Result<Reservation, Unfit> {
+    if let (Some(announced), Some(described)) = (total, described)
+        && announced != described
+    {
+        return Err(Unfit::Contradicts {
+            announced,
+            described,
+        });
+    }
+    let blob = total.or(described).unwrap_or(0);
+    let max = shared.settings.max_blob;
+    if blob > max {
+        return Err(Unfit::TooLarge { max });
+    }
+    reserve(shared, download, 0, blob).await
+}
+
+/// Reserves space. For a client, images are evicted and paused downloads given up.
+async fn reserve(
+    shared: &Shared,
+    download: &Download,
+    bytes: u64,
+    blob: u64,
+) -> Result<Reservation, Unfit> {
+    let evict = download.urgency.get();
+    let request = SpaceRequest { bytes, blob, evict };
+    match shared.retention.reserve_step(request).await {
+        Err(_full) if evict && shared.partials.clear().await => {
+            Ok(shared.retention.reserve_step(request).await?)
+        }
+        reserved => Ok(reserved?),
+    }
+}
+
+/// What an earlier download from the same upstream has left, with its place.
+pub(super) async fn take_up(shared: &Shared, download: &Download) -> Option<(Stored, Partial)> {
+    let digest = download.digest;
+    let parked = shared.partials.take(&digest, &download.upstream);
+    let resumed = shared.store.resume(&digest, &download.upstream).await;
+    let (stage, partial) = resumed
+        .inspect_err(|error| tracing::warn!(%digest, error = %on_one_line(&error), "can't take up a partial download"))
+        .ok()??;
+    let reservation = if let Some(parked) = parked {
+        parked
+    } else {
+        let bytes = partial.ranges.len();
+        reserve(shared, download, bytes, partial.total).await.ok()?
+    };
+    let hold = shared.retention.hold(&digest).await;
+    let stored = Stored {
+        stage,
+        reservation,
+        hold,
+    };
+    Some((stored, partial))
+}
+
+impl Transfer<'_> {
+    /// Whether what has arrived is within the reservation, but for the last chunks.
+    pub(super) fn has_space(&mut self) -> bool {
+        let stored = self.space.stored;
+        let reservation = self.storing.reservation();
+        reservation.is_none_or(|reservation| stored <= reservation.bytes())
+    }
+
+    /// Requests the next step of space when the reservation is nearly used up.
+    pub(super) fn reserve_ahead(&mut self) {
+        let stored = self.space.stored;
+        let Some(reservation) = self.storing.reservation() else {
+            return;
+        };
+        let reserved = reservation.bytes();
+        if self.space.growing.is_some() {
+            return;
+        }
+        let max = self.shared.settings.max_blob;
+        if stored > max {
+            // Its length was not announced.
+            let too_large = std::future::ready(Err(Unfit::TooLarge { max }));
+            self.space.growing = Some(Box::pin(too_large));
+            return;
+        }
+        if stored.saturating_add(AHEAD) <= reserved {
+            return;
+        }
+        let missing = |total: u64| total.saturating_sub(reserved);
+        let bytes = self.plan.total.map_or(STEP, missing).min(STEP);
+        if bytes == 0 {
+            return;
+        }
+        let blob = self.plan.total.unwrap_or(reserved + bytes);
+        let (shared, download) = (self.shared, self.download);
+        self.space.growing = Some(Box::pin(reserve(shared, download, bytes, blob)));
+    }
+
+    /// A step of space has been granted, or not.
+    pub(super) async fn on_space(&mut self, grown: Grown) -> Result<(), FetchError> {
+        let digest = self.download.digest;
+        let unfit = match grown {
+            Ok(step) => {
+                if let Some(reservation) = self.storing.reservation() {
+                    reservation.merge(step);
+                    reservation.fill(self.space.stored);
+                }
+                self.reserve_ahead();
+                return Ok(());
+            }
+            Err(unfit) => unfit,
+        };
+        tracing::warn!(%digest, reason = %unfit, "passing the rest of the download through");
+        self.storing.give_up_place();
+        self.hash_all().await?;
+        let hashed = self.storing.idle().map_or(0, |writer| writer.hashed);
+        self.pass_through(hashed);
+        Ok(())
+    }
+
+    /// Waits for the space of what has arrived already.
+    pub(super) async fn settle_space(&mut self) -> Result<(), FetchError> {
+        while self.space.growing.is_some() && self.storing.is_storing() {
+            let grown = self.space.grown().await;
+            self.on_space(grown).await?;
+        }
+        Ok(())
+    }
+}

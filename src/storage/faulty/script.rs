@@ -1,0 +1,173 @@
+//! Which calls fail, stall or fall short: those that a test names, and those that chance picks.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::Operation;
+use crate::storage::StoreError;
+
+/// What calls fail with by chance: a damaged medium, a full disk, and an error that passes.
+const KINDS: [io::ErrorKind; 3] = [
+    io::ErrorKind::Other,
+    io::ErrorKind::StorageFull,
+    io::ErrorKind::OutOfMemory,
+];
+/// The most bytes of a read that chance cuts short.
+const SHORT: usize = 5000;
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Gate {
+    pub(super) reached: CancellationToken,
+    pub(super) released: CancellationToken,
+}
+
+/// What a store's calls meet.
+#[derive(Debug, Default)]
+pub(super) struct Script(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    faults: Vec<Fault>,
+    chance: Option<Chance>,
+}
+
+/// Failures by chance.
+#[derive(Debug)]
+struct Chance {
+    random: fastrand::Rng,
+    per_mille: u32,
+    operations: Vec<Operation>,
+}
+
+#[derive(Debug)]
+struct Fault {
+    operation: Operation,
+    /// Calls of the operation that still pass before this fault strikes.
+    passing: u64,
+    effect: Effect,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Effect {
+    FailOnce(io::ErrorKind),
+    FailAlways(io::ErrorKind),
+    Stall(Gate),
+    /// A read returns at most so many bytes.
+    Short(usize),
+    Panic,
+}
+
+impl Gate {
+    pub(super) async fn wait(&self) {
+        self.reached.cancel();
+        self.released.cancelled().await;
+    }
+}
+
+/// What one call meets.
+#[derive(Debug)]
+struct Due {
+    stalls: Vec<Gate>,
+    failure: Option<io::ErrorKind>,
+    /// The most bytes that a read may return.
+    max: usize,
+    panics: bool,
+}
+
+impl Due {
+    fn outcome(&self, operation: Operation) -> Result<usize, StoreError> {
+        assert!(!self.panics, "a scripted panic of {operation:?}");
+        self.failure.map_or(Ok(self.max), |kind| {
+            let path = Path::new("a faulty store").join(format!("{operation:?}"));
+            Err(StoreError::io("pass", &path, kind.into()))
+        })
+    }
+}
+
+impl Chance {
+    fn strike(&mut self, operation: Operation, due: &mut Due) {
+        if !self.operations.contains(&operation) || self.random.u32(0..1000) >= self.per_mille {
+            return;
+        }
+        let short = operation == Operation::Read && self.random.bool();
+        if short {
+            due.max = self.random.usize(1..=SHORT);
+        } else {
+            due.failure = self.random.choice(KINDS);
+        }
+    }
+}
+
+impl Script {
+    pub(super) fn add(&self, operation: Operation, nth: u64, effect: Effect) {
+        let fault = Fault {
+            operation,
+            passing: nth.saturating_sub(1),
+            effect,
+        };
+        self.state().faults.push(fault);
+    }
+
+    /// From now on each call of `operations` fails with this probability; none for 0.
+    pub(super) fn chance(&self, seed: u64, per_mille: u32, operations: &[Operation]) {
+        self.state().chance = (per_mille > 0).then(|| Chance {
+            random: fastrand::Rng::with_seed(seed),
+            per_mille,
+            operations: operations.to_vec(),
+        });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn pass(&self, operation: Operation) -> Result<usize, StoreError> {
+        let due = self.strike(operation);
+        for gate in &due.stalls {
+            gate.wait().await;
+        }
+        due.outcome(operation)
+    }
+
+    pub(super) fn pass_blocking(&self, operation: Operation) -> Result<usize, StoreError> {
+        let due = self.strike(operation);
+        for gate in &due.stalls {
+            tokio::runtime::Handle::current().block_on(gate.wait());
+        }
+        due.outcome(operation)
+    }
+
+    /// Counts a call; faults that strike once are used up.
+    fn strike(&self, operation: Operation) -> Due {
+        let mut due = Due {
+            stalls: Vec::new(),
+            failure: None,
+            max: usize::MAX,
+            panics: false,
+        };
+        let mut state = self.state();
+        state.faults.retain_mut(|fault| {
+            if fault.operation != operation {
+                return true;
+            }
+            if fault.passing > 0 {
+                fault.passing -= 1;
+                return true;
+            }
+            match &fault.effect {
+                Effect::FailOnce(kind) | Effect::FailAlways(kind) => due.failure = Some(*kind),
+                Effect::Stall(gate) => due.stalls.push(gate.clone()),
+                Effect::Short(max) => due.max = due.max.min(*max),
+                Effect::Panic => due.panics = true,
+            }
+            matches!(fault.effect, Effect::FailAlways(_))
+        });
+        if let Some(chance) = &mut state.chance {
+            chance.strike(operation, &mut due);
+        }
+        due
+    }
+}
