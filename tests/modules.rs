@@ -329,7 +329,7 @@ fn names(code: &str, path: &str) -> bool {
 /// `file: code => what is said`; `\n` in the code is a line's end.
 const WRONG: &str = r#"
 oci/name: use crate::storage::Store; => oci must not use storage
-storage/mod: use crate::{oci::Digest, download::{self, Fetcher}}; => storage must not use download
+storage/mod: use crate::{oci::Digest, download::{self, Downloader}}; => storage must not use download
 mirror/tags: fn f() { crate::server::error::chain() } => mirror must not use server
 metrics: pub(in crate::app) fn f() {} => metrics must not use app
 mirror/mod: use reqwest::Client; => the HTTP client is not for mirror

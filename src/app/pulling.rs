@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config;
-use crate::download::{self, Fetcher};
+use crate::download::{self, Downloader};
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Parts, PrefetchLimits, RangeRules, Upstreams};
 use crate::retention::{Retention, VERIFIED_FIRST};
@@ -27,9 +27,9 @@ pub(super) struct Pulling {
 
 impl Pulling {
     /// The downloads; partial ones are looked after in the background until the stop.
-    pub(super) fn fetcher(&self, proxy: &config::Proxy, background: &Tasks) -> Fetcher {
-        let fetcher = Fetcher::new(download::Parts {
-            settings: download::Settings {
+    pub(super) fn fetcher(&self, proxy: &config::Proxy, background: &Tasks) -> Downloader {
+        let fetcher = Downloader::new(download::DownloaderOptions {
+            settings: download::DownloadSettings {
                 segments: proxy.segments,
                 streams: proxy.streams,
                 on_abandon: proxy.on_abandon,
@@ -57,7 +57,7 @@ impl Pulling {
         self,
         proxy: &config::Proxy,
         upstreams: Upstreams,
-        fetcher: Fetcher,
+        fetcher: Downloader,
     ) -> Arc<Mirror> {
         Mirror::new(Parts {
             upstreams,

@@ -1,21 +1,21 @@
 //! A download's end: part of the store, or left for later.
 
 use super::storing::Storing;
-use super::{Download, FetchError, Shared};
+use super::{Download, DownloadError, Inner};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName};
 use crate::retention::{Hold, Reservation};
 use crate::storage::{Link, LinkKind, Stage};
 
 /// A download that has the digest.
-pub(super) struct Verified {
+pub(super) struct VerifiedDownload {
     /// Bytes.
     pub(super) size: u64,
     /// Its place in the store, if it has one.
     pub(super) place: Option<(Box<dyn Stage>, Reservation, Hold)>,
 }
 
-impl Verified {
+impl VerifiedDownload {
     /// Of what [`check`] has found right.
     pub(super) fn new(storing: Storing, size: u64) -> Self {
         let (writer, place) = storing.into_parts();
@@ -32,12 +32,12 @@ pub(super) async fn check(
     storing: &mut Storing,
     digest: Digest,
     size: u64,
-) -> Result<(), FetchError> {
-    let mut writer = storing.take_idle().ok_or(FetchError::Lost)?;
+) -> Result<(), DownloadError> {
+    let mut writer = storing.take_idle().ok_or(DownloadError::Lost)?;
     let sent = writer.hashed;
     if sent != size {
         storing.put_back(writer);
-        return Err(FetchError::Length {
+        return Err(DownloadError::Length {
             digest: digest.into(),
             announced: size,
             sent,
@@ -49,7 +49,7 @@ pub(super) async fn check(
             (writer, got)
         };
         let hashed = tokio::task::spawn_blocking(hash).await;
-        hashed.map_err(|_panicked| FetchError::Lost)?
+        hashed.map_err(|_panicked| DownloadError::Lost)?
     } else {
         let got = writer.finish(digest.algorithm());
         (writer, got)
@@ -58,11 +58,11 @@ pub(super) async fn check(
     let expected = digest.into();
     match got {
         Some(got) if got == digest => Ok(()),
-        Some(got) => Err(FetchError::Digest {
+        Some(got) => Err(DownloadError::Digest {
             expected,
             got: got.into(),
         }),
-        None => Err(FetchError::Changed {
+        None => Err(DownloadError::Changed {
             digest: expected,
             at: 0,
         }),
@@ -71,8 +71,8 @@ pub(super) async fn check(
 
 /// Makes a verified download part of the store. Its followers have their bytes already, so a
 /// failure costs the cache and not the clients.
-pub(super) async fn commit(shared: &Shared, download: &Download, verified: Verified) {
-    let Verified { size, place } = verified;
+pub(super) async fn commit(shared: &Inner, download: &Download, verified: VerifiedDownload) {
+    let VerifiedDownload { size, place } = verified;
     let Some((stage, reservation, hold)) = place else {
         return;
     };
@@ -102,7 +102,7 @@ pub(super) async fn commit(shared: &Shared, download: &Download, verified: Verif
 }
 
 /// Links the blob into each repository. One that fails costs that repository the blob, and no other.
-async fn link_all(shared: &Shared, digest: Digest, size: u64, repositories: Vec<RepoName>) {
+async fn link_all(shared: &Inner, digest: Digest, size: u64, repositories: Vec<RepoName>) {
     for repo in repositories {
         let link = Link {
             repo,
@@ -130,7 +130,7 @@ pub(super) async fn discard(written: impl Send + 'static) {
 }
 
 /// Leaves what has been noted on disk for whoever asks for the blob next.
-pub(super) async fn leave(shared: &Shared, download: &Download, storing: Storing) {
+pub(super) async fn leave(shared: &Inner, download: &Download, storing: Storing) {
     let Download {
         digest, upstream, ..
     } = download;

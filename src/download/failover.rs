@@ -13,7 +13,7 @@ use super::progress::Given;
 use super::storing::Storing;
 use super::suspect::Suspect;
 use super::task::Transfer;
-use super::{FetchError, Source};
+use super::{DownloadError, Source};
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
 
@@ -27,19 +27,19 @@ enum Bytes {
 impl Transfer<'_> {
     /// Deals with an error. The download goes on when this returns `Ok`. Otherwise, where the error
     /// was a source's, the download is forgotten already.
-    pub(super) async fn fail_over(&mut self, error: FetchError) -> Result<(), FetchError> {
+    pub(super) async fn fail_over(&mut self, error: DownloadError) -> Result<(), DownloadError> {
         let bytes = match &error {
-            FetchError::Upstream(_) => Bytes::Good,
-            FetchError::Digest { .. } | FetchError::Length { .. } | FetchError::Changed { .. } => {
+            DownloadError::Upstream(_) => Bytes::Good,
+            DownloadError::Digest { .. } | DownloadError::Length { .. } | DownloadError::Changed { .. } => {
                 Bytes::Wrong
             }
-            FetchError::Store(_)
-            | FetchError::Present
-            | FetchError::Lost
-            | FetchError::Stuck
-            | FetchError::Busy
-            | FetchError::Abandoned
-            | FetchError::Stopping => return Err(error),
+            DownloadError::Store(_)
+            | DownloadError::Present
+            | DownloadError::Lost
+            | DownloadError::Stuck
+            | DownloadError::Busy
+            | DownloadError::Abandoned
+            | DownloadError::Stopping => return Err(error),
         };
         let digest = self.download.digest;
         if matches!(bytes, Bytes::Wrong) && self.mixed {
@@ -77,7 +77,7 @@ impl Transfer<'_> {
     }
 
     /// Throws away what has come. What of it followers were given is kept to be compared.
-    async fn restart(&mut self, error: &FetchError) {
+    async fn restart(&mut self, error: &DownloadError) {
         self.stop_streams();
         self.flush().await;
         let algorithm = self.download.digest.algorithm();

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::progress::{Head, Reading, Step};
-use super::{Download, FetchError, Shared};
+use super::progress::{Announcement, ReadPosition, Step};
+use super::{Download, DownloadError, Inner};
 use crate::metrics::InFlight;
 use crate::oci::RangeSet;
 use crate::storage::Piece;
@@ -13,7 +13,7 @@ use crate::storage::Piece;
 /// Reads one download, from any offset.
 #[derive(Debug)]
 pub struct Follower {
-    shared: Arc<Shared>,
+    shared: Arc<Inner>,
     pub(super) download: Arc<Download>,
     /// Its name in the progress.
     id: u64,
@@ -29,7 +29,7 @@ pub struct Follower {
 
 impl Follower {
     /// `id` is that of somebody who has entered the progress, and is counted among the clients.
-    pub(super) fn new(shared: Arc<Shared>, download: Arc<Download>, id: u64, member: u64) -> Self {
+    pub(super) fn new(shared: Arc<Inner>, download: Arc<Download>, id: u64, member: u64) -> Self {
         let changed = download.progress.watch();
         Self {
             _counted: shared.metrics.follower(),
@@ -47,10 +47,10 @@ impl Follower {
     /// doesn't tell it.
     ///
     /// Cancel safe.
-    pub async fn total(&mut self) -> Result<Option<u64>, FetchError> {
+    pub async fn total(&mut self) -> Result<Option<u64>, DownloadError> {
         loop {
             self.changed.borrow_and_update();
-            if let Head::Open(total) = self.download.progress.head(self.id)? {
+            if let Announcement::Open(total) = self.download.progress.head(self.id)? {
                 return Ok(total);
             }
             self.wait().await?;
@@ -71,7 +71,7 @@ impl Follower {
     /// Waits until all of the blob is there and has its digest.
     ///
     /// Cancel safe.
-    pub async fn verified(&mut self) -> Result<(), FetchError> {
+    pub async fn verified(&mut self) -> Result<(), DownloadError> {
         loop {
             self.changed.borrow_and_update();
             if let Some(ended) = self.download.progress.ended(self.member) {
@@ -104,11 +104,11 @@ impl Follower {
         offset: u64,
         end: Option<u64>,
         from_file: bool,
-    ) -> Result<Option<Piece>, FetchError> {
+    ) -> Result<Option<Piece>, DownloadError> {
         if self.given.0 == self.seen && self.given.0 <= offset && offset <= self.given.1 {
             self.seen = offset;
         }
-        let reading = Reading {
+        let reading = ReadPosition {
             offset,
             end,
             whole: offset == self.seen,
@@ -139,7 +139,7 @@ impl Follower {
         &mut self,
         offset: u64,
         end: Option<u64>,
-    ) -> Result<Option<bytes::Bytes>, FetchError> {
+    ) -> Result<Option<bytes::Bytes>, DownloadError> {
         match self.piece(offset, end, false).await? {
             Some(Piece::File { reader, start, end }) => {
                 let length = usize::try_from(end - start).unwrap().min(128 * 1024);
@@ -150,11 +150,11 @@ impl Follower {
         }
     }
 
-    async fn wait(&mut self) -> Result<(), FetchError> {
+    async fn wait(&mut self) -> Result<(), DownloadError> {
         self.changed
             .changed()
             .await
-            .map_err(|_sender_gone| FetchError::Lost)
+            .map_err(|_sender_gone| DownloadError::Lost)
     }
 }
 

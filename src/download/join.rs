@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::progress::Progress;
-use super::running::{Place, Seat};
-use super::slots::Urgency;
-use super::{Download, FetchError, Fetcher, Follower, Joined, Shared, Source, Wanted, task};
+use super::registry::{Role, Seat};
+use super::permits::Urgency;
+use super::{Download, DownloadError, Downloader, Follower, Joined, Inner, Source, BlobRequest, task};
 use crate::oci::{Digest, RepoName};
 
-impl Fetcher {
+impl Downloader {
     /// Whether `digest` is being downloaded from an upstream on behalf of some repository.
     pub fn is_running(&self, upstream: &str, digest: &Digest) -> bool {
         self.0.running.is_running(upstream, digest)
@@ -22,7 +22,7 @@ impl Fetcher {
         upstream: &str,
         digest: &Digest,
         repository: &RepoName,
-        wanted: Wanted,
+        wanted: BlobRequest,
     ) -> Option<Follower> {
         let seat = self.0.running.follow(upstream, digest, repository)?;
         let follower = self.0.follower(seat, wanted.start)?;
@@ -52,7 +52,7 @@ impl Fetcher {
         digest: Digest,
         repository: &RepoName,
         source: Arc<dyn Source>,
-        wanted: Wanted,
+        wanted: BlobRequest,
         proof: impl Future<Output = Result<(), E>>,
     ) -> Result<Joined, E> {
         let (follower, joined) = match self.enter(digest, repository, &source, wanted) {
@@ -88,7 +88,7 @@ impl Fetcher {
         digest: Digest,
         repository: &RepoName,
         source: &Arc<dyn Source>,
-        wanted: Wanted,
+        wanted: BlobRequest,
     ) -> Entered {
         let shared = &self.0;
         // A second time where a download isn't stored and its first bytes are gone, or where it is
@@ -99,9 +99,9 @@ impl Fetcher {
             let own = Arc::clone(source);
             let place = shared.running.join(upstream, digest, repository, own, make);
             match place {
-                Place::Committed { id } if wanted.refetch => shared.running.forget(&digest, id),
-                Place::Committed { .. } => return Entered::Committed,
-                Place::Lead(seat) => {
+                Role::Committed { id } if wanted.refetch => shared.running.forget(&digest, id),
+                Role::Committed { .. } => return Entered::Committed,
+                Role::Lead(seat) => {
                     let download = Arc::clone(&seat.download);
                     let follower = shared.follower(seat, wanted.start);
                     if let Some(follower) = &follower {
@@ -110,7 +110,7 @@ impl Fetcher {
                     shared.start(download, Arc::clone(source), wanted);
                     return follower.map_or(Entered::Committed, Entered::Led);
                 }
-                Place::Follow(seat) => {
+                Role::Follow(seat) => {
                     let (needs_proof, id) = (seat.needs_proof, seat.download.id);
                     match shared.follower(seat, wanted.start) {
                         Some(follower) if needs_proof => return Entered::Unproved(follower),
@@ -132,7 +132,7 @@ impl Fetcher {
         digest: Digest,
         repository: &RepoName,
         source: Arc<dyn Source>,
-    ) -> Result<Option<u64>, FetchError> {
+    ) -> Result<Option<u64>, DownloadError> {
         let upstream = source.upstream();
         let make = |id| self.0.download(digest, upstream, id, false);
         let own = Arc::clone(&source);
@@ -148,21 +148,21 @@ impl Fetcher {
             shared: &self.0,
             download: &download,
         };
-        self.0.start(Arc::clone(&download), source, Wanted::WHOLE);
+        self.0.start(Arc::clone(&download), source, BlobRequest::WHOLE);
         loop {
             changed.borrow_and_update();
             if let Some(ended) = download.progress.ended(member) {
                 return ended.map(Some);
             }
             let gone = changed.changed().await;
-            gone.map_err(|_sender_gone| FetchError::Lost)?;
+            gone.map_err(|_sender_gone| DownloadError::Lost)?;
         }
     }
 }
 
 /// Keeps a download going that may have no clients, until dropped.
 struct Standing<'a> {
-    shared: &'a Shared,
+    shared: &'a Inner,
     download: &'a Download,
 }
 
@@ -183,7 +183,7 @@ enum Entered {
     Committed,
 }
 
-impl Shared {
+impl Inner {
     fn download(&self, digest: Digest, upstream: &str, id: u64, urgent: bool) -> Arc<Download> {
         let urgency = Urgency::default();
         urgency.set(urgent);
@@ -199,7 +199,7 @@ impl Shared {
         })
     }
 
-    fn start(self: &Arc<Self>, download: Arc<Download>, source: Arc<dyn Source>, wanted: Wanted) {
+    fn start(self: &Arc<Self>, download: Arc<Download>, source: Arc<dyn Source>, wanted: BlobRequest) {
         self.tasks
             .spawn(task::run(Arc::clone(self), download, source, wanted));
     }
@@ -218,7 +218,7 @@ impl Shared {
     }
 
     /// The download does what a follower wants, whose repository is proved or about to be.
-    fn welcome(&self, follower: &Follower, wanted: Wanted) {
+    fn welcome(&self, follower: &Follower, wanted: BlobRequest) {
         let download = &follower.download;
         if wanted.fill {
             download.fill.store(true, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::pace::Pace;
+use super::throughput::Throughput;
 use crate::oci::RangeSet;
 
 /// Bytes that are waited for behind a stream's mark at any pace.
@@ -25,7 +25,7 @@ pub(super) struct Lane {
     pub(super) further: RangeSet,
     /// Whether the upstream has given the stream.
     pub(super) answered: bool,
-    pub(super) pace: Pace,
+    pub(super) pace: Throughput,
 }
 
 impl Lane {
@@ -36,7 +36,7 @@ impl Lane {
             end,
             further: RangeSet::new(),
             answered: false,
-            pace: Pace::default(),
+            pace: Throughput::default(),
         }
     }
 

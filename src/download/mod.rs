@@ -35,20 +35,20 @@ mod client;
 mod commit;
 mod failover;
 mod follower;
-mod happened;
+mod events;
 mod join;
 mod lane;
 mod memory;
 mod opening;
-mod pace;
+mod throughput;
 mod partials;
 mod place;
 mod plan;
 mod position;
 mod progress;
-mod running;
+mod registry;
 mod several;
-mod slots;
+mod permits;
 mod storing;
 mod streams;
 mod suspect;
@@ -81,8 +81,8 @@ pub use client::Client;
 pub use follower::Follower;
 use partials::Partials;
 use progress::Progress;
-use running::Running;
-use slots::{Slots, Urgency};
+use registry::Registry;
+use permits::{Permits, Urgency};
 
 /// Where a download gets its bytes.
 #[async_trait::async_trait]
@@ -118,7 +118,7 @@ pub trait Source: Debug + Send + Sync + 'static {
 
 /// How downloads are made.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct DownloadSettings {
     pub segments: Segments,
     pub streams: Streams,
     pub on_abandon: OnAbandon,
@@ -133,7 +133,7 @@ pub struct Settings {
 
 /// What a client wants of a blob, as far as it is known before the blob's length is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted {
+pub struct BlobRequest {
     /// The first byte.
     pub start: u64,
     /// Where it ends; none: at the end of the blob, or not known.
@@ -147,7 +147,7 @@ pub struct Wanted {
     pub client: Client,
 }
 
-impl Wanted {
+impl BlobRequest {
     /// The whole blob, for nobody in particular.
     pub const WHOLE: Self = Self {
         start: 0,
@@ -160,7 +160,7 @@ impl Wanted {
 
 /// Why a download failed. Cloned to everybody who follows it.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum FetchError {
+pub enum DownloadError {
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
     #[error("the download could not be stored: {0}")]
@@ -192,7 +192,7 @@ pub enum FetchError {
     Busy,
 }
 
-impl FetchError {
+impl DownloadError {
     /// Whether the download ended for a reason of its own, which says nothing about the blob: whoever
     /// joined it asks again.
     pub const fn is_of_this_download(&self) -> bool {
@@ -224,7 +224,7 @@ impl FetchError {
     }
 }
 
-impl From<StoreError> for FetchError {
+impl From<StoreError> for DownloadError {
     fn from(error: StoreError) -> Self {
         Self::Store(Arc::new(error))
     }
@@ -232,14 +232,14 @@ impl From<StoreError> for FetchError {
 
 /// All downloads.
 #[derive(Debug, Clone)]
-pub struct Fetcher(Arc<Shared>);
+pub struct Downloader(Arc<Inner>);
 
 #[derive(Debug)]
-struct Shared {
-    running: Running<Arc<Download>, Arc<dyn Source>>,
+struct Inner {
+    running: Registry<Arc<Download>, Arc<dyn Source>>,
     partials: Partials,
-    slots: Slots,
-    settings: Settings,
+    slots: Permits,
+    settings: DownloadSettings,
     store: Arc<dyn Store>,
     retention: Retention,
     metrics: Arc<Metrics>,
@@ -278,8 +278,8 @@ pub enum Joined {
 
 /// What a fetcher is made of.
 #[derive(Debug)]
-pub struct Parts {
-    pub settings: Settings,
+pub struct DownloaderOptions {
+    pub settings: DownloadSettings,
     pub store: Arc<dyn Store>,
     pub retention: Retention,
     pub metrics: Arc<Metrics>,
@@ -292,9 +292,9 @@ pub struct Parts {
     pub clock: Clock,
 }
 
-impl Fetcher {
-    pub fn new(parts: Parts) -> Self {
-        let Parts {
+impl Downloader {
+    pub fn new(parts: DownloaderOptions) -> Self {
+        let DownloaderOptions {
             settings,
             store,
             retention,
@@ -304,10 +304,10 @@ impl Fetcher {
             stop,
             clock,
         } = parts;
-        Self(Arc::new(Shared {
-            running: Running::new(),
+        Self(Arc::new(Inner {
+            running: Registry::new(),
             partials: Partials::new(Arc::clone(&store), Arc::clone(&metrics), clock),
-            slots: Slots::new(settings.streams, Arc::clone(&metrics)),
+            slots: Permits::new(settings.streams, Arc::clone(&metrics)),
             settings,
             store,
             retention,

@@ -2,16 +2,16 @@
 
 use tokio::time::Instant;
 
-use super::Wanted;
+use super::BlobRequest;
 use super::plan::{MIN_LANE, NEAR, Span};
-use super::slots::Permit;
+use super::permits::Permit;
 use super::task::Transfer;
 use crate::oci::RangeSet;
 
 impl Transfer<'_> {
     /// Asks for the first bytes, to be told the length.
     pub(super) fn ask_from_start(&mut self) {
-        self.wanted = Wanted {
+        self.wanted = BlobRequest {
             start: 0,
             end: Some(1),
             ..self.wanted
@@ -68,7 +68,7 @@ impl Transfer<'_> {
         if self.opened {
             return None;
         }
-        let Wanted {
+        let BlobRequest {
             start, end, fill, ..
         } = self.wanted;
         if let Some((total, there)) = &self.kept {
@@ -97,8 +97,8 @@ impl Transfer<'_> {
 
 /// What is asked for first of a blob of which some is there: what is missing where it is wanted, at
 /// least one byte.
-fn first_missing(total: u64, there: &RangeSet, wanted: Wanted) -> Span {
-    let Wanted {
+fn first_missing(total: u64, there: &RangeSet, wanted: BlobRequest) -> Span {
+    let BlobRequest {
         start, end, fill, ..
     } = wanted;
     let at = there.end_of(start);

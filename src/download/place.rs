@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 
 use super::storing::Stored;
 use super::task::Transfer;
-use super::{Download, FetchError, Shared};
+use super::{Download, DownloadError, Inner};
 use crate::error_chain::on_one_line;
 use crate::retention::{Full, Reservation, SpaceRequest};
 use crate::storage::Partial;
@@ -55,7 +55,7 @@ pub(super) enum Unfit {
 /// A staged file with an empty reservation; none where the blob is not to be cached. That costs the
 /// cache, and not the clients.
 pub(super) async fn place(
-    shared: &Shared,
+    shared: &Inner,
     download: &Download,
     total: Option<u64>,
     described: Option<u64>,
@@ -84,7 +84,7 @@ pub(super) async fn place(
 
 /// Whether a blob of this length can be cached at all. Reserves nothing yet.
 async fn admit(
-    shared: &Shared,
+    shared: &Inner,
     download: &Download,
     total: Option<u64>,
     described: Option<u64>,
@@ -107,7 +107,7 @@ async fn admit(
 
 /// Reserves space. For a client, images are evicted and paused downloads given up.
 async fn reserve(
-    shared: &Shared,
+    shared: &Inner,
     download: &Download,
     bytes: u64,
     blob: u64,
@@ -123,7 +123,7 @@ async fn reserve(
 }
 
 /// What an earlier download from the same upstream has left, with its place.
-pub(super) async fn take_up(shared: &Shared, download: &Download) -> Option<(Stored, Partial)> {
+pub(super) async fn take_up(shared: &Inner, download: &Download) -> Option<(Stored, Partial)> {
     let digest = download.digest;
     let parked = shared.partials.take(&digest, &download.upstream);
     let resumed = shared.store.resume(&digest, &download.upstream).await;
@@ -184,7 +184,7 @@ impl Transfer<'_> {
     }
 
     /// A step of space has been granted, or not.
-    pub(super) async fn on_space(&mut self, grown: Grown) -> Result<(), FetchError> {
+    pub(super) async fn on_space(&mut self, grown: Grown) -> Result<(), DownloadError> {
         let digest = self.download.digest;
         let unfit = match grown {
             Ok(step) => {
@@ -206,7 +206,7 @@ impl Transfer<'_> {
     }
 
     /// Waits for the space of what has arrived already.
-    pub(super) async fn settle_space(&mut self) -> Result<(), FetchError> {
+    pub(super) async fn settle_space(&mut self) -> Result<(), DownloadError> {
         while self.space.growing.is_some() && self.storing.is_storing() {
             let grown = self.space.grown().await;
             self.on_space(grown).await?;

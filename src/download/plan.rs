@@ -41,7 +41,7 @@ pub(super) struct Span {
 
 /// A client waits for the byte `at`, and wants those up to `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Want {
+pub(super) struct MissingBytes {
     pub(super) at: u64,
     pub(super) end: Option<u64>,
 }
@@ -50,7 +50,7 @@ pub(super) struct Want {
 #[derive(Debug, Default)]
 pub(super) struct Demand {
     /// Those who wait, the longest wait first.
-    pub(super) wants: Vec<Want>,
+    pub(super) wants: Vec<MissingBytes>,
     /// The lowest byte that somebody reads.
     pub(super) floor: u64,
     /// The ranges that clients have announced in requests for several.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::FetchError;
+use super::DownloadError;
 use crate::oci::RangeSet;
 
 /// Where a follower is.
@@ -23,7 +23,7 @@ pub(super) struct Position {
     /// It waits until all that it was given has come again, and is found the same.
     pub(super) compares: bool,
     /// It gets no more.
-    pub(super) error: Option<FetchError>,
+    pub(super) error: Option<DownloadError>,
 }
 
 /// The blob's length as the upstream announced it; none where it didn't.
@@ -52,7 +52,7 @@ impl Position {
     }
 
     /// The download begins anew. Whether this follower has bytes to be compared.
-    pub(super) fn restarts(&mut self, known: &RangeSet, error: &FetchError) -> bool {
+    pub(super) fn restarts(&mut self, known: &RangeSet, error: &DownloadError) -> bool {
         let mut given = self.given.ranges().iter();
         // Twice is too much: what it was given is in neither of the two files alone.
         if self.compares || !given.all(|range| known.contains(range.start, range.end)) {
@@ -64,7 +64,7 @@ impl Position {
         self.compares
     }
 
-    pub(super) fn compared(&mut self, agreed: &RangeSet, differs: &RangeSet, error: &FetchError) {
+    pub(super) fn compared(&mut self, agreed: &RangeSet, differs: &RangeSet, error: &DownloadError) {
         if !self.compares {
             return;
         }
@@ -94,13 +94,13 @@ pub(super) struct Members {
     /// The upstream has said that they have the blob.
     pub(super) proved: Vec<u64>,
     /// How their sources failed.
-    pub(super) failures: HashMap<u64, FetchError>,
+    pub(super) failures: HashMap<u64, DownloadError>,
 }
 
 impl Members {
     /// Whether a follower may be told of the blob: none before its repository is proved, and never
     /// when its source has failed before that.
-    pub(super) fn admits(&self, member: u64) -> Result<bool, FetchError> {
+    pub(super) fn admits(&self, member: u64) -> Result<bool, DownloadError> {
         if self.proved.contains(&member) {
             return Ok(true);
         }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::FetchError;
+use super::DownloadError;
 use super::memory::Memory;
 use super::plan::Demand;
 use super::position::{Announced, Members, Position};
@@ -17,15 +17,15 @@ use crate::oci::RangeSet;
 use crate::storage::Reader;
 
 pub(super) use sources::Given;
-use state::{Phase, State};
-pub(super) use state::{Reading, Step};
+use state::{Phase, ProgressState};
+pub(super) use state::{ReadPosition, Step};
 
 /// Bytes that followers of a download that isn't stored may lag behind its mark.
 const MAX_UNSTORED: usize = 4 * 1024 * 1024;
 
 /// What is known before the first byte.
 #[derive(Debug)]
-pub(super) enum Head {
+pub(super) enum Announcement {
     /// Nothing yet.
     Wait,
     /// The upstream has answered; none where it doesn't tell the length.
@@ -34,7 +34,7 @@ pub(super) enum Head {
 
 #[derive(Debug)]
 pub(super) struct Progress {
-    state: Mutex<State>,
+    state: Mutex<ProgressState>,
     changed: watch::Sender<()>,
     /// A follower waits for bytes that no stream is about to bring, has left, or (where nothing is
     /// stored) has moved on.
@@ -44,7 +44,7 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn new(verified_first: u64) -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(ProgressState {
                 phase: Phase::Opening,
                 total: None,
                 reader: None,
@@ -66,11 +66,11 @@ impl Progress {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ProgressState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut ProgressState)) {
         change(&mut self.state());
         self.changed.send_replace(());
     }
@@ -123,12 +123,12 @@ impl Progress {
     }
 
     /// Whether more may come: followers of a download that isn't stored must keep up.
-    pub(super) fn room(&self) -> Result<bool, FetchError> {
+    pub(super) fn room(&self) -> Result<bool, DownloadError> {
         let state = self.state();
         if state.stored {
             Ok(true)
         } else if state.followers.is_empty() {
-            Err(FetchError::Abandoned)
+            Err(DownloadError::Abandoned)
         } else {
             Ok(state.memory.bytes() < MAX_UNSTORED)
         }
@@ -140,7 +140,7 @@ impl Progress {
         total: Option<u64>,
         reader: Option<Reader>,
         kept: &RangeSet,
-        other_length: &FetchError,
+        other_length: &DownloadError,
     ) {
         self.change(|state| {
             for position in state.followers.values_mut() {
@@ -240,7 +240,7 @@ impl Progress {
     }
 
     /// The download has failed, for everybody. Later calls change nothing.
-    pub(super) fn failed(&self, error: FetchError) {
+    pub(super) fn failed(&self, error: DownloadError) {
         self.change(|state| {
             if matches!(state.phase, Phase::Opening | Phase::Streaming) {
                 state.phase = Phase::Failed(error);
@@ -250,7 +250,7 @@ impl Progress {
     }
 
     /// How the download has ended for a member, if it has: with so many bytes.
-    pub(super) fn ended(&self, member: u64) -> Option<Result<u64, FetchError>> {
+    pub(super) fn ended(&self, member: u64) -> Option<Result<u64, DownloadError>> {
         let state = self.state();
         if let Err(error) = state.members.admits(member) {
             return Some(Err(error));
@@ -263,16 +263,16 @@ impl Progress {
     }
 
     /// Whether the download is open for a follower, and then the blob's length.
-    pub(super) fn head(&self, follower: u64) -> Result<Head, FetchError> {
+    pub(super) fn head(&self, follower: u64) -> Result<Announcement, DownloadError> {
         let mut state = self.state();
         if !state.admits(follower)? || matches!(state.phase, Phase::Opening) {
-            return Ok(Head::Wait);
+            return Ok(Announcement::Wait);
         }
         let total = state.total;
         if let Some(position) = state.followers.get_mut(&follower) {
             position.told = Some(Announced(total));
         }
-        Ok(Head::Open(total))
+        Ok(Announcement::Open(total))
     }
 
     /// Notes from now on what followers are given.
@@ -318,7 +318,7 @@ impl Progress {
     }
 
     /// What a follower does next.
-    pub(super) fn step(&self, follower: u64, reading: Reading) -> Result<Step, FetchError> {
+    pub(super) fn step(&self, follower: u64, reading: ReadPosition) -> Result<Step, DownloadError> {
         let mut state = self.state();
         if !state.admits(follower)? {
             return Ok(Step::Wait);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::FetchError;
+use super::DownloadError;
 use super::lane::Lane;
 use super::plan::Span;
 use super::streams::{Body, Stream};
@@ -51,7 +51,7 @@ impl Transfer<'_> {
         body: Body,
         offset: u64,
         piece: Bytes,
-    ) -> Result<(), FetchError> {
+    ) -> Result<(), DownloadError> {
         if self.plan.seek(stream.lane, offset) {
             return self.came(stream, body, piece);
         }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::FetchError;
+use super::DownloadError;
 use super::suspect::Suspect;
 use super::writer::Writer;
 use crate::error_chain::on_one_line;
@@ -39,7 +39,7 @@ pub(super) struct Stored {
 }
 
 /// What keeps the place while the stage is with the writer.
-type Place = (Reservation, Hold);
+type Admission = (Reservation, Hold);
 
 enum Writing {
     Idle(Box<Writer>),
@@ -57,7 +57,7 @@ pub(super) struct Storing {
     comparing: bool,
     writing: Writing,
     /// None when the download isn't stored.
-    place: Option<Place>,
+    place: Option<Admission>,
     notes: Notes,
 }
 
@@ -174,13 +174,13 @@ impl Storing {
 
     /// Waits for the batch that is being written; forever when there is none. The writer has to be
     /// [given back](Self::give_back). Cancel safe.
-    pub(super) async fn written(&mut self) -> Result<Box<Writer>, FetchError> {
+    pub(super) async fn written(&mut self) -> Result<Box<Writer>, DownloadError> {
         let Writing::Busy(batch) = &mut self.writing else {
             return std::future::pending().await;
         };
         let result = batch.await;
         self.writing = Writing::Gone;
-        result.map_err(|_panicked| FetchError::Lost)
+        result.map_err(|_panicked| DownloadError::Lost)
     }
 
     /// The writer goes on with what has come meanwhile.
@@ -228,7 +228,7 @@ impl Storing {
     }
 
     /// What was stored, once the writer is idle.
-    pub(super) fn into_parts(self) -> (Option<Box<Writer>>, Option<Place>) {
+    pub(super) fn into_parts(self) -> (Option<Box<Writer>>, Option<Admission>) {
         let writer = match self.writing {
             Writing::Idle(writer) => Some(writer),
             Writing::Busy(_) | Writing::Gone => None,

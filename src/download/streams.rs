@@ -11,7 +11,7 @@ use futures_util::stream::FuturesUnordered;
 
 use super::Source;
 use super::plan::Span;
-use super::slots::Permit;
+use super::permits::Permit;
 use crate::oci::ByteRange;
 use crate::upstream::{BlobBody, BlobRanges, BlobStream, UpstreamError};
 

@@ -8,15 +8,15 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::commit::{self, Verified};
+use super::commit::{self, VerifiedDownload};
 use super::place::{self, Space};
 use super::plan::{Plan, Span};
-use super::slots::{Busy, Opening, Permit};
+use super::permits::{Busy, Opening, Permit};
 use super::storing::Storing;
 use super::streams::Streams;
 use super::suspect::Suspect;
 use super::writer::Writer;
-use super::{Download, FetchError, Shared, Source, Wanted};
+use super::{Download, DownloadError, Inner, Source, BlobRequest};
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
 use crate::retention::Trust;
@@ -31,10 +31,10 @@ const MAX_IDLE_LOOKS: u32 = 12;
 ///
 /// The leader's source, of the member 0, is the first that is asked.
 pub(super) async fn run(
-    shared: Arc<Shared>,
+    shared: Arc<Inner>,
     download: Arc<Download>,
     source: Arc<dyn Source>,
-    wanted: Wanted,
+    wanted: BlobRequest,
 ) {
     let guard = Guard {
         shared: &shared,
@@ -45,10 +45,10 @@ pub(super) async fn run(
     let ended = tokio::select! {
         ended = transfer.complete() => ended,
         error = drain(&shared, &download) => Err(error),
-        () = stopped => Err(FetchError::Stopping),
+        () = stopped => Err(DownloadError::Stopping),
     };
     let ended = match ended {
-        Ok(Ended::Whole(size)) => Ok(Verified::new(transfer.storing, size)),
+        Ok(Ended::Whole(size)) => Ok(VerifiedDownload::new(transfer.storing, size)),
         Ok(Ended::Abandoned { kept }) => {
             tracing::info!(digest = %download.digest, kept, "paused a download that nobody waits for");
             shared.metrics.download_paused();
@@ -60,7 +60,7 @@ pub(super) async fn run(
             return;
         }
         // Who asked looks again.
-        Err(FetchError::Present) => Err(FetchError::Present),
+        Err(DownloadError::Present) => Err(DownloadError::Present),
         Err(error) => {
             log_failure(&shared, &download, &error);
             // What is right is kept. Before anybody hears, because the next one takes it up.
@@ -84,7 +84,7 @@ pub(super) async fn run(
 }
 
 /// When the process is to stop, the download goes on for its clients only. Never ends.
-async fn drain(shared: &Shared, download: &Download) -> FetchError {
+async fn drain(shared: &Inner, download: &Download) -> DownloadError {
     shared.drain.cancelled().await;
     shared.running.stand_no_more(&download.digest, download.id);
     download.progress.look();
@@ -92,10 +92,10 @@ async fn drain(shared: &Shared, download: &Download) -> FetchError {
 }
 
 /// A failure that no client notices is none for the operator either.
-fn log_failure(shared: &Shared, download: &Download, error: &FetchError) {
+fn log_failure(shared: &Inner, download: &Download, error: &DownloadError) {
     let digest = download.digest;
     // The source has reported what its upstream said.
-    let reported = matches!(error, FetchError::Upstream(_));
+    let reported = matches!(error, DownloadError::Upstream(_));
     if !reported && shared.running.has_clients(&digest, download.id) {
         tracing::warn!(%digest, error = %on_one_line(&error), "download failed");
     } else {
@@ -103,7 +103,7 @@ fn log_failure(shared: &Shared, download: &Download, error: &FetchError) {
     }
 }
 
-async fn conclude(shared: &Shared, download: &Download, verified: Verified) {
+async fn conclude(shared: &Inner, download: &Download, verified: VerifiedDownload) {
     if verified.place.is_none() {
         // Passed through. Who comes now starts anew.
         shared.running.forget(&download.digest, download.id);
@@ -114,7 +114,7 @@ async fn conclude(shared: &Shared, download: &Download, verified: Verified) {
 
 /// Makes sure that followers hear of the end also when the task is dropped or panics.
 struct Guard<'a> {
-    shared: &'a Shared,
+    shared: &'a Inner,
     download: &'a Download,
 }
 
@@ -122,7 +122,7 @@ impl Drop for Guard<'_> {
     fn drop(&mut self) {
         let Self { shared, download } = self;
         shared.running.forget(&download.digest, download.id);
-        download.progress.failed(FetchError::Lost);
+        download.progress.failed(DownloadError::Lost);
     }
 }
 
@@ -139,7 +139,7 @@ type Turn = (Span, BoxFuture<'static, Result<Opening, Busy>>);
 
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Transfer<'a> {
-    pub(super) shared: &'a Shared,
+    pub(super) shared: &'a Inner,
     pub(super) download: &'a Download,
     pub(super) plan: Plan,
     pub(super) streams: Streams,
@@ -154,9 +154,9 @@ pub(super) struct Transfer<'a> {
     /// What followers were given and what was thrown away, until the download is open again.
     pub(super) suspect: Option<Suspect>,
     /// Why it was thrown away.
-    pub(super) suspected: Option<FetchError>,
+    pub(super) suspected: Option<DownloadError>,
     /// Where the first client begins to read.
-    pub(super) wanted: Wanted,
+    pub(super) wanted: BlobRequest,
     /// Whether the upstream has answered, and followers have been told the length.
     pub(super) opened: bool,
     /// What an earlier download has left: its length, and what is there.
@@ -181,10 +181,10 @@ pub(super) struct Transfer<'a> {
 
 impl<'a> Transfer<'a> {
     fn new(
-        shared: &'a Shared,
+        shared: &'a Inner,
         download: &'a Download,
         source: Arc<dyn Source>,
-        wanted: Wanted,
+        wanted: BlobRequest,
     ) -> Self {
         let demand = download.progress.watch_demand();
         let algorithm = download.digest.algorithm();
@@ -220,7 +220,7 @@ impl<'a> Transfer<'a> {
 
     /// Brings the blob from one source after the other, until one has brought all of it or all have
     /// failed.
-    async fn complete(&mut self) -> Result<Ended, FetchError> {
+    async fn complete(&mut self) -> Result<Ended, DownloadError> {
         // Committed by another download since somebody looked: never fetched twice. The same test
         // as for clients, so that what is damaged for them is not present here.
         let digest = &self.download.digest;
@@ -228,7 +228,7 @@ impl<'a> Transfer<'a> {
             && self.shared.retention.trust(digest, &content) != Trust::Damaged
             && !self.download.refetch.load(Ordering::Relaxed)
         {
-            return Err(FetchError::Present);
+            return Err(DownloadError::Present);
         }
         self.take_up().await;
         loop {
@@ -247,7 +247,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Brings the blob from the present source. When this succeeds everything has been hashed.
-    async fn bring(&mut self) -> Result<Ended, FetchError> {
+    async fn bring(&mut self) -> Result<Ended, DownloadError> {
         loop {
             while !self.is_complete() {
                 if std::mem::take(&mut self.replan) {
@@ -287,7 +287,7 @@ impl<'a> Transfer<'a> {
 
     /// Waits for something to happen, and deals with it. True when it has been waited for clients
     /// long enough.
-    async fn step(&mut self) -> Result<bool, FetchError> {
+    async fn step(&mut self) -> Result<bool, DownloadError> {
         let room = self.download.progress.room()? && self.storing.has_room() && self.has_space();
         let idle = self.plan.lanes().is_empty() && self.turn.is_none() && !self.storing.is_busy();
         if !idle {
@@ -298,14 +298,14 @@ impl<'a> Transfer<'a> {
             writer = self.storing.written() => self.take_back(writer?)?,
             grown = self.space.grown() => self.on_space(grown).await?,
             (span, permit) = turn(&mut self.turn) => {
-                let opening = permit.map_err(|Busy| FetchError::Busy)?;
+                let opening = permit.map_err(|Busy| DownloadError::Busy)?;
                 self.open(span, Permit::Opening(opening));
                 // Other ranges that clients have announced needn't wait for its answer.
                 self.replan |= !self.plan.fill;
             }
             event = self.streams.next(room) => self.happened(event).await?,
             changed = self.demand.changed() => {
-                changed.map_err(|_progress_gone| FetchError::Lost)?;
+                changed.map_err(|_progress_gone| DownloadError::Lost)?;
                 self.replan = true;
             }
             () = at(self.look) => {
@@ -318,7 +318,7 @@ impl<'a> Transfer<'a> {
                 self.idle_looks += 1;
                 self.replan = true;
                 if self.idle_looks > MAX_IDLE_LOOKS && self.download.progress.is_waited_for() {
-                    return Err(FetchError::Stuck);
+                    return Err(DownloadError::Stuck);
                 }
             }
         }
@@ -326,7 +326,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Waits until all that has come is hashed, as far as its turn has come.
-    pub(super) async fn hash_all(&mut self) -> Result<(), FetchError> {
+    pub(super) async fn hash_all(&mut self) -> Result<(), DownloadError> {
         while self.storing.is_busy() {
             let writer = self.storing.written().await?;
             self.take_back(writer)?;
@@ -356,12 +356,12 @@ impl<'a> Transfer<'a> {
     }
 
     /// A batch has been hashed and written.
-    pub(super) fn take_back(&mut self, mut writer: Box<Writer>) -> Result<(), FetchError> {
+    pub(super) fn take_back(&mut self, mut writer: Box<Writer>) -> Result<(), DownloadError> {
         let digest = self.download.digest;
         if let Some(at) = writer.changed {
             let digest = digest.into();
             self.storing.put_back(writer);
-            return Err(FetchError::Changed { digest, at });
+            return Err(DownloadError::Changed { digest, at });
         }
         let progress = &self.download.progress;
         if let Some(error) = &self.suspected {

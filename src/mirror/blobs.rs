@@ -8,7 +8,7 @@ use super::flights::Interest;
 use super::stored::StoredBlob;
 use super::{Exchange, Mirror, MirrorError, Target, Visit, Want};
 use crate::config::RangeMode;
-use crate::download::{Client, Follower, Joined, Source, Wanted};
+use crate::download::{Client, Follower, Joined, Source, BlobRequest};
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoName, Requested};
@@ -163,7 +163,7 @@ impl Mirror {
         ranges: Option<&Requested>,
         client: Client,
     ) -> Result<BlobAnswer, MirrorError> {
-        let wanted = Wanted {
+        let wanted = BlobRequest {
             client,
             ..self.wanted(target, ranges)
         };
@@ -171,7 +171,7 @@ impl Mirror {
         let mut proved = false;
         let mut failure = MirrorError::Lost;
         for attempt in 0..ATTEMPTS {
-            let wanted = Wanted {
+            let wanted = BlobRequest {
                 refetch: attempt >= ATTEMPTS_AT_STORE,
                 ..wanted
             };
@@ -225,14 +225,14 @@ impl Mirror {
     }
 
     /// What of a blob that isn't there is to be fetched.
-    fn wanted(&self, target: &Target, ranges: Option<&Requested>) -> Wanted {
+    fn wanted(&self, target: &Target, ranges: Option<&Requested>) -> BlobRequest {
         let Some(ranges) = ranges else {
-            return Wanted::WHOLE;
+            return BlobRequest::WHOLE;
         };
         // What lies where the length says can be asked for once that is known.
         let (start, end) = ranges.one().unwrap_or((0, Some(1)));
         let whole = ranges.one().is_some_and(|one| one == (0, None));
-        Wanted {
+        BlobRequest {
             start,
             end,
             client: Client::UNKNOWN,

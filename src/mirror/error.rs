@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::download::FetchError;
+use crate::download::DownloadError;
 use crate::oci::Digest;
 use crate::storage::StoreError;
 use crate::upstream::UpstreamError;
@@ -17,7 +17,7 @@ pub enum MirrorError {
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
     #[error(transparent)]
-    Fetch(#[from] FetchError),
+    Fetch(#[from] DownloadError),
     #[error("the store failed: {0}")]
     Store(Arc<StoreError>),
     #[error("the upstream says that the manifest's digest is {got}; {expected} was asked for")]
@@ -45,7 +45,7 @@ impl MirrorError {
     /// The upstream's own error, however it came here.
     pub fn upstream(&self) -> Option<&UpstreamError> {
         match self {
-            Self::Upstream(error) | Self::Fetch(FetchError::Upstream(error)) => Some(error),
+            Self::Upstream(error) | Self::Fetch(DownloadError::Upstream(error)) => Some(error),
             _ => None,
         }
     }
@@ -56,9 +56,9 @@ impl MirrorError {
             self,
             Self::WrongDigest { .. }
                 | Self::Fetch(
-                    FetchError::Digest { .. }
-                        | FetchError::Length { .. }
-                        | FetchError::Changed { .. }
+                    DownloadError::Digest { .. }
+                        | DownloadError::Length { .. }
+                        | DownloadError::Changed { .. }
                 )
         )
     }

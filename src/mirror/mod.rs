@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::download::Fetcher;
+use crate::download::Downloader;
 use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, RepoName};
@@ -75,7 +75,7 @@ pub enum Want {
 pub struct Mirror {
     upstreams: Upstreams,
     store: Arc<dyn Store>,
-    fetcher: Fetcher,
+    fetcher: Downloader,
     retention: Retention,
     records: TagRecords,
     manifest_flights: Flights<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>,
@@ -95,7 +95,7 @@ pub struct Mirror {
 pub struct Parts {
     pub upstreams: Upstreams,
     pub store: Arc<dyn Store>,
-    pub fetcher: Fetcher,
+    pub fetcher: Downloader,
     pub retention: Retention,
     /// How long a tag's digest is believed without asking the upstream.
     pub tags_ttl: Duration,

@@ -29,7 +29,7 @@ use super::blobs::UpstreamBlob;
 use super::{Mirror, Target};
 use crate::clock::Clock;
 use crate::config::RangeMode;
-use crate::download::FetchError;
+use crate::download::DownloadError;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Metrics, Outcome};
 use crate::oci::manifest::media_type;
@@ -322,23 +322,23 @@ impl Mirror {
 
 /// Whether the next layer may well be better. Otherwise it is the upstream that can't or won't
 /// answer, or this mirror that can't store.
-fn is_of_one_layer(error: &FetchError) -> bool {
+fn is_of_one_layer(error: &DownloadError) -> bool {
     match error {
-        FetchError::Upstream(error) => matches!(
+        DownloadError::Upstream(error) => matches!(
             error,
             UpstreamError::NotFound { .. }
                 | UpstreamError::Unexpected { .. }
                 | UpstreamError::Protocol { .. }
         ),
-        FetchError::Digest { .. }
-        | FetchError::Length { .. }
-        | FetchError::Changed { .. }
-        | FetchError::Present => true,
-        FetchError::Store(_)
-        | FetchError::Lost
-        | FetchError::Stuck
-        | FetchError::Abandoned
-        | FetchError::Stopping
-        | FetchError::Busy => false,
+        DownloadError::Digest { .. }
+        | DownloadError::Length { .. }
+        | DownloadError::Changed { .. }
+        | DownloadError::Present => true,
+        DownloadError::Store(_)
+        | DownloadError::Lost
+        | DownloadError::Stuck
+        | DownloadError::Abandoned
+        | DownloadError::Stopping
+        | DownloadError::Busy => false,
     }
 }

@@ -18,7 +18,7 @@ use http_body::{Frame, SizeHint};
 use super::access::Record;
 use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue, MAX_PIECE};
-use crate::download::FetchError;
+use crate::download::DownloadError;
 use crate::mirror::{BlobBody, Recovery, Sent, Visit};
 use crate::retention::{Integrity, WITHHELD};
 use crate::storage::{Piece, Reader, StoreError};
@@ -34,7 +34,7 @@ pub enum BodyError {
     #[error("the stored blob can't be read: {0}")]
     Store(#[from] StoreError),
     #[error("the download failed: {0}")]
-    Fetch(#[from] FetchError),
+    Fetch(#[from] DownloadError),
     #[error("the blob ends at {at}, before its announced length")]
     Short { at: u64 },
     #[error("the stored blob is damaged")]

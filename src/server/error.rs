@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode};
 
 use super::cache_status;
-use crate::download::FetchError;
+use crate::download::DownloadError;
 use crate::error_chain::on_one_line;
 use crate::metrics::Kind;
 use crate::mirror::MirrorError;
@@ -97,22 +97,22 @@ impl Refusal {
                     error.to_string(),
                 );
             }
-            MirrorError::Upstream(error) | MirrorError::Fetch(FetchError::Upstream(error)) => {
+            MirrorError::Upstream(error) | MirrorError::Fetch(DownloadError::Upstream(error)) => {
                 Self::upstream(error, kind, what)
             }
             MirrorError::WrongDigest { .. }
             | MirrorError::Fetch(
-                FetchError::Digest { .. } | FetchError::Length { .. } | FetchError::Changed { .. },
+                DownloadError::Digest { .. } | DownloadError::Length { .. } | DownloadError::Changed { .. },
             ) => {
                 let message = format!("{what}: the upstream's answer is wrong: {error}");
                 Self::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, message)
             }
-            MirrorError::Fetch(FetchError::Stopping) => {
+            MirrorError::Fetch(DownloadError::Stopping) => {
                 let message = "the mirror is stopping; ask again";
                 let stopping = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(stopping, ErrorCode::Unavailable, message)
             }
-            MirrorError::Fetch(FetchError::Busy) => {
+            MirrorError::Fetch(DownloadError::Busy) => {
                 let message = format!("{what}: too many downloads wait; ask again");
                 let busy = StatusCode::SERVICE_UNAVAILABLE;
                 let refusal = Self::new(busy, ErrorCode::Unavailable, message);
@@ -129,11 +129,11 @@ impl Refusal {
             MirrorError::Store(_)
             | MirrorError::Lost
             | MirrorError::Fetch(
-                FetchError::Store(_)
-                | FetchError::Lost
-                | FetchError::Stuck
-                | FetchError::Present
-                | FetchError::Abandoned,
+                DownloadError::Store(_)
+                | DownloadError::Lost
+                | DownloadError::Stuck
+                | DownloadError::Present
+                | DownloadError::Abandoned,
             ) => {
                 let message = format!("{what}: the mirror failed; its log says why");
                 Self::new(

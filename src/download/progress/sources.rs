@@ -3,7 +3,7 @@
 
 use super::Progress;
 use super::state::Phase;
-use crate::download::FetchError;
+use crate::download::DownloadError;
 use crate::oci::RangeSet;
 
 /// What has to be compared when a download begins anew.
@@ -43,7 +43,7 @@ impl Progress {
 
     /// The source of a member has failed. Its followers are told so at once if it isn't proved,
     /// otherwise when all sources have failed.
-    pub(in crate::download) fn source_failed(&self, member: u64, error: FetchError) {
+    pub(in crate::download) fn source_failed(&self, member: u64, error: DownloadError) {
         self.change(|state| {
             state.members.failures.insert(member, error);
         });
@@ -62,7 +62,7 @@ impl Progress {
     /// Begins anew: what has come is wrong, or may be. `known` is what of it can still be compared
     /// with what comes now. Followers go on as soon as all that they were given has come again, and
     /// was the same; those for which that can't be found out get the error.
-    pub(in crate::download) fn restart(&self, known: &RangeSet, error: &FetchError) -> Given {
+    pub(in crate::download) fn restart(&self, known: &RangeSet, error: &DownloadError) -> Given {
         let mut given = Given::Nothing;
         self.change(|state| {
             for position in state.followers.values_mut() {
@@ -89,7 +89,7 @@ impl Progress {
         &self,
         agreed: &RangeSet,
         differs: &RangeSet,
-        error: &FetchError,
+        error: &DownloadError,
     ) {
         if agreed.is_empty() && differs.is_empty() {
             return;

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use crate::download::FetchError;
+use crate::download::DownloadError;
 use crate::download::memory::Memory;
-use crate::download::plan::Want;
+use crate::download::plan::MissingBytes;
 use crate::download::position::{Members, Position};
 use crate::oci::{ByteRange, RangeSet};
 use crate::retention::WITHHELD;
@@ -22,11 +22,11 @@ pub(super) enum Phase {
     Streaming,
     /// All bytes are there and have the digest. The only phase that ends a whole body well.
     Verified,
-    Failed(FetchError),
+    Failed(DownloadError),
 }
 
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct ProgressState {
     pub(super) phase: Phase,
     /// Length of the blob, once the upstream has told or all has come.
     pub(super) total: Option<u64>,
@@ -57,7 +57,7 @@ pub(super) struct State {
 
 /// What a follower reads next.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::download) struct Reading {
+pub(in crate::download) struct ReadPosition {
     pub(in crate::download) offset: u64,
     /// None: up to the end of the blob.
     pub(in crate::download) end: Option<u64>,
@@ -79,16 +79,16 @@ pub(in crate::download) enum Step {
     Wait,
 }
 
-impl State {
+impl ProgressState {
     pub(super) fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
 
     /// Whether a follower may be given bytes now, or be told the length.
-    pub(super) fn admits(&self, follower: u64) -> Result<bool, FetchError> {
+    pub(super) fn admits(&self, follower: u64) -> Result<bool, DownloadError> {
         let Some(position) = self.followers.get(&follower) else {
-            return Err(FetchError::Lost);
+            return Err(DownloadError::Lost);
         };
         if let Some(error) = &position.error {
             return Err(error.clone());
@@ -100,11 +100,11 @@ impl State {
     }
 
     /// Why a member's followers get no more: its own source's error, where that has been tried.
-    pub(super) fn failure(&self, member: u64, error: &FetchError) -> FetchError {
+    pub(super) fn failure(&self, member: u64, error: &DownloadError) -> DownloadError {
         let own = self.members.failures.get(&member);
         match error {
             // These are nobody's source's.
-            FetchError::Present | FetchError::Stopping => error.clone(),
+            DownloadError::Present | DownloadError::Stopping => error.clone(),
             _ => own.unwrap_or(error).clone(),
         }
     }
@@ -124,14 +124,14 @@ impl State {
     }
 
     /// What a follower waits for, with its turn: bytes that it lacks, or that are to be compared.
-    pub(super) fn want(&self, position: &Position) -> Option<(u64, Want)> {
+    pub(super) fn want(&self, position: &Position) -> Option<(u64, MissingBytes)> {
         if !position.compares {
             return Some((position.waits?, self.lacks(position.at, position.end)?));
         }
         let missing = |range: &ByteRange| {
             let at = self.have.end_of(range.start);
             let end = Some(range.end);
-            (at < range.end).then_some(Want { at, end })
+            (at < range.end).then_some(MissingBytes { at, end })
         };
         Some((0, position.given.ranges().iter().find_map(missing)?))
     }
@@ -142,7 +142,7 @@ impl State {
     }
 
     /// Notes where a follower is. Whether the task must know.
-    pub(super) fn moves(&mut self, follower: u64, reading: Reading) -> bool {
+    pub(super) fn moves(&mut self, follower: u64, reading: ReadPosition) -> bool {
         if let Some(position) = self.followers.get_mut(&follower) {
             position.at = reading.offset;
             position.end = reading.end;
@@ -154,15 +154,15 @@ impl State {
 
     /// What has to come for somebody who waits at `at`. That byte may be there: the end of a blob is
     /// held back until all of it has come.
-    fn lacks(&self, at: u64, end: Option<u64>) -> Option<Want> {
+    fn lacks(&self, at: u64, end: Option<u64>) -> Option<MissingBytes> {
         let next = self.have.end_of(at);
         let limit = end.into_iter().chain(self.total).min();
         let lacks = next == at || limit.is_none_or(|limit| next < limit);
-        lacks.then_some(Want { at: next, end })
+        lacks.then_some(MissingBytes { at: next, end })
     }
 
     /// Notes that a follower waits. Whether no stream is about to bring what it waits for.
-    pub(super) fn waits(&mut self, follower: u64, Reading { offset, end, .. }: Reading) -> bool {
+    pub(super) fn waits(&mut self, follower: u64, ReadPosition { offset, end, .. }: ReadPosition) -> bool {
         let turn = self.number();
         if let Some(position) = self.followers.get_mut(&follower) {
             position.waits = Some(turn);
@@ -171,8 +171,8 @@ impl State {
             .is_some_and(|want| !self.marks.iter().any(|(_, mark)| *mark == want.at))
     }
 
-    pub(super) fn step(&self, reading: Reading) -> Result<Step, FetchError> {
-        let Reading {
+    pub(super) fn step(&self, reading: ReadPosition) -> Result<Step, DownloadError> {
+        let ReadPosition {
             offset,
             end,
             whole,
@@ -217,7 +217,7 @@ impl State {
                 end: offset + in_file,
             })),
             // Neither in memory nor in the file: passed through, and this follower came too late.
-            _ => Err(FetchError::Lost),
+            _ => Err(DownloadError::Lost),
         }
     }
 

@@ -16,12 +16,12 @@ async fn abandoned(bench: &Bench, size: u64, at: u64) -> (Bytes, Digest, Arc<Ori
     (content, digest, origin)
 }
 
-fn on(on_abandon: OnAbandon) -> Settings {
+fn on(on_abandon: OnAbandon) -> DownloadSettings {
     let segments = Segments {
         min_size: u64::MAX,
         ..settings().segments
     };
-    Settings {
+    DownloadSettings {
         segments,
         on_abandon,
         ..settings()
@@ -112,7 +112,7 @@ async fn an_abandoned_range_is_left_and_taken_up_again() {
         let origin = Origin::new(&content).acts([]);
         let wanted = range(20 * MIB, 22 * MIB, false);
         for (start, end, sent) in [(20, 22, 2 * MIB), (20, 22, 2 * MIB + 1), (21, 23, 3 * MIB)] {
-            let wanted = Wanted {
+            let wanted = BlobRequest {
                 start: start * MIB,
                 end: Some(end * MIB),
                 ..wanted

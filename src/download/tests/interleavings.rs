@@ -1,6 +1,6 @@
 //! Many orders of joining, leading, leaving, closing, committing and failing.
 //!
-//! `running` is compiled here a second time, with locks at which the scheduler of shuttle chooses
+//! `registry` is compiled here a second time, with locks at which the scheduler of shuttle chooses
 //! who goes on: thousands of orders, the same in every run.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
@@ -17,10 +17,10 @@ mod sync {
     pub(super) use shuttle::sync::{Mutex, MutexGuard};
 }
 #[expect(clippy::duplicate_mod, reason = "with other locks")]
-#[path = "../running.rs"]
-mod running;
+#[path = "../registry.rs"]
+mod registry;
 
-use running::{Place, Running, Seat};
+use registry::{Role, Registry, Seat};
 
 const SEED: u64 = 4;
 /// Orders that are tried of each scene and in each way.
@@ -73,7 +73,7 @@ struct Ledger {
 }
 
 struct House {
-    running: Running<Arc<Download>, RepoName>,
+    running: Registry<Arc<Download>, RepoName>,
     ledger: Ledger,
     ends: Vec<End>,
 }
@@ -87,7 +87,7 @@ fn digest(name: &str) -> Digest {
 }
 
 impl House {
-    /// Called under the lock of `running`.
+    /// Called under the lock of `registry`.
     fn make(&self, digest: Digest, id: u64) -> Arc<Download> {
         let mut made = self.ledger.made.lock().unwrap();
         for other in made.iter() {
@@ -194,12 +194,12 @@ impl House {
             let own = repository.clone();
             let make = |id| self.make(digest, id);
             match self.running.join(UPSTREAM, digest, repository, own, make) {
-                Place::Follow(seat) => (seat, None),
-                Place::Lead(seat) => {
+                Role::Follow(seat) => (seat, None),
+                Role::Lead(seat) => {
                     let task = self.start(Arc::clone(&seat.download), repository);
                     (seat, Some(task))
                 }
-                Place::Committed { id } => {
+                Role::Committed { id } => {
                     self.ledger.told_committed.lock().unwrap().push(id);
                     return;
                 }
@@ -288,7 +288,7 @@ impl House {
 
 fn everybody(ends: &[End], clients: &[(&str, &str)], ahead: Option<(&str, &str)>) {
     let house = Arc::new(House {
-        running: Running::new(),
+        running: Registry::new(),
         ledger: Ledger::default(),
         ends: ends.to_vec(),
     });

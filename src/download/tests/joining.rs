@@ -41,7 +41,7 @@ async fn nobody_reads_the_end_of_a_blob_that_has_another_digest() {
         drop(sender);
         let error = read_to_end(&mut follower).await.unwrap_err();
         assert!(
-            matches!(&error, FetchError::Digest { expected, .. } if **expected == digest),
+            matches!(&error, DownloadError::Digest { expected, .. } if **expected == digest),
             "{error}"
         );
         bench.settled().await;
@@ -100,7 +100,7 @@ async fn a_refusal_is_told_to_all_who_wait_and_to_nobody_after() {
     for follower in [&mut one, &mut two] {
         let error = follower.total().await.unwrap_err();
         assert!(
-            matches!(error, FetchError::Upstream(UpstreamError::Denied { .. })),
+            matches!(error, DownloadError::Upstream(UpstreamError::Denied { .. })),
             "{error}"
         );
     }
@@ -117,7 +117,7 @@ async fn a_lost_task_is_an_error_and_not_an_end() {
     let mut follower = bench.join(digest, "a", &Script::new([Opening::Panics]));
     assert!(matches!(
         follower.read(0, None).await,
-        Err(FetchError::Lost)
+        Err(DownloadError::Lost)
     ));
     assert!(!bench.is_running(&digest));
 }
@@ -133,7 +133,7 @@ async fn stopping_breaks_what_is_still_running() {
     bench.stop.cancel();
     assert!(matches!(
         follower.read(50, None).await,
-        Err(FetchError::Stopping)
+        Err(DownloadError::Stopping)
     ));
     bench.settled().await;
     assert_eq!(bench.stored(&digest).await, None);
@@ -161,7 +161,7 @@ async fn who_comes_while_it_is_committed_misses_nothing() {
     committing.release();
     linking.reached().await;
     let proof = std::future::ready(Ok(()));
-    let third = bench.try_join(digest, "c", &source, Wanted::WHOLE, proof);
+    let third = bench.try_join(digest, "c", &source, BlobRequest::WHOLE, proof);
     let third = third.await.unwrap();
     assert!(matches!(third, Joined::Committed), "{third:?}");
     assert_eq!(bench.stored(&digest).await.unwrap(), content);
@@ -203,9 +203,9 @@ async fn a_file_that_goes_while_it_is_linked_is_fetched_again() {
     assert!(read_to_end(&mut first).await.unwrap() == content);
     linking.reached().await;
     assert!(bench.store.remove(&digest).await.unwrap());
-    let refetch = Wanted {
+    let refetch = BlobRequest {
         refetch: true,
-        ..Wanted::WHOLE
+        ..BlobRequest::WHOLE
     };
     let mut second = bench.join_at(digest, "a", &origin, refetch);
     assert!(read_to_end(&mut second).await.unwrap() == content);

@@ -169,8 +169,8 @@ fn stalled() -> UpstreamError {
     }
 }
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> DownloadSettings {
+    DownloadSettings {
         segments: Segments {
             min_size: 64 << 20,
             count: 4,
@@ -188,14 +188,14 @@ fn settings() -> Settings {
 }
 
 /// Blobs of at least so many MiB come in segments.
-fn of_segments(min_size: u64) -> Settings {
+fn of_segments(min_size: u64) -> DownloadSettings {
     let mut settings = settings();
     settings.segments.min_size = min_size * MIB;
     settings
 }
 
 struct Bench {
-    fetcher: Fetcher,
+    fetcher: Downloader,
     store: Arc<FaultyStore>,
     retention: Retention,
     stop: CancellationToken,
@@ -207,7 +207,7 @@ impl Bench {
         Self::with(settings())
     }
 
-    fn with(settings: Settings) -> Self {
+    fn with(settings: DownloadSettings) -> Self {
         Self::over(
             Arc::new(MemoryStore::new()),
             settings,
@@ -215,14 +215,14 @@ impl Bench {
         )
     }
 
-    fn over(store: Arc<dyn Store>, settings: Settings, keeping: retention::Settings) -> Self {
+    fn over(store: Arc<dyn Store>, settings: DownloadSettings, keeping: retention::Settings) -> Self {
         let clock = Clock::starting_at(std::time::SystemTime::UNIX_EPOCH);
         let store = Arc::new(FaultyStore::new(store));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let shared = Arc::clone(&store) as Arc<dyn Store>;
         // Tasks of its own keep the retention, so that the tests can wait for the downloads.
         let retention = Retention::start(Arc::clone(&shared), clock, keeping, &Tasks::new(), &stop);
-        let fetcher = Fetcher::new(Parts {
+        let fetcher = Downloader::new(DownloaderOptions {
             settings,
             store: shared,
             retention: retention.clone(),
@@ -242,7 +242,7 @@ impl Bench {
     }
 
     /// The process ends, and another one starts over the same store.
-    async fn restarted(self, settings: Settings) -> Self {
+    async fn restarted(self, settings: DownloadSettings) -> Self {
         self.stop.cancel();
         self.settled().await;
         let store = Arc::clone(&self.store) as Arc<dyn Store>;
@@ -253,7 +253,7 @@ impl Bench {
     }
 
     fn join<S: Source>(&self, digest: Digest, repo: &str, source: &Arc<S>) -> Follower {
-        self.join_at(digest, repo, source, Wanted::WHOLE)
+        self.join_at(digest, repo, source, BlobRequest::WHOLE)
     }
 
     fn join_at<S: Source>(
@@ -261,10 +261,10 @@ impl Bench {
         digest: Digest,
         repo: &str,
         source: &Arc<S>,
-        wanted: Wanted,
+        wanted: BlobRequest,
     ) -> Follower {
         // Every repository has the blob, and proves it at once.
-        let proof = std::future::ready(Ok::<_, FetchError>(()));
+        let proof = std::future::ready(Ok::<_, DownloadError>(()));
         let joined = self.try_join(digest, repo, source, wanted, proof);
         match joined.now_or_never().unwrap().unwrap() {
             Joined::Leader(follower) | Joined::Follower(follower) => follower,
@@ -277,9 +277,9 @@ impl Bench {
         digest: Digest,
         repo: &str,
         source: &Arc<S>,
-        wanted: Wanted,
-        proof: impl Future<Output = Result<(), FetchError>>,
-    ) -> Result<Joined, FetchError> {
+        wanted: BlobRequest,
+        proof: impl Future<Output = Result<(), DownloadError>>,
+    ) -> Result<Joined, DownloadError> {
         let source = Arc::clone(source) as _;
         let repo = repo.parse().unwrap();
         self.fetcher
@@ -312,7 +312,7 @@ impl Bench {
     }
 }
 
-async fn read_to_end(follower: &mut Follower) -> Result<Vec<u8>, FetchError> {
+async fn read_to_end(follower: &mut Follower) -> Result<Vec<u8>, DownloadError> {
     let mut all = Vec::new();
     while let Some(bytes) = follower.read(all.len() as u64, None).await? {
         all.extend_from_slice(&bytes);
@@ -343,7 +343,7 @@ async fn send_all(sender: &Sender, content: &Bytes, piece: usize) {
 }
 
 /// Reads a range to its end.
-async fn read_range(follower: &mut Follower, start: u64, end: u64) -> Result<Vec<u8>, FetchError> {
+async fn read_range(follower: &mut Follower, start: u64, end: u64) -> Result<Vec<u8>, DownloadError> {
     let mut part = Vec::new();
     while start + (part.len() as u64) < end {
         let read = follower.read(start + part.len() as u64, Some(end)).await?;
@@ -353,8 +353,8 @@ async fn read_range(follower: &mut Follower, start: u64, end: u64) -> Result<Vec
 }
 
 /// A range, as a client asks for it.
-const fn range(start: u64, end: u64, fill: bool) -> Wanted {
-    Wanted {
+const fn range(start: u64, end: u64, fill: bool) -> BlobRequest {
+    BlobRequest {
         start,
         end: Some(end),
         fill,

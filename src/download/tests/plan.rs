@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::MIB;
 use super::world::{Step, World, step};
 use crate::config::Segments;
-use crate::download::plan::{Demand, MIN_LANE, NEAR, Plan, Span, Want};
+use crate::download::plan::{Demand, MIN_LANE, NEAR, Plan, Span, MissingBytes};
 use crate::oci::RangeSet;
 
 /// Steps after which a download of the sizes here must have ended.
@@ -167,7 +167,7 @@ fn a_lane_is_split_evenly_or_at_the_window() {
 #[test]
 fn who_waits_near_a_stream_waits_for_it_and_who_waits_far_gets_one() {
     let want = |at: u64| Demand {
-        wants: vec![Want {
+        wants: vec![MissingBytes {
             at,
             end: Some(at + 10),
         }],
@@ -213,7 +213,7 @@ fn what_is_not_stored_comes_in_order() {
     plan.stop();
     plan.in_order();
     let far = Demand {
-        wants: vec![Want {
+        wants: vec![MissingBytes {
             at: 40 * MIB,
             end: None,
         }],
@@ -245,7 +245,7 @@ fn announced_ranges_are_fetched_at_once_and_neighbours_together() {
         demand.announced.insert(start, start + 1000);
     }
     // Somebody waits at the third.
-    demand.wants.push(Want {
+    demand.wants.push(MissingBytes {
         at: 3 * MIB,
         end: Some(3 * MIB + 1000),
     });

@@ -37,7 +37,7 @@ async fn resuming_ends_when_there_is_no_progress() {
     sender.send(Err(broken())).await.unwrap();
     let error = read_to_end(&mut follower).await.unwrap_err();
     assert!(
-        matches!(error, FetchError::Upstream(UpstreamError::Broken { .. })),
+        matches!(error, DownloadError::Upstream(UpstreamError::Broken { .. })),
         "{error}"
     );
     assert_eq!(source.asked().len(), 6);
@@ -56,7 +56,7 @@ async fn another_length_when_resuming_is_another_blob() {
     assert!(
         matches!(
             error,
-            FetchError::Length {
+            DownloadError::Length {
                 announced: 1000,
                 sent: 900,
                 ..
@@ -77,7 +77,7 @@ async fn more_or_fewer_bytes_than_announced_are_an_error() {
         drop(sender);
         let error = read_to_end(&mut follower).await.unwrap_err();
         assert!(
-            matches!(error, FetchError::Length { announced: 300, .. }),
+            matches!(error, DownloadError::Length { announced: 300, .. }),
             "{error}"
         );
     }
@@ -140,7 +140,7 @@ async fn an_upstream_that_is_gone_ends_a_download_of_several_streams() {
     gate.cancel();
     origin.break_off();
     let error = read_range(&mut first, MIB, 64 * MIB).await.unwrap_err();
-    assert!(matches!(error, FetchError::Upstream(_)), "{error}");
+    assert!(matches!(error, DownloadError::Upstream(_)), "{error}");
     assert!(
         origin.asked().len() - origin_asked < 30,
         "{:?}",
@@ -169,7 +169,7 @@ async fn an_upstream_that_starts_again_must_send_the_same() {
         let read = read_to_end(&mut follower).await;
         match (changed, read) {
             (None, read) => assert_eq!(read.unwrap(), content),
-            (Some(_), Err(FetchError::Changed { .. })) => {}
+            (Some(_), Err(DownloadError::Changed { .. })) => {}
             (Some(at), read) => {
                 panic!("byte {at} was another one: {:?}", read.map(|all| all.len()))
             }
@@ -247,7 +247,7 @@ async fn what_was_left_is_hashed_and_not_believed() {
         part(&content, 4 * MIB, 5 * MIB)
     );
     let error = read_to_end(&mut early).await.unwrap_err();
-    assert!(matches!(error, FetchError::Digest { .. }), "{error}");
+    assert!(matches!(error, DownloadError::Digest { .. }), "{error}");
     drop((early, late));
     bench.settled().await;
     assert_eq!(bench.stored(&digest).await.unwrap(), content);
@@ -293,7 +293,7 @@ async fn stopping_in_the_middle_leaves_what_is_there() {
     read_range(&mut follower, 0, 2 * MIB).await.unwrap();
     bench.stop.cancel();
     let error = follower.read(2 * MIB, None).await.unwrap_err();
-    assert!(matches!(error, FetchError::Stopping));
+    assert!(matches!(error, DownloadError::Stopping));
     drop(follower);
     let bench = bench.restarted(settings()).await;
     let origin = Origin::new(&content).acts([]);

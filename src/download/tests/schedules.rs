@@ -170,7 +170,7 @@ enum Outcome {
     Whole(Vec<u8>),
     Range(u64, Vec<u8>),
     Left,
-    Failed(FetchError, usize),
+    Failed(DownloadError, usize),
 }
 
 impl Scene {
@@ -220,7 +220,7 @@ impl Scene {
         self.sources.iter().any(|source| source.nature == nature)
     }
 
-    async fn proof(nature: Nature, mut rng: Rng) -> Result<(), FetchError> {
+    async fn proof(nature: Nature, mut rng: Rng) -> Result<(), DownloadError> {
         tokio::time::sleep(Duration::from_millis(rng.u64(..80))).await;
         match nature {
             Nature::Lacking => Err(denied().into()),
@@ -240,7 +240,7 @@ impl Scene {
         } else {
             (0, None)
         };
-        let wanted = Wanted {
+        let wanted = BlobRequest {
             start,
             end,
             fill: !ranged || rng.bool(),
@@ -260,7 +260,7 @@ impl Scene {
         let leaves = rng.u8(..5) == 0;
         let outcome = self.read(&mut follower, start, end, leaves, &mut rng).await;
         match outcome {
-            Outcome::Failed(FetchError::Present, 0) => self.stored(source, rng).await,
+            Outcome::Failed(DownloadError::Present, 0) => self.stored(source, rng).await,
             outcome => outcome,
         }
     }
@@ -332,14 +332,14 @@ impl Scene {
                     told()
                 );
                 let sound = nature == Nature::Good && !self.has(Nature::Lying);
-                let lost = matches!(error, FetchError::Lost | FetchError::Abandoned);
+                let lost = matches!(error, DownloadError::Lost | DownloadError::Abandoned);
                 assert!(
                     !sound || lost,
                     "{error:?} although it has the blob: {}",
                     told()
                 );
-                let stuck = matches!(error, FetchError::Stuck);
-                let stopping = matches!(error, FetchError::Stopping);
+                let stuck = matches!(error, DownloadError::Stuck);
+                let stopping = matches!(error, DownloadError::Stopping);
                 assert!(!stuck && !stopping, "{error:?}: {}", told());
             }
         }
@@ -349,8 +349,8 @@ impl Scene {
     }
 }
 
-fn is_denied(error: &FetchError) -> bool {
-    matches!(error, FetchError::Upstream(UpstreamError::Denied { .. }))
+fn is_denied(error: &DownloadError) -> bool {
+    matches!(error, DownloadError::Upstream(UpstreamError::Denied { .. }))
 }
 
 async fn play(seed: u64) {

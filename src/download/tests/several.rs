@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::MIB;
 use crate::config::Segments;
-use crate::download::plan::{Demand, Plan, Span, Want};
+use crate::download::plan::{Demand, Plan, Span, MissingBytes};
 use crate::oci::RangeSet;
 
 /// A plan with a stream that brings the ranges at 1, 3, 5 and 7 MiB, of 1000 bytes each.
@@ -62,7 +62,7 @@ fn a_stream_brings_several_ranges_in_any_order() {
 fn a_further_range_that_comes_too_late_gets_a_stream_of_its_own() {
     let (mut plan, mut demand, id, mut now) = several();
     let (at, end) = (7 * MIB, Some(7 * MIB + 1000));
-    demand.wants.push(Want { at, end });
+    demand.wants.push(MissingBytes { at, end });
     let have = RangeSet::new();
     assert_eq!(plan.next(&have, &demand, now), None, "it comes soon");
     // A large range before it, which comes slowly.
@@ -76,7 +76,7 @@ fn a_further_range_that_comes_too_late_gets_a_stream_of_its_own() {
     plan.extend(id, &have, &demand);
     demand.announced = RangeSet::new();
     let (at, end) = (20 * MIB, Some(20 * MIB + 1000));
-    demand.wants = vec![Want { at, end }];
+    demand.wants = vec![MissingBytes { at, end }];
     assert_eq!(plan.next(&have, &demand, now), None, "its pace isn't known");
     for _ in 0..3 {
         plan.advance(id, 100_000, now);

@@ -2,12 +2,12 @@
 
 use super::*;
 
-fn is_denied(error: &FetchError) -> bool {
-    matches!(error, FetchError::Upstream(UpstreamError::Denied { .. }))
+fn is_denied(error: &DownloadError) -> bool {
+    matches!(error, DownloadError::Upstream(UpstreamError::Denied { .. }))
 }
 
 /// A repository's own question, which is answered when the test says so.
-fn asked(answer: &CancellationToken) -> impl Future<Output = Result<(), FetchError>> + use<> {
+fn asked(answer: &CancellationToken) -> impl Future<Output = Result<(), DownloadError>> + use<> {
     let answer = answer.clone();
     async move {
         answer.cancelled().await;
@@ -43,7 +43,7 @@ async fn each_caller_is_told_the_error_of_its_own_source() {
     let error = first.total().await.unwrap_err();
     let own = matches!(
         error,
-        FetchError::Upstream(UpstreamError::Unavailable { .. })
+        DownloadError::Upstream(UpstreamError::Unavailable { .. })
     );
     assert!(own, "{error}");
     let error = second.total().await.unwrap_err();
@@ -51,7 +51,7 @@ async fn each_caller_is_told_the_error_of_its_own_source() {
     let error = third.total().await.unwrap_err();
     let own = matches!(
         error,
-        FetchError::Upstream(UpstreamError::RateLimited { .. })
+        DownloadError::Upstream(UpstreamError::RateLimited { .. })
     );
     assert!(own, "{error}");
     assert!(!bench.is_running(&digest));
@@ -86,13 +86,13 @@ async fn nothing_is_given_to_a_repository_before_it_is_proved() {
     let mut one = bench.join(digest, "a", &origin);
     read_range(&mut one, 0, 400_000).await.unwrap();
     let (answer, own) = (CancellationToken::new(), Origin::new(&content).acts([]));
-    let mut joining = Box::pin(bench.try_join(digest, "b", &own, Wanted::WHOLE, asked(&answer)));
+    let mut joining = Box::pin(bench.try_join(digest, "b", &own, BlobRequest::WHOLE, asked(&answer)));
     assert!(joining.as_mut().now_or_never().is_none());
     // A second client of that repository asks itself.
     let repository = "b".parse().unwrap();
     let follows = bench
         .fetcher
-        .follow(UPSTREAM, &digest, &repository, Wanted::WHOLE);
+        .follow(UPSTREAM, &digest, &repository, BlobRequest::WHOLE);
     assert!(follows.is_none());
     answer.cancel();
     let Ok(Joined::Follower(mut two)) = joining.await else {
@@ -114,7 +114,7 @@ async fn a_repository_whose_proof_fails_is_told_so_and_not_linked() {
     let mut one = bench.join(digest, "a", &origin);
     let own = Script::new([]);
     let refused = std::future::ready(Err(denied().into()));
-    let joined = bench.try_join(digest, "b", &own, Wanted::WHOLE, refused);
+    let joined = bench.try_join(digest, "b", &own, BlobRequest::WHOLE, refused);
     let error = joined.await.unwrap_err();
     assert!(is_denied(&error), "{error}");
     gate.cancel();
@@ -164,7 +164,7 @@ async fn who_has_right_bytes_of_a_lying_source_goes_on_and_who_has_wrong_ones_do
     }
     assert_eq!(rest, content[500_000..]);
     let error = wrong.read(650_000, None).await.unwrap_err();
-    assert!(matches!(error, FetchError::Digest { .. }), "{error}");
+    assert!(matches!(error, DownloadError::Digest { .. }), "{error}");
     bench.settled().await;
     assert_eq!(bench.stored(&digest).await.unwrap(), content);
     assert_eq!(bench.retention.usage().reserved, 0);
@@ -207,7 +207,7 @@ async fn another_length_ends_who_was_told_the_first_one() {
     found_out(&good).await;
     assert_eq!(read_to_end(&mut untold).await.unwrap(), content);
     let error = read_to_end(&mut told).await.unwrap_err();
-    assert!(matches!(error, FetchError::Length { .. }), "{error}");
+    assert!(matches!(error, DownloadError::Length { .. }), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,7 +238,7 @@ async fn downloads_of_two_upstreams_share_nothing_until_one_is_committed() {
     let mut deceived = bench.join(digest, "a", &liar);
     let mut served = bench.join(digest, "b", &good);
     let (deceived, served) = tokio::join!(read_to_end(&mut deceived), read_to_end(&mut served));
-    assert!(matches!(deceived.unwrap_err(), FetchError::Digest { .. }));
+    assert!(matches!(deceived.unwrap_err(), DownloadError::Digest { .. }));
     assert_eq!(served.unwrap(), content);
     bench.settled().await;
     assert!(bench.linked("b", digest).await && !bench.linked("a", digest).await);

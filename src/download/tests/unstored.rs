@@ -82,7 +82,7 @@ async fn a_passed_through_blob_must_have_its_digest_too() {
     send_all(&sender, &Bytes::from(vec![0; 300]), 100).await;
     drop(sender);
     let error = read_to_end(&mut follower).await.unwrap_err();
-    assert!(matches!(error, FetchError::Digest { .. }), "{error}");
+    assert!(matches!(error, DownloadError::Digest { .. }), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,7 +102,7 @@ async fn who_comes_too_late_for_a_passed_through_blob_gets_one_of_its_own() {
     assert!(
         bench
             .fetcher
-            .follow(UPSTREAM, &digest, &"a".parse().unwrap(), Wanted::WHOLE)
+            .follow(UPSTREAM, &digest, &"a".parse().unwrap(), BlobRequest::WHOLE)
             .is_none()
     );
     let mut late = bench.join(digest, "a", &source);

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use crate::config::Segments;
-use crate::download::plan::{Demand, Plan, Span, Want};
+use crate::download::plan::{Demand, Plan, Span, MissingBytes};
 use crate::oci::RangeSet;
 
 #[derive(Debug, Clone, Copy)]
@@ -84,7 +84,7 @@ impl World {
         let wants = self
             .clients
             .iter()
-            .map(|&(at, end)| Want { at, end: Some(end) });
+            .map(|&(at, end)| MissingBytes { at, end: Some(end) });
         Demand {
             wants: wants.collect(),
             floor: self.clients.iter().map(|(at, _)| *at).min().unwrap_or(0),
@@ -107,7 +107,7 @@ impl World {
             if self.plan.fill {
                 assert!(!demand.wants.is_empty() || open < self.segments.count);
             } else if !announced {
-                let wanted = |want: &Want| want.at <= start && end <= want.end;
+                let wanted = |want: &MissingBytes| want.at <= start && end <= want.end;
                 assert!(
                     demand.wants.iter().any(wanted),
                     "nobody wants {start}..{end:?}"

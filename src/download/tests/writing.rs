@@ -145,7 +145,7 @@ async fn a_second_copy_in_one_batch_does_not_reach_the_file() {
     writing.release();
     let error = read_to_end(&mut follower).await.unwrap_err();
     assert!(
-        matches!(error, FetchError::Changed { at: 100, .. }),
+        matches!(error, DownloadError::Changed { at: 100, .. }),
         "{error}"
     );
     bench.settled().await;

@@ -10,7 +10,7 @@ use super::plan::Span;
 use super::storing::Storing;
 use super::streams::{Body, Event, Stream};
 use super::task::Transfer;
-use super::{Download, FetchError};
+use super::{Download, DownloadError};
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
 use crate::upstream::{BlobStream, UpstreamError};
@@ -28,7 +28,7 @@ impl Transfer<'_> {
     pub(super) async fn happened(
         &mut self,
         (stream, body, event): (Stream, Option<Body>, Event),
-    ) -> Result<(), FetchError> {
+    ) -> Result<(), DownloadError> {
         match (event, body) {
             (Event::Opened(Ok(answer)), _) => self.answered(stream, answer).await,
             (Event::Opened(Err(error)), _) => self.refused(stream, error).await,
@@ -49,13 +49,13 @@ impl Transfer<'_> {
             }
             (Event::Ended(Ok(())), _) => self.ended(&stream),
             (Event::Ended(Err(error)), _) => self.broke(stream, error),
-            (Event::Chunk(_) | Event::Piece(..), None) => Err(FetchError::Lost),
+            (Event::Chunk(_) | Event::Piece(..), None) => Err(DownloadError::Lost),
         }
     }
 
-    fn length_error(&self, announced: u64, sent: u64) -> FetchError {
+    fn length_error(&self, announced: u64, sent: u64) -> DownloadError {
         let digest = self.download.digest.into();
-        FetchError::Length {
+        DownloadError::Length {
             digest,
             announced,
             sent,
@@ -63,7 +63,7 @@ impl Transfer<'_> {
     }
 
     /// The upstream gives a stream what it has asked for, or something else.
-    async fn answered(&mut self, mut stream: Stream, answer: BlobStream) -> Result<(), FetchError> {
+    async fn answered(&mut self, mut stream: Stream, answer: BlobStream) -> Result<(), DownloadError> {
         let BlobStream {
             offset,
             total,
@@ -107,7 +107,7 @@ impl Transfer<'_> {
     }
 
     /// An open download is told its length, perhaps again.
-    fn learn_total(&mut self, total: u64) -> Result<(), FetchError> {
+    fn learn_total(&mut self, total: u64) -> Result<(), DownloadError> {
         match self.plan.total {
             Some(announced) if announced == total => Ok(()),
             None if self.received <= total => {
@@ -181,7 +181,7 @@ impl Transfer<'_> {
 
     /// Whether a blob whose length isn't known ends at `at`: its stream may have broken off after the
     /// last byte and before the end of the body.
-    async fn is_whole_by_digest(&mut self, at: u64) -> Result<bool, FetchError> {
+    async fn is_whole_by_digest(&mut self, at: u64) -> Result<bool, DownloadError> {
         if !self.opened || self.plan.total.is_some() {
             return Ok(false);
         }
@@ -191,7 +191,7 @@ impl Transfer<'_> {
     }
 
     /// A stream couldn't be opened.
-    async fn refused(&mut self, stream: Stream, error: UpstreamError) -> Result<(), FetchError> {
+    async fn refused(&mut self, stream: Stream, error: UpstreamError) -> Result<(), DownloadError> {
         if error.is_out_of_range() && self.is_whole_by_digest(stream.offset).await? {
             return self.ended(&stream);
         }
@@ -213,7 +213,7 @@ impl Transfer<'_> {
     }
 
     /// A stream has broken off, or couldn't be opened.
-    fn broke(&mut self, mut stream: Stream, error: UpstreamError) -> Result<(), FetchError> {
+    fn broke(&mut self, mut stream: Stream, error: UpstreamError) -> Result<(), DownloadError> {
         self.keep_one_range(&stream);
         let Some(lane) = self.plan.lane(stream.lane) else {
             return Ok(());
@@ -262,7 +262,7 @@ impl Transfer<'_> {
         stream: Stream,
         body: Body,
         chunk: Bytes,
-    ) -> Result<(), FetchError> {
+    ) -> Result<(), DownloadError> {
         let Some(lane) = self.plan.lane(stream.lane) else {
             return Ok(());
         };
@@ -313,7 +313,7 @@ impl Transfer<'_> {
     }
 
     /// A body has ended well.
-    fn ended(&mut self, stream: &Stream) -> Result<(), FetchError> {
+    fn ended(&mut self, stream: &Stream) -> Result<(), DownloadError> {
         let at = self.plan.lane(stream.lane).map_or(0, |lane| lane.at);
         self.give_up(stream);
         match self.plan.total {

@@ -15,10 +15,10 @@ use crate::oci::{Digest, RepoName};
 
 /// The running downloads by digest and upstream.
 #[derive(Debug)]
-pub(super) struct Running<T, S>(Mutex<State<T, S>>);
+pub(super) struct Registry<T, S>(Mutex<RegistryState<T, S>>);
 
 #[derive(Debug)]
-struct State<T, S> {
+struct RegistryState<T, S> {
     /// One for each upstream.
     downloads: HashMap<Digest, Vec<Entry<T, S>>>,
     next_id: u64,
@@ -54,7 +54,7 @@ struct Member<S> {
 
 /// What came of joining.
 #[derive(Debug)]
-pub(super) enum Place<T> {
+pub(super) enum Role<T> {
     /// The download is new: its task is the caller's to start, with the caller's source.
     Lead(Seat<T>),
     Follow(Seat<T>),
@@ -74,15 +74,15 @@ pub(super) struct Seat<T> {
     pub(super) needs_proof: bool,
 }
 
-impl<T: Clone, S: Clone> Running<T, S> {
+impl<T: Clone, S: Clone> Registry<T, S> {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(State {
+        Self(Mutex::new(RegistryState {
             downloads: HashMap::new(),
             next_id: 0,
         }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State<T, S>> {
+    fn state(&self) -> MutexGuard<'_, RegistryState<T, S>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -137,12 +137,12 @@ impl<T: Clone, S: Clone> Running<T, S> {
         repository: &RepoName,
         source: S,
         make: impl FnOnce(u64) -> T,
-    ) -> Place<T> {
+    ) -> Role<T> {
         let mut state = self.state();
         let Some(entry) = state.find(upstream, &digest) else {
-            return Place::Lead(state.insert(upstream, digest, repository, source, false, make));
+            return Role::Lead(state.insert(upstream, digest, repository, source, false, make));
         };
-        let committed = Place::Committed { id: entry.id };
+        let committed = Role::Committed { id: entry.id };
         if entry.members.is_none() {
             return committed;
         }
@@ -155,7 +155,7 @@ impl<T: Clone, S: Clone> Running<T, S> {
         member.clients += 1;
         let (member, needs_proof) = (member.id, member.needs_proof());
         entry.clients += 1;
-        Place::Follow(Seat {
+        Role::Follow(Seat {
             download: entry.download.clone(),
             member,
             needs_proof,
@@ -284,7 +284,7 @@ impl<T: Clone, S: Clone> Running<T, S> {
     }
 }
 
-impl<T: Clone, S> State<T, S> {
+impl<T: Clone, S> RegistryState<T, S> {
     fn insert(
         &mut self,
         upstream: &str,
@@ -325,7 +325,7 @@ impl<T: Clone, S> State<T, S> {
     }
 }
 
-impl<T, S> State<T, S> {
+impl<T, S> RegistryState<T, S> {
     fn find(&mut self, upstream: &str, digest: &Digest) -> Option<&mut Entry<T, S>> {
         let entries = self.downloads.get_mut(digest)?;
         entries

@@ -34,17 +34,17 @@ const MAX_WAITING: usize = 1024;
 pub(super) struct Busy;
 
 #[derive(Debug, Clone)]
-pub(super) struct Slots(Arc<Shared>);
+pub(super) struct Permits(Arc<PermitsInner>);
 
 #[derive(Debug)]
-struct Shared {
+struct PermitsInner {
     limits: Streams,
     metrics: Arc<Metrics>,
-    state: Mutex<State>,
+    state: Mutex<PermitState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct PermitState {
     streams: usize,
     upstreams: HashMap<Arc<str>, Used>,
     /// Permits of each client.
@@ -94,14 +94,14 @@ impl Urgency {
 /// The right to send one request, until dropped.
 #[derive(Debug)]
 pub(super) struct Opening {
-    slots: Slots,
+    slots: Permits,
     holder: Holder,
 }
 
 /// The right to read one body, until dropped.
 #[derive(Debug)]
 pub(super) struct Stream {
-    slots: Slots,
+    slots: Permits,
     holder: Holder,
     _counted: InFlight,
 }
@@ -139,16 +139,16 @@ impl Opening {
     }
 }
 
-impl Slots {
+impl Permits {
     pub(super) fn new(limits: Streams, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(PermitsInner {
             limits,
             metrics,
             state: Mutex::default(),
         }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PermitState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -250,7 +250,7 @@ impl Slots {
     }
 }
 
-impl State {
+impl PermitState {
     fn used(&self, upstream: &str) -> (usize, usize) {
         let used = self.upstreams.get(upstream);
         used.map_or((0, 0), |used| (used.streams, used.opening))
@@ -377,12 +377,12 @@ mod tests {
     use super::*;
     use futures_util::FutureExt as _;
 
-    fn slots(total: usize, per_upstream: usize) -> Slots {
+    fn slots(total: usize, per_upstream: usize) -> Permits {
         let limits = Streams {
             total,
             per_upstream,
         };
-        Slots::new(limits, Arc::new(Metrics::new()))
+        Permits::new(limits, Arc::new(Metrics::new()))
     }
 
     fn urgent(urgent: bool) -> Urgency {
@@ -396,12 +396,12 @@ mod tests {
     }
 
     /// A request that is answered at once.
-    async fn stream(slots: &Slots, upstream: &str, of: Client, urgency: Urgency) -> Permit {
+    async fn stream(slots: &Permits, upstream: &str, of: Client, urgency: Urgency) -> Permit {
         let opening = slots.open(upstream, of, urgency).await.unwrap();
         Permit::Opening(opening).answered().await
     }
 
-    async fn opening(slots: &Slots, of: Client) -> Result<Opening, Busy> {
+    async fn opening(slots: &Permits, of: Client) -> Result<Opening, Busy> {
         slots.open("a", of, urgent(true)).await
     }
 

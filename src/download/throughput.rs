@@ -11,14 +11,14 @@ const SILENCE: Duration = Duration::from_secs(1);
 
 /// Bytes a second, over the latest moments.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct Throughput {
     /// Since when what is being measured has been measured, and its bytes.
     open: Option<(Instant, u64)>,
     latest: Option<Instant>,
     rate: Option<f64>,
 }
 
-impl Pace {
+impl Throughput {
     pub(super) fn add(&mut self, bytes: u64, now: Instant) {
         self.latest = Some(now);
         let Some((since, measured)) = &mut self.open else {
@@ -53,7 +53,7 @@ mod tests {
     fn a_pace_is_measured_and_forgotten() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let mut pace = Pace::default();
+        let mut pace = Throughput::default();
         pace.add(1_000_000, at(0));
         pace.add(100, at(99));
         assert_eq!(pace.rate(at(99)), None);
