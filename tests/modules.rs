@@ -172,9 +172,11 @@ fn violations(sources: &[Source]) -> Vec<String> {
             match rank(&used) {
                 Some(rank) if rank <= own => {}
                 Some(_) => {
-                    drop(found.insert(format!("src/{name}.rs: {layer} must not use {used}")))
+                    found.insert(format!("src/{name}.rs: {layer} must not use {used}"));
                 }
-                None => drop(found.insert(format!("src/{name}.rs: crate::{used} is no module"))),
+                None => {
+                    found.insert(format!("src/{name}.rs: crate::{used} is no module"));
+                }
             }
         }
         for (what, words, allowed) in RESERVED {

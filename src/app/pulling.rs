@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::download::{self, Downloader};
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, Parts, PrefetchLimits, RangeRules, Upstreams};
+use crate::mirror::{Mirror, MirrorOptions, PrefetchLimits, RangeRules, Upstreams};
 use crate::retention::{Retention, VERIFIED_FIRST};
 use crate::storage::Store;
 use crate::tasks::Tasks;
@@ -59,7 +59,7 @@ impl Pulling {
         upstreams: Upstreams,
         fetcher: Downloader,
     ) -> Arc<Mirror> {
-        Mirror::new(Parts {
+        Mirror::new(MirrorOptions {
             upstreams,
             store: self.store,
             fetcher,

@@ -63,7 +63,11 @@ impl Transfer<'_> {
     }
 
     /// The upstream gives a stream what it has asked for, or something else.
-    async fn answered(&mut self, mut stream: Stream, answer: BlobStream) -> Result<(), DownloadError> {
+    async fn answered(
+        &mut self,
+        mut stream: Stream,
+        answer: BlobStream,
+    ) -> Result<(), DownloadError> {
         let BlobStream {
             offset,
             total,

@@ -30,9 +30,9 @@ impl Transfer<'_> {
     pub(super) async fn fail_over(&mut self, error: DownloadError) -> Result<(), DownloadError> {
         let bytes = match &error {
             DownloadError::Upstream(_) => Bytes::Good,
-            DownloadError::Digest { .. } | DownloadError::Length { .. } | DownloadError::Changed { .. } => {
-                Bytes::Wrong
-            }
+            DownloadError::Digest { .. }
+            | DownloadError::Length { .. }
+            | DownloadError::Changed { .. } => Bytes::Wrong,
             DownloadError::Store(_)
             | DownloadError::Present
             | DownloadError::Lost

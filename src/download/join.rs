@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::permits::Urgency;
 use super::progress::Progress;
 use super::registry::{Role, Seat};
-use super::permits::Urgency;
-use super::{Download, DownloadError, Downloader, Follower, Joined, Inner, Source, BlobRequest, task};
+use super::{
+    BlobRequest, Download, DownloadError, Downloader, Follower, Inner, Joined, Source, task,
+};
 use crate::oci::{Digest, RepoName};
 
 impl Downloader {
@@ -148,7 +150,8 @@ impl Downloader {
             shared: &self.0,
             download: &download,
         };
-        self.0.start(Arc::clone(&download), source, BlobRequest::WHOLE);
+        self.0
+            .start(Arc::clone(&download), source, BlobRequest::WHOLE);
         loop {
             changed.borrow_and_update();
             if let Some(ended) = download.progress.ended(member) {
@@ -199,7 +202,12 @@ impl Inner {
         })
     }
 
-    fn start(self: &Arc<Self>, download: Arc<Download>, source: Arc<dyn Source>, wanted: BlobRequest) {
+    fn start(
+        self: &Arc<Self>,
+        download: Arc<Download>,
+        source: Arc<dyn Source>,
+        wanted: BlobRequest,
+    ) {
         self.tasks
             .spawn(task::run(Arc::clone(self), download, source, wanted));
     }

@@ -33,28 +33,28 @@ mod abandon;
 mod batch;
 mod client;
 mod commit;
+mod events;
 mod failover;
 mod follower;
-mod events;
 mod join;
 mod lane;
 mod memory;
 mod opening;
-mod throughput;
 mod partials;
+mod permits;
 mod place;
 mod plan;
 mod position;
 mod progress;
 mod registry;
 mod several;
-mod permits;
 mod storing;
 mod streams;
 mod suspect;
 mod task;
 #[cfg(test)]
 mod tests;
+mod throughput;
 mod writer;
 
 /// The locks of `running`; its test puts others in their place.
@@ -80,9 +80,9 @@ use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 pub use client::Client;
 pub use follower::Follower;
 use partials::Partials;
+use permits::{Permits, Urgency};
 use progress::Progress;
 use registry::Registry;
-use permits::{Permits, Urgency};
 
 /// Where a download gets its bytes.
 #[async_trait::async_trait]

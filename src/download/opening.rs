@@ -3,8 +3,8 @@
 use tokio::time::Instant;
 
 use super::BlobRequest;
-use super::plan::{MIN_LANE, NEAR, Span};
 use super::permits::Permit;
+use super::plan::{MIN_LANE, NEAR, Span};
 use super::task::Transfer;
 use crate::oci::RangeSet;
 

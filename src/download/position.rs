@@ -64,7 +64,12 @@ impl Position {
         self.compares
     }
 
-    pub(super) fn compared(&mut self, agreed: &RangeSet, differs: &RangeSet, error: &DownloadError) {
+    pub(super) fn compared(
+        &mut self,
+        agreed: &RangeSet,
+        differs: &RangeSet,
+        error: &DownloadError,
+    ) {
         if !self.compares {
             return;
         }

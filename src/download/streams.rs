@@ -10,8 +10,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 
 use super::Source;
-use super::plan::Span;
 use super::permits::Permit;
+use super::plan::Span;
 use crate::oci::ByteRange;
 use crate::upstream::{BlobBody, BlobRanges, BlobStream, UpstreamError};
 

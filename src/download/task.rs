@@ -9,14 +9,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::commit::{self, VerifiedDownload};
+use super::permits::{Busy, Opening, Permit};
 use super::place::{self, Space};
 use super::plan::{Plan, Span};
-use super::permits::{Busy, Opening, Permit};
 use super::storing::Storing;
 use super::streams::Streams;
 use super::suspect::Suspect;
 use super::writer::Writer;
-use super::{Download, DownloadError, Inner, Source, BlobRequest};
+use super::{BlobRequest, Download, DownloadError, Inner, Source};
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
 use crate::retention::Trust;

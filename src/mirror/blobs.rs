@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
-use super::flights::Interest;
+use super::single_flight::Interest;
 use super::stored::StoredBlob;
-use super::{Exchange, Mirror, MirrorError, Target, Visit, Want};
+use super::{Exchange, Mirror, MirrorError, ReadMode, Target, Visit};
 use crate::config::RangeMode;
-use crate::download::{Client, Follower, Joined, Source, BlobRequest};
+use crate::download::{BlobRequest, Client, Follower, Joined, Source};
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoName, Requested};
@@ -33,7 +33,7 @@ pub struct BlobAnswer {
     /// Bytes; none where the upstream doesn't tell.
     pub size: Option<u64>,
     /// None when only the head was asked for and the store doesn't have the blob.
-    pub body: Option<BlobBody>,
+    pub body: Option<BlobContent>,
     pub outcome: Outcome,
     /// To be kept while the body is being sent.
     pub visit: Option<Visit>,
@@ -42,12 +42,12 @@ pub struct BlobAnswer {
 
 /// Where the bytes are read.
 #[derive(Debug)]
-pub enum BlobBody {
+pub enum BlobContent {
     Stored(StoredBlob),
     Fetching(Follower),
 }
 
-impl BlobBody {
+impl BlobContent {
     /// Whether the blob is known to have its digest.
     pub fn is_verified(&self) -> bool {
         match self {
@@ -62,7 +62,7 @@ impl BlobAnswer {
         let size = Some(stored.content.size);
         Self {
             size,
-            body: Some(BlobBody::Stored(stored)),
+            body: Some(BlobContent::Stored(stored)),
             outcome,
             exchange: Exchange::of(outcome),
             visit: None,
@@ -102,7 +102,7 @@ impl BlobAnswer {
         let stored = outcome == Outcome::Miss && follower.is_stored();
         Ok(Self {
             size,
-            body: Some(BlobBody::Fetching(follower)),
+            body: Some(BlobContent::Fetching(follower)),
             outcome,
             visit: None,
             exchange: exchange.stored(stored),
@@ -118,19 +118,19 @@ impl Mirror {
         self: &Arc<Self>,
         target: &Target,
         digest: Digest,
-        want: Want,
+        want: ReadMode,
         ranges: Option<&Requested>,
         client: Client,
     ) -> Result<BlobAnswer, MirrorError> {
         let mut found = match (self.warm_blob(target, &digest, want).await, want) {
             (Some(stored), _) => BlobAnswer::stored(stored, Outcome::Hit),
             // Put aside: see `manifest`.
-            (None, Want::Head) => Box::pin(self.find_blob_head(target, digest)).await?,
-            (None, Want::Content) => {
+            (None, ReadMode::Head) => Box::pin(self.find_blob_head(target, digest)).await?,
+            (None, ReadMode::Content) => {
                 Box::pin(self.find_blob(target, digest, ranges, client)).await?
             }
         };
-        if want == Want::Content {
+        if want == ReadMode::Content {
             found.visit = self.blob_given(target, &digest, found.outcome);
         }
         Ok(found)
@@ -149,7 +149,10 @@ impl Mirror {
         {
             return Ok(BlobAnswer::head(Some(size), Outcome::Joined));
         }
-        if let Some(answer) = self.stored_blob(target, digest, Want::Head, false).await? {
+        if let Some(answer) = self
+            .stored_blob(target, digest, ReadMode::Head, false)
+            .await?
+        {
             return Ok(answer);
         }
         let size = self.prove(target, digest).await?;
@@ -186,7 +189,7 @@ impl Mirror {
                 }
                 continue;
             }
-            let stored = self.stored_blob(target, digest, Want::Content, proved);
+            let stored = self.stored_blob(target, digest, ReadMode::Content, proved);
             if let Some(answer) = stored.await? {
                 return Ok(answer);
             }
@@ -243,7 +246,12 @@ impl Mirror {
 
     /// A blob that the repository has by the retention's word, so that the store isn't asked for the
     /// link. The file may be gone before it is opened: then the blob isn't warm.
-    async fn warm_blob(&self, target: &Target, digest: &Digest, want: Want) -> Option<StoredBlob> {
+    async fn warm_blob(
+        &self,
+        target: &Target,
+        digest: &Digest,
+        want: ReadMode,
+    ) -> Option<StoredBlob> {
         let (repo, kind) = (&target.stored, LinkKind::Layer);
         if !self.retention.used_if_linked(repo, kind, digest) {
             return None;
@@ -261,7 +269,7 @@ impl Mirror {
         &self,
         target: &Target,
         digest: Digest,
-        want: Want,
+        want: ReadMode,
         proved: bool,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
         let hold = self.retention.hold(&digest).await;
@@ -284,7 +292,7 @@ impl Mirror {
         &self,
         target: &Target,
         digest: &Digest,
-        want: Want,
+        want: ReadMode,
     ) -> Option<StoredBlob> {
         let link = target.link(LinkKind::Layer, *digest);
         let linked = self.readable("link", self.store.linked(&link).await);

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::flights::Interest;
 use super::remembered::List;
+use super::single_flight::Interest;
 use super::{Exchange, Mirror, MirrorError, Target};
 use crate::metrics::Outcome;
 use crate::oci::route::{MAX_PAGE, Page};

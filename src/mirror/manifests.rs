@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::flights::Interest;
-use super::hot::Verified;
-use super::shelf::StoredManifest;
-use super::tags::{Known, Lookup, TagKey};
-use super::{Exchange, Mirror, MirrorError, Target, Want};
+use super::manifest_cache::CachedManifest;
+use super::manifest_store::StoredManifest;
+use super::single_flight::Interest;
+use super::tags::{Lookup, ManifestMeta, TagKey};
+use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::metrics::Outcome;
 use crate::oci::{Accept, Digest, Reference};
 use crate::upstream::{ManifestHead, UpstreamError};
@@ -20,21 +20,21 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// A manifest that can be answered with.
 #[derive(Debug, Clone)]
 pub struct ManifestAnswer {
-    pub found: Found,
+    pub found: ManifestHit,
     pub outcome: Outcome,
     pub exchange: Exchange,
 }
 
 /// What is known of a manifest.
 #[derive(Debug, Clone)]
-pub enum Found {
+pub enum ManifestHit {
     /// Its head: only when the content wasn't asked for.
-    Head(Known),
-    Whole(Arc<Verified>),
+    Head(ManifestMeta),
+    Whole(Arc<CachedManifest>),
 }
 
-impl Found {
-    pub fn known(&self) -> &Known {
+impl ManifestHit {
+    pub fn known(&self) -> &ManifestMeta {
         match self {
             Self::Head(known) => known,
             Self::Whole(manifest) => &manifest.known,
@@ -43,8 +43,8 @@ impl Found {
 }
 
 impl ManifestAnswer {
-    pub(super) fn head(known: Known, outcome: Outcome) -> Self {
-        let found = Found::Head(known);
+    pub(super) fn head(known: ManifestMeta, outcome: Outcome) -> Self {
+        let found = ManifestHit::Head(known);
         Self {
             found,
             outcome,
@@ -52,7 +52,7 @@ impl ManifestAnswer {
         }
     }
 
-    fn fetched(manifest: Arc<Verified>, stored: bool) -> Self {
+    fn fetched(manifest: Arc<CachedManifest>, stored: bool) -> Self {
         let answer = Self::whole(manifest, Outcome::Miss);
         let exchange = answer.exchange.stored(stored);
         answer.with(exchange)
@@ -65,13 +65,13 @@ impl ManifestAnswer {
     /// Always there when the content was asked for.
     pub fn content(&self) -> Option<Bytes> {
         match &self.found {
-            Found::Head(_) => None,
-            Found::Whole(manifest) => Some(manifest.content.clone()),
+            ManifestHit::Head(_) => None,
+            ManifestHit::Whole(manifest) => Some(manifest.content.clone()),
         }
     }
 
-    pub(super) fn whole(manifest: Arc<Verified>, outcome: Outcome) -> Self {
-        let found = Found::Whole(manifest);
+    pub(super) fn whole(manifest: Arc<CachedManifest>, outcome: Outcome) -> Self {
+        let found = ManifestHit::Whole(manifest);
         Self {
             found,
             outcome,
@@ -83,8 +83,8 @@ impl ManifestAnswer {
 /// A shared question to an upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum FlightKey {
-    Tag(TagKey, Want),
-    Digest(crate::oci::RepoName, Digest, Want),
+    Tag(TagKey, ReadMode),
+    Digest(crate::oci::RepoName, Digest, ReadMode),
 }
 
 /// Where the answer comes from when a tag is believed.
@@ -93,8 +93,8 @@ fn believed(stale: bool) -> Outcome {
 }
 
 /// All that a client must be told of a manifest, unless the upstream left something out.
-fn known(head: &ManifestHead) -> Option<Known> {
-    Some(Known {
+fn known(head: &ManifestHead) -> Option<ManifestMeta> {
+    Some(ManifestMeta {
         digest: head.digest?,
         media_type: head.media_type?,
         size: head.size?,
@@ -111,7 +111,7 @@ impl Mirror {
         target: &Target,
         reference: &Reference,
         accept: &Accept,
-        want: Want,
+        want: ReadMode,
     ) -> Result<ManifestAnswer, MirrorError> {
         match reference {
             Reference::Digest(digest) => {
@@ -139,9 +139,9 @@ impl Mirror {
         self: &Arc<Self>,
         target: &Target,
         digest: Digest,
-        want: Want,
+        want: ReadMode,
     ) -> Result<ManifestAnswer, MirrorError> {
-        if want == Want::Head
+        if want == ReadMode::Head
             && let Some(known) = self.indexed_manifest(target, &digest)
         {
             return Ok(ManifestAnswer::head(known, Outcome::Hit));
@@ -172,12 +172,12 @@ impl Mirror {
         &self,
         target: &Target,
         digest: Digest,
-        want: Want,
+        want: ReadMode,
         interest: &Interest,
     ) -> Result<ManifestAnswer, MirrorError> {
         let _hold = self.retention.hold(&digest).await;
         let present = self.stored_manifest(digest).await;
-        if present.is_some() || want == Want::Head {
+        if present.is_some() || want == ReadMode::Head {
             // Present through another repository: a HEAD, which costs no quota, proves that it is
             // this repository's, too.
             let (reference, accept) = (Reference::Digest(digest), Accept::everything());
@@ -203,13 +203,13 @@ impl Mirror {
 
     /// The manifest of a tag that is believed, if it is in memory. Its head needs no more proof than
     /// the upstream's word for the tag, and is no use of the content.
-    fn hot_tag(&self, target: &Target, lookup: &Lookup, want: Want) -> Option<ManifestAnswer> {
+    fn hot_tag(&self, target: &Target, lookup: &Lookup, want: ReadMode) -> Option<ManifestAnswer> {
         let Lookup::Fresh { known, stale } = lookup else {
             return None;
         };
         let manifest = match want {
-            Want::Head => self.hot.get(&known.digest)?,
-            Want::Content => self.hot_manifest(target, &known.digest)?,
+            ReadMode::Head => self.hot.get(&known.digest)?,
+            ReadMode::Content => self.hot_manifest(target, &known.digest)?,
         };
         Some(ManifestAnswer::whole(manifest, believed(*stale)))
     }
@@ -219,7 +219,7 @@ impl Mirror {
         target: &Target,
         key: TagKey,
         lookup: Lookup,
-        want: Want,
+        want: ReadMode,
     ) -> Result<ManifestAnswer, MirrorError> {
         if let Lookup::Fresh { known, stale } = lookup {
             let answer = ManifestAnswer::head(known, believed(stale));
@@ -264,7 +264,7 @@ impl Mirror {
         &self,
         target: &Target,
         key: &TagKey,
-        want: Want,
+        want: ReadMode,
         retry_after: Option<Duration>,
     ) -> Option<ManifestAnswer> {
         let stale = self.last_known(target, key, want).await?;
@@ -278,7 +278,7 @@ impl Mirror {
         &self,
         target: &Target,
         key: &TagKey,
-        want: Want,
+        want: ReadMode,
         interest: &Interest,
     ) -> Result<ManifestAnswer, MirrorError> {
         let reference = Reference::Tag(key.tag.clone());
@@ -287,7 +287,7 @@ impl Mirror {
                 .readable("tag", self.store.tag(&key.repo, &key.tag).await)
                 .is_some();
         // A HEAD costs no quota; but where nothing is known yet, a GET answers in one round trip.
-        if seen_before || want == Want::Head {
+        if seen_before || want == ReadMode::Head {
             let asking = self.head(target, &reference, &key.accept);
             match interest.answer(asking).await {
                 Ok(head) => {
@@ -317,7 +317,7 @@ impl Mirror {
         reference: &Reference,
         accept: &Accept,
         interest: &Interest,
-    ) -> Result<(Arc<Verified>, bool), MirrorError> {
+    ) -> Result<(Arc<CachedManifest>, bool), MirrorError> {
         let client = &target.upstream.client;
         let asking = client.get_manifest(&target.repo, reference, accept);
         let fetched = interest.answer(asking).await?;
@@ -358,11 +358,11 @@ impl Mirror {
         self: &Arc<Self>,
         target: &Target,
         answer: ManifestAnswer,
-        want: Want,
+        want: ReadMode,
     ) -> Result<ManifestAnswer, MirrorError> {
         let digest = match &answer.found {
-            Found::Head(known) if want == Want::Content => known.digest,
-            Found::Head(_) | Found::Whole(_) => return Ok(answer),
+            ManifestHit::Head(known) if want == ReadMode::Content => known.digest,
+            ManifestHit::Head(_) | ManifestHit::Whole(_) => return Ok(answer),
         };
         let mut loaded = self.by_digest(target, digest, want).await?;
         if loaded.outcome == Outcome::Hit {
@@ -396,7 +396,7 @@ impl Mirror {
 
     /// Links a manifest that came through another repository, or again one that did through this.
     async fn claim_manifest(&self, target: &Target, stored: &StoredManifest) -> bool {
-        let Known { digest, size, .. } = stored.verified.known;
+        let ManifestMeta { digest, size, .. } = stored.verified.known;
         self.link_manifest(target, &stored.manifest, digest, size)
             .await
     }

@@ -12,15 +12,15 @@
 mod blobs;
 mod error;
 mod exchange;
-mod flights;
-mod hot;
 mod lists;
+mod manifest_cache;
+mod manifest_store;
 mod manifests;
 mod prefetch;
 mod ranges;
 mod referrers;
 mod remembered;
-mod shelf;
+mod single_flight;
 mod sizes;
 mod stored;
 mod tags;
@@ -41,31 +41,31 @@ use crate::oci::{Digest, Manifest, RepoName};
 use crate::retention::Retention;
 use crate::storage::{Link, LinkKind, Store, StoreError};
 
-pub use blobs::{BlobAnswer, BlobBody};
+pub use blobs::{BlobAnswer, BlobContent};
 pub use error::MirrorError;
 pub use exchange::Exchange;
-use flights::Flights;
-use hot::HotManifests;
-pub use hot::Verified;
 use lists::TagList;
 pub use lists::{CatalogPage, TagsAnswer};
-pub use manifests::{Found, ManifestAnswer};
+pub use manifest_cache::CachedManifest;
+use manifest_cache::HotManifests;
+pub use manifests::{ManifestAnswer, ManifestHit};
 use prefetch::Prefetch;
 pub use prefetch::{PrefetchLimits, Visit};
 pub use ranges::RangeRules;
 pub use referrers::ReferrersAnswer;
 use referrers::{Referrers, Subject};
 use remembered::Remembered;
+use single_flight::SingleFlight;
 use sizes::BlobSizes;
 pub use stored::{Recovery, Sent, StoredBlob};
-pub use tags::Known;
+pub use tags::ManifestMeta;
 use tags::TagRecords;
 pub use targets::{Target, UpstreamEntry, Upstreams};
 use workers::Workers;
 
 /// Whether the content is asked for, or only what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Want {
+pub enum ReadMode {
     Head,
     Content,
 }
@@ -78,13 +78,13 @@ pub struct Mirror {
     fetcher: Downloader,
     retention: Retention,
     records: TagRecords,
-    manifest_flights: Flights<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>,
+    manifest_flights: SingleFlight<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>,
     hot: HotManifests,
     workers: Workers,
     ranges: RangeRules,
     tag_lists: Remembered<RepoName, TagList>,
     referrers: Remembered<Subject, Referrers>,
-    proofs: Flights<(RepoName, Digest), Result<Option<u64>, MirrorError>>,
+    proofs: SingleFlight<(RepoName, Digest), Result<Option<u64>, MirrorError>>,
     prefetch: Prefetch,
     sizes: BlobSizes,
     metrics: Arc<Metrics>,
@@ -92,7 +92,7 @@ pub struct Mirror {
 
 /// What a mirror is made of.
 #[derive(Debug)]
-pub struct Parts {
+pub struct MirrorOptions {
     pub upstreams: Upstreams,
     pub store: Arc<dyn Store>,
     pub fetcher: Downloader,
@@ -112,8 +112,8 @@ pub struct Parts {
 }
 
 impl Mirror {
-    pub fn new(parts: Parts) -> Arc<Self> {
-        let prefetch = Prefetch::new(prefetch::Parts {
+    pub fn new(parts: MirrorOptions) -> Arc<Self> {
+        let prefetch = Prefetch::new(prefetch::PrefetchContext {
             limits: parts.prefetch,
             upstreams: &parts.upstreams,
             tasks: parts.tasks.clone(),
@@ -130,12 +130,12 @@ impl Mirror {
             retention: parts.retention,
             records: TagRecords::new(parts.tags_ttl, parts.clock),
             ranges: parts.ranges,
-            manifest_flights: Flights::new(parts.tasks.clone()),
+            manifest_flights: SingleFlight::new(parts.tasks.clone()),
             hot: HotManifests::new(),
             workers: Workers::new(),
             tag_lists: Remembered::new(parts.tasks.clone(), parts.clock),
             referrers: Remembered::new(parts.tasks.clone(), parts.clock),
-            proofs: Flights::new(parts.tasks),
+            proofs: SingleFlight::new(parts.tasks),
             metrics: parts.metrics,
         })
     }

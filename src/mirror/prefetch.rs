@@ -89,7 +89,7 @@ struct Lane {
 
 /// What prefetching is made of.
 #[derive(Debug)]
-pub(super) struct Parts<'a> {
+pub(super) struct PrefetchContext<'a> {
     pub(super) limits: PrefetchLimits,
     pub(super) upstreams: &'a super::Upstreams,
     pub(super) tasks: TaskTracker,
@@ -117,7 +117,7 @@ struct Layer {
 }
 
 impl Prefetch {
-    pub(super) fn new(parts: Parts<'_>) -> Self {
+    pub(super) fn new(parts: PrefetchContext<'_>) -> Self {
         let lane = |name: &str| {
             let lane = Lane {
                 images: Arc::new(Semaphore::new(MAX_IMAGES)),

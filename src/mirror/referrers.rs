@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::flights::Interest;
 use super::remembered::List;
+use super::single_flight::Interest;
 use super::tags::TagKey;
-use super::{Exchange, Mirror, MirrorError, Target, Want};
+use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::metrics::Outcome;
 use crate::oci::manifest::referrers_index;
 use crate::oci::{
@@ -131,7 +131,7 @@ impl Mirror {
         };
         let reference = Reference::Tag(tag);
         let answer = match self
-            .manifest(target, &reference, &Accept::everything(), Want::Content)
+            .manifest(target, &reference, &Accept::everything(), ReadMode::Content)
             .await
         {
             Ok(answer) => answer,
@@ -170,7 +170,7 @@ impl Mirror {
             tag,
             accept: Accept::everything(),
         };
-        let stored = self.last_known(target, &key, Want::Content).await;
+        let stored = self.last_known(target, &key, ReadMode::Content).await;
         match stored.and_then(|stored| stored.content()) {
             Some(content) => self.listed(content).await.map_or(found, |list| list.0),
             None => found,

@@ -12,8 +12,8 @@ use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::flights::{Flights, Interest};
 use super::manifests::PATIENCE;
+use super::single_flight::{Interest, SingleFlight};
 use super::tags::{MAX_RECHECK, RECHECK};
 use super::{Exchange, MirrorError};
 use crate::clock::Clock;
@@ -39,7 +39,7 @@ pub(super) type Answered<T> = (Arc<T>, Outcome, Exchange);
 /// The lists of one kind.
 pub(super) struct Remembered<K: Eq + Hash, T> {
     entries: Arc<Cache<K, Entry<T>, Weight>>,
-    flights: Flights<K, Result<Answered<T>, MirrorError>>,
+    flights: SingleFlight<K, Result<Answered<T>, MirrorError>>,
     clock: Clock,
 }
 
@@ -107,7 +107,7 @@ where
         };
         Self {
             entries: Arc::new(entries),
-            flights: Flights::new(tasks),
+            flights: SingleFlight::new(tasks),
             clock,
         }
     }

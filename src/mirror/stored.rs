@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::blobs::BlobBody;
-use super::{Mirror, MirrorError, Target, Want};
+use super::blobs::BlobContent;
+use super::{Mirror, MirrorError, ReadMode, Target};
 use crate::download::Client;
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, Requested};
@@ -47,7 +47,7 @@ impl Mirror {
     /// Opens a blob that the store has. One that is damaged, as far as that is known, is set aside
     /// and missing; one that nobody has verified is being verified when this returns, and has been
     /// when it is small.
-    pub(super) async fn open_blob(&self, digest: &Digest, want: Want) -> Option<StoredBlob> {
+    pub(super) async fn open_blob(&self, digest: &Digest, want: ReadMode) -> Option<StoredBlob> {
         match self.store.open(digest).await {
             Ok(None) => None,
             Ok(Some(content)) if content.reader.is_verified() => {
@@ -72,7 +72,7 @@ impl Mirror {
         &self,
         digest: &Digest,
         content: Content,
-        want: Want,
+        want: ReadMode,
     ) -> Option<StoredBlob> {
         match self.retention.trust(digest, &content) {
             Trust::Verified => {
@@ -92,7 +92,7 @@ impl Mirror {
             Trust::Unknown => {}
         }
         let small = content.size <= VERIFIED_FIRST;
-        if want == Want::Head && !small {
+        if want == ReadMode::Head && !small {
             return Some(StoredBlob::new(content, None));
         }
         let hold = self.retention.hold(digest).await;
@@ -142,7 +142,11 @@ impl Recovery {
 
     /// Sets the failed file aside and finds the blob anew. If the failed file wasn't verified, what
     /// has been sent of it must be what the new source has; else there is nothing to go on with.
-    pub async fn recover(&self, failed: &StoredBlob, sent: Sent) -> Result<BlobBody, MirrorError> {
+    pub async fn recover(
+        &self,
+        failed: &StoredBlob,
+        sent: Sent,
+    ) -> Result<BlobContent, MirrorError> {
         let Self {
             mirror,
             target,
@@ -162,7 +166,7 @@ impl Recovery {
         let finding = mirror.find_blob(target, *digest, ranges.as_ref(), *client);
         let found = Box::pin(finding).await?;
         let mut body = found.body.ok_or(MirrorError::Lost)?;
-        if let BlobBody::Stored(stored) = &mut body
+        if let BlobContent::Stored(stored) = &mut body
             && let Some(mut verification) = stored.verification.take()
             && verification.ended().await != Integrity::Right
         {
@@ -175,7 +179,7 @@ impl Recovery {
             tracing::warn!(%digest, "bytes of a damaged blob have been sent; the response ends");
             return Err(MirrorError::Lost);
         }
-        if let BlobBody::Fetching(follower) = &mut body
+        if let BlobContent::Fetching(follower) = &mut body
             && proved
             && sent.start == 0
         {
@@ -194,7 +198,7 @@ impl Recovery {
 
 /// Whether a body and a file have the same bytes from `at` up to `end`.
 async fn is_same(
-    body: &mut BlobBody,
+    body: &mut BlobContent,
     file: &Reader,
     mut at: u64,
     end: u64,
@@ -202,8 +206,8 @@ async fn is_same(
     while at < end {
         let most = usize::try_from(end - at).unwrap_or(COMPARED).min(COMPARED);
         let new = match body {
-            BlobBody::Stored(stored) => stored.content.reader.read_at(at, most).await?,
-            BlobBody::Fetching(follower) => match follower.piece(at, Some(end), false).await? {
+            BlobContent::Stored(stored) => stored.content.reader.read_at(at, most).await?,
+            BlobContent::Fetching(follower) => match follower.piece(at, Some(end), false).await? {
                 None => Bytes::new(),
                 Some(Piece::Bytes(bytes)) => bytes,
                 Some(Piece::File { reader, start, end }) => {

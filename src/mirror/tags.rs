@@ -30,7 +30,7 @@ pub(super) struct TagKey {
 
 /// What a HEAD tells of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
+pub struct ManifestMeta {
     pub digest: Digest,
     pub media_type: ManifestType,
     /// Bytes.
@@ -39,7 +39,7 @@ pub struct Known {
 
 #[derive(Debug, Clone)]
 struct Record {
-    known: Known,
+    known: ManifestMeta,
     believed_until: Instant,
     stale: bool,
 }
@@ -49,11 +49,11 @@ struct Record {
 pub(super) enum Lookup {
     /// Believed without asking; `stale` when that is because the upstream couldn't be asked.
     Fresh {
-        known: Known,
+        known: ManifestMeta,
         stale: bool,
     },
     /// To be asked again.
-    Expired(Known),
+    Expired(ManifestMeta),
     Unknown,
 }
 
@@ -89,12 +89,17 @@ impl TagRecords {
     }
 
     /// The upstream has just said so.
-    pub(super) fn confirmed(&self, key: TagKey, known: Known) {
+    pub(super) fn confirmed(&self, key: TagKey, known: ManifestMeta) {
         self.insert(key, known, self.ttl, false);
     }
 
     /// The upstream couldn't say; it is asked again after a while, or when it wished to be.
-    pub(super) fn unconfirmed(&self, key: TagKey, known: Known, retry_after: Option<Duration>) {
+    pub(super) fn unconfirmed(
+        &self,
+        key: TagKey,
+        known: ManifestMeta,
+        retry_after: Option<Duration>,
+    ) {
         self.insert(
             key,
             known,
@@ -103,7 +108,7 @@ impl TagRecords {
         );
     }
 
-    fn insert(&self, key: TagKey, known: Known, believed: Duration, stale: bool) {
+    fn insert(&self, key: TagKey, known: ManifestMeta, believed: Duration, stale: bool) {
         let believed_until = self.clock.now() + believed;
         self.records.insert(
             key,

@@ -15,7 +15,7 @@ use super::conditional::{Verdict, evaluate, requested_ranges, tag_and_digest};
 use super::error::Refusal;
 use super::service::{API_VERSION, API_VERSION_2, NOSNIFF};
 use crate::metrics::Outcome;
-use crate::mirror::{BlobAnswer, Found, Known, ManifestAnswer, Recovery, Want};
+use crate::mirror::{BlobAnswer, ManifestAnswer, ManifestHit, ManifestMeta, ReadMode, Recovery};
 use crate::oci::manifest::media_type;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, Requested};
@@ -162,7 +162,7 @@ pub(super) fn manifest(
     named: Named,
     found: &ManifestAnswer,
 ) -> Response<Body> {
-    let Known { digest, size, .. } = *found.found.known();
+    let ManifestMeta { digest, size, .. } = *found.found.known();
     let origin = Origin {
         outcome: found.outcome,
         named,
@@ -180,8 +180,8 @@ pub(super) fn manifest(
     }
     let mut response = Response::new(Body::empty());
     *response.headers_mut() = match &found.found {
-        Found::Head(known) => manifest_head(known),
-        Found::Whole(whole) => {
+        ManifestHit::Head(known) => manifest_head(known),
+        ManifestHit::Whole(whole) => {
             let prepared = whole.head.get_or_init(|| manifest_head(&whole.known));
             prepared.clone()
         }
@@ -220,7 +220,7 @@ pub(super) fn precondition_failed(digest: &Digest, origin: Origin) -> Response<B
 }
 
 /// The head of most answers with a manifest: what differs in others is replaced there.
-fn manifest_head(known: &Known) -> HeaderMap {
+fn manifest_head(known: &ManifestMeta) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(FIELDS);
     insert_common(&mut headers);
     insert_digest(&mut headers, &known.digest);
@@ -254,7 +254,7 @@ pub(super) fn blob_not_modified(digest: &Digest, origin: Origin) -> Response<Bod
 /// A blob, parts of it, or its head.
 pub(super) fn blob(
     digest: &Digest,
-    want: Want,
+    want: ReadMode,
     ranges: Option<&Requested>,
     found: BlobAnswer,
     origin: Origin,
@@ -271,7 +271,7 @@ pub(super) fn blob(
     if origin.outcome != Outcome::Hit {
         origin.insert(headers);
     }
-    let Some(body) = found.body.filter(|_| want == Want::Content) else {
+    let Some(body) = found.body.filter(|_| want == ReadMode::Content) else {
         return response;
     };
     let verified = body.is_verified();

@@ -19,7 +19,7 @@ use super::access::Record;
 use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue, MAX_PIECE};
 use crate::download::DownloadError;
-use crate::mirror::{BlobBody, Recovery, Sent, Visit};
+use crate::mirror::{BlobContent, Recovery, Sent, Visit};
 use crate::retention::{Integrity, WITHHELD};
 use crate::storage::{Piece, Reader, StoreError};
 
@@ -57,7 +57,7 @@ impl BodyError {
 /// Where a body gets a blob's bytes, and where it goes on when a stored file fails.
 #[derive(Debug)]
 pub(super) struct Source {
-    pub body: BlobBody,
+    pub body: BlobContent,
     pub recovery: Recovery,
 }
 
@@ -239,7 +239,7 @@ impl http_body::Body for Body {
 
 /// Where a body is in its parts.
 struct Reading {
-    source: BlobBody,
+    source: BlobContent,
     /// Used once at most.
     recovery: Option<Recovery>,
     parts: VecDeque<Part>,
@@ -354,7 +354,7 @@ impl Reading {
         end: Option<u64>,
         error: BodyError,
     ) -> Result<(), BodyError> {
-        let BlobBody::Stored(failed) = &self.source else {
+        let BlobContent::Stored(failed) = &self.source else {
             return Err(error);
         };
         // What was sent of an unverified blob has to be compared, which is done for one part.
@@ -383,7 +383,7 @@ impl Reading {
     /// How far an unverified blob may be sent: its end is withheld from whoever reads all of it,
     /// until it is verified. A verified one may be sent up to its end.
     async fn verified_end(&mut self, offset: u64, end: Option<u64>) -> Result<u64, BodyError> {
-        let BlobBody::Stored(stored) = &mut self.source else {
+        let BlobContent::Stored(stored) = &mut self.source else {
             return Ok(u64::MAX);
         };
         let size = stored.content.size;
@@ -414,17 +414,17 @@ impl Reading {
         end: Option<u64>,
     ) -> Result<Option<Chunk>, BodyError> {
         let until = match &self.source {
-            BlobBody::Stored(stored) if stored.verification.is_none() => stored.content.size,
-            BlobBody::Stored(_) => Box::pin(self.verified_end(offset, end)).await?,
-            BlobBody::Fetching(_) => u64::MAX,
+            BlobContent::Stored(stored) if stored.verification.is_none() => stored.content.size,
+            BlobContent::Stored(_) => Box::pin(self.verified_end(offset, end)).await?,
+            BlobContent::Fetching(_) => u64::MAX,
         };
         let piece = match &mut self.source {
-            BlobBody::Stored(stored) => Some(Piece::File {
+            BlobContent::Stored(stored) => Some(Piece::File {
                 reader: stored.content.reader.clone(),
                 start: offset,
                 end: until,
             }),
-            BlobBody::Fetching(follower) => {
+            BlobContent::Fetching(follower) => {
                 let from_file = self.files.is_some();
                 follower.piece(offset, end, from_file).await?
             }

@@ -102,7 +102,9 @@ impl Refusal {
             }
             MirrorError::WrongDigest { .. }
             | MirrorError::Fetch(
-                DownloadError::Digest { .. } | DownloadError::Length { .. } | DownloadError::Changed { .. },
+                DownloadError::Digest { .. }
+                | DownloadError::Length { .. }
+                | DownloadError::Changed { .. },
             ) => {
                 let message = format!("{what}: the upstream's answer is wrong: {error}");
                 Self::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, message)

@@ -17,7 +17,7 @@ use super::error::Refusal;
 use super::request::{Peer, RequestBody};
 use crate::download::Client;
 use crate::metrics::{Kind, Metrics, Outcome};
-use crate::mirror::{Exchange, Mirror, MirrorError, Recovery, Target, Want};
+use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
 use crate::oci::route::{Endpoint, Page};
 use crate::oci::{Accept, Digest, Reference, RepoName, Requested, Route, RouteError};
 
@@ -63,7 +63,7 @@ struct Asked<'a> {
     host: Option<&'a str>,
     headers: &'a HeaderMap,
     client: Client,
-    want: Want,
+    want: ReadMode,
 }
 
 impl Handler for Service {
@@ -163,9 +163,9 @@ impl Service {
             headers: request.headers(),
             client,
             want: if request.method() == Method::HEAD {
-                Want::Head
+                ReadMode::Head
             } else {
-                Want::Content
+                ReadMode::Content
             },
         };
         match endpoint {
@@ -239,13 +239,13 @@ impl Service {
         let target = self.target(asked, name)?;
         let verdict = evaluate(asked.headers, &digest);
         let ranges =
-            requested_ranges(asked.headers, &digest).filter(|_| asked.want == Want::Content);
+            requested_ranges(asked.headers, &digest).filter(|_| asked.want == ReadMode::Content);
         let refused = ranges.as_ref().is_some_and(Requested::never_satisfiable);
         // Who gets no byte of the blob must not make the mirror download it.
         let want = if verdict == Verdict::Proceed && !refused {
             asked.want
         } else {
-            Want::Head
+            ReadMode::Head
         };
         let mut found = self
             .mirror

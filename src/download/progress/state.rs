@@ -162,7 +162,11 @@ impl ProgressState {
     }
 
     /// Notes that a follower waits. Whether no stream is about to bring what it waits for.
-    pub(super) fn waits(&mut self, follower: u64, ReadPosition { offset, end, .. }: ReadPosition) -> bool {
+    pub(super) fn waits(
+        &mut self,
+        follower: u64,
+        ReadPosition { offset, end, .. }: ReadPosition,
+    ) -> bool {
         let turn = self.number();
         if let Some(position) = self.followers.get_mut(&follower) {
             position.waits = Some(turn);

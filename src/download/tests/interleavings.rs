@@ -20,7 +20,7 @@ mod sync {
 #[path = "../registry.rs"]
 mod registry;
 
-use registry::{Role, Registry, Seat};
+use registry::{Registry, Role, Seat};
 
 const SEED: u64 = 4;
 /// Orders that are tried of each scene and in each way.

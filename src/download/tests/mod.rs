@@ -215,7 +215,11 @@ impl Bench {
         )
     }
 
-    fn over(store: Arc<dyn Store>, settings: DownloadSettings, keeping: retention::Settings) -> Self {
+    fn over(
+        store: Arc<dyn Store>,
+        settings: DownloadSettings,
+        keeping: retention::Settings,
+    ) -> Self {
         let clock = Clock::starting_at(std::time::SystemTime::UNIX_EPOCH);
         let store = Arc::new(FaultyStore::new(store));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -343,7 +347,11 @@ async fn send_all(sender: &Sender, content: &Bytes, piece: usize) {
 }
 
 /// Reads a range to its end.
-async fn read_range(follower: &mut Follower, start: u64, end: u64) -> Result<Vec<u8>, DownloadError> {
+async fn read_range(
+    follower: &mut Follower,
+    start: u64,
+    end: u64,
+) -> Result<Vec<u8>, DownloadError> {
     let mut part = Vec::new();
     while start + (part.len() as u64) < end {
         let read = follower.read(start + part.len() as u64, Some(end)).await?;

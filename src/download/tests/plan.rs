@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::MIB;
 use super::world::{Step, World, step};
 use crate::config::Segments;
-use crate::download::plan::{Demand, MIN_LANE, NEAR, Plan, Span, MissingBytes};
+use crate::download::plan::{Demand, MIN_LANE, MissingBytes, NEAR, Plan, Span};
 use crate::oci::RangeSet;
 
 /// Steps after which a download of the sizes here must have ended.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::MIB;
 use crate::config::Segments;
-use crate::download::plan::{Demand, Plan, Span, MissingBytes};
+use crate::download::plan::{Demand, MissingBytes, Plan, Span};
 use crate::oci::RangeSet;
 
 /// A plan with a stream that brings the ranges at 1, 3, 5 and 7 MiB, of 1000 bytes each.

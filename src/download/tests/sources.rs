@@ -86,7 +86,8 @@ async fn nothing_is_given_to_a_repository_before_it_is_proved() {
     let mut one = bench.join(digest, "a", &origin);
     read_range(&mut one, 0, 400_000).await.unwrap();
     let (answer, own) = (CancellationToken::new(), Origin::new(&content).acts([]));
-    let mut joining = Box::pin(bench.try_join(digest, "b", &own, BlobRequest::WHOLE, asked(&answer)));
+    let mut joining =
+        Box::pin(bench.try_join(digest, "b", &own, BlobRequest::WHOLE, asked(&answer)));
     assert!(joining.as_mut().now_or_never().is_none());
     // A second client of that repository asks itself.
     let repository = "b".parse().unwrap();
@@ -238,7 +239,10 @@ async fn downloads_of_two_upstreams_share_nothing_until_one_is_committed() {
     let mut deceived = bench.join(digest, "a", &liar);
     let mut served = bench.join(digest, "b", &good);
     let (deceived, served) = tokio::join!(read_to_end(&mut deceived), read_to_end(&mut served));
-    assert!(matches!(deceived.unwrap_err(), DownloadError::Digest { .. }));
+    assert!(matches!(
+        deceived.unwrap_err(),
+        DownloadError::Digest { .. }
+    ));
     assert_eq!(served.unwrap(), content);
     bench.settled().await;
     assert!(bench.linked("b", digest).await && !bench.linked("a", digest).await);

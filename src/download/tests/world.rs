@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use crate::config::Segments;
-use crate::download::plan::{Demand, Plan, Span, MissingBytes};
+use crate::download::plan::{Demand, MissingBytes, Plan, Span};
 use crate::oci::RangeSet;
 
 #[derive(Debug, Clone, Copy)]

@@ -20,7 +20,7 @@ use super::MirrorError;
 
 /// Jobs in flight. A job is a task of its own. When its last waiter leaves, it ends if it still
 /// waits for the upstream; what the upstream has answered is stored.
-pub(super) struct Flights<K: Eq + Hash, V> {
+pub(super) struct SingleFlight<K: Eq + Hash, V> {
     running: Arc<DashMap<K, Flight<V>>>,
     next_id: AtomicU64,
     tasks: TaskTracker,
@@ -58,13 +58,13 @@ impl Interest {
     }
 }
 
-impl<K: Eq + Hash, V> fmt::Debug for Flights<K, V> {
+impl<K: Eq + Hash, V> fmt::Debug for SingleFlight<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flights").finish_non_exhaustive()
     }
 }
 
-impl<K, V> Flights<K, V>
+impl<K, V> SingleFlight<K, V>
 where
     K: Eq + Hash + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
@@ -191,7 +191,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_run_for_all_who_wait_and_a_new_one_after() {
-        let flights = Arc::new(Flights::<u8, usize>::new(TaskTracker::new()));
+        let flights = Arc::new(SingleFlight::<u8, usize>::new(TaskTracker::new()));
         let runs = Arc::new(AtomicUsize::new(0));
         let gate = Arc::new(Semaphore::new(0));
         let job = |_: Interest| {
@@ -220,7 +220,7 @@ mod tests {
     #[tokio::test]
     async fn a_job_without_an_answer_ends_with_its_last_waiter() {
         let tasks = TaskTracker::new();
-        let flights = Flights::<u8, bool>::new(tasks.clone());
+        let flights = SingleFlight::<u8, bool>::new(tasks.clone());
         let (first, second) = (flights.join(1, silent), flights.join(1, silent));
         drop(first);
         tokio::task::yield_now().await;
@@ -238,7 +238,7 @@ mod tests {
     #[tokio::test]
     async fn a_job_with_an_answer_goes_on_when_everybody_has_left() {
         let tasks = TaskTracker::new();
-        let flights = Flights::<u8, ()>::new(tasks.clone());
+        let flights = SingleFlight::<u8, ()>::new(tasks.clone());
         let (answered, stored) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
         let (at, done) = (Arc::clone(&answered), Arc::clone(&stored));
         let waiter = flights.join(1, |interest| async move {
@@ -256,7 +256,7 @@ mod tests {
     #[tokio::test]
     async fn a_job_that_is_left_running_goes_on() {
         let tasks = TaskTracker::new();
-        let flights = Flights::<u8, bool>::new(tasks.clone());
+        let flights = SingleFlight::<u8, bool>::new(tasks.clone());
         flights.join(1, silent).leave_running();
         drop(flights.join(1, silent));
         tokio::task::yield_now().await;
@@ -265,7 +265,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_that_panics_is_an_error_for_its_waiters_and_no_end() {
-        let flights = Flights::<u8, u8>::new(TaskTracker::new());
+        let flights = SingleFlight::<u8, u8>::new(TaskTracker::new());
         let panics = |_| async { panic!("on purpose") };
         assert!(matches!(
             flights.join(1, panics).await,

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::hot::Verified;
+use super::manifest_cache::CachedManifest;
 use super::manifests::ManifestAnswer;
-use super::tags::{Known, Lookup, TagKey};
+use super::tags::{Lookup, ManifestMeta, TagKey};
 use super::workers::Admission;
-use super::{Mirror, MirrorError, Target, Want};
+use super::{Mirror, MirrorError, ReadMode, Target};
 use crate::metrics::Outcome;
 use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
 use crate::oci::{Digest, Manifest, Tag};
@@ -19,7 +19,7 @@ use crate::upstream::{FetchedManifest, UnverifiedManifest};
 /// A manifest out of the store, and what it says.
 #[derive(Debug)]
 pub(super) struct StoredManifest {
-    pub(super) verified: Arc<Verified>,
+    pub(super) verified: Arc<CachedManifest>,
     pub(super) manifest: Manifest,
 }
 
@@ -30,7 +30,7 @@ impl Mirror {
         &self,
         target: &Target,
         fetched: UnverifiedManifest,
-    ) -> Result<(Arc<Verified>, bool), MirrorError> {
+    ) -> Result<(Arc<CachedManifest>, bool), MirrorError> {
         let admission = self.workers.admit(fetched.size() as u64).await?;
         let FetchedManifest {
             bytes,
@@ -42,12 +42,12 @@ impl Mirror {
         let kept = self
             .store_manifest(target, &manifest, digest, bytes.clone())
             .await;
-        let known = Known {
+        let known = ManifestMeta {
             digest,
             media_type: manifest.media_type,
             size,
         };
-        let manifest = Verified::new(known, bytes);
+        let manifest = CachedManifest::new(known, bytes);
         if kept {
             self.hot.insert(&manifest);
         }
@@ -98,7 +98,11 @@ impl Mirror {
     }
 
     /// A manifest in memory that this repository has, by the retention's word. That is a use of it.
-    pub(super) fn hot_manifest(&self, target: &Target, digest: &Digest) -> Option<Arc<Verified>> {
+    pub(super) fn hot_manifest(
+        &self,
+        target: &Target,
+        digest: &Digest,
+    ) -> Option<Arc<CachedManifest>> {
         let manifest = self.hot.get(digest)?;
         self.retention
             .used_if_linked(&target.stored, LinkKind::Revision, digest)
@@ -107,9 +111,13 @@ impl Mirror {
 
     /// What a HEAD tells of a manifest that this repository has, by the retention's word. That is a
     /// use of it. No file is read.
-    pub(super) fn indexed_manifest(&self, target: &Target, digest: &Digest) -> Option<Known> {
+    pub(super) fn indexed_manifest(
+        &self,
+        target: &Target,
+        digest: &Digest,
+    ) -> Option<ManifestMeta> {
         let (size, media_type) = self.retention.linked_manifest(&target.stored, digest)?;
-        Some(Known {
+        Some(ManifestMeta {
             digest: *digest,
             media_type,
             size,
@@ -126,7 +134,7 @@ impl Mirror {
         &self,
         target: &Target,
         digest: Digest,
-    ) -> Option<Arc<Verified>> {
+    ) -> Option<Arc<CachedManifest>> {
         if !self.is_linked(target, digest).await {
             return None;
         }
@@ -202,12 +210,12 @@ impl Mirror {
         };
         let manifest = manifest?;
         self.note_manifest(digest, &manifest);
-        let known = Known {
+        let known = ManifestMeta {
             digest,
             media_type: manifest.media_type,
             size: bytes.len() as u64,
         };
-        let verified = Verified::new(known, bytes);
+        let verified = CachedManifest::new(known, bytes);
         Some(StoredManifest { verified, manifest })
     }
 
@@ -257,8 +265,8 @@ impl Mirror {
     }
 
     /// A use extends the manifest's time. Only what is linked is used.
-    pub(super) fn manifest_used(&self, target: &Target, known: &Known) {
-        let Known { digest, size, .. } = known;
+    pub(super) fn manifest_used(&self, target: &Target, known: &ManifestMeta) {
+        let ManifestMeta { digest, size, .. } = known;
         self.retention
             .used(&target.stored, LinkKind::Revision, digest, *size);
     }
@@ -269,7 +277,7 @@ impl Mirror {
         &self,
         target: &Target,
         key: &TagKey,
-        want: Want,
+        want: ReadMode,
     ) -> Option<ManifestAnswer> {
         let recorded = match self.records.get(key) {
             Lookup::Fresh { known, .. } | Lookup::Expired(known) => {
@@ -287,8 +295,13 @@ impl Mirror {
     }
 
     /// A manifest that this repository has, while the upstream can't be asked. That is a use of it.
-    async fn recall(&self, target: &Target, digest: Digest, want: Want) -> Option<ManifestAnswer> {
-        if want == Want::Head
+    async fn recall(
+        &self,
+        target: &Target,
+        digest: Digest,
+        want: ReadMode,
+    ) -> Option<ManifestAnswer> {
+        if want == ReadMode::Head
             && let Some(known) = self.indexed_manifest(target, &digest)
         {
             return Some(ManifestAnswer::head(known, Outcome::Stale));

@@ -11,7 +11,7 @@ use http::HeaderMap;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
-use super::tags::Known;
+use super::tags::ManifestMeta;
 use crate::oci::Digest;
 
 /// Bytes of all ordinary manifests in memory.
@@ -30,15 +30,15 @@ const OVERHEAD: u64 = 1024;
 
 /// A manifest whose content has its digest. All who are given it share it.
 #[derive(Debug)]
-pub struct Verified {
-    pub known: Known,
+pub struct CachedManifest {
+    pub known: ManifestMeta,
     pub content: Bytes,
     /// The head of the answer to most requests for it, made once by whoever answers.
     pub head: OnceLock<HeaderMap>,
 }
 
-impl Verified {
-    pub(super) fn new(known: Known, content: Bytes) -> Arc<Self> {
+impl CachedManifest {
+    pub(super) fn new(known: ManifestMeta, content: Bytes) -> Arc<Self> {
         let head = OnceLock::new();
         Arc::new(Self {
             known,
@@ -51,13 +51,13 @@ impl Verified {
 #[derive(Debug, Clone)]
 struct Weight;
 
-impl Weighter<Digest, Arc<Verified>> for Weight {
-    fn weight(&self, _digest: &Digest, manifest: &Arc<Verified>) -> u64 {
+impl Weighter<Digest, Arc<CachedManifest>> for Weight {
+    fn weight(&self, _digest: &Digest, manifest: &Arc<CachedManifest>) -> u64 {
         manifest.content.len() as u64 + OVERHEAD
     }
 }
 
-type Manifests = Cache<Digest, Arc<Verified>, Weight>;
+type Manifests = Cache<Digest, Arc<CachedManifest>, Weight>;
 
 /// The manifests that were asked for last. One part's share of the bytes is the largest manifest that
 /// a cache keeps, so large ones have a cache of one part, where they don't displace ordinary ones.
@@ -75,12 +75,12 @@ impl HotManifests {
         }
     }
 
-    pub(super) fn get(&self, digest: &Digest) -> Option<Arc<Verified>> {
+    pub(super) fn get(&self, digest: &Digest) -> Option<Arc<CachedManifest>> {
         self.ordinary.get(digest).or_else(|| self.large.get(digest))
     }
 
     /// Its content must have been found to have its digest.
-    pub(super) fn insert(&self, manifest: &Arc<Verified>) {
+    pub(super) fn insert(&self, manifest: &Arc<CachedManifest>) {
         let cache = if manifest.content.len() > LARGE {
             &self.large
         } else {
@@ -111,13 +111,13 @@ mod tests {
     use crate::oci::manifest::MAX_MANIFEST;
     use crate::oci::{Algorithm, ManifestType};
 
-    fn manifest(content: Vec<u8>) -> Arc<Verified> {
-        let known = Known {
+    fn manifest(content: Vec<u8>) -> Arc<CachedManifest> {
+        let known = ManifestMeta {
             digest: Digest::of(Algorithm::Sha256, &content),
             media_type: ManifestType::OciManifest,
             size: content.len() as u64,
         };
-        Verified::new(known, content.into())
+        CachedManifest::new(known, content.into())
     }
 
     #[test]
