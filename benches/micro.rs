@@ -12,7 +12,7 @@ use http::header::{ACCEPT, HeaderMap, HeaderValue};
 use http::{Method, Uri};
 use millpond::clock::Clock;
 use millpond::oci::{Accept, Algorithm, Digest, RangeSet, RepoName, Requested, Route};
-use millpond::retention::{Retention, Settings, TtlPolicy};
+use millpond::retention::{Retention, RetentionSettings, TtlPolicy};
 use millpond::storage::{LinkKind, MemoryStore};
 use millpond::tasks::Tasks;
 use tokio::runtime::{Builder, Runtime};
@@ -120,9 +120,9 @@ impl Expiry {
             .start_paused(true)
             .build()
             .unwrap();
-        let settings = Settings {
+        let settings = RetentionSettings {
             ttl: TtlPolicy::sliding(Some(TTL)),
-            ..Settings::unlimited()
+            ..RetentionSettings::unlimited()
         };
         let retention = runtime.block_on(async {
             let retention = Retention::start(

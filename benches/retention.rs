@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 
 use millpond::clock::Clock;
 use millpond::oci::{Algorithm, Digest, ManifestType, RepoName, Tag};
-use millpond::retention::{References, Retention, Settings, TtlPolicy, Upkeep};
+use millpond::retention::{References, Retention, RetentionSettings, TtlPolicy, Upkeep};
 use millpond::storage::{Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError};
 use millpond::tasks::Tasks;
 use tokio::time::Instant;
@@ -185,8 +185,8 @@ fn link(n: u64) -> Link {
     }
 }
 
-fn settings(state: Option<&Path>) -> Settings {
-    Settings {
+fn settings(state: Option<&Path>) -> RetentionSettings {
+    RetentionSettings {
         ttl: TtlPolicy::sliding(Some(WEEK)),
         pins: Vec::new(),
         max_size: None,
@@ -196,7 +196,7 @@ fn settings(state: Option<&Path>) -> Settings {
     }
 }
 
-fn start(store: &Arc<Sizes>, settings: Settings) -> Retention {
+fn start(store: &Arc<Sizes>, settings: RetentionSettings) -> Retention {
     let store: Arc<dyn Store> = Arc::clone(store) as _;
     Retention::start(
         store,
@@ -603,7 +603,7 @@ fn zipf(pulls: u64) {
         let runtime = builder.enable_time().start_paused(true).build().unwrap();
         let ours = runtime.block_on(async {
             let store = Arc::new(Sizes::default());
-            let settings = Settings {
+            let settings = RetentionSettings {
                 max_size: Some(max_size),
                 ..settings(None)
             };
@@ -644,7 +644,7 @@ fn cap(pulls: u64) {
     let runtime = runtime();
     let began = Instant::now();
     let full = runtime.block_on(async {
-        let settings = Settings {
+        let settings = RetentionSettings {
             max_size: Some(max_size),
             ..settings(None)
         };

@@ -36,13 +36,13 @@ pub struct Tasks {
 
 #[derive(Debug, Default)]
 struct Panics {
-    state: Mutex<State>,
+    state: Mutex<TasksState>,
     /// Cancelled by the first panic of a required task.
     fatal: CancellationToken,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TasksState {
     /// Reasons of the tasks that are down.
     down: BTreeMap<&'static str, String>,
     fatal: Option<Panicked>,
@@ -131,7 +131,7 @@ impl Tasks {
 }
 
 impl Panics {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, TasksState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

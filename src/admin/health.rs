@@ -98,7 +98,7 @@ mod tests {
     use std::io::ErrorKind;
 
     use crate::clock::Clock;
-    use crate::retention::Settings;
+    use crate::retention::RetentionSettings;
     use crate::storage::faulty::Operation;
     use crate::storage::{FaultyStore, MemoryStore};
     use tokio_util::sync::CancellationToken;
@@ -116,7 +116,7 @@ mod tests {
             let retention = Retention::start(
                 Arc::clone(&store) as Arc<dyn Store>,
                 Clock::system(),
-                Settings::unlimited(),
+                RetentionSettings::unlimited(),
                 &tasks,
                 &CancellationToken::new(),
             );

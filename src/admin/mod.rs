@@ -142,7 +142,7 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::retention::Settings;
+    use crate::retention::RetentionSettings;
     use crate::storage::MemoryStore;
     use http_body_util::BodyExt as _;
     use tokio_util::sync::CancellationToken;
@@ -155,7 +155,7 @@ mod tests {
         let retention = Retention::start(
             Arc::clone(&store),
             clock,
-            Settings::unlimited(),
+            RetentionSettings::unlimited(),
             &tasks,
             &stop,
         );

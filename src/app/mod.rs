@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::mirror::{UpstreamEntry, Upstreams};
 use crate::retention::{Retention, ScrubSettings};
 use crate::server::listener::{Address, BindError, Listener};
-use crate::server::{ConnectionSettings, Handler, ResponseBuffers, Service, Settings, serve};
+use crate::server::{ConnectionSettings, Handler, ResponseBuffers, ServerSettings, Service, serve};
 #[cfg(unix)]
 use crate::storage::Layout;
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
@@ -350,13 +350,13 @@ const SAVE_TIME: Duration = Duration::from_secs(30);
 /// How long failed requests have to say so, after the drain time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config) -> ServerSettings {
     let host = config
         .http
         .host
         .as_ref()
         .filter(|_| !config.http.relative_urls);
-    Settings {
+    ServerSettings {
         prefix: config.http.prefix.clone(),
         origin: host.map(|host| host.as_str().trim_end_matches('/').to_owned()),
         headers: config.http.headers.clone(),
@@ -392,7 +392,7 @@ fn entry(
             source,
         })?),
     };
-    let settings = upstream::Settings {
+    let settings = upstream::UpstreamSettings {
         name: upstream.name.clone(),
         url: upstream.url.clone(),
         credentials: upstream

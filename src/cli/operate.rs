@@ -17,7 +17,7 @@ use crate::admin::operate::{
 use crate::app;
 use crate::clock::Clock;
 use crate::config::{Config, Storage};
-use crate::retention::{Retention, Settings, Upkeep};
+use crate::retention::{Retention, RetentionSettings, Upkeep};
 use crate::storage::{FsStore, Layout, Store, StoreError};
 use crate::tasks::Tasks;
 
@@ -71,7 +71,7 @@ impl Backend {
             Err(error) => return Err(error.into()),
         };
         // Looking at the cache must not change anything in it.
-        let settings = Settings {
+        let settings = RetentionSettings {
             max_size: None,
             min_free: None,
             upkeep: Upkeep::None,

@@ -13,7 +13,7 @@ use super::Source;
 use super::permits::Permit;
 use super::plan::Span;
 use crate::oci::ByteRange;
-use crate::upstream::{BlobBody, BlobRanges, BlobStream, UpstreamError};
+use crate::upstream::{BlobChunks, BlobRanges, BlobStream, UpstreamError};
 
 /// One stream.
 pub(super) struct Stream {
@@ -65,7 +65,7 @@ pub(super) enum Event {
 
 /// What a stream reads.
 pub(super) enum Body {
-    One(BlobBody),
+    One(BlobChunks),
     Several(BlobRanges),
 }
 

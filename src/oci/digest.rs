@@ -179,10 +179,10 @@ impl<'de> Deserialize<'de> for Digest {
 
 /// Computes a digest piece by piece.
 #[derive(Clone)]
-pub struct Hasher(State);
+pub struct Hasher(HasherState);
 
 #[derive(Clone)]
-enum State {
+enum HasherState {
     Sha256(sha2::Sha256),
     Sha512(Box<sha2::Sha512>),
 }
@@ -190,22 +190,22 @@ enum State {
 impl Hasher {
     pub fn new(algorithm: Algorithm) -> Self {
         Self(match algorithm {
-            Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
-            Algorithm::Sha512 => State::Sha512(Box::default()),
+            Algorithm::Sha256 => HasherState::Sha256(sha2::Sha256::new()),
+            Algorithm::Sha512 => HasherState::Sha512(Box::default()),
         })
     }
 
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
-            State::Sha256(state) => state.update(bytes),
-            State::Sha512(state) => state.update(bytes),
+            HasherState::Sha256(state) => state.update(bytes),
+            HasherState::Sha512(state) => state.update(bytes),
         }
     }
 
     pub fn finish(self) -> Digest {
         match self.0 {
-            State::Sha256(state) => Digest::Sha256(state.finalize().into()),
-            State::Sha512(state) => Digest::Sha512(state.finalize().into()),
+            HasherState::Sha256(state) => Digest::Sha256(state.finalize().into()),
+            HasherState::Sha512(state) => Digest::Sha512(state.finalize().into()),
         }
     }
 }
@@ -213,8 +213,8 @@ impl Hasher {
 impl fmt::Debug for Hasher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
-            State::Sha256(_) => "Hasher(sha256)",
-            State::Sha512(_) => "Hasher(sha512)",
+            HasherState::Sha256(_) => "Hasher(sha256)",
+            HasherState::Sha512(_) => "Hasher(sha512)",
         })
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Shared;
+use super::Inner;
 use super::entry::{Content, content_flag};
 use super::eviction::Admission;
 use super::index::Index;
@@ -27,7 +27,7 @@ pub struct Full {
 #[derive(Debug)]
 #[must_use = "nothing is held once this is dropped"]
 pub struct Hold {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<Inner>,
     pub(super) content: Id<Content>,
 }
 
@@ -62,7 +62,7 @@ pub struct SpaceRequest {
 #[derive(Debug)]
 #[must_use = "the space is given back when this is dropped"]
 pub struct Reservation {
-    shared: Arc<Shared>,
+    shared: Arc<Inner>,
     bytes: u64,
     /// Those of the bytes that are on disk already.
     filled: u64,
@@ -157,7 +157,7 @@ impl Index {
     }
 }
 
-impl Shared {
+impl Inner {
     /// A hold, unless the content is being deleted right now.
     pub(super) fn try_hold(self: &Arc<Self>, digest: &Digest) -> Option<Hold> {
         let content = self.with(|index| index.take_hold(digest))?;

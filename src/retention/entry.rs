@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::moment::Moment;
 use super::slab::Id;
+use super::timestamp::Timestamp;
 use crate::oci::{Digest, ManifestType, RepoName, Tag};
 use crate::storage::{LinkKind, Modified};
 
@@ -123,7 +123,7 @@ pub(super) struct Entry {
     /// When it was created, or, of an adopted entry, the earliest time at which it may expire. In
     /// seconds; [`Entry::origin`] tells which it is.
     origin: u32,
-    pub(super) last_use: Moment,
+    pub(super) last_use: Timestamp,
     pub(super) kind: LinkKind,
     pub(super) flags: Flags,
 }
@@ -132,17 +132,17 @@ pub(super) struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     /// This mirror cached it, at this time.
-    Created(Moment),
+    Created(Timestamp),
     /// The reference registry cached it, and wrote this expiry. When it was cached isn't known,
     /// because the file doesn't say which TTL that registry had.
-    Adopted(Moment),
+    Adopted(Timestamp),
 }
 
 impl Entry {
     pub(super) fn new(
         (repo, kind, content): (Id<Repo>, LinkKind, Id<Content>),
         next: Option<Id<Self>>,
-        (origin, last_use): (Origin, Moment),
+        (origin, last_use): (Origin, Timestamp),
     ) -> Self {
         let mut entry = Self {
             repo,
@@ -159,7 +159,7 @@ impl Entry {
     }
 
     pub(super) fn origin(&self) -> Origin {
-        let time = Moment::from_seconds(self.origin);
+        let time = Timestamp::from_seconds(self.origin);
         if self.flags.has(entry_flag::ADOPTED) {
             Origin::Adopted(time)
         } else {
@@ -195,7 +195,7 @@ impl Origin {
 
     /// When the entry was created: of an adopted one that isn't known, and its last use is the best
     /// guess.
-    pub(super) fn created(self, last_use: Moment) -> Moment {
+    pub(super) fn created(self, last_use: Timestamp) -> Timestamp {
         match self {
             Self::Created(time) => time,
             Self::Adopted(_) => last_use,
@@ -209,7 +209,7 @@ pub(super) struct Content {
     pub(super) digest: Compact,
     /// Bytes; 0 until the file is known.
     pub(super) size: u64,
-    pub(super) last_use: Moment,
+    pub(super) last_use: Timestamp,
     /// Its time in the order of eviction; 0 when it isn't in it. Never later than the true one.
     pub(super) ranked: u64,
     pub(super) first: Option<Id<Entry>>,

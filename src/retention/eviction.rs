@@ -14,8 +14,8 @@
 use super::capacity::SpaceRequest;
 use super::entry::{Content, content_flag};
 use super::index::Index;
-use super::moment::Moment;
 use super::slab::Id;
+use super::timestamp::Timestamp;
 use crate::storage::LinkKind;
 
 /// Per mille of the limit at which eviction in the background ends.
@@ -153,7 +153,7 @@ impl Index {
     pub(super) fn admit(
         &mut self,
         request: SpaceRequest,
-        now: Moment,
+        now: Timestamp,
         looked_at: &mut usize,
     ) -> Admission {
         let SpaceRequest { bytes, blob, evict } = request;
@@ -206,7 +206,7 @@ impl Index {
 
     /// Chooses images of at least `need` bytes, least recently used first, and hands them to the
     /// sweeper. Looks at a bounded number of them.
-    pub(super) fn evict(&mut self, need: u64, now: Moment) -> Chosen {
+    pub(super) fn evict(&mut self, need: u64, now: Timestamp) -> Chosen {
         let mut chosen = Chosen {
             bytes: 0,
             looked_at: 0,

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::entry::{Entry, entry_flag};
 use super::index::Index;
 use super::journal::Saver;
-use super::moment::Moment;
 use super::slab::Id;
-use super::{Shared, Upkeep};
+use super::timestamp::Timestamp;
+use super::{Inner, Upkeep};
 
 /// Entries looked at under one lock: well under a millisecond.
 const BATCH: usize = 256;
@@ -58,15 +58,15 @@ impl Index {
     }
 
     /// When something is due next.
-    fn next_deadline(&self) -> Option<Moment> {
+    fn next_deadline(&self) -> Option<Timestamp> {
         let entry = self.deadlines.first().map(|key| (key >> 32) as u32);
         let retry = self.retries.front().map(|(at, _)| *at);
         let next = entry.into_iter().chain(retry).min()?;
-        Some(Moment::from_seconds(next))
+        Some(Timestamp::from_seconds(next))
     }
 
     /// Hands what is due to the sweeper, at most a batch. True when there may be more.
-    fn expire(&mut self, now: Moment) -> bool {
+    fn expire(&mut self, now: Timestamp) -> bool {
         let now = now.seconds();
         for _ in 0..BATCH {
             let Some(first) = self.deadlines.first().copied() else {
@@ -114,7 +114,7 @@ impl Index {
 }
 
 /// Runs until `quit`, then saves everything.
-pub(super) async fn run(shared: Arc<Shared>, mut saver: Option<Saver>, quit: CancellationToken) {
+pub(super) async fn run(shared: Arc<Inner>, mut saver: Option<Saver>, quit: CancellationToken) {
     let mut save_at = None;
     let mut measure_at = None;
     while !quit.is_cancelled() {
@@ -163,7 +163,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut saver: Option<Saver>, quit: Can
 }
 
 /// Evicts what is past the high watermark.
-async fn trim(shared: &Shared) {
+async fn trim(shared: &Inner) {
     let mut looked_at = 0;
     loop {
         let (chosen, images) = shared.with(|index| {

@@ -9,8 +9,8 @@ use std::collections::hash_map::Entry;
 
 use super::entry::{Content, Manifest, Repo, content_flag, entry_flag};
 use super::index::Index;
-use super::moment::Moment;
 use super::slab::Id;
+use super::timestamp::Timestamp;
 use crate::oci::{Digest, ManifestType, RepoName};
 use crate::storage::LinkKind;
 
@@ -211,7 +211,7 @@ impl Index {
 
     /// When an image was last used: its head, or a manifest that only the head refers to. Blobs
     /// don't count, because a client that has them doesn't ask for them.
-    pub(super) fn image_use(&self, root: Id<Content>) -> Moment {
+    pub(super) fn image_use(&self, root: Id<Content>) -> Timestamp {
         let own = self
             .contents
             .get(root)
@@ -220,7 +220,7 @@ impl Index {
         self.references(root)
             .filter(|(_, content)| content.manifest.is_some() && content.parents == 1)
             .map(|(_, content)| content.last_use)
-            .fold(own, Moment::max)
+            .fold(own, Timestamp::max)
     }
 
     /// The head of an image and everything that nothing else refers to, the head first. A manifest

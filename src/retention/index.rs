@@ -14,11 +14,11 @@ use std::time::Duration;
 use super::entry::{
     Content, Entry, Flags, Manifest, Origin, Repo, Stamp, content_flag, entry_flag,
 };
-use super::moment::Moment;
 use super::policy::{Pin, TtlPolicy};
-use super::recent::Going;
+use super::recent::DeletionEpoch;
 use super::record::GRACE;
 use super::slab::{Id, Slab, Table};
+use super::timestamp::Timestamp;
 use crate::oci::{Digest, RepoName, Tag};
 use crate::storage::{Link, LinkKind};
 
@@ -27,7 +27,7 @@ const FEW: usize = 4;
 
 /// What happened under the lock that somebody waits for.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct News {
+pub(super) struct WakeUps {
     /// For the scheduler: a new next deadline, the first change to save, or space that runs out.
     pub(super) schedule: bool,
     /// For the sweeper: there is something to delete.
@@ -41,7 +41,7 @@ pub(super) struct Index {
     hasher: RandomState,
     pub(super) policy: TtlPolicy,
     pub(super) pins: Vec<Pin>,
-    pub(super) started: Moment,
+    pub(super) started: Timestamp,
     pub(super) grace: Duration,
     /// Whether changes are collected for the journal.
     pub(super) journaling: bool,
@@ -80,9 +80,9 @@ pub(super) struct Index {
     /// Why the store couldn't be listed, if the last attempt failed.
     pub(super) unlisted: Option<String>,
     /// What makes answers of a moment ago void.
-    pub(super) going: Arc<Going>,
+    pub(super) going: Arc<DeletionEpoch>,
     /// Who has to be told, when the lock is given back.
-    pub(super) news: News,
+    pub(super) news: WakeUps,
     /// At most two for an entry.
     pub(super) dirty: Vec<Id<Entry>>,
     /// At most one for each entry there was since the last save.
@@ -94,7 +94,7 @@ impl Index {
         policy: TtlPolicy,
         pins: Vec<Pin>,
         capacity: super::eviction::Capacity,
-        started: Moment,
+        started: Timestamp,
         journaling: bool,
     ) -> Self {
         Self {
@@ -126,7 +126,7 @@ impl Index {
             sized: false,
             unlisted: None,
             going: Arc::default(),
-            news: News::default(),
+            news: WakeUps::default(),
             dirty: Vec::new(),
             removed: Vec::new(),
         }
@@ -283,7 +283,7 @@ impl Index {
         let id = self.contents.insert(Content {
             digest: digest.into(),
             size: 0,
-            last_use: Moment::default(),
+            last_use: Timestamp::default(),
             ranked: 0,
             first: None,
             parents,
@@ -305,7 +305,7 @@ impl Index {
         repo: Id<Repo>,
         kind: LinkKind,
         content: Id<Content>,
-        times: (Origin, Moment),
+        times: (Origin, Timestamp),
     ) -> Option<Id<Entry>> {
         let first = self.contents.get(content)?.first;
         let entry = Entry::new((repo, kind, content), first, times);
@@ -334,7 +334,7 @@ impl Index {
         kind: LinkKind,
         digest: &Digest,
         size: u64,
-        now: Moment,
+        now: Timestamp,
     ) -> Option<()> {
         let content = self.intern_content(digest)?;
         if self

@@ -15,10 +15,10 @@ use std::io::{self, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
-use super::moment::Moment;
 use super::record::Record;
 use super::state::{self, Line, Tally};
-use super::{RetentionError, Shared, Upkeep};
+use super::timestamp::Timestamp;
+use super::{Inner, RetentionError, Upkeep};
 use crate::error_chain::on_one_line;
 use crate::storage::{Layout, Modes};
 
@@ -81,7 +81,7 @@ impl Journal {
     /// Blocks.
     pub(super) fn load(
         &mut self,
-        now: Moment,
+        now: Timestamp,
         upkeep: Upkeep,
         reserve: impl FnOnce(usize),
         take: &mut dyn FnMut(&[Line<'_>]),
@@ -344,7 +344,7 @@ impl Saver {
     }
 
     /// Appends what has changed. When that fails, a new snapshot is owed, which has it all.
-    pub(super) async fn save(&mut self, shared: &Arc<Shared>) {
+    pub(super) async fn save(&mut self, shared: &Arc<Inner>) {
         loop {
             let began = tokio::time::Instant::now();
             let changes = shared.with(|index| index.take_changes(MAX_CHANGES));
@@ -373,7 +373,7 @@ impl Saver {
     }
 
     /// Folds when the journal has grown, or when a save failed.
-    pub(super) async fn fold_if_due(&mut self, shared: &Arc<Shared>) {
+    pub(super) async fn fold_if_due(&mut self, shared: &Arc<Inner>) {
         let grown = self.journal.as_ref().is_some_and(Journal::wants_fold);
         if grown || (self.owed && shared.counters.may_retry_save(shared.now())) {
             self.fold(shared).await;
@@ -381,7 +381,7 @@ impl Saver {
     }
 
     /// Writes everything into a new snapshot.
-    pub(super) async fn fold(&mut self, shared: &Arc<Shared>) {
+    pub(super) async fn fold(&mut self, shared: &Arc<Inner>) {
         // What changes from here on is in the snapshot or still to be saved, or both.
         shared.with(|index| drop(index.take_changes(usize::MAX)));
         let source = Arc::clone(shared);
@@ -399,7 +399,7 @@ impl Saver {
         self.note(shared, folded);
     }
 
-    fn note(&mut self, shared: &Shared, result: Result<(), RetentionError>) {
+    fn note(&mut self, shared: &Inner, result: Result<(), RetentionError>) {
         self.owed = result.is_err();
         if let Err(error) = result {
             shared.counters.save_failed(shared.now());

@@ -25,7 +25,6 @@ mod expiry;
 mod graph;
 mod index;
 mod journal;
-mod moment;
 pub mod policy;
 mod recent;
 mod reconcile;
@@ -37,6 +36,7 @@ mod state;
 mod sweeper;
 #[cfg(test)]
 mod tests;
+mod timestamp;
 mod verified;
 mod verify;
 
@@ -61,14 +61,14 @@ use eviction::{Capacity, Room};
 pub use graph::References;
 use index::Index;
 use journal::Journal;
-use moment::Moment;
 pub use policy::{Pin, TtlMode, TtlPolicy};
-use recent::{Going, Recent};
+use recent::{DeletionEpoch, Recent};
 pub use reconcile::references;
 pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
 pub use scrub::{
     ABANDONED_AFTER, Finding, MAX_REPORTED, Removal, ScrubReport, ScrubSettings, Verdict,
 };
+use timestamp::Timestamp;
 
 pub use verified::Trust;
 use verify::Verifier;
@@ -131,7 +131,7 @@ impl fmt::Debug for MinFree {
 
 /// What the operator wants.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct RetentionSettings {
     pub ttl: TtlPolicy,
     pub pins: Vec<Pin>,
     /// Bytes that all blobs together may have; none is no limit.
@@ -154,7 +154,7 @@ pub enum Upkeep {
     None,
 }
 
-impl Settings {
+impl RetentionSettings {
     /// Everything is kept for ever, and nothing is written down.
     pub fn unlimited() -> Self {
         Self {
@@ -184,17 +184,17 @@ pub struct Counts {
 
 /// Retention of one store. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Retention(Arc<Shared>);
+pub struct Retention(Arc<Inner>);
 
 #[derive(Debug)]
-struct Shared {
+struct Inner {
     store: Arc<dyn Store>,
     clock: Clock,
     min_free: Option<MinFree>,
     upkeep: Upkeep,
     index: Mutex<Index>,
     recent: Recent,
-    going: Arc<Going>,
+    going: Arc<DeletionEpoch>,
     /// Wakes the scheduler.
     wake: Notify,
     /// Wakes the sweeper.
@@ -229,18 +229,18 @@ impl Counters {
         self.last_save.store(micros, Ordering::Relaxed);
     }
 
-    fn save_failed(&self, now: Moment) {
+    fn save_failed(&self, now: Timestamp) {
         self.save_failures.fetch_add(1, Ordering::Relaxed);
         self.save_failed_at.store(now.millis(), Ordering::Relaxed);
     }
 
-    fn may_retry_save(&self, now: Moment) -> bool {
-        let failed = Moment::from_millis(self.save_failed_at.load(Ordering::Relaxed));
+    fn may_retry_save(&self, now: Timestamp) -> bool {
+        let failed = Timestamp::from_millis(self.save_failed_at.load(Ordering::Relaxed));
         now >= failed.after(expiry::RETRY)
     }
 }
 
-impl Shared {
+impl Inner {
     /// Everything that is done to the index: whoever waits for what came of it is told after the
     /// lock has been given back.
     fn with<T>(&self, step: impl FnOnce(&mut Index) -> T) -> T {
@@ -261,8 +261,8 @@ impl Shared {
         result
     }
 
-    fn now(&self) -> Moment {
-        Moment::of(self.clock.wall())
+    fn now(&self) -> Timestamp {
+        Timestamp::of(self.clock.wall())
     }
 
     fn is_complete(&self) -> bool {
@@ -309,11 +309,11 @@ impl Retention {
     pub fn start(
         store: Arc<dyn Store>,
         clock: Clock,
-        settings: Settings,
+        settings: RetentionSettings,
         tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Self {
-        let Settings {
+        let RetentionSettings {
             ttl,
             pins,
             max_size,
@@ -326,10 +326,10 @@ impl Retention {
             evicts_for_room: min_free.as_ref().is_some_and(|min_free| min_free.evicts),
             ..Capacity::default()
         };
-        let started = Moment::of(clock.wall());
+        let started = Timestamp::of(clock.wall());
         let journaling = state.is_some() && upkeep == Upkeep::Full;
         let index = Index::new(ttl, pins, capacity, started, journaling);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Inner {
             store,
             clock,
             min_free,
@@ -563,7 +563,7 @@ impl Retention {
 }
 
 /// Loads the state, then schedules until the stop, while the index is built from the store.
-async fn run(shared: Arc<Shared>, state: Option<PathBuf>) {
+async fn run(shared: Arc<Inner>, state: Option<PathBuf>) {
     let _ended = shared.ended.clone().drop_guard();
     let saver = match state {
         None => None,

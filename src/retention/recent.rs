@@ -13,7 +13,7 @@ use quick_cache::sync::Cache;
 use super::Retention;
 use super::entry::{content_flag, entry_flag};
 use super::index::Index;
-use super::moment::Moment;
+use super::timestamp::Timestamp;
 use crate::oci::{Digest, ManifestType, RepoName};
 use crate::storage::LinkKind;
 
@@ -25,7 +25,7 @@ const SPAN: u64 = 1000;
 /// The links that were used last.
 #[derive(Debug)]
 pub(super) struct Recent {
-    links: Cache<Key, (Age, Moment)>,
+    links: Cache<Key, (Age, Timestamp)>,
 }
 
 /// How often something had begun to go.
@@ -34,9 +34,9 @@ pub(super) struct Age(u64);
 
 /// Counts what begins to go. The index has it, and counts under its lock, before anything is removed.
 #[derive(Debug, Default)]
-pub(super) struct Going(AtomicU64);
+pub(super) struct DeletionEpoch(AtomicU64);
 
-impl Going {
+impl DeletionEpoch {
     pub(super) fn begins(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
@@ -72,7 +72,7 @@ impl Recent {
         repo: &RepoName,
         kind: LinkKind,
         digest: &Digest,
-        (age, now): (Age, Moment),
+        (age, now): (Age, Timestamp),
     ) -> bool {
         let found = self.links.get(&Borrowed(repo, kind, digest));
         found.is_some_and(|(then, used)| {
@@ -87,7 +87,7 @@ impl Recent {
         repo: &RepoName,
         kind: LinkKind,
         digest: &Digest,
-        (age, now): (Age, Moment),
+        (age, now): (Age, Timestamp),
     ) {
         self.links
             .insert(Key(repo.clone(), kind, *digest), (age, now));
@@ -102,7 +102,7 @@ impl Index {
         repo: &RepoName,
         kind: LinkKind,
         digest: &Digest,
-        now: Moment,
+        now: Timestamp,
     ) -> Option<()> {
         let content = self.find_content(digest)?;
         let entry = self.find_entry(self.find_repo(repo.as_str())?, kind, content)?;
@@ -168,10 +168,10 @@ mod tests {
 
     #[test]
     fn a_link_is_good_for_a_second_and_until_something_goes() {
-        let (recent, going) = (Recent::new(), Going::default());
+        let (recent, going) = (Recent::new(), DeletionEpoch::default());
         let (one, other) = ("one".parse().unwrap(), "other".parse().unwrap());
         let digest = Digest::of(Algorithm::Sha256, b"");
-        let at = Moment::from_millis;
+        let at = Timestamp::from_millis;
         let has = |repo, kind, millis| recent.has(repo, kind, &digest, (going.age(), at(millis)));
         recent.put(&one, LinkKind::Layer, &digest, (going.age(), at(5000)));
         assert!(has(&one, LinkKind::Layer, 5000));

@@ -19,11 +19,11 @@ use super::entry::{Content, Origin, Repo, content_flag, entry_flag};
 use super::graph::References;
 use super::index::Index;
 use super::journal::{Journal, Saver};
-use super::moment::Moment;
 use super::record::MASS_GRACE;
 use super::slab::Id;
 use super::state::{Line, Times};
-use super::{Shared, Upkeep};
+use super::timestamp::Timestamp;
+use super::{Inner, Upkeep};
 use crate::error_chain::on_one_line;
 use crate::oci::manifest::{MAX_MANIFEST, QUICK};
 use crate::oci::{Digest, Manifest, ManifestType, RepoName};
@@ -70,7 +70,7 @@ impl Index {
     /// When an adopted entry was last used, as far as its expiry tells: the reference registry's TTL
     /// is most likely the one that is configured here. It only matters for what is evicted first; the
     /// entry doesn't expire before its own time, however wrong this is.
-    fn guess_use(&self, repo: Id<Repo>, origin: Origin) -> Moment {
+    fn guess_use(&self, repo: Id<Repo>, origin: Origin) -> Timestamp {
         let Origin::Adopted(expiry) = origin else {
             return self.started;
         };
@@ -81,7 +81,7 @@ impl Index {
 
     /// A link was seen in the store. One that no state knows starts its time now, or has that of
     /// the same content linked in the other way, which share one entry in the file.
-    pub(super) fn confirm(&mut self, link: &Link, now: Moment) -> Option<()> {
+    pub(super) fn confirm(&mut self, link: &Link, now: Timestamp) -> Option<()> {
         let (repo, content) = (
             self.intern_repo(&link.repo)?,
             self.intern_content(&link.digest)?,
@@ -110,7 +110,7 @@ impl Index {
 
     /// A link is there and can't be read, or is of another upstream: it gets an entry, so that what
     /// it is a link to isn't taken for superfluous, and goes in its time. Nobody is served by it.
-    fn expect(&mut self, link: &Link, now: Moment) -> Option<()> {
+    fn expect(&mut self, link: &Link, now: Timestamp) -> Option<()> {
         let (repo, content) = (
             self.intern_repo(&link.repo)?,
             self.intern_content(&link.digest)?,
@@ -259,7 +259,7 @@ impl Index {
 }
 
 /// Reads the state files.
-pub(super) async fn load(shared: &Arc<Shared>, mut journal: Journal) -> Option<Saver> {
+pub(super) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Saver> {
     let target = Arc::clone(shared);
     let read = tokio::task::spawn_blocking(move || {
         let now = target.now();
@@ -302,7 +302,7 @@ pub(super) async fn load(shared: &Arc<Shared>, mut journal: Journal) -> Option<S
 
 /// Builds the index from the store, again and again until that succeeds. Meanwhile nothing is
 /// cached that needs space, and commands are told why.
-pub(super) async fn run(shared: Arc<Shared>, quit: CancellationToken) {
+pub(super) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
     let work = async {
         while let Err(error) = build(&shared).await {
             let error = on_one_line(&error);
@@ -323,7 +323,7 @@ pub(super) async fn run(shared: Arc<Shared>, quit: CancellationToken) {
     }
 }
 
-async fn build(shared: &Arc<Shared>) -> Result<(), StoreError> {
+async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
     for first in 0..=u8::MAX {
         for page in shared.store.blobs(first).await?.chunks(PAGE) {
             shared.with(|index| {
@@ -403,7 +403,7 @@ impl Unseen {
 }
 
 async fn list_repository(
-    shared: &Shared,
+    shared: &Inner,
     repo: &RepoName,
     unseen: &mut Unseen,
 ) -> Result<(), StoreError> {
@@ -445,7 +445,7 @@ async fn list_repository(
     list_tags(shared, repo).await
 }
 
-async fn list_tags(shared: &Shared, repo: &RepoName) -> Result<(), StoreError> {
+async fn list_tags(shared: &Inner, repo: &RepoName) -> Result<(), StoreError> {
     for tag in shared.store.tags(repo).await? {
         let Some(digest) = shared.store.tag(repo, &tag).await? else {
             continue;
@@ -475,7 +475,7 @@ async fn list_tags(shared: &Shared, repo: &RepoName) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn read_manifests(shared: &Arc<Shared>) {
+async fn read_manifests(shared: &Arc<Inner>) {
     let mut from = Some(0);
     while let Some(at) = from {
         let (unread, next) = shared.with(|index| index.unread_manifests(at));
@@ -496,7 +496,7 @@ async fn read_manifests(shared: &Arc<Shared>) {
 
 /// What can't be read refers to nothing: its parts are images of their own.
 async fn read_manifest(
-    shared: &Shared,
+    shared: &Inner,
     digest: &Digest,
 ) -> Option<(ManifestType, References, Vec<(Digest, u64)>)> {
     let bytes = storage::read_all(&*shared.store, digest, MAX_MANIFEST).await;
@@ -537,7 +537,7 @@ pub fn references(manifest: &Manifest) -> References {
     }
 }
 
-async fn settle(shared: &Shared, unseen: &Unseen) {
+async fn settle(shared: &Inner, unseen: &Unseen) {
     let upkeep = shared.upkeep;
     let (mut gone, mut dangling, mut from) = (0, 0, Some(0));
     while let Some(at) = from {
@@ -566,7 +566,7 @@ async fn settle(shared: &Shared, unseen: &Unseen) {
     let (entries, bytes) = shared.with(|index| {
         index.complete = true;
         index.unlisted = None;
-        index.news = super::index::News {
+        index.news = super::index::WakeUps {
             schedule: true,
             work: true,
             freed: true,

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::entry::{Entry, Origin, entry_flag};
 use super::index::Index;
-use super::moment::Moment;
 use super::policy::TtlMode;
 use super::slab::Id;
+use super::timestamp::Timestamp;
 use crate::storage::{Link, LinkKind, Modified};
 
 /// What was due while the mirror was stopped gets this long from the start on, or its TTL when that
@@ -21,9 +21,9 @@ pub(super) const MASS_GRACE: Duration = Duration::from_hours(24);
 pub(super) struct Record {
     pub(super) link: Link,
     pub(super) origin: Origin,
-    pub(super) last_use: Moment,
+    pub(super) last_use: Timestamp,
     /// None is never.
-    pub(super) expiry: Option<Moment>,
+    pub(super) expiry: Option<Timestamp>,
     /// The size and the modification time with which its file was verified.
     pub(super) verified: Option<(u64, Modified)>,
 }
@@ -60,7 +60,7 @@ impl Index {
 
     /// When an entry's time is up, whatever grace the start gives; its TTL; and when that began.
     /// None is never.
-    fn due(&self, id: Id<Entry>) -> Option<(Moment, Duration, Moment)> {
+    fn due(&self, id: Id<Entry>) -> Option<(Timestamp, Duration, Timestamp)> {
         let entry = self.entries.get(id)?;
         let ttl = Duration::from_secs(self.repos.get(entry.repo)?.ttl?.into());
         let used = entry.last_use;
@@ -69,7 +69,7 @@ impl Index {
             (Origin::Created(created), TtlMode::Fixed) => (created.after(ttl), ttl, created),
             // What the reference registry promised is kept; a use extends it.
             (Origin::Adopted(expiry), TtlMode::Sliding) => (used.after(ttl).max(expiry), ttl, used),
-            (Origin::Adopted(expiry), TtlMode::Fixed) => (expiry, ttl, Moment::default()),
+            (Origin::Adopted(expiry), TtlMode::Fixed) => (expiry, ttl, Timestamp::default()),
         })
     }
 
@@ -126,7 +126,7 @@ impl Index {
             link: self.link_of(entry)?,
             origin: entry.origin(),
             last_use: entry.last_use,
-            expiry: self.deadline(id).map(Moment::from_seconds),
+            expiry: self.deadline(id).map(Timestamp::from_seconds),
             verified: self.verified_as(entry.content),
         })
     }

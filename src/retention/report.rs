@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use super::entry::{Content, Entry, Repo, entry_flag};
 use super::index::Index;
-use super::moment::Moment;
 use super::slab::Id;
+use super::timestamp::Timestamp;
 use crate::oci::pattern::PatternError;
 use crate::oci::{Digest, Pattern, RepoName, Tag};
 use crate::storage::{Link, LinkKind};
@@ -126,7 +126,7 @@ impl Index {
             last_use: entry.last_use.system_time(),
             expiry: self
                 .deadline(id)
-                .map(|at| Moment::from_seconds(at).system_time()),
+                .map(|at| Timestamp::from_seconds(at).system_time()),
             held: content.holds > 0,
         })
     }
@@ -172,7 +172,7 @@ impl Index {
             size,
             shared: size.saturating_sub(own),
             last_use: self.image_use(id).system_time(),
-            expiry: expiry.map(|at| Moment::from_seconds(at).system_time()),
+            expiry: expiry.map(|at| Timestamp::from_seconds(at).system_time()),
             pinned: self.is_pinned(id),
         })
     }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::entry::{Content as Known, content_flag};
 use super::index::Index;
 use super::slab::Id;
-use super::{Hold, Retention, Shared};
+use super::{Hold, Inner, Retention};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, Hasher};
 use crate::storage::{
@@ -146,14 +146,14 @@ impl Pace {
 /// Marks content as being scrubbed, for as long as it lives.
 #[derive(Debug)]
 struct Turn<'a> {
-    shared: &'a Shared,
+    shared: &'a Inner,
     hold: Hold,
 }
 
 impl<'a> Turn<'a> {
     /// None when another scrub is at it. Two at once could set aside first the corrupt file, then
     /// the good one that has been downloaded since.
-    fn take(shared: &'a Shared, hold: Hold) -> Option<Self> {
+    fn take(shared: &'a Inner, hold: Hold) -> Option<Self> {
         let free = shared.with(|index| index.begin_scrub(hold.content));
         free.then_some(Self { shared, hold })
     }
@@ -330,7 +330,7 @@ impl Retention {
     }
 }
 
-impl Shared {
+impl Inner {
     async fn scrub_blob(
         self: &Arc<Self>,
         digest: &Digest,

@@ -20,8 +20,8 @@ use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::entry::Origin;
-use super::moment::Moment;
 use super::record::Record;
+use super::timestamp::Timestamp;
 use crate::oci::Digest;
 use crate::storage::{Link, LinkKind, Modified};
 
@@ -62,7 +62,7 @@ pub(super) struct Line<'a> {
 pub(super) struct Times {
     pub(super) origin: Origin,
     /// None in what the reference registry wrote.
-    pub(super) last_use: Option<Moment>,
+    pub(super) last_use: Option<Timestamp>,
 }
 
 /// What reading came to.
@@ -86,7 +86,7 @@ impl Tally {
         &mut self,
         key: &'a str,
         raw: &Raw<'_>,
-        now: Moment,
+        now: Timestamp,
         sink: &mut dyn FnMut(Line<'a>),
     ) {
         match line(key, raw, now) {
@@ -101,7 +101,7 @@ impl Tally {
 }
 
 /// Reads an entry; the flag tells that its times lay in the future and were set to `now`.
-fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Moment) -> Result<(Line<'a>, bool), &'static str> {
+fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Timestamp) -> Result<(Line<'a>, bool), &'static str> {
     let (repo, digest) = key.split_once('@').ok_or("its key is no name and digest")?;
     let digest = digest.parse().map_err(|_not_one| "its key has no digest")?;
     let kind = match raw.kind {
@@ -119,10 +119,10 @@ fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Moment) -> Result<(Line<'a>, bool)
     if raw.removed {
         return Ok((line, false));
     }
-    let expiry = Moment::parse(raw.expiry).ok_or("its expiry is no time")?;
-    let last_use = raw.last_use.and_then(Moment::parse);
-    let created = raw.created.and_then(Moment::parse).or(last_use);
-    let adopted = raw.adopted.and_then(Moment::parse);
+    let expiry = Timestamp::parse(raw.expiry).ok_or("its expiry is no time")?;
+    let last_use = raw.last_use.and_then(Timestamp::parse);
+    let created = raw.created.and_then(Timestamp::parse).or(last_use);
+    let adopted = raw.adopted.and_then(Timestamp::parse);
     let origin = match (adopted, created) {
         (Some(expiry), _) => Origin::Adopted(expiry),
         (None, Some(created)) => Origin::Created(created.min(now)),
@@ -141,7 +141,7 @@ fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Moment) -> Result<(Line<'a>, bool)
 /// Reads the snapshot. After an error, what came before it has been handed out.
 pub(super) fn read_snapshot<'a>(
     bytes: &'a [u8],
-    now: Moment,
+    now: Timestamp,
     sink: &mut dyn FnMut(Line<'a>),
 ) -> (Tally, Result<(), serde_json::Error>) {
     // Fast, for files in which everything is as expected.
@@ -167,7 +167,7 @@ pub(super) fn read_snapshot<'a>(
 /// Reads the journal's lines, up to a torn last one. True when there is such a one.
 pub(super) fn read_journal<'a>(
     bytes: &'a [u8],
-    now: Moment,
+    now: Timestamp,
     sink: &mut dyn FnMut(Line<'a>),
 ) -> (Tally, bool) {
     let mut tally = Tally::default();
@@ -236,10 +236,10 @@ fn put_record(out: &mut Vec<u8>, key: &str, record: &Record) {
     put!(
         out,
         r#"{{"Key":"{key}","ExpiryData":"{}","EntryType":{},"LastUsed":"{}","{field}":"{}""#,
-        Moment::write(record.expiry),
+        Timestamp::write(record.expiry),
         entry_type(record.link.kind),
-        Moment::write(Some(record.last_use)),
-        Moment::write(Some(time)),
+        Timestamp::write(Some(record.last_use)),
+        Timestamp::write(Some(time)),
     );
     if let Some((size, modified)) = record.verified {
         put!(out, r#","Verified":[{size},{}]"#, modified.to_bits());

@@ -15,12 +15,12 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
+use super::Inner;
 use super::entry::{Content, Entry, content_flag, entry_flag};
 use super::expiry::RETRY;
 use super::index::Index;
-use super::moment::Moment;
 use super::slab::Id;
+use super::timestamp::Timestamp;
 use crate::oci::{Digest, Tag};
 use crate::storage::{Link, LinkKind};
 
@@ -56,7 +56,7 @@ impl Index {
     }
 
     /// Marks the next content of which something goes.
-    pub(super) fn take_job(&mut self, now: Moment) -> Option<Job> {
+    pub(super) fn take_job(&mut self, now: Timestamp) -> Option<Job> {
         if !self.complete {
             return None;
         }
@@ -99,7 +99,7 @@ impl Index {
 
     /// Leaves held content alone: expired entries for a while, evicted ones altogether, condemned
     /// ones until it is released.
-    fn postpone(&mut self, id: Id<Content>, now: Moment) {
+    fn postpone(&mut self, id: Id<Content>, now: Timestamp) {
         self.spare(id);
         let expired: Vec<_> = self
             .entries_of(id)
@@ -112,7 +112,7 @@ impl Index {
         self.news.freed = true;
     }
 
-    fn put_off(&mut self, id: Id<Entry>, now: Moment) {
+    fn put_off(&mut self, id: Id<Entry>, now: Timestamp) {
         if let Some(entry) = self.entries.get_mut(id) {
             entry.flags.clear(entry_flag::EXPIRED);
             self.schedule(id, now.after(RETRY).seconds());
@@ -120,7 +120,7 @@ impl Index {
     }
 
     /// The links that go. An entry that was used since it expired doesn't.
-    fn condemned(&mut self, id: Id<Content>, now: Moment) -> Vec<Condemned> {
+    fn condemned(&mut self, id: Id<Content>, now: Timestamp) -> Vec<Condemned> {
         let going = content_flag::EVICTED | content_flag::LOST;
         let whole = self
             .contents
@@ -165,7 +165,7 @@ impl Index {
     }
 
     /// Notes what became of the links. True when the file is to go, too.
-    fn unlinked(&mut self, job: &Job, gone: &[bool], now: Moment) -> bool {
+    fn unlinked(&mut self, job: &Job, gone: &[bool], now: Timestamp) -> bool {
         for (condemned, gone) in job.links.iter().zip(gone) {
             if !gone {
                 self.put_off(condemned.entry, now);
@@ -196,7 +196,7 @@ impl Index {
     }
 
     /// Takes the mark off. `removed` tells what became of the file, if it was to go.
-    fn swept(&mut self, id: Id<Content>, removed: Option<bool>, now: Moment) {
+    fn swept(&mut self, id: Id<Content>, removed: Option<bool>, now: Timestamp) {
         match removed {
             Some(true) => self.file_removed(id),
             Some(false) => self.retries.push_back((now.after(RETRY).seconds(), id)),
@@ -215,7 +215,7 @@ impl Index {
 }
 
 /// Runs until `quit`; what is under way is finished.
-pub(super) async fn run(shared: Arc<Shared>, quit: CancellationToken) {
+pub(super) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
     let mut running = FuturesUnordered::new();
     loop {
         while !quit.is_cancelled()
@@ -235,7 +235,7 @@ pub(super) async fn run(shared: Arc<Shared>, quit: CancellationToken) {
     }
 }
 
-async fn sweep(shared: &Shared, job: Job) {
+async fn sweep(shared: &Inner, job: Job) {
     let mut gone = Vec::with_capacity(job.links.len());
     for condemned in &job.links {
         gone.push(unlink(shared, condemned).await);
@@ -251,7 +251,7 @@ async fn sweep(shared: &Shared, job: Job) {
 
 /// Removes the tags that name a manifest, then the link. The tags first, so that no tag names what
 /// is gone.
-async fn unlink(shared: &Shared, condemned: &Condemned) -> bool {
+async fn unlink(shared: &Inner, condemned: &Condemned) -> bool {
     let Link { repo, digest, .. } = &condemned.link;
     for tag in &condemned.tags {
         let named = match shared.store.tag(repo, tag).await {

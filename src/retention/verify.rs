@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use super::scrub::{Pace, hash};
-use super::{Hold, Retention, Shared};
+use super::{Hold, Inner, Retention};
 use crate::error_chain::on_one_line;
 use crate::oci::Digest;
 use crate::storage::{Content, Modified, StoreError};
@@ -162,7 +162,7 @@ impl Retention {
     }
 }
 
-impl Shared {
+impl Inner {
     async fn verify(&self, digest: &Digest, content: Content, hold: &Hold) -> Integrity {
         let permits = if content.size <= VERIFIED_FIRST {
             &self.verifier.small

@@ -76,7 +76,7 @@ pub struct Body {
 enum Inner {
     Bytes(Option<Bytes>),
     /// Not polled yet.
-    Parts(Option<Box<Reading>>),
+    Parts(Option<Box<BodyCursor>>),
     Stream(ChunkStream),
 }
 
@@ -123,7 +123,7 @@ impl Body {
         tail: Bytes,
         length: Option<u64>,
     ) -> Self {
-        let reading = Reading {
+        let reading = BodyCursor {
             source: source.body,
             recovery: Some(source.recovery),
             parts: parts.into(),
@@ -238,7 +238,7 @@ impl http_body::Body for Body {
 }
 
 /// Where a body is in its parts.
-struct Reading {
+struct BodyCursor {
     source: BlobContent,
     /// Used once at most.
     recovery: Option<Recovery>,
@@ -304,7 +304,7 @@ impl Limit {
     }
 }
 
-impl Reading {
+impl BodyCursor {
     fn stream(self: Box<Self>) -> ChunkStream {
         Box::pin(stream::try_unfold(self, |mut reading| async move {
             Ok(reading.next().await?.map(|chunk| (chunk, reading)))

@@ -69,10 +69,10 @@ impl Drop for Counted {
 
 /// What the streams of one HTTP/2 connection have handed over. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct ConnectionBuffers(Arc<Shared>);
+pub(super) struct ConnectionBuffers(Arc<BudgetInner>);
 
 #[derive(Debug)]
-struct Shared {
+struct BudgetInner {
     process: ResponseBuffers,
     unsent: AtomicUsize,
     sent: Notify,
@@ -80,7 +80,7 @@ struct Shared {
 
 impl ConnectionBuffers {
     pub(super) fn new(process: ResponseBuffers) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(BudgetInner {
             process,
             unsent: AtomicUsize::new(0),
             sent: Notify::new(),
@@ -155,7 +155,7 @@ impl Buf for Unsent {
 
 impl Drop for Unsent {
     fn drop(&mut self) {
-        let Shared {
+        let BudgetInner {
             process,
             unsent,
             sent,

@@ -46,10 +46,10 @@ pub struct FileChunk {
 
 /// The ranges of files that wait to be sent on one connection. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct FileQueue(Arc<Mutex<State>>);
+pub(super) struct FileQueue(Arc<Mutex<ChunkState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct ChunkState {
     ranges: VecDeque<Range>,
     /// Bytes that the socket has sent and hyper has not yet taken off its stand-ins.
     unclaimed: usize,
@@ -159,7 +159,7 @@ impl FileQueue {
     }
 
     /// Held for a few instructions, and by one task at a time: the connection's.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ChunkState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -36,4 +36,4 @@ pub use chunk::{Chunk, FileChunk};
 pub use connection::{ConnectionSettings, Handler, serve};
 pub use limits::ConnectionLimits;
 pub use request::{Peer, RequestBody, RequestBodyError};
-pub use service::{Service, Settings};
+pub use service::{ServerSettings, Service};

@@ -33,7 +33,7 @@ const MAX_ACCEPT: usize = 1024;
 
 /// How the API presents itself.
 #[derive(Debug, Clone, Default)]
-pub struct Settings {
+pub struct ServerSettings {
     /// Path before `/v2/`: empty, or `/x` without a slash at the end.
     pub prefix: String,
     /// Scheme and host of links, where they shall not be relative; without a slash at the end.
@@ -49,7 +49,7 @@ pub struct Settings {
 pub struct Service {
     mirror: Arc<Mirror>,
     metrics: Arc<Metrics>,
-    settings: Settings,
+    settings: ServerSettings,
     /// What `Accept` lines mean, which is asked for with every tag.
     accepts: Cache<Box<[u8]>, Accept>,
 }
@@ -74,7 +74,7 @@ impl Handler for Service {
 }
 
 impl Service {
-    pub fn new(mirror: Arc<Mirror>, metrics: Arc<Metrics>, settings: Settings) -> Self {
+    pub fn new(mirror: Arc<Mirror>, metrics: Arc<Metrics>, settings: ServerSettings) -> Self {
         Self {
             mirror,
             metrics,
@@ -353,7 +353,7 @@ impl Service {
         if let Some(ns) = ns {
             query.append_pair("ns", ns);
         }
-        let Settings { prefix, origin, .. } = &self.settings;
+        let ServerSettings { prefix, origin, .. } = &self.settings;
         format!(
             "{}{prefix}/v2/{path}?{}",
             origin.as_deref().unwrap_or_default(),

@@ -20,13 +20,13 @@ use crate::oci::{Digest, RepoName, Tag};
 /// Keeps everything until it is removed. Clones share their content, partials included.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<MemoryState>>,
     /// Says when a partial was kept, as a file system does by itself.
     clock: Clock,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MemoryState {
     blobs: BTreeMap<Digest, Arc<MemoryFile>>,
     quarantined: BTreeMap<Digest, Arc<MemoryFile>>,
     links: BTreeSet<Link>,
@@ -166,7 +166,7 @@ impl MemoryStore {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, MemoryState> {
         lock(&self.state)
     }
 }
@@ -177,7 +177,7 @@ impl Default for MemoryStore {
     }
 }
 
-impl State {
+impl MemoryState {
     /// Removes a partial.
     fn discard(&mut self, key: &Key) -> bool {
         let part = self.partials.remove(key);

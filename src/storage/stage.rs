@@ -23,13 +23,13 @@ pub(super) struct FileStage {
     reader: Reader,
     /// The end of the file, in bytes.
     length: u64,
-    state: State,
+    state: FileStageState,
     /// See [`FileKeeper`].
     unsynced: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum FileStageState {
     /// The file has what was written.
     Whole,
     /// A write failed somewhere in the middle.
@@ -73,13 +73,13 @@ impl FileStage {
             writer,
             reader: Reader::of_file(reader, part.path()),
             part,
-            state: State::Whole,
+            state: FileStageState::Whole,
             unsynced: Arc::default(),
         })
     }
 
     fn check_whole(&self) -> Result<(), StoreError> {
-        if self.state == State::Broken || self.unsynced.load(Ordering::SeqCst) {
+        if self.state == FileStageState::Broken || self.unsynced.load(Ordering::SeqCst) {
             let path = self.part.path().clone();
             return Err(StoreError::Incomplete { path });
         }
@@ -101,7 +101,7 @@ impl Stage for FileStage {
                 Ok(())
             }
             Err(source) => {
-                self.state = State::Broken;
+                self.state = FileStageState::Broken;
                 Err(StoreError::io("write", self.part.path(), source))
             }
         }
@@ -121,7 +121,7 @@ impl Stage for FileStage {
 
     fn leave(mut self: Box<Self>) {
         if self.part.is_kept() {
-            self.state = State::Left;
+            self.state = FileStageState::Left;
             self.spool.left().put(Arc::clone(&self.part));
         }
     }
@@ -148,7 +148,7 @@ impl Stage for FileStage {
         // it: until then a crash leaves the partial, afterwards a sidecar without a file.
         self.part.end();
         let created = disk::place(self.part.path(), &target, self.spool.modes())?;
-        self.state = State::Placed;
+        self.state = FileStageState::Placed;
         self.part.remove_sidecar();
         self.spool.forget(self.part.digest());
         disk::sync_names(&target, &created);
@@ -159,8 +159,8 @@ impl Stage for FileStage {
 impl Drop for FileStage {
     fn drop(&mut self) {
         match self.state {
-            State::Whole | State::Broken => self.part.discard(),
-            State::Placed | State::Left => {}
+            FileStageState::Whole | FileStageState::Broken => self.part.discard(),
+            FileStageState::Placed | FileStageState::Left => {}
         }
     }
 }

@@ -17,11 +17,11 @@ use url::Url;
 
 use super::challenge::{self, Challenge};
 use super::error::{UpstreamError, Violation};
-use super::reply::Reply;
+use super::reply::UpstreamResponse;
 use super::scope::Scopes;
-use super::token::{Lease, MAX_ANSWER, Token, TokenRequest, Tokens};
-use super::transport::{Ask, Transport};
-use super::{Kind, Settings, ShownUrl, body, redirect, site};
+use super::token::{MAX_ANSWER, Token, TokenGrant, TokenRequest, Tokens};
+use super::transport::{Transport, UpstreamRequest};
+use super::{Kind, ShownUrl, UpstreamSettings, body, redirect, site};
 use crate::oci::RepoName;
 
 /// Repositories whose way of authenticating is remembered.
@@ -39,7 +39,7 @@ enum Scheme {
 
 /// What a request is sent with.
 #[derive(Debug)]
-struct Ticket {
+struct Authorization {
     header: HeaderValue,
     scheme: Scheme,
     /// Nothing newer can be had: refused now, it is refused for good.
@@ -69,7 +69,7 @@ pub(super) struct Auth {
 }
 
 impl Auth {
-    pub(super) fn new(settings: &Settings, credentials: Option<HeaderValue>) -> Self {
+    pub(super) fn new(settings: &UpstreamSettings, credentials: Option<HeaderValue>) -> Self {
         Self {
             credentials,
             realm: settings.realm.clone(),
@@ -85,8 +85,8 @@ impl Auth {
         &self,
         transport: &Transport,
         repo: &RepoName,
-        ask: &Ask,
-    ) -> Result<Reply, UpstreamError> {
+        ask: &UpstreamRequest,
+    ) -> Result<UpstreamResponse, UpstreamError> {
         let result = self.converse(transport, repo, ask).await;
         if matches!(
             result,
@@ -102,8 +102,8 @@ impl Auth {
         &self,
         transport: &Transport,
         repo: &RepoName,
-        ask: &Ask,
-    ) -> Result<Reply, UpstreamError> {
+        ask: &UpstreamRequest,
+    ) -> Result<UpstreamResponse, UpstreamError> {
         let mut ticket = self.remembered(transport, repo, &ask.url).await?;
         let mut sent = 0;
         loop {
@@ -144,7 +144,7 @@ impl Auth {
         transport: &Transport,
         repo: &RepoName,
         upstream: &Url,
-    ) -> Result<Option<Ticket>, UpstreamError> {
+    ) -> Result<Option<Authorization>, UpstreamError> {
         let Some(scheme) = self.schemes.get(repo) else {
             return Ok(None);
         };
@@ -163,16 +163,16 @@ impl Auth {
         scheme: &Scheme,
         rejected: Option<&HeaderValue>,
         upstream: &Url,
-    ) -> Result<Ticket, UpstreamError> {
+    ) -> Result<Authorization, UpstreamError> {
         let (header, last) = match scheme {
             Scheme::Basic(header) => (header.clone(), true),
             Scheme::Bearer(request) => {
                 let ask = || self.request_token(transport, request, upstream);
-                let Lease { token, fresh } = self.tokens.get(request, rejected, ask).await?;
+                let TokenGrant { token, fresh } = self.tokens.get(request, rejected, ask).await?;
                 (token.header, fresh)
             }
         };
-        Ok(Ticket {
+        Ok(Authorization {
             header,
             scheme: scheme.clone(),
             last,
@@ -185,7 +185,7 @@ impl Auth {
         request: &TokenRequest,
         upstream: &Url,
     ) -> Result<Token, UpstreamError> {
-        let ask = Ask::new(Kind::Token, Method::GET, request.url());
+        let ask = UpstreamRequest::new(Kind::Token, Method::GET, request.url());
         let credentials = self.credentials.as_ref();
         let trusted = self.trusts(&request.realm, upstream, transport.plain_http);
         if credentials.is_some() && !trusted {
@@ -215,7 +215,7 @@ impl Auth {
     /// How a challenge will be answered: Bearer before Basic, and Basic only with credentials.
     fn answerable(
         &self,
-        reply: &Reply,
+        reply: &UpstreamResponse,
         upstream: &Url,
         repo: &RepoName,
         transport: &Transport,
@@ -270,7 +270,7 @@ fn warn_withheld(transport: &Transport, realm: &Url) {
 /// What to try after `refused` was answered with a challenge, and the token request to make if the
 /// token service refuses that. None when everything has been tried.
 fn next_scheme(
-    refused: Option<&Ticket>,
+    refused: Option<&Authorization>,
     answer: &Answer,
 ) -> Option<(Scheme, Option<Arc<TokenRequest>>)> {
     let tried = refused.map(|ticket| (&ticket.scheme, ticket.last));

@@ -6,11 +6,11 @@ use std::fmt;
 use http::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use http::{Method, StatusCode};
 
-use super::body::{self, BlobBody};
+use super::body::{self, BlobChunks};
 use super::content_range::ContentRange;
 use super::error::{UpstreamError, Violation};
-use super::reply::Reply;
-use super::transport::Ask;
+use super::reply::UpstreamResponse;
+use super::transport::UpstreamRequest;
 use super::{Kind, Upstream};
 use crate::oci::{Digest, RepoName};
 
@@ -33,7 +33,7 @@ pub struct BlobStream {
     pub total: Option<u64>,
     /// The bytes from `offset` to `end`, as they come. Nothing of it is verified against the
     /// digest.
-    pub body: BlobBody,
+    pub body: BlobChunks,
 }
 
 impl fmt::Debug for BlobStream {
@@ -119,9 +119,9 @@ impl Upstream {
         })
     }
 
-    pub(super) fn blob(&self, method: Method, repo: &RepoName, digest: &Digest) -> Ask {
+    pub(super) fn blob(&self, method: Method, repo: &RepoName, digest: &Digest) -> UpstreamRequest {
         let url = self.endpoint(repo, "blobs", &digest.to_string());
-        Ask::new(Kind::Blob, method, url)
+        UpstreamRequest::new(Kind::Blob, method, url)
     }
 }
 
@@ -166,7 +166,7 @@ struct Placement {
 }
 
 /// `asked` is the range that was asked for, if one was.
-fn placement(reply: &Reply, asked: Option<Asked>) -> Result<Placement, UpstreamError> {
+fn placement(reply: &UpstreamResponse, asked: Option<Asked>) -> Result<Placement, UpstreamError> {
     reply.refuse_encoding()?;
     let length = reply.content_length()?;
     match (reply.status(), asked) {

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Timeouts;
 use super::error::{Message, Phase, UpstreamError, Violation};
-use super::reply::Reply;
+use super::reply::UpstreamResponse;
 use crate::oci::error::{MAX_ERROR_BODY, first_error};
 
 /// How long a body is read that nothing depends on: the text of an error, the remains of a
@@ -21,11 +21,11 @@ const COURTESY: Duration = Duration::from_secs(2);
 const SPEED_WINDOW: Duration = Duration::from_mins(1);
 
 /// The body of a blob, in order.
-pub type BlobBody = BoxStream<'static, Result<Bytes, UpstreamError>>;
+pub type BlobChunks = BoxStream<'static, Result<Bytes, UpstreamError>>;
 
 /// All of a body of at most `limit` bytes, which must be there within `within`.
 pub(super) async fn read(
-    mut reply: Reply,
+    mut reply: UpstreamResponse,
     limit: u64,
     within: Duration,
 ) -> Result<Bytes, UpstreamError> {
@@ -44,7 +44,7 @@ pub(super) async fn read(
     Ok(body)
 }
 
-async fn collect(reply: &mut Reply, limit: u64) -> Result<Bytes, UpstreamError> {
+async fn collect(reply: &mut UpstreamResponse, limit: u64) -> Result<Bytes, UpstreamError> {
     let mut body = BytesMut::new();
     while let Some(chunk) = reply.chunk(body.len() as u64).await? {
         if (body.len() as u64).saturating_add(chunk.len() as u64) > limit {
@@ -56,7 +56,7 @@ async fn collect(reply: &mut Reply, limit: u64) -> Result<Bytes, UpstreamError> 
 }
 
 /// The reason in an error's body, if there is one. Never fails: the status is what counts.
-pub(super) async fn message(reply: &mut Reply) -> Message {
+pub(super) async fn message(reply: &mut UpstreamResponse) -> Message {
     let Ok(Ok(body)) = timeout(COURTESY, collect(reply, MAX_ERROR_BODY)).await else {
         return Message::default();
     };
@@ -66,7 +66,7 @@ pub(super) async fn message(reply: &mut Reply) -> Message {
 }
 
 /// Reads what is left of a small body, so that its connection can be used again.
-pub(super) async fn drain(reply: &mut Reply) {
+pub(super) async fn drain(reply: &mut UpstreamResponse) {
     // A body that is too large, torn or slow costs its connection and nothing else.
     drop(timeout(COURTESY, collect(reply, MAX_ERROR_BODY)).await);
 }
@@ -74,7 +74,11 @@ pub(super) async fn drain(reply: &mut Reply) {
 /// The body as a stream. It fails with `Timeout` when the next piece takes longer than the stall
 /// timeout or too few bytes arrive in a minute, and with `Broken` when it ends before `expected`
 /// bytes.
-pub(super) fn stream(reply: Reply, expected: Option<u64>, timeouts: Timeouts) -> BlobBody {
+pub(super) fn stream(
+    reply: UpstreamResponse,
+    expected: Option<u64>,
+    timeouts: Timeouts,
+) -> BlobChunks {
     let guarded = Guarded {
         reply,
         expected,
@@ -90,7 +94,7 @@ pub(super) fn stream(reply: Reply, expected: Option<u64>, timeouts: Timeouts) ->
 }
 
 struct Guarded {
-    reply: Reply,
+    reply: UpstreamResponse,
     /// Bytes that the whole body has, if the header said so.
     expected: Option<u64>,
     received: u64,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Client, ClientBuilder};
 
-use super::Settings;
+use super::UpstreamSettings;
 use super::error::SetupError;
 use super::guard::{Guard, GuardedResolver, Route};
 use super::reply::shared;
@@ -30,7 +30,7 @@ struct Pair {
 }
 
 impl Clients {
-    pub(super) fn new(settings: &Settings, guard: &Arc<Guard>) -> Result<Self, SetupError> {
+    pub(super) fn new(settings: &UpstreamSettings, guard: &Arc<Guard>) -> Result<Self, SetupError> {
         let guarded = |builder: ClientBuilder| {
             let resolver = Arc::new(GuardedResolver(Arc::clone(guard)));
             builder.no_proxy().dns_resolver(resolver)
@@ -52,7 +52,7 @@ impl Clients {
 
 impl Pair {
     fn new(
-        settings: &Settings,
+        settings: &UpstreamSettings,
         how: impl Fn(ClientBuilder) -> ClientBuilder,
     ) -> Result<Self, SetupError> {
         Ok(Self {
@@ -63,7 +63,7 @@ impl Pair {
 }
 
 fn client(
-    settings: &Settings,
+    settings: &UpstreamSettings,
     how: impl Fn(ClientBuilder) -> ClientBuilder,
 ) -> Result<Client, SetupError> {
     let mut headers = HeaderMap::new();

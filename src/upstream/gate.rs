@@ -35,7 +35,7 @@ impl Gate {
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return Some(permit);
         }
-        let _place = Place::take(&self.waiting)?;
+        let _place = QueuePlace::take(&self.waiting)?;
         let permit = Arc::clone(&self.permits).acquire_owned();
         // The semaphore is never closed.
         timeout(patience, permit).await.ok()?.ok()
@@ -43,9 +43,9 @@ impl Gate {
 }
 
 /// A place in the line.
-struct Place<'a>(&'a AtomicUsize);
+struct QueuePlace<'a>(&'a AtomicUsize);
 
-impl<'a> Place<'a> {
+impl<'a> QueuePlace<'a> {
     fn take(waiting: &'a AtomicUsize) -> Option<Self> {
         // Made first, so that it is given back also when there is no room.
         let place = Self(waiting);
@@ -54,7 +54,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

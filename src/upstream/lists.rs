@@ -11,8 +11,8 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::error::{Phase, UpstreamError, Violation};
-use super::reply::Reply;
-use super::transport::Ask;
+use super::reply::UpstreamResponse;
+use super::transport::UpstreamRequest;
 use super::{Kind, Upstream, body, redirect};
 use crate::oci::manifest::media_type;
 use crate::oci::{Descriptor, Digest, RepoName, Tag};
@@ -196,8 +196,8 @@ impl Upstream {
             Kind::Referrers => media_type::OCI_INDEX,
             _ => "application/json",
         };
-        let ask =
-            Ask::new(kind, Method::GET, url.clone()).with(ACCEPT, HeaderValue::from_static(accept));
+        let ask = UpstreamRequest::new(kind, Method::GET, url.clone())
+            .with(ACCEPT, HeaderValue::from_static(accept));
         let reply = self.ask(repo, &ask).await?;
         let next = redirect::next_page(&reply.url, reply.headers());
         // The next page is asked for with credentials: it can only be the upstream's own.
@@ -211,7 +211,7 @@ impl Upstream {
         Ok((bytes, next))
     }
 
-    async fn read_list(&self, reply: Reply, limit: u64) -> Result<Bytes, UpstreamError> {
+    async fn read_list(&self, reply: UpstreamResponse, limit: u64) -> Result<Bytes, UpstreamError> {
         if reply.status() != StatusCode::OK {
             return Err(reply.unexpected());
         }

@@ -8,8 +8,8 @@ use http::{Method, StatusCode};
 use url::Url;
 
 use super::error::{UpstreamError, Violation};
-use super::reply::Reply;
-use super::transport::Ask;
+use super::reply::UpstreamResponse;
+use super::transport::UpstreamRequest;
 use super::{Kind, Upstream, body};
 use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
 use crate::oci::{
@@ -166,14 +166,14 @@ impl Upstream {
         repo: &RepoName,
         reference: &Reference,
         accept: &Accept,
-    ) -> Ask {
+    ) -> UpstreamRequest {
         let url = self.endpoint(repo, "manifests", &reference.to_string());
-        Ask::new(Kind::Manifest, method, url).with(ACCEPT, accept.header())
+        UpstreamRequest::new(Kind::Manifest, method, url).with(ACCEPT, accept.header())
     }
 }
 
 /// Refuses what is not a plain 200 of the content itself.
-fn whole(reply: &Reply) -> Result<(), UpstreamError> {
+fn whole(reply: &UpstreamResponse) -> Result<(), UpstreamError> {
     if reply.status() != StatusCode::OK {
         return Err(reply.unexpected());
     }
@@ -181,7 +181,7 @@ fn whole(reply: &Reply) -> Result<(), UpstreamError> {
 }
 
 /// A digest that can't be read could not be verified, so it is an error and not an absence.
-fn announced_digest(reply: &Reply) -> Result<Option<Digest>, UpstreamError> {
+fn announced_digest(reply: &UpstreamResponse) -> Result<Option<Digest>, UpstreamError> {
     if !reply.headers().contains_key(DOCKER_CONTENT_DIGEST) {
         return Ok(None);
     }
@@ -192,6 +192,6 @@ fn announced_digest(reply: &Reply) -> Result<Option<Digest>, UpstreamError> {
         .ok_or_else(|| reply.violates(Violation::Header("Docker-Content-Digest")))
 }
 
-fn declared(reply: &Reply) -> Declared {
+fn declared(reply: &UpstreamResponse) -> Declared {
     Declared::from_content_type(reply.text(&CONTENT_TYPE).unwrap_or_default())
 }

@@ -55,7 +55,7 @@ use crate::oci::RepoName;
 pub use address::Network;
 use auth::Auth;
 pub use blobs::{BlobHead, BlobStream};
-pub use body::BlobBody;
+pub use body::BlobChunks;
 pub use credentials::Credentials;
 pub use error::{Message, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation};
 pub use guard::InternalTarget;
@@ -65,13 +65,13 @@ pub use multipart::MultipartError;
 use ranges::MultiRange;
 pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};
 pub use redirect::RedirectError;
-use reply::Reply;
+use reply::UpstreamResponse;
 pub use retry::MAX_RETRY_AFTER;
-use transport::{Ask, Transport};
+use transport::{Transport, UpstreamRequest};
 
 /// How to reach an upstream.
 #[derive(Clone)]
-pub struct Settings {
+pub struct UpstreamSettings {
     /// What it is called in logs, metrics and errors.
     pub name: String,
     /// `https://registry.example`, with or without a path that `/v2/` is below.
@@ -94,7 +94,7 @@ pub struct Settings {
     pub timeouts: Timeouts,
 }
 
-impl fmt::Debug for Settings {
+impl fmt::Debug for UpstreamSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
             .field("name", &self.name)
@@ -178,7 +178,7 @@ pub struct Upstream {
 impl Upstream {
     /// Sets up the client; nothing is sent. Fails with [`UpstreamError::Setup`].
     pub fn new(
-        settings: Settings,
+        settings: UpstreamSettings,
         clock: Clock,
         meter: Arc<dyn Meter>,
     ) -> Result<Self, UpstreamError> {
@@ -186,7 +186,11 @@ impl Upstream {
         Self::set_up(settings, clock, meter).map_err(|reason| UpstreamError::Setup { name, reason })
     }
 
-    fn set_up(settings: Settings, clock: Clock, meter: Arc<dyn Meter>) -> Result<Self, SetupError> {
+    fn set_up(
+        settings: UpstreamSettings,
+        clock: Clock,
+        meter: Arc<dyn Meter>,
+    ) -> Result<Self, SetupError> {
         redirect::check(&settings.url, &settings.url, settings.plain_http).map_err(|error| {
             match error {
                 RedirectError::UserInfo => SetupError::UserInfo,
@@ -236,7 +240,11 @@ impl Upstream {
         url
     }
 
-    async fn ask(&self, repo: &RepoName, ask: &Ask) -> Result<Reply, UpstreamError> {
+    async fn ask(
+        &self,
+        repo: &RepoName,
+        ask: &UpstreamRequest,
+    ) -> Result<UpstreamResponse, UpstreamError> {
         self.auth.ask(&self.transport, repo, ask).await
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Parser {
     /// `--` and the boundary; none where the body is a single part.
     delimiter: Option<Vec<u8>>,
     ranges: Ranges,
-    state: State,
+    state: ParserState,
     /// The part of the body that was pushed last, as far as it isn't parsed yet.
     input: Bytes,
     /// A line that isn't complete yet.
@@ -52,7 +52,7 @@ pub(super) struct Parser {
 }
 
 #[derive(Debug)]
-enum State {
+enum ParserState {
     /// Before the first delimiter.
     Preamble,
     /// Behind the content of a part, before its line break.
@@ -74,7 +74,7 @@ impl Parser {
         Self {
             delimiter: Some([b"--", boundary].concat()),
             ranges: Ranges::new(ranges, total),
-            state: State::Preamble,
+            state: ParserState::Preamble,
             input: Bytes::new(),
             line: Vec::new(),
             text: 0,
@@ -92,7 +92,7 @@ impl Parser {
         Ok(Self {
             delimiter: None,
             ranges,
-            state: State::Content { at: start, end },
+            state: ParserState::Content { at: start, end },
             input: Bytes::new(),
             line: Vec::new(),
             text: 0,
@@ -109,15 +109,15 @@ impl Parser {
     pub(super) fn next(&mut self) -> Result<Option<(u64, Bytes)>, Violation> {
         loop {
             match self.state {
-                State::Done => return Ok(None),
-                State::Content { at, end } if at >= end => {
+                ParserState::Done => return Ok(None),
+                ParserState::Content { at, end } if at >= end => {
                     self.state = if self.delimiter.is_some() {
-                        State::PartEnd
+                        ParserState::PartEnd
                     } else {
-                        State::Done
+                        ParserState::Done
                     };
                 }
-                State::Content { at, end } => {
+                ParserState::Content { at, end } => {
                     if self.input.is_empty() {
                         return Ok(None);
                     }
@@ -125,7 +125,10 @@ impl Parser {
                         return Ok(Some(content));
                     }
                 }
-                State::Preamble | State::PartEnd | State::Delimiter | State::Head(_) => {
+                ParserState::Preamble
+                | ParserState::PartEnd
+                | ParserState::Delimiter
+                | ParserState::Head(_) => {
                     if !self.read_line()? {
                         return Ok(None);
                     }
@@ -138,7 +141,7 @@ impl Parser {
 
     /// Whether the closing delimiter has been read.
     pub(super) const fn is_done(&self) -> bool {
-        matches!(self.state, State::Done)
+        matches!(self.state, ParserState::Done)
     }
 
     /// Whether all requested ranges have come.
@@ -148,14 +151,16 @@ impl Parser {
 
     /// The body has ended. The line break behind the closing delimiter may be missing.
     pub(super) fn finish(&mut self) -> Result<(), Violation> {
-        if matches!(self.state, State::Delimiter | State::Preamble) && !self.line.is_empty() {
+        if matches!(self.state, ParserState::Delimiter | ParserState::Preamble)
+            && !self.line.is_empty()
+        {
             let mut line = std::mem::take(&mut self.line);
             line.extend_from_slice(b"\r\n");
             self.on_line(&line)?;
         }
         match self.state {
-            State::Done => Ok(()),
-            State::Content { at, end } if at >= end && self.delimiter.is_none() => Ok(()),
+            ParserState::Done => Ok(()),
+            ParserState::Content { at, end } if at >= end && self.delimiter.is_none() => Ok(()),
             _ => Err(MultipartError::Unterminated.into()),
         }
     }
@@ -165,7 +170,7 @@ impl Parser {
         let (until, wanted) = self.ranges.stretch(at, end);
         let length = usize::try_from(until - at).unwrap_or(usize::MAX);
         let content = self.input.split_to(length.min(self.input.len()));
-        self.state = State::Content {
+        self.state = ParserState::Content {
             at: at + content.len() as u64,
             end,
         };
@@ -179,8 +184,8 @@ impl Parser {
         self.text = self.text.saturating_add(length);
         if self.text > MAX_TEXT {
             return Err(match self.state {
-                State::Preamble => MultipartError::Preamble,
-                State::Head(_) => MultipartError::Head,
+                ParserState::Preamble => MultipartError::Preamble,
+                ParserState::Head(_) => MultipartError::Head,
                 _ => MultipartError::Delimiter,
             }
             .into());
@@ -192,19 +197,19 @@ impl Parser {
     fn on_line(&mut self, line: &[u8]) -> Result<(), Violation> {
         let content = line.strip_suffix(b"\r\n");
         match self.state {
-            State::Preamble => {
+            ParserState::Preamble => {
                 let is_delimiter = content.is_some_and(|line| self.is_delimiter(line));
                 if is_delimiter {
                     self.on_delimiter(content.unwrap_or_default())?;
                 }
             }
-            State::PartEnd if content == Some(b"") => self.state = State::Delimiter,
-            State::Delimiter => self.on_delimiter(content.unwrap_or_default())?,
-            State::Head(found) => {
+            ParserState::PartEnd if content == Some(b"") => self.state = ParserState::Delimiter,
+            ParserState::Delimiter => self.on_delimiter(content.unwrap_or_default())?,
+            ParserState::Head(found) => {
                 let line = content.ok_or(MultipartError::Head)?;
                 self.on_header(line, found)?;
             }
-            State::PartEnd | State::Content { .. } | State::Done => {
+            ParserState::PartEnd | ParserState::Content { .. } | ParserState::Done => {
                 return Err(MultipartError::Delimiter.into());
             }
         }
@@ -223,9 +228,9 @@ impl Parser {
         let rest = rest.ok_or(MultipartError::Delimiter)?;
         self.text = 0;
         self.state = match rest.trim_ascii_end() {
-            b"" => State::Head(None),
+            b"" => ParserState::Head(None),
             b"--" if self.ranges.is_untouched() => return Err(MultipartError::Empty.into()),
-            b"--" => State::Done,
+            b"--" => ParserState::Done,
             _ => return Err(MultipartError::Delimiter.into()),
         };
         Ok(())
@@ -237,7 +242,7 @@ impl Parser {
             let range = found.ok_or(MultipartError::Head)?;
             let ByteRange { start, end } = self.ranges.take(range).ok_or(Violation::Range)?;
             self.text = 0;
-            self.state = State::Content { at: start, end };
+            self.state = ParserState::Content { at: start, end };
             return Ok(());
         }
         let line = std::str::from_utf8(line).map_err(|_not_text| MultipartError::Head)?;
@@ -248,7 +253,7 @@ impl Parser {
         if name.eq_ignore_ascii_case("content-range") {
             let range = ContentRange::parse(value).filter(|_| found.is_none());
             let range = range.ok_or(Violation::Range)?;
-            self.state = State::Head(Some(range));
+            self.state = ParserState::Head(Some(range));
         }
         Ok(())
     }

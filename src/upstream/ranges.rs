@@ -17,11 +17,11 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::Upstream;
-use super::body::{self, BlobBody};
+use super::body::{self, BlobChunks};
 use super::content_range::ContentRange;
 use super::error::{UpstreamError, Violation};
 use super::multipart::{self, Parser};
-use super::reply::Reply;
+use super::reply::UpstreamResponse;
 use crate::oci::{ByteRange, Digest, RepoName};
 
 /// Ranges in one request at most. Servers refuse too many of them (Apache httpd over 200).
@@ -154,7 +154,7 @@ fn header(ranges: &[ByteRange]) -> Option<HeaderValue> {
 /// What reads the body of a response, and the bytes of that body where they are known. None when the
 /// body is much more than the ranges.
 fn parser(
-    reply: &Reply,
+    reply: &UpstreamResponse,
     ranges: &[ByteRange],
     total: u64,
 ) -> Result<Option<(Parser, Option<u64>)>, UpstreamError> {
@@ -184,7 +184,7 @@ fn parser(
 struct Pieces {
     url: Url,
     upstream: Arc<str>,
-    raw: BlobBody,
+    raw: BlobChunks,
     parser: Parser,
     multi_range: Arc<MultiRange>,
     /// Whether some content has come.

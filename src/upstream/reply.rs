@@ -14,7 +14,7 @@ use super::gate::Permit;
 use super::{Kind, Meter};
 
 /// An answer whose body hasn't been read.
-pub(super) struct Reply {
+pub(super) struct UpstreamResponse {
     pub url: Url,
     /// It comes from the origin that was asked, not from where a redirect led.
     pub own: bool,
@@ -26,7 +26,7 @@ pub(super) struct Reply {
     pub(super) permit: Option<Permit>,
 }
 
-impl Reply {
+impl UpstreamResponse {
     pub(super) fn status(&self) -> StatusCode {
         self.response.status()
     }

@@ -103,7 +103,7 @@ impl Token {
 
 /// A token, and whether it was asked for while the caller waited.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(super) struct TokenGrant {
     pub token: Token,
     pub fresh: bool,
 }
@@ -144,7 +144,7 @@ impl Tokens {
         key: &Arc<TokenRequest>,
         rejected: Option<&HeaderValue>,
         ask: F,
-    ) -> Result<Lease, UpstreamError>
+    ) -> Result<TokenGrant, UpstreamError>
     where
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<Token, UpstreamError>>,
@@ -157,7 +157,7 @@ impl Tokens {
             Last::Token(token)
                 if token.renew_at > Instant::now() && Some(&token.header) != rejected =>
             {
-                return Ok(Lease {
+                return Ok(TokenGrant {
                     token: token.clone(),
                     fresh: waited,
                 });
@@ -172,7 +172,7 @@ impl Tokens {
             Err(error) => Last::Failed(error.clone()),
         };
         slot.ended.fetch_add(1, Ordering::Release);
-        result.map(|token| Lease { token, fresh: true })
+        result.map(|token| TokenGrant { token, fresh: true })
     }
 
     fn slot(&self, key: &Arc<TokenRequest>) -> Arc<Slot> {

@@ -17,8 +17,8 @@ use super::failures::FailureLog;
 use super::gate::{Gate, Permit};
 use super::guard::{self, Guard};
 use super::redirect::{self, RedirectError};
-use super::reply::Reply;
-use super::{Kind, Meter, Outcome, Settings, Timeouts, body, retry};
+use super::reply::UpstreamResponse;
+use super::{Kind, Meter, Outcome, Timeouts, UpstreamSettings, body, retry};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 
@@ -26,7 +26,7 @@ use crate::error_chain::on_one_line;
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// A request to be made. No `Debug`: the query of a page's link may be a secret.
-pub(super) struct Ask {
+pub(super) struct UpstreamRequest {
     pub kind: Kind,
     pub method: Method,
     pub url: Url,
@@ -35,7 +35,7 @@ pub(super) struct Ask {
     is_download: bool,
 }
 
-impl Ask {
+impl UpstreamRequest {
     pub(super) fn new(kind: Kind, method: Method, url: Url) -> Self {
         Self {
             kind,
@@ -85,7 +85,7 @@ impl fmt::Debug for Transport {
 
 impl Transport {
     pub(super) fn new(
-        settings: &Settings,
+        settings: &UpstreamSettings,
         clock: Clock,
         meter: Arc<dyn Meter>,
     ) -> Result<Self, SetupError> {
@@ -111,12 +111,12 @@ impl Transport {
     }
 
     /// Sends a request and follows its redirects, trying again where [`retry`] says so. Returns
-    /// an answer that [`Reply::is_answer`], or the error.
+    /// an answer that [`UpstreamResponse::is_answer`], or the error.
     pub(super) async fn exchange(
         &self,
-        ask: &Ask,
+        ask: &UpstreamRequest,
         authorization: Option<&HeaderValue>,
-    ) -> Result<Reply, UpstreamError> {
+    ) -> Result<UpstreamResponse, UpstreamError> {
         let mut attempt = 1;
         loop {
             let error = match self.follow(ask, authorization).await {
@@ -138,9 +138,9 @@ impl Transport {
     /// redirect isn't followed: a token from elsewhere isn't the one that was asked for.
     async fn follow(
         &self,
-        ask: &Ask,
+        ask: &UpstreamRequest,
         authorization: Option<&HeaderValue>,
-    ) -> Result<Reply, UpstreamError> {
+    ) -> Result<UpstreamResponse, UpstreamError> {
         let mut permit = self.enter(ask).await?;
         let mut url = ask.url.clone();
         for _ in 0..=redirect::MAX_REDIRECTS {
@@ -160,7 +160,7 @@ impl Transport {
     }
 
     /// Waits until a metadata request may be sent.
-    async fn enter(&self, ask: &Ask) -> Result<Option<Permit>, UpstreamError> {
+    async fn enter(&self, ask: &UpstreamRequest) -> Result<Option<Permit>, UpstreamError> {
         if ask.is_download {
             return Ok(None);
         }
@@ -173,12 +173,12 @@ impl Transport {
 
     async fn send(
         &self,
-        ask: &Ask,
+        ask: &UpstreamRequest,
         url: &Url,
         own: bool,
         authorization: Option<&HeaderValue>,
         permit: Option<Permit>,
-    ) -> Result<Reply, UpstreamError> {
+    ) -> Result<UpstreamResponse, UpstreamError> {
         let internal = |error| UpstreamError::protocol(url, error);
         let route = self.guard.route(url).map_err(internal)?;
         let client = self.clients.get(route, ask.is_download);
@@ -207,7 +207,7 @@ impl Transport {
             Err(error) => Outcome::Error(error.class()),
         };
         self.report(ask, url, outcome, started.elapsed());
-        result.map(|response| Reply {
+        result.map(|response| UpstreamResponse {
             url: url.clone(),
             own,
             kind: ask.kind,
@@ -218,7 +218,7 @@ impl Transport {
         })
     }
 
-    fn report(&self, ask: &Ask, url: &Url, outcome: Outcome, elapsed: Duration) {
+    fn report(&self, ask: &UpstreamRequest, url: &Url, outcome: Outcome, elapsed: Duration) {
         let method = if ask.method == Method::HEAD {
             "HEAD"
         } else {
@@ -262,7 +262,7 @@ impl Transport {
     }
 
     /// The error that an answer without success means.
-    pub(super) async fn refusal(&self, mut reply: Reply) -> UpstreamError {
+    pub(super) async fn refusal(&self, mut reply: UpstreamResponse) -> UpstreamError {
         let message = body::message(&mut reply).await;
         let url = (&reply.url).into();
         let retry_after = retry::retry_after(reply.headers(), self.clock.wall());

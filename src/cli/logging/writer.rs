@@ -29,10 +29,10 @@ pub(super) type Notice = Box<dyn Fn(u64) -> String + Send>;
 
 /// Takes lines for standard error. Clones share one buffer.
 #[derive(Debug, Clone)]
-pub(in crate::cli) struct LogWriter(Arc<Shared>);
+pub(in crate::cli) struct LogWriter(Arc<WriterInner>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct WriterInner {
     buffer: Mutex<Buffer>,
     /// Wakes the thread.
     filled: Condvar,
@@ -53,7 +53,7 @@ struct Buffer {
     total: Counter,
 }
 
-impl Shared {
+impl WriterInner {
     fn lock(&self) -> MutexGuard<'_, Buffer> {
         // A panic can't leave the buffer inconsistent in a way that matters to a log.
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
@@ -66,7 +66,7 @@ impl LogWriter {
         out: impl Write + Send + 'static,
         notice: Notice,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(WriterInner::default());
         let mut thread = WriterThread {
             shared: Arc::clone(&shared),
             out,
@@ -145,7 +145,7 @@ impl Write for Lines<'_> {
 }
 
 struct WriterThread<W> {
-    shared: Arc<Shared>,
+    shared: Arc<WriterInner>,
     out: W,
     notice: Notice,
     /// What is being written.

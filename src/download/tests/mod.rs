@@ -211,14 +211,14 @@ impl Bench {
         Self::over(
             Arc::new(MemoryStore::new()),
             settings,
-            retention::Settings::unlimited(),
+            retention::RetentionSettings::unlimited(),
         )
     }
 
     fn over(
         store: Arc<dyn Store>,
         settings: DownloadSettings,
-        keeping: retention::Settings,
+        keeping: retention::RetentionSettings,
     ) -> Self {
         let clock = Clock::starting_at(std::time::SystemTime::UNIX_EPOCH);
         let store = Arc::new(FaultyStore::new(store));
@@ -251,7 +251,7 @@ impl Bench {
         self.settled().await;
         let store = Arc::clone(&self.store) as Arc<dyn Store>;
         drop(self);
-        let bench = Self::over(store, settings, retention::Settings::unlimited());
+        let bench = Self::over(store, settings, retention::RetentionSettings::unlimited());
         bench.retention.complete().await;
         bench
     }

@@ -126,7 +126,7 @@ impl Origin {
         self.state.lock().unwrap().most
     }
 
-    fn body(&self, start: usize, end: usize, act: Act) -> crate::upstream::BlobBody {
+    fn body(&self, start: usize, end: usize, act: Act) -> crate::upstream::BlobChunks {
         let open = Open(Arc::clone(&self.state));
         let (content, pace) = (self.content.slice(..end), self.pace);
         let stop = move |at: usize, after: u64| start + usize::try_from(after).unwrap() <= at;

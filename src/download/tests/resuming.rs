@@ -317,7 +317,7 @@ fn a_crash_leaves_what_was_noted() {
         Bench::over(
             Arc::new(store),
             settings(),
-            retention::Settings::unlimited(),
+            retention::RetentionSettings::unlimited(),
         )
     };
     let first = runtime();
@@ -336,7 +336,7 @@ fn a_crash_leaves_what_was_noted() {
     copy_all(directory.path(), copy.path());
     runtime().block_on(async {
         let store = crate::storage::FsStore::open(copy.path()).await.unwrap();
-        let keeping = retention::Settings::unlimited();
+        let keeping = retention::RetentionSettings::unlimited();
         let bench = Bench::over(Arc::new(store), settings(), keeping);
         let origin = Origin::new(&content).acts([]);
         let mut follower = bench.join(digest, "a", &origin);

@@ -207,9 +207,9 @@ async fn a_disk_that_fails_at_the_last_byte() {
 
 #[tokio::test(start_paused = true)]
 async fn no_space_for_the_rest_of_a_blob_whose_length_is_not_told() {
-    let keeping = retention::Settings {
+    let keeping = retention::RetentionSettings {
         max_size: Some(100 * MIB),
-        ..retention::Settings::unlimited()
+        ..retention::RetentionSettings::unlimited()
     };
     let bench = Bench::over(Arc::new(MemoryStore::new()), settings(), keeping);
     bench.retention.complete().await;

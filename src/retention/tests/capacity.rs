@@ -2,8 +2,8 @@ use super::*;
 use crate::storage::faulty::Operation;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-fn capped(max_size: u64) -> Settings {
-    Settings {
+fn capped(max_size: u64) -> RetentionSettings {
+    RetentionSettings {
         max_size: Some(max_size),
         ..settings()
     }
@@ -112,7 +112,7 @@ async fn space_stays_free_on_the_file_system() {
         evicts: true,
         free_space,
     });
-    let house = House::with(Settings {
+    let house = House::with(RetentionSettings {
         min_free,
         ..settings()
     })
@@ -206,9 +206,9 @@ async fn a_paused_download_reserves_only_what_is_on_disk() {
     assert_eq!(house.retention.usage().reserved, 0);
 }
 
-fn default_min_free(free: &Arc<AtomicU64>) -> Settings {
+fn default_min_free(free: &Arc<AtomicU64>) -> RetentionSettings {
     let told = Arc::clone(free);
-    Settings {
+    RetentionSettings {
         min_free: Some(MinFree {
             bytes: 6_000,
             evicts: false,

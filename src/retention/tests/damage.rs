@@ -12,7 +12,7 @@ fn circle(path: &Path) {
     std::os::unix::fs::symlink(path.file_name().unwrap(), path).unwrap();
 }
 
-async fn start(directory: &tempfile::TempDir, settings: Settings) -> House {
+async fn start(directory: &tempfile::TempDir, settings: RetentionSettings) -> House {
     let store = Arc::new(FsStore::open(directory.path()).await.unwrap());
     let house = House::over(store, settings, Clock::starting_at(today()));
     house.retention.complete().await;
@@ -48,7 +48,7 @@ async fn one_unreadable_entry_costs_that_entry_and_no_more() {
     for case in ["blob", "link", "revision", "tag"] {
         let (directory, layout) = filled().await;
         circle(&damaged(case, &layout));
-        let settings = Settings {
+        let settings = RetentionSettings {
             max_size: Some(100_000),
             ..on_disk(&directory)
         };
@@ -200,7 +200,7 @@ async fn without_upkeep_only_what_is_named_changes() {
     let before = listed();
     let look = async || {
         let store = Arc::new(FsStore::inspect(directory.path()).await.unwrap());
-        let settings = Settings {
+        let settings = RetentionSettings {
             ttl: TtlPolicy::sliding(Some(Duration::from_secs(1))),
             upkeep: Upkeep::None,
             ..on_disk(&directory)
@@ -230,7 +230,7 @@ async fn without_upkeep_only_what_is_named_changes() {
 async fn a_store_that_can_not_be_listed_holds_nobody_up() {
     let house = House::with(settings()).await;
     house.cache_layer("a", "x").await;
-    let settings = Settings {
+    let settings = RetentionSettings {
         max_size: Some(10_000),
         ..settings()
     };

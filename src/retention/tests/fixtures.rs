@@ -41,7 +41,7 @@ async fn start(snapshot: Option<&str>, journal: Option<&str>) -> (House, tempfil
 }
 
 async fn start_with(
-    settings: Settings,
+    settings: RetentionSettings,
     snapshot: Option<&str>,
     journal: Option<&str>,
 ) -> (House, tempfile::TempDir) {
@@ -54,7 +54,7 @@ async fn start_with(
         std::fs::copy(fixture(journal), to.with_extension("journal")).unwrap();
     }
     let store = store_of_the_recording().await;
-    let settings = Settings {
+    let settings = RetentionSettings {
         state: Some(to),
         ..settings
     };
@@ -69,7 +69,7 @@ fn expiries(name: &str) -> (SystemTime, SystemTime) {
     let text = std::fs::read_to_string(fixture(name)).unwrap();
     let state: serde_json::Map<_, _> = serde_json::from_str(&text).unwrap();
     let time = |entry: &serde_json::Value| {
-        let expiry = Moment::parse(entry["ExpiryData"].as_str().unwrap());
+        let expiry = Timestamp::parse(entry["ExpiryData"].as_str().unwrap());
         expiry.unwrap().system_time()
     };
     let times: Vec<_> = state.values().map(time).collect();
@@ -110,7 +110,7 @@ async fn is_whole(house: &House, directory: &tempfile::TempDir) {
         assert_eq!(value["Key"], **key);
         let revision = key.ends_with(MANIFEST);
         assert_eq!(value["EntryType"], u64::from(revision));
-        assert!(Moment::parse(value["ExpiryData"].as_str().unwrap()).is_some());
+        assert!(Timestamp::parse(value["ExpiryData"].as_str().unwrap()).is_some());
     }
     assert!(!state_file(directory).with_extension("journal").exists());
 }
@@ -149,7 +149,7 @@ async fn an_adopted_entry_expires_when_the_reference_registry_said() {
                 mode,
                 ..TtlPolicy::sliding(ttl)
             };
-            let settings = || Settings {
+            let settings = || RetentionSettings {
                 ttl: policy.clone(),
                 ..settings()
             };
@@ -162,7 +162,7 @@ async fn an_adopted_entry_expires_when_the_reference_registry_said() {
             // The same after a restart, from the state that was written here.
             let house = House::over(
                 Arc::clone(&house.store) as _,
-                Settings {
+                RetentionSettings {
                     state: Some(state_file(&directory)),
                     ..settings()
                 },
@@ -181,7 +181,7 @@ async fn an_adopted_entry_expires_when_the_reference_registry_said() {
 
 #[tokio::test(start_paused = true)]
 async fn an_adopted_entry_is_kept_for_ever_where_nothing_expires() {
-    let settings = Settings::unlimited();
+    let settings = RetentionSettings::unlimited();
     let (house, _directory) = start_with(settings, Some("distribution-ttl-24h.json"), None).await;
     house.pass(WEEK * 52).await;
     assert_eq!(house.entries().len(), 6);

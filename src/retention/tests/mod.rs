@@ -34,8 +34,8 @@ struct House {
     clock: Clock,
 }
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> RetentionSettings {
+    RetentionSettings {
         ttl: TtlPolicy::sliding(Some(WEEK)),
         pins: Vec::new(),
         max_size: None,
@@ -96,7 +96,7 @@ fn index_of(children: &[&str]) -> String {
 }
 
 impl House {
-    async fn with(settings: Settings) -> Self {
+    async fn with(settings: RetentionSettings) -> Self {
         let house = Self::over(
             Arc::new(MemoryStore::new()),
             settings,
@@ -106,7 +106,7 @@ impl House {
         house
     }
 
-    fn over(store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Self {
+    fn over(store: Arc<dyn Store>, settings: RetentionSettings, clock: Clock) -> Self {
         let store = Arc::new(FaultyStore::new(store));
         let shared: Arc<dyn Store> = Arc::clone(&store) as _;
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
@@ -259,15 +259,15 @@ async fn check(house: &House, held: &[Digest]) {
     assert_eq!(house.retention.usage().used, bytes);
 }
 
-fn with_ttl(ttl: Duration) -> Settings {
-    Settings {
+fn with_ttl(ttl: Duration) -> RetentionSettings {
+    RetentionSettings {
         ttl: TtlPolicy::sliding(Some(ttl)),
         ..settings()
     }
 }
 
-fn on_disk(directory: &tempfile::TempDir) -> Settings {
-    Settings {
+fn on_disk(directory: &tempfile::TempDir) -> RetentionSettings {
+    RetentionSettings {
         state: Some(state_file(directory)),
         ..settings()
     }

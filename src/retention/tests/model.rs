@@ -255,7 +255,7 @@ fn live(adopted: &[Adopted], steps: Vec<Step>, capped: bool) {
         // Dropping the runtime ends the tasks wherever they are, as a crash does.
         let runtime = runtime();
         let (ended, torn) = runtime.block_on(async {
-            let settings = Settings {
+            let settings = RetentionSettings {
                 ttl: TtlPolicy::sliding(Some(TTL)),
                 max_size: capped.then_some(CAP),
                 ..on_disk(&directory)

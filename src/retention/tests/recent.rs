@@ -79,7 +79,7 @@ async fn nothing_is_vouched_for_while_it_is_being_deleted_or_waits_for_that() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_evicted_is_vouched_for_no_more() {
-    let settings = Settings {
+    let settings = RetentionSettings {
         max_size: Some(10),
         ..settings()
     };

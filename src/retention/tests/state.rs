@@ -5,7 +5,7 @@ use crate::retention::expiry::SAVE_AFTER;
 use crate::storage::faulty::Operation;
 use std::io::ErrorKind;
 
-pub(super) async fn restart(house: &House, settings: Settings) -> House {
+pub(super) async fn restart(house: &House, settings: RetentionSettings) -> House {
     let clock = Clock::starting_at(house.clock.wall());
     let next = House::over(Arc::clone(&house.store) as _, settings, clock);
     next.retention.complete().await;
@@ -72,7 +72,7 @@ async fn a_changed_ttl_applies_to_what_is_cached() {
     let a = house.cache_layer("a", "x").await;
     house.pass(HOUR * 3).await;
     house.retention.stop().await;
-    let settings = |ttl| Settings {
+    let settings = |ttl| RetentionSettings {
         ttl: TtlPolicy::sliding(ttl),
         ..on_disk(&directory)
     };
@@ -157,7 +157,7 @@ async fn nothing_is_deleted_before_the_store_has_been_seen() {
     house
         .store
         .fail(Operation::Links, 1, ErrorKind::PermissionDenied);
-    let settings = Settings {
+    let settings = RetentionSettings {
         max_size: Some(10_000),
         ..with_ttl(MINUTE)
     };

@@ -26,10 +26,10 @@ pub(super) struct Gate {
 
 /// What a store's calls meet.
 #[derive(Debug, Default)]
-pub(super) struct Script(Mutex<State>);
+pub(super) struct Script(Mutex<ScriptState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct ScriptState {
     faults: Vec<Fault>,
     chance: Option<Chance>,
 }
@@ -120,7 +120,7 @@ impl Script {
         });
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ScriptState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

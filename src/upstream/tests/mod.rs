@@ -52,8 +52,8 @@ impl Meter for Counter {
     }
 }
 
-fn settings(url: Url) -> Settings {
-    Settings {
+fn settings(url: Url) -> UpstreamSettings {
+    UpstreamSettings {
         name: "test".into(),
         url,
         credentials: None,
@@ -72,7 +72,7 @@ fn wall() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
 }
 
-fn connect(settings: Settings) -> Upstream {
+fn connect(settings: UpstreamSettings) -> Upstream {
     Upstream::new(
         settings,
         Clock::starting_at(wall()),
@@ -105,7 +105,7 @@ async fn get_tag(upstream: &Upstream) -> Result<FetchedManifest, UpstreamError> 
 }
 
 /// Reads a blob's body to its end: what came, and how it ended.
-async fn drink(mut body: BlobBody) -> (Vec<u8>, Result<(), UpstreamError>) {
+async fn drink(mut body: BlobChunks) -> (Vec<u8>, Result<(), UpstreamError>) {
     let mut bytes = Vec::new();
     loop {
         match body.next().await {

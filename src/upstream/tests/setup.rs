@@ -5,7 +5,7 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use super::*;
 
-fn refused(settings: Settings) -> SetupError {
+fn refused(settings: UpstreamSettings) -> SetupError {
     let meter = Arc::new(Counter::default());
     match Upstream::new(settings, Clock::system(), meter) {
         Err(UpstreamError::Setup { name, reason }) => {
@@ -16,7 +16,7 @@ fn refused(settings: Settings) -> SetupError {
     }
 }
 
-fn at(url: &str) -> Settings {
+fn at(url: &str) -> UpstreamSettings {
     settings(Url::parse(url).unwrap())
 }
 

@@ -4,13 +4,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The time that stands for "never" in files, which the reference registry has to be able to read:
 /// its timers count 64 bits of nanoseconds, 292 years. 2200-01-01T00:00:00Z.
-const NEVER: Moment = Moment(7_258_118_400_000);
+const NEVER: Timestamp = Timestamp(7_258_118_400_000);
 
 /// Milliseconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub(super) struct Moment(u64);
+pub(super) struct Timestamp(u64);
 
-impl Moment {
+impl Timestamp {
     pub(super) const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
@@ -86,17 +86,17 @@ mod tests {
 
     #[test]
     fn reads_what_go_writes() {
-        let z = Moment::parse("2026-11-28T04:13:17.995518125Z").unwrap();
+        let z = Timestamp::parse("2026-11-28T04:13:17.995518125Z").unwrap();
         assert_eq!(z.millis(), 1_795_839_197_995);
         for same in [
             "2026-11-28T06:13:17.995518125+02:00",
             "2026-11-27T22:43:17.995518125-05:30",
         ] {
-            assert_eq!(Moment::parse(same), Some(z), "{same}");
+            assert_eq!(Timestamp::parse(same), Some(z), "{same}");
         }
         assert_eq!(
-            Moment::parse("1970-01-01T00:00:01Z"),
-            Some(Moment::from_millis(1000))
+            Timestamp::parse("1970-01-01T00:00:01Z"),
+            Some(Timestamp::from_millis(1000))
         );
         for bad in [
             "",
@@ -110,25 +110,25 @@ mod tests {
             "2026-11-28T06:13:17é02:00",
             "0001-01-01T00:00:00Z",
         ] {
-            assert_eq!(Moment::parse(bad), None, "{bad}");
+            assert_eq!(Timestamp::parse(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn never_is_a_date_that_go_can_wait_for() {
-        let text = Moment::write(None).to_string();
+        let text = Timestamp::write(None).to_string();
         assert_eq!(text, "2200-01-01T00:00:00Z");
-        assert_eq!(Moment::parse(&text), Some(NEVER));
-        let beyond = Moment::write(Some(Moment::from_millis(u64::MAX))).to_string();
+        assert_eq!(Timestamp::parse(&text), Some(NEVER));
+        let beyond = Timestamp::write(Some(Timestamp::from_millis(u64::MAX))).to_string();
         assert_eq!(beyond, text);
     }
 
     proptest! {
         #[test]
         fn text_and_back(millis in 0..NEVER.millis()) {
-            let moment = Moment::from_millis(millis);
-            let text = Moment::write(Some(moment)).to_string();
-            prop_assert_eq!(Moment::parse(&text), Some(moment));
+            let moment = Timestamp::from_millis(millis);
+            let text = Timestamp::write(Some(moment)).to_string();
+            prop_assert_eq!(Timestamp::parse(&text), Some(moment));
         }
     }
 }
