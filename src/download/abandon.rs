@@ -1,4 +1,4 @@
-//! What becomes of a download that nobody waits for.
+//! What happens to a download that no client follows any more.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use super::task::Transfer;
 use crate::config::OnAbandon;
 use crate::error_chain::on_one_line;
 
-/// How long a download goes on for nobody before it is decided whether it goes on at all: clients
-/// hang up between two ranges, and come back after a break.
+/// How long a download without clients continues before it may be paused. Clients hang up between
+/// two ranges and reconnect after a lost connection.
 const GRACE: Duration = Duration::from_secs(5);
-/// Bytes of a blob below which an abandoned download is finished whatever is there.
+/// Blobs below this many bytes are finished by an abandoned download, however little has arrived.
 const SMALL: u64 = 256 * 1024 * 1024;
 
 impl Transfer<'_> {
-    /// Looks who is there, and what has been asked for so far.
+    /// Updates the grace period and the fill mode from the clients that follow now.
     pub(super) fn consider_clients(&mut self) {
         let Self {
             shared, download, ..
@@ -36,14 +36,15 @@ impl Transfer<'_> {
         {
             let enough = download.progress.given().saturating_mul(100)
                 >= total.saturating_mul(shared.settings.fill_after.into());
-            // Nobody is given anything of a small blob before all of it is there and verified.
+            // A small blob is verified as a whole before its first byte is sent.
             let small = total <= shared.settings.verified_first;
             self.plan.fill = enough || small || download.wants_fill();
         }
     }
 
-    /// Ends the streams and notes what is there, unless the download is to go on for nobody, or
-    /// somebody comes. Whether something has been noted; none when the download goes on.
+    /// Ends the streams and writes a checkpoint, unless the policy lets the download continue or a
+    /// client joins meanwhile. Returns whether a checkpoint was written; none when the download
+    /// continues.
     pub(super) async fn pause(&mut self) -> Option<bool> {
         let Download { digest, id, .. } = self.download;
         if !self.shared.running.is_abandoned(digest, *id) {
@@ -55,11 +56,11 @@ impl Transfer<'_> {
         let draining = self.shared.drain.is_cancelled();
         let goes_on = match self.shared.settings.on_abandon {
             _ if draining => false,
-            // The upstream hasn't answered: the request ends.
+            // The upstream hasn't answered yet: cancel the request.
             _ if !self.opened => false,
             _ if !self.storing.is_storing() => true,
             OnAbandon::Finish | OnAbandon::Auto if self.plan.total.is_none() => {
-                // Nobody knows how much is left.
+                // The size is unknown, so it can't be compared with what has arrived.
                 self.grace = Some(Instant::now() + GRACE);
                 return self.end_if_overlong().await;
             }
@@ -72,14 +73,14 @@ impl Transfer<'_> {
                 .is_none_or(|total| total < SMALL || received > total / 2),
         };
         if goes_on {
-            // Looked at again when somebody has come and gone.
+            // Decided again after the next client has left.
             return None;
         }
         self.close().await
     }
 
-    /// Ends a download of unknown length that goes on for nobody, once it has brought [`SMALL`]
-    /// bytes. Whether something has been noted; none when the download goes on.
+    /// Ends an abandoned download of unknown size once it has received [`SMALL`] bytes. Returns
+    /// whether a checkpoint was written; none when the download continues.
     pub(super) async fn end_if_overlong(&mut self) -> Option<bool> {
         let Download { digest, id, .. } = self.download;
         let overlong = self.opened && self.plan.total.is_none() && self.received >= SMALL;
@@ -101,8 +102,8 @@ impl Transfer<'_> {
         self.download.progress.plan(|have, _| have.len())
     }
 
-    /// Ends the streams, writes what has come, and notes on disk what is there. False when there is
-    /// nothing that could be taken up.
+    /// Ends the streams, writes the bytes that have arrived, and writes a checkpoint. False when
+    /// there is nothing that a later download could resume.
     pub(super) async fn keep(&mut self) -> bool {
         self.stop_streams();
         while self.storing.idle().is_none() {

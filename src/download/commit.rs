@@ -1,4 +1,4 @@
-//! A download's end: part of the store, or left for later.
+//! The end of a download: committed to the store, or left as a partial file.
 
 use super::storing::Storing;
 use super::{Download, DownloadError, Inner};
@@ -7,16 +7,16 @@ use crate::oci::{Digest, RepoName};
 use crate::retention::{Hold, Reservation};
 use crate::storage::{Link, LinkKind, Stage};
 
-/// A download that has the digest.
+/// A complete download whose digest is verified.
 pub(super) struct VerifiedDownload {
     /// Bytes.
     pub(super) size: u64,
-    /// Its place in the store, if it has one.
+    /// Its staged file and reserved space; none when it was passed through.
     pub(super) place: Option<(Box<dyn Stage>, Reservation, Hold)>,
 }
 
 impl VerifiedDownload {
-    /// Of what [`check`] has found right.
+    /// `storing` has passed [`check`].
     pub(super) fn new(storing: Storing, size: u64) -> Self {
         let (writer, place) = storing.into_parts();
         let stage = writer.and_then(|writer| writer.into_stage());
@@ -27,7 +27,7 @@ impl VerifiedDownload {
     }
 }
 
-/// Checks length and digest. Everything has been hashed.
+/// Verifies size and digest. Everything has been hashed.
 pub(super) async fn check(
     storing: &mut Storing,
     digest: Digest,
@@ -69,8 +69,8 @@ pub(super) async fn check(
     }
 }
 
-/// Makes a verified download part of the store. Its followers have their bytes already, so a
-/// failure costs the cache and not the clients.
+/// Commits a verified download and links it. Followers have their bytes already: a failure leaves the
+/// blob uncached and fails no client.
 pub(super) async fn commit(shared: &Inner, download: &Download, verified: VerifiedDownload) {
     let VerifiedDownload { size, place } = verified;
     let Some((stage, reservation, hold)) = place else {
@@ -78,7 +78,7 @@ pub(super) async fn commit(shared: &Inner, download: &Download, verified: Verifi
     };
     let digest = download.digest;
     let committed = tokio::task::spawn_blocking(move || stage.commit()).await;
-    // From here on nobody joins: who asks finds the blob in the store.
+    // From here on no client joins: it finds the blob in the store.
     let repositories = shared.running.committed(&digest, download.id);
     match committed {
         Ok(Ok(placed)) => {
@@ -86,7 +86,7 @@ pub(super) async fn commit(shared: &Inner, download: &Download, verified: Verifi
             if let Some(modified) = placed {
                 hold.verified(size, modified);
             }
-            // Partials of the digest have gone with the commit, whichever upstreams they are from.
+            // The commit has removed the partial files of this digest, of all upstreams.
             shared.partials.forget(&digest);
             link_all(shared, digest, size, repositories).await;
         }
@@ -101,7 +101,7 @@ pub(super) async fn commit(shared: &Inner, download: &Download, verified: Verifi
     drop(hold);
 }
 
-/// Links the blob into each repository. One that fails costs that repository the blob, and no other.
+/// Links the blob into each repository. A failure affects only its own repository.
 async fn link_all(shared: &Inner, digest: Digest, size: u64, repositories: Vec<RepoName>) {
     for repo in repositories {
         let link = Link {
@@ -121,15 +121,14 @@ async fn link_all(shared: &Inner, digest: Digest, size: u64, repositories: Vec<R
     }
 }
 
-/// Removes what was written, by dropping what holds it: on the blocking pool, because the file may
-/// be large.
+/// Drops `written`, and so removes its file, on the blocking pool: removing a large file takes long.
 pub(super) async fn discard(written: impl Send + 'static) {
     if let Err(panicked) = tokio::task::spawn_blocking(move || drop(written)).await {
         tracing::error!(error = %on_one_line(&panicked), "removing what was written panicked");
     }
 }
 
-/// Leaves what has been noted on disk for whoever asks for the blob next.
+/// Leaves the partial file, with its last checkpoint, for the next download of the blob.
 pub(super) async fn leave(shared: &Inner, download: &Download, storing: Storing) {
     let Download {
         digest, upstream, ..

@@ -1,4 +1,4 @@
-//! What is done when something happens on a stream of a download.
+//! Handles the events of a download's streams: response, chunk, end, error.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
 use crate::upstream::{BlobStream, UpstreamError};
 
-/// How often in a row a stream is opened again before it is given up.
+/// Consecutive attempts to reopen a broken stream.
 const MAX_RESUMES: u32 = 5;
-/// Bytes after which a broken stream counts as progress: the row of [`MAX_RESUMES`] starts anew.
+/// A stream that has brought this many bytes before it broke resets the count of [`MAX_RESUMES`].
 const PROGRESS: u64 = 1024 * 1024;
-/// The first pause before opening a stream again; doubled each time.
+/// Pause before the first attempt to reopen a stream. Doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause that an upstream's Retry-After gets while clients wait in the middle of a blob.
+/// Upper bound for an upstream's Retry-After while clients wait in the middle of a blob.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 impl Transfer<'_> {
@@ -43,7 +43,7 @@ impl Transfer<'_> {
             (Event::Chunk(chunk), Some(body)) => self.came(stream, body, chunk),
             (Event::Piece(offset, piece), Some(body)) => self.came_at(stream, body, offset, piece),
             (Event::Ended(Ok(())), Some(Body::Several(_))) => {
-                // Ranges that it hasn't brought are asked for again.
+                // Ranges that the response lacks are requested again.
                 self.give_up(&stream);
                 Ok(())
             }
@@ -62,7 +62,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// The upstream gives a stream what it has asked for, or something else.
+    /// Handles a response head. The body may start elsewhere than requested.
     async fn answered(
         &mut self,
         mut stream: Stream,
@@ -81,17 +81,17 @@ impl Transfer<'_> {
             self.learn_total(total)?;
         }
         if !self.opened && !self.begin(total).await {
-            // It isn't the blob that was begun: from the start, without what was there.
+            // The resumed bytes belong to a blob of another size: start again without them.
             self.give_up(&stream);
             return Ok(());
         }
         if !self.storing.is_storing() && !self.download.progress.has(0, offset) {
-            // What isn't stored can only be passed on in order.
+            // Pass-through needs contiguous bytes.
             self.give_up(&stream);
             return Ok(());
         }
         if offset != stream.offset {
-            // No ranges: another stream may bring it all; else this one does, from the start.
+            // The upstream ignores ranges: another stream brings the blob, or this one does from byte 0.
             if self.plan.lanes().len() > 1 {
                 self.plan.one_at_a_time();
                 self.give_up(&stream);
@@ -110,7 +110,7 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// An open download is told its length, perhaps again.
+    /// Learns the blob's size from a later response. Fails when it contradicts an earlier one.
     fn learn_total(&mut self, total: u64) -> Result<(), DownloadError> {
         match self.plan.total {
             Some(announced) if announced == total => Ok(()),
@@ -123,7 +123,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// The upstream has given the source's repository the blob.
+    /// The upstream has answered: the source's repository has the blob.
     pub(super) fn prove(&mut self) {
         if !std::mem::replace(&mut self.answered, true) {
             let Download { digest, id, .. } = self.download;
@@ -132,8 +132,8 @@ impl Transfer<'_> {
         }
     }
 
-    /// The first answer: now the length is known, and followers may begin. False when what an
-    /// earlier download has left is of another length.
+    /// Handles the first response: the size is known and followers may read. False when a resumed
+    /// partial file belongs to a blob of another size.
     async fn begin(&mut self, total: Option<u64>) -> bool {
         let other_length = self.length_error(total.unwrap_or(0), 0);
         let progress = &self.download.progress;
@@ -160,7 +160,7 @@ impl Transfer<'_> {
         true
     }
 
-    /// What an earlier download has left isn't of this blob.
+    /// Discards the resumed partial file: it isn't of this blob.
     async fn forget_kept(&mut self) {
         self.kept = None;
         self.space = Space::default();
@@ -176,15 +176,15 @@ impl Transfer<'_> {
         stage.map(crate::storage::Stage::content)
     }
 
-    /// Ends a stream; its lane is free.
+    /// Ends a stream and frees its lane.
     pub(super) fn give_up(&mut self, stream: &Stream) {
         self.plan.close(stream.lane);
         self.download.progress.mark(stream.lane, None);
         self.replan = true;
     }
 
-    /// Whether a blob whose length isn't known ends at `at`: its stream may have broken off after the
-    /// last byte and before the end of the body.
+    /// Whether a blob of unknown size ends at `at`, by its digest: the stream may have broken off
+    /// after the last byte and before the end of the body.
     async fn is_whole_by_digest(&mut self, at: u64) -> Result<bool, DownloadError> {
         if !self.opened || self.plan.total.is_some() {
             return Ok(false);
@@ -194,7 +194,7 @@ impl Transfer<'_> {
         Ok(writer.is_some_and(|writer| writer.is_whole(at, &self.download.digest)))
     }
 
-    /// A stream couldn't be opened.
+    /// Handles a stream that couldn't be opened.
     async fn refused(&mut self, stream: Stream, error: UpstreamError) -> Result<(), DownloadError> {
         if error.is_out_of_range() && self.is_whole_by_digest(stream.offset).await? {
             return self.ended(&stream);
@@ -208,7 +208,7 @@ impl Transfer<'_> {
             return Ok(());
         }
         if stream.offset > 0 && error.is_out_of_range() {
-            // A client asked for bytes behind the end: that end has to be told.
+            // The client requested bytes beyond the end: learn the size, so that it can be told.
             self.give_up(&stream);
             self.ask_from_start();
             return Ok(());
@@ -216,7 +216,7 @@ impl Transfer<'_> {
         Err(error.into())
     }
 
-    /// A stream has broken off, or couldn't be opened.
+    /// Handles a stream that broke off: reopens it, or ends it.
     fn broke(&mut self, mut stream: Stream, error: UpstreamError) -> Result<(), DownloadError> {
         self.keep_one_range(&stream);
         let Some(lane) = self.plan.lane(stream.lane) else {
@@ -243,7 +243,7 @@ impl Transfer<'_> {
         stream.broke_at = at;
         if stream.breaks > MAX_RESUMES || !error.is_transient() {
             if others {
-                // Without a successor, which would start the count anew.
+                // No successor: it would reset the count of attempts.
                 self.plan.one_at_a_time();
                 self.give_up(&stream);
                 return Ok(());
@@ -260,7 +260,7 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Bytes have come.
+    /// Handles a chunk.
     pub(super) fn came(
         &mut self,
         stream: Stream,
@@ -306,8 +306,8 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Reads on, or hangs up at the end of the lane. After several ranges something has to follow:
-    /// the next one, or the end.
+    /// Reads on, or closes the stream at the end of its lane. A multi-range body is read on: the next
+    /// part or the closing delimiter has to follow.
     fn go_on(&mut self, stream: Stream, body: Body, at: u64, end: Option<u64>) {
         if end.is_some_and(|end| at >= end) && !body.has_several_ranges() {
             self.give_up(&stream);
@@ -316,14 +316,14 @@ impl Transfer<'_> {
         }
     }
 
-    /// A body has ended well.
+    /// Handles the clean end of a body.
     fn ended(&mut self, stream: &Stream) -> Result<(), DownloadError> {
         let at = self.plan.lane(stream.lane).map_or(0, |lane| lane.at);
         self.give_up(stream);
         match self.plan.total {
             Some(announced) if self.is_short(at) => Err(self.length_error(announced, at)),
             Some(_) => Ok(()),
-            // The first bytes may be missing: then it has told the length.
+            // A body that didn't start at byte 0 has told the size by its end.
             None if !self.download.progress.has(0, at) => self.learn_total(at),
             None => {
                 self.ended = true;
@@ -332,7 +332,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// Whether a body that ended there was the only hope for what comes after.
+    /// Whether the body ended before the blob's end and no other stream brings the rest.
     fn is_short(&self, at: u64) -> bool {
         self.plan.total.is_some_and(|total| at < total) && self.plan.lanes().is_empty()
     }

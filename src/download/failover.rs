@@ -1,8 +1,9 @@
-//! What is done when a source fails: the next one goes on where the bytes are good, or anew.
+//! Continues a download with the next source when one fails.
 //!
-//! A source that refuses, breaks or stalls leaves good bytes. When bytes are wrong, all that came from
-//! the same source is thrown away, and what followers were given of it is compared with what the next
-//! source sends; only those whose bytes were the same go on.
+//! A source that refuses, breaks off or stalls leaves good bytes: the next source continues after them.
+//! After wrong bytes, everything that arrived is discarded and the next source starts at byte 0. Bytes
+//! that followers have already received are compared with those of the next source; a follower whose
+//! bytes differ gets an error.
 
 use std::sync::Arc;
 
@@ -17,16 +18,16 @@ use super::{DownloadError, Source};
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
 
-/// What a source's failure says of the bytes that have come.
+/// What an error says about the bytes that have arrived.
 enum Bytes {
     Good,
-    /// They, or their number, contradict each other or the digest.
+    /// They contradict each other, the announced size or the digest.
     Wrong,
 }
 
 impl Transfer<'_> {
-    /// Deals with an error. The download goes on when this returns `Ok`. Otherwise, where the error
-    /// was a source's, the download is forgotten already.
+    /// Handles an error. `Ok`: the download continues. `Err`: it has failed; when the error was a
+    /// source's, the registry has forgotten the download already.
     pub(super) async fn fail_over(&mut self, error: DownloadError) -> Result<(), DownloadError> {
         let bytes = match &error {
             DownloadError::Upstream(_) => Bytes::Good,
@@ -43,7 +44,7 @@ impl Transfer<'_> {
         };
         let digest = self.download.digest;
         if matches!(bytes, Bytes::Wrong) && self.mixed {
-            // Which of the sources is wrong isn't known: this one begins anew, alone.
+            // Bytes of several sources are mixed: the current source starts again, alone.
             tracing::warn!(%digest, error = %on_one_line(&error), "starting the download again without earlier bytes");
             self.restart(&error).await;
             return Ok(());
@@ -76,7 +77,7 @@ impl Transfer<'_> {
         self.streams.change_source(source);
     }
 
-    /// Throws away what has come. What of it followers were given is kept to be compared.
+    /// Discards the bytes that have arrived. Keeps the file while followers have bytes to compare.
     async fn restart(&mut self, error: &DownloadError) {
         self.stop_streams();
         self.flush().await;
@@ -112,13 +113,13 @@ impl Transfer<'_> {
         self.replan = true;
     }
 
-    /// Writes what has come, so that it can be read back. Whatever is wrong with it is known.
+    /// Writes the pending bytes, so that they can be read back for the comparison.
     async fn flush(&mut self) {
         while self.storing.is_busy() {
             let Ok(mut writer) = self.storing.written().await else {
                 return;
             };
-            // Nothing more is hashed.
+            // Stops hashing: the digest is of no interest any more.
             writer.changed.get_or_insert(0);
             self.storing.give_back(writer);
         }

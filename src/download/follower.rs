@@ -1,4 +1,4 @@
-//! A client's view of a running download: a reader behind the marks of its streams.
+//! A client's reader of a running download.
 
 use std::sync::Arc;
 
@@ -15,20 +15,20 @@ use crate::storage::Piece;
 pub struct Follower {
     shared: Arc<Inner>,
     pub(super) download: Arc<Download>,
-    /// Its name in the progress.
+    /// Id of this follower in the download's progress.
     id: u64,
-    /// The repository that it reads for, as a member of the download.
+    /// Member id of the repository that it reads for.
     pub(super) member: u64,
-    /// Bytes that have been read from byte 0 on, without a gap.
+    /// Bytes read contiguously from byte 0.
     seen: u64,
-    /// What was given last; not all of it need have been taken.
+    /// The range that was returned last. The caller may have used only a part of it.
     given: (u64, u64),
     changed: watch::Receiver<()>,
     _counted: InFlight,
 }
 
 impl Follower {
-    /// `id` is that of somebody who has entered the progress, and is counted among the clients.
+    /// `id` has been returned by `Progress::enter`; the caller has counted the client in the registry.
     pub(super) fn new(shared: Arc<Inner>, download: Arc<Download>, id: u64, member: u64) -> Self {
         let changed = download.progress.watch();
         Self {
@@ -43,8 +43,8 @@ impl Follower {
         }
     }
 
-    /// Waits for the upstream's answer: the blob's length in bytes, or none where the upstream
-    /// doesn't tell it.
+    /// Waits for the upstream's response head. Returns the blob's size in bytes, or none when the
+    /// upstream doesn't announce it.
     ///
     /// Cancel safe.
     pub async fn total(&mut self) -> Result<Option<u64>, DownloadError> {
@@ -57,18 +57,18 @@ impl Follower {
         }
     }
 
-    /// Whether what comes is written to the store; only once the upstream has answered.
+    /// Whether the blob is written to the store. Valid once the upstream has answered.
     pub fn is_stored(&self) -> bool {
         self.download.progress.is_stored()
     }
 
-    /// Announces all ranges that are going to be read. Where only these are fetched, they are then
-    /// fetched at the same time, and not each when its turn comes.
+    /// Announces all ranges that the client will read. When only requested ranges are fetched, the
+    /// announced ones are fetched concurrently instead of one after the other.
     pub fn announce(&self, ranges: RangeSet) {
         self.download.progress.announce(self.id, ranges);
     }
 
-    /// Waits until all of the blob is there and has its digest.
+    /// Waits until the whole blob has arrived and its digest is verified.
     ///
     /// Cancel safe.
     pub async fn verified(&mut self) -> Result<(), DownloadError> {
@@ -81,22 +81,21 @@ impl Follower {
         }
     }
 
-    /// Whether all of the blob is there and has its digest.
+    /// Whether the whole blob has arrived and its digest is verified.
     pub fn is_verified(&self) -> bool {
         matches!(self.download.progress.ended(self.member), Some(Ok(_)))
     }
 
-    /// The client has been given all bytes before `offset` from elsewhere, so that the end is held
-    /// back from it as from whoever reads everything here.
+    /// Records that the client has received all bytes before `offset` from another reader, so that
+    /// the end of the body is withheld from it until the digest is verified.
     pub fn has_read_to(&mut self, offset: u64) {
         self.seen = offset;
         self.given = (offset, offset);
     }
 
-    /// Some bytes from `offset` on and before `end` (none: the end of the blob): at least one, or
-    /// none at the end. Who reads everything from byte 0 on gets the end of the blob only when its
-    /// digest has been found right. With `from_file` bytes that the file has are preferred there,
-    /// to those in memory.
+    /// Returns at least one byte from `offset` on and before `end` (none: the end of the blob), or
+    /// none at the end. A caller that reads everything from byte 0 gets the last bytes only once the
+    /// digest is verified. With `from_file`, a range of the file is preferred to bytes in memory.
     ///
     /// Cancel safe.
     pub async fn piece(
@@ -133,7 +132,7 @@ impl Follower {
         }
     }
 
-    /// A piece as bytes, at most 128 KiB of a file's.
+    /// A piece as bytes: at most 128 KiB when it is in the file.
     #[cfg(test)]
     pub(super) async fn read(
         &mut self,

@@ -1,4 +1,4 @@
-//! How clients, and what is done ahead of them, come to a download.
+//! Joining a download: by clients, and by prefetch ahead of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use super::{
 use crate::oci::{Digest, RepoName};
 
 impl Downloader {
-    /// Whether `digest` is being downloaded from an upstream on behalf of some repository.
+    /// Whether `digest` is being downloaded from an upstream.
     pub fn is_running(&self, upstream: &str, digest: &Digest) -> bool {
         self.0.running.is_running(upstream, digest)
     }
@@ -32,8 +32,8 @@ impl Downloader {
         Some(follower)
     }
 
-    /// The length of a blob that is being downloaded for `repository`, if the upstream has announced
-    /// it. The caller doesn't take part in the download.
+    /// The size of a blob that is being downloaded for `repository`, if the upstream has announced it.
+    /// Doesn't join the download.
     pub fn announced_size(
         &self,
         upstream: &str,
@@ -68,13 +68,13 @@ impl Downloader {
             let Follower {
                 download, member, ..
             } = &follower;
-            // Its own source may have been asked meanwhile, and have answered.
+            // Its own source may have answered meanwhile.
             if !download.progress.is_proved(*member) {
                 proved?;
                 if self.0.running.prove(&digest, download.id, *member) {
                     download.progress.prove(*member);
                 } else if download.progress.has_failed(*member) {
-                    // The follower is told how.
+                    // The follower gets the error.
                     return Ok(Joined::Follower(follower));
                 } else {
                     return Ok(Joined::Committed);
@@ -93,8 +93,8 @@ impl Downloader {
         wanted: BlobRequest,
     ) -> Entered {
         let shared = &self.0;
-        // A second time where a download isn't stored and its first bytes are gone, or where it is
-        // committed and its file is gone: another one takes its place.
+        // A second round replaces a download that can't serve this client: one in pass-through whose
+        // first bytes are gone, or one that is committed and whose file is gone.
         for _ in 0..2 {
             let upstream = source.upstream();
             let make = |id| shared.download(digest, upstream, id, true);
@@ -122,13 +122,13 @@ impl Downloader {
                 }
             }
         }
-        // Somebody else was quicker with the second one, and it is gone, too.
+        // Another client replaced it first, and that download is gone, too.
         Entered::Committed
     }
 
-    /// Downloads a blob that no client has asked for yet, unless that is being done. Returns when
-    /// it is there, or isn't going to be: how many bytes it has, or none when it was being done
-    /// already. When this is cancelled, the download goes on for its clients only.
+    /// Downloads a blob that no client has requested yet. Returns its size when it is complete, none
+    /// when a download was running already, or the error. When this is cancelled, the download
+    /// continues for its clients only.
     pub async fn fetch_ahead(
         &self,
         digest: Digest,
@@ -163,7 +163,7 @@ impl Downloader {
     }
 }
 
-/// Keeps a download going that may have no clients, until dropped.
+/// Keeps a download without clients running until dropped.
 struct Standing<'a> {
     shared: &'a Inner,
     download: &'a Download,
@@ -181,7 +181,7 @@ impl Drop for Standing<'_> {
 enum Entered {
     Led(Follower),
     Joined(Follower),
-    /// Nothing is given to it before its repository is proved.
+    /// Its repository has to be proved before its first byte.
     Unproved(Follower),
     Committed,
 }
@@ -212,8 +212,8 @@ impl Inner {
             .spawn(task::run(Arc::clone(self), download, source, wanted));
     }
 
-    /// A follower of a download, among whose clients it is counted already; none when its first
-    /// bytes can't be had any more.
+    /// Makes the follower of a client that the registry has counted. None when its first bytes are
+    /// gone already.
     fn follower(self: &Arc<Self>, seat: Seat<Arc<Download>>, start: u64) -> Option<Follower> {
         let Seat {
             download, member, ..
@@ -225,7 +225,7 @@ impl Inner {
         Some(Follower::new(Arc::clone(self), download, id, member))
     }
 
-    /// The download does what a follower wants, whose repository is proved or about to be.
+    /// Applies the request of a follower to the download.
     fn welcome(&self, follower: &Follower, wanted: BlobRequest) {
         let download = &follower.download;
         if wanted.fill {
@@ -241,7 +241,7 @@ impl Inner {
         }
     }
 
-    /// A client has left.
+    /// Removes a client.
     pub(super) fn leave(&self, download: &Download, member: u64) {
         if self.running.leave(&download.digest, download.id, member) {
             download.progress.forget_member(member);
@@ -249,7 +249,7 @@ impl Inner {
         let has_clients = || self.running.has_clients(&download.digest, download.id);
         if !has_clients() {
             download.urgency.set(false);
-            // Somebody may have come who still saw it set.
+            // A client may have joined while it was still set.
             if has_clients() {
                 download.urgency.set(true);
             }

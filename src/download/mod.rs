@@ -1,33 +1,37 @@
-//! ONE upstream download of a digest for everybody who asks.
+//! One upstream download of a blob for every client that requests it.
 //!
-//! The first to ask starts a detached task, which streams the upstream into a staged file of the
-//! store and publishes what is there. Every client, the first included, is a [`Follower`]: a reader
-//! of what is there. So a slow client slows nobody, one that leaves stops nothing, and one that
-//! joins late starts at its first byte, at the speed of the disk.
+//! The first client to request a blob starts a detached task. The task streams the blob from the
+//! upstream into a staged file of the store and publishes each chunk. Every client, the first one
+//! included, reads through a [`Follower`]. Clients therefore don't depend on each other: a slow one
+//! slows no other, one that leaves stops nothing, and one that joins late starts at its first byte.
 //!
 //! ```text
-//!                                 plan: who brings which bytes
+//!                                 plan: which stream brings which bytes
 //!                                  |
-//! upstream ===> streams ==> task -+-> recent chunks in memory --> followers at a mark
-//!        (1 to N, in lanes)        +-> hash + write (blocking) --> sparse file --> followers behind
+//! upstream ===> streams ==> task -+-> recent chunks in memory --> followers at the write position
+//!        (1 to N, in lanes)        +-> hash + write (blocking) --> sparse file --> followers behind it
 //! ```
 //!
-//! A download has one stream; more where a client waits for bytes far ahead of it, and where a large
-//! blob comes slowly. `plan` decides that and keeps their lanes apart; `slots` says how many streams
-//! there may be in all, and whose turn it is; `running` puts joining, leaving, pausing and committing
-//! in order. The hash follows the contiguous bytes, reading back what came early.
+//! A download has one stream. It gets more when a client waits for bytes far ahead of that stream, and
+//! when a large blob arrives slowly. `plan` decides this and keeps the byte ranges ("lanes") of the
+//! streams disjoint; `permits` bounds the streams of all downloads and orders those that wait;
+//! `registry` orders joining, leaving, pausing and committing. The hash covers contiguous bytes only:
+//! bytes that arrived out of order are read back from the file.
 //!
-//! A download that fails, or that nobody wants any more, leaves what is there as a partial file, and
-//! the next one takes it up; so does the next process. What is taken up is hashed like all the rest,
-//! never believed; and the upstream is asked for at least one byte, which proves that it has the blob.
+//! A download belongs to one upstream. Each repository that joins it brings a [`Source`] of its own;
+//! when one source fails, `failover` continues with the next.
 //!
-//! When the file can't be written the download is passed through: what followers have not read stays
-//! in memory, and the upstream is read no faster than the slowest of them. The cache goes without.
+//! A download that fails, or that no client wants any more, leaves a partial file that the next
+//! download (or the next process) resumes. Resumed bytes are hashed like all others, and the upstream
+//! is asked for at least one byte, which proves that it has the blob.
 //!
-//! What must never happen: bytes that don't have the digest are committed, or end a whole body
-//! cleanly. The end of the blob is therefore held back from who reads all of it until the digest has
-//! been checked, and small blobs are given to nobody before that. A range of a larger one is given as
-//! it comes: only who asked for it can tell whether it is right.
+//! When the file can't be written, the download switches to pass-through: bytes stay in memory until
+//! all followers have read them, the upstream is read at the speed of the slowest follower, and
+//! nothing is cached.
+//!
+//! Bytes that don't have the digest must never be committed nor end a whole body cleanly. The end of
+//! a whole body is therefore withheld until the digest is verified, and small blobs are verified
+//! before their first byte. A range of a larger blob is sent as it arrives, unverified.
 
 mod abandon;
 mod batch;
@@ -57,7 +61,7 @@ mod tests;
 mod throughput;
 mod writer;
 
-/// The locks of `running`; its test puts others in their place.
+/// The locks of `registry`. `tests/interleavings` replaces them.
 mod sync {
     pub(super) use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 }
@@ -107,41 +111,41 @@ pub trait Source: Debug + Send + Sync + 'static {
         false
     }
 
-    /// Whose streams are counted together.
+    /// Name of the upstream. Streams of one upstream share its limits.
     fn upstream(&self) -> &str;
 
-    /// Bytes of the blob by the descriptor of a verified manifest, where one is known.
+    /// Size of the blob in bytes by the descriptor of a verified manifest, if one is known.
     fn described_size(&self) -> Option<u64> {
         None
     }
 }
 
-/// How downloads are made.
+/// Limits and policies of all downloads.
 #[derive(Debug, Clone)]
 pub struct DownloadSettings {
     pub segments: Segments,
     pub streams: Streams,
     pub on_abandon: OnAbandon,
-    /// Per cent of a blob that have to have been asked for by ranges before all of it is fetched,
-    /// where ranges alone don't cause that.
+    /// Percentage of a blob that clients have to request by ranges before the whole blob is fetched.
+    /// Applies to repositories whose ranges are passed through.
     pub fill_after: u8,
-    /// Bytes of the largest blob that is cached.
+    /// Size in bytes of the largest blob that is cached. Larger ones are passed through.
     pub max_blob: u64,
-    /// Blobs of at most so many bytes are verified before anybody is given a byte of them.
+    /// Blobs of at most this many bytes are verified before the first byte is sent.
     pub verified_first: u64,
 }
 
-/// What a client wants of a blob, as far as it is known before the blob's length is.
+/// The bytes of a blob that a client requests, as far as they are known before its size is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlobRequest {
     /// The first byte.
     pub start: u64,
-    /// Where it ends; none: at the end of the blob, or not known.
+    /// End, exclusive. None: the end of the blob, or not known yet.
     pub end: Option<u64>,
-    /// Whether the whole blob is to be fetched.
+    /// Whether the download fetches the whole blob, and not only the requested bytes.
     pub fill: bool,
-    /// Whether the blob is fetched although the store has a file of it, which turned out to be
-    /// unusable more than once.
+    /// Whether to download the blob although the store has a file for it. Set after the file turned
+    /// out to be unusable more than once.
     pub refetch: bool,
     /// Who asks.
     pub client: Client,

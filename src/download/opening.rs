@@ -1,4 +1,4 @@
-//! Which bytes are asked for next, and the streams that bring them.
+//! Chooses the bytes to request next and opens the streams for them.
 
 use tokio::time::Instant;
 
@@ -9,7 +9,7 @@ use super::task::Transfer;
 use crate::oci::RangeSet;
 
 impl Transfer<'_> {
-    /// Asks for the first bytes, to be told the length.
+    /// Requests the first byte, to learn the size.
     pub(super) fn ask_from_start(&mut self) {
         self.wanted = BlobRequest {
             start: 0,
@@ -19,14 +19,14 @@ impl Transfer<'_> {
         self.replan = true;
     }
 
-    /// Opens the streams that there should be, and cuts those that are open to make room for them.
+    /// Opens the streams that the plan asks for, and shortens the lanes that they take over.
     pub(super) fn open_streams(&mut self) {
         if self.turn.is_some() {
             return;
         }
         loop {
             let now = Instant::now();
-            // Before a lane is cut for it: without a slot the lane goes on as it is.
+            // Taken before the plan shortens a lane: without a permit the lane stays as it is.
             let further = !self.plan.lanes().is_empty();
             let (slots, urgent) = (&self.shared.slots, self.download.urgency.get());
             let (upstream, client) = (self.streams.upstream(), self.wanted.client);
@@ -35,7 +35,7 @@ impl Transfer<'_> {
             let (first, plan) = (self.first_span(), &mut self.plan);
             let kept = self.kept.as_ref().map(|(_, ranges)| ranges);
             let (next, look) = self.download.progress.plan(|have, demand| {
-                // Followers aren't shown what is kept before the upstream has answered.
+                // Resumed bytes aren't published before the upstream has answered.
                 let have = kept.unwrap_or(have);
                 let next = match first {
                     Some(first) => plan.lanes().is_empty().then_some(first),
@@ -44,7 +44,7 @@ impl Transfer<'_> {
                 };
                 (next, plan.look_again(demand))
             });
-            // One that is set isn't put off by what happens before it.
+            // Other events don't postpone a look that is due earlier.
             let set = self.look.filter(|look| *look > now);
             self.look = look.map(|pause| set.unwrap_or(now + pause));
             let Some(span) = next else { return };
@@ -63,7 +63,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// What is asked for before the length is known.
+    /// The bytes to request while the size is unknown.
     fn first_span(&self) -> Option<Span> {
         if self.opened {
             return None;
@@ -75,7 +75,7 @@ impl Transfer<'_> {
             return Some(first_missing(*total, there, self.wanted));
         }
         let (start, end) = match fill {
-            // All of it is wanted, and the first bytes aren't far.
+            // The whole blob is wanted and the client starts near its beginning.
             true if start < NEAR => (0, None),
             true => (start, None),
             false => (start, end.or(Some(start.saturating_add(MIN_LANE)))),
@@ -95,8 +95,8 @@ impl Transfer<'_> {
     }
 }
 
-/// What is asked for first of a blob of which some is there: what is missing where it is wanted, at
-/// least one byte.
+/// The bytes to request first when a partial file is resumed: those missing at the client's offset,
+/// at least one byte.
 fn first_missing(total: u64, there: &RangeSet, wanted: BlobRequest) -> Span {
     let BlobRequest {
         start, end, fill, ..

@@ -1,4 +1,4 @@
-//! The downloads that are not running and not done: their places in the store, and their bounds.
+//! Partial files of paused and failed downloads: their reserved space, number and age.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,14 +13,14 @@ use crate::oci::Digest;
 use crate::retention::{Reservation, Retention, SpaceRequest};
 use crate::storage::{Partial, Store};
 
-/// Partial downloads that are kept: the oldest goes when there is one more.
+/// Partial files that are kept. The oldest is removed when there is one more.
 const MAX_PARTIALS: usize = 64;
-/// How long one is kept that nobody takes up.
+/// How long a partial file is kept that no download resumes.
 const MAX_AGE: Duration = Duration::from_hours(24);
-/// How often it is looked for those that are too old.
+/// Interval between two searches for expired partial files.
 const LOOK: Duration = Duration::from_mins(10);
 
-/// Space for what an earlier process has written. Nothing is evicted for it.
+/// Reserves the space of a partial file that an earlier process has left. Evicts nothing.
 async fn reserve_existing(retention: &Retention, partial: &Partial) -> Option<Reservation> {
     let bytes = partial.ranges.len();
     let request = SpaceRequest {
@@ -45,7 +45,7 @@ pub(super) struct Partials {
 #[derive(Debug)]
 struct Parked {
     digest: Digest,
-    /// What it was downloaded from: it is never resumed from another one.
+    /// The upstream it was downloaded from. Never resumed from another one.
     upstream: Arc<str>,
     until: Instant,
     reservation: Reservation,
@@ -71,7 +71,7 @@ impl Partials {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The place of a partial download that is taken up again, if it has one.
+    /// Takes the reserved space of a partial file that is resumed, if there is one.
     pub(super) fn take(&self, digest: &Digest, upstream: &str) -> Option<Reservation> {
         let mut parked = self.parked();
         let at = parked
@@ -82,14 +82,14 @@ impl Partials {
         Some(taken.reservation)
     }
 
-    /// Gives up the places of a blob that has been committed: its partials have gone.
+    /// Releases the space of a committed blob's partial files, which the commit has removed.
     pub(super) fn forget(&self, digest: &Digest) {
         let mut parked = self.parked();
         parked.retain(|parked| parked.digest != *digest);
         self.show(&parked);
     }
 
-    /// Keeps the place of a download that has been left. The oldest of too many is removed.
+    /// Keeps the space of a partial file. Removes the oldest when there are too many.
     pub(super) async fn park(&self, digest: Digest, upstream: &Arc<str>, reservation: Reservation) {
         self.park_until(Parked {
             digest,
@@ -112,7 +112,7 @@ impl Partials {
         self.metrics.partials(parked.len() as u64, bytes);
     }
 
-    /// Removes those that are too many or too old.
+    /// Removes partial files that are too many or too old.
     async fn trim(&self, now: Instant) {
         loop {
             let gone = {
@@ -128,7 +128,7 @@ impl Partials {
         }
     }
 
-    /// Removes them all, to make room. Whether there were any.
+    /// Removes all partial files to free space. Returns whether there were any.
     pub(super) async fn clear(&self) -> bool {
         let gone = std::mem::take(&mut *self.parked());
         let any = !gone.is_empty();
@@ -149,7 +149,7 @@ impl Partials {
         }
     }
 
-    /// Takes charge of what an earlier process left, then removes what gets too old. Never ends.
+    /// Adopts the partial files of an earlier process, then removes expired ones. Never returns.
     pub(super) async fn look_after(&self, retention: &Retention) {
         self.adopt(retention).await;
         loop {

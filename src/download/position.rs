@@ -1,32 +1,32 @@
-//! One follower's place in a download, and which repositories' followers may have bytes at all.
+//! The position of a follower, and which members may receive bytes.
 
 use std::collections::HashMap;
 
 use super::DownloadError;
 use crate::oci::RangeSet;
 
-/// Where a follower is.
+/// Position and state of a follower.
 #[derive(Debug)]
 pub(super) struct Position {
-    /// The repository that it reads for.
+    /// The member that it reads for.
     pub(super) member: u64,
     pub(super) at: u64,
     pub(super) end: Option<u64>,
-    /// Its wait's place in the order of waits.
+    /// Number of its wait, in order of arrival; none when it doesn't wait.
     pub(super) waits: Option<u64>,
-    /// The ranges that it reads, one after the other.
+    /// The ranges that it has announced.
     pub(super) announced: RangeSet,
-    /// The blob's length as it was told.
+    /// The size that it was told.
     pub(super) told: Option<Announced>,
-    /// What it was given.
+    /// The ranges that it has received.
     pub(super) given: RangeSet,
-    /// It waits until all that it was given has come again, and is found the same.
+    /// Whether it waits until the bytes that it has received have arrived again and are equal.
     pub(super) compares: bool,
-    /// It gets no more.
+    /// Why it receives no more bytes.
     pub(super) error: Option<DownloadError>,
 }
 
-/// The blob's length as the upstream announced it; none where it didn't.
+/// The size that the upstream announced; none when it announced none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Announced(pub(super) Option<u64>);
 
@@ -45,16 +45,16 @@ impl Position {
         }
     }
 
-    /// The lowest byte that this follower is served with next, or compared at.
+    /// The lowest offset that this follower reads or compares next.
     pub(super) fn first(&self) -> u64 {
         let given = self.given.ranges().first().filter(|_| self.compares);
         given.map_or(self.at, |given| given.start.min(self.at))
     }
 
-    /// The download begins anew. Whether this follower has bytes to be compared.
+    /// The download starts again. Returns whether this follower has bytes to compare.
     pub(super) fn restarts(&mut self, known: &RangeSet, error: &DownloadError) -> bool {
         let mut given = self.given.ranges().iter();
-        // Twice is too much: what it was given is in neither of the two files alone.
+        // A second restart: its bytes are spread over two discarded files and can't be compared.
         if self.compares || !given.all(|range| known.contains(range.start, range.end)) {
             self.compares = false;
             self.error.get_or_insert_with(|| error.clone());
@@ -93,18 +93,18 @@ impl Position {
     }
 }
 
-/// Which repositories' followers may be given bytes.
+/// Which members may receive bytes.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    /// The upstream has said that they have the blob.
+    /// Members whose repository has the blob, by the upstream's answer.
     pub(super) proved: Vec<u64>,
-    /// How their sources failed.
+    /// Errors of the sources that were tried, by member.
     pub(super) failures: HashMap<u64, DownloadError>,
 }
 
 impl Members {
-    /// Whether a follower may be told of the blob: none before its repository is proved, and never
-    /// when its source has failed before that.
+    /// Whether followers of a member may receive bytes. False while its repository isn't proved; the
+    /// source's error when that failed before it proved anything.
     pub(super) fn admits(&self, member: u64) -> Result<bool, DownloadError> {
         if self.proved.contains(&member) {
             return Ok(true);

@@ -1,4 +1,4 @@
-//! How far a download is: shared by its task, which brings bytes, and its followers, who read.
+//! The progress of a download, shared by its task, which adds bytes, and its followers, which read.
 
 mod sources;
 mod state;
@@ -20,15 +20,15 @@ pub(super) use sources::Given;
 use state::{Phase, ProgressState};
 pub(super) use state::{ReadPosition, Step};
 
-/// Bytes that followers of a download that isn't stored may lag behind its mark.
+/// Bytes that the followers of a passed-through download may be behind its stream.
 const MAX_UNSTORED: usize = 4 * 1024 * 1024;
 
-/// What is known before the first byte.
+/// Whether the upstream has answered.
 #[derive(Debug)]
 pub(super) enum Announcement {
-    /// Nothing yet.
+    /// Not yet.
     Wait,
-    /// The upstream has answered; none where it doesn't tell the length.
+    /// It has announced the size; none when it announced none.
     Open(Option<u64>),
 }
 
@@ -36,8 +36,8 @@ pub(super) enum Announcement {
 pub(super) struct Progress {
     state: Mutex<ProgressState>,
     changed: watch::Sender<()>,
-    /// A follower waits for bytes that no stream is about to bring, has left, or (where nothing is
-    /// stored) has moved on.
+    /// Signals the task: a follower waits for bytes that no stream brings next, has left, or (in
+    /// pass-through) has read on.
     demand: watch::Sender<()>,
 }
 
@@ -75,22 +75,22 @@ impl Progress {
         self.changed.send_replace(());
     }
 
-    /// Wakes at every change that comes after the call.
+    /// Wakes at every change after the call.
     pub(super) fn watch(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// Wakes when the followers want something else.
+    /// Wakes when the demand of the followers changes.
     pub(super) fn watch_demand(&self) -> watch::Receiver<()> {
         self.demand.subscribe()
     }
 
-    /// Makes the task look at the followers anew.
+    /// Makes the task consider the followers again.
     pub(super) fn look(&self) {
         self.demand.send_replace(());
     }
 
-    /// A new follower of a member, who reads from `start` on. None when that can't be had any more.
+    /// Adds a follower of a member that reads from `start`. None when those bytes are gone already.
     pub(super) fn enter(&self, start: u64, member: u64) -> Option<u64> {
         let mut state = self.state();
         (start >= state.lost).then(|| {
@@ -100,12 +100,12 @@ impl Progress {
         })
     }
 
-    /// Another number whenever somebody has come, or has begun to wait.
+    /// Changes whenever a follower joins or starts to wait.
     pub(super) fn newest(&self) -> u64 {
         self.state().next
     }
 
-    /// A follower is going to read all of these ranges.
+    /// Records the ranges that a follower is going to read.
     pub(super) fn announce(&self, follower: u64, ranges: RangeSet) {
         if let Some(position) = self.state().followers.get_mut(&follower) {
             position.announced = ranges;
@@ -113,7 +113,7 @@ impl Progress {
         self.look();
     }
 
-    /// A follower has left.
+    /// Removes a follower.
     pub(super) fn leave(&self, follower: u64) {
         let mut state = self.state();
         state.followers.remove(&follower);
@@ -122,7 +122,7 @@ impl Progress {
         self.look();
     }
 
-    /// Whether more may come: followers of a download that isn't stored must keep up.
+    /// Whether the task may read more. In pass-through it waits for the slowest follower.
     pub(super) fn room(&self) -> Result<bool, DownloadError> {
         let state = self.state();
         if state.stored {
@@ -134,7 +134,7 @@ impl Progress {
         }
     }
 
-    /// The upstream has answered; without a reader nothing is stored. `kept` is in the file already.
+    /// The upstream has answered. Without a reader nothing is stored. `kept` is in the file already.
     pub(super) fn opened(
         &self,
         total: Option<u64>,
@@ -157,7 +157,7 @@ impl Progress {
         });
     }
 
-    /// The length has become known later than the first byte.
+    /// The size has become known after the first response.
     pub(super) fn learned(&self, total: u64) {
         self.change(|state| state.total = Some(total));
     }
@@ -166,9 +166,10 @@ impl Progress {
         self.state().stored
     }
 
-    /// Nothing more will be written to the file: followers get the rest from memory, from one
-    /// stream. What is in the file, hashed, or goes on from there and waits for the hash (`pending`)
-    /// stays; all else is forgotten, and comes again. Where that stream has to go on.
+    /// Switches to pass-through: stores nothing further and feeds followers from memory, in order,
+    /// from a single stream. Keeps the bytes that are in the file, that are hashed, or that follow
+    /// these and wait for the hash (`pending`); others are downloaded again. Returns the offset at
+    /// which the stream has to continue.
     pub(super) fn unstored(&self, hashed: u64, pending: &RangeSet) -> u64 {
         let mut state = self.state();
         state.stored = false;
@@ -182,17 +183,17 @@ impl Progress {
         state.memory.keep_only(&have);
         state.have = have;
         state.marks.clear();
-        // Those who have read all of it already won't move again before there is room for more.
+        // Followers that have read all of it don't move before there is room for more.
         state.forget_old();
         state.have.end_of(0)
     }
 
-    /// Whether followers have, or can have, all of `start..end`.
+    /// Whether all of `start..end` has been published.
     pub(super) fn has(&self, start: u64, end: u64) -> bool {
         self.state().have.contains(start, end)
     }
 
-    /// Which parts of `start..end` followers don't have yet.
+    /// The parts of `start..end` that haven't been published.
     pub(super) fn missing(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
         let state = self.state();
         let (mut at, mut missing) = (start, Vec::new());
@@ -207,7 +208,7 @@ impl Progress {
         }
     }
 
-    /// Bytes have come that weren't there: followers may have them.
+    /// Publishes bytes that weren't published before.
     pub(super) fn received(&self, offset: u64, chunk: Bytes) {
         self.change(|state| {
             let end = offset + chunk.len() as u64;
@@ -217,12 +218,12 @@ impl Progress {
         });
     }
 
-    /// Where a stream is that is about to bring more; none when it has ended.
+    /// Records the position of a stream; none when it has ended.
     pub(super) fn mark(&self, stream: u64, at: Option<u64>) {
         self.state().mark(stream, at);
     }
 
-    /// The file has these bytes, too. Nobody waits for this.
+    /// Records that these bytes are in the file, too.
     pub(super) fn written(&self, spans: &RangeSet) {
         let mut state = self.state();
         for range in spans.ranges() {
@@ -231,7 +232,7 @@ impl Progress {
         state.forget_old();
     }
 
-    /// Everything is there and has the digest.
+    /// The blob is complete and its digest is verified.
     pub(super) fn verified(&self, total: u64) {
         self.change(|state| {
             state.total = Some(total);
@@ -239,7 +240,7 @@ impl Progress {
         });
     }
 
-    /// The download has failed, for everybody. Later calls change nothing.
+    /// The download has failed for all followers. Later calls change nothing.
     pub(super) fn failed(&self, error: DownloadError) {
         self.change(|state| {
             if matches!(state.phase, Phase::Opening | Phase::Streaming) {
@@ -249,7 +250,7 @@ impl Progress {
         });
     }
 
-    /// How the download has ended for a member, if it has: with so many bytes.
+    /// The result of the download for a member, once it has ended: the blob's size.
     pub(super) fn ended(&self, member: u64) -> Option<Result<u64, DownloadError>> {
         let state = self.state();
         if let Err(error) = state.members.admits(member) {
@@ -262,7 +263,7 @@ impl Progress {
         }
     }
 
-    /// Whether the download is open for a follower, and then the blob's length.
+    /// Whether the upstream has answered, for a follower whose member is proved.
     pub(super) fn head(&self, follower: u64) -> Result<Announcement, DownloadError> {
         let mut state = self.state();
         if !state.admits(follower)? || matches!(state.phase, Phase::Opening) {
@@ -275,17 +276,17 @@ impl Progress {
         Ok(Announcement::Open(total))
     }
 
-    /// Notes from now on what followers are given.
+    /// Starts to record the bytes that followers receive.
     pub(super) fn note_given(&self) {
         self.state().given.get_or_insert_default();
     }
 
-    /// Bytes that followers were given since [`note_given`](Self::note_given).
+    /// Bytes that followers have received since [`note_given`](Self::note_given).
     pub(super) fn given(&self) -> u64 {
         self.state().given.as_ref().map_or(0, RangeSet::len)
     }
 
-    /// Looks at what is there and what is wanted, under the lock: `look` must be quick.
+    /// Calls `look` with the published bytes and the demand, under the lock: `look` must be quick.
     pub(super) fn plan<T>(&self, look: impl FnOnce(&RangeSet, &Demand) -> T) -> T {
         let state = self.state();
         let followers = || {
@@ -317,7 +318,7 @@ impl Progress {
         self.plan(|_, demand| !demand.wants.is_empty())
     }
 
-    /// What a follower does next.
+    /// The next step of a follower.
     pub(super) fn step(&self, follower: u64, reading: ReadPosition) -> Result<Step, DownloadError> {
         let mut state = self.state();
         if !state.admits(follower)? {

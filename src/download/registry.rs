@@ -1,12 +1,12 @@
-//! Who takes part in which download: the one place where joining, leading, leaving, changing the
-//! source, pausing and committing are put in order.
+//! The registry of running downloads: orders joining, leading, leaving, changing the source, pausing
+//! and committing.
 //!
-//! A download belongs to one upstream. Each repository that joins it is a member, and brings a source
-//! of its own. A member is proved once the upstream has said that its repository has the blob; only
-//! proved members are linked to the blob. The members' sources are tried in the order of their coming.
+//! A download belongs to one upstream. Each repository that joins is a member and brings a source of
+//! its own. A member is proved once the upstream has confirmed that its repository has the blob; only
+//! proved members are linked to the blob. Sources are tried in the order in which members joined.
 //!
-//! No more than synchronisation: `tests/interleavings` compiles this file a second time, with
-//! locks that try thousands of orders of events.
+//! This file only synchronises: `tests/interleavings` compiles it a second time, with locks that
+//! explore thousands of orders of events.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ pub(super) struct Registry<T, S>(Mutex<RegistryState<T, S>>);
 
 #[derive(Debug)]
 struct RegistryState<T, S> {
-    /// One for each upstream.
+    /// At most one for each upstream.
     downloads: HashMap<Digest, Vec<Entry<T, S>>>,
     next_id: u64,
 }
@@ -30,7 +30,7 @@ struct Entry<T, S> {
     upstream: Arc<str>,
     download: T,
     clients: usize,
-    /// It goes on although no client follows.
+    /// Whether it continues without clients.
     standing: bool,
     /// None once the commit has begun.
     members: Option<Vec<Member<S>>>,
@@ -44,21 +44,21 @@ struct Member<S> {
     repository: RepoName,
     source: S,
     clients: usize,
-    /// The upstream has said that the repository has the blob.
+    /// Whether the upstream has confirmed that the repository has the blob.
     proved: bool,
-    /// The download has asked its source.
+    /// Whether its source has been tried.
     tried: bool,
-    /// Its source failed before it proved anything. It stays until its clients have left.
+    /// Whether its source failed before it was proved. The member stays until its clients have left.
     dead: bool,
 }
 
-/// What came of joining.
+/// The result of joining.
 #[derive(Debug)]
 pub(super) enum Role<T> {
-    /// The download is new: its task is the caller's to start, with the caller's source.
+    /// The download is new. The caller starts its task with its own source.
     Lead(Seat<T>),
     Follow(Seat<T>),
-    /// It has just been committed: the store has it, unless the file has gone since.
+    /// It is being committed: the store has the blob, unless the file was removed since.
     Committed {
         id: u64,
     },
@@ -70,7 +70,7 @@ pub(super) struct Seat<T> {
     pub(super) download: T,
     /// The member that the client belongs to.
     pub(super) member: u64,
-    /// Nobody has asked the upstream yet whether the repository has the blob.
+    /// Whether the upstream hasn't been asked yet if the repository has the blob.
     pub(super) needs_proof: bool,
 }
 
@@ -90,8 +90,7 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         self.state().find(upstream, digest).is_some()
     }
 
-    /// One more client, if the download runs and the repository is proved already, or about to be
-    /// because the download has asked its source.
+    /// Adds a client, if the download runs and the repository is proved or its source is in use.
     pub(super) fn follow(
         &self,
         upstream: &str,
@@ -114,7 +113,7 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         })
     }
 
-    /// The download, if it runs and `repository` is a member, and which one.
+    /// The download, if it runs and `repository` is a member of it, with the member's id.
     #[cfg_attr(test, allow(dead_code, reason = "`interleavings` doesn't need it"))]
     pub(super) fn peek(
         &self,
@@ -128,8 +127,8 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         Some((entry.download.clone(), member))
     }
 
-    /// One more client of the download, which `make` makes when there is none; `make` is given what
-    /// the download is called here. `source` is what the repository brings when it is new.
+    /// Adds a client. `make` creates the download when there is none, from its id. `source` is used
+    /// when the repository is a new member.
     pub(super) fn join(
         &self,
         upstream: &str,
@@ -162,7 +161,7 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         })
     }
 
-    /// A download without clients; none when one is running.
+    /// Adds a download without clients. None when one is running.
     pub(super) fn stand(
         &self,
         upstream: &str,
@@ -178,15 +177,15 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         Some(state.insert(upstream, digest, repository, source, true, make))
     }
 
-    /// From now on the download goes on for its clients only.
+    /// From now on the download continues for its clients only.
     pub(super) fn stand_no_more(&self, digest: &Digest, id: u64) {
         if let Some(entry) = self.state().entry(digest, id) {
             entry.standing = false;
         }
     }
 
-    /// The upstream has said that a member's repository has the blob. False when the blob is, or is
-    /// about to be, linked without it, and when the download has ended.
+    /// The upstream has confirmed that a member's repository has the blob. False when the download has
+    /// ended, or when its commit has begun without this member.
     pub(super) fn prove(&self, digest: &Digest, id: u64, member: u64) -> bool {
         let mut state = self.state();
         let member = state
@@ -198,8 +197,8 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         })
     }
 
-    /// The source of a member has failed: the next member whose source is to be tried. None when
-    /// there is no other; then the download is forgotten, and whoever comes starts anew.
+    /// The source of a member has failed: returns the next member to try. None when there is none;
+    /// the download is then forgotten, and later clients start a new one.
     pub(super) fn next_source(&self, digest: &Digest, id: u64, failed: u64) -> Option<(u64, S)> {
         let mut state = self.state();
         let entry = state.entry(digest, id)?;
@@ -218,7 +217,7 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         None
     }
 
-    /// A client has left. True when its member is of no use to anybody any more.
+    /// Removes a client. True when its member was removed, too.
     pub(super) fn leave(&self, digest: &Digest, id: u64, member: u64) -> bool {
         let mut state = self.state();
         let Some(entry) = state.entry(digest, id) else {
@@ -241,22 +240,22 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         useless
     }
 
-    /// Whether the download would go on for nobody.
+    /// Whether the download has no clients and need not continue.
     pub(super) fn is_abandoned(&self, digest: &Digest, id: u64) -> bool {
         self.state()
             .entry(digest, id)
             .is_some_and(|entry| entry.is_abandoned())
     }
 
-    /// Whether a client follows.
+    /// Whether the download has clients.
     pub(super) fn has_clients(&self, digest: &Digest, id: u64) -> bool {
         self.state()
             .entry(digest, id)
             .is_some_and(|entry| entry.clients > 0)
     }
 
-    /// Forgets the download if it is abandoned. False when somebody has come meanwhile: then it
-    /// must go on.
+    /// Forgets the download if it is abandoned. False when a client has joined meanwhile: it must
+    /// continue.
     pub(super) fn close(&self, digest: &Digest, id: u64) -> bool {
         let mut state = self.state();
         let abandoned = state
@@ -268,8 +267,8 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         abandoned
     }
 
-    /// The blob is committed: nobody joins from here on. The repositories that it is linked into:
-    /// those that are proved.
+    /// The blob is committed: no client can join any more. Returns the repositories to link it into:
+    /// the proved ones.
     pub(super) fn committed(&self, digest: &Digest, id: u64) -> Vec<RepoName> {
         let mut state = self.state();
         let entry = state.entry(digest, id);

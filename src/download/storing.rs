@@ -1,5 +1,5 @@
-//! Where a download's chunks go once followers have been shown them: through the hash and into the
-//! staged file, in batches as large as what came while the last batch was being written.
+//! Hashes and writes the chunks of a download after they are published, in batches: each batch holds
+//! the chunks that arrived while the previous one was being written.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,20 +17,20 @@ use crate::oci::RangeSet;
 use crate::retention::{Hold, Reservation};
 use crate::storage::{Stage, StoreError};
 
-/// Bytes that may wait for the writer. Past it the upstream's sockets are left alone.
+/// Bytes that may wait for the writer. Above it no stream is read.
 const MAX_PENDING: usize = 4 * 1024 * 1024;
 
-/// Bytes that wait for the writer when it is the writer that is slow.
+/// When this many bytes wait, the writer is slower than the streams.
 const BEHIND: usize = 1024 * 1024;
 
-/// Bytes between two notes of what is there.
+/// Bytes between two checkpoints.
 const NOTE_BYTES: u64 = 256 * 1024;
-/// Time between two notes, and before the first: so much is fetched again after a crash.
+/// Time before the first checkpoint and between two. Bounds what is downloaded again after a crash.
 const NOTE_PAUSE: Duration = Duration::from_millis(100);
-/// At least this many times what the last note took, because it waits for the disk.
+/// The pause is at least this many times the duration of the last checkpoint, which syncs.
 const NOTE_SHARE: u32 = 2;
 
-/// A place in the store.
+/// A staged file with its reserved space.
 pub(super) struct Stored {
     pub(super) stage: Box<dyn Stage>,
     pub(super) reservation: Reservation,
@@ -38,20 +38,20 @@ pub(super) struct Stored {
     pub(super) hold: Hold,
 }
 
-/// What keeps the place while the stage is with the writer.
+/// The reserved space and the hold, while the stage is with the writer.
 type Admission = (Reservation, Hold);
 
 enum Writing {
     Idle(Box<Writer>),
     Busy(JoinHandle<Box<Writer>>),
-    /// An error has been returned; nothing follows.
+    /// The writer is lost: an error has been returned.
     Gone,
 }
 
 pub(super) struct Storing {
     pending: Vec<(u64, Bytes)>,
     pending_bytes: usize,
-    /// The most that has waited since it was looked at.
+    /// The most bytes that have waited since `was_behind` was called.
     most_pending: usize,
     /// A chunk that repeats bytes waits or is with the writer.
     comparing: bool,
@@ -61,18 +61,18 @@ pub(super) struct Storing {
     notes: Notes,
 }
 
-/// When it was last noted on disk what is there.
+/// The checkpoints that have been written.
 struct Notes {
     running: Option<JoinHandle<Result<Duration, StoreError>>>,
     next: Instant,
-    /// Bytes in the file at the last note.
+    /// Bytes in the file at the last checkpoint.
     bytes: u64,
-    /// It failed once, and is not tried again: only a crash would miss it.
+    /// A checkpoint has failed. None is tried again: only a crash would need it.
     failed: bool,
 }
 
 impl Storing {
-    /// `kept` is in the stage already. What comes is compared with the suspect.
+    /// `kept` is in the stage already. New bytes are compared with the suspect.
     pub(super) fn new(
         stored: Option<Stored>,
         algorithm: Algorithm,
@@ -93,17 +93,17 @@ impl Storing {
         }
     }
 
-    /// Whether more may come.
+    /// Whether another chunk may be pushed.
     pub(super) fn has_room(&self) -> bool {
         self.pending_bytes < MAX_PENDING && !self.comparing
     }
 
-    /// Whether, since this was asked last, more has waited than comes in a moment.
+    /// Whether the writer was slower than the streams since the last call.
     pub(super) fn was_behind(&mut self) -> bool {
         std::mem::take(&mut self.most_pending) >= BEHIND
     }
 
-    /// Whether what comes is stored.
+    /// Whether bytes are stored.
     pub(super) fn is_storing(&self) -> bool {
         self.place.is_some()
     }
@@ -112,7 +112,7 @@ impl Storing {
         self.place.as_mut().map(|(reservation, _)| reservation)
     }
 
-    /// Stores no more of it.
+    /// Releases the staged file's space: nothing further is stored.
     pub(super) fn give_up_place(&mut self) {
         self.place = None;
     }
@@ -125,8 +125,8 @@ impl Storing {
         }
     }
 
-    /// Takes a chunk. One that repeats bytes has to be compared with the file before more is read:
-    /// followers are shown new bytes at once, and must not be shown those of a stream that differs.
+    /// Takes a chunk. A chunk that repeats bytes has to be compared with the file before more is read:
+    /// new bytes are published at once, and those of a stream that differs must not be.
     pub(super) fn push(&mut self, offset: u64, chunk: Bytes, repeats: bool) {
         self.comparing |= repeats;
         self.pending_bytes += chunk.len();
@@ -135,14 +135,14 @@ impl Storing {
         self.start();
     }
 
-    /// Forgets chunks that wait, unless `keep` holds for where they begin and end.
+    /// Drops waiting chunks for whose start and end `keep` is false.
     pub(super) fn retain(&mut self, keep: impl Fn(u64, u64) -> bool) {
         self.pending
             .retain(|(offset, chunk)| keep(*offset, offset + chunk.len() as u64));
         self.pending_bytes = self.pending.iter().map(|(_, chunk)| chunk.len()).sum();
     }
 
-    /// Which bytes wait.
+    /// The bytes that wait for the writer.
     pub(super) fn pending(&self) -> RangeSet {
         let mut pending = RangeSet::new();
         for (offset, chunk) in &self.pending {
@@ -151,8 +151,7 @@ impl Storing {
         pending
     }
 
-    /// Gives what waits to the writer, if that is idle. Also when nothing waits, but the hash is
-    /// behind the file.
+    /// Starts the next batch if the writer is idle and chunks wait or the hash is behind the file.
     fn start(&mut self) {
         self.writing = match std::mem::replace(&mut self.writing, Writing::Gone) {
             Writing::Idle(mut writer) if !self.pending.is_empty() || writer.is_behind() => {
@@ -160,7 +159,7 @@ impl Storing {
                     writer.stop_writing();
                 }
                 let batch = if self.place.is_none() && writer.is_behind() {
-                    // What isn't written has to wait for its turn to be hashed.
+                    // Bytes that aren't written wait until the hash has reached them.
                     Vec::new()
                 } else {
                     self.pending_bytes = 0;
@@ -172,8 +171,8 @@ impl Storing {
         };
     }
 
-    /// Waits for the batch that is being written; forever when there is none. The writer has to be
-    /// [given back](Self::give_back). Cancel safe.
+    /// Waits for the current batch; forever when there is none. The caller has to
+    /// [give the writer back](Self::give_back). Cancel safe.
     pub(super) async fn written(&mut self) -> Result<Box<Writer>, DownloadError> {
         let Writing::Busy(batch) = &mut self.writing else {
             return std::future::pending().await;
@@ -183,14 +182,14 @@ impl Storing {
         result.map_err(|_panicked| DownloadError::Lost)
     }
 
-    /// The writer goes on with what has come meanwhile.
+    /// Takes the writer back and starts the next batch.
     pub(super) fn give_back(&mut self, writer: Box<Writer>) {
         self.writing = Writing::Idle(writer);
         self.start();
         self.comparing &= self.is_busy();
     }
 
-    /// Takes the writer out, if it is idle. It has to be [put back](Self::put_back).
+    /// Takes the writer, if it is idle. The caller has to [put it back](Self::put_back).
     pub(super) fn take_idle(&mut self) -> Option<Box<Writer>> {
         match std::mem::replace(&mut self.writing, Writing::Gone) {
             Writing::Idle(writer) => Some(writer),
@@ -201,17 +200,17 @@ impl Storing {
         }
     }
 
-    /// The writer is idle; nothing is given to it.
+    /// Puts the writer back without starting a batch.
     pub(super) fn put_back(&mut self, writer: Box<Writer>) {
         self.writing = Writing::Idle(writer);
     }
 
-    /// Whether a batch is being written, or one is to be.
+    /// Whether a batch is being written.
     pub(super) fn is_busy(&self) -> bool {
         matches!(self.writing, Writing::Busy(_))
     }
 
-    /// Notes on disk what is there, if it is time: after a crash the download goes on from there.
+    /// Writes a checkpoint, if one is due: after a crash the download is resumed from it.
     pub(super) fn note(&mut self, writer: &Writer, upstream: &Arc<str>, total: u64) {
         let now = Instant::now();
         if self.notes.is_due(writer, now)
@@ -227,7 +226,7 @@ impl Storing {
         }
     }
 
-    /// What was stored, once the writer is idle.
+    /// The idle writer and the reserved space.
     pub(super) fn into_parts(self) -> (Option<Box<Writer>>, Option<Admission>) {
         let writer = match self.writing {
             Writing::Idle(writer) => Some(writer),
@@ -249,7 +248,7 @@ impl Notes {
 
     fn is_due(&mut self, writer: &Writer, now: Instant) -> bool {
         if let Some(running) = &mut self.running {
-            // Looked at without waiting: the next batch comes by again.
+            // Polled once: the next batch polls again.
             let Some(ended) = futures_util::FutureExt::now_or_never(running) else {
                 return false;
             };

@@ -1,25 +1,25 @@
-//! What was thrown away although followers have bytes of it.
+//! Discarded bytes that followers have received, for comparison with the next source's.
 
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
 use crate::retention::{Hold, Reservation};
 use crate::storage::Stage;
 
-/// Bytes that are compared at once with what another source has sent.
+/// Bytes compared at once.
 const BLOCK: usize = 4 * 1024;
 
-/// A file whose bytes were given to followers and then thrown away, because they didn't have the
-/// digest.
+/// A staged file that was discarded because its content doesn't have the digest, and of which
+/// followers have received bytes.
 pub(super) struct Suspect {
     pub(super) stage: Box<dyn Stage>,
-    /// What is in the file.
+    /// The ranges that are in the file.
     pub(super) ranges: RangeSet,
-    /// Keeps the space that the file takes.
+    /// Keeps the file's space reserved.
     pub(super) _place: Option<(Reservation, Hold)>,
 }
 
 impl Suspect {
-    /// Whether a new source sends what followers were given of another one.
+    /// Compares bytes of the new source with the file: adds equal ranges to `agreed`, others to `differs`.
     pub(super) fn compare(
         &self,
         start: u64,
@@ -49,7 +49,7 @@ impl Suspect {
     }
 }
 
-/// Fills the buffer from the file. False when that can't be.
+/// Fills the buffer from the file. False when the file can't be read or is too short.
 pub(super) fn read_back(stage: &dyn Stage, offset: u64, buffer: &mut [u8]) -> bool {
     let mut filled = 0;
     while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {

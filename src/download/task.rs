@@ -1,4 +1,4 @@
-//! The detached download: upstream to store, in one task that outlives its clients.
+//! The task of a download: from the upstream to the store, independent of its clients.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,14 +22,14 @@ use crate::oci::RangeSet;
 use crate::retention::Trust;
 use crate::storage::Partial;
 
-/// How often a download that asks for nothing looks whether it should.
+/// How often an idle download checks whether clients wait for bytes.
 const IDLE_LOOK: Duration = Duration::from_secs(5);
-/// After so many looks in a row it ends, if a client waits for it.
+/// Consecutive idle checks after which a download that clients wait for fails.
 const MAX_IDLE_LOOKS: u32 = 12;
 
-/// Runs one download to its end, whatever that is, and tells its followers.
+/// Runs one download to its end and tells its followers the result.
 ///
-/// The leader's source, of the member 0, is the first that is asked.
+/// `source` is the leader's, member 0. It is tried first.
 pub(super) async fn run(
     shared: Arc<Inner>,
     download: Arc<Download>,
@@ -59,11 +59,11 @@ pub(super) async fn run(
             }
             return;
         }
-        // Who asked looks again.
+        // Clients look in the store again.
         Err(DownloadError::Present) => Err(DownloadError::Present),
         Err(error) => {
             log_failure(&shared, &download, &error);
-            // What is right is kept. Before anybody hears, because the next one takes it up.
+            // Good bytes stay for the next download. Done before followers are told: they may start it.
             if error.leaves_partial() && transfer.keep().await {
                 commit::leave(&shared, &download, transfer.storing).await;
             } else {
@@ -75,7 +75,7 @@ pub(super) async fn run(
     match ended {
         Ok(verified) => conclude(&shared, &download, verified).await,
         Err(error) => {
-            // Forgotten first: who asks after this failure starts anew and isn't told of it.
+            // Forgotten first: a client that asks after the failure starts a new download.
             shared.running.forget(&download.digest, download.id);
             download.progress.failed(error);
         }
@@ -83,7 +83,7 @@ pub(super) async fn run(
     drop(guard);
 }
 
-/// When the process is to stop, the download goes on for its clients only. Never ends.
+/// Once the process drains, continues for clients only. Never returns.
 async fn drain(shared: &Inner, download: &Download) -> DownloadError {
     shared.drain.cancelled().await;
     shared.running.stand_no_more(&download.digest, download.id);
@@ -91,10 +91,10 @@ async fn drain(shared: &Inner, download: &Download) -> DownloadError {
     std::future::pending().await
 }
 
-/// A failure that no client notices is none for the operator either.
+/// Logs a failure: as a warning when a client is affected and nothing has reported it yet.
 fn log_failure(shared: &Inner, download: &Download, error: &DownloadError) {
     let digest = download.digest;
-    // The source has reported what its upstream said.
+    // The source has reported its upstream's error.
     let reported = matches!(error, DownloadError::Upstream(_));
     if !reported && shared.running.has_clients(&digest, download.id) {
         tracing::warn!(%digest, error = %on_one_line(&error), "download failed");
@@ -105,14 +105,14 @@ fn log_failure(shared: &Inner, download: &Download, error: &DownloadError) {
 
 async fn conclude(shared: &Inner, download: &Download, verified: VerifiedDownload) {
     if verified.place.is_none() {
-        // Passed through. Who comes now starts anew.
+        // Passed through: later clients start a new download.
         shared.running.forget(&download.digest, download.id);
     }
     download.progress.verified(verified.size);
     commit::commit(shared, download, verified).await;
 }
 
-/// Makes sure that followers hear of the end also when the task is dropped or panics.
+/// Tells followers of the end also when the task is dropped or panics.
 struct Guard<'a> {
     shared: &'a Inner,
     download: &'a Download,
@@ -126,15 +126,15 @@ impl Drop for Guard<'_> {
     }
 }
 
-/// How a transfer ends that doesn't fail.
+/// How a transfer ends without an error.
 pub(super) enum Ended {
-    /// All bytes have come, so many, and they have the digest.
+    /// The whole blob has arrived: its size in bytes. The digest is verified.
     Whole(u64),
-    /// Nobody wants it any more. Whether what is there has been noted on disk.
+    /// No client follows. `kept`: whether a checkpoint was written.
     Abandoned { kept: bool },
 }
 
-/// Bytes to ask for, and the permit that this waits for.
+/// Bytes to request, and the permit that the request waits for.
 type Turn = (Span, BoxFuture<'static, Result<Opening, Busy>>);
 
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -145,37 +145,37 @@ pub(super) struct Transfer<'a> {
     pub(super) streams: Streams,
     pub(super) storing: Storing,
     pub(super) space: Space<'a>,
-    /// The member whose source is asked.
+    /// The member whose source is in use.
     pub(super) member: u64,
     /// Whether that source has answered.
     pub(super) answered: bool,
-    /// Whether what is there came from other sources, too, or from an earlier download.
+    /// Whether some of the bytes came from other sources or from an earlier download.
     pub(super) mixed: bool,
-    /// What followers were given and what was thrown away, until the download is open again.
+    /// Discarded bytes that followers have, until the download is open again.
     pub(super) suspect: Option<Suspect>,
-    /// Why it was thrown away.
+    /// Why they were discarded.
     pub(super) suspected: Option<DownloadError>,
-    /// Where the first client begins to read.
+    /// What the first client requests.
     pub(super) wanted: BlobRequest,
-    /// Whether the upstream has answered, and followers have been told the length.
+    /// Whether the upstream has answered and followers know the size.
     pub(super) opened: bool,
-    /// What an earlier download has left: its length, and what is there.
+    /// The resumed partial file: the blob's size, and the ranges that are in the file.
     pub(super) kept: Option<(u64, RangeSet)>,
-    /// The body has ended, of a blob whose length wasn't told.
+    /// The body of a blob of unknown size has ended.
     pub(super) ended: bool,
-    /// Bytes that have come, of such a blob.
+    /// End of the bytes that have arrived.
     pub(super) received: u64,
-    /// A turn that is waited for.
+    /// The request that waits for its permit.
     pub(super) turn: Option<Turn>,
     demand: watch::Receiver<()>,
-    /// Whether something has changed that streams are opened or cut for.
+    /// Whether the streams have to be planned again.
     pub(super) replan: bool,
     pub(super) look: Option<Instant>,
-    /// The latest that was heard of a client.
+    /// The number of the latest follower or wait that has been considered.
     pub(super) newest: u64,
-    /// How often it has been looked in vain for something to ask for.
+    /// Consecutive idle checks.
     idle_looks: u32,
-    /// Until when the download goes on without clients.
+    /// When a download without clients may be paused.
     pub(super) grace: Option<Instant>,
 }
 
@@ -218,11 +218,11 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Brings the blob from one source after the other, until one has brought all of it or all have
+    /// Downloads the blob from one source after the other, until it is complete or all sources have
     /// failed.
     async fn complete(&mut self) -> Result<Ended, DownloadError> {
-        // Committed by another download since somebody looked: never fetched twice. The same test
-        // as for clients, so that what is damaged for them is not present here.
+        // Another download may have committed the blob since the client looked. The test is the same
+        // as for clients, so that a file that is damaged for them isn't present here.
         let digest = &self.download.digest;
         if let Ok(Some(content)) = self.shared.store.open(digest).await
             && self.shared.retention.trust(digest, &content) != Trust::Damaged
@@ -246,7 +246,7 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Brings the blob from the present source. When this succeeds everything has been hashed.
+    /// Downloads the blob from the current source. On success everything has been hashed.
     async fn bring(&mut self) -> Result<Ended, DownloadError> {
         loop {
             while !self.is_complete() {
@@ -266,7 +266,7 @@ impl<'a> Transfer<'a> {
             self.stop_streams();
             self.settle_space().await?;
             self.hash_all().await?;
-            // What couldn't be written, and wasn't hashed yet, comes again.
+            // Bytes that were neither written nor hashed are requested again.
             if self.is_complete() {
                 return Ok(Ended::Whole(self.plan.total.unwrap_or(self.received)));
             }
@@ -285,8 +285,7 @@ impl<'a> Transfer<'a> {
         self.ended || self.opened && self.plan.total.is_some_and(whole)
     }
 
-    /// Waits for something to happen, and deals with it. True when it has been waited for clients
-    /// long enough.
+    /// Waits for the next event and handles it. True when the grace period without clients is over.
     async fn step(&mut self) -> Result<bool, DownloadError> {
         let room = self.download.progress.room()? && self.storing.has_room() && self.has_space();
         let idle = self.plan.lanes().is_empty() && self.turn.is_none() && !self.storing.is_busy();
@@ -300,7 +299,7 @@ impl<'a> Transfer<'a> {
             (span, permit) = turn(&mut self.turn) => {
                 let opening = permit.map_err(|Busy| DownloadError::Busy)?;
                 self.open(span, Permit::Opening(opening));
-                // Other ranges that clients have announced needn't wait for its answer.
+                // Other announced ranges needn't wait for this response.
                 self.replan |= !self.plan.fill;
             }
             event = self.streams.next(room) => self.happened(event).await?,
@@ -314,7 +313,7 @@ impl<'a> Transfer<'a> {
             }
             () = at(self.grace) => return Ok(true),
             () = tokio::time::sleep(IDLE_LOOK), if idle => {
-                // Nothing comes, and nothing is asked for: a client must not wait for that forever.
+                // No stream is open and none is planned: a client must not wait forever.
                 self.idle_looks += 1;
                 self.replan = true;
                 if self.idle_looks > MAX_IDLE_LOOKS && self.download.progress.is_waited_for() {
@@ -325,7 +324,7 @@ impl<'a> Transfer<'a> {
         Ok(false)
     }
 
-    /// Waits until all that has come is hashed, as far as its turn has come.
+    /// Waits until all contiguous bytes are hashed.
     pub(super) async fn hash_all(&mut self) -> Result<(), DownloadError> {
         while self.storing.is_busy() {
             let writer = self.storing.written().await?;
@@ -334,7 +333,7 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// Takes up what an earlier download has left.
+    /// Resumes the partial file of an earlier download, if there is one.
     async fn take_up(&mut self) {
         let digest = self.download.digest;
         if let Some((
@@ -344,7 +343,7 @@ impl<'a> Transfer<'a> {
             },
         )) = place::take_up(self.shared, self.download).await
         {
-            // Whoever wrote that down: a byte is left to ask for.
+            // At least one byte has to be requested, whatever the checkpoint says.
             ranges.remove(total.saturating_sub(1), u64::MAX);
             tracing::info!(%digest, total, there = ranges.len(), "taking up a partial download");
             self.plan.opened(Some(total));
@@ -355,7 +354,7 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// A batch has been hashed and written.
+    /// Takes the writer back after a batch has been hashed and written.
     pub(super) fn take_back(&mut self, mut writer: Box<Writer>) -> Result<(), DownloadError> {
         let digest = self.download.digest;
         if let Some(at) = writer.changed {
@@ -385,7 +384,7 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// From here on nothing is stored: one stream, in order.
+    /// Switches to pass-through: stores nothing further and reads one stream in order.
     pub(super) fn pass_through(&mut self, hashed: u64) {
         self.storing.give_up_place();
         let progress = &self.download.progress;
@@ -398,7 +397,7 @@ impl<'a> Transfer<'a> {
     }
 }
 
-/// The turn that is waited for, with what it was for; forever when there is none. Cancel safe.
+/// Waits for the permit of the pending request; forever when there is none. Cancel safe.
 async fn turn(turn: &mut Option<Turn>) -> (Span, Result<Opening, Busy>) {
     let Some((span, waiting)) = turn else {
         return std::future::pending().await;
@@ -408,7 +407,7 @@ async fn turn(turn: &mut Option<Turn>) -> (Span, Result<Opening, Busy>) {
     granted
 }
 
-/// Waits until then; forever without a time.
+/// Waits until `time`; forever when there is none.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,

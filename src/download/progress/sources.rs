@@ -1,21 +1,21 @@
-//! What sources do to followers: they prove a repository, they fail, and they send other bytes than the
-//! one before.
+//! Effects of sources on followers: a source proves its repository, fails, or sends bytes that differ
+//! from the previous source's.
 
 use super::Progress;
 use super::state::Phase;
 use crate::download::DownloadError;
 use crate::oci::RangeSet;
 
-/// What has to be compared when a download begins anew.
+/// Whether bytes have to be compared when a download starts again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::download) enum Given {
-    /// Some followers have bytes that can be compared.
+    /// Some followers have received bytes that can be compared.
     Some,
     Nothing,
 }
 
 impl Progress {
-    /// The upstream has said that a member's repository has the blob: its followers may have it.
+    /// The upstream has confirmed that a member's repository has the blob: its followers may read.
     pub(in crate::download) fn prove(&self, member: u64) {
         self.change(|state| {
             if !state.members.proved.contains(&member) {
@@ -33,7 +33,7 @@ impl Progress {
         matches!(self.ended(member), Some(Err(_)))
     }
 
-    /// The blob's length as it was announced, for a member that is proved.
+    /// The announced size, for a member that is proved.
     pub(in crate::download) fn announced_size(&self, member: u64) -> Option<u64> {
         let state = self.state();
         let open = matches!(state.phase, Phase::Streaming | Phase::Verified);
@@ -41,27 +41,27 @@ impl Progress {
         state.total.filter(|_| admitted)
     }
 
-    /// The source of a member has failed. Its followers are told so at once if it isn't proved,
-    /// otherwise when all sources have failed.
+    /// The source of a member has failed. Followers of an unproved member get the error at once, those
+    /// of a proved one when all sources have failed.
     pub(in crate::download) fn source_failed(&self, member: u64, error: DownloadError) {
         self.change(|state| {
             state.members.failures.insert(member, error);
         });
     }
 
-    /// A member has no followers any more.
+    /// Forgets a member without followers.
     pub(in crate::download) fn forget_member(&self, member: u64) {
         self.state().members.failures.remove(&member);
     }
 
-    /// No stream is about to bring anything.
+    /// Records that no stream is open.
     pub(in crate::download) fn clear_marks(&self) {
         self.state().marks.clear();
     }
 
-    /// Begins anew: what has come is wrong, or may be. `known` is what of it can still be compared
-    /// with what comes now. Followers go on as soon as all that they were given has come again, and
-    /// was the same; those for which that can't be found out get the error.
+    /// Starts again, because the published bytes are or may be wrong. `known` are those that can still
+    /// be compared. A follower continues once all bytes that it has received have arrived again and
+    /// are equal; one whose bytes can't be compared gets the error.
     pub(in crate::download) fn restart(&self, known: &RangeSet, error: &DownloadError) -> Given {
         let mut given = Given::Nothing;
         self.change(|state| {
@@ -84,7 +84,7 @@ impl Progress {
         given
     }
 
-    /// What has come again was compared with what was thrown away.
+    /// Takes the result of comparing new bytes with the discarded ones.
     pub(in crate::download) fn compared(
         &self,
         agreed: &RangeSet,
@@ -104,7 +104,7 @@ impl Progress {
         });
     }
 
-    /// Whether some follower waits until what it was given is found right or wrong.
+    /// Whether a follower waits for the comparison of its bytes.
     pub(in crate::download) fn is_comparing(&self) -> bool {
         let state = self.state();
         state.followers.values().any(|position| position.compares)

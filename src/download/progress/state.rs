@@ -1,4 +1,4 @@
-//! What is there of a download, where its followers are, and what each of them does next.
+//! The state of a download: published bytes, followers, and the next step of each follower.
 
 use std::collections::HashMap;
 
@@ -10,17 +10,17 @@ use crate::oci::{ByteRange, RangeSet};
 use crate::retention::WITHHELD;
 use crate::storage::{Piece, Reader};
 
-/// Bytes in the file that are better sent from there, at the cost of a system call, than from memory.
+/// Ranges of the file of at least this many bytes are sent from the file instead of memory.
 const WORTH_A_CALL: u64 = 64 * 1024;
 
-/// Where a download stands.
+/// The phase of a download.
 #[derive(Debug, Clone)]
 pub(super) enum Phase {
-    /// Waiting for the upstream's head.
+    /// Waits for the upstream's response head.
     Opening,
-    /// Bytes are coming.
+    /// Bytes arrive.
     Streaming,
-    /// All bytes are there and have the digest. The only phase that ends a whole body well.
+    /// Complete and verified. Only this phase ends a whole body cleanly.
     Verified,
     Failed(DownloadError),
 }
@@ -28,54 +28,54 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct ProgressState {
     pub(super) phase: Phase,
-    /// Length of the blob, once the upstream has told or all has come.
+    /// Size of the blob, once it is announced or the blob is complete.
     pub(super) total: Option<u64>,
     /// Reads the staged file.
     pub(super) reader: Option<Reader>,
-    /// What followers may read: in memory or in the file.
+    /// Published bytes: in memory or in the file.
     pub(super) have: RangeSet,
-    /// What is in the file.
+    /// Bytes in the file.
     pub(super) written: RangeSet,
     pub(super) memory: Memory,
-    /// Whether what comes is written to the file.
+    /// Whether bytes are written to the file. False in pass-through.
     pub(super) stored: bool,
-    /// Bytes before it are perhaps to be had no more, because nothing is stored.
+    /// In pass-through, bytes before this offset may be gone.
     pub(super) lost: u64,
-    /// Where the streams are: bytes that come by themselves.
+    /// Positions of the streams, by stream.
     pub(super) marks: Vec<(u64, u64)>,
-    /// What has been given to followers; kept only while that decides what is fetched.
+    /// Bytes that followers have received. Recorded only while they decide what is fetched.
     pub(super) given: Option<RangeSet>,
     pub(super) followers: HashMap<u64, Position>,
-    /// Names followers, and puts their waits in order.
+    /// Next number for followers and their waits.
     pub(super) next: u64,
-    /// Blobs of at most so many bytes are given to nobody before they are verified.
+    /// Blobs of at most this many bytes are verified before the first byte is sent.
     pub(super) verified_first: u64,
     pub(super) members: Members,
-    /// What the present source has sent like the one whose bytes were thrown away.
+    /// Bytes of the current source that equal the discarded ones.
     pub(super) agreed: RangeSet,
 }
 
-/// What a follower reads next.
+/// The range that a follower reads next.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::download) struct ReadPosition {
     pub(in crate::download) offset: u64,
     /// None: up to the end of the blob.
     pub(in crate::download) end: Option<u64>,
-    /// All bytes before the offset have been read: where all after it are read too, the end is held
-    /// back until the digest is right.
+    /// Whether all bytes before the offset have been read: the end of such a body is withheld until
+    /// the digest is verified.
     pub(in crate::download) whole: bool,
-    /// The client is best sent what the file has.
+    /// Whether the client is best served from the file (sendfile).
     pub(in crate::download) from_file: bool,
 }
 
 /// The next step of a follower.
 #[derive(Debug)]
 pub(in crate::download) enum Step {
-    /// Bytes at the offset asked for, and none behind the end that was asked for.
+    /// Bytes at the requested offset, none beyond the requested end.
     Give(Piece),
-    /// Nothing comes after the offset.
+    /// The blob ends at the offset.
     End,
-    /// Nothing yet.
+    /// The bytes haven't arrived.
     Wait,
 }
 
@@ -85,7 +85,7 @@ impl ProgressState {
         self.next
     }
 
-    /// Whether a follower may be given bytes now, or be told the length.
+    /// Whether a follower may receive bytes or the size now.
     pub(super) fn admits(&self, follower: u64) -> Result<bool, DownloadError> {
         let Some(position) = self.followers.get(&follower) else {
             return Err(DownloadError::Lost);
@@ -99,17 +99,17 @@ impl ProgressState {
         Ok(self.members.admits(position.member)? && !position.compares)
     }
 
-    /// Why a member's followers get no more: its own source's error, where that has been tried.
+    /// The error for a member's followers: its own source's, if that was tried.
     pub(super) fn failure(&self, member: u64, error: &DownloadError) -> DownloadError {
         let own = self.members.failures.get(&member);
         match error {
-            // These are nobody's source's.
+            // These aren't errors of a source.
             DownloadError::Present | DownloadError::Stopping => error.clone(),
             _ => own.unwrap_or(error).clone(),
         }
     }
 
-    /// Notes what a follower is given.
+    /// Records the bytes that a follower receives.
     pub(super) fn gives(&mut self, follower: u64, start: u64, piece: &Piece) {
         let end = match piece {
             Piece::Bytes(bytes) => start + bytes.len() as u64,
@@ -123,7 +123,7 @@ impl ProgressState {
         }
     }
 
-    /// What a follower waits for, with its turn: bytes that it lacks, or that are to be compared.
+    /// The bytes that a follower waits for (to read or to compare), with the number of its wait.
     pub(super) fn want(&self, position: &Position) -> Option<(u64, MissingBytes)> {
         if !position.compares {
             return Some((position.waits?, self.lacks(position.at, position.end)?));
@@ -141,7 +141,7 @@ impl ProgressState {
         self.marks.extend(at.map(|at| (stream, at)));
     }
 
-    /// Notes where a follower is. Whether the task must know.
+    /// Records the position of a follower. Returns whether the task must be told.
     pub(super) fn moves(&mut self, follower: u64, reading: ReadPosition) -> bool {
         if let Some(position) = self.followers.get_mut(&follower) {
             position.at = reading.offset;
@@ -152,8 +152,8 @@ impl ProgressState {
         !self.stored
     }
 
-    /// What has to come for somebody who waits at `at`. That byte may be there: the end of a blob is
-    /// held back until all of it has come.
+    /// The bytes that a follower lacks that waits at `at`. That byte may have arrived: the end of a
+    /// body is withheld until the blob is complete.
     fn lacks(&self, at: u64, end: Option<u64>) -> Option<MissingBytes> {
         let next = self.have.end_of(at);
         let limit = end.into_iter().chain(self.total).min();
@@ -161,7 +161,7 @@ impl ProgressState {
         lacks.then_some(MissingBytes { at: next, end })
     }
 
-    /// Notes that a follower waits. Whether no stream is about to bring what it waits for.
+    /// Records that a follower waits. Returns whether no stream brings its bytes next.
     pub(super) fn waits(
         &mut self,
         follower: u64,
@@ -187,7 +187,7 @@ impl ProgressState {
             Phase::Verified => true,
             Phase::Opening | Phase::Streaming => false,
         };
-        // Only a body that was read from byte 0 on must not end well before it is verified.
+        // A body that is read from byte 0 must not end cleanly before the digest is verified.
         if (verified || !whole) && self.total.is_some_and(|total| offset >= total) {
             return Ok(Step::End);
         }
@@ -220,13 +220,13 @@ impl ProgressState {
                 start: offset,
                 end: offset + in_file,
             })),
-            // Neither in memory nor in the file: passed through, and this follower came too late.
+            // Neither in memory nor in the file: passed through before this follower joined.
             _ => Err(DownloadError::Lost),
         }
     }
 
-    /// Drops old chunks: those that the file has, beyond what is kept for followers at the mark; of
-    /// a download that isn't stored those that every follower has read.
+    /// Drops old chunks from memory: those that are in the file, except the most recent ones; in
+    /// pass-through those that every follower has read.
     pub(super) fn forget_old(&mut self) {
         if self.stored {
             self.memory.trim(&self.written);
