@@ -1,29 +1,29 @@
-//! What one stream brings.
+//! The byte range of one stream.
 
 use tokio::time::Instant;
 
 use super::throughput::Throughput;
 use crate::oci::RangeSet;
 
-/// Bytes that are waited for behind a stream's mark at any pace.
+/// How far ahead of a stream a reader may wait, whatever the stream's throughput.
 pub(super) const NEAR: u64 = 1024 * 1024;
-/// How long is waited for a stream that comes nearer, instead of opening another one.
+/// How long a reader waits for an approaching stream before another one is opened for it.
 const NEAR_TIME: f64 = 0.25;
-/// Bytes that who reads on from there waits for behind a new stream's mark, whose pace is yet to be
-/// seen: a fast one is there at once, and where it is cut short, what is on its way is lost.
+/// How far ahead of a new stream, whose throughput is not known yet, an open-ended reader may be before
+/// another stream is opened for it. Shortening a stream wastes the bytes in flight.
 const PATIENT: u64 = 64 * 1024 * 1024;
 
-/// The stretch of one stream.
+/// The range that one stream brings.
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) id: u64,
-    /// The next byte that it brings.
+    /// Offset of the next byte.
     pub(super) at: u64,
-    /// Where it ends: none where the blob's length isn't known.
+    /// End, exclusive. None when the blob's size isn't known.
     pub(super) end: Option<u64>,
-    /// Further ranges that the same request has asked for, and that have yet to begin.
+    /// Further ranges of the same request that haven't begun.
     pub(super) further: RangeSet,
-    /// Whether the upstream has given the stream.
+    /// Whether the upstream has answered.
     pub(super) answered: bool,
     pub(super) pace: Throughput,
 }
@@ -40,7 +40,7 @@ impl Lane {
         }
     }
 
-    /// The stream brings the byte `offset` next. False when it isn't expected to.
+    /// Moves to `offset`, which the stream brings next. False when it isn't expected there.
     pub(super) fn seek(&mut self, offset: u64) -> bool {
         if self.at == offset && self.owns(offset) {
             return true;
@@ -57,7 +57,7 @@ impl Lane {
         true
     }
 
-    /// Frees the further ranges, but the next one where the present one has come.
+    /// Frees the further ranges, except the next one when the current one is complete.
     pub(super) fn keep_one_range(&mut self) {
         let further = std::mem::take(&mut self.further);
         if let (true, Some(next)) = (self.is_through(), further.ranges().first()) {
@@ -69,12 +69,12 @@ impl Lane {
         self.at <= at && self.end.is_none_or(|end| at < end)
     }
 
-    /// Whether the stream brings the byte: now, or in one of its further ranges.
+    /// Whether the stream brings the byte, in its current or a further range.
     pub(super) fn brings(&self, at: u64) -> bool {
         self.owns(at) || self.further.contains(at, at + 1)
     }
 
-    /// Another stream brings what begins there.
+    /// Removes the further range that begins there: another stream brings it.
     pub(super) fn cut(&mut self, at: u64) {
         if self.owns(at) {
             self.end = Some(at);
@@ -83,12 +83,12 @@ impl Lane {
         }
     }
 
-    /// Whether all of its present range has come.
+    /// Whether its current range is complete.
     pub(super) fn is_through(&self) -> bool {
         self.end.is_some_and(|end| self.at >= end)
     }
 
-    /// Whether its request has asked for ranges that have yet to begin.
+    /// Whether it has further ranges.
     pub(super) fn has_further(&self) -> bool {
         !self.further.is_empty()
     }
@@ -97,11 +97,11 @@ impl Lane {
         self.end.unwrap_or(total).saturating_sub(self.at)
     }
 
-    /// Whether the stream is about to bring the byte `at` for somebody who reads up to `end`.
+    /// Whether the stream brings the wanted byte soon enough for the reader to wait.
     pub(super) fn comes_soon(&self, at: u64, end: Option<u64>, total: u64, now: Instant) -> bool {
         let rate = self.pace.rate(now);
         if !self.owns(at) {
-            // A further range: all before it comes first.
+            // A further range: the ranges before it come first.
             let ahead = self.left(total) + self.further.len();
             let reach = rate.map(|rate| to_bytes(rate * NEAR_TIME).max(NEAR));
             return reach.is_none_or(|reach| ahead <= reach);

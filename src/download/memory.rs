@@ -1,4 +1,4 @@
-//! The latest chunks of a download, by their place in the blob.
+//! The most recent chunks of a download, by offset.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,14 +6,14 @@ use bytes::Bytes;
 
 use crate::oci::RangeSet;
 
-/// Bytes of chunks that are kept although the file has them, so that followers at a stream's mark
-/// are served without reading what was just written.
+/// Bytes of chunks kept in memory although they are in the file, so that followers near a stream's
+/// position are served without reading the file.
 const RECENT: usize = 1024 * 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     chunks: BTreeMap<u64, Bytes>,
-    /// Where the chunks begin, in the order of their coming.
+    /// Offsets of the chunks, in order of arrival.
     order: VecDeque<u64>,
     bytes: usize,
 }
@@ -31,14 +31,14 @@ impl Memory {
         }
     }
 
-    /// The bytes from `offset` on that one chunk has.
+    /// The bytes from `offset` to the end of the chunk that holds it.
     pub(super) fn get(&self, offset: u64) -> Option<Bytes> {
         let (start, chunk) = self.chunks.range(..=offset).next_back()?;
         let skip = usize::try_from(offset - start).ok()?;
         (skip < chunk.len()).then(|| chunk.slice(skip..))
     }
 
-    /// Forgets the oldest chunks that the file has, beyond [`RECENT`].
+    /// Drops the oldest chunks that are in the file, except [`RECENT`] bytes.
     pub(super) fn trim(&mut self, written: &RangeSet) {
         while self.bytes > RECENT
             && let Some(&oldest) = self.order.front()
@@ -54,8 +54,7 @@ impl Memory {
         }
     }
 
-    /// Forgets the chunks that end at or before `floor`. Where the last of those ended, if there
-    /// were any.
+    /// Drops the chunks that end at or before `floor`. Returns the end of the last one dropped.
     pub(super) fn forget_below(&mut self, floor: u64) -> Option<u64> {
         let mut forgotten = None;
         while let Some(first) = self.chunks.first_entry()
@@ -70,7 +69,7 @@ impl Memory {
         forgotten
     }
 
-    /// Forgets the chunks that aren't wholly within `have`.
+    /// Drops the chunks that aren't entirely within `have`.
     pub(super) fn keep_only(&mut self, have: &RangeSet) {
         let bytes = &mut self.bytes;
         self.chunks.retain(|start, chunk| {

@@ -1,4 +1,4 @@
-//! The upstream streams of one download: each opens its lane, reads it, and says what happened.
+//! The upstream streams of one download: opens them, reads them, and reports their events.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use crate::upstream::{BlobChunks, BlobRanges, BlobStream, UpstreamError};
 pub(super) struct Stream {
     /// The lane that it reads.
     pub(super) lane: u64,
-    /// Where in the blob the next bytes of the body are.
+    /// Offset in the blob of the body's next bytes.
     pub(super) offset: u64,
-    /// How often in a row it broke off without bringing much.
+    /// Consecutive breaks without progress.
     pub(super) breaks: u32,
-    /// Where the lane was when it last broke off.
+    /// Offset of the lane at the last break.
     pub(super) broke_at: u64,
-    /// The right to be a request, and then a stream; none only while it is exchanged.
+    /// Permit of the request, then of the stream. None only while it is exchanged.
     permit: Option<Permit>,
 }
 
@@ -40,7 +40,7 @@ impl Stream {
         }
     }
 
-    /// The upstream has answered with a body: waits for the right to read it.
+    /// The upstream has answered with a body: waits for the permit to read it.
     async fn wait_for_permit(&mut self) {
         if let Some(permit) = self.permit.take() {
             self.permit = Some(permit.answered().await);
@@ -48,9 +48,9 @@ impl Stream {
     }
 }
 
-/// What has happened on a stream.
+/// An event of a stream.
 pub(super) enum Event {
-    /// The upstream has answered. The body begins at 0 when it doesn't know ranges.
+    /// The upstream has answered. The body starts at byte 0 when it ignores ranges.
     Opened(Result<BlobStream, UpstreamError>),
     /// The upstream has answered a request for several ranges.
     OpenedRanges(BlobRanges),
@@ -59,7 +59,7 @@ pub(super) enum Event {
     Chunk(Bytes),
     /// Bytes at this offset, of several ranges.
     Piece(u64, Bytes),
-    /// The stream has ended: well, or as it says.
+    /// The stream has ended: cleanly, or with an error.
     Ended(Result<(), UpstreamError>),
 }
 
@@ -94,7 +94,7 @@ type Next = BoxFuture<'static, (Stream, Option<Body>, Event)>;
 pub(super) struct Streams {
     source: Arc<dyn Source>,
     busy: FuturesUnordered<Next>,
-    /// Those that wait until there is room for what they bring.
+    /// Streams that aren't read until the writer has room.
     resting: Vec<(Stream, Body)>,
 }
 
@@ -120,7 +120,7 @@ impl Streams {
         self.source.upstream()
     }
 
-    /// The blob's size by a manifest, if one is known.
+    /// Size of the blob in bytes by a manifest's descriptor, if one is known.
     pub(super) fn described_size(&self) -> Option<u64> {
         self.source.described_size()
     }
@@ -129,7 +129,7 @@ impl Streams {
         self.source.supports_multi_range()
     }
 
-    /// Hangs up, and asks another source from now on. It is of the same upstream.
+    /// Closes all streams and uses another source of the same upstream.
     pub(super) fn change_source(&mut self, source: Arc<dyn Source>) {
         self.stop();
         self.source = source;
@@ -180,13 +180,13 @@ impl Streams {
         }));
     }
 
-    /// Goes on reading a stream as soon as there is room.
+    /// Reads on from a stream as soon as there is room.
     pub(super) fn read(&mut self, stream: Stream, body: Body) {
         self.resting.push((stream, body));
     }
 
-    /// The next event of any stream; forever when there is none. Without `room` no stream is read
-    /// that isn't being read already. Cancel safe.
+    /// Waits for the next event of any stream; forever when there is none. Without `room` no further
+    /// stream is read. Cancel safe.
     pub(super) async fn next(&mut self, room: bool) -> (Stream, Option<Body>, Event) {
         if room {
             for (mut stream, mut body) in self.resting.drain(..) {
@@ -205,7 +205,7 @@ impl Streams {
         }
     }
 
-    /// Hangs up on all of them.
+    /// Closes all streams.
     pub(super) fn stop(&mut self) {
         self.busy.clear();
         self.resting.clear();

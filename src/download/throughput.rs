@@ -1,18 +1,18 @@
-//! How fast a stream is.
+//! The throughput of a stream.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long is measured before a pace is told, and told anew.
+/// Duration of one measurement.
 const MEASURED: Duration = Duration::from_millis(100);
-/// After this long without a byte, there is no pace.
+/// After this long without a byte the throughput counts as zero.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// Bytes a second, over the latest moments.
+/// Recent throughput in bytes per second.
 #[derive(Debug, Default)]
 pub(super) struct Throughput {
-    /// Since when what is being measured has been measured, and its bytes.
+    /// Start of the current measurement, and its bytes.
     open: Option<(Instant, u64)>,
     latest: Option<Instant>,
     rate: Option<f64>,
@@ -22,7 +22,7 @@ impl Throughput {
     pub(super) fn add(&mut self, bytes: u64, now: Instant) {
         self.latest = Some(now);
         let Some((since, measured)) = &mut self.open else {
-            // The first bytes come at once: they were sent while the answer's head was read.
+            // The first bytes are already buffered: they were sent while the response head was read.
             self.open = Some((now, 0));
             return;
         };
@@ -36,7 +36,7 @@ impl Throughput {
         }
     }
 
-    /// None before it has been measured; 0 where nothing comes any more.
+    /// None before the first measurement. 0 when no bytes arrive any more.
     pub(super) fn rate(&self, now: Instant) -> Option<f64> {
         let silent = self
             .latest

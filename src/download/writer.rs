@@ -1,8 +1,8 @@
-//! Hashing and writing, in batches, on the blocking pool.
+//! Hashes and writes batches of chunks on the blocking pool.
 //!
-//! Each byte of the blob is accepted once: the first copy is hashed and written, and it is the same
-//! memory that goes both ways. Every further copy is only compared with what the file has. So what is
-//! hashed is what is in the file, in whatever order and however often chunks come.
+//! Each byte of the blob is accepted once: the same memory is hashed and written. Further copies are
+//! only compared with the file. So the hashed bytes are the bytes in the file, in whatever order and
+//! however often chunks arrive.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,39 +13,39 @@ use super::suspect::{Suspect, read_back};
 use crate::oci::{Algorithm, Digest, Hasher, RangeSet};
 use crate::storage::{Partial, Stage, StoreError};
 
-/// Bytes read back at once, to be hashed or compared.
+/// Bytes read back from the file at once, to hash or compare them.
 const PIECE: usize = 256 * 1024;
-/// Bytes read back for the hash in one batch: so long do new chunks wait at most.
+/// Bytes read back for the hash in one batch. Bounds how long new chunks wait.
 const MAX_READ_BACK: u64 = 8 * 1024 * 1024;
 
-/// What hashes and writes. It moves to the blocking pool with each batch, and back.
+/// Hashes and writes. Moves to the blocking pool with each batch, and back.
 pub(super) struct Writer {
-    /// None where nothing is stored.
+    /// None when nothing is stored.
     stage: Option<Box<dyn Stage>>,
-    /// Whether what comes is written; not any more when that has failed once.
+    /// Whether bytes are written. False after the first failed write.
     writing: bool,
     hasher: Hasher,
-    /// Bytes that have been hashed: the blob's first ones.
+    /// Bytes that have been hashed, from the blob's start.
     pub(super) hashed: u64,
-    /// What is in the file.
+    /// The ranges that are in the file.
     pub(super) file: RangeSet,
-    /// What the last batch has written.
+    /// The ranges that the last batch has written.
     pub(super) fresh: RangeSet,
     /// Why writing has stopped, until it is reported.
     pub(super) failure: Option<StoreError>,
-    /// The first byte that came a second time as another one, or couldn't be read back.
+    /// Offset of the first byte that arrived again with another value or couldn't be read back.
     pub(super) changed: Option<u64>,
-    /// Some byte was offered more than once.
+    /// Whether some byte arrived more than once.
     repeated: bool,
-    /// What an earlier source sent, while followers have bytes of it.
+    /// Discarded bytes of an earlier source, while followers have some of them.
     suspect: Option<Suspect>,
-    /// What the last batch has brought that the suspect has: the same, and other.
+    /// Bytes of the last batch that equal the suspect's, and those that differ.
     pub(super) agreed: RangeSet,
     pub(super) differs: RangeSet,
 }
 
 impl Writer {
-    /// `kept` is in the file already. It is hashed like what comes, and not believed.
+    /// `kept` is in the file already. It is hashed like all other bytes.
     pub(super) fn new(
         stage: Option<Box<dyn Stage>>,
         algorithm: Algorithm,
@@ -68,16 +68,16 @@ impl Writer {
         }
     }
 
-    /// The digest of all that was hashed; once. When some byte was offered more than once, that of the
-    /// file, hashed anew: an error in the account of what is written would show there. None when the
-    /// file can't be read back. Blocks then.
+    /// The digest of the hashed bytes. Call once. When some byte arrived more than once, hashes the
+    /// file again, which would reveal an error in the record of what is written; this blocks. None
+    /// when the file can't be read.
     pub(super) fn finish(&mut self, algorithm: Algorithm) -> Option<Digest> {
         let hashed = std::mem::replace(&mut self.hasher, Hasher::new(algorithm)).finish();
         let stage = self.stage.as_deref().filter(|_| self.needs_rehash());
         stage.map_or(Some(hashed), |stage| rehash(stage, algorithm, self.hashed))
     }
 
-    /// Whether all bytes before `end`, and no others, have been hashed and have the digest.
+    /// Whether exactly the bytes before `end` have been hashed, and they have the digest.
     pub(super) fn is_whole(&self, end: u64, digest: &Digest) -> bool {
         self.hashed == end && self.hasher.clone().finish() == *digest
     }
@@ -87,28 +87,28 @@ impl Writer {
         self.repeated && self.writing
     }
 
-    /// The suspect, once nobody needs it.
+    /// Takes the suspect, once no follower needs it.
     pub(super) fn take_suspect(&mut self) -> Option<Suspect> {
         self.suspect.take()
     }
 
-    /// The file, whatever is right of it, and what is in it.
+    /// The staged file, verified or not, with the ranges that are in it.
     pub(super) fn into_file(self) -> Option<(Box<dyn Stage>, RangeSet)> {
         let file = self.file;
         self.stage.map(|stage| (stage, file))
     }
 
-    /// Whether the file has bytes whose turn it is to be hashed.
+    /// Whether the file has bytes that can be hashed next.
     pub(super) fn is_behind(&self) -> bool {
         self.changed.is_none() && self.file.end_of(self.hashed) > self.hashed
     }
 
-    /// Whether what comes goes to the file.
+    /// Whether bytes are written to the file.
     pub(super) fn is_writing(&self) -> bool {
         self.writing
     }
 
-    /// Writes no more; what is in the file can still be read back.
+    /// Stops writing. Bytes in the file can still be read back.
     pub(super) fn stop_writing(&mut self) {
         self.writing = false;
     }
@@ -117,14 +117,14 @@ impl Writer {
         self.stage.as_deref()
     }
 
-    /// The stage, with all that has come.
+    /// The complete stage; none when writing has failed.
     pub(super) fn into_stage(self) -> Option<Box<dyn Stage>> {
         let writing = self.writing;
         self.stage.filter(|_| writing)
     }
 
-    /// What is there of a blob of `total` bytes, for whoever takes the download up. Without its
-    /// last byte: that one is asked of the upstream, which so says that it has the blob.
+    /// The checkpoint of a blob of `total` bytes. Leaves out the last byte: requesting it proves that
+    /// the upstream has the blob.
     pub(super) fn partial(&self, upstream: &Arc<str>, total: u64) -> Partial {
         let mut ranges = self.file.clone();
         ranges.remove(total.saturating_sub(1), u64::MAX);
@@ -135,7 +135,7 @@ impl Writer {
         }
     }
 
-    /// Takes a batch of chunks with their offsets, in the order in which they came. Blocks.
+    /// Processes a batch of chunks with their offsets, in order of arrival. Blocks.
     pub(super) fn take(mut self: Box<Self>, batch: Vec<(u64, Bytes)>) -> Box<Self> {
         self.fresh = RangeSet::new();
         self.agreed = RangeSet::new();
@@ -151,7 +151,7 @@ impl Writer {
     }
 
     /// Splits a batch into the first copy of each byte, by offset and without overlap, and further
-    /// copies of bytes that came earlier, in this batch or before.
+    /// copies of bytes that arrived earlier.
     fn split(&self, batch: Vec<(u64, Bytes)>) -> (BTreeMap<u64, Bytes>, Vec<(u64, Bytes)>) {
         let mut accepted = self.file.clone();
         accepted.insert(0, self.hashed);
@@ -180,7 +180,7 @@ impl Writer {
         (new, copies)
     }
 
-    /// Writes and hashes bytes that came for the first time, contiguous ones in one call.
+    /// Writes and hashes first copies, contiguous ones in one call.
     fn accept(&mut self, parts: BTreeMap<u64, Bytes>) {
         let mut run: Vec<Bytes> = Vec::new();
         let (mut start, mut end) = (0, 0);
@@ -202,11 +202,11 @@ impl Writer {
             if let Some(suspect) = &self.suspect {
                 suspect.compare(at, part, &mut self.agreed, &mut self.differs);
             }
-            // What isn't written has to be hashed now. The file may have the bytes before it.
+            // Bytes that aren't written have to be hashed now. The file may have those before them.
             while !self.writing && at > self.hashed && self.is_behind() {
                 self.catch_up();
             }
-            // What comes before its turn is read back later.
+            // Bytes ahead of the hash are read back later.
             if at == self.hashed {
                 self.hasher.update(part);
                 self.hashed += part.len() as u64;
@@ -236,8 +236,8 @@ impl Writer {
         }
     }
 
-    /// What came a second time must be what is there. Bytes that were passed through without being
-    /// written can't be compared: followers and the hash have had the first copy.
+    /// Compares a further copy with the file. Bytes that were passed through without being written
+    /// can't be compared: followers and the hash have the first copy.
     fn compare(&mut self, mut at: u64, mut copy: &[u8]) {
         let mut buffer = vec![0; copy.len().min(PIECE)];
         while !copy.is_empty() {
@@ -260,7 +260,7 @@ impl Writer {
         }
     }
 
-    /// Hashes what is in the file and whose turn has come.
+    /// Hashes bytes in the file that follow the hashed ones.
     fn catch_up(&mut self) {
         let until = self
             .file
@@ -279,7 +279,7 @@ impl Writer {
         }
     }
 
-    /// Fills the buffer from the file. False when that can't be.
+    /// Fills the buffer from the file. False when the file can't be read or is too short.
     fn read_back(&self, offset: u64, buffer: &mut [u8]) -> bool {
         self.stage
             .as_deref()
@@ -287,7 +287,7 @@ impl Writer {
     }
 }
 
-/// The digest of the first `size` bytes of the file; none when they can't be read. Blocks.
+/// The digest of the first `size` bytes of the file. None when they can't be read. Blocks.
 fn rehash(stage: &dyn Stage, algorithm: Algorithm, size: u64) -> Option<Digest> {
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; PIECE];
