@@ -109,8 +109,8 @@ impl App {
             stop_now: stop_now.clone(),
             clock,
         };
-        let fetcher = pulling.fetcher(&config.proxy, &background);
-        let mirror = pulling.mirror(&config.proxy, upstreams, fetcher);
+        let downloader = pulling.downloader(&config.proxy, &background);
+        let mirror = pulling.mirror(&config.proxy, upstreams, downloader);
         let service = Service::new(mirror, Arc::clone(&metrics), settings(config));
 
         let serving = Serving {

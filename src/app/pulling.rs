@@ -27,8 +27,8 @@ pub(super) struct Pulling {
 
 impl Pulling {
     /// The downloads; partial ones are looked after in the background until the stop.
-    pub(super) fn fetcher(&self, proxy: &config::Proxy, background: &Tasks) -> Downloader {
-        let fetcher = Downloader::new(download::DownloaderOptions {
+    pub(super) fn downloader(&self, proxy: &config::Proxy, background: &Tasks) -> Downloader {
+        let downloader = Downloader::new(download::DownloaderOptions {
             settings: download::DownloadSettings {
                 segments: proxy.segments,
                 streams: proxy.streams,
@@ -45,24 +45,24 @@ impl Pulling {
             stop: self.stop_now.clone(),
             clock: self.clock,
         });
-        let (partials, stop) = (fetcher.clone(), self.stop_accepting.clone());
+        let (partials, stop) = (downloader.clone(), self.stop_accepting.clone());
         background.spawn_required("partials", async move {
             stop.run_until_cancelled(partials.look_after_partials())
                 .await;
         });
-        fetcher
+        downloader
     }
 
     pub(super) fn mirror(
         self,
         proxy: &config::Proxy,
         upstreams: Upstreams,
-        fetcher: Downloader,
+        downloader: Downloader,
     ) -> Arc<Mirror> {
         Mirror::new(MirrorOptions {
             upstreams,
             store: self.store,
-            fetcher,
+            downloader,
             retention: self.retention,
             tags_ttl: proxy.tags_ttl,
             ranges: RangeRules {

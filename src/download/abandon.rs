@@ -22,7 +22,7 @@ impl Transfer<'_> {
             shared, download, ..
         } = self;
         let draining = shared.drain.is_cancelled();
-        let abandoned = shared.running.is_abandoned(&download.digest, download.id);
+        let abandoned = shared.registry.is_abandoned(&download.digest, download.id);
         let newest = download.progress.newest();
         let came = std::mem::replace(&mut self.newest, newest) != newest;
         if !abandoned {
@@ -47,7 +47,7 @@ impl Transfer<'_> {
     /// continues.
     pub(super) async fn pause(&mut self) -> Option<bool> {
         let Download { digest, id, .. } = self.download;
-        if !self.shared.running.is_abandoned(digest, *id) {
+        if !self.shared.registry.is_abandoned(digest, *id) {
             self.grace = None;
             return None;
         }
@@ -84,7 +84,7 @@ impl Transfer<'_> {
     pub(super) async fn end_if_overlong(&mut self) -> Option<bool> {
         let Download { digest, id, .. } = self.download;
         let overlong = self.opened && self.plan.total.is_none() && self.received >= SMALL;
-        if overlong && self.shared.running.is_abandoned(digest, *id) {
+        if overlong && self.shared.registry.is_abandoned(digest, *id) {
             self.close().await
         } else {
             None
@@ -94,7 +94,7 @@ impl Transfer<'_> {
     async fn close(&mut self) -> Option<bool> {
         let Download { digest, id, .. } = self.download;
         let kept = self.keep().await;
-        let closed = self.shared.running.close(digest, *id);
+        let closed = self.shared.registry.close(digest, *id);
         closed.then_some(kept)
     }
 

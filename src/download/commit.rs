@@ -79,7 +79,7 @@ pub(super) async fn commit(shared: &Inner, download: &Download, verified: Verifi
     let digest = download.digest;
     let committed = tokio::task::spawn_blocking(move || stage.commit()).await;
     // From here on no client joins: it finds the blob in the store.
-    let repositories = shared.running.committed(&digest, download.id);
+    let repositories = shared.registry.committed(&digest, download.id);
     match committed {
         Ok(Ok(placed)) => {
             reservation.commit(&hold, size);

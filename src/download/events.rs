@@ -127,7 +127,7 @@ impl Transfer<'_> {
     pub(super) fn prove(&mut self) {
         if !std::mem::replace(&mut self.answered, true) {
             let Download { digest, id, .. } = self.download;
-            self.shared.running.prove(digest, *id, self.member);
+            self.shared.registry.prove(digest, *id, self.member);
             self.download.progress.prove(self.member);
         }
     }

@@ -49,14 +49,14 @@ impl Transfer<'_> {
             self.restart(&error).await;
             return Ok(());
         }
-        let (running, id) = (&self.shared.running, self.download.id);
-        let next = running.next_source(&digest, id, self.member);
+        let (registry, id) = (&self.shared.registry, self.download.id);
+        let next = registry.next_source(&digest, id, self.member);
         let progress = &self.download.progress;
         progress.source_failed(self.member, error.clone());
         let Some((member, source)) = next else {
             return Err(error);
         };
-        tracing::warn!(%digest, error = %on_one_line(&error), "a source failed; going on with the next repository's");
+        tracing::warn!(%digest, error = %on_one_line(&error), "a source failed; continuing with the source of the next repository");
         self.shared.metrics.source_changed();
         match bytes {
             Bytes::Good => {

@@ -14,7 +14,7 @@ use crate::oci::{Digest, RepoName};
 impl Downloader {
     /// Whether `digest` is being downloaded from an upstream.
     pub fn is_running(&self, upstream: &str, digest: &Digest) -> bool {
-        self.0.running.is_running(upstream, digest)
+        self.0.registry.is_running(upstream, digest)
     }
 
     /// Follows the download of `digest` from `upstream` if it runs and needs no proof that
@@ -26,7 +26,7 @@ impl Downloader {
         repository: &RepoName,
         wanted: BlobRequest,
     ) -> Option<Follower> {
-        let seat = self.0.running.follow(upstream, digest, repository)?;
+        let seat = self.0.registry.follow(upstream, digest, repository)?;
         let follower = self.0.follower(seat, wanted.start)?;
         self.0.welcome(&follower, wanted);
         Some(follower)
@@ -40,7 +40,7 @@ impl Downloader {
         digest: &Digest,
         repository: &RepoName,
     ) -> Option<u64> {
-        let (download, member) = self.0.running.peek(upstream, digest, repository)?;
+        let (download, member) = self.0.registry.peek(upstream, digest, repository)?;
         download.progress.announced_size(member)
     }
 
@@ -57,13 +57,15 @@ impl Downloader {
         wanted: BlobRequest,
         proof: impl Future<Output = Result<(), E>>,
     ) -> Result<Joined, E> {
-        let (follower, joined) = match self.enter(digest, repository, &source, wanted) {
+        let (follower, needs_proof) = match self.enter(digest, repository, &source, wanted) {
             Entered::Led(follower) => return Ok(Joined::Leader(follower)),
             Entered::Committed => return Ok(Joined::Committed),
-            Entered::Joined(follower) => (follower, true),
-            Entered::Unproved(follower) => (follower, false),
+            Entered::Joined {
+                follower,
+                needs_proof,
+            } => (follower, needs_proof),
         };
-        if !joined {
+        if needs_proof {
             let proved = proof.await;
             let Follower {
                 download, member, ..
@@ -71,7 +73,7 @@ impl Downloader {
             // Its own source may have answered meanwhile.
             if !download.progress.is_proved(*member) {
                 proved?;
-                if self.0.running.prove(&digest, download.id, *member) {
+                if self.0.registry.prove(&digest, download.id, *member) {
                     download.progress.prove(*member);
                 } else if download.progress.has_failed(*member) {
                     // The follower gets the error.
@@ -99,9 +101,11 @@ impl Downloader {
             let upstream = source.upstream();
             let make = |id| shared.download(digest, upstream, id, true);
             let own = Arc::clone(source);
-            let place = shared.running.join(upstream, digest, repository, own, make);
-            match place {
-                Role::Committed { id } if wanted.refetch => shared.running.forget(&digest, id),
+            let role = shared
+                .registry
+                .join(upstream, digest, repository, own, make);
+            match role {
+                Role::Committed { id } if wanted.refetch => shared.registry.forget(&digest, id),
                 Role::Committed { .. } => return Entered::Committed,
                 Role::Lead(seat) => {
                     let download = Arc::clone(&seat.download);
@@ -114,11 +118,14 @@ impl Downloader {
                 }
                 Role::Follow(seat) => {
                     let (needs_proof, id) = (seat.needs_proof, seat.download.id);
-                    match shared.follower(seat, wanted.start) {
-                        Some(follower) if needs_proof => return Entered::Unproved(follower),
-                        Some(follower) => return Entered::Joined(follower),
-                        None => shared.running.forget(&digest, id),
-                    }
+                    let Some(follower) = shared.follower(seat, wanted.start) else {
+                        shared.registry.forget(&digest, id);
+                        continue;
+                    };
+                    return Entered::Joined {
+                        follower,
+                        needs_proof,
+                    };
                 }
             }
         }
@@ -138,8 +145,8 @@ impl Downloader {
         let upstream = source.upstream();
         let make = |id| self.0.download(digest, upstream, id, false);
         let own = Arc::clone(&source);
-        let running = &self.0.running;
-        let Some(seat) = running.stand(upstream, digest, repository, own, make) else {
+        let registry = &self.0.registry;
+        let Some(seat) = registry.stand(upstream, digest, repository, own, make) else {
             return Ok(None);
         };
         let Seat {
@@ -172,7 +179,7 @@ struct Standing<'a> {
 impl Drop for Standing<'_> {
     fn drop(&mut self) {
         let Self { shared, download } = self;
-        shared.running.stand_no_more(&download.digest, download.id);
+        shared.registry.stand_no_more(&download.digest, download.id);
         download.progress.look();
     }
 }
@@ -180,9 +187,11 @@ impl Drop for Standing<'_> {
 /// How a client has entered a download.
 enum Entered {
     Led(Follower),
-    Joined(Follower),
-    /// Its repository has to be proved before its first byte.
-    Unproved(Follower),
+    Joined {
+        follower: Follower,
+        /// Its repository has to be proved before its first byte.
+        needs_proof: bool,
+    },
     Committed,
 }
 
@@ -237,16 +246,16 @@ impl Inner {
         download.progress.look();
         if !download.urgency.get() {
             download.urgency.set(true);
-            self.slots.dispatch();
+            self.permits.dispatch();
         }
     }
 
     /// Removes a client.
     pub(super) fn leave(&self, download: &Download, member: u64) {
-        if self.running.leave(&download.digest, download.id, member) {
+        if self.registry.leave(&download.digest, download.id, member) {
             download.progress.forget_member(member);
         }
-        let has_clients = || self.running.has_clients(&download.digest, download.id);
+        let has_clients = || self.registry.has_clients(&download.digest, download.id);
         if !has_clients() {
             download.urgency.set(false);
             // A client may have joined while it was still set.

@@ -147,12 +147,12 @@ pub struct BlobRequest {
     /// Whether to download the blob although the store has a file for it. Set after the file turned
     /// out to be unusable more than once.
     pub refetch: bool,
-    /// Who asks.
+    /// The client, for fairness.
     pub client: Client,
 }
 
 impl BlobRequest {
-    /// The whole blob, for nobody in particular.
+    /// The whole blob, for no particular client.
     pub const WHOLE: Self = Self {
         start: 0,
         end: None,
@@ -162,7 +162,7 @@ impl BlobRequest {
     };
 }
 
-/// Why a download failed. Cloned to everybody who follows it.
+/// Why a download failed. Each follower gets a copy.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DownloadError {
     #[error(transparent)]
@@ -180,15 +180,15 @@ pub enum DownloadError {
         announced: u64,
         sent: u64,
     },
-    #[error("byte {at} of {digest} came a second time as another one")]
+    #[error("byte {at} of {digest} arrived twice with different values")]
     Changed { digest: Box<Digest>, at: u64 },
     #[error("the store has the blob already")]
     Present,
-    #[error("the download ended without saying how")]
+    #[error("the download ended without a result")]
     Lost,
-    #[error("no source brings bytes that a client waits for")]
+    #[error("no source sends the bytes that a client waits for")]
     Stuck,
-    #[error("nobody reads the download any more, and it can't be stored")]
+    #[error("no client follows the download any more, and it can't be stored")]
     Abandoned,
     #[error("the mirror is stopping")]
     Stopping,
@@ -197,8 +197,8 @@ pub enum DownloadError {
 }
 
 impl DownloadError {
-    /// Whether the download ended for a reason of its own, which says nothing about the blob: whoever
-    /// joined it asks again.
+    /// Whether the download ended for a reason of its own that says nothing about the blob. A client
+    /// that joined it asks again.
     pub const fn is_of_this_download(&self) -> bool {
         match self {
             Self::Present | Self::Lost | Self::Abandoned => true,
@@ -213,7 +213,7 @@ impl DownloadError {
         }
     }
 
-    /// Whether what has come may be right: then the next download takes it up.
+    /// Whether the bytes that have arrived may be right, so that the next download resumes them.
     const fn leaves_partial(&self) -> bool {
         match self {
             Self::Upstream(_) | Self::Abandoned | Self::Stopping | Self::Busy => true,
@@ -240,9 +240,9 @@ pub struct Downloader(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    running: Registry<Arc<Download>, Arc<dyn Source>>,
+    registry: Registry<Arc<Download>, Arc<dyn Source>>,
     partials: Partials,
-    slots: Permits,
+    permits: Permits,
     settings: DownloadSettings,
     store: Arc<dyn Store>,
     retention: Retention,
@@ -255,32 +255,32 @@ struct Inner {
 /// One running download.
 #[derive(Debug)]
 struct Download {
-    /// Tells this download from a later one of the same digest.
+    /// Distinguishes this download from a later one of the same digest.
     id: u64,
     digest: Digest,
     upstream: Arc<str>,
     progress: Progress,
     /// Whether a client waits for it.
     urgency: Urgency,
-    /// Somebody has joined who wants the whole blob.
+    /// Whether a client has joined that wants the whole blob.
     fill: AtomicBool,
-    /// Somebody has joined who can't use the file in the store.
+    /// Whether a client has joined that can't use the file in the store.
     refetch: AtomicBool,
     _counted: InFlight,
 }
 
-/// What came of asking for a download.
+/// The result of joining a download.
 #[derive(Debug)]
 pub enum Joined {
     /// This request started it.
     Leader(Follower),
     /// It was running already.
     Follower(Follower),
-    /// It has just been committed: the store has it.
+    /// It is being committed: the store has the blob.
     Committed,
 }
 
-/// What a fetcher is made of.
+/// What a [`Downloader`] needs.
 #[derive(Debug)]
 pub struct DownloaderOptions {
     pub settings: DownloadSettings,
@@ -289,15 +289,15 @@ pub struct DownloaderOptions {
     pub metrics: Arc<Metrics>,
     /// Owns the downloads.
     pub tasks: TaskTracker,
-    /// Ends those that no client waits for: the process is to stop.
+    /// Ends downloads without clients, because the process drains.
     pub drain: CancellationToken,
-    /// Ends them, failed, at the latest moment of a shutdown.
+    /// Fails all downloads at the deadline of a shutdown.
     pub stop: CancellationToken,
     pub clock: Clock,
 }
 
 impl Downloader {
-    pub fn new(parts: DownloaderOptions) -> Self {
+    pub fn new(options: DownloaderOptions) -> Self {
         let DownloaderOptions {
             settings,
             store,
@@ -307,11 +307,11 @@ impl Downloader {
             drain,
             stop,
             clock,
-        } = parts;
+        } = options;
         Self(Arc::new(Inner {
-            running: Registry::new(),
+            registry: Registry::new(),
             partials: Partials::new(Arc::clone(&store), Arc::clone(&metrics), clock),
-            slots: Permits::new(settings.streams, Arc::clone(&metrics)),
+            permits: Permits::new(settings.streams, Arc::clone(&metrics)),
             settings,
             store,
             retention,
@@ -322,8 +322,8 @@ impl Downloader {
         }))
     }
 
-    /// Takes charge of the partial downloads that an earlier process left, and removes those that
-    /// nobody takes up. Never ends.
+    /// Adopts the partial files that an earlier process has left, and removes expired ones. Never
+    /// returns.
     pub async fn look_after_partials(&self) {
         self.0.partials.look_after(&self.0.retention).await;
     }

@@ -28,9 +28,9 @@ impl Transfer<'_> {
             let now = Instant::now();
             // Taken before the plan shortens a lane: without a permit the lane stays as it is.
             let further = !self.plan.lanes().is_empty();
-            let (slots, urgent) = (&self.shared.slots, self.download.urgency.get());
+            let (permits, urgent) = (&self.shared.permits, self.download.urgency.get());
             let (upstream, client) = (self.streams.upstream(), self.wanted.client);
-            let slot = further.then(|| slots.try_stream(upstream, client, urgent));
+            let slot = further.then(|| permits.try_stream(upstream, client, urgent));
             let may = !matches!(slot, Some(None));
             let (first, plan) = (self.first_span(), &mut self.plan);
             let kept = self.kept.as_ref().map(|(_, ranges)| ranges);
@@ -49,12 +49,12 @@ impl Transfer<'_> {
             self.look = look.map(|pause| set.unwrap_or(now + pause));
             let Some(span) = next else { return };
             let Some(slot) = slot.flatten() else {
-                let (slots, upstream) = (
-                    self.shared.slots.clone(),
+                let (permits, upstream) = (
+                    self.shared.permits.clone(),
                     self.streams.upstream().to_owned(),
                 );
                 let urgency = self.download.urgency.clone();
-                let opening = async move { slots.open(&upstream, client, urgency).await };
+                let opening = async move { permits.open(&upstream, client, urgency).await };
                 self.turn = Some((span, Box::pin(opening)));
                 return;
             };

@@ -94,14 +94,14 @@ impl Urgency {
 /// The right to send one request, until dropped.
 #[derive(Debug)]
 pub(super) struct Opening {
-    slots: Permits,
+    permits: Permits,
     holder: Holder,
 }
 
 /// The right to read one body, until dropped.
 #[derive(Debug)]
 pub(super) struct Stream {
-    slots: Permits,
+    permits: Permits,
     holder: Holder,
     _counted: InFlight,
 }
@@ -125,14 +125,14 @@ impl Permit {
 
 impl Opening {
     async fn into_stream(self) -> Stream {
-        let slots = &self.slots;
+        let permits = &self.permits;
         let enqueue = |waiter| {
-            slots.state().answered.push(waiter);
+            permits.state().answered.push(waiter);
             Ok(())
         };
         loop {
             // This can't be refused: there are no more of them than openings.
-            if let Ok(stream) = slots.wait(&self.holder, enqueue).await {
+            if let Ok(stream) = permits.wait(&self.holder, enqueue).await {
                 return stream;
             }
         }
@@ -223,7 +223,7 @@ impl Permits {
 
     fn stream(&self, holder: Holder) -> Stream {
         Stream {
-            slots: self.clone(),
+            permits: self.clone(),
             _counted: self.0.metrics.stream(&holder.upstream),
             holder,
         }
@@ -244,8 +244,8 @@ impl Permits {
             let Some(Waiter { holder, granted }) = next else {
                 return;
             };
-            let slots = self.clone();
-            drop(granted.send(Opening { slots, holder }));
+            let permits = self.clone();
+            drop(granted.send(Opening { permits, holder }));
         }
     }
 }
@@ -360,15 +360,15 @@ fn take_one(counts: &mut HashMap<Client, usize>, client: &Client) {
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        self.slots.state().give_back(&self.holder, false);
-        self.slots.dispatch();
+        self.permits.state().give_back(&self.holder, false);
+        self.permits.dispatch();
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.slots.state().give_back(&self.holder, true);
-        self.slots.dispatch();
+        self.permits.state().give_back(&self.holder, true);
+        self.permits.dispatch();
     }
 }
 
@@ -377,7 +377,7 @@ mod tests {
     use super::*;
     use futures_util::FutureExt as _;
 
-    fn slots(total: usize, per_upstream: usize) -> Permits {
+    fn permits(total: usize, per_upstream: usize) -> Permits {
         let limits = Streams {
             total,
             per_upstream,
@@ -396,31 +396,31 @@ mod tests {
     }
 
     /// A request that is answered at once.
-    async fn stream(slots: &Permits, upstream: &str, of: Client, urgency: Urgency) -> Permit {
-        let opening = slots.open(upstream, of, urgency).await.unwrap();
+    async fn stream(permits: &Permits, upstream: &str, of: Client, urgency: Urgency) -> Permit {
+        let opening = permits.open(upstream, of, urgency).await.unwrap();
         Permit::Opening(opening).answered().await
     }
 
-    async fn opening(slots: &Permits, of: Client) -> Result<Opening, Busy> {
-        slots.open("a", of, urgent(true)).await
+    async fn opening(permits: &Permits, of: Client) -> Result<Opening, Busy> {
+        permits.open("a", of, urgent(true)).await
     }
 
     #[tokio::test]
     async fn a_download_that_a_client_waits_for_goes_first() {
-        let slots = slots(10, 2);
+        let permits = permits(10, 2);
         let held = [
-            stream(&slots, "a", client(1), urgent(true)).await,
-            stream(&slots, "a", client(1), urgent(true)).await,
+            stream(&permits, "a", client(1), urgent(true)).await,
+            stream(&permits, "a", client(1), urgent(true)).await,
         ];
         let (ahead, wanted) = (urgent(false), urgent(true));
-        let mut ahead_waits = Box::pin(stream(&slots, "a", client(1), ahead.clone()));
-        let mut wanted_waits = Box::pin(stream(&slots, "a", client(1), wanted));
-        let mut later = Box::pin(stream(&slots, "a", client(1), urgent(true)));
+        let mut ahead_waits = Box::pin(stream(&permits, "a", client(1), ahead.clone()));
+        let mut wanted_waits = Box::pin(stream(&permits, "a", client(1), wanted));
+        let mut later = Box::pin(stream(&permits, "a", client(1), urgent(true)));
         for waits in [&mut ahead_waits, &mut wanted_waits, &mut later] {
             assert!(waits.now_or_never().is_none());
         }
-        assert!(slots.try_stream("a", client(1), true).is_none());
-        let other = slots.try_stream("b", client(1), true).unwrap();
+        assert!(permits.try_stream("a", client(1), true).is_none());
+        let other = permits.try_stream("b", client(1), true).unwrap();
         let [first, second] = held;
         drop(first);
         let taken = wanted_waits.as_mut().now_or_never().unwrap();
@@ -433,61 +433,61 @@ mod tests {
         drop((taken, promoted, other));
         assert!(later.as_mut().now_or_never().is_some());
         drop(later);
-        let state = slots.state();
+        let state = permits.state();
         assert_eq!((state.streams, state.upstreams.len()), (0, 0));
         assert!(state.clients.is_empty());
     }
 
     #[tokio::test]
     async fn downloads_without_a_client_leave_half_and_take_it_when_wanted() {
-        let slots = slots(100, 4);
+        let permits = permits(100, 4);
         let _ahead = [
-            stream(&slots, "a", client(1), urgent(false)).await,
-            stream(&slots, "a", client(1), urgent(false)).await,
+            stream(&permits, "a", client(1), urgent(false)).await,
+            stream(&permits, "a", client(1), urgent(false)).await,
         ];
         let third = urgent(false);
-        let mut waits = Box::pin(stream(&slots, "a", client(1), third.clone()));
+        let mut waits = Box::pin(stream(&permits, "a", client(1), third.clone()));
         assert!(waits.as_mut().now_or_never().is_none());
-        let wanted = stream(&slots, "a", client(1), urgent(true)).now_or_never();
+        let wanted = stream(&permits, "a", client(1), urgent(true)).now_or_never();
         assert!(wanted.is_some());
         third.set(true);
-        slots.dispatch();
+        permits.dispatch();
         assert!(waits.as_mut().now_or_never().is_some());
     }
 
     #[tokio::test]
     async fn whoever_goes_away_keeps_nothing() {
-        let slots = slots(1, 1);
-        let held = stream(&slots, "a", client(1), urgent(true)).await;
-        let mut gone = Box::pin(stream(&slots, "a", client(1), urgent(true)));
+        let permits = permits(1, 1);
+        let held = stream(&permits, "a", client(1), urgent(true)).await;
+        let mut gone = Box::pin(stream(&permits, "a", client(1), urgent(true)));
         assert!(gone.as_mut().now_or_never().is_none());
         // Granted, and never looked at.
         drop(held);
-        assert!(slots.try_stream("a", client(1), true).is_some());
+        assert!(permits.try_stream("a", client(1), true).is_some());
         drop(gone);
-        let held = stream(&slots, "b", client(1), urgent(true)).await;
-        let mut gone = Box::pin(stream(&slots, "a", client(1), urgent(true)));
+        let held = stream(&permits, "b", client(1), urgent(true)).await;
+        let mut gone = Box::pin(stream(&permits, "a", client(1), urgent(true)));
         assert!(gone.as_mut().now_or_never().is_none());
         drop(gone);
         drop(held);
-        let ahead = stream(&slots, "c", client(1), urgent(false));
+        let ahead = stream(&permits, "c", client(1), urgent(false));
         assert!(ahead.now_or_never().is_some());
-        assert!(slots.state().upstreams.is_empty());
+        assert!(permits.state().upstreams.is_empty());
     }
 
     /// Requests without an answer hold no stream, and a client that sends many leaves places to the
     /// others.
     #[tokio::test]
     async fn unanswered_requests_take_no_stream() {
-        let slots = slots(128, 32);
+        let permits = permits(128, 32);
         let mut bogus = Vec::new();
         for _ in 0..MAX_OPENING_OF_CLIENT {
-            let opened = opening(&slots, client(1)).now_or_never().unwrap();
+            let opened = opening(&permits, client(1)).now_or_never().unwrap();
             bogus.push(opened.unwrap());
         }
-        let mut more = Box::pin(opening(&slots, client(1)));
+        let mut more = Box::pin(opening(&permits, client(1)));
         assert!(more.as_mut().now_or_never().is_none());
-        let real = stream(&slots, "a", client(2), urgent(true)).now_or_never();
+        let real = stream(&permits, "a", client(2), urgent(true)).now_or_never();
         assert!(real.is_some());
         bogus.pop();
         assert!(more.as_mut().now_or_never().is_some());
@@ -495,16 +495,16 @@ mod tests {
 
     #[tokio::test]
     async fn the_client_that_holds_least_is_next() {
-        let slots = slots(128, 1);
-        let held = stream(&slots, "a", client(1), urgent(true)).await;
+        let permits = permits(128, 1);
+        let held = stream(&permits, "a", client(1), urgent(true)).await;
         let mut greedy: Vec<_> = (0..20)
-            .map(|_| Box::pin(stream(&slots, "a", client(1), urgent(true))))
+            .map(|_| Box::pin(stream(&permits, "a", client(1), urgent(true))))
             .collect();
         for waits in &mut greedy {
             assert!(waits.as_mut().now_or_never().is_none());
         }
-        let other = slots.try_stream("b", client(1), true);
-        let mut modest = Box::pin(stream(&slots, "a", client(2), urgent(true)));
+        let other = permits.try_stream("b", client(1), true);
+        let mut modest = Box::pin(stream(&permits, "a", client(2), urgent(true)));
         assert!(modest.as_mut().now_or_never().is_none());
         drop(held);
         assert!(modest.as_mut().now_or_never().is_some());
@@ -513,18 +513,18 @@ mod tests {
 
     #[tokio::test]
     async fn the_queue_is_bounded() {
-        let slots = slots(1, 1);
-        let held = stream(&slots, "a", client(1), urgent(true)).await;
+        let permits = permits(1, 1);
+        let held = stream(&permits, "a", client(1), urgent(true)).await;
         let mut waiting: Vec<_> = (0..MAX_WAITING)
-            .map(|_| Box::pin(opening(&slots, client(1))))
+            .map(|_| Box::pin(opening(&permits, client(1))))
             .collect();
         for waits in &mut waiting {
             assert!(waits.as_mut().now_or_never().is_none());
         }
-        assert_eq!(opening(&slots, client(2)).await.unwrap_err(), Busy);
+        assert_eq!(opening(&permits, client(2)).await.unwrap_err(), Busy);
         // One that goes away makes room.
         waiting.pop();
-        assert!(opening(&slots, client(2)).now_or_never().is_none());
+        assert!(opening(&permits, client(2)).now_or_never().is_none());
         drop(held);
     }
 }

@@ -76,7 +76,7 @@ pub(super) async fn run(
         Ok(verified) => conclude(&shared, &download, verified).await,
         Err(error) => {
             // Forgotten first: a client that asks after the failure starts a new download.
-            shared.running.forget(&download.digest, download.id);
+            shared.registry.forget(&download.digest, download.id);
             download.progress.failed(error);
         }
     }
@@ -86,7 +86,7 @@ pub(super) async fn run(
 /// Once the process drains, continues for clients only. Never returns.
 async fn drain(shared: &Inner, download: &Download) -> DownloadError {
     shared.drain.cancelled().await;
-    shared.running.stand_no_more(&download.digest, download.id);
+    shared.registry.stand_no_more(&download.digest, download.id);
     download.progress.look();
     std::future::pending().await
 }
@@ -96,7 +96,7 @@ fn log_failure(shared: &Inner, download: &Download, error: &DownloadError) {
     let digest = download.digest;
     // The source has reported its upstream's error.
     let reported = matches!(error, DownloadError::Upstream(_));
-    if !reported && shared.running.has_clients(&digest, download.id) {
+    if !reported && shared.registry.has_clients(&digest, download.id) {
         tracing::warn!(%digest, error = %on_one_line(&error), "download failed");
     } else {
         tracing::debug!(%digest, error = %on_one_line(&error), "a download ended that no client waits for, or whose upstream failed");
@@ -106,7 +106,7 @@ fn log_failure(shared: &Inner, download: &Download, error: &DownloadError) {
 async fn conclude(shared: &Inner, download: &Download, verified: VerifiedDownload) {
     if verified.place.is_none() {
         // Passed through: later clients start a new download.
-        shared.running.forget(&download.digest, download.id);
+        shared.registry.forget(&download.digest, download.id);
     }
     download.progress.verified(verified.size);
     commit::commit(shared, download, verified).await;
@@ -121,7 +121,7 @@ struct Guard<'a> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         let Self { shared, download } = self;
-        shared.running.forget(&download.digest, download.id);
+        shared.registry.forget(&download.digest, download.id);
         download.progress.failed(DownloadError::Lost);
     }
 }

@@ -144,7 +144,7 @@ impl Mirror {
         digest: Digest,
     ) -> Result<BlobAnswer, MirrorError> {
         if let Some(size) =
-            self.fetcher
+            self.downloader
                 .announced_size(&target.upstream.name, &digest, &target.stored)
         {
             return Ok(BlobAnswer::head(Some(size), Outcome::Joined));
@@ -179,9 +179,9 @@ impl Mirror {
                 ..wanted
             };
             // Before the store is asked: who joins waits for no disk.
-            if let Some(follower) = self
-                .fetcher
-                .follow(upstream, &digest, &target.stored, wanted)
+            if let Some(follower) =
+                self.downloader
+                    .follow(upstream, &digest, &target.stored, wanted)
             {
                 match BlobAnswer::following(follower, ranges, Outcome::Joined).await {
                     Err(error) if error.permits_retry() => failure = error,
@@ -206,9 +206,9 @@ impl Mirror {
                 }
                 Ok::<_, MirrorError>(())
             };
-            let joined = self
-                .fetcher
-                .join(digest, &target.stored, Arc::new(source), wanted, proof);
+            let joined =
+                self.downloader
+                    .join(digest, &target.stored, Arc::new(source), wanted, proof);
             let following = match joined.await? {
                 Joined::Leader(follower) => {
                     BlobAnswer::following(follower, ranges, Outcome::Miss).await

@@ -62,12 +62,12 @@ type Manifests = Cache<Digest, Arc<CachedManifest>, Weight>;
 /// The manifests that were asked for last. One part's share of the bytes is the largest manifest that
 /// a cache keeps, so large ones have a cache of one part, where they don't displace ordinary ones.
 #[derive(Debug)]
-pub(super) struct HotManifests {
+pub(super) struct ManifestCache {
     ordinary: Manifests,
     large: Manifests,
 }
 
-impl HotManifests {
+impl ManifestCache {
     pub(super) fn new() -> Self {
         Self {
             ordinary: cache(SHARDS, MAX_BYTES, USUAL),
@@ -122,25 +122,28 @@ mod tests {
 
     #[test]
     fn the_bytes_are_bounded_and_what_is_used_stays() {
-        let hot = HotManifests::new();
+        let cached_manifests = ManifestCache::new();
         let used = manifest(vec![0; 100]);
-        hot.insert(&used);
+        cached_manifests.insert(&used);
         for seed in 0..1000_u32 {
             let mut content = vec![1; 100_000];
             content.extend(seed.to_be_bytes());
-            hot.insert(&manifest(content));
-            assert!(hot.get(&used.known.digest).is_some(), "after {seed}");
-            assert!(hot.ordinary.weight() <= MAX_BYTES);
+            cached_manifests.insert(&manifest(content));
+            assert!(
+                cached_manifests.get(&used.known.digest).is_some(),
+                "after {seed}"
+            );
+            assert!(cached_manifests.ordinary.weight() <= MAX_BYTES);
         }
         for seed in 0..10 {
             let large = manifest(vec![seed; usize::try_from(MAX_MANIFEST).unwrap()]);
-            hot.insert(&large);
+            cached_manifests.insert(&large);
             assert!(
-                hot.get(&large.known.digest).is_some(),
+                cached_manifests.get(&large.known.digest).is_some(),
                 "the largest, {seed}"
             );
-            assert!(hot.large.weight() <= MAX_LARGE_BYTES);
+            assert!(cached_manifests.large.weight() <= MAX_LARGE_BYTES);
         }
-        assert!(hot.get(&used.known.digest).is_some());
+        assert!(cached_manifests.get(&used.known.digest).is_some());
     }
 }

@@ -49,7 +49,7 @@ impl Mirror {
         };
         let manifest = CachedManifest::new(known, bytes);
         if kept {
-            self.hot.insert(&manifest);
+            self.cached_manifests.insert(&manifest);
         }
         Ok((manifest, kept))
     }
@@ -103,7 +103,7 @@ impl Mirror {
         target: &Target,
         digest: &Digest,
     ) -> Option<Arc<CachedManifest>> {
-        let manifest = self.hot.get(digest)?;
+        let manifest = self.cached_manifests.get(digest)?;
         self.retention
             .used_if_linked(&target.stored, LinkKind::Revision, digest)
             .then_some(manifest)
@@ -140,11 +140,11 @@ impl Mirror {
         }
         let (content, admission) = self.open_manifest(digest).await?;
         // Large ones are read a few at a time: perhaps somebody has read this one meanwhile.
-        if let Some(manifest) = self.hot.get(&digest) {
+        if let Some(manifest) = self.cached_manifests.get(&digest) {
             return Some(manifest);
         }
         let stored = self.read_manifest(digest, content, admission).await?;
-        self.hot.insert(&stored.verified);
+        self.cached_manifests.insert(&stored.verified);
         Some(stored.verified)
     }
 

@@ -208,7 +208,7 @@ impl Mirror {
             return None;
         };
         let manifest = match want {
-            ReadMode::Head => self.hot.get(&known.digest)?,
+            ReadMode::Head => self.cached_manifests.get(&known.digest)?,
             ReadMode::Content => self.hot_manifest(target, &known.digest)?,
         };
         Some(ManifestAnswer::whole(manifest, believed(*stale)))

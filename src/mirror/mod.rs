@@ -47,7 +47,7 @@ pub use exchange::Exchange;
 use lists::TagList;
 pub use lists::{CatalogPage, TagsAnswer};
 pub use manifest_cache::CachedManifest;
-use manifest_cache::HotManifests;
+use manifest_cache::ManifestCache;
 pub use manifests::{ManifestAnswer, ManifestHit};
 use prefetch::Prefetch;
 pub use prefetch::{PrefetchLimits, Visit};
@@ -75,11 +75,11 @@ pub enum ReadMode {
 pub struct Mirror {
     upstreams: Upstreams,
     store: Arc<dyn Store>,
-    fetcher: Downloader,
+    downloader: Downloader,
     retention: Retention,
     records: TagRecords,
     manifest_flights: SingleFlight<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>,
-    hot: HotManifests,
+    cached_manifests: ManifestCache,
     workers: Workers,
     ranges: RangeRules,
     tag_lists: Remembered<RepoName, TagList>,
@@ -95,7 +95,7 @@ pub struct Mirror {
 pub struct MirrorOptions {
     pub upstreams: Upstreams,
     pub store: Arc<dyn Store>,
-    pub fetcher: Downloader,
+    pub downloader: Downloader,
     pub retention: Retention,
     /// How long a tag's digest is believed without asking the upstream.
     pub tags_ttl: Duration,
@@ -126,12 +126,12 @@ impl Mirror {
             sizes: BlobSizes::new(),
             upstreams: parts.upstreams,
             store: parts.store,
-            fetcher: parts.fetcher,
+            downloader: parts.downloader,
             retention: parts.retention,
             records: TagRecords::new(parts.tags_ttl, parts.clock),
             ranges: parts.ranges,
             manifest_flights: SingleFlight::new(parts.tasks.clone()),
-            hot: HotManifests::new(),
+            cached_manifests: ManifestCache::new(),
             workers: Workers::new(),
             tag_lists: Remembered::new(parts.tasks.clone(), parts.clock),
             referrers: Remembered::new(parts.tasks.clone(), parts.clock),

@@ -215,7 +215,7 @@ impl Mirror {
         let (image, visit) = prefetch.begin(target, manifest)?;
         let (mirror, stop) = (Arc::clone(self), prefetch.stop.clone());
         prefetch.tasks.spawn(async move {
-            // Ends in the midst of it: what runs is the fetcher's to end.
+            // A running download isn't cancelled with the prefetch: the downloader ends it.
             stop.run_until_cancelled_owned(mirror.fetch_image(image))
                 .await
         });
@@ -277,7 +277,7 @@ impl Mirror {
     /// Whether a blob is neither there, for whichever repository, nor on its way. One that is there
     /// for another repository costs a client no more than a HEAD.
     async fn is_missing(&self, target: &Target, digest: &Digest) -> bool {
-        if self.fetcher.is_running(&target.upstream.name, digest) {
+        if self.downloader.is_running(&target.upstream.name, digest) {
             return false;
         }
         match self.store.size(digest).await {
@@ -308,7 +308,11 @@ impl Mirror {
             described_size: Some(size),
         });
         let entry = Ledger::begin(&self.prefetch.ledger, digest);
-        match self.fetcher.fetch_ahead(digest, &repository, source).await {
+        match self
+            .downloader
+            .fetch_ahead(digest, &repository, source)
+            .await
+        {
             Ok(fetched) => entry.fetched(fetched),
             Err(error) => {
                 tracing::debug!(repo = %repository, %digest, error = %on_one_line(&error), "a layer can't be fetched ahead");

@@ -73,7 +73,7 @@ struct Ledger {
 }
 
 struct House {
-    running: Registry<Arc<Download>, RepoName>,
+    registry: Registry<Arc<Download>, RepoName>,
     ledger: Ledger,
     ends: Vec<End>,
 }
@@ -127,7 +127,7 @@ impl House {
 
     /// A source has said that its repository has the blob.
     fn answered(&self, download: &Download, member: u64, repository: &RepoName) {
-        if self.running.prove(&download.digest, download.id, member) {
+        if self.registry.prove(&download.digest, download.id, member) {
             download.proved.lock().unwrap().push(repository.clone());
         }
     }
@@ -148,7 +148,7 @@ impl House {
             }
             // From before the call on, as with closing.
             download.state.store(ENDS, SeqCst);
-            let Some(next) = self.running.next_source(digest, *id, member) else {
+            let Some(next) = self.registry.next_source(digest, *id, member) else {
                 download.exhausted.store(true, SeqCst);
                 return false;
             };
@@ -160,15 +160,15 @@ impl House {
     fn task(&self, download: &Download, leader: RepoName, end: End) {
         let Download { id, digest, .. } = download;
         if !self.sources(download, leader, end) {
-            self.running.forget(digest, *id);
+            self.registry.forget(digest, *id);
             return;
         }
         if end == End::Closes {
             for _ in 0..2 {
-                if self.running.is_abandoned(digest, *id) {
+                if self.registry.is_abandoned(digest, *id) {
                     // From before the call on: whoever makes the next one is quicker than the answer.
                     download.state.store(ENDS, SeqCst);
-                    if self.running.close(digest, *id) {
+                    if self.registry.close(digest, *id) {
                         download.closed.store(true, SeqCst);
                         return;
                     }
@@ -177,23 +177,23 @@ impl House {
             }
         }
         if end != End::Fails {
-            let linked = self.running.committed(digest, *id);
+            let linked = self.registry.committed(digest, *id);
             download.linked.set(linked).unwrap();
         }
         download.state.store(ENDS, SeqCst);
-        self.running.forget(digest, *id);
+        self.registry.forget(digest, *id);
         // The task's guard does so a second time, when another one may have its place.
-        self.running.forget(digest, *id);
+        self.registry.forget(digest, *id);
     }
 
     /// A client comes, stays for a while, and leaves.
     fn client(self: &Arc<Self>, digest: Digest, repository: &RepoName) {
-        let (seat, task) = if let Some(seat) = self.running.follow(UPSTREAM, &digest, repository) {
+        let (seat, task) = if let Some(seat) = self.registry.follow(UPSTREAM, &digest, repository) {
             (seat, None)
         } else {
             let own = repository.clone();
             let make = |id| self.make(digest, id);
-            match self.running.join(UPSTREAM, digest, repository, own, make) {
+            match self.registry.join(UPSTREAM, digest, repository, own, make) {
                 Role::Follow(seat) => (seat, None),
                 Role::Lead(seat) => {
                     let task = self.start(Arc::clone(&seat.download), repository);
@@ -229,7 +229,7 @@ impl House {
             let placed = (repository.clone(), Arc::clone(&download));
             self.ledger.placed.lock().unwrap().push(placed);
         }
-        self.running.leave(&digest, download.id, member);
+        self.registry.leave(&digest, download.id, member);
         if let Some(task) = task {
             task.join().unwrap();
         }
@@ -238,14 +238,14 @@ impl House {
     fn prefetcher(self: &Arc<Self>, digest: Digest, repository: &RepoName) {
         let own = repository.clone();
         let make = |id| self.make(digest, id);
-        let stands = self.running.stand(UPSTREAM, digest, repository, own, make);
+        let stands = self.registry.stand(UPSTREAM, digest, repository, own, make);
         if let Some(Seat { download, .. }) = stands {
-            assert!(!self.running.is_abandoned(&digest, download.id));
+            assert!(!self.registry.is_abandoned(&digest, download.id));
             let task = self.start(Arc::clone(&download), repository);
             // The mirror stops: from here on it goes on for clients only.
             let drains = download.id.is_multiple_of(2);
             if drains {
-                self.running.stand_no_more(&digest, download.id);
+                self.registry.stand_no_more(&digest, download.id);
             }
             task.join().unwrap();
             assert!(
@@ -280,15 +280,15 @@ impl House {
             ..
         } in made.iter().map(|download| &**download)
         {
-            assert!(started.load(SeqCst) && !self.running.is_running(UPSTREAM, digest));
-            assert!(!self.running.has_clients(digest, *id));
+            assert!(started.load(SeqCst) && !self.registry.is_running(UPSTREAM, digest));
+            assert!(!self.registry.has_clients(digest, *id));
         }
     }
 }
 
 fn everybody(ends: &[End], clients: &[(&str, &str)], ahead: Option<(&str, &str)>) {
     let house = Arc::new(House {
-        running: Registry::new(),
+        registry: Registry::new(),
         ledger: Ledger::default(),
         ends: ends.to_vec(),
     });

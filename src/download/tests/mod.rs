@@ -195,7 +195,7 @@ fn of_segments(min_size: u64) -> DownloadSettings {
 }
 
 struct Bench {
-    fetcher: Downloader,
+    downloader: Downloader,
     store: Arc<FaultyStore>,
     retention: Retention,
     stop: CancellationToken,
@@ -226,7 +226,7 @@ impl Bench {
         let shared = Arc::clone(&store) as Arc<dyn Store>;
         // Tasks of its own keep the retention, so that the tests can wait for the downloads.
         let retention = Retention::start(Arc::clone(&shared), clock, keeping, &Tasks::new(), &stop);
-        let fetcher = Downloader::new(DownloaderOptions {
+        let downloader = Downloader::new(DownloaderOptions {
             settings,
             store: shared,
             retention: retention.clone(),
@@ -237,7 +237,7 @@ impl Bench {
             clock,
         });
         Self {
-            fetcher,
+            downloader,
             store,
             retention,
             stop,
@@ -286,13 +286,13 @@ impl Bench {
     ) -> Result<Joined, DownloadError> {
         let source = Arc::clone(source) as _;
         let repo = repo.parse().unwrap();
-        self.fetcher
+        self.downloader
             .join(digest, &repo, source, wanted, proof)
             .await
     }
 
     fn is_running(&self, digest: &Digest) -> bool {
-        self.fetcher.is_running(UPSTREAM, digest)
+        self.downloader.is_running(UPSTREAM, digest)
     }
 
     /// Waits for all downloads to end.

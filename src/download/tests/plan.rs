@@ -82,7 +82,7 @@ proptest! {
 }
 
 /// A plan for a blob of so many MiB, one lane of which has run at so many MiB a second for a second.
-fn running(total: u64, rate: u64, min_size: u64) -> (Plan, RangeSet, Instant) {
+fn registry(total: u64, rate: u64, min_size: u64) -> (Plan, RangeSet, Instant) {
     let segments = Segments {
         min_size: min_size * MIB,
         count: 3,
@@ -120,7 +120,7 @@ fn a_slow_large_blob_gets_help_and_others_do_not() {
         (15, 8, 1, false),
         (17, 8, 1, true),
     ] {
-        let (mut plan, have, now) = running(total, rate, min_size);
+        let (mut plan, have, now) = registry(total, rate, min_size);
         let next = plan.next(&have, &Demand::default(), now);
         assert_eq!(next.is_some(), helped, "{total} MiB at {rate} MiB/s");
         assert!(plan.look_again(&Demand::default()).is_some() == (total >= min_size));
@@ -130,7 +130,7 @@ fn a_slow_large_blob_gets_help_and_others_do_not() {
 #[test]
 fn a_lane_is_split_evenly_or_at_the_window() {
     // 3 s at 10 MiB/s are 30 MiB; half of what is left is 45 MiB.
-    let (mut plan, have, now) = running(100, 10, 64);
+    let (mut plan, have, now) = registry(100, 10, 64);
     let next = plan.next(&have, &Demand::default(), now).unwrap();
     let close = |at: u64, mib: u64| at.abs_diff(mib * MIB) < 1024;
     assert!(
@@ -158,7 +158,7 @@ fn a_lane_is_split_evenly_or_at_the_window() {
         "three are the most"
     );
 
-    let (mut plan, have, now) = running(60, 20, 1);
+    let (mut plan, have, now) = registry(60, 20, 1);
     let next = plan.next(&have, &Demand::default(), now).unwrap();
     let third = (20 * MIB + 40 * MIB / 3).abs_diff(next.start) < 1024;
     assert!(third, "three come to the end together: {next:?}");
@@ -181,7 +181,7 @@ fn who_waits_near_a_stream_waits_for_it_and_who_waits_far_gets_one() {
         (10, 5 * MIB / 2 - 1024, false),
         (10, 5 * MIB / 2 + 1024, true),
     ] {
-        let (mut plan, have, now) = running(50, rate, 1000);
+        let (mut plan, have, now) = registry(50, rate, 1000);
         let at = plan.lanes()[0].at + ahead;
         let next = plan.next(&have, &want(at), now);
         assert_eq!(
@@ -199,7 +199,7 @@ fn who_waits_near_a_stream_waits_for_it_and_who_waits_far_gets_one() {
         }
     }
     // Where only ranges are wanted, no more than the range.
-    let (mut plan, have, now) = running(50, 0, 1000);
+    let (mut plan, have, now) = registry(50, 0, 1000);
     plan.fill = false;
     let next = plan.next(&have, &want(30 * MIB), now).unwrap();
     assert_eq!((next.start, next.end), (30 * MIB, Some(30 * MIB + 10)));
@@ -209,7 +209,7 @@ fn who_waits_near_a_stream_waits_for_it_and_who_waits_far_gets_one() {
 
 #[test]
 fn what_is_not_stored_comes_in_order() {
-    let (mut plan, have, now) = running(50, 10, 1);
+    let (mut plan, have, now) = registry(50, 10, 1);
     plan.stop();
     plan.in_order();
     let far = Demand {

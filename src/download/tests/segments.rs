@@ -109,7 +109,7 @@ async fn what_nobody_waits_for_leaves_streams_to_clients() {
     let origin = Origin::new(&content).slow(2 << 20).acts([]);
     let repository = "a".parse().unwrap();
     let ahead = bench
-        .fetcher
+        .downloader
         .fetch_ahead(digest, &repository, Arc::clone(&origin) as _);
     ahead.await.unwrap();
     assert_eq!(origin.most(), 2);

@@ -92,7 +92,7 @@ async fn nothing_is_given_to_a_repository_before_it_is_proved() {
     // A second client of that repository asks itself.
     let repository = "b".parse().unwrap();
     let follows = bench
-        .fetcher
+        .downloader
         .follow(UPSTREAM, &digest, &repository, BlobRequest::WHOLE);
     assert!(follows.is_none());
     answer.cancel();

@@ -101,7 +101,7 @@ async fn who_comes_too_late_for_a_passed_through_blob_gets_one_of_its_own() {
     assert!(early.read(30_000, None).await.unwrap().is_some());
     assert!(
         bench
-            .fetcher
+            .downloader
             .follow(UPSTREAM, &digest, &"a".parse().unwrap(), BlobRequest::WHOLE)
             .is_none()
     );
