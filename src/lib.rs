@@ -6,18 +6,20 @@
 //!    [`oci::route`] turns method and URI into a [`oci::Route`]. Nothing after that sees a raw path.
 //! 2. [`mirror`] chooses the upstream: containerd's `ns` parameter, else the first component of the
 //!    repository's name, else the Host header, else the default upstream.
-//! 3. A manifest comes from the [`storage`], where it is linked into the repository. A tag is believed
-//!    for a while, then one HEAD asks the [`upstream`] for all clients; while that can't answer, the
-//!    last known digest is served, marked stale.
-//! 4. A blob comes from the [`storage`], too, when it is linked; when another repository has it, one
-//!    HEAD proves that this one may have it. Otherwise [`download`] joins or starts THE download of it.
-//! 5. [`download`] streams the upstream into a staged file in a task of its own, hashing as it goes.
-//!    Every client follows what is there: each byte comes from the upstream once, whoever joins late,
-//!    whoever leaves, whoever is slow, whatever breaks. Large blobs that come slowly come in several
-//!    streams, and so does a range far ahead; what was left unfinished is taken up again.
-//! 6. On the last byte the digest is checked; then the end of the blob is handed out, the file is
-//!    synced and renamed into the store, and linked. A wrong digest breaks every whole body and is
-//!    never committed.
+//! 3. A manifest comes from the [`storage`] if it is linked into the repository. A tag's digest counts
+//!    as fresh for a while; then one HEAD asks the [`upstream`] for all clients. While the upstream
+//!    can't answer, the last known digest is served, marked stale.
+//! 4. A blob comes from the [`storage`], too, if it is linked. If only another repository is linked to
+//!    it, a HEAD proves that this repository has it. Otherwise [`download`] joins or starts its
+//!    download from this upstream.
+//! 5. [`download`] streams the blob from the upstream into a staged file, in a task of its own, hashing
+//!    it meanwhile. Every client follows that download: each byte crosses the line once, however late
+//!    a client joins and whichever client leaves. When one repository's source fails, the download
+//!    continues with the source of another repository that joined. A slow large blob, and a range far
+//!    ahead, get further streams; an unfinished download is resumed later.
+//! 6. After the last byte the digest is verified. Only then do clients get the end of the blob; the
+//!    file is synced, renamed into the store, and linked. Content with a wrong digest breaks off every
+//!    whole body and is never committed.
 //! 7. When a client asks for an image's first layer, [`mirror`] fetches the rest of the image ahead.
 //! 8. [`retention`] is told of every use and every link. It decides what goes: content that was not
 //!    used for long, damaged content, and the least recently used images when space is short. Nothing
