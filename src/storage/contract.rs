@@ -60,19 +60,19 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
     );
 }
 
-fn digest(content: &str) -> Digest {
+pub(super) fn digest(content: &str) -> Digest {
     Digest::of(Algorithm::Sha256, content.as_bytes())
 }
 
-fn repo(name: &str) -> RepoName {
+pub(super) fn repo(name: &str) -> RepoName {
     name.parse().unwrap()
 }
 
-fn tag(name: &str) -> Tag {
+pub(super) fn tag(name: &str) -> Tag {
     name.parse().unwrap()
 }
 
-fn link(name: &str, kind: LinkKind, digest: Digest) -> Link {
+pub(super) fn link(name: &str, kind: LinkKind, digest: Digest) -> Link {
     Link {
         repo: repo(name),
         kind,

@@ -209,13 +209,19 @@ async fn referrers_from_the_upstreams_api() {
     check(&m, &attached).await;
 }
 
-#[tokio::test]
-async fn referrers_from_the_tag_that_stands_in_for_the_api() {
-    let up = Registry::start().await;
+/// Referrers that the registry lists under the tag which stands in for the API.
+fn attached_by_tag(up: &Registry) -> Attached {
     let attached = attached();
     let tag = attached.image.digest().to_string().replace(':', "-");
     let index = attached.index.to_string().into();
     up.tag("app", &tag, media_type::OCI_INDEX, &index);
+    attached
+}
+
+#[tokio::test]
+async fn referrers_from_the_tag_that_stands_in_for_the_api() {
+    let up = Registry::start().await;
+    let attached = attached_by_tag(&up);
     let m = Setup::new(&up).start().await;
     check(&m, &attached).await;
 }
@@ -445,10 +451,7 @@ async fn a_list_that_is_gone_is_forgotten() {
 #[tokio::test]
 async fn after_a_restart_referrers_are_known_from_the_tag_that_lists_them() {
     let up = Registry::start().await;
-    let attached = attached();
-    let tag = attached.image.digest().to_string().replace(':', "-");
-    let index = attached.index.to_string().into();
-    up.tag("app", &tag, media_type::OCI_INDEX, &index);
+    let attached = attached_by_tag(&up);
     let m = Setup::new(&up).start().await;
     assert_eq!(digests(&m.get(&attached.path).await).len(), 2);
     up.go_down();

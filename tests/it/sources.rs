@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use millpond::oci::Digest;
 
-use crate::harness::{ALWAYS, Gate, Registry, Reply, Setup, freeze, noise, passing, read};
+use crate::harness::{ALWAYS, Gate, Mirror, Registry, Reply, Setup, freeze, noise, passing, read};
 
 const SIZE: usize = 3_000_000;
 
@@ -48,14 +49,20 @@ async fn a_repository_that_lacks_the_blob_makes_no_other_pull_fail() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn one_fetch_serves_the_clients_of_all_repositories_that_have_the_blob() {
-    let _frozen = freeze();
+/// A blob that two repositories of an upstream have.
+async fn forked() -> (Registry, Mirror, Bytes, Digest) {
     let up = Registry::start().await;
     let m = Setup::new(&up).start().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     up.put_blob("fork", &blob);
+    (up, m, blob, digest)
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_fetch_serves_the_clients_of_all_repositories_that_have_the_blob() {
+    let _frozen = freeze();
+    let (up, m, blob, digest) = forked().await;
     let gate = Gate::default();
     let held = gate.clone();
     up.on("GET ", 1, move |_, usual| usual.gated(1_000_000, &held));
@@ -129,11 +136,7 @@ async fn a_partial_download_is_resumed_at_its_own_upstream_only() {
 #[tokio::test(start_paused = true)]
 async fn a_source_that_breaks_is_replaced_by_another_repositorys() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
-    let blob = noise(1, SIZE);
-    let digest = up.put_blob("app", &blob);
-    up.put_blob("fork", &blob);
+    let (up, m, blob, digest) = forked().await;
     let gate = Gate::default();
     let held = gate.clone();
     up.on("GET /v2/app/", 1, move |_, usual| {

@@ -2,35 +2,16 @@ use std::path::Path;
 
 use super::*;
 use crate::oci::Algorithm;
+use crate::storage::contract::{digest, link, repo, tag};
 use crate::storage::{UnreadableEntry, contract, put, read_all};
 
 const MANIFEST: &str = "{}";
-
-fn digest(content: &str) -> Digest {
-    Digest::of(Algorithm::Sha256, content.as_bytes())
-}
 
 /// Where a blob's directory is, relative to the root.
 fn blob_dir(digest: &Digest) -> String {
     let hex = digest.hex();
     let shard: String = hex.chars().take(2).collect();
     format!("docker/registry/v2/blobs/sha256/{shard}/{hex}")
-}
-
-fn repo(name: &str) -> RepoName {
-    name.parse().unwrap()
-}
-
-fn tag(name: &str) -> Tag {
-    name.parse().unwrap()
-}
-
-fn link(name: &str, kind: LinkKind, digest: Digest) -> Link {
-    Link {
-        repo: repo(name),
-        kind,
-        digest,
-    }
 }
 
 fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) {
