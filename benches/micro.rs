@@ -10,9 +10,9 @@ use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use http::header::{ACCEPT, HeaderMap, HeaderValue};
 use http::{Method, Uri};
+use millpond::cache::{Cache, CacheSettings, TtlPolicy};
 use millpond::clock::Clock;
 use millpond::oci::{Accept, Algorithm, Digest, RangeSet, RepoName, Requested, Route};
-use millpond::retention::{Retention, RetentionSettings, TtlPolicy};
 use millpond::storage::{LinkKind, MemoryStore};
 use millpond::tasks::Tasks;
 use tokio::runtime::{Builder, Runtime};
@@ -109,7 +109,7 @@ fn range_set_contains(bencher: Bencher<'_, '_>) {
 /// The index over an empty store, under paused time.
 struct Expiry {
     runtime: Runtime,
-    retention: Retention,
+    cache: Cache,
     repo: RepoName,
 }
 
@@ -120,24 +120,24 @@ impl Expiry {
             .start_paused(true)
             .build()
             .unwrap();
-        let settings = RetentionSettings {
+        let settings = CacheSettings {
             ttl: TtlPolicy::sliding(Some(TTL)),
-            ..RetentionSettings::unlimited()
+            ..CacheSettings::unlimited()
         };
-        let retention = runtime.block_on(async {
-            let retention = Retention::start(
+        let cache = runtime.block_on(async {
+            let cache = Cache::start(
                 Arc::new(MemoryStore::new()),
                 Clock::system(),
                 settings,
                 &Tasks::new(),
                 &CancellationToken::new(),
             );
-            retention.complete().await;
-            retention
+            cache.complete().await;
+            cache
         });
         let expiry = Self {
             runtime,
-            retention,
+            cache,
             repo: "library/debian".parse().unwrap(),
         };
         expiry.insert(digests);
@@ -146,8 +146,7 @@ impl Expiry {
 
     fn insert(&self, digests: &[Digest]) {
         for digest in digests {
-            self.retention
-                .linked(&self.repo, LinkKind::Layer, digest, 1000);
+            self.cache.linked(&self.repo, LinkKind::Layer, digest, 1000);
         }
     }
 
@@ -155,7 +154,7 @@ impl Expiry {
     fn expire(&self) {
         self.runtime.block_on(async {
             tokio::time::advance(TTL * 2).await;
-            while self.retention.usage().entries > 0 {
+            while self.cache.usage().entries > 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });
@@ -191,7 +190,7 @@ fn expiry_touch(bencher: Bencher<'_, '_>) {
         .with_inputs(|| random.choice(&all).unwrap())
         .bench_local_values(|digest| {
             expiry
-                .retention
+                .cache
                 .used(&expiry.repo, LinkKind::Layer, digest, 1000);
         });
 }

@@ -21,7 +21,7 @@
 //!    file is synced, renamed into the store, and linked. Content with a wrong digest breaks off every
 //!    whole body and is never committed.
 //! 7. When a client asks for an image's first layer, [`mirror`] fetches the rest of the image ahead.
-//! 8. [`retention`] is told of every use and every link. It decides what goes: content that was not
+//! 8. [`cache`] is told of every use and every link. It decides what goes: content that was not
 //!    used for long, damaged content, and the least recently used images when space is short. Nothing
 //!    else deletes, except that [`mirror`] removes tags that the upstream no longer has.
 //!
@@ -33,6 +33,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -41,7 +42,6 @@ pub mod error_chain;
 pub mod metrics;
 pub mod mirror;
 pub mod oci;
-pub mod retention;
 pub mod server;
 pub mod storage;
 pub mod tasks;

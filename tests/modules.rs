@@ -23,7 +23,7 @@ const ORDER: [&str; 15] = [
     "config",
     "storage",
     "upstream",
-    "retention",
+    "cache",
     "download",
     "mirror",
     "server",
@@ -53,7 +53,7 @@ const RESERVED: [(&str, &[&str], &[&str]); 3] = [
             "storage/content",
             "storage/modes",
             "storage/trust",
-            "retention/journal",
+            "cache/journal",
             "config",
             // The file of a unix socket.
             "server/listener",

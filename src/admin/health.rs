@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
+use crate::cache::Cache;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Degraded, Metrics};
-use crate::retention::Retention;
 use crate::storage::{Store, StoreError};
 use crate::tasks::Tasks;
 
@@ -24,7 +24,7 @@ const CHECK_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Health {
     store: Arc<dyn Store>,
-    retention: Retention,
+    cache: Cache,
     tasks: Tasks,
     metrics: Arc<Metrics>,
     /// One check of the store at a time: a disk that doesn't answer must not take every thread of
@@ -34,15 +34,10 @@ pub struct Health {
 
 impl Health {
     /// Checks of what `tasks` runs over `store`.
-    pub fn new(
-        store: Arc<dyn Store>,
-        retention: Retention,
-        tasks: Tasks,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub fn new(store: Arc<dyn Store>, cache: Cache, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
         Self {
             store,
-            retention,
+            cache,
             tasks,
             metrics,
             one_check: Arc::new(Semaphore::new(1)),
@@ -56,7 +51,7 @@ impl Health {
         if let Err(reason) = self.check_store().await {
             failing.insert("store".to_owned(), reason);
         }
-        if let Err(reason) = self.retention.health() {
+        if let Err(reason) = self.cache.health() {
             failing.insert("index".to_owned(), reason);
         }
         for down in self.tasks.failing() {
@@ -97,8 +92,8 @@ mod tests {
     use super::*;
     use std::io::ErrorKind;
 
+    use crate::cache::CacheSettings;
     use crate::clock::Clock;
-    use crate::retention::RetentionSettings;
     use crate::storage::faulty::Operation;
     use crate::storage::{FaultyStore, MemoryStore};
     use tokio_util::sync::CancellationToken;
@@ -113,15 +108,15 @@ mod tests {
     impl House {
         fn over(store: FaultyStore) -> Self {
             let (store, tasks, metrics) = (Arc::new(store), Tasks::new(), Arc::default());
-            let retention = Retention::start(
+            let cache = Cache::start(
                 Arc::clone(&store) as Arc<dyn Store>,
                 Clock::system(),
-                RetentionSettings::unlimited(),
+                CacheSettings::unlimited(),
                 &tasks,
                 &CancellationToken::new(),
             );
             let checked = Arc::clone(&store) as Arc<dyn Store>;
-            let health = Health::new(checked, retention, tasks.clone(), Arc::clone(&metrics));
+            let health = Health::new(checked, cache, tasks.clone(), Arc::clone(&metrics));
             Self {
                 store,
                 tasks,
@@ -197,7 +192,7 @@ mod tests {
         let store = FaultyStore::new(Arc::new(MemoryStore::new()));
         store.fail(Operation::Repositories, 1, ErrorKind::PermissionDenied);
         let house = House::over(store);
-        while house.health.retention.health().is_ok() {
+        while house.health.cache.health().is_ok() {
             tokio::task::yield_now().await;
         }
         let failing = house.health.check().await;
@@ -205,7 +200,7 @@ mod tests {
             failing["index"].contains("permission denied"),
             "{failing:?}"
         );
-        house.health.retention.complete().await;
+        house.health.cache.complete().await;
         assert_eq!(house.health.check().await, BTreeMap::new());
     }
 }

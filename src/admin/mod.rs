@@ -11,8 +11,8 @@ use std::sync::Arc;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 
+use crate::cache::Cache;
 use crate::metrics::{CacheFigures, Metrics};
-use crate::retention::Retention;
 use crate::server::{Body, Handler, Peer, RequestBody};
 use crate::storage::Store;
 use crate::tasks::Tasks;
@@ -22,7 +22,7 @@ use health::Health;
 #[derive(Debug)]
 pub struct Admin {
     metrics: Arc<Metrics>,
-    retention: Retention,
+    cache: Cache,
     tasks: Tasks,
     health: Health,
     /// Where the metrics are, if anywhere.
@@ -34,19 +34,14 @@ impl Admin {
     pub fn new(
         metrics: Arc<Metrics>,
         store: Arc<dyn Store>,
-        retention: Retention,
+        cache: Cache,
         tasks: Tasks,
         metrics_path: Option<String>,
     ) -> Self {
-        let health = Health::new(
-            store,
-            retention.clone(),
-            tasks.clone(),
-            Arc::clone(&metrics),
-        );
+        let health = Health::new(store, cache.clone(), tasks.clone(), Arc::clone(&metrics));
         Self {
             metrics,
-            retention,
+            cache,
             tasks,
             health,
             metrics_path,
@@ -58,7 +53,7 @@ impl Admin {
         // For the degraded conditions.
         self.health.check().await;
         self.metrics.task_panics(self.tasks.panics());
-        let (usage, counts) = (self.retention.usage(), self.retention.counts());
+        let (usage, counts) = (self.cache.usage(), self.cache.counts());
         self.metrics.cache(&CacheFigures {
             bytes: usage.used,
             reserved_bytes: usage.reserved,
@@ -141,8 +136,8 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::CacheSettings;
     use crate::clock::Clock;
-    use crate::retention::RetentionSettings;
     use crate::storage::MemoryStore;
     use http_body_util::BodyExt as _;
     use tokio_util::sync::CancellationToken;
@@ -152,16 +147,16 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let clock = Clock::system();
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
-        let retention = Retention::start(
+        let cache = Cache::start(
             Arc::clone(&store),
             clock,
-            RetentionSettings::unlimited(),
+            CacheSettings::unlimited(),
             &tasks,
             &stop,
         );
         let metrics = Arc::new(Metrics::new());
         let path = Some("/metrics".to_owned());
-        let admin = Admin::new(metrics, store, retention, tasks.clone(), path);
+        let admin = Admin::new(metrics, store, cache, tasks.clone(), path);
         for (method, path, status) in [
             (Method::GET, "/metrics", 200),
             (Method::HEAD, "/debug/health", 200),

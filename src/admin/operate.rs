@@ -8,10 +8,10 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::Digest;
-use crate::retention::{
-    EntryView, Finding, ImageView, NotReady, Removal, Retention, ScrubSettings, Selection, Verdict,
+use crate::cache::{
+    Cache, EntryView, Finding, ImageView, NotReady, Removal, ScrubSettings, Selection, Verdict,
 };
+use crate::oci::Digest;
 use crate::storage::{LinkKind, StoreError};
 
 /// A page, and where the next one begins.
@@ -126,7 +126,7 @@ pub struct Found {
 /// The operations.
 #[derive(Debug, Clone)]
 pub struct Operator {
-    retention: Retention,
+    cache: Cache,
 }
 
 /// Why an operation isn't carried out.
@@ -141,14 +141,14 @@ pub enum OperateError {
 }
 
 impl Operator {
-    pub fn new(retention: Retention) -> Self {
-        Self { retention }
+    pub fn new(cache: Cache) -> Self {
+        Self { cache }
     }
 
     /// A page of images, from a position that a page before it named, or 0.
     pub async fn images(&self, from: usize) -> Result<Page<Image>, OperateError> {
-        self.retention.ready().await?;
-        let (views, next) = self.retention.images(from);
+        self.cache.ready().await?;
+        let (views, next) = self.cache.images(from);
         Ok(Page {
             items: views.iter().map(image).collect(),
             next,
@@ -157,8 +157,8 @@ impl Operator {
 
     /// A page of everything that is linked, likewise.
     pub async fn entries(&self, from: usize) -> Result<Page<Entry>, OperateError> {
-        self.retention.ready().await?;
-        let (views, next) = self.retention.entries(from);
+        self.cache.ready().await?;
+        let (views, next) = self.cache.entries(from);
         Ok(Page {
             items: views.iter().map(entry).collect(),
             next,
@@ -166,8 +166,8 @@ impl Operator {
     }
 
     pub async fn totals(&self) -> Result<Totals, OperateError> {
-        self.retention.ready().await?;
-        let usage = self.retention.usage();
+        self.cache.ready().await?;
+        let usage = self.cache.usage();
         Ok(Totals {
             used: usage.used,
             reserved: usage.reserved,
@@ -179,7 +179,7 @@ impl Operator {
 
     /// What pushes to the reference registry left in the directory a week ago or longer.
     pub async fn leftovers(&self) -> Result<Leftovers, OperateError> {
-        let uploads = self.retention.abandoned_uploads().await?;
+        let uploads = self.cache.abandoned_uploads().await?;
         Ok(Leftovers {
             uploads: uploads.len() as u64,
             bytes: uploads.iter().map(|upload| upload.bytes).sum(),
@@ -192,8 +192,8 @@ impl Operator {
             rate: scrub.rate,
             repair: scrub.repair,
         };
-        self.retention.ready().await?;
-        let report = self.retention.scrub(settings).await?;
+        self.cache.ready().await?;
+        let report = self.cache.scrub(settings).await?;
         Ok(Scrubbed {
             checked: report.checked,
             bytes: report.bytes,
@@ -216,13 +216,13 @@ impl Operator {
             reference
                 .parse()
                 .map_err(
-                    |error: crate::retention::SelectionError| OperateError::Selection {
+                    |error: crate::cache::SelectionError| OperateError::Selection {
                         reference: reference.clone(),
                         reason: error.to_string(),
                     },
                 )?;
-        self.retention.ready().await?;
-        let purged = self.retention.purge(&selection, *dry_run).await;
+        self.cache.ready().await?;
+        let purged = self.cache.purge(&selection, *dry_run).await;
         if !dry_run {
             tracing::info!(reference, links = purged.len(), "purged");
         }

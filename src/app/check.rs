@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{StartError, retention, upstreams};
+use super::{StartError, cache, upstreams};
 use crate::clock::Clock;
 use crate::config::{Config, Storage};
 use crate::metrics::Metrics;
@@ -14,7 +14,7 @@ impl super::App {
     /// whether the data directory could be used. Listens nowhere and creates nothing.
     pub async fn check(config: &Config) -> Result<(), StartError> {
         upstreams(&config.proxy, Clock::system(), &Metrics::new().into())?;
-        retention::settings(config)?;
+        cache::settings(config)?;
         if let Storage::Filesystem { root, .. } = &config.storage {
             FsStore::check_root(root).await?;
         }

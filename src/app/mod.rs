@@ -1,14 +1,14 @@
 //! Wires the modules together; owns every task and the way to stop.
 
+mod cache;
 mod check;
 mod descriptors;
 mod meter;
 mod pulling;
-mod retention;
 
+pub use cache::settings as cache_settings;
 pub use check::warnings;
 use pulling::Pulling;
-pub use retention::settings as retention_settings;
 
 use std::future::Future;
 use std::num::NonZeroU64;
@@ -22,12 +22,12 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 #[cfg(unix)]
 use crate::admin::{operate::Operator, socket::Socket};
+use crate::cache::{Cache, ScrubSettings};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::mirror::{UpstreamEntry, Upstreams};
-use crate::retention::{Retention, ScrubSettings};
 use crate::server::listener::{Address, BindError, Listener};
 use crate::server::{ConnectionSettings, Handler, ResponseBuffers, ServerSettings, Service, serve};
 #[cfg(unix)]
@@ -66,7 +66,7 @@ pub struct App {
     drain_timeout: Duration,
     tasks: TaskTracker,
     background: Tasks,
-    retention: Retention,
+    cache: Cache,
     /// Accept no more; end connections after the request under way.
     stop_accepting: CancellationToken,
     /// Fail what is still running.
@@ -96,13 +96,13 @@ impl App {
         let (stop_accepting, stop_now) = (CancellationToken::new(), CancellationToken::new());
         let upstreams = upstreams(&config.proxy, clock, &metrics)?;
         let background = Tasks::new();
-        let kept_how = retention::settings(config)?;
+        let kept_how = cache::settings(config)?;
         let (kept, checked) = (Arc::clone(&store), Arc::clone(&store));
-        let retention = Retention::start(kept, clock, kept_how, &background, &stop_now);
-        scrub(config, &retention, &background, &stop_accepting);
+        let cache = Cache::start(kept, clock, kept_how, &background, &stop_now);
+        scrub(config, &cache, &background, &stop_accepting);
         let pulling = Pulling {
             store,
-            retention: retention.clone(),
+            cache: cache.clone(),
             metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),
             stop_accepting: stop_accepting.clone(),
@@ -126,13 +126,13 @@ impl App {
         };
         let operated = Operated {
             store: checked,
-            retention: retention.clone(),
+            cache: cache.clone(),
             tasks: background.clone(),
         };
         let operators = serving.for_operators();
         let debug_address = operators.listen_for_debug(config, &operated).await?;
         #[cfg(unix)]
-        operators.take_commands(config, &retention).await;
+        operators.take_commands(config, &cache).await;
         let address = serving
             .listen("listener", &config.http.listen, service)
             .await?;
@@ -143,7 +143,7 @@ impl App {
             drain_timeout: config.http.drain_timeout,
             tasks,
             background,
-            retention,
+            cache,
             stop_accepting,
             stop_now,
         })
@@ -180,7 +180,7 @@ impl App {
     pub async fn stop_unless(self, hurry: impl Future<Output = ()>) -> bool {
         let clean = self.drain(hurry).await;
         // After the last use, so that the snapshot has it.
-        if tokio::time::timeout(SAVE_TIME, self.retention.stop())
+        if tokio::time::timeout(SAVE_TIME, self.cache.stop())
             .await
             .is_err()
         {
@@ -236,14 +236,14 @@ async fn open_store(
 }
 
 /// Starts the slow check in the background, where one is wanted.
-fn scrub(config: &Config, retention: &Retention, tasks: &Tasks, stop: &CancellationToken) {
+fn scrub(config: &Config, cache: &Cache, tasks: &Tasks, stop: &CancellationToken) {
     if let Some(scrub) = config.limits.scrub {
         let rate = NonZeroU64::new(scrub.rate);
         let settings = ScrubSettings { rate, repair: true };
-        let retention = retention.clone();
+        let cache = cache.clone();
         tasks.spawn_restarted("scrub", stop.clone(), move || {
-            let retention = retention.clone();
-            async move { retention.background(scrub.interval, settings).await }
+            let cache = cache.clone();
+            async move { cache.background(scrub.interval, settings).await }
         });
     }
 }
@@ -251,7 +251,7 @@ fn scrub(config: &Config, retention: &Retention, tasks: &Tasks, stop: &Cancellat
 /// What operators look at.
 struct Operated {
     store: Arc<dyn Store>,
-    retention: Retention,
+    cache: Cache,
     tasks: Tasks,
 }
 
@@ -287,7 +287,7 @@ impl Serving {
         let admin = Admin::new(
             Arc::clone(&self.connections.metrics),
             Arc::clone(&operated.store),
-            operated.retention.clone(),
+            operated.cache.clone(),
             operated.tasks.clone(),
             debug.metrics_path.clone(),
         );
@@ -297,12 +297,12 @@ impl Serving {
 
     /// Takes commands on the data directory's admin socket. Pulls don't depend on it.
     #[cfg(unix)]
-    async fn take_commands(&self, config: &Config, retention: &Retention) {
+    async fn take_commands(&self, config: &Config, cache: &Cache) {
         let config::Storage::Filesystem { root, .. } = &config.storage else {
             return;
         };
         let path = Layout::new(root).admin_socket();
-        let socket = Socket::new(Operator::new(retention.clone()));
+        let socket = Socket::new(Operator::new(cache.clone()));
         let listener = match Listener::bind(&config::Listen::Unix(path)).await {
             Ok(listener) => listener,
             Err(error) => {

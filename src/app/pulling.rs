@@ -5,19 +5,19 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cache::{Cache, VERIFIED_FIRST};
 use crate::clock::Clock;
 use crate::config;
 use crate::download::{self, Downloader};
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, MirrorOptions, PrefetchLimits, RangeRules, Upstreams};
-use crate::retention::{Retention, VERIFIED_FIRST};
 use crate::storage::Store;
 use crate::tasks::Tasks;
 
 /// What both need.
 pub(super) struct Pulling {
     pub(super) store: Arc<dyn Store>,
-    pub(super) retention: Retention,
+    pub(super) cache: Cache,
     pub(super) metrics: Arc<Metrics>,
     pub(super) tasks: TaskTracker,
     pub(super) stop_accepting: CancellationToken,
@@ -38,7 +38,7 @@ impl Pulling {
                 verified_first: VERIFIED_FIRST,
             },
             store: Arc::clone(&self.store),
-            retention: self.retention.clone(),
+            cache: self.cache.clone(),
             metrics: Arc::clone(&self.metrics),
             tasks: self.tasks.clone(),
             drain: self.stop_accepting.clone(),
@@ -63,7 +63,7 @@ impl Pulling {
             upstreams,
             store: self.store,
             downloader,
-            retention: self.retention,
+            cache: self.cache,
             tags_ttl: proxy.tags_ttl,
             ranges: RangeRules {
                 rules: proxy.range_rules.clone(),

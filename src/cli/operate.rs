@@ -15,9 +15,9 @@ use crate::admin::operate::{
     Entry, Image, Leftovers, Operator, Page, Purge, Scrub, Scrubbed, UnreadablePath,
 };
 use crate::app;
+use crate::cache::{Cache, CacheSettings, Upkeep};
 use crate::clock::Clock;
 use crate::config::{Config, Storage};
-use crate::retention::{Retention, RetentionSettings, Upkeep};
 use crate::storage::{FsStore, Layout, Store, StoreError};
 use crate::tasks::Tasks;
 
@@ -27,7 +27,7 @@ enum Backend {
     Server(crate::admin::socket::Client),
     Own {
         operator: Operator,
-        retention: Retention,
+        cache: Cache,
     },
 }
 
@@ -46,8 +46,8 @@ fn with_backend<T>(
             let tasks = Tasks::new();
             let mut backend = Backend::open(&config, &tasks).await?;
             let result = operation(&mut backend).await;
-            if let Backend::Own { retention, .. } = &backend {
-                retention.stop().await;
+            if let Backend::Own { cache, .. } = &backend {
+                cache.stop().await;
             }
             result
         })
@@ -71,19 +71,16 @@ impl Backend {
             Err(error) => return Err(error.into()),
         };
         // Looking at the cache must not change anything in it.
-        let settings = RetentionSettings {
+        let settings = CacheSettings {
             max_size: None,
             min_free: None,
             upkeep: Upkeep::None,
-            ..app::retention_settings(config)?
+            ..app::cache_settings(config)?
         };
         let stop = CancellationToken::new();
-        let retention = Retention::start(store, Clock::system(), settings, tasks, &stop);
-        let operator = Operator::new(retention.clone());
-        Ok(Self::Own {
-            operator,
-            retention,
-        })
+        let cache = Cache::start(store, Clock::system(), settings, tasks, &stop);
+        let operator = Operator::new(cache.clone());
+        Ok(Self::Own { operator, cache })
     }
 
     /// Says that no server can start meanwhile, where the command works on the directory itself.

@@ -2,9 +2,9 @@
 
 use super::storing::Storing;
 use super::{Download, DownloadError, Inner};
+use crate::cache::{Hold, Reservation};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName};
-use crate::retention::{Hold, Reservation};
 use crate::storage::{Link, LinkKind, Stage};
 
 /// A complete download whose digest is verified.
@@ -110,9 +110,7 @@ async fn link_all(shared: &Inner, digest: Digest, size: u64, repositories: Vec<R
             digest,
         };
         match shared.store.link(&link).await {
-            Ok(()) => shared
-                .retention
-                .linked(&link.repo, link.kind, &digest, size),
+            Ok(()) => shared.cache.linked(&link.repo, link.kind, &digest, size),
             Err(error) => {
                 shared.metrics.store_failed();
                 tracing::error!(%digest, repo = %link.repo, error = %on_one_line(&error), "can't link the blob");

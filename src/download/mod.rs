@@ -73,11 +73,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{OnAbandon, Segments, Streams};
 use crate::metrics::{InFlight, Metrics};
 use crate::oci::{ByteRange, Digest};
-use crate::retention::Retention;
 use crate::storage::{Store, StoreError};
 use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
@@ -245,7 +245,7 @@ struct Inner {
     permits: Permits,
     settings: DownloadSettings,
     store: Arc<dyn Store>,
-    retention: Retention,
+    cache: Cache,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     drain: CancellationToken,
@@ -285,7 +285,7 @@ pub enum Joined {
 pub struct DownloaderOptions {
     pub settings: DownloadSettings,
     pub store: Arc<dyn Store>,
-    pub retention: Retention,
+    pub cache: Cache,
     pub metrics: Arc<Metrics>,
     /// Owns the downloads.
     pub tasks: TaskTracker,
@@ -301,7 +301,7 @@ impl Downloader {
         let DownloaderOptions {
             settings,
             store,
-            retention,
+            cache,
             metrics,
             tasks,
             drain,
@@ -314,7 +314,7 @@ impl Downloader {
             permits: Permits::new(settings.streams, Arc::clone(&metrics)),
             settings,
             store,
-            retention,
+            cache,
             metrics,
             tasks,
             drain,
@@ -325,7 +325,7 @@ impl Downloader {
     /// Adopts the partial files that an earlier process has left, and removes expired ones. Never
     /// returns.
     pub async fn look_after_partials(&self) {
-        self.0.partials.look_after(&self.0.retention).await;
+        self.0.partials.look_after(&self.0.cache).await;
     }
 }
 

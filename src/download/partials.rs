@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::cache::{Cache, Reservation, SpaceRequest};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
-use crate::retention::{Reservation, Retention, SpaceRequest};
 use crate::storage::{Partial, Store};
 
 /// Partial files that are kept. The oldest is removed when there is one more.
@@ -21,14 +21,14 @@ const MAX_AGE: Duration = Duration::from_hours(24);
 const LOOK: Duration = Duration::from_mins(10);
 
 /// Reserves the space of a partial file that an earlier process has left. Evicts nothing.
-async fn reserve_existing(retention: &Retention, partial: &Partial) -> Option<Reservation> {
+async fn reserve_existing(cache: &Cache, partial: &Partial) -> Option<Reservation> {
     let bytes = partial.ranges.len();
     let request = SpaceRequest {
         bytes,
         blob: partial.total,
         evict: false,
     };
-    let mut reservation = retention.reserve_step(request).await.ok()?;
+    let mut reservation = cache.reserve_step(request).await.ok()?;
     reservation.fill(bytes);
     Some(reservation)
 }
@@ -150,15 +150,15 @@ impl Partials {
     }
 
     /// Adopts the partial files of an earlier process, then removes expired ones. Never returns.
-    pub(super) async fn look_after(&self, retention: &Retention) {
-        self.adopt(retention).await;
+    pub(super) async fn look_after(&self, cache: &Cache) {
+        self.adopt(cache).await;
         loop {
             tokio::time::sleep(LOOK).await;
             self.trim(Instant::now()).await;
         }
     }
 
-    async fn adopt(&self, retention: &Retention) {
+    async fn adopt(&self, cache: &Cache) {
         let mut left = match self.store.partials().await {
             Ok(left) => left,
             Err(error) => {
@@ -172,7 +172,7 @@ impl Partials {
             let left = MAX_AGE.checked_sub(age.unwrap_or_default());
             let present = self.store.size(&digest).await.ok().flatten();
             let place = match left.filter(|_| present.is_none()) {
-                Some(left) => reserve_existing(retention, &partial)
+                Some(left) => reserve_existing(cache, &partial)
                     .await
                     .map(|reservation| (reservation, left)),
                 None => None,

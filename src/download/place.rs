@@ -8,8 +8,8 @@ use futures_util::future::BoxFuture;
 use super::storing::Stored;
 use super::task::Transfer;
 use super::{Download, DownloadError, Inner};
+use crate::cache::{Full, Reservation, SpaceRequest};
 use crate::error_chain::on_one_line;
-use crate::retention::{Full, Reservation, SpaceRequest};
 use crate::storage::Partial;
 
 /// Bytes reserved at a time.
@@ -61,7 +61,7 @@ pub(super) async fn place(
     described: Option<u64>,
 ) -> Option<Stored> {
     let digest = download.digest;
-    let hold = shared.retention.hold(&digest).await;
+    let hold = shared.cache.hold(&digest).await;
     let reservation = admit(shared, download, total, described).await;
     let reservation = reservation
         .inspect_err(|unfit| {
@@ -114,9 +114,9 @@ async fn reserve(
 ) -> Result<Reservation, Unfit> {
     let evict = download.urgency.get();
     let request = SpaceRequest { bytes, blob, evict };
-    match shared.retention.reserve_step(request).await {
+    match shared.cache.reserve_step(request).await {
         Err(_full) if evict && shared.partials.clear().await => {
-            Ok(shared.retention.reserve_step(request).await?)
+            Ok(shared.cache.reserve_step(request).await?)
         }
         reserved => Ok(reserved?),
     }
@@ -136,7 +136,7 @@ pub(super) async fn take_up(shared: &Inner, download: &Download) -> Option<(Stor
         let bytes = partial.ranges.len();
         reserve(shared, download, bytes, partial.total).await.ok()?
     };
-    let hold = shared.retention.hold(&digest).await;
+    let hold = shared.cache.hold(&digest).await;
     let stored = Stored {
         stage,
         reservation,

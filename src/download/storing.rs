@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use super::DownloadError;
 use super::suspect::Suspect;
 use super::writer::Writer;
+use crate::cache::{Hold, Reservation};
 use crate::error_chain::on_one_line;
 use crate::oci::Algorithm;
 use crate::oci::RangeSet;
-use crate::retention::{Hold, Reservation};
 use crate::storage::{Stage, StoreError};
 
 /// Bytes that may wait for the writer. Above it no stream is read.

@@ -1,8 +1,8 @@
 //! Discarded bytes that followers have received, for comparison with the next source's.
 
+use crate::cache::{Hold, Reservation};
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
-use crate::retention::{Hold, Reservation};
 use crate::storage::Stage;
 
 /// Bytes compared at once.

@@ -17,9 +17,9 @@ use super::streams::Streams;
 use super::suspect::Suspect;
 use super::writer::Writer;
 use super::{BlobRequest, Download, DownloadError, Inner, Source};
+use crate::cache::Trust;
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
-use crate::retention::Trust;
 use crate::storage::Partial;
 
 /// How often an idle download checks whether clients wait for bytes.
@@ -225,7 +225,7 @@ impl<'a> Transfer<'a> {
         // as for clients, so that a file that is damaged for them isn't present here.
         let digest = &self.download.digest;
         if let Ok(Some(content)) = self.shared.store.open(digest).await
-            && self.shared.retention.trust(digest, &content) != Trust::Damaged
+            && self.shared.cache.trust(digest, &content) != Trust::Damaged
             && !self.download.refetch.load(Ordering::Relaxed)
         {
             return Err(DownloadError::Present);

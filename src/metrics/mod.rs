@@ -18,7 +18,7 @@ pub use labels::{Degraded, Ending, Kind, Outcome, RefusedConnection};
 use labels::{DegradedBy, OfUpstream, UpstreamBytes, UpstreamRequest};
 use serving::Serving;
 
-/// What the retention knows of the cache, at one moment.
+/// What is known of the cache, at one moment.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CacheFigures {
     /// Bytes of all files.
@@ -188,7 +188,7 @@ impl Metrics {
         }
     }
 
-    /// Takes over what the retention knows.
+    /// Takes over what is known of the cache.
     pub fn cache(&self, figures: &CacheFigures) {
         set(&self.cache.bytes, figures.bytes);
         set(&self.cache.reserved, figures.reserved_bytes);

@@ -7,12 +7,12 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use super::single_flight::Interest;
 use super::stored::StoredBlob;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target, Visit};
+use crate::cache::VERIFIED_FIRST;
 use crate::config::RangeMode;
 use crate::download::{BlobRequest, Client, Follower, Joined, Source};
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoName, Requested};
-use crate::retention::VERIFIED_FIRST;
 use crate::storage::LinkKind;
 use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
@@ -253,14 +253,14 @@ impl Mirror {
         want: ReadMode,
     ) -> Option<StoredBlob> {
         let (repo, kind) = (&target.stored, LinkKind::Layer);
-        if !self.retention.used_if_linked(repo, kind, digest) {
+        if !self.cache.used_if_linked(repo, kind, digest) {
             return None;
         }
         let stored = self.open_blob(digest, want).await?;
         if stored.content.size <= MAX_UNHELD {
             return Some(stored);
         }
-        let hold = self.retention.try_hold(digest)?;
+        let hold = self.cache.try_hold(digest)?;
         Some(stored.held(hold))
     }
 
@@ -272,10 +272,10 @@ impl Mirror {
         want: ReadMode,
         proved: bool,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
-        let hold = self.retention.hold(&digest).await;
+        let hold = self.cache.hold(&digest).await;
         if let Some(stored) = self.linked_blob(target, &digest, want).await {
             let size = stored.content.size;
-            self.retention
+            self.cache
                 .used(&target.stored, LinkKind::Layer, &digest, size);
             return Ok(Some(BlobAnswer::stored(stored.held(hold), Outcome::Hit)));
         }
@@ -319,7 +319,7 @@ impl Mirror {
         };
         let link = target.link(LinkKind::Layer, digest);
         if self.written("link", self.store.link(&link).await) {
-            self.retention
+            self.cache
                 .linked(&link.repo, link.kind, &digest, stored.content.size);
         }
         let answer = BlobAnswer::stored(stored, outcome);

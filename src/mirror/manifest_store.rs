@@ -9,10 +9,10 @@ use super::manifests::ManifestAnswer;
 use super::tags::{Lookup, ManifestMeta, TagKey};
 use super::workers::Admission;
 use super::{Mirror, MirrorError, ReadMode, Target};
+use crate::cache::references;
 use crate::metrics::Outcome;
 use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
 use crate::oci::{Digest, Manifest, Tag};
-use crate::retention::references;
 use crate::storage::{self, Content, LinkKind, StoreError};
 use crate::upstream::{FetchedManifest, UnverifiedManifest};
 
@@ -62,14 +62,14 @@ impl Mirror {
         bytes: Bytes,
     ) -> bool {
         let size = bytes.len() as u64;
-        let reservation = match self.retention.reserve(size).await {
+        let reservation = match self.cache.reserve(size).await {
             Ok(reservation) => reservation,
             Err(full) => {
                 tracing::warn!(%digest, %full, "manifest served but not cached");
                 return false;
             }
         };
-        let hold = self.retention.hold(&digest).await;
+        let hold = self.cache.hold(&digest).await;
         let put = storage::put(&*self.store, &digest, bytes).await;
         if !self.written("manifest", put) {
             return false;
@@ -89,10 +89,10 @@ impl Mirror {
         let link = target.link(LinkKind::Revision, digest);
         let linked = self.written("manifest link", self.store.link(&link).await);
         if linked {
-            self.retention.linked(&link.repo, link.kind, &digest, size);
-            self.retention
+            self.cache.linked(&link.repo, link.kind, &digest, size);
+            self.cache
                 .manifest(&digest, manifest.media_type, &references(manifest));
-            self.retention.sizes(manifest);
+            self.cache.sizes(manifest);
         }
         linked
     }
@@ -104,7 +104,7 @@ impl Mirror {
         digest: &Digest,
     ) -> Option<Arc<CachedManifest>> {
         let manifest = self.cached_manifests.get(digest)?;
-        self.retention
+        self.cache
             .used_if_linked(&target.stored, LinkKind::Revision, digest)
             .then_some(manifest)
     }
@@ -116,7 +116,7 @@ impl Mirror {
         target: &Target,
         digest: &Digest,
     ) -> Option<ManifestMeta> {
-        let (size, media_type) = self.retention.linked_manifest(&target.stored, digest)?;
+        let (size, media_type) = self.cache.linked_manifest(&target.stored, digest)?;
         Some(ManifestMeta {
             digest: *digest,
             media_type,
@@ -184,7 +184,7 @@ impl Mirror {
         };
         let read = self.readable("manifest", read.map(Some));
         if damaged {
-            self.retention.set_aside(&digest, None).await;
+            self.cache.set_aside(&digest, None).await;
         }
         read
     }
@@ -205,7 +205,7 @@ impl Mirror {
         let Some(manifest) = admission.run(check).await.ok()? else {
             self.metrics.store_failed();
             tracing::error!(%digest, "the stored manifest is corrupt; it is fetched again");
-            self.retention.set_aside(&digest, None).await;
+            self.cache.set_aside(&digest, None).await;
             return None;
         };
         let manifest = manifest?;
@@ -267,7 +267,7 @@ impl Mirror {
     /// A use extends the manifest's time. Only what is linked is used.
     pub(super) fn manifest_used(&self, target: &Target, known: &ManifestMeta) {
         let ManifestMeta { digest, size, .. } = known;
-        self.retention
+        self.cache
             .used(&target.stored, LinkKind::Revision, digest, *size);
     }
 
@@ -314,7 +314,7 @@ impl Mirror {
     /// Whether a manifest of this repository refers to the blob. The upstream gave that manifest
     /// for the repository, and a registry takes no manifest whose blobs the repository lacks.
     pub(super) async fn vouched(&self, target: &Target, digest: Digest) -> bool {
-        self.retention.is_referenced(&target.stored, &digest).await
+        self.cache.is_referenced(&target.stored, &digest).await
     }
 
     pub(super) async fn point(&self, key: &TagKey, digest: Digest) {
@@ -326,7 +326,7 @@ impl Mirror {
             return;
         }
         if self.written("tag", self.store.set_tag(repo, tag, &digest).await) {
-            self.retention.tagged(repo, tag, &digest);
+            self.cache.tagged(repo, tag, &digest);
         }
     }
 
@@ -374,7 +374,7 @@ impl Mirror {
             {
                 let removed = self.store.remove_tag(&key.repo, &key.tag).await;
                 if self.written("tag", removed.map(|_was_there| ())) {
-                    self.retention.untagged(&key.repo, &key.tag);
+                    self.cache.untagged(&key.repo, &key.tag);
                 }
             }
         }

@@ -148,7 +148,7 @@ impl Mirror {
         }
         // Until it has been fetched again, when it turns out to be damaged: the link of a manifest whose
         // file is gone goes otherwise, and so do the tags that name it.
-        let _hold = self.retention.hold(&digest).await;
+        let _hold = self.cache.hold(&digest).await;
         if let Some(manifest) = self.linked_manifest(target, digest).await {
             self.manifest_used(target, &manifest.known);
             return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
@@ -175,7 +175,7 @@ impl Mirror {
         want: ReadMode,
         interest: &Interest,
     ) -> Result<ManifestAnswer, MirrorError> {
-        let _hold = self.retention.hold(&digest).await;
+        let _hold = self.cache.hold(&digest).await;
         let present = self.stored_manifest(digest).await;
         if present.is_some() || want == ReadMode::Head {
             // Present through another repository: a HEAD, which costs no quota, proves that it is
@@ -333,7 +333,7 @@ impl Mirror {
         head: &ManifestHead,
     ) -> Option<ManifestAnswer> {
         let digest = head.digest?;
-        let _hold = self.retention.hold(&digest).await;
+        let _hold = self.cache.hold(&digest).await;
         if let Some(known) = self.indexed_manifest(target, &digest) {
             self.records.confirmed(key.clone(), known.clone());
             self.point(key, digest).await;

@@ -33,12 +33,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::download::Downloader;
 use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, RepoName};
-use crate::retention::Retention;
 use crate::storage::{Link, LinkKind, Store, StoreError};
 
 pub use blobs::{BlobAnswer, BlobContent};
@@ -76,7 +76,7 @@ pub struct Mirror {
     upstreams: Upstreams,
     store: Arc<dyn Store>,
     downloader: Downloader,
-    retention: Retention,
+    cache: Cache,
     records: TagRecords,
     manifest_flights: SingleFlight<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>,
     cached_manifests: ManifestCache,
@@ -96,7 +96,7 @@ pub struct MirrorOptions {
     pub upstreams: Upstreams,
     pub store: Arc<dyn Store>,
     pub downloader: Downloader,
-    pub retention: Retention,
+    pub cache: Cache,
     /// How long a tag's digest is believed without asking the upstream.
     pub tags_ttl: Duration,
     /// What ranges of blobs that aren't there cause.
@@ -127,7 +127,7 @@ impl Mirror {
             upstreams: parts.upstreams,
             store: parts.store,
             downloader: parts.downloader,
-            retention: parts.retention,
+            cache: parts.cache,
             records: TagRecords::new(parts.tags_ttl, parts.clock),
             ranges: parts.ranges,
             manifest_flights: SingleFlight::new(parts.tasks.clone()),

@@ -271,7 +271,7 @@ impl Mirror {
 
     /// Whether a layer can be cached, and nothing has to be evicted for it.
     fn can_fetch_ahead(&self, size: u64) -> bool {
-        size <= self.prefetch.limits.layer && self.retention.has_idle_space(size)
+        size <= self.prefetch.limits.layer && self.cache.has_idle_space(size)
     }
 
     /// Whether a blob is neither there, for whichever repository, nor on its way. One that is there

@@ -178,7 +178,7 @@ impl Mirror {
     }
 
     async fn stored_referrers(&self, target: &Target, subject: Digest) -> Vec<Descriptor> {
-        let mut referrers = self.retention.referrers(&target.stored, &subject).await;
+        let mut referrers = self.cache.referrers(&target.stored, &subject).await;
         referrers.sort_unstable();
         let mut found = Vec::new();
         for digest in referrers.into_iter().take(MAX_REFERRERS) {

@@ -7,10 +7,10 @@ use bytes::Bytes;
 
 use super::blobs::BlobContent;
 use super::{Mirror, MirrorError, ReadMode, Target};
+use crate::cache::{Hold, Integrity, Trust, VERIFIED_FIRST, Verification};
 use crate::download::Client;
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, Requested};
-use crate::retention::{Hold, Integrity, Trust, VERIFIED_FIRST, Verification};
 use crate::storage::{Content, Piece, Reader, StoreError};
 
 /// Bytes compared at once.
@@ -63,7 +63,7 @@ impl Mirror {
         let damaged = error.is_damage();
         self.readable::<()>("blob", Err(error));
         if damaged {
-            self.retention.set_aside(digest, None).await;
+            self.cache.set_aside(digest, None).await;
         }
         None
     }
@@ -74,7 +74,7 @@ impl Mirror {
         content: Content,
         want: ReadMode,
     ) -> Option<StoredBlob> {
-        match self.retention.trust(digest, &content) {
+        match self.cache.trust(digest, &content) {
             Trust::Verified => {
                 content.reader.set_verified();
                 return Some(StoredBlob::new(content, None));
@@ -86,7 +86,7 @@ impl Mirror {
                     %digest, size,
                     "a cached blob has a wrong size; it is set aside and fetched again"
                 );
-                self.retention.set_aside(digest, Some(&content)).await;
+                self.cache.set_aside(digest, Some(&content)).await;
                 return None;
             }
             Trust::Unknown => {}
@@ -95,8 +95,8 @@ impl Mirror {
         if want == ReadMode::Head && !small {
             return Some(StoredBlob::new(content, None));
         }
-        let hold = self.retention.hold(digest).await;
-        let mut verification = self.retention.verify(digest, &content, hold).await;
+        let hold = self.cache.hold(digest).await;
+        let mut verification = self.cache.verify(digest, &content, hold).await;
         if !small {
             return Some(StoredBlob::new(content, Some(verification)));
         }
@@ -155,7 +155,7 @@ impl Recovery {
         } = self;
         mirror.metrics.store_failed();
         let content = &failed.content;
-        mirror.retention.set_aside(digest, Some(content)).await;
+        mirror.cache.set_aside(digest, Some(content)).await;
         let proved = failed.verification.is_none();
         let first = if proved { sent.at } else { sent.start };
         // A whole body needs the whole blob, whose end is withheld until it is verified.

@@ -18,9 +18,9 @@ use http_body::{Frame, SizeHint};
 use super::access::Record;
 use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue, MAX_PIECE};
+use crate::cache::{Integrity, WITHHELD};
 use crate::download::DownloadError;
 use crate::mirror::{BlobContent, Recovery, Sent, Visit};
-use crate::retention::{Integrity, WITHHELD};
 use crate::storage::{Piece, Reader, StoreError};
 
 /// Bytes read from a stored blob at once: the buffer that a client costs, where files can't be sent.

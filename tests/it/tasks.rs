@@ -14,7 +14,7 @@ async fn a_panic_of_the_retention_is_told_and_the_server_can_still_stop() {
     store.panic(Operation::Repositories, 1);
     let m = Setup::new(&up).store(store).start().await;
     let panicked = m.app.failed().await;
-    assert_eq!(panicked.task, "retention");
+    assert_eq!(panicked.task, "cache");
     assert_eq!(panicked.reason, "a scripted panic of Repositories");
     m.get("/v2/").await.expect(200, b"{}");
     let Mirror { app, .. } = m;

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
+use crate::cache::WITHHELD;
 use crate::download::DownloadError;
 use crate::download::memory::Memory;
 use crate::download::plan::MissingBytes;
 use crate::download::position::{Members, Position};
 use crate::oci::{ByteRange, RangeSet};
-use crate::retention::WITHHELD;
 use crate::storage::{Piece, Reader};
 
 /// Ranges of the file of at least this many bytes are sent from the file instead of memory.

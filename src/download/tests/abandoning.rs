@@ -101,7 +101,7 @@ async fn what_cannot_be_kept_keeps_no_place() {
     bench.store.fail_from(Operation::Keep, 1, kind);
     let (_, digest, origin) = abandoned(&bench, 20, 1).await;
     assert!(origin.sent() < 20 * MIB && !bench.is_running(&digest));
-    assert_eq!(bench.retention.usage().reserved, 0);
+    assert_eq!(bench.cache.usage().reserved, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,7 +145,7 @@ async fn space_is_reserved_in_steps_as_bytes_arrive() {
         let (sender, opening) = streams(0, total);
         let mut follower = bench.join(digest, "a", &Script::new([opening]));
         assert_eq!(follower.total().await.unwrap(), total);
-        let reserved = || bench.retention.usage().reserved;
+        let reserved = || bench.cache.usage().reserved;
         assert_eq!(reserved(), 0, "nothing has arrived");
         // The next step is reserved when half of the last one is left.
         for (from, to, steps) in [(0, 1, 1), (1, 31, 1), (31, 33, 2), (33, 95, 2), (95, 97, 3)] {
@@ -185,7 +185,7 @@ async fn a_body_of_unknown_length_is_not_read_for_nobody_without_end() {
         }
         assert!(on_abandon == OnAbandon::Pause || sent >= 256);
         bench.settled().await;
-        assert_eq!(bench.retention.usage().reserved, 0);
+        assert_eq!(bench.cache.usage().reserved, 0);
         assert!(!bench.is_running(&digest));
     }
 }

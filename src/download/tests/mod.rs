@@ -27,9 +27,9 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::cache;
 use crate::clock::Clock;
 use crate::oci::Algorithm;
-use crate::retention;
 use crate::storage::faulty::Operation;
 use crate::storage::{FaultyStore, Link, LinkKind, MemoryStore, read_all};
 use crate::tasks::Tasks;
@@ -197,7 +197,7 @@ fn of_segments(min_size: u64) -> DownloadSettings {
 struct Bench {
     downloader: Downloader,
     store: Arc<FaultyStore>,
-    retention: Retention,
+    cache: Cache,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -211,25 +211,25 @@ impl Bench {
         Self::over(
             Arc::new(MemoryStore::new()),
             settings,
-            retention::RetentionSettings::unlimited(),
+            cache::CacheSettings::unlimited(),
         )
     }
 
     fn over(
         store: Arc<dyn Store>,
         settings: DownloadSettings,
-        keeping: retention::RetentionSettings,
+        keeping: cache::CacheSettings,
     ) -> Self {
         let clock = Clock::starting_at(std::time::SystemTime::UNIX_EPOCH);
         let store = Arc::new(FaultyStore::new(store));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let shared = Arc::clone(&store) as Arc<dyn Store>;
         // Tasks of its own keep the retention, so that the tests can wait for the downloads.
-        let retention = Retention::start(Arc::clone(&shared), clock, keeping, &Tasks::new(), &stop);
+        let cache = Cache::start(Arc::clone(&shared), clock, keeping, &Tasks::new(), &stop);
         let downloader = Downloader::new(DownloaderOptions {
             settings,
             store: shared,
-            retention: retention.clone(),
+            cache: cache.clone(),
             metrics: Arc::new(Metrics::new()),
             tasks: tasks.clone(),
             drain: CancellationToken::new(),
@@ -239,7 +239,7 @@ impl Bench {
         Self {
             downloader,
             store,
-            retention,
+            cache,
             stop,
             tasks,
         }
@@ -251,8 +251,8 @@ impl Bench {
         self.settled().await;
         let store = Arc::clone(&self.store) as Arc<dyn Store>;
         drop(self);
-        let bench = Self::over(store, settings, retention::RetentionSettings::unlimited());
-        bench.retention.complete().await;
+        let bench = Self::over(store, settings, cache::CacheSettings::unlimited());
+        bench.cache.complete().await;
         bench
     }
 

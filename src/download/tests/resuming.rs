@@ -198,7 +198,7 @@ async fn what_a_failed_download_left_is_taken_up() {
         let (content, digest) = mebibytes(5);
         failed_at(&bench, &content, digest, 3 * MIB).await;
         assert_eq!(
-            bench.retention.usage().reserved,
+            bench.cache.usage().reserved,
             3 * MIB,
             "what is on disk stays reserved"
         );
@@ -213,7 +213,7 @@ async fn what_a_failed_download_left_is_taken_up() {
         bench.settled().await;
         assert_eq!(bench.stored(&digest).await.unwrap(), content);
         assert!(bench.store.partials().await.unwrap().is_empty());
-        assert_eq!(bench.retention.usage().reserved, 0);
+        assert_eq!(bench.cache.usage().reserved, 0);
     }
 }
 
@@ -281,7 +281,7 @@ async fn a_download_that_brought_nothing_keeps_no_place() {
     drop(follower);
     bench.settled().await;
     assert!(bench.store.partials().await.unwrap().is_empty());
-    assert_eq!(bench.retention.usage().reserved, 0);
+    assert_eq!(bench.cache.usage().reserved, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -317,7 +317,7 @@ fn a_crash_leaves_what_was_noted() {
         Bench::over(
             Arc::new(store),
             settings(),
-            retention::RetentionSettings::unlimited(),
+            cache::CacheSettings::unlimited(),
         )
     };
     let first = runtime();
@@ -336,7 +336,7 @@ fn a_crash_leaves_what_was_noted() {
     copy_all(directory.path(), copy.path());
     runtime().block_on(async {
         let store = crate::storage::FsStore::open(copy.path()).await.unwrap();
-        let keeping = retention::RetentionSettings::unlimited();
+        let keeping = cache::CacheSettings::unlimited();
         let bench = Bench::over(Arc::new(store), settings(), keeping);
         let origin = Origin::new(&content).acts([]);
         let mut follower = bench.join(digest, "a", &origin);

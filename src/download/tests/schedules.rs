@@ -386,7 +386,7 @@ async fn play(seed: u64) {
     }
     scene.bench.stop.cancel();
     scene.bench.settled().await;
-    let reserved = scene.bench.retention.usage().reserved;
+    let reserved = scene.bench.cache.usage().reserved;
     let partials = scene.bench.store.partials().await.unwrap();
     assert!(
         reserved == 0 || !partials.is_empty(),

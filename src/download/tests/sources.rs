@@ -168,7 +168,7 @@ async fn who_has_right_bytes_of_a_lying_source_goes_on_and_who_has_wrong_ones_do
     assert!(matches!(error, DownloadError::Digest { .. }), "{error}");
     bench.settled().await;
     assert_eq!(bench.stored(&digest).await.unwrap(), content);
-    assert_eq!(bench.retention.usage().reserved, 0);
+    assert_eq!(bench.cache.usage().reserved, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -227,7 +227,7 @@ async fn what_another_upstream_left_is_not_resumed() {
     assert_eq!(here.asked(), [(0, None)]);
     bench.settled().await;
     assert!(bench.store.partials().await.unwrap().is_empty());
-    assert_eq!(bench.retention.usage().reserved, 0);
+    assert_eq!(bench.cache.usage().reserved, 0);
 }
 
 #[tokio::test(start_paused = true)]

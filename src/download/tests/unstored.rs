@@ -169,7 +169,7 @@ async fn a_disk_that_fails_under_several_streams() {
         assert!(late.unwrap() == content, "{nth}");
         bench.settled().await;
         assert_eq!(bench.stored(&digest).await, None);
-        assert_eq!(bench.retention.usage().reserved, 0);
+        assert_eq!(bench.cache.usage().reserved, 0);
     }
 }
 
@@ -207,12 +207,12 @@ async fn a_disk_that_fails_at_the_last_byte() {
 
 #[tokio::test(start_paused = true)]
 async fn no_space_for_the_rest_of_a_blob_whose_length_is_not_told() {
-    let keeping = retention::RetentionSettings {
+    let keeping = cache::CacheSettings {
         max_size: Some(100 * MIB),
-        ..retention::RetentionSettings::unlimited()
+        ..cache::CacheSettings::unlimited()
     };
     let bench = Bench::over(Arc::new(MemoryStore::new()), settings(), keeping);
-    bench.retention.complete().await;
+    bench.cache.complete().await;
     let (content, digest) = mebibytes(80);
     let (sender, opening) = streams(0, None);
     let source = Script::new([opening]);
@@ -225,7 +225,7 @@ async fn no_space_for_the_rest_of_a_blob_whose_length_is_not_told() {
     assert!(read.unwrap() == content);
     bench.settled().await;
     assert_eq!(bench.stored(&digest).await, None);
-    assert_eq!(bench.retention.usage().reserved, 0);
+    assert_eq!(bench.cache.usage().reserved, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ async fn what_cannot_be_removed_is_tried_again() {
         house.store.fail(operation, 1, ErrorKind::PermissionDenied);
         house.store.fail(operation, 1, ErrorKind::PermissionDenied);
         house.pass(HOUR).await;
-        assert_eq!(house.retention.counts().delete_failures, 1, "{operation:?}");
+        assert_eq!(house.cache.counts().delete_failures, 1, "{operation:?}");
         assert!(house.has(&text).await, "{operation:?}");
         house.pass(MINUTE * 2).await;
         assert!(
@@ -34,7 +34,7 @@ async fn a_hold_waits_for_the_deletion_and_then_keeps_what_is_linked() {
     let stall = house.store.stall(Operation::Remove, 1);
     tokio::time::sleep(HOUR + MINUTE).await;
     stall.reached().await;
-    assert!(house.retention.try_hold(&a.digest).is_none());
+    assert!(house.cache.try_hold(&a.digest).is_none());
     let again = async { house.cache_layer("a", "x").await };
     let release = async {
         tokio::time::sleep(MINUTE).await;
@@ -48,7 +48,7 @@ async fn a_hold_waits_for_the_deletion_and_then_keeps_what_is_linked() {
 #[tokio::test(start_paused = true)]
 async fn a_file_that_never_gets_its_link_goes_when_it_is_let_go() {
     let house = House::with(settings()).await;
-    let hold = house.retention.hold(&digest("x")).await;
+    let hold = house.cache.hold(&digest("x")).await;
     storage::put(&*house.store, &digest("x"), "x".into())
         .await
         .unwrap();
@@ -56,11 +56,11 @@ async fn a_file_that_never_gets_its_link_goes_when_it_is_let_go() {
     house.pass(HOUR).await;
     assert!(house.has("x").await);
     drop(hold);
-    house.retention.settled().await;
+    house.cache.settled().await;
     assert!(!house.has("x").await);
     // A hold on what isn't there leaves nothing behind.
-    drop(house.retention.hold(&digest("y")).await);
-    assert_eq!(house.retention.usage().blobs, 0);
+    drop(house.cache.hold(&digest("y")).await);
+    assert_eq!(house.cache.usage().blobs, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -70,20 +70,20 @@ async fn purging_a_tag_leaves_what_others_need() {
     house.pull("a", "2", &["base", "two"]).await.unwrap();
     house.pull("b", "1", &["base", "three"]).await.unwrap();
     let selection: Selection = "a:1".parse().unwrap();
-    let planned = house.retention.purge(&selection, true).await;
+    let planned = house.cache.purge(&selection, true).await;
     assert_eq!(planned.len(), 3, "{planned:?}");
     assert!(house.has("one").await);
-    let purged = house.retention.purge(&selection, false).await;
+    let purged = house.cache.purge(&selection, false).await;
     assert_eq!(purged.len(), 3);
     assert!(!house.has("one").await && house.has("base").await && house.has("two").await);
     assert_eq!(house.store.tags(&repo("a")).await.unwrap(), [tag("2")]);
     check(&house, &[]).await;
 
-    let held = house.retention.hold(&digest("three")).await;
-    house.retention.purge(&"b".parse().unwrap(), false).await;
+    let held = house.cache.hold(&digest("three")).await;
+    house.cache.purge(&"b".parse().unwrap(), false).await;
     assert!(house.has("three").await && house.has("base").await);
     drop(held);
-    house.retention.settled().await;
+    house.cache.settled().await;
     assert!(!house.has("three").await);
     assert_eq!(house.store.repositories().await.unwrap(), [repo("a")]);
     check(&house, &[]).await;
@@ -121,15 +121,15 @@ async fn a_link_that_is_made_anew_stays_although_the_old_one_was_to_go() {
         }
         let house = House::over(store, with_ttl(HOUR), Clock::starting_at(today()));
         // Before the start finds the link without a file.
-        let hold = house.retention.hold(&healed.digest).await;
-        house.retention.complete().await;
+        let hold = house.cache.hold(&healed.digest).await;
+        house.cache.complete().await;
         if purged {
-            house.retention.purge(&"a".parse().unwrap(), false).await;
+            house.cache.purge(&"a".parse().unwrap(), false).await;
         }
-        house.retention.settled().await;
+        house.cache.settled().await;
         assert!(house.cache(&healed, "x").await);
         drop(hold);
-        house.retention.settled().await;
+        house.cache.settled().await;
         assert!(house.is_linked(&healed).await && house.has("x").await);
         check(&house, &[]).await;
         house.pass(HOUR).await;
@@ -141,10 +141,10 @@ async fn a_link_that_is_made_anew_stays_although_the_old_one_was_to_go() {
 async fn a_condemned_link_that_is_only_used_goes() {
     let house = House::with(settings()).await;
     let link = house.cache_layer("a", "x").await;
-    let hold = house.retention.hold(&link.digest).await;
-    house.retention.purge(&"a".parse().unwrap(), false).await;
+    let hold = house.cache.hold(&link.digest).await;
+    house.cache.purge(&"a".parse().unwrap(), false).await;
     house.use_link(&link).await;
     drop(hold);
-    house.retention.settled().await;
+    house.cache.settled().await;
     assert!(!house.is_linked(&link).await && !house.has("x").await);
 }

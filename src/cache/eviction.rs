@@ -9,7 +9,7 @@
 //! is past it all the same (the limit was lowered, or others fill the disk) is evicted in the
 //! background, down to [`LOW`] per mille. There is no band that is kept empty below the limit:
 //! deleting takes milliseconds, downloads take longer, and a band of 5 % cost half a percent of the
-//! hits (`benches/retention.rs`).
+//! hits (`benches/cache.rs`).
 
 use super::capacity::SpaceRequest;
 use super::entry::{Content, content_flag};

@@ -18,7 +18,7 @@ use std::sync::{Arc, mpsc};
 use super::record::Record;
 use super::state::{self, Line, Tally};
 use super::timestamp::Timestamp;
-use super::{Inner, RetentionError, Upkeep};
+use super::{CacheError, Inner, Upkeep};
 use crate::error_chain::on_one_line;
 use crate::storage::{Layout, Modes};
 
@@ -125,13 +125,13 @@ impl Journal {
     }
 
     /// Adds lines to the journal and makes them durable. Blocks.
-    fn append(&mut self, lines: &[u8]) -> Result<(), RetentionError> {
+    fn append(&mut self, lines: &[u8]) -> Result<(), CacheError> {
         let result = self.try_append(lines);
         if result.is_err() {
             self.torn = true;
             self.file = None;
         }
-        result.map_err(|source| RetentionError::io("append to", &self.path, source))
+        result.map_err(|source| CacheError::io("append to", &self.path, source))
     }
 
     fn try_append(&mut self, lines: &[u8]) -> io::Result<()> {
@@ -159,22 +159,19 @@ impl Journal {
     }
 
     /// Writes a new snapshot and empties the journal. `next` gives the records, in pages. Blocks.
-    fn fold(
-        &mut self,
-        next: &mut dyn FnMut() -> Option<Vec<Record>>,
-    ) -> Result<(), RetentionError> {
+    fn fold(&mut self, next: &mut dyn FnMut() -> Option<Vec<Record>>) -> Result<(), CacheError> {
         let draft = self.snapshot.with_extension("json.new");
-        let failed = |source| RetentionError::io("write", &draft, source);
+        let failed = |source| CacheError::io("write", &draft, source);
         let bytes = write_snapshot(&draft, next).map_err(failed)?;
         let renamed =
             fs::rename(&draft, &self.snapshot).and_then(|()| sync_directory(&self.snapshot));
-        renamed.map_err(|source| RetentionError::io("replace", &self.snapshot, source))?;
+        renamed.map_err(|source| CacheError::io("replace", &self.snapshot, source))?;
         self.folded = bytes;
         self.file = None;
         match fs::remove_file(&self.path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(RetentionError::io("empty", &self.path, source)),
+            Err(source) => return Err(CacheError::io("empty", &self.path, source)),
         }
         self.appended = 0;
         self.torn = false;
@@ -399,7 +396,7 @@ impl Saver {
         self.note(shared, folded);
     }
 
-    fn note(&mut self, shared: &Inner, result: Result<(), RetentionError>) {
+    fn note(&mut self, shared: &Inner, result: Result<(), CacheError>) {
         self.owed = result.is_err();
         if let Err(error) = result {
             shared.counters.save_failed(shared.now());
@@ -409,8 +406,8 @@ impl Saver {
 
     async fn blocking(
         &mut self,
-        step: impl FnOnce(&mut Journal) -> Result<(), RetentionError> + Send + 'static,
-    ) -> Result<(), RetentionError> {
+        step: impl FnOnce(&mut Journal) -> Result<(), CacheError> + Send + 'static,
+    ) -> Result<(), CacheError> {
         let Some(mut journal) = self.journal.take() else {
             return Ok(());
         };
@@ -423,7 +420,7 @@ impl Saver {
                 self.journal = Some(journal);
                 result
             }
-            Err(source) => Err(RetentionError::Lost { source }),
+            Err(source) => Err(CacheError::Lost { source }),
         }
     }
 }

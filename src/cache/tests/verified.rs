@@ -9,13 +9,13 @@ async fn on_a_disk(directory: &tempfile::TempDir) -> House {
     let store = Arc::new(FsStore::open(directory.path()).await.unwrap());
     let clock = Clock::starting_at(today());
     let house = House::over(store, on_disk(directory), clock);
-    house.retention.complete().await;
+    house.cache.complete().await;
     house
 }
 
 /// Ends the process: the store's directory is free again.
 async fn stop(house: House) {
-    house.retention.stop().await;
+    house.cache.stop().await;
     let store = Arc::downgrade(&house.store);
     drop(house);
     while store.upgrade().is_some() {
@@ -29,13 +29,13 @@ async fn open(house: &House, content: &str) -> Content {
 
 async fn trust(house: &House, content: &str) -> Trust {
     let open = open(house, content).await;
-    house.retention.trust(&digest(content), &open)
+    house.cache.trust(&digest(content), &open)
 }
 
 async fn verify(house: &House, content: &str) -> Integrity {
     let (digest, open) = (digest(content), open(house, content).await);
-    let hold = house.retention.hold(&digest).await;
-    let mut verification = house.retention.verify(&digest, &open, hold).await;
+    let hold = house.cache.hold(&digest).await;
+    let mut verification = house.cache.verify(&digest, &open, hold).await;
     let integrity = verification.ended().await;
     assert_eq!(verification.integrity(), Some(integrity));
     integrity
@@ -43,7 +43,7 @@ async fn verify(house: &House, content: &str) -> Integrity {
 
 /// Writes a blob as a download does.
 async fn download(house: &House, link: &Link, content: &'static str) -> Option<Modified> {
-    let hold = house.retention.hold(&link.digest).await;
+    let hold = house.cache.hold(&link.digest).await;
     let mut stage: Box<dyn Stage> = house.store.stage(&link.digest).await.unwrap();
     let commit = move || {
         stage.write_at(0, &[Bytes::from(content)]).unwrap();
@@ -51,14 +51,14 @@ async fn download(house: &House, link: &Link, content: &'static str) -> Option<M
     };
     let placed = tokio::task::spawn_blocking(commit).await.unwrap();
     let size = content.len() as u64;
-    let space = house.retention.reserve(size).await.unwrap();
+    let space = house.cache.reserve(size).await.unwrap();
     space.commit(&hold, size);
     if let Some(modified) = placed {
         hold.verified(size, modified);
     }
     house.store.link(link).await.unwrap();
     house
-        .retention
+        .cache
         .linked(&link.repo, link.kind, &link.digest, size);
     placed
 }
@@ -133,16 +133,16 @@ async fn another_size_is_damage_and_another_time_a_reason_to_look() {
     assert_eq!(trust(&house, "grown").await, Trust::Damaged);
     let grown = open(&house, "grown").await;
     let known = digest("grown");
-    assert!(house.retention.set_aside(&known, Some(&grown)).await);
+    assert!(house.cache.set_aside(&known, Some(&grown)).await);
 
     let emptied = open(&house, "emptied").await;
     assert!(
         house
-            .retention
+            .cache
             .set_aside(&digest("emptied"), Some(&emptied))
             .await
     );
-    house.retention.settled().await;
+    house.cache.settled().await;
     assert!(!house.is_linked(&layer("a", "emptied")).await);
     let placed = download(&house, &layer("a", "emptied"), "emptied").await;
     assert!(placed.is_some());
@@ -163,10 +163,10 @@ async fn a_size_that_a_manifest_contradicts_is_damage_until_it_is_verified() {
         layers[1]
     );
     let lie = Manifest::parse(lie.as_bytes()).unwrap();
-    house.retention.sizes(&lie);
+    house.cache.sizes(&lie);
     assert_eq!(trust(&house, "layer").await, Trust::Damaged);
     assert_eq!(verify(&house, "layer").await, Integrity::Right);
-    house.retention.sizes(&lie);
+    house.cache.sizes(&lie);
     assert_eq!(trust(&house, "layer").await, Trust::Verified);
 }
 
@@ -180,8 +180,8 @@ async fn many_who_ask_cause_one_verification() {
     let (digest, content) = (digest("x"), open(&house, "x").await);
     let mut verifications = Vec::new();
     for _ in 0..10 {
-        let hold = house.retention.hold(&digest).await;
-        verifications.push(house.retention.verify(&digest, &content, hold).await);
+        let hold = house.cache.hold(&digest).await;
+        verifications.push(house.cache.verify(&digest, &content, hold).await);
     }
     stall.reached().await;
     assert_eq!(verifications[0].integrity(), None);
@@ -202,7 +202,7 @@ async fn what_cannot_be_read_is_set_aside_and_what_may_pass_is_not() {
     assert!(house.has("x").await);
     house.store.fail(Operation::Read, 1, io::ErrorKind::Other);
     assert_eq!(verify(&house, "x").await, Integrity::Damaged);
-    house.retention.settled().await;
+    house.cache.settled().await;
     assert!(!house.has("x").await && !house.is_linked(&link).await);
     check(&house, &[]).await;
 }
@@ -211,7 +211,7 @@ async fn what_cannot_be_read_is_set_aside_and_what_may_pass_is_not() {
 async fn what_cannot_be_set_aside_is_damaged_until_it_is_written_anew() {
     let house = House::with(settings()).await;
     house.cache_layer("a", "x").await;
-    let reader = house.retention.hold(&digest("x")).await;
+    let reader = house.cache.hold(&digest("x")).await;
     house.store.fail(Operation::Read, 1, io::ErrorKind::Other);
     house
         .store
@@ -221,7 +221,7 @@ async fn what_cannot_be_set_aside_is_damaged_until_it_is_written_anew() {
     assert_eq!(trust(&house, "x").await, Trust::Damaged);
     // The sweeper's turn comes when nobody reads it.
     drop(reader);
-    house.retention.settled().await;
+    house.cache.settled().await;
     assert!(!house.has("x").await);
     check(&house, &[]).await;
     house.cache_layer("a", "x").await;
@@ -238,12 +238,7 @@ async fn a_file_that_took_the_damaged_ones_place_stays() {
     storage::put(&*house.store, &link.digest, "x".into())
         .await
         .unwrap();
-    assert!(
-        !house
-            .retention
-            .set_aside(&link.digest, Some(&damaged))
-            .await
-    );
+    assert!(!house.cache.set_aside(&link.digest, Some(&damaged)).await);
     assert!(house.has("x").await && house.is_linked(&link).await);
 }
 
@@ -257,16 +252,16 @@ async fn a_scrub_repairs_what_cannot_be_read_or_opened() {
         let house = House::with(settings()).await;
         let link = house.cache_layer("a", "x").await;
         house.store.fail_from(operation, 1, io::ErrorKind::Other);
-        let only_reported = house.retention.scrub(ScrubSettings::default()).await;
+        let only_reported = house.cache.scrub(ScrubSettings::default()).await;
         assert_eq!(only_reported.unwrap().failed, 1, "{operation:?}");
         assert!(house.has("x").await);
-        let report = house.retention.scrub(repair).await.unwrap();
+        let report = house.cache.scrub(repair).await.unwrap();
         assert_eq!((report.quarantined, report.failed), (1, 0), "{operation:?}");
         assert!(!house.has("x").await && !house.is_linked(&link).await);
     }
     let house = House::with(settings()).await;
     house.cache_layer("a", "x").await;
     // What a scrub finds right needn't be verified when it is asked for.
-    house.retention.scrub(repair).await.unwrap();
+    house.cache.scrub(repair).await.unwrap();
     assert_eq!(trust(&house, "x").await, Trust::Verified);
 }

@@ -30,12 +30,12 @@ const WEEK: Duration = Duration::from_hours(7 * 24);
 
 struct House {
     store: Arc<FaultyStore>,
-    retention: Retention,
+    cache: Cache,
     clock: Clock,
 }
 
-fn settings() -> RetentionSettings {
-    RetentionSettings {
+fn settings() -> CacheSettings {
+    CacheSettings {
         ttl: TtlPolicy::sliding(Some(WEEK)),
         pins: Vec::new(),
         max_size: None,
@@ -96,25 +96,25 @@ fn index_of(children: &[&str]) -> String {
 }
 
 impl House {
-    async fn with(settings: RetentionSettings) -> Self {
+    async fn with(settings: CacheSettings) -> Self {
         let house = Self::over(
             Arc::new(MemoryStore::new()),
             settings,
             Clock::starting_at(today()),
         );
-        house.retention.complete().await;
+        house.cache.complete().await;
         house
     }
 
-    fn over(store: Arc<dyn Store>, settings: RetentionSettings, clock: Clock) -> Self {
+    fn over(store: Arc<dyn Store>, settings: CacheSettings, clock: Clock) -> Self {
         let store = Arc::new(FaultyStore::new(store));
         let shared: Arc<dyn Store> = Arc::clone(&store) as _;
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         // Nothing cancels `stop`; the test's runtime ends the tasks.
-        let retention = Retention::start(shared, clock, settings, &tasks, &stop);
+        let cache = Cache::start(shared, clock, settings, &tasks, &stop);
         Self {
             store,
-            retention,
+            cache,
             clock,
         }
     }
@@ -122,9 +122,9 @@ impl House {
     /// Caches and links content, as a download does. False when there is no space.
     async fn cache(&self, link: &Link, content: &str) -> bool {
         let size = content.len() as u64;
-        let hold = self.retention.hold(&link.digest).await;
+        let hold = self.cache.hold(&link.digest).await;
         if self.store.size(&link.digest).await.unwrap().is_none() {
-            let Ok(space) = self.retention.reserve(size).await else {
+            let Ok(space) = self.cache.reserve(size).await else {
                 return false;
             };
             let bytes = Bytes::from(content.to_owned());
@@ -134,8 +134,7 @@ impl House {
             space.commit(&hold, size);
         }
         self.store.link(link).await.unwrap();
-        self.retention
-            .linked(&link.repo, link.kind, &link.digest, size);
+        self.cache.linked(&link.repo, link.kind, &link.digest, size);
         true
     }
 
@@ -152,7 +151,7 @@ impl House {
             return None;
         }
         let parsed = Manifest::parse(text.as_bytes()).unwrap();
-        self.retention
+        self.cache
             .manifest(&link.digest, parsed.media_type, &references(&parsed));
         if let Some(as_tag) = as_tag {
             let (repo, as_tag) = (repo(name), tag(as_tag));
@@ -160,7 +159,7 @@ impl House {
                 .set_tag(&repo, &as_tag, &link.digest)
                 .await
                 .unwrap();
-            self.retention.tagged(&repo, &as_tag, &link.digest);
+            self.cache.tagged(&repo, &as_tag, &link.digest);
         }
         Some(link)
     }
@@ -192,19 +191,18 @@ impl House {
         tokio::time::sleep(time).await;
         // Deadlines are whole seconds, rounded up.
         tokio::time::sleep(Duration::from_secs(2)).await;
-        self.retention.settled().await;
+        self.cache.settled().await;
     }
 
     async fn use_link(&self, link: &Link) {
         let size = self.store.size(&link.digest).await.unwrap().unwrap();
-        self.retention
-            .used(&link.repo, link.kind, &link.digest, size);
+        self.cache.used(&link.repo, link.kind, &link.digest, size);
     }
 
     fn entries(&self) -> Vec<EntryView> {
         let (mut all, mut from) = (Vec::new(), Some(0));
         while let Some(at) = from {
-            let (page, next) = self.retention.entries(at);
+            let (page, next) = self.cache.entries(at);
             all.extend(page);
             from = next;
         }
@@ -214,7 +212,7 @@ impl House {
     fn images(&self) -> Vec<ImageView> {
         let (mut all, mut from) = (Vec::new(), Some(0));
         while let Some(at) = from {
-            let (page, next) = self.retention.images(at);
+            let (page, next) = self.cache.images(at);
             all.extend(page);
             from = next;
         }
@@ -256,18 +254,18 @@ async fn check(house: &House, held: &[Digest]) {
             assert!(needed, "{digest} is there without a link");
         }
     }
-    assert_eq!(house.retention.usage().used, bytes);
+    assert_eq!(house.cache.usage().used, bytes);
 }
 
-fn with_ttl(ttl: Duration) -> RetentionSettings {
-    RetentionSettings {
+fn with_ttl(ttl: Duration) -> CacheSettings {
+    CacheSettings {
         ttl: TtlPolicy::sliding(Some(ttl)),
         ..settings()
     }
 }
 
-fn on_disk(directory: &tempfile::TempDir) -> RetentionSettings {
-    RetentionSettings {
+fn on_disk(directory: &tempfile::TempDir) -> CacheSettings {
+    CacheSettings {
         state: Some(state_file(directory)),
         ..settings()
     }

@@ -8,9 +8,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use quick_cache::Equivalent;
-use quick_cache::sync::Cache;
+use quick_cache::sync::Cache as Lru;
 
-use super::Retention;
+use super::Cache;
 use super::entry::{content_flag, entry_flag};
 use super::index::Index;
 use super::timestamp::Timestamp;
@@ -25,7 +25,7 @@ const SPAN: u64 = 1000;
 /// The links that were used last.
 #[derive(Debug)]
 pub(super) struct Recent {
-    links: Cache<Key, (Age, Timestamp)>,
+    links: Lru<Key, (Age, Timestamp)>,
 }
 
 /// How often something had begun to go.
@@ -62,7 +62,7 @@ impl Equivalent<Key> for Borrowed<'_> {
 impl Recent {
     pub(super) fn new() -> Self {
         Self {
-            links: Cache::new(MAX_RECENT),
+            links: Lru::new(MAX_RECENT),
         }
     }
 
@@ -124,7 +124,7 @@ impl Index {
     }
 }
 
-impl Retention {
+impl Cache {
     /// Whether the repository has this link, as far as the index knows: then a use of it is noted,
     /// and the store needn't be asked. False also where the index doesn't know yet, and where the
     /// link or its file is about to go.
@@ -145,7 +145,7 @@ impl Retention {
     }
 }
 
-impl Retention {
+impl Cache {
     /// The size in bytes and the type of a manifest that the repository links, as far as the index
     /// knows: a HEAD needs no more, so no file is read for it. Counts as a use, like
     /// [`used_if_linked`](Self::used_if_linked).

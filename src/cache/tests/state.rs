@@ -1,15 +1,15 @@
 //! What outlives the process.
 
 use super::*;
-use crate::retention::expiry::SAVE_AFTER;
+use crate::cache::expiry::SAVE_AFTER;
 use crate::storage::faulty::Operation;
 use std::io::ErrorKind;
 
-pub(super) async fn restart(house: &House, settings: RetentionSettings) -> House {
+pub(super) async fn restart(house: &House, settings: CacheSettings) -> House {
     let clock = Clock::starting_at(house.clock.wall());
     let next = House::over(Arc::clone(&house.store) as _, settings, clock);
-    next.retention.complete().await;
-    next.retention.settled().await;
+    next.cache.complete().await;
+    next.cache.settled().await;
     next
 }
 
@@ -71,14 +71,14 @@ async fn a_changed_ttl_applies_to_what_is_cached() {
     let house = House::with(on_disk(&directory)).await;
     let a = house.cache_layer("a", "x").await;
     house.pass(HOUR * 3).await;
-    house.retention.stop().await;
-    let settings = |ttl| RetentionSettings {
+    house.cache.stop().await;
+    let settings = |ttl| CacheSettings {
         ttl: TtlPolicy::sliding(ttl),
         ..on_disk(&directory)
     };
     let never = restart(&house, settings(None)).await;
     assert_eq!(never.entries()[0].expiry, None);
-    never.retention.stop().await;
+    never.cache.stop().await;
     let text = std::fs::read_to_string(state_file(&directory)).unwrap();
     assert!(
         text.contains(r#""ExpiryData":"2200-01-01T00:00:00Z""#),
@@ -102,9 +102,7 @@ async fn the_journal_is_folded_when_it_has_outgrown_the_snapshot() {
     let mut longest = 0;
     for _ in 0..6 {
         for n in 0..5000 {
-            house
-                .retention
-                .used(&repo("a"), LinkKind::Layer, &uses(n), 1);
+            house.cache.used(&repo("a"), LinkKind::Layer, &uses(n), 1);
         }
         house.pass(SAVE_AFTER * 2).await;
         longest = longest.max(std::fs::metadata(&journal).map_or(0, |file| file.len()));
@@ -123,7 +121,7 @@ async fn a_digest_that_is_linked_in_both_ways_is_one_line_and_two_entries() {
     house.cache_manifest("a", None, &text).await.unwrap();
     house.cache_layer("a", &text).await;
     house.pass(HOUR).await;
-    house.retention.stop().await;
+    house.cache.stop().await;
     let written = std::fs::read_to_string(state_file(&directory)).unwrap();
     assert_eq!(written.matches("EntryType\":1").count(), 1);
     assert_eq!(written.matches("EntryType").count(), 1);
@@ -142,7 +140,7 @@ async fn a_state_that_cannot_be_saved_costs_nothing_else() {
     std::fs::create_dir(&journal).unwrap();
     let a = house.cache_layer("a", "x").await;
     house.pass(MINUTE).await;
-    assert!(house.retention.counts().save_failures > 0);
+    assert!(house.cache.counts().save_failures > 0);
     std::fs::remove_dir(&journal).unwrap();
     house.pass(MINUTE * 2).await;
     let next = restart(&house, on_disk(&directory)).await;
@@ -157,16 +155,16 @@ async fn nothing_is_deleted_before_the_store_has_been_seen() {
     house
         .store
         .fail(Operation::Links, 1, ErrorKind::PermissionDenied);
-    let settings = RetentionSettings {
+    let settings = CacheSettings {
         max_size: Some(10_000),
         ..with_ttl(MINUTE)
     };
     let next = House::over(Arc::clone(&house.store) as _, settings, house.clock);
     tokio::time::sleep(Duration::from_secs(20)).await;
-    assert!(!next.retention.usage().complete);
-    assert!(next.retention.reserve(9_900).await.is_err());
+    assert!(!next.cache.usage().complete);
+    assert!(next.cache.reserve(9_900).await.is_err());
     assert!(next.is_linked(&a).await);
-    next.retention.complete().await;
+    next.cache.complete().await;
     assert_eq!(next.images().len(), 2);
     next.pass(MINUTE * 2).await;
     assert!(!next.is_linked(&a).await);

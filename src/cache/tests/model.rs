@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::retention::expiry::{RETRY, SAVE_AFTER};
+use crate::cache::expiry::{RETRY, SAVE_AFTER};
 use crate::storage::faulty::Operation;
 use proptest::prelude::*;
 
@@ -108,7 +108,7 @@ impl Model {
             );
         }
         if capped {
-            assert!(house.retention.usage().used <= CAP);
+            assert!(house.cache.usage().used <= CAP);
         }
     }
 }
@@ -121,10 +121,10 @@ async fn incarnation(
     steps: &mut std::vec::IntoIter<Step>,
     capped: bool,
 ) -> (SystemTime, Option<u8>) {
-    house.retention.complete().await;
+    house.cache.complete().await;
     let mut holds = Vec::new();
     loop {
-        house.retention.settled().await;
+        house.cache.settled().await;
         model.agrees(&house, capped).await;
         let now = house.clock.wall();
         match steps.next() {
@@ -159,7 +159,7 @@ async fn incarnation(
             Some(Step::Pass(seconds)) => house.pass(Duration::from_secs(seconds.into())).await,
             Some(Step::Hold(n)) => {
                 let digest = digest(&layer_of(n));
-                let hold = house.retention.hold(&digest).await;
+                let hold = house.cache.hold(&digest).await;
                 if house.store.size(&digest).await.unwrap().is_some() {
                     model.held.insert(digest);
                     holds.push((digest, hold));
@@ -176,10 +176,7 @@ async fn incarnation(
             }
             Some(Step::Purge(repo, image)) => {
                 let selection = format!("{}:t{image}", repo_of(repo));
-                let purged = house
-                    .retention
-                    .purge(&selection.parse().unwrap(), false)
-                    .await;
+                let purged = house.cache.purge(&selection.parse().unwrap(), false).await;
                 for entry in purged {
                     model.promised.remove(&entry.link);
                     model.unsure.insert(entry.link);
@@ -194,7 +191,7 @@ async fn incarnation(
             }
             Some(Step::Restart) => {
                 drop(holds);
-                house.retention.stop().await;
+                house.cache.stop().await;
                 return (house.clock.wall(), None);
             }
             Some(Step::Crash(torn)) => return (now, Some(torn)),
@@ -255,7 +252,7 @@ fn live(adopted: &[Adopted], steps: Vec<Step>, capped: bool) {
         // Dropping the runtime ends the tasks wherever they are, as a crash does.
         let runtime = runtime();
         let (ended, torn) = runtime.block_on(async {
-            let settings = RetentionSettings {
+            let settings = CacheSettings {
                 ttl: TtlPolicy::sliding(Some(TTL)),
                 max_size: capped.then_some(CAP),
                 ..on_disk(&directory)

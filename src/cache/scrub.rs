@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::entry::{Content as Known, content_flag};
 use super::index::Index;
 use super::slab::Id;
-use super::{Hold, Inner, Retention};
+use super::{Cache, Hold, Inner};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, Hasher};
 use crate::storage::{
@@ -220,7 +220,7 @@ impl Index {
     }
 }
 
-impl Retention {
+impl Cache {
     /// Hashes every blob of the store. Waits for the index to be complete. Dropping the future ends
     /// it; so does stopping, and then the report is of what was done. An error is one of listing.
     pub async fn scrub(&self, settings: ScrubSettings) -> Result<ScrubReport, StoreError> {

@@ -17,7 +17,7 @@ async fn damaged() -> (tempfile::TempDir, House, Link) {
     let store = Arc::new(FsStore::open(directory.path()).await.unwrap());
     let clock = Clock::starting_at(today());
     let house = House::over(store, on_disk(&directory), clock);
-    house.retention.complete().await;
+    house.cache.complete().await;
     house.pull("a", "1", &["bad", "good"]).await.unwrap();
     let path = storage::Layout::new(directory.path()).blob(&digest("bad"));
     std::fs::write(path, "bat").unwrap();
@@ -25,7 +25,7 @@ async fn damaged() -> (tempfile::TempDir, House, Link) {
 }
 
 async fn scrub(house: &House, settings: ScrubSettings) -> ScrubReport {
-    house.retention.scrub(settings).await.unwrap()
+    house.cache.scrub(settings).await.unwrap()
 }
 
 #[tokio::test]
@@ -37,7 +37,7 @@ async fn without_repair_a_corrupt_blob_is_only_reported() {
         (report.checked, report.corrupt, report.quarantined),
         (4, 1, 0)
     );
-    assert_eq!(report.bytes, house.retention.usage().used);
+    assert_eq!(report.bytes, house.cache.usage().used);
     let [finding] = report.findings.as_slice() else {
         panic!("{report:?}");
     };
@@ -66,7 +66,7 @@ async fn a_corrupt_blob_is_set_aside_with_its_links_and_nothing_else() {
     assert!(house.cache(&bad, "bad").await);
     assert_eq!(scrub(&house, REPAIR).await.corrupt, 0);
     check(&house, &[]).await;
-    house.retention.stop().await;
+    house.cache.stop().await;
     let state = std::fs::read_to_string(state_file(&directory)).unwrap();
     assert!(state.contains(&bad.digest.to_string()));
 }
@@ -83,16 +83,16 @@ async fn a_truncated_blob_is_corrupt() {
 #[tokio::test]
 async fn a_reader_keeps_what_it_reads_and_the_links_go_when_it_is_done() {
     let (_directory, house, bad) = damaged().await;
-    let hold = house.retention.hold(&bad.digest).await;
+    let hold = house.cache.hold(&bad.digest).await;
     let open = house.store.open(&bad.digest).await.unwrap().unwrap();
     assert_eq!(scrub(&house, REPAIR).await.quarantined, 1);
     assert!(!house.has("bad").await, "it isn't waited for the reader");
     assert!(house.is_linked(&bad).await);
     // The reader tells of its use late: that brings no file back.
-    house.retention.used(&bad.repo, bad.kind, &bad.digest, 3);
+    house.cache.used(&bad.repo, bad.kind, &bad.digest, 3);
     assert_eq!(open.reader.read_at(0, 9).await.unwrap(), "bat");
     drop((open, hold));
-    house.retention.settled().await;
+    house.cache.settled().await;
     assert!(!house.is_linked(&bad).await);
     check(&house, &[]).await;
 }
@@ -100,11 +100,11 @@ async fn a_reader_keeps_what_it_reads_and_the_links_go_when_it_is_done() {
 #[tokio::test]
 async fn a_download_before_the_links_are_gone_makes_them_good_again() {
     let (_directory, house, bad) = damaged().await;
-    let reader = house.retention.hold(&bad.digest).await;
+    let reader = house.cache.hold(&bad.digest).await;
     assert_eq!(scrub(&house, REPAIR).await.quarantined, 1);
     assert!(house.cache(&bad, "bad").await);
     drop(reader);
-    house.retention.settled().await;
+    house.cache.settled().await;
     assert!(house.is_linked(&bad).await && house.has("bad").await);
     check(&house, &[]).await;
 }
@@ -134,7 +134,7 @@ async fn a_link_that_can_not_be_removed_is_tried_again() {
         .await
         .unwrap();
     house.store.link(&bad).await.unwrap();
-    house.retention.linked(&bad.repo, bad.kind, &bad.digest, 3);
+    house.cache.linked(&bad.repo, bad.kind, &bad.digest, 3);
     let kind = io::ErrorKind::PermissionDenied;
     house.store.fail(Operation::Unlink, 1, kind);
     assert_eq!(scrub(&house, REPAIR).await.quarantined, 1);
@@ -191,12 +191,12 @@ async fn the_background_pass_comes_round_and_ends_with_retention() {
         .await
         .unwrap();
     house.store.link(&bad).await.unwrap();
-    house.retention.linked(&bad.repo, bad.kind, &bad.digest, 3);
-    let pass = house.retention.background(HOUR, REPAIR);
+    house.cache.linked(&bad.repo, bad.kind, &bad.digest, 3);
+    let pass = house.cache.background(HOUR, REPAIR);
     let watch = async {
         house.pass(HOUR).await;
         assert!(!house.is_linked(&bad).await);
-        house.retention.stop().await;
+        house.cache.stop().await;
     };
     tokio::join!(pass, watch);
 }

@@ -81,7 +81,7 @@ pub const MAX_PAGE: usize = 512;
 
 /// Why the state couldn't be saved. It costs uses, not entries, and is tried again.
 #[derive(Debug, thiserror::Error)]
-pub enum RetentionError {
+pub enum CacheError {
     #[error("couldn't {operation} {}: {source}", path.display())]
     Io {
         /// A verb in the infinitive.
@@ -93,7 +93,7 @@ pub enum RetentionError {
     Lost { source: tokio::task::JoinError },
 }
 
-impl RetentionError {
+impl CacheError {
     fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io {
             operation,
@@ -131,7 +131,7 @@ impl fmt::Debug for MinFree {
 
 /// What the operator wants.
 #[derive(Debug, Clone)]
-pub struct RetentionSettings {
+pub struct CacheSettings {
     pub ttl: TtlPolicy,
     pub pins: Vec<Pin>,
     /// Bytes that all blobs together may have; none is no limit.
@@ -154,7 +154,7 @@ pub enum Upkeep {
     None,
 }
 
-impl RetentionSettings {
+impl CacheSettings {
     /// Everything is kept for ever, and nothing is written down.
     pub fn unlimited() -> Self {
         Self {
@@ -184,7 +184,7 @@ pub struct Counts {
 
 /// Retention of one store. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Retention(Arc<Inner>);
+pub struct Cache(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -303,17 +303,17 @@ impl Inner {
     }
 }
 
-impl Retention {
+impl Cache {
     /// Starts. The index is built in the background, and until it is complete nothing is deleted;
     /// everything else can be called at once. `tasks` owns the tasks, `stop` ends them.
     pub fn start(
         store: Arc<dyn Store>,
         clock: Clock,
-        settings: RetentionSettings,
+        settings: CacheSettings,
         tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Self {
-        let RetentionSettings {
+        let CacheSettings {
             ttl,
             pins,
             max_size,
@@ -346,7 +346,7 @@ impl Retention {
             verifier: Verifier::new(tasks.tracker().clone()),
             counters: Counters::default(),
         });
-        tasks.spawn_required("retention", run(Arc::clone(&shared), state));
+        tasks.spawn_required("cache", run(Arc::clone(&shared), state));
         let sweeper = sweeper::run(Arc::clone(&shared), shared.quit.clone());
         tasks.spawn_required("sweeper", sweeper);
         Self(shared)

@@ -12,11 +12,11 @@ fn circle(path: &Path) {
     std::os::unix::fs::symlink(path.file_name().unwrap(), path).unwrap();
 }
 
-async fn start(directory: &tempfile::TempDir, settings: RetentionSettings) -> House {
+async fn start(directory: &tempfile::TempDir, settings: CacheSettings) -> House {
     let store = Arc::new(FsStore::open(directory.path()).await.unwrap());
     let house = House::over(store, settings, Clock::starting_at(today()));
-    house.retention.complete().await;
-    house.retention.settled().await;
+    house.cache.complete().await;
+    house.cache.settled().await;
     house
 }
 
@@ -26,7 +26,7 @@ async fn filled() -> (tempfile::TempDir, Layout) {
     let house = start(&directory, on_disk(&directory)).await;
     house.pull("a", "1", &["one", "two"]).await.unwrap();
     house.pull("b", "1", &["three"]).await.unwrap();
-    house.retention.stop().await;
+    house.cache.stop().await;
     let layout = Layout::new(directory.path());
     (directory, layout)
 }
@@ -48,34 +48,30 @@ async fn one_unreadable_entry_costs_that_entry_and_no_more() {
     for case in ["blob", "link", "revision", "tag"] {
         let (directory, layout) = filled().await;
         circle(&damaged(case, &layout));
-        let settings = RetentionSettings {
+        let settings = CacheSettings {
             max_size: Some(100_000),
             ..on_disk(&directory)
         };
         let house = start(&directory, settings).await;
-        assert_eq!(house.retention.counts().unreadable, 1, "{case}");
+        assert_eq!(house.cache.counts().unreadable, 1, "{case}");
         // Nothing was taken for superfluous, and there is space for downloads.
         assert_eq!(house.entries().len(), 7, "{case}");
         for content in ["two", "three"] {
             assert!(house.has(content).await, "{case}");
         }
         assert!(house.is_linked(&layer("a", "two")).await, "{case}");
-        drop(house.retention.reserve(1000).await.unwrap());
+        drop(house.cache.reserve(1000).await.unwrap());
         let vouched = house.vouches(&layer("a", "one"));
         assert_eq!(vouched, !matches!(case, "blob" | "link"), "{case}");
 
-        let found = house
-            .retention
-            .scrub(ScrubSettings::default())
-            .await
-            .unwrap();
+        let found = house.cache.scrub(ScrubSettings::default()).await.unwrap();
         let (blobs, others) = (found.failed, found.unreadable.len());
         assert_eq!(
             (blobs, others),
             if case == "blob" { (1, 0) } else { (0, 1) },
             "{case}"
         );
-        let repaired = house.retention.scrub(repair).await.unwrap();
+        let repaired = house.cache.scrub(repair).await.unwrap();
         assert!(
             repaired.unreadable.iter().all(|it| it.failure.is_none()),
             "{case}"
@@ -90,7 +86,7 @@ async fn one_unreadable_entry_costs_that_entry_and_no_more() {
             _ => house.store.tags(&repo("a")).await.unwrap().is_empty(),
         };
         assert!(gone, "{case}");
-        let again = house.retention.scrub(repair).await.unwrap();
+        let again = house.cache.scrub(repair).await.unwrap();
         assert_eq!((again.failed, again.unreadable), (0, Vec::new()), "{case}");
     }
 }
@@ -106,14 +102,14 @@ async fn a_directory_that_can_not_be_listed_is_not_taken_for_empty() {
     let unreadable = house.store.unreadable().await.unwrap();
     assert_eq!(unreadable[0].entry, UnreadableEntry::Repositories);
     assert!(house.has("one").await && house.has("two").await);
-    house.retention.stop().await;
+    house.cache.stop().await;
     drop(house);
 
     std::fs::remove_file(&links).unwrap();
     std::fs::rename(&aside, &links).unwrap();
     let house = start(&directory, on_disk(&directory)).await;
     assert!(house.vouches(&layer("a", "one")) && house.vouches(&layer("a", "two")));
-    assert_eq!(house.retention.counts().unreadable, 0);
+    assert_eq!(house.cache.counts().unreadable, 0);
 }
 
 #[tokio::test]
@@ -121,7 +117,7 @@ async fn an_unreadable_link_goes_in_its_time() {
     let (directory, layout) = filled().await;
     circle(&layout.link(&layer("a", "one")));
     let house = start(&directory, on_disk(&directory)).await;
-    let purged = house.retention.purge(&"a".parse().unwrap(), false).await;
+    let purged = house.cache.purge(&"a".parse().unwrap(), false).await;
     assert_eq!(purged.len(), 4);
     assert!(!house.has("one").await);
     assert!(std::fs::symlink_metadata(layout.link(&layer("a", "one"))).is_err());
@@ -151,7 +147,7 @@ async fn empty_links_go_at_the_start() {
     }
     let house = start(&directory, on_disk(&directory)).await;
     assert!(!blob.exists() && !tagged.exists() && !house.has("one").await);
-    assert_eq!(house.retention.counts().unreadable, 0);
+    assert_eq!(house.cache.counts().unreadable, 0);
     check(&house, &[]).await;
 }
 
@@ -159,16 +155,16 @@ async fn empty_links_go_at_the_start() {
 async fn what_is_found_corrupt_in_use_is_set_aside_with_the_index_knowing() {
     let (directory, layout) = filled().await;
     let house = start(&directory, on_disk(&directory)).await;
-    let (one, used) = (layer("a", "one"), house.retention.usage().used);
+    let (one, used) = (layer("a", "one"), house.cache.usage().used);
     // A false alarm changes nothing.
-    house.retention.recheck(&one.digest).await;
+    house.cache.recheck(&one.digest).await;
     assert!(house.vouches(&one) && house.has("one").await);
 
     std::fs::write(layout.blob(&one.digest), "on!").unwrap();
-    house.retention.recheck(&one.digest).await;
+    house.cache.recheck(&one.digest).await;
     assert!(!house.vouches(&one) && !house.has("one").await);
-    house.retention.settled().await;
-    assert_eq!(house.retention.usage().used, used - 3);
+    house.cache.settled().await;
+    assert_eq!(house.cache.usage().used, used - 3);
     check(&house, &[]).await;
 }
 
@@ -200,7 +196,7 @@ async fn without_upkeep_only_what_is_named_changes() {
     let before = listed();
     let look = async || {
         let store = Arc::new(FsStore::inspect(directory.path()).await.unwrap());
-        let settings = RetentionSettings {
+        let settings = CacheSettings {
             ttl: TtlPolicy::sliding(Some(Duration::from_secs(1))),
             upkeep: Upkeep::None,
             ..on_disk(&directory)
@@ -208,19 +204,19 @@ async fn without_upkeep_only_what_is_named_changes() {
         // Everything is overdue.
         let clock = Clock::starting_at(today() + WEEK * 52);
         let house = House::over(store, settings, clock);
-        house.retention.complete().await;
-        house.retention.settled().await;
+        house.cache.complete().await;
+        house.cache.settled().await;
         house
     };
     let house = look().await;
     assert_eq!(house.entries().len(), 6);
-    house.retention.stop().await;
+    house.cache.stop().await;
     drop(house);
     assert_eq!(listed(), before);
 
     let house = look().await;
-    house.retention.purge(&"b".parse().unwrap(), false).await;
-    house.retention.stop().await;
+    house.cache.purge(&"b".parse().unwrap(), false).await;
+    house.cache.stop().await;
     assert!(!house.has("three").await && orphan.exists());
     let after = listed();
     assert!(after.iter().all(|path| before.contains(path)), "{after:?}");
@@ -230,19 +226,19 @@ async fn without_upkeep_only_what_is_named_changes() {
 async fn a_store_that_can_not_be_listed_holds_nobody_up() {
     let house = House::with(settings()).await;
     house.cache_layer("a", "x").await;
-    let settings = RetentionSettings {
+    let settings = CacheSettings {
         max_size: Some(10_000),
         ..settings()
     };
     let kind = io::ErrorKind::PermissionDenied;
     house.store.fail(storage::faulty::Operation::Blobs, 1, kind);
     let next = House::over(Arc::clone(&house.store) as _, settings, house.clock);
-    let error = next.retention.ready().await.unwrap_err().to_string();
+    let error = next.cache.ready().await.unwrap_err().to_string();
     assert!(error.starts_with("the store can't be listed: "), "{error}");
     let began = tokio::time::Instant::now();
-    next.retention.reserve(10).await.unwrap_err();
+    next.cache.reserve(10).await.unwrap_err();
     assert_eq!(began.elapsed(), Duration::ZERO);
-    next.retention.complete().await;
-    next.retention.ready().await.unwrap();
-    drop(next.retention.reserve(10).await.unwrap());
+    next.cache.complete().await;
+    next.cache.ready().await.unwrap();
+    drop(next.cache.reserve(10).await.unwrap());
 }

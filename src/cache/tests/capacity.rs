@@ -2,8 +2,8 @@ use super::*;
 use crate::storage::faulty::Operation;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-fn capped(max_size: u64) -> RetentionSettings {
-    RetentionSettings {
+fn capped(max_size: u64) -> CacheSettings {
+    CacheSettings {
         max_size: Some(max_size),
         ..settings()
     }
@@ -31,7 +31,7 @@ async fn the_least_recently_used_image_goes_whole() {
     // The oldest is used again: only its manifest, as clients do that have the layers.
     pull(&house, "a", &["base", "a", "a2"]).await;
     assert!(pull(&house, "d", &["d", "d2", "d3", "d4"]).await);
-    house.retention.settled().await;
+    house.cache.settled().await;
     for (name, there) in [
         ("a", true),
         ("b", false),
@@ -41,7 +41,7 @@ async fn the_least_recently_used_image_goes_whole() {
     ] {
         assert_eq!(house.has(&kilobyte(name)).await, there, "{name}");
     }
-    assert!(house.retention.usage().used <= 10_000);
+    assert!(house.cache.usage().used <= 10_000);
     check(&house, &[]).await;
 }
 
@@ -57,7 +57,7 @@ async fn an_index_goes_with_its_children() {
     tokio::time::sleep(MINUTE).await;
     house.cache_layer("b", &"y".repeat(10_000)).await;
     house.cache_layer("b", &"z".repeat(9_000)).await;
-    house.retention.settled().await;
+    house.cache.settled().await;
     assert!(house.store.tags(&repo("a")).await.unwrap().is_empty());
     assert!(!house.has(&child).await && !house.has(&kilobyte("l")).await);
     check(&house, &[]).await;
@@ -70,17 +70,17 @@ async fn held_and_pinned_images_stay_and_the_rest_is_full() {
     let house = House::with(settings).await;
     assert!(pull(&house, "a", &["a1", "a2"]).await);
     assert!(pull(&house, "b", &["b1", "b2"]).await);
-    let hold = house.retention.hold(&digest(&kilobyte("b1"))).await;
-    let full = house.retention.reserve(3_000).await.unwrap_err();
-    assert_eq!((full.bytes, house.retention.counts().full), (3_000, 1));
-    assert!(house.retention.reserve(7_001).await.is_err());
+    let hold = house.cache.hold(&digest(&kilobyte("b1"))).await;
+    let full = house.cache.reserve(3_000).await.unwrap_err();
+    assert_eq!((full.bytes, house.cache.counts().full), (3_000, 1));
+    assert!(house.cache.reserve(7_001).await.is_err());
     drop(hold);
-    let space = house.retention.reserve(3_000).await.unwrap();
-    house.retention.settled().await;
+    let space = house.cache.reserve(3_000).await.unwrap();
+    house.cache.settled().await;
     assert!(house.has(&kilobyte("a1")).await && !house.has(&kilobyte("b1")).await);
-    assert_eq!(house.retention.usage().reserved, 3_000);
+    assert_eq!(house.cache.usage().reserved, 3_000);
     drop(space);
-    assert_eq!(house.retention.usage().reserved, 0);
+    assert_eq!(house.cache.usage().reserved, 0);
     check(&house, &[]).await;
 }
 
@@ -89,17 +89,17 @@ async fn a_download_waits_for_what_is_being_deleted() {
     let house = House::with(capped(5_000)).await;
     house.cache_layer("a", &"x".repeat(4_000)).await;
     let stall = house.store.stall(Operation::Unlink, 1);
-    let mut waiting = std::pin::pin!(house.retention.reserve(2_000));
+    let mut waiting = std::pin::pin!(house.cache.reserve(2_000));
     tokio::select! {
         _ = &mut waiting => panic!("admitted before anything was deleted"),
         () = stall.reached() => {}
     }
-    assert_eq!(house.retention.usage().used, 4_000);
+    assert_eq!(house.cache.usage().used, 4_000);
     stall.release();
     let mut space = waiting.await.unwrap();
-    space.merge(house.retention.reserve(1_000).await.unwrap());
+    space.merge(house.cache.reserve(1_000).await.unwrap());
     assert_eq!(space.bytes(), 3_000);
-    assert!(house.retention.reserve(2_001).await.is_err());
+    assert!(house.cache.reserve(2_001).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -112,14 +112,14 @@ async fn space_stays_free_on_the_file_system() {
         evicts: true,
         free_space,
     });
-    let house = House::with(RetentionSettings {
+    let house = House::with(CacheSettings {
         min_free,
         ..settings()
     })
     .await;
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!(house.retention.usage().limit, Some(4_000));
-    assert!(house.retention.reserve(4_001).await.is_err());
+    assert_eq!(house.cache.usage().limit, Some(4_000));
+    assert!(house.cache.reserve(4_001).await.is_err());
     house.cache_layer("a", &kilobyte("1")).await;
     // Somebody else fills the disk.
     free.store(5_500, Ordering::Relaxed);
@@ -135,9 +135,9 @@ async fn a_lowered_limit_is_kept_after_the_next_start() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let next = House::over(Arc::clone(&house.store) as _, capped(50_500), house.clock);
-    next.retention.complete().await;
+    next.cache.complete().await;
     next.pass(MINUTE).await;
-    assert_eq!(next.retention.usage().used, 50_000);
+    assert_eq!(next.cache.usage().used, 50_000);
     check(&next, &[]).await;
 }
 
@@ -156,59 +156,41 @@ async fn a_blob_larger_than_half_of_the_cache_evicts_nothing() {
         house.cache_layer("a", &kilobyte(name)).await;
     }
     // There is space for all of it, then for the steps of it, and then no more.
-    assert!(house.retention.can_hold(6_000) && !house.retention.can_hold(6_001));
-    let mut space = house.retention.reserve_step(step(0, 6_000)).await.unwrap();
-    space.merge(
-        house
-            .retention
-            .reserve_step(step(4_000, 6_000))
-            .await
-            .unwrap(),
-    );
+    assert!(house.cache.can_hold(6_000) && !house.cache.can_hold(6_001));
+    let mut space = house.cache.reserve_step(step(0, 6_000)).await.unwrap();
+    space.merge(house.cache.reserve_step(step(4_000, 6_000)).await.unwrap());
     house.cache_layer("a", &kilobyte("5")).await;
-    assert!(
-        house
-            .retention
-            .reserve_step(step(2_000, 6_000))
-            .await
-            .is_err()
-    );
-    assert_eq!(house.retention.usage().used, 5_000);
+    assert!(house.cache.reserve_step(step(2_000, 6_000)).await.is_err());
+    assert_eq!(house.cache.usage().used, 5_000);
     // A small one evicts for each step.
-    space.merge(
-        house
-            .retention
-            .reserve_step(step(2_000, 5_000))
-            .await
-            .unwrap(),
-    );
-    house.retention.settled().await;
+    space.merge(house.cache.reserve_step(step(2_000, 5_000)).await.unwrap());
+    house.cache.settled().await;
     assert_eq!(space.bytes(), 6_000);
-    assert_eq!(house.retention.usage().used, 4_000);
+    assert_eq!(house.cache.usage().used, 4_000);
     // Nobody waits for this one.
     let ahead = SpaceRequest {
         evict: false,
         ..step(1, 1)
     };
-    assert!(house.retention.reserve_step(ahead).await.is_err());
-    assert!(!house.retention.has_idle_space(1));
-    assert_eq!(house.retention.counts().full, 1);
+    assert!(house.cache.reserve_step(ahead).await.is_err());
+    assert!(!house.cache.has_idle_space(1));
+    assert_eq!(house.cache.counts().full, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_paused_download_reserves_only_what_is_on_disk() {
     let house = House::with(capped(10_000)).await;
-    let mut space = house.retention.reserve(4_000).await.unwrap();
+    let mut space = house.cache.reserve(4_000).await.unwrap();
     space.shrink(1_500);
     assert_eq!(space.bytes(), 1_500);
-    assert_eq!(house.retention.usage().reserved, 1_500);
+    assert_eq!(house.cache.usage().reserved, 1_500);
     drop(space);
-    assert_eq!(house.retention.usage().reserved, 0);
+    assert_eq!(house.cache.usage().reserved, 0);
 }
 
-fn default_min_free(free: &Arc<AtomicU64>) -> RetentionSettings {
+fn default_min_free(free: &Arc<AtomicU64>) -> CacheSettings {
     let told = Arc::clone(free);
-    RetentionSettings {
+    CacheSettings {
         min_free: Some(MinFree {
             bytes: 6_000,
             evicts: false,
@@ -223,13 +205,13 @@ async fn a_default_minfree_ends_growth_and_evicts_nothing() {
     let free = Arc::new(AtomicU64::new(8_000));
     let house = House::with(default_min_free(&free)).await;
     house.pass(Duration::from_secs(6)).await;
-    let mut space = house.retention.reserve(2_000).await.unwrap();
-    assert!(house.retention.reserve(1).await.is_err());
+    let mut space = house.cache.reserve(2_000).await.unwrap();
+    assert!(house.cache.reserve(1).await.is_err());
     // What is written is no longer free, and counts once.
     space.fill(2_000);
     free.store(6_000, Ordering::Relaxed);
     house.pass(Duration::from_secs(6)).await;
-    assert_eq!(house.retention.usage().limit, Some(2_000));
+    assert_eq!(house.cache.usage().limit, Some(2_000));
     drop(space);
     house.cache_layer("a", &kilobyte("1")).await;
     // Somebody else fills the disk. The content was present at the next start, and stays.
@@ -239,11 +221,11 @@ async fn a_default_minfree_ends_growth_and_evicts_nothing() {
         default_min_free(&free),
         house.clock,
     );
-    next.retention.complete().await;
+    next.cache.complete().await;
     next.pass(MINUTE).await;
     assert!(next.has(&kilobyte("1")).await);
-    assert!(next.retention.reserve(1).await.is_err());
-    assert_eq!(next.retention.counts().full, 1);
+    assert!(next.cache.reserve(1).await.is_err());
+    assert_eq!(next.cache.counts().full, 1);
     check(&next, &[]).await;
 }
 
@@ -257,9 +239,9 @@ async fn a_default_minfree_needs_no_counted_files() {
     stall.reached().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let started = tokio::time::Instant::now();
-    assert!(house.retention.reserve(2_001).await.is_err());
-    let _space = house.retention.reserve(2_000).await.unwrap();
+    assert!(house.cache.reserve(2_001).await.is_err());
+    let _space = house.cache.reserve(2_000).await.unwrap();
     assert!(started.elapsed().is_zero(), "nothing was waited for");
     stall.release();
-    house.retention.complete().await;
+    house.cache.complete().await;
 }

@@ -6,7 +6,7 @@ use super::entry::{Content, Stamp, content_flag};
 use super::index::Index;
 use super::reconcile::sizes;
 use super::slab::Id;
-use super::{Hold, Retention};
+use super::{Cache, Hold};
 use crate::oci::{Digest, Manifest};
 use crate::storage::{self, Modified};
 
@@ -106,7 +106,7 @@ impl Hold {
     }
 }
 
-impl Retention {
+impl Cache {
     /// What is known of a blob that was opened.
     pub fn trust(&self, digest: &Digest, content: &storage::Content) -> Trust {
         let storage::Content { size, modified, .. } = *content;

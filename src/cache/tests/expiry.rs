@@ -14,7 +14,7 @@ async fn a_use_extends_and_the_shared_file_goes_with_its_last_link() {
     house.pass(MINUTE * 30).await;
     assert!(!house.is_linked(&b).await && !house.has("shared").await);
     assert_eq!(
-        house.retention.usage(),
+        house.cache.usage(),
         Usage {
             complete: true,
             ..Usage::default()
@@ -29,7 +29,7 @@ async fn never_early_and_at_most_a_second_late() {
     tokio::time::sleep(Duration::from_millis(90_400)).await;
     assert!(house.is_linked(&a).await);
     tokio::time::sleep(Duration::from_millis(2_200)).await;
-    house.retention.settled().await;
+    house.cache.settled().await;
     assert!(!house.is_linked(&a).await);
 }
 
@@ -90,7 +90,7 @@ async fn a_manifest_takes_its_tags_along_but_not_one_that_has_moved() {
 async fn held_content_outlives_its_time() {
     let house = House::with(with_ttl(HOUR)).await;
     let a = house.cache_layer("a", "x").await;
-    let hold = house.retention.hold(&a.digest).await;
+    let hold = house.cache.hold(&a.digest).await;
     house.pass(HOUR * 3).await;
     assert!(house.is_linked(&a).await && house.has("x").await);
     drop(hold);
@@ -103,10 +103,10 @@ async fn a_hundred_thousand_at_once_are_handed_over_in_steps() {
     let house = House::with(with_ttl(HOUR)).await;
     for n in 0..3000 {
         house
-            .retention
+            .cache
             .used(&repo("a"), LinkKind::Layer, &digest(&n.to_string()), 1);
     }
     house.pass(HOUR).await;
-    assert_eq!(house.retention.usage().entries, 0);
-    assert_eq!(house.retention.usage().used, 0);
+    assert_eq!(house.cache.usage().entries, 0);
+    assert_eq!(house.cache.usage().used, 0);
 }

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use super::scrub::{Pace, hash};
-use super::{Hold, Inner, Retention};
+use super::{Cache, Hold, Inner};
 use crate::error_chain::on_one_line;
 use crate::oci::Digest;
 use crate::storage::{Content, Modified, StoreError};
@@ -111,7 +111,7 @@ impl Drop for Forget {
     }
 }
 
-impl Retention {
+impl Cache {
     /// Starts to verify a blob, or joins the verification of it that runs. Waits while too many
     /// do. `hold` keeps the file meanwhile.
     pub async fn verify(&self, digest: &Digest, content: &Content, hold: Hold) -> Verification {

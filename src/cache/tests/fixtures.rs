@@ -41,7 +41,7 @@ async fn start(snapshot: Option<&str>, journal: Option<&str>) -> (House, tempfil
 }
 
 async fn start_with(
-    settings: RetentionSettings,
+    settings: CacheSettings,
     snapshot: Option<&str>,
     journal: Option<&str>,
 ) -> (House, tempfile::TempDir) {
@@ -54,13 +54,13 @@ async fn start_with(
         std::fs::copy(fixture(journal), to.with_extension("journal")).unwrap();
     }
     let store = store_of_the_recording().await;
-    let settings = RetentionSettings {
+    let settings = CacheSettings {
         state: Some(to),
         ..settings
     };
     let house = House::over(store, settings, Clock::starting_at(today()));
-    house.retention.complete().await;
-    house.retention.settled().await;
+    house.cache.complete().await;
+    house.cache.settled().await;
     (house, directory)
 }
 
@@ -102,7 +102,7 @@ fn broken_files(directory: &tempfile::TempDir) -> Vec<String> {
 async fn is_whole(house: &House, directory: &tempfile::TempDir) {
     assert_eq!(house.entries().len(), 6);
     check(house, &[]).await;
-    house.retention.stop().await;
+    house.cache.stop().await;
     let text = std::fs::read_to_string(state_file(directory)).unwrap();
     let written: serde_json::Map<_, _> = serde_json::from_str(&text).unwrap();
     assert_eq!(written.len(), 6);
@@ -149,7 +149,7 @@ async fn an_adopted_entry_expires_when_the_reference_registry_said() {
                 mode,
                 ..TtlPolicy::sliding(ttl)
             };
-            let settings = || RetentionSettings {
+            let settings = || CacheSettings {
                 ttl: policy.clone(),
                 ..settings()
             };
@@ -162,13 +162,13 @@ async fn an_adopted_entry_expires_when_the_reference_registry_said() {
             // The same after a restart, from the state that was written here.
             let house = House::over(
                 Arc::clone(&house.store) as _,
-                RetentionSettings {
+                CacheSettings {
                     state: Some(state_file(&directory)),
                     ..settings()
                 },
                 Clock::starting_at(house.clock.wall()),
             );
-            house.retention.complete().await;
+            house.cache.complete().await;
             let expiries = house.entries().into_iter().filter_map(|entry| entry.expiry);
             // What is due soon after a start gets its grace.
             assert!(expiries.min().unwrap() >= first, "{case}");
@@ -181,7 +181,7 @@ async fn an_adopted_entry_expires_when_the_reference_registry_said() {
 
 #[tokio::test(start_paused = true)]
 async fn an_adopted_entry_is_kept_for_ever_where_nothing_expires() {
-    let settings = RetentionSettings::unlimited();
+    let settings = CacheSettings::unlimited();
     let (house, _directory) = start_with(settings, Some("distribution-ttl-24h.json"), None).await;
     house.pass(WEEK * 52).await;
     assert_eq!(house.entries().len(), 6);
@@ -309,8 +309,8 @@ async fn the_store_says_what_there_is() {
         .await
         .unwrap();
     let house = House::over(store, on_disk(&directory), Clock::starting_at(today()));
-    house.retention.complete().await;
-    house.retention.settled().await;
+    house.cache.complete().await;
+    house.cache.settled().await;
     assert_eq!(house.entries().len(), 4);
     assert!(house.store.tags(&tagged.0).await.unwrap().is_empty());
     check(&house, &[]).await;
@@ -350,15 +350,15 @@ async fn most_of_a_cache_isnt_deleted_in_the_first_hours() {
         on_disk(&directory),
         Clock::starting_at(today()),
     );
-    house.retention.complete().await;
+    house.cache.complete().await;
     for n in 0..40 {
         house.cache_layer("a", &n.to_string()).await;
     }
-    house.retention.stop().await;
+    house.cache.stop().await;
     // The next start believes to be a year later.
     let later = Clock::starting_at(today() + WEEK * 52);
     let house = House::over(Arc::clone(&house.store) as _, on_disk(&directory), later);
-    house.retention.complete().await;
+    house.cache.complete().await;
     house.pass(HOUR * 23).await;
     assert_eq!(house.entries().len(), 40);
     house.pass(HOUR).await;
@@ -385,7 +385,7 @@ async fn an_oversized_file_is_set_aside_unread() {
     file.set_len(3 * 1024 * 1024 * 1024).unwrap();
     let store = store_of_the_recording().await;
     let house = House::over(store, on_disk(&directory), Clock::starting_at(today()));
-    house.retention.complete().await;
+    house.cache.complete().await;
     assert_eq!(broken_files(&directory), ["scheduler-state.json.broken-1"]);
     is_whole(&house, &directory).await;
 }

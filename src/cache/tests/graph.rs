@@ -9,7 +9,7 @@ async fn a_reference_is_known_for_its_own_repository() {
     house.cache_layer("b", "layer").await;
     let asked = async |name: &str, content: &str| {
         house
-            .retention
+            .cache
             .is_referenced(&repo(name), &digest(content))
             .await
     };
@@ -24,10 +24,7 @@ async fn a_reference_is_known_for_its_own_repository() {
     assert!(!asked("a", "absent").await);
 
     let selection = format!("a@{}", manifest.digest);
-    house
-        .retention
-        .purge(&selection.parse().unwrap(), false)
-        .await;
+    house.cache.purge(&selection.parse().unwrap(), false).await;
     assert!(!asked("a", "layer").await && asked("b", "layer").await);
 }
 
@@ -36,20 +33,18 @@ async fn a_reference_is_found_among_many() {
     let house = House::with(settings()).await;
     for n in 0..10_000 {
         let digest = digest(&n.to_string());
-        house
-            .retention
-            .used(&repo("many"), LinkKind::Layer, &digest, 1);
+        house.cache.used(&repo("many"), LinkKind::Layer, &digest, 1);
     }
     house.pull("a", "1", &["layer"]).await.unwrap();
     assert!(
         house
-            .retention
+            .cache
             .is_referenced(&repo("a"), &digest("layer"))
             .await
     );
     assert!(
         !house
-            .retention
+            .cache
             .is_referenced(&repo("many"), &digest("layer"))
             .await
     );
@@ -68,10 +63,7 @@ async fn referrers_are_known_for_their_own_repository_and_after_a_restart() {
         text.to_string()
     };
     let asked = async |house: &House, name: &str| {
-        let mut all = house
-            .retention
-            .referrers(&repo(name), &subject.digest)
-            .await;
+        let mut all = house.cache.referrers(&repo(name), &subject.digest).await;
         all.sort();
         all
     };
@@ -90,12 +82,10 @@ async fn referrers_are_known_for_their_own_repository_and_after_a_restart() {
     assert_eq!(asked(&house, "b").await, []);
 
     let next = House::over(Arc::clone(&house.store) as _, settings(), house.clock);
-    next.retention.complete().await;
+    next.cache.complete().await;
     assert_eq!(asked(&next, "a").await, both);
     let selection = format!("a@{}", one.digest);
-    next.retention
-        .purge(&selection.parse().unwrap(), false)
-        .await;
+    next.cache.purge(&selection.parse().unwrap(), false).await;
     assert_eq!(asked(&next, "a").await, [two.digest]);
     // The subject isn't part of what is about it.
     assert!(next.is_linked(&subject).await);

@@ -8,7 +8,7 @@ use crate::storage::faulty::Operation;
 
 impl House {
     pub(super) fn vouches(&self, link: &Link) -> bool {
-        self.retention
+        self.cache
             .used_if_linked(&link.repo, link.kind, &link.digest)
     }
 }
@@ -47,7 +47,7 @@ async fn what_is_purged_is_vouched_for_no_more_at_once() {
     let purged = house.cache_layer("a", "x").await;
     let other = house.cache_layer("b", "x").await;
     assert!(house.vouches(&purged) && house.vouches(&other));
-    house.retention.purge(&"a".parse().unwrap(), false).await;
+    house.cache.purge(&"a".parse().unwrap(), false).await;
     assert!(!house.vouches(&purged), "no time has passed");
     assert!(house.vouches(&other));
     let again = house.cache_layer("a", "x").await;
@@ -66,20 +66,20 @@ async fn nothing_is_vouched_for_while_it_is_being_deleted_or_waits_for_that() {
         assert!(house.is_linked(&a).await && !house.vouches(&a));
         stall.release();
     };
-    tokio::join!(house.retention.purge(&selection, false), looking);
+    tokio::join!(house.cache.purge(&selection, false), looking);
 
     let b = house.cache_layer("b", "y").await;
-    let hold = house.retention.hold(&b.digest).await;
-    house.retention.purge(&"b".parse().unwrap(), false).await;
+    let hold = house.cache.hold(&b.digest).await;
+    house.cache.purge(&"b".parse().unwrap(), false).await;
     assert!(house.is_linked(&b).await && !house.vouches(&b));
     drop(hold);
-    house.retention.settled().await;
+    house.cache.settled().await;
     assert!(!house.is_linked(&b).await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_evicted_is_vouched_for_no_more() {
-    let settings = RetentionSettings {
+    let settings = CacheSettings {
         max_size: Some(10),
         ..settings()
     };
@@ -98,13 +98,13 @@ async fn what_a_scrub_sets_aside_is_vouched_for_no_more() {
     let directory = tempfile::tempdir().unwrap();
     let store = Arc::new(FsStore::open(directory.path()).await.unwrap());
     let house = House::over(store, on_disk(&directory), Clock::starting_at(today()));
-    house.retention.complete().await;
+    house.cache.complete().await;
     let bad = house.cache_layer("a", "bad").await;
     assert!(house.vouches(&bad));
     let path = storage::Layout::new(directory.path()).blob(&bad.digest);
     std::fs::write(path, "bat").unwrap();
     // A reader: the links stay until it is done.
-    let hold = house.retention.hold(&bad.digest).await;
+    let hold = house.cache.hold(&bad.digest).await;
     let repair = ScrubSettings {
         rate: None,
         repair: true,
@@ -116,7 +116,7 @@ async fn what_a_scrub_sets_aside_is_vouched_for_no_more() {
         assert!(house.is_linked(&bad).await && !house.vouches(&bad));
         drop(hold);
     };
-    let (report, ()) = tokio::join!(house.retention.scrub(repair), looking);
+    let (report, ()) = tokio::join!(house.cache.scrub(repair), looking);
     assert_eq!(report.unwrap().quarantined, 1);
     assert!(!house.vouches(&bad));
     let again = house.cache_layer("a", "bad").await;
@@ -132,12 +132,12 @@ async fn after_a_start_only_what_has_been_seen_is_vouched_for() {
         on_disk(&directory),
         Clock::starting_at(today()),
     );
-    house.retention.complete().await;
+    house.cache.complete().await;
     let (kept, lost) = (
         house.cache_layer("a", "x").await,
         house.cache_layer("b", "y").await,
     );
-    house.retention.stop().await;
+    house.cache.stop().await;
     // The state file knows of both; one has gone while the mirror was off.
     store.unlink(&lost).await.unwrap();
 
@@ -147,7 +147,7 @@ async fn after_a_start_only_what_has_been_seen_is_vouched_for() {
     assert_eq!(house.entries().len(), 2, "the state file has been read");
     assert!(!house.vouches(&kept) && !house.vouches(&lost));
     stall.release();
-    house.retention.complete().await;
+    house.cache.complete().await;
     assert!(house.vouches(&kept) && !house.vouches(&lost));
 }
 
@@ -161,7 +161,7 @@ async fn what_a_manifest_is_is_known_for_its_repository_also_after_a_restart() {
     let index_link = house.cache_manifest("a", None, &index).await.unwrap();
     let next = restart(&house, on_disk(&directory)).await;
     let known = |house: &House, name: &str, link: &Link| {
-        house.retention.linked_manifest(&repo(name), &link.digest)
+        house.cache.linked_manifest(&repo(name), &link.digest)
     };
     for house in [&house, &next] {
         for (link, text, media_type) in [
@@ -173,6 +173,6 @@ async fn what_a_manifest_is_is_known_for_its_repository_also_after_a_restart() {
             assert_eq!(known(house, "b", link), None);
         }
     }
-    next.retention.purge(&"a".parse().unwrap(), false).await;
+    next.cache.purge(&"a".parse().unwrap(), false).await;
     assert_eq!(known(&next, "a", &image_link), None);
 }

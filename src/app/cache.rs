@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::StartError;
+use crate::cache::{CacheSettings, MinFree, TtlMode, TtlPolicy, Upkeep};
 use crate::config::{self, Config, SizeLimit, Storage};
 use crate::error_chain::on_one_line;
-use crate::retention::{MinFree, RetentionSettings, TtlMode, TtlPolicy, Upkeep};
 use crate::storage::Layout;
 
 /// What the configuration says about retention.
-pub fn settings(config: &Config) -> Result<RetentionSettings, StartError> {
+pub fn settings(config: &Config) -> Result<CacheSettings, StartError> {
     let root = match &config.storage {
         Storage::Filesystem { root, .. } => Some(root.as_path()),
         Storage::Memory => None,
@@ -32,7 +32,7 @@ pub fn settings(config: &Config) -> Result<RetentionSettings, StartError> {
         .iter()
         .map(|pin| pin.parse().map_err(|error| pattern(pin, &error)));
     let max_size = config.limits.max_size.and_then(|limit| bytes(limit, root));
-    Ok(RetentionSettings {
+    Ok(CacheSettings {
         ttl: TtlPolicy {
             default: proxy.ttl,
             rules: rules.collect::<Result<_, StartError>>()?,

@@ -1,8 +1,8 @@
 //! Retention at a million entries, and what its eviction is worth. Prints a table in Markdown.
 //!
 //! ```text
-//! cargo bench --bench retention            # a million entries, some minutes
-//! cargo bench --bench retention -- --quick # a hundredth of that
+//! cargo bench --bench cache            # a million entries, some minutes
+//! cargo bench --bench cache -- --quick # a hundredth of that
 //! ```
 //!
 //! The store is one in memory that only knows sizes and links: what is measured is the index, the
@@ -23,9 +23,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use millpond::cache::{Cache, CacheSettings, References, TtlPolicy, Upkeep};
 use millpond::clock::Clock;
 use millpond::oci::{Algorithm, Digest, ManifestType, RepoName, Tag};
-use millpond::retention::{References, Retention, RetentionSettings, TtlPolicy, Upkeep};
 use millpond::storage::{Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError};
 use millpond::tasks::Tasks;
 use tokio::time::Instant;
@@ -185,8 +185,8 @@ fn link(n: u64) -> Link {
     }
 }
 
-fn settings(state: Option<&Path>) -> RetentionSettings {
-    RetentionSettings {
+fn settings(state: Option<&Path>) -> CacheSettings {
+    CacheSettings {
         ttl: TtlPolicy::sliding(Some(WEEK)),
         pins: Vec::new(),
         max_size: None,
@@ -196,9 +196,9 @@ fn settings(state: Option<&Path>) -> RetentionSettings {
     }
 }
 
-fn start(store: &Arc<Sizes>, settings: RetentionSettings) -> Retention {
+fn start(store: &Arc<Sizes>, settings: CacheSettings) -> Cache {
     let store: Arc<dyn Store> = Arc::clone(store) as _;
-    Retention::start(
+    Cache::start(
         store,
         Clock::system(),
         settings,
@@ -214,16 +214,16 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-fn fill(retention: &Retention, links: &[Link]) {
+fn fill(cache: &Cache, links: &[Link]) {
     for image in links.chunks(PARTS as usize) {
         for link in image {
-            retention.linked(&link.repo, link.kind, &link.digest, 1000);
+            cache.linked(&link.repo, link.kind, &link.digest, 1000);
         }
         let references = References {
             parts: image[1..].iter().map(|link| link.digest).collect(),
             subject: None,
         };
-        retention.manifest(&image[0].digest, ManifestType::OciManifest, &references);
+        cache.manifest(&image[0].digest, ManifestType::OciManifest, &references);
     }
 }
 
@@ -268,14 +268,14 @@ fn many_entries(entries: u64) {
     let runtime = runtime();
     runtime.block_on(async {
         let (began, cpu) = (Instant::now(), processor_time());
-        let retention = start(&store, settings(Some(&state)));
-        while (retention.usage().entries as u64) < entries {
+        let cache = start(&store, settings(Some(&state)));
+        while (cache.usage().entries as u64) < entries {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let (ready, cpu) = (began.elapsed(), processor_time().saturating_sub(cpu));
-        retention.complete().await;
+        cache.complete().await;
         let complete = began.elapsed();
-        assert_eq!(retention.usage().entries as u64, entries);
+        assert_eq!(cache.usage().entries as u64, entries);
         let size = std::fs::metadata(&state).unwrap().len() / 1_000_000;
         row(
             &format!("start to ready, {entries} entries from a snapshot of {size} MB"),
@@ -290,9 +290,9 @@ fn memory_and_touches(links: &[Link]) {
     let runtime = runtime();
     let _entered = runtime.enter();
     let before = resident();
-    let retention = start(&Arc::default(), settings(None));
-    runtime.block_on(retention.complete());
-    fill(&retention, links);
+    let cache = start(&Arc::default(), settings(None));
+    runtime.block_on(cache.complete());
+    fill(&cache, links);
     let bytes = resident().saturating_sub(before) as f64 / links.len() as f64;
     row(
         "memory an entry (resident, every entry with content of its own, graph included)",
@@ -310,7 +310,7 @@ fn memory_and_touches(links: &[Link]) {
         .map(|batch| {
             let began = Instant::now();
             for link in batch {
-                retention.used(&link.repo, link.kind, &link.digest, 1000);
+                cache.used(&link.repo, link.kind, &link.digest, 1000);
             }
             began.elapsed().as_nanos() / batch.len() as u128
         })
@@ -328,11 +328,11 @@ fn memory_and_touches(links: &[Link]) {
 fn saving(links: &[Link], state: &Path) {
     let runtime = runtime();
     runtime.block_on(async {
-        let retention = start(&Arc::default(), settings(Some(state)));
-        retention.complete().await;
-        fill(&retention, links);
+        let cache = start(&Arc::default(), settings(Some(state)));
+        cache.complete().await;
+        fill(&cache, links);
         let began = Instant::now();
-        retention.stop().await;
+        cache.stop().await;
         println!(
             "| writing the whole snapshot | | {:.2?} | |",
             began.elapsed()
@@ -340,17 +340,17 @@ fn saving(links: &[Link], state: &Path) {
     });
     let took = runtime.block_on(async {
         let journaled = state.with_file_name("touches.json");
-        let retention = start(&Arc::default(), settings(Some(&journaled)));
-        retention.complete().await;
-        fill(&retention, &links[..links.len().min(10_000)]);
+        let cache = start(&Arc::default(), settings(Some(&journaled)));
+        cache.complete().await;
+        fill(&cache, &links[..links.len().min(10_000)]);
         tokio::time::sleep(Duration::from_secs(5)).await;
         let mut took = Vec::new();
         for round in 0..5 {
             for link in links.iter().take(1000) {
-                retention.used(&link.repo, link.kind, &link.digest, 1000);
+                cache.used(&link.repo, link.kind, &link.digest, 1000);
             }
             tokio::time::sleep(Duration::from_millis(4000 + round)).await;
-            took.push(retention.counts().last_save);
+            took.push(cache.counts().last_save);
         }
         took.sort_unstable();
         took
@@ -377,15 +377,15 @@ fn expiries(entries: u64, due: u64) {
     let mut settings = settings(None);
     settings.ttl.rules = vec![("short/*".parse().unwrap(), Some(Duration::from_secs(5)))];
     let _entered = runtime.enter();
-    let retention = start(&Arc::default(), settings);
-    runtime.block_on(retention.complete());
-    fill(&retention, &long);
+    let cache = start(&Arc::default(), settings);
+    runtime.block_on(cache.complete());
+    fill(&cache, &long);
     // Once more when a round was disturbed: others on the machine only ever add to the wait.
     let rounds = (0..3).map(|_| {
         for link in &short {
-            retention.linked(&link.repo, link.kind, &link.digest, 1000);
+            cache.linked(&link.repo, link.kind, &link.digest, 1000);
         }
-        expire_round(&runtime, &retention, &long, entries - due)
+        expire_round(&runtime, &cache, &long, entries - due)
     });
     let (before, most, worst) = rounds.min_by_key(|(_, _, worst)| *worst).unwrap();
     row(
@@ -402,7 +402,7 @@ fn expiries(entries: u64, due: u64) {
 /// worst before anything was due, then for 99.9 % of the uses, and at worst.
 fn expire_round(
     runtime: &tokio::runtime::Runtime,
-    retention: &Retention,
+    cache: &Cache,
     long: &[Link],
     remaining: u64,
 ) -> (Duration, Duration, Duration) {
@@ -411,7 +411,7 @@ fn expire_round(
     std::thread::scope(|scope| {
         scope.spawn(|| {
             runtime.block_on(async {
-                while retention.usage().entries as u64 > remaining {
+                while cache.usage().entries as u64 > remaining {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             });
@@ -422,7 +422,7 @@ fn expire_round(
         while !done.load(Ordering::Relaxed) {
             let link = &long[random.usize(..long.len())];
             let began = Instant::now();
-            retention.used(&link.repo, link.kind, &link.digest, 1000);
+            cache.used(&link.repo, link.kind, &link.digest, 1000);
             let quiet = started.elapsed() < Duration::from_secs(3);
             if quiet { &mut before } else { &mut waits }.push(began.elapsed());
             std::thread::sleep(Duration::from_micros(50));
@@ -549,7 +549,7 @@ impl BlobLru {
 }
 
 /// A pull, as the mirror does it. A part that finds no space is passed through.
-async fn pull(retention: &Retention, store: &Sizes, image: &Image) {
+async fn pull(cache: &Cache, store: &Sizes, image: &Image) {
     let manifest = (image.manifest, MANIFEST_SIZE);
     for (n, (digest, size)) in std::iter::once(&manifest).chain(&image.parts).enumerate() {
         let kind = if n == 0 {
@@ -557,22 +557,22 @@ async fn pull(retention: &Retention, store: &Sizes, image: &Image) {
         } else {
             LinkKind::Layer
         };
-        let hold = retention.hold(digest).await;
+        let hold = cache.hold(digest).await;
         if !store.has(digest) {
-            let Ok(space) = retention.reserve(*size).await else {
+            let Ok(space) = cache.reserve(*size).await else {
                 continue;
             };
             tokio::task::yield_now().await;
             store.put(*digest, *size);
             space.commit(&hold, *size);
         }
-        retention.linked(&image.repo, kind, digest, *size);
+        cache.linked(&image.repo, kind, digest, *size);
         if n == 0 {
             let references = References {
                 parts: image.parts.iter().map(|(digest, _)| *digest).collect(),
                 subject: None,
             };
-            retention.manifest(digest, ManifestType::OciManifest, &references);
+            cache.manifest(digest, ManifestType::OciManifest, &references);
         }
     }
 }
@@ -603,16 +603,16 @@ fn zipf(pulls: u64) {
         let runtime = builder.enable_time().start_paused(true).build().unwrap();
         let ours = runtime.block_on(async {
             let store = Arc::new(Sizes::default());
-            let settings = RetentionSettings {
+            let settings = CacheSettings {
                 max_size: Some(max_size),
                 ..settings(None)
             };
-            let retention = start(&store, settings);
-            retention.complete().await;
+            let cache = start(&store, settings);
+            cache.complete().await;
             let mut ours = Hits::default();
             for image in &trace {
                 ours.count(image, |digest| store.has(digest));
-                pull(&retention, &store, image).await;
+                pull(&cache, &store, image).await;
                 tokio::time::advance(Duration::from_millis(10)).await;
             }
             ours
@@ -644,26 +644,26 @@ fn cap(pulls: u64) {
     let runtime = runtime();
     let began = Instant::now();
     let full = runtime.block_on(async {
-        let settings = RetentionSettings {
+        let settings = CacheSettings {
             max_size: Some(max_size),
             ..settings(None)
         };
-        let retention = start(&store, settings);
-        retention.complete().await;
+        let cache = start(&store, settings);
+        cache.complete().await;
         let mut pullers = tokio::task::JoinSet::new();
         for n in 0..16 {
-            let (retention, store) = (retention.clone(), Arc::clone(&store));
+            let (cache, store) = (cache.clone(), Arc::clone(&store));
             let images = Arc::clone(&images);
             pullers.spawn(async move {
                 let mut random = fastrand::Rng::with_seed(100 + n);
                 for _ in 0..pulls / 16 {
                     let image = &images[random.usize(..images.len())];
-                    pull(&retention, &store, image).await;
+                    pull(&cache, &store, image).await;
                 }
             });
         }
         while pullers.join_next().await.is_some() {}
-        retention.counts().full
+        cache.counts().full
     });
     let most = store.most_bytes.load(Ordering::SeqCst);
     let percent = 100.0 * most as f64 / max_size as f64;
