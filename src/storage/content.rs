@@ -82,9 +82,9 @@ struct Gated {
     gate: Arc<dyn ReadGate>,
 }
 
-/// Decides what becomes of a read, for tests.
+/// Fails or shortens reads: the hook by which tests inject faults.
 #[async_trait::async_trait]
-pub(super) trait ReadGate: Debug + Send + Sync {
+pub trait ReadGate: Debug + Send + Sync {
     /// The most bytes that the read may return, or its error.
     async fn pass(&self) -> Result<usize, StoreError>;
 
@@ -102,8 +102,9 @@ impl Reader {
         })))
     }
 
-    /// `inner`, whose reads ask the gate first. It has no file that could be sent without reading.
-    pub(super) fn gated(inner: Self, gate: Arc<dyn ReadGate>) -> Self {
+    /// Wraps `inner` so that each read asks `gate` first. The result has no file to send from, so that
+    /// every byte is read.
+    pub fn gated(inner: Self, gate: Arc<dyn ReadGate>) -> Self {
         Self(Source::Gated(Arc::new(Gated { inner, gate })))
     }
 

@@ -14,9 +14,9 @@
 //! decides what is deleted, and never returns half-written content under its final name. A damaged
 //! or missing entry reads as "not there": it is a cache, and the upstream has the content again.
 //!
-//! [`FsStore`] keeps everything in the reference registry's layout, [`MemoryStore`] in memory, and
-//! [`FaultyStore`] fails or stalls chosen calls of another store in tests. `contract` holds what
-//! they all must do.
+//! [`FsStore`] keeps everything in the reference registry's layout, [`MemoryStore`] in memory. Tests
+//! also have a store whose calls fail or stall (`testkit/faulty`). `contract` holds what they all must
+//! do.
 
 use std::fmt::Debug;
 use std::io;
@@ -31,7 +31,11 @@ mod content;
 #[cfg(test)]
 pub mod contract;
 mod disk;
+#[cfg(test)]
+#[path = "../../testkit/faulty/mod.rs"]
 pub mod faulty;
+#[cfg(test)]
+mod faulty_tests;
 pub mod fs;
 mod keep;
 pub mod layout;
@@ -44,7 +48,8 @@ mod stage;
 mod trust;
 mod unreadable;
 
-pub use content::{Content, MAX_READ, Piece, Reader};
+pub use content::{Content, MAX_READ, Piece, ReadGate, Reader};
+#[cfg(test)]
 pub use faulty::FaultyStore;
 pub use fs::FsStore;
 pub use layout::Layout;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use millpond::oci::Algorithm;
 use millpond::oci::Digest;
-use millpond::storage::faulty::Operation;
-use millpond::storage::{FaultyStore, MemoryStore};
+use millpond::storage::MemoryStore;
 
 use crate::harness::{
-    ALWAYS, Gate, Mirror, Registry, Reply, Setup, eventually, noise, read, settle, to_end,
+    ALWAYS, FaultyStore, Gate, Mirror, Operation, Registry, Reply, Setup, eventually, noise, read,
+    settle, to_end,
 };
 
 const SIZE: usize = 3_000_000;

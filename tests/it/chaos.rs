@@ -9,11 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastrand::Rng;
 use futures_util::future::join_all;
-use millpond::storage::faulty::Operation;
-use millpond::storage::{self, FaultyStore, FsStore, MemoryStore, Store};
+use millpond::storage::{self, FsStore, MemoryStore, Store};
 
 use crate::harness::{
-    Answer, Image, Mirror, Registry, Setup, digest, freeze, noise, passing, read,
+    Answer, FaultyStore, Image, Mirror, Operation, Registry, Setup, digest, freeze, noise, passing,
+    read,
 };
 
 const RUNS: u64 = 8;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millpond::oci::Digest;
-use millpond::storage::faulty::Operation;
-use millpond::storage::{self, FaultyStore, FsStore, Layout, Link, LinkKind, Store};
+use millpond::storage::{self, FsStore, Layout, Link, LinkKind, Store};
 
 use crate::harness::{
-    Answer, Gate, Image, Mirror, Registry, Setup, digest, eventually, noise, settle,
+    Answer, FaultyStore, Gate, Image, Mirror, Operation, Registry, Setup, digest, eventually,
+    noise, settle,
 };
 
 /// Verified before its first byte is sent.

@@ -3,10 +3,9 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use millpond::storage::faulty::Operation;
-use millpond::storage::{FaultyStore, MemoryStore};
+use millpond::storage::MemoryStore;
 
-use crate::harness::{Image, Mirror, Registry, Setup, digest};
+use crate::harness::{FaultyStore, Image, Mirror, Operation, Registry, Setup, digest};
 
 async fn faulty(up: &Registry) -> (Arc<FaultyStore>, Mirror) {
     let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));

@@ -8,6 +8,9 @@
     reason = "a test fails by panicking"
 )]
 
+// The names under which `testkit/faulty` finds them.
+use millpond::{oci, storage};
+
 mod harness;
 
 mod abandoned;

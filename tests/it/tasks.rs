@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use millpond::storage::faulty::Operation;
-use millpond::storage::{FaultyStore, MemoryStore};
+use millpond::storage::MemoryStore;
 
-use crate::harness::{Mirror, Registry, Setup, noise};
+use crate::harness::{FaultyStore, Mirror, Operation, Registry, Setup, noise};
 
 #[tokio::test]
 async fn a_panic_of_the_retention_is_told_and_the_server_can_still_stop() {

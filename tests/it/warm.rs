@@ -8,10 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use millpond::oci::Digest;
 use millpond::oci::manifest::media_type;
-use millpond::storage::faulty::Operation;
-use millpond::storage::{FaultyStore, FsStore, MemoryStore, Store};
+use millpond::storage::{FsStore, MemoryStore, Store};
 
-use crate::harness::{Image, Mirror, Registry, Setup, advance, digest, freeze, noise};
+use crate::harness::{
+    FaultyStore, Image, Mirror, Operation, Registry, Setup, advance, digest, freeze, noise,
+};
 
 const MINUTE: Duration = Duration::from_mins(1);
 

@@ -1,10 +1,20 @@
-//! A store whose calls fail or stall as a test wants it, over another store.
+//! A store over another store, whose calls fail or stall as a test decides.
 //!
-//! Public and always compiled, because the tests of every other room use it.
+//! The library's own tests and its integration tests include this source with `#[path]`: each has
+//! another trait `Store` to implement, as unit tests compile the library a second time. No build of
+//! the program contains it. Both crates provide the modules `oci` and `storage`.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each of the two crates uses a part of it"
+)]
 
 use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use crate::oci::{Digest, RepoName, Tag};
 
 mod script;
 mod stage;
@@ -12,13 +22,12 @@ mod stage;
 use script::{Effect, Gate, Script};
 use stage::FaultyStage;
 
-use super::{
+use crate::storage::{
     Content, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError, Unreadable, Upload,
 };
-use crate::oci::{Digest, RepoName, Tag};
 
 /// A call that can be made to fail or stall: the methods of [`Store`], and of every [`Stage`],
-/// [`Keeper`](super::Keeper) and [`Reader`] that it hands out.
+/// [`Keeper`](crate::storage::Keeper) and [`Reader`] that it hands out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     Open,
@@ -253,6 +262,3 @@ impl Store for FaultyStore {
         self.inner.check().await
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,3 +1,9 @@
+//! The store of `testkit/faulty`.
+
+use std::io;
+use std::sync::Arc;
+
+use super::faulty::{FaultyStore, Operation};
 use super::*;
 use crate::oci::{Algorithm, RangeSet};
 use crate::storage::{MemoryStore, contract, put, read_all};

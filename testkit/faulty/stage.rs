@@ -7,8 +7,7 @@ use bytes::Bytes;
 
 use super::Operation;
 use super::script::Script;
-use crate::storage::content::ReadGate;
-use crate::storage::{Keeper, Modified, Partial, Reader, Stage, StoreError};
+use crate::storage::{Keeper, Modified, Partial, ReadGate, Reader, Stage, StoreError};
 
 /// What a reader's reads meet.
 #[derive(Debug)]

@@ -82,7 +82,11 @@ impl Due {
         assert!(!self.panics, "a scripted panic of {operation:?}");
         self.failure.map_or(Ok(self.max), |kind| {
             let path = Path::new("a faulty store").join(format!("{operation:?}"));
-            Err(StoreError::io("pass", &path, kind.into()))
+            Err(StoreError::Io {
+                operation: "pass",
+                path,
+                source: kind.into(),
+            })
         })
     }
 }
