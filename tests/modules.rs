@@ -53,7 +53,7 @@ const RESERVED: [(&str, &[&str], &[&str]); 3] = [
             "storage/content",
             "storage/modes",
             "storage/trust",
-            "cache/journal",
+            "cache/state/journal",
             "config",
             // The file of a unix socket.
             "server/listener",

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::entry::{Content, content_flag};
 use super::eviction::Admission;
 use super::index::Index;
-use super::slab::Id;
+use super::index::entry::{Content, content_flag};
+use super::index::slab::Id;
 use crate::oci::Digest;
 
 /// The longest that a download waits for space.

@@ -12,10 +12,10 @@
 //! hits (`benches/cache.rs`).
 
 use super::capacity::SpaceRequest;
-use super::entry::{Content, content_flag};
 use super::index::Index;
-use super::slab::Id;
-use super::timestamp::Timestamp;
+use super::index::entry::{Content, content_flag};
+use super::index::slab::Id;
+use super::state::timestamp::Timestamp;
 use crate::storage::LinkKind;
 
 /// Per mille of the limit at which eviction in the background ends.

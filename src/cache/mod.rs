@@ -19,26 +19,18 @@
 //! of it. Who opens what is linked without one may find it gone, and no more.
 
 mod capacity;
-mod entry;
 mod eviction;
-mod expiry;
-mod graph;
 mod index;
-mod journal;
 pub mod policy;
 mod recent;
-mod reconcile;
 mod record;
 mod report;
-mod scrub;
-mod slab;
 mod state;
-mod sweeper;
 #[cfg(test)]
 mod tests;
-mod timestamp;
 mod verified;
 mod verify;
+mod work;
 
 use std::fmt;
 use std::io;
@@ -58,17 +50,18 @@ use crate::tasks::Tasks;
 
 pub use capacity::{Full, Hold, Reservation, SpaceRequest};
 use eviction::{Capacity, Room};
-pub use graph::References;
 use index::Index;
-use journal::Journal;
+pub use index::graph::References;
 pub use policy::{Pin, TtlMode, TtlPolicy};
 use recent::{DeletionEpoch, Recent};
-pub use reconcile::references;
 pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
-pub use scrub::{
+use state::journal::Journal;
+use state::timestamp::Timestamp;
+pub use work::reconcile::references;
+pub use work::scrub::{
     ABANDONED_AFTER, Finding, MAX_REPORTED, Removal, ScrubReport, ScrubSettings, Verdict,
 };
-use timestamp::Timestamp;
+use work::{expiry, reconcile, sweeper};
 
 pub use verified::Trust;
 use verify::Verifier;

@@ -11,9 +11,9 @@ use quick_cache::Equivalent;
 use quick_cache::sync::Cache as Lru;
 
 use super::Cache;
-use super::entry::{content_flag, entry_flag};
 use super::index::Index;
-use super::timestamp::Timestamp;
+use super::index::entry::{content_flag, entry_flag};
+use super::state::timestamp::Timestamp;
 use crate::oci::{Digest, ManifestType, RepoName};
 use crate::storage::LinkKind;
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::entry::{Entry, Origin, entry_flag};
 use super::index::Index;
+use super::index::entry::{Entry, Origin, entry_flag};
+use super::index::slab::Id;
 use super::policy::TtlMode;
-use super::slab::Id;
-use super::timestamp::Timestamp;
+use super::state::timestamp::Timestamp;
 use crate::storage::{Link, LinkKind, Modified};
 
 /// What was due while the mirror was stopped gets this long from the start on, or its TTL when that

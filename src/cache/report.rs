@@ -2,10 +2,10 @@
 
 use std::time::SystemTime;
 
-use super::entry::{Content, Entry, Repo, entry_flag};
 use super::index::Index;
-use super::slab::Id;
-use super::timestamp::Timestamp;
+use super::index::entry::{Content, Entry, Repo, entry_flag};
+use super::index::slab::Id;
+use super::state::timestamp::Timestamp;
 use crate::oci::pattern::PatternError;
 use crate::oci::{Digest, Pattern, RepoName, Tag};
 use crate::storage::{Link, LinkKind};

@@ -2,10 +2,10 @@
 //! long as their size and modification time stay the same. The index has that in memory, and the
 //! state files keep it across restarts.
 
-use super::entry::{Content, Stamp, content_flag};
 use super::index::Index;
-use super::reconcile::sizes;
-use super::slab::Id;
+use super::index::entry::{Content, Stamp, content_flag};
+use super::index::slab::Id;
+use super::work::reconcile::sizes;
 use super::{Cache, Hold};
 use crate::oci::{Digest, Manifest};
 use crate::storage::{self, Modified};

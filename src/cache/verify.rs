@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
-use super::scrub::{Pace, hash};
+use super::work::scrub::{Pace, hash};
 use super::{Cache, Hold, Inner};
 use crate::error_chain::on_one_line;
 use crate::oci::Digest;

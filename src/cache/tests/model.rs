@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::cache::expiry::{RETRY, SAVE_AFTER};
+use crate::cache::work::expiry::{RETRY, SAVE_AFTER};
 use crate::storage::faulty::Operation;
 use proptest::prelude::*;
 

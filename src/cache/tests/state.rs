@@ -1,7 +1,7 @@
 //! What outlives the process.
 
 use super::*;
-use crate::cache::expiry::SAVE_AFTER;
+use crate::cache::work::expiry::SAVE_AFTER;
 use crate::storage::faulty::Operation;
 use std::io::ErrorKind;
 

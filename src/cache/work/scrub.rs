@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::entry::{Content as Known, content_flag};
-use super::index::Index;
-use super::slab::Id;
-use super::{Cache, Hold, Inner};
+use crate::cache::index::Index;
+use crate::cache::index::entry::{Content as Known, content_flag};
+use crate::cache::index::slab::Id;
+use crate::cache::{Cache, Hold, Inner};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, Hasher};
 use crate::storage::{
@@ -115,13 +115,13 @@ impl ScrubReport {
 
 /// Spreads reads over time. Time that wasn't used is not made up for: no burst follows a pause.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(in crate::cache) struct Pace {
     rate: Option<NonZeroU64>,
     next: Instant,
 }
 
 impl Pace {
-    pub(super) fn new(rate: Option<NonZeroU64>) -> Self {
+    pub(in crate::cache) fn new(rate: Option<NonZeroU64>) -> Self {
         let next = Instant::now();
         Self { rate, next }
     }
@@ -199,7 +199,7 @@ impl Index {
     /// The file of content that is held is being set aside. Its links go when it is released,
     /// unless a new file has come by then. Returns the size of the file, if there was one as far as
     /// is known.
-    pub(super) fn lose_file(&mut self, id: Id<Known>) -> Option<u64> {
+    pub(in crate::cache) fn lose_file(&mut self, id: Id<Known>) -> Option<u64> {
         let size = self.file_size(id);
         self.file_removed(id);
         if let Some(content) = self.contents.get_mut(id) {
@@ -436,7 +436,7 @@ fn failed(error: &StoreError) -> Verdict {
 
 /// The digest of what is there, with the algorithm of the wanted one. A file that ends early has
 /// another.
-pub(super) async fn hash(
+pub(in crate::cache) async fn hash(
     digest: &Digest,
     content: Content,
     pace: &mut Pace,

@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use super::Index;
 use super::entry::{Content, Manifest, Repo, content_flag, entry_flag};
-use super::index::Index;
 use super::slab::Id;
-use super::timestamp::Timestamp;
+use crate::cache::state::timestamp::Timestamp;
 use crate::oci::{Digest, ManifestType, RepoName};
 use crate::storage::LinkKind;
 
@@ -29,7 +29,7 @@ pub struct References {
     pub subject: Option<Digest>,
 }
 
-pub(super) fn no_awaited() -> Vec<HashMap<u64, u32>> {
+pub(in crate::cache) fn no_awaited() -> Vec<HashMap<u64, u32>> {
     (0..AWAITED_SHARDS).map(|_| HashMap::new()).collect()
 }
 
@@ -39,14 +39,14 @@ impl Index {
     }
 
     /// How many manifests refer to content that has just become known.
-    pub(super) fn take_awaited(&mut self, hash: u64) -> u32 {
+    pub(in crate::cache) fn take_awaited(&mut self, hash: u64) -> u32 {
         self.awaited(hash)
             .and_then(|awaited| awaited.remove(&hash))
             .unwrap_or(0)
     }
 
     /// Remembers how many manifests refer to content that isn't known any more.
-    pub(super) fn await_content(&mut self, hash: u64, parents: u32) {
+    pub(in crate::cache) fn await_content(&mut self, hash: u64, parents: u32) {
         if parents > 0
             && let Some(awaited) = self.awaited(hash)
         {
@@ -56,7 +56,7 @@ impl Index {
 
     /// Notes what a manifest is and refers to. It is remembered as long as the manifest's file is there,
     /// and can't change, because the digest is the content's.
-    pub(super) fn set_references(
+    pub(in crate::cache) fn set_references(
         &mut self,
         manifest: &Digest,
         media_type: ManifestType,
@@ -92,7 +92,7 @@ impl Index {
         Some(())
     }
 
-    pub(super) fn forget_references(&mut self, id: Id<Content>) {
+    pub(in crate::cache) fn forget_references(&mut self, id: Id<Content>) {
         if let Some(hash) = self.subjects.remove(&id)
             && let Entry::Occupied(mut referrers) = self.referrers.entry(hash)
         {
@@ -137,7 +137,7 @@ impl Index {
 
     /// Whether a manifest on one page of all entries is linked by the repository and refers to the
     /// content with this hash; and where the next page begins, if there is one to look at.
-    pub(super) fn find_reference(
+    pub(in crate::cache) fn find_reference(
         &self,
         repo: &RepoName,
         hash: u64,
@@ -167,7 +167,7 @@ impl Index {
     }
 
     /// The manifests that the repository links and whose subject this is.
-    pub(super) fn referrers(&self, repo: &RepoName, subject: &Digest) -> Vec<Digest> {
+    pub(in crate::cache) fn referrers(&self, repo: &RepoName, subject: &Digest) -> Vec<Digest> {
         let Some(repo) = self.find_repo(repo.as_str()) else {
             return Vec::new();
         };
@@ -190,7 +190,7 @@ impl Index {
     }
 
     /// The content that a manifest refers to, where it is known.
-    pub(super) fn references(
+    pub(in crate::cache) fn references(
         &self,
         id: Id<Content>,
     ) -> impl Iterator<Item = (Id<Content>, &Content)> {
@@ -205,13 +205,13 @@ impl Index {
     }
 
     /// Whether content is the head of an image.
-    pub(super) fn is_root(content: &Content) -> bool {
+    pub(in crate::cache) fn is_root(content: &Content) -> bool {
         content.parents == 0 && content.flags.has(content_flag::FILE)
     }
 
     /// When an image was last used: its head, or a manifest that only the head refers to. Blobs
     /// don't count, because a client that has them doesn't ask for them.
-    pub(super) fn image_use(&self, root: Id<Content>) -> Timestamp {
+    pub(in crate::cache) fn image_use(&self, root: Id<Content>) -> Timestamp {
         let own = self
             .contents
             .get(root)
@@ -225,7 +225,7 @@ impl Index {
 
     /// The head of an image and everything that nothing else refers to, the head first. A manifest
     /// for which `keep` holds isn't followed.
-    pub(super) fn image(
+    pub(in crate::cache) fn image(
         &self,
         root: Id<Content>,
         keep: impl Fn(Id<Content>) -> bool,

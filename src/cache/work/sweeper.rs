@@ -15,12 +15,12 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
-use super::Inner;
-use super::entry::{Content, Entry, content_flag, entry_flag};
 use super::expiry::RETRY;
-use super::index::Index;
-use super::slab::Id;
-use super::timestamp::Timestamp;
+use crate::cache::Inner;
+use crate::cache::index::Index;
+use crate::cache::index::entry::{Content, Entry, content_flag, entry_flag};
+use crate::cache::index::slab::Id;
+use crate::cache::state::timestamp::Timestamp;
 use crate::oci::{Digest, Tag};
 use crate::storage::{Link, LinkKind};
 
@@ -29,7 +29,7 @@ const SWEEPERS: usize = 4;
 
 /// Content that is marked, and what of it goes.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(in crate::cache) struct Job {
     content: Id<Content>,
     digest: Digest,
     links: Vec<Condemned>,
@@ -45,7 +45,7 @@ struct Condemned {
 
 impl Index {
     /// Puts content into the sweeper's queue.
-    pub(super) fn enqueue(&mut self, id: Id<Content>) {
+    pub(in crate::cache) fn enqueue(&mut self, id: Id<Content>) {
         if let Some(content) = self.contents.get_mut(id)
             && !content.flags.has(content_flag::QUEUED)
         {
@@ -56,7 +56,7 @@ impl Index {
     }
 
     /// Marks the next content of which something goes.
-    pub(super) fn take_job(&mut self, now: Timestamp) -> Option<Job> {
+    pub(in crate::cache) fn take_job(&mut self, now: Timestamp) -> Option<Job> {
         if !self.complete {
             return None;
         }
@@ -215,7 +215,7 @@ impl Index {
 }
 
 /// Runs until `quit`; what is under way is finished.
-pub(super) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
+pub(in crate::cache) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
     let mut running = FuturesUnordered::new();
     loop {
         while !quit.is_cancelled()

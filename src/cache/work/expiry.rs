@@ -13,19 +13,19 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::entry::{Entry, entry_flag};
-use super::index::Index;
-use super::journal::Saver;
-use super::slab::Id;
-use super::timestamp::Timestamp;
-use super::{Inner, Upkeep};
+use crate::cache::index::Index;
+use crate::cache::index::entry::{Entry, entry_flag};
+use crate::cache::index::slab::Id;
+use crate::cache::state::journal::Saver;
+use crate::cache::state::timestamp::Timestamp;
+use crate::cache::{Inner, Upkeep};
 
 /// Entries looked at under one lock: well under a millisecond.
 const BATCH: usize = 256;
 /// How long an entry that is due but held, or whose link can't be removed, is left alone.
-pub(super) const RETRY: Duration = Duration::from_mins(1);
+pub(in crate::cache) const RETRY: Duration = Duration::from_mins(1);
 /// How long changes wait to be saved together: what a crash loses of uses.
-pub(super) const SAVE_AFTER: Duration = Duration::from_secs(2);
+pub(in crate::cache) const SAVE_AFTER: Duration = Duration::from_secs(2);
 /// How often free space is measured, where some has to stay free.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// The longest sleep: timers needn't reach further.
@@ -37,7 +37,7 @@ const fn key(at: u32, id: Id<Entry>) -> u64 {
 
 impl Index {
     /// Puts an entry at a deadline, in seconds, wherever it stood before.
-    pub(super) fn schedule(&mut self, id: Id<Entry>, at: u32) {
+    pub(in crate::cache) fn schedule(&mut self, id: Id<Entry>, at: u32) {
         self.unschedule(id);
         if let Some(entry) = self.entries.get_mut(id) {
             let at = at.max(1);
@@ -48,7 +48,7 @@ impl Index {
         }
     }
 
-    pub(super) fn unschedule(&mut self, id: Id<Entry>) {
+    pub(in crate::cache) fn unschedule(&mut self, id: Id<Entry>) {
         if let Some(entry) = self.entries.get_mut(id)
             && entry.queued != 0
         {
@@ -114,7 +114,11 @@ impl Index {
 }
 
 /// Runs until `quit`, then saves everything.
-pub(super) async fn run(shared: Arc<Inner>, mut saver: Option<Saver>, quit: CancellationToken) {
+pub(in crate::cache) async fn run(
+    shared: Arc<Inner>,
+    mut saver: Option<Saver>,
+    quit: CancellationToken,
+) {
     let mut save_at = None;
     let mut measure_at = None;
     while !quit.is_cancelled() {

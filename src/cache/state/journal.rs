@@ -15,10 +15,10 @@ use std::io::{self, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
-use super::record::Record;
-use super::state::{self, Line, Tally};
+use super::file::{self, Line, Tally};
 use super::timestamp::Timestamp;
-use super::{CacheError, Inner, Upkeep};
+use crate::cache::record::Record;
+use crate::cache::{CacheError, Inner, Upkeep};
 use crate::error_chain::on_one_line;
 use crate::storage::{Layout, Modes};
 
@@ -42,7 +42,7 @@ const MAX_BATCHES: usize = 16;
 
 /// The two files.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(in crate::cache) struct Journal {
     snapshot: PathBuf,
     path: PathBuf,
     /// Open for appending, once something is.
@@ -57,16 +57,16 @@ pub(super) struct Journal {
 
 /// What was found at the start.
 #[derive(Debug, Default)]
-pub(super) struct Loaded {
-    pub(super) entries: usize,
-    pub(super) future: usize,
+pub(in crate::cache) struct Loaded {
+    pub(in crate::cache) entries: usize,
+    pub(in crate::cache) future: usize,
     /// The snapshot was set aside: a new one is owed.
-    pub(super) broken: bool,
+    pub(in crate::cache) broken: bool,
 }
 
 impl Journal {
     /// `snapshot` is the path of the state file; the journal is the same with another ending.
-    pub(super) fn at(snapshot: PathBuf) -> Self {
+    pub(in crate::cache) fn at(snapshot: PathBuf) -> Self {
         Self {
             path: snapshot.with_extension("journal"),
             snapshot,
@@ -79,7 +79,7 @@ impl Journal {
 
     /// Reads both files. What is broken is set aside, and what could be read of it is used.
     /// Blocks.
-    pub(super) fn load(
+    pub(in crate::cache) fn load(
         &mut self,
         now: Timestamp,
         upkeep: Upkeep,
@@ -95,7 +95,7 @@ impl Journal {
         if let Some(bytes) = read(&self.snapshot, &set_aside) {
             self.folded = bytes.len() as u64;
             reserve(bytes.len() / ENTRY);
-            let (tally, read) = pipe(take, |sink| state::read_snapshot(&bytes, now, sink));
+            let (tally, read) = pipe(take, |sink| file::read_snapshot(&bytes, now, sink));
             let foreign = tally.entries == 0 && tally.skipped > 0;
             if let Err(error) = &read {
                 tracing::warn!(path = %self.snapshot.display(), error = %on_one_line(&error), "the scheduler state is broken");
@@ -109,7 +109,7 @@ impl Journal {
         }
         if let Some(bytes) = read(&self.path, &set_aside) {
             self.appended = bytes.len() as u64;
-            let (tally, torn) = pipe(take, |sink| state::read_journal(&bytes, now, sink));
+            let (tally, torn) = pipe(take, |sink| file::read_journal(&bytes, now, sink));
             if torn {
                 self.torn = true;
                 tracing::info!(path = %self.path.display(), "the journal's last line is torn and ignored");
@@ -287,7 +287,7 @@ fn write_snapshot(path: &Path, next: &mut dyn FnMut() -> Option<Vec<Record>>) ->
     while let Some(records) = next() {
         text.clear();
         for record in &records {
-            state::write_entry(&mut text, record, first);
+            file::write_entry(&mut text, record, first);
             first = false;
         }
         file.write_all(&text)?;
@@ -320,7 +320,7 @@ fn sync_directory(_file: &Path) -> io::Result<()> {
 
 /// Saves what the index collects. Owned by the one task that does.
 #[derive(Debug)]
-pub(super) struct Saver {
+pub(in crate::cache) struct Saver {
     /// None while the blocking pool has it, and for good when it was lost there.
     journal: Option<Journal>,
     /// The snapshot lacks something that the journal doesn't have either.
@@ -328,7 +328,7 @@ pub(super) struct Saver {
 }
 
 impl Saver {
-    pub(super) fn new(journal: Journal, owed: bool) -> Self {
+    pub(in crate::cache) fn new(journal: Journal, owed: bool) -> Self {
         Self {
             journal: Some(journal),
             owed,
@@ -336,12 +336,12 @@ impl Saver {
     }
 
     /// The last save failed: a new snapshot is to be tried.
-    pub(super) fn owes_snapshot(&self) -> bool {
+    pub(in crate::cache) fn owes_snapshot(&self) -> bool {
         self.owed
     }
 
     /// Appends what has changed. When that fails, a new snapshot is owed, which has it all.
-    pub(super) async fn save(&mut self, shared: &Arc<Inner>) {
+    pub(in crate::cache) async fn save(&mut self, shared: &Arc<Inner>) {
         loop {
             let began = tokio::time::Instant::now();
             let changes = shared.with(|index| index.take_changes(MAX_CHANGES));
@@ -354,11 +354,11 @@ impl Saver {
                     changes
                         .removed
                         .iter()
-                        .for_each(|link| state::write_removed(&mut lines, link));
+                        .for_each(|link| file::write_removed(&mut lines, link));
                     changes
                         .put
                         .iter()
-                        .for_each(|record| state::write_put(&mut lines, record));
+                        .for_each(|record| file::write_put(&mut lines, record));
                     journal.append(&lines)
                 })
                 .await;
@@ -370,7 +370,7 @@ impl Saver {
     }
 
     /// Folds when the journal has grown, or when a save failed.
-    pub(super) async fn fold_if_due(&mut self, shared: &Arc<Inner>) {
+    pub(in crate::cache) async fn fold_if_due(&mut self, shared: &Arc<Inner>) {
         let grown = self.journal.as_ref().is_some_and(Journal::wants_fold);
         if grown || (self.owed && shared.counters.may_retry_save(shared.now())) {
             self.fold(shared).await;
@@ -378,7 +378,7 @@ impl Saver {
     }
 
     /// Writes everything into a new snapshot.
-    pub(super) async fn fold(&mut self, shared: &Arc<Inner>) {
+    pub(in crate::cache) async fn fold(&mut self, shared: &Arc<Inner>) {
         // What changes from here on is in the snapshot or still to be saved, or both.
         shared.with(|index| drop(index.take_changes(usize::MAX)));
         let source = Arc::clone(shared);

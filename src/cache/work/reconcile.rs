@@ -15,15 +15,15 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
-use super::entry::{Content, Origin, Repo, content_flag, entry_flag};
-use super::graph::References;
-use super::index::Index;
-use super::journal::{Journal, Saver};
-use super::record::MASS_GRACE;
-use super::slab::Id;
-use super::state::{Line, Times};
-use super::timestamp::Timestamp;
-use super::{Inner, Upkeep};
+use crate::cache::index::Index;
+use crate::cache::index::entry::{Content, Origin, Repo, content_flag, entry_flag};
+use crate::cache::index::graph::References;
+use crate::cache::index::slab::Id;
+use crate::cache::record::MASS_GRACE;
+use crate::cache::state::file::{Line, Times};
+use crate::cache::state::journal::{Journal, Saver};
+use crate::cache::state::timestamp::Timestamp;
+use crate::cache::{Inner, Upkeep};
 use crate::error_chain::on_one_line;
 use crate::oci::manifest::{MAX_MANIFEST, QUICK};
 use crate::oci::{Digest, Manifest, ManifestType, RepoName};
@@ -81,7 +81,7 @@ impl Index {
 
     /// A link was seen in the store. One that no state knows starts its time now, or has that of
     /// the same content linked in the other way, which share one entry in the file.
-    pub(super) fn confirm(&mut self, link: &Link, now: Timestamp) -> Option<()> {
+    pub(in crate::cache) fn confirm(&mut self, link: &Link, now: Timestamp) -> Option<()> {
         let (repo, content) = (
             self.intern_repo(&link.repo)?,
             self.intern_content(&link.digest)?,
@@ -158,7 +158,7 @@ impl Index {
         content.is_some_and(|content| content.flags.has(content_flag::FILE))
     }
 
-    pub(super) fn condemn_entry(&mut self, link: &Link) {
+    pub(in crate::cache) fn condemn_entry(&mut self, link: &Link) {
         if let Some(id) = self.find_link(link)
             && let Some(entry) = self.entries.get_mut(id)
         {
@@ -169,7 +169,7 @@ impl Index {
     }
 
     /// Some entry of the content is condemned.
-    pub(super) fn condemn_content(&mut self, id: Id<Content>) {
+    pub(in crate::cache) fn condemn_content(&mut self, id: Id<Content>) {
         if let Some(content) = self.contents.get_mut(id) {
             content.flags.set(content_flag::CONDEMNED);
         }
@@ -259,7 +259,7 @@ impl Index {
 }
 
 /// Reads the state files.
-pub(super) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Saver> {
+pub(in crate::cache) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Saver> {
     let target = Arc::clone(shared);
     let read = tokio::task::spawn_blocking(move || {
         let now = target.now();
@@ -302,7 +302,7 @@ pub(super) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Sa
 
 /// Builds the index from the store, again and again until that succeeds. Meanwhile nothing is
 /// cached that needs space, and commands are told why.
-pub(super) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
+pub(in crate::cache) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
     let work = async {
         while let Err(error) = build(&shared).await {
             let error = on_one_line(&error);
@@ -518,7 +518,7 @@ async fn read_manifest(
 }
 
 /// What a manifest refers to, with the sizes that it gives for it.
-pub(super) fn sizes(manifest: &Manifest) -> Vec<(Digest, u64)> {
+pub(in crate::cache) fn sizes(manifest: &Manifest) -> Vec<(Digest, u64)> {
     let parts = manifest.config.iter().chain(&manifest.blobs);
     let parts = parts.chain(&manifest.manifests);
     parts.map(|part| (part.digest, part.size)).collect()
@@ -566,7 +566,7 @@ async fn settle(shared: &Inner, unseen: &Unseen) {
     let (entries, bytes) = shared.with(|index| {
         index.complete = true;
         index.unlisted = None;
-        index.news = super::index::WakeUps {
+        index.news = crate::cache::index::WakeUps {
             schedule: true,
             work: true,
             freed: true,

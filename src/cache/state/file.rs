@@ -19,9 +19,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::entry::Origin;
-use super::record::Record;
 use super::timestamp::Timestamp;
+use crate::cache::index::entry::Origin;
+use crate::cache::record::Record;
 use crate::oci::Digest;
 use crate::storage::{Link, LinkKind, Modified};
 
@@ -47,33 +47,33 @@ struct Raw<'a> {
 
 /// One entry, as it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Line<'a> {
-    pub(super) repo: &'a str,
-    pub(super) kind: LinkKind,
-    pub(super) digest: Digest,
+pub(in crate::cache) struct Line<'a> {
+    pub(in crate::cache) repo: &'a str,
+    pub(in crate::cache) kind: LinkKind,
+    pub(in crate::cache) digest: Digest,
     /// None when it has gone.
-    pub(super) times: Option<Times>,
+    pub(in crate::cache) times: Option<Times>,
     /// The size and the modification time with which its file was verified.
-    pub(super) verified: Option<(u64, Modified)>,
+    pub(in crate::cache) verified: Option<(u64, Modified)>,
 }
 
 /// What a file says of an entry's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Times {
-    pub(super) origin: Origin,
+pub(in crate::cache) struct Times {
+    pub(in crate::cache) origin: Origin,
     /// None in what the reference registry wrote.
-    pub(super) last_use: Option<Timestamp>,
+    pub(in crate::cache) last_use: Option<Timestamp>,
 }
 
 /// What reading came to.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
-    pub(super) entries: usize,
+pub(in crate::cache) struct Tally {
+    pub(in crate::cache) entries: usize,
     /// Entries that weren't understood, and why the first one wasn't.
-    pub(super) skipped: usize,
-    pub(super) reason: Option<&'static str>,
+    pub(in crate::cache) skipped: usize,
+    pub(in crate::cache) reason: Option<&'static str>,
     /// Entries whose times lie in the future.
-    pub(super) future: usize,
+    pub(in crate::cache) future: usize,
 }
 
 impl Tally {
@@ -139,7 +139,7 @@ fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Timestamp) -> Result<(Line<'a>, bo
 }
 
 /// Reads the snapshot. After an error, what came before it has been handed out.
-pub(super) fn read_snapshot<'a>(
+pub(in crate::cache) fn read_snapshot<'a>(
     bytes: &'a [u8],
     now: Timestamp,
     sink: &mut dyn FnMut(Line<'a>),
@@ -165,7 +165,7 @@ pub(super) fn read_snapshot<'a>(
 }
 
 /// Reads the journal's lines, up to a torn last one. True when there is such a one.
-pub(super) fn read_journal<'a>(
+pub(in crate::cache) fn read_journal<'a>(
     bytes: &'a [u8],
     now: Timestamp,
     sink: &mut dyn FnMut(Line<'a>),
@@ -252,7 +252,7 @@ fn key(link: &Link) -> String {
 }
 
 /// An entry of the snapshot, on a line of its own.
-pub(super) fn write_entry(out: &mut Vec<u8>, record: &Record, first: bool) {
+pub(in crate::cache) fn write_entry(out: &mut Vec<u8>, record: &Record, first: bool) {
     let key = key(&record.link);
     let separator = if first { "\n" } else { ",\n" };
     put!(out, r#"{separator}"{key}":"#);
@@ -260,13 +260,13 @@ pub(super) fn write_entry(out: &mut Vec<u8>, record: &Record, first: bool) {
 }
 
 /// A line of the journal for an entry that was added or used.
-pub(super) fn write_put(out: &mut Vec<u8>, record: &Record) {
+pub(in crate::cache) fn write_put(out: &mut Vec<u8>, record: &Record) {
     put_record(out, &key(&record.link), record);
     out.push(b'\n');
 }
 
 /// A line of the journal for an entry that has gone.
-pub(super) fn write_removed(out: &mut Vec<u8>, link: &Link) {
+pub(in crate::cache) fn write_removed(out: &mut Vec<u8>, link: &Link) {
     let (key, kind) = (key(link), entry_type(link.kind));
     put!(
         out,

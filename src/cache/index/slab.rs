@@ -16,7 +16,7 @@ const CHUNK: usize = 4096;
 const SHARDS: usize = 64;
 
 /// Names a value of a [`Slab`]. It is used again after the value has been removed.
-pub(super) struct Id<T>(NonZeroU32, PhantomData<fn() -> T>);
+pub(in crate::cache) struct Id<T>(NonZeroU32, PhantomData<fn() -> T>);
 
 impl<T> Id<T> {
     fn at(position: usize) -> Option<Self> {
@@ -24,11 +24,11 @@ impl<T> Id<T> {
         NonZeroU32::new(number).map(|number| Self(number, PhantomData))
     }
 
-    pub(super) const fn number(self) -> u32 {
+    pub(in crate::cache) const fn number(self) -> u32 {
         self.0.get()
     }
 
-    pub(super) const fn from_number(number: u32) -> Option<Self> {
+    pub(in crate::cache) const fn from_number(number: u32) -> Option<Self> {
         match NonZeroU32::new(number) {
             Some(number) => Some(Self(number, PhantomData)),
             None => None,
@@ -66,7 +66,7 @@ impl<T> fmt::Debug for Id<T> {
 
 /// Values by id.
 #[derive(Debug)]
-pub(super) struct Slab<T> {
+pub(in crate::cache) struct Slab<T> {
     chunks: Vec<Vec<Option<T>>>,
     free: Vec<Id<T>>,
     count: usize,
@@ -84,7 +84,7 @@ impl<T> Default for Slab<T> {
 
 impl<T> Slab<T> {
     /// `None` only after four thousand million values.
-    pub(super) fn insert(&mut self, value: T) -> Option<Id<T>> {
+    pub(in crate::cache) fn insert(&mut self, value: T) -> Option<Id<T>> {
         if let Some(id) = self.free.pop() {
             *self.slot(id)? = Some(value);
             self.count += 1;
@@ -99,7 +99,7 @@ impl<T> Slab<T> {
         Some(id)
     }
 
-    pub(super) fn get(&self, id: Id<T>) -> Option<&T> {
+    pub(in crate::cache) fn get(&self, id: Id<T>) -> Option<&T> {
         let position = id.position();
         self.chunks
             .get(position / CHUNK)?
@@ -107,11 +107,11 @@ impl<T> Slab<T> {
             .as_ref()
     }
 
-    pub(super) fn get_mut(&mut self, id: Id<T>) -> Option<&mut T> {
+    pub(in crate::cache) fn get_mut(&mut self, id: Id<T>) -> Option<&mut T> {
         self.slot(id)?.as_mut()
     }
 
-    pub(super) fn remove(&mut self, id: Id<T>) -> Option<T> {
+    pub(in crate::cache) fn remove(&mut self, id: Id<T>) -> Option<T> {
         let value = self.slot(id)?.take()?;
         self.free.push(id);
         self.count -= 1;
@@ -125,7 +125,7 @@ impl<T> Slab<T> {
             .get_mut(position % CHUNK)
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::cache) fn len(&self) -> usize {
         self.count
     }
 
@@ -137,7 +137,7 @@ impl<T> Slab<T> {
 
     /// At most `max` positions from `from` on, and where to go on; `None` at the end. This is how
     /// everything is visited in steps, with the lock given back between them.
-    pub(super) fn page(&self, from: usize, max: usize) -> (Vec<Id<T>>, Option<usize>) {
+    pub(in crate::cache) fn page(&self, from: usize, max: usize) -> (Vec<Id<T>>, Option<usize>) {
         let to = from.saturating_add(max).min(self.end());
         let ids = (from..to).filter_map(Id::at);
         let page = ids.filter(|id| self.get(*id).is_some()).collect();
@@ -147,7 +147,7 @@ impl<T> Slab<T> {
 
 /// Finds ids by the hash of what they name.
 #[derive(Debug)]
-pub(super) struct Table<T> {
+pub(in crate::cache) struct Table<T> {
     shards: Vec<HashTable<Id<T>>>,
 }
 
@@ -165,7 +165,11 @@ const fn shard(hash: u64) -> usize {
 }
 
 impl<T> Table<T> {
-    pub(super) fn find(&self, hash: u64, mut is: impl FnMut(Id<T>) -> bool) -> Option<Id<T>> {
+    pub(in crate::cache) fn find(
+        &self,
+        hash: u64,
+        mut is: impl FnMut(Id<T>) -> bool,
+    ) -> Option<Id<T>> {
         self.shards
             .get(shard(hash))?
             .find(hash, |id| is(*id))
@@ -173,7 +177,7 @@ impl<T> Table<T> {
     }
 
     /// Makes room for so many ids, so that the tables needn't grow step by step.
-    pub(super) fn reserve(&mut self, ids: usize, rehash: impl Fn(Id<T>) -> u64) {
+    pub(in crate::cache) fn reserve(&mut self, ids: usize, rehash: impl Fn(Id<T>) -> u64) {
         // A little more than its share, because no hash deals evenly.
         let share = ids / SHARDS + ids / SHARDS / 16;
         for shard in &mut self.shards {
@@ -182,13 +186,13 @@ impl<T> Table<T> {
     }
 
     /// Adds an id that isn't there.
-    pub(super) fn insert(&mut self, hash: u64, id: Id<T>, rehash: impl Fn(Id<T>) -> u64) {
+    pub(in crate::cache) fn insert(&mut self, hash: u64, id: Id<T>, rehash: impl Fn(Id<T>) -> u64) {
         if let Some(shard) = self.shards.get_mut(shard(hash)) {
             shard.insert_unique(hash, id, |id| rehash(*id));
         }
     }
 
-    pub(super) fn remove(&mut self, hash: u64, id: Id<T>) {
+    pub(in crate::cache) fn remove(&mut self, hash: u64, id: Id<T>) {
         if let Some(shard) = self.shards.get_mut(shard(hash))
             && let Ok(entry) = shard.find_entry(hash, |other| *other == id)
         {

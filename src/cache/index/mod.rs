@@ -2,98 +2,100 @@
 //!
 //! Everything is behind one lock that is held for microseconds: no method here does I/O, and those
 //! that visit much do it in pages. The parts that only one task needs are beside it, as more methods
-//! of [`Index`]: deadlines in [`expiry`](super::expiry), what a manifest refers to in
-//! [`graph`](super::graph), what goes first in [`eviction`](super::eviction), and what is being
-//! deleted in [`sweeper`](super::sweeper).
+//! of [`Index`]: deadlines in [`expiry`](super::work::expiry), what a manifest refers to in
+//! [`graph`](graph), what goes first in [`eviction`](super::eviction), and what is being
+//! deleted in [`sweeper`](super::work::sweeper).
+
+pub(in crate::cache) mod entry;
+pub(in crate::cache) mod graph;
+pub(in crate::cache) mod slab;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::entry::{
-    Content, Entry, Flags, Manifest, Origin, Repo, Stamp, content_flag, entry_flag,
-};
-use super::policy::{Pin, TtlPolicy};
-use super::recent::DeletionEpoch;
-use super::record::GRACE;
-use super::slab::{Id, Slab, Table};
-use super::timestamp::Timestamp;
+use crate::cache::policy::{Pin, TtlPolicy};
+use crate::cache::recent::DeletionEpoch;
+use crate::cache::record::GRACE;
+use crate::cache::state::timestamp::Timestamp;
 use crate::oci::{Digest, RepoName, Tag};
 use crate::storage::{Link, LinkKind};
+use entry::{Content, Entry, Flags, Manifest, Origin, Repo, Stamp, content_flag, entry_flag};
+use slab::{Id, Slab, Table};
 
 /// Links of one content that are looked through before the table is asked.
 const FEW: usize = 4;
 
 /// What happened under the lock that somebody waits for.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct WakeUps {
+pub(in crate::cache) struct WakeUps {
     /// For the scheduler: a new next deadline, the first change to save, or space that runs out.
-    pub(super) schedule: bool,
+    pub(in crate::cache) schedule: bool,
     /// For the sweeper: there is something to delete.
-    pub(super) work: bool,
+    pub(in crate::cache) work: bool,
     /// For whoever waits for space, for a hold, or for the end of deleting.
-    pub(super) freed: bool,
+    pub(in crate::cache) freed: bool,
 }
 
 #[derive(Debug)]
-pub(super) struct Index {
+pub(in crate::cache) struct Index {
     hasher: RandomState,
-    pub(super) policy: TtlPolicy,
-    pub(super) pins: Vec<Pin>,
-    pub(super) started: Timestamp,
-    pub(super) grace: Duration,
+    pub(in crate::cache) policy: TtlPolicy,
+    pub(in crate::cache) pins: Vec<Pin>,
+    pub(in crate::cache) started: Timestamp,
+    pub(in crate::cache) grace: Duration,
     /// Whether changes are collected for the journal.
-    pub(super) journaling: bool,
-    pub(super) repos: Slab<Repo>,
+    pub(in crate::cache) journaling: bool,
+    pub(in crate::cache) repos: Slab<Repo>,
     by_name: Table<Repo>,
-    pub(super) contents: Slab<Content>,
+    pub(in crate::cache) contents: Slab<Content>,
     by_digest: Table<Content>,
-    pub(super) entries: Slab<Entry>,
+    pub(in crate::cache) entries: Slab<Entry>,
     by_link: Table<Entry>,
-    pub(super) manifests: Slab<Manifest>,
+    pub(in crate::cache) manifests: Slab<Manifest>,
     /// References to content that isn't known, by the hash of its digest.
-    pub(super) awaited: Vec<HashMap<u64, u32>>,
+    pub(in crate::cache) awaited: Vec<HashMap<u64, u32>>,
     /// Manifests that have a subject, by the hash of its digest: few manifests have one.
-    pub(super) referrers: HashMap<u64, Vec<Id<Content>>>,
+    pub(in crate::cache) referrers: HashMap<u64, Vec<Id<Content>>>,
     /// The same the other way round.
-    pub(super) subjects: HashMap<Id<Content>, u64>,
+    pub(in crate::cache) subjects: HashMap<Id<Content>, u64>,
     /// Deadlines with their entries; see `expiry`.
-    pub(super) deadlines: BTreeSet<u64>,
+    pub(in crate::cache) deadlines: BTreeSet<u64>,
     /// Images by last use; see `eviction`.
-    pub(super) ranking: BTreeSet<(u64, u32)>,
+    pub(in crate::cache) ranking: BTreeSet<(u64, u32)>,
     /// What the sweeper has to look at; each content is in it once.
-    pub(super) sweep: VecDeque<Id<Content>>,
+    pub(in crate::cache) sweep: VecDeque<Id<Content>>,
     /// Files whose removal failed, with the second when it is tried again.
-    pub(super) retries: VecDeque<(u32, Id<Content>)>,
-    pub(super) capacity: super::eviction::Capacity,
+    pub(in crate::cache) retries: VecDeque<(u32, Id<Content>)>,
+    pub(in crate::cache) capacity: crate::cache::eviction::Capacity,
     /// Bytes of all files.
-    pub(super) used: u64,
+    pub(in crate::cache) used: u64,
     /// Bytes of the files that are chosen to go.
-    pub(super) evicting: u64,
+    pub(in crate::cache) evicting: u64,
     /// Contents that the sweeper is at work on.
-    pub(super) deleting: usize,
+    pub(in crate::cache) deleting: usize,
     /// Everything in the store has been seen: from now on things may be deleted.
-    pub(super) complete: bool,
+    pub(in crate::cache) complete: bool,
     /// The sizes of all files are known.
-    pub(super) sized: bool,
+    pub(in crate::cache) sized: bool,
     /// Why the store couldn't be listed, if the last attempt failed.
-    pub(super) unlisted: Option<String>,
+    pub(in crate::cache) unlisted: Option<String>,
     /// What makes answers of a moment ago void.
-    pub(super) going: Arc<DeletionEpoch>,
+    pub(in crate::cache) going: Arc<DeletionEpoch>,
     /// Who has to be told, when the lock is given back.
-    pub(super) news: WakeUps,
+    pub(in crate::cache) news: WakeUps,
     /// At most two for an entry.
-    pub(super) dirty: Vec<Id<Entry>>,
+    pub(in crate::cache) dirty: Vec<Id<Entry>>,
     /// At most one for each entry there was since the last save.
-    pub(super) removed: Vec<Link>,
+    pub(in crate::cache) removed: Vec<Link>,
 }
 
 impl Index {
-    pub(super) fn new(
+    pub(in crate::cache) fn new(
         policy: TtlPolicy,
         pins: Vec<Pin>,
-        capacity: super::eviction::Capacity,
+        capacity: crate::cache::eviction::Capacity,
         started: Timestamp,
         journaling: bool,
     ) -> Self {
@@ -111,7 +113,7 @@ impl Index {
             entries: Slab::default(),
             by_link: Table::default(),
             manifests: Slab::default(),
-            awaited: super::graph::no_awaited(),
+            awaited: graph::no_awaited(),
             referrers: HashMap::new(),
             subjects: HashMap::new(),
             deadlines: BTreeSet::new(),
@@ -134,11 +136,11 @@ impl Index {
 
     // --- Finding -------------------------------------------------------------------------------
 
-    pub(super) fn hash_digest(&self, digest: &Digest) -> u64 {
+    pub(in crate::cache) fn hash_digest(&self, digest: &Digest) -> u64 {
         self.hasher.hash_one(digest)
     }
 
-    pub(super) fn hash_content(&self, content: Id<Content>) -> u64 {
+    pub(in crate::cache) fn hash_content(&self, content: Id<Content>) -> u64 {
         let content = self.contents.get(content);
         content.map_or(0, |content| self.hash_digest(&content.digest()))
     }
@@ -151,7 +153,7 @@ impl Index {
         self.hasher.hash_one((repo, kind, content))
     }
 
-    pub(super) fn find_repo(&self, name: &str) -> Option<Id<Repo>> {
+    pub(in crate::cache) fn find_repo(&self, name: &str) -> Option<Id<Repo>> {
         let is = |id| {
             self.repos
                 .get(id)
@@ -160,7 +162,7 @@ impl Index {
         self.by_name.find(self.hasher.hash_one(name), is)
     }
 
-    pub(super) fn find_content(&self, digest: &Digest) -> Option<Id<Content>> {
+    pub(in crate::cache) fn find_content(&self, digest: &Digest) -> Option<Id<Content>> {
         let is = |id| {
             self.contents
                 .get(id)
@@ -170,12 +172,12 @@ impl Index {
     }
 
     /// By hash alone: with 64 bits keyed by chance, two digests of one hash won't be met.
-    pub(super) fn find_hashed(&self, hash: u64) -> Option<Id<Content>> {
+    pub(in crate::cache) fn find_hashed(&self, hash: u64) -> Option<Id<Content>> {
         self.by_digest
             .find(hash, |id| self.hash_content(id) == hash)
     }
 
-    pub(super) fn find_entry(
+    pub(in crate::cache) fn find_entry(
         &self,
         repo: Id<Repo>,
         kind: LinkKind,
@@ -198,13 +200,13 @@ impl Index {
             })
     }
 
-    pub(super) fn find_link(&self, link: &Link) -> Option<Id<Entry>> {
+    pub(in crate::cache) fn find_link(&self, link: &Link) -> Option<Id<Entry>> {
         let repo = self.find_repo(link.repo.as_str())?;
         self.find_entry(repo, link.kind, self.find_content(&link.digest)?)
     }
 
     /// The entries of a content.
-    pub(super) fn entries_of(
+    pub(in crate::cache) fn entries_of(
         &self,
         content: Id<Content>,
     ) -> impl Iterator<Item = (Id<Entry>, &Entry)> {
@@ -217,7 +219,7 @@ impl Index {
         })
     }
 
-    pub(super) fn link_of(&self, entry: &Entry) -> Option<Link> {
+    pub(in crate::cache) fn link_of(&self, entry: &Entry) -> Option<Link> {
         Some(Link {
             repo: self.repos.get(entry.repo)?.name.clone(),
             kind: entry.kind,
@@ -226,7 +228,7 @@ impl Index {
     }
 
     /// Makes room for so many entries, before they are loaded.
-    pub(super) fn reserve(&mut self, entries: usize) {
+    pub(in crate::cache) fn reserve(&mut self, entries: usize) {
         let Self {
             hasher,
             contents,
@@ -249,7 +251,7 @@ impl Index {
 
     // --- Adding and using ----------------------------------------------------------------------
 
-    pub(super) fn intern_repo(&mut self, name: &RepoName) -> Option<Id<Repo>> {
+    pub(in crate::cache) fn intern_repo(&mut self, name: &RepoName) -> Option<Id<Repo>> {
         if let Some(known) = self.find_repo(name.as_str()) {
             return Some(known);
         }
@@ -274,7 +276,7 @@ impl Index {
         Some(id)
     }
 
-    pub(super) fn intern_content(&mut self, digest: &Digest) -> Option<Id<Content>> {
+    pub(in crate::cache) fn intern_content(&mut self, digest: &Digest) -> Option<Id<Content>> {
         if let Some(known) = self.find_content(digest) {
             return Some(known);
         }
@@ -300,7 +302,7 @@ impl Index {
         Some(id)
     }
 
-    pub(super) fn insert_entry(
+    pub(in crate::cache) fn insert_entry(
         &mut self,
         repo: Id<Repo>,
         kind: LinkKind,
@@ -328,7 +330,7 @@ impl Index {
 
     /// A link has been made or used, and its file is there. Nothing is noted of content that is
     /// being deleted.
-    pub(super) fn touch(
+    pub(in crate::cache) fn touch(
         &mut self,
         repo: &RepoName,
         kind: LinkKind,
@@ -371,7 +373,7 @@ impl Index {
     }
 
     /// A link that was to go has been made anew.
-    pub(super) fn pardon(
+    pub(in crate::cache) fn pardon(
         &mut self,
         repo: &RepoName,
         kind: LinkKind,
@@ -396,7 +398,7 @@ impl Index {
     }
 
     /// The store has the file of this content, of so many bytes.
-    pub(super) fn file_present(&mut self, id: Id<Content>, size: u64) {
+    pub(in crate::cache) fn file_present(&mut self, id: Id<Content>, size: u64) {
         let Some(content) = self.contents.get_mut(id) else {
             return;
         };
@@ -422,7 +424,7 @@ impl Index {
     }
 
     /// The store has the file no more.
-    pub(super) fn file_removed(&mut self, id: Id<Content>) {
+    pub(in crate::cache) fn file_removed(&mut self, id: Id<Content>) {
         let Some(content) = self.contents.get_mut(id) else {
             return;
         };
@@ -440,7 +442,7 @@ impl Index {
     // --- Removing ------------------------------------------------------------------------------
 
     /// Forgets an entry whose link is gone.
-    pub(super) fn remove_entry(&mut self, id: Id<Entry>) -> Option<()> {
+    pub(in crate::cache) fn remove_entry(&mut self, id: Id<Entry>) -> Option<()> {
         self.unschedule(id);
         let entry = self.entries.get(id)?;
         if self.journaling
@@ -480,7 +482,7 @@ impl Index {
     }
 
     /// Forgets content that nothing is known of any more.
-    pub(super) fn release_content(&mut self, id: Id<Content>) {
+    pub(in crate::cache) fn release_content(&mut self, id: Id<Content>) {
         let Some(content) = self.contents.get(id) else {
             return;
         };
@@ -498,14 +500,19 @@ impl Index {
     // --- Tags ----------------------------------------------------------------------------------
 
     /// A tag names a manifest that the repository links; otherwise nothing is noted.
-    pub(super) fn set_tag(&mut self, repo: &RepoName, tag: &Tag, digest: &Digest) -> Option<()> {
+    pub(in crate::cache) fn set_tag(
+        &mut self,
+        repo: &RepoName,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Option<()> {
         let hash = self.hash_digest(digest);
         let id = self.find_repo(repo.as_str())?;
         self.repos.get_mut(id)?.tags.insert(tag.clone(), hash);
         Some(())
     }
 
-    pub(super) fn remove_tag(&mut self, repo: &RepoName, tag: &Tag) -> Option<()> {
+    pub(in crate::cache) fn remove_tag(&mut self, repo: &RepoName, tag: &Tag) -> Option<()> {
         let id = self.find_repo(repo.as_str())?;
         self.repos.get_mut(id)?.tags.remove(tag).map(drop)
     }

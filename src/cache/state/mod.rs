@@ -1,0 +1,5 @@
+//! The expiry state on disk.
+
+pub(super) mod file;
+pub(super) mod journal;
+pub(super) mod timestamp;
