@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use millpond::oci::Algorithm;
 use millpond::oci::Digest;
 use millpond::storage::MemoryStore;
 
@@ -62,13 +61,12 @@ async fn many_cold_clients_cost_one_get_and_the_next_ones_nothing() {
 async fn sizes_at_the_edges_and_the_other_algorithm() {
     let up = Registry::start().await;
     let m = Setup::new(&up).start().await;
-    for (algorithm, size) in [
-        (Algorithm::Sha256, 0),
-        (Algorithm::Sha256, 1),
-        (Algorithm::Sha512, 100_000),
-    ] {
+    for size in [0, 1, 100_000] {
         let blob = noise(2, size);
-        let digest = up.put_blob_as(algorithm, "app", &blob);
+        let digest = match size {
+            100_000 => up.put_blob_sha512("app", &blob),
+            _ => up.put_blob("app", &blob),
+        };
         m.get(&path("app", &digest)).await.expect(200, &blob);
         m.idle().await;
         m.get(&path("app", &digest)).await.expect(200, &blob);

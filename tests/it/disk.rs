@@ -175,7 +175,7 @@ async fn a_broken_directory_is_healed_from_the_upstream() {
     let image = Image::oci(1);
     let index = Image::index(media_type::OCI_INDEX, &[&image]);
     reference_directory(root.path(), &image, &index);
-    write(root.path(), &data(&image.digest()), "");
+    write(root.path(), &data(&digest(&image.manifest)), "");
     let layer = digest(&image.layers[0]);
     fs::remove_file(root.path().join(REGISTRY).join(data(&layer))).unwrap();
     write(

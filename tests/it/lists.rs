@@ -177,7 +177,7 @@ async fn check(m: &Mirror, attached: &Attached) {
         path,
         ..
     } = attached;
-    let (signature, sbom) = (signature.digest().to_string(), sbom.digest().to_string());
+    let (signature, sbom) = (signature.digest(), sbom.digest());
     let everything = m.get(path).await;
     let mut listed = digests(&everything);
     listed.sort();
@@ -212,7 +212,7 @@ async fn referrers_from_the_upstreams_api() {
 /// Referrers that the registry lists under the tag which stands in for the API.
 fn attached_by_tag(up: &Registry) -> Attached {
     let attached = attached();
-    let tag = attached.image.digest().to_string().replace(':', "-");
+    let tag = attached.image.digest().replace(':', "-");
     let index = attached.index.to_string().into();
     up.tag("app", &tag, media_type::OCI_INDEX, &index);
     attached
@@ -430,7 +430,7 @@ async fn lists_that_were_seen_are_remembered_while_the_upstream_cannot_answer() 
         let some = m
             .get(&format!("{}?artifactType=application/sbom", attached.path))
             .await;
-        assert_eq!(digests(&some), [attached.sbom.digest().to_string()]);
+        assert_eq!(digests(&some), [attached.sbom.digest()]);
     }
 }
 

@@ -67,7 +67,6 @@ async fn a_sha512_digest_names_a_manifest_too() {
         &digest.to_string(),
         image.media_type,
         &image.manifest,
-        digest,
     );
     let path = format!("/v2/app/manifests/{digest}");
     for gets in [1, 1] {

@@ -1,8 +1,10 @@
 //! Far ranges of one client request where ranges pass through: what the upstream is asked for, and
 //! what becomes of each kind of response.
 
-use millpond::oci::range::Resolved;
-use millpond::oci::{ByteRange, Digest, Requested};
+use std::ops::Range;
+
+use bytes::Bytes;
+use millpond::oci::Digest;
 
 use crate::harness::{ALWAYS, Answer, Mirror, Registry, Reply, Seen, Setup, noise};
 use crate::ranges::parts_at;
@@ -23,12 +25,8 @@ fn far(count: usize) -> Vec<usize> {
 }
 
 /// The ranges of a request for several.
-fn several(seen: &Seen, total: usize) -> Option<Vec<ByteRange>> {
-    let requested = Requested::parse(seen.header("range")?)?;
-    match requested.resolve(total as u64) {
-        Resolved::Many(ranges) => Some(ranges),
-        _ => None,
-    }
+fn several(seen: &Seen, total: usize) -> Option<Vec<Range<u64>>> {
+    seen.ranges(total).filter(|ranges| ranges.len() > 1)
 }
 
 fn multi_range_requests(up: &Registry) -> usize {
@@ -42,8 +40,8 @@ fn multi_range_requests(up: &Registry) -> usize {
 
 /// An upstream whose response to requests for several ranges is made by `answer`.
 async fn answering(
-    answer: impl Fn(&[u8], Vec<ByteRange>) -> Reply + Send + Sync + 'static,
-) -> (Registry, Mirror, bytes::Bytes, Digest) {
+    answer: impl Fn(&Bytes, Vec<Range<u64>>) -> Reply + Send + Sync + 'static,
+) -> (Registry, Mirror, Bytes, Digest) {
     let (up, m) = passing_through().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
@@ -77,8 +75,7 @@ async fn a_hundred_and_seventy_far_ranges_are_three_requests() {
 
 #[tokio::test]
 async fn an_upstream_that_sends_the_whole_blob_is_asked_for_single_ranges() {
-    let (up, m, blob, digest) =
-        answering(|blob, _| Reply::new(200, bytes::Bytes::copy_from_slice(blob))).await;
+    let (up, m, blob, digest) = answering(|blob, _| Reply::ok(blob)).await;
     parts_at(&m, &digest, &blob, &far(30)).await;
     assert_eq!(multi_range_requests(&up), 1);
     assert_eq!(up.count("GET "), 1 + 1 + 30);
@@ -99,19 +96,20 @@ async fn a_refusal_of_several_ranges_is_none_of_the_blob() {
     }
 }
 
-fn one(blob: &[u8], range: ByteRange) -> Reply {
-    let ByteRange { start, end } = range;
-    let [from, to] = [start, end].map(|at| usize::try_from(at).unwrap());
-    let placed = range.content_range(blob.len() as u64);
-    Reply::new(206, blob[from..to].to_vec()).with("Content-Range", placed)
-}
-
 #[tokio::test]
 async fn fewer_ranges_another_order_and_joined_ranges_are_taken() {
-    type Answering = fn(&[u8], Vec<ByteRange>) -> Reply;
+    type Answering = fn(&Bytes, Vec<Range<u64>>) -> Reply;
     let answers: [(&str, Answering, usize); 6] = [
-        ("only the first", |blob, ranges| one(blob, ranges[0]), 9),
-        ("only the last", |blob, ranges| one(blob, ranges[9]), 9),
+        (
+            "only the first",
+            |blob, ranges| Reply::range(blob, ranges[0].clone()),
+            9,
+        ),
+        (
+            "only the last",
+            |blob, ranges| Reply::range(blob, ranges[9].clone()),
+            9,
+        ),
         (
             "half of them",
             |blob, ranges| Reply::ranges(blob, &ranges[..5]),
@@ -128,8 +126,8 @@ async fn fewer_ranges_another_order_and_joined_ranges_are_taken() {
         (
             "joined",
             |blob, ranges| {
-                let end = ranges[9].end;
-                Reply::ranges(blob, &[ByteRange { end, ..ranges[0] }])
+                let joined = ranges[0].start..ranges[9].end;
+                Reply::ranges(blob, &[joined])
             },
             0,
         ),
@@ -164,25 +162,16 @@ async fn ask(m: &Mirror, digest: &Digest, starts: &[usize]) -> Answer {
 
 #[tokio::test]
 async fn a_response_that_lies_ends_like_a_lying_single_range() {
-    type Lie = fn(&[u8], Vec<ByteRange>) -> Reply;
+    type Lie = fn(&Bytes, Vec<Range<u64>>) -> Reply;
     let lies: [(&str, Lie); 8] = [
         ("another single range", |blob, ranges| {
-            one(
-                blob,
-                ByteRange {
-                    start: ranges[0].start + 1,
-                    ..ranges[0]
-                },
-            )
+            Reply::range(blob, ranges[0].start + 1..ranges[0].end)
         }),
         ("the same part twice", |blob, ranges| {
-            Reply::ranges(blob, &[ranges[0], ranges[0]])
+            Reply::ranges(blob, &[ranges[0].clone(), ranges[0].clone()])
         }),
         ("a part that wasn't requested", |blob, ranges| {
-            let other = ByteRange {
-                start: ranges[0].end + 10,
-                end: ranges[0].end + 20,
-            };
+            let other = ranges[0].end + 10..ranges[0].end + 20;
             Reply::ranges(blob, &[other])
         }),
         ("a shorter blob", |blob, ranges| {
@@ -222,13 +211,7 @@ async fn a_single_range_that_lies_breaks_the_response_off() {
         match (several(seen, SIZE), seen.header("range")) {
             (Some(_), _) => Reply::error(400),
             (None, Some("bytes=0-0")) => usual,
-            (None, _) => one(
-                &blob,
-                ByteRange {
-                    start: 1,
-                    end: 1001,
-                },
-            ),
+            (None, _) => Reply::range(&blob, 1..1001),
         }
     });
     let answer = ask(&m, &digest, &far(2)).await;

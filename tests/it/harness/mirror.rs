@@ -12,8 +12,7 @@ use millpond::config;
 use millpond::storage::{MemoryStore, Store};
 use reqwest::{Client, RequestBuilder, Response};
 
-use super::registry::Registry;
-use super::time::eventually;
+use super::{Registry, eventually};
 
 /// A mirror to be started.
 pub(crate) struct Setup {

@@ -1,0 +1,518 @@
+//! The scripted registry: it serves the content that a test gave it, except where a rule of the test
+//! says otherwise, and remembers every request. It speaks HTTP/1.1 by itself, so that it can also
+//! send what no HTTP library would.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::io;
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use bytes::Bytes;
+use http::HeaderMap;
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader, BufWriter};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use crate::content::{digest, sha512};
+use crate::images::Image;
+use crate::line::{Line, SEND_BUFFER};
+use crate::reply::{End, Reply, Wire};
+use crate::tls::Identity;
+
+/// For rules that never end.
+pub const ALWAYS: usize = usize::MAX;
+/// The token that the token service gives.
+const TOKEN: &str = "scripted-token";
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// A request that came in.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// `GET /v2/a/b?c`
+    pub line: String,
+    pub headers: HeaderMap,
+}
+
+impl Seen {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// The server's own URL over plain HTTP, for challenges and redirects.
+    pub fn base(&self) -> String {
+        format!("http://{}", self.header("host").unwrap())
+    }
+
+    pub fn is_token(&self) -> bool {
+        self.line.starts_with("GET /token")
+    }
+
+    /// The ranges that a GET asks for of `total` bytes, without those that begin behind the end;
+    /// `None` where it asks for none (RFC 9110, section 14.2).
+    pub fn ranges(&self, total: usize) -> Option<Vec<Range<u64>>> {
+        let total = total as u64;
+        let mut ranges = Vec::new();
+        let header = self.header("range").filter(|_| !self.is_head())?;
+        for text in header.strip_prefix("bytes=")?.split(',') {
+            let range = match text.trim().split_once('-')? {
+                ("", suffix) => total.saturating_sub(suffix.parse().ok()?)..total,
+                (first, "") => first.parse().ok()?..total,
+                (first, last) => {
+                    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+                    first..last.checked_add(1).filter(|end| first < *end)?.min(total)
+                }
+            };
+            if range.start < range.end {
+                ranges.push(range);
+            }
+        }
+        Some(ranges)
+    }
+
+    pub(crate) fn is_head(&self) -> bool {
+        self.line.starts_with("HEAD ")
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        let (_, uri) = self.line.split_once(' ').unwrap();
+        uri.split('?').next().unwrap()
+    }
+}
+
+struct Content {
+    bytes: Bytes,
+    media_type: String,
+    digest: Option<String>,
+}
+
+type Act = dyn Fn(&Seen, Reply) -> Reply + Send + Sync;
+
+struct Rule {
+    part: String,
+    left: usize,
+    act: Arc<Act>,
+}
+
+/// What requests below `/v2/` have to bring.
+#[derive(Default)]
+enum Protection {
+    #[default]
+    Open,
+    /// A token. The token service gives it to requests with this Authorization, if any is set.
+    Token(Option<String>),
+}
+
+#[derive(Default)]
+struct State {
+    content: HashMap<String, Content>,
+    rules: Vec<Rule>,
+    log: Vec<Seen>,
+    protection: Protection,
+    /// Connections that are open, and the most that were at the same time.
+    open: (usize, usize),
+}
+
+struct Shared {
+    state: Mutex<State>,
+    line: Line,
+    /// Requests so far.
+    requests: watch::Sender<usize>,
+}
+
+/// How a registry listens.
+#[derive(Default)]
+pub struct Options {
+    host: Option<IpAddr>,
+    tls: Option<TlsAcceptor>,
+    rate: Option<u64>,
+}
+
+impl Options {
+    /// An address of the loopback network; each is another host.
+    #[must_use]
+    pub fn host(mut self, host: &str) -> Self {
+        self.host = Some(host.parse().unwrap());
+        self
+    }
+
+    #[must_use]
+    pub fn tls(mut self, identity: &Identity) -> Self {
+        self.tls = Some(identity.acceptor());
+        self
+    }
+
+    /// Bytes per second of all connections together, in real time.
+    #[must_use]
+    pub fn rate(mut self, rate: u64) -> Self {
+        self.rate = Some(rate);
+        self
+    }
+
+    fn listen(&self) -> io::Result<TcpListener> {
+        let host = self.host.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let socket = TcpSocket::new_v4()?;
+        if self.rate.is_some() {
+            // Accepted sockets inherit it.
+            socket.set_send_buffer_size(SEND_BUFFER)?;
+        }
+        socket.bind((host, 0).into())?;
+        socket.listen(BACKLOG)
+    }
+}
+
+/// A running registry; it ends when dropped. `D` is the caller's type of digests: the unit tests of a
+/// library have another one than its integration tests.
+pub struct Registry<D> {
+    pub address: SocketAddr,
+    scheme: &'static str,
+    shared: Arc<Shared>,
+    _tasks: JoinSet<()>,
+    _digest: PhantomData<fn() -> D>,
+}
+
+impl<D: FromStr<Err: Debug>> Registry<D> {
+    /// A registry without content.
+    pub async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    /// A registry at an address of the loopback network; each is another host.
+    pub async fn at(host: &str) -> Self {
+        Self::with(Options::default().host(host)).await
+    }
+
+    /// A server that answers each request as `script` says.
+    pub async fn scripted(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+        let registry = Self::start().await;
+        registry.on("", ALWAYS, move |seen, _| script(seen));
+        registry
+    }
+
+    /// A server that answers with each reply in turn, and with the last one from then on.
+    pub async fn in_turn(replies: impl IntoIterator<Item = Reply>) -> Self {
+        let registry = Self::start().await;
+        let mut replies = replies.into_iter().peekable();
+        while let Some(reply) = replies.next() {
+            let times = if replies.peek().is_some() { 1 } else { ALWAYS };
+            registry.reply("", times, reply);
+        }
+        registry
+    }
+
+    #[expect(
+        clippy::unused_async,
+        reason = "a listener needs a runtime: this shows it"
+    )]
+    pub async fn with(options: Options) -> Self {
+        let listener = options.listen().unwrap();
+        let address = listener.local_addr().unwrap();
+        let scheme = options.tls.as_ref().map_or("http", |_| "https");
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            line: Line::new(options.rate),
+            requests: watch::Sender::default(),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, options.tls, Arc::clone(&shared)));
+        Self {
+            address,
+            scheme,
+            shared,
+            _tasks: tasks,
+            _digest: PhantomData,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    /// Connections that are open, and the most that were at the same time.
+    pub fn open(&self) -> (usize, usize) {
+        self.shared.state.lock().unwrap().open
+    }
+
+    /// Body bytes of blobs that were handed to the kernel.
+    pub fn blob_bytes(&self) -> u64 {
+        self.shared.line.blob_bytes()
+    }
+
+    fn put(&self, path: String, media_type: &str, bytes: &Bytes, digest: Option<&str>) {
+        let content = Content {
+            bytes: bytes.clone(),
+            media_type: media_type.to_owned(),
+            digest: digest.map(str::to_owned),
+        };
+        let mut state = self.shared.state.lock().unwrap();
+        state.content.insert(path, content);
+    }
+
+    pub fn put_blob(&self, repo: &str, bytes: &Bytes) -> D {
+        self.put_blob_as(&digest(bytes), repo, bytes)
+    }
+
+    /// A blob with a SHA-512 digest.
+    pub fn put_blob_sha512(&self, repo: &str, bytes: &Bytes) -> D {
+        self.put_blob_as(&sha512(bytes), repo, bytes)
+    }
+
+    fn put_blob_as(&self, digest: &str, repo: &str, bytes: &Bytes) -> D {
+        let path = format!("/v2/{repo}/blobs/{digest}");
+        self.put(path, "application/octet-stream", bytes, Some(digest));
+        digest.parse().unwrap()
+    }
+
+    /// A manifest under its digest.
+    pub fn put_manifest(&self, repo: &str, media_type: &str, bytes: &Bytes) -> D {
+        let digest = digest(bytes);
+        self.put_at(repo, &digest, media_type, bytes);
+        digest.parse().unwrap()
+    }
+
+    /// A manifest under its digest and a tag.
+    pub fn tag(&self, repo: &str, tag: &str, media_type: &str, bytes: &Bytes) -> D {
+        self.put_at(repo, tag, media_type, bytes);
+        self.put_manifest(repo, media_type, bytes)
+    }
+
+    /// A manifest under one reference.
+    pub fn put_at(&self, repo: &str, reference: &str, media_type: &str, bytes: &Bytes) {
+        let path = format!("/v2/{repo}/manifests/{reference}");
+        let digest = if reference.contains(':') {
+            reference.to_owned()
+        } else {
+            digest(bytes)
+        };
+        self.put(path, media_type, bytes, Some(&digest));
+    }
+
+    /// A whole image.
+    pub fn push(&self, repo: &str, tag: &str, image: &Image) -> D {
+        for blob in image.blobs() {
+            self.put_blob(repo, blob);
+        }
+        self.tag(repo, tag, image.media_type, &image.manifest)
+    }
+
+    /// A document at a path.
+    pub fn put_json(&self, path: &str, document: &serde_json::Value) {
+        let bytes = document.to_string().into();
+        self.put(path.to_owned(), "application/json", &bytes, None);
+    }
+
+    pub fn delete(&self, path: &str) {
+        let mut state = self.shared.state.lock().unwrap();
+        assert!(state.content.remove(path).is_some());
+    }
+
+    /// Requests below `/v2/` need a token, and the token service needs these credentials, if any.
+    pub fn protect(&self, credentials: Option<(&str, &str)>) {
+        let basic = credentials.map(|(user, password)| {
+            let encoded = base64::prelude::BASE64_STANDARD.encode(format!("{user}:{password}"));
+            format!("Basic {encoded}")
+        });
+        self.shared.state.lock().unwrap().protection = Protection::Token(basic);
+    }
+
+    /// The next `times` requests whose line contains `part` get what `act` makes of the usual reply.
+    /// Earlier rules come first.
+    pub fn on(
+        &self,
+        part: &str,
+        times: usize,
+        act: impl Fn(&Seen, Reply) -> Reply + Send + Sync + 'static,
+    ) {
+        self.shared.state.lock().unwrap().rules.push(Rule {
+            part: part.to_owned(),
+            left: times,
+            act: Arc::new(act),
+        });
+    }
+
+    /// The next `times` requests whose line contains `part` get this reply.
+    pub fn reply(&self, part: &str, times: usize, reply: Reply) {
+        self.on(part, times, move |_, _| reply.clone());
+    }
+
+    /// Every request fails at once, whatever the rules were.
+    pub fn go_down(&self) {
+        self.behave();
+        self.reply("", ALWAYS, Reply::error(500));
+    }
+
+    /// Forgets all rules.
+    pub fn behave(&self) {
+        self.shared.state.lock().unwrap().rules.clear();
+    }
+
+    /// The requests whose line contains `part`, in order.
+    pub fn seen(&self, part: &str) -> Vec<Seen> {
+        let log = &self.shared.state.lock().unwrap().log;
+        let matching = log.iter().filter(|seen| seen.line.contains(part));
+        matching.cloned().collect()
+    }
+
+    pub fn count(&self, part: &str) -> usize {
+        self.seen(part).len()
+    }
+
+    /// The lines of all requests, in order.
+    pub fn lines(&self) -> Vec<String> {
+        self.seen("").into_iter().map(|seen| seen.line).collect()
+    }
+
+    /// The lines of all requests since the last call.
+    pub fn take(&self) -> Vec<String> {
+        let log = std::mem::take(&mut self.shared.state.lock().unwrap().log);
+        log.into_iter().map(|seen| seen.line).collect()
+    }
+
+    /// Waits until `n` requests have come whose line contains `part`.
+    pub async fn wait(&self, n: usize, part: &str) {
+        let mut requests = self.shared.requests.subscribe();
+        requests.wait_for(|_| self.count(part) >= n).await.unwrap();
+    }
+}
+
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let open = Open::new(&shared);
+        let tls = tls.clone();
+        connections.spawn(async move {
+            // A client that closes the connection in the middle of a response is no failure.
+            match tls {
+                None => drop(serve(stream, &open.0).await),
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        drop(serve(stream, &open.0).await);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// An open connection.
+struct Open(Arc<Shared>);
+
+impl Open {
+    fn new(shared: &Arc<Shared>) -> Self {
+        let (open, most) = &mut shared.state.lock().unwrap().open;
+        *open += 1;
+        *most = (*most).max(*open);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.state.lock().unwrap().open.0 -= 1;
+    }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite, shared: &Shared) -> io::Result<()> {
+    let (from, to) = tokio::io::split(stream);
+    let mut from = BufReader::new(from);
+    // One write a response: a second small one would wait for the peer's delayed acknowledgement.
+    let mut wire = Wire {
+        to: BufWriter::with_capacity(1 << 20, to),
+        line: &shared.line,
+    };
+    while let Some(seen) = read_request(&mut from).await? {
+        let reply = shared.state.lock().unwrap().answer(&seen);
+        shared.requests.send_modify(|count| *count += 1);
+        let go_on = match reply.send(&mut wire, &seen).await? {
+            End::KeepOpen => true,
+            End::Close => false,
+            End::Stall => !from.fill_buf().await?.is_empty(),
+        };
+        if !go_on {
+            break;
+        }
+    }
+    tokio::io::AsyncWriteExt::shutdown(&mut wire.to).await
+}
+
+async fn read_request(from: &mut BufReader<impl AsyncRead + Unpin>) -> io::Result<Option<Seen>> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if from.read_line(&mut line).await? == 0 {
+            return Ok(None);
+        }
+        let line = line.trim_end().to_owned();
+        if line.is_empty() {
+            break;
+        }
+        lines.push(line);
+    }
+    let headers = lines[1..].iter().map(|line| line.split_once(": ").unwrap());
+    let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+    Ok(Some(Seen {
+        line: lines[0].trim_end_matches(" HTTP/1.1").to_owned(),
+        headers: headers.collect(),
+    }))
+}
+
+impl State {
+    fn answer(&mut self, seen: &Seen) -> Reply {
+        self.log.push(seen.clone());
+        let usual = self.usual(seen);
+        let mut matching = self.rules.iter_mut();
+        match matching.find(|rule| rule.left > 0 && seen.line.contains(&rule.part)) {
+            Some(rule) => {
+                rule.left -= 1;
+                (rule.act)(seen, usual)
+            }
+            None => usual,
+        }
+    }
+
+    fn usual(&self, seen: &Seen) -> Reply {
+        if let Protection::Token(basic) = &self.protection {
+            let given = seen.header("authorization");
+            if seen.path() == "/token" {
+                if basic.is_none() || given == basic.as_deref() {
+                    return Reply::json(&json!({"token": TOKEN, "expires_in": 300}));
+                }
+                return Reply::error(401);
+            }
+            if given != Some(&format!("Bearer {TOKEN}")) {
+                let base = seen.base();
+                let challenge = format!(r#"Bearer realm="{base}/token",service="scripted""#);
+                return Reply::error(401).with("WWW-Authenticate", challenge);
+            }
+        }
+        let Some(content) = self.content.get(seen.path()) else {
+            return Reply::error(404);
+        };
+        let reply = part(seen, content);
+        match &content.digest {
+            Some(digest) => reply.with("Docker-Content-Digest", digest),
+            None => reply,
+        }
+    }
+}
+
+/// The content, or the ranges of it that the request asks for.
+fn part(seen: &Seen, content: &Content) -> Reply {
+    let kind = &content.media_type;
+    match seen.ranges(content.bytes.len()).as_deref() {
+        None => Reply::of(200, content.bytes.clone()).with("Content-Type", kind),
+        Some([]) => Reply::error(416),
+        Some([one]) => Reply::range(&content.bytes, one.clone()).with("Content-Type", kind),
+        Some(several) => Reply::ranges(&content.bytes, several),
+    }
+}
