@@ -200,6 +200,7 @@ fn start(store: &Arc<Sizes>, settings: CacheSettings) -> Cache {
     let store: Arc<dyn Store> = Arc::clone(store) as _;
     Cache::start(
         store,
+        Arc::default(),
         Clock::system(),
         settings,
         &Tasks::new(),
@@ -223,7 +224,7 @@ fn fill(cache: &Cache, links: &[Link]) {
             parts: image[1..].iter().map(|link| link.digest).collect(),
             subject: None,
         };
-        cache.manifest(&image[0].digest, ManifestType::OciManifest, &references);
+        cache.describe(&image[0].digest, ManifestType::OciManifest, &references);
     }
 }
 
@@ -572,7 +573,7 @@ async fn pull(cache: &Cache, store: &Sizes, image: &Image) {
                 parts: image.parts.iter().map(|(digest, _)| *digest).collect(),
                 subject: None,
             };
-            cache.manifest(digest, ManifestType::OciManifest, &references);
+            cache.describe(digest, ManifestType::OciManifest, &references);
         }
     }
 }

@@ -127,6 +127,7 @@ impl Expiry {
         let cache = runtime.block_on(async {
             let cache = Cache::start(
                 Arc::new(MemoryStore::new()),
+                Arc::default(),
                 Clock::system(),
                 settings,
                 &Tasks::new(),

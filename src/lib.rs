@@ -46,3 +46,4 @@ pub mod server;
 pub mod storage;
 pub mod tasks;
 pub mod upstream;
+pub mod workers;

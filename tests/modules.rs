@@ -14,11 +14,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "oci",
     "error_chain",
     "clock",
     "tasks",
+    "workers",
     "metrics",
     "config",
     "storage",

@@ -12,9 +12,9 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::cache::Cache;
+use crate::cache::StoreError;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Degraded, Metrics};
-use crate::storage::{Store, StoreError};
 use crate::tasks::Tasks;
 
 /// How long the store may take to answer a check, and an earlier check to end.
@@ -23,7 +23,6 @@ const CHECK_TIME: Duration = Duration::from_secs(5);
 /// The checks of one server.
 #[derive(Debug)]
 pub struct Health {
-    store: Arc<dyn Store>,
     cache: Cache,
     tasks: Tasks,
     metrics: Arc<Metrics>,
@@ -33,10 +32,9 @@ pub struct Health {
 }
 
 impl Health {
-    /// Checks of what `tasks` runs over `store`.
-    pub fn new(store: Arc<dyn Store>, cache: Cache, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+    /// Checks of a cache and of `tasks`.
+    pub fn new(cache: Cache, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
         Self {
-            store,
             cache,
             tasks,
             metrics,
@@ -67,9 +65,9 @@ impl Health {
             .await
             .map_err(late)?
             .map_err(|closed| closed.to_string())?;
-        let (store, (sender, receiver)) = (Arc::clone(&self.store), oneshot::channel());
+        let (cache, (sender, receiver)) = (self.cache.clone(), oneshot::channel());
         self.tasks.tracker().spawn(async move {
-            let checked = store.check().await;
+            let checked = cache.check_store().await;
             drop(permit);
             // The caller may have given up.
             drop(sender.send(checked));
@@ -95,7 +93,7 @@ mod tests {
     use crate::cache::CacheSettings;
     use crate::clock::Clock;
     use crate::storage::faulty::Operation;
-    use crate::storage::{FaultyStore, MemoryStore};
+    use crate::storage::{FaultyStore, MemoryStore, Store};
     use tokio_util::sync::CancellationToken;
 
     struct House {
@@ -110,13 +108,13 @@ mod tests {
             let (store, tasks, metrics) = (Arc::new(store), Tasks::new(), Arc::default());
             let cache = Cache::start(
                 Arc::clone(&store) as Arc<dyn Store>,
+                Arc::default(),
                 Clock::system(),
                 CacheSettings::unlimited(),
                 &tasks,
                 &CancellationToken::new(),
             );
-            let checked = Arc::clone(&store) as Arc<dyn Store>;
-            let health = Health::new(checked, cache, tasks.clone(), Arc::clone(&metrics));
+            let health = Health::new(cache, tasks.clone(), Arc::clone(&metrics));
             Self {
                 store,
                 tasks,

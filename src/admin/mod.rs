@@ -14,7 +14,6 @@ use http::{Method, Request, Response, StatusCode};
 use crate::cache::Cache;
 use crate::metrics::{CacheFigures, Metrics};
 use crate::server::{Body, Handler, Peer, RequestBody};
-use crate::storage::Store;
 use crate::tasks::Tasks;
 use health::Health;
 
@@ -30,15 +29,14 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// The metrics and the health of a server over `store`, whose tasks are `tasks`.
+    /// The metrics and the health of a server with this cache and these tasks.
     pub fn new(
         metrics: Arc<Metrics>,
-        store: Arc<dyn Store>,
         cache: Cache,
         tasks: Tasks,
         metrics_path: Option<String>,
     ) -> Self {
-        let health = Health::new(store, cache.clone(), tasks.clone(), Arc::clone(&metrics));
+        let health = Health::new(cache.clone(), tasks.clone(), Arc::clone(&metrics));
         Self {
             metrics,
             cache,
@@ -144,11 +142,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_pages() {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let clock = Clock::system();
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         let cache = Cache::start(
-            Arc::clone(&store),
+            Arc::new(MemoryStore::new()),
+            Arc::default(),
             clock,
             CacheSettings::unlimited(),
             &tasks,
@@ -156,7 +154,7 @@ mod tests {
         );
         let metrics = Arc::new(Metrics::new());
         let path = Some("/metrics".to_owned());
-        let admin = Admin::new(metrics, store, cache, tasks.clone(), path);
+        let admin = Admin::new(metrics, cache, tasks.clone(), path);
         for (method, path, status) in [
             (Method::GET, "/metrics", 200),
             (Method::HEAD, "/debug/health", 200),

@@ -97,8 +97,8 @@ impl App {
         let upstreams = upstreams(&config.proxy, clock, &metrics)?;
         let background = Tasks::new();
         let kept_how = cache::settings(config)?;
-        let (kept, checked) = (Arc::clone(&store), Arc::clone(&store));
-        let cache = Cache::start(kept, clock, kept_how, &background, &stop_now);
+        let (kept, counted) = (Arc::clone(&store), Arc::clone(&metrics));
+        let cache = Cache::start(kept, counted, clock, kept_how, &background, &stop_now);
         scrub(config, &cache, &background, &stop_accepting);
         let pulling = Pulling {
             store,
@@ -125,7 +125,6 @@ impl App {
             stop: stop_accepting.clone(),
         };
         let operated = Operated {
-            store: checked,
             cache: cache.clone(),
             tasks: background.clone(),
         };
@@ -250,7 +249,6 @@ fn scrub(config: &Config, cache: &Cache, tasks: &Tasks, stop: &CancellationToken
 
 /// What operators look at.
 struct Operated {
-    store: Arc<dyn Store>,
     cache: Cache,
     tasks: Tasks,
 }
@@ -286,7 +284,6 @@ impl Serving {
         };
         let admin = Admin::new(
             Arc::clone(&self.connections.metrics),
-            Arc::clone(&operated.store),
             operated.cache.clone(),
             operated.tasks.clone(),
             debug.metrics_path.clone(),

@@ -61,7 +61,6 @@ impl Pulling {
     ) -> Arc<Mirror> {
         Mirror::new(MirrorOptions {
             upstreams,
-            store: self.store,
             downloader,
             cache: self.cache,
             tags_ttl: proxy.tags_ttl,

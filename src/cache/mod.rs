@@ -18,9 +18,13 @@
 //! Callers take a [`Hold`] before they open or link content, and tell of the link before they let go
 //! of it. Who opens what is linked without one may find it gone, and no more.
 
+mod admission;
 mod capacity;
 mod eviction;
 mod index;
+mod manifest_cache;
+mod manifests;
+mod open;
 pub mod policy;
 mod recent;
 mod record;
@@ -44,14 +48,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
-use crate::oci::{Digest, ManifestType, RepoName, Tag};
-use crate::storage::{LinkKind, Store, StoreError};
+use crate::metrics::Metrics;
+use crate::oci::{Digest, ManifestType, RepoName};
+pub use crate::storage::{Content, MAX_READ, Piece, Reader, Stage, StoreError};
+use crate::storage::{LinkKind, Store};
 use crate::tasks::Tasks;
+use crate::workers::Workers;
 
+pub use admission::{Admission, AdmitError};
 pub use capacity::{Full, Hold, Reservation, SpaceRequest};
 use eviction::{Capacity, Room};
 use index::Index;
 pub use index::graph::References;
+use manifest_cache::ManifestCache;
+pub use manifest_cache::{CachedManifest, ManifestMeta};
+pub use open::{CachedBlob, Opened, ReadMode};
 pub use policy::{Pin, TtlMode, TtlPolicy};
 use recent::{DeletionEpoch, Recent};
 pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
@@ -182,6 +193,9 @@ pub struct Cache(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    manifests: ManifestCache,
+    workers: Workers,
     clock: Clock,
     min_free: Option<MinFree>,
     upkeep: Upkeep,
@@ -301,6 +315,7 @@ impl Cache {
     /// everything else can be called at once. `tasks` owns the tasks, `stop` ends them.
     pub fn start(
         store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
         clock: Clock,
         settings: CacheSettings,
         tasks: &Tasks,
@@ -324,6 +339,9 @@ impl Cache {
         let index = Index::new(ttl, pins, capacity, started, journaling);
         let shared = Arc::new(Inner {
             store,
+            metrics,
+            manifests: ManifestCache::new(),
+            workers: Workers::default(),
             clock,
             min_free,
             upkeep,
@@ -374,6 +392,11 @@ impl Cache {
         }
     }
 
+    /// Whether the store works: tries what pulls need, reading and writing.
+    pub async fn check_store(&self) -> Result<(), StoreError> {
+        self.0.store.check().await
+    }
+
     /// Whether the index works, or why not: it can't be built, or a panic has left it inconsistent.
     pub fn health(&self) -> Result<(), String> {
         if self.0.index.is_poisoned() {
@@ -402,7 +425,7 @@ impl Cache {
     }
 
     /// What a manifest that was linked is, and what it names; see [`references`].
-    pub fn manifest(&self, digest: &Digest, media_type: ManifestType, references: &References) {
+    pub fn describe(&self, digest: &Digest, media_type: ManifestType, references: &References) {
         self.0
             .with(|index| index.set_references(digest, media_type, references));
     }
@@ -438,16 +461,6 @@ impl Cache {
                 "the index of the cache isn't complete; what it lacks counts as absent"
             );
         }
-    }
-
-    /// A tag was pointed at a manifest that the repository links.
-    pub fn tagged(&self, repo: &RepoName, tag: &Tag, digest: &Digest) {
-        self.0.with(|index| index.set_tag(repo, tag, digest));
-    }
-
-    /// A tag was removed.
-    pub fn untagged(&self, repo: &RepoName, tag: &Tag) {
-        self.0.with(|index| index.remove_tag(repo, tag));
     }
 
     /// Keeps a digest, cached or not, from being deleted. Waits while it is being deleted.

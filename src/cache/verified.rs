@@ -119,7 +119,7 @@ impl Cache {
     }
 
     /// The sizes that a manifest gives for what it refers to.
-    pub fn sizes(&self, manifest: &Manifest) {
+    pub(super) fn expect_sizes(&self, manifest: &Manifest) {
         let sizes = sizes(manifest);
         self.0.with(|index| index.expect_sizes(&sizes));
     }

@@ -149,9 +149,9 @@ impl Cache {
 
     /// Sets a blob aside that can't be read any more: its file if `content` is given and still the
     /// one in the store, else whatever is there. False when it stays.
-    pub async fn set_aside(&self, digest: &Digest, content: Option<&Content>) -> bool {
+    pub async fn quarantine(&self, digest: &Digest, content: Option<&Content>) -> bool {
         let hold = self.0.hold(digest).await;
-        match self.0.quarantine(digest, content, &hold).await {
+        match self.0.quarantine_held(digest, content, &hold).await {
             Ok(done) => done,
             Err(error) => {
                 let error = on_one_line(&error);
@@ -192,7 +192,7 @@ impl Inner {
         };
         content.reader.suspect();
         tracing::error!(%digest, %reason, "a cached blob is damaged; it is set aside and fetched again");
-        if let Err(error) = self.quarantine(digest, Some(&content), hold).await {
+        if let Err(error) = self.quarantine_held(digest, Some(&content), hold).await {
             let error = on_one_line(&error);
             tracing::error!(%digest, error, "a damaged blob can't be set aside; it isn't served");
         }
@@ -202,7 +202,7 @@ impl Inner {
     /// Sets a held blob aside, if it is still the file that was found to be damaged. After an error
     /// the file stays, and the index knows that it is damaged until another one is committed; when
     /// nothing holds it, the sweeper tries to remove it.
-    pub(super) async fn quarantine(
+    pub(super) async fn quarantine_held(
         &self,
         digest: &Digest,
         damaged: Option<&Content>,

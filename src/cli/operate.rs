@@ -78,7 +78,14 @@ impl Backend {
             ..app::cache_settings(config)?
         };
         let stop = CancellationToken::new();
-        let cache = Cache::start(store, Clock::system(), settings, tasks, &stop);
+        let cache = Cache::start(
+            store,
+            Arc::default(),
+            Clock::system(),
+            settings,
+            tasks,
+            &stop,
+        );
         let operator = Operator::new(cache.clone());
         Ok(Self::Own { operator, cache })
     }

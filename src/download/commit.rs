@@ -2,17 +2,17 @@
 
 use super::storing::Storing;
 use super::{Download, DownloadError, Inner};
-use crate::cache::{Hold, Reservation};
+use crate::cache::Admission;
+use crate::cache::Stage;
 use crate::error_chain::on_one_line;
-use crate::oci::{Digest, RepoName};
-use crate::storage::{Link, LinkKind, Stage};
+use crate::oci::Digest;
 
 /// A complete download whose digest is verified.
 pub(super) struct VerifiedDownload {
     /// Bytes.
     pub(super) size: u64,
     /// Its staged file and reserved space; none when it was passed through.
-    pub(super) place: Option<(Box<dyn Stage>, Reservation, Hold)>,
+    pub(super) place: Option<(Box<dyn Stage>, Admission)>,
 }
 
 impl VerifiedDownload {
@@ -20,9 +20,7 @@ impl VerifiedDownload {
     pub(super) fn new(storing: Storing, size: u64) -> Self {
         let (writer, place) = storing.into_parts();
         let stage = writer.and_then(|writer| writer.into_stage());
-        let place = stage
-            .zip(place)
-            .map(|(stage, (reservation, hold))| (stage, reservation, hold));
+        let place = stage.zip(place);
         Self { size, place }
     }
 }
@@ -73,48 +71,18 @@ pub(super) async fn check(
 /// blob uncached and fails no client.
 pub(super) async fn commit(shared: &Inner, download: &Download, verified: VerifiedDownload) {
     let VerifiedDownload { size, place } = verified;
-    let Some((stage, reservation, hold)) = place else {
+    let Some((stage, admission)) = place else {
         return;
     };
     let digest = download.digest;
-    let committed = tokio::task::spawn_blocking(move || stage.commit()).await;
-    // From here on no client joins: it finds the blob in the store.
-    let repositories = shared.registry.committed(&digest, download.id);
-    match committed {
-        Ok(Ok(placed)) => {
-            reservation.commit(&hold, size);
-            if let Some(modified) = placed {
-                hold.verified(size, modified);
-            }
-            // The commit has removed the partial files of this digest, of all upstreams.
-            shared.partials.forget(&digest);
-            link_all(shared, digest, size, repositories).await;
-        }
-        Ok(Err(error)) => {
+    // Once the commit has ended no client joins: it finds the blob in the cache.
+    let repositories = || shared.registry.committed(&digest, download.id);
+    match admission.commit(stage, size, repositories).await {
+        // The commit has removed the partial files of this digest, of all upstreams.
+        Ok(()) => shared.partials.forget(&digest),
+        Err(error) => {
             shared.metrics.store_failed();
             tracing::error!(%digest, error = %on_one_line(&error), "download served but not cached");
-        }
-        Err(panicked) => {
-            tracing::error!(%digest, error = %on_one_line(&panicked), "commit panicked");
-        }
-    }
-    drop(hold);
-}
-
-/// Links the blob into each repository. A failure affects only its own repository.
-async fn link_all(shared: &Inner, digest: Digest, size: u64, repositories: Vec<RepoName>) {
-    for repo in repositories {
-        let link = Link {
-            repo,
-            kind: LinkKind::Layer,
-            digest,
-        };
-        match shared.store.link(&link).await {
-            Ok(()) => shared.cache.linked(&link.repo, link.kind, &digest, size),
-            Err(error) => {
-                shared.metrics.store_failed();
-                tracing::error!(%digest, repo = %link.repo, error = %on_one_line(&error), "can't link the blob");
-            }
         }
     }
 }
@@ -134,14 +102,14 @@ pub(super) async fn leave(shared: &Inner, download: &Download, storing: Storing)
     let (writer, place) = storing.into_parts();
     let on_disk = writer.as_ref().map_or(0, |writer| writer.file.len());
     let stage = writer.and_then(|writer| writer.into_stage());
-    let Some((stage, (mut reservation, _hold))) = stage.zip(place) else {
+    let Some((stage, admission)) = stage.zip(place) else {
         return;
     };
-    reservation.shrink(on_disk);
     let left = tokio::task::spawn_blocking(move || stage.leave()).await;
     if let Err(panicked) = left {
         tracing::error!(%digest, error = %on_one_line(&panicked), "leaving a partial download panicked");
         return;
     }
+    let reservation = admission.into_reservation(on_disk);
     shared.partials.park(*digest, upstream, reservation).await;
 }

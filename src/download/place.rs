@@ -8,7 +8,8 @@ use futures_util::future::BoxFuture;
 use super::storing::Stored;
 use super::task::Transfer;
 use super::{Download, DownloadError, Inner};
-use crate::cache::{Full, Reservation, SpaceRequest};
+use crate::cache::StoreError;
+use crate::cache::{AdmitError, Full, Reservation, SpaceRequest};
 use crate::error_chain::on_one_line;
 use crate::storage::Partial;
 
@@ -50,6 +51,17 @@ pub(super) enum Unfit {
     Contradicts { announced: u64, described: u64 },
     #[error(transparent)]
     Full(#[from] Full),
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+impl From<AdmitError> for Unfit {
+    fn from(error: AdmitError) -> Self {
+        match error {
+            AdmitError::Full(full) => Self::Full(full),
+            AdmitError::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 /// A staged file with an empty reservation; none where the blob is not to be cached. That costs the
@@ -61,34 +73,27 @@ pub(super) async fn place(
     described: Option<u64>,
 ) -> Option<Stored> {
     let digest = download.digest;
-    let hold = shared.cache.hold(&digest).await;
-    let reservation = admit(shared, download, total, described).await;
-    let reservation = reservation
-        .inspect_err(|unfit| {
-            tracing::warn!(%digest, reason = %unfit, "passing the download through without caching it");
-        })
-        .ok()?;
-    let staged = shared.store.stage(&digest).await;
-    let stage = staged
-        .inspect_err(|error| {
+    match admit(shared, download, total, described).await {
+        Ok(stored) => Some(stored),
+        Err(Unfit::Store(error)) => {
             shared.metrics.store_failed();
             tracing::error!(%digest, error = %on_one_line(&error), "can't store the download; passing it through");
-        })
-        .ok()?;
-    Some(Stored {
-        stage,
-        reservation,
-        hold,
-    })
+            None
+        }
+        Err(unfit) => {
+            tracing::warn!(%digest, reason = %unfit, "passing the download through without caching it");
+            None
+        }
+    }
 }
 
-/// Whether a blob of this length can be cached at all. Reserves nothing yet.
+/// Stages a blob of this length, if it can be cached at all. Reserves nothing yet.
 async fn admit(
     shared: &Inner,
     download: &Download,
     total: Option<u64>,
     described: Option<u64>,
-) -> Result<Reservation, Unfit> {
+) -> Result<Stored, Unfit> {
     if let (Some(announced), Some(described)) = (total, described)
         && announced != described
     {
@@ -102,7 +107,20 @@ async fn admit(
     if blob > max {
         return Err(Unfit::TooLarge { max });
     }
-    reserve(shared, download, 0, blob).await
+    let request = SpaceRequest {
+        bytes: 0,
+        blob,
+        evict: download.urgency.get(),
+    };
+    let digest = &download.digest;
+    let admitted = match shared.cache.admit(digest, request).await {
+        Err(AdmitError::Full(_)) if request.evict && shared.partials.clear().await => {
+            shared.cache.admit(digest, request).await
+        }
+        admitted => admitted,
+    };
+    let (admission, stage) = admitted?;
+    Ok(Stored { stage, admission })
 }
 
 /// Reserves space. For a client, images are evicted and paused downloads given up.
@@ -136,30 +154,25 @@ pub(super) async fn take_up(shared: &Inner, download: &Download) -> Option<(Stor
         let bytes = partial.ranges.len();
         reserve(shared, download, bytes, partial.total).await.ok()?
     };
-    let hold = shared.cache.hold(&digest).await;
-    let stored = Stored {
-        stage,
-        reservation,
-        hold,
-    };
-    Some((stored, partial))
+    let admission = shared.cache.readmit(&digest, reservation).await;
+    Some((Stored { stage, admission }, partial))
 }
 
 impl Transfer<'_> {
     /// Whether what has arrived is within the reservation, but for the last chunks.
     pub(super) fn has_space(&mut self) -> bool {
         let stored = self.space.stored;
-        let reservation = self.storing.reservation();
-        reservation.is_none_or(|reservation| stored <= reservation.bytes())
+        let admission = self.storing.admission();
+        admission.is_none_or(|admission| stored <= admission.reserved())
     }
 
     /// Requests the next step of space when the reservation is nearly used up.
     pub(super) fn reserve_ahead(&mut self) {
         let stored = self.space.stored;
-        let Some(reservation) = self.storing.reservation() else {
+        let Some(admission) = self.storing.admission() else {
             return;
         };
-        let reserved = reservation.bytes();
+        let reserved = admission.reserved();
         if self.space.growing.is_some() {
             return;
         }
@@ -188,9 +201,9 @@ impl Transfer<'_> {
         let digest = self.download.digest;
         let unfit = match grown {
             Ok(step) => {
-                if let Some(reservation) = self.storing.reservation() {
-                    reservation.merge(step);
-                    reservation.fill(self.space.stored);
+                if let Some(admission) = self.storing.admission() {
+                    admission.grow(step);
+                    admission.fill(self.space.stored);
                 }
                 self.reserve_ahead();
                 return Ok(());

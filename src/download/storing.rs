@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::DownloadError;
 use super::suspect::Suspect;
 use super::writer::Writer;
-use crate::cache::{Hold, Reservation};
+use crate::cache::Admission;
 use crate::error_chain::on_one_line;
 use crate::oci::Algorithm;
 use crate::oci::RangeSet;
@@ -33,13 +33,8 @@ const NOTE_SHARE: u32 = 2;
 /// A staged file with its reserved space.
 pub(super) struct Stored {
     pub(super) stage: Box<dyn Stage>,
-    pub(super) reservation: Reservation,
-    /// Keeps a file of this digest from being removed before it is linked.
-    pub(super) hold: Hold,
+    pub(super) admission: Admission,
 }
-
-/// The reserved space and the hold, while the stage is with the writer.
-type Admission = (Reservation, Hold);
 
 enum Writing {
     Idle(Box<Writer>),
@@ -80,7 +75,7 @@ impl Storing {
         suspect: Option<Suspect>,
     ) -> Self {
         let (stage, place) = stored
-            .map(|stored| (stored.stage, (stored.reservation, stored.hold)))
+            .map(|stored| (stored.stage, stored.admission))
             .unzip();
         Self {
             pending: Vec::new(),
@@ -108,8 +103,8 @@ impl Storing {
         self.place.is_some()
     }
 
-    pub(super) fn reservation(&mut self) -> Option<&mut Reservation> {
-        self.place.as_mut().map(|(reservation, _)| reservation)
+    pub(super) fn admission(&mut self) -> Option<&mut Admission> {
+        self.place.as_mut()
     }
 
     /// Releases the staged file's space: nothing further is stored.

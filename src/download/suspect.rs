@@ -1,6 +1,6 @@
 //! Discarded bytes that followers have received, for comparison with the next source's.
 
-use crate::cache::{Hold, Reservation};
+use crate::cache::Admission;
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
 use crate::storage::Stage;
@@ -15,7 +15,7 @@ pub(super) struct Suspect {
     /// The ranges that are in the file.
     pub(super) ranges: RangeSet,
     /// Keeps the file's space reserved.
-    pub(super) _place: Option<(Reservation, Hold)>,
+    pub(super) _place: Option<Admission>,
 }
 
 impl Suspect {

@@ -17,7 +17,6 @@ use super::streams::Streams;
 use super::suspect::Suspect;
 use super::writer::Writer;
 use super::{BlobRequest, Download, DownloadError, Inner, Source};
-use crate::cache::Trust;
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
 use crate::storage::Partial;
@@ -224,9 +223,8 @@ impl<'a> Transfer<'a> {
         // Another download may have committed the blob since the client looked. The test is the same
         // as for clients, so that a file that is damaged for them isn't present here.
         let digest = &self.download.digest;
-        if let Ok(Some(content)) = self.shared.store.open(digest).await
-            && self.shared.cache.trust(digest, &content) != Trust::Damaged
-            && !self.download.refetch.load(Ordering::Relaxed)
+        if !self.download.refetch.load(Ordering::Relaxed)
+            && self.shared.cache.is_usable(digest).await
         {
             return Err(DownloadError::Present);
         }

@@ -5,21 +5,15 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::single_flight::Interest;
-use super::stored::StoredBlob;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target, Visit};
-use crate::cache::VERIFIED_FIRST;
+use crate::cache::{CachedBlob, Opened, VERIFIED_FIRST};
 use crate::config::RangeMode;
 use crate::download::{BlobRequest, Client, Follower, Joined, Source};
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoName, Requested};
-use crate::storage::LinkKind;
 use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
-/// Blobs up to so many bytes are served without a hold: they are sent at once, and an open file can be
-/// read when it has been removed. A hold keeps larger ones from being evicted under a slow client,
-/// whose open file would take space that nobody counts.
-const MAX_UNHELD: u64 = 64 * 1024;
 /// How often a blob is looked for, in the store and among the downloads, while both change under the
 /// search.
 const ATTEMPTS: usize = 5;
@@ -43,7 +37,7 @@ pub struct BlobAnswer {
 /// Where the bytes are read.
 #[derive(Debug)]
 pub enum BlobContent {
-    Stored(StoredBlob),
+    Stored(CachedBlob),
     Fetching(Follower),
 }
 
@@ -51,18 +45,18 @@ impl BlobContent {
     /// Whether the blob is known to have its digest.
     pub fn is_verified(&self) -> bool {
         match self {
-            Self::Stored(stored) => stored.verification.is_none(),
+            Self::Stored(blob) => blob.is_verified(),
             Self::Fetching(follower) => follower.is_verified(),
         }
     }
 }
 
 impl BlobAnswer {
-    fn stored(stored: StoredBlob, outcome: Outcome) -> Self {
-        let size = Some(stored.content.size);
+    fn cached(blob: CachedBlob, outcome: Outcome) -> Self {
+        let size = Some(blob.size());
         Self {
             size,
-            body: Some(BlobContent::Stored(stored)),
+            body: Some(BlobContent::Stored(blob)),
             outcome,
             exchange: Exchange::of(outcome),
             visit: None,
@@ -122,8 +116,8 @@ impl Mirror {
         ranges: Option<&Requested>,
         client: Client,
     ) -> Result<BlobAnswer, MirrorError> {
-        let mut found = match (self.warm_blob(target, &digest, want).await, want) {
-            (Some(stored), _) => BlobAnswer::stored(stored, Outcome::Hit),
+        let mut found = match (self.cache.open_warm(&target.stored, &digest), want) {
+            (Some(blob), _) => BlobAnswer::cached(blob, Outcome::Hit),
             // Put aside: see `manifest`.
             (None, ReadMode::Head) => Box::pin(self.find_blob_head(target, digest)).await?,
             (None, ReadMode::Content) => {
@@ -150,7 +144,7 @@ impl Mirror {
             return Ok(BlobAnswer::head(Some(size), Outcome::Joined));
         }
         if let Some(answer) = self
-            .stored_blob(target, digest, ReadMode::Head, false)
+            .cached_blob(target, digest, ReadMode::Head, false)
             .await?
         {
             return Ok(answer);
@@ -178,7 +172,7 @@ impl Mirror {
                 refetch: attempt >= ATTEMPTS_AT_STORE,
                 ..wanted
             };
-            // Before the store is asked: who joins waits for no disk.
+            // Before the cache is asked: a client that joins waits for no disk.
             if let Some(follower) =
                 self.downloader
                     .follow(upstream, &digest, &target.stored, wanted)
@@ -189,8 +183,8 @@ impl Mirror {
                 }
                 continue;
             }
-            let stored = self.stored_blob(target, digest, ReadMode::Content, proved);
-            if let Some(answer) = stored.await? {
+            let cached = self.cached_blob(target, digest, ReadMode::Content, proved);
+            if let Some(answer) = cached.await? {
                 return Ok(answer);
             }
             let source = UpstreamBlob {
@@ -244,62 +238,19 @@ impl Mirror {
         }
     }
 
-    /// A blob that the repository has by the retention's word, so that the store isn't asked for the
-    /// link. The file may be gone before it is opened: then the blob isn't warm.
-    async fn warm_blob(
-        &self,
-        target: &Target,
-        digest: &Digest,
-        want: ReadMode,
-    ) -> Option<StoredBlob> {
-        let (repo, kind) = (&target.stored, LinkKind::Layer);
-        if !self.cache.used_if_linked(repo, kind, digest) {
-            return None;
-        }
-        let stored = self.open_blob(digest, want).await?;
-        if stored.content.size <= MAX_UNHELD {
-            return Some(stored);
-        }
-        let hold = self.cache.try_hold(digest)?;
-        Some(stored.held(hold))
-    }
-
-    /// A blob that the store has for this repository, or for another one when it is this one's, too.
-    async fn stored_blob(
+    /// A blob that is cached for this repository, or for another one when it is proved that this one
+    /// has it, too.
+    async fn cached_blob(
         &self,
         target: &Target,
         digest: Digest,
         want: ReadMode,
         proved: bool,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
-        let hold = self.cache.hold(&digest).await;
-        if let Some(stored) = self.linked_blob(target, &digest, want).await {
-            let size = stored.content.size;
-            self.cache
-                .used(&target.stored, LinkKind::Layer, &digest, size);
-            return Ok(Some(BlobAnswer::stored(stored.held(hold), Outcome::Hit)));
-        }
-        match self.open_blob(&digest, want).await {
-            Some(stored) => {
-                let claimed = self.claim(target, digest, stored.held(hold), proved);
-                claimed.await.map(Some)
-            }
-            None => Ok(None),
-        }
-    }
-
-    async fn linked_blob(
-        &self,
-        target: &Target,
-        digest: &Digest,
-        want: ReadMode,
-    ) -> Option<StoredBlob> {
-        let link = target.link(LinkKind::Layer, *digest);
-        let linked = self.readable("link", self.store.linked(&link).await);
-        if linked {
-            self.open_blob(digest, want).await
-        } else {
-            None
+        match self.cache.open(&target.stored, &digest, want).await {
+            Opened::Linked(blob) => Ok(Some(BlobAnswer::cached(blob, Outcome::Hit))),
+            Opened::Unlinked(blob) => self.claim(target, digest, blob, proved).await.map(Some),
+            Opened::Missing => Ok(None),
         }
     }
 
@@ -309,7 +260,7 @@ impl Mirror {
         &self,
         target: &Target,
         digest: Digest,
-        stored: StoredBlob,
+        blob: CachedBlob,
         proved: bool,
     ) -> Result<BlobAnswer, MirrorError> {
         let (outcome, exchange) = if proved {
@@ -317,12 +268,8 @@ impl Mirror {
         } else {
             self.prove_or_vouch(target, digest).await?
         };
-        let link = target.link(LinkKind::Layer, digest);
-        if self.written("link", self.store.link(&link).await) {
-            self.cache
-                .linked(&link.repo, link.kind, &digest, stored.content.size);
-        }
-        let answer = BlobAnswer::stored(stored, outcome);
+        self.cache.link(&target.stored, &digest, &blob).await;
+        let answer = BlobAnswer::cached(blob, outcome);
         Ok(BlobAnswer { exchange, ..answer })
     }
 

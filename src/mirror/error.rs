@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::cache::StoreError;
 use crate::download::DownloadError;
 use crate::oci::Digest;
-use crate::storage::StoreError;
 use crate::upstream::UpstreamError;
+use crate::workers::WorkLost;
 
 /// Cloned to everybody who waited for the same thing.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -38,6 +39,12 @@ pub enum MirrorError {
 impl From<StoreError> for MirrorError {
     fn from(error: StoreError) -> Self {
         Self::Store(Arc::new(error))
+    }
+}
+
+impl From<WorkLost> for MirrorError {
+    fn from(_: WorkLost) -> Self {
+        Self::Lost
     }
 }
 

@@ -105,7 +105,7 @@ impl Mirror {
         let asking = target.upstream.client.tags(&target.repo);
         let parsed = match interest.answer(asking).await {
             Ok(list) => {
-                let admission = self.workers.admit(list.size()).await?;
+                let admission = self.cache.workers().admit(list.size()).await?;
                 let read = move || {
                     let mut tags = list.tags()?;
                     tags.sort_unstable();
@@ -130,7 +130,7 @@ impl Mirror {
         let (list, next) = client
             .tags_page(&target.repo, n, page.last.as_deref())
             .await?;
-        let admission = self.workers.admit(list.size()).await?;
+        let admission = self.cache.workers().admit(list.size()).await?;
         let mut tags = admission.run(move || list.tags()).await??;
         let more = tags.len() > n || (next && !tags.is_empty());
         tags.truncate(n);
@@ -144,7 +144,7 @@ impl Mirror {
 
     /// The repositories that have something cached, by their names in the store.
     pub async fn catalog(&self, page: &Page) -> Result<CatalogPage, MirrorError> {
-        let all = self.store.repositories().await?;
+        let all = self.cache.repositories().await?;
         let (repositories, more) = paginate(&all, page, RepoName::as_str);
         Ok(CatalogPage { repositories, more })
     }

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::manifest_cache::CachedManifest;
-use super::manifest_store::StoredManifest;
 use super::single_flight::Interest;
-use super::tags::{Lookup, ManifestMeta, TagKey};
+use super::tags::{Lookup, TagKey};
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
+use crate::cache::{CachedManifest, ManifestMeta};
 use crate::metrics::Outcome;
 use crate::oci::{Accept, Digest, Reference};
 use crate::upstream::{ManifestHead, UpstreamError};
@@ -37,7 +36,7 @@ impl ManifestHit {
     pub fn known(&self) -> &ManifestMeta {
         match self {
             Self::Head(known) => known,
-            Self::Whole(manifest) => &manifest.known,
+            Self::Whole(manifest) => manifest.meta(),
         }
     }
 }
@@ -66,7 +65,7 @@ impl ManifestAnswer {
     pub fn content(&self) -> Option<Bytes> {
         match &self.found {
             ManifestHit::Head(_) => None,
-            ManifestHit::Whole(manifest) => Some(manifest.content.clone()),
+            ManifestHit::Whole(manifest) => Some(manifest.content().clone()),
         }
     }
 
@@ -115,7 +114,7 @@ impl Mirror {
     ) -> Result<ManifestAnswer, MirrorError> {
         match reference {
             Reference::Digest(digest) => {
-                if let Some(manifest) = self.hot_manifest(target, digest) {
+                if let Some(manifest) = self.cache.hot_manifest(&target.stored, digest) {
                     return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
                 }
                 Box::pin(self.by_digest(target, *digest, want)).await
@@ -142,15 +141,14 @@ impl Mirror {
         want: ReadMode,
     ) -> Result<ManifestAnswer, MirrorError> {
         if want == ReadMode::Head
-            && let Some(known) = self.indexed_manifest(target, &digest)
+            && let Some(known) = self.cache.manifest_meta(&target.stored, &digest)
         {
             return Ok(ManifestAnswer::head(known, Outcome::Hit));
         }
         // Until it has been fetched again, when it turns out to be damaged: the link of a manifest whose
         // file is gone goes otherwise, and so do the tags that name it.
         let _hold = self.cache.hold(&digest).await;
-        if let Some(manifest) = self.linked_manifest(target, digest).await {
-            self.manifest_used(target, &manifest.known);
+        if let Some(manifest) = self.cached_manifest(target, &digest).await {
             return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
         }
         let key = FlightKey::Digest(target.stored.clone(), digest, want);
@@ -176,7 +174,7 @@ impl Mirror {
         interest: &Interest,
     ) -> Result<ManifestAnswer, MirrorError> {
         let _hold = self.cache.hold(&digest).await;
-        let present = self.stored_manifest(digest).await;
+        let present = self.any_manifest(&digest).await;
         if present.is_some() || want == ReadMode::Head {
             // Present through another repository: a HEAD, which costs no quota, proves that it is
             // this repository's, too.
@@ -184,10 +182,10 @@ impl Mirror {
             let asking = self.head(target, &reference, &accept);
             let head = interest.answer(asking).await?;
             if let Some(stored) = present {
-                if self.claim_manifest(target, &stored).await {
+                if self.cache.link_manifest(&target.stored, &stored).await {
                     self.arrived(target, digest).await;
                 }
-                return Ok(ManifestAnswer::whole(stored.verified, Outcome::Revalidated));
+                return Ok(ManifestAnswer::whole(stored, Outcome::Revalidated));
             }
             if let Some(known) = known(&head) {
                 return Ok(ManifestAnswer::head(known, Outcome::Miss));
@@ -208,8 +206,11 @@ impl Mirror {
             return None;
         };
         let manifest = match want {
-            ReadMode::Head => self.cached_manifests.get(&known.digest)?,
-            ReadMode::Content => self.hot_manifest(target, &known.digest)?,
+            ReadMode::Head => self.cache.manifest_in_memory(&known.digest)?,
+            ReadMode::Content => {
+                let repo = &target.stored;
+                self.cache.hot_manifest(repo, &known.digest)?
+            }
         };
         Some(ManifestAnswer::whole(manifest, believed(*stale)))
     }
@@ -283,9 +284,7 @@ impl Mirror {
     ) -> Result<ManifestAnswer, MirrorError> {
         let reference = Reference::Tag(key.tag.clone());
         let seen_before = !matches!(self.records.get(key), Lookup::Unknown)
-            || self
-                .readable("tag", self.store.tag(&key.repo, &key.tag).await)
-                .is_some();
+            || self.cache.tagged(&key.repo, &key.tag).await.is_some();
         // A HEAD costs no quota; but where nothing is known yet, a GET answers in one round trip.
         if seen_before || want == ReadMode::Head {
             let asking = self.head(target, &reference, &key.accept);
@@ -303,9 +302,9 @@ impl Mirror {
             Ok(fetched) => fetched,
             Err(error) => return Err(self.gone(target, key, error).await),
         };
-        self.records.confirmed(key.clone(), manifest.known.clone());
+        self.records.confirmed(key.clone(), manifest.meta().clone());
         if kept {
-            self.point(key, manifest.known.digest).await;
+            self.point(key, manifest.meta().digest).await;
         }
         Ok(ManifestAnswer::fetched(manifest, kept))
     }
@@ -334,23 +333,22 @@ impl Mirror {
     ) -> Option<ManifestAnswer> {
         let digest = head.digest?;
         let _hold = self.cache.hold(&digest).await;
-        if let Some(known) = self.indexed_manifest(target, &digest) {
+        if let Some(known) = self.cache.manifest_meta(&target.stored, &digest) {
             self.records.confirmed(key.clone(), known.clone());
             self.point(key, digest).await;
             return Some(ManifestAnswer::head(known, Outcome::Revalidated));
         }
-        let Some(stored) = self.stored_manifest(digest).await else {
+        let Some(stored) = self.any_manifest(&digest).await else {
             let known = known(head)?;
             self.records.confirmed(key.clone(), known.clone());
             self.records.awaits(key, digest);
             return Some(ManifestAnswer::head(known, Outcome::Miss));
         };
-        self.records
-            .confirmed(key.clone(), stored.verified.known.clone());
-        if self.claim_manifest(target, &stored).await {
+        self.records.confirmed(key.clone(), stored.meta().clone());
+        if self.cache.link_manifest(&target.stored, &stored).await {
             self.point(key, digest).await;
         }
-        Some(ManifestAnswer::whole(stored.verified, Outcome::Revalidated))
+        Some(ManifestAnswer::whole(stored, Outcome::Revalidated))
     }
 
     /// Adds the content to an answer that lacks it, where it is wanted.
@@ -392,12 +390,5 @@ impl Mirror {
             }
             _ => Ok(head),
         }
-    }
-
-    /// Links a manifest that came through another repository, or again one that did through this.
-    async fn claim_manifest(&self, target: &Target, stored: &StoredManifest) -> bool {
-        let ManifestMeta { digest, size, .. } = stored.verified.known;
-        self.link_manifest(target, &stored.manifest, digest, size)
-            .await
     }
 }

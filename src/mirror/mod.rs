@@ -13,19 +13,17 @@ mod blobs;
 mod error;
 mod exchange;
 mod lists;
-mod manifest_cache;
 mod manifest_store;
 mod manifests;
 mod prefetch;
 mod ranges;
+mod recovery;
 mod referrers;
 mod remembered;
 mod single_flight;
 mod sizes;
-mod stored;
 mod tags;
 mod targets;
-mod workers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,54 +31,39 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cache::Cache;
+pub use crate::cache::ReadMode;
+use crate::cache::{Cache, CachedManifest};
 use crate::clock::Clock;
 use crate::download::Downloader;
-use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
-use crate::oci::{Digest, Manifest, RepoName};
-use crate::storage::{Link, LinkKind, Store, StoreError};
+use crate::oci::{Digest, RepoName};
 
 pub use blobs::{BlobAnswer, BlobContent};
 pub use error::MirrorError;
 pub use exchange::Exchange;
 use lists::TagList;
 pub use lists::{CatalogPage, TagsAnswer};
-pub use manifest_cache::CachedManifest;
-use manifest_cache::ManifestCache;
 pub use manifests::{ManifestAnswer, ManifestHit};
 use prefetch::Prefetch;
 pub use prefetch::{PrefetchLimits, Visit};
 pub use ranges::RangeRules;
+pub use recovery::{Recovery, Sent};
 pub use referrers::ReferrersAnswer;
 use referrers::{Referrers, Subject};
 use remembered::Remembered;
 use single_flight::SingleFlight;
 use sizes::BlobSizes;
-pub use stored::{Recovery, Sent, StoredBlob};
-pub use tags::ManifestMeta;
 use tags::TagRecords;
 pub use targets::{Target, UpstreamEntry, Upstreams};
-use workers::Workers;
 
-/// Whether the content is asked for, or only what it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ReadMode {
-    Head,
-    Content,
-}
-
-/// A mirror of some upstreams over one store.
+/// A mirror of some upstreams over one cache.
 #[derive(Debug)]
 pub struct Mirror {
     upstreams: Upstreams,
-    store: Arc<dyn Store>,
     downloader: Downloader,
     cache: Cache,
     records: TagRecords,
     manifest_flights: SingleFlight<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>,
-    cached_manifests: ManifestCache,
-    workers: Workers,
     ranges: RangeRules,
     tag_lists: Remembered<RepoName, TagList>,
     referrers: Remembered<Subject, Referrers>,
@@ -94,7 +77,6 @@ pub struct Mirror {
 #[derive(Debug)]
 pub struct MirrorOptions {
     pub upstreams: Upstreams,
-    pub store: Arc<dyn Store>,
     pub downloader: Downloader,
     pub cache: Cache,
     /// How long a tag's digest is believed without asking the upstream.
@@ -125,14 +107,11 @@ impl Mirror {
             prefetch,
             sizes: BlobSizes::new(),
             upstreams: parts.upstreams,
-            store: parts.store,
             downloader: parts.downloader,
             cache: parts.cache,
             records: TagRecords::new(parts.tags_ttl, parts.clock),
             ranges: parts.ranges,
             manifest_flights: SingleFlight::new(parts.tasks.clone()),
-            cached_manifests: ManifestCache::new(),
-            workers: Workers::new(),
             tag_lists: Remembered::new(parts.tasks.clone(), parts.clock),
             referrers: Remembered::new(parts.tasks.clone(), parts.clock),
             proofs: SingleFlight::new(parts.tasks),
@@ -145,28 +124,11 @@ impl Mirror {
         &self.upstreams
     }
 
-    /// Remembers what a verified manifest says of its blobs.
-    fn note_manifest(&self, digest: Digest, manifest: &Manifest) {
-        self.sizes.note(manifest);
-        self.prefetch.note(digest, manifest);
-    }
-
-    /// A store that can't be read is no reason to fail a pull: what it might have had is asked of
-    /// the upstream instead.
-    fn readable<T: Default>(&self, what: &'static str, result: Result<T, StoreError>) -> T {
-        result.unwrap_or_else(|error| {
-            self.metrics.store_failed();
-            tracing::error!(error = %on_one_line(&error), what, "the store can't be read; asking the upstream instead");
-            T::default()
-        })
-    }
-
-    /// Nor is a store that can't be written: the client has its answer, and the cache goes without.
-    fn written(&self, what: &'static str, result: Result<(), StoreError>) -> bool {
-        let Err(error) = result else { return true };
-        self.metrics.store_failed();
-        tracing::error!(error = %on_one_line(&error), what, "served but not cached");
-        false
+    /// Remembers what a manifest says of its blobs.
+    fn note_manifest(&self, manifest: &CachedManifest) {
+        self.sizes.note(manifest.parsed());
+        self.prefetch
+            .note(manifest.meta().digest, manifest.parsed());
     }
 }
 
@@ -175,14 +137,6 @@ impl Target {
     pub fn report(&self, error: &MirrorError, instead: &str) {
         if let Some(error) = error.upstream() {
             self.upstream.client.report(error, instead);
-        }
-    }
-
-    fn link(&self, kind: LinkKind, digest: Digest) -> Link {
-        Link {
-            repo: self.stored.clone(),
-            kind,
-            digest,
         }
     }
 }

@@ -237,10 +237,11 @@ impl Mirror {
     /// Fetches the missing layers. False when the repository doesn't have the image.
     async fn fetch_layers(&self, image: &Image) -> bool {
         let digest = image.session.manifest();
-        let Some(stored) = self.linked_document(&image.target, digest).await else {
+        let repo = &image.target.stored;
+        let Some(manifest) = self.cache.peek_manifest(repo, &digest).await else {
             return false;
         };
-        let layers = self.missing(&image.target, &stored.manifest).await;
+        let layers = self.missing(&image.target, manifest.parsed()).await;
         let given_up = &AtomicBool::new(false);
         stream::iter(layers)
             .for_each_concurrent(self.prefetch.limits.downloads, |layer| async move {
@@ -277,16 +278,8 @@ impl Mirror {
     /// Whether a blob is neither there, for whichever repository, nor on its way. One that is there
     /// for another repository costs a client no more than a HEAD.
     async fn is_missing(&self, target: &Target, digest: &Digest) -> bool {
-        if self.downloader.is_running(&target.upstream.name, digest) {
-            return false;
-        }
-        match self.store.size(digest).await {
-            Ok(size) => size.is_none(),
-            Err(error) => {
-                tracing::debug!(%digest, error = %on_one_line(&error), "not fetched ahead: the store can't be read");
-                false
-            }
-        }
+        !self.downloader.is_running(&target.upstream.name, digest)
+            && self.cache.is_missing(digest).await
     }
 
     async fn fetch_layer(&self, image: &Image, layer: Layer, given_up: &AtomicBool) {

@@ -83,7 +83,7 @@ impl Mirror {
             Err(error) => return Err(error),
         };
         let kind = artifact_type.map(str::to_owned);
-        let admission = self.workers.admit(referrers.weight()).await?;
+        let admission = self.cache.workers().admit(referrers.weight()).await?;
         let render = move || {
             let all = referrers.0.iter();
             let wanted = all.filter(|one| kind.is_none() || one.artifact_type == kind);
@@ -115,7 +115,7 @@ impl Mirror {
     }
 
     async fn parse_referrers(&self, list: UnparsedList) -> Result<Referrers, MirrorError> {
-        let admission = self.workers.admit(list.size()).await?;
+        let admission = self.cache.workers().admit(list.size()).await?;
         let referrers = admission.run(move || list.referrers()).await??;
         Ok(Referrers(referrers))
     }
@@ -151,7 +151,7 @@ impl Mirror {
 
     /// The entries of an index; of another manifest, none.
     async fn listed(&self, content: Bytes) -> Result<Referrers, MirrorError> {
-        let admission = self.workers.admit(content.len() as u64).await?;
+        let admission = self.cache.workers().admit(content.len() as u64).await?;
         let read = move || match Manifest::parse(&content) {
             Ok(index) if index.media_type == ManifestType::OciIndex => index.manifests,
             _ => Vec::new(),
@@ -182,9 +182,9 @@ impl Mirror {
         referrers.sort_unstable();
         let mut found = Vec::new();
         for digest in referrers.into_iter().take(MAX_REFERRERS) {
-            if let Some(stored) = self.linked_document(target, digest).await {
-                let size = stored.verified.known.size;
-                found.push(stored.manifest.descriptor(digest, size));
+            if let Some(manifest) = self.cache.peek_manifest(&target.stored, &digest).await {
+                let size = manifest.meta().size;
+                found.push(manifest.parsed().descriptor(digest, size));
             }
         }
         found

@@ -8,8 +8,9 @@ use std::time::Duration;
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
+use crate::cache::ManifestMeta;
 use crate::clock::Clock;
-use crate::oci::{Accept, Digest, ManifestType, RepoName, Tag};
+use crate::oci::{Accept, Digest, RepoName, Tag};
 
 /// Records kept; the least used go first. A record costs about 300 bytes.
 const MAX_RECORDS: usize = 100_000;
@@ -26,15 +27,6 @@ pub(super) struct TagKey {
     pub repo: RepoName,
     pub tag: Tag,
     pub accept: Accept,
-}
-
-/// What a HEAD tells of a manifest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ManifestMeta {
-    pub digest: Digest,
-    pub media_type: ManifestType,
-    /// Bytes.
-    pub size: u64,
 }
 
 #[derive(Debug, Clone)]

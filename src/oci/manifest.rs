@@ -166,6 +166,17 @@ fn has_entries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Er
 }
 
 impl Manifest {
+    /// Bytes of memory that it takes, about.
+    pub fn memory(&self) -> u64 {
+        let descriptors = [&self.blobs, &self.manifests].into_iter().flatten();
+        let all = descriptors.chain(&self.config).chain(&self.subject);
+        let annotations = &self.annotations;
+        let texts = |(key, value): (&String, &String)| (key.len() + value.len() + 64) as u64;
+        size_of::<Self>() as u64
+            + all.map(Descriptor::memory).sum::<u64>()
+            + annotations.iter().map(texts).sum::<u64>()
+    }
+
     /// Reads a manifest. The caller bounds `bytes` by [`MAX_MANIFEST`].
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let raw: Raw = serde_json::from_slice(bytes)?;

@@ -14,8 +14,9 @@ use super::cache_status::{self, CACHE_STATUS, Named, Origin};
 use super::conditional::{Verdict, evaluate, requested_ranges, tag_and_digest};
 use super::error::Refusal;
 use super::service::{API_VERSION, API_VERSION_2, NOSNIFF};
+use crate::cache::ManifestMeta;
 use crate::metrics::Outcome;
-use crate::mirror::{BlobAnswer, ManifestAnswer, ManifestHit, ManifestMeta, ReadMode, Recovery};
+use crate::mirror::{BlobAnswer, ManifestAnswer, ManifestHit, ReadMode, Recovery};
 use crate::oci::manifest::media_type;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, Requested};
@@ -182,7 +183,7 @@ pub(super) fn manifest(
     *response.headers_mut() = match &found.found {
         ManifestHit::Head(known) => manifest_head(known),
         ManifestHit::Whole(whole) => {
-            let prepared = whole.head.get_or_init(|| manifest_head(&whole.known));
+            let prepared = whole.headers(manifest_head);
             prepared.clone()
         }
     };

@@ -18,7 +18,7 @@ use http_body::{Frame, SizeHint};
 use super::access::Record;
 use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue, MAX_PIECE};
-use crate::cache::{Integrity, WITHHELD};
+use crate::cache::Integrity;
 use crate::download::DownloadError;
 use crate::mirror::{BlobContent, Recovery, Sent, Visit};
 use crate::storage::{Piece, Reader, StoreError};
@@ -358,15 +358,15 @@ impl BodyCursor {
             return Err(error);
         };
         // What was sent of an unverified blob has to be compared, which is done for one part.
-        let provable = failed.verification.is_none() || self.begun == 1;
+        let provable = failed.is_verified() || self.begun == 1;
         let Some(recovery) = self.recovery.take().filter(|_| provable) else {
-            failed.content.reader.suspect();
+            failed.content().reader.suspect();
             return Err(error);
         };
         let sent = Sent {
             start: self.start,
             at,
-            end: end.unwrap_or(failed.content.size),
+            end: end.unwrap_or(failed.size()),
         };
         match recovery.recover(failed, sent).await {
             Ok(source) => {
@@ -386,26 +386,12 @@ impl BodyCursor {
         let BlobContent::Stored(stored) = &mut self.source else {
             return Ok(u64::MAX);
         };
-        let size = stored.content.size;
-        let Some(verification) = &mut stored.verification else {
-            return Ok(size);
-        };
-        let whole = self.start == 0 && end.is_none_or(|end| end >= size);
-        let limit = size.saturating_sub(WITHHELD);
-        let integrity = match verification.integrity() {
-            None if !whole => return Ok(size),
-            None if offset < limit => return Ok(limit),
-            None => verification.ended().await,
-            Some(integrity) => integrity,
-        };
-        match integrity {
-            Integrity::Right => {
-                stored.verification = None;
-                Ok(size)
-            }
-            Integrity::Damaged => Err(BodyError::Damaged),
-            Integrity::Unknown => Err(BodyError::Unverified),
-        }
+        let whole = self.start == 0 && end.is_none_or(|end| end >= stored.size());
+        let sendable = stored.sendable_end(offset, whole).await;
+        sendable.map_err(|integrity| match integrity {
+            Integrity::Damaged => BodyError::Damaged,
+            Integrity::Right | Integrity::Unknown => BodyError::Unverified,
+        })
     }
 
     async fn read_source(
@@ -414,13 +400,13 @@ impl BodyCursor {
         end: Option<u64>,
     ) -> Result<Option<Chunk>, BodyError> {
         let until = match &self.source {
-            BlobContent::Stored(stored) if stored.verification.is_none() => stored.content.size,
+            BlobContent::Stored(stored) if stored.is_verified() => stored.size(),
             BlobContent::Stored(_) => Box::pin(self.verified_end(offset, end)).await?,
             BlobContent::Fetching(_) => u64::MAX,
         };
         let piece = match &mut self.source {
             BlobContent::Stored(stored) => Some(Piece::File {
-                reader: stored.content.reader.clone(),
+                reader: stored.content().reader.clone(),
                 start: offset,
                 end: until,
             }),

@@ -92,7 +92,7 @@ impl FsStore {
 #[async_trait::async_trait]
 impl Store for FsStore {
     async fn open(&self, digest: &Digest) -> Result<Option<Content>, StoreError> {
-        if let Some(content) = self.open.get(digest) {
+        if let Some(content) = self.open_warm(digest) {
             return Ok(Some(content));
         }
         let (digest, open) = (*digest, Arc::clone(&self.open));
@@ -105,6 +105,10 @@ impl Store for FsStore {
             Ok(content)
         })
         .await
+    }
+
+    fn open_warm(&self, digest: &Digest) -> Option<Content> {
+        self.open.get(digest)
     }
 
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {

@@ -69,6 +69,12 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// A committed blob, open for reading. It stays readable when it is removed meanwhile.
     async fn open(&self, digest: &Digest) -> Result<Option<Content>, StoreError>;
 
+    /// The same, when the blob can be opened without waiting: none says nothing of whether it is
+    /// there.
+    fn open_warm(&self, _digest: &Digest) -> Option<Content> {
+        None
+    }
+
     /// The size of a committed blob, in bytes.
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError>;
 

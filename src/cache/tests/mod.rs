@@ -21,7 +21,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::oci::{Algorithm, Manifest};
+use crate::oci::{Algorithm, Manifest, Tag};
 use crate::storage::{self, FaultyStore, Link, MemoryStore};
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -111,7 +111,7 @@ impl House {
         let shared: Arc<dyn Store> = Arc::clone(&store) as _;
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         // Nothing cancels `stop`; the test's runtime ends the tasks.
-        let cache = Cache::start(shared, clock, settings, &tasks, &stop);
+        let cache = Cache::start(shared, Arc::default(), clock, settings, &tasks, &stop);
         Self {
             store,
             cache,
@@ -152,14 +152,10 @@ impl House {
         }
         let parsed = Manifest::parse(text.as_bytes()).unwrap();
         self.cache
-            .manifest(&link.digest, parsed.media_type, &references(&parsed));
+            .describe(&link.digest, parsed.media_type, &references(&parsed));
         if let Some(as_tag) = as_tag {
             let (repo, as_tag) = (repo(name), tag(as_tag));
-            self.store
-                .set_tag(&repo, &as_tag, &link.digest)
-                .await
-                .unwrap();
-            self.cache.tagged(&repo, &as_tag, &link.digest);
+            assert!(self.cache.tag(&repo, &as_tag, &link.digest).await);
         }
         Some(link)
     }

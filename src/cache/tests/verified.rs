@@ -133,13 +133,13 @@ async fn another_size_is_damage_and_another_time_a_reason_to_look() {
     assert_eq!(trust(&house, "grown").await, Trust::Damaged);
     let grown = open(&house, "grown").await;
     let known = digest("grown");
-    assert!(house.cache.set_aside(&known, Some(&grown)).await);
+    assert!(house.cache.quarantine(&known, Some(&grown)).await);
 
     let emptied = open(&house, "emptied").await;
     assert!(
         house
             .cache
-            .set_aside(&digest("emptied"), Some(&emptied))
+            .quarantine(&digest("emptied"), Some(&emptied))
             .await
     );
     house.cache.settled().await;
@@ -163,10 +163,10 @@ async fn a_size_that_a_manifest_contradicts_is_damage_until_it_is_verified() {
         layers[1]
     );
     let lie = Manifest::parse(lie.as_bytes()).unwrap();
-    house.cache.sizes(&lie);
+    house.cache.expect_sizes(&lie);
     assert_eq!(trust(&house, "layer").await, Trust::Damaged);
     assert_eq!(verify(&house, "layer").await, Integrity::Right);
-    house.cache.sizes(&lie);
+    house.cache.expect_sizes(&lie);
     assert_eq!(trust(&house, "layer").await, Trust::Verified);
 }
 
@@ -192,7 +192,7 @@ async fn many_who_ask_cause_one_verification() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_set_aside_and_what_may_pass_is_not() {
+async fn what_cannot_be_read_is_quarantine_and_what_may_pass_is_not() {
     let house = House::with(settings()).await;
     let link = house.cache_layer("a", "x").await;
     house
@@ -208,7 +208,7 @@ async fn what_cannot_be_read_is_set_aside_and_what_may_pass_is_not() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_set_aside_is_damaged_until_it_is_written_anew() {
+async fn what_cannot_be_quarantine_is_damaged_until_it_is_written_anew() {
     let house = House::with(settings()).await;
     house.cache_layer("a", "x").await;
     let reader = house.cache.hold(&digest("x")).await;
@@ -238,7 +238,7 @@ async fn a_file_that_took_the_damaged_ones_place_stays() {
     storage::put(&*house.store, &link.digest, "x".into())
         .await
         .unwrap();
-    assert!(!house.cache.set_aside(&link.digest, Some(&damaged)).await);
+    assert!(!house.cache.quarantine(&link.digest, Some(&damaged)).await);
     assert!(house.has("x").await && house.is_linked(&link).await);
 }
 

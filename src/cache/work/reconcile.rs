@@ -151,7 +151,7 @@ impl Index {
         }
     }
 
-    fn has_file(&self, digest: &Digest) -> bool {
+    pub(in crate::cache) fn has_file(&self, digest: &Digest) -> bool {
         let content = self
             .find_content(digest)
             .and_then(|id| self.contents.get(id));

@@ -420,7 +420,7 @@ impl Inner {
 
     async fn set_aside(&self, digest: &Digest, file: Option<&Content>, hold: &Hold) -> Verdict {
         let known = self.with(|index| index.file_size(hold.content));
-        match self.quarantine(digest, file, hold).await {
+        match self.quarantine_held(digest, file, hold).await {
             Ok(_) => Verdict::Quarantined,
             Err(error) => {
                 self.with(|index| index.keep_file(hold.content, known));

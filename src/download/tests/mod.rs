@@ -225,7 +225,14 @@ impl Bench {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let shared = Arc::clone(&store) as Arc<dyn Store>;
         // Tasks of its own keep the retention, so that the tests can wait for the downloads.
-        let cache = Cache::start(Arc::clone(&shared), clock, keeping, &Tasks::new(), &stop);
+        let cache = Cache::start(
+            Arc::clone(&shared),
+            Arc::default(),
+            clock,
+            keeping,
+            &Tasks::new(),
+            &stop,
+        );
         let downloader = Downloader::new(DownloaderOptions {
             settings,
             store: shared,

@@ -7,43 +7,50 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::MirrorError;
 use crate::oci::manifest::QUICK;
 
 /// Large documents handled at a time. A document is at most 4 MiB, so they and what is parsed of them
 /// take well under 256 MiB.
 const MAX_LARGE: usize = 4;
 
+/// The work panicked, or the process is about to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("work on a document ended without a result")]
+pub struct WorkLost;
+
+/// Bounds how many large documents are handled at a time.
 #[derive(Debug)]
-pub(super) struct Workers(Arc<Semaphore>);
+pub struct Workers(Arc<Semaphore>);
 
 /// Leave to handle one document. A large one must not be read into memory before this is there.
 #[derive(Debug)]
-pub(super) struct Admission(Option<OwnedSemaphorePermit>);
+pub struct Leave(Option<OwnedSemaphorePermit>);
 
-impl Workers {
-    pub(super) fn new() -> Self {
+impl Default for Workers {
+    fn default() -> Self {
         Self(Arc::new(Semaphore::new(MAX_LARGE)))
-    }
-
-    /// Waits until a document of this size, in bytes, may be handled. Cancel safe.
-    pub(super) async fn admit(&self, size: u64) -> Result<Admission, MirrorError> {
-        if size <= QUICK as u64 {
-            return Ok(Admission(None));
-        }
-        let permit = Arc::clone(&self.0).acquire_owned().await;
-        permit
-            .map(|permit| Admission(Some(permit)))
-            .map_err(|_never_closed| MirrorError::Lost)
     }
 }
 
-impl Admission {
+impl Workers {
+    /// Waits until a document of this size, in bytes, may be handled. Cancel safe.
+    pub async fn admit(&self, size: u64) -> Result<Leave, WorkLost> {
+        if size <= QUICK as u64 {
+            return Ok(Leave(None));
+        }
+        let permit = Arc::clone(&self.0).acquire_owned().await;
+        permit
+            .map(|permit| Leave(Some(permit)))
+            .map_err(|_never_closed| WorkLost)
+    }
+}
+
+impl Leave {
     /// Does the work. When the caller goes away, the work still counts until it ends.
-    pub(super) async fn run<T: Send + 'static>(
+    pub async fn run<T: Send + 'static>(
         self,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, MirrorError> {
+    ) -> Result<T, WorkLost> {
         let Some(permit) = self.0 else {
             return Ok(work());
         };
@@ -54,7 +61,7 @@ impl Admission {
         };
         tokio::task::spawn_blocking(work)
             .await
-            .map_err(|_panicked| MirrorError::Lost)
+            .map_err(|_panicked| WorkLost)
     }
 }
 
@@ -66,7 +73,7 @@ mod tests {
 
     #[tokio::test]
     async fn small_work_is_done_at_once_and_large_work_elsewhere_and_few_at_a_time() {
-        let workers = Workers::new();
+        let workers = Workers::default();
         let here = thread::current().id();
         let small = workers.admit(QUICK as u64).await.unwrap();
         let ran_on = small.run(|| thread::current().id()).await.unwrap();
@@ -93,11 +100,11 @@ mod tests {
 
     #[tokio::test]
     async fn work_that_panics_is_an_error_and_gives_its_place_back() {
-        let workers = Workers::new();
+        let workers = Workers::default();
         for _ in 0..2 * MAX_LARGE {
-            let admission = workers.admit(u64::MAX).await.unwrap();
-            let result = admission.run(|| panic!("on purpose")).await;
-            assert!(matches!(result, Err::<(), _>(MirrorError::Lost)));
+            let leave = workers.admit(u64::MAX).await.unwrap();
+            let result = leave.run(|| panic!("on purpose")).await;
+            assert!(matches!(result, Err::<(), _>(WorkLost)));
         }
     }
 }
