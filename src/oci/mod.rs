@@ -8,6 +8,7 @@
 
 pub mod accept;
 pub mod digest;
+mod digits;
 pub mod error;
 pub mod manifest;
 pub mod media_type;
@@ -19,11 +20,12 @@ pub mod route;
 
 pub use accept::Accept;
 pub use digest::{Algorithm, Digest, Hasher};
+pub use digits::digits;
 pub use error::{ErrorCode, ErrorDocument};
 pub use manifest::{Descriptor, Manifest};
 pub use media_type::{Declared, ManifestType};
 pub use name::{Reference, RepoName, Tag};
-pub use pattern::Pattern;
+pub use pattern::{ImagePattern, Pattern};
 pub use range::{ByteRange, Requested};
 pub use range_set::RangeSet;
 pub use route::{Route, RouteError};

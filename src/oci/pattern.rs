@@ -1,4 +1,8 @@
-//! Patterns of names, as the configuration and the operator's selections are written.
+//! Patterns of names, as operators write them in the configuration and in commands.
+
+use std::fmt;
+
+use super::{RepoName, Tag};
 
 /// The longest pattern, in bytes: longer than any stored name and tag together.
 pub const MAX_PATTERN: usize = 1024;
@@ -82,6 +86,54 @@ impl Pattern {
             reached = next;
         }
         reached.last() == Some(&true)
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A pattern of images: `repository`, or `repository:tag` with a pattern for each part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagePattern {
+    repo: Pattern,
+    tag: Option<Pattern>,
+}
+
+impl std::str::FromStr for ImagePattern {
+    type Err = PatternError;
+
+    fn from_str(text: &str) -> Result<Self, PatternError> {
+        let (repo, tag) = match text.split_once(':') {
+            Some((repo, tag)) => (repo, Some(tag.parse()?)),
+            None => (text, None),
+        };
+        Ok(Self {
+            repo: repo.parse()?,
+            tag,
+        })
+    }
+}
+
+impl fmt::Display for ImagePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.repo.fmt(f)?;
+        self.tag.as_ref().map_or(Ok(()), |tag| write!(f, ":{tag}"))
+    }
+}
+
+impl ImagePattern {
+    /// Whether it names the whole repository, and not some of its tags.
+    pub fn is_repository(&self, repo: &RepoName) -> bool {
+        self.tag.is_none() && self.repo.matches(repo.as_str())
+    }
+
+    /// Whether it names the tag, and not the whole repository.
+    pub fn is_tag(&self, repo: &RepoName, tag: &Tag) -> bool {
+        let tag_matches = |pattern: &Pattern| pattern.matches(tag.as_str());
+        self.tag.as_ref().is_some_and(tag_matches) && self.repo.matches(repo.as_str())
     }
 }
 
