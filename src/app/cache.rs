@@ -20,22 +20,17 @@ pub fn settings(config: &Config) -> Result<CacheSettings, StartError> {
         pattern: text.to_owned(),
         reason: error.to_string(),
     };
-    let rules = proxy.ttl_rules.iter().map(|rule| {
-        let parsed = rule
-            .pattern
-            .parse()
-            .map_err(|error| pattern(&rule.pattern, &error))?;
-        Ok((parsed, rule.ttl))
+    let rules = proxy.ttl_rules.iter();
+    let rules = rules.map(|rule| (rule.pattern.clone(), rule.ttl));
+    let pins = proxy.pins.iter().map(|pin| {
+        let pin = pin.to_string();
+        pin.parse().map_err(|error| pattern(&pin, &error))
     });
-    let pins = proxy
-        .pins
-        .iter()
-        .map(|pin| pin.parse().map_err(|error| pattern(pin, &error)));
     let max_size = config.limits.max_size.and_then(|limit| bytes(limit, root));
     Ok(CacheSettings {
         ttl: TtlPolicy {
             default: proxy.ttl,
-            rules: rules.collect::<Result<_, StartError>>()?,
+            rules: rules.collect(),
             mode: match proxy.ttl_mode {
                 config::TtlMode::Sliding => TtlMode::Sliding,
                 config::TtlMode::Fixed => TtlMode::Fixed,

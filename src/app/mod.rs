@@ -409,7 +409,7 @@ fn entry(
             connect: timeouts.connect,
             header: timeouts.header,
             stall: timeouts.stall,
-            min_speed: proxy.min_speed,
+            min_speed: timeouts.min_speed,
         },
     };
     Ok(UpstreamEntry {

@@ -4,6 +4,10 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
+use serde::{Serialize, Serializer};
+
+use crate::oci::digits;
+
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
@@ -27,6 +31,17 @@ impl fmt::Display for Listen {
             Self::Tcp(address) => f.write_str(address),
             Self::Unix(path) => path.display().fmt(f),
         }
+    }
+}
+
+impl Serialize for Listen {
+    /// The two keys that it is read from.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let net = match self {
+            Self::Tcp(_) => "tcp",
+            Self::Unix(_) => "unix",
+        };
+        serializer.collect_map([("addr", self.to_string().as_str()), ("net", net)])
     }
 }
 
@@ -57,11 +72,7 @@ fn host_port(text: &str, may_lack_host: bool) -> Option<(&str, Option<u16>)> {
         (host, port)
     };
     let port = match port {
-        // `parse` alone would take a sign.
-        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            Some(digits.parse().ok()?)
-        }
-        Some(_) => return None,
+        Some(port) => Some(digits(port)?),
         None => None,
     };
     Some((host, port))

@@ -10,9 +10,6 @@ use std::time::Duration;
 /// dates later.
 pub const MAX: Duration = Duration::from_hours(100 * 8_766);
 
-/// Digits of a fraction that count; the rest is below a nanosecond of any unit.
-const MAX_FRACTION_DIGITS: usize = 18;
-
 /// Why a text is not a duration. The messages end a sentence that starts with the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
@@ -26,7 +23,7 @@ pub enum DurationError {
     Syntax,
 }
 
-/// Reads a duration. Fractions of a nanosecond are cut off.
+/// Reads a duration; fractions of a nanosecond are rounded.
 pub fn parse(text: &str) -> Result<Duration, DurationError> {
     let text = text.trim();
     let text = text.strip_prefix('+').unwrap_or(text);
@@ -58,58 +55,33 @@ fn human(text: &str) -> Result<Duration, DurationError> {
     })
 }
 
-/// Go's form: one or more of a decimal number with a unit, without spaces.
+/// Go's form: one or more of a decimal number with a unit, without spaces. humantime lacks a part of
+/// it: `.5s`, `1.s`, and fractions that are no whole number of the next unit, such as `0.333h`.
 fn go(text: &str) -> Result<Duration, DurationError> {
     let mut rest = text;
-    let mut total = 0u128;
-    while !rest.is_empty() {
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() || text.is_empty() {
         let (number, after) = split_while(rest, |c| c.is_ascii_digit() || c == '.');
         let (unit, after) = split_while(after, |c| !c.is_ascii_digit() && c != '.');
-        total = total
-            .checked_add(nanoseconds(number, unit)?)
+        let seconds = match unit {
+            "ns" => 1e-9,
+            // Go takes both signs for micro: U+00B5 and U+03BC.
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3_600.0,
+            _ => return Err(DurationError::Syntax),
+        };
+        let number: f64 = number.parse().or(Err(DurationError::Syntax))?;
+        let part = Duration::try_from_secs_f64(number * seconds);
+        total = part
+            .ok()
+            .and_then(|part| total.checked_add(part))
             .ok_or(DurationError::TooLong)?;
         rest = after;
     }
-    if text.is_empty() {
-        return Err(DurationError::Syntax);
-    }
-    let total = u64::try_from(total).map_err(|_too_many_nanoseconds| DurationError::TooLong)?;
-    Ok(Duration::from_nanos(total))
-}
-
-fn nanoseconds(number: &str, unit: &str) -> Result<u128, DurationError> {
-    let unit: u128 = match unit {
-        "ns" => 1,
-        // Go takes both signs for micro: U+00B5 and U+03BC.
-        "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "m" => 60_000_000_000,
-        "h" => 3_600_000_000_000,
-        _ => return Err(DurationError::Syntax),
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if fraction.contains('.') || (whole.is_empty() && fraction.is_empty()) {
-        return Err(DurationError::Syntax);
-    }
-    let mut value = 0u128;
-    for digit in whole.bytes() {
-        value = value
-            .checked_mul(10)
-            .and_then(|value| value.checked_add(u128::from(digit - b'0')))
-            .ok_or(DurationError::TooLong)?;
-    }
-    let mut value = value.checked_mul(unit).ok_or(DurationError::TooLong)?;
-    let mut numerator = 0u128;
-    let mut denominator = 1u128;
-    for digit in fraction.bytes().take(MAX_FRACTION_DIGITS) {
-        numerator = numerator * 10 + u128::from(digit - b'0');
-        denominator *= 10;
-    }
-    value = value
-        .checked_add(numerator * unit / denominator)
-        .ok_or(DurationError::TooLong)?;
-    Ok(value)
+    Ok(total)
 }
 
 fn split_while(text: &str, mut belongs: impl FnMut(char) -> bool) -> (&str, &str) {

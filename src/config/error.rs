@@ -14,8 +14,6 @@ pub struct Problem {
     pub source: String,
     /// The line in the file, from 1, where it is known.
     pub line: Option<usize>,
-    /// The key: `proxy.upstreams[0].name`; empty when it is the whole file.
-    pub path: String,
     /// A sentence: what is wrong and what would be right. Never shows a secret.
     pub message: String,
 }

@@ -1,59 +1,68 @@
 //! The configuration: a YAML file that is a superset of the reference registry's (CNCF
 //! distribution 2.8 and 3.0), under environment variables that override it.
 //!
-//! A file becomes a tree of texts (`document`), the environment is merged into the tree (`env`),
-//! the tree is compared with all known keys (`schema`), and the checks (`check`, `proxy`,
-//! `fetch`, `retention`) make [`Config`] of it, whose values can only be valid. All problems are found at
-//! once ([`Problem`]), each with its key, its line or its variable, and what would be right.
+//! A file becomes a tree of texts with their lines (`yaml`), the environment is merged into the tree
+//! (`env`), and the tree is compared with all known keys (`schema`). Then one file per section
+//! (`log`, `storage`, `http`, `proxy` with `upstream`, `rules` and `download`) reads it into
+//! [`Config`], whose values can only be valid: no other module parses configured text. All problems
+//! are found at once ([`Problem`]), each with its line or variable, its key and the correction.
+//! [`render`] prints a `Config` by its types' `Serialize`.
 //!
-//! Nothing is silently weaker: what the reference registry would enforce and millpond doesn't is
-//! refused. No message and no `Debug` shows a password.
+//! A key is declared in `schema` and read into a field beside its neighbours: `ARCHITECTURE.md`
+//! lists the steps for a new one.
+//!
+//! Nothing is silently weaker: a key that the reference registry would enforce and millpond doesn't
+//! is an error. No message and no `Debug` shows a password.
 //!
 //! Source: <https://distribution.github.io/distribution/about/configuration/>.
 
 mod address;
-mod check;
-mod document;
+mod download;
 pub mod duration;
 mod env;
 mod error;
-mod fetch;
 mod host_pattern;
-mod locate;
-mod nearest;
+mod http;
+mod log;
+mod print;
 mod proxy;
-mod render;
 mod report;
-mod retention;
+mod rules;
 mod schema;
+mod section;
 mod size;
+mod storage;
 #[cfg(test)]
 mod tests;
-mod trust;
+mod upstream;
+mod yaml;
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
-use http::HeaderMap;
-use secrecy::SecretString;
-use tracing::Level;
-use url::Url;
-
-use document::{Document, Node};
 use report::Report;
+use section::Section;
+use yaml::{Document, Node};
 
 pub use address::Listen;
+pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
-pub use fetch::{OnAbandon, Prefetch, RangeMode, RangeRule, Segments, Streams};
 pub use host_pattern::{HostPattern, HostPatternError};
-pub use render::render;
+pub use http::{ConnectionLimits, Debug, Http};
+pub use log::{Log, LogFormat};
+pub use print::render;
+pub use proxy::{Proxy, Timeouts, TtlMode};
 pub use report::Places;
+pub use rules::{RangeRule, TtlRule};
 pub use size::SizeLimit;
+pub use storage::{Limits, MinFree, Scrub, Storage};
+pub use upstream::{Credentials, Upstream};
+
+/// The version of the file's format: the reference registry's.
+const VERSION: &str = "0.1";
 
 /// The checked configuration.
 #[derive(Debug, Clone)]
@@ -63,204 +72,6 @@ pub struct Config {
     pub limits: Limits,
     pub http: Http,
     pub proxy: Proxy,
-}
-
-/// The log, on standard error.
-#[derive(Debug, Clone)]
-pub struct Log {
-    pub level: Level,
-    pub format: LogFormat,
-    /// Fields of every line.
-    pub fields: BTreeMap<String, String>,
-    /// Whether requests are logged.
-    pub access: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
-/// Where blobs, manifests and tags are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Storage {
-    /// The root may be relative to the working directory, and need not exist. `mode` is the
-    /// permissions of files; directories can also be searched by whoever can read them. None is what
-    /// the directory has, or 0640.
-    Filesystem { root: PathBuf, mode: Option<u32> },
-    /// Gone with the process.
-    Memory,
-}
-
-/// How much is kept, and how what is kept is checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// The most that blobs and manifests may take; never 0. `None` is no cap.
-    pub max_size: Option<SizeLimit>,
-    /// What has to stay free on the file system of the data directory; `Off` in memory.
-    pub min_free: MinFree,
-    /// `None` is no background pass.
-    pub scrub: Option<Scrub>,
-}
-
-/// The value of `storage.minfree`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MinFree {
-    /// Not configured: the smaller of 5 % and 10 GiB. The cache stops growing there, and nothing is
-    /// evicted for it.
-    Default,
-    /// 0 is configured: the file system may be filled.
-    Off,
-    /// Never 0. Images are evicted to keep this much free.
-    Limit(SizeLimit),
-}
-
-/// The background pass that hashes every blob again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Scrub {
-    /// From the start of one pass to that of the next; never 0.
-    pub interval: Duration,
-    /// How fast blobs are read, in bytes a second; never 0.
-    pub rate: u64,
-}
-
-/// The server that clients pull from.
-#[derive(Debug, Clone)]
-pub struct Http {
-    pub listen: Listen,
-    /// What stands before `/v2/`: empty, or `/x` without a slash at its end.
-    pub prefix: String,
-    /// Where clients reach the server, when it isn't what they write in `Host`.
-    pub host: Option<Url>,
-    pub relative_urls: bool,
-    /// Added to every response.
-    pub headers: HeaderMap,
-    /// How long requests in flight may go on after a stop signal; 0 cuts them off.
-    pub drain_timeout: Duration,
-    /// Whether clients may speak HTTP/2.
-    pub http2: bool,
-    pub limits: ConnectionLimits,
-    pub debug: Option<Debug>,
-}
-
-/// How many connections clients may have open at the same time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConnectionLimits {
-    /// All together; never 0. `None` derives the number from the process's file descriptors.
-    pub total: Option<usize>,
-    /// From one IPv4 address or one IPv6 /64 network; never 0. `None` is no limit.
-    pub per_address: Option<usize>,
-}
-
-/// The listener for operators.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Debug {
-    pub listen: Listen,
-    /// Where the metrics are, if anywhere: starts with `/`.
-    pub metrics_path: Option<String>,
-}
-
-/// The upstreams and what is kept of them.
-#[derive(Debug, Clone)]
-pub struct Proxy {
-    /// Asked for names that point to no other upstream.
-    pub default: Upstream,
-    /// No two upstreams share a name or alias, the default one included.
-    pub upstreams: Vec<Upstream>,
-    /// How long blobs and manifests are kept where no rule matches; `None` is for ever.
-    pub ttl: Option<Duration>,
-    pub ttl_mode: TtlMode,
-    /// The first that matches counts. The upstreams' own come last, as `<name>/**`.
-    pub ttl_rules: Vec<TtlRule>,
-    /// What is never evicted: `repository` or `repository:tag`, both patterns (at most 512 bytes
-    /// together) as in [`TtlRule::pattern`], that of the tag made of `[A-Za-z0-9._*-]`.
-    pub pins: Vec<String>,
-    /// How long a tag is believed without asking the upstream; 0 asks every time.
-    pub tags_ttl: Duration,
-    pub timeouts: Timeouts,
-    pub segments: Segments,
-    pub streams: Streams,
-    /// Bytes of the largest blob that is cached; never 0. Larger ones pass through.
-    pub max_blob_size: u64,
-    /// Bytes a second, over a minute, below which a transfer from an upstream ends; 0 never ends one.
-    pub min_speed: u64,
-    pub prefetch: Prefetch,
-    pub on_abandon: OnAbandon,
-    /// Where no rule matches.
-    pub ranges: RangeMode,
-    /// The first that matches counts.
-    pub range_rules: Vec<RangeRule>,
-    /// Percent of a blob, 1 to 100: once so much of it has been asked for in ranges that are passed
-    /// through, all of it is fetched.
-    pub fill_after: u8,
-}
-
-/// When the time to live begins to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TtlMode {
-    /// At the last use.
-    Sliding,
-    /// When it was cached.
-    Fixed,
-}
-
-/// How long some repositories are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TtlRule {
-    /// 1 to 512 of `[a-z0-9._/*-]`, compared with the whole stored name (`library/debian`,
-    /// `ghcr.io/owner/app`): `*` is any run of characters within a component, `**` one across
-    /// components.
-    pub pattern: String,
-    /// `None` is for ever.
-    pub ttl: Option<Duration>,
-}
-
-/// Limits of the waits for an upstream; none is 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// For a connection, with TLS.
-    pub connect: Duration,
-    /// For the head of a response.
-    pub header: Duration,
-    /// For the next bytes of a body.
-    pub stall: Duration,
-}
-
-/// A registry that is mirrored.
-#[derive(Debug, Clone)]
-pub struct Upstream {
-    /// One component of a repository name, such as `ghcr.io`; the default upstream's, which only
-    /// logs and metrics show, may have a port.
-    pub name: String,
-    /// Scheme `http` or `https`, host and port; nothing more.
-    pub url: Url,
-    pub credentials: Option<Credentials>,
-    /// A file of certificate authorities (PEM), readable when the configuration was loaded.
-    pub ca: Option<PathBuf>,
-    /// Don't check the server's certificate.
-    pub insecure: bool,
-    /// Permit credentials over plain HTTP to other machines, and redirects and token services that
-    /// lead from https to http.
-    pub plain_http: bool,
-    /// The token service (scheme `http` or `https`, host, port) that is given the credentials
-    /// although it is on another site than the upstream.
-    pub realm: Option<Url>,
-    /// The scope of all tokens, in which `{name}` stands for the repository's name.
-    pub scope: Option<String>,
-    /// Hosts that its redirects and token services may lead to although their addresses are internal.
-    pub redirects: Vec<HostPattern>,
-    /// What clients may call it (`host[:port]`, lower case, sorted): its name, its URL's host and
-    /// more.
-    pub aliases: Vec<String>,
-    /// It answers to `docker.io`: names of one component get `library/`.
-    pub is_docker_hub: bool,
-}
-
-#[derive(Debug, Clone)]
-pub struct Credentials {
-    pub username: String,
-    pub password: SecretString,
 }
 
 /// A configuration without problems.
@@ -276,7 +87,8 @@ impl Config {
     /// The configuration without file and environment: Docker Hub on port 5000, data in
     /// `./millpond-data`.
     pub fn default_config() -> Self {
-        check::config(&Node::Null, false, &mut Report::new("", ""))
+        let root = Node::null(yaml::Origin::Line(1));
+        check(&root, false, &Report::new(""))
     }
 }
 
@@ -335,13 +147,6 @@ pub fn parse(
     build(Some((text, source_name)), environment)
 }
 
-/// In the order of the file; what has no line, such as a variable, comes last.
-fn problems(report: Report<'_>) -> ConfigError {
-    let mut problems = report.problems;
-    problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
-    ConfigError::Problems(problems)
-}
-
 /// Reads a size in bytes, as the configuration's sizes are written: `50MiB`.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     size::bytes(text).map_err(|error| error.to_string())
@@ -383,29 +188,80 @@ fn build(
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Loaded, ConfigError> {
     let (text, source) = file.unwrap_or(("", "the environment"));
-    let mut report = Report::new(source, text);
-    let mut root = match Document::parse(text) {
+    let mut report = Report::new(source);
+    let mut root = match Document::parse(text, None) {
         Ok(document) => {
-            for path in &document.duplicates {
-                report.problem_at(path, 1, format!("the key `{path}` stands twice; keep one"));
+            for (path, origin) in &document.duplicates {
+                report.problem_at(report.places.place(origin), env::repeated(path));
             }
             document.root
         }
         Err(error) => {
-            let line = error.location().map(|location| location.line());
-            report.problem_on_line(line, format!("the file is not valid YAML: {error}"));
-            return Err(problems(report));
+            let message = format!("the file is not valid YAML: {error}");
+            report.problem_at((source, error.line), message);
+            return Err(ConfigError::Problems(report.finish().0));
         }
     };
     schema::expand_driver(&mut root);
-    env::apply(&mut root, environment, &mut report);
-    let config = check::config(&root, file.is_some(), &mut report);
-    if !report.problems.is_empty() {
-        return Err(problems(report));
+    env::apply(&mut root, environment, &report);
+    report.places.set(&root);
+    let config = check(&root, file.is_some(), &report);
+    let (problems, warnings, places) = report.finish();
+    if !problems.is_empty() {
+        return Err(ConfigError::Problems(problems));
     }
     Ok(Loaded {
         config,
-        warnings: std::mem::take(&mut report.warnings),
-        places: report.places(),
+        warnings,
+        places,
     })
+}
+
+/// Makes the configuration of the tree. Each check reports its problem and continues with the
+/// default, so the result counts only if there is no problem. `from_file` tells whether there is a
+/// file, which must have a version and should name an upstream.
+fn check(root: &Node, from_file: bool, report: &Report) -> Config {
+    schema::validate(root, &schema::ROOT, "", report);
+    let root = Section::root(root, report);
+    if from_file {
+        match root.text("version") {
+            Some(VERSION) => {}
+            Some(other) => {
+                let other = report::shown(other);
+                root.reject(
+                    "version",
+                    format!("is {other}; only {VERSION} is supported"),
+                );
+            }
+            None => root.missing("version", format!("`version: {VERSION}`")),
+        }
+    }
+    named_directory_needs_upstream(&root);
+    let section = root.section("storage");
+    let storage = storage::read(&section, from_file);
+    Config {
+        log: log::read(&root),
+        limits: storage::limits(&section, &storage),
+        storage,
+        http: http::read(&root.section("http")),
+        proxy: proxy::read(&root.section("proxy"), from_file),
+    }
+}
+
+/// A directory that the operator names may hold a plain registry's data, which exists nowhere else. A
+/// mirror deletes what expires, so it starts there only if an upstream is named, too.
+fn named_directory_needs_upstream(root: &Section<'_>) {
+    let storage = root.section("storage");
+    let filesystem = storage.section("filesystem");
+    let proxy = root.section("proxy");
+    let has_upstream = proxy.text("remoteurl").is_some() || !proxy.sections("upstreams").is_empty();
+    let is_named = filesystem.text("rootdirectory").is_some() && !storage.has("inmemory");
+    if is_named && !has_upstream {
+        filesystem.reject(
+            "rootdirectory",
+            "names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror \
+             and deletes what expires, which would empty a plain registry's directory; write the \
+             upstream's URL, such as https://registry-1.docker.io for Docker Hub",
+        );
+    }
 }

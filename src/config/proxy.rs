@@ -1,304 +1,239 @@
-//! The `proxy` section: the upstreams, and how long what they say is believed. What is kept of
-//! them is in `retention`, and how blobs are downloaded in `fetch`.
+//! The `proxy` section: the upstreams, and how long their content and tags are cached. The file
+//! `upstream` reads what the upstreams have in common, `rules` the patterns and `download` how
+//! blobs are downloaded.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
-use url::Url;
+use serde::Serialize;
 
-use crate::oci::RepoName;
+use crate::oci::{ImagePattern, RepoName};
 
-use super::address;
-use super::document::KeyPath;
-use super::report::{Report, Section, shown};
-use super::{Credentials, Proxy, Timeouts, Upstream, fetch, retention, trust};
+use super::download::{self, OnAbandon, Prefetch, RangeMode, Segments, Streams};
+use super::print;
+use super::rules::{self, RangeRule, TtlRule};
+use super::section::Section;
+use super::upstream::{self, HUB_NAME, Upstream, authority, hub, is_hub};
 
-/// The name that images on Docker Hub have.
-const HUB_NAME: &str = "docker.io";
-/// The host that answers for Docker Hub's images.
-const HUB_HOST: &str = "registry-1.docker.io";
-/// Hosts that mean Docker Hub, as aliases.
-const HUB_ALIASES: [&str; 3] = [HUB_NAME, "index.docker.io", HUB_HOST];
-/// The website, which people write for the registry.
-const HUB_WEBSITE: &str = "hub.docker.com";
-
+/// The reference registry's default.
+const DEFAULT_TTL: Duration = Duration::from_hours(7 * 24);
 const DEFAULT_TAGS_TTL: Duration = Duration::from_mins(1);
-const DEFAULT_CONNECT: Duration = Duration::from_secs(10);
-const DEFAULT_HEADER: Duration = Duration::from_secs(30);
-const DEFAULT_STALL: Duration = Duration::from_mins(1);
 
-pub(super) fn read(proxy: &Section<'_>, from_file: bool, report: &mut Report<'_>) -> Proxy {
+/// The upstreams, and how their content is cached.
+#[derive(Debug, Clone, Serialize)]
+pub struct Proxy {
+    /// Asked for all names that belong to no other upstream.
+    #[serde(flatten)]
+    pub default: Upstream,
+    /// No two upstreams share a name or alias, the default one included.
+    #[serde(serialize_with = "print::upstreams")]
+    pub upstreams: Vec<Upstream>,
+    /// How long blobs and manifests are cached where no rule matches; `None` is forever.
+    #[serde(serialize_with = "print::ttl")]
+    pub ttl: Option<Duration>,
+    #[serde(rename = "ttlmode")]
+    pub ttl_mode: TtlMode,
+    /// The first match counts. The upstreams' own rules come last, as `<name>/**`.
+    #[serde(rename = "ttls")]
+    pub ttl_rules: Vec<TtlRule>,
+    /// Images that are never evicted.
+    #[serde(serialize_with = "print::texts")]
+    pub pins: Vec<ImagePattern>,
+    /// How long a tag's digest counts as fresh, without a request to the upstream; 0 asks each
+    /// time.
+    #[serde(rename = "tags", serialize_with = "print::tags")]
+    pub tags_ttl: Duration,
+    #[serde(flatten)]
+    pub timeouts: Timeouts,
+    pub segments: Segments,
+    pub streams: Streams,
+    /// Bytes of the largest blob that is cached; never 0. Larger ones pass through.
+    #[serde(rename = "maxblobsize", serialize_with = "print::size")]
+    pub max_blob_size: u64,
+    pub prefetch: Prefetch,
+    #[serde(rename = "onabandon", skip_serializing_if = "print::is_auto")]
+    pub on_abandon: OnAbandon,
+    /// Where no rule matches.
+    pub ranges: RangeMode,
+    /// The first match counts.
+    #[serde(rename = "rangerules")]
+    pub range_rules: Vec<RangeRule>,
+    /// Percent of a blob, 1 to 100: once clients have asked for this much of it in ranges that were
+    /// passed through, all of it is downloaded.
+    #[serde(rename = "fillafter", serialize_with = "print::percent")]
+    pub fill_after: u8,
+}
+
+/// The start of the time to live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TtlMode {
+    /// The last use.
+    #[default]
+    Sliding,
+    /// The time at which the entry was cached.
+    Fixed,
+}
+
+/// Limits of the waits for an upstream. No duration is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Timeouts {
+    /// For a connection, TLS included.
+    #[serde(rename = "connecttimeout", serialize_with = "print::duration")]
+    pub connect: Duration,
+    /// For the header of a response, connecting included; and again for all of a small body.
+    #[serde(rename = "headertimeout", serialize_with = "print::duration")]
+    pub header: Duration,
+    /// For the next bytes of a blob. A blob as a whole has no time limit.
+    #[serde(rename = "stalltimeout", serialize_with = "print::duration")]
+    pub stall: Duration,
+    /// The lowest throughput of a blob in bytes per second, on average over a minute of reading;
+    /// a slower transfer is ended. 0 permits any.
+    #[serde(rename = "minspeed", serialize_with = "print::size")]
+    pub min_speed: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            header: Duration::from_secs(30),
+            stall: Duration::from_mins(1),
+            min_speed: 1 << 10,
+        }
+    }
+}
+
+pub(super) fn read(proxy: &Section<'_>, from_file: bool) -> Proxy {
     if from_file && proxy.text("remoteurl").is_none() {
         let message = "`proxy.remoteurl` is not set: the default upstream is Docker Hub";
-        report.warning(&proxy.path, message.to_owned());
+        proxy.warning("", message);
     }
-    let url = match proxy.text("remoteurl") {
-        Some(text) => remote_url(text, &proxy.path.key("remoteurl"), report).unwrap_or_else(hub),
-        None => hub(),
+    let (default, upstreams) = upstreams(proxy);
+    let percent = |text| match super::size::limit(text, 1..=100) {
+        Ok(super::SizeLimit::Percent(percent)) => Ok(percent),
+        _ => Err("write a whole percentage from 1% to 100%, such as 50%"),
     };
+    Proxy {
+        ttl: ttl(proxy),
+        ttl_mode: ttl_mode(proxy),
+        ttl_rules: rules::ttl_rules(proxy, &default),
+        pins: rules::pins(proxy, &default),
+        range_rules: rules::range_rules(proxy, &default),
+        default,
+        upstreams,
+        tags_ttl: proxy.section("tags").duration("ttl", DEFAULT_TAGS_TTL),
+        timeouts: timeouts(proxy),
+        segments: download::segments(&proxy.section("segments")),
+        streams: download::streams(&proxy.section("streams")),
+        max_blob_size: download::max_blob_size(proxy),
+        prefetch: download::prefetch(&proxy.section("prefetch")),
+        on_abandon: download::on_abandon(proxy),
+        ranges: download::ranges(proxy),
+        fill_after: proxy.value("fillafter", percent).unwrap_or(50),
+    }
+}
+
+/// The time to live at `ttl`; 0 is forever.
+pub(super) fn ttl(section: &Section<'_>) -> Option<Duration> {
+    let ttl = section.duration("ttl", DEFAULT_TTL);
+    Some(ttl).filter(|ttl| !ttl.is_zero())
+}
+
+fn ttl_mode(proxy: &Section<'_>) -> TtlMode {
+    let modes = [("sliding", TtlMode::Sliding), ("fixed", TtlMode::Fixed)];
+    let mode = proxy.choice("ttlmode", "write sliding or fixed", &modes);
+    mode.unwrap_or_default()
+}
+
+fn timeouts(proxy: &Section<'_>) -> Timeouts {
+    // Without a limit, a silent upstream would hold clients forever.
+    let timeout = |key, default| {
+        let timeout = proxy.duration(key, default);
+        if timeout.is_zero() {
+            proxy.reject(key, "must be more than 0");
+        }
+        timeout
+    };
+    let default = Timeouts::default();
+    Timeouts {
+        connect: timeout("connecttimeout", default.connect),
+        header: timeout("headertimeout", default.header),
+        stall: timeout("stalltimeout", default.stall),
+        min_speed: proxy.size("minspeed", default.min_speed),
+    }
+}
+
+/// The default upstream and the named ones.
+fn upstreams(proxy: &Section<'_>) -> (Upstream, Vec<Upstream>) {
+    let url = upstream::remote_url(proxy).unwrap_or_else(hub);
     let name = if is_hub(&url) {
         HUB_NAME.to_owned()
     } else {
         authority(&url)
     };
-    let default = upstream(proxy, name, url, report);
-    let mut upstreams = Vec::new();
-    let mut paths = vec![proxy.path.clone()];
-    for section in proxy.sections("upstreams") {
-        if let Some(upstream) = named(&section, report) {
-            upstreams.push(upstream);
-            paths.push(section.path);
-        }
-    }
-    let all: Vec<_> = std::iter::once(&default)
-        .chain(&upstreams)
-        .zip(&paths)
+    let default = upstream::read(proxy, name, url);
+    let named = proxy.sections("upstreams").into_iter();
+    let named: Vec<_> = named
+        .filter_map(|section| Some((named_upstream(&section)?, section)))
         .collect();
-    conflicts(&all, report);
-    Proxy {
-        ttl: retention::ttl(proxy, report),
-        ttl_mode: retention::ttl_mode(proxy, report),
-        ttl_rules: retention::ttl_rules(proxy, &default, report),
-        pins: retention::pins(proxy, &default, report),
-        range_rules: fetch::range_rules(proxy, &default, report),
-        default,
-        upstreams,
-        tags_ttl: proxy
-            .section("tags")
-            .duration("ttl", DEFAULT_TAGS_TTL, report),
-        timeouts: Timeouts {
-            connect: timeout(proxy, "connecttimeout", DEFAULT_CONNECT, report),
-            header: timeout(proxy, "headertimeout", DEFAULT_HEADER, report),
-            stall: timeout(proxy, "stalltimeout", DEFAULT_STALL, report),
-        },
-        segments: fetch::segments(&proxy.section("segments"), report),
-        streams: fetch::streams(&proxy.section("streams"), report),
-        max_blob_size: fetch::max_blob_size(proxy, report),
-        min_speed: fetch::min_speed(proxy, report),
-        prefetch: fetch::prefetch(&proxy.section("prefetch"), report),
-        on_abandon: fetch::on_abandon(proxy, report),
-        ranges: fetch::ranges(proxy, report),
-        fill_after: fetch::fill_after(proxy, report),
-    }
-}
-
-/// A time limit; none at all would let a silent upstream hold clients for ever.
-fn timeout(proxy: &Section<'_>, key: &str, default: Duration, report: &mut Report<'_>) -> Duration {
-    let timeout = proxy.duration(key, default, report);
-    if timeout.is_zero() {
-        let path = proxy.path.key(key);
-        report.problem(&path, format!("`{path}` must be more than 0"));
-    }
-    timeout
+    conflicts(&default, proxy, &named);
+    let named = named.into_iter().map(|(upstream, _)| upstream);
+    (default, named.collect())
 }
 
 /// An item of `proxy.upstreams`.
-fn named(section: &Section<'_>, report: &mut Report<'_>) -> Option<Upstream> {
-    let name = name(section, report);
-    let path = section.path.key("remoteurl");
-    let url = if let Some(text) = section.text("remoteurl") {
-        remote_url(text, &path, report)
-    } else {
-        let message = format!("`{path}` is missing; write the upstream's URL");
-        report.problem(&section.path, message);
-        None
-    };
-    // Even without a name or URL, the other keys are looked at.
+fn named_upstream(section: &Section<'_>) -> Option<Upstream> {
+    let name = name(section);
+    if section.text("remoteurl").is_none() {
+        section.missing("remoteurl", "the upstream's URL");
+    }
+    let url = upstream::remote_url(section);
+    // Even without a name or URL, the other keys are checked.
     let usable = name.is_some() && url.is_some();
-    let upstream = upstream(
-        section,
-        name.unwrap_or_default(),
-        url.unwrap_or_else(hub),
-        report,
-    );
+    let upstream = upstream::read(section, name.unwrap_or_default(), url.unwrap_or_else(hub));
     usable.then_some(upstream)
 }
 
-fn name(section: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
-    let path = section.path.key("name");
-    let Some(text) = section.text("name") else {
-        let message = format!("`{path}` is missing; write one such as ghcr.io");
-        report.problem(&section.path, message);
-        return None;
-    };
-    match text.parse::<RepoName>() {
-        Ok(name) if name.components().count() == 1 => {
-            if !text.contains('.') {
-                let message = format!(
-                    "`{path}` has no dot: the default upstream's repositories under `{text}/` \
-                     share their place in the store with this upstream's"
-                );
-                report.warning(&path, message);
-            }
-            Some(text.to_owned())
-        }
-        _ => {
-            let message = format!(
-                "`{path}` is {}; write lower-case letters and digits, separated by one of . _ - \
-                 and without a slash or port, such as ghcr.io",
-                shown(text)
-            );
-            report.problem(&path, message);
-            None
-        }
+fn name(section: &Section<'_>) -> Option<String> {
+    if section.text("name").is_none() {
+        section.missing("name", "one such as ghcr.io");
     }
-}
-
-/// What the default upstream and the named ones have in common.
-fn upstream(section: &Section<'_>, name: String, url: Url, report: &mut Report<'_>) -> Upstream {
-    let credentials = credentials(section, report);
-    let insecure = section.bool("insecure", false, report);
-    if insecure && url.scheme() == "https" && credentials.is_some() {
-        let host = authority(&url);
-        let message = format!(
-            "the credentials for {host} are sent to a server whose certificate isn't checked"
+    let name = section.value("name", |text| match text.parse::<RepoName>() {
+        Ok(name) if name.components().count() == 1 => Ok(text),
+        _ => Err(
+            "write lower-case letters and digits, separated by one of . _ - and without a slash \
+             or port, such as ghcr.io",
+        ),
+    })?;
+    if !name.contains('.') {
+        section.doubt(
+            "name",
+            format_args!(
+                "has no dot: the default upstream's repositories under `{name}/` share their \
+                 place in the store with this upstream's"
+            ),
         );
-        report.warning(&section.path.key("username"), message);
     }
-    let plain_http = trust::plain_http(section, &url, credentials.is_some(), report);
-    let mut aliases = vec![name.clone(), authority(&url)];
-    if is_hub(&url) {
-        aliases.extend(HUB_ALIASES.map(str::to_owned));
-    }
-    for (path, text) in section.texts("aliases") {
-        if let Some(alias) = address::alias(text) {
-            aliases.push(alias);
-        } else {
-            let message = format!("`{path}` is {}; write host or host:port", shown(text));
-            report.problem(&path, message);
-        }
-    }
-    aliases.sort();
-    aliases.dedup();
-    Upstream {
-        is_docker_hub: aliases.iter().any(|alias| alias == HUB_NAME),
-        name,
-        url,
-        credentials,
-        ca: authorities(section, report),
-        insecure,
-        plain_http,
-        realm: trust::realm(section, plain_http, report),
-        scope: trust::scope(section, report),
-        redirects: trust::redirects(section, report),
-        aliases,
-    }
+    Some(name.to_owned())
 }
 
-fn credentials(section: &Section<'_>, report: &mut Report<'_>) -> Option<Credentials> {
-    let (given, missing) = match (section.text("username"), section.text("password")) {
-        (Some(username), Some(password)) => {
-            return Some(Credentials {
-                username: username.to_owned(),
-                password: SecretString::from(password),
-            });
-        }
-        (Some(_), None) => ("username", "password"),
-        (None, Some(_)) => ("password", "username"),
-        (None, None) => return None,
-    };
-    let path = section.path.key(given);
-    let missing = section.path.key(missing);
-    report.problem(
-        &path,
-        format!("`{path}` is set, but `{missing}` isn't; write both or none"),
-    );
-    None
-}
-
-/// The file of certificate authorities; opened once, so that a wrong path shows at the start.
-fn authorities(section: &Section<'_>, report: &mut Report<'_>) -> Option<PathBuf> {
-    let file = PathBuf::from(section.text("ca")?);
-    let opened = std::fs::File::open(&file).and_then(|file| file.metadata());
-    let wrong = match opened {
-        Ok(metadata) if metadata.is_file() => return Some(file),
-        Ok(_) => "it is not a file".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    let path = section.path.key("ca");
-    let value = shown(&file.to_string_lossy());
-    report.problem(
-        &path,
-        format!("`{path}` is {value}, which can't be read: {wrong}"),
-    );
-    None
-}
-
-/// The URL of a registry. Messages don't repeat one that holds a password.
-fn remote_url(text: &str, path: &KeyPath, report: &mut Report<'_>) -> Option<Url> {
-    let mut problem = |message: String| {
-        report.problem(path, message);
-        None
-    };
-    if text.contains('@') {
-        let message = format!(
-            "`{path}` contains an @; write the credentials as `username` and `password` beside it"
-        );
-        return problem(message);
-    }
-    let value = shown(text);
-    let url = match Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => url,
-        _ => {
-            return problem(format!(
-                "`{path}` is {value}; write a URL such as https://registry-1.docker.io"
-            ));
-        }
-    };
-    if is_hub(&url) {
-        return Some(hub());
-    }
-    if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
-        let message = format!("`{path}` is {value}; write only the scheme, host and port");
-        return problem(message);
-    }
-    Some(url)
-}
-
-#[expect(
-    clippy::expect_used,
-    reason = "a constant, which every test of defaults parses"
-)]
-fn hub() -> Url {
-    Url::parse(&format!("https://{HUB_HOST}")).expect("a valid URL")
-}
-
-/// Whether a URL means Docker Hub, whatever path is behind it (`/v1/` is seen often).
-fn is_hub(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    url.port().is_none() && (HUB_ALIASES.contains(&host) || host == HUB_WEBSITE)
-}
-
-/// `host[:port]`; a scheme's own port is left out.
-fn authority(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    }
-}
-
-/// No two upstreams may answer to one name: it would be chance which of them is asked.
-fn conflicts(all: &[(&Upstream, &KeyPath)], report: &mut Report<'_>) {
-    for (position, (later, path)) in all.iter().enumerate() {
+/// No two upstreams may answer to one name: chance would decide which of them is asked.
+fn conflicts(default: &Upstream, proxy: &Section<'_>, named: &[(Upstream, Section<'_>)]) {
+    let named = named.iter().map(|(upstream, section)| (upstream, section));
+    let all: Vec<_> = std::iter::once((default, proxy)).chain(named).collect();
+    for (position, (later, section)) in all.iter().enumerate() {
         for (earlier, other) in all.iter().take(position) {
+            let mut aliases = later.aliases.iter();
             if later.name == earlier.name {
-                let name = &later.name;
-                let message = format!("`{other}` and `{path}` are both named `{name}`");
-                report.problem(path, message);
-                continue;
-            }
-            let shared = later
-                .aliases
-                .iter()
-                .find(|alias| earlier.aliases.contains(alias));
-            if let Some(alias) = shared {
+                let (one, other) = (other.path(""), section.path(""));
+                let message = format!("`{one}` and `{other}` are both named `{}`", later.name);
+                section.problem("", message);
+            } else if let Some(alias) = aliases.find(|alias| earlier.aliases.contains(alias)) {
                 let message = format!(
                     "the upstreams `{}` and `{}` both answer to `{alias}`; give it to one",
                     earlier.name, later.name
                 );
-                report.problem(path, message);
+                section.problem("", message);
             }
         }
     }

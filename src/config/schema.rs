@@ -1,18 +1,18 @@
-//! Every key that a configuration file may have: ours, and those of the reference registry
-//! (CNCF distribution 2.8 to 3.1).
+//! Every key that a configuration file may have: millpond's, and those of the reference registry
+//! (CNCF distribution 2.8 to 3.1); and the checks of keys and kinds of values.
 //!
 //! A key of the reference registry that millpond doesn't implement is ignored with a warning where
 //! that is harmless, and refused where ignoring it would weaken what the operator asked for.
 
-use super::document::{KeyPath, Node};
-use super::nearest::nearest;
 use super::report::Report;
+use super::section::truth;
+use super::yaml::{Node, Value, item_path, key_path};
 
 /// The keys of a map.
 pub(super) type Keys = &'static [(&'static str, Shape)];
 
-/// What may stand at a key.
-#[derive(Debug)]
+/// The kind of a key's value.
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Shape {
     Scalar,
     /// A list of scalars.
@@ -24,9 +24,9 @@ pub(super) enum Shape {
     Fields,
     /// A map of header names to lists of scalars.
     Headers,
-    /// A key of the reference registry without effect here, and what isn't done.
+    /// A key of the reference registry that has no effect here, and the reason.
     Ignored(&'static str),
-    /// A key of the reference registry that can't be ignored, and what to do instead.
+    /// A key of the reference registry that can't be ignored, with the reason and the alternative.
     Refused(&'static str),
     /// The reference registry's plug-ins by kind, a list of maps each. They can't be ignored unless
     /// they are disabled.
@@ -233,21 +233,25 @@ const UPSTREAM: Keys = &[
     ("ttl", Scalar),
 ];
 
-/// `storage: inmemory` is short for a map of the driver's name without parameters.
+/// Replaces `storage: inmemory`, the short form, by a map of the driver's name without parameters.
 pub(super) fn expand_driver(root: &mut Node) {
-    let Node::Map(entries) = root else { return };
+    let Value::Map(entries) = &mut root.value else {
+        return;
+    };
     for (key, node) in entries {
         if key == "storage"
-            && let Node::Scalar(driver) = node
+            && let Value::Scalar(driver) = &mut node.value
         {
-            *node = Node::Map(vec![(std::mem::take(driver), Node::Null)]);
+            let driver = std::mem::take(driver);
+            node.value = Value::Map(vec![(driver, Node::null(node.origin.clone()))]);
         }
     }
 }
 
 /// Reports every key that isn't known, isn't implemented or holds the wrong kind of value.
-pub(super) fn validate(node: &Node, shape: &Shape, path: &KeyPath, report: &mut Report<'_>) {
-    match (shape, node) {
+pub(super) fn validate(node: &Node, shape: &Shape, path: &str, report: &Report) {
+    let must_be = |kind: &str| report.problem(path, format!("`{path}` must be {kind}"));
+    match (shape, &node.value) {
         (Driver, _) => report.problem(
             path,
             format!(
@@ -255,81 +259,74 @@ pub(super) fn validate(node: &Node, shape: &Shape, path: &KeyPath, report: &mut 
                  `storage.inmemory` for tests)"
             ),
         ),
-        (_, Node::Null) | (Scalar, Node::Scalar(_)) => {}
-        (Ignored(reason), node) if !node.is_empty() => {
-            report.warning(path, format!("`{path}` has no effect: {reason}"));
+        (_, Value::Null) | (Scalar, Value::Scalar(_)) => {}
+        (Ignored(_) | Refused(_) | Middleware, _) if node.is_empty() => {}
+        (Ignored(reason), _) => {
+            report.warning(path, &format!("`{path}` has no effect: {reason}"));
         }
-        (Refused(reason), node) if !node.is_empty() => {
+        (Refused(reason), _) => {
             report.problem(path, format!("`{path}` is not supported: {reason}"));
         }
-        (Middleware, node) if !node.is_empty() => middleware(node, path, report),
-        (Ignored(_) | Refused(_) | Middleware, _) => {}
-        (Section(keys), Node::Map(entries)) => validate_keys(entries, keys, path, report),
-        (Sections(keys), Node::List(items)) => {
+        (Middleware, _) if all_disabled(node) => {
+            let message = format!("`{path}` has no effect: all its entries are disabled");
+            report.warning(path, &message);
+        }
+        (Middleware, _) => {
+            let message = format!(
+                "`{path}` is not supported: what it would enforce or rewrite would be left out; \
+                 remove its entries, or disable them"
+            );
+            report.problem(path, message);
+        }
+        (Section(keys), Value::Map(entries)) => validate_keys(entries, keys, path, report),
+        (Sections(_) | Scalars, Value::List(items)) => {
+            let inner = match shape {
+                Sections(keys) => Section(keys),
+                _ => Scalar,
+            };
             for (index, item) in items.iter().enumerate() {
-                let path = path.index(index);
-                match item {
-                    Node::Map(entries) => validate_keys(entries, keys, &path, report),
-                    _ => report.problem(&path, format!("`{path}` must be a map of keys")),
+                let path = item_path(path, index);
+                if item.value == Value::Null {
+                    report.problem(&path, format!("`{path}` is empty; remove it"));
                 }
+                validate(item, &inner, &path, report);
             }
         }
-        (Scalars, Node::List(items)) => {
-            for (index, item) in items.iter().enumerate() {
-                let path = path.index(index);
-                if !matches!(item, Node::Scalar(_)) {
-                    report.problem(&path, format!("`{path}` must be a single value"));
-                }
-            }
-        }
-        (Fields | Headers, Node::Map(entries)) => {
+        (Fields | Headers, Value::Map(entries)) => {
             let inner = if matches!(shape, Fields) {
                 &Scalar
             } else {
                 &Scalars
             };
             for (key, node) in entries {
-                validate(node, inner, &path.key(key), report);
+                validate(node, inner, &key_path(path, key), report);
             }
         }
-        (Scalar, _) => report.problem(path, format!("`{path}` must be a single value")),
-        (Scalars | Sections(_), _) => report.problem(path, format!("`{path}` must be a list")),
-        (Section(_) | Fields | Headers, _) => {
-            report.problem(path, format!("`{path}` must be a map of keys"));
-        }
+        (Scalar, _) => must_be("a single value"),
+        (Scalars | Sections(_), _) => must_be("a list"),
+        (Section(_) | Fields | Headers, _) => must_be("a map of keys"),
     }
 }
 
-fn middleware(node: &Node, path: &KeyPath, report: &mut Report<'_>) {
-    let of_kind = |node: &Node| match node {
-        Node::List(entries) => entries
-            .iter()
-            .all(|entry| entry.is_empty() || is_disabled(entry)),
-        other => other.is_empty(),
+/// Whether all plug-ins of all kinds are disabled.
+fn all_disabled(middleware: &Node) -> bool {
+    let is_disabled = |entry: &Node| match entry.get("disabled").map(|node| &node.value) {
+        Some(Value::Scalar(text)) => truth(text) == Some(true),
+        _ => entry.is_empty(),
     };
-    let all_disabled = match node {
-        Node::Map(kinds) => kinds.iter().all(|(_, entries)| of_kind(entries)),
+    let of_kind = |kind: &Node| match &kind.value {
+        Value::List(entries) => entries.iter().all(is_disabled),
+        _ => kind.is_empty(),
+    };
+    match &middleware.value {
+        Value::Map(kinds) => kinds.iter().all(|(_, kind)| of_kind(kind)),
         _ => false,
-    };
-    if all_disabled {
-        let message = format!("`{path}` has no effect: all its entries are disabled");
-        report.warning(path, message);
-    } else {
-        let message = format!(
-            "`{path}` is not supported: what it would enforce or rewrite would be left out; \
-             remove its entries, or disable them"
-        );
-        report.problem(path, message);
     }
 }
 
-fn is_disabled(entry: &Node) -> bool {
-    matches!(entry.get("disabled"), Some(Node::Scalar(text)) if super::report::truth(text) == Some(true))
-}
-
-fn validate_keys(entries: &[(String, Node)], keys: Keys, path: &KeyPath, report: &mut Report<'_>) {
+fn validate_keys(entries: &[(String, Node)], keys: Keys, path: &str, report: &Report) {
     for (key, node) in entries {
-        let at = path.key(key);
+        let at = key_path(path, key);
         if let Some((_, shape)) = keys.iter().find(|(name, _)| name == key) {
             validate(node, shape, &at, report);
         } else {
@@ -341,26 +338,80 @@ fn validate_keys(entries: &[(String, Node)], keys: Keys, path: &KeyPath, report:
     }
 }
 
+/// The longest unknown key that a suggestion is looked for, in bytes: the work grows with it.
+const MAX_MISSPELT: usize = 64;
+
+/// The path of the known key that an unknown one was probably meant to be: a sibling with a similar
+/// name, else the same name elsewhere.
+pub(super) fn nearest(key: &str, siblings: Keys, path: &str) -> Option<String> {
+    if key.len() > MAX_MISSPELT {
+        return None;
+    }
+    let key = key.to_ascii_lowercase();
+    let similar = siblings
+        .iter()
+        .map(|(name, _)| (strsim::levenshtein(&key, name), *name))
+        .filter(|(distance, name)| *distance <= (name.len() / 3).max(1))
+        .min();
+    match similar {
+        Some((_, name)) => Some(key_path(path, name)),
+        None => elsewhere(&key, &ROOT, ""),
+    }
+}
+
+/// The path of a key of that name outside of lists; outer ones count first.
+fn elsewhere(key: &str, shape: &Shape, path: &str) -> Option<String> {
+    let Section(keys) = shape else { return None };
+    if keys.iter().any(|(name, _)| *name == key) {
+        return Some(key_path(path, key));
+    }
+    let mut inner = keys.iter();
+    inner.find_map(|(name, shape)| elsewhere(key, shape, &key_path(path, name)))
+}
+
 /// The paths of all keys that have an effect, with `[0]` for the items of a list: what the example
 /// file must show.
 #[cfg(test)]
-pub(super) fn effective_keys() -> Vec<KeyPath> {
-    fn collect(shape: &Shape, path: &KeyPath, all: &mut Vec<KeyPath>) {
+pub(super) fn effective_keys() -> Vec<String> {
+    fn collect(shape: &Shape, path: &str, all: &mut Vec<String>) {
         match shape {
-            Section(keys) if !keys.is_empty() => {
-                keys.iter()
-                    .for_each(|(name, shape)| collect(shape, &path.key(name), all));
-            }
-            Sections(keys) => {
-                let path = path.index(0);
-                keys.iter()
-                    .for_each(|(name, shape)| collect(shape, &path.key(name), all));
-            }
+            Section(keys) if !keys.is_empty() => keys
+                .iter()
+                .for_each(|(name, shape)| collect(shape, &key_path(path, name), all)),
+            Sections(keys) => collect(&Section(keys), &item_path(path, 0), all),
             Ignored(_) | Refused(_) | Middleware | Driver => {}
-            _ => all.push(path.clone()),
+            _ => all.push(path.to_owned()),
         }
     }
     let mut all = Vec::new();
-    collect(&ROOT, &KeyPath::default(), &mut all);
+    collect(&ROOT, "", &mut all);
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suggestions() {
+        let Section(root) = ROOT else {
+            panic!("the root is a section")
+        };
+        for (key, siblings, path, expected) in [
+            ("htpp", root, "", Some("http")),
+            ("remoteulr", PROXY, "proxy", Some("proxy.remoteurl")),
+            ("remoteURL", PROXY, "proxy", Some("proxy.remoteurl")),
+            (
+                "rootdirectory",
+                root,
+                "",
+                Some("storage.filesystem.rootdirectory"),
+            ),
+            ("wholly-unlike", PROXY, "proxy", None),
+            (&"remoteurl".repeat(8), PROXY, "proxy", None),
+        ] {
+            let found = nearest(key, siblings, path);
+            assert_eq!(found.as_deref(), expected, "{key}");
+        }
+    }
 }

@@ -7,11 +7,13 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use bytesize::ByteSize;
+use serde::{Serialize, Serializer};
+
+use crate::oci::digits;
+
 /// The largest size accepted, in bytes (1 EiB). Larger ones are typing errors.
 pub(super) const MAX: u64 = 1 << 60;
-
-/// Digits of a fraction that count; the rest is below a byte of any unit.
-const MAX_FRACTION_DIGITS: usize = 18;
 
 /// Largest first, a binary unit before the decimal one.
 const UNITS: [(&str, u64); 8] = [
@@ -43,6 +45,12 @@ impl fmt::Display for SizeLimit {
     }
 }
 
+impl Serialize for SizeLimit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// Why a text is not a size or limit. The messages end a sentence that starts with the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum SizeError {
@@ -67,41 +75,27 @@ pub(super) fn bytes(text: &str) -> Result<u64, SizeError> {
     if text.starts_with('-') {
         return Err(SizeError::Negative);
     }
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
-    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
+    // bytesize accepts more than can be meant: `G`, `Gi`, `5.`, and fractions of a byte.
+    let (number, unit) = text.split_at(text.find(|c| !is_of_number(c)).unwrap_or(text.len()));
     let unit = unit.trim_start();
-    let (whole, fraction) = match number.split_once('.') {
-        // Part of a byte is a forgotten unit.
-        Some((_, fraction)) if !is_number(fraction) || unit.is_empty() => {
-            return Err(SizeError::Syntax);
-        }
-        Some(parts) => parts,
-        None => (number, ""),
-    };
-    if !is_number(whole) {
+    let known = |(name, _): &(&str, u64)| name.eq_ignore_ascii_case(unit);
+    let is_whole = number.bytes().all(|byte| byte.is_ascii_digit());
+    let is_plain = number.starts_with(|c| c != '.') && !number.ends_with('.');
+    if !is_plain || !(UNITS.iter().any(known) || (unit.is_empty() && is_whole)) {
         return Err(SizeError::Syntax);
     }
-    let factor = match UNITS
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case(unit))
-    {
-        Some((_, factor)) => u128::from(*factor),
-        None if unit.is_empty() => 1,
-        None => return Err(SizeError::Syntax),
-    };
-    // Only too many digits are left as an error; neither product can leave 128 bits.
-    let whole: u64 = whole.parse().map_err(|_too_long| SizeError::TooLarge)?;
-    let mut numerator = 0u128;
-    let mut denominator = 1u128;
-    for digit in fraction.bytes().take(MAX_FRACTION_DIGITS) {
-        numerator = numerator * 10 + u128::from(digit - b'0');
-        denominator *= 10;
-    }
-    let total = u128::from(whole) * factor + numerator * factor / denominator;
-    let total = u64::try_from(total).map_err(|_too_long| SizeError::TooLarge)?;
-    Some(total)
-        .filter(|total| *total <= MAX)
+    let size = text.parse::<ByteSize>().or(Err(if unit.is_empty() {
+        SizeError::TooLarge
+    } else {
+        SizeError::Syntax
+    }))?;
+    Some(size.as_u64())
+        .filter(|bytes| *bytes <= MAX)
         .ok_or(SizeError::TooLarge)
+}
+
+fn is_of_number(c: char) -> bool {
+    c.is_ascii_digit() || c == '.'
 }
 
 /// Reads a size, or a whole percentage within `percents`.
@@ -116,18 +110,12 @@ pub(super) fn limit(text: &str, percents: RangeInclusive<u8>) -> Result<SizeLimi
     if percent.starts_with('-') {
         return Err(SizeError::Negative);
     }
-    if !is_number(percent) {
-        return Err(SizeError::LimitSyntax);
-    }
-    let percent: Option<u8> = percent.parse().ok();
-    percent
+    let percent: u64 = digits(percent).ok_or(SizeError::LimitSyntax)?;
+    u8::try_from(percent)
+        .ok()
         .filter(|percent| percents.contains(percent))
         .map(SizeLimit::Percent)
         .ok_or(SizeError::Percent(*percents.start(), *percents.end()))
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Writes a size in the largest unit that it is a whole number of: `200GiB`, `500MB`, `1025`.

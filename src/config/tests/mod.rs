@@ -1,14 +1,15 @@
-mod fetch;
-mod retention;
+mod download;
 mod sentences;
+mod storage;
 mod variables;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
 
-use super::document::{KeyPath, Step};
+use tracing::Level;
+
 use super::*;
 
 const EXAMPLE: &str = include_str!("../../../config.example.yml");
@@ -138,16 +139,6 @@ fn uncommented() -> String {
     EXAMPLE.lines().map(line).collect()
 }
 
-fn find<'a>(root: &'a Node, path: &KeyPath) -> Option<&'a Node> {
-    path.steps()
-        .iter()
-        .try_fold(root, |node, step| match (step, node) {
-            (Step::Key(key), _) => node.get(key),
-            (Step::Index(index), Node::List(items)) => items.get(*index),
-            _ => None,
-        })
-}
-
 #[test]
 fn the_example_is_the_default_and_complete() {
     let Loaded {
@@ -157,21 +148,15 @@ fn the_example_is_the_default_and_complete() {
     assert_eq!(render(&config), render(&Config::default_config()));
 
     let text = uncommented();
-    let document = Document::parse(&text).unwrap();
-    assert!(document.duplicates.is_empty());
-    let mut report = Report::new("example", &text);
-    schema::validate(
-        &document.root,
-        &schema::ROOT,
-        &KeyPath::default(),
-        &mut report,
-    );
-    assert_eq!(report.problems, []);
-    let missing: Vec<String> = schema::effective_keys()
-        .iter()
-        .filter(|path| find(&document.root, path).is_none())
-        .map(ToString::to_string)
-        .collect();
+    let document = Document::parse(&text, None).unwrap();
+    assert_eq!(document.duplicates, []);
+    let mut report = Report::new("example");
+    schema::validate(&document.root, &schema::ROOT, "", &report);
+    report.places.set(&document.root);
+    let (problems, _, places) = report.finish();
+    assert_eq!(problems, []);
+    let keys = schema::effective_keys();
+    let missing: Vec<_> = keys.iter().filter(|path| !places.has(path)).collect();
     assert_eq!(
         missing,
         ["loglevel"],

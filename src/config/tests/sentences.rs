@@ -23,7 +23,7 @@ const SENTENCES: &[(&str, &str)] = &[
     ),
     (
         "http:\n  addr: :1\n  addr: :2",
-        "config.yml:4: the key `http.addr` stands twice; keep one",
+        "config.yml:4: the key `http.addr` is repeated; keep one",
     ),
     ("http: 5", "config.yml:2: `http` must be a map of keys"),
     (
@@ -41,6 +41,10 @@ const SENTENCES: &[(&str, &str)] = &[
     (
         "proxy: {upstreams: [x]}",
         "config.yml:2: `proxy.upstreams[0]` must be a map of keys",
+    ),
+    (
+        "proxy: {upstreams: [~]}",
+        "config.yml:2: `proxy.upstreams[0]` is empty; remove it",
     ),
     (
         "proxy: {aliases: [[x]]}",
@@ -116,7 +120,7 @@ const SENTENCES: &[(&str, &str)] = &[
     ),
     (
         "http: {headers: {X-A: [\"b\\n\"]}}",
-        "config.yml:2: \"b\\n\" is not a valid value of `x-a`",
+        "config.yml:2: `http.headers.X-A[0]` is \"b\\n\"; write printable ASCII text",
     ),
     (
         "http: {headers: {Content-Length: [1]}}",
@@ -207,6 +211,10 @@ const SENTENCES: &[(&str, &str)] = &[
         "config.yml:3: `proxy.password` is set, but `proxy.username` isn't; write both or none",
     ),
     (
+        "proxy: {username: 'u:v', password: hunter2}",
+        "config.yml:2: `proxy.username` contains a colon, which would separate it from the password; remove it",
+    ),
+    (
         "proxy: {aliases: ['https://a']}",
         "config.yml:2: `proxy.aliases[0]` is \"https://a\"; write host or host:port",
     ),
@@ -248,11 +256,11 @@ const SENTENCES: &[(&str, &str)] = &[
     ),
     (
         "proxy: {realm: 'https://u:secret@auth.example'}",
-        "config.yml:2: `proxy.realm` is a URL with an @; write a URL such as https://auth.example.com/token",
+        "config.yml:2: `proxy.realm` contains an @; write the credentials as `username` and `password` beside it",
     ),
     (
         "proxy: {realm: 'http://auth.example/'}",
-        "config.yml:2: `proxy.realm` is \"http://auth.example/\", and credentials would be sent there over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it",
+        "config.yml:2: `proxy.realm` is \"http://auth.example/\"; credentials would be sent there over plain HTTP: use an https:// URL, or write `proxy.plainhttp: true` to permit it",
     ),
     (
         "proxy: {scope: 'ä'}",
@@ -260,7 +268,7 @@ const SENTENCES: &[(&str, &str)] = &[
     ),
     (
         "proxy: {redirects: [cdn.example, 'https://cdn.example']}",
-        "config.yml:2: `proxy.redirects[1]` is \"https://cdn.example\": a host pattern is a host without scheme and port, *.domain or *",
+        "config.yml:2: `proxy.redirects[1]` is \"https://cdn.example\"; a host pattern is a host without scheme and port, *.domain or *",
     ),
     (
         "http: {addr: @}",
@@ -280,7 +288,7 @@ fn every_sentence() {
     assert_eq!(problems("version: 0.10", &[]), [version]);
     let missing = "proxy: {ca: /nowhere/ca.pem}";
     let found = problems(&format!("version: 0.1\n{missing}"), &[]);
-    let start = "config.yml:2: `proxy.ca` is \"/nowhere/ca.pem\", which can't be read: ";
+    let start = "config.yml:2: `proxy.ca` is \"/nowhere/ca.pem\"; it can't be read: ";
     assert!(found.len() == 1 && found[0].starts_with(start), "{found:?}");
 }
 

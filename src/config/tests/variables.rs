@@ -258,12 +258,12 @@ const PROBLEMS: &[(&str, &str, &str)] = &[
     (
         "REGISTRY_HTTP",
         "{addr: ':1', addr: ':1'}",
-        "REGISTRY_HTTP: the key `addr` stands twice; keep one",
+        "REGISTRY_HTTP: the key `addr` is repeated; keep one",
     ),
     (
         "REGISTRY_PROXY_UPSTREAMS_3_NAME",
         "a.b",
-        "REGISTRY_PROXY_UPSTREAMS_3_NAME: `proxy.upstreams[3].name` leaves a gap in the list; number the items from 0",
+        "REGISTRY_PROXY_UPSTREAMS_3_NAME: `proxy.upstreams[3]` leaves a gap in the list; number the items from 0",
     ),
 ];
 

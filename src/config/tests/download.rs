@@ -35,7 +35,10 @@ fn defaults() {
         max_size: 4 << 30,
     };
     assert_eq!((proxy.prefetch, proxy.fill_after), (prefetch, 50));
-    assert_eq!((proxy.max_blob_size, proxy.min_speed), (64 << 30, 1024));
+    assert_eq!(
+        (proxy.max_blob_size, proxy.timeouts.min_speed),
+        (64 << 30, 1024)
+    );
     assert_eq!(proxy.on_abandon, OnAbandon::Auto);
     assert_eq!((proxy.ranges, proxy.range_rules), (RangeMode::Fill, vec![]));
 }
@@ -79,7 +82,10 @@ fn what_is_written_is_in_effect_and_read_back() {
             max_size: 1 << 30,
         };
         assert_eq!((proxy.prefetch, proxy.fill_after), (prefetch, 100));
-        assert_eq!((proxy.max_blob_size, proxy.min_speed), (3 << 39, 0));
+        assert_eq!(
+            (proxy.max_blob_size, proxy.timeouts.min_speed),
+            (3 << 39, 0)
+        );
         assert_eq!(proxy.on_abandon, OnAbandon::Pause);
         assert_eq!(proxy.ranges, RangeMode::Passthrough);
         let rules = [
@@ -188,7 +194,7 @@ const SENTENCES: &[(&str, &str)] = &[
     ),
     (
         "proxy: {onabandon: stop}",
-        "config.yml:2: `proxy.onabandon` is \"stop\"; write finish or pause, or leave it out to decide by how much is there",
+        "config.yml:2: `proxy.onabandon` is \"stop\"; write finish or pause, or remove the key to decide by the amount downloaded",
     ),
     (
         "proxy: {ranges: through}",

@@ -20,7 +20,7 @@ const DEFAULT: Limits = Limits {
 
 fn rule(pattern: &str, hours: u64) -> TtlRule {
     TtlRule {
-        pattern: pattern.to_owned(),
+        pattern: pattern.parse().unwrap(),
         ttl: (hours > 0).then(|| Duration::from_hours(hours)),
     }
 }
@@ -31,7 +31,7 @@ fn by_default_nothing_is_special() {
     assert_eq!(config.limits, DEFAULT);
     assert_eq!(config.proxy.ttl_mode, TtlMode::Sliding);
     assert_eq!(config.proxy.ttl_rules, []);
-    assert_eq!(config.proxy.pins, Vec::<String>::new());
+    assert_eq!(config.proxy.pins, []);
 }
 
 const FILE: &str = "\
@@ -64,10 +64,8 @@ fn the_rules_in_the_order_in_which_they_count() {
         assert_eq!(config.proxy.ttl_rules, rules);
         assert_eq!(config.proxy.ttl_mode, TtlMode::Fixed);
         assert_eq!(config.proxy.ttl, Some(Duration::from_hours(168)));
-        assert_eq!(
-            config.proxy.pins,
-            ["library/debian:bookworm*", "ghcr.io/**"]
-        );
+        let pins = ["library/debian:bookworm*", "ghcr.io/**"];
+        assert_eq!(config.proxy.pins, pins.map(|pin| pin.parse().unwrap()));
         let limits = Limits {
             max_size: Some(SizeLimit::Bytes(3 << 39)),
             min_free: MinFree::Limit(SizeLimit::Percent(5)),
@@ -234,7 +232,7 @@ const SENTENCES: &[(&str, &str)] = &[
     ),
     (
         "storage: {scrub: {interval: 1h, rate: 0}}",
-        "config.yml:2: `storage.scrub.rate` must be more than 0; `storage.scrub.interval: 0` turns the pass off",
+        "config.yml:2: `storage.scrub.rate` must be more than 0; `storage.scrub.interval: 0` turns the check off",
     ),
 ];
 
@@ -273,7 +271,7 @@ const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "",
         "maxsize: 200",
-        "config.yml:2: `storage.maxsize` is only 200 bytes: hardly anything can be kept",
+        "config.yml:2: `storage.maxsize` is only 200 bytes: hardly anything fits",
     ),
 ];
 

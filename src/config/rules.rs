@@ -1,0 +1,140 @@
+//! Rules for repositories, and pins: patterns of what is stored.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::oci::{ImagePattern, Pattern};
+
+use super::download::{RangeMode, ranges};
+use super::print;
+use super::proxy::ttl;
+use super::report::shown;
+use super::section::Section;
+use super::upstream::Upstream;
+
+/// The longest pattern, in bytes: twice the longest name that a client may send.
+const MAX_PATTERN: usize = 512;
+const REPOSITORY: &str = "write a repository of lower-case letters, digits and . _ - /, or * and \
+     ** for any of them, such as ghcr.io/owner/**";
+const TAG: &str = "after the colon, write a tag of letters, digits and . _ -, or * for any of \
+     them, such as library/debian:bookworm*";
+
+/// The time to live of some repositories.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TtlRule {
+    /// Compared with the whole stored name: `library/debian`, `ghcr.io/owner/app`.
+    #[serde(rename = "repository", serialize_with = "print::text")]
+    pub pattern: Pattern,
+    /// `None` is forever.
+    #[serde(serialize_with = "print::ttl")]
+    pub ttl: Option<Duration>,
+}
+
+/// How ranges of missing blobs are answered in some repositories.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RangeRule {
+    /// Compared with the whole stored name, as in [`TtlRule::pattern`].
+    #[serde(rename = "repository", serialize_with = "print::text")]
+    pub pattern: Pattern,
+    pub ranges: RangeMode,
+}
+
+/// The rules of `proxy.ttls`, then those of the upstreams: the order in which they count.
+pub(super) fn ttl_rules(proxy: &Section<'_>, default: &Upstream) -> Vec<TtlRule> {
+    let own = proxy.sections("ttls").into_iter().filter_map(|rule| {
+        if rule.text("ttl").is_none() {
+            rule.missing("ttl", "one such as 24h, or 0 for ever");
+        }
+        let (pattern, ttl) = (pattern(&rule, default), ttl(&rule));
+        pattern.map(|pattern| TtlRule { pattern, ttl })
+    });
+    let named = proxy
+        .sections("upstreams")
+        .into_iter()
+        .filter_map(|upstream| {
+            upstream.text("ttl")?;
+            // A name that is none has been reported with the upstream.
+            let pattern = format!("{}/**", upstream.text("name")?).parse().ok();
+            let ttl = ttl(&upstream);
+            pattern.map(|pattern| TtlRule { pattern, ttl })
+        });
+    own.chain(named).collect()
+}
+
+/// The rules of `proxy.rangerules`.
+pub(super) fn range_rules(proxy: &Section<'_>, default: &Upstream) -> Vec<RangeRule> {
+    let rules = proxy.sections("rangerules").into_iter();
+    let rules = rules.filter_map(|rule| {
+        let pattern = pattern(&rule, default);
+        if rule.text("ranges").is_none() {
+            rule.missing("ranges", "fill or passthrough");
+        }
+        let ranges = ranges(&rule);
+        pattern.map(|pattern| RangeRule { pattern, ranges })
+    });
+    rules.collect()
+}
+
+/// The pattern of the repositories that a rule is for.
+fn pattern(rule: &Section<'_>, default: &Upstream) -> Option<Pattern> {
+    let Some(text) = rule.text("repository") else {
+        rule.missing("repository", "a pattern such as library/*");
+        return None;
+    };
+    let pattern = rule.value("repository", repository)?;
+    warn_of_no_match(rule, &rule.path("repository"), text, text, default);
+    Some(pattern)
+}
+
+/// The images that are never evicted: `repository` or `repository:tag`.
+pub(super) fn pins(proxy: &Section<'_>, default: &Upstream) -> Vec<ImagePattern> {
+    proxy.values("pins", |text, path| {
+        let (name, tag) = match text.split_once(':') {
+            Some((name, tag)) => (name, Some(tag)),
+            None => (text, None),
+        };
+        let of_tags = |byte: u8| byte.is_ascii_alphanumeric() || b"._*-".contains(&byte);
+        if tag.is_some_and(|tag| tag.is_empty() || !tag.bytes().all(of_tags)) {
+            return Err(TAG.to_owned());
+        }
+        check_length(text)?;
+        repository(name)?;
+        warn_of_no_match(proxy, path, name, text, default);
+        text.parse().or(Err(TAG.to_owned()))
+    })
+}
+
+fn repository(text: &str) -> Result<Pattern, String> {
+    check_length(text)?;
+    let is_of_names =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._/*-".contains(&byte);
+    let pattern = text.parse().ok();
+    let pattern = pattern.filter(|_| text.bytes().all(is_of_names));
+    pattern.ok_or_else(|| REPOSITORY.to_owned())
+}
+
+fn check_length(text: &str) -> Result<(), String> {
+    if text.len() > MAX_PATTERN {
+        return Err(format!("a pattern is at most {MAX_PATTERN} bytes long"));
+    }
+    Ok(())
+}
+
+/// Warns of a repository that no stored one has the name of, for the names that people are used to.
+fn warn_of_no_match(section: &Section<'_>, path: &str, name: &str, text: &str, default: &Upstream) {
+    let reason = match name.split_once('/') {
+        None if default.is_docker_hub && !name.contains("**") => format!(
+            "Docker Hub's official images are stored under `library/`; write library/{name}"
+        ),
+        Some((host, rest)) if default.aliases.iter().any(|alias| alias == host) => {
+            format!("the default upstream's repositories are stored without its name; write {rest}")
+        }
+        _ => return,
+    };
+    let text = shown(text);
+    section.doubt_at(
+        path,
+        format_args!("is {text}, which matches nothing: {reason}"),
+    );
+}
