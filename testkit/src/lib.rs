@@ -20,6 +20,8 @@
 mod content;
 mod images;
 mod line;
+#[cfg(unix)]
+mod program;
 mod registry;
 mod reply;
 pub mod time;
@@ -27,6 +29,8 @@ mod tls;
 
 pub use content::{digest, noise, sha512};
 pub use images::{Image, media_type};
+#[cfg(unix)]
+pub use program::{Program, ReservedPort, poll};
 pub use registry::{ALWAYS, Options, Registry, Seen};
 pub use reply::{Gate, Reply};
 pub use tls::Identity;

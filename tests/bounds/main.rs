@@ -12,16 +12,20 @@
 #![expect(clippy::print_stderr, reason = "what was measured")]
 
 mod frames;
-mod server;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
+use tempfile::TempDir;
+use testkit::{Program, poll};
 
 use frames::{Answers, MAX_WINDOW, opening};
-use server::{Server, Upstream};
+
+type Upstream = testkit::Registry<String>;
 
 const LIMIT: Duration = Duration::from_mins(1);
 const MIB: u64 = 1 << 20;
@@ -54,26 +58,56 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-#[test]
-fn more_silent_connections_than_descriptors() {
+/// The server, in a directory of its own, with these limits.
+fn serve(upstream: &Upstream, limits: &str) -> (Program, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let binary = env!("CARGO_BIN_EXE_millpond");
+    let path = directory.path();
+    let mut server = Program::new(binary, path, upstream.address, limits, &json!({}));
+    server.start();
+    (server, directory)
+}
+
+/// Bytes of memory that the server uses.
+fn resident(server: &Program) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.unwrap().trim().trim_end_matches(" kB");
+    kib.parse::<u64>().unwrap() * 1024
+}
+
+/// Bytes of blobs that bodies have given to connections.
+fn sent(server: &Program) -> u64 {
+    let metrics = String::from_utf8(server.get(server.debug, "/metrics")).unwrap();
+    let series = "millpond_client_sent_bytes_total{kind=\"blob\"} ";
+    let value = metrics.lines().find_map(|line| line.strip_prefix(series));
+    value.map_or(0, |value| value.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn more_silent_connections_than_descriptors() {
     const DESCRIPTORS: usize = 1024;
     const SILENT: usize = 1060;
     raise_own_limit();
-    let upstream = Upstream::start(Vec::new());
-    let server = Server::start(upstream.address, Some(DESCRIPTORS));
+    let upstream = Upstream::start().await;
+    let (server, _directory) = serve(&upstream, &format!("ulimit -n {DESCRIPTORS};"));
     let mut held = connect(server.address);
     assert_eq!(ask(&mut held, "/v2/"), "200");
     let silent: Vec<_> = (0..SILENT).map(|_| connect(server.address)).collect();
     // When the last one has been refused, so have all before it.
     assert_eq!((&silent[SILENT - 1]).read(&mut [0]).unwrap(), 0);
-    assert_eq!(ask(&mut held, "/v2/"), "200", "who is connected is served");
+    assert_eq!(
+        ask(&mut held, "/v2/"),
+        "200",
+        "the connected client is served"
+    );
     assert_eq!(ask(&mut connect(server.debug), "/debug/health"), "200");
     let files = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
     let files = files.count();
     assert!(files < DESCRIPTORS * 3 / 4, "{files} descriptors in use");
     drop(silent);
     let answered = || ask(&mut connect(server.address), "/v2/") == "200";
-    server::eventually("room for new clients", answered);
+    poll("room for new clients", answered);
     let log = server.log();
     let lines = log.lines().count();
     eprintln!("{files} of {DESCRIPTORS} descriptors, {lines} lines of log");
@@ -86,21 +120,26 @@ const STREAMS: usize = 64;
 const MOST_RESIDENT: u64 = 256 * MIB;
 
 /// A server that has a blob, larger than what is read of a file at once; and the blob's path.
-fn with_blob() -> (Server, String) {
+async fn with_blob() -> (Program, TempDir, String) {
     raise_own_limit();
-    let blob: Vec<u8> = (0..4 * MIB).map(|n| n.to_le_bytes()[0]).collect();
-    let upstream = Upstream::start(blob);
-    let server = Server::start(upstream.address, None);
-    server.pull(&upstream.path());
-    (server, upstream.path())
+    let blob: Bytes = (0..4 * MIB).map(|n| n.to_le_bytes()[0]).collect();
+    let upstream = Upstream::start().await;
+    let path = format!("/v2/app/blobs/{}", upstream.put_blob("app", &blob));
+    let (server, directory) = serve(&upstream, "");
+    assert!(
+        server
+            .get(server.address, &path)
+            .starts_with(b"HTTP/1.1 200 ")
+    );
+    (server, directory, path)
 }
 
-#[test]
-fn three_hundred_connections_of_streams_without_a_window() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn three_hundred_connections_of_streams_without_a_window() {
     const CONNECTIONS: usize = 300;
     const WINDOW: u32 = 100;
-    let (server, path) = with_blob();
-    let before = server.resident();
+    let (server, _directory, path) = with_blob().await;
+    let before = resident(&server);
     let opening = opening(WINDOW, &path, STREAMS);
     let open = |_| {
         let mut stream = connect(server.address);
@@ -114,7 +153,7 @@ fn three_hundred_connections_of_streams_without_a_window() {
             answers.read(stream);
         }
     }
-    let resident = server.resident();
+    let resident = resident(&server);
     eprintln!(
         "{CONNECTIONS} connections of {STREAMS} streams without a window: {} MiB resident, {} MiB before",
         resident / MIB,
@@ -124,11 +163,11 @@ fn three_hundred_connections_of_streams_without_a_window() {
     assert_eq!(ask(&mut connect(server.address), "/v2/"), "200");
 }
 
-#[test]
-fn three_hundred_connections_that_open_their_window_and_read_nothing() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn three_hundred_connections_that_open_their_window_and_read_nothing() {
     const CONNECTIONS: usize = 300;
-    let (server, path) = with_blob();
-    let before = server.resident();
+    let (server, _directory, path) = with_blob().await;
+    let before = resident(&server);
     let opening = opening(MAX_WINDOW, &path, STREAMS);
     let connections: Vec<_> = (0..CONNECTIONS)
         .map(|_| {
@@ -138,17 +177,17 @@ fn three_hundred_connections_that_open_their_window_and_read_nothing() {
         })
         .collect();
     // Until the sockets are full, and what is allowed to wait behind them is read.
-    let mut sent = (0, 0);
-    server::eventually("nothing more is read", || {
-        let now = server.sent();
-        sent = if now == sent.0 {
-            (now, sent.1 + 1)
+    let mut last = (0, 0);
+    poll("nothing more is read", || {
+        let now = sent(&server);
+        last = if now == last.0 {
+            (now, last.1 + 1)
         } else {
             (now, 0)
         };
-        sent.0 > 0 && sent.1 == 100
+        last.0 > 0 && last.1 == 100
     });
-    let resident = server.resident();
+    let resident = resident(&server);
     eprintln!(
         "{CONNECTIONS} connections that read nothing: {} MiB resident, {} MiB before",
         resident / MIB,

@@ -3,13 +3,12 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use tokio::net::TcpSocket;
+use testkit::ReservedPort;
 
 use crate::harness::{ALWAYS, Gate, Registry, eventually, noise, read};
 
@@ -18,26 +17,6 @@ use crate::harness::{ALWAYS, Gate, Registry, eventually, noise, read};
 const LONG: usize = 500;
 /// Most looks at the metrics for a request that has been answered to be counted.
 const MAX_LOOKS: usize = 1000;
-
-/// A port of 127.0.0.1 for a server that is yet to start. A socket is bound to it, so that nobody else
-/// is given it: on Linux a server that sets `SO_REUSEADDR`, too, can still listen there, because this
-/// socket doesn't.
-struct ReservedPort {
-    address: SocketAddr,
-    _socket: Option<TcpSocket>,
-}
-
-impl ReservedPort {
-    fn new() -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
-        Self {
-            address: socket.local_addr().unwrap(),
-            _socket: Some(socket).filter(|_| cfg!(target_os = "linux")),
-        }
-    }
-}
 
 /// The running program; it is killed when dropped.
 struct Server {

@@ -17,8 +17,6 @@
 
 mod gallery;
 mod puller;
-mod server;
-mod upstream;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -28,14 +26,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millpond::oci::{Algorithm, Digest};
+use serde_json::json;
+use testkit::{Options, Program};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use gallery::Gallery;
 use puller::{Life, Puller};
-use server::Server;
-use upstream::Upstream;
 
+type Upstream = testkit::Registry<Digest>;
+
+/// Bytes per second from upstream: so few that a large layer takes longer than the server lives, and
+/// that all of them don't fill a disk.
+const RATE: u64 = 24 << 20;
 const KILLS: usize = 50;
 /// How long the server lives between its first answer and the next kill, in milliseconds.
 const LIFE_MS: Range<u64> = 300..1_500;
@@ -67,11 +70,18 @@ fn seed() -> u64 {
 }
 
 async fn story(seed: u64) {
-    let upstream = Upstream::start();
+    let upstream = Arc::new(Upstream::with(Options::default().rate(RATE)).await);
     let gallery = Arc::new(Gallery::new(&upstream));
     let directory = tempfile::tempdir().unwrap();
-    let mut server = Server::new(directory.path(), upstream.address);
-    server.start().await;
+    let mut server = Program::new(
+        env!("CARGO_BIN_EXE_millpond"),
+        directory.path(),
+        upstream.address,
+        "",
+        // Kills meet blobs that come in several streams, too.
+        &json!({ "segments": { "minsize": "8MiB" } }),
+    );
+    server.start();
 
     let (life, watched) = watch::channel(Life::default());
     let enough = Arc::new(AtomicBool::new(false));
@@ -91,16 +101,16 @@ async fn story(seed: u64) {
     for number in &images {
         puller.pull(&gallery.image(*number)).await;
     }
-    server.stop().await;
-    server.start().await;
-    server.stop().await;
+    server.stop();
+    server.start();
+    server.stop();
 
     let blobs = distinct_blobs(&gallery, &images);
     assert_stored(directory.path(), &blobs);
     assert_spool_is_empty(directory.path());
     let unique: u64 = blobs.values().sum();
     #[expect(clippy::cast_precision_loss, reason = "two decimals are wanted")]
-    let factor = upstream.bytes() as f64 / unique as f64;
+    let factor = upstream.blob_bytes() as f64 / unique as f64;
     eprintln!(
         "{KILLS} kills, {} images, {} blobs of {} MiB, from upstream {factor:.2} x that",
         images.len(),
@@ -132,7 +142,7 @@ async fn pull_until(puller: &Puller, gallery: &Gallery, enough: &AtomicBool) -> 
 }
 
 async fn kill_again_and_again(
-    server: &mut Server,
+    server: &mut Program,
     life: &watch::Sender<Life>,
     seed: u64,
     pullers: &mut JoinSet<Vec<u64>>,
@@ -149,7 +159,7 @@ async fn kill_again_and_again(
         // Before the kill, so that whoever sees a connection break knows why.
         life.send_modify(Life::end);
         server.kill();
-        server.start().await;
+        server.start();
         life.send_modify(Life::begin);
     }
 }
@@ -159,7 +169,7 @@ fn distinct_blobs(gallery: &Gallery, images: &BTreeSet<u64>) -> BTreeMap<Digest,
     images
         .iter()
         .flat_map(|number| gallery.image(*number).blobs.clone())
-        .map(|blob| (blob.digest, blob.bytes.len() as u64))
+        .map(|(digest, bytes)| (digest, bytes.len() as u64))
         .collect()
 }
 

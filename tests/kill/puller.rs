@@ -10,7 +10,7 @@ use reqwest::Client;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::gallery::Image;
+use crate::gallery::Pushed;
 
 /// How many blobs of an image are fetched at a time.
 const AT_ONCE: usize = 3;
@@ -59,18 +59,18 @@ impl Puller {
     }
 
     /// Pulls an image until it has all of it, every byte the right one.
-    pub(crate) async fn pull(&self, image: &Image) {
+    pub(crate) async fn pull(&self, image: &Pushed) {
         let repository = &image.repository;
         let manifest = format!("{repository}/manifests/latest");
         self.fetch(&manifest, &image.manifest).await;
         let mut blobs = JoinSet::new();
-        for (index, blob) in image.blobs.iter().enumerate() {
+        for (index, (digest, bytes)) in image.blobs.iter().enumerate() {
             // The config alone, then the layers.
             if index == 1 || blobs.len() == AT_ONCE {
                 blobs.join_next().await.unwrap().unwrap();
             }
-            let (puller, bytes) = (self.clone(), blob.bytes.clone());
-            let path = format!("{repository}/blobs/{}", blob.digest);
+            let (puller, bytes) = (self.clone(), bytes.clone());
+            let path = format!("{repository}/blobs/{digest}");
             blobs.spawn(async move { puller.fetch(&path, &bytes).await });
         }
         blobs.join_all().await;

@@ -1,7 +1,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
 
 use super::*;
 
@@ -11,7 +10,7 @@ const BASIC: &str = "Basic dXNlcjpwYXNz";
 const PULL: &str = "scope=repository%3Alibrary%2Fapp%3Apull";
 
 fn with_credentials(server: &Server) -> Upstream {
-    let mut settings = settings(server.url());
+    let mut settings = settings(&server.url());
     settings.credentials = Some(Credentials {
         username: "user".into(),
         password: "pass".into(),
@@ -32,7 +31,7 @@ fn guarded(seen: &Seen) -> Reply {
 
 #[tokio::test]
 async fn an_anonymous_token_is_fetched_once_and_then_sent_at_once() {
-    let server = Server::start(guarded).await;
+    let server = Server::scripted(guarded).await;
     let upstream = client(&server);
     for _ in 0..2 {
         assert_eq!(get_tag(&upstream).await.unwrap().bytes, MANIFEST);
@@ -41,7 +40,7 @@ async fn an_anonymous_token_is_fetched_once_and_then_sent_at_once() {
     let token = "GET /token?service=registry&scope=repository%3Alibrary%2Fapp%3Apull";
     assert_eq!(server.lines(), [manifest, token, manifest, manifest]);
     let authorizations: Vec<_> = server
-        .seen()
+        .seen("")
         .iter()
         .map(|seen| seen.header("authorization").map(str::to_owned))
         .collect();
@@ -51,7 +50,7 @@ async fn an_anonymous_token_is_fetched_once_and_then_sent_at_once() {
 
 #[tokio::test]
 async fn credentials_go_to_the_token_service_alone() {
-    let server = Server::start(|seen| {
+    let server = Server::scripted(|seen| {
         if seen.is_token() && seen.header("authorization") != Some(BASIC) {
             return Reply::new(401, "");
         }
@@ -60,7 +59,7 @@ async fn credentials_go_to_the_token_service_alone() {
     .await;
     get_tag(&with_credentials(&server)).await.unwrap();
     let basic = server
-        .seen()
+        .seen("")
         .into_iter()
         .filter(|seen| seen.header("authorization") == Some(BASIC));
     assert!(basic.map(|seen| seen.is_token()).eq([true]));
@@ -75,14 +74,14 @@ async fn credentials_go_to_the_token_service_alone() {
 #[tokio::test]
 async fn twenty_requests_at_once_share_one_token_request() {
     // The token is given only when all twenty have been challenged.
-    let gate = Arc::new(Semaphore::new(0));
+    let gate = Gate::default();
     let challenged = AtomicUsize::new(0);
-    let server = Server::start(move |seen| {
+    let server = Server::scripted(move |seen| {
         if seen.is_token() {
-            return Reply::ok(TOKEN).behind(&gate);
+            return Reply::ok(TOKEN).held(&gate);
         }
         if seen.header("authorization").is_none() && challenged.fetch_add(1, SeqCst) == 19 {
-            gate.add_permits(1);
+            gate.open();
         }
         guarded(seen)
     })
@@ -90,22 +89,22 @@ async fn twenty_requests_at_once_share_one_token_request() {
     let upstream = client(&server);
     let all = join_all((0..20).map(|_| get_tag(&upstream))).await;
     assert!(all.iter().all(Result::is_ok));
-    assert_eq!(server.counts(), (1, 40));
+    assert_eq!(counts(&server), (1, 40));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_token_that_is_about_to_expire_is_renewed_before_it_is_refused() {
     let _frozen = freeze();
-    let server = Server::start(guarded).await;
+    let server = Server::scripted(guarded).await;
     let upstream = client(&server);
     get_tag(&upstream).await.unwrap();
     tokio::time::advance(Duration::from_secs(269)).await;
     get_tag(&upstream).await.unwrap();
-    assert_eq!(server.counts(), (1, 3));
+    assert_eq!(counts(&server), (1, 3));
     tokio::time::advance(Duration::from_secs(2)).await;
     get_tag(&upstream).await.unwrap();
     assert_eq!(
-        server.counts(),
+        counts(&server),
         (2, 4),
         "renewed, and no request was refused"
     );
@@ -116,7 +115,7 @@ async fn a_token_refused_in_mid_life_is_renewed_once_for_all() {
     let issued = Arc::new(AtomicUsize::new(0));
     let revoked = Arc::new(AtomicUsize::new(0));
     let (issue, revoke) = (Arc::clone(&issued), Arc::clone(&revoked));
-    let server = Server::start(move |seen| {
+    let server = Server::scripted(move |seen| {
         if seen.is_token() {
             let number = issue.fetch_add(1, SeqCst) + 1;
             return Reply::ok(format!(r#"{{"token":"t{number}","expires_in":300}}"#));
@@ -138,7 +137,7 @@ async fn a_token_refused_in_mid_life_is_renewed_once_for_all() {
 
 #[tokio::test]
 async fn a_fresh_token_that_is_refused_is_the_end() {
-    let server = Server::start(|seen| {
+    let server = Server::scripted(|seen| {
         if seen.is_token() {
             Reply::ok(TOKEN)
         } else {
@@ -153,15 +152,15 @@ async fn a_fresh_token_that_is_refused_is_the_end() {
     };
     assert_eq!(message.as_str(), Some("UNAUTHORIZED: who?"));
     assert!(!error.permits_stale());
-    assert_eq!(server.counts(), (1, 2));
+    assert_eq!(counts(&server), (1, 2));
     // Again: a kept token is refused, one renewal, and no loop.
     assert!(get_tag(&upstream).await.is_err());
-    assert_eq!(server.counts(), (2, 5));
+    assert_eq!(counts(&server), (2, 5));
 }
 
 #[tokio::test]
 async fn of_two_challenges_in_one_header_bearer_is_answered() {
-    let server = Server::start(|seen| {
+    let server = Server::scripted(|seen| {
         if seen.is_token() || seen.header("authorization").is_some() {
             return guarded(seen);
         }
@@ -178,7 +177,7 @@ async fn of_two_challenges_in_one_header_bearer_is_answered() {
 
 #[tokio::test]
 async fn basic_credentials_are_sent_when_they_are_asked_for() {
-    let server = Server::start(|seen| match seen.header("authorization") {
+    let server = Server::scripted(|seen| match seen.header("authorization") {
         Some(BASIC) => Reply::ok(MANIFEST),
         _ => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"registry\""),
     })
@@ -186,7 +185,7 @@ async fn basic_credentials_are_sent_when_they_are_asked_for() {
     let upstream = with_credentials(&server);
     get_tag(&upstream).await.unwrap();
     get_tag(&upstream).await.unwrap();
-    assert_eq!(server.counts(), (0, 3));
+    assert_eq!(counts(&server), (0, 3));
     let without = get_tag(&client(&server)).await.unwrap_err();
     assert!(
         matches!(without, UpstreamError::Unauthorized { .. }),
@@ -196,7 +195,7 @@ async fn basic_credentials_are_sent_when_they_are_asked_for() {
 
 #[tokio::test]
 async fn a_challenge_without_a_scope_is_answered_for_the_repository() {
-    let server = Server::start(|seen| {
+    let server = Server::scripted(|seen| {
         if seen.is_token() || seen.header("authorization").is_some() {
             return guarded(seen);
         }
@@ -223,10 +222,12 @@ async fn the_token_services_errors_stay_apart() {
         (307, "unexpected"),
         (200, "protocol"),
     ] {
-        let server = Server::start(move |seen| {
+        let server = Server::scripted(move |seen| {
             if seen.is_token() {
                 let elsewhere = format!("{}/other", seen.base());
-                return Reply::redirect(status, &elsewhere).with("Retry-After", "9");
+                return Reply::redirect(&elsewhere)
+                    .status(status)
+                    .with("Retry-After", "9");
             }
             guarded(seen)
         })
@@ -239,7 +240,7 @@ async fn the_token_services_errors_stay_apart() {
             matches!(status, 429 | 500),
             "{status}"
         );
-        assert_eq!(server.counts(), (1, 1), "{status}");
+        assert_eq!(counts(&server), (1, 1), "{status}");
     }
 }
 
@@ -248,7 +249,7 @@ async fn a_token_service_that_moved_is_found_by_the_next_challenge() {
     let _frozen = freeze();
     let moved = Arc::new(AtomicUsize::new(0));
     let now = Arc::clone(&moved);
-    let server = Server::start(move |seen| {
+    let server = Server::scripted(move |seen| {
         if now.load(SeqCst) == 0 {
             return guarded(seen);
         }
@@ -280,8 +281,8 @@ async fn a_token_service_that_moved_is_found_by_the_next_challenge() {
 #[tokio::test]
 async fn an_unusable_realm_is_refused() {
     for realm in ["/token", "ftp://auth.example/", "http://u:p@auth.example/"] {
-        let server = Server::start(move |_| {
-            Reply::new(401, "").with("WWW-Authenticate", &format!("Bearer realm=\"{realm}\""))
+        let server = Server::scripted(move |_| {
+            Reply::new(401, "").with("WWW-Authenticate", format!("Bearer realm=\"{realm}\""))
         })
         .await;
         let error = get_tag(&client(&server)).await.unwrap_err();
@@ -301,7 +302,7 @@ fn scopes(server: &Server) -> Vec<String> {
 
 #[tokio::test]
 async fn a_challenge_for_more_than_pull_is_answered_with_pull() {
-    let server = Server::start(|seen| {
+    let server = Server::scripted(|seen| {
         if seen.is_token() || seen.header("authorization").is_some() {
             return guarded(seen);
         }
@@ -333,18 +334,18 @@ fn particular(seen: &Seen, by_token_service: bool) -> Reply {
 #[tokio::test]
 async fn a_refused_pull_is_followed_by_the_read_only_actions_once() {
     for by_token_service in [true, false] {
-        let server = Server::start(move |seen| particular(seen, by_token_service)).await;
+        let server = Server::scripted(move |seen| particular(seen, by_token_service)).await;
         let upstream = client(&server);
         get_tag(&upstream).await.unwrap();
         let wide = format!("{PULL}%2Cmetadata_read");
         assert_eq!(scopes(&server), [PULL.to_owned(), wide.clone()]);
         // What worked is remembered.
-        let before = server.counts();
+        let before = counts(&server);
         get_tag(&upstream).await.unwrap();
-        assert_eq!(server.counts(), (before.0, before.1 + 1));
+        assert_eq!(counts(&server), (before.0, before.1 + 1));
     }
     // And once is once.
-    let server = Server::start(|seen| {
+    let server = Server::scripted(|seen| {
         if seen.is_token() {
             return Reply::new(403, "");
         }
@@ -355,19 +356,19 @@ async fn a_refused_pull_is_followed_by_the_read_only_actions_once() {
         get_tag(&client(&server)).await.unwrap_err().class(),
         "denied"
     );
-    assert_eq!(server.counts(), (2, 1));
+    assert_eq!(counts(&server), (2, 1));
 }
 
 #[tokio::test]
 async fn a_configured_scope_overrides_all_others() {
-    let server = Server::start(|seen| {
+    let server = Server::scripted(|seen| {
         if seen.is_token() || seen.header("authorization").is_some() {
             return guarded(seen);
         }
         Reply::challenge(seen, "repository:library/app:list")
     })
     .await;
-    let mut settings = settings(server.url());
+    let mut settings = settings(&server.url());
     settings.scope = Some("repository:mirror/{name}:pull".into());
     get_tag(&connect(settings)).await.unwrap();
     assert_eq!(
@@ -390,18 +391,18 @@ fn with_foreign_realm(seen: &Seen) -> Reply {
 #[tokio::test]
 async fn a_token_service_of_another_site_is_asked_anonymously_unless_it_was_named() {
     for (port_offset, given) in [(None, false), (Some(1), false), (Some(0), true)] {
-        let server = Server::start(with_foreign_realm).await;
-        let mut named = settings(server.url());
+        let server = Server::scripted(with_foreign_realm).await;
+        let mut named = settings(&server.url());
         named.credentials = Some(Credentials {
             username: "user".into(),
             password: "pass".into(),
         });
         named.realm = port_offset.map(|offset| {
-            let port = server.url().port().unwrap() ^ offset;
+            let port = server.address.port() ^ offset;
             Url::parse(&format!("http://localhost:{port}/anything")).unwrap()
         });
         get_tag(&connect(named)).await.unwrap();
-        let seen = server.seen();
+        let seen = server.seen("");
         let basic: Vec<bool> = seen
             .iter()
             .map(|seen| seen.header("authorization") == Some(BASIC))
@@ -413,7 +414,7 @@ async fn a_token_service_of_another_site_is_asked_anonymously_unless_it_was_name
 #[tokio::test]
 async fn refused_basic_credentials_have_an_error_of_their_own() {
     for status in [401, 403] {
-        let server = Server::start(move |seen| match seen.header("authorization") {
+        let server = Server::scripted(move |seen| match seen.header("authorization") {
             Some(_) => Reply::new(status, "").with("WWW-Authenticate", "Basic realm=r"),
             None => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=r"),
         })
@@ -426,6 +427,6 @@ async fn refused_basic_credentials_have_an_error_of_their_own() {
             "denied"
         };
         assert_eq!(error.class(), class);
-        assert_eq!(server.counts(), (0, 2));
+        assert_eq!(counts(&server), (0, 2));
     }
 }

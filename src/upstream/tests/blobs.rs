@@ -28,21 +28,25 @@ fn partial(range: &str, body: impl AsRef<[u8]>) -> Reply {
 
 /// The same without a length of the body.
 fn unmeasured(range: &str, body: &'static [u8]) -> Reply {
-    Reply::chunked(body)
+    Reply::ok(body)
+        .chunked()
         .status(206)
         .with("Content-Range", range)
 }
 
 #[tokio::test]
 async fn a_whole_blob_with_and_without_its_length() {
-    for (reply, total) in [(Reply::ok(BLOB), Some(10)), (Reply::chunked(BLOB), None)] {
-        let server = Server::start(move |_| reply.clone()).await;
+    for (reply, total) in [
+        (Reply::ok(BLOB), Some(10)),
+        (Reply::ok(BLOB).chunked(), None),
+    ] {
+        let server = Server::scripted(move |_| reply.clone()).await;
         let blob = get(&client(&server), 0).await.unwrap();
         assert_eq!(place(&blob), (0, total, total));
         let (bytes, end) = drink(blob.body).await;
         assert_eq!(bytes, BLOB);
         end.unwrap();
-        assert_eq!(server.seen()[0].header("range"), None);
+        assert_eq!(server.seen("")[0].header("range"), None);
         assert_eq!(
             server.lines(),
             [format!("GET /v2/library/app/blobs/{}", digest_of(BLOB))]
@@ -52,10 +56,10 @@ async fn a_whole_blob_with_and_without_its_length() {
 
 #[tokio::test]
 async fn a_body_that_is_cut_off_never_ends_well() {
-    let half_chunk = Reply::promising(200, 10, b"01234");
+    let half_chunk = Reply::new(200, b"01234").announcing(10);
     let short_range = Reply::new(206, b"34").with("Content-Range", "bytes 3-4/10");
     for (reply, offset, came) in [(half_chunk, 0, "01234"), (short_range, 3, "34")] {
-        let server = Server::start(move |_| reply.clone()).await;
+        let server = Server::scripted(move |_| reply.clone()).await;
         let blob = get(&client(&server), offset).await.unwrap();
         assert_eq!(place(&blob), (offset, Some(10), Some(10)));
         let (bytes, end) = drink(blob.body).await;
@@ -71,7 +75,7 @@ async fn a_body_that_is_cut_off_never_ends_well() {
 
 #[tokio::test]
 async fn a_range_is_taken_up_where_it_was_asked_for() {
-    let server = Server::start(|seen| {
+    let server = Server::scripted(|seen| {
         assert_eq!(seen.header("range"), Some("bytes=4-"));
         Reply::new(206, &BLOB[4..]).with("Content-Range", "bytes 4-9/10")
     })
@@ -85,7 +89,7 @@ async fn a_range_is_taken_up_where_it_was_asked_for() {
 
 #[tokio::test]
 async fn an_upstream_without_ranges_starts_at_zero() {
-    let server = Server::start(|_| Reply::ok(BLOB)).await;
+    let server = Server::scripted(|_| Reply::ok(BLOB)).await;
     let blob = get(&client(&server), 4).await.unwrap();
     assert_eq!(place(&blob), (0, Some(10), Some(10)));
     assert_eq!(drink(blob.body).await.0, BLOB);
@@ -106,14 +110,14 @@ async fn a_range_that_wasnt_asked_for_is_refused() {
         ),
         ("gzip", Reply::ok(BLOB).with("Content-Encoding", "gzip")),
     ] {
-        let server = Server::start(move |_| reply.clone()).await;
+        let server = Server::scripted(move |_| reply.clone()).await;
         let error = get(&client(&server), 4).await.unwrap_err();
         assert!(
             matches!(error, UpstreamError::Protocol { .. }),
             "{what}: {error}"
         );
     }
-    let unasked = Server::start(move |_| range("bytes 0-5/10")).await;
+    let unasked = Server::scripted(move |_| range("bytes 0-5/10")).await;
     let error = get(&client(&unasked), 0).await.unwrap_err();
     assert!(
         matches!(error, UpstreamError::Unexpected { status: 206, .. }),
@@ -135,20 +139,23 @@ async fn a_bounded_range_is_asked_for_and_taken() {
         // The blob ends before the range does.
         (8..20, "bytes=8-19", partial("bytes 8-9/10", "89"), 10, "89"),
     ] {
-        let server = Server::start(move |_| reply.clone()).await;
+        let server = Server::scripted(move |_| reply.clone()).await;
         let blob = get_range(&client(&server), range.clone()).await.unwrap();
         assert_eq!(place(&blob), (range.start, Some(end), Some(10)));
         let (bytes, ended) = drink(blob.body).await;
         assert_eq!(bytes, body.as_bytes());
         ended.unwrap();
-        assert_eq!(server.seen()[0].header("range"), Some(header));
+        assert_eq!(server.seen("")[0].header("range"), Some(header));
     }
 }
 
 #[tokio::test]
 async fn an_upstream_without_ranges_sends_the_whole_for_a_bounded_one() {
-    for (reply, total) in [(Reply::ok(BLOB), Some(10)), (Reply::chunked(BLOB), None)] {
-        let server = Server::start(move |_| reply.clone()).await;
+    for (reply, total) in [
+        (Reply::ok(BLOB), Some(10)),
+        (Reply::ok(BLOB).chunked(), None),
+    ] {
+        let server = Server::scripted(move |_| reply.clone()).await;
         let blob = get_range(&client(&server), 3..7).await.unwrap();
         assert_eq!(place(&blob), (0, total, total));
         let (bytes, ended) = drink(blob.body).await;
@@ -165,7 +172,7 @@ async fn less_than_the_bounded_range_is_told_as_broken_off() {
         (unmeasured("bytes 3-6/10", b"345"), "345"),
         (unmeasured("bytes 3-6/*", b"345"), "345"),
     ] {
-        let server = Server::start(move |_| reply.clone()).await;
+        let server = Server::scripted(move |_| reply.clone()).await;
         let blob = get_range(&client(&server), 3..7).await.unwrap();
         assert_eq!((blob.offset, blob.end), (3, Some(7)));
         let (bytes, ended) = drink(blob.body).await;
@@ -183,7 +190,7 @@ async fn less_than_the_bounded_range_is_told_as_broken_off() {
 async fn without_a_total_the_body_ends_where_its_range_does() {
     let ranges = [(Some(7), 5), (Some(5), 5), (None, 10)];
     for (asked, last) in ranges {
-        let server = Server::start(move |_| {
+        let server = Server::scripted(move |_| {
             let range = format!("bytes 3-{}/*", last - 1);
             partial(&range, &BLOB[3..last])
         })
@@ -209,7 +216,7 @@ async fn more_than_the_bounded_range_is_refused() {
         ("another length", partial("bytes 3-5/10", "3456")),
         ("missing", Reply::new(206, "3456")),
     ] {
-        let server = Server::start(move |_| reply.clone()).await;
+        let server = Server::scripted(move |_| reply.clone()).await;
         let error = get_range(&client(&server), 3..7).await.unwrap_err();
         let UpstreamError::Protocol { violation, .. } = error else {
             panic!("{what}: {error}");
@@ -217,7 +224,7 @@ async fn more_than_the_bounded_range_is_refused() {
         assert_eq!(violation, Violation::Range, "{what}");
     }
     // The header keeps to what was asked for; the body doesn't.
-    let server = Server::start(|_| unmeasured("bytes 3-6/10", b"34567")).await;
+    let server = Server::scripted(|_| unmeasured("bytes 3-6/10", b"34567")).await;
     let blob = get_range(&client(&server), 3..7).await.unwrap();
     let (_, ended) = drink(blob.body).await;
     let error = ended.unwrap_err();
@@ -230,7 +237,7 @@ async fn more_than_the_bounded_range_is_refused() {
 
 #[tokio::test]
 async fn a_range_of_no_bytes_is_not_sent() {
-    let server = Server::start(|_| Reply::ok(BLOB)).await;
+    let server = Server::scripted(|_| Reply::ok(BLOB)).await;
     for range in [Range { start: 0, end: 0 }, Range { start: 7, end: 3 }] {
         let error = get_range(&client(&server), range).await.unwrap_err();
         assert_eq!(error.class(), "protocol", "{error}");
@@ -240,12 +247,12 @@ async fn a_range_of_no_bytes_is_not_sent() {
 
 #[tokio::test]
 async fn a_head_tells_the_size_and_falls_back_to_one_byte() {
-    let server = Server::start(|_| Reply::head(10)).await;
+    let server = Server::scripted(|_| Reply::ok("").announcing(10)).await;
     let upstream = client(&server);
     let head = upstream.head_blob(&repo(), &digest_of(BLOB)).await;
     assert_eq!(head.unwrap(), BlobHead { size: Some(10) });
     for knows_ranges in [true, false] {
-        let server = Server::start(move |seen| {
+        let server = Server::scripted(move |seen| {
             if seen.line.starts_with("HEAD") {
                 return Reply::new(405, "");
             }
@@ -263,35 +270,35 @@ async fn a_head_tells_the_size_and_falls_back_to_one_byte() {
 
 /// A registry with tokens that sends the reader to `cdn` for blobs.
 async fn redirecting(cdn: &Server) -> Server {
-    let target = cdn.url().join("/signed?X-Signature=s3cret").unwrap();
-    Server::start(move |seen| match seen.header("authorization") {
+    let target = cdn.url() + "/signed?X-Signature=s3cret";
+    Server::scripted(move |seen| match seen.header("authorization") {
         _ if seen.is_token() => Reply::ok(r#"{"token":"t1"}"#),
         None => Reply::challenge(seen, "s"),
-        Some(_) => Reply::redirect(307, target.as_str()),
+        Some(_) => Reply::redirect(target.as_str()).status(307),
     })
     .await
 }
 
 #[tokio::test]
 async fn another_host_is_given_no_authorization() {
-    let cdn = Server::start(|_| Reply::ok(BLOB)).await;
+    let cdn = Server::scripted(|_| Reply::ok(BLOB)).await;
     let registry = redirecting(&cdn).await;
     let blob = get(&client(&registry), 0).await.unwrap();
     assert_eq!(drink(blob.body).await.0, BLOB);
-    let seen = cdn.seen();
+    let seen = cdn.seen("");
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].line, "GET /signed?X-Signature=s3cret");
     assert_eq!(seen[0].header("authorization"), None);
-    assert_eq!(registry.counts(), (1, 2));
+    assert_eq!(counts(&registry), (1, 2));
 }
 
 #[tokio::test]
 async fn back_at_its_own_host_the_authorization_is_there_again() {
-    let registry = Server::start(|seen| match seen.header("authorization") {
+    let registry = Server::scripted(|seen| match seen.header("authorization") {
         _ if seen.is_token() => Reply::ok(r#"{"token":"t1"}"#),
         None => Reply::challenge(seen, "s"),
         Some(_) if seen.line.ends_with("/moved") => Reply::ok(BLOB),
-        Some(_) => Reply::redirect(308, "/moved"),
+        Some(_) => Reply::redirect("/moved").status(308),
     })
     .await;
     assert!(get(&client(&registry), 0).await.is_ok());
@@ -306,7 +313,7 @@ async fn another_hosts_refusal_is_the_upstreams_trouble() {
         (429, "rate_limited"),
         (500, "unavailable"),
     ] {
-        let cdn = Server::start(move |seen| Reply::challenge(seen, "s").status(status)).await;
+        let cdn = Server::scripted(move |seen| Reply::challenge(seen, "s").status(status)).await;
         let registry = redirecting(&cdn).await;
         let error = get(&client(&registry), 0).await.unwrap_err();
         assert_eq!(error.class(), class, "{status}");
@@ -315,19 +322,19 @@ async fn another_hosts_refusal_is_the_upstreams_trouble() {
             shown.contains("/signed") && !shown.contains("s3cret"),
             "{shown}"
         );
-        assert_eq!(cdn.counts(), (0, 1), "its challenge is not answered");
+        assert_eq!(counts(&cdn), (0, 1), "its challenge is not answered");
     }
 }
 
 #[tokio::test]
 async fn redirects_that_lead_nowhere_are_given_up() {
-    let around = Server::start(|_| Reply::redirect(302, "/again")).await;
+    let around = Server::scripted(|_| Reply::redirect("/again").status(302)).await;
     let error = get(&client(&around), 0).await.unwrap_err();
     let too_many = Violation::Redirect(RedirectError::TooMany);
     assert!(matches!(&error, UpstreamError::Protocol { violation, .. } if *violation == too_many));
     assert_eq!(around.lines().len(), 6);
     for to in ["ftp://cdn.example/", "http://u:p@cdn.example/", "http://["] {
-        let server = Server::start(move |_| Reply::redirect(302, to)).await;
+        let server = Server::scripted(move |_| Reply::redirect(to).status(302)).await;
         let error = get(&client(&server), 0).await.unwrap_err();
         assert_eq!(error.class(), "protocol", "{to}");
     }

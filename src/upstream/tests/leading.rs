@@ -8,7 +8,7 @@ const SECRET: &str = "secret of an internal service";
 
 /// A client that takes the server for one at an address of this kind.
 fn seen_at(server: &Server, network: Network, redirects: &[&str]) -> Upstream {
-    let mut settings = settings(server.url());
+    let mut settings = settings(&server.url());
     let patterns = redirects.iter().map(|pattern| pattern.parse().unwrap());
     settings.redirects = patterns.collect();
     let upstream = connect(settings);
@@ -18,19 +18,19 @@ fn seen_at(server: &Server, network: Network, redirects: &[&str]) -> Upstream {
 
 /// URLs of a server by its address and by names and spellings of it.
 fn spellings(server: &Server) -> [String; 4] {
-    let port = server.url().port().unwrap();
+    let port = server.address.port();
     ["127.0.0.1", "localhost", "2130706433", "[::ffff:127.0.0.1]"]
         .map(|host| format!("http://{host}:{port}/secret"))
 }
 
 async fn redirecting(target: &str) -> Server {
     let target = target.to_owned();
-    Server::start(move |_| Reply::redirect(307, &target)).await
+    Server::scripted(move |_| Reply::redirect(&target).status(307)).await
 }
 
 #[tokio::test]
 async fn a_redirect_to_an_internal_address_is_not_followed() {
-    let internal = Server::start(|_| Reply::new(206, SECRET)).await;
+    let internal = Server::scripted(|_| Reply::new(206, SECRET)).await;
     for target in spellings(&internal) {
         for network in [Network::Public, Network::Private, Network::LinkLocal] {
             let registry = redirecting(&target).await;
@@ -58,9 +58,9 @@ async fn a_redirect_to_an_internal_address_is_not_followed() {
 
 #[tokio::test]
 async fn a_token_service_at_an_internal_address_is_not_asked() {
-    let internal = Server::start(|_| Reply::ok(r#"{"token":"t"}"#)).await;
+    let internal = Server::scripted(|_| Reply::ok(r#"{"token":"t"}"#)).await;
     for target in spellings(&internal) {
-        let registry = Server::start(move |_| {
+        let registry = Server::scripted(move |_| {
             let challenge = format!("Bearer realm=\"{target}\"");
             Reply::new(401, "").with("WWW-Authenticate", &challenge)
         })
@@ -74,7 +74,7 @@ async fn a_token_service_at_an_internal_address_is_not_asked() {
 
 #[tokio::test]
 async fn hosts_that_the_operator_named_may_be_led_to() {
-    let internal = Server::start(|_| Reply::ok(MANIFEST)).await;
+    let internal = Server::scripted(|_| Reply::ok(MANIFEST)).await;
     for target in spellings(&internal) {
         let url = Url::parse(&target).unwrap();
         let registry = redirecting(&target).await;
@@ -86,7 +86,7 @@ async fn hosts_that_the_operator_named_may_be_led_to() {
 
 #[tokio::test]
 async fn an_upstream_on_this_machine_may_lead_to_this_machine() {
-    let other = Server::start(|_| Reply::ok(MANIFEST)).await;
+    let other = Server::scripted(|_| Reply::ok(MANIFEST)).await;
     for target in spellings(&other) {
         let registry = redirecting(&target).await;
         get_tag(&client(&registry)).await.unwrap();

@@ -10,7 +10,7 @@ async fn tags(server: &Server) -> Result<Vec<String>, UpstreamError> {
 
 #[tokio::test]
 async fn all_pages_of_tags() {
-    let server = Server::start(|seen| match seen.line.rsplit('?').next() {
+    let server = Server::scripted(|seen| match seen.line.rsplit('?').next() {
         Some("n=1000") => Reply::ok(r#"{"name":"library/app","tags":["b","../x","a",""]}"#).with(
             "Link",
             r#"</v2/library/app/tags/list?n=2&last=a>; rel="next""#,
@@ -33,7 +33,7 @@ async fn all_pages_of_tags() {
 
 #[tokio::test]
 async fn one_page_of_tags() {
-    let server = Server::start(|_| {
+    let server = Server::scripted(|_| {
         Reply::ok(r#"{"tags":["b","a"]}"#).with("Link", "</v2/library/app/tags/list?x>; rel=next")
     })
     .await;
@@ -49,7 +49,7 @@ async fn one_page_of_tags() {
 
 #[tokio::test]
 async fn an_upstream_that_refuses_large_pages_chooses_its_own() {
-    let server = Server::start(|seen| {
+    let server = Server::scripted(|seen| {
         if seen.line.contains("n=") {
             Reply::new(400, r#"{"errors":[{"code":"PAGINATION_NUMBER_INVALID"}]}"#)
         } else {
@@ -67,14 +67,14 @@ async fn no_tags_are_an_empty_list() {
         r#"{"name":"x"}"#,
         r#"{"tags":["*"]}"#,
     ] {
-        let server = Server::start(move |_| Reply::ok(body)).await;
+        let server = Server::scripted(move |_| Reply::ok(body)).await;
         assert_eq!(tags(&server).await.unwrap(), [""; 0]);
     }
 }
 
 #[tokio::test]
 async fn a_page_that_links_to_itself_is_the_last() {
-    let server = Server::start(|_| {
+    let server = Server::scripted(|_| {
         let link = "</v2/library/app/tags/list?n=2&last=b>; rel=next";
         Reply::ok(r#"{"tags":["a","b"]}"#).with("Link", link)
     })
@@ -90,10 +90,10 @@ async fn a_list_that_cannot_be_read_is_an_error() {
     for (reply, too_long) in [
         (Reply::ok("<html>"), false),
         (Reply::ok(r#"{"tags":{}}"#), false),
-        (Reply::chunked(&endless), true),
-        (Reply::chunked(many.as_bytes()), true),
+        (Reply::ok(&endless).chunked(), true),
+        (Reply::ok(many.as_bytes()).chunked(), true),
     ] {
-        let server = Server::start(move |_| reply.clone()).await;
+        let server = Server::scripted(move |_| reply.clone()).await;
         let error = tags(&server).await.unwrap_err();
         assert_eq!(error.class(), "protocol", "{error}");
         assert_eq!(error.is_too_long(), too_long, "{error}");
@@ -115,10 +115,12 @@ fn index(content: &str) -> String {
 
 #[tokio::test]
 async fn all_pages_of_referrers() {
-    let server = Server::start(|seen| match seen.line.rsplit('?').next() {
+    let server = Server::scripted(|seen| match seen.line.rsplit('?').next() {
         Some("page=2") => Reply::ok(r#"{"manifests":null}"#).with("Link", "<?page=3>; rel=next"),
-        Some("page=3") => Reply::chunked(index("b").as_bytes()),
-        _ => Reply::chunked(index("a").as_bytes()).with("Link", "<?page=2>; rel=next"),
+        Some("page=3") => Reply::ok(index("b").as_bytes()).chunked(),
+        _ => Reply::ok(index("a").as_bytes())
+            .chunked()
+            .with("Link", "<?page=2>; rel=next"),
     })
     .await;
     let found = referrers(&server).await.unwrap().unwrap();
@@ -132,10 +134,10 @@ async fn all_pages_of_referrers() {
 #[tokio::test]
 async fn an_upstream_without_the_api() {
     for status in [400, 404, 405] {
-        let server = Server::start(move |_| Reply::new(status, "")).await;
+        let server = Server::scripted(move |_| Reply::new(status, "")).await;
         assert_eq!(referrers(&server).await.unwrap(), None, "{status}");
     }
-    let denied = Server::start(|_| Reply::new(403, "")).await;
+    let denied = Server::scripted(|_| Reply::new(403, "")).await;
     assert_eq!(referrers(&denied).await.unwrap_err().class(), "denied");
 }
 
@@ -143,16 +145,16 @@ async fn an_upstream_without_the_api() {
 async fn pages_have_an_end_and_stay_at_home() {
     let page = r#"{"manifests":[]}"#;
     let asked = AtomicUsize::new(0);
-    let endless = Server::start(move |_| {
+    let endless = Server::scripted(move |_| {
         let next = asked.fetch_add(1, Ordering::SeqCst);
-        Reply::ok(page).with("Link", &format!("<?page={next}>; rel=next"))
+        Reply::ok(page).with("Link", format!("<?page={next}>; rel=next"))
     })
     .await;
     assert!(referrers(&endless).await.unwrap_err().is_too_long());
     assert_eq!(endless.lines().len(), 100);
     let foreign = "<http://other.example/>; rel=next";
-    let leaving = Server::start(move |_| Reply::ok(page).with("Link", foreign)).await;
+    let leaving = Server::scripted(move |_| Reply::ok(page).with("Link", foreign)).await;
     assert_eq!(referrers(&leaving).await.unwrap_err().class(), "protocol");
-    let html = Server::start(|_| Reply::ok("<html>")).await;
+    let html = Server::scripted(|_| Reply::ok("<html>")).await;
     assert_eq!(referrers(&html).await.unwrap_err().class(), "protocol");
 }

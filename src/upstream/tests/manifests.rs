@@ -7,9 +7,9 @@ const DIGEST_HEADER: &str = "Docker-Content-Digest";
 #[tokio::test]
 async fn a_manifest_with_all_its_headers() {
     let digest = digest_of(MANIFEST);
-    let server = Server::start(move |_| {
+    let server = Server::scripted(move |_| {
         Reply::ok(MANIFEST)
-            .with(DIGEST_HEADER, &digest.to_string())
+            .with(DIGEST_HEADER, digest)
             .with("Content-Type", "application/vnd.oci.image.index.v1+json")
     })
     .await;
@@ -35,7 +35,7 @@ async fn a_manifest_with_all_its_headers() {
         }
     );
 
-    let seen = &server.seen()[0];
+    let seen = &server.seen("")[0];
     assert_eq!(seen.header("accept-encoding"), Some("identity"));
     assert_eq!(
         seen.header("accept"),
@@ -48,8 +48,8 @@ async fn a_manifest_with_all_its_headers() {
 #[tokio::test]
 async fn a_path_in_the_upstreams_url_is_kept() {
     for base in ["/proxy/hub", "/proxy/hub/?x=1#y"] {
-        let server = Server::start(|_| Reply::ok(MANIFEST)).await;
-        let upstream = connect(settings(server.url().join(base).unwrap()));
+        let server = Server::scripted(|_| Reply::ok(MANIFEST)).await;
+        let upstream = connect(settings(&(server.url() + base)));
         get_tag(&upstream).await.unwrap();
         assert_eq!(
             server.lines(),
@@ -60,7 +60,7 @@ async fn a_path_in_the_upstreams_url_is_kept() {
 
 #[tokio::test]
 async fn the_digest_is_of_the_bytes_by_the_algorithm_asked_for() {
-    let server = Server::start(|_| Reply::chunked(MANIFEST.as_bytes())).await;
+    let server = Server::scripted(|_| Reply::ok(MANIFEST.as_bytes()).chunked()).await;
     let upstream = client(&server);
     assert_eq!(
         get_tag(&upstream).await.unwrap().digest,
@@ -105,11 +105,11 @@ async fn answers_that_break_the_rules_are_refused() {
         ("gzip", Reply::ok(MANIFEST).with("Content-Encoding", "gzip")),
         (
             "announced too large",
-            Reply::promising(200, too_large.len(), b""),
+            Reply::new(200, b"").announcing(too_large.len()),
         ),
-        ("too large", Reply::chunked(&too_large)),
+        ("too large", Reply::ok(&too_large).chunked()),
     ] {
-        let server = Server::start(move |_| reply.clone()).await;
+        let server = Server::scripted(move |_| reply.clone()).await;
         let error = get_tag(&client(&server)).await.unwrap_err();
         assert!(
             matches!(error, UpstreamError::Protocol { .. }),
@@ -117,13 +117,13 @@ async fn answers_that_break_the_rules_are_refused() {
         );
         assert_eq!(server.lines().len(), 1, "{what}");
     }
-    let partial = Server::start(|_| Reply::new(206, MANIFEST)).await;
+    let partial = Server::scripted(|_| Reply::new(206, MANIFEST)).await;
     let error = get_tag(&client(&partial)).await.unwrap_err();
     assert!(
         matches!(error, UpstreamError::Unexpected { status: 206, .. }),
         "{error}"
     );
-    let cut = Server::start(|_| Reply::promising(200, 100, b"{")).await;
+    let cut = Server::scripted(|_| Reply::new(200, b"{").announcing(100)).await;
     let error = get_tag(&client(&cut)).await.unwrap_err();
     assert!(
         matches!(error, UpstreamError::Broken { received: 1, .. }),
@@ -143,7 +143,7 @@ async fn statuses_stay_apart() {
         (400, "unexpected"),
         (304, "unexpected"),
     ] {
-        let server = Server::start(move |_| Reply::new(status, body)).await;
+        let server = Server::scripted(move |_| Reply::new(status, body)).await;
         let error = get_tag(&client(&server)).await.unwrap_err();
         assert_eq!(error.class(), class, "{status}");
         if let UpstreamError::NotFound { message, .. } | UpstreamError::Denied { message, .. } =
@@ -156,7 +156,7 @@ async fn statuses_stay_apart() {
 
 #[tokio::test]
 async fn an_upstream_that_knows_no_head_says_nothing() {
-    let server = Server::start(|_| Reply::new(405, "")).await;
+    let server = Server::scripted(|_| Reply::new(405, "")).await;
     let head = client(&server)
         .head_manifest(&repo(), &tag(), &Accept::everything())
         .await;
@@ -165,16 +165,16 @@ async fn an_upstream_that_knows_no_head_says_nothing() {
 
 #[tokio::test]
 async fn what_is_sent_and_received_is_counted() {
-    let server = Server::start(|seen| {
+    let server = Server::scripted(|seen| {
         if seen.line.ends_with("/final") {
             return Reply::ok(MANIFEST);
         }
-        Reply::redirect(302, "/final")
+        Reply::redirect("/final").status(302)
     })
     .await;
     let counter = Arc::new(Counter::default());
     let meter = Arc::clone(&counter);
-    let upstream = Upstream::new(settings(server.url()), Clock::system(), meter).unwrap();
+    let upstream = Upstream::new(settings(&server.url()), Clock::system(), meter).unwrap();
     get_tag(&upstream).await.unwrap();
     let get = |status| (Kind::Manifest, "GET", Outcome::Status(status));
     assert_eq!(*counter.requests.lock().unwrap(), [get(302), get(200)]);
@@ -186,7 +186,8 @@ const SIGNED: &str = r#"{"schemaVersion":1,"name":"app","tag":"1","architecture"
 
 /// What a GET and a HEAD say of an answer with this body and type.
 async fn classes(body: &'static str, content_type: &'static str) -> (String, String) {
-    let server = Server::start(move |_| Reply::ok(body).with("Content-Type", content_type)).await;
+    let server =
+        Server::scripted(move |_| Reply::ok(body).with("Content-Type", content_type)).await;
     let upstream = client(&server);
     let get = get_tag(&upstream).await;
     let head = upstream
@@ -255,7 +256,7 @@ async fn schema_1_is_known_by_its_type_and_by_its_body() {
     }
     // The digest of a signed manifest is that of what was signed, not of the body.
     let other = digest_of("what was signed").to_string();
-    let server = Server::start(move |_| Reply::ok(SIGNED).with(DIGEST_HEADER, &other)).await;
+    let server = Server::scripted(move |_| Reply::ok(SIGNED).with(DIGEST_HEADER, &other)).await;
     let error = get_tag(&client(&server)).await.unwrap_err();
     assert_eq!(error.class(), "schema1", "{error}");
 }

@@ -1,8 +1,4 @@
-//! The room against a scripted registry on the loopback interface.
-//!
-//! Tests about time run under paused time, which tokio moves on by itself whenever every task
-//! waits for a socket: a timeout would fire while the answer is on its way. [`freeze`] stops that,
-//! and [`passing`] moves time on only after the sockets have had their turn.
+//! The client against a scripted registry on the loopback interface.
 
 mod auth;
 mod blobs;
@@ -10,7 +6,6 @@ mod leading;
 mod lists;
 mod manifests;
 mod ranges;
-mod server;
 mod setup;
 mod time;
 
@@ -22,7 +17,10 @@ use futures_util::StreamExt as _;
 
 use super::*;
 use crate::oci::{Accept, Algorithm, Digest, Reference};
-use server::{Reply, Seen, Server};
+use testkit::time::{freeze, passing};
+use testkit::{ALWAYS, Gate, Identity, Options, Reply, Seen};
+
+type Server = testkit::Registry<Digest>;
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
 
@@ -52,10 +50,10 @@ impl Meter for Counter {
     }
 }
 
-fn settings(url: Url) -> UpstreamSettings {
+fn settings(url: &str) -> UpstreamSettings {
     UpstreamSettings {
         name: "test".into(),
-        url,
+        url: Url::parse(url).unwrap(),
         credentials: None,
         ca_pem: None,
         insecure: false,
@@ -82,7 +80,7 @@ fn connect(settings: UpstreamSettings) -> Upstream {
 }
 
 fn client(server: &Server) -> Upstream {
-    connect(settings(server.url()))
+    connect(settings(&server.url()))
 }
 
 fn repo() -> RepoName {
@@ -119,29 +117,8 @@ async fn drink(mut body: BlobChunks) -> (Vec<u8>, Result<(), UpstreamError>) {
     }
 }
 
-/// Keeps paused time from moving on by itself until dropped: tokio doesn't while a blocking task
-/// runs.
-struct Frozen(#[expect(dead_code, reason = "held for its drop")] std::sync::mpsc::Sender<()>);
-
-fn freeze() -> Frozen {
-    let (sender, receiver) = std::sync::mpsc::channel::<()>();
-    drop(tokio::task::spawn_blocking(move || receiver.recv()));
-    Frozen(sender)
-}
-
-/// Runs a future while frozen time passes in small steps, each after the sockets were served.
-async fn passing<F: Future>(future: F) -> F::Output {
-    const STEP: Duration = Duration::from_millis(100);
-    let mut future = std::pin::pin!(future);
-    for _ in 0..6000 {
-        for _ in 0..20 {
-            tokio::select! {
-                biased;
-                output = &mut future => return output,
-                () = tokio::task::yield_now() => {}
-            }
-        }
-        tokio::time::advance(STEP).await;
-    }
-    panic!("nothing happened within ten minutes");
+/// How many token requests came, and how many others.
+fn counts(server: &Server) -> (usize, usize) {
+    let tokens = server.count("GET /token");
+    (tokens, server.count("") - tokens)
 }

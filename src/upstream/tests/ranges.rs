@@ -37,13 +37,13 @@ async fn pieces(mut ranges: BlobRanges) -> (Vec<(u64, Bytes)>, Result<(), Upstre
 
 #[tokio::test]
 async fn several_ranges_are_one_request() {
-    let server = Server::start(|_| multipart(PARTS)).await;
+    let server = Server::scripted(|_| multipart(PARTS)).await;
     let upstream = client(&server);
     let (came, end) = pieces(get(&upstream).await.unwrap().unwrap()).await;
     end.unwrap();
     let joined: Vec<_> = came.iter().map(|(at, piece)| (*at, &piece[..])).collect();
     assert_eq!(joined, [(1, &b"12"[..]), (7, b"7")]);
-    assert_eq!(server.seen()[0].header("range"), Some("bytes=1-2,7-7"));
+    assert_eq!(server.seen("")[0].header("range"), Some("bytes=1-2,7-7"));
     assert!(upstream.supports_multi_range());
 }
 
@@ -58,7 +58,7 @@ async fn what_is_not_several_ranges_is_remembered_for_a_while() {
         Reply::new(416, ""),
         Reply::new(500, ""),
     ] {
-        let server = Server::start(move |_| reply.clone()).await;
+        let server = Server::scripted(move |_| reply.clone()).await;
         let upstream = client(&server);
         assert!(get(&upstream).await.unwrap().is_none());
         assert!(!upstream.supports_multi_range());
@@ -72,7 +72,7 @@ async fn what_is_not_several_ranges_is_remembered_for_a_while() {
 #[tokio::test]
 async fn errors_that_single_ranges_would_have_too_stay_errors() {
     for (status, class) in [(404, "not_found"), (429, "rate_limited")] {
-        let server = Server::start(move |_| Reply::new(status, "")).await;
+        let server = Server::scripted(move |_| Reply::new(status, "")).await;
         let upstream = client(&server);
         let error = get(&upstream).await.unwrap_err();
         assert_eq!(error.class(), class);
@@ -93,7 +93,7 @@ async fn a_malformed_response_is_an_error_and_remembered() {
             0,
         ),
     ] {
-        let server = Server::start(move |_| reply.clone()).await;
+        let server = Server::scripted(move |_| reply.clone()).await;
         let upstream = client(&server);
         let (came, error) = match get(&upstream).await {
             Ok(ranges) => pieces(ranges.unwrap()).await,
@@ -110,9 +110,9 @@ async fn a_malformed_response_is_an_error_and_remembered() {
 async fn a_response_that_stalls_times_out() {
     let _frozen = freeze();
     for sent in [0, 10, 60, PARTS.len() - 1] {
-        let reply = Reply::promising(206, PARTS.len() + 10, &PARTS.as_bytes()[..sent]);
+        let reply = Reply::new(206, &PARTS.as_bytes()[..sent]).announcing(PARTS.len() + 10);
         let reply = reply.with("Content-Type", "multipart/byteranges; boundary=x");
-        let server = Server::start(move |_| reply.clone().then_stall()).await;
+        let server = Server::scripted(move |_| reply.clone().then_stall()).await;
         let upstream = client(&server);
         let ranges = passing(get(&upstream)).await.unwrap().unwrap();
         let (_, end) = passing(pieces(ranges)).await;

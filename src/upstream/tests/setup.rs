@@ -1,8 +1,3 @@
-use rcgen::{CertifiedKey, generate_simple_self_signed};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
-
 use super::*;
 
 fn refused(settings: UpstreamSettings) -> SetupError {
@@ -17,7 +12,7 @@ fn refused(settings: UpstreamSettings) -> SetupError {
 }
 
 fn at(url: &str) -> UpstreamSettings {
-    settings(Url::parse(url).unwrap())
+    settings(url)
 }
 
 #[tokio::test]
@@ -89,23 +84,23 @@ async fn nothing_of_the_credentials_is_shown() {
     );
 }
 
-#[tokio::test]
-async fn a_certificate_is_trusted_when_it_was_named_and_only_then() {
-    let CertifiedKey { cert, signing_key } =
-        generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
-    let config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(vec![cert.der().clone()], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let server = Server::start_tls(acceptor, |_| Reply::ok(MANIFEST)).await;
+/// A server over TLS.
+async fn secure(identity: &Identity) -> Server {
+    let server = Server::with(Options::default().tls(identity)).await;
+    server.reply("", ALWAYS, Reply::ok(MANIFEST));
+    server
+}
 
-    let mut named = settings(server.url());
-    named.ca_pem = Some(cert.pem().into_bytes());
+#[tokio::test]
+async fn a_certificate_is_trusted_if_configured_and_only_then() {
+    let identity = Identity::new();
+    let server = secure(&identity).await;
+
+    let mut named = settings(&server.url());
+    named.ca_pem = Some(identity.pem());
     get_tag(&connect(named)).await.unwrap();
 
-    let mut careless = settings(server.url());
+    let mut careless = settings(&server.url());
     careless.insecure = true;
     get_tag(&connect(careless)).await.unwrap();
 }
@@ -113,17 +108,9 @@ async fn a_certificate_is_trusted_when_it_was_named_and_only_then() {
 #[tokio::test(start_paused = true)]
 async fn an_unknown_certificate_is_not_trusted() {
     let _frozen = freeze();
-    let one = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let other = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let key = PrivateKeyDer::try_from(one.signing_key.serialize_der()).unwrap();
-    let config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(vec![one.cert.der().clone()], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let server = Server::start_tls(acceptor, |_| Reply::ok(MANIFEST)).await;
-    let mut settings = settings(server.url());
-    settings.ca_pem = Some(other.cert.pem().into_bytes());
+    let server = secure(&Identity::new()).await;
+    let mut settings = settings(&server.url());
+    settings.ca_pem = Some(Identity::new().pem());
     let error = passing(get_tag(&connect(settings))).await.unwrap_err();
     assert!(
         matches!(error, UpstreamError::Unreachable { .. }),

@@ -1,21 +1,9 @@
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// Answers with each reply in turn, and with the last one from then on.
-async fn in_turn(replies: Vec<Reply>) -> Server {
-    let next = AtomicUsize::new(0);
-    Server::start(move |_| {
-        let turn = next.fetch_add(1, SeqCst).min(replies.len() - 1);
-        replies[turn].clone()
-    })
-    .await
-}
 
 #[tokio::test(start_paused = true)]
 async fn trouble_that_passes_is_not_seen() {
@@ -25,7 +13,7 @@ async fn trouble_that_passes_is_not_seen() {
         Reply::new(502, ""),
         Reply::hang_up(),
     ] {
-        let server = in_turn(vec![trouble.clone(), trouble, Reply::ok(MANIFEST)]).await;
+        let server = Server::in_turn([trouble.clone(), trouble, Reply::ok(MANIFEST)]).await;
         let upstream = client(&server);
         passing(get_tag(&upstream)).await.unwrap();
         assert_eq!(server.lines().len(), 3);
@@ -47,7 +35,7 @@ async fn trouble_that_stays_is_told_after_three_attempts() {
         (Reply::new(429, ""), "rate_limited", 1),
         (Reply::new(404, ""), "not_found", 1),
     ] {
-        let server = in_turn(vec![trouble]).await;
+        let server = Server::in_turn([trouble]).await;
         let upstream = client(&server);
         let started = Instant::now();
         let error = passing(get_tag(&upstream)).await.unwrap_err();
@@ -60,7 +48,7 @@ async fn trouble_that_stays_is_told_after_three_attempts() {
 async fn a_short_retry_after_is_waited_out() {
     let _frozen = freeze();
     let busy = Reply::new(503, "").with("Retry-After", "4");
-    let server = in_turn(vec![busy, Reply::ok(MANIFEST)]).await;
+    let server = Server::in_turn([busy, Reply::ok(MANIFEST)]).await;
     let upstream = client(&server);
     let started = Instant::now();
     passing(get_tag(&upstream)).await.unwrap();
@@ -73,7 +61,7 @@ async fn a_rate_limit_says_how_long() {
     let date = httpdate::fmt_http_date(wall() + 90 * SECOND);
     for (header, expected) in [("120", 120), (date.as_str(), 90), ("99999", 3600)] {
         let reply = Reply::new(429, "").with("Retry-After", header);
-        let server = in_turn(vec![reply]).await;
+        let server = Server::in_turn([reply]).await;
         let upstream = client(&server);
         let error = get_tag(&upstream).await.unwrap_err();
         assert!(
@@ -96,7 +84,7 @@ fn assert_timeout(error: &UpstreamError, phase: Phase) {
 #[tokio::test(start_paused = true)]
 async fn a_silent_upstream_is_given_up_after_the_header_timeout() {
     let _frozen = freeze();
-    let server = in_turn(vec![Reply::silence()]).await;
+    let server = Server::in_turn([Reply::silence()]).await;
     let upstream = client(&server);
     let started = Instant::now();
     let error = passing(get_tag(&upstream)).await.unwrap_err();
@@ -108,7 +96,7 @@ async fn a_silent_upstream_is_given_up_after_the_header_timeout() {
 #[tokio::test(start_paused = true)]
 async fn a_small_body_has_the_same_time_again() {
     let _frozen = freeze();
-    let server = in_turn(vec![Reply::promising(200, 100, b"{").then_stall()]).await;
+    let server = Server::in_turn([Reply::new(200, b"{").announcing(100).then_stall()]).await;
     let upstream = client(&server);
     let error = passing(get_tag(&upstream)).await.unwrap_err();
     assert_timeout(&error, Phase::Body);
@@ -117,7 +105,7 @@ async fn a_small_body_has_the_same_time_again() {
 #[tokio::test(start_paused = true)]
 async fn a_blob_may_stall_for_a_minute_and_no_longer() {
     let _frozen = freeze();
-    let server = in_turn(vec![Reply::promising(200, 10, b"01234").then_stall()]).await;
+    let server = Server::in_turn([Reply::new(200, b"01234").announcing(10).then_stall()]).await;
     let upstream = client(&server);
     let blob = upstream
         .get_blob(&repo(), &digest_of("x"), 0, None)
@@ -137,7 +125,7 @@ async fn a_handshake_that_is_never_answered_is_a_connect_timeout() {
     let _frozen = freeze();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
-    let mut settings = settings(Url::parse(&url).unwrap());
+    let mut settings = settings(&url);
     settings.insecure = true;
     let upstream = connect(settings);
     let started = Instant::now();
@@ -157,7 +145,7 @@ async fn a_closed_port_is_unreachable() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let upstream = connect(settings(Url::parse(&url).unwrap()));
+    let upstream = connect(settings(&url));
     let error = passing(get_tag(&upstream)).await.unwrap_err();
     assert!(
         matches!(error, UpstreamError::Unreachable { .. }),
