@@ -98,7 +98,7 @@ impl Store for Sizes {
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
         Ok(self.part(digest).get(digest).copied())
     }
-    async fn stage(&self, _: &Digest) -> Result<Box<dyn Stage>, StoreError> {
+    async fn stage(&self, _: &Digest, _: &str) -> Result<Box<dyn Stage>, StoreError> {
         Err(StoreError::Incomplete {
             path: PathBuf::new(),
         })

@@ -50,7 +50,7 @@ const RESERVED: [(&str, &[&str], &[&str]); 3] = [
             "storage/disk",
             "storage/spool",
             "storage/stage",
-            "storage/keep",
+            "storage/partials",
             "storage/content",
             "storage/modes",
             "storage/trust",

@@ -25,16 +25,17 @@ pub struct Admission {
 }
 
 impl Cache {
-    /// Stages a blob, and reserves the requested space, which may evict images. The stage is for the
-    /// thread that writes.
+    /// Stages a blob from an upstream, and reserves the requested space, which may evict images. The
+    /// stage is for the thread that writes.
     pub async fn admit(
         &self,
         digest: &Digest,
+        upstream: &str,
         request: SpaceRequest,
     ) -> Result<(Admission, Box<dyn Stage>), AdmitError> {
         let hold = self.hold(digest).await;
         let reservation = self.reserve_step(request).await?;
-        let stage = self.0.store.stage(digest).await?;
+        let stage = self.0.store.stage(digest, upstream).await?;
         let admission = Admission {
             cache: self.clone(),
             digest: *digest,

@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use super::Download;
 use super::task::Transfer;
 use crate::config::OnAbandon;
-use crate::error_chain::on_one_line;
 
 /// How long a download without clients continues before it may be paused. Clients hang up between
 /// two ranges and reconnect after a lost connection.
@@ -102,8 +101,8 @@ impl Transfer<'_> {
         self.download.progress.plan(|have, _| have.len())
     }
 
-    /// Ends the streams, writes the bytes that have arrived, and writes a checkpoint. False when
-    /// there is nothing that a later download could resume.
+    /// Ends the streams, writes the bytes that have arrived, and writes a checkpoint, which is synced
+    /// when the mirror is stopping. False when there is nothing that a later download could resume.
     pub(super) async fn keep(&mut self) -> bool {
         self.stop_streams();
         while self.storing.idle().is_none() {
@@ -114,27 +113,18 @@ impl Transfer<'_> {
                 return false;
             }
         }
-        let (Some(writer), Some(total)) = (self.storing.idle(), self.plan.total) else {
+        let (Some(total), Some(mut writer)) = (self.plan.total, self.storing.take_idle()) else {
             return false;
         };
-        let Some(stage) = writer.stage().filter(|_| writer.is_writing()) else {
+        let sync = self.shared.drain.is_cancelled() || self.shared.stop.is_cancelled();
+        let written = tokio::task::spawn_blocking(move || {
+            let written = writer.checkpoint(total, sync);
+            (writer, written)
+        });
+        let Ok((writer, written)) = written.await else {
             return false;
         };
-        let (keeper, partial) = (
-            stage.keeper(),
-            writer.partial(&self.download.upstream, total),
-        );
-        if partial.ranges.is_empty() {
-            return false;
-        }
-        let kept = tokio::task::spawn_blocking(move || keeper.keep(&partial)).await;
-        match kept {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                tracing::warn!(error = %on_one_line(&error), "a download can't be kept for later");
-                false
-            }
-            Err(_panicked) => false,
-        }
+        self.storing.put_back(writer);
+        written
     }
 }

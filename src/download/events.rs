@@ -10,6 +10,7 @@ use super::plan::Span;
 use super::storing::Storing;
 use super::streams::{Body, Event, Stream};
 use super::task::Transfer;
+use super::writer::Writer;
 use super::{Download, DownloadError};
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
@@ -172,8 +173,7 @@ impl Transfer<'_> {
     }
 
     fn content(&self) -> Option<crate::storage::Reader> {
-        let stage = self.storing.idle().and_then(|writer| writer.stage());
-        stage.map(crate::storage::Stage::content)
+        self.storing.idle().and_then(Writer::content)
     }
 
     /// Ends a stream and frees its lane.

@@ -17,6 +17,7 @@ use super::task::Transfer;
 use super::{DownloadError, Source};
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
+use crate::storage::Stage;
 
 /// What an error says about the bytes that have arrived.
 enum Bytes {
@@ -87,12 +88,14 @@ impl Transfer<'_> {
         let older = self.suspect.take();
         let mut writer = writer;
         let oldest = writer.as_mut().and_then(|writer| writer.take_suspect());
-        let file = writer.and_then(|writer| writer.into_file());
-        let (stage, known) = file.unzip();
+        let (stage, known) = writer.and_then(|writer| writer.into_file()).unzip();
         let known = known.unwrap_or_default();
         let given = self.download.progress.restart(&known, error);
-        let suspect = stage.map(|stage| Suspect {
-            stage,
+        let content = stage.as_deref().map(Stage::content);
+        // Before the next stage: there is one at a time.
+        commit::discard(stage).await;
+        let suspect = content.map(|content| Suspect {
+            content,
             ranges: known,
             _place: place,
         });

@@ -35,6 +35,7 @@
 
 mod abandon;
 mod batch;
+mod checkpoints;
 mod client;
 mod commit;
 mod events;

@@ -112,10 +112,10 @@ async fn admit(
         blob,
         evict: download.urgency.get(),
     };
-    let digest = &download.digest;
-    let admitted = match shared.cache.admit(digest, request).await {
+    let (digest, upstream) = (&download.digest, &download.upstream);
+    let admitted = match shared.cache.admit(digest, upstream, request).await {
         Err(AdmitError::Full(_)) if request.evict && shared.partials.clear().await => {
-            shared.cache.admit(digest, request).await
+            shared.cache.admit(digest, upstream, request).await
         }
         admitted => admitted,
     };

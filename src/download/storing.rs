@@ -1,34 +1,22 @@
 //! Hashes and writes the chunks of a download after they are published, in batches: each batch holds
 //! the chunks that arrived while the previous one was being written.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use bytes::Bytes;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
 use super::DownloadError;
 use super::suspect::Suspect;
 use super::writer::Writer;
 use crate::cache::Admission;
-use crate::error_chain::on_one_line;
 use crate::oci::Algorithm;
 use crate::oci::RangeSet;
-use crate::storage::{Stage, StoreError};
+use crate::storage::Stage;
 
 /// Bytes that may wait for the writer. Above it no stream is read.
 const MAX_PENDING: usize = 4 * 1024 * 1024;
 
 /// When this many bytes wait, the writer is slower than the streams.
 const BEHIND: usize = 1024 * 1024;
-
-/// Bytes between two checkpoints.
-const NOTE_BYTES: u64 = 256 * 1024;
-/// Time before the first checkpoint and between two. Bounds what is downloaded again after a crash.
-const NOTE_PAUSE: Duration = Duration::from_millis(100);
-/// The pause is at least this many times the duration of the last checkpoint, which syncs.
-const NOTE_SHARE: u32 = 2;
 
 /// A staged file with its reserved space.
 pub(super) struct Stored {
@@ -53,17 +41,6 @@ pub(super) struct Storing {
     writing: Writing,
     /// None when the download isn't stored.
     place: Option<Admission>,
-    notes: Notes,
-}
-
-/// The checkpoints that have been written.
-struct Notes {
-    running: Option<JoinHandle<Result<Duration, StoreError>>>,
-    next: Instant,
-    /// Bytes in the file at the last checkpoint.
-    bytes: u64,
-    /// A checkpoint has failed. None is tried again: only a crash would need it.
-    failed: bool,
 }
 
 impl Storing {
@@ -84,7 +61,6 @@ impl Storing {
             comparing: false,
             writing: Writing::Idle(Box::new(Writer::new(stage, algorithm, kept, suspect))),
             place,
-            notes: Notes::new(),
         }
     }
 
@@ -205,22 +181,6 @@ impl Storing {
         matches!(self.writing, Writing::Busy(_))
     }
 
-    /// Writes a checkpoint, if one is due: after a crash the download is resumed from it.
-    pub(super) fn note(&mut self, writer: &Writer, upstream: &Arc<str>, total: u64) {
-        let now = Instant::now();
-        if self.notes.is_due(writer, now)
-            && let Some(stage) = writer.stage()
-        {
-            let keeper = stage.keeper();
-            let partial = writer.partial(upstream, total);
-            self.notes.bytes = writer.file.len();
-            self.notes.running = Some(tokio::task::spawn_blocking(move || {
-                let started = Instant::now();
-                keeper.keep(&partial).map(|()| started.elapsed())
-            }));
-        }
-    }
-
     /// The idle writer and the reserved space.
     pub(super) fn into_parts(self) -> (Option<Box<Writer>>, Option<Admission>) {
         let writer = match self.writing {
@@ -228,36 +188,5 @@ impl Storing {
             Writing::Busy(_) | Writing::Gone => None,
         };
         (writer, self.place)
-    }
-}
-
-impl Notes {
-    fn new() -> Self {
-        Self {
-            running: None,
-            next: Instant::now() + NOTE_PAUSE,
-            bytes: 0,
-            failed: false,
-        }
-    }
-
-    fn is_due(&mut self, writer: &Writer, now: Instant) -> bool {
-        if let Some(running) = &mut self.running {
-            // Polled once: the next batch polls again.
-            let Some(ended) = futures_util::FutureExt::now_or_never(running) else {
-                return false;
-            };
-            self.running = None;
-            match ended {
-                Ok(Ok(took)) => self.next = now + NOTE_PAUSE.max(took * NOTE_SHARE),
-                Ok(Err(error)) => {
-                    tracing::warn!(error = %on_one_line(&error), "a download can't be noted for after a crash");
-                    self.failed = true;
-                }
-                Err(_panicked) => self.failed = true,
-            }
-        }
-        let fresh = writer.file.len().saturating_sub(self.bytes);
-        writer.is_writing() && !self.failed && fresh >= NOTE_BYTES && now >= self.next
     }
 }

@@ -1,17 +1,16 @@
 //! Discarded bytes that followers have received, for comparison with the next source's.
 
 use crate::cache::Admission;
-use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
-use crate::storage::Stage;
+use crate::storage::Reader;
 
 /// Bytes compared at once.
 const BLOCK: usize = 4 * 1024;
 
-/// A staged file that was discarded because its content doesn't have the digest, and of which
-/// followers have received bytes.
+/// The content of a stage that was dropped because it doesn't have the digest, and of which followers
+/// have received bytes. Dropping this may block: it closes the removed file.
 pub(super) struct Suspect {
-    pub(super) stage: Box<dyn Stage>,
+    pub(super) content: Reader,
     /// The ranges that are in the file.
     pub(super) ranges: RangeSet,
     /// Keeps the file's space reserved.
@@ -41,26 +40,10 @@ impl Suspect {
             let end = at + block.len() as u64;
             if known > at {
                 let piece = buffer.get_mut(..block.len()).unwrap_or_default();
-                let same = read_back(&*self.stage, at, piece) && piece == block;
+                let same = self.content.fill_blocking(at, piece) && piece == block;
                 if same { &mut *agreed } else { &mut *differs }.insert(at, end);
             }
             (at, rest) = (end, behind);
         }
     }
-}
-
-/// Fills the buffer from the file. False when the file can't be read or is too short.
-pub(super) fn read_back(stage: &dyn Stage, offset: u64, buffer: &mut [u8]) -> bool {
-    let mut filled = 0;
-    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match stage.read_at(offset + filled as u64, rest) {
-            Ok(0) => return false,
-            Ok(read) => filled += read,
-            Err(error) => {
-                tracing::warn!(error = %on_one_line(&error), "what was written can't be read back");
-                return false;
-            }
-        }
-    }
-    true
 }

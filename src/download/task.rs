@@ -375,9 +375,7 @@ impl<'a> Transfer<'a> {
             tracing::error!(%digest, error = %on_one_line(&error), "can't store the download; passing it through");
             self.pass_through(writer.hashed);
         }
-        if let Some(total) = self.plan.total.filter(|_| self.opened) {
-            self.storing.note(&writer, &self.download.upstream, total);
-        }
+        writer.total = self.plan.total.filter(|_| self.opened);
         self.storing.give_back(writer);
         Ok(())
     }

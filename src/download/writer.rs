@@ -5,13 +5,14 @@
 //! however often chunks arrive.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::suspect::{Suspect, read_back};
+use super::checkpoints::Checkpoints;
+use super::suspect::Suspect;
+use crate::error_chain::on_one_line;
 use crate::oci::{Algorithm, Digest, Hasher, RangeSet};
-use crate::storage::{Partial, Stage, StoreError};
+use crate::storage::{Reader, Stage, StoreError};
 
 /// Bytes read back from the file at once, to hash or compare them.
 const PIECE: usize = 256 * 1024;
@@ -42,6 +43,9 @@ pub(super) struct Writer {
     /// Bytes of the last batch that equal the suspect's, and those that differ.
     pub(super) agreed: RangeSet,
     pub(super) differs: RangeSet,
+    /// Size of the blob in bytes, once it is known. Until then there are no checkpoints.
+    pub(super) total: Option<u64>,
+    checkpoints: Checkpoints,
 }
 
 impl Writer {
@@ -57,6 +61,7 @@ impl Writer {
             stage,
             hasher: Hasher::new(algorithm),
             hashed: 0,
+            checkpoints: Checkpoints::new(kept.len()),
             file: kept,
             fresh: RangeSet::new(),
             failure: None,
@@ -65,6 +70,7 @@ impl Writer {
             suspect,
             agreed: RangeSet::new(),
             differs: RangeSet::new(),
+            total: None,
         }
     }
 
@@ -73,8 +79,10 @@ impl Writer {
     /// when the file can't be read.
     pub(super) fn finish(&mut self, algorithm: Algorithm) -> Option<Digest> {
         let hashed = std::mem::replace(&mut self.hasher, Hasher::new(algorithm)).finish();
-        let stage = self.stage.as_deref().filter(|_| self.needs_rehash());
-        stage.map_or(Some(hashed), |stage| rehash(stage, algorithm, self.hashed))
+        match self.content().filter(|_| self.needs_rehash()) {
+            Some(content) => rehash(&content, algorithm, self.hashed),
+            None => Some(hashed),
+        }
     }
 
     /// Whether exactly the bytes before `end` have been hashed, and they have the digest.
@@ -104,6 +112,7 @@ impl Writer {
     }
 
     /// Whether bytes are written to the file.
+    #[cfg(test)]
     pub(super) fn is_writing(&self) -> bool {
         self.writing
     }
@@ -113,8 +122,9 @@ impl Writer {
         self.writing = false;
     }
 
-    pub(super) fn stage(&self) -> Option<&dyn Stage> {
-        self.stage.as_deref()
+    /// Reads the staged file; none when nothing is stored.
+    pub(super) fn content(&self) -> Option<Reader> {
+        self.stage.as_deref().map(Stage::content)
     }
 
     /// The complete stage; none when writing has failed.
@@ -123,16 +133,19 @@ impl Writer {
         self.stage.filter(|_| writing)
     }
 
-    /// The checkpoint of a blob of `total` bytes. Leaves out the last byte: requesting it proves that
-    /// the upstream has the blob.
-    pub(super) fn partial(&self, upstream: &Arc<str>, total: u64) -> Partial {
-        let mut ranges = self.file.clone();
-        ranges.remove(total.saturating_sub(1), u64::MAX);
-        Partial {
-            upstream: Arc::clone(upstream),
-            total,
-            ranges,
-        }
+    /// Writes a checkpoint of a blob of `total` bytes, and makes it durable if `sync` is set. False when
+    /// it fails, or when there is nothing to resume: the last byte is always downloaded again, which
+    /// proves that the upstream has the blob. Blocks.
+    pub(super) fn checkpoint(&mut self, total: u64, sync: bool) -> bool {
+        let starts = self.file.ranges().first().map(|range| range.start);
+        let resumable = starts.is_some_and(|start| start.saturating_add(1) < total);
+        let Some(stage) = self.stage.as_mut().filter(|_| self.writing && resumable) else {
+            return false;
+        };
+        let written = stage.checkpoint(total, sync).inspect_err(|error| {
+            tracing::warn!(error = %on_one_line(error), "can't write the checkpoint of a download");
+        });
+        written.is_ok()
     }
 
     /// Processes a batch of chunks with their offsets, in order of arrival. Blocks.
@@ -147,6 +160,12 @@ impl Writer {
             self.compare(offset, &copy);
         }
         self.catch_up();
+        if let (Some(stage), Some(total)) =
+            (self.stage.as_mut().filter(|_| self.writing), self.total)
+        {
+            let bytes = self.file.len();
+            self.checkpoints.write_if_due(&mut **stage, bytes, total);
+        }
         self
     }
 
@@ -281,21 +300,20 @@ impl Writer {
 
     /// Fills the buffer from the file. False when the file can't be read or is too short.
     fn read_back(&self, offset: u64, buffer: &mut [u8]) -> bool {
-        self.stage
-            .as_deref()
-            .is_some_and(|stage| read_back(stage, offset, buffer))
+        self.content()
+            .is_some_and(|content| content.fill_blocking(offset, buffer))
     }
 }
 
 /// The digest of the first `size` bytes of the file. None when they can't be read. Blocks.
-fn rehash(stage: &dyn Stage, algorithm: Algorithm, size: u64) -> Option<Digest> {
+fn rehash(content: &Reader, algorithm: Algorithm, size: u64) -> Option<Digest> {
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; PIECE];
     let mut at = 0;
     while at < size {
         let left = usize::try_from(size - at).unwrap_or(PIECE);
         let piece = buffer.get_mut(..left.min(PIECE)).unwrap_or_default();
-        if !read_back(stage, at, piece) {
+        if !content.fill_blocking(at, piece) {
             return None;
         }
         hasher.update(piece);

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::memory::MemoryFile;
 use super::trust::{Modified, Trust, stamp};
 use super::{StoreError, blocking};
+use crate::error_chain::on_one_line;
 
 /// The most that one read returns, in bytes, whatever the caller asks for.
 pub const MAX_READ: usize = 1024 * 1024;
@@ -93,7 +94,7 @@ pub trait ReadGate: Debug + Send + Sync {
 }
 
 impl Reader {
-    /// `file` must be this reader's own handle: on Windows a read moves its cursor.
+    /// `path` is for errors.
     pub(super) fn of_file(file: File, path: &Path) -> Self {
         Self(Source::File(Arc::new(OpenFile {
             file,
@@ -162,8 +163,7 @@ impl Reader {
         Self(Source::Memory(file))
     }
 
-    /// The open file, for who can send from it without reading it. None for content in memory. On
-    /// Windows a read of it moves the cursor, and nobody may rely on that.
+    /// The open file, to send from it without reading it. None for content in memory.
     pub fn file(&self) -> Option<&File> {
         match &self.0 {
             Source::File(open) => Some(&open.file),
@@ -171,9 +171,26 @@ impl Reader {
         }
     }
 
+    /// Fills `buffer` from `offset` on. False when it can't be read or ends before that, which the log
+    /// tells. Blocks.
+    pub fn fill_blocking(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match self.read_blocking(offset + filled as u64, rest) {
+                Ok(0) => return false,
+                Ok(read) => filled += read,
+                Err(error) => {
+                    tracing::warn!(error = %on_one_line(&error), "what was written can't be read back");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
     /// Fills `buffer` from `offset` on as far as one read goes; 0 is the end of what is there.
     /// Blocks.
-    pub(super) fn read_blocking(
+    pub(crate) fn read_blocking(
         &self,
         offset: u64,
         buffer: &mut [u8],
@@ -251,17 +268,10 @@ impl Reader {
     }
 }
 
-#[cfg(unix)]
 fn same_file(one: &File, other: &File) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let id = |file: &File| file.metadata().map(|file| (file.dev(), file.ino())).ok();
     id(one).is_some_and(|one| id(other) == Some(one))
-}
-
-/// There the size and the time have to do.
-#[cfg(not(unix))]
-fn same_file(_one: &File, _other: &File) -> bool {
-    true
 }
 
 /// What the page cache has, without waiting for a disk and so without leaving this thread. `None`
@@ -284,21 +294,11 @@ fn read_cached(_file: &File, _buffer: &mut [u8], _offset: u64) -> Option<usize> 
 
 fn read_waiting(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     loop {
-        match read_once(file, buffer, offset) {
+        match std::os::unix::fs::FileExt::read_at(file, buffer, offset) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
     }
-}
-
-#[cfg(unix)]
-fn read_once(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
-}
-
-#[cfg(windows)]
-fn read_once(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
 }
 
 #[cfg(test)]

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tempfile::TempDir;
 
-mod partials;
+mod staging;
 
-use partials::{
-    a_commit_ends_every_partial, a_late_keeper_leaves_nothing, a_partial_belongs_to_one_upstream,
-    a_partial_ends_with_its_stage, a_partial_in_hand_is_nobody_elses,
-    a_write_past_every_offset_ends_the_stage, more_ranges_than_are_kept_are_forgotten,
+use staging::{
+    a_commit_removes_every_partial, a_dropped_stage_leaves_nothing, a_left_stage_is_resumed,
+    a_new_stage_takes_the_place_of_a_partial, a_partial_belongs_to_one_upstream,
+    a_second_commit_changes_nothing, a_stage_is_read_while_it_grows,
+    a_stage_without_a_checkpoint_is_not_left, a_write_past_every_offset_ends_the_stage,
     partials_are_listed_in_order_and_discarded, parts_are_written_in_any_order,
-    there_is_one_partial_a_digest_at_most, what_was_kept_and_left_is_taken_up_again,
-    what_was_never_kept_is_not_left,
+    stages_of_two_upstreams_are_apart, there_is_one_stage_for_a_digest_and_upstream,
 };
 
 use super::{Content, Link, LinkKind, Reader, Stage, Store, StoreError, blocking, put, read_all};
@@ -32,10 +32,6 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
         an_empty_store_has_nothing,
         a_committed_blob_is_read_back,
         an_empty_blob_is_a_blob,
-        a_stage_is_read_while_it_grows,
-        a_dropped_stage_leaves_nothing,
-        stages_of_one_digest_are_apart,
-        a_second_commit_changes_nothing,
         a_commit_replaces_a_blob_of_another_size,
         a_removed_blob_is_read_to_its_end,
         a_quarantined_blob_is_gone_and_may_come_back,
@@ -45,16 +41,17 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
         listings_are_sorted,
         blobs_are_listed_by_their_first_byte,
         repositories_nest_and_go_with_their_last_entry,
+        a_stage_is_read_while_it_grows,
+        a_dropped_stage_leaves_nothing,
+        stages_of_two_upstreams_are_apart,
+        there_is_one_stage_for_a_digest_and_upstream,
+        a_second_commit_changes_nothing,
         parts_are_written_in_any_order,
         a_write_past_every_offset_ends_the_stage,
-        what_was_kept_and_left_is_taken_up_again,
-        what_was_never_kept_is_not_left,
-        a_partial_ends_with_its_stage,
-        a_partial_in_hand_is_nobody_elses,
-        there_is_one_partial_a_digest_at_most,
-        a_commit_ends_every_partial,
-        a_late_keeper_leaves_nothing,
-        more_ranges_than_are_kept_are_forgotten,
+        a_left_stage_is_resumed,
+        a_stage_without_a_checkpoint_is_not_left,
+        a_new_stage_takes_the_place_of_a_partial,
+        a_commit_removes_every_partial,
         a_partial_belongs_to_one_upstream,
         partials_are_listed_in_order_and_discarded,
     );
@@ -124,7 +121,7 @@ async fn an_empty_store_has_nothing(store: &dyn Store) {
 async fn a_committed_blob_is_read_back(store: &dyn Store) {
     for algorithm in Algorithm::ALL {
         let digest = Digest::of(algorithm, b"0123456789");
-        let stage = store.stage(&digest).await.unwrap();
+        let stage = store.stage(&digest, "u").await.unwrap();
         let stage = write(stage, 0, &["0123", "", "45"]).await;
         let stage = write(stage, 6, &[]).await;
         let stage = write(stage, 6, &["6789"]).await;
@@ -158,66 +155,11 @@ async fn an_empty_blob_is_a_blob(store: &dyn Store) {
     assert_eq!(whole, Some(Bytes::new()));
 }
 
-async fn a_stage_is_read_while_it_grows(store: &dyn Store) {
-    let digest = digest("abcdef");
-    let stage = store.stage(&digest).await.unwrap();
-    let early = stage.content();
-    assert_eq!(text(&early, 0, 9).await, "");
-    let stage = write(stage, 0, &["abc"]).await;
-    let late = stage.content();
-    assert_eq!(text(&early, 0, 9).await, "abc");
-    let stage = write(stage, 3, &["def"]).await;
-    assert_eq!(text(&early, 1, 9).await, "bcdef");
-    assert_eq!(text(&late, 4, 9).await, "ef");
-    commit(stage).await;
-    for reader in [early.clone(), early, late] {
-        assert_eq!(text(&reader, 0, 9).await, "abcdef");
-    }
-}
-
-async fn a_dropped_stage_leaves_nothing(store: &dyn Store) {
-    let digest = digest("abc");
-    let stage = write(store.stage(&digest).await.unwrap(), 0, &["ab"]).await;
-    let reader = stage.content();
-    drop(stage);
-    assert!(store.open(&digest).await.unwrap().is_none());
-    assert_eq!(text(&reader, 0, 9).await, "ab");
-    assert!(store.repositories().await.unwrap().is_empty());
-    put(store, &digest, "abc".into()).await.unwrap();
-    assert_eq!(store.size(&digest).await.unwrap(), Some(3));
-}
-
-async fn stages_of_one_digest_are_apart(store: &dyn Store) {
-    let digest = digest("abc");
-    let first = write(store.stage(&digest).await.unwrap(), 0, &["ab"]).await;
-    let second = write(store.stage(&digest).await.unwrap(), 0, &["xy"]).await;
-    assert_eq!(text(&first.content(), 0, 9).await, "ab");
-    assert_eq!(text(&second.content(), 0, 9).await, "xy");
-    drop(second);
-    commit(write(first, 2, &["c"]).await).await;
-    let whole = read_all(store, &digest, 3).await.unwrap();
-    assert_eq!(whole, Some("abc".into()));
-}
-
-async fn a_second_commit_changes_nothing(store: &dyn Store) {
-    let digest = digest("abc");
-    let first = write(store.stage(&digest).await.unwrap(), 0, &["abc"]).await;
-    let second = write(store.stage(&digest).await.unwrap(), 0, &["abc"]).await;
-    let follower = second.content();
-    commit(first).await;
-    let open = store.open(&digest).await.unwrap().unwrap();
-    commit(second).await;
-    assert_eq!(text(&open.reader, 0, 9).await, "abc");
-    assert_eq!(text(&follower, 0, 9).await, "abc");
-    assert!(store.remove(&digest).await.unwrap());
-    assert!(!store.remove(&digest).await.unwrap());
-}
-
 async fn a_commit_replaces_a_blob_of_another_size(store: &dyn Store) {
     let digest = digest("abc");
-    commit(write(store.stage(&digest).await.unwrap(), 0, &["ab"]).await).await;
+    commit(write(store.stage(&digest, "u").await.unwrap(), 0, &["ab"]).await).await;
     let damaged = store.open(&digest).await.unwrap().unwrap();
-    commit(write(store.stage(&digest).await.unwrap(), 0, &["abc"]).await).await;
+    commit(write(store.stage(&digest, "u").await.unwrap(), 0, &["abc"]).await).await;
     let Content { size, reader, .. } = store.open(&digest).await.unwrap().unwrap();
     assert_eq!((size, &*text(&reader, 0, 9).await), (3, "abc"));
     assert_eq!(text(&damaged.reader, 0, 9).await, "ab");
@@ -358,7 +300,7 @@ async fn blobs_are_listed_by_their_first_byte(store: &dyn Store) {
     let linked = link("a", LinkKind::Layer, digest("elsewhere"));
     store.link(&linked).await.unwrap();
     let stage = write(
-        store.stage(&digest("staged")).await.unwrap(),
+        store.stage(&digest("staged"), "u").await.unwrap(),
         0,
         &["staged"],
     )

@@ -102,18 +102,11 @@ pub(super) fn sync_names(file: &Path, created: &[PathBuf]) {
     }
 }
 
-#[cfg(unix)]
 fn sync_dir(directory: &Path) -> io::Result<()> {
     // The parent of a relative path's first component.
     let here = Path::new(".");
     let empty = directory.as_os_str().is_empty();
     File::open(if empty { here } else { directory })?.sync_all()
-}
-
-/// A directory can't be opened as a file there; NTFS journals names by itself.
-#[cfg(not(unix))]
-fn sync_dir(_directory: &Path) -> io::Result<()> {
-    Ok(())
 }
 
 /// Removes a file. False when it wasn't there.
@@ -169,15 +162,9 @@ pub(super) fn check_root(root: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-#[cfg(unix)]
 fn may_write(directory: &Path) -> io::Result<()> {
     use rustix::fs::{Access, access};
     Ok(access(directory, Access::WRITE_OK | Access::EXEC_OK)?)
-}
-
-#[cfg(not(unix))]
-fn may_write(_directory: &Path) -> io::Result<()> {
-    Ok(())
 }
 
 /// Removes empty directories from `lowest` up to, and not including, `keep`.
@@ -288,16 +275,6 @@ pub(super) fn read_link(path: &Path) -> Result<Option<Digest>, StoreError> {
         LinkText::Digest(digest) => Some(digest),
         LinkText::Missing | LinkText::Empty | LinkText::Other => None,
     })
-}
-
-/// Writes a link to `draft`, as the reference registry does: the digest, no line end.
-pub(super) fn write_link(
-    draft: &Path,
-    digest: &Digest,
-    sync: bool,
-    modes: &Modes,
-) -> Result<(), StoreError> {
-    write_small(draft, digest.to_string().as_bytes(), sync, modes)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::faulty::{FaultyStore, Operation};
 use super::*;
-use crate::oci::{Algorithm, RangeSet};
+use crate::oci::Algorithm;
 use crate::storage::{MemoryStore, contract, put, read_all};
 use bytes::Bytes;
 
@@ -62,7 +62,7 @@ async fn a_failed_write_or_commit_leaves_no_blob() {
         assert!(error.is_full());
         assert_eq!(store.size(&digest).await.unwrap(), None);
     }
-    let mut stage = store.stage(&digest).await.unwrap();
+    let mut stage = store.stage(&digest, "u").await.unwrap();
     store.fail(Operation::Write, 1, io::ErrorKind::StorageFull);
     stage
         .write_at(0, std::slice::from_ref(&content))
@@ -76,18 +76,13 @@ async fn a_failed_write_or_commit_leaves_no_blob() {
 async fn what_fails_with_a_partial_leaves_it_as_it_was() {
     let store = faulty();
     let (digest, content) = content();
-    let mut stage = store.stage(&digest).await.unwrap();
-    stage.write_at(0, &[content]).unwrap();
-    let mut partial = Partial {
-        upstream: "u".into(),
-        total: 7,
-        ranges: RangeSet::new(),
-    };
+    let mut stage = store.stage(&digest, "u").await.unwrap();
+    stage.write_at(0, &[content.slice(..3)]).unwrap();
     let full = io::ErrorKind::StorageFull;
-    store.fail(Operation::Keep, 2, full);
-    stage.keeper().keep(&partial).unwrap();
-    partial.ranges.insert(0, 7);
-    assert!(stage.keeper().keep(&partial).unwrap_err().is_full());
+    store.fail(Operation::Checkpoint, 2, full);
+    stage.checkpoint(7, false).unwrap();
+    stage.write_at(3, &[content.slice(3..)]).unwrap();
+    assert!(stage.checkpoint(7, false).unwrap_err().is_full());
     // A stage that lacks data can still be left.
     store.fail(Operation::Write, 1, full);
     stage.write_at(0, &[]).unwrap_err();
@@ -99,9 +94,9 @@ async fn what_fails_with_a_partial_leaves_it_as_it_was() {
     assert!(store.resume(&digest, "u").await.unwrap_err().is_full());
     assert!(store.partials().await.unwrap_err().is_full());
     assert!(store.discard(&digest, "u").await.unwrap_err().is_full());
-    let (stage, kept) = store.resume(&digest, "u").await.unwrap().unwrap();
-    assert!(kept.ranges.is_empty());
-    stage.keeper().keep(&partial).unwrap();
+    let (mut stage, partial) = store.resume(&digest, "u").await.unwrap().unwrap();
+    assert_eq!(partial.ranges.len(), 3);
+    stage.checkpoint(7, false).unwrap();
     store.fail(Operation::Commit, 1, full);
     assert!(stage.commit().unwrap_err().is_full());
     assert!(store.partials().await.unwrap().is_empty());
@@ -145,13 +140,13 @@ async fn reads_fail_and_fall_short() {
     assert!(reader.read_at(3, 9).await.unwrap_err().is_damage());
     assert_eq!(reader.read_at(3, 9).await.unwrap(), &content[3..]);
 
-    let mut stage = store.stage(&digest).await.unwrap();
+    let mut stage = store.stage(&digest, "u").await.unwrap();
     stage.write_at(0, std::slice::from_ref(&content)).unwrap();
     let mut buffer = [0; 7];
     store.shorten(1, 2);
-    assert_eq!(stage.read_at(0, &mut buffer).unwrap(), 2);
+    assert_eq!(stage.content().read_blocking(0, &mut buffer).unwrap(), 2);
     store.fail(Operation::Read, 1, io::ErrorKind::Other);
-    stage.read_at(0, &mut buffer).unwrap_err();
+    stage.content().read_blocking(0, &mut buffer).unwrap_err();
     store.fail(Operation::Read, 1, io::ErrorKind::Other);
     stage.content().read_at(0, 9).await.unwrap_err();
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::layout::Layout;
+use super::layout::{Layout, StageName};
 use super::spool::Spool;
 use super::stage::FileStage;
 use super::{
@@ -117,22 +117,29 @@ impl Store for FsStore {
             .await
     }
 
-    async fn stage(&self, digest: &Digest) -> Result<Box<dyn Stage>, StoreError> {
-        let digest = *digest;
-        self.run(move |spool| Ok(Box::new(spool.stage(&digest)?) as Box<dyn Stage>))
-            .await
+    async fn stage(&self, digest: &Digest, upstream: &str) -> Result<Box<dyn Stage>, StoreError> {
+        let name = StageName::new(digest, upstream);
+        let lock = self.spool.locks().lock(name).await;
+        let upstream = upstream.into();
+        self.run(move |spool| {
+            Ok(Box::new(FileStage::create(spool, lock, upstream)?) as Box<dyn Stage>)
+        })
+        .await
     }
 
     async fn resume(&self, digest: &Digest, upstream: &str) -> Result<Option<Resumed>, StoreError> {
-        let (digest, upstream) = (*digest, upstream.to_owned());
-        let unclaimed = self
+        let name = StageName::new(digest, upstream);
+        let lock = self.spool.locks().lock(name).await;
+        let upstream = upstream.into();
+        let resumed = self
             .run(move |spool| {
-                let resumed = spool.resume(&digest, &upstream)?;
-                Ok(resumed.map(|(stage, partial)| (Unclaimed(Some(Box::new(stage))), partial)))
+                let resumed = FileStage::resume(spool, lock, upstream)?;
+                Ok(resumed
+                    .map(|(stage, partial)| (LeftUnlessTaken(Some(Box::new(stage))), partial)))
             })
             .await?;
-        Ok(unclaimed.and_then(|(mut unclaimed, partial)| {
-            let stage = unclaimed.0.take()?;
+        Ok(resumed.and_then(|(mut stage, partial)| {
+            let stage = stage.0.take()?;
             Some((stage as Box<dyn Stage>, partial))
         }))
     }
@@ -143,7 +150,7 @@ impl Store for FsStore {
 
     async fn discard(&self, digest: &Digest, upstream: &str) -> Result<bool, StoreError> {
         let (digest, upstream) = (*digest, upstream.to_owned());
-        self.run(move |spool| spool.left().remove(&digest, &upstream))
+        self.run(move |spool| spool.discard_partial(&digest, &upstream))
             .await
     }
 
@@ -286,11 +293,11 @@ impl Store for FsStore {
     }
 }
 
-/// A partial between the blocking pool and who asked for it. When that one has gone away meanwhile,
-/// it is left, not dropped: dropping a stage would remove it.
-struct Unclaimed(Option<Box<FileStage>>);
+/// A resumed stage on its way from the blocking pool. When its caller has gone away meanwhile, it is
+/// left: dropping a stage would remove its files.
+struct LeftUnlessTaken(Option<Box<FileStage>>);
 
-impl Drop for Unclaimed {
+impl Drop for LeftUnlessTaken {
     fn drop(&mut self) {
         if let Some(stage) = self.0.take() {
             stage.leave();

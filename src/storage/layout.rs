@@ -4,6 +4,7 @@
 //! `registry/storage/paths.go`), with millpond's own files below `millpond/`. Paths are built from
 //! parsed types only, so none of them can leave the root.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::{Link, LinkKind};
@@ -19,8 +20,10 @@ pub(super) const REPOSITORY_MARKS: [&str; 2] = ["_layers", "_manifests"];
 pub(super) const UPLOADS: &str = "_uploads";
 
 const STAGED: &str = ".part";
-const SIDECAR: &str = ".part.json";
+const CHECKPOINT: &str = ".checkpoint";
 const DRAFT: &str = ".draft";
+/// The checkpoints of earlier versions, which none reads any more.
+const OLD_CHECKPOINT: &str = ".part.json";
 
 /// The paths below one root directory.
 #[derive(Debug, Clone)]
@@ -156,58 +159,79 @@ impl Layout {
         self.root.join("millpond").join("spool")
     }
 
-    /// A staged write. `unique` keeps two of one digest apart.
-    pub fn staged(&self, digest: &Digest, unique: u64) -> PathBuf {
-        self.spool().join(stem(digest, unique) + STAGED)
+    /// The file of a staged write.
+    pub(super) fn staged(&self, name: StageName) -> PathBuf {
+        self.spool().join(format!("{name}{STAGED}"))
     }
 
-    /// What says how much of a staged write is there, so that it outlives its process.
-    pub fn sidecar(&self, digest: &Digest, unique: u64) -> PathBuf {
-        let name = stem(digest, unique) + SIDECAR;
-        self.spool().join(name)
+    /// The checkpoint of a staged write.
+    pub(super) fn checkpoint(&self, name: StageName) -> PathBuf {
+        self.spool().join(format!("{name}{CHECKPOINT}"))
     }
 
-    /// A small file (a link, a sidecar, the probe) before it has its name.
+    /// A small file (a link, a checkpoint, the probe) before it has its name.
     pub fn draft(&self, unique: u64) -> PathBuf {
         self.spool().join(format!("{unique}{DRAFT}"))
     }
 }
 
-fn stem(digest: &Digest, unique: u64) -> String {
-    format!("{}-{}.{unique}", digest.algorithm(), digest.hex())
+/// The name that the two files of a staged write share: the digest, and the start of the SHA-256 of the
+/// upstream's name, which may have characters that no file name has. A checkpoint has both in full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct StageName {
+    pub(super) digest: Digest,
+    upstream: u64,
 }
 
-/// What the name of a file in the spool says that it is.
+impl StageName {
+    pub(super) fn new(digest: &Digest, upstream: &str) -> Self {
+        let hash = Digest::of(Algorithm::Sha256, upstream.as_bytes()).hex();
+        let start = hash.get(..16).unwrap_or_default();
+        Self {
+            digest: *digest,
+            upstream: u64::from_str_radix(start, 16).unwrap_or_default(),
+        }
+    }
+
+    /// Only what [`Display`](fmt::Display) makes.
+    fn parse(text: &str) -> Option<Self> {
+        let (digest, upstream) = text.rsplit_once('.')?;
+        let name = Self {
+            digest: digest.replacen('-', ":", 1).parse().ok()?,
+            upstream: u64::from_str_radix(upstream, 16).ok()?,
+        };
+        (name.to_string() == text).then_some(name)
+    }
+}
+
+impl fmt::Display for StageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { digest, upstream } = self;
+        write!(f, "{}-{}.{upstream:016x}", digest.algorithm(), digest.hex())
+    }
+}
+
+/// What a file in the spool is, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spooled {
-    Staged(Digest, u64),
-    Sidecar(Digest, u64),
+    Staged(StageName),
+    Checkpoint(StageName),
     /// One of ours that is of no use to a later process.
     Leftover,
 }
 
-/// The greatest number that a staged file is known by, so that there are always greater ones.
-const MAX_UNIQUE: u64 = u64::MAX / 2;
-
 /// None for a file that isn't ours.
 pub(super) fn spooled(name: &str) -> Option<Spooled> {
-    if let Some(stem) = name.strip_suffix(SIDECAR) {
-        let known = parse_stem(stem).map(|(digest, unique)| Spooled::Sidecar(digest, unique));
-        return Some(known.unwrap_or(Spooled::Leftover));
-    }
-    if let Some(stem) = name.strip_suffix(STAGED) {
-        let known = parse_stem(stem).map(|(digest, unique)| Spooled::Staged(digest, unique));
-        return Some(known.unwrap_or(Spooled::Leftover));
-    }
-    name.ends_with(DRAFT).then_some(Spooled::Leftover)
-}
-
-/// Only what [`stem`] makes, so that the parts give the name again.
-fn parse_stem(text: &str) -> Option<(Digest, u64)> {
-    let (digest, unique) = text.rsplit_once('.')?;
-    let digest = digest.replacen('-', ":", 1).parse().ok()?;
-    let unique = unique.parse().ok()?;
-    (unique <= MAX_UNIQUE && stem(&digest, unique) == text).then_some((digest, unique))
+    let known = if let Some(stem) = name.strip_suffix(STAGED) {
+        StageName::parse(stem).map(Spooled::Staged)
+    } else if let Some(stem) = name.strip_suffix(CHECKPOINT) {
+        StageName::parse(stem).map(Spooled::Checkpoint)
+    } else if name.ends_with(DRAFT) || name.ends_with(OLD_CHECKPOINT) {
+        None
+    } else {
+        return None;
+    };
+    Some(known.unwrap_or(Spooled::Leftover))
 }
 
 #[cfg(test)]
@@ -250,12 +274,12 @@ mod tests {
             ),
             (layout.scheduler_state(), "/r/scheduler-state.json".into()),
             (
-                layout.staged(&digest, 7),
-                format!("/r/millpond/spool/sha256-{hex}.7.part"),
+                layout.staged(StageName::new(&digest, "")),
+                format!("/r/millpond/spool/sha256-{hex}.e3b0c44298fc1c14.part"),
             ),
             (
-                layout.sidecar(&digest, 7),
-                format!("/r/millpond/spool/sha256-{hex}.7.part.json"),
+                layout.checkpoint(StageName::new(&digest, "")),
+                format!("/r/millpond/spool/sha256-{hex}.e3b0c44298fc1c14.checkpoint"),
             ),
             (layout.lock(), "/r/millpond/lock".into()),
             (
@@ -273,18 +297,25 @@ mod tests {
         let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
         for algorithm in Algorithm::ALL {
             let digest = Digest::of(algorithm, b"");
-            for unique in [0, 7, MAX_UNIQUE] {
-                let staged = name(layout.staged(&digest, unique));
-                let sidecar = name(layout.sidecar(&digest, unique));
-                assert!(sidecar.len() <= 255);
-                assert_eq!(spooled(&staged), Some(Spooled::Staged(digest, unique)));
-                assert_eq!(spooled(&sidecar), Some(Spooled::Sidecar(digest, unique)));
-            }
+            let stage = StageName::new(&digest, "https://a/very:strange*name");
+            let (staged, checkpoint) = (name(layout.staged(stage)), name(layout.checkpoint(stage)));
+            assert!(checkpoint.len() <= 255);
+            assert_eq!(spooled(&staged), Some(Spooled::Staged(stage)));
+            assert_eq!(spooled(&checkpoint), Some(Spooled::Checkpoint(stage)));
             for leftover in [
                 name(layout.draft(3)),
-                name(layout.staged(&digest, u64::MAX)),
-                format!("{}-{}.07.part", digest.algorithm(), digest.hex()),
-                format!("{}-{}.+7.part.json", digest.algorithm(), digest.hex()),
+                format!("{}-{}.7.part", digest.algorithm(), digest.hex()),
+                format!("{}-{}.7.part.json", digest.algorithm(), digest.hex()),
+                format!(
+                    "{}-{}.+00000000000000f.part",
+                    digest.algorithm(),
+                    digest.hex()
+                ),
+                format!(
+                    "{}-{}.000000000000000F.checkpoint",
+                    digest.algorithm(),
+                    digest.hex()
+                ),
                 "sha256-12.7.part".to_owned(),
             ] {
                 assert_eq!(spooled(&leftover), Some(Spooled::Leftover), "{leftover}");

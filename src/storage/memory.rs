@@ -4,24 +4,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 
+use super::stage_locks::{StageLock, StageLocks};
 use super::trust::Trust;
 use super::{
-    Content, Keeper, Link, LinkKind, Modified, Partial, Reader, Resumed, Stage, Store, StoreError,
+    Content, Link, LinkKind, Modified, Partial, Reader, Resumed, Stage, Store, StoreError,
 };
 use crate::clock::Clock;
-use crate::oci::{Digest, RepoName, Tag};
+use crate::oci::{Digest, RangeSet, RepoName, Tag};
 
 /// Keeps everything until it is removed. Clones share their content, partials included.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
     state: Arc<Mutex<MemoryState>>,
-    /// Says when a partial was kept, as a file system does by itself.
+    locks: Arc<StageLocks<Key>>,
+    /// Dates checkpoints, as a file system does by itself.
     clock: Clock,
 }
 
@@ -31,36 +34,15 @@ struct MemoryState {
     quarantined: BTreeMap<Digest, Arc<MemoryFile>>,
     links: BTreeSet<Link>,
     tags: BTreeMap<(RepoName, Tag), Digest>,
-    /// Those that nobody has in hand.
-    partials: BTreeMap<Key, Part>,
+    /// Those without a stage.
+    partials: BTreeMap<Key, (Arc<MemoryFile>, Checkpoint)>,
 }
 
-/// The digest, and the name of the upstream that a partial was downloaded from.
+/// The digest, and the name of the upstream.
 type Key = (Digest, Arc<str>);
 
-/// What a stage writes, and what was kept of it.
-#[derive(Debug, Clone, Default)]
-struct Part {
-    file: Arc<MemoryFile>,
-    kept: Arc<Mutex<Kept>>,
-}
-
-impl Part {
-    /// None before anything was kept.
-    fn key(&self, digest: Digest) -> Option<Key> {
-        let kept = lock(&self.kept);
-        let (partial, _modified) = kept.partial.as_ref()?;
-        Some((digest, Arc::clone(&partial.upstream)))
-    }
-}
-
-/// Whoever locks this and the state locks the state first.
-#[derive(Debug, Default)]
-struct Kept {
-    partial: Option<(Partial, SystemTime)>,
-    /// Committed or removed: nothing is kept any more.
-    gone: bool,
-}
+/// What may be resumed, and when it was said.
+type Checkpoint = (Partial, SystemTime);
 
 /// Content that grows while it is staged.
 pub(super) struct MemoryFile {
@@ -87,15 +69,10 @@ impl fmt::Debug for MemoryFile {
     }
 }
 
-/// No invariant spans two steps, so a panic elsewhere leaves nothing half-done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl MemoryFile {
     /// At most `max` bytes from `offset` on; empty at the end.
     pub(super) fn read_at(&self, offset: u64, max: usize) -> Bytes {
-        let content = lock(&self.content);
+        let content = self.content.lock();
         let rest = usize::try_from(offset)
             .ok()
             .and_then(|offset| content.get(offset..))
@@ -105,7 +82,7 @@ impl MemoryFile {
 
     /// Fills `buffer` from `offset` on as far as there is content; returns how far that is.
     pub(super) fn read_into(&self, offset: u64, buffer: &mut [u8]) -> usize {
-        let content = lock(&self.content);
+        let content = self.content.lock();
         let rest = usize::try_from(offset)
             .ok()
             .and_then(|offset| content.get(offset..))
@@ -127,7 +104,7 @@ impl MemoryFile {
         }
         let mut at = usize::try_from(offset).map_err(|_wider_than_memory| too_far())?;
         let end = at.checked_add(bytes).ok_or_else(too_far)?;
-        let mut content = lock(&self.content);
+        let mut content = self.content.lock();
         let more = end.saturating_sub(content.len());
         content.try_reserve(more).map_err(io::Error::from)?;
         // What is appended needs no zeros first.
@@ -154,7 +131,7 @@ impl MemoryFile {
     }
 
     fn len(&self) -> u64 {
-        lock(&self.content).len() as u64
+        self.content.lock().len() as u64
     }
 }
 
@@ -162,26 +139,19 @@ impl MemoryStore {
     pub fn new() -> Self {
         Self {
             state: Arc::default(),
+            locks: Arc::default(),
             clock: Clock::system(),
         }
     }
 
     fn state(&self) -> MutexGuard<'_, MemoryState> {
-        lock(&self.state)
+        self.state.lock()
     }
 }
 
 impl Default for MemoryStore {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl MemoryState {
-    /// Removes a partial.
-    fn discard(&mut self, key: &Key) -> bool {
-        let part = self.partials.remove(key);
-        part.inspect(|part| lock(&part.kept).gone = true).is_some()
     }
 }
 
@@ -203,26 +173,29 @@ impl Store for MemoryStore {
         Ok(self.state().blobs.get(digest).map(|file| file.len()))
     }
 
-    async fn stage(&self, digest: &Digest) -> Result<Box<dyn Stage>, StoreError> {
+    async fn stage(&self, digest: &Digest, upstream: &str) -> Result<Box<dyn Stage>, StoreError> {
+        let lock = self.locks.lock((*digest, upstream.into())).await;
+        self.state().partials.remove(lock.key());
         Ok(Box::new(MemoryStage {
             store: self.clone(),
-            digest: *digest,
-            part: Part::default(),
-            state: StageState::Open,
+            lock,
+            file: Arc::default(),
+            written: RangeSet::new(),
+            checkpoint: None,
         }))
     }
 
     async fn resume(&self, digest: &Digest, upstream: &str) -> Result<Option<Resumed>, StoreError> {
-        let Some(part) = self.state().partials.remove(&(*digest, upstream.into())) else {
-            return Ok(None);
-        };
-        let kept = lock(&part.kept).partial.clone();
-        Ok(kept.map(|(partial, _modified)| {
+        let lock = self.locks.lock((*digest, upstream.into())).await;
+        let partial = self.state().partials.remove(lock.key());
+        Ok(partial.map(|(file, checkpoint)| {
+            let partial = checkpoint.0.clone();
             let stage = MemoryStage {
                 store: self.clone(),
-                digest: *digest,
-                part,
-                state: StageState::Open,
+                lock,
+                file,
+                written: partial.ranges.clone(),
+                checkpoint: Some(checkpoint),
             };
             (Box::new(stage) as Box<dyn Stage>, partial)
         }))
@@ -230,15 +203,14 @@ impl Store for MemoryStore {
 
     async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
         let state = self.state();
-        let all = state.partials.iter().filter_map(|((digest, _), part)| {
-            let (partial, modified) = lock(&part.kept).partial.clone()?;
-            Some((*digest, partial, modified))
-        });
+        let all = state.partials.iter();
+        let all = all.map(|((digest, _), (_, (partial, at)))| (*digest, partial.clone(), *at));
         Ok(all.collect())
     }
 
     async fn discard(&self, digest: &Digest, upstream: &str) -> Result<bool, StoreError> {
-        Ok(self.state().discard(&(*digest, upstream.into())))
+        let removed = self.state().partials.remove(&(*digest, upstream.into()));
+        Ok(removed.is_some())
     }
 
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
@@ -322,101 +294,55 @@ impl Store for MemoryStore {
 #[derive(Debug)]
 struct MemoryStage {
     store: MemoryStore,
-    digest: Digest,
-    part: Part,
-    state: StageState,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum StageState {
-    Open,
-    /// The next stage has the part in hand.
-    Left,
+    lock: StageLock<Key>,
+    file: Arc<MemoryFile>,
+    written: RangeSet,
+    checkpoint: Option<Checkpoint>,
 }
 
 impl Stage for MemoryStage {
     fn content(&self) -> Reader {
-        Reader::of_memory(Arc::clone(&self.part.file))
+        Reader::of_memory(Arc::clone(&self.file))
     }
 
     fn write_at(&mut self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
-        self.part.file.write_at(offset, chunks).map_err(|source| {
-            let path = Path::new("memory").join(self.digest.to_string());
+        self.file.write_at(offset, chunks).map_err(|source| {
+            let path = Path::new("memory").join(self.lock.key().0.to_string());
             StoreError::io("write", &path, source)
-        })
+        })?;
+        let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        self.written.insert(offset, offset + bytes);
+        Ok(())
     }
 
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, StoreError> {
-        Ok(self.part.file.read_into(offset, buffer))
+    fn checkpoint(&mut self, total: u64, _sync: bool) -> Result<(), StoreError> {
+        let partial = Partial {
+            upstream: Arc::clone(&self.lock.key().1),
+            total,
+            ranges: self.written.clone(),
+        };
+        self.checkpoint = Some((partial, self.store.clock.wall()));
+        Ok(())
     }
 
-    fn keeper(&self) -> Box<dyn Keeper> {
-        Box::new(MemoryKeeper {
-            store: self.store.clone(),
-            digest: self.digest,
-            part: self.part.clone(),
-        })
-    }
-
-    fn leave(mut self: Box<Self>) {
-        let store = self.store.clone();
-        let mut state = store.state();
-        if let Some(key) = self.part.key(self.digest) {
-            state.discard(&key);
-            state.partials.insert(key, self.part.clone());
-            self.state = StageState::Left;
+    fn leave(self: Box<Self>) {
+        if let Some(checkpoint) = self.checkpoint {
+            let partial = (self.file, checkpoint);
+            let key = self.lock.key().clone();
+            self.store.state.lock().partials.insert(key, partial);
         }
     }
 
     fn commit(self: Box<Self>) -> Result<Option<Modified>, StoreError> {
+        let (digest, _) = self.lock.key();
         let mut state = self.store.state();
-        let file = Arc::clone(&self.part.file);
-        let present = state.blobs.get(&self.digest);
-        let keeps = present.filter(|present| present.len() == file.len());
-        let placed = keeps.map_or(file, Arc::clone);
-        state.blobs.insert(self.digest, Arc::clone(&placed));
-        let of_blob = |key: &&Key| key.0 == self.digest;
-        let keys: Vec<_> = state.partials.keys().filter(of_blob).cloned().collect();
-        for key in keys {
-            state.discard(&key);
-        }
-        let is_own = Arc::ptr_eq(&placed, &self.part.file);
+        let present = state.blobs.get(digest);
+        let stays = present.filter(|present| present.len() == self.file.len());
+        let placed = Arc::clone(stays.unwrap_or(&self.file));
+        state.blobs.insert(*digest, Arc::clone(&placed));
+        state.partials.retain(|(of, _), _| of != digest);
+        let is_own = Arc::ptr_eq(&placed, &self.file);
         Ok(is_own.then(|| placed.modified()))
-    }
-}
-
-impl Drop for MemoryStage {
-    fn drop(&mut self) {
-        if self.state == StageState::Open {
-            lock(&self.part.kept).gone = true;
-        }
-    }
-}
-
-#[derive(Debug)]
-struct MemoryKeeper {
-    store: MemoryStore,
-    digest: Digest,
-    part: Part,
-}
-
-impl Keeper for MemoryKeeper {
-    fn keep(&self, partial: &Partial) -> Result<(), StoreError> {
-        let modified = self.store.clock.wall();
-        let mut state = self.store.state();
-        {
-            let mut kept = lock(&self.part.kept);
-            if kept.gone {
-                return Ok(());
-            }
-            kept.partial = Some((partial.kept(), modified));
-        }
-        let key = (self.digest, Arc::clone(&partial.upstream));
-        let left = state.partials.get(&key);
-        if left.is_some_and(|left| !Arc::ptr_eq(&left.kept, &self.part.kept)) {
-            state.discard(&key);
-        }
-        Ok(())
     }
 }
 

@@ -7,7 +7,6 @@ use std::path::Path;
 use super::layout::Layout;
 
 /// Readable for the owner and the group, writable for the owner.
-#[cfg(unix)]
 const DEFAULT_FILE: u32 = 0o640;
 
 /// The permissions, and where needed the owner, of the files and directories of one store.
@@ -16,19 +15,14 @@ const DEFAULT_FILE: u32 = 0o640;
 /// reading and writing there when it is switched back to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Modes {
-    #[cfg(unix)]
     file: u32,
-    #[cfg(unix)]
     directory: u32,
     /// Whatever the umask of this process is.
-    #[cfg(unix)]
     exact: bool,
     /// User and group that everything belongs to, where this process may give files away.
-    #[cfg(unix)]
     owner: Option<(u32, u32)>,
 }
 
-#[cfg(unix)]
 impl Modes {
     /// `file` is what the operator wants for files; none is what the directory has, else the default
     /// less the umask.
@@ -115,58 +109,23 @@ impl Modes {
 }
 
 /// The mode of directories beside files of this mode: whoever may read them may look for them.
-#[cfg(unix)]
 const fn searchable(file: u32) -> u32 {
     file | ((file & 0o444) >> 2)
 }
 
 /// The mode of files in a directory of this mode.
-#[cfg(unix)]
 const fn as_file(directory: u32) -> u32 {
     (directory & 0o666) | 0o600
 }
 
-#[cfg(unix)]
 const fn as_directory(mode: u32) -> u32 {
     (mode & 0o7777) | 0o700
 }
 
 /// Somebody else's file stays as it is: what matters is that it can be used.
-#[cfg(unix)]
 fn given(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         result => result,
-    }
-}
-
-#[cfg(not(unix))]
-impl Modes {
-    pub fn of(_layout: &Layout, _file: Option<u32>) -> Self {
-        Self {}
-    }
-
-    pub fn beside(_layout: &Layout) -> Self {
-        Self {}
-    }
-
-    pub fn open(&self, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-        options.open(path)
-    }
-
-    pub(super) fn create_dir(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir(path)
-    }
-
-    pub(super) fn settle_dir(&self, _path: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    pub(super) fn open_lock(path: &Path) -> io::Result<File> {
-        File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
     }
 }

@@ -1,24 +1,23 @@
 //! The spool: the directory of files that are unfinished, each until it is renamed or removed.
 //!
-//! It belongs to one process at a time, which a lock proves. So a file that is in it at the start
-//! was left behind by a process that is gone: a partial with a true sidecar is kept for who resumes
-//! it, all the rest of ours is removed.
+//! It belongs to one process at a time, which a lock proves. So a file that is in it at the start was
+//! left by a process that has ended: the start keeps partials with a usable checkpoint and removes
+//! the other files of ours.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
 
+use super::checkpoint::boot_id;
 use super::disk::LinkText;
-use super::keep::{Key, Left, Part};
-use super::layout::{Layout, Spooled, spooled};
+use super::layout::{Layout, StageName};
 use super::modes::Modes;
 use super::origins::{Origins, UpstreamChange};
-use super::partial::{Partial, Unusable};
-use super::stage::FileStage;
+use super::partials;
+use super::stage_locks::StageLocks;
 use super::unreadable::UnreadableEntries;
 use super::{StoreError, disk};
 use crate::error_chain::on_one_line;
@@ -33,9 +32,10 @@ const MAX_ORIGINS: u64 = 4 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Spool {
     layout: Layout,
-    /// Makes names unique within this process, which is alone here.
+    /// Makes the names of drafts unique within this process, which has the directory for itself.
     next: AtomicU64,
-    left: Left,
+    locks: StageLocks<StageName>,
+    boot: String,
     unreadable: UnreadableEntries,
     modes: Modes,
     /// Unset where nobody says which upstreams there are.
@@ -69,15 +69,17 @@ impl Spool {
         note_holder(&lock);
 
         // Before the probe, because it may make room on a full disk.
-        let (left, next) = sweep(&layout)?;
+        let boot = boot_id();
+        partials::sweep(&layout, &boot)?;
         let probe = layout.draft(0);
         File::create(&probe).map_err(not_writable(probe.clone()))?;
         fs::remove_file(&probe).map_err(not_writable(probe))?;
 
         Ok(Self {
             layout,
-            next: AtomicU64::new(next),
-            left,
+            next: AtomicU64::new(1),
+            locks: StageLocks::default(),
+            boot,
             unreadable: UnreadableEntries::default(),
             modes,
             origins: OnceLock::new(),
@@ -108,7 +110,8 @@ impl Spool {
         Ok(Self {
             layout,
             next: AtomicU64::new(1),
-            left: Left::default(),
+            locks: StageLocks::default(),
+            boot: boot_id(),
             unreadable: UnreadableEntries::default(),
             modes,
             origins: OnceLock::new(),
@@ -146,15 +149,9 @@ impl Spool {
         let now = now.map_err(|source| StoreError::io("look at", &draft, source))?;
         let (origins, changes) = known.updated(upstreams, now);
         if origins != known {
-            let draft = self.draft();
-            let placed = serde_json::to_vec(&origins)
-                .map_err(|error| StoreError::io("write", &path, error.into()))
-                .and_then(|text| disk::write_small(&draft, &text, true, &self.modes))
-                .and_then(|()| disk::place(&draft, &path, &self.modes).map(drop));
-            if placed.is_err() {
-                disk::discard(&draft);
-            }
-            placed?;
+            let text = serde_json::to_vec(&origins)
+                .map_err(|error| StoreError::io("write", &path, error.into()))?;
+            self.write_file(&path, &text, true)?;
         }
         // Whoever called this before has said the same.
         drop(self.origins.set(origins));
@@ -196,75 +193,32 @@ impl Spool {
         &self.layout
     }
 
-    fn unique(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
+    pub(super) fn locks(&self) -> &StageLocks<StageName> {
+        &self.locks
     }
 
-    pub(super) fn left(&self) -> &Left {
-        &self.left
+    /// See [`boot_id`].
+    pub(super) fn boot(&self) -> &str {
+        &self.boot
     }
 
     /// A new name for a small file.
-    pub(super) fn draft(&self) -> PathBuf {
-        self.layout.draft(self.unique())
+    fn draft(&self) -> PathBuf {
+        self.layout.draft(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    pub(super) fn stage(self: &Arc<Self>, digest: &Digest) -> Result<FileStage, StoreError> {
-        let part = Part::new(&self.layout, digest, self.unique(), false);
-        FileStage::create(self, part)
-    }
-
-    /// Takes up the partial of a digest. One that is damaged is removed and reads as none; one that
-    /// the disk fails to read now stays.
-    pub(super) fn resume(
-        self: &Arc<Self>,
-        digest: &Digest,
-        upstream: &str,
-    ) -> Result<Option<(FileStage, Partial)>, StoreError> {
-        let Some(part) = self.left.take(digest, upstream) else {
-            return Ok(None);
-        };
-        let resumed = part.check().and_then(|(partial, _modified)| {
-            let stage = FileStage::take_up(self, &part)?;
-            Ok((stage, partial))
-        });
-        match resumed {
-            Ok(resumed) => Ok(Some(resumed)),
-            Err(Unusable::Store(error)) => {
-                self.left.put_back(&part);
-                Err(error)
-            }
-            Err(damage) => {
-                part.warn(&damage);
-                part.discard();
-                Ok(None)
-            }
-        }
-    }
-
-    /// The partials that nobody has in hand, sorted, with when each was kept last.
-    pub(super) fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
-        let mut partials = Vec::new();
-        for part in self.left.all() {
-            match part.check() {
-                Ok((partial, modified)) => partials.push((*part.digest(), partial, modified)),
-                Err(Unusable::Store(error)) => return Err(error),
-                Err(damage) => {
-                    // Or somebody has taken it up since, and is done with it.
-                    if self.left.remove_same(&part) {
-                        part.warn(&damage);
-                    }
-                }
-            }
-        }
-        Ok(partials)
-    }
-
-    /// Removes the partials of a digest that has been committed.
-    pub(super) fn forget(&self, digest: &Digest) {
-        if let Err(error) = self.left.remove_all(digest) {
-            tracing::warn!(error = %on_one_line(&error), "a partial of a committed blob stays in the spool");
-        }
+    /// Gives a small file this content, whatever it had before. A process that is killed leaves the
+    /// old content or the new; so does a power cut if `sync` is set.
+    pub(super) fn write_file(
+        &self,
+        path: &Path,
+        content: &[u8],
+        sync: bool,
+    ) -> Result<(), StoreError> {
+        let draft = self.draft();
+        let placed = disk::write_small(&draft, content, sync, &self.modes)
+            .and_then(|()| disk::place(&draft, path, &self.modes).map(drop));
+        placed.inspect_err(|_| disk::discard(&draft))
     }
 
     /// Makes `target` a link to `digest`, or leaves what was there. `sync` is for a link whose
@@ -282,13 +236,8 @@ impl Spool {
         if is_known && self.is_proved(repo, target) {
             return Ok(());
         }
-        let draft = self.draft();
-        let placed = disk::write_link(&draft, digest, sync, &self.modes)
-            .and_then(|()| disk::place(&draft, target, &self.modes).map(drop));
-        if placed.is_err() {
-            disk::discard(&draft);
-        }
-        placed
+        // As the reference registry writes it: the digest, no line end.
+        self.write_file(target, digest.to_string().as_bytes(), sync)
     }
 }
 
@@ -364,68 +313,4 @@ fn note_holder(mut lock: &File) {
     if let Err(error) = noted {
         tracing::debug!(error = %on_one_line(&error), "the lock file doesn't name this process");
     }
-}
-
-/// Keeps the newest partial of each digest and upstream, and removes everything else that earlier processes left.
-/// Files that don't look like ours stay. Also returns a number that no file has.
-fn sweep(layout: &Layout) -> Result<(Left, u64), StoreError> {
-    let (spool, mut swept) = (layout.spool(), 0_usize);
-    let (mut staged, mut sidecars, mut useless) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-    for (name, kind) in disk::list(&spool)? {
-        match spooled(&name).filter(|_ours| kind.is_file()) {
-            Some(Spooled::Staged(digest, unique)) => drop(staged.insert((digest, unique))),
-            Some(Spooled::Sidecar(digest, unique)) => drop(sidecars.insert((digest, unique))),
-            Some(Spooled::Leftover) => useless.push(spool.join(name)),
-            None => {}
-        }
-    }
-    useless.extend(
-        staged
-            .difference(&sidecars)
-            .map(|(d, u)| layout.staged(d, *u)),
-    );
-    useless.extend(
-        sidecars
-            .difference(&staged)
-            .map(|(d, u)| layout.sidecar(d, *u)),
-    );
-    for path in useless {
-        swept += usize::from(disk::remove_file(&path)?);
-    }
-
-    let mut next = 1;
-    let mut newest: BTreeMap<Key, (SystemTime, u64, Arc<Part>)> = BTreeMap::new();
-    for (digest, unique) in staged.intersection(&sidecars) {
-        let part = Part::new(layout, digest, *unique, true);
-        let kept = checked(layout, &part);
-        let older = newest.get(&part.key());
-        let is_newest = |kept| older.is_none_or(|(modified, other, _)| kept > (*modified, *other));
-        if let Some(modified) = kept.filter(|modified| is_newest((*modified, *unique))) {
-            let (key, entry) = (part.key(), (modified, *unique, Arc::new(part)));
-            if let Some((_, _, older)) = newest.insert(key, entry) {
-                older.remove()?;
-                swept += 2;
-            }
-            next = next.max(unique + 1);
-        } else {
-            part.remove()?;
-            swept += 2;
-        }
-    }
-    if swept > 0 {
-        tracing::info!(files = swept, "removed what an earlier run left unfinished");
-    }
-    let left = Left::default();
-    for (_, _, part) in newest.into_values() {
-        left.put(part);
-    }
-    Ok((left, next))
-}
-
-/// When a partial was kept last, if it can be taken up and its blob isn't there: a commit ends all
-/// partials of its digest, but may have been cut short.
-fn checked(layout: &Layout, part: &Part) -> Option<SystemTime> {
-    let (partial, modified) = part.check().inspect_err(|damage| part.warn(damage)).ok()?;
-    let committed = disk::file_size(&layout.blob(part.digest())).ok().flatten();
-    (committed != Some(partial.total)).then_some(modified)
 }

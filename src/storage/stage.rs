@@ -5,85 +5,188 @@
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use super::keep::{FileKeeper, Part};
+use super::checkpoint::{Checkpoint, Unusable};
+use super::claims::Claims;
+use super::layout::StageName;
+use super::partials::StageFiles;
 use super::spool::Spool;
+use super::stage_locks::StageLock;
 use super::trust::stamp;
-use super::{Keeper, Modified, Reader, Stage, StoreError, disk};
+use super::{Modified, Partial, Reader, Stage, StoreError, disk};
 
 /// A blob that is being written.
 #[derive(Debug)]
 pub(super) struct FileStage {
     spool: Arc<Spool>,
-    part: Arc<Part>,
+    upstream: Arc<str>,
+    files: StageFiles,
     writer: File,
     reader: Reader,
     /// The end of the file, in bytes.
     length: u64,
+    claims: Claims,
+    /// Whether there is a checkpoint.
+    checkpointed: bool,
     state: FileStageState,
-    /// See [`FileKeeper`].
-    unsynced: Arc<AtomicBool>,
+    /// Released after the files are gone or left.
+    _lock: StageLock<StageName>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FileStageState {
     /// The file has what was written.
     Whole,
-    /// A write failed somewhere in the middle.
+    /// A write or a sync failed.
     Broken,
     /// The file has its final name.
     Placed,
-    /// The file stays for who takes it up.
+    /// File and checkpoint stay, to be resumed.
     Left,
 }
 
 impl FileStage {
-    /// Makes the file of a part.
-    pub(super) fn create(spool: &Arc<Spool>, part: Part) -> Result<Self, StoreError> {
-        let error = |part: &Part, source| StoreError::io("create", part.path(), source);
+    /// Starts with an empty file, in place of a partial.
+    pub(super) fn create(
+        spool: &Arc<Spool>,
+        lock: StageLock<StageName>,
+        upstream: Arc<str>,
+    ) -> Result<Self, StoreError> {
+        let files = StageFiles::new(spool.layout(), *lock.key());
+        files.remove()?;
+        let error = |source| StoreError::io("create", files.staged(), source);
         let mut options = File::options();
-        let created = spool
+        let writer = spool
             .modes()
-            .open(options.write(true).create_new(true), part.path());
-        let writer = created.map_err(|source| error(&part, source))?;
-        let part = Arc::new(part);
-        Self::of(spool, writer, Arc::clone(&part)).map_err(|source| {
-            part.discard();
-            error(&part, source)
-        })
-    }
-
-    /// Opens the file of a part that was left.
-    pub(super) fn take_up(spool: &Arc<Spool>, part: &Arc<Part>) -> Result<Self, StoreError> {
-        let writer = File::options().write(true).open(part.path());
-        writer
-            .and_then(|writer| Self::of(spool, writer, Arc::clone(part)))
-            .map_err(|source| StoreError::io("open", part.path(), source))
-    }
-
-    fn of(spool: &Arc<Spool>, writer: File, part: Arc<Part>) -> io::Result<Self> {
-        // A handle of its own, because on Windows writing would move the reader's cursor.
-        let reader = File::open(part.path())?;
+            .open(options.write(true).create_new(true), files.staged())
+            .map_err(error)?;
+        let reader = File::open(files.staged()).map_err(error);
+        let reader = reader.inspect_err(|_| files.discard())?;
         Ok(Self {
             spool: Arc::clone(spool),
-            length: writer.metadata()?.len(),
+            upstream,
+            reader: Reader::of_file(reader, files.staged()),
+            files,
             writer,
-            reader: Reader::of_file(reader, part.path()),
-            part,
+            length: 0,
+            claims: Claims::default(),
+            checkpointed: false,
             state: FileStageState::Whole,
-            unsynced: Arc::default(),
+            _lock: lock,
         })
+    }
+
+    /// Resumes the partial of this name: reads all that its checkpoint claims, and drops claims that
+    /// don't match their checksums. None when there is no partial; one that can't be resumed is
+    /// removed. On an error it stays.
+    pub(super) fn resume(
+        spool: &Arc<Spool>,
+        lock: StageLock<StageName>,
+        upstream: Arc<str>,
+    ) -> Result<Option<(Self, Partial)>, StoreError> {
+        let files = StageFiles::new(spool.layout(), *lock.key());
+        let opened = match Opened::verified(spool, &files, &upstream) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Ok(None),
+            Err(Unusable::Store(error)) => return Err(error),
+            Err(unusable) => {
+                files.discard_unusable(&unusable);
+                return Ok(None);
+            }
+        };
+        let partial = Partial {
+            upstream: Arc::clone(&upstream),
+            total: opened.total,
+            ranges: opened.claims.ranges(),
+        };
+        let stage = Self {
+            spool: Arc::clone(spool),
+            upstream,
+            files,
+            writer: opened.writer,
+            reader: opened.reader,
+            length: opened.length,
+            claims: opened.claims,
+            checkpointed: true,
+            state: FileStageState::Whole,
+            _lock: lock,
+        };
+        Ok(Some((stage, partial)))
     }
 
     fn check_whole(&self) -> Result<(), StoreError> {
-        if self.state == FileStageState::Broken || self.unsynced.load(Ordering::SeqCst) {
-            let path = self.part.path().clone();
+        if self.state == FileStageState::Broken {
+            let path = self.files.staged().to_owned();
             return Err(StoreError::Incomplete { path });
         }
         Ok(())
+    }
+
+    /// Any later sync could succeed without the bytes of a failed one, so nothing can be committed
+    /// after it.
+    fn sync(&mut self) -> Result<(), StoreError> {
+        self.writer.sync_data().map_err(|source| {
+            self.state = FileStageState::Broken;
+            StoreError::io("sync", self.files.staged(), source)
+        })
+    }
+}
+
+/// The open file of a partial.
+struct Opened {
+    writer: File,
+    reader: Reader,
+    length: u64,
+    total: u64,
+    /// Those that match their checksums.
+    claims: Claims,
+}
+
+impl Opened {
+    fn verified(
+        spool: &Spool,
+        files: &StageFiles,
+        upstream: &str,
+    ) -> Result<Option<Self>, Unusable> {
+        let Some((checkpoint, mut claims, _)) = files.read(spool.boot())? else {
+            return Ok(None);
+        };
+        let Checkpoint { total, digest, .. } = checkpoint;
+        if checkpoint.upstream != *upstream {
+            return Err(Unusable::Other {
+                digest: digest.into(),
+                upstream: checkpoint.upstream,
+            });
+        }
+        let error = |source| StoreError::io("open", files.staged(), source);
+        let mut options = File::options();
+        let writer = disk::found(options.write(true).open(files.staged())).map_err(error)?;
+        let writer = writer.ok_or(Unusable::Missing)?;
+        let length = writer.metadata().map_err(error)?.len();
+        if length > total {
+            return Err(Unusable::Length { length, total });
+        }
+        let reader = File::open(files.staged()).map_err(error)?;
+        let reader = Reader::of_file(reader, files.staged());
+        let claimed = claims.ranges().len();
+        claims.verify(|offset, buffer| reader.fill_blocking(offset, buffer));
+        let verified = claims.ranges().len();
+        if verified == 0 {
+            return Err(Unusable::Damaged);
+        }
+        if verified < claimed {
+            let bytes = claimed - verified;
+            tracing::warn!(%digest, bytes, "damaged bytes of a partial download are downloaded again");
+        }
+        Ok(Some(Self {
+            writer,
+            reader,
+            length,
+            total,
+            claims,
+        }))
     }
 }
 
@@ -94,48 +197,50 @@ impl Stage for FileStage {
 
     fn write_at(&mut self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
         self.check_whole()?;
-        match write_all(&mut self.writer, offset, chunks) {
-            Ok(None) => Ok(()),
-            Ok(Some(end)) => {
-                self.length = self.length.max(end);
-                Ok(())
-            }
-            Err(source) => {
-                self.state = FileStageState::Broken;
-                Err(StoreError::io("write", self.part.path(), source))
-            }
+        let end = write_all(&mut self.writer, offset, chunks).map_err(|source| {
+            let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+            self.claims.remove(offset, offset.saturating_add(bytes));
+            self.state = FileStageState::Broken;
+            StoreError::io("write", self.files.staged(), source)
+        })?;
+        if let Some(end) = end {
+            self.length = self.length.max(end);
         }
+        let mut at = offset;
+        for chunk in chunks {
+            self.claims.add(at, chunk);
+            at += chunk.len() as u64;
+        }
+        Ok(())
     }
 
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, StoreError> {
-        self.reader.read_blocking(offset, buffer)
-    }
-
-    fn keeper(&self) -> Box<dyn Keeper> {
-        Box::new(FileKeeper::new(
-            Arc::clone(&self.spool),
-            Arc::clone(&self.part),
-            Arc::clone(&self.unsynced),
-        ))
+    fn checkpoint(&mut self, total: u64, sync: bool) -> Result<(), StoreError> {
+        let (digest, boot) = (self.files.digest(), self.spool.boot());
+        let checkpoint = Checkpoint::new(digest, &self.upstream, total, boot, &self.claims);
+        // Not synced at first: the process may have to end before the sync does.
+        self.files.write(&self.spool, &checkpoint, false)?;
+        self.checkpointed = true;
+        if sync {
+            self.sync()?;
+            self.files.write(&self.spool, &checkpoint.synced(), true)?;
+        }
+        Ok(())
     }
 
     fn leave(mut self: Box<Self>) {
-        if self.part.is_kept() {
+        if self.checkpointed {
             self.state = FileStageState::Left;
-            self.spool.left().put(Arc::clone(&self.part));
         }
     }
 
     fn commit(mut self: Box<Self>) -> Result<Option<Modified>, StoreError> {
         self.check_whole()?;
-        self.writer
-            .sync_data()
-            .map_err(|source| StoreError::io("sync", self.part.path(), source))?;
-        let digest = self.part.digest();
-        let target = self.spool.layout().blob(digest);
+        self.sync()?;
+        let digest = self.files.digest();
+        let target = self.spool.layout().blob(&digest);
         match disk::file_size(&target)? {
             Some(size) if size == self.length => {
-                self.spool.forget(digest);
+                self.spool.remove_partials(&digest);
                 return Ok(None);
             }
             Some(size) => tracing::warn!(
@@ -144,13 +249,11 @@ impl Stage for FileStage {
             ),
             None => {}
         }
-        // Before the rename, so that a keeper that misses the file knows why. The sidecar goes after
-        // it: until then a crash leaves the partial, afterwards a sidecar without a file.
-        self.part.end();
-        let created = disk::place(self.part.path(), &target, self.spool.modes())?;
+        let created = disk::place(self.files.staged(), &target, self.spool.modes())?;
+        // The start removes the checkpoint if the process is killed here.
         self.state = FileStageState::Placed;
-        self.part.remove_sidecar();
-        self.spool.forget(self.part.digest());
+        self.files.discard();
+        self.spool.remove_partials(&digest);
         disk::sync_names(&target, &created);
         Ok(stamp(&self.writer).map(|(_, modified)| modified))
     }
@@ -159,7 +262,7 @@ impl Stage for FileStage {
 impl Drop for FileStage {
     fn drop(&mut self) {
         match self.state {
-            FileStageState::Whole | FileStageState::Broken => self.part.discard(),
+            FileStageState::Whole | FileStageState::Broken => self.files.discard(),
             FileStageState::Placed | FileStageState::Left => {}
         }
     }
@@ -171,18 +274,9 @@ trait WriteAt {
     fn write_at(&mut self, offset: u64, slices: &[IoSlice<'_>]) -> io::Result<usize>;
 }
 
-#[cfg(unix)]
 impl WriteAt for File {
     fn write_at(&mut self, offset: u64, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         Ok(rustix::io::pwritev(self, slices, offset)?)
-    }
-}
-
-#[cfg(windows)]
-impl WriteAt for File {
-    fn write_at(&mut self, offset: u64, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let first = slices.first().map_or(&[][..], |slice| slice);
-        std::os::windows::fs::FileExt::seek_write(self, first, offset)
     }
 }
 
@@ -220,6 +314,7 @@ mod tests {
     use super::*;
     use crate::oci::Digest;
     use crate::storage::Layout;
+    use crate::storage::stage_locks::StageLocks;
 
     const START: u64 = 1000;
 
@@ -277,10 +372,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let spool = Arc::new(Spool::open(Layout::new(root.path()), None).unwrap());
         let digest = Digest::of(crate::oci::Algorithm::Sha256, b"ab");
-        let mut stage = Box::new(spool.stage(&digest).unwrap());
+        let locks = StageLocks::default();
+        let lock = locks.try_lock(&StageName::new(&digest, "u")).unwrap();
+        let mut stage = Box::new(FileStage::create(&spool, lock, "u".into()).unwrap());
         stage.write_at(0, &[Bytes::from_static(b"a")]).unwrap();
         // A handle that can't write stands in for a disk that is full for a moment.
-        let writer = std::mem::replace(&mut stage.writer, File::open(stage.part.path()).unwrap());
+        let writer =
+            std::mem::replace(&mut stage.writer, File::open(stage.files.staged()).unwrap());
         stage.write_at(1, &[Bytes::from_static(b"b")]).unwrap_err();
         stage.writer = writer;
 

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::{Link, StoreError};
 use crate::error_chain::on_one_line;
@@ -38,15 +39,10 @@ pub enum UnreadableEntry {
 pub(super) struct UnreadableEntries(Mutex<BTreeMap<PathBuf, Unreadable>>);
 
 impl UnreadableEntries {
-    /// Every step under the lock is one change of the map, so a panic elsewhere leaves it whole.
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Unreadable>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Remembers an entry that can't be read, and logs it the first time.
     pub(super) fn add(&self, entry: UnreadableEntry, path: &Path, error: &StoreError) {
         let reason = on_one_line(error);
-        let mut entries = self.lock();
+        let mut entries = self.0.lock();
         if entries.len() >= MAX_UNREADABLE || entries.contains_key(path) {
             return;
         }
@@ -66,14 +62,14 @@ impl UnreadableEntries {
 
     /// Forgets an entry that could be read, or has gone.
     pub(super) fn remove(&self, path: &Path) {
-        let mut entries = self.lock();
+        let mut entries = self.0.lock();
         if !entries.is_empty() {
             entries.remove(path);
         }
     }
 
     pub(super) fn all(&self) -> Vec<Unreadable> {
-        let mut all: Vec<_> = self.lock().values().cloned().collect();
+        let mut all: Vec<_> = self.0.lock().values().cloned().collect();
         if all.len() >= MAX_UNREADABLE {
             let more = |entry| Unreadable {
                 entry,

@@ -26,17 +26,16 @@ use crate::storage::{
     Content, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError, Unreadable, Upload,
 };
 
-/// A call that can be made to fail or stall: the methods of [`Store`], and of every [`Stage`],
-/// [`Keeper`](crate::storage::Keeper) and [`Reader`] that it hands out.
+/// A call that can be made to fail or stall: the methods of [`Store`], and of every [`Stage`] and
+/// [`Reader`] that it hands out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     Open,
-    /// Of a reader, or of a stage that is read back.
     Read,
     Size,
     Stage,
     Write,
-    Keep,
+    Checkpoint,
     Commit,
     Resume,
     Partials,
@@ -87,7 +86,7 @@ impl FaultyStore {
     }
 
     /// The `nth` call of this operation from now on waits, before it has any effect, until it is
-    /// released. A stalled `write_at`, `keep` or `commit` blocks its thread, which has to be one of
+    /// released. A stalled `write_at`, `checkpoint` or `commit` blocks its thread, which has to be one of
     /// the blocking pool, as for every call of these.
     pub fn stall(&self, operation: Operation, nth: u64) -> Stall {
         let gate = Gate::default();
@@ -156,9 +155,9 @@ impl Store for FaultyStore {
         self.inner.size(digest).await
     }
 
-    async fn stage(&self, digest: &Digest) -> Result<Box<dyn Stage>, StoreError> {
+    async fn stage(&self, digest: &Digest, upstream: &str) -> Result<Box<dyn Stage>, StoreError> {
         self.pass(Operation::Stage).await?;
-        Ok(self.faulty(self.inner.stage(digest).await?))
+        Ok(self.faulty(self.inner.stage(digest, upstream).await?))
     }
 
     async fn resume(&self, digest: &Digest, upstream: &str) -> Result<Option<Resumed>, StoreError> {

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::Operation;
@@ -125,7 +125,7 @@ impl Script {
     }
 
     fn state(&self) -> MutexGuard<'_, ScriptState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(super) async fn pass(&self, operation: Operation) -> Result<usize, StoreError> {

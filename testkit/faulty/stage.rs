@@ -1,4 +1,4 @@
-//! Stages, keepers and readers that fail.
+//! Stages and readers that fail.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::Operation;
 use super::script::Script;
-use crate::storage::{Keeper, Modified, Partial, ReadGate, Reader, Stage, StoreError};
+use crate::storage::{Modified, ReadGate, Reader, Stage, StoreError};
 
 /// What a reader's reads meet.
 #[derive(Debug)]
@@ -65,18 +65,9 @@ impl Stage for FaultyStage {
         self.inner.write_at(offset, chunks)
     }
 
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, StoreError> {
-        let max = self.script.pass_blocking(Operation::Read)?;
-        let max = max.min(buffer.len());
-        self.inner
-            .read_at(offset, buffer.get_mut(..max).unwrap_or_default())
-    }
-
-    fn keeper(&self) -> Box<dyn Keeper> {
-        Box::new(FaultyKeeper {
-            inner: self.inner.keeper(),
-            script: Arc::clone(&self.script),
-        })
+    fn checkpoint(&mut self, total: u64, sync: bool) -> Result<(), StoreError> {
+        self.script.pass_blocking(Operation::Checkpoint)?;
+        self.inner.checkpoint(total, sync)
     }
 
     fn leave(self: Box<Self>) {
@@ -86,18 +77,5 @@ impl Stage for FaultyStage {
     fn commit(self: Box<Self>) -> Result<Option<Modified>, StoreError> {
         self.pass(Operation::Commit)?;
         self.inner.commit()
-    }
-}
-
-#[derive(Debug)]
-struct FaultyKeeper {
-    inner: Box<dyn Keeper>,
-    script: Arc<Script>,
-}
-
-impl Keeper for FaultyKeeper {
-    fn keep(&self, partial: &Partial) -> Result<(), StoreError> {
-        self.script.pass_blocking(Operation::Keep)?;
-        self.inner.keep(partial)
     }
 }

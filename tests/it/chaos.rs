@@ -29,7 +29,7 @@ const OPERATIONS: [Operation; 15] = [
     Operation::Size,
     Operation::Stage,
     Operation::Write,
-    Operation::Keep,
+    Operation::Checkpoint,
     Operation::Commit,
     Operation::Resume,
     Operation::Discard,

@@ -44,7 +44,7 @@ async fn verify(house: &House, content: &str) -> Integrity {
 /// Writes a blob as a download does.
 async fn download(house: &House, link: &Link, content: &'static str) -> Option<Modified> {
     let hold = house.cache.hold(&link.digest).await;
-    let mut stage: Box<dyn Stage> = house.store.stage(&link.digest).await.unwrap();
+    let mut stage: Box<dyn Stage> = house.store.stage(&link.digest, "u").await.unwrap();
     let commit = move || {
         stage.write_at(0, &[Bytes::from(content)]).unwrap();
         stage.commit().unwrap()

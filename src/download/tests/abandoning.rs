@@ -83,7 +83,7 @@ async fn who_comes_while_it_is_being_paused_is_served() {
     let origin = Origin::new(&content).acts([Act::Gate(MIB, gate.clone())]);
     let mut follower = bench.join(digest, "a", &origin);
     read_range(&mut follower, 0, MIB).await.unwrap();
-    let keeping = bench.store.stall(Operation::Keep, 1);
+    let keeping = bench.store.stall(Operation::Checkpoint, 1);
     drop(follower);
     keeping.reached().await;
     let mut next = bench.join(digest, "b", &origin);
@@ -98,7 +98,7 @@ async fn who_comes_while_it_is_being_paused_is_served() {
 async fn what_cannot_be_kept_keeps_no_place() {
     let bench = Bench::with(on(OnAbandon::Pause));
     let kind = io::ErrorKind::StorageFull;
-    bench.store.fail_from(Operation::Keep, 1, kind);
+    bench.store.fail_from(Operation::Checkpoint, 1, kind);
     let (_, digest, origin) = abandoned(&bench, 20, 1).await;
     assert!(origin.sent() < 20 * MIB && !bench.is_running(&digest));
     assert_eq!(bench.cache.usage().reserved, 0);

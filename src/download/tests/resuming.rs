@@ -232,7 +232,7 @@ async fn what_was_left_is_hashed_and_not_believed() {
         stage
             .write_at(MIB, &[Bytes::from_static(b"rotten")])
             .unwrap();
-        stage.keeper().keep(&partial).unwrap();
+        stage.checkpoint(partial.total, false).unwrap();
         stage.leave();
     })
     .await

@@ -52,7 +52,7 @@ fn write(batches: &[Vec<(u64, Bytes)>], fails: Option<u64>) -> Written {
         store.fail(Operation::Write, nth, io::ErrorKind::StorageFull);
     }
     let digest = Digest::of(Algorithm::Sha256, b"");
-    let stage = runtime.block_on(store.stage(&digest)).unwrap();
+    let stage = runtime.block_on(store.stage(&digest, UPSTREAM)).unwrap();
     let mut writer = Box::new(Writer::new(
         Some(stage),
         Algorithm::Sha256,
@@ -70,7 +70,11 @@ fn write(batches: &[Vec<(u64, Bytes)>], fails: Option<u64>) -> Written {
         writer = writer.take(Vec::new());
     }
     let mut file = vec![0; LENGTH];
-    let read = writer.stage().unwrap().read_at(0, &mut file).unwrap();
+    let read = writer
+        .content()
+        .unwrap()
+        .read_blocking(0, &mut file)
+        .unwrap();
     file.truncate(read);
     Written {
         writer,

@@ -71,19 +71,12 @@ impl OpenFiles {
 }
 
 /// Whether a file still has a name, and the size and the time that it was opened with.
-#[cfg(unix)]
 fn is_unchanged(content: &Content) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let metadata = content.reader.file().and_then(|file| file.metadata().ok());
     metadata.is_some_and(|now| {
         now.nlink() > 0 && now.len() == content.size && Modified::of(&now) == Some(content.modified)
     })
-}
-
-/// Elsewhere an open file can't be removed: none is kept.
-#[cfg(not(unix))]
-fn is_unchanged(_content: &Content) -> bool {
-    false
 }
 
 #[cfg(test)]
@@ -94,7 +87,6 @@ mod tests {
     use crate::storage::trust::stamp;
     use std::fs;
 
-    #[cfg(unix)]
     #[test]
     fn a_file_is_kept_until_its_name_goes() {
         let directory = tempfile::tempdir().unwrap();

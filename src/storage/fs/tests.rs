@@ -63,7 +63,7 @@ async fn writes_what_the_reference_registry_writes_and_nothing_else() {
     store.link(&revision).await.unwrap();
     let (debian, latest) = (repo("library/debian"), tag("latest"));
     store.set_tag(&debian, &latest, &manifest).await.unwrap();
-    drop(store.stage(&layer).await.unwrap());
+    drop(store.stage(&layer, "u").await.unwrap());
 
     let (m, l) = (manifest.hex(), layer.hex());
     let here = "docker/registry/v2/repositories/library/debian";
@@ -396,7 +396,7 @@ async fn an_inspection_creates_nothing() {
 
     reference_directory(root.path());
     let layout = Layout::new(root.path());
-    write(layout.staged(&digest("x"), 3), "half");
+    write(layout.staged(StageName::new(&digest("x"), "u")), "half");
     let before = files(root.path());
     let store = FsStore::inspect(root.path()).await.unwrap();
     assert_eq!(
@@ -603,7 +603,7 @@ async fn a_damaged_blob_is_told_apart_and_replaced() {
 async fn leftovers_in_the_spool_are_swept_at_the_start() {
     let root = tempfile::tempdir().unwrap();
     let layout = Layout::new(root.path());
-    write(layout.staged(&digest("x"), 3), "half");
+    write(layout.staged(StageName::new(&digest("x"), "u")), "half");
     write(layout.draft(4), "sha2");
     write(layout.draft(0), "");
     write(layout.spool().join("notes.txt"), "keep");
@@ -618,7 +618,7 @@ async fn one_process_at_a_time() {
     let root = tempfile::tempdir().unwrap();
     let layout = Layout::new(root.path());
     let store = FsStore::open(root.path()).await.unwrap();
-    let stage = store.stage(&digest("x")).await.unwrap();
+    let stage = store.stage(&digest("x"), "u").await.unwrap();
     // Locks belong to open files, so a second one here is like one in another process.
     let error = FsStore::open(root.path()).await.unwrap_err();
     assert!(matches!(error, StoreError::InUse { .. }), "{error:?}");
