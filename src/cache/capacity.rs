@@ -6,10 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::eviction::Admission;
-use super::index::Index;
-use super::index::entry::{Content, content_flag};
-use super::index::slab::Id;
+use super::index::{Admission, Blob, Id};
+use super::policy::SpaceRequest;
 use crate::oci::Digest;
 
 /// The longest that a download waits for space.
@@ -28,7 +26,7 @@ pub struct Full {
 #[must_use = "nothing is held once this is dropped"]
 pub struct Hold {
     pub(super) shared: Arc<Inner>,
-    pub(super) content: Id<Content>,
+    pub(super) content: Id<Blob>,
 }
 
 impl Hold {
@@ -42,20 +40,8 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.shared.with(|index| index.let_go(self.content));
+        self.shared.with(|index| index.release(self.content));
     }
-}
-
-/// Space that a download asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SpaceRequest {
-    /// Bytes to reserve now.
-    pub bytes: u64,
-    /// Bytes of the whole blob, as far as they are known. Nothing is evicted for a blob that is
-    /// larger than half of what may be stored.
-    pub blob: u64,
-    /// Whether images may be evicted to make room.
-    pub evict: bool,
 }
 
 /// Space for a download that runs or is paused. Dropping it gives the space back.
@@ -84,10 +70,7 @@ impl Reservation {
     pub fn fill(&mut self, bytes: u64) {
         let filled = bytes.min(self.bytes);
         let before = std::mem::replace(&mut self.filled, filled);
-        self.shared.with(|index| {
-            let all = &mut index.capacity.filled;
-            *all = all.saturating_sub(before).saturating_add(filled);
-        });
+        self.shared.with(|index| index.fill(before, filled));
     }
 
     /// Keeps only the space of the `bytes` that are on disk, and gives the rest back.
@@ -119,48 +102,10 @@ impl Drop for Reservation {
     }
 }
 
-impl Index {
-    fn give_back(&mut self, bytes: u64, filled: u64) {
-        let capacity = &mut self.capacity;
-        capacity.reserved = capacity.reserved.saturating_sub(bytes);
-        capacity.filled = capacity.filled.saturating_sub(filled);
-        self.news.freed = true;
-    }
-
-    /// `None` while the content is being deleted.
-    fn take_hold(&mut self, digest: &Digest) -> Option<Id<Content>> {
-        let id = self.intern_content(digest)?;
-        let content = self.contents.get_mut(id)?;
-        if content.flags.has(content_flag::DELETING) {
-            return None;
-        }
-        content.holds += 1;
-        Some(id)
-    }
-
-    fn let_go(&mut self, id: Id<Content>) {
-        let Some(content) = self.contents.get_mut(id) else {
-            return;
-        };
-        content.holds = content.holds.saturating_sub(1);
-        if content.holds > 0 {
-            return;
-        }
-        self.news.freed = true;
-        let orphan = content.first.is_none() && content.flags.has(content_flag::FILE);
-        let going = content_flag::CONDEMNED | content_flag::LOST;
-        if orphan || content.flags.has(going) {
-            self.enqueue(id);
-        } else {
-            self.release_content(id);
-        }
-    }
-}
-
 impl Inner {
     /// A hold, unless the content is being deleted right now.
     pub(super) fn try_hold(self: &Arc<Self>, digest: &Digest) -> Option<Hold> {
-        let content = self.with(|index| index.take_hold(digest))?;
+        let content = self.with(|index| index.hold(digest))?;
         Some(Hold {
             shared: Arc::clone(self),
             content,
@@ -185,7 +130,7 @@ impl Inner {
     ) -> Result<Reservation, Full> {
         if request.bytes > 0 {
             self.admit(request).await?;
-        } else if !self.with(|index| index.can_hold(request.blob)) {
+        } else if !self.with(|index| index.space().can_hold(request.blob)) {
             return Err(self.full(request));
         }
         Ok(Reservation {
@@ -202,16 +147,8 @@ impl Inner {
         loop {
             let mut freed = std::pin::pin!(self.freed.notified());
             freed.as_mut().enable();
-            let admission = self.with(|index| {
-                let admission = index.admit(request, self.now(), &mut looked_at);
-                // While the store can't be listed nobody will soon know what fits.
-                let unknown = !index.sized && index.unlisted.is_some();
-                match admission {
-                    Admission::Wait if unknown => Admission::Full,
-                    admission => admission,
-                }
-            });
-            match admission {
+            let now = self.now();
+            match self.with(|index| index.admit(request, now, &mut looked_at)) {
                 Admission::Admitted => return Ok(()),
                 Admission::Again => tokio::task::yield_now().await,
                 Admission::Wait => {

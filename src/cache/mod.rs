@@ -20,15 +20,12 @@
 
 mod admission;
 mod capacity;
-mod eviction;
 mod index;
 mod manifest_cache;
 mod manifests;
 mod open;
 pub mod policy;
 mod recent;
-mod record;
-mod report;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -56,25 +53,23 @@ use crate::tasks::Tasks;
 use crate::workers::Workers;
 
 pub use admission::{Admission, AdmitError};
-pub use capacity::{Full, Hold, Reservation, SpaceRequest};
-use eviction::{Capacity, Room};
-use index::Index;
-pub use index::graph::References;
+pub use capacity::{Full, Hold, Reservation};
+use index::{DeletionEpoch, Index, Trust};
+pub use index::{EntryView, ImageView, References, Selection, SelectionError, Usage};
 use manifest_cache::ManifestCache;
 pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
-pub use policy::{Pin, TtlMode, TtlPolicy};
-use recent::{DeletionEpoch, Recent};
-pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
+use policy::Space;
+pub use policy::{Pin, SpaceRequest, TtlMode, TtlPolicy};
+use recent::Recent;
 use state::journal::Journal;
 use state::timestamp::Timestamp;
 pub use work::reconcile::references;
 pub use work::scrub::{
     ABANDONED_AFTER, Finding, MAX_REPORTED, Removal, ScrubReport, ScrubSettings, Verdict,
 };
-use work::{expiry, reconcile, sweeper};
+use work::{deletion, expiry, reconcile};
 
-pub use verified::Trust;
 use verify::Verifier;
 pub use verify::{Integrity, VERIFIED_FIRST, Verification, WITHHELD};
 
@@ -201,7 +196,7 @@ struct Inner {
     upkeep: Upkeep,
     index: Mutex<Index>,
     recent: Recent,
-    going: Arc<DeletionEpoch>,
+    epoch: Arc<DeletionEpoch>,
     /// Wakes the scheduler.
     wake: Notify,
     /// Wakes the sweeper.
@@ -243,7 +238,7 @@ impl Counters {
 
     fn may_retry_save(&self, now: Timestamp) -> bool {
         let failed = Timestamp::from_millis(self.save_failed_at.load(Ordering::Relaxed));
-        now >= failed.after(expiry::RETRY)
+        now >= failed.after(index::RETRY)
     }
 }
 
@@ -254,15 +249,15 @@ impl Inner {
         // A panic elsewhere may leave counts off by one, and never a link without its file.
         let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let result = step(&mut index);
-        let news = std::mem::take(&mut index.news);
+        let wake_ups = index.take_wake_ups();
         drop(index);
-        if news.schedule {
+        if wake_ups.schedule {
             self.wake.notify_one();
         }
-        if news.work {
+        if wake_ups.delete {
             self.work.notify_one();
         }
-        if news.freed {
+        if wake_ups.freed {
             self.freed.notify_waiters();
         }
         result
@@ -270,6 +265,11 @@ impl Inner {
 
     fn now(&self) -> Timestamp {
         Timestamp::of(self.clock.wall())
+    }
+
+    /// Why the store couldn't be listed, if the last attempt failed.
+    fn unlisted(&self) -> Option<String> {
+        self.with(|index| index.unlisted().map(str::to_owned))
     }
 
     fn is_complete(&self) -> bool {
@@ -298,15 +298,7 @@ impl Inner {
             .await
             .ok()
             .flatten();
-        self.with(|index| {
-            index.capacity.room = free.map(|free| Room {
-                free,
-                min_free: bytes,
-                used: index.used,
-                filled: index.capacity.filled,
-            });
-            index.news.freed = true;
-        });
+        self.with(|index| index.measure(free, bytes));
     }
 }
 
@@ -329,14 +321,11 @@ impl Cache {
             state,
             upkeep,
         } = settings;
-        let capacity = Capacity {
-            max_size,
-            evicts_for_room: min_free.as_ref().is_some_and(|min_free| min_free.evicts),
-            ..Capacity::default()
-        };
+        let evicts = min_free.as_ref().is_some_and(|min_free| min_free.evicts);
+        let space = Space::new(max_size, evicts);
         let started = Timestamp::of(clock.wall());
         let journaling = state.is_some() && upkeep == Upkeep::Full;
-        let index = Index::new(ttl, pins, capacity, started, journaling);
+        let index = Index::new(ttl, pins, space, started, journaling);
         let shared = Arc::new(Inner {
             store,
             metrics,
@@ -346,7 +335,7 @@ impl Cache {
             min_free,
             upkeep,
             recent: Recent::new(),
-            going: Arc::clone(&index.going),
+            epoch: Arc::clone(index.epoch()),
             index: Mutex::new(index),
             wake: Notify::new(),
             work: Notify::new(),
@@ -358,7 +347,7 @@ impl Cache {
             counters: Counters::default(),
         });
         tasks.spawn_required("cache", run(Arc::clone(&shared), state));
-        let sweeper = sweeper::run(Arc::clone(&shared), shared.quit.clone());
+        let sweeper = deletion::run(Arc::clone(&shared), shared.quit.clone());
         tasks.spawn_required("sweeper", sweeper);
         Self(shared)
     }
@@ -382,7 +371,7 @@ impl Cache {
             if self.0.is_complete() {
                 return Ok(());
             }
-            if let Some(reason) = self.0.with(|index| index.unlisted.clone()) {
+            if let Some(reason) = self.0.unlisted() {
                 return Err(NotReady { reason });
             }
             tokio::select! {
@@ -402,8 +391,7 @@ impl Cache {
         if self.0.index.is_poisoned() {
             return Err("a panic while it was changed may have left it inconsistent".to_owned());
         }
-        let unlisted = self.0.with(|index| index.unlisted.clone());
-        unlisted.map_or(Ok(()), Err)
+        self.0.unlisted().map_or(Ok(()), Err)
     }
 
     /// A client was served from this link; its blob has `size` bytes. Takes well under a
@@ -418,10 +406,8 @@ impl Cache {
     /// the one that was there before was to go.
     pub fn linked(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
         let now = self.0.now();
-        self.0.with(|index| {
-            index.touch(repo, kind, digest, size, now);
-            index.pardon(repo, kind, digest);
-        });
+        self.0
+            .with(|index| index.link(repo, kind, digest, size, now));
     }
 
     /// What a manifest that was linked is, and what it names; see [`references`].
@@ -492,12 +478,12 @@ impl Cache {
 
     /// Whether a blob of so many bytes can be stored, as far as this is known before it arrives.
     pub fn can_hold(&self, blob: u64) -> bool {
-        self.0.with(|index| index.can_hold(blob))
+        self.0.with(|index| index.space().can_hold(blob))
     }
 
     /// Whether so many bytes can be stored without evicting anything, and nothing is being evicted.
     pub fn has_idle_space(&self, bytes: u64) -> bool {
-        self.0.with(|index| index.has_idle_space(bytes))
+        self.0.with(|index| index.space().has_idle(bytes))
     }
 
     pub fn usage(&self) -> Usage {
@@ -557,10 +543,7 @@ impl Cache {
         loop {
             let mut freed = std::pin::pin!(self.0.freed.notified());
             freed.as_mut().enable();
-            if self
-                .0
-                .with(|index| index.sweep.is_empty() && index.deleting == 0)
-            {
+            if self.0.with(|index| index.is_settled()) {
                 return;
             }
             freed.await;

@@ -5,14 +5,10 @@
 //! beginning makes all entries void at once. That is rare beside uses, and entries are made again by
 //! the next ones.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use quick_cache::Equivalent;
 use quick_cache::sync::Cache as Lru;
 
 use super::Cache;
-use super::index::Index;
-use super::index::entry::{content_flag, entry_flag};
 use super::state::timestamp::Timestamp;
 use crate::oci::{Digest, ManifestType, RepoName};
 use crate::storage::LinkKind;
@@ -25,25 +21,7 @@ const SPAN: u64 = 1000;
 /// The links that were used last.
 #[derive(Debug)]
 pub(super) struct Recent {
-    links: Lru<Key, (Age, Timestamp)>,
-}
-
-/// How often something had begun to go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Age(u64);
-
-/// Counts what begins to go. The index has it, and counts under its lock, before anything is removed.
-#[derive(Debug, Default)]
-pub(super) struct DeletionEpoch(AtomicU64);
-
-impl DeletionEpoch {
-    pub(super) fn begins(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-
-    pub(super) fn age(&self) -> Age {
-        Age(self.0.load(Ordering::SeqCst))
-    }
+    links: Lru<Key, (u64, Timestamp)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -72,55 +50,25 @@ impl Recent {
         repo: &RepoName,
         kind: LinkKind,
         digest: &Digest,
-        (age, now): (Age, Timestamp),
+        (epoch, now): (u64, Timestamp),
     ) -> bool {
         let found = self.links.get(&Borrowed(repo, kind, digest));
         found.is_some_and(|(then, used)| {
-            then == age && now >= used && now.millis() - used.millis() < SPAN
+            then == epoch && now >= used && now.millis() - used.millis() < SPAN
         })
     }
 
-    /// The index has just said that the link is there, and noted its use. `age` is of before, or of
+    /// The index has just said that the link is there, and noted its use. `epoch` is of before, or of
     /// under the same lock.
     pub(super) fn put(
         &self,
         repo: &RepoName,
         kind: LinkKind,
         digest: &Digest,
-        (age, now): (Age, Timestamp),
+        (epoch, now): (u64, Timestamp),
     ) {
         self.links
-            .insert(Key(repo.clone(), kind, *digest), (age, now));
-    }
-}
-
-impl Index {
-    /// A link that was seen in this run, with its file, and that nothing is about to take away, has
-    /// been used. None, and nothing is noted, when it isn't one.
-    pub(super) fn touch_linked(
-        &mut self,
-        repo: &RepoName,
-        kind: LinkKind,
-        digest: &Digest,
-        now: Timestamp,
-    ) -> Option<()> {
-        let content = self.find_content(digest)?;
-        let entry = self.find_entry(self.find_repo(repo.as_str())?, kind, content)?;
-        let flags = self.contents.get(content)?.flags;
-        let going = content_flag::DELETING | content_flag::EVICTED | content_flag::LOST;
-        if !flags.has(content_flag::FILE) || flags.has(going) {
-            return None;
-        }
-        let known = self.entries.get_mut(entry)?;
-        let going = entry_flag::EXPIRED | entry_flag::CONDEMNED | entry_flag::FAILED;
-        if !known.flags.has(entry_flag::SEEN) || known.flags.has(going) {
-            return None;
-        }
-        known.last_use = known.last_use.max(now);
-        self.mark_dirty(entry);
-        let used = self.contents.get_mut(content)?;
-        used.last_use = used.last_use.max(now);
-        Some(())
+            .insert(Key(repo.clone(), kind, *digest), (epoch, now));
     }
 }
 
@@ -133,54 +81,48 @@ impl Cache {
     /// microsecond, and no lock when the same was asked a moment ago.
     pub fn used_if_linked(&self, repo: &RepoName, kind: LinkKind, digest: &Digest) -> bool {
         let shared = &*self.0;
-        let (age, now) = (shared.going.age(), shared.now());
-        if shared.recent.has(repo, kind, digest, (age, now)) {
+        let (epoch, now) = (shared.epoch.current(), shared.now());
+        if shared.recent.has(repo, kind, digest, (epoch, now)) {
             return true;
         }
-        let linked = shared.with(|index| index.touch_linked(repo, kind, digest, now).is_some());
+        let linked = shared.with(|index| index.touch_kept(repo, kind, digest, now));
         if linked {
-            shared.recent.put(repo, kind, digest, (age, now));
+            shared.recent.put(repo, kind, digest, (epoch, now));
         }
         linked
     }
-}
 
-impl Cache {
     /// The size in bytes and the type of a manifest that the repository links, as far as the index
     /// knows: a HEAD needs no more, so no file is read for it. Counts as a use, like
     /// [`used_if_linked`](Self::used_if_linked).
     pub fn linked_manifest(&self, repo: &RepoName, digest: &Digest) -> Option<(u64, ManifestType)> {
         let now = self.0.now();
-        self.0.with(|index| {
-            let content = index.contents.get(index.find_content(digest)?)?;
-            let known = index.manifests.get(content.manifest?)?;
-            let found = (content.size, known.media_type);
-            index.touch_linked(repo, LinkKind::Revision, digest, now)?;
-            Some(found)
-        })
+        self.0.with(|index| index.touch_manifest(repo, digest, now))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::index::DeletionEpoch;
     use crate::oci::Algorithm;
 
     #[test]
     fn a_link_is_good_for_a_second_and_until_something_goes() {
-        let (recent, going) = (Recent::new(), DeletionEpoch::default());
+        let (recent, epoch) = (Recent::new(), DeletionEpoch::default());
         let (one, other) = ("one".parse().unwrap(), "other".parse().unwrap());
         let digest = Digest::of(Algorithm::Sha256, b"");
         let at = Timestamp::from_millis;
-        let has = |repo, kind, millis| recent.has(repo, kind, &digest, (going.age(), at(millis)));
-        recent.put(&one, LinkKind::Layer, &digest, (going.age(), at(5000)));
+        let has =
+            |repo, kind, millis| recent.has(repo, kind, &digest, (epoch.current(), at(millis)));
+        recent.put(&one, LinkKind::Layer, &digest, (epoch.current(), at(5000)));
         assert!(has(&one, LinkKind::Layer, 5000));
         assert!(has(&one, LinkKind::Layer, 5999));
         assert!(!has(&one, LinkKind::Layer, 6000));
         assert!(!has(&one, LinkKind::Layer, 4999));
         assert!(!has(&one, LinkKind::Revision, 5000));
         assert!(!has(&other, LinkKind::Layer, 5000));
-        going.begins();
+        epoch.begin();
         assert!(!has(&one, LinkKind::Layer, 5000));
     }
 }

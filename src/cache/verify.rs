@@ -219,7 +219,7 @@ impl Inner {
             }
         }
         // Marked first: a download can only begin, and so commit a new file, after the rename.
-        self.with(|index| index.lose_file(hold.content));
+        self.with(|index| index.quarantine(hold.content));
         self.store.quarantine(digest).await
     }
 }

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::HashTable;
 
@@ -16,23 +17,22 @@ const CHUNK: usize = 4096;
 const SHARDS: usize = 64;
 
 /// Names a value of a [`Slab`]. It is used again after the value has been removed.
-pub(in crate::cache) struct Id<T>(NonZeroU32, PhantomData<fn() -> T>);
+pub(crate) struct Id<T>(NonZeroU32, PhantomData<fn() -> T>);
 
 impl<T> Id<T> {
+    /// Names no value.
+    pub(super) const NONE: Self = Self(NonZeroU32::MAX, PhantomData);
+
     fn at(position: usize) -> Option<Self> {
-        let number = u32::try_from(position).ok()?.checked_add(1)?;
-        NonZeroU32::new(number).map(|number| Self(number, PhantomData))
+        Self::from_number(u32::try_from(position).ok()?.checked_add(1)?)
     }
 
-    pub(in crate::cache) const fn number(self) -> u32 {
+    pub(super) const fn number(self) -> u32 {
         self.0.get()
     }
 
-    pub(in crate::cache) const fn from_number(number: u32) -> Option<Self> {
-        match NonZeroU32::new(number) {
-            Some(number) => Some(Self(number, PhantomData)),
-            None => None,
-        }
+    pub(super) fn from_number(number: u32) -> Option<Self> {
+        NonZeroU32::new(number).map(|number| Self(number, PhantomData))
     }
 
     const fn position(self) -> usize {
@@ -64,54 +64,89 @@ impl<T> fmt::Debug for Id<T> {
     }
 }
 
+/// A panic in tests. In a release, an error in the log, once: what follows is wrong, and bounded by
+/// the value it concerns.
+pub(super) fn broken(invariant: &'static str) {
+    static LOGGED: AtomicBool = AtomicBool::new(false);
+    debug_assert!(false, "{invariant}");
+    if !LOGGED.swap(true, Ordering::Relaxed) {
+        tracing::error!(invariant, "the index of the cache is inconsistent");
+    }
+}
+
 /// Values by id.
 #[derive(Debug)]
-pub(in crate::cache) struct Slab<T> {
+pub(super) struct Slab<T> {
     chunks: Vec<Vec<Option<T>>>,
     free: Vec<Id<T>>,
     count: usize,
+    /// Stands in for a value that should be there and isn't.
+    vacant: T,
 }
 
-impl<T> Default for Slab<T> {
-    fn default() -> Self {
+impl<T> Slab<T> {
+    pub(super) fn new(vacant: T) -> Self {
         Self {
             chunks: Vec::new(),
             free: Vec::new(),
             count: 0,
+            vacant,
         }
     }
-}
 
-impl<T> Slab<T> {
-    /// `None` only after four thousand million values.
-    pub(in crate::cache) fn insert(&mut self, value: T) -> Option<Id<T>> {
-        if let Some(id) = self.free.pop() {
-            *self.slot(id)? = Some(value);
-            self.count += 1;
-            return Some(id);
+    /// At most four thousand million values.
+    pub(super) fn insert(&mut self, value: T) -> Id<T> {
+        self.count += 1;
+        if let Some(id) = self.free.pop()
+            && let Some(slot) = self.slot(id)
+        {
+            *slot = Some(value);
+            return id;
         }
         if self.chunks.last().is_none_or(|chunk| chunk.len() == CHUNK) {
             self.chunks.push(Vec::with_capacity(CHUNK));
         }
-        let id = Id::at(self.end())?;
-        self.chunks.last_mut()?.push(Some(value));
-        self.count += 1;
-        Some(id)
+        let id = Id::at(self.end());
+        if let Some(chunk) = self.chunks.last_mut() {
+            chunk.push(Some(value));
+        }
+        id.unwrap_or_else(|| {
+            broken("a slab has too many values");
+            Id::NONE
+        })
     }
 
-    pub(in crate::cache) fn get(&self, id: Id<T>) -> Option<&T> {
+    /// For an id that may name nothing any more.
+    pub(super) fn find(&self, id: Id<T>) -> Option<&T> {
         let position = id.position();
-        self.chunks
-            .get(position / CHUNK)?
-            .get(position % CHUNK)?
-            .as_ref()
+        let chunk = self.chunks.get(position / CHUNK)?;
+        chunk.get(position % CHUNK)?.as_ref()
     }
 
-    pub(in crate::cache) fn get_mut(&mut self, id: Id<T>) -> Option<&mut T> {
+    pub(super) fn find_mut(&mut self, id: Id<T>) -> Option<&mut T> {
         self.slot(id)?.as_mut()
     }
 
-    pub(in crate::cache) fn remove(&mut self, id: Id<T>) -> Option<T> {
+    /// The value of an id that has one.
+    pub(super) fn get(&self, id: Id<T>) -> &T {
+        self.find(id).unwrap_or_else(|| {
+            broken("an id names nothing");
+            &self.vacant
+        })
+    }
+
+    /// The value of an id that has one.
+    pub(super) fn get_mut(&mut self, id: Id<T>) -> &mut T {
+        let position = id.position();
+        let chunk = self.chunks.get_mut(position / CHUNK);
+        let slot = chunk.and_then(|chunk| chunk.get_mut(position % CHUNK));
+        slot.and_then(Option::as_mut).unwrap_or_else(|| {
+            broken("an id names nothing");
+            &mut self.vacant
+        })
+    }
+
+    pub(super) fn remove(&mut self, id: Id<T>) -> Option<T> {
         let value = self.slot(id)?.take()?;
         self.free.push(id);
         self.count -= 1;
@@ -120,13 +155,18 @@ impl<T> Slab<T> {
 
     fn slot(&mut self, id: Id<T>) -> Option<&mut Option<T>> {
         let position = id.position();
-        self.chunks
-            .get_mut(position / CHUNK)?
-            .get_mut(position % CHUNK)
+        let chunk = self.chunks.get_mut(position / CHUNK)?;
+        chunk.get_mut(position % CHUNK)
     }
 
-    pub(in crate::cache) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.count
+    }
+
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Id<T>, &T)> {
+        let ids = (0..self.end()).filter_map(Id::at);
+        ids.filter_map(|id| Some((id, self.find(id)?)))
     }
 
     /// Every id is below this position.
@@ -137,17 +177,17 @@ impl<T> Slab<T> {
 
     /// At most `max` positions from `from` on, and where to go on; `None` at the end. This is how
     /// everything is visited in steps, with the lock given back between them.
-    pub(in crate::cache) fn page(&self, from: usize, max: usize) -> (Vec<Id<T>>, Option<usize>) {
+    pub(super) fn page(&self, from: usize, max: usize) -> (Vec<Id<T>>, Option<usize>) {
         let to = from.saturating_add(max).min(self.end());
         let ids = (from..to).filter_map(Id::at);
-        let page = ids.filter(|id| self.get(*id).is_some()).collect();
+        let page = ids.filter(|id| self.find(*id).is_some()).collect();
         (page, (to < self.end()).then_some(to))
     }
 }
 
 /// Finds ids by the hash of what they name.
 #[derive(Debug)]
-pub(in crate::cache) struct Table<T> {
+pub(super) struct Table<T> {
     shards: Vec<HashTable<Id<T>>>,
 }
 
@@ -165,11 +205,7 @@ const fn shard(hash: u64) -> usize {
 }
 
 impl<T> Table<T> {
-    pub(in crate::cache) fn find(
-        &self,
-        hash: u64,
-        mut is: impl FnMut(Id<T>) -> bool,
-    ) -> Option<Id<T>> {
+    pub(super) fn find(&self, hash: u64, mut is: impl FnMut(Id<T>) -> bool) -> Option<Id<T>> {
         self.shards
             .get(shard(hash))?
             .find(hash, |id| is(*id))
@@ -177,7 +213,7 @@ impl<T> Table<T> {
     }
 
     /// Makes room for so many ids, so that the tables needn't grow step by step.
-    pub(in crate::cache) fn reserve(&mut self, ids: usize, rehash: impl Fn(Id<T>) -> u64) {
+    pub(super) fn reserve(&mut self, ids: usize, rehash: impl Fn(Id<T>) -> u64) {
         // A little more than its share, because no hash deals evenly.
         let share = ids / SHARDS + ids / SHARDS / 16;
         for shard in &mut self.shards {
@@ -186,13 +222,13 @@ impl<T> Table<T> {
     }
 
     /// Adds an id that isn't there.
-    pub(in crate::cache) fn insert(&mut self, hash: u64, id: Id<T>, rehash: impl Fn(Id<T>) -> u64) {
+    pub(super) fn insert(&mut self, hash: u64, id: Id<T>, rehash: impl Fn(Id<T>) -> u64) {
         if let Some(shard) = self.shards.get_mut(shard(hash)) {
             shard.insert_unique(hash, id, |id| rehash(*id));
         }
     }
 
-    pub(in crate::cache) fn remove(&mut self, hash: u64, id: Id<T>) {
+    pub(super) fn remove(&mut self, hash: u64, id: Id<T>) {
         if let Some(shard) = self.shards.get_mut(shard(hash))
             && let Ok(entry) = shard.find_entry(hash, |other| *other == id)
         {
@@ -207,10 +243,8 @@ mod tests {
 
     #[test]
     fn ids_are_used_again_and_pages_cover_everything() {
-        let mut slab = Slab::default();
-        let ids: Vec<_> = (0..CHUNK * 2 + 7)
-            .map(|n| slab.insert(n).unwrap())
-            .collect();
+        let mut slab = Slab::new(0);
+        let ids: Vec<_> = (0..CHUNK * 2 + 7).map(|n| slab.insert(n)).collect();
         assert_eq!(slab.remove(ids[5]), Some(5));
         assert_eq!(slab.remove(ids[5]), None);
         assert_eq!(slab.len(), CHUNK * 2 + 6);
@@ -218,28 +252,29 @@ mod tests {
         while let Some(at) = from {
             let (page, next) = slab.page(at, 1000);
             assert!(page.len() <= 1000);
-            seen.extend(page.iter().map(|id| *slab.get(*id).unwrap()));
+            seen.extend(page.iter().map(|id| *slab.get(*id)));
             from = next;
         }
         let expected: Vec<_> = (0..CHUNK * 2 + 7).filter(|n| *n != 5).collect();
         assert_eq!(seen, expected);
-        assert_eq!(slab.insert(99), Some(ids[5]));
-        assert_eq!(slab.get(ids[5]), Some(&99));
+        assert_eq!(slab.find(ids[5]), None);
+        assert_eq!(slab.insert(99), ids[5]);
+        assert_eq!(slab.get(ids[5]), &99);
     }
 
     #[test]
     fn a_table_finds_by_hash_and_removes_by_id() {
         let mut table: Table<u64> = Table::default();
-        let mut slab = Slab::default();
+        let mut slab = Slab::new(0);
         // Few hashes, so that many ids share one.
         let hash = |value: u64| (value % 10).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let ids: Vec<_> = (0..500).map(|value| slab.insert(value).unwrap()).collect();
+        let ids: Vec<_> = (0..500).map(|value| slab.insert(value)).collect();
         for (value, id) in (0..).zip(&ids) {
-            table.insert(hash(value), *id, |id| hash(*slab.get(id).unwrap()));
+            table.insert(hash(value), *id, |id| hash(*slab.get(id)));
         }
         table.remove(hash(123), ids[123]);
         for (value, id) in (0..).zip(&ids) {
-            let found = table.find(hash(value), |id| slab.get(id) == Some(&value));
+            let found = table.find(hash(value), |id| *slab.get(id) == value);
             assert_eq!(found, (value != 123).then_some(*id));
         }
     }

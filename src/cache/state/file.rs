@@ -19,9 +19,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::record::{Origin, Record};
 use super::timestamp::Timestamp;
-use crate::cache::index::entry::Origin;
-use crate::cache::record::Record;
 use crate::oci::Digest;
 use crate::storage::{Link, LinkKind, Modified};
 
@@ -47,33 +46,33 @@ struct Raw<'a> {
 
 /// One entry, as it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::cache) struct Line<'a> {
-    pub(in crate::cache) repo: &'a str,
-    pub(in crate::cache) kind: LinkKind,
-    pub(in crate::cache) digest: Digest,
+pub(crate) struct Line<'a> {
+    pub(crate) repo: &'a str,
+    pub(crate) kind: LinkKind,
+    pub(crate) digest: Digest,
     /// None when it has gone.
-    pub(in crate::cache) times: Option<Times>,
+    pub(crate) times: Option<Times>,
     /// The size and the modification time with which its file was verified.
-    pub(in crate::cache) verified: Option<(u64, Modified)>,
+    pub(crate) verified: Option<(u64, Modified)>,
 }
 
 /// What a file says of an entry's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::cache) struct Times {
-    pub(in crate::cache) origin: Origin,
+pub(crate) struct Times {
+    pub(crate) origin: Origin,
     /// None in what the reference registry wrote.
-    pub(in crate::cache) last_use: Option<Timestamp>,
+    pub(crate) last_use: Option<Timestamp>,
 }
 
 /// What reading came to.
 #[derive(Debug, Default)]
-pub(in crate::cache) struct Tally {
-    pub(in crate::cache) entries: usize,
+pub(crate) struct Tally {
+    pub(crate) entries: usize,
     /// Entries that weren't understood, and why the first one wasn't.
-    pub(in crate::cache) skipped: usize,
-    pub(in crate::cache) reason: Option<&'static str>,
+    pub(crate) skipped: usize,
+    pub(crate) reason: Option<&'static str>,
     /// Entries whose times lie in the future.
-    pub(in crate::cache) future: usize,
+    pub(crate) future: usize,
 }
 
 impl Tally {
@@ -139,7 +138,7 @@ fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Timestamp) -> Result<(Line<'a>, bo
 }
 
 /// Reads the snapshot. After an error, what came before it has been handed out.
-pub(in crate::cache) fn read_snapshot<'a>(
+pub(crate) fn read_snapshot<'a>(
     bytes: &'a [u8],
     now: Timestamp,
     sink: &mut dyn FnMut(Line<'a>),
@@ -165,7 +164,7 @@ pub(in crate::cache) fn read_snapshot<'a>(
 }
 
 /// Reads the journal's lines, up to a torn last one. True when there is such a one.
-pub(in crate::cache) fn read_journal<'a>(
+pub(crate) fn read_journal<'a>(
     bytes: &'a [u8],
     now: Timestamp,
     sink: &mut dyn FnMut(Line<'a>),
@@ -252,7 +251,7 @@ fn key(link: &Link) -> String {
 }
 
 /// An entry of the snapshot, on a line of its own.
-pub(in crate::cache) fn write_entry(out: &mut Vec<u8>, record: &Record, first: bool) {
+pub(crate) fn write_entry(out: &mut Vec<u8>, record: &Record, first: bool) {
     let key = key(&record.link);
     let separator = if first { "\n" } else { ",\n" };
     put!(out, r#"{separator}"{key}":"#);
@@ -260,13 +259,13 @@ pub(in crate::cache) fn write_entry(out: &mut Vec<u8>, record: &Record, first: b
 }
 
 /// A line of the journal for an entry that was added or used.
-pub(in crate::cache) fn write_put(out: &mut Vec<u8>, record: &Record) {
+pub(crate) fn write_put(out: &mut Vec<u8>, record: &Record) {
     put_record(out, &key(&record.link), record);
     out.push(b'\n');
 }
 
 /// A line of the journal for an entry that has gone.
-pub(in crate::cache) fn write_removed(out: &mut Vec<u8>, link: &Link) {
+pub(crate) fn write_removed(out: &mut Vec<u8>, link: &Link) {
     let (key, kind) = (key(link), entry_type(link.kind));
     put!(
         out,

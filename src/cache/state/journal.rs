@@ -1,5 +1,5 @@
 //! The state on disk: a snapshot in the reference registry's format, and beside it a journal of
-//! what has changed since. The only part of this room that touches the file system.
+//! what has changed since. No other file of this module touches the file system.
 //!
 //! A save appends the entries that were added, used or removed in the last seconds, and syncs. When
 //! the journal has outgrown the snapshot, and at a graceful stop, everything is written to a new
@@ -13,12 +13,12 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 
 use super::file::{self, Line, Tally};
+use super::record::Record;
 use super::timestamp::Timestamp;
-use crate::cache::record::Record;
-use crate::cache::{CacheError, Inner, Upkeep};
+use crate::cache::{CacheError, Upkeep};
 use crate::error_chain::on_one_line;
 use crate::storage::{Layout, Modes};
 
@@ -28,10 +28,6 @@ const MAX_STATE: u64 = 2 * 1024 * 1024 * 1024;
 const MIN_FOLD: u64 = 4 * 1024 * 1024;
 /// Broken files that are kept; the last one is replaced by later ones.
 const MAX_BROKEN: u32 = 9;
-/// Changes that are written at a time.
-const MAX_CHANGES: usize = 65_536;
-/// Entries that are copied under one lock.
-const PAGE: usize = 1024;
 /// Entries that are put into the index under one lock.
 const LOAD: usize = 1024;
 
@@ -42,7 +38,7 @@ const MAX_BATCHES: usize = 16;
 
 /// The two files.
 #[derive(Debug)]
-pub(in crate::cache) struct Journal {
+pub(crate) struct Journal {
     snapshot: PathBuf,
     path: PathBuf,
     /// Open for appending, once something is.
@@ -57,16 +53,16 @@ pub(in crate::cache) struct Journal {
 
 /// What was found at the start.
 #[derive(Debug, Default)]
-pub(in crate::cache) struct Loaded {
-    pub(in crate::cache) entries: usize,
-    pub(in crate::cache) future: usize,
+pub(crate) struct Loaded {
+    pub(crate) entries: usize,
+    pub(crate) future: usize,
     /// The snapshot was set aside: a new one is owed.
-    pub(in crate::cache) broken: bool,
+    pub(crate) broken: bool,
 }
 
 impl Journal {
     /// `snapshot` is the path of the state file; the journal is the same with another ending.
-    pub(in crate::cache) fn at(snapshot: PathBuf) -> Self {
+    pub(crate) fn at(snapshot: PathBuf) -> Self {
         Self {
             path: snapshot.with_extension("journal"),
             snapshot,
@@ -79,7 +75,7 @@ impl Journal {
 
     /// Reads both files. What is broken is set aside, and what could be read of it is used.
     /// Blocks.
-    pub(in crate::cache) fn load(
+    pub(crate) fn load(
         &mut self,
         now: Timestamp,
         upkeep: Upkeep,
@@ -125,7 +121,7 @@ impl Journal {
     }
 
     /// Adds lines to the journal and makes them durable. Blocks.
-    fn append(&mut self, lines: &[u8]) -> Result<(), CacheError> {
+    pub(crate) fn append(&mut self, lines: &[u8]) -> Result<(), CacheError> {
         let result = self.try_append(lines);
         if result.is_err() {
             self.torn = true;
@@ -154,12 +150,15 @@ impl Journal {
     }
 
     /// Whether the journal has outgrown the snapshot.
-    fn wants_fold(&self) -> bool {
+    pub(crate) fn wants_fold(&self) -> bool {
         self.appended > self.folded.max(MIN_FOLD)
     }
 
     /// Writes a new snapshot and empties the journal. `next` gives the records, in pages. Blocks.
-    fn fold(&mut self, next: &mut dyn FnMut() -> Option<Vec<Record>>) -> Result<(), CacheError> {
+    pub(crate) fn fold(
+        &mut self,
+        next: &mut dyn FnMut() -> Option<Vec<Record>>,
+    ) -> Result<(), CacheError> {
         let draft = self.snapshot.with_extension("json.new");
         let failed = |source| CacheError::io("write", &draft, source);
         let bytes = write_snapshot(&draft, next).map_err(failed)?;
@@ -316,111 +315,4 @@ fn sync_directory(file: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn sync_directory(_file: &Path) -> io::Result<()> {
     Ok(())
-}
-
-/// Saves what the index collects. Owned by the one task that does.
-#[derive(Debug)]
-pub(in crate::cache) struct Saver {
-    /// None while the blocking pool has it, and for good when it was lost there.
-    journal: Option<Journal>,
-    /// The snapshot lacks something that the journal doesn't have either.
-    owed: bool,
-}
-
-impl Saver {
-    pub(in crate::cache) fn new(journal: Journal, owed: bool) -> Self {
-        Self {
-            journal: Some(journal),
-            owed,
-        }
-    }
-
-    /// The last save failed: a new snapshot is to be tried.
-    pub(in crate::cache) fn owes_snapshot(&self) -> bool {
-        self.owed
-    }
-
-    /// Appends what has changed. When that fails, a new snapshot is owed, which has it all.
-    pub(in crate::cache) async fn save(&mut self, shared: &Arc<Inner>) {
-        loop {
-            let began = tokio::time::Instant::now();
-            let changes = shared.with(|index| index.take_changes(MAX_CHANGES));
-            if changes.removed.is_empty() && changes.put.is_empty() {
-                return;
-            }
-            let saved = self
-                .blocking(move |journal| {
-                    let mut lines = Vec::new();
-                    changes
-                        .removed
-                        .iter()
-                        .for_each(|link| file::write_removed(&mut lines, link));
-                    changes
-                        .put
-                        .iter()
-                        .for_each(|record| file::write_put(&mut lines, record));
-                    journal.append(&lines)
-                })
-                .await;
-            if saved.is_ok() {
-                shared.counters.saved(began.elapsed());
-            }
-            self.note(shared, saved);
-        }
-    }
-
-    /// Folds when the journal has grown, or when a save failed.
-    pub(in crate::cache) async fn fold_if_due(&mut self, shared: &Arc<Inner>) {
-        let grown = self.journal.as_ref().is_some_and(Journal::wants_fold);
-        if grown || (self.owed && shared.counters.may_retry_save(shared.now())) {
-            self.fold(shared).await;
-        }
-    }
-
-    /// Writes everything into a new snapshot.
-    pub(in crate::cache) async fn fold(&mut self, shared: &Arc<Inner>) {
-        // What changes from here on is in the snapshot or still to be saved, or both.
-        shared.with(|index| drop(index.take_changes(usize::MAX)));
-        let source = Arc::clone(shared);
-        let mut from = Some(0);
-        let folded = self
-            .blocking(move |journal| {
-                journal.fold(&mut || {
-                    let at = from?;
-                    let (records, next) = source.with(|index| index.records(at, PAGE));
-                    from = next;
-                    Some(records)
-                })
-            })
-            .await;
-        self.note(shared, folded);
-    }
-
-    fn note(&mut self, shared: &Inner, result: Result<(), CacheError>) {
-        self.owed = result.is_err();
-        if let Err(error) = result {
-            shared.counters.save_failed(shared.now());
-            tracing::warn!(error = %on_one_line(&error), "the expiry state can't be saved");
-        }
-    }
-
-    async fn blocking(
-        &mut self,
-        step: impl FnOnce(&mut Journal) -> Result<(), CacheError> + Send + 'static,
-    ) -> Result<(), CacheError> {
-        let Some(mut journal) = self.journal.take() else {
-            return Ok(());
-        };
-        let done = tokio::task::spawn_blocking(move || {
-            let result = step(&mut journal);
-            (journal, result)
-        });
-        match done.await {
-            Ok((journal, result)) => {
-                self.journal = Some(journal);
-                result
-            }
-            Err(source) => Err(CacheError::Lost { source }),
-        }
-    }
 }

@@ -2,4 +2,5 @@
 
 pub(super) mod file;
 pub(super) mod journal;
+pub(super) mod record;
 pub(super) mod timestamp;

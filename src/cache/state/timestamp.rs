@@ -8,58 +8,63 @@ const NEVER: Timestamp = Timestamp(7_258_118_400_000);
 
 /// Milliseconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub(in crate::cache) struct Timestamp(u64);
+pub(crate) struct Timestamp(u64);
 
 impl Timestamp {
-    pub(in crate::cache) const fn from_millis(millis: u64) -> Self {
+    pub(crate) const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
 
-    pub(in crate::cache) const fn millis(self) -> u64 {
+    pub(crate) const fn millis(self) -> u64 {
         self.0
     }
 
     /// A time before the epoch is the epoch.
-    pub(in crate::cache) fn of(time: SystemTime) -> Self {
+    pub(crate) fn of(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
-    pub(in crate::cache) fn system_time(self) -> SystemTime {
+    pub(crate) fn system_time(self) -> SystemTime {
         let time = UNIX_EPOCH.checked_add(Duration::from_millis(self.0));
         time.unwrap_or(UNIX_EPOCH)
     }
 
     /// In whole seconds, rounded down. Enough until 2106.
-    pub(in crate::cache) fn seconds(self) -> u32 {
+    pub(crate) fn seconds(self) -> u32 {
         u32::try_from(self.0 / 1000).unwrap_or(u32::MAX)
     }
 
-    pub(in crate::cache) const fn from_seconds(seconds: u32) -> Self {
+    /// In whole seconds, rounded up.
+    pub(crate) fn rounded_up(self) -> u32 {
+        self.after(Duration::from_millis(999)).seconds()
+    }
+
+    pub(crate) const fn from_seconds(seconds: u32) -> Self {
         Self(seconds as u64 * 1000)
     }
 
     #[must_use]
-    pub(in crate::cache) fn after(self, duration: Duration) -> Self {
+    pub(crate) fn after(self, duration: Duration) -> Self {
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(millis))
     }
 
     #[must_use]
-    pub(in crate::cache) fn before(self, duration: Duration) -> Self {
+    pub(crate) fn before(self, duration: Duration) -> Self {
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self(self.0.saturating_sub(millis))
     }
 
     /// RFC 3339 in UTC, with as many digits as there are to tell, which Go's `encoding/json` reads.
     /// `None` is "never".
-    pub(in crate::cache) fn write(time: Option<Self>) -> humantime::Rfc3339Timestamp {
+    pub(crate) fn write(time: Option<Self>) -> humantime::Rfc3339Timestamp {
         let time = time.unwrap_or(NEVER).min(NEVER);
         humantime::format_rfc3339(time.system_time())
     }
 
     /// Reads RFC 3339 with any offset; `None` when it isn't that, or before the epoch.
-    pub(in crate::cache) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         if text.ends_with('Z') {
             return humantime::parse_rfc3339(text).ok().map(Self::of);
         }

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::cache::work::expiry::{RETRY, SAVE_AFTER};
+use crate::cache::index::RETRY;
+use crate::cache::work::expiry::SAVE_AFTER;
 use crate::storage::faulty::Operation;
 use proptest::prelude::*;
 

@@ -7,7 +7,6 @@
 //! taken for gone: it, and what belongs to it, stays. Blobs aren't read; of manifests the JSON is, to
 //! know what they refer to.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,23 +14,17 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::index::Index;
-use crate::cache::index::entry::{Content, Origin, Repo, content_flag, entry_flag};
-use crate::cache::index::graph::References;
-use crate::cache::index::slab::Id;
-use crate::cache::record::MASS_GRACE;
-use crate::cache::state::file::{Line, Times};
-use crate::cache::state::journal::{Journal, Saver};
-use crate::cache::state::timestamp::Timestamp;
+use super::save::Saver;
+use crate::cache::index::{Index, References, Settled, Unreadables};
+use crate::cache::policy::MASS_GRACE;
+use crate::cache::state::file::Line;
+use crate::cache::state::journal::Journal;
 use crate::cache::{Inner, Upkeep};
 use crate::error_chain::on_one_line;
 use crate::oci::manifest::{MAX_MANIFEST, QUICK};
 use crate::oci::{Digest, Manifest, ManifestType, RepoName};
-use crate::storage::layout::MAX_STORED_NAME;
 use crate::storage::{self, Link, LinkKind, StoreError, Unreadable, UnreadableEntry};
 
-/// The TTL of the reference registry 2.8, and the default of its later versions.
-const THEIR_TTL: Duration = Duration::from_hours(7 * 24);
 /// Entries visited under one lock.
 const PAGE: usize = 1024;
 /// Manifests read at one time.
@@ -41,225 +34,8 @@ const REST: Duration = Duration::from_secs(30);
 /// Below so many entries, most of them being due is no sign of anything.
 const MIN_MASS: usize = 16;
 
-impl Index {
-    /// Puts an entry of the state file in. One that is known already keeps the wider span of times.
-    fn restore(
-        &mut self,
-        repo: Id<Repo>,
-        kind: LinkKind,
-        digest: &Digest,
-        times: Times,
-    ) -> Option<()> {
-        let last_use = match times.last_use {
-            Some(known) => known,
-            None => self.guess_use(repo, times.origin),
-        };
-        let content = self.intern_content(digest)?;
-        let known = self.contents.get_mut(content)?;
-        known.last_use = known.last_use.max(last_use);
-        let Some(entry) = self.find_entry(repo, kind, content) else {
-            self.insert_entry(repo, kind, content, (times.origin, last_use))?;
-            return Some(());
-        };
-        let known = self.entries.get_mut(entry)?;
-        known.set_origin(known.origin().merge(times.origin));
-        known.last_use = known.last_use.max(last_use);
-        Some(())
-    }
-
-    /// When an adopted entry was last used, as far as its expiry tells: the reference registry's TTL
-    /// is most likely the one that is configured here. It only matters for what is evicted first; the
-    /// entry doesn't expire before its own time, however wrong this is.
-    fn guess_use(&self, repo: Id<Repo>, origin: Origin) -> Timestamp {
-        let Origin::Adopted(expiry) = origin else {
-            return self.started;
-        };
-        let ttl = self.repos.get(repo).and_then(|repo| repo.ttl);
-        let ttl = ttl.map_or(THEIR_TTL, |seconds| Duration::from_secs(seconds.into()));
-        expiry.before(ttl).min(self.started)
-    }
-
-    /// A link was seen in the store. One that no state knows starts its time now, or has that of
-    /// the same content linked in the other way, which share one entry in the file.
-    pub(in crate::cache) fn confirm(&mut self, link: &Link, now: Timestamp) -> Option<()> {
-        let (repo, content) = (
-            self.intern_repo(&link.repo)?,
-            self.intern_content(&link.digest)?,
-        );
-        if let Some(known) = self.find_entry(repo, link.kind, content) {
-            self.entries.get_mut(known)?.flags.set(entry_flag::SEEN);
-            return Some(());
-        }
-        let other = match link.kind {
-            LinkKind::Layer => LinkKind::Revision,
-            LinkKind::Revision => LinkKind::Layer,
-        };
-        let sibling = self.find_entry(repo, other, content);
-        let times = sibling
-            .and_then(|id| self.entries.get(id))
-            .map_or((Origin::Created(now), now), |entry| {
-                (entry.origin(), entry.last_use)
-            });
-        let entry = self.insert_entry(repo, link.kind, content, times)?;
-        let known = self.contents.get_mut(content)?;
-        known.last_use = known.last_use.max(times.1);
-        self.entries.get_mut(entry)?.flags.set(entry_flag::SEEN);
-        self.mark_dirty(entry);
-        Some(())
-    }
-
-    /// A link is there and can't be read, or is of another upstream: it gets an entry, so that what
-    /// it is a link to isn't taken for superfluous, and goes in its time. Nobody is served by it.
-    fn expect(&mut self, link: &Link, now: Timestamp) -> Option<()> {
-        let (repo, content) = (
-            self.intern_repo(&link.repo)?,
-            self.intern_content(&link.digest)?,
-        );
-        if self.find_entry(repo, link.kind, content).is_none() {
-            self.insert_entry(repo, link.kind, content, (Origin::Created(now), now))?;
-        }
-        Some(())
-    }
-
-    /// Takes lines of the state files.
-    fn load(&mut self, lines: &[Line<'_>]) {
-        for line in lines {
-            let repo = match self.find_repo(line.repo) {
-                Some(known) => Some(known),
-                None if line.repo.len() > MAX_STORED_NAME => None,
-                None => RepoName::from_stored(line.repo)
-                    .ok()
-                    .filter(|_| line.times.is_some())
-                    .and_then(|name| self.intern_repo(&name)),
-            };
-            let Some(repo) = repo else { continue };
-            if let Some(times) = line.times {
-                self.restore(repo, line.kind, &line.digest, times);
-                if let Some(verified) = line.verified
-                    && let Some(content) = self.find_content(&line.digest)
-                {
-                    self.restore_verified(content, verified);
-                }
-            } else if let Some(content) = self.find_content(&line.digest)
-                && let Some(entry) = self.find_entry(repo, line.kind, content)
-                // One that was made or used since the start is there, whatever the journal says.
-                && self.entries.get(entry).is_some_and(|entry| !entry.flags.has(entry_flag::SEEN))
-            {
-                self.remove_entry(entry);
-                self.release_content(content);
-            }
-        }
-    }
-
-    pub(in crate::cache) fn has_file(&self, digest: &Digest) -> bool {
-        let content = self
-            .find_content(digest)
-            .and_then(|id| self.contents.get(id));
-        content.is_some_and(|content| content.flags.has(content_flag::FILE))
-    }
-
-    pub(in crate::cache) fn condemn_entry(&mut self, link: &Link) {
-        if let Some(id) = self.find_link(link)
-            && let Some(entry) = self.entries.get_mut(id)
-        {
-            entry.flags.set(entry_flag::CONDEMNED);
-            let content = entry.content;
-            self.condemn_content(content);
-        }
-    }
-
-    /// Some entry of the content is condemned.
-    pub(in crate::cache) fn condemn_content(&mut self, id: Id<Content>) {
-        if let Some(content) = self.contents.get_mut(id) {
-            content.flags.set(content_flag::CONDEMNED);
-        }
-        self.enqueue(id);
-    }
-
-    /// A page of entries after everything was seen: those without link go, and the links without
-    /// file. Returns how many, and where the next page begins.
-    fn settle_entries(
-        &mut self,
-        from: usize,
-        unseen: &Unseen,
-        upkeep: Upkeep,
-    ) -> (usize, usize, Option<usize>) {
-        let (page, next) = self.entries.page(from, PAGE);
-        let (mut gone, mut dangling) = (0, 0);
-        for id in page {
-            let Some(entry) = self.entries.get(id) else {
-                continue;
-            };
-            let (content, seen) = (entry.content, entry.flags.has(entry_flag::SEEN));
-            let Some(known) = self.contents.get(content) else {
-                continue;
-            };
-            let (digest, file) = (known.digest(), known.flags.has(content_flag::FILE));
-            if !seen && !unseen.may_have_link(&digest) {
-                gone += 1;
-                self.remove_entry(id);
-                self.release_content(content);
-            } else if seen
-                && !file
-                && !unseen.may_have_file(&digest)
-                && upkeep == Upkeep::Full
-                && let Some(link) = self.link_of(entry)
-            {
-                dangling += 1;
-                self.condemn_entry(&link);
-            }
-        }
-        (gone, dangling, next)
-    }
-
-    /// A page of contents: files that no link names go.
-    fn settle_contents(
-        &mut self,
-        from: usize,
-        unseen: &Unseen,
-        upkeep: Upkeep,
-    ) -> (usize, Option<usize>) {
-        let (page, next) = self.contents.page(from, PAGE);
-        let mut orphans = 0;
-        for id in page {
-            let orphan = self.contents.get(id).is_some_and(|content| {
-                content.first.is_none()
-                    && content.flags.has(content_flag::FILE)
-                    && !unseen.may_have_link(&content.digest())
-            });
-            if orphan && upkeep == Upkeep::Full {
-                orphans += 1;
-                self.enqueue(id);
-            }
-            self.release_content(id);
-        }
-        (orphans, next)
-    }
-
-    /// A page of manifests that haven't been read.
-    fn unread_manifests(&self, from: usize) -> (Vec<Digest>, Option<usize>) {
-        let (page, next) = self.entries.page(from, PAGE);
-        let unread = page.into_iter().filter_map(|id| {
-            let entry = self
-                .entries
-                .get(id)
-                .filter(|entry| entry.kind == LinkKind::Revision)?;
-            let content = self.contents.get(entry.content)?;
-            let unread = content.manifest.is_none() && content.flags.has(content_flag::FILE);
-            unread.then(|| content.digest())
-        });
-        (unread.collect(), next)
-    }
-
-    fn was_due(&self, from: usize) -> (usize, Option<usize>) {
-        let (page, next) = self.entries.page(from, PAGE);
-        let due = page.into_iter().filter(|id| self.is_overdue(*id));
-        (due.count(), next)
-    }
-}
-
 /// Reads the state files.
-pub(in crate::cache) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Saver> {
+pub(crate) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Saver> {
     let target = Arc::clone(shared);
     let read = tokio::task::spawn_blocking(move || {
         let now = target.now();
@@ -284,10 +60,10 @@ pub(in crate::cache) async fn load(shared: &Arc<Inner>, mut journal: Journal) ->
     }
     let (mut due, mut from) = (0, Some(0));
     while let Some(at) = from {
-        let (more, next) = shared.with(|index| index.was_due(at));
+        let (more, next) = shared.with(|index| index.count_due(at, PAGE));
         (due, from) = (due + more, next);
     }
-    let entries = shared.with(|index| index.entries.len());
+    let entries = shared.with(|index| index.len());
     tracing::info!(entries, due, "loaded the expiry state");
     if entries >= MIN_MASS && due > entries / 2 {
         shared.with(|index| index.set_grace(MASS_GRACE));
@@ -302,7 +78,7 @@ pub(in crate::cache) async fn load(shared: &Arc<Inner>, mut journal: Journal) ->
 
 /// Builds the index from the store, again and again until that succeeds. Meanwhile nothing is
 /// cached that needs space, and commands are told why.
-pub(in crate::cache) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
+pub(crate) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
     let work = async {
         while let Err(error) = build(&shared).await {
             let error = on_one_line(&error);
@@ -310,10 +86,7 @@ pub(in crate::cache) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
                 error,
                 "the store can't be listed: nothing expires until it can"
             );
-            shared.with(|index| {
-                index.unlisted = Some(error);
-                index.news.freed = true;
-            });
+            shared.with(|index| index.set_unlisted(error));
             tokio::time::sleep(REST).await;
         }
     };
@@ -328,19 +101,13 @@ async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
         for page in shared.store.blobs(first).await?.chunks(PAGE) {
             shared.with(|index| {
                 for (digest, size) in page {
-                    // A file that is being deleted while it is listed is gone.
-                    if let Some(id) = index.intern_content(digest) {
-                        index.file_present(id, *size);
-                    }
+                    index.file_found(digest, *size);
                 }
             });
         }
     }
-    shared.with(|index| {
-        index.sized = true;
-        index.news.freed = true;
-    });
-    let mut unseen = Unseen::default();
+    shared.with(Index::all_files_found);
+    let mut unseen = Unreadables::default();
     for repo in shared.store.repositories().await? {
         list_repository(shared, &repo, &mut unseen).await?;
     }
@@ -348,7 +115,7 @@ async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
     shared.with(|index| {
         for Unreadable { entry, .. } in &unreadable {
             if let UnreadableEntry::Link(link) = entry {
-                index.expect(link, shared.now());
+                index.unproved_found(link, shared.now());
             }
         }
     });
@@ -360,52 +127,10 @@ async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// What couldn't be read, and so isn't known to be missing.
-#[derive(Debug, Default)]
-struct Unseen {
-    count: usize,
-    /// Content whose file, or a link to it, couldn't be read or doesn't count.
-    digests: HashSet<Digest>,
-    /// The first bytes of digests of which files may be there.
-    blobs: HashSet<u8>,
-    /// Any repository may have any link.
-    links: bool,
-}
-
-impl Unseen {
-    fn of(unreadable: &[Unreadable]) -> Self {
-        let mut unseen = Self::default();
-        unseen.add(unreadable);
-        unseen
-    }
-
-    fn add(&mut self, unreadable: &[Unreadable]) {
-        let unseen = self;
-        unseen.count += unreadable.len();
-        for Unreadable { entry, .. } in unreadable {
-            match entry {
-                UnreadableEntry::Blob(digest) => drop(unseen.digests.insert(*digest)),
-                UnreadableEntry::Link(link) => drop(unseen.digests.insert(link.digest)),
-                UnreadableEntry::Blobs(first) => drop(unseen.blobs.insert(*first)),
-                UnreadableEntry::Repositories => unseen.links = true,
-                UnreadableEntry::Tag(..) => {}
-            }
-        }
-    }
-
-    fn may_have_file(&self, digest: &Digest) -> bool {
-        self.digests.contains(digest) || self.blobs.contains(&digest.first_byte())
-    }
-
-    fn may_have_link(&self, digest: &Digest) -> bool {
-        self.links || self.digests.contains(digest)
-    }
-}
-
 async fn list_repository(
     shared: &Inner,
     repo: &RepoName,
-    unseen: &mut Unseen,
+    unseen: &mut Unreadables,
 ) -> Result<(), StoreError> {
     for kind in [LinkKind::Revision, LinkKind::Layer] {
         let digests = shared.store.links(repo, kind).await?;
@@ -420,9 +145,9 @@ async fn list_repository(
                         digest: *digest,
                     };
                     if unproved.binary_search(digest).is_ok() {
-                        index.expect(&link, shared.now());
+                        index.unproved_found(&link, shared.now());
                     } else {
-                        index.confirm(&link, shared.now());
+                        index.link_found(&link, shared.now());
                     }
                     if !index.has_file(digest) {
                         without_file.push(*digest);
@@ -430,15 +155,11 @@ async fn list_repository(
                 }
             });
         }
-        unseen.digests.extend(unproved);
+        unseen.add_unproved(unproved);
         // Listing a link may have given its content another name.
         for digest in without_file {
             if let Ok(Some(size)) = shared.store.size(&digest).await {
-                shared.with(|index| {
-                    if let Some(id) = index.find_content(&digest) {
-                        index.file_present(id, size);
-                    }
-                });
+                shared.with(|index| index.file_found(&digest, size));
             }
         }
     }
@@ -450,20 +171,14 @@ async fn list_tags(shared: &Inner, repo: &RepoName) -> Result<(), StoreError> {
         let Some(digest) = shared.store.tag(repo, &tag).await? else {
             continue;
         };
-        let link = Link {
-            repo: repo.clone(),
-            kind: LinkKind::Revision,
-            digest,
-        };
-        let linked = shared.with(|index| {
-            let entry = index.find_link(&link).and_then(|id| index.entries.get(id));
-            entry.is_some_and(|entry| entry.flags.has(entry_flag::SEEN))
-        });
+        if shared.with(|index| index.tag_found(repo, &tag, &digest)) {
+            continue;
+        }
         let unread = async || -> Result<bool, StoreError> {
             let unreadable = shared.store.unreadable().await?;
-            Ok(Unseen::of(&unreadable).may_have_link(&digest))
+            Ok(Unreadables::of(&unreadable).may_have_link(&digest))
         };
-        if linked || unread().await? {
+        if unread().await? {
             shared.with(|index| index.set_tag(repo, &tag, &digest));
         } else if shared.upkeep == Upkeep::Full {
             // A tag is pointed at a manifest after that is linked: this one's link has gone.
@@ -478,7 +193,7 @@ async fn list_tags(shared: &Inner, repo: &RepoName) -> Result<(), StoreError> {
 async fn read_manifests(shared: &Arc<Inner>) {
     let mut from = Some(0);
     while let Some(at) = from {
-        let (unread, next) = shared.with(|index| index.unread_manifests(at));
+        let (unread, next) = shared.with(|index| index.unread_manifests(at, PAGE));
         from = next;
         futures_util::stream::iter(unread)
             .for_each_concurrent(READERS, |digest| async move {
@@ -518,7 +233,7 @@ async fn read_manifest(
 }
 
 /// What a manifest refers to, with the sizes that it gives for it.
-pub(in crate::cache) fn sizes(manifest: &Manifest) -> Vec<(Digest, u64)> {
+pub(crate) fn sizes(manifest: &Manifest) -> Vec<(Digest, u64)> {
     let parts = manifest.config.iter().chain(&manifest.blobs);
     let parts = parts.chain(&manifest.manifests);
     parts.map(|part| (part.digest, part.size)).collect()
@@ -537,24 +252,25 @@ pub fn references(manifest: &Manifest) -> References {
     }
 }
 
-async fn settle(shared: &Inner, unseen: &Unseen) {
-    let upkeep = shared.upkeep;
-    let (mut gone, mut dangling, mut from) = (0, 0, Some(0));
+async fn settle(shared: &Inner, unseen: &Unreadables) {
+    let removes = shared.upkeep == Upkeep::Full;
+    let (mut settled, mut from) = (Settled::default(), Some(0));
     while let Some(at) = from {
-        let (without_link, without_file, next) =
-            shared.with(|index| index.settle_entries(at, unseen, upkeep));
-        gone += without_link;
-        dangling += without_file;
-        from = next;
+        let page = (at, PAGE);
+        from = shared.with(|index| index.settle_entries(page, unseen, removes, &mut settled));
         tokio::task::yield_now().await;
     }
-    let (mut orphans, mut from) = (0, Some(0));
+    from = Some(0);
     while let Some(at) = from {
-        let (more, next) = shared.with(|index| index.settle_contents(at, unseen, upkeep));
-        orphans += more;
-        from = next;
+        let page = (at, PAGE);
+        from = shared.with(|index| index.settle_blobs(page, unseen, removes, &mut settled));
         tokio::task::yield_now().await;
     }
+    let Settled {
+        gone,
+        dangling,
+        orphans,
+    } = settled;
     if gone + dangling + orphans > 0 {
         tracing::info!(
             entries_without_link = gone,
@@ -564,14 +280,8 @@ async fn settle(shared: &Inner, unseen: &Unseen) {
         );
     }
     let (entries, bytes) = shared.with(|index| {
-        index.complete = true;
-        index.unlisted = None;
-        index.news = crate::cache::index::WakeUps {
-            schedule: true,
-            work: true,
-            freed: true,
-        };
-        (index.entries.len(), index.used)
+        index.complete();
+        (index.len(), index.space().used())
     });
     shared.complete.cancel();
     tracing::info!(entries, bytes, "the index of the cache is complete");

@@ -17,9 +17,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cache::index::Index;
-use crate::cache::index::entry::{Content as Known, content_flag};
-use crate::cache::index::slab::Id;
 use crate::cache::{Cache, Hold, Inner};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, Hasher};
@@ -115,13 +112,13 @@ impl ScrubReport {
 
 /// Spreads reads over time. Time that wasn't used is not made up for: no burst follows a pause.
 #[derive(Debug)]
-pub(in crate::cache) struct Pace {
+pub(crate) struct Pace {
     rate: Option<NonZeroU64>,
     next: Instant,
 }
 
 impl Pace {
-    pub(in crate::cache) fn new(rate: Option<NonZeroU64>) -> Self {
+    pub(crate) fn new(rate: Option<NonZeroU64>) -> Self {
         let next = Instant::now();
         Self { rate, next }
     }
@@ -171,52 +168,7 @@ impl Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.shared.with(|index| {
-            if let Some(content) = index.contents.get_mut(self.hold.content) {
-                content.flags.clear(content_flag::SCRUBBING);
-            }
-        });
-    }
-}
-
-impl Index {
-    fn begin_scrub(&mut self, id: Id<Known>) -> bool {
-        match self.contents.get_mut(id) {
-            Some(content) if !content.flags.has(content_flag::SCRUBBING) => {
-                content.flags.set(content_flag::SCRUBBING);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// The size of a file, if there is one as far as is known.
-    fn file_size(&self, id: Id<Known>) -> Option<u64> {
-        let known = self.contents.get(id);
-        known.and_then(|known| known.flags.has(content_flag::FILE).then_some(known.size))
-    }
-
-    /// The file of content that is held is being set aside. Its links go when it is released,
-    /// unless a new file has come by then. Returns the size of the file, if there was one as far as
-    /// is known.
-    pub(in crate::cache) fn lose_file(&mut self, id: Id<Known>) -> Option<u64> {
-        let size = self.file_size(id);
-        self.file_removed(id);
-        if let Some(content) = self.contents.get_mut(id) {
-            content.flags.set(content_flag::LOST);
-        }
-        self.going.begins();
-        self.news.freed = true;
-        size
-    }
-
-    /// The file couldn't be set aside.
-    fn keep_file(&mut self, id: Id<Known>, size: Option<u64>) {
-        if let Some(size) = size {
-            self.file_present(id, size);
-        } else if let Some(content) = self.contents.get_mut(id) {
-            content.flags.clear(content_flag::LOST);
-        }
+        self.shared.with(|index| index.end_scrub(self.hold.content));
     }
 }
 
@@ -406,7 +358,7 @@ impl Inner {
                 Ok(true) => {
                     removal.failure = None;
                     if let UnreadableEntry::Link(link) = &unreadable.entry {
-                        self.with(|index| index.condemn_entry(link));
+                        self.with(|index| index.mark_link(link));
                     }
                 }
                 Ok(false) => {}
@@ -423,7 +375,7 @@ impl Inner {
         match self.quarantine_held(digest, file, hold).await {
             Ok(_) => Verdict::Quarantined,
             Err(error) => {
-                self.with(|index| index.keep_file(hold.content, known));
+                self.with(|index| index.cancel_quarantine(hold.content, known));
                 failed(&error)
             }
         }
@@ -436,7 +388,7 @@ fn failed(error: &StoreError) -> Verdict {
 
 /// The digest of what is there, with the algorithm of the wanted one. A file that ends early has
 /// another.
-pub(in crate::cache) async fn hash(
+pub(crate) async fn hash(
     digest: &Digest,
     content: Content,
     pace: &mut Pace,

@@ -2,10 +2,11 @@
 
 use std::time::SystemTime;
 
-use super::index::Index;
-use super::index::entry::{Content, Entry, Repo, entry_flag};
-use super::index::slab::Id;
-use super::state::timestamp::Timestamp;
+use super::Index;
+use super::blob::Blob;
+use super::entry::{Entry, Repo};
+use super::slab::Id;
+use crate::cache::state::timestamp::Timestamp;
 use crate::oci::pattern::PatternError;
 use crate::oci::{Digest, Pattern, RepoName, Tag};
 use crate::storage::{Link, LinkKind};
@@ -98,73 +99,59 @@ impl std::str::FromStr for Selection {
 }
 
 impl Index {
-    pub(super) fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         Usage {
             entries: self.entries.len(),
-            blobs: self.contents.len(),
+            blobs: self.blobs.len(),
             repositories: self.repos.len(),
-            used: self.used,
-            reserved: self.capacity.reserved,
-            limit: self.capacity.limit(),
+            used: self.space.used(),
+            reserved: self.space.reserved(),
+            limit: self.space.limit(),
             complete: self.complete,
         }
     }
 
-    pub(super) fn view_entries(&self, from: usize, max: usize) -> (Vec<EntryView>, Option<usize>) {
+    pub(crate) fn view_entries(&self, from: usize, max: usize) -> (Vec<EntryView>, Option<usize>) {
         let (page, next) = self.entries.page(from, max);
-        let views = page.into_iter().filter_map(|id| self.view_entry(id));
-        (views.collect(), next)
+        let entries = page.into_iter().map(|id| self.entries.get(id));
+        (entries.map(|entry| self.view_entry(entry)).collect(), next)
     }
 
-    fn view_entry(&self, id: Id<Entry>) -> Option<EntryView> {
-        let entry = self.entries.get(id)?;
-        let content = self.contents.get(entry.content)?;
-        Some(EntryView {
-            link: self.link_of(entry)?,
-            size: content.file_size(),
+    fn view_entry(&self, entry: &Entry) -> EntryView {
+        let blob = self.blobs.get(entry.blob);
+        EntryView {
+            link: self.link_of(entry),
+            size: blob.file_size().unwrap_or(0),
             created: entry.origin().created(entry.last_use).system_time(),
             last_use: entry.last_use.system_time(),
-            expiry: self
-                .deadline(id)
-                .map(|at| Timestamp::from_seconds(at).system_time()),
-            held: content.holds > 0,
-        })
+            expiry: self.deadline(entry).map(system_time),
+            held: blob.holds > 0,
+        }
     }
 
-    pub(super) fn view_images(&self, from: usize, max: usize) -> (Vec<ImageView>, Option<usize>) {
-        let (page, next) = self.contents.page(from, max);
-        let views = page.into_iter().filter_map(|id| self.view_image(id));
-        (views.collect(), next)
+    pub(crate) fn view_images(&self, from: usize, max: usize) -> (Vec<ImageView>, Option<usize>) {
+        let (page, next) = self.blobs.page(from, max);
+        let roots = page.into_iter().filter(|id| self.blobs.get(*id).is_root());
+        (roots.map(|id| self.view_image(id)).collect(), next)
     }
 
-    fn view_image(&self, id: Id<Content>) -> Option<ImageView> {
-        let root = self
-            .contents
-            .get(id)
-            .filter(|content| Self::is_root(content))?;
-        let bytes = |ids: &[Id<Content>]| -> u64 {
-            ids.iter()
-                .filter_map(|id| self.contents.get(*id))
-                .map(Content::file_size)
-                .sum()
+    fn view_image(&self, id: Id<Blob>) -> ImageView {
+        let bytes = |ids: &[Id<Blob>]| -> u64 {
+            let sizes = ids.iter().filter_map(|id| self.blobs.get(*id).file_size());
+            sizes.sum()
         };
         let size = bytes(&self.everything_below(id));
         let own = bytes(&self.image(id, |_| false));
-        let hash = self.hash_content(id);
+        let hash = self.hash_blob(id);
         let (mut repositories, mut expiry) = (Vec::new(), Some(0));
-        for (entry_id, entry) in self.entries_of(id) {
-            let deadline = self.deadline(entry_id);
+        for (_, entry) in self.entries_of(id) {
+            let deadline = self.deadline(entry);
             expiry = expiry.zip(deadline).map(|(latest, this)| latest.max(this));
-            if let Some(repo) = self.repos.get(entry.repo) {
-                let tags = repo.tags.iter().filter(|(_, named)| **named == hash);
-                repositories.push((
-                    repo.name.clone(),
-                    tags.map(|(tag, _)| tag.clone()).collect(),
-                ));
-            }
+            let repo = self.repos.get(entry.repo);
+            repositories.push((repo.name.clone(), repo.tags_of(hash).cloned().collect()));
         }
-        Some(ImageView {
-            digest: root.digest(),
+        ImageView {
+            digest: self.blobs.get(id).digest(),
             is_manifest: self
                 .entries_of(id)
                 .any(|(_, entry)| entry.kind == LinkKind::Revision),
@@ -172,30 +159,14 @@ impl Index {
             size,
             shared: size.saturating_sub(own),
             last_use: self.image_use(id).system_time(),
-            expiry: expiry.map(|at| Timestamp::from_seconds(at).system_time()),
+            expiry: expiry.map(system_time),
             pinned: self.is_pinned(id),
-        })
-    }
-
-    /// A manifest and all that is reached from it, once each.
-    fn everything_below(&self, root: Id<Content>) -> Vec<Id<Content>> {
-        let mut all = vec![root];
-        let mut seen = std::collections::HashSet::from([root]);
-        let mut unread = vec![root];
-        while let Some(id) = unread.pop() {
-            for (below, _) in self.references(id) {
-                if seen.insert(below) {
-                    all.push(below);
-                    unread.push(below);
-                }
-            }
         }
-        all
     }
 
     /// The entries that a selection means, on one page of all entries. For a tag or a digest: the
     /// manifest's, and in the same repository those of what only it refers to.
-    pub(super) fn select(
+    pub(crate) fn select(
         &self,
         selection: &Selection,
         from: usize,
@@ -204,19 +175,15 @@ impl Index {
         let (page, next) = self.entries.page(from, max);
         let mut selected = Vec::new();
         for id in page {
-            let Some(entry) = self.entries.get(id) else {
-                continue;
-            };
-            let Some(repo) = self.repos.get(entry.repo) else {
-                continue;
-            };
+            let entry = self.entries.get(id);
+            let repo = self.repos.get(entry.repo);
             if !selection.repo.matches(repo.name.as_str()) {
                 continue;
             }
             if matches!(selection.what, What::Everything) {
                 selected.push(id);
             } else if self.is_selected(&selection.what, repo, entry) {
-                for member in self.image(entry.content, |_| false) {
+                for member in self.image(entry.blob, |_| false) {
                     let kinds = [LinkKind::Revision, LinkKind::Layer];
                     let entries = kinds.map(|kind| self.find_entry(entry.repo, kind, member));
                     selected.extend(entries.into_iter().flatten());
@@ -229,30 +196,24 @@ impl Index {
     fn is_selected(&self, what: &What, repo: &Repo, entry: &Entry) -> bool {
         match what {
             What::Everything => true,
-            What::Digest(digest) => self
-                .contents
-                .get(entry.content)
-                .is_some_and(|content| content.digest() == *digest),
+            What::Digest(digest) => self.blobs.get(entry.blob).is(digest),
             What::Tag(pattern) => {
-                let hash = self.hash_content(entry.content);
-                entry.kind == LinkKind::Revision
-                    && repo
-                        .tags
-                        .iter()
-                        .any(|(tag, named)| *named == hash && pattern.matches(tag.as_str()))
+                let mut tags = repo.tags_of(self.hash_blob(entry.blob));
+                entry.kind == LinkKind::Revision && tags.any(|tag| pattern.matches(tag.as_str()))
             }
         }
     }
 
-    /// Condemns an entry, if `really`; returns how it looked.
-    pub(super) fn purge(&mut self, id: Id<Entry>, really: bool) -> Option<EntryView> {
-        let view = self.view_entry(id)?;
-        let entry = self.entries.get_mut(id)?;
-        if really && !entry.flags.has(entry_flag::CONDEMNED) {
-            entry.flags.set(entry_flag::CONDEMNED);
-            let content = entry.content;
-            self.condemn_content(content);
+    /// Marks a selected entry, if `really`; returns how it looked. None when it has gone since.
+    pub(crate) fn purge(&mut self, id: Id<Entry>, really: bool) -> Option<EntryView> {
+        let view = self.view_entry(self.entries.find(id)?);
+        if really {
+            self.mark(id);
         }
         Some(view)
     }
+}
+
+fn system_time(second: u32) -> SystemTime {
+    Timestamp::from_seconds(second).system_time()
 }

@@ -1,9 +1,25 @@
-//! What the operator wants kept, and for how long: pure.
+//! How long entries are kept, what is pinned, how much may be stored, and what is evicted: pure.
+
+mod lru;
+mod space;
 
 use std::time::Duration;
 
 use crate::oci::pattern::PatternError;
 use crate::oci::{Pattern, RepoName, Tag};
+
+use super::state::record::Origin;
+use super::state::timestamp::Timestamp;
+pub(super) use lru::{Images, choose_victims};
+pub use space::SpaceRequest;
+pub(super) use space::{Decision, Space};
+
+/// What was due while the mirror was stopped gets this long from the start on, or its TTL when that
+/// is shorter: nobody could use it meanwhile, and a wrong clock shows before it has deleted anything.
+pub(super) const GRACE: Duration = Duration::from_hours(1);
+/// The same when most of the cache was due: then the machine was off for long, or the clock is wrong,
+/// and an operator should have the time to notice.
+pub(super) const MASS_GRACE: Duration = Duration::from_hours(24);
 
 /// When the time of an entry begins to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,6 +58,24 @@ impl TtlPolicy {
             .iter()
             .find(|(pattern, _)| pattern.matches(repo.as_str()));
         rule.map_or(self.default, |(_, ttl)| *ttl)
+    }
+
+    /// When an entry's time is over, and when it began.
+    pub(super) fn due(
+        &self,
+        origin: Origin,
+        last_use: Timestamp,
+        ttl: Duration,
+    ) -> (Timestamp, Timestamp) {
+        match (origin, self.mode) {
+            (Origin::Created(_), TtlMode::Sliding) => (last_use.after(ttl), last_use),
+            (Origin::Created(created), TtlMode::Fixed) => (created.after(ttl), created),
+            // What the reference registry promised is kept; a use extends it.
+            (Origin::Adopted(expiry), TtlMode::Sliding) => {
+                (last_use.after(ttl).max(expiry), last_use)
+            }
+            (Origin::Adopted(expiry), TtlMode::Fixed) => (expiry, Timestamp::default()),
+        }
     }
 }
 

@@ -1,0 +1,185 @@
+//! What is deleted: decided here, under the lock, and carried out by
+//! [`work::deletion`](crate::cache::work::deletion).
+
+use std::time::Duration;
+
+use super::Index;
+use super::blob::{Blob, BlobState};
+use super::entry::{Entry, LinkState};
+use super::queue::DeleteQueue;
+use super::slab::Id;
+use crate::cache::state::timestamp::Timestamp;
+use crate::oci::{Digest, Tag};
+use crate::storage::{Link, LinkKind};
+
+/// How long an entry that is due but held, or whose link can't be removed, is left alone.
+pub(crate) const RETRY: Duration = Duration::from_mins(1);
+
+/// A blob that is being deleted, or links of it.
+#[derive(Debug)]
+pub(crate) struct Job {
+    blob: Id<Blob>,
+    digest: Digest,
+    links: Vec<DueLink>,
+}
+
+/// A link that is to be removed.
+#[derive(Debug)]
+pub(crate) struct DueLink {
+    entry: Id<Entry>,
+    pub(crate) link: Link,
+    /// Tags that name the manifest.
+    pub(crate) tags: Vec<Tag>,
+}
+
+impl Job {
+    pub(crate) fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    pub(crate) fn links(&self) -> &[DueLink] {
+        &self.links
+    }
+}
+
+impl Index {
+    /// Queues a blob of which something may have to be removed.
+    pub(super) fn enqueue(&mut self, id: Id<Blob>) {
+        let turn = &mut self.blobs.get_mut(id).turn;
+        self.wake_ups.delete |= self.deletions.push(id, turn);
+    }
+
+    /// An entry is to be removed, whatever its time.
+    pub(super) fn mark(&mut self, id: Id<Entry>) {
+        let entry = self.entries.get_mut(id);
+        entry.state = LinkState::Marked;
+        let blob = entry.blob;
+        self.enqueue(blob);
+    }
+
+    pub(crate) fn mark_link(&mut self, link: &Link) {
+        if let Some(id) = self.find_link(&link.repo, link.kind, &link.digest) {
+            self.mark(id);
+        }
+    }
+
+    /// Whether nothing is queued and nothing is being deleted.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.deletions.is_idle()
+    }
+
+    /// Begins the next deletion: from now on nobody gets a hold on the blob, and nothing links it,
+    /// until [`finish`](Self::finish).
+    pub(crate) fn take_job(&mut self, now: Timestamp) -> Option<Job> {
+        if !self.complete {
+            return None;
+        }
+        while let Some(id) = self.deletions.pop() {
+            if self.blobs.get(id).holds > 0 {
+                self.postpone(id, now);
+                continue;
+            }
+            let links = self.due_links(id);
+            let blob = self.blobs.get_mut(id);
+            if links.is_empty() && !blob.is_orphan() {
+                DeleteQueue::pass(&mut blob.turn, false);
+                self.cancel_eviction(id);
+                self.forget_unneeded(id);
+                continue;
+            }
+            self.deletions.start(&mut blob.turn);
+            self.epoch.begin();
+            return Some(Job {
+                blob: id,
+                digest: blob.digest(),
+                links,
+            });
+        }
+        self.wake_ups.freed = true;
+        None
+    }
+
+    /// Leaves a held blob alone until it is released: it isn't evicted, and its expired links are
+    /// looked at again after a while.
+    fn postpone(&mut self, id: Id<Blob>, now: Timestamp) {
+        DeleteQueue::pass(&mut self.blobs.get_mut(id).turn, true);
+        self.cancel_eviction(id);
+        let entries = self.entries_of(id);
+        let expired = entries.filter(|(_, entry)| entry.state == LinkState::Expired);
+        for entry in expired.map(|(id, _)| id).collect::<Vec<_>>() {
+            self.schedule(entry, now.after(RETRY).seconds());
+        }
+        self.wake_ups.freed = true;
+    }
+
+    fn due_links(&self, id: Id<Blob>) -> Vec<DueLink> {
+        let whole = matches!(
+            self.blobs.get(id).state,
+            BlobState::Evicting | BlobState::Quarantined
+        );
+        let is_due = |state: LinkState| whole || state.is_marked() || state == LinkState::Expired;
+        self.entries_of(id)
+            .filter(|(_, entry)| is_due(entry.state))
+            .map(|(id, entry)| DueLink {
+                entry: id,
+                link: self.link_of(entry),
+                tags: self.tags_of(entry),
+            })
+            .collect()
+    }
+
+    /// The tags that name the manifest of an entry.
+    fn tags_of(&self, entry: &Entry) -> Vec<Tag> {
+        if entry.kind == LinkKind::Layer {
+            return Vec::new();
+        }
+        let repo = self.repos.get(entry.repo);
+        repo.tags_of(self.hash_blob(entry.blob)).cloned().collect()
+    }
+
+    /// Notes which of the links are gone. True when the file is to go, too.
+    pub(crate) fn unlinked(&mut self, job: &Job, gone: &[bool], now: Timestamp) -> bool {
+        for (due, gone) in job.links.iter().zip(gone) {
+            if *gone {
+                let hash = self.hash_blob(job.blob);
+                let repo = self.repos.get_mut(self.entries.get(due.entry).repo);
+                for tag in &due.tags {
+                    // It may name something else by now.
+                    if repo.tags.get(tag) == Some(&hash) {
+                        repo.tags.remove(tag);
+                    }
+                }
+                self.remove_entry(due.entry);
+            } else {
+                let quarantined = self.blobs.get(job.blob).state == BlobState::Quarantined;
+                let entry = self.entries.get_mut(due.entry);
+                let marked = quarantined || entry.state.is_marked();
+                entry.state = LinkState::Failed { marked };
+                self.schedule(due.entry, now.after(RETRY).seconds());
+            }
+        }
+        let blob = self.blobs.get(job.blob);
+        // A new file may have come in the place of a quarantined one without the index noticing.
+        let quarantined = blob.state == BlobState::Quarantined;
+        blob.first.is_none() && (blob.state.has_file() || quarantined)
+    }
+
+    /// Ends a deletion. `removed` tells what became of the file, if it was to go.
+    pub(crate) fn finish(&mut self, job: &Job, removed: Option<bool>, now: Timestamp) {
+        let id = job.blob;
+        match removed {
+            Some(true) => self.file_removed(id),
+            Some(false) => {
+                self.deletions.retry_at(now.after(RETRY).seconds(), id);
+                // It may be the next deadline.
+                self.wake_ups.schedule = true;
+            }
+            None => {}
+        }
+        self.cancel_eviction(id);
+        let turn = &mut self.blobs.get_mut(id).turn;
+        self.wake_ups.delete |= self.deletions.finish(id, turn);
+        self.wake_ups.freed = true;
+        self.forget_unneeded(id);
+    }
+}

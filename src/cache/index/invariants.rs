@@ -1,0 +1,125 @@
+//! What has to hold of the index between any two steps.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::Index;
+use super::blob::BlobState;
+use super::entry::LinkState;
+use super::queue::Turn;
+
+impl Index {
+    /// Compares every sum, list, order and count with what it is of.
+    pub(crate) fn check_invariants(&self) {
+        self.check_entries();
+        self.check_blobs();
+        self.check_references();
+        self.check_orders();
+    }
+
+    fn check_entries(&self) {
+        let (mut per_repo, mut per_blob) = (HashMap::new(), HashMap::new());
+        for (id, entry) in self.entries.iter() {
+            let name = self.repos.get(entry.repo).name.as_str();
+            assert_eq!(self.find_repo(name), Some(entry.repo), "{name}");
+            *per_repo.entry(entry.repo).or_insert(0) += 1;
+            *per_blob.entry(entry.blob).or_insert(0) += 1;
+            let hash = self.hash_link(entry.repo, entry.kind, entry.blob);
+            let found = self.by_link.find(hash, |other| other == id);
+            assert_eq!(found, Some(id), "{entry:?} isn't in its table");
+            // Nothing that stays is forgotten by the deadlines.
+            let due = self.deadline(entry);
+            let stays = matches!(entry.state, LinkState::Kept | LinkState::Unconfirmed);
+            let deadline = entry.deadline.time();
+            if stays && let Some(due) = due {
+                assert!(
+                    deadline.is_some_and(|at| at <= due),
+                    "{entry:?} has no deadline"
+                );
+            }
+        }
+        for (id, repo) in self.repos.iter() {
+            assert_eq!(Some(&repo.entries), per_repo.get(&id), "{repo:?}");
+        }
+        for (id, _) in self.blobs.iter() {
+            let listed = self
+                .entries_of(id)
+                .inspect(|(_, entry)| assert_eq!(entry.blob, id));
+            let expected = per_blob.get(&id).copied().unwrap_or(0);
+            assert_eq!(listed.count(), expected, "entries of a blob");
+        }
+    }
+
+    fn check_blobs(&self) {
+        let (mut used, mut evicting, mut deleting) = (0, 0, 0);
+        let mut queued: BTreeMap<u32, usize> = BTreeMap::new();
+        for id in self.deletions.queued() {
+            *queued.entry(id.number()).or_default() += 1;
+        }
+        for (id, blob) in self.blobs.iter() {
+            assert_eq!(self.find_blob(&blob.digest()), Some(id));
+            let known = blob.first.is_some()
+                || blob.holds > 0
+                || blob.state.has_file()
+                || blob.turn != Turn::Idle;
+            assert!(known || !self.complete, "{blob:?} should be forgotten");
+            used += blob.file_size().unwrap_or(0);
+            let times = queued.remove(&id.number()).unwrap_or(0);
+            assert_eq!(times, usize::from(blob.turn == Turn::Queued), "{blob:?}");
+            deleting += usize::from(blob.turn.is_deleting());
+            assert!(!blob.turn.is_deleting() || blob.holds == 0, "{blob:?}");
+            assert!(blob.turn != Turn::Held || blob.holds > 0, "{blob:?}");
+            if blob.state == BlobState::Evicting {
+                evicting += blob.size;
+                let going = blob.turn == Turn::Queued || blob.turn.is_deleting();
+                assert!(going, "{blob:?} is evicted by nobody");
+            }
+        }
+        assert!(queued.is_empty(), "the delete queue has what isn't there");
+        assert_eq!(deleting, self.deletions.deleting());
+        assert_eq!(used, self.space.used(), "bytes of all files");
+        assert_eq!(evicting, self.space.evicting(), "bytes being evicted");
+    }
+
+    fn check_references(&self) {
+        let mut counts: HashMap<u64, u32> = HashMap::new();
+        let mut manifests = 0;
+        for (_, blob) in self.blobs.iter() {
+            if let Some(manifest) = blob.manifest {
+                assert!(blob.state.has_file(), "{blob:?} is known and missing");
+                manifests += 1;
+                for hash in &self.graph.get(manifest).references {
+                    *counts.entry(*hash).or_default() += 1;
+                }
+            }
+        }
+        assert_eq!(manifests, self.graph.len());
+        for (id, blob) in self.blobs.iter() {
+            let count = counts.remove(&self.hash_blob(id)).unwrap_or(0);
+            assert_eq!(blob.parents, count, "{blob:?}");
+        }
+        assert_eq!(
+            counts,
+            self.graph.unknown(),
+            "references to unknown digests"
+        );
+    }
+
+    /// Everything is in each order once, where its slot says.
+    fn check_orders(&self) {
+        let mut expected: Vec<_> = self
+            .entries
+            .iter()
+            .filter_map(|(id, entry)| Some((entry.deadline.time()?, id.number())))
+            .collect();
+        expected.sort_unstable();
+        assert_eq!(self.deadlines.all(), expected, "deadlines");
+        let mut expected = Vec::new();
+        for (id, blob) in self.blobs.iter() {
+            let ranked = blob.parents == 0 && blob.state == BlobState::Present;
+            assert_eq!(blob.ranked.time().is_some(), ranked, "{blob:?}");
+            expected.extend(blob.ranked.time().map(|at| (at, id.number())));
+        }
+        expected.sort_unstable();
+        assert_eq!(self.lru.all(), expected, "the LRU order");
+    }
+}

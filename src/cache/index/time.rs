@@ -1,0 +1,159 @@
+//! When entries expire, and what of them is saved.
+
+use std::time::Duration;
+
+use super::Index;
+use super::changes::Changes;
+use super::entry::{Entry, LinkState};
+use super::slab::Id;
+use crate::cache::state::record::Record;
+use crate::cache::state::timestamp::Timestamp;
+use crate::storage::{Link, LinkKind};
+
+/// Entries looked at under one lock: well under a millisecond.
+const BATCH: usize = 256;
+
+/// What has changed since the last save, in the order in which it is to be replayed.
+#[derive(Debug, Default)]
+pub(crate) struct Unsaved {
+    pub(crate) removed: Vec<Link>,
+    pub(crate) put: Vec<Record>,
+}
+
+impl Index {
+    // --- Deadlines -----------------------------------------------------------------------------
+
+    pub(crate) fn set_grace(&mut self, grace: Duration) {
+        self.grace = grace;
+    }
+
+    /// When an entry expires, in whole seconds, rounded up; none is never.
+    pub(super) fn deadline(&self, entry: &Entry) -> Option<u32> {
+        let ttl = self.repos.get(entry.repo).ttl()?;
+        let (mut deadline, since) = self.ttl.due(entry.origin(), entry.last_use, ttl);
+        if since < self.started {
+            deadline = deadline.max(self.started.after(ttl.min(self.grace)));
+        }
+        Some(deadline.rounded_up())
+    }
+
+    /// Whether an entry's time was over when the mirror started, whatever grace the start gives.
+    fn was_due(&self, entry: &Entry) -> bool {
+        let ttl = self.repos.get(entry.repo).ttl();
+        ttl.is_some_and(|ttl| {
+            let (due, _) = self.ttl.due(entry.origin(), entry.last_use, ttl);
+            due <= self.started
+        })
+    }
+
+    /// How many entries on a page were due at the start, and where the next page begins.
+    pub(crate) fn count_due(&self, from: usize, max: usize) -> (usize, Option<usize>) {
+        let (page, next) = self.entries.page(from, max);
+        let due = page
+            .into_iter()
+            .filter(|id| self.was_due(self.entries.get(*id)));
+        (due.count(), next)
+    }
+
+    /// Puts an entry at a time, in seconds, wherever it stood before.
+    pub(super) fn schedule(&mut self, id: Id<Entry>, at: u32) {
+        let slot = &mut self.entries.get_mut(id).deadline;
+        self.wake_ups.schedule |= self.deadlines.set(id, slot, at);
+    }
+
+    /// Puts an entry that expires at its deadline.
+    pub(super) fn schedule_deadline(&mut self, id: Id<Entry>) {
+        if let Some(at) = self.deadline(self.entries.get(id)) {
+            self.schedule(id, at);
+        }
+    }
+
+    /// When something is due next.
+    pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
+        let entry = self.deadlines.first().map(|(_, at)| at);
+        let retry = self.deletions.next_retry();
+        let next = entry.into_iter().chain(retry).min()?;
+        Some(Timestamp::from_seconds(next))
+    }
+
+    /// Hands what is due to the delete queue, at most a batch. True when there may be more.
+    pub(crate) fn expire(&mut self, now: Timestamp) -> bool {
+        let now = now.seconds();
+        let mut looked_at = 0;
+        while let Some((id, _)) = self.deadlines.first().filter(|(_, at)| *at <= now) {
+            if looked_at == BATCH {
+                return true;
+            }
+            looked_at += 1;
+            self.deadlines
+                .remove(id, &mut self.entries.get_mut(id).deadline);
+            self.reach_deadline(id, now);
+        }
+        while let Some(id) = self.deletions.pop_retry(now) {
+            if self.blobs.find(id).is_some() {
+                self.enqueue(id);
+            }
+        }
+        false
+    }
+
+    fn reach_deadline(&mut self, id: Id<Entry>, now: u32) {
+        let entry = self.entries.get(id);
+        let blob = entry.blob;
+        if !entry.state.is_marked() {
+            match self.deadline(entry) {
+                None => return,
+                // Uses don't move an entry in the order.
+                Some(later) if later > now => return self.schedule(id, later),
+                Some(_) => self.entries.get_mut(id).state = LinkState::Expired,
+            }
+        }
+        self.enqueue(blob);
+    }
+
+    // --- Saving --------------------------------------------------------------------------------
+
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
+    /// Takes at most `max` changes of each kind.
+    pub(crate) fn take_changes(&mut self, max: usize) -> Unsaved {
+        let (removed, dirty) = self.changes.take(max);
+        let mut put = Vec::with_capacity(dirty.len());
+        for id in dirty {
+            let entry = self.entries.find_mut(id);
+            if entry.is_some_and(|entry| Changes::unmark(&mut entry.dirty)) {
+                put.push(self.record(self.entries.get(id)));
+            }
+        }
+        Unsaved { removed, put }
+    }
+
+    /// How an entry is written down.
+    fn record(&self, entry: &Entry) -> Record {
+        let blob = self.blobs.get(entry.blob);
+        Record {
+            link: self.link_of(entry),
+            origin: entry.origin(),
+            last_use: entry.last_use,
+            expiry: self.deadline(entry).map(Timestamp::from_seconds),
+            verified: blob.check.modified().map(|modified| (blob.size, modified)),
+        }
+    }
+
+    /// A page of everything, for the snapshot; and where the next one begins.
+    pub(crate) fn records(&self, from: usize, max: usize) -> (Vec<Record>, Option<usize>) {
+        let (page, next) = self.entries.page(from, max);
+        let entries = page.into_iter().map(|id| self.entries.get(id));
+        let own = entries.filter(|entry| !self.is_shadowed(entry));
+        (own.map(|entry| self.record(entry)).collect(), next)
+    }
+
+    /// Whether the entry has no line of its own in the snapshot: the file has one for each
+    /// repository and digest, which is the manifest's.
+    fn is_shadowed(&self, entry: &Entry) -> bool {
+        let revision = || self.find_entry(entry.repo, LinkKind::Revision, entry.blob);
+        entry.kind == LinkKind::Layer && revision().is_some()
+    }
+}

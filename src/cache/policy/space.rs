@@ -1,0 +1,255 @@
+//! How much may be stored, and how much is: what is known of bytes, and what follows from it.
+//!
+//! A download that would pass the limit waits until the images that are in its way are deleted; the
+//! room that whole images leave is for the next ones. What is past the limit all the same (it was
+//! lowered, or others fill the disk) is evicted in the background, down to [`LOW`] per mille. No band
+//! is kept empty below the limit: deleting takes milliseconds, downloads take longer, and a band of
+//! 5 % cost half a percent of the hits (`benches/cache.rs`).
+
+/// Per mille of the limit at which eviction in the background ends.
+const LOW: u64 = 998;
+
+/// Space that a download asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpaceRequest {
+    /// Bytes to reserve now.
+    pub bytes: u64,
+    /// Bytes of the whole blob, as far as they are known. Nothing is evicted for a blob that is
+    /// larger than half of what may be stored.
+    pub blob: u64,
+    /// Whether images may be evicted to make room.
+    pub evict: bool,
+}
+
+/// What follows from a [`SpaceRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cache) enum Decision {
+    Reserve,
+    /// Ask again when something has been deleted, or when all files have been counted.
+    Wait,
+    /// So many bytes have to be evicted first.
+    Evict(u64),
+    /// There is no space, and nothing may be evicted.
+    Full,
+}
+
+/// One measurement of the file system. Bytes.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    free: u64,
+    /// Bytes that have to stay free.
+    min_free: u64,
+    /// Bytes that the cache used at that moment.
+    used: u64,
+    /// Bytes of reservations that were on disk at that moment.
+    filled: u64,
+}
+
+impl Measured {
+    /// Bytes that the cache may use in total.
+    fn total(self) -> u64 {
+        self.free
+            .saturating_add(self.used)
+            .saturating_add(self.filled)
+            .saturating_sub(self.min_free)
+    }
+}
+
+/// Bytes: limits, and what counts towards them.
+#[derive(Debug)]
+pub(in crate::cache) struct Space {
+    /// The operator's `storage.maxsize`.
+    max_size: Option<u64>,
+    /// Whether images are evicted to keep space free on the file system. False where the operator
+    /// didn't configure `storage.minfree`: its default only stops growth.
+    evicts_for_free: bool,
+    measured: Option<Measured>,
+    /// Of all files.
+    used: u64,
+    /// Of the files that are chosen to go.
+    evicting: u64,
+    /// That running and paused downloads have reserved.
+    reserved: u64,
+    /// Those of the reserved bytes that are on disk already: the file system doesn't report them as
+    /// free any more.
+    filled: u64,
+    /// All files have been counted.
+    counted: bool,
+}
+
+fn smaller(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
+}
+
+fn per_mille(of: u64, share: u64) -> u64 {
+    (of / 1000).saturating_mul(share) + of % 1000 * share / 1000
+}
+
+fn change(sum: &mut u64, bytes: u64, more: bool) {
+    debug_assert!(more || *sum >= bytes, "{bytes} bytes of {sum} go");
+    *sum = if more {
+        sum.saturating_add(bytes)
+    } else {
+        sum.saturating_sub(bytes)
+    };
+}
+
+impl Space {
+    pub(in crate::cache) fn new(max_size: Option<u64>, evicts_for_free: bool) -> Self {
+        Self {
+            max_size,
+            evicts_for_free,
+            measured: None,
+            used: 0,
+            evicting: 0,
+            reserved: 0,
+            filled: 0,
+            counted: false,
+        }
+    }
+
+    // --- Counting ------------------------------------------------------------------------------
+
+    /// A file has come or gone.
+    pub(in crate::cache) fn count_file(&mut self, bytes: u64, came: bool) {
+        change(&mut self.used, bytes, came);
+    }
+
+    /// A file has been chosen to go, or isn't to go any more, because it is gone or stays.
+    pub(in crate::cache) fn count_eviction(&mut self, bytes: u64, chosen: bool) {
+        change(&mut self.evicting, bytes, chosen);
+    }
+
+    pub(in crate::cache) fn reserve(&mut self, bytes: u64) {
+        change(&mut self.reserved, bytes, true);
+    }
+
+    /// Reserved bytes, of which some are on disk, are given back.
+    pub(in crate::cache) fn give_back(&mut self, bytes: u64, filled: u64) {
+        change(&mut self.reserved, bytes, false);
+        change(&mut self.filled, filled, false);
+    }
+
+    /// Of a reservation, `after` bytes are on disk, and no longer `before`.
+    pub(in crate::cache) fn fill(&mut self, before: u64, after: u64) {
+        change(&mut self.filled, before, false);
+        change(&mut self.filled, after, true);
+    }
+
+    /// What the file system has free now, and how much of it has to stay free; none when it can't
+    /// tell.
+    pub(in crate::cache) fn measure(&mut self, free: Option<u64>, min_free: u64) {
+        self.measured = free.map(|free| Measured {
+            free,
+            min_free,
+            used: self.used,
+            filled: self.filled,
+        });
+    }
+
+    pub(in crate::cache) fn all_counted(&mut self) {
+        self.counted = true;
+    }
+
+    // --- Asking --------------------------------------------------------------------------------
+
+    pub(in crate::cache) fn is_counted(&self) -> bool {
+        self.counted
+    }
+
+    pub(in crate::cache) fn used(&self) -> u64 {
+        self.used
+    }
+
+    pub(in crate::cache) fn reserved(&self) -> u64 {
+        self.reserved
+    }
+
+    pub(in crate::cache) fn evicting(&self) -> u64 {
+        self.evicting
+    }
+
+    fn taken(&self) -> u64 {
+        self.used.saturating_add(self.reserved)
+    }
+
+    /// Bytes that may be used and reserved in total.
+    pub(in crate::cache) fn limit(&self) -> Option<u64> {
+        smaller(self.max_size, self.measured.map(Measured::total))
+    }
+
+    /// The limit that is kept by evicting images.
+    fn evicting_limit(&self) -> Option<u64> {
+        let measured = self.measured.filter(|_| self.evicts_for_free);
+        smaller(self.max_size, measured.map(Measured::total))
+    }
+
+    /// Whether a blob is small enough to evict images for it: at most half of what may be stored.
+    fn may_evict_for(&self, blob: u64) -> bool {
+        let limit = self.evicting_limit();
+        limit.is_none_or(|limit| blob <= limit / 2)
+    }
+
+    /// Whether `bytes` more would be within the limit, with nothing evicted. None while that is
+    /// unknown, because not all files have been counted.
+    fn fits(&self, bytes: u64) -> Option<bool> {
+        let Some(limit) = self.limit() else {
+            return Some(true);
+        };
+        if self.counted {
+            return Some(self.taken().saturating_add(bytes) <= limit);
+        }
+        // The free space is known without the files. It decides alone where nothing is evicted.
+        let decides = self.evicting_limit().is_none();
+        self.measured.filter(|_| decides).map(|measured| {
+            let missing = self.reserved.saturating_sub(self.filled);
+            missing.saturating_add(bytes) <= measured.free.saturating_sub(measured.min_free)
+        })
+    }
+
+    /// Whether a blob of so many bytes can be stored at all: either images may be evicted for it, or
+    /// there is space for it now.
+    pub(in crate::cache) fn can_hold(&self, blob: u64) -> bool {
+        let possible = |limit: u64| !self.counted || blob <= limit;
+        let within_limit = self.limit().is_none_or(possible);
+        within_limit && (self.may_evict_for(blob) || self.fits(blob).unwrap_or(true))
+    }
+
+    /// Whether there is space now, with nothing being evicted.
+    pub(in crate::cache) fn has_idle(&self, bytes: u64) -> bool {
+        self.evicting == 0 && self.fits(bytes).unwrap_or(false)
+    }
+
+    /// What follows from a request for space; nothing is reserved yet.
+    pub(in crate::cache) fn decide(&self, request: SpaceRequest) -> Decision {
+        let SpaceRequest { bytes, blob, evict } = request;
+        match self.fits(bytes) {
+            Some(true) => return Decision::Reserve,
+            Some(false) => {}
+            None => return Decision::Wait,
+        }
+        let limit = self.limit().unwrap_or(u64::MAX);
+        let wanted = self.taken().saturating_add(bytes);
+        // Reservations can't be evicted, but they end.
+        if bytes > limit || !evict {
+            return Decision::Full;
+        }
+        if self.evicting > 0 && wanted.saturating_sub(self.evicting) <= limit {
+            return Decision::Wait;
+        }
+        let evicting_limit = self.evicting_limit().unwrap_or(u64::MAX);
+        if limit < evicting_limit || !self.may_evict_for(blob) {
+            return Decision::Full;
+        }
+        Decision::Evict((wanted - limit).saturating_sub(self.evicting))
+    }
+
+    /// Bytes to evict because the limit is passed already.
+    pub(in crate::cache) fn excess(&self) -> u64 {
+        let taken = self.taken().saturating_sub(self.evicting);
+        match self.evicting_limit() {
+            Some(limit) if taken > limit => taken - per_mille(limit, LOW),
+            _ => 0,
+        }
+    }
+}

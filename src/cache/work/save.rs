@@ -1,0 +1,118 @@
+//! Saving what the index collects, in the background.
+
+use std::sync::Arc;
+
+use crate::cache::state::file;
+use crate::cache::state::journal::Journal;
+use crate::cache::{CacheError, Inner};
+use crate::error_chain::on_one_line;
+
+/// Changes that are written at a time.
+const MAX_CHANGES: usize = 65_536;
+/// Entries that are copied under one lock.
+const PAGE: usize = 1024;
+
+/// Saves what the index collects. Owned by the one task that does.
+#[derive(Debug)]
+pub(crate) struct Saver {
+    /// None while the blocking pool has it, and for good when it was lost there.
+    journal: Option<Journal>,
+    /// The snapshot lacks something that the journal doesn't have either.
+    owed: bool,
+}
+
+impl Saver {
+    pub(super) fn new(journal: Journal, owed: bool) -> Self {
+        Self {
+            journal: Some(journal),
+            owed,
+        }
+    }
+
+    /// The last save failed: a new snapshot is to be tried.
+    pub(super) fn owes_snapshot(&self) -> bool {
+        self.owed
+    }
+
+    /// Appends what has changed. When that fails, a new snapshot is owed, which has it all.
+    pub(super) async fn save(&mut self, shared: &Arc<Inner>) {
+        loop {
+            let began = tokio::time::Instant::now();
+            let changes = shared.with(|index| index.take_changes(MAX_CHANGES));
+            if changes.removed.is_empty() && changes.put.is_empty() {
+                return;
+            }
+            let saved = self
+                .blocking(move |journal| {
+                    let mut lines = Vec::new();
+                    for link in &changes.removed {
+                        file::write_removed(&mut lines, link);
+                    }
+                    for record in &changes.put {
+                        file::write_put(&mut lines, record);
+                    }
+                    journal.append(&lines)
+                })
+                .await;
+            if saved.is_ok() {
+                shared.counters.saved(began.elapsed());
+            }
+            self.note(shared, saved);
+        }
+    }
+
+    /// Folds when the journal has grown, or when a save failed.
+    pub(super) async fn fold_if_due(&mut self, shared: &Arc<Inner>) {
+        let grown = self.journal.as_ref().is_some_and(Journal::wants_fold);
+        if grown || (self.owed && shared.counters.may_retry_save(shared.now())) {
+            self.fold(shared).await;
+        }
+    }
+
+    /// Writes everything into a new snapshot.
+    pub(super) async fn fold(&mut self, shared: &Arc<Inner>) {
+        // What changes from here on is in the snapshot or still to be saved, or both.
+        shared.with(|index| drop(index.take_changes(usize::MAX)));
+        let source = Arc::clone(shared);
+        let mut from = Some(0);
+        let folded = self
+            .blocking(move |journal| {
+                journal.fold(&mut || {
+                    let at = from?;
+                    let (records, next) = source.with(|index| index.records(at, PAGE));
+                    from = next;
+                    Some(records)
+                })
+            })
+            .await;
+        self.note(shared, folded);
+    }
+
+    fn note(&mut self, shared: &Inner, result: Result<(), CacheError>) {
+        self.owed = result.is_err();
+        if let Err(error) = result {
+            shared.counters.save_failed(shared.now());
+            tracing::warn!(error = %on_one_line(&error), "the expiry state can't be saved");
+        }
+    }
+
+    async fn blocking(
+        &mut self,
+        step: impl FnOnce(&mut Journal) -> Result<(), CacheError> + Send + 'static,
+    ) -> Result<(), CacheError> {
+        let Some(mut journal) = self.journal.take() else {
+            return Ok(());
+        };
+        let done = tokio::task::spawn_blocking(move || {
+            let result = step(&mut journal);
+            (journal, result)
+        });
+        match done.await {
+            Ok((journal, result)) => {
+                self.journal = Some(journal);
+                result
+            }
+            Err(source) => Err(CacheError::Lost { source }),
+        }
+    }
+}
