@@ -14,8 +14,9 @@ const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// Time between two checkpoints, and before the first. A process that is killed loses what was written
 /// since the last one.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// The interval is at least this many times as long as the last checkpoint took.
-const SHARE: u32 = 200;
+/// The interval is at least this many times as long as the last checkpoint took, for slow disks: on
+/// others one takes a tenth of a millisecond.
+const SHARE: u32 = 10;
 
 /// The checkpoints of one download.
 pub(super) struct Checkpoints {
