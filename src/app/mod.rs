@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-#[cfg(unix)]
 use crate::admin::{operate::Operator, socket::Socket};
 use crate::cache::{Cache, ScrubSettings};
 use crate::clock::Clock;
@@ -30,7 +29,6 @@ use crate::metrics::Metrics;
 use crate::mirror::{UpstreamEntry, Upstreams};
 use crate::server::listener::{Address, BindError, Listener};
 use crate::server::{ConnectionSettings, Handler, ResponseBuffers, ServerSettings, Service, serve};
-#[cfg(unix)]
 use crate::storage::Layout;
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::tasks::{Panicked, Tasks};
@@ -130,7 +128,6 @@ impl App {
         };
         let operators = serving.for_operators();
         let debug_address = operators.listen_for_debug(config, &operated).await?;
-        #[cfg(unix)]
         operators.take_commands(config, &cache).await;
         let address = serving
             .listen("listener", &config.http.listen, service)
@@ -293,7 +290,6 @@ impl Serving {
     }
 
     /// Takes commands on the data directory's admin socket. Pulls don't depend on it.
-    #[cfg(unix)]
     async fn take_commands(&self, config: &Config, cache: &Cache) {
         let config::Storage::Filesystem { root, .. } = &config.storage else {
             return;
@@ -380,7 +376,6 @@ fn entry(
     clock: Clock,
     metrics: &Arc<Metrics>,
 ) -> Result<UpstreamEntry, StartError> {
-    let timeouts = &proxy.timeouts;
     let ca_pem = match &upstream.ca {
         None => None,
         Some(path) => Some(config::read_ca(path).map_err(|source| StartError::CaFile {
@@ -392,25 +387,14 @@ fn entry(
     let settings = upstream::UpstreamSettings {
         name: upstream.name.clone(),
         url: upstream.url.clone(),
-        credentials: upstream
-            .credentials
-            .as_ref()
-            .map(|credentials| upstream::Credentials {
-                username: credentials.username.clone(),
-                password: credentials.password.clone(),
-            }),
+        credentials: upstream.credentials.clone(),
         ca_pem,
         insecure: upstream.insecure,
         plain_http: upstream.plain_http,
         realm: upstream.realm.clone(),
         scope: upstream.scope.clone(),
         redirects: upstream.redirects.clone(),
-        timeouts: upstream::Timeouts {
-            connect: timeouts.connect,
-            header: timeouts.header,
-            stall: timeouts.stall,
-            min_speed: timeouts.min_speed,
-        },
+        timeouts: proxy.timeouts,
     };
     Ok(UpstreamEntry {
         client: Upstream::new(

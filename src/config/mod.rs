@@ -59,7 +59,7 @@ pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
 pub use size::SizeLimit;
 pub use storage::{Limits, MinFree, Scrub, Storage};
-pub use upstream::{Credentials, Upstream};
+pub use upstream::{Credentials, Upstream, is_loopback};
 
 /// The version of the file's format: the reference registry's.
 const VERSION: &str = "0.1";

@@ -242,12 +242,26 @@ pub(super) fn authority(url: &Url) -> String {
     }
 }
 
-/// Whether requests to a URL stay on this machine.
-fn is_loopback(url: &Url) -> bool {
+/// Whether requests to a URL stay on this machine: its host is an address of the loopback network, or
+/// a name for one (RFC 6761, section 6.3).
+pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback() {
+        let is = |url: &str| is_loopback(&Url::parse(url).unwrap());
+        assert!(is("http://localhost:1") && is("http://127.9.9.9") && is("http://[::1]:5"));
+        assert!(is("http://a.localhost"));
+        assert!(!is("http://localhost.example") && !is("http://10.0.0.1"));
     }
 }

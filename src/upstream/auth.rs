@@ -22,6 +22,7 @@ use super::scope::Scopes;
 use super::token::{MAX_ANSWER, Token, TokenGrant, TokenRequest, Tokens};
 use super::transport::{Transport, UpstreamRequest};
 use super::{Kind, ShownUrl, UpstreamSettings, body, redirect, site};
+use crate::config::is_loopback;
 use crate::oci::RepoName;
 
 /// Repositories whose way of authenticating is remembered.
@@ -209,7 +210,7 @@ impl Auth {
         let named = self.realm.as_ref();
         let known = named.is_some_and(|named| redirect::same_origin(named, realm))
             || site::same_site(realm, upstream);
-        known && (realm.scheme() == "https" || site::is_loopback(realm) || plain_http)
+        known && (realm.scheme() == "https" || is_loopback(realm) || plain_http)
     }
 
     /// How a challenge will be answered: Bearer before Basic, and Basic only with credentials.

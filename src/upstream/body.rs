@@ -8,9 +8,9 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use tokio::time::{Instant, timeout};
 
-use super::Timeouts;
 use super::error::{Message, Phase, UpstreamError, Violation};
 use super::reply::UpstreamResponse;
+use crate::config::Timeouts;
 use crate::oci::error::{MAX_ERROR_BODY, first_error};
 
 /// How long a body is read that nothing depends on: the text of an error, the remains of a

@@ -1,31 +1,24 @@
-//! The operator's user name and password for an upstream.
+//! The header that carries the operator's user name and password.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::HeaderValue;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 
-/// User name and password. They go to the upstream's own origin and to a token service that belongs
-/// to it or that the operator named, and to nobody else.
-#[derive(Debug, Clone)]
-pub struct Credentials {
-    pub username: String,
-    pub password: SecretString,
-}
+use crate::config::Credentials;
 
-impl Credentials {
-    /// The `Authorization` header (RFC 7617). `None` when the user name holds a colon, which the
-    /// other side would take for the separator.
-    pub(super) fn header(&self) -> Option<HeaderValue> {
-        if self.username.contains(':') {
-            return None;
-        }
-        let pair = format!("{}:{}", self.username, self.password.expose_secret());
-        let encoded = format!("Basic {}", BASE64_STANDARD.encode(pair));
-        let mut header = HeaderValue::try_from(encoded).ok()?;
-        header.set_sensitive(true);
-        Some(header)
+/// The `Authorization` header (RFC 7617). `None` when the user name holds a colon, which the other
+/// side would take for the separator.
+pub(super) fn header(credentials: &Credentials) -> Option<HeaderValue> {
+    let Credentials { username, password } = credentials;
+    if username.contains(':') {
+        return None;
     }
+    let pair = format!("{username}:{}", password.expose_secret());
+    let encoded = format!("Basic {}", BASE64_STANDARD.encode(pair));
+    let mut header = HeaderValue::try_from(encoded).ok()?;
+    header.set_sensitive(true);
+    Some(header)
 }
 
 #[cfg(test)]
@@ -38,9 +31,9 @@ mod tests {
             username: "Aladdin".into(),
             password: "open sesame".into(),
         };
-        let header = credentials.header().unwrap();
-        assert_eq!(header, "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
-        let shown = format!("{credentials:?} {header:?}");
+        let sent = header(&credentials).unwrap();
+        assert_eq!(sent, "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+        let shown = format!("{credentials:?} {sent:?}");
         assert!(
             !shown.contains("sesame") && !shown.contains("QWxh"),
             "{shown}"
@@ -49,6 +42,6 @@ mod tests {
             username: "a:b".into(),
             password: "c".into(),
         };
-        assert!(colon.header().is_none());
+        assert!(header(&colon).is_none());
     }
 }

@@ -50,13 +50,12 @@ use std::time::Duration;
 use url::Url;
 
 use crate::clock::Clock;
-use crate::config::HostPattern;
+use crate::config::{Credentials, HostPattern, Timeouts, is_loopback};
 use crate::oci::RepoName;
 pub use address::Network;
 use auth::Auth;
 pub use blobs::{BlobHead, BlobStream};
 pub use body::BlobChunks;
-pub use credentials::Credentials;
 pub use error::{Message, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation};
 pub use guard::InternalTarget;
 pub use lists::UnparsedList;
@@ -96,7 +95,7 @@ pub struct UpstreamSettings {
 
 impl fmt::Debug for UpstreamSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings")
+        f.debug_struct("UpstreamSettings")
             .field("name", &self.name)
             .field("url", &ShownUrl::from(&self.url))
             .field("credentials", &self.credentials)
@@ -104,30 +103,6 @@ impl fmt::Debug for UpstreamSettings {
             .field("plain_http", &self.plain_http)
             .field("timeouts", &self.timeouts)
             .finish_non_exhaustive()
-    }
-}
-
-/// How long each kind of wait may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// For a connection, TLS included.
-    pub connect: Duration,
-    /// For the header of an answer, connecting included; and again for all of a small body.
-    pub header: Duration,
-    /// For the next piece of a blob. A blob as a whole may take as long as it takes.
-    pub stall: Duration,
-    /// Bytes a second that a blob has to bring, on average over a minute of reading; 0 is any.
-    pub min_speed: u64,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(10),
-            header: Duration::from_secs(30),
-            stall: Duration::from_mins(1),
-            min_speed: 1024,
-        }
     }
 }
 
@@ -199,9 +174,9 @@ impl Upstream {
         })?;
         let credentials = settings.credentials.as_ref();
         let credentials = credentials
-            .map(|credentials| credentials.header().ok_or(SetupError::Credentials))
+            .map(|pair| credentials::header(pair).ok_or(SetupError::Credentials))
             .transpose()?;
-        let readable = settings.url.scheme() == "http" && !site::is_loopback(&settings.url);
+        let readable = settings.url.scheme() == "http" && !is_loopback(&settings.url);
         if credentials.is_some() && readable && !settings.plain_http {
             return Err(SetupError::PlainHttp);
         }

@@ -18,17 +18,6 @@ fn registrable(host: &str) -> Option<&str> {
     psl::domain_str(host.strip_suffix('.').unwrap_or(host))
 }
 
-/// Whether what is sent there stays on this machine: an address of the loopback network, or a name
-/// that stands for it (RFC 6761, section 6.3).
-pub(super) fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,13 +72,5 @@ mod tests {
             assert!(!site(a, b), "{a} {b}");
             assert!(!site(b, a), "{b} {a}");
         }
-    }
-
-    #[test]
-    fn loopback() {
-        let is = |url: &str| is_loopback(&Url::parse(url).unwrap());
-        assert!(is("http://localhost:1") && is("http://127.9.9.9") && is("http://[::1]:5"));
-        assert!(is("http://a.localhost"));
-        assert!(!is("http://localhost.example") && !is("http://10.0.0.1"));
     }
 }

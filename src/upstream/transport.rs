@@ -18,8 +18,9 @@ use super::gate::{Gate, Permit};
 use super::guard::{self, Guard};
 use super::redirect::{self, RedirectError};
 use super::reply::UpstreamResponse;
-use super::{Kind, Meter, Outcome, Timeouts, UpstreamSettings, body, retry};
+use super::{Kind, Meter, Outcome, UpstreamSettings, body, retry};
 use crate::clock::Clock;
+use crate::config::Timeouts;
 use crate::error_chain::on_one_line;
 
 /// What clients are told when too many requests wait for an upstream.
