@@ -51,16 +51,6 @@ pub struct Entry {
     pub size: u64,
 }
 
-/// Totals, in bytes.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Totals {
-    pub used: u64,
-    pub reserved: u64,
-    pub limit: Option<u64>,
-    pub blobs: usize,
-    pub links: usize,
-}
-
 /// What to purge.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Purge {
@@ -162,18 +152,6 @@ impl Operator {
         Ok(Page {
             items: views.iter().map(entry).collect(),
             next,
-        })
-    }
-
-    pub async fn totals(&self) -> Result<Totals, OperateError> {
-        self.cache.ready().await?;
-        let usage = self.cache.usage();
-        Ok(Totals {
-            used: usage.used,
-            reserved: usage.reserved,
-            limit: usage.limit,
-            blobs: usage.blobs,
-            links: usage.entries,
         })
     }
 

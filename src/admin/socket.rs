@@ -31,7 +31,6 @@ impl Socket {
         match (method.as_str(), uri.path()) {
             ("GET", "/images") => result(self.0.images(position(uri)).await),
             ("GET", "/entries") => result(self.0.entries(position(uri)).await),
-            ("GET", "/totals") => result(self.0.totals().await),
             ("GET", "/leftovers") => result(self.0.leftovers().await),
             ("POST", "/purge") => match serde_json::from_slice(body) {
                 Ok(purge) => result(self.0.purge(&purge).await),
@@ -109,14 +108,12 @@ pub enum ClientError {
 }
 
 /// A command line's connection to a running server.
-#[cfg(unix)]
 #[derive(Debug)]
 pub struct Client {
     path: PathBuf,
     sender: hyper::client::conn::http1::SendRequest<http_body_util::Full<Bytes>>,
 }
 
-#[cfg(unix)]
 impl Client {
     /// Connects. `tasks` owns the connection.
     pub async fn connect(

@@ -89,7 +89,6 @@ struct Space {
     free: u64,
 }
 
-#[cfg(unix)]
 fn space(root: &Path) -> Option<Space> {
     let seen = rustix::fs::statvfs(root)
         .inspect_err(
@@ -101,9 +100,4 @@ fn space(root: &Path) -> Option<Space> {
         total: bytes(seen.f_blocks),
         free: bytes(seen.f_bavail),
     })
-}
-
-#[cfg(not(unix))]
-fn space(_root: &Path) -> Option<Space> {
-    None
 }

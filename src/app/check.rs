@@ -29,7 +29,6 @@ pub fn warnings(config: &Config) -> Vec<(String, String)> {
 }
 
 /// A `minfree` that not even an empty file system satisfies.
-#[cfg(unix)]
 fn min_free(config: &Config) -> Option<String> {
     use crate::config::{MinFree, SizeLimit};
     let (Storage::Filesystem { root, .. }, MinFree::Limit(limit)) =
@@ -57,12 +56,6 @@ fn min_free(config: &Config) -> Option<String> {
     })
 }
 
-#[cfg(not(unix))]
-fn min_free(_config: &Config) -> Option<String> {
-    None
-}
-
-#[cfg(unix)]
 fn absolute(path: &Path) -> std::path::PathBuf {
     std::path::absolute(path).unwrap_or_else(|_empty| path.to_owned())
 }
@@ -85,7 +78,6 @@ impl StartError {
                 )
             }
             Self::Bind(BindError::Unix { .. }) => Some("http.addr".to_owned()),
-            Self::Bind(BindError::NoUnix) => Some("http.net".to_owned()),
             Self::Store(_) => Some("storage.filesystem.rootdirectory".to_owned()),
             Self::Upstream(UpstreamError::Setup { name, .. }) => Some(upstream_key(config, name)),
             Self::CaFile { upstream, .. } => Some(upstream_key(config, upstream)),

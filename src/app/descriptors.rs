@@ -56,7 +56,6 @@ fn available(descriptors: usize, streams: usize) -> usize {
 }
 
 /// Raises the soft limit to the hard one. Returns how many descriptors the process may have.
-#[cfg(unix)]
 fn raise() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -79,11 +78,6 @@ fn raise() -> usize {
     current.map_or(usize::MAX, |current| {
         usize::try_from(current).unwrap_or(usize::MAX)
     })
-}
-
-#[cfg(not(unix))]
-fn raise() -> usize {
-    usize::MAX
 }
 
 #[cfg(test)]
@@ -115,10 +109,7 @@ mod tests {
             (configured.total, configured.per_address),
             (7, NonZeroUsize::new(3))
         );
-        #[cfg(unix)]
-        {
-            let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-            assert_eq!(limit.current, limit.maximum);
-        }
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
     }
 }

@@ -23,12 +23,8 @@ use crate::tasks::Tasks;
 
 /// Whoever carries out the operations.
 enum Backend {
-    #[cfg(unix)]
     Server(crate::admin::socket::Client),
-    Own {
-        operator: Operator,
-        cache: Cache,
-    },
+    Own { operator: Operator, cache: Cache },
 }
 
 /// Runs one operation over whichever backend there is.
@@ -60,7 +56,6 @@ impl Backend {
         };
         let store: Arc<dyn Store> = match FsStore::inspect(root).await {
             Ok(store) => Arc::new(store),
-            #[cfg(unix)]
             Err(StoreError::InUse { .. }) => {
                 let path = Layout::new(root).admin_socket();
                 let client = crate::admin::socket::Client::connect(&path, tasks.tracker()).await;
@@ -104,7 +99,6 @@ impl Backend {
         let (mut all, mut from) = (Vec::new(), Some(0));
         while let Some(at) = from {
             let page: Page<Image> = match self {
-                #[cfg(unix)]
                 Self::Server(client) => client.get(&format!("/images?from={at}")).await?,
                 Self::Own { operator, .. } => operator.images(at).await?,
             };
@@ -118,7 +112,6 @@ impl Backend {
         let (mut all, mut from) = (Vec::new(), Some(0));
         while let Some(at) = from {
             let page: Page<Entry> = match self {
-                #[cfg(unix)]
                 Self::Server(client) => client.get(&format!("/entries?from={at}")).await?,
                 Self::Own { operator, .. } => operator.entries(at).await?,
             };
@@ -130,7 +123,6 @@ impl Backend {
 
     async fn scrub(&mut self, scrub: &Scrub) -> anyhow::Result<Scrubbed> {
         Ok(match self {
-            #[cfg(unix)]
             Self::Server(client) => client.post("/scrub", scrub).await?,
             Self::Own { operator, .. } => operator.scrub(scrub).await?,
         })
@@ -138,7 +130,6 @@ impl Backend {
 
     async fn leftovers(&mut self) -> anyhow::Result<Leftovers> {
         Ok(match self {
-            #[cfg(unix)]
             Self::Server(client) => client.get("/leftovers").await?,
             Self::Own { operator, .. } => operator.leftovers().await?,
         })
@@ -146,7 +137,6 @@ impl Backend {
 
     async fn purge(&mut self, purge: &Purge) -> anyhow::Result<Vec<Entry>> {
         Ok(match self {
-            #[cfg(unix)]
             Self::Server(client) => client.post("/purge", purge).await?,
             Self::Own { operator, .. } => operator.purge(purge).await?,
         })

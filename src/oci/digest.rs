@@ -45,23 +45,6 @@ pub enum Digest {
     Sha512([u8; 64]),
 }
 
-/// What a lower-case hexadecimal digit stands for; 255 for any other byte. A table, because digits of
-/// digests are random, and mispredicted branches on them took most of the time of parsing.
-#[expect(
-    clippy::indexing_slicing,
-    reason = "evaluated by the compiler, which would refuse an index out of bounds"
-)]
-const NIBBLES: [u8; 256] = {
-    let mut table = [u8::MAX; 256];
-    let digits = b"0123456789abcdef";
-    let mut value = 0;
-    while value < 16 {
-        table[digits[value as usize] as usize] = value;
-        value += 1;
-    }
-    table
-};
-
 /// Why a text is not a digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
@@ -90,16 +73,7 @@ impl Digest {
 
     /// The part after the colon: 64 or 128 lower-case digits.
     pub fn hex(&self) -> String {
-        // Digits of digests are random: without branches on them.
-        let digit = |nibble: u8| b'0' + nibble + u8::from(nibble > 9) * (b'a' - b'0' - 10);
-        let bytes = self.bytes();
-        let mut hex = vec![b'0'; bytes.len() * 2];
-        for (byte, pair) in bytes.iter().zip(hex.chunks_exact_mut(2)) {
-            if let [high, low] = pair {
-                (*high, *low) = (digit(byte >> 4), digit(byte & 0x0f));
-            }
-        }
-        String::from_utf8(hex).unwrap_or_default()
+        const_hex::encode(self.bytes())
     }
 
     fn bytes(&self) -> &[u8] {
@@ -119,19 +93,11 @@ impl Digest {
     /// A digest from an algorithm and its hexadecimal part (two components of a path on disk).
     pub fn from_parts(algorithm: Algorithm, hex: &str) -> Result<Self, DigestError> {
         fn decode<const N: usize>(hex: &str) -> Result<[u8; N], DigestError> {
-            let mut out = [0; N];
-            if hex.len() != N * 2 {
+            // const-hex also accepts upper-case digits and a prefix `0x`.
+            if hex.len() != N * 2 || hex.bytes().any(|byte| byte.is_ascii_uppercase()) {
                 return Err(DigestError::Hex);
             }
-            for (byte, pair) in out.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-                *byte = pair.iter().try_fold(0, |value, digit| {
-                    match NIBBLES.get(usize::from(*digit)) {
-                        Some(nibble @ 0..16) => Ok(value << 4 | nibble),
-                        _ => Err(DigestError::Hex),
-                    }
-                })?;
-            }
-            Ok(out)
+            const_hex::decode_to_array(hex).or(Err(DigestError::Hex))
         }
         match algorithm {
             Algorithm::Sha256 => decode(hex).map(Self::Sha256),

@@ -12,13 +12,11 @@ pub const MAX_ERROR_BODY: u64 = 64 * 1024;
 pub enum ErrorCode {
     BlobUnknown,
     DigestInvalid,
-    ManifestInvalid,
     ManifestUnknown,
     NameInvalid,
     NameUnknown,
     TagInvalid,
     PaginationNumberInvalid,
-    SizeInvalid,
     RangeInvalid,
     Unauthorized,
     Denied,
@@ -39,8 +37,6 @@ pub struct ErrorDocument {
 struct ErrorEntry {
     code: ErrorCode,
     message: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<serde_json::Value>,
 }
 
 impl ErrorDocument {
@@ -49,16 +45,8 @@ impl ErrorDocument {
             errors: [ErrorEntry {
                 code,
                 message: message.into(),
-                detail: None,
             }],
         }
-    }
-
-    #[must_use]
-    pub fn with_detail(mut self, detail: serde_json::Value) -> Self {
-        let [entry] = &mut self.errors;
-        entry.detail = Some(detail);
-        self
     }
 
     /// The document as JSON.
@@ -93,12 +81,11 @@ mod tests {
 
     #[test]
     fn the_document_has_the_specified_form() {
-        let document = ErrorDocument::new(ErrorCode::TooManyRequests, "slow down")
-            .with_detail(serde_json::json!({"upstream": "docker.io"}));
+        let document = ErrorDocument::new(ErrorCode::TooManyRequests, "slow down");
         let text = String::from_utf8(document.to_bytes()).unwrap();
         assert_eq!(
             text,
-            r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down","detail":{"upstream":"docker.io"}}]}"#
+            r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#
         );
         let plain = ErrorDocument::new(ErrorCode::BlobUnknown, "gone").to_bytes();
         assert_eq!(

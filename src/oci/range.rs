@@ -5,6 +5,8 @@
 
 use std::ops::Range as Span;
 
+use super::digits;
+
 /// Ranges honoured in one header. podman's partial pulls send up to 70.
 pub const MAX_RANGES: usize = 256;
 
@@ -145,10 +147,10 @@ impl Spec {
 fn parse_spec(part: &str) -> Option<Spec> {
     let (first, last) = part.split_once('-')?;
     match (first, last) {
-        ("", length) => Some(Spec::Suffix(number(length)?)),
-        (start, "") => Some(Spec::From(number(start)?)),
+        ("", length) => Some(Spec::Suffix(digits(length)?)),
+        (start, "") => Some(Spec::From(digits(start)?)),
         (start, last) => {
-            let (start, last) = (number(start)?, number(last)?);
+            let (start, last) = (digits(start)?, digits(last)?);
             Some(if start <= last {
                 Spec::Bounded(start, last)
             } else {
@@ -156,13 +158,6 @@ fn parse_spec(part: &str) -> Option<Spec> {
             })
         }
     }
-}
-
-/// Digits alone: no sign, no blank, no more than 64 bits.
-fn number(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| text.parse().ok())?
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Sockets to listen on: TCP and, where there are any, unix sockets.
+//! Sockets to listen on: TCP and unix sockets.
 
 use std::fmt;
 use std::io;
@@ -42,7 +42,6 @@ const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
 #[derive(Debug)]
 pub enum Listener {
     Tcp(TcpListener),
-    #[cfg(unix)]
     Unix(UnixSocket),
 }
 
@@ -53,7 +52,6 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// A connection that a client has made, not yet admitted.
 pub(super) enum Connected {
     Tcp(TcpStream, SocketAddr),
-    #[cfg(unix)]
     Unix(tokio::net::UnixStream),
 }
 
@@ -75,8 +73,6 @@ pub enum BindError {
         hint_for_socket(source)
     )]
     Unix { path: PathBuf, source: io::Error },
-    #[error("unix sockets are not available on this system; set http.net to tcp")]
-    NoUnix,
 }
 
 /// What to do about an address that can't be bound.
@@ -142,7 +138,6 @@ impl Listener {
                         source,
                     })
             }
-            #[cfg(unix)]
             Listen::Unix(path) => UnixSocket::bind(path)
                 .await
                 .map(Self::Unix)
@@ -150,8 +145,6 @@ impl Listener {
                     path: path.clone(),
                     source,
                 }),
-            #[cfg(not(unix))]
-            Listen::Unix(_) => Err(BindError::NoUnix),
         }
     }
 
@@ -159,7 +152,6 @@ impl Listener {
     pub fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
-            #[cfg(unix)]
             Self::Unix(socket) => Ok(Address::Unix(socket.path.clone())),
         }
     }
@@ -168,7 +160,6 @@ impl Listener {
     pub fn make_private(&self) -> io::Result<()> {
         match self {
             Self::Tcp(_) => Ok(()),
-            #[cfg(unix)]
             Self::Unix(socket) => {
                 use std::os::unix::fs::PermissionsExt as _;
                 std::fs::set_permissions(&socket.path, std::fs::Permissions::from_mode(0o600))
@@ -185,7 +176,6 @@ impl Listener {
                 let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                 Ok(Connected::Tcp(stream, peer))
             }
-            #[cfg(unix)]
             Self::Unix(socket) => {
                 let (stream, _) = socket.listener.accept().await?;
                 Ok(Connected::Unix(stream))
@@ -246,7 +236,6 @@ impl Connected {
     pub(super) fn address(&self) -> Option<IpAddr> {
         match self {
             Self::Tcp(_, peer) => Some(peer.ip()),
-            #[cfg(unix)]
             Self::Unix(_) => None,
         }
     }
@@ -254,7 +243,6 @@ impl Connected {
     pub(super) fn accept(self) -> Accepted {
         match self {
             Self::Tcp(stream, peer) => Accepted::tcp(stream, peer),
-            #[cfg(unix)]
             Self::Unix(stream) => Accepted {
                 stream: Box::new(stream),
                 peer: Peer {
@@ -271,7 +259,6 @@ impl Connected {
     pub(super) fn refuse(self) {
         let refused = match self {
             Self::Tcp(stream, _) => stream.into_std().and_then(refuse),
-            #[cfg(unix)]
             Self::Unix(stream) => stream.into_std().and_then(refuse),
         };
         if let Err(error) = refused {
@@ -290,14 +277,12 @@ fn refuse(mut stream: impl io::Read + io::Write) -> io::Result<()> {
 }
 
 /// A unix socket whose file goes with it.
-#[cfg(unix)]
 #[derive(Debug)]
 pub struct UnixSocket {
     listener: tokio::net::UnixListener,
     path: PathBuf,
 }
 
-#[cfg(unix)]
 impl UnixSocket {
     /// Takes the place of a socket file that nobody answers at: what a killed process leaves.
     async fn bind(path: &std::path::Path) -> io::Result<Self> {
@@ -320,7 +305,6 @@ impl UnixSocket {
     }
 }
 
-#[cfg(unix)]
 impl Drop for UnixSocket {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_file(&self.path) {

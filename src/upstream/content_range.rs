@@ -1,7 +1,7 @@
 //! `Content-Range` (RFC 9110, section 14.4), in the head of a response and of a part.
 
-use super::reply::number;
 use crate::oci::ByteRange;
+use crate::oci::digits;
 
 /// `Content-Range: bytes first-last/total`: `first <= last < total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,11 +28,11 @@ impl ContentRange {
         let (first, last) = range.split_once('-')?;
         let total = match total {
             "*" => None,
-            digits => Some(number(digits)?),
+            total => Some(digits(total)?),
         };
         let range = Self {
-            first: number(first)?,
-            last: number(last)?,
+            first: digits(first)?,
+            last: digits(last)?,
             total,
         };
         let fits = range.first <= range.last && range.total.is_none_or(|total| range.last < total);

@@ -54,7 +54,7 @@ impl UpstreamResponse {
         let Some(value) = self.headers().get(CONTENT_LENGTH) else {
             return Ok(None);
         };
-        let length = value.to_str().ok().and_then(number);
+        let length = value.to_str().ok().and_then(crate::oci::digits);
         length
             .map(Some)
             .ok_or_else(|| self.violates(Violation::Header("Content-Length")))
@@ -109,11 +109,4 @@ impl UpstreamResponse {
 /// The library's error without the URL, whose query may be a secret.
 pub(super) fn shared(error: reqwest::Error) -> Source {
     Arc::new(error.without_url())
-}
-
-/// Digits alone; `parse` would take a sign too.
-pub(super) fn number(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| text.parse().ok())?
 }
