@@ -9,10 +9,11 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -98,7 +99,7 @@ impl Tasks {
                 while let Err(payload) = AssertUnwindSafe(start()).catch_unwind().await {
                     panics.record(task, &*payload, false);
                     tokio::time::sleep(RESTART_PAUSE).await;
-                    panics.lock().down.remove(task);
+                    panics.state.lock().down.remove(task);
                     tracing::info!(task, "started again after a panic");
                 }
             }));
@@ -107,7 +108,7 @@ impl Tasks {
     /// Waits until a required task has panicked, and says which.
     pub async fn failed(&self) -> Panicked {
         self.panics.fatal.cancelled().await;
-        let fatal = self.panics.lock().fatal.clone();
+        let fatal = self.panics.state.lock().fatal.clone();
         fatal.unwrap_or_else(|| Panicked {
             task: "unknown",
             reason: String::new(),
@@ -116,7 +117,7 @@ impl Tasks {
 
     /// The tasks that are down because they have panicked.
     pub fn failing(&self) -> Vec<Panicked> {
-        let state = self.panics.lock();
+        let state = self.panics.state.lock();
         let down = state.down.iter().map(|(task, reason)| Panicked {
             task,
             reason: reason.clone(),
@@ -126,20 +127,16 @@ impl Tasks {
 
     /// How many times a task has panicked.
     pub fn panics(&self) -> u64 {
-        self.panics.lock().count
+        self.panics.state.lock().count
     }
 }
 
 impl Panics {
-    fn lock(&self) -> MutexGuard<'_, TasksState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn record(&self, task: &'static str, payload: &(dyn Any + Send), is_fatal: bool) {
         let reason = reason(payload).to_owned();
         let panicked = Panicked { task, reason };
         tracing::error!(error = %on_one_line(&panicked), "a task is down");
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.count += 1;
         state.down.insert(task, panicked.reason.clone());
         if is_fatal {

@@ -14,9 +14,10 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 
 use bytes::{Buf, Bytes};
+use parking_lot::Mutex;
 
 use crate::storage::Reader;
 
@@ -101,7 +102,7 @@ impl FileQueue {
     /// connection can't take it: what is wanted has to be read into memory then.
     pub(super) fn push(&self, reader: Reader, start: u64, len: usize) -> Option<Chunk> {
         let len = len.min(MAX_PIECE);
-        let mut state = self.state();
+        let mut state = self.0.lock();
         let refused = state.unsupported || state.broken.is_some();
         if len == 0 || refused || state.ranges.len() >= MAX_QUEUED {
             return None;
@@ -117,12 +118,12 @@ impl FileQueue {
 
     /// Whether anything may be sent.
     pub(super) fn check(&self) -> Result<(), Broken> {
-        self.state().broken.map_or(Ok(()), Err)
+        self.0.lock().broken.map_or(Ok(()), Err)
     }
 
     /// The range that a stand-in of this length stands for.
     pub(super) fn next(&self, len: usize) -> Result<Range, Broken> {
-        let state = self.state();
+        let state = self.0.lock();
         if let Some(broken) = state.broken {
             return Err(broken);
         }
@@ -137,7 +138,7 @@ impl FileQueue {
 
     /// The next `bytes` of the first range have been sent.
     pub(super) fn sent(&self, bytes: usize) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         state.unclaimed += bytes;
         if let Some(range) = state.ranges.front_mut() {
             range.start += bytes as u64;
@@ -150,17 +151,12 @@ impl FileQueue {
 
     /// Nothing may be sent any more. Returns the first reason there was.
     pub(super) fn broken(&self, why: Broken) -> Broken {
-        *self.state().broken.get_or_insert(why)
+        *self.0.lock().broken.get_or_insert(why)
     }
 
     /// From now on, files are read.
     pub(super) fn unsupported(&self) {
-        self.state().unsupported = true;
-    }
-
-    /// Held for a few instructions, and by one task at a time: the connection's.
-    fn state(&self) -> MutexGuard<'_, ChunkState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unsupported = true;
     }
 }
 
@@ -199,7 +195,7 @@ impl Buf for FileChunk {
 
     fn advance(&mut self, bytes: usize) {
         let claimed = {
-            let mut state = self.files.state();
+            let mut state = self.files.0.lock();
             let rest = state.unclaimed.checked_sub(bytes);
             state.unclaimed = rest.unwrap_or(0);
             rest.is_some() && bytes <= self.left

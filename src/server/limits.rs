@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::metrics::RefusedConnection;
@@ -63,10 +64,7 @@ impl Admission {
         let mut counted = None;
         if let (Some(limit), Some(address)) = (self.limits.per_address, address) {
             let key = network(address);
-            let mut by_address = self
-                .by_address
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut by_address = self.by_address.lock();
             let open = by_address.entry(key).or_default();
             if *open >= limit.get() {
                 return Err(RefusedConnection::Address);
@@ -88,7 +86,7 @@ impl Drop for Permit {
             open, by_address, ..
         } = &*self.admission;
         if let Some(address) = self.address {
-            let mut by_address = by_address.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut by_address = by_address.lock();
             if let Some(open) = by_address.get_mut(&address) {
                 *open -= 1;
                 if *open == 0 {
@@ -174,7 +172,7 @@ mod tests {
             assert!(admission.admit(address).is_ok(), "{address:?}");
         }
         drop(held);
-        assert!(admission.by_address.lock().unwrap().is_empty());
+        assert!(admission.by_address.lock().is_empty());
         assert_eq!(admission.open.load(Ordering::Relaxed), 0);
         assert!(admission.admit(one(3)).is_ok());
     }

@@ -2,9 +2,9 @@
 //! minute. Thousands of clients that pull from a failing upstream don't make thousands of lines.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::error::{ShownUrl, UpstreamError};
@@ -31,7 +31,7 @@ impl FailureLog {
     /// Whether a failure of this kind is to be logged now: how many weren't, since the last line.
     pub(super) fn admit(&self, kind: &'static str) -> Option<u64> {
         let now = Instant::now();
-        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kinds = self.kinds.lock();
         let first = Logged {
             at: now,
             unlogged: 0,

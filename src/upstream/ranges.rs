@@ -5,7 +5,7 @@
 //! for a while: the upstream is then asked for single ranges.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use http::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE};
 use http::{Method, StatusCode};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use url::Url;
 
@@ -40,15 +41,12 @@ pub(super) struct MultiRange {
 
 impl MultiRange {
     fn is_supported(&self) -> bool {
-        let declined = self.declined.lock();
-        let declined = declined.unwrap_or_else(PoisonError::into_inner);
+        let declined = *self.declined.lock();
         declined.is_none_or(|since| since.elapsed() >= DECLINED_FOR)
     }
 
     fn decline(&self, upstream: &str, reason: &str) {
-        let mut declined = self.declined.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = declined.replace(Instant::now());
-        drop(declined);
+        let before = self.declined.lock().replace(Instant::now());
         if before.is_none_or(|since| since.elapsed() >= DECLINED_FOR) {
             tracing::info!(
                 upstream,

@@ -8,10 +8,11 @@
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -53,13 +54,6 @@ struct Buffer {
     total: Counter,
 }
 
-impl WriterInner {
-    fn lock(&self) -> MutexGuard<'_, Buffer> {
-        // A panic can't leave the buffer inconsistent in a way that matters to a log.
-        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl LogWriter {
     /// Starts the thread, which writes to `out` until the process ends.
     pub(in crate::cli) fn start(
@@ -88,7 +82,7 @@ impl LogWriter {
 
     /// Appends a line, which ends with a line feed, or drops it where the buffer is full.
     pub(in crate::cli) fn line(&self, line: &[u8]) {
-        let mut buffer = self.0.lock();
+        let mut buffer = self.0.buffer.lock();
         if buffer.lines.len() + line.len() > MAX_WAITING {
             buffer.dropped += 1;
             buffer.total.inc();
@@ -103,19 +97,17 @@ impl LogWriter {
     /// Waits until every line appended so far has been written or given up, for at most `limit`.
     /// Blocks: not for the runtime's threads. Returns whether the thread got that far.
     pub(in crate::cli) fn flush(&self, limit: Duration) -> bool {
-        let buffer = self.0.lock();
+        let mut buffer = self.0.buffer.lock();
         let target = buffer.appended;
-        let waited = self
-            .0
-            .progress
-            .wait_timeout_while(buffer, limit, |buffer| buffer.done < target);
-        let (buffer, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let unwritten = |buffer: &mut Buffer| buffer.done < target;
+        let progress = &self.0.progress;
+        progress.wait_while_for(&mut buffer, unwritten, limit);
         buffer.done >= target
     }
 
     /// Counts dropped lines in `counter` from now on, with those that were dropped before.
     pub(in crate::cli) fn count_into(&self, counter: Counter) {
-        let mut buffer = self.0.lock();
+        let mut buffer = self.0.buffer.lock();
         counter.inc_by(buffer.total.get());
         buffer.total = counter;
     }
@@ -178,16 +170,15 @@ impl<W: Write> WriterThread<W> {
 
     /// Waits for lines. Returns how many were dropped after them.
     fn take_batch(&mut self) -> u64 {
-        let buffer = self.shared.lock();
+        let mut buffer = self.shared.buffer.lock();
         let empty = |buffer: &mut Buffer| buffer.lines.is_empty();
-        let waited = self.shared.filled.wait_while(buffer, empty);
-        let mut buffer = waited.unwrap_or_else(PoisonError::into_inner);
+        self.shared.filled.wait_while(&mut buffer, empty);
         std::mem::swap(&mut buffer.lines, &mut self.batch);
         std::mem::take(&mut buffer.dropped)
     }
 
     fn finish_batch(&mut self, lost: u64) {
-        let mut buffer = self.shared.lock();
+        let mut buffer = self.shared.buffer.lock();
         buffer.total.inc_by(lost);
         // The buffer is taken whole, so what was appended since is what it holds now.
         buffer.done = buffer.appended - buffer.lines.len() as u64;
@@ -275,7 +266,7 @@ mod tests {
                 Err(_no_step) => bytes.len(),
             };
             let taken = bytes.get(..taken).unwrap();
-            self.written.lock().unwrap().extend_from_slice(taken);
+            self.written.lock().extend_from_slice(taken);
             Ok(taken.len())
         }
 
@@ -322,7 +313,7 @@ mod tests {
         }
 
         fn written(&self) -> String {
-            String::from_utf8(self.written.lock().unwrap().clone()).unwrap()
+            String::from_utf8(self.written.lock().clone()).unwrap()
         }
     }
 

@@ -1,9 +1,10 @@
 //! How much of what was fetched ahead was then asked for.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
 use crate::metrics::{Metrics, Outcome};
@@ -41,12 +42,8 @@ impl Ledger {
         }
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<Digest, bool>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn begin(ledger: &Arc<Self>, digest: Digest) -> Entry {
-        let mut running = ledger.running();
+        let mut running = ledger.running.lock();
         running.insert(digest, false);
         ledger.count.store(running.len(), Ordering::Release);
         drop(running);
@@ -60,7 +57,7 @@ impl Ledger {
     pub(super) fn asked(&self, digest: &Digest, outcome: Outcome) {
         // In this order: a blob that stops running is among the fetched before that.
         if self.count.load(Ordering::Acquire) > 0
-            && let Some(asked) = self.running().get_mut(digest)
+            && let Some(asked) = self.running.lock().get_mut(digest)
         {
             *asked = true;
             return;
@@ -83,7 +80,7 @@ impl Entry {
         let Some(bytes) = bytes else { return };
         let ledger = &self.ledger;
         ledger.metrics.prefetched(bytes);
-        let running = ledger.running();
+        let running = ledger.running.lock();
         if running.get(&self.digest).is_some_and(|asked| *asked) {
             ledger.metrics.prefetched_used(bytes);
         } else {
@@ -95,7 +92,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut running = self.ledger.running();
+        let mut running = self.ledger.running.lock();
         running.remove(&self.digest);
         self.ledger.count.store(running.len(), Ordering::Release);
     }

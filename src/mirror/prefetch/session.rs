@@ -1,10 +1,11 @@
 //! Who pulls an image whose layers are fetched ahead: prefetching ends when they have left.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::oci::{Digest, RepoName};
@@ -40,17 +41,13 @@ pub(super) struct Session {
 pub struct Visit(Arc<Audience>);
 
 impl Sessions {
-    fn active(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Audience>>> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
     }
 
     /// Counts a client of an image, if the image is being fetched ahead.
     pub(super) fn visit(&self, repository: &RepoName, manifest: &Digest) -> Option<Visit> {
-        let active = self.active();
+        let active = self.active.lock();
         let audience = active.get(manifest)?;
         (audience.repository == *repository).then(|| Visit::new(audience))
     }
@@ -61,7 +58,7 @@ impl Sessions {
         repository: &RepoName,
         manifest: Digest,
     ) -> Option<(Session, Visit)> {
-        let mut active = sessions.active();
+        let mut active = sessions.active.lock();
         if active.contains_key(&manifest) {
             return None;
         }
@@ -102,7 +99,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let mut active = self.sessions.active();
+        let mut active = self.sessions.active.lock();
         active.remove(&self.manifest);
         self.sessions.count.store(active.len(), Ordering::Relaxed);
     }
