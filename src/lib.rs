@@ -3,7 +3,7 @@
 //! # The story of one pull
 //!
 //! 1. [`server`] accepts a connection and gives each request to its service, where
-//!    [`oci::route`] turns method and URI into a [`oci::Route`]. Nothing after that sees a raw path.
+//!    [`oci::action`] turns method and URI into a [`oci::Route`]. Nothing after that sees a raw path.
 //! 2. [`mirror`] chooses the upstream: containerd's `ns` parameter, else the first component of the
 //!    repository's name, else the Host header, else the default upstream.
 //! 3. A manifest comes from the [`storage`] if it is linked into the repository. A tag's digest counts

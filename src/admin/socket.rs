@@ -1,19 +1,22 @@
 //! The admin socket: the operations, as JSON over HTTP on a unix socket of the data directory. Who
 //! may write in that directory may use it; it is never on TCP.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::operate::{OperateError, Operator};
 use crate::error_chain::on_one_line;
-use crate::server::{Body, Handler, Peer, RequestBody};
+use crate::oci::error::first_error;
+use crate::oci::{Classified, ErrorKind};
+use crate::server::{Body, Handler, Peer, RequestBody, RequestBodyError, refused};
 
 /// Largest request, in bytes.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -34,13 +37,13 @@ impl Socket {
             ("GET", "/leftovers") => result(self.0.leftovers().await),
             ("POST", "/purge") => match serde_json::from_slice(body) {
                 Ok(purge) => result(self.0.purge(&purge).await),
-                Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
+                Err(error) => refused(&SocketError::Request(error)),
             },
             ("POST", "/scrub") => match serde_json::from_slice(body) {
                 Ok(scrub) => result(self.0.scrub(&scrub).await),
-                Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
+                Err(error) => refused(&SocketError::Request(error)),
             },
-            _ => refusal(StatusCode::NOT_FOUND, "no such operation"),
+            _ => refused(&SocketError::NoSuchOperation),
         }
     }
 }
@@ -50,7 +53,7 @@ impl Handler for Socket {
         let (head, body) = request.into_parts();
         match body.read(MAX_REQUEST).await {
             Ok(body) => self.answer(&head.method, &head.uri, &body).await,
-            Err(error) => refusal(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()),
+            Err(error) => refused(&SocketError::Body(error)),
         }
     }
 }
@@ -61,32 +64,55 @@ fn position(uri: &Uri) -> usize {
     query.and_then(|from| from.parse().ok()).unwrap_or(0)
 }
 
-fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Body> {
-    let mut response = Response::new(Body::bytes(serde_json::to_vec(value).unwrap_or_default()));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+fn result<T: Serialize>(result: Result<T, OperateError>) -> Response<Body> {
+    let done = match result {
+        Ok(done) => done,
+        Err(error) => return refused(&error),
+    };
+    let mut response = Response::new(Body::bytes(serde_json::to_vec(&done).unwrap_or_default()));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
     response
 }
 
-fn result<T: Serialize>(result: Result<T, OperateError>) -> Response<Body> {
-    match result {
-        Ok(done) => json(StatusCode::OK, &done),
-        Err(error @ OperateError::Selection { .. }) => {
-            refusal(StatusCode::BAD_REQUEST, &error.to_string())
+/// Why a request on the socket is no operation.
+#[derive(Debug, thiserror::Error)]
+enum SocketError {
+    #[error("no such operation")]
+    NoSuchOperation,
+    #[error("the request isn't valid: {0}")]
+    Request(serde_json::Error),
+    #[error(transparent)]
+    Body(RequestBodyError),
+}
+
+impl Classified for SocketError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoSuchOperation => ErrorKind::NoSuchPath,
+            Self::Request(_) => ErrorKind::BadRequest,
+            Self::Body(_) => ErrorKind::TooLarge,
         }
-        Err(error @ OperateError::NotReady(_)) => {
-            refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
-        }
-        Err(error @ OperateError::Store(_)) => {
-            refusal(StatusCode::INTERNAL_SERVER_ERROR, &on_one_line(&error))
-        }
+    }
+
+    fn reason(&self) -> Cow<'static, str> {
+        self.to_string().into()
     }
 }
 
-fn refusal(status: StatusCode, message: &str) -> Response<Body> {
-    json(status, &serde_json::json!({ "error": message }))
+/// To operators the log's own words are told.
+impl Classified for OperateError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Selection { .. } => ErrorKind::BadRequest,
+            Self::NotReady(_) => ErrorKind::Busy,
+            Self::Store(_) => ErrorKind::Internal,
+        }
+    }
+
+    fn reason(&self) -> Cow<'static, str> {
+        on_one_line(self).into()
+    }
 }
 
 /// Why the socket of a running server gives no answer.
@@ -181,9 +207,9 @@ impl Client {
         if status.is_success() {
             Ok(serde_json::from_slice(&body)?)
         } else {
-            Err(ClientError::Refused(
-                String::from_utf8_lossy(&body).into_owned(),
-            ))
+            let told = first_error(&body).map(|(_code, message)| message);
+            let text = || String::from_utf8_lossy(&body).into_owned();
+            Err(ClientError::Refused(told.unwrap_or_else(text)))
         }
     }
 }

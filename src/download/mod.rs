@@ -38,6 +38,7 @@ mod batch;
 mod checkpoints;
 mod client;
 mod commit;
+mod error;
 mod events;
 mod failover;
 mod follower;
@@ -79,10 +80,11 @@ use crate::clock::Clock;
 use crate::config::{OnAbandon, Segments, Streams};
 use crate::metrics::{InFlight, Metrics};
 use crate::oci::{ByteRange, Digest};
-use crate::storage::{Store, StoreError};
+use crate::storage::Store;
 use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
 pub use client::Client;
+pub use error::DownloadError;
 pub use follower::Follower;
 use partials::Partials;
 use permits::{Permits, Urgency};
@@ -161,78 +163,6 @@ impl BlobRequest {
         refetch: false,
         client: Client::UNKNOWN,
     };
-}
-
-/// Why a download failed. Each follower gets a copy.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum DownloadError {
-    #[error(transparent)]
-    Upstream(#[from] UpstreamError),
-    #[error("the download could not be stored: {0}")]
-    Store(Arc<StoreError>),
-    #[error("the upstream sent content of digest {got} for {expected}")]
-    Digest {
-        expected: Box<Digest>,
-        got: Box<Digest>,
-    },
-    #[error("the upstream announced {announced} bytes of {digest} and sent {sent}")]
-    Length {
-        digest: Box<Digest>,
-        announced: u64,
-        sent: u64,
-    },
-    #[error("byte {at} of {digest} arrived twice with different values")]
-    Changed { digest: Box<Digest>, at: u64 },
-    #[error("the store has the blob already")]
-    Present,
-    #[error("the download ended without a result")]
-    Lost,
-    #[error("no source sends the bytes that a client waits for")]
-    Stuck,
-    #[error("no client follows the download any more, and it can't be stored")]
-    Abandoned,
-    #[error("the mirror is stopping")]
-    Stopping,
-    #[error("too many downloads wait for the upstream")]
-    Busy,
-}
-
-impl DownloadError {
-    /// Whether the download ended for a reason of its own that says nothing about the blob. A client
-    /// that joined it asks again.
-    pub const fn is_of_this_download(&self) -> bool {
-        match self {
-            Self::Present | Self::Lost | Self::Abandoned => true,
-            Self::Upstream(_)
-            | Self::Store(_)
-            | Self::Digest { .. }
-            | Self::Length { .. }
-            | Self::Changed { .. }
-            | Self::Stuck
-            | Self::Stopping
-            | Self::Busy => false,
-        }
-    }
-
-    /// Whether the bytes that have arrived may be right, so that the next download resumes them.
-    const fn leaves_partial(&self) -> bool {
-        match self {
-            Self::Upstream(_) | Self::Abandoned | Self::Stopping | Self::Busy => true,
-            Self::Store(_)
-            | Self::Digest { .. }
-            | Self::Length { .. }
-            | Self::Changed { .. }
-            | Self::Present
-            | Self::Stuck
-            | Self::Lost => false,
-        }
-    }
-}
-
-impl From<StoreError> for DownloadError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(Arc::new(error))
-    }
 }
 
 /// All downloads.

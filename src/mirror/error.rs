@@ -1,10 +1,13 @@
 //! What can go wrong with an answer, told apart by who has to do something about it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cache::StoreError;
 use crate::download::DownloadError;
-use crate::oci::Digest;
+use crate::oci::manifest::SCHEMA1_REFUSED;
+use crate::oci::{Classified, Digest, ErrorKind};
 use crate::upstream::UpstreamError;
 use crate::workers::WorkLost;
 
@@ -45,6 +48,38 @@ impl From<StoreError> for MirrorError {
 impl From<WorkLost> for MirrorError {
     fn from(_: WorkLost) -> Self {
         Self::Lost
+    }
+}
+
+impl Classified for MirrorError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::UnknownUpstream(_) | Self::Shadowed { .. } => ErrorKind::NameUnknown,
+            Self::Upstream(error) => error.kind(),
+            Self::Fetch(error) => error.kind(),
+            Self::WrongDigest { .. } => ErrorKind::WrongAnswer,
+            Self::StoredSchema1 { .. } => ErrorKind::NotFound,
+            Self::Store(_) | Self::Lost => ErrorKind::Internal,
+        }
+    }
+
+    fn reason(&self) -> Cow<'static, str> {
+        match self {
+            Self::UnknownUpstream(_) | Self::Shadowed { .. } => self.to_string().into(),
+            Self::Upstream(error) => error.reason(),
+            Self::Fetch(error) => error.reason(),
+            Self::WrongDigest { .. } => format!("the upstream's answer is wrong: {self}").into(),
+            Self::StoredSchema1 { .. } => SCHEMA1_REFUSED.into(),
+            Self::Store(_) | Self::Lost => "the mirror failed; its log says why".into(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Upstream(error) => error.retry_after(),
+            Self::Fetch(error) => Classified::retry_after(error),
+            _ => None,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::remembered::List;
 use super::single_flight::Interest;
 use super::{Exchange, Mirror, MirrorError, Target};
 use crate::metrics::Outcome;
-use crate::oci::route::{MAX_PAGE, Page};
+use crate::oci::action::{MAX_PAGE, Page};
 use crate::oci::{RepoName, Tag};
 
 /// A page of tags.

@@ -1,6 +1,9 @@
 //! The error document of the specification: `{"errors":[{"code","message","detail"}]}`
 //! (distribution-spec 1.1, "Error Codes"; Docker adds `TOOMANYREQUESTS`'s siblings).
 
+use std::borrow::Cow;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// Longest error body of an upstream that is looked into, in bytes.
@@ -25,6 +28,58 @@ pub enum ErrorCode {
     TooManyRequests,
     Unavailable,
     Unknown,
+}
+
+/// What an error means to a client. The server gives each kind a status and a code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The API has nothing at the path.
+    NoSuchPath,
+    /// The method writes, and nothing here can be written.
+    ReadOnly,
+    NameInvalid,
+    TagInvalid,
+    DigestInvalid,
+    PageSizeInvalid,
+    /// Some other part of the request is malformed.
+    BadRequest,
+    /// The request's body has too many bytes.
+    TooLarge,
+    /// There is no such repository.
+    NameUnknown,
+    /// The repository has no such manifest, blob or list.
+    NotFound,
+    /// The upstream wants credentials.
+    Unauthorized,
+    /// The upstream denies access.
+    Denied,
+    /// The upstream limits the rate of requests.
+    RateLimited,
+    /// The upstream answered with this status, a 5xx.
+    UpstreamFailed(u16),
+    /// The connection to the upstream failed.
+    Unreachable,
+    /// The upstream didn't answer in time.
+    Timeout,
+    /// The upstream's answer can't be passed on.
+    WrongAnswer,
+    /// Too much work waits, or the process is about to stop.
+    Busy,
+    /// The mirror itself failed.
+    Internal,
+}
+
+/// An error that a client can be told of.
+pub trait Classified: std::error::Error {
+    fn kind(&self) -> ErrorKind;
+
+    /// The message for the client: no internal address, and no secret.
+    fn reason(&self) -> Cow<'static, str>;
+
+    /// When the client may try again, if that is known.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// One error document with one error.

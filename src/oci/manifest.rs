@@ -77,6 +77,10 @@ pub struct Manifest {
     annotations: BTreeMap<String, String>,
 }
 
+/// What clients are told of a schema 1 manifest, whether it is stored or the upstream sends it.
+pub const SCHEMA1_REFUSED: &str = "the upstream has it as a Docker schema 1 manifest, which this \
+                                   mirror does not serve; push the image again as Docker schema 2 or OCI";
+
 /// Why bytes are not a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {

@@ -2,11 +2,12 @@
 //! manifests, patterns of names and the error document of the distribution specification.
 //!
 //! Pure: no I/O, no clock, no runtime. Whatever comes from the network is parsed here into a type
-//! that can only hold valid values, and no other room builds a path or a URL from anything else.
+//! that can only hold valid values, and no other module builds a path or a URL from anything else.
 //!
 //! Sources: OCI distribution-spec 1.1, OCI image-spec 1.1, Docker Registry HTTP API V2, RFC 9110.
 
 pub mod accept;
+pub mod action;
 pub mod digest;
 mod digits;
 pub mod error;
@@ -16,16 +17,15 @@ pub mod name;
 pub mod pattern;
 pub mod range;
 pub mod range_set;
-pub mod route;
 
 pub use accept::Accept;
+pub use action::{Action, Route, RouteError};
 pub use digest::{Algorithm, Digest, Hasher};
 pub use digits::digits;
-pub use error::{ErrorCode, ErrorDocument};
+pub use error::{Classified, ErrorCode, ErrorDocument, ErrorKind};
 pub use manifest::{Descriptor, Manifest};
 pub use media_type::{Declared, ManifestType};
 pub use name::{Reference, RepoName, Tag};
 pub use pattern::{ImagePattern, Pattern};
 pub use range::{ByteRange, Requested};
 pub use range_set::RangeSet;
-pub use route::{Route, RouteError};

@@ -38,9 +38,9 @@ struct Line {
 
 impl Record {
     /// Begins the record of a request. Without `log` it only counts.
-    pub fn new<B>(
+    pub fn new(
         metrics: Arc<Metrics>,
-        request: &http::Request<B>,
+        request: &http::request::Parts,
         peer: Arc<str>,
         log: bool,
     ) -> Self {
@@ -98,13 +98,13 @@ impl Record {
 }
 
 impl Line {
-    fn new<B>(request: &http::Request<B>, peer: Arc<str>) -> Self {
-        let agent = request.headers().get(http::header::USER_AGENT);
+    fn new(request: &http::request::Parts, peer: Arc<str>) -> Self {
+        let agent = request.headers.get(http::header::USER_AGENT);
         let agent = agent.and_then(|agent| agent.to_str().ok());
         Self {
             started: Instant::now(),
-            method: request.method().clone(),
-            uri: target(request.uri()),
+            method: request.method.clone(),
+            uri: target(&request.uri),
             peer,
             agent: shown(agent.unwrap_or_default()),
             bytes: 0,

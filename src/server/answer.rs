@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 
 use super::body::{Body, Part, Source};
 use super::cache_status::{self, CACHE_STATUS, Named, Origin};
-use super::conditional::{Verdict, evaluate, requested_ranges, tag_and_digest};
+use super::conditional::{Conditions, Verdict, tag_and_digest};
 use super::error::Refusal;
 use super::service::{API_VERSION, API_VERSION_2, NOSNIFF};
 use crate::cache::ManifestMeta;
@@ -19,7 +19,7 @@ use crate::metrics::Outcome;
 use crate::mirror::{BlobAnswer, ManifestAnswer, ManifestHit, ReadMode, Recovery};
 use crate::oci::manifest::media_type;
 use crate::oci::range::Resolved;
-use crate::oci::{ByteRange, Digest, Requested};
+use crate::oci::{ByteRange, Classified, Digest, Requested};
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -141,6 +141,11 @@ pub(super) fn referrers(index: Bytes, filtered: bool, origin: Origin) -> Respons
     response
 }
 
+/// The response to a request that fails with this error.
+pub fn refused(error: &dyn Classified) -> Response<Body> {
+    refusal(&Refusal::of(error))
+}
+
 pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
     let mut response = json(empty(), refusal.document.to_bytes());
     *response.status_mut() = refusal.status;
@@ -159,7 +164,7 @@ pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
 
 /// A manifest, or its head. Manifests are small: what isn't whole in memory is a head.
 pub(super) fn manifest(
-    request: &HeaderMap,
+    conditions: &Conditions<'_>,
     named: Named,
     found: &ManifestAnswer,
 ) -> Response<Body> {
@@ -169,7 +174,7 @@ pub(super) fn manifest(
         named,
         exchange: found.exchange,
     };
-    match evaluate(request, &digest) {
+    match conditions.evaluate(&digest) {
         Verdict::Proceed => {}
         Verdict::NotModified => {
             let mut response = answer(origin);
@@ -193,7 +198,9 @@ pub(super) fn manifest(
     let Some(content) = found.content() else {
         return response;
     };
-    let ranges = requested_ranges(request, &digest).map(|ranges| ranges.resolve(size));
+    let ranges = conditions
+        .ranges(&digest)
+        .map(|ranges| ranges.resolve(size));
     // containerd sends `bytes=0-` for manifests, too. Several ranges of one gain nobody anything.
     match ranges {
         Some(Resolved::One(range)) => {

@@ -15,6 +15,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue, WARNING};
 
 use crate::metrics::Outcome;
 use crate::mirror::Exchange;
+use crate::oci::{Action, Reference};
 
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const STALE: HeaderValue = HeaderValue::from_static("110 millpond \"Response is Stale\"");
@@ -36,6 +37,27 @@ pub(super) enum Named {
 }
 
 impl Named {
+    /// What names the content of an action.
+    pub(super) const fn by(action: &Action) -> Self {
+        match action {
+            Action::Blob { .. } => Self::ByDigest,
+            Action::Manifest { reference, .. } => Self::by_reference(reference),
+            Action::Root
+            | Action::Options
+            | Action::Base
+            | Action::Catalog(_)
+            | Action::Tags { .. }
+            | Action::Referrers { .. } => Self::Otherwise,
+        }
+    }
+
+    pub(super) const fn by_reference(reference: &Reference) -> Self {
+        match reference {
+            Reference::Digest(_) => Self::ByDigest,
+            Reference::Tag(_) => Self::Otherwise,
+        }
+    }
+
     const fn miss(self) -> &'static str {
         match self {
             Self::ByDigest => "uri-miss",

@@ -38,53 +38,79 @@ pub(super) enum Verdict {
     Failed,
 }
 
-/// Evaluates `If-Match`, then `If-None-Match` (RFC 9110, section 13.2.2). The conditions on dates have
-/// no effect: content named by its digest has none.
-pub(super) fn evaluate(headers: &HeaderMap, digest: &Digest) -> Verdict {
-    if headers.contains_key(IF_MATCH) && !lists(headers, IF_MATCH, digest, false) {
-        Verdict::Failed
-    } else if headers.contains_key(IF_NONE_MATCH) && lists(headers, IF_NONE_MATCH, digest, true) {
-        Verdict::NotModified
-    } else {
-        Verdict::Proceed
+/// The conditions and the range of a request, parsed once.
+#[derive(Debug, Default)]
+pub(super) struct Conditions<'a> {
+    if_match: Option<Vec<EntityTag<'a>>>,
+    if_none_match: Option<Vec<EntityTag<'a>>>,
+    range: Option<Requested>,
+    if_range: Option<&'a HeaderValue>,
+}
+
+/// An entity tag that a client lists.
+#[derive(Debug)]
+struct EntityTag<'a> {
+    opaque: &'a str,
+    weak: bool,
+}
+
+impl<'a> Conditions<'a> {
+    /// Conditions on dates have no effect: content that is named by its digest has none. More than
+    /// one Range line is no range.
+    pub(super) fn parse(headers: &'a HeaderMap) -> Self {
+        let mut ranges = headers.get_all(RANGE).iter();
+        let range = ranges.next().filter(|_| ranges.next().is_none());
+        let range = range.and_then(|range| Requested::parse(range.to_str().ok()?));
+        Self {
+            if_match: entity_tags(headers, IF_MATCH),
+            if_none_match: entity_tags(headers, IF_NONE_MATCH),
+            if_range: range.as_ref().and_then(|_| headers.get(IF_RANGE)),
+            range,
+        }
+    }
+
+    /// Evaluates `If-Match`, then `If-None-Match` (RFC 9110, section 13.2.2), for content with this
+    /// digest. Weak tags count only where the header is compared weakly.
+    pub(super) fn evaluate(&self, digest: &Digest) -> Verdict {
+        if self.if_match.is_none() && self.if_none_match.is_none() {
+            return Verdict::Proceed;
+        }
+        let digest = digest.to_string();
+        // Docker's clients were seen to send the digest without quotes.
+        let names =
+            |tag: &EntityTag<'_>| tag.opaque == "*" || tag.opaque.trim_matches('"') == digest;
+        let mut matched = self.if_match.iter().flatten();
+        if self.if_match.is_some() && !matched.any(|tag| !tag.weak && names(tag)) {
+            Verdict::Failed
+        } else if self.if_none_match.iter().flatten().any(names) {
+            Verdict::NotModified
+        } else {
+            Verdict::Proceed
+        }
+    }
+
+    /// The ranges to answer with, if any: `If-Range` must name this very content (a date can't).
+    pub(super) fn ranges(&self, digest: &Digest) -> Option<&Requested> {
+        let permitted = self.if_range.is_none_or(|tag| tag == etag(digest));
+        self.range.as_ref().filter(|_| permitted)
     }
 }
 
-/// Whether a header lists the content's entity tag, or is `*`. Weak tags count only where the header
-/// is compared weakly.
-fn lists(headers: &HeaderMap, name: HeaderName, digest: &Digest, weakly: bool) -> bool {
-    let digest = digest.to_string();
-    let lines = headers
-        .get_all(name)
-        .iter()
-        .filter_map(|line| line.to_str().ok());
-    lines
-        .flat_map(|line| line.split(','))
-        .map(str::trim)
-        .any(|tag| {
-            let opaque = match tag.strip_prefix("W/") {
-                Some(_) if !weakly => return false,
-                Some(opaque) => opaque,
-                None => tag,
-            };
-            // Docker's clients were seen to send the digest without quotes.
-            tag == "*" || opaque.trim_matches('"') == digest
+/// The entity tags that a header lists; none without the header.
+fn entity_tags(headers: &HeaderMap, name: HeaderName) -> Option<Vec<EntityTag<'_>>> {
+    headers.contains_key(&name).then(|| {
+        let lines = headers.get_all(name).iter();
+        let lines = lines.filter_map(|line| line.to_str().ok());
+        let tags = lines.flat_map(|line| line.split(',')).map(str::trim);
+        tags.map(|tag| match tag.strip_prefix("W/") {
+            Some(opaque) => EntityTag { opaque, weak: true },
+            None => EntityTag {
+                opaque: tag,
+                weak: false,
+            },
         })
-}
-
-/// The ranges to answer with, if any: `If-Range` must name this very content (a date can't).
-pub(super) fn requested_ranges(headers: &HeaderMap, digest: &Digest) -> Option<Requested> {
-    let mut lines = headers.get_all(RANGE).iter();
-    let range = lines.next()?.to_str().ok()?;
-    if lines.next().is_some() {
-        return None;
-    }
-    if let Some(condition) = headers.get(IF_RANGE)
-        && condition != etag(digest)
-    {
-        return None;
-    }
-    Requested::parse(range)
+        .collect()
+    })
 }
 
 #[cfg(test)]
@@ -112,16 +138,17 @@ mod tests {
             ("\"x\"".to_owned(), Failed, Proceed),
             (String::new(), Failed, Proceed),
         ] {
-            let verdict = |name| evaluate(&headers(&[(name, &value)]), &digest);
+            let verdict = |name| Conditions::parse(&headers(&[(name, &value)])).evaluate(&digest);
             assert_eq!(verdict("if-match"), matched, "{value}");
             assert_eq!(verdict("if-none-match"), none_matched, "{value}");
         }
-        assert_eq!(evaluate(&HeaderMap::new(), &digest), Proceed);
+        let evaluate = |headers: &HeaderMap| Conditions::parse(headers).evaluate(&digest);
+        assert_eq!(evaluate(&HeaderMap::new()), Proceed);
         let quoted = format!("\"{digest}\"");
         let both = headers(&[("if-match", &quoted), ("if-none-match", &quoted)]);
-        assert_eq!(evaluate(&both, &digest), NotModified);
+        assert_eq!(evaluate(&both), NotModified);
         let both = headers(&[("if-match", "\"x\""), ("if-none-match", &quoted)]);
-        assert_eq!(evaluate(&both, &digest), Failed, "If-Match comes first");
+        assert_eq!(evaluate(&both), Failed, "If-Match comes first");
     }
 
     #[test]
@@ -134,7 +161,7 @@ mod tests {
             if let Some(condition) = condition {
                 headers.insert(IF_RANGE, HeaderValue::from_str(condition).unwrap());
             }
-            requested_ranges(&headers, &digest).is_some()
+            Conditions::parse(&headers).ranges(&digest).is_some()
         };
         assert!(ranged(None));
         assert!(ranged(Some(&quoted)));

@@ -1,9 +1,9 @@
 //! The registry API over HTTP/1.1 and HTTP/2, TCP and unix sockets.
 //!
-//! A request goes [`connection`] -> [`service`] (route, mirror) -> [`answer`] (heads, ranges,
-//! conditions) -> [`body`]; what the body is made of ([`chunk`]) goes out through the connection's
-//! socket, which sends ranges of files by itself. Errors of every room become status and error document in [`error`] and
-//! nowhere else. [`access`] writes one line and counts, once the body has ended.
+//! A request goes [`connection`] -> [`service`] (action, caller, target, authorization, conditions) ->
+//! [`handlers`] (mirror) -> [`answer`] (headers, ranges) -> [`body`]. The pieces of a body ([`chunk`])
+//! go out through the connection's socket, which sends ranges of files by itself. Errors of every
+//! module become status and error document in [`error`] and nowhere else. [`access`] writes one line and counts, once the body has ended.
 //!
 //! What must never happen: a body that isn't whole ends well; an error of ours or the upstream's is
 //! turned into "not found".
@@ -21,6 +21,7 @@ mod chunk;
 mod conditional;
 mod connection;
 mod error;
+mod handlers;
 mod http2;
 mod limits;
 pub mod listener;
@@ -30,6 +31,7 @@ mod sendfile;
 mod service;
 mod socket;
 
+pub use answer::refused;
 pub use body::{Body, BodyError};
 pub use buffers::ResponseBuffers;
 pub use chunk::{Chunk, FileChunk};

@@ -25,6 +25,7 @@ mod clients;
 mod content_range;
 mod credentials;
 mod error;
+mod explain;
 mod failures;
 mod gate;
 mod guard;

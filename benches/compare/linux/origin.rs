@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use http::{Method, Uri};
+use millpond::oci::Action;
 use millpond::oci::range::Resolved;
-use millpond::oci::route::Endpoint;
 use millpond::oci::{ByteRange, Digest, Reference, Requested, Route};
 use rustix::fs::sendfile;
 use rustix::net::sockopt::set_socket_send_buffer_size;
@@ -116,12 +116,12 @@ impl Origin {
             self.requests.fetch_add(1, Ordering::Relaxed);
             thread::sleep(self.delay);
             let body = method != Method::HEAD;
-            match Route::parse(&method, &uri).map(|route| route.endpoint) {
-                Ok(Endpoint::Base) => answer(&mut stream, "200 OK", &[], Some(b"{}"), 2)?,
-                Ok(Endpoint::Blob { digest, .. }) => {
+            match Route::parse(&method, &uri).map(|route| route.action) {
+                Ok(Action::Base) => answer(&mut stream, "200 OK", &[], Some(b"{}"), 2)?,
+                Ok(Action::Blob { digest, .. }) => {
                     self.blob(&mut stream, &digest, body, header(&head, "range"))?;
                 }
-                Ok(Endpoint::Manifest { name, reference }) => {
+                Ok(Action::Manifest { name, reference }) => {
                     let digest = match reference {
                         Reference::Digest(digest) => Some(digest),
                         Reference::Tag(tag) => self.shelf.tagged(&name, &tag).ok(),

@@ -1,6 +1,6 @@
-//! From method and URI to what is asked for. Nothing after this sees a raw path.
+//! From method and URI to an action. Nothing after this sees a raw path.
 //!
-//! The endpoints are those of distribution-spec 1.1 ("Endpoints") that a reader uses, and Docker's
+//! The actions are those of distribution-spec 1.1 ("Endpoints") that a reader uses, and Docker's
 //! `_catalog`. Writes are recognised so that they can be refused as writes.
 
 use std::borrow::Cow;
@@ -9,6 +9,7 @@ use http::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
 use super::digest::{Digest, DigestError};
+use super::error::{Classified, ErrorKind};
 use super::name::{NameError, Reference, RepoName};
 
 /// The most entries that one page of a list holds.
@@ -23,14 +24,14 @@ const MAX_ARTIFACT_TYPE: usize = 255;
 /// A parsed request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    pub endpoint: Endpoint,
+    pub action: Action,
     /// containerd's `ns` parameter: the registry host that the client meant.
     pub ns: Option<String>,
 }
 
-/// What is asked for.
+/// What a request does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum Action {
     /// `GET /`: is this server alive? Load balancers ask it, and the reference registry answers.
     Root,
     /// `OPTIONS` of any path: which methods are there? Browsers ask it before other requests.
@@ -82,6 +83,27 @@ pub enum RouteError {
     PageSize,
     #[error("the parameter {0} is longer than any valid value")]
     Parameter(&'static str),
+    /// Two names of the host could mean two upstreams.
+    #[error("the request has more than one Host header")]
+    Hosts,
+}
+
+impl Classified for RouteError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound => ErrorKind::NoSuchPath,
+            Self::Write => ErrorKind::ReadOnly,
+            Self::Name(_) => ErrorKind::NameInvalid,
+            Self::Reference(_) => ErrorKind::TagInvalid,
+            Self::Digest(_) => ErrorKind::DigestInvalid,
+            Self::PageSize => ErrorKind::PageSizeInvalid,
+            Self::Parameter(_) | Self::Hosts => ErrorKind::BadRequest,
+        }
+    }
+
+    fn reason(&self) -> Cow<'static, str> {
+        self.to_string().into()
+    }
 }
 
 impl Route {
@@ -95,60 +117,60 @@ impl Route {
         } else {
             Cow::Borrowed(uri.path())
         };
-        let alone = |endpoint| Ok(Self { endpoint, ns: None });
+        let alone = |action| Ok(Self { action, ns: None });
         let rest = match path.strip_prefix("/v2") {
             Some("" | "/") => None,
             Some(rest) => Some(rest.strip_prefix('/').ok_or(RouteError::NotFound)?),
             // The server as a whole (RFC 9110, section 9.3.7).
             None if method == Method::OPTIONS && matches!(&*path, "*" | "/") => {
-                return alone(Endpoint::Options);
+                return alone(Action::Options);
             }
             None if (method == Method::GET || method == Method::HEAD) && path == "/" => {
-                return alone(Endpoint::Root);
+                return alone(Action::Root);
             }
             None => return Err(RouteError::NotFound),
         };
         if method == Method::OPTIONS {
-            return alone(Endpoint::Options);
+            return alone(Action::Options);
         }
         if method != Method::GET && method != Method::HEAD {
             return Err(RouteError::Write);
         }
         let query = Query::parse(uri.query().unwrap_or_default())?;
-        let endpoint = match rest {
-            None => Endpoint::Base,
-            Some("_catalog") => Endpoint::Catalog(query.page),
-            Some(rest) => endpoint(rest.trim_end_matches('/'), query.page, query.artifact_type)?,
+        let action = match rest {
+            None => Action::Base,
+            Some("_catalog") => Action::Catalog(query.page),
+            Some(rest) => action_on(rest.trim_end_matches('/'), query.page, query.artifact_type)?,
         };
         Ok(Self {
-            endpoint,
+            action,
             ns: query.ns,
         })
     }
 }
 
 /// `<name>/<noun>/<what>`, where the name has slashes of its own: read from the right.
-fn endpoint(rest: &str, page: Page, artifact_type: Option<String>) -> Result<Endpoint, RouteError> {
+fn action_on(rest: &str, page: Page, artifact_type: Option<String>) -> Result<Action, RouteError> {
     let (head, what) = rest.rsplit_once('/').ok_or(RouteError::NotFound)?;
     let (name, noun) = head.rsplit_once('/').ok_or(RouteError::NotFound)?;
     let name = || name.parse::<RepoName>().map_err(RouteError::Name);
     Ok(match (noun, what) {
-        ("tags", "list") => Endpoint::Tags {
+        ("tags", "list") => Action::Tags {
             name: name()?,
             page,
         },
-        ("manifests", reference) => Endpoint::Manifest {
+        ("manifests", reference) => Action::Manifest {
             name: name()?,
             reference: reference.parse().map_err(|error| match error {
                 NameError::Digest(error) => RouteError::Digest(error),
                 other => RouteError::Reference(other),
             })?,
         },
-        ("blobs", digest) => Endpoint::Blob {
+        ("blobs", digest) => Action::Blob {
             name: name()?,
             digest: digest.parse().map_err(RouteError::Digest)?,
         },
-        ("referrers", digest) => Endpoint::Referrers {
+        ("referrers", digest) => Action::Referrers {
             name: name()?,
             digest: digest.parse().map_err(RouteError::Digest)?,
             artifact_type,
@@ -213,56 +235,56 @@ mod tests {
         Route::parse(&Method::GET, &uri.replace("$D", D).parse().unwrap())
     }
 
-    fn endpoint(uri: &str) -> Endpoint {
-        get(uri).unwrap().endpoint
+    fn action(uri: &str) -> Action {
+        get(uri).unwrap().action
     }
 
     #[test]
     fn every_endpoint() {
         let name = |text: &str| text.parse::<RepoName>().unwrap();
         let digest: Digest = D.parse().unwrap();
-        assert_eq!(endpoint("/v2/"), Endpoint::Base);
-        assert_eq!(endpoint("/v2"), Endpoint::Base);
+        assert_eq!(action("/v2/"), Action::Base);
+        assert_eq!(action("/v2"), Action::Base);
         assert_eq!(
-            endpoint("/v2/_catalog?n=5&last=a/b"),
-            Endpoint::Catalog(Page {
+            action("/v2/_catalog?n=5&last=a/b"),
+            Action::Catalog(Page {
                 n: Some(5),
                 last: Some("a/b".into())
             })
         );
         assert_eq!(
-            endpoint("/v2/a/b/c/tags/list"),
-            Endpoint::Tags {
+            action("/v2/a/b/c/tags/list"),
+            Action::Tags {
                 name: name("a/b/c"),
                 page: Page::default()
             }
         );
         assert_eq!(
-            endpoint("/v2/debian/manifests/12"),
-            Endpoint::Manifest {
+            action("/v2/debian/manifests/12"),
+            Action::Manifest {
                 name: name("debian"),
                 reference: "12".parse().unwrap()
             }
         );
-        let by_digest = Endpoint::Manifest {
+        let by_digest = Action::Manifest {
             name: name("a"),
             reference: Reference::Digest(digest),
         };
-        assert_eq!(endpoint("/v2/a/manifests/$D"), by_digest);
+        assert_eq!(action("/v2/a/manifests/$D"), by_digest);
         assert_eq!(
-            endpoint(&format!("/v2/a/manifests/{}", D.replace(':', "%3A"))),
+            action(&format!("/v2/a/manifests/{}", D.replace(':', "%3A"))),
             by_digest
         );
         assert_eq!(
-            endpoint("/v2/a%2Fb/blobs/$D"),
-            Endpoint::Blob {
+            action("/v2/a%2Fb/blobs/$D"),
+            Action::Blob {
                 name: name("a/b"),
                 digest
             }
         );
         assert_eq!(
-            endpoint("/v2/a/referrers/$D?artifactType=a/b+json"),
-            Endpoint::Referrers {
+            action("/v2/a/referrers/$D?artifactType=a/b+json"),
+            Action::Referrers {
                 name: name("a"),
                 digest,
                 artifact_type: Some("a/b+json".into())
@@ -274,8 +296,8 @@ mod tests {
     fn repositories_named_like_endpoints() {
         let name: RepoName = "tags/list/manifests".parse().unwrap();
         assert_eq!(
-            endpoint("/v2/tags/list/manifests/manifests/blobs"),
-            Endpoint::Manifest {
+            action("/v2/tags/list/manifests/manifests/blobs"),
+            Action::Manifest {
                 name,
                 reference: "blobs".parse().unwrap()
             }
@@ -332,16 +354,16 @@ mod tests {
 
     #[test]
     fn what_is_asked_of_the_server_itself() {
-        assert_eq!(endpoint("/"), Endpoint::Root);
+        assert_eq!(action("/"), Action::Root);
         for (uri, expected) in [
-            ("*", Ok(Endpoint::Options)),
-            ("/", Ok(Endpoint::Options)),
-            ("/v2/", Ok(Endpoint::Options)),
-            ("/v2/App/manifests/x", Ok(Endpoint::Options)),
+            ("*", Ok(Action::Options)),
+            ("/", Ok(Action::Options)),
+            ("/v2/", Ok(Action::Options)),
+            ("/v2/App/manifests/x", Ok(Action::Options)),
             ("/x", Err(RouteError::NotFound)),
         ] {
             let route = Route::parse(&Method::OPTIONS, &uri.parse().unwrap());
-            assert_eq!(route.map(|route| route.endpoint), expected, "{uri}");
+            assert_eq!(route.map(|route| route.action), expected, "{uri}");
         }
         let write = Route::parse(&Method::POST, &"/".parse().unwrap());
         assert_eq!(write, Err(RouteError::NotFound));
@@ -368,7 +390,7 @@ mod tests {
         #[test]
         fn any_path_is_survived(path in "(/|v2|a|manifests|blobs|tags|list|referrers|\\.\\.|%2[fF]|%00|:|@|_catalog|sha256:){0,12}", query in "[a-z=&%0-9]{0,30}") {
             if let Ok(uri) = format!("/v2/{path}?{query}").parse::<Uri>()
-                && let Ok(Route { endpoint: Endpoint::Manifest { name, .. } | Endpoint::Blob { name, .. }, .. }) =
+                && let Ok(Route { action: Action::Manifest { name, .. } | Action::Blob { name, .. }, .. }) =
                     Route::parse(&Method::GET, &uri)
             {
                 prop_assert!(name.components().all(|part| part != ".." && !part.is_empty()));
@@ -378,8 +400,8 @@ mod tests {
         #[test]
         fn any_valid_name_and_tag_find_their_way(name in "[a-z0-9]{1,8}(/[a-z0-9]{1,8}){0,3}", tag in "[A-Za-z0-9_][A-Za-z0-9._-]{0,20}") {
             let route = get(&format!("/v2/{name}/manifests/{tag}")).unwrap();
-            let expected = Endpoint::Manifest { name: name.parse().unwrap(), reference: tag.parse().unwrap() };
-            prop_assert_eq!(route.endpoint, expected);
+            let expected = Action::Manifest { name: name.parse().unwrap(), reference: tag.parse().unwrap() };
+            prop_assert_eq!(route.action, expected);
         }
     }
 }

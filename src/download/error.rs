@@ -1,0 +1,121 @@
+//! Why downloads fail, and what clients are told of it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cache::StoreError;
+use crate::oci::{Classified, Digest, ErrorKind};
+use crate::upstream::UpstreamError;
+
+/// When a client that finds too many downloads waiting may ask again.
+const BUSY_RETRY: Duration = Duration::from_secs(5);
+
+/// Why a download failed. Each follower gets a copy.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DownloadError {
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    #[error("the download could not be stored: {0}")]
+    Store(Arc<StoreError>),
+    #[error("the upstream sent content of digest {got} for {expected}")]
+    Digest {
+        expected: Box<Digest>,
+        got: Box<Digest>,
+    },
+    #[error("the upstream announced {announced} bytes of {digest} and sent {sent}")]
+    Length {
+        digest: Box<Digest>,
+        announced: u64,
+        sent: u64,
+    },
+    #[error("byte {at} of {digest} arrived twice with different values")]
+    Changed { digest: Box<Digest>, at: u64 },
+    #[error("the store has the blob already")]
+    Present,
+    #[error("the download ended without a result")]
+    Lost,
+    #[error("no source sends the bytes that a client waits for")]
+    Stuck,
+    #[error("no client follows the download any more, and it can't be stored")]
+    Abandoned,
+    #[error("the mirror is stopping")]
+    Stopping,
+    #[error("too many downloads wait for the upstream")]
+    Busy,
+}
+
+impl DownloadError {
+    /// Whether the download ended for a reason of its own that says nothing about the blob. A client
+    /// that joined it asks again.
+    pub const fn is_of_this_download(&self) -> bool {
+        match self {
+            Self::Present | Self::Lost | Self::Abandoned => true,
+            Self::Upstream(_)
+            | Self::Store(_)
+            | Self::Digest { .. }
+            | Self::Length { .. }
+            | Self::Changed { .. }
+            | Self::Stuck
+            | Self::Stopping
+            | Self::Busy => false,
+        }
+    }
+
+    /// Whether the bytes that have arrived may be right, so that the next download resumes them.
+    pub(super) const fn leaves_partial(&self) -> bool {
+        match self {
+            Self::Upstream(_) | Self::Abandoned | Self::Stopping | Self::Busy => true,
+            Self::Store(_)
+            | Self::Digest { .. }
+            | Self::Length { .. }
+            | Self::Changed { .. }
+            | Self::Present
+            | Self::Stuck
+            | Self::Lost => false,
+        }
+    }
+}
+
+impl From<StoreError> for DownloadError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl Classified for DownloadError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Upstream(error) => error.kind(),
+            Self::Digest { .. } | Self::Length { .. } | Self::Changed { .. } => {
+                ErrorKind::WrongAnswer
+            }
+            Self::Stopping | Self::Busy => ErrorKind::Busy,
+            Self::Store(_) | Self::Lost | Self::Stuck | Self::Present | Self::Abandoned => {
+                ErrorKind::Internal
+            }
+        }
+    }
+
+    fn reason(&self) -> Cow<'static, str> {
+        match self {
+            Self::Upstream(error) => error.reason(),
+            Self::Digest { .. } | Self::Length { .. } | Self::Changed { .. } => {
+                format!("the upstream's answer is wrong: {self}").into()
+            }
+            Self::Stopping => "the mirror is stopping; ask again".into(),
+            Self::Busy => "too many downloads wait; ask again".into(),
+            Self::Store(_) | Self::Lost | Self::Stuck | Self::Present | Self::Abandoned => {
+                "the mirror failed; its log says why".into()
+            }
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Upstream(error) => error.retry_after(),
+            Self::Busy => Some(BUSY_RETRY),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The handlers: from a parsed call to a response.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::answer;
+use super::cache_status::{Named, Origin};
+use super::conditional::Verdict;
+use super::request::RequestBody;
+use super::service::{Answered, Call, ServerSettings};
+use crate::metrics::Outcome;
+use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
+use crate::oci::action::Page;
+use crate::oci::{Action, Digest, Reference, RepoName, Requested};
+
+/// Answers calls from one mirror.
+#[derive(Debug)]
+pub(super) struct Handlers {
+    mirror: Arc<Mirror>,
+    /// What links begin with: an origin, or nothing, and the path before `/v2/`.
+    base: String,
+}
+
+impl Handlers {
+    pub(super) fn new(mirror: Arc<Mirror>, settings: &ServerSettings) -> Self {
+        let ServerSettings { prefix, origin, .. } = settings;
+        let base = format!("{}{prefix}", origin.as_deref().unwrap_or_default());
+        Self { mirror, base }
+    }
+
+    /// Carries out an action. Reads have no body: what a client sends all the same is discarded.
+    pub(super) async fn dispatch(
+        &self,
+        action: &Action,
+        call: &Call<'_>,
+        body: RequestBody,
+    ) -> Result<Answered, MirrorError> {
+        drop(body);
+        match action {
+            Action::Root => Ok((answer::alive(), Outcome::Hit)),
+            Action::Options => Ok((answer::options(), Outcome::Hit)),
+            Action::Base => Ok((answer::base(), Outcome::Hit)),
+            // These are rare: put aside, so that connections needn't keep room for them.
+            Action::Catalog(page) => Box::pin(self.catalog(page)).await,
+            Action::Tags { name, page } => Box::pin(self.tags(call, name, page)).await,
+            Action::Manifest { name, reference } => self.manifest(call, name, reference).await,
+            Action::Blob { name, digest } => self.blob(call, name, *digest).await,
+            Action::Referrers {
+                name,
+                digest,
+                artifact_type,
+            } => {
+                let artifact_type = artifact_type.as_deref();
+                Box::pin(self.referrers(call, name, *digest, artifact_type)).await
+            }
+        }
+    }
+
+    async fn manifest(
+        &self,
+        call: &Call<'_>,
+        name: &RepoName,
+        reference: &Reference,
+    ) -> Result<Answered, MirrorError> {
+        let target = call.target(&self.mirror, name)?;
+        let found = self
+            .mirror
+            .manifest(&target, reference, &call.accept, call.mode)
+            .await
+            .inspect_err(|error| report(&target, error))?;
+        let outcome = found.outcome;
+        Ok((
+            answer::manifest(&call.conditions, Named::by_reference(reference), &found),
+            outcome,
+        ))
+    }
+
+    async fn blob(
+        &self,
+        call: &Call<'_>,
+        name: &RepoName,
+        digest: Digest,
+    ) -> Result<Answered, MirrorError> {
+        let target = call.target(&self.mirror, name)?;
+        let verdict = call.conditions.evaluate(&digest);
+        let ranges = call.conditions.ranges(&digest);
+        let ranges = ranges.filter(|_| call.mode == ReadMode::Content);
+        let refused = ranges.is_some_and(Requested::never_satisfiable);
+        // Who gets no byte of the blob must not make the mirror download it.
+        let want = if verdict == Verdict::Proceed && !refused {
+            call.mode
+        } else {
+            ReadMode::Head
+        };
+        let mut found = self
+            .mirror
+            .blob(&target, digest, want, ranges, call.client)
+            .await
+            .inspect_err(|error| report(&target, error))?;
+        let (outcome, visit) = (found.outcome, found.visit.take());
+        let origin = Origin {
+            outcome,
+            named: Named::ByDigest,
+            exchange: found.exchange,
+        };
+        let mut response = match verdict {
+            Verdict::Failed => answer::precondition_failed(&digest, origin),
+            Verdict::NotModified => answer::blob_not_modified(&digest, origin),
+            Verdict::Proceed if refused => answer::unsatisfiable(found.size, origin),
+            Verdict::Proceed => {
+                let recovery = Recovery::new(Arc::clone(&self.mirror), target, digest, call.client);
+                answer::blob(&digest, want, ranges, found, origin, recovery)
+            }
+        };
+        response.body_mut().visited(visit);
+        Ok((response, outcome))
+    }
+
+    async fn referrers(
+        &self,
+        call: &Call<'_>,
+        name: &RepoName,
+        digest: Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Answered, MirrorError> {
+        let target = call.target(&self.mirror, name)?;
+        let found = self
+            .mirror
+            .referrers(&target, digest, artifact_type)
+            .await
+            .inspect_err(|error| report(&target, error))?;
+        let origin = Origin::list(found.outcome, found.exchange);
+        Ok((
+            answer::referrers(found.index, artifact_type.is_some(), origin),
+            found.outcome,
+        ))
+    }
+
+    async fn tags(
+        &self,
+        call: &Call<'_>,
+        name: &RepoName,
+        page: &Page,
+    ) -> Result<Answered, MirrorError> {
+        let target = call.target(&self.mirror, name)?;
+        let found = self.mirror.tags(&target, page).await;
+        let found = found.inspect_err(|error| report(&target, error))?;
+        let tags: Vec<&str> = found.tags.iter().map(crate::oci::Tag::as_str).collect();
+        let last = tags.last().filter(|_| found.more);
+        let next = last.map(|last| {
+            self.next_page(
+                &format!("{name}/tags/list"),
+                page,
+                tags.len(),
+                last,
+                call.ns,
+            )
+        });
+        Ok((
+            answer::list(
+                &json!({"name": name.as_str(), "tags": tags}),
+                next.as_deref(),
+                Origin::list(found.outcome, found.exchange),
+            ),
+            found.outcome,
+        ))
+    }
+
+    async fn catalog(&self, page: &Page) -> Result<Answered, MirrorError> {
+        let found = self.mirror.catalog(page).await?;
+        let names: Vec<&str> = found.repositories.iter().map(RepoName::as_str).collect();
+        let last = names.last().filter(|_| found.more);
+        let next = last.map(|last| self.next_page("_catalog", page, names.len(), last, None));
+        Ok((
+            answer::list(
+                &json!({"repositories": names}),
+                next.as_deref(),
+                Origin::list(Outcome::Hit, Exchange::default()),
+            ),
+            Outcome::Hit,
+        ))
+    }
+
+    /// The address of the page after `last`.
+    fn next_page(
+        &self,
+        path: &str,
+        page: &Page,
+        listed: usize,
+        last: &str,
+        ns: Option<&str>,
+    ) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query
+            .append_pair("last", last)
+            .append_pair("n", &page.n.unwrap_or(listed).to_string());
+        if let Some(ns) = ns {
+            query.append_pair("ns", ns);
+        }
+        format!("{}/v2/{path}?{}", self.base, query.finish())
+    }
+}
+
+/// An upstream's failure that the client is told of.
+fn report(target: &Target, error: &MirrorError) {
+    target.report(error, "the client was told of the failure");
+}
