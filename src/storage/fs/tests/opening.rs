@@ -1,0 +1,81 @@
+//! Opening a store: its lock, its leftovers, and a root that can't be used.
+
+use super::*;
+
+#[tokio::test]
+async fn leftovers_in_the_spool_are_swept_at_the_start() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = Layout::new(root.path());
+    write(layout.staged(StageName::new(&digest("x"), "u")), "half");
+    write(layout.draft(4), "sha2");
+    write(layout.draft(0), "");
+    write(layout.spool().join("notes.txt"), "keep");
+    let store = FsStore::open(root.path()).await.unwrap();
+    let left = files(&layout.spool());
+    assert_eq!(left, [("notes.txt".to_owned(), "keep".to_owned())]);
+    assert!(store.open(&digest("x")).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn one_process_at_a_time() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = Layout::new(root.path());
+    let store = FsStore::open(root.path()).await.unwrap();
+    let stage = store.stage(&digest("x"), "u").await.unwrap();
+    // Locks belong to open files, so a second one here is like one in another process.
+    let error = FsStore::open(root.path()).await.unwrap_err();
+    assert!(matches!(error, StoreError::InUse { .. }), "{error:?}");
+    assert!(
+        error
+            .to_string()
+            .contains(&root.path().display().to_string())
+    );
+    assert_eq!(
+        files(&layout.spool()).len(),
+        1,
+        "nothing of the first is swept"
+    );
+    drop(store);
+    assert!(FsStore::open(root.path()).await.is_err(), "a stage is use");
+    drop(stage);
+    FsStore::open(root.path()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_root_that_cannot_be_written_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    write(&file, "");
+    let cases = [file.join("root"), file.clone()];
+    for root in cases {
+        let error = FsStore::open(&root).await.unwrap_err();
+        assert!(matches!(error, StoreError::NotWritable { .. }), "{error:?}");
+        assert!(error.to_string().contains(&root.display().to_string()));
+    }
+    // The directories are there, but no file can be made: something is in the way of the probe.
+    let root = directory.path().join("root");
+    let probe = Layout::new(&root).draft(0);
+    fs::create_dir_all(&probe).unwrap();
+    let error = FsStore::open(&root).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotWritable { .. }), "{error:?}");
+    assert!(error.to_string().contains(&probe.display().to_string()));
+}
+
+#[tokio::test]
+async fn symbolic_links_are_followed_at_the_root_only() {
+    use std::os::unix::fs::symlink;
+
+    let directory = tempfile::tempdir().unwrap();
+    let (real, root) = (directory.path().join("real"), directory.path().join("root"));
+    symlink(&real, &root).unwrap();
+    let error = FsStore::open(&root).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotWritable { .. }), "dangling");
+
+    fs::create_dir(&real).unwrap();
+    let store = FsStore::open(&root).await.unwrap();
+    let layer = link("a", LinkKind::Layer, digest("blob"));
+    store.link(&layer).await.unwrap();
+    let repositories = Layout::new(&real).repositories();
+    symlink(&repositories, repositories.join("a/circle")).unwrap();
+    assert_eq!(store.repositories().await.unwrap(), [repo("a")]);
+}
