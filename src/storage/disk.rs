@@ -87,7 +87,7 @@ pub(super) fn place(from: &Path, to: &Path, modes: &Modes) -> Result<Vec<PathBuf
 pub(super) fn sync_names(file: &Path, created: &[PathBuf]) {
     let parents = created.iter().map(PathBuf::as_path).chain([file]);
     for directory in parents.filter_map(Path::parent) {
-        match sync_dir(directory) {
+        match sync_directory(directory) {
             Ok(()) => {}
             // Some network and user-space file systems have no such call.
             Err(error)
@@ -102,8 +102,9 @@ pub(super) fn sync_names(file: &Path, created: &[PathBuf]) {
     }
 }
 
-fn sync_dir(directory: &Path) -> io::Result<()> {
-    // The parent of a relative path's first component.
+/// Makes the names in a directory durable. The empty path is the working directory: the parent of a
+/// relative path's first component.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
     let here = Path::new(".");
     let empty = directory.as_os_str().is_empty();
     File::open(if empty { here } else { directory })?.sync_all()

@@ -59,6 +59,7 @@ mod trust;
 mod unreadable;
 
 pub use content::{Content, MAX_READ, Piece, ReadGate, Reader};
+pub use disk::sync_directory;
 pub use error::StoreError;
 #[cfg(test)]
 pub use faulty::FaultyStore;

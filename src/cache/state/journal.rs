@@ -20,7 +20,7 @@ use super::record::Record;
 use super::timestamp::Timestamp;
 use crate::cache::{CacheError, Upkeep};
 use crate::error_chain::on_one_line;
-use crate::storage::{Layout, Modes};
+use crate::storage::{Layout, Modes, sync_directory};
 
 /// The largest state file that is read, in bytes: five million entries.
 const MAX_STATE: u64 = 2 * 1024 * 1024 * 1024;
@@ -135,7 +135,7 @@ impl Journal {
             let mut options = File::options();
             let file = modes(&self.path).open(options.create(true).append(true), &self.path)?;
             self.file = Some(file);
-            sync_directory(&self.path)?;
+            sync_parent(&self.path)?;
         }
         let Some(file) = &mut self.file else {
             return Ok(());
@@ -162,8 +162,7 @@ impl Journal {
         let draft = self.snapshot.with_extension("json.new");
         let failed = |source| CacheError::io("write", &draft, source);
         let bytes = write_snapshot(&draft, next).map_err(failed)?;
-        let renamed =
-            fs::rename(&draft, &self.snapshot).and_then(|()| sync_directory(&self.snapshot));
+        let renamed = fs::rename(&draft, &self.snapshot).and_then(|()| sync_parent(&self.snapshot));
         renamed.map_err(|source| CacheError::io("replace", &self.snapshot, source))?;
         self.folded = bytes;
         self.file = None;
@@ -299,20 +298,6 @@ fn write_snapshot(path: &Path, next: &mut dyn FnMut() -> Option<Vec<Record>>) ->
     Ok(bytes)
 }
 
-/// Makes the names in a file's directory durable.
-#[cfg(unix)]
-fn sync_directory(file: &Path) -> io::Result<()> {
-    match file
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => File::open(".")?.sync_all(),
-    }
-}
-
-/// A directory can't be opened as a file there; NTFS journals names by itself.
-#[cfg(not(unix))]
-fn sync_directory(_file: &Path) -> io::Result<()> {
-    Ok(())
+fn sync_parent(file: &Path) -> io::Result<()> {
+    sync_directory(file.parent().unwrap_or(file))
 }
