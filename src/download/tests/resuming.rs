@@ -302,27 +302,35 @@ async fn stopping_in_the_middle_leaves_what_is_there() {
     assert_eq!(origin.sent(), 3 * MIB);
 }
 
+/// A bench whose store is a directory.
+async fn on_disk(root: &std::path::Path) -> Bench {
+    let store = crate::storage::FsStore::open(root).await.unwrap();
+    Bench::over(
+        Arc::new(store),
+        settings(),
+        cache::CacheSettings::unlimited(),
+    )
+}
+
+/// The file in the spool with this ending.
+fn spooled(root: &std::path::Path, ending: &str) -> std::path::PathBuf {
+    let files = std::fs::read_dir(root.join("millpond/spool")).unwrap();
+    let mut paths = files.map(|file| file.unwrap().path());
+    let found = paths.find(|path| path.to_str().unwrap().ends_with(ending));
+    found.unwrap()
+}
+
 #[test]
-fn a_crash_leaves_what_was_noted() {
+fn a_crash_leaves_what_was_checkpointed() {
     let directory = tempfile::tempdir().unwrap();
     let (content, digest) = mebibytes(20);
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         builder.enable_time().start_paused(true).build().unwrap()
     };
-    let over = async || {
-        let store = crate::storage::FsStore::open(directory.path())
-            .await
-            .unwrap();
-        Bench::over(
-            Arc::new(store),
-            settings(),
-            cache::CacheSettings::unlimited(),
-        )
-    };
     let first = runtime();
     first.block_on(async {
-        let bench = over().await;
+        let bench = on_disk(directory.path()).await;
         let origin = Origin::new(&content).slow(4 << 20).acts([]);
         let mut follower = bench.join(digest, "a", &origin);
         read_range(&mut follower, 0, 15 * MIB).await.unwrap();
@@ -335,16 +343,58 @@ fn a_crash_leaves_what_was_noted() {
     let copy = tempfile::tempdir().unwrap();
     copy_all(directory.path(), copy.path());
     runtime().block_on(async {
-        let store = crate::storage::FsStore::open(copy.path()).await.unwrap();
-        let keeping = cache::CacheSettings::unlimited();
-        let bench = Bench::over(Arc::new(store), settings(), keeping);
+        let bench = on_disk(copy.path()).await;
         let origin = Origin::new(&content).acts([]);
         let mut follower = bench.join(digest, "a", &origin);
         assert!(read_to_end(&mut follower).await.unwrap() == content);
-        assert!(origin.sent() <= 16 * MIB, "{}", origin.sent());
+        assert!(origin.sent() <= 6 * MIB, "{}", origin.sent());
         bench.settled().await;
         assert!(bench.stored(&digest).await.unwrap() == content);
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_block_of_a_partial_reaches_no_client() {
+    use std::os::unix::fs::FileExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let bench = on_disk(directory.path()).await;
+    let (content, digest) = mebibytes(20);
+    failed_at(&bench, &content, digest, 18 * MIB).await;
+    // One byte of the second of five blocks.
+    let staged = spooled(directory.path(), ".part");
+    let file = std::fs::File::options().write(true).open(staged).unwrap();
+    file.write_all_at(b"!", 5 * MIB).unwrap();
+    let origin = Origin::new(&content).acts([]);
+    let mut follower = bench.join(digest, "a", &origin);
+    assert!(read_to_end(&mut follower).await.unwrap() == content);
+    bench.settled().await;
+    let asked = origin.asked();
+    assert_eq!(asked[0].0, 4 * MIB, "{asked:?}");
+    assert!(origin.sent() >= 6 * MIB && origin.sent() < 8 * MIB);
+    assert!(bench.stored(&digest).await.unwrap() == content);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_makes_its_checkpoints_durable_and_a_failure_does_not() {
+    let (content, digest) = mebibytes(5);
+    for stops in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let bench = on_disk(directory.path()).await;
+        if stops {
+            let gate = Act::Gate(2 * MIB, CancellationToken::new());
+            let origin = Origin::new(&content).acts([gate]);
+            let mut follower = bench.join(digest, "a", &origin);
+            read_range(&mut follower, 0, 2 * MIB).await.unwrap();
+            bench.stop.cancel();
+            bench.settled().await;
+        } else {
+            failed_at(&bench, &content, digest, 2 * MIB).await;
+        }
+        let checkpoint = spooled(directory.path(), ".checkpoint");
+        let text = std::fs::read_to_string(checkpoint).unwrap();
+        let synced = format!(r#""synced":{stops}"#);
+        assert!(text.contains(&synced), "{text}");
+    }
 }
 
 fn copy_all(from: &std::path::Path, to: &std::path::Path) {
