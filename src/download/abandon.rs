@@ -92,9 +92,9 @@ impl Transfer<'_> {
 
     async fn close(&mut self) -> Option<bool> {
         let Download { digest, id, .. } = self.download;
-        let kept = self.keep().await;
+        let resumable = self.checkpoint().await;
         let closed = self.shared.registry.close(digest, *id);
-        closed.then_some(kept)
+        closed.then_some(resumable)
     }
 
     fn received_bytes(&self) -> u64 {
@@ -103,7 +103,7 @@ impl Transfer<'_> {
 
     /// Ends the streams, writes the bytes that have arrived, and writes a checkpoint, which is synced
     /// when the mirror is stopping. False when there is nothing that a later download could resume.
-    pub(super) async fn keep(&mut self) -> bool {
+    pub(super) async fn checkpoint(&mut self) -> bool {
         self.stop_streams();
         while self.storing.idle().is_none() {
             let Ok(writer) = self.storing.written().await else {

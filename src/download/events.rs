@@ -138,12 +138,12 @@ impl Transfer<'_> {
     async fn begin(&mut self, total: Option<u64>) -> bool {
         let other_length = self.length_error(total.unwrap_or(0), 0);
         let progress = &self.download.progress;
-        if let Some((kept, ranges)) = self.kept.take() {
-            if total.is_some_and(|total| total != kept) {
-                self.forget_kept().await;
+        if let Some((resumed, ranges)) = self.resumed.take() {
+            if total.is_some_and(|total| total != resumed) {
+                self.forget_resumed().await;
                 return false;
             }
-            progress.opened(Some(kept), self.content(), &ranges, &other_length);
+            progress.opened(Some(resumed), self.content(), &ranges, &other_length);
         } else {
             let described = self.streams.described_size();
             let stored = place(self.shared, self.download, total, described).await;
@@ -162,8 +162,8 @@ impl Transfer<'_> {
     }
 
     /// Discards the resumed partial file: it isn't of this blob.
-    async fn forget_kept(&mut self) {
-        self.kept = None;
+    async fn forget_resumed(&mut self) {
+        self.resumed = None;
         self.space = Space::default();
         self.mixed = false;
         self.plan.forget_total();
@@ -202,9 +202,9 @@ impl Transfer<'_> {
         if self.opened || self.plan.lanes().len() > 1 {
             return self.broke(stream, error);
         }
-        if error.is_out_of_range() && self.kept.is_some() {
+        if error.is_out_of_range() && self.resumed.is_some() {
             self.give_up(&stream);
-            self.forget_kept().await;
+            self.forget_resumed().await;
             return Ok(());
         }
         if stream.offset > 0 && error.is_out_of_range() {

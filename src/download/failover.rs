@@ -64,7 +64,7 @@ impl Transfer<'_> {
                 self.stop_streams();
                 self.download.progress.clear_marks();
                 self.plan.change_source();
-                self.mixed = self.opened || self.kept.is_some();
+                self.mixed = self.opened || self.resumed.is_some();
             }
             Bytes::Wrong => self.restart(&error).await,
         }
@@ -108,7 +108,7 @@ impl Transfer<'_> {
         self.plan = Plan::new(self.shared.settings.segments, self.plan.fill);
         self.suspected = Some(error.clone());
         self.opened = false;
-        self.kept = None;
+        self.resumed = None;
         self.ended = false;
         self.received = 0;
         self.mixed = false;

@@ -33,10 +33,10 @@ impl Transfer<'_> {
             let slot = further.then(|| permits.try_stream(upstream, client, urgent));
             let may = !matches!(slot, Some(None));
             let (first, plan) = (self.first_span(), &mut self.plan);
-            let kept = self.kept.as_ref().map(|(_, ranges)| ranges);
+            let resumed = self.resumed.as_ref().map(|(_, ranges)| ranges);
             let (next, look) = self.download.progress.plan(|have, demand| {
                 // Resumed bytes aren't published before the upstream has answered.
-                let have = kept.unwrap_or(have);
+                let have = resumed.unwrap_or(have);
                 let next = match first {
                     Some(first) => plan.lanes().is_empty().then_some(first),
                     None if may => plan.next(have, demand, now),
@@ -71,7 +71,7 @@ impl Transfer<'_> {
         let BlobRequest {
             start, end, fill, ..
         } = self.wanted;
-        if let Some((total, there)) = &self.kept {
+        if let Some((total, there)) = &self.resumed {
             return Some(first_missing(*total, there, self.wanted));
         }
         let (start, end) = match fill {

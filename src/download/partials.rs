@@ -1,9 +1,11 @@
-//! Partial files of paused and failed downloads: their reserved space, number and age.
+//! Partials: the resumable files of paused, failed and stopped downloads. Bounds their number and age,
+//! and keeps their space reserved.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::cache::{Cache, Reservation, SpaceRequest};
@@ -13,14 +15,14 @@ use crate::metrics::Metrics;
 use crate::oci::Digest;
 use crate::storage::{Partial, Store};
 
-/// Partial files that are kept. The oldest is removed when there is one more.
+/// Partials at most. The oldest is removed when there is one more.
 const MAX_PARTIALS: usize = 64;
-/// How long a partial file is kept that no download resumes.
+/// Age at which a partial is removed that no download has resumed.
 const MAX_AGE: Duration = Duration::from_hours(24);
-/// Interval between two searches for expired partial files.
-const LOOK: Duration = Duration::from_mins(10);
+/// Time between two removals of expired partials.
+const TRIM_INTERVAL: Duration = Duration::from_mins(10);
 
-/// Reserves the space of a partial file that an earlier process has left. Evicts nothing.
+/// Reserves the space of a partial that an earlier process has left. Evicts nothing.
 async fn reserve_existing(cache: &Cache, partial: &Partial) -> Option<Reservation> {
     let bytes = partial.ranges.len();
     let request = SpaceRequest {
@@ -67,29 +69,25 @@ impl Partials {
         }
     }
 
-    fn parked(&self) -> MutexGuard<'_, VecDeque<Parked>> {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the reserved space of a partial file that is resumed, if there is one.
+    /// Takes the reservation of a partial that is about to be resumed, if there is one.
     pub(super) fn take(&self, digest: &Digest, upstream: &str) -> Option<Reservation> {
-        let mut parked = self.parked();
+        let mut parked = self.parked.lock();
         let at = parked
             .iter()
             .position(|parked| parked.is_of(digest, upstream))?;
         let taken = parked.remove(at)?;
-        self.show(&parked);
+        self.update_metrics(&parked);
         Some(taken.reservation)
     }
 
-    /// Releases the space of a committed blob's partial files, which the commit has removed.
+    /// Releases the space of a committed blob's partials, whose files the commit has removed.
     pub(super) fn forget(&self, digest: &Digest) {
-        let mut parked = self.parked();
+        let mut parked = self.parked.lock();
         parked.retain(|parked| parked.digest != *digest);
-        self.show(&parked);
+        self.update_metrics(&parked);
     }
 
-    /// Keeps the space of a partial file. Removes the oldest when there are too many.
+    /// Adds a partial, whose space stays reserved. Removes the oldest when there are too many.
     pub(super) async fn park(&self, digest: Digest, upstream: &Arc<str>, reservation: Reservation) {
         self.park_until(Parked {
             digest,
@@ -101,25 +99,25 @@ impl Partials {
     }
 
     fn park_until(&self, new: Parked) {
-        let mut parked = self.parked();
+        let mut parked = self.parked.lock();
         parked.retain(|parked| !parked.is_of(&new.digest, &new.upstream));
         parked.push_back(new);
-        self.show(&parked);
+        self.update_metrics(&parked);
     }
 
-    fn show(&self, parked: &VecDeque<Parked>) {
+    fn update_metrics(&self, parked: &VecDeque<Parked>) {
         let bytes = parked.iter().map(|parked| parked.reservation.bytes()).sum();
         self.metrics.partials(parked.len() as u64, bytes);
     }
 
-    /// Removes partial files that are too many or too old.
+    /// Removes partials that are too many or too old.
     async fn trim(&self, now: Instant) {
         loop {
             let gone = {
-                let mut parked = self.parked();
+                let mut parked = self.parked.lock();
                 let many = parked.len() > MAX_PARTIALS;
                 let gone = parked.pop_front_if(|oldest| many || oldest.until <= now);
-                self.show(&parked);
+                self.update_metrics(&parked);
                 gone
             };
             let Some(parked) = gone else { return };
@@ -128,9 +126,9 @@ impl Partials {
         }
     }
 
-    /// Removes all partial files to free space. Returns whether there were any.
+    /// Removes all partials to free space. Returns whether there were any.
     pub(super) async fn clear(&self) -> bool {
-        let gone = std::mem::take(&mut *self.parked());
+        let gone = std::mem::take(&mut *self.parked.lock());
         let any = !gone.is_empty();
         for parked in gone {
             self.discard(&parked.digest, &parked.upstream).await;
@@ -149,35 +147,35 @@ impl Partials {
         }
     }
 
-    /// Adopts the partial files of an earlier process, then removes expired ones. Never returns.
+    /// Adopts the partials of an earlier process, then removes expired ones. Never returns.
     pub(super) async fn look_after(&self, cache: &Cache) {
         self.adopt(cache).await;
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(TRIM_INTERVAL).await;
             self.trim(Instant::now()).await;
         }
     }
 
     async fn adopt(&self, cache: &Cache) {
-        let mut left = match self.store.partials().await {
-            Ok(left) => left,
+        let mut partials = match self.store.partials().await {
+            Ok(partials) => partials,
             Err(error) => {
                 tracing::warn!(error = %on_one_line(&error), "can't look for partial downloads");
                 return;
             }
         };
-        left.sort_by_key(|(_, _, kept)| *kept);
-        for (digest, partial, kept) in left {
-            let age = self.clock.wall().duration_since(kept);
+        partials.sort_by_key(|(_, _, written)| *written);
+        for (digest, partial, written) in partials {
+            let age = self.clock.wall().duration_since(written);
             let left = MAX_AGE.checked_sub(age.unwrap_or_default());
             let present = self.store.size(&digest).await.ok().flatten();
-            let place = match left.filter(|_| present.is_none()) {
+            let reserved = match left.filter(|_| present.is_none()) {
                 Some(left) => reserve_existing(cache, &partial)
                     .await
                     .map(|reservation| (reservation, left)),
                 None => None,
             };
-            match place {
+            match reserved {
                 Some((reservation, left)) => self.park_until(Parked {
                     digest,
                     upstream: partial.upstream,

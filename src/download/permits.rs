@@ -9,9 +9,10 @@
 //! upstream's permits free.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use super::client::Client;
@@ -149,7 +150,7 @@ impl Permits {
     }
 
     fn state(&self) -> MutexGuard<'_, PermitState> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 
     /// Waits for the right to send a request. Cancel safe: whoever goes away loses its place.

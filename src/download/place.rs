@@ -140,13 +140,13 @@ async fn reserve(
     }
 }
 
-/// What an earlier download from the same upstream has left, with its place.
-pub(super) async fn take_up(shared: &Inner, download: &Download) -> Option<(Stored, Partial)> {
+/// The partial that an earlier download from the same upstream has left, with its admission.
+pub(super) async fn resume(shared: &Inner, download: &Download) -> Option<(Stored, Partial)> {
     let digest = download.digest;
     let parked = shared.partials.take(&digest, &download.upstream);
     let resumed = shared.store.resume(&digest, &download.upstream).await;
     let (stage, partial) = resumed
-        .inspect_err(|error| tracing::warn!(%digest, error = %on_one_line(&error), "can't take up a partial download"))
+        .inspect_err(|error| tracing::warn!(%digest, error = %on_one_line(&error), "can't resume a partial download"))
         .ok()??;
     let reservation = if let Some(parked) = parked {
         parked

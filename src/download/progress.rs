@@ -4,9 +4,9 @@ mod sources;
 mod state;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use super::DownloadError;
@@ -67,7 +67,7 @@ impl Progress {
     }
 
     fn state(&self) -> MutexGuard<'_, ProgressState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn change(&self, change: impl FnOnce(&mut ProgressState)) {
@@ -134,12 +134,12 @@ impl Progress {
         }
     }
 
-    /// The upstream has answered. Without a reader nothing is stored. `kept` is in the file already.
+    /// The upstream has answered. Without a reader nothing is stored. `resumed` is in the file already.
     pub(super) fn opened(
         &self,
         total: Option<u64>,
         reader: Option<Reader>,
-        kept: &RangeSet,
+        resumed: &RangeSet,
         other_length: &DownloadError,
     ) {
         self.change(|state| {
@@ -152,8 +152,8 @@ impl Progress {
             state.total = total;
             state.stored = reader.is_some();
             state.reader = reader;
-            state.have = kept.clone();
-            state.written = kept.clone();
+            state.have = resumed.clone();
+            state.written = resumed.clone();
         });
     }
 

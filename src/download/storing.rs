@@ -44,11 +44,11 @@ pub(super) struct Storing {
 }
 
 impl Storing {
-    /// `kept` is in the stage already. New bytes are compared with the suspect.
+    /// `resumed` is in the stage already. New bytes are compared with the suspect.
     pub(super) fn new(
         stored: Option<Stored>,
         algorithm: Algorithm,
-        kept: RangeSet,
+        resumed: RangeSet,
         suspect: Option<Suspect>,
     ) -> Self {
         let (stage, place) = stored
@@ -59,7 +59,7 @@ impl Storing {
             pending_bytes: 0,
             most_pending: 0,
             comparing: false,
-            writing: Writing::Idle(Box::new(Writer::new(stage, algorithm, kept, suspect))),
+            writing: Writing::Idle(Box::new(Writer::new(stage, algorithm, resumed, suspect))),
             place,
         }
     }

@@ -48,10 +48,10 @@ pub(super) async fn run(
     };
     let ended = match ended {
         Ok(Ended::Whole(size)) => Ok(VerifiedDownload::new(transfer.storing, size)),
-        Ok(Ended::Abandoned { kept }) => {
-            tracing::info!(digest = %download.digest, kept, "paused a download that nobody waits for");
+        Ok(Ended::Abandoned { resumable }) => {
+            tracing::info!(digest = %download.digest, resumable, "paused a download that nobody waits for");
             shared.metrics.download_paused();
-            if kept {
+            if resumable {
                 commit::leave(&shared, &download, transfer.storing).await;
             } else {
                 commit::discard(transfer.storing).await;
@@ -63,7 +63,7 @@ pub(super) async fn run(
         Err(error) => {
             log_failure(&shared, &download, &error);
             // Good bytes stay for the next download. Done before followers are told: they may start it.
-            if error.leaves_partial() && transfer.keep().await {
+            if error.leaves_partial() && transfer.checkpoint().await {
                 commit::leave(&shared, &download, transfer.storing).await;
             } else {
                 commit::discard(transfer.storing).await;
@@ -129,8 +129,8 @@ impl Drop for Guard<'_> {
 pub(super) enum Ended {
     /// The whole blob has arrived: its size in bytes. The digest is verified.
     Whole(u64),
-    /// No client follows. `kept`: whether a checkpoint was written.
-    Abandoned { kept: bool },
+    /// No client follows. `resumable`: whether a checkpoint was written.
+    Abandoned { resumable: bool },
 }
 
 /// Bytes to request, and the permit that the request waits for.
@@ -159,7 +159,7 @@ pub(super) struct Transfer<'a> {
     /// Whether the upstream has answered and followers know the size.
     pub(super) opened: bool,
     /// The resumed partial file: the blob's size, and the ranges that are in the file.
-    pub(super) kept: Option<(u64, RangeSet)>,
+    pub(super) resumed: Option<(u64, RangeSet)>,
     /// The body of a blob of unknown size has ended.
     pub(super) ended: bool,
     /// End of the bytes that have arrived.
@@ -204,7 +204,7 @@ impl<'a> Transfer<'a> {
             suspected: None,
             wanted,
             opened: false,
-            kept: None,
+            resumed: None,
             ended: false,
             received: 0,
             turn: None,
@@ -228,7 +228,7 @@ impl<'a> Transfer<'a> {
         {
             return Err(DownloadError::Present);
         }
-        self.take_up().await;
+        self.resume().await;
         loop {
             let ended = match self.bring().await {
                 Ok(Ended::Whole(size)) => {
@@ -257,8 +257,8 @@ impl<'a> Transfer<'a> {
                 } else {
                     self.end_if_overlong().await
                 };
-                if let Some(kept) = left {
-                    return Ok(Ended::Abandoned { kept });
+                if let Some(resumable) = left {
+                    return Ok(Ended::Abandoned { resumable });
                 }
             }
             self.stop_streams();
@@ -332,22 +332,22 @@ impl<'a> Transfer<'a> {
     }
 
     /// Resumes the partial file of an earlier download, if there is one.
-    async fn take_up(&mut self) {
+    async fn resume(&mut self) {
         let digest = self.download.digest;
         if let Some((
             stored,
             Partial {
                 total, mut ranges, ..
             },
-        )) = place::take_up(self.shared, self.download).await
+        )) = place::resume(self.shared, self.download).await
         {
             // At least one byte has to be requested, whatever the checkpoint says.
             ranges.remove(total.saturating_sub(1), u64::MAX);
-            tracing::info!(%digest, total, there = ranges.len(), "taking up a partial download");
+            tracing::info!(%digest, total, bytes = ranges.len(), "resuming a partial download");
             self.plan.opened(Some(total));
             self.space.stored = ranges.len();
             self.storing = Storing::new(Some(stored), digest.algorithm(), ranges.clone(), None);
-            self.kept = Some((total, ranges));
+            self.resumed = Some((total, ranges));
             self.mixed = true;
         }
     }

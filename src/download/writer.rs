@@ -49,11 +49,11 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// `kept` is in the file already. It is hashed like all other bytes.
+    /// `resumed` is in the file already. It is hashed like all other bytes.
     pub(super) fn new(
         stage: Option<Box<dyn Stage>>,
         algorithm: Algorithm,
-        kept: RangeSet,
+        resumed: RangeSet,
         suspect: Option<Suspect>,
     ) -> Self {
         Self {
@@ -61,8 +61,8 @@ impl Writer {
             stage,
             hasher: Hasher::new(algorithm),
             hashed: 0,
-            checkpoints: Checkpoints::new(kept.len()),
-            file: kept,
+            checkpoints: Checkpoints::new(resumed.len()),
+            file: resumed,
             fresh: RangeSet::new(),
             failure: None,
             changed: None,
