@@ -1,6 +1,7 @@
 //! The ratios as bars, each with its target as a line across it. Plain SVG, no script, no font.
 
-use super::stats::{Comparison, Target, Verdict, number};
+use super::common::report::{Target, number};
+use super::stats::{Comparison, Verdict};
 
 const WIDTH: f64 = 960.0;
 /// Where bars begin; left of it are their names.
@@ -78,8 +79,8 @@ pub(crate) fn draw(comparisons: &[Comparison]) -> String {
 /// A bar from 1 to the ratio: to the right where millpond's figure is the larger one.
 fn bar(comparison: &Comparison, scale: &Scale, y: f64) -> String {
     let ratios = &comparison.ratios;
-    let noisy = ratios.too_noisy();
-    let colour = match ratios.verdict(comparison.target) {
+    let noisy = comparison.too_noisy();
+    let colour = match comparison.verdict() {
         _ if noisy => "#bbb",
         Verdict::Meets => "#2a7f4f",
         Verdict::FallsShort => "#b8432f",

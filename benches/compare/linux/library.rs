@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use millpond::oci::{Digest, RepoName};
 
-use super::content::Shelf;
+use super::common::content::Shelf;
 
 /// Blobs of each small size.
 const BLOBS: u64 = 32;
@@ -44,12 +44,15 @@ impl Library {
             manifests: Vec::new(),
             tags: Vec::new(),
         };
-        let blob = |library: &Self, bytes, random: &mut _| -> Result<(Digest, String)> {
-            let digest = library.shelf.blob(&repo, bytes, random)?;
-            let path = format!("/v2/{repo}/blobs/{digest}");
-            library.show(&digest, &path)?;
-            Ok((digest, path))
-        };
+        let blob =
+            |library: &Self, bytes, random: &mut fastrand::Rng| -> Result<(Digest, String)> {
+                let digest = library
+                    .shelf
+                    .blob(&repo, bytes, |_, piece| random.fill(piece))?;
+                let path = format!("/v2/{repo}/blobs/{digest}");
+                library.show(&digest, &path)?;
+                Ok((digest, path))
+            };
         library.large = blob(&library, large, &mut random)?.1;
         let mut config = None;
         for _ in 0..BLOBS {

@@ -9,16 +9,18 @@ use std::{io::Write, path::Path};
 use anyhow::{Context, Result, ensure};
 use millpond::oci::{Algorithm, Digest, RepoName};
 use millpond::storage::{Layout, Link, LinkKind};
+use serde_json::Map;
 
-use super::clients::{Herd, Plan};
+use super::Sizes;
+use super::common::load::{Load, Plan};
+use super::common::note;
+use super::common::proc::tcp_buffer_bytes;
+use super::common::report::{Figure, Target};
+use super::common::server::{Server, millpond};
+use super::common::wire::read_head;
 use super::library::Library;
 use super::peers::{self, Peer, Sources};
-use super::proc::tcp_buffer_bytes;
 use super::results::Results;
-use super::server::Server;
-use super::stats::{Absolute, Target};
-use super::wire::read_head;
-use super::{Sizes, note};
 
 const IDLE: f64 = 12.0;
 const CONNECTIONS: usize = 1000;
@@ -41,7 +43,7 @@ pub(crate) fn measure(
     server.settled_cpu()?;
     let mut add = |name: &str, mebibytes, most: Option<f64>| {
         let target = most.map(Target::AtMost);
-        results.figure(Absolute::once(name, "MiB", mebibytes, target));
+        results.figure(Figure::new(name, "MiB", [mebibytes]).target(target));
     };
     let idle = server.memory("VmRSS")?;
     add("resident, idle", idle, Some(IDLE));
@@ -95,19 +97,18 @@ fn keep_open(server: &Server) -> Result<Vec<TcpStream>> {
 #[expect(clippy::cast_precision_loss, reason = "sizes of memory")]
 fn slow_readers(library: &Library, sources: &Sources, sizes: &Sizes) -> Result<(f64, f64)> {
     let server = peers::start(Peer::Millpond, sources)?;
-    let plan = |clients, slow_ms| Plan {
-        addr: server.addr(),
-        path: library.large.clone(),
-        clients,
-        slow_ms,
-    };
-    Herd::send(&plan(1, 0), || Ok(())).with_context(|| server.log_tail())?;
+    let plan = |connections| Plan::once(server.addr(), library.large.clone(), connections);
+    Load::send(&plan(1)).with_context(|| server.log_tail())?;
     server.settled_cpu()?;
     // The peak of what follows, not of the download: 5 resets it (proc(5), clear_refs).
     fs::write(format!("/proc/{}/clear_refs", server.id()), "5")?;
     let mut sockets = 0;
-    let hold = u64::try_from(sizes.hold.as_millis())?;
-    Herd::send(&plan(READERS, hold), || {
+    let slow = Plan {
+        millis: u64::try_from(sizes.hold.as_millis())?,
+        slow: true,
+        ..plan(READERS)
+    };
+    Load::sampled(&slow, || {
         sockets = sockets.max(tcp_buffer_bytes()?);
         Ok(())
     })
@@ -120,7 +121,8 @@ fn slow_readers(library: &Library, sources: &Sources, sizes: &Sizes) -> Result<(
 fn many_objects(sources: &Sources, objects: u64) -> Result<f64> {
     let server = Server::start(|directory, addr| {
         fill(&directory.join("data"), objects)?;
-        peers::millpond(&sources.millpond, directory, addr, sources.upstream)
+        let binary = &sources.millpond;
+        millpond(binary, directory, addr, sources.upstream, &Map::new())
     })?;
     server.settled_cpu()?;
     server.memory("VmRSS")

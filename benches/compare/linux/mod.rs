@@ -1,7 +1,6 @@
-//! The bench proper. The binary plays several roles, each in processes of its own, so that the CPU
-//! time of each is known apart: the orchestrator (this page), the load generator, the nodes of the
-//! trace and, where the reference registry isn't installed, the upstream. Everything talks over
-//! 127.0.0.1, and every wait has a bound.
+//! The orchestrator. The load generator, the nodes of the trace and, where the reference registry
+//! isn't installed, the upstream are processes of their own. All connections are over 127.0.0.1, and
+//! every wait has a bound.
 
 #![expect(
     clippy::print_stdout,
@@ -18,33 +17,17 @@
 )]
 
 mod chart;
-#[path = "../../pull/linux/clients.rs"]
-#[allow(dead_code, reason = "shared with the other benches")]
-mod clients;
-mod content;
+#[path = "../../common/mod.rs"]
+mod common;
 mod library;
-mod load;
 mod memory;
-mod origin;
 mod peers;
-#[path = "../../pull/linux/proc.rs"]
-#[allow(dead_code, reason = "shared with the other benches")]
-mod proc;
-#[path = "../../pull/linux/report.rs"]
-#[allow(dead_code, reason = "shared with the other benches")]
-mod report;
 mod results;
 mod rows;
 mod run;
-#[path = "../../pull/linux/scratch.rs"]
-mod scratch;
-mod server;
 mod stats;
 mod trace;
 mod upstream;
-#[path = "../../pull/linux/wire.rs"]
-#[allow(dead_code, reason = "shared with the other benches")]
-mod wire;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -53,13 +36,12 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use tempfile::TempDir;
 
+use common::{MIB, is_wanted, note};
 use library::Library;
 use peers::{Peer, Sources};
 use results::Results;
 use run::Runner;
 use upstream::Upstream;
-
-const MIB: u64 = 1 << 20;
 
 /// Open files that the bench asks for: a thousand connections and then some.
 const OPEN_FILES: u64 = 16 * 1024;
@@ -101,13 +83,12 @@ enum Kind {
     Ours,
 }
 
-/// What the other processes of a run are told to be.
+/// What the other processes of a run do.
 #[derive(Debug, Subcommand)]
 #[command(hide = true)]
 enum Role {
-    Load(load::Plan),
-    Origin(origin::Plan),
-    Clients(clients::Plan),
+    #[command(flatten)]
+    Common(common::Role),
     Nodes(trace::nodes::Plan),
 }
 
@@ -141,23 +122,14 @@ impl Sizes {
     }
 }
 
-/// Says what is going on, apart from the report.
-fn note(text: &str) {
-    eprintln!("{text}");
-}
-
 pub(super) fn main() -> Result<()> {
-    // `cargo test --all-targets` and test runners start every target; only cargo bench says so.
-    if std::env::args().len() == 1 || std::env::args().any(|arg| arg == "--list") {
-        note("nothing measured: run cargo bench --bench compare");
+    if !is_wanted("compare") {
         return Ok(());
     }
     let args = Args::parse();
     match &args.role {
-        Some(Role::Load(plan)) => load::run(plan, |line| println!("{line}")),
-        Some(Role::Origin(plan)) => origin::run(plan, |line| println!("{line}")),
-        Some(Role::Clients(plan)) => clients::run(plan, |line| println!("{line}")),
-        Some(Role::Nodes(plan)) => trace::nodes::run(plan, |line| println!("{line}")),
+        Some(Role::Common(role)) => role.play(),
+        Some(Role::Nodes(plan)) => trace::nodes::run(plan),
         None => orchestrate(&args),
     }
 }

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Map, json};
 
-use super::content::INDEX;
-use super::server::{Server, free_addr};
+use super::common::content::INDEX;
+use super::common::server::{Server, millpond};
 
 /// What millpond is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +80,13 @@ pub(crate) struct Sources {
 /// Starts a server with an empty cache.
 pub(crate) fn start(peer: Peer, sources: &Sources) -> Result<Server> {
     Server::start(|directory, addr| match peer {
-        Peer::Millpond => millpond(&sources.millpond, directory, addr, sources.upstream),
+        Peer::Millpond => millpond(
+            &sources.millpond,
+            directory,
+            addr,
+            sources.upstream,
+            &Map::new(),
+        ),
         Peer::NginxStatic => {
             let server = static_files(addr, &sources.files);
             nginx(directory, &server)
@@ -96,35 +102,6 @@ pub(crate) fn start(peer: Peer, sources: &Sources) -> Result<Server> {
             &directory.join("data"),
         ),
     })
-}
-
-/// Starts millpond on a data directory that may have content.
-pub(crate) fn millpond(
-    binary: &Path,
-    directory: &Path,
-    addr: SocketAddr,
-    upstream: SocketAddr,
-) -> Result<Command> {
-    // JSON is YAML, and quotes every path and address as it must be.
-    let config = json!({
-        "version": 0.1,
-        "log": { "level": "warn", "accesslog": { "disabled": true } },
-        "storage": { "filesystem": { "rootdirectory": directory.join("data") } },
-        "http": {
-            "addr": addr,
-            "debug": { "addr": free_addr()?, "prometheus": { "enabled": true } },
-        },
-        "proxy": {
-            "remoteurl": format!("http://{upstream}"),
-            "ttl": "168h",
-            "tags": { "ttl": "1h" },
-        },
-    });
-    let path = directory.join("config.yml");
-    fs::write(&path, serde_json::to_string_pretty(&config)?)?;
-    let mut command = Command::new(binary);
-    command.arg("serve").arg(path);
-    Ok(command)
 }
 
 /// The reference registry over `data`: a proxy of an upstream, or an upstream itself.

@@ -5,11 +5,13 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::Sizes;
 use super::chart;
+use super::common::note;
+use super::common::proc::{cores, describe_load, describe_machine};
+use super::common::report::{Figure, table};
 use super::peers::{self, Peer};
-use super::proc::{cores, describe_load, describe_machine};
-use super::stats::{Absolute, Comparison, absolute_table, comparison_table};
-use super::{Sizes, note};
+use super::stats::{Comparison, comparison_table};
 
 /// What has been measured so far.
 #[derive(Debug)]
@@ -19,7 +21,7 @@ pub(crate) struct Results {
     set_up: String,
     missing: Vec<String>,
     comparisons: Vec<Comparison>,
-    figures: Vec<Absolute>,
+    figures: Vec<Figure>,
     sections: Vec<(String, String)>,
 }
 
@@ -56,7 +58,7 @@ impl Results {
         self.comparisons.push(comparison);
     }
 
-    pub(crate) fn figure(&mut self, figure: Absolute) {
+    pub(crate) fn figure(&mut self, figure: Figure) {
         self.figures.push(figure);
     }
 
@@ -95,7 +97,7 @@ impl Results {
         }
         if !self.figures.is_empty() {
             text.push_str("\n## millpond alone\n\n");
-            text.push_str(&absolute_table(&self.figures));
+            text.push_str(&table(&self.figures));
         }
         for (title, section) in &self.sections {
             text.push_str(&format!("\n## {title}\n\n{section}"));

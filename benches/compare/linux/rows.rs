@@ -1,9 +1,9 @@
 //! The rows of the comparison: what is asked for, of whom, and what should come of it.
 
 use super::Sizes;
+use super::common::report::Target::{self, AtLeast, AtMost};
 use super::library::Library;
 use super::peers::Peer;
-use super::stats::Target::{self, AtLeast, AtMost};
 
 /// What a row's CPU time and rate are counted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

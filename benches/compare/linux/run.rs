@@ -5,17 +5,19 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::load::{Load, Plan};
-use super::origin::Counts;
+use super::Sizes;
+use super::common::load::{Load, Plan};
+use super::common::note;
+use super::common::proc::machine_cpu_seconds;
+use super::common::report::{Figure, Samples, number};
+use super::common::scratch::write_seconds;
+use super::common::server::Server;
+use super::common::upstream::Counts;
 use super::peers::{self, Peer, Sources};
-use super::proc::machine_cpu_seconds;
 use super::results::Results;
 use super::rows::{Per, Row, Work};
-use super::scratch::write_seconds;
-use super::server::Server;
-use super::stats::{Absolute, Comparison, Samples, Target, number};
+use super::stats::Comparison;
 use super::upstream::Upstream;
-use super::{Sizes, note};
 
 /// Upstream bytes over the blob's: one download, and not a byte twice.
 const UPSTREAM_BYTES: f64 = 1.005;
@@ -205,12 +207,9 @@ impl<'a> Runner<'a> {
     fn cold_figures(&self, row: &Row, ours: &[Run], results: &mut Results) {
         let large = self.sizes.large as f64;
         let mut add = |name: &str, unit, most, value: &dyn Fn(&Run) -> f64| {
-            results.figure(Absolute {
-                name: format!("{}: {name}", row.title),
-                unit,
-                samples: Samples::new(ours.iter().map(value)),
-                target: Some(Target::AtMost(most)),
-            });
+            let name = format!("{}: {name}", row.title);
+            let samples = ours.iter().map(value);
+            results.figure(Figure::new(name, unit, samples).at_most(most).worst());
         };
         add(
             "upstream bytes over the blob's",
@@ -265,6 +264,7 @@ fn plan(row: &Row, server: &Server, sizes: &Sizes) -> Plan {
         connections: row.connections,
         millis,
         count,
+        slow: false,
     }
 }
 

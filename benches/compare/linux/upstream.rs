@@ -1,23 +1,20 @@
-//! The upstream of a run: the reference registry where it is installed, else one of our own.
+//! The upstream of a run: the reference registry where it is installed, else the benches' own.
 
 use std::net::SocketAddr;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use super::origin::Counts;
+use super::common::server::Server;
+use super::common::upstream::{self, Counts, Plan};
 use super::peers;
-use super::proc::{Process, cpu_seconds};
-use super::server::Server;
-use super::wire::get_json;
 
 /// A running upstream.
 #[derive(Debug)]
 pub(crate) enum Upstream {
     /// The reference registry; its access log is how its requests are counted.
     Registry(Server),
-    /// See [`super::origin`].
-    Ours { process: Process, addr: SocketAddr },
+    Ours(upstream::Upstream),
 }
 
 impl Upstream {
@@ -27,51 +24,44 @@ impl Upstream {
         Ok(Self::Registry(Server::start(start)?))
     }
 
-    /// Our own over a directory of content, each answer late by so many milliseconds.
+    /// The benches' own over a directory of content, each response late by so many milliseconds.
     pub(crate) fn ours(content: &Path, delay_ms: u64) -> Result<Self> {
-        let args = [
-            "origin".to_owned(),
-            format!("--root={}", content.display()),
-            format!("--delay-ms={delay_ms}"),
-        ];
-        let mut process = Process::spawn_role(&args)?;
-        let addr = process
-            .read_json_line()
-            .context("waiting for the upstream")?;
-        Ok(Self::Ours { process, addr })
+        Ok(Self::Ours(upstream::Upstream::start(&Plan {
+            root: content.to_owned(),
+            delay_ms,
+            ..Plan::default()
+        })?))
     }
 
     pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::Registry(_) => "docker-registry",
-            Self::Ours { .. } => "the bench's own",
+            Self::Ours(_) => "the bench's own",
         }
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
         match self {
             Self::Registry(server) => server.addr(),
-            Self::Ours { addr, .. } => *addr,
+            Self::Ours(upstream) => upstream.addr(),
         }
     }
 
     pub(crate) fn cpu(&self) -> Result<f64> {
         match self {
             Self::Registry(server) => server.cpu(),
-            Self::Ours { process, .. } => cpu_seconds(process.id()),
+            Self::Ours(upstream) => upstream.cpu(),
         }
     }
 
-    /// What it has been asked for, once it has come to rest: a log line follows the answer.
+    /// What it has been asked for, once it is idle: a log line follows the response.
     pub(crate) fn counts(&self) -> Result<Counts> {
         match self {
             Self::Registry(server) => {
                 server.settled_cpu()?;
                 Ok(count_log(&server.log()))
             }
-            Self::Ours { addr, .. } => {
-                get_json(*addr, "/stats").context("asking the upstream for its counts")
-            }
+            Self::Ours(upstream) => upstream.counts(),
         }
     }
 }

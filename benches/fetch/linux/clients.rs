@@ -9,14 +9,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use super::content::{self, PIECE};
-use super::pace::Pace;
-use super::registry::BLOBS;
-use super::upstream::{Blob, Upstream};
-use super::wire::{Answer, get, get_from};
+use super::common::content::{self, PIECE};
+use super::common::pace::Pace;
+use super::common::upstream::{Blob, REPOSITORY, Upstream};
+use super::common::wire::{Answer, get, get_from};
 
-/// Where the manifest of the upstream's image is.
-const IMAGE: &str = "/v2/library/bench/manifests/latest";
 /// How many layers of an image are fetched at a time: as dockerd and containerd do.
 const LAYERS_AT_ONCE: usize = 3;
 /// How many workers fetch chunks of a blob at a time.
@@ -84,9 +81,10 @@ struct Descriptor {
 /// three at a time. Returns the seconds it took.
 pub(crate) fn image(addr: SocketAddr, upstream: &Upstream) -> Result<f64> {
     let started = Instant::now();
-    let manifest = get(addr, IMAGE)?.expect_ok()?.read_all()?;
+    let image = format!("/v2/{REPOSITORY}/manifests/latest");
+    let manifest = get(addr, &image)?.expect_ok()?.read_all()?;
     let manifest: Manifest = serde_json::from_slice(&manifest)?;
-    let config = format!("{BLOBS}{}", manifest.config.digest);
+    let config = format!("/v2/{REPOSITORY}/blobs/{}", manifest.config.digest);
     get(addr, &config)?.expect_ok()?.read_all()?;
     let next = AtomicUsize::new(0);
     together(LAYERS_AT_ONCE, || {

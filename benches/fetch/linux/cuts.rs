@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result};
 
-use super::report::{Figure, table};
-use super::upstream::{Plan, Upstream};
-use super::{Bench, MIB, clients, settled, times};
+use super::common::report::{Figure, section};
+use super::common::times;
+use super::common::upstream::{Plan, Upstream};
+use super::{Bench, MIB, clients};
 
 /// How often the upstream cuts.
 pub(crate) const CUTS: u32 = 16;
@@ -23,7 +24,6 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
     // A little less than the sixteenth part: the sixteenth cut must come before the end.
     let every = size / u64::from(CUTS) - size / 1024;
     let plan = Plan {
-        blob_bytes: size,
         cut_every: every,
         cuts: u64::from(CUTS),
         ..Plan::default()
@@ -48,21 +48,21 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
         size / MIB,
         every / MIB,
     );
-    Ok(table(&heading, &figures))
+    Ok(section(&heading, &figures))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a handful of GETs")]
 fn round(bench: &Bench, plan: &Plan) -> Result<Round> {
     // A new one each time: it cuts only so often.
-    let upstream = Upstream::start(plan)?;
+    let upstream = Upstream::with_blobs(&[bench.sizes.cut_blob], plan)?;
     let mirror = bench.mirror(&upstream)?;
     let pull = clients::whole(mirror.addr(), upstream.large()?);
     let seconds = pull.with_context(|| mirror.log_tail())?.total;
-    let stats = settled(&upstream)?;
+    let stats = upstream.settled()?;
     Ok(Round {
         seconds,
         cuts: stats.cuts as f64,
-        gets: stats.gets as f64,
-        bytes: times(stats.bytes, plan.blob_bytes),
+        gets: stats.blob_gets as f64,
+        bytes: times(stats.bytes, bench.sizes.cut_blob),
     })
 }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::clients::{discarded, ping};
-use super::report::{Figure, median, table};
-use super::upstream::{Plan, Upstream};
-use super::{Bench, MIB, STEADY, clients, settled, times};
+use super::common::report::{Figure, median, section};
+use super::common::times;
+use super::common::upstream::{Plan, Upstream};
+use super::{Bench, MIB, STEADY, clients};
 
 /// Milliseconds until a joiner's first byte.
 const FIRST_BYTE_MS: f64 = 5.0;
@@ -40,11 +41,11 @@ impl Round {
 
 pub(crate) fn measure(bench: &Bench) -> Result<String> {
     let sizes = &bench.sizes;
-    let upstream = Upstream::start(&Plan {
-        blob_bytes: sizes.join_blob,
+    let plan = Plan {
         total_rate: sizes.join_rate,
         ..Plan::default()
-    })?;
+    };
+    let upstream = Upstream::with_blobs(&[sizes.join_blob], &plan)?;
     let rounds = bench.rounds("joins", || round(bench, &upstream))?;
     let each = |figure: fn(&Round) -> f64| rounds.iter().map(figure).collect::<Vec<_>>();
     let figures = [
@@ -88,7 +89,7 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
         sizes.join_blob / MIB,
         sizes.join_rate / MIB,
     );
-    Ok(table(&heading, &figures))
+    Ok(section(&heading, &figures))
 }
 
 fn round(bench: &Bench, upstream: &Upstream) -> Result<Round> {
@@ -96,11 +97,11 @@ fn round(bench: &Bench, upstream: &Upstream) -> Result<Round> {
     let alone = clients::whole(mirror.addr(), upstream.large()?);
     let alone = alone.with_context(|| mirror.log_tail())?.total;
     drop(mirror);
-    let before = settled(upstream)?.bytes;
+    let before = upstream.settled()?.bytes;
     let mirror = bench.mirror(upstream)?;
     let (first, joins) =
         joined(bench, mirror.addr(), upstream, alone).with_context(|| mirror.log_tail())?;
-    let bytes = settled(upstream)?.bytes - before;
+    let bytes = upstream.settled()?.bytes - before;
     let mut first_bytes: Vec<_> = joins.iter().map(|join| join.first_byte * 1e3).collect();
     first_bytes.sort_by(f64::total_cmp);
     Ok(Round {

@@ -1,7 +1,6 @@
-//! The bench proper: rows of downloads that something makes hard, be it the line, the clients or
-//! the upstream. The upstream is a process of its own, the mirror another; the clients are threads
-//! of this one, for no CPU time is measured here. Everything talks over 127.0.0.1, and every wait
-//! has a bound.
+//! The orchestrator: rows of downloads that the line, the clients or the upstream make hard. The
+//! upstream and the mirror are processes of their own; the clients are threads of this one, because no
+//! CPU time is measured here. All connections are over 127.0.0.1, and every wait has a bound.
 
 #![expect(
     clippy::print_stdout,
@@ -19,39 +18,17 @@ mod joins;
 mod ranges;
 mod throttled;
 
-#[path = "../../pull/linux/content.rs"]
-mod content;
-#[expect(dead_code, reason = "benches/pull uses more of it")]
-#[path = "../../pull/linux/mirror.rs"]
-mod mirror;
-#[path = "../../pull/linux/pace.rs"]
-mod pace;
-#[expect(dead_code, reason = "benches/pull uses more of it")]
-#[path = "../../pull/linux/proc.rs"]
-mod proc;
-#[path = "../../pull/linux/registry.rs"]
-mod registry;
-#[expect(dead_code, reason = "benches/pull uses more of it")]
-#[path = "../../pull/linux/report.rs"]
-mod report;
-#[expect(dead_code, reason = "benches/pull uses more of it")]
-#[path = "../../pull/linux/upstream.rs"]
-mod upstream;
-#[path = "../../pull/linux/wire.rs"]
-mod wire;
+#[path = "../../common/mod.rs"]
+mod common;
 
-use std::thread;
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
-use clap::{Parser, Subcommand, ValueEnum};
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
 use serde_json::{Map, Value};
 
-use mirror::Mirror;
-use upstream::{Stats, Upstream};
+use common::server::Server;
+use common::upstream::Upstream;
+use common::{GIB, MIB, Role, is_wanted, print_heading};
 
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
 /// Medians of ratios whose samples lie further apart than this part of them aren't printed.
 const STEADY: f64 = 0.2;
 
@@ -84,13 +61,6 @@ enum Part {
     Joins,
     Cuts,
     Ranges,
-}
-
-/// What the other process of a run is told to be.
-#[derive(Debug, Subcommand)]
-#[command(hide = true)]
-enum Role {
-    Upstream(upstream::Plan),
 }
 
 /// How much is measured, in bytes and bytes per second where nothing else is said.
@@ -165,73 +135,30 @@ impl Bench {
         Ok(Self { sizes, proxy })
     }
 
-    /// A new mirror, with nothing in it.
-    fn mirror(&self, upstream: &Upstream) -> Result<Mirror> {
-        Mirror::start_with(upstream.addr(), &self.proxy)
+    /// A new mirror with an empty cache.
+    fn mirror(&self, upstream: &Upstream) -> Result<Server> {
+        Server::mirror(upstream.addr(), &self.proxy)
     }
 
-    /// Calls `measure` for every round, saying which.
-    fn rounds<T>(&self, what: &str, mut measure: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
-        let rounds = self.sizes.rounds;
-        (1..=rounds)
-            .map(|round| {
-                eprintln!("{what}, round {round} of {rounds}");
-                measure()
-            })
-            .collect()
+    fn rounds<T>(&self, what: &str, measure: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
+        common::rounds(what, self.sizes.rounds, measure)
     }
-}
-
-/// The upstream's counts once it has sent nothing for a while: a download may outlive its clients.
-fn settled(upstream: &Upstream) -> Result<Stats> {
-    const POLL: Duration = Duration::from_millis(20);
-    const QUIET_POLLS: u32 = 20;
-    const LIMIT: Duration = Duration::from_mins(2);
-    let started = Instant::now();
-    let (mut last, mut quiet) = (upstream.stats()?, 0);
-    while quiet < QUIET_POLLS {
-        ensure!(
-            started.elapsed() < LIMIT,
-            "the upstream doesn't come to rest"
-        );
-        thread::sleep(POLL);
-        let now = upstream.stats()?;
-        quiet = if now.sending > 0 || now.bytes > last.bytes {
-            0
-        } else {
-            quiet + 1
-        };
-        last = now;
-    }
-    Ok(last)
-}
-
-/// How many times `size` goes into `bytes`.
-#[expect(clippy::cast_precision_loss, reason = "two decimals are printed")]
-fn times(bytes: u64, size: u64) -> f64 {
-    bytes as f64 / size as f64
 }
 
 pub(super) fn main() -> Result<()> {
-    // `cargo test --all-targets` and test runners start every target; only cargo bench says so.
-    if std::env::args().len() == 1 || std::env::args().any(|arg| arg == "--list") {
-        eprintln!("nothing measured: run cargo bench --bench fetch");
+    if !is_wanted("fetch") {
         return Ok(());
     }
     let args = Args::parse();
     match &args.role {
-        Some(Role::Upstream(plan)) => upstream::run(plan, |line| println!("{line}")),
+        Some(role) => role.play(),
         None => orchestrate(&args),
     }
 }
 
 fn orchestrate(args: &Args) -> Result<()> {
     let bench = Bench::new(args)?;
-    println!("# Cold content through the mirror, measured\n");
-    println!("{}", proc::describe_machine(&std::env::temp_dir())?);
-    if args.quick {
-        println!("\nA quick run: it shows that the bench works; its figures mean little.");
-    }
+    print_heading("Cold content through the mirror, measured", args.quick)?;
     if !bench.proxy.is_empty() {
         println!(
             "\nThe mirror's section proxy: `{}`",
@@ -251,6 +178,6 @@ fn orchestrate(args: &Args) -> Result<()> {
     if wanted(Part::Ranges) {
         println!("{}", ranges::measure(&bench)?);
     }
-    println!("{}", proc::describe_load()?);
+    println!("{}", common::proc::describe_load()?);
     Ok(())
 }

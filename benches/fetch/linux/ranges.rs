@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result};
 
-use super::report::{Figure, table};
-use super::upstream::{Plan, Upstream};
-use super::{Bench, MIB, clients, settled, times};
+use super::common::report::{Figure, section};
+use super::common::times;
+use super::common::upstream::{Plan, Upstream};
+use super::{Bench, MIB, clients};
 
 /// Bytes from upstream over the blob's.
 const BYTES: f64 = 1.10;
@@ -27,11 +28,11 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
 
 fn at_rate(bench: &Bench, rate: u64, line: &str) -> Result<String> {
     let sizes = &bench.sizes;
-    let upstream = Upstream::start(&Plan {
-        blob_bytes: sizes.range_blob,
+    let plan = Plan {
         rate,
         ..Plan::default()
-    })?;
+    };
+    let upstream = Upstream::with_blobs(&[sizes.range_blob], &plan)?;
     let rounds = bench.rounds(&format!("ranges, {line}"), || round(bench, &upstream))?;
     let each = |figure: fn(&Round) -> f64| rounds.iter().map(figure).collect::<Vec<_>>();
     let figures = [
@@ -53,23 +54,23 @@ fn at_rate(bench: &Bench, rate: u64, line: &str) -> Result<String> {
         sizes.range_blob / MIB,
         sizes.range_chunk / MIB,
     );
-    Ok(table(&heading, &figures))
+    Ok(section(&heading, &figures))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a handful of GETs")]
 fn round(bench: &Bench, upstream: &Upstream) -> Result<Round> {
     let blob = upstream.large()?;
     let chunk = bench.sizes.range_chunk;
-    let start = settled(upstream)?;
+    let start = upstream.settled()?;
     let direct = clients::ranged(upstream.addr(), blob, chunk)?;
-    let between = settled(upstream)?;
+    let between = upstream.settled()?;
     let mirror = bench.mirror(upstream)?;
     let through = clients::ranged(mirror.addr(), blob, chunk);
     let through = through.with_context(|| mirror.log_tail())?;
-    let end = settled(upstream)?;
+    let end = upstream.settled()?;
     Ok(Round {
         direct: (direct, times(between.bytes - start.bytes, blob.bytes)),
         through: (through, times(end.bytes - between.bytes, blob.bytes)),
-        gets: (end.gets - between.gets) as f64,
+        gets: (end.blob_gets - between.blob_gets) as f64,
     })
 }

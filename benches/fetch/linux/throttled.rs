@@ -3,8 +3,8 @@
 
 use anyhow::{Context, Result};
 
-use super::report::{Figure, table};
-use super::upstream::{Plan, Upstream};
+use super::common::report::{Figure, section};
+use super::common::upstream::{Plan, Upstream};
 use super::{Bench, MIB, STEADY, clients};
 
 /// How many times as fast as direct a large blob has to come.
@@ -20,20 +20,11 @@ struct Pair {
 
 pub(crate) fn measure(bench: &Bench) -> Result<String> {
     let sizes = &bench.sizes;
-    let blob = Plan {
-        blob_bytes: sizes.throttled_blob,
-        rate: sizes.throttled_rate,
-        ..Plan::default()
-    };
+    let blob = [sizes.throttled_blob];
     let blob = pairs(bench, "throttled, a blob", &blob, |addr, upstream| {
         Ok(clients::whole(addr, upstream.large()?)?.total)
     })?;
-    let image = Plan {
-        layers: sizes.layers.clone(),
-        rate: sizes.throttled_rate,
-        ..Plan::default()
-    };
-    let image = pairs(bench, "throttled, an image", &image, clients::image)?;
+    let image = pairs(bench, "throttled, an image", &sizes.layers, clients::image)?;
     let rate = sizes.throttled_rate / MIB;
     let blob_heading = format!(
         "A cold blob of {} MiB, {rate} MiB/s a connection",
@@ -51,10 +42,14 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
 fn pairs(
     bench: &Bench,
     what: &str,
-    plan: &Plan,
+    blobs: &[u64],
     pull: impl Fn(std::net::SocketAddr, &Upstream) -> Result<f64>,
 ) -> Result<Vec<Pair>> {
-    let upstream = Upstream::start(plan)?;
+    let plan = Plan {
+        rate: bench.sizes.throttled_rate,
+        ..Plan::default()
+    };
+    let upstream = Upstream::with_blobs(blobs, &plan)?;
     bench.rounds(what, || {
         let direct = pull(upstream.addr(), &upstream)?;
         let mirror = bench.mirror(&upstream)?;
@@ -74,5 +69,5 @@ fn report(heading: &str, pairs: &[Pair], faster: f64) -> String {
         .at_least(faster)
         .steady(STEADY),
     ];
-    table(heading, &figures)
+    section(heading, &figures)
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use socket2::{Domain, Socket, Type};
 
-use super::wire::{header, read_head};
+use super::common::wire::{header, read_head};
 
 /// How long the server may take to start or to stop; callgrind makes it some fifty times slower.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -139,8 +139,8 @@ impl Client {
     pub(crate) fn get(&mut self, path: &str, times: u64) -> Result<()> {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: mirror.example\r\nUser-Agent: bench/1\r\nAccept: {}, {}\r\n\r\n",
-            super::content::INDEX,
-            super::content::MANIFEST,
+            super::common::content::INDEX,
+            super::common::content::MANIFEST,
         );
         for _ in 0..times {
             self.stream.write_all(request.as_bytes())?;

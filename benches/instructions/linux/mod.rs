@@ -12,16 +12,9 @@
     reason = "real time between processes is waited for"
 )]
 
-#[path = "../../compare/linux/content.rs"]
-#[allow(dead_code, reason = "shared with the other benches")]
-mod content;
+#[path = "../../common/mod.rs"]
+mod common;
 mod counted;
-#[path = "../../compare/linux/origin.rs"]
-#[allow(dead_code, reason = "shared with the other benches")]
-mod origin;
-#[path = "../../pull/linux/wire.rs"]
-#[allow(dead_code, reason = "shared with the other benches")]
-mod wire;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,7 +26,8 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use content::Shelf;
+use common::content::Shelf;
+use common::upstream;
 use counted::Server;
 
 /// How far a count may be above the baseline. One that is further below is reported.
@@ -189,9 +183,9 @@ fn count(args: &Args, baseline: &Baseline) -> Result<Counts> {
     let directory = TempDir::with_prefix("millpond-instructions-")?;
     let shelf = Shelf::new(&directory.path().join("upstream"))?;
     let kinds = fill(&shelf)?;
-    let addr = origin::start(&origin::Plan {
+    let addr = upstream::serve(&upstream::Plan {
         root: shelf.root().to_owned(),
-        delay_ms: 0,
+        ..upstream::Plan::default()
     })?;
     let run = |name: &str, path: &str, requests: u64| -> Result<u64> {
         let work = directory.path().join(name);
@@ -226,7 +220,7 @@ fn count(args: &Args, baseline: &Baseline) -> Result<Counts> {
 fn fill(shelf: &Shelf) -> Result<[Kind; 3]> {
     let repo = "library/bench".parse()?;
     let mut random = fastrand::Rng::with_seed(1);
-    let blob = shelf.blob(&repo, BLOB, &mut random)?;
+    let blob = shelf.blob(&repo, BLOB, |_, piece| random.fill(piece))?;
     let image = shelf.image(&repo, (blob, BLOB), &[(blob, BLOB)])?;
     let index = shelf.index(&repo, &[image; 8], "counted")?;
     shelf.tag(&repo, &"latest".parse()?, &index)?;

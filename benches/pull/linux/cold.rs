@@ -6,13 +6,16 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use millpond::oci::{Algorithm, Digest, Hasher};
 
-use super::mirror::Mirror;
-use super::proc::cpu_seconds;
-use super::report::{Figure, cost_table, median, table};
-use super::run::{Pulled, cold, direct};
-use super::upstream::{Blob, Plan, SMALL_BLOB, Upstream};
-use super::wire::get;
-use super::{Sizes, note};
+use super::Sizes;
+use super::common::proc::cpu_seconds;
+use super::common::report::{Figure, median, section};
+use super::common::upstream::{Blob, Plan, Upstream};
+use super::common::wire::get;
+use super::common::{note, rounds};
+use super::run::{Pulled, cold, cost_table, direct, mirror};
+
+/// Bytes of one small blob: several times the size of a usual image config.
+const SMALL_BLOB: u64 = 64 * 1024;
 
 /// Milliseconds by which the mirror's first byte may come later than the upstream's own.
 const FIRST_BYTE_LATER_MS: f64 = 5.0;
@@ -33,12 +36,9 @@ pub(crate) fn measure(sizes: &Sizes) -> Result<String> {
 /// Small blobs, each asked for once directly and once through the mirror, which has none of them.
 fn first_byte(sizes: &Sizes) -> Result<String> {
     note("first byte");
-    let plan = Plan {
-        small_blobs: sizes.first_bytes + 1,
-        ..Plan::default()
-    };
-    let upstream = Upstream::start(&plan)?;
-    let mirror = Mirror::start(upstream.addr())?;
+    let blobs = vec![SMALL_BLOB; usize::try_from(sizes.first_bytes)? + 1];
+    let upstream = Upstream::with_blobs(&blobs, &Plan::default())?;
+    let mirror = mirror(&upstream)?;
     let mut blobs = upstream.blobs().iter();
     // Opens the mirror's connection to the upstream; printed apart.
     let very_first = blobs.next().context("the upstream is empty")?;
@@ -69,7 +69,7 @@ fn first_byte(sizes: &Sizes) -> Result<String> {
         sizes.first_bytes,
         SMALL_BLOB >> 10
     );
-    Ok(table(&heading, &figures))
+    Ok(section(&heading, &figures))
 }
 
 /// Milliseconds from before the connection to the first byte of the body. The body is checked: the
@@ -88,25 +88,20 @@ fn first_byte_ms(addr: SocketAddr, blob: &Blob) -> Result<f64> {
 
 fn throttled(sizes: &Sizes) -> Result<String> {
     let plan = Plan {
-        blob_bytes: sizes.throttled_blob,
         rate: RATE,
         ..Plan::default()
     };
-    let upstream = Upstream::start(&plan)?;
-    let (mut straight, mut through) = (Vec::new(), Vec::new());
-    for pair in 1..=sizes.rounds {
-        note(&format!(
-            "throttled upstream, pair {pair} of {}",
-            sizes.rounds
-        ));
-        straight.push(direct(&upstream, 1)?.cost.wall);
-        through.push(cold(&upstream, 1)?.cost.wall);
-    }
-    let ratios = through
-        .iter()
-        .zip(&straight)
-        .map(|(mirror, direct)| mirror / direct)
+    let upstream = Upstream::with_blobs(&[sizes.throttled_blob], &plan)?;
+    let pairs = rounds("throttled upstream", sizes.rounds, || {
+        Ok((
+            direct(&upstream, 1)?.cost.wall,
+            cold(&upstream, 1)?.cost.wall,
+        ))
+    })?;
+    let ratios: Vec<_> = { pairs.iter() }
+        .map(|(direct, mirror)| mirror / direct)
         .collect();
+    let (straight, through): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     let figures = [
         Figure::new("straight from the upstream", "s", straight),
         Figure::new("through the mirror", "s", through),
@@ -117,24 +112,18 @@ fn throttled(sizes: &Sizes) -> Result<String> {
         sizes.throttled_blob >> 20,
         RATE >> 20
     );
-    Ok(table(&heading, &figures))
+    Ok(section(&heading, &figures))
 }
 
 fn unthrottled(sizes: &Sizes) -> Result<String> {
-    let upstream = Upstream::start(&Plan {
-        blob_bytes: sizes.blob,
-        ..Plan::default()
-    })?;
-    let (mut straight, mut through, mut hashing) = (Vec::new(), Vec::new(), Vec::new());
-    for pair in 1..=sizes.rounds {
-        note(&format!(
-            "unthrottled upstream, pair {pair} of {}",
-            sizes.rounds
-        ));
-        straight.push(direct(&upstream, 1)?);
-        through.push(cold(&upstream, 1)?);
+    let upstream = Upstream::with_blobs(&[sizes.blob], &Plan::default())?;
+    let mut hashing = Vec::new();
+    let pairs = rounds("unthrottled upstream", sizes.rounds, || {
+        let pair = (direct(&upstream, 1)?, cold(&upstream, 1)?);
         hashing.push(hash_seconds(sizes.blob)? / sizes.gibibytes());
-    }
+        Ok(pair)
+    })?;
+    let (straight, through): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     let per_gib = |runs: &[Pulled], part: fn(&Pulled) -> f64| {
         runs.iter()
             .map(|run| part(run) / sizes.gibibytes())
@@ -160,11 +149,11 @@ fn unthrottled(sizes: &Sizes) -> Result<String> {
         Figure::new("CPU of a direct fetch per GiB, upstream and client", "s", {
             per_gib(&straight, |run| run.cost.parts())
         }),
-        Figure::new("total over direct", "x", ratios.collect()),
+        Figure::new("total over direct", "x", ratios),
     ];
     let costs = |runs: &[Pulled]| runs.iter().map(|run| run.cost).collect::<Vec<_>>();
     let heading = format!("One client, cold, {}, nothing throttled", sizes.name());
-    let mut text = table(&heading, &figures);
+    let mut text = section(&heading, &figures);
     text.push_str(&cost_table(&[
         ("straight from the upstream", &costs(&straight)),
         ("through the mirror, cold", &costs(&through)),

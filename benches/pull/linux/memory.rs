@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::clients::{Herd, Plan as Clients};
-use super::mirror::Mirror;
-use super::report::{Figure, table};
-use super::run::through;
-use super::upstream::{Plan, Upstream};
-use super::{Sizes, note, proc};
+use super::Sizes;
+use super::common::load::{Load, Plan as Clients};
+use super::common::proc::tcp_buffer_bytes;
+use super::common::report::{Figure, section};
+use super::common::server::Server;
+use super::common::upstream::{Plan, Upstream};
+use super::common::{MIB, note, times};
+use super::run::{mirror, through};
 
 /// How many slow clients hold a connection at once.
 const CLIENTS: usize = 200;
@@ -25,20 +27,17 @@ struct Peak {
 }
 
 pub(crate) fn measure(sizes: &Sizes) -> Result<String> {
-    let upstream = Upstream::start(&Plan {
-        blob_bytes: sizes.blob,
-        ..Plan::default()
-    })?;
+    let upstream = Upstream::with_blobs(&[sizes.blob], &Plan::default())?;
     note("slow clients, cold");
-    let mirror = Mirror::start(upstream.addr())?;
-    let before = upstream.stats()?.bytes;
-    let cold = slow_clients(&mirror, &upstream, sizes.hold)?;
-    let fetched = upstream.stats()?.bytes - before;
-    drop(mirror);
+    let server = mirror(&upstream)?;
+    let before = upstream.counts()?.bytes;
+    let cold = slow_clients(&server, &upstream, sizes.hold)?;
+    let fetched = upstream.counts()?.bytes - before;
+    drop(server);
     note("slow clients, warm");
-    let mirror = Mirror::start(upstream.addr())?;
-    through(&mirror, &upstream, 1)?;
-    let warm = slow_clients(&mirror, &upstream, sizes.hold)?;
+    let server = mirror(&upstream)?;
+    through(&server, &upstream, 1)?;
+    let warm = slow_clients(&server, &upstream, sizes.hold)?;
     let figures = [
         Figure::new("peak memory (VmHWM), cold", "MiB", vec![cold.resident]).at_most(PEAK),
         Figure::new("peak memory (VmHWM), warm", "MiB", vec![warm.resident]).at_most(PEAK),
@@ -53,7 +52,7 @@ pub(crate) fn measure(sizes: &Sizes) -> Result<String> {
             vec![warm.anonymous_at_end],
         ),
         Figure::new("upstream bytes over the blob's, cold", "x", {
-            vec![Sizes::blobs(fetched, sizes.blob)]
+            vec![times(fetched, sizes.blob)]
         })
         .at_most(1.0),
         Figure::new(
@@ -67,43 +66,32 @@ pub(crate) fn measure(sizes: &Sizes) -> Result<String> {
             vec![warm.sockets],
         ),
     ];
-    Ok(table(
+    Ok(section(
         &format!("{CLIENTS} slow clients of one blob of {}", sizes.name()),
         &figures,
     ))
 }
 
-fn slow_clients(mirror: &Mirror, upstream: &Upstream, hold: Duration) -> Result<Peak> {
+fn slow_clients(mirror: &Server, upstream: &Upstream, hold: Duration) -> Result<Peak> {
     let plan = Clients {
-        addr: mirror.addr(),
-        path: upstream.large()?.path(),
-        clients: CLIENTS,
-        slow_ms: u64::try_from(hold.as_millis())?,
+        millis: u64::try_from(hold.as_millis())?,
+        slow: true,
+        ..Clients::once(mirror.addr(), upstream.large()?.path(), CLIENTS)
     };
-    let mut sockets = 0;
-    let mut anonymous = 0;
-    let herd = Herd::send(&plan, || {
-        sockets = sockets.max(proc::tcp_buffer_bytes()?);
-        anonymous = mirror.status_bytes("RssAnon")?;
+    let (mut sockets, mut anonymous) = (0, 0.0);
+    let load = Load::sampled(&plan, || {
+        sockets = sockets.max(tcp_buffer_bytes()?);
+        anonymous = mirror.memory("RssAnon")?;
         Ok(())
     })
     .with_context(|| mirror.log_tail())?;
-    let length = upstream.large()?.bytes;
     ensure!(
-        herd.pulls.iter().all(|pull| pull.bytes < length),
-        "a slow client came to the end: the blob is too small for this"
+        load.requests == 0 && load.bytes > 0,
+        "a slow client had the whole blob, which is too small for this, or none had a byte"
     );
     Ok(Peak {
-        resident: mebibytes(mirror.status_bytes("VmHWM")?),
-        anonymous_at_end: mebibytes(anonymous),
-        sockets: mebibytes(sockets),
+        resident: mirror.memory("VmHWM")?,
+        anonymous_at_end: anonymous,
+        sockets: times(sockets, MIB),
     })
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "sizes of memory are below 2^52 bytes"
-)]
-fn mebibytes(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }

@@ -1,6 +1,5 @@
-//! The bench proper. The binary plays three roles, each in processes of its own, so that the CPU
-//! time of each is known apart: the orchestrator (this page), the upstream and the clients. The
-//! mirror under test is a fourth. Everything talks over 127.0.0.1, and every wait has a bound.
+//! The orchestrator. The upstream, the mirror under test and the load generator are processes of their
+//! own. All connections are over 127.0.0.1, and every wait has a bound.
 
 #![expect(
     clippy::print_stdout,
@@ -12,30 +11,19 @@
     reason = "real time between processes is what is measured"
 )]
 
-mod clients;
 mod cold;
-mod content;
+#[path = "../../common/mod.rs"]
+mod common;
 mod memory;
-mod mirror;
-mod pace;
-mod proc;
-mod registry;
-#[expect(dead_code, reason = "benches/fetch uses more of it")]
-mod report;
 mod run;
-mod scratch;
 mod storm;
-mod upstream;
-#[expect(dead_code, reason = "benches/fetch uses more of it")]
-mod wire;
 
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, ValueEnum};
 
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
+use common::{GIB, MIB, Role, is_wanted, print_heading, times};
 
 /// Pulls through the mirror, measured against the project's targets.
 #[derive(Debug, Parser)]
@@ -61,14 +49,6 @@ enum Part {
     Storm,
     Cold,
     Memory,
-}
-
-/// What the other processes of a run are told to be.
-#[derive(Debug, Subcommand)]
-#[command(hide = true)]
-enum Role {
-    Upstream(upstream::Plan),
-    Clients(clients::Plan),
 }
 
 /// How much is measured.
@@ -103,15 +83,9 @@ impl Sizes {
         }
     }
 
-    /// How many blobs of `size` are `bytes`.
-    #[expect(clippy::cast_precision_loss, reason = "two decimals are printed")]
-    fn blobs(bytes: u64, size: u64) -> f64 {
-        bytes as f64 / size as f64
-    }
-
     /// The large blob in GiB.
     fn gibibytes(&self) -> f64 {
-        Self::blobs(self.blob, GIB)
+        times(self.blob, GIB)
     }
 
     /// The large blob's size in words.
@@ -120,32 +94,20 @@ impl Sizes {
     }
 }
 
-/// Says what is going on, apart from the report.
-fn note(text: &str) {
-    eprintln!("{text}");
-}
-
 pub(super) fn main() -> Result<()> {
-    // `cargo test --all-targets` and test runners start every target; only cargo bench says so.
-    if std::env::args().len() == 1 || std::env::args().any(|arg| arg == "--list") {
-        note("nothing measured: run cargo bench --bench pull");
+    if !is_wanted("pull") {
         return Ok(());
     }
     let args = Args::parse();
     match &args.role {
-        Some(Role::Upstream(plan)) => upstream::run(plan, |line| println!("{line}")),
-        Some(Role::Clients(plan)) => clients::run(plan, |line| println!("{line}")),
+        Some(role) => role.play(),
         None => orchestrate(&args),
     }
 }
 
 fn orchestrate(args: &Args) -> Result<()> {
     let sizes = Sizes::new(args);
-    println!("# Pulls through the mirror, measured\n");
-    println!("{}", proc::describe_machine(&std::env::temp_dir())?);
-    if args.quick {
-        println!("\nA quick run: it shows that the bench works; its figures mean little.");
-    }
+    print_heading("Pulls through the mirror, measured", args.quick)?;
     let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     if wanted(Part::Storm) {
         println!("{}", storm::measure(&sizes)?);
@@ -156,6 +118,6 @@ fn orchestrate(args: &Args) -> Result<()> {
     if wanted(Part::Memory) {
         println!("{}", memory::measure(&sizes)?);
     }
-    println!("{}", proc::describe_load()?);
+    println!("{}", common::proc::describe_load()?);
     Ok(())
 }

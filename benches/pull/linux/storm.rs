@@ -2,10 +2,12 @@
 
 use anyhow::Result;
 
-use super::report::{Cost, Figure, cost_table, table};
-use super::run::{Pulled, cold, direct};
-use super::upstream::{Plan, Upstream};
-use super::{Sizes, note, proc};
+use super::Sizes;
+use super::common::proc::cores;
+use super::common::report::{Figure, section};
+use super::common::upstream::{Plan, Upstream};
+use super::common::{rounds, times};
+use super::run::{Cost, Pulled, cold, cost_table, direct};
 
 /// How many clients come at once.
 const CLIENTS: u32 = 32;
@@ -34,7 +36,7 @@ impl Round {
         let further = f64::from(CLIENTS - 1) / f64::from(CLIENTS);
         let cpu = self.alone.cost.parts() + further * self.direct.cost.parts();
         #[expect(clippy::cast_precision_loss, reason = "no machine has 2^52 cores")]
-        let seconds = cpu / proc::cores() as f64;
+        let seconds = cpu / cores() as f64;
         seconds.max(self.alone.cost.wall)
     }
 
@@ -42,21 +44,14 @@ impl Round {
     fn without_clients(&self) -> f64 {
         let clients = self.storm.cost.clients - self.alone.cost.clients;
         #[expect(clippy::cast_precision_loss, reason = "no machine has 2^52 cores")]
-        let seconds = clients / proc::cores() as f64;
+        let seconds = clients / cores() as f64;
         self.storm.cost.wall - seconds
     }
 }
 
 pub(crate) fn measure(sizes: &Sizes) -> Result<String> {
-    let upstream = Upstream::start(&Plan {
-        blob_bytes: sizes.blob,
-        ..Plan::default()
-    })?;
-    let mut rounds = Vec::new();
-    for round in 1..=sizes.rounds {
-        note(&format!("storm, round {round} of {}", sizes.rounds));
-        rounds.push(Round::measure(&upstream)?);
-    }
+    let upstream = Upstream::with_blobs(&[sizes.blob], &Plan::default())?;
+    let rounds = rounds("storm", sizes.rounds, || Round::measure(&upstream))?;
     Ok(report(sizes, &rounds))
 }
 
@@ -66,7 +61,7 @@ fn report(sizes: &Sizes, rounds: &[Round]) -> String {
     let gets = each(|round| round.storm.gets as f64);
     let bytes = rounds
         .iter()
-        .map(|round| Sizes::blobs(round.storm.bytes, sizes.blob))
+        .map(|round| times(round.storm.bytes, sizes.blob))
         .collect::<Vec<_>>();
     let figures = [
         Figure::new("upstream GETs", "", gets).at_most(1.0),
@@ -103,7 +98,7 @@ fn report(sizes: &Sizes, rounds: &[Round]) -> String {
             .map(|round| run(round).cost)
             .collect::<Vec<Cost>>()
     };
-    let mut text = table(
+    let mut text = section(
         &format!(
             "{CLIENTS} clients at once, cold, one blob of {}",
             sizes.name()

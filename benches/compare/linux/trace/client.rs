@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::net::{RecvFlags, recv};
 
-use super::super::wire::{header, read_head};
+use super::super::common::wire::{header, read_head};
 
 /// Bytes taken per recv(2).
 const ROOM: usize = 256 * 1024;
@@ -48,8 +48,8 @@ impl Client {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: bench/1\r\nAccept: {}, {}\r\n\r\n",
             self.host,
-            super::super::content::INDEX,
-            super::super::content::MANIFEST,
+            super::super::common::content::INDEX,
+            super::super::common::content::MANIFEST,
         );
         self.stream.write_all(request.as_bytes())?;
         let (head, early) = read_head(&mut self.stream)?;

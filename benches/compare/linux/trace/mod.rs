@@ -12,16 +12,15 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde_json::Map;
 use tempfile::TempDir;
 
-use super::content::Shelf;
-use super::note;
-use super::origin::Counts;
-use super::peers;
-use super::report::median;
+use super::common::content::Shelf;
+use super::common::note;
+use super::common::report::{Figure, Target, median, number};
+use super::common::server::{Server, millpond};
+use super::common::upstream::Counts;
 use super::results::Results;
-use super::server::Server;
-use super::stats::{Absolute, Target, number};
 use super::upstream::Upstream;
 use nodes::Seen;
 use world::World;
@@ -79,7 +78,8 @@ pub(crate) fn measure(quick: bool, binary: &Path, results: &mut Results) -> Resu
     fs::write(&file, serde_json::to_vec(&world)?)?;
     let upstream = Upstream::ours(shelf.root(), DELAY_MS)?;
     let addr = upstream.addr();
-    let server = Server::start(|directory, own| peers::millpond(binary, directory, own, addr))?;
+    let server =
+        Server::start(|directory, own| millpond(binary, directory, own, addr, &Map::new()))?;
     note("trace: replaying it");
     let seen = replay(&server, &file)?;
     let counts = upstream.counts()?;
@@ -114,12 +114,8 @@ fn report(seen: &Seen, counts: Counts, cost: &Cost, results: &mut Results) {
         seen.joiners_ms.get(at).copied().unwrap_or(f64::NAN)
     };
     let mut add = |name: &str, unit, value, target| {
-        results.figure(Absolute::once(
-            format!("trace: {name}"),
-            unit,
-            value,
-            target,
-        ));
+        let figure = Figure::new(format!("trace: {name}"), unit, [value]);
+        results.figure(figure.target(target));
     };
     let hits = 100.0 * (1.0 - share(counts.blob_gets, seen.blobs));
     add("blob requests that needed no upstream GET", "%", hits, None);

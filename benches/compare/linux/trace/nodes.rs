@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::super::proc::{Process, cpu_seconds};
+use super::super::common::proc::{Process, cpu_seconds};
 use super::client::Client;
 use super::world::{Depth, Image, World};
 
@@ -75,7 +75,7 @@ struct Replay<'a> {
 }
 
 /// Replays everything and reports.
-pub(crate) fn run(plan: &Plan, report: impl FnOnce(&str)) -> Result<()> {
+pub(crate) fn run(plan: &Plan) -> Result<()> {
     let world: World = serde_json::from_slice(&fs::read(&plan.world)?)?;
     let replay = Replay {
         addr: plan.addr,
@@ -99,7 +99,7 @@ pub(crate) fn run(plan: &Plan, report: impl FnOnce(&str)) -> Result<()> {
     seen.joiners_ms.sort_by(f64::total_cmp);
     seen.wall = wall;
     seen.cpu = cpu_seconds(std::process::id())?;
-    report(&serde_json::to_string(&seen)?);
+    println!("{}", serde_json::to_string(&seen)?);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use millpond::oci::RepoName;
 use serde::{Deserialize, Serialize};
 
-use super::super::content::Shelf;
+use super::super::common::content::Shelf;
 use super::Scale;
 
 /// Bytes of an image's config.
@@ -144,7 +144,9 @@ impl Maker<'_> {
     }
 
     fn layer(&mut self, repo: &RepoName, size: u64) -> Result<Part> {
-        let digest = self.shelf.blob(repo, size, &mut self.random)?;
+        let digest = self
+            .shelf
+            .blob(repo, size, |_, piece| self.random.fill(piece))?;
         Ok((digest.to_string(), size))
     }
 

@@ -1,4 +1,4 @@
-//! A server under test: its processes, its CPU time and memory, its directory. Dropping it ends it.
+//! A server under test: its processes, its CPU time and memory, its directory. It ends when dropped.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use super::proc::{Process, status_bytes};
@@ -17,7 +18,7 @@ use super::wire::get;
 /// How long a server may take until it answers, or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
-/// How long a server has to use no CPU to be at rest.
+/// Polls without CPU time after which a server is idle.
 const REST: u32 = 15;
 
 /// A running server.
@@ -30,6 +31,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// A new millpond in front of `upstream`, with more keys of the section `proxy`.
+    pub(crate) fn mirror(upstream: SocketAddr, proxy: &Map<String, Value>) -> Result<Self> {
+        let binary = Path::new(env!("CARGO_BIN_EXE_millpond"));
+        Self::start(|directory, addr| millpond(binary, directory, addr, upstream, proxy))
+    }
+
     /// Starts what `command` makes of a directory and an address, and waits until it answers.
     pub(crate) fn start(
         command: impl FnOnce(&Path, SocketAddr) -> Result<Command>,
@@ -87,7 +94,8 @@ impl Server {
         Ok(ticks / per_second)
     }
 
-    /// CPU seconds so far, once the server has come to rest.
+    /// CPU seconds so far, once the server is idle: work after the last response (sync, rename) is
+    /// counted, too.
     pub(crate) fn settled_cpu(&self) -> Result<f64> {
         let started = Instant::now();
         let (mut last, mut quiet) = (self.cpu()?, 0);
@@ -166,7 +174,40 @@ fn times(pid: u32) -> Option<(u64, u64)> {
     Some((own, stat(pid, 13)? + stat(pid, 14)?))
 }
 
-/// An address nobody listens on. Another process may take it before the server does; then the run
+/// The command of millpond on a data directory that may have content.
+pub(crate) fn millpond(
+    binary: &Path,
+    directory: &Path,
+    addr: SocketAddr,
+    upstream: SocketAddr,
+    more: &Map<String, Value>,
+) -> Result<Command> {
+    // JSON is YAML, and quotes every path and address as it must be.
+    let mut config = json!({
+        "version": 0.1,
+        "log": { "level": "warn", "accesslog": { "disabled": true } },
+        "storage": { "filesystem": { "rootdirectory": directory.join("data") } },
+        "http": {
+            "addr": addr,
+            "debug": { "addr": free_addr()?, "prometheus": { "enabled": true } },
+        },
+        "proxy": {
+            "remoteurl": format!("http://{upstream}"),
+            "ttl": "168h",
+            "tags": { "ttl": "1h" },
+        },
+    });
+    if let Some(proxy) = config.get_mut("proxy").and_then(Value::as_object_mut) {
+        proxy.extend(more.clone());
+    }
+    let path = directory.join("config.yml");
+    fs::write(&path, serde_json::to_string_pretty(&config)?)?;
+    let mut command = Command::new(binary);
+    command.arg("serve").arg(path);
+    Ok(command)
+}
+
+/// An address without a listener. Another process may take it before the server does; then the run
 /// fails and says so.
 pub(crate) fn free_addr() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)

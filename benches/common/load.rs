@@ -4,6 +4,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,7 +21,11 @@ use super::wire::header;
 const ROOM: usize = 1 << 20;
 /// Bytes of the first read of an answer: a head and a small body.
 const HEAD_ROOM: usize = 16 * 1024;
-/// The longest time that nothing may happen.
+/// What a slow client takes at first, then in each interval, in bytes.
+const GULP: usize = 256 * 1024;
+const TRICKLE: usize = 16 * 1024;
+const TRICKLE_EVERY: Duration = Duration::from_millis(100);
+/// The longest time without an event.
 const SILENCE: Timespec = Timespec {
     tv_sec: 120,
     tv_nsec: 0,
@@ -43,11 +48,14 @@ pub(crate) struct Plan {
     /// Connections, each with one request under way.
     #[arg(long)]
     pub(crate) connections: usize,
-    /// How long to go on; 0: until every connection has had `count` answers.
+    /// Milliseconds of the run; 0: until every connection has had `count` answers.
     #[arg(long, default_value_t = 0)]
     pub(crate) millis: u64,
     #[arg(long, default_value_t = 1)]
     pub(crate) count: u64,
+    /// Reads one answer slowly on each connection, and closes them all at the end of the run.
+    #[arg(long)]
+    pub(crate) slow: bool,
 }
 
 /// What the load generator saw. Times in seconds.
@@ -68,9 +76,29 @@ pub(crate) struct Load {
     pub(crate) worst_first_byte: f64,
 }
 
+impl Plan {
+    /// One GET of `path` on each of these connections.
+    pub(crate) fn once(addr: SocketAddr, path: String, connections: usize) -> Self {
+        Self {
+            addr,
+            paths: vec![path],
+            method: "GET".to_owned(),
+            connections,
+            millis: 0,
+            count: 1,
+            slow: false,
+        }
+    }
+}
+
 impl Load {
     /// Runs the load generator as a process and waits for it.
     pub(crate) fn send(plan: &Plan) -> Result<Self> {
+        Self::sampled(plan, || Ok(()))
+    }
+
+    /// The same, calling `sample` now and then.
+    pub(crate) fn sampled(plan: &Plan, sample: impl FnMut() -> Result<()>) -> Result<Self> {
         let mut args = vec![
             "load".to_owned(),
             format!("--addr={}", plan.addr),
@@ -80,7 +108,8 @@ impl Load {
             format!("--count={}", plan.count),
         ];
         args.extend(plan.paths.iter().map(|path| format!("--path={path}")));
-        Process::spawn_role(&args)?.finish(LIMIT, || Ok(()))
+        args.extend(plan.slow.then(|| "--slow".to_owned()));
+        Process::spawn_role(&args)?.finish(LIMIT, sample)
     }
 }
 
@@ -97,6 +126,18 @@ struct Connection {
     /// Body bytes to come; none while the head isn't complete.
     left: Option<u64>,
     seen_body: bool,
+    /// Bytes that a slow client may read now, and whether it has had its answer.
+    budget: usize,
+    ended: bool,
+}
+
+/// What one read brought.
+#[derive(Debug, PartialEq, Eq)]
+enum Received {
+    Nothing,
+    Bytes(usize),
+    /// The end of an answer.
+    All,
 }
 
 /// What has been counted so far.
@@ -115,8 +156,8 @@ struct Generator {
 }
 
 /// Runs and reports.
-pub(crate) fn run(plan: &Plan, report: impl FnOnce(&str)) -> Result<()> {
-    ensure!(!plan.paths.is_empty(), "there is nothing to ask for");
+pub(crate) fn run(plan: &Plan) -> Result<()> {
+    ensure!(!plan.paths.is_empty(), "there is nothing to request");
     let mut generator = Generator {
         requests: plan.paths.iter().map(|path| request(plan, path)).collect(),
         bodies: plan.method != "HEAD",
@@ -137,7 +178,11 @@ pub(crate) fn run(plan: &Plan, report: impl FnOnce(&str)) -> Result<()> {
         generator.ask(connection)?;
     }
     let deadline = (plan.millis > 0).then(|| started + Duration::from_millis(plan.millis));
-    let mut running = plan.connections;
+    if plan.slow {
+        generator.trickle(&mut connections, deadline.context("--slow needs --millis")?)?;
+        connections.clear();
+    }
+    let mut running = connections.len();
     let mut events = Vec::with_capacity(plan.connections);
     while running > 0 && deadline.is_none_or(|deadline| Instant::now() < deadline) {
         epoll::wait(&epoll, spare_capacity(&mut events), Some(&SILENCE))?;
@@ -145,7 +190,7 @@ pub(crate) fn run(plan: &Plan, report: impl FnOnce(&str)) -> Result<()> {
         for event in events.drain(..) {
             let at = usize::try_from(event.data.u64())?;
             let connection = connections.get_mut(at).context("a connection of ours")?;
-            if !generator.receive(connection)? {
+            if generator.receive(connection, ROOM)? != Received::All {
                 continue;
             }
             if deadline.is_some() || connection.answered < plan.count {
@@ -158,7 +203,10 @@ pub(crate) fn run(plan: &Plan, report: impl FnOnce(&str)) -> Result<()> {
     }
     let wall = started.elapsed().as_secs_f64();
     let cpu = cpu_seconds(std::process::id())? - before;
-    report(&serde_json::to_string(&generator.tally.finish(wall, cpu))?);
+    println!(
+        "{}",
+        serde_json::to_string(&generator.tally.finish(wall, cpu))?
+    );
     Ok(())
 }
 
@@ -188,6 +236,8 @@ impl Connection {
             head: Vec::new(),
             left: None,
             seen_body: false,
+            budget: 0,
+            ended: false,
         })
     }
 }
@@ -204,42 +254,65 @@ impl Generator {
         Ok(())
     }
 
-    /// Takes what has come, once. True when that was the end of an answer.
-    fn receive(&mut self, connection: &mut Connection) -> Result<bool> {
+    /// Reads all connections slowly until the deadline.
+    fn trickle(&mut self, connections: &mut [Connection], deadline: Instant) -> Result<()> {
+        let mut budget = GULP;
+        while Instant::now() < deadline {
+            for connection in &mut *connections {
+                connection.budget += budget;
+                while connection.budget > 0 && !connection.ended {
+                    match self.receive(connection, connection.budget)? {
+                        Received::Nothing => break,
+                        Received::Bytes(bytes) => connection.budget -= bytes,
+                        Received::All => connection.ended = true,
+                    }
+                }
+            }
+            budget = TRICKLE;
+            thread::sleep(TRICKLE_EVERY);
+        }
+        Ok(())
+    }
+
+    /// Reads once, at most `limit` bytes of a body.
+    fn receive(&mut self, connection: &mut Connection, limit: usize) -> Result<Received> {
         let taken = match connection.left {
-            None => self.receive_head(connection),
-            Some(left) => self.discard(connection, left),
+            None => self.receive_head(connection, limit),
+            Some(left) => self.discard(connection, left, limit),
         };
-        match taken {
+        let taken = match taken {
             Err(error)
                 if error
                     .downcast_ref::<std::io::Error>()
                     .is_some_and(|error| error.kind() == ErrorKind::WouldBlock) =>
             {
-                return Ok(false);
+                return Ok(Received::Nothing);
             }
             taken => taken?,
-        }
+        };
         if connection.left != Some(0) {
-            return Ok(false);
+            return Ok(Received::Bytes(taken));
         }
         connection.left = None;
         connection.answered += 1;
         self.tally.load.requests += 1;
         let latency = connection.sent.elapsed().as_secs_f32();
         self.tally.latencies.push(latency);
-        Ok(true)
+        Ok(Received::All)
     }
 
-    fn receive_head(&mut self, connection: &mut Connection) -> Result<()> {
-        let room = self.room.get_mut(..HEAD_ROOM).context("ROOM is larger")?;
+    fn receive_head(&mut self, connection: &mut Connection, limit: usize) -> Result<usize> {
+        let room = self
+            .room
+            .get_mut(..HEAD_ROOM.min(limit))
+            .context("ROOM is larger")?;
         let got = connection.stream.read(room)?;
         ensure!(got > 0, "the server closed a connection");
         connection.head.extend(room.iter().take(got));
         let end = connection.head.windows(4).position(|at| at == b"\r\n\r\n");
         let Some(end) = end else {
             ensure!(connection.head.len() < HEAD_ROOM, "the head is too long");
-            return Ok(());
+            return Ok(got);
         };
         let early = (connection.head.len() - end - 4) as u64;
         let head = connection.head.get(..end + 4).unwrap_or_default();
@@ -249,8 +322,8 @@ impl Generator {
             .checked_sub(early)
             .context("more than was announced")?;
         connection.left = Some(left);
-        self.body_came(connection, early);
-        Ok(())
+        self.note_body(connection, early);
+        Ok(got)
     }
 
     /// Body bytes of an answer with this head.
@@ -266,18 +339,18 @@ impl Generator {
     }
 
     /// `MSG_TRUNC` frees received bytes without copying them out (tcp(7)).
-    fn discard(&mut self, connection: &mut Connection, left: u64) -> Result<()> {
-        let count = usize::try_from(left)?.min(ROOM);
+    fn discard(&mut self, connection: &mut Connection, left: u64, limit: usize) -> Result<usize> {
+        let count = usize::try_from(left)?.min(limit).min(ROOM);
         let room = self.room.get_mut(..count).context("no more than ROOM")?;
         let (_, got) =
             recv(&connection.stream, room, RecvFlags::TRUNC).map_err(std::io::Error::from)?;
         ensure!(got > 0, "a body ended {left} bytes early");
         connection.left = Some(left - got as u64);
-        self.body_came(connection, got as u64);
-        Ok(())
+        self.note_body(connection, got as u64);
+        Ok(got)
     }
 
-    fn body_came(&mut self, connection: &mut Connection, bytes: u64) {
+    fn note_body(&mut self, connection: &mut Connection, bytes: u64) {
         self.tally.load.bytes += bytes;
         if bytes > 0 && !connection.seen_body {
             connection.seen_body = true;

@@ -1,4 +1,4 @@
-//! Made-up content on disk, in the reference registry's layout: what an upstream serves.
+//! Generated content on disk, in the reference registry's layout: what an upstream serves.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,7 +14,13 @@ pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// The media type of every image manifest made here.
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Bytes generated and hashed at a time.
-const PIECE: usize = 1 << 20;
+pub(crate) const PIECE: usize = 1 << 20;
+
+/// Fills `piece` with the piece of this number of the blob with this seed, or with the beginning of the
+/// piece. A client that knows the seed can compare any piece. Nothing compresses it.
+pub(crate) fn fill(seed: u64, number: u64, piece: &mut [u8]) {
+    fastrand::Rng::with_seed((seed << 32) ^ number).fill(piece);
+}
 
 /// A directory of content.
 #[derive(Debug, Clone)]
@@ -46,25 +52,26 @@ impl Shelf {
         Ok(text.trim().parse()?)
     }
 
-    /// Makes a blob of pseudo-random bytes, so that nothing can compress it.
+    /// Makes a blob, of which `write` makes each piece, given its number.
     pub(crate) fn blob(
         &self,
         repo: &RepoName,
         bytes: u64,
-        random: &mut fastrand::Rng,
+        mut write: impl FnMut(u64, &mut [u8]),
     ) -> Result<Digest> {
         let staged = self.root().join("staged");
         let mut file = File::create(&staged)?;
         let mut hasher = Hasher::new(Algorithm::Sha256);
         let mut piece = vec![0; PIECE];
-        let mut left = bytes;
+        let (mut left, mut number) = (bytes, 0);
         while left > 0 {
             let size = usize::try_from(left)?.min(PIECE);
-            let part = piece.get_mut(..size).context("no more than a piece")?;
-            random.fill(part);
+            let part = piece.get_mut(..size).context("at most a piece")?;
+            write(number, part);
             hasher.update(part);
             file.write_all(part)?;
             left -= size as u64;
+            number += 1;
         }
         if bytes > PIECE as u64 {
             // Written back now, not during a measurement.
@@ -87,7 +94,7 @@ impl Shelf {
         Ok(digest)
     }
 
-    /// Makes an image manifest of a config and layers that are there.
+    /// Makes an image manifest of a config and layers that exist.
     pub(crate) fn image(
         &self,
         repo: &RepoName,
@@ -145,7 +152,7 @@ impl Shelf {
         self.manifest(repo, &document)
     }
 
-    /// Lets a tag name a manifest.
+    /// Points a tag at a manifest.
     pub(crate) fn tag(&self, repo: &RepoName, tag: &Tag, digest: &Digest) -> Result<()> {
         for path in [
             self.layout.tag_current(repo, tag),
@@ -156,7 +163,7 @@ impl Shelf {
         Ok(())
     }
 
-    /// Lets one more repository have a blob.
+    /// Links a blob into one more repository.
     pub(crate) fn share(&self, repo: &RepoName, digest: Digest) -> Result<()> {
         self.link(repo, LinkKind::Layer, digest)
     }

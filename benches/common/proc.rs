@@ -146,22 +146,6 @@ fn ticks_to_seconds<'a>(fields: impl Iterator<Item = &'a str>) -> Result<f64> {
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Waits until a process has used no CPU for a while, so that work it does after the last client
-/// has its bytes (sync, rename) is counted too, and returns its CPU seconds.
-pub(crate) fn settled_cpu_seconds(pid: u32) -> Result<f64> {
-    const QUIET_POLLS: u32 = 15;
-    const LIMIT: Duration = Duration::from_secs(30);
-    let started = Instant::now();
-    let (mut last, mut quiet) = (cpu_seconds(pid)?, 0);
-    while quiet < QUIET_POLLS && started.elapsed() < LIMIT {
-        thread::sleep(POLL);
-        let now = cpu_seconds(pid)?;
-        quiet = if now > last { 0 } else { quiet + 1 };
-        last = now;
-    }
-    Ok(last)
-}
-
 /// A size field of `/proc/PID/status` (`VmHWM`: the peak of resident memory), in bytes.
 pub(crate) fn status_bytes(pid: u32, field: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
