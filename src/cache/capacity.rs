@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::index::{Admission, Blob, Id};
+use super::index::{Blob, Id, SpaceReply};
 use super::policy::SpaceRequest;
 use crate::oci::Digest;
 
@@ -148,16 +148,16 @@ impl Inner {
             let mut freed = std::pin::pin!(self.freed.notified());
             freed.as_mut().enable();
             let now = self.now();
-            match self.with(|index| index.admit(request, now, &mut looked_at)) {
-                Admission::Admitted => return Ok(()),
-                Admission::Again => tokio::task::yield_now().await,
-                Admission::Wait => {
+            match self.with(|index| index.reserve_space(request, now, &mut looked_at)) {
+                SpaceReply::Reserved => return Ok(()),
+                SpaceReply::Again => tokio::task::yield_now().await,
+                SpaceReply::Wait => {
                     if tokio::time::timeout_at(until, freed).await.is_err() {
                         break;
                     }
                     looked_at = 0;
                 }
-                Admission::Full => break,
+                SpaceReply::Full => break,
             }
         }
         Err(self.full(request))

@@ -1,26 +1,30 @@
-//! Retention decides what goes: entries whose time is up, and the least recently used images when
-//! space is short.
+//! The one owner of cached content: opens it, admits it, links it, and decides what is removed.
 //!
 //! ```text
-//! mirror, fetch --- used, linked, manifest, tagged --> index <-- state files, store (at the start)
-//!               --- hold, reserve ------------------->   |
-//!                                                        +--> expiry: what is due   --+
-//!                                                        +--> eviction: what is old --+--> sweeper
+//! open, manifest        --> store, index (the use)         work, in tasks of its own:
+//! admit, put_manifest   --> store, index (space, links)      reconcile   state files and store --> index
+//! hold, reserve         --> index                            expiry      links whose time is over  --+
+//! purge                 --> index                            eviction    images, when space is short |
+//!                                                            scrub       damaged blobs               |
+//!                                                            deletion    the delete queue <----------+
 //! ```
 //!
-//! The index knows every link of every repository: when it was made and last used. Expiry and
-//! eviction only mark; the sweeper is the only deleter. It removes the link, and the blob's file when
-//! no link in any repository and no hold needs it any more.
+//! [`index`] knows every link of every repository: when it was made and last used. [`policy`] says
+//! how long a link is kept, what is pinned, and which images are evicted. [`state`] keeps both across
+//! restarts. [`work`] carries out what follows. Expiry, eviction and purging only queue;
+//! [`work::deletion`] is the only deleter. It removes links, and a blob's file when no link in any
+//! repository and no hold needs it.
 //!
 //! What must never happen: the file of something that is held or linked is removed; a save or a
-//! deletion holds up a request; a broken state file stops the start; the limit is passed.
+//! deletion delays a request; a broken state file prevents the start; the limit is passed.
 //!
-//! Callers take a [`Hold`] before they open or link content, and tell of the link before they let go
-//! of it. Who opens what is linked without one may find it gone, and no more.
+//! Callers take a [`Hold`] before they open or link content, and note the link before they drop it.
+//! Without a hold, linked content may be missing by the time that it is opened.
 
 mod admission;
 mod capacity;
 mod index;
+mod inner;
 mod manifest_cache;
 mod manifests;
 mod open;
@@ -36,41 +40,33 @@ mod work;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, ManifestType, RepoName};
 pub use crate::storage::{Content, MAX_READ, Piece, Reader, Stage, StoreError};
 use crate::storage::{LinkKind, Store};
 use crate::tasks::Tasks;
-use crate::workers::Workers;
 
 pub use admission::{Admission, AdmitError};
 pub use capacity::{Full, Hold, Reservation};
-use index::{DeletionEpoch, Index, Trust};
+use index::Trust;
 pub use index::{EntryView, ImageView, References, Selection, SelectionError, Usage};
-use manifest_cache::ManifestCache;
+pub use inner::Counts;
+use inner::Inner;
 pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
-use policy::Space;
 pub use policy::{Pin, SpaceRequest, TtlMode, TtlPolicy};
-use recent::Recent;
-use state::journal::Journal;
-use state::timestamp::Timestamp;
+use work::deletion;
 pub use work::reconcile::references;
 pub use work::scrub::{
     ABANDONED_AFTER, Finding, MAX_REPORTED, Removal, ScrubReport, ScrubSettings, Verdict,
 };
-use work::{deletion, expiry, reconcile};
 
-use verify::Verifier;
 pub use verify::{Integrity, VERIFIED_FIRST, Verification, WITHHELD};
 
 /// How long a client waits for the index to be complete.
@@ -167,140 +163,9 @@ impl CacheSettings {
     }
 }
 
-/// Counts since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts {
-    /// Links, tags or files that couldn't be removed; each is tried again.
-    pub delete_failures: u64,
-    pub save_failures: u64,
-    /// Downloads for which there was no space.
-    pub full: u64,
-    /// Entries of the store that couldn't be read at the start.
-    pub unreadable: u64,
-    /// How long the last save took that appended changes.
-    pub last_save: Duration,
-}
-
-/// Retention of one store. Clones share it.
+/// The cache over one store. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Cache(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    store: Arc<dyn Store>,
-    metrics: Arc<Metrics>,
-    manifests: ManifestCache,
-    workers: Workers,
-    clock: Clock,
-    min_free: Option<MinFree>,
-    upkeep: Upkeep,
-    index: Mutex<Index>,
-    recent: Recent,
-    epoch: Arc<DeletionEpoch>,
-    /// Wakes the scheduler.
-    wake: Notify,
-    /// Wakes the sweeper.
-    work: Notify,
-    /// Wakes whoever waits for space, for a hold, or for the end of deleting.
-    freed: Notify,
-    complete: CancellationToken,
-    quit: CancellationToken,
-    ended: CancellationToken,
-    verifier: Verifier,
-    counters: Counters,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    delete_failures: AtomicU64,
-    save_failures: AtomicU64,
-    full: AtomicU64,
-    unreadable: AtomicU64,
-    save_failed_at: AtomicU64,
-    /// Microseconds.
-    last_save: AtomicU64,
-}
-
-impl Counters {
-    fn full(&self) {
-        self.full.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn saved(&self, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.last_save.store(micros, Ordering::Relaxed);
-    }
-
-    fn save_failed(&self, now: Timestamp) {
-        self.save_failures.fetch_add(1, Ordering::Relaxed);
-        self.save_failed_at.store(now.millis(), Ordering::Relaxed);
-    }
-
-    fn may_retry_save(&self, now: Timestamp) -> bool {
-        let failed = Timestamp::from_millis(self.save_failed_at.load(Ordering::Relaxed));
-        now >= failed.after(index::RETRY)
-    }
-}
-
-impl Inner {
-    /// Everything that is done to the index: whoever waits for what came of it is told after the
-    /// lock has been given back.
-    fn with<T>(&self, step: impl FnOnce(&mut Index) -> T) -> T {
-        // A panic elsewhere may leave counts off by one, and never a link without its file.
-        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = step(&mut index);
-        let wake_ups = index.take_wake_ups();
-        drop(index);
-        if wake_ups.schedule {
-            self.wake.notify_one();
-        }
-        if wake_ups.delete {
-            self.work.notify_one();
-        }
-        if wake_ups.freed {
-            self.freed.notify_waiters();
-        }
-        result
-    }
-
-    fn now(&self) -> Timestamp {
-        Timestamp::of(self.clock.wall())
-    }
-
-    /// Why the store couldn't be listed, if the last attempt failed.
-    fn unlisted(&self) -> Option<String> {
-        self.with(|index| index.unlisted().map(str::to_owned))
-    }
-
-    fn is_complete(&self) -> bool {
-        self.complete.is_cancelled()
-    }
-
-    /// Whether something was removed from the store; an error is logged and counted.
-    fn succeeded(&self, what: &'static str, result: Result<(), StoreError>) -> bool {
-        let Err(error) = result else { return true };
-        self.counters
-            .delete_failures
-            .fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(what, error = %on_one_line(&error), "couldn't be removed; it is tried again");
-        false
-    }
-
-    /// Measures what the file system has room for.
-    async fn measure(&self) {
-        let Some(MinFree {
-            bytes, free_space, ..
-        }) = self.min_free.clone()
-        else {
-            return;
-        };
-        let free = tokio::task::spawn_blocking(move || free_space())
-            .await
-            .ok()
-            .flatten();
-        self.with(|index| index.measure(free, bytes));
-    }
-}
 
 impl Cache {
     /// Starts. The index is built in the background, and until it is complete nothing is deleted;
@@ -313,42 +178,11 @@ impl Cache {
         tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Self {
-        let CacheSettings {
-            ttl,
-            pins,
-            max_size,
-            min_free,
-            state,
-            upkeep,
-        } = settings;
-        let evicts = min_free.as_ref().is_some_and(|min_free| min_free.evicts);
-        let space = Space::new(max_size, evicts);
-        let started = Timestamp::of(clock.wall());
-        let journaling = state.is_some() && upkeep == Upkeep::Full;
-        let index = Index::new(ttl, pins, space, started, journaling);
-        let shared = Arc::new(Inner {
-            store,
-            metrics,
-            manifests: ManifestCache::new(),
-            workers: Workers::default(),
-            clock,
-            min_free,
-            upkeep,
-            recent: Recent::new(),
-            epoch: Arc::clone(index.epoch()),
-            index: Mutex::new(index),
-            wake: Notify::new(),
-            work: Notify::new(),
-            freed: Notify::new(),
-            complete: CancellationToken::new(),
-            quit: stop.child_token(),
-            ended: CancellationToken::new(),
-            verifier: Verifier::new(tasks.tracker().clone()),
-            counters: Counters::default(),
-        });
-        tasks.spawn_required("cache", run(Arc::clone(&shared), state));
-        let sweeper = deletion::run(Arc::clone(&shared), shared.quit.clone());
-        tasks.spawn_required("sweeper", sweeper);
+        let (inner, state) = Inner::new((store, metrics, clock), settings, tasks, stop);
+        let shared = Arc::new(inner);
+        tasks.spawn_required("cache", work::run(Arc::clone(&shared), state));
+        let deletion = deletion::run(Arc::clone(&shared), shared.quit.clone());
+        tasks.spawn_required("sweeper", deletion);
         Self(shared)
     }
 
@@ -388,10 +222,7 @@ impl Cache {
 
     /// Whether the index works, or why not: it can't be built, or a panic has left it inconsistent.
     pub fn health(&self) -> Result<(), String> {
-        if self.0.index.is_poisoned() {
-            return Err("a panic while it was changed may have left it inconsistent".to_owned());
-        }
-        self.0.unlisted().map_or(Ok(()), Err)
+        self.0.health()
     }
 
     /// A client was served from this link; its blob has `size` bytes. Takes well under a
@@ -399,7 +230,7 @@ impl Cache {
     pub fn used(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
         let now = self.0.now();
         self.0
-            .with(|index| index.touch(repo, kind, digest, size, now));
+            .with(|index| index.touch((repo, kind, digest), size, now));
     }
 
     /// A link has been made in the store; its blob is there, and has `size` bytes. It stays, even if
@@ -407,7 +238,7 @@ impl Cache {
     pub fn linked(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
         let now = self.0.now();
         self.0
-            .with(|index| index.link(repo, kind, digest, size, now));
+            .with(|index| index.link((repo, kind, digest), size, now));
     }
 
     /// What a manifest that was linked is, and what it names; see [`references`].
@@ -491,15 +322,7 @@ impl Cache {
     }
 
     pub fn counts(&self) -> Counts {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.0.counters;
-        Counts {
-            delete_failures: count(&counters.delete_failures),
-            save_failures: count(&counters.save_failures),
-            full: count(&counters.full),
-            unreadable: count(&counters.unreadable),
-            last_save: Duration::from_micros(count(&counters.last_save)),
-        }
+        self.0.counters.read()
     }
 
     /// A page of all entries, from a position on (0 at first), and the position of the next page.
@@ -513,7 +336,7 @@ impl Cache {
     }
 
     /// Removes the selected links, and the files that nothing else needs; with `dry_run` only tells
-    /// which. Waits for the index to be complete, and until the sweeper is done. What is held goes
+    /// which. Waits for the index to be complete, and until that is done. What is held goes
     /// when it is released.
     pub async fn purge(&self, selection: &Selection, dry_run: bool) -> Vec<EntryView> {
         self.complete().await;
@@ -549,19 +372,4 @@ impl Cache {
             freed.await;
         }
     }
-}
-
-/// Loads the state, then schedules until the stop, while the index is built from the store.
-async fn run(shared: Arc<Inner>, state: Option<PathBuf>) {
-    let _ended = shared.ended.clone().drop_guard();
-    let saver = match state {
-        None => None,
-        Some(path) => reconcile::load(&shared, Journal::at(path)).await,
-    };
-    let saver = saver.filter(|_| shared.upkeep == Upkeep::Full);
-    let quit = shared.quit.clone();
-    tokio::join!(
-        expiry::run(Arc::clone(&shared), saver, quit.clone()),
-        reconcile::run(Arc::clone(&shared), quit),
-    );
 }

@@ -1,99 +1,80 @@
-//! Links that were used a moment ago: whether one of them is still good, and that it is used, is
-//! known without the index, whose lock all threads share.
+//! Links that were used in the last second: one that is here needs no look at the index, whose lock
+//! all threads share.
 //!
-//! An entry is good for [`SPAN`], and only while nothing has begun to go since it was made: each
-//! beginning makes all entries void at once. That is rare beside uses, and entries are made again by
-//! the next ones.
+//! An entry is good for [`SPAN`], and only while no deletion has begun since it was made: each one
+//! makes all entries void. That is rare beside uses, and the next uses make them again.
 
 use quick_cache::Equivalent;
 use quick_cache::sync::Cache as Lru;
 
 use super::Cache;
+use super::index::LinkKey;
 use super::state::timestamp::Timestamp;
 use crate::oci::{Digest, ManifestType, RepoName};
 use crate::storage::LinkKind;
 
-/// Links remembered; the least used go first.
+/// Links remembered; the least used are forgotten first.
 const MAX_RECENT: usize = 4096;
 /// Milliseconds. A use within them isn't noted again: to whole seconds, it is the same time.
 const SPAN: u64 = 1000;
 
-/// The links that were used last.
+/// The links that were used last, with the deletion epoch and the time of that use.
 #[derive(Debug)]
-pub(super) struct Recent {
-    links: Lru<Key, (u64, Timestamp)>,
-}
+pub(super) struct Recent(Lru<Key, (u64, Timestamp)>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key(RepoName, LinkKind, Digest);
 
-/// A key whose parts are somebody else's.
 #[derive(Hash)]
-struct Borrowed<'a>(&'a RepoName, LinkKind, &'a Digest);
+struct Borrowed<'a>(LinkKey<'a>);
 
 impl Equivalent<Key> for Borrowed<'_> {
     fn equivalent(&self, key: &Key) -> bool {
-        *self.0 == key.0 && self.1 == key.1 && *self.2 == key.2
+        self.0 == (&key.0, key.1, &key.2)
     }
 }
 
 impl Recent {
     pub(super) fn new() -> Self {
-        Self {
-            links: Lru::new(MAX_RECENT),
-        }
+        Self(Lru::new(MAX_RECENT))
     }
 
-    /// Whether the link was there less than [`SPAN`] ago, was used then, and nothing goes since.
-    pub(super) fn has(
-        &self,
-        repo: &RepoName,
-        kind: LinkKind,
-        digest: &Digest,
-        (epoch, now): (u64, Timestamp),
-    ) -> bool {
-        let found = self.links.get(&Borrowed(repo, kind, digest));
-        found.is_some_and(|(then, used)| {
+    /// Whether the link was used less than [`SPAN`] ago, and no deletion has begun since.
+    pub(super) fn has(&self, link: LinkKey<'_>, (epoch, now): (u64, Timestamp)) -> bool {
+        self.0.get(&Borrowed(link)).is_some_and(|(then, used)| {
             then == epoch && now >= used && now.millis() - used.millis() < SPAN
         })
     }
 
-    /// The index has just said that the link is there, and noted its use. `epoch` is of before, or of
-    /// under the same lock.
-    pub(super) fn put(
-        &self,
-        repo: &RepoName,
-        kind: LinkKind,
-        digest: &Digest,
-        (epoch, now): (u64, Timestamp),
-    ) {
-        self.links
-            .insert(Key(repo.clone(), kind, *digest), (epoch, now));
+    /// The index has the link, and has noted its use. The epoch is from before that.
+    pub(super) fn put(&self, (repo, kind, digest): LinkKey<'_>, now: (u64, Timestamp)) {
+        self.0.insert(Key(repo.clone(), kind, *digest), now);
     }
 }
 
 impl Cache {
-    /// Whether the repository has this link, as far as the index knows: then a use of it is noted,
-    /// and the store needn't be asked. False also where the index doesn't know yet, and where the
-    /// link or its file is about to go.
+    /// Whether the repository has this link, as far as the index knows. If so, the use is counted,
+    /// and the caller needn't look at the store. False also where the index doesn't know yet, and
+    /// where the link or its file is about to be removed.
     ///
-    /// Nothing is held: the file may be gone by the time that it is opened. Takes well under a
-    /// microsecond, and no lock when the same was asked a moment ago.
+    /// Nothing is held: the file may be gone when it is opened. Takes well under a microsecond, and
+    /// no lock when the same link was used in the last second.
     pub fn used_if_linked(&self, repo: &RepoName, kind: LinkKind, digest: &Digest) -> bool {
         let shared = &*self.0;
+        let link = (repo, kind, digest);
         let (epoch, now) = (shared.epoch.current(), shared.now());
-        if shared.recent.has(repo, kind, digest, (epoch, now)) {
+        if shared.recent.has(link, (epoch, now)) {
             return true;
         }
-        let linked = shared.with(|index| index.touch_kept(repo, kind, digest, now));
+        let linked = shared.with(|index| index.touch_kept(link, now));
         if linked {
-            shared.recent.put(repo, kind, digest, (epoch, now));
+            shared.recent.put(link, (epoch, now));
         }
         linked
     }
 
     /// The size in bytes and the type of a manifest that the repository links, as far as the index
-    /// knows: a HEAD needs no more, so no file is read for it. Counts as a use, like
+    /// knows: enough for a HEAD, without a file read. Counts as a use, like
     /// [`used_if_linked`](Self::used_if_linked).
     pub fn linked_manifest(&self, repo: &RepoName, digest: &Digest) -> Option<(u64, ManifestType)> {
         let now = self.0.now();
@@ -112,10 +93,9 @@ mod tests {
         let (recent, epoch) = (Recent::new(), DeletionEpoch::default());
         let (one, other) = ("one".parse().unwrap(), "other".parse().unwrap());
         let digest = Digest::of(Algorithm::Sha256, b"");
-        let at = Timestamp::from_millis;
-        let has =
-            |repo, kind, millis| recent.has(repo, kind, &digest, (epoch.current(), at(millis)));
-        recent.put(&one, LinkKind::Layer, &digest, (epoch.current(), at(5000)));
+        let at = |millis| (epoch.current(), Timestamp::from_millis(millis));
+        let has = |repo, kind, millis| recent.has((repo, kind, &digest), at(millis));
+        recent.put((&one, LinkKind::Layer, &digest), at(5000));
         assert!(has(&one, LinkKind::Layer, 5000));
         assert!(has(&one, LinkKind::Layer, 5999));
         assert!(!has(&one, LinkKind::Layer, 6000));

@@ -5,8 +5,9 @@
 //! before anybody hears of it, so that whoever asks again finds it missing.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
@@ -88,12 +89,8 @@ impl Verifier {
         }
     }
 
-    fn jobs(&self) -> MutexGuard<'_, Jobs> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn running(&self, key: &Key) -> Option<Verification> {
-        self.jobs().get(key).cloned().map(Verification)
+        self.jobs.lock().get(key).cloned().map(Verification)
     }
 }
 
@@ -106,8 +103,7 @@ struct Forget {
 
 impl Drop for Forget {
     fn drop(&mut self) {
-        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        jobs.remove(&self.key);
+        self.jobs.lock().remove(&self.key);
     }
 }
 
@@ -123,7 +119,7 @@ impl Cache {
         let Ok(place) = Arc::clone(&verifier.places).acquire_owned().await else {
             return Verification(watch::channel(Some(Integrity::Unknown)).1);
         };
-        let mut jobs = verifier.jobs();
+        let mut jobs = verifier.jobs.lock();
         if let Some(running) = jobs.get(&key) {
             return Verification(running.clone());
         }
@@ -201,7 +197,7 @@ impl Inner {
 
     /// Sets a held blob aside, if it is still the file that was found to be damaged. After an error
     /// the file stays, and the index knows that it is damaged until another one is committed; when
-    /// nothing holds it, the sweeper tries to remove it.
+    /// nothing holds it, the deletion task tries to remove it.
     pub(super) async fn quarantine_held(
         &self,
         digest: &Digest,

@@ -19,7 +19,7 @@ const THEIR_TTL: Duration = Duration::from_hours(7 * 24);
 /// What of the store couldn't be read, and so isn't known to be missing.
 #[derive(Debug, Default)]
 pub(crate) struct Unreadables {
-    pub(crate) count: usize,
+    count: usize,
     /// Digests whose file, or a link to it, couldn't be read or doesn't count.
     digests: HashSet<Digest>,
     /// The first bytes of digests of which files may be there.
@@ -46,6 +46,10 @@ impl Unreadables {
                 UnreadableEntry::Tag(..) => {}
             }
         }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
     }
 
     /// Links to these digests are there and don't count.
@@ -166,7 +170,7 @@ impl Index {
     /// A tag was seen in the store. False, and nothing is noted, when the repository doesn't link
     /// what it names.
     pub(crate) fn tag_found(&mut self, repo: &RepoName, tag: &Tag, digest: &Digest) -> bool {
-        let entry = self.find_link(repo, LinkKind::Revision, digest);
+        let entry = self.find_link((repo, LinkKind::Revision, digest));
         let linked = entry.is_some_and(|id| self.entries.get(id).state != LinkState::Unconfirmed);
         if linked {
             self.set_tag(repo, tag, digest);

@@ -58,7 +58,7 @@ impl Index {
     }
 
     pub(crate) fn mark_link(&mut self, link: &Link) {
-        if let Some(id) = self.find_link(&link.repo, link.kind, &link.digest) {
+        if let Some(id) = self.find_link((&link.repo, link.kind, &link.digest)) {
             self.mark(id);
         }
     }

@@ -10,8 +10,8 @@ use crate::storage::LinkKind;
 
 /// The index's reply to a request for space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Admission {
-    Admitted,
+pub(crate) enum SpaceReply {
+    Reserved,
     /// Ask again when something has been deleted.
     Wait,
     /// More images have to be looked at: ask again.
@@ -22,34 +22,34 @@ pub(crate) enum Admission {
 impl Index {
     /// Reserves space when there is some; else chooses what goes. `looked_at` counts images over
     /// repeated calls.
-    pub(crate) fn admit(
+    pub(crate) fn reserve_space(
         &mut self,
         request: SpaceRequest,
         now: Timestamp,
         looked_at: &mut usize,
-    ) -> Admission {
+    ) -> SpaceReply {
         match self.space.decide(request) {
             Decision::Reserve => {
                 self.space.reserve(request.bytes);
-                Admission::Admitted
+                SpaceReply::Reserved
             }
-            Decision::Full => Admission::Full,
+            Decision::Full => SpaceReply::Full,
             // While the store can't be listed, what fits won't be known soon.
             Decision::Wait if !self.space.is_counted() && self.unlisted.is_some() => {
-                Admission::Full
+                SpaceReply::Full
             }
-            Decision::Wait => Admission::Wait,
+            Decision::Wait => SpaceReply::Wait,
             // What belongs together isn't known yet.
-            Decision::Evict(_) if !self.complete => Admission::Wait,
+            Decision::Evict(_) if !self.complete => SpaceReply::Wait,
             Decision::Evict(need) => {
                 let chosen = self.evict(need, now);
                 *looked_at += chosen;
                 if self.space.evicting() > 0 {
-                    Admission::Wait
+                    SpaceReply::Wait
                 } else if chosen > 0 && *looked_at <= self.lru.len() * 2 {
-                    Admission::Again
+                    SpaceReply::Again
                 } else {
-                    Admission::Full
+                    SpaceReply::Full
                 }
             }
         }
@@ -115,7 +115,7 @@ impl Images for Index {
     type Id = Id<Blob>;
 
     fn pop_oldest(&mut self) -> Option<(Id<Blob>, u64)> {
-        let (id, time) = self.lru.first()?;
+        let (time, id) = self.lru.first()?;
         self.lru.remove(id, &mut self.blobs.get_mut(id).ranked);
         Some((id, time))
     }

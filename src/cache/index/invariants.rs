@@ -1,6 +1,6 @@
 //! What has to hold of the index between any two steps.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use super::Index;
 use super::blob::BlobState;
@@ -51,9 +51,9 @@ impl Index {
 
     fn check_blobs(&self) {
         let (mut used, mut evicting, mut deleting) = (0, 0, 0);
-        let mut queued: BTreeMap<u32, usize> = BTreeMap::new();
+        let mut queued: HashMap<_, usize> = HashMap::new();
         for id in self.deletions.queued() {
-            *queued.entry(id.number()).or_default() += 1;
+            *queued.entry(id).or_default() += 1;
         }
         for (id, blob) in self.blobs.iter() {
             assert_eq!(self.find_blob(&blob.digest()), Some(id));
@@ -63,7 +63,7 @@ impl Index {
                 || blob.turn != Turn::Idle;
             assert!(known || !self.complete, "{blob:?} should be forgotten");
             used += blob.file_size().unwrap_or(0);
-            let times = queued.remove(&id.number()).unwrap_or(0);
+            let times = queued.remove(&id).unwrap_or(0);
             assert_eq!(times, usize::from(blob.turn == Turn::Queued), "{blob:?}");
             deleting += usize::from(blob.turn.is_deleting());
             assert!(!blob.turn.is_deleting() || blob.holds == 0, "{blob:?}");
@@ -109,7 +109,7 @@ impl Index {
         let mut expected: Vec<_> = self
             .entries
             .iter()
-            .filter_map(|(id, entry)| Some((entry.deadline.time()?, id.number())))
+            .filter_map(|(id, entry)| Some((entry.deadline.time()?, id)))
             .collect();
         expected.sort_unstable();
         assert_eq!(self.deadlines.all(), expected, "deadlines");
@@ -117,7 +117,7 @@ impl Index {
         for (id, blob) in self.blobs.iter() {
             let ranked = blob.parents == 0 && blob.state == BlobState::Present;
             assert_eq!(blob.ranked.time().is_some(), ranked, "{blob:?}");
-            expected.extend(blob.ranked.time().map(|at| (at, id.number())));
+            expected.extend(blob.ranked.time().map(|at| (at, id)));
         }
         expected.sort_unstable();
         assert_eq!(self.lru.all(), expected, "the LRU order");

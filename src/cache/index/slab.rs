@@ -24,15 +24,8 @@ impl<T> Id<T> {
     pub(super) const NONE: Self = Self(NonZeroU32::MAX, PhantomData);
 
     fn at(position: usize) -> Option<Self> {
-        Self::from_number(u32::try_from(position).ok()?.checked_add(1)?)
-    }
-
-    pub(super) const fn number(self) -> u32 {
-        self.0.get()
-    }
-
-    pub(super) fn from_number(number: u32) -> Option<Self> {
-        NonZeroU32::new(number).map(|number| Self(number, PhantomData))
+        let number = NonZeroU32::new(u32::try_from(position).ok()?.checked_add(1)?)?;
+        Some(Self(number, PhantomData))
     }
 
     const fn position(self) -> usize {
@@ -53,6 +46,16 @@ impl<T> PartialEq for Id<T> {
     }
 }
 impl<T> Eq for Id<T> {}
+impl<T> PartialOrd for Id<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl<T> Ord for Id<T> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.cmp(&other.0)
+    }
+}
 impl<T> std::hash::Hash for Id<T> {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.0.hash(state);

@@ -70,7 +70,7 @@ impl Index {
 
     /// When something is due next.
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
-        let entry = self.deadlines.first().map(|(_, at)| at);
+        let entry = self.deadlines.first().map(|(at, _)| at);
         let retry = self.deletions.next_retry();
         let next = entry.into_iter().chain(retry).min()?;
         Some(Timestamp::from_seconds(next))
@@ -80,7 +80,7 @@ impl Index {
     pub(crate) fn expire(&mut self, now: Timestamp) -> bool {
         let now = now.seconds();
         let mut looked_at = 0;
-        while let Some((id, _)) = self.deadlines.first().filter(|(_, at)| *at <= now) {
+        while let Some((_, id)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
             if looked_at == BATCH {
                 return true;
             }

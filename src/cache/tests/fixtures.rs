@@ -1,6 +1,7 @@
 //! A start from each file in `scheduler-fixtures/`.
 
 use super::*;
+use crate::cache::state::timestamp::Timestamp;
 
 const MANIFEST: &str = "sha256:27ef699ef900025091340332c9ef632c3e68e7f60b83ed7b857d80f3b35f4434";
 const BLOBS: [&str; 2] = [

@@ -148,3 +148,25 @@ async fn a_condemned_link_that_is_only_used_goes() {
     house.cache.settled().await;
     assert!(!house.is_linked(&link).await && !house.has("x").await);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_the_index_is_changed_is_reported_and_the_rest_goes_on() {
+    let house = House::with(settings()).await;
+    let link = house.cache_layer("a", "x").await;
+    let shared = Arc::clone(&house.cache.0);
+    let step = || shared.with(|_| panic!("on purpose"));
+    // A hold that is dropped by an unrelated panic is no reason.
+    let hold = house.cache.hold(&link.digest).await;
+    let unrelated = move || -> () {
+        let _hold = hold;
+        panic!("on purpose")
+    };
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(unrelated)).is_err());
+    assert_eq!(house.cache.health(), Ok(()));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(step)).is_err());
+    let reason = house.cache.health().unwrap_err();
+    assert!(reason.contains("panic"), "{reason}");
+    house.cache.purge(&"a".parse().unwrap(), false).await;
+    assert!(!house.is_linked(&link).await);
+    check(&house, &[]).await;
+}

@@ -8,7 +8,6 @@
 //! know what they refer to.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -39,7 +38,7 @@ pub(crate) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Sa
     let target = Arc::clone(shared);
     let read = tokio::task::spawn_blocking(move || {
         let now = target.now();
-        let reserve = |entries| target.with(|index| index.reserve(entries));
+        let reserve = |entries| target.with(|index| index.expect_entries(entries));
         let mut take = |lines: &[Line<'_>]| target.with(|index| index.load(lines));
         let loaded = journal.load(now, target.upkeep, reserve, &mut take);
         (journal, loaded)
@@ -120,8 +119,7 @@ async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
         }
     });
     unseen.add(&unreadable);
-    let count = u64::try_from(unseen.count).unwrap_or(u64::MAX);
-    shared.counters.unreadable.store(count, Ordering::Relaxed);
+    shared.counters.unreadable(unseen.count());
     read_manifests(shared).await;
     settle(shared, &unseen).await;
     Ok(())

@@ -1,8 +1,11 @@
-//! Which files are known to have their digest, and which are damaged.
+//! Files and holds: which files the store has, which of them are known to have their digest, and which
+//! are damaged.
 
 use super::Index;
 use super::blob::{Blob, BlobState, Check};
+use super::queue::Turn;
 use super::slab::Id;
+use crate::cache::policy::Space;
 use crate::oci::Digest;
 use crate::storage::Modified;
 
@@ -19,6 +22,102 @@ pub(crate) enum Trust {
 }
 
 impl Index {
+    // --- Files ---------------------------------------------------------------------------------
+
+    /// Changes a blob's state, and with it the sums and the LRU order.
+    pub(super) fn set_state(&mut self, id: Id<Blob>, state: BlobState) {
+        let blob = self.blobs.get_mut(id);
+        let (before, size) = (std::mem::replace(&mut blob.state, state), blob.size);
+        if before.has_file() != state.has_file() {
+            self.space.count_file(size, state.has_file());
+        }
+        let evicting = |state| state == BlobState::Evicting;
+        if evicting(before) != evicting(state) {
+            self.space.count_eviction(size, evicting(state));
+        }
+        self.rank(id);
+    }
+
+    /// The store has the file of a digest, of so many bytes.
+    pub(crate) fn file_found(&mut self, digest: &Digest, size: u64) {
+        let id = self.intern_blob(digest);
+        self.file_present(id, size);
+    }
+
+    /// The store has the file of this blob, of so many bytes.
+    pub(crate) fn file_present(&mut self, id: Id<Blob>, size: u64) {
+        let blob = self.blobs.get_mut(id);
+        if blob.state.has_file() && blob.size == size {
+            return;
+        }
+        if blob.check.modified().is_some() && blob.size != size {
+            blob.check = Check::WRONG_SIZE;
+        }
+        self.set_state(id, BlobState::Absent);
+        self.blobs.get_mut(id).size = size;
+        self.set_state(id, BlobState::Present);
+    }
+
+    /// The store no longer has the file.
+    pub(super) fn file_removed(&mut self, id: Id<Blob>) {
+        let blob = self.blobs.get_mut(id);
+        blob.check = Check::UNKNOWN;
+        if blob.state.has_file() {
+            self.set_state(id, BlobState::Absent);
+            self.forget_references(id);
+        }
+    }
+
+    // --- Holds and space -----------------------------------------------------------------------
+
+    /// Keeps links and file of a digest, cached or not. None while it is being deleted.
+    pub(crate) fn hold(&mut self, digest: &Digest) -> Option<Id<Blob>> {
+        let id = self.intern_blob(digest);
+        let blob = self.blobs.get_mut(id);
+        if blob.turn.is_deleting() {
+            return None;
+        }
+        blob.holds += 1;
+        Some(id)
+    }
+
+    pub(crate) fn release(&mut self, id: Id<Blob>) {
+        let blob = self.blobs.get_mut(id);
+        debug_assert!(blob.holds > 0, "a hold too many is released");
+        blob.holds = blob.holds.saturating_sub(1);
+        if blob.holds > 0 {
+            return;
+        }
+        self.wake_ups.freed = true;
+        if blob.turn == Turn::Held || blob.is_orphan() || blob.state == BlobState::Quarantined {
+            self.enqueue(id);
+        } else {
+            self.forget_unneeded(id);
+        }
+    }
+
+    /// Reserved bytes, of which some are on disk, are given back.
+    pub(crate) fn give_back(&mut self, bytes: u64, filled: u64) {
+        self.space.give_back(bytes, filled);
+        self.wake_ups.freed = true;
+    }
+
+    pub(crate) fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// For a reservation that writes.
+    pub(crate) fn fill(&mut self, before: u64, after: u64) {
+        self.space.fill(before, after);
+    }
+
+    pub(crate) fn measure(&mut self, free: Option<u64>, min_free: u64) {
+        self.space.measure(free, min_free);
+        self.wake_ups.freed = true;
+    }
+
+    // --- Integrity -----------------------------------------------------------------------------
+
     pub(crate) fn trust(&self, digest: &Digest, size: u64, modified: Modified) -> Trust {
         let Some(id) = self.find_blob(digest) else {
             return Trust::Unknown;

@@ -1,0 +1,223 @@
+//! Links of repositories to blobs: made, used, kept and forgotten; and the tags of repositories.
+
+use std::hash::BuildHasher as _;
+
+use super::blob::{Blob, BlobState};
+use super::entry::{Entry, LinkState, Repo};
+use super::queue::Turn;
+use super::slab::{Id, broken};
+use super::{Index, LinkKey, hash_entry};
+use crate::cache::state::record::Origin;
+use crate::cache::state::timestamp::Timestamp;
+use crate::oci::{Digest, ManifestType, RepoName, Tag};
+use crate::storage::LinkKind;
+
+impl Index {
+    pub(super) fn intern_repo(&mut self, name: &RepoName) -> Id<Repo> {
+        if let Some(known) = self.find_repo(name.as_str()) {
+            return known;
+        }
+        let repo = Repo::new(name.clone(), self.ttl.ttl(name));
+        let id = self.repos.insert(repo);
+        let (hasher, repos) = (&self.hasher, &self.repos);
+        let rehash = |id| hasher.hash_one(repos.get(id).name.as_str());
+        self.by_name.insert(rehash(id), id, rehash);
+        id
+    }
+
+    pub(super) fn intern_blob(&mut self, digest: &Digest) -> Id<Blob> {
+        if let Some(known) = self.find_blob(digest) {
+            return known;
+        }
+        let hash = self.hash_digest(digest);
+        let blob = Blob::new(digest, self.graph.take_count(hash));
+        let id = self.blobs.insert(blob);
+        let (hasher, blobs) = (&self.hasher, &self.blobs);
+        let rehash = |id| hasher.hash_one(blobs.get(id).digest());
+        self.by_digest.insert(hash, id, rehash);
+        id
+    }
+
+    /// Adds an entry that isn't there.
+    pub(super) fn insert_entry(
+        &mut self,
+        (repo, kind, blob): (Id<Repo>, LinkKind, Id<Blob>),
+        times: (Origin, Timestamp),
+    ) -> Id<Entry> {
+        let mut entry = Entry::new((repo, kind, blob), times);
+        entry.next = self.blobs.get(blob).first;
+        let id = self.entries.insert(entry);
+        self.blobs.get_mut(blob).first = Some(id);
+        self.repos.get_mut(repo).entries += 1;
+        let (hasher, entries) = (&self.hasher, &self.entries);
+        let rehash = |id| hash_entry(hasher, entries.get(id));
+        self.by_link.insert(rehash(id), id, rehash);
+        self.schedule_deadline(id);
+        id
+    }
+
+    /// A link was used, and its file is there, with `size` bytes. Nothing is noted of a blob that is
+    /// being deleted.
+    pub(crate) fn touch(&mut self, link: LinkKey<'_>, size: u64, now: Timestamp) {
+        self.use_stored(link, size, now);
+    }
+
+    /// A link was made in the store, and its file is there, with `size` bytes: it stays, even if the
+    /// one that was there before was marked.
+    pub(crate) fn link(&mut self, link: LinkKey<'_>, size: u64, now: Timestamp) {
+        if let Some(entry) = self.use_stored(link, size, now) {
+            self.keep(entry);
+        }
+    }
+
+    fn use_stored(&mut self, link: LinkKey<'_>, size: u64, now: Timestamp) -> Option<Id<Entry>> {
+        let (repo, kind, digest) = link;
+        let blob = self.intern_blob(digest);
+        if self.blobs.get(blob).turn.is_deleting() {
+            return None;
+        }
+        let repo = self.intern_repo(repo);
+        let entry = match self.find_entry(repo, kind, blob) {
+            Some(known) => known,
+            None => self.insert_entry((repo, kind, blob), (Origin::Created(now), now)),
+        };
+        self.note_use(entry, blob, now);
+        self.confirm(entry);
+        // A late use of a file that has been quarantined since doesn't bring it back: a commit does.
+        if self.blobs.get(blob).state != BlobState::Quarantined {
+            self.file_present(blob, size);
+        }
+        Some(entry)
+    }
+
+    /// Notes a use of a link that the store has, whose file is there, and that nothing is about to
+    /// remove. False, and nothing is noted, when it isn't one.
+    pub(crate) fn touch_kept(&mut self, link: LinkKey<'_>, now: Timestamp) -> bool {
+        self.find_kept(link)
+            .map(|(entry, blob)| self.note_use(entry, blob, now))
+            .is_some()
+    }
+
+    /// Like [`touch_kept`](Self::touch_kept) for a manifest, with its size and type; none also when
+    /// the manifest hasn't been read.
+    pub(crate) fn touch_manifest(
+        &mut self,
+        repo: &RepoName,
+        digest: &Digest,
+        now: Timestamp,
+    ) -> Option<(u64, ManifestType)> {
+        let (entry, id) = self.find_kept((repo, LinkKind::Revision, digest))?;
+        let blob = self.blobs.get(id);
+        let found = (blob.size, self.graph.get(blob.manifest?).media_type);
+        self.note_use(entry, id, now);
+        Some(found)
+    }
+
+    fn find_kept(&self, link: LinkKey<'_>) -> Option<(Id<Entry>, Id<Blob>)> {
+        let entry = self.find_link(link)?;
+        let id = self.entries.get(entry).blob;
+        let blob = self.blobs.get(id);
+        let kept = blob.state == BlobState::Present
+            && !blob.turn.is_deleting()
+            && self.entries.get(entry).state == LinkState::Kept;
+        kept.then_some((entry, id))
+    }
+
+    fn note_use(&mut self, id: Id<Entry>, blob: Id<Blob>, now: Timestamp) {
+        let entry = self.entries.get_mut(id);
+        entry.last_use = entry.last_use.max(now);
+        self.wake_ups.schedule |= self.changes.mark(id, &mut entry.dirty);
+        self.blobs.get_mut(blob).was_used(now);
+    }
+
+    pub(super) fn mark_dirty(&mut self, id: Id<Entry>) {
+        let entry = self.entries.get_mut(id);
+        self.wake_ups.schedule |= self.changes.mark(id, &mut entry.dirty);
+    }
+
+    /// The store has the link: it is kept, unless it is marked.
+    pub(super) fn confirm(&mut self, id: Id<Entry>) {
+        match self.entries.get(id).state {
+            LinkState::Kept | LinkState::Marked => {}
+            LinkState::Unconfirmed | LinkState::Expired | LinkState::Failed { .. } => self.keep(id),
+        }
+    }
+
+    /// Nothing removes the link before its time is over.
+    fn keep(&mut self, id: Id<Entry>) {
+        let entry = self.entries.get_mut(id);
+        entry.state = LinkState::Kept;
+        // One that was due is in no order.
+        if entry.deadline.time().is_none() {
+            self.schedule_deadline(id);
+        }
+    }
+
+    /// Forgets an entry whose link is gone.
+    pub(super) fn remove_entry(&mut self, id: Id<Entry>) {
+        let entry = self.entries.get_mut(id);
+        self.deadlines.remove(id, &mut entry.deadline);
+        let (repo, blob, next) = (entry.repo, entry.blob, entry.next);
+        let entry = self.entries.get(id);
+        let (hash, link) = (hash_entry(&self.hasher, entry), self.link_of(entry));
+        self.wake_ups.schedule |= self.changes.remove(link);
+        self.by_link.remove(hash, id);
+        self.unchain(id, blob, next);
+        self.entries.remove(id);
+        let owner = self.repos.get_mut(repo);
+        owner.entries = owner.entries.saturating_sub(1);
+        if owner.entries == 0 {
+            let hash = self.hasher.hash_one(owner.name.as_str());
+            self.by_name.remove(hash, repo);
+            self.repos.remove(repo);
+        }
+    }
+
+    /// Takes an entry out of its blob's list.
+    fn unchain(&mut self, id: Id<Entry>, blob: Id<Blob>, next: Option<Id<Entry>>) {
+        let head = &mut self.blobs.get_mut(blob).first;
+        if *head == Some(id) {
+            *head = next;
+            return;
+        }
+        let mut at = *head;
+        while let Some(before) = at {
+            let entry = self.entries.get_mut(before);
+            at = entry.next;
+            if at == Some(id) {
+                entry.next = next;
+                return;
+            }
+        }
+        broken("an entry isn't in its blob's list");
+    }
+
+    /// Forgets a blob of which nothing is known any more.
+    pub(super) fn forget_unneeded(&mut self, id: Id<Blob>) {
+        let blob = self.blobs.get(id);
+        let needed = blob.first.is_some()
+            || blob.holds > 0
+            || blob.state.has_file()
+            || blob.turn != Turn::Idle;
+        if !needed {
+            let (hash, parents) = (self.hash_blob(id), blob.parents);
+            self.by_digest.remove(hash, id);
+            self.blobs.remove(id);
+            self.graph.put_count(hash, parents);
+        }
+    }
+
+    /// A tag names a manifest that the repository links; otherwise nothing is noted.
+    pub(crate) fn set_tag(&mut self, repo: &RepoName, tag: &Tag, digest: &Digest) {
+        let hash = self.hash_digest(digest);
+        if let Some(id) = self.find_repo(repo.as_str()) {
+            self.repos.get_mut(id).tags.insert(tag.clone(), hash);
+        }
+    }
+
+    pub(crate) fn remove_tag(&mut self, repo: &RepoName, tag: &Tag) {
+        if let Some(id) = self.find_repo(repo.as_str()) {
+            self.repos.get_mut(id).tags.remove(tag);
+        }
+    }
+}
