@@ -31,14 +31,10 @@ pub enum DownloadError {
     },
     #[error("byte {at} of {digest} arrived twice with different values")]
     Changed { digest: Box<Digest>, at: u64 },
-    #[error("the store has the blob already")]
-    Present,
     #[error("the download ended without a result")]
     Lost,
     #[error("no source sends the bytes that a client waits for")]
     Stuck,
-    #[error("no client follows the download any more, and it can't be stored")]
-    Abandoned,
     #[error("the mirror is stopping")]
     Stopping,
     #[error("too many downloads wait for the upstream")]
@@ -46,31 +42,14 @@ pub enum DownloadError {
 }
 
 impl DownloadError {
-    /// Whether the download ended for a reason of its own that says nothing about the blob. A client
-    /// that joined it asks again.
-    pub const fn is_of_this_download(&self) -> bool {
-        match self {
-            Self::Present | Self::Lost | Self::Abandoned => true,
-            Self::Upstream(_)
-            | Self::Store(_)
-            | Self::Digest { .. }
-            | Self::Length { .. }
-            | Self::Changed { .. }
-            | Self::Stuck
-            | Self::Stopping
-            | Self::Busy => false,
-        }
-    }
-
     /// Whether the bytes that have arrived may be right, so that the next download resumes them.
     pub(super) const fn leaves_partial(&self) -> bool {
         match self {
-            Self::Upstream(_) | Self::Abandoned | Self::Stopping | Self::Busy => true,
+            Self::Upstream(_) | Self::Stopping | Self::Busy => true,
             Self::Store(_)
             | Self::Digest { .. }
             | Self::Length { .. }
             | Self::Changed { .. }
-            | Self::Present
             | Self::Stuck
             | Self::Lost => false,
         }
@@ -91,9 +70,7 @@ impl Classified for DownloadError {
                 ErrorKind::WrongAnswer
             }
             Self::Stopping | Self::Busy => ErrorKind::Busy,
-            Self::Store(_) | Self::Lost | Self::Stuck | Self::Present | Self::Abandoned => {
-                ErrorKind::Internal
-            }
+            Self::Store(_) | Self::Lost | Self::Stuck => ErrorKind::Internal,
         }
     }
 
@@ -105,7 +82,7 @@ impl Classified for DownloadError {
             }
             Self::Stopping => "the mirror is stopping; ask again".into(),
             Self::Busy => "too many downloads wait; ask again".into(),
-            Self::Store(_) | Self::Lost | Self::Stuck | Self::Present | Self::Abandoned => {
+            Self::Store(_) | Self::Lost | Self::Stuck => {
                 "the mirror failed; its log says why".into()
             }
         }

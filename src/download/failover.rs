@@ -36,11 +36,9 @@ impl Transfer<'_> {
             | DownloadError::Length { .. }
             | DownloadError::Changed { .. } => Bytes::Wrong,
             DownloadError::Store(_)
-            | DownloadError::Present
             | DownloadError::Lost
             | DownloadError::Stuck
             | DownloadError::Busy
-            | DownloadError::Abandoned
             | DownloadError::Stopping => return Err(error),
         };
         let digest = self.download.digest;

@@ -10,6 +10,16 @@ use crate::metrics::InFlight;
 use crate::oci::RangeSet;
 use crate::storage::Piece;
 
+/// What comes of a download that a client has joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opened {
+    /// The upstream has answered. The blob's size in bytes, if the upstream has announced it.
+    Size(Option<u64>),
+    /// The download has ended without a result, for a reason that says nothing about the blob, such as
+    /// that another one has committed it. The cache is to be asked again.
+    Superseded,
+}
+
 /// Reads one download, from any offset.
 #[derive(Debug)]
 pub struct Follower {
@@ -43,17 +53,26 @@ impl Follower {
         }
     }
 
-    /// Waits for the upstream's response head. Returns the blob's size in bytes, or none when the
-    /// upstream doesn't announce it.
+    /// Waits for the upstream's response head.
     ///
     /// Cancel safe.
-    pub async fn total(&mut self) -> Result<Option<u64>, DownloadError> {
+    pub async fn opened(&mut self) -> Result<Opened, DownloadError> {
         loop {
             self.changed.borrow_and_update();
-            if let Announcement::Open(total) = self.download.progress.head(self.id)? {
-                return Ok(total);
+            match self.download.progress.head(self.id)? {
+                Announcement::Open(total) => return Ok(Opened::Size(total)),
+                Announcement::Superseded => return Ok(Opened::Superseded),
+                Announcement::Wait => self.wait().await?,
             }
-            self.wait().await?;
+        }
+    }
+
+    /// The size that the upstream has announced.
+    #[cfg(test)]
+    pub(super) async fn total(&mut self) -> Result<Option<u64>, DownloadError> {
+        match self.opened().await? {
+            Opened::Size(size) => Ok(size),
+            Opened::Superseded => Err(DownloadError::Lost),
         }
     }
 

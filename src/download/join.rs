@@ -134,7 +134,7 @@ impl Downloader {
     }
 
     /// Downloads a blob that no client has requested yet. Returns its size when it is complete, none
-    /// when a download was running already, or the error. When this is cancelled, the download
+    /// when a download was running already or has committed the blob, or the error. When this is cancelled, the download
     /// continues for its clients only.
     pub async fn fetch_ahead(
         &self,
@@ -162,7 +162,10 @@ impl Downloader {
         loop {
             changed.borrow_and_update();
             if let Some(ended) = download.progress.ended(member) {
-                return ended.map(Some);
+                return match ended {
+                    Err(_) if download.progress.is_superseded() => Ok(None),
+                    ended => ended.map(Some),
+                };
             }
             let gone = changed.changed().await;
             gone.map_err(|_sender_gone| DownloadError::Lost)?;

@@ -85,7 +85,7 @@ use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
 pub use client::Client;
 pub use error::DownloadError;
-pub use follower::Follower;
+pub use follower::{Follower, Opened};
 use partials::Partials;
 use permits::{Permits, Urgency};
 use progress::Progress;

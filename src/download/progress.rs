@@ -30,6 +30,8 @@ pub(super) enum Announcement {
     Wait,
     /// It has announced the size; none when it announced none.
     Open(Option<u64>),
+    /// The download has ended without a result.
+    Superseded,
 }
 
 #[derive(Debug)]
@@ -90,10 +92,12 @@ impl Progress {
         self.demand.send_replace(());
     }
 
-    /// Adds a follower of a member that reads from `start`. None when those bytes are gone already.
+    /// Adds a follower of a member that reads from `start`. None when those bytes are gone already, or
+    /// the download has ended without a result.
     pub(super) fn enter(&self, start: u64, member: u64) -> Option<u64> {
         let mut state = self.state();
-        (start >= state.lost).then(|| {
+        let open = start >= state.lost && !matches!(state.phase, Phase::Superseded);
+        open.then(|| {
             let id = state.number();
             state.followers.insert(id, Position::new(start, member));
             id
@@ -123,15 +127,34 @@ impl Progress {
     }
 
     /// Whether the task may read more. In pass-through it waits for the slowest follower.
-    pub(super) fn room(&self) -> Result<bool, DownloadError> {
+    pub(super) fn room(&self) -> bool {
         let state = self.state();
-        if state.stored {
-            Ok(true)
-        } else if state.followers.is_empty() {
-            Err(DownloadError::Abandoned)
-        } else {
-            Ok(state.memory.bytes() < MAX_UNSTORED)
+        state.stored || state.memory.bytes() < MAX_UNSTORED
+    }
+
+    /// Ends a download in pass-through that has no follower: nothing of it is left for a later one.
+    /// True when it has ended. No follower can enter from then on.
+    pub(super) fn end_if_unfollowed(&self) -> bool {
+        let mut state = self.state();
+        let ends = !state.stored && state.followers.is_empty();
+        if ends {
+            state.phase = Phase::Superseded;
+            state.memory.clear();
         }
+        ends
+    }
+
+    /// The download has ended without a result: another one has committed the blob. Its followers
+    /// find the blob in the cache.
+    pub(super) fn superseded(&self) {
+        self.change(|state| {
+            state.phase = Phase::Superseded;
+            state.memory.clear();
+        });
+    }
+
+    pub(super) fn is_superseded(&self) -> bool {
+        matches!(self.state().phase, Phase::Superseded)
     }
 
     /// The upstream has answered. Without a reader nothing is stored. `resumed` is in the file already.
@@ -260,12 +283,16 @@ impl Progress {
             Phase::Opening | Phase::Streaming => None,
             Phase::Verified => Some(Ok(state.total.unwrap_or(0))),
             Phase::Failed(error) => Some(Err(state.failure(member, error))),
+            Phase::Superseded => Some(Err(DownloadError::Lost)),
         }
     }
 
     /// Whether the upstream has answered, for a follower whose member is proved.
     pub(super) fn head(&self, follower: u64) -> Result<Announcement, DownloadError> {
         let mut state = self.state();
+        if matches!(state.phase, Phase::Superseded) {
+            return Ok(Announcement::Superseded);
+        }
         if !state.admits(follower)? || matches!(state.phase, Phase::Opening) {
             return Ok(Announcement::Wait);
         }

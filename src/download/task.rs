@@ -58,8 +58,13 @@ pub(super) async fn run(
             }
             return;
         }
-        // Clients look in the store again.
-        Err(DownloadError::Present) => Err(DownloadError::Present),
+        Ok(Ended::Superseded) => {
+            commit::discard(transfer.storing).await;
+            // Forgotten first: its clients look into the cache again, and may start another one.
+            shared.registry.forget(&download.digest, download.id);
+            download.progress.superseded();
+            return;
+        }
         Err(error) => {
             log_failure(&shared, &download, &error);
             // Good bytes stay for the next download. Done before followers are told: they may start it.
@@ -131,6 +136,8 @@ pub(super) enum Ended {
     Whole(u64),
     /// No client follows. `resumable`: whether a checkpoint was written.
     Abandoned { resumable: bool },
+    /// Another download has committed the blob, or no client follows one that can't be stored.
+    Superseded,
 }
 
 /// Bytes to request, and the permit that the request waits for.
@@ -226,7 +233,7 @@ impl<'a> Transfer<'a> {
         if !self.download.refetch.load(Ordering::Relaxed)
             && self.shared.cache.is_usable(digest).await
         {
-            return Err(DownloadError::Present);
+            return Ok(Ended::Superseded);
         }
         self.resume().await;
         loop {
@@ -251,6 +258,9 @@ impl<'a> Transfer<'a> {
                 if std::mem::take(&mut self.replan) {
                     self.consider_clients();
                     self.open_streams();
+                }
+                if self.download.progress.end_if_unfollowed() {
+                    return Ok(Ended::Superseded);
                 }
                 let left = if self.step().await? {
                     self.pause().await
@@ -285,7 +295,7 @@ impl<'a> Transfer<'a> {
 
     /// Waits for the next event and handles it. True when the grace period without clients is over.
     async fn step(&mut self) -> Result<bool, DownloadError> {
-        let room = self.download.progress.room()? && self.storing.has_room() && self.has_space();
+        let room = self.download.progress.room() && self.storing.has_room() && self.has_space();
         let idle = self.plan.lanes().is_empty() && self.turn.is_none() && !self.storing.is_busy();
         if !idle {
             self.idle_looks = 0;

@@ -6,9 +6,9 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::single_flight::Interest;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target, Visit};
-use crate::cache::{CachedBlob, Opened, VERIFIED_FIRST};
+use crate::cache::{self, CachedBlob, VERIFIED_FIRST};
 use crate::config::RangeMode;
-use crate::download::{BlobRequest, Client, Follower, Joined, Source};
+use crate::download::{BlobRequest, Client, Follower, Joined, Opened, Source};
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoName, Requested};
@@ -73,12 +73,15 @@ impl BlobAnswer {
         }
     }
 
+    /// Follows a download; none when it has ended without a result.
     async fn following(
         mut follower: Follower,
         ranges: Option<&Requested>,
         outcome: Outcome,
-    ) -> Result<Self, MirrorError> {
-        let size = follower.total().await?;
+    ) -> Result<Option<Self>, MirrorError> {
+        let Opened::Size(size) = follower.opened().await? else {
+            return Ok(None);
+        };
         let resolved = size.zip(ranges).map(|(size, ranges)| ranges.resolve(size));
         if let Some(Resolved::Many(ranges)) = resolved {
             let mut all = RangeSet::new();
@@ -94,13 +97,13 @@ impl BlobAnswer {
         // Which status a redirect led to in the end isn't told.
         let exchange = Exchange::unanswered();
         let stored = outcome == Outcome::Miss && follower.is_stored();
-        Ok(Self {
+        Ok(Some(Self {
             size,
             body: Some(BlobContent::Fetching(follower)),
             outcome,
             visit: None,
             exchange: exchange.stored(stored),
-        })
+        }))
     }
 }
 
@@ -164,61 +167,63 @@ impl Mirror {
             client,
             ..self.wanted(target, ranges)
         };
-        let upstream = &target.upstream.name;
         let mut proved = false;
-        let mut failure = MirrorError::Lost;
         for attempt in 0..ATTEMPTS {
             let wanted = BlobRequest {
                 refetch: attempt >= ATTEMPTS_AT_STORE,
                 ..wanted
             };
-            // Before the cache is asked: a client that joins waits for no disk.
-            if let Some(follower) =
-                self.downloader
-                    .follow(upstream, &digest, &target.stored, wanted)
-            {
-                match BlobAnswer::following(follower, ranges, Outcome::Joined).await {
-                    Err(error) if error.permits_retry() => failure = error,
-                    answer => return answer,
-                }
-                continue;
-            }
-            let cached = self.cached_blob(target, digest, ReadMode::Content, proved);
-            if let Some(answer) = cached.await? {
-                return Ok(answer);
-            }
-            let source = UpstreamBlob {
-                target: target.clone(),
-                digest,
-                described_size: self.sizes.get(&digest),
-            };
-            // Asked only where another repository's download runs.
-            let proof = async {
-                if !proved {
-                    self.prove_or_vouch(target, digest).await?;
-                    proved = true;
-                }
-                Ok::<_, MirrorError>(())
-            };
-            let joined =
-                self.downloader
-                    .join(digest, &target.stored, Arc::new(source), wanted, proof);
-            let following = match joined.await? {
-                Joined::Leader(follower) => {
-                    BlobAnswer::following(follower, ranges, Outcome::Miss).await
-                }
-                Joined::Follower(follower) => {
-                    BlobAnswer::following(follower, ranges, Outcome::Joined).await
-                }
-                Joined::Committed => continue,
-            };
-            match following {
-                // Such as: another download was committed between the look and the start of this one.
-                Err(error) if error.permits_retry() => failure = error,
-                answer => return answer,
+            let found = self.look_for(target, digest, ranges, wanted, &mut proved);
+            match found.await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => {}
+                Err(error) if error.is_lost_download() => {}
+                Err(error) => return Err(error),
             }
         }
-        Err(failure)
+        Err(MirrorError::Lost)
+    }
+
+    /// Finds a blob in a running download, in the cache, or in a new download. None when a download
+    /// has ended meanwhile, without a result for this client: both are to be looked at again.
+    /// `proved`: the upstream has confirmed that the repository has the blob.
+    async fn look_for(
+        &self,
+        target: &Target,
+        digest: Digest,
+        ranges: Option<&Requested>,
+        wanted: BlobRequest,
+        proved: &mut bool,
+    ) -> Result<Option<BlobAnswer>, MirrorError> {
+        let (upstream, repo) = (&target.upstream.name, &target.stored);
+        // Before the cache is asked: a client that joins waits for no disk.
+        if let Some(follower) = self.downloader.follow(upstream, &digest, repo, wanted) {
+            return BlobAnswer::following(follower, ranges, Outcome::Joined).await;
+        }
+        let cached = self.cached_blob(target, digest, ReadMode::Content, *proved);
+        if let Some(answer) = cached.await? {
+            return Ok(Some(answer));
+        }
+        let source = Arc::new(UpstreamBlob {
+            target: target.clone(),
+            digest,
+            described_size: self.sizes.get(&digest),
+        });
+        // Asked only where another repository's download runs.
+        let proof = async {
+            if !*proved {
+                self.prove_or_vouch(target, digest).await?;
+                *proved = true;
+            }
+            Ok::<_, MirrorError>(())
+        };
+        let joined = self.downloader.join(digest, repo, source, wanted, proof);
+        let (follower, outcome) = match joined.await? {
+            Joined::Leader(follower) => (follower, Outcome::Miss),
+            Joined::Follower(follower) => (follower, Outcome::Joined),
+            Joined::Committed => return Ok(None),
+        };
+        BlobAnswer::following(follower, ranges, outcome).await
     }
 
     /// What of a blob that isn't there is to be fetched.
@@ -248,9 +253,11 @@ impl Mirror {
         proved: bool,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
         match self.cache.open(&target.stored, &digest, want).await {
-            Opened::Linked(blob) => Ok(Some(BlobAnswer::cached(blob, Outcome::Hit))),
-            Opened::Unlinked(blob) => self.claim(target, digest, blob, proved).await.map(Some),
-            Opened::Missing => Ok(None),
+            cache::Opened::Linked(blob) => Ok(Some(BlobAnswer::cached(blob, Outcome::Hit))),
+            cache::Opened::Unlinked(blob) => {
+                self.claim(target, digest, blob, proved).await.map(Some)
+            }
+            cache::Opened::Missing => Ok(None),
         }
     }
 

@@ -116,9 +116,9 @@ impl MirrorError {
         schema1 || self.is_not_found()
     }
 
-    /// Whether a download that was joined ended without saying anything about the blob.
-    pub(super) fn permits_retry(&self) -> bool {
-        matches!(self, Self::Fetch(error) if error.is_of_this_download())
+    /// Whether a download that was joined was lost, which says nothing about the blob.
+    pub(super) fn is_lost_download(&self) -> bool {
+        matches!(self, Self::Fetch(DownloadError::Lost))
     }
 
     /// Whether a list is longer than what is read of one.

@@ -329,12 +329,10 @@ fn is_of_one_layer(error: &DownloadError) -> bool {
         ),
         DownloadError::Digest { .. }
         | DownloadError::Length { .. }
-        | DownloadError::Changed { .. }
-        | DownloadError::Present => true,
+        | DownloadError::Changed { .. } => true,
         DownloadError::Store(_)
         | DownloadError::Lost
         | DownloadError::Stuck
-        | DownloadError::Abandoned
         | DownloadError::Stopping
         | DownloadError::Busy => false,
     }

@@ -23,6 +23,8 @@ pub(super) enum Phase {
     /// Complete and verified. Only this phase ends a whole body cleanly.
     Verified,
     Failed(DownloadError),
+    /// Ended without a result. No follower has received a byte.
+    Superseded,
 }
 
 #[derive(Debug)]
@@ -103,8 +105,8 @@ impl ProgressState {
     pub(super) fn failure(&self, member: u64, error: &DownloadError) -> DownloadError {
         let own = self.members.failures.get(&member);
         match error {
-            // These aren't errors of a source.
-            DownloadError::Present | DownloadError::Stopping => error.clone(),
+            // No error of a source.
+            DownloadError::Stopping => error.clone(),
             _ => own.unwrap_or(error).clone(),
         }
     }
@@ -184,6 +186,7 @@ impl ProgressState {
         } = reading;
         let verified = match &self.phase {
             Phase::Failed(error) => return Err(error.clone()),
+            Phase::Superseded => return Err(DownloadError::Lost),
             Phase::Verified => true,
             Phase::Opening | Phase::Streaming => false,
         };

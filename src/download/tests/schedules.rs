@@ -258,11 +258,10 @@ impl Scene {
             Err(error) => return Outcome::Failed(error, 0),
         };
         let leaves = rng.u8(..5) == 0;
-        let outcome = self.read(&mut follower, start, end, leaves, &mut rng).await;
-        match outcome {
-            Outcome::Failed(DownloadError::Present, 0) => self.stored(source, rng).await,
-            outcome => outcome,
+        if let Ok(Opened::Superseded) = follower.opened().await {
+            return self.stored(source, rng).await;
         }
+        self.read(&mut follower, start, end, leaves, &mut rng).await
     }
 
     /// What the store has, once that is proved; nothing where the store failed.
@@ -332,7 +331,7 @@ impl Scene {
                     told()
                 );
                 let sound = nature == Nature::Good && !self.has(Nature::Lying);
-                let lost = matches!(error, DownloadError::Lost | DownloadError::Abandoned);
+                let lost = matches!(error, DownloadError::Lost);
                 assert!(
                     !sound || lost,
                     "{error:?} although it has the blob: {}",
