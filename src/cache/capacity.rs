@@ -1,4 +1,4 @@
-//! Holds and reservations: what keeps content and space from going to somebody else.
+//! Holds, which keep content from being removed, and reservations of space.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What all parts of the cache share: the store, the index behind its lock, and whom a change wakes.
+//! What all parts of the cache share: the store, the index behind its lock, and the wake-ups.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ pub(super) struct Inner {
     pub(super) wake: Notify,
     /// Wakes the deletion task.
     pub(super) work: Notify,
-    /// Wakes all who wait for space, for a hold, or for the end of deleting.
+    /// Wakes requests that wait for space, for a hold, or for the end of deleting.
     pub(super) freed: Notify,
     pub(super) complete: CancellationToken,
     pub(super) quit: CancellationToken,

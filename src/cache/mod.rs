@@ -98,7 +98,7 @@ impl CacheError {
     }
 }
 
-/// The store couldn't be listed, so that nobody knows what is cached. It is tried again.
+/// The store couldn't be listed, so that it isn't known what is cached. It is tried again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the store can't be listed: {reason}")]
 pub struct NotReady {
@@ -234,7 +234,7 @@ impl Cache {
     }
 
     /// A link has been made in the store; its blob is there, and has `size` bytes. It stays, even if
-    /// the one that was there before was to go.
+    /// the one that was there before was to be removed.
     pub fn linked(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
         let now = self.0.now();
         self.0

@@ -8,7 +8,7 @@ use crate::oci::{Digest, Manifest};
 use crate::storage::{self, Modified};
 
 impl Hold {
-    /// The file in the store has the digest, because its writer has hashed it, or somebody since.
+    /// The file in the store has the digest, because its writer has hashed it, or a later reader.
     pub fn verified(&self, size: u64, modified: Modified) {
         self.shared
             .with(|index| index.set_verified(self.content, size, modified));

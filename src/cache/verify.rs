@@ -1,8 +1,8 @@
-//! Verifying cached blobs that nobody has verified yet: one background job for each, whoever asks.
+//! Verifying cached blobs that haven't been verified yet: one background job for each.
 //!
 //! A job reads the file in pieces and hashes them on the blocking pool. The result is remembered in
-//! the index and with the open file. A blob that is damaged, or can't be read any more, is set aside
-//! before anybody hears of it, so that whoever asks again finds it missing.
+//! the index and with the open file. A blob that is damaged, or can't be read any more, is moved
+//! to quarantine before its result is known, so that the next request finds it missing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::storage::{Content, Modified, StoreError};
 
 /// Blobs up to this size, in bytes, are verified before their first byte is sent.
 pub const VERIFIED_FIRST: u64 = 1024 * 1024;
-/// The end of an unverified blob, in bytes, that is withheld from whoever reads all of it, until the
+/// The end of an unverified blob, in bytes, that is withheld from readers of the whole blob, until the
 /// digest is known to be right. No complete body is ever wrong.
 pub const WITHHELD: u64 = 16 * 1024;
 /// Verifications that run or wait. Further requests wait for one to end.
@@ -34,7 +34,7 @@ const MAX_SMALL: usize = 8;
 pub enum Integrity {
     /// The blob has its digest.
     Right,
-    /// It hasn't, or can't be read any more. It has been set aside.
+    /// It hasn't, or can't be read any more. It has been moved to quarantine.
     Damaged,
     /// It couldn't be verified, for a reason that may pass.
     Unknown,
@@ -72,7 +72,7 @@ pub(super) struct Verifier {
     places: Arc<Semaphore>,
     large: Semaphore,
     small: Semaphore,
-    /// One at a time sets a blob aside, so that none takes a file for another that came since.
+    /// One blob at a time is moved to quarantine, so that no file is taken for another that came since.
     pub(super) aside: Semaphore,
     tasks: TaskTracker,
 }
@@ -136,7 +136,7 @@ impl Cache {
             let quit = shared.quit.clone();
             let work = shared.verify(&key.0, content, &hold);
             let integrity = quit.run_until_cancelled(work).await;
-            // Forgotten first: whoever asks from here on looks at the store again.
+            // Forgotten first: later requests look at the store again.
             drop((forget, hold));
             sender.send_replace(Some(integrity.unwrap_or(Integrity::Unknown)));
         });
@@ -151,7 +151,7 @@ impl Cache {
             Ok(done) => done,
             Err(error) => {
                 let error = on_one_line(&error);
-                tracing::error!(%digest, error, "a damaged blob can't be set aside; it isn't served");
+                tracing::error!(%digest, error, "a damaged blob can't be moved to quarantine; it isn't served");
                 false
             }
         }
@@ -187,10 +187,10 @@ impl Inner {
             }
         };
         content.reader.suspect();
-        tracing::error!(%digest, %reason, "a cached blob is damaged; it is set aside and fetched again");
+        tracing::error!(%digest, %reason, "a cached blob is damaged; it is quarantined and fetched again");
         if let Err(error) = self.quarantine_held(digest, Some(&content), hold).await {
             let error = on_one_line(&error);
-            tracing::error!(%digest, error, "a damaged blob can't be set aside; it isn't served");
+            tracing::error!(%digest, error, "a damaged blob can't be moved to quarantine; it isn't served");
         }
         Integrity::Damaged
     }

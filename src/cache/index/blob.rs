@@ -54,10 +54,10 @@ pub(super) enum BlobState {
     /// No file, as far as is known.
     Absent,
     Present,
-    /// Present and chosen by eviction: all its links go, then the file.
+    /// Present and chosen by eviction: all its links are removed, then the file.
     Evicting,
-    /// The file was moved to quarantine. Its links go when nothing holds it, unless a new file has
-    /// been committed by then.
+    /// The file was moved to quarantine. Its links are removed when nothing holds it, unless a new
+    /// file has been committed by then.
     Quarantined,
 }
 

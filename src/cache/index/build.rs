@@ -158,8 +158,8 @@ impl Index {
         self.mark_dirty(entry);
     }
 
-    /// A link is there and can't be read, or is of another upstream: it gets an entry, so that what
-    /// it is a link to isn't taken for superfluous, and goes in its time. Nobody is served by it.
+    /// A link is there and can't be read, or is of another upstream: it gets an entry, so that its
+    /// blob isn't taken for superfluous. It expires like others, and serves no request.
     pub(crate) fn unproved_found(&mut self, link: &Link, now: Timestamp) {
         let (repo, blob) = (self.intern_repo(&link.repo), self.intern_blob(&link.digest));
         if self.find_entry(repo, link.kind, blob).is_none() {

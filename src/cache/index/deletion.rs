@@ -68,8 +68,7 @@ impl Index {
         self.deletions.is_idle()
     }
 
-    /// Begins the next deletion: from now on nobody gets a hold on the blob, and nothing links it,
-    /// until [`finish`](Self::finish).
+    /// Begins the next deletion: the blob can be neither held nor linked until [`finish`](Self::finish).
     pub(crate) fn take_job(&mut self, now: Timestamp) -> Option<Job> {
         if !self.complete {
             return None;
@@ -137,7 +136,7 @@ impl Index {
         repo.tags_of(self.hash_blob(entry.blob)).cloned().collect()
     }
 
-    /// Notes which of the links are gone. True when the file is to go, too.
+    /// Notes which of the links are gone. True when the file is to be removed, too.
     pub(crate) fn unlinked(&mut self, job: &Job, gone: &[bool], now: Timestamp) -> bool {
         for (due, gone) in job.links.iter().zip(gone) {
             if *gone {
@@ -164,7 +163,7 @@ impl Index {
         blob.first.is_none() && (blob.state.has_file() || quarantined)
     }
 
-    /// Ends a deletion. `removed` tells what became of the file, if it was to go.
+    /// Ends a deletion. `removed` tells whether the file could be removed, if it was to be.
     pub(crate) fn finish(&mut self, job: &Job, removed: Option<bool>, now: Timestamp) {
         let id = job.blob;
         match removed {

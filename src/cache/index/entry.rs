@@ -59,8 +59,8 @@ impl Repo {
 /// What becomes of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LinkState {
-    /// Known from the state file, or from a link that can't be read. Serves nobody; once the store
-    /// has been listed, only links that can't be read are left of these.
+    /// Known from the state file, or from a link that can't be read. Serves no request. Once the
+    /// store has been listed, only links that can't be read are in this state.
     Unconfirmed,
     /// The store has it, and nothing is about to remove it.
     Kept,

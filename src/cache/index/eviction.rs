@@ -1,5 +1,5 @@
-//! Making room: whole images, least recently used first, are handed to the delete queue. Never chosen
-//! are pinned images, and images of which anything is held.
+//! Making room: whole images, least recently used first, are queued for deletion. Pinned images, and
+//! images of which anything is held, are never chosen.
 
 use super::Index;
 use super::blob::{Blob, BlobState};
@@ -20,7 +20,7 @@ pub(crate) enum SpaceReply {
 }
 
 impl Index {
-    /// Reserves space when there is some; else chooses what goes. `looked_at` counts images over
+    /// Reserves space when there is some; else chooses images to evict. `looked_at` counts images over
     /// repeated calls.
     pub(crate) fn reserve_space(
         &mut self,

@@ -17,7 +17,7 @@ pub(crate) enum Trust {
     /// Nothing: it is to be verified.
     Unknown,
     /// It can't have its digest: it has another size than it was verified with, was listed with, or
-    /// has in a manifest; or it was found to be damaged, and couldn't be set aside.
+    /// has in a manifest; or it was found to be damaged, and couldn't be moved to quarantine.
     Damaged,
 }
 
@@ -193,8 +193,8 @@ impl Index {
         self.blobs.get(id).file_size()
     }
 
-    /// The file of a blob that the caller holds is being moved to quarantine. Its links go when
-    /// nothing holds it, unless a new file has come by then.
+    /// The file of a blob that the caller holds is being moved to quarantine. Its links are
+    /// removed when nothing holds it, unless a new file has been committed by then.
     pub(crate) fn quarantine(&mut self, id: Id<Blob>) {
         self.file_removed(id);
         self.set_state(id, BlobState::Quarantined);

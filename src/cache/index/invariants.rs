@@ -71,7 +71,7 @@ impl Index {
             if blob.state == BlobState::Evicting {
                 evicting += blob.size;
                 let going = blob.turn == Turn::Queued || blob.turn.is_deleting();
-                assert!(going, "{blob:?} is evicted by nobody");
+                assert!(going, "{blob:?} is evicted, and not queued");
             }
         }
         assert!(queued.is_empty(), "the delete queue has what isn't there");

@@ -15,7 +15,7 @@ pub(super) enum Turn {
     Queued,
     /// Its turn came while it was held: it is queued again when it is released.
     Held,
-    /// Its links or its file are being removed. Nobody gets a hold on it, and nothing links it.
+    /// Its links or its file are being removed. It can be neither held nor linked.
     Deleting {
         /// Something else became due meanwhile: it is queued again.
         again: bool,

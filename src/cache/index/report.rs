@@ -36,7 +36,7 @@ pub struct ImageView {
     /// Of these, bytes that another image needs, too.
     pub shared: u64,
     pub last_use: SystemTime,
-    /// When its last link goes; none is never.
+    /// When its last link expires; none is never.
     pub expiry: Option<SystemTime>,
     pub pinned: bool,
 }

@@ -69,6 +69,7 @@ impl<T> fmt::Debug for Id<T> {
 
 /// A panic in tests. In a release, an error in the log, once: what follows is wrong, and bounded by
 /// the value it concerns.
+#[cold]
 pub(super) fn broken(invariant: &'static str) {
     static LOGGED: AtomicBool = AtomicBool::new(false);
     debug_assert!(false, "{invariant}");
@@ -178,7 +179,7 @@ impl<T> Slab<T> {
         full + self.chunks.last().map_or(0, Vec::len)
     }
 
-    /// At most `max` positions from `from` on, and where to go on; `None` at the end. This is how
+    /// At most `max` positions from `from` on, and where the next page begins; `None` at the end. This is how
     /// everything is visited in steps, with the lock given back between them.
     pub(super) fn page(&self, from: usize, max: usize) -> (Vec<Id<T>>, Option<usize>) {
         let to = from.saturating_add(max).min(self.end());

@@ -1,4 +1,4 @@
-//! Which images go when space is short: the least recently used ones, whole.
+//! The choice of images to evict when space is short: the least recently used ones, whole.
 
 /// Images looked at in one step.
 const MAX_SCAN: usize = 512;
@@ -12,7 +12,7 @@ pub(in crate::cache) trait Images {
     fn put_back(&mut self, image: Self::Id, last_use: u64);
     /// In milliseconds. Uses don't move an image in the order, so it may be later than its place.
     fn last_use(&self, image: Self::Id) -> u64;
-    /// The blobs that go with an image, with their bytes; none while it is pinned or anything of it
+    /// The blobs that are removed with an image, with their bytes; none while it is pinned or anything of it
     /// is in use.
     fn evictable(&self, image: Self::Id) -> Option<Vec<(Self::Id, u64)>>;
 }

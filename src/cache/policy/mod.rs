@@ -1,4 +1,5 @@
-//! How long entries are kept, what is pinned, how much may be stored, and what is evicted: pure.
+//! How long entries are kept, what is pinned, how much may be stored, and what is evicted: pure
+//! functions over small views, without I/O and without the index.
 
 mod lru;
 mod space;
@@ -15,7 +16,7 @@ pub use space::SpaceRequest;
 pub(super) use space::{Decision, Space};
 
 /// What was due while the mirror was stopped gets this long from the start on, or its TTL when that
-/// is shorter: nobody could use it meanwhile, and a wrong clock shows before it has deleted anything.
+/// is shorter: no request could use it meanwhile, and a wrong clock shows before it has deleted anything.
 pub(super) const GRACE: Duration = Duration::from_hours(1);
 /// The same when most of the cache was due: then the machine was off for long, or the clock is wrong,
 /// and an operator should have the time to notice.

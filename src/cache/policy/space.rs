@@ -1,7 +1,7 @@
 //! How much may be stored, and how much is: what is known of bytes, and what follows from it.
 //!
 //! A download that would pass the limit waits until the images that are in its way are deleted; the
-//! room that whole images leave is for the next ones. What is past the limit all the same (it was
+//! space that whole images leave is for the next ones. What is past the limit all the same (it was
 //! lowered, or others fill the disk) is evicted in the background, down to [`LOW`] per mille. No band
 //! is kept empty below the limit: deleting takes milliseconds, downloads take longer, and a band of
 //! 5 % cost half a percent of the hits (`benches/cache.rs`).
@@ -66,7 +66,7 @@ pub(in crate::cache) struct Space {
     measured: Option<Measured>,
     /// Of all files.
     used: u64,
-    /// Of the files that are chosen to go.
+    /// Of the files that are being evicted.
     evicting: u64,
     /// That running and paused downloads have reserved.
     reserved: u64,
@@ -86,7 +86,10 @@ fn per_mille(of: u64, share: u64) -> u64 {
 }
 
 fn change(sum: &mut u64, bytes: u64, more: bool) {
-    debug_assert!(more || *sum >= bytes, "{bytes} bytes of {sum} go");
+    debug_assert!(
+        more || *sum >= bytes,
+        "{bytes} bytes of {sum} are taken away"
+    );
     *sum = if more {
         sum.saturating_add(bytes)
     } else {
@@ -115,7 +118,7 @@ impl Space {
         change(&mut self.used, bytes, came);
     }
 
-    /// A file has been chosen to go, or isn't to go any more, because it is gone or stays.
+    /// A file has been chosen for eviction, or that is over: the file is gone or stays.
     pub(in crate::cache) fn count_eviction(&mut self, bytes: u64, chosen: bool) {
         change(&mut self.evicting, bytes, chosen);
     }

@@ -1,4 +1,4 @@
-//! Tests of the room. [`House`] does to the store and to retention what the mirror does.
+//! Tests of the module. [`House`] does to the store and to the cache what the mirror does.
 
 mod capacity;
 #[cfg(unix)]

@@ -1,9 +1,9 @@
 //! The only deleter.
 //!
 //! The index decides what is due, under its lock, and marks the blob. Then, without the lock, the
-//! links are removed (for a manifest first the tags that name it), and at last the file. While a blob
-//! is being deleted nobody gets a hold on it, and a blob that is held isn't deleted. So whoever holds
-//! a digest while opening or linking it can't lose it, and the file of a blob that some repository
+//! links are removed (for a manifest first the tags that name it), and at last the file. A blob that
+//! is being deleted can't be held, and a blob that is held isn't deleted. So a digest that is held
+//! while it is opened or linked can't be lost, and the file of a blob that some repository
 //! links is never removed.
 //!
 //! A crash in between leaves a blob without links, or links without tags: the next start removes the

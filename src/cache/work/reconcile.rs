@@ -1,10 +1,9 @@
-//! The start: the index is built from the state files and then from the store, while requests are
-//! already answered. Nothing depends on the index but deleting, and nothing is deleted before it is
-//! complete.
+//! The start: builds the index from the state files and then from the store, while requests are
+//! already answered. Nothing is deleted before the index is complete.
 //!
-//! The store is right: a link that no state knows gets an entry, an entry whose link is gone goes, a
-//! link whose file is gone goes, and so does a file that no link names. What can't be read isn't
-//! taken for gone: it, and what belongs to it, stays. Blobs aren't read; of manifests the JSON is, to
+//! The store is right: a link that no state knows gets an entry, an entry without a link is forgotten,
+//! a link without a file is removed, and so is a file without a link. What can't be read isn't taken
+//! for missing: it, and what belongs to it, stays. Blobs aren't read; of manifests the JSON is, to
 //! know what they refer to.
 
 use std::sync::Arc;

@@ -1,14 +1,14 @@
-//! Scrubbing: every blob is hashed anew, at a bounded rate, and a corrupt one is set aside.
+//! Scrubbing: every blob is hashed anew, at a bounded rate, and a corrupt one is moved to quarantine.
 //!
-//! One blob at a time is read, in pieces, with a [`Hold`] on its digest. The hold is why
-//! the file that is set aside is the file that was hashed: while it lasts nothing deletes the blob,
-//! and a commit of the same digest doesn't replace a file that is there. Others may hold the blob,
-//! too. It isn't waited for them: a popular blob is held all the time, and would be served corrupt
-//! for ever. They lose nothing, because a rename leaves the file to whoever has it open.
+//! One blob at a time is read, in pieces, with a [`Hold`] on its digest. Because of the hold, the file
+//! that is moved is the file that was hashed: while it lasts nothing deletes the blob, and a commit of
+//! the same digest doesn't replace a file. A scrub doesn't wait for other holds: a popular blob is
+//! held all the time, and would be served corrupt for ever. Readers lose nothing, because a file that
+//! is renamed stays readable to those who have it open.
 //!
-//! From the moment it is set aside the blob is missing: whoever asks for it next downloads it anew,
-//! and its links are good again. If nobody has by the time that nobody holds it, the sweeper removes
-//! the links, so that none dangles.
+//! From then on the blob is missing: the next request downloads it anew, and its links are good
+//! again. If no request has come when the last hold is released, its links are removed, so that none
+//! dangles.
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub const MAX_REPORTED: usize = 1000;
 pub struct ScrubSettings {
     /// Bytes read in a second; none is as fast as the disk gives them.
     pub rate: Option<NonZeroU64>,
-    /// Sets corrupt blobs aside; without it they are only reported.
+    /// Moves corrupt blobs to quarantine; without it they are only reported.
     pub repair: bool,
 }
 
@@ -46,12 +46,12 @@ pub struct ScrubReport {
     /// Bytes that were read.
     pub bytes: u64,
     pub corrupt: u64,
-    /// Of these, blobs that were set aside.
+    /// Of these, blobs that were moved to quarantine.
     pub quarantined: u64,
-    /// Blobs that couldn't be read or set aside; they stay as they are. With `repair`, those that
-    /// a damaged medium makes unreadable are set aside like corrupt ones.
+    /// Blobs that couldn't be read or moved; they stay as they are. With `repair`, those that
+    /// a damaged medium makes unreadable are moved like corrupt ones.
     pub failed: u64,
-    /// Blobs that another scrub was at.
+    /// Blobs that another scrub was reading.
     pub skipped: u64,
     /// What pushes to the reference registry left [`ABANDONED_AFTER`] ago or longer: how many, and
     /// their bytes. A repair removes them.
@@ -84,9 +84,9 @@ pub struct Finding {
 pub enum Verdict {
     /// Its content has another digest, or ends early.
     Corrupt,
-    /// It was corrupt or unreadable, and has been set aside.
+    /// It was corrupt or unreadable, and has been moved to quarantine.
     Quarantined,
-    /// Why it couldn't be read, or set aside.
+    /// Why it couldn't be read or moved.
     Failed(String),
 }
 
@@ -110,7 +110,7 @@ impl ScrubReport {
     }
 }
 
-/// Spreads reads over time. Time that wasn't used is not made up for: no burst follows a pause.
+/// Spreads reads over time. Unused time isn't made up for: no burst follows a pause.
 #[derive(Debug)]
 pub(crate) struct Pace {
     rate: Option<NonZeroU64>,
@@ -140,33 +140,24 @@ impl Pace {
     }
 }
 
-/// Marks content as being scrubbed, for as long as it lives.
+/// Marks a held blob as being scrubbed, for as long as this exists.
 #[derive(Debug)]
-struct Turn<'a> {
-    shared: &'a Inner,
+struct Turn {
+    shared: Arc<Inner>,
     hold: Hold,
 }
 
-impl<'a> Turn<'a> {
-    /// None when another scrub is at it. Two at once could set aside first the corrupt file, then
-    /// the good one that has been downloaded since.
-    fn take(shared: &'a Inner, hold: Hold) -> Option<Self> {
+impl Turn {
+    /// None while another scrub reads the blob. Two at once could quarantine first the corrupt file,
+    /// then the good one that has been downloaded since.
+    fn take(shared: &Arc<Inner>, hold: Hold) -> Option<Self> {
+        let shared = Arc::clone(shared);
         let free = shared.with(|index| index.begin_scrub(hold.content));
         free.then_some(Self { shared, hold })
     }
 }
 
-impl Turn<'_> {
-    /// The file has its digest, which needn't be found out again.
-    fn passed(&self, content: &Content) {
-        if content.is_unchanged() {
-            content.reader.set_verified();
-            self.hold.verified(content.size, content.modified);
-        }
-    }
-}
-
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         self.shared.with(|index| index.end_scrub(self.hold.content));
     }
@@ -176,87 +167,42 @@ impl Cache {
     /// Hashes every blob of the store. Waits for the index to be complete. Dropping the future ends
     /// it; so does stopping, and then the report is of what was done. An error is one of listing.
     pub async fn scrub(&self, settings: ScrubSettings) -> Result<ScrubReport, StoreError> {
-        let mut report = ScrubReport::default();
-        let mut pace = Pace::new(settings.rate);
         let quit = self.0.quit.clone();
+        let mut scrub = Scrub::new(&self.0, settings);
+        let work = async {
+            self.complete().await;
+            scrub.all().await?;
+            // A repair is only over when the links are gone.
+            if settings.repair {
+                self.settled().await;
+            }
+            Ok(())
+        };
         tokio::select! {
-            () = quit.cancelled() => return Ok(report),
-            done = self.scrub_all(settings.repair, &mut pace, &mut report) => done?,
+            () = quit.cancelled() => {}
+            done = work => done?,
         }
-        Ok(report)
-    }
-
-    async fn scrub_all(
-        &self,
-        repair: bool,
-        pace: &mut Pace,
-        report: &mut ScrubReport,
-    ) -> Result<(), StoreError> {
-        self.complete().await;
-        for first in 0..=u8::MAX {
-            for (digest, _) in self.0.store.blobs(first).await? {
-                self.0.scrub_blob(&digest, repair, pace, report).await;
-            }
-        }
-        for repo in self.0.store.repositories().await? {
-            for kind in [LinkKind::Revision, LinkKind::Layer] {
-                self.0.store.links(&repo, kind).await?;
-            }
-            self.0.store.tags(&repo).await?;
-        }
-        for unreadable in self.0.store.unreadable().await? {
-            self.0
-                .scrub_unreadable(&unreadable, repair, pace, report)
-                .await;
-        }
-        self.scrub_uploads(repair, report).await?;
-        // A repair is only over when the links are gone.
-        if repair {
-            self.settled().await;
-        }
-        Ok(())
-    }
-
-    async fn scrub_uploads(
-        &self,
-        repair: bool,
-        report: &mut ScrubReport,
-    ) -> Result<(), StoreError> {
-        for upload in self.abandoned_uploads().await? {
-            report.uploads += 1;
-            report.upload_bytes += upload.bytes;
-            if repair {
-                self.0.store.remove_upload(&upload).await?;
-            }
-        }
-        Ok(())
+        Ok(scrub.report)
     }
 
     /// What pushes to the reference registry left in the directory, [`ABANDONED_AFTER`] ago or
     /// longer.
     pub async fn abandoned_uploads(&self) -> Result<Vec<Upload>, StoreError> {
-        let mut uploads = self.0.store.uploads().await?;
-        let now = self.0.clock.wall();
-        uploads.retain(|upload| {
-            let age = now.duration_since(upload.modified).unwrap_or_default();
-            age >= ABANDONED_AFTER
-        });
-        Ok(uploads)
+        self.0.abandoned_uploads().await
     }
 
-    /// Hashes one blob anew, and sets it aside when it is corrupt or can't be read: for who was
-    /// given bytes that aren't its.
+    /// Hashes one blob anew, and quarantines it when it is corrupt or can't be read: after bytes were
+    /// served that aren't the blob's.
     pub async fn recheck(&self, digest: &Digest) {
-        let mut report = ScrubReport::default();
-        let shared = &self.0;
-        shared
-            .scrub_blob(digest, true, &mut Pace::new(None), &mut report)
-            .await;
+        let settings = ScrubSettings {
+            rate: None,
+            repair: true,
+        };
+        Scrub::new(&self.0, settings).blob(digest).await;
     }
 
-    /// Scrubs again and again, with a pause of `interval` after each pass, until retention stops.
+    /// Scrubs again and again, with a pause of `interval` after each pass, until the cache stops.
     pub async fn background(&self, interval: Duration, settings: ScrubSettings) {
-        let quit = self.0.quit.clone();
         let passes = async {
             loop {
                 tokio::time::sleep(interval).await;
@@ -275,6 +221,7 @@ impl Cache {
                 }
             }
         };
+        let quit = self.0.quit.clone();
         tokio::select! {
             () = quit.cancelled() => {}
             () = passes => {}
@@ -283,107 +230,145 @@ impl Cache {
 }
 
 impl Inner {
-    async fn scrub_blob(
-        self: &Arc<Self>,
-        digest: &Digest,
-        repair: bool,
-        pace: &mut Pace,
-        report: &mut ScrubReport,
-    ) {
-        let hold = self.hold(digest).await;
-        let Some(turn) = Turn::take(self, hold) else {
-            report.skipped += 1;
+    async fn abandoned_uploads(&self) -> Result<Vec<Upload>, StoreError> {
+        let mut uploads = self.store.uploads().await?;
+        let now = self.clock.wall();
+        uploads.retain(|upload| {
+            let age = now.duration_since(upload.modified).unwrap_or_default();
+            age >= ABANDONED_AFTER
+        });
+        Ok(uploads)
+    }
+}
+
+/// One pass, or the check of one blob.
+struct Scrub<'a> {
+    shared: &'a Arc<Inner>,
+    repair: bool,
+    pace: Pace,
+    report: ScrubReport,
+}
+
+impl<'a> Scrub<'a> {
+    fn new(shared: &'a Arc<Inner>, ScrubSettings { rate, repair }: ScrubSettings) -> Self {
+        Self {
+            shared,
+            repair,
+            pace: Pace::new(rate),
+            report: ScrubReport::default(),
+        }
+    }
+
+    async fn all(&mut self) -> Result<(), StoreError> {
+        let store = &self.shared.store;
+        for first in 0..=u8::MAX {
+            for (digest, _) in store.blobs(first).await? {
+                self.blob(&digest).await;
+            }
+        }
+        for repo in store.repositories().await? {
+            for kind in [LinkKind::Revision, LinkKind::Layer] {
+                store.links(&repo, kind).await?;
+            }
+            store.tags(&repo).await?;
+        }
+        for unreadable in store.unreadable().await? {
+            self.unreadable(&unreadable).await;
+        }
+        for upload in self.shared.abandoned_uploads().await? {
+            self.report.uploads += 1;
+            self.report.upload_bytes += upload.bytes;
+            if self.repair {
+                store.remove_upload(&upload).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn blob(&mut self, digest: &Digest) {
+        let hold = self.shared.hold(digest).await;
+        let Some(turn) = Turn::take(self.shared, hold) else {
+            self.report.skipped += 1;
             return;
         };
-        let content = match self.store.open(digest).await {
+        let content = match self.shared.store.open(digest).await {
             // Deleted since it was listed.
             Ok(None) => return,
             Ok(Some(content)) => content,
             Err(error) => {
-                let verdict = self
-                    .unreadable(digest, &error, repair, None, &turn.hold)
-                    .await;
-                return report.note(*digest, 0, verdict);
+                let verdict = self.unread(digest, &error, None, &turn.hold).await;
+                return self.report.note(*digest, 0, verdict);
             }
         };
-        report.checked += 1;
-        let size = content.size;
-        let file = Some(&content);
-        let verdict = match hash(digest, content.clone(), pace, &mut report.bytes).await {
-            Ok(found) if found == *digest => return turn.passed(&content),
-            Ok(_) if repair => self.set_aside(digest, file, &turn.hold).await,
-            Ok(_) => Verdict::Corrupt,
-            Err(error) => {
-                self.unreadable(digest, &error, repair, file, &turn.hold)
-                    .await
+        self.report.checked += 1;
+        let (size, file) = (content.size, Some(&content));
+        let bytes = &mut self.report.bytes;
+        let verdict = match hash(digest, content.clone(), &mut self.pace, bytes).await {
+            Ok(found) if found == *digest => {
+                if content.is_unchanged() {
+                    content.reader.set_verified();
+                    turn.hold.verified(size, content.modified);
+                }
+                return;
             }
+            Ok(_) if self.repair => self.quarantine(digest, file, &turn.hold).await,
+            Ok(_) => Verdict::Corrupt,
+            Err(error) => self.unread(digest, &error, file, &turn.hold).await,
         };
         tracing::error!(%digest, size, ?verdict, "a stored blob is not what its digest says");
-        report.note(*digest, size, verdict);
+        self.report.note(*digest, size, verdict);
     }
 
-    /// What becomes of a blob that the disk doesn't give.
-    async fn unreadable(
+    /// The verdict on a blob that the disk doesn't give.
+    async fn unread(
         &self,
         digest: &Digest,
         error: &StoreError,
-        repair: bool,
         file: Option<&Content>,
         hold: &Hold,
     ) -> Verdict {
-        if repair {
-            self.set_aside(digest, file, hold).await
+        if self.repair {
+            self.quarantine(digest, file, hold).await
         } else {
-            failed(error)
+            Verdict::Failed(on_one_line(error))
         }
     }
 
-    /// A blob that can't be read is one like any other; a link or a tag is removed.
-    async fn scrub_unreadable(
-        self: &Arc<Self>,
-        unreadable: &Unreadable,
-        repair: bool,
-        pace: &mut Pace,
-        report: &mut ScrubReport,
-    ) {
-        if let UnreadableEntry::Blob(digest) = &unreadable.entry {
-            return self.scrub_blob(digest, repair, pace, report).await;
+    async fn quarantine(&self, digest: &Digest, file: Option<&Content>, hold: &Hold) -> Verdict {
+        let shared = self.shared;
+        let known = shared.with(|index| index.file_size(hold.content));
+        match shared.quarantine_held(digest, file, hold).await {
+            Ok(_) => Verdict::Quarantined,
+            Err(error) => {
+                shared.with(|index| index.cancel_quarantine(hold.content, known));
+                Verdict::Failed(on_one_line(&error))
+            }
         }
-        let mut removal = Removal {
-            path: unreadable.path.clone(),
-            failure: Some(unreadable.reason.clone()),
-        };
-        if repair {
-            match self.store.remove_unreadable(unreadable).await {
+    }
+
+    /// A blob that can't be read is checked like any other; a link or a tag is removed.
+    async fn unreadable(&mut self, unreadable: &Unreadable) {
+        if let UnreadableEntry::Blob(digest) = &unreadable.entry {
+            return self.blob(digest).await;
+        }
+        let mut failure = Some(unreadable.reason.clone());
+        if self.repair {
+            match self.shared.store.remove_unreadable(unreadable).await {
                 Ok(true) => {
-                    removal.failure = None;
+                    failure = None;
                     if let UnreadableEntry::Link(link) = &unreadable.entry {
-                        self.with(|index| index.mark_link(link));
+                        self.shared.with(|index| index.mark_link(link));
                     }
                 }
                 Ok(false) => {}
-                Err(error) => removal.failure = Some(on_one_line(&error)),
+                Err(error) => failure = Some(on_one_line(&error)),
             }
         }
-        if report.unreadable.len() < MAX_REPORTED {
-            report.unreadable.push(removal);
+        if self.report.unreadable.len() < MAX_REPORTED {
+            let path = unreadable.path.clone();
+            self.report.unreadable.push(Removal { path, failure });
         }
     }
-
-    async fn set_aside(&self, digest: &Digest, file: Option<&Content>, hold: &Hold) -> Verdict {
-        let known = self.with(|index| index.file_size(hold.content));
-        match self.quarantine_held(digest, file, hold).await {
-            Ok(_) => Verdict::Quarantined,
-            Err(error) => {
-                self.with(|index| index.cancel_quarantine(hold.content, known));
-                failed(&error)
-            }
-        }
-    }
-}
-
-fn failed(error: &StoreError) -> Verdict {
-    Verdict::Failed(on_one_line(error))
 }
 
 /// The digest of what is there, with the algorithm of the wanted one. A file that ends early has
