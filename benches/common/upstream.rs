@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use http::{Method, Uri};
 use millpond::oci::range::Resolved;
-
 use millpond::oci::{Action, ByteRange, Digest, Reference, RepoName, Requested, Route};
 use rustix::fs::sendfile;
 use rustix::net::sockopt::set_socket_send_buffer_size;

@@ -73,7 +73,7 @@ async fn a_failed_write_or_commit_leaves_no_blob() {
 }
 
 #[tokio::test]
-async fn what_fails_with_a_partial_leaves_it_as_it_was() {
+async fn failing_calls_leave_a_partial_unchanged() {
     let store = faulty();
     let (digest, content) = content();
     let mut stage = store.stage(&digest, "u").await.unwrap();

@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::content::{digest, sha512};
 use crate::images::Image;
 use crate::line::{Line, SEND_BUFFER};
-use crate::reply::{End, Reply, Wire};
+use crate::reply::{End, Gate, Reply, Wire};
 use crate::tls::Identity;
 
 /// For rules that never end.
@@ -341,6 +341,22 @@ impl<D: FromStr<Err: Debug>> Registry<D> {
     /// The next `times` requests whose line contains `part` get this reply.
     pub fn reply(&self, part: &str, times: usize, reply: Reply) {
         self.on(part, times, move |_, _| reply.clone());
+    }
+
+    /// The next `times` such requests wait until the gate is opened.
+    pub fn hold(&self, part: &str, times: usize) -> Gate {
+        let gate = Gate::default();
+        let closed = gate.clone();
+        self.on(part, times, move |_, usual| usual.held(&closed));
+        gate
+    }
+
+    /// The bodies of the next `times` such responses wait at byte `at` until the gate is opened.
+    pub fn hold_body(&self, part: &str, times: usize, at: usize) -> Gate {
+        let gate = Gate::default();
+        let closed = gate.clone();
+        self.on(part, times, move |_, usual| usual.gated(at, &closed));
+        gate
     }
 
     /// Every request fails at once, whatever the rules were.

@@ -77,9 +77,7 @@ async fn requests_that_are_opened_and_reset_leave_no_upstream_work_behind() {
     // And nobody has to wait behind them.
     let image = Image::oci(1);
     up.push("app", "1", &image);
-    m.get("/v2/app/manifests/1")
-        .await
-        .expect(200, &image.manifest);
+    m.serves("/v2/app/manifests/1", &image.manifest).await;
 }
 
 #[tokio::test]
@@ -110,7 +108,7 @@ async fn more_requests_than_can_wait_are_told_to_come_again() {
 }
 
 #[tokio::test]
-async fn what_one_client_abandons_another_still_gets() {
+async fn an_abandoned_download_continues_for_another_client() {
     let up = Registry::start().await;
     let gate = crate::harness::Gate::default();
     let image = Image::oci(1);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use millpond::oci::manifest::media_type;
 
-use crate::harness::{ALWAYS, Image, Registry, Reply, Setup, advance, freeze};
+use crate::harness::{ALWAYS, Image, Registry, Reply, Setup, advance, freeze, mirrored};
 
 const PATH: &str = "/v2/app/manifests/latest";
 
@@ -19,9 +19,8 @@ const SIX: [&str; 6] = [
 ];
 
 #[tokio::test]
-async fn one_accept_list_in_any_shape_is_one_question() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+async fn equal_accept_lists_share_one_request() {
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     up.push("app", "latest", &image);
     let line = format!("GET {PATH}");
@@ -69,8 +68,7 @@ async fn old_and_new_clients_get_each_their_own_manifest() {
         SIX.map(|kind| ("accept", kind)),
     );
     for old_first in [true, false] {
-        let up = Registry::start().await;
-        let m = Setup::new(&up).start().await;
+        let (up, m) = mirrored().await;
         let (old, index) = by_accept(&up);
         let mut clients: [(&[_], _); 2] = [(&narrow, &old.manifest), (&wide, &index)];
         if !old_first {
@@ -98,9 +96,8 @@ async fn old_and_new_clients_get_each_their_own_manifest() {
 }
 
 #[tokio::test]
-async fn what_a_client_cannot_read_is_not_served_stale_either() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+async fn an_unacceptable_manifest_is_not_served_stale() {
+    let (up, m) = mirrored().await;
     by_accept(&up);
     let line = format!("GET {PATH}");
     assert_eq!(
@@ -122,8 +119,7 @@ async fn after_a_restart_an_old_clients_manifest_has_not_taken_the_place_of_the_
     );
     let line = format!("GET {PATH}");
     for order in [[true, false], [false, true]] {
-        let up = Registry::start().await;
-        let m = Setup::new(&up).start().await;
+        let (up, m) = mirrored().await;
         let (_, index) = by_accept(&up);
         for is_wide in order {
             let accept = if is_wide { &wide[..] } else { &narrow };

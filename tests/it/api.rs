@@ -3,12 +3,11 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::{ALWAYS, Image, Mirror, Registry, Reply, Setup, digest};
+use crate::harness::{ALWAYS, Image, Mirror, Registry, Reply, Setup, digest, mirrored};
 
 #[tokio::test]
 async fn the_base_says_that_this_is_a_registry() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     for path in ["/v2/", "/v2", "/v2/?ns=docker.io"] {
         let answer = m.get(path).await;
         answer.expect(200, b"{}");
@@ -23,9 +22,8 @@ async fn the_base_says_that_this_is_a_registry() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_request_is_said_in_the_specified_form() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+async fn invalid_requests_get_the_specified_error_documents() {
+    let (up, m) = mirrored().await;
     let good = digest(b"");
     let long = "a".repeat(256);
     for (path, status, code) in [
@@ -84,8 +82,7 @@ async fn what_is_wrong_with_a_request_is_said_in_the_specified_form() {
 
 #[tokio::test]
 async fn writes_are_refused_as_writes() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     for line in [
         "POST /v2/app/blobs/uploads/",
         "PUT /v2/app/manifests/1",
@@ -148,8 +145,7 @@ async fn options_and_the_root_are_answered() {
 
 #[tokio::test]
 async fn every_answer_says_where_it_came_from() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let from = async |line: &str| {
         let answer = m.ask(line, &[]).await;
         let status = answer.header("cache-status").strip_prefix("millpond; ");
@@ -206,8 +202,7 @@ async fn every_answer_says_where_it_came_from() {
 
 #[tokio::test]
 async fn a_request_with_two_hosts_is_refused() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (_up, m) = mirrored().await;
     for second in ["x", "y"] {
         let request =
             format!("GET /v2/ HTTP/1.1\r\nHost: x\r\nHost: {second}\r\nConnection: close\r\n\r\n");
@@ -229,8 +224,7 @@ async fn raw(m: &Mirror, bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn malformed_requests_cost_their_connection_and_nothing_else() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (_up, m) = mirrored().await;
     let huge = format!(
         "GET /v2/ HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
         "x".repeat(200_000)
@@ -264,8 +258,7 @@ async fn malformed_requests_cost_their_connection_and_nothing_else() {
 
 #[tokio::test]
 async fn a_request_in_absolute_form_and_one_without_host_are_answered() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (_up, m) = mirrored().await;
     for request in [
         "GET http://mirror.example/v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         "GET /v2/ HTTP/1.0\r\n\r\n",

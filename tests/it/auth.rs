@@ -11,9 +11,7 @@ async fn an_anonymous_token_is_fetched_once() {
     let image = Image::oci(1);
     up.push("app", "1", &image);
     let m = Setup::new(&up).start().await;
-    m.get("/v2/app/manifests/1")
-        .await
-        .expect(200, &image.manifest);
+    m.serves("/v2/app/manifests/1", &image.manifest).await;
     for blob in image.blobs() {
         let path = format!("/v2/app/blobs/{}", crate::harness::digest(blob));
         m.get(&path).await.expect(200, blob);
@@ -113,9 +111,7 @@ async fn basic_challenges_are_answered() {
         .proxy("password: s3cret")
         .start()
         .await;
-    m.get("/v2/app/manifests/1")
-        .await
-        .expect(200, &image.manifest);
+    m.serves("/v2/app/manifests/1", &image.manifest).await;
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@ use millpond::oci::Digest;
 use millpond::storage::MemoryStore;
 
 use crate::harness::{
-    ALWAYS, FaultyStore, Gate, Mirror, Operation, Registry, Reply, Setup, eventually, noise, read,
-    settle, to_end,
+    ALWAYS, FaultyStore, Gate, Mirror, Operation, Registry, Reply, Setup, eventually, mirrored,
+    noise, read, settle, to_end,
 };
 
 const SIZE: usize = 3_000_000;
@@ -32,9 +32,8 @@ async fn stored(m: &Mirror, digest: &Digest) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn many_cold_clients_cost_one_get_and_the_next_ones_nothing() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+async fn many_cold_clients_share_one_get_and_warm_ones_need_none() {
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     let path = path("app", &digest);
@@ -59,25 +58,22 @@ async fn many_cold_clients_cost_one_get_and_the_next_ones_nothing() {
 
 #[tokio::test]
 async fn sizes_at_the_edges_and_the_other_algorithm() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     for size in [0, 1, 100_000] {
         let blob = noise(2, size);
         let digest = match size {
             100_000 => up.put_blob_sha512("app", &blob),
             _ => up.put_blob("app", &blob),
         };
-        m.get(&path("app", &digest)).await.expect(200, &blob);
-        m.idle().await;
+        m.pull(&path("app", &digest), &blob).await;
         m.get(&path("app", &digest)).await.expect(200, &blob);
         assert_eq!(up.take().len(), 1, "{size}");
     }
 }
 
 #[tokio::test]
-async fn who_joins_late_starts_at_the_beginning_while_it_runs() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+async fn a_late_client_reads_a_running_download_from_the_beginning() {
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     let (path, gate, half) = (path("app", &digest), Gate::default(), SIZE / 2);
@@ -110,8 +106,7 @@ async fn who_joins_late_starts_at_the_beginning_while_it_runs() {
 
 #[tokio::test]
 async fn a_client_that_leaves_stops_nothing() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     let (path, gate) = (path("app", &digest), Gate::default());
@@ -130,8 +125,7 @@ async fn a_client_that_leaves_stops_nothing() {
 
 #[tokio::test]
 async fn a_slow_client_slows_nobody() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, 20_000_000);
     let digest = up.put_blob("app", &blob);
     let path = path("app", &digest);
@@ -144,8 +138,7 @@ async fn a_slow_client_slows_nobody() {
 
 #[tokio::test]
 async fn a_cold_head_asks_with_head_only() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, 5000);
     let digest = up.put_blob("app", &blob);
     let path = path("app", &digest);
@@ -153,8 +146,7 @@ async fn a_cold_head_asks_with_head_only() {
     assert_eq!((head.status, head.header("content-length")), (200, "5000"));
     assert_eq!(head.header("docker-content-digest"), digest.to_string());
     assert_eq!(up.take(), [format!("HEAD {path}")]);
-    m.get(&path).await.expect(200, &blob);
-    m.idle().await;
+    m.pull(&path, &blob).await;
     up.take();
     let head = m.head(&path).await;
     assert_eq!((head.status, head.header("content-length")), (200, "5000"));
@@ -164,8 +156,7 @@ async fn a_cold_head_asks_with_head_only() {
 
 #[tokio::test]
 async fn without_a_length_only_a_verified_end_is_clean() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     let path = path("app", &digest);
@@ -185,8 +176,7 @@ async fn without_a_length_only_a_verified_end_is_clean() {
 
 #[tokio::test]
 async fn wrong_content_breaks_the_body_and_is_not_kept() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     let path = path("app", &digest);
@@ -233,8 +223,7 @@ async fn the_last_bytes_wait_for_the_digest() {
 
 #[tokio::test]
 async fn refusals_are_told_to_all_who_wait() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let digest = up.put_blob("app", &noise(1, 5000));
     let path = path("app", &digest);
     for (reply, status, code, retry_after) in [
@@ -279,12 +268,10 @@ async fn refusals_are_told_to_all_who_wait() {
 
 #[tokio::test]
 async fn another_repositorys_blob_is_proved_by_one_head_and_then_linked() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, 5000);
     let digest = up.put_blob("one", &blob);
-    m.get(&path("one", &digest)).await.expect(200, &blob);
-    m.idle().await;
+    m.pull(&path("one", &digest), &blob).await;
     let two = path("two", &digest);
     up.take();
     assert_eq!(m.get(&two).await.error(), (404, "BLOB_UNKNOWN".to_owned()));
@@ -305,14 +292,11 @@ async fn another_repositorys_blob_is_proved_by_one_head_and_then_linked() {
 
 #[tokio::test]
 async fn another_repositorys_running_download_is_joined_after_one_head() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("one", &blob);
     up.put_blob("two", &blob);
-    let gate = Gate::default();
-    let closed = gate.clone();
-    up.on("GET ", 1, move |_, usual| usual.gated(1000, &closed));
+    let gate = up.hold_body("GET ", 1, 1000);
     let first = m.open(&path("one", &digest)).await;
     let second = m.open(&path("two", &digest)).await;
     assert_eq!(m.get(&path("three", &digest)).await.status, 404);
@@ -330,8 +314,7 @@ async fn another_repositorys_running_download_is_joined_after_one_head() {
 
 #[tokio::test]
 async fn an_upstream_without_head_proves_with_one_byte() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let digest = up.put_blob("app", &noise(1, 5000));
     up.reply("HEAD ", ALWAYS, Reply::error(405));
     let head = m.head(&path("app", &digest)).await;

@@ -68,7 +68,7 @@ async fn use_extends_the_time_and_without_it_content_goes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_expires_in_one_repository_stays_in_the_other() {
+async fn expiry_in_one_repository_keeps_the_link_of_another() {
     let up = Registry::start().await;
     let rules = "ttls: [{repository: 'short/**', ttl: 1h}]";
     let m = Setup::new(&up).proxy("ttl: 10h").proxy(rules).start().await;
@@ -129,7 +129,7 @@ async fn the_cap_holds_and_every_pull_is_whole() {
 }
 
 #[tokio::test]
-async fn what_is_pinned_is_not_evicted() {
+async fn pinned_images_are_not_evicted() {
     let up = Registry::start().await;
     let setup = Setup::new(&up)
         .storage("maxsize: 1MB")

@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::harness::{
-    Gate, Mirror, Registry, Setup, advance, eventually, freeze, noise, read, settle,
+    Mirror, Registry, Setup, advance, eventually, freeze, mirrored, noise, read, settle,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ async fn open(m: &Mirror, count: u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_sends_nothing_is_let_go_after_ten_seconds() {
+async fn silent_connections_are_closed_after_ten_seconds() {
     let _frozen = freeze();
     let up = Registry::start().await;
     for http2 in ["", "http2: {disabled: true}"] {
@@ -84,8 +84,7 @@ async fn a_head_that_trickles_in_has_fifteen_seconds() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_may_be_idle_for_75_seconds() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (_up, m) = mirrored().await;
     let mut idle = connect(&m).await;
     for round in 0..2 {
         idle.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -115,7 +114,7 @@ async fn a_connection_may_be_idle_for_75_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_not_completed_a_head_does_not_hold_up_a_stop() {
+async fn an_incomplete_request_head_does_not_delay_a_stop() {
     let _frozen = freeze();
     let up = Registry::start().await;
     let m = Setup::new(&up).http("draintimeout: 30s").start().await;
@@ -235,13 +234,10 @@ async fn connections_from_one_address_may_be_limited() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_may_take_longer_than_a_head() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, 2_000_000);
     let digest = up.put_blob("app", &blob);
-    let gate = Gate::default();
-    let closed = gate.clone();
-    up.on("/blobs/", 1, move |_, usual| usual.gated(1000, &closed));
+    let gate = up.hold_body("/blobs/", 1, 1000);
     let mut response = m.open(&format!("/v2/app/blobs/{digest}")).await;
     advance(40 * SECOND).await;
     gate.open();

@@ -1,6 +1,6 @@
 //! What operators can see of it all.
 
-use crate::harness::{Image, Registry, Reply, Setup, freeze, noise, passing};
+use crate::harness::{Image, Registry, Reply, Setup, freeze, mirrored, noise, passing};
 
 const COUNTED: &str = r#"
 upstream_requests_total{UP,kind="manifest",method="GET",status="200"} 1
@@ -22,19 +22,15 @@ store_failures_total 0
 
 #[tokio::test]
 async fn requests_and_bytes_on_both_sides() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     let blob = noise(1, 100_000);
     up.push("app", "1", &image);
     let digest = up.put_blob("app", &blob);
     let path = format!("/v2/app/blobs/{digest}");
     for _ in 0..3 {
-        m.get("/v2/app/manifests/1")
-            .await
-            .expect(200, &image.manifest);
-        m.get(&path).await.expect(200, &blob);
-        m.idle().await;
+        m.serves("/v2/app/manifests/1", &image.manifest).await;
+        m.pull(&path, &blob).await;
     }
     let range = [("range", "bytes=0-99")];
     m.ask(&format!("GET {path}"), &range)
@@ -63,8 +59,7 @@ async fn failures_have_a_name() {
         (Reply::silence(), "timeout"),
         (Reply::hang_up(), "broken"),
     ] {
-        let up = Registry::start().await;
-        let m = Setup::new(&up).start().await;
+        let (up, m) = mirrored().await;
         up.reply("", 1, trouble);
         passing(m.get("/v2/app/manifests/1")).await;
         let series = format!(

@@ -11,8 +11,8 @@ use millpond::oci::Digest;
 use millpond::storage::{self, FsStore, Layout, Link, LinkKind, Store};
 
 use crate::harness::{
-    Answer, FaultyStore, Gate, Image, Mirror, Operation, Registry, Setup, digest, eventually,
-    noise, settle,
+    Answer, FaultyStore, Image, Mirror, Operation, Registry, Setup, digest, eventually, noise,
+    settle,
 };
 
 /// Verified before its first byte is sent.
@@ -118,8 +118,7 @@ async fn heals(site: &Site, m: &Mirror, blob: &Bytes, what: &str) -> bool {
     })
     .await;
     m.idle().await;
-    m.get(&path(blob)).await.expect(200, blob);
-    m.idle().await;
+    m.pull(&path(blob), blob).await;
     site.up.go_down();
     m.get(&path(blob)).await.expect(200, blob);
     site.up.behave();
@@ -137,7 +136,7 @@ async fn adopted_damage_is_found_before_a_body_ends() {
             damage.strike(&site, &blob);
             let m = site.mirror().await;
             let whole = heals(&site, &m, &blob, &what).await;
-            // The bytes before the damage are the upstream's, too: the response goes on.
+            // The bytes before the damage equal the upstream's, so the response continues.
             assert!(whole || damage != Damage::LastByte, "{what}");
         }
     }
@@ -152,8 +151,7 @@ async fn damage_under_a_running_mirror_is_found_too() {
             let blob = noise(1, size);
             site.up.put_blob("app", &blob);
             let m = site.mirror().await;
-            m.get(&path(&blob)).await.expect(200, &blob);
-            m.idle().await;
+            m.pull(&path(&blob), &blob).await;
             damage.strike(&site, &blob);
             let whole = heals(&site, &m, &blob, &what).await;
             // A wrong length is seen when the file is opened.
@@ -171,11 +169,7 @@ async fn ranges_are_not_to_be_kept_before_the_blob_is_verified() {
     site.adopt(&large).await;
     site.up.put_blob("app", &cold);
     let m = site.mirror().await;
-    let gate = Gate::default();
-    let closed = gate.clone();
-    site.up.on(&path(&cold), 1, move |_, usual| {
-        usual.gated(LARGE / 2, &closed)
-    });
+    let gate = site.up.hold_body(&path(&cold), 1, LARGE / 2);
     let first = range(&m, &small, "bytes=5-9").await;
     first.expect(206, &small[5..10]);
     assert_eq!(first.header("cache-control"), "max-age=31536000");
@@ -197,8 +191,7 @@ async fn ranges_are_not_to_be_kept_before_the_blob_is_verified() {
     verification.release();
     gate.open();
     for blob in [&large, &cold] {
-        m.get(&path(blob)).await.expect(200, blob);
-        m.idle().await;
+        m.pull(&path(blob), blob).await;
         let answer = range(&m, blob, "bytes=5-9").await;
         answer.expect(206, &blob[5..10]);
         assert_eq!(answer.header("cache-control"), "max-age=31536000");
@@ -214,15 +207,11 @@ async fn nothing_of_a_small_blob_is_sent_before_all_of_it_is_right() {
     for asked in [None, Some("bytes=0-0"), Some("bytes=500-600")] {
         let headers: Vec<_> = asked.iter().map(|range| ("range", *range)).collect();
         let line = format!("GET {}", path(&blob));
-        // One that lies is told apart from the blob by status.
+        // Wrong content is an error status, not a body.
         site.up.on(&path(&blob), 1, |_, usual| usual.forged());
         assert_eq!(m.ask(&line, &headers).await.status, 502, "{asked:?}");
 
-        let gate = Gate::default();
-        let closed = gate.clone();
-        site.up.on(&path(&blob), 1, move |_, usual| {
-            usual.gated(SMALL - 1, &closed)
-        });
+        let gate = site.up.hold_body(&path(&blob), 1, SMALL - 1);
         let mut asking = std::pin::pin!(m.ask(&line, &headers));
         let path = path(&blob);
         let seen = site.up.count(&path);
@@ -261,13 +250,11 @@ async fn a_file_that_cannot_be_read_any_more_is_not_noticed() {
         }
         let m = site.mirror().await;
         if !adopted {
-            m.get(&path(&blob)).await.expect(200, &blob);
-            m.idle().await;
+            m.pull(&path(&blob), &blob).await;
         }
         let before = site.up.count("GET ");
         site.store.fail(Operation::Read, nth, ErrorKind::Other);
-        m.get(&path(&blob)).await.expect(200, &blob);
-        m.idle().await;
+        m.pull(&path(&blob), &blob).await;
         let aside = Layout::new(site.root.path()).quarantined(&digest(&blob));
         assert!(aside.exists(), "{what}");
         assert!(site.up.count("GET ") > before, "{what}");
@@ -277,13 +264,12 @@ async fn a_file_that_cannot_be_read_any_more_is_not_noticed() {
 }
 
 #[tokio::test]
-async fn a_range_goes_on_from_the_upstream_too() {
+async fn a_range_continues_from_the_upstream_too() {
     let site = Site::new().await;
     let blob = noise(1, LARGE);
     site.up.put_blob("app", &blob);
     let m = site.mirror().await;
-    m.get(&path(&blob)).await.expect(200, &blob);
-    m.idle().await;
+    m.pull(&path(&blob), &blob).await;
     site.store.fail(Operation::Read, 4, ErrorKind::Other);
     let answer = range(&m, &blob, "bytes=100000-2000000").await;
     answer.expect(206, &blob[100_000..2_000_001]);
@@ -304,17 +290,16 @@ async fn a_blob_that_cannot_be_opened_is_fetched_again_once() {
     site.adopt(&blob).await;
     let m = site.mirror().await;
     site.store.fail(Operation::Open, 1, ErrorKind::Other);
-    m.get(&path(&blob)).await.expect(200, &blob);
-    m.idle().await;
+    m.pull(&path(&blob), &blob).await;
     let asked = site.up.count("GET ");
     assert_eq!(asked, 1);
     m.get(&path(&blob)).await.expect(200, &blob);
     assert_eq!(site.up.count("GET "), asked);
 }
 
-/// A download that finds the blob in the store ends without it, and not only for who began it.
+/// A download that finds the blob in the store ends for all its clients, which read the stored blob.
 #[tokio::test]
-async fn all_clients_of_a_needless_download_are_given_the_stored_blob() {
+async fn all_clients_of_a_needless_download_get_the_stored_blob() {
     let site = Site::new().await;
     let blob = noise(1, LARGE);
     let m = site.mirror().await;
@@ -345,8 +330,7 @@ async fn a_file_that_changes_whenever_it_is_looked_at_costs_no_client_its_blob()
     let blob = noise(1, LARGE);
     site.up.put_blob("app", &blob);
     let m = site.mirror().await;
-    m.get(&path(&blob)).await.expect(200, &blob);
-    m.idle().await;
+    m.pull(&path(&blob), &blob).await;
     let (file, fresh) = (site.file(&blob), site.root.path().join("fresh"));
     let path = path(&blob);
     let mut asking = std::pin::pin!(m.get(&path));
@@ -378,19 +362,14 @@ async fn a_damaged_manifest_is_fetched_again() {
         let digest: Digest = site.up.push("app", "1", &image);
         let by_digest = format!("/v2/app/manifests/{digest}");
         let m = site.mirror().await;
-        m.get("/v2/app/manifests/1")
-            .await
-            .expect(200, &image.manifest);
+        m.serves("/v2/app/manifests/1", &image.manifest).await;
         assert!(m.app.stop().await);
         fs::write(site.file(&image.manifest), text).unwrap();
 
         // Without what the first one had in memory.
         let m = site.mirror().await;
         let before = site.up.count("GET ");
-        let gate = Gate::default();
-        let closed = gate.clone();
-        site.up
-            .on(&by_digest, 1, move |_, usual| usual.held(&closed));
+        let gate = site.up.hold(&by_digest, 1);
         let fetched_slowly = async {
             site.up.wait(before + 1, "GET ").await;
             // What is set aside is forgotten now, unless it is on its way again.
@@ -401,9 +380,7 @@ async fn a_damaged_manifest_is_fetched_again() {
         };
         let (answer, ()) = tokio::join!(m.get(&by_digest), fetched_slowly);
         answer.expect(200, &image.manifest);
-        m.get("/v2/app/manifests/1")
-            .await
-            .expect(200, &image.manifest);
+        m.serves("/v2/app/manifests/1", &image.manifest).await;
         assert_eq!(site.up.count("GET "), before + 1);
         let healed = fs::read(site.file(&image.manifest)).unwrap();
         assert_eq!(healed, image.manifest);

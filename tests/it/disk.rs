@@ -97,9 +97,8 @@ async fn a_directory_of_the_reference_registry_is_served_with_the_upstream_down(
         assert_eq!(answer.header("cache-status"), "millpond; hit");
     }
     assert_eq!(up.count(""), 0);
-    m.get("/v2/_catalog")
-        .await
-        .expect(200, br#"{"repositories":["team/app"]}"#);
+    m.serves("/v2/_catalog", br#"{"repositories":["team/app"]}"#)
+        .await;
     let tags = m.get("/v2/team/app/tags/list").await;
     tags.expect(200, br#"{"name":"team/app","tags":["1.0"]}"#);
 }
@@ -129,7 +128,7 @@ fn files(root: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 #[tokio::test]
-async fn what_a_pull_leaves_is_what_the_reference_registry_would() {
+async fn a_pull_leaves_the_files_of_the_reference_registry() {
     let (expected, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let image = Image::docker(1);
     let index = Image::index(media_type::DOCKER_LIST, &[&image]);
@@ -139,16 +138,12 @@ async fn what_a_pull_leaves_is_what_the_reference_registry_would() {
     up.tag("team/app", "1.0", media_type::DOCKER_LIST, &index);
     let store = Arc::new(FsStore::open(root.path()).await.unwrap());
     let m = Setup::new(&up).store(store).start().await;
-    m.get("/v2/team/app/manifests/1.0")
-        .await
-        .expect(200, &index);
-    m.get(&format!("/v2/team/app/manifests/{child}"))
-        .await
-        .expect(200, &image.manifest);
+    m.serves("/v2/team/app/manifests/1.0", &index).await;
+    m.serves(&format!("/v2/team/app/manifests/{child}"), &image.manifest)
+        .await;
     for blob in image.blobs() {
-        m.get(&format!("/v2/team/app/blobs/{}", digest(blob)))
-            .await
-            .expect(200, blob);
+        m.serves(&format!("/v2/team/app/blobs/{}", digest(blob)), blob)
+            .await;
     }
     m.idle().await;
     let (expected, got) = (
@@ -189,15 +184,11 @@ async fn a_broken_directory_is_healed_from_the_upstream() {
     let store = Arc::new(FsStore::open(root.path()).await.unwrap());
     let m = Setup::new(&up).store(store).start().await;
     for _ in 0..2 {
-        m.get("/v2/team/app/manifests/1.0")
-            .await
-            .expect(200, &index);
+        m.serves("/v2/team/app/manifests/1.0", &index).await;
         let path = format!("/v2/team/app/manifests/{}", image.digest());
         m.get(&path).await.expect(200, &image.manifest);
-        m.get(&format!("/v2/team/app/blobs/{layer}"))
-            .await
-            .expect(200, &image.layers[0]);
-        m.idle().await;
+        m.pull(&format!("/v2/team/app/blobs/{layer}"), &image.layers[0])
+            .await;
     }
     assert_eq!(up.count("GET "), 3, "{:?}", up.take());
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use tracing::Level;
 use tracing::subscriber::DefaultGuard;
 
-use crate::harness::{ALWAYS, Image, Registry, Reply, Setup, advance, freeze, noise, passing};
+use crate::harness::{
+    ALWAYS, Image, Registry, Reply, Setup, advance, freeze, mirrored, noise, passing,
+};
 
 /// The log's warnings, of this thread: on it runs all of a test.
 #[derive(Clone, Default)]
@@ -57,8 +59,7 @@ fn assert_says(lines: &[String], parts: &[&str]) {
 async fn each_kind_of_failure_has_one_warning_a_minute() {
     let _frozen = freeze();
     let (warnings, _guard) = Warnings::collect();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let url = format!("{}/v2/app/manifests/", up.url());
     up.reply("/manifests/", ALWAYS, Reply::error(500));
     for tag in 0..20 {
@@ -98,9 +99,7 @@ async fn a_warning_says_what_was_served_instead() {
     m.get("/v2/app/manifests/1").await;
     up.go_down();
     advance(Duration::from_mins(2)).await;
-    m.get("/v2/app/manifests/1")
-        .await
-        .expect(200, &image.manifest);
+    m.serves("/v2/app/manifests/1", &image.manifest).await;
     assert_says(
         &warnings.take(),
         &[
@@ -142,8 +141,7 @@ async fn for_a_wrong_password_the_log_says_so() {
 #[tokio::test]
 async fn downloads_that_fail_have_one_warning_for_all() {
     let (warnings, _guard) = Warnings::collect();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let digests: Vec<_> = (0..5)
         .map(|seed| up.put_blob("app", &noise(seed, 1000)))
         .collect();

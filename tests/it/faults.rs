@@ -14,16 +14,12 @@ async fn faulty(up: &Registry) -> (Arc<FaultyStore>, Mirror) {
 }
 
 async fn pull(m: &Mirror, image: &Image) {
-    m.get("/v2/app/manifests/1")
-        .await
-        .expect(200, &image.manifest);
+    m.serves("/v2/app/manifests/1", &image.manifest).await;
     let by_digest = format!("/v2/app/manifests/{}", image.digest());
     m.get(&by_digest).await.expect(200, &image.manifest);
     for blob in image.blobs() {
-        m.get(&format!("/v2/app/blobs/{}", digest(blob)))
-            .await
-            .expect(200, blob);
-        m.idle().await;
+        m.pull(&format!("/v2/app/blobs/{}", digest(blob)), blob)
+            .await;
     }
 }
 
@@ -100,8 +96,7 @@ async fn a_blob_that_cannot_be_staged_is_whole_or_an_error() {
         assert!(refused || cut || whole, "{operation:?}: {}", answer.status);
         m.idle().await;
         assert_eq!(m.metric("millpond_store_failures_total"), 1);
-        m.get(&path).await.expect(200, &blob);
-        m.idle().await;
+        m.pull(&path, &blob).await;
         up.go_down();
         m.get(&path).await.expect(200, &blob);
     }

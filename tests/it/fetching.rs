@@ -6,8 +6,8 @@ use millpond::oci::Digest;
 use millpond::storage::FsStore;
 
 use crate::harness::{
-    ALWAYS, Answer, Gate, Mirror, Registry, Reply, Setup, digest, eventually, freeze, noise,
-    passing, read,
+    ALWAYS, Answer, Gate, Mirror, Registry, Reply, Setup, digest, eventually, freeze, mirrored,
+    noise, passing, read,
 };
 
 const MIB: usize = 1 << 20;
@@ -27,13 +27,10 @@ fn asked(up: &Registry) -> Vec<Option<String>> {
 #[tokio::test(start_paused = true)]
 async fn a_far_range_overtakes_the_first_stream() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, 20 * MIB);
     let digest = up.put_blob("app", &blob);
-    let gate = Gate::default();
-    let first = gate.clone();
-    up.on("GET ", 1, move |_, usual| usual.gated(MIB, &first));
+    let gate = up.hold_body("GET ", 1, MIB);
     let whole = m.open(&format!("/v2/app/blobs/{digest}")).await;
     let at = 15 * MIB;
     let far = passing(range(&m, &digest, &format!("bytes={at}-{}", at + 9))).await;
@@ -110,7 +107,7 @@ async fn lazy_ranges_of_blobs_of_every_kind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_one_pull_began_the_next_one_finishes() {
+async fn the_next_pull_finishes_an_interrupted_download() {
     let _frozen = freeze();
     for on_disk in [false, true] {
         let up = Registry::start().await;
@@ -140,8 +137,7 @@ async fn what_one_pull_began_the_next_one_finishes() {
 #[tokio::test(start_paused = true)]
 async fn too_many_requests_in_the_middle_are_waited_out() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, 3 * MIB);
     let digest = up.put_blob("app", &blob);
     up.on("GET ", 1, |_, usual| usual.cut(MIB));
@@ -158,8 +154,7 @@ async fn too_many_requests_in_the_middle_are_waited_out() {
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_sends_other_bytes_the_second_time_breaks_the_pull() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, 3 * MIB);
     let digest = up.put_blob("app", &blob);
     let other = noise(2, 3 * MIB);
@@ -187,8 +182,7 @@ fn held_blobs(up: &Registry, count: u8, gate: &Gate) -> Vec<String> {
 /// Requests that the upstream doesn't answer take no stream from a blob that exists.
 #[tokio::test]
 async fn bogus_digests_do_not_delay_a_blob() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, 100_000);
     let real = up.put_blob("app", &blob);
     let gate = Gate::default();
@@ -209,8 +203,7 @@ async fn bogus_digests_do_not_delay_a_blob() {
 /// One client's flood leaves places for the others.
 #[tokio::test]
 async fn a_flood_from_one_address_does_not_delay_another() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, 100_000);
     let real = up.put_blob("app", &blob);
     let gate = Gate::default();

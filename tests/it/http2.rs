@@ -81,8 +81,7 @@ async fn cached(up: &Registry, http: &str) -> (Mirror, Bytes, String) {
     let m = Setup::new(up).http(http).start().await;
     let blob = noise(1, SIZE);
     let path = format!("/v2/app/blobs/{}", up.put_blob("app", &blob));
-    m.get(&path).await.expect(200, &blob);
-    m.idle().await;
+    m.pull(&path, &blob).await;
     (m, blob, path)
 }
 
@@ -127,9 +126,7 @@ async fn a_body_is_read_no_further_than_the_window() {
     let next = body.data().await.unwrap().unwrap();
     assert_eq!(next, blob[10..20]);
     // The same while a download runs.
-    let gate = Gate::default();
-    let closed = gate.clone();
-    up.on("/blobs/", 1, move |_, usual| usual.gated(100_000, &closed));
+    let gate = up.hold_body("/blobs/", 1, 100_000);
     // Larger than a blob that is verified before its first byte is sent.
     let cold = noise(2, 1_500_000);
     let path = format!("/v2/app/blobs/{}", up.put_blob("app", &cold));
@@ -250,7 +247,7 @@ async fn an_idle_connection_ends_after_75_seconds() {
 }
 
 #[tokio::test]
-async fn who_takes_back_every_request_is_told_to_be_calm() {
+async fn a_client_that_resets_every_stream_gets_enhance_your_calm() {
     let up = Registry::start().await;
     let (m, _, path) = cached(&up, "").await;
     let connection = Connection::new(&m, 10).await;

@@ -8,7 +8,8 @@ use millpond::oci::manifest::media_type;
 use serde_json::json;
 
 use crate::harness::{
-    ALWAYS, Answer, Gate, Image, Mirror, Registry, Reply, Setup, advance, freeze, passing, settle,
+    ALWAYS, Answer, Image, Mirror, Registry, Reply, Setup, advance, freeze, mirrored, passing,
+    settle,
 };
 
 fn strings(answer: &Answer, key: &str) -> Vec<String> {
@@ -66,9 +67,8 @@ async fn no_tags_and_no_repository() {
     let up = Registry::start().await;
     up.put_json("/v2/app/tags/list", &json!({"name": "app", "tags": null}));
     let m = Setup::new(&up).start().await;
-    m.get("/v2/app/tags/list")
-        .await
-        .expect(200, br#"{"name":"app","tags":[]}"#);
+    m.serves("/v2/app/tags/list", br#"{"name":"app","tags":[]}"#)
+        .await;
     let unknown = m.get("/v2/nobody/tags/list").await;
     assert_eq!(unknown.error(), (404, "NAME_UNKNOWN".to_owned()));
     up.reply("/tags/list", 1, Reply::new(200, "<html>"));
@@ -80,8 +80,7 @@ async fn no_tags_and_no_repository() {
 
 #[tokio::test]
 async fn while_the_upstream_is_down_the_cached_tags_are_listed() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     for tag in ["a", "b", "c"] {
         up.push("app", tag, &Image::oci(1));
         assert_eq!(m.get(&format!("/v2/app/manifests/{tag}")).await.status, 200);
@@ -107,9 +106,7 @@ async fn the_catalog_is_what_is_cached() {
         .upstream("ghcr.example", &other, "")
         .start()
         .await;
-    m.get("/v2/_catalog")
-        .await
-        .expect(200, br#"{"repositories":[]}"#);
+    m.serves("/v2/_catalog", br#"{"repositories":[]}"#).await;
     for repo in ["b", "a/x", "c"] {
         up.push(repo, "1", &Image::oci(1));
         assert_eq!(m.get(&format!("/v2/{repo}/manifests/1")).await.status, 200);
@@ -228,8 +225,7 @@ async fn referrers_from_the_tag_that_stands_in_for_the_api() {
 
 #[tokio::test]
 async fn nothing_refers_to_it() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let attached = attached();
     assert!(digests(&m.get(&attached.path).await).is_empty());
     up.put_json(
@@ -241,8 +237,7 @@ async fn nothing_refers_to_it() {
 
 #[tokio::test]
 async fn while_the_upstream_is_down_the_cached_referrers_are_listed() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let attached = attached();
     for (tag, image) in [
         ("i", &attached.image),
@@ -370,9 +365,7 @@ async fn a_list_is_asked_for_once_for_all_and_for_thirty_seconds() {
         let up = Registry::start().await;
         let path = &listed(&up, &attached)[n];
         let m = Setup::new(&up).start().await;
-        let gate = Gate::default();
-        let held = gate.clone();
-        up.on(path, 1, move |_, usual| usual.held(&held));
+        let gate = up.hold(path, 1);
         let (answers, ()) = tokio::join!(join_all((0..20).map(|_| m.get(path))), async {
             up.wait(1, path).await;
             m.counted("millpond_connections", 20).await;

@@ -7,12 +7,11 @@ use millpond::oci::manifest::media_type;
 use millpond::oci::{Algorithm, Digest, RepoName};
 use millpond::storage::{self, Link, LinkKind, MemoryStore, Store};
 
-use crate::harness::{ALWAYS, Image, Registry, Reply, Setup, freeze, passing};
+use crate::harness::{ALWAYS, Image, Registry, Reply, Setup, freeze, mirrored, passing};
 
 #[tokio::test]
 async fn every_type_is_served_as_it_is_by_tag_and_by_digest() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let (oci, docker) = (Image::oci(1), Image::docker(2));
     let artifact = Image::artifact(3, &oci, "application/x");
     for (tag, kind, bytes) in [
@@ -58,8 +57,7 @@ async fn every_type_is_served_as_it_is_by_tag_and_by_digest() {
 
 #[tokio::test]
 async fn a_sha512_digest_names_a_manifest_too() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     let digest = Digest::of(Algorithm::Sha512, &image.manifest);
     up.put_at(
@@ -79,8 +77,7 @@ async fn a_sha512_digest_names_a_manifest_too() {
 
 #[tokio::test]
 async fn a_head_by_digest_costs_no_get() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     let digest = up.push("app", "1", &image);
     let path = format!("/v2/app/manifests/{digest}");
@@ -97,8 +94,7 @@ async fn a_head_by_digest_costs_no_get() {
 
 #[tokio::test]
 async fn an_upstream_without_head_is_asked_with_get() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let digest = up.push("app", "1", &Image::oci(1));
     up.reply("HEAD ", ALWAYS, Reply::error(405));
     for reference in ["1".to_owned(), digest.to_string()] {
@@ -110,8 +106,7 @@ async fn an_upstream_without_head_is_asked_with_get() {
 
 #[tokio::test]
 async fn conditions_and_ranges() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     let digest = up.push("app", "1", &image);
     let (bytes, total) = (&image.manifest, image.manifest.len());
@@ -153,9 +148,8 @@ async fn conditions_and_ranges() {
 }
 
 #[tokio::test]
-async fn what_is_not_the_manifest_is_not_served_and_not_kept() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+async fn a_body_that_is_not_the_manifest_is_neither_served_nor_stored() {
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     let digest = up.push("app", "1", &image);
     let by_digest = format!("/v2/app/manifests/{digest}");
@@ -195,8 +189,7 @@ fn sent_as(body: &Bytes, content_type: &str) -> Reply {
 
 #[tokio::test]
 async fn only_known_manifest_types_are_served_and_the_body_decides() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let (oci, docker) = (Image::oci(1), Image::docker(2));
     let (other_oci, other_docker) = (Image::oci(3), Image::docker(4));
     let both = Bytes::from(String::from_utf8(oci.manifest.to_vec()).unwrap().replacen(
@@ -306,9 +299,8 @@ async fn schema_1_is_a_404_that_says_so() {
         up.go_down();
         assert_eq!(m.get(&warm).await.status, 500);
         up.behave();
-        m.get(&format!("/v2/{repo}/manifests/{digest}"))
-            .await
-            .expect(200, &image.manifest);
+        m.serves(&format!("/v2/{repo}/manifests/{digest}"), &image.manifest)
+            .await;
     }
 }
 
@@ -350,23 +342,20 @@ async fn a_stored_schema_1_manifest_is_the_same_404_while_the_upstream_is_down()
 
 #[tokio::test]
 async fn the_largest_manifest_is_served() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let mut bytes = Image::oci(1).manifest.to_vec();
     bytes.resize(4 * 1024 * 1024, b' ');
     let bytes = Bytes::from(bytes);
     let digest = up.tag("app", "1", media_type::OCI_MANIFEST, &bytes);
     m.get("/v2/app/manifests/1").await.expect(200, &bytes);
-    m.get(&format!("/v2/app/manifests/{digest}"))
-        .await
-        .expect(200, &bytes);
+    m.serves(&format!("/v2/app/manifests/{digest}"), &bytes)
+        .await;
     assert_eq!(up.count(""), 1);
 }
 
 #[tokio::test]
 async fn a_corrupt_stored_manifest_is_fetched_again() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     let digest = up.push("app", "1", &image);
     let path = format!("/v2/app/manifests/{digest}");
@@ -383,14 +372,12 @@ async fn a_corrupt_stored_manifest_is_fetched_again() {
 }
 
 #[tokio::test]
-async fn one_repository_is_not_given_what_another_one_has() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+async fn a_repository_does_not_get_blobs_of_another_one() {
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     let digest = up.push("one", "1", &image);
-    m.get(&format!("/v2/one/manifests/{digest}"))
-        .await
-        .expect(200, &image.manifest);
+    m.serves(&format!("/v2/one/manifests/{digest}"), &image.manifest)
+        .await;
     let path = format!("/v2/two/manifests/{digest}");
     for line in ["GET", "HEAD"] {
         assert_eq!(m.ask(&format!("{line} {path}"), &[]).await.status, 404);
@@ -413,8 +400,7 @@ async fn one_repository_is_not_given_what_another_one_has() {
 
 #[tokio::test]
 async fn refusals_of_the_upstream_stay_apart() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     let digest = up.push("app", "1", &image);
     for (reply, status, code, retry_after) in [
@@ -469,14 +455,12 @@ async fn trouble_that_passes_is_not_seen_and_trouble_that_stays_is_told() {
         (Reply::error(503).with("Retry-After", 4), 1, 200),
         (Reply::silence(), 1, 504),
     ] {
-        let up = Registry::start().await;
-        let m = Setup::new(&up).start().await;
+        let (up, m) = mirrored().await;
         up.push("app", "1", &image);
         up.reply("", times, trouble);
         assert_eq!(passing(m.get("/v2/app/manifests/1")).await.status, status);
     }
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     drop(up);
     let answer = passing(m.get("/v2/app/manifests/1")).await;
     assert_eq!(answer.error(), (502, "UNAVAILABLE".to_owned()));

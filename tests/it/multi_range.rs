@@ -66,7 +66,7 @@ async fn a_hundred_and_seventy_far_ranges_are_three_requests() {
     assert!(m.upstream_bytes() < 200_000, "{}", m.upstream_bytes());
     let length = |seen: &Seen| seen.header("range").map_or(0, str::len);
     assert!(seen.iter().map(length).max().unwrap() < 4200);
-    // In another order: what is there isn't asked for again.
+    // In another order: stored bytes aren't requested again.
     let (mut backwards, before) = (far(170), seen.len());
     backwards.reverse();
     parts_at(&m, &digest, &blob, &backwards).await;
@@ -88,7 +88,7 @@ async fn an_upstream_that_sends_the_whole_blob_is_asked_for_single_ranges() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_several_ranges_is_none_of_the_blob() {
+async fn a_refusal_of_several_ranges_does_not_refuse_the_blob() {
     for status in [400, 403, 416, 431, 500] {
         let (up, m, blob, digest) = answering(move |_, _| Reply::error(status)).await;
         parts_at(&m, &digest, &blob, &far(8)).await;

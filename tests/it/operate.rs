@@ -7,10 +7,15 @@ use std::process::Output;
 
 use millpond::app::App;
 use millpond::config;
+use millpond::oci::Digest;
+use millpond::storage::Layout;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Image, Registry, noise};
+use crate::harness::{Image, Registry, eventually, noise, read};
+
+/// The cache status of a manifest that came from the upstream.
+const STORED: &str = "millpond; fwd=uri-miss; fwd-status=200; stored";
 
 struct Site {
     dir: TempDir,
@@ -44,16 +49,10 @@ impl Site {
     /// Pulls a blob of 1000 bytes through the server.
     async fn pull(&self, app: &App, repo: &str, seed: u64) {
         let digest = self.upstream.put_blob(repo, &noise(seed, 1000));
-        let client = reqwest::Client::builder()
-            .tls_certs_only([])
-            .build()
-            .unwrap();
-        let url = format!("http://{}/v2/{repo}/blobs/{digest}", app.address());
-        let mut response = client.get(url).send().await.unwrap();
-        assert_eq!(response.status(), 200);
-        while response.chunk().await.unwrap().is_some() {}
+        let path = format!("/v2/{repo}/blobs/{digest}");
+        self.get(app, &path).await;
         // The commit follows the last byte: the next answer comes from the store.
-        crate::harness::eventually("the blob is stored", || {
+        eventually("the blob is stored", || {
             app.metrics()
                 .render()
                 .contains("millpond_downloads_in_flight 0")
@@ -61,7 +60,22 @@ impl Site {
         .await;
     }
 
-    /// Runs the program beside the runtime, so that the server goes on answering.
+    /// Reads a response with status 200; its cache status.
+    async fn get(&self, app: &App, path: &str) -> String {
+        let client = reqwest::Client::builder().tls_certs_only([]);
+        let url = format!("http://{}{path}", app.address());
+        let response = client.build().unwrap().get(url).send().await.unwrap();
+        let answer = read(response).await;
+        assert_eq!((answer.status, answer.broken), (200, false));
+        answer.header("cache-status").to_owned()
+    }
+
+    /// The file of a blob or a manifest.
+    fn file(&self, digest: &Digest) -> PathBuf {
+        Layout::new(self.dir.path().join("data")).blob(digest)
+    }
+
+    /// Runs the program beside the runtime, so that the server continues to answer.
     async fn run(&self, arguments: &[&str]) -> Output {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_millpond"));
         command
@@ -73,13 +87,7 @@ impl Site {
     }
 
     async fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.run(arguments).await;
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        serde_json::from_slice(&output.stdout).unwrap()
+        serde_json::from_str(&self.text(arguments).await).unwrap()
     }
 
     async fn text(&self, arguments: &[&str]) -> String {
@@ -167,11 +175,7 @@ async fn a_scrub_finds_what_is_corrupt_and_the_next_pull_fetches_it_again() {
     site.pull(&app, "app", 1).await;
     site.pull(&app, "app", 2).await;
     let digest = site.upstream.put_blob("app", &noise(1, 1000));
-    let hex = digest.hex();
-    let file = site.path(&format!(
-        "data/docker/registry/v2/blobs/sha256/{}/{hex}/data",
-        hex.get(..2).unwrap()
-    ));
+    let file = site.file(&digest);
     let clean = site.text(&["scrub"]).await;
     assert!(clean.contains("2 blobs, 1.9 KiB: 0 corrupt"), "{clean}");
     std::fs::write(&file, vec![7; 1000]).unwrap();
@@ -208,46 +212,24 @@ async fn a_scrub_finds_what_is_corrupt_and_the_next_pull_fetches_it_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_purged_or_set_aside_is_not_served_from_memory() {
+async fn purged_and_quarantined_manifests_are_not_served_from_memory() {
     let site = Site::new().await;
     let app = site.serve().await;
     let image = Image::oci(1);
     let digest = site.upstream.push("app", "1", &image);
-    let client = reqwest::Client::builder().tls_certs_only([]);
-    let client = client.build().unwrap();
-    let url = format!("http://{}/v2/app/manifests/{digest}", app.address());
-    let from = async || {
-        let response = client.get(&url).send().await.unwrap();
-        assert_eq!(response.status(), 200);
-        response.headers()["cache-status"]
-            .to_str()
-            .unwrap()
-            .to_owned()
-    };
-    assert_eq!(
-        from().await,
-        "millpond; fwd=uri-miss; fwd-status=200; stored"
-    );
+    let path = format!("/v2/app/manifests/{digest}");
+    let from = async || site.get(&app, &path).await;
+    assert_eq!(from().await, STORED);
     assert_eq!(from().await, "millpond; hit");
     site.text(&["purge", &format!("app@{digest}")]).await;
-    assert_eq!(
-        from().await,
-        "millpond; fwd=uri-miss; fwd-status=200; stored"
-    );
+    assert_eq!(from().await, STORED);
     assert_eq!(from().await, "millpond; hit");
 
-    let hex = digest.hex();
-    let file = site.path(&format!(
-        "data/docker/registry/v2/blobs/sha256/{}/{hex}/data",
-        hex.get(..2).unwrap()
-    ));
+    let file = site.file(&digest);
     std::fs::write(&file, "damaged").unwrap();
     assert_eq!(from().await, "millpond; hit", "memory isn't damaged");
     site.text(&["scrub", "--repair"]).await;
-    assert_eq!(
-        from().await,
-        "millpond; fwd=uri-miss; fwd-status=200; stored"
-    );
+    assert_eq!(from().await, STORED);
     assert_eq!(std::fs::read(&file).unwrap(), image.manifest);
     assert!(app.stop().await);
 }
@@ -301,7 +283,7 @@ async fn after_a_change_of_upstream_everything_is_proved_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn looking_creates_nothing() {
+async fn read_only_commands_create_no_files() {
     let site = Site::new().await;
     let data = site.path("data");
     for command in ["ls", "du", "scrub"] {
@@ -380,11 +362,7 @@ async fn one_unreadable_blob_neither_hangs_commands_nor_keeps_others_from_the_ca
     site.pull(&app, "app", 1).await;
     site.pull(&app, "app", 2).await;
     assert!(app.stop().await);
-    let hex = site.upstream.put_blob("app", &noise(1, 1000)).hex();
-    let shard = hex.get(..2).unwrap();
-    let file = site.path(&format!(
-        "data/docker/registry/v2/blobs/sha256/{shard}/{hex}/data"
-    ));
+    let file = site.file(&site.upstream.put_blob("app", &noise(1, 1000)));
     std::fs::remove_file(&file).unwrap();
     std::os::unix::fs::symlink("data", &file).unwrap();
 
@@ -432,32 +410,15 @@ async fn a_corrupt_manifest_is_set_aside_and_fetched_again() {
     let app = site.serve().await;
     let image = Image::oci(1);
     let digest = site.upstream.push("app", "1", &image);
-    let client = reqwest::Client::builder().tls_certs_only([]);
-    let client = client.build().unwrap();
-    let get = async |app: &App| {
-        let url = format!("http://{}/v2/app/manifests/{digest}", app.address());
-        let response = client.get(&url).send().await.unwrap();
-        assert_eq!(response.status(), 200);
-        response.headers()["cache-status"]
-            .to_str()
-            .unwrap()
-            .to_owned()
-    };
-    get(&app).await;
+    let path = format!("/v2/app/manifests/{digest}");
+    site.get(&app, &path).await;
     assert!(app.stop().await);
-    let hex = digest.hex();
-    let shard = hex.get(..2).unwrap();
-    let file = site.path(&format!(
-        "data/docker/registry/v2/blobs/sha256/{shard}/{hex}/data"
-    ));
+    let file = site.file(&digest);
     std::fs::write(&file, vec![b' '; image.manifest.len() + 7]).unwrap();
 
     let app = site.serve().await;
-    assert_eq!(
-        get(&app).await,
-        "millpond; fwd=uri-miss; fwd-status=200; stored"
-    );
-    assert_eq!(get(&app).await, "millpond; hit");
+    assert_eq!(site.get(&app, &path).await, STORED);
+    assert_eq!(site.get(&app, &path).await, "millpond; hit");
     assert_eq!(std::fs::read(&file).unwrap(), image.manifest);
     // The index knows the new file's size.
     let total = site.json(&["du", "--json"]).await["total"].clone();

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 
 use crate::harness::{
     ALWAYS, Gate, Image, Mirror, Registry, Reply, Setup, advance, digest, eventually, freeze,
-    noise, passing, read, settle,
+    mirrored, noise, passing, read, settle,
 };
 
 fn blob(repo: &str, bytes: &Bytes) -> String {
@@ -60,8 +60,7 @@ fn layers(seed: u64, n: u64) -> Vec<Bytes> {
 #[tokio::test(start_paused = true)]
 async fn the_first_layer_brings_the_others() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     up.push("app", "1", &image);
     m.head("/v2/app/manifests/1").await;
@@ -93,10 +92,9 @@ async fn the_first_layer_brings_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_says_nothing_before_its_manifest() {
+async fn a_layer_before_its_manifest_starts_no_prefetch() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::layered(1, layers(1, 3), |_, _| ());
     up.push("app", "1", &image);
     pull_layer(&m, "app", &image.layers[0]).await;
@@ -112,10 +110,9 @@ async fn a_layer_says_nothing_before_its_manifest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asks_meanwhile_joins() {
+async fn a_request_during_a_prefetch_joins_it() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::layered(1, layers(1, 3), |_, _| ());
     let ahead = &image.layers[1..];
     up.push("app", "1", &image);
@@ -157,10 +154,9 @@ async fn who_asks_meanwhile_joins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_there_is_not_asked_for() {
+async fn stored_and_duplicate_layers_are_not_prefetched() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let shared = noise(7, 5_000);
     let elsewhere = noise(8, 6_000);
     let wanted = noise(9, 7_000);
@@ -175,10 +171,7 @@ async fn what_is_there_is_not_asked_for() {
     up.push("app", "1", &image);
     up.put_blob("other", &elsewhere);
     m.get(&blob("app", &shared)).await.expect(200, &shared);
-    m.get(&blob("other", &elsewhere))
-        .await
-        .expect(200, &elsewhere);
-    m.idle().await;
+    m.pull(&blob("other", &elsewhere), &elsewhere).await;
     up.take();
     begin_pull(&m, "app", &image).await;
     m.counted("millpond_prefetched_bytes_total", 7_000).await;
@@ -253,8 +246,7 @@ async fn off_with_no_downloads_and_where_ranges_pass_through() {
 #[tokio::test(start_paused = true)]
 async fn a_manifest_counts_for_its_repository_only() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::layered(1, layers(1, 3), |_, _| ());
     up.push("mine", "1", &image);
     up.push("theirs", "1", &image);
@@ -280,8 +272,7 @@ async fn a_manifest_counts_for_its_repository_only() {
 #[tokio::test(start_paused = true)]
 async fn layers_from_elsewhere_are_left_alone() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::layered(1, layers(1, 4), |n, layer| match n {
         1 => layer["urls"] = serde_json::json!(["http://127.0.0.1:1/layer"]),
         2 => {

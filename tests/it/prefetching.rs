@@ -6,8 +6,8 @@ use bytes::Bytes;
 use millpond::oci::manifest::media_type;
 
 use crate::harness::{
-    ALWAYS, Gate, Image, Mirror, Registry, Setup, advance, digest, eventually, freeze, noise,
-    passing, settle,
+    ALWAYS, Gate, Image, Mirror, Registry, Setup, advance, digest, eventually, freeze, mirrored,
+    noise, passing, settle,
 };
 
 fn blob(bytes: &Bytes) -> String {
@@ -48,8 +48,7 @@ async fn quiet(m: &Mirror) {
 #[tokio::test(start_paused = true)]
 async fn metadata_alone_fetches_no_layer_and_one_platform_not_the_other() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let (amd64, arm64) = (image(1, &[5_000; 3]), image(2, &[5_000; 3]));
     let index = Image::index(media_type::OCI_INDEX, &[&amd64, &arm64]);
     for platform in [&amd64, &arm64] {
@@ -74,8 +73,7 @@ async fn metadata_alone_fetches_no_layer_and_one_platform_not_the_other() {
 #[tokio::test(start_paused = true)]
 async fn a_shared_layer_does_not_tell_which_image_is_pulled() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let shared = noise(9, 5_000);
     let images = [10, 20].map(|seed| {
         let layers = vec![shared.clone(), noise(seed, 5_000), noise(seed + 1, 5_000)];
@@ -114,7 +112,7 @@ async fn no_more_bytes_of_an_image_than_configured() {
     assert!(is_stored(&m, &image.layers[3]).await);
 }
 
-/// A download that nobody else wants goes on for the clients of its image, and ends with them.
+/// A download ahead of clients continues while its image has clients, and ends with them.
 #[tokio::test(start_paused = true)]
 async fn it_ends_when_the_clients_of_the_image_have_left() {
     let _frozen = freeze();
@@ -151,7 +149,7 @@ async fn it_ends_when_the_clients_of_the_image_have_left() {
     }
     eventually("nothing is downloaded", || in_flight() == 0).await;
     assert_eq!(up.count(&blob(&image.layers[2])), 0);
-    // What has come is kept, and the next pull goes on with it.
+    // The bytes that arrived are kept, and the next pull resumes from them.
     never.open();
     for layer in &image.layers {
         passing(pull_layer(&m, layer)).await;
@@ -162,7 +160,7 @@ async fn it_ends_when_the_clients_of_the_image_have_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_cache_cannot_hold_is_requested_by_clients_only() {
+async fn layers_that_the_cache_cannot_hold_are_not_prefetched() {
     for line in ["maxsize: 100KB", "maxsize: 1MB"] {
         let _frozen = freeze();
         let up = Registry::start().await;

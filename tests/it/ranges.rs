@@ -3,7 +3,7 @@
 use millpond::oci::Digest;
 
 use crate::harness::{
-    ALWAYS, Answer, Gate, Image, Mirror, Registry, Reply, Setup, eventually, noise,
+    ALWAYS, Answer, Gate, Image, Mirror, Registry, Reply, Setup, eventually, mirrored, noise,
 };
 
 const SIZE: usize = 500_000;
@@ -13,8 +13,7 @@ async fn ask(m: &Mirror, digest: &Digest, headers: &[(&str, &str)]) -> Answer {
 }
 
 async fn warm() -> (Registry, Mirror, bytes::Bytes, Digest) {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     ask(&m, &digest, &[]).await.expect(200, &blob);
@@ -89,8 +88,7 @@ async fn conditions() {
 
 #[tokio::test]
 async fn if_match_holds_for_manifests_too() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     up.push("app", "1", &image);
     let path = "GET /v2/app/manifests/1";
@@ -109,9 +107,8 @@ async fn if_match_holds_for_manifests_too() {
 }
 
 #[tokio::test]
-async fn what_gives_no_byte_does_not_fetch_the_blob() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+async fn requests_without_a_body_do_not_fetch_the_blob() {
+    let (up, m) = mirrored().await;
     let digest = up.put_blob("app", &noise(1, SIZE));
     for (header, status) in [
         (("range", "bytes=500-0"), 416),

@@ -1,14 +1,13 @@
 //! An upstream that breaks off in the middle of a blob.
 
-use crate::harness::{ALWAYS, Registry, Reply, Setup, freeze, noise, passing};
+use crate::harness::{ALWAYS, Registry, Reply, Setup, freeze, mirrored, noise, passing};
 
 const SIZE: usize = 3_000_000;
 
 #[tokio::test(start_paused = true)]
 async fn a_cut_body_goes_on_by_range_where_it_broke() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     up.on("GET ", 2, |_, usual| usual.cut(1_100_000));
@@ -29,8 +28,7 @@ async fn a_cut_body_goes_on_by_range_where_it_broke() {
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_ignores_ranges_is_read_from_the_start_again() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     let whole = blob.clone();
@@ -45,8 +43,7 @@ async fn an_upstream_that_ignores_ranges_is_read_from_the_start_again() {
 #[tokio::test(start_paused = true)]
 async fn a_chunked_body_that_is_cut_goes_on_too() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     up.on("GET ", 1, |_, usual| usual.chunked().cut(1_100_000));
@@ -59,8 +56,7 @@ async fn a_chunked_body_that_is_cut_goes_on_too() {
 #[tokio::test(start_paused = true)]
 async fn a_body_that_stays_broken_breaks_the_clients() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     for (seed, (after, status)) in [
         (Reply::error(404), 1),
         (Reply::error(403), 1),
@@ -90,8 +86,7 @@ async fn a_body_that_stays_broken_breaks_the_clients() {
 #[tokio::test(start_paused = true)]
 async fn another_length_after_the_break_is_another_content() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     up.on("GET ", 1, |_, usual| usual.cut(1_100_000));

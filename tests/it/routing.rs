@@ -107,10 +107,11 @@ async fn repositories_of_one_name_do_not_mix() {
             m.get(&path).await.expect(200, &image(seed).manifest);
         }
     }
-    m.get(&format!("/v2/ghcr.example/team/app/blobs/{digest}"))
-        .await
-        .expect(200, &secret);
-    m.idle().await;
+    m.pull(
+        &format!("/v2/ghcr.example/team/app/blobs/{digest}"),
+        &secret,
+    )
+    .await;
     for other in ["team/app", "docker.io/team/app"] {
         assert_eq!(
             m.get(&format!("/v2/{other}/blobs/{digest}")).await.status,
@@ -130,9 +131,7 @@ async fn a_name_of_one_component_is_below_library_on_docker_hub_only() {
     let up = Registry::start().await;
     up.push("app", "1", &image(1));
     let m = Setup::new(&up).start().await;
-    m.get("/v2/app/manifests/1")
-        .await
-        .expect(200, &image(1).manifest);
+    m.serves("/v2/app/manifests/1", &image(1).manifest).await;
     let up = Registry::start().await;
     up.push("library/app", "1", &image(2));
     let hub = Setup::new(&up).proxy("aliases: [docker.io]").start().await;

@@ -7,8 +7,8 @@ use millpond::config;
 use reqwest::Client;
 
 use crate::harness::{
-    Gate, Image, Mirror, Registry, Setup, advance, eventually, freeze, noise, passing, read,
-    settle, to_end,
+    Gate, Image, Mirror, Registry, Setup, advance, eventually, freeze, mirrored, noise, passing,
+    read, settle, to_end,
 };
 
 fn with_tags(up: &Registry) {
@@ -137,8 +137,7 @@ async fn http_2_by_prior_knowledge_unless_it_is_disabled() {
 
 #[tokio::test]
 async fn the_operators_listener_is_apart() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (_up, m) = mirrored().await;
     let debug = m.app.debug_address().unwrap().to_string();
     let client = Client::builder().tls_certs_only([]).build().unwrap();
     let get = async |path: &str| {
@@ -227,9 +226,7 @@ async fn a_unix_socket() {
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists());
     let m = on_socket(&up, &path).start().await;
-    m.get("/v2/app/manifests/1")
-        .await
-        .expect(200, &image.manifest);
+    m.serves("/v2/app/manifests/1", &image.manifest).await;
     let error = on_socket(&up, &path)
         .try_start()
         .await
@@ -253,15 +250,13 @@ async fn a_unix_socket() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_under_way_finishes_within_the_drain_time() {
+async fn responses_finish_within_the_drain_time() {
     let _frozen = freeze();
     let up = Registry::start().await;
     let m = Setup::new(&up).http("draintimeout: 30s").start().await;
     let blob = noise(1, 2_000_000);
     let digest = up.put_blob("app", &blob);
-    let gate = Gate::default();
-    let closed = gate.clone();
-    up.on("/blobs/", 1, move |_, usual| usual.gated(1000, &closed));
+    let gate = up.hold_body("/blobs/", 1, 1000);
     m.get("/v2/").await.expect(200, b"{}");
     let mut running = m.open(&format!("/v2/app/blobs/{digest}")).await;
     let (address, store) = (m.address(), std::sync::Arc::clone(&m.store));
@@ -285,7 +280,7 @@ async fn what_is_under_way_finishes_within_the_drain_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_finish_is_cut_after_the_drain_time() {
+async fn unfinished_responses_are_cut_after_the_drain_time() {
     let _frozen = freeze();
     let up = Registry::start().await;
     let m = Setup::new(&up).http("draintimeout: 30s").start().await;
@@ -306,8 +301,7 @@ async fn what_does_not_finish_is_cut_after_the_drain_time() {
 
 #[tokio::test]
 async fn idle_connections_do_not_hold_up_a_stop() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (_up, m) = mirrored().await;
     m.get("/v2/").await.expect(200, b"{}");
     let raw = tokio::net::TcpStream::connect(m.address()).await.unwrap();
     eventually("both are open", || m.metric("millpond_connections") == 2).await;

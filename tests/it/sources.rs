@@ -4,15 +4,16 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use millpond::oci::Digest;
 
-use crate::harness::{ALWAYS, Gate, Mirror, Registry, Reply, Setup, freeze, noise, passing, read};
+use crate::harness::{
+    ALWAYS, Gate, Mirror, Registry, Reply, Setup, freeze, mirrored, noise, passing, read,
+};
 
 const SIZE: usize = 3_000_000;
 
 #[tokio::test(start_paused = true)]
 async fn a_repository_that_lacks_the_blob_makes_no_other_pull_fail() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     for seed in 0..6 {
         let blob = noise(seed, SIZE);
         let digest = up.put_blob("app", &blob);
@@ -41,7 +42,7 @@ async fn a_repository_that_lacks_the_blob_makes_no_other_pull_fail() {
         assert_eq!(refused.error(), (404, "BLOB_UNKNOWN".to_owned()));
         first.expect(200, &blob);
         second.expect(200, &blob);
-        // It goes on asking, while others pull and afterwards.
+        // It continues to send requests while others pull, and afterwards.
         passing(m.idle()).await;
         assert_eq!(passing(m.get(&lacking)).await.status, 404);
         passing(m.get(&having)).await.expect(200, &blob);
@@ -51,8 +52,7 @@ async fn a_repository_that_lacks_the_blob_makes_no_other_pull_fail() {
 
 /// A blob that two repositories of an upstream have.
 async fn forked() -> (Registry, Mirror, Bytes, Digest) {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
     let digest = up.put_blob("app", &blob);
     up.put_blob("fork", &blob);
@@ -63,9 +63,7 @@ async fn forked() -> (Registry, Mirror, Bytes, Digest) {
 async fn one_fetch_serves_the_clients_of_all_repositories_that_have_the_blob() {
     let _frozen = freeze();
     let (up, m, blob, digest) = forked().await;
-    let gate = Gate::default();
-    let held = gate.clone();
-    up.on("GET ", 1, move |_, usual| usual.gated(1_000_000, &held));
+    let gate = up.hold_body("GET ", 1, 1_000_000);
     let first = m.open(&format!("/v2/app/blobs/{digest}")).await;
     let clients = (0..12).map(|number| {
         let repo = if number % 2 == 0 { "app" } else { "fork" };

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use millpond::oci::Digest;
 
 use crate::harness::{
-    ALWAYS, Gate, Image, Mirror, Registry, Reply, Setup, advance, digest, eventually, freeze,
+    ALWAYS, Image, Mirror, Registry, Reply, Setup, advance, digest, eventually, freeze, mirrored,
     noise, passing, read,
 };
 
@@ -18,8 +18,7 @@ fn path(digest: &Digest) -> String {
 
 async fn pull(m: &Mirror, up: &Registry, bytes: &Bytes) -> Digest {
     let digest = up.put_blob("app", bytes);
-    m.get(&path(&digest)).await.expect(200, bytes);
-    m.idle().await;
+    m.pull(&path(&digest), bytes).await;
     digest
 }
 
@@ -51,9 +50,7 @@ async fn an_announced_length_evicts_nothing_before_bytes_arrive() {
     }
     let blob = noise(9, 4_000_000);
     let digest = up.put_blob("app", &blob);
-    let gate = Gate::default();
-    let closed = gate.clone();
-    up.on(&path(&digest), 1, move |_, usual| usual.gated(0, &closed));
+    let gate = up.hold_body(&path(&digest), 1, 0);
     let response = m.open(&path(&digest)).await;
     assert_eq!(response.status(), 200, "{:?}", read(response).await);
     assert_eq!(gauge(&m, RESERVED).await, 0, "nothing has arrived");
@@ -111,9 +108,7 @@ async fn a_length_that_contradicts_the_manifest_is_not_cached() {
     let cached = pull(&m, &up, &noise(1, 900_000)).await;
     let image = Image::oci(2);
     up.push("app", "1", &image);
-    m.get("/v2/app/manifests/1")
-        .await
-        .expect(200, &image.manifest);
+    m.serves("/v2/app/manifests/1", &image.manifest).await;
     let layer = digest(&image.layers[0]);
     let wrong = noise(3, 300_000);
     up.reply(&path(&layer), 1, Reply::new(200, wrong));
@@ -135,11 +130,7 @@ async fn a_paused_download_reserves_what_is_on_disk() {
     let m = setup.proxy("onabandon: pause").start().await;
     let blob = noise(1, 4_000_000);
     let digest = up.put_blob("app", &blob);
-    let gate = Gate::default();
-    let closed = gate.clone();
-    up.on(&path(&digest), 1, move |_, usual| {
-        usual.gated(300_000, &closed)
-    });
+    let _gate = up.hold_body(&path(&digest), 1, 300_000);
     let mut response = m.open(&path(&digest)).await;
     let mut seen = 0;
     while seen < 300_000 {
@@ -177,8 +168,7 @@ async fn in_time<F: Future>(future: F) -> F::Output {
 #[tokio::test(start_paused = true)]
 async fn a_transfer_that_trickles_ends() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let blob = noise(1, 1_500_000);
     let digest = up.put_blob("app", &blob);
     // Two bytes a second never stall, and take days.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use crate::harness::{
-    ALWAYS, Gate, Image, Mirror, Registry, Reply, Setup, advance, freeze, passing, settle,
+    ALWAYS, Image, Mirror, Registry, Reply, Setup, advance, freeze, mirrored, passing, settle,
 };
 
 const PATH: &str = "/v2/app/manifests/latest";
@@ -54,9 +54,7 @@ async fn an_old_tag_is_one_head_for_all() {
     let image = Image::oci(1);
     let m = warm(&up, &image).await;
     advance(TTL + SECOND).await;
-    let gate = Gate::default();
-    let held = gate.clone();
-    up.on("HEAD ", 1, move |_, usual| usual.held(&held));
+    let gate = up.hold("HEAD ", 1);
     let (answers, ()) = tokio::join!(join_all((0..20).map(|_| m.get(PATH))), async {
         up.wait(1, "HEAD").await;
         m.counted("millpond_connections", 20).await;
@@ -192,9 +190,8 @@ async fn a_tag_that_is_gone_is_gone_for_good() {
     up.go_down();
     assert_eq!(m.get(PATH).await.error(), (500, "UNAVAILABLE".to_owned()));
     let digest = image.digest();
-    m.get(&format!("/v2/app/manifests/{digest}"))
-        .await
-        .expect(200, &image.manifest);
+    m.serves(&format!("/v2/app/manifests/{digest}"), &image.manifest)
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,7 +229,7 @@ async fn a_restarted_mirror_asks_again_and_falls_back_on_its_disk() {
 
 /// containerd and dockerd ask for a tag with HEAD and for the manifest by its digest.
 #[tokio::test(start_paused = true)]
-async fn what_a_head_named_is_known_after_a_restart_once_its_manifest_has_come() {
+async fn a_digest_from_a_head_survives_a_restart_once_its_manifest_is_stored() {
     let _frozen = freeze();
     let up = Registry::start().await;
     let old = Image::oci(1);
@@ -294,9 +291,7 @@ async fn a_silent_upstream_is_asked_on_for_the_next_clients() {
     let new = Image::oci(2);
     up.push("app", "latest", &new);
     advance(TTL + SECOND).await;
-    let gate = Gate::default();
-    let held = gate.clone();
-    up.on("HEAD ", 1, move |_, usual| usual.held(&held));
+    let gate = up.hold("HEAD ", 1);
     let stale = passing(m.get(PATH)).await;
     assert_eq!(from(&stale), "fwd=stale; detail=stale");
     gate.open();
@@ -307,8 +302,7 @@ async fn a_silent_upstream_is_asked_on_for_the_next_clients() {
 
 #[tokio::test]
 async fn a_cold_head_costs_no_get() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     let digest = up.push("app", "latest", &image);
     for _ in 0..2 {
@@ -327,8 +321,7 @@ async fn a_cold_head_costs_no_get() {
 
 #[tokio::test]
 async fn many_cold_clients_cost_one_get() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     up.push("app", "latest", &image);
     for answer in join_all((0..20).map(|_| m.get(PATH))).await {

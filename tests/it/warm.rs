@@ -11,7 +11,8 @@ use millpond::oci::manifest::media_type;
 use millpond::storage::{FsStore, MemoryStore, Store};
 
 use crate::harness::{
-    FaultyStore, Image, Mirror, Operation, Registry, Setup, advance, digest, freeze, noise,
+    FaultyStore, Image, Mirror, Operation, Registry, Setup, advance, digest, freeze, mirrored,
+    noise,
 };
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -32,8 +33,7 @@ async fn from(m: &Mirror, path: &str) -> String {
 
 #[tokio::test]
 async fn the_warm_answer_is_the_cold_one() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::docker(1);
     let digest = up.push("app", "1", &image);
     for path in [manifest("app", &digest), "/v2/app/manifests/1".to_owned()] {
@@ -86,7 +86,7 @@ async fn a_warm_image_lives_as_long_as_it_is_used() {
 }
 
 #[tokio::test]
-async fn what_was_evicted_is_fetched_again() {
+async fn evicted_blobs_are_fetched_again() {
     let up = Registry::start().await;
     let m = Setup::new(&up).storage("maxsize: 100kB").start().await;
     let image = Image::oci(1);
@@ -112,8 +112,7 @@ async fn what_was_evicted_is_fetched_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_tag_that_is_gone_is_gone_from_memory_too() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let _frozen = freeze();
     let image = Image::oci(1);
     let digest = up.push("app", "1", &image);
@@ -129,8 +128,7 @@ async fn a_tag_that_is_gone_is_gone_from_memory_too() {
 
 #[tokio::test]
 async fn memory_is_no_proof_for_another_repository() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
     let image = Image::oci(1);
     let digest = up.push("one", "1", &image);
     let (one, two) = (manifest("one", &digest), manifest("two", &digest));

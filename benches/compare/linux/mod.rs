@@ -97,7 +97,7 @@ enum Role {
 struct Sizes {
     /// Bytes of the large blob.
     large: u64,
-    /// How long a timed run goes on.
+    /// Duration of a timed run.
     timed: Duration,
     rounds: u32,
     objects: u64,

@@ -119,7 +119,7 @@ struct Join {
     first_byte: f64,
 }
 
-/// How long the first client took, and what those saw who joined it while it had less than half.
+/// The first client's seconds, and what the clients saw that joined during the first half of its pull.
 fn joined(
     bench: &Bench,
     addr: SocketAddr,

@@ -1,6 +1,6 @@
 //! The real binary runs under callgrind with one worker thread; this process is its upstream and
 //! its client, and is not counted. Each run starts the server, makes everything warm, and sends N
-//! requests of one kind. A run with 0 requests is taken off, so that start and warming don't count.
+//! requests of one kind. The count of a run with 0 requests is subtracted, so that start and warming don't count.
 
 #![expect(
     clippy::print_stdout,
@@ -48,7 +48,7 @@ struct Args {
     /// The server to count.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_millpond"))]
     millpond: PathBuf,
-    /// Requests of a run; by default as many as the baseline lets expect to be enough.
+    /// Requests of a run; by default enough according to the baseline.
     #[arg(long)]
     requests: Option<u64>,
     /// Writes the counts down as the new baseline.

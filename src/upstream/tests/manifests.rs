@@ -164,7 +164,7 @@ async fn an_upstream_that_knows_no_head_says_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_sent_and_received_is_counted() {
+async fn sent_and_received_bytes_are_counted() {
     let server = Server::scripted(|seen| {
         if seen.line.ends_with("/final") {
             return Reply::ok(MANIFEST);

@@ -24,7 +24,7 @@ type Server = testkit::Registry<Digest>;
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
 
-/// Counts what it is told.
+/// Counts requests and bytes.
 #[derive(Debug, Default)]
 struct Counter {
     requests: Mutex<Vec<(Kind, &'static str, Outcome)>>,

@@ -130,7 +130,7 @@ fn parts_in_another_order_joined_or_missing() {
 }
 
 #[test]
-fn what_contradicts_the_request_is_refused() {
+fn a_response_that_contradicts_the_request_is_refused() {
     let ranges = [range(0, 2), range(10, 12), range(20, 22)];
     for parts in [
         vec![ranges[0], ranges[0]],

@@ -48,7 +48,7 @@ async fn several_ranges_are_one_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_several_ranges_is_remembered_for_a_while() {
+async fn a_failed_request_for_several_ranges_is_remembered_for_a_while() {
     let _frozen = freeze();
     let partial = |range| Reply::new(206, BLOB).with("Content-Range", range);
     for reply in [

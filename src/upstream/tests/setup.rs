@@ -16,7 +16,7 @@ fn at(url: &str) -> UpstreamSettings {
 }
 
 #[tokio::test]
-async fn what_cannot_work_is_said_at_once() {
+async fn impossible_settings_are_refused_at_once() {
     assert!(matches!(
         refused(at("ftp://registry.example")),
         SetupError::Url

@@ -110,7 +110,7 @@ async fn all_who_were_refused_with_one_token_share_the_next() {
         assert_eq!(lease.token.header, "Bearer t2");
         assert!(lease.fresh);
     }
-    // One who comes late with the old token is given the new one, and nothing is asked.
+    // A late request with the old token gets the new one without a request to the token service.
     let late = tokens.get(&key(), Some(&first.header), ask).await.unwrap();
     assert_eq!(
         (late.token.header, late.fresh),

@@ -119,6 +119,13 @@ impl Setup {
     }
 }
 
+/// A mirror with its defaults, behind which an upstream without content runs.
+pub(crate) async fn mirrored() -> (Registry, Mirror) {
+    let up = Registry::start().await;
+    let m = Setup::new(&up).start().await;
+    (up, m)
+}
+
 /// A running mirror.
 pub(crate) struct Mirror {
     pub(crate) app: App,
@@ -156,17 +163,22 @@ impl Answer {
         (self.status, code)
     }
 
-    /// Status, body and an unbroken end, in one look.
+    /// Asserts the status and the whole body.
     #[track_caller]
     pub(crate) fn expect(&self, status: u16, body: &[u8]) {
-        assert_eq!(self.status, status, "{self:?}");
-        assert!(!self.broken, "the body broke off");
-        assert!(
-            self.body == body,
-            "{} bytes came, not the {} expected ones",
-            self.body.len(),
-            body.len()
-        );
+        assert!(self.is(status, body), "{}", self.summary());
+    }
+
+    fn is(&self, status: u16, body: &[u8]) -> bool {
+        self.status == status && !self.broken && self.body == body
+    }
+
+    /// Without a long body.
+    fn summary(&self) -> String {
+        let start = String::from_utf8_lossy(&self.body[..self.body.len().min(200)]);
+        let (status, headers, broken) = (self.status, &self.headers, self.broken);
+        let length = self.body.len();
+        format!("{status}, {headers:?}, {length} bytes, broken: {broken}, {start}")
     }
 }
 
@@ -187,6 +199,30 @@ impl Mirror {
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.ask(&format!("GET {path}"), &[]).await
+    }
+
+    /// A GET is answered with 200 and this body.
+    #[track_caller]
+    pub(crate) fn serves(&self, path: &str, body: &[u8]) -> impl Future<Output = ()> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let answer = self.get(path).await;
+            assert!(
+                answer.is(200, body),
+                "{caller}: {path}: {}",
+                answer.summary()
+            );
+        }
+    }
+
+    /// The same, and then waits until nothing is being downloaded.
+    #[track_caller]
+    pub(crate) fn pull(&self, path: &str, body: &[u8]) -> impl Future<Output = ()> {
+        let served = self.serves(path, body);
+        async move {
+            served.await;
+            self.idle().await;
+        }
     }
 
     pub(crate) async fn head(&self, path: &str) -> Answer {

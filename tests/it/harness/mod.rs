@@ -8,7 +8,7 @@ mod mirror;
 use millpond::oci::{Algorithm, Digest};
 
 pub(crate) use faulty::{FaultyStore, Operation};
-pub(crate) use mirror::{Answer, Mirror, Setup, read, to_end};
+pub(crate) use mirror::{Answer, Mirror, Setup, mirrored, read, to_end};
 pub(crate) use testkit::time::{advance, eventually, freeze, passing, settle};
 pub(crate) use testkit::{ALWAYS, Gate, Image, Reply, Seen, noise};
 

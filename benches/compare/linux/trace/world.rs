@@ -1,4 +1,4 @@
-//! Images, and who pulls which of them when. All from one seed.
+//! Images, and the sequence of pulls. All from one seed.
 
 use anyhow::{Context, Result};
 use millpond::oci::RepoName;
