@@ -25,6 +25,7 @@ use std::time::{Duration, SystemTime};
 
 use millpond::cache::{Cache, CacheSettings, References, TtlPolicy, Upkeep};
 use millpond::clock::Clock;
+use millpond::config::TtlRule;
 use millpond::oci::{Algorithm, Digest, ManifestType, RepoName, Tag};
 use millpond::storage::{Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError};
 use millpond::tasks::Tasks;
@@ -376,7 +377,10 @@ fn expiries(entries: u64, due: u64) {
         .collect();
     let long: Vec<_> = (due..entries).map(link).collect();
     let mut settings = settings(None);
-    settings.ttl.rules = vec![("short/*".parse().unwrap(), Some(Duration::from_secs(5)))];
+    settings.ttl.rules = vec![TtlRule {
+        pattern: "short/*".parse().unwrap(),
+        ttl: Some(Duration::from_secs(5)),
+    }];
     let _entered = runtime.enter();
     let cache = start(&Arc::default(), settings);
     runtime.block_on(cache.complete());

@@ -1,47 +1,33 @@
-//! From the configuration to what retention is told.
+//! The cache's settings, from the configuration.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use super::StartError;
-use crate::cache::{CacheSettings, MinFree, TtlMode, TtlPolicy, Upkeep};
+use crate::cache::{CacheSettings, MinFree, TtlPolicy, Upkeep};
 use crate::config::{self, Config, SizeLimit, Storage};
 use crate::error_chain::on_one_line;
 use crate::storage::Layout;
 
-/// What the configuration says about retention.
-pub fn settings(config: &Config) -> Result<CacheSettings, StartError> {
+/// The configured settings of the cache.
+pub fn settings(config: &Config) -> CacheSettings {
     let root = match &config.storage {
         Storage::Filesystem { root, .. } => Some(root.as_path()),
         Storage::Memory => None,
     };
     let proxy = &config.proxy;
-    let pattern = |text: &str, error: &dyn std::error::Error| StartError::Pattern {
-        pattern: text.to_owned(),
-        reason: error.to_string(),
-    };
-    let rules = proxy.ttl_rules.iter();
-    let rules = rules.map(|rule| (rule.pattern.clone(), rule.ttl));
-    let pins = proxy.pins.iter().map(|pin| {
-        let pin = pin.to_string();
-        pin.parse().map_err(|error| pattern(&pin, &error))
-    });
     let max_size = config.limits.max_size.and_then(|limit| bytes(limit, root));
-    Ok(CacheSettings {
+    CacheSettings {
         ttl: TtlPolicy {
             default: proxy.ttl,
-            rules: rules.collect(),
-            mode: match proxy.ttl_mode {
-                config::TtlMode::Sliding => TtlMode::Sliding,
-                config::TtlMode::Fixed => TtlMode::Fixed,
-            },
+            rules: proxy.ttl_rules.clone(),
+            mode: proxy.ttl_mode,
         },
-        pins: pins.collect::<Result<_, StartError>>()?,
+        pins: proxy.pins.clone(),
         max_size,
         min_free: root.and_then(|root| min_free(config.limits.min_free, root)),
         state: root.map(|root| Layout::new(root).scheduler_state()),
         upkeep: Upkeep::Full,
-    })
+    }
 }
 
 /// The default of `storage.minfree`: the smaller of 5 % of the file system and 10 GiB.

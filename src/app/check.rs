@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{StartError, cache, upstreams};
+use super::{StartError, upstreams};
 use crate::clock::Clock;
 use crate::config::{Config, Storage};
 use crate::metrics::Metrics;
@@ -14,7 +14,6 @@ impl super::App {
     /// whether the data directory could be used. Listens nowhere and creates nothing.
     pub async fn check(config: &Config) -> Result<(), StartError> {
         upstreams(&config.proxy, Clock::system(), &Metrics::new().into())?;
-        cache::settings(config)?;
         if let Storage::Filesystem { root, .. } = &config.storage {
             FsStore::check_root(root).await?;
         }
@@ -81,7 +80,7 @@ impl StartError {
             Self::Store(_) => Some("storage.filesystem.rootdirectory".to_owned()),
             Self::Upstream(UpstreamError::Setup { name, .. }) => Some(upstream_key(config, name)),
             Self::CaFile { upstream, .. } => Some(upstream_key(config, upstream)),
-            Self::Address(_) | Self::Upstream(_) | Self::Pattern { .. } => None,
+            Self::Address(_) | Self::Upstream(_) => None,
         }
     }
 }

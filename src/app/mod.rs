@@ -45,8 +45,6 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
-    #[error("the pattern {pattern} of proxy.ttls or proxy.pins can't be used: {reason}")]
-    Pattern { pattern: String, reason: String },
     #[error("the CA file {path} of upstream {upstream} can't be read: {source}")]
     CaFile {
         upstream: String,
@@ -94,7 +92,7 @@ impl App {
         let (stop_accepting, stop_now) = (CancellationToken::new(), CancellationToken::new());
         let upstreams = upstreams(&config.proxy, clock, &metrics)?;
         let background = Tasks::new();
-        let kept_how = cache::settings(config)?;
+        let kept_how = cache::settings(config);
         let (kept, counted) = (Arc::clone(&store), Arc::clone(&metrics));
         let cache = Cache::start(kept, counted, clock, kept_how, &background, &stop_now);
         scrub(config, &cache, &background, &stop_accepting);

@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
-use crate::oci::{Digest, ManifestType, RepoName};
+use crate::oci::{Digest, ImagePattern, ManifestType, RepoName};
 pub use crate::storage::{Content, MAX_READ, Piece, Reader, Stage, StoreError};
 use crate::storage::{LinkKind, Store};
 use crate::tasks::Tasks;
@@ -60,7 +60,7 @@ pub use inner::Counts;
 use inner::Inner;
 pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
-pub use policy::{Pin, SpaceRequest, TtlMode, TtlPolicy};
+pub use policy::{SpaceRequest, TtlPolicy};
 use work::deletion;
 pub use work::reconcile::references;
 pub use work::scrub::{
@@ -128,7 +128,8 @@ impl fmt::Debug for MinFree {
 #[derive(Debug, Clone)]
 pub struct CacheSettings {
     pub ttl: TtlPolicy,
-    pub pins: Vec<Pin>,
+    /// Images that are never evicted. They still expire, unless their repository has no TTL.
+    pub pins: Vec<ImagePattern>,
     /// Bytes that all blobs together may have; none is no limit.
     pub max_size: Option<u64>,
     pub min_free: Option<MinFree>,

@@ -1,4 +1,5 @@
-//! `ls`, `du` and `purge`: through the running server's socket, else on the data directory itself.
+//! `ls`, `du`, `scrub` and `purge`: through the running server's admin socket, else on the data
+//! directory itself.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
@@ -21,13 +22,13 @@ use crate::config::{Config, Storage};
 use crate::storage::{FsStore, Layout, Store, StoreError};
 use crate::tasks::Tasks;
 
-/// Whoever carries out the operations.
+/// What runs the operations: the server, or this process.
 enum Backend {
     Server(crate::admin::socket::Client),
     Own { operator: Operator, cache: Cache },
 }
 
-/// Runs one operation over whichever backend there is.
+/// Runs one operation on the server, or on the data directory if no server runs.
 fn with_backend<T>(
     config: Option<&Path>,
     operation: impl AsyncFnOnce(&mut Backend) -> anyhow::Result<T>,
@@ -52,7 +53,7 @@ fn with_backend<T>(
 impl Backend {
     async fn open(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
         let Storage::Filesystem { root, .. } = &config.storage else {
-            anyhow::bail!("storage.inmemory keeps nothing that could be looked at from outside");
+            anyhow::bail!("the content of storage.inmemory is only visible to the server itself");
         };
         let store: Arc<dyn Store> = match FsStore::inspect(root).await {
             Ok(store) => Arc::new(store),
@@ -70,7 +71,7 @@ impl Backend {
             max_size: None,
             min_free: None,
             upkeep: Upkeep::None,
-            ..app::cache_settings(config)?
+            ..app::cache_settings(config)
         };
         let stop = CancellationToken::new();
         let cache = Cache::start(
@@ -85,7 +86,7 @@ impl Backend {
         Ok(Self::Own { operator, cache })
     }
 
-    /// Says that no server can start meanwhile, where the command works on the directory itself.
+    /// Warns that no server can start meanwhile, if the command works on the data directory itself.
     fn tell_lock(&self, command: &str) {
         if matches!(self, Self::Own { .. }) {
             say(&format!(
@@ -236,7 +237,7 @@ pub(super) fn du(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
     print(&table.to_string())
 }
 
-/// `millpond scrub`: an error when something is wrong that was not repaired.
+/// `millpond scrub`: an error if a corrupt blob was not quarantined.
 pub(super) fn scrub(config: Option<&Path>, scrub: &Scrub) -> anyhow::Result<()> {
     let report = with_backend(config, async |backend| {
         backend.tell_lock("scrub");

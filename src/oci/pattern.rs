@@ -10,9 +10,9 @@ pub const MAX_PATTERN: usize = 1024;
 /// A pattern of stored repository names (those of a named upstream begin with its name), or of
 /// tags.
 ///
-/// `*` stands for any run of characters, none included, within one component; `**` also runs across
-/// slashes. Everything else stands for itself, and the whole name has to match: `library/*` is
-/// `library/debian` but not `library/a/b`; `ghcr.io/**` is everything of that upstream.
+/// `*` matches any characters (or none) within one component; `**` also matches across slashes. Every
+/// other character matches itself, and the whole name must match: `library/*` matches
+/// `library/debian` but not `library/a/b`; `ghcr.io/**` matches everything of that upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(String);
 
@@ -52,8 +52,8 @@ impl Pattern {
         &self.0
     }
 
-    /// Whether all of `name` is what the pattern stands for. The steps are bounded by the product
-    /// of the two lengths.
+    /// Whether the pattern matches the whole name. The number of steps is at most the product of the
+    /// two lengths.
     pub fn matches(&self, name: &str) -> bool {
         let name = name.as_bytes();
         // reached[n]: what has been read of the pattern so far matches the first n bytes.
@@ -168,6 +168,24 @@ mod tests {
         }
         assert_eq!("".parse::<Pattern>(), Err(PatternError::Length));
         assert_eq!("[a-z]".parse::<Pattern>(), Err(PatternError::Character));
+    }
+
+    #[test]
+    fn an_image_pattern_is_a_repository_or_a_tag() {
+        let repo: RepoName = "library/debian".parse().unwrap();
+        let tag: Tag = "bookworm-slim".parse().unwrap();
+        let image = |text: &str| text.parse::<ImagePattern>().unwrap();
+        let whole = image("library/*");
+        assert!(whole.is_repository(&repo) && !whole.is_tag(&repo, &tag));
+        let tagged = image("library/debian:bookworm*");
+        assert!(!tagged.is_repository(&repo) && tagged.is_tag(&repo, &tag));
+        assert!(!image("library/debian:trixie").is_tag(&repo, &tag));
+        for text in ["library/*", "library/debian:bookworm*"] {
+            assert_eq!(image(text).to_string(), text);
+        }
+        for text in ["a:", ":a", "a:b:c", ""] {
+            assert!(text.parse::<ImagePattern>().is_err(), "{text:?}");
+        }
     }
 
     #[test]

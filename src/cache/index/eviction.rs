@@ -93,7 +93,7 @@ impl Index {
         self.entries_of(id).any(|(_, entry)| {
             let repo = self.repos.get(entry.repo);
             self.pins.iter().any(|pin| {
-                pin.is_whole(&repo.name)
+                pin.is_repository(&repo.name)
                     || (entry.kind == LinkKind::Revision
                         && repo.tags_of(hash).any(|tag| pin.is_tag(&repo.name, tag)))
             })

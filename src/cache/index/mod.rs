@@ -53,9 +53,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::policy::{GRACE, Pin, Space, TtlPolicy};
+use super::policy::{GRACE, Space, TtlPolicy};
 use super::state::timestamp::Timestamp;
-use crate::oci::{Digest, RepoName};
+use crate::oci::{Digest, ImagePattern, RepoName};
 use crate::storage::{Link, LinkKind};
 pub(crate) use blob::Blob;
 pub(crate) use build::{Settled, Unreadables};
@@ -108,7 +108,7 @@ impl DeletionEpoch {
 pub(crate) struct Index {
     hasher: RandomState,
     ttl: TtlPolicy,
-    pins: Vec<Pin>,
+    pins: Vec<ImagePattern>,
     started: Timestamp,
     /// What was due at the start waits this long.
     grace: Duration,
@@ -139,7 +139,7 @@ pub(crate) struct Index {
 impl Index {
     pub(crate) fn new(
         ttl: TtlPolicy,
-        pins: Vec<Pin>,
+        pins: Vec<ImagePattern>,
         space: Space,
         started: Timestamp,
         journaling: bool,

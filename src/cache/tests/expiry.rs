@@ -48,10 +48,11 @@ async fn fixed_entries_go_however_much_they_are_used() {
 #[tokio::test(start_paused = true)]
 async fn each_repository_has_its_own_time_and_none_is_for_ever() {
     let mut settings = with_ttl(HOUR);
-    settings.ttl.rules = vec![
-        ("ghcr.io/**".parse().unwrap(), Some(MINUTE)),
-        ("keep/*".parse().unwrap(), None),
-    ];
+    let rule = |pattern: &str, ttl| TtlRule {
+        pattern: pattern.parse().unwrap(),
+        ttl,
+    };
+    settings.ttl.rules = vec![rule("ghcr.io/**", Some(MINUTE)), rule("keep/*", None)];
     let house = House::with(settings).await;
     let short = house.cache_layer("ghcr.io/a/b", "1").await;
     let kept = house.cache_layer("keep/a", "2").await;

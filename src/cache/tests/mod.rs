@@ -21,6 +21,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::config::{TtlMode, TtlRule};
 use crate::oci::{Algorithm, Manifest, Tag};
 use crate::storage::{self, FaultyStore, Link, MemoryStore};
 
