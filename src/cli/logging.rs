@@ -1,5 +1,5 @@
-//! Logs on standard error, as text or JSON. Nothing that logs waits for standard error or fails
-//! because of it ([`writer`]).
+//! Logs on standard error, as text or JSON. A log call never waits for standard error and never
+//! fails because of it ([`writer`]).
 
 mod format;
 mod writer;
@@ -18,7 +18,7 @@ use crate::error_chain::on_one_line;
 use format::{TextFields, WithFields};
 pub(super) use writer::LogWriter;
 
-/// How long the end of the process may wait for the last lines to be written.
+/// How long the exit of the process waits for the last lines to be written.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
 
 /// The log of this process.
@@ -28,7 +28,7 @@ pub(super) struct Logs {
 }
 
 impl Logs {
-    /// Starts logging, and logs panics from now on. Called once; a second call changes nothing.
+    /// Starts logging, panics included. A second call changes nothing.
     pub(super) fn start(log: &Log) -> io::Result<Self> {
         let writer = LogWriter::start(io::stderr(), format::notice(log))?;
         let colours = io::stderr().is_terminal() && config::colours_wanted();
@@ -64,7 +64,7 @@ impl Logs {
         }
     }
 
-    /// Writes what was logged, as far as that can be done in a short time. Blocks.
+    /// Writes the buffered lines, for a bounded time. Blocks.
     pub(super) fn finish(self) {
         // Where it can't be done, nobody is left to tell.
         let _written: bool = self.writer.flush(FLUSH_TIME);

@@ -1,4 +1,4 @@
-//! The command line: `serve`, `check`, and what operators do to the cache.
+//! The command line: `serve`, `check`, and the operators' commands on the cache.
 
 mod logging;
 mod operate;
@@ -25,8 +25,8 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("MILLPOND_COMMIT_S
 
 /// A pull-through caching mirror for container registries.
 ///
-/// Point docker, containerd, podman or any other client at it: what they pull comes from the
-/// upstream registry once, and from here after that.
+/// Docker, containerd, podman and other clients pull through it: the first pull of an image
+/// downloads it from the upstream registry, later pulls are served from the cache.
 #[derive(Debug, Parser)]
 #[command(name = "millpond", version = VERSION, disable_help_subcommand = true)]
 struct Arguments {
@@ -36,31 +36,31 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the mirror until it is told to stop (SIGTERM, SIGINT)
+    /// Run the mirror until SIGTERM or SIGINT
     ///
-    /// Without a configuration file it mirrors Docker Hub on port 5000 and keeps its data in
+    /// Without a configuration file it mirrors Docker Hub on port 5000 and stores its data in
     /// ./millpond-data. REGISTRY_* environment variables override the file:
-    /// `REGISTRY_PROXY_REMOTEURL` is `proxy.remoteurl`.
+    /// `REGISTRY_PROXY_REMOTEURL` sets `proxy.remoteurl`.
     Serve(Configured),
-    /// Read the configuration, report every problem in it, and print what is in effect
+    /// Check the configuration, report every problem in it, and print the effective values
     ///
-    /// Secrets are hidden. Exits with 0 when the configuration can be used and with 1 when not.
+    /// Secrets are hidden. Exits with 0 if the configuration is valid, else with 1.
     Check(Configured),
-    /// List the images that are cached: sizes, last use, expiry, shared bytes
+    /// List the cached images: size, shared bytes, last use, expiry
     ///
-    /// Works on the data directory that the configuration names, whether or not the server runs.
+    /// Reads the data directory that the configuration names, whether or not the server runs.
     Ls(Listing),
-    /// Show how much each repository takes, and how much of it others share
+    /// Show the size of each repository, and how much of it other repositories share
     Du(Listing),
-    /// Hash every cached blob anew
+    /// Hash every cached blob again and report corrupt ones
     ///
-    /// Exits with 1 when a blob isn't what its digest says and was not set aside. What is set aside
-    /// goes to millpond/quarantine in the data directory, and the next pull fetches it again.
+    /// Exits with 1 if a corrupt blob was found and not quarantined. Quarantined blobs are moved to
+    /// millpond/quarantine in the data directory, and the next pull downloads them again.
     Scrub {
-        /// Set corrupt blobs aside
+        /// Quarantine corrupt blobs
         #[arg(long)]
         repair: bool,
-        /// Bytes to read in a second, such as 50MiB; as fast as the disk allows without it
+        /// Bytes to read per second, such as 50MiB [default: no limit]
         #[arg(long, value_name = "SIZE", value_parser = config::parse_size)]
         rate: Option<u64>,
         #[command(flatten)]
@@ -68,10 +68,10 @@ enum Command {
     },
     /// Remove images from the cache
     Purge {
-        /// A repository, repository:tag (both with * and ** as wildcards) or repository@digest, by
-        /// the name in the store: library/debian:bookworm, ghcr.io/owner/**
+        /// A repository, repository:tag (each may have the wildcards * and **) or
+        /// repository@digest, by its stored name: library/debian:bookworm, ghcr.io/owner/**
         reference: String,
-        /// Only show what would go
+        /// Only list what would be removed
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
@@ -81,7 +81,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Listing {
-    /// One JSON document instead of a table
+    /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -116,7 +116,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => {
             let code = u8::try_from(error.exit_code()).unwrap_or(2);
-            // Nothing is left to do where even the message can't be written.
+            // If the message can't be written, nothing else can be done.
             drop(error.print());
             return ExitCode::from(code);
         }
@@ -156,7 +156,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Says why a command fails.
+/// Prints why a command fails.
 fn fail(error: &anyhow::Error) -> ExitCode {
     say(&format!("millpond: {}", on_one_line(error.as_ref())));
     ExitCode::FAILURE

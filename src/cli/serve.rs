@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::config::{Loaded, Storage};
 use crate::error_chain::on_one_line;
 
-/// How long blocking steps, such as reads of a disk that doesn't answer, may hold up the end.
+/// How long blocking steps, such as reads of a disk that doesn't answer, may delay the exit.
 const BLOCKING_TIME: Duration = Duration::from_secs(5);
 
 pub(super) fn serve(path: Option<&Path>) -> ExitCode {
@@ -44,12 +44,12 @@ fn run(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the runtime can't be started")?;
-    let ended = runtime.block_on(until_told(loaded, logs));
+    let ended = runtime.block_on(until_signal(loaded, logs));
     runtime.shutdown_timeout(BLOCKING_TIME);
     ended
 }
 
-async fn until_told(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
+async fn until_signal(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
     let Loaded { config, places, .. } = loaded;
     // Before anything else, so that no signal ends the process on its way up.
     let mut signals = Signals::listen().context("signals can't be listened to")?;
@@ -90,8 +90,8 @@ async fn until_told(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
     failed.map_or(Ok(()), |failed| Err(failed.into()))
 }
 
-/// Waits for one more signal that says to stop.
+/// Waits for another stop signal.
 async fn another(signals: &mut Signals) {
     let signal = signals.stop().await;
-    tracing::info!(signal, "told to stop again: the drain ends");
+    tracing::info!(signal, "second stop signal: requests in flight are ended");
 }

@@ -1,4 +1,4 @@
-//! Signals: two of them stop the server, others are logged and have no effect.
+//! Signals: SIGTERM and SIGINT stop the server; others are logged and have no effect.
 
 use std::io;
 
@@ -26,7 +26,7 @@ impl Signals {
         })
     }
 
-    /// Waits for a signal that says to stop, and returns its name. Logs the others.
+    /// Waits for a stop signal and returns its name. Logs the others.
     pub(super) async fn stop(&mut self) -> &'static str {
         loop {
             let signal = tokio::select! {

@@ -1,7 +1,7 @@
 //! The set of manifest media types that a client can read (RFC 9110, section 12.5.1).
 //!
-//! Clients send the list as one header line or as six, in any order; what matters is the set. Two
-//! requests with the same set get the same answer, so the set is also a key of the tag records.
+//! Clients send the list in one header line or in several, in any order; only the set matters. Two
+//! requests with the same set get the same answer, so the set is also a part of a tag record's key.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -16,12 +16,12 @@ const MAX_TYPES: usize = 32;
 const MAX_TYPE: usize = 255;
 
 /// A normalised Accept list: lower-case, sorted, without duplicates and parameters. A client that
-/// sends none, or accepts `*/*`, reads every type that is known.
+/// sends none, or accepts `*/*`, accepts every known type.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Accept(Arc<[Box<str>]>);
 
 impl Accept {
-    /// Every manifest type in use: what is sent where the digest already fixes the content.
+    /// Every manifest type in use: for requests whose digest already determines the content.
     pub fn everything() -> Self {
         static EVERYTHING: LazyLock<Accept> =
             LazyLock::new(|| Accept::from_types(std::iter::empty()));
@@ -56,7 +56,7 @@ impl Accept {
         Self(types.into())
     }
 
-    /// Whether a manifest of this type can be given to the client.
+    /// Whether the client accepts a manifest of this type.
     pub fn allows(&self, kind: ManifestType) -> bool {
         self.0.iter().any(|allowed| **allowed == *kind.as_str())
     }

@@ -1,4 +1,4 @@
-//! From method and URI to an action. Nothing after this sees a raw path.
+//! Parses method and URI into an action. No code after this sees a raw path.
 //!
 //! The actions are those of distribution-spec 1.1 ("Endpoints") that a reader uses, and Docker's
 //! `_catalog`. Writes are recognised so that they can be refused as writes.
@@ -29,14 +29,14 @@ pub struct Route {
     pub ns: Option<String>,
 }
 
-/// What a request does.
+/// The requested operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// `GET /`: is this server alive? Load balancers ask it, and the reference registry answers.
+    /// `GET /`: a check of load balancers, which the reference registry answers, too.
     Root,
-    /// `OPTIONS` of any path: which methods are there? Browsers ask it before other requests.
+    /// `OPTIONS` of any path: the permitted methods. Browsers send it before other requests.
     Options,
-    /// `/v2/`: is this a registry?
+    /// `/v2/`: the check for a registry.
     Base,
     /// `/v2/_catalog`
     Catalog(Page),
@@ -60,9 +60,9 @@ pub enum Action {
 /// `n` and `last` of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Page {
-    /// Entries wanted; at most [`MAX_PAGE`] are given.
+    /// The requested number of entries; a page has at most [`MAX_PAGE`].
     pub n: Option<usize>,
-    /// The list goes on after this entry.
+    /// The page starts after this entry.
     pub last: Option<String>,
 }
 
@@ -107,8 +107,8 @@ impl Classified for RouteError {
 }
 
 impl Route {
-    /// Reads a request line. `GET` and `HEAD` are reads; whatever else but `OPTIONS` is refused as a
-    /// write.
+    /// Parses a request line. `GET` and `HEAD` are reads; every other method but `OPTIONS` is refused as
+    /// a write.
     pub fn parse(method: &Method, uri: &Uri) -> Result<Self, RouteError> {
         let path = if uri.path().contains('%') {
             percent_decode_str(uri.path())
@@ -149,7 +149,7 @@ impl Route {
     }
 }
 
-/// `<name>/<noun>/<what>`, where the name has slashes of its own: read from the right.
+/// Parses `<name>/<noun>/<item>` from the right, because the name may have slashes.
 fn action_on(rest: &str, page: Page, artifact_type: Option<String>) -> Result<Action, RouteError> {
     let (head, what) = rest.rsplit_once('/').ok_or(RouteError::NotFound)?;
     let (name, noun) = head.rsplit_once('/').ok_or(RouteError::NotFound)?;
@@ -179,7 +179,7 @@ fn action_on(rest: &str, page: Page, artifact_type: Option<String>) -> Result<Ac
     })
 }
 
-/// The parameters that mean something; others are ignored, as every registry does.
+/// The known parameters; others are ignored, as by every registry.
 #[derive(Default)]
 struct Query {
     ns: Option<String>,

@@ -37,8 +37,8 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// A verified-to-be-well-formed digest. Only lower-case hexadecimal is accepted, as the
-/// specification says, so that one content has one name (and one path on disk).
+/// A well-formed digest. Only lower-case hexadecimal is accepted, as the specification says, so that
+/// one content has one name (and one path on disk).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Digest {
     Sha256([u8; 32]),

@@ -1,4 +1,4 @@
-//! The error document of the specification: `{"errors":[{"code","message","detail"}]}`
+//! The error document of the specification: `{"errors":[{"code","message"}]}`
 //! (distribution-spec 1.1, "Error Codes"; Docker adds `TOOMANYREQUESTS`'s siblings).
 
 use std::borrow::Cow;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest error body of an upstream that is looked into, in bytes.
+/// The longest error body of an upstream that is parsed, in bytes.
 pub const MAX_ERROR_BODY: u64 = 64 * 1024;
 
 /// The codes that millpond answers with.

@@ -1,7 +1,7 @@
-//! Reading manifests: what they are, and what they refer to.
+//! Parses manifests: their type, and the content that they refer to.
 //!
-//! millpond never changes a manifest and stores it byte for byte; this is a reader's view of the
-//! few fields that a mirror needs (image-spec manifest.md, image-index.md; Docker schema 2).
+//! millpond never changes a manifest and stores it byte for byte. The parser reads only the fields
+//! that a mirror needs (image-spec manifest.md, image-index.md; Docker schema 2).
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::digest::Digest;
 pub use super::media_type;
 use super::media_type::{Declared, ManifestType};
 
-/// Manifests larger than this, in bytes, are refused: the limit that registries share (4 MiB).
+/// The largest manifest that is accepted, in bytes: the limit that registries share (4 MiB).
 pub const MAX_MANIFEST: u64 = 4 * 1024 * 1024;
 
 /// A manifest of at most this size, in bytes, is hashed and parsed in less than a millisecond: one full
@@ -32,7 +32,7 @@ pub struct Descriptor {
     pub artifact_type: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// Whether the content can be downloaded from other places, too.
+    /// Whether the content can be downloaded from other URLs, too.
     #[serde(
         default,
         rename = "urls",
@@ -43,7 +43,7 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Bytes of memory that it takes, about.
+    /// The approximate memory that it takes, in bytes.
     pub fn memory(&self) -> u64 {
         // Each annotation is two texts in a map.
         let annotation = |(key, value): (&String, &String)| key.len() + value.len() + 64;
@@ -52,15 +52,15 @@ impl Descriptor {
         (size_of::<Self>() + types + annotations) as u64
     }
 
-    /// Whether the content is perhaps not the registry's to give: it has other places, or a media
-    /// type of layers that aren't distributed (image-spec layer.md, "Non-Distributable Layers").
+    /// Whether the registry perhaps doesn't serve the content: it has other URLs, or a media type of
+    /// layers that aren't distributed (image-spec layer.md, "Non-Distributable Layers").
     pub fn is_foreign(&self) -> bool {
         let kind = &self.media_type;
         self.has_urls || kind.contains(".foreign.") || kind.contains(".nondistributable.")
     }
 }
 
-/// What a manifest says, in the fields that a mirror reads.
+/// The fields of a manifest that a mirror needs.
 #[derive(Debug, Clone)]
 pub struct Manifest {
     /// Its declared `mediaType`, else the type that its fields imply.
@@ -71,7 +71,7 @@ pub struct Manifest {
     pub blobs: Vec<Descriptor>,
     /// Children of an index or manifest list.
     pub manifests: Vec<Descriptor>,
-    /// What this manifest is attached to.
+    /// The manifest that this one is attached to.
     pub subject: Option<Descriptor>,
     artifact_type: Option<String>,
     annotations: BTreeMap<String, String>,
@@ -123,7 +123,7 @@ struct Raw {
 }
 
 impl Raw {
-    /// What the document is: its fields must fit what it declares.
+    /// The type of the document: its fields must fit the declared type.
     fn kind(&self, declared: Option<ManifestType>) -> Result<ManifestType, ManifestError> {
         let is_image = self.config.is_some() || self.layers.is_some();
         let is_index = self.manifests.is_some();
@@ -170,7 +170,7 @@ fn has_entries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Er
 }
 
 impl Manifest {
-    /// Bytes of memory that it takes, about.
+    /// The approximate memory that it takes, in bytes.
     pub fn memory(&self) -> u64 {
         let descriptors = [&self.blobs, &self.manifests].into_iter().flatten();
         let all = descriptors.chain(&self.config).chain(&self.subject);

@@ -11,7 +11,7 @@ pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list
 pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+json";
 pub const DOCKER_SCHEMA1_SIGNED: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
 
-/// Every type that is asked for when a client doesn't say what it reads.
+/// The types that are requested for a client that sends no `Accept` header.
 pub const MANIFESTS: &[&str] = &[
     OCI_MANIFEST,
     OCI_INDEX,
@@ -47,7 +47,7 @@ impl ManifestType {
     }
 }
 
-/// What a media type says about a document that should be a manifest.
+/// The meaning of a media type for a document that should be a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Declared {
     Manifest(ManifestType),

@@ -1,8 +1,8 @@
-//! The vocabulary that every other room speaks: names, digests, references, routes, ranges,
-//! manifests, patterns of names and the error document of the distribution specification.
+//! The vocabulary of all modules: names, digests, references, routes, ranges, manifests, patterns
+//! of names and the error document of the distribution specification.
 //!
-//! Pure: no I/O, no clock, no runtime. Whatever comes from the network is parsed here into a type
-//! that can only hold valid values, and no other module builds a path or a URL from anything else.
+//! Pure: no I/O, no clock, no runtime. Its parsers turn text from the network into types that can
+//! only hold valid values, and no module builds a path or a URL from anything else.
 //!
 //! Sources: OCI distribution-spec 1.1, OCI image-spec 1.1, Docker Registry HTTP API V2, RFC 9110.
 

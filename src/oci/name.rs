@@ -43,7 +43,7 @@ impl RepoName {
         self.0.split('/')
     }
 
-    /// `self` below `prefix`: how the repository of a named upstream is stored. The result may be
+    /// `self` below `prefix`: the stored name of a repository of a named upstream. The result may be
     /// longer than [`MAX_NAME`], which bounds what a client sends.
     #[must_use]
     pub fn below(&self, prefix: &Self) -> Self {
@@ -152,7 +152,7 @@ impl fmt::Debug for Tag {
     }
 }
 
-/// What a manifest is asked for by. A text with a colon can only be a digest.
+/// A tag or digest that names a manifest. A text with a colon can only be a digest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Reference {
     Tag(Tag),

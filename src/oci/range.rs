@@ -1,7 +1,7 @@
 //! The `Range` header (RFC 9110, section 14).
 //!
-//! Parsing is apart from resolving, because the length of a blob may not be known yet when the
-//! header is read.
+//! Parsing is separate from resolving, because the length of a blob may be unknown when the header
+//! is parsed.
 
 use std::ops::Range as Span;
 
@@ -40,7 +40,7 @@ impl From<ByteRange> for Span<u64> {
     }
 }
 
-/// One range as it was asked for.
+/// One range as requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Spec {
     /// `first-last`, both included.
@@ -57,12 +57,12 @@ enum Spec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Requested(Vec<Spec>);
 
-/// What a range request comes to, for a representation of known length.
+/// The response to a range request, for a representation of known length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolved {
     /// 206 with the one range.
     One(ByteRange),
-    /// 206 `multipart/byteranges`, in the order asked for.
+    /// 206 `multipart/byteranges`, in the order of the request.
     Many(Vec<ByteRange>),
     /// 200: the ranges overlap so much that the whole is the smaller answer (RFC 9110, 14.2).
     Whole,
@@ -93,7 +93,7 @@ impl Requested {
         (!specs.is_empty()).then_some(Self(specs))
     }
 
-    /// Where the one range begins, and where it ends if that is said; none where that depends on the
+    /// The start of a single range, and its end if the request states one. `None` if they depend on the
     /// length, and for several ranges.
     pub fn one(&self) -> Option<(u64, Option<u64>)> {
         match *self.0.as_slice() {

@@ -1,4 +1,4 @@
-//! A set of bytes, as the ranges that they form: what a sparse file has.
+//! A set of byte offsets, as ranges: the written parts of a sparse file.
 
 use super::range::ByteRange;
 
@@ -25,7 +25,7 @@ impl RangeSet {
         self.0.iter().map(ByteRange::len).sum()
     }
 
-    /// Adds `start..end`, whether or not parts of it are there. Nothing when it is empty.
+    /// Adds `start..end`, parts of which may be in the set. An empty range adds nothing.
     pub fn insert(&mut self, start: u64, end: u64) {
         if start >= end {
             return;
@@ -39,7 +39,7 @@ impl RangeSet {
         self.0.splice(from..to, [ByteRange { start, end }]);
     }
 
-    /// Takes `start..end` out, as far as it is there.
+    /// Removes the part of `start..end` that is in the set.
     pub fn remove(&mut self, start: u64, end: u64) {
         if start >= end {
             return;
@@ -63,13 +63,12 @@ impl RangeSet {
         self.0.splice(from..to, kept);
     }
 
-    /// The end of what is there without a gap from `offset` on; `offset` itself when that byte
-    /// isn't there.
+    /// The end of the range that contains `offset`; `offset` itself if none does.
     pub fn end_of(&self, offset: u64) -> u64 {
         self.covering(offset).map_or(offset, |range| range.end)
     }
 
-    /// The first byte at or after `offset` that is there.
+    /// The first byte at or after `offset` that is in the set.
     pub fn next_start(&self, offset: u64) -> Option<u64> {
         if self.covering(offset).is_some() {
             return Some(offset);
@@ -78,7 +77,7 @@ impl RangeSet {
         self.0.get(next).map(|range| range.start)
     }
 
-    /// Whether all of `start..end` is there.
+    /// Whether the set contains all of `start..end`.
     pub fn contains(&self, start: u64, end: u64) -> bool {
         start >= end || self.end_of(start) >= end
     }

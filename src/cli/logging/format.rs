@@ -1,5 +1,5 @@
-//! The form of a log line: the configured fields on every line, text in quotes, numbers as numbers,
-//! and no character that changes how a terminal shows the rest.
+//! The format of a log line: the configured fields on every line, text in quotes, plain numbers, and
+//! no character that controls a terminal.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,7 +34,7 @@ fn json_fields(fields: &BTreeMap<String, String>) -> String {
     })
 }
 
-/// The configured fields, as a line in this format has them.
+/// The configured fields in the format of a line.
 fn rendered(log: &Log) -> String {
     match log.format {
         LogFormat::Text => text_fields(&log.fields),

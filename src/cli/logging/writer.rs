@@ -1,10 +1,10 @@
 //! The path of log lines to standard error: a bounded buffer, and one thread that writes it.
 //!
-//! Whoever logs appends a line to the buffer and never waits for the reader of standard error. When
-//! the buffer is full, or a write fails, lines are dropped and counted. A notice in the log says how
-//! many were dropped, at the place where they are missing, as soon as a write succeeds.
+//! A log call appends a line to the buffer and never waits for the reader of standard error. When the
+//! buffer is full, or a write fails, lines are dropped and counted. As soon as a write succeeds, a
+//! notice in their place in the log says how many were dropped.
 //!
-//! What must never happen: logging blocks, panics, or reports an error to the code that logs.
+//! A log call must never block, panic or return an error to its caller.
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -80,7 +80,7 @@ impl LogWriter {
         Ok(Self(shared))
     }
 
-    /// Appends a line, which ends with a line feed, or drops it where the buffer is full.
+    /// Appends a line, which ends with a line feed, or drops it if the buffer is full.
     pub(in crate::cli) fn line(&self, line: &[u8]) {
         let mut buffer = self.0.buffer.lock();
         if buffer.lines.len() + line.len() > MAX_WAITING {
@@ -140,7 +140,7 @@ struct WriterThread<W> {
     shared: Arc<WriterInner>,
     out: W,
     notice: Notice,
-    /// What is being written.
+    /// The bytes of the current write.
     batch: Vec<u8>,
     /// Lines that no write took and no notice has reported.
     lost: u64,
@@ -188,7 +188,7 @@ impl<W: Write> WriterThread<W> {
         self.batch.shrink_to(KEPT_CAPACITY);
     }
 
-    /// After a panic: nobody knows what of the batch was written.
+    /// Drops the batch after a panic: the written part of it is unknown.
     fn give_up_batch(&mut self) {
         self.torn = true;
         self.finish_batch(0);
