@@ -34,7 +34,13 @@ const ORDER: [&str; 16] = [
 ];
 
 /// What only some may name: the words, and the files or directories that may.
-const RESERVED: [(&str, &[&str], &[&str]); 3] = [
+const RESERVED: [(&str, &[&str], &[&str]); 4] = [
+    // Everybody else asks the cache, which keeps files and index in step.
+    (
+        "the store",
+        &["crate::storage"],
+        &["storage", "cache", "app", "cli"],
+    ),
     ("the HTTP client", &["reqwest"], &["upstream"]),
     (
         "the HTTP server",
@@ -331,7 +337,8 @@ fn names(code: &str, path: &str) -> bool {
 
 /// `file: code => what is said`; `\n` in the code is a line's end.
 const WRONG: &str = r#"
-oci/name: use crate::storage::Store; => oci must not use storage
+oci/name: use crate::cache::Cache; => oci must not use cache
+mirror/tags: use crate::storage::Store; => the store is not for mirror
 storage/mod: use crate::{oci::Digest, download::{self, Downloader}}; => storage must not use download
 mirror/tags: fn f() { crate::server::error::chain() } => mirror must not use server
 metrics: pub(in crate::app) fn f() {} => metrics must not use app

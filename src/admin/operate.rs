@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::cache::{
     Cache, EntryView, Finding, ImageView, NotReady, Removal, ScrubSettings, Selection, Verdict,
 };
+use crate::cache::{LinkKind, StoreError};
 use crate::oci::Digest;
-use crate::storage::{LinkKind, StoreError};
 
 /// A page, and where the next one begins.
 #[derive(Debug, Serialize, Deserialize)]

@@ -97,7 +97,6 @@ impl App {
         let cache = Cache::start(kept, counted, clock, kept_how, &background, &stop_now);
         scrub(config, &cache, &background, &stop_accepting);
         let pulling = Pulling {
-            store,
             cache: cache.clone(),
             metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),

@@ -11,12 +11,10 @@ use crate::config;
 use crate::download::{self, Downloader};
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, MirrorOptions, PrefetchLimits, RangeRules, Upstreams};
-use crate::storage::Store;
 use crate::tasks::Tasks;
 
 /// What both need.
 pub(super) struct Pulling {
-    pub(super) store: Arc<dyn Store>,
     pub(super) cache: Cache,
     pub(super) metrics: Arc<Metrics>,
     pub(super) tasks: TaskTracker,
@@ -37,15 +35,13 @@ impl Pulling {
                 max_blob: proxy.max_blob_size,
                 verified_first: VERIFIED_FIRST,
             },
-            store: Arc::clone(&self.store),
             cache: self.cache.clone(),
             metrics: Arc::clone(&self.metrics),
             tasks: self.tasks.clone(),
             drain: self.stop_accepting.clone(),
             stop: self.stop_now.clone(),
-            clock: self.clock,
         });
-        let (partials, stop) = (downloader.clone(), self.stop_accepting.clone());
+        let (partials, stop) = (self.cache.clone(), self.stop_accepting.clone());
         background.spawn_required("partials", async move {
             stop.run_until_cancelled(partials.look_after_partials())
                 .await;

@@ -1,8 +1,12 @@
-//! Admitting new blobs: a staged file with reserved space, which becomes a blob with links, or goes.
+//! Admitting new blobs: a staged file with reserved space, which becomes a blob with links, or a
+//! partial, or is removed.
+
+use std::sync::Arc;
 
 use super::{Cache, Full, Hold, Reservation, SpaceRequest};
+use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName};
-use crate::storage::{Link, LinkKind, Stage, StoreError};
+use crate::storage::{Link, LinkKind, Partial, Stage, StoreError};
 
 /// Why a blob isn't stored. It can be passed through to clients all the same.
 #[derive(Debug, thiserror::Error)]
@@ -45,15 +49,42 @@ impl Cache {
         Ok((admission, stage))
     }
 
-    /// The admission of a partial download that is resumed: `reservation` has the space of what is
-    /// on disk.
-    pub async fn readmit(&self, digest: &Digest, reservation: Reservation) -> Admission {
-        Admission {
+    /// Resumes the partial that an earlier download from the same upstream has left. None when there
+    /// is none, or no space for it.
+    pub async fn resume(
+        &self,
+        digest: &Digest,
+        upstream: &str,
+        evict: bool,
+    ) -> Option<(Admission, Box<dyn Stage>, Partial)> {
+        let parked = self.1.take(digest, upstream);
+        let resumed = self.0.store.resume(digest, upstream).await;
+        let resumed = resumed.inspect_err(|error| {
+            tracing::warn!(%digest, error = %on_one_line(error), "can't resume a partial download");
+        });
+        let (stage, partial) = resumed.ok()??;
+        let reservation = if let Some(parked) = parked {
+            parked
+        } else {
+            let request = SpaceRequest {
+                bytes: partial.ranges.len(),
+                blob: partial.total,
+                evict,
+            };
+            self.reserve_step(request).await.ok()?
+        };
+        let admission = Admission {
             cache: self.clone(),
             digest: *digest,
             reservation,
             hold: self.hold(digest).await,
-        }
+        };
+        Some((admission, stage, partial))
+    }
+
+    /// Adopts the partials that an earlier process has left, and removes expired ones. Never returns.
+    pub async fn look_after_partials(&self) {
+        self.1.look_after().await;
     }
 }
 
@@ -73,11 +104,17 @@ impl Admission {
         self.reservation.fill(bytes);
     }
 
-    /// Ends the admission of a download that is paused: keeps the space of the `bytes` that are on
-    /// disk, and gives the rest back.
-    pub fn into_reservation(mut self, bytes: u64) -> Reservation {
+    /// Leaves the stage, with its last checkpoint, for a later download from the same upstream. Keeps
+    /// the space of the `bytes` that are on disk, and gives the rest back.
+    pub async fn pause(mut self, stage: Box<dyn Stage>, upstream: &Arc<str>, bytes: u64) {
         self.reservation.shrink(bytes);
-        self.reservation
+        let digest = self.digest;
+        if let Err(panicked) = tokio::task::spawn_blocking(move || stage.leave()).await {
+            tracing::error!(%digest, error = %on_one_line(&panicked), "leaving a partial download panicked");
+            return;
+        }
+        let partials = &self.cache.1;
+        partials.park(digest, upstream, self.reservation).await;
     }
 
     /// Commits the stage, whose digest the caller has verified, as a blob of `size` bytes, then links
@@ -99,6 +136,8 @@ impl Admission {
             hold,
         } = self;
         reservation.commit(&hold, size);
+        // The commit has removed the partials of this digest, of all upstreams.
+        cache.1.forget(&digest);
         if let Some(modified) = modified {
             hold.verified(size, modified);
         }

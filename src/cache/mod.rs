@@ -28,6 +28,7 @@ mod inner;
 mod manifest_cache;
 mod manifests;
 mod open;
+mod partials;
 pub mod policy;
 mod recent;
 mod state;
@@ -48,8 +49,8 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, ImagePattern, ManifestType, RepoName};
-pub use crate::storage::{Content, MAX_READ, Piece, Reader, Stage, StoreError};
-use crate::storage::{LinkKind, Store};
+use crate::storage::Store;
+pub use crate::storage::{Content, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError};
 use crate::tasks::Tasks;
 
 pub use admission::{Admission, AdmitError};
@@ -60,6 +61,7 @@ pub use inner::Counts;
 use inner::Inner;
 pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
+use partials::Partials;
 pub use policy::{SpaceRequest, TtlPolicy};
 use work::deletion;
 pub use work::reconcile::references;
@@ -166,7 +168,7 @@ impl CacheSettings {
 
 /// The cache over one store. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Cache(Arc<Inner>);
+pub struct Cache(Arc<Inner>, Arc<Partials>);
 
 impl Cache {
     /// Starts. The index is built in the background, and until it is complete nothing is deleted;
@@ -184,7 +186,8 @@ impl Cache {
         tasks.spawn_required("cache", work::run(Arc::clone(&shared), state));
         let deletion = deletion::run(Arc::clone(&shared), shared.quit.clone());
         tasks.spawn_required("sweeper", deletion);
-        Self(shared)
+        let partials = Arc::new(Partials::new(Arc::clone(&shared)));
+        Self(shared, partials)
     }
 
     /// Stops, and saves everything into the snapshot, which the reference registry can read.
@@ -302,10 +305,13 @@ impl Cache {
         self.0.reserve(request).await
     }
 
-    /// Like [`reserve`](Self::reserve), for one step of a download. A request for no bytes always
-    /// succeeds.
+    /// Like [`reserve`](Self::reserve), for one step of a download. Where images may be evicted and
+    /// that isn't enough, paused downloads are given up. A request for no bytes always succeeds.
     pub async fn reserve_step(&self, request: SpaceRequest) -> Result<Reservation, Full> {
-        self.0.reserve(request).await
+        match self.0.reserve(request).await {
+            Err(_full) if request.evict && self.1.clear().await => self.0.reserve(request).await,
+            reserved => reserved,
+        }
     }
 
     /// Whether a blob of so many bytes can be stored, as far as this is known before it arrives.

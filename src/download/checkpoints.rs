@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::cache::Stage;
 use crate::error_chain::on_one_line;
-use crate::storage::Stage;
 
 /// Bytes that have to be written before another checkpoint is worth it.
 const MIN_BYTES: u64 = 256 * 1024;

@@ -77,13 +77,9 @@ pub(super) async fn commit(shared: &Inner, download: &Download, verified: Verifi
     let digest = download.digest;
     // Once the commit has ended no client joins: it finds the blob in the cache.
     let repositories = || shared.registry.committed(&digest, download.id);
-    match admission.commit(stage, size, repositories).await {
-        // The commit has removed the partial files of this digest, of all upstreams.
-        Ok(()) => shared.partials.forget(&digest),
-        Err(error) => {
-            shared.metrics.store_failed();
-            tracing::error!(%digest, error = %on_one_line(&error), "download served but not cached");
-        }
+    if let Err(error) = admission.commit(stage, size, repositories).await {
+        shared.metrics.store_failed();
+        tracing::error!(%digest, error = %on_one_line(&error), "download served but not cached");
     }
 }
 
@@ -95,21 +91,11 @@ pub(super) async fn discard(written: impl Send + 'static) {
 }
 
 /// Leaves the partial file, with its last checkpoint, for the next download of the blob.
-pub(super) async fn leave(shared: &Inner, download: &Download, storing: Storing) {
-    let Download {
-        digest, upstream, ..
-    } = download;
+pub(super) async fn leave(download: &Download, storing: Storing) {
     let (writer, place) = storing.into_parts();
     let on_disk = writer.as_ref().map_or(0, |writer| writer.file.len());
     let stage = writer.and_then(|writer| writer.into_stage());
-    let Some((stage, admission)) = stage.zip(place) else {
-        return;
-    };
-    let left = tokio::task::spawn_blocking(move || stage.leave()).await;
-    if let Err(panicked) = left {
-        tracing::error!(%digest, error = %on_one_line(&panicked), "leaving a partial download panicked");
-        return;
+    if let Some((stage, admission)) = stage.zip(place) {
+        admission.pause(stage, &download.upstream, on_disk).await;
     }
-    let reservation = admission.into_reservation(on_disk);
-    shared.partials.park(*digest, upstream, reservation).await;
 }

@@ -172,7 +172,7 @@ impl Transfer<'_> {
         commit::discard(std::mem::replace(&mut self.storing, nothing)).await;
     }
 
-    fn content(&self) -> Option<crate::storage::Reader> {
+    fn content(&self) -> Option<crate::cache::Reader> {
         self.storing.idle().and_then(Writer::content)
     }
 

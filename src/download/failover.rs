@@ -15,9 +15,9 @@ use super::storing::Storing;
 use super::suspect::Suspect;
 use super::task::Transfer;
 use super::{DownloadError, Source};
+use crate::cache::Stage;
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
-use crate::storage::Stage;
 
 /// What an error says about the bytes that have arrived.
 enum Bytes {

@@ -6,9 +6,9 @@ use tokio::sync::watch;
 
 use super::progress::{Announcement, ReadPosition, Step};
 use super::{Download, DownloadError, Inner};
+use crate::cache::Piece;
 use crate::metrics::InFlight;
 use crate::oci::RangeSet;
-use crate::storage::Piece;
 
 /// What comes of a download that a client has joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

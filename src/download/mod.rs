@@ -46,7 +46,6 @@ mod join;
 mod lane;
 mod memory;
 mod opening;
-mod partials;
 mod permits;
 mod place;
 mod plan;
@@ -76,17 +75,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cache::Cache;
-use crate::clock::Clock;
 use crate::config::{OnAbandon, Segments, Streams};
 use crate::metrics::{InFlight, Metrics};
 use crate::oci::{ByteRange, Digest};
-use crate::storage::Store;
 use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
 pub use client::Client;
 pub use error::DownloadError;
 pub use follower::{Follower, Opened};
-use partials::Partials;
 use permits::{Permits, Urgency};
 use progress::Progress;
 use registry::Registry;
@@ -172,10 +168,8 @@ pub struct Downloader(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     registry: Registry<Arc<Download>, Arc<dyn Source>>,
-    partials: Partials,
     permits: Permits,
     settings: DownloadSettings,
-    store: Arc<dyn Store>,
     cache: Cache,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -215,7 +209,6 @@ pub enum Joined {
 #[derive(Debug)]
 pub struct DownloaderOptions {
     pub settings: DownloadSettings,
-    pub store: Arc<dyn Store>,
     pub cache: Cache,
     pub metrics: Arc<Metrics>,
     /// Owns the downloads.
@@ -224,39 +217,28 @@ pub struct DownloaderOptions {
     pub drain: CancellationToken,
     /// Fails all downloads at the deadline of a shutdown.
     pub stop: CancellationToken,
-    pub clock: Clock,
 }
 
 impl Downloader {
     pub fn new(options: DownloaderOptions) -> Self {
         let DownloaderOptions {
             settings,
-            store,
             cache,
             metrics,
             tasks,
             drain,
             stop,
-            clock,
         } = options;
         Self(Arc::new(Inner {
             registry: Registry::new(),
-            partials: Partials::new(Arc::clone(&store), Arc::clone(&metrics), clock),
             permits: Permits::new(settings.streams, Arc::clone(&metrics)),
             settings,
-            store,
             cache,
             metrics,
             tasks,
             drain,
             stop,
         }))
-    }
-
-    /// Adopts the partial files that an earlier process has left, and removes expired ones. Never
-    /// returns.
-    pub async fn look_after_partials(&self) {
-        self.0.partials.look_after(&self.0.cache).await;
     }
 }
 

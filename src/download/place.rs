@@ -8,10 +8,10 @@ use futures_util::future::BoxFuture;
 use super::storing::Stored;
 use super::task::Transfer;
 use super::{Download, DownloadError, Inner};
+use crate::cache::Partial;
 use crate::cache::StoreError;
 use crate::cache::{AdmitError, Full, Reservation, SpaceRequest};
 use crate::error_chain::on_one_line;
-use crate::storage::Partial;
 
 /// Bytes reserved at a time.
 const STEP: u64 = 64 * 1024 * 1024;
@@ -113,13 +113,7 @@ async fn admit(
         evict: download.urgency.get(),
     };
     let (digest, upstream) = (&download.digest, &download.upstream);
-    let admitted = match shared.cache.admit(digest, upstream, request).await {
-        Err(AdmitError::Full(_)) if request.evict && shared.partials.clear().await => {
-            shared.cache.admit(digest, upstream, request).await
-        }
-        admitted => admitted,
-    };
-    let (admission, stage) = admitted?;
+    let (admission, stage) = shared.cache.admit(digest, upstream, request).await?;
     Ok(Stored { stage, admission })
 }
 
@@ -132,29 +126,16 @@ async fn reserve(
 ) -> Result<Reservation, Unfit> {
     let evict = download.urgency.get();
     let request = SpaceRequest { bytes, blob, evict };
-    match shared.cache.reserve_step(request).await {
-        Err(_full) if evict && shared.partials.clear().await => {
-            Ok(shared.cache.reserve_step(request).await?)
-        }
-        reserved => Ok(reserved?),
-    }
+    Ok(shared.cache.reserve_step(request).await?)
 }
 
-/// The partial that an earlier download from the same upstream has left, with its admission.
+/// The partial that an earlier download from the same upstream has left.
 pub(super) async fn resume(shared: &Inner, download: &Download) -> Option<(Stored, Partial)> {
-    let digest = download.digest;
-    let parked = shared.partials.take(&digest, &download.upstream);
-    let resumed = shared.store.resume(&digest, &download.upstream).await;
-    let (stage, partial) = resumed
-        .inspect_err(|error| tracing::warn!(%digest, error = %on_one_line(&error), "can't resume a partial download"))
-        .ok()??;
-    let reservation = if let Some(parked) = parked {
-        parked
-    } else {
-        let bytes = partial.ranges.len();
-        reserve(shared, download, bytes, partial.total).await.ok()?
-    };
-    let admission = shared.cache.readmit(&digest, reservation).await;
+    let Download {
+        digest, upstream, ..
+    } = download;
+    let evict = download.urgency.get();
+    let (admission, stage, partial) = shared.cache.resume(digest, upstream, evict).await?;
     Some((Stored { stage, admission }, partial))
 }
 

@@ -13,8 +13,8 @@ use super::DownloadError;
 use super::memory::Memory;
 use super::plan::Demand;
 use super::position::{Announced, Members, Position};
+use crate::cache::Reader;
 use crate::oci::RangeSet;
-use crate::storage::Reader;
 
 pub(super) use sources::Given;
 use state::{Phase, ProgressState};

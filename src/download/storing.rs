@@ -8,9 +8,9 @@ use super::DownloadError;
 use super::suspect::Suspect;
 use super::writer::Writer;
 use crate::cache::Admission;
+use crate::cache::Stage;
 use crate::oci::Algorithm;
 use crate::oci::RangeSet;
-use crate::storage::Stage;
 
 /// Bytes that may wait for the writer. Above it no stream is read.
 const MAX_PENDING: usize = 4 * 1024 * 1024;

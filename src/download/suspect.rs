@@ -1,8 +1,8 @@
 //! Discarded bytes that followers have received, for comparison with the next source's.
 
 use crate::cache::Admission;
+use crate::cache::Reader;
 use crate::oci::RangeSet;
-use crate::storage::Reader;
 
 /// Bytes compared at once.
 const BLOCK: usize = 4 * 1024;

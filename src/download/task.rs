@@ -17,9 +17,9 @@ use super::streams::Streams;
 use super::suspect::Suspect;
 use super::writer::Writer;
 use super::{BlobRequest, Download, DownloadError, Inner, Source};
+use crate::cache::Partial;
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
-use crate::storage::Partial;
 
 /// How often an idle download checks whether clients wait for bytes.
 const IDLE_LOOK: Duration = Duration::from_secs(5);
@@ -52,7 +52,7 @@ pub(super) async fn run(
             tracing::info!(digest = %download.digest, resumable, "paused a download that nobody waits for");
             shared.metrics.download_paused();
             if resumable {
-                commit::leave(&shared, &download, transfer.storing).await;
+                commit::leave(&download, transfer.storing).await;
             } else {
                 commit::discard(transfer.storing).await;
             }
@@ -69,7 +69,7 @@ pub(super) async fn run(
             log_failure(&shared, &download, &error);
             // Good bytes stay for the next download. Done before followers are told: they may start it.
             if error.leaves_partial() && transfer.checkpoint().await {
-                commit::leave(&shared, &download, transfer.storing).await;
+                commit::leave(&download, transfer.storing).await;
             } else {
                 commit::discard(transfer.storing).await;
             }

@@ -10,9 +10,9 @@ use bytes::Bytes;
 
 use super::checkpoints::Checkpoints;
 use super::suspect::Suspect;
+use crate::cache::{Reader, Stage, StoreError};
 use crate::error_chain::on_one_line;
 use crate::oci::{Algorithm, Digest, Hasher, RangeSet};
-use crate::storage::{Reader, Stage, StoreError};
 
 /// Bytes read back from the file at once, to hash or compare them.
 const PIECE: usize = 256 * 1024;

@@ -19,9 +19,9 @@ use super::access::Record;
 use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue, MAX_PIECE};
 use crate::cache::Integrity;
+use crate::cache::{Piece, Reader, StoreError};
 use crate::download::DownloadError;
 use crate::mirror::{BlobContent, Recovery, Sent, Visit};
-use crate::storage::{Piece, Reader, StoreError};
 
 /// Bytes read from a stored blob at once: the buffer that a client costs, where files can't be sent.
 const READ: usize = 128 * 1024;

@@ -19,7 +19,7 @@ use std::sync::{Arc, LazyLock};
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 
-use crate::storage::Reader;
+use crate::cache::Reader;
 
 /// Most bytes of a file that one chunk stands for: what a connection sends before others on its
 /// thread have a turn. Four times as many save no CPU that could be measured.
@@ -254,7 +254,7 @@ impl Buf for Chunk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::Reader;
+    use crate::cache::Reader;
     use bytes::BytesMut;
     use bytes::buf::BufMut as _;
 

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use crate::cache::WITHHELD;
+use crate::cache::{Piece, Reader};
 use crate::download::DownloadError;
 use crate::download::memory::Memory;
 use crate::download::plan::MissingBytes;
 use crate::download::position::{Members, Position};
 use crate::oci::{ByteRange, RangeSet};
-use crate::storage::{Piece, Reader};
 
 /// Ranges of the file of at least this many bytes are sent from the file instead of memory.
 const WORTH_A_CALL: u64 = 64 * 1024;

@@ -31,7 +31,7 @@ use crate::cache;
 use crate::clock::Clock;
 use crate::oci::Algorithm;
 use crate::storage::faulty::Operation;
-use crate::storage::{FaultyStore, Link, LinkKind, MemoryStore, read_all};
+use crate::storage::{FaultyStore, Link, LinkKind, MemoryStore, Store, read_all};
 use crate::tasks::Tasks;
 use crate::upstream::{BlobStream, ShownUrl, UpstreamError};
 
@@ -223,11 +223,11 @@ impl Bench {
         let clock = Clock::starting_at(std::time::SystemTime::UNIX_EPOCH);
         let store = Arc::new(FaultyStore::new(store));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let shared = Arc::clone(&store) as Arc<dyn Store>;
-        // Tasks of its own keep the retention, so that the tests can wait for the downloads.
+        let metrics = Arc::new(Metrics::new());
+        // The cache has tasks of its own, so that tests can wait for the downloads.
         let cache = Cache::start(
-            Arc::clone(&shared),
-            Arc::default(),
+            Arc::clone(&store) as Arc<dyn Store>,
+            Arc::clone(&metrics),
             clock,
             keeping,
             &Tasks::new(),
@@ -235,13 +235,11 @@ impl Bench {
         );
         let downloader = Downloader::new(DownloaderOptions {
             settings,
-            store: shared,
             cache: cache.clone(),
-            metrics: Arc::new(Metrics::new()),
+            metrics,
             tasks: tasks.clone(),
             drain: CancellationToken::new(),
             stop: stop.clone(),
-            clock,
         });
         Self {
             downloader,

@@ -1,5 +1,7 @@
 //! Partials: the resumable files of paused, failed and stopped downloads. Bounds their number and age,
 //! and keeps their space reserved.
+//!
+//! They aren't part of [`Inner`]: the reservations refer to it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,12 +10,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::cache::{Cache, Reservation, SpaceRequest};
-use crate::clock::Clock;
+use super::{Inner, Reservation, SpaceRequest};
 use crate::error_chain::on_one_line;
-use crate::metrics::Metrics;
 use crate::oci::Digest;
-use crate::storage::{Partial, Store};
+use crate::storage::Partial;
 
 /// Partials at most. The oldest is removed when there is one more.
 const MAX_PARTIALS: usize = 64;
@@ -22,24 +22,9 @@ const MAX_AGE: Duration = Duration::from_hours(24);
 /// Time between two removals of expired partials.
 const TRIM_INTERVAL: Duration = Duration::from_mins(10);
 
-/// Reserves the space of a partial that an earlier process has left. Evicts nothing.
-async fn reserve_existing(cache: &Cache, partial: &Partial) -> Option<Reservation> {
-    let bytes = partial.ranges.len();
-    let request = SpaceRequest {
-        bytes,
-        blob: partial.total,
-        evict: false,
-    };
-    let mut reservation = cache.reserve_step(request).await.ok()?;
-    reservation.fill(bytes);
-    Some(reservation)
-}
-
 #[derive(Debug)]
 pub(super) struct Partials {
-    store: Arc<dyn Store>,
-    metrics: Arc<Metrics>,
-    clock: Clock,
+    inner: Arc<Inner>,
     /// The oldest first.
     parked: Mutex<VecDeque<Parked>>,
 }
@@ -60,11 +45,9 @@ impl Parked {
 }
 
 impl Partials {
-    pub(super) fn new(store: Arc<dyn Store>, metrics: Arc<Metrics>, clock: Clock) -> Self {
+    pub(super) fn new(inner: Arc<Inner>) -> Self {
         Self {
-            store,
-            metrics,
-            clock,
+            inner,
             parked: Mutex::default(),
         }
     }
@@ -107,7 +90,7 @@ impl Partials {
 
     fn update_metrics(&self, parked: &VecDeque<Parked>) {
         let bytes = parked.iter().map(|parked| parked.reservation.bytes()).sum();
-        self.metrics.partials(parked.len() as u64, bytes);
+        self.inner.metrics.partials(parked.len() as u64, bytes);
     }
 
     /// Removes partials that are too many or too old.
@@ -133,12 +116,12 @@ impl Partials {
         for parked in gone {
             self.discard(&parked.digest, &parked.upstream).await;
         }
-        self.metrics.partials(0, 0);
+        self.inner.metrics.partials(0, 0);
         any
     }
 
     async fn discard(&self, digest: &Digest, upstream: &str) {
-        match self.store.discard(digest, upstream).await {
+        match self.inner.store.discard(digest, upstream).await {
             Ok(true) => tracing::info!(%digest, "removed a partial download"),
             Ok(false) => {}
             Err(error) => {
@@ -148,16 +131,29 @@ impl Partials {
     }
 
     /// Adopts the partials of an earlier process, then removes expired ones. Never returns.
-    pub(super) async fn look_after(&self, cache: &Cache) {
-        self.adopt(cache).await;
+    pub(super) async fn look_after(&self) {
+        self.adopt().await;
         loop {
             tokio::time::sleep(TRIM_INTERVAL).await;
             self.trim(Instant::now()).await;
         }
     }
 
-    async fn adopt(&self, cache: &Cache) {
-        let mut partials = match self.store.partials().await {
+    /// Reserves the space of a partial that an earlier process has left. Evicts nothing.
+    async fn reserve_existing(&self, partial: &Partial) -> Option<Reservation> {
+        let bytes = partial.ranges.len();
+        let request = SpaceRequest {
+            bytes,
+            blob: partial.total,
+            evict: false,
+        };
+        let mut reservation = self.inner.reserve(request).await.ok()?;
+        reservation.fill(bytes);
+        Some(reservation)
+    }
+
+    async fn adopt(&self) {
+        let mut partials = match self.inner.store.partials().await {
             Ok(partials) => partials,
             Err(error) => {
                 tracing::warn!(error = %on_one_line(&error), "can't look for partial downloads");
@@ -166,11 +162,12 @@ impl Partials {
         };
         partials.sort_by_key(|(_, _, written)| *written);
         for (digest, partial, written) in partials {
-            let age = self.clock.wall().duration_since(written);
+            let age = self.inner.clock.wall().duration_since(written);
             let left = MAX_AGE.checked_sub(age.unwrap_or_default());
-            let present = self.store.size(&digest).await.ok().flatten();
+            let present = self.inner.store.size(&digest).await.ok().flatten();
             let reserved = match left.filter(|_| present.is_none()) {
-                Some(left) => reserve_existing(cache, &partial)
+                Some(left) => self
+                    .reserve_existing(&partial)
                     .await
                     .map(|reservation| (reservation, left)),
                 None => None,
