@@ -186,7 +186,7 @@ pub(crate) fn millpond(
     let mut config = json!({
         "version": 0.1,
         "log": { "level": "warn", "accesslog": { "disabled": true } },
-        "storage": { "filesystem": { "rootdirectory": directory.join("data") } },
+        "storage": { "filesystem": { "rootdirectory": directory.join("data") }, "minfree": 0 },
         "http": {
             "addr": addr,
             "debug": { "addr": free_addr()?, "prometheus": { "enabled": true } },

@@ -19,6 +19,7 @@ version: 0.1
 log: {level: info, formatter: text}
 storage:
   filesystem: {rootdirectory: $WORK/data-$1}
+  minfree: 0
 http:
   addr: $MIRROR
   debug:

@@ -27,7 +27,7 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let upstream = Registry::start().await;
         let text = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{}'}}}}\n\
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{}'}}, minfree: 0}}\n\
              http: {{addr: '127.0.0.1:0'}}\nproxy: {{remoteurl: '{}'}}\n",
             dir.path().join("data").display(),
             upstream.url(),

@@ -191,7 +191,7 @@ async fn a_data_directory_is_one_processes_own() {
     let up = Registry::start().await;
     let root = tempfile::tempdir().unwrap();
     let yaml = format!(
-        "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{}'}}}}\nhttp: {{addr: '127.0.0.1:0'}}\nproxy: {{remoteurl: '{}'}}\n",
+        "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{}'}}, minfree: 0}}\nhttp: {{addr: '127.0.0.1:0'}}\nproxy: {{remoteurl: '{}'}}\n",
         root.path().display(),
         up.url()
     );

@@ -45,7 +45,11 @@ pub(crate) struct Puller {
 
 impl Puller {
     pub(crate) fn new(server: SocketAddr, life: watch::Receiver<Life>, seed: u64) -> Self {
-        let client = Client::builder().tls_certs_only([]).read_timeout(SILENCE);
+        // A connection that is kept may be one to the process that was killed.
+        let client = Client::builder()
+            .tls_certs_only([])
+            .read_timeout(SILENCE)
+            .pool_max_idle_per_host(0);
         Self {
             base: format!("http://{server}/v2/"),
             client: client.build().unwrap(),
