@@ -180,9 +180,9 @@ mod tests {
         let house = House::new();
         house
             .tasks
-            .spawn_required("sweeper", async { panic!("on purpose") });
+            .spawn_required("deletion", async { panic!("on purpose") });
         house.tasks.failed().await;
-        assert_eq!(house.health.check().await["task sweeper"], "on purpose");
+        assert_eq!(house.health.check().await["task deletion"], "on purpose");
     }
 
     #[tokio::test(start_paused = true)]

@@ -77,7 +77,7 @@ pub struct Scrubbed {
     pub checked: u64,
     pub bytes: u64,
     pub corrupt: u64,
-    /// Of these, blobs that were set aside.
+    /// Of these, blobs that were quarantined.
     pub quarantined: u64,
     /// Blobs that couldn't be read.
     pub failed: u64,

@@ -100,7 +100,7 @@ impl Classified for SocketError {
     }
 }
 
-/// To operators the log's own words are told.
+/// Operators get the same text as the log.
 impl Classified for OperateError {
     fn kind(&self) -> ErrorKind {
         match self {

@@ -51,7 +51,7 @@ fn min_free(limit: config::MinFree, root: &Path) -> Option<MinFree> {
     })
 }
 
-/// A limit in bytes. None, with a warning, where the size of the file system can't be told.
+/// A limit in bytes. None, with a warning, where the size of the file system isn't known.
 fn bytes(limit: SizeLimit, root: Option<&Path>) -> Option<u64> {
     match limit {
         SizeLimit::Bytes(bytes) => Some(bytes),
@@ -71,7 +71,7 @@ fn bytes(limit: SizeLimit, root: Option<&Path>) -> Option<u64> {
 /// Bytes of a file system.
 struct Space {
     total: u64,
-    /// For who isn't root.
+    /// For processes of users other than root.
     free: u64,
 }
 

@@ -10,7 +10,7 @@ use crate::storage::FsStore;
 use crate::upstream::UpstreamError;
 
 impl super::App {
-    /// Builds the upstreams' clients, with their CA files, and what retention is told, and looks
+    /// Builds the upstreams' clients, with their CA files, and the cache's settings, and looks
     /// whether the data directory could be used. Listens nowhere and creates nothing.
     pub async fn check(config: &Config) -> Result<(), StartError> {
         upstreams(&config.proxy, Clock::system(), &Metrics::new().into())?;

@@ -1,4 +1,4 @@
-//! The upstream room counts through a trait of its own; these are the metrics that it fills.
+//! The metrics behind the trait through which `upstream` counts.
 
 use std::time::Duration;
 

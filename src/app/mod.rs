@@ -267,7 +267,7 @@ impl Serving {
         }
     }
 
-    /// Answers on the debug listener, where the configuration wants one.
+    /// Serves the debug listener, where one is configured.
     async fn listen_for_debug(
         &self,
         config: &Config,

@@ -185,7 +185,7 @@ impl Cache {
         let shared = Arc::new(inner);
         tasks.spawn_required("cache", work::run(Arc::clone(&shared), state));
         let deletion = deletion::run(Arc::clone(&shared), shared.quit.clone());
-        tasks.spawn_required("sweeper", deletion);
+        tasks.spawn_required("deletion", deletion);
         let partials = Arc::new(Partials::new(Arc::clone(&shared)));
         Self(shared, partials)
     }

@@ -66,7 +66,7 @@ impl Logs {
 
     /// Writes the buffered lines, for a bounded time. Blocks.
     pub(super) fn finish(self) {
-        // Where it can't be done, nobody is left to tell.
+        // An error can't be reported anywhere.
         let _written: bool = self.writer.flush(FLUSH_TIME);
     }
 }

@@ -8,7 +8,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::labels::OfUpstream;
 use super::{InFlight, Metrics, set};
 
-/// Everything of one room: which download it was isn't told.
+/// The counters of downloads. They have no label for a single download.
 #[derive(Debug, Default)]
 pub(super) struct Fetching {
     downloads: Gauge,
@@ -120,12 +120,12 @@ impl Metrics {
         self.fetching.resumed.inc();
     }
 
-    /// A download goes on with another source.
+    /// A download continues with another source.
     pub fn source_changed(&self) {
         self.fetching.sources_changed.inc();
     }
 
-    /// A download has stopped because nobody waits for it.
+    /// A download has paused because no client waits for it.
     pub fn download_paused(&self) {
         self.fetching.paused.inc();
     }

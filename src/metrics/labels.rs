@@ -1,4 +1,4 @@
-//! What series are told apart by: fixed sets, and upstreams' names.
+//! The labels of series: fixed sets, and the upstreams' names.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! Typed metrics, handed to whoever counts: there is no global registry.
+//! Typed metrics, passed to the modules that count: there is no global registry.
 //!
 //! Label values come from fixed sets and from the configuration, never from a request, so the
 //! number of series is bounded.
@@ -218,7 +218,7 @@ impl Metrics {
         self.upstream_requests.get_or_create_owned(&labels).inc();
     }
 
-    /// Counter of the body bytes that come from one upstream: kept by whoever reads a body.
+    /// Counter of the body bytes that come from one upstream: for the reader of a body.
     pub fn upstream_bytes(&self, upstream: &str, kind: Kind) -> Counter {
         self.upstream_bytes.get_or_create_owned(&UpstreamBytes {
             upstream: upstream.to_owned(),

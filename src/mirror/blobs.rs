@@ -90,11 +90,11 @@ impl BlobAnswer {
             }
             follower.announce(all);
         }
-        // No byte of it comes sooner, so that an error can still be told as one.
+        // Before its first byte, so that an error can still be sent as one.
         if size.is_some_and(|size| size <= VERIFIED_FIRST) {
             follower.verified().await?;
         }
-        // Which status a redirect led to in the end isn't told.
+        // The status at the end of a redirect isn't known here.
         let exchange = Exchange::unanswered();
         let stored = outcome == Outcome::Miss && follower.is_stored();
         Ok(Some(Self {
@@ -110,7 +110,7 @@ impl BlobAnswer {
 impl Mirror {
     /// Finds a blob. Errors are the upstream's, when it was needed.
     ///
-    /// `ranges` is what the client wants of it, if it isn't everything.
+    /// `ranges`: the requested ranges; none for the whole blob.
     pub async fn blob(
         self: &Arc<Self>,
         target: &Target,
@@ -226,7 +226,7 @@ impl Mirror {
         BlobAnswer::following(follower, ranges, outcome).await
     }
 
-    /// What of a blob that isn't there is to be fetched.
+    /// The part of a missing blob that is to be fetched.
     fn wanted(&self, target: &Target, ranges: Option<&Requested>) -> BlobRequest {
         let Some(ranges) = ranges else {
             return BlobRequest::WHOLE;
@@ -297,7 +297,7 @@ impl Mirror {
         }
     }
 
-    /// Asks the upstream whether the repository has the blob: one question for all who wonder.
+    /// Asks the upstream whether the repository has the blob, once for all clients that wait.
     async fn prove(&self, target: &Target, digest: Digest) -> Result<Option<u64>, MirrorError> {
         let key: (RepoName, Digest) = (target.stored.clone(), digest);
         let target = target.clone();

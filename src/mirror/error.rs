@@ -1,4 +1,4 @@
-//! What can go wrong with an answer, told apart by who has to do something about it.
+//! Why a request has no answer.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::oci::{Classified, Digest, ErrorKind};
 use crate::upstream::UpstreamError;
 use crate::workers::WorkLost;
 
-/// Cloned to everybody who waited for the same thing.
+/// Every client that waited for the same result gets a clone.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum MirrorError {
     #[error("no upstream is configured for the registry {0}")]
@@ -105,7 +105,7 @@ impl MirrorError {
         )
     }
 
-    /// Whether the upstream said that there is no such thing.
+    /// Whether the upstream answered that it doesn't have the content.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self.upstream(), Some(UpstreamError::NotFound { .. }))
     }

@@ -16,7 +16,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// What an outcome alone tells: what is confirmed or fetched was answered with 200.
+    /// The exchange behind an outcome: the upstream answers a confirmation or a fetch with 200.
     pub fn of(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Revalidated | Outcome::Miss => Self {

@@ -96,7 +96,7 @@ impl Mirror {
         })
     }
 
-    /// One question for all who want the tags of a repository.
+    /// Requests the tags of a repository, once for all clients that wait.
     async fn ask_for_tags(
         &self,
         target: &Target,

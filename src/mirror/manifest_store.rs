@@ -50,9 +50,9 @@ impl Mirror {
         Some(manifest)
     }
 
-    /// What a client is told when the upstream couldn't be asked (`asked`) and nothing stored can be
-    /// served: that the stored manifest is of schema 1, if it is. It is told the same while the upstream
-    /// answers.
+    /// The error for a client when asking the upstream failed with `asked` and nothing stored can be
+    /// served. If the stored manifest is of schema 1, the client gets the same error as while the
+    /// upstream answers.
     pub(super) async fn unless_schema1(
         &self,
         target: &Target,
@@ -162,8 +162,8 @@ impl Mirror {
         }
     }
 
-    /// An upstream's 404 ends the tag, for those who could have read what it named. So does a
-    /// schema 1 manifest in its place.
+    /// Removes a tag after the upstream's 404, or a schema 1 manifest in its place, if the client could
+    /// have read the manifest that it named.
     pub(super) async fn gone(
         &self,
         target: &Target,

@@ -91,7 +91,7 @@ fn believed(stale: bool) -> Outcome {
     if stale { Outcome::Stale } else { Outcome::Hit }
 }
 
-/// All that a client must be told of a manifest, unless the upstream left something out.
+/// The headers of a manifest, unless the upstream left one out.
 fn known(head: &ManifestHead) -> Option<ManifestMeta> {
     Some(ManifestMeta {
         digest: head.digest?,
@@ -103,8 +103,8 @@ fn known(head: &ManifestHead) -> Option<ManifestMeta> {
 impl Mirror {
     /// Finds a manifest. `accept` matters for tags only: a digest fixes the content.
     ///
-    /// What is warm is found at once. The rest is put aside, so that connections, which keep room
-    /// for a request's future as long as they live, needn't have room for it.
+    /// A warm manifest is found without waiting. The rest is boxed: a connection keeps the memory of a
+    /// request's future for as long as it lives.
     pub async fn manifest(
         self: &Arc<Self>,
         target: &Target,
@@ -165,7 +165,7 @@ impl Mirror {
         }
     }
 
-    /// One question for all who ask for the digest.
+    /// Asks the upstream for a digest, once for all clients that wait.
     async fn ask_by_digest(
         &self,
         target: &Target,
@@ -274,7 +274,7 @@ impl Mirror {
         Some(stale)
     }
 
-    /// One question for all who ask for the tag with the same Accept list.
+    /// Asks the upstream for a tag, once for all clients with the same Accept list.
     async fn ask_by_tag(
         &self,
         target: &Target,
@@ -324,7 +324,7 @@ impl Mirror {
     }
 
     /// The upstream has just named the tag's digest: that links the manifest, if the store has it.
-    /// None when the upstream's answer lacks a part: then only a GET tells.
+    /// None when the upstream's answer lacks a header: then a GET is needed.
     async fn confirm(
         &self,
         target: &Target,

@@ -4,10 +4,10 @@
 //! the upstream; [`lists`] has tags and the catalog, [`referrers`] what is attached to a manifest;
 //! [`prefetch`]
 //! has an image's layers fetched before they are asked for. What comes out names its
-//! [`Outcome`](crate::metrics::Outcome), so that clients, logs and metrics are told alike where an answer came from.
+//! [`Outcome`](crate::metrics::Outcome): clients, logs and metrics agree on where a response came from.
 //!
-//! What must never happen: content that was proved for one repository is given to another; content
-//! that wasn't verified is given to anybody as if it were.
+//! What must never happen: content that was proved for one repository is served for another; content
+//! that wasn't verified is served as verified.
 
 mod blobs;
 mod error;

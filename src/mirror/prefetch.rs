@@ -157,7 +157,7 @@ impl Prefetch {
         }
     }
 
-    /// The image that a client pulls who is given this blob; none where that isn't known. A hit
+    /// The image that a client pulls when it requests this blob; none where that isn't known. A hit
     /// starts nothing, and so is looked up only while something is being fetched ahead.
     fn image_of(&self, digest: &Digest, outcome: Outcome) -> Option<Digest> {
         if outcome == Outcome::Hit && self.sessions.is_empty() {

@@ -97,7 +97,7 @@ impl Mirror {
         })
     }
 
-    /// One question for all who want the referrers of a digest.
+    /// Requests the referrers of a digest, once for all clients that wait.
     async fn ask_for_referrers(
         self: &Arc<Self>,
         target: &Target,

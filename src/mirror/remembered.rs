@@ -112,7 +112,7 @@ where
         }
     }
 
-    /// The list from memory while it is fresh, else from `ask`, which runs once for all who want it.
+    /// The list from memory while it is fresh, else from `ask`, which runs once for all that wait for it.
     /// While the upstream can't answer, or takes long to, the last list is given out. Cancel safe:
     /// `ask` is told when nobody waits any more, `report` of an error instead of which the last list is
     /// given out.

@@ -1,4 +1,4 @@
-//! One run of the same small job for everybody who waits for it.
+//! Runs a job once for all callers that wait for its result.
 
 use std::fmt;
 use std::future::Future;

@@ -15,7 +15,7 @@ pub(super) struct BlobSizes(Cache<Digest, Described>);
 enum Described {
     Size(u64),
     /// Manifests contradict each other: anybody can publish a manifest with a wrong size for
-    /// somebody else's blob.
+    /// another publisher's blob.
     Disputed,
 }
 

@@ -112,7 +112,7 @@ impl TagRecords {
         );
     }
 
-    /// The tag's manifest isn't stored: who stores it shall point the tag to it.
+    /// The tag's manifest isn't stored: once it is, the tag is to name it.
     pub(super) fn awaits(&self, key: &TagKey, digest: Digest) {
         self.awaiting
             .insert((key.repo.clone(), digest), key.clone());

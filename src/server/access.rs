@@ -24,7 +24,7 @@ pub struct Record {
     line: Option<Box<Line>>,
 }
 
-/// What only the log tells.
+/// What only the log needs.
 #[derive(Debug)]
 struct Line {
     started: Instant,
@@ -67,7 +67,7 @@ impl Record {
         self.expects_body = expects_body;
     }
 
-    /// Why the request failed, for the log: more than the client is told.
+    /// Why the request failed, for the log.
     pub fn failed(&mut self, error: &str) {
         if let Some(line) = &mut self.line {
             line.failure = Some(error.to_owned());

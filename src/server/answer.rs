@@ -29,7 +29,7 @@ const BYTES: HeaderValue = HeaderValue::from_static("bytes");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 /// Header fields that most answers have, and those that configurations add: more make the map grow.
 const FIELDS: usize = 12;
-/// What is named by its digest never changes: a year, the longest that caches are told.
+/// Content with a digest never changes: a year, the longest time that caches accept.
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
@@ -201,7 +201,7 @@ pub(super) fn manifest(
     let ranges = conditions
         .ranges(&digest)
         .map(|ranges| ranges.resolve(size));
-    // containerd sends `bytes=0-` for manifests, too. Several ranges of one gain nobody anything.
+    // containerd sends `bytes=0-` for manifests, too. Several ranges of a manifest are answered with all of it.
     match ranges {
         Some(Resolved::One(range)) => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;

@@ -54,7 +54,7 @@ impl BodyError {
     }
 }
 
-/// Where a body gets a blob's bytes, and where it goes on when a stored file fails.
+/// Where a body reads a blob's bytes, and how it continues when a stored file fails.
 #[derive(Debug)]
 pub(super) struct Source {
     pub body: BlobContent,
@@ -339,7 +339,7 @@ impl BodyCursor {
     async fn read(&mut self, offset: u64, end: Option<u64>) -> Result<Option<Chunk>, BodyError> {
         match self.read_source(offset, end).await {
             Err(error) if error.is_damage() => {
-                // Put aside: rare, so that every body needn't keep room for it.
+                // Boxed: it is rare, and would enlarge every body.
                 Box::pin(self.recover(offset, end, error)).await?;
                 self.read_source(offset, end).await
             }

@@ -1,8 +1,8 @@
 //! The memory that unsent bytes of responses take: a budget of the whole process, and of each
 //! HTTP/2 connection.
 //!
-//! The budget is soft, so that nobody can take all of it and keep the others waiting: a body that
-//! finds it exhausted goes on in small pieces, one at a time on a connection.
+//! The budget is soft, so that no client can take all of it and stall the others: a body that finds it
+//! exhausted continues in small pieces, one at a time on a connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -60,7 +60,7 @@ struct ChunkState {
 }
 
 /// A range that is sent next. It keeps the file open until its bytes are with the kernel, longer than
-/// the body and its hold live: a file that is removed meanwhile stays readable for who has it open.
+/// the body and its hold live: an open file stays readable after it is removed.
 #[derive(Debug, Clone)]
 pub(super) struct Range {
     pub reader: Reader,

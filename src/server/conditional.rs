@@ -34,7 +34,7 @@ pub(super) enum Verdict {
     Proceed,
     /// 304: the client has it already.
     NotModified,
-    /// 412: the client wants something else.
+    /// 412: the client requires other content.
     Failed,
 }
 

@@ -214,7 +214,7 @@ impl<H: Handler> Server<H> {
                 socket.leave_reads_alone();
                 let handler = Arc::clone(&self.handler);
                 let buffers = self.buffers.clone();
-                // Put aside, so that HTTP/1 connections keep no room for it.
+                // Boxed, so that it takes no memory in HTTP/1 connections.
                 return Box::pin(http2.serve(socket, handler, peer, buffers, &self.stop)).await;
             }
         }

@@ -1,6 +1,6 @@
 //! The one place where errors become a status and an error document.
 //!
-//! What a client is told names the thing it asked for and who failed; the log has the causes. An
+//! The message for a client names what it requested and which side failed; the log has the causes. An
 //! upstream's refusals stay apart (401, 403, 404, 429, 5xx), so that a client's own fallback works.
 
 use std::time::Duration;
@@ -17,9 +17,9 @@ pub(super) struct Refusal {
     pub status: StatusCode,
     pub document: ErrorDocument,
     pub retry_after: Option<Duration>,
-    /// Where the answer came from: nowhere, unless somebody was asked.
+    /// The `Cache-Status` field.
     pub cache_status: HeaderValue,
-    /// What the log is told beyond the document; nothing where the client alone is at fault.
+    /// The text for the log; none where only the client is at fault.
     pub log: Option<String>,
 }
 
@@ -107,7 +107,7 @@ fn status_and_code(kind: ErrorKind, missing: ErrorCode) -> (StatusCode, ErrorCod
     }
 }
 
-/// Whether somebody else than the client is at fault.
+/// Whether the upstream or the mirror is at fault.
 const fn is_logged(kind: ErrorKind) -> bool {
     match kind {
         ErrorKind::NoSuchPath

@@ -41,7 +41,7 @@ impl Handlers {
             Action::Root => Ok((answer::alive(), Outcome::Hit)),
             Action::Options => Ok((answer::options(), Outcome::Hit)),
             Action::Base => Ok((answer::base(), Outcome::Hit)),
-            // These are rare: put aside, so that connections needn't keep room for them.
+            // These are rare: boxed, so that they take no memory in every connection.
             Action::Catalog(page) => Box::pin(self.catalog(page)).await,
             Action::Tags { name, page } => Box::pin(self.tags(call, name, page)).await,
             Action::Manifest { name, reference } => self.manifest(call, name, reference).await,
@@ -202,7 +202,7 @@ impl Handlers {
     }
 }
 
-/// An upstream's failure that the client is told of.
+/// Logs an upstream's failure that the client gets as an error.
 fn report(target: &Target, error: &MirrorError) {
     target.report(error, "the client was told of the failure");
 }

@@ -156,7 +156,7 @@ impl Listener {
         }
     }
 
-    /// Lets nobody but the owner connect: for a unix socket.
+    /// Permits only the owner to connect, where it is a unix socket.
     pub fn make_private(&self) -> io::Result<()> {
         match self {
             Self::Tcp(_) => Ok(()),
@@ -284,7 +284,7 @@ pub struct UnixSocket {
 }
 
 impl UnixSocket {
-    /// Takes the place of a socket file that nobody answers at: what a killed process leaves.
+    /// Replaces a socket file at which no process answers: a killed process leaves one.
     async fn bind(path: &std::path::Path) -> io::Result<Self> {
         use std::os::unix::fs::FileTypeExt as _;
         if let Ok(found) = std::fs::symlink_metadata(path)

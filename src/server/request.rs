@@ -1,4 +1,4 @@
-//! What a handler gets of a request besides its head: who sent it, and its body.
+//! The parts of a request besides its head: the client that sent it, and its body.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -25,7 +25,7 @@ pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// that dead peers don't pile up.
 pub(super) const CLIENT_STALL: Duration = Duration::from_mins(10);
 
-/// What the protocol tells the socket. Clones of the `Arc` share it within one connection's task.
+/// What the socket knows of the protocol. Clones of the `Arc` share it within one connection's task.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     /// Requests whose head is complete; wraps around.

@@ -122,12 +122,12 @@ impl Layout {
         path
     }
 
-    /// When entries expire, in the reference registry's format; belongs to `retention`.
+    /// When entries expire, in the reference registry's format; belongs to `cache`.
     pub fn scheduler_state(&self) -> PathBuf {
         self.root.join("scheduler-state.json")
     }
 
-    /// What has changed since the scheduler state was written; belongs to `retention`.
+    /// What has changed since the scheduler state was written; belongs to `cache`.
     pub fn scheduler_journal(&self) -> PathBuf {
         self.root.join("scheduler-state.journal")
     }

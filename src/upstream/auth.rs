@@ -31,7 +31,7 @@ const MAX_REPOSITORIES: usize = 4096;
 /// the challenge's scope.
 const MAX_SENT: usize = 4;
 
-/// How a repository wants to be asked.
+/// How requests for a repository are authorized.
 #[derive(Debug, Clone)]
 enum Scheme {
     Basic(HeaderValue),

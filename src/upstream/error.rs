@@ -1,8 +1,8 @@
 //! What goes wrong with an upstream, kept apart as faithfully as the client needs it.
 //!
-//! The token service's troubles are told with the same variants, because they mean the same to
-//! whoever asked (a 429 is a 429); the URL says which of the two it was. An error is shared with
-//! everybody who waited for the same answer, so it is cheap to clone.
+//! Errors of the token service have the same variants, because they mean the same to the caller (a 429
+//! is a 429); the URL says which of the two failed. Every caller that waited for the same response gets
+//! the error, so it is cheap to clone.
 
 use std::fmt;
 use std::sync::Arc;
@@ -83,13 +83,13 @@ impl fmt::Display for Message {
     }
 }
 
-/// Why there is no answer.
+/// Why a request to an upstream failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum UpstreamError {
     /// 404.
     #[error("{url}: not found{message}")]
     NotFound { url: ShownUrl, message: Message },
-    /// 401, also after authenticating; or no credentials for a registry that wants them.
+    /// 401, also after authenticating; or no credentials for a registry that requires them.
     #[error("{url}: authentication failed{message}")]
     Unauthorized { url: ShownUrl, message: Message },
     /// 401 or 403 in answer to the operator's user name and password.
@@ -100,7 +100,7 @@ pub enum UpstreamError {
         message: Message,
     },
     /// 403 of the registry or its token service. A content network's 403 is
-    /// [`Unexpected`](Self::Unexpected): it says that a signature expired, not who may read.
+    /// [`Unexpected`](Self::Unexpected): it says that a signature expired.
     #[error("{url}: access denied{message}")]
     Denied { url: ShownUrl, message: Message },
     /// 429.
@@ -281,8 +281,7 @@ impl UpstreamError {
         self.permits_stale()
     }
 
-    /// Whether the upstream asks for less (429, 503): whoever asks on several connections at once
-    /// should use fewer.
+    /// Whether the upstream asks for fewer requests (429, 503): a download should use fewer streams.
     pub const fn pushes_back(&self) -> bool {
         matches!(
             self,
@@ -308,7 +307,7 @@ impl UpstreamError {
         matches!(self, Self::Unexpected { status: 416, .. })
     }
 
-    /// How long the upstream wants to be left alone, if it said so; at most
+    /// The `Retry-After` of the upstream, if it sent one; at most
     /// [`MAX_RETRY_AFTER`](super::retry::MAX_RETRY_AFTER).
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -364,7 +363,7 @@ impl UpstreamError {
         Self::Schema1 { url: url.into() }
     }
 
-    /// The status, when it is one that this room gives no meaning of its own.
+    /// The status, when it is one that this module gives no meaning of its own.
     pub(super) const fn unexpected_status(&self) -> Option<u16> {
         match self {
             Self::Unexpected { status, .. } => Some(*status),

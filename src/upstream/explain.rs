@@ -1,4 +1,4 @@
-//! What clients are told of an upstream's errors.
+//! The messages for clients about an upstream's errors.
 
 use std::borrow::Cow;
 use std::time::Duration;

@@ -47,7 +47,7 @@ struct QueuePlace<'a>(&'a AtomicUsize);
 
 impl<'a> QueuePlace<'a> {
     fn take(waiting: &'a AtomicUsize) -> Option<Self> {
-        // Made first, so that it is given back also when there is no room.
+        // Made first, so that it is released also when the queue is full.
         let place = Self(waiting);
         let ahead = waiting.fetch_add(1, Ordering::Relaxed);
         (ahead < MAX_WAITING).then_some(place)
@@ -80,7 +80,7 @@ mod tests {
             assert!(poll!(place).is_pending());
         }
         assert!(gate.enter(PATIENCE).await.is_none(), "the line is full");
-        // Who leaves the line makes room, and the first in line is served first.
+        // A waiter that leaves frees its place; waiters are served in order.
         drop(line.pop());
         let mut last = Box::pin(gate.enter(PATIENCE));
         assert!(poll!(&mut last).is_pending());

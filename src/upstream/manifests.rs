@@ -18,8 +18,8 @@ use crate::oci::{
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// What a HEAD tells about a manifest. Nothing of it is verified, and each part may be missing:
-/// without a digest, only a GET tells.
+/// The headers of a HEAD response for a manifest. None is verified, and each may be missing: without a
+/// digest, a GET is needed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ManifestHead {
     pub digest: Option<Digest>,

@@ -10,7 +10,7 @@
 //! service of its site (or one that the operator named); ask for more than reading; be led to
 //! internal addresses (`guard`); believe a length, a digest, a range or a redirect of the other
 //! side; wait without an end; show a query or a password in an error or a log. It caches nothing
-//! but tokens, and doesn't join equal requests: that is the business of who asks.
+//! but tokens, and doesn't join equal requests: its callers do.
 //!
 //! Proxies are taken from the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`) by the HTTP
 //! library. Sources: OCI distribution-spec 1.1, distribution's token authentication

@@ -12,13 +12,13 @@ pub(super) const ATTEMPTS: u32 = 3;
 pub(super) const BASE: Duration = Duration::from_millis(200);
 /// No wait of our own choice is longer.
 pub(super) const CAP: Duration = Duration::from_secs(2);
-/// The longest `Retry-After` that is waited out here; a client is told of longer ones instead.
+/// The longest `Retry-After` that is waited for here; longer ones are passed on to the client.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest `Retry-After` that is believed.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// How long to wait before the next attempt, after attempt number `attempt` (from 1) failed with
-/// `error`. `None`: give up. `jitter` is between 0 and 1 and spreads those who failed together.
+/// `error`. `None`: give up. `jitter` is between 0 and 1 and spreads requests that failed together.
 pub(super) fn delay(attempt: u32, error: &UpstreamError, jitter: f64) -> Option<Duration> {
     if attempt >= ATTEMPTS || !is_retried(error) {
         return None;

@@ -1,4 +1,4 @@
-//! Bearer tokens: kept until shortly before they expire, and asked for once by all who need one.
+//! Bearer tokens: kept until shortly before they expire, and requested once for all callers.
 //!
 //! Each scope has a slot: a mutex that is held across the token request on purpose. It is the
 //! single flight itself, not a guard of shared memory: whoever holds it makes the request, the

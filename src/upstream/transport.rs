@@ -1,5 +1,5 @@
 //! One HTTP exchange at a time: sends, waits within bounds, follows redirects, counts, logs, and
-//! turns a library's error or a status into this room's.
+//! turns a library's error or a status into this module's.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::config::Timeouts;
 use crate::error_chain::on_one_line;
 
-/// What clients are told when too many requests wait for an upstream.
+/// The `Retry-After` for clients when too many requests wait for an upstream.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// A request to be made. No `Debug`: the query of a page's link may be a secret.
@@ -128,7 +128,7 @@ impl Transport {
             let Some(wait) = retry::delay(attempt, &error, fastrand::f64()) else {
                 return Err(error);
             };
-            // What comes of it in the end is reported by who asked.
+            // The caller reports the final result.
             tracing::debug!(upstream = %self.name, attempt, error = %on_one_line(&error), ?wait, "upstream request failed; trying again");
             tokio::time::sleep(wait).await;
             attempt += 1;

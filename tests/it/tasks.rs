@@ -7,7 +7,7 @@ use millpond::storage::MemoryStore;
 use crate::harness::{FaultyStore, Mirror, Operation, Registry, Setup, noise};
 
 #[tokio::test]
-async fn a_panic_of_the_retention_is_told_and_the_server_can_still_stop() {
+async fn a_panic_of_the_cache_is_reported_and_the_server_can_still_stop() {
     let up = Registry::start().await;
     let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
     store.panic(Operation::Repositories, 1);
@@ -21,7 +21,7 @@ async fn a_panic_of_the_retention_is_told_and_the_server_can_still_stop() {
 }
 
 #[tokio::test]
-async fn a_panic_of_the_sweeper_is_told() {
+async fn a_panic_of_the_deletion_task_is_reported() {
     let up = Registry::start().await;
     let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
     store.panic(Operation::Unlink, 1);
@@ -43,5 +43,5 @@ async fn a_panic_of_the_sweeper_is_told() {
         panicked = m.app.failed() => panicked,
         () = pulls => unreachable!(),
     };
-    assert_eq!(panicked.task, "sweeper");
+    assert_eq!(panicked.task, "deletion");
 }

@@ -3,6 +3,7 @@
 mod capacity;
 #[cfg(unix)]
 mod damage;
+mod deletion;
 mod expiry;
 mod fixtures;
 mod graph;
@@ -10,7 +11,6 @@ mod model;
 mod recent;
 mod scrub;
 mod state;
-mod sweeper;
 mod verified;
 
 use std::path::PathBuf;

@@ -10,7 +10,7 @@ use crate::storage::faulty::Operation;
 use proptest::prelude::*;
 
 const TTL: Duration = Duration::from_mins(10);
-/// Deadlines are whole seconds, and the sweeper takes a moment.
+/// Deadlines are whole seconds, and the deletion task takes a moment.
 const SLACK: Duration = Duration::from_secs(4);
 const CAP: u64 = 3_000;
 

@@ -183,7 +183,7 @@ async fn reading_keeps_to_its_rate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_background_pass_comes_round_and_ends_with_retention() {
+async fn the_background_pass_comes_round_and_ends_with_the_cache() {
     let house = House::with(settings()).await;
     let bad = layer("a", "bad");
     let wrong = Bytes::from_static(b"bat");

@@ -4,7 +4,7 @@ use super::*;
 use crate::storage::faulty::Operation;
 use crate::storage::{Content, FsStore, Modified, Stage};
 
-/// A store on disk with retention over it.
+/// A store on disk under a cache.
 async fn on_a_disk(directory: &tempfile::TempDir) -> House {
     let store = Arc::new(FsStore::open(directory.path()).await.unwrap());
     let clock = Clock::starting_at(today());
@@ -219,7 +219,7 @@ async fn what_cannot_be_quarantine_is_damaged_until_it_is_written_anew() {
     assert_eq!(verify(&house, "x").await, Integrity::Damaged);
     assert!(house.has("x").await);
     assert_eq!(trust(&house, "x").await, Trust::Damaged);
-    // The sweeper's turn comes when nobody reads it.
+    // The deletion task removes it once no reader is left.
     drop(reader);
     house.cache.settled().await;
     assert!(!house.has("x").await);

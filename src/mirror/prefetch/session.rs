@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::oci::{Digest, RepoName};
 
-/// How long prefetching goes on after the last client has left: clients pause between two layers.
+/// How long prefetching continues after the last client has left: clients pause between two layers.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The images that are being fetched ahead, by manifest. No more than prefetch tasks.
