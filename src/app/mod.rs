@@ -3,7 +3,6 @@
 mod cache;
 mod check;
 mod descriptors;
-mod meter;
 mod pulling;
 
 pub use cache::settings as cache_settings;
@@ -394,11 +393,7 @@ fn entry(
         timeouts: proxy.timeouts,
     };
     Ok(UpstreamEntry {
-        client: Upstream::new(
-            settings,
-            clock,
-            Arc::clone(metrics) as Arc<dyn upstream::Meter>,
-        )?,
+        client: Upstream::new(settings, clock, Arc::clone(metrics))?,
         name: upstream.name.clone(),
         aliases: upstream.aliases.clone(),
         docker_hub: upstream.is_docker_hub,

@@ -21,8 +21,9 @@ use super::reply::UpstreamResponse;
 use super::scope::Scopes;
 use super::token::{MAX_ANSWER, Token, TokenGrant, TokenRequest, Tokens};
 use super::transport::{Transport, UpstreamRequest};
-use super::{Kind, ShownUrl, UpstreamSettings, body, redirect, site};
+use super::{ShownUrl, UpstreamSettings, body, redirect, site};
 use crate::config::is_loopback;
+use crate::metrics::Kind;
 use crate::oci::RepoName;
 
 /// Repositories whose way of authenticating is remembered.

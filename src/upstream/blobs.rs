@@ -6,12 +6,13 @@ use std::fmt;
 use http::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use http::{Method, StatusCode};
 
+use super::Upstream;
 use super::body::{self, BlobChunks};
 use super::content_range::ContentRange;
 use super::error::{UpstreamError, Violation};
 use super::reply::UpstreamResponse;
 use super::transport::UpstreamRequest;
-use super::{Kind, Upstream};
+use crate::metrics::Kind;
 use crate::oci::{Digest, RepoName};
 
 /// What is known of a blob that the repository has.

@@ -13,7 +13,8 @@ use url::Url;
 use super::error::{Phase, UpstreamError, Violation};
 use super::reply::UpstreamResponse;
 use super::transport::UpstreamRequest;
-use super::{Kind, Upstream, body, redirect};
+use super::{Upstream, body, redirect};
+use crate::metrics::Kind;
 use crate::oci::manifest::media_type;
 use crate::oci::{Descriptor, Digest, RepoName, Tag};
 

@@ -10,7 +10,8 @@ use url::Url;
 use super::error::{UpstreamError, Violation};
 use super::reply::UpstreamResponse;
 use super::transport::UpstreamRequest;
-use super::{Kind, Upstream, body};
+use super::{Upstream, body};
+use crate::metrics::Kind;
 use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
 use crate::oci::{
     Accept, Algorithm, Declared, Digest, Manifest, ManifestType, Reference, RepoName,

@@ -46,12 +46,12 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use url::Url;
 
 use crate::clock::Clock;
 use crate::config::{Credentials, HostPattern, Timeouts, is_loopback};
+use crate::metrics::Metrics;
 use crate::oci::RepoName;
 pub use address::Network;
 use auth::Auth;
@@ -107,41 +107,6 @@ impl fmt::Debug for UpstreamSettings {
     }
 }
 
-/// Counts what goes to an upstream and what comes back.
-pub trait Meter: fmt::Debug + Send + Sync + 'static {
-    /// One HTTP exchange up to the answer's header: each redirect and each retry is one.
-    fn request(
-        &self,
-        upstream: &str,
-        kind: Kind,
-        method: &'static str,
-        outcome: Outcome,
-        elapsed: Duration,
-    );
-
-    /// `n` bytes of bodies received.
-    fn bytes(&self, upstream: &str, kind: Kind, n: u64);
-}
-
-/// What a request is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    Manifest,
-    Blob,
-    Token,
-    Tags,
-    Referrers,
-}
-
-/// How an exchange ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// With an answer of this status.
-    Status(u16),
-    /// Without one: [`UpstreamError::class`].
-    Error(&'static str),
-}
-
 /// The client of one upstream.
 #[derive(Debug)]
 pub struct Upstream {
@@ -156,16 +121,17 @@ impl Upstream {
     pub fn new(
         settings: UpstreamSettings,
         clock: Clock,
-        meter: Arc<dyn Meter>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, UpstreamError> {
         let name: Arc<str> = settings.name.as_str().into();
-        Self::set_up(settings, clock, meter).map_err(|reason| UpstreamError::Setup { name, reason })
+        Self::set_up(settings, clock, metrics)
+            .map_err(|reason| UpstreamError::Setup { name, reason })
     }
 
     fn set_up(
         settings: UpstreamSettings,
         clock: Clock,
-        meter: Arc<dyn Meter>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
         redirect::check(&settings.url, &settings.url, settings.plain_http).map_err(|error| {
             match error {
@@ -181,7 +147,7 @@ impl Upstream {
         if credentials.is_some() && readable && !settings.plain_http {
             return Err(SetupError::PlainHttp);
         }
-        let transport = Transport::new(&settings, clock, meter)?;
+        let transport = Transport::new(&settings, clock, metrics)?;
         let auth = Auth::new(&settings, credentials);
         let mut url = settings.url;
         url.set_query(None);

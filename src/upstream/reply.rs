@@ -11,7 +11,7 @@ use url::Url;
 
 use super::error::{Phase, Source, UpstreamError, Violation};
 use super::gate::Permit;
-use super::{Kind, Meter};
+use crate::metrics::{Counter, Kind};
 
 /// An answer whose body hasn't been read.
 pub(super) struct UpstreamResponse {
@@ -19,8 +19,8 @@ pub(super) struct UpstreamResponse {
     /// It comes from the origin that was asked, not from where a redirect led.
     pub own: bool,
     pub(super) kind: Kind,
-    pub(super) upstream: Arc<str>,
-    pub(super) meter: Arc<dyn Meter>,
+    /// Counts the bytes of the body.
+    pub(super) received: Counter,
     pub(super) response: Response,
     /// A metadata request counts until its body has been read.
     pub(super) permit: Option<Permit>,
@@ -74,8 +74,7 @@ impl UpstreamResponse {
         let chunk = self.response.chunk().await;
         let chunk = chunk.map_err(|error| self.broken(received, Some(shared(error))))?;
         if let Some(chunk) = &chunk {
-            self.meter
-                .bytes(&self.upstream, self.kind, chunk.len() as u64);
+            self.received.inc_by(chunk.len() as u64);
         }
         Ok(chunk)
     }

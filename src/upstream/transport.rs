@@ -18,10 +18,11 @@ use super::gate::{Gate, Permit};
 use super::guard::{self, Guard};
 use super::redirect::{self, RedirectError};
 use super::reply::UpstreamResponse;
-use super::{Kind, Meter, Outcome, UpstreamSettings, body, retry};
+use super::{UpstreamSettings, body, retry};
 use crate::clock::Clock;
 use crate::config::Timeouts;
 use crate::error_chain::on_one_line;
+use crate::metrics::{Ending, Kind, Metrics};
 
 /// The `Retry-After` for clients when too many requests wait for an upstream.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -67,7 +68,7 @@ pub(super) struct Transport {
     /// Whether the upstream may lead from https to http, with credentials.
     pub plain_http: bool,
     pub clock: Clock,
-    meter: Arc<dyn Meter>,
+    metrics: Arc<Metrics>,
     clients: Clients,
     pub(super) guard: Arc<Guard>,
     gate: Gate,
@@ -88,7 +89,7 @@ impl Transport {
     pub(super) fn new(
         settings: &UpstreamSettings,
         clock: Clock,
-        meter: Arc<dyn Meter>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
         let name: Arc<str> = settings.name.as_str().into();
         let guard = Arc::new(Guard::new(
@@ -103,7 +104,7 @@ impl Transport {
             timeouts: settings.timeouts,
             plain_http: settings.plain_http,
             clock,
-            meter,
+            metrics,
             clients: Clients::new(settings, &guard)?,
             guard,
             gate: Gate::new(),
@@ -203,23 +204,22 @@ impl Transport {
                 after: self.timeouts.header,
             }),
         };
-        let outcome = match &result {
-            Ok(response) => Outcome::Status(response.status().as_u16()),
-            Err(error) => Outcome::Error(error.class()),
+        let ending = match &result {
+            Ok(response) => Ending::Status(response.status().as_u16()),
+            Err(error) => Ending::Error(error.class()),
         };
-        self.report(ask, url, outcome, started.elapsed());
+        self.report(ask, url, ending, started.elapsed());
         result.map(|response| UpstreamResponse {
             url: url.clone(),
             own,
             kind: ask.kind,
-            upstream: Arc::clone(&self.name),
-            meter: Arc::clone(&self.meter),
+            received: self.metrics.upstream_bytes(&self.name, ask.kind),
             response,
             permit,
         })
     }
 
-    fn report(&self, ask: &UpstreamRequest, url: &Url, outcome: Outcome, elapsed: Duration) {
+    fn report(&self, ask: &UpstreamRequest, url: &Url, ending: Ending, elapsed: Duration) {
         let method = if ask.method == Method::HEAD {
             "HEAD"
         } else {
@@ -229,12 +229,17 @@ impl Transport {
             upstream = %self.name,
             method,
             url = %super::ShownUrl::from(url),
-            ?outcome,
+            ?ending,
             ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "upstream request"
         );
-        self.meter
-            .request(&self.name, ask.kind, method, outcome, elapsed);
+        let degraded = match ending {
+            Ending::Status(status) => status >= 500,
+            Ending::Error(_) => true,
+        };
+        self.metrics.upstream_degraded(&self.name, degraded);
+        self.metrics
+            .upstream_request(&self.name, ask.kind, method, ending);
     }
 
     /// The library's error before there was a header. Its own text names the whole URL.

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use crate::metrics::Counter;
 use parking_lot::{Condvar, Mutex};
-use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes of lines that may wait for the thread; it holds as many again while it writes.

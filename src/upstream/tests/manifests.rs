@@ -172,14 +172,28 @@ async fn sent_and_received_bytes_are_counted() {
         Reply::redirect("/final").status(302)
     })
     .await;
-    let counter = Arc::new(Counter::default());
-    let meter = Arc::clone(&counter);
-    let upstream = Upstream::new(settings(&server.url()), Clock::system(), meter).unwrap();
+    let metrics: Arc<Metrics> = Arc::default();
+    let counted = Arc::clone(&metrics);
+    let upstream = Upstream::new(settings(&server.url()), Clock::system(), counted).unwrap();
     get_tag(&upstream).await.unwrap();
-    let get = |status| (Kind::Manifest, "GET", Outcome::Status(status));
-    assert_eq!(*counter.requests.lock().unwrap(), [get(302), get(200)]);
+    let text = metrics.render();
+    let counts = text
+        .lines()
+        .filter(|line| line.starts_with("millpond_upstream_"));
+    let series = |name: &str| {
+        counts
+            .clone()
+            .filter_map(|line| line.strip_prefix(name))
+            .collect::<Vec<_>>()
+    };
+    let mut requests = series("millpond_upstream_requests_total");
+    requests.sort_unstable();
+    let get =
+        |status| format!(r#"{{upstream="test",kind="manifest",method="GET",status="{status}"}} 1"#);
+    assert_eq!(requests, [get(200), get(302)]);
     let received = "elsewhere".len() + MANIFEST.len();
-    assert_eq!(*counter.bytes.lock().unwrap(), received as u64);
+    let bytes = format!(r#"{{upstream="test",kind="manifest"}} {received}"#);
+    assert_eq!(series("millpond_upstream_received_bytes_total"), [bytes]);
 }
 
 const SIGNED: &str = r#"{"schemaVersion":1,"name":"app","tag":"1","architecture":"amd64","fsLayers":[],"history":[],"signatures":[]}"#;

@@ -9,7 +9,7 @@ mod ranges;
 mod setup;
 mod time;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -23,32 +23,6 @@ use testkit::{ALWAYS, Gate, Identity, Options, Reply, Seen};
 type Server = testkit::Registry<Digest>;
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
-
-/// Counts requests and bytes.
-#[derive(Debug, Default)]
-struct Counter {
-    requests: Mutex<Vec<(Kind, &'static str, Outcome)>>,
-    bytes: Mutex<u64>,
-}
-
-impl Meter for Counter {
-    fn request(
-        &self,
-        upstream: &str,
-        kind: Kind,
-        method: &'static str,
-        outcome: Outcome,
-        _elapsed: Duration,
-    ) {
-        assert_eq!(upstream, "test");
-        self.requests.lock().unwrap().push((kind, method, outcome));
-    }
-
-    fn bytes(&self, upstream: &str, _kind: Kind, n: u64) {
-        assert_eq!(upstream, "test");
-        *self.bytes.lock().unwrap() += n;
-    }
-}
 
 fn settings(url: &str) -> UpstreamSettings {
     UpstreamSettings {
@@ -71,12 +45,7 @@ fn wall() -> SystemTime {
 }
 
 fn connect(settings: UpstreamSettings) -> Upstream {
-    Upstream::new(
-        settings,
-        Clock::starting_at(wall()),
-        Arc::new(Counter::default()),
-    )
-    .unwrap()
+    Upstream::new(settings, Clock::starting_at(wall()), Arc::default()).unwrap()
 }
 
 fn client(server: &Server) -> Upstream {

@@ -1,8 +1,7 @@
 use super::*;
 
 fn refused(settings: UpstreamSettings) -> SetupError {
-    let meter = Arc::new(Counter::default());
-    match Upstream::new(settings, Clock::system(), meter) {
+    match Upstream::new(settings, Clock::system(), Arc::default()) {
         Err(UpstreamError::Setup { name, reason }) => {
             assert_eq!(&*name, "test");
             reason
