@@ -57,13 +57,13 @@ impl Cache {
         upstream: &str,
         evict: bool,
     ) -> Option<(Admission, Box<dyn Stage>, Partial)> {
-        let parked = self.1.take(digest, upstream);
         let resumed = self.0.store.resume(digest, upstream).await;
         let resumed = resumed.inspect_err(|error| {
             tracing::warn!(%digest, error = %on_one_line(error), "can't resume a partial download");
         });
         let (stage, partial) = resumed.ok()??;
-        let reservation = if let Some(parked) = parked {
+        // A download that has just been paused has parked it before it gave the stage up.
+        let reservation = if let Some(parked) = self.1.take(digest, upstream) {
             parked
         } else {
             let request = SpaceRequest {
@@ -108,13 +108,13 @@ impl Admission {
     /// the space of the `bytes` that are on disk, and gives the rest back.
     pub async fn pause(mut self, stage: Box<dyn Stage>, upstream: &Arc<str>, bytes: u64) {
         self.reservation.shrink(bytes);
-        let digest = self.digest;
+        let (digest, partials) = (self.digest, &self.cache.1);
+        partials.park(digest, upstream, self.reservation);
         if let Err(panicked) = tokio::task::spawn_blocking(move || stage.leave()).await {
             tracing::error!(%digest, error = %on_one_line(&panicked), "leaving a partial download panicked");
-            return;
+            drop(partials.take(&digest, upstream));
         }
-        let partials = &self.cache.1;
-        partials.park(digest, upstream, self.reservation).await;
+        partials.trim().await;
     }
 
     /// Commits the stage, whose digest the caller has verified, as a blob of `size` bytes, then links

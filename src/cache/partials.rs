@@ -70,15 +70,14 @@ impl Partials {
         self.update_metrics(&parked);
     }
 
-    /// Adds a partial, whose space stays reserved. Removes the oldest when there are too many.
-    pub(super) async fn park(&self, digest: Digest, upstream: &Arc<str>, reservation: Reservation) {
+    /// Adds a partial, whose space stays reserved. The caller [trims](Self::trim) afterwards.
+    pub(super) fn park(&self, digest: Digest, upstream: &Arc<str>, reservation: Reservation) {
         self.park_until(Parked {
             digest,
             upstream: Arc::clone(upstream),
             until: Instant::now() + MAX_AGE,
             reservation,
         });
-        self.trim(Instant::now()).await;
     }
 
     fn park_until(&self, new: Parked) {
@@ -94,7 +93,8 @@ impl Partials {
     }
 
     /// Removes partials that are too many or too old.
-    async fn trim(&self, now: Instant) {
+    pub(super) async fn trim(&self) {
+        let now = Instant::now();
         loop {
             let gone = {
                 let mut parked = self.parked.lock();
@@ -135,7 +135,7 @@ impl Partials {
         self.adopt().await;
         loop {
             tokio::time::sleep(TRIM_INTERVAL).await;
-            self.trim(Instant::now()).await;
+            self.trim().await;
         }
     }
 
@@ -182,6 +182,6 @@ impl Partials {
                 None => self.discard(&digest, &partial.upstream).await,
             }
         }
-        self.trim(Instant::now()).await;
+        self.trim().await;
     }
 }

@@ -15,6 +15,9 @@ use serde::de::IgnoredAny;
 /// small text can mean a very large tree.
 const MAX_VALUES: usize = 10_000;
 const TOO_MANY: &str = "more than 10000 values";
+/// What this parser demands beyond `serde_yaml`'s.
+const INDENT: &str = "lines inside brackets, braces and quotes must be indented deeper than their \
+                      key, and a blank, not a tab, must follow a colon";
 const BAD_KEY: &str = "a key that is not a single value";
 
 /// Where a value was written.
@@ -142,11 +145,19 @@ impl Document {
             message: error.to_string(),
         })?;
         let mut builder = Builder::new(variable);
+        // The parser adds a line break to a block scalar that the end of the text ends.
+        let unended = (!text.ends_with('\n')).then(|| text.chars().count());
         for event in Parser::new_from_str(text) {
-            let (event, span) = event.map_err(|error| SyntaxError {
+            let (mut event, span) = event.map_err(|error| SyntaxError {
                 line: Some(error.marker().line()),
-                message: error.to_string(),
+                message: format!("{error}; {INDENT}"),
             })?;
+            if let Event::Scalar(block, ScalarStyle::Literal | ScalarStyle::Folded, ..) = &mut event
+                && unended.is_some_and(|end| span.end.index() >= end)
+                && let Some(whole) = block.strip_suffix('\n')
+            {
+                *block = whole.to_owned().into();
+            }
             let line = span.start.line();
             builder.event(event, line).map_err(|message| SyntaxError {
                 line: Some(line),
@@ -364,6 +375,8 @@ mod tests {
             "%YAML 1.1\n---\na: b\nc: 1e5\n...\n",
             "{\"a\":\"b\",\"c\":1e5}",
             "a: b # c\nc:\n  1e5",
+            "a: b\nc: |\n  1e5",
+            "c: >-\n  1e5\na: |-\n  b",
         ] {
             let root = parse(text).root;
             let texts = [text_at(&root, "a"), text_at(&root, "c")];

@@ -105,7 +105,7 @@ impl Transfer<'_> {
     /// when the mirror is stopping. False when there is nothing that a later download could resume.
     pub(super) async fn checkpoint(&mut self) -> bool {
         self.stop_streams();
-        while self.storing.idle().is_none() {
+        while self.storing.is_busy() {
             let Ok(writer) = self.storing.written().await else {
                 return false;
             };
@@ -113,18 +113,10 @@ impl Transfer<'_> {
                 return false;
             }
         }
-        let (Some(total), Some(mut writer)) = (self.plan.total, self.storing.take_idle()) else {
+        let Some(total) = self.plan.total else {
             return false;
         };
         let sync = self.shared.drain.is_cancelled() || self.shared.stop.is_cancelled();
-        let written = tokio::task::spawn_blocking(move || {
-            let written = writer.checkpoint(total, sync);
-            (writer, written)
-        });
-        let Ok((writer, written)) = written.await else {
-            return false;
-        };
-        self.storing.put_back(writer);
-        written
+        self.storing.checkpoint(total, sync).await
     }
 }

@@ -25,8 +25,6 @@ pub(super) struct Checkpoints {
     not_before: Instant,
     /// Bytes in the file at the last checkpoint.
     bytes: u64,
-    /// A checkpoint has failed. None is tried again: only a crash would need it.
-    failed: bool,
 }
 
 impl Checkpoints {
@@ -37,7 +35,6 @@ impl Checkpoints {
             next: now + INTERVAL,
             not_before: now,
             bytes,
-            failed: false,
         }
     }
 
@@ -49,7 +46,6 @@ impl Checkpoints {
         }
         if let Err(error) = stage.checkpoint(total, false) {
             tracing::warn!(error = %on_one_line(&error), "can't write the checkpoint of a download");
-            self.failed = true;
         }
         let ended = Instant::now();
         self.bytes = bytes;
@@ -60,7 +56,7 @@ impl Checkpoints {
     fn is_due(&self, bytes: u64, now: Instant) -> bool {
         let new = bytes.saturating_sub(self.bytes);
         let due = new >= MIN_BYTES && now >= self.next;
-        !self.failed && (due || new >= MAX_BYTES && now >= self.not_before)
+        due || new >= MAX_BYTES && now >= self.not_before
     }
 }
 

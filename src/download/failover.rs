@@ -14,8 +14,8 @@ use super::progress::Given;
 use super::storing::Storing;
 use super::suspect::Suspect;
 use super::task::Transfer;
+use super::writer::Writer;
 use super::{DownloadError, Source};
-use crate::cache::Stage;
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
 
@@ -86,10 +86,9 @@ impl Transfer<'_> {
         let older = self.suspect.take();
         let mut writer = writer;
         let oldest = writer.as_mut().and_then(|writer| writer.take_suspect());
-        let (stage, known) = writer.and_then(|writer| writer.into_file()).unzip();
-        let known = known.unwrap_or_default();
+        let content = writer.as_deref().and_then(Writer::content);
+        let (stage, known) = writer.map(|writer| writer.into_file()).unwrap_or_default();
         let given = self.download.progress.restart(&known, error);
-        let content = stage.as_deref().map(Stage::content);
         // Before the next stage: there is one at a time.
         commit::discard(stage).await;
         let suspect = content.map(|content| Suspect {

@@ -163,7 +163,8 @@ impl Downloader {
             changed.borrow_and_update();
             if let Some(ended) = download.progress.ended(member) {
                 return match ended {
-                    Err(_) if download.progress.is_superseded() => Ok(None),
+                    // Otherwise it can't be stored, and nobody reads it.
+                    Err(_) if self.0.cache.is_usable(&digest).await => Ok(None),
                     ended => ended.map(Some),
                 };
             }

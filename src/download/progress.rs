@@ -153,10 +153,6 @@ impl Progress {
         });
     }
 
-    pub(super) fn is_superseded(&self) -> bool {
-        matches!(self.state().phase, Phase::Superseded)
-    }
-
     /// The upstream has answered. Without a reader nothing is stored. `resumed` is in the file already.
     pub(super) fn opened(
         &self,

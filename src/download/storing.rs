@@ -83,9 +83,20 @@ impl Storing {
         self.place.as_mut()
     }
 
-    /// Releases the staged file's space: nothing further is stored.
+    /// Releases the staged file and its space: nothing further is stored.
     pub(super) fn give_up_place(&mut self) {
         self.place = None;
+        self.release_stage();
+    }
+
+    /// Gives the stage up where nothing is stored any more.
+    fn release_stage(&mut self) {
+        if self.place.is_none()
+            && let Writing::Idle(writer) = &mut self.writing
+            && let Some(stage) = writer.stop_writing()
+        {
+            drop(tokio::task::spawn_blocking(move || drop(stage)));
+        }
     }
 
     /// The writer, while no batch is being written.
@@ -124,11 +135,9 @@ impl Storing {
 
     /// Starts the next batch if the writer is idle and chunks wait or the hash is behind the file.
     fn start(&mut self) {
+        self.release_stage();
         self.writing = match std::mem::replace(&mut self.writing, Writing::Gone) {
-            Writing::Idle(mut writer) if !self.pending.is_empty() || writer.is_behind() => {
-                if self.place.is_none() {
-                    writer.stop_writing();
-                }
+            Writing::Idle(writer) if !self.pending.is_empty() || writer.is_behind() => {
                 let batch = if self.place.is_none() && writer.is_behind() {
                     // Bytes that aren't written wait until the hash has reached them.
                     Vec::new()
@@ -169,6 +178,24 @@ impl Storing {
                 None
             }
         }
+    }
+
+    /// Writes a checkpoint; see [`Writer::checkpoint`]. False also when no writer is idle. When this is
+    /// cancelled, [`written`](Self::written) returns the writer.
+    pub(super) async fn checkpoint(&mut self, total: u64, sync: bool) -> bool {
+        let Some(mut writer) = self.take_idle() else {
+            return false;
+        };
+        self.writing = Writing::Busy(tokio::task::spawn_blocking(move || {
+            writer.checkpoint(total, sync);
+            writer
+        }));
+        let Ok(writer) = self.written().await else {
+            return false;
+        };
+        let checkpointed = writer.is_checkpointed();
+        self.put_back(writer);
+        checkpointed
     }
 
     /// Puts the writer back without starting a batch.

@@ -21,8 +21,10 @@ const MAX_READ_BACK: u64 = 8 * 1024 * 1024;
 
 /// Hashes and writes. Moves to the blocking pool with each batch, and back.
 pub(super) struct Writer {
-    /// None when nothing is stored.
+    /// None when nothing is stored, or nothing further.
     stage: Option<Box<dyn Stage>>,
+    /// Reads what was written before the stage was given up.
+    content: Option<Reader>,
     /// Whether bytes are written. False after the first failed write.
     writing: bool,
     hasher: Hasher,
@@ -46,6 +48,7 @@ pub(super) struct Writer {
     /// Size of the blob in bytes, once it is known. Until then there are no checkpoints.
     pub(super) total: Option<u64>,
     checkpoints: Checkpoints,
+    checkpointed: bool,
 }
 
 impl Writer {
@@ -59,6 +62,8 @@ impl Writer {
         Self {
             writing: stage.is_some(),
             stage,
+            content: None,
+            checkpointed: false,
             hasher: Hasher::new(algorithm),
             hashed: 0,
             checkpoints: Checkpoints::new(resumed.len()),
@@ -100,10 +105,9 @@ impl Writer {
         self.suspect.take()
     }
 
-    /// The staged file, verified or not, with the ranges that are in it.
-    pub(super) fn into_file(self) -> Option<(Box<dyn Stage>, RangeSet)> {
-        let file = self.file;
-        self.stage.map(|stage| (stage, file))
+    /// The stage, if bytes are still written to it, and the ranges that are in the file.
+    pub(super) fn into_file(self) -> (Option<Box<dyn Stage>>, RangeSet) {
+        (self.stage, self.file)
     }
 
     /// Whether the file has bytes that can be hashed next.
@@ -117,14 +121,19 @@ impl Writer {
         self.writing
     }
 
-    /// Stops writing. Bytes in the file can still be read back.
-    pub(super) fn stop_writing(&mut self) {
+    /// Stops writing. Bytes in the file can still be read back. Returns the stage, which is to be
+    /// dropped on the blocking pool: while it exists, no other download of the blob can be stored.
+    pub(super) fn stop_writing(&mut self) -> Option<Box<dyn Stage>> {
         self.writing = false;
+        let stage = self.stage.take()?;
+        self.content = Some(stage.content());
+        Some(stage)
     }
 
-    /// Reads the staged file; none when nothing is stored.
+    /// Reads the staged file; none when nothing was stored.
     pub(super) fn content(&self) -> Option<Reader> {
-        self.stage.as_deref().map(Stage::content)
+        let stage = self.stage.as_deref().map(Stage::content);
+        stage.or_else(|| self.content.clone())
     }
 
     /// The complete stage; none when writing has failed.
@@ -137,6 +146,7 @@ impl Writer {
     /// it fails, or when there is nothing to resume: the last byte is always downloaded again, which
     /// proves that the upstream has the blob. Blocks.
     pub(super) fn checkpoint(&mut self, total: u64, sync: bool) -> bool {
+        self.checkpointed = false;
         let starts = self.file.ranges().first().map(|range| range.start);
         let resumable = starts.is_some_and(|start| start.saturating_add(1) < total);
         let Some(stage) = self.stage.as_mut().filter(|_| self.writing && resumable) else {
@@ -145,7 +155,13 @@ impl Writer {
         let written = stage.checkpoint(total, sync).inspect_err(|error| {
             tracing::warn!(error = %on_one_line(error), "can't write the checkpoint of a download");
         });
-        written.is_ok()
+        self.checkpointed = written.is_ok();
+        self.checkpointed
+    }
+
+    /// Whether the last call of [`checkpoint`](Self::checkpoint) has left something to resume.
+    pub(super) fn is_checkpointed(&self) -> bool {
+        self.checkpointed
     }
 
     /// Processes a batch of chunks with their offsets, in order of arrival. Blocks.

@@ -34,9 +34,8 @@ impl Handlers {
         &self,
         action: &Action,
         call: &Call<'_>,
-        body: RequestBody,
+        _body: RequestBody,
     ) -> Result<Answered, MirrorError> {
-        drop(body);
         match action {
             Action::Root => Ok((answer::alive(), Outcome::Hit)),
             Action::Options => Ok((answer::options(), Outcome::Hit)),

@@ -94,6 +94,26 @@ async fn who_comes_while_it_is_being_paused_is_served() {
     assert!(bench.linked("a", digest).await && bench.linked("b", digest).await);
 }
 
+/// The stop comes while the checkpoint of a pause is being written.
+#[tokio::test]
+async fn a_stop_during_a_checkpoint_ends_the_download_and_leaves_the_partial() {
+    tokio::time::pause();
+    let bench = Bench::with(on(OnAbandon::Pause));
+    let (content, digest) = mebibytes(3);
+    let gate = Act::Gate(2 * MIB, CancellationToken::new());
+    let origin = Origin::new(&content).acts([gate]);
+    let mut follower = bench.join(digest, "a", &origin);
+    read_range(&mut follower, 0, 2 * MIB).await.unwrap();
+    let checkpoint = bench.store.stall(Operation::Checkpoint, 1);
+    drop(follower);
+    checkpoint.reached().await;
+    bench.stop.cancel();
+    checkpoint.release();
+    let settled = tokio::time::timeout(Duration::from_mins(1), bench.settled());
+    settled.await.unwrap();
+    assert_eq!(bench.store.partials().await.unwrap().len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_kept_keeps_no_place() {
     let bench = Bench::with(on(OnAbandon::Pause));

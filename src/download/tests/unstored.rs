@@ -86,36 +86,48 @@ async fn a_passed_through_blob_must_have_its_digest_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_comes_too_late_for_a_passed_through_blob_gets_one_of_its_own() {
-    let bench = Bench::new();
-    let (content, digest) = content(100_000);
-    let (first_sender, first) = streams(0, Some(100_000));
-    let (second_sender, second) = streams(0, Some(100_000));
-    bench
-        .store
-        .fail_from(Operation::Stage, 1, io::ErrorKind::StorageFull);
-    let source = Script::new([first, second]);
-    let mut early = bench.join(digest, "a", &source);
-    send_all(&first_sender, &content.slice(..60_000), 30_000).await;
-    assert!(early.read(0, None).await.unwrap().is_some());
-    assert!(early.read(30_000, None).await.unwrap().is_some());
-    assert!(
-        bench
-            .downloader
-            .follow(UPSTREAM, &digest, &"a".parse().unwrap(), BlobRequest::WHOLE)
-            .is_none()
-    );
-    let mut late = bench.join(digest, "a", &source);
-    send_all(&second_sender, &content, 50_000).await;
-    send_all(&first_sender, &content.slice(60_000..), 40_000).await;
-    drop((first_sender, second_sender));
-    assert_eq!(read_to_end(&mut late).await.unwrap(), content);
-    let mut rest = Vec::new();
-    while let Some(bytes) = early.read(60_000 + rest.len() as u64, None).await.unwrap() {
-        rest.extend_from_slice(&bytes);
+async fn a_client_too_late_for_a_passed_through_blob_gets_a_download_of_its_own() {
+    // Where writing fails, the first download has a stage, which it must give up.
+    for operation in [Operation::Stage, Operation::Write] {
+        let bench = Bench::new();
+        let (content, digest) = content(100_000);
+        let (first_sender, first) = streams(0, Some(100_000));
+        let (second_sender, second) = streams(0, Some(100_000));
+        let full = io::ErrorKind::StorageFull;
+        bench.store.fail_from(operation, 1, full);
+        let source = Script::new([first, second]);
+        let mut early = bench.join(digest, "a", &source);
+        send_all(&first_sender, &content.slice(..30_000), 30_000).await;
+        assert!(early.read(0, None).await.unwrap().is_some());
+        send_all(&first_sender, &content.slice(30_000..60_000), 30_000).await;
+        assert!(early.read(30_000, None).await.unwrap().is_some());
+        let repo = "a".parse().unwrap();
+        let follow = || {
+            bench
+                .downloader
+                .follow(UPSTREAM, &digest, &repo, BlobRequest::WHOLE)
+        };
+        tokio::time::timeout(Duration::from_mins(1), async {
+            while follow().is_some() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .unwrap();
+        let mut late = bench.join(digest, "a", &source);
+        send_all(&second_sender, &content, 50_000).await;
+        let whole = tokio::time::timeout(Duration::from_mins(1), read_to_end(&mut late));
+        drop(second_sender);
+        assert_eq!(whole.await.unwrap().unwrap(), content, "{operation:?}");
+        send_all(&first_sender, &content.slice(60_000..), 40_000).await;
+        drop(first_sender);
+        let mut rest = Vec::new();
+        while let Some(bytes) = early.read(60_000 + rest.len() as u64, None).await.unwrap() {
+            rest.extend_from_slice(&bytes);
+        }
+        assert_eq!(rest, content.slice(60_000..));
+        assert_eq!(source.asked(), [0, 0]);
     }
-    assert_eq!(rest, content.slice(60_000..));
-    assert_eq!(source.asked(), [0, 0]);
 }
 
 #[tokio::test(start_paused = true)]
