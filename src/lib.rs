@@ -6,10 +6,10 @@
 //!    [`oci::action`] turns method and URI into a [`oci::Route`]. Nothing after that sees a raw path.
 //! 2. [`mirror`] chooses the upstream: containerd's `ns` parameter, else the first component of the
 //!    repository's name, else the Host header, else the default upstream.
-//! 3. A manifest comes from the [`storage`] if it is linked into the repository. A tag's digest counts
+//! 3. A manifest comes from the [`cache`] if it is linked into the repository. A tag's digest counts
 //!    as fresh for a while; then one HEAD asks the [`upstream`] for all clients. While the upstream
 //!    can't answer, the last known digest is served, marked stale.
-//! 4. A blob comes from the [`storage`], too, if it is linked. If only another repository is linked to
+//! 4. A blob comes from the [`cache`], too, if it is linked. If only another repository is linked to
 //!    it, a HEAD proves that this repository has it. Otherwise [`download`] joins or starts its
 //!    download from this upstream.
 //! 5. [`download`] streams the blob from the upstream into a staged file, in a task of its own, hashing
@@ -21,9 +21,9 @@
 //!    file is synced, renamed into the store, and linked. Content with a wrong digest breaks off every
 //!    whole body and is never committed.
 //! 7. When a client asks for an image's first layer, [`mirror`] fetches the rest of the image ahead.
-//! 8. [`cache`] is told of every use and every link. It decides what goes: content that was not
-//!    used for long, damaged content, and the least recently used images when space is short. Nothing
-//!    else deletes, except that [`mirror`] removes tags that the upstream no longer has.
+//! 8. [`cache`] counts every use and makes every link. It decides what is removed: content that was
+//!    not used for long, damaged content, and the least recently used images when space is short.
+//!    Nothing else deletes; [`mirror`] has it remove tags that the upstream no longer has.
 //!
 //! [`config`] says what to mirror, [`app`] wires the modules and owns every task, [`admin`] shows
 //! [`metrics`] and health, [`clock`] is the only source of time, and [`cli`] is the program.

@@ -18,8 +18,9 @@
 //! What must never happen: the file of something that is held or linked is removed; a save or a
 //! deletion delays a request; a broken state file prevents the start; the limit is passed.
 //!
-//! Callers take a [`Hold`] before they open or link content, and note the link before they drop it.
-//! Without a hold, linked content may be missing by the time that it is opened.
+//! Every operation here takes a [`Hold`] before it opens or links content, and notes the link before it
+//! drops the hold. Without one, linked content may be missing by the time that it is opened: that is
+//! permitted for small warm blobs only.
 
 mod admission;
 mod capacity;

@@ -1,9 +1,8 @@
-//! The story of a pull, above the store, the upstreams and the downloads, and below HTTP.
+//! Pulls, above the cache, the upstreams and the downloads, and below HTTP.
 //!
-//! [`targets`] chooses the upstream; [`manifests`] and [`blobs`] answer from the store, else from
-//! the upstream; [`lists`] has tags and the catalog, [`referrers`] what is attached to a manifest;
-//! [`prefetch`]
-//! has an image's layers fetched before they are asked for. What comes out names its
+//! [`targets`] chooses the upstream; [`manifests`] and [`blobs`] answer from the cache, else from the
+//! upstream; [`lists`] has tags and the catalog, [`referrers`] what is attached to a manifest;
+//! [`prefetch`] downloads an image's layers before they are requested. Every answer names its
 //! [`Outcome`](crate::metrics::Outcome): clients, logs and metrics agree on where a response came from.
 //!
 //! What must never happen: content that was proved for one repository is served for another; content
