@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Cache, Full, Hold, Reservation, SpaceRequest};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName};
-use crate::storage::{Link, LinkKind, Partial, Stage, StoreError};
+use crate::storage::{Link, Partial, Stage, StoreError};
 
 /// Why a blob isn't stored. It can be passed through to clients all the same.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +39,7 @@ impl Cache {
     ) -> Result<(Admission, Box<dyn Stage>), AdmitError> {
         let hold = self.hold(digest).await;
         let reservation = self.reserve_step(request).await?;
-        let stage = self.0.store.stage(digest, upstream).await?;
+        let stage = self.inner.store.stage(digest, upstream).await?;
         let admission = Admission {
             cache: self.clone(),
             digest: *digest,
@@ -57,13 +57,13 @@ impl Cache {
         upstream: &str,
         evict: bool,
     ) -> Option<(Admission, Box<dyn Stage>, Partial)> {
-        let resumed = self.0.store.resume(digest, upstream).await;
+        let resumed = self.inner.store.resume(digest, upstream).await;
         let resumed = resumed.inspect_err(|error| {
             tracing::warn!(%digest, error = %on_one_line(error), "can't resume a partial download");
         });
         let (stage, partial) = resumed.ok()??;
         // A download that has just been paused has parked it before it gave the stage up.
-        let reservation = if let Some(parked) = self.1.take(digest, upstream) {
+        let reservation = if let Some(parked) = self.partials.take(digest, upstream) {
             parked
         } else {
             let request = SpaceRequest {
@@ -84,7 +84,7 @@ impl Cache {
 
     /// Adopts the partials that an earlier process has left, and removes expired ones. Never returns.
     pub async fn look_after_partials(&self) {
-        self.1.look_after().await;
+        self.partials.look_after().await;
     }
 }
 
@@ -108,7 +108,7 @@ impl Admission {
     /// the space of the `bytes` that are on disk, and gives the rest back.
     pub async fn pause(mut self, stage: Box<dyn Stage>, upstream: &Arc<str>, bytes: u64) {
         self.reservation.shrink(bytes);
-        let (digest, partials) = (self.digest, &self.cache.1);
+        let (digest, partials) = (self.digest, &self.cache.partials);
         partials.park(digest, upstream, self.reservation);
         if let Err(panicked) = tokio::task::spawn_blocking(move || stage.leave()).await {
             tracing::error!(%digest, error = %on_one_line(&panicked), "leaving a partial download panicked");
@@ -137,16 +137,12 @@ impl Admission {
         } = self;
         reservation.commit(&hold, size);
         // The commit has removed the partials of this digest, of all upstreams.
-        cache.1.forget(&digest);
+        cache.partials.forget(&digest);
         if let Some(modified) = modified {
             hold.verified(size, modified);
         }
         for repo in repositories {
-            let link = Link {
-                repo,
-                kind: LinkKind::Layer,
-                digest,
-            };
+            let link = Link::layer(repo, digest);
             cache.link_stored(&link, size).await;
         }
         Ok(())

@@ -29,15 +29,6 @@ pub struct Hold {
     pub(super) content: Id<Blob>,
 }
 
-impl Hold {
-    /// The file is in the store, with so many bytes. Said after a commit that no link follows yet,
-    /// so that a file that never gets one is removed again.
-    pub fn committed(&self, size: u64) {
-        self.shared
-            .with(|index| index.file_present(self.content, size));
-    }
-}
-
 impl Drop for Hold {
     fn drop(&mut self) {
         self.shared.with(|index| index.release(self.content));

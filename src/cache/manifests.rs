@@ -21,18 +21,10 @@ enum Read {
     Other,
 }
 
-fn revision(repo: &RepoName, digest: &Digest) -> Link {
-    Link {
-        repo: repo.clone(),
-        kind: LinkKind::Revision,
-        digest: *digest,
-    }
-}
-
 impl Cache {
     /// Bounds the memory of everything that hashes or parses whole documents.
     pub fn workers(&self) -> &Workers {
-        &self.0.workers
+        &self.inner.workers
     }
 
     /// A manifest in memory that this repository links. Counts as a use.
@@ -45,7 +37,7 @@ impl Cache {
     /// A manifest in memory, whichever repository it came through. No proof that any repository has
     /// it.
     pub fn manifest_in_memory(&self, digest: &Digest) -> Option<Arc<CachedManifest>> {
-        self.0.manifests.get(digest)
+        self.inner.manifests.get(digest)
     }
 
     /// Type and size of a manifest that the repository links, as far as the index knows. Reads no
@@ -107,7 +99,7 @@ impl Cache {
         let manifest = CachedManifest::new(digest, bytes, parsed);
         let stored = self.store_manifest(repo, &manifest).await;
         if stored {
-            self.0.manifests.insert(&manifest);
+            self.inner.manifests.insert(&manifest);
         }
         (manifest, stored)
     }
@@ -122,7 +114,7 @@ impl Cache {
             }
         };
         let hold = self.hold(&digest).await;
-        let put = storage::put(&*self.0.store, &digest, manifest.content().clone()).await;
+        let put = storage::put(&*self.inner.store, &digest, manifest.content().clone()).await;
         if !self.written("manifest", put) {
             return false;
         }
@@ -134,7 +126,9 @@ impl Cache {
     /// that the repository has it. False when the link can't be written.
     pub async fn link_manifest(&self, repo: &RepoName, manifest: &CachedManifest) -> bool {
         let ManifestMeta { digest, size, .. } = *manifest.meta();
-        let linked = self.link_stored(&revision(repo, &digest), size).await;
+        let linked = self
+            .link_stored(&Link::revision(repo.clone(), digest), size)
+            .await;
         if linked {
             let parsed = manifest.parsed();
             self.describe(&digest, parsed.media_type, &references(parsed));
@@ -144,7 +138,11 @@ impl Cache {
     }
 
     async fn has_revision(&self, repo: &RepoName, digest: &Digest) -> bool {
-        let linked = self.0.store.linked(&revision(repo, digest)).await;
+        let linked = self
+            .inner
+            .store
+            .linked(&Link::revision(repo.clone(), *digest))
+            .await;
         self.readable("manifest link", linked)
     }
 
@@ -152,9 +150,9 @@ impl Cache {
         if let Some(manifest) = self.stored_in_memory(digest) {
             return Some(Read::Manifest(manifest));
         }
-        let opened = self.0.store.open(digest).await;
+        let opened = self.inner.store.open(digest).await;
         let content = self.undamaged(digest, opened).await??;
-        let leave = self.0.workers.admit(content.size).await.ok()?;
+        let leave = self.inner.workers.admit(content.size).await.ok()?;
         // Large ones are read a few at a time: another request may have read this one meanwhile.
         match self.stored_in_memory(digest) {
             Some(manifest) => Some(Read::Manifest(manifest)),
@@ -165,7 +163,7 @@ impl Cache {
     /// A manifest in memory whose file is stored, as far as the index knows.
     fn stored_in_memory(&self, digest: &Digest) -> Option<Arc<CachedManifest>> {
         let manifest = self.manifest_in_memory(digest)?;
-        self.0
+        self.inner
             .with(|index| index.has_file(digest))
             .then_some(manifest)
     }
@@ -179,7 +177,7 @@ impl Cache {
             intact.then(|| Manifest::parse(&document))
         };
         let Some(parsed) = leave.run(check).await.ok()? else {
-            self.0.metrics.store_failed();
+            self.inner.metrics.store_failed();
             tracing::error!(%digest, "the stored manifest is corrupt; it is quarantined and fetched again");
             self.quarantine(&digest, None).await;
             return None;
@@ -187,7 +185,7 @@ impl Cache {
         Some(match parsed {
             Ok(parsed) => {
                 let manifest = CachedManifest::new(digest, bytes, parsed);
-                self.0.manifests.insert(&manifest);
+                self.inner.manifests.insert(&manifest);
                 Read::Manifest(manifest)
             }
             Err(ManifestError::Schema1) => Read::Schema1,
@@ -211,35 +209,35 @@ impl Cache {
 
     /// The manifest digest that a tag was last known to name.
     pub async fn tagged(&self, repo: &RepoName, tag: &Tag) -> Option<Digest> {
-        self.readable("tag", self.0.store.tag(repo, tag).await)
+        self.readable("tag", self.inner.store.tag(repo, tag).await)
     }
 
     /// Makes a tag name a manifest that the repository links. False when that can't be written.
     pub async fn tag(&self, repo: &RepoName, tag: &Tag, digest: &Digest) -> bool {
-        let written = self.written("tag", self.0.store.set_tag(repo, tag, digest).await);
+        let written = self.written("tag", self.inner.store.set_tag(repo, tag, digest).await);
         if written {
-            self.0.with(|index| index.set_tag(repo, tag, digest));
+            self.inner.with(|index| index.set_tag(repo, tag, digest));
         }
         written
     }
 
     /// Removes a tag. False when that can't be written.
     pub async fn untag(&self, repo: &RepoName, tag: &Tag) -> bool {
-        let removed = self.0.store.remove_tag(repo, tag).await;
+        let removed = self.inner.store.remove_tag(repo, tag).await;
         let removed = self.written("tag", removed.map(drop));
         if removed {
-            self.0.with(|index| index.remove_tag(repo, tag));
+            self.inner.with(|index| index.remove_tag(repo, tag));
         }
         removed
     }
 
     /// The tags of a repository, sorted; those of a repository that can't be read are empty.
     pub async fn tags(&self, repo: &RepoName) -> Vec<Tag> {
-        self.readable("tags", self.0.store.tags(repo).await)
+        self.readable("tags", self.inner.store.tags(repo).await)
     }
 
     /// Every repository that has a link or a tag, sorted, by its name in the store.
     pub async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
-        self.0.store.repositories().await
+        self.inner.store.repositories().await
     }
 }

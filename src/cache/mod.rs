@@ -18,9 +18,9 @@
 //! What must never happen: the file of something that is held or linked is removed; a save or a
 //! deletion delays a request; a broken state file prevents the start; the limit is passed.
 //!
-//! Every operation here takes a [`Hold`] before it opens or links content, and notes the link before it
-//! drops the hold. Without one, linked content may be missing by the time that it is opened: that is
-//! permitted for small warm blobs only.
+//! Operations take a [`Hold`] before they link content or return it to be read, and note a link before
+//! they drop the hold. Only a small warm blob is returned without one: it may be removed while it is
+//! sent, and its open file stays readable.
 
 mod admission;
 mod capacity;
@@ -169,7 +169,10 @@ impl CacheSettings {
 
 /// The cache over one store. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Cache(Arc<Inner>, Arc<Partials>);
+pub struct Cache {
+    inner: Arc<Inner>,
+    partials: Arc<Partials>,
+}
 
 impl Cache {
     /// Starts. The index is built in the background, and until it is complete nothing is deleted;
@@ -183,38 +186,38 @@ impl Cache {
         stop: &CancellationToken,
     ) -> Self {
         let (inner, state) = Inner::new((store, metrics, clock), settings, tasks, stop);
-        let shared = Arc::new(inner);
-        tasks.spawn_required("cache", work::run(Arc::clone(&shared), state));
-        let deletion = deletion::run(Arc::clone(&shared), shared.quit.clone());
+        let inner = Arc::new(inner);
+        tasks.spawn_required("cache", work::run(Arc::clone(&inner), state));
+        let deletion = deletion::run(Arc::clone(&inner), inner.quit.clone());
         tasks.spawn_required("deletion", deletion);
-        let partials = Arc::new(Partials::new(Arc::clone(&shared)));
-        Self(shared, partials)
+        let partials = Arc::new(Partials::new(Arc::clone(&inner)));
+        Self { inner, partials }
     }
 
     /// Stops, and saves everything into the snapshot, which the reference registry can read.
     pub async fn stop(&self) {
-        self.0.quit.cancel();
-        self.0.ended.cancelled().await;
+        self.inner.quit.cancel();
+        self.inner.ended.cancelled().await;
     }
 
     /// Waits until the store has been seen whole.
     pub async fn complete(&self) {
-        self.0.complete.cancelled().await;
+        self.inner.complete.cancelled().await;
     }
 
     /// Waits until the store has been seen whole, or has failed to be.
     pub async fn ready(&self) -> Result<(), NotReady> {
         loop {
-            let mut freed = std::pin::pin!(self.0.freed.notified());
+            let mut freed = std::pin::pin!(self.inner.freed.notified());
             freed.as_mut().enable();
-            if self.0.is_complete() {
+            if self.inner.is_complete() {
                 return Ok(());
             }
-            if let Some(reason) = self.0.unlisted() {
+            if let Some(reason) = self.inner.unlisted() {
                 return Err(NotReady { reason });
             }
             tokio::select! {
-                () = self.0.complete.cancelled() => {}
+                () = self.inner.complete.cancelled() => {}
                 () = freed => {}
             }
         }
@@ -222,33 +225,33 @@ impl Cache {
 
     /// Whether the store works: tries what pulls need, reading and writing.
     pub async fn check_store(&self) -> Result<(), StoreError> {
-        self.0.store.check().await
+        self.inner.store.check().await
     }
 
     /// Whether the index works, or why not: it can't be built, or a panic has left it inconsistent.
     pub fn health(&self) -> Result<(), String> {
-        self.0.health()
+        self.inner.health()
     }
 
     /// A client was served from this link; its blob has `size` bytes. Takes well under a
     /// microsecond.
     pub fn used(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
-        let now = self.0.now();
-        self.0
+        let now = self.inner.now();
+        self.inner
             .with(|index| index.touch((repo, kind, digest), size, now));
     }
 
     /// A link has been made in the store; its blob is there, and has `size` bytes. It stays, even if
     /// the one that was there before was to be removed.
     pub fn linked(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
-        let now = self.0.now();
-        self.0
+        let now = self.inner.now();
+        self.inner
             .with(|index| index.link((repo, kind, digest), size, now));
     }
 
     /// What a manifest that was linked is, and what it names; see [`references`].
     pub fn describe(&self, digest: &Digest, media_type: ManifestType, references: &References) {
-        self.0
+        self.inner
             .with(|index| index.set_references(digest, media_type, references));
     }
 
@@ -256,10 +259,12 @@ impl Cache {
     /// there. Asks the index, page by page: some 10 ms for a million entries.
     pub async fn is_referenced(&self, repo: &RepoName, digest: &Digest) -> bool {
         self.patiently_complete().await;
-        let hash = self.0.with(|index| index.hash_digest(digest));
+        let hash = self.inner.with(|index| index.hash_digest(digest));
         let mut from = Some(0);
         while let Some(at) = from {
-            let (found, next) = self.0.with(|index| index.find_reference(repo, hash, at));
+            let (found, next) = self
+                .inner
+                .with(|index| index.find_reference(repo, hash, at));
             if found {
                 return true;
             }
@@ -272,7 +277,7 @@ impl Cache {
     /// The manifests that the repository links and whose subject is this digest.
     pub async fn referrers(&self, repo: &RepoName, subject: &Digest) -> Vec<Digest> {
         self.patiently_complete().await;
-        self.0.with(|index| index.referrers(repo, subject))
+        self.inner.with(|index| index.referrers(repo, subject))
     }
 
     /// Waits a while for the index to be complete.
@@ -287,12 +292,12 @@ impl Cache {
 
     /// Keeps a digest, cached or not, from being deleted. Waits while it is being deleted.
     pub async fn hold(&self, digest: &Digest) -> Hold {
-        self.0.hold(digest).await
+        self.inner.hold(digest).await
     }
 
     /// Like [`hold`](Self::hold), without waiting: none while the digest is being deleted.
     pub fn try_hold(&self, digest: &Digest) -> Option<Hold> {
-        self.0.try_hold(digest)
+        self.inner.try_hold(digest)
     }
 
     /// Reserves space for content of `bytes` bytes, and makes it where there is none, which may take
@@ -303,44 +308,41 @@ impl Cache {
             blob: bytes,
             evict: true,
         };
-        self.0.reserve(request).await
+        self.inner.reserve(request).await
     }
 
     /// Like [`reserve`](Self::reserve), for one step of a download. Where images may be evicted and
     /// that isn't enough, paused downloads are given up. A request for no bytes always succeeds.
     pub async fn reserve_step(&self, request: SpaceRequest) -> Result<Reservation, Full> {
-        match self.0.reserve(request).await {
-            Err(_full) if request.evict && self.1.clear().await => self.0.reserve(request).await,
+        match self.inner.reserve(request).await {
+            Err(_full) if request.evict && self.partials.clear().await => {
+                self.inner.reserve(request).await
+            }
             reserved => reserved,
         }
     }
 
-    /// Whether a blob of so many bytes can be stored, as far as this is known before it arrives.
-    pub fn can_hold(&self, blob: u64) -> bool {
-        self.0.with(|index| index.space().can_hold(blob))
-    }
-
     /// Whether so many bytes can be stored without evicting anything, and nothing is being evicted.
     pub fn has_idle_space(&self, bytes: u64) -> bool {
-        self.0.with(|index| index.space().has_idle(bytes))
+        self.inner.with(|index| index.space().has_idle(bytes))
     }
 
     pub fn usage(&self) -> Usage {
-        self.0.with(|index| index.usage())
+        self.inner.with(|index| index.usage())
     }
 
     pub fn counts(&self) -> Counts {
-        self.0.counters.read()
+        self.inner.counters.read()
     }
 
     /// A page of all entries, from a position on (0 at first), and the position of the next page.
     pub fn entries(&self, from: usize) -> (Vec<EntryView>, Option<usize>) {
-        self.0.with(|index| index.view_entries(from, MAX_PAGE))
+        self.inner.with(|index| index.view_entries(from, MAX_PAGE))
     }
 
     /// A page of all images, like [`entries`](Self::entries). A page may be empty.
     pub fn images(&self, from: usize) -> (Vec<ImageView>, Option<usize>) {
-        self.0.with(|index| index.view_images(from, MAX_PAGE))
+        self.inner.with(|index| index.view_images(from, MAX_PAGE))
     }
 
     /// Removes the selected links, and the files that nothing else needs; with `dry_run` only tells
@@ -352,14 +354,16 @@ impl Cache {
         let mut from = Some(0);
         // First all, then the deleting: what is deleted would change what belongs together.
         while let Some(at) = from {
-            let (page, next) = self.0.with(|index| index.select(selection, at, MAX_PAGE));
+            let (page, next) = self
+                .inner
+                .with(|index| index.select(selection, at, MAX_PAGE));
             selected.extend(page);
             from = next;
             tokio::task::yield_now().await;
         }
         let mut purged: Vec<_> = Vec::new();
         for id in selected {
-            purged.extend(self.0.with(|index| index.purge(id, !dry_run)));
+            purged.extend(self.inner.with(|index| index.purge(id, !dry_run)));
         }
         if !dry_run {
             self.settled().await;
@@ -372,9 +376,9 @@ impl Cache {
     /// Waits until there is nothing that can be deleted now.
     pub async fn settled(&self) {
         loop {
-            let mut freed = std::pin::pin!(self.0.freed.notified());
+            let mut freed = std::pin::pin!(self.inner.freed.notified());
             freed.as_mut().enable();
-            if self.0.with(|index| index.is_settled()) {
+            if self.inner.with(|index| index.is_settled()) {
                 return;
             }
             freed.await;

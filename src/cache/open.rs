@@ -109,7 +109,7 @@ impl Cache {
         if !self.used_if_linked(repo, LinkKind::Layer, digest) {
             return None;
         }
-        let content = self.0.store.open_warm(digest)?;
+        let content = self.inner.store.open_warm(digest)?;
         if !content.reader.is_verified() {
             if self.trust(digest, &content) != Trust::Verified {
                 return None;
@@ -126,13 +126,9 @@ impl Cache {
     /// Opens a blob for a repository. Counts as a use of the link, where there is one.
     pub async fn open(&self, repo: &RepoName, digest: &Digest, mode: ReadMode) -> Opened {
         let hold = self.hold(digest).await;
-        let link = Link {
-            repo: repo.clone(),
-            kind: LinkKind::Layer,
-            digest: *digest,
-        };
+        let link = Link::layer(repo.clone(), *digest);
         let known = self.used_if_linked(repo, link.kind, digest);
-        let linked = known || self.readable("link", self.0.store.linked(&link).await);
+        let linked = known || self.readable("link", self.inner.store.linked(&link).await);
         let Some(blob) = self.open_undamaged(digest, mode).await else {
             return Opened::Missing;
         };
@@ -149,19 +145,15 @@ impl Cache {
     /// Links a blob that is open into a repository. The caller has proof that the repository has it.
     /// False when the link can't be written: then the next request needs the proof again.
     pub async fn link(&self, repo: &RepoName, digest: &Digest, blob: &CachedBlob) -> bool {
-        let link = Link {
-            repo: repo.clone(),
-            kind: LinkKind::Layer,
-            digest: *digest,
-        };
+        let link = Link::layer(repo.clone(), *digest);
         self.link_stored(&link, blob.size()).await
     }
 
     /// Makes a link to content that is stored and held, and notes it.
     pub(super) async fn link_stored(&self, link: &Link, size: u64) -> bool {
         let Link { repo, digest, .. } = link;
-        if let Err(error) = self.0.store.link(link).await {
-            self.0.metrics.store_failed();
+        if let Err(error) = self.inner.store.link(link).await {
+            self.inner.metrics.store_failed();
             tracing::error!(%repo, %digest, error = %on_one_line(&error), "can't write the link; the content is served but not cached for this repository");
             return false;
         }
@@ -171,7 +163,7 @@ impl Cache {
 
     /// Whether a blob is stored for some repository, and not known to be damaged.
     pub async fn is_usable(&self, digest: &Digest) -> bool {
-        match self.0.store.open(digest).await {
+        match self.inner.store.open(digest).await {
             Ok(Some(content)) => self.trust(digest, &content) != Trust::Damaged,
             Ok(None) | Err(_) => false,
         }
@@ -179,7 +171,7 @@ impl Cache {
 
     /// Whether a blob is known not to be stored for any repository.
     pub async fn is_missing(&self, digest: &Digest) -> bool {
-        match self.0.store.size(digest).await {
+        match self.inner.store.size(digest).await {
             Ok(size) => size.is_none(),
             Err(error) => {
                 tracing::debug!(%digest, error = %on_one_line(&error), "the store can't be read");
@@ -189,7 +181,7 @@ impl Cache {
     }
 
     async fn open_undamaged(&self, digest: &Digest, mode: ReadMode) -> Option<CachedBlob> {
-        let content = match self.0.store.open(digest).await {
+        let content = match self.inner.store.open(digest).await {
             Ok(content) => content?,
             Err(error) => {
                 let damaged = error.is_damage();
@@ -210,7 +202,7 @@ impl Cache {
             }
             Trust::Damaged => {
                 let size = content.size;
-                self.0.metrics.store_failed();
+                self.inner.metrics.store_failed();
                 tracing::error!(
                     %digest, size,
                     "a cached blob has a wrong size; it is quarantined and fetched again"
@@ -236,7 +228,7 @@ impl Cache {
         let hold = self.hold(digest).await;
         blob.verification = Some(self.verify(digest, &blob.content, hold).await);
         if small && !blob.become_verified().await {
-            self.0.metrics.store_failed();
+            self.inner.metrics.store_failed();
             return None;
         }
         Some(blob)
@@ -250,7 +242,7 @@ impl Cache {
         result: Result<T, StoreError>,
     ) -> T {
         result.unwrap_or_else(|error| {
-            self.0.metrics.store_failed();
+            self.inner.metrics.store_failed();
             tracing::error!(error = %on_one_line(&error), what, "the store can't be read; asking the upstream instead");
             T::default()
         })
@@ -260,7 +252,7 @@ impl Cache {
     /// and not cached.
     pub(super) fn written(&self, what: &'static str, result: Result<(), StoreError>) -> bool {
         let Err(error) = result else { return true };
-        self.0.metrics.store_failed();
+        self.inner.metrics.store_failed();
         tracing::error!(error = %on_one_line(&error), what, "served but not cached");
         false
     }

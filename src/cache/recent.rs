@@ -60,7 +60,7 @@ impl Cache {
     /// Nothing is held: the file may be gone when it is opened. Takes well under a microsecond, and
     /// no lock when the same link was used in the last second.
     pub fn used_if_linked(&self, repo: &RepoName, kind: LinkKind, digest: &Digest) -> bool {
-        let shared = &*self.0;
+        let shared = &*self.inner;
         let link = (repo, kind, digest);
         let (epoch, now) = (shared.epoch.current(), shared.now());
         if shared.recent.has(link, (epoch, now)) {
@@ -77,8 +77,9 @@ impl Cache {
     /// knows: enough for a HEAD, without a file read. Counts as a use, like
     /// [`used_if_linked`](Self::used_if_linked).
     pub fn linked_manifest(&self, repo: &RepoName, digest: &Digest) -> Option<(u64, ManifestType)> {
-        let now = self.0.now();
-        self.0.with(|index| index.touch_manifest(repo, digest, now))
+        let now = self.inner.now();
+        self.inner
+            .with(|index| index.touch_manifest(repo, digest, now))
     }
 }
 

@@ -19,7 +19,7 @@ impl Cache {
     /// What is known of a blob that was opened.
     pub(super) fn trust(&self, digest: &Digest, content: &storage::Content) -> Trust {
         let storage::Content { size, modified, .. } = *content;
-        let known = self.0.with(|index| index.trust(digest, size, modified));
+        let known = self.inner.with(|index| index.trust(digest, size, modified));
         match known {
             // What failed since has to be verified again.
             Trust::Verified if content.reader.is_suspect() => Trust::Unknown,
@@ -30,6 +30,6 @@ impl Cache {
     /// The sizes that a manifest gives for what it refers to.
     pub(super) fn expect_sizes(&self, manifest: &Manifest) {
         let sizes = sizes(manifest);
-        self.0.with(|index| index.expect_sizes(&sizes));
+        self.inner.with(|index| index.expect_sizes(&sizes));
     }
 }

@@ -111,7 +111,7 @@ impl Cache {
     /// Starts to verify a blob, or joins the verification of it that runs. Waits while too many
     /// do. `hold` keeps the file meanwhile.
     pub async fn verify(&self, digest: &Digest, content: &Content, hold: Hold) -> Verification {
-        let verifier = &self.0.verifier;
+        let verifier = &self.inner.verifier;
         let key = (*digest, content.modified);
         if let Some(running) = verifier.running(&key) {
             return running;
@@ -131,7 +131,7 @@ impl Cache {
             key,
             _place: place,
         };
-        let (shared, content) = (Arc::clone(&self.0), content.clone());
+        let (shared, content) = (Arc::clone(&self.inner), content.clone());
         verifier.tasks.spawn(async move {
             let quit = shared.quit.clone();
             let work = shared.verify(&key.0, content, &hold);
@@ -146,8 +146,8 @@ impl Cache {
     /// Sets a blob aside that can't be read any more: its file if `content` is given and still the
     /// one in the store, else whatever is there. False when it stays.
     pub async fn quarantine(&self, digest: &Digest, content: Option<&Content>) -> bool {
-        let hold = self.0.hold(digest).await;
-        match self.0.quarantine_held(digest, content, &hold).await {
+        let hold = self.inner.hold(digest).await;
+        match self.inner.quarantine_held(digest, content, &hold).await {
             Ok(done) => done,
             Err(error) => {
                 let error = on_one_line(&error);

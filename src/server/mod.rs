@@ -1,7 +1,7 @@
 //! The registry API over HTTP/1.1 and HTTP/2, TCP and unix sockets.
 //!
-//! A request goes [`connection`] -> [`service`] (action, caller, target, authorization, conditions) ->
-//! [`handlers`] (mirror) -> [`answer`] (headers, ranges) -> [`body`]. The pieces of a body ([`chunk`])
+//! A request goes [`connection`] -> [`service`] (action, caller, conditions) -> [`handlers`] (target,
+//! authorization, mirror) -> [`answer`] (headers, ranges) -> [`body`]. The pieces of a body ([`chunk`])
 //! go out through the connection's socket, which sends ranges of files by itself. Errors of every
 //! module become status and error document in [`error`] and nowhere else. [`access`] writes one line and counts, once the body has ended.
 //!

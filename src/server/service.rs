@@ -1,7 +1,6 @@
-//! The pipeline of a request: action, caller, target, authorization, conditions, handler, response.
-//!
-//! Each step is one function. A [handler](super::handlers) gets a [`Call`], in which everything is
-//! parsed: it never sees a header or a path.
+//! The pipeline of a request. [`Service::route`] finds the action; [`Service::call`] notes the caller and
+//! parses the conditions; the [handler](super::handlers) begins with [`Call::target`], which chooses the
+//! upstream's repository and authorizes the caller. A handler never sees a header or a path.
 
 use std::sync::Arc;
 

@@ -127,11 +127,6 @@ impl Layout {
         self.root.join("scheduler-state.json")
     }
 
-    /// What has changed since the scheduler state was written; belongs to `cache`.
-    pub fn scheduler_journal(&self) -> PathBuf {
-        self.root.join("scheduler-state.journal")
-    }
-
     /// Which upstream the content came from.
     pub fn origins(&self) -> PathBuf {
         self.root.join("millpond").join("upstreams.json")

@@ -26,7 +26,7 @@
 //! ```
 
 use std::fmt::Debug;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
@@ -188,12 +188,6 @@ pub struct Upload {
     pub modified: SystemTime,
 }
 
-impl Upload {
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
 /// How a repository refers to a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LinkKind {
@@ -209,6 +203,18 @@ pub struct Link {
     pub repo: RepoName,
     pub kind: LinkKind,
     pub digest: Digest,
+}
+
+impl Link {
+    pub fn layer(repo: RepoName, digest: Digest) -> Self {
+        let kind = LinkKind::Layer;
+        Self { repo, kind, digest }
+    }
+
+    pub fn revision(repo: RepoName, digest: Digest) -> Self {
+        let kind = LinkKind::Revision;
+        Self { repo, kind, digest }
+    }
 }
 
 /// The whole of a committed blob, when it has at most `max` bytes: for manifests.

@@ -48,11 +48,12 @@ async fn a_hold_waits_for_the_deletion_and_then_keeps_what_is_linked() {
 #[tokio::test(start_paused = true)]
 async fn a_file_that_never_gets_its_link_goes_when_it_is_let_go() {
     let house = House::with(settings()).await;
+    let space = house.cache.reserve(1).await.unwrap();
     let hold = house.cache.hold(&digest("x")).await;
     storage::put(&*house.store, &digest("x"), "x".into())
         .await
         .unwrap();
-    hold.committed(1);
+    space.commit(&hold, 1);
     house.pass(HOUR).await;
     assert!(house.has("x").await);
     drop(hold);
@@ -153,7 +154,7 @@ async fn a_condemned_link_that_is_only_used_goes() {
 async fn a_panic_while_the_index_is_changed_is_reported_and_the_rest_goes_on() {
     let house = House::with(settings()).await;
     let link = house.cache_layer("a", "x").await;
-    let shared = Arc::clone(&house.cache.0);
+    let shared = Arc::clone(&house.cache.inner);
     let step = || shared.with(|_| panic!("on purpose"));
     // A hold that is dropped by an unrelated panic is no reason.
     let hold = house.cache.hold(&link.digest).await;

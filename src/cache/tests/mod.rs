@@ -220,7 +220,7 @@ impl House {
 /// What has to hold of a store and its index at any rest: no link dangles, no file is unlinked, and
 /// the bytes add up.
 async fn check(house: &House, held: &[Digest]) {
-    house.cache.0.with(|index| index.check_invariants());
+    house.cache.inner.with(|index| index.check_invariants());
     let mut linked = std::collections::BTreeSet::new();
     for repo in house.store.repositories().await.unwrap() {
         for kind in [LinkKind::Layer, LinkKind::Revision] {

@@ -167,8 +167,8 @@ impl Cache {
     /// Hashes every blob of the store. Waits for the index to be complete. Dropping the future ends
     /// it; so does stopping, and then the report is of what was done. An error is one of listing.
     pub async fn scrub(&self, settings: ScrubSettings) -> Result<ScrubReport, StoreError> {
-        let quit = self.0.quit.clone();
-        let mut scrub = Scrub::new(&self.0, settings);
+        let quit = self.inner.quit.clone();
+        let mut scrub = Scrub::new(&self.inner, settings);
         let work = async {
             self.complete().await;
             scrub.all().await?;
@@ -188,7 +188,7 @@ impl Cache {
     /// What pushes to the reference registry left in the directory, [`ABANDONED_AFTER`] ago or
     /// longer.
     pub async fn abandoned_uploads(&self) -> Result<Vec<Upload>, StoreError> {
-        self.0.abandoned_uploads().await
+        self.inner.abandoned_uploads().await
     }
 
     /// Hashes one blob anew, and quarantines it when it is corrupt or can't be read: after bytes were
@@ -198,7 +198,7 @@ impl Cache {
             rate: None,
             repair: true,
         };
-        Scrub::new(&self.0, settings).blob(digest).await;
+        Scrub::new(&self.inner, settings).blob(digest).await;
     }
 
     /// Scrubs again and again, with a pause of `interval` after each pass, until the cache stops.
@@ -221,7 +221,7 @@ impl Cache {
                 }
             }
         };
-        let quit = self.0.quit.clone();
+        let quit = self.inner.quit.clone();
         tokio::select! {
             () = quit.cancelled() => {}
             () = passes => {}
