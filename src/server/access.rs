@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::body::BodyError;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Kind, Metrics, Outcome};
 
@@ -85,7 +84,7 @@ impl Record {
         self.completed = true;
     }
 
-    pub(super) fn broke(&mut self, error: &BodyError) {
+    pub(super) fn broke(&mut self, error: &(dyn std::error::Error + 'static)) {
         if let Some(line) = &mut self.line {
             line.failure = Some(format!("broken body: {}", on_one_line(error)));
         }

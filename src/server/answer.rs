@@ -13,7 +13,6 @@ use super::body::{Body, Part, Source};
 use super::cache_status::{self, CACHE_STATUS, Named, Origin};
 use super::conditional::{Conditions, Verdict, tag_and_digest};
 use super::error::Refusal;
-use super::service::{API_VERSION, API_VERSION_2, NOSNIFF};
 use crate::cache::ManifestMeta;
 use crate::metrics::Outcome;
 use crate::mirror::{BlobAnswer, ManifestAnswer, ManifestHit, ReadMode, Recovery};
@@ -21,6 +20,10 @@ use crate::oci::manifest::media_type;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Classified, Digest, Requested};
 
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const API_VERSION_2: HeaderValue = HeaderValue::from_static("registry/2.0");
+/// Browsers take an answer for what it says it is.
+const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");

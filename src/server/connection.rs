@@ -1,11 +1,10 @@
 //! Connections: accepting or refusing them, detecting the protocol, ending them.
 //!
 //! A client has [`FIRST_BYTE_TIMEOUT`](super::socket::FIRST_BYTE_TIMEOUT) for its first byte,
-//! [`HEAD_TIMEOUT`](super::socket::HEAD_TIMEOUT) for a head, and [`IDLE_TIMEOUT`] between requests.
+//! [`HEAD_TIMEOUT`](super::socket::HEAD_TIMEOUT) for a head, and [`IDLE_TIMEOUT`](super::socket::IDLE_TIMEOUT) between requests.
 //! At a stop, connections without a request under way end at once.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use http::{Request, Response};
+use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -23,19 +22,16 @@ use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::body::Body;
 use super::buffers::ResponseBuffers;
 use super::http2::Http2;
 use super::limits::{Admission, ConnectionLimits, Reports};
 use super::listener::{Accepted, Listener, Stream};
-use super::request::{Peer, RequestBody};
-use super::socket::{ClientSocket, Progress};
+use super::request::{Handler, RequestBody};
+use super::socket::{ClientSocket, IDLE_TIMEOUT, Progress};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Metrics, RefusedConnection};
 
-/// How long a connection may be idle between requests.
-pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// Most bytes of a request's head, and of an answer that hyper holds for one connection. With a
 /// body chunk this is what a slow client costs.
 const MAX_BUFFER: usize = 64 * 1024;
@@ -45,15 +41,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Bytes read at first: the whole head of most requests.
 const FIRST_READ: usize = 1024;
-
-/// Answers requests.
-pub trait Handler: Send + Sync + 'static {
-    fn handle(
-        self: Arc<Self>,
-        request: Request<RequestBody>,
-        peer: Peer,
-    ) -> impl Future<Output = Response<Body>> + Send;
-}
 
 /// How connections are served.
 #[derive(Debug, Clone)]

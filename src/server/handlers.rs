@@ -6,9 +6,9 @@ use serde_json::json;
 
 use super::answer;
 use super::cache_status::{Named, Origin};
+use super::call::{Answered, Call};
 use super::conditional::Verdict;
 use super::request::RequestBody;
-use super::service::{Answered, Call, ServerSettings};
 use crate::metrics::Outcome;
 use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
 use crate::oci::action::Page;
@@ -23,9 +23,8 @@ pub(super) struct Handlers {
 }
 
 impl Handlers {
-    pub(super) fn new(mirror: Arc<Mirror>, settings: &ServerSettings) -> Self {
-        let ServerSettings { prefix, origin, .. } = settings;
-        let base = format!("{}{prefix}", origin.as_deref().unwrap_or_default());
+    /// `base` is what links begin with.
+    pub(super) fn new(mirror: Arc<Mirror>, base: String) -> Self {
         Self { mirror, base }
     }
 

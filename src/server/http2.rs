@@ -30,9 +30,8 @@ use tokio_util::task::TaskTracker;
 use super::body::Body;
 use super::buffers::{ConnectionBuffers, ResponseBuffers, Unsent};
 use super::chunk::Chunk;
-use super::connection::{Handler, IDLE_TIMEOUT};
-use super::request::{Peer, RequestBody};
-use super::socket::{CLIENT_STALL, HEAD_TIMEOUT};
+use super::request::{Handler, Peer, RequestBody};
+use super::socket::{CLIENT_STALL, HEAD_TIMEOUT, IDLE_TIMEOUT};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 

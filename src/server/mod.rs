@@ -13,6 +13,7 @@ mod answer;
 mod body;
 mod buffers;
 mod cache_status;
+mod call;
 #[cfg_attr(
     not(target_os = "linux"),
     expect(dead_code, reason = "no other system's sockets send files")
@@ -35,7 +36,7 @@ pub use answer::refused;
 pub use body::{Body, BodyError};
 pub use buffers::ResponseBuffers;
 pub use chunk::{Chunk, FileChunk};
-pub use connection::{ConnectionSettings, Handler, serve};
+pub use connection::{ConnectionSettings, serve};
 pub use limits::ConnectionLimits;
-pub use request::{Peer, RequestBody, RequestBodyError};
+pub use request::{Handler, Peer, RequestBody, RequestBodyError};
 pub use service::{ServerSettings, Service};

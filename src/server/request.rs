@@ -1,11 +1,25 @@
-//! The parts of a request besides its head: the client that sent it, and its body.
+//! The parts of a request besides its head: the client that sent it, and its body; and what answers
+//! requests.
 
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
+
+use super::body::Body;
+
+/// Answers requests.
+pub trait Handler: Send + Sync + 'static {
+    fn handle(
+        self: Arc<Self>,
+        request: Request<RequestBody>,
+        peer: Peer,
+    ) -> impl Future<Output = Response<Body>> + Send;
+}
 
 /// The other end of a client's connection.
 #[derive(Debug, Clone)]

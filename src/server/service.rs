@@ -1,10 +1,10 @@
 //! The pipeline of a request. [`Service::route`] finds the action; [`Service::call`] notes the caller and
-//! parses the conditions; the [handler](super::handlers) begins with [`Call::target`], which chooses the
-//! upstream's repository and authorizes the caller. A handler never sees a header or a path.
+//! parses the conditions; the [handler](super::handlers) begins with [`Call::target`], which chooses
+//! the upstream's repository and authorizes the caller. A handler never sees a header or a path.
 
 use std::sync::Arc;
 
-use http::header::{ACCEPT, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{ACCEPT, HOST, HeaderMap};
 use http::request::Parts;
 use http::{Method, Request, Response};
 use quick_cache::sync::Cache;
@@ -13,21 +13,16 @@ use super::access::Record;
 use super::answer;
 use super::body::Body;
 use super::cache_status::{self, Named};
+use super::call::{Answered, Call, Caller};
 use super::conditional::Conditions;
-use super::connection::Handler;
 use super::error::Refusal;
 use super::handlers::Handlers;
-use super::request::{Peer, RequestBody};
+use super::request::{Handler, Peer, RequestBody};
 use crate::download::Client;
 use crate::metrics::{Kind, Metrics, Outcome};
-use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Target};
-use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
+use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode};
+use crate::oci::{Accept, Action, Reference, Route, RouteError};
 
-pub(super) const API_VERSION: HeaderName =
-    HeaderName::from_static("docker-distribution-api-version");
-pub(super) const API_VERSION_2: HeaderValue = HeaderValue::from_static("registry/2.0");
-/// Browsers take an answer for what it says it is.
-pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 /// Different `Accept` lines whose meaning is kept; each kind of client has its own.
 const MAX_ACCEPTS: usize = 256;
 /// Bytes of such a line.
@@ -46,6 +41,17 @@ pub struct ServerSettings {
     pub access_log: bool,
 }
 
+impl ServerSettings {
+    /// What links begin with: an origin, or nothing, and the path before `/v2/`.
+    fn base(&self) -> String {
+        format!(
+            "{}{}",
+            self.origin.as_deref().unwrap_or_default(),
+            self.prefix
+        )
+    }
+}
+
 /// The registry API over one mirror.
 #[derive(Debug)]
 pub struct Service {
@@ -54,31 +60,6 @@ pub struct Service {
     settings: ServerSettings,
     /// What `Accept` lines mean, which is asked for with every tag.
     accepts: Cache<Box<[u8]>, Accept>,
-}
-
-/// A response and what is counted of it.
-pub(super) type Answered = (Response<Body>, Outcome);
-
-/// Who sends a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Caller {
-    /// Nobody is asked for credentials yet.
-    Anonymous,
-}
-
-/// A request, parsed.
-pub(super) struct Call<'a> {
-    pub(super) caller: Caller,
-    /// containerd's `ns` parameter.
-    pub(super) ns: Option<&'a str>,
-    /// The host that the client addressed.
-    pub(super) host: Option<&'a str>,
-    pub(super) conditions: Conditions<'a>,
-    /// The manifest types that the client reads. Everything, unless the action depends on it.
-    pub(super) accept: Accept,
-    pub(super) mode: ReadMode,
-    /// For fairness among clients.
-    pub(super) client: Client,
 }
 
 impl Handler for Service {
@@ -117,7 +98,7 @@ impl Handler for Service {
 impl Service {
     pub fn new(mirror: Arc<Mirror>, metrics: Arc<Metrics>, settings: ServerSettings) -> Self {
         Self {
-            handlers: Handlers::new(mirror, &settings),
+            handlers: Handlers::new(mirror, settings.base()),
             metrics,
             settings,
             accepts: Cache::new(MAX_ACCEPTS),
@@ -194,17 +175,6 @@ impl Service {
             self.accepts.insert(line.as_bytes().into(), accept.clone());
             accept
         })
-    }
-}
-
-impl Call<'_> {
-    /// The repository that the call addresses, if the caller may access it.
-    pub(super) fn target(&self, mirror: &Mirror, name: &RepoName) -> Result<Target, MirrorError> {
-        let target = mirror.upstreams().target(self.ns, self.host, name)?;
-        match self.caller {
-            // Everybody may read everything that the mirror's own credentials can read.
-            Caller::Anonymous => Ok(target),
-        }
     }
 }
 

@@ -1,8 +1,7 @@
 //! A client's socket with deadlines: for the first byte and the head of a request, and for a client
 //! that accepts no more bytes.
 //!
-//! How long a connection may be idle between requests is the protocol's to say ([`super::connection`],
-//! [`super::http2`]).
+//! The protocols ([`super::connection`], [`super::http2`]) enforce the idle time between requests.
 
 use std::future::Future as _;
 use std::io;
@@ -21,6 +20,8 @@ pub(super) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the head of a request may take: the first one from when the client connected, later ones
 /// from their first byte.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a connection may be idle between requests.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long a client may accept no byte of an answer: longer than any pull pauses for, short enough
 /// that dead peers don't pile up.
 pub(super) const CLIENT_STALL: Duration = Duration::from_mins(10);
