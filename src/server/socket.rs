@@ -65,6 +65,8 @@ pub(super) struct ClientSocket<T> {
     progress: Arc<Progress>,
     /// Bytes that are read first: what was read to detect the protocol.
     detected: Bytes,
+    /// The client has closed its side.
+    closed: bool,
     expected: Expected,
     /// What the read deadline was set for, if for anything.
     read_deadline_for: Option<Expected>,
@@ -80,6 +82,7 @@ impl<T> ClientSocket<T> {
             stream,
             progress,
             detected: Bytes::new(),
+            closed: false,
             expected: Expected::FirstByte,
             read_deadline_for: None,
             read_deadline: None,
@@ -193,6 +196,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for ClientSocket<T> {
             Poll::Ready(result) => {
                 if buf.filled().len() > before {
                     this.received();
+                } else if buf.remaining() > 0 && result.is_ok() {
+                    this.closed = true;
                 }
                 Poll::Ready(result)
             }
@@ -228,7 +233,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ClientSocket<T> {
         self.guard_write(cx, result)
     }
 
+    /// Does nothing when the client has closed its side: closing the socket, which follows, ends ours
+    /// by the same packet, and the system call that is saved costs as much as a small response.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.closed {
+            return self.poll_flush(cx);
+        }
         let result = Pin::new(&mut self.stream).poll_shutdown(cx);
         self.guard_write(cx, result)
     }
