@@ -13,6 +13,10 @@ use crate::app::App;
 use crate::config::{Loaded, Storage};
 use crate::error_chain::on_one_line;
 
+/// Tasks that a thread runs before it looks for new requests, where tasks are always ready: large
+/// bodies to fast clients take 0.1 ms each. tokio's default is 61.
+const EVENT_INTERVAL: u32 = 8;
+
 /// How long blocking steps, such as reads of a disk that doesn't answer, may delay the exit.
 const BLOCKING_TIME: Duration = Duration::from_secs(5);
 
@@ -42,6 +46,7 @@ pub(super) fn serve(path: Option<&Path>) -> ExitCode {
 fn run(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .event_interval(EVENT_INTERVAL)
         .build()
         .context("the runtime can't be started")?;
     let ended = runtime.block_on(until_signal(loaded, logs));

@@ -22,8 +22,8 @@ use parking_lot::Mutex;
 use crate::cache::Reader;
 
 /// Most bytes of a file that one chunk stands for: what a connection sends before others on its
-/// thread have a turn. Four times as many save no CPU that could be measured.
-pub(super) const MAX_PIECE: usize = 1024 * 1024;
+/// thread have a turn.
+pub(super) const MAX_PIECE: usize = 256 * 1024;
 /// Most ranges that wait on one connection: hyper flushes after as many buffers.
 const MAX_QUEUED: usize = 16;
 

@@ -31,6 +31,8 @@ mod request;
 mod sendfile;
 mod service;
 mod socket;
+#[cfg(target_os = "linux")]
+mod turn;
 
 pub use answer::refused;
 pub use body::{Body, BodyError};

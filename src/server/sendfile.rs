@@ -13,10 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::chunk::{Broken, FileQueue, Range, is_stand_in};
+use super::turn::Turn;
 
-/// Bytes that a connection sends before it lets its thread's other tasks run. hyper itself goes on
-/// for as long as the socket takes more, which a fast client's always does.
-const TURN: usize = 2 * 1024 * 1024;
 /// Bytes that are read at once from a file that can't be sent.
 const COPY: usize = 64 * 1024;
 
@@ -25,8 +23,7 @@ const COPY: usize = 64 * 1024;
 pub(super) struct FileSocket {
     stream: TcpStream,
     files: FileQueue,
-    /// Bytes sent since this connection's task last waited.
-    turn: usize,
+    turn: Turn,
 }
 
 impl FileSocket {
@@ -35,20 +32,16 @@ impl FileSocket {
         Self {
             stream,
             files,
-            turn: 0,
+            turn: Turn::default(),
         }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        if self.turn >= TURN {
-            self.turn = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
+        ready!(self.turn.poll(cx));
         loop {
             let ready = self.stream.poll_write_ready(cx);
             if ready.is_pending() {
-                self.turn = 0;
+                self.turn.end();
             }
             ready!(ready)?;
             let (stream, files) = (&self.stream, &self.files);
@@ -58,7 +51,7 @@ impl FileSocket {
             match result {
                 // What has been sent is told first; an error comes again with the next call.
                 _ if sent > 0 => {
-                    self.turn += sent;
+                    self.turn.sent(sent);
                     return Poll::Ready(Ok(sent));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
