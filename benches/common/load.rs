@@ -13,6 +13,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::Timespec;
 use rustix::net::{RecvFlags, recv};
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
 
 use super::proc::{Process, cpu_seconds};
 use super::wire::header;
@@ -25,6 +26,8 @@ const HEAD_ROOM: usize = 16 * 1024;
 const GULP: usize = 256 * 1024;
 const TRICKLE: usize = 16 * 1024;
 const TRICKLE_EVERY: Duration = Duration::from_millis(100);
+/// Addresses of this machine that new connections come from.
+const SOURCES: usize = 200;
 /// The longest time without an event.
 const SILENCE: Timespec = Timespec {
     tv_sec: 120,
@@ -56,6 +59,9 @@ pub(crate) struct Plan {
     /// Reads one answer slowly on each connection, and closes them all at the end of the run.
     #[arg(long)]
     pub(crate) slow: bool,
+    /// Opens a new connection for each request.
+    #[arg(long)]
+    pub(crate) fresh: bool,
 }
 
 /// What the load generator saw. Times in seconds.
@@ -87,6 +93,7 @@ impl Plan {
             millis: 0,
             count: 1,
             slow: false,
+            fresh: false,
         }
     }
 }
@@ -99,6 +106,11 @@ impl Load {
 
     /// The same, calling `sample` now and then.
     pub(crate) fn sampled(plan: &Plan, sample: impl FnMut() -> Result<()>) -> Result<Self> {
+        Self::start(plan)?.finish(LIMIT, sample)
+    }
+
+    /// Starts the load generator as a process; [`Load::end`] waits for it.
+    pub(crate) fn start(plan: &Plan) -> Result<Process> {
         let mut args = vec![
             "load".to_owned(),
             format!("--addr={}", plan.addr),
@@ -109,7 +121,13 @@ impl Load {
         ];
         args.extend(plan.paths.iter().map(|path| format!("--path={path}")));
         args.extend(plan.slow.then(|| "--slow".to_owned()));
-        Process::spawn_role(&args)?.finish(LIMIT, sample)
+        args.extend(plan.fresh.then(|| "--fresh".to_owned()));
+        Process::spawn_role(&args)
+    }
+
+    /// Waits for a load generator that [`Load::start`] has started.
+    pub(crate) fn end(process: Process) -> Result<Self> {
+        process.finish(LIMIT, || Ok(()))
     }
 }
 
@@ -117,6 +135,8 @@ impl Load {
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
+    /// When it began to connect, if its next request is counted from then.
+    opened: Option<Instant>,
     /// The requests it sends, from `next` on.
     next: usize,
     sent: Instant,
@@ -194,6 +214,10 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
                 continue;
             }
             if deadline.is_some() || connection.answered < plan.count {
+                if plan.fresh {
+                    connection.reopen(plan.addr)?;
+                    epoll::add(&epoll, &connection.stream, event.data, EventFlags::IN)?;
+                }
                 generator.ask(connection)?;
             } else {
                 epoll::delete(&epoll, &connection.stream)?;
@@ -230,6 +254,7 @@ impl Connection {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
+            opened: None,
             next,
             sent: Instant::now(),
             answered: 0,
@@ -240,6 +265,21 @@ impl Connection {
             ended: false,
         })
     }
+
+    /// Closes the connection, which also takes it from the event queue, and opens another.
+    fn reopen(&mut self, addr: SocketAddr) -> Result<()> {
+        let started = Instant::now();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        // Ports of closed connections wait for a minute: one address has too few for a fast server.
+        let source = u8::try_from(self.next % SOURCES)?;
+        socket.bind(&SocketAddr::from(([127, 0, 1, source + 1], 0)).into())?;
+        socket.connect(&addr.into())?;
+        let stream = TcpStream::from(socket);
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        (self.stream, self.opened) = (stream, Some(started));
+        Ok(())
+    }
 }
 
 impl Generator {
@@ -247,7 +287,7 @@ impl Generator {
         let at = connection.next % self.requests.len();
         let request = self.requests.get(at).context("a request of ours")?;
         connection.next += 1;
-        connection.sent = Instant::now();
+        connection.sent = connection.opened.take().unwrap_or_else(Instant::now);
         connection.seen_body = false;
         let written = connection.stream.write(request)?;
         ensure!(written == request.len(), "no room for one request");

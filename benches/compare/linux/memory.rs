@@ -106,6 +106,7 @@ fn slow_readers(library: &Library, sources: &Sources, sizes: &Sizes) -> Result<(
     let slow = Plan {
         millis: u64::try_from(sizes.hold.as_millis())?,
         slow: true,
+        fresh: false,
         ..plan(READERS)
     };
     Load::sampled(&slow, || {

@@ -68,7 +68,8 @@ struct Args {
     #[arg(long)]
     dry: bool,
     /// Only rows whose name begins so: warm-1g-1, warm-1g-16, warm-1m, warm-1k, tag-get, tag-head,
-    /// digest-get, digest-head, cold-1, cold-16, memory, trace.
+    /// digest-get, digest-head, churn-1k, busy-manifests, busy-uncached, cold-1, cold-16, memory,
+    /// trace.
     rows: Vec<String>,
     /// Given by cargo bench.
     #[arg(long, hide = true)]

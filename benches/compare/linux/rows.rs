@@ -43,7 +43,20 @@ pub(crate) struct Row {
     pub(crate) method: &'static str,
     pub(crate) paths: Vec<String>,
     pub(crate) connections: usize,
+    /// A new connection for each request.
+    pub(crate) fresh: bool,
+    /// What else the server sends meanwhile.
+    pub(crate) beside: Option<Beside>,
     pub(crate) peers: Vec<Versus>,
+}
+
+/// Large blobs that other clients are being sent while a row is measured.
+#[derive(Debug)]
+pub(crate) struct Beside {
+    pub(crate) path: String,
+    pub(crate) connections: usize,
+    /// Whether the machine's page cache is dropped first.
+    pub(crate) uncached: bool,
 }
 
 const fn against(peer: Peer, speed: Option<Target>, cpu: Option<Target>) -> Versus {
@@ -54,7 +67,9 @@ const fn against(peer: Peer, speed: Option<Target>, cpu: Option<Target>) -> Vers
 pub(crate) fn all(library: &Library, sizes: &Sizes) -> Vec<Row> {
     let mut rows = large(library, sizes);
     rows.extend(small(library));
+    rows.extend(churn(library));
     rows.extend(manifests(library));
+    rows.extend(busy(library));
     rows.extend(cold(library, sizes));
     rows
 }
@@ -73,6 +88,8 @@ fn large(library: &Library, sizes: &Sizes) -> Vec<Row> {
         method: "GET",
         paths: vec![library.large.clone()],
         connections: clients,
+        fresh: false,
+        beside: None,
         peers: vec![
             against(Peer::NginxStatic, Some(AtLeast(1.0)), Some(AtMost(1.0))),
             against(Peer::Registry, Some(AtLeast(5.0)), None),
@@ -90,6 +107,8 @@ fn small(library: &Library) -> Vec<Row> {
         method: "GET",
         paths: paths.to_vec(),
         connections: 32,
+        fresh: false,
+        beside: None,
         peers: vec![
             against(Peer::NginxStatic, Some(AtLeast(0.95)), Some(AtMost(1.1))),
             against(Peer::Registry, Some(AtLeast(5.0)), None),
@@ -110,6 +129,8 @@ fn manifests(library: &Library) -> Vec<Row> {
         method,
         paths: paths.to_vec(),
         connections: 64,
+        fresh: false,
+        beside: None,
         peers: vec![
             against(Peer::NginxCache, Some(AtLeast(1.1)), Some(AtMost(0.9))),
             against(Peer::NginxStatic, None, None),
@@ -124,6 +145,48 @@ fn manifests(library: &Library) -> Vec<Row> {
     ]
 }
 
+fn churn(library: &Library) -> Vec<Row> {
+    vec![Row {
+        key: "churn-1k",
+        title: "warm 1 KiB, a connection for each request, 32 at a time".to_owned(),
+        work: Work::Timed,
+        per: Per::Request,
+        method: "GET",
+        paths: library.small.clone(),
+        connections: 32,
+        fresh: true,
+        beside: None,
+        peers: vec![against(
+            Peer::NginxStatic,
+            Some(AtLeast(1.0)),
+            Some(AtMost(1.1)),
+        )],
+    }]
+}
+
+fn busy(library: &Library) -> Vec<Row> {
+    let row = |key, title: &str, uncached| Row {
+        key,
+        title: format!("manifests, 16 connections, beside 8 large blobs{title}"),
+        work: Work::Timed,
+        per: Per::Request,
+        method: "GET",
+        paths: library.manifests.clone(),
+        connections: 16,
+        fresh: false,
+        beside: Some(Beside {
+            path: library.large.clone(),
+            connections: 8,
+            uncached,
+        }),
+        peers: vec![against(Peer::NginxStatic, Some(AtLeast(1.0)), None)],
+    };
+    vec![
+        row("busy-manifests", "", false),
+        row("busy-uncached", ", page cache dropped", true),
+    ]
+}
+
 fn cold(library: &Library, sizes: &Sizes) -> Vec<Row> {
     let row = |key, clients: usize, peers| Row {
         key,
@@ -133,6 +196,8 @@ fn cold(library: &Library, sizes: &Sizes) -> Vec<Row> {
         method: "GET",
         paths: vec![library.large.clone()],
         connections: clients,
+        fresh: false,
+        beside: None,
         peers,
     };
     let alone = vec![against(

@@ -1,7 +1,9 @@
 //! Runs a row: every server in turn, round by round, and what each round showed.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -9,13 +11,13 @@ use super::Sizes;
 use super::common::load::{Load, Plan};
 use super::common::note;
 use super::common::proc::machine_cpu_seconds;
-use super::common::report::{Figure, Samples, number};
+use super::common::report::{Figure, Samples, Target, number};
 use super::common::scratch::write_seconds;
 use super::common::server::Server;
 use super::common::upstream::Counts;
 use super::peers::{self, Peer, Sources};
 use super::results::Results;
-use super::rows::{Per, Row, Work};
+use super::rows::{Beside, Per, Row, Work};
 use super::stats::Comparison;
 use super::upstream::Upstream;
 
@@ -24,10 +26,15 @@ const UPSTREAM_BYTES: f64 = 1.005;
 /// Milliseconds to the first byte of every client of a cold blob.
 const FIRST_BYTE_MS: f64 = 10.0;
 
+/// How long other clients are served before a row's own begin, and after they have ended.
+const HEAD_START: Duration = Duration::from_millis(300);
+
 /// What one run of one server showed.
 #[derive(Debug, Clone, Default)]
 struct Run {
     load: Load,
+    /// What clients beside the measured ones were sent.
+    beside: Load,
     /// CPU seconds of the server and of the upstream.
     cpu: f64,
     upstream_cpu: f64,
@@ -130,12 +137,14 @@ impl<'a> Runner<'a> {
         if !warm.rows.contains(&row.key) {
             warm.rows.push(row.key);
             // Once through all paths: fetches what isn't there, and warms what is.
-            let plan = Plan {
+            let mut plan = Plan {
                 connections: 1,
-                count: row.paths.len() as u64,
                 millis: 0,
                 ..plan(row, &warm.server, self.sizes)
             };
+            plan.paths
+                .extend(row.beside.iter().map(|beside| beside.path.clone()));
+            plan.count = plan.paths.len() as u64;
             Load::send(&plan).with_context(|| warm.server.log_tail())?;
             warm.server.settled_cpu()?;
         }
@@ -151,21 +160,47 @@ impl<'a> Runner<'a> {
         let before = counts()?;
         let (cpu, upstream_cpu) = (server.cpu()?, self.upstream.cpu()?);
         let (machine, started) = (machine_cpu_seconds()?, Instant::now());
-        let load = Load::send(&plan(row, server, self.sizes)).with_context(|| server.log_tail())?;
+        let (load, beside) = self.load(row, server).with_context(|| server.log_tail())?;
         let busy = machine_cpu_seconds()? - machine;
-        let parts = server.cpu()? - cpu + self.upstream.cpu()? - upstream_cpu + load.cpu;
+        let parts =
+            server.cpu()? - cpu + self.upstream.cpu()? - upstream_cpu + load.cpu + beside.cpu;
         let others = (busy - parts).max(0.0) / started.elapsed().as_secs_f64();
         let cpu = server.settled_cpu()? - cpu;
         let upstream_cpu = self.upstream.cpu()? - upstream_cpu;
         let after = counts()?;
         Ok(Run {
             load,
+            beside,
             cpu,
             upstream_cpu,
             others,
             upstream_gets: after.blob_gets - before.blob_gets,
             upstream_bytes: after.bytes - before.bytes,
         })
+    }
+
+    /// The row's load, and what other clients are sent around it.
+    fn load(&self, row: &Row, server: &Server) -> Result<(Load, Load)> {
+        let plan = plan(row, server, self.sizes);
+        let Some(Beside {
+            path,
+            connections,
+            uncached,
+        }) = &row.beside
+        else {
+            return Ok((Load::send(&plan)?, Load::default()));
+        };
+        if *uncached {
+            drop_page_cache()?;
+        }
+        let around = Plan {
+            millis: plan.millis + 2 * u64::try_from(HEAD_START.as_millis())?,
+            ..Plan::once(server.addr(), path.clone(), *connections)
+        };
+        let around = Load::start(&around)?;
+        thread::sleep(HEAD_START);
+        let load = Load::send(&plan)?;
+        Ok((load, Load::end(around)?))
     }
 
     fn report(&self, row: &Row, runs: &BTreeMap<&str, Vec<Run>>, results: &mut Results) {
@@ -191,6 +226,14 @@ impl<'a> Runner<'a> {
                 Work::Cold => compare("wall time", versus.speed, |run, _| run.load.wall),
                 _ if row.per == Per::Gib => compare("throughput", versus.speed, Run::rate),
                 _ => compare("requests/s", versus.speed, Run::rate),
+            }
+            if row.beside.is_some() {
+                compare("p50", Some(Target::AtMost(1.0)), |run, _| run.load.p50);
+                compare("p99", Some(Target::AtMost(1.0)), |run, _| run.load.p99);
+                compare("throughput beside", None, |run, _| run.beside_rate());
+            }
+            if row.fresh {
+                compare("p99", Some(Target::AtMost(1.0)), |run, _| run.load.p99);
             }
             // Without a target it is in the table of the row, and no comparison.
             if versus.cpu.is_some() {
@@ -239,6 +282,12 @@ impl Run {
         }
     }
 
+    /// Bytes a second of the clients beside the measured ones.
+    #[expect(clippy::cast_precision_loss, reason = "counts of one run")]
+    fn beside_rate(&self) -> f64 {
+        self.beside.bytes as f64 / self.beside.wall
+    }
+
     fn rate(&self, per: Per) -> f64 {
         self.work(per) / self.load.wall
     }
@@ -265,7 +314,14 @@ fn plan(row: &Row, server: &Server, sizes: &Sizes) -> Plan {
         millis,
         count,
         slow: false,
+        fresh: row.fresh,
     }
+}
+
+/// Drops the pages of files that are in memory and on disk (proc(5)).
+fn drop_page_cache() -> Result<()> {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "1").context("dropping the page cache needs root")
 }
 
 /// Medians of what each server did and cost.
@@ -278,8 +334,8 @@ fn table(row: &Row, runs: &BTreeMap<&str, Vec<Run>>) -> String {
     let scale = if row.per == Per::Gib { 1.0 } else { 1e3 };
     let mut text = format!(
         "| server | {rate} | range | CPU, {cost} | load generator | upstream | cores busy with \
-         other work | answer p50, ms | p99, ms | first byte at worst, ms | upstream GETs |\n\
-         |---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|\n"
+         other work | answer p50, ms | p99, ms | first byte at worst, ms | upstream GETs | GiB/s beside |\n\
+         |---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
     );
     for (peer, runs) in runs {
         let samples = |value: &dyn Fn(&Run) -> f64| Samples::new(runs.iter().map(value));
@@ -288,7 +344,7 @@ fn table(row: &Row, runs: &BTreeMap<&str, Vec<Run>>) -> String {
         #[expect(clippy::cast_precision_loss, reason = "a handful of GETs")]
         let gets = cell(&|run| run.upstream_gets as f64);
         text.push_str(&format!(
-            "| {peer} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {gets} |\n",
+            "| {peer} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {gets} | {} |\n",
             cell(&|run| run.rate(row.per)),
             samples(&|run| run.rate(row.per)).range(),
             per(|run| run.cpu),
@@ -298,6 +354,7 @@ fn table(row: &Row, runs: &BTreeMap<&str, Vec<Run>>) -> String {
             cell(&|run| run.load.p50 * 1e3),
             cell(&|run| run.load.p99 * 1e3),
             cell(&|run| run.load.worst_first_byte * 1e3),
+            cell(&|run| run.beside_rate() / f64::from(1 << 30)),
         ));
     }
     text

@@ -76,6 +76,7 @@ fn slow_clients(mirror: &Server, upstream: &Upstream, hold: Duration) -> Result<
     let plan = Clients {
         millis: u64::try_from(hold.as_millis())?,
         slow: true,
+        fresh: false,
         ..Clients::once(mirror.addr(), upstream.large()?.path(), CLIENTS)
     };
     let (mut sockets, mut anonymous) = (0, 0.0);
