@@ -13,7 +13,8 @@
 mod ledger;
 mod session;
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -241,7 +242,7 @@ impl Mirror {
         let Some(manifest) = self.cache.peek_manifest(repo, &digest).await else {
             return false;
         };
-        let layers = self.missing(&image.target, manifest.parsed()).await;
+        let layers = in_turn(self.missing(&image.target, manifest.parsed()).await);
         let given_up = &AtomicBool::new(false);
         stream::iter(layers)
             .for_each_concurrent(self.prefetch.limits.downloads, |layer| async move {
@@ -251,7 +252,7 @@ impl Mirror {
         true
     }
 
-    /// The layers that are to be fetched, in the order in which clients ask for them.
+    /// The layers that are to be fetched, in the manifest's order.
     async fn missing(&self, target: &Target, manifest: &Manifest) -> Vec<Layer> {
         let mut missing: Vec<Layer> = Vec::new();
         let mut left = self.prefetch.limits.image;
@@ -317,6 +318,19 @@ impl Mirror {
     }
 }
 
+/// Takes the first layer, the largest, the next, the next largest, and so on. Clients request layers in
+/// the manifest's order, so its next layers are due soon; but an image is complete no sooner than its
+/// largest layer, which must not begin last.
+fn in_turn(layers: Vec<Layer>) -> Vec<Layer> {
+    let mut by_size = layers.clone();
+    by_size.sort_by_key(|layer| Reverse(layer.size));
+    let mut taken = HashSet::with_capacity(layers.len());
+    let both = layers.into_iter().zip(by_size);
+    let mut ordered: Vec<Layer> = both.flat_map(|(next, largest)| [next, largest]).collect();
+    ordered.retain(|layer| taken.insert(layer.digest));
+    ordered
+}
+
 /// Whether the next layer may well be better. Otherwise it is the upstream that can't or won't
 /// answer, or this mirror that can't store.
 fn is_of_one_layer(error: &DownloadError) -> bool {
@@ -335,5 +349,26 @@ fn is_of_one_layer(error: &DownloadError) -> bool {
         | DownloadError::Stuck
         | DownloadError::Stopping
         | DownloadError::Busy => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Algorithm, Hasher};
+
+    #[test]
+    fn large_layers_are_fetched_beside_the_next_ones() {
+        let layer = |size: u64| {
+            let mut hasher = Hasher::new(Algorithm::Sha256);
+            hasher.update(&size.to_be_bytes());
+            let digest = hasher.finish();
+            Layer { digest, size }
+        };
+        let sizes = [3, 1, 20, 2, 50, 4];
+        let ordered = in_turn(sizes.map(layer).to_vec());
+        let ordered: Vec<_> = ordered.iter().map(|layer| layer.size).collect();
+        assert_eq!(ordered, [3, 50, 1, 20, 4, 2]);
+        assert!(in_turn(Vec::new()).is_empty());
     }
 }
