@@ -69,8 +69,11 @@ struct Args {
     dry: bool,
     /// Only rows whose name begins so: warm-1g-1, warm-1g-16, warm-1m, warm-1k, tag-get, tag-head,
     /// digest-get, digest-head, churn-1k, busy-manifests, busy-uncached, cold-1, cold-16, memory,
-    /// trace.
+    /// trace, rollout. soak runs only when it is named.
     rows: Vec<String>,
+    /// Minutes of the row soak.
+    #[arg(long, default_value_t = 60)]
+    minutes: u64,
     /// Given by cargo bench.
     #[arg(long, hide = true)]
     bench: bool,
@@ -162,6 +165,13 @@ fn orchestrate(args: &Args) -> Result<()> {
     }
     if wanted("trace") {
         trace::measure(args.quick, &args.millpond, &mut results)?;
+    }
+    if wanted("rollout") {
+        trace::rollout::measure(args.quick, sizes.rounds, &args.millpond, &mut results)?;
+    }
+    if args.rows.iter().any(|row| row == "soak") {
+        let length = Duration::from_mins(args.minutes);
+        trace::soak::measure(length, &args.millpond, &mut results)?;
     }
     println!("{}", results.text()?);
     if !args.dry {

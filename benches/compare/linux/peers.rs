@@ -17,6 +17,8 @@ use super::common::server::{Server, millpond};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Peer {
     Millpond,
+    /// millpond with one thread that serves requests.
+    OneThread,
     /// The same content as plain files, sent by sendfile(2).
     NginxStatic,
     /// nginx as a caching proxy that lets one request fill the cache.
@@ -29,6 +31,7 @@ impl Peer {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Millpond => "millpond",
+            Self::OneThread => "millpond, one thread",
             Self::NginxStatic => "nginx static",
             Self::NginxCache => "nginx proxy_cache",
             Self::Registry => "docker-registry proxy",
@@ -38,7 +41,7 @@ impl Peer {
     /// The program that has to be there.
     pub(crate) const fn program(self) -> Option<&'static str> {
         match self {
-            Self::Millpond => None,
+            Self::Millpond | Self::OneThread => None,
             Self::NginxStatic | Self::NginxCache => Some("nginx"),
             Self::Registry => Some("docker-registry"),
         }
@@ -80,13 +83,19 @@ pub(crate) struct Sources {
 /// Starts a server with an empty cache.
 pub(crate) fn start(peer: Peer, sources: &Sources) -> Result<Server> {
     Server::start(|directory, addr| match peer {
-        Peer::Millpond => millpond(
-            &sources.millpond,
-            directory,
-            addr,
-            sources.upstream,
-            &Map::new(),
-        ),
+        Peer::Millpond | Peer::OneThread => {
+            let mut command = millpond(
+                &sources.millpond,
+                directory,
+                addr,
+                sources.upstream,
+                &Map::new(),
+            )?;
+            if peer == Peer::OneThread {
+                command.env("TOKIO_WORKER_THREADS", "1");
+            }
+            Ok(command)
+        }
         Peer::NginxStatic => {
             let server = static_files(addr, &sources.files);
             nginx(directory, &server)

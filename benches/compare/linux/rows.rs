@@ -63,6 +63,9 @@ const fn against(peer: Peer, speed: Option<Target>, cpu: Option<Target>) -> Vers
     Versus { peer, speed, cpu }
 }
 
+/// CPU of a request with two threads over that with one: 0.93 of the requests a CPU second.
+const SECOND_THREAD: Target = AtMost(1.075);
+
 /// Every row, in the order of the report.
 pub(crate) fn all(library: &Library, sizes: &Sizes) -> Vec<Row> {
     let mut rows = large(library, sizes);
@@ -111,6 +114,7 @@ fn small(library: &Library) -> Vec<Row> {
         beside: None,
         peers: vec![
             against(Peer::NginxStatic, Some(AtLeast(0.95)), Some(AtMost(1.1))),
+            against(Peer::OneThread, None, Some(SECOND_THREAD)),
             against(Peer::Registry, Some(AtLeast(5.0)), None),
         ],
     };
@@ -134,6 +138,7 @@ fn manifests(library: &Library) -> Vec<Row> {
         peers: vec![
             against(Peer::NginxCache, Some(AtLeast(1.1)), Some(AtMost(0.9))),
             against(Peer::NginxStatic, None, None),
+            against(Peer::OneThread, None, Some(SECOND_THREAD)),
             against(Peer::Registry, Some(AtLeast(100.0)), None),
         ],
     };

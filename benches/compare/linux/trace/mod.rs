@@ -5,6 +5,8 @@
 
 pub(crate) mod client;
 pub(crate) mod nodes;
+pub(crate) mod rollout;
+pub(crate) mod soak;
 mod world;
 
 use std::fs;
@@ -17,7 +19,7 @@ use tempfile::TempDir;
 
 use super::common::content::Shelf;
 use super::common::note;
-use super::common::report::{Figure, Target, median, number};
+use super::common::report::{Figure, Samples, Target, number};
 use super::common::server::{Server, millpond};
 use super::common::upstream::Counts;
 use super::results::Results;
@@ -145,7 +147,7 @@ fn report(seen: &Seen, counts: Counts, cost: &Cost, results: &mut Results) {
     add(
         "joiner's whole pull, p50",
         "ms",
-        median(&seen.pulls_ms),
+        Samples::new(seen.joined.iter().map(|joined| joined.pull_ms)).median(),
         None,
     );
     add("peak memory", "MiB", cost.peak, None);

@@ -48,10 +48,20 @@ pub(crate) struct Seen {
     /// From the request of a layer to its first byte, for each layer of each node of a storm;
     /// sorted.
     pub(crate) joiners_ms: Vec<f64>,
-    /// A whole pull of each node of a storm.
-    pub(crate) pulls_ms: Vec<f64>,
+    /// A whole pull of each node of a storm, with when it came; in the order in which they came.
+    pub(crate) joined: Vec<Joined>,
     pub(crate) wall: f64,
     pub(crate) cpu: f64,
+}
+
+/// The pull of a node of a storm.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Joined {
+    /// When it began, in milliseconds after the storm.
+    pub(crate) late_ms: u64,
+    pub(crate) pull_ms: f64,
+    /// Each request before the config and the layers.
+    pub(crate) small_ms: Vec<f64>,
 }
 
 impl Seen {
@@ -97,6 +107,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         .unwrap_or_else(PoisonError::into_inner);
     seen.unique_bytes = unique.values().sum();
     seen.joiners_ms.sort_by(f64::total_cmp);
+    seen.joined.sort_by_key(|joined| joined.late_ms);
     seen.wall = wall;
     seen.cpu = cpu_seconds(std::process::id())?;
     println!("{}", serde_json::to_string(&seen)?);
@@ -111,13 +122,13 @@ impl Replay<'_> {
             for _ in 0..self.world.workers {
                 nodes.push(scope.spawn(move || self.sessions(until)));
             }
-            let joiners =
-                storm.map(|(image, joiners)| joiners.iter().map(move |late| (image, *late)));
-            for (image, late) in joiners.into_iter().flatten() {
-                nodes.push(scope.spawn(move || {
-                    thread::sleep(Duration::from_millis(late));
-                    self.join_storm(image)
-                }));
+            for (image, joiners) in storm {
+                for late in joiners {
+                    nodes.push(scope.spawn(move || {
+                        thread::sleep(Duration::from_millis(*late));
+                        self.join_storm(image, *late)
+                    }));
+                }
             }
             for node in nodes {
                 let Ok(done) = node.join() else {
@@ -146,19 +157,24 @@ impl Replay<'_> {
         }
     }
 
-    fn join_storm(&self, image: &Image) -> Result<()> {
+    fn join_storm(&self, image: &Image, late_ms: u64) -> Result<()> {
         let started = Instant::now();
-        let first_bytes = self.session(image, Depth::Whole)?;
-        let took = started.elapsed().as_secs_f64() * 1e3;
+        let (small_ms, first_bytes) = self.session(image, Depth::Whole)?;
+        let joined = Joined {
+            late_ms,
+            pull_ms: started.elapsed().as_secs_f64() * 1e3,
+            small_ms,
+        };
         self.with(|(seen, _)| {
             seen.joiners_ms.extend(first_bytes);
-            seen.pulls_ms.push(took);
+            seen.joined.push(joined);
         });
         Ok(())
     }
 
-    /// What a client does for an image; milliseconds to the first byte of each layer.
-    fn session(&self, image: &Image, depth: Depth) -> Result<Vec<f64>> {
+    /// What a client does for an image. Milliseconds of each request before the layers, and to the first
+    /// byte of each layer.
+    fn session(&self, image: &Image, depth: Depth) -> Result<(Vec<f64>, Vec<f64>)> {
         let repo = format!("/v2/{}", image.repo);
         let mut client = Client::connect(self.addr)?;
         let mut requests = vec![
@@ -169,8 +185,11 @@ impl Replay<'_> {
             requests.push(("GET", format!("{repo}/manifests/{}", image.index)));
             requests.push(("GET", format!("{repo}/manifests/{}", image.manifest)));
         }
+        let mut small = Vec::with_capacity(requests.len());
         for (method, path) in &requests {
+            let sent = Instant::now();
             client.request(method, path)?;
+            small.push(sent.elapsed().as_secs_f64() * 1e3);
         }
         self.with(|(seen, _)| {
             seen.sessions += 1;
@@ -178,7 +197,7 @@ impl Replay<'_> {
             seen.pulls += u64::from(depth == Depth::Whole);
         });
         if depth != Depth::Whole {
-            return Ok(Vec::new());
+            return Ok((small, Vec::new()));
         }
         self.blob(&mut client, image, &image.config)?;
         let next = AtomicUsize::new(0);
@@ -189,7 +208,7 @@ impl Replay<'_> {
             }
             Ok(first_bytes)
         };
-        thread::scope(|scope| {
+        let first_bytes = thread::scope(|scope| -> Result<Vec<f64>> {
             let more = (1..LAYERS).map(|_| scope.spawn(|| fetch(Client::connect(self.addr)?)));
             let more: Vec<_> = more.collect();
             let mut first_bytes = fetch(client)?;
@@ -200,7 +219,8 @@ impl Replay<'_> {
                 first_bytes.extend(fetched?);
             }
             Ok(first_bytes)
-        })
+        })?;
+        Ok((small, first_bytes))
     }
 
     /// Fetches a config or a layer; milliseconds to its first byte.

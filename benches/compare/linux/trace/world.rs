@@ -49,12 +49,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn make(shelf: &Shelf, scale: Scale) -> Result<Self> {
-        let mut maker = Maker {
-            shelf,
-            random: fastrand::Rng::with_seed(0x7461_6365),
-            largest: scale.largest,
-            bases: Vec::new(),
-        };
+        let mut maker = Maker::new(shelf, scale.largest);
         let first = "library/bases".parse()?;
         for _ in 0..BASES {
             let size = maker.size();
@@ -62,12 +57,17 @@ impl World {
             maker.bases.push(base);
         }
         let images = (0..scale.images)
-            .map(|n| maker.image(&format!("library/application-{n}"), None))
+            .map(|n| {
+                let own = maker.random.usize(2..=5);
+                maker.image(&format!("library/application-{n}"), own, None)
+            })
             .collect::<Result<Vec<_>>>()?;
         let storms = (0..scale.storms)
             .map(|n| {
                 // The layer that a storm is about.
-                let image = maker.image(&format!("library/release-{n}"), Some(scale.largest))?;
+                let own = maker.random.usize(2..=5);
+                let largest = Some(scale.largest);
+                let image = maker.image(&format!("library/release-{n}"), own, largest)?;
                 let late = 0..scale.join_ms;
                 let joiners = (0..scale.joiners).map(|_| maker.random.u64(late.clone()));
                 Ok((image, joiners.collect()))
@@ -82,6 +82,21 @@ impl World {
             sessions,
             storms,
             workers: scale.workers,
+        })
+    }
+
+    /// One new image of `layers` layers, and so many nodes that pull it.
+    pub(crate) fn rollout(shelf: &Shelf, scale: Scale, layers: usize) -> Result<Self> {
+        let mut maker = Maker::new(shelf, scale.largest);
+        let image = maker.image("library/rollout", layers, None)?;
+        let late = (0..scale.joiners).map(|_| maker.random.u64(0..scale.join_ms.max(1)));
+        let mut late: Vec<_> = late.collect();
+        late.sort_unstable();
+        Ok(Self {
+            images: Vec::new(),
+            sessions: Vec::new(),
+            storms: vec![(image, late)],
+            workers: 0,
         })
     }
 
@@ -125,7 +140,16 @@ struct Maker<'a> {
     bases: Vec<Part>,
 }
 
-impl Maker<'_> {
+impl<'a> Maker<'a> {
+    fn new(shelf: &'a Shelf, largest: u64) -> Self {
+        Self {
+            shelf,
+            random: fastrand::Rng::with_seed(0x7461_6365),
+            largest,
+            bases: Vec::new(),
+        }
+    }
+
     /// A layer's size: 65 % under 1 MB, 15 % up to 10 MB, the rest a tail; spread evenly over the
     /// orders of magnitude within each.
     #[expect(
@@ -150,8 +174,8 @@ impl Maker<'_> {
         Ok((digest.to_string(), size))
     }
 
-    /// One to three layers of what many have, then two to five of its own.
-    fn image(&mut self, repo: &str, also: Option<u64>) -> Result<Image> {
+    /// One to three layers of what many have, then `own` of its own.
+    fn image(&mut self, repo: &str, own: usize, also: Option<u64>) -> Result<Image> {
         let name: RepoName = repo.parse()?;
         let config = self.layer(&name, CONFIG)?;
         let bases = self.random.usize(1..=3);
@@ -159,7 +183,7 @@ impl Maker<'_> {
         for (digest, _) in &layers {
             self.shelf.share(&name, digest.parse()?)?;
         }
-        for _ in 0..self.random.usize(2..=5) {
+        for _ in 0..own {
             let size = self.size();
             layers.push(self.layer(&name, size)?);
         }
