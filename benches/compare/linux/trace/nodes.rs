@@ -122,7 +122,7 @@ impl Replay<'_> {
             for _ in 0..self.world.workers {
                 nodes.push(scope.spawn(move || self.sessions(until)));
             }
-            for (image, joiners) in storm {
+            if let Some((image, joiners)) = storm {
                 for late in joiners {
                     nodes.push(scope.spawn(move || {
                         thread::sleep(Duration::from_millis(*late));
