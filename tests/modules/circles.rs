@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::paths::File;
 use crate::source::{Source, code, is_within, module, read};
 
 /// Circles that are still to be broken, each as the modules of its files. A line whose circle has changed
@@ -57,15 +58,6 @@ struct Graph<'a> {
     files: BTreeMap<&'a str, File>,
 }
 
-/// What a file says about others.
-#[derive(Default)]
-struct File {
-    /// What each imported name stands for.
-    imports: BTreeMap<String, Vec<String>>,
-    /// Every path, imports included.
-    paths: BTreeSet<Vec<String>>,
-}
-
 impl<'a> Graph<'a> {
     fn new(sources: &'a [Source]) -> Self {
         let named = sources.iter().filter(|(name, _)| name != "main");
@@ -96,17 +88,12 @@ impl<'a> Graph<'a> {
             match name.as_str() {
                 "crate" => at.clear(),
                 "self" => {}
-                "super" => {
-                    at = at
-                        .rsplit_once('/')
-                        .map_or("", |(parent, _)| parent)
-                        .to_owned()
-                }
+                "super" => at.truncate(at.rfind('/').unwrap_or(0)),
                 name => {
                     let child = format!("{at}/{name}");
                     let child = child.trim_start_matches('/');
                     if self.files.contains_key(child) {
-                        at = child.to_owned();
+                        child.clone_into(&mut at);
                     } else if let Some(target) = self.files.get(at.as_str())?.imports.get(name)
                         && reexports < MAX_REEXPORTS
                         && !(target == path && at == file)
@@ -156,114 +143,18 @@ impl<'a> Graph<'a> {
 
     /// What the files of a circle use of each other.
     fn describe(&self, circle: &[&str]) -> String {
-        let mut text = circle.join(" ");
+        let mut lines = vec![circle.join(" ")];
         for file in circle {
             let used = self.used(file).into_iter();
-            for (used, path) in used.filter(|(used, _)| circle.contains(used)) {
-                text.push_str(&format!("\n  {file} uses {used}: {path}"));
-            }
+            let inside = used.filter(|(used, _)| circle.contains(used));
+            lines.extend(inside.map(|(used, path)| format!("  {file} uses {used}: {path}")));
         }
-        text
+        lines.join("\n")
     }
-}
-
-impl File {
-    fn parse(code: &str) -> Self {
-        let tokens = tokens(code);
-        let mut file = Self::default();
-        let mut rest = tokens.as_slice();
-        while let Some((token, after)) = rest.split_first() {
-            rest = after;
-            if *token == "use" {
-                rest = file.tree(&[], after);
-            } else if *token == "::" {
-                // Behind generics, or of another crate.
-                rest = &after[1.min(after.len())..];
-            } else if is_name(token) && after.first() == Some(&"::") {
-                let mut path = vec![(*token).to_owned()];
-                while let ["::", name, more @ ..] = rest
-                    && is_name(name)
-                {
-                    path.push((*name).to_owned());
-                    rest = more;
-                }
-                file.paths.insert(path);
-            }
-        }
-        file
-    }
-
-    /// Takes note of a tree of imports below `path`; returns what follows it.
-    fn tree<'t>(&mut self, path: &[String], mut tokens: &'t [&'t str]) -> &'t [&'t str] {
-        let mut path = path.to_vec();
-        loop {
-            match tokens {
-                ["{", rest @ ..] => {
-                    tokens = rest;
-                    while !matches!(tokens, ["}", ..] | []) {
-                        tokens = self.tree(&path, tokens);
-                        tokens = tokens.strip_prefix(&[","]).unwrap_or(tokens);
-                    }
-                    return tokens.get(1..).unwrap_or_default();
-                }
-                ["::", rest @ ..] => tokens = rest,
-                ["*", rest @ ..] => {
-                    self.paths.insert(path);
-                    return rest;
-                }
-                ["as", name, rest @ ..] => {
-                    self.import(name, path);
-                    return rest;
-                }
-                [name, rest @ ..] if is_name(name) => {
-                    if *name != "self" || path.is_empty() {
-                        path.push((*name).to_owned());
-                    }
-                    tokens = rest;
-                }
-                _ => {
-                    let name = path.last().cloned().unwrap_or_default();
-                    self.import(&name, path);
-                    return tokens;
-                }
-            }
-        }
-    }
-
-    fn import(&mut self, name: &str, path: Vec<String>) {
-        self.paths.insert(path.clone());
-        self.imports.insert(name.to_owned(), path);
-    }
-}
-
-/// Names, `::`, and single signs.
-fn tokens(code: &str) -> Vec<&str> {
-    let mut tokens = Vec::new();
-    let mut rest = code.trim_start();
-    while let Some(first) = rest.chars().next() {
-        let length = if is_part(first) {
-            rest.find(|c| !is_part(c)).unwrap_or(rest.len())
-        } else if rest.starts_with("::") {
-            2
-        } else {
-            first.len_utf8()
-        };
-        tokens.push(&rest[..length]);
-        rest = rest[length..].trim_start();
-    }
-    tokens
-}
-
-fn is_part(c: char) -> bool {
-    c.is_alphanumeric() || c == '_'
-}
-
-fn is_name(token: &str) -> bool {
-    token.starts_with(is_part)
 }
 
 /// Files, then ` => ` and the circles that they make.
-const EXAMPLES: &str = r#"
+const EXAMPLES: &str = r"
 m/a: use super::b::B; | m/b: use crate::m::a::A; => m/a m/b
 m/a: fn f() { super::b::f() } | m/b: use crate::m::{a::{self as x, A}, c}; => m/a m/b
 m/mod: mod a; pub use a::A; | m/a: use super::B; | m/mod: mod b; pub use b::B; =>
@@ -273,7 +164,7 @@ m/a: use super::b; fn f() { b::d::f() } | m/b/mod: | m/b/d: use crate::m::a::A; 
 m/a: use super::b::B; | m/b: use super::c::C; | m/c: use super::a::A; => m/a m/b m/c
 m/a: use super::b::B; | m/b: use super::c::C; | m/c: use b::A; fn f() { ::m::a::f() } =>
 m/a: use super::b::B; | m/b: #[cfg(test)]\nuse super::a::A; // super::a::A =>
-"#;
+";
 
 #[test]
 fn circles_of_made_up_files_are_found() {

@@ -11,10 +11,12 @@
 )]
 
 mod circles;
+mod paths;
 mod source;
 
 use std::collections::BTreeSet;
 
+use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
@@ -146,8 +148,10 @@ fn violations(sources: &[Source]) -> Vec<String> {
             ));
             continue;
         };
-        for used in crate_paths(code) {
-            match rank(&used) {
+        let file = File::parse(code);
+        let paths = file.paths.iter().filter(|path| path[0] == "crate");
+        for used in paths.filter_map(|path| path.get(1)) {
+            match rank(used) {
                 Some(rank) if rank <= own => {}
                 Some(_) => {
                     found.insert(format!("src/{name}.rs: {layer} must not use {used}"));
@@ -159,7 +163,7 @@ fn violations(sources: &[Source]) -> Vec<String> {
         }
         for (what, words, allowed) in RESERVED {
             let may = allowed.iter().any(|place| is_within(name, place));
-            if !may && words.iter().any(|word| names(code, word)) {
+            if !may && words.iter().any(|word| file.names(word)) {
                 found.insert(format!("src/{name}.rs: {what} is not for {layer}"));
             }
         }
@@ -169,71 +173,6 @@ fn violations(sources: &[Source]) -> Vec<String> {
 
 fn rank(layer: &str) -> Option<usize> {
     ORDER.iter().position(|known| *known == layer)
-}
-
-/// The first component of every path that starts at the crate, groups included.
-fn crate_paths(code: &str) -> BTreeSet<String> {
-    let mut used = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::") {
-        if code[..at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '$')) {
-            continue;
-        }
-        let rest = &code[at + "crate::".len()..];
-        if let Some(group) = rest.strip_prefix('{') {
-            used.extend(group_heads(group));
-        } else {
-            used.insert(word(rest));
-        }
-    }
-    used
-}
-
-/// `a::{b, c}, d}` has the heads a and d.
-fn group_heads(group: &str) -> Vec<String> {
-    let mut heads = Vec::new();
-    let (mut depth, mut item) = (0_usize, String::new());
-    for c in group.chars() {
-        match c {
-            '{' => depth += 1,
-            '}' if depth == 0 => break,
-            '}' => depth -= 1,
-            ',' if depth == 0 => heads.push(std::mem::take(&mut item)),
-            _ => {}
-        }
-        if depth == 0 && c != ',' {
-            item.push(c);
-        }
-    }
-    heads.push(item);
-    let heads = heads.iter().map(|head| word(head.trim()));
-    heads
-        .filter(|head| !head.is_empty() && head != "self")
-        .collect()
-}
-
-fn word(text: &str) -> String {
-    text.chars()
-        .take_while(|c| c.is_alphanumeric() || *c == '_')
-        .collect()
-}
-
-/// Whether a path is named as a whole: `hyper` isn't in `hyperlink`, and `std::fs` is in
-/// `use std::{fs, io}`.
-fn names(code: &str, path: &str) -> bool {
-    let part = |c: char| c.is_alphanumeric() || c == '_';
-    let direct = code.match_indices(path).any(|(at, _)| {
-        let after = &code[at + path.len()..];
-        !code[..at].ends_with(part) && !after.starts_with(part)
-    });
-    let grouped = path.split_once("::").is_some_and(|(head, tail)| {
-        let open = format!("{head}::{{");
-        code.match_indices(&open).any(|(at, _)| {
-            group_heads(&code[at + open.len()..])
-                .iter()
-                .any(|name| name == tail)
-        })
-    });
-    direct || grouped
 }
 
 /// `file: code => what is said`; `\n` in the code is a line's end.
