@@ -80,13 +80,16 @@ pub(crate) struct Sources {
 /// Starts a server with an empty cache.
 pub(crate) fn start(peer: Peer, sources: &Sources) -> Result<Server> {
     Server::start(|directory, addr| match peer {
-        Peer::Millpond => millpond(
-            &sources.millpond,
-            directory,
-            addr,
-            sources.upstream,
-            &Map::new(),
-        ),
+        Peer::Millpond => {
+            let binary = &sources.millpond;
+            Ok(millpond(
+                binary,
+                directory,
+                addr,
+                sources.upstream,
+                &Map::new(),
+            ))
+        }
         Peer::NginxStatic => {
             let server = static_files(addr, &sources.files);
             nginx(directory, &server)

@@ -14,7 +14,8 @@ use rustix::fs::Timespec;
 use rustix::net::{RecvFlags, recv};
 use serde::{Deserialize, Serialize};
 
-use super::proc::{Process, cpu_seconds};
+use super::Role;
+use super::proc::cpu_seconds;
 use super::wire::header;
 
 /// Bytes taken per recv(2): of a head and the body after it, and of a body that is discarded.
@@ -34,28 +35,27 @@ const SILENCE: Timespec = Timespec {
 const LIMIT: Duration = Duration::from_mins(10);
 
 /// What is asked for, and how often.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    /// Where to connect.
-    #[arg(long)]
     pub(crate) addr: SocketAddr,
     /// What to ask for; connection n starts with path n and goes round.
-    #[arg(long = "path")]
     pub(crate) paths: Vec<String>,
     /// GET or HEAD.
-    #[arg(long, default_value = "GET")]
     pub(crate) method: String,
     /// Connections, each with one request under way.
-    #[arg(long)]
     pub(crate) connections: usize,
-    /// Milliseconds of the run; 0: until every connection has had `count` answers.
-    #[arg(long, default_value_t = 0)]
-    pub(crate) millis: u64,
-    #[arg(long, default_value_t = 1)]
-    pub(crate) count: u64,
-    /// Reads one answer slowly on each connection, and closes them all at the end of the run.
-    #[arg(long)]
-    pub(crate) slow: bool,
+    pub(crate) pattern: Pattern,
+}
+
+/// How often each connection asks.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Pattern {
+    /// Until it has had so many answers.
+    Answers(u64),
+    /// One answer after another for so long.
+    Lasting(Duration),
+    /// Once, reads slowly, and closes the connection after so long.
+    Slow(Duration),
 }
 
 /// What the load generator saw. Times in seconds.
@@ -84,9 +84,7 @@ impl Plan {
             paths: vec![path],
             method: "GET".to_owned(),
             connections,
-            millis: 0,
-            count: 1,
-            slow: false,
+            pattern: Pattern::Answers(1),
         }
     }
 }
@@ -99,17 +97,8 @@ impl Load {
 
     /// The same, calling `sample` now and then.
     pub(crate) fn sampled(plan: &Plan, sample: impl FnMut() -> Result<()>) -> Result<Self> {
-        let mut args = vec![
-            "load".to_owned(),
-            format!("--addr={}", plan.addr),
-            format!("--method={}", plan.method),
-            format!("--connections={}", plan.connections),
-            format!("--millis={}", plan.millis),
-            format!("--count={}", plan.count),
-        ];
-        args.extend(plan.paths.iter().map(|path| format!("--path={path}")));
-        args.extend(plan.slow.then(|| "--slow".to_owned()));
-        Process::spawn_role(&args)?.finish(LIMIT, sample)
+        let load = Role::Load(plan.clone());
+        load.spawn()?.finish(LIMIT, sample)
     }
 }
 
@@ -140,18 +129,12 @@ enum Received {
     All,
 }
 
-/// What has been counted so far.
-#[derive(Debug, Default)]
-struct Tally {
-    load: Load,
-    latencies: Vec<f32>,
-}
-
 struct Generator {
     requests: Vec<Vec<u8>>,
     /// Answers to HEAD have no body, whatever they say.
     bodies: bool,
-    tally: Tally,
+    load: Load,
+    latencies: Vec<f32>,
     room: Vec<u8>,
 }
 
@@ -161,7 +144,8 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     let mut generator = Generator {
         requests: plan.paths.iter().map(|path| request(plan, path)).collect(),
         bodies: plan.method != "HEAD",
-        tally: Tally::default(),
+        load: Load::default(),
+        latencies: Vec::new(),
         room: vec![0; ROOM],
     };
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -177,10 +161,14 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     for connection in &mut connections {
         generator.ask(connection)?;
     }
-    let deadline = (plan.millis > 0).then(|| started + Duration::from_millis(plan.millis));
-    if plan.slow {
-        generator.trickle(&mut connections, deadline.context("--slow needs --millis")?)?;
-        connections.clear();
+    let (mut deadline, mut answers) = (None, 1);
+    match plan.pattern {
+        Pattern::Answers(count) => answers = count,
+        Pattern::Lasting(time) => deadline = Some(started + time),
+        Pattern::Slow(time) => {
+            generator.trickle(&mut connections, started + time)?;
+            connections.clear();
+        }
     }
     let mut running = connections.len();
     let mut events = Vec::with_capacity(plan.connections);
@@ -193,7 +181,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             if generator.receive(connection, ROOM)? != Received::All {
                 continue;
             }
-            if deadline.is_some() || connection.answered < plan.count {
+            if deadline.is_some() || connection.answered < answers {
                 generator.ask(connection)?;
             } else {
                 epoll::delete(&epoll, &connection.stream)?;
@@ -203,10 +191,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     }
     let wall = started.elapsed().as_secs_f64();
     let cpu = cpu_seconds(std::process::id())? - before;
-    println!(
-        "{}",
-        serde_json::to_string(&generator.tally.finish(wall, cpu))?
-    );
+    println!("{}", serde_json::to_string(&generator.finish(wall, cpu))?);
     Ok(())
 }
 
@@ -295,9 +280,9 @@ impl Generator {
         }
         connection.left = None;
         connection.answered += 1;
-        self.tally.load.requests += 1;
+        self.load.requests += 1;
         let latency = connection.sent.elapsed().as_secs_f32();
-        self.tally.latencies.push(latency);
+        self.latencies.push(latency);
         Ok(Received::All)
     }
 
@@ -351,17 +336,15 @@ impl Generator {
     }
 
     fn note_body(&mut self, connection: &mut Connection, bytes: u64) {
-        self.tally.load.bytes += bytes;
+        self.load.bytes += bytes;
         if bytes > 0 && !connection.seen_body {
             connection.seen_body = true;
             let first = connection.sent.elapsed().as_secs_f64();
-            let worst = &mut self.tally.load.worst_first_byte;
+            let worst = &mut self.load.worst_first_byte;
             *worst = worst.max(first);
         }
     }
-}
 
-impl Tally {
     fn finish(mut self, wall: f64, cpu: f64) -> Load {
         self.latencies.sort_by(f32::total_cmp);
         let at = |percent: usize| {
