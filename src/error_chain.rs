@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-/// The one way to log an error: `error = %on_one_line(&error)`. `tests/modules.rs` refuses others.
+/// The one way to log an error: `error = %on_one_line(&error)`. `tests/modules/` refuses others.
 ///
 /// What an error says, then what its causes add. A cause whose words are in the text already, as a
 /// message that names its source has them, isn't said again.

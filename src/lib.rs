@@ -29,7 +29,7 @@
 //! [`metrics`] and health, [`clock`] is the only source of time, and [`cli`] is the program.
 //!
 //! The modules build on each other in one direction only; `ARCHITECTURE.md` has the map, and
-//! `tests/modules.rs` holds the code to it.
+//! `tests/modules/` holds the code to it.
 
 pub mod admin;
 pub mod app;

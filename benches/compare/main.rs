@@ -1,11 +1,13 @@
-//! `cargo bench --bench compare [-- --quick] [-- ROW...]`: millpond beside nginx and the reference
-//! registry, in ratios within one run. What each figure means is in `benches/README.md`.
+//! `cargo bench --bench compare [-- --quick] [-- ROW...]`: the real program beside nginx and the reference
+//! registry, and beside pulls straight from the upstream, in ratios within one run.
+//! `benches/instructions/run`: how many instructions one warm request takes it. What each figure means is
+//! in `benches/README.md`.
 
 #[cfg(target_os = "linux")]
 mod linux;
 
 #[cfg(target_os = "linux")]
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<std::process::ExitCode> {
     linux::main()
 }
 

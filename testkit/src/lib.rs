@@ -30,7 +30,7 @@ mod tls;
 pub use content::{digest, noise, sha512};
 pub use images::{Image, media_type};
 #[cfg(unix)]
-pub use program::{Program, ReservedPort, poll};
+pub use program::{Program, ReservedPort, configure, poll};
 pub use registry::{ALWAYS, Options, Registry, Seen};
 pub use reply::{Gate, Reply};
 pub use tls::Identity;

@@ -29,6 +29,7 @@ pub fn poll(what: &str, mut happened: impl FnMut() -> bool) {
 /// A port of 127.0.0.1 for a server that hasn't started. A socket is bound to it, so that no other
 /// process gets it: on Linux a server that sets `SO_REUSEADDR`, too, can still listen there, because
 /// this socket doesn't.
+#[derive(Debug)]
 pub struct ReservedPort {
     pub address: SocketAddr,
     _socket: Option<TcpSocket>,
@@ -50,6 +51,30 @@ impl Default for ReservedPort {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Writes the configuration of `millpond serve` with data below `directory`, and returns its path. `proxy`
+/// has more keys of that section.
+pub fn configure(
+    directory: &Path,
+    address: SocketAddr,
+    debug: SocketAddr,
+    upstream: SocketAddr,
+    proxy: &Value,
+) -> PathBuf {
+    // JSON is YAML, and quotes every path and address as it must be.
+    let mut config = json!({
+        "version": 0.1,
+        "log": { "level": "warn", "accesslog": { "disabled": true } },
+        // What is free on this machine is not the subject of a test or a bench.
+        "storage": { "filesystem": { "rootdirectory": directory.join("data") }, "minfree": 0 },
+        "http": { "addr": address, "debug": { "addr": debug } },
+        "proxy": proxy,
+    });
+    config["proxy"]["remoteurl"] = format!("http://{upstream}").into();
+    let path = directory.join("config.yml");
+    std::fs::write(&path, config.to_string()).unwrap();
+    path
 }
 
 /// `millpond serve`, which runs or doesn't.
@@ -77,23 +102,12 @@ impl Program {
     ) -> Self {
         let reserved = [ReservedPort::new(), ReservedPort::new()];
         let [address, debug] = [reserved[0].address, reserved[1].address];
-        // JSON is YAML.
-        let mut config = json!({
-            "version": 0.1,
-            "log": { "level": "warn", "accesslog": { "disabled": true } },
-            // What is free on this machine is not the test's subject.
-            "storage": { "filesystem": { "rootdirectory": directory.join("data") }, "minfree": 0 },
-            "http": { "addr": address, "debug": { "addr": debug } },
-            "proxy": proxy,
-        });
-        config["proxy"]["remoteurl"] = format!("http://{upstream}").into();
-        let path = directory.join("config.yml");
-        std::fs::write(&path, config.to_string()).unwrap();
+        let config = configure(directory, address, debug, upstream, proxy);
         Self {
             address,
             debug,
             command: format!("{limits} exec '{binary}' serve \"$0\""),
-            config: path,
+            config,
             log: directory.join("log"),
             child: None,
             _reserved: reserved,

@@ -1,7 +1,7 @@
 //! The ratios as bars, each with its target as a line across it. Plain SVG, no script, no font.
 
-use super::common::report::{Target, number};
-use super::stats::{Comparison, Verdict};
+use super::common::report::{Target, Verdict};
+use super::results::Comparison;
 
 const WIDTH: f64 = 960.0;
 /// Where bars begin; left of it are their names.
@@ -24,8 +24,9 @@ impl Scale {
             high: 2_f64.log10(),
         };
         for comparison in comparisons {
-            let target = comparison.target.map(Target::bound);
-            for value in target.into_iter().chain([comparison.ratios.median()]) {
+            let Comparison { ratio, .. } = comparison;
+            let target = ratio.target.map(Target::bound);
+            for value in target.into_iter().chain([ratio.samples.median()]) {
                 if value.is_finite() && value > 0.0 {
                     scale.low = scale.low.min(value.log10());
                     scale.high = scale.high.max(value.log10());
@@ -44,7 +45,6 @@ impl Scale {
 /// Draws all comparisons, one line each.
 pub(crate) fn draw(comparisons: &[Comparison]) -> String {
     let scale = Scale::of(comparisons);
-    #[expect(clippy::cast_precision_loss, reason = "a few dozen lines")]
     let bottom = TOP + comparisons.len() as f64 * LINE;
     let height = bottom + 36.0;
     let mut svg = format!(
@@ -78,37 +78,35 @@ pub(crate) fn draw(comparisons: &[Comparison]) -> String {
 
 /// A bar from 1 to the ratio: to the right where millpond's figure is the larger one.
 fn bar(comparison: &Comparison, scale: &Scale, y: f64) -> String {
-    let ratios = &comparison.ratios;
-    let noisy = comparison.too_noisy();
-    let colour = match comparison.verdict() {
+    let Comparison { row, peer, ratio } = comparison;
+    let noisy = ratio.too_noisy();
+    let colour = match ratio.verdict() {
         _ if noisy => "#bbb",
         Verdict::Meets => "#2a7f4f",
         Verdict::FallsShort => "#b8432f",
         Verdict::Shown | Verdict::TooNoisy => "#4a6fa5",
     };
     let label = if noisy {
-        ratios.range()
+        ratio.samples.range()
     } else {
-        number(ratios.median())
+        ratio.middle()
     };
-    let (one, end) = (scale.at(1.0), scale.at(ratios.median()));
+    let (one, end) = (scale.at(1.0), scale.at(ratio.samples.median()));
     let middle = y + LINE / 2.0;
     let mut svg = format!(
-        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}: {} / {}</text>\
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{row}: {} / {peer}</text>\
          <rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{BAR}\" fill=\"{colour}\"/>\
          <text x=\"{:.1}\" y=\"{:.1}\">{label}</text>\n",
         LEFT - 8.0,
         middle + 4.0,
-        comparison.row,
-        comparison.figure,
-        comparison.peer,
+        ratio.name,
         one.min(end),
         middle - BAR / 2.0,
         (end - one).abs().max(1.0),
         RIGHT + 8.0,
         middle + 4.0,
     );
-    if let Some(target) = comparison.target {
+    if let Some(target) = ratio.target {
         let x = scale.at(target.bound());
         svg.push_str(&format!(
             "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" stroke=\"black\" stroke-width=\"2\"/>\n",

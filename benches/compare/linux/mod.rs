@@ -1,6 +1,5 @@
-//! The orchestrator. The load generator, the nodes of the trace and, where the reference registry
-//! isn't installed, the upstream are processes of their own. All connections are over 127.0.0.1, and
-//! every wait has a bound.
+//! The orchestrator. The load generator, the nodes of the trace and the upstream are processes of their
+//! own. All connections are over 127.0.0.1, and every wait has a bound.
 
 #![expect(
     clippy::print_stdout,
@@ -15,39 +14,48 @@
     clippy::format_push_string,
     reason = "reports are short, and read better so"
 )]
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "three digits of a figure are printed"
+)]
 
 mod chart;
-#[path = "../../common/mod.rs"]
 mod common;
+mod instructions;
 mod library;
 mod memory;
 mod peers;
+mod pulls;
 mod results;
 mod rows;
 mod run;
-mod stats;
 mod trace;
-mod upstream;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use serde_json::{Map, Value};
 use tempfile::TempDir;
 
-use common::{MIB, is_wanted, note};
+use common::server::Server;
+use common::upstream::Upstream;
+use common::{MIB, Role, note};
 use library::Library;
 use peers::{Peer, Sources};
 use results::Results;
 use run::Runner;
-use upstream::Upstream;
 
 /// Open files that the bench asks for: a thousand connections and then some.
 const OPEN_FILES: u64 = 16 * 1024;
 
-/// millpond beside its peers.
+/// The real program, measured: beside its peers, beside pulls straight from the upstream, and alone.
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Args {
     /// Small sizes and short rounds: shows that the bench works, not how fast anything is.
     #[arg(long)]
@@ -55,7 +63,7 @@ struct Args {
     /// How often each comparison is repeated.
     #[arg(long)]
     rounds: Option<u32>,
-    /// Where cold bytes come from; the reference registry, where it is installed.
+    /// Where the cold bytes of the peers' rows come from; the reference registry, where it is installed.
     #[arg(long)]
     upstream: Option<Kind>,
     /// The binary to measure.
@@ -64,36 +72,40 @@ struct Args {
     /// Objects in the cache whose memory is measured.
     #[arg(long)]
     objects: Option<u64>,
+    /// Keys for the section `proxy` of the mirror's configuration in the rows without peers, as a JSON
+    /// object. Without it the mirror runs with its defaults, and those are what the targets are for.
+    #[arg(long, value_parser = json_object, default_value = "{}")]
+    proxy: Map<String, Value>,
     /// Doesn't write the report to benches/results.
     #[arg(long)]
     dry: bool,
     /// Only rows whose name begins so: warm-1g-1, warm-1g-16, warm-1m, warm-1k, tag-get, tag-head,
     /// digest-get, digest-head, churn-1k, busy-manifests, busy-uncached, cold-1, cold-16, memory,
-    /// trace, rollout. soak runs only when it is named.
+    /// trace, rollout, first-byte, storm, throttled, joins, cuts, ranges. soak runs only when it is
+    /// named.
     rows: Vec<String>,
     /// Minutes of the row soak.
     #[arg(long, default_value_t = 60)]
     minutes: u64,
     /// Given by cargo bench.
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     bench: bool,
+    /// What this process does in a run, if it doesn't lead it, as JSON.
+    #[arg(long, hide = true)]
+    role: Option<String>,
     #[command(subcommand)]
-    role: Option<Role>,
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Instructions(instructions::Args),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
     Registry,
     Ours,
-}
-
-/// What the other processes of a run do.
-#[derive(Debug, Subcommand)]
-#[command(hide = true)]
-enum Role {
-    #[command(flatten)]
-    Common(common::Role),
-    Nodes(trace::nodes::Plan),
 }
 
 /// How much is measured.
@@ -114,7 +126,7 @@ impl Sizes {
         let (large, timed, rounds, objects, hold) = if args.quick {
             (64 * MIB, 300, 3, 2000, 2)
         } else {
-            (1024 * MIB, 2000, 5, 100_000, 8)
+            (1024 * MIB, 2000, 5, 100_000, 12)
         };
         Self {
             large,
@@ -126,16 +138,26 @@ impl Sizes {
     }
 }
 
-pub(super) fn main() -> Result<()> {
-    if !is_wanted("compare") {
-        return Ok(());
+pub(super) fn main() -> Result<ExitCode> {
+    // `cargo test --all-targets` and test runners start every target, and only `cargo bench` passes an
+    // argument.
+    if std::env::args().len() == 1 || std::env::args().any(|arg| arg == "--list") {
+        note("nothing measured: run cargo bench --bench compare");
+        return Ok(ExitCode::SUCCESS);
     }
     let args = Args::parse();
-    match &args.role {
-        Some(Role::Common(role)) => role.play(),
-        Some(Role::Nodes(plan)) => trace::nodes::run(plan),
-        None => orchestrate(&args),
+    if let Some(Command::Instructions(args)) = &args.command {
+        return instructions::run(args);
     }
+    match &args.role {
+        Some(role) => serde_json::from_str::<Role>(role)?.play()?,
+        None => orchestrate(&args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn json_object(text: &str) -> Result<Map<String, Value>, serde_json::Error> {
+    serde_json::from_str(text)
 }
 
 fn orchestrate(args: &Args) -> Result<()> {
@@ -161,7 +183,7 @@ fn orchestrate(args: &Args) -> Result<()> {
     }
     drop(runner);
     if wanted("memory") {
-        memory::measure(&library, &sources, &sizes, &mut results)?;
+        memory::measure(&library, &sources, &upstream, &sizes, &mut results)?;
     }
     if wanted("trace") {
         trace::measure(args.quick, &args.millpond, &mut results)?;
@@ -173,6 +195,13 @@ fn orchestrate(args: &Args) -> Result<()> {
         let length = Duration::from_mins(args.minutes);
         trace::soak::measure(length, &args.millpond, &mut results)?;
     }
+    drop(upstream);
+    let bench = pulls::Bench::new(args.quick, args.rounds, &args.millpond, &args.proxy);
+    for (name, measure) in pulls::ROWS {
+        if wanted(name) {
+            measure(&bench, &mut results)?;
+        }
+    }
     println!("{}", results.text()?);
     if !args.dry {
         results.write().context("writing the report")?;
@@ -181,14 +210,17 @@ fn orchestrate(args: &Args) -> Result<()> {
 }
 
 fn start_upstream(args: &Args, library: &Library) -> Result<Upstream> {
-    let installed = Peer::Registry
-        .program()
-        .is_some_and(|program| peers::version(program).is_some());
-    match args.upstream {
-        Some(Kind::Registry) => Upstream::registry(library.shelf.root()),
-        None if installed => Upstream::registry(library.shelf.root()),
-        _ => Upstream::ours(library.shelf.root(), 0),
+    let content = library.shelf.root();
+    let program = Peer::Registry.program();
+    let registry = match args.upstream {
+        Some(kind) => kind == Kind::Registry,
+        None => program.is_some_and(|program| peers::version(program).is_some()),
+    };
+    if !registry {
+        return Upstream::ours(content);
     }
+    let server = Server::start(|directory, addr| peers::registry(directory, addr, None, content))?;
+    Ok(Upstream::registry(server))
 }
 
 /// A thousand connections need more files than some shells allow. The servers inherit the limit.

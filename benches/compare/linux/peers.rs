@@ -84,13 +84,8 @@ pub(crate) struct Sources {
 pub(crate) fn start(peer: Peer, sources: &Sources) -> Result<Server> {
     Server::start(|directory, addr| match peer {
         Peer::Millpond | Peer::OneThread => {
-            let mut command = millpond(
-                &sources.millpond,
-                directory,
-                addr,
-                sources.upstream,
-                &Map::new(),
-            )?;
+            let binary = &sources.millpond;
+            let mut command = millpond(binary, directory, addr, sources.upstream, &Map::new());
             if peer == Peer::OneThread {
                 command.env("TOKIO_WORKER_THREADS", "1");
             }

@@ -9,9 +9,16 @@ use super::Sizes;
 use super::chart;
 use super::common::note;
 use super::common::proc::{cores, describe_load, describe_machine};
-use super::common::report::{Figure, table};
+use super::common::report::{Figure, Target, table, target_text};
 use super::peers::{self, Peer};
-use super::stats::{Comparison, comparison_table};
+
+/// Millpond's figure over a peer's, for each round.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    pub(crate) row: String,
+    pub(crate) peer: Peer,
+    pub(crate) ratio: Figure,
+}
 
 /// What has been measured so far.
 #[derive(Debug)]
@@ -20,8 +27,8 @@ pub(crate) struct Results {
     machine: String,
     set_up: String,
     missing: Vec<String>,
-    comparisons: Vec<Comparison>,
-    figures: Vec<Figure>,
+    pub(crate) comparisons: Vec<Comparison>,
+    pub(crate) figures: Vec<Figure>,
     sections: Vec<(String, String)>,
 }
 
@@ -47,19 +54,25 @@ impl Results {
         })
     }
 
-    /// Says that a peer can't be compared with.
+    /// Says once that a peer can't be compared with.
     pub(crate) fn missing(&mut self, peer: Peer, program: &str) {
         let line = format!("NOT COMPARED with {peer}: {program} is not installed here.");
-        note(&line);
-        self.missing.push(line);
+        if !self.missing.contains(&line) {
+            note(&line);
+            self.missing.push(line);
+        }
     }
 
-    pub(crate) fn compare(&mut self, comparison: Comparison) {
-        self.comparisons.push(comparison);
-    }
-
-    pub(crate) fn figure(&mut self, figure: Figure) {
-        self.figures.push(figure);
+    /// Adds a figure of one sample.
+    pub(crate) fn add(
+        &mut self,
+        name: &str,
+        unit: &'static str,
+        value: f64,
+        target: impl Into<Option<Target>>,
+    ) {
+        let figure = Figure::new(name, unit, [value]);
+        self.figures.push(figure.target(target));
     }
 
     /// Adds a part with details.
@@ -74,7 +87,7 @@ impl Results {
 
     fn with_chart(&self, chart: Option<&str>) -> Result<String> {
         let mut text = format!(
-            "# millpond beside its peers, {}\n\n{}\n{} At the end: {}\n",
+            "# millpond, measured, {}\n\n{}\n{} At the end: {}\n",
             today(),
             self.machine,
             self.set_up,
@@ -119,6 +132,33 @@ impl Results {
         fs::write(&report, self.with_chart(Some(&chart))?)?;
         note(&format!("written to benches/results/{name}.md"));
         Ok(())
+    }
+}
+
+/// The table of comparisons.
+fn comparison_table(comparisons: &[Comparison]) -> String {
+    let mut text = "| work | against | figure | ratio | range | spread | target | verdict |\n\
+                    |---|---|---|---:|---|---:|---|---|\n"
+        .to_owned();
+    for Comparison { row, peer, ratio } in comparisons {
+        text.push_str(&format!(
+            "| {row} | {peer} | {} | {} | {} | {} | {} | {} |\n",
+            ratio.name,
+            ratio.middle(),
+            ratio.samples.range(),
+            percent(ratio.samples.spread()),
+            target_text(ratio.target),
+            ratio.verdict(),
+        ));
+    }
+    text
+}
+
+fn percent(share: f64) -> String {
+    if share.is_finite() {
+        format!("{:.0} %", share * 100.0)
+    } else {
+        "-".to_owned()
     }
 }
 

@@ -2,15 +2,9 @@
 
 use super::Sizes;
 use super::common::report::Target::{self, AtLeast, AtMost};
+use super::common::run::Per;
 use super::library::Library;
 use super::peers::Peer;
-
-/// What a row's CPU time and rate are counted by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Per {
-    Gib,
-    Request,
-}
 
 /// How the clients come.
 #[derive(Debug, Clone, Copy)]

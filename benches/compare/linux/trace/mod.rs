@@ -3,14 +3,12 @@
 //! production registries (65 % of layers under 1 MB, 80 % under 10 MB, a tail; 90 to 95 % pulls);
 //! the sizes of the tail and the numbers are scaled down to one machine. Every run is the same.
 
-pub(crate) mod client;
 pub(crate) mod nodes;
 pub(crate) mod rollout;
 pub(crate) mod soak;
 mod world;
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -18,12 +16,11 @@ use serde_json::Map;
 use tempfile::TempDir;
 
 use super::common::content::Shelf;
-use super::common::note;
-use super::common::report::{Figure, Samples, Target, number};
-use super::common::server::{Server, millpond};
-use super::common::upstream::Counts;
+use super::common::report::{Samples, Target, number};
+use super::common::server::Server;
+use super::common::upstream::{Counts, Plan, Upstream};
+use super::common::{GIB, note, times};
 use super::results::Results;
-use super::upstream::Upstream;
 use nodes::Seen;
 use world::World;
 
@@ -78,12 +75,14 @@ pub(crate) fn measure(quick: bool, binary: &Path, results: &mut Results) -> Resu
     let world = World::make(&shelf, scale)?;
     let file = directory.path().join("world.json");
     fs::write(&file, serde_json::to_vec(&world)?)?;
-    let upstream = Upstream::ours(shelf.root(), DELAY_MS)?;
-    let addr = upstream.addr();
-    let server =
-        Server::start(|directory, own| millpond(binary, directory, own, addr, &Map::new()))?;
+    let upstream = Upstream::start(Plan {
+        root: shelf.root().to_owned(),
+        delay_ms: DELAY_MS,
+        ..Plan::default()
+    })?;
+    let server = Server::mirror(binary, upstream.addr(), &Map::new())?;
     note("trace: replaying it");
-    let seen = replay(&server, &file)?;
+    let seen = Seen::send(server.addr(), &file).with_context(|| server.log_tail())?;
     let counts = upstream.counts()?;
     let cost = Cost {
         cpu: server.settled_cpu()?,
@@ -95,11 +94,6 @@ pub(crate) fn measure(quick: bool, binary: &Path, results: &mut Results) -> Resu
     Ok(())
 }
 
-fn replay(server: &Server, world: &Path) -> Result<Seen> {
-    let addr: SocketAddr = server.addr();
-    Seen::send(addr, world).with_context(|| server.log_tail())
-}
-
 /// What the trace cost, in CPU seconds and MiB.
 struct Cost {
     cpu: f64,
@@ -107,17 +101,13 @@ struct Cost {
     peak: f64,
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts and sizes of one run")]
 fn report(seen: &Seen, counts: Counts, cost: &Cost, results: &mut Results) {
     let share = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
-    let gibibytes = seen.bytes as f64 / f64::from(1 << 30);
-    let joiners = |percent: usize| {
-        let at = seen.joiners_ms.len() * percent / 100;
-        seen.joiners_ms.get(at).copied().unwrap_or(f64::NAN)
-    };
-    let mut add = |name: &str, unit, value, target| {
-        let figure = Figure::new(format!("trace: {name}"), unit, [value]);
-        results.figure(figure.target(target));
+    let gibibytes = times(seen.bytes, GIB);
+    let joiners = Samples::new(seen.joiners_ms.iter().copied());
+    let whole = Samples::new(seen.joined.iter().map(|joined| joined.pull));
+    let mut add = |name: &str, unit, value, target: Option<Target>| {
+        results.add(&format!("trace: {name}"), unit, value, target);
     };
     let hits = 100.0 * (1.0 - share(counts.blob_gets, seen.blobs));
     add("blob requests that needed no upstream GET", "%", hits, None);
@@ -132,29 +122,14 @@ fn report(seen: &Seen, counts: Counts, cost: &Cost, results: &mut Results) {
     add("upstream requests a whole pull", "", pulls, None);
     let manifests = share(counts.manifest_gets, seen.pulls);
     add("upstream manifest GETs a whole pull", "", manifests, None);
-    add(
-        "joiner's first byte of a layer, p50",
-        "ms",
-        joiners(50),
-        None,
-    );
-    add(
-        "joiner's first byte of a layer, p99",
-        "ms",
-        joiners(99),
-        None,
-    );
-    add(
-        "joiner's whole pull, p50",
-        "ms",
-        Samples::new(seen.joined.iter().map(|joined| joined.pull_ms)).median(),
-        None,
-    );
+    let name = |percent| format!("joiner's first byte of a layer, p{percent}");
+    add(&name(50), "ms", joiners.percentile(50), None);
+    add(&name(99), "ms", joiners.percentile(99), None);
+    add("joiner's whole pull, p50", "ms", whole.median(), None);
     add("peak memory", "MiB", cost.peak, None);
     add("CPU a GiB", "s", cost.cpu / gibibytes, None);
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts and sizes of one run")]
 fn describe(scale: Scale, seen: &Seen, world: &World, cost: &Cost) -> String {
     format!(
         "{} sessions over {} images by Zipf(1.0), {} of them whole pulls; {} storms of {} nodes \
@@ -172,7 +147,7 @@ fn describe(scale: Scale, seen: &Seen, world: &World, cost: &Cost) -> String {
         number(world.share_below(10_000_000).round()),
         scale.largest / 1_000_000,
         seen.requests,
-        number(seen.bytes as f64 / f64::from(1 << 30)),
+        number(times(seen.bytes, GIB)),
         number(seen.wall),
         number(cost.cpu),
         number(seen.cpu),

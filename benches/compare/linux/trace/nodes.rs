@@ -10,11 +10,12 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::super::common::proc::{Process, cpu_seconds};
-use super::client::Client;
+use super::super::common::proc::cpu_seconds;
+use super::super::common::wire::Client;
+use super::super::common::{Role, together};
 use super::world::{Depth, Image, World};
 
 /// Layers that a node fetches at the same time, as docker and containerd do.
@@ -23,12 +24,10 @@ const LAYERS: usize = 3;
 const LIMIT: Duration = Duration::from_mins(10);
 
 /// Whom the nodes ask, and what happens.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    #[arg(long)]
     pub(crate) addr: SocketAddr,
     /// The file with the world.
-    #[arg(long)]
     pub(crate) world: PathBuf,
 }
 
@@ -45,34 +44,33 @@ pub(crate) struct Seen {
     pub(crate) bytes: u64,
     /// Each blob counted once.
     pub(crate) unique_bytes: u64,
-    /// From the request of a layer to its first byte, for each layer of each node of a storm;
-    /// sorted.
+    /// From the request of a layer to its first byte, for each layer of each node of a storm.
     pub(crate) joiners_ms: Vec<f64>,
-    /// A whole pull of each node of a storm, with when it came; in the order in which they came.
+    /// The pulls of the nodes of storms, in the order in which they began.
     pub(crate) joined: Vec<Joined>,
     pub(crate) wall: f64,
     pub(crate) cpu: f64,
 }
 
-/// The pull of a node of a storm.
+/// The pull of a node of a storm. Times in milliseconds.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Joined {
-    /// When it began, in milliseconds after the storm.
-    pub(crate) late_ms: u64,
-    pub(crate) pull_ms: f64,
+    /// When it began, after the storm.
+    pub(crate) late: u64,
+    /// The whole pull.
+    pub(crate) pull: f64,
     /// Each request before the config and the layers.
-    pub(crate) small_ms: Vec<f64>,
+    pub(crate) small: Vec<f64>,
 }
 
 impl Seen {
     /// Runs the nodes as a process and waits for them.
     pub(crate) fn send(addr: SocketAddr, world: &Path) -> Result<Self> {
-        let args = [
-            "nodes".to_owned(),
-            format!("--addr={addr}"),
-            format!("--world={}", world.display()),
-        ];
-        Process::spawn_role(&args)?.finish(LIMIT, || Ok(()))
+        let plan = Plan {
+            addr,
+            world: world.to_owned(),
+        };
+        Role::Nodes(plan).spawn()?.finish(LIMIT, || Ok(()))
     }
 }
 
@@ -106,8 +104,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     seen.unique_bytes = unique.values().sum();
-    seen.joiners_ms.sort_by(f64::total_cmp);
-    seen.joined.sort_by_key(|joined| joined.late_ms);
+    seen.joined.sort_by_key(|joined| joined.late);
     seen.wall = wall;
     seen.cpu = cpu_seconds(std::process::id())?;
     println!("{}", serde_json::to_string(&seen)?);
@@ -117,27 +114,19 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
 impl Replay<'_> {
     /// Goes on with the sessions up to one, beside a storm.
     fn phase(&self, until: usize, storm: Option<&(Image, Vec<u64>)>) -> Result<()> {
-        thread::scope(|scope| {
-            let mut nodes = Vec::new();
-            for _ in 0..self.world.workers {
-                nodes.push(scope.spawn(move || self.sessions(until)));
-            }
-            if let Some((image, joiners)) = storm {
-                for late in joiners {
-                    nodes.push(scope.spawn(move || {
-                        thread::sleep(Duration::from_millis(*late));
-                        self.join_storm(image, *late)
-                    }));
+        let (image, joiners) = storm.map_or((None, &[][..]), |(image, late)| (Some(image), late));
+        let workers = (0..self.world.workers).map(|_| None);
+        let nodes = workers.chain(joiners.iter().map(|late| image.map(|image| (image, *late))));
+        together(nodes.map(|joiner| {
+            move || match joiner {
+                None => self.sessions(until),
+                Some((image, late)) => {
+                    thread::sleep(Duration::from_millis(late));
+                    self.join_storm(image, late)
                 }
             }
-            for node in nodes {
-                let Ok(done) = node.join() else {
-                    bail!("a node panicked")
-                };
-                done?;
-            }
-            Ok(())
-        })
+        }))?;
+        Ok(())
     }
 
     fn sessions(&self, until: usize) -> Result<()> {
@@ -157,13 +146,13 @@ impl Replay<'_> {
         }
     }
 
-    fn join_storm(&self, image: &Image, late_ms: u64) -> Result<()> {
+    fn join_storm(&self, image: &Image, late: u64) -> Result<()> {
         let started = Instant::now();
-        let (small_ms, first_bytes) = self.session(image, Depth::Whole)?;
+        let (small, first_bytes) = self.session(image, Depth::Whole)?;
         let joined = Joined {
-            late_ms,
-            pull_ms: started.elapsed().as_secs_f64() * 1e3,
-            small_ms,
+            late,
+            pull: started.elapsed().as_secs_f64() * 1e3,
+            small,
         };
         self.with(|(seen, _)| {
             seen.joiners_ms.extend(first_bytes);
@@ -172,8 +161,8 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// What a client does for an image. Milliseconds of each request before the layers, and to the first
-    /// byte of each layer.
+    /// What a client does for an image. Milliseconds of each request before the config and the layers,
+    /// and to the first byte of each layer.
     fn session(&self, image: &Image, depth: Depth) -> Result<(Vec<f64>, Vec<f64>)> {
         let repo = format!("/v2/{}", image.repo);
         let mut client = Client::connect(self.addr)?;
@@ -189,6 +178,7 @@ impl Replay<'_> {
         for (method, path) in &requests {
             let sent = Instant::now();
             client.request(method, path)?;
+            client.discard(u64::MAX)?;
             small.push(sent.elapsed().as_secs_f64() * 1e3);
         }
         self.with(|(seen, _)| {
@@ -201,26 +191,18 @@ impl Replay<'_> {
         }
         self.blob(&mut client, image, &image.config)?;
         let next = AtomicUsize::new(0);
-        let fetch = |mut client: Client| -> Result<Vec<f64>> {
+        let fetch = |client: Option<Client>| -> Result<Vec<f64>> {
+            let mut client = client.map_or_else(|| Client::connect(self.addr), Ok)?;
             let mut first_bytes = Vec::new();
             while let Some(layer) = image.layers.get(next.fetch_add(1, Ordering::Relaxed)) {
                 first_bytes.push(self.blob(&mut client, image, layer)?);
             }
             Ok(first_bytes)
         };
-        let first_bytes = thread::scope(|scope| -> Result<Vec<f64>> {
-            let more = (1..LAYERS).map(|_| scope.spawn(|| fetch(Client::connect(self.addr)?)));
-            let more: Vec<_> = more.collect();
-            let mut first_bytes = fetch(client)?;
-            for thread in more {
-                let Ok(fetched) = thread.join() else {
-                    bail!("the thread of a layer panicked")
-                };
-                first_bytes.extend(fetched?);
-            }
-            Ok(first_bytes)
-        })?;
-        Ok((small, first_bytes))
+        let more = (1..LAYERS).map(|_| None);
+        let clients = std::iter::once(Some(client)).chain(more);
+        let first_bytes = together(clients.map(|client| || fetch(client)))?;
+        Ok((small, first_bytes.concat()))
     }
 
     /// Fetches a config or a layer; milliseconds to its first byte.
@@ -230,15 +212,21 @@ impl Replay<'_> {
         image: &Image,
         (digest, size): &(String, u64),
     ) -> Result<f64> {
-        let answer = client.request("GET", &format!("/v2/{}/blobs/{digest}", image.repo))?;
-        anyhow::ensure!(answer.bytes == *size, "{digest} has another size");
+        let asked = Instant::now();
+        client.request("GET", &format!("/v2/{}/blobs/{digest}", image.repo))?;
+        client.wait_first_byte()?;
+        let first_byte = asked.elapsed();
+        ensure!(
+            client.discard(u64::MAX)? == *size,
+            "{digest} has another size"
+        );
         self.with(|(seen, unique)| {
             seen.requests += 1;
             seen.blobs += 1;
             seen.bytes += size;
             unique.insert(digest.clone(), *size);
         });
-        Ok(answer.first_byte.as_secs_f64() * 1e3)
+        Ok(first_byte.as_secs_f64() * 1e3)
     }
 
     fn with(&self, note: impl FnOnce(&mut (Seen, HashMap<String, u64>))) {

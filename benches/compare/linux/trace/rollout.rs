@@ -9,14 +9,14 @@ use serde_json::Map;
 use tempfile::TempDir;
 
 use super::super::common::content::Shelf;
-use super::super::common::note;
-use super::super::common::report::{Figure, Samples};
-use super::super::common::server::{Server, millpond};
+use super::super::common::report::{Figures, Samples, Target};
+use super::super::common::server::Server;
 use super::super::common::upstream::{Plan, Upstream};
+use super::super::common::{MIB, note, rounds, times};
 use super::super::results::Results;
+use super::Scale;
 use super::nodes::Seen;
 use super::world::World;
-use super::{Scale, replay};
 
 /// Layers besides those of the base.
 const LAYERS: usize = 38;
@@ -50,122 +50,101 @@ struct Round {
 }
 
 /// Rolls an image out, in every round through a new mirror.
-pub(crate) fn measure(
-    quick: bool,
-    rounds: u32,
-    binary: &Path,
-    results: &mut Results,
-) -> Result<()> {
+pub(crate) fn measure(quick: bool, count: u32, binary: &Path, results: &mut Results) -> Result<()> {
     note("rollout: making the content");
     let directory = TempDir::with_prefix("millpond-rollout-")?;
     let shelf = Shelf::new(&directory.path().join("content"))?;
     let nodes = if quick { NODES_QUICK } else { NODES };
-    let scale = |joiners, join_ms| Scale {
-        images: 0,
-        largest: 20_000_000,
-        sessions: 0,
-        workers: 0,
-        storms: 1,
-        joiners,
-        join_ms,
-    };
-    // The same seed makes the same image.
-    let one = World::rollout(&shelf, scale(1, 0), LAYERS)?;
-    let all = World::rollout(&shelf, scale(nodes, JOIN_MS), LAYERS)?;
-    let file = |name: &str, world: &World| -> Result<_> {
+    let world = |name: &str, joiners, join_ms| -> Result<_> {
+        let scale = Scale {
+            images: 0,
+            largest: 20_000_000,
+            sessions: 0,
+            workers: 0,
+            storms: 1,
+            joiners,
+            join_ms,
+        };
         let path = directory.path().join(name);
-        fs::write(&path, serde_json::to_vec(world)?)?;
+        // The same seed makes the same image.
+        let world = World::rollout(&shelf, scale, LAYERS)?;
+        fs::write(&path, serde_json::to_vec(&world)?)?;
         Ok(path)
     };
-    let (one, all) = (file("one.json", &one)?, file("all.json", &all)?);
-    let upstream = Upstream::start(&Plan {
+    let (one, all) = (world("one.json", 1, 0)?, world("all.json", nodes, JOIN_MS)?);
+    let upstream = Upstream::start(Plan {
         root: shelf.root().to_owned(),
         delay_ms: DELAY_MS,
         rate: RATE,
         ..Plan::default()
     })?;
-    let mut all_rounds = Vec::new();
-    for round in 1..=rounds {
-        note(&format!("rollout, round {round} of {rounds}"));
+    let all = rounds("rollout", count, || {
         let direct = Seen::send(upstream.addr(), &one).context("pulling from the upstream")?;
         let before = upstream.counts()?;
-        let server = Server::start(|directory, own| {
-            millpond(binary, directory, own, upstream.addr(), &Map::new())
-        })?;
-        let cold = replay(&server, &all)?;
-        server.settled_cpu()?;
-        let upstream_bytes = upstream.counts()?.bytes - before.bytes;
-        let warm = replay(&server, &all)?;
-        all_rounds.push(Round {
+        let server = Server::mirror(binary, upstream.addr(), &Map::new())?;
+        let cold = Seen::send(server.addr(), &all).with_context(|| server.log_tail())?;
+        let upstream_bytes = upstream.settled()?.bytes - before.bytes;
+        let warm = Seen::send(server.addr(), &all).with_context(|| server.log_tail())?;
+        Ok(Round {
             direct_ms: first(&direct),
             cold,
             warm,
             upstream_bytes,
-        });
-    }
-    report(nodes, &all_rounds, results);
+        })
+    })?;
+    let title = format!("Rollout to {nodes} nodes");
+    results.section(&title, &figures(&all));
     Ok(())
 }
 
 /// A small request, of 99 %, of the nodes for which nothing has to be asked upstream any more.
 fn small(seen: &Seen) -> f64 {
-    let later = seen
-        .joined
-        .iter()
-        .filter(|joined| joined.late_ms >= LATER_MS);
-    let samples = Samples::new(later.flat_map(|joined| joined.small_ms.iter().copied()));
-    let at = samples.values().len() * 99 / 100;
-    samples.values().get(at).copied().unwrap_or(f64::NAN)
+    let later = { seen.joined.iter() }.filter(|joined| joined.late >= LATER_MS);
+    Samples::new(later.flat_map(|joined| joined.small.iter().copied())).percentile(99)
 }
 
 fn first(seen: &Seen) -> f64 {
-    seen.joined
-        .first()
-        .map_or(f64::NAN, |joined| joined.pull_ms)
+    seen.joined.first().map_or(f64::NAN, |joined| joined.pull)
 }
 
 fn last(seen: &Seen) -> f64 {
-    seen.joined.last().map_or(f64::NAN, |joined| joined.pull_ms)
+    seen.joined.last().map_or(f64::NAN, |joined| joined.pull)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "sizes of one run")]
-fn report(nodes: usize, rounds: &[Round], results: &mut Results) {
-    let mut add = |name: &str, unit, most, value: &dyn Fn(&Round) -> f64| {
-        let name = format!("rollout to {nodes} nodes: {name}");
-        let figure = Figure::new(name, unit, rounds.iter().map(value));
-        results.figure(match most {
-            Some(most) => figure.at_most(most),
-            None => figure,
-        });
-    };
-    add(
+fn figures(rounds: &[Round]) -> String {
+    let mut figures = Figures::of(rounds);
+    figures.add(
         "first node's pull over a direct one",
         "x",
-        Some(FIRST),
-        &|round| first(&round.cold) / round.direct_ms,
+        Target::AtMost(FIRST),
+        |round| first(&round.cold) / round.direct_ms,
     );
-    add(
+    figures.add(
         "last node's pull over the cached image's",
         "x",
-        Some(LAST),
-        &|round| last(&round.cold) / last(&round.warm),
+        Target::AtMost(LAST),
+        |round| last(&round.cold) / last(&round.warm),
     );
-    add("small requests, p99", "ms", Some(SMALL_MS), &|round| {
-        small(&round.cold)
-    });
-    add("the same, cached", "ms", None, &|round| small(&round.warm));
-    add(
+    figures.add(
+        "small requests, p99",
+        "ms",
+        Target::AtMost(SMALL_MS),
+        |round| small(&round.cold),
+    );
+    figures.add(
         "upstream bytes over the image's",
         "x",
-        Some(BYTES),
-        &|round| round.upstream_bytes as f64 / round.cold.unique_bytes as f64,
+        Target::AtMost(BYTES),
+        |round| times(round.upstream_bytes, round.cold.unique_bytes),
     );
-    add("direct pull", "ms", None, &|round| round.direct_ms);
-    add("first node's pull", "ms", None, &|round| first(&round.cold));
-    add("last node's pull, cached", "ms", None, &|round| {
-        last(&round.warm)
+    figures.show("direct pull", "ms", |round| round.direct_ms);
+    figures.show("first node's pull", "ms", |round| first(&round.cold));
+    figures.show("last node's pull, cached", "ms", |round| last(&round.warm));
+    figures.show("small requests, cached, p99", "ms", |round| {
+        small(&round.warm)
     });
-    add("the image", "MiB", None, &|round| {
-        round.cold.unique_bytes as f64 / f64::from(1 << 20)
+    figures.show("the image", "MiB", |round| {
+        times(round.cold.unique_bytes, MIB)
     });
+    figures.table()
 }

@@ -5,18 +5,19 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::Map;
 use tempfile::TempDir;
 
 use super::super::common::content::Shelf;
 use super::super::common::note;
-use super::super::common::report::{Figure, number};
+use super::super::common::report::{Target, number};
 use super::super::common::server::{Server, millpond};
+use super::super::common::upstream::{Plan, Upstream};
 use super::super::results::Results;
-use super::super::upstream::Upstream;
+use super::nodes::Seen;
 use super::world::World;
-use super::{DELAY_MS, Scale, replay};
+use super::{DELAY_MS, Scale};
 
 /// Small layers, so that most of the time goes into requests.
 const SCALE: Scale = Scale {
@@ -51,10 +52,13 @@ pub(crate) fn measure(length: Duration, binary: &Path, results: &mut Results) ->
     let world = World::make(&shelf, SCALE)?;
     let file = directory.path().join("world.json");
     fs::write(&file, serde_json::to_vec(&world)?)?;
-    let upstream = Upstream::ours(shelf.root(), DELAY_MS)?;
-    let addr = upstream.addr();
+    let upstream = Upstream::start(Plan {
+        root: shelf.root().to_owned(),
+        delay_ms: DELAY_MS,
+        ..Plan::default()
+    })?;
     let server = Server::start(|directory, own| {
-        let mut command = millpond(binary, directory, own, addr, &Map::new())?;
+        let mut command = millpond(binary, directory, own, upstream.addr(), &Map::new());
         command.env("REGISTRY_STORAGE_MAXSIZE", CAP);
         Ok(command)
     })?;
@@ -62,7 +66,8 @@ pub(crate) fn measure(length: Duration, binary: &Path, results: &mut Results) ->
     let mut samples: Vec<Sample> = Vec::new();
     let mut requests = 0;
     while started.elapsed() < length {
-        requests += replay(&server, &file)?.requests;
+        let seen = Seen::send(server.addr(), &file).with_context(|| server.log_tail())?;
+        requests += seen.requests;
         server.settled_cpu()?;
         let sample = Sample {
             after: started.elapsed(),
@@ -77,7 +82,6 @@ pub(crate) fn measure(length: Duration, binary: &Path, results: &mut Results) ->
     Ok(())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts of one run")]
 fn report(samples: &[Sample], results: &mut Results) {
     let (Some(first), Some(last)) = (
         samples.get(samples.len() / 10),
@@ -85,28 +89,12 @@ fn report(samples: &[Sample], results: &mut Results) {
     ) else {
         return;
     };
-    let mut add = |name: &str, unit, value: f64, most: Option<f64>| {
-        let figure = Figure::new(format!("soak: {name}"), unit, [value]);
-        results.figure(match most {
-            Some(most) => figure.at_most(most),
-            None => figure,
-        });
-    };
+    let name = "soak: memory at the end over the first tenth's";
     let growth = last.memory / first.memory;
-    add(
-        "memory at the end over the first tenth's",
-        "x",
-        growth,
-        Some(GROWTH),
-    );
+    results.add(name, "x", growth, Target::AtMost(GROWTH));
+    let name = "soak: descriptors more than after the first tenth";
     let opened = last.descriptors as f64 - first.descriptors as f64;
-    add(
-        "descriptors more than after the first tenth",
-        "",
-        opened,
-        Some(0.0),
-    );
-    add("requests", "million", last.requests as f64 / 1e6, None);
+    results.add(name, "", opened, Target::AtMost(0.0));
     let mut text =
         "| minutes | million requests | resident, MiB | descriptors |\n|---:|---:|---:|---:|\n"
             .to_owned();

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use millpond::oci::RepoName;
+use millpond::storage::LinkKind;
 use serde::{Deserialize, Serialize};
 
 use super::super::common::content::Shelf;
@@ -115,7 +116,6 @@ impl World {
     }
 
     /// Of a hundred layers, those that are smaller.
-    #[expect(clippy::cast_precision_loss, reason = "some hundred layers")]
     pub(crate) fn share_below(&self, bytes: u64) -> f64 {
         let sizes = self.sizes();
         let below = sizes.iter().filter(|size| **size < bytes).count();
@@ -124,7 +124,6 @@ impl World {
 }
 
 /// Running sums of 1 / n.
-#[expect(clippy::cast_precision_loss, reason = "some dozen images")]
 fn zipf(count: usize) -> Vec<f64> {
     let sums = (1..=count).scan(0.0, |sum, n| {
         *sum += 1.0 / n as f64;
@@ -152,12 +151,6 @@ impl<'a> Maker<'a> {
 
     /// A layer's size: 65 % under 1 MB, 15 % up to 10 MB, the rest a tail; spread evenly over the
     /// orders of magnitude within each.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "sizes up to some GB, roughly"
-    )]
     fn size(&mut self) -> u64 {
         let (low, high) = match self.random.u32(..100) {
             0..65 => (1e3, 1e6),
@@ -181,7 +174,7 @@ impl<'a> Maker<'a> {
         let bases = self.random.usize(1..=3);
         let mut layers: Vec<_> = self.bases.iter().take(bases).cloned().collect();
         for (digest, _) in &layers {
-            self.shelf.share(&name, digest.parse()?)?;
+            self.shelf.link(&name, LinkKind::Layer, digest.parse()?)?;
         }
         for _ in 0..own {
             let size = self.size();

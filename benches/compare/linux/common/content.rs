@@ -84,13 +84,23 @@ impl Shelf {
         Ok(digest)
     }
 
+    /// Makes the file of a blob or a manifest, and its link.
+    pub(crate) fn place(
+        &self,
+        repo: &RepoName,
+        kind: LinkKind,
+        digest: Digest,
+        bytes: &[u8],
+    ) -> Result<()> {
+        put(&self.layout.blob(&digest), bytes)?;
+        self.link(repo, kind, digest)
+    }
+
     /// Makes a manifest of a JSON document.
     pub(crate) fn manifest(&self, repo: &RepoName, document: &Value) -> Result<Digest> {
         let bytes = serde_json::to_vec_pretty(document)?;
         let digest = Digest::of(Algorithm::Sha256, &bytes);
-        fs::create_dir_all(self.layout.blob_dir(&digest))?;
-        fs::write(self.layout.blob(&digest), bytes)?;
-        self.link(repo, LinkKind::Revision, digest)?;
+        self.place(repo, LinkKind::Revision, digest, &bytes)?;
         Ok(digest)
     }
 
@@ -158,29 +168,25 @@ impl Shelf {
             self.layout.tag_current(repo, tag),
             self.layout.tag_index(repo, tag, digest),
         ] {
-            put(&path, &digest.to_string())?;
+            put(&path, digest.to_string().as_bytes())?;
         }
         Ok(())
     }
 
-    /// Links a blob into one more repository.
-    pub(crate) fn share(&self, repo: &RepoName, digest: Digest) -> Result<()> {
-        self.link(repo, LinkKind::Layer, digest)
-    }
-
-    fn link(&self, repo: &RepoName, kind: LinkKind, digest: Digest) -> Result<()> {
+    /// Links a blob or a manifest into a repository.
+    pub(crate) fn link(&self, repo: &RepoName, kind: LinkKind, digest: Digest) -> Result<()> {
         let link = Link {
             repo: repo.clone(),
             kind,
             digest,
         };
-        put(&self.layout.link(&link), &digest.to_string())
+        put(&self.layout.link(&link), digest.to_string().as_bytes())
     }
 }
 
-fn put(path: &Path, text: &str) -> Result<()> {
-    let directory = path.parent().context("a link is in a directory")?;
+fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    let directory = path.parent().context("a file is in a directory")?;
     fs::create_dir_all(directory)?;
-    fs::write(path, text)?;
+    fs::write(path, bytes)?;
     Ok(())
 }

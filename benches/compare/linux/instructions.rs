@@ -2,33 +2,22 @@
 //! its client, and is not counted. Each run starts the server, makes everything warm, and sends N
 //! requests of one kind. The count of a run with 0 requests is subtracted, so that start and warming don't count.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "the report is what this program is for"
-)]
-#![expect(clippy::print_stderr, reason = "progress, apart from the report")]
-#![expect(
-    clippy::disallowed_types,
-    reason = "real time between processes is waited for"
-)]
-
-#[path = "../../common/mod.rs"]
-mod common;
-mod counted;
-
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use clap::Parser;
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Map;
 use tempfile::TempDir;
 
-use common::content::Shelf;
-use common::upstream;
-use counted::Server;
+use super::common::content::Shelf;
+use super::common::server::{Server, millpond};
+use super::common::upstream::Upstream;
+use super::common::wire::Client;
 
 /// How far a count may be above the baseline. One that is further below is reported.
 const TOLERANCE: f64 = 0.03;
@@ -39,12 +28,15 @@ const RUN: u64 = 120_000_000;
 const PASSES: usize = 3;
 /// Fewest and most requests of a run.
 const REQUESTS: std::ops::RangeInclusive<u64> = 1000..=20_000;
+/// Between two requests, so that the server goes to sleep after each: whether it did or found the
+/// next one already there was chance, and a tenth of the count.
+const REST: Duration = Duration::from_millis(1);
 /// Bytes of the blob that is asked for.
 const BLOB: u64 = 1024;
 
 /// Instructions of warm requests, against the baseline.
-#[derive(Debug, Parser)]
-struct Args {
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
     /// The server to count.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_millpond"))]
     millpond: PathBuf,
@@ -57,9 +49,6 @@ struct Args {
     /// Where to leave callgrind's files, for `callgrind_annotate`.
     #[arg(long)]
     keep: Option<PathBuf>,
-    /// Given by cargo bench.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// Instructions per request, by kind.
@@ -80,12 +69,7 @@ struct Kind {
     path: String,
 }
 
-pub(super) fn main() -> Result<ExitCode> {
-    if std::env::args().len() == 1 || std::env::args().any(|arg| arg == "--list") {
-        eprintln!("nothing counted: run benches/instructions/run");
-        return Ok(ExitCode::SUCCESS);
-    }
-    let args = Args::parse();
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if Command::new("valgrind").arg("--version").output().is_err() {
         eprintln!("NO INSTRUCTIONS COUNTED: valgrind is not installed here.");
         return Ok(ExitCode::SUCCESS);
@@ -99,7 +83,7 @@ pub(super) fn main() -> Result<ExitCode> {
         text => serde_json::from_str(&text.context("reading the baseline; --bless makes one")?)?,
     };
     if args.bless {
-        let counts = middle(&args, &baseline, Vec::new())?;
+        let counts = middle(args, &baseline, Vec::new())?;
         let baseline = Baseline {
             made_with: made_with()?,
             instructions: counts,
@@ -117,10 +101,10 @@ pub(super) fn main() -> Result<ExitCode> {
         eprintln!("Write a new one on both sides of a change: benches/instructions/run --bless");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut counts = count(&args, &baseline)?;
+    let mut counts = count(args, &baseline)?;
     if !baseline.agrees(&counts) {
         // Two starts differ by a percent or two; the middle of three doesn't.
-        counts = middle(&args, &baseline, vec![counts])?;
+        counts = middle(args, &baseline, vec![counts])?;
     }
     Ok(compare(&counts, &baseline))
 }
@@ -160,7 +144,6 @@ impl Baseline {
     }
 
     /// How far a count is from the baseline, over the baseline.
-    #[expect(clippy::cast_precision_loss, reason = "counts are below 2^52")]
     fn change(&self, kind: &str, now: u64) -> f64 {
         let before = self.instructions.get(kind).copied().unwrap_or(0);
         now as f64 / before.max(1) as f64 - 1.0
@@ -183,27 +166,26 @@ fn count(args: &Args, baseline: &Baseline) -> Result<Counts> {
     let directory = TempDir::with_prefix("millpond-instructions-")?;
     let shelf = Shelf::new(&directory.path().join("upstream"))?;
     let kinds = fill(&shelf)?;
-    let addr = upstream::serve(&upstream::Plan {
-        root: shelf.root().to_owned(),
-        ..upstream::Plan::default()
-    })?;
+    let upstream = Upstream::ours(shelf.root())?;
     let run = |name: &str, path: &str, requests: u64| -> Result<u64> {
-        let work = directory.path().join(name);
-        fs::create_dir_all(&work)?;
-        let mut server = Server::start(&args.millpond, &work, addr)?;
-        let mut client = server.connect()?;
+        let out = directory.path().join(name);
+        let server = Server::start(|directory, addr| {
+            let upstream = upstream.addr();
+            let server = millpond(&args.millpond, directory, addr, upstream, &Map::new());
+            Ok(under_callgrind(&server, &out))
+        })?;
+        let mut client = Client::connect(server.addr())?;
         for kind in &kinds {
             // The first fetches, the second reads what the first left.
-            client.get(&kind.path, 2)?;
+            get(&mut client, &kind.path, 2)?;
         }
-        client.get(path, requests)?;
-        drop(client);
-        let out = server.stop()?;
+        get(&mut client, path, requests)?;
+        drop((client, server));
         if let Some(keep) = &args.keep {
             fs::create_dir_all(keep)?;
             fs::copy(&out, keep.join(format!("callgrind.out.{name}")))?;
         }
-        counted::total(&out)
+        total(&out)
     };
     let mut counts = BTreeMap::new();
     let nothing = run("nothing", "", 0)?;
@@ -215,6 +197,40 @@ fn count(args: &Args, baseline: &Baseline) -> Result<Counts> {
         counts.insert(kind.name.to_owned(), each);
     }
     Ok(counts)
+}
+
+fn under_callgrind(server: &Command, out: &Path) -> Command {
+    let mut command = Command::new("valgrind");
+    command
+        .args(["--tool=callgrind", "--quiet", "--fair-sched=try"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(server.get_program())
+        .args(server.get_args())
+        // One worker: nothing is stolen from it, and nothing waits for a lock.
+        .env("TOKIO_WORKER_THREADS", "1");
+    command
+}
+
+/// Sends `GET path` so often, one request after the answer to another.
+fn get(client: &mut Client, path: &str, times: u64) -> Result<()> {
+    for _ in 0..times {
+        client.request("GET", path)?;
+        client.read_all()?;
+        thread::sleep(REST);
+    }
+    Ok(())
+}
+
+/// All instructions of all threads, in callgrind's file.
+fn total(out: &Path) -> Result<u64> {
+    let text = fs::read_to_string(out)?;
+    let totals = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("totals: "))
+        .map(|count| count.trim().parse::<u64>());
+    let total = totals.sum::<Result<u64, _>>()?;
+    ensure!(total > 0, "callgrind counted nothing");
+    Ok(total)
 }
 
 fn fill(shelf: &Shelf) -> Result<[Kind; 3]> {

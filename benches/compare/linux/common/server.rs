@@ -1,22 +1,23 @@
 //! A server under test: its processes, its CPU time and memory, its directory. It ends when dropped.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+use testkit::{ReservedPort, configure};
 
-use super::proc::{Process, status_bytes};
-use super::wire::get;
+use super::proc::{Process, children, cpu_seconds, status_mib};
+use super::wire::Client;
 
-/// How long a server may take until it answers, or to end.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a server may take until it answers, or to end; valgrind makes it some fifty times slower.
+const PATIENCE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(20);
 /// Polls without CPU time after which a server is idle.
 const REST: u32 = 15;
@@ -27,14 +28,18 @@ pub(crate) struct Server {
     process: Process,
     addr: SocketAddr,
     log: PathBuf,
+    _port: ReservedPort,
     _directory: TempDir,
 }
 
 impl Server {
     /// A new millpond in front of `upstream`, with more keys of the section `proxy`.
-    pub(crate) fn mirror(upstream: SocketAddr, proxy: &Map<String, Value>) -> Result<Self> {
-        let binary = Path::new(env!("CARGO_BIN_EXE_millpond"));
-        Self::start(|directory, addr| millpond(binary, directory, addr, upstream, proxy))
+    pub(crate) fn mirror(
+        binary: &Path,
+        upstream: SocketAddr,
+        proxy: &Map<String, Value>,
+    ) -> Result<Self> {
+        Self::start(|directory, addr| Ok(millpond(binary, directory, addr, upstream, proxy)))
     }
 
     /// Starts what `command` makes of a directory and an address, and waits until it answers.
@@ -42,7 +47,8 @@ impl Server {
         command: impl FnOnce(&Path, SocketAddr) -> Result<Command>,
     ) -> Result<Self> {
         let directory = TempDir::with_prefix("millpond-compare-")?;
-        let addr = free_addr()?;
+        let port = ReservedPort::new();
+        let addr = port.address;
         let log = directory.path().join("log");
         let output = File::create(&log)?;
         let mut command = command(directory.path(), addr)?;
@@ -54,6 +60,7 @@ impl Server {
             process: Process::spawn(&mut command)?,
             addr,
             log,
+            _port: port,
             _directory: directory,
         };
         server
@@ -65,7 +72,8 @@ impl Server {
     fn wait_until_ready(&mut self) -> Result<()> {
         let started = Instant::now();
         // Any answer will do: a static file server has nothing at /v2/.
-        while get(self.addr, "/v2/").is_err() {
+        let ask = || Client::connect(self.addr)?.send("GET", "/v2/", "");
+        while ask().is_err() {
             ensure!(!self.process.ended()?, "ended before it was ready");
             ensure!(started.elapsed() < PATIENCE, "not ready in time");
             thread::sleep(POLL);
@@ -84,14 +92,12 @@ impl Server {
 
     /// User and system CPU seconds of the process and its children so far.
     pub(crate) fn cpu(&self) -> Result<f64> {
-        let (own, reaped) = times(self.process.id()).context("the server has ended")?;
-        let children = self.children();
-        let children = children.iter().filter_map(|pid| Some(times(*pid)?.0));
-        #[expect(clippy::cast_precision_loss, reason = "ticks are far below 2^52")]
-        let ticks = (own + reaped + children.sum::<u64>()) as f64;
-        #[expect(clippy::cast_precision_loss, reason = "100 or so")]
-        let per_second = rustix::param::clock_ticks_per_second() as f64;
-        Ok(ticks / per_second)
+        let own = cpu_seconds(self.id()).context("the server has ended")?;
+        let children = children(self.id()).into_iter();
+        Ok(own
+            + children
+                .filter_map(|pid| cpu_seconds(pid).ok())
+                .sum::<f64>())
     }
 
     /// CPU seconds so far, once the server is idle: work after the last response (sync, rename) is
@@ -109,21 +115,10 @@ impl Server {
     }
 
     /// A size field of `/proc/PID/status` of the process and its children, in MiB.
-    #[expect(clippy::cast_precision_loss, reason = "sizes of memory")]
     pub(crate) fn memory(&self, field: &str) -> Result<f64> {
-        let mut bytes = status_bytes(self.process.id(), field)?;
-        for pid in self.children() {
-            bytes += status_bytes(pid, field).unwrap_or(0);
-        }
-        Ok(bytes as f64 / f64::from(1 << 20))
-    }
-
-    fn children(&self) -> Vec<u32> {
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-        processes
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|pid| stat(*pid, 1) == Some(u64::from(self.process.id())))
-            .collect()
+        let children = children(self.id()).into_iter();
+        let children = children.filter_map(|pid| status_mib(pid, field).ok());
+        Ok(status_mib(self.id(), field)? + children.sum::<f64>())
     }
 
     /// The end of its log, for an error's context.
@@ -144,14 +139,8 @@ impl Server {
 impl Drop for Server {
     /// By TERM first: a killed master would leave its workers behind.
     fn drop(&mut self) {
-        let Some(pid) = i32::try_from(self.process.id())
-            .ok()
-            .and_then(Pid::from_raw)
-        else {
-            return;
-        };
         let started = Instant::now();
-        if kill_process(pid, Signal::TERM).is_err() {
+        if kill_process(self.process.pid(), Signal::TERM).is_err() {
             // It has ended already.
             return;
         }
@@ -161,54 +150,22 @@ impl Drop for Server {
     }
 }
 
-/// Field `number` of `/proc/PID/stat`, counted from 0 after the command's name.
-fn stat(pid: u32, number: usize) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(") ")?;
-    rest.split(' ').nth(number)?.parse().ok()
-}
-
-/// User and system ticks of a process, and of those children of it that have ended.
-fn times(pid: u32) -> Option<(u64, u64)> {
-    let own = stat(pid, 11)? + stat(pid, 12)?;
-    Some((own, stat(pid, 13)? + stat(pid, 14)?))
-}
-
-/// The command of millpond on a data directory that may have content.
+/// The command of millpond on a data directory that may have content, with more keys of the section
+/// `proxy`.
 pub(crate) fn millpond(
     binary: &Path,
     directory: &Path,
     addr: SocketAddr,
     upstream: SocketAddr,
     more: &Map<String, Value>,
-) -> Result<Command> {
-    // JSON is YAML, and quotes every path and address as it must be.
-    let mut config = json!({
-        "version": 0.1,
-        "log": { "level": "warn", "accesslog": { "disabled": true } },
-        "storage": { "filesystem": { "rootdirectory": directory.join("data") }, "minfree": 0 },
-        "http": {
-            "addr": addr,
-            "debug": { "addr": free_addr()?, "prometheus": { "enabled": true } },
-        },
-        "proxy": {
-            "remoteurl": format!("http://{upstream}"),
-            "ttl": "168h",
-            "tags": { "ttl": "1h" },
-        },
-    });
-    if let Some(proxy) = config.get_mut("proxy").and_then(Value::as_object_mut) {
-        proxy.extend(more.clone());
-    }
-    let path = directory.join("config.yml");
-    fs::write(&path, serde_json::to_string_pretty(&config)?)?;
+) -> Command {
+    let mut proxy = Map::new();
+    proxy.insert("ttl".to_owned(), "168h".into());
+    proxy.insert("tags".to_owned(), json!({ "ttl": "1h" }));
+    proxy.extend(more.clone());
+    let debug = (Ipv4Addr::LOCALHOST, 0).into();
+    let config = configure(directory, addr, debug, upstream, &proxy.into());
     let mut command = Command::new(binary);
-    command.arg("serve").arg(path);
-    Ok(command)
-}
-
-/// An address without a listener. Another process may take it before the server does; then the run
-/// fails and says so.
-pub(crate) fn free_addr() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    command.arg("serve").arg(config);
+    command
 }

@@ -9,7 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Pid;
 use serde::de::DeserializeOwned;
+
+use super::{MIB, times};
 
 /// The longest line or report taken from a child, in bytes.
 const MAX_OUTPUT: u64 = 4 << 20;
@@ -38,8 +41,8 @@ impl Process {
         })
     }
 
-    /// Starts this very binary in another role, its standard output piped back.
-    pub(crate) fn spawn_role(args: &[String]) -> Result<Self> {
+    /// Starts this very binary with these arguments, its standard output piped back.
+    pub(crate) fn spawn_self(args: &[&str]) -> Result<Self> {
         let own = std::env::current_exe()?;
         Self::spawn(Command::new(own).args(args).stdout(Stdio::piped()))
     }
@@ -47,6 +50,11 @@ impl Process {
     /// The process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The same, for the kernel.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     /// Reads one line of JSON from the child's standard output.
@@ -114,12 +122,29 @@ impl Drop for Process {
     }
 }
 
-/// User and system CPU seconds of all threads of a process so far, the ended ones included.
+/// User and system CPU seconds of all threads of a process so far, the ended ones included, and of those
+/// of its children that have ended.
 pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+    ticks_to_seconds(stat(pid)?.split(' ').skip(11).take(4))
+}
+
+/// Processes of a parent.
+pub(crate) fn children(parent: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_child = |pid: &u32| {
+        stat(*pid).is_ok_and(|stat| stat.split(' ').nth(1) == Some(&parent.to_string()))
+    };
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(is_child)
+        .collect()
+}
+
+/// `/proc/PID/stat` after the second field: the command in parentheses, which may hold spaces.
+fn stat(pid: u32) -> Result<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the command in parentheses and may hold spaces.
     let (_, rest) = stat.rsplit_once(") ").context("stat without a command")?;
-    ticks_to_seconds(rest.split(' ').skip(11).take(2))
+    Ok(rest.to_owned())
 }
 
 /// CPU seconds of the whole machine so far that weren't idle, waiting or stolen.
@@ -134,10 +159,6 @@ pub(crate) fn machine_cpu_seconds() -> Result<f64> {
     )
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "ticks since boot are far below 2^52"
-)]
 fn ticks_to_seconds<'a>(fields: impl Iterator<Item = &'a str>) -> Result<f64> {
     let mut ticks = 0_u64;
     for field in fields {
@@ -146,31 +167,32 @@ fn ticks_to_seconds<'a>(fields: impl Iterator<Item = &'a str>) -> Result<f64> {
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// A size field of `/proc/PID/status` (`VmHWM`: the peak of resident memory), in bytes.
-pub(crate) fn status_bytes(pid: u32, field: &str) -> Result<u64> {
+/// A size field of `/proc/PID/status` (`VmHWM`: the peak of resident memory), in MiB.
+pub(crate) fn status_mib(pid: u32, field: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let value = status
         .lines()
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
         .with_context(|| format!("no {field} in status"))?;
-    let kibibytes: u64 = value.trim().trim_end_matches(" kB").parse()?;
-    Ok(kibibytes * 1024)
+    let kibibytes: f64 = value.trim().trim_end_matches(" kB").parse()?;
+    Ok(kibibytes / 1024.0)
 }
 
-/// What the kernel holds in TCP socket buffers on the whole machine, in bytes.
-pub(crate) fn tcp_buffer_bytes() -> Result<u64> {
+/// What the kernel holds in TCP socket buffers on the whole machine, in MiB.
+pub(crate) fn tcp_buffer_mib() -> Result<f64> {
     let text = fs::read_to_string("/proc/net/sockstat")?;
     let line = text
         .lines()
         .find(|line| line.starts_with("TCP:"))
         .context("no TCP in sockstat")?;
     let pages: u64 = line.rsplit(' ').next().context("no TCP memory")?.parse()?;
-    Ok(pages * rustix::param::page_size() as u64)
+    Ok(times(pages * rustix::param::page_size() as u64, MIB))
 }
 
 /// How many cores this run may use.
-pub(crate) fn cores() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
+pub(crate) fn cores() -> u32 {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(cores).unwrap_or(u32::MAX)
 }
 
 /// One line that names the machine, and the file system under `data`.

@@ -3,16 +3,16 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use super::common::content::{self, PIECE};
-use super::common::pace::Pace;
-use super::common::upstream::{Blob, REPOSITORY, Upstream};
-use super::common::wire::{Answer, get, get_from};
+use super::super::common::content::{self, PIECE};
+use super::super::common::pace::Pace;
+use super::super::common::together;
+use super::super::common::upstream::{Blob, REPOSITORY, Upstream};
+use super::super::common::wire::{Client, get};
 
 /// How many layers of an image are fetched at a time: as dockerd and containerd do.
 const LAYERS_AT_ONCE: usize = 3;
@@ -21,47 +21,34 @@ const WORKERS: usize = 8;
 /// Bytes that a client with a rate of its own takes at once.
 const GULP: u64 = 1 << 20;
 
-/// What one client saw, in seconds since it asked.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Pull {
-    pub(crate) first_byte: f64,
-    pub(crate) total: f64,
-}
-
-/// Fetches a blob and compares it.
-pub(crate) fn whole(addr: SocketAddr, blob: &Blob) -> Result<Pull> {
+/// Fetches a blob and compares it; the seconds it took.
+pub(crate) fn whole(addr: SocketAddr, blob: &Blob) -> Result<f64> {
     let started = Instant::now();
-    let mut answer = get(addr, &blob.path())?.expect_ok()?;
-    answer.wait_first_byte()?;
-    let first_byte = started.elapsed().as_secs_f64();
+    let mut answer = get(addr, &blob.path())?;
     ensure!(answer.left() == blob.bytes, "a body of the wrong length");
     compare(&mut answer, blob, 0, blob.bytes)?;
-    let total = started.elapsed().as_secs_f64();
-    Ok(Pull { first_byte, total })
+    Ok(started.elapsed().as_secs_f64())
 }
 
-/// Fetches a blob at no more than `rate` bytes per second (0 for as fast as it comes) and discards
-/// it.
-pub(crate) fn discarded(addr: SocketAddr, blob: &Blob, rate: u64) -> Result<Pull> {
+/// Fetches a blob at no more than `rate` bytes per second and discards it; the seconds to the first byte.
+pub(crate) fn discarded(addr: SocketAddr, blob: &Blob, rate: u64) -> Result<f64> {
     let pace = Pace::new(rate);
-    let mut scratch = vec![0; PIECE];
     let started = Instant::now();
-    let mut answer = get(addr, &blob.path())?.expect_ok()?;
+    let mut answer = get(addr, &blob.path())?;
     answer.wait_first_byte()?;
     let first_byte = started.elapsed().as_secs_f64();
     ensure!(answer.left() == blob.bytes, "a body of the wrong length");
     while answer.left() > 0 {
-        pace.spend(answer.discard(GULP, &mut scratch)?);
+        pace.spend(answer.discard(GULP)?);
     }
-    let total = started.elapsed().as_secs_f64();
-    Ok(Pull { first_byte, total })
+    Ok(first_byte)
 }
 
 /// The seconds that an empty answer takes: what connecting, a request and the scheduler cost on this
 /// machine at this moment.
 pub(crate) fn ping(addr: SocketAddr) -> Result<f64> {
     let started = Instant::now();
-    get(addr, "/v2/")?.expect_ok()?.read_all()?;
+    get(addr, "/v2/")?.read_all()?;
     Ok(started.elapsed().as_secs_f64())
 }
 
@@ -81,13 +68,12 @@ struct Descriptor {
 /// three at a time. Returns the seconds it took.
 pub(crate) fn image(addr: SocketAddr, upstream: &Upstream) -> Result<f64> {
     let started = Instant::now();
-    let image = format!("/v2/{REPOSITORY}/manifests/latest");
-    let manifest = get(addr, &image)?.expect_ok()?.read_all()?;
+    let manifest = get(addr, &format!("/v2/{REPOSITORY}/manifests/latest"))?.read_all()?;
     let manifest: Manifest = serde_json::from_slice(&manifest)?;
     let config = format!("/v2/{REPOSITORY}/blobs/{}", manifest.config.digest);
-    get(addr, &config)?.expect_ok()?.read_all()?;
+    get(addr, &config)?.read_all()?;
     let next = AtomicUsize::new(0);
-    together(LAYERS_AT_ONCE, || {
+    let fetch = || {
         while let Some(layer) = manifest.layers.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut blobs = upstream.blobs().iter();
             let blob = blobs
@@ -96,7 +82,8 @@ pub(crate) fn image(addr: SocketAddr, upstream: &Upstream) -> Result<f64> {
             whole(addr, blob)?;
         }
         Ok(())
-    })?;
+    };
+    together([&fetch; LAYERS_AT_ONCE])?;
     Ok(started.elapsed().as_secs_f64())
 }
 
@@ -105,52 +92,36 @@ pub(crate) fn image(addr: SocketAddr, upstream: &Upstream) -> Result<f64> {
 pub(crate) fn ranged(addr: SocketAddr, blob: &Blob, chunk: u64) -> Result<f64> {
     let started = Instant::now();
     let next = AtomicU64::new(0);
-    together(WORKERS, || {
+    let fetch = || {
         loop {
             let offset = next.fetch_add(chunk, Ordering::Relaxed);
             if offset >= blob.bytes {
                 return Ok(());
             }
-            let mut answer = get_from(addr, &blob.path(), offset)?;
-            ensure!(
-                answer.left() == blob.bytes - offset,
-                "a range of the wrong length"
-            );
-            compare(&mut answer, blob, offset, chunk.min(blob.bytes - offset))?;
+            let mut client = Client::connect(addr)?;
+            client.get_from(&blob.path(), offset)?;
+            let left = blob.bytes - offset;
+            ensure!(client.left() == left, "a range of the wrong length");
+            compare(&mut client, blob, offset, chunk.min(left))?;
         }
-    })?;
+    };
+    together([&fetch; WORKERS])?;
     Ok(started.elapsed().as_secs_f64())
-}
-
-/// Runs the same in so many threads; the first error is returned.
-fn together(threads: usize, work: impl Fn() -> Result<()> + Sync) -> Result<()> {
-    thread::scope(|scope| {
-        let work = &work;
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        for thread in threads {
-            let Ok(done) = thread.join() else {
-                bail!("a client panicked")
-            };
-            done?;
-        }
-        Ok(())
-    })
 }
 
 /// Reads `length` bytes that must be those of `blob` from `offset` on, which is where a piece
 /// begins.
-fn compare(answer: &mut Answer, blob: &Blob, offset: u64, length: u64) -> Result<()> {
+fn compare(answer: &mut Client, blob: &Blob, offset: u64, length: u64) -> Result<()> {
     let (mut got, mut wanted) = (vec![0; PIECE], vec![0; PIECE]);
     let (mut number, mut left) = (offset / PIECE as u64, length);
     while left > 0 {
         let size = usize::try_from(left)?.min(PIECE);
-        let (Some(got), Some(wanted)) = (got.get_mut(..size), wanted.get_mut(..size)) else {
-            bail!("a piece longer than PIECE")
-        };
+        got.truncate(size);
+        wanted.truncate(size);
         answer
-            .read_exact(got)
+            .read_exact(&mut got)
             .with_context(|| format!("{left} bytes before the end of {length} from {offset}"))?;
-        content::fill(blob.seed, number, wanted);
+        content::fill(blob.seed, number, &mut wanted);
         ensure!(
             got == wanted,
             "wrong bytes in piece {number} of {}",

@@ -15,6 +15,7 @@ use rustix::net::{RecvFlags, recv};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
+use super::Role;
 use super::proc::{Process, cpu_seconds};
 use super::wire::header;
 
@@ -37,31 +38,29 @@ const SILENCE: Timespec = Timespec {
 const LIMIT: Duration = Duration::from_mins(10);
 
 /// What is asked for, and how often.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    /// Where to connect.
-    #[arg(long)]
     pub(crate) addr: SocketAddr,
     /// What to ask for; connection n starts with path n and goes round.
-    #[arg(long = "path")]
     pub(crate) paths: Vec<String>,
     /// GET or HEAD.
-    #[arg(long, default_value = "GET")]
     pub(crate) method: String,
     /// Connections, each with one request under way.
-    #[arg(long)]
     pub(crate) connections: usize,
-    /// Milliseconds of the run; 0: until every connection has had `count` answers.
-    #[arg(long, default_value_t = 0)]
-    pub(crate) millis: u64,
-    #[arg(long, default_value_t = 1)]
-    pub(crate) count: u64,
-    /// Reads one answer slowly on each connection, and closes them all at the end of the run.
-    #[arg(long)]
-    pub(crate) slow: bool,
+    pub(crate) pattern: Pattern,
     /// Opens a new connection for each request.
-    #[arg(long)]
     pub(crate) fresh: bool,
+}
+
+/// How often each connection asks.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Pattern {
+    /// Until it has had so many answers.
+    Answers(u64),
+    /// One answer after another for so long.
+    Lasting(Duration),
+    /// Once, reads slowly, and closes the connection after so long.
+    Slow(Duration),
 }
 
 /// What the load generator saw. Times in seconds.
@@ -90,9 +89,7 @@ impl Plan {
             paths: vec![path],
             method: "GET".to_owned(),
             connections,
-            millis: 0,
-            count: 1,
-            slow: false,
+            pattern: Pattern::Answers(1),
             fresh: false,
         }
     }
@@ -111,18 +108,7 @@ impl Load {
 
     /// Starts the load generator as a process; [`Load::end`] waits for it.
     pub(crate) fn start(plan: &Plan) -> Result<Process> {
-        let mut args = vec![
-            "load".to_owned(),
-            format!("--addr={}", plan.addr),
-            format!("--method={}", plan.method),
-            format!("--connections={}", plan.connections),
-            format!("--millis={}", plan.millis),
-            format!("--count={}", plan.count),
-        ];
-        args.extend(plan.paths.iter().map(|path| format!("--path={path}")));
-        args.extend(plan.slow.then(|| "--slow".to_owned()));
-        args.extend(plan.fresh.then(|| "--fresh".to_owned()));
-        Process::spawn_role(&args)
+        Role::Load(plan.clone()).spawn()
     }
 
     /// Waits for a load generator that [`Load::start`] has started.
@@ -160,18 +146,12 @@ enum Received {
     All,
 }
 
-/// What has been counted so far.
-#[derive(Debug, Default)]
-struct Tally {
-    load: Load,
-    latencies: Vec<f32>,
-}
-
 struct Generator {
     requests: Vec<Vec<u8>>,
     /// Answers to HEAD have no body, whatever they say.
     bodies: bool,
-    tally: Tally,
+    load: Load,
+    latencies: Vec<f32>,
     room: Vec<u8>,
 }
 
@@ -181,7 +161,8 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     let mut generator = Generator {
         requests: plan.paths.iter().map(|path| request(plan, path)).collect(),
         bodies: plan.method != "HEAD",
-        tally: Tally::default(),
+        load: Load::default(),
+        latencies: Vec::new(),
         room: vec![0; ROOM],
     };
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -197,10 +178,14 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     for connection in &mut connections {
         generator.ask(connection)?;
     }
-    let deadline = (plan.millis > 0).then(|| started + Duration::from_millis(plan.millis));
-    if plan.slow {
-        generator.trickle(&mut connections, deadline.context("--slow needs --millis")?)?;
-        connections.clear();
+    let (mut deadline, mut answers) = (None, 1);
+    match plan.pattern {
+        Pattern::Answers(count) => answers = count,
+        Pattern::Lasting(time) => deadline = Some(started + time),
+        Pattern::Slow(time) => {
+            generator.trickle(&mut connections, started + time)?;
+            connections.clear();
+        }
     }
     let mut running = connections.len();
     let mut events = Vec::with_capacity(plan.connections);
@@ -213,7 +198,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             if generator.receive(connection, ROOM)? != Received::All {
                 continue;
             }
-            if deadline.is_some() || connection.answered < plan.count {
+            if deadline.is_some() || connection.answered < answers {
                 if plan.fresh {
                     connection.reopen(plan.addr)?;
                     epoll::add(&epoll, &connection.stream, event.data, EventFlags::IN)?;
@@ -227,10 +212,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     }
     let wall = started.elapsed().as_secs_f64();
     let cpu = cpu_seconds(std::process::id())? - before;
-    println!(
-        "{}",
-        serde_json::to_string(&generator.tally.finish(wall, cpu))?
-    );
+    println!("{}", serde_json::to_string(&generator.finish(wall, cpu))?);
     Ok(())
 }
 
@@ -335,9 +317,9 @@ impl Generator {
         }
         connection.left = None;
         connection.answered += 1;
-        self.tally.load.requests += 1;
+        self.load.requests += 1;
         let latency = connection.sent.elapsed().as_secs_f32();
-        self.tally.latencies.push(latency);
+        self.latencies.push(latency);
         Ok(Received::All)
     }
 
@@ -391,17 +373,15 @@ impl Generator {
     }
 
     fn note_body(&mut self, connection: &mut Connection, bytes: u64) {
-        self.tally.load.bytes += bytes;
+        self.load.bytes += bytes;
         if bytes > 0 && !connection.seen_body {
             connection.seen_body = true;
             let first = connection.sent.elapsed().as_secs_f64();
-            let worst = &mut self.tally.load.worst_first_byte;
+            let worst = &mut self.load.worst_first_byte;
             *worst = worst.max(first);
         }
     }
-}
 
-impl Tally {
     fn finish(mut self, wall: f64, cpu: f64) -> Load {
         self.latencies.sort_by(f32::total_cmp);
         let at = |percent: usize| {
