@@ -1,51 +1,11 @@
 //! What the log says of an upstream that fails, with the access log off.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tracing::Level;
-use tracing::subscriber::DefaultGuard;
-
+use crate::harness::log::Warnings;
 use crate::harness::{
     ALWAYS, Image, Registry, Reply, Setup, advance, freeze, mirrored, noise, passing,
 };
-
-/// The log's warnings, of this thread: on it runs all of a test.
-#[derive(Clone, Default)]
-struct Warnings(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Warnings {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Warnings {
-    fn collect() -> (Self, DefaultGuard) {
-        let warnings = Self::default();
-        let writer = warnings.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(Level::WARN)
-            .with_ansi(false)
-            .without_time()
-            .with_writer(move || writer.clone())
-            .finish();
-        (warnings, tracing::subscriber::set_default(subscriber))
-    }
-
-    /// The lines since the last call that name an upstream.
-    fn take(&self) -> Vec<String> {
-        let text = String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap();
-        let lines = text.lines().filter(|line| line.contains("upstream"));
-        lines.map(str::to_owned).collect()
-    }
-}
 
 #[track_caller]
 fn assert_says(lines: &[String], parts: &[&str]) {
@@ -58,7 +18,7 @@ fn assert_says(lines: &[String], parts: &[&str]) {
 #[tokio::test(start_paused = true)]
 async fn each_kind_of_failure_has_one_warning_a_minute() {
     let _frozen = freeze();
-    let (warnings, _guard) = Warnings::collect();
+    let warnings = Warnings::collect();
     let (up, m) = mirrored().await;
     let url = format!("{}/v2/app/manifests/", up.url());
     up.reply("/manifests/", ALWAYS, Reply::error(500));
@@ -91,7 +51,7 @@ async fn each_kind_of_failure_has_one_warning_a_minute() {
 #[tokio::test(start_paused = true)]
 async fn a_warning_says_what_was_served_instead() {
     let _frozen = freeze();
-    let (warnings, _guard) = Warnings::collect();
+    let warnings = Warnings::collect();
     let up = Registry::start().await;
     let image = Image::oci(1);
     up.push("app", "1", &image);
@@ -111,7 +71,7 @@ async fn a_warning_says_what_was_served_instead() {
 
 #[tokio::test]
 async fn for_a_wrong_password_the_log_says_so() {
-    let (warnings, _guard) = Warnings::collect();
+    let warnings = Warnings::collect();
     let up = Registry::start().await;
     up.protect(Some(("user", "s3cret")));
     up.push("app", "1", &Image::oci(1));
@@ -140,7 +100,7 @@ async fn for_a_wrong_password_the_log_says_so() {
 
 #[tokio::test]
 async fn downloads_that_fail_have_one_warning_for_all() {
-    let (warnings, _guard) = Warnings::collect();
+    let warnings = Warnings::collect();
     let (up, m) = mirrored().await;
     let digests: Vec<_> = (0..5)
         .map(|seed| up.put_blob("app", &noise(seed, 1000)))

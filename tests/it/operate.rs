@@ -12,7 +12,7 @@ use millpond::storage::Layout;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Image, Registry, eventually, noise, read};
+use crate::harness::{Image, Registry, eventually, log, noise, read};
 
 /// The cache status of a manifest that came from the upstream.
 const STORED: &str = "millpond; fwd=uri-miss; fwd-status=200; stored";
@@ -41,6 +41,7 @@ impl Site {
     }
 
     async fn serve(&self) -> App {
+        log::install();
         let file = self.path("config.yml");
         let loaded = config::load(Some(Path::new(&file)), std::iter::empty()).unwrap();
         App::start(&loaded.config).await.unwrap()

@@ -7,8 +7,8 @@ use millpond::config;
 use reqwest::Client;
 
 use crate::harness::{
-    Gate, Image, Mirror, Registry, Setup, advance, eventually, freeze, mirrored, noise, passing,
-    read, settle, to_end,
+    Gate, Image, Mirror, Registry, Setup, advance, eventually, freeze, log, mirrored, noise,
+    passing, read, settle, to_end,
 };
 
 fn with_tags(up: &Registry) {
@@ -188,6 +188,7 @@ async fn a_port_in_use_is_said_with_its_address() {
 
 #[tokio::test]
 async fn a_data_directory_is_one_processes_own() {
+    log::install();
     let up = Registry::start().await;
     let root = tempfile::tempdir().unwrap();
     let yaml = format!(

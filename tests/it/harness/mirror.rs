@@ -88,6 +88,7 @@ impl Setup {
     }
 
     pub(crate) async fn try_start(self) -> Result<Mirror, StartError> {
+        super::log::install();
         let config = config::parse(&self.yaml(), "the test", std::iter::empty())
             .unwrap()
             .config;

@@ -3,6 +3,7 @@
 
 #[path = "../../../testkit/faulty/mod.rs"]
 mod faulty;
+pub(crate) mod log;
 mod mirror;
 
 use millpond::oci::{Algorithm, Digest};
