@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::log::Warnings;
 use crate::harness::{
-    ALWAYS, Image, Registry, Reply, Setup, advance, freeze, mirrored, noise, passing,
+    ALWAYS, Image, Reply, advance, freeze, mirrored, mirrored_with, passing, put_blob, put_image,
 };
 
 #[track_caller]
@@ -23,10 +23,8 @@ async fn each_kind_of_failure_has_one_warning_a_minute() {
     let url = format!("{}/v2/app/manifests/", up.url());
     up.reply("/manifests/", ALWAYS, Reply::error(500));
     for tag in 0..20 {
-        let answer = m
-            .get(&format!("/v2/app/manifests/{tag}?token=s3cret"))
-            .await;
-        assert_eq!(answer.status, 500);
+        let path = format!("/v2/app/manifests/{tag}?token=s3cret");
+        assert_eq!(m.get(&path).await.status, 500);
     }
     let told = "instead=\"the client was told of the failure\"";
     let lines = warnings.take();
@@ -52,65 +50,44 @@ async fn each_kind_of_failure_has_one_warning_a_minute() {
 async fn a_warning_says_what_was_served_instead() {
     let _frozen = freeze();
     let warnings = Warnings::collect();
-    let up = Registry::start().await;
-    let image = Image::oci(1);
-    up.push("app", "1", &image);
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
+    let (image, _) = put_image(&up, 1);
     m.get("/v2/app/manifests/1").await;
     up.go_down();
     advance(Duration::from_mins(2)).await;
     m.serves("/v2/app/manifests/1", &image.manifest).await;
-    assert_says(
-        &warnings.take(),
-        &[
-            "status=500",
-            "instead=\"served the last known digest of the tag\"",
-        ],
-    );
+    let instead = "instead=\"served the last known digest of the tag\"";
+    assert_says(&warnings.take(), &["status=500", instead]);
 }
 
 #[tokio::test]
 async fn for_a_wrong_password_the_log_says_so() {
     let warnings = Warnings::collect();
-    let up = Registry::start().await;
+    let (up, m) = mirrored_with(&["proxy.username: user", "proxy.password: wr0ng"]).await;
     up.protect(Some(("user", "s3cret")));
     up.push("app", "1", &Image::oci(1));
-    let m = Setup::new(&up)
-        .proxy("username: user")
-        .proxy("password: wr0ng")
-        .start()
-        .await;
-    let digest = up.put_blob("app", &noise(1, 1000));
-    for path in ["manifests/1".to_owned(), format!("blobs/{digest}")] {
-        assert_eq!(m.get(&format!("/v2/app/{path}")).await.status, 401);
+    let (_, blob) = put_blob(&up, 1, 1000);
+    for path in ["/v2/app/manifests/1", &blob] {
+        assert_eq!(m.get(path).await.status, 401);
     }
     let lines = warnings.take();
-    let about: Vec<String> = lines
-        .iter()
-        .filter(|line| line.contains("the upstream failed"))
-        .cloned()
-        .collect();
+    let mut about = lines.clone();
+    about.retain(|line| line.contains("the upstream failed"));
     let refused = "the configured credentials were refused with status 401";
     assert_says(&about, &[refused, "/token", "status=401"]);
-    assert!(
-        lines.iter().all(|line| !line.contains("wr0ng")),
-        "{lines:?}"
-    );
+    let secret = lines.iter().any(|line| line.contains("wr0ng"));
+    assert!(!secret, "{lines:?}");
 }
 
 #[tokio::test]
 async fn downloads_that_fail_have_one_warning_for_all() {
     let warnings = Warnings::collect();
     let (up, m) = mirrored().await;
-    let digests: Vec<_> = (0..5)
-        .map(|seed| up.put_blob("app", &noise(seed, 1000)))
-        .collect();
     up.reply("/blobs/", ALWAYS, Reply::error(403));
-    for digest in digests {
-        assert_eq!(m.get(&format!("/v2/app/blobs/{digest}")).await.status, 403);
+    for seed in 0..5 {
+        let (_, path) = put_blob(&up, seed, 1000);
+        assert_eq!(m.get(&path).await.status, 403);
     }
-    assert_says(
-        &warnings.take(),
-        &["status=403", "/v2/app/blobs/", "instead="],
-    );
+    let parts = ["status=403", "/v2/app/blobs/", "instead="];
+    assert_says(&warnings.take(), &parts);
 }

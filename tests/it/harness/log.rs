@@ -7,22 +7,25 @@
 
 use std::cell::RefCell;
 use std::io::Write;
+use std::rc::Rc;
 use std::sync::Once;
 
 use tracing::Level;
 
 thread_local! {
-    static LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+    static COLLECTED: RefCell<Option<Lines>> = const { RefCell::new(None) };
 }
+
+type Lines = Rc<RefCell<Vec<u8>>>;
 
 /// Appends to what its thread collects, if it does.
 struct Collector;
 
 impl Write for Collector {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        LINES.with_borrow_mut(|lines| {
+        COLLECTED.with_borrow(|lines| {
             if let Some(lines) = lines {
-                lines.extend_from_slice(bytes);
+                lines.borrow_mut().extend_from_slice(bytes);
             }
         });
         Ok(bytes.len())
@@ -48,19 +51,19 @@ pub(crate) fn install() {
 }
 
 /// The warnings of this thread, until dropped.
-pub(crate) struct Warnings(());
+pub(crate) struct Warnings(Lines);
 
 impl Warnings {
     pub(crate) fn collect() -> Self {
         install();
-        LINES.set(Some(Vec::new()));
-        Self(())
+        let lines = Lines::default();
+        COLLECTED.set(Some(Rc::clone(&lines)));
+        Self(lines)
     }
 
     /// The lines since the last call that name an upstream.
     pub(crate) fn take(&self) -> Vec<String> {
-        let bytes = LINES.replace(Some(Vec::new())).unwrap();
-        let text = String::from_utf8(bytes).unwrap();
+        let text = String::from_utf8(self.0.take()).unwrap();
         let lines = text.lines().filter(|line| line.contains("upstream"));
         lines.map(str::to_owned).collect()
     }
@@ -68,6 +71,6 @@ impl Warnings {
 
 impl Drop for Warnings {
     fn drop(&mut self) {
-        LINES.set(None);
+        COLLECTED.set(None);
     }
 }
