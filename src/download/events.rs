@@ -103,7 +103,7 @@ impl Transfer<'_> {
             self.download.progress.mark(stream.lane, Some(offset));
         }
         if stream.breaks > 0 {
-            self.shared.metrics.download_resumed();
+            self.shared.metrics.downloads.resumed.inc();
         }
         self.plan.answered(stream.lane);
         self.streams.read(stream, Body::One(body));

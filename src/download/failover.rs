@@ -56,7 +56,7 @@ impl Transfer<'_> {
             return Err(error);
         };
         tracing::warn!(%digest, error = %on_one_line(&error), "a source failed; continuing with the source of the next repository");
-        self.shared.metrics.source_changed();
+        self.shared.metrics.downloads.sources_changed.inc();
         match bytes {
             Bytes::Good => {
                 self.stop_streams();

@@ -58,7 +58,7 @@ impl Transfer<'_> {
                 self.turn = Some((span, Box::pin(opening)));
                 return;
             };
-            self.shared.metrics.segment_opened();
+            self.shared.metrics.downloads.segments.inc();
             self.open(span, Permit::Stream(slot));
         }
     }

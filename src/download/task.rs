@@ -50,7 +50,7 @@ pub(super) async fn run(
         Ok(Ended::Whole(size)) => Ok(VerifiedDownload::new(transfer.storing, size)),
         Ok(Ended::Abandoned { resumable }) => {
             tracing::info!(digest = %download.digest, resumable, "paused a download that nobody waits for");
-            shared.metrics.download_paused();
+            shared.metrics.downloads.paused.inc();
             if resumable {
                 commit::leave(&download, transfer.storing).await;
             } else {

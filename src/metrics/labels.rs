@@ -4,113 +4,87 @@ use std::fmt::Write as _;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 
-/// What a request is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    Base,
-    Manifest,
-    Blob,
-    Tags,
-    Referrers,
-    Catalog,
-    /// A request for a token; only ever sent upstream.
-    Token,
-    /// A request without a route.
-    Other,
-}
-
-impl Kind {
-    /// How many there are.
-    pub(super) const COUNT: usize = Self::Other as usize + 1;
-
-    /// The word used in logs and as the metric's label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Base => "base",
-            Self::Manifest => "manifest",
-            Self::Blob => "blob",
-            Self::Tags => "tags",
-            Self::Referrers => "referrers",
-            Self::Catalog => "catalog",
-            Self::Token => "token",
-            Self::Other => "other",
+/// Declares an enum of a label's values, each with the word that logs and metrics use for it.
+macro_rules! label {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $value:ident => $word:literal,)+ }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$doc])* $value,)+
         }
-    }
-}
 
-impl EncodeLabelValue for Kind {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encoder.write_str(self.as_str())
-    }
-}
+        impl $name {
+            pub const ALL: &[Self] = &[$(Self::$value,)+];
 
-/// Where an answer came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// The store alone.
-    Hit,
-    /// The store, after the upstream confirmed it.
-    Revalidated,
-    /// The store, because the upstream couldn't answer.
-    Stale,
-    /// A download that another client's request had started.
-    Joined,
-    /// The upstream.
-    Miss,
-    /// Neither: the request was refused or failed.
-    Error,
-}
-
-impl Outcome {
-    /// How many there are.
-    pub(super) const COUNT: usize = Self::Error as usize + 1;
-
-    /// The word used in logs and as the metric's label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Revalidated => "revalidated",
-            Self::Stale => "stale",
-            Self::Joined => "joined",
-            Self::Miss => "miss",
-            Self::Error => "error",
+            /// The word used in logs and as the metric's label.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$value => $word,)+
+                }
+            }
         }
-    }
-}
 
-impl EncodeLabelValue for Outcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encoder.write_str(self.as_str())
-    }
-}
-
-/// Why a client's connection was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RefusedConnection {
-    /// The listener's limit of open connections.
-    Total,
-    /// The limit of open connections from one address.
-    Address,
-    /// The system's limits: no file descriptor, no memory.
-    System,
-}
-
-impl RefusedConnection {
-    pub(super) const ALL: [Self; 3] = [Self::Total, Self::Address, Self::System];
-
-    /// The word used in logs and as the metric's label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Total => "total",
-            Self::Address => "address",
-            Self::System => "system",
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+                encoder.write_str(self.as_str())
+            }
         }
+    };
+}
+
+label! {
+    /// What a request is about.
+    Kind {
+        Base => "base",
+        Manifest => "manifest",
+        Blob => "blob",
+        Tags => "tags",
+        Referrers => "referrers",
+        Catalog => "catalog",
+        /// A request for a token; only ever sent upstream.
+        Token => "token",
+        /// A request without a route.
+        Other => "other",
     }
 }
 
-impl EncodeLabelValue for RefusedConnection {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encoder.write_str(self.as_str())
+label! {
+    /// Where an answer came from.
+    Outcome {
+        /// The store alone.
+        Hit => "hit",
+        /// The store, after the upstream confirmed it.
+        Revalidated => "revalidated",
+        /// The store, because the upstream couldn't answer.
+        Stale => "stale",
+        /// A download that another client's request had started.
+        Joined => "joined",
+        /// The upstream.
+        Miss => "miss",
+        /// Neither: the request was refused or failed.
+        Error => "error",
+    }
+}
+
+label! {
+    /// Why a client's connection was refused.
+    RefusedConnection {
+        /// The listener's limit of open connections.
+        Total => "total",
+        /// The limit of open connections from one address.
+        Address => "address",
+        /// The system's limits: no file descriptor, no memory.
+        System => "system",
+    }
+}
+
+label! {
+    /// A condition under which the server serves, with less than usual.
+    Degraded {
+        /// The file system of the cache has no space left.
+        StoreFull => "store_full",
+        /// The file system of the cache can't be written.
+        StoreReadOnly => "store_read_only",
     }
 }
 
@@ -142,24 +116,6 @@ pub(super) struct UpstreamRequest {
     pub(super) kind: Kind,
     pub(super) method: &'static str,
     pub(super) status: Ending,
-}
-
-/// A condition under which the server serves, with less than usual.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Degraded {
-    /// The file system of the cache has no space left.
-    StoreFull,
-    /// The file system of the cache can't be written.
-    StoreReadOnly,
-}
-
-impl EncodeLabelValue for Degraded {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encoder.write_str(match self {
-            Self::StoreFull => "store_full",
-            Self::StoreReadOnly => "store_read_only",
-        })
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -3,7 +3,7 @@
 //! Label values come from fixed sets and from the configuration, never from a request, so the
 //! number of series is bounded.
 
-mod fetch;
+mod downloads;
 mod labels;
 mod serving;
 
@@ -11,60 +11,84 @@ use crate::error_chain::on_one_line;
 pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
-use fetch::Fetching;
+pub use downloads::Downloads;
 pub use labels::{Degraded, Ending, Kind, Outcome, RefusedConnection};
 use labels::{DegradedBy, OfUpstream, UpstreamBytes, UpstreamRequest};
 use serving::Serving;
 
-/// What is known of the cache, at one moment.
+/// What is known of the cache, at one moment; `CACHE` says what each figure is.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CacheFigures {
-    /// Bytes of all files.
     pub bytes: u64,
-    /// Bytes of running downloads.
     pub reserved_bytes: u64,
-    /// Bytes that may be used; none where there is no limit.
+    /// None where there is no limit.
     pub limit_bytes: Option<u64>,
     pub links: u64,
     pub blobs: u64,
     pub delete_failures: u64,
     pub save_failures: u64,
-    /// Downloads for which there was no space.
     pub full: u64,
-    /// Entries of the store that couldn't be read at the start.
     pub unreadable: u64,
 }
+
+type Figure = fn(&CacheFigures) -> u64;
+
+/// The gauges of the cache: name, help, and the figure that each shows.
+const CACHE: [(&str, &str, Figure); 9] = [
+    ("bytes", "Bytes of all files", |cache| cache.bytes),
+    ("reserved_bytes", "Bytes of running downloads", |cache| {
+        cache.reserved_bytes
+    }),
+    (
+        "limit_bytes",
+        "Bytes that may be used; 0 is no limit",
+        |cache| cache.limit_bytes.unwrap_or(0),
+    ),
+    (
+        "links",
+        "Blobs and manifests linked into repositories",
+        |cache| cache.links,
+    ),
+    ("blobs", "Files", |cache| cache.blobs),
+    (
+        "delete_failures",
+        "Removals that failed and are tried again",
+        |cache| cache.delete_failures,
+    ),
+    (
+        "unreadable",
+        "Entries of the store that could not be read at the start",
+        |cache| cache.unreadable,
+    ),
+    (
+        "save_failures",
+        "Saves of the expiry state that failed",
+        |cache| cache.save_failures,
+    ),
+    (
+        "full",
+        "Downloads that found no space and were passed through",
+        |cache| cache.full,
+    ),
+];
 
 /// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
     upstream_requests: Family<UpstreamRequest, Counter>,
     upstream_bytes: Family<UpstreamBytes, Counter>,
     serving: Serving,
     store_failures: Counter,
-    fetching: Fetching,
+    pub downloads: Downloads,
     connections: Gauge,
     log_lines_dropped: Counter,
     task_panics: Gauge,
     degraded: Family<DegradedBy, Gauge>,
     upstream_degraded: Family<OfUpstream, Gauge>,
-    cache: CacheGauges,
-}
-
-#[derive(Debug, Default)]
-struct CacheGauges {
-    bytes: Gauge,
-    reserved: Gauge,
-    limit: Gauge,
-    links: Gauge,
-    blobs: Gauge,
-    delete_failures: Gauge,
-    save_failures: Gauge,
-    full: Gauge,
-    unreadable: Gauge,
+    cache: [Gauge; CACHE.len()],
+    registry: Registry,
 }
 
 impl Default for Metrics {
@@ -73,132 +97,65 @@ impl Default for Metrics {
     }
 }
 
+/// Makes metrics that are registered under their names.
+struct Registrar<'a>(&'a mut Registry);
+
+impl Registrar<'_> {
+    fn metric<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        let metric = M::default();
+        self.0.register(name, help, metric.clone());
+        metric
+    }
+
+    /// A metric that counts bytes.
+    fn bytes<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        let metric = M::default();
+        self.0
+            .register_with_unit(name, help, Unit::Bytes, metric.clone());
+        metric
+    }
+}
+
 impl Metrics {
     pub fn new() -> Self {
-        let mut metrics = Self {
-            registry: Registry::with_prefix("millpond"),
-            upstream_requests: Family::default(),
-            upstream_bytes: Family::default(),
-            serving: Serving::default(),
-            store_failures: Counter::default(),
-            fetching: Fetching::default(),
-            connections: Gauge::default(),
-            log_lines_dropped: Counter::default(),
-            task_panics: Gauge::default(),
-            degraded: Family::default(),
-            upstream_degraded: Family::default(),
-            cache: CacheGauges::default(),
-        };
-        metrics.register();
-        metrics
-    }
-
-    fn register(&mut self) {
-        let r = &mut self.registry;
-        r.register(
-            "upstream_requests",
-            "Requests sent upstream",
-            self.upstream_requests.clone(),
-        );
-        let bytes = "Body bytes received from upstream";
-        r.register_with_unit(
-            "upstream_received",
-            bytes,
-            Unit::Bytes,
-            self.upstream_bytes.clone(),
-        );
-        self.serving.register(r);
-        r.register(
-            "store_failures",
-            "Failed reads and writes of the store",
-            self.store_failures.clone(),
-        );
-        self.fetching.register(r);
-        r.register(
-            "connections",
-            "Open client connections",
-            self.connections.clone(),
-        );
-        r.register(
-            "log_lines_dropped",
-            "Log lines that standard error did not take",
-            self.log_lines_dropped.clone(),
-        );
-        r.register(
-            "task_panics",
-            "Panics of tasks that run as long as the server",
-            self.task_panics.clone(),
-        );
-        r.register(
-            "degraded",
-            "1 while the server serves without storing: the file system is full or read-only",
-            self.degraded.clone(),
-        );
-        r.register(
-            "upstream_degraded",
-            "1 while the last answer of an upstream was none, or a server error",
-            self.upstream_degraded.clone(),
-        );
-        self.register_cache();
-    }
-
-    fn register_cache(&mut self) {
-        let cache = self.registry.sub_registry_with_prefix("cache");
-        let gauges = &self.cache;
-        for (name, help, gauge) in [
-            ("bytes", "Bytes of all files", &gauges.bytes),
-            (
-                "reserved_bytes",
-                "Bytes of running downloads",
-                &gauges.reserved,
+        let mut registry = Registry::with_prefix("millpond");
+        let r = &mut Registrar(&mut registry);
+        Self {
+            upstream_requests: r.metric("upstream_requests", "Requests sent upstream"),
+            upstream_bytes: r.bytes("upstream_received", "Body bytes received from upstream"),
+            serving: Serving::register(r),
+            store_failures: r.metric("store_failures", "Failed reads and writes of the store"),
+            downloads: Downloads::register(r),
+            connections: r.metric("connections", "Open client connections"),
+            log_lines_dropped: r.metric(
+                "log_lines_dropped",
+                "Log lines that standard error did not take",
             ),
-            (
-                "limit_bytes",
-                "Bytes that may be used; 0 is no limit",
-                &gauges.limit,
+            task_panics: r.metric(
+                "task_panics",
+                "Panics of tasks that run as long as the server",
             ),
-            (
-                "links",
-                "Blobs and manifests linked into repositories",
-                &gauges.links,
+            degraded: r.metric(
+                "degraded",
+                "1 while the server serves without storing: the file system is full or read-only",
             ),
-            ("blobs", "Files", &gauges.blobs),
-            (
-                "delete_failures",
-                "Removals that failed and are tried again",
-                &gauges.delete_failures,
+            upstream_degraded: r.metric(
+                "upstream_degraded",
+                "1 while the last answer of an upstream was none, or a server error",
             ),
-            (
-                "unreadable",
-                "Entries of the store that could not be read at the start",
-                &gauges.unreadable,
-            ),
-            (
-                "save_failures",
-                "Saves of the expiry state that failed",
-                &gauges.save_failures,
-            ),
-            (
-                "full",
-                "Downloads that found no space and were passed through",
-                &gauges.full,
-            ),
-        ] {
-            cache.register(name, help, gauge.clone());
+            cache: {
+                let mut r = Registrar(r.0.sub_registry_with_prefix("cache"));
+                CACHE.map(|(name, help, _)| r.metric(name, help))
+            },
+            registry,
         }
     }
 
     /// Takes over what is known of the cache.
     pub fn cache(&self, figures: &CacheFigures) {
-        set(&self.cache.bytes, figures.bytes);
-        set(&self.cache.reserved, figures.reserved_bytes);
-        set(&self.cache.limit, figures.limit_bytes.unwrap_or(0));
-        set(&self.cache.links, figures.links);
-        set(&self.cache.blobs, figures.blobs);
-        set(&self.cache.delete_failures, figures.delete_failures);
-        set(&self.cache.save_failures, figures.save_failures);
-        set(&self.cache.full, figures.full);
-        set(&self.cache.unreadable, figures.unreadable);
+        for (gauge, (_, _, figure)) in self.cache.iter().zip(CACHE) {
+            set(gauge, figure(figures));
+        }
     }
 
     /// A request to an upstream has ended, or its head has arrived.
@@ -315,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_form() {
+    fn requests_and_bytes_are_rendered_as_text() {
         let metrics = Metrics::new();
         metrics.upstream_request("docker.io", Kind::Blob, "GET", Ending::Status(200));
         metrics.upstream_request("docker.io", Kind::Token, "GET", Ending::Error("timeout"));

@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::{Registry, Unit};
 
+use super::Registrar;
 use super::labels::{Kind, OfKind, OfReason, Outcome, RefusedConnection, Served, ServedStatus};
 
 /// The statuses of nearly all answers.
@@ -15,36 +15,43 @@ const STATUSES: [u16; 10] = [200, 206, 304, 400, 401, 403, 404, 416, 429, 502];
 /// A series that appears when it is first counted.
 type Found = OnceLock<Counter>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Serving {
     requests: Family<Served, Counter>,
     responses: Family<ServedStatus, Counter>,
     bytes: Family<OfKind, Counter>,
     refused: Family<OfReason, Counter>,
-    found: [OfOneKind; Kind::COUNT],
+    found: [OfOneKind; Kind::ALL.len()],
 }
 
 #[derive(Debug, Default)]
 struct OfOneKind {
-    results: [Found; Outcome::COUNT],
+    results: [Found; Outcome::ALL.len()],
     statuses: [Found; STATUSES.len()],
     bytes: Found,
 }
 
 impl Serving {
-    pub(super) fn register(&self, registry: &mut Registry) {
-        let help = "Clients' requests by where the answer came from";
-        registry.register("requests", help, self.requests.clone());
-        let help = "Clients' requests by status";
-        registry.register("responses", help, self.responses.clone());
-        let help = "Body bytes sent to clients";
-        registry.register_with_unit("client_sent", help, Unit::Bytes, self.bytes.clone());
-        let help = "Client connections that were refused, by the limit";
-        registry.register("connections_refused", help, self.refused.clone());
+    pub(super) fn register(r: &mut Registrar<'_>) -> Self {
+        let serving = Self {
+            requests: r.metric(
+                "requests",
+                "Clients' requests by where the answer came from",
+            ),
+            responses: r.metric("responses", "Clients' requests by status"),
+            bytes: r.bytes("client_sent", "Body bytes sent to clients"),
+            refused: r.metric(
+                "connections_refused",
+                "Client connections that were refused, by the limit",
+            ),
+            found: Default::default(),
+        };
         // A rate needs the zero before the first refusal.
-        for reason in RefusedConnection::ALL {
-            self.refused.get_or_create_owned(&OfReason { reason });
+        for &reason in RefusedConnection::ALL {
+            let labels = OfReason { reason };
+            drop(serving.refused.get_or_create_owned(&labels));
         }
+        serving
     }
 
     pub(super) fn served(&self, kind: Kind, result: Outcome, status: u16) {

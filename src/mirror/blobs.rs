@@ -8,7 +8,7 @@ use super::single_flight::Interest;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target, Visit};
 use crate::cache::{self, CachedBlob, VERIFIED_FIRST};
 use crate::config::RangeMode;
-use crate::download::{BlobRequest, Client, Follower, Joined, Opened, Source};
+use crate::download::{BlobRequest, Client, DownloadError, Follower, Joined, Opened, Source};
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoName, Requested};
@@ -21,7 +21,6 @@ const ATTEMPTS: usize = 5;
 /// for the downloads, and not for this request.
 const ATTEMPTS_AT_STORE: usize = 2;
 
-/// A blob that can be answered with.
 #[derive(Debug)]
 pub struct BlobAnswer {
     /// Bytes; none where the upstream doesn't tell.
@@ -34,7 +33,6 @@ pub struct BlobAnswer {
     pub exchange: Exchange,
 }
 
-/// Where the bytes are read.
 #[derive(Debug)]
 pub enum BlobContent {
     Stored(CachedBlob),
@@ -52,25 +50,18 @@ impl BlobContent {
 }
 
 impl BlobAnswer {
-    fn cached(blob: CachedBlob, outcome: Outcome) -> Self {
-        let size = Some(blob.size());
+    fn new(size: Option<u64>, body: Option<BlobContent>, outcome: Outcome) -> Self {
         Self {
             size,
-            body: Some(BlobContent::Stored(blob)),
+            body,
             outcome,
             exchange: Exchange::of(outcome),
             visit: None,
         }
     }
 
-    fn head(size: Option<u64>, outcome: Outcome) -> Self {
-        Self {
-            size,
-            body: None,
-            outcome,
-            exchange: Exchange::of(outcome),
-            visit: None,
-        }
+    fn cached(blob: CachedBlob, outcome: Outcome) -> Self {
+        Self::new(Some(blob.size()), Some(BlobContent::Stored(blob)), outcome)
     }
 
     /// Follows a download; none when it has ended without a result.
@@ -94,16 +85,14 @@ impl BlobAnswer {
         if size.is_some_and(|size| size <= VERIFIED_FIRST) {
             follower.verified().await?;
         }
-        // The status at the end of a redirect isn't known here.
-        let exchange = Exchange::unanswered();
         let stored = outcome == Outcome::Miss && follower.is_stored();
-        Ok(Some(Self {
-            size,
-            body: Some(BlobContent::Fetching(follower)),
-            outcome,
-            visit: None,
-            exchange: exchange.stored(stored),
-        }))
+        let mut answer = Self::new(size, Some(BlobContent::Fetching(follower)), outcome);
+        // The status at the end of a redirect isn't known here.
+        answer.exchange = Exchange {
+            stored,
+            ..Exchange::unanswered()
+        };
+        Ok(Some(answer))
     }
 }
 
@@ -144,16 +133,16 @@ impl Mirror {
             self.downloader
                 .announced_size(&target.upstream.name, &digest, &target.stored)
         {
-            return Ok(BlobAnswer::head(Some(size), Outcome::Joined));
+            return Ok(BlobAnswer::new(Some(size), None, Outcome::Joined));
         }
         if let Some(answer) = self
-            .cached_blob(target, digest, ReadMode::Head, false)
+            .cached_blob(target, digest, ReadMode::Head, &mut false)
             .await?
         {
             return Ok(answer);
         }
         let size = self.prove(target, digest).await?;
-        Ok(BlobAnswer::head(size, Outcome::Miss))
+        Ok(BlobAnswer::new(size, None, Outcome::Miss))
     }
 
     pub(super) async fn find_blob(
@@ -163,21 +152,15 @@ impl Mirror {
         ranges: Option<&Requested>,
         client: Client,
     ) -> Result<BlobAnswer, MirrorError> {
-        let wanted = BlobRequest {
-            client,
-            ..self.wanted(target, ranges)
-        };
+        let mut wanted = self.wanted(target, ranges, client);
         let mut proved = false;
         for attempt in 0..ATTEMPTS {
-            let wanted = BlobRequest {
-                refetch: attempt >= ATTEMPTS_AT_STORE,
-                ..wanted
-            };
+            wanted.refetch = attempt >= ATTEMPTS_AT_STORE;
             let found = self.look_for(target, digest, ranges, wanted, &mut proved);
             match found.await {
                 Ok(Some(answer)) => return Ok(answer),
-                Ok(None) => {}
-                Err(error) if error.is_lost_download() => {}
+                // A lost download that was joined says nothing about the blob.
+                Ok(None) | Err(MirrorError::Fetch(DownloadError::Lost)) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -200,7 +183,7 @@ impl Mirror {
         if let Some(follower) = self.downloader.follow(upstream, &digest, repo, wanted) {
             return BlobAnswer::following(follower, ranges, Outcome::Joined).await;
         }
-        let cached = self.cached_blob(target, digest, ReadMode::Content, *proved);
+        let cached = self.cached_blob(target, digest, ReadMode::Content, proved);
         if let Some(answer) = cached.await? {
             return Ok(Some(answer));
         }
@@ -211,11 +194,8 @@ impl Mirror {
         });
         // Asked only where another repository's download runs.
         let proof = async {
-            if !*proved {
-                self.prove_or_vouch(target, digest).await?;
-                *proved = true;
-            }
-            Ok::<_, MirrorError>(())
+            let proof = self.prove_or_vouch(target, digest, proved);
+            proof.await.map(|_outcome| ())
         };
         let joined = self.downloader.join(digest, repo, source, wanted, proof);
         let (follower, outcome) = match joined.await? {
@@ -227,9 +207,10 @@ impl Mirror {
     }
 
     /// The part of a missing blob that is to be fetched.
-    fn wanted(&self, target: &Target, ranges: Option<&Requested>) -> BlobRequest {
+    fn wanted(&self, target: &Target, ranges: Option<&Requested>, client: Client) -> BlobRequest {
         let Some(ranges) = ranges else {
-            return BlobRequest::WHOLE;
+            let whole = BlobRequest::WHOLE;
+            return BlobRequest { client, ..whole };
         };
         // What lies where the length says can be asked for once that is known.
         let (start, end) = ranges.one().unwrap_or((0, Some(1)));
@@ -237,7 +218,7 @@ impl Mirror {
         BlobRequest {
             start,
             end,
-            client: Client::UNKNOWN,
+            client,
             refetch: false,
             fill: whole || self.ranges.mode(&target.stored) == RangeMode::Fill,
         }
@@ -250,51 +231,42 @@ impl Mirror {
         target: &Target,
         digest: Digest,
         want: ReadMode,
-        proved: bool,
+        proved: &mut bool,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
-        match self.cache.open(&target.stored, &digest, want).await {
+        let repo = &target.stored;
+        match self.cache.open(repo, &digest, want).await {
             cache::Opened::Linked(blob) => Ok(Some(BlobAnswer::cached(blob, Outcome::Hit))),
             cache::Opened::Unlinked(blob) => {
-                self.claim(target, digest, blob, proved).await.map(Some)
+                let proof = self.prove_or_vouch(target, digest, proved);
+                let (outcome, exchange) = proof.await?;
+                self.cache.link(repo, &digest, &blob).await;
+                let answer = BlobAnswer::cached(blob, outcome);
+                Ok(Some(BlobAnswer { exchange, ..answer }))
             }
             cache::Opened::Missing => Ok(None),
         }
     }
 
-    /// Serves a blob that came through another repository, once it is proved that this one has it:
-    /// by the upstream, or, while that can't answer, by a manifest that it gave earlier.
-    async fn claim(
-        &self,
-        target: &Target,
-        digest: Digest,
-        blob: CachedBlob,
-        proved: bool,
-    ) -> Result<BlobAnswer, MirrorError> {
-        let (outcome, exchange) = if proved {
-            (Outcome::Revalidated, Exchange::of(Outcome::Revalidated))
-        } else {
-            self.prove_or_vouch(target, digest).await?
-        };
-        self.cache.link(&target.stored, &digest, &blob).await;
-        let answer = BlobAnswer::cached(blob, outcome);
-        Ok(BlobAnswer { exchange, ..answer })
-    }
-
-    /// Proves that a repository has a blob: by the upstream's answer, or, while that can't answer, by a
-    /// manifest that it gave for the repository earlier.
+    /// Proves that a repository has a blob, unless that is `proved` already: by the upstream's answer,
+    /// or, while that can't answer, by a manifest of the repository that refers to the blob. The
+    /// upstream gave that manifest, and a registry takes no manifest whose blobs the repository lacks.
     async fn prove_or_vouch(
         &self,
         target: &Target,
         digest: Digest,
+        proved: &mut bool,
     ) -> Result<(Outcome, Exchange), MirrorError> {
-        match self.prove(target, digest).await {
-            Ok(_size) => Ok((Outcome::Revalidated, Exchange::of(Outcome::Revalidated))),
-            Err(error) if error.permits_stale() && self.vouched(target, digest).await => {
-                target.report(&error, "served a blob that a cached manifest refers to");
-                Ok((Outcome::Stale, Exchange::failed(&error)))
+        let mut outcome = (Outcome::Revalidated, Exchange::of(Outcome::Revalidated));
+        if !*proved && let Err(error) = self.prove(target, digest).await {
+            let repo = &target.stored;
+            if !error.permits_stale() || !self.cache.is_referenced(repo, &digest).await {
+                return Err(error);
             }
-            Err(error) => Err(error),
+            target.report(&error, "served a blob that a cached manifest refers to");
+            outcome = (Outcome::Stale, Exchange::failed(&error));
         }
+        *proved = true;
+        Ok(outcome)
     }
 
     /// Asks the upstream whether the repository has the blob, once for all clients that wait.
@@ -322,20 +294,21 @@ pub(super) struct UpstreamBlob {
     pub(super) described_size: Option<u64>,
 }
 
+impl UpstreamBlob {
+    /// Logs that the download's request failed.
+    fn report(&self) -> impl Fn(&UpstreamError) + Send + use<> {
+        let upstream = Arc::clone(&self.target.upstream);
+        move |error| upstream.client.report(error, DOWNLOAD_FAILED)
+    }
+}
+
 #[async_trait::async_trait]
 impl Source for UpstreamBlob {
     async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError> {
-        let upstream = Arc::clone(&self.target.upstream);
-        let asking = upstream
-            .client
-            .get_blob(&self.target.repo, &self.digest, offset, end);
-        let mut stream = asking
-            .await
-            .inspect_err(|error| upstream.client.report(error, DOWNLOAD_FAILED))?;
-        let body = stream.body;
-        stream.body = body
-            .inspect_err(move |error| upstream.client.report(error, DOWNLOAD_FAILED))
-            .boxed();
+        let Target { upstream, repo, .. } = &self.target;
+        let asking = upstream.client.get_blob(repo, &self.digest, offset, end);
+        let mut stream = asking.await.inspect_err(self.report())?;
+        stream.body = stream.body.inspect_err(self.report()).boxed();
         Ok(stream)
     }
 
@@ -344,18 +317,11 @@ impl Source for UpstreamBlob {
         ranges: &[ByteRange],
         total: u64,
     ) -> Result<Option<BlobRanges>, UpstreamError> {
-        let upstream = Arc::clone(&self.target.upstream);
-        let (repo, digest) = (&self.target.repo, &self.digest);
+        let (upstream, repo, digest) = (&self.target.upstream, &self.target.repo, &self.digest);
         let asking = upstream.client.get_blob_ranges(repo, digest, ranges, total);
-        let opened = asking
-            .await
-            .inspect_err(|error| upstream.client.report(error, DOWNLOAD_FAILED))?;
-        Ok(opened.map(|BlobRanges { pieces }| {
-            let pieces =
-                pieces.inspect_err(move |error| upstream.client.report(error, DOWNLOAD_FAILED));
-            BlobRanges {
-                pieces: pieces.boxed(),
-            }
+        let opened = asking.await.inspect_err(self.report())?;
+        Ok(opened.map(|BlobRanges { pieces }| BlobRanges {
+            pieces: pieces.inspect_err(self.report()).boxed(),
         }))
     }
 

@@ -92,19 +92,6 @@ impl MirrorError {
         }
     }
 
-    /// Whether the upstream answered, but not with what was asked for.
-    pub(super) fn is_wrong_answer(&self) -> bool {
-        matches!(
-            self,
-            Self::WrongDigest { .. }
-                | Self::Fetch(
-                    DownloadError::Digest { .. }
-                        | DownloadError::Length { .. }
-                        | DownloadError::Changed { .. }
-                )
-        )
-    }
-
     /// Whether the upstream answered that it doesn't have the content.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self.upstream(), Some(UpstreamError::NotFound { .. }))
@@ -114,11 +101,6 @@ impl MirrorError {
     pub(super) fn ends_tag(&self) -> bool {
         let schema1 = matches!(self.upstream(), Some(UpstreamError::Schema1 { .. }));
         schema1 || self.is_not_found()
-    }
-
-    /// Whether a download that was joined was lost, which says nothing about the blob.
-    pub(super) fn is_lost_download(&self) -> bool {
-        matches!(self, Self::Fetch(DownloadError::Lost))
     }
 
     /// Whether a list is longer than what is read of one.

@@ -2,6 +2,7 @@
 
 use super::MirrorError;
 use crate::metrics::Outcome;
+use crate::oci::{Classified as _, ErrorKind};
 use crate::upstream::UpstreamError;
 
 /// A request to the upstream, or none.
@@ -49,12 +50,8 @@ impl Exchange {
                 status: error.status(),
                 stored: false,
             },
-            None if error.is_wrong_answer() => Self::unanswered(),
+            None if error.kind() == ErrorKind::WrongAnswer => Self::unanswered(),
             None => Self::default(),
         }
-    }
-
-    pub(super) fn stored(self, stored: bool) -> Self {
-        Self { stored, ..self }
     }
 }

@@ -8,6 +8,7 @@ use super::{Exchange, Mirror, MirrorError, Target};
 use crate::metrics::Outcome;
 use crate::oci::action::{MAX_PAGE, Page};
 use crate::oci::{RepoName, Tag};
+use crate::upstream::UpstreamError;
 
 /// A page of tags.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ pub struct CatalogPage {
 }
 
 /// What is known of a repository's tags.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum TagList {
     /// All of them, sorted.
     All(Vec<Tag>),
@@ -60,39 +61,33 @@ impl Mirror {
         let report =
             |error: &MirrorError| target.report(error, "listed the tags of its last answer");
         let key = target.stored.clone();
-        let error = match self.tag_lists.get(key, ask, report).await {
+        let found = match self.tag_lists.get(key, ask, report).await {
             Ok((list, outcome, exchange)) => match &*list {
-                TagList::All(tags) => {
-                    let (tags, more) = paginate(tags, page, Tag::as_str);
-                    return Ok(TagsAnswer {
-                        tags,
-                        more,
-                        outcome,
-                        exchange,
-                    });
+                TagList::All(tags) => Ok((paginate(tags, page, Tag::as_str), outcome, exchange)),
+                TagList::TooLong => {
+                    let passed = self.pass_page(target, page).await;
+                    passed.map(|page| (page, Outcome::Miss, Exchange::of(Outcome::Miss)))
                 }
-                TagList::TooLong => match self.pass_page(target, page).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(error) => error,
-                },
             },
-            Err(error) => error,
+            Err(error) => Err(error),
         };
-        let cached = if error.permits_stale() {
-            self.stored_tags(target).await
-        } else {
-            Vec::new()
+        let ((tags, more), outcome, exchange) = match found {
+            Err(error) if error.permits_stale() => {
+                let cached = self.cache.tags(&target.stored).await;
+                if cached.is_empty() {
+                    return Err(error);
+                }
+                target.report(&error, "listed the tags that are cached");
+                let page = paginate(&cached, page, Tag::as_str);
+                (page, Outcome::Stale, Exchange::failed(&error))
+            }
+            found => found?,
         };
-        if cached.is_empty() {
-            return Err(error);
-        }
-        target.report(&error, "listed the tags that are cached");
-        let (tags, more) = paginate(&cached, page, Tag::as_str);
         Ok(TagsAnswer {
             tags,
             more,
-            outcome: Outcome::Stale,
-            exchange: Exchange::failed(&error),
+            outcome,
+            exchange,
         })
     }
 
@@ -102,30 +97,33 @@ impl Mirror {
         target: &Target,
         interest: &Interest,
     ) -> Result<(TagList, Outcome), MirrorError> {
-        let asking = target.upstream.client.tags(&target.repo);
-        let parsed = match interest.answer(asking).await {
-            Ok(list) => {
-                let admission = self.cache.workers().admit(list.size()).await?;
-                let read = move || {
-                    let mut tags = list.tags()?;
-                    tags.sort_unstable();
-                    tags.dedup();
-                    Ok(tags)
-                };
-                admission.run(read).await?.map_err(MirrorError::Upstream)
-            }
-            Err(error) => Err(error),
+        let parsed = async {
+            let asking = target.upstream.client.tags(&target.repo);
+            let list = interest.answer(asking).await?;
+            let admission = self.cache.workers().admit(list.size()).await?;
+            let read = move || {
+                let mut tags = list.tags()?;
+                tags.sort_unstable();
+                tags.dedup();
+                Ok::<_, UpstreamError>(tags)
+            };
+            Ok::<_, MirrorError>(admission.run(read).await??)
         };
-        match parsed {
+        match parsed.await {
             Ok(tags) => Ok((TagList::All(tags), Outcome::Miss)),
             Err(error) if error.is_too_long() => Ok((TagList::TooLong, Outcome::Miss)),
             Err(error) => Err(error),
         }
     }
 
-    /// The upstream's own page of a list that is too long to be kept, in the upstream's order.
-    async fn pass_page(&self, target: &Target, page: &Page) -> Result<TagsAnswer, MirrorError> {
-        let n = page.n.unwrap_or(MAX_PAGE).min(MAX_PAGE);
+    /// The upstream's own page of a list that is too long to be kept, in the upstream's order, and
+    /// whether more follow.
+    async fn pass_page(
+        &self,
+        target: &Target,
+        page: &Page,
+    ) -> Result<(Vec<Tag>, bool), MirrorError> {
+        let n = length(page);
         let client = &target.upstream.client;
         let (list, next) = client
             .tags_page(&target.repo, n, page.last.as_deref())
@@ -134,12 +132,7 @@ impl Mirror {
         let mut tags = admission.run(move || list.tags()).await??;
         let more = tags.len() > n || (next && !tags.is_empty());
         tags.truncate(n);
-        Ok(TagsAnswer {
-            tags,
-            more,
-            outcome: Outcome::Miss,
-            exchange: Exchange::of(Outcome::Miss),
-        })
+        Ok((tags, more))
     }
 
     /// The repositories that have something cached, by their names in the store.
@@ -150,9 +143,14 @@ impl Mirror {
     }
 }
 
-/// One page of a sorted list, of at most [`MAX_PAGE`] entries, and whether more follow.
+/// The most entries of a page.
+fn length(page: &Page) -> usize {
+    page.n.unwrap_or(MAX_PAGE).min(MAX_PAGE)
+}
+
+/// One page of a sorted list, and whether more follow.
 fn paginate<T: Clone>(all: &[T], page: &Page, name: impl Fn(&T) -> &str) -> (Vec<T>, bool) {
-    let n = page.n.unwrap_or(MAX_PAGE).min(MAX_PAGE);
+    let n = length(page);
     let start = match page.last.as_deref() {
         Some(last) => all.partition_point(|entry| name(entry) <= last),
         None => 0,

@@ -3,35 +3,13 @@
 use std::sync::Arc;
 
 use super::manifests::ManifestAnswer;
-use super::tags::{Lookup, TagKey};
+use super::tags::TagKey;
 use super::{Mirror, MirrorError, ReadMode, Target};
 use crate::cache::CachedManifest;
 use crate::metrics::Outcome;
-use crate::oci::{Digest, Tag};
-use crate::upstream::{FetchedManifest, UnverifiedManifest};
+use crate::oci::Digest;
 
 impl Mirror {
-    /// Stores a manifest that the upstream gave for this repository. The last part of the answer
-    /// says whether the cache took it: a client is served either way.
-    pub(super) async fn keep(
-        &self,
-        target: &Target,
-        fetched: UnverifiedManifest,
-    ) -> Result<(Arc<CachedManifest>, bool), MirrorError> {
-        let leave = self.cache.workers().admit(fetched.size() as u64).await?;
-        let FetchedManifest {
-            bytes,
-            digest,
-            manifest,
-        } = leave.run(move || fetched.verify()).await??;
-        let (manifest, stored) = self
-            .cache
-            .put_manifest(&target.stored, digest, bytes, manifest)
-            .await;
-        self.note_manifest(&manifest);
-        Ok((manifest, stored))
-    }
-
     /// A manifest that this repository has. Counts as a use.
     pub(super) async fn cached_manifest(
         &self,
@@ -90,14 +68,10 @@ impl Mirror {
         key: &TagKey,
         want: ReadMode,
     ) -> Option<ManifestAnswer> {
-        let recorded = match self.records.get(key) {
-            Lookup::Fresh { known, .. } | Lookup::Expired(known) => {
-                self.recall(target, known.digest, want).await
-            }
-            Lookup::Unknown => None,
-        };
-        if recorded.is_some() {
-            return recorded;
+        if let Some(digest) = self.records.last_digest(key)
+            && let Some(recorded) = self.recall(target, digest, want).await
+        {
+            return Some(recorded);
         }
         let digest = self.cache.tagged(&key.repo, &key.tag).await?;
         let stored = self.recall(target, digest, want).await?;
@@ -121,26 +95,20 @@ impl Mirror {
         Some(ManifestAnswer::whole(manifest, Outcome::Stale))
     }
 
-    /// Whether a manifest of this repository refers to the blob. The upstream gave that manifest
-    /// for the repository, and a registry takes no manifest whose blobs the repository lacks.
-    pub(super) async fn vouched(&self, target: &Target, digest: Digest) -> bool {
-        self.cache.is_referenced(&target.stored, &digest).await
-    }
-
     /// Makes a tag on disk name this digest.
     ///
     /// The reference registry's layout has one digest for a tag. An index serves most clients, so an
     /// old client's manifest doesn't replace it while the index is current.
-    pub(super) async fn point(&self, key: &TagKey, digest: Digest) {
+    pub(super) async fn update_tag(&self, key: &TagKey, digest: Digest) {
         let named = self.cache.tagged(&key.repo, &key.tag).await;
-        if named != Some(digest) && !self.narrower(key, named).await {
+        if named != Some(digest) && !self.is_conversion(key, named).await {
             self.cache.tag(&key.repo, &key.tag, &digest).await;
         }
     }
 
     /// Whether the key's Accept list can't read what the tag points to: then its own manifest is
     /// a conversion for an old client.
-    async fn narrower(&self, key: &TagKey, named: Option<Digest>) -> bool {
+    async fn is_conversion(&self, key: &TagKey, named: Option<Digest>) -> bool {
         let Some(named) = named else { return false };
         let current = self.any_manifest(&named).await;
         current.is_some_and(|current| !key.accept.allows(current.meta().media_type))
@@ -148,42 +116,28 @@ impl Mirror {
 
     /// containerd and docker resolve a tag by HEAD and then ask by digest: this is where the tag
     /// gets its place on disk, without which a restart would forget it.
-    pub(super) async fn arrived(&self, target: &Target, digest: Digest) {
-        let Some(key) = self.records.arrived(&target.stored, digest) else {
+    pub(super) async fn on_manifest_stored(&self, target: &Target, digest: Digest) {
+        let Some(key) = self.records.take_expected(&target.stored, digest) else {
             return;
         };
         // Meanwhile the tag may have moved on.
-        let current = match self.records.get(&key) {
-            Lookup::Fresh { known, .. } | Lookup::Expired(known) => known.digest == digest,
-            Lookup::Unknown => false,
-        };
-        if current {
-            self.point(&key, digest).await;
+        if self.records.last_digest(&key) == Some(digest) {
+            self.update_tag(&key, digest).await;
         }
     }
 
     /// Removes a tag after the upstream's 404, or a schema 1 manifest in its place, if the client could
-    /// have read the manifest that it named.
-    pub(super) async fn gone(
-        &self,
-        target: &Target,
-        key: &TagKey,
-        error: MirrorError,
-    ) -> MirrorError {
-        if error.ends_tag() {
-            self.records.forget(key);
-            if let Some(named) = self.cache.tagged(&key.repo, &key.tag).await {
-                let manifest = self.cache.peek_manifest(&target.stored, &named).await;
-                if manifest.is_none_or(|manifest| key.accept.allows(manifest.meta().media_type)) {
-                    self.cache.untag(&key.repo, &key.tag).await;
-                }
+    /// have read the manifest that it named. Other errors change nothing.
+    pub(super) async fn on_upstream_404(&self, target: &Target, key: &TagKey, error: &MirrorError) {
+        if !error.ends_tag() {
+            return;
+        }
+        self.records.forget(key);
+        if let Some(named) = self.cache.tagged(&key.repo, &key.tag).await {
+            let manifest = self.cache.peek_manifest(&target.stored, &named).await;
+            if manifest.is_none_or(|manifest| key.accept.allows(manifest.meta().media_type)) {
+                self.cache.untag(&key.repo, &key.tag).await;
             }
         }
-        error
-    }
-
-    /// The tags that are stored of a repository: what is left when the upstream can't be asked.
-    pub(super) async fn stored_tags(&self, target: &Target) -> Vec<Tag> {
-        self.cache.tags(&target.stored).await
     }
 }

@@ -6,17 +6,16 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::single_flight::Interest;
-use super::tags::{Lookup, TagKey};
+use super::tags::TagKey;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::cache::{CachedManifest, ManifestMeta};
 use crate::metrics::Outcome;
-use crate::oci::{Accept, Digest, Reference};
-use crate::upstream::{ManifestHead, UpstreamError};
+use crate::oci::{Accept, Classified as _, Digest, Reference};
+use crate::upstream::ManifestHead;
 
 /// How long a client that could be given a stale tag waits for the upstream's word on it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A manifest that can be answered with.
 #[derive(Debug, Clone)]
 pub struct ManifestAnswer {
     pub found: ManifestHit,
@@ -42,8 +41,7 @@ impl ManifestHit {
 }
 
 impl ManifestAnswer {
-    pub(super) fn head(known: ManifestMeta, outcome: Outcome) -> Self {
-        let found = ManifestHit::Head(known);
+    fn new(found: ManifestHit, outcome: Outcome) -> Self {
         Self {
             found,
             outcome,
@@ -51,10 +49,12 @@ impl ManifestAnswer {
         }
     }
 
-    fn fetched(manifest: Arc<CachedManifest>, stored: bool) -> Self {
-        let answer = Self::whole(manifest, Outcome::Miss);
-        let exchange = answer.exchange.stored(stored);
-        answer.with(exchange)
+    pub(super) fn head(known: ManifestMeta, outcome: Outcome) -> Self {
+        Self::new(ManifestHit::Head(known), outcome)
+    }
+
+    pub(super) fn whole(manifest: Arc<CachedManifest>, outcome: Outcome) -> Self {
+        Self::new(ManifestHit::Whole(manifest), outcome)
     }
 
     fn with(self, exchange: Exchange) -> Self {
@@ -68,15 +68,6 @@ impl ManifestAnswer {
             ManifestHit::Whole(manifest) => Some(manifest.content().clone()),
         }
     }
-
-    pub(super) fn whole(manifest: Arc<CachedManifest>, outcome: Outcome) -> Self {
-        let found = ManifestHit::Whole(manifest);
-        Self {
-            found,
-            outcome,
-            exchange: Exchange::of(outcome),
-        }
-    }
 }
 
 /// A shared question to an upstream.
@@ -84,11 +75,6 @@ impl ManifestAnswer {
 pub(super) enum FlightKey {
     Tag(TagKey, ReadMode),
     Digest(crate::oci::RepoName, Digest, ReadMode),
-}
-
-/// Where the answer comes from when a tag is believed.
-fn believed(stale: bool) -> Outcome {
-    if stale { Outcome::Stale } else { Outcome::Hit }
 }
 
 /// The headers of a manifest, unless the upstream left one out.
@@ -125,11 +111,13 @@ impl Mirror {
                     tag: tag.clone(),
                     accept: accept.clone(),
                 };
-                let lookup = self.records.get(&key);
-                if let Some(answer) = self.hot_tag(target, &lookup, want) {
-                    return Ok(answer);
+                let fresh = self.records.fresh(&key);
+                if let Some((known, outcome)) = &fresh
+                    && let Some(manifest) = self.hot_tag(target, &known.digest, want)
+                {
+                    return Ok(ManifestAnswer::whole(manifest, *outcome));
                 }
-                Box::pin(self.by_tag(target, key, lookup, want)).await
+                Box::pin(self.by_tag(target, key, fresh, want)).await
             }
         }
     }
@@ -154,8 +142,7 @@ impl Mirror {
         let key = FlightKey::Digest(target.stored.clone(), digest, want);
         let (mirror, asked) = (Arc::clone(self), target.clone());
         let answer = self.manifest_flights.join(key, |interest| async move {
-            let asking = mirror.ask_by_digest(&asked, digest, want, &interest);
-            asking.await
+            mirror.ask_by_digest(&asked, digest, want, &interest).await
         });
         match answer.await? {
             Err(error) if error.permits_stale() => {
@@ -173,17 +160,17 @@ impl Mirror {
         want: ReadMode,
         interest: &Interest,
     ) -> Result<ManifestAnswer, MirrorError> {
+        let (reference, accept) = (Reference::Digest(digest), Accept::everything());
         let _hold = self.cache.hold(&digest).await;
         let present = self.any_manifest(&digest).await;
         if present.is_some() || want == ReadMode::Head {
             // Present through another repository: a HEAD, which costs no quota, proves that it is
             // this repository's, too.
-            let (reference, accept) = (Reference::Digest(digest), Accept::everything());
             let asking = self.head(target, &reference, &accept);
             let head = interest.answer(asking).await?;
             if let Some(stored) = present {
                 if self.cache.link_manifest(&target.stored, &stored).await {
-                    self.arrived(target, digest).await;
+                    self.on_manifest_stored(target, digest).await;
                 }
                 return Ok(ManifestAnswer::whole(stored, Outcome::Revalidated));
             }
@@ -191,46 +178,47 @@ impl Mirror {
                 return Ok(ManifestAnswer::head(known, Outcome::Miss));
             }
         }
-        let (reference, accept) = (Reference::Digest(digest), Accept::everything());
-        let (manifest, kept) = self.fetch(target, &reference, &accept, interest).await?;
-        if kept {
-            self.arrived(target, digest).await;
+        let answer = self.fetch(target, &reference, &accept, interest).await?;
+        if answer.exchange.stored {
+            self.on_manifest_stored(target, digest).await;
         }
-        Ok(ManifestAnswer::fetched(manifest, kept))
+        Ok(answer)
     }
 
-    /// The manifest of a tag that is believed, if it is in memory. Its head needs no more proof than
-    /// the upstream's word for the tag, and is no use of the content.
-    fn hot_tag(&self, target: &Target, lookup: &Lookup, want: ReadMode) -> Option<ManifestAnswer> {
-        let Lookup::Fresh { known, stale } = lookup else {
-            return None;
-        };
-        let manifest = match want {
-            ReadMode::Head => self.cache.manifest_in_memory(&known.digest)?,
-            ReadMode::Content => {
-                let repo = &target.stored;
-                self.cache.hot_manifest(repo, &known.digest)?
-            }
-        };
-        Some(ManifestAnswer::whole(manifest, believed(*stale)))
+    /// The manifest of a fresh tag, if it is in memory. Its head needs no more proof than the
+    /// upstream's word for the tag, and is no use of the content.
+    fn hot_tag(
+        &self,
+        target: &Target,
+        digest: &Digest,
+        want: ReadMode,
+    ) -> Option<Arc<CachedManifest>> {
+        match want {
+            ReadMode::Head => self.cache.manifest_in_memory(digest),
+            ReadMode::Content => self.cache.hot_manifest(&target.stored, digest),
+        }
     }
 
     async fn by_tag(
         self: &Arc<Self>,
         target: &Target,
         key: TagKey,
-        lookup: Lookup,
+        fresh: Option<(ManifestMeta, Outcome)>,
         want: ReadMode,
     ) -> Result<ManifestAnswer, MirrorError> {
-        if let Lookup::Fresh { known, stale } = lookup {
-            let answer = ManifestAnswer::head(known, believed(stale));
+        if let Some((known, outcome)) = fresh {
+            let answer = ManifestAnswer::head(known, outcome);
             return self.deliver(target, answer, want).await;
         }
         let mut question = {
             let (mirror, target, key) = (Arc::clone(self), target.clone(), key.clone());
             let flight = FlightKey::Tag(key.clone(), want);
             self.manifest_flights.join(flight, |interest| async move {
-                mirror.ask_by_tag(&target, &key, want, &interest).await
+                let answer = mirror.ask_by_tag(&target, &key, want, &interest).await;
+                if let Err(error) = &answer {
+                    mirror.on_upstream_404(&target, &key, error).await;
+                }
+                answer
             })
         };
         let answer = match tokio::time::timeout(PATIENCE, &mut question).await {
@@ -247,7 +235,7 @@ impl Mirror {
         match answer {
             Ok(answer) => self.deliver(target, answer, want).await,
             Err(error) if error.permits_stale() => {
-                let retry_after = error.upstream().and_then(UpstreamError::retry_after);
+                let retry_after = error.retry_after();
                 let stale = self.serve_stale(target, &key, want, retry_after).await;
                 let Some(stale) = stale else {
                     return Err(self.unless_tagged_schema1(target, &key, error).await);
@@ -283,44 +271,52 @@ impl Mirror {
         interest: &Interest,
     ) -> Result<ManifestAnswer, MirrorError> {
         let reference = Reference::Tag(key.tag.clone());
-        let seen_before = !matches!(self.records.get(key), Lookup::Unknown)
+        let seen_before = self.records.last_digest(key).is_some()
             || self.cache.tagged(&key.repo, &key.tag).await.is_some();
         // A HEAD costs no quota; but where nothing is known yet, a GET answers in one round trip.
         if seen_before || want == ReadMode::Head {
             let asking = self.head(target, &reference, &key.accept);
-            match interest.answer(asking).await {
-                Ok(head) => {
-                    if let Some(answer) = self.confirm(target, key, &head).await {
-                        return Ok(answer);
-                    }
-                }
-                Err(error) => return Err(self.gone(target, key, error).await),
+            let head = interest.answer(asking).await?;
+            if let Some(answer) = self.confirm(target, key, &head).await {
+                return Ok(answer);
             }
         }
-        let fetched = self.fetch(target, &reference, &key.accept, interest).await;
-        let (manifest, kept) = match fetched {
-            Ok(fetched) => fetched,
-            Err(error) => return Err(self.gone(target, key, error).await),
-        };
-        self.records.confirmed(key.clone(), manifest.meta().clone());
-        if kept {
-            self.point(key, manifest.meta().digest).await;
+        let fetching = self.fetch(target, &reference, &key.accept, interest);
+        let answer = fetching.await?;
+        let known = answer.found.known();
+        self.records.confirmed(key.clone(), known.clone());
+        if answer.exchange.stored {
+            self.update_tag(key, known.digest).await;
         }
-        Ok(ManifestAnswer::fetched(manifest, kept))
+        Ok(answer)
     }
 
-    /// Downloads a manifest and stores it. The last part says whether the store took it.
+    /// Downloads a manifest and stores it. A client is served also where the cache doesn't take it.
     async fn fetch(
         &self,
         target: &Target,
         reference: &Reference,
         accept: &Accept,
         interest: &Interest,
-    ) -> Result<(Arc<CachedManifest>, bool), MirrorError> {
+    ) -> Result<ManifestAnswer, MirrorError> {
         let client = &target.upstream.client;
         let asking = client.get_manifest(&target.repo, reference, accept);
         let fetched = interest.answer(asking).await?;
-        self.keep(target, fetched).await
+        let admission = self.cache.workers().admit(fetched.size() as u64).await?;
+        let fetched = admission.run(move || fetched.verify()).await??;
+        let (manifest, stored) = self
+            .cache
+            .put_manifest(
+                &target.stored,
+                fetched.digest,
+                fetched.bytes,
+                fetched.manifest,
+            )
+            .await;
+        self.note_manifest(&manifest);
+        let mut answer = ManifestAnswer::whole(manifest, Outcome::Miss);
+        answer.exchange.stored = stored;
+        Ok(answer)
     }
 
     /// The upstream has just named the tag's digest: that links the manifest, if the store has it.
@@ -335,18 +331,18 @@ impl Mirror {
         let _hold = self.cache.hold(&digest).await;
         if let Some(known) = self.cache.manifest_meta(&target.stored, &digest) {
             self.records.confirmed(key.clone(), known.clone());
-            self.point(key, digest).await;
+            self.update_tag(key, digest).await;
             return Some(ManifestAnswer::head(known, Outcome::Revalidated));
         }
         let Some(stored) = self.any_manifest(&digest).await else {
             let known = known(head)?;
             self.records.confirmed(key.clone(), known.clone());
-            self.records.awaits(key, digest);
+            self.records.expect_manifest(key, digest);
             return Some(ManifestAnswer::head(known, Outcome::Miss));
         };
         self.records.confirmed(key.clone(), stored.meta().clone());
         if self.cache.link_manifest(&target.stored, &stored).await {
-            self.point(key, digest).await;
+            self.update_tag(key, digest).await;
         }
         Some(ManifestAnswer::whole(stored, Outcome::Revalidated))
     }

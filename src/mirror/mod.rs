@@ -9,6 +9,7 @@
 //! that wasn't verified is served as verified.
 
 mod blobs;
+mod described;
 mod error;
 mod exchange;
 mod lists;
@@ -20,7 +21,6 @@ mod recovery;
 mod referrers;
 mod remembered;
 mod single_flight;
-mod sizes;
 mod tags;
 mod targets;
 
@@ -38,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::oci::{Digest, RepoName};
 
 pub use blobs::{BlobAnswer, BlobContent};
+use described::Described;
 pub use error::MirrorError;
 pub use exchange::Exchange;
 use lists::TagList;
@@ -47,46 +48,43 @@ use prefetch::Prefetch;
 pub use prefetch::{PrefetchLimits, Visit};
 pub use ranges::RangeRules;
 pub use recovery::{Recovery, Sent};
+use referrers::Referrers;
 pub use referrers::ReferrersAnswer;
-use referrers::{Referrers, Subject};
 use remembered::Remembered;
 use single_flight::SingleFlight;
-use sizes::BlobSizes;
 use tags::TagRecords;
 pub use targets::{Target, UpstreamEntry, Upstreams};
 
 /// A mirror of some upstreams over one cache.
 #[derive(Debug)]
 pub struct Mirror {
-    upstreams: Upstreams,
+    pub upstreams: Upstreams,
     downloader: Downloader,
     cache: Cache,
     records: TagRecords,
     manifest_flights: SingleFlight<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>,
     ranges: RangeRules,
     tag_lists: Remembered<RepoName, TagList>,
-    referrers: Remembered<Subject, Referrers>,
+    referrers: Remembered<(RepoName, Digest), Referrers>,
     proofs: SingleFlight<(RepoName, Digest), Result<Option<u64>, MirrorError>>,
     prefetch: Prefetch,
-    sizes: BlobSizes,
+    /// Sizes of blobs, by the descriptors of manifests.
+    sizes: Described<u64>,
     metrics: Arc<Metrics>,
 }
 
-/// What a mirror is made of.
 #[derive(Debug)]
 pub struct MirrorOptions {
     pub upstreams: Upstreams,
     pub downloader: Downloader,
     pub cache: Cache,
-    /// How long a tag's digest is believed without asking the upstream.
+    /// How long a tag is fresh: served without asking the upstream.
     pub tags_ttl: Duration,
-    /// What ranges of blobs that aren't there cause.
     pub ranges: RangeRules,
-    /// What is fetched ahead of clients.
     pub prefetch: PrefetchLimits,
-    /// Owns the requests that are shared by several clients, and what is done ahead of them.
+    /// Owns the upstream requests that several clients share, and the prefetches.
     pub tasks: TaskTracker,
-    /// Nothing is begun ahead of clients any more.
+    /// Ends the prefetches.
     pub stop: CancellationToken,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
@@ -94,17 +92,17 @@ pub struct MirrorOptions {
 
 impl Mirror {
     pub fn new(parts: MirrorOptions) -> Arc<Self> {
-        let prefetch = Prefetch::new(prefetch::PrefetchContext {
-            limits: parts.prefetch,
-            upstreams: &parts.upstreams,
-            tasks: parts.tasks.clone(),
-            stop: parts.stop,
-            metrics: Arc::clone(&parts.metrics),
-            clock: parts.clock,
-        });
+        let prefetch = Prefetch::new(
+            parts.prefetch,
+            &parts.upstreams,
+            parts.tasks.clone(),
+            parts.stop,
+            Arc::clone(&parts.metrics),
+            parts.clock,
+        );
         Arc::new(Self {
             prefetch,
-            sizes: BlobSizes::new(),
+            sizes: Described::new(),
             upstreams: parts.upstreams,
             downloader: parts.downloader,
             cache: parts.cache,
@@ -118,16 +116,13 @@ impl Mirror {
         })
     }
 
-    /// The upstreams that requests are routed to.
-    pub fn upstreams(&self) -> &Upstreams {
-        &self.upstreams
-    }
-
     /// Remembers what a manifest says of its blobs.
     fn note_manifest(&self, manifest: &CachedManifest) {
-        self.sizes.note(manifest.parsed());
-        self.prefetch
-            .note(manifest.meta().digest, manifest.parsed());
+        let (digest, manifest) = (manifest.meta().digest, manifest.parsed());
+        for descriptor in manifest.config.iter().chain(&manifest.blobs) {
+            self.sizes.note(descriptor.digest, descriptor.size);
+        }
+        self.prefetch.note(digest, manifest);
     }
 }
 

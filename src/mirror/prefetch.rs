@@ -27,21 +27,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::blobs::UpstreamBlob;
-use super::{Mirror, Target};
+use super::described::Described;
+use super::{Mirror, Target, Upstreams};
 use crate::clock::Clock;
 use crate::config::RangeMode;
 use crate::download::DownloadError;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Metrics, Outcome};
 use crate::oci::manifest::media_type;
-use crate::oci::{Digest, Manifest};
+use crate::oci::{Descriptor, Digest, Manifest};
 use crate::upstream::UpstreamError;
 use ledger::Ledger;
 pub use session::Visit;
 use session::{Session, Sessions};
 
-/// Layers whose manifest is remembered; the least used go first.
-const MAX_NOTED: usize = 32_768;
 /// Images remembered as fetched ahead lately.
 const MAX_RECENT: usize = 10_000;
 /// How long an image isn't looked at again.
@@ -55,11 +54,11 @@ const MAX_LAYERS: usize = 256;
 #[derive(Debug)]
 pub(super) struct Prefetch {
     /// By the upstream's name.
-    lanes: HashMap<String, Lane>,
+    permits: HashMap<String, Permits>,
     limits: PrefetchLimits,
-    /// The manifest that a layer is of; none where several images share the layer, so that a request
-    /// for it doesn't tell which one is pulled.
-    layers: Cache<Digest, Option<Digest>>,
+    /// The manifest that names a layer. A request for a layer that several images share doesn't tell
+    /// which one is pulled.
+    layers: Described<Digest>,
     /// When an image was fetched ahead.
     recent: Cache<Digest, Instant>,
     sessions: Arc<Sessions>,
@@ -81,22 +80,11 @@ pub struct PrefetchLimits {
     pub layer: u64,
 }
 
-/// What is being done at one upstream.
+/// What may be done at one upstream at the same time.
 #[derive(Debug, Clone)]
-struct Lane {
+struct Permits {
     images: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
-}
-
-/// What prefetching is made of.
-#[derive(Debug)]
-pub(super) struct PrefetchContext<'a> {
-    pub(super) limits: PrefetchLimits,
-    pub(super) upstreams: &'a super::Upstreams,
-    pub(super) tasks: TaskTracker,
-    pub(super) stop: CancellationToken,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) clock: Clock,
 }
 
 /// One image to be fetched ahead.
@@ -104,39 +92,38 @@ pub(super) struct PrefetchContext<'a> {
 struct Image {
     target: Target,
     session: Session,
-    lane: Lane,
-    /// Its place among the images of the upstream.
-    _place: OwnedSemaphorePermit,
-}
-
-/// A layer to be fetched ahead.
-#[derive(Debug, Clone, Copy)]
-struct Layer {
-    digest: Digest,
-    /// Bytes by the manifest's descriptor.
-    size: u64,
+    permits: Permits,
+    /// One of the upstream's images.
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Prefetch {
-    pub(super) fn new(parts: PrefetchContext<'_>) -> Self {
-        let lane = |name: &str| {
-            let lane = Lane {
+    pub(super) fn new(
+        limits: PrefetchLimits,
+        upstreams: &Upstreams,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Self {
+        let permits = |name: &str| {
+            let permits = Permits {
                 images: Arc::new(Semaphore::new(MAX_IMAGES)),
-                downloads: Arc::new(Semaphore::new(parts.limits.downloads)),
+                downloads: Arc::new(Semaphore::new(limits.downloads)),
             };
-            (name.to_owned(), lane)
+            (name.to_owned(), permits)
         };
         Self {
-            lanes: parts.upstreams.names().map(lane).collect(),
-            limits: parts.limits,
-            layers: Cache::new(MAX_NOTED),
+            permits: upstreams.names().map(permits).collect(),
+            limits,
+            layers: Described::new(),
             recent: Cache::new(MAX_RECENT),
             sessions: Arc::default(),
-            ledger: Arc::new(Ledger::new(Arc::clone(&parts.metrics))),
-            tasks: parts.tasks,
-            stop: parts.stop,
-            metrics: parts.metrics,
-            clock: parts.clock,
+            ledger: Arc::new(Ledger::new(Arc::clone(&metrics))),
+            tasks,
+            stop,
+            metrics,
+            clock,
         }
     }
 
@@ -150,11 +137,7 @@ impl Prefetch {
             return;
         }
         for layer in manifest.blobs.iter().take(MAX_LAYERS) {
-            match self.layers.get(&layer.digest) {
-                None => self.layers.insert(layer.digest, Some(digest)),
-                Some(Some(known)) if known != digest => self.layers.insert(layer.digest, None),
-                Some(_) => {}
-            }
+            self.layers.note(layer.digest, digest);
         }
     }
 
@@ -164,7 +147,7 @@ impl Prefetch {
         if outcome == Outcome::Hit && self.sessions.is_empty() {
             return None;
         }
-        self.layers.get(digest)?
+        self.layers.get(digest)
     }
 
     /// Begins to fetch an image ahead, unless that was done lately.
@@ -174,18 +157,18 @@ impl Prefetch {
         if self.recent.get(&manifest).is_some_and(lately) {
             return None;
         }
-        let lane = self.lanes.get(&target.upstream.name)?.clone();
+        let permits = self.permits.get(&target.upstream.name)?.clone();
         let (session, visit) = Sessions::start(&self.sessions, &target.stored, manifest)?;
-        let Ok(place) = Arc::clone(&lane.images).try_acquire_owned() else {
-            self.metrics.prefetch_dropped();
+        let Ok(permit) = Arc::clone(&permits.images).try_acquire_owned() else {
+            self.metrics.downloads.prefetch_dropped.inc();
             return None;
         };
         self.recent.insert(manifest, now);
         let image = Image {
             target: target.clone(),
             session,
-            lane,
-            _place: place,
+            permits,
+            _permit: permit,
         };
         Some((image, visit))
     }
@@ -231,13 +214,13 @@ impl Mirror {
         };
         if all_clients_left {
             // The next client's image is looked at anew.
-            self.prefetch.recent.remove(&image.session.manifest());
+            self.prefetch.recent.remove(&image.session.manifest);
         }
     }
 
     /// Fetches the missing layers. False when the repository doesn't have the image.
     async fn fetch_layers(&self, image: &Image) -> bool {
-        let digest = image.session.manifest();
+        let digest = image.session.manifest;
         let repo = &image.target.stored;
         let Some(manifest) = self.cache.peek_manifest(repo, &digest).await else {
             return false;
@@ -253,19 +236,18 @@ impl Mirror {
     }
 
     /// The layers that are to be fetched, in the manifest's order.
-    async fn missing(&self, target: &Target, manifest: &Manifest) -> Vec<Layer> {
-        let mut missing: Vec<Layer> = Vec::new();
+    async fn missing<'a>(&self, target: &Target, manifest: &'a Manifest) -> Vec<&'a Descriptor> {
+        let mut missing: Vec<&Descriptor> = Vec::new();
         let mut left = self.prefetch.limits.image;
-        for descriptor in manifest.blobs.iter().take(MAX_LAYERS) {
-            let (digest, size) = (descriptor.digest, descriptor.size);
-            let fits = size <= left && self.can_fetch_ahead(size);
+        for layer in manifest.blobs.iter().take(MAX_LAYERS) {
+            let fits = layer.size <= left && self.can_fetch_ahead(layer.size);
             if fits
-                && !descriptor.is_foreign()
-                && !missing.iter().any(|layer| layer.digest == digest)
-                && self.is_missing(target, &digest).await
+                && !layer.is_foreign()
+                && !missing.iter().any(|other| other.digest == layer.digest)
+                && self.is_missing(target, &layer.digest).await
             {
-                left -= size;
-                missing.push(Layer { digest, size });
+                left -= layer.size;
+                missing.push(layer);
             }
         }
         missing
@@ -283,13 +265,12 @@ impl Mirror {
             && self.cache.is_missing(digest).await
     }
 
-    async fn fetch_layer(&self, image: &Image, layer: Layer, given_up: &AtomicBool) {
-        let Ok(_permit) = image.lane.downloads.acquire().await else {
+    async fn fetch_layer(&self, image: &Image, layer: &Descriptor, given_up: &AtomicBool) {
+        let Ok(_permit) = image.permits.downloads.acquire().await else {
             return;
         };
-        let Layer { digest, size } = layer;
-        // Much may have happened before it was this layer's turn.
-        // The stop ends the task, but only where it waits: what it waited for comes first.
+        let (digest, size) = (layer.digest, layer.size);
+        // While it waited, anything may have happened; a stop ends the task only where it waits.
         let over = self.prefetch.stop.is_cancelled() || given_up.load(Ordering::Relaxed);
         if over || !self.can_fetch_ahead(size) || !self.is_missing(&image.target, &digest).await {
             return;
@@ -321,12 +302,12 @@ impl Mirror {
 /// Takes the first layer, the largest, the next, the next largest, and so on. Clients request layers in
 /// the manifest's order, so its next layers are due soon; but an image is complete no sooner than its
 /// largest layer, which must not begin last.
-fn in_turn(layers: Vec<Layer>) -> Vec<Layer> {
+fn in_turn(layers: Vec<&Descriptor>) -> Vec<&Descriptor> {
     let mut by_size = layers.clone();
     by_size.sort_by_key(|layer| Reverse(layer.size));
     let mut taken = HashSet::with_capacity(layers.len());
     let both = layers.into_iter().zip(by_size);
-    let mut ordered: Vec<Layer> = both.flat_map(|(next, largest)| [next, largest]).collect();
+    let mut ordered: Vec<&Descriptor> = both.flat_map(|(next, largest)| [next, largest]).collect();
     ordered.retain(|layer| taken.insert(layer.digest));
     ordered
 }
@@ -355,18 +336,20 @@ fn is_of_one_layer(error: &DownloadError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{Algorithm, Hasher};
 
     #[test]
     fn large_layers_are_fetched_beside_the_next_ones() {
-        let layer = |size: u64| {
-            let mut hasher = Hasher::new(Algorithm::Sha256);
-            hasher.update(&size.to_be_bytes());
-            let digest = hasher.finish();
-            Layer { digest, size }
-        };
-        let sizes = [3, 1, 20, 2, 50, 4];
-        let ordered = in_turn(sizes.map(layer).to_vec());
+        let layers = [3, 1, 20, 2, 50, 4].map(|size| {
+            let digest = format!("sha256:{size:064}");
+            format!(r#"{{"mediaType": "application/octet-stream", "digest": "{digest}", "size": {size}}}"#)
+        });
+        let json = format!(
+            r#"{{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": {}, "layers": [{}]}}"#,
+            layers[0],
+            layers.join(",")
+        );
+        let manifest = Manifest::parse(json.as_bytes()).unwrap();
+        let ordered = in_turn(manifest.blobs.iter().take(6).collect());
         let ordered: Vec<_> = ordered.iter().map(|layer| layer.size).collect();
         assert_eq!(ordered, [3, 50, 1, 20, 4, 2]);
         assert!(in_turn(Vec::new()).is_empty());

@@ -10,9 +10,7 @@ use super::tags::TagKey;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::metrics::Outcome;
 use crate::oci::manifest::referrers_index;
-use crate::oci::{
-    Accept, Algorithm, Descriptor, Digest, Manifest, ManifestType, Reference, RepoName, Tag,
-};
+use crate::oci::{Accept, Algorithm, Descriptor, Digest, Manifest, ManifestType, Reference, Tag};
 use crate::upstream::UnparsedList;
 
 /// Cached referrers of one digest that are listed while the upstream can't answer.
@@ -27,16 +25,12 @@ pub struct ReferrersAnswer {
     pub exchange: Exchange,
 }
 
-/// The subject, and the repository by its name in the store.
-pub(super) type Subject = (RepoName, Digest);
-
 /// All referrers of a subject.
-#[derive(Debug)]
-pub(super) struct Referrers(Vec<Descriptor>);
+pub(super) type Referrers = Vec<Descriptor>;
 
 impl List for Referrers {
     fn weight(&self) -> u64 {
-        self.0.iter().map(Descriptor::memory).sum()
+        self.iter().map(Descriptor::memory).sum()
     }
 }
 
@@ -67,8 +61,7 @@ impl Mirror {
                     return Err(error);
                 }
                 target.report(&error, "listed the referrers that are cached");
-                let cached = Arc::new(Referrers(cached));
-                (cached, Outcome::Stale, Exchange::failed(&error))
+                (Arc::new(cached), Outcome::Stale, Exchange::failed(&error))
             }
             // The upstream may well filter them itself.
             Err(error) if error.is_too_long() && artifact_type.is_some() => {
@@ -85,7 +78,7 @@ impl Mirror {
         let kind = artifact_type.map(str::to_owned);
         let admission = self.cache.workers().admit(referrers.weight()).await?;
         let render = move || {
-            let all = referrers.0.iter();
+            let all = referrers.iter();
             let wanted = all.filter(|one| kind.is_none() || one.artifact_type == kind);
             Bytes::from(referrers_index(wanted))
         };
@@ -116,8 +109,7 @@ impl Mirror {
 
     async fn parse_referrers(&self, list: UnparsedList) -> Result<Referrers, MirrorError> {
         let admission = self.cache.workers().admit(list.size()).await?;
-        let referrers = admission.run(move || list.referrers()).await??;
-        Ok(Referrers(referrers))
+        Ok(admission.run(move || list.referrers()).await??)
     }
 
     async fn fallback_tag(
@@ -125,7 +117,7 @@ impl Mirror {
         target: &Target,
         digest: Digest,
     ) -> Result<(Referrers, Outcome), MirrorError> {
-        let nothing = || (Referrers(Vec::new()), Outcome::Miss);
+        let nothing = || (Vec::new(), Outcome::Miss);
         let Some(tag) = fallback_tag(&digest) else {
             return Ok(nothing());
         };
@@ -156,11 +148,11 @@ impl Mirror {
             Ok(index) if index.media_type == ManifestType::OciIndex => index.manifests,
             _ => Vec::new(),
         };
-        Ok(Referrers(admission.run(read).await?))
+        Ok(admission.run(read).await?)
     }
 
     /// What this mirror has stored that refers to the subject, or lists what does.
-    async fn cached_referrers(&self, target: &Target, subject: Digest) -> Vec<Descriptor> {
+    async fn cached_referrers(&self, target: &Target, subject: Digest) -> Referrers {
         let found = self.stored_referrers(target, subject).await;
         let Some(tag) = fallback_tag(&subject).filter(|_| found.is_empty()) else {
             return found;
@@ -172,12 +164,12 @@ impl Mirror {
         };
         let stored = self.last_known(target, &key, ReadMode::Content).await;
         match stored.and_then(|stored| stored.content()) {
-            Some(content) => self.listed(content).await.map_or(found, |list| list.0),
+            Some(content) => self.listed(content).await.unwrap_or(found),
             None => found,
         }
     }
 
-    async fn stored_referrers(&self, target: &Target, subject: Digest) -> Vec<Descriptor> {
+    async fn stored_referrers(&self, target: &Target, subject: Digest) -> Referrers {
         let mut referrers = self.cache.referrers(&target.stored, &subject).await;
         referrers.sort_unstable();
         let mut found = Vec::new();

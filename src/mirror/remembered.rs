@@ -1,5 +1,5 @@
-//! Lists of upstreams, remembered: asked for once for all who want the same one, given out for a while
-//! without asking again, and given out stale while the upstream can't answer.
+//! Lists of upstreams, in memory: requested once for all clients that wait, fresh for a while, and
+//! served stale while the upstream can't answer.
 
 use std::fmt;
 use std::future::Future;
@@ -14,13 +14,13 @@ use tokio_util::task::TaskTracker;
 
 use super::manifests::PATIENCE;
 use super::single_flight::{Interest, SingleFlight};
-use super::tags::{MAX_RECHECK, RECHECK};
+use super::tags::{RECHECK, recheck_after};
 use super::{Exchange, MirrorError};
 use crate::clock::Clock;
 use crate::metrics::Outcome;
-use crate::upstream::UpstreamError;
+use crate::oci::Classified as _;
 
-/// How long a list is given out without asking the upstream again.
+/// How long a list is served without asking the upstream again.
 const FRESH: Duration = Duration::from_secs(30);
 /// Bytes of all lists of one kind; the least used go first. A list is at most about this large.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
@@ -28,7 +28,7 @@ const MAX_BYTES: u64 = 16 * 1024 * 1024;
 const OVERHEAD: u64 = 512;
 
 /// A list that knows how much memory it takes.
-pub(super) trait List: Send + Sync + 'static {
+pub(super) trait List: Clone + Send + Sync + 'static {
     /// Bytes, about.
     fn weight(&self) -> u64;
 }
@@ -43,21 +43,13 @@ pub(super) struct Remembered<K: Eq + Hash, T> {
     clock: Clock,
 }
 
+#[derive(Clone)]
 struct Entry<T> {
     list: Arc<T>,
     weight: u64,
     fresh_until: Instant,
-    /// It is given out because the upstream couldn't be asked.
-    stale: bool,
-}
-
-impl<T> Clone for Entry<T> {
-    fn clone(&self) -> Self {
-        Self {
-            list: Arc::clone(&self.list),
-            ..*self
-        }
-    }
+    /// `Stale` when the upstream couldn't be asked, else `Hit`.
+    outcome: Outcome,
 }
 
 impl<T: List> Entry<T> {
@@ -66,7 +58,10 @@ impl<T: List> Entry<T> {
             weight: list.weight().saturating_add(OVERHEAD),
             list,
             fresh_until: until,
-            stale: outcome == Outcome::Stale,
+            outcome: match outcome {
+                Outcome::Stale => Outcome::Stale,
+                _ => Outcome::Hit,
+            },
         }
     }
 }
@@ -113,9 +108,8 @@ where
     }
 
     /// The list from memory while it is fresh, else from `ask`, which runs once for all that wait for it.
-    /// While the upstream can't answer, or takes long to, the last list is given out. Cancel safe:
-    /// `ask` is told when nobody waits any more, `report` of an error instead of which the last list is
-    /// given out.
+    /// While the upstream can't answer, or takes long to, the last list is served stale, and the error
+    /// given to `report`. Cancel safe.
     pub(super) async fn get<F>(
         &self,
         key: K,
@@ -129,19 +123,19 @@ where
         if let Some(entry) = &known
             && self.clock.now() < entry.fresh_until
         {
-            let outcome = if entry.stale {
-                Outcome::Stale
-            } else {
-                Outcome::Hit
-            };
-            return Ok((Arc::clone(&entry.list), outcome, Exchange::default()));
+            let list = Arc::clone(&entry.list);
+            return Ok((list, entry.outcome, Exchange::default()));
         }
         let mut question = {
             let (entries, clock, key) = (Arc::clone(&self.entries), self.clock, key.clone());
             self.flights.join(key.clone(), move |interest| {
                 let asked = ask(interest);
                 async move {
-                    let (list, outcome) = asked.await?;
+                    let (list, outcome) = asked.await.inspect_err(|error| {
+                        if error.is_not_found() {
+                            entries.remove(&key);
+                        }
+                    })?;
                     // Even of a stale list: it takes a question to the upstream to find that out.
                     let (fresh, exchange) = match outcome {
                         Outcome::Stale => (RECHECK, Exchange::unanswered()),
@@ -154,48 +148,27 @@ where
                 }
             })
         };
-        let Some(known) = known else {
-            return self.judged(&key, question.await?);
+        let Some(Entry { list, .. }) = known else {
+            return question.await?;
         };
-        let answer = match tokio::time::timeout(PATIENCE, &mut question).await {
-            Ok(answer) => self.judged(&key, answer?),
+        let (retry_after, exchange) = match tokio::time::timeout(PATIENCE, &mut question).await {
+            Ok(answer) => match answer? {
+                Err(error) if error.permits_stale() => {
+                    report(&error);
+                    (error.retry_after(), Exchange::failed(&error))
+                }
+                answer => return answer,
+            },
             Err(_elapsed) => {
                 // For the next clients: a slow upstream would otherwise never be heard.
                 question.leave_running();
-                let list = self.stale(key, known.list, None);
-                return Ok((list, Outcome::Stale, Exchange::unanswered()));
+                (None, Exchange::unanswered())
             }
         };
-        match answer {
-            Err(error) if error.permits_stale() => {
-                report(&error);
-                let retry_after = error.upstream().and_then(UpstreamError::retry_after);
-                let list = self.stale(key, known.list, retry_after);
-                Ok((list, Outcome::Stale, Exchange::failed(&error)))
-            }
-            answer => answer,
-        }
-    }
-
-    /// What the upstream doesn't have any more isn't remembered.
-    fn judged(
-        &self,
-        key: &K,
-        answer: Result<Answered<T>, MirrorError>,
-    ) -> Result<Answered<T>, MirrorError> {
-        if answer.as_ref().is_err_and(MirrorError::is_not_found) {
-            self.entries.remove(key);
-        }
-        answer
-    }
-
-    /// Gives out the last list, for a while without asking the upstream, or until when it wished to be
-    /// asked.
-    fn stale(&self, key: K, list: Arc<T>, retry_after: Option<Duration>) -> Arc<T> {
-        let until = self.clock.now() + retry_after.unwrap_or(RECHECK).min(MAX_RECHECK);
+        let until = self.clock.now() + recheck_after(retry_after);
         let entry = Entry::new(Arc::clone(&list), Outcome::Stale, until);
         self.entries.insert(key, entry);
-        list
+        Ok((list, Outcome::Stale, exchange))
     }
 }
 
@@ -203,6 +176,7 @@ where
 mod tests {
     use super::*;
 
+    #[derive(Clone)]
     struct Sized(u64);
 
     impl List for Sized {

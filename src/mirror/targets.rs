@@ -19,7 +19,6 @@ pub struct UpstreamEntry {
     pub docker_hub: bool,
 }
 
-/// All upstreams.
 #[derive(Debug)]
 pub struct Upstreams {
     default: Arc<UpstreamEntry>,
@@ -27,7 +26,6 @@ pub struct Upstreams {
     by_host: BTreeMap<String, Arc<UpstreamEntry>>,
 }
 
-/// One repository of one upstream.
 #[derive(Debug, Clone)]
 pub struct Target {
     pub upstream: Arc<UpstreamEntry>,

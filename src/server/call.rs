@@ -37,7 +37,7 @@ pub(super) struct Call<'a> {
 impl Call<'_> {
     /// The repository that the call addresses, if the caller may access it.
     pub(super) fn target(&self, mirror: &Mirror, name: &RepoName) -> Result<Target, MirrorError> {
-        let target = mirror.upstreams().target(self.ns, self.host, name)?;
+        let target = mirror.upstreams.target(self.ns, self.host, name)?;
         match self.caller {
             // Everybody may read everything that the mirror's own credentials can read.
             Caller::Anonymous => Ok(target),

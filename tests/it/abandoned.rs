@@ -7,7 +7,9 @@ use http::Request;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::harness::{ALWAYS, Image, Mirror, Registry, Reply, Setup, eventually};
+use crate::harness::{
+    ALWAYS, Mirror, Registry, Reply, eventually, mirrored, mirrored_with, put_image,
+};
 
 /// The bound of an upstream's metadata requests.
 const MAX_REQUESTS: usize = 64;
@@ -18,9 +20,8 @@ const STREAMS: usize = 64;
 
 /// An upstream that never says anything of these tags, and a mirror that would wait an hour.
 async fn silent() -> (Registry, Mirror) {
-    let up = Registry::start().await;
+    let (up, m) = mirrored_with(&["proxy.headertimeout: 1h"]).await;
     up.reply("/manifests/silent", ALWAYS, Reply::silence());
-    let m = Setup::new(&up).proxy("headertimeout: 1h").start().await;
     (up, m)
 }
 
@@ -75,8 +76,7 @@ async fn requests_that_are_opened_and_reset_leave_no_upstream_work_behind() {
     let (_, most) = up.open();
     assert!(most <= MAX_REQUESTS, "{most} upstream connections");
     // And nobody has to wait behind them.
-    let image = Image::oci(1);
-    up.push("app", "1", &image);
+    let (image, _) = put_image(&up, 1);
     m.serves("/v2/app/manifests/1", &image.manifest).await;
 }
 
@@ -109,13 +109,9 @@ async fn more_requests_than_can_wait_are_told_to_come_again() {
 
 #[tokio::test]
 async fn an_abandoned_download_continues_for_another_client() {
-    let up = Registry::start().await;
-    let gate = crate::harness::Gate::default();
-    let image = Image::oci(1);
-    up.push("app", "1", &image);
-    let held = gate.clone();
-    up.on("/manifests/1", 1, move |_, usual| usual.held(&held));
-    let m = Setup::new(&up).start().await;
+    let (up, m) = mirrored().await;
+    let (image, _) = put_image(&up, 1);
+    let gate = up.hold("/manifests/1", 1);
     let leaver = m.request("GET /v2/app/manifests/1", &[]).send();
     let others = join_all((0..3).map(|_| m.get("/v2/app/manifests/1")));
     let mut others = std::pin::pin!(others);

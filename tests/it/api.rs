@@ -3,18 +3,16 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::{ALWAYS, Image, Mirror, Registry, Reply, Setup, digest, mirrored};
+use crate::harness::{
+    ALWAYS, Image, Mirror, Reply, Setup, blob_path, digest, mirrored, mirrored_with,
+};
 
 #[tokio::test]
 async fn the_base_says_that_this_is_a_registry() {
     let (up, m) = mirrored().await;
     for path in ["/v2/", "/v2", "/v2/?ns=docker.io"] {
-        let answer = m.get(path).await;
-        answer.expect(200, b"{}");
-        assert_eq!(
-            answer.header("docker-distribution-api-version"),
-            "registry/2.0"
-        );
+        let answer = m.serves(path, b"{}").await;
+        answer.has("docker-distribution-api-version", "registry/2.0");
         let head = m.head(path).await;
         assert_eq!((head.status, head.header("content-length")), (200, "2"));
     }
@@ -26,55 +24,34 @@ async fn invalid_requests_get_the_specified_error_documents() {
     let (up, m) = mirrored().await;
     let good = digest(b"");
     let long = "a".repeat(256);
+    let long_tag = "t".repeat(129);
+    let after = "x".repeat(600);
     for (path, status, code) in [
-        ("/v1/_ping".to_owned(), 404, "UNSUPPORTED"),
-        ("/v2/app/nothing/x".to_owned(), 404, "UNSUPPORTED"),
-        ("/v2/App/manifests/1".to_owned(), 400, "NAME_INVALID"),
-        (format!("/v2/{long}/manifests/1"), 400, "NAME_INVALID"),
-        ("/v2/a%2f..%2fb/tags/list".to_owned(), 400, "NAME_INVALID"),
-        (format!("/v2/a%00/blobs/{good}"), 400, "NAME_INVALID"),
-        ("/v2/app/manifests/-1".to_owned(), 400, "TAG_INVALID"),
+        ("/v1/_ping", 404, "UNSUPPORTED"),
+        ("/v2/app/nothing/x", 404, "UNSUPPORTED"),
+        ("/v2/App/manifests/1", 400, "NAME_INVALID"),
+        (&format!("/v2/{long}/manifests/1"), 400, "NAME_INVALID"),
+        ("/v2/a%2f..%2fb/tags/list", 400, "NAME_INVALID"),
+        (&format!("/v2/a%00/blobs/{good}"), 400, "NAME_INVALID"),
+        ("/v2/app/manifests/-1", 400, "TAG_INVALID"),
+        (&format!("/v2/app/manifests/{long_tag}"), 400, "TAG_INVALID"),
+        ("/v2/app/manifests/sha256:12", 400, "DIGEST_INVALID"),
+        ("/v2/app/blobs/latest", 400, "DIGEST_INVALID"),
+        ("/v2/app/blobs/md5:00", 400, "DIGEST_INVALID"),
+        ("/v2/app/referrers/sha256:x", 400, "DIGEST_INVALID"),
+        ("/v2/app/tags/list?n=-1", 400, "PAGINATION_NUMBER_INVALID"),
+        ("/v2/_catalog?n=ten", 400, "PAGINATION_NUMBER_INVALID"),
         (
-            format!("/v2/app/manifests/{}", "t".repeat(129)),
-            400,
-            "TAG_INVALID",
-        ),
-        (
-            "/v2/app/manifests/sha256:12".to_owned(),
-            400,
-            "DIGEST_INVALID",
-        ),
-        ("/v2/app/blobs/latest".to_owned(), 400, "DIGEST_INVALID"),
-        ("/v2/app/blobs/md5:00".to_owned(), 400, "DIGEST_INVALID"),
-        (
-            "/v2/app/referrers/sha256:x".to_owned(),
-            400,
-            "DIGEST_INVALID",
-        ),
-        (
-            "/v2/app/tags/list?n=-1".to_owned(),
-            400,
-            "PAGINATION_NUMBER_INVALID",
-        ),
-        (
-            "/v2/_catalog?n=ten".to_owned(),
-            400,
-            "PAGINATION_NUMBER_INVALID",
-        ),
-        (
-            format!("/v2/app/tags/list?last={}", "x".repeat(600)),
+            &format!("/v2/app/tags/list?last={after}"),
             400,
             "UNSUPPORTED",
         ),
     ] {
-        let answer = m.get(&path).await;
-        assert_eq!(answer.error(), (status, code.to_owned()), "{path}");
+        let answer = m.get(path).await;
+        answer.refused(status, code);
         assert_eq!(answer.header("content-type"), "application/json");
-        assert_eq!(
-            answer.header("docker-distribution-api-version"),
-            "registry/2.0"
-        );
-        let head = m.head(&path).await;
+        answer.has("docker-distribution-api-version", "registry/2.0");
+        let head = m.head(path).await;
         assert_eq!((head.status, head.body.len()), (status, 0), "{path}");
     }
     assert_eq!(up.count(""), 0);
@@ -91,7 +68,7 @@ async fn writes_are_refused_as_writes() {
     ] {
         let answer = m.request(line, &[]).body("a body").send().await.unwrap();
         let answer = crate::harness::read(answer).await;
-        assert_eq!(answer.error(), (405, "UNSUPPORTED".to_owned()), "{line}");
+        answer.refused(405, "UNSUPPORTED");
         assert_eq!(answer.header("allow"), "GET, HEAD, OPTIONS");
     }
     assert_eq!(up.count(""), 0);
@@ -99,44 +76,26 @@ async fn writes_are_refused_as_writes() {
 
 #[tokio::test]
 async fn options_and_the_root_are_answered() {
-    let up = Registry::start().await;
-    let m = Setup::new(&up)
-        .http("headers: {Access-Control-Allow-Origin: ['https://ui.example'], Access-Control-Allow-Headers: [authorization]}")
-        .start()
-        .await;
-    let good = digest(b"");
-    for path in [
-        "/",
-        "/v2/",
-        "/v2/app/manifests/1",
-        &format!("/v2/app/blobs/{good}"),
-    ] {
-        let answer = m
-            .ask(
-                &format!("OPTIONS {path}"),
-                &[
-                    ("origin", "https://ui.example"),
-                    ("access-control-request-method", "GET"),
-                ],
-            )
-            .await;
+    let headers = "http.headers: {Access-Control-Allow-Origin: ['https://ui.example'], \
+                   Access-Control-Allow-Headers: [authorization]}";
+    let (up, m) = mirrored_with(&[headers]).await;
+    let origin = ("origin", "https://ui.example");
+    let asked = [origin, ("access-control-request-method", "GET")];
+    let blob = blob_path("app", b"");
+    for path in ["/", "/v2/", "/v2/app/manifests/1", &blob] {
+        let answer = m.ask(&format!("OPTIONS {path}"), &asked).await;
         answer.expect(200, b"");
         assert_eq!(answer.header("allow"), "GET, HEAD, OPTIONS", "{path}");
-        let allowed = answer.header("access-control-allow-origin");
-        assert_eq!(allowed, "https://ui.example");
-        let allowed = answer.header("access-control-allow-headers");
-        assert_eq!(allowed, "authorization");
+        answer.has("access-control-allow-origin", "https://ui.example");
+        answer.has("access-control-allow-headers", "authorization");
     }
-    let star = raw(
-        &m,
-        b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    )
-    .await;
+    let star = b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let star = raw(&m, star).await;
     assert!(star.starts_with("HTTP/1.1 200 OK\r\n"), "{star}");
     assert_eq!(m.ask("OPTIONS /elsewhere", &[]).await.status, 404);
-    m.get("/").await.expect(200, b"");
+    m.serves("/", b"").await;
     assert_eq!(m.head("/").await.status, 200);
-    let below = Setup::new(&up).http("prefix: /some/").start().await;
+    let below = Setup::new(&up).with(&["http.prefix: /some/"]).start().await;
     for path in ["/", "/some/"] {
         below.get(path).await.expect(200, b"");
     }
@@ -148,10 +107,7 @@ async fn every_answer_says_where_it_came_from() {
     let (up, m) = mirrored().await;
     let from = async |line: &str| {
         let answer = m.ask(line, &[]).await;
-        let status = answer.header("cache-status").strip_prefix("millpond; ");
-        status
-            .unwrap_or_else(|| panic!("{line}: {answer:?}"))
-            .to_owned()
+        answer.source().to_owned()
     };
     let missing = digest(b"missing");
     for (line, expected) in [
@@ -177,10 +133,7 @@ async fn every_answer_says_where_it_came_from() {
     let digest = up.push("app", "1", &image);
     for line in [
         format!("HEAD /v2/app/manifests/{digest}"),
-        format!(
-            "HEAD /v2/app/blobs/{}",
-            crate::harness::digest(&image.layers[0])
-        ),
+        format!("HEAD {}", blob_path("app", &image.layers[0])),
     ] {
         assert_eq!(from(&line).await, "fwd=uri-miss; fwd-status=200", "{line}");
     }
@@ -189,15 +142,11 @@ async fn every_answer_says_where_it_came_from() {
     assert_eq!(from(by_tag).await, "hit");
     let tags = serde_json::json!({"name": "app", "tags": ["1"]});
     up.reply("/tags/list", 1, Reply::json(&tags));
-    assert_eq!(
-        from("GET /v2/app/tags/list").await,
-        "fwd=miss; fwd-status=200"
-    );
+    let source = from("GET /v2/app/tags/list").await;
+    assert_eq!(source, "fwd=miss; fwd-status=200");
     up.reply("", ALWAYS, Reply::hang_up());
-    assert_eq!(
-        from("GET /v2/app/manifests/2").await,
-        "fwd=miss; detail=no-usable-response"
-    );
+    let source = from("GET /v2/app/manifests/2").await;
+    assert_eq!(source, "fwd=miss; detail=no-usable-response");
 }
 
 #[tokio::test]
@@ -225,18 +174,11 @@ async fn raw(m: &Mirror, bytes: &[u8]) -> String {
 #[tokio::test]
 async fn malformed_requests_cost_their_connection_and_nothing_else() {
     let (_up, m) = mirrored().await;
-    let huge = format!(
-        "GET /v2/ HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
-        "x".repeat(200_000)
-    );
-    let many = format!(
-        "GET /v2/ HTTP/1.1\r\nHost: x\r\n{}\r\n",
-        "A: b\r\n".repeat(5_000)
-    );
-    let long = format!(
-        "GET /v2/{}/tags/list HTTP/1.1\r\nHost: x\r\n\r\n",
-        "a".repeat(200_000)
-    );
+    let x = "x".repeat(200_000);
+    let huge = format!("GET /v2/ HTTP/1.1\r\nHost: x\r\nX: {x}\r\n\r\n");
+    let headers = "A: b\r\n".repeat(5_000);
+    let many = format!("GET /v2/ HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+    let long = format!("GET /v2/{x}/tags/list HTTP/1.1\r\nHost: x\r\n\r\n");
     for (bytes, statuses) in [
         (huge.as_str(), "431"),
         (&many, "431"),
@@ -252,7 +194,7 @@ async fn malformed_requests_cost_their_connection_and_nothing_else() {
         let status = answer.split(' ').nth(1).unwrap_or("none");
         let shown: String = bytes.chars().take(40).collect();
         assert!(statuses.contains(status), "{shown:?}: {answer:?}");
-        m.get("/v2/").await.expect(200, b"{}");
+        m.serves("/v2/", b"{}").await;
     }
 }
 
@@ -264,9 +206,7 @@ async fn a_request_in_absolute_form_and_one_without_host_are_answered() {
         "GET /v2/ HTTP/1.0\r\n\r\n",
     ] {
         let answer = raw(&m, request.as_bytes()).await;
-        assert!(
-            answer.contains(" 200 ") && answer.ends_with("\r\n\r\n{}"),
-            "{answer}"
-        );
+        let right = answer.contains(" 200 ") && answer.ends_with("\r\n\r\n{}");
+        assert!(right, "{answer}");
     }
 }

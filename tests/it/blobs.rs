@@ -1,21 +1,13 @@
 //! Blobs: one download for everybody, and what is in the store for nothing.
 
-use std::sync::Arc;
-
 use futures_util::future::join_all;
-use millpond::oci::Digest;
-use millpond::storage::MemoryStore;
 
 use crate::harness::{
-    ALWAYS, FaultyStore, Gate, Mirror, Operation, Registry, Reply, Setup, eventually, mirrored,
-    noise, read, settle, to_end,
+    ALWAYS, Gate, Operation, Reply, blob_path, digest, eventually, mirrored, noise,
+    over_faulty_store, put_blob, read, settle, to_end,
 };
 
 const SIZE: usize = 3_000_000;
-
-fn path(repo: &str, digest: &Digest) -> String {
-    format!("/v2/{repo}/blobs/{digest}")
-}
 
 /// Bytes that a client has by now: reads until `bytes` are there.
 async fn read_some(response: &mut reqwest::Response, bytes: usize) -> Vec<u8> {
@@ -27,26 +19,20 @@ async fn read_some(response: &mut reqwest::Response, bytes: usize) -> Vec<u8> {
     got
 }
 
-async fn stored(m: &Mirror, digest: &Digest) -> Option<u64> {
-    m.store.size(digest).await.unwrap()
-}
-
 #[tokio::test]
 async fn many_cold_clients_share_one_get_and_warm_ones_need_none() {
     let (up, m) = mirrored().await;
-    let blob = noise(1, SIZE);
-    let digest = up.put_blob("app", &blob);
-    let path = path("app", &digest);
+    let (blob, path) = put_blob(&up, 1, SIZE);
+    let digest = digest(&blob).to_string();
     for answer in join_all((0..20).map(|_| m.get(&path))).await {
         answer.expect(200, &blob);
-        assert_eq!(answer.header("content-length"), SIZE.to_string());
-        assert_eq!(answer.header("docker-content-digest"), digest.to_string());
+        answer.has("content-length", SIZE);
+        assert_eq!(answer.header("docker-content-digest"), digest);
         assert_eq!(answer.header("content-type"), "application/octet-stream");
     }
     m.idle().await;
-    let warm = m.get(&path).await;
-    warm.expect(200, &blob);
-    assert_eq!(warm.header("cache-status"), "millpond; hit");
+    let warm = m.serves(&path, &blob).await;
+    assert_eq!(warm.source(), "hit");
     assert_eq!(warm.header("etag"), format!("\"{digest}\""));
     assert_eq!(warm.header("cache-control"), "max-age=31536000");
     assert_eq!(up.take(), [format!("GET {path}")]);
@@ -65,8 +51,9 @@ async fn sizes_at_the_edges_and_the_other_algorithm() {
             100_000 => up.put_blob_sha512("app", &blob),
             _ => up.put_blob("app", &blob),
         };
-        m.pull(&path("app", &digest), &blob).await;
-        m.get(&path("app", &digest)).await.expect(200, &blob);
+        let path = format!("/v2/app/blobs/{digest}");
+        m.pull(&path, &blob).await;
+        m.serves(&path, &blob).await;
         assert_eq!(up.take().len(), 1, "{size}");
     }
 }
@@ -74,26 +61,20 @@ async fn sizes_at_the_edges_and_the_other_algorithm() {
 #[tokio::test]
 async fn a_late_client_reads_a_running_download_from_the_beginning() {
     let (up, m) = mirrored().await;
-    let blob = noise(1, SIZE);
-    let digest = up.put_blob("app", &blob);
-    let (path, gate, half) = (path("app", &digest), Gate::default(), SIZE / 2);
-    let closed = gate.clone();
-    up.on("/blobs/", 1, move |_, usual| usual.gated(half, &closed));
+    let (blob, path) = put_blob(&up, 1, SIZE);
+    let half = SIZE / 2;
+    let gate = up.hold_body("/blobs/", 1, half);
     let mut first = m.open(&path).await;
     let mut got = read_some(&mut first, half).await;
     assert_eq!(got, blob[..half]);
     let mut late = m.open(&path).await;
-    assert_eq!(
-        late.headers()["cache-status"],
-        "millpond; fwd=uri-miss; collapsed"
-    );
+    let source = &late.headers()["cache-status"];
+    assert_eq!(source, "millpond; fwd=uri-miss; collapsed");
     let mut late_got = read_some(&mut late, half).await;
     assert_eq!(late_got, blob[..half], "before the upstream went on");
-    let range = [("range", &*format!("bytes=10-{}", half - 1))];
-    m.ask(&format!("GET {path}"), &range)
-        .await
-        .expect(206, &blob[10..half]);
-    assert_eq!(stored(&m, &digest).await, None);
+    let range = m.range(&path, &format!("bytes=10-{}", half - 1)).await;
+    range.expect(206, &blob[10..half]);
+    assert!(!m.is_stored(&blob).await);
     gate.open();
     for (response, got) in [(&mut first, &mut got), (&mut late, &mut late_got)] {
         let (rest, broken) = to_end(response).await;
@@ -107,30 +88,25 @@ async fn a_late_client_reads_a_running_download_from_the_beginning() {
 #[tokio::test]
 async fn a_client_that_leaves_stops_nothing() {
     let (up, m) = mirrored().await;
-    let blob = noise(1, SIZE);
-    let digest = up.put_blob("app", &blob);
-    let (path, gate) = (path("app", &digest), Gate::default());
-    let closed = gate.clone();
-    up.on("/blobs/", 1, move |_, usual| usual.gated(1000, &closed));
+    let (blob, path) = put_blob(&up, 1, SIZE);
+    let gate = up.hold_body("/blobs/", 1, 1000);
     let mut leaver = m.open(&path).await;
     read_some(&mut leaver, 1000).await;
     drop(leaver);
     eventually("it left", || m.metric("millpond_followers") == 0).await;
     gate.open();
     m.idle().await;
-    assert_eq!(stored(&m, &digest).await, Some(SIZE as u64));
-    m.get(&path).await.expect(200, &blob);
+    assert!(m.is_stored(&blob).await);
+    m.serves(&path, &blob).await;
     assert_eq!(up.count(""), 1);
 }
 
 #[tokio::test]
 async fn a_slow_client_slows_nobody() {
     let (up, m) = mirrored().await;
-    let blob = noise(1, 20_000_000);
-    let digest = up.put_blob("app", &blob);
-    let path = path("app", &digest);
+    let (blob, path) = put_blob(&up, 1, 20_000_000);
     let mut slow = m.open(&path).await;
-    m.get(&path).await.expect(200, &blob);
+    m.serves(&path, &blob).await;
     let (rest, broken) = to_end(&mut slow).await;
     assert!(!broken && rest == blob);
     assert_eq!(up.count(""), 1);
@@ -139,12 +115,10 @@ async fn a_slow_client_slows_nobody() {
 #[tokio::test]
 async fn a_cold_head_asks_with_head_only() {
     let (up, m) = mirrored().await;
-    let blob = noise(1, 5000);
-    let digest = up.put_blob("app", &blob);
-    let path = path("app", &digest);
+    let (blob, path) = put_blob(&up, 1, 5000);
     let head = m.head(&path).await;
     assert_eq!((head.status, head.header("content-length")), (200, "5000"));
-    assert_eq!(head.header("docker-content-digest"), digest.to_string());
+    head.has("docker-content-digest", digest(&blob));
     assert_eq!(up.take(), [format!("HEAD {path}")]);
     m.pull(&path, &blob).await;
     up.take();
@@ -157,55 +131,46 @@ async fn a_cold_head_asks_with_head_only() {
 #[tokio::test]
 async fn without_a_length_only_a_verified_end_is_clean() {
     let (up, m) = mirrored().await;
-    let blob = noise(1, SIZE);
-    let digest = up.put_blob("app", &blob);
-    let path = path("app", &digest);
+    let (blob, path) = put_blob(&up, 1, SIZE);
     up.on("GET ", 1, |_, usual| usual.forged().chunked());
     let forged = m.get(&path).await;
     assert!(forged.broken || forged.status == 502, "{}", forged.status);
     m.idle().await;
-    assert_eq!(stored(&m, &digest).await, None);
+    assert!(!m.is_stored(&blob).await);
     up.on("GET ", 1, |_, usual| usual.chunked());
-    let answer = m.get(&path).await;
-    answer.expect(200, &blob);
+    let answer = m.serves(&path, &blob).await;
     assert_eq!(answer.header("content-length"), "");
     m.idle().await;
-    m.get(&path).await.expect(200, &blob);
+    m.serves(&path, &blob).await;
     assert_eq!(up.count("GET "), 2);
 }
 
 #[tokio::test]
 async fn wrong_content_breaks_the_body_and_is_not_kept() {
     let (up, m) = mirrored().await;
-    let blob = noise(1, SIZE);
-    let digest = up.put_blob("app", &blob);
-    let path = path("app", &digest);
+    let (blob, path) = put_blob(&up, 1, SIZE);
     up.on("GET ", 1, |_, usual| usual.forged());
     for answer in join_all((0..5).map(|_| m.get(&path))).await {
         assert!(answer.broken && answer.body.len() < SIZE, "a clean end");
     }
     m.idle().await;
-    assert_eq!(stored(&m, &digest).await, None);
+    assert!(!m.is_stored(&blob).await);
     assert!(m.store.repositories().await.unwrap().is_empty());
-    m.get(&path).await.expect(200, &blob);
+    m.serves(&path, &blob).await;
 }
 
 #[tokio::test]
 async fn the_last_bytes_wait_for_the_digest() {
     for forged in [true, false] {
-        let up = Registry::start().await;
-        let blob = noise(1, SIZE);
-        let digest = up.put_blob("app", &blob);
-        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+        let (up, store, m) = over_faulty_store(&[]).await;
+        let (blob, path) = put_blob(&up, 1, SIZE);
         let unverified = store.stall(Operation::Write, 1);
-        let m = Setup::new(&up).store(store).start().await;
         if forged {
             up.on("GET ", 1, |_, usual| usual.forged());
         }
         let name = up.address;
         let received =
             format!(r#"millpond_upstream_received_bytes_total{{upstream="{name}",kind="blob"}}"#);
-        let path = path("app", &digest);
         let (answer, ()) = tokio::join!(m.get(&path), async {
             m.counted(&received, SIZE as u64).await;
             for _ in 0..20 {
@@ -224,28 +189,21 @@ async fn the_last_bytes_wait_for_the_digest() {
 #[tokio::test]
 async fn refusals_are_told_to_all_who_wait() {
     let (up, m) = mirrored().await;
-    let digest = up.put_blob("app", &noise(1, 5000));
-    let path = path("app", &digest);
+    let (blob, path) = put_blob(&up, 1, 5000);
     for (reply, status, code, retry_after) in [
         (Reply::error(401), 401, "UNAUTHORIZED", ""),
         (Reply::error(403), 403, "DENIED", ""),
         (Reply::error(404), 404, "BLOB_UNKNOWN", ""),
-        (
-            Reply::error(429).with("Retry-After", 9),
-            429,
-            "TOOMANYREQUESTS",
-            "9",
-        ),
+        (Reply::error(429), 429, "TOOMANYREQUESTS", "9"),
         (Reply::error(500), 500, "UNAVAILABLE", ""),
-        (
-            Reply::error(503).with("Retry-After", 77),
-            503,
-            "UNAVAILABLE",
-            "77",
-        ),
+        (Reply::error(503), 503, "UNAVAILABLE", "77"),
         (Reply::error(302), 502, "UNKNOWN", ""),
     ] {
         let gate = Gate::default();
+        let reply = match retry_after {
+            "" => reply,
+            seconds => reply.with("Retry-After", seconds),
+        };
         up.reply("", ALWAYS, reply.held(&gate));
         let before = up.count("GET ");
         let waiters = join_all((0..5).map(|_| m.get(&path)));
@@ -255,7 +213,7 @@ async fn refusals_are_told_to_all_who_wait() {
             gate.open();
         });
         for answer in answers {
-            assert_eq!(answer.error(), (status, code.to_owned()));
+            answer.refused(status, code);
             assert_eq!(answer.header("retry-after"), retry_after);
         }
         assert_eq!(up.count("GET "), before + 1);
@@ -263,43 +221,42 @@ async fn refusals_are_told_to_all_who_wait() {
         m.idle().await;
         up.behave();
     }
-    assert_eq!(stored(&m, &digest).await, None);
+    assert!(!m.is_stored(&blob).await);
 }
 
 #[tokio::test]
 async fn another_repositorys_blob_is_proved_by_one_head_and_then_linked() {
     let (up, m) = mirrored().await;
     let blob = noise(1, 5000);
-    let digest = up.put_blob("one", &blob);
-    m.pull(&path("one", &digest), &blob).await;
-    let two = path("two", &digest);
+    up.put_blob("one", &blob);
+    m.pull(&blob_path("one", &blob), &blob).await;
+    let two = blob_path("two", &blob);
     up.take();
-    assert_eq!(m.get(&two).await.error(), (404, "BLOB_UNKNOWN".to_owned()));
+    m.get(&two).await.refused(404, "BLOB_UNKNOWN");
     assert_eq!(m.head(&two).await.status, 404);
     up.put_blob("two", &blob);
     up.take();
-    let answer = m.get(&two).await;
-    answer.expect(200, &blob);
+    let answer = m.serves(&two, &blob).await;
     assert_eq!(
-        answer.header("cache-status"),
-        "millpond; fwd=uri-miss; fwd-status=200; detail=revalidated"
+        answer.source(),
+        "fwd=uri-miss; fwd-status=200; detail=revalidated"
     );
-    m.get(&two).await.expect(200, &blob);
+    m.serves(&two, &blob).await;
     assert_eq!(up.take(), [format!("HEAD {two}")]);
     up.go_down();
-    m.get(&two).await.expect(200, &blob);
+    m.serves(&two, &blob).await;
 }
 
 #[tokio::test]
 async fn another_repositorys_running_download_is_joined_after_one_head() {
     let (up, m) = mirrored().await;
     let blob = noise(1, SIZE);
-    let digest = up.put_blob("one", &blob);
+    up.put_blob("one", &blob);
     up.put_blob("two", &blob);
     let gate = up.hold_body("GET ", 1, 1000);
-    let first = m.open(&path("one", &digest)).await;
-    let second = m.open(&path("two", &digest)).await;
-    assert_eq!(m.get(&path("three", &digest)).await.status, 404);
+    let first = m.open(&blob_path("one", &blob)).await;
+    let second = m.open(&blob_path("two", &blob)).await;
+    assert_eq!(m.get(&blob_path("three", &blob)).await.status, 404);
     gate.open();
     for response in [first, second] {
         read(response).await.expect(200, &blob);
@@ -308,16 +265,16 @@ async fn another_repositorys_running_download_is_joined_after_one_head() {
     assert_eq!(up.count("GET "), 1);
     up.go_down();
     for repo in ["one", "two"] {
-        m.get(&path(repo, &digest)).await.expect(200, &blob);
+        m.serves(&blob_path(repo, &blob), &blob).await;
     }
 }
 
 #[tokio::test]
 async fn an_upstream_without_head_proves_with_one_byte() {
     let (up, m) = mirrored().await;
-    let digest = up.put_blob("app", &noise(1, 5000));
+    let (_, path) = put_blob(&up, 1, 5000);
     up.reply("HEAD ", ALWAYS, Reply::error(405));
-    let head = m.head(&path("app", &digest)).await;
+    let head = m.head(&path).await;
     assert_eq!((head.status, head.header("content-length")), (200, "5000"));
     let gets = up.seen("GET ");
     assert_eq!(gets[0].header("range"), Some("bytes=0-0"));

@@ -1,6 +1,6 @@
 //! What operators can see of it all.
 
-use crate::harness::{Image, Registry, Reply, Setup, freeze, mirrored, noise, passing};
+use crate::harness::{Image, Mirror, Registry, Reply, freeze, mirrored, noise, passing};
 
 const COUNTED: &str = r#"
 upstream_requests_total{UP,kind="manifest",method="GET",status="200"} 1
@@ -51,6 +51,13 @@ async fn requests_and_bytes_on_both_sides() {
     assert!((3 * size..3 * size + errors).contains(&sent), "{sent}");
 }
 
+/// Requests to the upstream with these labels.
+fn upstream_requests(up: &Registry, m: &Mirror, labels: &str) -> u64 {
+    let name = up.address;
+    let labels = format!(r#"{{upstream="{name}",{labels}}}"#);
+    m.metric(&format!("millpond_upstream_requests_total{labels}"))
+}
+
 #[tokio::test(start_paused = true)]
 async fn failures_have_a_name() {
     let _frozen = freeze();
@@ -62,33 +69,21 @@ async fn failures_have_a_name() {
         let (up, m) = mirrored().await;
         up.reply("", 1, trouble);
         passing(m.get("/v2/app/manifests/1")).await;
-        let series = format!(
-            r#"millpond_upstream_requests_total{{upstream="{}",kind="manifest",method="GET",status="{status}"}}"#,
-            up.address
-        );
-        assert_eq!(m.metric(&series), 1, "{status}");
+        let labels = format!(r#"kind="manifest",method="GET",status="{status}""#);
+        assert_eq!(upstream_requests(&up, &m, &labels), 1, "{status}");
     }
 }
 
 #[tokio::test]
 async fn tokens_are_counted_as_tokens() {
-    let up = Registry::start().await;
+    let (up, m) = mirrored().await;
     up.protect(None);
-    let m = Setup::new(&up).start().await;
     up.push("app", "1", &Image::oci(1));
     assert_eq!(m.get("/v2/app/manifests/1").await.status, 200);
-    let series = |rest: &str| {
-        format!(
-            r#"millpond_upstream_requests_total{{upstream="{}",{rest}}}"#,
-            up.address
-        )
-    };
-    assert_eq!(
-        m.metric(&series(r#"kind="token",method="GET",status="200""#)),
-        1
-    );
-    assert_eq!(
-        m.metric(&series(r#"kind="manifest",method="GET",status="401""#)),
-        1
-    );
+    for labels in [
+        r#"kind="token",method="GET",status="200""#,
+        r#"kind="manifest",method="GET",status="401""#,
+    ] {
+        assert_eq!(upstream_requests(&up, &m, labels), 1, "{labels}");
+    }
 }

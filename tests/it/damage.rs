@@ -11,8 +11,8 @@ use millpond::oci::Digest;
 use millpond::storage::{self, FsStore, Layout, Link, LinkKind, Store};
 
 use crate::harness::{
-    Answer, FaultyStore, Image, Mirror, Operation, Registry, Setup, digest, eventually, noise,
-    settle,
+    FaultyStore, Image, Mirror, Operation, Registry, Setup, blob_path, digest, eventually, noise,
+    put_blob, settle,
 };
 
 /// Verified before its first byte is sent.
@@ -35,6 +35,15 @@ impl Site {
         Self { root, store, up }
     }
 
+    /// With a blob that a mirror has pulled.
+    async fn with_pulled(length: usize) -> (Self, Mirror, Bytes, String) {
+        let site = Self::new().await;
+        let (blob, path) = put_blob(&site.up, 1, length);
+        let m = site.mirror().await;
+        m.pull(&path, &blob).await;
+        (site, m, blob, path)
+    }
+
     async fn mirror(&self) -> Mirror {
         let store: Arc<dyn Store> = self.store.clone();
         Setup::new(&self.up).store(store).start().await
@@ -47,24 +56,14 @@ impl Site {
             kind: LinkKind::Layer,
             digest: self.up.put_blob("app", blob),
         };
-        storage::put(&*self.store, &link.digest, blob.clone())
-            .await
-            .unwrap();
+        let put = storage::put(&*self.store, &link.digest, blob.clone());
+        put.await.unwrap();
         self.store.link(&link).await.unwrap();
     }
 
     fn file(&self, content: &Bytes) -> PathBuf {
         Layout::new(self.root.path()).blob(&digest(content))
     }
-}
-
-fn path(blob: &Bytes) -> String {
-    format!("/v2/app/blobs/{}", digest(blob))
-}
-
-async fn range(m: &Mirror, blob: &Bytes, range: &str) -> Answer {
-    let line = format!("GET {}", path(blob));
-    m.ask(&line, &[("range", range)]).await
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -104,13 +103,11 @@ impl Damage {
 
 /// What a client gets of a damaged blob, at first and then.
 async fn heals(site: &Site, m: &Mirror, blob: &Bytes, what: &str) -> bool {
-    let first = m.get(&path(blob)).await;
+    let first = m.get(&blob_path("app", blob)).await;
     assert_eq!(first.status, 200, "{what}");
     assert!(first.broken || first.body == *blob, "{what}: a wrong body");
-    assert!(
-        blob.len() > SMALL || !first.broken,
-        "{what}: small and broken"
-    );
+    let may_break = blob.len() > SMALL;
+    assert!(may_break || !first.broken, "{what}");
     eventually("it is set aside", || {
         Layout::new(site.root.path())
             .quarantined(&digest(blob))
@@ -118,9 +115,9 @@ async fn heals(site: &Site, m: &Mirror, blob: &Bytes, what: &str) -> bool {
     })
     .await;
     m.idle().await;
-    m.pull(&path(blob), blob).await;
+    m.pull(&blob_path("app", blob), blob).await;
     site.up.go_down();
-    m.get(&path(blob)).await.expect(200, blob);
+    m.serves(&blob_path("app", blob), blob).await;
     site.up.behave();
     !first.broken
 }
@@ -147,11 +144,7 @@ async fn damage_under_a_running_mirror_is_found_too() {
     for size in [SMALL, LARGE] {
         for damage in DAMAGES {
             let what = format!("{damage:?} of {size}");
-            let site = Site::new().await;
-            let blob = noise(1, size);
-            site.up.put_blob("app", &blob);
-            let m = site.mirror().await;
-            m.pull(&path(&blob), &blob).await;
+            let (site, m, blob, _) = Site::with_pulled(size).await;
             damage.strike(&site, &blob);
             let whole = heals(&site, &m, &blob, &what).await;
             // A wrong length is seen when the file is opened.
@@ -169,30 +162,30 @@ async fn ranges_are_not_to_be_kept_before_the_blob_is_verified() {
     site.adopt(&large).await;
     site.up.put_blob("app", &cold);
     let m = site.mirror().await;
-    let gate = site.up.hold_body(&path(&cold), 1, LARGE / 2);
-    let first = range(&m, &small, "bytes=5-9").await;
+    let gate = site.up.hold_body(&blob_path("app", &cold), 1, LARGE / 2);
+    let first = m.range(&blob_path("app", &small), "bytes=5-9").await;
     first.expect(206, &small[5..10]);
     assert_eq!(first.header("cache-control"), "max-age=31536000");
 
     let verification = site.store.stall(Operation::Read, 2);
     for blob in [&large, &cold] {
         for (asked, start, end) in [("bytes=0-4", 0, 5), ("bytes=70000-80000", 70_000, 80_001)] {
-            let answer = range(&m, blob, asked).await;
+            let answer = m.range(&blob_path("app", blob), asked).await;
             answer.expect(206, &blob[start..end]);
             assert_eq!(answer.header("cache-control"), "no-store", "{asked}");
             if *blob == large {
                 verification.reached().await;
             }
         }
-        let parts = range(&m, blob, "bytes=0-4,9-10").await;
+        let parts = m.range(&blob_path("app", blob), "bytes=0-4,9-10").await;
         assert_eq!((parts.status, parts.broken), (206, false));
         assert_eq!(parts.header("cache-control"), "no-store");
     }
     verification.release();
     gate.open();
     for blob in [&large, &cold] {
-        m.pull(&path(blob), blob).await;
-        let answer = range(&m, blob, "bytes=5-9").await;
+        m.pull(&blob_path("app", blob), blob).await;
+        let answer = m.range(&blob_path("app", blob), "bytes=5-9").await;
         answer.expect(206, &blob[5..10]);
         assert_eq!(answer.header("cache-control"), "max-age=31536000");
     }
@@ -201,31 +194,28 @@ async fn ranges_are_not_to_be_kept_before_the_blob_is_verified() {
 #[tokio::test]
 async fn nothing_of_a_small_blob_is_sent_before_all_of_it_is_right() {
     let site = Site::new().await;
-    let blob = noise(1, SMALL);
-    site.up.put_blob("app", &blob);
+    let (blob, path) = put_blob(&site.up, 1, SMALL);
     let m = site.mirror().await;
     for asked in [None, Some("bytes=0-0"), Some("bytes=500-600")] {
         let headers: Vec<_> = asked.iter().map(|range| ("range", *range)).collect();
-        let line = format!("GET {}", path(&blob));
+        let line = format!("GET {path}");
         // Wrong content is an error status, not a body.
-        site.up.on(&path(&blob), 1, |_, usual| usual.forged());
+        site.up.on(&path, 1, |_, usual| usual.forged());
         assert_eq!(m.ask(&line, &headers).await.status, 502, "{asked:?}");
 
-        let gate = site.up.hold_body(&path(&blob), 1, SMALL - 1);
+        let gate = site.up.hold_body(&path, 1, SMALL - 1);
         let mut asking = std::pin::pin!(m.ask(&line, &headers));
-        let path = path(&blob);
         let seen = site.up.count(&path);
+        let held_back = async {
+            site.up.wait(seen + 1, &path).await;
+            for _ in 0..20 {
+                settle().await;
+            }
+        };
         tokio::select! {
             biased;
             answer = &mut asking => panic!("an early answer: {answer:?}"),
-            () = site.up.wait(seen + 1, &path) => {}
-        }
-        for _ in 0..20 {
-            tokio::select! {
-                biased;
-                answer = &mut asking => panic!("an early answer: {answer:?}"),
-                () = settle() => {}
-            }
+            () = held_back => {}
         }
         gate.open();
         let answer = asking.await;
@@ -242,41 +232,35 @@ async fn a_file_that_cannot_be_read_any_more_is_not_noticed() {
     for (adopted, nth) in [(false, 1), (false, 5), (true, 1), (true, 5), (true, 20)] {
         let what = format!("adopted: {adopted}, read {nth}");
         let site = Site::new().await;
-        let blob = noise(1, LARGE);
+        let (blob, path) = put_blob(&site.up, 1, LARGE);
         if adopted {
             site.adopt(&blob).await;
-        } else {
-            site.up.put_blob("app", &blob);
         }
         let m = site.mirror().await;
         if !adopted {
-            m.pull(&path(&blob), &blob).await;
+            m.pull(&path, &blob).await;
         }
         let before = site.up.count("GET ");
         site.store.fail(Operation::Read, nth, ErrorKind::Other);
-        m.pull(&path(&blob), &blob).await;
+        m.pull(&path, &blob).await;
         let aside = Layout::new(site.root.path()).quarantined(&digest(&blob));
         assert!(aside.exists(), "{what}");
         assert!(site.up.count("GET ") > before, "{what}");
         site.up.go_down();
-        m.get(&path(&blob)).await.expect(200, &blob);
+        m.serves(&path, &blob).await;
     }
 }
 
 #[tokio::test]
 async fn a_range_continues_from_the_upstream_too() {
-    let site = Site::new().await;
-    let blob = noise(1, LARGE);
-    site.up.put_blob("app", &blob);
-    let m = site.mirror().await;
-    m.pull(&path(&blob), &blob).await;
+    let (site, m, blob, path) = Site::with_pulled(LARGE).await;
     site.store.fail(Operation::Read, 4, ErrorKind::Other);
-    let answer = range(&m, &blob, "bytes=100000-2000000").await;
+    let answer = m.range(&path, "bytes=100000-2000000").await;
     answer.expect(206, &blob[100_000..2_000_001]);
     for nth in 1..=2 {
         m.idle().await;
         site.store.fail(Operation::Read, nth, ErrorKind::Other);
-        let answer = range(&m, &blob, "bytes=100-99999,200000-299999").await;
+        let answer = m.range(&path, "bytes=100-99999,200000-299999").await;
         assert_eq!((answer.status, answer.broken), (206, false), "read {nth}");
         let find = |part: &[u8]| answer.body.windows(part.len()).any(|window| window == part);
         assert!(find(&blob[100..100_000]) && find(&blob[200_000..300_000]));
@@ -290,10 +274,10 @@ async fn a_blob_that_cannot_be_opened_is_fetched_again_once() {
     site.adopt(&blob).await;
     let m = site.mirror().await;
     site.store.fail(Operation::Open, 1, ErrorKind::Other);
-    m.pull(&path(&blob), &blob).await;
+    m.pull(&blob_path("app", &blob), &blob).await;
     let asked = site.up.count("GET ");
     assert_eq!(asked, 1);
-    m.get(&path(&blob)).await.expect(200, &blob);
+    m.serves(&blob_path("app", &blob), &blob).await;
     assert_eq!(site.up.count("GET "), asked);
 }
 
@@ -305,7 +289,7 @@ async fn all_clients_of_a_needless_download_get_the_stored_blob() {
     let m = site.mirror().await;
     // The first request looks, and then its download.
     let looking = site.store.stall(Operation::Open, 2);
-    let path = path(&blob);
+    let path = blob_path("app", &blob);
     let joined = async {
         looking.reached().await;
         eventually("both follow", || m.metric("millpond_followers") == 2).await;
@@ -326,13 +310,8 @@ async fn all_clients_of_a_needless_download_get_the_stored_blob() {
 /// download looks for it.
 #[tokio::test]
 async fn a_file_that_changes_whenever_it_is_looked_at_costs_no_client_its_blob() {
-    let site = Site::new().await;
-    let blob = noise(1, LARGE);
-    site.up.put_blob("app", &blob);
-    let m = site.mirror().await;
-    m.pull(&path(&blob), &blob).await;
+    let (site, m, blob, path) = Site::with_pulled(LARGE).await;
     let (file, fresh) = (site.file(&blob), site.root.path().join("fresh"));
-    let path = path(&blob);
     let mut asking = std::pin::pin!(m.get(&path));
     let (mut cut, mut cuts) = (false, 0);
     let answer = loop {
@@ -387,6 +366,6 @@ async fn a_damaged_manifest_is_fetched_again() {
         assert!(m.app.stop().await);
         let m = site.mirror().await;
         site.up.go_down();
-        m.get(&by_digest).await.expect(200, &image.manifest);
+        m.serves(&by_digest, &image.manifest).await;
     }
 }

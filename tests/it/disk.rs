@@ -4,11 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use millpond::oci::Digest;
 use millpond::oci::manifest::media_type;
 use millpond::storage::FsStore;
 
-use crate::harness::{Image, Registry, Setup, digest};
+use crate::harness::{Image, Mirror, Registry, Setup, blob_path, digest};
 
 const REGISTRY: &str = "docker/registry/v2";
 
@@ -33,36 +34,36 @@ fn write_blob(root: &Path, bytes: &[u8]) -> Digest {
 
 /// What a reference registry that mirrors has on disk after a pull of an index and its one image.
 fn reference_directory(root: &Path, image: &Image, index: &[u8]) {
-    let repository = "repositories/team/app";
+    let link = |path: &str, digest: Digest| {
+        let path = format!("repositories/team/app/{path}/link");
+        write(root, &path, digest.to_string());
+    };
     for bytes in image.blobs() {
         let digest = write_blob(root, bytes);
-        write(
-            root,
-            &format!("{repository}/_layers/sha256/{}/link", digest.hex()),
-            digest.to_string(),
-        );
+        link(&format!("_layers/sha256/{}", digest.hex()), digest);
     }
-    let child = write_blob(root, &image.manifest);
-    let parent = write_blob(root, index);
-    let manifests = format!("{repository}/_manifests");
+    let (child, parent) = (write_blob(root, &image.manifest), write_blob(root, index));
     for digest in [child, parent] {
-        write(
-            root,
-            &format!("{manifests}/revisions/sha256/{}/link", digest.hex()),
-            digest.to_string(),
-        );
+        let revision = format!("_manifests/revisions/sha256/{}", digest.hex());
+        link(&revision, digest);
     }
-    let parent_hex = parent.hex();
-    write(
-        root,
-        &format!("{manifests}/tags/1.0/current/link"),
-        parent.to_string(),
-    );
-    write(
-        root,
-        &format!("{manifests}/tags/1.0/index/sha256/{parent_hex}/link"),
-        parent.to_string(),
-    );
+    link("_manifests/tags/1.0/current", parent);
+    let entry = format!("_manifests/tags/1.0/index/sha256/{}", parent.hex());
+    link(&entry, parent);
+}
+
+/// A mirror over this directory.
+async fn mirror(up: &Registry, root: &Path) -> Mirror {
+    let store = Arc::new(FsStore::open(root).await.unwrap());
+    Setup::new(up).store(store).start().await
+}
+
+/// An upstream that has the index and its image.
+async fn upstream(image: &Image, kind: &str, index: &Bytes) -> Registry {
+    let up = Registry::start().await;
+    up.push("team/app", "amd64", image);
+    up.tag("team/app", "1.0", kind, index);
+    up
 }
 
 #[tokio::test]
@@ -75,32 +76,25 @@ async fn a_directory_of_the_reference_registry_is_served_with_the_upstream_down(
     fs::write(root.path().join("scheduler-state.json"), state).unwrap();
     let up = Registry::start().await;
     up.go_down();
-    let store = Arc::new(FsStore::open(root.path()).await.unwrap());
-    let m = Setup::new(&up).store(store).start().await;
+    let m = mirror(&up, root.path()).await;
 
-    let by_tag = m.get("/v2/team/app/manifests/1.0").await;
-    by_tag.expect(200, &index);
+    let by_tag = m.serves("/v2/team/app/manifests/1.0", &index).await;
     assert_eq!(by_tag.header("content-type"), media_type::DOCKER_LIST);
-    assert_eq!(
-        by_tag.header("docker-content-digest"),
-        digest(&index).to_string()
-    );
+    by_tag.has("docker-content-digest", digest(&index));
     assert!(up.take().len() == 1, "only the tag is asked after");
     for manifest in [&index, &image.manifest] {
         let path = format!("/v2/team/app/manifests/{}", digest(manifest));
-        m.get(&path).await.expect(200, manifest);
+        m.serves(&path, manifest).await;
     }
     for blob in image.blobs() {
-        let path = format!("/v2/team/app/blobs/{}", digest(blob));
-        let answer = m.get(&path).await;
-        answer.expect(200, blob);
-        assert_eq!(answer.header("cache-status"), "millpond; hit");
+        let answer = m.serves(&blob_path("team/app", blob), blob).await;
+        assert_eq!(answer.source(), "hit");
     }
     assert_eq!(up.count(""), 0);
     m.serves("/v2/_catalog", br#"{"repositories":["team/app"]}"#)
         .await;
-    let tags = m.get("/v2/team/app/tags/list").await;
-    tags.expect(200, br#"{"name":"team/app","tags":["1.0"]}"#);
+    let tags = br#"{"name":"team/app","tags":["1.0"]}"#;
+    m.serves("/v2/team/app/tags/list", tags).await;
 }
 
 /// All files below a directory, with their contents.
@@ -113,13 +107,8 @@ fn files(root: &Path) -> Vec<(String, Vec<u8>)> {
             if path.is_dir() {
                 directories.push(path);
             } else {
-                let name = path
-                    .strip_prefix(root)
-                    .unwrap()
-                    .to_str()
-                    .unwrap()
-                    .to_owned();
-                found.push((name, fs::read(&path).unwrap()));
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+                found.push((name.to_owned(), fs::read(&path).unwrap()));
             }
         }
     }
@@ -133,35 +122,24 @@ async fn a_pull_leaves_the_files_of_the_reference_registry() {
     let image = Image::docker(1);
     let index = Image::index(media_type::DOCKER_LIST, &[&image]);
     reference_directory(expected.path(), &image, &index);
-    let up = Registry::start().await;
-    let child = up.push("team/app", "amd64", &image);
-    up.tag("team/app", "1.0", media_type::DOCKER_LIST, &index);
-    let store = Arc::new(FsStore::open(root.path()).await.unwrap());
-    let m = Setup::new(&up).store(store).start().await;
+    let up = upstream(&image, media_type::DOCKER_LIST, &index).await;
+    let m = mirror(&up, root.path()).await;
     m.serves("/v2/team/app/manifests/1.0", &index).await;
-    m.serves(&format!("/v2/team/app/manifests/{child}"), &image.manifest)
-        .await;
+    let child = format!("/v2/team/app/manifests/{}", image.digest());
+    m.serves(&child, &image.manifest).await;
     for blob in image.blobs() {
-        m.serves(&format!("/v2/team/app/blobs/{}", digest(blob)), blob)
-            .await;
+        m.serves(&blob_path("team/app", blob), blob).await;
     }
     m.idle().await;
-    let (expected, got) = (
-        files(&expected.path().join("docker")),
-        files(&root.path().join("docker")),
-    );
-    let names = |files: &[(String, Vec<u8>)]| {
-        files
-            .iter()
-            .map(|(name, _)| name.clone())
-            .collect::<Vec<_>>()
+    let expected = files(&expected.path().join("docker"));
+    let got = files(&root.path().join("docker"));
+    let names = |files: &[(String, Vec<u8>)]| -> Vec<String> {
+        files.iter().map(|(name, _)| name.clone()).collect()
     };
     assert_eq!(names(&got), names(&expected));
     assert!(got == expected, "the contents differ");
-    assert!(
-        files(&root.path().join("millpond/spool")).is_empty(),
-        "nothing is left unfinished"
-    );
+    let unfinished = files(&root.path().join("millpond/spool"));
+    assert!(unfinished.is_empty(), "{unfinished:?}");
 }
 
 #[tokio::test]
@@ -171,24 +149,18 @@ async fn a_broken_directory_is_healed_from_the_upstream() {
     let index = Image::index(media_type::OCI_INDEX, &[&image]);
     reference_directory(root.path(), &image, &index);
     write(root.path(), &data(&digest(&image.manifest)), "");
-    let layer = digest(&image.layers[0]);
-    fs::remove_file(root.path().join(REGISTRY).join(data(&layer))).unwrap();
-    write(
-        root.path(),
-        "repositories/team/app/_manifests/tags/1.0/current/link",
-        "sha256:nonsense",
-    );
-    let up = Registry::start().await;
-    up.push("team/app", "amd64", &image);
-    up.tag("team/app", "1.0", media_type::OCI_INDEX, &index);
-    let store = Arc::new(FsStore::open(root.path()).await.unwrap());
-    let m = Setup::new(&up).store(store).start().await;
+    let layer = &image.layers[0];
+    let file = root.path().join(REGISTRY).join(data(&digest(layer)));
+    fs::remove_file(file).unwrap();
+    let current = "repositories/team/app/_manifests/tags/1.0/current/link";
+    write(root.path(), current, "sha256:nonsense");
+    let up = upstream(&image, media_type::OCI_INDEX, &index).await;
+    let m = mirror(&up, root.path()).await;
     for _ in 0..2 {
         m.serves("/v2/team/app/manifests/1.0", &index).await;
         let path = format!("/v2/team/app/manifests/{}", image.digest());
-        m.get(&path).await.expect(200, &image.manifest);
-        m.pull(&format!("/v2/team/app/blobs/{layer}"), &image.layers[0])
-            .await;
+        m.serves(&path, &image.manifest).await;
+        m.pull(&blob_path("team/app", layer), layer).await;
     }
     assert_eq!(up.count("GET "), 3, "{:?}", up.take());
 }

@@ -11,7 +11,9 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-use crate::harness::{Gate, Mirror, Registry, Setup, advance, eventually, freeze, noise, settle};
+use crate::harness::{
+    Gate, Mirror, Registry, advance, eventually, freeze, mirrored_with, put_blob, settle,
+};
 
 const SIZE: usize = 500_000;
 const SENT: &str = r#"millpond_client_sent_bytes_total{kind="blob"}"#;
@@ -77,18 +79,17 @@ async fn read(response: Response<RecvStream>) -> Bytes {
     all.into()
 }
 
-async fn cached(up: &Registry, http: &str) -> (Mirror, Bytes, String) {
-    let m = Setup::new(up).http(http).start().await;
-    let blob = noise(1, SIZE);
-    let path = format!("/v2/app/blobs/{}", up.put_blob("app", &blob));
+/// An upstream, and a mirror that has its blob.
+async fn cached(lines: &[&str]) -> (Registry, Mirror, Bytes, String) {
+    let (up, m) = mirrored_with(lines).await;
+    let (blob, path) = put_blob(&up, 1, SIZE);
     m.pull(&path, &blob).await;
-    (m, blob, path)
+    (up, m, blob, path)
 }
 
 #[tokio::test]
 async fn answers_are_those_of_http_1() {
-    let up = Registry::start().await;
-    let (m, blob, path) = cached(&up, "headers: {Keep-Alive: ['5'], X-A: [b]}").await;
+    let (_up, m, blob, path) = cached(&["http.headers: {Keep-Alive: ['5'], X-A: [b]}"]).await;
     let connection = Connection::new(&m, 1 << 20).await;
     let head = connection.ask(Method::HEAD, &path).await.unwrap();
     assert_eq!(head.headers()["content-length"], SIZE.to_string());
@@ -96,15 +97,10 @@ async fn answers_are_those_of_http_1() {
     assert_eq!(head.headers()["x-a"], "b");
     assert!(!head.headers().contains_key("keep-alive"));
     assert!(read(head).await.is_empty());
-    let missing = connection
-        .ask(Method::HEAD, "/v2/app/blobs/x")
-        .await
-        .unwrap();
-    assert_eq!(missing.status(), 400);
-    assert!(
-        read(missing).await.is_empty(),
-        "a HEAD's answer has no body"
-    );
+    let invalid = connection.ask(Method::HEAD, "/v2/app/blobs/x").await;
+    let invalid = invalid.unwrap();
+    assert_eq!(invalid.status(), 400);
+    assert!(read(invalid).await.is_empty(), "the answer to a HEAD");
     assert_eq!(read(connection.get("/v2/").await).await, "{}");
     let bodies = futures_util::future::join_all(
         (0..10).map(async |_| read(connection.get(&path).await).await),
@@ -114,8 +110,7 @@ async fn answers_are_those_of_http_1() {
 
 #[tokio::test]
 async fn a_body_is_read_no_further_than_the_window() {
-    let up = Registry::start().await;
-    let (m, blob, path) = cached(&up, "").await;
+    let (up, m, blob, path) = cached(&[]).await;
     let before = m.metric(SENT);
     let connection = Connection::new(&m, 10).await;
     let mut body = connection.get(&path).await.into_body();
@@ -128,8 +123,7 @@ async fn a_body_is_read_no_further_than_the_window() {
     // The same while a download runs.
     let gate = up.hold_body("/blobs/", 1, 100_000);
     // Larger than a blob that is verified before its first byte is sent.
-    let cold = noise(2, 1_500_000);
-    let path = format!("/v2/app/blobs/{}", up.put_blob("app", &cold));
+    let (cold, path) = put_blob(&up, 2, 1_500_000);
     let before = m.metric(SENT);
     let mut streams = Vec::new();
     for _ in 0..20 {
@@ -146,15 +140,13 @@ async fn a_body_is_read_no_further_than_the_window() {
 
 #[tokio::test]
 async fn streams_that_wait_do_not_hold_the_connections_window() {
-    let up = Registry::start().await;
-    let (m, blob, path) = cached(&up, "").await;
+    let (up, m, blob, path) = cached(&[]).await;
     let gate = Gate::default();
     let connection = Connection::new(&m, 1 << 24).await;
     let mut waiting = Vec::new();
     for seed in 2..10 {
         // Small ones aren't answered before all of them has come.
-        let cold = noise(seed, 1_500_000);
-        let path = format!("/v2/app/blobs/{}", up.put_blob("app", &cold));
+        let (cold, path) = put_blob(&up, seed, 1_500_000);
         let closed = gate.clone();
         up.on("/blobs/", 1, move |_, usual| usual.gated(1000, &closed));
         waiting.push((connection.get(&path).await, cold));
@@ -170,8 +162,7 @@ async fn streams_that_wait_do_not_hold_the_connections_window() {
 
 #[tokio::test]
 async fn a_connection_has_at_most_64_streams() {
-    let up = Registry::start().await;
-    let (m, _, path) = cached(&up, "").await;
+    let (_up, m, _, path) = cached(&[]).await;
     let connection = Connection::new(&m, 10).await;
     let mut open = Vec::new();
     for _ in 0..64 {
@@ -200,8 +191,7 @@ async fn a_connection_has_at_most_64_streams() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_without_a_window_is_reset_and_others_are_not() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let (m, blob, path) = cached(&up, "").await;
+    let (_up, m, blob, path) = cached(&[]).await;
     let connection = Connection::new(&m, 10_000).await;
     let (mut stalled, mut slow) = (connection.get(&path).await, connection.get(&path).await);
     stalled.body_mut().data().await.unwrap().unwrap();
@@ -211,10 +201,8 @@ async fn a_stream_without_a_window_is_reset_and_others_are_not() {
         advance(Duration::from_mins(2)).await;
         for _ in 0..2 {
             let data = slow.body_mut().data().await.unwrap().unwrap();
-            slow.body_mut()
-                .flow_control()
-                .release_capacity(data.len())
-                .unwrap();
+            let flow = slow.body_mut().flow_control();
+            flow.release_capacity(data.len()).unwrap();
             taken += data.len();
         }
     }
@@ -229,8 +217,7 @@ async fn a_stream_without_a_window_is_reset_and_others_are_not() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_ends_after_75_seconds() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let (m, _, path) = cached(&up, "").await;
+    let (_up, m, _, path) = cached(&[]).await;
     let connection = Connection::new(&m, 10).await;
     let open = connection.get(&path).await;
     advance(Duration::from_secs(100)).await;
@@ -248,8 +235,7 @@ async fn an_idle_connection_ends_after_75_seconds() {
 
 #[tokio::test]
 async fn a_client_that_resets_every_stream_gets_enhance_your_calm() {
-    let up = Registry::start().await;
-    let (m, _, path) = cached(&up, "").await;
+    let (_up, m, _, path) = cached(&[]).await;
     let connection = Connection::new(&m, 10).await;
     let mut refused = None;
     for n in 0..200 {
@@ -278,20 +264,18 @@ async fn a_client_that_resets_every_stream_gets_enhance_your_calm() {
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_for_open_streams_and_for_nothing_else() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let (m, blob, path) = cached(&up, "draintimeout: 30s").await;
+    let (_up, m, blob, path) = cached(&["http.draintimeout: 30s"]).await;
     let idle = Connection::new(&m, 10).await;
     read(idle.get("/v2/").await).await;
     let busy = Connection::new(&m, 100_000).await;
     let response = busy.get(&path).await;
     let started = tokio::time::Instant::now();
-    let Mirror { app, .. } = m;
     let client = async {
         eventually("the idle connection ends", || idle.driver.is_finished()).await;
         assert!(!busy.driver.is_finished());
         read(response).await
     };
-    let (clean, body) = tokio::join!(app.stop(), client);
+    let (clean, body) = tokio::join!(m.app.stop(), client);
     assert!(clean && body == blob);
     assert_eq!(started.elapsed(), Duration::ZERO);
     assert_eq!(busy.ended().await, None);

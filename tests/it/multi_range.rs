@@ -4,10 +4,9 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use millpond::oci::Digest;
 
-use crate::harness::{ALWAYS, Answer, Mirror, Registry, Reply, Seen, Setup, noise};
-use crate::ranges::parts_at;
+use crate::harness::{ALWAYS, Mirror, Registry, Reply, Seen, mirrored_with, put_blob};
+use crate::ranges::{parts_at, several};
 
 /// Bytes between two ranges, so many that they aren't fetched together.
 const FAR: usize = 70_000;
@@ -15,9 +14,7 @@ const FAR: usize = 70_000;
 const SIZE: usize = 31 * FAR;
 
 async fn passing_through() -> (Registry, Mirror) {
-    let up = Registry::start().await;
-    let m = Setup::new(&up).proxy("ranges: passthrough").start().await;
-    (up, m)
+    mirrored_with(&["proxy.ranges: passthrough"]).await
 }
 
 fn far(count: usize) -> Vec<usize> {
@@ -25,7 +22,7 @@ fn far(count: usize) -> Vec<usize> {
 }
 
 /// The ranges of a request for several.
-fn several(seen: &Seen, total: usize) -> Option<Vec<Range<u64>>> {
+fn multi_range(seen: &Seen, total: usize) -> Option<Vec<Range<u64>>> {
     seen.ranges(total).filter(|ranges| ranges.len() > 1)
 }
 
@@ -41,26 +38,24 @@ fn multi_range_requests(up: &Registry) -> usize {
 /// An upstream whose response to requests for several ranges is made by `answer`.
 async fn answering(
     answer: impl Fn(&Bytes, Vec<Range<u64>>) -> Reply + Send + Sync + 'static,
-) -> (Registry, Mirror, Bytes, Digest) {
+) -> (Registry, Mirror, Bytes, String) {
     let (up, m) = passing_through().await;
-    let blob = noise(1, SIZE);
-    let digest = up.put_blob("app", &blob);
+    let (blob, path) = put_blob(&up, 1, SIZE);
     let content = blob.clone();
     up.on("GET ", ALWAYS, move |seen, usual| {
-        match several(seen, content.len()) {
+        match multi_range(seen, content.len()) {
             Some(ranges) => answer(&content, ranges),
             None => usual,
         }
     });
-    (up, m, blob, digest)
+    (up, m, blob, path)
 }
 
 #[tokio::test]
 async fn a_hundred_and_seventy_far_ranges_are_three_requests() {
     let (up, m) = passing_through().await;
-    let blob = noise(1, 171 * FAR);
-    let digest = up.put_blob("app", &blob);
-    parts_at(&m, &digest, &blob, &far(170)).await;
+    let (blob, path) = put_blob(&up, 1, 171 * FAR);
+    parts_at(&m, &path, &blob, &far(170)).await;
     let seen = up.seen("GET ");
     assert!(seen.len() <= 3, "{} requests", seen.len());
     assert!(m.upstream_bytes() < 200_000, "{}", m.upstream_bytes());
@@ -69,29 +64,28 @@ async fn a_hundred_and_seventy_far_ranges_are_three_requests() {
     // In another order: stored bytes aren't requested again.
     let (mut backwards, before) = (far(170), seen.len());
     backwards.reverse();
-    parts_at(&m, &digest, &blob, &backwards).await;
+    parts_at(&m, &path, &blob, &backwards).await;
     assert_eq!(up.count("GET "), before);
 }
 
 #[tokio::test]
 async fn an_upstream_that_sends_the_whole_blob_is_asked_for_single_ranges() {
-    let (up, m, blob, digest) = answering(|blob, _| Reply::ok(blob)).await;
-    parts_at(&m, &digest, &blob, &far(30)).await;
+    let (up, m, blob, path) = answering(|blob, _| Reply::ok(blob)).await;
+    parts_at(&m, &path, &blob, &far(30)).await;
     assert_eq!(multi_range_requests(&up), 1);
     assert_eq!(up.count("GET "), 1 + 1 + 30);
     assert!(m.upstream_bytes() < 100_000, "{}", m.upstream_bytes());
     // That is remembered.
-    let other = noise(2, SIZE);
-    let digest = up.put_blob("app", &other);
-    parts_at(&m, &digest, &other, &far(10)).await;
+    let (other, path) = put_blob(&up, 2, SIZE);
+    parts_at(&m, &path, &other, &far(10)).await;
     assert_eq!(multi_range_requests(&up), 1);
 }
 
 #[tokio::test]
 async fn a_refusal_of_several_ranges_does_not_refuse_the_blob() {
     for status in [400, 403, 416, 431, 500] {
-        let (up, m, blob, digest) = answering(move |_, _| Reply::error(status)).await;
-        parts_at(&m, &digest, &blob, &far(8)).await;
+        let (up, m, blob, path) = answering(move |_, _| Reply::error(status)).await;
+        parts_at(&m, &path, &blob, &far(8)).await;
         assert_eq!(multi_range_requests(&up), 1, "{status}");
     }
 }
@@ -138,8 +132,8 @@ async fn fewer_ranges_another_order_and_joined_ranges_are_taken() {
         ),
     ];
     for (what, answer, single) in answers {
-        let (up, m, blob, digest) = answering(answer).await;
-        parts_at(&m, &digest, &blob, &far(10)).await;
+        let (up, m, blob, path) = answering(answer).await;
+        parts_at(&m, &path, &blob, &far(10)).await;
         assert_eq!(up.count("GET "), 2 + single, "{what}");
     }
 }
@@ -147,17 +141,10 @@ async fn fewer_ranges_another_order_and_joined_ranges_are_taken() {
 #[tokio::test]
 async fn a_connection_that_breaks_costs_the_ranges_that_have_not_come() {
     for bytes in [0, 30, 500, 1500, 4000, 9000] {
-        let (_up, m, blob, digest) =
+        let (_up, m, blob, path) =
             answering(move |blob, ranges| Reply::ranges(blob, &ranges).cut(bytes)).await;
-        parts_at(&m, &digest, &blob, &far(10)).await;
+        parts_at(&m, &path, &blob, &far(10)).await;
     }
-}
-
-async fn ask(m: &Mirror, digest: &Digest, starts: &[usize]) -> Answer {
-    let specs = starts.iter().map(|at| format!("{at}-{}", at + 999));
-    let range = format!("bytes={}", specs.collect::<Vec<_>>().join(","));
-    let line = format!("GET /v2/app/blobs/{digest}");
-    m.ask(&line, &[("range", &range)]).await
 }
 
 #[tokio::test]
@@ -194,27 +181,27 @@ async fn a_response_that_lies_ends_like_a_lying_single_range() {
         }),
     ];
     for (what, lie) in lies {
-        let (_up, m, blob, digest) = answering(lie).await;
-        let answer = ask(&m, &digest, &far(10)).await;
+        let (_up, m, blob, path) = answering(lie).await;
+        let answer = several(&m, &path, &far(10)).await;
         assert!(answer.broken, "{what}: {}", answer.status);
         m.idle().await;
         // The next request asks for single ranges.
-        parts_at(&m, &digest, &blob, &far(10)).await;
+        parts_at(&m, &path, &blob, &far(10)).await;
     }
 }
 
 #[tokio::test]
 async fn a_single_range_that_lies_breaks_the_response_off() {
-    let (up, m, blob, digest) = answering(|_, _| Reply::error(400)).await;
+    let (up, m, blob, path) = answering(|_, _| Reply::error(400)).await;
     up.behave();
     up.on("GET ", ALWAYS, move |seen, usual| {
-        match (several(seen, SIZE), seen.header("range")) {
+        match (multi_range(seen, SIZE), seen.header("range")) {
             (Some(_), _) => Reply::error(400),
             (None, Some("bytes=0-0")) => usual,
             (None, _) => Reply::range(&blob, 1..1001),
         }
     });
-    let answer = ask(&m, &digest, &far(2)).await;
+    let answer = several(&m, &path, &far(2)).await;
     assert!(answer.broken, "{}", answer.status);
 }
 
@@ -222,18 +209,13 @@ async fn a_single_range_that_lies_breaks_the_response_off() {
 async fn ranges_come_right_whatever_comes_between() {
     // The blob is wanted whole while several ranges are on their way.
     let (up, m) = passing_through().await;
-    let blob = noise(1, SIZE);
-    let digest = up.put_blob("app", &blob);
+    let (blob, path) = put_blob(&up, 1, SIZE);
     let whole = async {
         up.wait(2, "GET ").await;
-        let line = format!("GET /v2/app/blobs/{digest}");
-        m.ask(&line, &[]).await.expect(200, &blob);
+        m.serves(&path, &blob).await;
     };
     let ranges = far(30);
-    tokio::join!(parts_at(&m, &digest, &blob, &ranges), whole);
+    tokio::join!(parts_at(&m, &path, &blob, &ranges), whole);
     m.idle().await;
-    assert_eq!(
-        m.store.size(&digest).await.unwrap(),
-        Some(blob.len() as u64)
-    );
+    assert!(m.is_stored(&blob).await);
 }

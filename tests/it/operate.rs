@@ -5,17 +5,27 @@
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use millpond::app::App;
+use millpond::app::{App, StartError};
 use millpond::config;
 use millpond::oci::Digest;
 use millpond::storage::Layout;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Image, Registry, eventually, noise, read};
+use crate::harness::{Answer, Image, Registry, eventually, log, noise, read};
 
 /// The cache status of a manifest that came from the upstream.
-const STORED: &str = "millpond; fwd=uri-miss; fwd-status=200; stored";
+const STORED: &str = "fwd=uri-miss; fwd-status=200; stored";
+
+/// Whether no download runs.
+fn is_idle(app: &App) -> bool {
+    let metrics = app.metrics().render();
+    metrics.contains("millpond_downloads_in_flight 0")
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
 
 struct Site {
     dir: TempDir,
@@ -41,9 +51,23 @@ impl Site {
     }
 
     async fn serve(&self) -> App {
+        self.try_serve().await.unwrap()
+    }
+
+    async fn try_serve(&self) -> Result<App, StartError> {
+        log::install();
         let file = self.path("config.yml");
         let loaded = config::load(Some(Path::new(&file)), std::iter::empty()).unwrap();
-        App::start(&loaded.config).await.unwrap()
+        App::start(&loaded.config).await
+    }
+
+    /// A server that has pulled these blobs.
+    async fn serve_with(&self, blobs: &[(&str, u64)]) -> App {
+        let app = self.serve().await;
+        for (repo, seed) in blobs {
+            self.pull(&app, repo, *seed).await;
+        }
+        app
     }
 
     /// Pulls a blob of 1000 bytes through the server.
@@ -52,27 +76,45 @@ impl Site {
         let path = format!("/v2/{repo}/blobs/{digest}");
         self.get(app, &path).await;
         // The commit follows the last byte: the next answer comes from the store.
-        eventually("the blob is stored", || {
-            app.metrics()
-                .render()
-                .contains("millpond_downloads_in_flight 0")
-        })
-        .await;
+        eventually("the blob is stored", || is_idle(app)).await;
     }
 
     /// Reads a response with status 200; its cache status.
     async fn get(&self, app: &App, path: &str) -> String {
+        let answer = self.ask(app, path).await;
+        assert_eq!((answer.status, answer.broken), (200, false));
+        answer.source().to_owned()
+    }
+
+    async fn ask(&self, app: &App, path: &str) -> Answer {
         let client = reqwest::Client::builder().tls_certs_only([]);
         let url = format!("http://{}{path}", app.address());
-        let response = client.build().unwrap().get(url).send().await.unwrap();
-        let answer = read(response).await;
-        assert_eq!((answer.status, answer.broken), (200, false));
-        answer.header("cache-status").to_owned()
+        read(client.build().unwrap().get(url).send().await.unwrap()).await
     }
 
     /// The file of a blob or a manifest.
     fn file(&self, digest: &Digest) -> PathBuf {
         Layout::new(self.dir.path().join("data")).blob(digest)
+    }
+
+    /// All bytes that `du` counts.
+    async fn total(&self) -> u64 {
+        self.json(&["du", "--json"]).await["total"]
+            .as_u64()
+            .unwrap()
+    }
+
+    /// What a command prints that fails: on its standard output, and its standard error.
+    async fn fails(&self, arguments: &[&str]) -> (String, String) {
+        let output = self.run(arguments).await;
+        assert!(!output.status.success(), "{arguments:?}");
+        (text(output.stdout), text(output.stderr))
+    }
+
+    /// Asserts that a command succeeds and prints this part.
+    async fn prints(&self, arguments: &[&str], part: &str) {
+        let printed = self.text(arguments).await;
+        assert!(printed.contains(part), "{part} is not in {printed}");
     }
 
     /// Runs the program beside the runtime, so that the server continues to answer.
@@ -92,65 +134,49 @@ impl Site {
 
     async fn text(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments).await;
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
+        assert!(output.status.success(), "{}", text(output.stderr));
+        text(output.stdout)
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_say_and_do_the_same_with_and_without_the_server() {
     let site = Site::new().await;
-    let app = site.serve().await;
-    site.pull(&app, "team/one", 1).await;
-    site.pull(&app, "team/two", 1).await;
-    site.pull(&app, "other", 2).await;
+    let blobs = [("team/one", 1), ("team/two", 1), ("other", 2)];
+    let app = site.serve_with(&blobs).await;
 
-    let running = [
-        site.json(&["ls", "--json"]).await,
-        site.json(&["du", "--json"]).await,
-    ];
+    let listings = async || {
+        let ls = site.json(&["ls", "--json"]).await;
+        [ls, site.json(&["du", "--json"]).await]
+    };
+    let running = listings().await;
     assert_eq!(running[1]["total"], 2000);
     assert_eq!(running[0]["images"].as_array().unwrap().len(), 2);
     assert!(app.stop().await);
-    let stopped = [
-        site.json(&["ls", "--json"]).await,
-        site.json(&["du", "--json"]).await,
-    ];
+    let stopped = listings().await;
     assert_eq!(running[1], stopped[1]);
     let names = |listing: &Value| listing["images"][0]["names"].clone();
     assert_eq!(names(&running[0]), names(&stopped[0]));
     let table = site.text(&["du"]).await;
     let row = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let rows: Vec<String> = table.lines().map(row).collect();
-    assert!(
-        rows.contains(&"team/one 1000 B 1000 B".to_owned()),
-        "{table}"
-    );
+    let row = "team/one 1000 B 1000 B".to_owned();
+    assert!(rows.contains(&row), "{table}");
     assert_eq!(rows.last().map(String::as_str), Some("total 1.9 KiB"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn purging_removes_what_is_named_and_nothing_else() {
     let site = Site::new().await;
-    let app = site.serve().await;
-    site.pull(&app, "team/one", 1).await;
-    site.pull(&app, "team/two", 1).await;
-    site.pull(&app, "other", 2).await;
+    let blobs = [("team/one", 1), ("team/two", 1), ("other", 2)];
+    let app = site.serve_with(&blobs).await;
 
-    let shown = site.text(&["purge", "--dry-run", "team/**"]).await;
-    assert!(shown.contains("2 links would be removed"), "{shown}");
-    assert_eq!(site.json(&["du", "--json"]).await["total"], 2000);
-    let done = site.text(&["purge", "team/one"]).await;
-    assert!(done.contains("1 links removed"), "{done}");
-    assert_eq!(
-        site.json(&["du", "--json"]).await["total"],
-        2000,
-        "the other repository has it"
-    );
+    let dry_run = ["purge", "--dry-run", "team/**"];
+    site.prints(&dry_run, "2 links would be removed").await;
+    assert_eq!(site.total().await, 2000);
+    let purged = "1 links removed";
+    site.prints(&["purge", "team/one"], purged).await;
+    assert_eq!(site.total().await, 2000, "the other repository has it");
     assert!(app.stop().await);
     site.text(&["purge", "team/two"]).await;
     let left = site.json(&["du", "--json"]).await;
@@ -161,9 +187,7 @@ async fn purging_removes_what_is_named_and_nothing_else() {
         ("nobody/here", "nothing that is cached matches"),
         ("a@b", "selects nothing"),
     ] {
-        let output = site.run(&["purge", reference]).await;
-        assert!(!output.status.success());
-        let error = String::from_utf8(output.stderr).unwrap();
+        let (_, error) = site.fails(&["purge", reference]).await;
         assert!(error.contains(complaint), "{error}");
     }
 }
@@ -171,44 +195,28 @@ async fn purging_removes_what_is_named_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scrub_finds_what_is_corrupt_and_the_next_pull_fetches_it_again() {
     let site = Site::new().await;
-    let app = site.serve().await;
-    site.pull(&app, "app", 1).await;
-    site.pull(&app, "app", 2).await;
+    let app = site.serve_with(&[("app", 1), ("app", 2)]).await;
     let digest = site.upstream.put_blob("app", &noise(1, 1000));
     let file = site.file(&digest);
-    let clean = site.text(&["scrub"]).await;
-    assert!(clean.contains("2 blobs, 1.9 KiB: 0 corrupt"), "{clean}");
+    let clean = "2 blobs, 1.9 KiB: 0 corrupt";
+    site.prints(&["scrub"], clean).await;
     std::fs::write(&file, vec![7; 1000]).unwrap();
 
-    let output = site.run(&["scrub", "--rate", "1GiB"]).await;
-    assert!(!output.status.success(), "a script must notice");
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        text.contains(&digest.to_string()) && text.contains("1 corrupt, 0 set aside"),
-        "{text}"
-    );
-    assert!(
-        Path::new(&file).exists(),
-        "without --repair nothing is touched"
-    );
-    let repaired = site.text(&["scrub", "--repair"]).await;
-    assert!(repaired.contains("1 corrupt, 1 set aside"), "{repaired}");
-    assert!(!Path::new(&file).exists());
-    assert_eq!(
-        std::fs::read_dir(site.path("data/millpond/quarantine"))
-            .unwrap()
-            .count(),
-        1
-    );
+    let (found, _) = site.fails(&["scrub", "--rate", "1GiB"]).await;
+    for part in [&*digest.to_string(), "1 corrupt, 0 set aside"] {
+        assert!(found.contains(part), "{found}");
+    }
+    assert!(file.exists(), "without --repair nothing is touched");
+    let repair = ["scrub", "--repair"];
+    site.prints(&repair, "1 corrupt, 1 set aside").await;
+    assert!(!file.exists());
+    let aside = std::fs::read_dir(site.path("data/millpond/quarantine"));
+    assert_eq!(aside.unwrap().count(), 1);
 
     site.pull(&app, "app", 1).await;
     assert_eq!(std::fs::read(&file).unwrap(), noise(1, 1000));
     assert!(app.stop().await);
-    assert!(
-        site.text(&["scrub"])
-            .await
-            .contains("2 blobs, 1.9 KiB: 0 corrupt")
-    );
+    site.prints(&["scrub"], clean).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,14 +228,14 @@ async fn purged_and_quarantined_manifests_are_not_served_from_memory() {
     let path = format!("/v2/app/manifests/{digest}");
     let from = async || site.get(&app, &path).await;
     assert_eq!(from().await, STORED);
-    assert_eq!(from().await, "millpond; hit");
+    assert_eq!(from().await, "hit");
     site.text(&["purge", &format!("app@{digest}")]).await;
     assert_eq!(from().await, STORED);
-    assert_eq!(from().await, "millpond; hit");
+    assert_eq!(from().await, "hit");
 
     let file = site.file(&digest);
     std::fs::write(&file, "damaged").unwrap();
-    assert_eq!(from().await, "millpond; hit", "memory isn't damaged");
+    assert_eq!(from().await, "hit", "memory isn't damaged");
     site.text(&["scrub", "--repair"]).await;
     assert_eq!(from().await, STORED);
     assert_eq!(std::fs::read(&file).unwrap(), image.manifest);
@@ -251,9 +259,7 @@ fn paths(root: &Path) -> Vec<PathBuf> {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_change_of_upstream_everything_is_proved_again() {
     let site = Site::new().await;
-    let app = site.serve().await;
-    site.pull(&app, "both", 1).await;
-    site.pull(&app, "one", 2).await;
+    let app = site.serve_with(&[("both", 1), ("one", 2)]).await;
     assert!(app.stop().await);
 
     let other = Registry::start().await;
@@ -263,22 +269,14 @@ async fn after_a_change_of_upstream_everything_is_proved_again() {
     let known = other.put_blob("both", &noise(1, 1000));
     let foreign = site.upstream.put_blob("one", &noise(2, 1000));
     let app = site.serve().await;
-    let client = reqwest::Client::builder().tls_certs_only([]);
-    let client = client.build().unwrap();
-    let ask = async |repo: &str, digest| {
-        let url = format!("http://{}/v2/{repo}/blobs/{digest}", app.address());
-        let response = client.get(url).send().await.unwrap();
-        let cache = response.headers().get("cache-status").cloned();
-        let cache = cache.map(|cache| cache.to_str().unwrap().to_owned());
-        (response.status().as_u16(), cache.unwrap_or_default())
-    };
-    assert_eq!(ask("one", foreign).await.0, 404);
-    let (status, cache) = ask("both", known).await;
-    assert_eq!(status, 200);
-    assert!(cache.contains("revalidated"), "{cache}");
-    assert_eq!(ask("both", known).await, (200, "millpond; hit".to_owned()));
+    let path = format!("/v2/one/blobs/{foreign}");
+    assert_eq!(site.ask(&app, &path).await.status, 404);
+    let path = format!("/v2/both/blobs/{known}");
+    let source = site.get(&app, &path).await;
+    assert!(source.contains("revalidated"), "{source}");
+    assert_eq!(site.get(&app, &path).await, "hit");
     // The content stays until its time is up.
-    assert_eq!(site.json(&["du", "--json"]).await["total"], 2000);
+    assert_eq!(site.total().await, 2000);
     assert!(app.stop().await);
 }
 
@@ -287,17 +285,13 @@ async fn read_only_commands_create_no_files() {
     let site = Site::new().await;
     let data = site.path("data");
     for command in ["ls", "du", "scrub"] {
-        let output = site.run(&[command]).await;
-        assert!(!output.status.success(), "{command}");
-        let error = String::from_utf8(output.stderr).unwrap();
+        let (_, error) = site.fails(&[command]).await;
         let expected = format!("the data directory {data} doesn't exist");
         assert!(error.contains(&expected), "{error}");
     }
     assert!(!Path::new(&data).exists());
 
-    let app = site.serve().await;
-    site.pull(&app, "team/one", 1).await;
-    site.pull(&app, "team/two", 2).await;
+    let app = site.serve_with(&[("team/one", 1), ("team/two", 2)]).await;
     assert!(app.stop().await);
     let data = Path::new(&data);
     std::fs::remove_dir_all(data.join("millpond")).unwrap();
@@ -317,8 +311,7 @@ async fn read_only_commands_create_no_files() {
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_that_a_registry_left_are_counted_and_removed_after_a_week() {
     let site = Site::new().await;
-    let app = site.serve().await;
-    site.pull(&app, "app", 1).await;
+    let app = site.serve_with(&[("app", 1)]).await;
     let uploads = "data/docker/registry/v2/repositories/app/_uploads";
     let now = millpond::clock::Clock::system().wall();
     for (id, days) in [("old", 8), ("young", 6)] {
@@ -337,19 +330,13 @@ async fn uploads_that_a_registry_left_are_counted_and_removed_after_a_week() {
         [&of["uploads"], &of["bytes"], &du["total"]].map(|n| n.as_u64().unwrap())
     };
     assert_eq!(totals().await, [1, 500, 1500]);
-    let table = site.text(&["du"]).await;
-    assert!(table.contains("(1 abandoned uploads)"), "{table}");
-    let found = site.text(&["scrub"]).await;
-    assert!(
-        found.contains("1 abandoned uploads, 500 B: found"),
-        "{found}"
-    );
+    site.prints(&["du"], "(1 abandoned uploads)").await;
+    let uploads_are = "1 abandoned uploads, 500 B: ";
+    site.prints(&["scrub"], &format!("{uploads_are}found"))
+        .await;
     assert!(app.stop().await);
-    let removed = site.text(&["scrub", "--repair"]).await;
-    assert!(
-        removed.contains("1 abandoned uploads, 500 B: removed"),
-        "{removed}"
-    );
+    let removed = format!("{uploads_are}removed");
+    site.prints(&["scrub", "--repair"], &removed).await;
     assert_eq!(totals().await, [0, 0, 1000]);
     let left = paths(Path::new(&site.path(uploads)));
     assert_eq!(left.len(), 3, "{left:?}");
@@ -358,48 +345,29 @@ async fn uploads_that_a_registry_left_are_counted_and_removed_after_a_week() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_unreadable_blob_neither_hangs_commands_nor_keeps_others_from_the_cache() {
     let site = Site::new().await;
-    let app = site.serve().await;
-    site.pull(&app, "app", 1).await;
-    site.pull(&app, "app", 2).await;
+    let app = site.serve_with(&[("app", 1), ("app", 2)]).await;
     assert!(app.stop().await);
     let file = site.file(&site.upstream.put_blob("app", &noise(1, 1000)));
     std::fs::remove_file(&file).unwrap();
     std::os::unix::fs::symlink("data", &file).unwrap();
 
-    for running in [false, true] {
-        let app = if running {
-            Some(site.serve().await)
-        } else {
-            None
-        };
-        assert_eq!(
-            site.json(&["du", "--json"]).await["total"],
-            1000 + 1000 * u64::from(running)
-        );
+    let commands = async |total| {
+        assert_eq!(site.total().await, total);
         site.text(&["ls"]).await;
-        let output = site.run(&["scrub"]).await;
-        assert!(!output.status.success());
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert!(text.contains("0 set aside, 1 unreadable"), "{text}");
-        if let Some(app) = app {
-            assert!(
-                app.metrics()
-                    .render()
-                    .contains("millpond_downloads_in_flight 0")
-            );
-            assert!(app.stop().await);
-        } else {
-            let app = site.serve().await;
-            site.pull(&app, "app", 3).await;
-            assert!(app.stop().await);
-        }
-    }
-    let repaired = site.text(&["scrub", "--repair"]).await;
-    assert!(repaired.contains("1 set aside, 0 unreadable"), "{repaired}");
-    let clean = site.text(&["scrub"]).await;
-    assert!(clean.contains("2 blobs, 1.9 KiB: 0 corrupt"), "{clean}");
+        let (found, _) = site.fails(&["scrub"]).await;
+        assert!(found.contains("0 set aside, 1 unreadable"), "{found}");
+    };
+    commands(1000).await;
+    let app = site.serve_with(&[("app", 3)]).await;
+    assert!(app.stop().await);
     let app = site.serve().await;
-    site.pull(&app, "app", 1).await;
+    commands(2000).await;
+    assert!(is_idle(&app));
+    assert!(app.stop().await);
+    let repair = ["scrub", "--repair"];
+    site.prints(&repair, "1 set aside, 0 unreadable").await;
+    site.prints(&["scrub"], "2 blobs, 1.9 KiB: 0 corrupt").await;
+    let app = site.serve_with(&[("app", 1)]).await;
     assert!(app.stop().await);
     assert_eq!(std::fs::read(&file).unwrap(), noise(1, 1000));
 }
@@ -418,11 +386,10 @@ async fn a_corrupt_manifest_is_set_aside_and_fetched_again() {
 
     let app = site.serve().await;
     assert_eq!(site.get(&app, &path).await, STORED);
-    assert_eq!(site.get(&app, &path).await, "millpond; hit");
+    assert_eq!(site.get(&app, &path).await, "hit");
     assert_eq!(std::fs::read(&file).unwrap(), image.manifest);
     // The index knows the new file's size.
-    let total = site.json(&["du", "--json"]).await["total"].clone();
-    assert_eq!(total, image.manifest.len());
+    assert_eq!(site.total().await, image.manifest.len() as u64);
     assert!(app.stop().await);
 }
 
@@ -435,18 +402,15 @@ async fn the_admin_socket_is_the_owners_alone() {
     let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert!(app.stop().await);
-    assert!(
-        !Path::new(&socket).exists(),
-        "the file goes with the server"
-    );
+    let exists = Path::new(&socket).exists();
+    assert!(!exists, "the file goes with the server");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offline_scrub_or_purge_says_that_it_holds_the_lock() {
     let site = Site::new().await;
-    let app = site.serve().await;
-    site.pull(&app, "app", 1).await;
-    let said = |output: Output| String::from_utf8(output.stderr).unwrap();
+    let app = site.serve_with(&[("app", 1)]).await;
+    let said = |output: Output| text(output.stderr);
     assert_eq!(said(site.run(&["scrub"]).await), "", "the server does it");
     assert!(app.stop().await);
     for command in [&["scrub"][..], &["purge", "app"]] {
@@ -454,4 +418,18 @@ async fn an_offline_scrub_or_purge_says_that_it_holds_the_lock() {
         let expected = format!("{} holds the lock of the data directory", command[0]);
         assert!(said.contains(&expected), "{said}");
     }
+}
+
+#[tokio::test]
+async fn a_data_directory_is_one_processes_own() {
+    let site = Site::new().await;
+    let first = site.serve().await;
+    let error = site.try_serve().await.unwrap_err().to_string();
+    let holder = format!("in use by process {}", std::process::id());
+    for part in [&*holder, &site.path("data")] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(first.debug_address().is_none());
+    assert!(first.stop().await);
+    assert!(site.try_serve().await.is_ok(), "free again");
 }

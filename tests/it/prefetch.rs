@@ -1,14 +1,18 @@
-//! Layers that are fetched before a client asks for them, and when they aren't.
+//! Prefetching: which layers are fetched before a client asks for them, and which aren't.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use millpond::oci::manifest::media_type;
 
 use crate::harness::{
-    ALWAYS, Gate, Image, Mirror, Registry, Reply, Setup, advance, digest, eventually, freeze,
-    mirrored, noise, passing, read, settle,
+    ALWAYS, Gate, Image, Mirror, Registry, Reply, advance, digest, eventually, freeze, mirrored,
+    mirrored_with, noise, passing, put_blob, put_image, read, settle,
 };
+
+const PREFETCHED: &str = "millpond_prefetched_bytes_total";
+const USED: &str = "millpond_prefetched_used_bytes_total";
 
 fn blob(repo: &str, bytes: &Bytes) -> String {
     format!("/v2/{repo}/blobs/{}", digest(bytes))
@@ -21,19 +25,14 @@ async fn begin_pull(m: &Mirror, repo: &str, image: &Image) {
 }
 
 async fn pull_layer(m: &Mirror, repo: &str, layer: &Bytes) {
-    m.get(&blob(repo, layer)).await.expect(200, layer);
+    m.serves(&blob(repo, layer), layer).await;
 }
 
 /// The manifest and the config.
 async fn read_metadata(m: &Mirror, repo: &str, image: &Image) {
     let manifest = format!("/v2/{repo}/manifests/{}", image.digest());
-    m.get(&manifest).await.expect(200, &image.manifest);
-    let config = m.get(&blob(repo, &image.config)).await;
-    config.expect(200, &image.config);
-}
-
-async fn is_stored(m: &Mirror, bytes: &Bytes) -> bool {
-    m.store.size(&digest(bytes)).await.unwrap().is_some()
+    m.serves(&manifest, &image.manifest).await;
+    m.serves(&blob(repo, &image.config), &image.config).await;
 }
 
 /// Waits until the upstream has been asked so often.
@@ -41,28 +40,42 @@ async fn asked(up: &Registry, n: usize, part: &str) {
     eventually(part, || up.count(part) >= n).await;
 }
 
-/// What is fetched ahead has been, and nothing else follows.
+/// Waits until nothing is fetched any more.
 async fn quiet(m: &Mirror) {
-    for _ in 0..20 {
-        settle().await;
-    }
-    m.idle().await;
-    for _ in 0..20 {
-        settle().await;
+    for _ in 0..2 {
+        for _ in 0..20 {
+            settle().await;
+        }
+        m.idle().await;
     }
 }
 
-/// Some layers, small ones.
-fn layers(seed: u64, n: u64) -> Vec<Bytes> {
-    (0..n).map(|i| noise(seed * 1000 + i, 5_000)).collect()
+/// So many bytes are prefetched, and nothing else follows.
+async fn prefetched_only(m: &Mirror, bytes: u64) {
+    m.counted(PREFETCHED, bytes).await;
+    quiet(m).await;
+}
+
+/// An image with layers of these sizes.
+fn image(seed: u64, sizes: &[usize]) -> Image {
+    let layer = |(n, size): (usize, &usize)| noise(seed * 1000 + n as u64, *size);
+    let layers = sizes.iter().enumerate().map(layer).collect();
+    Image::layered(seed, layers, |_, _| ())
+}
+
+/// A mirror whose upstream has this image.
+async fn with_image(lines: &[&str], layers: &[usize]) -> (Registry, Mirror, Image) {
+    let (up, m) = mirrored_with(lines).await;
+    let image = image(1, layers);
+    up.push("app", "1", &image);
+    (up, m, image)
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_layer_brings_the_others() {
+async fn the_first_layer_starts_a_prefetch_of_the_others() {
     let _frozen = freeze();
     let (up, m) = mirrored().await;
-    let image = Image::oci(1);
-    up.push("app", "1", &image);
+    let (image, _) = put_image(&up, 1);
     m.head("/v2/app/manifests/1").await;
     read_metadata(&m, "app", &image).await;
     let first = blob("app", &image.layers[0]);
@@ -75,18 +88,18 @@ async fn the_first_layer_brings_the_others() {
     quiet(&m).await;
     assert_eq!(up.count("GET /v2/app/blobs/"), 1, "only the config");
     up.take();
-    m.get(&first).await.expect(200, &image.layers[0]);
-    m.counted("millpond_prefetched_bytes_total", 70_000).await;
-    quiet(&m).await;
+    m.serves(&first, &image.layers[0]).await;
+    prefetched_only(&m, 70_000).await;
     let expected = image.layers.iter().map(|bytes| blob("app", bytes));
     let expected: Vec<_> = expected.map(|path| format!("GET {path}")).collect();
     assert_eq!(up.take(), expected);
-    assert_eq!(m.metric("millpond_prefetched_used_bytes_total"), 0);
+    assert_eq!(m.metric(USED), 0);
     for _ in 0..2 {
-        let answer = m.get(&blob("app", &image.layers[1])).await;
-        answer.expect(200, &image.layers[1]);
-        assert_eq!(answer.header("cache-status"), "millpond; hit");
-        assert_eq!(m.metric("millpond_prefetched_used_bytes_total"), 70_000);
+        let answer = m
+            .serves(&blob("app", &image.layers[1]), &image.layers[1])
+            .await;
+        assert_eq!(answer.source(), "hit");
+        assert_eq!(m.metric(USED), 70_000);
     }
     assert_eq!(up.count(""), 0);
 }
@@ -94,28 +107,24 @@ async fn the_first_layer_brings_the_others() {
 #[tokio::test(start_paused = true)]
 async fn a_layer_before_its_manifest_starts_no_prefetch() {
     let _frozen = freeze();
-    let (up, m) = mirrored().await;
-    let image = Image::layered(1, layers(1, 3), |_, _| ());
-    up.push("app", "1", &image);
+    let (up, m, image) = with_image(&[], &[5_000; 3]).await;
     pull_layer(&m, "app", &image.layers[0]).await;
     quiet(&m).await;
     assert_eq!(up.count(""), 1);
     // One that is cached says nothing either; the first that isn't does.
     begin_pull(&m, "app", &image).await;
     quiet(&m).await;
-    assert!(!is_stored(&m, &image.layers[2]).await);
+    assert!(!m.is_stored(&image.layers[2]).await);
     pull_layer(&m, "app", &image.layers[1]).await;
-    m.counted("millpond_prefetched_bytes_total", 5_000).await;
-    assert!(is_stored(&m, &image.layers[2]).await);
+    m.counted(PREFETCHED, 5_000).await;
+    assert!(m.is_stored(&image.layers[2]).await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_during_a_prefetch_joins_it() {
     let _frozen = freeze();
-    let (up, m) = mirrored().await;
-    let image = Image::layered(1, layers(1, 3), |_, _| ());
+    let (up, m, image) = with_image(&[], &[5_000; 3]).await;
     let ahead = &image.layers[1..];
-    up.push("app", "1", &image);
     let gate = Gate::default();
     for layer in ahead {
         let closed = gate.clone();
@@ -136,76 +145,52 @@ async fn a_request_during_a_prefetch_joins_it() {
     let opening = join_all(paths.iter().map(|path| m.open(path)));
     let (opened, ()) = tokio::join!(opening, joined);
     for (response, layer) in opened.into_iter().zip(ahead) {
-        assert_eq!(
-            response.headers()["cache-status"],
-            "millpond; fwd=uri-miss; collapsed"
-        );
-        read(response).await.expect(200, layer);
+        let answer = read(response).await;
+        answer.expect(200, layer);
+        assert_eq!(answer.source(), "fwd=uri-miss; collapsed");
     }
     for path in &paths {
         assert_eq!(up.count(path), 1);
     }
-    m.counted("millpond_prefetched_used_bytes_total", 10_000)
-        .await;
-    assert_eq!(m.metric("millpond_prefetched_bytes_total"), 10_000);
+    m.counted(USED, 10_000).await;
+    assert_eq!(m.metric(PREFETCHED), 10_000);
     quiet(&m).await;
-    m.get(&paths[0]).await.expect(200, &ahead[0]);
-    assert_eq!(m.metric("millpond_prefetched_used_bytes_total"), 10_000);
+    m.serves(&paths[0], &ahead[0]).await;
+    assert_eq!(m.metric(USED), 10_000);
 }
 
 #[tokio::test(start_paused = true)]
 async fn stored_and_duplicate_layers_are_not_prefetched() {
     let _frozen = freeze();
     let (up, m) = mirrored().await;
-    let shared = noise(7, 5_000);
-    let elsewhere = noise(8, 6_000);
-    let wanted = noise(9, 7_000);
-    let all = vec![
-        noise(6, 4_000),
-        shared.clone(),
-        elsewhere.clone(),
-        wanted.clone(),
-        wanted.clone(),
-    ];
-    let image = Image::layered(1, all, |_, _| ());
+    let sizes = [4_000, 5_000, 6_000, 7_000];
+    let [first, shared, elsewhere, wanted] = sizes.map(|size| noise(1, size));
+    let all = [&first, &shared, &elsewhere, &wanted, &wanted].map(Bytes::clone);
+    let image = Image::layered(1, all.to_vec(), |_, _| ());
     up.push("app", "1", &image);
     up.put_blob("other", &elsewhere);
-    m.get(&blob("app", &shared)).await.expect(200, &shared);
+    pull_layer(&m, "app", &shared).await;
     m.pull(&blob("other", &elsewhere), &elsewhere).await;
     up.take();
     begin_pull(&m, "app", &image).await;
-    m.counted("millpond_prefetched_bytes_total", 7_000).await;
-    quiet(&m).await;
-    let asked = up.take();
-    let layers: Vec<_> = asked
-        .iter()
-        .filter(|line| {
-            !line.contains("/manifests/") && !line.ends_with(&blob("app", &image.config))
-        })
-        .collect();
-    let expected = [&image.layers[0], &wanted].map(|layer| format!("GET {}", blob("app", layer)));
-    assert_eq!(layers, expected.iter().collect::<Vec<_>>());
+    prefetched_only(&m, 7_000).await;
+    let mut layers = up.take();
+    let config = blob("app", &image.config);
+    layers.retain(|line| !line.contains("/manifests/") && !line.ends_with(&config));
+    let expected = [&first, &wanted].map(|layer| format!("GET {}", blob("app", layer)));
+    assert_eq!(layers, expected);
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_at_a_time_than_configured() {
+async fn prefetching_respects_the_configured_number_of_downloads() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up)
-        .proxy("prefetch: {downloads: 1}")
-        .start()
-        .await;
-    let (one, two) = (
-        Image::layered(1, layers(1, 4), |_, _| ()),
-        Image::layered(2, layers(2, 3), |_, _| ()),
-    );
+    let (up, m) = mirrored_with(&["proxy.prefetch: {downloads: 1}"]).await;
+    let (one, two) = (image(1, &[5_000; 4]), image(2, &[5_000; 3]));
     let mut gates = Vec::new();
     for image in [&one, &two] {
         up.push("app", "1", image);
         for layer in &image.layers[1..] {
-            let gate = Gate::default();
-            let closed = gate.clone();
-            up.on(&blob("app", layer), 1, move |_, usual| usual.held(&closed));
+            let gate = up.hold(&blob("app", layer), 1);
             gates.push((blob("app", layer), gate));
         }
     }
@@ -226,17 +211,18 @@ async fn no_more_at_a_time_than_configured() {
             gate.open();
         }
     }
-    m.counted("millpond_prefetched_bytes_total", 25_000).await;
+    m.counted(PREFETCHED, 25_000).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn off_with_no_downloads_and_where_ranges_pass_through() {
+async fn prefetching_is_off_with_no_downloads_and_where_ranges_pass_through() {
     let _frozen = freeze();
-    for line in ["prefetch: {downloads: 0}", "ranges: passthrough"] {
-        let up = Registry::start().await;
-        let m = Setup::new(&up).proxy(line).start().await;
-        let image = Image::oci(1);
-        up.push("app", "1", &image);
+    for line in [
+        "proxy.prefetch: {downloads: 0}",
+        "proxy.ranges: passthrough",
+    ] {
+        let (up, m) = mirrored_with(&[line]).await;
+        let (image, _) = put_image(&up, 1);
         begin_pull(&m, "app", &image).await;
         quiet(&m).await;
         assert_eq!(up.count("/blobs/"), 2, "{line}");
@@ -244,25 +230,24 @@ async fn off_with_no_downloads_and_where_ranges_pass_through() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_manifest_counts_for_its_repository_only() {
+async fn a_manifest_starts_prefetches_for_its_own_repository_only() {
     let _frozen = freeze();
     let (up, m) = mirrored().await;
-    let image = Image::layered(1, layers(1, 3), |_, _| ());
+    let image = image(1, &[5_000; 3]);
     up.push("mine", "1", &image);
     up.push("theirs", "1", &image);
     read_metadata(&m, "mine", &image).await;
     pull_layer(&m, "theirs", &image.layers[0]).await;
     quiet(&m).await;
     for layer in &image.layers[1..] {
-        assert!(!is_stored(&m, layer).await);
+        assert!(!m.is_stored(layer).await);
     }
     read_metadata(&m, "theirs", &image).await;
     pull_layer(&m, "theirs", &image.layers[1]).await;
-    m.counted("millpond_prefetched_bytes_total", 5_000).await;
-    quiet(&m).await;
+    prefetched_only(&m, 5_000).await;
     assert_eq!(up.count("GET /v2/mine/blobs/"), 1, "its config");
     let path = blob("mine", &image.layers[2]);
-    m.get(&path).await.expect(200, &image.layers[2]);
+    m.serves(&path, &image.layers[2]).await;
     assert_eq!(up.count(&format!("HEAD {path}")), 1, "proved on its own");
     up.take();
     let stranger = blob("strange", &image.layers[2]);
@@ -270,10 +255,10 @@ async fn a_manifest_counts_for_its_repository_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn layers_from_elsewhere_are_left_alone() {
+async fn foreign_layers_are_not_prefetched() {
     let _frozen = freeze();
     let (up, m) = mirrored().await;
-    let image = Image::layered(1, layers(1, 4), |n, layer| match n {
+    let image = Image::layered(1, image(1, &[5_000; 4]).layers, |n, layer| match n {
         1 => layer["urls"] = serde_json::json!(["http://127.0.0.1:1/layer"]),
         2 => {
             layer["mediaType"] = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip".into();
@@ -282,22 +267,15 @@ async fn layers_from_elsewhere_are_left_alone() {
     });
     up.push("app", "1", &image);
     begin_pull(&m, "app", &image).await;
-    m.counted("millpond_prefetched_bytes_total", 5_000).await;
-    quiet(&m).await;
+    prefetched_only(&m, 5_000).await;
     assert_eq!(up.count("/blobs/"), 3);
-    assert!(is_stored(&m, &image.layers[3]).await);
+    assert!(m.is_stored(&image.layers[3]).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upstream_that_pushes_back_is_left_alone() {
+async fn a_429_ends_the_prefetch() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up)
-        .proxy("prefetch: {downloads: 1}")
-        .start()
-        .await;
-    let image = Image::layered(1, layers(1, 4), |_, _| ());
-    up.push("app", "1", &image);
+    let (up, m, image) = with_image(&["proxy.prefetch: {downloads: 1}"], &[5_000; 4]).await;
     let [_, first, second, third] = &image.layers[..] else {
         panic!()
     };
@@ -308,25 +286,23 @@ async fn an_upstream_that_pushes_back_is_left_alone() {
     passing(quiet(&m)).await;
     assert_eq!(up.count(&blob("app", third)), 0);
     let told = passing(m.get(&blob("app", second))).await;
-    assert_eq!(told.error(), (429, "TOOMANYREQUESTS".to_owned()));
+    told.refused(429, "TOOMANYREQUESTS");
     passing(m.get(&blob("app", third))).await.expect(200, third);
-    assert_eq!(m.metric("millpond_prefetched_bytes_total"), 0);
+    assert_eq!(m.metric(PREFETCHED), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_image_is_looked_at_again_after_ten_minutes() {
+async fn an_image_is_prefetched_again_after_ten_minutes() {
     let _frozen = freeze();
-    let up = Registry::start().await;
+    let (up, m) = mirrored_with(&["proxy.maxblobsize: 4KB"]).await;
     // The first layer is never cached, so that each pull begins with a miss.
-    let m = Setup::new(&up).proxy("maxblobsize: 4KB").start().await;
     let content = vec![noise(1, 5_000), noise(2, 1_000), noise(3, 2_000)];
     let image = Image::layered(1, content, |_, _| ());
     up.push("app", "1", &image);
     let lost = blob("app", &image.layers[1]);
     up.reply(&lost, ALWAYS, Reply::error(404));
     begin_pull(&m, "app", &image).await;
-    m.counted("millpond_prefetched_bytes_total", 2_000).await;
-    quiet(&m).await;
+    prefetched_only(&m, 2_000).await;
     let before = up.count(&lost);
     assert!(before > 0);
     advance(Duration::from_secs(599)).await;
@@ -339,17 +315,11 @@ async fn an_image_is_looked_at_again_after_ten_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_many_images_at_once_are_not_waited_for() {
+async fn more_images_than_the_bound_are_dropped() {
     let _frozen = freeze();
-    let up = Registry::start().await;
-    let m = Setup::new(&up)
-        .proxy("prefetch: {downloads: 1}")
-        .start()
-        .await;
+    let (up, m) = mirrored_with(&["proxy.prefetch: {downloads: 1}"]).await;
     let gate = Gate::default();
-    let images: Vec<_> = (0..65)
-        .map(|seed| Image::layered(seed, layers(seed, 2), |_, _| ()))
-        .collect();
+    let images: Vec<_> = (0..65).map(|seed| image(seed, &[5_000; 2])).collect();
     for image in &images {
         up.push("app", "1", image);
         let closed = gate.clone();
@@ -362,26 +332,21 @@ async fn too_many_images_at_once_are_not_waited_for() {
         assert_eq!(m.metric("millpond_prefetch_dropped_total"), dropped);
     }
     gate.open();
-    m.counted("millpond_prefetched_bytes_total", 64 * 5_000)
-        .await;
-    quiet(&m).await;
+    prefetched_only(&m, 64 * 5_000).await;
     // Its first layer is cached by now, and says nothing.
     pull_layer(&m, "app", &images[64].layers[1]).await;
-    assert_eq!(m.metric("millpond_prefetched_bytes_total"), 64 * 5_000);
+    assert_eq!(m.metric(PREFETCHED), 64 * 5_000);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_waits_for_nothing_that_nobody_waits_for() {
+async fn a_stop_does_not_wait_for_prefetches() {
     let _frozen = freeze();
     for started in [None, Some(1_000)] {
-        let up = Registry::start().await;
-        let m = Setup::new(&up)
-            .http("draintimeout: 30s")
-            .proxy("prefetch: {downloads: 1}")
-            .start()
-            .await;
-        let image = Image::layered(1, layers(1, 3), |_, _| ());
-        up.push("app", "1", &image);
+        let (up, m, image) = with_image(
+            &["http.draintimeout: 30s", "proxy.prefetch: {downloads: 1}"],
+            &[5_000; 3],
+        )
+        .await;
         let never = Gate::default();
         up.on(
             &blob("app", &image.layers[1]),
@@ -393,16 +358,180 @@ async fn a_stop_waits_for_nothing_that_nobody_waits_for() {
         );
         begin_pull(&m, "app", &image).await;
         asked(&up, 1, &blob("app", &image.layers[1])).await;
-        let waits = Image::layered(2, layers(2, 2), |_, _| ());
+        let waits = self::image(2, &[5_000; 2]);
         up.push("app", "2", &waits);
         begin_pull(&m, "app", &waits).await;
         settle().await;
-        let Mirror { app, .. } = m;
         let before = tokio::time::Instant::now();
-        assert!(passing(app.stop()).await, "{started:?}");
+        assert!(passing(m.app.stop()).await, "{started:?}");
         assert!(before.elapsed() < Duration::from_secs(5), "{started:?}");
         for layer in [&image.layers[2], &waits.layers[1]] {
             assert_eq!(up.count(&blob("app", layer)), 0, "{started:?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn metadata_starts_no_prefetch_and_a_platforms_layer_only_its_own() {
+    let _frozen = freeze();
+    let (up, m) = mirrored().await;
+    let (amd64, arm64) = (image(1, &[5_000; 3]), image(2, &[5_000; 3]));
+    let index = Image::index(media_type::OCI_INDEX, &[&amd64, &arm64]);
+    for platform in [&amd64, &arm64] {
+        up.push("app", &digest(&platform.manifest).hex(), platform);
+    }
+    up.tag("app", "1", media_type::OCI_INDEX, &index);
+    m.serves("/v2/app/manifests/1", &index).await;
+    for platform in [&amd64, &arm64] {
+        read_metadata(&m, "app", platform).await;
+    }
+    quiet(&m).await;
+    assert_eq!(up.count("/blobs/"), 2, "the configs");
+    pull_layer(&m, "app", &amd64.layers[0]).await;
+    prefetched_only(&m, 10_000).await;
+    assert_eq!(up.count("/blobs/"), 5);
+    for layer in &arm64.layers {
+        assert_eq!(up.count(&blob("app", layer)), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_of_several_images_starts_no_prefetch() {
+    let _frozen = freeze();
+    let (up, m) = mirrored().await;
+    let shared = noise(9, 5_000);
+    let images = [10, 20].map(|seed| {
+        let layers = vec![shared.clone(), noise(seed, 5_000), noise(seed + 1, 5_000)];
+        Image::layered(seed, layers, |_, _| ())
+    });
+    for image in &images {
+        up.push("app", &digest(&image.manifest).hex(), image);
+        read_metadata(&m, "app", image).await;
+    }
+    pull_layer(&m, "app", &shared).await;
+    quiet(&m).await;
+    assert_eq!(up.count("/blobs/"), 3, "the configs and the layer");
+    pull_layer(&m, "app", &images[0].layers[1]).await;
+    prefetched_only(&m, 5_000).await;
+    assert!(m.is_stored(&images[0].layers[2]).await);
+    for layer in &images[1].layers[1..] {
+        assert_eq!(up.count(&blob("app", layer)), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn prefetching_respects_the_configured_size_of_an_image() {
+    let _frozen = freeze();
+    let (up, m) = mirrored_with(&["proxy.prefetch: {maxsize: 12KB}"]).await;
+    // The third is too large for what is left, the fourth isn't.
+    let image = image(1, &[5_000, 7_000, 6_000, 5_000]);
+    up.push("app", "1", &image);
+    begin_pull(&m, "app", &image).await;
+    prefetched_only(&m, 12_000).await;
+    assert!(!m.is_stored(&image.layers[2]).await);
+    assert!(m.is_stored(&image.layers[3]).await);
+}
+
+/// A download ahead of clients continues while its image has clients, and ends with them.
+#[tokio::test(start_paused = true)]
+async fn a_prefetch_ends_when_the_clients_of_the_image_have_left() {
+    let _frozen = freeze();
+    let (up, m, image) = with_image(
+        &["proxy.prefetch: {downloads: 1}", "proxy.onabandon: pause"],
+        &[1_500_000, 1_500_000, 1_500_000],
+    )
+    .await;
+    let never = Gate::default();
+    for layer in &image.layers {
+        let closed = never.clone();
+        up.on(&blob("app", layer), ALWAYS, move |_, usual| {
+            usual.gated(20_000, &closed)
+        });
+    }
+    read_metadata(&m, "app", &image).await;
+    let mut client = m.open(&blob("app", &image.layers[0])).await;
+    client.chunk().await.unwrap().unwrap();
+    let in_flight = || m.metric("millpond_downloads_in_flight");
+    asked(&up, 1, &blob("app", &image.layers[1])).await;
+    passing(tokio::time::sleep(Duration::from_secs(30))).await;
+    assert_eq!(in_flight(), 2, "a client is there");
+    drop(client);
+    eventually("it leaves", || m.metric("millpond_followers") == 0).await;
+    // Five seconds for the image, and five for its download.
+    for _ in 0..12 {
+        advance(Duration::from_secs(1)).await;
+    }
+    eventually("nothing is downloaded", || in_flight() == 0).await;
+    assert_eq!(up.count(&blob("app", &image.layers[2])), 0);
+    // The bytes that arrived are kept, and the next pull resumes from them.
+    never.open();
+    for layer in &image.layers {
+        passing(pull_layer(&m, "app", layer)).await;
+    }
+    quiet(&m).await;
+    let ranges = up.seen(&format!("GET {}", blob("app", &image.layers[1])));
+    assert_eq!(ranges[1].header("range"), Some("bytes=20000-"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn layers_that_the_cache_cannot_hold_are_not_prefetched() {
+    for line in ["storage.maxsize: 100KB", "storage.maxsize: 1MB"] {
+        let _frozen = freeze();
+        let (up, m, image) = with_image(
+            &[line, "proxy.maxblobsize: 150KB"],
+            &[5_000, 200_000, 6_000],
+        )
+        .await;
+        begin_pull(&m, "app", &image).await;
+        prefetched_only(&m, 6_000).await;
+        assert_eq!(up.count(&blob("app", &image.layers[1])), 0, "{line}");
+        pull_layer(&m, "app", &image.layers[1]).await;
+        quiet(&m).await;
+        assert_eq!(up.count(&blob("app", &image.layers[1])), 1, "{line}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_evicted_for_a_prefetch() {
+    let _frozen = freeze();
+    let (up, m) = mirrored_with(&["storage.maxsize: 100KB"]).await;
+    let cached = [noise(7, 45_000), noise(8, 45_000)];
+    for blob in &cached {
+        up.put_blob("app", blob);
+        pull_layer(&m, "app", blob).await;
+    }
+    let image = image(1, &[5_000, 5_000, 2_000]);
+    up.push("app", "1", &image);
+    begin_pull(&m, "app", &image).await;
+    quiet(&m).await;
+    assert_eq!(up.count(&blob("app", &image.layers[1])), 0);
+    for blob in &cached {
+        assert!(m.is_stored(blob).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_downloads_nothing() {
+    let _frozen = freeze();
+    let (up, m) = mirrored_with(&["proxy.ranges: passthrough"]).await;
+    let (layer, path) = put_blob(&up, 1, 3_000_000);
+    let head_is_answered = async || {
+        let head = m.head(&path).await;
+        assert_eq!(head.status, 200);
+        assert_eq!(head.header("content-length"), "3000000");
+    };
+    head_is_answered().await;
+    assert_eq!(up.count("GET "), 0);
+    for _ in 0..2 {
+        let range = m.range(&path, "bytes=0-1").await;
+        range.expect(206, &layer[..2]);
+        head_is_answered().await;
+        for _ in 0..10 {
+            advance(Duration::from_secs(1)).await;
+        }
+    }
+    for seen in up.seen("GET ") {
+        assert!(seen.header("range").is_some(), "{seen:?}");
+    }
+    assert!(m.upstream_bytes() < 1_000_000, "{}", m.upstream_bytes());
 }

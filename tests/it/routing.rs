@@ -1,6 +1,6 @@
 //! Which upstream a request is for.
 
-use crate::harness::{Image, Mirror, Registry, Setup, noise};
+use crate::harness::{Image, Mirror, Registry, Setup, blob_path, mirrored, noise};
 
 /// A default upstream, `ghcr.example` with an alias that has a port, and Docker Hub; each has
 /// `team/app` and its own image under it.
@@ -13,10 +13,8 @@ async fn three() -> ([Registry; 3], Mirror) {
     for (seed, registry) in registries.iter().enumerate() {
         registry.push("team/app", "1", &image(seed));
         registry.push("library/app", "1", &image(seed));
-        registry.put_json(
-            "/v2/team/app/tags/list",
-            &serde_json::json!({"tags": ["1"]}),
-        );
+        let tags = serde_json::json!({"tags": ["1"]});
+        registry.put_json("/v2/team/app/tags/list", &tags);
     }
     let [default, ghcr, hub] = &registries;
     let m = Setup::new(default)
@@ -72,9 +70,8 @@ async fn each_way_to_name_an_upstream() {
         let line = format!("HEAD /v2/{repo}/manifests/1");
         for (index, registry) in registries.iter().enumerate() {
             let asked = registry.take();
-            let right = asked
-                .iter()
-                .all(|asked| index == upstream && *asked == line);
+            let right = |asked: &String| index == upstream && *asked == line;
+            let right = asked.iter().all(right);
             assert!(right, "{way}: {asked:?}");
         }
     }
@@ -85,13 +82,9 @@ async fn an_unknown_registry_is_not_asked_of_the_default() {
     let (registries, m) = three().await;
     for path in ["/v2/team/app/manifests/1", "/v2/team/app/tags/list"] {
         let answer = m.get(&format!("{path}?ns=quay.example")).await;
-        assert_eq!(answer.error(), (404, "NAME_UNKNOWN".to_owned()));
-        assert!(
-            answer.json()["errors"][0]["message"]
-                .as_str()
-                .unwrap()
-                .contains("quay.example")
-        );
+        answer.refused(404, "NAME_UNKNOWN");
+        let message = answer.json()["errors"][0]["message"].to_string();
+        assert!(message.contains("quay.example"), "{message}");
     }
     assert!(registries.iter().all(|registry| registry.count("") == 0));
 }
@@ -100,52 +93,44 @@ async fn an_unknown_registry_is_not_asked_of_the_default() {
 async fn repositories_of_one_name_do_not_mix() {
     let (registries, m) = three().await;
     let secret = noise(7, 1000);
-    let digest = registries[1].put_blob("team/app", &secret);
+    registries[1].put_blob("team/app", &secret);
     for _ in 0..2 {
         for (prefix, seed) in [("", 0), ("ghcr.example/", 1), ("docker.io/", 2)] {
             let path = format!("/v2/{prefix}team/app/manifests/1");
-            m.get(&path).await.expect(200, &image(seed).manifest);
+            m.serves(&path, &image(seed).manifest).await;
         }
     }
-    m.pull(
-        &format!("/v2/ghcr.example/team/app/blobs/{digest}"),
-        &secret,
-    )
-    .await;
+    m.pull(&blob_path("ghcr.example/team/app", &secret), &secret)
+        .await;
     for other in ["team/app", "docker.io/team/app"] {
-        assert_eq!(
-            m.get(&format!("/v2/{other}/blobs/{digest}")).await.status,
-            404
-        );
+        let path = blob_path(other, &secret);
+        assert_eq!(m.get(&path).await.status, 404);
     }
     let stored = m.store.repositories().await.unwrap();
     let stored: Vec<_> = stored.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        stored,
-        ["docker.io/team/app", "ghcr.example/team/app", "team/app"]
-    );
+    let expected = ["docker.io/team/app", "ghcr.example/team/app", "team/app"];
+    assert_eq!(stored, expected);
 }
 
 #[tokio::test]
 async fn a_name_of_one_component_is_below_library_on_docker_hub_only() {
-    let up = Registry::start().await;
+    let (up, m) = mirrored().await;
     up.push("app", "1", &image(1));
-    let m = Setup::new(&up).start().await;
     m.serves("/v2/app/manifests/1", &image(1).manifest).await;
     let up = Registry::start().await;
     up.push("library/app", "1", &image(2));
-    let hub = Setup::new(&up).proxy("aliases: [docker.io]").start().await;
+    let hub = Setup::new(&up)
+        .with(&["proxy.aliases: [docker.io]"])
+        .start()
+        .await;
     hub.get("/v2/app/manifests/1")
         .await
         .expect(200, &image(2).manifest);
     hub.get("/v2/library/app/manifests/1")
         .await
         .expect(200, &image(2).manifest);
-    assert_eq!(
-        up.take(),
-        ["GET /v2/library/app/manifests/1"],
-        "one repository, one entry"
-    );
+    // One repository, one entry.
+    assert_eq!(up.take(), ["GET /v2/library/app/manifests/1"]);
 }
 
 #[tokio::test]
@@ -153,11 +138,8 @@ async fn the_namespace_stays_in_the_link_to_the_next_page() {
     let (registries, m) = three().await;
     let tags = serde_json::json!({"name": "team/app", "tags": ["1", "2"]});
     registries[1].put_json("/v2/team/app/tags/list", &tags);
-    let answer = m
-        .get("/v2/team/app/tags/list?n=1&ns=ghcr.mirror%3A8443")
-        .await;
-    assert_eq!(
-        answer.header("link"),
-        "</v2/team/app/tags/list?last=1&n=1&ns=ghcr.mirror%3A8443>; rel=\"next\""
-    );
+    let path = "/v2/team/app/tags/list";
+    let answer = m.get(&format!("{path}?n=1&ns=ghcr.mirror%3A8443")).await;
+    let next = format!("<{path}?last=1&n=1&ns=ghcr.mirror%3A8443>; rel=\"next\"");
+    assert_eq!(answer.header("link"), next);
 }

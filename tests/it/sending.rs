@@ -10,21 +10,20 @@ use millpond::storage::{FsStore, Layout, Store};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use crate::harness::{Mirror, Registry, Setup, digest, noise};
+use crate::harness::{Mirror, Registry, Setup, blob_path, digest, noise};
 
 /// Larger than a piece that is sent at once, and no multiple of anything.
 const SIZE: usize = 2_500_003;
 /// Where a file is cut.
 const CUT: u64 = 1024 * 1024;
-const BLOB: &str = "/v2/team/app/blobs";
 
-struct House {
+struct Site {
     root: tempfile::TempDir,
     store: Arc<FsStore>,
     up: Registry,
 }
 
-impl House {
+impl Site {
     async fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let store = Arc::new(FsStore::open(root.path()).await.unwrap());
@@ -33,12 +32,12 @@ impl House {
     }
 
     /// A mirror that has these blobs.
-    async fn mirror(&self, blobs: &[Bytes], http: &str) -> Mirror {
+    async fn mirror(&self, blobs: &[Bytes], lines: &[&str]) -> Mirror {
         let store: Arc<dyn Store> = self.store.clone();
-        let m = Setup::new(&self.up).store(store).http(http).start().await;
+        let m = Setup::new(&self.up).store(store).with(lines).start().await;
         for blob in blobs {
             self.up.put_blob("team/app", blob);
-            m.get(&path(blob)).await.expect(200, blob);
+            m.serves(&blob_path("team/app", blob), blob).await;
         }
         m.idle().await;
         m
@@ -49,22 +48,17 @@ impl House {
     }
 }
 
-fn path(blob: &Bytes) -> String {
-    format!("{BLOB}/{}", digest(blob))
-}
-
 #[tokio::test]
 async fn whole_blobs_and_their_parts() {
-    let house = House::new().await;
+    let site = Site::new().await;
     let blobs = [noise(1, SIZE), noise(2, 1), noise(3, 20_000)];
-    for http in ["", "http2: {disabled: true}"] {
-        let m = house.mirror(&blobs, http).await;
+    for lines in [&[][..], &["http.http2: {disabled: true}"]] {
+        let m = site.mirror(&blobs, lines).await;
         for blob in &blobs {
-            let answer = m.get(&path(blob)).await;
-            answer.expect(200, blob);
-            assert_eq!(answer.header("cache-status"), "millpond; hit");
+            let answer = m.serves(&blob_path("team/app", blob), blob).await;
+            assert_eq!(answer.source(), "hit");
         }
-        let line = format!("GET {}", path(&blobs[0]));
+        let line = format!("GET {}", blob_path("team/app", &blobs[0]));
         let range = [("range", "bytes=5-2000004")];
         m.ask(&line, &range)
             .await
@@ -87,14 +81,14 @@ enum Disturbance {
     Cut,
 }
 
-async fn disturb(house: &House, blob: &Bytes, what: Disturbance) {
-    let (file, fresh) = (house.file(blob), house.root.path().join("fresh"));
+async fn disturb(site: &Site, blob: &Bytes, what: Disturbance) {
+    let (file, fresh) = (site.file(blob), site.root.path().join("fresh"));
     fs::write(&fresh, blob).unwrap();
     match what {
         Disturbance::Unlink => drop(fs::remove_file(&file)),
         Disturbance::Replace => {}
-        Disturbance::Evict => drop(house.store.remove(&digest(blob)).await.unwrap()),
-        Disturbance::Quarantine => drop(house.store.quarantine(&digest(blob)).await.unwrap()),
+        Disturbance::Evict => drop(site.store.remove(&digest(blob)).await.unwrap()),
+        Disturbance::Quarantine => drop(site.store.quarantine(&digest(blob)).await.unwrap()),
         Disturbance::Cut => {
             if let Ok(opened) = fs::OpenOptions::new().write(true).open(&file) {
                 opened.set_len(CUT).unwrap();
@@ -114,13 +108,13 @@ const BURST: usize = 4;
 async fn read_while_disturbed(what: &[Disturbance], right: fn(&Bytes, &Bytes) -> bool) {
     const READERS: usize = 8;
     const ROUNDS: usize = 40;
-    let house = House::new().await;
+    let site = Site::new().await;
     let blob = noise(4, SIZE);
-    let m = Arc::new(house.mirror(std::slice::from_ref(&blob), "").await);
+    let m = Arc::new(site.mirror(std::slice::from_ref(&blob), &[]).await);
     let (counting, mut whole) = watch::channel(0_usize);
     let read = |m: Arc<Mirror>, blob: Bytes, counting: watch::Sender<usize>| async move {
         for _ in 0..ROUNDS {
-            let answer = m.get(&path(&blob)).await;
+            let answer = m.get(&blob_path("team/app", &blob)).await;
             assert_eq!(answer.status, 200);
             assert!(right(&blob, &answer.body), "a wrong byte");
             let announced = answer.header("content-length") == answer.body.len().to_string();
@@ -137,7 +131,7 @@ async fn read_while_disturbed(what: &[Disturbance], right: fn(&Bytes, &Bytes) ->
     drop(counting);
     let mut disturbed = 0;
     for what in what.iter().cycle() {
-        disturb(&house, &blob, *what).await;
+        disturb(&site, &blob, *what).await;
         disturbed += 1;
         if disturbed % BURST == 0 {
             let before = *whole.borrow_and_update();

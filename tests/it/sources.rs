@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use millpond::oci::Digest;
 
 use crate::harness::{
-    ALWAYS, Gate, Mirror, Registry, Reply, Setup, freeze, mirrored, noise, passing, read,
+    ALWAYS, Gate, Mirror, Registry, Reply, Setup, blob_path, freeze, mirrored, noise, passing,
+    put_blob, read,
 };
 
 const SIZE: usize = 3_000_000;
@@ -15,12 +15,8 @@ async fn a_repository_that_lacks_the_blob_makes_no_other_pull_fail() {
     let _frozen = freeze();
     let (up, m) = mirrored().await;
     for seed in 0..6 {
-        let blob = noise(seed, SIZE);
-        let digest = up.put_blob("app", &blob);
-        let (lacking, having) = (
-            format!("/v2/other/blobs/{digest}"),
-            format!("/v2/app/blobs/{digest}"),
-        );
+        let (blob, having) = put_blob(&up, seed, SIZE);
+        let lacking = blob_path("other", &blob);
         // The upstream takes its time to say no, so that the others join that download.
         let gate = Gate::default();
         let held = gate.clone();
@@ -39,7 +35,7 @@ async fn a_repository_that_lacks_the_blob_makes_no_other_pull_fail() {
             tokio::join!(first, second)
         };
         let (refused, (first, second)) = passing(async { tokio::join!(refused, pulls) }).await;
-        assert_eq!(refused.error(), (404, "BLOB_UNKNOWN".to_owned()));
+        refused.refused(404, "BLOB_UNKNOWN");
         first.expect(200, &blob);
         second.expect(200, &blob);
         // It continues to send requests while others pull, and afterwards.
@@ -51,23 +47,22 @@ async fn a_repository_that_lacks_the_blob_makes_no_other_pull_fail() {
 }
 
 /// A blob that two repositories of an upstream have.
-async fn forked() -> (Registry, Mirror, Bytes, Digest) {
+async fn forked() -> (Registry, Mirror, Bytes) {
     let (up, m) = mirrored().await;
-    let blob = noise(1, SIZE);
-    let digest = up.put_blob("app", &blob);
+    let (blob, _) = put_blob(&up, 1, SIZE);
     up.put_blob("fork", &blob);
-    (up, m, blob, digest)
+    (up, m, blob)
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_fetch_serves_the_clients_of_all_repositories_that_have_the_blob() {
     let _frozen = freeze();
-    let (up, m, blob, digest) = forked().await;
+    let (up, m, blob) = forked().await;
     let gate = up.hold_body("GET ", 1, 1_000_000);
-    let first = m.open(&format!("/v2/app/blobs/{digest}")).await;
+    let first = m.open(&blob_path("app", &blob)).await;
     let clients = (0..12).map(|number| {
         let repo = if number % 2 == 0 { "app" } else { "fork" };
-        let path = format!("/v2/{repo}/blobs/{digest}");
+        let path = blob_path(repo, &blob);
         let m = &m;
         async move { m.open(&path).await }
     });
@@ -88,11 +83,11 @@ async fn a_lying_upstream_deceives_only_its_own_clients() {
     let (good, liar) = (Registry::start().await, Registry::start().await);
     let m = Setup::new(&good)
         .upstream("liar", &liar, "")
-        .proxy("ranges: passthrough")
+        .with(&["proxy.ranges: passthrough"])
         .start()
         .await;
     let blob = noise(1, SIZE);
-    let digest = good.put_blob("app", &blob);
+    good.put_blob("app", &blob);
     liar.put_blob("app", &blob);
     let wrong = Bytes::from(vec![0xEE; SIZE]);
     let gate = Gate::default();
@@ -100,10 +95,9 @@ async fn a_lying_upstream_deceives_only_its_own_clients() {
     liar.on("GET ", ALWAYS, move |_, _| {
         Reply::new(200, false_content.clone()).gated(1_000_000, &held)
     });
-    let deceived = m.open(&format!("/v2/liar/app/blobs/{digest}")).await;
-    let path = format!("/v2/app/blobs/{digest}");
-    let line = format!("GET {path}");
-    let range = m.ask(&line, &[("range", "bytes=500000-500099")]);
+    let deceived = m.open(&blob_path("liar/app", &blob)).await;
+    let path = blob_path("app", &blob);
+    let range = m.range(&path, "bytes=500000-500099");
     passing(range).await.expect(206, &blob[500_000..500_100]);
     passing(m.get(&path)).await.expect(200, &blob);
     gate.open();
@@ -119,14 +113,14 @@ async fn a_partial_download_is_resumed_at_its_own_upstream_only() {
     let (one, two) = (Registry::start().await, Registry::start().await);
     let m = Setup::new(&one).upstream("two", &two, "").start().await;
     let blob = noise(1, SIZE);
-    let digest = one.put_blob("app", &blob);
+    one.put_blob("app", &blob);
     two.put_blob("app", &blob);
     one.on("GET ", 1, |_, usual| usual.cut(1_100_000));
     one.reply("GET ", 1, Reply::error(403));
-    let path = format!("/v2/app/blobs/{digest}");
+    let path = blob_path("app", &blob);
     assert!(passing(m.get(&path)).await.broken);
     passing(m.idle()).await;
-    let other = passing(m.get(&format!("/v2/two/app/blobs/{digest}"))).await;
+    let other = passing(m.get(&blob_path("two/app", &blob))).await;
     other.expect(200, &blob);
     assert_eq!(two.seen("GET ")[0].header("range"), None);
 }
@@ -134,15 +128,15 @@ async fn a_partial_download_is_resumed_at_its_own_upstream_only() {
 #[tokio::test(start_paused = true)]
 async fn a_source_that_breaks_is_replaced_by_another_repositorys() {
     let _frozen = freeze();
-    let (up, m, blob, digest) = forked().await;
+    let (up, m, blob) = forked().await;
     let gate = Gate::default();
     let held = gate.clone();
     up.on("GET /v2/app/", 1, move |_, usual| {
         usual.gated(1_000_000, &held).cut(1_100_000)
     });
     up.reply("GET /v2/app/", ALWAYS, Reply::error(403));
-    let first = m.open(&format!("/v2/app/blobs/{digest}")).await;
-    let second = passing(m.open(&format!("/v2/fork/blobs/{digest}"))).await;
+    let first = m.open(&blob_path("app", &blob)).await;
+    let second = passing(m.open(&blob_path("fork", &blob))).await;
     gate.open();
     passing(read(first)).await.expect(200, &blob);
     passing(read(second)).await.expect(200, &blob);

@@ -69,7 +69,7 @@ impl Ledger {
         if let Some((_, bytes)) = self.fetched.remove(digest)
             && outcome != Outcome::Miss
         {
-            self.metrics.prefetched_used(bytes);
+            self.metrics.downloads.prefetched_used.inc_by(bytes);
         }
     }
 }
@@ -79,10 +79,10 @@ impl Entry {
     pub(super) fn fetched(&self, bytes: Option<u64>) {
         let Some(bytes) = bytes else { return };
         let ledger = &self.ledger;
-        ledger.metrics.prefetched(bytes);
+        ledger.metrics.downloads.prefetched.inc_by(bytes);
         let running = ledger.running.lock();
         if running.get(&self.digest).is_some_and(|asked| *asked) {
-            ledger.metrics.prefetched_used(bytes);
+            ledger.metrics.downloads.prefetched_used.inc_by(bytes);
         } else {
             ledger.fetched.insert(self.digest, bytes);
         }

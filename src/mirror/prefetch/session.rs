@@ -32,7 +32,7 @@ struct Audience {
 #[derive(Debug)]
 pub(super) struct Session {
     sessions: Arc<Sessions>,
-    manifest: Digest,
+    pub(super) manifest: Digest,
     audience: Arc<Audience>,
 }
 
@@ -79,10 +79,6 @@ impl Sessions {
 }
 
 impl Session {
-    pub(super) fn manifest(&self) -> Digest {
-        self.manifest
-    }
-
     /// Waits until all clients have left, and none has come back for a while. Cancel safe.
     pub(super) async fn deserted(&self) {
         let mut clients = self.audience.clients.subscribe();

@@ -12,14 +12,13 @@ use millpond::config;
 use millpond::storage::{MemoryStore, Store};
 use reqwest::{Client, RequestBuilder, Response};
 
-use super::{Registry, eventually};
+use super::{FaultyStore, Image, Registry, digest, eventually, noise};
 
 /// A mirror to be started.
 pub(crate) struct Setup {
     addr: String,
-    http: Vec<String>,
-    storage: Vec<String>,
-    proxy: Vec<String>,
+    /// Each `section.key: value`.
+    lines: Vec<String>,
     upstreams: Vec<String>,
     store: Arc<dyn Store>,
 }
@@ -28,9 +27,7 @@ impl Setup {
     pub(crate) fn new(upstream: &Registry) -> Self {
         Self {
             addr: "127.0.0.1:0".to_owned(),
-            http: Vec::new(),
-            storage: Vec::new(),
-            proxy: vec![format!("remoteurl: {}", upstream.url())],
+            lines: vec![format!("proxy.remoteurl: {}", upstream.url())],
             upstreams: Vec::new(),
             store: Arc::new(MemoryStore::new()),
         }
@@ -42,21 +39,9 @@ impl Setup {
         self
     }
 
-    /// A line of the section `http`.
-    pub(crate) fn http(mut self, line: &str) -> Self {
-        self.http.push(line.to_owned());
-        self
-    }
-
-    /// A line of the section `storage`.
-    pub(crate) fn storage(mut self, line: &str) -> Self {
-        self.storage.push(line.to_owned());
-        self
-    }
-
-    /// A line of the section `proxy`.
-    pub(crate) fn proxy(mut self, line: &str) -> Self {
-        self.proxy.push(line.to_owned());
+    /// More lines of the configuration, each `section.key: value`.
+    pub(crate) fn with(mut self, lines: &[&str]) -> Self {
+        self.lines.extend(lines.iter().map(ToString::to_string));
         self
     }
 
@@ -75,19 +60,25 @@ impl Setup {
 
     fn yaml(&self) -> String {
         let addr = &self.addr;
+        let section = |name: &str| {
+            let lines = self.lines.iter();
+            let lines = lines.filter_map(|line| line.strip_prefix(name)?.strip_prefix('.'));
+            lines.collect::<Vec<_>>().join("\n  ")
+        };
         let debug = "{addr: '127.0.0.1:0', prometheus: {enabled: true, path: /metrics}}";
         format!(
             "version: 0.1\nstorage:\n  inmemory: {{}}\n  {}\n\
              http:\n  addr: '{addr}'\n  debug: {debug}\n  {}\n\
              proxy:\n  upstreams: [{}]\n  {}\n",
-            self.storage.join("\n  "),
-            self.http.join("\n  "),
+            section("storage"),
+            section("http"),
             self.upstreams.join(", "),
-            self.proxy.join("\n  "),
+            section("proxy"),
         )
     }
 
     pub(crate) async fn try_start(self) -> Result<Mirror, StartError> {
+        super::log::install();
         let config = config::parse(&self.yaml(), "the test", std::iter::empty())
             .unwrap()
             .config;
@@ -121,9 +112,43 @@ impl Setup {
 
 /// A mirror with its defaults, behind which an upstream without content runs.
 pub(crate) async fn mirrored() -> (Registry, Mirror) {
+    mirrored_with(&[]).await
+}
+
+/// The same with lines of the configuration, each `section.key: value`.
+pub(crate) async fn mirrored_with(lines: &[&str]) -> (Registry, Mirror) {
     let up = Registry::start().await;
-    let m = Setup::new(&up).start().await;
+    let m = Setup::new(&up).with(lines).start().await;
     (up, m)
+}
+
+/// The same over a store that can be made to fail.
+pub(crate) async fn over_faulty_store(lines: &[&str]) -> (Registry, Arc<FaultyStore>, Mirror) {
+    let up = Registry::start().await;
+    let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+    let shared: Arc<dyn Store> = store.clone();
+    let m = Setup::new(&up).with(lines).store(shared).start().await;
+    (up, store, m)
+}
+
+/// Puts an OCI image into the upstream's repository `app`, with the tag 1. Returns it with the path of
+/// its manifest by digest.
+pub(crate) fn put_image(up: &Registry, seed: u64) -> (Image, String) {
+    let image = Image::oci(seed);
+    let digest = up.push("app", "1", &image);
+    (image, format!("/v2/app/manifests/{digest}"))
+}
+
+/// Where a blob is.
+pub(crate) fn blob_path(repo: &str, blob: &[u8]) -> String {
+    format!("/v2/{repo}/blobs/{}", digest(blob))
+}
+
+/// Puts a blob of random bytes into the upstream's repository `app`. Returns it with its path.
+pub(crate) fn put_blob(up: &Registry, seed: u64, size: usize) -> (Bytes, String) {
+    let blob = noise(seed, size);
+    let digest = up.put_blob("app", &blob);
+    (blob, format!("/v2/app/blobs/{digest}"))
 }
 
 /// A running mirror.
@@ -134,9 +159,9 @@ pub(crate) struct Mirror {
     client: Client,
 }
 
-/// A whole answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
+    url: String,
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
@@ -163,6 +188,26 @@ impl Answer {
         (self.status, code)
     }
 
+    /// Asserts an error document's status and code.
+    #[track_caller]
+    pub(crate) fn refused(&self, status: u16, code: &str) {
+        let what = self.summary();
+        assert_eq!(self.error(), (status, code.to_owned()), "{what}");
+    }
+
+    /// Asserts a header's value.
+    #[track_caller]
+    pub(crate) fn has(&self, name: &str, value: impl Display) {
+        assert_eq!(self.header(name), value.to_string(), "{}", self.summary());
+    }
+
+    /// What `Cache-Status` says of this mirror.
+    #[track_caller]
+    pub(crate) fn source(&self) -> &str {
+        let status = self.header("cache-status").strip_prefix("millpond; ");
+        status.unwrap_or_else(|| panic!("no Cache-Status: {}", self.summary()))
+    }
+
     /// Asserts the status and the whole body.
     #[track_caller]
     pub(crate) fn expect(&self, status: u16, body: &[u8]) {
@@ -176,13 +221,19 @@ impl Answer {
     /// Without a long body.
     fn summary(&self) -> String {
         let start = String::from_utf8_lossy(&self.body[..self.body.len().min(200)]);
-        let (status, headers, broken) = (self.status, &self.headers, self.broken);
+        let (url, status, headers, broken) = (&self.url, self.status, &self.headers, self.broken);
         let length = self.body.len();
-        format!("{status}, {headers:?}, {length} bytes, broken: {broken}, {start}")
+        format!("{url}: {status}, {headers:?}, {length} bytes, broken: {broken}, {start}")
     }
 }
 
 impl Mirror {
+    /// A mirror with its defaults over the same store, without what this one has in memory.
+    pub(crate) async fn restarted(&self, up: &Registry) -> Self {
+        let store = Arc::clone(&self.store);
+        Setup::new(up).store(store).start().await
+    }
+
     /// A request to be sent: `GET /v2/`.
     pub(crate) fn request(&self, line: &str, headers: &[(&str, &str)]) -> RequestBuilder {
         let (method, path) = line.split_once(' ').unwrap();
@@ -203,30 +254,51 @@ impl Mirror {
 
     /// A GET is answered with 200 and this body.
     #[track_caller]
-    pub(crate) fn serves(&self, path: &str, body: &[u8]) -> impl Future<Output = ()> {
+    pub(crate) fn serves(&self, path: &str, body: &[u8]) -> impl Future<Output = Answer> {
         let caller = std::panic::Location::caller();
         async move {
             let answer = self.get(path).await;
-            assert!(
-                answer.is(200, body),
-                "{caller}: {path}: {}",
-                answer.summary()
-            );
+            assert!(answer.is(200, body), "{caller}: {}", answer.summary());
+            answer
         }
     }
 
     /// The same, and then waits until nothing is being downloaded.
     #[track_caller]
-    pub(crate) fn pull(&self, path: &str, body: &[u8]) -> impl Future<Output = ()> {
+    pub(crate) fn pull(&self, path: &str, body: &[u8]) -> impl Future<Output = Answer> {
         let served = self.serves(path, body);
         async move {
-            served.await;
+            let answer = served.await;
             self.idle().await;
+            answer
         }
     }
 
     pub(crate) async fn head(&self, path: &str) -> Answer {
         self.ask(&format!("HEAD {path}"), &[]).await
+    }
+
+    /// A GET with this `Range`.
+    pub(crate) async fn range(&self, path: &str, range: &str) -> Answer {
+        self.ask(&format!("GET {path}"), &[("range", range)]).await
+    }
+
+    /// A GET of the operators' listener.
+    pub(crate) async fn debug(&self, path: &str) -> Answer {
+        let client = Client::builder().tls_certs_only([]).build().unwrap();
+        let address = self.app.debug_address().unwrap();
+        let request = client.get(format!("http://{address}{path}"));
+        read(request.send().await.unwrap()).await
+    }
+
+    /// Whether the store has a blob.
+    pub(crate) async fn is_stored(&self, blob: &[u8]) -> bool {
+        let size = self.store.size(&digest(blob)).await.unwrap();
+        assert!(
+            size.is_none_or(|size| size == blob.len() as u64),
+            "{size:?}"
+        );
+        size.is_some()
     }
 
     /// The head of an answer, whose body is yet to be read.
@@ -288,6 +360,7 @@ impl Mirror {
 pub(crate) async fn read(mut response: Response) -> Answer {
     let (body, broken) = to_end(&mut response).await;
     Answer {
+        url: response.url().to_string(),
         status: response.status().as_u16(),
         headers: response.headers().clone(),
         body,

@@ -3,12 +3,16 @@
 
 #[path = "../../../testkit/faulty/mod.rs"]
 mod faulty;
+pub(crate) mod log;
 mod mirror;
 
 use millpond::oci::{Algorithm, Digest};
 
 pub(crate) use faulty::{FaultyStore, Operation};
-pub(crate) use mirror::{Answer, Mirror, Setup, mirrored, read, to_end};
+pub(crate) use mirror::{
+    Answer, Mirror, Setup, blob_path, mirrored, mirrored_with, over_faulty_store, put_blob,
+    put_image, read, to_end,
+};
 pub(crate) use testkit::time::{advance, eventually, freeze, passing, settle};
 pub(crate) use testkit::{ALWAYS, Gate, Image, Reply, Seen, noise};
 
