@@ -35,7 +35,7 @@ pub(super) struct Checkpoint {
     /// The boot in which it was written; see [`boot_id`].
     boot: String,
     /// Whether file and checkpoint were synced, so that they outlive a power cut.
-    synced: bool,
+    pub(super) synced: bool,
     claims: Vec<Claim>,
 }
 
@@ -70,27 +70,19 @@ pub(super) enum Unusable {
 
 impl Checkpoint {
     pub(super) fn new(
-        digest: Digest,
+        digest: &Digest,
         upstream: &str,
         total: u64,
         boot: &str,
         claims: &Claims,
     ) -> Self {
         Self {
-            digest,
+            digest: *digest,
             upstream: upstream.to_owned(),
             total,
             boot: boot.to_owned(),
             synced: false,
             claims: claims.first(MAX_CLAIMS),
-        }
-    }
-
-    /// The same, after file and checkpoint were synced.
-    pub(super) fn synced(self) -> Self {
-        Self {
-            synced: true,
-            ..self
         }
     }
 
@@ -162,7 +154,7 @@ mod tests {
         let mut claims = Claims::default();
         claims.add(0, b"abcde");
         claims.add(7, b"h");
-        Checkpoint::new(digest(), "u", 10, "this boot", &claims)
+        Checkpoint::new(&digest(), "u", 10, "this boot", &claims)
     }
 
     fn parse(text: &[u8]) -> Result<(Checkpoint, Claims), Unusable> {
@@ -175,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_checkpoint_is_read_back() {
         let written = checkpoint().to_text().unwrap();
         let json = format!(
             r#"{{"digest":"{}","upstream":"u","total":10,"boot":"this boot","synced":false,"claims":[[0,5,{}],[7,8,{}]]}}"#,
@@ -194,12 +186,13 @@ mod tests {
         let (written, later) = (checkpoint().to_text().unwrap(), "next boot");
         let error = Checkpoint::parse(&written, &digest(), later).unwrap_err();
         assert!(matches!(error, Unusable::OtherBoot), "{error}");
-        let synced = checkpoint().synced().to_text().unwrap();
-        Checkpoint::parse(&synced, &digest(), later).unwrap();
+        let mut synced = checkpoint();
+        synced.synced = true;
+        Checkpoint::parse(&synced.to_text().unwrap(), &digest(), later).unwrap();
     }
 
     #[test]
-    fn the_boot_stays_the_same() {
+    fn the_boot_id_is_stable() {
         let boot = boot_id();
         assert!(!boot.is_empty());
         assert_eq!(boot == boot_id(), cfg!(target_os = "linux"));
@@ -222,14 +215,14 @@ mod tests {
         for number in 0..=MAX_CLAIMS as u64 {
             claims.add(u64::MAX - 2 - (number + 1) * 2 * BLOCK, b"x");
         }
-        let checkpoint = Checkpoint::new(digest(), &"u".repeat(300), u64::MAX, "b", &claims);
+        let checkpoint = Checkpoint::new(&digest(), &"u".repeat(300), u64::MAX, "b", &claims);
         let written = checkpoint.to_text().unwrap();
         let (_, claims) = Checkpoint::parse(&written, &digest(), "b").unwrap();
         assert_eq!(claims.first(usize::MAX).len(), MAX_CLAIMS);
     }
 
     #[test]
-    fn what_is_not_right_is_refused() {
+    fn invalid_checkpoints_are_refused() {
         let refused = |json: &str| parse(&text(json)).unwrap_err();
         let sound = String::from_utf8(checkpoint().to_text().unwrap()[9..].to_vec()).unwrap();
         for (from, to) in [

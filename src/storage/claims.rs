@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_that_are_not_right_are_refused() {
+    fn invalid_claims_are_refused() {
         let parse = |claims: &[Claim]| Claims::parse(claims, 2 * BLOCK);
         assert!(parse(&[(0, BLOCK, 1), (BLOCK, 2 * BLOCK, 2)]).is_some());
         for refused in [

@@ -1,15 +1,17 @@
 //! Reading: committed blobs and growing stages alike.
 
 use std::fmt::Debug;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::memory::MemoryFile;
-use super::trust::{Modified, Trust, stamp};
+use super::error::Context as _;
+use super::memory::file::MemoryFile;
 use super::{StoreError, blocking};
 use crate::error_chain::on_one_line;
 
@@ -38,9 +40,38 @@ impl Content {
 
     /// Whether the open file still has the size and the modification time that it was opened with.
     pub fn is_unchanged(&self) -> bool {
-        self.reader
-            .file()
-            .is_none_or(|file| stamp(file).is_some_and(|now| now == (self.size, self.modified)))
+        let file = self.reader.file();
+        file.is_none_or(|file| file.metadata().is_ok_and(|now| self.is_as(&now)))
+    }
+
+    pub(super) fn is_as(&self, now: &Metadata) -> bool {
+        now.len() == self.size && Modified::of(now) == Some(self.modified)
+    }
+}
+
+/// When a file was modified last, in units of 1/65,536 s since the Unix epoch, as 48 bits. Stores
+/// that aren't file systems use any number that differs between two contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Modified(u64);
+
+impl Modified {
+    /// Keeps the low 48 bits.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits & 0xffff_ffff_ffff)
+    }
+
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    pub(super) fn of(metadata: &Metadata) -> Option<Self> {
+        metadata.modified().ok().map(Self::at)
+    }
+
+    fn at(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let fraction = (u64::from(since.subsec_nanos()) << 16) / 1_000_000_000;
+        Self::from_bits(since.as_secs() << 16 | fraction)
     }
 }
 
@@ -73,8 +104,14 @@ struct OpenFile {
     file: File,
     /// The name it was opened by, for errors: it may have another one by now, or none.
     path: PathBuf,
-    trust: Trust,
+    /// [`VERIFIED`], [`SUSPECT`], or 0: nothing is known.
+    trust: AtomicU8,
 }
+
+/// State of open content, shared by its readers: it was found to have its digest.
+const VERIFIED: u8 = 1;
+/// Reading or sending it has failed since.
+const SUSPECT: u8 = 2;
 
 /// Another reader, whose reads a gate may fail or shorten.
 #[derive(Debug)]
@@ -99,7 +136,7 @@ impl Reader {
         Self(Source::File(Arc::new(OpenFile {
             file,
             path: path.to_owned(),
-            trust: Trust::default(),
+            trust: AtomicU8::default(),
         })))
     }
 
@@ -109,31 +146,31 @@ impl Reader {
         Self(Source::Gated(Arc::new(Gated { inner, gate })))
     }
 
-    fn trust(&self) -> &Trust {
+    fn trust(&self) -> &AtomicU8 {
         match &self.0 {
             Source::File(open) => &open.trust,
-            Source::Memory(file) => file.trust(),
+            Source::Memory(file) => &file.trust,
             Source::Gated(gated) => gated.inner.trust(),
         }
     }
 
     /// Whether this content was found to have its digest, in the state in which it was opened.
     pub fn is_verified(&self) -> bool {
-        self.trust().is_verified()
+        self.trust().load(Ordering::Acquire) == VERIFIED
     }
 
     /// This content was found to have its digest.
     pub fn set_verified(&self) {
-        self.trust().set_verified();
+        self.trust().store(VERIFIED, Ordering::Release);
     }
 
     /// Reading or sending it has failed: it has to be verified again, whatever was known before.
     pub fn suspect(&self) {
-        self.trust().suspect();
+        self.trust().store(SUSPECT, Ordering::Release);
     }
 
     pub fn is_suspect(&self) -> bool {
-        self.trust().is_suspect()
+        self.trust().load(Ordering::Acquire) == SUSPECT
     }
 
     fn is_same(&self, other: &Self) -> bool {
@@ -188,7 +225,7 @@ impl Reader {
         true
     }
 
-    /// Fills `buffer` from `offset` on as far as one read goes; 0 is the end of what is there.
+    /// Fills `buffer` from `offset` on as far as one read goes; 0 is the end of the content.
     /// Blocks.
     pub(crate) fn read_blocking(
         &self,
@@ -200,8 +237,9 @@ impl Reader {
         }
         match &self.0 {
             Source::Memory(file) => Ok(file.read_into(offset, buffer)),
-            Source::File(open) => read_waiting(&open.file, buffer, offset)
-                .map_err(|source| StoreError::io("read", &open.path, source)),
+            Source::File(open) => {
+                read_waiting(&open.file, buffer, offset).context("read", &open.path)
+            }
             Source::Gated(gated) => {
                 let max = gated.gate.pass_blocking()?.min(buffer.len());
                 let buffer = buffer.get_mut(..max).unwrap_or_default();
@@ -234,7 +272,7 @@ impl Reader {
     }
 
     /// At most `max` bytes from `offset` on, and never more than [`MAX_READ`]. It may be fewer,
-    /// without being the end. An empty result is the end of what is there (or `max` is 0): before
+    /// without being the end. An empty result is the end of the content (or `max` is 0): before
     /// the size of a committed blob that means that the file was damaged, and it is the caller's
     /// task to fail. A buffer of `max` bytes is made, so ask for no more than is expected.
     pub async fn read_at(&self, offset: u64, max: usize) -> Result<Bytes, StoreError> {
@@ -257,8 +295,8 @@ impl Reader {
                 }
                 let open = Arc::clone(open);
                 blocking(move || {
-                    let read = read_waiting(&open.file, &mut buffer, offset)
-                        .map_err(|source| StoreError::io("read", &open.path, source))?;
+                    let read = read_waiting(&open.file, &mut buffer, offset);
+                    let read = read.context("read", &open.path)?;
                     buffer.truncate(read);
                     Ok(buffer.into())
                 })
@@ -304,6 +342,18 @@ fn read_waiting(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn times_that_differ_by_a_tick_are_told_apart() {
+        let at = |nanos| UNIX_EPOCH + Duration::new(1_795_839_197, nanos);
+        assert_ne!(Modified::at(at(0)), Modified::at(at(20_000)));
+        assert_eq!(Modified::at(at(0)).to_bits() >> 16, 1_795_839_197);
+        let last = Modified::at(at(999_999_999)).to_bits();
+        assert_eq!(last >> 16, 1_795_839_197);
+        assert_eq!(Modified::from_bits(last), Modified::at(at(999_999_999)));
+        assert_eq!(Modified::from_bits(u64::MAX).to_bits(), 0xffff_ffff_ffff);
+    }
 
     fn file_of(content: &[u8]) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();

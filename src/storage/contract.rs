@@ -5,24 +5,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tempfile::TempDir;
 
-mod staging;
-
-use staging::{
-    a_commit_removes_every_partial, a_dropped_stage_leaves_nothing, a_left_stage_is_resumed,
-    a_new_stage_takes_the_place_of_a_partial, a_partial_belongs_to_one_upstream,
-    a_second_commit_changes_nothing, a_stage_is_read_while_it_grows,
-    a_stage_without_a_checkpoint_is_not_left, a_write_past_every_offset_ends_the_stage,
-    partials_are_listed_in_order_and_discarded, parts_are_written_in_any_order,
-    stages_of_two_upstreams_are_apart, there_is_one_stage_for_a_digest_and_upstream,
+use super::{
+    Content, Link, LinkKind, Partial, Reader, Stage, Store, StoreError, blocking, put, read_all,
 };
+use crate::oci::{Algorithm, Digest, RangeSet, RepoName, Tag};
 
-use super::{Content, Link, LinkKind, Reader, Stage, Store, StoreError, blocking, put, read_all};
-use crate::oci::{Algorithm, Digest, RepoName, Tag};
+mod staging;
 
 /// Runs the suite. Each part gets a new, empty store; the directory lives as long as the part.
 pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
     macro_rules! parts {
-        ($($part:ident),* $(,)?) => {$(
+        ($($part:path),* $(,)?) => {$(
             let (store, directory) = make().await;
             $part(store.as_ref()).await;
             drop((store, directory));
@@ -31,7 +24,7 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
     parts!(
         an_empty_store_has_nothing,
         a_committed_blob_is_read_back,
-        an_empty_blob_is_a_blob,
+        an_empty_blob_can_be_stored,
         a_commit_replaces_a_blob_of_another_size,
         a_removed_blob_is_read_to_its_end,
         a_quarantined_blob_is_gone_and_may_come_back,
@@ -41,19 +34,19 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
         listings_are_sorted,
         blobs_are_listed_by_their_first_byte,
         repositories_nest_and_go_with_their_last_entry,
-        a_stage_is_read_while_it_grows,
-        a_dropped_stage_leaves_nothing,
-        stages_of_two_upstreams_are_apart,
-        there_is_one_stage_for_a_digest_and_upstream,
-        a_second_commit_changes_nothing,
-        parts_are_written_in_any_order,
-        a_write_past_every_offset_ends_the_stage,
-        a_left_stage_is_resumed,
-        a_stage_without_a_checkpoint_is_not_left,
-        a_new_stage_takes_the_place_of_a_partial,
-        a_commit_removes_every_partial,
-        a_partial_belongs_to_one_upstream,
-        partials_are_listed_in_order_and_discarded,
+        staging::a_stage_is_read_while_it_grows,
+        staging::a_dropped_stage_leaves_nothing,
+        staging::stages_of_two_upstreams_are_apart,
+        staging::there_is_one_stage_for_a_digest_and_upstream,
+        staging::a_second_commit_changes_nothing,
+        staging::parts_are_written_in_any_order,
+        staging::a_write_past_every_offset_ends_the_stage,
+        staging::a_left_stage_is_resumed,
+        staging::a_stage_without_a_checkpoint_is_not_left,
+        staging::a_new_stage_takes_the_place_of_a_partial,
+        staging::a_commit_removes_every_partial,
+        staging::a_partial_belongs_to_one_upstream,
+        staging::partials_are_listed_in_order_and_discarded,
     );
 }
 
@@ -77,9 +70,26 @@ pub(super) fn link(name: &str, kind: LinkKind, digest: Digest) -> Link {
     }
 }
 
+/// What was downloaded from the upstream `u` of a blob of `total` bytes.
+pub(super) fn partial(total: u64, ranges: &[(u64, u64)]) -> Partial {
+    let mut set = RangeSet::new();
+    for (start, end) in ranges {
+        set.insert(*start, *end);
+    }
+    Partial {
+        upstream: "u".into(),
+        total,
+        ranges: set,
+    }
+}
+
+/// A stage of the upstream `u` that begins with `content`.
+async fn staged(store: &dyn Store, digest: &Digest, content: &'static str) -> Box<dyn Stage> {
+    write(store.stage(digest, "u").await.unwrap(), 0, &[content]).await
+}
+
 /// Writes on the blocking pool, as callers do.
-async fn write(stage: Box<dyn Stage>, offset: u64, chunks: &[&'static str]) -> Box<dyn Stage> {
-    let mut stage = stage;
+async fn write(mut stage: Box<dyn Stage>, offset: u64, chunks: &[&'static str]) -> Box<dyn Stage> {
     let chunks: Vec<_> = chunks.iter().map(|chunk| Bytes::from(*chunk)).collect();
     blocking(move || {
         stage.write_at(offset, &chunks)?;
@@ -148,7 +158,7 @@ async fn a_committed_blob_is_read_back(store: &dyn Store) {
     }
 }
 
-async fn an_empty_blob_is_a_blob(store: &dyn Store) {
+async fn an_empty_blob_can_be_stored(store: &dyn Store) {
     put(store, &digest(""), Bytes::new()).await.unwrap();
     assert_eq!(store.size(&digest("")).await.unwrap(), Some(0));
     let whole = read_all(store, &digest(""), 0).await.unwrap();
@@ -157,9 +167,9 @@ async fn an_empty_blob_is_a_blob(store: &dyn Store) {
 
 async fn a_commit_replaces_a_blob_of_another_size(store: &dyn Store) {
     let digest = digest("abc");
-    commit(write(store.stage(&digest, "u").await.unwrap(), 0, &["ab"]).await).await;
+    commit(staged(store, &digest, "ab").await).await;
     let damaged = store.open(&digest).await.unwrap().unwrap();
-    commit(write(store.stage(&digest, "u").await.unwrap(), 0, &["abc"]).await).await;
+    commit(staged(store, &digest, "abc").await).await;
     let Content { size, reader, .. } = store.open(&digest).await.unwrap().unwrap();
     assert_eq!((size, &*text(&reader, 0, 9).await), (3, "abc"));
     assert_eq!(text(&damaged.reader, 0, 9).await, "ab");
@@ -172,9 +182,7 @@ async fn a_quarantined_blob_is_gone_and_may_come_back(store: &dyn Store) {
     store.link(&link).await.unwrap();
     for _ in 0..2 {
         // The store doesn't hash: what is committed may be anything.
-        put(store, &digest, Bytes::from_static(b"holed"))
-            .await
-            .unwrap();
+        put(store, &digest, "holed".into()).await.unwrap();
         let Content { reader, .. } = store.open(&digest).await.unwrap().unwrap();
         assert!(store.quarantine(&digest).await.unwrap());
         assert!(!store.quarantine(&digest).await.unwrap());
@@ -184,9 +192,7 @@ async fn a_quarantined_blob_is_gone_and_may_come_back(store: &dyn Store) {
         assert_eq!(text(&reader, 0, 9).await, "holed");
     }
     assert!(store.linked(&link).await.unwrap());
-    put(store, &digest, Bytes::from_static(b"whole"))
-        .await
-        .unwrap();
+    put(store, &digest, "whole".into()).await.unwrap();
     assert_eq!(read_all(store, &digest, 9).await.unwrap().unwrap(), "whole");
 }
 
@@ -265,15 +271,11 @@ async fn listings_are_sorted(store: &dyn Store) {
     let mut digests: Vec<_> = (0..20).map(|n| digest(&n.to_string())).collect();
     digests.push(Digest::of(Algorithm::Sha512, b""));
     for digest in &digests {
-        store
-            .link(&link("a", LinkKind::Layer, *digest))
-            .await
-            .unwrap();
+        let layer = link("a", LinkKind::Layer, *digest);
+        store.link(&layer).await.unwrap();
     }
-    store
-        .link(&link("a", LinkKind::Revision, digest("m")))
-        .await
-        .unwrap();
+    let revision = link("a", LinkKind::Revision, digest("m"));
+    store.link(&revision).await.unwrap();
     digests.sort_unstable();
     assert_eq!(store.links(&a, LinkKind::Layer).await.unwrap(), digests);
     let revisions = store.links(&a, LinkKind::Revision).await.unwrap();
@@ -299,12 +301,7 @@ async fn blobs_are_listed_by_their_first_byte(store: &dyn Store) {
     // A link makes no blob, and a stage is none yet.
     let linked = link("a", LinkKind::Layer, digest("elsewhere"));
     store.link(&linked).await.unwrap();
-    let stage = write(
-        store.stage(&digest("staged"), "u").await.unwrap(),
-        0,
-        &["staged"],
-    )
-    .await;
+    let stage = staged(store, &digest("staged"), "staged").await;
     let mut listed = Vec::new();
     for first in 0..=u8::MAX {
         let blobs = store.blobs(first).await.unwrap();
@@ -329,16 +326,13 @@ async fn repositories_nest_and_go_with_their_last_entry(store: &dyn Store) {
     for entry in &entries {
         store.link(entry).await.unwrap();
     }
-    store
-        .set_tag(&repo("a/b/c"), &tag("t"), &blob)
-        .await
-        .unwrap();
     // Stored names may be longer than those a client may send.
     let long = repo(&["x"; 120].join("/")).below(&repo(&"y".repeat(250)));
-    store.set_tag(&long, &tag("t"), &blob).await.unwrap();
-    let names = ["a", "a/b", "a/b/c", "ghcr.io/owner/app"].map(repo);
-    let mut expected = names.to_vec();
-    expected.push(long.clone());
+    for repo in [&repo("a/b/c"), &long] {
+        store.set_tag(repo, &tag("t"), &blob).await.unwrap();
+    }
+    let [a, b, c, d] = ["a", "a/b", "a/b/c", "ghcr.io/owner/app"].map(repo);
+    let expected = [a, b, c, d, long.clone()];
     assert_eq!(store.repositories().await.unwrap(), expected);
 
     store.remove_tag(&long, &tag("t")).await.unwrap();

@@ -53,12 +53,7 @@ impl StoreError {
     pub fn kind(&self) -> Option<io::ErrorKind> {
         match self {
             Self::Io { source, .. } | Self::NotWritable { source, .. } => Some(source.kind()),
-            Self::InUse { .. }
-            | Self::Missing { .. }
-            | Self::Incomplete { .. }
-            | Self::TooLarge { .. }
-            | Self::Truncated { .. }
-            | Self::Lost { .. } => None,
+            _ => None,
         }
     }
 
@@ -85,12 +80,25 @@ impl StoreError {
         self.kind() == Some(io::ErrorKind::ReadOnlyFilesystem)
     }
 
-    pub(super) fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io {
+    pub(super) fn not_writable(root: &Path, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let (root, path) = (root.to_owned(), path.to_owned());
+        |source| Self::NotWritable { root, path, source }
+    }
+}
+
+/// Makes an error of the operating system one of the store.
+pub(super) trait Context<T> {
+    /// `operation` is a verb in the infinitive.
+    fn context(self, operation: &'static str, path: &Path) -> Result<T, StoreError>;
+}
+
+impl<T> Context<T> for io::Result<T> {
+    fn context(self, operation: &'static str, path: &Path) -> Result<T, StoreError> {
+        self.map_err(|source| StoreError::Io {
             operation,
             path: path.to_owned(),
             source,
-        }
+        })
     }
 }
 
@@ -113,7 +121,8 @@ mod tests {
 
     #[test]
     fn tells_a_full_disk_from_a_read_only_one() {
-        let error = |kind: io::ErrorKind| StoreError::io("write", Path::new("/x"), kind.into());
+        let failed = |kind: io::ErrorKind| io::Result::<()>::Err(kind.into());
+        let error = |kind| failed(kind).context("write", Path::new("/x")).unwrap_err();
         for (kind, full, read_only) in [
             (io::ErrorKind::StorageFull, true, false),
             (io::ErrorKind::QuotaExceeded, true, false),

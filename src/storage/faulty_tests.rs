@@ -29,7 +29,8 @@ async fn the_nth_call_fails_once_or_for_good() {
     let (digest, _) = content();
     store.fail(Operation::Size, 2, io::ErrorKind::StorageFull);
     assert_eq!(store.size(&digest).await.unwrap(), None);
-    assert_eq!(store.linked_nothing().await, Ok(false));
+    // A call of another operation doesn't count.
+    assert!(store.repositories().await.unwrap().is_empty());
     assert!(store.size(&digest).await.unwrap_err().is_full());
     assert_eq!(store.size(&digest).await.unwrap(), None);
 
@@ -37,18 +38,6 @@ async fn the_nth_call_fails_once_or_for_good() {
     store.size(&digest).await.unwrap();
     for _ in 0..2 {
         assert!(store.size(&digest).await.unwrap_err().is_read_only());
-    }
-}
-
-impl FaultyStore {
-    /// A call of another operation.
-    async fn linked_nothing(&self) -> Result<bool, String> {
-        let link = Link {
-            repo: "a".parse().unwrap(),
-            kind: LinkKind::Layer,
-            digest: content().0,
-        };
-        self.linked(&link).await.map_err(|error| error.to_string())
     }
 }
 
@@ -64,11 +53,10 @@ async fn a_failed_write_or_commit_leaves_no_blob() {
     }
     let mut stage = store.stage(&digest, "u").await.unwrap();
     store.fail(Operation::Write, 1, io::ErrorKind::StorageFull);
-    stage
-        .write_at(0, std::slice::from_ref(&content))
-        .unwrap_err();
-    assert!(stage.write_at(0, std::slice::from_ref(&content)).is_err());
-    assert!(stage.commit().is_err());
+    let chunks = std::slice::from_ref(&content);
+    stage.write_at(0, chunks).unwrap_err();
+    stage.write_at(0, chunks).unwrap_err();
+    stage.commit().unwrap_err();
     put(&store, &digest, content).await.unwrap();
 }
 
@@ -121,7 +109,7 @@ async fn a_stalled_call_waits_for_its_release() {
 }
 
 #[tokio::test]
-async fn a_dropped_stall_holds_nobody() {
+async fn dropping_a_stall_lets_the_call_go_on() {
     let store = faulty();
     drop(store.stall(Operation::Tags, 1));
     let repo = "a".parse().unwrap();
@@ -160,15 +148,11 @@ async fn chance_is_the_same_for_the_same_seed() {
         store.fail_by_chance(seed, 300, &[Operation::Read, Operation::Open]);
         let mut outcomes = Vec::new();
         for _ in 0..100 {
-            let read = read_all(&store, &digest, 9).await;
-            outcomes.push(read.map_err(|error| error.to_string()));
+            outcomes.push(read_all(&store, &digest, 9).await.is_ok());
         }
         store.fail_by_chance(seed, 0, &[]);
         assert!(read_all(&store, &digest, 9).await.unwrap().is_some());
         outcomes
-            .into_iter()
-            .map(|outcome| outcome.is_ok())
-            .collect::<Vec<_>>()
     };
     let (one, same, other) = (outcomes(1).await, outcomes(1).await, outcomes(2).await);
     assert_eq!(one, same);

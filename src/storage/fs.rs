@@ -6,11 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::error::Context as _;
 use super::layout::{Layout, StageName};
+use super::partials::{self, StageFiles};
 use super::spool::Spool;
 use super::stage::FileStage;
 use super::{
@@ -44,9 +46,14 @@ impl FsStore {
         mode: Option<u32>,
     ) -> Result<Self, StoreError> {
         let layout = Layout::new(root);
-        Ok(Self::over(
-            blocking(move || Spool::open(layout, mode)).await?,
-        ))
+        let open = move || {
+            let spool = Arc::new(Spool::open(layout, mode)?);
+            // Before the probe, because it may make room on a full disk.
+            partials::sweep(&spool)?;
+            spool.probe()?;
+            Ok(spool)
+        };
+        blocking(open).await.map(Self::over)
     }
 
     /// Says which upstreams the repositories belong to: by name, and the default one with an empty
@@ -59,16 +66,17 @@ impl FsStore {
         self.run(move |spool| spool.set_upstreams(&upstreams)).await
     }
 
-    /// Opens a store that is there, to look at it or to remove something: nothing is created or
+    /// Opens an existing store, to look at it or to remove something: nothing is created or
     /// tidied. Fails when there is no directory, or when another process has it open.
     pub async fn inspect(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let layout = Layout::new(root);
-        Ok(Self::over(blocking(move || Spool::inspect(layout)).await?))
+        let inspect = move || Spool::inspect(layout).map(Arc::new);
+        blocking(inspect).await.map(Self::over)
     }
 
-    fn over(spool: Spool) -> Self {
+    fn over(spool: Arc<Spool>) -> Self {
         Self {
-            spool: Arc::new(spool),
+            spool,
             open: Arc::new(OpenFiles::new()),
         }
     }
@@ -98,7 +106,7 @@ impl Store for FsStore {
         let (digest, open) = (*digest, Arc::clone(&self.open));
         self.run(move |spool| {
             let before = open.before();
-            let content = open_blob(spool.layout(), &digest)?;
+            let content = open_blob(&spool.layout, &digest)?;
             if let Some(content) = &content {
                 open.keep(&digest, content, before);
             }
@@ -113,56 +121,45 @@ impl Store for FsStore {
 
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
         let digest = *digest;
-        self.run(move |spool| disk::file_size(&spool.layout().blob(&digest)))
+        self.run(move |spool| disk::file_size(&spool.layout.blob(&digest)))
             .await
     }
 
     async fn stage(&self, digest: &Digest, upstream: &str) -> Result<Box<dyn Stage>, StoreError> {
-        let name = StageName::new(digest, upstream);
-        let lock = self.spool.locks().lock(name).await;
+        let files = StageFiles::lock(&self.spool, StageName::new(digest, upstream)).await;
         let upstream = upstream.into();
-        self.run(move |spool| {
-            Ok(Box::new(FileStage::create(spool, lock, upstream)?) as Box<dyn Stage>)
-        })
-        .await
+        let stage = self.run(move |_| FileStage::create(files, upstream));
+        Ok(Box::new(stage.await?))
     }
 
     async fn resume(&self, digest: &Digest, upstream: &str) -> Result<Option<Resumed>, StoreError> {
-        let name = StageName::new(digest, upstream);
-        let lock = self.spool.locks().lock(name).await;
+        let files = StageFiles::lock(&self.spool, StageName::new(digest, upstream)).await;
         let upstream = upstream.into();
         let resumed = self
-            .run(move |spool| {
-                let resumed = FileStage::resume(spool, lock, upstream)?;
-                Ok(resumed
-                    .map(|(stage, partial)| (LeftUnlessTaken(Some(Box::new(stage))), partial)))
-            })
+            .run(move |_| FileStage::resume(files, upstream))
             .await?;
-        Ok(resumed.and_then(|(mut stage, partial)| {
-            let stage = stage.0.take()?;
-            Some((stage as Box<dyn Stage>, partial))
-        }))
+        Ok(resumed.map(|(stage, partial)| (stage.take(), partial)))
     }
 
     async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
-        self.run(|spool| spool.partials()).await
+        self.run(partials::list).await
     }
 
     async fn discard(&self, digest: &Digest, upstream: &str) -> Result<bool, StoreError> {
-        let (digest, upstream) = (*digest, upstream.to_owned());
-        self.run(move |spool| spool.discard_partial(&digest, &upstream))
-            .await
+        let name = StageName::new(digest, upstream);
+        self.run(move |spool| {
+            StageFiles::try_lock(spool, name).map_or(Ok(false), |files| files.remove())
+        })
+        .await
     }
 
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
         let (digest, open) = (*digest, Arc::clone(&self.open));
         self.run(move |spool| {
-            let directory = spool.layout().blob_dir(&digest);
-            let removed = disk::remove_file(&spool.layout().blob(&digest))?;
+            let path = spool.layout.blob(&digest);
+            let removed = disk::remove_file(&path)?;
             open.removed(&digest);
-            if let Some(shared) = directory.parent() {
-                disk::prune(&directory, shared);
-            }
+            prune_blob(spool, &digest, &path);
             Ok(removed)
         })
         .await
@@ -187,7 +184,7 @@ impl Store for FsStore {
         let link = link.clone();
         // Not synced: a link that is lost with the power is proven anew by one upstream HEAD.
         self.run(move |spool| {
-            let path = spool.layout().link(&link);
+            let path = spool.layout.link(&link);
             spool.write_link(&link.repo, &path, &link.digest, false)
         })
         .await
@@ -196,11 +193,9 @@ impl Store for FsStore {
     async fn unlink(&self, link: &Link) -> Result<bool, StoreError> {
         let link = link.clone();
         self.run(move |spool| {
-            let path = spool.layout().link(&link);
+            let path = spool.layout.link(&link);
             let removed = disk::remove_file(&path)?;
-            if let Some(directory) = path.parent() {
-                disk::prune(directory, &spool.layout().repositories());
-            }
+            disk::prune(&path, &spool.layout.repositories());
             Ok(removed)
         })
         .await
@@ -209,7 +204,7 @@ impl Store for FsStore {
     async fn tag(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>, StoreError> {
         let (repo, tag) = (repo.clone(), tag.clone());
         self.run(move |spool| {
-            let path = spool.layout().tag_current(&repo, &tag);
+            let path = spool.layout.tag_current(&repo, &tag);
             let digest = disk::read_link(&path)?;
             Ok(digest.filter(|_| spool.is_proved(&repo, &path)))
         })
@@ -219,7 +214,7 @@ impl Store for FsStore {
     async fn set_tag(&self, repo: &RepoName, tag: &Tag, digest: &Digest) -> Result<(), StoreError> {
         let (repo, tag, digest) = (repo.clone(), tag.clone(), *digest);
         self.run(move |spool| {
-            let layout = spool.layout();
+            let layout = &spool.layout;
             let index = layout.tag_index(&repo, &tag, &digest);
             spool.write_link(&repo, &index, &digest, false)?;
             // Synced: the last known digest is what is served while the upstream is down.
@@ -231,13 +226,12 @@ impl Store for FsStore {
     async fn remove_tag(&self, repo: &RepoName, tag: &Tag) -> Result<bool, StoreError> {
         let (repo, tag) = (repo.clone(), tag.clone());
         self.run(move |spool| {
-            let layout = spool.layout();
+            let layout = &spool.layout;
             let directory = layout.tag(&repo, &tag);
             // First what names the tag, so that a crash in between leaves only its history.
             let removed = disk::remove_file(&layout.tag_current(&repo, &tag))?;
-            disk::found(fs::remove_dir_all(&directory))
-                .map_err(|source| StoreError::io("remove", &directory, source))?;
-            disk::prune(&layout.tags(&repo), &layout.repositories());
+            disk::remove_tree(&directory)?;
+            disk::prune(&directory, &layout.repositories());
             Ok(removed)
         })
         .await
@@ -269,7 +263,7 @@ impl Store for FsStore {
     }
 
     async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
-        self.run(|spool| Ok(spool.unreadable().all())).await
+        self.run(|spool| Ok(spool.unreadable.all())).await
     }
 
     async fn remove_unreadable(&self, unreadable: &Unreadable) -> Result<bool, StoreError> {
@@ -293,25 +287,12 @@ impl Store for FsStore {
     }
 }
 
-/// A resumed stage on its way from the blocking pool. When its caller has gone away meanwhile, it is
-/// left: dropping a stage would remove its files.
-struct LeftUnlessTaken(Option<Box<FileStage>>);
-
-impl Drop for LeftUnlessTaken {
-    fn drop(&mut self) {
-        if let Some(stage) = self.0.take() {
-            stage.leave();
-        }
-    }
-}
-
 fn open_blob(layout: &Layout, digest: &Digest) -> Result<Option<Content>, StoreError> {
     let path = layout.blob(digest);
-    let error = |source| StoreError::io("open", &path, source);
-    let Some(file) = disk::found(File::open(&path)).map_err(error)? else {
+    let Some(file) = disk::found(File::open(&path)).context("open", &path)? else {
         return Ok(None);
     };
-    let metadata = file.metadata().map_err(error)?;
+    let metadata = file.metadata().context("open", &path)?;
     // Where there are no times, a file that is replaced by one of its size isn't told from it.
     let modified = Modified::of(&metadata).unwrap_or(Modified::from_bits(1));
     Ok(metadata.is_file().then(|| Content {
@@ -324,25 +305,28 @@ fn open_blob(layout: &Layout, digest: &Digest) -> Result<Option<Content>, StoreE
 /// A rename: readers that are open keep the file. One that can't even be looked at is renamed with
 /// its directory.
 fn set_aside(spool: &Spool, digest: &Digest) -> Result<bool, StoreError> {
-    let layout = spool.layout();
-    let (path, aside) = (layout.blob(digest), layout.quarantined(digest));
-    let directory = layout.blob_dir(digest);
+    let (path, aside) = (spool.layout.blob(digest), spool.layout.quarantined(digest));
     if let Ok(None) = disk::found(fs::symlink_metadata(&path)) {
         return Ok(false);
     }
-    let renamed = match disk::place(&path, &aside, spool.modes()) {
+    let renamed = match disk::place(&path, &aside, &spool.modes) {
         Err(error) if error.kind() == Some(std::io::ErrorKind::NotFound) => return Ok(false),
         Err(_first) if disk::file_size(&path).is_err() => {
-            disk::remove_tree(&aside).and_then(|_| disk::place(&directory, &aside, spool.modes()))
+            let directory = spool.layout.blob_dir(digest);
+            disk::remove_tree(&aside).and_then(|_| disk::place(&directory, &aside, &spool.modes))
         }
         renamed => renamed,
     };
     drop(renamed?);
-    spool.unreadable().remove(&path);
-    if let Some(shared) = directory.parent() {
-        disk::prune(&directory, shared);
-    }
+    spool.unreadable.remove(&path);
+    prune_blob(spool, digest, &path);
     Ok(true)
+}
+
+/// Removes the directory of a blob that has gone.
+fn prune_blob(spool: &Spool, digest: &Digest, path: &Path) {
+    let shared = spool.layout.blobs(digest.algorithm(), digest.first_byte());
+    disk::prune(path, &shared);
 }
 
 #[cfg(test)]

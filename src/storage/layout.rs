@@ -42,26 +42,20 @@ impl Layout {
 
     /// The directory that the reference registry keeps everything but the expiry state in.
     pub fn registry(&self) -> PathBuf {
-        self.root.join("docker").join("registry").join("v2")
+        self.root.join("docker/registry/v2")
     }
 
     /// The directory that holds one blob and nothing else.
     pub fn blob_dir(&self, digest: &Digest) -> PathBuf {
-        let hex = digest.hex();
-        let mut path = self.registry().join("blobs");
-        path.push(digest.algorithm().as_str());
-        path.push(hex.get(..2).unwrap_or_default());
-        path.push(hex);
-        path
+        self.blobs(digest.algorithm(), digest.first_byte())
+            .join(digest.hex())
     }
 
     /// The directory of the blobs of one algorithm whose digest's first byte is `first`, named by
     /// hexadecimal.
     pub fn blobs(&self, algorithm: Algorithm, first: u8) -> PathBuf {
-        let mut path = self.registry().join("blobs");
-        path.push(algorithm.as_str());
-        path.push(format!("{first:02x}"));
-        path
+        let below = format!("blobs/{algorithm}/{first:02x}");
+        self.registry().join(below)
     }
 
     /// The content of a blob.
@@ -82,26 +76,23 @@ impl Layout {
 
     /// The directory of a repository's links of one kind and algorithm, named by hexadecimal.
     pub fn links(&self, repo: &RepoName, kind: LinkKind, algorithm: Algorithm) -> PathBuf {
-        let mut path = self.repository(repo);
-        match kind {
-            LinkKind::Layer => path.push("_layers"),
-            LinkKind::Revision => path.extend(["_manifests", "revisions"]),
-        }
-        path.push(algorithm.as_str());
-        path
+        let below = match kind {
+            LinkKind::Layer => "_layers",
+            LinkKind::Revision => "_manifests/revisions",
+        };
+        self.repository(repo).join(below).join(algorithm.as_str())
     }
 
     /// The file that is a link: it holds the digest as text.
     pub fn link(&self, link: &Link) -> PathBuf {
-        let mut path = self.links(&link.repo, link.kind, link.digest.algorithm());
-        path.push(link.digest.hex());
-        path.push("link");
-        path
+        self.links(&link.repo, link.kind, link.digest.algorithm())
+            .join(link.digest.hex())
+            .join("link")
     }
 
     /// The directory of a repository's tags, named by tag.
     pub fn tags(&self, repo: &RepoName) -> PathBuf {
-        self.repository(repo).join("_manifests").join("tags")
+        self.repository(repo).join("_manifests/tags")
     }
 
     pub fn tag(&self, repo: &RepoName, tag: &Tag) -> PathBuf {
@@ -110,16 +101,13 @@ impl Layout {
 
     /// The file that says what a tag names now.
     pub fn tag_current(&self, repo: &RepoName, tag: &Tag) -> PathBuf {
-        self.tag(repo, tag).join("current").join("link")
+        self.tag(repo, tag).join("current/link")
     }
 
     /// The file that says that a tag has named this digest.
     pub fn tag_index(&self, repo: &RepoName, tag: &Tag, digest: &Digest) -> PathBuf {
-        let mut path = self.tag(repo, tag).join("index");
-        path.push(digest.algorithm().as_str());
-        path.push(digest.hex());
-        path.push("link");
-        path
+        let below = format!("index/{}/{}/link", digest.algorithm(), digest.hex());
+        self.tag(repo, tag).join(below)
     }
 
     /// When entries expire, in the reference registry's format; belongs to `cache`.
@@ -127,31 +115,36 @@ impl Layout {
         self.root.join("scheduler-state.json")
     }
 
+    /// The directory of the files that the reference registry knows nothing of.
+    pub(super) fn own(&self) -> PathBuf {
+        self.root.join("millpond")
+    }
+
     /// Which upstream the content came from.
     pub fn origins(&self) -> PathBuf {
-        self.root.join("millpond").join("upstreams.json")
+        self.own().join("upstreams.json")
     }
 
     /// Locked by the process that uses the store.
     pub fn lock(&self) -> PathBuf {
-        self.root.join("millpond").join("lock")
+        self.own().join("lock")
     }
 
     /// The socket at which a running mirror answers the operators' commands.
     pub fn admin_socket(&self) -> PathBuf {
-        self.root.join("millpond").join("admin.sock")
+        self.own().join("admin.sock")
     }
 
     /// A blob that was found corrupt. Nothing reads it, and nothing but an operator removes it.
     pub fn quarantined(&self, digest: &Digest) -> PathBuf {
         let name = format!("{}-{}", digest.algorithm(), digest.hex());
-        self.root.join("millpond").join("quarantine").join(name)
+        self.own().join("quarantine").join(name)
     }
 
     /// Where files are written before they have a name. On the root's own file system, so that
     /// they can be renamed.
     pub fn spool(&self) -> PathBuf {
-        self.root.join("millpond").join("spool")
+        self.own().join("spool")
     }
 
     /// The file of a staged write.

@@ -18,20 +18,22 @@
 //! them passes.
 //!
 //! ```text
-//! mod      Store: committed blobs, links, tags     staging      Stage, Partial
+//! mod      Store, Stage, Partial                   content      reading
 //! fs       the store on files                      stage        a staged file
-//! layout   every path                              claims       checksums of what was written
-//! disk     small steps on files                    checkpoint   the text beside a staged file
-//! spool    the directory's lock and drafts         partials     the spool's files, at the start too
+//! memory   the store in memory                     claims       checksums of what was written
+//! layout   every path                              checkpoint   the text beside a staged file
+//! disk     small steps on files                    partials     the spool's files, at the start too
+//! spool    the directory's lock and drafts         modes        permissions and owners
 //! ```
 
 use std::fmt::Debug;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::oci::{Digest, RepoName, Tag};
+use crate::oci::{Digest, RangeSet, RepoName, Tag};
 
 mod checkpoint;
 mod claims;
@@ -54,11 +56,9 @@ mod partials;
 mod spool;
 mod stage;
 mod stage_locks;
-mod staging;
-mod trust;
 mod unreadable;
 
-pub use content::{Content, MAX_READ, Piece, ReadGate, Reader};
+pub use content::{Content, MAX_READ, Modified, Piece, ReadGate, Reader};
 pub use disk::sync_directory;
 pub use error::StoreError;
 #[cfg(test)]
@@ -68,8 +68,6 @@ pub use layout::Layout;
 pub use memory::MemoryStore;
 pub use modes::Modes;
 pub use origins::UpstreamChange;
-pub use staging::{Partial, Resumed, Stage};
-pub use trust::Modified;
 pub use unreadable::{Unreadable, UnreadableEntry};
 
 /// Keeps blobs, links and tags. Every method is safe to call at any time from any task.
@@ -110,8 +108,8 @@ pub trait Store: Debug + Send + Sync + 'static {
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError>;
 
     /// Sets a corrupt blob aside, under a name that nothing is served from, for the operator to look
-    /// at; one that was set aside earlier under the same digest is replaced. Whoever has the blob
-    /// open goes on reading it. False when it wasn't there.
+    /// at; one that was set aside earlier under the same digest is replaced. Open readers go on
+    /// reading it. False when it wasn't there.
     async fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError>;
 
     /// Whether a repository has this link.
@@ -176,6 +174,52 @@ pub trait Store: Debug + Send + Sync + 'static {
     async fn remove_upload(&self, _upload: &Upload) -> Result<bool, StoreError> {
         Ok(false)
     }
+}
+
+/// The bytes of a blob that a checkpoint claims.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partial {
+    /// The name of the upstream that they were downloaded from. Never resumed from another one.
+    pub upstream: Arc<str>,
+    /// The size of the whole blob, in bytes.
+    pub total: u64,
+    /// What has been written, all of it below `total`.
+    pub ranges: RangeSet,
+}
+
+/// A resumed stage, and the bytes that are in it.
+pub type Resumed = (Box<dyn Stage>, Partial);
+
+/// A staged write.
+///
+/// All methods but `content` block, and so may dropping: call them on the blocking pool. Dropping an
+/// uncommitted stage removes its file and its checkpoint; readers that are open go on reading it.
+pub trait Stage: Debug + Send + 'static {
+    /// Reads what has been written so far, while the stage grows, after the commit, and after the
+    /// stage was dropped. A hole reads as zeros when something behind it was written, else as the end.
+    fn content(&self) -> Reader;
+
+    /// Writes the chunks one after the other from `offset` (in bytes) on, over earlier content. After
+    /// an error the stage can't be written to or committed any more, because how much of the chunks
+    /// was written is unknown; what was written elsewhere before stays readable and resumable.
+    fn write_at(&mut self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError>;
+
+    /// Replaces the checkpoint by one of everything that has been written of a blob of `total` bytes.
+    /// It outlives the process, but a power cut only if `sync` is set, which makes file and checkpoint
+    /// durable and takes as long as the disk does. After an error the earlier checkpoint stays.
+    fn checkpoint(&mut self, total: u64, sync: bool) -> Result<(), StoreError>;
+
+    /// Ends the stage and leaves what its last checkpoint claims, for [`Store::resume`]. Without a
+    /// checkpoint this is the same as dropping.
+    fn leave(self: Box<Self>);
+
+    /// Makes the content durable and gives it its name. The caller has verified the digest. When
+    /// the store has a blob of the same size already, that one stays and this one is removed; one of
+    /// another size is damaged, and replaced. Removes the digest's partials of all upstreams.
+    ///
+    /// Returns the modification time of the file that this stage has written; none when another
+    /// one stays, of which nothing is known, or when it can't be told.
+    fn commit(self: Box<Self>) -> Result<Option<Modified>, StoreError>;
 }
 
 /// The directory of one upload to the reference registry, below a repository's `_uploads`.

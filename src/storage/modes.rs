@@ -2,6 +2,9 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown,
+};
 use std::path::Path;
 
 use super::layout::Layout;
@@ -11,8 +14,8 @@ const DEFAULT_FILE: u32 = 0o640;
 
 /// The permissions, and where needed the owner, of the files and directories of one store.
 ///
-/// A directory that has data already keeps its own, whoever wrote it: the reference registry goes on
-/// reading and writing there when it is switched back to.
+/// A directory that has data already keeps its own, even if another program wrote it: the reference
+/// registry goes on reading and writing there when it is switched back to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Modes {
     file: u32,
@@ -27,75 +30,62 @@ impl Modes {
     /// `file` is what the operator wants for files; none is what the directory has, else the default
     /// less the umask.
     pub fn of(layout: &Layout, file: Option<u32>) -> Self {
-        use std::os::unix::fs::MetadataExt as _;
-        let seen = fs::metadata(layout.registry()).ok();
-        let owner = seen.as_ref().map(|seen| (seen.uid(), seen.gid()));
-        let (file, directory, exact) = match (file, seen) {
-            (Some(file), _) => (file, searchable(file), true),
-            (None, Some(seen)) => (as_file(seen.mode()), as_directory(seen.mode()), true),
-            (None, None) => (DEFAULT_FILE, searchable(DEFAULT_FILE), false),
-        };
-        Self {
+        let seen = Self::seen(&layout.registry());
+        let (exact, owner) = (file.is_some(), seen.and_then(|seen| seen.owner));
+        let file = file.unwrap_or(DEFAULT_FILE);
+        seen.filter(|_| !exact).unwrap_or(Self {
             file,
-            directory,
+            directory: searchable(file),
             exact,
             owner,
-        }
+        })
     }
 
-    /// Those of a store that is there, which its own files have.
+    /// Those of an existing store's own files.
     pub fn beside(layout: &Layout) -> Self {
-        use std::os::unix::fs::MetadataExt as _;
-        let own = layout.lock();
-        let seen = own.parent().and_then(|own| fs::metadata(own).ok());
-        seen.map_or_else(
-            || Self::of(layout, None),
-            |seen| Self {
-                file: as_file(seen.mode()),
-                directory: as_directory(seen.mode()),
-                exact: true,
-                owner: Some((seen.uid(), seen.gid())),
-            },
-        )
+        Self::seen(&layout.own()).unwrap_or_else(|| Self::of(layout, None))
+    }
+
+    /// Those of a directory, for its files, and of its owner.
+    fn seen(directory: &Path) -> Option<Self> {
+        let seen = fs::metadata(directory).ok()?;
+        Some(Self {
+            file: as_file(seen.mode()),
+            directory: as_directory(seen.mode()),
+            exact: true,
+            owner: Some((seen.uid(), seen.gid())),
+        })
     }
 
     /// Creates a file, or opens it when the options say so.
     pub fn open(&self, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-        use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, fchown};
         let file = options.mode(self.file).open(path)?;
-        if let Some((user, group)) = self.owner {
-            given(fchown(&file, Some(user), Some(group)))?;
-        }
-        if self.exact {
-            given(file.set_permissions(fs::Permissions::from_mode(self.file)))?;
-        }
+        self.settle(&file, self.file)?;
         Ok(file)
     }
 
     pub(super) fn create_dir(&self, path: &Path) -> io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt as _;
         fs::DirBuilder::new().mode(self.directory).create(path)?;
         self.settle_dir(path)
     }
 
-    /// Gives a directory that is there its owner and its permissions.
+    /// Gives an existing directory its owner and its permissions.
     pub(super) fn settle_dir(&self, path: &Path) -> io::Result<()> {
-        use std::os::unix::fs::{PermissionsExt as _, chown};
+        given(File::open(path).and_then(|directory| self.settle(&directory, self.directory)))
+    }
+
+    fn settle(&self, file: &File, mode: u32) -> io::Result<()> {
         if let Some((user, group)) = self.owner {
-            given(chown(path, Some(user), Some(group)))?;
+            given(fchown(file, Some(user), Some(group)))?;
         }
         if self.exact {
-            given(fs::set_permissions(
-                path,
-                fs::Permissions::from_mode(self.directory),
-            ))?;
+            given(file.set_permissions(fs::Permissions::from_mode(mode)))?;
         }
         Ok(())
     }
 
-    /// Opens the lock file, which nobody but the owner may open.
+    /// Opens the lock file, which only its owner may open.
     pub(super) fn open_lock(path: &Path) -> io::Result<File> {
-        use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
         let mut options = File::options();
         let lock = options
             .create(true)
@@ -108,7 +98,7 @@ impl Modes {
     }
 }
 
-/// The mode of directories beside files of this mode: whoever may read them may look for them.
+/// The mode of directories beside files of this mode: searchable by all that may read the files.
 const fn searchable(file: u32) -> u32 {
     file | ((file & 0o444) >> 2)
 }
@@ -122,7 +112,7 @@ const fn as_directory(mode: u32) -> u32 {
     (mode & 0o7777) | 0o700
 }
 
-/// Somebody else's file stays as it is: what matters is that it can be used.
+/// Another user's file keeps its owner and mode: it only has to be usable.
 fn given(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),

@@ -68,9 +68,8 @@ impl Origins {
                 Some(before) => before.changed,
                 None => 0,
             };
-            let url = url.clone();
             let origin = Origin {
-                url,
+                url: url.clone(),
                 changed: since,
             };
             kept.insert(name.clone(), origin);

@@ -7,68 +7,71 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::checkpoint::{Checkpoint, MAX_CHECKPOINT, Unusable};
 use super::claims::Claims;
+use super::error::Context as _;
 use super::layout::{Layout, Spooled, StageName, spooled};
 use super::spool::Spool;
+use super::stage_locks::StageLock;
 use super::{Partial, StoreError, disk};
 use crate::error_chain::on_one_line;
 use crate::oci::Digest;
 
-/// The two files of one staged write. The caller has locked its name, or has the spool for itself.
+/// The two files of one staged write. Nobody else touches them while this exists.
 #[derive(Debug)]
 pub(super) struct StageFiles {
-    digest: Digest,
-    staged: PathBuf,
+    pub(super) spool: Arc<Spool>,
+    pub(super) staged: PathBuf,
     checkpoint: PathBuf,
+    lock: StageLock<StageName>,
 }
 
 impl StageFiles {
-    pub(super) fn new(layout: &Layout, name: StageName) -> Self {
+    /// Waits while a stage has the files. Cancel safe.
+    pub(super) async fn lock(spool: &Arc<Spool>, name: StageName) -> Self {
+        Self::of(spool, spool.locks.lock(name).await)
+    }
+
+    /// None while a stage has the files.
+    pub(super) fn try_lock(spool: &Arc<Spool>, name: StageName) -> Option<Self> {
+        let lock = spool.locks.try_lock(&name)?;
+        Some(Self::of(spool, lock))
+    }
+
+    fn of(spool: &Arc<Spool>, lock: StageLock<StageName>) -> Self {
         Self {
-            digest: name.digest,
-            staged: layout.staged(name),
-            checkpoint: layout.checkpoint(name),
+            spool: Arc::clone(spool),
+            staged: spool.layout.staged(lock.key),
+            checkpoint: spool.layout.checkpoint(lock.key),
+            lock,
         }
     }
 
-    pub(super) const fn digest(&self) -> Digest {
-        self.digest
-    }
-
-    pub(super) fn staged(&self) -> &Path {
-        &self.staged
+    pub(super) fn digest(&self) -> &Digest {
+        &self.lock.key.digest
     }
 
     /// The checkpoint, and when it was written. None when there is none.
-    pub(super) fn read(
-        &self,
-        boot: &str,
-    ) -> Result<Option<(Checkpoint, Claims, SystemTime)>, Unusable> {
+    pub(super) fn read(&self) -> Result<Option<(Checkpoint, Claims, SystemTime)>, Unusable> {
         let Some(text) = disk::read_small(&self.checkpoint, MAX_CHECKPOINT + 1)? else {
             return Ok(None);
         };
-        let (checkpoint, claims) = Checkpoint::parse(&text, &self.digest, boot)?;
+        let (checkpoint, claims) = Checkpoint::parse(&text, self.digest(), &self.spool.boot)?;
         let modified = fs::metadata(&self.checkpoint).and_then(|file| file.modified());
-        let modified = disk::found(modified)
-            .map_err(|source| StoreError::io("look at", &self.checkpoint, source))?;
+        let modified = disk::found(modified).context("look at", &self.checkpoint)?;
         Ok(modified.map(|modified| (checkpoint, claims, modified)))
     }
 
     /// Replaces the checkpoint. `sync` makes it durable, with the names of both files.
-    pub(super) fn write(
-        &self,
-        spool: &Spool,
-        checkpoint: &Checkpoint,
-        sync: bool,
-    ) -> Result<(), StoreError> {
-        let text = checkpoint
-            .to_text()
-            .map_err(|error| StoreError::io("write", &self.checkpoint, error.into()))?;
-        spool.write_file(&self.checkpoint, &text, sync)?;
+    pub(super) fn write(&self, checkpoint: &Checkpoint, sync: bool) -> Result<(), StoreError> {
+        let text = checkpoint.to_text().map_err(io::Error::from);
+        let text = text.context("write", &self.checkpoint)?;
+        self.spool.write_file(&self.checkpoint, &text, sync)?;
         if sync {
             disk::sync_names(&self.checkpoint, &[]);
         }
@@ -83,39 +86,47 @@ impl StageFiles {
         staged.and(checkpoint)
     }
 
-    /// Removes both files; what can't be removed is tried again at the next start.
-    pub(super) fn discard(&self) {
-        if let Err(error) = self.remove() {
-            tracing::warn!(error = %on_one_line(&error), "a file stays in the spool");
-        }
-    }
-
-    /// Removes a partial that can't be resumed.
-    pub(super) fn discard_unusable(&self, error: &Unusable) {
-        let path = self.staged.display();
-        tracing::warn!(%path, error = %on_one_line(error), "a partial download can't be resumed and is removed");
-        self.discard();
-    }
-
-    /// What the checkpoint claims, and when it was written. None when a file is missing, or when the
-    /// partial can't be resumed, which removes it.
-    fn partial(&self, boot: &str) -> Result<Option<(Partial, SystemTime)>, StoreError> {
-        match self.read(boot) {
-            Ok(Some((checkpoint, claims, modified))) => {
-                let partial = Partial {
-                    upstream: checkpoint.upstream.into(),
-                    total: checkpoint.total,
-                    ranges: claims.ranges(),
-                };
-                Ok(Some((partial, modified)))
-            }
-            Ok(None) => Ok(None),
+    /// Passes on what was read of a partial. One that can't be resumed is removed, and reads as none.
+    pub(super) fn usable<T>(
+        &self,
+        read: Result<Option<T>, Unusable>,
+    ) -> Result<Option<T>, StoreError> {
+        match read {
+            Ok(read) => Ok(read),
             Err(Unusable::Store(error)) => Err(error),
-            Err(unusable) => {
-                self.discard_unusable(&unusable);
+            Err(error) => {
+                let path = self.staged.display();
+                tracing::warn!(%path, error = %on_one_line(&error), "a partial download can't be resumed and is removed");
+                disk::discard(self.remove());
                 Ok(None)
             }
         }
+    }
+
+    /// What the checkpoint claims, and when it was written.
+    fn partial(&self) -> Result<Option<(Partial, SystemTime)>, StoreError> {
+        let read = self.usable(self.read())?;
+        Ok(read.map(|(checkpoint, claims, modified)| {
+            let partial = Partial {
+                upstream: checkpoint.upstream.into(),
+                total: checkpoint.total,
+                ranges: claims.ranges(),
+            };
+            (partial, modified)
+        }))
+    }
+
+    /// Whether there are both files, and no committed blob: a commit removes all partials of its
+    /// digest, but the process may have been killed in between.
+    fn is_resumable(&self) -> Result<bool, StoreError> {
+        let partial = self.partial().unwrap_or_else(|error| {
+            tracing::warn!(error = %on_one_line(&error), "a checkpoint can't be read");
+            None
+        });
+        let committed = disk::file_size(&self.spool.layout.blob(self.digest()));
+        let committed = committed.ok().flatten();
+        Ok(disk::file_size(&self.staged)?.is_some()
+            && partial.is_some_and(|(partial, _)| committed != Some(partial.total)))
     }
 }
 
@@ -129,71 +140,54 @@ fn checkpoints(layout: &Layout) -> Result<BTreeSet<StageName>, StoreError> {
     Ok(checkpoints.collect())
 }
 
-impl Spool {
-    /// The partials without a stage, sorted by digest and upstream, each with when its checkpoint was
-    /// written.
-    pub(super) fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
-        let mut partials = Vec::new();
-        for name in checkpoints(self.layout())? {
-            let Some(_lock) = self.locks().try_lock(&name) else {
-                continue;
-            };
-            let files = StageFiles::new(self.layout(), name);
-            if let Some((partial, modified)) = files.partial(self.boot())? {
-                partials.push((name.digest, partial, modified));
-            }
-        }
-        partials
-            .sort_by(|(one, a, _), (other, b, _)| (one, &a.upstream).cmp(&(other, &b.upstream)));
-        Ok(partials)
-    }
-
-    /// Removes a partial. False when there is none, or it has a stage.
-    pub(super) fn discard_partial(
-        &self,
-        digest: &Digest,
-        upstream: &str,
-    ) -> Result<bool, StoreError> {
-        let name = StageName::new(digest, upstream);
-        match self.locks().try_lock(&name) {
-            Some(_lock) => StageFiles::new(self.layout(), name).remove(),
-            None => Ok(false),
+/// The partials without a stage, sorted by digest and upstream, each with when its checkpoint was
+/// written.
+pub(super) fn list(spool: &Arc<Spool>) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
+    let mut partials = Vec::new();
+    for name in checkpoints(&spool.layout)? {
+        if let Some(files) = StageFiles::try_lock(spool, name)
+            && let Some((partial, modified)) = files.partial()?
+        {
+            partials.push((name.digest, partial, modified));
         }
     }
+    partials.sort_by(|(one, a, _), (other, b, _)| (one, &a.upstream).cmp(&(other, &b.upstream)));
+    Ok(partials)
+}
 
-    /// Removes the partials of a digest that has been committed, except those that have a stage.
-    pub(super) fn remove_partials(&self, digest: &Digest) {
-        let names = checkpoints(self.layout()).inspect_err(|error| {
-            tracing::warn!(error = %on_one_line(error), "a partial of a committed blob stays in the spool");
-        });
-        for name in names.unwrap_or_default() {
-            if name.digest == *digest
-                && let Some(_lock) = self.locks().try_lock(&name)
-            {
-                StageFiles::new(self.layout(), name).discard();
-            }
+/// Removes the partials of a digest that has been committed, except those that have a stage.
+pub(super) fn remove_all(spool: &Arc<Spool>, digest: &Digest) {
+    let names = checkpoints(&spool.layout).inspect_err(|error| {
+        tracing::warn!(error = %on_one_line(error), "a partial of a committed blob stays in the spool");
+    });
+    let names = names.unwrap_or_default().into_iter();
+    for name in names.filter(|name| name.digest == *digest) {
+        if let Some(files) = StageFiles::try_lock(spool, name) {
+            disk::discard(files.remove());
         }
     }
 }
 
 /// Removes what earlier processes have left, except partials that can be resumed, and files that don't
 /// look like ours.
-pub(super) fn sweep(layout: &Layout, boot: &str) -> Result<(), StoreError> {
+pub(super) fn sweep(spool: &Arc<Spool>) -> Result<(), StoreError> {
+    let directory = spool.layout.spool();
     let (mut stages, mut removed) = (BTreeSet::new(), 0_usize);
-    for (name, kind) in disk::list(&layout.spool())? {
+    for (name, kind) in disk::list(&directory)? {
         match spooled(&name).filter(|_ours| kind.is_file()) {
             Some(Spooled::Staged(name) | Spooled::Checkpoint(name)) => {
                 stages.insert(name);
             }
             Some(Spooled::Leftover) => {
-                removed += usize::from(disk::remove_file(&layout.spool().join(name))?);
+                removed += usize::from(disk::remove_file(&directory.join(name))?);
             }
             None => {}
         }
     }
     for name in stages {
-        let files = StageFiles::new(layout, name);
-        if !is_resumable(layout, &files, boot)? {
+        if let Some(files) = StageFiles::try_lock(spool, name)
+            && !files.is_resumable()?
+        {
             files.remove()?;
             removed += 1;
         }
@@ -205,18 +199,6 @@ pub(super) fn sweep(layout: &Layout, boot: &str) -> Result<(), StoreError> {
         );
     }
     Ok(())
-}
-
-/// Whether there are both files, and no committed blob: a commit removes all partials of its digest,
-/// but the process may have been killed in between.
-fn is_resumable(layout: &Layout, files: &StageFiles, boot: &str) -> Result<bool, StoreError> {
-    let partial = files.partial(boot).unwrap_or_else(|error| {
-        tracing::warn!(error = %on_one_line(&error), "a checkpoint can't be read");
-        None
-    });
-    let committed = disk::file_size(&layout.blob(&files.digest)).ok().flatten();
-    Ok(disk::file_size(&files.staged)?.is_some()
-        && partial.is_some_and(|(partial, _)| committed != Some(partial.total)))
 }
 
 #[cfg(test)]

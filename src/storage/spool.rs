@@ -8,15 +8,16 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use super::checkpoint::boot_id;
 use super::disk::LinkText;
+use super::error::Context as _;
 use super::layout::{Layout, StageName};
 use super::modes::Modes;
 use super::origins::{Origins, UpstreamChange};
-use super::partials;
 use super::stage_locks::StageLocks;
 use super::unreadable::UnreadableEntries;
 use super::{StoreError, disk};
@@ -31,105 +32,78 @@ const MAX_ORIGINS: u64 = 4 * 1024 * 1024;
 /// The directory of unfinished files, locked for this process.
 #[derive(Debug)]
 pub(super) struct Spool {
-    layout: Layout,
+    pub(super) layout: Layout,
+    pub(super) modes: Modes,
+    pub(super) locks: Arc<StageLocks<StageName>>,
+    pub(super) unreadable: UnreadableEntries,
+    /// See [`boot_id`].
+    pub(super) boot: String,
+    /// Opened by [`inspect`](Self::inspect): nothing is created or tidied.
+    pub(super) inspected: bool,
     /// Makes the names of drafts unique within this process, which has the directory for itself.
     next: AtomicU64,
-    locks: StageLocks<StageName>,
-    boot: String,
-    unreadable: UnreadableEntries,
-    modes: Modes,
-    /// Unset where nobody says which upstreams there are.
+    /// Unset until [`set_upstreams`](Self::set_upstreams).
     origins: OnceLock<Origins>,
-    /// Opened by [`inspect`](Self::inspect): nothing is created or tidied.
-    inspected: bool,
     /// Held, not read: the lock goes with it.
     _lock: Option<File>,
 }
 
 impl Spool {
-    /// Makes the directories, takes the lock, clears leftovers, and proves that files can be made.
+    /// Makes the directories and takes the lock.
     pub(super) fn open(layout: Layout, mode: Option<u32>) -> Result<Self, StoreError> {
+        let not_writable = |path: &Path| StoreError::not_writable(layout.root(), path);
         let modes = Modes::of(&layout, mode);
-        let not_writable = |path: PathBuf| {
-            let root = layout.root().to_owned();
-            |source| StoreError::NotWritable { root, path, source }
-        };
         let spool = layout.spool();
-        let created = disk::create_dirs(&spool, &modes).map_err(not_writable(spool.clone()))?;
-        for own in spool.ancestors().take(2) {
-            modes
-                .settle_dir(own)
-                .map_err(not_writable(own.to_owned()))?;
+        let created = disk::create_dirs(&spool, &modes).map_err(not_writable(&spool))?;
+        for own in [&spool, &layout.own()] {
+            modes.settle_dir(own).map_err(not_writable(own))?;
         }
         disk::sync_names(&spool, &created);
 
         let path = layout.lock();
-        let lock = Modes::open_lock(&path).map_err(not_writable(path.clone()))?;
+        let lock = Modes::open_lock(&path).map_err(not_writable(&path))?;
         take_lock(&lock, &layout)?;
-        note_holder(&lock);
-
-        // Before the probe, because it may make room on a full disk.
-        let boot = boot_id();
-        partials::sweep(&layout, &boot)?;
-        let probe = layout.draft(0);
-        File::create(&probe).map_err(not_writable(probe.clone()))?;
-        fs::remove_file(&probe).map_err(not_writable(probe))?;
-
-        Ok(Self {
-            layout,
-            next: AtomicU64::new(1),
-            locks: StageLocks::default(),
-            boot,
-            unreadable: UnreadableEntries::default(),
-            modes,
-            origins: OnceLock::new(),
-            inspected: false,
-            _lock: Some(lock),
-        })
+        Ok(Self::with(layout, modes, Some(lock), false))
     }
 
-    /// Takes the lock of a directory that is there, and changes nothing but the process id in the lock
-    /// file. A directory without a lock
-    /// file has never been used by a server.
+    /// Takes the lock of an existing directory, and changes nothing but the process id in the lock
+    /// file. A directory without a lock file has never been used by a server.
     pub(super) fn inspect(layout: Layout) -> Result<Self, StoreError> {
-        let modes = Modes::of(&layout, None);
         let root = layout.root();
-        let there = disk::found(fs::metadata(root))
-            .map_err(|source| StoreError::io("look at", root, source))?;
-        if !there.is_some_and(|metadata| metadata.is_dir()) {
+        let metadata = disk::found(fs::metadata(root)).context("look at", root)?;
+        if !metadata.is_some_and(|metadata| metadata.is_dir()) {
             let root = root.to_owned();
             return Err(StoreError::Missing { root });
         }
         let path = layout.lock();
-        let lock = disk::found(File::options().write(true).open(&path))
-            .map_err(|source| StoreError::io("open", &path, source))?;
+        let lock = disk::found(File::options().write(true).open(&path)).context("open", &path)?;
         if let Some(lock) = &lock {
             take_lock(lock, &layout)?;
-            note_holder(lock);
         }
-        Ok(Self {
+        let modes = Modes::of(&layout, None);
+        Ok(Self::with(layout, modes, lock, true))
+    }
+
+    fn with(layout: Layout, modes: Modes, lock: Option<File>, inspected: bool) -> Self {
+        Self {
             layout,
-            next: AtomicU64::new(1),
-            locks: StageLocks::default(),
-            boot: boot_id(),
-            unreadable: UnreadableEntries::default(),
             modes,
+            locks: Arc::default(),
+            unreadable: UnreadableEntries::default(),
+            boot: boot_id(),
+            inspected,
+            next: AtomicU64::new(1),
             origins: OnceLock::new(),
-            inspected: true,
             _lock: lock,
-        })
+        }
     }
 
-    pub(super) fn unreadable(&self) -> &UnreadableEntries {
-        &self.unreadable
-    }
-
-    pub(super) fn is_inspected(&self) -> bool {
-        self.inspected
-    }
-
-    pub(super) fn modes(&self) -> &Modes {
-        &self.modes
+    /// Proves that files can be made.
+    pub(super) fn probe(&self) -> Result<(), StoreError> {
+        let probe = self.layout.draft(0);
+        File::create(&probe)
+            .and_then(|_| fs::remove_file(&probe))
+            .map_err(StoreError::not_writable(self.layout.root(), &probe))
     }
 
     /// Says which upstreams there are, and keeps it for the next start. Returns which of them are
@@ -145,29 +119,28 @@ impl Spool {
         disk::write_small(&draft, b"", false, &self.modes)?;
         // By the clock that dates the links.
         let now = fs::metadata(&draft).and_then(|draft| draft.modified());
-        disk::discard(&draft);
-        let now = now.map_err(|source| StoreError::io("look at", &draft, source))?;
+        disk::discard(disk::remove_file(&draft));
+        let now = now.context("look at", &draft)?;
         let (origins, changes) = known.updated(upstreams, now);
         if origins != known {
-            let text = serde_json::to_vec(&origins)
-                .map_err(|error| StoreError::io("write", &path, error.into()))?;
+            let text = serde_json::to_vec(&origins).map_err(io::Error::from);
+            let text = text.context("write", &path)?;
             self.write_file(&path, &text, true)?;
         }
-        // Whoever called this before has said the same.
+        // Set only once: an earlier call had the same upstreams.
         drop(self.origins.set(origins));
         Ok(changes)
     }
 
-    /// Whether the repository's upstream has ever been another one.
-    pub(super) fn has_changed(&self, repo: &RepoName) -> bool {
-        let origins = self.origins.get();
-        origins.is_some_and(|origins| origins.changed(repo).is_some())
+    /// Links and tags of this repository that were written at this time or before are of another
+    /// upstream. None when its upstream has always been the one it is.
+    pub(super) fn changed(&self, repo: &RepoName) -> Option<SystemTime> {
+        self.origins.get()?.changed(repo)
     }
 
     /// Whether a link or tag of this repository was written since its upstream is the one it is.
     pub(super) fn is_proved(&self, repo: &RepoName, path: &Path) -> bool {
-        let changed = self.origins.get().and_then(|origins| origins.changed(repo));
-        changed.is_none_or(|changed| {
+        self.changed(repo).is_none_or(|changed| {
             let written = fs::metadata(path).and_then(|file| file.modified());
             written.is_ok_and(|written| written > changed)
         })
@@ -176,30 +149,10 @@ impl Spool {
     /// Writes a small file, removes it, and looks whether the blobs' directory can be listed.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         let probe = self.draft();
-        let written =
-            fs::write(&probe, [0; PROBE]).map_err(|source| StoreError::io("write", &probe, source));
-        let removed = match fs::remove_file(&probe) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io("remove", &probe, error))
-            }
-            _ => Ok(()),
-        };
-        written.and(removed)?;
+        let written = fs::write(&probe, [0; PROBE]).context("write", &probe);
+        written.and(disk::remove_file(&probe))?;
         let blobs = self.layout.blobs(Algorithm::Sha256, 0);
         disk::list(blobs.parent().unwrap_or(&blobs)).map(drop)
-    }
-
-    pub(super) fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    pub(super) fn locks(&self) -> &StageLocks<StageName> {
-        &self.locks
-    }
-
-    /// See [`boot_id`].
-    pub(super) fn boot(&self) -> &str {
-        &self.boot
     }
 
     /// A new name for a small file.
@@ -218,10 +171,10 @@ impl Spool {
         let draft = self.draft();
         let placed = disk::write_small(&draft, content, sync, &self.modes)
             .and_then(|()| disk::place(&draft, path, &self.modes).map(drop));
-        placed.inspect_err(|_| disk::discard(&draft))
+        placed.inspect_err(|_| disk::discard(disk::remove_file(&draft)))
     }
 
-    /// Makes `target` a link to `digest`, or leaves what was there. `sync` is for a link whose
+    /// Makes `target` a link to `digest`, or leaves its content. `sync` is for a link whose
     /// earlier content matters: then power loss leaves the old digest or the new one. Otherwise it
     /// may leave an empty file, which reads as no link.
     pub(super) fn write_link(
@@ -239,10 +192,8 @@ impl Spool {
         // As the reference registry writes it: the digest, no line end.
         self.write_file(target, digest.to_string().as_bytes(), sync)
     }
-}
 
-impl Spool {
-    /// Removes a link file that is empty. Whoever writes it at the same time wins.
+    /// Removes an empty link file. A concurrent write of it wins.
     pub(super) fn remove_empty(&self, path: &Path) {
         // A directory in its place is none of ours.
         let is_file = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
@@ -261,9 +212,7 @@ impl Spool {
         match removed {
             Ok(()) => {
                 tracing::info!(path = %path.display(), "removed a link that a crash left empty");
-                if let Some(directory) = path.parent() {
-                    disk::prune(directory, &self.layout.repositories());
-                }
+                disk::prune(path, &self.layout.repositories());
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
@@ -275,37 +224,31 @@ impl Spool {
     /// Gives a file a second name.
     pub(super) fn link_file(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
         let draft = self.draft();
-        fs::hard_link(from, &draft).map_err(|source| StoreError::io("link", from, source))?;
-        let placed = disk::place(&draft, to, &self.modes);
-        if placed.is_err() {
-            disk::discard(&draft);
-        }
-        placed.map(drop)
+        fs::hard_link(from, &draft).context("link", from)?;
+        let placed = disk::place(&draft, to, &self.modes).map(drop);
+        placed.inspect_err(|_| disk::discard(disk::remove_file(&draft)))
     }
 }
 
-fn take_lock(lock: &File, layout: &Layout) -> Result<(), StoreError> {
+/// Takes the lock, and writes the process's id into its file, for the error of the next process.
+fn take_lock(mut lock: &File, layout: &Layout) -> Result<(), StoreError> {
     match lock.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
-            root: layout.root().to_owned(),
-            holder: fs::read_to_string(layout.lock())
-                .ok()
-                .and_then(|pid| pid.trim().parse().ok()),
-        }),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(layout.lock()).ok();
+            return Err(StoreError::InUse {
+                root: layout.root().to_owned(),
+                holder: holder.and_then(|pid| pid.trim().parse().ok()),
+            });
+        }
         Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
             tracing::warn!(
                 root = %layout.root().display(),
                 "this file system has no locks: make sure that no other process uses the store"
             );
-            Ok(())
         }
-        Err(TryLockError::Error(source)) => Err(StoreError::io("lock", &layout.lock(), source)),
+        Err(TryLockError::Error(error)) => return Err(error).context("lock", &layout.lock()),
     }
-}
-
-/// Writes the process's id into the lock's file, for whoever finds it locked.
-fn note_holder(mut lock: &File) {
     let pid = format!("{}\n", std::process::id());
     let noted = lock
         .set_len(0)
@@ -313,4 +256,5 @@ fn note_holder(mut lock: &File) {
     if let Err(error) = noted {
         tracing::debug!(error = %on_one_line(&error), "the lock file doesn't name this process");
     }
+    Ok(())
 }

@@ -7,32 +7,24 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::io::pwritev;
 
 use super::checkpoint::{Checkpoint, Unusable};
 use super::claims::Claims;
-use super::layout::StageName;
-use super::partials::StageFiles;
-use super::spool::Spool;
-use super::stage_locks::StageLock;
-use super::trust::stamp;
+use super::error::Context as _;
+use super::partials::{self, StageFiles};
 use super::{Modified, Partial, Reader, Stage, StoreError, disk};
 
 /// A blob that is being written.
 #[derive(Debug)]
 pub(super) struct FileStage {
-    spool: Arc<Spool>,
     upstream: Arc<str>,
-    files: StageFiles,
-    writer: File,
-    reader: Reader,
-    /// The end of the file, in bytes.
-    length: u64,
-    claims: Claims,
+    file: StagedFile,
     /// Whether there is a checkpoint.
     checkpointed: bool,
     state: FileStageState,
-    /// Released after the files are gone or left.
-    _lock: StageLock<StageName>,
+    /// Locked until they are gone or left.
+    files: StageFiles,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,78 +39,78 @@ enum FileStageState {
     Left,
 }
 
+/// The open file of a stage.
+#[derive(Debug)]
+struct StagedFile {
+    writer: File,
+    reader: Reader,
+    /// The end of the file, in bytes.
+    length: u64,
+    /// The bytes that were written and, in a resumed stage, match their checksums.
+    claims: Claims,
+}
+
 impl FileStage {
     /// Starts with an empty file, in place of a partial.
-    pub(super) fn create(
-        spool: &Arc<Spool>,
-        lock: StageLock<StageName>,
-        upstream: Arc<str>,
-    ) -> Result<Self, StoreError> {
-        let files = StageFiles::new(spool.layout(), *lock.key());
+    pub(super) fn create(files: StageFiles, upstream: Arc<str>) -> Result<Self, StoreError> {
+        let path = &files.staged;
         files.remove()?;
-        let error = |source| StoreError::io("create", files.staged(), source);
         let mut options = File::options();
-        let writer = spool
-            .modes()
-            .open(options.write(true).create_new(true), files.staged())
-            .map_err(error)?;
-        let reader = File::open(files.staged()).map_err(error);
-        let reader = reader.inspect_err(|_| files.discard())?;
-        Ok(Self {
-            spool: Arc::clone(spool),
-            upstream,
-            reader: Reader::of_file(reader, files.staged()),
-            files,
+        let options = options.write(true).create_new(true);
+        let writer = files.spool.modes.open(options, path);
+        let writer = writer.context("create", path)?;
+        let reader = File::open(path).context("create", path);
+        let reader = reader.inspect_err(|_| disk::discard(files.remove()))?;
+        let file = StagedFile {
             writer,
+            reader: Reader::of_file(reader, path),
             length: 0,
             claims: Claims::default(),
+        };
+        Ok(Self {
+            upstream,
+            file,
             checkpointed: false,
             state: FileStageState::Whole,
-            _lock: lock,
+            files,
         })
     }
 
     /// Resumes the partial of this name: reads all that its checkpoint claims, and drops claims that
     /// don't match their checksums. None when there is no partial; one that can't be resumed is
-    /// removed. On an error it stays.
+    /// removed. On an error it stays, and so it does if the stage is dropped before it is
+    /// [`taken`](Self::take).
     pub(super) fn resume(
-        spool: &Arc<Spool>,
-        lock: StageLock<StageName>,
+        files: StageFiles,
         upstream: Arc<str>,
     ) -> Result<Option<(Self, Partial)>, StoreError> {
-        let files = StageFiles::new(spool.layout(), *lock.key());
-        let opened = match Opened::verified(spool, &files, &upstream) {
-            Ok(Some(opened)) => opened,
-            Ok(None) => return Ok(None),
-            Err(Unusable::Store(error)) => return Err(error),
-            Err(unusable) => {
-                files.discard_unusable(&unusable);
-                return Ok(None);
-            }
-        };
-        let partial = Partial {
-            upstream: Arc::clone(&upstream),
-            total: opened.total,
-            ranges: opened.claims.ranges(),
-        };
-        let stage = Self {
-            spool: Arc::clone(spool),
-            upstream,
-            files,
-            writer: opened.writer,
-            reader: opened.reader,
-            length: opened.length,
-            claims: opened.claims,
-            checkpointed: true,
-            state: FileStageState::Whole,
-            _lock: lock,
-        };
-        Ok(Some((stage, partial)))
+        let verified = files.usable(StagedFile::verified(&files, &upstream))?;
+        Ok(verified.map(|(file, total)| {
+            let partial = Partial {
+                upstream: Arc::clone(&upstream),
+                total,
+                ranges: file.claims.ranges(),
+            };
+            let stage = Self {
+                upstream,
+                file,
+                checkpointed: true,
+                state: FileStageState::Left,
+                files,
+            };
+            (stage, partial)
+        }))
+    }
+
+    /// The caller has the resumed stage, and decides from here on whether the files stay.
+    pub(super) fn take(mut self) -> Box<dyn Stage> {
+        self.state = FileStageState::Whole;
+        Box::new(self)
     }
 
     fn check_whole(&self) -> Result<(), StoreError> {
         if self.state == FileStageState::Broken {
-            let path = self.files.staged().to_owned();
+            let path = self.files.staged.clone();
             return Err(StoreError::Incomplete { path });
         }
         Ok(())
@@ -127,30 +119,16 @@ impl FileStage {
     /// Any later sync could succeed without the bytes of a failed one, so nothing can be committed
     /// after it.
     fn sync(&mut self) -> Result<(), StoreError> {
-        self.writer.sync_data().map_err(|source| {
-            self.state = FileStageState::Broken;
-            StoreError::io("sync", self.files.staged(), source)
-        })
+        let synced = self.file.writer.sync_data();
+        let synced = synced.context("sync", &self.files.staged);
+        synced.inspect_err(|_| self.state = FileStageState::Broken)
     }
 }
 
-/// The open file of a partial.
-struct Opened {
-    writer: File,
-    reader: Reader,
-    length: u64,
-    total: u64,
-    /// Those that match their checksums.
-    claims: Claims,
-}
-
-impl Opened {
-    fn verified(
-        spool: &Spool,
-        files: &StageFiles,
-        upstream: &str,
-    ) -> Result<Option<Self>, Unusable> {
-        let Some((checkpoint, mut claims, _)) = files.read(spool.boot())? else {
+impl StagedFile {
+    /// The file of a partial, and the size of the whole blob.
+    fn verified(files: &StageFiles, upstream: &str) -> Result<Option<(Self, u64)>, Unusable> {
+        let Some((checkpoint, mut claims, _)) = files.read()? else {
             return Ok(None);
         };
         let Checkpoint { total, digest, .. } = checkpoint;
@@ -160,16 +138,14 @@ impl Opened {
                 upstream: checkpoint.upstream,
             });
         }
-        let error = |source| StoreError::io("open", files.staged(), source);
-        let mut options = File::options();
-        let writer = disk::found(options.write(true).open(files.staged())).map_err(error)?;
+        let path = &files.staged;
+        let writer = disk::found(File::options().write(true).open(path)).context("open", path)?;
         let writer = writer.ok_or(Unusable::Missing)?;
-        let length = writer.metadata().map_err(error)?.len();
+        let length = writer.metadata().context("open", path)?.len();
         if length > total {
             return Err(Unusable::Length { length, total });
         }
-        let reader = File::open(files.staged()).map_err(error)?;
-        let reader = Reader::of_file(reader, files.staged());
+        let reader = Reader::of_file(File::open(path).context("open", path)?, path);
         let claimed = claims.ranges().len();
         claims.verify(|offset, buffer| reader.fill_blocking(offset, buffer));
         let verified = claims.ranges().len();
@@ -180,49 +156,55 @@ impl Opened {
             let bytes = claimed - verified;
             tracing::warn!(%digest, bytes, "damaged bytes of a partial download are downloaded again");
         }
-        Ok(Some(Self {
+        let file = Self {
             writer,
             reader,
             length,
-            total,
             claims,
-        }))
+        };
+        Ok(Some((file, total)))
     }
 }
 
 impl Stage for FileStage {
     fn content(&self) -> Reader {
-        self.reader.clone()
+        self.file.reader.clone()
     }
 
     fn write_at(&mut self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
         self.check_whole()?;
-        let end = write_all(&mut self.writer, offset, chunks).map_err(|source| {
-            let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-            self.claims.remove(offset, offset.saturating_add(bytes));
+        let writer = &self.file.writer;
+        let write = |offset, slices: &[IoSlice<'_>]| Ok(pwritev(writer, slices, offset)?);
+        let written = write_all(write, offset, chunks).context("write", &self.files.staged);
+        let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let end = offset.saturating_add(bytes);
+        if written.is_err() {
+            self.file.claims.remove(offset, end);
             self.state = FileStageState::Broken;
-            StoreError::io("write", self.files.staged(), source)
-        })?;
-        if let Some(end) = end {
-            self.length = self.length.max(end);
+            return written;
+        }
+        if bytes > 0 {
+            self.file.length = self.file.length.max(end);
         }
         let mut at = offset;
         for chunk in chunks {
-            self.claims.add(at, chunk);
+            self.file.claims.add(at, chunk);
             at += chunk.len() as u64;
         }
         Ok(())
     }
 
     fn checkpoint(&mut self, total: u64, sync: bool) -> Result<(), StoreError> {
-        let (digest, boot) = (self.files.digest(), self.spool.boot());
-        let checkpoint = Checkpoint::new(digest, &self.upstream, total, boot, &self.claims);
+        let (digest, boot) = (self.files.digest(), &self.files.spool.boot);
+        let claims = &self.file.claims;
+        let mut checkpoint = Checkpoint::new(digest, &self.upstream, total, boot, claims);
         // Not synced at first: the process may have to end before the sync does.
-        self.files.write(&self.spool, &checkpoint, false)?;
+        self.files.write(&checkpoint, false)?;
         self.checkpointed = true;
         if sync {
             self.sync()?;
-            self.files.write(&self.spool, &checkpoint.synced(), true)?;
+            checkpoint.synced = true;
+            self.files.write(&checkpoint, true)?;
         }
         Ok(())
     }
@@ -236,66 +218,52 @@ impl Stage for FileStage {
     fn commit(mut self: Box<Self>) -> Result<Option<Modified>, StoreError> {
         self.check_whole()?;
         self.sync()?;
-        let digest = self.files.digest();
-        let target = self.spool.layout().blob(&digest);
+        let (spool, digest) = (&self.files.spool, self.files.digest());
+        let target = spool.layout.blob(digest);
         match disk::file_size(&target)? {
-            Some(size) if size == self.length => {
-                self.spool.remove_partials(&digest);
+            Some(size) if size == self.file.length => {
+                partials::remove_all(spool, digest);
                 return Ok(None);
             }
             Some(size) => tracing::warn!(
-                %digest, size, expected = self.length,
+                %digest, size, expected = self.file.length,
                 "a damaged blob in the store is replaced"
             ),
             None => {}
         }
-        let created = disk::place(self.files.staged(), &target, self.spool.modes())?;
+        let created = disk::place(&self.files.staged, &target, &spool.modes)?;
         // The start removes the checkpoint if the process is killed here.
         self.state = FileStageState::Placed;
-        self.files.discard();
-        self.spool.remove_partials(&digest);
+        disk::discard(self.files.remove());
+        partials::remove_all(spool, digest);
         disk::sync_names(&target, &created);
-        Ok(stamp(&self.writer).map(|(_, modified)| modified))
+        let written = self.file.writer.metadata().ok();
+        Ok(written.as_ref().and_then(Modified::of))
     }
 }
 
 impl Drop for FileStage {
     fn drop(&mut self) {
         match self.state {
-            FileStageState::Whole | FileStageState::Broken => self.files.discard(),
+            FileStageState::Whole | FileStageState::Broken => disk::discard(self.files.remove()),
             FileStageState::Placed | FileStageState::Left => {}
         }
     }
 }
 
-/// What writes at an offset: a file, or what stands in for one in tests.
-trait WriteAt {
-    /// One call to the system: some of the bytes, as with [`io::Write::write_vectored`].
-    fn write_at(&mut self, offset: u64, slices: &[IoSlice<'_>]) -> io::Result<usize>;
-}
-
-impl WriteAt for File {
-    fn write_at(&mut self, offset: u64, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        Ok(rustix::io::pwritev(self, slices, offset)?)
-    }
-}
-
-/// Writes all chunks, one after the other, with as few calls as the system allows. Returns where
-/// they end; `None` when there was nothing to write.
+/// Writes all chunks, one after the other, with as few calls as the system allows. `write` is one
+/// call: it takes some of the bytes, as [`io::Write::write_vectored`] does, at an offset.
 fn write_all(
-    writer: &mut impl WriteAt,
+    mut write: impl FnMut(u64, &[IoSlice<'_>]) -> io::Result<usize>,
     mut offset: u64,
     chunks: &[Bytes],
-) -> io::Result<Option<u64>> {
+) -> io::Result<()> {
     let mut slices: Vec<_> = chunks.iter().map(|chunk| IoSlice::new(chunk)).collect();
     let mut rest = slices.as_mut_slice();
     // Drops empty chunks at the front, so that a write of 0 bytes can only mean trouble.
     IoSlice::advance_slices(&mut rest, 0);
-    if rest.is_empty() {
-        return Ok(None);
-    }
     while !rest.is_empty() {
-        match writer.write_at(offset, rest) {
+        match write(offset, rest) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => {
                 // No file goes on past what an offset can say: the system refuses before that.
@@ -306,7 +274,7 @@ fn write_all(
             Err(error) => return Err(error),
         }
     }
-    Ok(Some(offset))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -314,7 +282,8 @@ mod tests {
     use super::*;
     use crate::oci::Digest;
     use crate::storage::Layout;
-    use crate::storage::stage_locks::StageLocks;
+    use crate::storage::layout::StageName;
+    use crate::storage::spool::Spool;
 
     const START: u64 = 1000;
 
@@ -326,8 +295,8 @@ mod tests {
         asked: usize,
     }
 
-    impl WriteAt for Grudging {
-        fn write_at(&mut self, offset: u64, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    impl Grudging {
+        fn write(&mut self, offset: u64, slices: &[IoSlice<'_>]) -> io::Result<usize> {
             let bytes = &slices[0];
             assert_eq!(offset, START + self.taken.len() as u64);
             self.asked += 1;
@@ -352,8 +321,7 @@ mod tests {
             room: 100,
             ..Grudging::default()
         };
-        let end = write_all(&mut writer, START, &chunks()).unwrap();
-        assert_eq!(end, Some(START + 9));
+        write_all(|at, slices| writer.write(at, slices), START, &chunks()).unwrap();
         assert_eq!(writer.taken, b"abcdefghi");
     }
 
@@ -363,8 +331,8 @@ mod tests {
             room: 4,
             ..Grudging::default()
         };
-        let error = write_all(&mut writer, START, &chunks()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WriteZero);
+        let error = write_all(|at, slices| writer.write(at, slices), START, &chunks());
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::WriteZero);
     }
 
     #[test]
@@ -372,21 +340,20 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let spool = Arc::new(Spool::open(Layout::new(root.path()), None).unwrap());
         let digest = Digest::of(crate::oci::Algorithm::Sha256, b"ab");
-        let locks = StageLocks::default();
-        let lock = locks.try_lock(&StageName::new(&digest, "u")).unwrap();
-        let mut stage = Box::new(FileStage::create(&spool, lock, "u".into()).unwrap());
+        let files = StageFiles::try_lock(&spool, StageName::new(&digest, "u")).unwrap();
+        let mut stage = Box::new(FileStage::create(files, "u".into()).unwrap());
         stage.write_at(0, &[Bytes::from_static(b"a")]).unwrap();
         // A handle that can't write stands in for a disk that is full for a moment.
-        let writer =
-            std::mem::replace(&mut stage.writer, File::open(stage.files.staged()).unwrap());
+        let unwritable = File::open(&stage.files.staged).unwrap();
+        let writer = std::mem::replace(&mut stage.file.writer, unwritable);
         stage.write_at(1, &[Bytes::from_static(b"b")]).unwrap_err();
-        stage.writer = writer;
+        stage.file.writer = writer;
 
         let error = stage.write_at(1, &[Bytes::from_static(b"b")]).unwrap_err();
         assert!(matches!(error, StoreError::Incomplete { .. }), "{error:?}");
         let error = stage.commit().unwrap_err();
         assert!(matches!(error, StoreError::Incomplete { .. }), "{error:?}");
-        assert!(!spool.layout().blob(&digest).exists());
-        assert!(disk::list(&spool.layout().spool()).unwrap().is_empty());
+        assert!(!spool.layout.blob(&digest).exists());
+        assert!(disk::list(&spool.layout.spool()).unwrap().is_empty());
     }
 }

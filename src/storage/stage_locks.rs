@@ -8,10 +8,7 @@ use tokio::sync::Notify;
 
 /// The keys that have a stage.
 #[derive(Debug)]
-pub(super) struct StageLocks<K>(Arc<Inner<K>>);
-
-#[derive(Debug)]
-struct Inner<K> {
+pub(super) struct StageLocks<K> {
     locked: Mutex<BTreeSet<K>>,
     released: Notify,
 }
@@ -19,25 +16,25 @@ struct Inner<K> {
 /// Locks a key until it is dropped.
 #[derive(Debug)]
 pub(super) struct StageLock<K: Ord> {
-    key: K,
-    locks: Arc<Inner<K>>,
+    pub(super) key: K,
+    locks: Arc<StageLocks<K>>,
 }
 
 impl<K> Default for StageLocks<K> {
     fn default() -> Self {
-        Self(Arc::new(Inner {
+        Self {
             locked: Mutex::default(),
             released: Notify::new(),
-        }))
+        }
     }
 }
 
 impl<K: Ord + Clone> StageLocks<K> {
     /// Locks the key once no stage has it any more. Cancel safe.
-    pub(super) async fn lock(&self, key: K) -> StageLock<K> {
+    pub(super) async fn lock(self: &Arc<Self>, key: K) -> StageLock<K> {
         loop {
             // Created before the key is tried: it notices every release after that.
-            let released = self.0.released.notified();
+            let released = self.released.notified();
             if let Some(lock) = self.try_lock(&key) {
                 return lock;
             }
@@ -46,18 +43,12 @@ impl<K: Ord + Clone> StageLocks<K> {
     }
 
     /// Locks the key; none while a stage has it.
-    pub(super) fn try_lock(&self, key: &K) -> Option<StageLock<K>> {
-        let is_new = self.0.locked.lock().insert(key.clone());
+    pub(super) fn try_lock(self: &Arc<Self>, key: &K) -> Option<StageLock<K>> {
+        let is_new = self.locked.lock().insert(key.clone());
         is_new.then(|| StageLock {
             key: key.clone(),
-            locks: Arc::clone(&self.0),
+            locks: Arc::clone(self),
         })
-    }
-}
-
-impl<K: Ord> StageLock<K> {
-    pub(super) const fn key(&self) -> &K {
-        &self.key
     }
 }
 

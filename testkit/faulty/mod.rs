@@ -11,20 +11,21 @@
 )]
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
+
 use crate::oci::{Digest, RepoName, Tag};
+use crate::storage::{
+    Content, Link, LinkKind, Modified, Partial, ReadGate, Reader, Resumed, Stage, Store,
+    StoreError, Unreadable, Upload,
+};
 
 mod script;
-mod stage;
 
 use script::{Effect, Gate, Script};
-use stage::FaultyStage;
-
-use crate::storage::{
-    Content, Link, LinkKind, Partial, Reader, Resumed, Stage, Store, StoreError, Unreadable, Upload,
-};
 
 /// A call that can be made to fail or stall: the methods of [`Store`], and of every [`Stage`] and
 /// [`Reader`] that it hands out.
@@ -112,11 +113,11 @@ impl FaultyStore {
     }
 
     fn faulty(&self, inner: Box<dyn Stage>) -> Box<dyn Stage> {
-        Box::new(FaultyStage::new(inner, Arc::clone(&self.script)))
-    }
-
-    async fn pass(&self, operation: Operation) -> Result<(), StoreError> {
-        self.script.pass(operation).await.map(drop)
+        Box::new(FaultyStage {
+            inner,
+            script: Arc::clone(&self.script),
+            broken: false,
+        })
     }
 }
 
@@ -141,98 +142,97 @@ impl Drop for Stall {
 #[async_trait::async_trait]
 impl Store for FaultyStore {
     async fn open(&self, digest: &Digest) -> Result<Option<Content>, StoreError> {
-        self.pass(Operation::Open).await?;
+        self.script.pass(Operation::Open).await?;
         let content = self.inner.open(digest).await?;
-        let gate = || Arc::new(stage::Gate(Arc::clone(&self.script)));
         Ok(content.map(|content| Content {
-            reader: Reader::gated(content.reader, gate()),
+            reader: Reader::gated(content.reader, Arc::clone(&self.script) as _),
             ..content
         }))
     }
 
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        self.pass(Operation::Size).await?;
+        self.script.pass(Operation::Size).await?;
         self.inner.size(digest).await
     }
 
     async fn stage(&self, digest: &Digest, upstream: &str) -> Result<Box<dyn Stage>, StoreError> {
-        self.pass(Operation::Stage).await?;
+        self.script.pass(Operation::Stage).await?;
         Ok(self.faulty(self.inner.stage(digest, upstream).await?))
     }
 
     async fn resume(&self, digest: &Digest, upstream: &str) -> Result<Option<Resumed>, StoreError> {
-        self.pass(Operation::Resume).await?;
+        self.script.pass(Operation::Resume).await?;
         let resumed = self.inner.resume(digest, upstream).await?;
         Ok(resumed.map(|(stage, partial)| (self.faulty(stage), partial)))
     }
 
     async fn partials(&self) -> Result<Vec<(Digest, Partial, SystemTime)>, StoreError> {
-        self.pass(Operation::Partials).await?;
+        self.script.pass(Operation::Partials).await?;
         self.inner.partials().await
     }
 
     async fn discard(&self, digest: &Digest, upstream: &str) -> Result<bool, StoreError> {
-        self.pass(Operation::Discard).await?;
+        self.script.pass(Operation::Discard).await?;
         self.inner.discard(digest, upstream).await
     }
 
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
-        self.pass(Operation::Remove).await?;
+        self.script.pass(Operation::Remove).await?;
         self.inner.remove(digest).await
     }
 
     async fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
-        self.pass(Operation::Quarantine).await?;
+        self.script.pass(Operation::Quarantine).await?;
         self.inner.quarantine(digest).await
     }
 
     async fn linked(&self, link: &Link) -> Result<bool, StoreError> {
-        self.pass(Operation::Linked).await?;
+        self.script.pass(Operation::Linked).await?;
         self.inner.linked(link).await
     }
 
     async fn link(&self, link: &Link) -> Result<(), StoreError> {
-        self.pass(Operation::Link).await?;
+        self.script.pass(Operation::Link).await?;
         self.inner.link(link).await
     }
 
     async fn unlink(&self, link: &Link) -> Result<bool, StoreError> {
-        self.pass(Operation::Unlink).await?;
+        self.script.pass(Operation::Unlink).await?;
         self.inner.unlink(link).await
     }
 
     async fn tag(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>, StoreError> {
-        self.pass(Operation::Tag).await?;
+        self.script.pass(Operation::Tag).await?;
         self.inner.tag(repo, tag).await
     }
 
     async fn set_tag(&self, repo: &RepoName, tag: &Tag, digest: &Digest) -> Result<(), StoreError> {
-        self.pass(Operation::SetTag).await?;
+        self.script.pass(Operation::SetTag).await?;
         self.inner.set_tag(repo, tag, digest).await
     }
 
     async fn remove_tag(&self, repo: &RepoName, tag: &Tag) -> Result<bool, StoreError> {
-        self.pass(Operation::RemoveTag).await?;
+        self.script.pass(Operation::RemoveTag).await?;
         self.inner.remove_tag(repo, tag).await
     }
 
     async fn tags(&self, repo: &RepoName) -> Result<Vec<Tag>, StoreError> {
-        self.pass(Operation::Tags).await?;
+        self.script.pass(Operation::Tags).await?;
         self.inner.tags(repo).await
     }
 
     async fn links(&self, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
-        self.pass(Operation::Links).await?;
+        self.script.pass(Operation::Links).await?;
         self.inner.links(repo, kind).await
     }
 
     async fn blobs(&self, first: u8) -> Result<Vec<(Digest, u64)>, StoreError> {
-        self.pass(Operation::Blobs).await?;
+        self.script.pass(Operation::Blobs).await?;
         self.inner.blobs(first).await
     }
 
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
-        self.pass(Operation::Repositories).await?;
+        self.script.pass(Operation::Repositories).await?;
         self.inner.repositories().await
     }
 
@@ -257,7 +257,64 @@ impl Store for FaultyStore {
     }
 
     async fn check(&self) -> Result<(), StoreError> {
-        self.pass(Operation::Check).await?;
+        self.script.pass(Operation::Check).await?;
         self.inner.check().await
+    }
+}
+
+/// A stage of the store within, whose calls and readers may fail.
+#[derive(Debug)]
+struct FaultyStage {
+    inner: Box<dyn Stage>,
+    script: Arc<Script>,
+    /// A write failed here, so the stage within lacks data without knowing it.
+    broken: bool,
+}
+
+impl FaultyStage {
+    fn pass(&self, operation: Operation) -> Result<(), StoreError> {
+        if self.broken {
+            let path = PathBuf::from("a faulty stage");
+            return Err(StoreError::Incomplete { path });
+        }
+        self.script.pass_blocking(operation).map(drop)
+    }
+}
+
+impl Stage for FaultyStage {
+    fn content(&self) -> Reader {
+        Reader::gated(self.inner.content(), Arc::clone(&self.script) as _)
+    }
+
+    fn write_at(&mut self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
+        let passed = self.pass(Operation::Write);
+        self.broken |= passed.is_err();
+        passed?;
+        self.inner.write_at(offset, chunks)
+    }
+
+    fn checkpoint(&mut self, total: u64, sync: bool) -> Result<(), StoreError> {
+        self.script.pass_blocking(Operation::Checkpoint)?;
+        self.inner.checkpoint(total, sync)
+    }
+
+    fn leave(self: Box<Self>) {
+        self.inner.leave();
+    }
+
+    fn commit(self: Box<Self>) -> Result<Option<Modified>, StoreError> {
+        self.pass(Operation::Commit)?;
+        self.inner.commit()
+    }
+}
+
+#[async_trait::async_trait]
+impl ReadGate for Script {
+    async fn pass(&self) -> Result<usize, StoreError> {
+        self.pass(Operation::Read).await
+    }
+
+    fn pass_blocking(&self) -> Result<usize, StoreError> {
+        self.pass_blocking(Operation::Read)
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::Operation;
@@ -71,37 +71,32 @@ impl Gate {
 #[derive(Debug)]
 struct Due {
     stalls: Vec<Gate>,
-    failure: Option<io::ErrorKind>,
-    /// The most bytes that a read may return.
-    max: usize,
+    /// The most bytes that a read may return, or an error.
+    outcome: Result<usize, io::ErrorKind>,
     panics: bool,
 }
 
 impl Due {
-    fn outcome(&self, operation: Operation) -> Result<usize, StoreError> {
+    fn outcome(self, operation: Operation) -> Result<usize, StoreError> {
         assert!(!self.panics, "a scripted panic of {operation:?}");
-        self.failure.map_or(Ok(self.max), |kind| {
-            let path = Path::new("a faulty store").join(format!("{operation:?}"));
-            Err(StoreError::Io {
-                operation: "pass",
-                path,
-                source: kind.into(),
-            })
+        self.outcome.map_err(|kind| StoreError::Io {
+            operation: "pass",
+            path: Path::new("a faulty store").join(format!("{operation:?}")),
+            source: kind.into(),
         })
     }
 }
 
 impl Chance {
-    fn strike(&mut self, operation: Operation, due: &mut Due) {
+    fn strike(&mut self, operation: Operation) -> Option<Result<usize, io::ErrorKind>> {
         if !self.operations.contains(&operation) || self.random.u32(0..1000) >= self.per_mille {
-            return;
+            return None;
         }
         let short = operation == Operation::Read && self.random.bool();
         if short {
-            due.max = self.random.usize(1..=SHORT);
-        } else {
-            due.failure = self.random.choice(KINDS);
+            return Some(Ok(self.random.usize(1..=SHORT)));
         }
+        self.random.choice(KINDS).map(Err)
     }
 }
 
@@ -112,20 +107,16 @@ impl Script {
             passing: nth.saturating_sub(1),
             effect,
         };
-        self.state().faults.push(fault);
+        self.0.lock().faults.push(fault);
     }
 
     /// From now on each call of `operations` fails with this probability; none for 0.
     pub(super) fn chance(&self, seed: u64, per_mille: u32, operations: &[Operation]) {
-        self.state().chance = (per_mille > 0).then(|| Chance {
+        self.0.lock().chance = (per_mille > 0).then(|| Chance {
             random: fastrand::Rng::with_seed(seed),
             per_mille,
             operations: operations.to_vec(),
         });
-    }
-
-    fn state(&self) -> MutexGuard<'_, ScriptState> {
-        self.0.lock()
     }
 
     pub(super) async fn pass(&self, operation: Operation) -> Result<usize, StoreError> {
@@ -148,11 +139,10 @@ impl Script {
     fn strike(&self, operation: Operation) -> Due {
         let mut due = Due {
             stalls: Vec::new(),
-            failure: None,
-            max: usize::MAX,
+            outcome: Ok(usize::MAX),
             panics: false,
         };
-        let mut state = self.state();
+        let mut state = self.0.lock();
         state.faults.retain_mut(|fault| {
             if fault.operation != operation {
                 return true;
@@ -162,15 +152,16 @@ impl Script {
                 return true;
             }
             match &fault.effect {
-                Effect::FailOnce(kind) | Effect::FailAlways(kind) => due.failure = Some(*kind),
+                Effect::FailOnce(kind) | Effect::FailAlways(kind) => due.outcome = Err(*kind),
                 Effect::Stall(gate) => due.stalls.push(gate.clone()),
-                Effect::Short(max) => due.max = due.max.min(*max),
+                Effect::Short(max) => due.outcome = due.outcome.map(|most| most.min(*max)),
                 Effect::Panic => due.panics = true,
             }
             matches!(fault.effect, Effect::FailAlways(_))
         });
-        if let Some(chance) = &mut state.chance {
-            chance.strike(operation, &mut due);
+        let chance = state.chance.as_mut();
+        if let Some(outcome) = chance.and_then(|chance| chance.strike(operation)) {
+            due.outcome = due.outcome.and(outcome);
         }
         due
     }

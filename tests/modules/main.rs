@@ -65,7 +65,6 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "storage/partials",
             "storage/content",
             "storage/modes",
-            "storage/trust",
             "cache/state/journal",
             "config",
             // The file of a unix socket.

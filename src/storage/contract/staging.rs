@@ -4,21 +4,10 @@ use std::time::SystemTime;
 
 use futures_util::FutureExt as _;
 
-use super::{Algorithm, Bytes, Digest, Stage, Store, commit, digest, put, read_all, text, write};
-use crate::oci::RangeSet;
-use crate::storage::{Partial, blocking};
-
-fn partial(total: u64, ranges: &[(u64, u64)]) -> Partial {
-    let mut set = RangeSet::new();
-    for (start, end) in ranges {
-        set.insert(*start, *end);
-    }
-    Partial {
-        upstream: "u".into(),
-        total,
-        ranges: set,
-    }
-}
+use super::{
+    Algorithm, Bytes, Digest, Partial, Stage, Store, blocking, commit, digest, partial, put,
+    read_all, staged, text, write,
+};
 
 async fn checkpoint(mut stage: Box<dyn Stage>, total: u64) -> Box<dyn Stage> {
     blocking(move || {
@@ -47,7 +36,7 @@ fn read(stage: &dyn Stage, offset: u64, max: usize) -> String {
 
 /// A partial with `abc` at 0 and `h` at 7 of 8 bytes.
 async fn left(store: &dyn Store, digest: &Digest) -> Partial {
-    let stage = write(store.stage(digest, "u").await.unwrap(), 0, &["abc"]).await;
+    let stage = staged(store, digest, "abc").await;
     let stage = write(stage, 7, &["h"]).await;
     leave(checkpoint(stage, 8).await).await;
     partial(8, &[(0, 3), (7, 8)])
@@ -55,10 +44,10 @@ async fn left(store: &dyn Store, digest: &Digest) -> Partial {
 
 async fn listed(store: &dyn Store) -> Vec<(Digest, Partial)> {
     let partials = store.partials().await.unwrap();
-    let named = partials.into_iter();
-    named
-        .map(|(digest, partial, _)| (digest, partial))
-        .collect()
+    let named = partials
+        .into_iter()
+        .map(|(digest, partial, _)| (digest, partial));
+    named.collect()
 }
 
 pub(super) async fn a_stage_is_read_while_it_grows(store: &dyn Store) {
@@ -80,7 +69,7 @@ pub(super) async fn a_stage_is_read_while_it_grows(store: &dyn Store) {
 
 pub(super) async fn a_dropped_stage_leaves_nothing(store: &dyn Store) {
     let digest = digest("abc");
-    let stage = write(store.stage(&digest, "u").await.unwrap(), 0, &["ab"]).await;
+    let stage = staged(store, &digest, "ab").await;
     let reader = stage.content();
     drop(stage);
     assert!(store.open(&digest).await.unwrap().is_none());
@@ -92,7 +81,7 @@ pub(super) async fn a_dropped_stage_leaves_nothing(store: &dyn Store) {
 
 pub(super) async fn stages_of_two_upstreams_are_apart(store: &dyn Store) {
     let digest = digest("abc");
-    let first = write(store.stage(&digest, "u").await.unwrap(), 0, &["ab"]).await;
+    let first = staged(store, &digest, "ab").await;
     let second = write(store.stage(&digest, "v").await.unwrap(), 0, &["xy"]).await;
     assert_eq!(text(&first.content(), 0, 9).await, "ab");
     assert_eq!(text(&second.content(), 0, 9).await, "xy");
@@ -104,7 +93,7 @@ pub(super) async fn stages_of_two_upstreams_are_apart(store: &dyn Store) {
 
 pub(super) async fn a_second_commit_changes_nothing(store: &dyn Store) {
     let digest = digest("abc");
-    let first = write(store.stage(&digest, "u").await.unwrap(), 0, &["abc"]).await;
+    let first = staged(store, &digest, "abc").await;
     let second = write(store.stage(&digest, "v").await.unwrap(), 0, &["abc"]).await;
     let follower = second.content();
     commit(first).await;
@@ -118,12 +107,8 @@ pub(super) async fn a_second_commit_changes_nothing(store: &dyn Store) {
 
 pub(super) async fn parts_are_written_in_any_order(store: &dyn Store) {
     let digest = digest("abcdefgh");
-    let stage = write(
-        store.stage(&digest, "u").await.unwrap(),
-        5,
-        &["fg", "", "h"],
-    )
-    .await;
+    let stage = store.stage(&digest, "u").await.unwrap();
+    let stage = write(stage, 5, &["fg", "", "h"]).await;
     assert_eq!(read(stage.as_ref(), 0, 9), ".....fgh");
     assert_eq!(read(stage.as_ref(), 6, 1), "g");
     for end in [8, u64::MAX] {
@@ -142,11 +127,10 @@ pub(super) async fn parts_are_written_in_any_order(store: &dyn Store) {
 pub(super) async fn a_write_past_every_offset_ends_the_stage(store: &dyn Store) {
     let digest = digest("a");
     for offset in [i64::MAX as u64, u64::MAX] {
-        let mut stage = write(store.stage(&digest, "u").await.unwrap(), 0, &["a"]).await;
+        let mut stage = staged(store, &digest, "a").await;
         let stage = blocking(move || {
-            stage
-                .write_at(offset, &[Bytes::from_static(b"a")])
-                .unwrap_err();
+            let chunks = [Bytes::from_static(b"a")];
+            stage.write_at(offset, &chunks).unwrap_err();
             Ok(stage)
         });
         let stage = stage.await.unwrap();
@@ -174,7 +158,7 @@ pub(super) async fn a_left_stage_is_resumed(store: &dyn Store) {
     let stage = checkpoint(write(stage, 3, &["de"]).await, 8).await;
     leave(stage).await;
     let (stage, partial) = store.resume(&digest, "u").await.unwrap().unwrap();
-    assert_eq!(partial, self::partial(8, &[(0, 5), (7, 8)]));
+    assert_eq!(partial, super::partial(8, &[(0, 5), (7, 8)]));
     commit(write(stage, 5, &["fg"]).await).await;
     let whole = read_all(store, &digest, 8).await.unwrap();
     assert_eq!(whole, Some("abcdefgh".into()));
@@ -184,7 +168,7 @@ pub(super) async fn a_left_stage_is_resumed(store: &dyn Store) {
 
 pub(super) async fn a_stage_without_a_checkpoint_is_not_left(store: &dyn Store) {
     let digest = digest("abc");
-    let stage = write(store.stage(&digest, "u").await.unwrap(), 0, &["ab"]).await;
+    let stage = staged(store, &digest, "ab").await;
     let reader = stage.content();
     leave(stage).await;
     assert_eq!(text(&reader, 0, 9).await, "ab");
@@ -193,12 +177,12 @@ pub(super) async fn a_stage_without_a_checkpoint_is_not_left(store: &dyn Store) 
     assert!(!store.discard(&digest, "u").await.unwrap());
 }
 
-/// A second stage waits for the end of the first, whichever that is; meanwhile nobody else sees its
-/// partial.
+/// A second stage waits for the end of the first, whichever that is; meanwhile its partial is
+/// hidden.
 pub(super) async fn there_is_one_stage_for_a_digest_and_upstream(store: &dyn Store) {
     let (digest, other) = (digest("abc"), digest("other"));
     for left_at_the_end in [false, true] {
-        let mut stage = write(store.stage(&digest, "u").await.unwrap(), 0, &["ab"]).await;
+        let mut stage = staged(store, &digest, "ab").await;
         stage = checkpoint(stage, 3).await;
         for resumed in [false, true] {
             if resumed {
@@ -209,12 +193,12 @@ pub(super) async fn there_is_one_stage_for_a_digest_and_upstream(store: &dyn Sto
             assert!(!store.discard(&digest, "u").await.unwrap());
             let mut second = store.stage(&digest, "u");
             assert!((&mut second).now_or_never().is_none());
-            // One that nobody waits for any more takes nothing.
+            // A cancelled one takes nothing.
             drop(store.resume(&digest, "u").now_or_never());
         }
         let mut second = store.resume(&digest, "u");
         assert!((&mut second).now_or_never().is_none());
-        // Other stages wait for nobody.
+        // Other keys don't wait.
         drop(store.stage(&other, "u").await.unwrap());
         drop(store.stage(&digest, "v").await.unwrap());
         if left_at_the_end {
@@ -231,7 +215,7 @@ pub(super) async fn there_is_one_stage_for_a_digest_and_upstream(store: &dyn Sto
         assert!(listed(store).await.is_empty());
     }
     // A commit ends a stage, too.
-    let first = write(store.stage(&digest, "u").await.unwrap(), 0, &["abc"]).await;
+    let first = staged(store, &digest, "abc").await;
     let mut second = store.stage(&digest, "u");
     assert!((&mut second).now_or_never().is_none());
     commit(first).await;
@@ -243,7 +227,7 @@ pub(super) async fn there_is_one_stage_for_a_digest_and_upstream(store: &dyn Sto
 pub(super) async fn a_new_stage_takes_the_place_of_a_partial(store: &dyn Store) {
     let digest = digest("abcdefgh");
     left(store, &digest).await;
-    let stage = write(store.stage(&digest, "u").await.unwrap(), 0, &["a"]).await;
+    let stage = staged(store, &digest, "a").await;
     assert!(listed(store).await.is_empty());
     assert_eq!(read(stage.as_ref(), 0, 9), "a");
     let stage = checkpoint(stage, 8).await;
@@ -269,7 +253,7 @@ pub(super) async fn a_commit_removes_every_partial(store: &dyn Store) {
         assert!(store.resume(&digest, "u").await.unwrap().is_none());
         assert_eq!(store.size(&digest).await.unwrap(), Some(8));
     }
-    let stage = write(store.stage(&digest, "u").await.unwrap(), 0, &["abcdefgh"]).await;
+    let stage = staged(store, &digest, "abcdefgh").await;
     commit(checkpoint(stage, 8).await).await;
     assert!(listed(store).await.is_empty());
 }
@@ -287,10 +271,7 @@ pub(super) async fn a_partial_belongs_to_one_upstream(store: &dyn Store) {
     assert_eq!(listed(store).await, both);
     assert!(store.resume(&digest, "w").await.unwrap().is_none());
     let (stage, resumed) = store.resume(&digest, "v").await.unwrap().unwrap();
-    assert_eq!(
-        (read(stage.as_ref(), 0, 9), resumed),
-        ("x".to_owned(), other)
-    );
+    assert_eq!((&*read(stage.as_ref(), 0, 9), resumed), ("x", other));
     leave(stage).await;
     assert!(store.discard(&digest, "v").await.unwrap());
     assert_eq!(listed(store).await, [(digest, claimed)]);
@@ -308,10 +289,9 @@ pub(super) async fn partials_are_listed_in_order_and_discarded(store: &dyn Store
     digests.sort_unstable();
     let all = store.partials().await.unwrap();
     assert!(all.iter().map(|(digest, ..)| digest).eq(&digests));
-    assert!(
-        all.iter()
-            .all(|(_, _, modified)| *modified > SystemTime::UNIX_EPOCH)
-    );
+    for (_, _, modified) in all {
+        assert!(modified > SystemTime::UNIX_EPOCH);
+    }
 
     let gone = digests.remove(4);
     assert!(store.discard(&gone, "u").await.unwrap());

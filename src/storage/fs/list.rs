@@ -4,13 +4,14 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 use crate::error_chain::on_one_line;
 use crate::oci::name::is_component;
 use crate::oci::{Algorithm, Digest, Hasher, RepoName, Tag};
 use crate::storage::disk::{self, LinkText};
+use crate::storage::error::Context as _;
 use crate::storage::layout::{MAX_STORED_NAME, REPOSITORY_MARKS, UPLOADS};
 use crate::storage::spool::Spool;
 use crate::storage::unreadable::UnreadableEntry;
@@ -30,11 +31,11 @@ fn readable<T>(
 ) -> Option<T> {
     match result {
         Ok(value) => {
-            spool.unreadable().remove(path);
+            spool.unreadable.remove(path);
             Some(value)
         }
         Err(error) => {
-            spool.unreadable().add(entry(), path, &error);
+            spool.unreadable.add(entry(), path, &error);
             None
         }
     }
@@ -46,20 +47,29 @@ fn names(spool: &Spool, directory: &Path) -> Vec<(String, fs::FileType)> {
     readable(spool, directory, listed, || UnreadableEntry::Repositories).unwrap_or_default()
 }
 
+/// The digest in the file of a link or a tag. An empty file is removed.
+fn listed(spool: &Spool, path: &Path, entry: impl FnOnce() -> UnreadableEntry) -> Option<Digest> {
+    match readable(spool, path, disk::read_link_text(path), entry)? {
+        LinkText::Digest(digest) => Some(digest),
+        LinkText::Empty => {
+            spool.remove_empty(path);
+            None
+        }
+        LinkText::None => None,
+    }
+}
+
 pub(super) fn tags(spool: &Spool, repo: &RepoName) -> Vec<Tag> {
     let mut tags: Vec<Tag> = Vec::new();
-    for (name, _) in names(spool, &spool.layout().tags(repo)) {
+    for (name, _) in names(spool, &spool.layout.tags(repo)) {
         let Ok(tag) = name.parse::<Tag>() else {
             continue;
         };
-        let path = spool.layout().tag_current(repo, &tag);
-        let text = disk::read_link_text(&path);
+        let path = spool.layout.tag_current(repo, &tag);
         let damaged = || UnreadableEntry::Tag(repo.clone(), tag.clone());
-        match readable(spool, &path, text, damaged) {
-            Some(LinkText::Digest(_)) if spool.is_proved(repo, &path) => tags.push(tag),
-            Some(LinkText::Empty) => spool.remove_empty(&path),
-            // A tag of another upstream is left: it is written anew, or goes with its repository.
-            Some(LinkText::Digest(_) | LinkText::Missing | LinkText::Other) | None => {}
+        // A tag of another upstream is left: it is written anew, or goes with its repository.
+        if listed(spool, &path, damaged).is_some() && spool.is_proved(repo, &path) {
+            tags.push(tag);
         }
     }
     tags.sort_unstable();
@@ -69,24 +79,15 @@ pub(super) fn tags(spool: &Spool, repo: &RepoName) -> Vec<Tag> {
 pub(super) fn links(spool: &Spool, repo: &RepoName, kind: LinkKind) -> Vec<Digest> {
     let mut digests = Vec::new();
     for algorithm in Algorithm::ALL {
-        for (hex, _) in names(spool, &spool.layout().links(repo, kind, algorithm)) {
+        for (hex, _) in names(spool, &spool.layout.links(repo, kind, algorithm)) {
             let Ok(digest) = Digest::from_parts(algorithm, &hex) else {
                 continue;
             };
-            let link = Link {
-                repo: repo.clone(),
-                kind,
-                digest,
-            };
-            let path = spool.layout().link(&link);
-            let text = disk::read_link_text(&path);
-            let damaged = || UnreadableEntry::Link(link.clone());
-            match readable(spool, &path, text, damaged) {
-                Some(LinkText::Digest(target)) if names_blob(spool, &link, &path, &target) => {
-                    digests.push(digest);
-                }
-                Some(LinkText::Empty) => spool.remove_empty(&path),
-                _ => {}
+            let link = link(repo, kind, digest);
+            let path = spool.layout.link(&link);
+            let target = listed(spool, &path, || UnreadableEntry::Link(link.clone()));
+            if target.is_some_and(|target| names_blob(spool, &link, &path, &target)) {
+                digests.push(digest);
             }
         }
     }
@@ -94,33 +95,34 @@ pub(super) fn links(spool: &Spool, repo: &RepoName, kind: LinkKind) -> Vec<Diges
     digests
 }
 
+fn link(repo: &RepoName, kind: LinkKind, digest: Digest) -> Link {
+    Link {
+        repo: repo.clone(),
+        kind,
+        digest,
+    }
+}
+
 /// The links that were written while the repository had another upstream.
 pub(super) fn unproved(spool: &Spool, repo: &RepoName, kind: LinkKind) -> Vec<Digest> {
-    if !spool.has_changed(repo) {
+    if spool.changed(repo).is_none() {
         return Vec::new();
     }
-    let is_unproved = |digest: &Digest| {
-        let link = Link {
-            repo: repo.clone(),
-            kind,
-            digest: *digest,
-        };
-        !spool.is_proved(repo, &spool.layout().link(&link))
-    };
     let mut links = links(spool, repo, kind);
-    links.retain(is_unproved);
+    links.retain(|digest| {
+        let path = spool.layout.link(&link(repo, kind, *digest));
+        !spool.is_proved(repo, &path)
+    });
     links
 }
 
 /// Whether the link's file holds the digest that it is named by.
 pub(super) fn is_link(spool: &Spool, link: &Link) -> Result<bool, StoreError> {
-    let path = spool.layout().link(link);
-    Ok(match disk::read_link(&path)? {
-        Some(target) => {
-            names_blob(spool, link, &path, &target) && spool.is_proved(&link.repo, &path)
-        }
-        None => false,
-    })
+    let path = spool.layout.link(link);
+    let target = disk::read_link(&path)?;
+    Ok(target.is_some_and(|target| {
+        names_blob(spool, link, &path, &target) && spool.is_proved(&link.repo, &path)
+    }))
 }
 
 /// Whether a link that holds `target` is one to the digest that it is named by.
@@ -130,31 +132,32 @@ fn names_blob(spool: &Spool, link: &Link, path: &Path, target: &Digest) -> bool 
     }
     // The reference registry stores all content by SHA-256, and names it so in the links that other
     // algorithms have.
-    if target.algorithm() != link.digest.algorithm() {
-        match adopt_alias(spool, &link.digest, target) {
-            Ok(true) => return true,
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(path = %path.display(), error = %on_one_line(&error), "a link to content under another digest can't be used");
-                return false;
-            }
+    match adopt_alias(spool, &link.digest, target) {
+        Ok(true) => return true,
+        Ok(false) => {
+            tracing::warn!(path = %path.display(), %target, "a link holds another digest and is ignored");
+        }
+        Err(error) => {
+            tracing::warn!(path = %path.display(), error = %on_one_line(&error), "a link to content under another digest can't be used");
         }
     }
-    tracing::warn!(path = %path.display(), %target, "a link holds another digest and is ignored");
     false
 }
 
 /// Gives content that is stored by one digest its name by another one, too, as a second name of the
-/// same file. False when it hasn't that digest, or isn't there.
+/// same file. False when it hasn't that digest, or isn't there, or both are of one algorithm.
 fn adopt_alias(spool: &Spool, digest: &Digest, stored: &Digest) -> Result<bool, StoreError> {
-    let (from, to) = (spool.layout().blob(stored), spool.layout().blob(digest));
+    if stored.algorithm() == digest.algorithm() {
+        return Ok(false);
+    }
+    let (from, to) = (spool.layout.blob(stored), spool.layout.blob(digest));
     if disk::file_size(&to)?.is_some() {
         return Ok(true);
     }
     if disk::file_size(&from)?.is_none() {
         return Ok(false);
     }
-    if spool.is_inspected() {
+    if spool.inspected {
         return Ok(true);
     }
     if hash(&from, digest.algorithm())? != *digest {
@@ -165,12 +168,11 @@ fn adopt_alias(spool: &Spool, digest: &Digest, stored: &Digest) -> Result<bool, 
 }
 
 fn hash(path: &Path, algorithm: Algorithm) -> Result<Digest, StoreError> {
-    let error = |source| StoreError::io("read", path, source);
-    let mut file = File::open(path).map_err(error)?;
+    let mut file = File::open(path).context("read", path)?;
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; HASH_STEP];
     loop {
-        let count = file.read(&mut buffer).map_err(error)?;
+        let count = file.read(&mut buffer).context("read", path)?;
         let Some(read) = buffer.get(..count).filter(|read| !read.is_empty()) else {
             return Ok(hasher.finish());
         };
@@ -181,7 +183,7 @@ fn hash(path: &Path, algorithm: Algorithm) -> Result<Digest, StoreError> {
 pub(super) fn blobs(spool: &Spool, first: u8) -> Vec<(Digest, u64)> {
     let mut blobs = Vec::new();
     for algorithm in Algorithm::ALL {
-        let directory = spool.layout().blobs(algorithm, first);
+        let directory = spool.layout.blobs(algorithm, first);
         let listed = disk::list(&directory);
         let listed = readable(spool, &directory, listed, || UnreadableEntry::Blobs(first));
         for (hex, _) in listed.unwrap_or_default() {
@@ -192,7 +194,7 @@ pub(super) fn blobs(spool: &Spool, first: u8) -> Vec<(Digest, u64)> {
             if digest.first_byte() != first {
                 continue;
             }
-            let path = spool.layout().blob(&digest);
+            let path = spool.layout.blob(&digest);
             let size = disk::file_size(&path);
             let size = readable(spool, &path, size, || UnreadableEntry::Blob(digest));
             if let Some(size) = size.flatten() {
@@ -224,7 +226,7 @@ fn walk(
     spool: &Spool,
     mut visit: impl FnMut(&Path, &str, &[(String, fs::FileType)]),
 ) -> Result<(), StoreError> {
-    let root = spool.layout().repositories();
+    let root = spool.layout.repositories();
     let mut entries = disk::list(&root)?;
     let mut unseen = Vec::new();
     let (mut directory, mut name) = (root, String::new());
@@ -290,9 +292,7 @@ fn measure(path: &Path, upload: &mut Upload, depth: u32) {
 
 pub(super) fn remove_upload(spool: &Spool, upload: &Upload) -> Result<bool, StoreError> {
     let removed = disk::remove_tree(&upload.path)?;
-    if let Some(directory) = upload.path.parent() {
-        disk::prune(directory, &spool.layout().repositories());
-    }
+    disk::prune(&upload.path, &spool.layout.repositories());
     Ok(removed)
 }
 
@@ -303,20 +303,15 @@ pub(super) fn remove_unreadable(
     entry: &UnreadableEntry,
     path: &Path,
 ) -> Result<bool, StoreError> {
-    let directory: Option<PathBuf> = match entry {
-        UnreadableEntry::Link(_) => path.parent().map(Path::to_owned),
-        UnreadableEntry::Tag(repo, tag) => Some(spool.layout().tag(repo, tag)),
+    let directory = match entry {
+        UnreadableEntry::Link(_) => path.parent().unwrap_or(path).to_owned(),
+        UnreadableEntry::Tag(repo, tag) => spool.layout.tag(repo, tag),
         UnreadableEntry::Blob(_) | UnreadableEntry::Blobs(_) | UnreadableEntry::Repositories => {
-            None
+            return Ok(false);
         }
     };
-    let Some(directory) = directory else {
-        return Ok(false);
-    };
     let removed = disk::remove_tree(&directory)?;
-    if let Some(above) = directory.parent() {
-        disk::prune(above, &spool.layout().repositories());
-    }
-    spool.unreadable().remove(path);
+    disk::prune(&directory, &spool.layout.repositories());
+    spool.unreadable.remove(path);
     Ok(removed)
 }

@@ -1,5 +1,4 @@
-//! Files that are kept open: a blob that is asked for again is there without a visit to the blocking
-//! pool.
+//! Files that are kept open: a blob that is requested again is opened without the blocking pool.
 //!
 //! Removing or setting aside a blob closes its file here, so that its space is free. Changes from
 //! outside are seen, too: a file that has lost its name, or has another size or modification time
@@ -10,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use quick_cache::sync::Cache;
 
 use crate::oci::Digest;
-use crate::storage::{Content, Modified};
+use crate::storage::Content;
 
 /// Files that are kept open. A quarter of the descriptors that many systems give a process.
 const MAX_OPEN: usize = 256;
@@ -74,17 +73,14 @@ impl OpenFiles {
 fn is_unchanged(content: &Content) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let metadata = content.reader.file().and_then(|file| file.metadata().ok());
-    metadata.is_some_and(|now| {
-        now.nlink() > 0 && now.len() == content.size && Modified::of(&now) == Some(content.modified)
-    })
+    metadata.is_some_and(|now| now.nlink() > 0 && content.is_as(&now))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::oci::Algorithm;
-    use crate::storage::Reader;
-    use crate::storage::trust::stamp;
+    use crate::storage::{Modified, Reader};
     use std::fs;
 
     #[test]
@@ -95,10 +91,10 @@ mod tests {
         let opened = || {
             fs::write(&path, b"content").unwrap();
             let reader = Reader::at(&path);
-            let (size, modified) = stamp(reader.file().unwrap()).unwrap();
+            let metadata = reader.file().unwrap().metadata().unwrap();
             Content {
-                size,
-                modified,
+                size: metadata.len(),
+                modified: Modified::of(&metadata).unwrap(),
                 reader,
             }
         };

@@ -2,7 +2,7 @@ mod links;
 mod opening;
 mod permissions;
 
-use std::path::Path;
+use tempfile::TempDir;
 
 use super::*;
 use crate::oci::Algorithm;
@@ -10,6 +10,14 @@ use crate::storage::contract::{digest, link, repo, tag};
 use crate::storage::{UnreadableEntry, contract, put, read_all};
 
 const MANIFEST: &str = "{}";
+
+/// A new store, its directory, and the paths in it.
+async fn new_store() -> (TempDir, Layout, FsStore) {
+    let root = tempfile::tempdir().unwrap();
+    let store = FsStore::open(root.path()).await.unwrap();
+    let layout = Layout::new(root.path());
+    (root, layout, store)
+}
 
 /// Where a blob's directory is, relative to the root.
 fn blob_dir(digest: &Digest) -> String {
@@ -24,22 +32,29 @@ fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) {
     fs::write(path, content).unwrap();
 }
 
-/// Every file below a directory, as sorted relative paths with `/`, and its content.
-fn files(root: &Path) -> Vec<(String, String)> {
-    let mut files = Vec::new();
-    let mut unseen = vec![root.to_owned()];
-    while let Some(directory) = unseen.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                unseen.push(path);
-                continue;
-            }
-            let parts = path.strip_prefix(root).unwrap().iter();
-            let parts: Vec<_> = parts.map(|part| part.to_str().unwrap()).collect();
-            files.push((parts.join("/"), fs::read_to_string(&path).unwrap()));
+/// A directory, and every file and directory below it.
+fn paths(root: &Path) -> Vec<PathBuf> {
+    let mut paths = vec![root.to_owned()];
+    let mut at = 0;
+    while let Some(path) = paths.get(at) {
+        if path.is_dir() {
+            let entries: Vec<_> = fs::read_dir(path).unwrap().collect();
+            paths.extend(entries.into_iter().map(|entry| entry.unwrap().path()));
         }
+        at += 1;
     }
+    paths
+}
+
+/// Every file below a directory, as sorted relative paths, and its content.
+fn files(root: &Path) -> Vec<(String, String)> {
+    let files = paths(root).into_iter().filter(|path| !path.is_dir());
+    let mut files: Vec<_> = files
+        .map(|path| {
+            let below = path.strip_prefix(root).unwrap().to_str().unwrap();
+            (below.to_owned(), fs::read_to_string(&path).unwrap())
+        })
+        .collect();
     files.sort();
     files
 }
@@ -56,8 +71,7 @@ async fn keeps_the_contract() {
 
 #[tokio::test]
 async fn writes_what_the_reference_registry_writes_and_nothing_else() {
-    let root = tempfile::tempdir().unwrap();
-    let store = FsStore::open(root.path()).await.unwrap();
+    let (root, _, store) = new_store().await;
     let (manifest, layer) = (digest(MANIFEST), digest("layer"));
     put(&store, &manifest, MANIFEST.into()).await.unwrap();
     put(&store, &layer, "layer".into()).await.unwrap();
@@ -71,25 +85,19 @@ async fn writes_what_the_reference_registry_writes_and_nothing_else() {
 
     let (m, l) = (manifest.hex(), layer.hex());
     let here = "docker/registry/v2/repositories/library/debian";
+    let revisions = format!("{here}/_manifests/revisions");
     let tags = format!("{here}/_manifests/tags/latest");
+    let (of_manifest, of_layer) = (manifest.to_string(), layer.to_string());
     let mut expected = [
-        (format!("{}/data", blob_dir(&manifest)), MANIFEST.to_owned()),
-        (format!("{}/data", blob_dir(&layer)), "layer".to_owned()),
-        (
-            format!("{here}/_layers/sha256/{l}/link"),
-            format!("sha256:{l}"),
-        ),
-        (
-            format!("{here}/_manifests/revisions/sha256/{m}/link"),
-            format!("sha256:{m}"),
-        ),
-        (format!("{tags}/current/link"), format!("sha256:{m}")),
-        (
-            format!("{tags}/index/sha256/{m}/link"),
-            format!("sha256:{m}"),
-        ),
-        ("millpond/lock".to_owned(), held_by_us()),
-    ];
+        (format!("{}/data", blob_dir(&manifest)), MANIFEST),
+        (format!("{}/data", blob_dir(&layer)), "layer"),
+        (format!("{here}/_layers/sha256/{l}/link"), &*of_layer),
+        (format!("{revisions}/sha256/{m}/link"), &*of_manifest),
+        (format!("{tags}/current/link"), &*of_manifest),
+        (format!("{tags}/index/sha256/{m}/link"), &*of_manifest),
+        ("millpond/lock".to_owned(), &*held_by_us()),
+    ]
+    .map(|(path, content)| (path, content.to_owned()));
     expected.sort();
     assert_eq!(files(root.path()), expected);
 
@@ -98,10 +106,8 @@ async fn writes_what_the_reference_registry_writes_and_nothing_else() {
     store.unlink(&revision).await.unwrap();
     store.remove(&manifest).await.unwrap();
     store.remove(&layer).await.unwrap();
-    assert_eq!(
-        files(root.path()),
-        [("millpond/lock".to_owned(), held_by_us())]
-    );
+    let lock = ("millpond/lock".to_owned(), held_by_us());
+    assert_eq!(files(root.path()), [lock]);
     let below = |path: &str| root.path().join(path);
     assert!(!below("docker/registry/v2/repositories/library").exists());
     assert!(!below(&blob_dir(&layer)).exists());
@@ -174,13 +180,9 @@ async fn reads_a_directory_of_the_reference_registry() {
 
 #[tokio::test]
 async fn uploads_that_were_left_are_measured_and_removed() {
-    let root = tempfile::tempdir().unwrap();
-    let layout = Layout::new(root.path());
-    let store = FsStore::open(root.path()).await.unwrap();
-    store
-        .link(&link("a/b", LinkKind::Layer, digest("x")))
-        .await
-        .unwrap();
+    let (_root, layout, store) = new_store().await;
+    let layer = link("a/b", LinkKind::Layer, digest("x"));
+    store.link(&layer).await.unwrap();
     let then = SystemTime::UNIX_EPOCH + std::time::Duration::from_hours(1000);
     // One beside content, one in a repository that has nothing else.
     for (name, id) in [("a/b", "1"), ("only/uploads", "2")] {
@@ -189,26 +191,16 @@ async fn uploads_that_were_left_are_measured_and_removed() {
         write(upload.join("startedat"), "67");
         write(upload.join("hashstates/sha256/0"), "8");
         let times = fs::FileTimes::new().set_modified(then);
-        for path in [
-            "data",
-            "startedat",
-            "hashstates/sha256/0",
-            "hashstates/sha256",
-            "hashstates",
-            "",
-        ] {
+        let hashes = ["hashstates/sha256/0", "hashstates/sha256", "hashstates"];
+        for path in ["data", "startedat", ""].into_iter().chain(hashes) {
             let file = File::open(upload.join(path)).unwrap();
             file.set_times(times).unwrap();
         }
     }
     let uploads = store.uploads().await.unwrap();
     assert_eq!(uploads.len(), 2);
-    assert!(
-        uploads
-            .iter()
-            .all(|upload| upload.bytes == 8 && upload.modified == then)
-    );
     for upload in uploads {
+        assert_eq!((upload.bytes, upload.modified), (8, then));
         assert!(store.remove_upload(&upload).await.unwrap());
     }
     assert_eq!(store.uploads().await.unwrap(), []);
@@ -219,21 +211,18 @@ async fn uploads_that_were_left_are_measured_and_removed() {
 #[tokio::test]
 async fn an_inspection_creates_nothing() {
     let root = tempfile::tempdir().unwrap();
-    let error = FsStore::inspect(root.path().join("nowhere"))
-        .await
-        .unwrap_err();
+    let nowhere = root.path().join("nowhere");
+    let error = FsStore::inspect(&nowhere).await.unwrap_err();
     assert!(matches!(error, StoreError::Missing { .. }), "{error:?}");
-    assert!(!root.path().join("nowhere").exists());
+    assert!(!nowhere.exists());
 
     reference_directory(root.path());
     let layout = Layout::new(root.path());
     write(layout.staged(StageName::new(&digest("x"), "u")), "half");
     let before = files(root.path());
     let store = FsStore::inspect(root.path()).await.unwrap();
-    assert_eq!(
-        store.repositories().await.unwrap(),
-        [repo("library/debian")]
-    );
+    let repositories = store.repositories().await.unwrap();
+    assert_eq!(repositories, [repo("library/debian")]);
     drop(store);
     assert_eq!(files(root.path()), before);
 
@@ -246,10 +235,9 @@ async fn an_inspection_creates_nothing() {
 
 #[tokio::test]
 async fn a_damaged_blob_is_told_apart_and_replaced() {
-    let root = tempfile::tempdir().unwrap();
-    let store = FsStore::open(root.path()).await.unwrap();
+    let (_root, layout, store) = new_store().await;
     let blob = digest("blob");
-    let path = Layout::new(root.path()).blob(&blob);
+    let path = layout.blob(&blob);
 
     fs::create_dir_all(&path).unwrap();
     assert!(store.open(&blob).await.unwrap().is_none());
@@ -264,12 +252,8 @@ async fn a_damaged_blob_is_told_apart_and_replaced() {
 
     // Cut off while it is open: the end comes before the size.
     let open = store.open(&blob).await.unwrap().unwrap();
-    File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(1)
-        .unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len(1).unwrap();
     assert_eq!(open.size, 4);
     assert_eq!(open.reader.read_at(0, 4).await.unwrap(), "b");
     assert!(open.reader.read_at(1, 3).await.unwrap().is_empty());
@@ -279,10 +263,9 @@ async fn a_damaged_blob_is_told_apart_and_replaced() {
 async fn the_first_of_two_commits_keeps_its_file() {
     use std::os::unix::fs::MetadataExt as _;
 
-    let root = tempfile::tempdir().unwrap();
-    let store = FsStore::open(root.path()).await.unwrap();
+    let (_root, layout, store) = new_store().await;
     let blob = digest("blob");
-    let path = Layout::new(root.path()).blob(&blob);
+    let path = layout.blob(&blob);
     put(&store, &blob, "blob".into()).await.unwrap();
     let first = fs::metadata(&path).unwrap().ino();
     // Open, so that its number can't be given to another file.
@@ -290,9 +273,5 @@ async fn the_first_of_two_commits_keeps_its_file() {
     put(&store, &blob, "blob".into()).await.unwrap();
     assert_eq!(fs::metadata(&path).unwrap().ino(), first);
     drop(open);
-    assert!(
-        disk::list(&Layout::new(root.path()).spool())
-            .unwrap()
-            .is_empty()
-    );
+    assert!(disk::list(&layout.spool()).unwrap().is_empty());
 }

@@ -4,9 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn a_damaged_link_reads_as_not_there_and_is_replaced() {
-    let root = tempfile::tempdir().unwrap();
-    let store = FsStore::open(root.path()).await.unwrap();
-    let layout = Layout::new(root.path());
+    let (_root, layout, store) = new_store().await;
     let (a, latest, blob) = (repo("a"), tag("latest"), digest("blob"));
     let layer = link("a", LinkKind::Layer, blob);
     let other = digest("other").to_string();
@@ -35,10 +33,8 @@ async fn a_damaged_link_reads_as_not_there_and_is_replaced() {
     write(layout.link(&layer), other);
     assert!(!store.linked(&layer).await.unwrap());
     write(layout.link(&layer), long);
-    assert!(
-        store.linked(&layer).await.unwrap(),
-        "only white space follows"
-    );
+    let linked = store.linked(&layer).await.unwrap();
+    assert!(linked, "only white space follows");
 
     // Directories and files in each other's place.
     fs::remove_file(layout.link(&layer)).unwrap();
@@ -63,7 +59,7 @@ async fn a_link_that_a_crash_left_empty_is_removed_when_it_is_listed() {
     for content in ["", "\0\0\0"] {
         write(layout.link(&layer), content);
         write(layout.tag_current(&a, &latest), content);
-        // Who only looks leaves it alone.
+        // An inspection removes nothing.
         let store = FsStore::inspect(root.path()).await.unwrap();
         assert!(store.links(&a, LinkKind::Layer).await.unwrap().is_empty());
         assert!(store.tags(&a).await.unwrap().is_empty());
@@ -87,10 +83,8 @@ fn circle(path: &Path) {
 }
 
 #[tokio::test]
-async fn what_can_not_be_read_is_left_out_and_can_be_removed() {
-    let root = tempfile::tempdir().unwrap();
-    let layout = Layout::new(root.path());
-    let store = FsStore::open(root.path()).await.unwrap();
+async fn unreadable_entries_are_left_out_and_can_be_removed() {
+    let (_root, layout, store) = new_store().await;
     let (a, good) = (repo("a"), digest("good"));
     put(&store, &good, "good".into()).await.unwrap();
     store.link(&link("a", LinkKind::Layer, good)).await.unwrap();
@@ -159,12 +153,8 @@ async fn a_sha512_link_of_the_reference_registry_is_read() {
     let store = FsStore::open(root.path()).await.unwrap();
     let links = store.links(&repo("a"), LinkKind::Layer).await.unwrap();
     assert_eq!(links, [stored, long]);
-    assert!(
-        store
-            .linked(&link("a", LinkKind::Layer, long))
-            .await
-            .unwrap()
-    );
+    let link = link("a", LinkKind::Layer, long);
+    assert!(store.linked(&link).await.unwrap());
     let read = read_all(&store, &long, 100).await.unwrap();
     assert_eq!(read.unwrap(), "content");
     // Each name goes by itself.
@@ -173,7 +163,7 @@ async fn a_sha512_link_of_the_reference_registry_is_read() {
     assert!(files(&layout.spool()).is_empty());
 }
 
-/// An hour that is long over, for whoever compares times of files.
+/// Sets the file's modification time to long ago.
 fn age(path: &Path) {
     let then = SystemTime::UNIX_EPOCH + std::time::Duration::from_hours(1);
     let file = File::options().write(true).open(path).unwrap();
@@ -191,27 +181,23 @@ fn later(path: &Path) {
 
 #[tokio::test]
 async fn links_of_another_upstream_count_when_they_are_made_anew() {
-    let root = tempfile::tempdir().unwrap();
-    let layout = Layout::new(root.path());
+    let (root, layout, store) = new_store().await;
     let upstreams = |url: &str| -> BTreeMap<String, String> {
         [("", url), ("x.y", "https://x.y")]
             .map(|(name, url)| (name.to_owned(), url.to_owned()))
             .into()
     };
-    let (ours, named) = (
-        link("a/b", LinkKind::Layer, digest("x")),
-        link("x.y/a", LinkKind::Layer, digest("x")),
-    );
+    let [ours, named] = ["a/b", "x.y/a"].map(|name| link(name, LinkKind::Layer, digest("x")));
     let latest = tag("latest");
-    let store = FsStore::open(root.path()).await.unwrap();
     let changes = store.set_upstreams(upstreams("https://one")).await.unwrap();
     assert_eq!(changes, []);
-    for link in [&ours, &named] {
+    let make = async |store: &FsStore, link: &Link| {
+        let Link { repo, digest, .. } = link;
         store.link(link).await.unwrap();
-        store
-            .set_tag(&link.repo, &latest, &link.digest)
-            .await
-            .unwrap();
+        store.set_tag(repo, &latest, digest).await.unwrap();
+    };
+    for link in [&ours, &named] {
+        make(&store, link).await;
         age(&layout.link(link));
         age(&layout.tag_current(&link.repo, &latest));
     }
@@ -237,17 +223,11 @@ async fn links_of_another_upstream_count_when_they_are_made_anew() {
     }
     let store = FsStore::open(root.path()).await.unwrap();
     store.set_upstreams(upstreams("https://two")).await.unwrap();
-    store.link(&ours).await.unwrap();
-    store
-        .set_tag(&ours.repo, &latest, &ours.digest)
-        .await
-        .unwrap();
+    make(&store, &ours).await;
     later(&layout.link(&ours));
     later(&layout.tag_current(&ours.repo, &latest));
     assert!(store.linked(&ours).await.unwrap());
     assert_eq!(unproved(&store, &ours).await, []);
-    assert_eq!(
-        store.tag(&ours.repo, &latest).await.unwrap(),
-        Some(ours.digest)
-    );
+    let tagged = store.tag(&ours.repo, &latest).await.unwrap();
+    assert_eq!(tagged, Some(ours.digest));
 }

@@ -3,38 +3,16 @@
 use super::*;
 
 #[tokio::test]
-async fn leftovers_in_the_spool_are_swept_at_the_start() {
-    let root = tempfile::tempdir().unwrap();
-    let layout = Layout::new(root.path());
-    write(layout.staged(StageName::new(&digest("x"), "u")), "half");
-    write(layout.draft(4), "sha2");
-    write(layout.draft(0), "");
-    write(layout.spool().join("notes.txt"), "keep");
-    let store = FsStore::open(root.path()).await.unwrap();
-    let left = files(&layout.spool());
-    assert_eq!(left, [("notes.txt".to_owned(), "keep".to_owned())]);
-    assert!(store.open(&digest("x")).await.unwrap().is_none());
-}
-
-#[tokio::test]
 async fn one_process_at_a_time() {
-    let root = tempfile::tempdir().unwrap();
-    let layout = Layout::new(root.path());
-    let store = FsStore::open(root.path()).await.unwrap();
+    let (root, layout, store) = new_store().await;
     let stage = store.stage(&digest("x"), "u").await.unwrap();
     // Locks belong to open files, so a second one here is like one in another process.
     let error = FsStore::open(root.path()).await.unwrap_err();
     assert!(matches!(error, StoreError::InUse { .. }), "{error:?}");
-    assert!(
-        error
-            .to_string()
-            .contains(&root.path().display().to_string())
-    );
-    assert_eq!(
-        files(&layout.spool()).len(),
-        1,
-        "nothing of the first is swept"
-    );
+    let named = error.to_string();
+    assert!(named.contains(&root.path().display().to_string()));
+    let left = files(&layout.spool()).len();
+    assert_eq!(left, 1, "nothing of the first is swept");
     drop(store);
     assert!(FsStore::open(root.path()).await.is_err(), "a stage is use");
     drop(stage);
@@ -46,8 +24,7 @@ async fn a_root_that_cannot_be_written_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     write(&file, "");
-    let cases = [file.join("root"), file.clone()];
-    for root in cases {
+    for root in [file.join("root"), file] {
         let error = FsStore::open(&root).await.unwrap_err();
         assert!(matches!(error, StoreError::NotWritable { .. }), "{error:?}");
         assert!(error.to_string().contains(&root.display().to_string()));

@@ -15,11 +15,9 @@ async fn fill(store: &FsStore) {
 /// The permissions of every file and of every directory below the root, each once.
 fn modes(root: &Path) -> (Vec<u32>, Vec<u32>) {
     let (mut of_files, mut of_directories) = (Vec::new(), Vec::new());
-    let mut unseen = vec![root.to_owned()];
-    while let Some(path) = unseen.pop() {
+    for path in paths(root) {
         let mode = fs::metadata(&path).unwrap().mode() & 0o7777;
         if path.is_dir() {
-            unseen.extend(fs::read_dir(&path).unwrap().map(|it| it.unwrap().path()));
             of_directories.push(mode);
         } else if path.file_name().unwrap() == "lock" {
             assert_eq!(mode, 0o600);
@@ -54,12 +52,8 @@ async fn a_directory_that_has_data_keeps_its_permissions() {
     let root = tempfile::tempdir().unwrap();
     let v2 = root.path().join("docker/registry/v2");
     fs::create_dir_all(&v2).unwrap();
-    let above = [
-        root.path().to_owned(),
-        root.path().join("docker"),
-        root.path().join("docker/registry"),
-    ];
-    above.iter().chain([&v2]).for_each(|path| set(path, 0o2775));
+    let all = v2.ancestors().take(4);
+    all.for_each(|path| set(path, 0o2775));
     // Files given to somebody else: possible for root alone.
     let given = chown(&v2, Some(1234), Some(4321)).is_ok();
     let lock = Layout::new(root.path()).lock();
@@ -75,15 +69,12 @@ async fn a_directory_that_has_data_keeps_its_permissions() {
 
 #[tokio::test]
 async fn the_umask_restricts_what_a_new_directory_gets() {
-    let root = tempfile::tempdir().unwrap();
-    let store = FsStore::open(root.path()).await.unwrap();
+    let (root, layout, store) = new_store().await;
     let blob = digest("blob");
     put(&store, &blob, "blob".into()).await.unwrap();
     // What the umask of this process makes of a plain file.
     write(root.path().join("plain"), "");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(
-        mode(&Layout::new(root.path()).blob(&blob)),
-        mode(&root.path().join("plain")) & 0o640
-    );
+    let plain = mode(&root.path().join("plain"));
+    assert_eq!(mode(&layout.blob(&blob)), plain & 0o640);
 }
