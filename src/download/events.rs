@@ -281,8 +281,8 @@ impl Transfer<'_> {
         let mut part = chunk;
         part.truncate(usize::try_from(length).unwrap_or(usize::MAX));
         self.received = self.received.max(at + length);
-        self.plan
-            .advance(stream.lane, length, tokio::time::Instant::now());
+        let now = tokio::time::Instant::now();
+        self.plan.advance(stream.lane, length, stream.waited, now);
         if part.is_empty() {
             self.go_on(stream, body, at, end);
             return Ok(());

@@ -70,8 +70,6 @@ pub(super) struct Plan {
     ranged: bool,
     /// The upstream wants no second stream.
     alone: bool,
-    /// What comes is written more slowly than it comes: no stream for it would help.
-    pub(super) behind: bool,
     /// The pace of the stream that was measured last, in bytes a second.
     typical: Option<f64>,
     /// Only what goes on from the blob's first bytes is of use.
@@ -88,7 +86,6 @@ impl Plan {
             fill,
             ranged: true,
             alone: false,
-            behind: false,
             typical: None,
             in_order: false,
         }
@@ -154,11 +151,11 @@ impl Plan {
         }
     }
 
-    /// A stream has brought bytes.
-    pub(super) fn advance(&mut self, id: u64, bytes: u64, now: Instant) {
+    /// A stream has brought bytes, after it was waited for so long.
+    pub(super) fn advance(&mut self, id: u64, bytes: u64, waited: Duration, now: Instant) {
         if let Some(lane) = self.lane_mut(id) {
             lane.at += bytes;
-            lane.pace.add(bytes, now);
+            lane.pace.add(bytes, waited, now);
             self.typical = lane.pace.rate(now).or(self.typical);
         }
     }
@@ -322,7 +319,7 @@ impl Plan {
             return None;
         }
         let window = self.even(self.window(now), have, total);
-        if self.behind || self.is_fast(now) {
+        if self.is_fast(now) || self.lanes.iter().any(|lane| lane.pace.is_ready()) {
             return None;
         }
         if let Some((start, end)) = gap {

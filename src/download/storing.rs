@@ -15,9 +15,6 @@ use crate::oci::RangeSet;
 /// Bytes that may wait for the writer. Above it no stream is read.
 const MAX_PENDING: usize = 4 * 1024 * 1024;
 
-/// When this many bytes wait, the writer is slower than the streams.
-const BEHIND: usize = 1024 * 1024;
-
 /// A staged file with its reserved space.
 pub(super) struct Stored {
     pub(super) stage: Box<dyn Stage>,
@@ -34,8 +31,6 @@ enum Writing {
 pub(super) struct Storing {
     pending: Vec<(u64, Bytes)>,
     pending_bytes: usize,
-    /// The most bytes that have waited since `was_behind` was called.
-    most_pending: usize,
     /// A chunk that repeats bytes waits or is with the writer.
     comparing: bool,
     writing: Writing,
@@ -57,7 +52,6 @@ impl Storing {
         Self {
             pending: Vec::new(),
             pending_bytes: 0,
-            most_pending: 0,
             comparing: false,
             writing: Writing::Idle(Box::new(Writer::new(stage, algorithm, resumed, suspect))),
             place,
@@ -67,11 +61,6 @@ impl Storing {
     /// Whether another chunk may be pushed.
     pub(super) fn has_room(&self) -> bool {
         self.pending_bytes < MAX_PENDING && !self.comparing
-    }
-
-    /// Whether the writer was slower than the streams since the last call.
-    pub(super) fn was_behind(&mut self) -> bool {
-        std::mem::take(&mut self.most_pending) >= BEHIND
     }
 
     /// Whether bytes are stored.
@@ -112,7 +101,6 @@ impl Storing {
     pub(super) fn push(&mut self, offset: u64, chunk: Bytes, repeats: bool) {
         self.comparing |= repeats;
         self.pending_bytes += chunk.len();
-        self.most_pending = self.most_pending.max(self.pending_bytes);
         self.pending.push((offset, chunk));
         self.start();
     }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
 use super::Source;
 use super::permits::Permit;
@@ -25,6 +26,8 @@ pub(super) struct Stream {
     pub(super) breaks: u32,
     /// Offset of the lane at the last break.
     pub(super) broke_at: u64,
+    /// How long the last chunk had to be waited for.
+    pub(super) waited: Duration,
     /// Permit of the request, then of the stream. None only while it is exchanged.
     permit: Option<Permit>,
 }
@@ -36,6 +39,7 @@ impl Stream {
             offset,
             breaks: 0,
             broke_at: offset,
+            waited: Duration::ZERO,
             permit: Some(permit),
         }
     }
@@ -191,7 +195,8 @@ impl Streams {
         if room {
             for (mut stream, mut body) in self.resting.drain(..) {
                 self.busy.push(Box::pin(async move {
-                    let event = body.next().await;
+                    let event;
+                    (event, stream.waited) = timed(body.next()).await;
                     if let Event::Chunk(chunk) = &event {
                         stream.offset += chunk.len() as u64;
                     }
@@ -210,4 +215,19 @@ impl Streams {
         self.busy.clear();
         self.resting.clear();
     }
+}
+
+/// The next event and how long it had to be waited for. Not counted is the time in which the other
+/// tasks of this thread, among them that of the connection, have their turn: on a busy machine they
+/// delay bytes that the upstream has sent.
+async fn timed(next: impl Future<Output = Event>) -> (Event, Duration) {
+    let mut next = std::pin::pin!(next);
+    tokio::select! {
+        biased;
+        event = &mut next => return (event, Duration::ZERO),
+        () = tokio::task::yield_now() => {}
+    }
+    let since = Instant::now();
+    let event = next.await;
+    (event, since.elapsed())
 }

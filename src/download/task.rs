@@ -315,10 +315,7 @@ impl<'a> Transfer<'a> {
                 changed.map_err(|_progress_gone| DownloadError::Lost)?;
                 self.replan = true;
             }
-            () = at(self.look) => {
-                self.plan.behind = self.storing.was_behind();
-                self.replan = true;
-            }
+            () = at(self.look) => self.replan = true,
             () = at(self.grace) => return Ok(true),
             () = tokio::time::sleep(IDLE_LOOK), if idle => {
                 // No stream is open and none is planned: a client must not wait forever.

@@ -70,7 +70,7 @@ proptest! {
             let id = lane.id;
             let bytes = total * (part + 1) / (breaks + 1);
             world.have.insert(0, bytes);
-            world.plan.advance(id, bytes, world.now);
+            world.plan.advance(id, bytes, Duration::ZERO, world.now);
             prop_assert_eq!(world.plan.next(&world.have, &Demand::default(), world.now), None);
             world.plan.close(id);
             let next = world.plan.next(&world.have, &Demand::default(), world.now);
@@ -96,10 +96,11 @@ fn registry(total: u64, rate: u64, min_size: u64) -> (Plan, RangeSet, Instant) {
         end: None,
     });
     plan.answered(id);
-    plan.advance(id, 0, now);
+    plan.advance(id, 0, Duration::ZERO, now);
     for _ in 0..5 {
-        now += Duration::from_millis(200);
-        plan.advance(id, rate * MIB / 5, now);
+        let waited = Duration::from_millis(200);
+        now += waited;
+        plan.advance(id, rate * MIB / 5, waited, now);
     }
     let mut have = RangeSet::new();
     have.insert(0, plan.lanes()[0].at);

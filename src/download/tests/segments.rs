@@ -1,6 +1,12 @@
 //! Large blobs that come slowly, and the bounds of their streams.
 
+use tokio::time::Instant;
+
+use super::super::permits::Permit;
+use super::super::plan::{Demand, Plan, Span};
+use super::super::streams::{Body, Event, Streams as UpstreamStreams};
 use super::*;
+use crate::oci::RangeSet;
 
 /// What streams had sent behind the end of their lanes when these were cut.
 const CUT: u64 = 256 * 1024;
@@ -116,4 +122,75 @@ async fn what_nobody_waits_for_leaves_streams_to_clients() {
     assert!(origin.sent() < 64 * MIB + CUT, "{}", origin.sent());
     bench.settled().await;
     assert_eq!(bench.stored(&digest).await.unwrap(), content);
+}
+
+/// Whether a stream gets another one beside it after half a second, when each of its chunks takes the
+/// task so long.
+async fn gets_help(origin: Origin, work: Duration) -> bool {
+    let permits = Permits::new(settings().streams, Arc::new(Metrics::new()));
+    let opening = permits.open(UPSTREAM, Client::UNKNOWN, Urgency::default());
+    let permit = Permit::Opening(opening.await.unwrap());
+    let mut streams = UpstreamStreams::new(origin.acts([]));
+    let mut plan = Plan::new(of_segments(1).segments, true);
+    plan.opened(Some(64 * MIB));
+    let all = Span {
+        start: 0,
+        end: None,
+    };
+    let id = plan.open(all);
+    plan.answered(id);
+    streams.open(id, all, permit);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(500) {
+        match streams.next(true).await {
+            (stream, _, Event::Opened(Ok(answer))) => streams.read(stream, Body::One(answer.body)),
+            (stream, Some(body), Event::Chunk(chunk)) => {
+                tokio::time::sleep(work).await;
+                plan.advance(id, chunk.len() as u64, stream.waited, Instant::now());
+                streams.read(stream, body);
+            }
+            _ => panic!("the stream breaks off"),
+        }
+    }
+    let mut have = RangeSet::new();
+    have.insert(0, plan.lanes()[0].at);
+    plan.next(&have, &Demand::default(), Instant::now())
+        .is_some()
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_stream_that_the_upstream_limits_gets_help() {
+    let (content, _) = mebibytes(64);
+    let origin = || Origin::new(&content);
+    // About 6 MiB a second, whatever limits it.
+    for (origin, work, helped) in [
+        (origin().slow(6 * MIB), 0, true),
+        (origin().slow(8 * MIB), 2, true),
+        (origin(), 10, false),
+    ] {
+        let help = gets_help(origin, Duration::from_millis(work)).await;
+        assert_eq!(help, helped, "{work} ms");
+    }
+}
+
+/// The writer takes 100 ms for what arrives meanwhile, at most 4 MiB.
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_is_written_slowly_comes_in_one_stream() {
+    let bench = Bench::with(of_segments(1));
+    let (content, digest) = mebibytes(64);
+    let origin = Origin::new(&content).acts([]);
+    let mut follower = bench.join(digest, "a", &origin);
+    let disk = async {
+        loop {
+            let stall = bench.store.stall(Operation::Write, 1);
+            stall.reached().await;
+            tokio::time::advance(Duration::from_millis(100)).await;
+            stall.release();
+        }
+    };
+    tokio::select! {
+        read = read_to_end(&mut follower) => assert!(read.unwrap() == content),
+        () = disk => {}
+    }
+    assert_eq!(origin.asked(), [(0, None)]);
 }

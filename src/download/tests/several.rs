@@ -48,7 +48,7 @@ fn a_stream_brings_several_ranges_in_any_order() {
         assert!(plan.seek(id, start));
         assert_eq!(place(&plan, id), (start, Some(start + 1000)));
         assert_eq!(plan.next(&have, &demand, now), None);
-        plan.advance(id, 1000, now);
+        plan.advance(id, 1000, Duration::ZERO, now);
         have.insert(start, start + 1000);
         assert!(!plan.seek(id, start));
     }
@@ -79,10 +79,10 @@ fn a_further_range_that_comes_too_late_gets_a_stream_of_its_own() {
     demand.wants = vec![MissingBytes { at, end }];
     assert_eq!(plan.next(&have, &demand, now), None, "its pace isn't known");
     for _ in 0..3 {
-        plan.advance(id, 100_000, now);
+        plan.advance(id, 100_000, Duration::ZERO, now);
         now += Duration::from_millis(200);
     }
-    plan.advance(id, 0, now);
+    plan.advance(id, 0, Duration::ZERO, now);
     let span = Span { start: at, end };
     assert_eq!(plan.next(&have, &demand, now), Some(span));
     assert!(!plan.lane(id).unwrap().has_further() && !plan.seek(id, at));
@@ -91,7 +91,7 @@ fn a_further_range_that_comes_too_late_gets_a_stream_of_its_own() {
 #[test]
 fn a_broken_stream_keeps_one_range() {
     let (mut plan, demand, id, now) = several();
-    plan.advance(id, 400, now);
+    plan.advance(id, 400, Duration::ZERO, now);
     assert_eq!(plan.keep_one_range(id), Some(MIB + 400));
     assert_eq!(place(&plan, id).1, Some(MIB + 1000));
     let mut have = RangeSet::new();
@@ -100,7 +100,7 @@ fn a_broken_stream_keeps_one_range() {
     assert_eq!(next.start, 3 * MIB);
     // Between two ranges it goes on with the next one.
     let (mut plan, _, id, now) = several();
-    plan.advance(id, 1000, now);
+    plan.advance(id, 1000, Duration::ZERO, now);
     assert_eq!(plan.keep_one_range(id), Some(3 * MIB));
     assert!(!plan.lane(id).unwrap().has_further());
 }

@@ -156,14 +156,15 @@ impl World {
         }
     }
 
-    fn chunk(&mut self, lane: usize, bytes: u64) {
+    fn chunk(&mut self, lane: usize, bytes: u64, waited: Duration) {
+        self.now += waited;
         let lanes = self.plan.lanes();
         let Some(lane) = lanes.get(lane.checked_rem(lanes.len()).unwrap_or(0)) else {
             return;
         };
         let (id, at, end) = (lane.id, lane.at, lane.end.unwrap_or(self.total));
         let until = (at + bytes).min(end);
-        self.plan.advance(id, until - at, self.now);
+        self.plan.advance(id, until - at, waited, self.now);
         self.have.insert(at, until);
         self.came += until - at;
         if until < end {
@@ -208,8 +209,7 @@ impl World {
     pub(super) fn step(&mut self, step: Step) {
         match step {
             Step::Chunk(lane, kib, millis) => {
-                self.now += Duration::from_millis(millis);
-                self.chunk(lane, kib * 1024);
+                self.chunk(lane, kib * 1024, Duration::from_millis(millis));
             }
             Step::Break(lane) => {
                 let lanes = self.plan.lanes();
