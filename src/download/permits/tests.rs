@@ -9,12 +9,6 @@ fn permits(total: usize, per_upstream: usize) -> Permits {
     Permits::new(limits, Arc::new(Metrics::new()))
 }
 
-fn urgent(urgent: bool) -> Urgency {
-    let urgency = Urgency::default();
-    urgency.set(urgent);
-    urgency
-}
-
 fn client(n: u8) -> Client {
     Client::at(Some([10, 0, 0, n].into()))
 }
@@ -22,24 +16,24 @@ fn client(n: u8) -> Client {
 /// A request that is answered at once.
 async fn stream(permits: &Permits, upstream: &str, of: Client, urgency: Urgency) -> Permit {
     let opening = permits.open(upstream, of, urgency).await.unwrap();
-    Permit::Opening(opening).answered().await
+    opening.answered().await
 }
 
-async fn opening(permits: &Permits, of: Client) -> Result<Opening, Busy> {
-    permits.open("a", of, urgent(true)).await
+async fn opening(permits: &Permits, of: Client) -> Result<Permit, DownloadError> {
+    permits.open("a", of, Urgency::new(true)).await
 }
 
 #[tokio::test]
 async fn a_download_that_a_client_waits_for_goes_first() {
     let permits = permits(10, 2);
     let held = [
-        stream(&permits, "a", client(1), urgent(true)).await,
-        stream(&permits, "a", client(1), urgent(true)).await,
+        stream(&permits, "a", client(1), Urgency::new(true)).await,
+        stream(&permits, "a", client(1), Urgency::new(true)).await,
     ];
-    let (ahead, wanted) = (urgent(false), urgent(true));
+    let (ahead, wanted) = (Urgency::new(false), Urgency::new(true));
     let mut ahead_waits = Box::pin(stream(&permits, "a", client(1), ahead.clone()));
     let mut wanted_waits = Box::pin(stream(&permits, "a", client(1), wanted));
-    let mut later = Box::pin(stream(&permits, "a", client(1), urgent(true)));
+    let mut later = Box::pin(stream(&permits, "a", client(1), Urgency::new(true)));
     for waits in [&mut ahead_waits, &mut wanted_waits, &mut later] {
         assert!(waits.now_or_never().is_none());
     }
@@ -66,13 +60,13 @@ async fn a_download_that_a_client_waits_for_goes_first() {
 async fn downloads_without_a_client_leave_half_and_take_it_when_wanted() {
     let permits = permits(100, 4);
     let _ahead = [
-        stream(&permits, "a", client(1), urgent(false)).await,
-        stream(&permits, "a", client(1), urgent(false)).await,
+        stream(&permits, "a", client(1), Urgency::new(false)).await,
+        stream(&permits, "a", client(1), Urgency::new(false)).await,
     ];
-    let third = urgent(false);
+    let third = Urgency::new(false);
     let mut waits = Box::pin(stream(&permits, "a", client(1), third.clone()));
     assert!(waits.as_mut().now_or_never().is_none());
-    let wanted = stream(&permits, "a", client(1), urgent(true)).now_or_never();
+    let wanted = stream(&permits, "a", client(1), Urgency::new(true)).now_or_never();
     assert!(wanted.is_some());
     third.set(true);
     permits.dispatch();
@@ -82,19 +76,19 @@ async fn downloads_without_a_client_leave_half_and_take_it_when_wanted() {
 #[tokio::test]
 async fn whoever_goes_away_keeps_nothing() {
     let permits = permits(1, 1);
-    let held = stream(&permits, "a", client(1), urgent(true)).await;
-    let mut gone = Box::pin(stream(&permits, "a", client(1), urgent(true)));
+    let held = stream(&permits, "a", client(1), Urgency::new(true)).await;
+    let mut gone = Box::pin(stream(&permits, "a", client(1), Urgency::new(true)));
     assert!(gone.as_mut().now_or_never().is_none());
     // Granted, and never looked at.
     drop(held);
     assert!(permits.try_stream("a", client(1), true).is_some());
     drop(gone);
-    let held = stream(&permits, "b", client(1), urgent(true)).await;
-    let mut gone = Box::pin(stream(&permits, "a", client(1), urgent(true)));
+    let held = stream(&permits, "b", client(1), Urgency::new(true)).await;
+    let mut gone = Box::pin(stream(&permits, "a", client(1), Urgency::new(true)));
     assert!(gone.as_mut().now_or_never().is_none());
     drop(gone);
     drop(held);
-    let ahead = stream(&permits, "c", client(1), urgent(false));
+    let ahead = stream(&permits, "c", client(1), Urgency::new(false));
     assert!(ahead.now_or_never().is_some());
     assert!(permits.state().upstreams.is_empty());
 }
@@ -111,7 +105,7 @@ async fn unanswered_requests_take_no_stream() {
     }
     let mut more = Box::pin(opening(&permits, client(1)));
     assert!(more.as_mut().now_or_never().is_none());
-    let real = stream(&permits, "a", client(2), urgent(true)).now_or_never();
+    let real = stream(&permits, "a", client(2), Urgency::new(true)).now_or_never();
     assert!(real.is_some());
     bogus.pop();
     assert!(more.as_mut().now_or_never().is_some());
@@ -120,15 +114,15 @@ async fn unanswered_requests_take_no_stream() {
 #[tokio::test]
 async fn the_client_that_holds_least_is_next() {
     let permits = permits(128, 1);
-    let held = stream(&permits, "a", client(1), urgent(true)).await;
+    let held = stream(&permits, "a", client(1), Urgency::new(true)).await;
     let mut greedy: Vec<_> = (0..20)
-        .map(|_| Box::pin(stream(&permits, "a", client(1), urgent(true))))
+        .map(|_| Box::pin(stream(&permits, "a", client(1), Urgency::new(true))))
         .collect();
     for waits in &mut greedy {
         assert!(waits.as_mut().now_or_never().is_none());
     }
     let other = permits.try_stream("b", client(1), true);
-    let mut modest = Box::pin(stream(&permits, "a", client(2), urgent(true)));
+    let mut modest = Box::pin(stream(&permits, "a", client(2), Urgency::new(true)));
     assert!(modest.as_mut().now_or_never().is_none());
     drop(held);
     assert!(modest.as_mut().now_or_never().is_some());
@@ -138,14 +132,15 @@ async fn the_client_that_holds_least_is_next() {
 #[tokio::test]
 async fn the_queue_is_bounded() {
     let permits = permits(1, 1);
-    let held = stream(&permits, "a", client(1), urgent(true)).await;
+    let held = stream(&permits, "a", client(1), Urgency::new(true)).await;
     let mut waiting: Vec<_> = (0..MAX_WAITING)
         .map(|_| Box::pin(opening(&permits, client(1))))
         .collect();
     for waits in &mut waiting {
         assert!(waits.as_mut().now_or_never().is_none());
     }
-    assert_eq!(opening(&permits, client(2)).await.unwrap_err(), Busy);
+    let refused = opening(&permits, client(2)).await;
+    assert!(matches!(refused, Err(DownloadError::Busy)));
     // One that goes away makes room.
     waiting.pop();
     assert!(opening(&permits, client(2)).now_or_never().is_none());
