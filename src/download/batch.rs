@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_one_range_and_what_is_taken_is_left_out() {
+    fn neighbours_are_merged_and_taken_bytes_are_left_out() {
         let mut all = ranges(4, 1000, 0);
         all.insert(1500, 1600);
         assert_eq!(batch(&all), 4);

@@ -63,7 +63,7 @@ pub(super) async fn commit(shared: &Inner, download: &Download, stored: Stored, 
 /// Drops `written`, and so removes its file, on the blocking pool: removing a large file takes long.
 pub(super) async fn discard(written: impl Send + 'static) {
     if let Err(panicked) = tokio::task::spawn_blocking(move || drop(written)).await {
-        tracing::error!(error = %on_one_line(&panicked), "removing what was written panicked");
+        tracing::error!(error = %on_one_line(&panicked), "removing a staged file panicked");
     }
 }
 

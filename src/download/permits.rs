@@ -170,7 +170,7 @@ impl Permits {
     }
 
     /// A further stream of a running download, for which a client waits if it is `urgent`. None if it
-    /// would have to wait, or somebody else would.
+    /// would have to wait, or a download that a client waits for would.
     pub(super) fn try_stream(
         &self,
         upstream: &str,
@@ -236,8 +236,8 @@ impl PermitState {
         self.streams < share(limits.total) && streams < share(limits.per_upstream)
     }
 
-    /// Whether a waiting request may go on. It may be sent where a stream is free for its answer.
-    fn may_go_on(&self, holder: &Holder, limits: Streams) -> bool {
+    /// Whether a waiting request may continue. It may be sent when a stream is free for its answer.
+    fn may_continue(&self, holder: &Holder, limits: Streams) -> bool {
         let urgent = holder.urgent.get();
         if !self.has_stream(&holder.upstream, urgent, limits) {
             return false;
@@ -261,7 +261,7 @@ impl PermitState {
         self.waiting.retain(|waiter| !waiter.granted.is_closed());
         let held = |client: &Client| self.clients.get(client).copied().unwrap_or(0);
         let able = self.waiting.iter().enumerate();
-        let able = able.filter(|(_, waiter)| self.may_go_on(&waiter.holder, limits));
+        let able = able.filter(|(_, waiter)| self.may_continue(&waiter.holder, limits));
         let (turn, _) = able.min_by_key(|(at, Waiter { holder, .. })| {
             (
                 holder.allows,

@@ -66,20 +66,20 @@ mod tests {
     fn throughput_is_averaged_and_zero_after_silence() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let mut pace = Throughput::default();
+        let mut throughput = Throughput::default();
         for (bytes, waited, now, rate, ready) in [
             (1_000_000, 500, 0, None, false),
             (100, 20, 99, None, false),
             (100, 20, 200, Some(1000.0), true),
             (600, 100, 400, Some(2000.0), false),
         ] {
-            pace.add(bytes, Duration::from_millis(waited), at(now));
+            throughput.add(bytes, Duration::from_millis(waited), at(now));
             assert_eq!(
-                (pace.rate(at(now)), pace.is_ready()),
+                (throughput.rate(at(now)), throughput.is_ready()),
                 (rate, ready),
                 "{now}"
             );
         }
-        assert_eq!(pace.rate(at(1401)), Some(0.0));
+        assert_eq!(throughput.rate(at(1401)), Some(0.0));
     }
 }

@@ -66,7 +66,7 @@ async fn the_end_of_a_whole_blob_waits_for_the_digest() {
     assert!(first.len() < 100_000 && content.starts_with(&first));
     let next = first.len() as u64;
     assert!(whole.read(next, None).now_or_never().is_none());
-    // Who has asked for no more than the end gets it.
+    // A client that has read only the end gets it.
     let end = part.read(99_000, None).await.unwrap().unwrap();
     assert_eq!(end, content.slice(99_000..));
     stall.release();

@@ -24,7 +24,7 @@ pub(super) struct Origin {
     upstream: &'static str,
     content: Bytes,
     /// How long a chunk takes.
-    pace: Duration,
+    delay: Duration,
     ranges: bool,
     tells_length: bool,
     state: Arc<Mutex<Noted>>,
@@ -55,7 +55,7 @@ impl Origin {
         Self {
             upstream: UPSTREAM,
             content: content.clone(),
-            pace: Duration::ZERO,
+            delay: Duration::ZERO,
             ranges: true,
             tells_length: true,
             state: Arc::default(),
@@ -70,7 +70,7 @@ impl Origin {
 
     /// Bytes a second of each stream.
     pub(super) fn slow(mut self, rate: u64) -> Self {
-        self.pace = Duration::from_micros(CHUNK as u64 * 1_000_000 / rate);
+        self.delay = Duration::from_micros(CHUNK as u64 * 1_000_000 / rate);
         self
     }
 
@@ -123,7 +123,7 @@ impl Origin {
 
     fn body(&self, start: usize, end: usize, act: Act) -> crate::upstream::BlobChunks {
         let open = Open(Arc::clone(&self.state));
-        let (content, pace) = (self.content.slice(..end), self.pace);
+        let (content, delay) = (self.content.slice(..end), self.delay);
         let stop = match act {
             Act::Cut(after) | Act::Gate(after, _) => start + usize::try_from(after).unwrap(),
             Act::Usual | Act::Fails(_) => usize::MAX,
@@ -142,8 +142,8 @@ impl Origin {
                 if at >= until {
                     return None;
                 }
-                if !pace.is_zero() {
-                    tokio::time::sleep(pace).await;
+                if !delay.is_zero() {
+                    tokio::time::sleep(delay).await;
                 }
                 if open.0.lock().unwrap().breaks {
                     return Some((Err(broken()), (open, usize::MAX)));

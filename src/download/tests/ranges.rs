@@ -118,8 +118,8 @@ async fn a_client_of_the_whole_blob_turns_ranges_into_a_full_download() {
     assert_eq!(origin.sent(), 40 * MIB);
 }
 
-/// Whoever reads all of a blob gets its end when the digest is right: then all of it has to come,
-/// although nobody asks for what is missing of the end.
+/// A client that reads all of a blob gets its end once the digest is verified: all of it has to be
+/// downloaded, although no client requests the bytes that are missing at the end.
 #[tokio::test(start_paused = true)]
 async fn a_range_of_the_whole_blob_reaches_its_end() {
     for (size, enough) in [(10, 50), (20_000, 50), (20_000, 100), (3_000_000, 100)] {

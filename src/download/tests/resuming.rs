@@ -251,7 +251,7 @@ fn spooled(root: &std::path::Path, ending: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_crash_leaves_what_was_checkpointed() {
+fn a_crash_leaves_checkpointed_bytes() {
     let directory = tempfile::tempdir().unwrap();
     let (content, digest) = mebibytes(20);
     let runtime = || {
@@ -264,7 +264,7 @@ fn a_crash_leaves_what_was_checkpointed() {
         let origin = Origin::new(&content).slow(4 << 20).acts([]);
         let mut follower = bench.join(digest, "a", &origin);
         read_range(&mut follower, 0, 15 * MIB).await.unwrap();
-        // As if the process were gone: nobody ends anything.
+        // As if the process were killed: nothing is dropped.
         std::mem::forget(follower);
         std::mem::forget(bench);
     });

@@ -1,8 +1,8 @@
 //! Random adversarial schedules: sources that lie, break, stall, ignore ranges and refuse; clients of
 //! several repositories that come, read all or a range, and leave; a disk that fails.
 //!
-//! Whatever happens: a whole body that ends well is right, what is committed is right, a repository
-//! that lacks the blob gets none of it, and nobody waits forever.
+//! Invariants: a whole body that ends cleanly is right, committed content is right, a repository that
+//! lacks the blob gets none of it, and no client waits forever.
 
 use std::rc::Rc;
 

@@ -63,7 +63,7 @@ async fn the_next_source_continues_where_the_failed_one_broke() {
     let mut two = bench.join(digest, "b", &good);
     let (one, two) = tokio::join!(read_to_end(&mut one), read_to_end(&mut two));
     assert!(one.unwrap() == content && two.unwrap() == content);
-    assert_eq!(good.asked(), [(2 * MIB, None)]);
+    assert_eq!(good.asked(), [(2 * MIB, Some(3 * MIB))]);
     bench.stores(&digest, &content).await;
     assert!(bench.linked("a", digest).await && bench.linked("b", digest).await);
 }

@@ -114,7 +114,7 @@ async fn a_passed_through_download_ends_with_its_last_client() {
     assert!(sender.is_closed());
 }
 
-/// Several streams are open when the disk fails. Whoever reads gets the right bytes, wherever he is.
+/// Several streams are open when the disk fails. Every client gets the right bytes, at any offset.
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_fails_under_several_streams() {
     for nth in [1, 2, 5, 9, 20, 40, 80, 160] {
@@ -143,7 +143,7 @@ async fn a_disk_that_fails_under_several_streams() {
         };
         let all = async { tokio::join!(first, far, late) };
         let all = tokio::time::timeout(Duration::from_mins(10), all).await;
-        let (first, far, late) = all.expect("somebody hangs");
+        let (first, far, late) = all.expect("a client hangs");
         assert!(first.unwrap() == content, "{nth}");
         assert!(far.unwrap() == part(&content, start, end), "{nth}");
         assert!(late.unwrap() == content, "{nth}");
@@ -153,9 +153,9 @@ async fn a_disk_that_fails_under_several_streams() {
     }
 }
 
-/// The hash is far behind when the disk fails: what comes has to wait for its turn.
+/// The hash is far behind when the disk fails: new bytes wait until it has reached them.
 #[tokio::test(start_paused = true)]
-async fn a_disk_that_fails_while_what_was_left_is_hashed() {
+async fn a_disk_that_fails_while_a_partial_file_is_hashed() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(40);
     bench.fails(digest, &content, 30 * MIB).await;
@@ -202,8 +202,8 @@ async fn a_far_range_of_a_blob_that_cannot_be_stored() {
     }
 }
 
-/// Everybody has read all that has come, more than may wait for them, when the disk fails: nobody
-/// moves before more comes.
+/// All clients have read all bytes, more than may wait for them, when the disk fails: none of them
+/// moves before more bytes arrive.
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_fails_behind_clients_that_have_read_everything() {
     let bench = Bench::new();

@@ -22,7 +22,7 @@ pub(super) enum Step {
     /// A client joins for ranges: the place of the first, their number, their KiB, and the KiB between
     /// them.
     Ranges(u64, u64, u64, u64),
-    /// A connection breaks, and what is left of one range is requested again.
+    /// A connection breaks, and the rest of one range is requested again.
     Resume(usize),
     /// The client that waits longest leaves.
     Leave,
@@ -115,7 +115,7 @@ impl World {
                 let wanted = |want: &MissingBytes| want.at <= start && end <= want.end;
                 assert!(
                     demand.wants.iter().any(wanted),
-                    "nobody wants {start}..{end:?}"
+                    "no client wants {start}..{end:?}"
                 );
             }
             let id = self.plan.open(Span { start, end });
