@@ -82,17 +82,11 @@ async fn try_admit(
     if blob > max {
         return Err(Unfit::TooLarge { max });
     }
-    let request = SpaceRequest {
-        bytes: 0,
-        blob,
-        evict: download.urgency.get(),
-    };
+    let (bytes, evict) = (0, download.urgency.get());
+    let request = SpaceRequest { bytes, blob, evict };
     let (digest, upstream) = (&download.digest, &download.upstream);
-    let (admission, stage) = shared
-        .options
-        .cache
-        .admit(digest, upstream, request)
-        .await?;
+    let admitted = shared.options.cache.admit(digest, upstream, request);
+    let (admission, stage) = admitted.await?;
     Ok(Stored { stage, admission })
 }
 

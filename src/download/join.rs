@@ -213,12 +213,8 @@ impl Inner {
     /// Applies the request of a follower to the download.
     fn welcome(&self, follower: &Follower, wanted: BlobRequest) {
         let download = &follower.download;
-        if wanted.fill {
-            download.fill.store(true, Ordering::Relaxed);
-        }
-        if wanted.refetch {
-            download.refetch.store(true, Ordering::Relaxed);
-        }
+        download.fill.fetch_or(wanted.fill, Ordering::Relaxed);
+        download.refetch.fetch_or(wanted.refetch, Ordering::Relaxed);
         download.progress.look();
         if !download.urgency.get() {
             download.urgency.set(true);

@@ -113,8 +113,7 @@ async fn a_stop_during_a_checkpoint_ends_the_download_and_leaves_the_partial() {
 #[tokio::test(start_paused = true)]
 async fn a_failed_checkpoint_releases_the_space() {
     let bench = Bench::with(on(OnAbandon::Pause));
-    let kind = io::ErrorKind::StorageFull;
-    bench.store.fail_from(Operation::Checkpoint, 1, kind);
+    bench.fill_disk(Operation::Checkpoint, 1);
     let (_, digest, origin) = abandoned(&bench, 20, 1).await;
     assert!(origin.sent() < 20 * MIB && !bench.is_running(&digest));
     assert_eq!(bench.cache.usage().reserved, 0);

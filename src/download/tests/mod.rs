@@ -285,10 +285,10 @@ impl Bench {
         bench
     }
 
-    /// The next write, and every one after it, fails as on a full disk.
-    fn fill_disk(&self) {
+    /// From the `nth` operation of this kind on, they fail as on a full disk.
+    fn fill_disk(&self, operation: Operation, nth: u64) {
         let full = io::ErrorKind::StorageFull;
-        self.store.fail_from(Operation::Write, 1, full);
+        self.store.fail_from(operation, nth, full);
     }
 
     fn join<S: Source>(&self, digest: Digest, repo: &str, source: &Arc<S>) -> Follower {

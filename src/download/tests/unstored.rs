@@ -36,8 +36,7 @@ async fn a_blob_that_cannot_be_written_is_passed_through() {
     ] {
         let bench = Bench::new();
         let (content, digest) = content(12_000_000);
-        let full = io::ErrorKind::StorageFull;
-        bench.store.fail_from(operation, nth, full);
+        bench.fill_disk(operation, nth);
         let source = Script::new([sends(0, Some(12_000_000), &content, 100_000)]);
         let mut followers = ["a", "b"].map(|repo| bench.join(digest, repo, &source));
         let [one, two] = &mut followers;
@@ -60,7 +59,7 @@ async fn pass_through_continues_behind_a_resumed_partial_file() {
     read_range(&mut follower, 8 * MIB, 12 * MIB).await.unwrap();
     drop(follower);
     bench.settled().await;
-    bench.fill_disk();
+    bench.fill_disk(Operation::Write, 1);
     passes(&bench, digest, &content, &origin).await;
 }
 
@@ -72,8 +71,7 @@ async fn a_client_too_late_for_a_passed_through_blob_gets_a_download_of_its_own(
         let (content, digest) = content(100_000);
         let (first_sender, first) = streams(0, Some(100_000));
         let second = sends(0, Some(100_000), &content, 50_000);
-        let full = io::ErrorKind::StorageFull;
-        bench.store.fail_from(operation, 1, full);
+        bench.fill_disk(operation, 1);
         let source = Script::new([first, second]);
         let mut early = bench.join(digest, "a", &source);
         send_all(&first_sender, &content.slice(..30_000), 30_000).await;
@@ -124,8 +122,7 @@ async fn a_disk_that_fails_under_several_streams() {
         let mut first = bench.join(digest, "a", &origin);
         let (start, end) = (30 * MIB, 32 * MIB);
         let mut far = bench.join_at(digest, "a", &origin, range(start, end, true));
-        let kind = io::ErrorKind::StorageFull;
-        bench.store.fail_from(Operation::Write, nth, kind);
+        bench.fill_disk(Operation::Write, nth);
         let far = async {
             let read = read_range(&mut far, start, end).await;
             drop(far);
@@ -159,7 +156,7 @@ async fn a_disk_that_fails_while_a_partial_file_is_hashed() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(40);
     bench.fails(digest, &content, 30 * MIB).await;
-    bench.fill_disk();
+    bench.fill_disk(Operation::Write, 1);
     passes(&bench, digest, &content, &Origin::new(&content).acts([])).await;
 }
 
@@ -171,7 +168,7 @@ async fn a_disk_that_fails_at_the_last_byte() {
     let origin = Origin::new(&content).acts([Act::Gate(39 * MIB, gate.clone())]);
     let mut first = bench.join(digest, "a", &origin);
     read_range(&mut first, 0, 39 * MIB).await.unwrap();
-    bench.fill_disk();
+    bench.fill_disk(Operation::Write, 1);
     gate.cancel();
     assert!(read_to_end(&mut first).await.unwrap() == content);
     nothing_is_cached(&bench, &digest).await;
