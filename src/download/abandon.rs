@@ -1,11 +1,12 @@
 //! What happens to a download that no client follows any more.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Download;
-use super::task::Transfer;
+use super::task::{Ended, Transfer};
 use crate::config::OnAbandon;
 
 /// How long a download without clients continues before it may be paused. Clients hang up between
@@ -20,7 +21,7 @@ impl Transfer<'_> {
         let Self {
             shared, download, ..
         } = self;
-        let draining = shared.drain.is_cancelled();
+        let draining = shared.options.drain.is_cancelled();
         let abandoned = shared.registry.is_abandoned(&download.digest, download.id);
         let newest = download.progress.newest();
         let came = std::mem::replace(&mut self.newest, newest) != newest;
@@ -34,53 +35,47 @@ impl Transfer<'_> {
             && let Some(total) = self.plan.total
         {
             let enough = download.progress.given().saturating_mul(100)
-                >= total.saturating_mul(shared.settings.fill_after.into());
+                >= total.saturating_mul(shared.options.settings.fill_after.into());
             // A small blob is verified as a whole before its first byte is sent.
-            let small = total <= shared.settings.verified_first;
-            self.plan.fill = enough || small || download.wants_fill();
+            let small = total <= shared.options.settings.verified_first;
+            self.plan.fill = enough || small || download.fill.load(Ordering::Relaxed);
         }
     }
 
     /// Ends the streams and writes a checkpoint, unless the policy lets the download continue or a
-    /// client joins meanwhile. Returns whether a checkpoint was written; none when the download
-    /// continues.
-    pub(super) async fn pause(&mut self) -> Option<bool> {
+    /// client joins meanwhile. None when the download continues.
+    pub(super) async fn pause(&mut self) -> Option<Ended> {
+        self.grace = None;
         let Download { digest, id, .. } = self.download;
         if !self.shared.registry.is_abandoned(digest, *id) {
-            self.grace = None;
             return None;
         }
-        self.grace = None;
-        let received = self.received_bytes();
-        let draining = self.shared.drain.is_cancelled();
-        let goes_on = match self.shared.settings.on_abandon {
-            _ if draining => false,
-            // The upstream hasn't answered yet: cancel the request.
-            _ if !self.opened => false,
+        let received = self.download.progress.plan(|have, _| have.len());
+        let draining = self.shared.options.drain.is_cancelled();
+        let continues = match (self.shared.options.settings.on_abandon, self.plan.total) {
+            // When the upstream hasn't answered yet, the request is cancelled.
+            _ if draining || !self.opened => false,
             _ if !self.storing.is_storing() => true,
-            OnAbandon::Finish | OnAbandon::Auto if self.plan.total.is_none() => {
+            (OnAbandon::Pause, _) => false,
+            (OnAbandon::Finish | OnAbandon::Auto, None) => {
                 // The size is unknown, so it can't be compared with what has arrived.
                 self.grace = Some(Instant::now() + GRACE);
                 return self.end_if_overlong().await;
             }
             _ if !self.plan.fill => false,
-            OnAbandon::Finish => true,
-            OnAbandon::Pause => false,
-            OnAbandon::Auto => self
-                .plan
-                .total
-                .is_none_or(|total| total < SMALL || received > total / 2),
+            (OnAbandon::Finish, _) => true,
+            (OnAbandon::Auto, Some(total)) => total < SMALL || received > total / 2,
         };
-        if goes_on {
+        if continues {
             // Decided again after the next client has left.
             return None;
         }
         self.close().await
     }
 
-    /// Ends an abandoned download of unknown size once it has received [`SMALL`] bytes. Returns
-    /// whether a checkpoint was written; none when the download continues.
-    pub(super) async fn end_if_overlong(&mut self) -> Option<bool> {
+    /// Ends an abandoned download of unknown size once it has received [`SMALL`] bytes. None when the
+    /// download continues.
+    pub(super) async fn end_if_overlong(&mut self) -> Option<Ended> {
         let Download { digest, id, .. } = self.download;
         let overlong = self.opened && self.plan.total.is_none() && self.received >= SMALL;
         if overlong && self.shared.registry.is_abandoned(digest, *id) {
@@ -90,33 +85,23 @@ impl Transfer<'_> {
         }
     }
 
-    async fn close(&mut self) -> Option<bool> {
+    async fn close(&mut self) -> Option<Ended> {
         let Download { digest, id, .. } = self.download;
         let resumable = self.checkpoint().await;
         let closed = self.shared.registry.close(digest, *id);
-        closed.then_some(resumable)
-    }
-
-    fn received_bytes(&self) -> u64 {
-        self.download.progress.plan(|have, _| have.len())
+        closed.then_some(Ended::Abandoned { resumable })
     }
 
     /// Ends the streams, writes the bytes that have arrived, and writes a checkpoint, which is synced
     /// when the mirror is stopping. False when there is nothing that a later download could resume.
     pub(super) async fn checkpoint(&mut self) -> bool {
         self.stop_streams();
-        while self.storing.is_busy() {
-            let Ok(writer) = self.storing.written().await else {
-                return false;
-            };
-            if self.take_back(writer).is_err() {
-                return false;
-            }
-        }
-        let Some(total) = self.plan.total else {
+        let hashed = self.hash_all().await;
+        let Some(total) = self.plan.total.filter(|_| hashed.is_ok()) else {
             return false;
         };
-        let sync = self.shared.drain.is_cancelled() || self.shared.stop.is_cancelled();
+        let sync =
+            self.shared.options.drain.is_cancelled() || self.shared.options.stop.is_cancelled();
         self.storing.checkpoint(total, sync).await
     }
 }

@@ -11,35 +11,21 @@ const MAX_BATCH: u64 = 8 * 1024 * 1024;
 
 /// The first bytes of `ranges` from `from` on that aren't taken, and those that follow closely.
 pub(super) fn first(ranges: &RangeSet, taken: &RangeSet, from: u64) -> Option<ByteRange> {
-    let mut found: Option<ByteRange> = None;
     let ranges = ranges.ranges();
     let skipped = ranges.partition_point(|range| range.end <= from);
-    for range in ranges.get(skipped..).unwrap_or_default() {
-        let mut at = range.start.max(from);
-        loop {
-            at = taken.end_of(at);
-            if at >= range.end {
-                break;
-            }
-            let next_taken = taken.next_start(at).unwrap_or(u64::MAX);
-            let until = next_taken.min(range.end);
-            match &mut found {
-                None => {
-                    found = Some(ByteRange {
-                        start: at,
-                        end: until,
-                    });
-                }
-                Some(ByteRange { end, .. }) => {
-                    let free = taken.next_start(*end).is_none_or(|next| next >= at);
-                    if !free || at - *end > MERGED {
-                        return found;
-                    }
-                    *end = until;
-                }
-            }
-            at = until;
+    let ranges = ranges.get(skipped..).unwrap_or_default().iter();
+    let parts = ranges.flat_map(|range| taken.split(range.start.max(from), range.end));
+    let mut found: Option<ByteRange> = None;
+    for (part, _) in parts.filter(|(_, is_taken)| !is_taken) {
+        let Some(ByteRange { end, .. }) = &mut found else {
+            found = Some(part);
+            continue;
+        };
+        let free = taken.next_start(*end).is_none_or(|next| next >= part.start);
+        if !free || part.start - *end > MERGED {
+            break;
         }
+        *end = part.end;
     }
     found
 }
@@ -113,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_one_range_and_what_is_taken_is_left_out() {
+    fn neighbours_are_merged_and_taken_bytes_are_left_out() {
         let mut all = ranges(4, 1000, 0);
         all.insert(1500, 1600);
         assert_eq!(batch(&all), 4);

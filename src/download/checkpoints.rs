@@ -44,9 +44,7 @@ impl Checkpoints {
         if !self.is_due(bytes, started) {
             return;
         }
-        if let Err(error) = stage.checkpoint(total, false) {
-            tracing::warn!(error = %on_one_line(&error), "can't write the checkpoint of a download");
-        }
+        write(stage, total, false);
         let ended = Instant::now();
         self.bytes = bytes;
         self.not_before = ended + (ended - started) * SHARE;
@@ -58,6 +56,14 @@ impl Checkpoints {
         let due = new >= MIN_BYTES && now >= self.next;
         due || new >= MAX_BYTES && now >= self.not_before
     }
+}
+
+/// Writes the checkpoint of a blob of `total` bytes. False when it fails. Blocks.
+pub(super) fn write(stage: &mut dyn Stage, total: u64, sync: bool) -> bool {
+    let written = stage.checkpoint(total, sync).inspect_err(|error| {
+        tracing::warn!(error = %on_one_line(error), "can't write the checkpoint of a download");
+    });
+    written.is_ok()
 }
 
 #[cfg(test)]

@@ -1,29 +1,9 @@
 //! The end of a download: committed to the store, or left as a partial file.
 
-use super::storing::Storing;
+use super::storing::{Stored, Storing};
 use super::{Download, DownloadError, Inner};
-use crate::cache::Admission;
-use crate::cache::Stage;
 use crate::error_chain::on_one_line;
 use crate::oci::Digest;
-
-/// A complete download whose digest is verified.
-pub(super) struct VerifiedDownload {
-    /// Bytes.
-    pub(super) size: u64,
-    /// Its staged file and reserved space; none when it was passed through.
-    pub(super) place: Option<(Box<dyn Stage>, Admission)>,
-}
-
-impl VerifiedDownload {
-    /// `storing` has passed [`check`].
-    pub(super) fn new(storing: Storing, size: u64) -> Self {
-        let (writer, place) = storing.into_parts();
-        let stage = writer.and_then(|writer| writer.into_stage());
-        let place = stage.zip(place);
-        Self { size, place }
-    }
-}
 
 /// Verifies size and digest. Everything has been hashed.
 pub(super) async fn check(
@@ -31,28 +11,28 @@ pub(super) async fn check(
     digest: Digest,
     size: u64,
 ) -> Result<(), DownloadError> {
-    let mut writer = storing.take_idle().ok_or(DownloadError::Lost)?;
+    let mut writer = storing.idle.take().ok_or(DownloadError::Lost)?;
     let sent = writer.hashed;
     if sent != size {
-        storing.put_back(writer);
+        storing.idle = Some(writer);
         return Err(DownloadError::Length {
             digest: digest.into(),
             announced: size,
             sent,
         });
     }
-    let (writer, got) = if writer.needs_rehash() {
-        let hash = move || {
-            let got = writer.finish(digest.algorithm());
-            (writer, got)
-        };
-        let hashed = tokio::task::spawn_blocking(hash).await;
-        hashed.map_err(|_panicked| DownloadError::Lost)?
-    } else {
+    let rehash = writer.needs_rehash();
+    let finish = move || {
         let got = writer.finish(digest.algorithm());
         (writer, got)
     };
-    storing.put_back(writer);
+    let (writer, got) = if rehash {
+        let finished = tokio::task::spawn_blocking(finish).await;
+        finished.map_err(|_panicked| DownloadError::Lost)?
+    } else {
+        finish()
+    };
+    storing.idle = Some(writer);
     let expected = digest.into();
     match got {
         Some(got) if got == digest => Ok(()),
@@ -67,18 +47,15 @@ pub(super) async fn check(
     }
 }
 
-/// Commits a verified download and links it. Followers have their bytes already: a failure leaves the
-/// blob uncached and fails no client.
-pub(super) async fn commit(shared: &Inner, download: &Download, verified: VerifiedDownload) {
-    let VerifiedDownload { size, place } = verified;
-    let Some((stage, admission)) = place else {
-        return;
-    };
+/// Commits a verified download of `size` bytes and links it. Followers have their bytes already: a
+/// failure leaves the blob uncached and fails no client.
+pub(super) async fn commit(shared: &Inner, download: &Download, stored: Stored, size: u64) {
+    let Stored { stage, admission } = stored;
     let digest = download.digest;
     // Once the commit has ended no client joins: it finds the blob in the cache.
     let repositories = || shared.registry.committed(&digest, download.id);
     if let Err(error) = admission.commit(stage, size, repositories).await {
-        shared.metrics.store_failed();
+        shared.options.metrics.store_failed();
         tracing::error!(%digest, error = %on_one_line(&error), "download served but not cached");
     }
 }
@@ -86,16 +63,14 @@ pub(super) async fn commit(shared: &Inner, download: &Download, verified: Verifi
 /// Drops `written`, and so removes its file, on the blocking pool: removing a large file takes long.
 pub(super) async fn discard(written: impl Send + 'static) {
     if let Err(panicked) = tokio::task::spawn_blocking(move || drop(written)).await {
-        tracing::error!(error = %on_one_line(&panicked), "removing what was written panicked");
+        tracing::error!(error = %on_one_line(&panicked), "removing a staged file panicked");
     }
 }
 
 /// Leaves the partial file, with its last checkpoint, for the next download of the blob.
 pub(super) async fn leave(download: &Download, storing: Storing) {
-    let (writer, place) = storing.into_parts();
-    let on_disk = writer.as_ref().map_or(0, |writer| writer.file.len());
-    let stage = writer.and_then(|writer| writer.into_stage());
-    if let Some((stage, admission)) = stage.zip(place) {
+    let on_disk = storing.idle.as_ref().map_or(0, |writer| writer.file.len());
+    if let Some(Stored { stage, admission }) = storing.into_stored() {
         admission.pause(stage, &download.upstream, on_disk).await;
     }
 }

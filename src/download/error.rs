@@ -1,10 +1,8 @@
 //! Why downloads fail, and what clients are told of it.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::StoreError;
 use crate::oci::{Classified, Digest, ErrorKind};
 use crate::upstream::UpstreamError;
 
@@ -16,8 +14,6 @@ const BUSY_RETRY: Duration = Duration::from_secs(5);
 pub enum DownloadError {
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
-    #[error("the download could not be stored: {0}")]
-    Store(Arc<StoreError>),
     #[error("the upstream sent content of digest {got} for {expected}")]
     Digest {
         expected: Box<Digest>,
@@ -44,21 +40,7 @@ pub enum DownloadError {
 impl DownloadError {
     /// Whether the bytes that have arrived may be right, so that the next download resumes them.
     pub(super) const fn leaves_partial(&self) -> bool {
-        match self {
-            Self::Upstream(_) | Self::Stopping | Self::Busy => true,
-            Self::Store(_)
-            | Self::Digest { .. }
-            | Self::Length { .. }
-            | Self::Changed { .. }
-            | Self::Stuck
-            | Self::Lost => false,
-        }
-    }
-}
-
-impl From<StoreError> for DownloadError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(Arc::new(error))
+        matches!(self, Self::Upstream(_) | Self::Stopping | Self::Busy)
     }
 }
 
@@ -70,7 +52,7 @@ impl Classified for DownloadError {
                 ErrorKind::WrongAnswer
             }
             Self::Stopping | Self::Busy => ErrorKind::Busy,
-            Self::Store(_) | Self::Lost | Self::Stuck => ErrorKind::Internal,
+            Self::Lost | Self::Stuck => ErrorKind::Internal,
         }
     }
 
@@ -82,9 +64,7 @@ impl Classified for DownloadError {
             }
             Self::Stopping => "the mirror is stopping; ask again".into(),
             Self::Busy => "too many downloads wait; ask again".into(),
-            Self::Store(_) | Self::Lost | Self::Stuck => {
-                "the mirror failed; its log says why".into()
-            }
+            Self::Lost | Self::Stuck => "the mirror failed; its log says why".into(),
         }
     }
 

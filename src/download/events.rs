@@ -3,18 +3,20 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
+use super::admission::{self, Space};
 use super::commit;
-use super::place::{Space, place};
 use super::plan::Span;
 use super::storing::Storing;
 use super::streams::{Body, Event, Stream};
 use super::task::Transfer;
 use super::writer::Writer;
 use super::{Download, DownloadError};
+use crate::cache::Reader;
 use crate::error_chain::on_one_line;
-use crate::oci::RangeSet;
-use crate::upstream::{BlobStream, UpstreamError};
+use crate::oci::{ByteRange, RangeSet};
+use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
 /// Consecutive attempts to reopen a broken stream.
 const MAX_RESUMES: u32 = 5;
@@ -26,32 +28,22 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 impl Transfer<'_> {
-    pub(super) async fn happened(
+    pub(super) async fn on_event(
         &mut self,
-        (stream, body, event): (Stream, Option<Body>, Event),
+        (stream, event): (Stream, Event),
     ) -> Result<(), DownloadError> {
-        match (event, body) {
-            (Event::Opened(Ok(answer)), _) => self.answered(stream, answer).await,
-            (Event::Opened(Err(error)), _) => self.refused(stream, error).await,
-            (Event::OpenedRanges(ranges), _) => {
-                self.answered_ranges(stream, ranges);
-                Ok(())
+        match event {
+            Event::Opened(Ok(response)) => return self.on_response(stream, response).await,
+            Event::Opened(Err(error)) => return self.on_refusal(stream, error).await,
+            Event::OpenedRanges(ranges) => self.on_ranges(stream, ranges),
+            Event::Chunk(body, offset, chunk) => {
+                return self.on_chunk(stream, body, offset, chunk);
             }
-            (Event::NoRanges, _) => {
-                self.give_up(&stream);
-                Ok(())
-            }
-            (Event::Chunk(chunk), Some(body)) => self.came(stream, body, chunk),
-            (Event::Piece(offset, piece), Some(body)) => self.came_at(stream, body, offset, piece),
-            (Event::Ended(Ok(())), Some(Body::Several(_))) => {
-                // Ranges that the response lacks are requested again.
-                self.give_up(&stream);
-                Ok(())
-            }
-            (Event::Ended(Ok(())), _) => self.ended(&stream),
-            (Event::Ended(Err(error)), _) => self.broke(stream, error),
-            (Event::Chunk(_) | Event::Piece(..), None) => Err(DownloadError::Lost),
+            Event::RangesEnded => self.give_up(&stream),
+            Event::Ended(Ok(())) => return self.on_end(&stream),
+            Event::Ended(Err(error)) => return self.on_disconnect(stream, error),
         }
+        Ok(())
     }
 
     fn length_error(&self, announced: u64, sent: u64) -> DownloadError {
@@ -64,51 +56,60 @@ impl Transfer<'_> {
     }
 
     /// Handles a response head. The body may start elsewhere than requested.
-    async fn answered(
+    async fn on_response(
         &mut self,
         mut stream: Stream,
-        answer: BlobStream,
+        response: BlobStream,
     ) -> Result<(), DownloadError> {
-        let BlobStream {
-            offset,
-            total,
-            body,
-            ..
-        } = answer;
+        let BlobStream { offset, total, .. } = response;
         self.prove();
         if self.opened
             && let Some(total) = total
         {
             self.learn_total(total)?;
         }
-        if !self.opened && !self.begin(total).await {
-            // The resumed bytes belong to a blob of another size: start again without them.
-            self.give_up(&stream);
-            return Ok(());
-        }
-        if !self.storing.is_storing() && !self.download.progress.has(0, offset) {
-            // Pass-through needs contiguous bytes.
+        // The resumed bytes may belong to a blob of another size: start again without them.
+        let begun = self.opened || self.begin(total).await;
+        // Pass-through needs contiguous bytes.
+        let passes = !self.storing.is_storing();
+        if !begun || passes && !self.download.progress.has(0, offset) {
             self.give_up(&stream);
             return Ok(());
         }
         if offset != stream.offset {
             // The upstream ignores ranges: another stream brings the blob, or this one does from byte 0.
-            if self.plan.lanes().len() > 1 {
-                self.plan.one_at_a_time();
+            if self.plan.segments.len() > 1 {
+                self.plan.alone = true;
                 self.give_up(&stream);
                 return Ok(());
             }
-            self.plan.without_ranges(stream.lane);
+            self.plan.without_ranges(stream.segment);
             stream.offset = offset;
-            self.download.progress.mark(stream.lane, Some(offset));
+            self.download.progress.mark(stream.segment, Some(offset));
         }
         if stream.breaks > 0 {
-            self.shared.metrics.downloads.resumed.inc();
+            self.shared.options.metrics.downloads.resumed.inc();
         }
-        self.plan.answered(stream.lane);
-        self.streams.read(stream, Body::One(body));
-        self.replan = true;
+        self.read(stream, Body::One(response.body));
         Ok(())
+    }
+
+    /// Handles the response head of a request for several ranges.
+    fn on_ranges(&mut self, stream: Stream, ranges: BlobRanges) {
+        self.prove();
+        if self.storing.is_storing() {
+            self.read(stream, Body::Several(ranges));
+        } else {
+            // Pass-through needs contiguous bytes.
+            self.give_up(&stream);
+        }
+    }
+
+    /// Reads a body whose head has arrived.
+    fn read(&mut self, stream: Stream, body: Body) {
+        self.plan.answered(stream.segment);
+        self.streams.read(stream, body);
+        self.replan = true;
     }
 
     /// Learns the blob's size from a later response. Fails when it contradicts an earlier one.
@@ -125,7 +126,7 @@ impl Transfer<'_> {
     }
 
     /// The upstream has answered: the source's repository has the blob.
-    pub(super) fn prove(&mut self) {
+    fn prove(&mut self) {
         if !std::mem::replace(&mut self.answered, true) {
             let Download { digest, id, .. } = self.download;
             self.shared.registry.prove(digest, *id, self.member);
@@ -145,8 +146,8 @@ impl Transfer<'_> {
             }
             progress.opened(Some(resumed), self.content(), &ranges, &other_length);
         } else {
-            let described = self.streams.described_size();
-            let stored = place(self.shared, self.download, total, described).await;
+            let described = self.streams.source.described_size();
+            let stored = admission::admit(self.shared, self.download, total, described).await;
             let algorithm = self.download.digest.algorithm();
             let suspect = self.suspect.take();
             self.storing = Storing::new(stored, algorithm, RangeSet::new(), suspect);
@@ -166,20 +167,19 @@ impl Transfer<'_> {
         self.resumed = None;
         self.space = Space::default();
         self.mixed = false;
-        self.plan.forget_total();
-        let algorithm = self.download.digest.algorithm();
-        let nothing = Storing::new(None, algorithm, RangeSet::new(), None);
+        self.plan.total = None;
+        let nothing = Storing::nothing(self.download.digest.algorithm());
         commit::discard(std::mem::replace(&mut self.storing, nothing)).await;
     }
 
-    fn content(&self) -> Option<crate::cache::Reader> {
-        self.storing.idle().and_then(Writer::content)
+    fn content(&self) -> Option<Reader> {
+        self.storing.idle.as_deref().and_then(Writer::content)
     }
 
-    /// Ends a stream and frees its lane.
-    pub(super) fn give_up(&mut self, stream: &Stream) {
-        self.plan.close(stream.lane);
-        self.download.progress.mark(stream.lane, None);
+    /// Ends a stream and frees its segment.
+    fn give_up(&mut self, stream: &Stream) {
+        self.plan.close(stream.segment);
+        self.download.progress.mark(stream.segment, None);
         self.replan = true;
     }
 
@@ -190,17 +190,21 @@ impl Transfer<'_> {
             return Ok(false);
         }
         self.hash_all().await?;
-        let writer = self.storing.idle();
+        let writer = self.storing.idle.as_ref();
         Ok(writer.is_some_and(|writer| writer.is_whole(at, &self.download.digest)))
     }
 
     /// Handles a stream that couldn't be opened.
-    async fn refused(&mut self, stream: Stream, error: UpstreamError) -> Result<(), DownloadError> {
+    async fn on_refusal(
+        &mut self,
+        stream: Stream,
+        error: UpstreamError,
+    ) -> Result<(), DownloadError> {
         if error.is_out_of_range() && self.is_whole_by_digest(stream.offset).await? {
-            return self.ended(&stream);
+            return self.on_end(&stream);
         }
-        if self.opened || self.plan.lanes().len() > 1 {
-            return self.broke(stream, error);
+        if self.opened || self.plan.segments.len() > 1 {
+            return self.on_disconnect(stream, error);
         }
         if error.is_out_of_range() && self.resumed.is_some() {
             self.give_up(&stream);
@@ -208,26 +212,34 @@ impl Transfer<'_> {
             return Ok(());
         }
         if stream.offset > 0 && error.is_out_of_range() {
-            // The client requested bytes beyond the end: learn the size, so that it can be told.
+            // The client requested bytes beyond the end: request the first byte, to learn the size.
             self.give_up(&stream);
-            self.ask_from_start();
+            (self.wanted.start, self.wanted.end) = (0, Some(1));
             return Ok(());
         }
         Err(error.into())
     }
 
     /// Handles a stream that broke off: reopens it, or ends it.
-    fn broke(&mut self, mut stream: Stream, error: UpstreamError) -> Result<(), DownloadError> {
-        self.keep_one_range(&stream);
-        let Some(lane) = self.plan.lane(stream.lane) else {
+    fn on_disconnect(
+        &mut self,
+        mut stream: Stream,
+        error: UpstreamError,
+    ) -> Result<(), DownloadError> {
+        if let Some(at) = self.plan.keep_one_range(stream.segment) {
+            // Other streams bring the further ranges.
+            self.download.progress.mark(stream.segment, Some(at));
+            self.replan = true;
+        }
+        let Some(segment) = self.plan.segment(stream.segment) else {
             return Ok(());
         };
-        let (at, end) = (lane.at, lane.end);
-        let is_through = lane.is_through();
-        let others = self.plan.lanes().len() > 1;
+        let (at, end, is_through) = (segment.at, segment.end, segment.is_through());
+        let digest = self.download.digest;
+        let others = self.plan.segments.len() > 1;
         if others && (error.pushes_back() || !error.is_transient()) {
-            tracing::info!(digest = %self.download.digest, error = %on_one_line(&error), "going on with one stream");
-            self.plan.one_at_a_time();
+            tracing::info!(%digest, error = %on_one_line(&error), "going on with one stream");
+            self.plan.alone = true;
             self.give_up(&stream);
             return Ok(());
         }
@@ -235,22 +247,19 @@ impl Transfer<'_> {
             self.give_up(&stream);
             return Ok(());
         }
-        stream.breaks = if at >= stream.broke_at + PROGRESS {
-            1
-        } else {
-            stream.breaks + 1
-        };
+        let progressed = at >= stream.broke_at + PROGRESS;
+        stream.breaks = if progressed { 1 } else { stream.breaks + 1 };
         stream.broke_at = at;
         if stream.breaks > MAX_RESUMES || !error.is_transient() {
             if others {
                 // No successor: it would reset the count of attempts.
-                self.plan.one_at_a_time();
+                self.plan.alone = true;
                 self.give_up(&stream);
                 return Ok(());
             }
             return Err(error.into());
         }
-        tracing::info!(digest = %self.download.digest, offset = at, error = %on_one_line(&error), "resuming download");
+        tracing::info!(%digest, offset = at, error = %on_one_line(&error), "resuming download");
         let pause = FIRST_PAUSE * 2_u32.pow(stream.breaks - 1);
         let pause = pause.mul_f64(0.5 + fastrand::f64());
         let wanted = error.retry_after().unwrap_or_default().min(MAX_PAUSE);
@@ -260,68 +269,79 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Handles a chunk.
-    pub(super) fn came(
+    /// Handles a chunk. `offset` is known for a body of several ranges.
+    fn on_chunk(
         &mut self,
         stream: Stream,
         body: Body,
-        chunk: Bytes,
+        offset: Option<u64>,
+        mut chunk: Bytes,
     ) -> Result<(), DownloadError> {
-        let Some(lane) = self.plan.lane(stream.lane) else {
+        let elsewhere = offset.is_some_and(|offset| !self.plan.seek(stream.segment, offset));
+        let Some(segment) = self.plan.segment(stream.segment) else {
             return Ok(());
         };
-        let (at, end) = (lane.at, lane.end);
+        if elsewhere {
+            // Another stream brings these bytes.
+            self.streams.read(stream, body);
+            return Ok(());
+        }
+        let (at, end) = (segment.at, segment.end);
         let sent = at + chunk.len() as u64;
         if let Some(announced) = self.plan.total
             && sent > announced
         {
             return Err(self.length_error(announced, sent));
         }
-        let length = end.map_or(sent, |end| end.min(sent)).saturating_sub(at);
-        let mut part = chunk;
-        part.truncate(usize::try_from(length).unwrap_or(usize::MAX));
-        self.received = self.received.max(at + length);
+        let until = end.map_or(sent, |end| end.min(sent)).max(at);
+        let length = until - at;
+        chunk.truncate(usize::try_from(length).unwrap_or(usize::MAX));
+        self.received = self.received.max(until);
         self.plan
-            .advance(stream.lane, length, tokio::time::Instant::now());
-        if part.is_empty() {
-            self.go_on(stream, body, at, end);
-            return Ok(());
+            .advance(stream.segment, length, stream.waited, Instant::now());
+        if !chunk.is_empty() {
+            self.publish(stream.segment, at, chunk);
         }
-        let progress = &self.download.progress;
-        let missing = progress.missing(at, at + length);
-        progress.mark(stream.lane, Some(at + length));
-        let new: u64 = missing.iter().map(|(start, until)| until - start).sum();
-        let repeats = new < length;
-        for (start, until) in missing {
-            let skip = |offset: u64| usize::try_from(offset - at).unwrap_or(part.len());
-            let new = part.slice(skip(start)..skip(until));
-            if self.storing.is_storing() {
-                self.space.stored += new.len() as u64;
-            }
-            progress.received(start, new);
-        }
-        self.storing.push(at, part, repeats);
-        self.reserve_ahead();
-        self.go_on(stream, body, at + length, end);
-        Ok(())
-    }
-
-    /// Reads on, or closes the stream at the end of its lane. A multi-range body is read on: the next
-    /// part or the closing delimiter has to follow.
-    fn go_on(&mut self, stream: Stream, body: Body, at: u64, end: Option<u64>) {
-        if end.is_some_and(|end| at >= end) && !body.has_several_ranges() {
+        // Of several ranges, the next part or the closing delimiter has to follow.
+        if end.is_some_and(|end| until >= end) && !body.has_several_ranges() {
             self.give_up(&stream);
         } else {
             self.streams.read(stream, body);
         }
+        Ok(())
+    }
+
+    /// Publishes a chunk to followers, and hands it to the writer.
+    fn publish(&mut self, segment: u64, at: u64, chunk: Bytes) {
+        let progress = &self.download.progress;
+        let end = at + chunk.len() as u64;
+        let missing = progress.missing(at, end);
+        progress.mark(segment, Some(end));
+        let new: u64 = missing.iter().map(ByteRange::len).sum();
+        for range in missing {
+            let skip = |offset: u64| usize::try_from(offset - at).unwrap_or(chunk.len());
+            progress.received(range.start, chunk.slice(skip(range.start)..skip(range.end)));
+        }
+        if self.storing.is_storing() {
+            self.space.stored += new;
+        }
+        let repeats = new < chunk.len() as u64;
+        self.storing.push(at, chunk, repeats);
+        self.reserve_ahead();
     }
 
     /// Handles the clean end of a body.
-    fn ended(&mut self, stream: &Stream) -> Result<(), DownloadError> {
-        let at = self.plan.lane(stream.lane).map_or(0, |lane| lane.at);
+    fn on_end(&mut self, stream: &Stream) -> Result<(), DownloadError> {
+        let at = self
+            .plan
+            .segment(stream.segment)
+            .map_or(0, |segment| segment.at);
         self.give_up(stream);
         match self.plan.total {
-            Some(announced) if self.is_short(at) => Err(self.length_error(announced, at)),
+            // No other stream brings the rest.
+            Some(announced) if at < announced && self.plan.segments.is_empty() => {
+                Err(self.length_error(announced, at))
+            }
             Some(_) => Ok(()),
             // A body that didn't start at byte 0 has told the size by its end.
             None if !self.download.progress.has(0, at) => self.learn_total(at),
@@ -330,10 +350,5 @@ impl Transfer<'_> {
                 Ok(())
             }
         }
-    }
-
-    /// Whether the body ended before the blob's end and no other stream brings the rest.
-    fn is_short(&self, at: u64) -> bool {
-        self.plan.total.is_some_and(|total| at < total) && self.plan.lanes().is_empty()
     }
 }

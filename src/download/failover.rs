@@ -5,44 +5,33 @@
 //! that followers have already received are compared with those of the next source; a follower whose
 //! bytes differ gets an error.
 
-use std::sync::Arc;
-
+use super::DownloadError;
+use super::admission::Space;
 use super::commit;
-use super::place::Space;
 use super::plan::Plan;
-use super::progress::Given;
 use super::storing::Storing;
 use super::suspect::Suspect;
 use super::task::Transfer;
 use super::writer::Writer;
-use super::{DownloadError, Source};
 use crate::error_chain::on_one_line;
-use crate::oci::RangeSet;
-
-/// What an error says about the bytes that have arrived.
-enum Bytes {
-    Good,
-    /// They contradict each other, the announced size or the digest.
-    Wrong,
-}
 
 impl Transfer<'_> {
     /// Handles an error. `Ok`: the download continues. `Err`: it has failed; when the error was a
     /// source's, the registry has forgotten the download already.
     pub(super) async fn fail_over(&mut self, error: DownloadError) -> Result<(), DownloadError> {
-        let bytes = match &error {
-            DownloadError::Upstream(_) => Bytes::Good,
+        // Whether the bytes contradict each other, the announced size or the digest.
+        let wrong = match &error {
+            DownloadError::Upstream(_) => false,
             DownloadError::Digest { .. }
             | DownloadError::Length { .. }
-            | DownloadError::Changed { .. } => Bytes::Wrong,
-            DownloadError::Store(_)
-            | DownloadError::Lost
+            | DownloadError::Changed { .. } => true,
+            DownloadError::Lost
             | DownloadError::Stuck
             | DownloadError::Busy
             | DownloadError::Stopping => return Err(error),
         };
         let digest = self.download.digest;
-        if matches!(bytes, Bytes::Wrong) && self.mixed {
+        if wrong && self.mixed {
             // Bytes of several sources are mixed: the current source starts again, alone.
             tracing::warn!(%digest, error = %on_one_line(&error), "starting the download again without earlier bytes");
             self.restart(&error).await;
@@ -56,24 +45,19 @@ impl Transfer<'_> {
             return Err(error);
         };
         tracing::warn!(%digest, error = %on_one_line(&error), "a source failed; continuing with the source of the next repository");
-        self.shared.metrics.downloads.sources_changed.inc();
-        match bytes {
-            Bytes::Good => {
-                self.stop_streams();
-                self.download.progress.clear_marks();
-                self.plan.change_source();
-                self.mixed = self.opened || self.resumed.is_some();
-            }
-            Bytes::Wrong => self.restart(&error).await,
+        self.shared.options.metrics.downloads.sources_changed.inc();
+        if wrong {
+            self.restart(&error).await;
+        } else {
+            self.stop_streams();
+            self.download.progress.clear_marks();
+            self.plan.change_source();
+            self.mixed = self.opened || self.resumed.is_some();
         }
-        self.change_source(member, source);
-        Ok(())
-    }
-
-    fn change_source(&mut self, member: u64, source: Arc<dyn Source>) {
         self.member = member;
         self.answered = false;
-        self.streams.change_source(source);
+        self.streams.source = source;
+        Ok(())
     }
 
     /// Discards the bytes that have arrived. Keeps the file while followers have bytes to compare.
@@ -81,29 +65,30 @@ impl Transfer<'_> {
         self.stop_streams();
         self.flush().await;
         let algorithm = self.download.digest.algorithm();
-        let nothing = Storing::new(None, algorithm, RangeSet::new(), None);
-        let (writer, place) = std::mem::replace(&mut self.storing, nothing).into_parts();
+        let nothing = Storing::nothing(algorithm);
+        let storing = std::mem::replace(&mut self.storing, nothing);
+        let (mut writer, admission) = (storing.idle, storing.admission);
         let older = self.suspect.take();
-        let mut writer = writer;
-        let oldest = writer.as_mut().and_then(|writer| writer.take_suspect());
+        let oldest = writer.as_mut().and_then(|writer| writer.suspect.take());
         let content = writer.as_deref().and_then(Writer::content);
-        let (stage, known) = writer.map(|writer| writer.into_file()).unwrap_or_default();
-        let given = self.download.progress.restart(&known, error);
+        let file = writer.map(|writer| (writer.stage, writer.file));
+        let (stage, known) = file.unwrap_or_default();
+        self.download.progress.restart(&known, error);
         // Before the next stage: there is one at a time.
         commit::discard(stage).await;
         let suspect = content.map(|content| Suspect {
             content,
             ranges: known,
-            _place: place,
+            error: error.clone(),
+            _admission: admission,
         });
-        if given == Given::Some {
+        if self.download.progress.is_comparing() {
             self.suspect = suspect;
             commit::discard((older, oldest)).await;
         } else {
             commit::discard((older, oldest, suspect)).await;
         }
-        self.plan = Plan::new(self.shared.settings.segments, self.plan.fill);
-        self.suspected = Some(error.clone());
+        self.plan = Plan::new(self.shared.options.settings.segments, self.plan.fill);
         self.opened = false;
         self.resumed = None;
         self.ended = false;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::progress::{Announcement, ReadPosition, Step};
+use super::progress::{ReadPosition, Step, end_of};
 use super::{Download, DownloadError, Inner};
 use crate::cache::Piece;
 use crate::metrics::InFlight;
 use crate::oci::RangeSet;
 
-/// What comes of a download that a client has joined.
+/// How a download that a client has joined begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opened {
     /// The upstream has answered. The blob's size in bytes, if the upstream has announced it.
@@ -42,7 +42,7 @@ impl Follower {
     pub(super) fn new(shared: Arc<Inner>, download: Arc<Download>, id: u64, member: u64) -> Self {
         let changed = download.progress.watch();
         Self {
-            _counted: shared.metrics.follower(),
+            _counted: shared.options.metrics.follower(),
             shared,
             download,
             id,
@@ -59,20 +59,10 @@ impl Follower {
     pub async fn opened(&mut self) -> Result<Opened, DownloadError> {
         loop {
             self.changed.borrow_and_update();
-            match self.download.progress.head(self.id)? {
-                Announcement::Open(total) => return Ok(Opened::Size(total)),
-                Announcement::Superseded => return Ok(Opened::Superseded),
-                Announcement::Wait => self.wait().await?,
+            if let Some(opened) = self.download.progress.head(self.id)? {
+                return Ok(opened);
             }
-        }
-    }
-
-    /// The size that the upstream has announced.
-    #[cfg(test)]
-    pub(super) async fn total(&mut self) -> Result<Option<u64>, DownloadError> {
-        match self.opened().await? {
-            Opened::Size(size) => Ok(size),
-            Opened::Superseded => Err(DownloadError::Lost),
+            self.wait().await?;
         }
     }
 
@@ -91,13 +81,8 @@ impl Follower {
     ///
     /// Cancel safe.
     pub async fn verified(&mut self) -> Result<(), DownloadError> {
-        loop {
-            self.changed.borrow_and_update();
-            if let Some(ended) = self.download.progress.ended(self.member) {
-                return ended.map(|_size| ());
-            }
-            self.wait().await?;
-        }
+        self.download.progress.result(self.member).await?;
+        Ok(())
     }
 
     /// Whether the whole blob has arrived and its digest is verified.
@@ -134,37 +119,14 @@ impl Follower {
         };
         loop {
             self.changed.borrow_and_update();
-            let piece = match self.download.progress.step(self.id, reading)? {
-                Step::Give(piece) => piece,
-                Step::End => return Ok(None),
-                Step::Wait => {
-                    self.wait().await?;
-                    continue;
+            match self.download.progress.step(self.id, reading)? {
+                Step::Give(piece) => {
+                    self.given = (offset, end_of(&piece, offset));
+                    return Ok(Some(piece));
                 }
-            };
-            let until = match &piece {
-                Piece::Bytes(bytes) => offset + bytes.len() as u64,
-                Piece::File { end, .. } => *end,
-            };
-            self.given = (offset, until);
-            return Ok(Some(piece));
-        }
-    }
-
-    /// A piece as bytes: at most 128 KiB when it is in the file.
-    #[cfg(test)]
-    pub(super) async fn read(
-        &mut self,
-        offset: u64,
-        end: Option<u64>,
-    ) -> Result<Option<bytes::Bytes>, DownloadError> {
-        match self.piece(offset, end, false).await? {
-            Some(Piece::File { reader, start, end }) => {
-                let length = usize::try_from(end - start).unwrap().min(128 * 1024);
-                Ok(Some(reader.read_at(start, length).await.unwrap()))
+                Step::End => return Ok(None),
+                Step::Wait => self.wait().await?,
             }
-            Some(Piece::Bytes(bytes)) => Ok(Some(bytes)),
-            None => Ok(None),
         }
     }
 

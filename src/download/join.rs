@@ -57,43 +57,39 @@ impl Downloader {
         wanted: BlobRequest,
         proof: impl Future<Output = Result<(), E>>,
     ) -> Result<Joined, E> {
-        let (follower, needs_proof) = match self.enter(digest, repository, &source, wanted) {
-            Entered::Led(follower) => return Ok(Joined::Leader(follower)),
-            Entered::Committed => return Ok(Joined::Committed),
-            Entered::Joined {
-                follower,
-                needs_proof,
-            } => (follower, needs_proof),
+        let (joined, needs_proof) = self.enter(digest, repository, &source, wanted);
+        let Joined::Follower(follower) = &joined else {
+            return Ok(joined);
         };
+        let (progress, member) = (&follower.download.progress, follower.member);
         if needs_proof {
             let proved = proof.await;
-            let Follower {
-                download, member, ..
-            } = &follower;
             // Its own source may have answered meanwhile.
-            if !download.progress.is_proved(*member) {
+            if !progress.is_proved(member) {
                 proved?;
-                if self.0.registry.prove(&digest, download.id, *member) {
-                    download.progress.prove(*member);
-                } else if download.progress.has_failed(*member) {
+                if self.0.registry.prove(&digest, follower.download.id, member) {
+                    progress.prove(member);
+                } else if matches!(progress.ended(member), Some(Err(_))) {
                     // The follower gets the error.
-                    return Ok(Joined::Follower(follower));
+                    return Ok(joined);
                 } else {
                     return Ok(Joined::Committed);
                 }
             }
         }
-        self.0.welcome(&follower, wanted);
-        Ok(Joined::Follower(follower))
+        self.0.welcome(follower, wanted);
+        Ok(joined)
     }
 
+    /// Joins as [`join`](Self::join) does. Also returns whether a follower's repository has to be
+    /// proved before its first byte.
     fn enter(
         &self,
         digest: Digest,
         repository: &RepoName,
         source: &Arc<dyn Source>,
         wanted: BlobRequest,
-    ) -> Entered {
+    ) -> (Joined, bool) {
         let shared = &self.0;
         // A second round replaces a download that can't serve this client: one in pass-through whose
         // first bytes are gone, or one that is committed and whose file is gone.
@@ -106,7 +102,7 @@ impl Downloader {
                 .join(upstream, digest, repository, own, make);
             match role {
                 Role::Committed { id } if wanted.refetch => shared.registry.forget(&digest, id),
-                Role::Committed { .. } => return Entered::Committed,
+                Role::Committed { .. } => break,
                 Role::Lead(seat) => {
                     let download = Arc::clone(&seat.download);
                     let follower = shared.follower(seat, wanted.start);
@@ -114,28 +110,24 @@ impl Downloader {
                         shared.welcome(follower, wanted);
                     }
                     shared.start(download, Arc::clone(source), wanted);
-                    return follower.map_or(Entered::Committed, Entered::Led);
+                    return (follower.map_or(Joined::Committed, Joined::Leader), false);
                 }
                 Role::Follow(seat) => {
                     let (needs_proof, id) = (seat.needs_proof, seat.download.id);
-                    let Some(follower) = shared.follower(seat, wanted.start) else {
-                        shared.registry.forget(&digest, id);
-                        continue;
-                    };
-                    return Entered::Joined {
-                        follower,
-                        needs_proof,
-                    };
+                    if let Some(follower) = shared.follower(seat, wanted.start) {
+                        return (Joined::Follower(follower), needs_proof);
+                    }
+                    shared.registry.forget(&digest, id);
                 }
             }
         }
-        // Another client replaced it first, and that download is gone, too.
-        Entered::Committed
+        // It is committed, or another client has replaced it and that download is gone, too.
+        (Joined::Committed, false)
     }
 
     /// Downloads a blob that no client has requested yet. Returns its size when it is complete, none
-    /// when a download was running already or has committed the blob, or the error. When this is cancelled, the download
-    /// continues for its clients only.
+    /// when a download was running already or has committed the blob, or the error. When this is
+    /// cancelled, the download continues for its clients only.
     pub async fn fetch_ahead(
         &self,
         digest: Digest,
@@ -152,24 +144,16 @@ impl Downloader {
         let Seat {
             download, member, ..
         } = seat;
-        let mut changed = download.progress.watch();
         let _standing = Standing {
             shared: &self.0,
             download: &download,
         };
         self.0
             .start(Arc::clone(&download), source, BlobRequest::WHOLE);
-        loop {
-            changed.borrow_and_update();
-            if let Some(ended) = download.progress.ended(member) {
-                return match ended {
-                    // Otherwise it can't be stored, and nobody reads it.
-                    Err(_) if self.0.cache.is_usable(&digest).await => Ok(None),
-                    ended => ended.map(Some),
-                };
-            }
-            let gone = changed.changed().await;
-            gone.map_err(|_sender_gone| DownloadError::Lost)?;
+        match download.progress.result(member).await {
+            // Otherwise it can't be stored, and no client reads it.
+            Err(_) if self.0.options.cache.is_usable(&digest).await => Ok(None),
+            ended => ended.map(Some),
         }
     }
 }
@@ -188,30 +172,17 @@ impl Drop for Standing<'_> {
     }
 }
 
-/// How a client has entered a download.
-enum Entered {
-    Led(Follower),
-    Joined {
-        follower: Follower,
-        /// Its repository has to be proved before its first byte.
-        needs_proof: bool,
-    },
-    Committed,
-}
-
 impl Inner {
     fn download(&self, digest: Digest, upstream: &str, id: u64, urgent: bool) -> Arc<Download> {
-        let urgency = Urgency::default();
-        urgency.set(urgent);
         Arc::new(Download {
             id,
             digest,
             upstream: upstream.into(),
-            progress: Progress::new(self.settings.verified_first),
-            urgency,
+            progress: Progress::new(self.options.settings.verified_first),
+            urgency: Urgency::new(urgent),
             fill: AtomicBool::new(false),
             refetch: AtomicBool::new(false),
-            _counted: self.metrics.download(),
+            _counted: self.options.metrics.download(),
         })
     }
 
@@ -221,7 +192,8 @@ impl Inner {
         source: Arc<dyn Source>,
         wanted: BlobRequest,
     ) {
-        self.tasks
+        self.options
+            .tasks
             .spawn(task::run(Arc::clone(self), download, source, wanted));
     }
 
@@ -241,12 +213,8 @@ impl Inner {
     /// Applies the request of a follower to the download.
     fn welcome(&self, follower: &Follower, wanted: BlobRequest) {
         let download = &follower.download;
-        if wanted.fill {
-            download.fill.store(true, Ordering::Relaxed);
-        }
-        if wanted.refetch {
-            download.refetch.store(true, Ordering::Relaxed);
-        }
+        download.fill.fetch_or(wanted.fill, Ordering::Relaxed);
+        download.refetch.fetch_or(wanted.refetch, Ordering::Relaxed);
         download.progress.look();
         if !download.urgency.get() {
             download.urgency.set(true);

@@ -15,14 +15,10 @@ pub(super) struct Memory {
     chunks: BTreeMap<u64, Bytes>,
     /// Offsets of the chunks, in order of arrival.
     order: VecDeque<u64>,
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 impl Memory {
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     pub(super) fn push(&mut self, offset: u64, chunk: Bytes) {
         self.bytes += chunk.len();
         self.order.push_back(offset);
@@ -56,35 +52,22 @@ impl Memory {
 
     /// Drops the chunks that end at or before `floor`. Returns the end of the last one dropped.
     pub(super) fn forget_below(&mut self, floor: u64) -> Option<u64> {
-        let mut forgotten = None;
-        while let Some(first) = self.chunks.first_entry()
-            && first.key() + first.get().len() as u64 <= floor
-        {
-            let end = first.key() + first.get().len() as u64;
-            forgotten = Some(end);
-            self.bytes -= first.remove().len();
-        }
-        let chunks = &self.chunks;
-        self.order.retain(|offset| chunks.contains_key(offset));
-        forgotten
+        let ends = self
+            .chunks
+            .iter()
+            .map(|(start, chunk)| start + chunk.len() as u64);
+        let forgotten = ends.take_while(|end| *end <= floor).last()?;
+        self.retain(|_, end| end > forgotten);
+        Some(forgotten)
     }
 
-    /// Drops the chunks that aren't entirely within `have`.
-    pub(super) fn keep_only(&mut self, have: &RangeSet) {
-        let bytes = &mut self.bytes;
-        self.chunks.retain(|start, chunk| {
-            let kept = have.contains(*start, start + chunk.len() as u64);
-            if !kept {
-                *bytes -= chunk.len();
-            }
-            kept
-        });
+    /// Drops the chunks for whose start and end `keep` is false.
+    pub(super) fn retain(&mut self, keep: impl Fn(u64, u64) -> bool) {
+        let keep = |start: &u64, chunk: &mut Bytes| keep(*start, *start + chunk.len() as u64);
+        self.chunks.retain(keep);
+        self.bytes = self.chunks.values().map(Bytes::len).sum();
         let chunks = &self.chunks;
         self.order.retain(|offset| chunks.contains_key(offset));
-    }
-
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
     }
 }
 
@@ -104,14 +87,14 @@ mod tests {
         let mut written = RangeSet::new();
         written.insert(0, 10);
         memory.trim(&written);
-        assert_eq!(memory.bytes(), RECENT + 10, "the oldest isn't written");
+        assert_eq!(memory.bytes, RECENT + 10, "the oldest isn't written");
         assert_eq!(memory.get(7).unwrap(), &[1, 1, 1][..]);
         assert_eq!(memory.get(10), None);
         written.insert(RECENT as u64, 2 * RECENT as u64);
         memory.trim(&written);
-        assert_eq!((memory.bytes(), memory.get(RECENT as u64)), (10, None));
+        assert_eq!((memory.bytes, memory.get(RECENT as u64)), (10, None));
         assert_eq!(memory.forget_below(9), None);
         assert_eq!(memory.forget_below(10), Some(10));
-        assert_eq!((memory.bytes(), memory.order.len()), (0, 0));
+        assert_eq!((memory.bytes, memory.order.len()), (0, 0));
     }
 }

@@ -9,11 +9,11 @@
 //!                                 plan: which stream brings which bytes
 //!                                  |
 //! upstream ===> streams ==> task -+-> recent chunks in memory --> followers at the write position
-//!        (1 to N, in lanes)        +-> hash + write (blocking) --> sparse file --> followers behind it
+//!        (1 to N, in segments)     +-> hash + write (blocking) --> sparse file --> followers behind it
 //! ```
 //!
 //! A download has one stream. It gets more when a client waits for bytes far ahead of that stream, and
-//! when a large blob arrives slowly. `plan` decides this and keeps the byte ranges ("lanes") of the
+//! when a large blob arrives slowly. `plan` decides this and keeps the byte ranges ("segments") of the
 //! streams disjoint; `permits` bounds the streams of all downloads and orders those that wait;
 //! `registry` orders joining, leaving, pausing and committing. The hash covers contiguous bytes only:
 //! bytes that arrived out of order are read back from the file.
@@ -34,6 +34,7 @@
 //! before their first byte. A range of a larger blob is sent as it arrives, unverified.
 
 mod abandon;
+mod admission;
 mod batch;
 mod checkpoints;
 mod client;
@@ -43,16 +44,15 @@ mod events;
 mod failover;
 mod follower;
 mod join;
-mod lane;
 mod memory;
 mod opening;
 mod permits;
-mod place;
 mod plan;
 mod position;
 mod progress;
 mod registry;
-mod several;
+mod segment;
+mod space;
 mod storing;
 mod streams;
 mod suspect;
@@ -69,7 +69,7 @@ mod sync {
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -169,12 +169,7 @@ pub struct Downloader(Arc<Inner>);
 struct Inner {
     registry: Registry<Arc<Download>, Arc<dyn Source>>,
     permits: Permits,
-    settings: DownloadSettings,
-    cache: Cache,
-    metrics: Arc<Metrics>,
-    tasks: TaskTracker,
-    drain: CancellationToken,
-    stop: CancellationToken,
+    options: DownloaderOptions,
 }
 
 /// One running download.
@@ -221,29 +216,11 @@ pub struct DownloaderOptions {
 
 impl Downloader {
     pub fn new(options: DownloaderOptions) -> Self {
-        let DownloaderOptions {
-            settings,
-            cache,
-            metrics,
-            tasks,
-            drain,
-            stop,
-        } = options;
+        let metrics = Arc::clone(&options.metrics);
         Self(Arc::new(Inner {
             registry: Registry::new(),
-            permits: Permits::new(settings.streams, Arc::clone(&metrics)),
-            settings,
-            cache,
-            metrics,
-            tasks,
-            drain,
-            stop,
+            permits: Permits::new(options.settings.streams, metrics),
+            options,
         }))
-    }
-}
-
-impl Download {
-    fn wants_fill(&self) -> bool {
-        self.fill.load(Ordering::Relaxed)
     }
 }

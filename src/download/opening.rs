@@ -4,41 +4,31 @@ use tokio::time::Instant;
 
 use super::BlobRequest;
 use super::permits::Permit;
-use super::plan::{MIN_LANE, NEAR, Span};
+use super::plan::{MIN_SEGMENT, NEAR, Span};
 use super::task::Transfer;
-use crate::oci::RangeSet;
+use crate::oci::{ByteRange, RangeSet};
 
 impl Transfer<'_> {
-    /// Requests the first byte, to learn the size.
-    pub(super) fn ask_from_start(&mut self) {
-        self.wanted = BlobRequest {
-            start: 0,
-            end: Some(1),
-            ..self.wanted
-        };
-        self.replan = true;
-    }
-
-    /// Opens the streams that the plan asks for, and shortens the lanes that they take over.
+    /// Opens the streams that the plan asks for, and shortens the segments that they take over.
     pub(super) fn open_streams(&mut self) {
         if self.turn.is_some() {
             return;
         }
         loop {
             let now = Instant::now();
-            // Taken before the plan shortens a lane: without a permit the lane stays as it is.
-            let further = !self.plan.lanes().is_empty();
+            // Taken before the plan shortens a segment: without a permit the segment stays as it is.
+            let further = !self.plan.segments.is_empty();
             let (permits, urgent) = (&self.shared.permits, self.download.urgency.get());
-            let (upstream, client) = (self.streams.upstream(), self.wanted.client);
-            let slot = further.then(|| permits.try_stream(upstream, client, urgent));
-            let may = !matches!(slot, Some(None));
+            let (upstream, client) = (self.streams.source.upstream(), self.wanted.client);
+            let permit = further.then(|| permits.try_stream(upstream, client, urgent));
+            let may = !matches!(permit, Some(None));
             let (first, plan) = (self.first_span(), &mut self.plan);
             let resumed = self.resumed.as_ref().map(|(_, ranges)| ranges);
             let (next, look) = self.download.progress.plan(|have, demand| {
                 // Resumed bytes aren't published before the upstream has answered.
                 let have = resumed.unwrap_or(have);
                 let next = match first {
-                    Some(first) => plan.lanes().is_empty().then_some(first),
+                    Some(first) => plan.segments.is_empty().then_some(first),
                     None if may => plan.next(have, demand, now),
                     None => None,
                 };
@@ -48,18 +38,16 @@ impl Transfer<'_> {
             let set = self.look.filter(|look| *look > now);
             self.look = look.map(|pause| set.unwrap_or(now + pause));
             let Some(span) = next else { return };
-            let Some(slot) = slot.flatten() else {
-                let (permits, upstream) = (
-                    self.shared.permits.clone(),
-                    self.streams.upstream().to_owned(),
-                );
+            let Some(permit) = permit.flatten() else {
+                let (permits, upstream) = (permits.clone(), upstream.to_owned());
                 let urgency = self.download.urgency.clone();
-                let opening = async move { permits.open(&upstream, client, urgency).await };
-                self.turn = Some((span, Box::pin(opening)));
+                self.turn = Some(Box::pin(async move {
+                    (span, permits.open(&upstream, client, urgency).await)
+                }));
                 return;
             };
-            self.shared.metrics.downloads.segments.inc();
-            self.open(span, Permit::Stream(slot));
+            self.shared.options.metrics.downloads.segments.inc();
+            self.open(span, permit);
         }
     }
 
@@ -78,20 +66,35 @@ impl Transfer<'_> {
             // The whole blob is wanted and the client starts near its beginning.
             true if start < NEAR => (0, None),
             true => (start, None),
-            false => (start, end.or(Some(start.saturating_add(MIN_LANE)))),
+            false => (start, end.or(Some(start.saturating_add(MIN_SEGMENT)))),
         };
         Some(Span { start, end })
     }
 
     pub(super) fn open(&mut self, span: Span, permit: Permit) {
-        let lane = self.plan.open(span);
+        let segment = self.plan.open(span);
         let Span { start, end } = span;
-        tracing::debug!(digest = %self.download.digest, lane, start, end, "opening a stream");
-        self.download.progress.mark(lane, Some(span.start));
-        match self.several_ranges(lane, span) {
-            Some((ranges, total)) => self.streams.open_ranges(lane, ranges, total, permit),
-            None => self.streams.open(lane, span, permit),
+        tracing::debug!(digest = %self.download.digest, segment, start, end, "opening a stream");
+        self.download.progress.mark(segment, Some(start));
+        match self.several_ranges(segment, span) {
+            Some((ranges, total)) => self.streams.open_ranges(segment, ranges, total, permit),
+            None => self.streams.open(segment, span, permit),
         }
+    }
+
+    /// The ranges that the request of a new stream asks for, if they are several, and the blob's size.
+    fn several_ranges(&mut self, segment: u64, span: Span) -> Option<(Vec<ByteRange>, u64)> {
+        let (start, end) = (span.start, span.end?);
+        let total = self.plan.total.filter(|_| self.opened)?;
+        if !self.streams.source.supports_multi_range() {
+            return None;
+        }
+        let (progress, plan) = (&self.download.progress, &mut self.plan);
+        progress.plan(|have, demand| {
+            let further = plan.extend(segment, have, demand);
+            let ranges = || [&[ByteRange { start, end }], further].concat();
+            (!further.is_empty()).then(|| (ranges(), total))
+        })
     }
 }
 
@@ -107,7 +110,7 @@ fn first_missing(total: u64, there: &RangeSet, wanted: BlobRequest) -> Span {
     let end = if fill {
         gap
     } else {
-        end.unwrap_or(at.saturating_add(MIN_LANE))
+        end.unwrap_or(at.saturating_add(MIN_SEGMENT))
             .min(gap)
             .max(at + 1)
     };

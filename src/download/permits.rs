@@ -1,11 +1,11 @@
 //! How many requests for blobs are open at once: over all upstreams, and to each.
 //!
-//! A request takes two permits, one after the other. An [`Opening`] lets it be sent, and a [`Stream`]
-//! lets its body be read. A request that the upstream answers with an error never takes the second,
-//! so requests for blobs that don't exist use up no streams.
+//! A request takes two permits, one after the other: one to be sent, and one for its body to be read.
+//! A request that the upstream answers with an error never takes the second, so requests for blobs
+//! that don't exist use up no streams.
 //!
-//! Those that wait are served fairly: a download that a client waits for before one without, then the
-//! client that holds the fewest permits, then in order. Downloads without a client leave half of an
+//! Order of those that wait: requests with an answer, downloads that a client waits for, those of the
+//! client that holds the fewest permits, the oldest. Downloads without a client leave half of an
 //! upstream's permits free.
 
 use std::collections::HashMap;
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
+use super::DownloadError;
 use super::client::Client;
 use crate::config::Streams;
 use crate::metrics::{InFlight, Metrics};
@@ -28,11 +29,6 @@ const MAX_OPENING_OF_CLIENT: usize = 48;
 const OPENING_PER_STREAM: usize = 4;
 /// Downloads that wait to send their request.
 const MAX_WAITING: usize = 1024;
-
-/// Too many downloads wait already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{MAX_WAITING} downloads wait for an upstream already")]
-pub(super) struct Busy;
 
 #[derive(Debug, Clone)]
 pub(super) struct Permits(Arc<PermitsInner>);
@@ -50,10 +46,9 @@ struct PermitState {
     upstreams: HashMap<Arc<str>, Used>,
     /// Permits of each client.
     clients: HashMap<Client, usize>,
-    /// Downloads that wait to send their request, in the order of their coming.
-    waiting: Vec<Waiter<Opening>>,
-    /// Requests with an answer that wait for a stream. Never more than there are openings.
-    answered: Vec<Waiter<Stream>>,
+    /// In the order of arrival. At most [`MAX_WAITING`] wait to send their request, and no more for a
+    /// stream than there are permits to send.
+    waiting: Vec<Waiter>,
 }
 
 /// Permits of one upstream.
@@ -64,25 +59,39 @@ struct Used {
     opening_by_client: HashMap<Client, usize>,
 }
 
-/// Whom a permit is for.
+/// What a permit allows. In the order in which waiting requests are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Allows {
+    /// Reading one body.
+    Stream,
+    /// Sending one request.
+    Opening,
+}
+
+/// Whom a permit is for, and what for.
 #[derive(Debug, Clone)]
 struct Holder {
     upstream: Arc<str>,
     client: Client,
     urgent: Urgency,
+    allows: Allows,
 }
 
 #[derive(Debug)]
-struct Waiter<T> {
+struct Waiter {
     holder: Holder,
-    granted: oneshot::Sender<T>,
+    granted: oneshot::Sender<Permit>,
 }
 
 /// Whether a client waits for a download. It may change while the download waits for a permit.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Urgency(Arc<AtomicBool>);
 
 impl Urgency {
+    pub(super) fn new(urgent: bool) -> Self {
+        Self(Arc::new(AtomicBool::new(urgent)))
+    }
+
     pub(super) fn set(&self, urgent: bool) {
         self.0.store(urgent, Ordering::Relaxed);
     }
@@ -92,48 +101,27 @@ impl Urgency {
     }
 }
 
-/// The right to send one request, until dropped.
+/// The right to send one request, and then to read its body, until dropped.
 #[derive(Debug)]
-pub(super) struct Opening {
+pub(super) struct Permit {
     permits: Permits,
     holder: Holder,
-}
-
-/// The right to read one body, until dropped.
-#[derive(Debug)]
-pub(super) struct Stream {
-    permits: Permits,
-    holder: Holder,
-    _counted: InFlight,
-}
-
-/// What a request holds.
-#[derive(Debug)]
-pub(super) enum Permit {
-    Opening(Opening),
-    Stream(#[expect(dead_code, reason = "held for its drop")] Stream),
+    _counted: Option<InFlight>,
 }
 
 impl Permit {
     /// The upstream has answered with a body: waits for the right to read it. Cancel safe.
     pub(super) async fn answered(self) -> Self {
-        match self {
-            Self::Opening(opening) => Self::Stream(opening.into_stream().await),
-            Self::Stream(_) => self,
+        if self.holder.allows == Allows::Stream {
+            return self;
         }
-    }
-}
-
-impl Opening {
-    async fn into_stream(self) -> Stream {
-        let permits = &self.permits;
-        let enqueue = |waiter| {
-            permits.state().answered.push(waiter);
-            Ok(())
+        let holder = Holder {
+            allows: Allows::Stream,
+            ..self.holder.clone()
         };
         loop {
-            // This can't be refused: there are no more of them than openings.
-            if let Ok(stream) = permits.wait(&self.holder, enqueue).await {
+            // This can't be refused: there are no more of them than permits to send.
+            if let Ok(stream) = self.permits.wait(&holder).await {
                 return stream;
             }
         }
@@ -153,200 +141,174 @@ impl Permits {
         self.0.state.lock()
     }
 
-    /// Waits for the right to send a request. Cancel safe: whoever goes away loses its place.
+    /// Waits for the right to send a request. Cancel safe: a caller that goes away loses its place.
     pub(super) async fn open(
         &self,
         upstream: &str,
         client: Client,
         urgent: Urgency,
-    ) -> Result<Opening, Busy> {
+    ) -> Result<Permit, DownloadError> {
         let _waiting = self.0.metrics.waiting_stream();
         let holder = Holder {
             upstream: upstream.into(),
             client,
             urgent,
+            allows: Allows::Opening,
         };
-        let enqueue = |waiter| {
-            let mut state = self.state();
-            state.waiting.retain(|waiter| !waiter.granted.is_closed());
-            if state.waiting.len() >= MAX_WAITING {
-                return Err(Busy);
-            }
-            state.waiting.push(waiter);
-            Ok(())
-        };
-        self.wait(&holder, enqueue).await
+        self.wait(&holder).await
     }
 
-    async fn wait<T>(
-        &self,
-        holder: &Holder,
-        enqueue: impl Fn(Waiter<T>) -> Result<(), Busy>,
-    ) -> Result<T, Busy> {
-        loop {
-            let (granted, permit) = oneshot::channel();
-            let holder = holder.clone();
-            enqueue(Waiter { holder, granted })?;
-            self.dispatch();
-            // The sender is dropped only after sending, so this is no way to spin.
-            if let Ok(permit) = permit.await {
-                return Ok(permit);
-            }
-        }
+    async fn wait(&self, holder: &Holder) -> Result<Permit, DownloadError> {
+        let (granted, permit) = oneshot::channel();
+        self.state().enqueue(Waiter {
+            holder: holder.clone(),
+            granted,
+        })?;
+        self.dispatch();
+        // The sender is dropped only after sending.
+        permit.await.map_err(|_dropped| DownloadError::Lost)
     }
 
-    /// A further stream of a running download, for which a client waits if it is `urgent`: only where
-    /// nobody has to wait for it.
+    /// A further stream of a running download, for which a client waits if it is `urgent`. None if it
+    /// would have to wait, or a download that a client waits for would.
     pub(super) fn try_stream(
         &self,
         upstream: &str,
         client: Client,
         urgent: bool,
-    ) -> Option<Stream> {
+    ) -> Option<Permit> {
         let mut state = self.state();
-        let wanted = |holder: &Holder| holder.urgent.get() && *holder.upstream == *upstream;
-        let waits = state.waiting.iter().any(|waiter| wanted(&waiter.holder))
-            || state.answered.iter().any(|waiter| wanted(&waiter.holder));
-        if waits || !state.has_stream(upstream, urgent, self.0.limits) {
+        let wanted =
+            |Waiter { holder, .. }: &Waiter| holder.urgent.get() && *holder.upstream == *upstream;
+        if state.waiting.iter().any(wanted) || !state.has_stream(upstream, urgent, self.0.limits) {
             return None;
         }
-        let urgency = Urgency::default();
-        urgency.set(urgent);
         let holder = Holder {
             upstream: upstream.into(),
             client,
-            urgent: urgency,
+            urgent: Urgency::new(urgent),
+            allows: Allows::Stream,
         };
-        state.take_stream(&holder);
+        state.take(&holder);
         drop(state);
-        Some(self.stream(holder))
+        Some(self.permit(holder))
     }
 
-    fn stream(&self, holder: Holder) -> Stream {
-        Stream {
+    fn permit(&self, holder: Holder) -> Permit {
+        let streams = holder.allows == Allows::Stream;
+        Permit {
             permits: self.clone(),
-            _counted: self.0.metrics.stream(&holder.upstream),
+            _counted: streams.then(|| self.0.metrics.stream(&holder.upstream)),
             holder,
         }
     }
 
-    /// Gives free permits to those whose turn it is. Called when one is free, and when somebody
-    /// who waits has become urgent.
+    /// Gives free permits to those whose turn it is. Called when one is free, and when a download
+    /// that waits has become urgent.
     pub(super) fn dispatch(&self) {
-        let limits = self.0.limits;
         loop {
-            let next = self.state().next_answered(limits);
-            if let Some(Waiter { holder, granted }) = next {
-                // Who has gone away gives the permit back by dropping it, which dispatches again.
-                drop(granted.send(self.stream(holder)));
-                continue;
-            }
-            let next = self.state().next_waiting(limits);
+            let next = self.state().next(self.0.limits);
             let Some(Waiter { holder, granted }) = next else {
                 return;
             };
-            let permits = self.clone();
-            drop(granted.send(Opening { permits, holder }));
+            // One that has gone away gives the permit back by dropping it, which dispatches again.
+            drop(granted.send(self.permit(holder)));
         }
     }
 }
 
 impl PermitState {
-    fn used(&self, upstream: &str) -> (usize, usize) {
-        let used = self.upstreams.get(upstream);
-        used.map_or((0, 0), |used| (used.streams, used.opening))
+    fn enqueue(&mut self, waiter: Waiter) -> Result<(), DownloadError> {
+        if waiter.holder.allows == Allows::Opening {
+            self.waiting.retain(|waiter| !waiter.granted.is_closed());
+            let opens = |waiter: &&Waiter| waiter.holder.allows == Allows::Opening;
+            if self.waiting.iter().filter(opens).count() >= MAX_WAITING {
+                return Err(DownloadError::Busy);
+            }
+        }
+        self.waiting.push(waiter);
+        Ok(())
     }
 
     fn has_stream(&self, upstream: &str, urgent: bool, limits: Streams) -> bool {
         let share = |limit: usize| if urgent { limit } else { limit.div_ceil(2) };
-        let (streams, _) = self.used(upstream);
+        let streams = self.upstreams.get(upstream).map_or(0, |used| used.streams);
         self.streams < share(limits.total) && streams < share(limits.per_upstream)
     }
 
-    /// Whether a request may be sent: where a stream is free for its answer.
-    fn may_open(&self, holder: &Holder, limits: Streams) -> bool {
-        let (upstream, urgent) = (&*holder.upstream, holder.urgent.get());
-        let (streams, opening) = self.used(upstream);
-        if !self.has_stream(upstream, urgent, limits) {
+    /// Whether a waiting request may continue. It may be sent when a stream is free for its answer.
+    fn may_continue(&self, holder: &Holder, limits: Streams) -> bool {
+        let urgent = holder.urgent.get();
+        if !self.has_stream(&holder.upstream, urgent, limits) {
             return false;
         }
+        let Some(used) = self.upstreams.get(&holder.upstream) else {
+            return true;
+        };
+        if holder.allows == Allows::Stream {
+            return true;
+        }
         if !urgent {
-            return streams + opening < limits.per_upstream.div_ceil(2);
+            return used.streams + used.opening < limits.per_upstream.div_ceil(2);
         }
         let most = MAX_OPENING.min(limits.per_upstream.saturating_mul(OPENING_PER_STREAM));
-        let used = self.upstreams.get(upstream);
-        let of_client = used.and_then(|used| used.opening_by_client.get(&holder.client));
-        let of_client = of_client.copied().unwrap_or(0);
-        opening < most && of_client < MAX_OPENING_OF_CLIENT
+        let of_client = used.opening_by_client.get(&holder.client);
+        used.opening < most && of_client.is_none_or(|used| *used < MAX_OPENING_OF_CLIENT)
     }
 
-    fn take_stream(&mut self, holder: &Holder) {
-        self.streams += 1;
-        *self.clients.entry(holder.client).or_default() += 1;
-        let used = self.upstreams.entry(Arc::clone(&holder.upstream));
-        used.or_default().streams += 1;
+    /// Takes the permit of the request whose turn it is.
+    fn next(&mut self, limits: Streams) -> Option<Waiter> {
+        self.waiting.retain(|waiter| !waiter.granted.is_closed());
+        let held = |client: &Client| self.clients.get(client).copied().unwrap_or(0);
+        let able = self.waiting.iter().enumerate();
+        let able = able.filter(|(_, waiter)| self.may_continue(&waiter.holder, limits));
+        let (turn, _) = able.min_by_key(|(at, Waiter { holder, .. })| {
+            (
+                holder.allows,
+                !holder.urgent.get(),
+                held(&holder.client),
+                *at,
+            )
+        })?;
+        let waiter = self.waiting.remove(turn);
+        self.take(&waiter.holder);
+        Some(waiter)
     }
 
-    fn take_opening(&mut self, holder: &Holder) {
+    fn take(&mut self, holder: &Holder) {
         *self.clients.entry(holder.client).or_default() += 1;
         let used = self.upstreams.entry(Arc::clone(&holder.upstream));
         let used = used.or_default();
-        used.opening += 1;
-        *used.opening_by_client.entry(holder.client).or_default() += 1;
+        match holder.allows {
+            Allows::Stream => {
+                self.streams += 1;
+                used.streams += 1;
+            }
+            Allows::Opening => {
+                used.opening += 1;
+                *used.opening_by_client.entry(holder.client).or_default() += 1;
+            }
+        }
     }
 
-    fn give_back(&mut self, holder: &Holder, is_stream: bool) {
+    fn give_back(&mut self, holder: &Holder) {
         take_one(&mut self.clients, &holder.client);
-        self.streams -= usize::from(is_stream && self.streams > 0);
         let Some(used) = self.upstreams.get_mut(&holder.upstream) else {
             return;
         };
-        if is_stream {
-            used.streams = used.streams.saturating_sub(1);
-        } else {
-            used.opening = used.opening.saturating_sub(1);
-            take_one(&mut used.opening_by_client, &holder.client);
+        match holder.allows {
+            Allows::Stream => {
+                self.streams = self.streams.saturating_sub(1);
+                used.streams = used.streams.saturating_sub(1);
+            }
+            Allows::Opening => {
+                used.opening = used.opening.saturating_sub(1);
+                take_one(&mut used.opening_by_client, &holder.client);
+            }
         }
         if used.streams == 0 && used.opening == 0 {
             self.upstreams.remove(&holder.upstream);
         }
-    }
-
-    /// Takes a stream for the request whose turn it is.
-    fn next_answered(&mut self, limits: Streams) -> Option<Waiter<Stream>> {
-        self.answered.retain(|waiter| !waiter.granted.is_closed());
-        let turn = self.turn(&self.answered, |state, holder| {
-            state.has_stream(&holder.upstream, holder.urgent.get(), limits)
-        })?;
-        let waiter = self.answered.remove(turn);
-        self.take_stream(&waiter.holder);
-        Some(waiter)
-    }
-
-    /// Takes an opening for the download whose turn it is.
-    fn next_waiting(&mut self, limits: Streams) -> Option<Waiter<Opening>> {
-        self.waiting.retain(|waiter| !waiter.granted.is_closed());
-        let turn = self.turn(&self.waiting, |state, holder| {
-            state.may_open(holder, limits)
-        })?;
-        let waiter = self.waiting.remove(turn);
-        self.take_opening(&waiter.holder);
-        Some(waiter)
-    }
-
-    /// Of those that may go on, the urgent ones first; of them, the one whose client holds least.
-    fn turn<T>(
-        &self,
-        waiting: &[Waiter<T>],
-        may: impl Fn(&Self, &Holder) -> bool,
-    ) -> Option<usize> {
-        let held = |client: &Client| self.clients.get(client).copied().unwrap_or(0);
-        let able = waiting.iter().enumerate();
-        let able = able.filter(|(_, waiter)| may(self, &waiter.holder));
-        let first = able.min_by_key(|(at, Waiter { holder, .. })| {
-            (!holder.urgent.get(), held(&holder.client), *at)
-        });
-        first.map(|(at, _)| at)
     }
 }
 
@@ -359,16 +321,9 @@ fn take_one(counts: &mut HashMap<Client, usize>, client: &Client) {
     }
 }
 
-impl Drop for Opening {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.permits.state().give_back(&self.holder, false);
-        self.permits.dispatch();
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.permits.state().give_back(&self.holder, true);
+        self.permits.state().give_back(&self.holder);
         self.permits.dispatch();
     }
 }

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::DownloadError;
-use crate::oci::RangeSet;
+use super::{DownloadError, Opened};
+use crate::oci::{ByteRange, RangeSet};
 
 /// Position and state of a follower.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Position {
     /// The member that it reads for.
     pub(super) member: u64,
@@ -16,8 +16,8 @@ pub(super) struct Position {
     pub(super) waits: Option<u64>,
     /// The ranges that it has announced.
     pub(super) announced: RangeSet,
-    /// The size that it was told.
-    pub(super) told: Option<Announced>,
+    /// What it was told of the size.
+    pub(super) told: Option<Opened>,
     /// The ranges that it has received.
     pub(super) given: RangeSet,
     /// Whether it waits until the bytes that it has received have arrived again and are equal.
@@ -26,42 +26,24 @@ pub(super) struct Position {
     pub(super) error: Option<DownloadError>,
 }
 
-/// The size that the upstream announced; none when it announced none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Announced(pub(super) Option<u64>);
-
 impl Position {
-    pub(super) fn new(start: u64, member: u64) -> Self {
-        Self {
-            member,
-            at: start,
-            end: None,
-            waits: None,
-            announced: RangeSet::new(),
-            told: None,
-            given: RangeSet::new(),
-            compares: false,
-            error: None,
-        }
-    }
-
     /// The lowest offset that this follower reads or compares next.
     pub(super) fn first(&self) -> u64 {
         let given = self.given.ranges().first().filter(|_| self.compares);
         given.map_or(self.at, |given| given.start.min(self.at))
     }
 
-    /// The download starts again. Returns whether this follower has bytes to compare.
-    pub(super) fn restarts(&mut self, known: &RangeSet, error: &DownloadError) -> bool {
+    /// The download starts again. Bytes that this follower has received are to be compared, if `known`
+    /// has them; otherwise it gets the error.
+    pub(super) fn restarts(&mut self, known: &RangeSet, error: &DownloadError) {
         let mut given = self.given.ranges().iter();
         // A second restart: its bytes are spread over two discarded files and can't be compared.
         if self.compares || !given.all(|range| known.contains(range.start, range.end)) {
             self.compares = false;
             self.error.get_or_insert_with(|| error.clone());
-            return false;
+            return;
         }
         self.compares = !self.given.is_empty() && self.error.is_none();
-        self.compares
     }
 
     pub(super) fn compared(
@@ -73,18 +55,12 @@ impl Position {
         if !self.compares {
             return;
         }
-        let touches = |start: u64, end: u64| {
-            let ranges = self.given.ranges();
-            ranges
-                .iter()
-                .any(|given| given.start < end && start < given.end)
-        };
         let mut given = self.given.ranges().iter();
-        if differs
-            .ranges()
-            .iter()
-            .any(|range| touches(range.start, range.end))
-        {
+        let differs = |given: &ByteRange| {
+            let next = differs.next_start(given.start);
+            next.is_some_and(|next| next < given.end)
+        };
+        if given.clone().any(differs) {
             self.compares = false;
             self.error = Some(error.clone());
         } else if given.all(|range| agreed.contains(range.start, range.end)) {

@@ -3,36 +3,22 @@
 mod sources;
 mod state;
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
-use super::DownloadError;
 use super::memory::Memory;
 use super::plan::Demand;
-use super::position::{Announced, Members, Position};
+use super::position::Position;
+use super::{DownloadError, Opened};
 use crate::cache::Reader;
-use crate::oci::RangeSet;
+use crate::oci::{ByteRange, RangeSet};
 
-pub(super) use sources::Given;
 use state::{Phase, ProgressState};
-pub(super) use state::{ReadPosition, Step};
+pub(super) use state::{ReadPosition, Step, end_of};
 
 /// Bytes that the followers of a passed-through download may be behind its stream.
 const MAX_UNSTORED: usize = 4 * 1024 * 1024;
-
-/// Whether the upstream has answered.
-#[derive(Debug)]
-pub(super) enum Announcement {
-    /// Not yet.
-    Wait,
-    /// It has announced the size; none when it announced none.
-    Open(Option<u64>),
-    /// The download has ended without a result.
-    Superseded,
-}
 
 #[derive(Debug)]
 pub(super) struct Progress {
@@ -47,21 +33,8 @@ impl Progress {
     pub(super) fn new(verified_first: u64) -> Self {
         Self {
             state: Mutex::new(ProgressState {
-                phase: Phase::Opening,
-                total: None,
-                reader: None,
-                have: RangeSet::new(),
-                written: RangeSet::new(),
-                memory: Memory::default(),
-                stored: true,
-                lost: 0,
-                marks: Vec::new(),
-                given: None,
-                followers: HashMap::new(),
-                next: 0,
                 verified_first,
-                members: Members::default(),
-                agreed: RangeSet::new(),
+                ..ProgressState::default()
             }),
             changed: watch::Sender::new(()),
             demand: watch::Sender::new(()),
@@ -99,7 +72,12 @@ impl Progress {
         let open = start >= state.lost && !matches!(state.phase, Phase::Superseded);
         open.then(|| {
             let id = state.number();
-            state.followers.insert(id, Position::new(start, member));
+            let position = Position {
+                member,
+                at: start,
+                ..Position::default()
+            };
+            state.followers.insert(id, position);
             id
         })
     }
@@ -129,17 +107,17 @@ impl Progress {
     /// Whether the task may read more. In pass-through it waits for the slowest follower.
     pub(super) fn room(&self) -> bool {
         let state = self.state();
-        state.stored || state.memory.bytes() < MAX_UNSTORED
+        !state.passes || state.memory.bytes < MAX_UNSTORED
     }
 
     /// Ends a download in pass-through that has no follower: nothing of it is left for a later one.
     /// True when it has ended. No follower can enter from then on.
     pub(super) fn end_if_unfollowed(&self) -> bool {
         let mut state = self.state();
-        let ends = !state.stored && state.followers.is_empty();
+        let ends = state.passes && state.followers.is_empty();
         if ends {
             state.phase = Phase::Superseded;
-            state.memory.clear();
+            state.memory = Memory::default();
         }
         ends
     }
@@ -149,7 +127,7 @@ impl Progress {
     pub(super) fn superseded(&self) {
         self.change(|state| {
             state.phase = Phase::Superseded;
-            state.memory.clear();
+            state.memory = Memory::default();
         });
     }
 
@@ -163,13 +141,16 @@ impl Progress {
     ) {
         self.change(|state| {
             for position in state.followers.values_mut() {
-                if position.told.is_some_and(|told| told != Announced(total)) {
+                if position
+                    .told
+                    .is_some_and(|told| told != Opened::Size(total))
+                {
                     position.error = Some(other_length.clone());
                 }
             }
             state.phase = Phase::Streaming;
             state.total = total;
-            state.stored = reader.is_some();
+            state.passes = reader.is_none();
             state.reader = reader;
             state.have = resumed.clone();
             state.written = resumed.clone();
@@ -182,7 +163,7 @@ impl Progress {
     }
 
     pub(super) fn is_stored(&self) -> bool {
-        self.state().stored
+        !self.state().passes
     }
 
     /// Switches to pass-through: stores nothing further and feeds followers from memory, in order,
@@ -191,7 +172,7 @@ impl Progress {
     /// which the stream has to continue.
     pub(super) fn unstored(&self, hashed: u64, pending: &RangeSet) -> u64 {
         let mut state = self.state();
-        state.stored = false;
+        state.passes = true;
         let mut have = state.written.clone();
         have.insert(0, hashed);
         for range in pending.ranges() {
@@ -199,7 +180,7 @@ impl Progress {
                 have.insert(range.start, range.end);
             }
         }
-        state.memory.keep_only(&have);
+        state.memory.retain(|start, end| have.contains(start, end));
         state.have = have;
         state.marks.clear();
         // Followers that have read all of it don't move before there is room for more.
@@ -213,18 +194,11 @@ impl Progress {
     }
 
     /// The parts of `start..end` that haven't been published.
-    pub(super) fn missing(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+    pub(super) fn missing(&self, start: u64, end: u64) -> Vec<ByteRange> {
         let state = self.state();
-        let (mut at, mut missing) = (start, Vec::new());
-        loop {
-            at = state.have.end_of(at);
-            if at >= end {
-                return missing;
-            }
-            let until = state.have.next_start(at).map_or(end, |next| next.min(end));
-            missing.push((at, until));
-            at = until;
-        }
+        let parts = state.have.split(start, end);
+        let missing = parts.filter_map(|(range, published)| (!published).then_some(range));
+        missing.collect()
     }
 
     /// Publishes bytes that weren't published before.
@@ -245,9 +219,7 @@ impl Progress {
     /// Records that these bytes are in the file, too.
     pub(super) fn written(&self, spans: &RangeSet) {
         let mut state = self.state();
-        for range in spans.ranges() {
-            state.written.insert(range.start, range.end);
-        }
+        state.written.extend(spans);
         state.forget_old();
     }
 
@@ -264,7 +236,7 @@ impl Progress {
         self.change(|state| {
             if matches!(state.phase, Phase::Opening | Phase::Streaming) {
                 state.phase = Phase::Failed(error);
-                state.memory.clear();
+                state.memory = Memory::default();
             }
         });
     }
@@ -283,30 +255,37 @@ impl Progress {
         }
     }
 
-    /// Whether the upstream has answered, for a follower whose member is proved.
-    pub(super) fn head(&self, follower: u64) -> Result<Announcement, DownloadError> {
+    /// Waits for the result of the download for a member: the blob's size. Cancel safe.
+    pub(super) async fn result(&self, member: u64) -> Result<u64, DownloadError> {
+        let mut changed = self.watch();
+        loop {
+            if let Some(ended) = self.ended(member) {
+                return ended;
+            }
+            let gone = changed.changed().await;
+            gone.map_err(|_sender_gone| DownloadError::Lost)?;
+        }
+    }
+
+    /// The upstream's answer, for a follower whose member is proved; none until then.
+    pub(super) fn head(&self, follower: u64) -> Result<Option<Opened>, DownloadError> {
         let mut state = self.state();
         if matches!(state.phase, Phase::Superseded) {
-            return Ok(Announcement::Superseded);
+            return Ok(Some(Opened::Superseded));
         }
         if !state.admits(follower)? || matches!(state.phase, Phase::Opening) {
-            return Ok(Announcement::Wait);
+            return Ok(None);
         }
-        let total = state.total;
+        let size = Opened::Size(state.total);
         if let Some(position) = state.followers.get_mut(&follower) {
-            position.told = Some(Announced(total));
+            position.told = Some(size);
         }
-        Ok(Announcement::Open(total))
+        Ok(Some(size))
     }
 
-    /// Starts to record the bytes that followers receive.
-    pub(super) fn note_given(&self) {
-        self.state().given.get_or_insert_default();
-    }
-
-    /// Bytes that followers have received since [`note_given`](Self::note_given).
+    /// Bytes that followers have received, each counted once.
     pub(super) fn given(&self) -> u64 {
-        self.state().given.as_ref().map_or(0, RangeSet::len)
+        self.state().given.len()
     }
 
     /// Calls `look` with the published bytes and the demand, under the lock: `look` must be quick.
@@ -316,29 +295,18 @@ impl Progress {
             let sound = |position: &&Position| position.error.is_none();
             state.followers.values().filter(sound)
         };
-        let mut waiting: Vec<_> = followers()
-            .filter_map(|position| state.want(position))
-            .collect();
+        let waiting = followers().filter_map(|position| state.want(position));
+        let mut waiting: Vec<_> = waiting.collect();
         waiting.sort_unstable_by_key(|(turn, _)| *turn);
-        let wants = waiting.into_iter().map(|(_, want)| want).collect();
-        let floor = followers().map(Position::first).min().unwrap_or(0);
-        let mut announced = RangeSet::new();
-        for follower in followers() {
-            for range in follower.announced.ranges() {
-                announced.insert(range.start, range.end);
-            }
-        }
-        let demand = Demand {
-            wants,
-            floor,
-            announced,
+        let mut demand = Demand {
+            wants: waiting.into_iter().map(|(_, want)| want).collect(),
+            floor: followers().map(Position::first).min().unwrap_or(0),
+            announced: RangeSet::new(),
         };
+        for follower in followers() {
+            demand.announced.extend(&follower.announced);
+        }
         look(&state.have, &demand)
-    }
-
-    /// Whether a follower waits for bytes.
-    pub(super) fn is_waited_for(&self) -> bool {
-        self.plan(|_, demand| !demand.wants.is_empty())
     }
 
     /// The next step of a follower.

@@ -64,7 +64,7 @@ pub(super) enum Role<T> {
     },
 }
 
-/// A client's place in a download.
+/// A client's membership in a download.
 #[derive(Debug)]
 pub(super) struct Seat<T> {
     pub(super) download: T,
@@ -99,18 +99,10 @@ impl<T: Clone, S: Clone> Registry<T, S> {
     ) -> Option<Seat<T>> {
         let mut state = self.state();
         let entry = state.find(upstream, digest)?;
-        let member = entry.member_of(repository)?;
-        if member.needs_proof() {
+        if entry.member_of(repository)?.needs_proof() {
             return None;
         }
-        member.clients += 1;
-        let member = member.id;
-        entry.clients += 1;
-        Some(Seat {
-            download: entry.download.clone(),
-            member,
-            needs_proof: false,
-        })
+        entry.seat(repository)
     }
 
     /// The download, if it runs and `repository` is a member of it, with the member's id.
@@ -141,24 +133,11 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         let Some(entry) = state.find(upstream, &digest) else {
             return Role::Lead(state.insert(upstream, digest, repository, source, false, make));
         };
-        let committed = Role::Committed { id: entry.id };
-        if entry.members.is_none() {
-            return committed;
-        }
         if entry.member_of(repository).is_none() {
             entry.add(repository, source);
         }
-        let Some(member) = entry.member_of(repository) else {
-            return committed;
-        };
-        member.clients += 1;
-        let (member, needs_proof) = (member.id, member.needs_proof());
-        entry.clients += 1;
-        Role::Follow(Seat {
-            download: entry.download.clone(),
-            member,
-            needs_proof,
-        })
+        let committed = Role::Committed { id: entry.id };
+        entry.seat(repository).map_or(committed, Role::Follow)
     }
 
     /// Adds a download without clients. None when one is running.
@@ -171,10 +150,8 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         make: impl FnOnce(u64) -> T,
     ) -> Option<Seat<T>> {
         let mut state = self.state();
-        if state.find(upstream, &digest).is_some() {
-            return None;
-        }
-        Some(state.insert(upstream, digest, repository, source, true, make))
+        let runs = state.find(upstream, &digest).is_some();
+        (!runs).then(|| state.insert(upstream, digest, repository, source, true, make))
     }
 
     /// From now on the download continues for its clients only.
@@ -224,18 +201,14 @@ impl<T: Clone, S: Clone> Registry<T, S> {
             return false;
         };
         entry.clients = entry.clients.saturating_sub(1);
-        let Some(members) = &mut entry.members else {
+        let Some(member) = entry.member(member) else {
             return false;
         };
-        let Some(at) = members.iter().position(|other| other.id == member) else {
-            return false;
-        };
-        let useless = members.get_mut(at).is_some_and(|member| {
-            member.clients = member.clients.saturating_sub(1);
-            member.clients == 0 && (member.dead || member.needs_proof())
-        });
-        if useless {
-            members.remove(at);
+        member.clients = member.clients.saturating_sub(1);
+        let id = member.id;
+        let useless = member.clients == 0 && (member.dead || member.needs_proof());
+        if useless && let Some(members) = &mut entry.members {
+            members.retain(|other| other.id != id);
         }
         useless
     }
@@ -298,13 +271,9 @@ impl<T: Clone, S> RegistryState<T, S> {
         let download = make(id);
         let clients = usize::from(!standing);
         let leader = Member {
-            id: 0,
-            repository: repository.clone(),
-            source,
             clients,
-            proved: false,
             tried: true,
-            dead: false,
+            ..Member::new(0, repository, source)
         };
         let entry = Entry {
             id,
@@ -362,24 +331,44 @@ impl<T, S> Entry<T, S> {
         members.find(|member| !member.dead && member.repository == *repository)
     }
 
+    /// Adds a member, unless the commit has begun.
     fn add(&mut self, repository: &RepoName, source: S) {
-        let id = self.next_member;
-        self.next_member += 1;
         if let Some(members) = &mut self.members {
-            members.push(Member {
-                id,
-                repository: repository.clone(),
-                source,
-                clients: 0,
-                proved: false,
-                tried: false,
-                dead: false,
-            });
+            members.push(Member::new(self.next_member, repository, source));
+            self.next_member += 1;
         }
+    }
+
+    /// Adds a client of a repository. None when that is no member.
+    fn seat(&mut self, repository: &RepoName) -> Option<Seat<T>>
+    where
+        T: Clone,
+    {
+        let member = self.member_of(repository)?;
+        member.clients += 1;
+        let (member, needs_proof) = (member.id, member.needs_proof());
+        self.clients += 1;
+        Some(Seat {
+            download: self.download.clone(),
+            member,
+            needs_proof,
+        })
     }
 }
 
 impl<S> Member<S> {
+    fn new(id: u64, repository: &RepoName, source: S) -> Self {
+        Self {
+            id,
+            repository: repository.clone(),
+            source,
+            clients: 0,
+            proved: false,
+            tried: false,
+            dead: false,
+        }
+    }
+
     fn needs_proof(&self) -> bool {
         !self.proved && !self.tried
     }

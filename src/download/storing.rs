@@ -7,16 +7,11 @@ use tokio::task::JoinHandle;
 use super::DownloadError;
 use super::suspect::Suspect;
 use super::writer::Writer;
-use crate::cache::Admission;
-use crate::cache::Stage;
-use crate::oci::Algorithm;
-use crate::oci::RangeSet;
+use crate::cache::{Admission, Stage};
+use crate::oci::{Algorithm, RangeSet};
 
 /// Bytes that may wait for the writer. Above it no stream is read.
 const MAX_PENDING: usize = 4 * 1024 * 1024;
-
-/// When this many bytes wait, the writer is slower than the streams.
-const BEHIND: usize = 1024 * 1024;
 
 /// A staged file with its reserved space.
 pub(super) struct Stored {
@@ -24,23 +19,16 @@ pub(super) struct Stored {
     pub(super) admission: Admission,
 }
 
-enum Writing {
-    Idle(Box<Writer>),
-    Busy(JoinHandle<Box<Writer>>),
-    /// The writer is lost: an error has been returned.
-    Gone,
-}
-
 pub(super) struct Storing {
     pending: Vec<(u64, Bytes)>,
     pending_bytes: usize,
-    /// The most bytes that have waited since `was_behind` was called.
-    most_pending: usize,
     /// A chunk that repeats bytes waits or is with the writer.
     comparing: bool,
-    writing: Writing,
-    /// None when the download isn't stored.
-    place: Option<Admission>,
+    /// The writer, while it writes no batch. None also after it was lost: an error has been returned.
+    pub(super) idle: Option<Box<Writer>>,
+    busy: Option<JoinHandle<Box<Writer>>>,
+    /// None when nothing further is stored.
+    pub(super) admission: Option<Admission>,
 }
 
 impl Storing {
@@ -51,17 +39,21 @@ impl Storing {
         resumed: RangeSet,
         suspect: Option<Suspect>,
     ) -> Self {
-        let (stage, place) = stored
-            .map(|stored| (stored.stage, stored.admission))
-            .unzip();
+        let parts = stored.map(|stored| (stored.stage, stored.admission));
+        let (stage, admission) = parts.unzip();
         Self {
             pending: Vec::new(),
             pending_bytes: 0,
-            most_pending: 0,
             comparing: false,
-            writing: Writing::Idle(Box::new(Writer::new(stage, algorithm, resumed, suspect))),
-            place,
+            idle: Some(Box::new(Writer::new(stage, algorithm, resumed, suspect))),
+            busy: None,
+            admission,
         }
+    }
+
+    /// Stores nothing.
+    pub(super) fn nothing(algorithm: Algorithm) -> Self {
+        Self::new(None, algorithm, RangeSet::new(), None)
     }
 
     /// Whether another chunk may be pushed.
@@ -69,41 +61,24 @@ impl Storing {
         self.pending_bytes < MAX_PENDING && !self.comparing
     }
 
-    /// Whether the writer was slower than the streams since the last call.
-    pub(super) fn was_behind(&mut self) -> bool {
-        std::mem::take(&mut self.most_pending) >= BEHIND
-    }
-
     /// Whether bytes are stored.
     pub(super) fn is_storing(&self) -> bool {
-        self.place.is_some()
-    }
-
-    pub(super) fn admission(&mut self) -> Option<&mut Admission> {
-        self.place.as_mut()
+        self.admission.is_some()
     }
 
     /// Releases the staged file and its space: nothing further is stored.
-    pub(super) fn give_up_place(&mut self) {
-        self.place = None;
+    pub(super) fn release(&mut self) {
+        self.admission = None;
         self.release_stage();
     }
 
-    /// Gives the stage up where nothing is stored any more.
+    /// Releases the stage, if nothing further is stored and the writer is idle.
     fn release_stage(&mut self) {
-        if self.place.is_none()
-            && let Writing::Idle(writer) = &mut self.writing
+        if self.admission.is_none()
+            && let Some(writer) = &mut self.idle
             && let Some(stage) = writer.stop_writing()
         {
             drop(tokio::task::spawn_blocking(move || drop(stage)));
-        }
-    }
-
-    /// The writer, while no batch is being written.
-    pub(super) fn idle(&self) -> Option<&Writer> {
-        match &self.writing {
-            Writing::Idle(writer) => Some(writer),
-            Writing::Busy(_) | Writing::Gone => None,
         }
     }
 
@@ -112,7 +87,6 @@ impl Storing {
     pub(super) fn push(&mut self, offset: u64, chunk: Bytes, repeats: bool) {
         self.comparing |= repeats;
         self.pending_bytes += chunk.len();
-        self.most_pending = self.most_pending.max(self.pending_bytes);
         self.pending.push((offset, chunk));
         self.start();
     }
@@ -136,84 +110,65 @@ impl Storing {
     /// Starts the next batch if the writer is idle and chunks wait or the hash is behind the file.
     fn start(&mut self) {
         self.release_stage();
-        self.writing = match std::mem::replace(&mut self.writing, Writing::Gone) {
-            Writing::Idle(writer) if !self.pending.is_empty() || writer.is_behind() => {
-                let batch = if self.place.is_none() && writer.is_behind() {
-                    // Bytes that aren't written wait until the hash has reached them.
-                    Vec::new()
-                } else {
-                    self.pending_bytes = 0;
-                    std::mem::take(&mut self.pending)
-                };
-                Writing::Busy(tokio::task::spawn_blocking(move || writer.take(batch)))
-            }
-            other => other,
+        let waits = !self.pending.is_empty();
+        let Some(writer) = self.idle.take_if(|writer| waits || writer.is_behind()) else {
+            return;
         };
+        let batch = if self.admission.is_none() && writer.is_behind() {
+            // Bytes that aren't written wait until the hash has reached them.
+            Vec::new()
+        } else {
+            self.pending_bytes = 0;
+            std::mem::take(&mut self.pending)
+        };
+        self.busy = Some(tokio::task::spawn_blocking(move || writer.take(batch)));
     }
 
     /// Waits for the current batch; forever when there is none. The caller has to
     /// [give the writer back](Self::give_back). Cancel safe.
     pub(super) async fn written(&mut self) -> Result<Box<Writer>, DownloadError> {
-        let Writing::Busy(batch) = &mut self.writing else {
+        let Some(batch) = &mut self.busy else {
             return std::future::pending().await;
         };
         let result = batch.await;
-        self.writing = Writing::Gone;
+        self.busy = None;
         result.map_err(|_panicked| DownloadError::Lost)
     }
 
     /// Takes the writer back and starts the next batch.
     pub(super) fn give_back(&mut self, writer: Box<Writer>) {
-        self.writing = Writing::Idle(writer);
+        self.idle = Some(writer);
         self.start();
         self.comparing &= self.is_busy();
-    }
-
-    /// Takes the writer, if it is idle. The caller has to [put it back](Self::put_back).
-    pub(super) fn take_idle(&mut self) -> Option<Box<Writer>> {
-        match std::mem::replace(&mut self.writing, Writing::Gone) {
-            Writing::Idle(writer) => Some(writer),
-            other => {
-                self.writing = other;
-                None
-            }
-        }
     }
 
     /// Writes a checkpoint; see [`Writer::checkpoint`]. False also when no writer is idle. When this is
     /// cancelled, [`written`](Self::written) returns the writer.
     pub(super) async fn checkpoint(&mut self, total: u64, sync: bool) -> bool {
-        let Some(mut writer) = self.take_idle() else {
+        let Some(mut writer) = self.idle.take() else {
             return false;
         };
-        self.writing = Writing::Busy(tokio::task::spawn_blocking(move || {
+        self.busy = Some(tokio::task::spawn_blocking(move || {
             writer.checkpoint(total, sync);
             writer
         }));
         let Ok(writer) = self.written().await else {
             return false;
         };
-        let checkpointed = writer.is_checkpointed();
-        self.put_back(writer);
+        let checkpointed = writer.checkpointed;
+        self.idle = Some(writer);
         checkpointed
-    }
-
-    /// Puts the writer back without starting a batch.
-    pub(super) fn put_back(&mut self, writer: Box<Writer>) {
-        self.writing = Writing::Idle(writer);
     }
 
     /// Whether a batch is being written.
     pub(super) fn is_busy(&self) -> bool {
-        matches!(self.writing, Writing::Busy(_))
+        self.busy.is_some()
     }
 
-    /// The idle writer and the reserved space.
-    pub(super) fn into_parts(self) -> (Option<Box<Writer>>, Option<Admission>) {
-        let writer = match self.writing {
-            Writing::Idle(writer) => Some(writer),
-            Writing::Busy(_) | Writing::Gone => None,
-        };
-        (writer, self.place)
+    /// The staged file with its space; none when it lacks bytes that weren't stored.
+    pub(super) fn into_stored(self) -> Option<Stored> {
+        let stage = self.idle.filter(|writer| writer.writing)?.stage?;
+        let admission = self.admission?;
+        Some(Stored { stage, admission })
     }
 }

@@ -1,6 +1,5 @@
 //! The upstream streams of one download: opens them, reads them, and reports their events.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
 use super::Source;
 use super::permits::Permit;
@@ -17,33 +17,28 @@ use crate::upstream::{BlobChunks, BlobRanges, BlobStream, UpstreamError};
 
 /// One stream.
 pub(super) struct Stream {
-    /// The lane that it reads.
-    pub(super) lane: u64,
-    /// Offset in the blob of the body's next bytes.
+    /// The segment that it reads.
+    pub(super) segment: u64,
+    /// Offset that the request has asked for.
     pub(super) offset: u64,
     /// Consecutive breaks without progress.
     pub(super) breaks: u32,
-    /// Offset of the lane at the last break.
+    /// Position in the segment at the last break.
     pub(super) broke_at: u64,
-    /// Permit of the request, then of the stream. None only while it is exchanged.
-    permit: Option<Permit>,
+    /// How long the last chunk had to be waited for.
+    pub(super) waited: Duration,
+    permit: Permit,
 }
 
 impl Stream {
-    const fn new(lane: u64, offset: u64, permit: Permit) -> Self {
+    const fn new(segment: u64, offset: u64, permit: Permit) -> Self {
         Self {
-            lane,
+            segment,
             offset,
             breaks: 0,
             broke_at: offset,
-            permit: Some(permit),
-        }
-    }
-
-    /// The upstream has answered with a body: waits for the permit to read it.
-    async fn wait_for_permit(&mut self) {
-        if let Some(permit) = self.permit.take() {
-            self.permit = Some(permit.answered().await);
+            waited: Duration::ZERO,
+            permit,
         }
     }
 }
@@ -54,11 +49,11 @@ pub(super) enum Event {
     Opened(Result<BlobStream, UpstreamError>),
     /// The upstream has answered a request for several ranges.
     OpenedRanges(BlobRanges),
-    /// The upstream doesn't serve several ranges at once.
-    NoRanges,
-    Chunk(Bytes),
-    /// Bytes at this offset, of several ranges.
-    Piece(u64, Bytes),
+    /// Bytes, of a body with several ranges with their offset.
+    Chunk(Body, Option<u64>, Bytes),
+    /// A body with several ranges has ended, or the upstream doesn't serve several at once. Ranges
+    /// that are missing have to be requested again.
+    RangesEnded,
     /// The stream has ended: cleanly, or with an error.
     Ended(Result<(), UpstreamError>),
 }
@@ -74,37 +69,32 @@ impl Body {
         matches!(self, Self::Several(_))
     }
 
-    async fn next(&mut self) -> Event {
-        let next = match self {
-            Self::One(body) => body.next().await.map(|next| next.map(Event::Chunk)),
+    async fn next(mut self) -> Event {
+        let next = match &mut self {
+            Self::One(body) => body
+                .next()
+                .await
+                .map(|next| next.map(|bytes| (None, bytes))),
             Self::Several(ranges) => {
                 let next = ranges.pieces.next().await;
-                next.map(|next| next.map(|(offset, bytes)| Event::Piece(offset, bytes)))
+                next.map(|next| next.map(|(offset, bytes)| (Some(offset), bytes)))
             }
         };
-        next.map_or(Event::Ended(Ok(())), |next| {
-            next.unwrap_or_else(|error| Event::Ended(Err(error)))
-        })
+        match next {
+            Some(Ok((offset, bytes))) => Event::Chunk(self, offset, bytes),
+            Some(Err(error)) => Event::Ended(Err(error)),
+            None if self.has_several_ranges() => Event::RangesEnded,
+            None => Event::Ended(Ok(())),
+        }
     }
 }
-
-type Next = BoxFuture<'static, (Stream, Option<Body>, Event)>;
 
 /// The streams of a download.
 pub(super) struct Streams {
-    source: Arc<dyn Source>,
-    busy: FuturesUnordered<Next>,
+    pub(super) source: Arc<dyn Source>,
+    busy: FuturesUnordered<BoxFuture<'static, (Stream, Event)>>,
     /// Streams that aren't read until the writer has room.
     resting: Vec<(Stream, Body)>,
-}
-
-impl fmt::Debug for Streams {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Streams")
-            .field("busy", &self.busy.len())
-            .field("resting", &self.resting.len())
-            .finish_non_exhaustive()
-    }
 }
 
 impl Streams {
@@ -116,51 +106,36 @@ impl Streams {
         }
     }
 
-    pub(super) fn upstream(&self) -> &str {
-        self.source.upstream()
-    }
-
-    /// Size of the blob in bytes by a manifest's descriptor, if one is known.
-    pub(super) fn described_size(&self) -> Option<u64> {
-        self.source.described_size()
-    }
-
-    pub(super) fn support_multi_range(&self) -> bool {
-        self.source.supports_multi_range()
-    }
-
-    /// Closes all streams and uses another source of the same upstream.
-    pub(super) fn change_source(&mut self, source: Arc<dyn Source>) {
-        self.stop();
-        self.source = source;
-    }
-
     /// Opens a stream.
-    pub(super) fn open(&mut self, lane: u64, span: Span, permit: Permit) {
-        self.reopen(Stream::new(lane, span.start, permit), span, Duration::ZERO);
+    pub(super) fn open(&mut self, segment: u64, span: Span, permit: Permit) {
+        self.reopen(
+            Stream::new(segment, span.start, permit),
+            span,
+            Duration::ZERO,
+        );
     }
 
     /// Opens a stream for several ranges of a blob of `total` bytes.
     pub(super) fn open_ranges(
         &mut self,
-        lane: u64,
+        segment: u64,
         ranges: Vec<ByteRange>,
         total: u64,
         permit: Permit,
     ) {
         let start = ranges.first().map_or(0, |range| range.start);
-        let mut stream = Stream::new(lane, start, permit);
+        let mut stream = Stream::new(segment, start, permit);
         let source = Arc::clone(&self.source);
         self.busy.push(Box::pin(async move {
             let event = match source.open_ranges(&ranges, total).await {
                 Ok(Some(ranges)) => {
-                    stream.wait_for_permit().await;
+                    stream.permit = stream.permit.answered().await;
                     Event::OpenedRanges(ranges)
                 }
-                Ok(None) => Event::NoRanges,
+                Ok(None) => Event::RangesEnded,
                 Err(error) => Event::Opened(Err(error)),
             };
-            (stream, None, event)
+            (stream, event)
         }));
     }
 
@@ -174,9 +149,9 @@ impl Streams {
             }
             let opened = source.open(span.start, span.end).await;
             if opened.is_ok() {
-                stream.wait_for_permit().await;
+                stream.permit = stream.permit.answered().await;
             }
-            (stream, None, Event::Opened(opened))
+            (stream, Event::Opened(opened))
         }));
     }
 
@@ -187,15 +162,13 @@ impl Streams {
 
     /// Waits for the next event of any stream; forever when there is none. Without `room` no further
     /// stream is read. Cancel safe.
-    pub(super) async fn next(&mut self, room: bool) -> (Stream, Option<Body>, Event) {
+    pub(super) async fn next(&mut self, room: bool) -> (Stream, Event) {
         if room {
-            for (mut stream, mut body) in self.resting.drain(..) {
+            for (mut stream, body) in self.resting.drain(..) {
                 self.busy.push(Box::pin(async move {
-                    let event = body.next().await;
-                    if let Event::Chunk(chunk) = &event {
-                        stream.offset += chunk.len() as u64;
-                    }
-                    (stream, Some(body), event)
+                    let event;
+                    (event, stream.waited) = timed(body.next()).await;
+                    (stream, event)
                 }));
             }
         }
@@ -210,4 +183,19 @@ impl Streams {
         self.busy.clear();
         self.resting.clear();
     }
+}
+
+/// The next event and how long it had to be waited for. Not counted is the time in which the other
+/// tasks of this thread, among them that of the connection, have their turn: on a busy machine they
+/// delay bytes that the upstream has sent.
+async fn timed(next: impl Future<Output = Event>) -> (Event, Duration) {
+    let mut next = std::pin::pin!(next);
+    tokio::select! {
+        biased;
+        event = &mut next => return (event, Duration::ZERO),
+        () = tokio::task::yield_now() => {}
+    }
+    let since = Instant::now();
+    let event = next.await;
+    (event, since.elapsed())
 }

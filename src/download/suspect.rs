@@ -1,8 +1,8 @@
 //! Discarded bytes that followers have received, for comparison with the next source's.
 
-use crate::cache::Admission;
-use crate::cache::Reader;
-use crate::oci::RangeSet;
+use super::DownloadError;
+use crate::cache::{Admission, Reader};
+use crate::oci::{ByteRange, RangeSet};
 
 /// Bytes compared at once.
 const BLOCK: usize = 4 * 1024;
@@ -13,8 +13,10 @@ pub(super) struct Suspect {
     pub(super) content: Reader,
     /// The ranges that are in the file.
     pub(super) ranges: RangeSet,
+    /// Why they were discarded.
+    pub(super) error: DownloadError,
     /// Keeps the file's space reserved.
-    pub(super) _place: Option<Admission>,
+    pub(super) _admission: Option<Admission>,
 }
 
 impl Suspect {
@@ -22,28 +24,46 @@ impl Suspect {
     pub(super) fn compare(
         &self,
         start: u64,
-        part: &[u8],
+        bytes: &[u8],
         agreed: &mut RangeSet,
         differs: &mut RangeSet,
     ) {
-        let mut buffer = vec![0; BLOCK.min(part.len())];
-        let (mut at, mut rest) = (start, part);
-        while !rest.is_empty() {
-            let known = self.ranges.end_of(at);
-            let until = if known > at {
-                known
-            } else {
-                self.ranges.next_start(at).unwrap_or(u64::MAX)
-            };
-            let length = usize::try_from(until - at).unwrap_or(usize::MAX);
-            let (block, behind) = rest.split_at(length.min(rest.len()).min(BLOCK));
-            let end = at + block.len() as u64;
-            if known > at {
-                let piece = buffer.get_mut(..block.len()).unwrap_or_default();
-                let same = self.content.fill_blocking(at, piece) && piece == block;
-                if same { &mut *agreed } else { &mut *differs }.insert(at, end);
-            }
-            (at, rest) = (end, behind);
+        compare(
+            &self.content,
+            &self.ranges,
+            start,
+            bytes,
+            BLOCK,
+            |range, equal| {
+                let set = if equal { &mut *agreed } else { &mut *differs };
+                set.insert(range.start, range.end);
+            },
+        );
+    }
+}
+
+/// Compares bytes with the `known` ranges of a file, in blocks of at most `block` bytes. Tells each
+/// block that the file has, and whether it is equal. Blocks.
+pub(super) fn compare(
+    content: &Reader,
+    known: &RangeSet,
+    start: u64,
+    bytes: &[u8],
+    block: usize,
+    mut compared: impl FnMut(ByteRange, bool),
+) {
+    let mut buffer = vec![0; block.min(bytes.len())];
+    let mut rest = bytes;
+    for (part, is_known) in known.split(start, start + bytes.len() as u64) {
+        let (bytes, behind) = rest.split_at(usize::try_from(part.len()).unwrap_or(rest.len()));
+        rest = behind;
+        let mut start = part.start;
+        for block in bytes.chunks(block).filter(|_| is_known) {
+            let piece = buffer.get_mut(..block.len()).unwrap_or_default();
+            let equal = content.fill_blocking(start, piece) && piece == block;
+            let end = start + block.len() as u64;
+            compared(ByteRange { start, end }, equal);
+            start = end;
         }
     }
 }

@@ -8,16 +8,15 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::commit::{self, VerifiedDownload};
-use super::permits::{Busy, Opening, Permit};
-use super::place::{self, Space};
+use super::admission::{self, Space, finished};
+use super::commit;
+use super::permits::Permit;
 use super::plan::{Plan, Span};
 use super::storing::Storing;
 use super::streams::Streams;
 use super::suspect::Suspect;
 use super::writer::Writer;
 use super::{BlobRequest, Download, DownloadError, Inner, Source};
-use crate::cache::Partial;
 use crate::error_chain::on_one_line;
 use crate::oci::RangeSet;
 
@@ -35,61 +34,45 @@ pub(super) async fn run(
     source: Arc<dyn Source>,
     wanted: BlobRequest,
 ) {
-    let guard = Guard {
+    let _guard = Guard {
         shared: &shared,
         download: &download,
     };
     let mut transfer = Transfer::new(&shared, &download, source, wanted);
-    let stopped = shared.stop.cancelled();
+    let stopped = shared.options.stop.cancelled();
     let ended = tokio::select! {
         ended = transfer.complete() => ended,
         error = drain(&shared, &download) => Err(error),
         () = stopped => Err(DownloadError::Stopping),
     };
-    let ended = match ended {
-        Ok(Ended::Whole(size)) => Ok(VerifiedDownload::new(transfer.storing, size)),
+    match ended {
+        Ok(Ended::Whole(size)) => conclude(&shared, &download, transfer.storing, size).await,
         Ok(Ended::Abandoned { resumable }) => {
-            tracing::info!(digest = %download.digest, resumable, "paused a download that nobody waits for");
-            shared.metrics.downloads.paused.inc();
-            if resumable {
-                commit::leave(&download, transfer.storing).await;
-            } else {
-                commit::discard(transfer.storing).await;
-            }
-            return;
+            tracing::info!(digest = %download.digest, resumable, "paused a download without clients");
+            shared.options.metrics.downloads.paused.inc();
+            transfer.leave(resumable).await;
         }
         Ok(Ended::Superseded) => {
             commit::discard(transfer.storing).await;
             // Forgotten first: its clients look into the cache again, and may start another one.
             shared.registry.forget(&download.digest, download.id);
             download.progress.superseded();
-            return;
         }
         Err(error) => {
             log_failure(&shared, &download, &error);
             // Good bytes stay for the next download. Done before followers are told: they may start it.
-            if error.leaves_partial() && transfer.checkpoint().await {
-                commit::leave(&download, transfer.storing).await;
-            } else {
-                commit::discard(transfer.storing).await;
-            }
-            Err(error)
-        }
-    };
-    match ended {
-        Ok(verified) => conclude(&shared, &download, verified).await,
-        Err(error) => {
+            let resumable = error.leaves_partial() && transfer.checkpoint().await;
+            transfer.leave(resumable).await;
             // Forgotten first: a client that asks after the failure starts a new download.
             shared.registry.forget(&download.digest, download.id);
             download.progress.failed(error);
         }
     }
-    drop(guard);
 }
 
 /// Once the process drains, continues for clients only. Never returns.
 async fn drain(shared: &Inner, download: &Download) -> DownloadError {
-    shared.drain.cancelled().await;
+    shared.options.drain.cancelled().await;
     shared.registry.stand_no_more(&download.digest, download.id);
     download.progress.look();
     std::future::pending().await
@@ -103,17 +86,20 @@ fn log_failure(shared: &Inner, download: &Download, error: &DownloadError) {
     if !reported && shared.registry.has_clients(&digest, download.id) {
         tracing::warn!(%digest, error = %on_one_line(&error), "download failed");
     } else {
-        tracing::debug!(%digest, error = %on_one_line(&error), "a download ended that no client waits for, or whose upstream failed");
+        tracing::debug!(%digest, error = %on_one_line(&error), "a download without clients, or whose upstream failed, has ended");
     }
 }
 
-async fn conclude(shared: &Inner, download: &Download, verified: VerifiedDownload) {
-    if verified.place.is_none() {
+async fn conclude(shared: &Inner, download: &Download, storing: Storing, size: u64) {
+    let stored = storing.into_stored();
+    if stored.is_none() {
         // Passed through: later clients start a new download.
         shared.registry.forget(&download.digest, download.id);
     }
-    download.progress.verified(verified.size);
-    commit::commit(shared, download, verified).await;
+    download.progress.verified(size);
+    if let Some(stored) = stored {
+        commit::commit(shared, download, stored, size).await;
+    }
 }
 
 /// Tells followers of the end also when the task is dropped or panics.
@@ -140,8 +126,8 @@ pub(super) enum Ended {
     Superseded,
 }
 
-/// Bytes to request, and the permit that the request waits for.
-type Turn = (Span, BoxFuture<'static, Result<Opening, Busy>>);
+/// Waits for the permit of a request for these bytes.
+type Turn = BoxFuture<'static, (Span, Result<Permit, DownloadError>)>;
 
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Transfer<'a> {
@@ -159,15 +145,13 @@ pub(super) struct Transfer<'a> {
     pub(super) mixed: bool,
     /// Discarded bytes that followers have, until the download is open again.
     pub(super) suspect: Option<Suspect>,
-    /// Why they were discarded.
-    pub(super) suspected: Option<DownloadError>,
     /// What the first client requests.
     pub(super) wanted: BlobRequest,
     /// Whether the upstream has answered and followers know the size.
     pub(super) opened: bool,
     /// The resumed partial file: the blob's size, and the ranges that are in the file.
     pub(super) resumed: Option<(u64, RangeSet)>,
-    /// The body of a blob of unknown size has ended.
+    /// Whether the body of a blob of unknown size has ended.
     pub(super) ended: bool,
     /// End of the bytes that have arrived.
     pub(super) received: u64,
@@ -176,6 +160,7 @@ pub(super) struct Transfer<'a> {
     demand: watch::Receiver<()>,
     /// Whether the streams have to be planned again.
     pub(super) replan: bool,
+    /// When the plan is asked again without an event.
     pub(super) look: Option<Instant>,
     /// The number of the latest follower or wait that has been considered.
     pub(super) newest: u64,
@@ -193,22 +178,17 @@ impl<'a> Transfer<'a> {
         wanted: BlobRequest,
     ) -> Self {
         let demand = download.progress.watch_demand();
-        let algorithm = download.digest.algorithm();
-        if !wanted.fill {
-            download.progress.note_given();
-        }
         Self {
             shared,
             download,
-            plan: Plan::new(shared.settings.segments, wanted.fill),
+            plan: Plan::new(shared.options.settings.segments, wanted.fill),
             streams: Streams::new(source),
-            storing: Storing::new(None, algorithm, RangeSet::new(), None),
+            storing: Storing::nothing(download.digest.algorithm()),
             space: Space::default(),
             member: 0,
             answered: false,
             mixed: false,
             suspect: None,
-            suspected: None,
             wanted,
             opened: false,
             resumed: None,
@@ -231,27 +211,20 @@ impl<'a> Transfer<'a> {
         // as for clients, so that a file that is damaged for them isn't present here.
         let digest = &self.download.digest;
         if !self.download.refetch.load(Ordering::Relaxed)
-            && self.shared.cache.is_usable(digest).await
+            && self.shared.options.cache.is_usable(digest).await
         {
             return Ok(Ended::Superseded);
         }
         self.resume().await;
         loop {
-            let ended = match self.bring().await {
-                Ok(Ended::Whole(size)) => {
-                    let checked = commit::check(&mut self.storing, self.download.digest, size);
-                    checked.await.map(|()| Ended::Whole(size))
-                }
-                ended => ended,
-            };
-            match ended {
+            match self.bring().await {
                 Ok(ended) => return Ok(ended),
                 Err(error) => self.fail_over(error).await?,
             }
         }
     }
 
-    /// Downloads the blob from the current source. On success everything has been hashed.
+    /// Downloads the blob from the current source and verifies it.
     async fn bring(&mut self) -> Result<Ended, DownloadError> {
         loop {
             while !self.is_complete() {
@@ -262,13 +235,13 @@ impl<'a> Transfer<'a> {
                 if self.download.progress.end_if_unfollowed() {
                     return Ok(Ended::Superseded);
                 }
-                let left = if self.step().await? {
+                let ended = if self.step().await? {
                     self.pause().await
                 } else {
                     self.end_if_overlong().await
                 };
-                if let Some(resumable) = left {
-                    return Ok(Ended::Abandoned { resumable });
+                if let Some(ended) = ended {
+                    return Ok(ended);
                 }
             }
             self.stop_streams();
@@ -276,14 +249,16 @@ impl<'a> Transfer<'a> {
             self.hash_all().await?;
             // Bytes that were neither written nor hashed are requested again.
             if self.is_complete() {
-                return Ok(Ended::Whole(self.plan.total.unwrap_or(self.received)));
+                let size = self.plan.total.unwrap_or(self.received);
+                commit::check(&mut self.storing, self.download.digest, size).await?;
+                return Ok(Ended::Whole(size));
             }
         }
     }
 
     pub(super) fn stop_streams(&mut self) {
         self.streams.stop();
-        self.plan.stop();
+        self.plan.segments.clear();
         self.turn = None;
         self.replan = true;
     }
@@ -296,35 +271,33 @@ impl<'a> Transfer<'a> {
     /// Waits for the next event and handles it. True when the grace period without clients is over.
     async fn step(&mut self) -> Result<bool, DownloadError> {
         let room = self.download.progress.room() && self.storing.has_room() && self.has_space();
-        let idle = self.plan.lanes().is_empty() && self.turn.is_none() && !self.storing.is_busy();
+        let idle = self.plan.segments.is_empty() && self.turn.is_none() && !self.storing.is_busy();
         if !idle {
             self.idle_looks = 0;
         }
         tokio::select! {
             biased;
             writer = self.storing.written() => self.take_back(writer?)?,
-            grown = self.space.grown() => self.on_space(grown).await?,
-            (span, permit) = turn(&mut self.turn) => {
-                let opening = permit.map_err(|Busy| DownloadError::Busy)?;
-                self.open(span, Permit::Opening(opening));
+            grown = finished(&mut self.space.growing) => self.on_space(grown).await?,
+            (span, permit) = finished(&mut self.turn) => {
+                self.open(span, permit?);
                 // Other announced ranges needn't wait for this response.
                 self.replan |= !self.plan.fill;
             }
-            event = self.streams.next(room) => self.happened(event).await?,
+            event = self.streams.next(room) => self.on_event(event).await?,
             changed = self.demand.changed() => {
                 changed.map_err(|_progress_gone| DownloadError::Lost)?;
                 self.replan = true;
             }
-            () = at(self.look) => {
-                self.plan.behind = self.storing.was_behind();
-                self.replan = true;
-            }
+            () = at(self.look) => self.replan = true,
             () = at(self.grace) => return Ok(true),
             () = tokio::time::sleep(IDLE_LOOK), if idle => {
                 // No stream is open and none is planned: a client must not wait forever.
                 self.idle_looks += 1;
                 self.replan = true;
-                if self.idle_looks > MAX_IDLE_LOOKS && self.download.progress.is_waited_for() {
+                let progress = &self.download.progress;
+                let waits = || progress.plan(|_, demand| !demand.wants.is_empty());
+                if self.idle_looks > MAX_IDLE_LOOKS && waits() {
                     return Err(DownloadError::Stuck);
                 }
             }
@@ -344,21 +317,27 @@ impl<'a> Transfer<'a> {
     /// Resumes the partial file of an earlier download, if there is one.
     async fn resume(&mut self) {
         let digest = self.download.digest;
-        if let Some((
-            stored,
-            Partial {
-                total, mut ranges, ..
-            },
-        )) = place::resume(self.shared, self.download).await
-        {
-            // At least one byte has to be requested, whatever the checkpoint says.
-            ranges.remove(total.saturating_sub(1), u64::MAX);
-            tracing::info!(%digest, total, bytes = ranges.len(), "resuming a partial download");
-            self.plan.opened(Some(total));
-            self.space.stored = ranges.len();
-            self.storing = Storing::new(Some(stored), digest.algorithm(), ranges.clone(), None);
-            self.resumed = Some((total, ranges));
-            self.mixed = true;
+        let resumed = admission::resume(self.shared, self.download).await;
+        let Some((stored, partial)) = resumed else {
+            return;
+        };
+        let (total, mut ranges) = (partial.total, partial.ranges);
+        // At least one byte has to be requested, whatever the checkpoint says.
+        ranges.remove(total.saturating_sub(1), u64::MAX);
+        tracing::info!(%digest, total, bytes = ranges.len(), "resuming a partial download");
+        self.plan.opened(Some(total));
+        self.space.stored = ranges.len();
+        self.storing = Storing::new(Some(stored), digest.algorithm(), ranges.clone(), None);
+        self.resumed = Some((total, ranges));
+        self.mixed = true;
+    }
+
+    /// Ends: leaves the partial file for the next download, or discards it.
+    async fn leave(self, resumable: bool) {
+        if resumable {
+            commit::leave(self.download, self.storing).await;
+        } else {
+            commit::discard(self.storing).await;
         }
     }
 
@@ -367,21 +346,20 @@ impl<'a> Transfer<'a> {
         let digest = self.download.digest;
         if let Some(at) = writer.changed {
             let digest = digest.into();
-            self.storing.put_back(writer);
+            self.storing.idle = Some(writer);
             return Err(DownloadError::Changed { digest, at });
         }
         let progress = &self.download.progress;
-        if let Some(error) = &self.suspected {
-            progress.compared(&writer.agreed, &writer.differs, error);
-            if !progress.is_comparing()
-                && let Some(suspect) = writer.take_suspect()
-            {
+        if let Some(suspect) = &writer.suspect {
+            progress.compared(&writer.agreed, &writer.differs, &suspect.error);
+            if !progress.is_comparing() {
+                let suspect = writer.suspect.take();
                 drop(tokio::task::spawn_blocking(move || drop(suspect)));
             }
         }
         progress.written(&writer.fresh);
         if let Some(error) = writer.failure.take() {
-            self.shared.metrics.store_failed();
+            self.shared.options.metrics.store_failed();
             tracing::error!(%digest, error = %on_one_line(&error), "can't store the download; passing it through");
             self.pass_through(writer.hashed);
         }
@@ -392,25 +370,16 @@ impl<'a> Transfer<'a> {
 
     /// Switches to pass-through: stores nothing further and reads one stream in order.
     pub(super) fn pass_through(&mut self, hashed: u64) {
-        self.storing.give_up_place();
+        self.storing.release();
         let progress = &self.download.progress;
         let next = progress.unstored(hashed, &self.storing.pending());
         self.storing.retain(|start, end| progress.has(start, end));
         self.plan.in_order();
-        if !matches!(self.plan.lanes(), [only] if only.at == next && !only.has_further()) {
+        if !matches!(self.plan.segments.as_slice(), [only] if only.at == next && only.further.is_empty())
+        {
             self.stop_streams();
         }
     }
-}
-
-/// Waits for the permit of the pending request; forever when there is none. Cancel safe.
-async fn turn(turn: &mut Option<Turn>) -> (Span, Result<Opening, Busy>) {
-    let Some((span, waiting)) = turn else {
-        return std::future::pending().await;
-    };
-    let granted = (*span, waiting.await);
-    *turn = None;
-    granted
 }
 
 /// Waits until `time`; forever when there is none.

@@ -8,11 +8,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::checkpoints::Checkpoints;
-use super::suspect::Suspect;
+use super::checkpoints::{self, Checkpoints};
+use super::suspect::{self, Suspect};
 use crate::cache::{Reader, Stage, StoreError};
-use crate::error_chain::on_one_line;
-use crate::oci::{Algorithm, Digest, Hasher, RangeSet};
+use crate::oci::{Algorithm, ByteRange, Digest, Hasher, RangeSet};
 
 /// Bytes read back from the file at once, to hash or compare them.
 const PIECE: usize = 256 * 1024;
@@ -22,11 +21,11 @@ const MAX_READ_BACK: u64 = 8 * 1024 * 1024;
 /// Hashes and writes. Moves to the blocking pool with each batch, and back.
 pub(super) struct Writer {
     /// None when nothing is stored, or nothing further.
-    stage: Option<Box<dyn Stage>>,
+    pub(super) stage: Option<Box<dyn Stage>>,
     /// Reads what was written before the stage was given up.
     content: Option<Reader>,
     /// Whether bytes are written. False after the first failed write.
-    writing: bool,
+    pub(super) writing: bool,
     hasher: Hasher,
     /// Bytes that have been hashed, from the blob's start.
     pub(super) hashed: u64,
@@ -41,14 +40,15 @@ pub(super) struct Writer {
     /// Whether some byte arrived more than once.
     repeated: bool,
     /// Discarded bytes of an earlier source, while followers have some of them.
-    suspect: Option<Suspect>,
+    pub(super) suspect: Option<Suspect>,
     /// Bytes of the last batch that equal the suspect's, and those that differ.
     pub(super) agreed: RangeSet,
     pub(super) differs: RangeSet,
     /// Size of the blob in bytes, once it is known. Until then there are no checkpoints.
     pub(super) total: Option<u64>,
     checkpoints: Checkpoints,
-    checkpointed: bool,
+    /// Whether the last call of [`checkpoint`](Self::checkpoint) has left something to resume.
+    pub(super) checkpointed: bool,
 }
 
 impl Writer {
@@ -83,11 +83,13 @@ impl Writer {
     /// file again, which would reveal an error in the record of what is written; this blocks. None
     /// when the file can't be read.
     pub(super) fn finish(&mut self, algorithm: Algorithm) -> Option<Digest> {
-        let hashed = std::mem::replace(&mut self.hasher, Hasher::new(algorithm)).finish();
-        match self.content().filter(|_| self.needs_rehash()) {
-            Some(content) => rehash(&content, algorithm, self.hashed),
-            None => Some(hashed),
+        if self.needs_rehash() {
+            self.hasher = Hasher::new(algorithm);
+            if !self.hash_file(0, self.hashed) {
+                return None;
+            }
         }
+        Some(std::mem::replace(&mut self.hasher, Hasher::new(algorithm)).finish())
     }
 
     /// Whether exactly the bytes before `end` have been hashed, and they have the digest.
@@ -100,25 +102,9 @@ impl Writer {
         self.repeated && self.writing
     }
 
-    /// Takes the suspect, once no follower needs it.
-    pub(super) fn take_suspect(&mut self) -> Option<Suspect> {
-        self.suspect.take()
-    }
-
-    /// The stage, if bytes are still written to it, and the ranges that are in the file.
-    pub(super) fn into_file(self) -> (Option<Box<dyn Stage>>, RangeSet) {
-        (self.stage, self.file)
-    }
-
     /// Whether the file has bytes that can be hashed next.
     pub(super) fn is_behind(&self) -> bool {
         self.changed.is_none() && self.file.end_of(self.hashed) > self.hashed
-    }
-
-    /// Whether bytes are written to the file.
-    #[cfg(test)]
-    pub(super) fn is_writing(&self) -> bool {
-        self.writing
     }
 
     /// Stops writing. Bytes in the file can still be read back. Returns the stage, which is to be
@@ -136,32 +122,15 @@ impl Writer {
         stage.or_else(|| self.content.clone())
     }
 
-    /// The complete stage; none when writing has failed.
-    pub(super) fn into_stage(self) -> Option<Box<dyn Stage>> {
-        let writing = self.writing;
-        self.stage.filter(|_| writing)
-    }
-
-    /// Writes a checkpoint of a blob of `total` bytes, and makes it durable if `sync` is set. False when
-    /// it fails, or when there is nothing to resume: the last byte is always downloaded again, which
-    /// proves that the upstream has the blob. Blocks.
-    pub(super) fn checkpoint(&mut self, total: u64, sync: bool) -> bool {
-        self.checkpointed = false;
+    /// Writes a checkpoint of a blob of `total` bytes, and makes it durable if `sync` is set. Sets
+    /// `checkpointed` to false when it fails, or when there is nothing to resume: the last byte is
+    /// always downloaded again, which proves that the upstream has the blob. Blocks.
+    pub(super) fn checkpoint(&mut self, total: u64, sync: bool) {
         let starts = self.file.ranges().first().map(|range| range.start);
         let resumable = starts.is_some_and(|start| start.saturating_add(1) < total);
-        let Some(stage) = self.stage.as_mut().filter(|_| self.writing && resumable) else {
-            return false;
-        };
-        let written = stage.checkpoint(total, sync).inspect_err(|error| {
-            tracing::warn!(error = %on_one_line(error), "can't write the checkpoint of a download");
-        });
-        self.checkpointed = written.is_ok();
-        self.checkpointed
-    }
-
-    /// Whether the last call of [`checkpoint`](Self::checkpoint) has left something to resume.
-    pub(super) fn is_checkpointed(&self) -> bool {
-        self.checkpointed
+        let stage = self.stage.as_mut().filter(|_| self.writing && resumable);
+        self.checkpointed =
+            stage.is_some_and(|stage| checkpoints::write(&mut **stage, total, sync));
     }
 
     /// Processes a batch of chunks with their offsets, in order of arrival. Blocks.
@@ -191,25 +160,17 @@ impl Writer {
         let mut accepted = self.file.clone();
         accepted.insert(0, self.hashed);
         let (mut new, mut copies) = (BTreeMap::new(), Vec::new());
-        for (mut at, mut rest) in batch {
-            while !rest.is_empty() {
-                let known = accepted.end_of(at);
-                let is_new = known <= at;
-                let until = if is_new {
-                    accepted.next_start(at).unwrap_or(u64::MAX)
+        for (start, mut rest) in batch {
+            let end = start + rest.len() as u64;
+            let parts: Vec<_> = accepted.split(start, end).collect();
+            for (ByteRange { start, end }, is_copy) in parts {
+                let part = rest.split_to(usize::try_from(end - start).unwrap_or(rest.len()));
+                if is_copy {
+                    copies.push((start, part));
                 } else {
-                    known
-                };
-                let length = usize::try_from(until - at).unwrap_or(usize::MAX);
-                let part = rest.split_to(length.min(rest.len()));
-                let next = at + part.len() as u64;
-                if is_new {
-                    accepted.insert(at, next);
-                    new.insert(at, part);
-                } else {
-                    copies.push((at, part));
+                    accepted.insert(start, end);
+                    new.insert(start, part);
                 }
-                at = next;
             }
         }
         (new, copies)
@@ -273,25 +234,14 @@ impl Writer {
 
     /// Compares a further copy with the file. Bytes that were passed through without being written
     /// can't be compared: followers and the hash have the first copy.
-    fn compare(&mut self, mut at: u64, mut copy: &[u8]) {
-        let mut buffer = vec![0; copy.len().min(PIECE)];
-        while !copy.is_empty() {
-            let known = self.file.end_of(at);
-            let in_file = known > at;
-            let until = if in_file {
-                known
-            } else {
-                self.file.next_start(at).unwrap_or(u64::MAX)
-            };
-            let length = usize::try_from(until - at).unwrap_or(usize::MAX);
-            let (part, rest) = copy.split_at(length.min(copy.len()).min(PIECE));
-            let piece = buffer.get_mut(..part.len()).unwrap_or_default();
-            if in_file && (!self.read_back(at, piece) || piece != part) {
-                self.changed.get_or_insert(at);
-                return;
-            }
-            at += part.len() as u64;
-            copy = rest;
+    fn compare(&mut self, start: u64, copy: &[u8]) {
+        if let Some(content) = self.content() {
+            let changed = &mut self.changed;
+            suspect::compare(&content, &self.file, start, copy, PIECE, |range, equal| {
+                if !equal {
+                    changed.get_or_insert(range.start);
+                }
+            });
         }
     }
 
@@ -301,39 +251,27 @@ impl Writer {
             .file
             .end_of(self.hashed)
             .min(self.hashed + MAX_READ_BACK);
+        if self.hash_file(self.hashed, until) {
+            self.hashed = until;
+        } else {
+            self.changed.get_or_insert(self.hashed);
+        }
+    }
+
+    /// Hashes `at..end` of the file. False when it can't be read or is too short.
+    fn hash_file(&mut self, mut at: u64, end: u64) -> bool {
+        let content = self.content();
         let mut buffer = Vec::new();
-        while self.hashed < until {
-            let left = usize::try_from(until - self.hashed).unwrap_or(PIECE);
+        while at < end {
+            let left = usize::try_from(end - at).unwrap_or(PIECE);
             buffer.resize(left.min(PIECE), 0);
-            if !self.read_back(self.hashed, &mut buffer) {
-                self.changed.get_or_insert(self.hashed);
-                return;
+            let read = |content: &Reader| content.fill_blocking(at, &mut buffer);
+            if !content.as_ref().is_some_and(read) {
+                return false;
             }
             self.hasher.update(&buffer);
-            self.hashed += buffer.len() as u64;
+            at += buffer.len() as u64;
         }
+        true
     }
-
-    /// Fills the buffer from the file. False when the file can't be read or is too short.
-    fn read_back(&self, offset: u64, buffer: &mut [u8]) -> bool {
-        self.content()
-            .is_some_and(|content| content.fill_blocking(offset, buffer))
-    }
-}
-
-/// The digest of the first `size` bytes of the file. None when they can't be read. Blocks.
-fn rehash(content: &Reader, algorithm: Algorithm, size: u64) -> Option<Digest> {
-    let mut hasher = Hasher::new(algorithm);
-    let mut buffer = vec![0; PIECE];
-    let mut at = 0;
-    while at < size {
-        let left = usize::try_from(size - at).unwrap_or(PIECE);
-        let piece = buffer.get_mut(..left.min(PIECE)).unwrap_or_default();
-        if !content.fill_blocking(at, piece) {
-            return None;
-        }
-        hasher.update(piece);
-        at += piece.len() as u64;
-    }
-    Some(hasher.finish())
 }

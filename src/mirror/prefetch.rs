@@ -325,8 +325,7 @@ fn is_of_one_layer(error: &DownloadError) -> bool {
         DownloadError::Digest { .. }
         | DownloadError::Length { .. }
         | DownloadError::Changed { .. } => true,
-        DownloadError::Store(_)
-        | DownloadError::Lost
+        DownloadError::Lost
         | DownloadError::Stuck
         | DownloadError::Stopping
         | DownloadError::Busy => false,

@@ -63,6 +63,27 @@ impl RangeSet {
         self.0.splice(from..to, kept);
     }
 
+    /// Adds all ranges of another set.
+    pub fn extend(&mut self, other: &Self) {
+        for range in &other.0 {
+            self.insert(range.start, range.end);
+        }
+    }
+
+    /// Divides `start..end` where the set's ranges begin and end: each part, and whether the set
+    /// contains it.
+    pub fn split(&self, start: u64, end: u64) -> impl Iterator<Item = (ByteRange, bool)> {
+        let mut at = start;
+        std::iter::from_fn(move || {
+            let start = at;
+            let known = self.end_of(start);
+            let next = || self.next_start(start).unwrap_or(end);
+            at = if known > start { known } else { next() }.min(end);
+            let part = ByteRange { start, end: at };
+            (start < end).then_some((part, known > start))
+        })
+    }
+
     /// The end of the range that contains `offset`; `offset` itself if none does.
     pub fn end_of(&self, offset: u64) -> u64 {
         self.covering(offset).map_or(offset, |range| range.end)

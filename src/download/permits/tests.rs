@@ -1,5 +1,8 @@
-use super::*;
+use std::pin::Pin;
+
 use futures_util::FutureExt as _;
+
+use super::*;
 
 fn permits(total: usize, per_upstream: usize) -> Permits {
     let limits = Streams {
@@ -9,47 +12,41 @@ fn permits(total: usize, per_upstream: usize) -> Permits {
     Permits::new(limits, Arc::new(Metrics::new()))
 }
 
-fn urgent(urgent: bool) -> Urgency {
-    let urgency = Urgency::default();
-    urgency.set(urgent);
-    urgency
-}
-
 fn client(n: u8) -> Client {
     Client::at(Some([10, 0, 0, n].into()))
 }
 
-/// A request that is answered at once.
-async fn stream(permits: &Permits, upstream: &str, of: Client, urgency: Urgency) -> Permit {
-    let opening = permits.open(upstream, of, urgency).await.unwrap();
-    Permit::Opening(opening).answered().await
+/// A request for a client that is answered at once.
+async fn stream(permits: &Permits, upstream: &str, of: u8, urgency: &Urgency) -> Permit {
+    let opening = permits.open(upstream, client(of), urgency.clone()).await;
+    opening.unwrap().answered().await
 }
 
-async fn opening(permits: &Permits, of: Client) -> Result<Opening, Busy> {
-    permits.open("a", of, urgent(true)).await
+async fn opening(permits: &Permits, of: u8) -> Result<Permit, DownloadError> {
+    permits.open("a", client(of), Urgency::new(true)).await
+}
+
+/// A future that isn't ready yet.
+fn waits<F: Future>(future: F) -> Pin<Box<F>> {
+    let mut future = Box::pin(future);
+    assert!(future.as_mut().now_or_never().is_none());
+    future
 }
 
 #[tokio::test]
 async fn a_download_that_a_client_waits_for_goes_first() {
-    let permits = permits(10, 2);
-    let held = [
-        stream(&permits, "a", client(1), urgent(true)).await,
-        stream(&permits, "a", client(1), urgent(true)).await,
-    ];
-    let (ahead, wanted) = (urgent(false), urgent(true));
-    let mut ahead_waits = Box::pin(stream(&permits, "a", client(1), ahead.clone()));
-    let mut wanted_waits = Box::pin(stream(&permits, "a", client(1), wanted));
-    let mut later = Box::pin(stream(&permits, "a", client(1), urgent(true)));
-    for waits in [&mut ahead_waits, &mut wanted_waits, &mut later] {
-        assert!(waits.now_or_never().is_none());
-    }
+    let (permits, urgent, ahead) = (permits(10, 2), Urgency::new(true), Urgency::new(false));
+    let first = stream(&permits, "a", 1, &urgent).await;
+    let second = stream(&permits, "a", 1, &urgent).await;
+    let mut ahead_waits = waits(stream(&permits, "a", 1, &ahead));
+    let mut wanted_waits = waits(stream(&permits, "a", 1, &urgent));
+    let mut later = waits(stream(&permits, "a", 1, &urgent));
     assert!(permits.try_stream("a", client(1), true).is_none());
     let other = permits.try_stream("b", client(1), true).unwrap();
-    let [first, second] = held;
     drop(first);
     let taken = wanted_waits.as_mut().now_or_never().unwrap();
     assert!(ahead_waits.as_mut().now_or_never().is_none());
-    // A client comes who waits for it: now it is before the one that came later.
+    // A client joins that waits for it: now it is before the later one.
     ahead.set(true);
     drop(second);
     let promoted = ahead_waits.as_mut().now_or_never().unwrap();
@@ -64,54 +61,50 @@ async fn a_download_that_a_client_waits_for_goes_first() {
 
 #[tokio::test]
 async fn downloads_without_a_client_leave_half_and_take_it_when_wanted() {
-    let permits = permits(100, 4);
-    let _ahead = [
-        stream(&permits, "a", client(1), urgent(false)).await,
-        stream(&permits, "a", client(1), urgent(false)).await,
-    ];
-    let third = urgent(false);
-    let mut waits = Box::pin(stream(&permits, "a", client(1), third.clone()));
-    assert!(waits.as_mut().now_or_never().is_none());
-    let wanted = stream(&permits, "a", client(1), urgent(true)).now_or_never();
+    let (permits, ahead) = (permits(100, 4), Urgency::new(false));
+    let first = stream(&permits, "a", 1, &ahead).await;
+    let second = stream(&permits, "a", 1, &ahead).await;
+    let third = Urgency::new(false);
+    let mut third_waits = waits(stream(&permits, "a", 1, &third));
+    let urgent = Urgency::new(true);
+    let wanted = stream(&permits, "a", 1, &urgent).now_or_never();
     assert!(wanted.is_some());
     third.set(true);
     permits.dispatch();
-    assert!(waits.as_mut().now_or_never().is_some());
+    assert!(third_waits.as_mut().now_or_never().is_some());
+    drop((first, second));
 }
 
 #[tokio::test]
-async fn whoever_goes_away_keeps_nothing() {
-    let permits = permits(1, 1);
-    let held = stream(&permits, "a", client(1), urgent(true)).await;
-    let mut gone = Box::pin(stream(&permits, "a", client(1), urgent(true)));
-    assert!(gone.as_mut().now_or_never().is_none());
-    // Granted, and never looked at.
+async fn a_request_that_is_dropped_keeps_no_permit() {
+    let (permits, urgent) = (permits(1, 1), Urgency::new(true));
+    let held = stream(&permits, "a", 1, &urgent).await;
+    let gone = waits(stream(&permits, "a", 1, &urgent));
+    // Granted, and never polled.
     drop(held);
     assert!(permits.try_stream("a", client(1), true).is_some());
     drop(gone);
-    let held = stream(&permits, "b", client(1), urgent(true)).await;
-    let mut gone = Box::pin(stream(&permits, "a", client(1), urgent(true)));
-    assert!(gone.as_mut().now_or_never().is_none());
-    drop(gone);
+    let held = stream(&permits, "b", 1, &urgent).await;
+    drop(waits(stream(&permits, "a", 1, &urgent)));
     drop(held);
-    let ahead = stream(&permits, "c", client(1), urgent(false));
-    assert!(ahead.now_or_never().is_some());
+    let ahead = Urgency::new(false);
+    let ahead = stream(&permits, "c", 1, &ahead).now_or_never();
+    assert!(ahead.is_some());
+    drop(ahead);
     assert!(permits.state().upstreams.is_empty());
 }
 
-/// Requests without an answer hold no stream, and a client that sends many leaves places to the
-/// others.
+/// Requests without an answer hold no stream, and a client that sends many leaves room for others.
 #[tokio::test]
 async fn unanswered_requests_take_no_stream() {
     let permits = permits(128, 32);
-    let mut bogus = Vec::new();
-    for _ in 0..MAX_OPENING_OF_CLIENT {
-        let opened = opening(&permits, client(1)).now_or_never().unwrap();
-        bogus.push(opened.unwrap());
-    }
-    let mut more = Box::pin(opening(&permits, client(1)));
-    assert!(more.as_mut().now_or_never().is_none());
-    let real = stream(&permits, "a", client(2), urgent(true)).now_or_never();
+    let openings = || opening(&permits, 1).now_or_never().unwrap().unwrap();
+    let mut bogus: Vec<_> = std::iter::repeat_with(openings)
+        .take(MAX_OPENING_OF_CLIENT)
+        .collect();
+    let mut more = waits(opening(&permits, 1));
+    let urgent = Urgency::new(true);
+    let real = stream(&permits, "a", 2, &urgent).now_or_never();
     assert!(real.is_some());
     bogus.pop();
     assert!(more.as_mut().now_or_never().is_some());
@@ -119,35 +112,28 @@ async fn unanswered_requests_take_no_stream() {
 
 #[tokio::test]
 async fn the_client_that_holds_least_is_next() {
-    let permits = permits(128, 1);
-    let held = stream(&permits, "a", client(1), urgent(true)).await;
-    let mut greedy: Vec<_> = (0..20)
-        .map(|_| Box::pin(stream(&permits, "a", client(1), urgent(true))))
+    let (permits, urgent) = (permits(128, 1), Urgency::new(true));
+    let held = stream(&permits, "a", 1, &urgent).await;
+    let greedy: Vec<_> = (0..20)
+        .map(|_| waits(stream(&permits, "a", 1, &urgent)))
         .collect();
-    for waits in &mut greedy {
-        assert!(waits.as_mut().now_or_never().is_none());
-    }
     let other = permits.try_stream("b", client(1), true);
-    let mut modest = Box::pin(stream(&permits, "a", client(2), urgent(true)));
-    assert!(modest.as_mut().now_or_never().is_none());
+    let mut modest = waits(stream(&permits, "a", 2, &urgent));
     drop(held);
     assert!(modest.as_mut().now_or_never().is_some());
-    drop(other);
+    drop((other, greedy));
 }
 
 #[tokio::test]
 async fn the_queue_is_bounded() {
-    let permits = permits(1, 1);
-    let held = stream(&permits, "a", client(1), urgent(true)).await;
-    let mut waiting: Vec<_> = (0..MAX_WAITING)
-        .map(|_| Box::pin(opening(&permits, client(1))))
-        .collect();
-    for waits in &mut waiting {
-        assert!(waits.as_mut().now_or_never().is_none());
-    }
-    assert_eq!(opening(&permits, client(2)).await.unwrap_err(), Busy);
-    // One that goes away makes room.
+    let (permits, urgent) = (permits(1, 1), Urgency::new(true));
+    let held = stream(&permits, "a", 1, &urgent).await;
+    let waiting = (0..MAX_WAITING).map(|_| waits(opening(&permits, 1)));
+    let mut waiting: Vec<_> = waiting.collect();
+    let refused = opening(&permits, 2).await;
+    assert!(matches!(refused, Err(DownloadError::Busy)));
+    // One that is dropped makes room.
     waiting.pop();
-    assert!(opening(&permits, client(2)).now_or_never().is_none());
+    drop(waits(opening(&permits, 2)));
     drop(held);
 }

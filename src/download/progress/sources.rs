@@ -2,17 +2,9 @@
 //! from the previous source's.
 
 use super::Progress;
-use super::state::Phase;
+use super::state::{Phase, ProgressState};
 use crate::download::DownloadError;
 use crate::oci::RangeSet;
-
-/// Whether bytes have to be compared when a download starts again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::download) enum Given {
-    /// Some followers have received bytes that can be compared.
-    Some,
-    Nothing,
-}
 
 impl Progress {
     /// The upstream has confirmed that a member's repository has the blob: its followers may read.
@@ -26,11 +18,6 @@ impl Progress {
 
     pub(in crate::download) fn is_proved(&self, member: u64) -> bool {
         self.state().members.proved.contains(&member)
-    }
-
-    /// Whether the download has failed for a member.
-    pub(in crate::download) fn has_failed(&self, member: u64) -> bool {
-        matches!(self.ended(member), Some(Err(_)))
     }
 
     /// The announced size, for a member that is proved.
@@ -62,26 +49,21 @@ impl Progress {
     /// Starts again, because the published bytes are or may be wrong. `known` are those that can still
     /// be compared. A follower continues once all bytes that it has received have arrived again and
     /// are equal; one whose bytes can't be compared gets the error.
-    pub(in crate::download) fn restart(&self, known: &RangeSet, error: &DownloadError) -> Given {
-        let mut given = Given::Nothing;
+    pub(in crate::download) fn restart(&self, known: &RangeSet, error: &DownloadError) {
         self.change(|state| {
+            let old = std::mem::take(state);
+            *state = ProgressState {
+                given: old.given,
+                followers: old.followers,
+                next: old.next,
+                verified_first: old.verified_first,
+                members: old.members,
+                ..ProgressState::default()
+            };
             for position in state.followers.values_mut() {
-                if position.restarts(known, error) {
-                    given = Given::Some;
-                }
+                position.restarts(known, error);
             }
-            state.phase = Phase::Opening;
-            state.total = None;
-            state.reader = None;
-            state.have = RangeSet::new();
-            state.written = RangeSet::new();
-            state.agreed = RangeSet::new();
-            state.memory.clear();
-            state.stored = true;
-            state.lost = 0;
-            state.marks.clear();
         });
-        given
     }
 
     /// Takes the result of comparing new bytes with the discarded ones.
@@ -95,9 +77,7 @@ impl Progress {
             return;
         }
         self.change(|state| {
-            for range in agreed.ranges() {
-                state.agreed.insert(range.start, range.end);
-            }
+            state.agreed.extend(agreed);
             for position in state.followers.values_mut() {
                 position.compared(&state.agreed, differs, error);
             }

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::cache::WITHHELD;
-use crate::cache::{Piece, Reader};
+use crate::cache::{Piece, Reader, WITHHELD};
 use crate::download::DownloadError;
 use crate::download::memory::Memory;
 use crate::download::plan::MissingBytes;
@@ -14,9 +13,10 @@ use crate::oci::{ByteRange, RangeSet};
 const WORTH_A_CALL: u64 = 64 * 1024;
 
 /// The phase of a download.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) enum Phase {
     /// Waits for the upstream's response head.
+    #[default]
     Opening,
     /// Bytes arrive.
     Streaming,
@@ -27,7 +27,7 @@ pub(super) enum Phase {
     Superseded,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct ProgressState {
     pub(super) phase: Phase,
     /// Size of the blob, once it is announced or the blob is complete.
@@ -39,14 +39,14 @@ pub(super) struct ProgressState {
     /// Bytes in the file.
     pub(super) written: RangeSet,
     pub(super) memory: Memory,
-    /// Whether bytes are written to the file. False in pass-through.
-    pub(super) stored: bool,
+    /// Whether bytes are passed through: nothing further is written to the file.
+    pub(super) passes: bool,
     /// In pass-through, bytes before this offset may be gone.
     pub(super) lost: u64,
     /// Positions of the streams, by stream.
     pub(super) marks: Vec<(u64, u64)>,
-    /// Bytes that followers have received. Recorded only while they decide what is fetched.
-    pub(super) given: Option<RangeSet>,
+    /// Bytes that followers have received.
+    pub(super) given: RangeSet,
     pub(super) followers: HashMap<u64, Position>,
     /// Next number for followers and their waits.
     pub(super) next: u64,
@@ -81,6 +81,14 @@ pub(in crate::download) enum Step {
     Wait,
 }
 
+/// The end of a piece that begins at `start`.
+pub(in crate::download) fn end_of(piece: &Piece, start: u64) -> u64 {
+    match piece {
+        Piece::Bytes(bytes) => start + bytes.len() as u64,
+        Piece::File { end, .. } => *end,
+    }
+}
+
 impl ProgressState {
     pub(super) fn number(&mut self) -> u64 {
         self.next += 1;
@@ -113,16 +121,11 @@ impl ProgressState {
 
     /// Records the bytes that a follower receives.
     pub(super) fn gives(&mut self, follower: u64, start: u64, piece: &Piece) {
-        let end = match piece {
-            Piece::Bytes(bytes) => start + bytes.len() as u64,
-            Piece::File { end, .. } => *end,
-        };
+        let end = end_of(piece, start);
         if let Some(position) = self.followers.get_mut(&follower) {
             position.given.insert(start, end);
         }
-        if let Some(given) = &mut self.given {
-            given.insert(start, end);
-        }
+        self.given.insert(start, end);
     }
 
     /// The bytes that a follower waits for (to read or to compare), with the number of its wait.
@@ -151,7 +154,7 @@ impl ProgressState {
             position.waits = None;
         }
         self.forget_old();
-        !self.stored
+        self.passes
     }
 
     /// The bytes that a follower lacks that waits at `at`. That byte may have arrived: the end of a
@@ -231,7 +234,7 @@ impl ProgressState {
     /// Drops old chunks from memory: those that are in the file, except the most recent ones; in
     /// pass-through those that every follower has read.
     pub(super) fn forget_old(&mut self) {
-        if self.stored {
+        if !self.passes {
             self.memory.trim(&self.written);
             return;
         }

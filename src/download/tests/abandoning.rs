@@ -1,10 +1,10 @@
-//! Downloads that nobody waits for.
+//! Downloads without clients.
 
 use super::*;
 use crate::config::OnAbandon;
 
-/// A download of so many MiB that its only client leaves after 2 MiB, on a slow upstream; and what
-/// is there after some time.
+/// A download of `size` MiB from an upstream of 1 MiB a second, whose only client leaves after `at` MiB.
+/// Returns when it has ended.
 async fn abandoned(bench: &Bench, size: u64, at: u64) -> (Bytes, Digest, Arc<Origin>) {
     let (content, digest) = mebibytes(size);
     let origin = Origin::new(&content).slow(1 << 20).acts([]);
@@ -29,7 +29,7 @@ fn on(on_abandon: OnAbandon) -> DownloadSettings {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_finished_or_paused_as_the_operator_says() {
+async fn abandoned_downloads_are_finished_or_paused_as_configured() {
     for (on_abandon, size, at, finished) in [
         (OnAbandon::Finish, 20, 1, true),
         (OnAbandon::Pause, 20, 1, false),
@@ -50,16 +50,13 @@ async fn it_is_finished_or_paused_as_the_operator_says() {
         let sent = origin.sent();
         assert!((4 + at..7 + at).contains(&(sent / MIB)), "{case}: {sent}");
         assert!(!bench.is_running(&digest));
-        let mut next = bench.join(digest, "b", &origin);
-        assert!(read_to_end(&mut next).await.unwrap() == content);
+        bench.pulls(digest, &content, &origin).await;
         assert_eq!(origin.sent(), size * MIB, "{case}");
-        bench.settled().await;
-        assert!(bench.stored(&digest).await.unwrap() == content);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_comes_within_the_grace_goes_on_with_it() {
+async fn a_client_that_joins_within_the_grace_period_continues_the_download() {
     let bench = Bench::with(on(OnAbandon::Pause));
     let (content, digest) = mebibytes(20);
     let origin = Origin::new(&content).slow(1 << 20).acts([]);
@@ -69,13 +66,12 @@ async fn who_comes_within_the_grace_goes_on_with_it() {
         drop(follower);
         tokio::time::sleep(Duration::from_secs(4)).await;
     }
-    let mut follower = bench.join(digest, "a", &origin);
-    assert!(read_to_end(&mut follower).await.unwrap() == content);
+    bench.pulls(digest, &content, &origin).await;
     assert_eq!(origin.asked().len(), 1);
 }
 
 #[tokio::test]
-async fn who_comes_while_it_is_being_paused_is_served() {
+async fn a_client_that_joins_during_a_pause_is_served() {
     tokio::time::pause();
     let bench = Bench::with(on(OnAbandon::Pause));
     let (content, digest) = mebibytes(3);
@@ -115,45 +111,35 @@ async fn a_stop_during_a_checkpoint_ends_the_download_and_leaves_the_partial() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_kept_keeps_no_place() {
+async fn a_failed_checkpoint_releases_the_space() {
     let bench = Bench::with(on(OnAbandon::Pause));
-    let kind = io::ErrorKind::StorageFull;
-    bench.store.fail_from(Operation::Checkpoint, 1, kind);
+    bench.fill_disk(Operation::Checkpoint, 1);
     let (_, digest, origin) = abandoned(&bench, 20, 1).await;
     assert!(origin.sent() < 20 * MIB && !bench.is_running(&digest));
     assert_eq!(bench.cache.usage().reserved, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_abandoned_range_is_left_and_taken_up_again() {
+async fn an_abandoned_range_is_resumed() {
     for restart in [false, true] {
         let mut bench = Bench::with(on(OnAbandon::Finish));
         let (content, digest) = mebibytes(40);
         let origin = Origin::new(&content).acts([]);
-        let wanted = range(20 * MIB, 22 * MIB, false);
         for (start, end, sent) in [(20, 22, 2 * MIB), (20, 22, 2 * MIB + 1), (21, 23, 3 * MIB)] {
-            let wanted = BlobRequest {
-                start: start * MIB,
-                end: Some(end * MIB),
-                ..wanted
-            };
+            let wanted = range(start * MIB, end * MIB, false);
             let mut lazy = bench.join_at(digest, "a", &origin, wanted);
             assert_eq!(lazy.total().await.unwrap(), Some(40 * MIB));
-            let read = read_range(&mut lazy, start * MIB, end * MIB).await.unwrap();
-            assert_eq!(read, part(&content, start * MIB, end * MIB));
+            reads(&mut lazy, &content, start * MIB, end * MIB).await;
             drop(lazy);
             bench.settled().await;
-            // Where all is there, one byte proves that the upstream has it.
+            // When nothing is missing, one byte proves that the upstream has the blob.
             assert_eq!(origin.sent(), sent, "{:?}", origin.asked());
             if restart {
                 bench = bench.restarted(on(OnAbandon::Finish)).await;
             }
         }
-        let mut whole = bench.join(digest, "a", &origin);
-        assert!(read_to_end(&mut whole).await.unwrap() == content);
-        bench.settled().await;
+        bench.pulls(digest, &content, &origin).await;
         assert_eq!(origin.sent(), 40 * MIB);
-        assert!(bench.stored(&digest).await.unwrap() == content);
     }
 }
 
@@ -170,9 +156,7 @@ async fn space_is_reserved_in_steps_as_bytes_arrive() {
         // The next step is reserved when half of the last one is left.
         for (from, to, steps) in [(0, 1, 1), (1, 31, 1), (31, 33, 2), (33, 95, 2), (95, 97, 3)] {
             send_all(&sender, &part(&content, from * MIB, to * MIB), 1 << 20).await;
-            read_range(&mut follower, from * MIB, to * MIB)
-                .await
-                .unwrap();
+            reads(&mut follower, &content, from * MIB, to * MIB).await;
             tokio::task::yield_now().await;
             assert_eq!(reserved(), steps * 64 * MIB, "{to}");
         }
@@ -186,7 +170,7 @@ async fn space_is_reserved_in_steps_as_bytes_arrive() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_of_unknown_length_is_not_read_for_nobody_without_end() {
+async fn an_abandoned_body_of_unknown_length_ends() {
     let chunk = Bytes::from(vec![7; 1 << 20]);
     for (on_abandon, most) in [(OnAbandon::Pause, 80), (OnAbandon::Finish, 330)] {
         let bench = Bench::with(on(on_abandon));
@@ -210,27 +194,12 @@ async fn a_body_of_unknown_length_is_not_read_for_nobody_without_end() {
     }
 }
 
-/// Never answers.
-#[derive(Debug)]
-struct Silent;
-
-#[async_trait::async_trait]
-impl Source for Silent {
-    async fn open(&self, _offset: u64, _end: Option<u64>) -> Result<BlobStream, UpstreamError> {
-        std::future::pending().await
-    }
-
-    fn upstream(&self) -> &'static str {
-        "upstream.example"
-    }
-}
-
 #[tokio::test(start_paused = true)]
-async fn a_request_without_an_answer_ends_when_nobody_waits_for_it() {
+async fn an_unanswered_request_ends_without_clients() {
     let bench = Bench::with(on(OnAbandon::Finish));
     let (_, digest) = content(100);
     let started = tokio::time::Instant::now();
-    drop(bench.join(digest, "a", &Arc::new(Silent)));
+    drop(bench.join(digest, "a", &Script::new([Opening::Hangs])));
     bench.settled().await;
     assert!(started.elapsed() < Duration::from_secs(6));
 }

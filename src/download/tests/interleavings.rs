@@ -1,12 +1,12 @@
 //! Many orders of joining, leading, leaving, closing, committing and failing.
 //!
-//! `registry` is compiled here a second time, with locks at which the scheduler of shuttle chooses
-//! who goes on: thousands of orders, the same in every run.
+//! Compiles `registry` a second time, with locks at which shuttle's scheduler chooses the next thread:
+//! thousands of orders, the same in every run.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::thread;
 
 use crate::oci::{Algorithm, Digest, RepoName};
@@ -23,29 +23,27 @@ mod registry;
 use registry::{Registry, Role, Seat};
 
 const SEED: u64 = 4;
-/// Orders that are tried of each scene and in each way.
+/// Orders that each scheduler tries of each scene.
 const SOME: usize = 4_000;
 
-const RUNS: u8 = 0;
-/// It is, or may be about to be, forgotten.
-const ENDS: u8 = 1;
-
-/// A download, as everybody sees it.
+/// A download, as the tasks and the clients see it. The locks are the real ones: threads don't switch
+/// at them.
 #[derive(Debug)]
 struct Download {
     id: u64,
     digest: Digest,
-    state: AtomicU8,
-    /// Its task has ended, because nobody was there.
+    /// Whether it is, or may be about to be, forgotten.
+    ends: AtomicBool,
+    /// Whether its task has ended because there was no client.
     closed: AtomicBool,
-    /// Its task is the caller's to start; once.
+    /// Whether its task was started.
     started: AtomicBool,
     linked: OnceLock<Vec<RepoName>>,
     /// The repositories whose sources were asked, in order.
-    asked: std::sync::Mutex<Vec<RepoName>>,
+    asked: Mutex<Vec<RepoName>>,
     /// Those that were proved before the links were collected.
-    proved: std::sync::Mutex<Vec<RepoName>>,
-    /// Every source has failed.
+    proved: Mutex<Vec<RepoName>>,
+    /// Whether every source has failed.
     exhausted: AtomicBool,
 }
 
@@ -54,7 +52,7 @@ struct Download {
 enum End {
     Commits,
     Fails,
-    /// Closes when nobody is left; commits when somebody always is.
+    /// Closes when no client is left; otherwise commits.
     Closes,
     /// Every source fails, one after the other.
     Refused,
@@ -62,48 +60,43 @@ enum End {
     FailsOver,
 }
 
-/// What everybody shares. The locks here are the real ones: they are no point to change threads at.
-#[derive(Default)]
-struct Ledger {
-    made: std::sync::Mutex<Vec<Arc<Download>>>,
-    /// Who had a proved place in which download, for which repository.
-    placed: std::sync::Mutex<Vec<(RepoName, Arc<Download>)>>,
-    /// The downloads that clients were told are committed.
-    told_committed: std::sync::Mutex<Vec<u64>>,
-}
-
-struct House {
+/// The registry, and what happened to its downloads.
+struct Scene {
     registry: Registry<Arc<Download>, RepoName>,
-    ledger: Ledger,
     ends: Vec<End>,
+    made: Mutex<Vec<Arc<Download>>>,
+    /// Repositories with a proved client, and its download.
+    placed: Mutex<Vec<(RepoName, Arc<Download>)>>,
+    /// The downloads that clients were told are committed.
+    told_committed: Mutex<Vec<u64>>,
 }
 
 const UPSTREAM: &str = "u";
-/// Repositories whose own question gets no answer in time.
+/// Repositories whose own HEAD isn't answered in time.
 const LACKING: [&str; 1] = ["c"];
 
 fn digest(name: &str) -> Digest {
     Digest::of(Algorithm::Sha256, name.as_bytes())
 }
 
-impl House {
+impl Scene {
     /// Called under the lock of `registry`.
     fn make(&self, digest: Digest, id: u64) -> Arc<Download> {
-        let mut made = self.ledger.made.lock().unwrap();
+        let mut made = self.made.lock().unwrap();
         for other in made.iter() {
             assert_ne!(other.id, id, "an id was given twice");
-            let over = other.digest != digest || other.state.load(SeqCst) == ENDS;
+            let over = other.digest != digest || other.ends.load(SeqCst);
             assert!(over, "a second download of a digest");
         }
         let download = Arc::new(Download {
             id,
             digest,
-            state: AtomicU8::new(RUNS),
+            ends: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             started: AtomicBool::new(false),
             linked: OnceLock::new(),
-            asked: std::sync::Mutex::default(),
-            proved: std::sync::Mutex::default(),
+            asked: Mutex::default(),
+            proved: Mutex::default(),
             exhausted: AtomicBool::new(false),
         });
         made.push(Arc::clone(&download));
@@ -119,40 +112,37 @@ impl House {
             !download.started.swap(true, SeqCst),
             "two tasks of one download"
         );
-        let (house, leader) = (Arc::clone(self), leader.clone());
+        let (scene, leader) = (Arc::clone(self), leader.clone());
         let which = usize::try_from(download.id).unwrap();
         let end = self.ends[which % self.ends.len()];
-        thread::spawn(move || house.task(&download, leader, end))
+        thread::spawn(move || scene.task(&download, leader, end))
     }
 
-    /// A source has said that its repository has the blob.
+    /// A source answers that its repository has the blob.
     fn answered(&self, download: &Download, member: u64, repository: &RepoName) {
         if self.registry.prove(&download.digest, download.id, member) {
             download.proved.lock().unwrap().push(repository.clone());
         }
     }
 
-    /// Asks sources until one is good; false when none is.
+    /// Asks sources until one is good. False when none is.
     fn sources(&self, download: &Download, leader: RepoName, end: End) -> bool {
         let Download { id, digest, .. } = download;
         let (mut member, mut repository) = (0, leader);
         loop {
-            let asked = {
-                let mut asked = download.asked.lock().unwrap();
-                asked.push(repository.clone());
-                asked.len()
-            };
-            if end != End::Refused && (end != End::FailsOver || asked > 1) {
+            download.asked.lock().unwrap().push(repository.clone());
+            let first = download.asked.lock().unwrap().len() == 1;
+            if end != End::Refused && (end != End::FailsOver || !first) {
                 self.answered(download, member, &repository);
                 return true;
             }
-            // From before the call on, as with closing.
-            download.state.store(ENDS, SeqCst);
+            // Set before the call, as with closing.
+            download.ends.store(true, SeqCst);
             let Some(next) = self.registry.next_source(digest, *id, member) else {
                 download.exhausted.store(true, SeqCst);
                 return false;
             };
-            download.state.store(RUNS, SeqCst);
+            download.ends.store(false, SeqCst);
             (member, repository) = next;
         }
     }
@@ -166,13 +156,13 @@ impl House {
         if end == End::Closes {
             for _ in 0..2 {
                 if self.registry.is_abandoned(digest, *id) {
-                    // From before the call on: whoever makes the next one is quicker than the answer.
-                    download.state.store(ENDS, SeqCst);
+                    // Set before the call: the next download may be made before the call returns.
+                    download.ends.store(true, SeqCst);
                     if self.registry.close(digest, *id) {
                         download.closed.store(true, SeqCst);
                         return;
                     }
-                    download.state.store(RUNS, SeqCst);
+                    download.ends.store(false, SeqCst);
                 }
             }
         }
@@ -180,13 +170,13 @@ impl House {
             let linked = self.registry.committed(digest, *id);
             download.linked.set(linked).unwrap();
         }
-        download.state.store(ENDS, SeqCst);
+        download.ends.store(true, SeqCst);
         self.registry.forget(digest, *id);
-        // The task's guard does so a second time, when another one may have its place.
+        // The task's guard does so a second time, when another download may have replaced it.
         self.registry.forget(digest, *id);
     }
 
-    /// A client comes, stays for a while, and leaves.
+    /// A client joins, stays for a while, and leaves.
     fn client(self: &Arc<Self>, digest: Digest, repository: &RepoName) {
         let (seat, task) = if let Some(seat) = self.registry.follow(UPSTREAM, &digest, repository) {
             (seat, None)
@@ -200,7 +190,7 @@ impl House {
                     (seat, Some(task))
                 }
                 Role::Committed { id } => {
-                    self.ledger.told_committed.lock().unwrap().push(id);
+                    self.told_committed.lock().unwrap().push(id);
                     return;
                 }
             }
@@ -212,7 +202,7 @@ impl House {
         } = seat;
         assert_eq!(download.digest, digest);
         thread::yield_now();
-        // Every second repository proves itself by a question of its own.
+        // Other repositories prove themselves by their own HEAD.
         if needs_proof && !LACKING.contains(&repository.as_str()) {
             self.answered(&download, member, repository);
         }
@@ -227,7 +217,7 @@ impl House {
         }
         if download.proved.lock().unwrap().contains(repository) {
             let placed = (repository.clone(), Arc::clone(&download));
-            self.ledger.placed.lock().unwrap().push(placed);
+            self.placed.lock().unwrap().push(placed);
         }
         self.registry.leave(&digest, download.id, member);
         if let Some(task) = task {
@@ -242,7 +232,7 @@ impl House {
         if let Some(Seat { download, .. }) = stands {
             assert!(!self.registry.is_abandoned(&digest, download.id));
             let task = self.start(Arc::clone(&download), repository);
-            // The mirror stops: from here on it goes on for clients only.
+            // The mirror drains: the download continues for clients only.
             let drains = download.id.is_multiple_of(2);
             if drains {
                 self.registry.stand_no_more(&digest, download.id);
@@ -250,67 +240,66 @@ impl House {
             task.join().unwrap();
             assert!(
                 drains || !download.closed.load(SeqCst),
-                "it was to go on without clients"
+                "it had to continue without clients"
             );
         }
     }
 
-    /// What has to hold when everybody is gone.
+    /// The invariants once all threads have ended.
     fn check(&self) {
-        for (repository, download) in self.ledger.placed.lock().unwrap().iter() {
+        for (repository, download) in self.placed.lock().unwrap().iter() {
             if let Some(linked) = download.linked.get() {
                 assert!(linked.contains(repository), "not linked into {repository}");
             }
         }
-        for download in self.ledger.made.lock().unwrap().iter() {
+        let made = self.made.lock().unwrap();
+        for id in self.told_committed.lock().unwrap().iter() {
+            let committed = |of: &Arc<Download>| of.id == *id && of.linked.get().is_some();
+            assert!(made.iter().any(committed), "nothing was committed");
+        }
+        for download in made.iter() {
             let proved = download.proved.lock().unwrap();
             for repository in download.linked.get().into_iter().flatten() {
                 assert!(proved.contains(repository), "{repository} wasn't proved");
             }
-        }
-        let made = self.ledger.made.lock().unwrap();
-        for id in self.ledger.told_committed.lock().unwrap().iter() {
-            let committed = |of: &Arc<Download>| of.id == *id && of.linked.get().is_some();
-            assert!(made.iter().any(committed), "nothing was committed");
-        }
-        for Download {
-            id,
-            digest,
-            started,
-            ..
-        } in made.iter().map(|download| &**download)
-        {
-            assert!(started.load(SeqCst) && !self.registry.is_running(UPSTREAM, digest));
+            let Download { id, digest, .. } = &**download;
+            assert!(download.started.load(SeqCst));
+            assert!(!self.registry.is_running(UPSTREAM, digest));
             assert!(!self.registry.has_clients(digest, *id));
         }
     }
 }
 
-fn everybody(ends: &[End], clients: &[(&str, &str)], ahead: Option<(&str, &str)>) {
-    let house = Arc::new(House {
+/// Runs clients, and a prefetch, of blobs for repositories.
+fn play(ends: &[End], clients: &[(&str, &str)], ahead: Option<(&str, &str)>) {
+    let scene = Arc::new(Scene {
         registry: Registry::new(),
-        ledger: Ledger::default(),
         ends: ends.to_vec(),
+        made: Mutex::default(),
+        placed: Mutex::default(),
+        told_committed: Mutex::default(),
     });
-    let mut threads = Vec::new();
-    for (blob, repository) in clients {
-        let (house, digest) = (Arc::clone(&house), digest(blob));
+    let spawn = |(blob, repository): (&str, &str), run: fn(&Arc<Scene>, Digest, &RepoName)| {
+        let (scene, digest) = (Arc::clone(&scene), digest(blob));
         let repository: RepoName = repository.parse().unwrap();
-        threads.push(thread::spawn(move || house.client(digest, &repository)));
-    }
-    if let Some((blob, repository)) = ahead {
-        let (house, digest) = (Arc::clone(&house), digest(blob));
-        let repository: RepoName = repository.parse().unwrap();
-        threads.push(thread::spawn(move || house.prefetcher(digest, &repository)));
-    }
+        thread::spawn(move || run(&scene, digest, &repository))
+    };
+    let clients = clients.iter().map(|client| spawn(*client, Scene::client));
+    let ahead = ahead.map(|ahead| spawn(ahead, Scene::prefetcher));
+    let threads: Vec<_> = clients.chain(ahead).collect();
     for thread in threads {
         thread.join().unwrap();
     }
-    house.check();
+    scene.check();
 }
 
-fn try_orders(scheduler: impl Scheduler + 'static, scene: impl Fn() + Send + Sync + 'static) {
-    shuttle::Runner::new(scheduler, shuttle::Config::default()).run(scene);
+/// `depth`: of the changes between threads that the second scheduler makes.
+fn try_orders(depth: usize, scene: impl Fn() + Copy + Send + Sync + 'static) {
+    let config = shuttle::Config::default;
+    let random = RandomScheduler::new_from_seed(SEED, SOME);
+    shuttle::Runner::new(random, config()).run(scene);
+    let pct = PctScheduler::new_from_seed(SEED, depth, SOME);
+    shuttle::Runner::new(pct, config()).run(scene);
 }
 
 #[test]
@@ -322,9 +311,8 @@ fn two_clients_in_many_orders() {
         End::Refused,
         End::FailsOver,
     ] {
-        let scene = move || everybody(&[end], &[("x", "a"), ("x", "b")], None);
-        try_orders(RandomScheduler::new_from_seed(SEED, SOME), scene);
-        try_orders(PctScheduler::new_from_seed(SEED, 3, SOME), scene);
+        let scene = move || play(&[end], &[("x", "a"), ("x", "b")], None);
+        try_orders(3, scene);
     }
 }
 
@@ -338,9 +326,8 @@ fn many_clients_in_many_orders() {
     ] {
         let scene = move || {
             let clients = [("x", "a"), ("x", "b"), ("y", "a"), ("x", "a"), ("x", "c")];
-            everybody(ends, &clients, Some(("x", "b")));
+            play(ends, &clients, Some(("x", "b")));
         };
-        try_orders(RandomScheduler::new_from_seed(SEED, SOME), scene);
-        try_orders(PctScheduler::new_from_seed(SEED, 4, SOME), scene);
+        try_orders(4, scene);
     }
 }

@@ -31,19 +31,19 @@ async fn one_download_for_early_and_late_and_leaving_clients() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_reads_the_end_of_a_blob_that_has_another_digest() {
-    for total in [Some(300), None] {
+async fn a_body_with_another_digest_never_ends_cleanly() {
+    let wrong = Bytes::from(vec![0; 300]);
+    for (total, is_stored) in [(Some(300), true), (None, true), (Some(300), false)] {
         let bench = Bench::new();
         let (_, digest) = content(300);
-        let (sender, opening) = streams(0, total);
-        let mut follower = bench.join(digest, "a", &Script::new([opening]));
-        send_all(&sender, &Bytes::from(vec![0; 300]), 100).await;
-        drop(sender);
-        let error = read_to_end(&mut follower).await.unwrap_err();
-        assert!(
-            matches!(&error, DownloadError::Digest { expected, .. } if **expected == digest),
-            "{error}"
-        );
+        if !is_stored {
+            let kind = io::ErrorKind::ReadOnlyFilesystem;
+            bench.store.fail(Operation::Stage, 1, kind);
+        }
+        let source = Script::new([sends(0, total, &wrong, 100)]);
+        let mut follower = bench.join(digest, "a", &source);
+        let read = read_to_end(&mut follower).await;
+        fails_with!(read, DownloadError::Digest { expected, .. } if **expected == digest);
         bench.settled().await;
         assert_eq!(bench.stored(&digest).await, None);
         assert!(!bench.linked("a", digest).await);
@@ -66,7 +66,7 @@ async fn the_end_of_a_whole_blob_waits_for_the_digest() {
     assert!(first.len() < 100_000 && content.starts_with(&first));
     let next = first.len() as u64;
     assert!(whole.read(next, None).now_or_never().is_none());
-    // Who has asked for no more than the end gets it.
+    // A client that has read only the end gets it.
     let end = part.read(99_000, None).await.unwrap().unwrap();
     assert_eq!(end, content.slice(99_000..));
     stall.release();
@@ -78,36 +78,26 @@ async fn the_end_of_a_whole_blob_waits_for_the_digest() {
 #[tokio::test(start_paused = true)]
 async fn an_empty_blob() {
     let bench = Bench::new();
-    let (_, digest) = content(0);
-    let (sender, opening) = streams(0, Some(0));
-    drop(sender);
-    let mut follower = bench.join(digest, "a", &Script::new([opening]));
-    assert_eq!(read_to_end(&mut follower).await.unwrap(), b"");
-    bench.settled().await;
-    assert_eq!(bench.stored(&digest).await.unwrap(), Bytes::new());
+    let (content, digest) = content(0);
+    let source = Script::new([sends(0, Some(0), &content, 1)]);
+    bench.pulls(digest, &content, &source).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_told_to_all_who_wait_and_to_nobody_after() {
+async fn a_refusal_fails_waiting_clients_and_later_ones_ask_again() {
     let bench = Bench::new();
     let (content, digest) = content(10);
-    let (sender, opening) = streams(0, Some(10));
-    let source = Script::new([Opening::Fails(denied()), opening]);
-    let (mut one, mut two) = (
-        bench.join(digest, "a", &source),
-        bench.join(digest, "a", &source),
-    );
-    for follower in [&mut one, &mut two] {
-        let error = follower.total().await.unwrap_err();
-        assert!(
-            matches!(error, DownloadError::Upstream(UpstreamError::Denied { .. })),
-            "{error}"
+    let next = sends(0, Some(10), &content, 10);
+    let source = Script::new([Opening::Fails(denied()), next]);
+    let mut followers = ["a", "a"].map(|repo| bench.join(digest, repo, &source));
+    for follower in &mut followers {
+        let opened = follower.total().await;
+        fails_with!(
+            opened,
+            DownloadError::Upstream(UpstreamError::Denied { .. })
         );
     }
-    let mut next = bench.join(digest, "a", &source);
-    send_all(&sender, &content, 10).await;
-    drop(sender);
-    assert_eq!(read_to_end(&mut next).await.unwrap(), content);
+    bench.pulls(digest, &content, &source).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -115,46 +105,20 @@ async fn a_lost_task_is_an_error_and_not_an_end() {
     let bench = Bench::new();
     let (_, digest) = content(10);
     let mut follower = bench.join(digest, "a", &Script::new([Opening::Panics]));
-    assert!(matches!(
-        follower.read(0, None).await,
-        Err(DownloadError::Lost)
-    ));
+    fails_with!(follower.read(0, None).await, DownloadError::Lost);
     assert!(!bench.is_running(&digest));
 }
 
-#[tokio::test(start_paused = true)]
-async fn stopping_breaks_what_is_still_running() {
-    let bench = Bench::new();
-    let (content, digest) = content(100_000);
-    let (sender, opening) = streams(0, Some(100_000));
-    let mut follower = bench.join(digest, "a", &Script::new([opening]));
-    send_all(&sender, &content.slice(..50), 50).await;
-    assert!(follower.read(0, None).await.unwrap().is_some());
-    bench.stop.cancel();
-    assert!(matches!(
-        follower.read(50, None).await,
-        Err(DownloadError::Stopping)
-    ));
-    bench.settled().await;
-    assert_eq!(bench.stored(&digest).await, None);
-}
-
 #[tokio::test]
-async fn who_comes_while_it_is_committed_misses_nothing() {
+async fn clients_that_join_during_the_commit_are_served() {
     let bench = Bench::new();
     let (content, digest) = content(100);
-    let (sender, opening) = streams(0, Some(100));
-    let source = Script::new([opening]);
+    let source = Script::new([sends(0, Some(100), &content, 100)]);
     let committing = bench.store.stall(Operation::Commit, 1);
     let linking = bench.store.stall(Operation::Link, 1);
     let mut first = bench.join(digest, "a", &source);
-    send_all(&sender, &content, 100).await;
-    drop(sender);
-    assert_eq!(
-        read_to_end(&mut first).await.unwrap(),
-        content,
-        "clients don't wait for the disk"
-    );
+    // Clients don't wait for the disk.
+    assert_eq!(read_to_end(&mut first).await.unwrap(), content);
     committing.reached().await;
     let mut second = bench.join(digest, "b", &source);
     assert_eq!(read_to_end(&mut second).await.unwrap(), content);
@@ -173,28 +137,20 @@ async fn who_comes_while_it_is_committed_misses_nothing() {
 
 /// What a client takes for damaged is missing for a download too, and replaced by it.
 #[tokio::test(start_paused = true)]
-async fn a_stored_file_of_another_size_does_not_keep_the_blob_from_being_fetched() {
+async fn a_stored_file_of_another_size_is_replaced() {
     let bench = Bench::new();
     let (content, digest) = content(100_000);
-    for again in [false, true] {
-        let (sender, opening) = streams(0, Some(100_000));
-        let mut follower = bench.join(digest, "a", &Script::new([opening]));
-        let sending = async {
-            send_all(&sender, &content, 100_000).await;
-            drop(sender);
-        };
-        let (read, ()) = tokio::join!(read_to_end(&mut follower), sending);
-        assert_eq!(read.unwrap(), content, "again: {again}");
-        bench.settled().await;
-        assert_eq!(bench.stored(&digest).await.unwrap(), content);
-        crate::storage::put(&*bench.store, &digest, content.slice(..50_000))
-            .await
-            .unwrap();
+    for _ in 0..2 {
+        let source = Script::new([sends(0, Some(100_000), &content, 100_000)]);
+        bench.pulls(digest, &content, &source).await;
+        let half = content.slice(..50_000);
+        let damaged = crate::storage::put(&*bench.store, &digest, half);
+        damaged.await.unwrap();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_goes_while_it_is_linked_is_fetched_again() {
+async fn a_file_that_is_removed_while_it_is_linked_is_downloaded_again() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(2);
     let origin = Origin::new(&content).acts([]);
@@ -210,6 +166,5 @@ async fn a_file_that_goes_while_it_is_linked_is_fetched_again() {
     let mut second = bench.join_at(digest, "a", &origin, refetch);
     assert!(read_to_end(&mut second).await.unwrap() == content);
     linking.release();
-    bench.settled().await;
-    assert!(bench.stored(&digest).await.unwrap() == content);
+    bench.stores(&digest, &content).await;
 }

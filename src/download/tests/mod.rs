@@ -1,6 +1,13 @@
-//! Downloads under every order of joining, leaving, breaking and committing: the bench, and two
-//! upstreams. [`Script`] answers as the test says, byte for byte; [`Origin`] has a blob, and is slow
-//! or breaks where the test says.
+//! Tests of downloads: the bench, and two upstreams. [`Script`] answers byte for byte as the test says;
+//! [`Origin`] has a blob, and is slow or breaks off where the test says.
+
+/// Asserts that a result is an error that matches the pattern.
+macro_rules! fails_with {
+    ($result:expr, $($error:tt)+) => {{
+        let error = $result.unwrap_err();
+        assert!(matches!(&error, $($error)+), "{error}");
+    }};
+}
 
 mod abandoning;
 mod interleavings;
@@ -11,7 +18,6 @@ mod ranges;
 mod resuming;
 mod schedules;
 mod segments;
-mod several;
 mod sources;
 mod unstored;
 mod world;
@@ -38,6 +44,7 @@ use crate::upstream::{BlobStream, ShownUrl, UpstreamError};
 use origin::{Act, Origin};
 
 /// One answer of the scripted upstream.
+#[derive(Debug)]
 enum Opening {
     Fails(UpstreamError),
     /// Begins at this offset, announces this length, and sends what the test sends.
@@ -47,18 +54,15 @@ enum Opening {
         mpsc::Receiver<Result<Bytes, UpstreamError>>,
     ),
     Panics,
+    /// Never answers.
+    Hangs,
 }
 
-/// An upstream that answers each opening as the test says, and notes the offsets asked for.
+/// An upstream that answers each request as the test says, and records the requested offsets.
+#[derive(Debug)]
 struct Script {
     openings: Mutex<VecDeque<Opening>>,
-    asked: Mutex<Vec<(u64, Option<u64>)>>,
-}
-
-impl Debug for Script {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Script")
-    }
+    asked: Mutex<Vec<u64>>,
 }
 
 impl Script {
@@ -72,19 +76,19 @@ impl Script {
 
     /// The offsets that were asked for.
     fn asked(&self) -> Vec<u64> {
-        let asked = self.asked.lock().unwrap();
-        asked.iter().map(|(offset, _)| *offset).collect()
+        self.asked.lock().unwrap().clone()
     }
 }
 
 #[async_trait::async_trait]
 impl Source for Script {
-    async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError> {
-        self.asked.lock().unwrap().push((offset, end));
+    async fn open(&self, offset: u64, _: Option<u64>) -> Result<BlobStream, UpstreamError> {
+        self.asked.lock().unwrap().push(offset);
         let opening = self.openings.lock().unwrap().pop_front();
         match opening.expect("no more openings were scripted") {
             Opening::Fails(error) => Err(error),
             Opening::Panics => panic!("on purpose"),
+            Opening::Hangs => std::future::pending().await,
             Opening::Streams(offset, total, receiver) => {
                 let next = |mut receiver: mpsc::Receiver<_>| async move {
                     receiver.recv().await.map(|chunk| (chunk, receiver))
@@ -114,6 +118,33 @@ fn streams(offset: u64, total: Option<u64>) -> (Sender, Opening) {
     (sender, Opening::Streams(offset, total, receiver))
 }
 
+/// An opening that announces this size, sends the content in pieces, and ends.
+fn sends(offset: u64, total: Option<u64>, content: &Bytes, piece: usize) -> Opening {
+    prepared(offset, total, content, piece, None)
+}
+
+/// An opening that announces this size, sends the content in pieces, and breaks off.
+fn breaks(offset: u64, total: Option<u64>, content: &Bytes, piece: usize) -> Opening {
+    prepared(offset, total, content, piece, Some(Err(broken())))
+}
+
+fn prepared(
+    offset: u64,
+    total: Option<u64>,
+    content: &Bytes,
+    piece: usize,
+    end: Option<Result<Bytes, UpstreamError>>,
+) -> Opening {
+    let chunks = content
+        .chunks(piece)
+        .map(|chunk| Ok(content.slice_ref(chunk)));
+    let (sender, receiver) = mpsc::channel(content.len() / piece + 2);
+    for event in chunks.chain(end) {
+        sender.try_send(event).unwrap();
+    }
+    Opening::Streams(offset, total, receiver)
+}
+
 fn broken() -> UpstreamError {
     UpstreamError::Broken {
         url: shown(),
@@ -133,23 +164,19 @@ fn denied() -> UpstreamError {
     }
 }
 
+fn is_denied(error: &DownloadError) -> bool {
+    matches!(error, DownloadError::Upstream(UpstreamError::Denied { .. }))
+}
+
 fn unexpected(status: u16) -> UpstreamError {
     let url = shown();
     UpstreamError::Unexpected { url, status }
 }
 
-fn unavailable() -> UpstreamError {
+fn unavailable(status: u16) -> UpstreamError {
     UpstreamError::Unavailable {
         url: shown(),
-        status: 500,
-        retry_after: None,
-    }
-}
-
-fn overloaded() -> UpstreamError {
-    UpstreamError::Unavailable {
-        url: shown(),
-        status: 503,
+        status,
         retry_after: None,
     }
 }
@@ -187,7 +214,7 @@ fn settings() -> DownloadSettings {
     }
 }
 
-/// Blobs of at least so many MiB come in segments.
+/// Blobs of at least this many MiB are downloaded in segments.
 fn of_segments(min_size: u64) -> DownloadSettings {
     let mut settings = settings();
     settings.segments.min_size = min_size * MIB;
@@ -208,18 +235,15 @@ impl Bench {
     }
 
     fn with(settings: DownloadSettings) -> Self {
-        Self::over(
-            Arc::new(MemoryStore::new()),
-            settings,
-            cache::CacheSettings::unlimited(),
-        )
+        Self::over(Arc::new(MemoryStore::new()), settings, None)
     }
 
-    fn over(
-        store: Arc<dyn Store>,
-        settings: DownloadSettings,
-        keeping: cache::CacheSettings,
-    ) -> Self {
+    /// `max_size`: of the cache.
+    fn over(store: Arc<dyn Store>, settings: DownloadSettings, max_size: Option<u64>) -> Self {
+        let keeping = cache::CacheSettings {
+            max_size,
+            ..cache::CacheSettings::unlimited()
+        };
         let clock = Clock::starting_at(std::time::SystemTime::UNIX_EPOCH);
         let store = Arc::new(FaultyStore::new(store));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -256,9 +280,15 @@ impl Bench {
         self.settled().await;
         let store = Arc::clone(&self.store) as Arc<dyn Store>;
         drop(self);
-        let bench = Self::over(store, settings, cache::CacheSettings::unlimited());
+        let bench = Self::over(store, settings, None);
         bench.cache.complete().await;
         bench
+    }
+
+    /// From the `nth` operation of this kind on, they fail as on a full disk.
+    fn fill_disk(&self, operation: Operation, nth: u64) {
+        let full = io::ErrorKind::StorageFull;
+        self.store.fail_from(operation, nth, full);
     }
 
     fn join<S: Source>(&self, digest: Digest, repo: &str, source: &Arc<S>) -> Follower {
@@ -296,6 +326,12 @@ impl Bench {
             .await
     }
 
+    fn follow(&self, digest: &Digest, repo: &str) -> Option<Follower> {
+        let repo = repo.parse().unwrap();
+        let downloader = &self.downloader;
+        downloader.follow(UPSTREAM, digest, &repo, BlobRequest::WHOLE)
+    }
+
     fn is_running(&self, digest: &Digest) -> bool {
         self.downloader.is_running(UPSTREAM, digest)
     }
@@ -311,6 +347,29 @@ impl Bench {
         read_all(&*self.store, digest, u64::MAX).await.unwrap()
     }
 
+    /// Waits for all downloads to end: the store has the blob then.
+    async fn stores(&self, digest: &Digest, content: &Bytes) {
+        self.settled().await;
+        assert!(self.stored(digest).await.unwrap() == *content);
+    }
+
+    /// A client reads a whole blob, which is stored then.
+    async fn pulls<S: Source>(&self, digest: Digest, content: &Bytes, source: &Arc<S>) {
+        let mut follower = self.join(digest, "a", source);
+        assert!(read_to_end(&mut follower).await.unwrap() == *content);
+        drop(follower);
+        self.stores(&digest, content).await;
+    }
+
+    /// A download fails after this many bytes.
+    async fn fails(&self, digest: Digest, content: &Bytes, after: u64) {
+        let origin = Origin::new(content).acts([Act::Cut(after), Act::Fails(denied)]);
+        let mut follower = self.join(digest, "a", &origin);
+        read_to_end(&mut follower).await.unwrap_err();
+        drop(follower);
+        self.settled().await;
+    }
+
     async fn linked(&self, repo: &str, digest: Digest) -> bool {
         let link = Link {
             repo: repo.parse().unwrap(),
@@ -321,12 +380,46 @@ impl Bench {
     }
 }
 
-async fn read_to_end(follower: &mut Follower) -> Result<Vec<u8>, DownloadError> {
+impl Follower {
+    /// The size that the upstream has announced.
+    async fn total(&mut self) -> Result<Option<u64>, DownloadError> {
+        match self.opened().await? {
+            Opened::Size(size) => Ok(size),
+            Opened::Superseded => Err(DownloadError::Lost),
+        }
+    }
+
+    /// A piece as bytes: at most 128 KiB when it is in the file.
+    async fn read(&mut self, at: u64, end: Option<u64>) -> Result<Option<Bytes>, DownloadError> {
+        match self.piece(at, end, false).await? {
+            Some(cache::Piece::File { reader, start, end }) => {
+                let length = usize::try_from(end - start).unwrap().min(128 * 1024);
+                Ok(Some(reader.read_at(start, length).await.unwrap()))
+            }
+            Some(cache::Piece::Bytes(bytes)) => Ok(Some(bytes)),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Reads to `end` (none: the end of the blob), or to the end of the blob before it.
+async fn read_from(
+    follower: &mut Follower,
+    start: u64,
+    end: Option<u64>,
+) -> Result<Vec<u8>, DownloadError> {
     let mut all = Vec::new();
-    while let Some(bytes) = follower.read(all.len() as u64, None).await? {
+    while end.is_none_or(|end| start + (all.len() as u64) < end) {
+        let Some(bytes) = follower.read(start + all.len() as u64, end).await? else {
+            break;
+        };
         all.extend_from_slice(&bytes);
     }
     Ok(all)
+}
+
+async fn read_to_end(follower: &mut Follower) -> Result<Vec<u8>, DownloadError> {
+    read_from(follower, 0, None).await
 }
 
 fn content(length: usize) -> (Bytes, Digest) {
@@ -344,25 +437,25 @@ fn content(length: usize) -> (Bytes, Digest) {
 
 async fn send_all(sender: &Sender, content: &Bytes, piece: usize) {
     for chunk in content.chunks(piece) {
-        sender
-            .send(Ok(Bytes::copy_from_slice(chunk)))
-            .await
-            .unwrap();
+        sender.send(Ok(content.slice_ref(chunk))).await.unwrap();
     }
 }
 
-/// Reads a range to its end.
+/// Reads a range of a blob that is longer.
 async fn read_range(
     follower: &mut Follower,
     start: u64,
     end: u64,
 ) -> Result<Vec<u8>, DownloadError> {
-    let mut part = Vec::new();
-    while start + (part.len() as u64) < end {
-        let read = follower.read(start + part.len() as u64, Some(end)).await?;
-        part.extend_from_slice(&read.expect("the blob is longer"));
-    }
-    Ok(part)
+    let read = read_from(follower, start, Some(end)).await?;
+    assert_eq!(read.len() as u64, end - start, "the blob ends before {end}");
+    Ok(read)
+}
+
+/// Reads a range, which has to be right.
+async fn reads(follower: &mut Follower, content: &Bytes, start: u64, end: u64) {
+    let read = read_range(follower, start, end).await.unwrap();
+    assert!(read == part(content, start, end), "{start}..{end}");
 }
 
 /// A range, as a client asks for it.
@@ -376,7 +469,7 @@ const fn range(start: u64, end: u64, fill: bool) -> BlobRequest {
     }
 }
 
-/// What lies at `start..end`.
+/// The bytes `start..end`.
 fn part(content: &Bytes, start: u64, end: u64) -> Bytes {
     content.slice(usize::try_from(start).unwrap()..usize::try_from(end).unwrap())
 }

@@ -7,29 +7,30 @@ use super::*;
 /// Bytes of a chunk.
 const CHUNK: usize = 64 * 1024;
 
-/// What one opening does other than the usual.
-#[derive(Clone)]
+/// The behaviour of one request.
+#[derive(Debug, Clone)]
 pub(super) enum Act {
     Usual,
     Fails(fn() -> UpstreamError),
-    /// Breaks off after so many bytes.
+    /// Breaks off after this many bytes.
     Cut(u64),
-    /// Waits for the gate after so many bytes.
+    /// Waits for the gate after this many bytes.
     Gate(u64, CancellationToken),
 }
 
-/// An upstream that has a blob. It honours ranges, and notes what it was asked for and has sent.
+/// An upstream that has a blob. It honours ranges, and records what was requested and sent.
+#[derive(Debug)]
 pub(super) struct Origin {
     upstream: &'static str,
     content: Bytes,
     /// How long a chunk takes.
-    pace: Duration,
+    delay: Duration,
     ranges: bool,
     tells_length: bool,
     state: Arc<Mutex<Noted>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Noted {
     acts: VecDeque<Act>,
     afterwards: Option<Act>,
@@ -49,18 +50,12 @@ impl Drop for Open {
     }
 }
 
-impl Debug for Origin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Origin")
-    }
-}
-
 impl Origin {
     pub(super) fn new(content: &Bytes) -> Self {
         Self {
             upstream: UPSTREAM,
             content: content.clone(),
-            pace: Duration::ZERO,
+            delay: Duration::ZERO,
             ranges: true,
             tells_length: true,
             state: Arc::default(),
@@ -73,9 +68,9 @@ impl Origin {
         self
     }
 
-    /// So many bytes a second and stream.
+    /// Bytes a second of each stream.
     pub(super) fn slow(mut self, rate: u64) -> Self {
-        self.pace = Duration::from_micros(CHUNK as u64 * 1_000_000 / rate);
+        self.delay = Duration::from_micros(CHUNK as u64 * 1_000_000 / rate);
         self
     }
 
@@ -90,20 +85,20 @@ impl Origin {
         self
     }
 
-    /// What the next openings do.
+    /// The behaviour of the next requests.
     pub(super) fn acts(self, acts: impl IntoIterator<Item = Act>) -> Arc<Self> {
         self.state.lock().unwrap().acts.extend(acts);
         Arc::new(self)
     }
 
-    /// What every opening does from now on.
+    /// The behaviour of every request from now on.
     pub(super) fn always(&self, act: Act) {
         let mut state = self.state.lock().unwrap();
         state.acts.clear();
         state.afterwards = Some(act);
     }
 
-    /// Every stream that is open breaks off at its next byte.
+    /// Every open stream breaks off at its next byte.
     pub(super) fn break_off(&self) {
         self.state.lock().unwrap().breaks = true;
     }
@@ -112,7 +107,7 @@ impl Origin {
         self.state.lock().unwrap().asked.clone()
     }
 
-    /// Bytes, over all streams.
+    /// Bytes sent over all streams.
     pub(super) fn sent(&self) -> u64 {
         self.state.lock().unwrap().sent
     }
@@ -128,31 +123,27 @@ impl Origin {
 
     fn body(&self, start: usize, end: usize, act: Act) -> crate::upstream::BlobChunks {
         let open = Open(Arc::clone(&self.state));
-        let (content, pace) = (self.content.slice(..end), self.pace);
-        let stop = move |at: usize, after: u64| start + usize::try_from(after).unwrap() <= at;
-        let next = move |(open, mut at): (Open, usize)| {
+        let (content, delay) = (self.content.slice(..end), self.delay);
+        let stop = match act {
+            Act::Cut(after) | Act::Gate(after, _) => start + usize::try_from(after).unwrap(),
+            Act::Usual | Act::Fails(_) => usize::MAX,
+        };
+        let next = move |(open, at): (Open, usize)| {
             let (content, act) = (content.clone(), act.clone());
             async move {
-                let limit = match &act {
-                    Act::Cut(after) if stop(at, *after) => {
-                        at = usize::MAX;
-                        return Some((Err(broken()), (open, at)));
+                if at >= stop {
+                    match act {
+                        Act::Gate(_, gate) => gate.cancelled().await,
+                        _ => return Some((Err(broken()), (open, usize::MAX))),
                     }
-                    Act::Gate(after, gate) if stop(at, *after) => {
-                        gate.cancelled().await;
-                        content.len()
-                    }
-                    Act::Cut(after) | Act::Gate(after, _) => {
-                        start + usize::try_from(*after).unwrap()
-                    }
-                    Act::Usual | Act::Fails(_) => content.len(),
-                };
+                }
+                let limit = if at < stop { stop } else { usize::MAX };
                 let until = (at.saturating_add(CHUNK)).min(limit).min(content.len());
                 if at >= until {
                     return None;
                 }
-                if !pace.is_zero() {
-                    tokio::time::sleep(pace).await;
+                if !delay.is_zero() {
+                    tokio::time::sleep(delay).await;
                 }
                 if open.0.lock().unwrap().breaks {
                     return Some((Err(broken()), (open, usize::MAX)));
@@ -191,12 +182,12 @@ impl Source for Origin {
             state.open += 1;
             state.most = state.most.max(state.open);
         }
-        let places = [start, end].map(|place| usize::try_from(place).unwrap());
+        let [from, until] = [start, end].map(|at| usize::try_from(at).unwrap());
         Ok(BlobStream {
             offset: start,
             end: Some(end),
             total: self.tells_length.then_some(total),
-            body: self.body(places[0], places[1], act),
+            body: self.body(from, until, act),
         })
     }
 

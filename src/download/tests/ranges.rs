@@ -1,4 +1,4 @@
-//! Ranges of blobs that aren't there: what is asked of the upstream for them.
+//! Ranges of blobs that aren't stored: which requests they cause.
 
 use super::*;
 
@@ -9,26 +9,20 @@ async fn a_far_range_does_not_wait_for_the_bytes_before_it() {
     let gate = CancellationToken::new();
     let origin = Origin::new(&content).acts([Act::Gate(MIB, gate.clone())]);
     let mut first = bench.join(digest, "a", &origin);
-    assert_eq!(
-        read_range(&mut first, 0, MIB).await.unwrap(),
-        part(&content, 0, MIB)
-    );
+    reads(&mut first, &content, 0, MIB).await;
     let (start, end) = (30 * MIB, 31 * MIB);
     let mut far = bench.join_at(digest, "a", &origin, range(start, end, true));
-    let read = read_range(&mut far, start, end).await.unwrap();
-    assert_eq!(read, part(&content, start, end));
+    reads(&mut far, &content, start, end).await;
     assert!(first.read(MIB, None).now_or_never().is_none());
     gate.cancel();
-    let whole = read_range(&mut first, 0, 40 * MIB).await.unwrap();
-    assert!(whole == content);
-    bench.settled().await;
-    assert_eq!(bench.stored(&digest).await.unwrap(), content);
+    reads(&mut first, &content, 0, 40 * MIB).await;
+    bench.stores(&digest, &content).await;
     assert_eq!(origin.sent(), 40 * MIB, "{:?}", origin.asked());
     assert_eq!(origin.asked().len(), 3, "{:?}", origin.asked());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_blob_has_no_more_streams_than_it_may_and_who_waits_is_served_in_turn() {
+async fn streams_of_a_blob_are_bounded_and_waiting_clients_are_served_in_turn() {
     let mut few = settings();
     few.segments.per_blob = 2;
     few.segments.count = 1;
@@ -60,7 +54,7 @@ async fn a_blob_has_no_more_streams_than_it_may_and_who_waits_is_served_in_turn(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_range_behind_the_end_is_told_the_length() {
+async fn a_range_behind_the_end_learns_the_length() {
     for fill in [true, false] {
         let bench = Bench::new();
         let (content, digest) = mebibytes(3);
@@ -75,25 +69,22 @@ async fn a_range_behind_the_end_is_told_the_length() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_range_that_reaches_behind_an_end_that_was_not_told_ends_there() {
+async fn a_range_beyond_an_unknown_end_ends_there() {
     for fill in [true, false] {
         let bench = Bench::new();
         let (content, digest) = mebibytes(3);
         let origin = Origin::new(&content).without_length().acts([]);
         let beyond = range(2 * MIB, 5 * MIB, fill);
         let mut follower = bench.join_at(digest, "a", &origin, beyond);
-        let mut read = Vec::new();
-        let mut at = 2 * MIB;
-        while let Some(piece) = follower.read(at, Some(5 * MIB)).await.unwrap() {
-            at += piece.len() as u64;
-            read.extend_from_slice(&piece);
-        }
+        let read = read_from(&mut follower, 2 * MIB, Some(5 * MIB))
+            .await
+            .unwrap();
         assert!(read == part(&content, 2 * MIB, 3 * MIB));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_what_is_asked_for_is_fetched_until_that_is_enough() {
+async fn only_requested_ranges_are_fetched_until_they_are_enough() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(40);
     let origin = Origin::new(&content).acts([]);
@@ -101,26 +92,21 @@ async fn only_what_is_asked_for_is_fetched_until_that_is_enough() {
     let mut keeps = bench.join_at(digest, "a", &origin, range(start, end, false));
     for _ in 0..2 {
         let mut again = bench.join_at(digest, "a", &origin, range(start, end, false));
-        let read = read_range(&mut again, start, end).await.unwrap();
-        assert_eq!(read, part(&content, start, end));
+        reads(&mut again, &content, start, end).await;
         assert_eq!(origin.asked(), [(start, Some(end))]);
     }
     // Another one, that overlaps.
-    let read = read_range(&mut keeps, start - MIB, end + MIB)
-        .await
-        .unwrap();
-    assert_eq!(read, part(&content, start - MIB, end + MIB));
+    reads(&mut keeps, &content, start - MIB, end + MIB).await;
     assert_eq!(origin.sent(), 3 * MIB);
     // 17 MiB more are half of it.
     read_range(&mut keeps, 0, 17 * MIB).await.unwrap();
     drop(keeps);
-    bench.settled().await;
-    assert_eq!(bench.stored(&digest).await.unwrap(), content);
+    bench.stores(&digest, &content).await;
     assert_eq!(origin.sent(), 40 * MIB);
 }
 
 #[tokio::test(start_paused = true)]
-async fn somebody_who_wants_all_of_it_gets_all_of_it() {
+async fn a_client_of_the_whole_blob_turns_ranges_into_a_full_download() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(40);
     let origin = Origin::new(&content).acts([]);
@@ -128,15 +114,14 @@ async fn somebody_who_wants_all_of_it_gets_all_of_it() {
     read_range(&mut lazy, MIB, 2 * MIB).await.unwrap();
     let mut whole = bench.join(digest, "a", &origin);
     assert!(read_to_end(&mut whole).await.unwrap() == content);
-    bench.settled().await;
-    assert_eq!(bench.stored(&digest).await.unwrap(), content);
+    bench.stores(&digest, &content).await;
     assert_eq!(origin.sent(), 40 * MIB);
 }
 
-/// Whoever reads all of a blob gets its end when the digest is right: then all of it has to come,
-/// although nobody asks for what is missing of the end.
+/// A client that reads all of a blob gets its end once the digest is verified: all of it has to be
+/// downloaded, although no client requests the bytes that are missing at the end.
 #[tokio::test(start_paused = true)]
-async fn all_of_a_blob_as_a_range() {
+async fn a_range_of_the_whole_blob_reaches_its_end() {
     for (size, enough) in [(10, 50), (20_000, 50), (20_000, 100), (3_000_000, 100)] {
         let mut late = settings();
         late.fill_after = enough;
@@ -153,8 +138,7 @@ async fn all_of_a_blob_as_a_range() {
         let read = tokio::time::timeout(Duration::from_mins(1), read).await;
         assert!(read.expect("it hangs").unwrap() == content, "{size}");
         assert_eq!(origin.sent(), size);
-        bench.settled().await;
-        assert_eq!(bench.stored(&digest).await.unwrap(), content);
+        bench.stores(&digest, &content).await;
     }
 }
 
@@ -166,45 +150,34 @@ async fn an_upstream_without_ranges_is_read_whole_for_a_range() {
         let origin = Origin::new(&content).without_ranges().acts([]);
         let wanted = range(5 * MIB, 6 * MIB, fill);
         let mut follower = bench.join_at(digest, "a", &origin, wanted);
-        let read = read_range(&mut follower, 5 * MIB, 6 * MIB).await.unwrap();
-        assert_eq!(read, part(&content, 5 * MIB, 6 * MIB));
+        reads(&mut follower, &content, 5 * MIB, 6 * MIB).await;
         drop(follower);
-        bench.settled().await;
-        assert_eq!(bench.stored(&digest).await.unwrap(), content);
+        bench.stores(&digest, &content).await;
         assert_eq!((origin.sent(), origin.asked().len()), (10 * MIB, 1));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_range_of_a_blob_whose_length_is_not_told() {
+async fn a_range_of_a_blob_of_unknown_length() {
     for fill in [true, false] {
         let bench = Bench::new();
         let (content, digest) = mebibytes(4);
         let (first, part_of) = streams(3 * MIB, None);
-        let (second, rest) = streams(0, None);
-        let source = Script::new([part_of, rest]);
+        let whole = sends(0, None, &content, 100_000);
+        let source = Script::new([part_of, whole]);
         let wanted = range(3 * MIB, 3 * MIB + 1000, fill);
         let mut follower = bench.join_at(digest, "a", &source, wanted);
         let end = if fill { 4 * MIB } else { 3 * MIB + 1000 };
         send_all(&first, &part(&content, 3 * MIB, end), 1000).await;
         drop(first);
-        let read = read_range(&mut follower, 3 * MIB, 3 * MIB + 1000)
-            .await
-            .unwrap();
-        assert_eq!(read, part(&content, 3 * MIB, 3 * MIB + 1000));
-        let feed = async {
-            send_all(&second, &content, 100_000).await;
-            drop(second);
-        };
-        let (read, ()) = tokio::join!(read_to_end(&mut follower), feed);
-        assert!(read.unwrap() == content);
-        bench.settled().await;
-        assert_eq!(bench.stored(&digest).await.unwrap(), content);
+        reads(&mut follower, &content, 3 * MIB, 3 * MIB + 1000).await;
+        assert!(read_to_end(&mut follower).await.unwrap() == content);
+        bench.stores(&digest, &content).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_range_that_was_refused_once_is_asked_for_again() {
+async fn a_range_that_was_refused_once_is_requested_again() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(8);
     let source = Origin::new(&content).acts([Act::Fails(|| unexpected(416))]);

@@ -1,8 +1,8 @@
 //! Random adversarial schedules: sources that lie, break, stall, ignore ranges and refuse; clients of
 //! several repositories that come, read all or a range, and leave; a disk that fails.
 //!
-//! Whatever happens: a whole body that ends well is right, what is committed is right, a repository
-//! that lacks the blob gets none of it, and nobody waits forever.
+//! Invariants: a whole body that ends cleanly is right, committed content is right, a repository that
+//! lacks the blob gets none of it, and no client waits forever.
 
 use std::rc::Rc;
 
@@ -70,19 +70,15 @@ impl Rogue {
         match rng.u8(..8) {
             0 => unexpected(416),
             1 => rate_limited(),
-            2 => overloaded(),
+            2 => unavailable(503),
             3 => stalled(),
-            4 => unavailable(),
-            5 => missing(),
+            4 => unavailable(500),
+            5 => UpstreamError::NotFound {
+                url: shown(),
+                message: crate::upstream::Message::default(),
+            },
             _ => broken(),
         }
-    }
-}
-
-fn missing() -> UpstreamError {
-    UpstreamError::NotFound {
-        url: shown(),
-        message: crate::upstream::Message::default(),
     }
 }
 
@@ -224,7 +220,7 @@ impl Scene {
         tokio::time::sleep(Duration::from_millis(rng.u64(..80))).await;
         match nature {
             Nature::Lacking => Err(denied().into()),
-            Nature::Flaky if rng.u8(..5) == 0 => Err(unavailable().into()),
+            Nature::Flaky if rng.u8(..5) == 0 => Err(unavailable(500).into()),
             _ => Ok(()),
         }
     }
@@ -346,10 +342,6 @@ impl Scene {
         let lacking = nature == Nature::Lacking;
         assert!(!(served && lacking), "served without having it: {}", told());
     }
-}
-
-fn is_denied(error: &DownloadError) -> bool {
-    matches!(error, DownloadError::Upstream(UpstreamError::Denied { .. }))
 }
 
 async fn play(seed: u64) {

@@ -2,11 +2,7 @@
 
 use super::*;
 
-fn is_denied(error: &DownloadError) -> bool {
-    matches!(error, DownloadError::Upstream(UpstreamError::Denied { .. }))
-}
-
-/// A repository's own question, which is answered when the test says so.
+/// A repository's own HEAD, which is answered when the test says so.
 fn asked(answer: &CancellationToken) -> impl Future<Output = Result<(), DownloadError>> + use<> {
     let answer = answer.clone();
     async move {
@@ -16,16 +12,15 @@ fn asked(answer: &CancellationToken) -> impl Future<Output = Result<(), Download
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_told_to_its_own_repository_and_to_nobody_else() {
+async fn a_refusal_fails_the_clients_of_its_own_repository_only() {
     let bench = Bench::new();
     let (content, digest) = content(100_000);
     let lacking = Script::new([Opening::Fails(denied())]);
     let origin = Origin::new(&content).acts([]);
-    let mut refused = bench.join(digest, "a", &lacking);
-    let mut also_refused = bench.join(digest, "a", &lacking);
+    let refused = ["a", "a"].map(|repo| bench.join(digest, repo, &lacking));
     let mut served = bench.join(digest, "b", &origin);
     assert_eq!(read_to_end(&mut served).await.unwrap(), content);
-    for follower in [&mut refused, &mut also_refused] {
+    for mut follower in refused {
         let error = follower.total().await.unwrap_err();
         assert!(is_denied(&error), "{error}");
     }
@@ -34,31 +29,32 @@ async fn a_refusal_is_told_to_its_own_repository_and_to_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_caller_is_told_the_error_of_its_own_source() {
+async fn each_client_gets_the_error_of_its_own_source() {
+    use UpstreamError::{Denied, RateLimited, Unavailable};
     let bench = Bench::new();
     let (_, digest) = content(100);
-    let mut first = bench.join(digest, "a", &Script::new([Opening::Fails(unavailable())]));
-    let mut second = bench.join(digest, "b", &Script::new([Opening::Fails(denied())]));
-    let mut third = bench.join(digest, "c", &Script::new([Opening::Fails(rate_limited())]));
-    let error = first.total().await.unwrap_err();
-    let own = matches!(
-        error,
-        DownloadError::Upstream(UpstreamError::Unavailable { .. })
+    let errors = [
+        ("a", unavailable(500)),
+        ("b", denied()),
+        ("c", rate_limited()),
+    ];
+    let followers =
+        errors.map(|(repo, error)| bench.join(digest, repo, &Script::new([Opening::Fails(error)])));
+    let [mut first, mut second, mut third] = followers;
+    fails_with!(
+        first.total().await,
+        DownloadError::Upstream(Unavailable { .. })
     );
-    assert!(own, "{error}");
-    let error = second.total().await.unwrap_err();
-    assert!(is_denied(&error), "{error}");
-    let error = third.total().await.unwrap_err();
-    let own = matches!(
-        error,
-        DownloadError::Upstream(UpstreamError::RateLimited { .. })
+    fails_with!(second.total().await, DownloadError::Upstream(Denied { .. }));
+    fails_with!(
+        third.total().await,
+        DownloadError::Upstream(RateLimited { .. })
     );
-    assert!(own, "{error}");
     assert!(!bench.is_running(&digest));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_breaks_for_good_is_followed_by_the_next_where_it_broke() {
+async fn the_next_source_continues_where_the_failed_one_broke() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(3);
     let breaks = Origin::new(&content).acts([Act::Cut(2 * MIB), Act::Fails(denied)]);
@@ -66,19 +62,14 @@ async fn a_source_that_breaks_for_good_is_followed_by_the_next_where_it_broke() 
     let mut one = bench.join(digest, "a", &breaks);
     let mut two = bench.join(digest, "b", &good);
     let (one, two) = tokio::join!(read_to_end(&mut one), read_to_end(&mut two));
-    assert_eq!(
-        (one.unwrap(), two.unwrap()),
-        (content.to_vec(), content.to_vec())
-    );
-    let asked: Vec<_> = good.asked().iter().map(|(start, _)| *start).collect();
-    assert_eq!(asked, [2 * MIB]);
-    bench.settled().await;
+    assert!(one.unwrap() == content && two.unwrap() == content);
+    assert_eq!(good.asked(), [(2 * MIB, Some(3 * MIB))]);
+    bench.stores(&digest, &content).await;
     assert!(bench.linked("a", digest).await && bench.linked("b", digest).await);
-    assert_eq!(bench.stored(&digest).await.unwrap(), content);
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_given_to_a_repository_before_it_is_proved() {
+async fn a_repository_gets_no_byte_before_it_is_proved() {
     let bench = Bench::new();
     let (content, digest) = content(1_000_000);
     let gate = CancellationToken::new();
@@ -86,15 +77,11 @@ async fn nothing_is_given_to_a_repository_before_it_is_proved() {
     let mut one = bench.join(digest, "a", &origin);
     read_range(&mut one, 0, 400_000).await.unwrap();
     let (answer, own) = (CancellationToken::new(), Origin::new(&content).acts([]));
-    let mut joining =
-        Box::pin(bench.try_join(digest, "b", &own, BlobRequest::WHOLE, asked(&answer)));
+    let joining = bench.try_join(digest, "b", &own, BlobRequest::WHOLE, asked(&answer));
+    let mut joining = Box::pin(joining);
     assert!(joining.as_mut().now_or_never().is_none());
     // A second client of that repository asks itself.
-    let repository = "b".parse().unwrap();
-    let follows = bench
-        .downloader
-        .follow(UPSTREAM, &digest, &repository, BlobRequest::WHOLE);
-    assert!(follows.is_none());
+    assert!(bench.follow(&digest, "b").is_none());
     answer.cancel();
     let Ok(Joined::Follower(mut two)) = joining.await else {
         panic!("not joined");
@@ -107,7 +94,7 @@ async fn nothing_is_given_to_a_repository_before_it_is_proved() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_repository_whose_proof_fails_is_told_so_and_not_linked() {
+async fn a_repository_whose_proof_fails_gets_the_error_and_no_link() {
     let bench = Bench::new();
     let (content, digest) = content(100_000);
     let gate = CancellationToken::new();
@@ -124,7 +111,7 @@ async fn a_repository_whose_proof_fails_is_told_so_and_not_linked() {
     assert!(bench.linked("a", digest).await && !bench.linked("b", digest).await);
 }
 
-/// Waits until this source is asked, because the one before it was found out.
+/// Waits until this source is asked, because the wrong bytes of the one before it were noticed.
 async fn found_out(next: &Origin) {
     while next.asked().is_empty() {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -141,7 +128,7 @@ fn lying(content: &Bytes, at: &[usize]) -> Bytes {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_right_bytes_of_a_lying_source_goes_on_and_who_has_wrong_ones_does_not() {
+async fn clients_with_right_bytes_of_a_lying_source_continue_and_others_fail() {
     let bench = Bench::new();
     let (content, digest) = content(1_000_000);
     let gate = CancellationToken::new();
@@ -151,28 +138,23 @@ async fn who_has_right_bytes_of_a_lying_source_goes_on_and_who_has_wrong_ones_do
     let mut right = bench.join(digest, "a", &liar);
     let mut wrong = bench.join(digest, "a", &liar);
     let mut fresh = bench.join(digest, "b", &good);
-    assert_eq!(
-        read_range(&mut right, 0, 500_000).await.unwrap(),
-        content[..500_000]
-    );
+    reads(&mut right, &content, 0, 500_000).await;
     read_range(&mut wrong, 0, 650_000).await.unwrap();
     gate.cancel();
     found_out(&good).await;
     assert_eq!(read_to_end(&mut fresh).await.unwrap(), content);
-    let mut rest = Vec::new();
-    while let Some(bytes) = right.read(500_000 + rest.len() as u64, None).await.unwrap() {
-        rest.extend_from_slice(&bytes);
-    }
+    let rest = read_from(&mut right, 500_000, None).await.unwrap();
     assert_eq!(rest, content[500_000..]);
-    let error = wrong.read(650_000, None).await.unwrap_err();
-    assert!(matches!(error, DownloadError::Digest { .. }), "{error}");
-    bench.settled().await;
-    assert_eq!(bench.stored(&digest).await.unwrap(), content);
+    fails_with!(
+        wrong.read(650_000, None).await,
+        DownloadError::Digest { .. }
+    );
+    bench.stores(&digest, &content).await;
     assert_eq!(bench.cache.usage().reserved, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_far_range_of_a_lying_source_is_compared_before_it_goes_on() {
+async fn a_far_range_of_a_lying_source_is_compared_before_it_continues() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(8);
     let gate = CancellationToken::new();
@@ -181,20 +163,17 @@ async fn a_far_range_of_a_lying_source_is_compared_before_it_goes_on() {
     let good = Origin::new(&content).acts([]);
     // All of it comes: the lie is found out at the end.
     let mut far = bench.join_at(digest, "a", &liar, range(6 * MIB, 7 * MIB, true));
-    let read = read_range(&mut far, 6 * MIB, 6 * MIB + 1000).await.unwrap();
-    assert_eq!(read, part(&content, 6 * MIB, 6 * MIB + 1000));
+    reads(&mut far, &content, 6 * MIB, 6 * MIB + 1000).await;
     let mut other = bench.join(digest, "b", &good);
     gate.cancel();
     found_out(&good).await;
     assert_eq!(read_to_end(&mut other).await.unwrap(), content);
-    let read = read_range(&mut far, 6 * MIB + 1000, 7 * MIB).await.unwrap();
-    assert_eq!(read, part(&content, 6 * MIB + 1000, 7 * MIB));
-    bench.settled().await;
-    assert_eq!(bench.stored(&digest).await.unwrap(), content);
+    reads(&mut far, &content, 6 * MIB + 1000, 7 * MIB).await;
+    bench.stores(&digest, &content).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_length_ends_who_was_told_the_first_one() {
+async fn another_length_fails_clients_that_were_told_the_first_one() {
     let bench = Bench::new();
     let (content, digest) = content(100_000);
     let longer = [&content[..], b"more"].concat().into();
@@ -207,25 +186,18 @@ async fn another_length_ends_who_was_told_the_first_one() {
     gate.cancel();
     found_out(&good).await;
     assert_eq!(read_to_end(&mut untold).await.unwrap(), content);
-    let error = read_to_end(&mut told).await.unwrap_err();
-    assert!(matches!(error, DownloadError::Length { .. }), "{error}");
+    fails_with!(read_to_end(&mut told).await, DownloadError::Length { .. });
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_upstream_left_is_not_resumed() {
+async fn a_partial_file_of_another_upstream_is_not_resumed() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(3);
-    let there = Origin::new(&content).acts([Act::Cut(2 * MIB), Act::Fails(denied)]);
-    read_to_end(&mut bench.join(digest, "a", &there))
-        .await
-        .unwrap_err();
-    bench.settled().await;
+    bench.fails(digest, &content, 2 * MIB).await;
     assert_eq!(bench.store.partials().await.unwrap().len(), 1);
     let here = Origin::new(&content).of("other.example").acts([]);
-    let mut follower = bench.join(digest, "b", &here);
-    assert_eq!(read_to_end(&mut follower).await.unwrap(), content);
+    bench.pulls(digest, &content, &here).await;
     assert_eq!(here.asked(), [(0, None)]);
-    bench.settled().await;
     assert!(bench.store.partials().await.unwrap().is_empty());
     assert_eq!(bench.cache.usage().reserved, 0);
 }
@@ -239,10 +211,7 @@ async fn downloads_of_two_upstreams_share_nothing_until_one_is_committed() {
     let mut deceived = bench.join(digest, "a", &liar);
     let mut served = bench.join(digest, "b", &good);
     let (deceived, served) = tokio::join!(read_to_end(&mut deceived), read_to_end(&mut served));
-    assert!(matches!(
-        deceived.unwrap_err(),
-        DownloadError::Digest { .. }
-    ));
+    fails_with!(deceived, DownloadError::Digest { .. });
     assert_eq!(served.unwrap(), content);
     bench.settled().await;
     assert!(bench.linked("b", digest).await && !bench.linked("a", digest).await);

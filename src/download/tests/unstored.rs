@@ -1,26 +1,34 @@
-//! Stores that fail: the clients get their bytes, or a clear error.
+//! Stores that fail: clients get their bytes, or a clear error.
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_commit_costs_the_cache_and_not_the_client() {
+async fn a_failed_commit_fails_no_client() {
     let bench = Bench::new();
     let (content, digest) = content(100);
-    let (sender, opening) = streams(0, Some(100));
-    bench
-        .store
-        .fail(Operation::Commit, 1, io::ErrorKind::StorageFull);
-    let mut follower = bench.join(digest, "a", &Script::new([opening]));
-    send_all(&sender, &content, 30).await;
-    drop(sender);
-    assert_eq!(read_to_end(&mut follower).await.unwrap(), content);
+    let full = io::ErrorKind::StorageFull;
+    bench.store.fail(Operation::Commit, 1, full);
+    let source = Script::new([sends(0, Some(100), &content, 30)]);
+    passes(&bench, digest, &content, &source).await;
+}
+
+/// A client reads a whole blob, which isn't cached.
+async fn passes<S: Source>(bench: &Bench, digest: Digest, content: &Bytes, source: &Arc<S>) {
+    let mut follower = bench.join(digest, "a", source);
+    assert!(read_to_end(&mut follower).await.unwrap() == *content);
+    nothing_is_cached(bench, &digest).await;
+}
+
+/// Waits for all downloads to end: the store doesn't have the blob, nor a link to it, then.
+async fn nothing_is_cached(bench: &Bench, digest: &Digest) {
     bench.settled().await;
-    assert_eq!(bench.stored(&digest).await, None);
-    assert!(!bench.linked("a", digest).await);
+    assert_eq!(bench.stored(digest).await, None);
+    assert!(!bench.linked("a", *digest).await && !bench.is_running(digest));
+    assert_eq!(bench.cache.usage().reserved, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_written_is_passed_through() {
+async fn a_blob_that_cannot_be_written_is_passed_through() {
     for (operation, nth) in [
         (Operation::Stage, 1),
         (Operation::Write, 1),
@@ -28,32 +36,19 @@ async fn what_cannot_be_written_is_passed_through() {
     ] {
         let bench = Bench::new();
         let (content, digest) = content(12_000_000);
-        let (sender, opening) = streams(0, Some(12_000_000));
-        bench
-            .store
-            .fail_from(operation, nth, io::ErrorKind::StorageFull);
-        let source = Script::new([opening]);
-        let mut followers = [
-            bench.join(digest, "a", &source),
-            bench.join(digest, "b", &source),
-        ];
-        let feed = async {
-            send_all(&sender, &content, 100_000).await;
-            drop(sender);
-        };
+        bench.fill_disk(operation, nth);
+        let source = Script::new([sends(0, Some(12_000_000), &content, 100_000)]);
+        let mut followers = ["a", "b"].map(|repo| bench.join(digest, repo, &source));
         let [one, two] = &mut followers;
-        let ((), one, two) = tokio::join!(feed, read_to_end(one), read_to_end(two));
+        let (one, two) = tokio::join!(read_to_end(one), read_to_end(two));
         assert_eq!(one.unwrap(), content, "{operation:?}");
         assert_eq!(two.unwrap(), content, "{operation:?}");
-        bench.settled().await;
-        assert_eq!(bench.stored(&digest).await, None);
-        assert!(!bench.linked("a", digest).await);
-        assert!(!bench.is_running(&digest));
+        nothing_is_cached(&bench, &digest).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_passed_through_goes_on_behind_what_was_left() {
+async fn pass_through_continues_behind_a_resumed_partial_file() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(17);
     // More would be a loop: refused, it ends.
@@ -64,25 +59,8 @@ async fn what_is_passed_through_goes_on_behind_what_was_left() {
     read_range(&mut follower, 8 * MIB, 12 * MIB).await.unwrap();
     drop(follower);
     bench.settled().await;
-    let full = io::ErrorKind::StorageFull;
-    bench.store.fail_from(Operation::Write, 1, full);
-    let mut follower = bench.join(digest, "a", &origin);
-    assert!(read_to_end(&mut follower).await.unwrap() == content);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_passed_through_blob_must_have_its_digest_too() {
-    let bench = Bench::new();
-    let (_, digest) = content(300);
-    let (sender, opening) = streams(0, Some(300));
-    bench
-        .store
-        .fail(Operation::Stage, 1, io::ErrorKind::ReadOnlyFilesystem);
-    let mut follower = bench.join(digest, "a", &Script::new([opening]));
-    send_all(&sender, &Bytes::from(vec![0; 300]), 100).await;
-    drop(sender);
-    let error = read_to_end(&mut follower).await.unwrap_err();
-    assert!(matches!(error, DownloadError::Digest { .. }), "{error}");
+    bench.fill_disk(Operation::Write, 1);
+    passes(&bench, digest, &content, &origin).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -92,39 +70,27 @@ async fn a_client_too_late_for_a_passed_through_blob_gets_a_download_of_its_own(
         let bench = Bench::new();
         let (content, digest) = content(100_000);
         let (first_sender, first) = streams(0, Some(100_000));
-        let (second_sender, second) = streams(0, Some(100_000));
-        let full = io::ErrorKind::StorageFull;
-        bench.store.fail_from(operation, 1, full);
+        let second = sends(0, Some(100_000), &content, 50_000);
+        bench.fill_disk(operation, 1);
         let source = Script::new([first, second]);
         let mut early = bench.join(digest, "a", &source);
         send_all(&first_sender, &content.slice(..30_000), 30_000).await;
         assert!(early.read(0, None).await.unwrap().is_some());
         send_all(&first_sender, &content.slice(30_000..60_000), 30_000).await;
         assert!(early.read(30_000, None).await.unwrap().is_some());
-        let repo = "a".parse().unwrap();
-        let follow = || {
-            bench
-                .downloader
-                .follow(UPSTREAM, &digest, &repo, BlobRequest::WHOLE)
-        };
-        tokio::time::timeout(Duration::from_mins(1), async {
-            while follow().is_some() {
+        let passes = async {
+            while bench.follow(&digest, "a").is_some() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-        })
-        .await
-        .unwrap();
+        };
+        let passes = tokio::time::timeout(Duration::from_mins(1), passes).await;
+        passes.expect("it is stored");
         let mut late = bench.join(digest, "a", &source);
-        send_all(&second_sender, &content, 50_000).await;
         let whole = tokio::time::timeout(Duration::from_mins(1), read_to_end(&mut late));
-        drop(second_sender);
         assert_eq!(whole.await.unwrap().unwrap(), content, "{operation:?}");
         send_all(&first_sender, &content.slice(60_000..), 40_000).await;
         drop(first_sender);
-        let mut rest = Vec::new();
-        while let Some(bytes) = early.read(60_000 + rest.len() as u64, None).await.unwrap() {
-            rest.extend_from_slice(&bytes);
-        }
+        let rest = read_from(&mut early, 60_000, None).await.unwrap();
         assert_eq!(rest, content.slice(60_000..));
         assert_eq!(source.asked(), [0, 0]);
     }
@@ -146,7 +112,7 @@ async fn a_passed_through_download_ends_with_its_last_client() {
     assert!(sender.is_closed());
 }
 
-/// Several streams are open when the disk fails. Whoever reads gets the right bytes, wherever he is.
+/// Several streams are open when the disk fails. Every client gets the right bytes, at any offset.
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_fails_under_several_streams() {
     for nth in [1, 2, 5, 9, 20, 40, 80, 160] {
@@ -156,8 +122,7 @@ async fn a_disk_that_fails_under_several_streams() {
         let mut first = bench.join(digest, "a", &origin);
         let (start, end) = (30 * MIB, 32 * MIB);
         let mut far = bench.join_at(digest, "a", &origin, range(start, end, true));
-        let kind = io::ErrorKind::StorageFull;
-        bench.store.fail_from(Operation::Write, nth, kind);
+        bench.fill_disk(Operation::Write, nth);
         let far = async {
             let read = read_range(&mut far, start, end).await;
             drop(far);
@@ -175,7 +140,7 @@ async fn a_disk_that_fails_under_several_streams() {
         };
         let all = async { tokio::join!(first, far, late) };
         let all = tokio::time::timeout(Duration::from_mins(10), all).await;
-        let (first, far, late) = all.expect("somebody hangs");
+        let (first, far, late) = all.expect("a client hangs");
         assert!(first.unwrap() == content, "{nth}");
         assert!(far.unwrap() == part(&content, start, end), "{nth}");
         assert!(late.unwrap() == content, "{nth}");
@@ -185,20 +150,14 @@ async fn a_disk_that_fails_under_several_streams() {
     }
 }
 
-/// The hash is far behind when the disk fails: what comes has to wait for its turn.
+/// The hash is far behind when the disk fails: new bytes wait until it has reached them.
 #[tokio::test(start_paused = true)]
-async fn a_disk_that_fails_while_what_was_left_is_hashed() {
+async fn a_disk_that_fails_while_a_partial_file_is_hashed() {
     let bench = Bench::new();
     let (content, digest) = mebibytes(40);
-    let origin = Origin::new(&content).acts([Act::Cut(30 * MIB), Act::Fails(denied)]);
-    let mut follower = bench.join(digest, "a", &origin);
-    read_to_end(&mut follower).await.unwrap_err();
-    drop(follower);
-    bench.settled().await;
-    let kind = io::ErrorKind::StorageFull;
-    bench.store.fail_from(Operation::Write, 1, kind);
-    let mut follower = bench.join(digest, "a", &origin);
-    assert!(read_to_end(&mut follower).await.unwrap() == content);
+    bench.fails(digest, &content, 30 * MIB).await;
+    bench.fill_disk(Operation::Write, 1);
+    passes(&bench, digest, &content, &Origin::new(&content).acts([])).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,39 +168,23 @@ async fn a_disk_that_fails_at_the_last_byte() {
     let origin = Origin::new(&content).acts([Act::Gate(39 * MIB, gate.clone())]);
     let mut first = bench.join(digest, "a", &origin);
     read_range(&mut first, 0, 39 * MIB).await.unwrap();
-    let kind = io::ErrorKind::StorageFull;
-    bench.store.fail_from(Operation::Write, 1, kind);
+    bench.fill_disk(Operation::Write, 1);
     gate.cancel();
     assert!(read_to_end(&mut first).await.unwrap() == content);
-    bench.settled().await;
-    assert_eq!(bench.stored(&digest).await, None);
+    nothing_is_cached(&bench, &digest).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_space_for_the_rest_of_a_blob_whose_length_is_not_told() {
-    let keeping = cache::CacheSettings {
-        max_size: Some(100 * MIB),
-        ..cache::CacheSettings::unlimited()
-    };
-    let bench = Bench::over(Arc::new(MemoryStore::new()), settings(), keeping);
+async fn a_blob_of_unknown_length_that_does_not_fit_is_passed_through() {
+    let bench = Bench::over(Arc::new(MemoryStore::new()), settings(), Some(100 * MIB));
     bench.cache.complete().await;
     let (content, digest) = mebibytes(80);
-    let (sender, opening) = streams(0, None);
-    let source = Script::new([opening]);
-    let mut follower = bench.join(digest, "a", &source);
-    let feed = async {
-        send_all(&sender, &content, 500_000).await;
-        drop(sender);
-    };
-    let (read, ()) = tokio::join!(read_to_end(&mut follower), feed);
-    assert!(read.unwrap() == content);
-    bench.settled().await;
-    assert_eq!(bench.stored(&digest).await, None);
-    assert_eq!(bench.cache.usage().reserved, 0);
+    let source = Script::new([sends(0, None, &content, 500_000)]);
+    passes(&bench, digest, &content, &source).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_far_range_of_what_cannot_be_stored() {
+async fn a_far_range_of_a_blob_that_cannot_be_stored() {
     for fill in [true, false] {
         let bench = Bench::new();
         let (content, digest) = mebibytes(20);
@@ -250,16 +193,14 @@ async fn a_far_range_of_what_cannot_be_stored() {
         let origin = Origin::new(&content).acts([]);
         let wanted = range(15 * MIB, 16 * MIB, fill);
         let mut follower = bench.join_at(digest, "a", &origin, wanted);
-        let read = read_range(&mut follower, 15 * MIB, 16 * MIB).await.unwrap();
-        assert_eq!(read, part(&content, 15 * MIB, 16 * MIB));
+        reads(&mut follower, &content, 15 * MIB, 16 * MIB).await;
         drop(follower);
-        bench.settled().await;
-        assert!(!bench.is_running(&digest));
+        nothing_is_cached(&bench, &digest).await;
     }
 }
 
-/// Everybody has read all that has come, more than may wait for them, when the disk fails: nobody
-/// moves before more comes.
+/// All clients have read all bytes, more than may wait for them, when the disk fails: none of them
+/// moves before more bytes arrive.
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_fails_behind_clients_that_have_read_everything() {
     let bench = Bench::new();
@@ -282,17 +223,13 @@ async fn a_disk_that_fails_behind_clients_that_have_read_everything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_link_that_fails_does_not_keep_the_blob_from_other_repositories() {
+async fn a_failed_link_leaves_those_of_other_repositories() {
     let bench = Bench::new();
     let (content, digest) = content(100);
-    let (sender, opening) = streams(0, Some(100));
-    bench
-        .store
-        .fail(Operation::Link, 2, io::ErrorKind::StorageFull);
-    let source = Script::new([opening]);
+    let full = io::ErrorKind::StorageFull;
+    bench.store.fail(Operation::Link, 2, full);
+    let source = Script::new([sends(0, Some(100), &content, 30)]);
     let followers = ["a", "b", "c"].map(|repo| bench.join(digest, repo, &source));
-    send_all(&sender, &content, 30).await;
-    drop(sender);
     for mut follower in followers {
         assert_eq!(read_to_end(&mut follower).await.unwrap(), content);
     }

@@ -1,4 +1,4 @@
-//! A download without upstream and without store, which holds a plan to its rules.
+//! Runs a plan without upstream and store, and checks its rules.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,19 +8,21 @@ use tokio::time::Instant;
 
 use crate::config::Segments;
 use crate::download::plan::{Demand, MissingBytes, Plan, Span};
+use crate::download::segment::Segment;
 use crate::oci::RangeSet;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Step {
-    /// A chunk of this many KiB comes on one of the lanes, after so many milliseconds.
+    /// A chunk of this many KiB arrives on one of the segments, after this many milliseconds.
     Chunk(usize, u64, u64),
-    /// One of the lanes ends early.
+    /// One of the segments ends early.
     Break(usize),
-    /// A client comes for so many KiB from a place, in parts of a thousand, on.
+    /// A client joins for this many KiB from a place, in thousandths of the blob.
     Client(u64, u64),
-    /// A client comes for so many ranges of so many KiB, from a place on, so many KiB apart.
+    /// A client joins for ranges: the place of the first, their number, their KiB, and the KiB between
+    /// them.
     Ranges(u64, u64, u64, u64),
-    /// A connection breaks, and what is left of one range is requested again.
+    /// A connection breaks, and the rest of one range is requested again.
     Resume(usize),
     /// The client that waits longest leaves.
     Leave,
@@ -31,7 +33,7 @@ pub(super) enum Step {
 pub(super) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         30 => (any::<usize>(), 1..6_000_u64, 0..400_u64)
-            .prop_map(|(lane, kib, millis)| Step::Chunk(lane, kib, millis)),
+            .prop_map(|(segment, kib, millis)| Step::Chunk(segment, kib, millis)),
         2 => any::<usize>().prop_map(Step::Break),
         3 => (0..1_010_u64, 1..40_000_u64).prop_map(|(place, kib)| Step::Client(place, kib)),
         2 => (0..1_000_u64, 1..150_u64, 1..300_u64, 1..600_u64)
@@ -96,11 +98,14 @@ impl World {
     pub(super) fn open(&mut self) {
         let demand = self.demand();
         loop {
-            let open = self.plan.lanes().len();
+            let open = self.plan.segments.len();
             let Some(Span { start, end }) = self.plan.next(&self.have, &demand, self.now) else {
                 break;
             };
-            assert!(!self.alone || open == 0, "a second lane of a lone stream");
+            assert!(
+                !self.alone || open == 0,
+                "a second segment of a lone stream"
+            );
             assert!(open < self.segments.per_blob);
             assert!(start < end.unwrap_or(self.total) && end.is_none_or(|end| end <= self.total));
             let announced = demand.announced.contains(start, start + 1);
@@ -110,7 +115,7 @@ impl World {
                 let wanted = |want: &MissingBytes| want.at <= start && end <= want.end;
                 assert!(
                     demand.wants.iter().any(wanted),
-                    "nobody wants {start}..{end:?}"
+                    "no client wants {start}..{end:?}"
                 );
             }
             let id = self.plan.open(Span { start, end });
@@ -125,52 +130,56 @@ impl World {
             self.check();
         }
         let missing = self.have.len() < self.total;
-        if self.plan.lanes().is_empty() {
-            assert!(!(self.plan.fill && missing), "nothing is on its way");
+        if self.plan.segments.is_empty() {
+            assert!(!(self.plan.fill && missing), "no stream brings the rest");
         }
-        let full = self.plan.lanes().len() >= self.segments.per_blob;
-        let lone = self.alone && !self.plan.lanes().is_empty();
+        let full = self.plan.segments.len() >= self.segments.per_blob;
+        let lone = self.alone && !self.plan.segments.is_empty();
         for want in &demand.wants {
-            let owned = self.plan.lanes().iter().any(|lane| lane.brings(want.at));
-            assert!(owned || full || lone, "nothing comes for {want:?}");
+            let owned = self
+                .plan
+                .segments
+                .iter()
+                .any(|segment| segment.brings(want.at));
+            assert!(owned || full || lone, "no stream for {want:?}");
         }
     }
 
-    /// No byte is in two lanes, and none in a lane that is there.
+    /// No byte is in two segments, and no byte that has arrived is in one.
     fn check(&self) {
         let mut taken = self.have.clone();
-        for lane in self.plan.lanes() {
-            let end = lane.end.unwrap_or(self.total);
-            assert!(lane.at <= end && end <= self.total);
+        for segment in &self.plan.segments {
+            let end = segment.end.unwrap_or(self.total);
+            assert!(segment.at <= end && end <= self.total);
             let before = taken.len();
-            taken.insert(lane.at, end);
-            for range in lane.further.ranges() {
-                taken.insert(range.start, range.end);
-            }
-            assert_eq!(
-                taken.len(),
-                before + (end - lane.at) + lane.further.len(),
-                "{:?}",
-                self.plan.lanes()
-            );
+            taken.insert(segment.at, end);
+            taken.extend(&segment.further);
+            let added = end - segment.at + segment.further.len();
+            assert_eq!(taken.len(), before + added, "{:?}", self.plan.segments);
         }
     }
 
-    fn chunk(&mut self, lane: usize, bytes: u64) {
-        let lanes = self.plan.lanes();
-        let Some(lane) = lanes.get(lane.checked_rem(lanes.len()).unwrap_or(0)) else {
+    /// One of the segments.
+    fn pick(&self, segment: usize) -> Option<&Segment> {
+        let segments = &self.plan.segments;
+        segments.get(segment.checked_rem(segments.len())?)
+    }
+
+    fn chunk(&mut self, segment: usize, bytes: u64, waited: Duration) {
+        self.now += waited;
+        let Some(segment) = self.pick(segment) else {
             return;
         };
-        let (id, at, end) = (lane.id, lane.at, lane.end.unwrap_or(self.total));
+        let (id, at, end) = (segment.id, segment.at, segment.end.unwrap_or(self.total));
         let until = (at + bytes).min(end);
-        self.plan.advance(id, until - at, self.now);
+        self.plan.advance(id, until - at, waited, self.now);
         self.have.insert(at, until);
         self.came += until - at;
         if until < end {
             return;
         }
         // The last range first, or the next one.
-        let further = self.plan.lane(id).unwrap().further.ranges();
+        let further = self.plan.segment(id).unwrap().further.ranges();
         let next = if bytes.is_multiple_of(2048) {
             further.last()
         } else {
@@ -182,14 +191,12 @@ impl World {
         }
     }
 
-    fn resume(&mut self, lane: usize) {
-        let lanes = self.plan.lanes();
-        let lane = lanes.get(lane.checked_rem(lanes.len()).unwrap_or(0));
-        if let Some(id) = lane.map(|lane| lane.id) {
+    fn resume(&mut self, segment: usize) {
+        if let Some(id) = self.pick(segment).map(|segment| segment.id) {
             self.plan.keep_one_range(id);
-            let lane = self.plan.lane(id).unwrap();
-            assert!(lane.further.is_empty());
-            if lane.is_through() {
+            let segment = self.plan.segment(id).unwrap();
+            assert!(segment.further.is_empty());
+            if segment.is_through() {
                 self.plan.close(id);
             }
         }
@@ -207,14 +214,11 @@ impl World {
 
     pub(super) fn step(&mut self, step: Step) {
         match step {
-            Step::Chunk(lane, kib, millis) => {
-                self.now += Duration::from_millis(millis);
-                self.chunk(lane, kib * 1024);
+            Step::Chunk(segment, kib, millis) => {
+                self.chunk(segment, kib * 1024, Duration::from_millis(millis));
             }
-            Step::Break(lane) => {
-                let lanes = self.plan.lanes();
-                let lane = lanes.get(lane.checked_rem(lanes.len()).unwrap_or(0));
-                if let Some(id) = lane.map(|lane| lane.id) {
+            Step::Break(segment) => {
+                if let Some(id) = self.pick(segment).map(|segment| segment.id) {
                     self.plan.close(id);
                 }
             }
@@ -225,10 +229,10 @@ impl World {
             Step::Ranges(place, count, kib, apart) => {
                 self.announce(place, count, kib * 1024, apart * 1024);
             }
-            Step::Resume(lane) => self.resume(lane),
+            Step::Resume(segment) => self.resume(segment),
             Step::Leave => drop(self.clients.pop_front()),
             Step::Alone => {
-                self.plan.one_at_a_time();
+                self.plan.alone = true;
                 self.alone = true;
             }
             Step::Fill => self.plan.fill = true,

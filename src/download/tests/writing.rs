@@ -1,5 +1,4 @@
-//! The writer under overlapping, reordered and contradictory chunks: what it has hashed is what is
-//! in the file.
+//! The writer under overlapping, reordered and contradictory chunks: it hashes the bytes of the file.
 
 use std::io;
 
@@ -13,7 +12,7 @@ const LENGTH: usize = 64;
 /// Batches of one schedule.
 const BATCHES: usize = 6;
 
-/// One chunk that the upstream sends: where it begins, its bytes, and which of them are wrong.
+/// A chunk that the upstream sends: its range, and which of its bytes are wrong.
 #[derive(Debug, Clone)]
 struct Sent {
     start: usize,
@@ -37,13 +36,8 @@ fn bytes_of(sent: &Sent, content: &Bytes) -> Bytes {
     content[place].iter().enumerate().map(lie).collect()
 }
 
-/// What a schedule has come to.
-struct Written {
-    writer: Box<Writer>,
-    file: Bytes,
-}
-
-fn write(batches: &[Vec<(u64, Bytes)>], fails: Option<u64>) -> Written {
+/// Returns the writer after these batches, and the bytes in its file.
+fn write(batches: &[Vec<(u64, Bytes)>], fails: Option<u64>) -> (Box<Writer>, Bytes) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
@@ -53,12 +47,8 @@ fn write(batches: &[Vec<(u64, Bytes)>], fails: Option<u64>) -> Written {
     }
     let digest = Digest::of(Algorithm::Sha256, b"");
     let stage = runtime.block_on(store.stage(&digest, UPSTREAM)).unwrap();
-    let mut writer = Box::new(Writer::new(
-        Some(stage),
-        Algorithm::Sha256,
-        RangeSet::new(),
-        None,
-    ));
+    let writer = Writer::new(Some(stage), Algorithm::Sha256, RangeSet::new(), None);
+    let mut writer = Box::new(writer);
     for batch in batches {
         writer = writer.take(batch.clone());
         if writer.changed.is_some() {
@@ -70,23 +60,17 @@ fn write(batches: &[Vec<(u64, Bytes)>], fails: Option<u64>) -> Written {
         writer = writer.take(Vec::new());
     }
     let mut file = vec![0; LENGTH];
-    let read = writer
-        .content()
-        .unwrap()
-        .read_blocking(0, &mut file)
-        .unwrap();
+    let content = writer.content().unwrap();
+    let read = content.read_blocking(0, &mut file).unwrap();
     file.truncate(read);
-    Written {
-        writer,
-        file: file.into(),
-    }
+    (writer, file.into())
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_hashed_is_in_the_file(
+    fn hashed_bytes_are_those_of_the_file(
         schedule in prop::collection::vec(prop::collection::vec(sent(), 0..6), 1..BATCHES),
         fails in prop::option::weighted(0.2, 1_u64..4),
     ) {
@@ -98,16 +82,16 @@ proptest! {
                 batch.iter().map(chunk).collect()
             })
             .collect();
-        let Written { mut writer, file } = write(&batches, fails);
+        let (mut writer, file) = write(&batches, fails);
         if writer.changed.is_some() {
             return Ok(());
         }
-        let (hashed, writing) = (usize::try_from(writer.hashed).unwrap(), writer.is_writing());
+        let (hashed, writing) = (usize::try_from(writer.hashed).unwrap(), writer.writing);
         let hash = writer.finish(Algorithm::Sha256).unwrap();
         if writing {
             prop_assert_eq!(hash, Digest::of(Algorithm::Sha256, &file[..hashed]));
         }
-        // The first copy of each byte counts, in the order of their coming, whatever fails.
+        // The first copy of each byte counts, whatever fails.
         let mut first = [None; LENGTH];
         for (start, bytes) in batches.iter().flatten() {
             for (at, byte) in bytes.iter().enumerate() {
@@ -126,20 +110,17 @@ async fn a_second_copy_in_one_batch_does_not_reach_the_file() {
     let bench = Bench::new();
     let (content, digest) = content(300);
     let (first, broken_off) = streams(0, Some(300));
-    let (second, again) = streams(0, Some(300));
+    // Two copies of 100..200 wait for the writer together; the second is wrong.
+    let mut copies = content.to_vec();
+    copies[100..200].fill(0xEE);
+    let again = sends(0, Some(300), &copies.into(), 100);
     let source = Script::new([broken_off, again]);
     let writing = bench.store.stall(Operation::Write, 1);
     let mut follower = bench.join(digest, "a", &source);
     first.send(Ok(content.slice(..100))).await.unwrap();
     writing.reached().await;
-    // These wait for the writer together: two copies of 100..200, of which the second is wrong.
     first.send(Ok(content.slice(100..200))).await.unwrap();
     first.send(Err(broken())).await.unwrap();
-    second.send(Ok(content.slice(..100))).await.unwrap();
-    let mut wrong = content[100..].to_vec();
-    wrong[..100].fill(0xEE);
-    second.send(Ok(wrong.into())).await.unwrap();
-    drop((first, second));
     assert_eq!(follower.total().await.unwrap(), Some(300));
     read_range(&mut follower, 0, 200).await.unwrap();
     // The second stream is open, and its first chunk waits to be compared.
@@ -147,11 +128,8 @@ async fn a_second_copy_in_one_batch_does_not_reach_the_file() {
         tokio::task::yield_now().await;
     }
     writing.release();
-    let error = read_to_end(&mut follower).await.unwrap_err();
-    assert!(
-        matches!(error, DownloadError::Changed { at: 100, .. }),
-        "{error}"
-    );
+    let read = read_to_end(&mut follower).await;
+    fails_with!(read, DownloadError::Changed { at: 100, .. });
     bench.settled().await;
     assert_eq!(bench.stored(&digest).await, None);
 }

@@ -14,8 +14,8 @@ const NEAR_TIME: f64 = 0.25;
 const PATIENT: u64 = 64 * 1024 * 1024;
 
 /// The range that one stream brings.
-#[derive(Debug)]
-pub(super) struct Lane {
+#[derive(Debug, Default)]
+pub(super) struct Segment {
     pub(super) id: u64,
     /// Offset of the next byte.
     pub(super) at: u64,
@@ -25,21 +25,10 @@ pub(super) struct Lane {
     pub(super) further: RangeSet,
     /// Whether the upstream has answered.
     pub(super) answered: bool,
-    pub(super) pace: Throughput,
+    pub(super) throughput: Throughput,
 }
 
-impl Lane {
-    pub(super) fn new(id: u64, at: u64, end: Option<u64>) -> Self {
-        Self {
-            id,
-            at,
-            end,
-            further: RangeSet::new(),
-            answered: false,
-            pace: Throughput::default(),
-        }
-    }
-
+impl Segment {
     /// Moves to `offset`, which the stream brings next. False when it isn't expected there.
     pub(super) fn seek(&mut self, offset: u64) -> bool {
         if self.at == offset && self.owns(offset) {
@@ -57,15 +46,7 @@ impl Lane {
         true
     }
 
-    /// Frees the further ranges, except the next one when the current one is complete.
-    pub(super) fn keep_one_range(&mut self) {
-        let further = std::mem::take(&mut self.further);
-        if let (true, Some(next)) = (self.is_through(), further.ranges().first()) {
-            (self.at, self.end) = (next.start, Some(next.end));
-        }
-    }
-
-    pub(super) fn owns(&self, at: u64) -> bool {
+    fn owns(&self, at: u64) -> bool {
         self.at <= at && self.end.is_none_or(|end| at < end)
     }
 
@@ -88,18 +69,13 @@ impl Lane {
         self.end.is_some_and(|end| self.at >= end)
     }
 
-    /// Whether it has further ranges.
-    pub(super) fn has_further(&self) -> bool {
-        !self.further.is_empty()
-    }
-
     pub(super) fn left(&self, total: u64) -> u64 {
         self.end.unwrap_or(total).saturating_sub(self.at)
     }
 
     /// Whether the stream brings the wanted byte soon enough for the reader to wait.
     pub(super) fn comes_soon(&self, at: u64, end: Option<u64>, total: u64, now: Instant) -> bool {
-        let rate = self.pace.rate(now);
+        let rate = self.throughput.rate(now);
         if !self.owns(at) {
             // A further range: the ranges before it come first.
             let ahead = self.left(total) + self.further.len();
