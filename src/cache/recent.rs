@@ -10,7 +10,7 @@ use quick_cache::sync::Cache as Lru;
 use super::Cache;
 use super::index::LinkKey;
 use super::state::timestamp::Timestamp;
-use crate::oci::{Digest, ManifestType, RepoName};
+use crate::oci::{Digest, RepoName};
 use crate::storage::LinkKind;
 
 /// Links remembered; the least used are forgotten first.
@@ -71,15 +71,6 @@ impl Cache {
             shared.recent.put(link, (epoch, now));
         }
         linked
-    }
-
-    /// The size in bytes and the type of a manifest that the repository links, as far as the index
-    /// knows: enough for a HEAD, without a file read. Counts as a use, like
-    /// [`used_if_linked`](Self::used_if_linked).
-    pub fn linked_manifest(&self, repo: &RepoName, digest: &Digest) -> Option<(u64, ManifestType)> {
-        let now = self.inner.now();
-        self.inner
-            .with(|index| index.touch_manifest(repo, digest, now))
     }
 }
 

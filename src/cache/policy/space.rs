@@ -65,16 +65,16 @@ pub(in crate::cache) struct Space {
     evicts_for_free: bool,
     measured: Option<Measured>,
     /// Of all files.
-    used: u64,
+    pub(in crate::cache) used: u64,
     /// Of the files that are being evicted.
-    evicting: u64,
+    pub(in crate::cache) evicting: u64,
     /// That running and paused downloads have reserved.
-    reserved: u64,
+    pub(in crate::cache) reserved: u64,
     /// Those of the reserved bytes that are on disk already: the file system doesn't report them as
     /// free any more.
     filled: u64,
     /// All files have been counted.
-    counted: bool,
+    pub(in crate::cache) counted: bool,
 }
 
 fn smaller(one: Option<u64>, other: Option<u64>) -> Option<u64> {
@@ -150,27 +150,7 @@ impl Space {
         });
     }
 
-    pub(in crate::cache) fn all_counted(&mut self) {
-        self.counted = true;
-    }
-
     // --- Asking --------------------------------------------------------------------------------
-
-    pub(in crate::cache) fn is_counted(&self) -> bool {
-        self.counted
-    }
-
-    pub(in crate::cache) fn used(&self) -> u64 {
-        self.used
-    }
-
-    pub(in crate::cache) fn reserved(&self) -> u64 {
-        self.reserved
-    }
-
-    pub(in crate::cache) fn evicting(&self) -> u64 {
-        self.evicting
-    }
 
     fn taken(&self) -> u64 {
         self.used.saturating_add(self.reserved)

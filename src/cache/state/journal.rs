@@ -15,8 +15,7 @@ use std::io::{self, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
-use super::file::{self, Line, Tally};
-use super::record::Record;
+use super::file::{self, Line, Record, Tally};
 use super::timestamp::Timestamp;
 use crate::cache::{CacheError, Upkeep};
 use crate::error_chain::on_one_line;
@@ -54,7 +53,7 @@ pub(crate) struct Journal {
 /// What was found at the start.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
-    pub(crate) entries: usize,
+    /// Entries whose times lie in the future.
     pub(crate) future: usize,
     /// The snapshot was set aside: a new one is owed.
     pub(crate) broken: bool,
@@ -179,7 +178,6 @@ impl Journal {
 
 impl Loaded {
     fn add(&mut self, path: &Path, tally: &Tally) {
-        self.entries += tally.entries;
         self.future += tally.future;
         if let Some(reason) = tally.reason {
             let skipped = tally.skipped;

@@ -44,14 +44,14 @@ pub(crate) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
 }
 
 async fn delete(shared: &Inner, job: Job) {
-    let mut gone = Vec::with_capacity(job.links().len());
-    for link in job.links() {
+    let mut gone = Vec::with_capacity(job.links.len());
+    for link in &job.links {
         gone.push(unlink(shared, link).await);
     }
     let file = shared.with(|index| index.unlinked(&job, &gone, shared.now()));
     let mut removed = None;
     if file {
-        let result = shared.store.remove(job.digest()).await;
+        let result = shared.store.remove(&job.digest).await;
         removed = Some(shared.succeeded("blob", result.map(drop)));
     }
     shared.with(|index| index.finish(&job, removed, shared.now()));

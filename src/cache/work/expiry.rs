@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::save::Saver;
+use crate::cache::Inner;
 use crate::cache::index::RETRY;
-use crate::cache::{Inner, Upkeep};
 
 /// How long changes wait to be saved together: what a crash loses of uses.
 pub(crate) const SAVE_AFTER: Duration = Duration::from_secs(2);
@@ -30,11 +30,11 @@ pub(crate) async fn run(shared: Arc<Inner>, mut saver: Option<Saver>, quit: Canc
     let mut measure_at = None;
     while !quit.is_cancelled() {
         let now = Instant::now();
-        if shared.min_free.is_some() && measure_at.is_none_or(|at| at <= now) {
+        if shared.settings.min_free.is_some() && measure_at.is_none_or(|at| at <= now) {
             shared.measure().await;
             measure_at = Some(now + MEASURE_EVERY);
         }
-        if shared.is_complete() && shared.upkeep == Upkeep::Full {
+        if shared.may_remove() {
             while shared.with(|index| index.expire(shared.now())) {
                 tokio::task::yield_now().await;
             }
@@ -51,13 +51,12 @@ pub(crate) async fn run(shared: Arc<Inner>, mut saver: Option<Saver>, quit: Canc
             saver.fold_if_due(&shared).await;
         }
         let deadline = shared.with(|index| index.next_deadline());
-        let expires = shared.is_complete() && shared.upkeep == Upkeep::Full;
-        let deadline = deadline.filter(|_| expires).map(|at| {
+        let deadline = deadline.filter(|_| shared.may_remove()).map(|at| {
             let away = at.millis().saturating_sub(shared.now().millis());
             now + Duration::from_millis(away).min(MAX_SLEEP)
         });
-        let owes = saver.as_ref().is_some_and(Saver::owes_snapshot);
-        let retry_at = owes.then(|| now + RETRY);
+        let owed = saver.as_ref().and_then(|saver| saver.owed);
+        let retry_at = owed.map(|_| now + RETRY);
         let next = [deadline, save_at, retry_at, measure_at]
             .into_iter()
             .flatten()
