@@ -205,12 +205,12 @@ fn fill(cache: &Cache, links: &[Link]) {
             cache.linked(&link.repo, link.kind, &link.digest, 1000);
         }
         let parts = image[1..].iter().map(|link| (link.digest, 1000));
-        cache.describe(&image[0].digest, &manifest(parts));
+        cache.describe(&image[0].digest, &manifest_of(parts));
     }
 }
 
 /// A manifest of parts with these sizes in bytes.
-fn manifest(parts: impl Iterator<Item = (Digest, u64)>) -> Manifest {
+fn manifest_of(parts: impl Iterator<Item = (Digest, u64)>) -> Manifest {
     let layers = parts.map(
         |(digest, size)| serde_json::json!({"mediaType": "x/y", "digest": digest, "size": size}),
     );
@@ -541,7 +541,7 @@ async fn pull(cache: &Cache, store: &Sizes, image: &Image) {
         }
         cache.linked(&image.repo, kind, digest, *size);
         if n == 0 {
-            cache.describe(digest, &manifest(image.parts.iter().copied()));
+            cache.describe(digest, &manifest_of(image.parts.iter().copied()));
         }
     }
 }

@@ -76,16 +76,21 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
     use crate::cache::index::DeletionEpoch;
     use crate::oci::Algorithm;
 
     #[test]
-    fn a_link_is_good_for_a_second_and_until_something_goes() {
+    fn a_link_is_remembered_for_a_second_and_until_a_deletion() {
         let (recent, epoch) = (Recent::new(), DeletionEpoch::default());
         let (one, other) = ("one".parse().unwrap(), "other".parse().unwrap());
         let digest = Digest::of(Algorithm::Sha256, b"");
-        let at = |millis| (epoch.current(), Timestamp::from_millis(millis));
+        let at = |millis| {
+            let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+            (epoch.current(), Timestamp::of(time))
+        };
         let has = |repo, kind, millis| recent.has((repo, kind, &digest), at(millis));
         recent.put((&one, LinkKind::Layer, &digest), at(5000));
         assert!(has(&one, LinkKind::Layer, 5000));

@@ -1,4 +1,4 @@
-//! How the index is built: from the state files, then from what the store has.
+//! Builds the index: from the state files, then from the listing of the store.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::storage::{Link, LinkKind, Unreadable, UnreadableEntry};
 /// The TTL of the reference registry 2.8, and the default of its later versions.
 const THEIR_TTL: Duration = Duration::from_hours(7 * 24);
 
-/// What of the store couldn't be read, and so isn't known to be missing.
+/// The parts of the store that couldn't be read, and so aren't known to be missing.
 #[derive(Debug, Default)]
 pub(crate) struct Unreadables {
     pub(crate) count: u64,
@@ -94,7 +94,7 @@ impl Index {
         Some(self.intern_repo(&name))
     }
 
-    /// Puts an entry of the state file in. One that is known already keeps the wider span of times.
+    /// Adds an entry of the state file. A known one keeps the wider span of times.
     fn restore(&mut self, repo: Id<Repo>, line: &Line<'_>, times: Times) {
         let last_use = times.last_use;
         let last_use = last_use.unwrap_or_else(|| self.guess_use(repo, times.origin));
@@ -147,8 +147,8 @@ impl Index {
         self.mark_dirty(entry);
     }
 
-    /// A link is there and can't be read, or is of another upstream: it gets an entry, so that its
-    /// blob isn't taken for superfluous. It expires like others, and serves no request.
+    /// A stored link can't be read, or is of another upstream: it gets an entry, so that its blob isn't
+    /// taken for unlinked. It expires like others, and serves no request.
     pub(crate) fn unproved_found(&mut self, link: &Link, now: Timestamp) {
         let (repo, blob) = (self.intern_repo(&link.repo), self.intern_blob(&link.digest));
         if self.find_entry(repo, link.kind, blob).is_none() {

@@ -1,5 +1,5 @@
-//! What is deleted: decided here, under the lock, and carried out by
-//! [`work::deletion`](crate::cache::work::deletion).
+//! Decides what is deleted, under the lock; [`work::deletion`](crate::cache::work::deletion) deletes
+//! it.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What has to hold of the index between any two steps.
+//! The invariants of the index, between any two steps.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher as _;
@@ -7,7 +7,7 @@ use super::Index;
 use super::values::{BlobState, LinkState, Turn};
 
 impl Index {
-    /// Compares every sum, list, order and count with what it is of.
+    /// Compares every sum, list, order and count with the values that it covers.
     pub(crate) fn check_invariants(&self) {
         self.check_entries();
         self.check_blobs();
@@ -27,7 +27,7 @@ impl Index {
                 .entries
                 .lookup(hash, |other| std::ptr::eq(other, entry));
             assert_eq!(found, Some(id), "{entry:?} isn't in its table");
-            // Nothing that stays is forgotten by the deadlines.
+            // Each entry that stays and expires has a deadline.
             let due = self.deadline(entry);
             let stays = matches!(entry.state, LinkState::Kept | LinkState::Unconfirmed);
             let deadline = entry.deadline.time();
@@ -75,7 +75,7 @@ impl Index {
                 assert!(going, "{blob:?} is evicted, and not queued");
             }
         }
-        assert!(queued.is_empty(), "the delete queue has what isn't there");
+        assert!(queued.is_empty(), "the delete queue has unknown ids");
         assert_eq!(deleting, self.deletions.deleting);
         assert_eq!(used, self.space.used, "bytes of all files");
         assert_eq!(evicting, self.space.evicting, "bytes being evicted");

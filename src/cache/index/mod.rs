@@ -2,8 +2,7 @@
 //! last used.
 //!
 //! Everything is behind one lock that is held for microseconds: no method here does I/O, and those
-//! that visit much do it in pages. [`Index`] owns one structure for each question, and each of them
-//! keeps its own invariants:
+//! that visit many values do it in pages. [`Index`] owns one structure for each question:
 //!
 //! ```text
 //! Table<Repo>, Table<Blob>, Table<Entry>  the values, by id and by key; the entries of a blob are a list
@@ -14,13 +13,13 @@
 //! Changes                                 what the journal lacks
 //! ```
 //!
-//! Two enums are the lives of what is cached. A use, `touch`, keeps a link that isn't marked; making
+//! Three enums are the states of cached content. A use, `touch`, keeps a link that isn't marked; making
 //! the link again, `link`, keeps any.
 //!
 //! ```text
 //! BlobState   Absent --file found or committed--> Present <--> Evicting --file removed--> Absent
 //!             Present --damaged--> Quarantined --new file committed--> Present
-//! Turn        Idle --> Queued --> Deleting --> Idle       (Queued --> Held, while somebody holds it)
+//! Turn        Idle --> Queued --> Deleting --> Idle       (Queued --> Held, while the blob is held)
 //! LinkState   Unconfirmed --seen in the store--> Kept --TTL over--> Expired --> removed, or Failed
 //!             any --purged, or its blob is missing--> Marked --> removed, or Failed
 //! ```

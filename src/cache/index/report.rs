@@ -1,4 +1,4 @@
-//! What an operator sees and chooses: listings, totals, and what is purged.
+//! For operators: listings, totals, and the selection of a purge.
 
 use std::time::SystemTime;
 

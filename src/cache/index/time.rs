@@ -1,4 +1,4 @@
-//! When entries expire, and what of them is saved.
+//! Deadlines of entries, and the changes that a save writes.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! How much may be stored, and how much is: what is known of bytes, and what follows from it.
+//! Accounting of bytes: how many are and may be stored, and whether a request fits.
 //!
 //! A download that would pass the limit waits until the images that are in its way are deleted; the
 //! space that whole images leave is for the next ones. What is past the limit all the same (it was
@@ -21,7 +21,7 @@ pub struct SpaceRequest {
     pub evict: bool,
 }
 
-/// What follows from a [`SpaceRequest`].
+/// The decision on a [`SpaceRequest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::cache) enum Decision {
     Reserve,
@@ -139,8 +139,8 @@ impl Space {
         change(&mut self.filled, after, true);
     }
 
-    /// What the file system has free now, and how much of it has to stay free; none when it can't
-    /// tell.
+    /// The bytes that the file system has free now, and those that have to stay free; none when that is
+    /// unknown.
     pub(in crate::cache) fn measure(&mut self, free: Option<u64>, min_free: u64) {
         self.measured = free.map(|free| Measured {
             free,
@@ -203,7 +203,7 @@ impl Space {
         self.evicting == 0 && self.fits(bytes).unwrap_or(false)
     }
 
-    /// What follows from a request for space; nothing is reserved yet.
+    /// Decides on a request for space, without reserving anything.
     pub(in crate::cache) fn decide(&self, request: SpaceRequest) -> Decision {
         let SpaceRequest { bytes, blob, evict } = request;
         match self.fits(bytes) {

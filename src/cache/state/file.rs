@@ -98,7 +98,7 @@ pub(crate) struct Line<'a> {
     pub(crate) verified: Option<(u64, Modified)>,
 }
 
-/// What a file says of an entry's time.
+/// The times of an entry in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Times {
     pub(crate) origin: Origin,
@@ -106,7 +106,7 @@ pub(crate) struct Times {
     pub(crate) last_use: Option<Timestamp>,
 }
 
-/// What reading came to.
+/// Counts of what was read.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) entries: usize,

@@ -50,7 +50,7 @@ pub(crate) struct Journal {
     torn: bool,
 }
 
-/// What was found at the start.
+/// The result of loading both files.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
     /// Entries whose times lie in the future.
@@ -218,7 +218,7 @@ fn read(path: &Path, set_aside: &dyn Fn(&Path)) -> Option<Vec<u8>> {
     }
 }
 
-/// Gives a broken file another name, for somebody to look at.
+/// Renames a broken file, so that an operator can look at it.
 fn set_aside(path: &Path) {
     let name = |n: u32| {
         let mut name = path.as_os_str().to_owned();

@@ -1,4 +1,4 @@
-//! A start over a store in which something can't be read, or is left from a crash.
+//! A start over a store with unreadable entries, or with remains of a crash.
 
 use super::*;
 use crate::storage::{FsStore, Layout, UnreadableEntry};

@@ -1,4 +1,4 @@
-//! What happens when: one task, which sleeps until the next deadline.
+//! The scheduler: one task, which sleeps until the next deadline.
 //!
 //! The index has a deadline for each entry that expires. A use doesn't move it: it only makes the
 //! entry's true deadline later, and when the old one comes, the entry is put back at the true one.

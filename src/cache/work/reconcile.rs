@@ -1,10 +1,10 @@
 //! The start: builds the index from the state files and then from the store, while requests are
 //! already answered. Nothing is deleted before the index is complete.
 //!
-//! The store is right: a link that no state knows gets an entry, an entry without a link is forgotten,
-//! a link without a file is removed, and so is a file without a link. What can't be read isn't taken
-//! for missing: it, and what belongs to it, stays. Blobs aren't read; of manifests the JSON is, to
-//! know what they refer to.
+//! The store is right: a link that no state file has gets an entry, an entry without a link is
+//! forgotten, and a link without a file is removed, as is a file without a link. Unreadable content
+//! isn't taken for missing: it stays, with everything that belongs to it. Blobs aren't read; manifests
+//! are, because the index has what they refer to.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,8 +76,8 @@ pub(crate) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Sa
     Some(Saver::new(journal, loaded.broken))
 }
 
-/// Builds the index from the store, again and again until that succeeds. Meanwhile nothing is
-/// cached that needs space, and commands are told why.
+/// Builds the index from the store, and tries again until that succeeds. Meanwhile nothing is cached
+/// that needs space, and commands report the reason.
 pub(crate) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
     let work = async {
         while let Err(error) = build(&shared).await {

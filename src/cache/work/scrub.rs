@@ -344,7 +344,7 @@ impl<'a> Scrub<'a> {
     }
 }
 
-/// The digest of what is there, with the algorithm of the wanted one. A file that ends early has
+/// The digest of the content, with the algorithm of the expected one. A file that ends early has
 /// another.
 pub(crate) async fn hash(
     digest: &Digest,
