@@ -186,8 +186,7 @@ impl Cache {
         let inner = Inner::new((store, metrics, clock), settings, tasks, stop);
         let inner = Arc::new(inner);
         tasks.spawn_required("cache", work::run(Arc::clone(&inner)));
-        let deletion = deletion::run(Arc::clone(&inner), inner.quit.clone());
-        tasks.spawn_required("deletion", deletion);
+        tasks.spawn_required("deletion", deletion::run(Arc::clone(&inner)));
         Self {
             inner,
             partials: Arc::default(),

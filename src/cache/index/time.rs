@@ -13,7 +13,7 @@ use crate::storage::{Link, LinkKind};
 const BATCH: usize = 256;
 
 /// What has changed since the last save, where there is a journal for it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Changes {
     /// False without a journal: then nothing is collected.
     enabled: bool,
@@ -34,8 +34,7 @@ impl Changes {
     pub(super) fn new(enabled: bool) -> Self {
         Self {
             enabled,
-            dirty: Vec::new(),
-            removed: Vec::new(),
+            ..Self::default()
         }
     }
 }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio_util::sync::CancellationToken;
 
 use crate::cache::Inner;
 use crate::cache::index::{DueLink, Job};
@@ -22,8 +21,9 @@ use crate::storage::Link;
 /// Blobs that are deleted at one time.
 const MAX_JOBS: usize = 4;
 
-/// Runs until `quit`; deletions that have begun are finished.
-pub(crate) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
+/// Runs until the stop; deletions that have begun are finished.
+pub(crate) async fn run(shared: Arc<Inner>) {
+    let quit = &shared.quit;
     let mut running = FuturesUnordered::new();
     loop {
         while !quit.is_cancelled()

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::save::Saver;
 use crate::cache::Inner;
@@ -24,8 +23,9 @@ const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// The longest sleep: timers needn't reach further.
 const MAX_SLEEP: Duration = Duration::from_hours(24);
 
-/// Runs until `quit`, then saves everything.
-pub(crate) async fn run(shared: Arc<Inner>, mut saver: Option<Saver>, quit: CancellationToken) {
+/// Runs until the stop, then saves everything.
+pub(crate) async fn run(shared: &Arc<Inner>, mut saver: Option<Saver>) {
+    let quit = &shared.quit;
     let mut save_at = None;
     let mut measure_at = None;
     while !quit.is_cancelled() {
@@ -38,17 +38,17 @@ pub(crate) async fn run(shared: Arc<Inner>, mut saver: Option<Saver>, quit: Canc
             while shared.with(|index| index.expire(shared.now())) {
                 tokio::task::yield_now().await;
             }
-            trim(&shared).await;
+            trim(shared).await;
         }
         if let Some(saver) = &mut saver {
             if save_at.is_some_and(|at| at <= now) {
-                saver.save(&shared).await;
+                saver.save(shared).await;
                 save_at = None;
             }
             if save_at.is_none() && shared.with(|index| index.has_changes()) {
                 save_at = Some(now + SAVE_AFTER);
             }
-            saver.fold_if_due(&shared).await;
+            saver.fold_if_due(shared).await;
         }
         let deadline = shared.with(|index| index.next_deadline());
         let deadline = deadline.filter(|_| shared.may_remove()).map(|at| {
@@ -68,7 +68,7 @@ pub(crate) async fn run(shared: Arc<Inner>, mut saver: Option<Saver>, quit: Canc
         }
     }
     if let Some(mut saver) = saver {
-        saver.fold(&shared).await;
+        saver.fold(shared).await;
     }
 }
 

@@ -19,9 +19,5 @@ pub(super) async fn run(shared: Arc<Inner>) {
         Some(path) => reconcile::load(&shared, Journal::at(path)).await,
     };
     let saver = saver.filter(|_| shared.settings.upkeep == Upkeep::Full);
-    let quit = shared.quit.clone();
-    tokio::join!(
-        expiry::run(Arc::clone(&shared), saver, quit.clone()),
-        reconcile::run(Arc::clone(&shared), quit),
-    );
+    tokio::join!(expiry::run(&shared, saver), reconcile::run(&shared));
 }

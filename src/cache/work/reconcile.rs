@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio_util::sync::CancellationToken;
 
 use super::save::Saver;
 use crate::cache::index::{Index, Settled, Unreadables};
@@ -78,9 +77,9 @@ pub(crate) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Sa
 
 /// Builds the index from the store, and tries again until that succeeds. Meanwhile nothing is cached
 /// that needs space, and commands report the reason.
-pub(crate) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
+pub(crate) async fn run(shared: &Arc<Inner>) {
     let work = async {
-        while let Err(error) = build(&shared).await {
+        while let Err(error) = build(shared).await {
             let error = on_one_line(&error);
             tracing::warn!(
                 error,
@@ -90,10 +89,7 @@ pub(crate) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
             tokio::time::sleep(REST).await;
         }
     };
-    tokio::select! {
-        () = work => {}
-        () = quit.cancelled() => {}
-    }
+    shared.quit.run_until_cancelled(work).await;
 }
 
 async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
