@@ -23,10 +23,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use millpond::cache::{Cache, CacheSettings, References, TtlPolicy, Upkeep};
+use millpond::cache::{Cache, CacheSettings, TtlPolicy};
 use millpond::clock::Clock;
 use millpond::config::TtlRule;
-use millpond::oci::{Algorithm, Digest, ManifestType, RepoName, Tag};
+use millpond::oci::{Algorithm, Digest, Manifest, RepoName, Tag};
 use millpond::storage::{Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError};
 use millpond::tasks::Tasks;
 use tokio::time::Instant;
@@ -54,40 +54,30 @@ fn row(what: &str, target: &str, measured: &str, met: bool) {
 // --- The store ------------------------------------------------------------------------------------
 
 /// Sizes and links, no content.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Sizes {
     /// By the first byte of the digest.
-    blobs: [Mutex<HashMap<Digest, u64>>; 256],
+    blobs: Mutex<HashMap<u8, HashMap<Digest, u64>>>,
     links: Mutex<BTreeMap<RepoName, [Vec<Digest>; 2]>>,
     bytes: AtomicU64,
     most_bytes: AtomicU64,
 }
 
-impl Default for Sizes {
-    fn default() -> Self {
-        Self {
-            blobs: std::array::from_fn(|_| Mutex::default()),
-            links: Mutex::default(),
-            bytes: AtomicU64::new(0),
-            most_bytes: AtomicU64::new(0),
-        }
-    }
-}
-
 impl Sizes {
-    fn part(&self, digest: &Digest) -> std::sync::MutexGuard<'_, HashMap<Digest, u64>> {
-        self.blobs[usize::from(digest.first_byte())].lock().unwrap()
+    fn part<T>(&self, first: u8, step: impl FnOnce(&mut HashMap<Digest, u64>) -> T) -> T {
+        step(self.blobs.lock().unwrap().entry(first).or_default())
     }
 
     fn put(&self, digest: Digest, size: u64) {
-        if self.part(&digest).insert(digest, size).is_none() {
+        let before = self.part(digest.first_byte(), |part| part.insert(digest, size));
+        if before.is_none() {
             let bytes = self.bytes.fetch_add(size, Ordering::SeqCst) + size;
             self.most_bytes.fetch_max(bytes, Ordering::SeqCst);
         }
     }
 
     fn has(&self, digest: &Digest) -> bool {
-        self.part(digest).contains_key(digest)
+        self.part(digest.first_byte(), |part| part.contains_key(digest))
     }
 }
 
@@ -97,7 +87,7 @@ impl Store for Sizes {
         Ok(None)
     }
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        Ok(self.part(digest).get(digest).copied())
+        Ok(self.part(digest.first_byte(), |part| part.get(digest).copied()))
     }
     async fn stage(&self, _: &Digest, _: &str) -> Result<Box<dyn Stage>, StoreError> {
         Err(StoreError::Incomplete {
@@ -114,7 +104,7 @@ impl Store for Sizes {
         Ok(false)
     }
     async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let size = self.part(digest).remove(digest);
+        let size = self.part(digest.first_byte(), |part| part.remove(digest));
         self.bytes.fetch_sub(size.unwrap_or(0), Ordering::SeqCst);
         Ok(size.is_some())
     }
@@ -144,17 +134,13 @@ impl Store for Sizes {
     }
     async fn links(&self, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
         let links = self.links.lock().unwrap();
-        let of_repo = links.get(repo);
-        Ok(of_repo.map_or(Vec::new(), |kinds| {
-            kinds[usize::from(kind == LinkKind::Layer)].clone()
-        }))
+        let own = links
+            .get(repo)
+            .map(|kinds| &kinds[usize::from(kind == LinkKind::Layer)]);
+        Ok(own.cloned().unwrap_or_default())
     }
     async fn blobs(&self, first: u8) -> Result<Vec<(Digest, u64)>, StoreError> {
-        let blobs = self.blobs[usize::from(first)].lock().unwrap();
-        Ok(blobs
-            .iter()
-            .map(|(digest, size)| (*digest, *size))
-            .collect())
+        Ok(self.part(first, |part| part.clone().into_iter().collect()))
     }
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
         Ok(self.links.lock().unwrap().keys().cloned().collect())
@@ -189,11 +175,8 @@ fn link(n: u64) -> Link {
 fn settings(state: Option<&Path>) -> CacheSettings {
     CacheSettings {
         ttl: TtlPolicy::sliding(Some(WEEK)),
-        pins: Vec::new(),
-        max_size: None,
-        min_free: None,
         state: state.map(Path::to_owned),
-        upkeep: Upkeep::Full,
+        ..CacheSettings::unlimited()
     }
 }
 
@@ -221,12 +204,19 @@ fn fill(cache: &Cache, links: &[Link]) {
         for link in image {
             cache.linked(&link.repo, link.kind, &link.digest, 1000);
         }
-        let references = References {
-            parts: image[1..].iter().map(|link| link.digest).collect(),
-            subject: None,
-        };
-        cache.describe(&image[0].digest, ManifestType::OciManifest, &references);
+        let parts = image[1..].iter().map(|link| (link.digest, 1000));
+        cache.describe(&image[0].digest, &manifest_of(parts));
     }
+}
+
+/// A manifest of parts with these sizes in bytes.
+fn manifest_of(parts: impl Iterator<Item = (Digest, u64)>) -> Manifest {
+    let layers = parts.map(
+        |(digest, size)| serde_json::json!({"mediaType": "x/y", "digest": digest, "size": size}),
+    );
+    let layers: Vec<_> = layers.collect();
+    let text = serde_json::json!({"schemaVersion": 2, "layers": layers}).to_string();
+    Manifest::parse(text.as_bytes()).unwrap()
 }
 
 // --- A million entries ----------------------------------------------------------------------------
@@ -476,29 +466,10 @@ fn images(count: u64, random: &mut fastrand::Rng) -> Vec<Image> {
         .collect()
 }
 
-/// Draws image numbers, number n with a probability proportional to 1 / (n + 1).
-struct Zipf(Vec<f64>);
-
-impl Zipf {
-    fn new(count: usize) -> Self {
-        let sums = (1..=count).scan(0.0, |sum, n| {
-            *sum += 1.0 / n as f64;
-            Some(*sum)
-        });
-        Self(sums.collect())
-    }
-
-    fn draw(&self, random: &mut fastrand::Rng) -> usize {
-        let at = random.f64() * self.0.last().unwrap();
-        self.0.partition_point(|sum| *sum < at)
-    }
-}
-
+/// Whole pulls, blobs and bytes: those found in the cache, and all.
 #[derive(Default)]
 struct Hits {
-    images: u64,
-    blobs: u64,
-    bytes: u64,
+    hits: [u64; 3],
     all: [u64; 3],
 }
 
@@ -507,25 +478,22 @@ impl Hits {
         let manifest = [(image.manifest, MANIFEST_SIZE)];
         let mut whole = true;
         for (digest, size) in manifest.iter().chain(&image.parts) {
-            let hit = u64::from(has(digest));
-            whole &= hit == 1;
-            self.blobs += hit;
-            self.bytes += hit * size;
-            self.all[1] += 1;
-            self.all[2] += size;
+            let hit = has(digest);
+            whole &= hit;
+            self.add([0, 1, *size], hit);
         }
-        self.images += u64::from(whole);
-        self.all[0] += 1;
+        self.add([1, 0, 0], whole);
+    }
+
+    fn add(&mut self, counts: [u64; 3], hit: bool) {
+        for (at, count) in counts.into_iter().enumerate() {
+            self.hits[at] += u64::from(hit) * count;
+            self.all[at] += count;
+        }
     }
 
     fn shares(&self) -> [f64; 3] {
-        let share = |hits: u64, all: u64| 100.0 * hits as f64 / all as f64;
-        let [images, blobs, bytes] = self.all;
-        [
-            share(self.images, images),
-            share(self.blobs, blobs),
-            share(self.bytes, bytes),
-        ]
+        std::array::from_fn(|at| 100.0 * self.hits[at] as f64 / self.all[at] as f64)
     }
 }
 
@@ -573,13 +541,19 @@ async fn pull(cache: &Cache, store: &Sizes, image: &Image) {
         }
         cache.linked(&image.repo, kind, digest, *size);
         if n == 0 {
-            let references = References {
-                parts: image.parts.iter().map(|(digest, _)| *digest).collect(),
-                subject: None,
-            };
-            cache.describe(digest, ManifestType::OciManifest, &references);
+            cache.describe(digest, &manifest_of(image.parts.iter().copied()));
         }
     }
+}
+
+async fn capped(store: &Arc<Sizes>, max_size: u64) -> Cache {
+    let settings = CacheSettings {
+        max_size: Some(max_size),
+        ..settings(None)
+    };
+    let cache = start(store, settings);
+    cache.complete().await;
+    cache
 }
 
 fn total(images: &[Image]) -> u64 {
@@ -590,10 +564,18 @@ fn total(images: &[Image]) -> u64 {
 fn zipf(pulls: u64) {
     let mut random = fastrand::Rng::with_seed(3);
     let images = images(1000, &mut random);
-    let zipf = Zipf::new(images.len());
-    let trace: Vec<_> = (0..pulls)
-        .map(|_| &images[zipf.draw(&mut random)])
+    // Image number n is pulled with a probability proportional to 1 / (n + 1).
+    let sums: Vec<_> = (1..=images.len())
+        .scan(0.0, |sum, n| {
+            *sum += 1.0 / n as f64;
+            Some(*sum)
+        })
         .collect();
+    let draw = |random: &mut fastrand::Rng| {
+        let at = random.f64() * sums[sums.len() - 1];
+        &images[sums.partition_point(|sum| *sum < at)]
+    };
+    let trace: Vec<_> = (0..pulls).map(|_| draw(&mut random)).collect();
     for percent in [5, 20] {
         let max_size = total(&images) * percent / 100;
         let (mut plain, mut lru) = (Hits::default(), BlobLru::default());
@@ -608,12 +590,7 @@ fn zipf(pulls: u64) {
         let runtime = builder.enable_time().start_paused(true).build().unwrap();
         let ours = runtime.block_on(async {
             let store = Arc::new(Sizes::default());
-            let settings = CacheSettings {
-                max_size: Some(max_size),
-                ..settings(None)
-            };
-            let cache = start(&store, settings);
-            cache.complete().await;
+            let cache = capped(&store, max_size).await;
             let mut ours = Hits::default();
             for image in &trace {
                 ours.count(image, |digest| store.has(digest));
@@ -649,12 +626,7 @@ fn cap(pulls: u64) {
     let runtime = runtime();
     let began = Instant::now();
     let full = runtime.block_on(async {
-        let settings = CacheSettings {
-            max_size: Some(max_size),
-            ..settings(None)
-        };
-        let cache = start(&store, settings);
-        cache.complete().await;
+        let cache = capped(&store, max_size).await;
         let mut pullers = tokio::task::JoinSet::new();
         for n in 0..16 {
             let (cache, store) = (cache.clone(), Arc::clone(&store));

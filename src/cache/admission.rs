@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::partials::MAX_AGE;
 use super::{Cache, Full, Hold, Reservation, SpaceRequest};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName};
@@ -17,8 +18,8 @@ pub enum AdmitError {
     Store(#[from] StoreError),
 }
 
-/// Leave to store a blob. Holds its digest, so that nothing removes the committed file before it is
-/// linked. Dropping it gives the reserved space back; the stage goes when it is dropped itself.
+/// Permission to store a blob. Holds its digest, so that nothing removes the committed file before it
+/// is linked. Dropping it gives the reserved space back; dropping the stage removes its file.
 #[derive(Debug)]
 #[must_use = "the reserved space is given back when this is dropped"]
 pub struct Admission {
@@ -49,8 +50,8 @@ impl Cache {
         Ok((admission, stage))
     }
 
-    /// Resumes the partial that an earlier download from the same upstream has left. None when there
-    /// is none, or no space for it.
+    /// Resumes the partial of an earlier download from the same upstream. None without a partial, or
+    /// without space for it.
     pub async fn resume(
         &self,
         digest: &Digest,
@@ -63,7 +64,7 @@ impl Cache {
         });
         let (stage, partial) = resumed.ok()??;
         // A download that has just been paused has parked it before it gave the stage up.
-        let reservation = if let Some(parked) = self.partials.take(digest, upstream) {
+        let reservation = if let Some(parked) = self.take_partial(digest, upstream) {
             parked
         } else {
             let request = SpaceRequest {
@@ -80,11 +81,6 @@ impl Cache {
             hold: self.hold(digest).await,
         };
         Some((admission, stage, partial))
-    }
-
-    /// Adopts the partials that an earlier process has left, and removes expired ones. Never returns.
-    pub async fn look_after_partials(&self) {
-        self.partials.look_after().await;
     }
 }
 
@@ -108,13 +104,18 @@ impl Admission {
     /// the space of the `bytes` that are on disk, and gives the rest back.
     pub async fn pause(mut self, stage: Box<dyn Stage>, upstream: &Arc<str>, bytes: u64) {
         self.reservation.shrink(bytes);
-        let (digest, partials) = (self.digest, &self.cache.partials);
-        partials.park(digest, upstream, self.reservation);
+        let Self {
+            cache,
+            digest,
+            reservation,
+            ..
+        } = self;
+        cache.park_partial(digest, Arc::clone(upstream), MAX_AGE, reservation);
         if let Err(panicked) = tokio::task::spawn_blocking(move || stage.leave()).await {
             tracing::error!(%digest, error = %on_one_line(&panicked), "leaving a partial download panicked");
-            drop(partials.take(&digest, upstream));
+            drop(cache.take_partial(&digest, upstream));
         }
-        partials.trim().await;
+        cache.trim_partials().await;
     }
 
     /// Commits the stage, whose digest the caller has verified, as a blob of `size` bytes, then links
@@ -137,7 +138,7 @@ impl Admission {
         } = self;
         reservation.commit(&hold, size);
         // The commit has removed the partials of this digest, of all upstreams.
-        cache.partials.forget(&digest);
+        cache.forget_partials(&digest);
         if let Some(modified) = modified {
             hold.verified(size, modified);
         }

@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Inner;
 use super::index::{Blob, Id, SpaceReply};
-use super::policy::SpaceRequest;
+use super::{Cache, Inner, SpaceRequest};
 use crate::oci::Digest;
 
 /// The longest that a download waits for space.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// There is no space, and none can be made: the download is to be passed through without caching.
+/// There is no space, and none can be made: the download is passed through without caching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the cache has no space for {bytes} bytes, and nothing that may go")]
 pub struct Full {
@@ -21,7 +20,7 @@ pub struct Full {
 }
 
 /// Keeps the links and the file of a digest from being removed. Take it before the blob is opened or
-/// linked, and keep it until it has been read, or the link has been noted.
+/// linked, and keep it until it has been read, or the link is in the index.
 #[derive(Debug)]
 #[must_use = "nothing is held once this is dropped"]
 pub struct Hold {
@@ -61,7 +60,7 @@ impl Reservation {
     pub fn fill(&mut self, bytes: u64) {
         let filled = bytes.min(self.bytes);
         let before = std::mem::replace(&mut self.filled, filled);
-        self.shared.with(|index| index.fill(before, filled));
+        self.shared.with(|index| index.space.fill(before, filled));
     }
 
     /// Keeps only the space of the `bytes` that are on disk, and gives the rest back.
@@ -93,73 +92,85 @@ impl Drop for Reservation {
     }
 }
 
-impl Inner {
-    /// A hold, unless the content is being deleted right now.
-    pub(super) fn try_hold(self: &Arc<Self>, digest: &Digest) -> Option<Hold> {
-        let content = self.with(|index| index.hold(digest))?;
-        Some(Hold {
-            shared: Arc::clone(self),
-            content,
-        })
+impl Cache {
+    /// Keeps a digest, cached or not, from being deleted. Waits for a deletion of it in flight.
+    pub async fn hold(&self, digest: &Digest) -> Hold {
+        let content = self.inner.until_freed(|index| index.hold(digest)).await;
+        self.held(content)
     }
 
-    /// A hold. Waits while the content is being deleted, which one round of the store bounds.
-    pub(super) async fn hold(self: &Arc<Self>, digest: &Digest) -> Hold {
-        loop {
-            let mut freed = std::pin::pin!(self.freed.notified());
-            freed.as_mut().enable();
-            if let Some(hold) = self.try_hold(digest) {
-                return hold;
+    /// Like [`hold`](Self::hold), without waiting: none while the digest is being deleted.
+    pub fn try_hold(&self, digest: &Digest) -> Option<Hold> {
+        let content = self.inner.with(|index| index.hold(digest))?;
+        Some(self.held(content))
+    }
+
+    fn held(&self, content: Id<Blob>) -> Hold {
+        let shared = Arc::clone(&self.inner);
+        Hold { shared, content }
+    }
+
+    /// Reserves space for content of `bytes` bytes, and makes it where there is none, which may take
+    /// seconds.
+    pub async fn reserve(&self, bytes: u64) -> Result<Reservation, Full> {
+        let request = SpaceRequest {
+            bytes,
+            blob: bytes,
+            evict: true,
+        };
+        self.try_reserve(request).await
+    }
+
+    /// Like [`reserve`](Self::reserve), for one step of a download. Where images may be evicted and
+    /// that isn't enough, paused downloads are given up. A request for no bytes always succeeds.
+    pub async fn reserve_step(&self, request: SpaceRequest) -> Result<Reservation, Full> {
+        match self.try_reserve(request).await {
+            Err(_full) if request.evict && self.clear_partials().await => {
+                self.try_reserve(request).await
             }
-            freed.await;
+            reserved => reserved,
         }
     }
 
-    pub(super) async fn reserve(
-        self: &Arc<Self>,
-        request: SpaceRequest,
-    ) -> Result<Reservation, Full> {
-        if request.bytes > 0 {
-            self.admit(request).await?;
-        } else if !self.with(|index| index.space().can_hold(request.blob)) {
-            return Err(self.full(request));
+    pub(super) async fn try_reserve(&self, request: SpaceRequest) -> Result<Reservation, Full> {
+        if self.has_made_room(request).await {
+            return Ok(Reservation {
+                shared: Arc::clone(&self.inner),
+                bytes: request.bytes,
+                filled: 0,
+            });
         }
-        Ok(Reservation {
-            shared: Arc::clone(self),
-            bytes: request.bytes,
-            filled: 0,
+        if request.evict {
+            self.inner.counts.lock().full += 1;
+        }
+        Err(Full {
+            bytes: request.bytes.max(request.blob),
         })
     }
 
-    /// Counts the requested bytes as reserved, after making room for them.
-    async fn admit(&self, request: SpaceRequest) -> Result<(), Full> {
+    /// Counts the requested bytes as reserved, after making room for them. False when there is none.
+    async fn has_made_room(&self, request: SpaceRequest) -> bool {
+        let inner = &*self.inner;
+        if request.bytes == 0 {
+            return inner.with(|index| index.space.can_hold(request.blob));
+        }
         let until = Instant::now() + MAX_WAIT;
         let mut looked_at = 0;
         loop {
-            let mut freed = std::pin::pin!(self.freed.notified());
+            let mut freed = std::pin::pin!(inner.freed.notified());
             freed.as_mut().enable();
-            let now = self.now();
-            match self.with(|index| index.reserve_space(request, now, &mut looked_at)) {
-                SpaceReply::Reserved => return Ok(()),
+            let now = inner.now();
+            match inner.with(|index| index.reserve_space(request, now, &mut looked_at)) {
+                SpaceReply::Reserved => return true,
                 SpaceReply::Again => tokio::task::yield_now().await,
                 SpaceReply::Wait => {
                     if tokio::time::timeout_at(until, freed).await.is_err() {
-                        break;
+                        return false;
                     }
                     looked_at = 0;
                 }
-                SpaceReply::Full => break,
+                SpaceReply::Full => return false,
             }
-        }
-        Err(self.full(request))
-    }
-
-    fn full(&self, request: SpaceRequest) -> Full {
-        if request.evict {
-            self.counters.full();
-        }
-        Full {
-            bytes: request.bytes.max(request.blob),
         }
     }
 }

@@ -7,19 +7,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Cache, CachedManifest, ManifestMeta, references};
+use super::index::Index;
+use super::{Cache, CachedManifest, ManifestMeta};
 use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
 use crate::oci::{Digest, Manifest, RepoName, Tag};
 use crate::storage::{self, Content, Link, LinkKind, StoreError};
 use crate::workers::{Leave, Workers};
-
-/// What was read of a manifest's file.
-enum Read {
-    Manifest(Arc<CachedManifest>),
-    Schema1,
-    /// It has its digest and is no manifest.
-    Other,
-}
 
 impl Cache {
     /// Bounds the memory of everything that hashes or parses whole documents.
@@ -43,7 +36,9 @@ impl Cache {
     /// Type and size of a manifest that the repository links, as far as the index knows. Reads no
     /// file. Counts as a use.
     pub fn manifest_meta(&self, repo: &RepoName, digest: &Digest) -> Option<ManifestMeta> {
-        let (size, media_type) = self.linked_manifest(repo, digest)?;
+        let now = self.inner.now();
+        let known = |index: &mut Index| index.touch_manifest(repo, digest, now);
+        let (size, media_type) = self.inner.with(known)?;
         Some(ManifestMeta {
             digest: *digest,
             media_type,
@@ -74,16 +69,16 @@ impl Cache {
     /// A manifest that is stored for some repository. Serve it only after proof that the client's
     /// repository has it.
     pub async fn any_manifest(&self, digest: &Digest) -> Option<Arc<CachedManifest>> {
-        match self.read_stored(digest).await? {
-            Read::Manifest(manifest) => Some(manifest),
-            Read::Schema1 | Read::Other => None,
-        }
+        self.read_stored(digest).await?.ok()
     }
 
     /// Whether the repository links a manifest of Docker's schema 1.
     pub async fn is_schema1(&self, repo: &RepoName, digest: &Digest) -> bool {
         self.has_revision(repo, digest).await
-            && matches!(self.read_stored(digest).await, Some(Read::Schema1))
+            && matches!(
+                self.read_stored(digest).await,
+                Some(Err(ManifestError::Schema1))
+            )
     }
 
     /// Stores a manifest that the upstream gave for this repository, and links it. `bytes` has the
@@ -130,9 +125,7 @@ impl Cache {
             .link_stored(&Link::revision(repo.clone(), digest), size)
             .await;
         if linked {
-            let parsed = manifest.parsed();
-            self.describe(&digest, parsed.media_type, &references(parsed));
-            self.expect_sizes(parsed);
+            self.describe(&digest, manifest.parsed());
         }
         linked
     }
@@ -146,16 +139,20 @@ impl Cache {
         self.readable("manifest link", linked)
     }
 
-    async fn read_stored(&self, digest: &Digest) -> Option<Read> {
+    /// What the stored content with this digest is; none when it is missing, damaged or unreadable.
+    async fn read_stored(
+        &self,
+        digest: &Digest,
+    ) -> Option<Result<Arc<CachedManifest>, ManifestError>> {
         if let Some(manifest) = self.stored_in_memory(digest) {
-            return Some(Read::Manifest(manifest));
+            return Some(Ok(manifest));
         }
         let opened = self.inner.store.open(digest).await;
-        let content = self.undamaged(digest, opened).await??;
+        let content = self.undamaged("manifest", digest, opened).await??;
         let leave = self.inner.workers.admit(content.size).await.ok()?;
         // Large ones are read a few at a time: another request may have read this one meanwhile.
         match self.stored_in_memory(digest) {
-            Some(manifest) => Some(Read::Manifest(manifest)),
+            Some(manifest) => Some(Ok(manifest)),
             None => self.read_opened(digest, content, leave).await,
         }
     }
@@ -168,9 +165,14 @@ impl Cache {
             .then_some(manifest)
     }
 
-    async fn read_opened(&self, digest: &Digest, content: Content, leave: Leave) -> Option<Read> {
+    async fn read_opened(
+        &self,
+        digest: &Digest,
+        content: Content,
+        leave: Leave,
+    ) -> Option<Result<Arc<CachedManifest>, ManifestError>> {
         let bytes = storage::read_content(content, digest, MAX_MANIFEST).await;
-        let bytes = self.undamaged(digest, bytes).await?;
+        let bytes = self.undamaged("manifest", digest, bytes).await?;
         let (digest, document) = (*digest, bytes.clone());
         let check = move || {
             let intact = Digest::of(digest.algorithm(), &document) == digest;
@@ -182,29 +184,11 @@ impl Cache {
             self.quarantine(&digest, None).await;
             return None;
         };
-        Some(match parsed {
-            Ok(parsed) => {
-                let manifest = CachedManifest::new(digest, bytes, parsed);
-                self.inner.manifests.insert(&manifest);
-                Read::Manifest(manifest)
-            }
-            Err(ManifestError::Schema1) => Read::Schema1,
-            Err(_) => Read::Other,
-        })
-    }
-
-    /// The result of reading a manifest's file. One that can't be read any more is quarantined.
-    async fn undamaged<T>(&self, digest: &Digest, read: Result<T, StoreError>) -> Option<T> {
-        let damaged = match &read {
-            Ok(_) => false,
-            Err(StoreError::Truncated { .. } | StoreError::TooLarge { .. }) => true,
-            Err(error) => error.is_damage(),
-        };
-        let read = self.readable("manifest", read.map(Some));
-        if damaged {
-            self.quarantine(digest, None).await;
-        }
-        read
+        Some(parsed.map(|parsed| {
+            let manifest = CachedManifest::new(digest, bytes, parsed);
+            self.inner.manifests.insert(&manifest);
+            manifest
+        }))
     }
 
     /// The manifest digest that a tag was last known to name.

@@ -10,10 +10,10 @@
 //! ```
 //!
 //! [`index`] knows every link of every repository: when it was made and last used. [`policy`] says
-//! how long a link is kept, what is pinned, and which images are evicted. [`state`] keeps both across
-//! restarts. [`work`] carries out what follows. Expiry, eviction and purging only queue;
-//! [`work::deletion`] is the only deleter. It removes links, and a blob's file when no link in any
-//! repository and no hold needs it.
+//! how long a link is kept and how much may be stored. [`state`] keeps the index across restarts.
+//! [`work`] has the background tasks. Expiry, eviction and purging only queue; [`work::deletion`] is
+//! the only deleter. It removes links, and a blob's file when no link in any repository and no hold
+//! needs it.
 //!
 //! What must never happen: the file of something that is held or linked is removed; a save or a
 //! deletion delays a request; a broken state file prevents the start; the limit is passed.
@@ -35,7 +35,6 @@ mod recent;
 mod state;
 #[cfg(test)]
 mod tests;
-mod verified;
 mod verify;
 mod work;
 
@@ -49,15 +48,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
-use crate::oci::{Digest, ImagePattern, ManifestType, RepoName};
+use crate::oci::{Digest, ImagePattern, Manifest, RepoName};
 use crate::storage::Store;
 pub use crate::storage::{Content, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError};
 use crate::tasks::Tasks;
 
 pub use admission::{Admission, AdmitError};
 pub use capacity::{Full, Hold, Reservation};
-use index::Trust;
-pub use index::{EntryView, ImageView, References, Selection, SelectionError, Usage};
+pub use index::{EntryView, ImageView, Selection, SelectionError, Usage};
+use index::{Index, Trust};
 pub use inner::Counts;
 use inner::Inner;
 pub use manifest_cache::{CachedManifest, ManifestMeta};
@@ -65,7 +64,6 @@ pub use open::{CachedBlob, Opened, ReadMode};
 use partials::Partials;
 pub use policy::{SpaceRequest, TtlPolicy};
 use work::deletion;
-pub use work::reconcile::references;
 pub use work::scrub::{
     ABANDONED_AFTER, Finding, MAX_REPORTED, Removal, ScrubReport, ScrubSettings, Verdict,
 };
@@ -109,7 +107,7 @@ pub struct NotReady {
     reason: String,
 }
 
-/// Says how many bytes the file system has left; none when it can't tell. May block.
+/// Returns how many bytes the file system has left; none when that is unknown. May block.
 pub type FreeSpace = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
 
 /// Space that is to stay free on the file system.
@@ -127,7 +125,7 @@ impl fmt::Debug for MinFree {
     }
 }
 
-/// What the operator wants.
+/// The operator's settings of a cache.
 #[derive(Debug, Clone)]
 pub struct CacheSettings {
     pub ttl: TtlPolicy,
@@ -142,19 +140,19 @@ pub struct CacheSettings {
     pub upkeep: Upkeep,
 }
 
-/// What is done to the store without being asked for.
+/// What the cache does to the store on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Upkeep {
-    /// What expires, dangles or is superfluous is removed, and the state is saved.
+    /// Removes expired, dangling and unlinked content, and saves the state.
     #[default]
     Full,
-    /// Nothing: the state is read and not written, and only what is named is removed. For commands
-    /// that look at the cache or remove something from it while no server runs.
+    /// Nothing: reads the state without writing it, and removes only what is purged. For commands that
+    /// list or purge the cache while no server runs.
     None,
 }
 
 impl CacheSettings {
-    /// Everything is kept for ever, and nothing is written down.
+    /// Keeps everything for ever, without a state file.
     pub fn unlimited() -> Self {
         Self {
             ttl: TtlPolicy::sliding(None),
@@ -185,13 +183,14 @@ impl Cache {
         tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Self {
-        let (inner, state) = Inner::new((store, metrics, clock), settings, tasks, stop);
+        let inner = Inner::new((store, metrics, clock), settings, tasks, stop);
         let inner = Arc::new(inner);
-        tasks.spawn_required("cache", work::run(Arc::clone(&inner), state));
-        let deletion = deletion::run(Arc::clone(&inner), inner.quit.clone());
-        tasks.spawn_required("deletion", deletion);
-        let partials = Arc::new(Partials::new(Arc::clone(&inner)));
-        Self { inner, partials }
+        tasks.spawn_required("cache", work::run(Arc::clone(&inner)));
+        tasks.spawn_required("deletion", deletion::run(Arc::clone(&inner)));
+        Self {
+            inner,
+            partials: Arc::default(),
+        }
     }
 
     /// Stops, and saves everything into the snapshot, which the reference registry can read.
@@ -200,27 +199,21 @@ impl Cache {
         self.inner.ended.cancelled().await;
     }
 
-    /// Waits until the store has been seen whole.
+    /// Waits until the whole store has been listed.
     pub async fn complete(&self) {
         self.inner.complete.cancelled().await;
     }
 
-    /// Waits until the store has been seen whole, or has failed to be.
+    /// Waits until the whole store has been listed, or listing it has failed.
     pub async fn ready(&self) -> Result<(), NotReady> {
-        loop {
-            let mut freed = std::pin::pin!(self.inner.freed.notified());
-            freed.as_mut().enable();
-            if self.inner.is_complete() {
-                return Ok(());
-            }
-            if let Some(reason) = self.inner.unlisted() {
-                return Err(NotReady { reason });
-            }
-            tokio::select! {
-                () = self.inner.complete.cancelled() => {}
-                () = freed => {}
-            }
-        }
+        let is_ready = |index: &mut Index| match &index.unlisted {
+            _ if index.complete => Some(Ok(())),
+            Some(reason) => Some(Err(NotReady {
+                reason: reason.clone(),
+            })),
+            None => None,
+        };
+        self.inner.until_freed(is_ready).await
     }
 
     /// Whether the store works: tries what pulls need, reading and writing.
@@ -230,48 +223,47 @@ impl Cache {
 
     /// Whether the index works, or why not: it can't be built, or a panic has left it inconsistent.
     pub fn health(&self) -> Result<(), String> {
-        self.inner.health()
+        if self.inner.index.is_poisoned() {
+            return Err("a panic while it was changed may have left it inconsistent".to_owned());
+        }
+        let unlisted = self.inner.with(|index| index.unlisted.clone());
+        unlisted.map_or(Ok(()), Err)
     }
 
     /// A client was served from this link; its blob has `size` bytes. Takes well under a
     /// microsecond.
     pub fn used(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
         let now = self.inner.now();
-        self.inner
-            .with(|index| index.touch((repo, kind, digest), size, now));
+        let link = (repo, kind, digest);
+        self.inner.with(|index| index.touch(link, size, now));
     }
 
-    /// A link has been made in the store; its blob is there, and has `size` bytes. It stays, even if
-    /// the one that was there before was to be removed.
+    /// A link to a stored blob of `size` bytes has been made in the store. It stays, even if the
+    /// previous one was marked for deletion.
     pub fn linked(&self, repo: &RepoName, kind: LinkKind, digest: &Digest, size: u64) {
         let now = self.inner.now();
         self.inner
             .with(|index| index.link((repo, kind, digest), size, now));
     }
 
-    /// What a manifest that was linked is, and what it names; see [`references`].
-    pub fn describe(&self, digest: &Digest, media_type: ManifestType, references: &References) {
-        self.inner
-            .with(|index| index.set_references(digest, media_type, references));
+    /// Adds a linked manifest's type, references and the sizes it gives for them to the index.
+    pub fn describe(&self, digest: &Digest, manifest: &Manifest) {
+        self.inner.with(|index| index.describe(digest, manifest));
     }
 
-    /// Whether a manifest that the repository links refers to a blob, whether or not the blob is
-    /// there. Asks the index, page by page: some 10 ms for a million entries.
+    /// Whether a manifest that the repository links refers to a blob, cached or not. Reads the index,
+    /// page by page: some 10 ms for a million entries.
     pub async fn is_referenced(&self, repo: &RepoName, digest: &Digest) -> bool {
         self.patiently_complete().await;
         let hash = self.inner.with(|index| index.hash_digest(digest));
-        let mut from = Some(0);
-        while let Some(at) = from {
-            let (found, next) = self
-                .inner
-                .with(|index| index.find_reference(repo, hash, at));
-            if found {
-                return true;
-            }
-            from = next;
-            tokio::task::yield_now().await;
-        }
-        false
+        let mut found = false;
+        let look = |index: &mut Index, at| {
+            let (here, next) = index.find_reference(repo, hash, at);
+            found = here;
+            next
+        };
+        self.inner.pages(look).await;
+        found
     }
 
     /// The manifests that the repository links and whose subject is this digest.
@@ -290,41 +282,9 @@ impl Cache {
         }
     }
 
-    /// Keeps a digest, cached or not, from being deleted. Waits while it is being deleted.
-    pub async fn hold(&self, digest: &Digest) -> Hold {
-        self.inner.hold(digest).await
-    }
-
-    /// Like [`hold`](Self::hold), without waiting: none while the digest is being deleted.
-    pub fn try_hold(&self, digest: &Digest) -> Option<Hold> {
-        self.inner.try_hold(digest)
-    }
-
-    /// Reserves space for content of `bytes` bytes, and makes it where there is none, which may take
-    /// seconds.
-    pub async fn reserve(&self, bytes: u64) -> Result<Reservation, Full> {
-        let request = SpaceRequest {
-            bytes,
-            blob: bytes,
-            evict: true,
-        };
-        self.inner.reserve(request).await
-    }
-
-    /// Like [`reserve`](Self::reserve), for one step of a download. Where images may be evicted and
-    /// that isn't enough, paused downloads are given up. A request for no bytes always succeeds.
-    pub async fn reserve_step(&self, request: SpaceRequest) -> Result<Reservation, Full> {
-        match self.inner.reserve(request).await {
-            Err(_full) if request.evict && self.partials.clear().await => {
-                self.inner.reserve(request).await
-            }
-            reserved => reserved,
-        }
-    }
-
     /// Whether so many bytes can be stored without evicting anything, and nothing is being evicted.
     pub fn has_idle_space(&self, bytes: u64) -> bool {
-        self.inner.with(|index| index.space().has_idle(bytes))
+        self.inner.with(|index| index.space.has_idle(bytes))
     }
 
     pub fn usage(&self) -> Usage {
@@ -332,7 +292,7 @@ impl Cache {
     }
 
     pub fn counts(&self) -> Counts {
-        self.inner.counters.read()
+        *self.inner.counts.lock()
     }
 
     /// A page of all entries, from a position on (0 at first), and the position of the next page.
@@ -345,22 +305,19 @@ impl Cache {
         self.inner.with(|index| index.view_images(from, MAX_PAGE))
     }
 
-    /// Removes the selected links, and the files that nothing else needs; with `dry_run` only tells
-    /// which. Waits for the index to be complete, and until that is done. What is held goes
-    /// when it is released.
+    /// Removes the selected links, and the files that nothing else needs; with `dry_run` only lists
+    /// them. Waits for the index to be complete and for the removal. Held content is removed when it
+    /// is released.
     pub async fn purge(&self, selection: &Selection, dry_run: bool) -> Vec<EntryView> {
         self.complete().await;
+        // Selects all before deleting any: a deletion changes which blobs belong to an image.
         let mut selected = Vec::new();
-        let mut from = Some(0);
-        // First all, then the deleting: what is deleted would change what belongs together.
-        while let Some(at) = from {
-            let (page, next) = self
-                .inner
-                .with(|index| index.select(selection, at, MAX_PAGE));
+        let select = |index: &mut Index, at| {
+            let (page, next) = index.select(selection, at, MAX_PAGE);
             selected.extend(page);
-            from = next;
-            tokio::task::yield_now().await;
-        }
+            next
+        };
+        self.inner.pages(select).await;
         let mut purged: Vec<_> = Vec::new();
         for id in selected {
             purged.extend(self.inner.with(|index| index.purge(id, !dry_run)));
@@ -373,15 +330,9 @@ impl Cache {
         purged
     }
 
-    /// Waits until there is nothing that can be deleted now.
+    /// Waits until nothing is left that can be deleted now.
     pub async fn settled(&self) {
-        loop {
-            let mut freed = std::pin::pin!(self.inner.freed.notified());
-            freed.as_mut().enable();
-            if self.inner.with(|index| index.is_settled()) {
-                return;
-            }
-            freed.await;
-        }
+        let is_settled = |index: &mut Index| index.is_settled().then_some(());
+        self.inner.until_freed(is_settled).await;
     }
 }

@@ -181,17 +181,8 @@ impl Cache {
     }
 
     async fn open_undamaged(&self, digest: &Digest, mode: ReadMode) -> Option<CachedBlob> {
-        let content = match self.inner.store.open(digest).await {
-            Ok(content) => content?,
-            Err(error) => {
-                let damaged = error.is_damage();
-                self.readable::<()>("blob", Err(error));
-                if damaged {
-                    self.quarantine(digest, None).await;
-                }
-                return None;
-            }
-        };
+        let opened = self.inner.store.open(digest).await;
+        let content = self.undamaged("blob", digest, opened).await??;
         if content.reader.is_verified() {
             return Some(CachedBlob::verified(content));
         }
@@ -232,6 +223,27 @@ impl Cache {
             return None;
         }
         Some(blob)
+    }
+
+    /// The result of reading a blob's file. One that can't be read any more is quarantined.
+    pub(super) async fn undamaged<T>(
+        &self,
+        what: &'static str,
+        digest: &Digest,
+        read: Result<T, StoreError>,
+    ) -> Option<T> {
+        let damaged = read.as_ref().is_err_and(|error| {
+            let ends_early = matches!(
+                error,
+                StoreError::Truncated { .. } | StoreError::TooLarge { .. }
+            );
+            ends_early || error.is_damage()
+        });
+        let read = self.readable(what, read.map(Some));
+        if damaged {
+            self.quarantine(digest, None).await;
+        }
+        read
     }
 
     /// The result of a read, or nothing after an error. A store that can't be read fails no pull:

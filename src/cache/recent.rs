@@ -10,7 +10,7 @@ use quick_cache::sync::Cache as Lru;
 use super::Cache;
 use super::index::LinkKey;
 use super::state::timestamp::Timestamp;
-use crate::oci::{Digest, ManifestType, RepoName};
+use crate::oci::{Digest, RepoName};
 use crate::storage::LinkKind;
 
 /// Links remembered; the least used are forgotten first.
@@ -72,29 +72,25 @@ impl Cache {
         }
         linked
     }
-
-    /// The size in bytes and the type of a manifest that the repository links, as far as the index
-    /// knows: enough for a HEAD, without a file read. Counts as a use, like
-    /// [`used_if_linked`](Self::used_if_linked).
-    pub fn linked_manifest(&self, repo: &RepoName, digest: &Digest) -> Option<(u64, ManifestType)> {
-        let now = self.inner.now();
-        self.inner
-            .with(|index| index.touch_manifest(repo, digest, now))
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
     use crate::cache::index::DeletionEpoch;
     use crate::oci::Algorithm;
 
     #[test]
-    fn a_link_is_good_for_a_second_and_until_something_goes() {
+    fn a_link_is_remembered_for_a_second_and_until_a_deletion() {
         let (recent, epoch) = (Recent::new(), DeletionEpoch::default());
         let (one, other) = ("one".parse().unwrap(), "other".parse().unwrap());
         let digest = Digest::of(Algorithm::Sha256, b"");
-        let at = |millis| (epoch.current(), Timestamp::from_millis(millis));
+        let at = |millis| {
+            let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+            (epoch.current(), Timestamp::of(time))
+        };
         let has = |repo, kind, millis| recent.has((repo, kind, &digest), at(millis));
         recent.put((&one, LinkKind::Layer, &digest), at(5000));
         assert!(has(&one, LinkKind::Layer, 5000));

@@ -1,8 +1,8 @@
-//! Verifying cached blobs that haven't been verified yet: one background job for each.
+//! Verifies cached blobs that haven't been verified yet: one background job for each.
 //!
-//! A job reads the file in pieces and hashes them on the blocking pool. The result is remembered in
-//! the index and with the open file. A blob that is damaged, or can't be read any more, is moved
-//! to quarantine before its result is known, so that the next request finds it missing.
+//! A job reads the file in pieces and hashes them on the blocking pool. The index and the open file
+//! keep the result. A damaged or unreadable blob is moved to quarantine before the result is
+//! published, so that the next request finds it missing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use super::work::scrub::{Pace, hash};
-use super::{Cache, Hold, Inner};
+use super::{Cache, Hold, Trust};
 use crate::error_chain::on_one_line;
 use crate::oci::Digest;
 use crate::storage::{Content, Modified, StoreError};
@@ -29,7 +29,7 @@ const MAX_LARGE: usize = 4;
 /// Verifications of smaller blobs that run at one time, so that these don't wait for large ones.
 const MAX_SMALL: usize = 8;
 
-/// What a verification found out about a blob.
+/// The result of a verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Integrity {
     /// The blob has its digest.
@@ -40,12 +40,12 @@ pub enum Integrity {
     Unknown,
 }
 
-/// A verification that runs, or has ended.
+/// A verification in flight, or its result.
 #[derive(Debug, Clone)]
 pub struct Verification(watch::Receiver<Option<Integrity>>);
 
 impl Verification {
-    /// What was found out, once it was.
+    /// The result, once there is one.
     pub fn integrity(&self) -> Option<Integrity> {
         let integrity = *self.0.borrow();
         // The task was dropped without a result: the process is about to end.
@@ -63,12 +63,20 @@ impl Verification {
 }
 
 type Key = (Digest, Modified);
-type Jobs = HashMap<Key, watch::Receiver<Option<Integrity>>>;
+
+impl Hold {
+    /// The file in the store has the digest: its writer has hashed it, or a later reader. That is known
+    /// as long as its size and modification time stay the same, also after a restart.
+    pub fn verified(&self, size: u64, modified: Modified) {
+        self.shared
+            .with(|index| index.set_verified(self.content, size, modified));
+    }
+}
 
 /// All verifications.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    jobs: Arc<Mutex<Jobs>>,
+    jobs: Mutex<HashMap<Key, Verification>>,
     places: Arc<Semaphore>,
     large: Semaphore,
     small: Semaphore,
@@ -80,7 +88,7 @@ pub(super) struct Verifier {
 impl Verifier {
     pub(super) fn new(tasks: TaskTracker) -> Self {
         Self {
-            jobs: Arc::default(),
+            jobs: Mutex::default(),
             places: Arc::new(Semaphore::new(MAX_JOBS)),
             large: Semaphore::new(MAX_LARGE),
             small: Semaphore::new(MAX_SMALL),
@@ -90,26 +98,38 @@ impl Verifier {
     }
 
     fn running(&self, key: &Key) -> Option<Verification> {
-        self.jobs.lock().get(key).cloned().map(Verification)
+        self.jobs.lock().get(key).cloned()
     }
 }
 
 /// Forgets a job, also when its task is dropped or panics.
 struct Forget {
-    jobs: Arc<Mutex<Jobs>>,
+    cache: Cache,
     key: Key,
     _place: OwnedSemaphorePermit,
 }
 
 impl Drop for Forget {
     fn drop(&mut self) {
-        self.jobs.lock().remove(&self.key);
+        let Self { cache, key, .. } = self;
+        cache.inner.verifier.jobs.lock().remove(key);
     }
 }
 
 impl Cache {
-    /// Starts to verify a blob, or joins the verification of it that runs. Waits while too many
-    /// do. `hold` keeps the file meanwhile.
+    /// What is known of a blob that was opened.
+    pub(super) fn trust(&self, digest: &Digest, content: &Content) -> Trust {
+        let Content { size, modified, .. } = *content;
+        let known = self.inner.with(|index| index.trust(digest, size, modified));
+        match known {
+            // What failed since has to be verified again.
+            Trust::Verified if content.reader.is_suspect() => Trust::Unknown,
+            known => known,
+        }
+    }
+
+    /// Starts to verify a blob, or joins its verification in flight. Waits while there are too many.
+    /// `hold` keeps the file meanwhile.
     pub async fn verify(&self, digest: &Digest, content: &Content, hold: Hold) -> Verification {
         let verifier = &self.inner.verifier;
         let key = (*digest, content.modified);
@@ -121,49 +141,45 @@ impl Cache {
         };
         let mut jobs = verifier.jobs.lock();
         if let Some(running) = jobs.get(&key) {
-            return Verification(running.clone());
+            return running.clone();
         }
         let (sender, receiver) = watch::channel(None);
-        jobs.insert(key, receiver.clone());
+        let verification = Verification(receiver);
+        jobs.insert(key, verification.clone());
         drop(jobs);
         let forget = Forget {
-            jobs: Arc::clone(&verifier.jobs),
+            cache: self.clone(),
             key,
             _place: place,
         };
-        let (shared, content) = (Arc::clone(&self.inner), content.clone());
+        let (cache, content) = (self.clone(), content.clone());
         verifier.tasks.spawn(async move {
-            let quit = shared.quit.clone();
-            let work = shared.verify(&key.0, content, &hold);
-            let integrity = quit.run_until_cancelled(work).await;
+            let work = cache.verify_held(&key.0, content, &hold);
+            let integrity = cache.inner.quit.run_until_cancelled(work).await;
             // Forgotten first: later requests look at the store again.
             drop((forget, hold));
             sender.send_replace(Some(integrity.unwrap_or(Integrity::Unknown)));
         });
-        Verification(receiver)
+        verification
     }
 
-    /// Sets a blob aside that can't be read any more: its file if `content` is given and still the
-    /// one in the store, else whatever is there. False when it stays.
+    /// Moves a blob to quarantine: only if its file is still `content`, where that is given. False
+    /// when it stays.
     pub async fn quarantine(&self, digest: &Digest, content: Option<&Content>) -> bool {
-        let hold = self.inner.hold(digest).await;
-        match self.inner.quarantine_held(digest, content, &hold).await {
-            Ok(done) => done,
-            Err(error) => {
-                let error = on_one_line(&error);
-                tracing::error!(%digest, error, "a damaged blob can't be moved to quarantine; it isn't served");
-                false
-            }
-        }
+        let hold = self.hold(digest).await;
+        let moved = self.quarantine_held(digest, content, &hold).await;
+        moved.unwrap_or_else(|error| {
+            let error = on_one_line(&error);
+            tracing::error!(%digest, error, "a damaged blob can't be moved to quarantine; it isn't served");
+            false
+        })
     }
-}
 
-impl Inner {
-    async fn verify(&self, digest: &Digest, content: Content, hold: &Hold) -> Integrity {
+    async fn verify_held(&self, digest: &Digest, content: Content, hold: &Hold) -> Integrity {
         let permits = if content.size <= VERIFIED_FIRST {
-            &self.verifier.small
+            &self.inner.verifier.small
         } else {
-            &self.verifier.large
+            &self.inner.verifier.large
         };
         let Ok(_permit) = permits.acquire().await else {
             return Integrity::Unknown;
@@ -188,15 +204,12 @@ impl Inner {
         };
         content.reader.suspect();
         tracing::error!(%digest, %reason, "a cached blob is damaged; it is quarantined and fetched again");
-        if let Err(error) = self.quarantine_held(digest, Some(&content), hold).await {
-            let error = on_one_line(&error);
-            tracing::error!(%digest, error, "a damaged blob can't be moved to quarantine; it isn't served");
-        }
+        self.quarantine(digest, Some(&content)).await;
         Integrity::Damaged
     }
 
-    /// Sets a held blob aside, if it is still the file that was found to be damaged. After an error
-    /// the file stays, and the index knows that it is damaged until another one is committed; when
+    /// Moves a held blob to quarantine, if it is still the file that was found to be damaged. After an
+    /// error the file stays, and the index has it as damaged until another one is committed; when
     /// nothing holds it, the deletion task tries to remove it.
     pub(super) async fn quarantine_held(
         &self,
@@ -205,9 +218,9 @@ impl Inner {
         hold: &Hold,
     ) -> Result<bool, StoreError> {
         // Closed never: without a permit nothing is at risk but a file that came meanwhile.
-        let _one_at_a_time = self.verifier.aside.acquire().await;
+        let _one_at_a_time = self.inner.verifier.aside.acquire().await;
         if let Some(damaged) = damaged {
-            match self.store.open(digest).await {
+            match self.inner.store.open(digest).await {
                 Ok(Some(current)) if !current.is_same(damaged) => return Ok(false),
                 Ok(None) => return Ok(false),
                 // A file that can't be opened is no better.
@@ -215,7 +228,7 @@ impl Inner {
             }
         }
         // Marked first: a download can only begin, and so commit a new file, after the rename.
-        self.with(|index| index.quarantine(hold.content));
-        self.store.quarantine(digest).await
+        self.inner.with(|index| index.quarantine(hold.content));
+        self.inner.store.quarantine(digest).await
     }
 }

@@ -1,13 +1,12 @@
-//! How the index is built: from the state files, then from what the store has.
+//! Builds the index: from the state files, then from the listing of the store.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::entry::{LinkState, Repo};
 use super::slab::Id;
+use super::values::{LinkState, Repo};
 use super::{Index, WakeUps};
-use crate::cache::state::file::{Line, Times};
-use crate::cache::state::record::Origin;
+use crate::cache::state::file::{Line, Origin, Times};
 use crate::cache::state::timestamp::Timestamp;
 use crate::oci::{Digest, RepoName, Tag};
 use crate::storage::layout::MAX_STORED_NAME;
@@ -16,10 +15,10 @@ use crate::storage::{Link, LinkKind, Unreadable, UnreadableEntry};
 /// The TTL of the reference registry 2.8, and the default of its later versions.
 const THEIR_TTL: Duration = Duration::from_hours(7 * 24);
 
-/// What of the store couldn't be read, and so isn't known to be missing.
+/// The parts of the store that couldn't be read, and so aren't known to be missing.
 #[derive(Debug, Default)]
 pub(crate) struct Unreadables {
-    count: usize,
+    pub(crate) count: u64,
     /// Digests whose file, or a link to it, couldn't be read or doesn't count.
     digests: HashSet<Digest>,
     /// The first bytes of digests of which files may be there.
@@ -29,14 +28,8 @@ pub(crate) struct Unreadables {
 }
 
 impl Unreadables {
-    pub(crate) fn of(unreadable: &[Unreadable]) -> Self {
-        let mut all = Self::default();
-        all.add(unreadable);
-        all
-    }
-
     pub(crate) fn add(&mut self, unreadable: &[Unreadable]) {
-        self.count += unreadable.len();
+        self.count += unreadable.len() as u64;
         for Unreadable { entry, .. } in unreadable {
             match entry {
                 UnreadableEntry::Blob(digest) => drop(self.digests.insert(*digest)),
@@ -46,10 +39,6 @@ impl Unreadables {
                 UnreadableEntry::Tag(..) => {}
             }
         }
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.count
     }
 
     /// Links to these digests are there and don't count.
@@ -105,7 +94,7 @@ impl Index {
         Some(self.intern_repo(&name))
     }
 
-    /// Puts an entry of the state file in. One that is known already keeps the wider span of times.
+    /// Adds an entry of the state file. A known one keeps the wider span of times.
     fn restore(&mut self, repo: Id<Repo>, line: &Line<'_>, times: Times) {
         let last_use = times.last_use;
         let last_use = last_use.unwrap_or_else(|| self.guess_use(repo, times.origin));
@@ -130,7 +119,7 @@ impl Index {
         let Origin::Adopted(expiry) = origin else {
             return self.started;
         };
-        let ttl = self.repos.get(repo).ttl().unwrap_or(THEIR_TTL);
+        let ttl = self.repos.get(repo).ttl.unwrap_or(THEIR_TTL);
         expiry.before(ttl).min(self.started)
     }
 
@@ -158,8 +147,8 @@ impl Index {
         self.mark_dirty(entry);
     }
 
-    /// A link is there and can't be read, or is of another upstream: it gets an entry, so that its
-    /// blob isn't taken for superfluous. It expires like others, and serves no request.
+    /// A stored link can't be read, or is of another upstream: it gets an entry, so that its blob isn't
+    /// taken for unlinked. It expires like others, and serves no request.
     pub(crate) fn unproved_found(&mut self, link: &Link, now: Timestamp) {
         let (repo, blob) = (self.intern_repo(&link.repo), self.intern_blob(&link.digest));
         if self.find_entry(repo, link.kind, blob).is_none() {
@@ -180,7 +169,7 @@ impl Index {
 
     /// All files of the store have been counted.
     pub(crate) fn all_files_found(&mut self) {
-        self.space.all_counted();
+        self.space.counted = true;
         self.wake_ups.freed = true;
     }
 
@@ -202,10 +191,6 @@ impl Index {
     pub(crate) fn set_unlisted(&mut self, reason: String) {
         self.unlisted = Some(reason);
         self.wake_ups.freed = true;
-    }
-
-    pub(crate) fn unlisted(&self) -> Option<&str> {
-        self.unlisted.as_deref()
     }
 
     // --- Both together -------------------------------------------------------------------------

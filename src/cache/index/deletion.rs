@@ -1,13 +1,12 @@
-//! What is deleted: decided here, under the lock, and carried out by
-//! [`work::deletion`](crate::cache::work::deletion).
+//! Decides what is deleted, under the lock; [`work::deletion`](crate::cache::work::deletion) deletes
+//! it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Index;
-use super::blob::{Blob, BlobState};
-use super::entry::{Entry, LinkState};
-use super::queue::DeleteQueue;
 use super::slab::Id;
+use super::values::{Blob, BlobState, Entry, LinkState, Turn};
 use crate::cache::state::timestamp::Timestamp;
 use crate::oci::{Digest, Tag};
 use crate::storage::{Link, LinkKind};
@@ -15,12 +14,23 @@ use crate::storage::{Link, LinkKind};
 /// How long an entry that is due but held, or whose link can't be removed, is left alone.
 pub(crate) const RETRY: Duration = Duration::from_mins(1);
 
+/// Blobs of which a link or the file may have to be removed. What is due is decided when a blob's turn
+/// comes, so queueing one too often costs a look and no more.
+#[derive(Debug, Default)]
+pub(super) struct DeleteQueue {
+    pub(super) queue: VecDeque<Id<Blob>>,
+    /// Files whose removal failed, with the second at which it is tried again. A blob may have been
+    /// forgotten by then.
+    pub(super) retries: VecDeque<(u32, Id<Blob>)>,
+    pub(super) deleting: usize,
+}
+
 /// A blob that is being deleted, or links of it.
 #[derive(Debug)]
 pub(crate) struct Job {
     blob: Id<Blob>,
-    digest: Digest,
-    links: Vec<DueLink>,
+    pub(crate) digest: Digest,
+    pub(crate) links: Vec<DueLink>,
 }
 
 /// A link that is to be removed.
@@ -32,21 +42,19 @@ pub(crate) struct DueLink {
     pub(crate) tags: Vec<Tag>,
 }
 
-impl Job {
-    pub(crate) fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
-    pub(crate) fn links(&self) -> &[DueLink] {
-        &self.links
-    }
-}
-
 impl Index {
     /// Queues a blob of which something may have to be removed.
     pub(super) fn enqueue(&mut self, id: Id<Blob>) {
         let turn = &mut self.blobs.get_mut(id).turn;
-        self.wake_ups.delete |= self.deletions.push(id, turn);
+        match turn {
+            Turn::Queued => {}
+            Turn::Deleting { again } => *again = true,
+            Turn::Idle | Turn::Held => {
+                *turn = Turn::Queued;
+                self.deletions.queue.push_back(id);
+                self.wake_ups.delete = true;
+            }
+        }
     }
 
     /// An entry is to be removed, whatever its time.
@@ -65,7 +73,7 @@ impl Index {
 
     /// Whether nothing is queued and nothing is being deleted.
     pub(crate) fn is_settled(&self) -> bool {
-        self.deletions.is_idle()
+        self.deletions.queue.is_empty() && self.deletions.deleting == 0
     }
 
     /// Begins the next deletion: the blob can be neither held nor linked until [`finish`](Self::finish).
@@ -73,7 +81,7 @@ impl Index {
         if !self.complete {
             return None;
         }
-        while let Some(id) = self.deletions.pop() {
+        while let Some(id) = self.deletions.queue.pop_front() {
             if self.blobs.get(id).holds > 0 {
                 self.postpone(id, now);
                 continue;
@@ -81,12 +89,13 @@ impl Index {
             let links = self.due_links(id);
             let blob = self.blobs.get_mut(id);
             if links.is_empty() && !blob.is_orphan() {
-                DeleteQueue::pass(&mut blob.turn, false);
+                blob.turn = Turn::Idle;
                 self.cancel_eviction(id);
                 self.forget_unneeded(id);
                 continue;
             }
-            self.deletions.start(&mut blob.turn);
+            blob.turn = Turn::Deleting { again: false };
+            self.deletions.deleting += 1;
             self.epoch.begin();
             return Some(Job {
                 blob: id,
@@ -101,7 +110,7 @@ impl Index {
     /// Leaves a held blob alone until it is released: it isn't evicted, and its expired links are
     /// looked at again after a while.
     fn postpone(&mut self, id: Id<Blob>, now: Timestamp) {
-        DeleteQueue::pass(&mut self.blobs.get_mut(id).turn, true);
+        self.blobs.get_mut(id).turn = Turn::Held;
         self.cancel_eviction(id);
         let entries = self.entries_of(id);
         let expired = entries.filter(|(_, entry)| entry.state == LinkState::Expired);
@@ -169,15 +178,19 @@ impl Index {
         match removed {
             Some(true) => self.file_removed(id),
             Some(false) => {
-                self.deletions.retry_at(now.after(RETRY).seconds(), id);
+                let retry_at = now.after(RETRY).seconds();
+                self.deletions.retries.push_back((retry_at, id));
                 // It may be the next deadline.
                 self.wake_ups.schedule = true;
             }
             None => {}
         }
         self.cancel_eviction(id);
-        let turn = &mut self.blobs.get_mut(id).turn;
-        self.wake_ups.delete |= self.deletions.finish(id, turn);
+        self.deletions.deleting = self.deletions.deleting.saturating_sub(1);
+        let turn = std::mem::take(&mut self.blobs.get_mut(id).turn);
+        if turn == (Turn::Deleting { again: true }) {
+            self.enqueue(id);
+        }
         self.wake_ups.freed = true;
         self.forget_unneeded(id);
     }

@@ -2,11 +2,14 @@
 //! images of which anything is held, are never chosen.
 
 use super::Index;
-use super::blob::{Blob, BlobState};
 use super::slab::Id;
-use crate::cache::policy::{Decision, Images, SpaceRequest, choose_victims};
+use super::values::{Blob, BlobState};
+use crate::cache::policy::{Decision, SpaceRequest};
 use crate::cache::state::timestamp::Timestamp;
 use crate::storage::LinkKind;
+
+/// Images looked at in one step.
+const MAX_SCAN: usize = 512;
 
 /// The index's reply to a request for space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,16 +38,14 @@ impl Index {
             }
             Decision::Full => SpaceReply::Full,
             // While the store can't be listed, what fits won't be known soon.
-            Decision::Wait if !self.space.is_counted() && self.unlisted.is_some() => {
-                SpaceReply::Full
-            }
+            Decision::Wait if !self.space.counted && self.unlisted.is_some() => SpaceReply::Full,
             Decision::Wait => SpaceReply::Wait,
             // What belongs together isn't known yet.
             Decision::Evict(_) if !self.complete => SpaceReply::Wait,
             Decision::Evict(need) => {
                 let chosen = self.evict(need, now);
                 *looked_at += chosen;
-                if self.space.evicting() > 0 {
+                if self.space.evicting > 0 {
                     SpaceReply::Wait
                 } else if chosen > 0 && *looked_at <= self.lru.len() * 2 {
                     SpaceReply::Again
@@ -68,14 +69,52 @@ impl Index {
         chosen > 0 && *looked_at <= self.lru.len() * 2
     }
 
-    /// Returns how many images were looked at.
+    /// Evicts images of at least `need` bytes, as far as one step gets. Returns how many were looked
+    /// at.
     fn evict(&mut self, need: u64, now: Timestamp) -> usize {
-        let victims = choose_victims(self, need, now.millis());
-        for id in victims.blobs {
-            self.set_state(id, BlobState::Evicting);
-            self.enqueue(id);
+        let (mut bytes, mut looked_at) = (0, 0);
+        let mut kept = Vec::new();
+        while bytes < need
+            && looked_at < MAX_SCAN
+            && let Some((place, image)) = self.lru.first()
+        {
+            looked_at += 1;
+            self.lru
+                .remove(image, &mut self.blobs.get_mut(image).ranked);
+            let used = self.image_use(image).millis();
+            if used > place {
+                // Uses don't move an image in the order.
+                self.put_back(image, used);
+            } else if let Some(members) = self.evictable(image) {
+                for id in members {
+                    bytes += self.blobs.get(id).size;
+                    self.set_state(id, BlobState::Evicting);
+                    self.enqueue(id);
+                }
+            } else {
+                kept.push(image);
+            }
         }
-        victims.looked_at
+        // To be looked at again when everything else has been.
+        for image in kept {
+            self.put_back(image, now.millis());
+        }
+        looked_at
+    }
+
+    fn put_back(&mut self, image: Id<Blob>, last_use: u64) {
+        let slot = &mut self.blobs.get_mut(image).ranked;
+        self.lru.set(image, slot, last_use);
+    }
+
+    /// The blobs that are removed with an image; none while it is pinned or anything of it is in use.
+    fn evictable(&self, image: Id<Blob>) -> Option<Vec<Id<Blob>>> {
+        if self.is_pinned(image) {
+            return None;
+        }
+        let members = self.image(image, |manifest| self.is_pinned(manifest));
+        let busy = members.iter().any(|id| self.blobs.get(*id).is_busy());
+        (!busy).then_some(members)
     }
 
     pub(super) fn cancel_eviction(&mut self, id: Id<Blob>) {
@@ -86,13 +125,13 @@ impl Index {
 
     /// Whether a repository that the operator has pinned links this, or a pinned tag names it.
     pub(super) fn is_pinned(&self, id: Id<Blob>) -> bool {
-        if self.pins.is_empty() {
+        if self.settings.pins.is_empty() {
             return false;
         }
         let hash = self.hash_blob(id);
         self.entries_of(id).any(|(_, entry)| {
             let repo = self.repos.get(entry.repo);
-            self.pins.iter().any(|pin| {
+            self.settings.pins.iter().any(|pin| {
                 pin.is_repository(&repo.name)
                     || (entry.kind == LinkKind::Revision
                         && repo.tags_of(hash).any(|tag| pin.is_tag(&repo.name, tag)))
@@ -108,36 +147,5 @@ impl Index {
         } else if blob.ranked.time().is_none() {
             self.lru.set(id, &mut blob.ranked, blob.last_use.millis());
         }
-    }
-}
-
-impl Images for Index {
-    type Id = Id<Blob>;
-
-    fn pop_oldest(&mut self) -> Option<(Id<Blob>, u64)> {
-        let (time, id) = self.lru.first()?;
-        self.lru.remove(id, &mut self.blobs.get_mut(id).ranked);
-        Some((id, time))
-    }
-
-    fn put_back(&mut self, image: Id<Blob>, last_use: u64) {
-        let slot = &mut self.blobs.get_mut(image).ranked;
-        self.lru.set(image, slot, last_use);
-    }
-
-    fn last_use(&self, image: Id<Blob>) -> u64 {
-        self.image_use(image).millis()
-    }
-
-    fn evictable(&self, image: Id<Blob>) -> Option<Vec<(Id<Blob>, u64)>> {
-        if self.is_pinned(image) {
-            return None;
-        }
-        let members = self.image(image, |manifest| self.is_pinned(manifest));
-        let members = members.into_iter().map(|id| {
-            let blob = self.blobs.get(id);
-            (!blob.is_busy()).then_some((id, blob.size))
-        });
-        members.collect()
     }
 }

@@ -2,10 +2,8 @@
 //! are damaged.
 
 use super::Index;
-use super::blob::{Blob, BlobState, Check};
-use super::queue::Turn;
 use super::slab::Id;
-use crate::cache::policy::Space;
+use super::values::{Blob, BlobState, Check, Turn};
 use crate::oci::Digest;
 use crate::storage::Modified;
 
@@ -102,15 +100,6 @@ impl Index {
         self.wake_ups.freed = true;
     }
 
-    pub(crate) fn space(&self) -> &Space {
-        &self.space
-    }
-
-    /// For a reservation that writes.
-    pub(crate) fn fill(&mut self, before: u64, after: u64) {
-        self.space.fill(before, after);
-    }
-
     pub(crate) fn measure(&mut self, free: Option<u64>, min_free: u64) {
         self.space.measure(free, min_free);
         self.wake_ups.freed = true;
@@ -163,29 +152,6 @@ impl Index {
             blob.size = size;
             blob.check = Check::verified(modified);
         }
-    }
-
-    /// A manifest gives the sizes of what it refers to: files of other sizes are damaged, unless they
-    /// have been verified; then it is the manifest that is wrong.
-    pub(crate) fn expect_sizes(&mut self, sizes: &[(Digest, u64)]) {
-        for (digest, size) in sizes {
-            if let Some(id) = self.find_blob(digest) {
-                let blob = self.blobs.get_mut(id);
-                let wrong = blob.file_size().is_some_and(|known| known != *size);
-                if wrong && blob.check == Check::UNKNOWN {
-                    blob.check = Check::WRONG_SIZE;
-                }
-            }
-        }
-    }
-
-    /// False when another scrub is reading the blob. The caller holds it.
-    pub(crate) fn begin_scrub(&mut self, id: Id<Blob>) -> bool {
-        self.scrubbing.insert(id)
-    }
-
-    pub(crate) fn end_scrub(&mut self, id: Id<Blob>) {
-        self.scrubbing.remove(&id);
     }
 
     /// The size of the file, if there is one as far as is known.

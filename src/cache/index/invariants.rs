@@ -1,14 +1,13 @@
-//! What has to hold of the index between any two steps.
+//! The invariants of the index, between any two steps.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher as _;
 
 use super::Index;
-use super::blob::BlobState;
-use super::entry::LinkState;
-use super::queue::Turn;
+use super::values::{BlobState, LinkState, Turn};
 
 impl Index {
-    /// Compares every sum, list, order and count with what it is of.
+    /// Compares every sum, list, order and count with the values that it covers.
     pub(crate) fn check_invariants(&self) {
         self.check_entries();
         self.check_blobs();
@@ -23,10 +22,12 @@ impl Index {
             assert_eq!(self.find_repo(name), Some(entry.repo), "{name}");
             *per_repo.entry(entry.repo).or_insert(0) += 1;
             *per_blob.entry(entry.blob).or_insert(0) += 1;
-            let hash = self.hash_link(entry.repo, entry.kind, entry.blob);
-            let found = self.by_link.find(hash, |other| other == id);
+            let hash = self.hasher.hash_one((entry.repo, entry.kind, entry.blob));
+            let found = self
+                .entries
+                .lookup(hash, |other| std::ptr::eq(other, entry));
             assert_eq!(found, Some(id), "{entry:?} isn't in its table");
-            // Nothing that stays is forgotten by the deadlines.
+            // Each entry that stays and expires has a deadline.
             let due = self.deadline(entry);
             let stays = matches!(entry.state, LinkState::Kept | LinkState::Unconfirmed);
             let deadline = entry.deadline.time();
@@ -52,7 +53,7 @@ impl Index {
     fn check_blobs(&self) {
         let (mut used, mut evicting, mut deleting) = (0, 0, 0);
         let mut queued: HashMap<_, usize> = HashMap::new();
-        for id in self.deletions.queued() {
+        for id in self.deletions.queue.iter().copied() {
             *queued.entry(id).or_default() += 1;
         }
         for (id, blob) in self.blobs.iter() {
@@ -74,10 +75,10 @@ impl Index {
                 assert!(going, "{blob:?} is evicted, and not queued");
             }
         }
-        assert!(queued.is_empty(), "the delete queue has what isn't there");
-        assert_eq!(deleting, self.deletions.deleting());
-        assert_eq!(used, self.space.used(), "bytes of all files");
-        assert_eq!(evicting, self.space.evicting(), "bytes being evicted");
+        assert!(queued.is_empty(), "the delete queue has unknown ids");
+        assert_eq!(deleting, self.deletions.deleting);
+        assert_eq!(used, self.space.used, "bytes of all files");
+        assert_eq!(evicting, self.space.evicting, "bytes being evicted");
     }
 
     fn check_references(&self) {
@@ -87,12 +88,12 @@ impl Index {
             if let Some(manifest) = blob.manifest {
                 assert!(blob.state.has_file(), "{blob:?} is known and missing");
                 manifests += 1;
-                for hash in &self.graph.get(manifest).references {
+                for hash in &self.graph.manifests.get(manifest).references {
                     *counts.entry(*hash).or_default() += 1;
                 }
             }
         }
-        assert_eq!(manifests, self.graph.len());
+        assert_eq!(manifests, self.graph.manifests.len());
         for (id, blob) in self.blobs.iter() {
             let count = counts.remove(&self.hash_blob(id)).unwrap_or(0);
             assert_eq!(blob.parents, count, "{blob:?}");

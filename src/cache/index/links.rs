@@ -1,13 +1,9 @@
 //! Links of repositories to blobs: made, used, kept and forgotten; and the tags of repositories.
 
-use std::hash::BuildHasher as _;
-
-use super::blob::{Blob, BlobState};
-use super::entry::{Entry, LinkState, Repo};
-use super::queue::Turn;
 use super::slab::{Id, broken};
-use super::{Index, LinkKey, hash_entry};
-use crate::cache::state::record::Origin;
+use super::values::{Blob, BlobState, Entry, LinkState, Repo, Turn};
+use super::{Index, LinkKey};
+use crate::cache::state::file::Origin;
 use crate::cache::state::timestamp::Timestamp;
 use crate::oci::{Digest, ManifestType, RepoName, Tag};
 use crate::storage::LinkKind;
@@ -17,25 +13,16 @@ impl Index {
         if let Some(known) = self.find_repo(name.as_str()) {
             return known;
         }
-        let repo = Repo::new(name.clone(), self.ttl.ttl(name));
-        let id = self.repos.insert(repo);
-        let (hasher, repos) = (&self.hasher, &self.repos);
-        let rehash = |id| hasher.hash_one(repos.get(id).name.as_str());
-        self.by_name.insert(rehash(id), id, rehash);
-        id
+        let repo = Repo::new(name.clone(), self.settings.ttl.ttl(name));
+        self.repos.insert(repo)
     }
 
     pub(super) fn intern_blob(&mut self, digest: &Digest) -> Id<Blob> {
         if let Some(known) = self.find_blob(digest) {
             return known;
         }
-        let hash = self.hash_digest(digest);
-        let blob = Blob::new(digest, self.graph.take_count(hash));
-        let id = self.blobs.insert(blob);
-        let (hasher, blobs) = (&self.hasher, &self.blobs);
-        let rehash = |id| hasher.hash_one(blobs.get(id).digest());
-        self.by_digest.insert(hash, id, rehash);
-        id
+        let parents = self.graph.take_count(self.hash_digest(digest));
+        self.blobs.insert(Blob::new(digest, parents))
     }
 
     /// Adds an entry that isn't there.
@@ -49,28 +36,18 @@ impl Index {
         let id = self.entries.insert(entry);
         self.blobs.get_mut(blob).first = Some(id);
         self.repos.get_mut(repo).entries += 1;
-        let (hasher, entries) = (&self.hasher, &self.entries);
-        let rehash = |id| hash_entry(hasher, entries.get(id));
-        self.by_link.insert(rehash(id), id, rehash);
         self.schedule_deadline(id);
         id
     }
 
     /// A link was used, and its file is there, with `size` bytes. Nothing is noted of a blob that is
     /// being deleted.
-    pub(crate) fn touch(&mut self, link: LinkKey<'_>, size: u64, now: Timestamp) {
-        self.use_stored(link, size, now);
-    }
-
-    /// A link was made in the store, and its file is there, with `size` bytes: it stays, even if the
-    /// one that was there before was marked.
-    pub(crate) fn link(&mut self, link: LinkKey<'_>, size: u64, now: Timestamp) {
-        if let Some(entry) = self.use_stored(link, size, now) {
-            self.keep(entry);
-        }
-    }
-
-    fn use_stored(&mut self, link: LinkKey<'_>, size: u64, now: Timestamp) -> Option<Id<Entry>> {
+    pub(crate) fn touch(
+        &mut self,
+        link: LinkKey<'_>,
+        size: u64,
+        now: Timestamp,
+    ) -> Option<Id<Entry>> {
         let (repo, kind, digest) = link;
         let blob = self.intern_blob(digest);
         if self.blobs.get(blob).turn.is_deleting() {
@@ -88,6 +65,14 @@ impl Index {
             self.file_present(blob, size);
         }
         Some(entry)
+    }
+
+    /// A link was made in the store, and its file is there, with `size` bytes: it stays, even if the
+    /// one that was there before was marked.
+    pub(crate) fn link(&mut self, link: LinkKey<'_>, size: u64, now: Timestamp) {
+        if let Some(entry) = self.touch(link, size, now) {
+            self.keep(entry);
+        }
     }
 
     /// Notes a use of a link that the store has, whose file is there, and that nothing is about to
@@ -108,7 +93,10 @@ impl Index {
     ) -> Option<(u64, ManifestType)> {
         let (entry, id) = self.find_kept((repo, LinkKind::Revision, digest))?;
         let blob = self.blobs.get(id);
-        let found = (blob.size, self.graph.get(blob.manifest?).media_type);
+        let found = (
+            blob.size,
+            self.graph.manifests.get(blob.manifest?).media_type,
+        );
         self.note_use(entry, id, now);
         Some(found)
     }
@@ -126,13 +114,8 @@ impl Index {
     fn note_use(&mut self, id: Id<Entry>, blob: Id<Blob>, now: Timestamp) {
         let entry = self.entries.get_mut(id);
         entry.last_use = entry.last_use.max(now);
-        self.wake_ups.schedule |= self.changes.mark(id, &mut entry.dirty);
+        self.mark_dirty(id);
         self.blobs.get_mut(blob).was_used(now);
-    }
-
-    pub(super) fn mark_dirty(&mut self, id: Id<Entry>) {
-        let entry = self.entries.get_mut(id);
-        self.wake_ups.schedule |= self.changes.mark(id, &mut entry.dirty);
     }
 
     /// The store has the link: it is kept, unless it is marked.
@@ -158,17 +141,12 @@ impl Index {
         let entry = self.entries.get_mut(id);
         self.deadlines.remove(id, &mut entry.deadline);
         let (repo, blob, next) = (entry.repo, entry.blob, entry.next);
-        let entry = self.entries.get(id);
-        let (hash, link) = (hash_entry(&self.hasher, entry), self.link_of(entry));
-        self.wake_ups.schedule |= self.changes.remove(link);
-        self.by_link.remove(hash, id);
+        self.note_removed(self.link_of(self.entries.get(id)));
         self.unchain(id, blob, next);
         self.entries.remove(id);
         let owner = self.repos.get_mut(repo);
         owner.entries = owner.entries.saturating_sub(1);
         if owner.entries == 0 {
-            let hash = self.hasher.hash_one(owner.name.as_str());
-            self.by_name.remove(hash, repo);
             self.repos.remove(repo);
         }
     }
@@ -201,7 +179,6 @@ impl Index {
             || blob.turn != Turn::Idle;
         if !needed {
             let (hash, parents) = (self.hash_blob(id), blob.parents);
-            self.by_digest.remove(hash, id);
             self.blobs.remove(id);
             self.graph.put_count(hash, parents);
         }

@@ -2,26 +2,24 @@
 //! last used.
 //!
 //! Everything is behind one lock that is held for microseconds: no method here does I/O, and those
-//! that visit much do it in pages. [`Index`] owns one structure for each question, and each of them
-//! keeps its own invariants:
+//! that visit many values do it in pages. [`Index`] owns one structure for each question:
 //!
 //! ```text
-//! Slab<Repo>, Slab<Blob>, Slab<Entry>   the values, by id; the entries of a blob are a list
-//! Table                                 ids by name, by digest, by link
-//! Graph                                 what manifests refer to
-//! Order (deadlines), Order (LRU)        what is due next, what is evicted next
-//! DeleteQueue                           what the deletion task looks at
-//! Space                                 bytes: limits, used, reserved, being evicted
-//! Changes                               what the journal lacks
+//! Table<Repo>, Table<Blob>, Table<Entry>  the values, by id and by key; the entries of a blob are a list
+//! Graph                                   what manifests refer to
+//! Order (deadlines), Order (LRU)          what is due next, what is evicted next
+//! DeleteQueue                             what the deletion task looks at
+//! Space                                   bytes: limits, used, reserved, being evicted
+//! Changes                                 what the journal lacks
 //! ```
 //!
-//! Two enums are the lives of what is cached. A use, `touch`, keeps a link that isn't marked; making
+//! Three enums are the states of cached content. A use, `touch`, keeps a link that isn't marked; making
 //! the link again, `link`, keeps any.
 //!
 //! ```text
 //! BlobState   Absent --file found or committed--> Present <--> Evicting --file removed--> Absent
 //!             Present --damaged--> Quarantined --new file committed--> Present
-//! Turn        Idle --> Queued --> Deleting --> Idle       (Queued --> Held, while somebody holds it)
+//! Turn        Idle --> Queued --> Deleting --> Idle       (Queued --> Held, while the blob is held)
 //! LinkState   Unconfirmed --seen in the store--> Kept --TTL over--> Expired --> removed, or Failed
 //!             any --purged, or its blob is missing--> Marked --> removed, or Failed
 //! ```
@@ -29,48 +27,44 @@
 //! An id that names nothing, a sum below zero and the like are defects: a panic in tests, an error in
 //! the log otherwise. `check_invariants` compares all of it, after each step of the model test.
 
-mod blob;
 mod build;
-mod changes;
 mod deletion;
-mod entry;
 mod eviction;
 mod files;
-mod graph;
 #[cfg(test)]
 mod invariants;
 mod links;
 mod order;
-mod queue;
 mod references;
 mod report;
 mod slab;
 mod time;
+mod values;
 
-use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::policy::{GRACE, Space, TtlPolicy};
+use super::policy::{GRACE, Space};
+use super::state::file::Origin;
 use super::state::timestamp::Timestamp;
-use crate::oci::{Digest, ImagePattern, RepoName};
+use super::{CacheSettings, Upkeep};
+use crate::oci::{Digest, RepoName};
 use crate::storage::{Link, LinkKind};
-pub(crate) use blob::Blob;
 pub(crate) use build::{Settled, Unreadables};
-use changes::Changes;
+use deletion::DeleteQueue;
 pub(crate) use deletion::{DueLink, Job, RETRY};
-use entry::{Entry, Repo};
 pub(crate) use eviction::SpaceReply;
 pub(crate) use files::Trust;
-use graph::Graph;
-pub use graph::References;
 use order::Order;
-use queue::DeleteQueue;
+use references::Graph;
 pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
 pub(crate) use slab::Id;
-use slab::{Slab, Table};
+use slab::{Keyed as _, Table};
+use time::Changes;
+pub(crate) use values::Blob;
+use values::{Entry, Repo};
 
 /// A link of a repository to a digest.
 pub(crate) type LinkKey<'a> = (&'a RepoName, LinkKind, &'a Digest);
@@ -78,7 +72,7 @@ pub(crate) type LinkKey<'a> = (&'a RepoName, LinkKind, &'a Digest);
 /// Links of one blob that are looked through before the table is asked.
 const FEW: usize = 4;
 
-/// Whom a step under the lock has to wake.
+/// The wake-ups that a step under the lock causes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct WakeUps {
     /// The scheduler: a new next deadline, the first change to save, or space that runs out.
@@ -89,8 +83,8 @@ pub(crate) struct WakeUps {
     pub(crate) freed: bool,
 }
 
-/// How many deletions have begun. The index counts them under its lock, before anything is removed;
-/// whatever was known of links before is void then.
+/// How many deletions have begun. The index counts one under its lock before it removes anything;
+/// then [`Recent`](super::recent::Recent) forgets all links.
 #[derive(Debug, Default)]
 pub(crate) struct DeletionEpoch(AtomicU64);
 
@@ -107,71 +101,57 @@ impl DeletionEpoch {
 #[derive(Debug)]
 pub(crate) struct Index {
     hasher: RandomState,
-    ttl: TtlPolicy,
-    pins: Vec<ImagePattern>,
+    settings: Arc<CacheSettings>,
     started: Timestamp,
     /// What was due at the start waits this long.
     grace: Duration,
-    repos: Slab<Repo>,
-    by_name: Table<Repo>,
-    blobs: Slab<Blob>,
-    by_digest: Table<Blob>,
-    entries: Slab<Entry>,
-    by_link: Table<Entry>,
+    repos: Table<Repo>,
+    blobs: Table<Blob>,
+    entries: Table<Entry>,
     graph: Graph,
     /// Entries by deadline, in seconds.
     deadlines: Order<u32, Entry>,
     /// Images by last use, in milliseconds.
     lru: Order<u64, Blob>,
     deletions: DeleteQueue,
-    space: Space,
+    pub(crate) space: Space,
     changes: Changes,
-    /// Blobs that a scrub is reading.
-    scrubbing: HashSet<Id<Blob>>,
     /// Everything in the store has been seen: from now on links and files may be deleted.
-    complete: bool,
+    pub(crate) complete: bool,
     /// Why the store couldn't be listed, if the last attempt failed.
-    unlisted: Option<String>,
-    epoch: Arc<DeletionEpoch>,
+    pub(crate) unlisted: Option<String>,
+    pub(crate) epoch: Arc<DeletionEpoch>,
     wake_ups: WakeUps,
 }
 
 impl Index {
-    pub(crate) fn new(
-        ttl: TtlPolicy,
-        pins: Vec<ImagePattern>,
-        space: Space,
-        started: Timestamp,
-        journaling: bool,
-    ) -> Self {
+    pub(crate) fn new(settings: Arc<CacheSettings>, started: Timestamp) -> Self {
+        let min_free = settings.min_free.as_ref();
+        let evicts_for_free = min_free.is_some_and(|min_free| min_free.evicts);
+        let journaling = settings.state.is_some() && settings.upkeep == Upkeep::Full;
+        let hasher = RandomState::new();
+        // These stand in for values that should be there and aren't.
+        let link = (Id::NONE, LinkKind::Layer, Id::NONE);
+        let times = (Origin::Created(started), started);
         Self {
-            hasher: RandomState::new(),
-            ttl,
-            pins,
+            space: Space::new(settings.max_size, evicts_for_free),
+            settings,
             started,
             grace: GRACE,
-            repos: Slab::new(Repo::vacant()),
-            by_name: Table::default(),
-            blobs: Slab::new(Blob::vacant()),
-            by_digest: Table::default(),
-            entries: Slab::new(Entry::vacant()),
-            by_link: Table::default(),
+            repos: Table::new(Repo::vacant(), &hasher),
+            blobs: Table::new(Blob::new(&Digest::Sha256([0; 32]), 0), &hasher),
+            entries: Table::new(Entry::new(link, times), &hasher),
+            hasher,
             graph: Graph::new(),
             deadlines: Order::default(),
             lru: Order::default(),
             deletions: DeleteQueue::default(),
-            space,
             changes: Changes::new(journaling),
-            scrubbing: HashSet::new(),
             complete: false,
             unlisted: None,
             epoch: Arc::default(),
             wake_ups: WakeUps::default(),
         }
-    }
-
-    pub(crate) fn epoch(&self) -> &Arc<DeletionEpoch> {
-        &self.epoch
     }
 
     pub(crate) fn take_wake_ups(&mut self) -> WakeUps {
@@ -185,26 +165,23 @@ impl Index {
     }
 
     fn hash_blob(&self, id: Id<Blob>) -> u64 {
-        self.hash_digest(&self.blobs.get(id).digest())
-    }
-
-    fn hash_link(&self, repo: Id<Repo>, kind: LinkKind, blob: Id<Blob>) -> u64 {
-        self.hasher.hash_one((repo, kind, blob))
+        self.blobs.get(id).hash(&self.hasher)
     }
 
     fn find_repo(&self, name: &str) -> Option<Id<Repo>> {
-        let is = |id| self.repos.get(id).name.as_str() == name;
-        self.by_name.find(self.hasher.hash_one(name), is)
+        let hash = self.hasher.hash_one(name);
+        self.repos.lookup(hash, |repo| repo.name.as_str() == name)
     }
 
     fn find_blob(&self, digest: &Digest) -> Option<Id<Blob>> {
-        let is = |id| self.blobs.get(id).is(digest);
-        self.by_digest.find(self.hash_digest(digest), is)
+        let hash = self.hash_digest(digest);
+        self.blobs.lookup(hash, |blob| blob.is(digest))
     }
 
     /// By hash alone: with 64 bits keyed by chance, two digests of one hash won't be met.
     fn find_hashed(&self, hash: u64) -> Option<Id<Blob>> {
-        self.by_digest.find(hash, |id| self.hash_blob(id) == hash)
+        self.blobs
+            .lookup(hash, |blob| blob.hash(&self.hasher) == hash)
     }
 
     fn find_entry(&self, repo: Id<Repo>, kind: LinkKind, blob: Id<Blob>) -> Option<Id<Entry>> {
@@ -217,8 +194,9 @@ impl Index {
                 Some(_) => {}
             }
         }
-        let is = |id| self.entries.get(id).is(repo, kind, blob);
-        self.by_link.find(self.hash_link(repo, kind, blob), is)
+        let hash = self.hasher.hash_one((repo, kind, blob));
+        self.entries
+            .lookup(hash, |entry| entry.is(repo, kind, blob))
     }
 
     fn find_link(&self, (repo, kind, digest): LinkKey<'_>) -> Option<Id<Entry>> {
@@ -250,21 +228,9 @@ impl Index {
         blob.is_some_and(|blob| blob.state.has_file())
     }
 
-    /// The number of entries.
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Makes room for so many entries, before they are loaded.
     pub(crate) fn expect_entries(&mut self, entries: usize) {
-        let (hasher, blobs, known) = (&self.hasher, &self.blobs, &self.entries);
-        let rehash = |id| hasher.hash_one(blobs.get(id).digest());
-        self.by_digest.reserve(entries, rehash);
-        let rehash = |id| hash_entry(hasher, known.get(id));
-        self.by_link.reserve(entries, rehash);
+        self.blobs.reserve(entries);
+        self.entries.reserve(entries);
     }
-}
-
-fn hash_entry(hasher: &RandomState, entry: &Entry) -> u64 {
-    hasher.hash_one((entry.repo, entry.kind, entry.blob))
 }

@@ -4,59 +4,150 @@
 //! no manifest refers to is an image of its own. So eviction frees whole images, and leaves what
 //! another image shares.
 
+use std::collections::hash_map::Entry as Slot;
 use std::collections::{HashMap, HashSet};
 
 use super::Index;
-use super::blob::Blob;
-use super::entry::{Entry, LinkState, Repo};
-use super::graph::{Manifest, References, counted};
-use super::slab::Id;
+use super::slab::{Id, Slab};
+use super::values::{Blob, Check, Entry, LinkState, ManifestRecord, Repo};
 use crate::cache::state::timestamp::Timestamp;
-use crate::oci::{Digest, ManifestType, RepoName};
+use crate::oci::{Digest, Manifest, ManifestType, RepoName};
 use crate::storage::LinkKind;
 
 /// Entries that are looked through under one lock: some ten microseconds.
 const PAGE: usize = 4096;
+/// Parts of the table of unknown digests, so that none of them grows in a large step.
+const SHARDS: usize = 64;
+
+/// The known manifests. Digests are 64-bit hashes here; how many manifests refer to a digest is in
+/// its [`Blob`] where there is one, else here.
+#[derive(Debug)]
+pub(super) struct Graph {
+    pub(super) manifests: Slab<ManifestRecord>,
+    /// How many manifests refer to a digest without a blob.
+    unknown: Vec<HashMap<u64, u32>>,
+    /// Manifests that have a subject, by the subject: few manifests have one.
+    referrers: HashMap<u64, Vec<Id<Blob>>>,
+    /// The same the other way round.
+    subjects: HashMap<Id<Blob>, u64>,
+}
+
+impl Graph {
+    pub(super) fn new() -> Self {
+        Self {
+            manifests: Slab::new(ManifestRecord {
+                media_type: ManifestType::OciManifest,
+                references: Box::default(),
+            }),
+            unknown: (0..SHARDS).map(|_| HashMap::new()).collect(),
+            referrers: HashMap::new(),
+            subjects: HashMap::new(),
+        }
+    }
+
+    fn shard(&mut self, hash: u64) -> Option<&mut HashMap<u64, u32>> {
+        self.unknown.get_mut((hash >> 40) as usize % SHARDS)
+    }
+
+    /// How many manifests refer to a digest that gets a blob, which has the number from now on.
+    pub(super) fn take_count(&mut self, hash: u64) -> u32 {
+        let shard = self.shard(hash);
+        shard.and_then(|shard| shard.remove(&hash)).unwrap_or(0)
+    }
+
+    /// The blob that had this number is forgotten.
+    pub(super) fn put_count(&mut self, hash: u64, count: u32) {
+        if count > 0
+            && let Some(shard) = self.shard(hash)
+        {
+            shard.insert(hash, count);
+        }
+    }
+
+    /// One manifest more or less refers to a digest without a blob.
+    fn count(&mut self, hash: u64, more: bool) {
+        let before = self.take_count(hash);
+        self.put_count(hash, counted(before, more));
+    }
+
+    fn set_subject(&mut self, manifest: Id<Blob>, subject: u64) {
+        self.referrers.entry(subject).or_default().push(manifest);
+        self.subjects.insert(manifest, subject);
+    }
+
+    fn remove_subject(&mut self, manifest: Id<Blob>) {
+        if let Some(subject) = self.subjects.remove(&manifest)
+            && let Slot::Occupied(mut referrers) = self.referrers.entry(subject)
+        {
+            referrers.get_mut().retain(|other| *other != manifest);
+            if referrers.get().is_empty() {
+                referrers.remove();
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn unknown(&self) -> HashMap<u64, u32> {
+        let all = self.unknown.iter().flatten();
+        all.map(|(hash, count)| (*hash, *count)).collect()
+    }
+}
+
+fn counted(count: u32, more: bool) -> u32 {
+    debug_assert!(more || count > 0, "one reference too many is removed");
+    if more {
+        count.saturating_add(1)
+    } else {
+        count.saturating_sub(1)
+    }
+}
 
 impl Index {
     /// Notes what a manifest is and refers to, if its file is there. It is remembered as long as the
-    /// file is, and can't change, because the digest is the content's.
-    pub(crate) fn set_references(
-        &mut self,
-        manifest: &Digest,
-        media_type: ManifestType,
-        References { parts, subject }: &References,
-    ) {
-        let Some(id) = self.find_blob(manifest) else {
-            return;
-        };
-        let blob = self.blobs.get(id);
-        if blob.manifest.is_some() || !blob.state.has_file() {
-            return;
+    /// file is, and can't change, because the digest is the content's. Files of other sizes than the
+    /// manifest gives are damaged, unless they have been verified; then the manifest is wrong.
+    pub(crate) fn describe(&mut self, digest: &Digest, manifest: &Manifest) {
+        let parts = manifest.config.iter().chain(&manifest.blobs);
+        let parts = parts.chain(&manifest.manifests);
+        if let Some(id) = self.find_blob(digest)
+            && let blob = self.blobs.get(id)
+            && blob.manifest.is_none()
+            && blob.state.has_file()
+        {
+            let own = self.hash_digest(digest);
+            let hashes = parts.clone().map(|part| self.hash_digest(&part.digest));
+            let mut hashes: Vec<_> = hashes.filter(|hash| *hash != own).collect();
+            hashes.sort_unstable();
+            hashes.dedup();
+            for hash in &hashes {
+                self.count_reference(*hash, true);
+            }
+            let record = self.graph.manifests.insert(ManifestRecord {
+                media_type: manifest.media_type,
+                references: hashes.into_boxed_slice(),
+            });
+            self.blobs.get_mut(id).manifest = Some(record);
+            if let Some(subject) = &manifest.subject {
+                let subject = self.hash_digest(&subject.digest);
+                self.graph.set_subject(id, subject);
+            }
         }
-        let own = self.hash_digest(manifest);
-        let hashes = parts.iter().map(|digest| self.hash_digest(digest));
-        let mut hashes: Vec<_> = hashes.filter(|hash| *hash != own).collect();
-        hashes.sort_unstable();
-        hashes.dedup();
-        for hash in &hashes {
-            self.count_reference(*hash, true);
-        }
-        let manifest = self.graph.insert(Manifest {
-            media_type,
-            references: hashes.into_boxed_slice(),
-        });
-        self.blobs.get_mut(id).manifest = Some(manifest);
-        if let Some(subject) = subject {
-            let subject = self.hash_digest(subject);
-            self.graph.set_subject(id, subject);
+        for part in parts {
+            if let Some(id) = self.find_blob(&part.digest) {
+                let blob = self.blobs.get_mut(id);
+                let wrong = blob.file_size().is_some_and(|known| known != part.size);
+                if wrong && blob.check == Check::UNKNOWN {
+                    blob.check = Check::WRONG_SIZE;
+                }
+            }
         }
     }
 
     pub(super) fn forget_references(&mut self, id: Id<Blob>) {
         self.graph.remove_subject(id);
         let manifest = self.blobs.get_mut(id).manifest.take();
-        if let Some(manifest) = manifest.and_then(|manifest| self.graph.remove(manifest)) {
+        if let Some(manifest) = manifest.and_then(|manifest| self.graph.manifests.remove(manifest))
+        {
             for hash in &manifest.references {
                 self.count_reference(*hash, false);
             }
@@ -92,7 +183,8 @@ impl Index {
         let found = page.into_iter().any(|id| {
             let blob = self.live_revision(self.entries.get(id), repo);
             let manifest = blob.and_then(|blob| blob.manifest);
-            manifest.is_some_and(|id| self.graph.get(id).references.binary_search(&hash).is_ok())
+            let references = manifest.map(|id| &self.graph.manifests.get(id).references);
+            references.is_some_and(|references| references.binary_search(&hash).is_ok())
         });
         (found, next.filter(|_| !found))
     }
@@ -102,8 +194,8 @@ impl Index {
         let Some(repo) = self.find_repo(repo.as_str()) else {
             return Vec::new();
         };
-        let all = self.graph.referrers(self.hash_digest(subject)).iter();
-        let linked = all.filter_map(|id| {
+        let all = self.graph.referrers.get(&self.hash_digest(subject));
+        let linked = all.into_iter().flatten().filter_map(|id| {
             let entry = self.find_entry(repo, LinkKind::Revision, *id)?;
             let blob = self.live_revision(self.entries.get(entry), repo)?;
             Some(blob.digest())
@@ -123,7 +215,7 @@ impl Index {
     /// The blobs that a manifest refers to, where they are known.
     fn references(&self, id: Id<Blob>) -> impl Iterator<Item = (Id<Blob>, &Blob)> {
         let manifest = self.blobs.get(id).manifest;
-        let references = manifest.map_or(&[][..], |id| &self.graph.get(id).references);
+        let references = manifest.map_or(&[][..], |id| &self.graph.manifests.get(id).references);
         references.iter().filter_map(|hash| {
             let id = self.find_hashed(*hash)?;
             Some((id, self.blobs.get(id)))

@@ -1,11 +1,10 @@
-//! What an operator sees and chooses: listings, totals, and what is purged.
+//! For operators: listings, totals, and the selection of a purge.
 
 use std::time::SystemTime;
 
 use super::Index;
-use super::blob::Blob;
-use super::entry::{Entry, Repo};
 use super::slab::Id;
+use super::values::{Blob, Entry, Repo};
 use crate::cache::state::timestamp::Timestamp;
 use crate::oci::pattern::PatternError;
 use crate::oci::{Digest, Pattern, RepoName, Tag};
@@ -104,8 +103,8 @@ impl Index {
             entries: self.entries.len(),
             blobs: self.blobs.len(),
             repositories: self.repos.len(),
-            used: self.space.used(),
-            reserved: self.space.reserved(),
+            used: self.space.used,
+            reserved: self.space.reserved,
             limit: self.space.limit(),
             complete: self.complete,
         }
@@ -131,7 +130,10 @@ impl Index {
 
     pub(crate) fn view_images(&self, from: usize, max: usize) -> (Vec<ImageView>, Option<usize>) {
         let (page, next) = self.blobs.page(from, max);
-        let roots = page.into_iter().filter(|id| self.blobs.get(*id).is_root());
+        let roots = page.into_iter().filter(|id| {
+            let blob = self.blobs.get(*id);
+            blob.parents == 0 && blob.state.has_file()
+        });
         (roots.map(|id| self.view_image(id)).collect(), next)
     }
 

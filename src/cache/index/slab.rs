@@ -2,11 +2,13 @@
 //! names that don't repeat the keys.
 //!
 //! Nothing here grows in one large step, because that step would happen under the index's lock:
-//! chunks are added one at a time, and a table is many small ones that grow by themselves.
+//! chunks are added one at a time, and a table has many small shards that grow by themselves.
 
 use std::fmt;
+use std::hash::RandomState;
 use std::marker::PhantomData;
 use std::num::NonZeroU32;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::HashTable;
@@ -83,7 +85,6 @@ pub(super) fn broken(invariant: &'static str) {
 pub(super) struct Slab<T> {
     chunks: Vec<Vec<Option<T>>>,
     free: Vec<Id<T>>,
-    count: usize,
     /// Stands in for a value that should be there and isn't.
     vacant: T,
 }
@@ -93,16 +94,14 @@ impl<T> Slab<T> {
         Self {
             chunks: Vec::new(),
             free: Vec::new(),
-            count: 0,
             vacant,
         }
     }
 
     /// At most four thousand million values.
     pub(super) fn insert(&mut self, value: T) -> Id<T> {
-        self.count += 1;
         if let Some(id) = self.free.pop()
-            && let Some(slot) = self.slot(id)
+            && let Some(slot) = slot(&mut self.chunks, id)
         {
             *slot = Some(value);
             return id;
@@ -127,10 +126,6 @@ impl<T> Slab<T> {
         chunk.get(position % CHUNK)?.as_ref()
     }
 
-    pub(super) fn find_mut(&mut self, id: Id<T>) -> Option<&mut T> {
-        self.slot(id)?.as_mut()
-    }
-
     /// The value of an id that has one.
     pub(super) fn get(&self, id: Id<T>) -> &T {
         self.find(id).unwrap_or_else(|| {
@@ -141,30 +136,21 @@ impl<T> Slab<T> {
 
     /// The value of an id that has one.
     pub(super) fn get_mut(&mut self, id: Id<T>) -> &mut T {
-        let position = id.position();
-        let chunk = self.chunks.get_mut(position / CHUNK);
-        let slot = chunk.and_then(|chunk| chunk.get_mut(position % CHUNK));
-        slot.and_then(Option::as_mut).unwrap_or_else(|| {
+        let value = slot(&mut self.chunks, id).and_then(Option::as_mut);
+        value.unwrap_or_else(|| {
             broken("an id names nothing");
             &mut self.vacant
         })
     }
 
     pub(super) fn remove(&mut self, id: Id<T>) -> Option<T> {
-        let value = self.slot(id)?.take()?;
+        let value = slot(&mut self.chunks, id)?.take()?;
         self.free.push(id);
-        self.count -= 1;
         Some(value)
     }
 
-    fn slot(&mut self, id: Id<T>) -> Option<&mut Option<T>> {
-        let position = id.position();
-        let chunk = self.chunks.get_mut(position / CHUNK)?;
-        chunk.get_mut(position % CHUNK)
-    }
-
     pub(super) fn len(&self) -> usize {
-        self.count
+        self.end() - self.free.len()
     }
 
     #[cfg(test)]
@@ -189,18 +175,23 @@ impl<T> Slab<T> {
     }
 }
 
-/// Finds ids by the hash of what they name.
-#[derive(Debug)]
-pub(super) struct Table<T> {
-    shards: Vec<HashTable<Id<T>>>,
+fn slot<T>(chunks: &mut [Vec<Option<T>>], id: Id<T>) -> Option<&mut Option<T>> {
+    let position = id.position();
+    chunks.get_mut(position / CHUNK)?.get_mut(position % CHUNK)
 }
 
-impl<T> Default for Table<T> {
-    fn default() -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| HashTable::new()).collect(),
-        }
-    }
+/// A value that a [`Table`] finds by its key.
+pub(super) trait Keyed {
+    /// The hash of the key, which never changes.
+    fn hash(&self, hasher: &RandomState) -> u64;
+}
+
+/// A [`Slab`] whose values are found by their keys, too.
+#[derive(Debug)]
+pub(super) struct Table<T> {
+    values: Slab<T>,
+    hasher: RandomState,
+    shards: Vec<HashTable<Id<T>>>,
 }
 
 /// Bits that a shard's table itself uses least: it takes the lowest and the highest.
@@ -208,36 +199,63 @@ const fn shard(hash: u64) -> usize {
     (hash >> 40) as usize % SHARDS
 }
 
-impl<T> Table<T> {
-    pub(super) fn find(&self, hash: u64, mut is: impl FnMut(Id<T>) -> bool) -> Option<Id<T>> {
-        self.shards
-            .get(shard(hash))?
-            .find(hash, |id| is(*id))
-            .copied()
+impl<T: Keyed> Table<T> {
+    pub(super) fn new(vacant: T, hasher: &RandomState) -> Self {
+        Self {
+            values: Slab::new(vacant),
+            hasher: hasher.clone(),
+            shards: (0..SHARDS).map(|_| HashTable::new()).collect(),
+        }
     }
 
-    /// Makes room for so many ids, so that the tables needn't grow step by step.
-    pub(super) fn reserve(&mut self, ids: usize, rehash: impl Fn(Id<T>) -> u64) {
+    /// The value whose key has this hash and for which `is` holds.
+    pub(super) fn lookup(&self, hash: u64, is: impl Fn(&T) -> bool) -> Option<Id<T>> {
+        let shard = self.shards.get(shard(hash))?;
+        shard.find(hash, |id| is(self.values.get(*id))).copied()
+    }
+
+    /// Makes room for so many keys, so that the shards needn't grow step by step.
+    pub(super) fn reserve(&mut self, keys: usize) {
         // A little more than its share, because no hash deals evenly.
-        let share = ids / SHARDS + ids / SHARDS / 16;
+        let share = keys / SHARDS + keys / SHARDS / 16;
         for shard in &mut self.shards {
-            shard.reserve(share, |id| rehash(*id));
+            shard.reserve(share, |id| self.values.get(*id).hash(&self.hasher));
         }
     }
 
-    /// Adds an id that isn't there.
-    pub(super) fn insert(&mut self, hash: u64, id: Id<T>, rehash: impl Fn(Id<T>) -> u64) {
+    /// Adds a value whose key isn't there.
+    pub(super) fn insert(&mut self, value: T) -> Id<T> {
+        let hash = value.hash(&self.hasher);
+        let id = self.values.insert(value);
         if let Some(shard) = self.shards.get_mut(shard(hash)) {
-            shard.insert_unique(hash, id, |id| rehash(*id));
+            shard.insert_unique(hash, id, |id| self.values.get(*id).hash(&self.hasher));
         }
+        id
     }
 
-    pub(super) fn remove(&mut self, hash: u64, id: Id<T>) {
+    pub(super) fn remove(&mut self, id: Id<T>) -> Option<T> {
+        let value = self.values.remove(id)?;
+        let hash = value.hash(&self.hasher);
         if let Some(shard) = self.shards.get_mut(shard(hash))
             && let Ok(entry) = shard.find_entry(hash, |other| *other == id)
         {
             entry.remove();
         }
+        Some(value)
+    }
+}
+
+impl<T> Deref for Table<T> {
+    type Target = Slab<T>;
+
+    fn deref(&self) -> &Slab<T> {
+        &self.values
+    }
+}
+
+impl<T> DerefMut for Table<T> {
+    fn deref_mut(&mut self) -> &mut Slab<T> {
+        &mut self.values
     }
 }
 
@@ -246,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_used_again_and_pages_cover_everything() {
+    fn ids_are_reused_and_pages_cover_everything() {
         let mut slab = Slab::new(0);
         let ids: Vec<_> = (0..CHUNK * 2 + 7).map(|n| slab.insert(n)).collect();
         assert_eq!(slab.remove(ids[5]), Some(5));
@@ -266,19 +284,21 @@ mod tests {
         assert_eq!(slab.get(ids[5]), &99);
     }
 
-    #[test]
-    fn a_table_finds_by_hash_and_removes_by_id() {
-        let mut table: Table<u64> = Table::default();
-        let mut slab = Slab::new(0);
-        // Few hashes, so that many ids share one.
-        let hash = |value: u64| (value % 10).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let ids: Vec<_> = (0..500).map(|value| slab.insert(value)).collect();
-        for (value, id) in (0..).zip(&ids) {
-            table.insert(hash(value), *id, |id| hash(*slab.get(id)));
+    /// Few hashes, so that many keys share one.
+    impl Keyed for u64 {
+        fn hash(&self, _: &RandomState) -> u64 {
+            (self % 10).wrapping_mul(0x9e37_79b9_7f4a_7c15)
         }
-        table.remove(hash(123), ids[123]);
+    }
+
+    #[test]
+    fn a_table_finds_by_key_and_removes_by_id() {
+        let hasher = RandomState::new();
+        let mut table = Table::new(0, &hasher);
+        let ids: Vec<_> = (0..500_u64).map(|value| table.insert(value)).collect();
+        assert_eq!(table.remove(ids[123]), Some(123));
         for (value, id) in (0..).zip(&ids) {
-            let found = table.find(hash(value), |id| *slab.get(id) == value);
+            let found = table.lookup(value.hash(&hasher), |other| *other == value);
             assert_eq!(found, (value != 123).then_some(*id));
         }
     }

@@ -1,23 +1,42 @@
-//! When entries expire, and what of them is saved.
+//! Deadlines of entries, and the changes that a save writes.
 
 use std::time::Duration;
 
 use super::Index;
-use super::changes::Changes;
-use super::entry::{Entry, LinkState};
 use super::slab::Id;
-use crate::cache::state::record::Record;
+use super::values::{Entry, LinkState};
+use crate::cache::state::file::Record;
 use crate::cache::state::timestamp::Timestamp;
 use crate::storage::{Link, LinkKind};
 
 /// Entries looked at under one lock: well under a millisecond.
 const BATCH: usize = 256;
 
-/// What has changed since the last save, in the order in which it is to be replayed.
+/// What has changed since the last save, where there is a journal for it.
 #[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// False without a journal: then nothing is collected.
+    enabled: bool,
+    /// Entries that were added or used, at most two mentions of each: its id may have been reused.
+    dirty: Vec<Id<Entry>>,
+    /// At most one for each entry there was since the last save.
+    removed: Vec<Link>,
+}
+
+/// What has changed since the last save, in the order in which it is to be replayed.
+#[derive(Debug)]
 pub(crate) struct Unsaved {
     pub(crate) removed: Vec<Link>,
     pub(crate) put: Vec<Record>,
+}
+
+impl Changes {
+    pub(super) fn new(enabled: bool) -> Self {
+        Self {
+            enabled,
+            ..Self::default()
+        }
+    }
 }
 
 impl Index {
@@ -29,8 +48,8 @@ impl Index {
 
     /// When an entry expires, in whole seconds, rounded up; none is never.
     pub(super) fn deadline(&self, entry: &Entry) -> Option<u32> {
-        let ttl = self.repos.get(entry.repo).ttl()?;
-        let (mut deadline, since) = self.ttl.due(entry.origin(), entry.last_use, ttl);
+        let ttl = self.repos.get(entry.repo).ttl?;
+        let (mut deadline, since) = self.settings.ttl.due(entry.origin(), entry.last_use, ttl);
         if since < self.started {
             deadline = deadline.max(self.started.after(ttl.min(self.grace)));
         }
@@ -39,9 +58,9 @@ impl Index {
 
     /// Whether an entry's time was over when the mirror started, whatever grace the start gives.
     fn was_due(&self, entry: &Entry) -> bool {
-        let ttl = self.repos.get(entry.repo).ttl();
+        let ttl = self.repos.get(entry.repo).ttl;
         ttl.is_some_and(|ttl| {
-            let (due, _) = self.ttl.due(entry.origin(), entry.last_use, ttl);
+            let (due, _) = self.settings.ttl.due(entry.origin(), entry.last_use, ttl);
             due <= self.started
         })
     }
@@ -71,7 +90,7 @@ impl Index {
     /// When something is due next.
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         let entry = self.deadlines.first().map(|(at, _)| at);
-        let retry = self.deletions.next_retry();
+        let retry = self.deletions.retries.front().map(|(at, _)| *at);
         let next = entry.into_iter().chain(retry).min()?;
         Some(Timestamp::from_seconds(next))
     }
@@ -89,7 +108,7 @@ impl Index {
                 .remove(id, &mut self.entries.get_mut(id).deadline);
             self.reach_deadline(id, now);
         }
-        while let Some(id) = self.deletions.pop_retry(now) {
+        while let Some((_, id)) = self.deletions.retries.pop_front_if(|(at, _)| *at <= now) {
             if self.blobs.find(id).is_some() {
                 self.enqueue(id);
             }
@@ -113,21 +132,46 @@ impl Index {
 
     // --- Saving --------------------------------------------------------------------------------
 
-    pub(crate) fn has_changes(&self) -> bool {
-        !self.changes.is_empty()
+    /// Notes that an entry was added or used.
+    pub(super) fn mark_dirty(&mut self, id: Id<Entry>) {
+        let entry = self.entries.get_mut(id);
+        if self.changes.enabled && !std::mem::replace(&mut entry.dirty, true) {
+            self.changes.dirty.push(id);
+            self.wake_ups.schedule |= self.changes.dirty.len() == 1;
+        }
     }
 
-    /// Takes at most `max` changes of each kind.
+    pub(super) fn note_removed(&mut self, link: Link) {
+        if self.changes.enabled {
+            self.changes.removed.push(link);
+            self.wake_ups.schedule |= self.changes.removed.len() == 1;
+        }
+    }
+
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.changes.dirty.is_empty() || !self.changes.removed.is_empty()
+    }
+
+    /// Takes at most `max` removed links, then at most `max` entries. What is put may have been removed
+    /// before, so there are no entries while links remain.
     pub(crate) fn take_changes(&mut self, max: usize) -> Unsaved {
-        let (removed, dirty) = self.changes.take(max);
-        let mut put = Vec::with_capacity(dirty.len());
-        for id in dirty {
-            let entry = self.entries.find_mut(id);
-            if entry.is_some_and(|entry| Changes::unmark(&mut entry.dirty)) {
-                put.push(self.record(self.entries.get(id)));
+        let Changes { dirty, removed, .. } = &mut self.changes;
+        let rest = removed.split_off(removed.len().min(max));
+        let mut unsaved = Unsaved {
+            removed: std::mem::replace(removed, rest),
+            put: Vec::new(),
+        };
+        if removed.is_empty() {
+            for id in dirty.split_off(dirty.len().saturating_sub(max)) {
+                // It may have been removed since, or was mentioned before.
+                let changed = self.entries.find(id).is_some_and(|entry| entry.dirty);
+                if changed {
+                    self.entries.get_mut(id).dirty = false;
+                    unsaved.put.push(self.record(self.entries.get(id)));
+                }
             }
         }
-        Unsaved { removed, put }
+        unsaved
     }
 
     /// How an entry is written down.

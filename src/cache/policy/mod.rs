@@ -1,7 +1,6 @@
-//! How long entries are kept, what is pinned, how much may be stored, and what is evicted: pure
-//! functions over small views, without I/O and without the index.
+//! How long entries are kept and how much may be stored: pure functions without I/O and without the
+//! index.
 
-mod lru;
 mod space;
 
 use std::time::Duration;
@@ -9,9 +8,8 @@ use std::time::Duration;
 use crate::config::{TtlMode, TtlRule};
 use crate::oci::RepoName;
 
-use super::state::record::Origin;
+use super::state::file::Origin;
 use super::state::timestamp::Timestamp;
-pub(super) use lru::{Images, choose_victims};
 pub use space::SpaceRequest;
 pub(super) use space::{Decision, Space};
 

@@ -1,4 +1,4 @@
-//! How much may be stored, and how much is: what is known of bytes, and what follows from it.
+//! Accounting of bytes: how many are and may be stored, and whether a request fits.
 //!
 //! A download that would pass the limit waits until the images that are in its way are deleted; the
 //! space that whole images leave is for the next ones. What is past the limit all the same (it was
@@ -21,7 +21,7 @@ pub struct SpaceRequest {
     pub evict: bool,
 }
 
-/// What follows from a [`SpaceRequest`].
+/// The decision on a [`SpaceRequest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::cache) enum Decision {
     Reserve,
@@ -65,16 +65,16 @@ pub(in crate::cache) struct Space {
     evicts_for_free: bool,
     measured: Option<Measured>,
     /// Of all files.
-    used: u64,
+    pub(in crate::cache) used: u64,
     /// Of the files that are being evicted.
-    evicting: u64,
+    pub(in crate::cache) evicting: u64,
     /// That running and paused downloads have reserved.
-    reserved: u64,
+    pub(in crate::cache) reserved: u64,
     /// Those of the reserved bytes that are on disk already: the file system doesn't report them as
     /// free any more.
     filled: u64,
     /// All files have been counted.
-    counted: bool,
+    pub(in crate::cache) counted: bool,
 }
 
 fn smaller(one: Option<u64>, other: Option<u64>) -> Option<u64> {
@@ -139,8 +139,8 @@ impl Space {
         change(&mut self.filled, after, true);
     }
 
-    /// What the file system has free now, and how much of it has to stay free; none when it can't
-    /// tell.
+    /// The bytes that the file system has free now, and those that have to stay free; none when that is
+    /// unknown.
     pub(in crate::cache) fn measure(&mut self, free: Option<u64>, min_free: u64) {
         self.measured = free.map(|free| Measured {
             free,
@@ -150,27 +150,7 @@ impl Space {
         });
     }
 
-    pub(in crate::cache) fn all_counted(&mut self) {
-        self.counted = true;
-    }
-
     // --- Asking --------------------------------------------------------------------------------
-
-    pub(in crate::cache) fn is_counted(&self) -> bool {
-        self.counted
-    }
-
-    pub(in crate::cache) fn used(&self) -> u64 {
-        self.used
-    }
-
-    pub(in crate::cache) fn reserved(&self) -> u64 {
-        self.reserved
-    }
-
-    pub(in crate::cache) fn evicting(&self) -> u64 {
-        self.evicting
-    }
 
     fn taken(&self) -> u64 {
         self.used.saturating_add(self.reserved)
@@ -223,7 +203,7 @@ impl Space {
         self.evicting == 0 && self.fits(bytes).unwrap_or(false)
     }
 
-    /// What follows from a request for space; nothing is reserved yet.
+    /// Decides on a request for space, without reserving anything.
     pub(in crate::cache) fn decide(&self, request: SpaceRequest) -> Decision {
         let SpaceRequest { bytes, blob, evict } = request;
         match self.fits(bytes) {

@@ -15,8 +15,7 @@ use std::io::{self, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
-use super::file::{self, Line, Tally};
-use super::record::Record;
+use super::file::{self, Line, Record, Tally};
 use super::timestamp::Timestamp;
 use crate::cache::{CacheError, Upkeep};
 use crate::error_chain::on_one_line;
@@ -51,10 +50,10 @@ pub(crate) struct Journal {
     torn: bool,
 }
 
-/// What was found at the start.
+/// The result of loading both files.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
-    pub(crate) entries: usize,
+    /// Entries whose times lie in the future.
     pub(crate) future: usize,
     /// The snapshot was set aside: a new one is owed.
     pub(crate) broken: bool,
@@ -179,7 +178,6 @@ impl Journal {
 
 impl Loaded {
     fn add(&mut self, path: &Path, tally: &Tally) {
-        self.entries += tally.entries;
         self.future += tally.future;
         if let Some(reason) = tally.reason {
             let skipped = tally.skipped;
@@ -220,7 +218,7 @@ fn read(path: &Path, set_aside: &dyn Fn(&Path)) -> Option<Vec<u8>> {
     }
 }
 
-/// Gives a broken file another name, for somebody to look at.
+/// Renames a broken file, so that an operator can look at it.
 fn set_aside(path: &Path) {
     let name = |n: u32| {
         let mut name = path.as_os_str().to_owned();

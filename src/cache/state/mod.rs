@@ -2,5 +2,4 @@
 
 pub(super) mod file;
 pub(super) mod journal;
-pub(super) mod record;
 pub(super) mod timestamp;

@@ -11,10 +11,6 @@ const NEVER: Timestamp = Timestamp(7_258_118_400_000);
 pub(crate) struct Timestamp(u64);
 
 impl Timestamp {
-    pub(crate) const fn from_millis(millis: u64) -> Self {
-        Self(millis)
-    }
-
     pub(crate) const fn millis(self) -> u64 {
         self.0
     }
@@ -101,7 +97,7 @@ mod tests {
         }
         assert_eq!(
             Timestamp::parse("1970-01-01T00:00:01Z"),
-            Some(Timestamp::from_millis(1000))
+            Some(Timestamp(1000))
         );
         for bad in [
             "",
@@ -124,14 +120,14 @@ mod tests {
         let text = Timestamp::write(None).to_string();
         assert_eq!(text, "2200-01-01T00:00:00Z");
         assert_eq!(Timestamp::parse(&text), Some(NEVER));
-        let beyond = Timestamp::write(Some(Timestamp::from_millis(u64::MAX))).to_string();
+        let beyond = Timestamp::write(Some(Timestamp(u64::MAX))).to_string();
         assert_eq!(beyond, text);
     }
 
     proptest! {
         #[test]
         fn text_and_back(millis in 0..NEVER.millis()) {
-            let moment = Timestamp::from_millis(millis);
+            let moment = Timestamp(millis);
             let text = Timestamp::write(Some(moment)).to_string();
             prop_assert_eq!(Timestamp::parse(&text), Some(moment));
         }

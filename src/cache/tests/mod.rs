@@ -1,4 +1,4 @@
-//! Tests of the module. [`House`] does to the store and to the cache what the mirror does.
+//! Tests of the module. [`Rig`] does to the store and to the cache what the mirror does.
 
 mod capacity;
 #[cfg(unix)]
@@ -23,27 +23,49 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::config::{TtlMode, TtlRule};
 use crate::oci::{Algorithm, Manifest, Tag};
-use crate::storage::{self, FaultyStore, Link, MemoryStore};
+use crate::storage::{self, FaultyStore, FsStore, Link, MemoryStore};
 
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const WEEK: Duration = Duration::from_hours(7 * 24);
+const REPAIR: ScrubSettings = ScrubSettings {
+    rate: None,
+    repair: true,
+};
 
-struct House {
+struct Rig {
     store: Arc<FaultyStore>,
     cache: Cache,
     clock: Clock,
 }
 
 fn settings() -> CacheSettings {
+    with_ttl(WEEK)
+}
+
+fn with_ttl(ttl: Duration) -> CacheSettings {
     CacheSettings {
-        ttl: TtlPolicy::sliding(Some(WEEK)),
-        pins: Vec::new(),
-        max_size: None,
-        min_free: None,
-        state: None,
-        upkeep: Upkeep::Full,
+        ttl: TtlPolicy::sliding(Some(ttl)),
+        ..CacheSettings::unlimited()
     }
+}
+
+fn capped(max_size: u64) -> CacheSettings {
+    CacheSettings {
+        max_size: Some(max_size),
+        ..settings()
+    }
+}
+
+fn on_disk(directory: &tempfile::TempDir) -> CacheSettings {
+    CacheSettings {
+        state: Some(state_file(directory)),
+        ..settings()
+    }
+}
+
+fn state_file(directory: &tempfile::TempDir) -> PathBuf {
+    directory.path().join("scheduler-state.json")
 }
 
 /// 2026-11-21, as in the recorded fixtures.
@@ -75,36 +97,59 @@ fn layer(name: &str, content: &str) -> Link {
     link(name, LinkKind::Layer, digest(content))
 }
 
+fn descriptor(content: &str) -> serde_json::Value {
+    serde_json::json!({"mediaType": "x/y", "digest": digest(content), "size": content.len()})
+}
+
 /// An image manifest whose config is `<name>-config`.
 fn manifest_of(name: &str, layers: &[&str]) -> String {
-    let descriptor = |content: &str| {
-        let (digest, size) = (digest(content), content.len());
-        serde_json::json!({"mediaType": "x/y", "digest": digest, "size": size})
-    };
     let layers: Vec<_> = layers.iter().map(|layer| descriptor(layer)).collect();
     let config = descriptor(&format!("{name}-config"));
     serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers}).to_string()
 }
 
 fn index_of(children: &[&str]) -> String {
-    let children: Vec<_> = children
-        .iter()
-        .map(|child| {
-            serde_json::json!({"mediaType": "x/y", "digest": digest(child), "size": child.len()})
-        })
-        .collect();
+    let children: Vec<_> = children.iter().map(|child| descriptor(child)).collect();
     serde_json::json!({"schemaVersion": 2, "manifests": children}).to_string()
 }
 
-impl House {
+async fn put(store: &dyn Store, digest: &Digest, content: impl Into<Bytes>) {
+    storage::put(store, digest, content.into()).await.unwrap();
+}
+
+/// All pages of a listing.
+fn pages<T>(page: impl Fn(usize) -> (Vec<T>, Option<usize>)) -> Vec<T> {
+    let (mut all, mut from) = (Vec::new(), Some(0));
+    while let Some(at) = from {
+        let (page, next) = page(at);
+        all.extend(page);
+        from = next;
+    }
+    all
+}
+
+impl Rig {
     async fn with(settings: CacheSettings) -> Self {
-        let house = Self::over(
-            Arc::new(MemoryStore::new()),
-            settings,
-            Clock::starting_at(today()),
-        );
-        house.cache.complete().await;
-        house
+        Self::started(Arc::new(MemoryStore::new()), settings, today()).await
+    }
+
+    /// Over a store on disk, with its state beside it.
+    async fn in_directory(directory: &tempfile::TempDir) -> Self {
+        let store = Arc::new(FsStore::open(directory.path()).await.unwrap());
+        Self::started(store, on_disk(directory), today()).await
+    }
+
+    /// At this time, when the index is complete and nothing is left to delete.
+    async fn started(store: Arc<dyn Store>, settings: CacheSettings, now: SystemTime) -> Self {
+        let rig = Self::over(store, settings, Clock::starting_at(now));
+        rig.cache.complete().await;
+        rig.cache.settled().await;
+        rig
+    }
+
+    /// The next process over the same store.
+    async fn restart(&self, settings: CacheSettings) -> Self {
+        Self::started(Arc::clone(&self.store) as _, settings, self.clock.wall()).await
     }
 
     fn over(store: Arc<dyn Store>, settings: CacheSettings, clock: Clock) -> Self {
@@ -128,10 +173,7 @@ impl House {
             let Ok(space) = self.cache.reserve(size).await else {
                 return false;
             };
-            let bytes = Bytes::from(content.to_owned());
-            storage::put(&*self.store, &link.digest, bytes)
-                .await
-                .unwrap();
+            put(&*self.store, &link.digest, content.to_owned()).await;
             space.commit(&hold, size);
         }
         self.store.link(link).await.unwrap();
@@ -152,8 +194,7 @@ impl House {
             return None;
         }
         let parsed = Manifest::parse(text.as_bytes()).unwrap();
-        self.cache
-            .describe(&link.digest, parsed.media_type, &references(&parsed));
+        self.cache.describe(&link.digest, &parsed);
         if let Some(as_tag) = as_tag {
             let (repo, as_tag) = (repo(name), tag(as_tag));
             assert!(self.cache.tag(&repo, &as_tag, &link.digest).await);
@@ -196,79 +237,53 @@ impl House {
         self.cache.used(&link.repo, link.kind, &link.digest, size);
     }
 
+    /// Whether the index has the link, so that the store isn't asked. Counts as a use.
+    fn knows(&self, link: &Link) -> bool {
+        self.cache
+            .used_if_linked(&link.repo, link.kind, &link.digest)
+    }
+
+    async fn purge(&self, selection: impl AsRef<str>) -> Vec<EntryView> {
+        let selection = selection.as_ref().parse().unwrap();
+        self.cache.purge(&selection, false).await
+    }
+
     fn entries(&self) -> Vec<EntryView> {
-        let (mut all, mut from) = (Vec::new(), Some(0));
-        while let Some(at) = from {
-            let (page, next) = self.cache.entries(at);
-            all.extend(page);
-            from = next;
-        }
-        all
+        pages(|from| self.cache.entries(from))
     }
 
     fn images(&self) -> Vec<ImageView> {
-        let (mut all, mut from) = (Vec::new(), Some(0));
-        while let Some(at) = from {
-            let (page, next) = self.cache.images(at);
-            all.extend(page);
-            from = next;
-        }
-        all
+        pages(|from| self.cache.images(from))
     }
 }
 
 /// What has to hold of a store and its index at any rest: no link dangles, no file is unlinked, and
 /// the bytes add up.
-async fn check(house: &House, held: &[Digest]) {
-    house.cache.inner.with(|index| index.check_invariants());
+async fn check(rig: &Rig, held: &[Digest]) {
+    rig.cache.inner.with(|index| index.check_invariants());
     let mut linked = std::collections::BTreeSet::new();
-    for repo in house.store.repositories().await.unwrap() {
+    for repo in rig.store.repositories().await.unwrap() {
         for kind in [LinkKind::Layer, LinkKind::Revision] {
-            for digest in house.store.links(&repo, kind).await.unwrap() {
-                let size = house.store.size(&digest).await.unwrap();
+            for digest in rig.store.links(&repo, kind).await.unwrap() {
+                let size = rig.store.size(&digest).await.unwrap();
                 assert!(size.is_some(), "{repo}@{digest} dangles");
                 linked.insert(digest);
             }
         }
-        for tag in house.store.tags(&repo).await.unwrap() {
-            let named = house.store.tag(&repo, &tag).await.unwrap().unwrap();
-            let link = Link {
-                repo: repo.clone(),
-                kind: LinkKind::Revision,
-                digest: named,
-            };
-            assert!(
-                house.is_linked(&link).await,
-                "{repo}:{} dangles",
-                tag.as_str()
-            );
+        for tag in rig.store.tags(&repo).await.unwrap() {
+            let named = rig.store.tag(&repo, &tag).await.unwrap().unwrap();
+            let link = Link::revision(repo.clone(), named);
+            let linked = rig.is_linked(&link).await;
+            assert!(linked, "{repo}:{} dangles", tag.as_str());
         }
     }
     let mut bytes = 0;
     for first in 0..=u8::MAX {
-        for (digest, size) in house.store.blobs(first).await.unwrap() {
+        for (digest, size) in rig.store.blobs(first).await.unwrap() {
             bytes += size;
             let needed = linked.contains(&digest) || held.contains(&digest);
-            assert!(needed, "{digest} is there without a link");
+            assert!(needed, "{digest} has no link");
         }
     }
-    assert_eq!(house.cache.usage().used, bytes);
-}
-
-fn with_ttl(ttl: Duration) -> CacheSettings {
-    CacheSettings {
-        ttl: TtlPolicy::sliding(Some(ttl)),
-        ..settings()
-    }
-}
-
-fn on_disk(directory: &tempfile::TempDir) -> CacheSettings {
-    CacheSettings {
-        state: Some(state_file(directory)),
-        ..settings()
-    }
-}
-
-fn state_file(directory: &tempfile::TempDir) -> PathBuf {
-    directory.path().join("scheduler-state.json")
+    assert_eq!(rig.cache.usage().used, bytes);
 }

@@ -21,7 +21,7 @@ enum Step {
     /// One layer, without its image.
     Layer(u8, u8),
     /// The index is asked for a layer's link.
-    Vouch(u8, u8),
+    Ask(u8, u8),
     Pass(u16),
     Hold(u8),
     Release,
@@ -37,7 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..3_u8, 0..6_u8).prop_map(|(repo, image)| Step::Pull(repo, image)),
         2 => (0..3_u8, 0..8_u8).prop_map(|(repo, layer)| Step::Layer(repo, layer)),
-        4 => (0..3_u8, 0..8_u8).prop_map(|(repo, layer)| Step::Vouch(repo, layer)),
+        4 => (0..3_u8, 0..8_u8).prop_map(|(repo, layer)| Step::Ask(repo, layer)),
         5 => (1..800_u16).prop_map(Step::Pass),
         2 => (0..8_u8).prop_map(Step::Hold),
         2 => Just(Step::Release),
@@ -84,10 +84,10 @@ impl Model {
     }
 
     /// Every link that has to be there is, and every link that has to be gone is.
-    async fn agrees(&self, house: &House, capped: bool) {
-        let now = house.clock.wall();
+    async fn agrees(&self, rig: &Rig, capped: bool) {
+        let now = rig.clock.wall();
         for (link, used) in &self.used {
-            let there = house.is_linked(link).await;
+            let there = rig.is_linked(link).await;
             let promised = self.promised.get(link).is_some_and(|until| now < *until);
             if (now < *used + TTL || promised) && !self.unsure.contains(link) && !capped {
                 assert!(there, "{link:?} went early");
@@ -101,15 +101,15 @@ impl Model {
             }
         }
         let held: Vec<_> = self.held.iter().copied().collect();
-        check(house, &held).await;
+        check(rig, &held).await;
         for digest in &held {
             assert!(
-                house.store.size(digest).await.unwrap().is_some(),
+                rig.store.size(digest).await.unwrap().is_some(),
                 "{digest} went while held"
             );
         }
         if capped {
-            assert!(house.cache.usage().used <= CAP);
+            assert!(rig.cache.usage().used <= CAP);
         }
     }
 }
@@ -117,23 +117,23 @@ impl Model {
 #[expect(clippy::too_many_lines, reason = "one arm for each kind of step")]
 /// One run of the process: takes steps until it ends; true when that was a crash.
 async fn incarnation(
-    house: House,
+    rig: Rig,
     model: &mut Model,
     steps: &mut std::vec::IntoIter<Step>,
     capped: bool,
 ) -> (SystemTime, Option<u8>) {
-    house.cache.complete().await;
+    rig.cache.complete().await;
     let mut holds = Vec::new();
     loop {
-        house.cache.settled().await;
-        model.agrees(&house, capped).await;
-        let now = house.clock.wall();
+        rig.cache.settled().await;
+        model.agrees(&rig, capped).await;
+        let now = rig.clock.wall();
         match steps.next() {
             Some(Step::Pull(repo, image)) => {
                 let layers = layers_of(image);
                 let layers: Vec<_> = layers.iter().map(String::as_str).collect();
                 let (name, as_tag) = (repo_of(repo), format!("t{image}"));
-                let whole = house.pull(name, &as_tag, &layers).await;
+                let whole = rig.pull(name, &as_tag, &layers).await;
                 if let Some(manifest) = whole {
                     model.used(manifest, now);
                     model.used(layer(name, &format!("{name}:{as_tag}-config")), now);
@@ -146,22 +146,22 @@ async fn incarnation(
             }
             Some(Step::Layer(repo, n)) => {
                 let (content, link) = (layer_of(n), layer(repo_of(repo), &layer_of(n)));
-                if house.cache(&link, &content).await {
+                if rig.cache(&link, &content).await {
                     model.used(link, now);
                 }
             }
-            Some(Step::Vouch(repo, n)) => {
+            Some(Step::Ask(repo, n)) => {
                 let link = layer(repo_of(repo), &layer_of(n));
-                if house.vouches(&link) {
-                    assert!(house.is_linked(&link).await && house.has(&layer_of(n)).await);
+                if rig.knows(&link) {
+                    assert!(rig.is_linked(&link).await && rig.has(&layer_of(n)).await);
                     model.used(link, now);
                 }
             }
-            Some(Step::Pass(seconds)) => house.pass(Duration::from_secs(seconds.into())).await,
+            Some(Step::Pass(seconds)) => rig.pass(Duration::from_secs(seconds.into())).await,
             Some(Step::Hold(n)) => {
                 let digest = digest(&layer_of(n));
-                let hold = house.cache.hold(&digest).await;
-                if house.store.size(&digest).await.unwrap().is_some() {
+                let hold = rig.cache.hold(&digest).await;
+                if rig.store.size(&digest).await.unwrap().is_some() {
                     model.held.insert(digest);
                     holds.push((digest, hold));
                 }
@@ -177,23 +177,22 @@ async fn incarnation(
             }
             Some(Step::Purge(repo, image)) => {
                 let selection = format!("{}:t{image}", repo_of(repo));
-                let purged = house.cache.purge(&selection.parse().unwrap(), false).await;
+                let purged = rig.purge(selection).await;
                 for entry in purged {
                     model.promised.remove(&entry.link);
                     model.unsure.insert(entry.link);
                 }
             }
             Some(Step::Fail) => {
-                house
-                    .store
+                rig.store
                     .fail(Operation::Unlink, 1, io::ErrorKind::PermissionDenied);
                 // It may strike at any time.
                 model.put_off = Some(now + WEEK);
             }
             Some(Step::Restart) => {
                 drop(holds);
-                house.cache.stop().await;
-                return (house.clock.wall(), None);
+                rig.cache.stop().await;
+                return (rig.clock.wall(), None);
             }
             Some(Step::Crash(torn)) => return (now, Some(torn)),
             None => return (now, None),
@@ -219,9 +218,7 @@ async fn adopt(adopted: &[Adopted], store: &dyn Store, state: &Path) -> Model {
     let mut entries = serde_json::Map::new();
     for (repo, n, seconds) in adopted {
         let (content, link) = (layer_of(*n), layer(repo_of(*repo), &layer_of(*n)));
-        storage::put(store, &link.digest, content.into())
-            .await
-            .unwrap();
+        put(store, &link.digest, content).await;
         store.link(&link).await.unwrap();
         let expiry = today() + Duration::from_secs((*seconds).into());
         let text = humantime::format_rfc3339(expiry).to_string();
@@ -258,8 +255,8 @@ fn live(adopted: &[Adopted], steps: Vec<Step>, capped: bool) {
                 max_size: capped.then_some(CAP),
                 ..on_disk(&directory)
             };
-            let house = House::over(Arc::clone(&store), settings, Clock::starting_at(now));
-            incarnation(house, &mut model, &mut steps, capped).await
+            let rig = Rig::over(Arc::clone(&store), settings, Clock::starting_at(now));
+            incarnation(rig, &mut model, &mut steps, capped).await
         });
         drop(runtime);
         if let Some(torn) = torn {
@@ -284,7 +281,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn without_a_cap_everything_goes_in_time_and_not_before(
+    fn without_a_cap_every_link_expires_in_time_and_not_before(
         adopted in adopted(),
         steps in proptest::collection::vec(step(), 1..40),
     ) {
@@ -292,7 +289,7 @@ proptest! {
     }
 
     #[test]
-    fn with_a_cap_whole_images_go_and_the_cap_is_kept(
+    fn with_a_cap_whole_images_are_evicted_and_the_cap_holds(
         adopted in adopted(),
         steps in proptest::collection::vec(step(), 1..40),
     ) {

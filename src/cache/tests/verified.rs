@@ -1,65 +1,54 @@
-//! What is verified once, what is remembered of it, and what becomes of damaged files.
+//! Verification: its result is remembered, and damaged files are quarantined.
 
 use super::*;
 use crate::storage::faulty::Operation;
-use crate::storage::{Content, FsStore, Modified, Stage};
-
-/// A store on disk under a cache.
-async fn on_a_disk(directory: &tempfile::TempDir) -> House {
-    let store = Arc::new(FsStore::open(directory.path()).await.unwrap());
-    let clock = Clock::starting_at(today());
-    let house = House::over(store, on_disk(directory), clock);
-    house.cache.complete().await;
-    house
-}
+use crate::storage::{Content, Modified, Stage};
 
 /// Ends the process: the store's directory is free again.
-async fn stop(house: House) {
-    house.cache.stop().await;
-    let store = Arc::downgrade(&house.store);
-    drop(house);
+async fn stop(rig: Rig) {
+    rig.cache.stop().await;
+    let store = Arc::downgrade(&rig.store);
+    drop(rig);
     while store.upgrade().is_some() {
         tokio::task::yield_now().await;
     }
 }
 
-async fn open(house: &House, content: &str) -> Content {
-    house.store.open(&digest(content)).await.unwrap().unwrap()
+async fn open(rig: &Rig, content: &str) -> Content {
+    rig.store.open(&digest(content)).await.unwrap().unwrap()
 }
 
-async fn trust(house: &House, content: &str) -> Trust {
-    let open = open(house, content).await;
-    house.cache.trust(&digest(content), &open)
+async fn trust(rig: &Rig, content: &str) -> Trust {
+    let open = open(rig, content).await;
+    rig.cache.trust(&digest(content), &open)
 }
 
-async fn verify(house: &House, content: &str) -> Integrity {
-    let (digest, open) = (digest(content), open(house, content).await);
-    let hold = house.cache.hold(&digest).await;
-    let mut verification = house.cache.verify(&digest, &open, hold).await;
+async fn verify(rig: &Rig, content: &str) -> Integrity {
+    let (digest, open) = (digest(content), open(rig, content).await);
+    let hold = rig.cache.hold(&digest).await;
+    let mut verification = rig.cache.verify(&digest, &open, hold).await;
     let integrity = verification.ended().await;
     assert_eq!(verification.integrity(), Some(integrity));
     integrity
 }
 
 /// Writes a blob as a download does.
-async fn download(house: &House, link: &Link, content: &'static str) -> Option<Modified> {
-    let hold = house.cache.hold(&link.digest).await;
-    let mut stage: Box<dyn Stage> = house.store.stage(&link.digest, "u").await.unwrap();
+async fn download(rig: &Rig, link: &Link, content: &'static str) -> Option<Modified> {
+    let hold = rig.cache.hold(&link.digest).await;
+    let mut stage: Box<dyn Stage> = rig.store.stage(&link.digest, "u").await.unwrap();
     let commit = move || {
         stage.write_at(0, &[Bytes::from(content)]).unwrap();
         stage.commit().unwrap()
     };
     let placed = tokio::task::spawn_blocking(commit).await.unwrap();
     let size = content.len() as u64;
-    let space = house.cache.reserve(size).await.unwrap();
+    let space = rig.cache.reserve(size).await.unwrap();
     space.commit(&hold, size);
     if let Some(modified) = placed {
         hold.verified(size, modified);
     }
-    house.store.link(link).await.unwrap();
-    house
-        .cache
-        .linked(&link.repo, link.kind, &link.digest, size);
+    rig.store.link(link).await.unwrap();
+    rig.cache.linked(&link.repo, link.kind, &link.digest, size);
     placed
 }
 
@@ -68,41 +57,40 @@ fn path(directory: &tempfile::TempDir, content: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn what_was_written_or_verified_is_trusted_across_restarts() {
+async fn a_written_or_verified_blob_is_trusted_across_restarts() {
     let directory = tempfile::tempdir().unwrap();
-    let house = on_a_disk(&directory).await;
-    download(&house, &layer("a", "downloaded"), "downloaded").await;
-    house.cache_layer("a", "adopted").await;
-    house.cache_layer("b", "adopted").await;
-    house.cache_layer("a", "never asked for").await;
-    assert_eq!(trust(&house, "downloaded").await, Trust::Verified);
-    assert_eq!(trust(&house, "adopted").await, Trust::Unknown);
-    assert_eq!(verify(&house, "adopted").await, Integrity::Right);
-    assert!(open(&house, "adopted").await.reader.is_verified());
-    stop(house).await;
+    let rig = Rig::in_directory(&directory).await;
+    download(&rig, &layer("a", "downloaded"), "downloaded").await;
+    rig.cache_layer("a", "adopted").await;
+    rig.cache_layer("b", "adopted").await;
+    rig.cache_layer("a", "never asked for").await;
+    assert_eq!(trust(&rig, "downloaded").await, Trust::Verified);
+    assert_eq!(trust(&rig, "adopted").await, Trust::Unknown);
+    assert_eq!(verify(&rig, "adopted").await, Integrity::Right);
+    assert!(open(&rig, "adopted").await.reader.is_verified());
+    stop(rig).await;
 
-    let house = on_a_disk(&directory).await;
+    let rig = Rig::in_directory(&directory).await;
     // Nothing is read for this.
-    house
-        .store
+    rig.store
         .fail_from(Operation::Read, 1, io::ErrorKind::Other);
-    assert_eq!(trust(&house, "downloaded").await, Trust::Verified);
-    assert_eq!(trust(&house, "adopted").await, Trust::Verified);
-    assert_eq!(trust(&house, "never asked for").await, Trust::Unknown);
-    stop(house).await;
+    assert_eq!(trust(&rig, "downloaded").await, Trust::Verified);
+    assert_eq!(trust(&rig, "adopted").await, Trust::Verified);
+    assert_eq!(trust(&rig, "never asked for").await, Trust::Unknown);
+    stop(rig).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_journal_alone_keeps_it_too() {
+async fn a_verification_is_journaled() {
     let directory = tempfile::tempdir().unwrap();
-    let house = on_a_disk(&directory).await;
-    house.cache_layer("a", "x").await;
-    house.pass(MINUTE).await;
-    assert_eq!(verify(&house, "x").await, Integrity::Right);
-    house.pass(MINUTE).await;
+    let rig = Rig::in_directory(&directory).await;
+    rig.cache_layer("a", "x").await;
+    rig.pass(MINUTE).await;
+    assert_eq!(verify(&rig, "x").await, Integrity::Right);
+    rig.pass(MINUTE).await;
     let journal = state_file(&directory).with_extension("journal");
     let text = std::fs::read_to_string(journal).unwrap();
-    let modified = open(&house, "x").await.modified.to_bits();
+    let modified = open(&rig, "x").await.modified.to_bits();
     let last = text.lines().last().unwrap();
     assert!(
         last.contains(&format!("\"Verified\":[1,{modified}]")),
@@ -111,13 +99,13 @@ async fn the_journal_alone_keeps_it_too() {
 }
 
 #[tokio::test]
-async fn another_size_is_damage_and_another_time_a_reason_to_look() {
+async fn another_size_is_damage_and_another_time_is_verified_again() {
     let directory = tempfile::tempdir().unwrap();
-    let house = on_a_disk(&directory).await;
+    let rig = Rig::in_directory(&directory).await;
     for content in ["emptied", "replaced", "grown"] {
-        download(&house, &layer("a", content), content).await;
+        download(&rig, &layer("a", content), content).await;
     }
-    stop(house).await;
+    stop(rig).await;
     std::fs::write(path(&directory, "emptied"), "").unwrap();
     let file = std::fs::File::options()
         .write(true)
@@ -125,63 +113,58 @@ async fn another_size_is_damage_and_another_time_a_reason_to_look() {
     let times = std::fs::FileTimes::new().set_modified(today());
     file.unwrap().set_times(times).unwrap();
 
-    let house = on_a_disk(&directory).await;
-    assert_eq!(trust(&house, "emptied").await, Trust::Damaged);
-    assert_eq!(trust(&house, "replaced").await, Trust::Unknown);
-    assert_eq!(trust(&house, "grown").await, Trust::Verified);
+    let rig = Rig::in_directory(&directory).await;
+    assert_eq!(trust(&rig, "emptied").await, Trust::Damaged);
+    assert_eq!(trust(&rig, "replaced").await, Trust::Unknown);
+    assert_eq!(trust(&rig, "grown").await, Trust::Verified);
     std::fs::write(path(&directory, "grown"), "grown, while this runs").unwrap();
-    assert_eq!(trust(&house, "grown").await, Trust::Damaged);
-    let grown = open(&house, "grown").await;
+    assert_eq!(trust(&rig, "grown").await, Trust::Damaged);
+    let grown = open(&rig, "grown").await;
     let known = digest("grown");
-    assert!(house.cache.quarantine(&known, Some(&grown)).await);
+    assert!(rig.cache.quarantine(&known, Some(&grown)).await);
 
-    let emptied = open(&house, "emptied").await;
+    let emptied = open(&rig, "emptied").await;
     assert!(
-        house
-            .cache
+        rig.cache
             .quarantine(&digest("emptied"), Some(&emptied))
             .await
     );
-    house.cache.settled().await;
-    assert!(!house.is_linked(&layer("a", "emptied")).await);
-    let placed = download(&house, &layer("a", "emptied"), "emptied").await;
+    rig.cache.settled().await;
+    assert!(!rig.is_linked(&layer("a", "emptied")).await);
+    let placed = download(&rig, &layer("a", "emptied"), "emptied").await;
     assert!(placed.is_some());
-    assert_eq!(trust(&house, "emptied").await, Trust::Verified);
-    check(&house, &[]).await;
-    stop(house).await;
+    assert_eq!(trust(&rig, "emptied").await, Trust::Verified);
+    check(&rig, &[]).await;
+    stop(rig).await;
 }
 
 #[tokio::test]
-async fn a_size_that_a_manifest_contradicts_is_damage_until_it_is_verified() {
-    let house = House::with(settings()).await;
-    house.pull("a", "1", &["layer"]).await.unwrap();
-    let layers = [r#"{"mediaType":"x/y","digest":"#, r#","size":6}"#];
-    let lie = format!(
-        r#"{{"schemaVersion":2,"layers":[{}"{}"{}]}}"#,
-        layers[0],
-        digest("layer"),
-        layers[1]
-    );
+async fn a_size_that_contradicts_a_manifest_is_damage_until_it_is_verified() {
+    let rig = Rig::with(settings()).await;
+    rig.pull("a", "1", &["layer"]).await.unwrap();
+    let mut layer = descriptor("layer");
+    layer["size"] = 6.into();
+    let lie = serde_json::json!({"schemaVersion": 2, "layers": [layer]}).to_string();
     let lie = Manifest::parse(lie.as_bytes()).unwrap();
-    house.cache.expect_sizes(&lie);
-    assert_eq!(trust(&house, "layer").await, Trust::Damaged);
-    assert_eq!(verify(&house, "layer").await, Integrity::Right);
-    house.cache.expect_sizes(&lie);
-    assert_eq!(trust(&house, "layer").await, Trust::Verified);
+    rig.cache.describe(&digest("lie"), &lie);
+    assert_eq!(trust(&rig, "layer").await, Trust::Damaged);
+    assert_eq!(verify(&rig, "layer").await, Integrity::Right);
+    rig.cache.describe(&digest("lie"), &lie);
+    assert_eq!(trust(&rig, "layer").await, Trust::Verified);
 }
 
 #[tokio::test]
-async fn many_who_ask_cause_one_verification() {
-    let house = House::with(settings()).await;
-    house.cache_layer("a", "x").await;
-    let stall = house.store.stall(Operation::Read, 1);
+async fn concurrent_requests_share_one_verification() {
+    let rig = Rig::with(settings()).await;
+    rig.cache_layer("a", "x").await;
+    let stall = rig.store.stall(Operation::Read, 1);
     // A second job would meet it.
-    house.store.fail(Operation::Read, 2, io::ErrorKind::Other);
-    let (digest, content) = (digest("x"), open(&house, "x").await);
+    rig.store.fail(Operation::Read, 2, io::ErrorKind::Other);
+    let (digest, content) = (digest("x"), open(&rig, "x").await);
     let mut verifications = Vec::new();
     for _ in 0..10 {
-        let hold = house.cache.hold(&digest).await;
-        verifications.push(house.cache.verify(&digest, &content, hold).await);
+        let hold = rig.cache.hold(&digest).await;
+        verifications.push(rig.cache.verify(&digest, &content, hold).await);
     }
     stall.reached().await;
     assert_eq!(verifications[0].integrity(), None);
@@ -192,76 +175,68 @@ async fn many_who_ask_cause_one_verification() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_quarantine_and_what_may_pass_is_not() {
-    let house = House::with(settings()).await;
-    let link = house.cache_layer("a", "x").await;
-    house
-        .store
+async fn an_unreadable_blob_is_quarantined_and_a_passing_error_is_not_damage() {
+    let rig = Rig::with(settings()).await;
+    let link = rig.cache_layer("a", "x").await;
+    rig.store
         .fail(Operation::Read, 1, io::ErrorKind::OutOfMemory);
-    assert_eq!(verify(&house, "x").await, Integrity::Unknown);
-    assert!(house.has("x").await);
-    house.store.fail(Operation::Read, 1, io::ErrorKind::Other);
-    assert_eq!(verify(&house, "x").await, Integrity::Damaged);
-    house.cache.settled().await;
-    assert!(!house.has("x").await && !house.is_linked(&link).await);
-    check(&house, &[]).await;
+    assert_eq!(verify(&rig, "x").await, Integrity::Unknown);
+    assert!(rig.has("x").await);
+    rig.store.fail(Operation::Read, 1, io::ErrorKind::Other);
+    assert_eq!(verify(&rig, "x").await, Integrity::Damaged);
+    rig.cache.settled().await;
+    assert!(!rig.has("x").await && !rig.is_linked(&link).await);
+    check(&rig, &[]).await;
 }
 
 #[tokio::test]
-async fn what_cannot_be_quarantine_is_damaged_until_it_is_written_anew() {
-    let house = House::with(settings()).await;
-    house.cache_layer("a", "x").await;
-    let reader = house.cache.hold(&digest("x")).await;
-    house.store.fail(Operation::Read, 1, io::ErrorKind::Other);
-    house
-        .store
+async fn a_blob_that_cannot_be_quarantined_is_damaged_until_it_is_written_again() {
+    let rig = Rig::with(settings()).await;
+    rig.cache_layer("a", "x").await;
+    let reader = rig.cache.hold(&digest("x")).await;
+    rig.store.fail(Operation::Read, 1, io::ErrorKind::Other);
+    rig.store
         .fail(Operation::Quarantine, 1, io::ErrorKind::ReadOnlyFilesystem);
-    assert_eq!(verify(&house, "x").await, Integrity::Damaged);
-    assert!(house.has("x").await);
-    assert_eq!(trust(&house, "x").await, Trust::Damaged);
+    assert_eq!(verify(&rig, "x").await, Integrity::Damaged);
+    assert!(rig.has("x").await);
+    assert_eq!(trust(&rig, "x").await, Trust::Damaged);
     // The deletion task removes it once no reader is left.
     drop(reader);
-    house.cache.settled().await;
-    assert!(!house.has("x").await);
-    check(&house, &[]).await;
-    house.cache_layer("a", "x").await;
+    rig.cache.settled().await;
+    assert!(!rig.has("x").await);
+    check(&rig, &[]).await;
+    rig.cache_layer("a", "x").await;
     // As for any file that nobody has read yet.
-    assert_eq!(trust(&house, "x").await, Trust::Unknown);
+    assert_eq!(trust(&rig, "x").await, Trust::Unknown);
 }
 
 #[tokio::test]
-async fn a_file_that_took_the_damaged_ones_place_stays() {
-    let house = House::with(settings()).await;
-    let link = house.cache_layer("a", "x").await;
-    let damaged = open(&house, "x").await;
-    house.store.remove(&link.digest).await.unwrap();
-    storage::put(&*house.store, &link.digest, "x".into())
-        .await
-        .unwrap();
-    assert!(!house.cache.quarantine(&link.digest, Some(&damaged)).await);
-    assert!(house.has("x").await && house.is_linked(&link).await);
+async fn a_file_that_replaced_a_damaged_one_stays() {
+    let rig = Rig::with(settings()).await;
+    let link = rig.cache_layer("a", "x").await;
+    let damaged = open(&rig, "x").await;
+    rig.store.remove(&link.digest).await.unwrap();
+    put(&*rig.store, &link.digest, "x").await;
+    assert!(!rig.cache.quarantine(&link.digest, Some(&damaged)).await);
+    assert!(rig.has("x").await && rig.is_linked(&link).await);
 }
 
 #[tokio::test]
-async fn a_scrub_repairs_what_cannot_be_read_or_opened() {
-    let repair = ScrubSettings {
-        rate: None,
-        repair: true,
-    };
+async fn a_scrub_repairs_unreadable_blobs() {
     for operation in [Operation::Read, Operation::Open] {
-        let house = House::with(settings()).await;
-        let link = house.cache_layer("a", "x").await;
-        house.store.fail_from(operation, 1, io::ErrorKind::Other);
-        let only_reported = house.cache.scrub(ScrubSettings::default()).await;
+        let rig = Rig::with(settings()).await;
+        let link = rig.cache_layer("a", "x").await;
+        rig.store.fail_from(operation, 1, io::ErrorKind::Other);
+        let only_reported = rig.cache.scrub(ScrubSettings::default()).await;
         assert_eq!(only_reported.unwrap().failed, 1, "{operation:?}");
-        assert!(house.has("x").await);
-        let report = house.cache.scrub(repair).await.unwrap();
+        assert!(rig.has("x").await);
+        let report = rig.cache.scrub(REPAIR).await.unwrap();
         assert_eq!((report.quarantined, report.failed), (1, 0), "{operation:?}");
-        assert!(!house.has("x").await && !house.is_linked(&link).await);
+        assert!(!rig.has("x").await && !rig.is_linked(&link).await);
     }
-    let house = House::with(settings()).await;
-    house.cache_layer("a", "x").await;
+    let rig = Rig::with(settings()).await;
+    rig.cache_layer("a", "x").await;
     // What a scrub finds right needn't be verified when it is asked for.
-    house.cache.scrub(repair).await.unwrap();
-    assert_eq!(trust(&house, "x").await, Trust::Verified);
+    rig.cache.scrub(REPAIR).await.unwrap();
+    assert_eq!(trust(&rig, "x").await, Trust::Verified);
 }

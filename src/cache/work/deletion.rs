@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio_util::sync::CancellationToken;
 
 use crate::cache::Inner;
 use crate::cache::index::{DueLink, Job};
@@ -22,8 +21,9 @@ use crate::storage::Link;
 /// Blobs that are deleted at one time.
 const MAX_JOBS: usize = 4;
 
-/// Runs until `quit`; deletions that have begun are finished.
-pub(crate) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
+/// Runs until the stop; deletions that have begun are finished.
+pub(crate) async fn run(shared: Arc<Inner>) {
+    let quit = &shared.quit;
     let mut running = FuturesUnordered::new();
     loop {
         while !quit.is_cancelled()
@@ -44,14 +44,14 @@ pub(crate) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
 }
 
 async fn delete(shared: &Inner, job: Job) {
-    let mut gone = Vec::with_capacity(job.links().len());
-    for link in job.links() {
+    let mut gone = Vec::with_capacity(job.links.len());
+    for link in &job.links {
         gone.push(unlink(shared, link).await);
     }
     let file = shared.with(|index| index.unlinked(&job, &gone, shared.now()));
     let mut removed = None;
     if file {
-        let result = shared.store.remove(job.digest()).await;
+        let result = shared.store.remove(&job.digest).await;
         removed = Some(shared.succeeded("blob", result.map(drop)));
     }
     shared.with(|index| index.finish(&job, removed, shared.now()));

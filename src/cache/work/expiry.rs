@@ -1,4 +1,4 @@
-//! What happens when: one task, which sleeps until the next deadline.
+//! The scheduler: one task, which sleeps until the next deadline.
 //!
 //! The index has a deadline for each entry that expires. A use doesn't move it: it only makes the
 //! entry's true deadline later, and when the old one comes, the entry is put back at the true one.
@@ -11,11 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::save::Saver;
+use crate::cache::Inner;
 use crate::cache::index::RETRY;
-use crate::cache::{Inner, Upkeep};
 
 /// How long changes wait to be saved together: what a crash loses of uses.
 pub(crate) const SAVE_AFTER: Duration = Duration::from_secs(2);
@@ -24,40 +23,40 @@ const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// The longest sleep: timers needn't reach further.
 const MAX_SLEEP: Duration = Duration::from_hours(24);
 
-/// Runs until `quit`, then saves everything.
-pub(crate) async fn run(shared: Arc<Inner>, mut saver: Option<Saver>, quit: CancellationToken) {
+/// Runs until the stop, then saves everything.
+pub(crate) async fn run(shared: &Arc<Inner>, mut saver: Option<Saver>) {
+    let quit = &shared.quit;
     let mut save_at = None;
     let mut measure_at = None;
     while !quit.is_cancelled() {
         let now = Instant::now();
-        if shared.min_free.is_some() && measure_at.is_none_or(|at| at <= now) {
+        if shared.settings.min_free.is_some() && measure_at.is_none_or(|at| at <= now) {
             shared.measure().await;
             measure_at = Some(now + MEASURE_EVERY);
         }
-        if shared.is_complete() && shared.upkeep == Upkeep::Full {
+        if shared.may_remove() {
             while shared.with(|index| index.expire(shared.now())) {
                 tokio::task::yield_now().await;
             }
-            trim(&shared).await;
+            trim(shared).await;
         }
         if let Some(saver) = &mut saver {
             if save_at.is_some_and(|at| at <= now) {
-                saver.save(&shared).await;
+                saver.save(shared).await;
                 save_at = None;
             }
             if save_at.is_none() && shared.with(|index| index.has_changes()) {
                 save_at = Some(now + SAVE_AFTER);
             }
-            saver.fold_if_due(&shared).await;
+            saver.fold_if_due(shared).await;
         }
         let deadline = shared.with(|index| index.next_deadline());
-        let expires = shared.is_complete() && shared.upkeep == Upkeep::Full;
-        let deadline = deadline.filter(|_| expires).map(|at| {
+        let deadline = deadline.filter(|_| shared.may_remove()).map(|at| {
             let away = at.millis().saturating_sub(shared.now().millis());
             now + Duration::from_millis(away).min(MAX_SLEEP)
         });
-        let owes = saver.as_ref().is_some_and(Saver::owes_snapshot);
-        let retry_at = owes.then(|| now + RETRY);
+        let owed = saver.as_ref().and_then(|saver| saver.owed);
+        let retry_at = owed.map(|_| now + RETRY);
         let next = [deadline, save_at, retry_at, measure_at]
             .into_iter()
             .flatten()
@@ -69,7 +68,7 @@ pub(crate) async fn run(shared: Arc<Inner>, mut saver: Option<Saver>, quit: Canc
         }
     }
     if let Some(mut saver) = saver {
-        saver.fold(&shared).await;
+        saver.fold(shared).await;
     }
 }
 

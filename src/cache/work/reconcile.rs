@@ -1,26 +1,25 @@
 //! The start: builds the index from the state files and then from the store, while requests are
 //! already answered. Nothing is deleted before the index is complete.
 //!
-//! The store is right: a link that no state knows gets an entry, an entry without a link is forgotten,
-//! a link without a file is removed, and so is a file without a link. What can't be read isn't taken
-//! for missing: it, and what belongs to it, stays. Blobs aren't read; of manifests the JSON is, to
-//! know what they refer to.
+//! The store is right: a link that no state file has gets an entry, an entry without a link is
+//! forgotten, and a link without a file is removed, as is a file without a link. Unreadable content
+//! isn't taken for missing: it stays, with everything that belongs to it. Blobs aren't read; manifests
+//! are, because the index has what they refer to.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio_util::sync::CancellationToken;
 
 use super::save::Saver;
-use crate::cache::index::{Index, References, Settled, Unreadables};
+use crate::cache::index::{Index, Settled, Unreadables};
 use crate::cache::policy::MASS_GRACE;
 use crate::cache::state::file::Line;
 use crate::cache::state::journal::Journal;
 use crate::cache::{Inner, Upkeep};
 use crate::error_chain::on_one_line;
 use crate::oci::manifest::{MAX_MANIFEST, QUICK};
-use crate::oci::{Digest, Manifest, ManifestType, RepoName};
+use crate::oci::{Digest, Manifest, RepoName};
 use crate::storage::{self, Link, LinkKind, StoreError, Unreadable, UnreadableEntry};
 
 /// Entries visited under one lock.
@@ -39,7 +38,7 @@ pub(crate) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Sa
         let now = target.now();
         let reserve = |entries| target.with(|index| index.expect_entries(entries));
         let mut take = |lines: &[Line<'_>]| target.with(|index| index.load(lines));
-        let loaded = journal.load(now, target.upkeep, reserve, &mut take);
+        let loaded = journal.load(now, target.settings.upkeep, reserve, &mut take);
         (journal, loaded)
     });
     let (journal, loaded) = match read.await {
@@ -56,12 +55,14 @@ pub(crate) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Sa
             "were last used in the future: the clock is or was wrong; taken as used now"
         );
     }
-    let (mut due, mut from) = (0, Some(0));
-    while let Some(at) = from {
-        let (more, next) = shared.with(|index| index.count_due(at, PAGE));
-        (due, from) = (due + more, next);
-    }
-    let entries = shared.with(|index| index.len());
+    let mut due = 0;
+    let count = |index: &mut Index, at| {
+        let (more, next) = index.count_due(at, PAGE);
+        due += more;
+        next
+    };
+    shared.pages(count).await;
+    let entries = shared.with(|index| index.usage().entries);
     tracing::info!(entries, due, "loaded the expiry state");
     if entries >= MIN_MASS && due > entries / 2 {
         shared.with(|index| index.set_grace(MASS_GRACE));
@@ -74,11 +75,11 @@ pub(crate) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Sa
     Some(Saver::new(journal, loaded.broken))
 }
 
-/// Builds the index from the store, again and again until that succeeds. Meanwhile nothing is
-/// cached that needs space, and commands are told why.
-pub(crate) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
+/// Builds the index from the store, and tries again until that succeeds. Meanwhile nothing is cached
+/// that needs space, and commands report the reason.
+pub(crate) async fn run(shared: &Arc<Inner>) {
     let work = async {
-        while let Err(error) = build(&shared).await {
+        while let Err(error) = build(shared).await {
             let error = on_one_line(&error);
             tracing::warn!(
                 error,
@@ -88,10 +89,7 @@ pub(crate) async fn run(shared: Arc<Inner>, quit: CancellationToken) {
             tokio::time::sleep(REST).await;
         }
     };
-    tokio::select! {
-        () = work => {}
-        () = quit.cancelled() => {}
-    }
+    shared.quit.run_until_cancelled(work).await;
 }
 
 async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
@@ -118,7 +116,7 @@ async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
         }
     });
     unseen.add(&unreadable);
-    shared.counters.unreadable(unseen.count());
+    shared.counts.lock().unreadable = unseen.count;
     read_manifests(shared).await;
     settle(shared, &unseen).await;
     Ok(())
@@ -171,13 +169,11 @@ async fn list_tags(shared: &Inner, repo: &RepoName) -> Result<(), StoreError> {
         if shared.with(|index| index.tag_found(repo, &tag, &digest)) {
             continue;
         }
-        let unread = async || -> Result<bool, StoreError> {
-            let unreadable = shared.store.unreadable().await?;
-            Ok(Unreadables::of(&unreadable).may_have_link(&digest))
-        };
-        if unread().await? {
+        let mut unreadable = Unreadables::default();
+        unreadable.add(&shared.store.unreadable().await?);
+        if unreadable.may_have_link(&digest) {
             shared.with(|index| index.set_tag(repo, &tag, &digest));
-        } else if shared.upkeep == Upkeep::Full {
+        } else if shared.settings.upkeep == Upkeep::Full {
             // A tag is pointed at a manifest after that is linked: this one's link has gone.
             tracing::info!(%repo, tag = tag.as_str(), "a tag named a manifest that is gone");
             let removed = shared.store.remove_tag(repo, &tag).await;
@@ -194,12 +190,8 @@ async fn read_manifests(shared: &Arc<Inner>) {
         from = next;
         futures_util::stream::iter(unread)
             .for_each_concurrent(READERS, |digest| async move {
-                if let Some((media_type, references, sizes)) = read_manifest(shared, &digest).await
-                {
-                    shared.with(|index| {
-                        index.set_references(&digest, media_type, &references);
-                        index.expect_sizes(&sizes);
-                    });
+                if let Some(manifest) = read_manifest(shared, &digest).await {
+                    shared.with(|index| index.describe(&digest, &manifest));
                 }
             })
             .await;
@@ -207,62 +199,29 @@ async fn read_manifests(shared: &Arc<Inner>) {
 }
 
 /// What can't be read refers to nothing: its parts are images of their own.
-async fn read_manifest(
-    shared: &Inner,
-    digest: &Digest,
-) -> Option<(ManifestType, References, Vec<(Digest, u64)>)> {
+async fn read_manifest(shared: &Inner, digest: &Digest) -> Option<Manifest> {
     let bytes = storage::read_all(&*shared.store, digest, MAX_MANIFEST).await;
     let bytes = bytes.inspect_err(
         |error| tracing::warn!(%digest, error = %on_one_line(&error), "a manifest can't be read"),
     );
     let bytes = bytes.ok()??;
-    let size = bytes.len();
-    let read = move || {
-        let manifest = Manifest::parse(&bytes).ok()?;
-        let references = references(&manifest);
-        Some((manifest.media_type, references, sizes(&manifest)))
-    };
-    if size <= QUICK {
-        return read();
+    if bytes.len() <= QUICK {
+        return Manifest::parse(&bytes).ok();
     }
     // A panic of the parser is a manifest that can't be read.
-    tokio::task::spawn_blocking(read).await.ok()?
-}
-
-/// What a manifest refers to, with the sizes that it gives for it.
-pub(crate) fn sizes(manifest: &Manifest) -> Vec<(Digest, u64)> {
-    let parts = manifest.config.iter().chain(&manifest.blobs);
-    let parts = parts.chain(&manifest.manifests);
-    parts.map(|part| (part.digest, part.size)).collect()
-}
-
-/// The digests that a manifest names.
-pub fn references(manifest: &Manifest) -> References {
-    let parts = manifest
-        .config
-        .iter()
-        .chain(&manifest.blobs)
-        .chain(&manifest.manifests);
-    References {
-        parts: parts.map(|descriptor| descriptor.digest).collect(),
-        subject: manifest.subject.as_ref().map(|subject| subject.digest),
-    }
+    let parsed = tokio::task::spawn_blocking(move || Manifest::parse(&bytes));
+    parsed.await.ok()?.ok()
 }
 
 async fn settle(shared: &Inner, unseen: &Unreadables) {
-    let removes = shared.upkeep == Upkeep::Full;
-    let (mut settled, mut from) = (Settled::default(), Some(0));
-    while let Some(at) = from {
-        let page = (at, PAGE);
-        from = shared.with(|index| index.settle_entries(page, unseen, removes, &mut settled));
-        tokio::task::yield_now().await;
-    }
-    from = Some(0);
-    while let Some(at) = from {
-        let page = (at, PAGE);
-        from = shared.with(|index| index.settle_blobs(page, unseen, removes, &mut settled));
-        tokio::task::yield_now().await;
-    }
+    let removes = shared.settings.upkeep == Upkeep::Full;
+    let mut settled = Settled::default();
+    shared
+        .pages(|index, at| index.settle_entries((at, PAGE), unseen, removes, &mut settled))
+        .await;
+    shared
+        .pages(|index, at| index.settle_blobs((at, PAGE), unseen, removes, &mut settled))
+        .await;
     let Settled {
         gone,
         dangling,
@@ -276,10 +235,11 @@ async fn settle(shared: &Inner, unseen: &Unreadables) {
             "the state and the store were brought together"
         );
     }
-    let (entries, bytes) = shared.with(|index| {
+    let usage = shared.with(|index| {
         index.complete();
-        (index.len(), index.space().used())
+        index.usage()
     });
     shared.complete.cancel();
+    let (entries, bytes) = (usage.entries, usage.used);
     tracing::info!(entries, bytes, "the index of the cache is complete");
 }

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::cache::index::RETRY;
 use crate::cache::state::file;
 use crate::cache::state::journal::Journal;
+use crate::cache::state::timestamp::Timestamp;
 use crate::cache::{CacheError, Inner};
 use crate::error_chain::on_one_line;
 
@@ -17,21 +19,17 @@ const PAGE: usize = 1024;
 pub(crate) struct Saver {
     /// None while the blocking pool has it, and for good when it was lost there.
     journal: Option<Journal>,
-    /// The snapshot lacks something that the journal doesn't have either.
-    owed: bool,
+    /// The snapshot lacks something that the journal doesn't have either: a new one is to be tried,
+    /// not before this time.
+    pub(super) owed: Option<Timestamp>,
 }
 
 impl Saver {
     pub(super) fn new(journal: Journal, owed: bool) -> Self {
         Self {
             journal: Some(journal),
-            owed,
+            owed: owed.then(Timestamp::default),
         }
-    }
-
-    /// The last save failed: a new snapshot is to be tried.
-    pub(super) fn owes_snapshot(&self) -> bool {
-        self.owed
     }
 
     /// Appends what has changed. When that fails, a new snapshot is owed, which has it all.
@@ -55,7 +53,7 @@ impl Saver {
                 })
                 .await;
             if saved.is_ok() {
-                shared.counters.saved(began.elapsed());
+                shared.counts.lock().last_save = began.elapsed();
             }
             self.note(shared, saved);
         }
@@ -64,7 +62,7 @@ impl Saver {
     /// Folds when the journal has grown, or when a save failed.
     pub(super) async fn fold_if_due(&mut self, shared: &Arc<Inner>) {
         let grown = self.journal.as_ref().is_some_and(Journal::wants_fold);
-        if grown || (self.owed && shared.counters.may_retry_save(shared.now())) {
+        if grown || self.owed.is_some_and(|retry_at| retry_at <= shared.now()) {
             self.fold(shared).await;
         }
     }
@@ -89,9 +87,10 @@ impl Saver {
     }
 
     fn note(&mut self, shared: &Inner, result: Result<(), CacheError>) {
-        self.owed = result.is_err();
+        self.owed = None;
         if let Err(error) = result {
-            shared.counters.save_failed(shared.now());
+            self.owed = Some(shared.now().after(RETRY));
+            shared.counts.lock().save_failures += 1;
             tracing::warn!(error = %on_one_line(&error), "the expiry state can't be saved");
         }
     }

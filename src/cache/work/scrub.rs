@@ -10,14 +10,15 @@
 //! again. If no request has come when the last hold is released, its links are removed, so that none
 //! dangles.
 
+use std::collections::HashSet;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::cache::{Cache, Hold, Inner};
+use crate::cache::{Cache, Hold};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, Hasher};
 use crate::storage::{
@@ -140,26 +141,15 @@ impl Pace {
     }
 }
 
-/// Marks a held blob as being scrubbed, for as long as this exists.
-#[derive(Debug)]
-struct Turn {
-    shared: Arc<Inner>,
-    hold: Hold,
+/// Marks a blob as being scrubbed, for as long as this exists.
+struct Turn<'a> {
+    scrubbing: &'a Mutex<HashSet<Digest>>,
+    digest: Digest,
 }
 
-impl Turn {
-    /// None while another scrub reads the blob. Two at once could quarantine first the corrupt file,
-    /// then the good one that has been downloaded since.
-    fn take(shared: &Arc<Inner>, hold: Hold) -> Option<Self> {
-        let shared = Arc::clone(shared);
-        let free = shared.with(|index| index.begin_scrub(hold.content));
-        free.then_some(Self { shared, hold })
-    }
-}
-
-impl Drop for Turn {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.shared.with(|index| index.end_scrub(self.hold.content));
+        self.scrubbing.lock().remove(&self.digest);
     }
 }
 
@@ -167,8 +157,7 @@ impl Cache {
     /// Hashes every blob of the store. Waits for the index to be complete. Dropping the future ends
     /// it; so does stopping, and then the report is of what was done. An error is one of listing.
     pub async fn scrub(&self, settings: ScrubSettings) -> Result<ScrubReport, StoreError> {
-        let quit = self.inner.quit.clone();
-        let mut scrub = Scrub::new(&self.inner, settings);
+        let mut scrub = Scrub::new(self, settings);
         let work = async {
             self.complete().await;
             scrub.all().await?;
@@ -178,27 +167,24 @@ impl Cache {
             }
             Ok(())
         };
-        tokio::select! {
-            () = quit.cancelled() => {}
-            done = work => done?,
-        }
+        self.inner
+            .quit
+            .run_until_cancelled(work)
+            .await
+            .transpose()?;
         Ok(scrub.report)
     }
 
     /// What pushes to the reference registry left in the directory, [`ABANDONED_AFTER`] ago or
     /// longer.
     pub async fn abandoned_uploads(&self) -> Result<Vec<Upload>, StoreError> {
-        self.inner.abandoned_uploads().await
-    }
-
-    /// Hashes one blob anew, and quarantines it when it is corrupt or can't be read: after bytes were
-    /// served that aren't the blob's.
-    pub async fn recheck(&self, digest: &Digest) {
-        let settings = ScrubSettings {
-            rate: None,
-            repair: true,
-        };
-        Scrub::new(&self.inner, settings).blob(digest).await;
+        let mut uploads = self.inner.store.uploads().await?;
+        let now = self.inner.clock.wall();
+        uploads.retain(|upload| {
+            let age = now.duration_since(upload.modified).unwrap_or_default();
+            age >= ABANDONED_AFTER
+        });
+        Ok(uploads)
     }
 
     /// Scrubs again and again, with a pause of `interval` after each pass, until the cache stops.
@@ -221,38 +207,22 @@ impl Cache {
                 }
             }
         };
-        let quit = self.inner.quit.clone();
-        tokio::select! {
-            () = quit.cancelled() => {}
-            () = passes => {}
-        }
-    }
-}
-
-impl Inner {
-    async fn abandoned_uploads(&self) -> Result<Vec<Upload>, StoreError> {
-        let mut uploads = self.store.uploads().await?;
-        let now = self.clock.wall();
-        uploads.retain(|upload| {
-            let age = now.duration_since(upload.modified).unwrap_or_default();
-            age >= ABANDONED_AFTER
-        });
-        Ok(uploads)
+        self.inner.quit.run_until_cancelled(passes).await;
     }
 }
 
 /// One pass, or the check of one blob.
 struct Scrub<'a> {
-    shared: &'a Arc<Inner>,
+    cache: &'a Cache,
     repair: bool,
     pace: Pace,
     report: ScrubReport,
 }
 
 impl<'a> Scrub<'a> {
-    fn new(shared: &'a Arc<Inner>, ScrubSettings { rate, repair }: ScrubSettings) -> Self {
+    fn new(cache: &'a Cache, ScrubSettings { rate, repair }: ScrubSettings) -> Self {
         Self {
-            shared,
+            cache,
             repair,
             pace: Pace::new(rate),
             report: ScrubReport::default(),
@@ -260,7 +230,7 @@ impl<'a> Scrub<'a> {
     }
 
     async fn all(&mut self) -> Result<(), StoreError> {
-        let store = &self.shared.store;
+        let store = &self.cache.inner.store;
         for first in 0..=u8::MAX {
             for (digest, _) in store.blobs(first).await? {
                 self.blob(&digest).await;
@@ -275,7 +245,7 @@ impl<'a> Scrub<'a> {
         for unreadable in store.unreadable().await? {
             self.unreadable(&unreadable).await;
         }
-        for upload in self.shared.abandoned_uploads().await? {
+        for upload in self.cache.abandoned_uploads().await? {
             self.report.uploads += 1;
             self.report.upload_bytes += upload.bytes;
             if self.repair {
@@ -286,61 +256,64 @@ impl<'a> Scrub<'a> {
     }
 
     async fn blob(&mut self, digest: &Digest) {
-        let hold = self.shared.hold(digest).await;
-        let Some(turn) = Turn::take(self.shared, hold) else {
+        let hold = self.cache.hold(digest).await;
+        let scrubbing = &self.cache.inner.scrubbing;
+        // Two at once could quarantine first the corrupt file, then the good one that has been
+        // downloaded since.
+        if !scrubbing.lock().insert(*digest) {
             self.report.skipped += 1;
             return;
+        }
+        let _turn = Turn {
+            scrubbing,
+            digest: *digest,
         };
-        let content = match self.shared.store.open(digest).await {
+        let content = match self.cache.inner.store.open(digest).await {
             // Deleted since it was listed.
             Ok(None) => return,
             Ok(Some(content)) => content,
             Err(error) => {
-                let verdict = self.unread(digest, &error, None, &turn.hold).await;
+                let failed = Verdict::Failed(on_one_line(&error));
+                let verdict = self.quarantine(digest, None, &hold, failed).await;
                 return self.report.note(*digest, 0, verdict);
             }
         };
         self.report.checked += 1;
         let (size, file) = (content.size, Some(&content));
         let bytes = &mut self.report.bytes;
-        let verdict = match hash(digest, content.clone(), &mut self.pace, bytes).await {
+        let found = match hash(digest, content.clone(), &mut self.pace, bytes).await {
             Ok(found) if found == *digest => {
                 if content.is_unchanged() {
                     content.reader.set_verified();
-                    turn.hold.verified(size, content.modified);
+                    hold.verified(size, content.modified);
                 }
                 return;
             }
-            Ok(_) if self.repair => self.quarantine(digest, file, &turn.hold).await,
             Ok(_) => Verdict::Corrupt,
-            Err(error) => self.unread(digest, &error, file, &turn.hold).await,
+            Err(error) => Verdict::Failed(on_one_line(&error)),
         };
+        let verdict = self.quarantine(digest, file, &hold, found).await;
         tracing::error!(%digest, size, ?verdict, "a stored blob is not what its digest says");
         self.report.note(*digest, size, verdict);
     }
 
-    /// The verdict on a blob that the disk doesn't give.
-    async fn unread(
+    /// Moves a blob to quarantine, if this is a repair; otherwise its verdict is `found`.
+    async fn quarantine(
         &self,
         digest: &Digest,
-        error: &StoreError,
         file: Option<&Content>,
         hold: &Hold,
+        found: Verdict,
     ) -> Verdict {
-        if self.repair {
-            self.quarantine(digest, file, hold).await
-        } else {
-            Verdict::Failed(on_one_line(error))
+        if !self.repair {
+            return found;
         }
-    }
-
-    async fn quarantine(&self, digest: &Digest, file: Option<&Content>, hold: &Hold) -> Verdict {
-        let shared = self.shared;
-        let known = shared.with(|index| index.file_size(hold.content));
-        match shared.quarantine_held(digest, file, hold).await {
+        let inner = &self.cache.inner;
+        let known = inner.with(|index| index.file_size(hold.content));
+        match self.cache.quarantine_held(digest, file, hold).await {
             Ok(_) => Verdict::Quarantined,
             Err(error) => {
-                shared.with(|index| index.cancel_quarantine(hold.content, known));
+                inner.with(|index| index.cancel_quarantine(hold.content, known));
                 Verdict::Failed(on_one_line(&error))
             }
         }
@@ -353,11 +326,11 @@ impl<'a> Scrub<'a> {
         }
         let mut failure = Some(unreadable.reason.clone());
         if self.repair {
-            match self.shared.store.remove_unreadable(unreadable).await {
+            match self.cache.inner.store.remove_unreadable(unreadable).await {
                 Ok(true) => {
                     failure = None;
                     if let UnreadableEntry::Link(link) = &unreadable.entry {
-                        self.shared.with(|index| index.mark_link(link));
+                        self.cache.inner.with(|index| index.mark_link(link));
                     }
                 }
                 Ok(false) => {}
@@ -371,7 +344,7 @@ impl<'a> Scrub<'a> {
     }
 }
 
-/// The digest of what is there, with the algorithm of the wanted one. A file that ends early has
+/// The digest of the content, with the algorithm of the expected one. A file that ends early has
 /// another.
 pub(crate) async fn hash(
     digest: &Digest,
