@@ -13,7 +13,7 @@ use super::task::Transfer;
 use super::writer::Writer;
 use super::{Download, DownloadError};
 use crate::error_chain::on_one_line;
-use crate::oci::RangeSet;
+use crate::oci::{Classified as _, RangeSet};
 use crate::upstream::{BlobStream, UpstreamError};
 
 /// Consecutive attempts to reopen a broken stream.

@@ -78,7 +78,7 @@ impl Body {
         let next = match self {
             Self::One(body) => body.next().await.map(|next| next.map(Event::Chunk)),
             Self::Several(ranges) => {
-                let next = ranges.pieces.next().await;
+                let next = ranges.next().await;
                 next.map(|next| next.map(|(offset, bytes)| Event::Piece(offset, bytes)))
             }
         };

@@ -304,7 +304,7 @@ impl Mirror {
         let ask = |interest: Interest| async move {
             let client = &target.upstream.client;
             let head = interest.answer(client.head_blob(&target.repo, &digest));
-            Ok(head.await?.size)
+            head.await
         };
         self.proofs.join(key, ask).await?
     }
@@ -350,12 +350,10 @@ impl Source for UpstreamBlob {
         let opened = asking
             .await
             .inspect_err(|error| upstream.client.report(error, DOWNLOAD_FAILED))?;
-        Ok(opened.map(|BlobRanges { pieces }| {
-            let pieces =
-                pieces.inspect_err(move |error| upstream.client.report(error, DOWNLOAD_FAILED));
-            BlobRanges {
-                pieces: pieces.boxed(),
-            }
+        Ok(opened.map(|pieces| {
+            pieces
+                .inspect_err(move |error| upstream.client.report(error, DOWNLOAD_FAILED))
+                .boxed()
         }))
     }
 

@@ -10,8 +10,8 @@ use super::tags::{Lookup, TagKey};
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::cache::{CachedManifest, ManifestMeta};
 use crate::metrics::Outcome;
-use crate::oci::{Accept, Digest, Reference};
-use crate::upstream::{ManifestHead, UpstreamError};
+use crate::oci::{Accept, Classified, Digest, Reference};
+use crate::upstream::ManifestHead;
 
 /// How long a client that could be given a stale tag waits for the upstream's word on it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -247,7 +247,7 @@ impl Mirror {
         match answer {
             Ok(answer) => self.deliver(target, answer, want).await,
             Err(error) if error.permits_stale() => {
-                let retry_after = error.upstream().and_then(UpstreamError::retry_after);
+                let retry_after = error.upstream().and_then(Classified::retry_after);
                 let stale = self.serve_stale(target, &key, want, retry_after).await;
                 let Some(stale) = stale else {
                     return Err(self.unless_tagged_schema1(target, &key, error).await);

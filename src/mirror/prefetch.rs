@@ -34,7 +34,7 @@ use crate::error_chain::on_one_line;
 use crate::metrics::{Metrics, Outcome};
 use crate::oci::manifest::media_type;
 use crate::oci::{Digest, Manifest};
-use crate::upstream::UpstreamError;
+use crate::upstream::Failure;
 use ledger::Ledger;
 pub use session::Visit;
 use session::{Session, Sessions};
@@ -322,10 +322,8 @@ impl Mirror {
 fn is_of_one_layer(error: &DownloadError) -> bool {
     match error {
         DownloadError::Upstream(error) => matches!(
-            error,
-            UpstreamError::NotFound { .. }
-                | UpstreamError::Unexpected { .. }
-                | UpstreamError::Protocol { .. }
+            error.failure,
+            Failure::NotFound(_) | Failure::Unexpected(_) | Failure::Protocol(_)
         ),
         DownloadError::Digest { .. }
         | DownloadError::Length { .. }

@@ -18,7 +18,7 @@ use super::tags::{MAX_RECHECK, RECHECK};
 use super::{Exchange, MirrorError};
 use crate::clock::Clock;
 use crate::metrics::Outcome;
-use crate::upstream::UpstreamError;
+use crate::oci::Classified;
 
 /// How long a list is given out without asking the upstream again.
 const FRESH: Duration = Duration::from_secs(30);
@@ -169,7 +169,7 @@ where
         match answer {
             Err(error) if error.permits_stale() => {
                 report(&error);
-                let retry_after = error.upstream().and_then(UpstreamError::retry_after);
+                let retry_after = error.upstream().and_then(Classified::retry_after);
                 let list = self.stale(key, known.list, retry_after);
                 Ok((list, Outcome::Stale, Exchange::failed(&error)))
             }

@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_of_the_rfc_and_silence_about_it() {
+    fn the_header_is_the_rfcs_and_is_never_printed() {
         let credentials = Credentials {
             username: "Aladdin".into(),
             password: "open sesame".into(),

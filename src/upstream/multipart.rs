@@ -87,16 +87,12 @@ impl Parser {
         ranges: &[ByteRange],
         total: u64,
     ) -> Result<Self, Violation> {
-        let mut ranges = Ranges::new(ranges, total);
-        let ByteRange { start, end } = ranges.take(range).ok_or(Violation::Range)?;
-        Ok(Self {
+        let mut parser = Self {
             delimiter: None,
-            ranges,
-            state: ParserState::Content { at: start, end },
-            input: Bytes::new(),
-            line: Vec::new(),
-            text: 0,
-        })
+            ..Self::new(b"", ranges, total)
+        };
+        parser.take(range)?;
+        Ok(parser)
     }
 
     /// Gives the parser the next piece of the body, once [`next`](Self::next) has returned `None`.
@@ -198,9 +194,9 @@ impl Parser {
         let content = line.strip_suffix(b"\r\n");
         match self.state {
             ParserState::Preamble => {
-                let is_delimiter = content.is_some_and(|line| self.is_delimiter(line));
-                if is_delimiter {
-                    self.on_delimiter(content.unwrap_or_default())?;
+                let delimiter = self.delimiter.as_deref().unwrap_or_default();
+                if let Some(line) = content.filter(|line| line.starts_with(delimiter)) {
+                    self.on_delimiter(line)?;
                 }
             }
             ParserState::PartEnd if content == Some(b"") => self.state = ParserState::Delimiter,
@@ -216,9 +212,11 @@ impl Parser {
         Ok(())
     }
 
-    fn is_delimiter(&self, line: &[u8]) -> bool {
-        let delimiter = self.delimiter.as_deref();
-        delimiter.is_some_and(|delimiter| line.starts_with(delimiter))
+    /// Goes on to the content of a part.
+    fn take(&mut self, range: ContentRange) -> Result<(), Violation> {
+        let ByteRange { start, end } = self.ranges.take(range).ok_or(Violation::Range)?;
+        self.state = ParserState::Content { at: start, end };
+        Ok(())
     }
 
     /// A line that has to be a delimiter: blanks may follow it.
@@ -239,11 +237,8 @@ impl Parser {
     /// A header line of a part, or the empty line behind the last one.
     fn on_header(&mut self, line: &[u8], found: Option<ContentRange>) -> Result<(), Violation> {
         if line.is_empty() {
-            let range = found.ok_or(MultipartError::Head)?;
-            let ByteRange { start, end } = self.ranges.take(range).ok_or(Violation::Range)?;
             self.text = 0;
-            self.state = ParserState::Content { at: start, end };
-            return Ok(());
+            return self.take(found.ok_or(MultipartError::Head)?);
         }
         let line = std::str::from_utf8(line).map_err(|_not_text| MultipartError::Head)?;
         let (name, value) = line.split_once(':').ok_or(MultipartError::Head)?;
@@ -301,10 +296,8 @@ impl Ranges {
         for (_, is_open) in ranges {
             *is_open = false;
         }
-        Some(ByteRange {
-            start: first,
-            end: last + 1,
-        })
+        let (start, end) = (first, last + 1);
+        Some(ByteRange { start, end })
     }
 
     /// How far the bytes from `at` on, of a part that ends at `end`, are all requested or all not.

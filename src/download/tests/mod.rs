@@ -33,7 +33,7 @@ use crate::oci::Algorithm;
 use crate::storage::faulty::Operation;
 use crate::storage::{FaultyStore, Link, LinkKind, MemoryStore, Store, read_all};
 use crate::tasks::Tasks;
-use crate::upstream::{BlobStream, ShownUrl, UpstreamError};
+use crate::upstream::{BlobStream, Failure, ShownUrl, UpstreamError};
 
 use origin::{Act, Origin};
 
@@ -114,59 +114,52 @@ fn streams(offset: u64, total: Option<u64>) -> (Sender, Opening) {
     (sender, Opening::Streams(offset, total, receiver))
 }
 
-fn broken() -> UpstreamError {
-    UpstreamError::Broken {
-        url: shown(),
-        received: 0,
-        source: None,
-    }
+fn upstream_error(failure: Failure) -> UpstreamError {
+    let url = ShownUrl::from(&"http://upstream.example/v2/".parse().unwrap());
+    UpstreamError { url, failure }
 }
 
-fn shown() -> ShownUrl {
-    ShownUrl::from(&"http://upstream.example/v2/".parse().unwrap())
+fn broken() -> UpstreamError {
+    upstream_error(Failure::Broken {
+        received: 0,
+        source: None,
+    })
 }
 
 fn denied() -> UpstreamError {
-    UpstreamError::Denied {
-        url: shown(),
-        message: crate::upstream::Message::default(),
-    }
+    upstream_error(Failure::Denied(None))
 }
 
 fn unexpected(status: u16) -> UpstreamError {
-    let url = shown();
-    UpstreamError::Unexpected { url, status }
+    upstream_error(Failure::Unexpected(status))
+}
+
+fn failed_with(status: u16) -> UpstreamError {
+    upstream_error(Failure::Unavailable {
+        status,
+        retry_after: None,
+    })
 }
 
 fn unavailable() -> UpstreamError {
-    UpstreamError::Unavailable {
-        url: shown(),
-        status: 500,
-        retry_after: None,
-    }
+    failed_with(500)
 }
 
 fn overloaded() -> UpstreamError {
-    UpstreamError::Unavailable {
-        url: shown(),
-        status: 503,
-        retry_after: None,
-    }
+    failed_with(503)
 }
 
 fn rate_limited() -> UpstreamError {
-    UpstreamError::RateLimited {
-        url: shown(),
+    upstream_error(Failure::RateLimited {
         retry_after: Some(Duration::from_secs(7)),
-    }
+    })
 }
 
 fn stalled() -> UpstreamError {
-    UpstreamError::Timeout {
-        url: shown(),
+    upstream_error(Failure::Timeout {
         phase: crate::upstream::Phase::Stall,
         after: Duration::from_mins(1),
-    }
+    })
 }
 
 fn settings() -> DownloadSettings {

@@ -37,7 +37,13 @@ async fn resuming_ends_when_there_is_no_progress() {
     sender.send(Err(broken())).await.unwrap();
     let error = read_to_end(&mut follower).await.unwrap_err();
     assert!(
-        matches!(error, DownloadError::Upstream(UpstreamError::Broken { .. })),
+        matches!(
+            error,
+            DownloadError::Upstream(UpstreamError {
+                failure: Failure::Broken { .. },
+                ..
+            })
+        ),
         "{error}"
     );
     assert_eq!(source.asked().len(), 6);

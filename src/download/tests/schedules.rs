@@ -80,10 +80,7 @@ impl Rogue {
 }
 
 fn missing() -> UpstreamError {
-    UpstreamError::NotFound {
-        url: shown(),
-        message: crate::upstream::Message::default(),
-    }
+    upstream_error(Failure::NotFound(None))
 }
 
 #[async_trait::async_trait]
@@ -349,7 +346,13 @@ impl Scene {
 }
 
 fn is_denied(error: &DownloadError) -> bool {
-    matches!(error, DownloadError::Upstream(UpstreamError::Denied { .. }))
+    matches!(
+        error,
+        DownloadError::Upstream(UpstreamError {
+            failure: Failure::Denied { .. },
+            ..
+        })
+    )
 }
 
 async fn play(seed: u64) {

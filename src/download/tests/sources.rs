@@ -3,7 +3,13 @@
 use super::*;
 
 fn is_denied(error: &DownloadError) -> bool {
-    matches!(error, DownloadError::Upstream(UpstreamError::Denied { .. }))
+    matches!(
+        error,
+        DownloadError::Upstream(UpstreamError {
+            failure: Failure::Denied { .. },
+            ..
+        })
+    )
 }
 
 /// A repository's own question, which is answered when the test says so.
@@ -43,7 +49,10 @@ async fn each_caller_is_told_the_error_of_its_own_source() {
     let error = first.total().await.unwrap_err();
     let own = matches!(
         error,
-        DownloadError::Upstream(UpstreamError::Unavailable { .. })
+        DownloadError::Upstream(UpstreamError {
+            failure: Failure::Unavailable { .. },
+            ..
+        })
     );
     assert!(own, "{error}");
     let error = second.total().await.unwrap_err();
@@ -51,7 +60,10 @@ async fn each_caller_is_told_the_error_of_its_own_source() {
     let error = third.total().await.unwrap_err();
     let own = matches!(
         error,
-        DownloadError::Upstream(UpstreamError::RateLimited { .. })
+        DownloadError::Upstream(UpstreamError {
+            failure: Failure::RateLimited { .. },
+            ..
+        })
     );
     assert!(own, "{error}");
     assert!(!bench.is_running(&digest));

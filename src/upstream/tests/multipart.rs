@@ -78,7 +78,7 @@ fn bytes_of(pieces: &[(u64, Bytes)]) -> Vec<u64> {
 }
 
 #[test]
-fn bodies_of_servers() {
+fn bodies_as_servers_send_them_are_parsed() {
     let ranges = [range(10, 14), range(500, 502)];
     let head = |n: usize| format!("Content-Range: {}", ranges[n].content_range(1000));
     let (one, two) = (content(ranges[0]), content(ranges[1]));
@@ -109,7 +109,7 @@ fn bodies_of_servers() {
 }
 
 #[test]
-fn parts_in_another_order_joined_or_missing() {
+fn parts_may_be_reordered_joined_or_missing() {
     let ranges = [range(0, 2), range(10, 12), range(20, 22)];
     for (parts, came, complete) in [
         (vec![ranges[2], ranges[0], ranges[1]], 6, true),
@@ -156,7 +156,7 @@ fn a_response_that_contradicts_the_request_is_refused() {
 }
 
 #[test]
-fn malformed_bodies() {
+fn malformed_bodies_are_refused() {
     use MultipartError as E;
     let ranges = [range(0, 2), range(10, 12)];
     let good = String::from_utf8(body(&ranges, 1000)).unwrap();
@@ -200,7 +200,7 @@ fn malformed_bodies() {
 }
 
 #[test]
-fn boundaries() {
+fn only_valid_boundaries_are_read() {
     let long = "x".repeat(70);
     for (header, expected) in [
         ("multipart/byteranges; boundary=a", Some(Ok("a"))),
@@ -230,7 +230,7 @@ fn boundaries() {
 }
 
 #[test]
-fn a_single_range_has_to_be_one_of_those() {
+fn a_single_range_has_to_be_a_requested_one() {
     let ranges = [range(0, 2), range(10, 12)];
     let placed = |first, last, total| ContentRange { first, last, total };
     for (place, fits) in [
