@@ -12,33 +12,24 @@ use std::sync::Arc;
 
 use http::Method;
 use http::header::{HeaderValue, WWW_AUTHENTICATE};
-use quick_cache::sync::Cache;
 use url::Url;
 
 use super::challenge::{self, Challenge};
-use super::error::{Failure, UpstreamError, Violation};
+use super::credentials::Scheme;
+use super::error::{Failure, ShownUrl, UpstreamError, Violation};
 use super::redirect::RedirectError;
 use super::reply::UpstreamResponse;
 use super::scope::Scopes;
-use super::token::{MAX_ANSWER, Token, TokenGrant, TokenRequest, Tokens};
+use super::token::{MAX_ANSWER, Token, TokenGrant, TokenRequest};
 use super::transport::UpstreamRequest;
-use super::{ShownUrl, Upstream, body, redirect, site};
+use super::{Upstream, body, redirect, site};
 use crate::config::is_loopback;
 use crate::metrics::Kind;
 use crate::oci::RepoName;
 
-/// Repositories whose way of authenticating is remembered.
-const MAX_REPOSITORIES: usize = 4096;
 /// Requests sent for one question: bare, with a kept token, with a renewed one, and with one for
 /// the challenge's scope.
 const MAX_SENT: usize = 4;
-
-/// How requests for a repository are authorized.
-#[derive(Clone)]
-enum Scheme {
-    Basic(HeaderValue),
-    Bearer(Arc<TokenRequest>),
-}
 
 /// What a request is sent with.
 struct Authorization {
@@ -53,23 +44,6 @@ struct Answer {
     scheme: Scheme,
     /// For when the scheme's token is refused.
     wider: Option<Arc<TokenRequest>>,
-}
-
-pub(super) struct Auth {
-    /// The header of Basic credentials.
-    credentials: Option<HeaderValue>,
-    schemes: Cache<RepoName, Scheme>,
-    tokens: Tokens,
-}
-
-impl Auth {
-    pub(super) fn new(credentials: Option<HeaderValue>) -> Self {
-        Self {
-            credentials,
-            schemes: Cache::new(MAX_REPOSITORIES),
-            tokens: Tokens::new(),
-        }
-    }
 }
 
 impl Upstream {

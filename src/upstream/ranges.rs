@@ -5,21 +5,19 @@
 //! for a while: the upstream is then asked for single ranges.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use http::header::CONTENT_TYPE;
 use http::{Method, StatusCode};
-use parking_lot::Mutex;
-use tokio::time::Instant;
 use url::Url;
 
 use super::Upstream;
 use super::body::{self, BlobChunks};
 use super::error::{Failure, UpstreamError, Violation};
-use super::multipart::{self, Parser};
+use super::multi_range::MultiRange;
+use super::multipart::{self, MultipartError, Parser};
 use super::reply::UpstreamResponse;
 use crate::oci::{ByteRange, Digest, RepoName};
 
@@ -28,45 +26,7 @@ pub const MAX_RANGES: usize = 100;
 /// Bytes of the ranges in a Range header at most: servers limit the length of a header line.
 pub const MAX_RANGE_HEADER: usize = 4096;
 
-/// How long an upstream is asked for single ranges only.
-const DECLINED_FOR: Duration = Duration::from_mins(15);
-
 const MALFORMED: &str = "its response is malformed";
-
-/// Whether an upstream is sent requests for several ranges.
-#[derive(Debug)]
-pub(super) struct MultiRange {
-    upstream: Box<str>,
-    declined: Mutex<Option<Instant>>,
-}
-
-impl MultiRange {
-    pub(super) fn new(upstream: &str) -> Self {
-        Self {
-            upstream: upstream.into(),
-            declined: Mutex::default(),
-        }
-    }
-
-    fn is_supported(&self) -> bool {
-        is_over(*self.declined.lock())
-    }
-
-    fn decline(&self, reason: &str) {
-        if is_over(self.declined.lock().replace(Instant::now())) {
-            let upstream = &*self.upstream;
-            tracing::info!(
-                upstream,
-                reason,
-                "requesting single ranges from the upstream"
-            );
-        }
-    }
-}
-
-fn is_over(declined: Option<Instant>) -> bool {
-    declined.is_none_or(|since| since.elapsed() >= DECLINED_FOR)
-}
 
 /// Requested ranges of a blob on their way, in the order in which the upstream sends them: bytes with
 /// their offsets, all of them requested, none twice, none verified against the digest. Ranges may be
@@ -156,9 +116,9 @@ fn parser(
     }
     let range = reply.content_range()?;
     match Parser::single(range, ranges, total) {
-        Ok(parser) => Ok(Some((parser, Some(range.len())))),
-        Err(_) if range.total == Some(total) && range.includes_one_of(ranges) => Ok(None),
-        Err(violation) => Err(reply.violates(violation)),
+        Some(parser) => Ok(Some((parser, Some(range.len())))),
+        None if range.total == Some(total) && range.includes_one_of(ranges) => Ok(None),
+        None => Err(reply.violates(Violation::Range)),
     }
 }
 
@@ -176,7 +136,7 @@ impl Pieces {
     async fn next(&mut self) -> Result<Option<(u64, Bytes)>, UpstreamError> {
         loop {
             let piece = self.parser.next();
-            if let Some(piece) = piece.map_err(|violation| self.violates(violation))? {
+            if let Some(piece) = piece.map_err(|error| self.violates(error))? {
                 self.has_content = true;
                 return Ok(Some(piece));
             }
@@ -196,14 +156,14 @@ impl Pieces {
                 }
                 None => {
                     let finished = self.parser.finish();
-                    finished.map_err(|violation| self.violates(violation))?;
+                    finished.map_err(|error| self.violates(error))?;
                 }
             }
         }
     }
 
-    fn violates(&self, violation: Violation) -> UpstreamError {
+    fn violates(&self, error: MultipartError) -> UpstreamError {
         self.multi_range.decline(MALFORMED);
-        UpstreamError::protocol(&self.url, violation)
+        UpstreamError::protocol(&self.url, error)
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::clients::Clients;
-use super::error::{Failure, Phase, SetupError, UpstreamError, Violation};
+use super::error::{Failure, Phase, SetupError, ShownUrl, UpstreamError, Violation};
 use super::failures::FailureLog;
 use super::gate::{Gate, Permit};
 use super::guard::{self, Guard};
@@ -223,7 +223,7 @@ impl Transport {
         tracing::debug!(
             upstream = self.config.name,
             method,
-            url = %super::ShownUrl::from(url),
+            url = %ShownUrl::from(url),
             ?ending,
             ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "upstream request"

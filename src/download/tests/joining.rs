@@ -99,16 +99,7 @@ async fn a_refusal_is_told_to_all_who_wait_and_to_nobody_after() {
     );
     for follower in [&mut one, &mut two] {
         let error = follower.total().await.unwrap_err();
-        assert!(
-            matches!(
-                error,
-                DownloadError::Upstream(UpstreamError {
-                    failure: Failure::Denied { .. },
-                    ..
-                })
-            ),
-            "{error}"
-        );
+        assert!(is_denied(&error), "{error}");
     }
     let mut next = bench.join(digest, "a", &source);
     send_all(&sender, &content, 10).await;

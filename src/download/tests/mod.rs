@@ -119,6 +119,17 @@ fn upstream_error(failure: Failure) -> UpstreamError {
     UpstreamError { url, failure }
 }
 
+fn failure(error: &DownloadError) -> Option<&Failure> {
+    match error {
+        DownloadError::Upstream(error) => Some(&error.failure),
+        _ => None,
+    }
+}
+
+fn is_denied(error: &DownloadError) -> bool {
+    matches!(failure(error), Some(Failure::Denied(_)))
+}
+
 fn broken() -> UpstreamError {
     upstream_error(Failure::Broken {
         received: 0,

@@ -345,16 +345,6 @@ impl Scene {
     }
 }
 
-fn is_denied(error: &DownloadError) -> bool {
-    matches!(
-        error,
-        DownloadError::Upstream(UpstreamError {
-            failure: Failure::Denied { .. },
-            ..
-        })
-    )
-}
-
 async fn play(seed: u64) {
     let mut rng = Rng::with_seed(SEED.wrapping_mul(1_000_003).wrapping_add(seed));
     let scene = Rc::new(Scene::new(seed, &mut rng));

@@ -2,16 +2,6 @@
 
 use super::*;
 
-fn is_denied(error: &DownloadError) -> bool {
-    matches!(
-        error,
-        DownloadError::Upstream(UpstreamError {
-            failure: Failure::Denied { .. },
-            ..
-        })
-    )
-}
-
 /// A repository's own question, which is answered when the test says so.
 fn asked(answer: &CancellationToken) -> impl Future<Output = Result<(), DownloadError>> + use<> {
     let answer = answer.clone();
@@ -47,24 +37,12 @@ async fn each_caller_is_told_the_error_of_its_own_source() {
     let mut second = bench.join(digest, "b", &Script::new([Opening::Fails(denied())]));
     let mut third = bench.join(digest, "c", &Script::new([Opening::Fails(rate_limited())]));
     let error = first.total().await.unwrap_err();
-    let own = matches!(
-        error,
-        DownloadError::Upstream(UpstreamError {
-            failure: Failure::Unavailable { .. },
-            ..
-        })
-    );
+    let own = matches!(failure(&error), Some(Failure::Unavailable { .. }));
     assert!(own, "{error}");
     let error = second.total().await.unwrap_err();
     assert!(is_denied(&error), "{error}");
     let error = third.total().await.unwrap_err();
-    let own = matches!(
-        error,
-        DownloadError::Upstream(UpstreamError {
-            failure: Failure::RateLimited { .. },
-            ..
-        })
-    );
+    let own = matches!(failure(&error), Some(Failure::RateLimited { .. }));
     assert!(own, "{error}");
     assert!(!bench.is_running(&digest));
 }

@@ -11,7 +11,7 @@ const PULL: &str = "scope=repository%3Alibrary%2Fapp%3Apull";
 
 fn with_credentials(server: &Server) -> Upstream {
     let mut config = config(&server.url());
-    config.credentials = credentials("user", "pass");
+    config.credentials = Some(credentials("user", "pass"));
     connect(config)
 }
 
@@ -352,7 +352,7 @@ async fn a_token_service_of_another_site_is_asked_anonymously_unless_it_was_name
     for (port_offset, given) in [(None, false), (Some(1), false), (Some(0), true)] {
         let server = Server::scripted(with_foreign_realm).await;
         let mut named = config(&server.url());
-        named.credentials = credentials("user", "pass");
+        named.credentials = Some(credentials("user", "pass"));
         named.realm = port_offset.map(|offset| {
             let port = server.address.port() ^ offset;
             Url::parse(&format!("http://localhost:{port}/anything")).unwrap()

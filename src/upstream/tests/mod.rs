@@ -41,11 +41,11 @@ pub(super) fn config(url: &str) -> config::Upstream {
     }
 }
 
-fn credentials(username: &str, password: &str) -> Option<Credentials> {
-    Some(Credentials {
+fn credentials(username: &str, password: &str) -> Credentials {
+    Credentials {
         username: username.into(),
         password: password.into(),
-    })
+    }
 }
 
 /// Wall time at the start of each test.

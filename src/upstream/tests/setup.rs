@@ -20,7 +20,7 @@ async fn impossible_settings_are_refused_at_once() {
         );
     }
     let mut colon = config(HTTPS);
-    colon.credentials = credentials("a:b", "c");
+    colon.credentials = Some(credentials("a:b", "c"));
     assert!(matches!(refused(colon), SetupError::Credentials));
     let ca = |pem: &str| set_up(config(HTTPS), Some(pem.as_bytes())).unwrap_err();
     for pem in ["no certificate", ""] {
@@ -34,7 +34,7 @@ async fn impossible_settings_are_refused_at_once() {
 async fn credentials_over_plain_http_need_a_permit() {
     let with = |url, plain_http| {
         let mut config = config(url);
-        config.credentials = credentials("user", "pass");
+        config.credentials = Some(credentials("user", "pass"));
         config.plain_http = plain_http;
         // It doesn't stand for the other permit.
         config.insecure = true;
@@ -55,7 +55,7 @@ async fn credentials_over_plain_http_need_a_permit() {
 #[tokio::test]
 async fn nothing_of_the_credentials_is_shown() {
     let mut config = config(HTTPS);
-    config.credentials = credentials("user", "s3cret");
+    config.credentials = Some(credentials("user", "s3cret"));
     let shown = format!("{config:?} {:?}", connect(config.clone()));
     assert!(
         !shown.contains("s3cret") && !shown.contains("dXNlc"),
