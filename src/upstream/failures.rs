@@ -58,10 +58,11 @@ impl FailureLog {
         let Some(unlogged) = self.admit(error.class()) else {
             return;
         };
+        let url = &error.url;
         tracing::warn!(
             upstream,
             status = error.status(),
-            url = %error.url,
+            %url,
             error = %on_one_line(error),
             instead,
             unlogged,
