@@ -7,7 +7,6 @@ use crate::clock::Clock;
 use crate::config::{Config, Storage};
 use crate::metrics::Metrics;
 use crate::storage::FsStore;
-use crate::upstream::UpstreamError;
 
 impl super::App {
     /// Builds the upstreams' clients, with their CA files, and the cache's settings, and looks
@@ -78,9 +77,10 @@ impl StartError {
             }
             Self::Bind(BindError::Unix { .. }) => Some("http.addr".to_owned()),
             Self::Store(_) => Some("storage.filesystem.rootdirectory".to_owned()),
-            Self::Upstream(UpstreamError::Setup { name, .. }) => Some(upstream_key(config, name)),
-            Self::CaFile { upstream, .. } => Some(upstream_key(config, upstream)),
-            Self::Address(_) | Self::Upstream(_) => None,
+            Self::Upstream { upstream, .. } | Self::CaFile { upstream, .. } => {
+                Some(upstream_key(config, upstream))
+            }
+            Self::Address(_) => None,
         }
     }
 }

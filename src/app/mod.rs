@@ -31,7 +31,7 @@ use crate::server::{ConnectionSettings, Handler, ResponseBuffers, ServerSettings
 use crate::storage::Layout;
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::tasks::{Panicked, Tasks};
-use crate::upstream::{self, Upstream, UpstreamError};
+use crate::upstream::{SetupError, Upstream};
 
 /// Why the mirror doesn't start.
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +42,11 @@ pub enum StartError {
     Address(std::io::Error),
     #[error("the data directory can't be used: {0}")]
     Store(#[from] StoreError),
-    #[error(transparent)]
-    Upstream(#[from] UpstreamError),
+    #[error("upstream {upstream} can't be set up")]
+    Upstream {
+        upstream: String,
+        source: SetupError,
+    },
     #[error("the CA file {path} of upstream {upstream} can't be read: {source}")]
     CaFile {
         upstream: String,
@@ -380,20 +383,18 @@ fn entry(
             source,
         })?),
     };
-    let settings = upstream::UpstreamSettings {
-        name: upstream.name.clone(),
-        url: upstream.url.clone(),
-        credentials: upstream.credentials.clone(),
-        ca_pem,
-        insecure: upstream.insecure,
-        plain_http: upstream.plain_http,
-        realm: upstream.realm.clone(),
-        scope: upstream.scope.clone(),
-        redirects: upstream.redirects.clone(),
-        timeouts: proxy.timeouts,
-    };
+    let client = Upstream::new(
+        upstream.clone(),
+        ca_pem.as_deref(),
+        proxy.timeouts,
+        clock,
+        Arc::clone(metrics),
+    );
     Ok(UpstreamEntry {
-        client: Upstream::new(settings, clock, Arc::clone(metrics))?,
+        client: client.map_err(|source| StartError::Upstream {
+            upstream: upstream.name.clone(),
+            source,
+        })?,
         name: upstream.name.clone(),
         aliases: upstream.aliases.clone(),
         docker_hub: upstream.is_docker_hub,

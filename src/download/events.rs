@@ -15,7 +15,7 @@ use super::writer::Writer;
 use super::{Download, DownloadError};
 use crate::cache::Reader;
 use crate::error_chain::on_one_line;
-use crate::oci::{ByteRange, RangeSet};
+use crate::oci::{ByteRange, Classified as _, RangeSet};
 use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
 /// Consecutive attempts to reopen a broken stream.

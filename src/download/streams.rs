@@ -76,7 +76,7 @@ impl Body {
                 .await
                 .map(|next| next.map(|bytes| (None, bytes))),
             Self::Several(ranges) => {
-                let next = ranges.pieces.next().await;
+                let next = ranges.next().await;
                 next.map(|next| next.map(|(offset, bytes)| (Some(offset), bytes)))
             }
         };

@@ -276,7 +276,7 @@ impl Mirror {
         let ask = |interest: Interest| async move {
             let client = &target.upstream.client;
             let head = interest.answer(client.head_blob(&target.repo, &digest));
-            Ok(head.await?.size)
+            head.await
         };
         self.proofs.join(key, ask).await?
     }
@@ -320,9 +320,7 @@ impl Source for UpstreamBlob {
         let (upstream, repo, digest) = (&self.target.upstream, &self.target.repo, &self.digest);
         let asking = upstream.client.get_blob_ranges(repo, digest, ranges, total);
         let opened = asking.await.inspect_err(self.report())?;
-        Ok(opened.map(|BlobRanges { pieces }| BlobRanges {
-            pieces: pieces.inspect_err(self.report()).boxed(),
-        }))
+        Ok(opened.map(|pieces| pieces.inspect_err(self.report()).boxed()))
     }
 
     fn supports_multi_range(&self) -> bool {

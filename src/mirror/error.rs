@@ -8,7 +8,7 @@ use crate::cache::StoreError;
 use crate::download::DownloadError;
 use crate::oci::manifest::SCHEMA1_REFUSED;
 use crate::oci::{Classified, Digest, ErrorKind};
-use crate::upstream::UpstreamError;
+use crate::upstream::{Failure, UpstreamError};
 use crate::workers::WorkLost;
 
 /// Every client that waited for the same result gets a clone.
@@ -77,7 +77,7 @@ impl Classified for MirrorError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Upstream(error) => error.retry_after(),
-            Self::Fetch(error) => Classified::retry_after(error),
+            Self::Fetch(error) => error.retry_after(),
             _ => None,
         }
     }
@@ -92,15 +92,21 @@ impl MirrorError {
         }
     }
 
+    fn failure(&self) -> Option<&Failure> {
+        self.upstream().map(|error| &error.failure)
+    }
+
     /// Whether the upstream answered that it doesn't have the content.
     pub(super) fn is_not_found(&self) -> bool {
-        matches!(self.upstream(), Some(UpstreamError::NotFound { .. }))
+        matches!(self.failure(), Some(Failure::NotFound(_)))
     }
 
     /// Whether the upstream's answer ends a tag: it has gone, or now names what can't be served.
     pub(super) fn ends_tag(&self) -> bool {
-        let schema1 = matches!(self.upstream(), Some(UpstreamError::Schema1 { .. }));
-        schema1 || self.is_not_found()
+        matches!(
+            self.failure(),
+            Some(Failure::NotFound(_) | Failure::Schema1)
+        )
     }
 
     /// Whether a list is longer than what is read of one.
@@ -111,6 +117,6 @@ impl MirrorError {
     /// Whether what was known before may be served instead: the upstream couldn't answer, which is
     /// something else than an answer that the client doesn't like.
     pub(super) fn permits_stale(&self) -> bool {
-        self.upstream().is_some_and(UpstreamError::permits_stale)
+        self.upstream().is_some_and(UpstreamError::is_transient)
     }
 }

@@ -3,7 +3,7 @@
 use super::MirrorError;
 use crate::metrics::Outcome;
 use crate::oci::{Classified as _, ErrorKind};
-use crate::upstream::UpstreamError;
+use crate::upstream::Failure;
 
 /// A request to the upstream, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,7 +44,7 @@ impl Exchange {
             return Self::failed(asked);
         }
         match error.upstream() {
-            Some(UpstreamError::Setup { .. } | UpstreamError::Busy { .. }) => Self::default(),
+            Some(error) if matches!(error.failure, Failure::Busy) => Self::default(),
             Some(error) => Self {
                 forwarded: true,
                 status: error.status(),

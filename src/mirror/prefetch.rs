@@ -36,7 +36,7 @@ use crate::error_chain::on_one_line;
 use crate::metrics::{Metrics, Outcome};
 use crate::oci::manifest::media_type;
 use crate::oci::{Descriptor, Digest, Manifest};
-use crate::upstream::UpstreamError;
+use crate::upstream::Failure;
 use ledger::Ledger;
 pub use session::Visit;
 use session::{Session, Sessions};
@@ -317,10 +317,8 @@ fn in_turn(layers: Vec<&Descriptor>) -> Vec<&Descriptor> {
 fn is_of_one_layer(error: &DownloadError) -> bool {
     match error {
         DownloadError::Upstream(error) => matches!(
-            error,
-            UpstreamError::NotFound { .. }
-                | UpstreamError::Unexpected { .. }
-                | UpstreamError::Protocol { .. }
+            error.failure,
+            Failure::NotFound(_) | Failure::Unexpected(_) | Failure::Protocol(_)
         ),
         DownloadError::Digest { .. }
         | DownloadError::Length { .. }

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use http::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::digest::{Digest, DigestError};
+use super::digest::Digest;
 use super::error::{Classified, ErrorKind};
 use super::name::{NameError, Reference, RepoName};
 
@@ -73,12 +73,8 @@ pub enum RouteError {
     NotFound,
     #[error("this is a read-only mirror: push to the upstream registry itself")]
     Write,
-    #[error("{0}")]
-    Name(NameError),
-    #[error("{0}")]
-    Reference(NameError),
-    #[error("{0}")]
-    Digest(DigestError),
+    #[error(transparent)]
+    Name(#[from] NameError),
     #[error("n must be a whole number")]
     PageSize,
     #[error("the parameter {0} is longer than any valid value")]
@@ -93,9 +89,9 @@ impl Classified for RouteError {
         match self {
             Self::NotFound => ErrorKind::NoSuchPath,
             Self::Write => ErrorKind::ReadOnly,
-            Self::Name(_) => ErrorKind::NameInvalid,
-            Self::Reference(_) => ErrorKind::TagInvalid,
-            Self::Digest(_) => ErrorKind::DigestInvalid,
+            Self::Name(NameError::Name | NameError::TooLong) => ErrorKind::NameInvalid,
+            Self::Name(NameError::Tag) => ErrorKind::TagInvalid,
+            Self::Name(NameError::Digest(_)) => ErrorKind::DigestInvalid,
             Self::PageSize => ErrorKind::PageSizeInvalid,
             Self::Parameter(_) | Self::Hosts => ErrorKind::BadRequest,
         }
@@ -153,26 +149,23 @@ impl Route {
 fn action_on(rest: &str, page: Page, artifact_type: Option<String>) -> Result<Action, RouteError> {
     let (head, what) = rest.rsplit_once('/').ok_or(RouteError::NotFound)?;
     let (name, noun) = head.rsplit_once('/').ok_or(RouteError::NotFound)?;
-    let name = || name.parse::<RepoName>().map_err(RouteError::Name);
+    let digest = || what.parse::<Digest>().map_err(NameError::Digest);
     Ok(match (noun, what) {
         ("tags", "list") => Action::Tags {
-            name: name()?,
+            name: name.parse()?,
             page,
         },
         ("manifests", reference) => Action::Manifest {
-            name: name()?,
-            reference: reference.parse().map_err(|error| match error {
-                NameError::Digest(error) => RouteError::Digest(error),
-                other => RouteError::Reference(other),
-            })?,
+            name: name.parse()?,
+            reference: reference.parse()?,
         },
-        ("blobs", digest) => Action::Blob {
-            name: name()?,
-            digest: digest.parse().map_err(RouteError::Digest)?,
+        ("blobs", _) => Action::Blob {
+            name: name.parse()?,
+            digest: digest()?,
         },
-        ("referrers", digest) => Action::Referrers {
-            name: name()?,
-            digest: digest.parse().map_err(RouteError::Digest)?,
+        ("referrers", _) => Action::Referrers {
+            name: name.parse()?,
+            digest: digest()?,
             artifact_type,
         },
         _ => return Err(RouteError::NotFound),
@@ -191,31 +184,23 @@ impl Query {
     fn parse(query: &str) -> Result<Self, RouteError> {
         let mut parsed = Self::default();
         for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            let bounded = |name, max| {
-                if value.len() > max {
-                    Err(RouteError::Parameter(name))
-                } else {
-                    Ok(Some(value.to_string()))
-                }
+            let bounded = |name, max| match value.len() {
+                0 => Ok(None),
+                length if length > max => Err(RouteError::Parameter(name)),
+                _ => Ok(Some(value.to_string())),
             };
             match &*key {
-                "ns" => parsed.ns = bounded("ns", MAX_NS)?.filter(|ns| !ns.is_empty()),
-                "last" => {
-                    parsed.page.last = bounded("last", MAX_LAST)?.filter(|last| !last.is_empty());
-                }
+                "ns" => parsed.ns = bounded("ns", MAX_NS)?,
+                "last" => parsed.page.last = bounded("last", MAX_LAST)?,
                 "n" if value.is_empty() => {}
                 "n" => {
-                    let n: usize = value
-                        .parse()
-                        .map_err(|_not_a_number| RouteError::PageSize)?;
-                    parsed.page.n = Some(n);
+                    let n: Result<usize, _> = value.parse();
+                    parsed.page.n = Some(n.map_err(|_not_a_number| RouteError::PageSize)?);
                 }
                 "artifactType" => {
                     // A media type's "+" that the client didn't escape was read as a blank.
                     let kind = bounded("artifactType", MAX_ARTIFACT_TYPE)?;
-                    parsed.artifact_type = kind
-                        .map(|kind| kind.replace(' ', "+"))
-                        .filter(|kind| !kind.is_empty());
+                    parsed.artifact_type = kind.map(|kind| kind.replace(' ', "+"));
                 }
                 _ => {}
             }
@@ -227,6 +212,7 @@ impl Query {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::digest::DigestError;
     use proptest::prelude::*;
 
     const D: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -239,90 +225,75 @@ mod tests {
         get(uri).unwrap().action
     }
 
+    fn name(text: &str) -> RepoName {
+        text.parse().unwrap()
+    }
+
     #[test]
-    fn every_endpoint() {
-        let name = |text: &str| text.parse::<RepoName>().unwrap();
+    fn every_endpoint_has_its_action() {
         let digest: Digest = D.parse().unwrap();
-        assert_eq!(action("/v2/"), Action::Base);
-        assert_eq!(action("/v2"), Action::Base);
-        assert_eq!(
-            action("/v2/_catalog?n=5&last=a/b"),
-            Action::Catalog(Page {
-                n: Some(5),
-                last: Some("a/b".into())
-            })
-        );
-        assert_eq!(
-            action("/v2/a/b/c/tags/list"),
-            Action::Tags {
-                name: name("a/b/c"),
-                page: Page::default()
-            }
-        );
-        assert_eq!(
-            action("/v2/debian/manifests/12"),
-            Action::Manifest {
-                name: name("debian"),
-                reference: "12".parse().unwrap()
-            }
-        );
-        let by_digest = Action::Manifest {
-            name: name("a"),
-            reference: Reference::Digest(digest),
+        let manifest = |repo, reference: &str| Action::Manifest {
+            name: name(repo),
+            reference: reference.parse().unwrap(),
         };
-        assert_eq!(action("/v2/a/manifests/$D"), by_digest);
-        assert_eq!(
-            action(&format!("/v2/a/manifests/{}", D.replace(':', "%3A"))),
-            by_digest
-        );
-        assert_eq!(
-            action("/v2/a%2Fb/blobs/$D"),
-            Action::Blob {
-                name: name("a/b"),
-                digest
-            }
-        );
-        assert_eq!(
-            action("/v2/a/referrers/$D?artifactType=a/b+json"),
-            Action::Referrers {
-                name: name("a"),
-                digest,
-                artifact_type: Some("a/b+json".into())
-            }
-        );
+        let page = Page {
+            n: Some(5),
+            last: Some("a/b".into()),
+        };
+        let tags = Action::Tags {
+            name: name("a/b/c"),
+            page: Page::default(),
+        };
+        let blob = Action::Blob {
+            name: name("a/b"),
+            digest,
+        };
+        let referrers = Action::Referrers {
+            name: name("a"),
+            digest,
+            artifact_type: Some("a/b+json".into()),
+        };
+        let escaped = format!("/v2/a/manifests/{}", D.replace(':', "%3A"));
+        for (uri, expected) in [
+            ("/", Action::Root),
+            ("/v2/", Action::Base),
+            ("/v2", Action::Base),
+            ("/v2/_catalog?n=5&last=a/b", Action::Catalog(page)),
+            ("/v2/a/b/c/tags/list", tags),
+            ("/v2/debian/manifests/12", manifest("debian", "12")),
+            ("/v2/a/manifests/$D", manifest("a", D)),
+            (&escaped, manifest("a", D)),
+            ("/v2/a%2Fb/blobs/$D", blob),
+            ("/v2/a/referrers/$D?artifactType=a/b+json", referrers),
+            // A repository that is named like endpoints.
+            (
+                "/v2/tags/list/manifests/manifests/blobs",
+                manifest("tags/list/manifests", "blobs"),
+            ),
+        ] {
+            assert_eq!(action(uri), expected, "{uri}");
+        }
     }
 
     #[test]
-    fn repositories_named_like_endpoints() {
-        let name: RepoName = "tags/list/manifests".parse().unwrap();
-        assert_eq!(
-            action("/v2/tags/list/manifests/manifests/blobs"),
-            Action::Manifest {
-                name,
-                reference: "blobs".parse().unwrap()
-            }
-        );
+    fn the_namespace_parameter_is_bounded() {
+        for (query, ns) in [
+            ("ns=docker.io", Some("docker.io")),
+            ("ns=127.0.0.1%3A7101", Some("127.0.0.1:7101")),
+            ("ns=", None),
+        ] {
+            let route = get(&format!("/v2/?{query}")).unwrap();
+            assert_eq!(route.ns.as_deref(), ns, "{query}");
+        }
+        let long = format!("/v2/?ns={}", "a".repeat(300));
+        assert_eq!(get(&long), Err(RouteError::Parameter("ns")));
     }
 
     #[test]
-    fn the_namespace_parameter() {
-        assert_eq!(
-            get("/v2/?ns=docker.io").unwrap().ns.as_deref(),
-            Some("docker.io")
-        );
-        assert_eq!(
-            get("/v2/?ns=127.0.0.1%3A7101").unwrap().ns.as_deref(),
-            Some("127.0.0.1:7101")
-        );
-        assert_eq!(get("/v2/?ns=").unwrap().ns, None);
-        assert_eq!(
-            get(&format!("/v2/?ns={}", "a".repeat(300))),
-            Err(RouteError::Parameter("ns"))
-        );
-    }
-
-    #[test]
-    fn refusals() {
+    fn invalid_requests_have_no_route() {
+        let digest = |error| RouteError::Name(NameError::Digest(error));
+        let name = || RouteError::Name(NameError::Name);
+        let long = format!("/v2/{}/manifests/b", "a".repeat(256));
         for (uri, error) in [
             ("//", RouteError::NotFound),
             ("/v1/_ping", RouteError::NotFound),
@@ -331,64 +302,46 @@ mod tests {
             ("/v2/a/nothing/b", RouteError::NotFound),
             ("/v2/%ff/manifests/b", RouteError::NotFound),
             ("/v2/manifests/b", RouteError::NotFound),
-            ("/v2/A/manifests/b", RouteError::Name(NameError::Name)),
-            (
-                "/v2/a/../../etc/manifests/b",
-                RouteError::Name(NameError::Name),
-            ),
-            ("/v2/a%00/manifests/b", RouteError::Name(NameError::Name)),
-            ("/v2/a/manifests/.b", RouteError::Reference(NameError::Tag)),
-            (
-                "/v2/a/manifests/sha256:0",
-                RouteError::Digest(DigestError::Hex),
-            ),
-            ("/v2/a/blobs/latest", RouteError::Digest(DigestError::Form)),
+            ("/v2/A/manifests/b", name()),
+            ("/v2/a/../../etc/manifests/b", name()),
+            ("/v2/a%00/manifests/b", name()),
+            (&long, NameError::TooLong.into()),
+            ("/v2/a/manifests/.b", RouteError::Name(NameError::Tag)),
+            ("/v2/a/manifests/sha256:0", digest(DigestError::Hex)),
+            ("/v2/a/blobs/latest", digest(DigestError::Form)),
             ("/v2/a/tags/list?n=-1", RouteError::PageSize),
             ("/v2/a/tags/list?n=x", RouteError::PageSize),
         ] {
             assert_eq!(get(uri), Err(error), "{uri}");
         }
-        let long = format!("/v2/{}/manifests/b", "a".repeat(256));
-        assert_eq!(get(&long), Err(RouteError::Name(NameError::TooLong)));
     }
 
     #[test]
-    fn what_is_asked_of_the_server_itself() {
-        assert_eq!(action("/"), Action::Root);
-        for (uri, expected) in [
-            ("*", Ok(Action::Options)),
-            ("/", Ok(Action::Options)),
-            ("/v2/", Ok(Action::Options)),
-            ("/v2/App/manifests/x", Ok(Action::Options)),
-            ("/x", Err(RouteError::NotFound)),
+    fn options_is_answered_and_other_methods_are_writes() {
+        let (options, write) = (Ok(Action::Options), Err(RouteError::Write));
+        let not_found = Err(RouteError::NotFound);
+        for (method, uri, expected) in [
+            (Method::OPTIONS, "*", &options),
+            (Method::OPTIONS, "/", &options),
+            (Method::OPTIONS, "/v2/", &options),
+            (Method::OPTIONS, "/v2/App/manifests/x", &options),
+            (Method::OPTIONS, "/x", &not_found),
+            (Method::POST, "/v2/a/blobs/uploads/", &write),
+            (Method::PUT, "/v2/a/manifests/b", &write),
+            (Method::PATCH, "/v2/a/blobs/uploads/1", &write),
+            (Method::DELETE, "/v2/a/manifests/b", &write),
+            (Method::POST, "/", &not_found),
+            (Method::POST, "/x", &not_found),
         ] {
-            let route = Route::parse(&Method::OPTIONS, &uri.parse().unwrap());
-            assert_eq!(route.map(|route| route.action), expected, "{uri}");
+            let route = Route::parse(&method, &uri.parse().unwrap());
+            let action = route.map(|route| route.action);
+            assert_eq!(action, *expected, "{method} {uri}");
         }
-        let write = Route::parse(&Method::POST, &"/".parse().unwrap());
-        assert_eq!(write, Err(RouteError::NotFound));
-    }
-
-    #[test]
-    fn writes_are_known_as_writes() {
-        for (method, uri) in [
-            (Method::POST, "/v2/a/blobs/uploads/"),
-            (Method::PUT, "/v2/a/manifests/b"),
-            (Method::PATCH, "/v2/a/blobs/uploads/1"),
-            (Method::DELETE, "/v2/a/manifests/b"),
-        ] {
-            assert_eq!(
-                Route::parse(&method, &uri.parse().unwrap()),
-                Err(RouteError::Write)
-            );
-        }
-        let outside = Route::parse(&Method::POST, &"/x".parse().unwrap());
-        assert_eq!(outside, Err(RouteError::NotFound));
     }
 
     proptest! {
         #[test]
-        fn any_path_is_survived(path in "(/|v2|a|manifests|blobs|tags|list|referrers|\\.\\.|%2[fF]|%00|:|@|_catalog|sha256:){0,12}", query in "[a-z=&%0-9]{0,30}") {
+        fn no_path_leaves_its_directory(path in "(/|v2|a|manifests|blobs|tags|list|referrers|\\.\\.|%2[fF]|%00|:|@|_catalog|sha256:){0,12}", query in "[a-z=&%0-9]{0,30}") {
             if let Ok(uri) = format!("/v2/{path}?{query}").parse::<Uri>()
                 && let Ok(Route { action: Action::Manifest { name, .. } | Action::Blob { name, .. }, .. }) =
                     Route::parse(&Method::GET, &uri)
@@ -398,7 +351,7 @@ mod tests {
         }
 
         #[test]
-        fn any_valid_name_and_tag_find_their_way(name in "[a-z0-9]{1,8}(/[a-z0-9]{1,8}){0,3}", tag in "[A-Za-z0-9_][A-Za-z0-9._-]{0,20}") {
+        fn any_valid_name_and_tag_have_a_route(name in "[a-z0-9]{1,8}(/[a-z0-9]{1,8}){0,3}", tag in "[A-Za-z0-9_][A-Za-z0-9._-]{0,20}") {
             let route = get(&format!("/v2/{name}/manifests/{tag}")).unwrap();
             let expected = Action::Manifest { name: name.parse().unwrap(), reference: tag.parse().unwrap() };
             prop_assert_eq!(route.action, expected);

@@ -82,32 +82,20 @@ pub trait Classified: std::error::Error {
     }
 }
 
-/// One error document with one error.
-#[derive(Debug, Clone, Serialize)]
-pub struct ErrorDocument {
-    errors: [ErrorEntry; 1],
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct ErrorEntry {
-    code: ErrorCode,
-    message: String,
-}
-
-impl ErrorDocument {
-    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self {
-            errors: [ErrorEntry {
-                code,
-                message: message.into(),
-            }],
-        }
+/// An error document with one error, as JSON.
+pub fn error_document(code: ErrorCode, message: &str) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        errors: [Entry<'a>; 1],
     }
-
-    /// The document as JSON.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+    #[derive(Serialize)]
+    struct Entry<'a> {
+        code: ErrorCode,
+        message: &'a str,
     }
+    let errors = [Entry { code, message }];
+    // A word and a text can't fail to be written.
+    serde_json::to_vec(&Document { errors }).unwrap_or_default()
 }
 
 /// The first error of a document that an upstream sent: its code, and its message when it has one.
@@ -123,11 +111,8 @@ pub fn first_error(body: &[u8]) -> Option<(String, String)> {
         message: String,
     }
     let document: Document = serde_json::from_slice(body).ok()?;
-    document
-        .errors
-        .into_iter()
-        .next()
-        .map(|entry| (entry.code, entry.message))
+    let first = document.errors.into_iter().next()?;
+    Some((first.code, first.message))
 }
 
 #[cfg(test)]
@@ -136,30 +121,22 @@ mod tests {
 
     #[test]
     fn the_document_has_the_specified_form() {
-        let document = ErrorDocument::new(ErrorCode::TooManyRequests, "slow down");
-        let text = String::from_utf8(document.to_bytes()).unwrap();
-        assert_eq!(
-            text,
-            r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#
-        );
-        let plain = ErrorDocument::new(ErrorCode::BlobUnknown, "gone").to_bytes();
-        assert_eq!(
-            plain,
-            br#"{"errors":[{"code":"BLOB_UNKNOWN","message":"gone"}]}"#
-        );
+        for (code, name) in [
+            (ErrorCode::TooManyRequests, "TOOMANYREQUESTS"),
+            (ErrorCode::BlobUnknown, "BLOB_UNKNOWN"),
+        ] {
+            let text = String::from_utf8(error_document(code, "slow down")).unwrap();
+            let expected = r#"{"errors":[{"code":"$","message":"slow down"}]}"#;
+            assert_eq!(text, expected.replace('$', name));
+        }
     }
 
     #[test]
-    fn an_upstreams_error_is_read_or_ignored() {
+    fn only_the_first_error_of_a_document_is_read() {
         let body = br#"{"errors":[{"code":"DENIED","message":"no","detail":[1]},{"code":"X"}]}"#;
         assert_eq!(first_error(body), Some(("DENIED".into(), "no".into())));
-        for body in [
-            &b"<html>"[..],
-            b"",
-            br#"{"errors":[]}"#,
-            br#"{"errors":null}"#,
-        ] {
-            assert_eq!(first_error(body), None);
+        for body in ["<html>", "", r#"{"errors":[]}"#, r#"{"errors":null}"#] {
+            assert_eq!(first_error(body.as_bytes()), None);
         }
     }
 }

@@ -45,11 +45,8 @@ pub struct Descriptor {
 impl Descriptor {
     /// The approximate memory that it takes, in bytes.
     pub fn memory(&self) -> u64 {
-        // Each annotation is two texts in a map.
-        let annotation = |(key, value): (&String, &String)| key.len() + value.len() + 64;
-        let annotations: usize = self.annotations.iter().map(annotation).sum();
         let types = self.media_type.len() + self.artifact_type.as_ref().map_or(0, String::len);
-        (size_of::<Self>() + types + annotations) as u64
+        (size_of::<Self>() + types) as u64 + memory_of(&self.annotations)
     }
 
     /// Whether the registry perhaps doesn't serve the content: it has other URLs, or a media type of
@@ -58,6 +55,12 @@ impl Descriptor {
         let kind = &self.media_type;
         self.has_urls || kind.contains(".foreign.") || kind.contains(".nondistributable.")
     }
+}
+
+fn memory_of(annotations: &BTreeMap<String, String>) -> u64 {
+    // Each is two texts in a map.
+    let texts = |(key, value): (&String, &String)| (key.len() + value.len() + 64) as u64;
+    annotations.iter().map(texts).sum()
 }
 
 /// The fields of a manifest that a mirror needs.
@@ -130,33 +133,25 @@ impl Raw {
         if is_index && (is_image || self.blobs.is_some()) {
             return Err(ManifestError::Ambiguous);
         }
-        let implied = if is_index {
-            ManifestType::OciIndex
+        let (implied, others) = if is_index {
+            (ManifestType::OciIndex, &[ManifestType::DockerList][..])
         } else if is_image {
-            ManifestType::OciManifest
+            (
+                ManifestType::OciManifest,
+                &[ManifestType::DockerManifest][..],
+            )
         } else if self.blobs.is_some() || self.subject.is_some() {
-            ManifestType::OciArtifact
+            let images = &[ManifestType::OciManifest, ManifestType::DockerManifest];
+            (ManifestType::OciArtifact, &images[..])
         } else {
             // An index without entries may say `"manifests": null`.
             return declared.ok_or(ManifestError::Shape);
         };
-        let Some(declared) = declared else {
-            return Ok(implied);
-        };
-        let fits = match implied {
-            ManifestType::OciManifest => {
-                matches!(
-                    declared,
-                    ManifestType::OciManifest | ManifestType::DockerManifest
-                )
+        match declared {
+            Some(kind) if kind != implied && !others.contains(&kind) => {
+                Err(ManifestError::Contradiction(kind))
             }
-            ManifestType::OciArtifact => !declared.is_index(),
-            _ => declared.is_index(),
-        };
-        if fits {
-            Ok(declared)
-        } else {
-            Err(ManifestError::Contradiction(declared))
+            declared => Ok(declared.unwrap_or(implied)),
         }
     }
 }
@@ -174,11 +169,8 @@ impl Manifest {
     pub fn memory(&self) -> u64 {
         let descriptors = [&self.blobs, &self.manifests].into_iter().flatten();
         let all = descriptors.chain(&self.config).chain(&self.subject);
-        let annotations = &self.annotations;
-        let texts = |(key, value): (&String, &String)| (key.len() + value.len() + 64) as u64;
-        size_of::<Self>() as u64
-            + all.map(Descriptor::memory).sum::<u64>()
-            + annotations.iter().map(texts).sum::<u64>()
+        let descriptors: u64 = all.map(Descriptor::memory).sum();
+        size_of::<Self>() as u64 + descriptors + memory_of(&self.annotations)
     }
 
     /// Reads a manifest. The caller bounds `bytes` by [`MAX_MANIFEST`].
@@ -254,17 +246,12 @@ mod tests {
     const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     fn parse(text: &str) -> Result<Manifest, ManifestError> {
-        Manifest::parse(
-            text.replace(
-                "$D",
-                &format!("\"mediaType\":\"x/y\",\"digest\":\"{EMPTY}\",\"size\":1"),
-            )
-            .as_bytes(),
-        )
+        let descriptor = format!(r#""mediaType":"x/y","digest":"{EMPTY}","size":1"#);
+        Manifest::parse(text.replace("$D", &descriptor).as_bytes())
     }
 
     #[test]
-    fn the_declared_type_counts_else_the_shape() {
+    fn the_declared_type_counts_else_the_fields() {
         for (text, kind) in [
             (
                 r#"{"schemaVersion":2,"config":{$D},"layers":[{$D}]}"#,
@@ -292,6 +279,7 @@ mod tests {
         let image = r#""config":{$D},"layers":[{$D}]"#;
         let index = r#""manifests":[{$D}]"#;
         let both = format!("{image},{index}");
+        let parameter = format!("{}; a=b", media_type::OCI_MANIFEST);
         let refusal = |kind: &str, fields: &str| {
             let text = format!(r#"{{"schemaVersion":2,"mediaType":"{kind}",{fields}}}"#);
             match parse(&text) {
@@ -319,11 +307,7 @@ mod tests {
             ("", &both, "ambiguous"),
             ("", r#""manifests":[],"layers":[]"#, "ambiguous"),
             ("text/html", image, "type"),
-            (
-                "application/vnd.oci.image.manifest.v1+json; a=b",
-                image,
-                "type",
-            ),
+            (&parameter, image, "type"),
             (media_type::DOCKER_SCHEMA1, image, "schema 1"),
             (media_type::DOCKER_SCHEMA1_SIGNED, index, "schema 1"),
         ] {
@@ -332,74 +316,41 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_manifest_is_refused() {
-        assert!(matches!(parse("<html>"), Err(ManifestError::Json(_))));
-        assert!(matches!(parse("{}"), Err(ManifestError::SchemaVersion)));
-        assert!(matches!(
-            parse(r#"{"schemaVersion":2}"#),
-            Err(ManifestError::Shape)
-        ));
-        assert!(matches!(
-            parse(r#"{"schemaVersion":1,"fsLayers":[]}"#),
-            Err(ManifestError::Schema1)
-        ));
-        let bad_digest = r#"{"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:..","size":1},"layers":[]}"#;
-        assert!(matches!(parse(bad_digest), Err(ManifestError::Json(_))));
-        let negative =
-            r#"{"schemaVersion":2,"config":{"mediaType":"x","digest":"$E","size":-1},"layers":[]}"#;
-        assert!(matches!(
-            parse(&negative.replace("$E", EMPTY)),
-            Err(ManifestError::Json(_))
-        ));
+    fn documents_without_the_fields_of_a_manifest_are_refused() {
+        use ManifestError as E;
+        let config = |digest: &str, size: i32| {
+            let config = format!(r#"{{"mediaType":"x","digest":"{digest}","size":{size}}}"#);
+            format!(r#"{{"schemaVersion":2,"config":{config},"layers":[]}}"#)
+        };
+        assert!(matches!(parse("<html>"), Err(E::Json(_))));
+        assert!(matches!(parse("{}"), Err(E::SchemaVersion)));
+        assert!(matches!(parse(r#"{"schemaVersion":2}"#), Err(E::Shape)));
+        let schema1 = parse(r#"{"schemaVersion":1,"fsLayers":[]}"#);
+        assert!(matches!(schema1, Err(E::Schema1)));
+        assert!(parse(&config(EMPTY, 1)).is_ok());
+        assert!(matches!(parse(&config("sha256:..", 1)), Err(E::Json(_))));
+        assert!(matches!(parse(&config(EMPTY, -1)), Err(E::Json(_))));
     }
 
     #[test]
-    fn a_layer_from_elsewhere_is_foreign() {
+    fn layers_that_a_registry_perhaps_lacks_are_foreign() {
+        let oci = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let docker = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+        let private = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
         for (kind, more, foreign) in [
-            ("application/vnd.oci.image.layer.v1.tar+gzip", "", false),
-            (
-                "application/vnd.oci.image.layer.v1.tar+gzip",
-                r#","urls":[]"#,
-                false,
-            ),
-            (
-                "application/vnd.oci.image.layer.v1.tar+gzip",
-                r#","urls":null"#,
-                false,
-            ),
-            (
-                "application/vnd.oci.image.layer.v1.tar+gzip",
-                r#","urls":7"#,
-                false,
-            ),
-            (
-                "application/vnd.oci.image.layer.v1.tar+gzip",
-                r#","urls":[ ]"#,
-                false,
-            ),
-            (
-                "application/vnd.oci.image.layer.v1.tar+gzip",
-                r#","urls":["http://a/"]"#,
-                true,
-            ),
-            (
-                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-                "",
-                true,
-            ),
-            (
-                "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-                "",
-                true,
-            ),
+            (oci, "", false),
+            (oci, r#","urls":[]"#, false),
+            (oci, r#","urls":null"#, false),
+            (oci, r#","urls":7"#, false),
+            (oci, r#","urls":[ ]"#, false),
+            (oci, r#","urls":["http://a/"]"#, true),
+            (docker, "", true),
+            (private, "", true),
         ] {
             let layer = format!(r#"{{"mediaType":"{kind}","digest":"{EMPTY}","size":1{more}}}"#);
             let text = format!(r#"{{"schemaVersion":2,"config":{{$D}},"layers":[{layer}]}}"#);
-            assert_eq!(
-                parse(&text).unwrap().blobs[0].is_foreign(),
-                foreign,
-                "{layer}"
-            );
+            let manifest = parse(&text).unwrap();
+            assert_eq!(manifest.blobs[0].is_foreign(), foreign, "{layer}");
         }
     }
 
@@ -413,12 +364,10 @@ mod tests {
         assert_eq!((own.artifact_type.as_deref(), own.size), (Some("a/b"), 9));
         assert_eq!(own.annotations.get("k").map(String::as_str), Some("v"));
         let from_config = parse(r#"{"schemaVersion":2,"config":{$D},"layers":[]}"#).unwrap();
-        assert_eq!(
-            from_config.descriptor(digest, 9).artifact_type.as_deref(),
-            Some("x/y")
-        );
-        let index: serde_json::Value =
-            serde_json::from_slice(&referrers_index([own].iter())).unwrap();
+        let from_config = from_config.descriptor(digest, 9);
+        assert_eq!(from_config.artifact_type.as_deref(), Some("x/y"));
+        let index = referrers_index([own].iter());
+        let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
         assert_eq!(index["manifests"][0]["artifactType"], "a/b");
         assert_eq!(index["mediaType"], media_type::OCI_INDEX);
     }

@@ -11,15 +11,6 @@ pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list
 pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+json";
 pub const DOCKER_SCHEMA1_SIGNED: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
 
-/// The types that are requested for a client that sends no `Accept` header.
-pub const MANIFESTS: &[&str] = &[
-    OCI_MANIFEST,
-    OCI_INDEX,
-    OCI_ARTIFACT,
-    DOCKER_MANIFEST,
-    DOCKER_LIST,
-];
-
 /// The type of a manifest that millpond serves. There are no others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ManifestType {
@@ -31,6 +22,15 @@ pub enum ManifestType {
 }
 
 impl ManifestType {
+    /// The types that are requested for a client that sends no `Accept` header.
+    pub const ALL: [Self; 5] = [
+        Self::OciManifest,
+        Self::OciIndex,
+        Self::OciArtifact,
+        Self::DockerManifest,
+        Self::DockerList,
+    ];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::OciManifest => OCI_MANIFEST,
@@ -39,11 +39,6 @@ impl ManifestType {
             Self::DockerManifest => DOCKER_MANIFEST,
             Self::DockerList => DOCKER_LIST,
         }
-    }
-
-    /// Whether such a manifest lists other manifests.
-    pub const fn is_index(self) -> bool {
-        matches!(self, Self::OciIndex | Self::DockerList)
     }
 }
 
@@ -67,14 +62,11 @@ impl Declared {
 
     /// Reads a media type exactly as written, as in a manifest's `mediaType`.
     pub fn from_media_type(media_type: &str) -> Self {
-        match media_type {
-            OCI_MANIFEST => Self::Manifest(ManifestType::OciManifest),
-            OCI_INDEX => Self::Manifest(ManifestType::OciIndex),
-            OCI_ARTIFACT => Self::Manifest(ManifestType::OciArtifact),
-            DOCKER_MANIFEST => Self::Manifest(ManifestType::DockerManifest),
-            DOCKER_LIST => Self::Manifest(ManifestType::DockerList),
-            DOCKER_SCHEMA1 | DOCKER_SCHEMA1_SIGNED => Self::Schema1,
-            _ => Self::Unknown,
+        let mut known = ManifestType::ALL.into_iter();
+        match known.find(|kind| kind.as_str() == media_type) {
+            Some(kind) => Self::Manifest(kind),
+            None if matches!(media_type, DOCKER_SCHEMA1 | DOCKER_SCHEMA1_SIGNED) => Self::Schema1,
+            None => Self::Unknown,
         }
     }
 
@@ -92,11 +84,12 @@ mod tests {
 
     #[test]
     fn a_content_type_is_read_without_its_case_and_parameters() {
-        for kind in MANIFESTS {
-            let exact = Declared::from_media_type(kind);
-            assert_eq!(exact.manifest_type().map(ManifestType::as_str), Some(*kind));
+        for kind in ManifestType::ALL {
+            let exact = Declared::Manifest(kind);
+            let kind = kind.as_str();
+            assert_eq!(Declared::from_media_type(kind), exact);
             for value in [
-                (*kind).to_owned(),
+                kind.to_owned(),
                 format!("{kind}; charset=utf-8"),
                 format!(" {kind} ;q"),
                 kind.to_ascii_uppercase(),
@@ -113,13 +106,8 @@ mod tests {
         for kind in [DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED] {
             assert_eq!(Declared::from_content_type(kind), Declared::Schema1);
         }
-        for value in [
-            "",
-            "application/json",
-            "application/octet-stream",
-            "text/html",
-            ";",
-        ] {
+        let octets = "application/octet-stream";
+        for value in ["", "application/json", octets, "text/html", ";"] {
             assert_eq!(Declared::from_content_type(value), Declared::Unknown);
         }
     }

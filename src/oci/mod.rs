@@ -22,7 +22,7 @@ pub use accept::Accept;
 pub use action::{Action, Route, RouteError};
 pub use digest::{Algorithm, Digest, Hasher};
 pub use digits::digits;
-pub use error::{Classified, ErrorCode, ErrorDocument, ErrorKind};
+pub use error::{Classified, ErrorCode, ErrorKind, error_document};
 pub use manifest::{Descriptor, Manifest};
 pub use media_type::{Declared, ManifestType};
 pub use name::{Reference, RepoName, Tag};

@@ -31,7 +31,7 @@ pub enum NameError {
 
 /// A repository name: `library/debian`. Safe as a relative path: no component is empty, starts
 /// with a dot or an underscore, or holds anything but `[a-z0-9._-]`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RepoName(Arc<str>);
 
 impl RepoName {
@@ -111,14 +111,8 @@ impl fmt::Display for RepoName {
     }
 }
 
-impl fmt::Debug for RepoName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// A tag: `bookworm-slim`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(Arc<str>);
 
 impl Tag {
@@ -146,12 +140,6 @@ impl fmt::Display for Tag {
     }
 }
 
-impl fmt::Debug for Tag {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// A tag or digest that names a manifest. A text with a colon can only be a digest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Reference {
@@ -163,11 +151,11 @@ impl FromStr for Reference {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        if text.contains(':') {
-            Ok(Self::Digest(text.parse()?))
+        Ok(if text.contains(':') {
+            Self::Digest(text.parse()?)
         } else {
-            Ok(Self::Tag(text.parse()?))
-        }
+            Self::Tag(text.parse()?)
+        })
     }
 }
 
@@ -186,14 +174,9 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn names() {
-        for good in [
-            "a",
-            "library/debian",
-            "a.b_c__d--e/f",
-            "ghcr.io/owner/app",
-            "0/0/0",
-        ] {
+    fn only_valid_names_are_parsed() {
+        let deep = "ghcr.io/owner/app";
+        for good in ["a", "library/debian", "a.b_c__d--e/f", deep, "0/0/0"] {
             assert_eq!(good.parse::<RepoName>().unwrap().as_str(), good);
         }
         for bad in [
@@ -207,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn below_and_back() {
+    fn a_name_below_a_prefix_splits_again() {
         let upstream: RepoName = "ghcr.io".parse().unwrap();
         let name: RepoName = "owner/app".parse().unwrap();
         let stored = name.below(&upstream);
@@ -217,17 +200,15 @@ mod tests {
     }
 
     #[test]
-    fn tags_and_references() {
-        assert!(matches!("latest".parse(), Ok(Reference::Tag(_))));
-        assert!(matches!("_1.0-RC".parse(), Ok(Reference::Tag(_))));
-        assert_eq!(".hidden".parse::<Reference>(), Err(NameError::Tag));
-        assert_eq!("".parse::<Reference>(), Err(NameError::Tag));
-        assert_eq!("a/b".parse::<Reference>(), Err(NameError::Tag));
-        assert_eq!("a".repeat(129).parse::<Tag>(), Err(NameError::Tag));
-        assert_eq!(
-            "sha256:12".parse::<Reference>(),
-            Err(NameError::Digest(DigestError::Hex))
-        );
+    fn a_reference_is_a_tag_or_a_digest() {
+        for tag in ["latest", "_1.0-RC", &"a".repeat(128)] {
+            assert!(matches!(tag.parse(), Ok(Reference::Tag(_))), "{tag}");
+        }
+        for bad in [".hidden", "", "a/b", &"a".repeat(129)] {
+            assert_eq!(bad.parse::<Reference>(), Err(NameError::Tag), "{bad}");
+        }
+        let short = NameError::Digest(DigestError::Hex);
+        assert_eq!("sha256:12".parse::<Reference>(), Err(short));
     }
 
     proptest! {
@@ -245,7 +226,7 @@ mod tests {
         }
 
         #[test]
-        fn references_print_as_they_were(text in "[a-z0-9:._-]{1,80}") {
+        fn references_print_as_written(text in "[a-z0-9:._-]{1,80}") {
             if let Ok(reference) = text.parse::<Reference>() {
                 prop_assert_eq!(reference.to_string(), text);
             }

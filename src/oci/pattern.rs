@@ -47,11 +47,6 @@ impl std::str::FromStr for Pattern {
 }
 
 impl Pattern {
-    /// As it was written.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
     /// Whether the pattern matches the whole name. The number of steps is at most the product of the
     /// two lengths.
     pub fn matches(&self, name: &str) -> bool {
@@ -63,27 +58,21 @@ impl Pattern {
         }
         let mut rest = self.0.as_bytes();
         while let Some((first, after)) = rest.split_first() {
-            let mut next = vec![false; name.len() + 1];
-            if *first == b'*' {
-                let across = after.first() == Some(&b'*');
-                rest = if across {
-                    after.get(1..).unwrap_or_default()
+            let is_star = *first == b'*';
+            let across = is_star && after.first() == Some(&b'*');
+            rest = after.get(usize::from(across)..).unwrap_or_default();
+            // Of the previous slot: the new value for a star, else the old one.
+            let mut previous = false;
+            let bytes = std::iter::once(None).chain(name.iter().map(Some));
+            for (slot, byte) in reached.iter_mut().zip(bytes) {
+                let old = *slot;
+                *slot = if is_star {
+                    old || (previous && (across || byte != Some(&b'/')))
                 } else {
-                    after
+                    previous && byte == Some(first)
                 };
-                let mut running = false;
-                let bytes = std::iter::once(None).chain(name.iter().map(Some));
-                for ((slot, reached), byte) in next.iter_mut().zip(&reached).zip(bytes) {
-                    running = *reached || (running && (across || byte != Some(&b'/')));
-                    *slot = running;
-                }
-            } else {
-                rest = after;
-                for ((slot, reached), byte) in next.iter_mut().skip(1).zip(&reached).zip(name) {
-                    *slot = *reached && byte == first;
-                }
+                previous = if is_star { *slot } else { old };
             }
-            reached = next;
         }
         reached.last() == Some(&true)
     }
@@ -143,7 +132,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn stars_stay_in_a_component_and_double_stars_run_across() {
+    fn a_star_stays_in_a_component_and_two_cross_slashes() {
         for (pattern, name, expected) in [
             ("library/debian", "library/debian", true),
             ("library/debian", "library/debian2", false),
@@ -189,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_pattern_takes_no_time() {
+    fn many_stars_match_in_bounded_time() {
         let pattern: Pattern = "*a".repeat(500).parse().unwrap();
         assert!(!pattern.matches(&"a".repeat(499)));
         assert!(pattern.matches(&"a".repeat(500)));

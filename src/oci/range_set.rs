@@ -47,20 +47,11 @@ impl RangeSet {
         let from = self.0.partition_point(|range| range.end <= start);
         let to = self.0.partition_point(|range| range.start < end);
         let cut = self.0.get(from..to).unwrap_or_default();
-        let before = cut.first().filter(|range| range.start < start);
-        let after = cut.last().filter(|range| range.end > end);
-        let kept: Vec<_> = before
-            .map(|range| ByteRange {
-                end: start,
-                ..*range
-            })
-            .into_iter()
-            .chain(after.map(|range| ByteRange {
-                start: end,
-                ..*range
-            }))
-            .collect();
-        self.0.splice(from..to, kept);
+        let first = cut.first().map_or(start, |range| range.start);
+        let last = cut.last().map_or(end, |range| range.end);
+        let rests = [(first, start), (end, last)].map(|(start, end)| ByteRange { start, end });
+        let rests = rests.into_iter().filter(|rest| rest.start < rest.end);
+        self.0.splice(from..to, rests);
     }
 
     /// Adds all ranges of another set.
@@ -132,7 +123,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_set_of_bytes(steps in proptest::collection::vec((any::<bool>(), 0..SIZE, 0..SIZE), 0..40)) {
+        fn it_agrees_with_a_set_of_bytes(steps in proptest::collection::vec((any::<bool>(), 0..SIZE, 0..SIZE), 0..40)) {
             let mut set = RangeSet::new();
             let mut model = [false; SIZE + 1];
             for (more, start, end) in steps {

@@ -150,7 +150,7 @@ pub fn refused(error: &dyn Classified) -> Response<Body> {
 }
 
 pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
-    let mut response = json(empty(), refusal.document.to_bytes());
+    let mut response = json(empty(), refusal.document.clone());
     *response.status_mut() = refusal.status;
     let headers = response.headers_mut();
     headers.insert(CACHE_STATUS, refusal.cache_status.clone());

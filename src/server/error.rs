@@ -5,17 +5,19 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
 use super::cache_status;
 use crate::error_chain::on_one_line;
-use crate::oci::{Action, Classified, ErrorCode, ErrorDocument, ErrorKind};
+use crate::oci::{Action, Classified, ErrorCode, ErrorKind, error_document};
 
 /// A response that says no.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub status: StatusCode,
-    pub document: ErrorDocument,
+    /// JSON.
+    pub document: Bytes,
     pub retry_after: Option<Duration>,
     /// The `Cache-Status` field.
     pub cache_status: HeaderValue,
@@ -24,10 +26,10 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
+    fn new(status: StatusCode, code: ErrorCode, message: impl AsRef<str>) -> Self {
         Self {
             status,
-            document: ErrorDocument::new(code, message),
+            document: error_document(code, message.as_ref()).into(),
             retry_after: None,
             cache_status: cache_status::REFUSED,
             log: None,
@@ -69,7 +71,7 @@ impl Refusal {
     }
 
     /// `missing` is the code where the requested thing doesn't exist.
-    fn mapped(error: &dyn Classified, missing: ErrorCode, message: impl Into<String>) -> Self {
+    fn mapped(error: &dyn Classified, missing: ErrorCode, message: impl AsRef<str>) -> Self {
         let kind = error.kind();
         let (status, code) = status_and_code(kind, missing);
         Self {

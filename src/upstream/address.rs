@@ -79,12 +79,22 @@ impl Network {
         }
     }
 
-    const fn bit(self) -> u8 {
+    /// The one bit that stands for it in a reach.
+    pub(super) const fn bit(self) -> u8 {
         match self {
             Self::Public => 1,
             Self::Private => 2,
             Self::LinkLocal => 4,
             Self::Loopback => 8,
+        }
+    }
+
+    /// The bits of the networks that an upstream in this one may lead to: loopback and link-local
+    /// addresses only from the same kind, private ones from all but public ones.
+    pub(super) const fn reach(self) -> u8 {
+        match self {
+            Self::Public => self.bit(),
+            _ => self.bit() | Self::Private.bit() | Self::Public.bit(),
         }
     }
 }
@@ -97,36 +107,6 @@ impl fmt::Display for Network {
             Self::LinkLocal => "link-local",
             Self::Loopback => "loopback",
         })
-    }
-}
-
-/// The kinds of networks that an upstream may lead to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Reach(u8);
-
-impl Reach {
-    /// What an upstream at such an address may lead to: loopback and link-local addresses only from
-    /// the same kind, private ones from all but public ones.
-    pub(super) const fn from(network: Network) -> Self {
-        let public = Network::Public.bit();
-        let private = public | Network::Private.bit();
-        Self(match network {
-            Network::Public => public,
-            Network::Private => private,
-            Network::LinkLocal | Network::Loopback => private | network.bit(),
-        })
-    }
-
-    pub(super) const fn includes(self, network: Network) -> bool {
-        self.0 & network.bit() != 0
-    }
-
-    pub(super) const fn bits(self) -> u8 {
-        self.0
-    }
-
-    pub(super) const fn from_bits(bits: u8) -> Self {
-        Self(bits)
     }
 }
 
@@ -228,14 +208,14 @@ mod tests {
     ];
 
     #[test]
-    fn addresses_and_their_networks() {
+    fn every_address_has_its_network() {
         for (address, network) in ADDRESSES {
             assert_eq!(Network::of(address.parse().unwrap()), *network, "{address}");
         }
     }
 
     #[test]
-    fn what_an_upstream_may_lead_to() {
+    fn an_upstream_reaches_its_own_kind_of_network_and_more_public_ones() {
         use Network::{LinkLocal, Loopback, Private, Public};
         for (from, to) in [
             (Public, &[Public][..]),
@@ -244,12 +224,8 @@ mod tests {
             (Loopback, &[Public, Private, Loopback]),
         ] {
             for network in [Public, Private, LinkLocal, Loopback] {
-                let expected = to.contains(&network);
-                assert_eq!(
-                    Reach::from(from).includes(network),
-                    expected,
-                    "{from} {network}"
-                );
+                let is_reached = from.reach() & network.bit() != 0;
+                assert_eq!(is_reached, to.contains(&network), "{from} {network}");
             }
         }
     }

@@ -3,24 +3,15 @@
 
 use std::fmt;
 
-use http::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use http::{Method, StatusCode};
 
 use super::Upstream;
 use super::body::{self, BlobChunks};
-use super::content_range::ContentRange;
-use super::error::{UpstreamError, Violation};
+use super::error::{Failure, UpstreamError, Violation};
 use super::reply::UpstreamResponse;
 use super::transport::UpstreamRequest;
 use crate::metrics::Kind;
 use crate::oci::{Digest, RepoName};
-
-/// What is known of a blob that the repository has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlobHead {
-    /// Bytes. An upstream may leave it out.
-    pub size: Option<u64>,
-}
 
 /// A blob on its way.
 pub struct BlobStream {
@@ -48,44 +39,36 @@ impl fmt::Debug for BlobStream {
 }
 
 impl Upstream {
-    /// Whether the repository has the blob. Where HEAD isn't possible, one byte is asked for.
+    /// Succeeds when the repository has the blob: with its size in bytes, which an upstream may leave
+    /// out. Where HEAD isn't possible, one byte is asked for.
     pub async fn head_blob(
         &self,
         repo: &RepoName,
         digest: &Digest,
-    ) -> Result<BlobHead, UpstreamError> {
+    ) -> Result<Option<u64>, UpstreamError> {
         let ask = self.blob(Method::HEAD, repo, digest);
         let reply = match self.ask(repo, &ask).await {
             // 403 here is a content network's: its signature covers the method, and the registry
             // signed for GET.
-            Err(error) if matches!(error.unexpected_status(), Some(403 | 405 | 501)) => {
+            Err(error) if matches!(error.failure, Failure::Unexpected(403 | 405 | 501)) => {
                 return self.probe_blob(repo, digest).await;
             }
             reply => reply?,
         };
-        if reply.status() != StatusCode::OK {
-            return Err(reply.unexpected());
-        }
-        reply.refuse_encoding()?;
-        let size = reply.content_length()?;
-        Ok(BlobHead { size })
+        reply.require_whole()?;
+        reply.content_length()
     }
 
     async fn probe_blob(
         &self,
         repo: &RepoName,
         digest: &Digest,
-    ) -> Result<BlobHead, UpstreamError> {
+    ) -> Result<Option<u64>, UpstreamError> {
         let ask = self.blob(Method::GET, repo, digest);
-        let ask = ask.with(RANGE, HeaderValue::from_static("bytes=0-0"));
+        let ask = ask.with_ranges([(0, Some(1))])?;
         let reply = self.ask(repo, &ask).await?;
         // Of more than the one byte, nothing is read: only the size counts here.
-        let first = Asked {
-            offset: 0,
-            end: None,
-        };
-        let size = placement(&reply, Some(first))?.total;
-        Ok(BlobHead { size })
+        Ok(placement(&reply, Some((0, None)))?.total)
     }
 
     /// A blob from `offset` (bytes) on, up to `end` (exclusive, more than `offset`) or its own end.
@@ -102,12 +85,9 @@ impl Upstream {
         end: Option<u64>,
     ) -> Result<BlobStream, UpstreamError> {
         let mut ask = self.blob(Method::GET, repo, digest).download();
-        let asked = (offset > 0 || end.is_some()).then_some(Asked { offset, end });
-        if let Some(asked) = asked {
-            let range = asked.header();
-            let range = range
-                .ok_or_else(|| UpstreamError::protocol(&ask.url, Violation::Header("Range")))?;
-            ask = ask.with(RANGE, range);
+        let asked = (offset > 0 || end.is_some()).then_some((offset, end));
+        if asked.is_some() {
+            ask = ask.with_ranges(asked)?;
         }
         let reply = self.ask(repo, &ask).await?;
         let Placement { offset, end, total } = placement(&reply, asked)?;
@@ -126,39 +106,6 @@ impl Upstream {
     }
 }
 
-/// The bytes that are asked for: up to `end` (exclusive), or to the blob's end.
-#[derive(Debug, Clone, Copy)]
-struct Asked {
-    offset: u64,
-    end: Option<u64>,
-}
-
-impl Asked {
-    /// `Range` (RFC 9110, section 14.2); none of no bytes at all.
-    fn header(self) -> Option<HeaderValue> {
-        let Self { offset, end } = self;
-        let range = match end {
-            None => format!("bytes={offset}-"),
-            Some(end) if end > offset => format!("bytes={offset}-{}", end - 1),
-            Some(_) => return None,
-        };
-        HeaderValue::try_from(range).ok()
-    }
-
-    /// Where the body of a partial answer has to end. Of a range that is shorter than asked, the
-    /// rest is missing; that the blob itself ends there can only be when its size isn't told.
-    fn end_of(self, range: &ContentRange) -> u64 {
-        match range.total {
-            Some(total) => self.end.map_or(total, |end| end.min(total)),
-            None => range.last.saturating_add(1),
-        }
-    }
-
-    fn is_answered_by(self, range: &ContentRange) -> bool {
-        range.first == self.offset && self.end.is_none_or(|end| range.last < end)
-    }
-}
-
 /// Where a body lies in its blob.
 struct Placement {
     offset: u64,
@@ -166,25 +113,35 @@ struct Placement {
     total: Option<u64>,
 }
 
-/// `asked` is the range that was asked for, if one was.
-fn placement(reply: &UpstreamResponse, asked: Option<Asked>) -> Result<Placement, UpstreamError> {
+/// `asked` is the start and the end (exclusive) of the range that was asked for, if one was.
+fn placement(
+    reply: &UpstreamResponse,
+    asked: Option<(u64, Option<u64>)>,
+) -> Result<Placement, UpstreamError> {
     reply.refuse_encoding()?;
-    let length = reply.content_length()?;
     match (reply.status(), asked) {
-        (StatusCode::OK, _) => Ok(Placement {
-            offset: 0,
-            end: length,
-            total: length,
-        }),
-        (StatusCode::PARTIAL_CONTENT, Some(asked)) => {
-            let range = reply.text(&CONTENT_RANGE).and_then(ContentRange::parse);
-            let range = range.filter(|range| {
-                asked.is_answered_by(range) && length.is_none_or(|length| length == range.len())
-            });
-            let range = range.ok_or_else(|| reply.violates(Violation::Range))?;
+        (StatusCode::OK, _) => {
+            let length = reply.content_length()?;
             Ok(Placement {
-                offset: asked.offset,
-                end: Some(asked.end_of(&range)),
+                offset: 0,
+                end: length,
+                total: length,
+            })
+        }
+        (StatusCode::PARTIAL_CONTENT, Some((offset, end))) => {
+            let range = reply.content_range()?;
+            if range.first != offset || end.is_some_and(|end| range.last >= end) {
+                return Err(reply.violates(Violation::Range));
+            }
+            // Of a range that is shorter than asked, the rest is missing; that the blob itself ends
+            // there can only be when its size isn't told.
+            let end = match range.total {
+                Some(total) => end.map_or(total, |end| end.min(total)),
+                None => range.last.saturating_add(1),
+            };
+            Ok(Placement {
+                offset,
+                end: Some(end),
                 total: range.total,
             })
         }

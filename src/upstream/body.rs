@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use tokio::time::{Instant, timeout};
 
-use super::error::{Message, Phase, UpstreamError, Violation};
+use super::error::{self, Failure, Message, Phase, UpstreamError, Violation};
 use super::reply::UpstreamResponse;
 use crate::config::Timeouts;
 use crate::oci::error::{MAX_ERROR_BODY, first_error};
@@ -35,11 +35,11 @@ pub(super) async fn read(
     }
     let body = match timeout(within, collect(&mut reply, limit)).await {
         Ok(body) => body?,
-        Err(_elapsed) => return Err(reply.timed_out(Phase::Body, within)),
+        Err(_elapsed) => return Err(timed_out(&reply, Phase::Body, within)),
     };
     // The HTTP library checks this too; the cache's correctness shouldn't hang on that alone.
     if announced.is_some_and(|length| length != body.len() as u64) {
-        return Err(reply.broken(body.len() as u64, None));
+        return Err(incomplete(&reply, body.len() as u64));
     }
     Ok(body)
 }
@@ -58,11 +58,10 @@ async fn collect(reply: &mut UpstreamResponse, limit: u64) -> Result<Bytes, Upst
 /// The reason in an error's body, if there is one. Never fails: the status is what counts.
 pub(super) async fn message(reply: &mut UpstreamResponse) -> Message {
     let Ok(Ok(body)) = timeout(COURTESY, collect(reply, MAX_ERROR_BODY)).await else {
-        return Message::default();
+        return None;
     };
-    first_error(&body).map_or_else(Message::default, |(code, message)| {
-        Message::of(&format!("{code}: {message}"))
-    })
+    let (code, message) = first_error(&body)?;
+    error::message(&format!("{code}: {message}"))
 }
 
 /// Reads what is left of a small body, so that its connection can be used again.
@@ -82,9 +81,10 @@ pub(super) fn stream(
     let guarded = Guarded {
         reply,
         expected,
+        timeouts,
         received: 0,
-        stall: timeouts.stall,
-        speed: Speed::new(timeouts.min_speed),
+        waited: Duration::ZERO,
+        counted: 0,
     };
     stream::try_unfold(guarded, |mut guarded| async move {
         let chunk = guarded.next().await?;
@@ -97,23 +97,28 @@ struct Guarded {
     reply: UpstreamResponse,
     /// Bytes that the whole body has, if the header said so.
     expected: Option<u64>,
+    timeouts: Timeouts,
+    /// Bytes.
     received: u64,
-    stall: Duration,
-    speed: Speed,
+    /// The time that was spent waiting for bytes since the speed was last judged. Time in which nobody
+    /// reads doesn't count.
+    waited: Duration,
+    /// The bytes that arrived in that time.
+    counted: u64,
 }
 
 impl Guarded {
     async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         let started = Instant::now();
-        let waited = timeout(self.stall, self.reply.chunk(self.received)).await;
-        let chunk = match waited {
+        let stall = self.timeouts.stall;
+        let chunk = match timeout(stall, self.reply.chunk(self.received)).await {
             Ok(chunk) => chunk?,
-            Err(_elapsed) => return Err(self.reply.timed_out(Phase::Stall, self.stall)),
+            Err(_elapsed) => return Err(timed_out(&self.reply, Phase::Stall, stall)),
         };
         let Some(chunk) = chunk else {
             return match self.expected {
                 Some(expected) if expected != self.received => {
-                    Err(self.reply.broken(self.received, None))
+                    Err(incomplete(&self.reply, self.received))
                 }
                 _ => Ok(None),
             };
@@ -125,41 +130,31 @@ impl Guarded {
             return Err(self.reply.violates(Violation::TooLarge { limit }));
         }
         let is_last = self.expected == Some(self.received);
-        if self.speed.is_too_low(started.elapsed(), chunk.len()) && !is_last {
-            return Err(self.reply.timed_out(Phase::Speed, SPEED_WINDOW));
+        if self.is_too_slow(started.elapsed(), chunk.len()) && !is_last {
+            return Err(timed_out(&self.reply, Phase::Speed, SPEED_WINDOW));
         }
         Ok(Some(chunk))
     }
-}
-
-/// The bytes of a body against the time that was spent waiting for them. Time in which nobody
-/// reads doesn't count.
-#[derive(Debug)]
-struct Speed {
-    /// Bytes a second.
-    min: u64,
-    waited: Duration,
-    bytes: u64,
-}
-
-impl Speed {
-    const fn new(min: u64) -> Self {
-        Self {
-            min,
-            waited: Duration::ZERO,
-            bytes: 0,
-        }
-    }
 
     /// Counts a piece. Whether the minute that it completes brought too few bytes.
-    fn is_too_low(&mut self, waited: Duration, bytes: usize) -> bool {
+    fn is_too_slow(&mut self, waited: Duration, bytes: usize) -> bool {
         self.waited += waited;
-        self.bytes = self.bytes.saturating_add(bytes as u64);
+        self.counted = self.counted.saturating_add(bytes as u64);
         if self.waited < SPEED_WINDOW {
             return false;
         }
         let seconds = std::mem::take(&mut self.waited).as_secs();
-        let bytes = std::mem::take(&mut self.bytes);
-        bytes < self.min.saturating_mul(seconds)
+        let bytes = std::mem::take(&mut self.counted);
+        bytes < self.timeouts.min_speed.saturating_mul(seconds)
     }
+}
+
+fn timed_out(reply: &UpstreamResponse, phase: Phase, after: Duration) -> UpstreamError {
+    reply.fails(Failure::Timeout { phase, after })
+}
+
+/// A body that ended well for the library, but too early.
+fn incomplete(reply: &UpstreamResponse, received: u64) -> UpstreamError {
+    let source = None;
+    reply.fails(Failure::Broken { received, source })
 }

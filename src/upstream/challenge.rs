@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_registries_send() {
+    fn challenges_of_registries_are_parsed() {
         let url = "https://auth.example/token";
         let full = bearer(url, "registry.example", "repository:a/b:pull,push");
         for line in [
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_answered_is_left_out() {
+    fn unanswerable_challenges_are_left_out() {
         for line in [
             "",
             ",,,",
@@ -261,17 +261,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_survived(lines in proptest::collection::vec("\\PC{0,60}", 0..4)) {
+        fn any_text_is_parsed_within_bounds(lines in proptest::collection::vec("\\PC{0,60}", 0..4)) {
             prop_assert!(parse(lines.iter().map(String::as_str)).len() <= 4 * MAX_CHALLENGES);
         }
 
         #[test]
-        fn nearly_right_text_is_survived(line in "(Bearer|Basic|realm|=|\"|,| |\\\\|x){0,30}") {
+        fn nearly_valid_text_is_parsed_without_panic(line in "(Bearer|Basic|realm|=|\"|,| |\\\\|x){0,30}") {
             parse([line.as_str()]);
         }
 
         #[test]
-        fn what_is_written_is_read(
+        fn rendered_challenges_parse_back(
             challenges in proptest::collection::vec(any_challenge(), 1..4),
             quote: bool,
             one_line: bool,

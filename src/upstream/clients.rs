@@ -1,14 +1,15 @@
 //! The HTTP clients of one upstream.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
-use reqwest::{Certificate, Client, ClientBuilder};
+use reqwest::{Certificate, Client};
 
-use super::UpstreamSettings;
 use super::error::SetupError;
 use super::guard::{Guard, GuardedResolver, Route};
 use super::reply::shared;
+use crate::config;
 
 const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
 /// Connections to one host that are kept open while idle.
@@ -30,14 +31,52 @@ struct Pair {
 }
 
 impl Clients {
-    pub(super) fn new(settings: &UpstreamSettings, guard: &Arc<Guard>) -> Result<Self, SetupError> {
-        let guarded = |builder: ClientBuilder| {
-            let resolver = Arc::new(GuardedResolver(Arc::clone(guard)));
-            builder.no_proxy().dns_resolver(resolver)
+    pub(super) fn new(
+        config: &config::Upstream,
+        ca_pem: Option<&[u8]>,
+        connect: Duration,
+        guard: &Arc<Guard>,
+    ) -> Result<Self, SetupError> {
+        let authorities = ca_pem.map(authorities).transpose()?;
+        let client = |route, is_blob| {
+            let builder = || {
+                let identity = (ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+                let mut builder = Client::builder()
+                    .user_agent(USER_AGENT)
+                    .default_headers(HeaderMap::from_iter([identity]))
+                    .redirect(reqwest::redirect::Policy::none())
+                    .connect_timeout(connect)
+                    .pool_max_idle_per_host(MAX_IDLE)
+                    .tls_danger_accept_invalid_certs(config.insecure);
+                if route == Route::Guarded {
+                    let resolver = Arc::new(GuardedResolver(Arc::clone(guard)));
+                    builder = builder.no_proxy().dns_resolver(resolver);
+                }
+                if is_blob {
+                    builder = builder.http1_only();
+                }
+                builder
+            };
+            let built = match &authorities {
+                Some(authorities) => builder().tls_certs_merge(authorities.clone()).build(),
+                // A system without CA certificates can still speak to a plain http upstream; only a
+                // redirect to https would fail, for want of somebody to trust.
+                None if config.url.scheme() == "http" => builder()
+                    .build()
+                    .or_else(|_| builder().tls_certs_only([]).build()),
+                None => builder().build(),
+            };
+            built.map_err(|error| SetupError::Tls(shared(error)))
+        };
+        let pair = |route| {
+            Ok::<_, SetupError>(Pair {
+                metadata: client(route, false)?,
+                blobs: client(route, true)?,
+            })
         };
         Ok(Self {
-            open: Pair::new(settings, |builder| builder)?,
-            guarded: Pair::new(settings, guarded)?,
+            open: pair(Route::Open)?,
+            guarded: pair(Route::Guarded)?,
         })
     }
 
@@ -50,49 +89,11 @@ impl Clients {
     }
 }
 
-impl Pair {
-    fn new(
-        settings: &UpstreamSettings,
-        how: impl Fn(ClientBuilder) -> ClientBuilder,
-    ) -> Result<Self, SetupError> {
-        Ok(Self {
-            metadata: client(settings, &how)?,
-            blobs: client(settings, |builder| how(builder).http1_only())?,
-        })
+fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, SetupError> {
+    let bundle = Certificate::from_pem_bundle(pem);
+    let bundle = bundle.map_err(|error| SetupError::Authority(shared(error)))?;
+    if bundle.is_empty() {
+        return Err(SetupError::NoCertificate);
     }
-}
-
-fn client(
-    settings: &UpstreamSettings,
-    how: impl Fn(ClientBuilder) -> ClientBuilder,
-) -> Result<Client, SetupError> {
-    let mut headers = HeaderMap::new();
-    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    let builder = || {
-        let builder = Client::builder()
-            .user_agent(USER_AGENT)
-            .default_headers(headers.clone())
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(settings.timeouts.connect)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .tls_danger_accept_invalid_certs(settings.insecure);
-        how(builder)
-    };
-    let tls = |error| SetupError::Tls(shared(error));
-    if let Some(pem) = &settings.ca_pem {
-        let bundle = Certificate::from_pem_bundle(pem);
-        let bundle = bundle.map_err(|error| SetupError::Authority(shared(error)))?;
-        if bundle.is_empty() {
-            return Err(SetupError::NoCertificate);
-        }
-        return builder().tls_certs_merge(bundle).build().map_err(tls);
-    }
-    match builder().build() {
-        // A system without CA certificates can still speak to a plain http upstream; only a
-        // redirect to https would fail, for want of somebody to trust.
-        Err(_) if settings.url.scheme() == "http" => {
-            builder().tls_certs_only([]).build().map_err(tls)
-        }
-        built => built.map_err(tls),
-    }
+    Ok(bundle)
 }

@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_ranges() {
+    fn only_valid_content_ranges_are_parsed() {
         let range = |first, last, total| Some(ContentRange { first, last, total });
         for (text, expected) in [
             ("bytes 0-0/1", range(0, 0, Some(1))),

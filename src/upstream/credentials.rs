@@ -1,11 +1,44 @@
-//! The header that carries the operator's user name and password.
+//! What the requests of an upstream are authorized with: the operator's user name and password, and
+//! tokens.
+
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::HeaderValue;
+use quick_cache::sync::Cache;
 use secrecy::ExposeSecret as _;
 
+use super::token::{TokenRequest, Tokens};
 use crate::config::Credentials;
+use crate::oci::RepoName;
+
+/// Repositories whose way of authenticating is remembered.
+const MAX_REPOSITORIES: usize = 4096;
+
+/// How requests for a repository are authorized.
+#[derive(Clone)]
+pub(super) enum Scheme {
+    Basic(HeaderValue),
+    Bearer(Arc<TokenRequest>),
+}
+
+pub(super) struct Auth {
+    /// The header of Basic credentials.
+    pub credentials: Option<HeaderValue>,
+    pub schemes: Cache<RepoName, Scheme>,
+    pub tokens: Tokens,
+}
+
+impl Auth {
+    pub(super) fn new(credentials: Option<HeaderValue>) -> Self {
+        Self {
+            credentials,
+            schemes: Cache::new(MAX_REPOSITORIES),
+            tokens: Tokens::new(),
+        }
+    }
+}
 
 /// The `Authorization` header (RFC 7617). `None` when the user name holds a colon, which the other
 /// side would take for the separator.
@@ -26,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_of_the_rfc_and_silence_about_it() {
+    fn the_header_is_the_rfcs_and_is_never_printed() {
         let credentials = Credentials {
             username: "Aladdin".into(),
             password: "open sesame".into(),

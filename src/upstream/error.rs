@@ -1,9 +1,10 @@
 //! What goes wrong with an upstream, kept apart as faithfully as the client needs it.
 //!
-//! Errors of the token service have the same variants, because they mean the same to the caller (a 429
+//! Errors of the token service have the same kinds, because they mean the same to the caller (a 429
 //! is a 429); the URL says which of the two failed. Every caller that waited for the same response gets
 //! the error, so it is cheap to clone.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +14,22 @@ use url::Url;
 use super::guard::InternalTarget;
 use super::multipart::MultipartError;
 use super::redirect::RedirectError;
-use crate::oci::Digest;
-use crate::oci::manifest::ManifestError;
+use crate::oci::manifest::{ManifestError, SCHEMA1_REFUSED};
+use crate::oci::{Classified, Digest, ErrorKind};
 
 /// Longest URL shown, in characters: a redirect target is chosen by the other side.
 const MAX_SHOWN: usize = 512;
 /// Longest message of an upstream that is passed on, in characters.
 const MAX_MESSAGE: usize = 512;
+/// The `Retry-After` for clients when too many requests wait for an upstream.
+const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// A cause that can be shared.
 pub type Source = Arc<dyn std::error::Error + Send + Sync>;
 
 /// A URL as it may be shown: scheme, host, port and path. User names, passwords and queries (a
 /// content network's signature) never get this far.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShownUrl(Arc<str>);
 
 impl From<&Url> for ShownUrl {
@@ -50,118 +53,83 @@ impl fmt::Display for ShownUrl {
     }
 }
 
-impl fmt::Debug for ShownUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+/// What an upstream gave as its reason, by [`message`]. None when it gave none.
+pub type Message = Option<Arc<str>>;
+
+/// One line, without control characters, bounded.
+pub(super) fn message(text: &str) -> Message {
+    let printable = text.chars().filter(|c| !c.is_control());
+    let line: String = printable.take(MAX_MESSAGE).collect();
+    let line = line.trim();
+    (!line.is_empty()).then(|| line.into())
 }
 
-/// What an upstream gave as its reason: one line, without control characters, bounded.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Message(Option<Arc<str>>);
-
-impl Message {
-    pub(super) fn of(text: &str) -> Self {
-        let clean: String = text
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(MAX_MESSAGE)
-            .collect();
-        let clean = clean.trim();
-        Self((!clean.is_empty()).then(|| clean.into()))
-    }
-
-    pub fn as_str(&self) -> Option<&str> {
-        self.0.as_deref()
-    }
+fn in_parentheses(message: &Message) -> String {
+    let message = message.as_ref();
+    message.map_or_else(String::new, |message| format!(" ({message})"))
 }
 
-impl fmt::Display for Message {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.as_str()
-            .map_or(Ok(()), |message| write!(f, " ({message})"))
-    }
+/// Why a request to an upstream failed, and where it was sent.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{url}: {failure}")]
+pub struct UpstreamError {
+    pub url: ShownUrl,
+    #[source]
+    pub failure: Failure,
 }
 
 /// Why a request to an upstream failed.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum UpstreamError {
+pub enum Failure {
     /// 404.
-    #[error("{url}: not found{message}")]
-    NotFound { url: ShownUrl, message: Message },
+    #[error("not found{}", in_parentheses(.0))]
+    NotFound(Message),
     /// 401, also after authenticating; or no credentials for a registry that requires them.
-    #[error("{url}: authentication failed{message}")]
-    Unauthorized { url: ShownUrl, message: Message },
+    #[error("authentication failed{}", in_parentheses(.0))]
+    Unauthorized(Message),
     /// 401 or 403 in answer to the operator's user name and password.
-    #[error("{url}: the configured credentials were refused with status {status}{message}")]
-    CredentialsRefused {
-        url: ShownUrl,
-        status: u16,
-        message: Message,
-    },
+    #[error("the configured credentials were refused with status {status}{}", in_parentheses(.message))]
+    CredentialsRefused { status: u16, message: Message },
     /// 403 of the registry or its token service. A content network's 403 is
     /// [`Unexpected`](Self::Unexpected): it says that a signature expired.
-    #[error("{url}: access denied{message}")]
-    Denied { url: ShownUrl, message: Message },
+    #[error("access denied{}", in_parentheses(.0))]
+    Denied(Message),
     /// 429.
-    #[error("{url}: too many requests")]
-    RateLimited {
-        url: ShownUrl,
-        retry_after: Option<Duration>,
-    },
+    #[error("too many requests")]
+    RateLimited { retry_after: Option<Duration> },
     /// 5xx.
-    #[error("{url}: status {status}")]
+    #[error("status {status}")]
     Unavailable {
-        url: ShownUrl,
         status: u16,
         retry_after: Option<Duration>,
     },
     /// Any other status that has no meaning here.
-    #[error("{url}: unexpected status {status}")]
-    Unexpected { url: ShownUrl, status: u16 },
+    #[error("unexpected status {0}")]
+    Unexpected(u16),
     /// No connection: the name doesn't resolve, the port is closed, the certificate isn't trusted.
-    #[error("{url}: can't connect")]
-    Unreachable { url: ShownUrl, source: Source },
-    #[error("{url}: {phase} took longer than {after:?}")]
-    Timeout {
-        url: ShownUrl,
-        phase: Phase,
-        after: Duration,
-    },
+    #[error("can't connect")]
+    Unreachable(#[source] Source),
+    #[error("{phase} took longer than {after:?}")]
+    Timeout { phase: Phase, after: Duration },
     /// The connection was lost before the answer was complete.
-    #[error("{url}: the connection was lost after {received} bytes of the body")]
+    #[error("the connection was lost after {received} bytes of the body")]
     Broken {
-        url: ShownUrl,
         /// Body bytes that came, in bytes; 0 also when the header never did.
         received: u64,
         source: Option<Source>,
     },
     /// The other side broke the rules.
-    #[error("{url}: {violation}")]
-    Protocol { url: ShownUrl, violation: Violation },
+    #[error(transparent)]
+    Protocol(#[from] Violation),
     /// The manifest is of Docker's schema 1.
-    #[error("{url}: a Docker schema 1 manifest, which is not served")]
-    Schema1 { url: ShownUrl },
+    #[error("a Docker schema 1 manifest, which is not served")]
+    Schema1,
     /// The document isn't a manifest that can be served.
-    #[error("{url}: not a manifest that can be served: {source}")]
-    Manifest {
-        url: ShownUrl,
-        source: Arc<ManifestError>,
-    },
+    #[error("not a manifest that can be served: {0}")]
+    Manifest(#[source] Arc<ManifestError>),
     /// Nothing was sent: too many requests wait for this upstream.
-    #[error("too many requests wait for the upstream {upstream}")]
-    Busy {
-        upstream: Arc<str>,
-        /// When a client may ask again.
-        retry_after: Duration,
-    },
-    /// The settings can't be used; nothing was sent.
-    #[error("upstream {name} can't be set up")]
-    Setup {
-        name: Arc<str>,
-        #[source]
-        reason: SetupError,
-    },
+    #[error("too many requests wait for this upstream")]
+    Busy,
 }
 
 /// What was being waited for.
@@ -216,7 +184,7 @@ pub enum Violation {
     #[error("the challenge names a token service that can't be used: {0}")]
     Realm(RedirectError),
     #[error(transparent)]
-    Internal(Box<InternalTarget>),
+    Internal(#[from] InternalTarget),
     #[error("the list has too many pages")]
     TooManyPages,
     #[error("the list has more than {limit} entries")]
@@ -225,19 +193,11 @@ pub enum Violation {
     Token,
 }
 
-impl From<InternalTarget> for Violation {
-    fn from(target: InternalTarget) -> Self {
-        Self::Internal(Box::new(target))
-    }
-}
-
 /// Why an upstream can't be set up.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SetupError {
-    #[error("the URL must be http:// or https:// with a host")]
-    Url,
-    #[error("user name and password belong in settings of their own, not in the URL")]
-    UserInfo,
+    #[error("its URL can't be used: {0}")]
+    Url(#[from] RedirectError),
     #[error("the user name or password can't be sent as Basic credentials")]
     Credentials,
     #[error("the user name and password would be sent over plain HTTP, which isn't permitted")]
@@ -253,120 +213,149 @@ pub enum SetupError {
 }
 
 impl UpstreamError {
-    /// Whether the upstream may well answer the same question later: the last known answer may be
-    /// served meanwhile. False where the upstream did answer (404, 401, 403) or where its answer
-    /// is wrong.
-    pub const fn permits_stale(&self) -> bool {
-        match self {
-            Self::RateLimited { .. }
-            | Self::Unavailable { .. }
-            | Self::Unreachable { .. }
-            | Self::Timeout { .. }
-            | Self::Broken { .. }
-            | Self::Busy { .. } => true,
-            Self::NotFound { .. }
-            | Self::Unauthorized { .. }
-            | Self::CredentialsRefused { .. }
-            | Self::Denied { .. }
-            | Self::Unexpected { .. }
-            | Self::Protocol { .. }
-            | Self::Schema1 { .. }
-            | Self::Manifest { .. }
-            | Self::Setup { .. } => false,
+    pub(super) fn new(url: &Url, failure: Failure) -> Self {
+        Self {
+            url: url.into(),
+            failure,
         }
     }
 
-    /// The same judgement under the name that a download asks by: is resuming worth a try?
-    pub const fn is_transient(&self) -> bool {
-        self.permits_stale()
+    pub(super) fn protocol(url: &Url, violation: impl Into<Violation>) -> Self {
+        Self::new(url, Failure::Protocol(violation.into()))
+    }
+
+    /// Whether the upstream may well answer the same question later: resuming is worth a try, and the
+    /// last known answer may be served meanwhile. False where the upstream did answer (404, 401, 403)
+    /// or where its answer is wrong.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self.kind(),
+            ErrorKind::RateLimited
+                | ErrorKind::UpstreamFailed(_)
+                | ErrorKind::Unreachable
+                | ErrorKind::Timeout
+                | ErrorKind::Busy
+        )
     }
 
     /// Whether the upstream asks for fewer requests (429, 503): a download should use fewer streams.
     pub const fn pushes_back(&self) -> bool {
         matches!(
-            self,
-            Self::RateLimited { .. } | Self::Unavailable { status: 503, .. }
+            self.failure,
+            Failure::RateLimited { .. } | Failure::Unavailable { status: 503, .. }
         )
     }
 
     /// Whether the answer was larger than what is read of such an answer.
     pub const fn is_too_long(&self) -> bool {
         matches!(
-            self,
-            Self::Protocol {
-                violation: Violation::TooLarge { .. }
+            self.failure,
+            Failure::Protocol(
+                Violation::TooLarge { .. }
                     | Violation::TooManyPages
-                    | Violation::TooManyEntries { .. },
-                ..
-            }
+                    | Violation::TooManyEntries { .. }
+            )
         )
     }
 
     /// 416: what was asked for begins behind the end of the blob.
     pub const fn is_out_of_range(&self) -> bool {
-        matches!(self, Self::Unexpected { status: 416, .. })
-    }
-
-    /// The `Retry-After` of the upstream, if it sent one; at most
-    /// [`MAX_RETRY_AFTER`](super::retry::MAX_RETRY_AFTER).
-    pub const fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::RateLimited { retry_after, .. } | Self::Unavailable { retry_after, .. } => {
-                *retry_after
-            }
-            Self::Busy { retry_after, .. } => Some(*retry_after),
-            _ => None,
-        }
+        matches!(self.failure, Failure::Unexpected(416))
     }
 
     /// The status that the registry or its token service answered with, where that is what failed.
     pub const fn status(&self) -> Option<u16> {
-        match self {
-            Self::NotFound { .. } => Some(404),
-            Self::Unauthorized { .. } | Self::CredentialsRefused { .. } => Some(401),
-            Self::Denied { .. } => Some(403),
-            Self::RateLimited { .. } => Some(429),
-            Self::Unavailable { status, .. } | Self::Unexpected { status, .. } => Some(*status),
+        match self.failure {
+            Failure::NotFound(_) => Some(404),
+            Failure::Unauthorized(_) => Some(401),
+            Failure::Denied(_) => Some(403),
+            Failure::RateLimited { .. } => Some(429),
+            Failure::CredentialsRefused { status, .. }
+            | Failure::Unavailable { status, .. }
+            | Failure::Unexpected(status) => Some(status),
             _ => None,
         }
     }
 
     /// A short constant name for metrics.
     pub const fn class(&self) -> &'static str {
-        match self {
-            Self::NotFound { .. } => "not_found",
-            Self::Unauthorized { .. } => "unauthorized",
-            Self::CredentialsRefused { .. } => "credentials_refused",
-            Self::Denied { .. } => "denied",
-            Self::RateLimited { .. } => "rate_limited",
-            Self::Unavailable { .. } => "unavailable",
-            Self::Unexpected { .. } => "unexpected",
-            Self::Unreachable { .. } => "unreachable",
-            Self::Timeout { .. } => "timeout",
-            Self::Broken { .. } => "broken",
-            Self::Protocol { .. } => "protocol",
-            Self::Schema1 { .. } => "schema1",
-            Self::Manifest { .. } => "manifest",
-            Self::Busy { .. } => "busy",
-            Self::Setup { .. } => "setup",
+        match self.failure {
+            Failure::NotFound(_) => "not_found",
+            Failure::Unauthorized(_) => "unauthorized",
+            Failure::CredentialsRefused { .. } => "credentials_refused",
+            Failure::Denied(_) => "denied",
+            Failure::RateLimited { .. } => "rate_limited",
+            Failure::Unavailable { .. } => "unavailable",
+            Failure::Unexpected(_) => "unexpected",
+            Failure::Unreachable(_) => "unreachable",
+            Failure::Timeout { .. } => "timeout",
+            Failure::Broken { .. } => "broken",
+            Failure::Protocol(_) => "protocol",
+            Failure::Schema1 => "schema1",
+            Failure::Manifest(_) => "manifest",
+            Failure::Busy => "busy",
+        }
+    }
+}
+
+impl Classified for UpstreamError {
+    fn kind(&self) -> ErrorKind {
+        match self.failure {
+            Failure::NotFound(_) | Failure::Schema1 => ErrorKind::NotFound,
+            Failure::Denied(_) | Failure::CredentialsRefused { status: 403, .. } => {
+                ErrorKind::Denied
+            }
+            // Without a challenge of our own: it would make clients send us credentials that we
+            // can't pass on.
+            Failure::Unauthorized(_) | Failure::CredentialsRefused { .. } => {
+                ErrorKind::Unauthorized
+            }
+            Failure::RateLimited { .. } => ErrorKind::RateLimited,
+            Failure::Unavailable { status, .. } => ErrorKind::UpstreamFailed(status),
+            Failure::Unreachable(_) | Failure::Broken { .. } => ErrorKind::Unreachable,
+            Failure::Timeout { .. } => ErrorKind::Timeout,
+            Failure::Busy => ErrorKind::Busy,
+            Failure::Unexpected(_) | Failure::Protocol(_) | Failure::Manifest(_) => {
+                ErrorKind::WrongAnswer
+            }
         }
     }
 
-    pub(super) fn protocol(url: &Url, violation: impl Into<Violation>) -> Self {
-        Self::Protocol {
-            url: url.into(),
-            violation: violation.into(),
+    fn reason(&self) -> Cow<'static, str> {
+        match &self.failure {
+            Failure::NotFound(_) => "the upstream has no such thing",
+            Failure::Unauthorized(_) => {
+                "the upstream demands credentials that this mirror doesn't have, or there is no such repository"
+            }
+            Failure::CredentialsRefused { .. } => "the upstream refuses this mirror's credentials",
+            Failure::Denied(_) => "the upstream denies this mirror access",
+            Failure::RateLimited { .. } => "the upstream limits how often this mirror may ask",
+            Failure::Unavailable { status, .. } => {
+                return format!("the upstream failed with status {status}").into();
+            }
+            Failure::Unreachable(_) => "the upstream can't be reached",
+            Failure::Timeout { .. } => "the upstream took too long to answer",
+            Failure::Broken { .. } => "the upstream broke off its answer",
+            Failure::Busy => "too many requests wait for the upstream; ask again",
+            Failure::Unexpected(_) | Failure::Protocol(_) => {
+                "the upstream's answer is not a registry's"
+            }
+            Failure::Schema1 => SCHEMA1_REFUSED,
+            Failure::Manifest(source) => {
+                return format!("the upstream's manifest can't be served: {source}").into();
+            }
         }
+        .into()
     }
 
-    pub(super) fn schema1(url: &Url) -> Self {
-        Self::Schema1 { url: url.into() }
-    }
-
-    /// The status, when it is one that this module gives no meaning of its own.
-    pub(super) const fn unexpected_status(&self) -> Option<u16> {
-        match self {
-            Self::Unexpected { status, .. } => Some(*status),
+    /// The `Retry-After` of the upstream, if it sent one; at most
+    /// [`MAX_RETRY_AFTER`](super::retry::MAX_RETRY_AFTER).
+    fn retry_after(&self) -> Option<Duration> {
+        match self.failure {
+            Failure::RateLimited { retry_after } | Failure::Unavailable { retry_after, .. } => {
+                retry_after
+            }
+            Failure::Busy => Some(BUSY_RETRY_AFTER),
             _ => None,
         }
     }
@@ -381,46 +370,34 @@ mod tests {
         let url =
             Url::parse("https://user:pass@cdn.example:8443/a/b?X-Signature=s3cret#f").unwrap();
         let shown = ShownUrl::from(&url);
+        assert_eq!(&*shown.0, "https://cdn.example:8443/a/b");
         assert_eq!(shown.to_string(), "https://cdn.example:8443/a/b");
-        assert_eq!(format!("{shown:?}"), "https://cdn.example:8443/a/b");
         let long = Url::parse(&format!("https://cdn.example/{}", "x".repeat(100_000))).unwrap();
-        assert_eq!(
-            ShownUrl::from(&long).to_string().chars().count(),
-            MAX_SHOWN + 1
-        );
+        assert_eq!(ShownUrl::from(&long).0.chars().count(), MAX_SHOWN + 1);
     }
 
     #[test]
     fn a_message_is_one_bounded_line() {
-        assert_eq!(
-            Message::of(" no\r\nX: y\u{1b}[31m ").as_str(),
-            Some("noX: y[31m")
-        );
-        assert_eq!(Message::of("\n\t ").as_str(), None);
-        let long = Message::of(&"ä".repeat(100_000));
-        assert_eq!(
-            long.as_str().map(|text| text.chars().count()),
-            Some(MAX_MESSAGE)
-        );
+        let line = message(" no\r\nX: y\u{1b}[31m ");
+        assert_eq!(line.as_deref(), Some("noX: y[31m"));
+        assert_eq!(message("\n\t "), None);
+        let long = message(&"ä".repeat(100_000)).unwrap();
+        assert_eq!(long.chars().count(), MAX_MESSAGE);
     }
 
     #[test]
     fn only_429_and_503_push_back() {
-        let url = ShownUrl::from(&Url::parse("https://registry.example/").unwrap());
-        let unavailable = |status| UpstreamError::Unavailable {
-            url: url.clone(),
-            status,
-            retry_after: None,
-        };
-        let limited = UpstreamError::RateLimited {
-            url: url.clone(),
-            retry_after: None,
-        };
-        assert!(limited.pushes_back() && unavailable(503).pushes_back());
-        for status in [500, 502, 504] {
-            assert!(!unavailable(status).pushes_back(), "{status}");
+        let url = Url::parse("https://registry.example/").unwrap();
+        let pushes_back = |failure| UpstreamError::new(&url, failure).pushes_back();
+        let retry_after = None;
+        assert!(pushes_back(Failure::RateLimited { retry_after }));
+        for status in [500, 502, 503, 504] {
+            let unavailable = Failure::Unavailable {
+                status,
+                retry_after,
+            };
+            assert_eq!(pushes_back(unavailable), status == 503, "{status}");
         }
-        let refused = UpstreamError::Unexpected { url, status: 416 };
-        assert!(!refused.pushes_back());
+        assert!(!pushes_back(Failure::Unexpected(416)));
     }
 }

@@ -2,7 +2,6 @@
 //! there. Downloads of blobs have bounds of their own (`proxy.streams`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,44 +18,26 @@ pub(super) type Permit = OwnedSemaphorePermit;
 #[derive(Debug)]
 pub(super) struct Gate {
     permits: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    waiting: Semaphore,
 }
 
 impl Gate {
     pub(super) fn new() -> Self {
         Self {
             permits: Arc::new(Semaphore::new(MAX_REQUESTS)),
-            waiting: AtomicUsize::new(0),
+            waiting: Semaphore::new(MAX_WAITING),
         }
     }
 
     /// Waits in line for at most `patience`. None when that has passed or the line is full.
     pub(super) async fn enter(&self, patience: Duration) -> Option<Permit> {
-        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+        let permits = Arc::clone(&self.permits);
+        if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
             return Some(permit);
         }
-        let _place = QueuePlace::take(&self.waiting)?;
-        let permit = Arc::clone(&self.permits).acquire_owned();
+        let _waiting = self.waiting.try_acquire().ok()?;
         // The semaphore is never closed.
-        timeout(patience, permit).await.ok()?.ok()
-    }
-}
-
-/// A place in the line.
-struct QueuePlace<'a>(&'a AtomicUsize);
-
-impl<'a> QueuePlace<'a> {
-    fn take(waiting: &'a AtomicUsize) -> Option<Self> {
-        // Made first, so that it is released also when the queue is full.
-        let place = Self(waiting);
-        let ahead = waiting.fetch_add(1, Ordering::Relaxed);
-        (ahead < MAX_WAITING).then_some(place)
-    }
-}
-
-impl Drop for QueuePlace<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        timeout(patience, permits.acquire_owned()).await.ok()?.ok()
     }
 }
 
@@ -69,7 +50,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(30);
 
     #[tokio::test(start_paused = true)]
-    async fn so_many_at_a_time_so_many_in_line_and_no_more() {
+    async fn running_and_waiting_requests_are_bounded() {
         let gate = Gate::new();
         let mut inside = join_all((0..MAX_REQUESTS).map(|_| gate.enter(PATIENCE))).await;
         assert!(inside.iter().all(Option::is_some));
@@ -87,10 +68,10 @@ mod tests {
         inside.pop();
         assert!(line.remove(0).await.is_some());
         assert!(poll!(&mut last).is_pending());
-        // Nobody waits for ever.
+        // No wait is endless.
         assert!(last.await.is_none());
         drop(line);
-        assert_eq!(gate.waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(gate.waiting.available_permits(), MAX_WAITING);
         assert!(gate.enter(PATIENCE).await.is_some());
     }
 }

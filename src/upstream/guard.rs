@@ -13,7 +13,6 @@
 //!
 //! A forward proxy resolves names itself, so there only literal addresses can be checked.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -22,9 +21,9 @@ use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-use super::address::{Network, Reach};
+use super::address::Network;
 use super::redirect::same_origin;
-use crate::config::HostPattern;
+use crate::config;
 
 /// Why a host isn't asked: the upstream named it, and it has an internal address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,7 +35,7 @@ pub struct InternalTarget {
     host: Box<str>,
     address: IpAddr,
     network: Network,
-    upstream: Arc<str>,
+    upstream: Box<str>,
 }
 
 /// How a request is sent.
@@ -53,41 +52,17 @@ const UNKNOWN: u8 = u8::MAX;
 
 /// Judges hosts that one upstream names.
 pub(super) struct Guard {
-    upstream: Arc<str>,
-    /// The upstream's URL.
-    own: Url,
-    /// The configured token service.
-    realm: Option<Url>,
-    named: Vec<HostPattern>,
-    /// Bits of [`Reach`]; [`UNKNOWN`] until the upstream has answered.
+    upstream: Arc<config::Upstream>,
+    /// Bits of [`Network::reach`]; [`UNKNOWN`] until the upstream has answered.
     reach: AtomicU8,
     /// The proxies of the environment, as the HTTP library reads them, too.
     proxies: Matcher,
 }
 
-impl fmt::Debug for Guard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard")
-            .field("upstream", &self.upstream)
-            .field("named", &self.named)
-            .field("reach", &self.reach)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Guard {
-    pub(super) fn new(
-        upstream: Arc<str>,
-        own: Url,
-        realm: Option<Url>,
-        named: Vec<HostPattern>,
-        proxies: Matcher,
-    ) -> Self {
+    pub(super) fn new(upstream: Arc<config::Upstream>, proxies: Matcher) -> Self {
         Self {
             upstream,
-            own,
-            realm,
-            named,
             reach: AtomicU8::new(UNKNOWN),
             proxies,
         }
@@ -95,24 +70,23 @@ impl Guard {
 
     /// How a request for `url` is sent, if at all.
     pub(super) fn route(&self, url: &Url) -> Result<Route, InternalTarget> {
-        let named = [Some(&self.own), self.realm.as_ref()];
-        if named.into_iter().flatten().any(|own| same_origin(own, url)) {
+        let mut chosen = std::iter::once(&self.upstream.url).chain(&self.upstream.realm);
+        if chosen.any(|own| same_origin(own, url)) {
             return Ok(Route::Open);
         }
         if let (Some(host), Some(address)) = (url.host(), literal(url)) {
             self.check(&host, address)?;
         }
-        let route = if self.is_proxied(url) {
+        Ok(if self.is_proxied(url) {
             Route::Open
         } else {
             Route::Guarded
-        };
-        Ok(route)
+        })
     }
 
     /// Notes where a response to a request for `url` came from.
     pub(super) fn answered(&self, url: &Url, remote: Option<SocketAddr>) {
-        if !same_origin(&self.own, url) {
+        if !same_origin(&self.upstream.url, url) {
             return;
         }
         let address = if self.is_proxied(url) {
@@ -122,15 +96,14 @@ impl Guard {
         };
         // What isn't known is taken for public, which permits the least.
         let network = address.map_or(Network::Public, Network::of);
-        self.narrow(Reach::from(network));
+        self.narrow(network.reach());
     }
 
-    pub(super) fn narrow(&self, reach: Reach) {
-        let bits = reach.bits();
+    pub(super) fn narrow(&self, reach: u8) {
         let current = self.reach.load(Ordering::Acquire);
-        // Nearly always: no write to memory that all requests share.
-        if current & bits != current {
-            self.reach.fetch_and(bits, Ordering::AcqRel);
+        // Rarely: otherwise each request would write to memory that all of them share.
+        if current & reach != current {
+            self.reach.fetch_and(reach, Ordering::AcqRel);
         }
     }
 
@@ -142,18 +115,19 @@ impl Guard {
     /// Whether the upstream may lead to a host that has this address.
     fn check(&self, host: &Host<&str>, address: IpAddr) -> Result<(), InternalTarget> {
         let reach = match self.reach.load(Ordering::Acquire) {
-            UNKNOWN => Reach::from(Network::Public),
-            bits => Reach::from_bits(bits),
+            UNKNOWN => Network::Public.reach(),
+            reach => reach,
         };
         let network = Network::of(address);
-        if reach.includes(network) || self.named.iter().any(|pattern| pattern.matches(host)) {
+        let mut named = self.upstream.redirects.iter();
+        if reach & network.bit() != 0 || named.any(|pattern| pattern.matches(host)) {
             return Ok(());
         }
         Err(InternalTarget {
             host: host.to_string().into(),
             address,
             network,
-            upstream: Arc::clone(&self.upstream),
+            upstream: self.upstream.name.as_str().into(),
         })
     }
 
@@ -223,9 +197,10 @@ mod tests {
     }
 
     fn guard(own: &str, named: &[&str], proxies: Matcher) -> Guard {
-        let realm = Some(url("http://10.9.9.9/token"));
-        let named = named.iter().map(|pattern| pattern.parse().unwrap());
-        Guard::new("test".into(), url(own), realm, named.collect(), proxies)
+        let mut config = crate::upstream::tests::config(own);
+        config.realm = Some(url("http://10.9.9.9/token"));
+        config.redirects = named.iter().map(|host| host.parse().unwrap()).collect();
+        Guard::new(Arc::new(config), proxies)
     }
 
     fn direct(own: &str, named: &[&str]) -> Guard {
@@ -251,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn literal_addresses_are_judged_by_where_the_upstream_answered_from() {
+    fn the_upstreams_own_address_decides_which_addresses_are_permitted() {
         for (address, expected) in [
             ("1.2.3.4", [true, false, false, false]),
             ("10.0.0.9", [true, true, false, false]),
@@ -261,21 +236,18 @@ mod tests {
             ("::ffff:127.0.0.1", [true, true, false, true]),
         ] {
             let guard = direct("https://registry.example", &[]);
-            assert_eq!(
-                permitted(&guard),
-                [true, false, false, false],
-                "not known yet"
-            );
+            let unknown = [true, false, false, false];
+            assert_eq!(permitted(&guard), unknown);
             // Another host's response says nothing about the upstream.
             guard.answered(&url("https://cdn.example"), Some(at("127.0.0.1")));
-            assert_eq!(permitted(&guard), [true, false, false, false]);
+            assert_eq!(permitted(&guard), unknown);
             guard.answered(&url("https://registry.example/v2/"), Some(at(address)));
             assert_eq!(permitted(&guard), expected, "{address}");
         }
     }
 
     #[test]
-    fn spellings_of_an_address_make_no_difference() {
+    fn any_spelling_of_an_internal_address_is_refused() {
         let guard = direct("https://registry.example", &[]);
         for target in [
             "http://2130706433/",
@@ -306,14 +278,12 @@ mod tests {
     }
 
     #[test]
-    fn what_the_operator_names_is_permitted() {
+    fn hosts_that_the_operator_configured_are_permitted() {
         let guard = direct("http://127.0.0.1:5000", &["10.0.0.1", "*.internal"]);
         assert_eq!(permitted(&guard), [true, true, false, false]);
-        assert_eq!(
-            guard.route(&url("http://127.0.0.1:5000/x")),
-            Ok(Route::Open)
-        );
-        assert_eq!(guard.route(&url("http://10.9.9.9/other")), Ok(Route::Open));
+        for chosen in ["http://127.0.0.1:5000/x", "http://10.9.9.9/other"] {
+            assert_eq!(guard.route(&url(chosen)), Ok(Route::Open), "{chosen}");
+        }
         assert!(guard.route(&url("http://10.9.9.9:81/")).is_err());
         let found = || std::iter::once(at("10.0.0.8"));
         assert!(guard.permitted("s3.internal", found()).is_ok());
@@ -321,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_addresses_of_a_name_only_permitted_ones_are_used() {
+    fn only_the_permitted_addresses_of_a_name_are_used() {
         let guard = direct("https://registry.example", &[]);
         let both = [at("10.0.0.8"), at("1.1.1.1"), at("::1")];
         let permitted = guard.permitted("cdn.example", both.into_iter());
@@ -340,15 +310,10 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_resolves_names_and_literal_addresses_are_still_judged() {
-        let proxies = || {
-            Matcher::builder()
-                .all("http://10.0.0.2:3128")
-                .no("direct.example")
-                .build()
-        };
+    fn a_proxy_resolves_names_but_literal_addresses_are_checked() {
+        let proxies = Matcher::builder().all("http://10.0.0.2:3128");
         let own = url("https://registry.example");
-        let guard = guard(own.as_str(), &[], proxies());
+        let guard = guard(own.as_str(), &[], proxies.no("direct.example").build());
         // The address is the proxy's.
         guard.answered(&own, Some(at("10.0.0.2")));
         assert_eq!(permitted(&guard), [true, false, false, false]);

@@ -4,14 +4,13 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Method;
 use http::header::{ACCEPT, HeaderValue};
-use http::{Method, StatusCode};
 use serde::Deserialize;
 use tokio::time::timeout;
 use url::Url;
 
-use super::error::{Phase, UpstreamError, Violation};
-use super::reply::UpstreamResponse;
+use super::error::{Failure, Phase, UpstreamError, Violation};
 use super::transport::UpstreamRequest;
 use super::{Upstream, body, redirect};
 use crate::metrics::Kind;
@@ -53,9 +52,7 @@ impl UnparsedList {
         }
         let mut tags = Vec::new();
         for page in &self.pages {
-            let page: Page<'_> = serde_json::from_slice(page).map_err(|_malformed| {
-                UpstreamError::protocol(&self.url, Violation::Json("tag list"))
-            })?;
+            let page: Page<'_> = self.parse(page, "tag list")?;
             let page = page.tags.unwrap_or_default();
             if tags.len() + page.len() > MAX_TAGS {
                 let violation = Violation::TooManyEntries { limit: MAX_TAGS };
@@ -74,29 +71,35 @@ impl UnparsedList {
         }
         let mut referrers = Vec::new();
         for page in &self.pages {
-            let page: Page = serde_json::from_slice(page).map_err(|_malformed| {
-                UpstreamError::protocol(&self.url, Violation::Json("image index"))
-            })?;
+            let page: Page = self.parse(page, "image index")?;
             referrers.extend(page.manifests.unwrap_or_default());
         }
         Ok(referrers)
+    }
+
+    fn parse<'a, T: Deserialize<'a>>(
+        &self,
+        page: &'a [u8],
+        kind: &'static str,
+    ) -> Result<T, UpstreamError> {
+        serde_json::from_slice(page)
+            .map_err(|_malformed| UpstreamError::protocol(&self.url, Violation::Json(kind)))
     }
 }
 
 impl Upstream {
     /// All tags of a repository: all pages that the upstream makes of them.
     pub async fn tags(&self, repo: &RepoName) -> Result<UnparsedList, UpstreamError> {
-        let (url, whole) = (
-            self.tags_url(repo, PAGE, None),
-            self.tags_url(repo, 0, None),
-        );
-        match self.pages(repo, Kind::Tags, url).await {
-            // Some refuse a page that is larger than theirs.
-            Err(error) if error.unexpected_status() == Some(400) => {
-                self.pages(repo, Kind::Tags, whole).await
-            }
-            pages => pages,
+        let url = self.tags_url(repo, PAGE, None);
+        let pages = self.pages(repo, Kind::Tags, url).await;
+        // Some refuse a page that is larger than theirs.
+        if let Err(error) = &pages
+            && matches!(error.failure, Failure::Unexpected(400))
+        {
+            let whole = self.tags_url(repo, 0, None);
+            return self.pages(repo, Kind::Tags, whole).await;
         }
+        pages
     }
 
     /// One page of tags: at most `n`, after `last`, as far as the upstream honours that; and whether
@@ -137,10 +140,10 @@ impl Upstream {
         if let Some(kind) = artifact_type {
             url.query_pairs_mut().append_pair("artifactType", kind);
         }
-        match self.pages(repo, Kind::Referrers, url).await {
-            Err(UpstreamError::NotFound { .. }) => Ok(None),
-            Err(error) if matches!(error.unexpected_status(), Some(400 | 405)) => Ok(None),
-            pages => pages.map(Some),
+        let pages = self.pages(repo, Kind::Referrers, url).await;
+        match pages.as_ref().map_err(|error| &error.failure) {
+            Err(Failure::NotFound(_) | Failure::Unexpected(400 | 405)) => Ok(None),
+            _ => pages.map(Some),
         }
     }
 
@@ -156,11 +159,13 @@ impl Upstream {
                 pages: pages?,
                 url: first,
             }),
-            Err(_elapsed) => Err(UpstreamError::Timeout {
-                url: (&first).into(),
-                phase: Phase::Body,
-                after: MAX_TIME,
-            }),
+            Err(_elapsed) => {
+                let (phase, after) = (Phase::Body, MAX_TIME);
+                Err(UpstreamError::new(
+                    &first,
+                    Failure::Timeout { phase, after },
+                ))
+            }
         }
     }
 
@@ -200,23 +205,15 @@ impl Upstream {
         let ask = UpstreamRequest::new(kind, Method::GET, url.clone())
             .with(ACCEPT, HeaderValue::from_static(accept));
         let reply = self.ask(repo, &ask).await?;
+        reply.require_whole()?;
         let next = redirect::next_page(&reply.url, reply.headers());
         // The next page is asked for with credentials: it can only be the upstream's own.
-        if next
-            .as_ref()
-            .is_some_and(|next| !redirect::same_origin(&self.url, next))
+        if let Some(next) = &next
+            && !redirect::same_origin(&self.config.url, next)
         {
             return Err(reply.violates(Violation::Header("Link")));
         }
-        let bytes = self.read_list(reply, limit).await?;
+        let bytes = body::read(reply, limit, self.transport.timeouts.header).await?;
         Ok((bytes, next))
-    }
-
-    async fn read_list(&self, reply: UpstreamResponse, limit: u64) -> Result<Bytes, UpstreamError> {
-        if reply.status() != StatusCode::OK {
-            return Err(reply.unexpected());
-        }
-        reply.refuse_encoding()?;
-        body::read(reply, limit, self.transport.timeouts.header).await
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::Method;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName};
-use http::{Method, StatusCode};
 use url::Url;
 
-use super::error::{UpstreamError, Violation};
+use super::error::{Failure, UpstreamError, Violation};
 use super::reply::UpstreamResponse;
 use super::transport::UpstreamRequest;
 use super::{Upstream, body};
@@ -64,7 +64,7 @@ impl UnverifiedManifest {
         };
         // The announced digest of a signed schema 1 manifest isn't that of the body.
         if let Err(ManifestError::Schema1) = manifest {
-            return Err(UpstreamError::schema1(&self.url));
+            return Err(UpstreamError::new(&self.url, Failure::Schema1));
         }
         let mut digest = None;
         for expected in [self.asked, self.announced].into_iter().flatten() {
@@ -82,27 +82,20 @@ impl UnverifiedManifest {
             digest.get_or_insert(actual);
         }
         let manifest = manifest
-            .and_then(|manifest| self.fits(manifest))
-            .map_err(|source| UpstreamError::Manifest {
-                url: (&self.url).into(),
-                source: Arc::new(source),
-            })?;
+            .and_then(|manifest| match self.declared.manifest_type() {
+                // Sent as another kind of manifest. Any other type says nothing.
+                Some(sent) if sent != manifest.media_type => Err(ManifestError::ContentType {
+                    sent,
+                    actual: manifest.media_type,
+                }),
+                _ => Ok(manifest),
+            })
+            .map_err(|error| UpstreamError::new(&self.url, Failure::Manifest(Arc::new(error))))?;
         Ok(FetchedManifest {
             digest: digest.unwrap_or_else(|| Digest::of(Algorithm::Sha256, &self.bytes)),
             bytes: self.bytes,
             manifest,
         })
-    }
-
-    /// Refuses a manifest that was sent as another kind of manifest. Any other type says nothing.
-    fn fits(&self, manifest: Manifest) -> Result<Manifest, ManifestError> {
-        match self.declared.manifest_type() {
-            Some(sent) if sent != manifest.media_type => Err(ManifestError::ContentType {
-                sent,
-                actual: manifest.media_type,
-            }),
-            _ => Ok(manifest),
-        }
     }
 }
 
@@ -117,15 +110,15 @@ impl Upstream {
     ) -> Result<ManifestHead, UpstreamError> {
         let ask = self.manifest(Method::HEAD, repo, reference, accept);
         let reply = match self.ask(repo, &ask).await {
-            Err(error) if error.unexpected_status() == Some(405) => {
+            Err(error) if matches!(error.failure, Failure::Unexpected(405)) => {
                 return Ok(ManifestHead::default());
             }
             reply => reply?,
         };
-        whole(&reply)?;
+        reply.require_whole()?;
         let declared = declared(&reply);
         if declared == Declared::Schema1 {
-            return Err(UpstreamError::schema1(&reply.url));
+            return Err(reply.fails(Failure::Schema1));
         }
         Ok(ManifestHead {
             digest: announced_digest(&reply)?,
@@ -143,7 +136,7 @@ impl Upstream {
     ) -> Result<UnverifiedManifest, UpstreamError> {
         let ask = self.manifest(Method::GET, repo, reference, accept);
         let reply = self.ask(repo, &ask).await?;
-        whole(&reply)?;
+        reply.require_whole()?;
         let url = reply.url.clone();
         let announced = announced_digest(&reply)?;
         let declared = declared(&reply);
@@ -171,14 +164,6 @@ impl Upstream {
         let url = self.endpoint(repo, "manifests", &reference.to_string());
         UpstreamRequest::new(Kind::Manifest, method, url).with(ACCEPT, accept.header())
     }
-}
-
-/// Refuses what is not a plain 200 of the content itself.
-fn whole(reply: &UpstreamResponse) -> Result<(), UpstreamError> {
-    if reply.status() != StatusCode::OK {
-        return Err(reply.unexpected());
-    }
-    reply.refuse_encoding()
 }
 
 /// A digest that can't be read could not be verified, so it is an error and not an absence.

@@ -9,7 +9,6 @@
 use bytes::Bytes;
 
 use super::content_range::ContentRange;
-use super::error::Violation;
 use crate::oci::ByteRange;
 
 /// Bytes of the preamble, and of each part's header section, at most.
@@ -34,6 +33,8 @@ pub enum MultipartError {
     Empty,
     #[error("it ends without its closing delimiter")]
     Unterminated,
+    #[error("a part is not made of requested ranges that have yet to come")]
+    Range,
 }
 
 /// Takes the body in pieces of any size and yields the requested bytes, with their offsets.
@@ -81,22 +82,15 @@ impl Parser {
         }
     }
 
-    /// The body of a response that is a single range although several were requested.
-    pub(super) fn single(
-        range: ContentRange,
-        ranges: &[ByteRange],
-        total: u64,
-    ) -> Result<Self, Violation> {
-        let mut ranges = Ranges::new(ranges, total);
-        let ByteRange { start, end } = ranges.take(range).ok_or(Violation::Range)?;
-        Ok(Self {
+    /// The body of a response that is a single range although several were requested. None when it
+    /// isn't made of those.
+    pub(super) fn single(range: ContentRange, ranges: &[ByteRange], total: u64) -> Option<Self> {
+        let mut parser = Self {
             delimiter: None,
-            ranges,
-            state: ParserState::Content { at: start, end },
-            input: Bytes::new(),
-            line: Vec::new(),
-            text: 0,
-        })
+            ..Self::new(b"", ranges, total)
+        };
+        parser.take(range).ok()?;
+        Some(parser)
     }
 
     /// Gives the parser the next piece of the body, once [`next`](Self::next) has returned `None`.
@@ -106,7 +100,7 @@ impl Parser {
 
     /// The next requested bytes; none when more of the body is needed, and when it
     /// [`is_done`](Self::is_done).
-    pub(super) fn next(&mut self) -> Result<Option<(u64, Bytes)>, Violation> {
+    pub(super) fn next(&mut self) -> Result<Option<(u64, Bytes)>, MultipartError> {
         loop {
             match self.state {
                 ParserState::Done => return Ok(None),
@@ -150,7 +144,7 @@ impl Parser {
     }
 
     /// The body has ended. The line break behind the closing delimiter may be missing.
-    pub(super) fn finish(&mut self) -> Result<(), Violation> {
+    pub(super) fn finish(&mut self) -> Result<(), MultipartError> {
         if matches!(self.state, ParserState::Delimiter | ParserState::Preamble)
             && !self.line.is_empty()
         {
@@ -161,7 +155,7 @@ impl Parser {
         match self.state {
             ParserState::Done => Ok(()),
             ParserState::Content { at, end } if at >= end && self.delimiter.is_none() => Ok(()),
-            _ => Err(MultipartError::Unterminated.into()),
+            _ => Err(MultipartError::Unterminated),
         }
     }
 
@@ -178,7 +172,7 @@ impl Parser {
     }
 
     /// Moves input to the line, up to a line break. False when the input ends before that.
-    fn read_line(&mut self) -> Result<bool, Violation> {
+    fn read_line(&mut self) -> Result<bool, MultipartError> {
         let found = self.input.iter().position(|byte| *byte == b'\n');
         let length = found.map_or(self.input.len(), |at| at + 1);
         self.text = self.text.saturating_add(length);
@@ -187,20 +181,19 @@ impl Parser {
                 ParserState::Preamble => MultipartError::Preamble,
                 ParserState::Head(_) => MultipartError::Head,
                 _ => MultipartError::Delimiter,
-            }
-            .into());
+            });
         }
         self.line.extend_from_slice(&self.input.split_to(length));
         Ok(found.is_some())
     }
 
-    fn on_line(&mut self, line: &[u8]) -> Result<(), Violation> {
+    fn on_line(&mut self, line: &[u8]) -> Result<(), MultipartError> {
         let content = line.strip_suffix(b"\r\n");
         match self.state {
             ParserState::Preamble => {
-                let is_delimiter = content.is_some_and(|line| self.is_delimiter(line));
-                if is_delimiter {
-                    self.on_delimiter(content.unwrap_or_default())?;
+                let delimiter = self.delimiter.as_deref().unwrap_or_default();
+                if let Some(line) = content.filter(|line| line.starts_with(delimiter)) {
+                    self.on_delimiter(line)?;
                 }
             }
             ParserState::PartEnd if content == Some(b"") => self.state = ParserState::Delimiter,
@@ -210,49 +203,52 @@ impl Parser {
                 self.on_header(line, found)?;
             }
             ParserState::PartEnd | ParserState::Content { .. } | ParserState::Done => {
-                return Err(MultipartError::Delimiter.into());
+                return Err(MultipartError::Delimiter);
             }
         }
         Ok(())
     }
 
-    fn is_delimiter(&self, line: &[u8]) -> bool {
-        let delimiter = self.delimiter.as_deref();
-        delimiter.is_some_and(|delimiter| line.starts_with(delimiter))
+    /// Goes on to the content of a part.
+    fn take(&mut self, range: ContentRange) -> Result<(), MultipartError> {
+        let ByteRange { start, end } = self.ranges.take(range).ok_or(MultipartError::Range)?;
+        self.state = ParserState::Content { at: start, end };
+        Ok(())
     }
 
     /// A line that has to be a delimiter: blanks may follow it.
-    fn on_delimiter(&mut self, line: &[u8]) -> Result<(), Violation> {
+    fn on_delimiter(&mut self, line: &[u8]) -> Result<(), MultipartError> {
         let delimiter = self.delimiter.as_deref().unwrap_or_default();
         let rest = line.strip_prefix(delimiter);
         let rest = rest.ok_or(MultipartError::Delimiter)?;
         self.text = 0;
         self.state = match rest.trim_ascii_end() {
             b"" => ParserState::Head(None),
-            b"--" if self.ranges.is_untouched() => return Err(MultipartError::Empty.into()),
+            b"--" if self.ranges.is_untouched() => return Err(MultipartError::Empty),
             b"--" => ParserState::Done,
-            _ => return Err(MultipartError::Delimiter.into()),
+            _ => return Err(MultipartError::Delimiter),
         };
         Ok(())
     }
 
     /// A header line of a part, or the empty line behind the last one.
-    fn on_header(&mut self, line: &[u8], found: Option<ContentRange>) -> Result<(), Violation> {
+    fn on_header(
+        &mut self,
+        line: &[u8],
+        found: Option<ContentRange>,
+    ) -> Result<(), MultipartError> {
         if line.is_empty() {
-            let range = found.ok_or(MultipartError::Head)?;
-            let ByteRange { start, end } = self.ranges.take(range).ok_or(Violation::Range)?;
             self.text = 0;
-            self.state = ParserState::Content { at: start, end };
-            return Ok(());
+            return self.take(found.ok_or(MultipartError::Head)?);
         }
         let line = std::str::from_utf8(line).map_err(|_not_text| MultipartError::Head)?;
         let (name, value) = line.split_once(':').ok_or(MultipartError::Head)?;
         if name.is_empty() || name.contains(|c: char| !c.is_ascii_graphic()) {
-            return Err(MultipartError::Head.into());
+            return Err(MultipartError::Head);
         }
         if name.eq_ignore_ascii_case("content-range") {
             let range = ContentRange::parse(value).filter(|_| found.is_none());
-            let range = range.ok_or(Violation::Range)?;
+            let range = range.ok_or(MultipartError::Range)?;
             self.state = ParserState::Head(Some(range));
         }
         Ok(())
@@ -301,10 +297,8 @@ impl Ranges {
         for (_, is_open) in ranges {
             *is_open = false;
         }
-        Some(ByteRange {
-            start: first,
-            end: last + 1,
-        })
+        let (start, end) = (first, last + 1);
+        Some(ByteRange { start, end })
     }
 
     /// How far the bytes from `at` on, of a part that ends at `end`, are all requested or all not.

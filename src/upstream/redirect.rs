@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn targets() {
+    fn a_redirect_target_is_resolved_and_checked() {
         let from = "https://registry.example/v2/a/blobs/x?y";
         for (location, expected) in [
             (
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_page() {
+    fn the_link_to_the_next_page_is_found() {
         let from = url("https://registry.example/v2/a/tags/list?n=2");
         let next = |line: &str| {
             let mut headers = HeaderMap::new();

@@ -1,15 +1,15 @@
 //! An answer between its header and its body.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderName};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderName};
 use reqwest::Response;
 use url::Url;
 
-use super::error::{Phase, Source, UpstreamError, Violation};
+use super::content_range::ContentRange;
+use super::error::{Failure, Source, UpstreamError, Violation};
 use super::gate::Permit;
 use crate::metrics::{Counter, Kind};
 
@@ -18,12 +18,12 @@ pub(super) struct UpstreamResponse {
     pub url: Url,
     /// It comes from the origin that was asked, not from where a redirect led.
     pub own: bool,
-    pub(super) kind: Kind,
+    pub kind: Kind,
     /// Counts the bytes of the body.
-    pub(super) received: Counter,
-    pub(super) response: Response,
+    pub received: Counter,
+    pub response: Response,
     /// A metadata request counts until its body has been read.
-    pub(super) permit: Option<Permit>,
+    pub permit: Option<Permit>,
 }
 
 impl UpstreamResponse {
@@ -60,6 +60,23 @@ impl UpstreamResponse {
             .ok_or_else(|| self.violates(Violation::Header("Content-Length")))
     }
 
+    /// The `Content-Range` of a 206, which its `Content-Length` doesn't contradict.
+    pub(super) fn content_range(&self) -> Result<ContentRange, UpstreamError> {
+        let length = self.content_length()?;
+        let range = self.text(&CONTENT_RANGE).and_then(ContentRange::parse);
+        range
+            .filter(|range| length.is_none_or(|length| length == range.len()))
+            .ok_or_else(|| self.violates(Violation::Range))
+    }
+
+    /// Refuses what isn't a plain 200 of the content itself.
+    pub(super) fn require_whole(&self) -> Result<(), UpstreamError> {
+        if self.status() != StatusCode::OK {
+            return Err(self.unexpected());
+        }
+        self.refuse_encoding()
+    }
+
     /// Refuses a body that was compressed in transit: its digest would be another's.
     pub(super) fn refuse_encoding(&self) -> Result<(), UpstreamError> {
         let mut encodings = self.headers().get_all(CONTENT_ENCODING).iter();
@@ -72,36 +89,26 @@ impl UpstreamResponse {
     /// The next piece of the body, counted. `received` is how much came before it.
     pub(super) async fn chunk(&mut self, received: u64) -> Result<Option<Bytes>, UpstreamError> {
         let chunk = self.response.chunk().await;
-        let chunk = chunk.map_err(|error| self.broken(received, Some(shared(error))))?;
+        let chunk = chunk.map_err(|error| {
+            let source = Some(shared(error));
+            self.fails(Failure::Broken { received, source })
+        })?;
         if let Some(chunk) = &chunk {
             self.received.inc_by(chunk.len() as u64);
         }
         Ok(chunk)
     }
 
+    pub(super) fn fails(&self, failure: Failure) -> UpstreamError {
+        UpstreamError::new(&self.url, failure)
+    }
+
     pub(super) fn violates(&self, violation: impl Into<Violation>) -> UpstreamError {
         UpstreamError::protocol(&self.url, violation)
     }
 
-    pub(super) fn timed_out(&self, phase: Phase, after: Duration) -> UpstreamError {
-        let url = (&self.url).into();
-        UpstreamError::Timeout { url, phase, after }
-    }
-
-    pub(super) fn broken(&self, received: u64, source: Option<Source>) -> UpstreamError {
-        let url = (&self.url).into();
-        UpstreamError::Broken {
-            url,
-            received,
-            source,
-        }
-    }
-
     pub(super) fn unexpected(&self) -> UpstreamError {
-        UpstreamError::Unexpected {
-            url: (&self.url).into(),
-            status: self.status().as_u16(),
-        }
+        self.fails(Failure::Unexpected(self.status().as_u16()))
     }
 }
 

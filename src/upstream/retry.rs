@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use http::header::{HeaderMap, RETRY_AFTER};
 
-use super::error::{Phase, UpstreamError};
+use super::error::{Failure, Phase, UpstreamError};
+use crate::oci::Classified as _;
 
 /// Attempts in all, the first included.
 pub(super) const ATTEMPTS: u32 = 3;
@@ -36,13 +37,17 @@ pub(super) fn delay(attempt: u32, error: &UpstreamError, jitter: f64) -> Option<
 /// not a rate limit, which more requests make worse. A silent upstream has cost a full header
 /// timeout already.
 const fn is_retried(error: &UpstreamError) -> bool {
-    match error {
-        UpstreamError::Unavailable { status, .. } => matches!(status, 502..=504),
-        UpstreamError::Timeout { phase, .. } => matches!(phase, Phase::Connect),
-        UpstreamError::Unreachable { .. } => true,
-        UpstreamError::Broken { received, .. } => *received == 0,
-        _ => false,
-    }
+    matches!(
+        error.failure,
+        Failure::Unavailable {
+            status: 502..=504,
+            ..
+        } | Failure::Timeout {
+            phase: Phase::Connect,
+            ..
+        } | Failure::Unreachable(_)
+            | Failure::Broken { received: 0, .. }
+    )
 }
 
 /// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), counted from `now`. At most
@@ -63,18 +68,17 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use url::Url;
 
-    fn url() -> crate::upstream::ShownUrl {
-        (&Url::parse("https://registry.example/v2/").unwrap()).into()
+    fn error(failure: Failure) -> UpstreamError {
+        UpstreamError::new(&"https://registry.example/v2/".parse().unwrap(), failure)
     }
 
     fn unavailable(status: u16, retry_after: Option<u64>) -> UpstreamError {
-        UpstreamError::Unavailable {
-            url: url(),
+        let retry_after = retry_after.map(Duration::from_secs);
+        error(Failure::Unavailable {
             status,
-            retry_after: retry_after.map(Duration::from_secs),
-        }
+            retry_after,
+        })
     }
 
     #[test]
@@ -87,68 +91,37 @@ mod tests {
     }
 
     #[test]
-    fn a_short_retry_after_is_waited_out_a_long_one_is_passed_on() {
+    fn only_a_short_retry_after_is_waited_for() {
         assert_eq!(delay(1, &unavailable(503, Some(5)), 0.0), Some(PATIENCE));
         assert_eq!(delay(1, &unavailable(503, Some(6)), 0.0), None);
     }
 
     #[test]
-    fn decisions_of_the_upstream_are_not_asked_for_again() {
-        let message = crate::upstream::Message::default;
-        let limited = UpstreamError::RateLimited {
-            url: url(),
-            retry_after: None,
-        };
-        let denied = UpstreamError::Denied {
-            url: url(),
-            message: message(),
-        };
-        let missing = UpstreamError::NotFound {
-            url: url(),
-            message: message(),
-        };
-        let silent = UpstreamError::Timeout {
-            url: url(),
-            phase: Phase::Header,
-            after: CAP,
-        };
-        let torn = UpstreamError::Broken {
-            url: url(),
-            received: 1,
+    fn only_failures_that_another_attempt_can_change_are_retried() {
+        let timeout = |phase| Failure::Timeout { phase, after: CAP };
+        let broken = |received| Failure::Broken {
+            received,
             source: None,
         };
-        for error in [
-            limited,
-            denied,
-            missing,
-            silent,
-            torn,
-            unavailable(500, None),
+        let retry_after = None;
+        for (error, is_retried) in [
+            (error(Failure::RateLimited { retry_after }), false),
+            (error(Failure::Denied(None)), false),
+            (error(Failure::NotFound(None)), false),
+            (error(timeout(Phase::Header)), false),
+            (error(broken(1)), false),
+            (unavailable(500, None), false),
+            (error(broken(0)), true),
+            (error(timeout(Phase::Connect)), true),
+            (unavailable(502, None), true),
+            (unavailable(504, None), true),
         ] {
-            assert_eq!(delay(1, &error, 0.5), None, "{error}");
-        }
-        let early = UpstreamError::Broken {
-            url: url(),
-            received: 0,
-            source: None,
-        };
-        let connect = UpstreamError::Timeout {
-            url: url(),
-            phase: Phase::Connect,
-            after: CAP,
-        };
-        for error in [
-            early,
-            connect,
-            unavailable(502, None),
-            unavailable(504, None),
-        ] {
-            assert!(delay(1, &error, 0.5).is_some(), "{error}");
+            assert_eq!(delay(1, &error, 0.5).is_some(), is_retried, "{error}");
         }
     }
 
     #[test]
-    fn retry_after_in_both_forms() {
+    fn retry_after_is_read_as_seconds_and_as_a_date() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let date = |ahead| httpdate::fmt_http_date(now + Duration::from_secs(ahead));
         let past = httpdate::fmt_http_date(now - Duration::from_secs(5));

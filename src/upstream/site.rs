@@ -47,14 +47,14 @@ mod tests {
     ];
 
     #[test]
-    fn token_services_of_registries_belong_to_them() {
+    fn registries_and_their_token_services_are_one_site() {
         for (registry, realm) in REGISTRIES {
             assert!(site(registry, realm), "{registry} {realm}");
         }
     }
 
     #[test]
-    fn neighbours_below_a_public_suffix_are_strangers() {
+    fn hosts_that_share_only_a_public_suffix_are_not_one_site() {
         for (a, b) in [
             ("registry.example.com", "registry.example.org"),
             ("one.co.uk", "two.co.uk"),

@@ -8,7 +8,6 @@
 //! doesn't ask again one after the other.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -47,30 +46,20 @@ impl TokenRequest {
     /// The URL to GET.
     pub(super) fn url(&self) -> Url {
         let mut url = self.realm.clone();
-        {
-            let mut query = url.query_pairs_mut();
-            if let Some(service) = &self.service {
-                query.append_pair("service", service);
-            }
-            for scope in self.scope.split_ascii_whitespace() {
-                query.append_pair("scope", scope);
-            }
-        }
+        let service = self.service.iter().map(|service| ("service", &**service));
+        let scopes = self.scope.split_ascii_whitespace();
+        let query = service.chain(scopes.map(|scope| ("scope", scope)));
+        url.query_pairs_mut().extend_pairs(query);
         url
     }
 }
 
 /// A token, as the `Authorization` header it is sent in.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct Token {
+    /// Sensitive, so that its `Debug` prints nothing.
     pub header: HeaderValue,
     renew_at: Instant,
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token").finish_non_exhaustive()
-    }
 }
 
 impl Token {
@@ -118,16 +107,8 @@ pub(super) struct Tokens {
 struct Slot {
     /// Requests that have ended, well or badly.
     ended: AtomicU64,
-    last: Mutex<Last>,
-}
-
-/// How the last request ended.
-#[derive(Debug, Default)]
-enum Last {
-    #[default]
-    Nothing,
-    Token(Token),
-    Failed(UpstreamError),
+    /// How the last one ended.
+    last: Mutex<Option<Result<Token, UpstreamError>>>,
 }
 
 impl Tokens {
@@ -139,22 +120,18 @@ impl Tokens {
 
     /// A token for `key`: the kept one, unless it is about to expire or is `rejected`, else what
     /// `ask` gets, or what another caller's `ask` got while this one waited.
-    pub(super) async fn get<F, Fut>(
+    pub(super) async fn get(
         &self,
         key: &Arc<TokenRequest>,
         rejected: Option<&HeaderValue>,
-        ask: F,
-    ) -> Result<TokenGrant, UpstreamError>
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<Token, UpstreamError>>,
-    {
-        let slot = self.slot(key);
+        ask: impl AsyncFnOnce() -> Result<Token, UpstreamError>,
+    ) -> Result<TokenGrant, UpstreamError> {
+        let Ok::<_, Infallible>(slot) = self.slots.get_or_insert_with(key, || Ok(Arc::default()));
         let ended_before = slot.ended.load(Ordering::Acquire);
         let mut last = slot.last.lock().await;
         let waited = slot.ended.load(Ordering::Acquire) != ended_before;
         match &*last {
-            Last::Token(token)
+            Some(Ok(token))
                 if token.renew_at > Instant::now() && Some(&token.header) != rejected =>
             {
                 return Ok(TokenGrant {
@@ -162,22 +139,14 @@ impl Tokens {
                     fresh: waited,
                 });
             }
-            Last::Failed(error) if waited => return Err(error.clone()),
-            Last::Nothing | Last::Token(_) | Last::Failed(_) => {}
+            Some(Err(error)) if waited => return Err(error.clone()),
+            _ => {}
         }
-        *last = Last::Nothing;
+        *last = None;
         let result = ask().await;
-        *last = match &result {
-            Ok(token) => Last::Token(token.clone()),
-            Err(error) => Last::Failed(error.clone()),
-        };
+        *last = Some(result.clone());
         slot.ended.fetch_add(1, Ordering::Release);
         result.map(|token| TokenGrant { token, fresh: true })
-    }
-
-    fn slot(&self, key: &Arc<TokenRequest>) -> Arc<Slot> {
-        let Ok::<_, Infallible>(slot) = self.slots.get_or_insert_with(key, || Ok(Arc::default()));
-        slot
     }
 }
 

@@ -1,31 +1,27 @@
 //! One HTTP exchange at a time: sends, waits within bounds, follows redirects, counts, logs, and
 //! turns a library's error or a status into this module's.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RANGE};
 use hyper_util::client::proxy::matcher::Matcher;
 use tokio::time::timeout;
 use url::Url;
 
 use super::clients::Clients;
-use super::error::{Phase, SetupError, UpstreamError};
+use super::error::{Failure, Phase, SetupError, ShownUrl, UpstreamError, Violation};
 use super::failures::FailureLog;
 use super::gate::{Gate, Permit};
 use super::guard::{self, Guard};
 use super::redirect::{self, RedirectError};
 use super::reply::UpstreamResponse;
-use super::{UpstreamSettings, body, retry};
+use super::{body, retry};
 use crate::clock::Clock;
-use crate::config::Timeouts;
+use crate::config::{self, Timeouts};
 use crate::error_chain::on_one_line;
 use crate::metrics::{Ending, Kind, Metrics};
-
-/// The `Retry-After` for clients when too many requests wait for an upstream.
-const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// A request to be made. No `Debug`: the query of a page's link may be a secret.
 pub(super) struct UpstreamRequest {
@@ -48,64 +44,66 @@ impl UpstreamRequest {
         }
     }
 
-    #[must_use]
     pub(super) fn download(mut self) -> Self {
         self.is_download = true;
         self
     }
 
-    #[must_use]
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.insert(name, value);
         self
+    }
+
+    /// Asks for ranges only (`Range`, RFC 9110, section 14.2): from an offset to another one
+    /// (exclusive), or to the end. Fails when one of them has no bytes.
+    pub(super) fn with_ranges(
+        self,
+        ranges: impl IntoIterator<Item = (u64, Option<u64>)>,
+    ) -> Result<Self, UpstreamError> {
+        let spec = |(start, end)| match end {
+            None => Some(format!("{start}-")),
+            Some(end) if end > start => Some(format!("{start}-{}", end - 1)),
+            Some(_) => None,
+        };
+        let specs: Option<Vec<_>> = ranges.into_iter().map(spec).collect();
+        let header = specs.and_then(|specs| format!("bytes={}", specs.join(",")).try_into().ok());
+        match header {
+            Some(header) => Ok(self.with(RANGE, header)),
+            None => Err(UpstreamError::protocol(
+                &self.url,
+                Violation::Header("Range"),
+            )),
+        }
     }
 }
 
 /// Sends requests of one upstream.
 pub(super) struct Transport {
-    pub name: Arc<str>,
+    config: Arc<config::Upstream>,
     pub timeouts: Timeouts,
-    /// Whether the upstream may lead from https to http, with credentials.
-    pub plain_http: bool,
     pub clock: Clock,
     metrics: Arc<Metrics>,
     clients: Clients,
-    pub(super) guard: Arc<Guard>,
+    pub guard: Arc<Guard>,
     gate: Gate,
-    pub(super) failures: FailureLog,
-}
-
-impl fmt::Debug for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transport")
-            .field("name", &self.name)
-            .field("timeouts", &self.timeouts)
-            .field("plain_http", &self.plain_http)
-            .finish_non_exhaustive()
-    }
+    pub failures: FailureLog,
 }
 
 impl Transport {
     pub(super) fn new(
-        settings: &UpstreamSettings,
+        config: Arc<config::Upstream>,
+        ca_pem: Option<&[u8]>,
+        timeouts: Timeouts,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
-        let name: Arc<str> = settings.name.as_str().into();
-        let guard = Arc::new(Guard::new(
-            Arc::clone(&name),
-            settings.url.clone(),
-            settings.realm.clone(),
-            settings.redirects.clone(),
-            Matcher::from_env(),
-        ));
+        let guard = Arc::new(Guard::new(Arc::clone(&config), Matcher::from_env()));
         Ok(Self {
-            name,
-            timeouts: settings.timeouts,
-            plain_http: settings.plain_http,
+            clients: Clients::new(&config, ca_pem, timeouts.connect, &guard)?,
+            config,
+            timeouts,
             clock,
             metrics,
-            clients: Clients::new(settings, &guard)?,
             guard,
             gate: Gate::new(),
             failures: FailureLog::default(),
@@ -130,7 +128,7 @@ impl Transport {
                 return Err(error);
             };
             // The caller reports the final result.
-            tracing::debug!(upstream = %self.name, attempt, error = %on_one_line(&error), ?wait, "upstream request failed; trying again");
+            tracing::debug!(upstream = self.config.name, attempt, error = %on_one_line(&error), ?wait, "upstream request failed; trying again");
             tokio::time::sleep(wait).await;
             attempt += 1;
         }
@@ -152,7 +150,7 @@ impl Transport {
             if ask.kind == Kind::Token || !redirect::is_redirect(reply.status()) {
                 return Ok(reply);
             }
-            let next = redirect::target(&url, reply.headers(), self.plain_http)
+            let next = redirect::target(&url, reply.headers(), self.config.plain_http)
                 .map_err(|violation| reply.violates(violation))?;
             body::drain(&mut reply).await;
             permit = reply.permit;
@@ -167,10 +165,8 @@ impl Transport {
             return Ok(None);
         }
         let permit = self.gate.enter(self.timeouts.header).await;
-        permit.map(Some).ok_or_else(|| UpstreamError::Busy {
-            upstream: Arc::clone(&self.name),
-            retry_after: BUSY_RETRY_AFTER,
-        })
+        let permit = permit.ok_or_else(|| UpstreamError::new(&ask.url, Failure::Busy))?;
+        Ok(Some(permit))
     }
 
     async fn send(
@@ -181,8 +177,8 @@ impl Transport {
         authorization: Option<&HeaderValue>,
         permit: Option<Permit>,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let internal = |error| UpstreamError::protocol(url, error);
-        let route = self.guard.route(url).map_err(internal)?;
+        let route = self.guard.route(url);
+        let route = route.map_err(|internal| UpstreamError::protocol(url, internal))?;
         let client = self.clients.get(route, ask.is_download);
         let mut headers = ask.headers.clone();
         if let Some(authorization) = authorization {
@@ -198,11 +194,10 @@ impl Transport {
                 Ok(response)
             }
             Ok(Err(error)) => Err(self.failure(url, error)),
-            Err(_elapsed) => Err(UpstreamError::Timeout {
-                url: url.into(),
-                phase: Phase::Header,
-                after: self.timeouts.header,
-            }),
+            Err(_elapsed) => {
+                let (phase, after) = (Phase::Header, self.timeouts.header);
+                Err(UpstreamError::new(url, Failure::Timeout { phase, after }))
+            }
         };
         let ending = match &result {
             Ok(response) => Ending::Status(response.status().as_u16()),
@@ -213,7 +208,7 @@ impl Transport {
             url: url.clone(),
             own,
             kind: ask.kind,
-            received: self.metrics.upstream_bytes(&self.name, ask.kind),
+            received: self.metrics.upstream_bytes(&self.config.name, ask.kind),
             response,
             permit,
         })
@@ -226,20 +221,17 @@ impl Transport {
             "GET"
         };
         tracing::debug!(
-            upstream = %self.name,
+            upstream = self.config.name,
             method,
-            url = %super::ShownUrl::from(url),
+            url = %ShownUrl::from(url),
             ?ending,
             ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "upstream request"
         );
-        let degraded = match ending {
-            Ending::Status(status) => status >= 500,
-            Ending::Error(_) => true,
-        };
-        self.metrics.upstream_degraded(&self.name, degraded);
+        let degraded = !matches!(ending, Ending::Status(..500));
+        self.metrics.upstream_degraded(&self.config.name, degraded);
         self.metrics
-            .upstream_request(&self.name, ask.kind, method, ending);
+            .upstream_request(&self.config.name, ask.kind, method, ending);
     }
 
     /// The library's error before there was a header. Its own text names the whole URL.
@@ -248,43 +240,36 @@ impl Transport {
         if let Some(internal) = guard::refusal(&error) {
             return UpstreamError::protocol(url, internal);
         }
-        let url = url.into();
-        match (error.is_connect(), error.is_timeout()) {
-            (true, true) => UpstreamError::Timeout {
-                url,
+        let failure = match (error.is_connect(), error.is_timeout()) {
+            (true, true) => Failure::Timeout {
                 phase: Phase::Connect,
                 after: self.timeouts.connect,
             },
-            (true, false) => UpstreamError::Unreachable {
-                url,
-                source: Arc::new(error),
-            },
-            (false, _) => UpstreamError::Broken {
-                url,
+            (true, false) => Failure::Unreachable(Arc::new(error)),
+            (false, _) => Failure::Broken {
                 received: 0,
                 source: Some(Arc::new(error)),
             },
-        }
+        };
+        UpstreamError::new(url, failure)
     }
 
     /// The error that an answer without success means.
     pub(super) async fn refusal(&self, mut reply: UpstreamResponse) -> UpstreamError {
         let message = body::message(&mut reply).await;
-        let url = (&reply.url).into();
         let retry_after = retry::retry_after(reply.headers(), self.clock.wall());
         // Another host's 401 and 403 say that the redirect was bad, not who may read; a token
         // service's 404 says nothing about the repository.
-        match reply.status().as_u16() {
-            404 if reply.kind != Kind::Token => UpstreamError::NotFound { url, message },
-            401 if reply.own => UpstreamError::Unauthorized { url, message },
-            403 if reply.own => UpstreamError::Denied { url, message },
-            429 => UpstreamError::RateLimited { url, retry_after },
-            status @ 500..=599 => UpstreamError::Unavailable {
-                url,
+        reply.fails(match reply.status().as_u16() {
+            404 if reply.kind != Kind::Token => Failure::NotFound(message),
+            401 if reply.own => Failure::Unauthorized(message),
+            403 if reply.own => Failure::Denied(message),
+            429 => Failure::RateLimited { retry_after },
+            status @ 500..=599 => Failure::Unavailable {
                 status,
                 retry_after,
             },
-            status => UpstreamError::Unexpected { url, status },
-        }
+            status => Failure::Unexpected(status),
+        })
     }
 }

@@ -39,7 +39,7 @@ use crate::oci::Algorithm;
 use crate::storage::faulty::Operation;
 use crate::storage::{FaultyStore, Link, LinkKind, MemoryStore, Store, read_all};
 use crate::tasks::Tasks;
-use crate::upstream::{BlobStream, ShownUrl, UpstreamError};
+use crate::upstream::{BlobStream, Failure, ShownUrl, UpstreamError};
 
 use origin::{Act, Origin};
 
@@ -145,55 +145,55 @@ fn prepared(
     Opening::Streams(offset, total, receiver)
 }
 
-fn broken() -> UpstreamError {
-    UpstreamError::Broken {
-        url: shown(),
-        received: 0,
-        source: None,
-    }
+fn upstream_error(failure: Failure) -> UpstreamError {
+    let url = ShownUrl::from(&"http://upstream.example/v2/".parse().unwrap());
+    UpstreamError { url, failure }
 }
 
-fn shown() -> ShownUrl {
-    ShownUrl::from(&"http://upstream.example/v2/".parse().unwrap())
-}
-
-fn denied() -> UpstreamError {
-    UpstreamError::Denied {
-        url: shown(),
-        message: crate::upstream::Message::default(),
+fn failure(error: &DownloadError) -> Option<&Failure> {
+    match error {
+        DownloadError::Upstream(error) => Some(&error.failure),
+        _ => None,
     }
 }
 
 fn is_denied(error: &DownloadError) -> bool {
-    matches!(error, DownloadError::Upstream(UpstreamError::Denied { .. }))
+    matches!(failure(error), Some(Failure::Denied(_)))
+}
+
+fn broken() -> UpstreamError {
+    upstream_error(Failure::Broken {
+        received: 0,
+        source: None,
+    })
+}
+
+fn denied() -> UpstreamError {
+    upstream_error(Failure::Denied(None))
 }
 
 fn unexpected(status: u16) -> UpstreamError {
-    let url = shown();
-    UpstreamError::Unexpected { url, status }
+    upstream_error(Failure::Unexpected(status))
 }
 
 fn unavailable(status: u16) -> UpstreamError {
-    UpstreamError::Unavailable {
-        url: shown(),
+    upstream_error(Failure::Unavailable {
         status,
         retry_after: None,
-    }
+    })
 }
 
 fn rate_limited() -> UpstreamError {
-    UpstreamError::RateLimited {
-        url: shown(),
+    upstream_error(Failure::RateLimited {
         retry_after: Some(Duration::from_secs(7)),
-    }
+    })
 }
 
 fn stalled() -> UpstreamError {
-    UpstreamError::Timeout {
-        url: shown(),
+    upstream_error(Failure::Timeout {
         phase: crate::upstream::Phase::Stall,
         after: Duration::from_mins(1),
-    }
+    })
 }
 
 fn settings() -> DownloadSettings {

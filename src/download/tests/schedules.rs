@@ -73,10 +73,7 @@ impl Rogue {
             2 => unavailable(503),
             3 => stalled(),
             4 => unavailable(500),
-            5 => UpstreamError::NotFound {
-                url: shown(),
-                message: crate::upstream::Message::default(),
-            },
+            5 => upstream_error(Failure::NotFound(None)),
             _ => broken(),
         }
     }

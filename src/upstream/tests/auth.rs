@@ -10,23 +10,29 @@ const BASIC: &str = "Basic dXNlcjpwYXNz";
 const PULL: &str = "scope=repository%3Alibrary%2Fapp%3Apull";
 
 fn with_credentials(server: &Server) -> Upstream {
-    let mut settings = settings(&server.url());
-    settings.credentials = Some(Credentials {
-        username: "user".into(),
-        password: "pass".into(),
-    });
-    connect(settings)
+    let mut config = config(&server.url());
+    config.credentials = Some(credentials("user", "pass"));
+    connect(config)
 }
 
 /// A registry that wants `Bearer t1`, and its token service.
 fn guarded(seen: &Seen) -> Reply {
+    guarded_by(seen, |seen| Reply::challenge(seen, SCOPE))
+}
+
+/// The same with another challenge.
+fn guarded_by(seen: &Seen, challenge: impl Fn(&Seen) -> Reply) -> Reply {
     if seen.is_token() {
         Reply::ok(TOKEN)
     } else if seen.header("authorization") == Some("Bearer t1") {
         Reply::ok(MANIFEST)
     } else {
-        Reply::challenge(seen, SCOPE)
+        challenge(seen)
     }
+}
+
+fn unauthorized(challenge: &str) -> Reply {
+    Reply::new(401, "").with("WWW-Authenticate", challenge)
 }
 
 #[tokio::test]
@@ -64,10 +70,7 @@ async fn credentials_go_to_the_token_service_alone() {
         .filter(|seen| seen.header("authorization") == Some(BASIC));
     assert!(basic.map(|seen| seen.is_token()).eq([true]));
     let refused = get_tag(&client(&server)).await.unwrap_err();
-    assert!(
-        matches!(refused, UpstreamError::Unauthorized { .. }),
-        "{refused}"
-    );
+    assert_eq!(refused.class(), "unauthorized", "{refused}");
     assert!(refused.to_string().contains("/token"), "{refused}");
 }
 
@@ -103,15 +106,12 @@ async fn a_token_that_is_about_to_expire_is_renewed_before_it_is_refused() {
     assert_eq!(counts(&server), (1, 3));
     tokio::time::advance(Duration::from_secs(2)).await;
     get_tag(&upstream).await.unwrap();
-    assert_eq!(
-        counts(&server),
-        (2, 4),
-        "renewed, and no request was refused"
-    );
+    // Renewed, and no request was refused.
+    assert_eq!(counts(&server), (2, 4));
 }
 
 #[tokio::test]
-async fn a_token_refused_in_mid_life_is_renewed_once_for_all() {
+async fn a_valid_token_that_is_refused_is_renewed_once_for_all() {
     let issued = Arc::new(AtomicUsize::new(0));
     let revoked = Arc::new(AtomicUsize::new(0));
     let (issue, revoke) = (Arc::clone(&issued), Arc::clone(&revoked));
@@ -136,7 +136,7 @@ async fn a_token_refused_in_mid_life_is_renewed_once_for_all() {
 }
 
 #[tokio::test]
-async fn a_fresh_token_that_is_refused_is_the_end() {
+async fn a_fresh_token_that_is_refused_is_not_renewed() {
     let server = Server::scripted(|seen| {
         if seen.is_token() {
             Reply::ok(TOKEN)
@@ -147,11 +147,11 @@ async fn a_fresh_token_that_is_refused_is_the_end() {
     .await;
     let upstream = client(&server);
     let error = get_tag(&upstream).await.unwrap_err();
-    let UpstreamError::Unauthorized { message, .. } = &error else {
+    assert!(!error.is_transient());
+    let Failure::Unauthorized(message) = &error.failure else {
         panic!("{error}");
     };
-    assert_eq!(message.as_str(), Some("UNAUTHORIZED: who?"));
-    assert!(!error.permits_stale());
+    assert_eq!(message.as_deref(), Some("UNAUTHORIZED: who?"));
     assert_eq!(counts(&server), (1, 2));
     // Again: a kept token is refused, one renewal, and no loop.
     assert!(get_tag(&upstream).await.is_err());
@@ -159,16 +159,12 @@ async fn a_fresh_token_that_is_refused_is_the_end() {
 }
 
 #[tokio::test]
-async fn of_two_challenges_in_one_header_bearer_is_answered() {
+async fn bearer_is_answered_before_basic() {
     let server = Server::scripted(|seen| {
-        if seen.is_token() || seen.header("authorization").is_some() {
-            return guarded(seen);
-        }
-        let both = format!(
-            r#"Basic realm="a, b", bearer REALM={}/token,scope=x"#,
-            seen.base()
-        );
-        Reply::new(401, "").with("Www-Authenticate", &both)
+        guarded_by(seen, |seen| {
+            let bearer = format!("bearer REALM={}/token,scope=x", seen.base());
+            unauthorized(&format!(r#"Basic realm="a, b", {bearer}"#))
+        })
     })
     .await;
     get_tag(&with_credentials(&server)).await.unwrap();
@@ -179,7 +175,7 @@ async fn of_two_challenges_in_one_header_bearer_is_answered() {
 async fn basic_credentials_are_sent_when_they_are_asked_for() {
     let server = Server::scripted(|seen| match seen.header("authorization") {
         Some(BASIC) => Reply::ok(MANIFEST),
-        _ => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"registry\""),
+        _ => unauthorized("Basic realm=\"registry\""),
     })
     .await;
     let upstream = with_credentials(&server);
@@ -187,31 +183,23 @@ async fn basic_credentials_are_sent_when_they_are_asked_for() {
     get_tag(&upstream).await.unwrap();
     assert_eq!(counts(&server), (0, 3));
     let without = get_tag(&client(&server)).await.unwrap_err();
-    assert!(
-        matches!(without, UpstreamError::Unauthorized { .. }),
-        "{without}"
-    );
+    assert_eq!(without.class(), "unauthorized", "{without}");
 }
 
 #[tokio::test]
 async fn a_challenge_without_a_scope_is_answered_for_the_repository() {
     let server = Server::scripted(|seen| {
-        if seen.is_token() || seen.header("authorization").is_some() {
-            return guarded(seen);
-        }
-        let bare = format!("Bearer realm=\"{}/token\"", seen.base());
-        Reply::new(401, "").with("WWW-Authenticate", &bare)
+        guarded_by(seen, |seen| {
+            unauthorized(&format!("Bearer realm=\"{}/token\"", seen.base()))
+        })
     })
     .await;
     get_tag(&client(&server)).await.unwrap();
-    assert_eq!(
-        server.lines()[1],
-        "GET /token?scope=repository%3Alibrary%2Fapp%3Apull"
-    );
+    assert_eq!(server.lines()[1], format!("GET /token?{PULL}"));
 }
 
 #[tokio::test]
-async fn the_token_services_errors_stay_apart() {
+async fn each_error_of_the_token_service_is_kept_apart() {
     for (status, class) in [
         (400, "unexpected"),
         (401, "credentials_refused"),
@@ -235,11 +223,7 @@ async fn the_token_services_errors_stay_apart() {
         let error = get_tag(&with_credentials(&server)).await.unwrap_err();
         assert_eq!(error.class(), class, "{status}");
         assert!(error.to_string().contains("/token"), "{error}");
-        assert_eq!(
-            error.permits_stale(),
-            matches!(status, 429 | 500),
-            "{status}"
-        );
+        assert_eq!(error.is_transient(), status >= 429, "{status}");
         assert_eq!(counts(&server), (1, 1), "{status}");
     }
 }
@@ -259,10 +243,7 @@ async fn a_token_service_that_moved_is_found_by_the_next_challenge() {
         match seen.header("authorization") {
             _ if seen.is_token() => Reply::new(404, ""),
             Some("Bearer t2") => Reply::ok(MANIFEST),
-            _ => {
-                let challenge = format!("Bearer realm=\"{}/new\"", seen.base());
-                Reply::new(401, "").with("WWW-Authenticate", &challenge)
-            }
+            _ => unauthorized(&format!("Bearer realm=\"{}/new\"", seen.base())),
         }
     })
     .await;
@@ -271,20 +252,14 @@ async fn a_token_service_that_moved_is_found_by_the_next_challenge() {
     tokio::time::advance(Duration::from_mins(5)).await;
     moved.store(1, SeqCst);
     let error = get_tag(&upstream).await.unwrap_err();
-    assert!(
-        matches!(error, UpstreamError::Unexpected { status: 404, .. }),
-        "{error}"
-    );
+    assert!(matches!(error.failure, Failure::Unexpected(404)), "{error}");
     get_tag(&upstream).await.unwrap();
 }
 
 #[tokio::test]
 async fn an_unusable_realm_is_refused() {
     for realm in ["/token", "ftp://auth.example/", "http://u:p@auth.example/"] {
-        let server = Server::scripted(move |_| {
-            Reply::new(401, "").with("WWW-Authenticate", format!("Bearer realm=\"{realm}\""))
-        })
-        .await;
+        let server = replying(unauthorized(&format!("Bearer realm=\"{realm}\""))).await;
         let error = get_tag(&client(&server)).await.unwrap_err();
         assert_eq!(error.class(), "protocol", "{error}");
         assert!(!error.to_string().contains("u:p"), "{error}");
@@ -302,15 +277,9 @@ fn scopes(server: &Server) -> Vec<String> {
 
 #[tokio::test]
 async fn a_challenge_for_more_than_pull_is_answered_with_pull() {
-    let server = Server::scripted(|seen| {
-        if seen.is_token() || seen.header("authorization").is_some() {
-            return guarded(seen);
-        }
-        let greedy =
-            "repository:library/app:pull,push,delete repository:other:pull registry:catalog:*";
-        Reply::challenge(seen, greedy)
-    })
-    .await;
+    let greedy = "repository:library/app:pull,push,delete repository:other:pull registry:catalog:*";
+    let server =
+        Server::scripted(|seen| guarded_by(seen, |seen| Reply::challenge(seen, greedy))).await;
     get_tag(&with_credentials(&server)).await.unwrap();
     assert_eq!(scopes(&server), [PULL]);
 }
@@ -352,62 +321,48 @@ async fn a_refused_pull_is_followed_by_the_read_only_actions_once() {
         Reply::challenge(seen, "repository:library/app:metadata_read,push")
     })
     .await;
-    assert_eq!(
-        get_tag(&client(&server)).await.unwrap_err().class(),
-        "denied"
-    );
+    let error = get_tag(&client(&server)).await.unwrap_err();
+    assert_eq!(error.class(), "denied");
     assert_eq!(counts(&server), (2, 1));
 }
 
 #[tokio::test]
 async fn a_configured_scope_overrides_all_others() {
-    let server = Server::scripted(|seen| {
-        if seen.is_token() || seen.header("authorization").is_some() {
-            return guarded(seen);
-        }
-        Reply::challenge(seen, "repository:library/app:list")
-    })
-    .await;
-    let mut settings = settings(&server.url());
-    settings.scope = Some("repository:mirror/{name}:pull".into());
-    get_tag(&connect(settings)).await.unwrap();
-    assert_eq!(
-        scopes(&server),
-        ["scope=repository%3Amirror%2Flibrary%2Fapp%3Apull"]
-    );
+    let list = "repository:library/app:list";
+    let server =
+        Server::scripted(|seen| guarded_by(seen, |seen| Reply::challenge(seen, list))).await;
+    let mut config = config(&server.url());
+    config.scope = Some("repository:mirror/{name}:pull".into());
+    get_tag(&connect(config)).await.unwrap();
+    let scope = "scope=repository%3Amirror%2Flibrary%2Fapp%3Apull";
+    assert_eq!(scopes(&server), [scope]);
 }
 
 /// A registry at 127.0.0.1 whose token service is the same server under the name `localhost`: another
 /// host, which belongs to another site.
 fn with_foreign_realm(seen: &Seen) -> Reply {
-    if seen.is_token() || seen.header("authorization").is_some() {
-        return guarded(seen);
-    }
-    let realm = seen.base().replace("127.0.0.1", "localhost");
-    let challenge = format!(r#"Bearer realm="{realm}/token""#);
-    Reply::new(401, "").with("WWW-Authenticate", &challenge)
+    guarded_by(seen, |seen| {
+        let realm = seen.base().replace("127.0.0.1", "localhost");
+        unauthorized(&format!(r#"Bearer realm="{realm}/token""#))
+    })
 }
 
 #[tokio::test]
 async fn a_token_service_of_another_site_is_asked_anonymously_unless_it_was_named() {
     for (port_offset, given) in [(None, false), (Some(1), false), (Some(0), true)] {
         let server = Server::scripted(with_foreign_realm).await;
-        let mut named = settings(&server.url());
-        named.credentials = Some(Credentials {
-            username: "user".into(),
-            password: "pass".into(),
-        });
+        let mut named = config(&server.url());
+        named.credentials = Some(credentials("user", "pass"));
         named.realm = port_offset.map(|offset| {
             let port = server.address.port() ^ offset;
             Url::parse(&format!("http://localhost:{port}/anything")).unwrap()
         });
         get_tag(&connect(named)).await.unwrap();
         let seen = server.seen("");
-        let basic: Vec<bool> = seen
+        let basic = seen
             .iter()
-            .map(|seen| seen.header("authorization") == Some(BASIC))
-            .collect();
-        assert_eq!(basic, [false, given, false], "{port_offset:?}");
+            .map(|seen| seen.header("authorization") == Some(BASIC));
+        assert!(basic.eq([false, given, false]), "{port_offset:?}");
     }
 }
 
@@ -415,8 +370,8 @@ async fn a_token_service_of_another_site_is_asked_anonymously_unless_it_was_name
 async fn refused_basic_credentials_have_an_error_of_their_own() {
     for status in [401, 403] {
         let server = Server::scripted(move |seen| match seen.header("authorization") {
-            Some(_) => Reply::new(status, "").with("WWW-Authenticate", "Basic realm=r"),
-            None => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=r"),
+            Some(_) => unauthorized("Basic realm=r").status(status),
+            None => unauthorized("Basic realm=r"),
         })
         .await;
         let error = get_tag(&with_credentials(&server)).await.unwrap_err();

@@ -1,18 +1,16 @@
 //! Where an upstream may lead. All servers are on the loopback interface, so an upstream at a public
 //! address is one that has once been seen there.
 
-use super::super::address::{Network, Reach};
 use super::*;
 
 const SECRET: &str = "secret of an internal service";
 
 /// A client that takes the server for one at an address of this kind.
 fn seen_at(server: &Server, network: Network, redirects: &[&str]) -> Upstream {
-    let mut settings = settings(&server.url());
-    let patterns = redirects.iter().map(|pattern| pattern.parse().unwrap());
-    settings.redirects = patterns.collect();
-    let upstream = connect(settings);
-    upstream.transport.guard.narrow(Reach::from(network));
+    let mut config = config(&server.url());
+    config.redirects = redirects.iter().map(|host| host.parse().unwrap()).collect();
+    let upstream = connect(config);
+    upstream.transport.guard.narrow(network.reach());
     upstream
 }
 
@@ -24,13 +22,12 @@ fn spellings(server: &Server) -> [String; 4] {
 }
 
 async fn redirecting(target: &str) -> Server {
-    let target = target.to_owned();
-    Server::scripted(move |_| Reply::redirect(&target).status(307)).await
+    replying(Reply::redirect(target)).await
 }
 
 #[tokio::test]
 async fn a_redirect_to_an_internal_address_is_not_followed() {
-    let internal = Server::scripted(|_| Reply::new(206, SECRET)).await;
+    let internal = replying(Reply::new(206, SECRET)).await;
     for target in spellings(&internal) {
         for network in [Network::Public, Network::Private, Network::LinkLocal] {
             let registry = redirecting(&target).await;
@@ -39,18 +36,12 @@ async fn a_redirect_to_an_internal_address_is_not_followed() {
             let range = upstream.get_blob(&repo(), &digest, 0, Some(10)).await;
             let error = range.unwrap_err();
             assert_eq!(error.class(), "protocol", "{target}: {error}");
-            assert!(!error.permits_stale());
+            assert!(!error.is_transient());
             let text = error.to_string();
             assert!(text.contains("loopback address"), "{text}");
             assert!(text.contains("add `redirects: [\""), "{text}");
-            assert_eq!(
-                upstream
-                    .head_blob(&repo(), &digest)
-                    .await
-                    .unwrap_err()
-                    .class(),
-                "protocol"
-            );
+            let head = upstream.head_blob(&repo(), &digest).await;
+            assert_eq!(head.unwrap_err().class(), "protocol");
         }
     }
     assert!(internal.lines().is_empty());
@@ -58,13 +49,10 @@ async fn a_redirect_to_an_internal_address_is_not_followed() {
 
 #[tokio::test]
 async fn a_token_service_at_an_internal_address_is_not_asked() {
-    let internal = Server::scripted(|_| Reply::ok(r#"{"token":"t"}"#)).await;
+    let internal = replying(Reply::ok(r#"{"token":"t"}"#)).await;
     for target in spellings(&internal) {
-        let registry = Server::scripted(move |_| {
-            let challenge = format!("Bearer realm=\"{target}\"");
-            Reply::new(401, "").with("WWW-Authenticate", &challenge)
-        })
-        .await;
+        let challenge = format!("Bearer realm=\"{target}\"");
+        let registry = replying(Reply::new(401, "").with("WWW-Authenticate", challenge)).await;
         let upstream = seen_at(&registry, Network::Public, &[]);
         let error = get_tag(&upstream).await.unwrap_err();
         assert_eq!(error.class(), "protocol", "{error}");
@@ -73,8 +61,8 @@ async fn a_token_service_at_an_internal_address_is_not_asked() {
 }
 
 #[tokio::test]
-async fn hosts_that_the_operator_named_may_be_led_to() {
-    let internal = Server::scripted(|_| Reply::ok(MANIFEST)).await;
+async fn redirects_to_hosts_that_the_operator_configured_are_followed() {
+    let internal = replying(Reply::ok(MANIFEST)).await;
     for target in spellings(&internal) {
         let url = Url::parse(&target).unwrap();
         let registry = redirecting(&target).await;
@@ -85,8 +73,8 @@ async fn hosts_that_the_operator_named_may_be_led_to() {
 }
 
 #[tokio::test]
-async fn an_upstream_on_this_machine_may_lead_to_this_machine() {
-    let other = Server::scripted(|_| Reply::ok(MANIFEST)).await;
+async fn an_upstream_on_this_machine_may_redirect_to_this_machine() {
+    let other = replying(Reply::ok(MANIFEST)).await;
     for target in spellings(&other) {
         let registry = redirecting(&target).await;
         get_tag(&client(&registry)).await.unwrap();

@@ -9,7 +9,7 @@ async fn tags(server: &Server) -> Result<Vec<String>, UpstreamError> {
 }
 
 #[tokio::test]
-async fn all_pages_of_tags() {
+async fn all_pages_of_tags_are_read() {
     let server = Server::scripted(|seen| match seen.line.rsplit('?').next() {
         Some("n=1000") => Reply::ok(r#"{"name":"library/app","tags":["b","../x","a",""]}"#).with(
             "Link",
@@ -32,11 +32,9 @@ async fn all_pages_of_tags() {
 }
 
 #[tokio::test]
-async fn one_page_of_tags() {
-    let server = Server::scripted(|_| {
-        Reply::ok(r#"{"tags":["b","a"]}"#).with("Link", "</v2/library/app/tags/list?x>; rel=next")
-    })
-    .await;
+async fn one_page_of_tags_is_read() {
+    let link = "</v2/library/app/tags/list?x>; rel=next";
+    let server = replying(Reply::ok(r#"{"tags":["b","a"]}"#).with("Link", link)).await;
     let upstream = client(&server);
     let page = upstream.tags_page(&repo(), 2, Some("é&n=9")).await;
     let (list, more) = page.unwrap();
@@ -48,37 +46,26 @@ async fn one_page_of_tags() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_refuses_large_pages_chooses_its_own() {
-    let server = Server::scripted(|seen| {
-        if seen.line.contains("n=") {
-            Reply::new(400, r#"{"errors":[{"code":"PAGINATION_NUMBER_INVALID"}]}"#)
-        } else {
-            Reply::ok(r#"{"tags":["a"]}"#)
-        }
-    })
-    .await;
+async fn an_upstream_that_refuses_large_pages_chooses_their_size() {
+    let refusal = Reply::new(400, r#"{"errors":[{"code":"PAGINATION_NUMBER_INVALID"}]}"#);
+    let server = Server::in_turn([refusal, Reply::ok(r#"{"tags":["a"]}"#)]).await;
     assert_eq!(tags(&server).await.unwrap(), ["a"]);
+    assert!(server.lines()[0].contains("n=") && !server.lines()[1].contains("n="));
 }
 
 #[tokio::test]
 async fn no_tags_are_an_empty_list() {
-    for body in [
-        r#"{"name":"x","tags":null}"#,
-        r#"{"name":"x"}"#,
-        r#"{"tags":["*"]}"#,
-    ] {
-        let server = Server::scripted(move |_| Reply::ok(body)).await;
+    let null = r#"{"name":"x","tags":null}"#;
+    for body in [null, r#"{"name":"x"}"#, r#"{"tags":["*"]}"#] {
+        let server = replying(Reply::ok(body)).await;
         assert_eq!(tags(&server).await.unwrap(), [""; 0]);
     }
 }
 
 #[tokio::test]
 async fn a_page_that_links_to_itself_is_the_last() {
-    let server = Server::scripted(|_| {
-        let link = "</v2/library/app/tags/list?n=2&last=b>; rel=next";
-        Reply::ok(r#"{"tags":["a","b"]}"#).with("Link", link)
-    })
-    .await;
+    let link = "</v2/library/app/tags/list?n=2&last=b>; rel=next";
+    let server = replying(Reply::ok(r#"{"tags":["a","b"]}"#).with("Link", link)).await;
     assert_eq!(tags(&server).await.unwrap(), ["a", "b", "a", "b"]);
     assert_eq!(server.lines().len(), 2);
 }
@@ -93,7 +80,7 @@ async fn a_list_that_cannot_be_read_is_an_error() {
         (Reply::ok(&endless).chunked(), true),
         (Reply::ok(many.as_bytes()).chunked(), true),
     ] {
-        let server = Server::scripted(move |_| reply.clone()).await;
+        let server = replying(reply).await;
         let error = tags(&server).await.unwrap_err();
         assert_eq!(error.class(), "protocol", "{error}");
         assert_eq!(error.is_too_long(), too_long, "{error}");
@@ -114,7 +101,7 @@ fn index(content: &str) -> String {
 }
 
 #[tokio::test]
-async fn all_pages_of_referrers() {
+async fn all_pages_of_referrers_are_read() {
     let server = Server::scripted(|seen| match seen.line.rsplit('?').next() {
         Some("page=2") => Reply::ok(r#"{"manifests":null}"#).with("Link", "<?page=3>; rel=next"),
         Some("page=3") => Reply::ok(index("b").as_bytes()).chunked(),
@@ -132,17 +119,17 @@ async fn all_pages_of_referrers() {
 }
 
 #[tokio::test]
-async fn an_upstream_without_the_api() {
+async fn an_upstream_without_the_referrers_api_has_none() {
     for status in [400, 404, 405] {
-        let server = Server::scripted(move |_| Reply::new(status, "")).await;
+        let server = replying(Reply::new(status, "")).await;
         assert_eq!(referrers(&server).await.unwrap(), None, "{status}");
     }
-    let denied = Server::scripted(|_| Reply::new(403, "")).await;
+    let denied = replying(Reply::new(403, "")).await;
     assert_eq!(referrers(&denied).await.unwrap_err().class(), "denied");
 }
 
 #[tokio::test]
-async fn pages_have_an_end_and_stay_at_home() {
+async fn pages_are_bounded_and_stay_on_the_upstream() {
     let page = r#"{"manifests":[]}"#;
     let asked = AtomicUsize::new(0);
     let endless = Server::scripted(move |_| {
@@ -153,8 +140,8 @@ async fn pages_have_an_end_and_stay_at_home() {
     assert!(referrers(&endless).await.unwrap_err().is_too_long());
     assert_eq!(endless.lines().len(), 100);
     let foreign = "<http://other.example/>; rel=next";
-    let leaving = Server::scripted(move |_| Reply::ok(page).with("Link", foreign)).await;
+    let leaving = replying(Reply::ok(page).with("Link", foreign)).await;
     assert_eq!(referrers(&leaving).await.unwrap_err().class(), "protocol");
-    let html = Server::scripted(|_| Reply::ok("<html>")).await;
+    let html = replying(Reply::ok("<html>")).await;
     assert_eq!(referrers(&html).await.unwrap_err().class(), "protocol");
 }

@@ -2,38 +2,31 @@ use super::*;
 use crate::oci::ManifestType;
 use crate::oci::manifest::{MAX_MANIFEST, media_type};
 
+async fn head_tag(upstream: &Upstream) -> Result<ManifestHead, UpstreamError> {
+    let accept = Accept::everything();
+    upstream.head_manifest(&repo(), &tag(), &accept).await
+}
+
 const DIGEST_HEADER: &str = "Docker-Content-Digest";
 
 #[tokio::test]
 async fn a_manifest_with_all_its_headers() {
     let digest = digest_of(MANIFEST);
-    let server = Server::scripted(move |_| {
-        Reply::ok(MANIFEST)
-            .with(DIGEST_HEADER, digest)
-            .with("Content-Type", "application/vnd.oci.image.index.v1+json")
-    })
-    .await;
+    let reply = Reply::ok(MANIFEST).with(DIGEST_HEADER, digest);
+    let server = replying(reply.with("Content-Type", media_type::OCI_INDEX)).await;
     let upstream = client(&server);
     let fetched = get_tag(&upstream).await.unwrap();
     assert_eq!(
-        (fetched.bytes, fetched.digest),
-        (Bytes::from(MANIFEST), digest)
+        (&*fetched.bytes, fetched.digest),
+        (MANIFEST.as_bytes(), digest)
     );
-    let kind = Some(ManifestType::OciIndex);
-    assert_eq!(Some(fetched.manifest.media_type), kind);
-    let head = upstream
-        .head_manifest(&repo(), &tag(), &Accept::everything())
-        .await
-        .unwrap();
-    let size = Some(MANIFEST.len() as u64);
-    assert_eq!(
-        head,
-        ManifestHead {
-            digest: Some(digest),
-            media_type: kind,
-            size
-        }
-    );
+    assert_eq!(fetched.manifest.media_type, ManifestType::OciIndex);
+    let expected = ManifestHead {
+        digest: Some(digest),
+        media_type: Some(ManifestType::OciIndex),
+        size: Some(MANIFEST.len() as u64),
+    };
+    assert_eq!(head_tag(&upstream).await.unwrap(), expected);
 
     let seen = &server.seen("")[0];
     assert_eq!(seen.header("accept-encoding"), Some("identity"));
@@ -48,42 +41,30 @@ async fn a_manifest_with_all_its_headers() {
 #[tokio::test]
 async fn a_path_in_the_upstreams_url_is_kept() {
     for base in ["/proxy/hub", "/proxy/hub/?x=1#y"] {
-        let server = Server::scripted(|_| Reply::ok(MANIFEST)).await;
-        let upstream = connect(settings(&(server.url() + base)));
+        let server = replying(Reply::ok(MANIFEST)).await;
+        let upstream = connect(config(&(server.url() + base)));
         get_tag(&upstream).await.unwrap();
-        assert_eq!(
-            server.lines(),
-            ["GET /proxy/hub/v2/library/app/manifests/latest"]
-        );
+        let line = "GET /proxy/hub/v2/library/app/manifests/latest";
+        assert_eq!(server.lines(), [line]);
     }
 }
 
 #[tokio::test]
 async fn the_digest_is_of_the_bytes_by_the_algorithm_asked_for() {
-    let server = Server::scripted(|_| Reply::ok(MANIFEST.as_bytes()).chunked()).await;
+    let server = replying(Reply::ok(MANIFEST).chunked()).await;
     let upstream = client(&server);
-    assert_eq!(
-        get_tag(&upstream).await.unwrap().digest,
-        digest_of(MANIFEST)
-    );
+    let by_tag = get_tag(&upstream).await.unwrap();
+    assert_eq!(by_tag.digest, digest_of(MANIFEST));
+    let get = async |digest| {
+        let (repo, accept) = (repo(), Accept::everything());
+        let reference = Reference::Digest(digest);
+        let fetched = upstream.get_manifest(&repo, &reference, &accept).await;
+        fetched.unwrap().verify()
+    };
     let sha512 = Digest::of(Algorithm::Sha512, MANIFEST.as_bytes());
-    let fetched = upstream
-        .get_manifest(&repo(), &Reference::Digest(sha512), &Accept::everything())
-        .await
-        .unwrap();
-    assert_eq!(fetched.verify().unwrap().digest, sha512);
-    let wrong = Reference::Digest(digest_of("something else"));
-    let error = upstream
-        .get_manifest(&repo(), &wrong, &Accept::everything())
-        .await
-        .unwrap()
-        .verify()
-        .unwrap_err();
-    let UpstreamError::Protocol {
-        violation: Violation::Digest { actual, .. },
-        ..
-    } = error
-    else {
+    assert_eq!(get(sha512).await.unwrap().digest, sha512);
+    let error = get(digest_of("something else")).await.unwrap_err();
+    let Failure::Protocol(Violation::Digest { actual, .. }) = error.failure else {
         panic!("{error}");
     };
     assert_eq!(*actual, digest_of(MANIFEST));
@@ -93,46 +74,31 @@ async fn the_digest_is_of_the_bytes_by_the_algorithm_asked_for() {
 async fn answers_that_break_the_rules_are_refused() {
     let other = digest_of("something else").to_string();
     let too_large = vec![b' '; usize::try_from(MAX_MANIFEST).unwrap() + 1];
+    let with = |name, value| Reply::ok(MANIFEST).with(name, value);
+    let announced = Reply::new(200, "").announcing(too_large.len());
     for (what, reply) in [
-        (
-            "wrong digest",
-            Reply::ok(MANIFEST).with(DIGEST_HEADER, &other),
-        ),
-        (
-            "no digest",
-            Reply::ok(MANIFEST).with(DIGEST_HEADER, "md5:00"),
-        ),
-        ("gzip", Reply::ok(MANIFEST).with("Content-Encoding", "gzip")),
-        (
-            "announced too large",
-            Reply::new(200, b"").announcing(too_large.len()),
-        ),
+        ("wrong digest", with(DIGEST_HEADER, &*other)),
+        ("no digest", with(DIGEST_HEADER, "md5:00")),
+        ("gzip", with("Content-Encoding", "gzip")),
+        ("announced too large", announced),
         ("too large", Reply::ok(&too_large).chunked()),
     ] {
-        let server = Server::scripted(move |_| reply.clone()).await;
+        let server = replying(reply).await;
         let error = get_tag(&client(&server)).await.unwrap_err();
-        assert!(
-            matches!(error, UpstreamError::Protocol { .. }),
-            "{what}: {error}"
-        );
+        assert_eq!(error.class(), "protocol", "{what}: {error}");
         assert_eq!(server.lines().len(), 1, "{what}");
     }
-    let partial = Server::scripted(|_| Reply::new(206, MANIFEST)).await;
+    let partial = replying(Reply::new(206, MANIFEST)).await;
     let error = get_tag(&client(&partial)).await.unwrap_err();
-    assert!(
-        matches!(error, UpstreamError::Unexpected { status: 206, .. }),
-        "{error}"
-    );
-    let cut = Server::scripted(|_| Reply::new(200, b"{").announcing(100)).await;
+    assert!(matches!(error.failure, Failure::Unexpected(206)), "{error}");
+    let cut = replying(Reply::new(200, "{").announcing(100)).await;
     let error = get_tag(&client(&cut)).await.unwrap_err();
-    assert!(
-        matches!(error, UpstreamError::Broken { received: 1, .. }),
-        "{error}"
-    );
+    let is_cut = matches!(error.failure, Failure::Broken { received: 1, .. });
+    assert!(is_cut, "{error}");
 }
 
 #[tokio::test]
-async fn statuses_stay_apart() {
+async fn each_status_has_its_own_error() {
     let body = r#"{"errors":[{"code":"X","message":"because\u0007"}]}"#;
     for (status, class) in [
         (404, "not_found"),
@@ -143,39 +109,31 @@ async fn statuses_stay_apart() {
         (400, "unexpected"),
         (304, "unexpected"),
     ] {
-        let server = Server::scripted(move |_| Reply::new(status, body)).await;
+        let server = replying(Reply::new(status, body)).await;
         let error = get_tag(&client(&server)).await.unwrap_err();
         assert_eq!(error.class(), class, "{status}");
-        if let UpstreamError::NotFound { message, .. } | UpstreamError::Denied { message, .. } =
-            error
-        {
-            assert_eq!(message.as_str(), Some("X: because"));
+        if let Failure::NotFound(message) | Failure::Denied(message) = error.failure {
+            assert_eq!(message.as_deref(), Some("X: because"));
         }
     }
 }
 
 #[tokio::test]
-async fn an_upstream_that_knows_no_head_says_nothing() {
-    let server = Server::scripted(|_| Reply::new(405, "")).await;
-    let head = client(&server)
-        .head_manifest(&repo(), &tag(), &Accept::everything())
-        .await;
+async fn an_upstream_without_head_gives_an_empty_head() {
+    let server = replying(Reply::new(405, "")).await;
+    let head = head_tag(&client(&server)).await;
     assert_eq!(head.unwrap(), ManifestHead::default());
 }
 
 #[tokio::test]
-async fn sent_and_received_bytes_are_counted() {
-    let server = Server::scripted(|seen| {
-        if seen.line.ends_with("/final") {
-            return Reply::ok(MANIFEST);
-        }
-        Reply::redirect("/final").status(302)
-    })
-    .await;
+async fn requests_and_received_bytes_are_counted() {
+    let redirect = Reply::redirect("/final").status(302);
+    let server = Server::in_turn([redirect, Reply::ok(MANIFEST)]).await;
     let metrics: Arc<Metrics> = Arc::default();
+    let (config, timeouts) = (config(&server.url()), Timeouts::default());
     let counted = Arc::clone(&metrics);
-    let upstream = Upstream::new(settings(&server.url()), Clock::system(), counted).unwrap();
-    get_tag(&upstream).await.unwrap();
+    let upstream = Upstream::new(config, None, timeouts, Clock::system(), counted);
+    get_tag(&upstream.unwrap()).await.unwrap();
     let text = metrics.render();
     let counts = text
         .lines()
@@ -199,53 +157,38 @@ async fn sent_and_received_bytes_are_counted() {
 const SIGNED: &str = r#"{"schemaVersion":1,"name":"app","tag":"1","architecture":"amd64","fsLayers":[],"history":[],"signatures":[]}"#;
 
 /// What a GET and a HEAD say of an answer with this body and type.
-async fn classes(body: &'static str, content_type: &'static str) -> (String, String) {
-    let server =
-        Server::scripted(move |_| Reply::ok(body).with("Content-Type", content_type)).await;
+async fn classes(body: &str, content_type: &str) -> (&'static str, &'static str) {
+    let server = replying(Reply::ok(body).with("Content-Type", content_type)).await;
     let upstream = client(&server);
-    let get = get_tag(&upstream).await;
-    let head = upstream
-        .head_manifest(&repo(), &tag(), &Accept::everything())
-        .await;
-    let said = |error: UpstreamError| error.class().to_owned();
+    let get = get_tag(&upstream).await.map(|got| got.manifest.media_type);
+    let head = head_tag(&upstream).await.map(|head| head.media_type);
+    let class = |error: UpstreamError| error.class();
     (
-        get.map_or_else(said, |fetched| {
-            fetched.manifest.media_type.as_str().to_owned()
-        }),
-        head.map_or_else(said, |head| {
-            head.media_type
-                .map_or("nothing", ManifestType::as_str)
-                .to_owned()
-        }),
+        get.map_or_else(class, ManifestType::as_str),
+        head.map_or_else(class, |kind| kind.map_or("nothing", ManifestType::as_str)),
     )
 }
 
 #[tokio::test]
 async fn the_body_decides_unless_another_manifest_type_is_announced() {
     let (index, nothing) = (media_type::OCI_INDEX, "nothing");
+    let (image, list) = (media_type::OCI_MANIFEST, media_type::DOCKER_LIST);
+    let odd = index.replacen('a', "A", 2) + "; charset=utf-8";
     let undeclared = r#"{"schemaVersion":2,"manifests":[]}"#;
     for (content_type, get, head) in [
         ("application/vnd.oci.image.index.v1+json", index, index),
-        (
-            "APPLICATION/vnd.oci.image.index.v1+json; charset=utf-8",
-            index,
-            index,
-        ),
+        (&odd, index, index),
         ("application/json", index, nothing),
         ("application/octet-stream", index, nothing),
         ("text/html", index, nothing),
         ("", index, nothing),
-        (
-            media_type::OCI_MANIFEST,
-            "manifest",
-            media_type::OCI_MANIFEST,
-        ),
-        (media_type::DOCKER_LIST, "manifest", media_type::DOCKER_LIST),
+        (image, "manifest", image),
+        (list, "manifest", list),
         (media_type::DOCKER_SCHEMA1, "schema1", "schema1"),
     ] {
         for body in [MANIFEST, undeclared] {
-            let said = classes(body, content_type).await;
-            assert_eq!(said, (get.to_owned(), head.to_owned()), "{content_type}");
+            let classes = classes(body, content_type).await;
+            assert_eq!(classes, (get, head), "{content_type}");
         }
     }
 }
@@ -261,16 +204,12 @@ async fn schema_1_is_known_by_its_type_and_by_its_body() {
         ("application/json", "nothing"),
         ("", "nothing"),
     ] {
-        let said = classes(SIGNED, content_type).await;
-        assert_eq!(
-            said,
-            ("schema1".to_owned(), head.to_owned()),
-            "{content_type}"
-        );
+        let classes = classes(SIGNED, content_type).await;
+        assert_eq!(classes, ("schema1", head), "{content_type}");
     }
     // The digest of a signed manifest is that of what was signed, not of the body.
     let other = digest_of("what was signed").to_string();
-    let server = Server::scripted(move |_| Reply::ok(SIGNED).with(DIGEST_HEADER, &other)).await;
+    let server = replying(Reply::ok(SIGNED).with(DIGEST_HEADER, other)).await;
     let error = get_tag(&client(&server)).await.unwrap_err();
     assert_eq!(error.class(), "schema1", "{error}");
 }

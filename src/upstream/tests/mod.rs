@@ -12,10 +12,11 @@ mod time;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 
 use super::*;
+use crate::config::Credentials;
 use crate::oci::{Accept, Algorithm, Digest, Reference};
 use testkit::time::{freeze, passing};
 use testkit::{ALWAYS, Gate, Identity, Options, Reply, Seen};
@@ -24,18 +25,26 @@ type Server = testkit::Registry<Digest>;
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
 
-fn settings(url: &str) -> UpstreamSettings {
-    UpstreamSettings {
+pub(super) fn config(url: &str) -> config::Upstream {
+    config::Upstream {
         name: "test".into(),
         url: Url::parse(url).unwrap(),
         credentials: None,
-        ca_pem: None,
+        ca: None,
         insecure: false,
         plain_http: false,
         realm: None,
         scope: None,
         redirects: Vec::new(),
-        timeouts: Timeouts::default(),
+        aliases: Vec::new(),
+        is_docker_hub: false,
+    }
+}
+
+fn credentials(username: &str, password: &str) -> Credentials {
+    Credentials {
+        username: username.into(),
+        password: password.into(),
     }
 }
 
@@ -44,12 +53,22 @@ fn wall() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
 }
 
-fn connect(settings: UpstreamSettings) -> Upstream {
-    Upstream::new(settings, Clock::starting_at(wall()), Arc::default()).unwrap()
+fn set_up(config: config::Upstream, ca_pem: Option<&[u8]>) -> Result<Upstream, SetupError> {
+    let clock = Clock::starting_at(wall());
+    Upstream::new(config, ca_pem, Timeouts::default(), clock, Arc::default())
+}
+
+fn connect(config: config::Upstream) -> Upstream {
+    set_up(config, None).unwrap()
 }
 
 fn client(server: &Server) -> Upstream {
-    connect(settings(&server.url()))
+    connect(config(&server.url()))
+}
+
+/// A server that always replies so.
+async fn replying(reply: Reply) -> Server {
+    Server::in_turn([reply]).await
 }
 
 fn repo() -> RepoName {
@@ -71,19 +90,27 @@ async fn get_tag(upstream: &Upstream) -> Result<FetchedManifest, UpstreamError> 
         .verify()
 }
 
-/// Reads a blob's body to its end: what came, and how it ended.
-async fn drink(mut body: BlobChunks) -> (Vec<u8>, Result<(), UpstreamError>) {
-    let mut bytes = Vec::new();
+/// Reads a stream to its end: what arrived, and how it ended.
+async fn read<T>(
+    mut stream: BoxStream<'_, Result<T, UpstreamError>>,
+) -> (Vec<T>, Result<(), UpstreamError>) {
+    let mut arrived = Vec::new();
     loop {
-        match body.next().await {
-            Some(Ok(chunk)) => bytes.extend_from_slice(&chunk),
+        match stream.next().await {
+            Some(Ok(piece)) => arrived.push(piece),
             Some(Err(error)) => {
-                assert!(body.next().await.is_none(), "an error is the end");
-                return (bytes, Err(error));
+                assert!(stream.next().await.is_none(), "an error is the end");
+                return (arrived, Err(error));
             }
-            None => return (bytes, Ok(())),
+            None => return (arrived, Ok(())),
         }
     }
+}
+
+/// Reads a blob's body to its end.
+async fn read_blob(body: BlobChunks) -> (Vec<u8>, Result<(), UpstreamError>) {
+    let (chunks, end) = read(body).await;
+    (chunks.concat(), end)
 }
 
 /// How many token requests came, and how many others.

@@ -1,69 +1,52 @@
 use super::*;
 
-fn refused(settings: UpstreamSettings) -> SetupError {
-    match Upstream::new(settings, Clock::system(), Arc::default()) {
-        Err(UpstreamError::Setup { name, reason }) => {
-            assert_eq!(&*name, "test");
-            reason
-        }
-        other => panic!("{other:?}"),
-    }
+fn refused(config: config::Upstream) -> SetupError {
+    set_up(config, None).unwrap_err()
 }
 
-fn at(url: &str) -> UpstreamSettings {
-    settings(url)
-}
+const HTTPS: &str = "https://registry.example";
 
 #[tokio::test]
 async fn impossible_settings_are_refused_at_once() {
-    assert!(matches!(
-        refused(at("ftp://registry.example")),
-        SetupError::Url
-    ));
-    assert!(matches!(refused(at("unix:/socket")), SetupError::Url));
-    assert!(matches!(
-        refused(at("https://u:p@registry.example")),
-        SetupError::UserInfo
-    ));
-    assert!(!format!("{:?}", at("https://u:s3cret@registry.example")).contains("s3cret"));
-    let mut colon = at("https://registry.example");
-    colon.credentials = Some(Credentials {
-        username: "a:b".into(),
-        password: "c".into(),
-    });
-    assert!(matches!(refused(colon), SetupError::Credentials));
-    for pem in [&b"no certificate"[..], b""] {
-        let mut settings = at("https://registry.example");
-        settings.ca_pem = Some(pem.to_vec());
-        assert!(matches!(refused(settings), SetupError::NoCertificate));
+    for (url, expected) in [
+        ("ftp://registry.example", RedirectError::Scheme),
+        ("unix:/socket", RedirectError::Scheme),
+        ("https://u:p@registry.example", RedirectError::UserInfo),
+    ] {
+        let error = refused(config(url));
+        assert!(
+            matches!(&error, SetupError::Url(error) if *error == expected),
+            "{error}"
+        );
     }
-    let mut broken = at("https://registry.example");
-    broken.ca_pem = Some(b"-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n".to_vec());
-    assert!(matches!(refused(broken), SetupError::Authority(_)));
+    let mut colon = config(HTTPS);
+    colon.credentials = Some(credentials("a:b", "c"));
+    assert!(matches!(refused(colon), SetupError::Credentials));
+    let ca = |pem: &str| set_up(config(HTTPS), Some(pem.as_bytes())).unwrap_err();
+    for pem in ["no certificate", ""] {
+        assert!(matches!(ca(pem), SetupError::NoCertificate));
+    }
+    let broken = "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n";
+    assert!(matches!(ca(broken), SetupError::Authority(_)));
 }
 
 #[tokio::test]
 async fn credentials_over_plain_http_need_a_permit() {
     let with = |url, plain_http| {
-        let mut settings = at(url);
-        settings.credentials = Some(Credentials {
-            username: "user".into(),
-            password: "pass".into(),
-        });
-        settings.plain_http = plain_http;
+        let mut config = config(url);
+        config.credentials = Some(credentials("user", "pass"));
+        config.plain_http = plain_http;
         // It doesn't stand for the other permit.
-        settings.insecure = true;
-        settings
+        config.insecure = true;
+        config
     };
-    assert!(matches!(
-        refused(with("http://registry.example", false)),
-        SetupError::PlainHttp
-    ));
+    let error = refused(with("http://registry.example", false));
+    assert!(matches!(error, SetupError::PlainHttp), "{error}");
     for (url, plain_http) in [
         ("http://registry.example", true),
         ("http://127.0.0.2:5000", false),
         ("http://localhost:5000", false),
-        ("https://registry.example", false),
+        (HTTPS, false),
     ] {
         connect(with(url, plain_http));
     }
@@ -71,12 +54,9 @@ async fn credentials_over_plain_http_need_a_permit() {
 
 #[tokio::test]
 async fn nothing_of_the_credentials_is_shown() {
-    let mut settings = at("https://registry.example");
-    settings.credentials = Some(Credentials {
-        username: "user".into(),
-        password: "s3cret".into(),
-    });
-    let shown = format!("{settings:?} {:?}", connect(settings.clone()));
+    let mut config = config(HTTPS);
+    config.credentials = Some(credentials("user", "s3cret"));
+    let shown = format!("{config:?} {:?}", connect(config.clone()));
     assert!(
         !shown.contains("s3cret") && !shown.contains("dXNlc"),
         "{shown}"
@@ -91,15 +71,14 @@ async fn secure(identity: &Identity) -> Server {
 }
 
 #[tokio::test]
-async fn a_certificate_is_trusted_if_configured_and_only_then() {
+async fn a_certificate_is_trusted_only_if_configured() {
     let identity = Identity::new();
     let server = secure(&identity).await;
 
-    let mut named = settings(&server.url());
-    named.ca_pem = Some(identity.pem());
-    get_tag(&connect(named)).await.unwrap();
+    let trusting = set_up(config(&server.url()), Some(&identity.pem()));
+    get_tag(&trusting.unwrap()).await.unwrap();
 
-    let mut careless = settings(&server.url());
+    let mut careless = config(&server.url());
     careless.insecure = true;
     get_tag(&connect(careless)).await.unwrap();
 }
@@ -108,12 +87,8 @@ async fn a_certificate_is_trusted_if_configured_and_only_then() {
 async fn an_unknown_certificate_is_not_trusted() {
     let _frozen = freeze();
     let server = secure(&Identity::new()).await;
-    let mut settings = settings(&server.url());
-    settings.ca_pem = Some(Identity::new().pem());
-    let error = passing(get_tag(&connect(settings))).await.unwrap_err();
-    assert!(
-        matches!(error, UpstreamError::Unreachable { .. }),
-        "{error}"
-    );
+    let other = set_up(config(&server.url()), Some(&Identity::new().pem()));
+    let error = passing(get_tag(&other.unwrap())).await.unwrap_err();
+    assert!(matches!(error.failure, Failure::Unreachable(_)), "{error}");
     assert!(server.lines().is_empty());
 }

@@ -2,17 +2,15 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use super::*;
+use crate::oci::Classified as _;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
-async fn trouble_that_passes_is_not_seen() {
+async fn failures_that_pass_are_retried() {
     let _frozen = freeze();
-    for trouble in [
-        Reply::new(503, "busy"),
-        Reply::new(502, ""),
-        Reply::hang_up(),
-    ] {
+    let (busy, bad) = (Reply::new(503, "busy"), Reply::new(502, ""));
+    for trouble in [busy, bad, Reply::hang_up()] {
         let server = Server::in_turn([trouble.clone(), trouble, Reply::ok(MANIFEST)]).await;
         let upstream = client(&server);
         passing(get_tag(&upstream)).await.unwrap();
@@ -21,21 +19,18 @@ async fn trouble_that_passes_is_not_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn trouble_that_stays_is_told_after_three_attempts() {
+async fn failures_that_stay_are_reported_after_three_attempts() {
     let _frozen = freeze();
+    let long = Reply::new(503, "").with("Retry-After", "6");
     for (trouble, class, attempts) in [
         (Reply::new(503, ""), "unavailable", 3),
         (Reply::new(500, ""), "unavailable", 1),
-        (
-            Reply::new(503, "").with("Retry-After", "6"),
-            "unavailable",
-            1,
-        ),
+        (long, "unavailable", 1),
         (Reply::hang_up(), "broken", 3),
         (Reply::new(429, ""), "rate_limited", 1),
         (Reply::new(404, ""), "not_found", 1),
     ] {
-        let server = Server::in_turn([trouble]).await;
+        let server = replying(trouble).await;
         let upstream = client(&server);
         let started = Instant::now();
         let error = passing(get_tag(&upstream)).await.unwrap_err();
@@ -56,35 +51,29 @@ async fn a_short_retry_after_is_waited_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rate_limit_says_how_long() {
+async fn a_rate_limit_passes_its_retry_after_on() {
     let _frozen = freeze();
     let date = httpdate::fmt_http_date(wall() + 90 * SECOND);
     for (header, expected) in [("120", 120), (date.as_str(), 90), ("99999", 3600)] {
         let reply = Reply::new(429, "").with("Retry-After", header);
-        let server = Server::in_turn([reply]).await;
+        let server = replying(reply).await;
         let upstream = client(&server);
         let error = get_tag(&upstream).await.unwrap_err();
-        assert!(
-            matches!(error, UpstreamError::RateLimited { .. }),
-            "{error}"
-        );
+        assert_eq!(error.class(), "rate_limited", "{error}");
         assert_eq!(error.retry_after(), Some(expected * SECOND), "{header}");
     }
 }
 
 #[track_caller]
-fn assert_timeout(error: &UpstreamError, phase: Phase) {
-    assert!(
-        matches!(error, UpstreamError::Timeout { phase: p, .. } if *p == phase),
-        "{error}"
-    );
-    assert!(error.permits_stale());
+pub(super) fn assert_timeout(error: &UpstreamError, phase: Phase) {
+    let in_phase = matches!(error.failure, Failure::Timeout { phase: p, .. } if p == phase);
+    assert!(in_phase && error.is_transient(), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_upstream_is_given_up_after_the_header_timeout() {
+async fn a_silent_upstream_fails_after_the_header_timeout() {
     let _frozen = freeze();
-    let server = Server::in_turn([Reply::silence()]).await;
+    let server = replying(Reply::silence()).await;
     let upstream = client(&server);
     let started = Instant::now();
     let error = passing(get_tag(&upstream)).await.unwrap_err();
@@ -94,9 +83,9 @@ async fn a_silent_upstream_is_given_up_after_the_header_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_small_body_has_the_same_time_again() {
+async fn a_small_body_times_out() {
     let _frozen = freeze();
-    let server = Server::in_turn([Reply::new(200, b"{").announcing(100).then_stall()]).await;
+    let server = replying(Reply::new(200, "{").announcing(100).then_stall()).await;
     let upstream = client(&server);
     let error = passing(get_tag(&upstream)).await.unwrap_err();
     assert_timeout(&error, Phase::Body);
@@ -105,16 +94,13 @@ async fn a_small_body_has_the_same_time_again() {
 #[tokio::test(start_paused = true)]
 async fn a_blob_may_stall_for_a_minute_and_no_longer() {
     let _frozen = freeze();
-    let server = Server::in_turn([Reply::new(200, b"01234").announcing(10).then_stall()]).await;
+    let server = replying(Reply::new(200, "01234").announcing(10).then_stall()).await;
     let upstream = client(&server);
-    let blob = upstream
-        .get_blob(&repo(), &digest_of("x"), 0, None)
-        .await
-        .unwrap();
+    let blob = upstream.get_blob(&repo(), &digest_of("x"), 0, None).await;
     // The reader's own slowness doesn't count.
     tokio::time::advance(600 * SECOND).await;
     let started = Instant::now();
-    let (bytes, end) = passing(drink(blob.body)).await;
+    let (bytes, end) = passing(read_blob(blob.unwrap().body)).await;
     assert_eq!(bytes, b"01234");
     assert_timeout(&end.unwrap_err(), Phase::Stall);
     assert!((60 * SECOND..61 * SECOND).contains(&started.elapsed()));
@@ -125,18 +111,14 @@ async fn a_handshake_that_is_never_answered_is_a_connect_timeout() {
     let _frozen = freeze();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
-    let mut settings = settings(&url);
-    settings.insecure = true;
-    let upstream = connect(settings);
+    let mut config = config(&url);
+    config.insecure = true;
+    let upstream = connect(config);
     let started = Instant::now();
     let error = passing(get_tag(&upstream)).await.unwrap_err();
     assert_timeout(&error, Phase::Connect);
-    let three_times = 30 * SECOND..32 * SECOND;
-    assert!(
-        three_times.contains(&started.elapsed()),
-        "{:?}",
-        started.elapsed()
-    );
+    let (three_times, elapsed) = (30 * SECOND..32 * SECOND, started.elapsed());
+    assert!(three_times.contains(&elapsed), "{elapsed:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,11 +127,8 @@ async fn a_closed_port_is_unreachable() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let upstream = connect(settings(&url));
+    let upstream = connect(config(&url));
     let error = passing(get_tag(&upstream)).await.unwrap_err();
-    assert!(
-        matches!(error, UpstreamError::Unreachable { .. }),
-        "{error}"
-    );
-    assert!(error.permits_stale());
+    let unreachable = matches!(error.failure, Failure::Unreachable(_));
+    assert!(unreachable && error.is_transient(), "{error}");
 }

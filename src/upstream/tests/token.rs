@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use tokio::time::{advance, sleep};
 
 use super::*;
-use crate::upstream::error::Message;
+use crate::upstream::Failure;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -22,14 +22,11 @@ fn token(text: &str, seconds: u64) -> Token {
 }
 
 fn refused() -> UpstreamError {
-    UpstreamError::Denied {
-        url: (&key().realm).into(),
-        message: Message::default(),
-    }
+    UpstreamError::new(&key().realm, Failure::Denied(None))
 }
 
 #[test]
-fn the_question_is_written_into_the_realms_query() {
+fn the_request_is_written_into_the_realms_query() {
     assert_eq!(
         key().url().as_str(),
         "https://auth.example/token?keep=1&service=registry+example\
@@ -38,7 +35,7 @@ fn the_question_is_written_into_the_realms_query() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers() {
+async fn a_tokens_lifetime_is_bounded_and_other_answers_are_refused() {
     let now = Instant::now();
     for (body, lifetime) in [
         (r#"{"token":"t"}"#, 54),
@@ -60,12 +57,13 @@ async fn answers() {
     }
     let shortest = Token::parse(br#"{"token":"t","expires_in":0}"#, now).unwrap();
     assert_eq!(shortest.renew_at - now, Duration::from_millis(4500));
+    let line_break = r#"{"token":"a\nb"}"#;
     for body in [
         "",
         "[]",
         "{}",
         r#"{"token":""}"#,
-        r#"{"token":"a\nb"}"#,
+        line_break,
         r#"{"token":1}"#,
     ] {
         assert!(Token::parse(body.as_bytes(), now).is_none(), "{body}");
@@ -94,7 +92,7 @@ async fn a_token_is_kept_until_shortly_before_it_expires() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_who_were_refused_with_one_token_share_the_next() {
+async fn requests_refused_with_one_token_share_the_next() {
     let tokens = Tokens::new();
     let asked = Cell::new(0);
     let ask = || async {
@@ -105,22 +103,20 @@ async fn all_who_were_refused_with_one_token_share_the_next() {
     let first = tokens.get(&key(), None, ask).await.unwrap().token;
     let same = key();
     let renewals = (0..20).map(|_| tokens.get(&same, Some(&first.header), ask));
-    for lease in join_all(renewals).await {
-        let lease = lease.unwrap();
-        assert_eq!(lease.token.header, "Bearer t2");
-        assert!(lease.fresh);
+    for grant in join_all(renewals).await {
+        let grant = grant.unwrap();
+        assert_eq!(grant.token.header, "Bearer t2");
+        assert!(grant.fresh);
     }
     // A late request with the old token gets the new one without a request to the token service.
     let late = tokens.get(&key(), Some(&first.header), ask).await.unwrap();
-    assert_eq!(
-        (late.token.header, late.fresh),
-        ("Bearer t2".parse().unwrap(), false)
-    );
+    assert_eq!(late.token.header, "Bearer t2");
+    assert!(!late.fresh);
     assert_eq!(asked.get(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_shared_by_those_who_waited_and_by_nobody_else() {
+async fn a_failure_is_shared_with_the_waiting_requests_only() {
     let tokens = Tokens::new();
     let asked = Cell::new(0);
     let ask = || async {
@@ -130,17 +126,15 @@ async fn a_failure_is_shared_by_those_who_waited_and_by_nobody_else() {
     };
     let same = key();
     let all = join_all((0..20).map(|_| tokens.get(&same, None, ask))).await;
-    assert!(
-        all.iter()
-            .all(|one| matches!(one, Err(UpstreamError::Denied { .. })))
-    );
+    let mut errors = all.into_iter().map(Result::unwrap_err);
+    assert!(errors.all(|error| error.class() == "denied"));
     assert_eq!(asked.get(), 1);
     assert!(tokens.get(&key(), None, ask).await.is_err());
     assert_eq!(asked.get(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_one_who_asks_goes_away_the_next_one_asks() {
+async fn a_cancelled_request_leaves_the_next_one_to_the_next_in_line() {
     let tokens = Tokens::new();
     let (first, second) = (key(), key());
     let leader = tokens.get(&first, None, std::future::pending);
