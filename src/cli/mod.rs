@@ -186,14 +186,19 @@ fn check(path: Option<&Path>) -> anyhow::Result<()> {
     for warning in warnings(&loaded) {
         say(&format!("warning: {warning}"));
     }
-    let Loaded { config, places, .. } = loaded;
+    let Loaded {
+        config,
+        effective,
+        places,
+        ..
+    } = loaded;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("the runtime can't be started")?
         .block_on(App::check(&config))
         .map_err(|error| placed(error, &config, &places))?;
-    print(&config::render(&config))
+    print(&effective)
 }
 
 /// What is probably not meant, each with its file and line.
