@@ -141,8 +141,9 @@ pub(super) fn ls(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
             pinned.to_owned(),
         ]);
         for name in names {
-            let [a, b, c, d, e] = Default::default();
-            table.row([name, a, b, c, d, e]);
+            let mut cells = <[String; 6]>::default();
+            cells[0] = name;
+            table.row(cells);
         }
     }
     print(&table.to_string())
