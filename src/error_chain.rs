@@ -35,7 +35,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_of_the_operating_system_is_said() {
+    fn the_operating_systems_cause_is_shown() {
         use crate::storage::StoreError;
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let error = StoreError::Io {
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_said_once() {
+    fn causes_are_shown_once() {
         let inner = || Box::new(Failure::Inner);
         assert_eq!(on_one_line(&Failure::Inner), "inner");
         assert_eq!(on_one_line(&Failure::Outer(inner())), "outer: inner");

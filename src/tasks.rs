@@ -160,7 +160,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test]
-    async fn the_panic_of_a_required_task_is_told() {
+    async fn the_panic_of_a_required_task_is_reported() {
         let tasks = Tasks::new();
         tasks.spawn_required("fine", async {});
         tasks.spawn_required("broken", async { panic!("on {}", "purpose") });

@@ -72,7 +72,7 @@ mod tests {
     use std::thread;
 
     #[tokio::test]
-    async fn small_work_is_done_at_once_and_large_work_elsewhere_and_few_at_a_time() {
+    async fn small_work_runs_in_place_and_large_work_on_the_pool_a_few_at_a_time() {
         let workers = Workers::default();
         let here = thread::current().id();
         let small = workers.admit(QUICK as u64).await.unwrap();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_panics_is_an_error_and_gives_its_place_back() {
+    async fn work_that_panics_is_an_error_and_returns_its_permit() {
         let workers = Workers::default();
         for _ in 0..2 * MAX_LARGE {
             let leave = workers.admit(u64::MAX).await.unwrap();

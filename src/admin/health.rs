@@ -11,8 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
-use crate::cache::Cache;
-use crate::cache::StoreError;
+use crate::cache::{Cache, StoreError};
 use crate::error_chain::on_one_line;
 use crate::metrics::{Degraded, Metrics};
 use crate::tasks::Tasks;
@@ -23,9 +22,9 @@ const CHECK_TIME: Duration = Duration::from_secs(5);
 /// The checks of one server.
 #[derive(Debug)]
 pub struct Health {
-    cache: Cache,
-    tasks: Tasks,
-    metrics: Arc<Metrics>,
+    pub(super) cache: Cache,
+    pub(super) tasks: Tasks,
+    pub(super) metrics: Arc<Metrics>,
     /// One check of the store at a time: a disk that doesn't answer must not take every thread of
     /// the blocking pool.
     one_check: Arc<Semaphore>,
@@ -96,14 +95,14 @@ mod tests {
     use crate::storage::{FaultyStore, MemoryStore, Store};
     use tokio_util::sync::CancellationToken;
 
-    struct House {
+    struct Setup {
         store: Arc<FaultyStore>,
         tasks: Tasks,
         metrics: Arc<Metrics>,
         health: Health,
     }
 
-    impl House {
+    impl Setup {
         fn over(store: FaultyStore) -> Self {
             let (store, tasks, metrics) = (Arc::new(store), Tasks::new(), Arc::default());
             let cache = Cache::start(
@@ -135,17 +134,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_that_fails_is_named_with_its_whole_cause() {
-        let house = House::new();
-        assert_eq!(house.health.check().await, BTreeMap::new());
-        house.store.fail(Operation::Check, 1, ErrorKind::NotFound);
-        let failing = house.health.check().await;
+        let setup = Setup::new();
+        assert_eq!(setup.health.check().await, BTreeMap::new());
+        setup.store.fail(Operation::Check, 1, ErrorKind::NotFound);
+        let failing = setup.health.check().await;
         let reason = "the store couldn't pass a faulty store/Check: entity not found";
         assert_eq!(failing["store"], reason);
         assert_eq!(failing.len(), 1);
         assert_eq!(
-            house.health.check().await,
+            setup.health.check().await,
             BTreeMap::new(),
-            "and it is well again"
+            "a later check succeeds"
         );
     }
 
@@ -155,50 +154,50 @@ mod tests {
             (ErrorKind::StorageFull, "store_full"),
             (ErrorKind::ReadOnlyFilesystem, "store_read_only"),
         ] {
-            let house = House::new();
-            house.store.fail(Operation::Check, 1, kind);
-            assert_eq!(house.health.check().await, BTreeMap::new());
-            assert!(house.degraded(condition), "{}", house.metrics.render());
-            house.health.check().await;
-            assert!(!house.degraded(condition));
+            let setup = Setup::new();
+            setup.store.fail(Operation::Check, 1, kind);
+            assert_eq!(setup.health.check().await, BTreeMap::new());
+            assert!(setup.degraded(condition), "{}", setup.metrics.render());
+            setup.health.check().await;
+            assert!(!setup.degraded(condition));
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_does_not_answer_fails_and_is_asked_once() {
-        let house = House::new();
-        let stalled = house.store.stall(Operation::Check, 1);
+    async fn a_store_that_does_not_answer_fails_and_is_checked_once() {
+        let setup = Setup::new();
+        let stalled = setup.store.stall(Operation::Check, 1);
         for _ in 0..3 {
-            assert_eq!(house.health.check().await["store"], "no answer within 5 s");
+            assert_eq!(setup.health.check().await["store"], "no answer within 5 s");
         }
         stalled.release();
-        assert_eq!(house.health.check().await, BTreeMap::new());
+        assert_eq!(setup.health.check().await, BTreeMap::new());
     }
 
     #[tokio::test]
     async fn a_task_that_is_down_is_named() {
-        let house = House::new();
-        house
+        let setup = Setup::new();
+        setup
             .tasks
             .spawn_required("deletion", async { panic!("on purpose") });
-        house.tasks.failed().await;
-        assert_eq!(house.health.check().await["task deletion"], "on purpose");
+        setup.tasks.failed().await;
+        assert_eq!(setup.health.check().await["task deletion"], "on purpose");
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_index_that_cannot_be_built_fails_until_it_is() {
         let store = FaultyStore::new(Arc::new(MemoryStore::new()));
         store.fail(Operation::Repositories, 1, ErrorKind::PermissionDenied);
-        let house = House::over(store);
-        while house.health.cache.health().is_ok() {
+        let setup = Setup::over(store);
+        while setup.health.cache.health().is_ok() {
             tokio::task::yield_now().await;
         }
-        let failing = house.health.check().await;
+        let failing = setup.health.check().await;
         assert!(
             failing["index"].contains("permission denied"),
             "{failing:?}"
         );
-        house.health.cache.complete().await;
-        assert_eq!(house.health.check().await, BTreeMap::new());
+        setup.health.cache.complete().await;
+        assert_eq!(setup.health.check().await, BTreeMap::new());
     }
 }

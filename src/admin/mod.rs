@@ -11,48 +11,36 @@ use std::sync::Arc;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 
-use crate::cache::Cache;
-use crate::metrics::{CacheFigures, Metrics};
+use crate::metrics::CacheFigures;
 use crate::server::{Body, Handler, Peer, RequestBody};
-use crate::tasks::Tasks;
 use health::Health;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers on the debug listener.
 #[derive(Debug)]
 pub struct Admin {
-    metrics: Arc<Metrics>,
-    cache: Cache,
-    tasks: Tasks,
-    health: Health,
+    pub health: Health,
     /// Where the metrics are, if anywhere.
-    metrics_path: Option<String>,
+    pub metrics_path: Option<String>,
 }
 
 impl Admin {
-    /// The metrics and the health of a server with this cache and these tasks.
-    pub fn new(
-        metrics: Arc<Metrics>,
-        cache: Cache,
-        tasks: Tasks,
-        metrics_path: Option<String>,
-    ) -> Self {
-        let health = Health::new(cache.clone(), tasks.clone(), Arc::clone(&metrics));
-        Self {
-            metrics,
-            cache,
-            tasks,
-            health,
-            metrics_path,
-        }
-    }
-
     /// What is counted elsewhere is copied when it is asked for.
     async fn render(&self) -> String {
+        let Health {
+            cache,
+            tasks,
+            metrics,
+            ..
+        } = &self.health;
         // For the degraded conditions.
         self.health.check().await;
-        self.metrics.task_panics(self.tasks.panics());
-        let (usage, counts) = (self.cache.usage(), self.cache.counts());
-        self.metrics.cache(&CacheFigures {
+        metrics.task_panics(tasks.panics());
+        let (usage, counts) = (cache.usage(), cache.counts());
+        metrics.cache(&CacheFigures {
             bytes: usage.used,
             reserved_bytes: usage.reserved,
             limit_bytes: usage.limit,
@@ -63,28 +51,21 @@ impl Admin {
             full: counts.full,
             unreadable: counts.unreadable,
         });
-        self.metrics.render()
+        metrics.render()
     }
 
     async fn answer(&self, method: &Method, path: &str) -> Response<Body> {
         if method != Method::GET && method != Method::HEAD {
-            let mut response = text(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this page is only read\n".to_owned(),
-            );
-            response
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            let text = "this page is only read\n".to_owned();
+            let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
+            let allowed = HeaderValue::from_static("GET, HEAD");
+            response.headers_mut().insert(ALLOW, allowed);
             return response;
         }
+        let metrics_path = self.metrics_path.as_deref();
         match path {
-            path if self.metrics_path.as_deref() == Some(path) => {
-                let mut response = text(StatusCode::OK, self.render().await);
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                response
-                    .headers_mut()
-                    .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-                response
+            path if metrics_path == Some(path) => {
+                response(StatusCode::OK, METRICS, self.render().await)
             }
             // The reference registry's path, and its answer: the checks that fail, by name.
             "/debug/health" => {
@@ -94,22 +75,13 @@ impl Admin {
                 } else {
                     StatusCode::SERVICE_UNAVAILABLE
                 };
-                let mut response = text(status, serde_json::json!(failing).to_string());
-                response
-                    .headers_mut()
-                    .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                response
+                response(status, JSON, serde_json::json!(failing).to_string())
             }
             _ => {
-                let metrics = self
-                    .metrics_path
-                    .as_deref()
-                    .map(|path| format!("{path} and "))
-                    .unwrap_or_default();
-                text(
-                    StatusCode::NOT_FOUND,
-                    format!("there is {metrics}/debug/health here\n"),
-                )
+                let metrics = metrics_path.map(|path| format!("{path} and "));
+                let metrics = metrics.unwrap_or_default();
+                let text = format!("there is {metrics}/debug/health here\n");
+                response(StatusCode::NOT_FOUND, TEXT, text)
             }
         }
     }
@@ -121,27 +93,26 @@ impl Handler for Admin {
     }
 }
 
-fn text(status: StatusCode, body: String) -> Response<Body> {
+fn response(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
     let mut response = Response::new(Body::bytes(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    let content_type = HeaderValue::from_static(content_type);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::CacheSettings;
+    use crate::cache::{Cache, CacheSettings};
     use crate::clock::Clock;
     use crate::storage::MemoryStore;
+    use crate::tasks::Tasks;
     use http_body_util::BodyExt as _;
     use tokio_util::sync::CancellationToken;
 
     #[tokio::test]
-    async fn the_pages() {
+    async fn pages_have_their_status_and_health_names_a_failed_task() {
         let clock = Clock::system();
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         let cache = Cache::start(
@@ -152,9 +123,10 @@ mod tests {
             &tasks,
             &stop,
         );
-        let metrics = Arc::new(Metrics::new());
-        let path = Some("/metrics".to_owned());
-        let admin = Admin::new(metrics, cache, tasks.clone(), path);
+        let admin = Admin {
+            health: Health::new(cache, tasks.clone(), Arc::default()),
+            metrics_path: Some("/metrics".to_owned()),
+        };
         for (method, path, status) in [
             (Method::GET, "/metrics", 200),
             (Method::HEAD, "/debug/health", 200),

@@ -1,18 +1,34 @@
-//! What operators do to the cache: list, count, purge. One set of functions, for the running server
-//! (over its admin socket) and for the command line when no server runs.
+//! What operators do to the cache: list, count, scrub, purge. One set of operations, for the running
+//! server (over its admin socket) and for the command line when no server runs.
 //!
 //! Lists come in pages, so that a million images cost neither side the memory for all.
 
-use std::num::NonZeroU64;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{
-    Cache, EntryView, Finding, ImageView, NotReady, Removal, ScrubSettings, Selection, Verdict,
+    Cache, EntryView, ImageView, LinkKind, NotReady, ScrubSettings, Selection, SelectionError,
+    StoreError,
 };
-use crate::cache::{LinkKind, StoreError};
 use crate::oci::Digest;
+use crate::server::RequestBodyError;
+
+/// An operation, and the type of its result.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Operation {
+    /// The [`Image`]s: a [`Page`] from a position that the page before it named, or 0.
+    Images(usize),
+    /// The [`Entry`]s of everything that is linked, likewise.
+    Entries(usize),
+    /// The [`Leftovers`].
+    Leftovers,
+    /// Hashes every blob again: a [`ScrubReport`](crate::cache::ScrubReport).
+    Scrub(ScrubSettings),
+    /// Removes what a `repository`, `repository:tag` (patterns) or `repository@digest` selects: the
+    /// [`Entry`]s of that.
+    Purge { reference: String, dry_run: bool },
+}
 
 /// A page, and where the next one begins.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,43 +67,6 @@ pub struct Entry {
     pub size: u64,
 }
 
-/// What to purge.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Purge {
-    /// `repository`, `repository:tag` (patterns), or `repository@digest`.
-    pub reference: String,
-    #[serde(default)]
-    pub dry_run: bool,
-}
-
-/// How to scrub.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Scrub {
-    /// Sets corrupt blobs aside.
-    #[serde(default)]
-    pub repair: bool,
-    /// Bytes a second; none is as fast as the disk allows.
-    pub rate: Option<NonZeroU64>,
-}
-
-/// What a scrub found.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Scrubbed {
-    /// Blobs that were hashed.
-    pub checked: u64,
-    pub bytes: u64,
-    pub corrupt: u64,
-    /// Of these, blobs that were quarantined.
-    pub quarantined: u64,
-    /// Blobs that couldn't be read.
-    pub failed: u64,
-    /// The first of those that are corrupt or failed.
-    pub findings: Vec<Found>,
-    pub leftovers: Leftovers,
-    /// Links, tags and directories that can't be read.
-    pub unreadable: Vec<UnreadablePath>,
-}
-
 /// What pushes to the reference registry left in the directory a week ago or longer.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Leftovers {
@@ -95,25 +74,7 @@ pub struct Leftovers {
     pub bytes: u64,
 }
 
-/// A link, tag or directory that can't be read.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct UnreadablePath {
-    pub path: String,
-    /// None when it has been removed, else why it is still there.
-    pub failure: Option<String>,
-}
-
-/// A blob that isn't what its digest says.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Found {
-    pub digest: Digest,
-    /// Bytes of its file.
-    pub size: u64,
-    /// `corrupt`, `quarantined`, or why it can't be read.
-    pub verdict: String,
-}
-
-/// The operations.
+/// Carries out operations.
 #[derive(Debug, Clone)]
 pub struct Operator {
     cache: Cache,
@@ -122,8 +83,15 @@ pub struct Operator {
 /// Why an operation isn't carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum OperateError {
-    #[error("{reference:?} selects nothing: {reason}")]
-    Selection { reference: String, reason: String },
+    #[error("the request isn't valid: {0}")]
+    Request(#[from] serde_json::Error),
+    #[error(transparent)]
+    Body(#[from] RequestBodyError),
+    #[error("{reference:?} selects nothing: {source}")]
+    Selection {
+        reference: String,
+        source: SelectionError,
+    },
     #[error("the blobs can't be listed: {0}")]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -135,95 +103,47 @@ impl Operator {
         Self { cache }
     }
 
-    /// A page of images, from a position that a page before it named, or 0.
-    pub async fn images(&self, from: usize) -> Result<Page<Image>, OperateError> {
-        self.cache.ready().await?;
-        let (views, next) = self.cache.images(from);
-        Ok(Page {
-            items: views.iter().map(image).collect(),
-            next,
-        })
-    }
-
-    /// A page of everything that is linked, likewise.
-    pub async fn entries(&self, from: usize) -> Result<Page<Entry>, OperateError> {
-        self.cache.ready().await?;
-        let (views, next) = self.cache.entries(from);
-        Ok(Page {
-            items: views.iter().map(entry).collect(),
-            next,
-        })
-    }
-
-    /// What pushes to the reference registry left in the directory a week ago or longer.
-    pub async fn leftovers(&self) -> Result<Leftovers, OperateError> {
-        let uploads = self.cache.abandoned_uploads().await?;
-        Ok(Leftovers {
-            uploads: uploads.len() as u64,
-            bytes: uploads.iter().map(|upload| upload.bytes).sum(),
-        })
-    }
-
-    /// Hashes every blob anew.
-    pub async fn scrub(&self, scrub: &Scrub) -> Result<Scrubbed, OperateError> {
-        let settings = ScrubSettings {
-            rate: scrub.rate,
-            repair: scrub.repair,
+    /// Carries out an operation. Returns its result as JSON.
+    pub async fn run(&self, operation: Operation) -> Result<Vec<u8>, OperateError> {
+        if !matches!(operation, Operation::Leftovers) {
+            self.cache.ready().await?;
+        }
+        let json = match operation {
+            Operation::Images(from) => {
+                let (views, next) = self.cache.images(from);
+                let items: Vec<_> = views.iter().map(image).collect();
+                serde_json::to_vec(&Page { items, next })
+            }
+            Operation::Entries(from) => {
+                let (views, next) = self.cache.entries(from);
+                let items: Vec<_> = views.iter().map(entry).collect();
+                serde_json::to_vec(&Page { items, next })
+            }
+            Operation::Leftovers => {
+                let uploads = self.cache.abandoned_uploads().await?;
+                serde_json::to_vec(&Leftovers {
+                    uploads: uploads.len() as u64,
+                    bytes: uploads.iter().map(|upload| upload.bytes).sum(),
+                })
+            }
+            Operation::Scrub(settings) => serde_json::to_vec(&self.cache.scrub(settings).await?),
+            Operation::Purge { reference, dry_run } => {
+                serde_json::to_vec(&self.purge(reference, dry_run).await?)
+            }
         };
-        self.cache.ready().await?;
-        let report = self.cache.scrub(settings).await?;
-        Ok(Scrubbed {
-            checked: report.checked,
-            bytes: report.bytes,
-            corrupt: report.corrupt,
-            quarantined: report.quarantined,
-            failed: report.failed,
-            findings: report.findings.iter().map(found).collect(),
-            leftovers: Leftovers {
-                uploads: report.uploads,
-                bytes: report.upload_bytes,
-            },
-            unreadable: report.unreadable.iter().map(unreadable).collect(),
-        })
+        Ok(json?)
     }
 
-    /// Removes what is selected, and answers what that was.
-    pub async fn purge(&self, purge: &Purge) -> Result<Vec<Entry>, OperateError> {
-        let Purge { reference, dry_run } = purge;
-        let selection: Selection =
-            reference
-                .parse()
-                .map_err(
-                    |error: crate::cache::SelectionError| OperateError::Selection {
-                        reference: reference.clone(),
-                        reason: error.to_string(),
-                    },
-                )?;
-        self.cache.ready().await?;
-        let purged = self.cache.purge(&selection, *dry_run).await;
+    async fn purge(&self, reference: String, dry_run: bool) -> Result<Vec<Entry>, OperateError> {
+        let selection: Selection = match reference.parse() {
+            Ok(selection) => selection,
+            Err(source) => return Err(OperateError::Selection { reference, source }),
+        };
+        let purged = self.cache.purge(&selection, dry_run).await;
         if !dry_run {
             tracing::info!(reference, links = purged.len(), "purged");
         }
         Ok(purged.iter().map(entry).collect())
-    }
-}
-
-fn found(finding: &Finding) -> Found {
-    Found {
-        digest: finding.digest,
-        size: finding.size,
-        verdict: match &finding.verdict {
-            Verdict::Corrupt => "corrupt".to_owned(),
-            Verdict::Quarantined => "quarantined".to_owned(),
-            Verdict::Failed(reason) => reason.clone(),
-        },
-    }
-}
-
-fn unreadable(removal: &Removal) -> UnreadablePath {
-    UnreadablePath {
-        path: removal.path.display().to_string(),
-        failure: removal.failure.clone(),
     }
 }
 

@@ -7,96 +7,34 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, Uri};
-use http_body_util::BodyExt as _;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1;
 
-use super::operate::{OperateError, Operator};
+use super::operate::{OperateError, Operation, Operator};
 use crate::error_chain::on_one_line;
 use crate::oci::error::first_error;
 use crate::oci::{Classified, ErrorKind};
-use crate::server::{Body, Handler, Peer, RequestBody, RequestBodyError, refused};
+use crate::server::{Body, Handler, Peer, RequestBody, refused};
 
 /// Largest request, in bytes.
 const MAX_REQUEST: usize = 64 * 1024;
 
-/// Answers on the admin socket.
-#[derive(Debug)]
-pub struct Socket(Operator);
-
-impl Socket {
-    pub fn new(operator: Operator) -> Self {
-        Self(operator)
-    }
-
-    async fn answer(&self, method: &Method, uri: &Uri, body: &[u8]) -> Response<Body> {
-        match (method.as_str(), uri.path()) {
-            ("GET", "/images") => result(self.0.images(position(uri)).await),
-            ("GET", "/entries") => result(self.0.entries(position(uri)).await),
-            ("GET", "/leftovers") => result(self.0.leftovers().await),
-            ("POST", "/purge") => match serde_json::from_slice(body) {
-                Ok(purge) => result(self.0.purge(&purge).await),
-                Err(error) => refused(&SocketError::Request(error)),
-            },
-            ("POST", "/scrub") => match serde_json::from_slice(body) {
-                Ok(scrub) => result(self.0.scrub(&scrub).await),
-                Err(error) => refused(&SocketError::Request(error)),
-            },
-            _ => refused(&SocketError::NoSuchOperation),
-        }
-    }
-}
-
-impl Handler for Socket {
+impl Handler for Operator {
     async fn handle(self: Arc<Self>, request: Request<RequestBody>, _peer: Peer) -> Response<Body> {
-        let (head, body) = request.into_parts();
-        match body.read(MAX_REQUEST).await {
-            Ok(body) => self.answer(&head.method, &head.uri, &body).await,
-            Err(error) => refused(&SocketError::Body(error)),
+        let answer = async {
+            let body = request.into_body().read(MAX_REQUEST).await?;
+            self.run(serde_json::from_slice(&body)?).await
+        };
+        match answer.await {
+            Ok(json) => {
+                let mut response = Response::new(Body::bytes(json));
+                let json = HeaderValue::from_static("application/json");
+                response.headers_mut().insert(CONTENT_TYPE, json);
+                response
+            }
+            Err(error) => refused(&error),
         }
-    }
-}
-
-/// `from` of the query.
-fn position(uri: &Uri) -> usize {
-    let query = uri.query().and_then(|query| query.strip_prefix("from="));
-    query.and_then(|from| from.parse().ok()).unwrap_or(0)
-}
-
-fn result<T: Serialize>(result: Result<T, OperateError>) -> Response<Body> {
-    let done = match result {
-        Ok(done) => done,
-        Err(error) => return refused(&error),
-    };
-    let mut response = Response::new(Body::bytes(serde_json::to_vec(&done).unwrap_or_default()));
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, json);
-    response
-}
-
-/// Why a request on the socket is no operation.
-#[derive(Debug, thiserror::Error)]
-enum SocketError {
-    #[error("no such operation")]
-    NoSuchOperation,
-    #[error("the request isn't valid: {0}")]
-    Request(serde_json::Error),
-    #[error(transparent)]
-    Body(RequestBodyError),
-}
-
-impl Classified for SocketError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NoSuchOperation => ErrorKind::NoSuchPath,
-            Self::Request(_) => ErrorKind::BadRequest,
-            Self::Body(_) => ErrorKind::TooLarge,
-        }
-    }
-
-    fn reason(&self) -> Cow<'static, str> {
-        self.to_string().into()
     }
 }
 
@@ -104,7 +42,8 @@ impl Classified for SocketError {
 impl Classified for OperateError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Selection { .. } => ErrorKind::BadRequest,
+            Self::Request(_) | Self::Selection { .. } => ErrorKind::BadRequest,
+            Self::Body(_) => ErrorKind::TooLarge,
             Self::NotReady(_) => ErrorKind::Busy,
             Self::Store(_) => ErrorKind::Internal,
         }
@@ -127,17 +66,15 @@ pub enum ClientError {
     Broken { path: PathBuf, source: hyper::Error },
     #[error("the server refused: {0}")]
     Refused(String),
-    #[error("the server's answer can't be read: {0}")]
-    Answer(#[from] serde_json::Error),
     #[error("the request can't be made: {0}")]
-    Request(#[from] http::Error),
+    Request(#[from] serde_json::Error),
 }
 
 /// A command line's connection to a running server.
 #[derive(Debug)]
 pub struct Client {
     path: PathBuf,
-    sender: hyper::client::conn::http1::SendRequest<http_body_util::Full<Bytes>>,
+    sender: http1::SendRequest<Full<Bytes>>,
 }
 
 impl Client {
@@ -146,70 +83,41 @@ impl Client {
         path: &Path,
         tasks: &tokio_util::task::TaskTracker,
     ) -> Result<Self, ClientError> {
-        let stream = tokio::net::UnixStream::connect(path)
-            .await
-            .map_err(|source| ClientError::Connect {
-                path: path.to_owned(),
-                source,
-            })?;
-        let io = hyper_util::rt::TokioIo::new(stream);
-        let broken = |source| ClientError::Broken {
-            path: path.to_owned(),
-            source,
+        let path = path.to_owned();
+        let stream = match tokio::net::UnixStream::connect(&path).await {
+            Ok(stream) => hyper_util::rt::TokioIo::new(stream),
+            Err(source) => return Err(ClientError::Connect { path, source }),
         };
-        let (sender, connection) = hyper::client::conn::http1::handshake(io)
-            .await
-            .map_err(broken)?;
+        let (sender, connection) = match http1::handshake(stream).await {
+            Ok(connected) => connected,
+            Err(source) => return Err(ClientError::Broken { path, source }),
+        };
         tasks.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = %on_one_line(&error), "the admin connection ended");
             }
         });
-        Ok(Self {
-            path: path.to_owned(),
-            sender,
-        })
+        Ok(Self { path, sender })
     }
 
-    pub async fn get<T: DeserializeOwned>(&mut self, uri: &str) -> Result<T, ClientError> {
-        self.ask(Request::get(uri).body(Bytes::new())?).await
-    }
-
-    pub async fn post<T: DeserializeOwned>(
-        &mut self,
-        uri: &str,
-        body: &impl Serialize,
-    ) -> Result<T, ClientError> {
-        self.ask(Request::post(uri).body(serde_json::to_vec(body)?.into())?)
-            .await
-    }
-
-    /// The server is the operator's own: its answers are bounded by its pages.
-    async fn ask<T: DeserializeOwned>(
-        &mut self,
-        request: Request<Bytes>,
-    ) -> Result<T, ClientError> {
-        let path = self.path.clone();
-        let broken = |source| ClientError::Broken {
-            path: path.clone(),
-            source,
+    /// Has the server carry out an operation. Returns its result as JSON. The server is the
+    /// operator's own: its answers are bounded by its pages.
+    pub async fn run(&mut self, operation: &Operation) -> Result<Bytes, ClientError> {
+        let request = Request::new(Full::new(serde_json::to_vec(operation)?.into()));
+        let sent = async {
+            self.sender.ready().await?;
+            let (head, body) = self.sender.send_request(request).await?.into_parts();
+            Ok((head.status, body.collect().await?.to_bytes()))
         };
-        let request = request.map(http_body_util::Full::new);
-        self.sender.ready().await.map_err(broken)?;
-        let response = self.sender.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        let body = response
-            .into_body()
-            .collect()
-            .await
-            .map_err(broken)?
-            .to_bytes();
+        let (status, body) = sent.await.map_err(|source| ClientError::Broken {
+            path: self.path.clone(),
+            source,
+        })?;
         if status.is_success() {
-            Ok(serde_json::from_slice(&body)?)
-        } else {
-            let told = first_error(&body).map(|(_code, message)| message);
-            let text = || String::from_utf8_lossy(&body).into_owned();
-            Err(ClientError::Refused(told.unwrap_or_else(text)))
+            return Ok(body);
         }
+        let told = first_error(&body).map(|(_code, message)| message);
+        let text = || String::from_utf8_lossy(&body).into_owned();
+        Err(ClientError::Refused(told.unwrap_or_else(text)))
     }
 }

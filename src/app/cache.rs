@@ -56,34 +56,41 @@ fn bytes(limit: SizeLimit, root: Option<&Path>) -> Option<u64> {
     match limit {
         SizeLimit::Bytes(bytes) => Some(bytes),
         SizeLimit::Percent(percent) => {
-            let total = root.and_then(space).map(|space| space.total);
-            if total.is_none() {
+            let space = root.and_then(space);
+            if space.is_none() {
                 tracing::warn!(
                     percent,
                     "the file system's size can't be told; its limit is ignored"
                 );
             }
-            total.map(|total| total / 100 * u64::from(percent))
+            space.map(|space| space.share(percent))
         }
     }
 }
 
 /// Bytes of a file system.
-struct Space {
-    total: u64,
+pub(super) struct Space {
+    pub(super) total: u64,
     /// For processes of users other than root.
     free: u64,
 }
 
+impl Space {
+    pub(super) fn of(path: &Path) -> rustix::io::Result<Self> {
+        let seen = rustix::fs::statvfs(path)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(seen.f_frsize);
+        Ok(Self {
+            total: bytes(seen.f_blocks),
+            free: bytes(seen.f_bavail),
+        })
+    }
+
+    pub(super) fn share(&self, percent: u8) -> u64 {
+        self.total / 100 * u64::from(percent)
+    }
+}
+
 fn space(root: &Path) -> Option<Space> {
-    let seen = rustix::fs::statvfs(root)
-        .inspect_err(
-            |error| tracing::warn!(root = %root.display(), error = %on_one_line(&error), "can't tell the free space"),
-        )
-        .ok()?;
-    let bytes = |blocks: u64| blocks.saturating_mul(seen.f_frsize);
-    Some(Space {
-        total: bytes(seen.f_blocks),
-        free: bytes(seen.f_bavail),
-    })
+    let warn = |error: &rustix::io::Errno| tracing::warn!(root = %root.display(), error = %on_one_line(error), "can't tell the free space");
+    Space::of(root).inspect_err(warn).ok()
 }

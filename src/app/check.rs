@@ -1,11 +1,11 @@
 //! What `millpond check` does: builds what the server is built of, and creates nothing.
 
-use std::path::Path;
-
+use super::cache::Space;
 use super::{StartError, upstreams};
 use crate::clock::Clock;
-use crate::config::{Config, Storage};
+use crate::config::{Config, MinFree, SizeLimit, Storage};
 use crate::metrics::Metrics;
+use crate::server::listener::BindError;
 use crate::storage::FsStore;
 
 impl super::App {
@@ -20,68 +20,52 @@ impl super::App {
     }
 }
 
-/// What the configuration asks for and can't have, with the key that asks.
-pub fn warnings(config: &Config) -> Vec<(String, String)> {
-    let unsatisfiable = min_free(config).map(|text| ("storage.minfree".to_owned(), text));
-    unsatisfiable.into_iter().collect()
-}
-
-/// A `minfree` that not even an empty file system satisfies.
-fn min_free(config: &Config) -> Option<String> {
-    use crate::config::{MinFree, SizeLimit};
+/// A warning of a `storage.minfree` that not even an empty file system satisfies.
+pub fn warn_of_min_free(config: &Config) -> Option<String> {
     let (Storage::Filesystem { root, .. }, MinFree::Limit(limit)) =
         (&config.storage, config.limits.min_free)
     else {
         return None;
     };
     // The directory may be yet to be made: where it will be.
-    let there = absolute(root).ancestors().find_map(|path| {
-        let seen = rustix::fs::statvfs(path).ok()?;
-        Some(seen.f_blocks.saturating_mul(seen.f_frsize))
-    });
-    let total = there?;
+    let path = std::path::absolute(root).unwrap_or_else(|_empty| root.clone());
+    let space = path.ancestors().find_map(|path| Space::of(path).ok())?;
     let wanted = match limit {
         SizeLimit::Bytes(bytes) => bytes,
-        SizeLimit::Percent(percent) => total / 100 * u64::from(percent),
+        SizeLimit::Percent(percent) => space.share(percent),
     };
     // Some of it is always taken by the file system itself.
-    (wanted >= total / 100 * 99).then(|| {
+    (wanted >= space.share(99)).then(|| {
         format!(
             "`storage.minfree` wants {wanted} bytes free, but the whole file system of {} has \
-             {total}: nothing can be cached; use less than that",
-            root.display()
+             {}: nothing can be cached; use less than that",
+            root.display(),
+            space.total
         )
     })
-}
-
-fn absolute(path: &Path) -> std::path::PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_empty| path.to_owned())
 }
 
 impl StartError {
     /// The key of the configuration that the error is about, where there is one.
     pub fn key(&self, config: &Config) -> Option<String> {
-        use crate::server::listener::BindError;
-        match self {
+        let key = match self {
             Self::Bind(BindError::Tcp { address, .. }) => {
-                let debug = config.http.debug.as_ref().map(|debug| &debug.listen);
-                let is_debug = debug.is_some_and(|debug| debug.to_string() == *address);
-                Some(
-                    if is_debug {
-                        "http.debug.addr"
-                    } else {
-                        "http.addr"
-                    }
-                    .to_owned(),
-                )
+                let debug = config.http.debug.as_ref();
+                let is_debug = debug.is_some_and(|debug| debug.listen.to_string() == *address);
+                if is_debug {
+                    "http.debug.addr"
+                } else {
+                    "http.addr"
+                }
             }
-            Self::Bind(BindError::Unix { .. }) => Some("http.addr".to_owned()),
-            Self::Store(_) => Some("storage.filesystem.rootdirectory".to_owned()),
+            Self::Bind(BindError::Unix { .. }) => "http.addr",
+            Self::Store(_) => "storage.filesystem.rootdirectory",
             Self::Upstream { upstream, .. } | Self::CaFile { upstream, .. } => {
-                Some(upstream_key(config, upstream))
+                return Some(upstream_key(config, upstream));
             }
-            Self::Address(_) => None,
-        }
+            Self::Address(_) => return None,
+        };
+        Some(key.to_owned())
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::num::NonZeroUsize;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::config::Config;
 use crate::error_chain::on_one_line;
 use crate::server::ConnectionLimits;
@@ -57,21 +59,13 @@ fn available(descriptors: usize, streams: usize) -> usize {
 
 /// Raises the soft limit to the hard one. Returns how many descriptors the process may have.
 fn raise() -> usize {
-    use rustix::process::{Resource, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = rustix::process::Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    let current = if limit.current == limit.maximum {
-        limit.maximum
-    } else {
-        match setrlimit(Resource::Nofile, raised) {
-            Ok(()) => limit.maximum,
-            Err(error) => {
-                tracing::debug!(error = %on_one_line(&error), "the limit of open files can't be raised");
-                limit.current
-            }
+    let current = limit.maximum;
+    let current = match setrlimit(Resource::Nofile, Rlimit { current, ..limit }) {
+        Ok(()) => current,
+        Err(error) => {
+            tracing::debug!(error = %on_one_line(&error), "the limit of open files can't be raised");
+            limit.current
         }
     };
     // None is no limit.
@@ -94,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn the_soft_limit_is_raised_and_the_configuration_has_its_say() {
+    fn the_soft_limit_is_raised_and_configured_limits_override_the_default() {
         let mut config = Config::default_config();
         let possible = available(raise(), config.proxy.streams.total);
         let default = connection_limits(&config);
@@ -109,7 +103,7 @@ mod tests {
             (configured.total, configured.per_address),
             (7, NonZeroUsize::new(3))
         );
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let limit = getrlimit(Resource::Nofile);
         assert_eq!(limit.current, limit.maximum);
     }
 }

@@ -6,7 +6,7 @@ mod descriptors;
 mod pulling;
 
 pub use cache::settings as cache_settings;
-pub use check::warnings;
+pub use check::warn_of_min_free;
 use pulling::Pulling;
 
 use std::future::Future;
@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::admin::{operate::Operator, socket::Socket};
+use crate::admin::health::Health;
+use crate::admin::operate::Operator;
 use crate::cache::{Cache, ScrubSettings};
 use crate::clock::Clock;
 use crate::config::{self, Config};
@@ -94,9 +95,14 @@ impl App {
         let (stop_accepting, stop_now) = (CancellationToken::new(), CancellationToken::new());
         let upstreams = upstreams(&config.proxy, clock, &metrics)?;
         let background = Tasks::new();
-        let kept_how = cache::settings(config);
-        let (kept, counted) = (Arc::clone(&store), Arc::clone(&metrics));
-        let cache = Cache::start(kept, counted, clock, kept_how, &background, &stop_now);
+        let cache = Cache::start(
+            store,
+            Arc::clone(&metrics),
+            clock,
+            cache::settings(config),
+            &background,
+            &stop_now,
+        );
         scrub(config, &cache, &background, &stop_accepting);
         let pulling = Pulling {
             cache: cache.clone(),
@@ -121,12 +127,10 @@ impl App {
             tasks: background.tracked_by(&tasks),
             stop: stop_accepting.clone(),
         };
-        let operated = Operated {
-            cache: cache.clone(),
-            tasks: background.clone(),
-        };
         let operators = serving.for_operators();
-        let debug_address = operators.listen_for_debug(config, &operated).await?;
+        let debug_address = operators
+            .listen_for_debug(config, &cache, &background)
+            .await?;
         operators.take_commands(config, &cache).await;
         let address = serving
             .listen("listener", &config.http.listen, service)
@@ -243,12 +247,6 @@ fn scrub(config: &Config, cache: &Cache, tasks: &Tasks, stop: &CancellationToken
     }
 }
 
-/// What operators look at.
-struct Operated {
-    cache: Cache,
-    tasks: Tasks,
-}
-
 /// What every listener needs.
 struct Serving {
     connections: ConnectionSettings,
@@ -273,17 +271,20 @@ impl Serving {
     async fn listen_for_debug(
         &self,
         config: &Config,
-        operated: &Operated,
+        cache: &Cache,
+        background: &Tasks,
     ) -> Result<Option<Address>, StartError> {
         let Some(debug) = &config.http.debug else {
             return Ok(None);
         };
-        let admin = Admin::new(
-            Arc::clone(&self.connections.metrics),
-            operated.cache.clone(),
-            operated.tasks.clone(),
-            debug.metrics_path.clone(),
-        );
+        let admin = Admin {
+            health: Health::new(
+                cache.clone(),
+                background.clone(),
+                Arc::clone(&self.connections.metrics),
+            ),
+            metrics_path: debug.metrics_path.clone(),
+        };
         let listening = self.listen("debug listener", &debug.listen, admin);
         listening.await.map(Some)
     }
@@ -294,7 +295,6 @@ impl Serving {
             return;
         };
         let path = Layout::new(root).admin_socket();
-        let socket = Socket::new(Operator::new(cache.clone()));
         let listener = match Listener::bind(&config::Listen::Unix(path)).await {
             Ok(listener) => listener,
             Err(error) => {
@@ -303,7 +303,7 @@ impl Serving {
             }
         };
         match listener.make_private() {
-            Ok(()) => self.serve("admin socket", listener, socket),
+            Ok(()) => self.serve("admin socket", listener, Operator::new(cache.clone())),
             Err(error) => {
                 tracing::warn!(error = %on_one_line(&error), "the admin socket can't be made private");
             }
@@ -362,11 +362,9 @@ fn upstreams(
     metrics: &Arc<Metrics>,
 ) -> Result<Upstreams, StartError> {
     let default = entry(&proxy.default, proxy, clock, metrics)?;
-    let mut others = Vec::with_capacity(proxy.upstreams.len());
-    for upstream in &proxy.upstreams {
-        others.push(entry(upstream, proxy, clock, metrics)?);
-    }
-    Ok(Upstreams::new(default, others))
+    let others = proxy.upstreams.iter();
+    let others = others.map(|upstream| entry(upstream, proxy, clock, metrics));
+    Ok(Upstreams::new(default, others.collect::<Result<_, _>>()?))
 }
 
 fn entry(

@@ -6,6 +6,7 @@ mod writer;
 
 use std::io::{self, IsTerminal as _};
 use std::panic;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::Subscriber;
@@ -15,7 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{self, Log, LogFormat};
 use crate::error_chain::on_one_line;
-use format::{TextFields, WithFields};
+use format::{JsonLine, TextFields};
 pub(super) use writer::LogWriter;
 
 /// How long the exit of the process waits for the last lines to be written.
@@ -23,7 +24,7 @@ const FLUSH_TIME: Duration = Duration::from_secs(2);
 
 /// The log of this process.
 pub(super) struct Logs {
-    writer: LogWriter,
+    writer: Arc<LogWriter>,
     format: LogFormat,
 }
 
@@ -32,7 +33,7 @@ impl Logs {
     pub(super) fn start(log: &Log) -> io::Result<Self> {
         let writer = LogWriter::start(io::stderr(), format::notice(log))?;
         let colours = io::stderr().is_terminal() && config::colours_wanted();
-        if let Err(error) = subscriber(log, colours, writer.clone()).try_init() {
+        if let Err(error) = subscriber(log, colours, Arc::clone(&writer)).try_init() {
             tracing::debug!(error = %on_one_line(&error), "logging had been started before");
         }
         // The standard hook writes to standard error itself, and would wait for its reader.
@@ -83,16 +84,13 @@ where
         .with_writer(writer);
     match log.format {
         LogFormat::Text => {
-            // Colours can't be handed through to a line that gets a suffix.
-            let ansi = colours && log.fields.is_empty();
-            let inner = tracing_subscriber::fmt::format();
-            let builder = builder.with_ansi(ansi).fmt_fields(TextFields);
-            Box::new(builder.event_format(WithFields::new(inner, log)).finish())
+            let builder = builder.with_ansi(colours);
+            Box::new(builder.fmt_fields(TextFields::new(log)).finish())
         }
         LogFormat::Json => {
             let inner = tracing_subscriber::fmt::format().json().flatten_event(true);
             let builder = builder.fmt_fields(tracing_subscriber::fmt::format::JsonFields::new());
-            Box::new(builder.event_format(WithFields::new(inner, log)).finish())
+            Box::new(builder.event_format(JsonLine::new(inner, log)).finish())
         }
     }
 }

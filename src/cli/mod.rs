@@ -15,8 +15,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
-use crate::admin::operate::{Purge, Scrub};
 use crate::app::{self, App, StartError};
+use crate::cache::ScrubSettings;
 use crate::config::{self, Config, Loaded, Places};
 use crate::error_chain::on_one_line;
 
@@ -135,20 +135,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             rate,
             configured,
         } => {
-            let scrub = Scrub {
-                repair,
-                rate: rate.and_then(NonZeroU64::new),
-            };
-            operate::scrub(configured.config.as_deref(), &scrub)
+            let rate = rate.and_then(NonZeroU64::new);
+            operate::scrub(configured.config.as_deref(), ScrubSettings { rate, repair })
         }
         Command::Purge {
             reference,
             dry_run,
             configured,
-        } => {
-            let purge = Purge { reference, dry_run };
-            operate::purge(configured.config.as_deref(), &purge)
-        }
+        } => operate::purge(configured.config.as_deref(), reference, dry_run),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -186,28 +180,29 @@ fn check(path: Option<&Path>) -> anyhow::Result<()> {
     for warning in warnings(&loaded) {
         say(&format!("warning: {warning}"));
     }
-    let Loaded { config, places, .. } = loaded;
+    let Loaded {
+        config,
+        effective,
+        places,
+        ..
+    } = loaded;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("the runtime can't be started")?
         .block_on(App::check(&config))
         .map_err(|error| placed(error, &config, &places))?;
-    print(&config::render(&config))
+    print(&effective)
 }
 
 /// What is probably not meant, each with its file and line.
 fn warnings(loaded: &Loaded) -> Vec<String> {
-    let unsatisfiable = app::warnings(&loaded.config);
-    let unsatisfiable = unsatisfiable
-        .into_iter()
-        .map(|(key, text)| format!("{}: {text}", loaded.places.of(&key)));
-    loaded
-        .warnings
-        .iter()
-        .cloned()
-        .chain(unsatisfiable)
-        .collect()
+    let mut warnings = loaded.warnings.clone();
+    if let Some(warning) = app::warn_of_min_free(&loaded.config) {
+        let place = loaded.places.of("storage.minfree");
+        warnings.push(format!("{place}: {warning}"));
+    }
+    warnings
 }
 
 /// An error of the start, with the file and the line that it is about.

@@ -1,22 +1,22 @@
 //! `ls`, `du`, `scrub` and `purge`: through the running server's admin socket, else on the data
 //! directory itself.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::table::{Table, bytes};
 use super::{load, print, print_json, say};
-use crate::admin::operate::{
-    Entry, Image, Leftovers, Operator, Page, Purge, Scrub, Scrubbed, UnreadablePath,
-};
+use crate::admin::operate::{Entry, Image, Leftovers, Operation, Operator, Page};
+use crate::admin::socket::Client;
 use crate::app;
-use crate::cache::{Cache, CacheSettings, Upkeep};
+use crate::cache::{Cache, CacheSettings, Removal, ScrubReport, ScrubSettings, Upkeep, Verdict};
 use crate::clock::Clock;
 use crate::config::{Config, Storage};
 use crate::storage::{FsStore, Layout, Store, StoreError};
@@ -24,7 +24,7 @@ use crate::tasks::Tasks;
 
 /// What runs the operations: the server, or this process.
 enum Backend {
-    Server(crate::admin::socket::Client),
+    Server(Client),
     Own { operator: Operator, cache: Cache },
 }
 
@@ -59,7 +59,7 @@ impl Backend {
             Ok(store) => Arc::new(store),
             Err(StoreError::InUse { .. }) => {
                 let path = Layout::new(root).admin_socket();
-                let client = crate::admin::socket::Client::connect(&path, tasks.tracker()).await;
+                let client = Client::connect(&path, tasks.tracker()).await;
                 return Ok(Self::Server(client.context(
                     "the data directory is in use, but no server answers at its admin socket",
                 )?));
@@ -96,57 +96,33 @@ impl Backend {
         }
     }
 
-    async fn images(&mut self) -> anyhow::Result<Vec<Image>> {
+    async fn run<T: DeserializeOwned>(&mut self, operation: Operation) -> anyhow::Result<T> {
+        let json = match self {
+            Self::Server(client) => client.run(&operation).await?,
+            Self::Own { operator, .. } => operator.run(operation).await?.into(),
+        };
+        serde_json::from_slice(&json).context("the server's answer can't be read")
+    }
+
+    /// All pages of a list.
+    async fn list<T: DeserializeOwned>(
+        &mut self,
+        page: impl Fn(usize) -> Operation,
+    ) -> anyhow::Result<Vec<T>> {
         let (mut all, mut from) = (Vec::new(), Some(0));
         while let Some(at) = from {
-            let page: Page<Image> = match self {
-                Self::Server(client) => client.get(&format!("/images?from={at}")).await?,
-                Self::Own { operator, .. } => operator.images(at).await?,
-            };
+            let page: Page<T> = self.run(page(at)).await?;
             all.extend(page.items);
             from = page.next;
         }
         Ok(all)
-    }
-
-    async fn entries(&mut self) -> anyhow::Result<Vec<Entry>> {
-        let (mut all, mut from) = (Vec::new(), Some(0));
-        while let Some(at) = from {
-            let page: Page<Entry> = match self {
-                Self::Server(client) => client.get(&format!("/entries?from={at}")).await?,
-                Self::Own { operator, .. } => operator.entries(at).await?,
-            };
-            all.extend(page.items);
-            from = page.next;
-        }
-        Ok(all)
-    }
-
-    async fn scrub(&mut self, scrub: &Scrub) -> anyhow::Result<Scrubbed> {
-        Ok(match self {
-            Self::Server(client) => client.post("/scrub", scrub).await?,
-            Self::Own { operator, .. } => operator.scrub(scrub).await?,
-        })
-    }
-
-    async fn leftovers(&mut self) -> anyhow::Result<Leftovers> {
-        Ok(match self {
-            Self::Server(client) => client.get("/leftovers").await?,
-            Self::Own { operator, .. } => operator.leftovers().await?,
-        })
-    }
-
-    async fn purge(&mut self, purge: &Purge) -> anyhow::Result<Vec<Entry>> {
-        Ok(match self {
-            Self::Server(client) => client.post("/purge", purge).await?,
-            Self::Own { operator, .. } => operator.purge(purge).await?,
-        })
     }
 }
 
 /// `millpond ls`
 pub(super) fn ls(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
-    let mut images = with_backend(config, async |backend| backend.images().await)?;
+    let images = async |backend: &mut Backend| backend.list(Operation::Images).await;
+    let mut images: Vec<Image> = with_backend(config, images)?;
     images.sort_by(|a, b| a.names.cmp(&b.names));
     if as_json {
         return print_json(&json!({ "images": images }));
@@ -155,28 +131,19 @@ pub(super) fn ls(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
     for image in &images {
         let expiry = image.expiry.clone().unwrap_or_else(|| "never".to_owned());
         let pinned = if image.pinned { "pinned" } else { "" };
-        let names = image
-            .names
-            .first()
-            .cloned()
-            .unwrap_or_else(|| image.digest.to_string());
+        let mut names = image.names.iter().cloned();
         table.row([
-            names,
+            names.next().unwrap_or_else(|| image.digest.to_string()),
             bytes(image.size),
             bytes(image.shared),
             image.last_use.clone(),
             expiry,
             pinned.to_owned(),
         ]);
-        for name in image.names.iter().skip(1) {
-            table.row([
-                name.clone(),
-                String::new(),
-                String::new(),
-                String::new(),
-                String::new(),
-                String::new(),
-            ]);
+        for name in names {
+            let mut cells = <[String; 6]>::default();
+            cells[0] = name;
+            table.row(cells);
         }
     }
     print(&table.to_string())
@@ -185,36 +152,31 @@ pub(super) fn ls(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
 /// `millpond du`
 pub(super) fn du(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
     let (entries, leftovers) = with_backend(config, async |backend| {
-        Ok((backend.entries().await?, backend.leftovers().await?))
+        let entries: Vec<Entry> = backend.list(Operation::Entries).await?;
+        let leftovers: Leftovers = backend.run(Operation::Leftovers).await?;
+        Ok((entries, leftovers))
     })?;
-    let mut users: std::collections::HashMap<_, HashSet<&str>> = std::collections::HashMap::new();
-    for entry in &entries {
-        users
-            .entry(entry.digest)
-            .or_default()
-            .insert(&entry.repository);
+    // A blob may be linked twice in a repository: as a layer and as a manifest.
+    let entries = entries.iter();
+    let links: HashMap<_, u64> = entries
+        .map(|entry| ((entry.repository.as_str(), entry.digest), entry.size))
+        .collect();
+    // The size of each blob, and how many repositories have it.
+    let mut blobs: HashMap<_, (u64, usize)> = HashMap::new();
+    for ((_, digest), size) in &links {
+        let (_, users) = blobs.entry(digest).or_insert((*size, 0));
+        *users += 1;
     }
+    let total = blobs.values().map(|(size, _)| size).sum::<u64>() + leftovers.bytes;
     // Per repository: bytes, and of these bytes that other repositories have, too.
     let mut repositories: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    let (mut total, mut seen) = (0, HashSet::new());
-    let mut counted = HashSet::new();
-    for entry in &entries {
-        if !counted.insert((entry.repository.as_str(), entry.digest)) {
-            continue;
-        }
-        let (size, shared) = repositories.entry(&entry.repository).or_default();
-        *size += entry.size;
-        if users
-            .get(&entry.digest)
-            .is_some_and(|users| users.len() > 1)
-        {
-            *shared += entry.size;
-        }
-        if seen.insert(entry.digest) {
-            total += entry.size;
+    for ((repository, digest), size) in &links {
+        let (own, shared) = repositories.entry(repository).or_default();
+        *own += size;
+        if blobs.get(digest).is_some_and(|(_, users)| *users > 1) {
+            *shared += size;
         }
     }
-    total += leftovers.bytes;
     if as_json {
         let list = repositories.iter().map(|(repository, (size, shared))| {
             json!({ "repository": repository, "size": size, "shared": shared })
@@ -238,41 +200,45 @@ pub(super) fn du(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
 }
 
 /// `millpond scrub`: an error if a corrupt blob was not quarantined.
-pub(super) fn scrub(config: Option<&Path>, scrub: &Scrub) -> anyhow::Result<()> {
-    let report = with_backend(config, async |backend| {
+pub(super) fn scrub(config: Option<&Path>, settings: ScrubSettings) -> anyhow::Result<()> {
+    let report: ScrubReport = with_backend(config, async |backend| {
         backend.tell_lock("scrub");
-        backend.scrub(scrub).await
+        backend.run(Operation::Scrub(settings)).await
     })?;
-    let mut table = Table::new(["DIGEST", "SIZE", "VERDICT"]);
-    for found in &report.findings {
-        table.row([
-            found.digest.to_string(),
-            bytes(found.size),
-            found.verdict.clone(),
-        ]);
+    let mut summary = String::new();
+    if !report.findings.is_empty() {
+        let mut table = Table::new(["DIGEST", "SIZE", "VERDICT"]);
+        for found in &report.findings {
+            let verdict = match &found.verdict {
+                Verdict::Corrupt => "corrupt",
+                Verdict::Quarantined => "quarantined",
+                Verdict::Failed(reason) => reason,
+            };
+            table.row([
+                found.digest.to_string(),
+                bytes(found.size),
+                verdict.to_owned(),
+            ]);
+        }
+        summary = table.to_string();
     }
-    let found = if report.findings.is_empty() {
-        String::new()
-    } else {
-        table.to_string()
-    };
-    let (checked, size) = (report.checked, bytes(report.bytes));
-    let mut summary = format!(
-        "{found}{checked} blobs, {size}: {} corrupt, {} set aside, {} unreadable\n",
-        report.corrupt, report.quarantined, report.failed
-    );
-    let Leftovers { uploads, bytes: of } = &report.leftovers;
-    if *uploads > 0 {
-        let verb = if scrub.repair { "removed" } else { "found" };
-        writeln!(
-            summary,
-            "{uploads} abandoned uploads, {}: {verb}",
-            bytes(*of)
-        )?;
+    writeln!(
+        summary,
+        "{} blobs, {}: {} corrupt, {} set aside, {} unreadable",
+        report.checked,
+        bytes(report.bytes),
+        report.corrupt,
+        report.quarantined,
+        report.failed
+    )?;
+    if report.uploads > 0 {
+        let verb = if settings.repair { "removed" } else { "found" };
+        let (uploads, size) = (report.uploads, bytes(report.upload_bytes));
+        writeln!(summary, "{uploads} abandoned uploads, {size}: {verb}")?;
     }
-    for UnreadablePath { path, failure } in &report.unreadable {
+    for Removal { path, failure } in &report.unreadable {
         let verdict = failure.as_deref().unwrap_or("couldn't be read; removed");
-        writeln!(summary, "{path}: {verdict}")?;
+        writeln!(summary, "{}: {verdict}", path.display())?;
     }
     print(&summary)?;
     let unread = report.unreadable.iter();
@@ -290,16 +256,13 @@ pub(super) fn scrub(config: Option<&Path>, scrub: &Scrub) -> anyhow::Result<()> 
 }
 
 /// `millpond purge`
-pub(super) fn purge(config: Option<&Path>, purge: &Purge) -> anyhow::Result<()> {
-    let purged = with_backend(config, async |backend| {
+pub(super) fn purge(config: Option<&Path>, reference: String, dry_run: bool) -> anyhow::Result<()> {
+    let nothing = format!("nothing that is cached matches {reference}");
+    let purged: Vec<Entry> = with_backend(config, async |backend| {
         backend.tell_lock("purge");
-        backend.purge(purge).await
+        backend.run(Operation::Purge { reference, dry_run }).await
     })?;
-    anyhow::ensure!(
-        !purged.is_empty(),
-        "nothing that is cached matches {}",
-        purge.reference
-    );
+    anyhow::ensure!(!purged.is_empty(), nothing);
     let mut table = Table::new(["REPOSITORY", "KIND", "DIGEST", "SIZE"]);
     for entry in &purged {
         table.row([
@@ -309,7 +272,7 @@ pub(super) fn purge(config: Option<&Path>, purge: &Purge) -> anyhow::Result<()> 
             bytes(entry.size),
         ]);
     }
-    let verb = if purge.dry_run {
+    let verb = if dry_run {
         "would be removed"
     } else {
         "removed"

@@ -40,25 +40,19 @@ impl<const N: usize> fmt::Display for Table<N> {
 
 /// `12.3 MiB`
 pub(super) fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
     }
     // In tenths of the unit, rounded down: nothing looks larger than it is.
     let mut tenths = u128::from(bytes) * 10 / 1024;
-    let mut units = UNITS.iter();
-    let mut unit = units.next();
-    while tenths >= 10_240 {
-        let Some(next) = units.next() else { break };
-        tenths /= 1024;
-        unit = Some(next);
+    let mut unit = "KiB";
+    for next in ["MiB", "GiB", "TiB", "PiB"] {
+        if tenths < 10_240 {
+            break;
+        }
+        (tenths, unit) = (tenths / 1024, next);
     }
-    format!(
-        "{}.{} {}",
-        tenths / 10,
-        tenths % 10,
-        unit.copied().unwrap_or_default()
-    )
+    format!("{}.{} {unit}", tenths / 10, tenths % 10)
 }
 
 #[cfg(test)]

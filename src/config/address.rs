@@ -4,8 +4,6 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
-use serde::{Serialize, Serializer};
-
 use crate::oci::digits;
 
 /// Where a server listens.
@@ -20,8 +18,7 @@ pub enum Listen {
 impl Listen {
     /// A TCP address with a port.
     pub(super) fn tcp(text: &str) -> Option<Self> {
-        host_port(text, true)?.1?;
-        Some(Self::Tcp(text.to_owned()))
+        has_port(text, true)?.then(|| Self::Tcp(text.to_owned()))
     }
 }
 
@@ -34,48 +31,31 @@ impl fmt::Display for Listen {
     }
 }
 
-impl Serialize for Listen {
-    /// The two keys that it is read from.
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let net = match self {
-            Self::Tcp(_) => "tcp",
-            Self::Unix(_) => "unix",
-        };
-        serializer.collect_map([("addr", self.to_string().as_str()), ("net", net)])
-    }
-}
-
 /// An upstream's other name: `host` or `host:port`, in lower case.
 pub(super) fn alias(text: &str) -> Option<String> {
-    host_port(text, false)?;
+    has_port(text, false)?;
     Some(text.to_ascii_lowercase())
 }
 
-/// Splits `host[:port]`; an IPv6 address stands in brackets.
-fn host_port(text: &str, may_lack_host: bool) -> Option<(&str, Option<u16>)> {
-    let (host, port) = if let Some(bracketed) = text.strip_prefix('[') {
+/// Whether `host[:port]` has a port; `None` for other texts. An IPv6 address stands in brackets.
+fn has_port(text: &str, may_lack_host: bool) -> Option<bool> {
+    let (is_host, port) = if let Some(bracketed) = text.strip_prefix('[') {
         let (address, port) = bracketed.split_once(']')?;
-        address.parse::<Ipv6Addr>().ok()?;
-        match port {
-            "" => (address, None),
-            _ => (address, Some(port.strip_prefix(':')?)),
-        }
+        (address.parse::<Ipv6Addr>().is_ok(), port)
     } else {
-        let (host, port) = match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (text, None),
-        };
+        let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
         let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-        if !host.bytes().all(named) || (host.is_empty() && !may_lack_host) {
-            return None;
-        }
-        (host, port)
+        let is_host = host.bytes().all(named) && (may_lack_host || !host.is_empty());
+        (is_host, port)
     };
-    let port = match port {
-        Some(port) => Some(digits(port)?),
-        None => None,
-    };
-    Some((host, port))
+    if !is_host {
+        return None;
+    }
+    if port.is_empty() {
+        return Some(false);
+    }
+    let port: Option<u16> = digits(port.strip_prefix(':')?);
+    port.map(|_| true)
 }
 
 #[cfg(test)]
@@ -83,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listening() {
+    fn listen_addresses_have_a_port() {
         for good in [
             ":5000",
             "0.0.0.0:5000",
@@ -115,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn aliases() {
+    fn aliases_are_hosts_with_or_without_a_port() {
         for (good, lower) in [
             ("GHCR.io", "ghcr.io"),
             ("registry.local:5000", "registry.local:5000"),

@@ -2,10 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use serde::Serialize;
-
-use super::print;
 use super::section::Section;
+use super::size::{self, SizeLimit};
 
 const DEFAULT_MIN_SIZE: u64 = 64 << 20;
 const COUNT: RangeInclusive<usize> = 1..=16;
@@ -20,43 +18,40 @@ const PREFETCH: RangeInclusive<usize> = 0..=64;
 const DEFAULT_PREFETCH: usize = 4;
 const DEFAULT_PREFETCH_SIZE: u64 = 4 << 30;
 const DEFAULT_MAX_BLOB: u64 = 64 << 30;
+/// In percent.
+const DEFAULT_FILL_AFTER: u8 = 50;
 
 /// The parallel streams of one blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segments {
     /// Bytes: smaller blobs are downloaded in one stream.
-    #[serde(rename = "minsize", serialize_with = "print::size")]
     pub min_size: u64,
     /// The most streams of a full download; 1 to 16, and 1 disables segmented downloads.
     pub count: usize,
     /// The most streams of a blob of which clients request ranges far apart; `count` to 64.
-    #[serde(rename = "perblob")]
     pub per_blob: usize,
 }
 
 /// Limits of the blob streams that are open at the same time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Streams {
     /// To all upstreams together; 1 to 4096.
     pub total: usize,
     /// To one upstream; 1 to 1024, and at most `total`.
-    #[serde(rename = "perupstream")]
     pub per_upstream: usize,
 }
 
 /// Downloads of layers before a client requests them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prefetch {
     /// Layers of one upstream at the same time; at most 64, and 0 turns prefetching off.
     pub downloads: usize,
     /// The most bytes of one image.
-    #[serde(rename = "maxsize", serialize_with = "print::size")]
     pub max_size: u64,
 }
 
 /// What happens to a download when its last client disconnects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnAbandon {
     /// It continues to the end.
     Finish,
@@ -68,8 +63,7 @@ pub enum OnAbandon {
 }
 
 /// What the mirror downloads for a client's range of a blob that is not cached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RangeMode {
     /// The whole blob.
     Fill,
@@ -78,6 +72,7 @@ pub enum RangeMode {
 }
 
 pub(super) fn segments(segments: &Section<'_>) -> Segments {
+    let min_size = segments.size("minsize", DEFAULT_MIN_SIZE);
     let mut count = segments.number("count", COUNT, DEFAULT_COUNT);
     let per_blob = segments.number("perblob", PER_BLOB, DEFAULT_PER_BLOB);
     if segments.text("count").is_none() {
@@ -87,8 +82,9 @@ pub(super) fn segments(segments: &Section<'_>) -> Segments {
         let reason = format!("is {per_blob}, less than `{other}`; write at least {count}");
         segments.reject("perblob", reason);
     }
+    segments.print("count", count);
     Segments {
-        min_size: segments.size("minsize", DEFAULT_MIN_SIZE),
+        min_size,
         count,
         per_blob,
     }
@@ -104,6 +100,7 @@ pub(super) fn streams(streams: &Section<'_>) -> Streams {
         let reason = format!("is {per_upstream}, more than `{other}`; write at most {total}");
         streams.reject("perupstream", reason);
     }
+    streams.print("perupstream", per_upstream);
     Streams {
         total,
         per_upstream,
@@ -126,12 +123,12 @@ pub(super) fn max_blob_size(proxy: &Section<'_>) -> u64 {
 }
 
 pub(super) fn on_abandon(proxy: &Section<'_>) -> OnAbandon {
-    let choice = proxy.choice(
+    proxy.choice(
         "onabandon",
         "write finish or pause, or remove the key to decide by the amount downloaded",
         &[("finish", OnAbandon::Finish), ("pause", OnAbandon::Pause)],
-    );
-    choice.unwrap_or(OnAbandon::Auto)
+        OnAbandon::Auto,
+    )
 }
 
 /// The mode at `ranges`.
@@ -140,6 +137,23 @@ pub(super) fn ranges(section: &Section<'_>) -> RangeMode {
         ("fill", RangeMode::Fill),
         ("passthrough", RangeMode::Passthrough),
     ];
-    let mode = section.choice("ranges", "write fill or passthrough", &modes);
-    mode.unwrap_or(RangeMode::Fill)
+    section.choice(
+        "ranges",
+        "write fill or passthrough",
+        &modes,
+        RangeMode::Fill,
+    )
+}
+
+/// The percentage at `fillafter`.
+pub(super) fn fill_after(proxy: &Section<'_>) -> u8 {
+    let parse = |text: &str| match size::limit(text, 1..=100) {
+        Ok(SizeLimit::Percent(percent)) => Ok(percent),
+        _ => Err("write a whole percentage from 1% to 100%, such as 50%"),
+    };
+    let percent = proxy
+        .parsed("fillafter", parse)
+        .unwrap_or(DEFAULT_FILL_AFTER);
+    proxy.print("fillafter", format!("{percent}%"));
+    percent
 }

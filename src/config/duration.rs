@@ -8,11 +8,11 @@ use std::time::Duration;
 
 /// The longest duration accepted: 100 years of 365.25 days. Longer ones are typing errors, and would overflow
 /// dates later.
-pub const MAX: Duration = Duration::from_hours(100 * 8_766);
+pub(super) const MAX: Duration = Duration::from_hours(100 * 8_766);
 
 /// Why a text is not a duration. The messages end a sentence that starts with the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum DurationError {
+pub(super) enum DurationError {
     #[error("must not be negative")]
     Negative,
     #[error("needs a unit, such as 60s, 10m or 168h")]
@@ -24,7 +24,7 @@ pub enum DurationError {
 }
 
 /// Reads a duration; fractions of a nanosecond are rounded.
-pub fn parse(text: &str) -> Result<Duration, DurationError> {
+pub(super) fn parse(text: &str) -> Result<Duration, DurationError> {
     let text = text.trim();
     let text = text.strip_prefix('+').unwrap_or(text);
     if text.starts_with('-') {
@@ -92,7 +92,7 @@ fn split_while(text: &str, mut belongs: impl FnMut(char) -> bool) -> (&str, &str
 }
 
 /// Writes a duration in Go's form: `168h`, `1h30m`, `1m30.5s`, `0s`. [`parse`] reads it back.
-pub fn format(duration: Duration) -> String {
+pub(super) fn format(duration: Duration) -> String {
     let total = duration.as_secs();
     let (hours, minutes, seconds) = (total / 3600, total / 60 % 60, total % 60);
     let part = |value, unit| match value {
@@ -182,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(
+        fn written_durations_are_read_back(
             seconds in 0..MAX.as_secs(),
             nanoseconds in prop_oneof![Just(0), Just(500_000_000), 0..1_000_000_000u32],
         ) {

@@ -88,7 +88,7 @@ mod tests {
     use url::Url;
 
     #[test]
-    fn hosts_that_are_meant_and_others() {
+    fn a_pattern_matches_the_hosts_that_it_means() {
         for (pattern, meant, others) in [
             ("*", &["a", "a.b", "10.0.0.1", "[::1]"][..], &[][..]),
             (
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn no_patterns() {
+    fn other_texts_are_refused() {
         for text in [
             "",
             "*.",

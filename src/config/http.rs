@@ -5,11 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use serde::Serialize;
 use url::Url;
 
 use super::address::Listen;
-use super::print;
 use super::section::Section;
 
 const DEFAULT_LISTEN: &str = ":5000";
@@ -30,68 +28,69 @@ const FRAMING: [HeaderName; 6] = [
 ];
 
 /// The server that clients pull from.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Http {
-    #[serde(flatten)]
     pub listen: Listen,
     /// The path before `/v2/`: empty, or `/x` without a slash at its end.
     pub prefix: String,
     /// The URL at which clients reach the server, if it isn't what they write in `Host`.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "print::option"
-    )]
     pub host: Option<Url>,
-    #[serde(rename = "relativeurls")]
     pub relative_urls: bool,
     /// Added to every response.
-    #[serde(serialize_with = "print::headers")]
     pub headers: HeaderMap,
     /// How long requests in flight may continue after a stop signal; 0 ends them at once.
-    #[serde(rename = "draintimeout", serialize_with = "print::duration")]
     pub drain_timeout: Duration,
     /// Whether clients may use HTTP/2.
-    #[serde(serialize_with = "print::disabled")]
     pub http2: bool,
     pub limits: ConnectionLimits,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub debug: Option<Debug>,
 }
 
 /// Limits of the client connections that are open at the same time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionLimits {
     /// In total; never 0. `None` derives the number from the process's file descriptors.
-    #[serde(rename = "connections", skip_serializing_if = "Option::is_none")]
     pub total: Option<usize>,
     /// From one IPv4 address or one IPv6 /64 network; never 0. `None` is no limit.
-    #[serde(rename = "peraddress", serialize_with = "print::or_zero")]
     pub per_address: Option<usize>,
 }
 
 /// The listener for operators.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Debug {
-    #[serde(rename = "addr", serialize_with = "print::text")]
     pub listen: Listen,
     /// The path of the metrics, which starts with `/`; `None` serves none.
-    #[serde(rename = "prometheus", serialize_with = "print::metrics")]
     pub metrics_path: Option<String>,
 }
 
 pub(super) fn read(http: &Section<'_>) -> Http {
+    http.ignore(&[
+        (
+            "h2c",
+            "HTTP/2 without TLS is governed by `http.http2.disabled`",
+        ),
+        ("secret", "there are no uploads whose state needs signing"),
+    ]);
+    http.refuse(
+        "tls",
+        "plain HTTP would be served instead; remove the section and put a reverse proxy that \
+         terminates TLS in front",
+    );
+    let listen = listen(http);
+    let prefix = http.parsed("prefix", prefix).unwrap_or_default();
+    http.print("prefix", prefix.as_str());
     Http {
-        listen: listen(http),
-        prefix: http.value("prefix", prefix).unwrap_or_default(),
+        listen,
+        prefix,
         host: http.value("host", |text| {
             web_url(text).ok_or("write a URL such as https://mirror.example")
         }),
         relative_urls: http.bool("relativeurls", false),
-        headers: headers(&http.section("headers")),
+        headers: headers(http),
         drain_timeout: http.duration("draintimeout", DEFAULT_DRAIN),
-        http2: !http.section("http2").bool("disabled", false),
-        limits: limits(&http.section("limits")),
-        debug: debug(&http.section("debug")),
+        http2: http.section("http2", |http2| !http2.bool("disabled", false)),
+        limits: http.section("limits", limits),
+        debug: debug(http),
     }
 }
 
@@ -103,28 +102,32 @@ pub(super) fn web_url(text: &str) -> Option<Url> {
 
 fn limits(limits: &Section<'_>) -> ConnectionLimits {
     let total = limits.text("connections").is_some();
+    let total = total.then(|| limits.number("connections", CONNECTIONS, 1));
     let per_address = limits.number("peraddress", PER_ADDRESS, 0);
     ConnectionLimits {
-        total: total.then(|| limits.number("connections", CONNECTIONS, 1)),
+        total,
         per_address: Some(per_address).filter(|limit| *limit > 0),
     }
 }
 
 fn listen(http: &Section<'_>) -> Listen {
+    let default = || Listen::Tcp(DEFAULT_LISTEN.to_owned());
+    http.print("addr", DEFAULT_LISTEN);
     let networks = [("tcp", false), ("unix", true)];
-    let is_unix = http.choice("net", "write tcp or unix", &networks);
-    let listen = match (is_unix.unwrap_or(false), http.text("addr")) {
-        (false, _) => tcp(http),
-        (true, Some(socket)) => Some(Listen::Unix(PathBuf::from(socket))),
+    let is_unix = http.choice("net", "write tcp or unix", &networks, false);
+    let listen = match (is_unix, http.text("addr")) {
+        (false, _) => tcp(http).unwrap_or_else(default),
+        (true, Some(socket)) => Listen::Unix(PathBuf::from(socket)),
         (true, None) => {
             http.reject(
                 "net",
                 "is unix, but `http.addr` is missing; write the socket's path",
             );
-            None
+            default()
         }
     };
-    listen.unwrap_or_else(|| Listen::Tcp(DEFAULT_LISTEN.to_owned()))
+    http.print("addr", listen.to_string());
+    listen
 }
 
 /// The TCP address at `addr`, if there is one.
@@ -148,44 +151,70 @@ fn prefix(text: &str) -> Result<String, &'static str> {
     valid.ok_or("write a plain path such as /mirror/")
 }
 
-fn headers(headers: &Section<'_>) -> HeaderMap {
+fn headers(http: &Section<'_>) -> HeaderMap {
     let mut map = HeaderMap::new();
-    for key in headers.keys() {
-        let Ok(name) = HeaderName::try_from(key) else {
-            headers.problem(key, format!("{key:?} is not a valid header name"));
-            continue;
+    let lists = http.lists("headers", |text| {
+        HeaderValue::try_from(text).or(Err("write printable ASCII text"))
+    });
+    for (key, values) in lists {
+        let problem = match HeaderName::try_from(&key) {
+            Ok(name) if FRAMING.contains(&name) => {
+                format!("the header `{name}` is set by the server; remove it")
+            }
+            Ok(name) => {
+                for value in values {
+                    map.append(name.clone(), value);
+                }
+                continue;
+            }
+            Err(_invalid) => format!("{key:?} is not a valid header name"),
         };
-        if FRAMING.contains(&name) {
-            let message = format!("the header `{name}` is set by the server; remove it");
-            headers.problem(key, message);
-            continue;
-        }
-        let values = headers.values(key, |text, _| {
-            HeaderValue::try_from(text).or(Err("write printable ASCII text"))
-        });
-        for value in values {
-            map.append(name.clone(), value);
-        }
+        http.problem(&format!("headers.{key}"), problem);
     }
+    let mut printed = serde_yaml::Mapping::new();
+    for name in map.keys() {
+        let values = map.get_all(name).iter();
+        let values = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
+        printed.insert(name.as_str().into(), values.collect());
+    }
+    http.print("headers", printed);
     map
 }
 
-fn debug(debug: &Section<'_>) -> Option<Debug> {
-    let prometheus = debug.section("prometheus");
-    let enabled = prometheus.bool("enabled", true);
-    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '%');
-    let path = prometheus.value("path", |text| {
-        let valid = text.starts_with('/') && text.chars().all(plain);
-        valid.then_some(text).ok_or("write a path such as /metrics")
+fn debug(http: &Section<'_>) -> Option<Debug> {
+    let debug = http.section("debug", |debug| {
+        let is_on = debug.text("addr").is_some();
+        let listen = tcp(debug);
+        let metrics_path = debug.section("prometheus", |prometheus| {
+            if !is_on
+                && ["enabled", "path"]
+                    .iter()
+                    .any(|key| prometheus.text(key).is_some())
+            {
+                prometheus.doubt("", "has no effect: `http.debug.addr` is not set");
+            }
+            let enabled = prometheus.bool("enabled", true);
+            let path = prometheus.parsed("path", metrics_path);
+            let path = path.unwrap_or_else(|| DEFAULT_METRICS.to_owned());
+            enabled.then(|| {
+                prometheus.print("path", path.as_str());
+                path
+            })
+        });
+        listen.map(|listen| Debug {
+            listen,
+            metrics_path,
+        })
     });
-    if debug.text("addr").is_none() {
-        if prometheus.keys().next().is_some() {
-            prometheus.doubt("", "has no effect: `http.debug.addr` is not set");
-        }
-        return None;
+    if debug.is_none() {
+        http.print_nothing("debug");
     }
-    Some(Debug {
-        listen: tcp(debug)?,
-        metrics_path: enabled.then(|| path.unwrap_or(DEFAULT_METRICS).to_owned()),
-    })
+    debug
+}
+
+fn metrics_path(text: &str) -> Result<String, &'static str> {
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '%');
+    let valid = text.starts_with('/') && text.chars().all(plain);
+    let path = valid.then(|| text.to_owned());
+    path.ok_or("write a path such as /metrics")
 }

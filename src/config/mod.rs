@@ -1,15 +1,13 @@
 //! The configuration: a YAML file that is a superset of the reference registry's (CNCF
 //! distribution 2.8 and 3.0), under environment variables that override it.
 //!
-//! A file becomes a tree of texts with their lines (`yaml`), the environment is merged into the tree
-//! (`env`), and the tree is compared with all known keys (`schema`). Then one file per section
-//! (`log`, `storage`, `http`, `proxy` with `upstream`, `rules` and `download`) reads it into
-//! [`Config`], whose values can only be valid: no other module parses configured text. All problems
-//! are found at once ([`Problem`]), each with its line or variable, its key and the correction.
-//! [`render`] prints a `Config` by its types' `Serialize`.
-//!
-//! A key is declared in `schema` and read into a field beside its neighbours: `ARCHITECTURE.md`
-//! lists the steps for a new one.
+//! A file becomes a tree of texts with their lines (`yaml`). One file per section (`log`, `storage`,
+//! `http`, `proxy` with `upstream`, `rules` and `download`) reads the tree, and the environment over
+//! it (`env`), into [`Config`], whose values can only be valid: no other module parses configured
+//! text. A reader names each key once (`section`): so the keys that nobody asks for are unknown
+//! (`keys`), and the values that the readers get are those that `millpond check` prints. All
+//! problems are found at once ([`Problem`]), each with its line or variable, its key and the
+//! correction.
 //!
 //! Nothing is silently weaker: a key that the reference registry would enforce and millpond doesn't
 //! is an error. No message and no `Debug` shows a password.
@@ -18,17 +16,16 @@
 
 mod address;
 mod download;
-pub mod duration;
+mod duration;
 mod env;
 mod error;
 mod host_pattern;
 mod http;
+mod keys;
 mod log;
-mod print;
 mod proxy;
 mod report;
 mod rules;
-mod schema;
 mod section;
 mod size;
 mod storage;
@@ -42,8 +39,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use env::Variables;
 use report::Report;
-use section::Section;
+use section::{Context, Section};
 use yaml::{Document, Node};
 
 pub use address::Listen;
@@ -53,7 +51,6 @@ pub use error::{ConfigError, MAX_FILE, Problem};
 pub use host_pattern::{HostPattern, HostPatternError};
 pub use http::{ConnectionLimits, Debug, Http};
 pub use log::{Log, LogFormat};
-pub use print::render;
 pub use proxy::{Proxy, Timeouts, TtlMode};
 pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
@@ -78,6 +75,8 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Loaded {
     pub config: Config,
+    /// The configuration as YAML: every key with its value in effect, and passwords hidden.
+    pub effective: String,
     /// What has no effect or is probably not meant, one sentence each.
     pub warnings: Vec<String>,
     pub places: Places,
@@ -87,8 +86,8 @@ impl Config {
     /// The configuration without file and environment: Docker Hub on port 5000, data in
     /// `./millpond-data`.
     pub fn default_config() -> Self {
-        let root = Node::null(yaml::Origin::Line(1));
-        check(&root, false, &Report::new(""))
+        let context = Context::new(Report::new(""), Variables::default());
+        check(None, &context).0
     }
 }
 
@@ -164,22 +163,14 @@ fn read(path: &Path) -> Result<String, ConfigError> {
         path: path.to_owned(),
         source,
     };
-    let mut bytes = Vec::new();
+    let mut text = String::new();
     let file = File::open(path).map_err(error)?;
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(error)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE) {
-        return Err(ConfigError::TooLarge {
-            path: path.to_owned(),
-        });
+    let length = file.take(MAX_FILE + 1).read_to_string(&mut text);
+    if length.map_err(error)? as u64 > MAX_FILE {
+        let path = path.to_owned();
+        return Err(ConfigError::TooLarge { path });
     }
-    String::from_utf8(bytes).map_err(|bytes| {
-        error(io::Error::new(
-            io::ErrorKind::InvalidData,
-            bytes.utf8_error(),
-        ))
-    })
+    Ok(text)
 }
 
 /// `file` is the text and its name.
@@ -188,80 +179,112 @@ fn build(
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Loaded, ConfigError> {
     let (text, source) = file.unwrap_or(("", "the environment"));
-    let mut report = Report::new(source);
-    let mut root = match Document::parse(text, None) {
+    let context = Context::new(Report::new(source), Variables::new(environment));
+    let root = match Document::parse(text, None) {
         Ok(document) => {
             for (path, origin) in &document.duplicates {
-                report.problem_at(report.places.place(origin), env::repeated(path));
+                context.report.problem_at(origin, env::repeated(path));
             }
             document.root
         }
         Err(error) => {
             let message = format!("the file is not valid YAML: {error}");
-            report.problem_at((source, error.line), message);
-            return Err(ConfigError::Problems(report.finish().0));
+            context.report.problem_at(&error.origin, message);
+            return Err(ConfigError::Problems(context.report.finish().0));
         }
     };
-    schema::expand_driver(&mut root);
-    env::apply(&mut root, environment, &report);
-    report.places.set(&root);
-    let config = check(&root, file.is_some(), &report);
-    let (problems, warnings, places) = report.finish();
+    let (config, effective) = check(file.map(|_| root), &context);
+    context
+        .keys
+        .report_unknown(&context.variables, &context.report);
+    let (problems, warnings, places) = context.report.finish();
     if !problems.is_empty() {
         return Err(ConfigError::Problems(problems));
     }
     Ok(Loaded {
         config,
+        effective,
         warnings,
         places,
     })
 }
 
-/// Makes the configuration of the tree. Each check reports its problem and continues with the
-/// default, so the result counts only if there is no problem. `from_file` tells whether there is a
-/// file, which must have a version and should name an upstream.
-fn check(root: &Node, from_file: bool, report: &Report) -> Config {
-    schema::validate(root, &schema::ROOT, "", report);
-    let root = Section::root(root, report);
-    if from_file {
-        match root.text("version") {
-            Some(VERSION) => {}
-            Some(other) => {
-                let other = report::shown(other);
-                root.reject(
-                    "version",
-                    format!("is {other}; only {VERSION} is supported"),
-                );
-            }
-            None => root.missing("version", format!("`version: {VERSION}`")),
+/// Makes the configuration of the tree, and prints it. Each check reports its problem and continues
+/// with the default, so the result counts only if there is no problem. A file must have a version
+/// and should name an upstream.
+fn check(file: Option<Node>, context: &Context) -> (Config, String) {
+    let from_file = file.is_some();
+    let (config, effective) = Section::read(context, String::new(), file, |root| {
+        unimplemented(root);
+        version(root, from_file);
+        let log = log::read(root);
+        let storage = root.section("storage", |section| storage::read(section, from_file));
+        let http = root.section("http", http::read);
+        let proxy = root.section("proxy", |section| proxy::read(section, from_file));
+        // A directory that the operator names may hold a plain registry's data, which exists
+        // nowhere else. A mirror deletes what expires, so it starts there only if an upstream is
+        // named, too.
+        if storage.is_named && !proxy.has_upstream {
+            root.reject(
+                "storage.filesystem.rootdirectory",
+                "names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror \
+                 and deletes what expires, which would empty a plain registry's directory; write \
+                 the upstream's URL, such as https://registry-1.docker.io for Docker Hub",
+            );
         }
-    }
-    named_directory_needs_upstream(&root);
-    let section = root.section("storage");
-    let storage = storage::read(&section, from_file);
-    Config {
-        log: log::read(&root),
-        limits: storage::limits(&section, &storage),
-        storage,
-        http: http::read(&root.section("http")),
-        proxy: proxy::read(&root.section("proxy"), from_file),
-    }
+        Config {
+            log,
+            storage: storage.storage,
+            limits: storage.limits,
+            http,
+            proxy: proxy.proxy,
+        }
+    });
+    // Maps of texts can always be written; an error here is shown to the reader.
+    let effective = serde_yaml::to_string(&effective);
+    (
+        config,
+        effective.unwrap_or_else(|error| format!("# {error}\n")),
+    )
 }
 
-/// A directory that the operator names may hold a plain registry's data, which exists nowhere else. A
-/// mirror deletes what expires, so it starts there only if an upstream is named, too.
-fn named_directory_needs_upstream(root: &Section<'_>) {
-    let storage = root.section("storage");
-    let filesystem = storage.section("filesystem");
-    let proxy = root.section("proxy");
-    let has_upstream = proxy.text("remoteurl").is_some() || !proxy.sections("upstreams").is_empty();
-    let is_named = filesystem.text("rootdirectory").is_some() && !storage.has("inmemory");
-    if is_named && !has_upstream {
-        filesystem.reject(
-            "rootdirectory",
-            "names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror \
-             and deletes what expires, which would empty a plain registry's directory; write the \
-             upstream's URL, such as https://registry-1.docker.io for Docker Hub",
-        );
+fn version(root: &Section<'_>, is_required: bool) {
+    match root.text("version") {
+        Some(other) if is_required && other != VERSION => {
+            let other = report::shown(&other);
+            root.reject(
+                "version",
+                format!("is {other}; only {VERSION} is supported"),
+            );
+        }
+        None if is_required => root.missing("version", format!("`version: {VERSION}`")),
+        _ => {}
     }
+    root.print("version", VERSION);
+}
+
+/// The sections of the reference registry that aren't implemented.
+fn unimplemented(root: &Section<'_>) {
+    root.refuse(
+        "auth",
+        "it would be silently weaker to serve without authentication; remove the section and \
+         put a reverse proxy that authenticates in front",
+    );
+    root.refuse_middleware("middleware");
+    root.ignore(&[
+        ("reporting", "errors go to the log and the metrics only"),
+        ("notifications", "no events are sent"),
+        ("redis", "nothing is cached in Redis"),
+        ("health", "the health checks are built in"),
+        ("catalog", "the size of a catalog page is built in"),
+        ("validation", "it concerns pushes, which a mirror refuses"),
+        ("policy", "it concerns pushes, which a mirror refuses"),
+        (
+            "compatibility",
+            "manifests are served as the upstream has them",
+        ),
+    ]);
+    root.section("tags", |tags| {
+        tags.ignore(&[("maxtags", "the size of a page of tags is built in")]);
+    });
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::error::Problem;
-use super::yaml::{Node, Origin};
+use super::yaml::Origin;
 
 /// The most problems that are reported.
 const MAX_PROBLEMS: usize = 100;
@@ -14,62 +14,71 @@ const MAX_SHOWN: usize = 80;
 /// The findings so far.
 #[derive(Debug)]
 pub(super) struct Report {
-    pub(super) places: Places,
+    pub(super) places: RefCell<Places>,
     problems: RefCell<Vec<Problem>>,
-    warnings: RefCell<Vec<String>>,
+    warnings: RefCell<Vec<Problem>>,
 }
 
 impl Report {
-    /// A report on the file that `source` names. Until `places` is set, it knows no lines.
+    /// A report on the file that `source` names.
     pub(super) fn new(source: &str) -> Self {
         Self {
-            places: Places {
+            places: RefCell::new(Places {
                 source: source.to_owned(),
                 origins: BTreeMap::new(),
-            },
+            }),
             problems: RefCell::default(),
             warnings: RefCell::default(),
         }
     }
 
-    /// A problem with the value at `path`.
-    pub(super) fn problem(&self, path: &str, message: String) {
-        self.problem_at(self.places.find(path), message);
+    /// Notes where the value at `path` was written.
+    pub(super) fn set_origin(&self, path: &str, origin: Origin) {
+        let mut places = self.places.borrow_mut();
+        places.origins.insert(path.to_owned(), origin);
     }
 
-    /// A problem at a place: the file or a variable, and a line of the file.
-    pub(super) fn problem_at(&self, (source, line): (&str, Option<usize>), message: String) {
+    /// A problem with the value at `path`.
+    pub(super) fn problem(&self, path: &str, message: String) {
+        let origin = self.places.borrow().find(path);
+        self.problem_at(&origin, message);
+    }
+
+    /// A problem with what was written there. The readers of one value all find the same one, which
+    /// counts once.
+    pub(super) fn problem_at(&self, origin: &Origin, message: String) {
+        let problem = self.places.borrow().finding(origin, message);
         let mut problems = self.problems.borrow_mut();
-        if problems.len() < MAX_PROBLEMS {
-            let source = source.to_owned();
-            problems.push(Problem {
-                source,
-                line,
-                message,
-            });
+        if problems.len() < MAX_PROBLEMS && !problems.contains(&problem) {
+            problems.push(problem);
         }
     }
 
     /// A finding about the value at `path` that doesn't prevent the start.
-    pub(super) fn warning(&self, path: &str, message: &str) {
-        let place = self.places.of(path);
-        self.warnings
-            .borrow_mut()
-            .push(format!("{place}: {message}"));
+    pub(super) fn warning(&self, path: &str, message: String) {
+        let origin = self.places.borrow().find(path);
+        self.warning_at(&origin, message);
     }
 
-    /// A warning about an environment variable.
-    pub(super) fn warning_in(&self, variable: &str, message: &str) {
-        self.warnings
-            .borrow_mut()
-            .push(format!("{variable}: {message}"));
+    /// A finding about what was written there that doesn't prevent the start.
+    pub(super) fn warning_at(&self, origin: &Origin, message: String) {
+        let warning = self.places.borrow().finding(origin, message);
+        self.warnings.borrow_mut().push(warning);
     }
 
-    /// The problems in the order of the file, those without a line last; the warnings; the places.
+    /// The problems and the warnings, each in the order of the file with those without a line last;
+    /// the places.
     pub(super) fn finish(self) -> (Vec<Problem>, Vec<String>, Places) {
-        let mut problems = self.problems.into_inner();
-        problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
-        (problems, self.warnings.into_inner(), self.places)
+        let sorted = |mut findings: Vec<Problem>| {
+            findings.sort_by_key(|finding| finding.line.unwrap_or(usize::MAX));
+            findings
+        };
+        let warnings = sorted(self.warnings.into_inner());
+        (
+            sorted(self.problems.into_inner()),
+            warnings.iter().map(ToString::to_string).collect(),
+            self.places.into_inner(),
+        )
     }
 }
 
@@ -83,20 +92,11 @@ pub struct Places {
 }
 
 impl Places {
-    /// The places of all values of the tree.
-    pub(super) fn set(&mut self, root: &Node) {
-        self.origins.clear();
-        root.origins("", &mut self.origins);
-    }
-
     /// The place of a key, such as `proxy.upstreams[0].ca`: `config.yml:12`, or the environment
     /// variable that set it. A missing key has the place of the map that it belongs to, or the
     /// file.
     pub fn of(&self, path: &str) -> String {
-        match self.find(path) {
-            (source, Some(line)) => format!("{source}:{line}"),
-            (source, None) => source.to_owned(),
-        }
+        self.finding(&self.find(path), String::new()).place()
     }
 
     /// Whether the path has a value.
@@ -105,22 +105,27 @@ impl Places {
         self.origins.contains_key(path)
     }
 
-    /// The file or variable, and the line in the file.
-    pub(super) fn find(&self, path: &str) -> (&str, Option<usize>) {
+    fn find(&self, path: &str) -> Origin {
         let mut known = Some(path);
         while let Some(path) = known {
             if let Some(origin) = self.origins.get(path) {
-                return self.place(origin);
+                return origin.clone();
             }
             known = path.rsplit_once(['.', '[']).map(|(parent, _)| parent);
         }
-        (&self.source, None)
+        Origin::File
     }
 
-    pub(super) fn place<'a>(&'a self, origin: &'a Origin) -> (&'a str, Option<usize>) {
-        match origin {
-            Origin::Line(line) => (&self.source, Some(*line)),
-            Origin::Variable(name) => (name, None),
+    fn finding(&self, origin: &Origin, message: String) -> Problem {
+        let (source, line) = match origin {
+            Origin::File => (self.source.as_str(), None),
+            Origin::Line(line) => (self.source.as_str(), Some(*line)),
+            Origin::Variable(name) => (&**name, None),
+        };
+        Problem {
+            source: source.to_owned(),
+            line,
+            message,
         }
     }
 }

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde_yaml::Mapping;
 
 use crate::oci::{ImagePattern, Pattern};
 
 use super::download::{RangeMode, ranges};
-use super::print;
-use super::proxy::ttl;
+use super::duration;
 use super::report::shown;
 use super::section::Section;
 use super::upstream::Upstream;
 
+/// The reference registry's default.
+const DEFAULT_TTL: Duration = Duration::from_hours(7 * 24);
 /// The longest pattern, in bytes: twice the longest name that a client may send.
 const MAX_PATTERN: usize = 512;
 const REPOSITORY: &str = "write a repository of lower-case letters, digits and . _ - /, or * and \
@@ -21,59 +22,65 @@ const TAG: &str = "after the colon, write a tag of letters, digits and . _ -, or
      them, such as library/debian:bookworm*";
 
 /// The time to live of some repositories.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TtlRule {
     /// Compared with the whole stored name: `library/debian`, `ghcr.io/owner/app`.
-    #[serde(rename = "repository", serialize_with = "print::text")]
     pub pattern: Pattern,
     /// `None` is forever.
-    #[serde(serialize_with = "print::ttl")]
     pub ttl: Option<Duration>,
 }
 
 /// How ranges of missing blobs are answered in some repositories.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeRule {
     /// Compared with the whole stored name, as in [`TtlRule::pattern`].
-    #[serde(rename = "repository", serialize_with = "print::text")]
     pub pattern: Pattern,
     pub ranges: RangeMode,
 }
 
 /// The rules of `proxy.ttls`, then those of the upstreams: the order in which they count.
-pub(super) fn ttl_rules(proxy: &Section<'_>, default: &Upstream) -> Vec<TtlRule> {
-    let own = proxy.sections("ttls").into_iter().filter_map(|rule| {
+pub(super) fn ttl_rules(
+    proxy: &Section<'_>,
+    default: &Upstream,
+    of_upstreams: impl Iterator<Item = TtlRule>,
+) -> Vec<TtlRule> {
+    let rules = proxy.sections("ttls", |rule| {
+        let pattern = pattern(rule, default);
         if rule.text("ttl").is_none() {
             rule.missing("ttl", "one such as 24h, or 0 for ever");
         }
-        let (pattern, ttl) = (pattern(&rule, default), ttl(&rule));
+        let ttl = ttl(rule);
         pattern.map(|pattern| TtlRule { pattern, ttl })
     });
-    let named = proxy
-        .sections("upstreams")
-        .into_iter()
-        .filter_map(|upstream| {
-            upstream.text("ttl")?;
-            // A name that is none has been reported with the upstream.
-            let pattern = format!("{}/**", upstream.text("name")?).parse().ok();
-            let ttl = ttl(&upstream);
-            pattern.map(|pattern| TtlRule { pattern, ttl })
-        });
-    own.chain(named).collect()
+    let rules: Vec<_> = rules.into_iter().flatten().chain(of_upstreams).collect();
+    let printed = rules.iter().map(|TtlRule { pattern, ttl }| {
+        let ttl = duration::format(ttl.unwrap_or_default());
+        Mapping::from_iter([
+            ("repository".into(), pattern.to_string().into()),
+            ("ttl".into(), ttl.into()),
+        ])
+    });
+    proxy.print("ttls", printed.collect::<Vec<_>>());
+    rules
+}
+
+/// The time to live at `ttl`; 0 is forever.
+pub(super) fn ttl(section: &Section<'_>) -> Option<Duration> {
+    let ttl = section.duration("ttl", DEFAULT_TTL);
+    Some(ttl).filter(|ttl| !ttl.is_zero())
 }
 
 /// The rules of `proxy.rangerules`.
 pub(super) fn range_rules(proxy: &Section<'_>, default: &Upstream) -> Vec<RangeRule> {
-    let rules = proxy.sections("rangerules").into_iter();
-    let rules = rules.filter_map(|rule| {
-        let pattern = pattern(&rule, default);
+    let rules = proxy.sections("rangerules", |rule| {
+        let pattern = pattern(rule, default);
         if rule.text("ranges").is_none() {
             rule.missing("ranges", "fill or passthrough");
         }
-        let ranges = ranges(&rule);
+        let ranges = ranges(rule);
         pattern.map(|pattern| RangeRule { pattern, ranges })
     });
-    rules.collect()
+    rules.into_iter().flatten().collect()
 }
 
 /// The pattern of the repositories that a rule is for.
@@ -83,7 +90,7 @@ fn pattern(rule: &Section<'_>, default: &Upstream) -> Option<Pattern> {
         return None;
     };
     let pattern = rule.value("repository", repository)?;
-    warn_of_no_match(rule, &rule.path("repository"), text, text, default);
+    warn_of_no_match(rule, &rule.path("repository"), &text, &text, default);
     Some(pattern)
 }
 
@@ -133,8 +140,6 @@ fn warn_of_no_match(section: &Section<'_>, path: &str, name: &str, text: &str, d
         _ => return,
     };
     let text = shown(text);
-    section.doubt_at(
-        path,
-        format_args!("is {text}, which matches nothing: {reason}"),
-    );
+    let reason = format!("is {text}, which matches nothing: {reason}");
+    section.doubt_at(path, reason);
 }

@@ -1,34 +1,167 @@
-//! Reads the values of a map. A wrong value is reported, and the caller goes on with the default,
-//! so that all problems are found at once.
+//! Reads the values of a map, each from its environment variable or else from the file. A wrong
+//! value is reported, and the caller goes on with the default, so that all problems are found at
+//! once.
+//!
+//! A reader names each key once: what it asks for is what is known, and the value that it returns
+//! is what `millpond check` prints.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use serde_yaml::Mapping;
+
+use super::env::{Variable, Variables};
+use super::keys::Keys;
 use super::report::{Report, shown};
 use super::yaml::{Node, Value, item_path, key_path};
 use super::{duration, size};
+use crate::oci::digits;
 
-/// A map of the configuration; empty when it is absent. A value of a wrong kind reads as absent:
-/// `schema::validate` has reported it.
-#[derive(Clone)]
-pub(super) struct Section<'a> {
-    node: Option<&'a Node>,
-    path: String,
-    report: &'a Report,
+/// What all sections share.
+pub(super) struct Context {
+    pub(super) report: Report,
+    pub(super) variables: Variables,
+    pub(super) keys: Keys,
 }
 
-impl<'a> Section<'a> {
-    pub(super) fn root(node: &'a Node, report: &'a Report) -> Self {
+impl Context {
+    pub(super) fn new(report: Report, variables: Variables) -> Self {
         Self {
-            node: Some(node),
-            path: String::new(),
             report,
+            variables,
+            keys: Keys::default(),
         }
     }
 
-    fn node(&self, key: &str) -> Option<&'a Node> {
-        self.node?.get(key)
+    /// The value at a path: that of its variable, else the written one.
+    fn node(&self, path: &str, written: Option<Node>, is_scalar: bool) -> Option<Node> {
+        let node = match self.variables.at(path) {
+            Some(variable) if is_scalar => Some(variable.scalar()),
+            Some(variable) => Some(variable.yaml(&self.report)),
+            None => written,
+        }?;
+        self.report.set_origin(path, node.origin.clone());
+        Some(node)
+    }
+
+    fn must_be(&self, path: &str, kind: &str) {
+        let message = format!("`{path}` must be {kind}");
+        self.report.problem(path, message);
+    }
+
+    /// The text of a value at a path that must be a single one.
+    fn text(&self, path: &str, node: Option<Node>) -> Option<String> {
+        match node?.value {
+            Value::Null => None,
+            Value::Scalar(text) => Some(text),
+            Value::List(_) | Value::Map(_) => {
+                self.must_be(path, "a single value");
+                None
+            }
+        }
+    }
+
+    /// The entries of a value at a path that must be a map.
+    fn entries(&self, path: &str, node: Option<Node>) -> Vec<(String, Node)> {
+        match node.map(|node| node.value) {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Map(entries)) => entries,
+            Some(Value::Scalar(_) | Value::List(_)) => {
+                self.must_be(path, "a map of keys");
+                Vec::new()
+            }
+        }
+    }
+
+    /// The items of a value at a path that must be a list, with their paths. Variables override
+    /// items and append others.
+    fn items(&self, path: &str, node: Option<Node>, are_scalars: bool) -> Vec<(String, Node)> {
+        let mut items = match node.map(|node| node.value) {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::List(items)) => items,
+            Some(Value::Scalar(_) | Value::Map(_)) => {
+                self.must_be(path, "a list");
+                Vec::new()
+            }
+        };
+        let mut numbered = BTreeMap::new();
+        for (rest, variable) in self.variables.below(path) {
+            let (number, key) = rest.split_once('_').unwrap_or((rest, ""));
+            if let Some(number) = digits::<usize>(number)
+                && (key.is_empty() || !are_scalars)
+            {
+                numbered.entry(number).or_insert(variable);
+            }
+        }
+        for (number, variable) in numbered {
+            if number > items.len() {
+                let item = item_path(path, number);
+                let gap = format!("`{item}` leaves a gap in the list; number the items from 0");
+                self.report.problem_at(&variable.origin(), gap);
+            } else if number == items.len() {
+                let (origin, value) = (variable.origin(), Value::Map(Vec::new()));
+                items.push(Node { origin, value });
+            }
+        }
+        let items = items.into_iter().enumerate().filter_map(|(index, item)| {
+            let path = item_path(path, index);
+            let node = self.node(&path, Some(item), are_scalars)?;
+            if node.value == Value::Null {
+                let message = format!("`{path}` is empty; remove it");
+                self.report.problem(&path, message);
+                return None;
+            }
+            Some((path, node))
+        });
+        items.collect()
+    }
+
+    /// What `parse` makes of the text at a path. A problem is reported as "`path` is "text";
+    /// `error`".
+    fn parse<'t, T, E: Display>(
+        &self,
+        path: &str,
+        text: &'t str,
+        parse: impl FnOnce(&'t str) -> Result<T, E>,
+    ) -> Option<T> {
+        parse(text)
+            .map_err(|error| {
+                let message = format!("`{path}` is {}; {error}", shown(text));
+                self.report.problem(path, message);
+            })
+            .ok()
+    }
+}
+
+/// A map of the configuration; empty when it is absent.
+pub(super) struct Section<'a> {
+    entries: Vec<(String, Node)>,
+    path: String,
+    context: &'a Context,
+    /// What is printed.
+    effective: RefCell<Mapping>,
+}
+
+impl<'a> Section<'a> {
+    /// Reads the map at a path. Returns what `read` does, and the values in effect.
+    pub(super) fn read<T>(
+        context: &'a Context,
+        path: String,
+        node: Option<Node>,
+        read: impl FnOnce(&Self) -> T,
+    ) -> (T, Mapping) {
+        let section = Self {
+            entries: context.entries(&path, node),
+            path,
+            context,
+            effective: RefCell::default(),
+        };
+        let result = read(&section);
+        context.keys.check(&section.path, &section.entries);
+        (result, section.effective.into_inner())
     }
 
     /// The path of a key of the map; of the map itself when `key` is empty.
@@ -42,7 +175,12 @@ impl<'a> Section<'a> {
 
     /// Reports a problem with a key (or with the map, when `key` is empty).
     pub(super) fn problem(&self, key: &str, message: String) {
-        self.report.problem(&self.path(key), message);
+        self.problem_at(&self.path(key), message);
+    }
+
+    /// Reports a problem with the value at a path.
+    pub(super) fn problem_at(&self, path: &str, message: String) {
+        self.context.report.problem(path, message);
     }
 
     /// Reports a problem with the value of a key: "`path` `reason`".
@@ -57,8 +195,8 @@ impl<'a> Section<'a> {
     }
 
     /// Warns about a key.
-    pub(super) fn warning(&self, key: &str, message: &str) {
-        self.report.warning(&self.path(key), message);
+    pub(super) fn warning(&self, key: &str, message: String) {
+        self.context.report.warning(&self.path(key), message);
     }
 
     /// Warns about the value of a key: "`path` `reason`".
@@ -68,140 +206,338 @@ impl<'a> Section<'a> {
 
     /// Warns about the value at a path: "`path` `reason`".
     pub(super) fn doubt_at(&self, path: &str, reason: impl Display) {
-        self.report.warning(path, &format!("`{path}` {reason}"));
+        let message = format!("`{path}` {reason}");
+        self.context.report.warning(path, message);
     }
 
-    /// Whether the key is written, if only with an empty value.
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.node(key).is_some()
+    /// Prints this value for a key.
+    pub(super) fn print(&self, key: &str, value: impl Into<serde_yaml::Value>) {
+        self.effective.borrow_mut().insert(key.into(), value.into());
     }
 
-    pub(super) fn section(&self, key: &str) -> Self {
-        Self {
-            node: self.node(key),
-            path: self.path(key),
-            report: self.report,
+    /// Prints nothing for a key.
+    pub(super) fn print_nothing(&self, key: &str) {
+        self.effective.borrow_mut().shift_remove(key);
+    }
+
+    fn written(&self, key: &str) -> Option<Node> {
+        let entry = self.entries.iter().find(|(name, _)| name == key);
+        entry.map(|(_, node)| node.clone())
+    }
+
+    fn node(&self, key: &'static str, is_scalar: bool) -> Option<Node> {
+        self.context.keys.add(&self.path, key, true);
+        self.context
+            .node(&self.path(key), self.written(key), is_scalar)
+    }
+
+    /// Whether the map at a key is written, if only with an empty value.
+    pub(super) fn has(&self, key: &'static str) -> bool {
+        self.node(key, false).is_some() || !self.context.variables.below(&self.path(key)).is_empty()
+    }
+
+    /// Reads the map at a key.
+    pub(super) fn section<T>(&self, key: &'static str, read: impl FnOnce(&Self) -> T) -> T {
+        let mut node = self.node(key, false);
+        // The short form of a storage driver without parameters.
+        if let ("storage", Some(Node { origin, value })) = (key, &mut node)
+            && let Value::Scalar(driver) = value
+        {
+            let driver = std::mem::take(driver);
+            *value = Value::Map(vec![(driver, Node::null(origin.clone()))]);
         }
+        let (result, effective) = Self::read(self.context, self.path(key), node, read);
+        if !effective.is_empty() {
+            self.print(key, effective);
+        }
+        result
     }
 
-    /// The maps of a list.
-    pub(super) fn sections(&self, key: &str) -> Vec<Self> {
+    /// Reads each map of the list at a key.
+    pub(super) fn sections<T>(
+        &self,
+        key: &'static str,
+        mut read: impl FnMut(&Self) -> T,
+    ) -> Vec<T> {
         let items = self
-            .items(key)
-            .filter(|(_, node)| matches!(node.value, Value::Map(_)));
-        let section = |(path, node)| Self {
-            node: Some(node),
-            path,
-            report: self.report,
+            .context
+            .items(&self.path(key), self.node(key, false), false);
+        let is_map = |(path, node): &(String, Node)| {
+            let is_map = matches!(node.value, Value::Map(_));
+            if !is_map {
+                self.context.must_be(path, "a map of keys");
+            }
+            is_map
         };
-        items.map(section).collect()
-    }
-
-    /// The items of a list, with their paths.
-    fn items(&self, key: &str) -> impl Iterator<Item = (String, &'a Node)> {
-        let items: &[Node] = match self.node(key).map(|node| &node.value) {
-            Some(Value::List(items)) => items,
-            _ => &[],
-        };
-        let path = self.path(key);
-        let items = items.iter().enumerate();
-        items.map(move |(index, node)| (item_path(&path, index), node))
-    }
-
-    /// The keys of a map that may have any.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &'a str> {
-        let entries: &[_] = match self.node.map(|node| &node.value) {
-            Some(Value::Map(entries)) => entries,
-            _ => &[],
-        };
-        entries.iter().map(|(key, _)| key.as_str())
+        let items = items.into_iter().filter(is_map);
+        let (results, effective): (Vec<T>, Vec<_>) = items
+            .map(|(path, node)| Self::read(self.context, path, Some(node), &mut read))
+            .unzip();
+        self.print(key, effective);
+        results
     }
 
     /// A value as it was written; an empty one counts as absent, as in the reference registry.
-    pub(super) fn text(&self, key: &str) -> Option<&'a str> {
-        match &self.node(key)?.value {
-            Value::Scalar(text) if !text.is_empty() => Some(text),
-            _ => None,
-        }
+    pub(super) fn text(&self, key: &'static str) -> Option<String> {
+        let text = self.context.text(&self.path(key), self.node(key, true));
+        text.filter(|text| !text.is_empty())
     }
 
-    /// What `parse` makes of the value of a key. A problem is reported as "`path` is "value";
-    /// `error`".
-    pub(super) fn value<T, E: Display>(
+    /// What `parse` makes of the value of a key, which isn't printed.
+    pub(super) fn parsed<T, E: Display>(
         &self,
-        key: &str,
-        parse: impl FnOnce(&'a str) -> Result<T, E>,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
-        let text = self.text(key)?;
-        parse(text)
-            .map_err(|error| self.reject(key, format_args!("is {}; {error}", shown(text))))
-            .ok()
+        self.context.parse(&self.path(key), &self.text(key)?, parse)
     }
 
-    /// What `parse` makes of each value of a list; problems as for [`value`](Self::value).
-    pub(super) fn values<T, E: Display>(
+    /// What `parse` makes of the value of a key.
+    pub(super) fn value<T: Display, E: Display>(
         &self,
-        key: &str,
-        mut parse: impl FnMut(&'a str, &str) -> Result<T, E>,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let value = self.parsed(key, parse)?;
+        self.print(key, value.to_string());
+        Some(value)
+    }
+
+    /// What `parse` makes of each value of a list, whose path it is told.
+    pub(super) fn values<T: Display, E: Display>(
+        &self,
+        key: &'static str,
+        parse: impl FnMut(&str, &str) -> Result<T, E>,
+    ) -> Vec<T> {
+        let values = self.list(&self.path(key), self.node(key, false), parse);
+        let texts: Vec<_> = values.iter().map(ToString::to_string).collect();
+        self.print(key, texts);
+        values
+    }
+
+    fn list<T, E: Display>(
+        &self,
+        path: &str,
+        node: Option<Node>,
+        mut parse: impl FnMut(&str, &str) -> Result<T, E>,
     ) -> Vec<T> {
         let mut values = Vec::new();
-        for (path, node) in self.items(key) {
-            let Value::Scalar(text) = &node.value else {
-                continue;
-            };
-            match parse(text, &path) {
-                Ok(value) => values.push(value),
-                Err(error) => {
-                    let message = format!("`{path}` is {}; {error}", shown(text));
-                    self.report.problem(&path, message);
-                }
+        for (path, node) in self.context.items(path, node, true) {
+            if let Some(text) = self.context.text(&path, Some(node)) {
+                values.extend(self.context.parse(&path, &text, |text| parse(text, &path)));
             }
         }
         values
     }
 
-    /// One of several values that have names; `advice` names them all.
-    pub(super) fn choice<T: Copy>(
+    /// The entries, with their paths, of a map that may have any keys. A variable has `separator`
+    /// in its key for each `_` in its name.
+    fn free(
         &self,
-        key: &str,
+        key: &'static str,
+        separator: &str,
+        are_scalars: bool,
+    ) -> Vec<(String, String, Node)> {
+        let (context, path) = (self.context, self.path(key));
+        let mut entries = context.entries(&path, self.node(key, false));
+        for (rest, variable) in context.variables.below(&path) {
+            let node = if are_scalars {
+                variable.scalar()
+            } else {
+                variable.yaml(&context.report)
+            };
+            let name = rest.replace('_', separator).to_ascii_lowercase();
+            let mut known = entries.iter_mut();
+            match known.find(|(known, _)| known.eq_ignore_ascii_case(&name)) {
+                Some((_, known)) => *known = node,
+                None => entries.push((name, node)),
+            }
+        }
+        let with_path = |(name, node): (String, Node)| {
+            let path = key_path(&path, &name);
+            context.report.set_origin(&path, node.origin.clone());
+            (name, path, node)
+        };
+        entries.into_iter().map(with_path).collect()
+    }
+
+    /// The texts of a map that may have any keys.
+    pub(super) fn texts(&self, key: &'static str) -> BTreeMap<String, String> {
+        let mut texts = BTreeMap::new();
+        for (name, path, node) in self.free(key, "_", true) {
+            let text = self.context.text(&path, Some(node));
+            texts.extend(
+                text.filter(|text| !text.is_empty())
+                    .map(|text| (name, text)),
+            );
+        }
+        let printed = texts
+            .iter()
+            .map(|(name, text)| (name.clone().into(), text.clone().into()));
+        self.print(key, printed.collect::<Mapping>());
+        texts
+    }
+
+    /// The lists of a map that may have any keys, of what `parse` makes of their values.
+    pub(super) fn lists<T, E: Display>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Vec<(String, Vec<T>)> {
+        let entries = self.free(key, "-", false).into_iter();
+        entries
+            .map(|(name, path, node)| {
+                let list = self.list(&path, Some(node), |text, _| parse(text));
+                (name, list)
+            })
+            .collect()
+    }
+
+    /// One of several values that have names, in lower case; `advice` names them all.
+    pub(super) fn choice<T: Copy + PartialEq>(
+        &self,
+        key: &'static str,
         advice: &str,
         choices: &[(&str, T)],
-    ) -> Option<T> {
-        self.value(key, |text| {
+        default: T,
+    ) -> T {
+        let choice = self.parsed(key, |text| {
             let choice = choices.iter().find(|(name, _)| *name == text);
             choice.map(|(_, value)| *value).ok_or(advice)
-        })
+        });
+        let choice = choice.unwrap_or(default);
+        if let Some((name, _)) = choices.iter().find(|(_, value)| *value == choice) {
+            self.print(key, *name);
+        }
+        choice
     }
 
-    pub(super) fn bool(&self, key: &str, default: bool) -> bool {
-        let value = self.value(key, |text| truth(text).ok_or("write true or false"));
-        value.unwrap_or(default)
+    pub(super) fn bool(&self, key: &'static str, default: bool) -> bool {
+        let value = self.parsed(key, |text| truth(text).ok_or("write true or false"));
+        let value = value.unwrap_or(default);
+        self.print(key, value);
+        value
     }
 
-    pub(super) fn duration(&self, key: &str, default: Duration) -> Duration {
-        let parse = |text| duration::parse(text).map_err(|error| format!("it {error}"));
-        self.value(key, parse).unwrap_or(default)
+    pub(super) fn duration(&self, key: &'static str, default: Duration) -> Duration {
+        let parse = |text: &str| duration::parse(text).map_err(|error| format!("it {error}"));
+        let duration = self.parsed(key, parse).unwrap_or(default);
+        self.print(key, duration::format(duration));
+        duration
     }
 
     /// A whole number within `range`.
-    pub(super) fn number(&self, key: &str, range: RangeInclusive<usize>, default: usize) -> usize {
+    pub(super) fn number(
+        &self,
+        key: &'static str,
+        range: RangeInclusive<usize>,
+        default: usize,
+    ) -> usize {
         let (from, to) = (range.start(), range.end());
         let parse = |text: &str| {
-            let number = crate::oci::digits(text).filter(|number| range.contains(number));
+            let number = digits(text).filter(|number| range.contains(number));
             number.ok_or_else(|| format!("write a whole number from {from} to {to}"))
         };
-        self.value(key, parse).unwrap_or(default)
+        let number = self.parsed(key, parse).unwrap_or(default);
+        self.print(key, number);
+        number
     }
 
     /// A size in bytes.
-    pub(super) fn size(&self, key: &str, default: u64) -> u64 {
-        let parse = |text| size::bytes(text).map_err(|error| format!("it {error}"));
-        self.value(key, parse).unwrap_or(default)
+    pub(super) fn size(&self, key: &'static str, default: u64) -> u64 {
+        let parse = |text: &str| size::bytes(text).map_err(|error| format!("it {error}"));
+        let size = self.parsed(key, parse).unwrap_or(default);
+        self.print(key, size::format(size));
+        size
+    }
+
+    /// Keys of the reference registry that have no effect here, and the reasons.
+    pub(super) fn ignore(&self, keys: &[(&'static str, &str)]) {
+        for (key, reason) in keys {
+            if self.demanded(key).is_some_and(|node| !node.is_empty()) {
+                self.doubt(key, format_args!("has no effect: {reason}"));
+            }
+        }
+    }
+
+    /// A key of the reference registry that can't be ignored: that would weaken what the operator
+    /// asked for. With the reason and the alternative.
+    pub(super) fn refuse(&self, key: &'static str, reason: &str) {
+        if self.demanded(key).is_some_and(|node| !node.is_empty()) {
+            self.reject(key, format_args!("is not supported: {reason}"));
+        }
+    }
+
+    /// A storage driver that isn't implemented. Naming it is enough, even without parameters.
+    pub(super) fn refuse_driver(&self, key: &'static str) {
+        if self.demanded(key).is_some() {
+            let path = self.path(key);
+            let message = format!(
+                "the storage driver `{path}` is not supported; use `storage.filesystem` (or \
+                 `storage.inmemory` for tests)"
+            );
+            self.problem(key, message);
+        }
+    }
+
+    /// The reference registry's plug-ins by kind, a list of maps each. They can't be ignored unless
+    /// they are disabled.
+    pub(super) fn refuse_middleware(&self, key: &'static str) {
+        match self.demanded(key).filter(|node| !node.is_empty()) {
+            None => {}
+            Some(node) if all_disabled(&node) => {
+                self.doubt(key, "has no effect: all its entries are disabled");
+            }
+            Some(_) => self.reject(
+                key,
+                "is not supported: what it would enforce or rewrite would be left out; remove its \
+                 entries, or disable them",
+            ),
+        }
+    }
+
+    /// The value of a key that isn't implemented. Of values that variables set in it, the last one.
+    fn demanded(&self, key: &'static str) -> Option<Node> {
+        let Context {
+            report,
+            variables,
+            keys,
+        } = self.context;
+        keys.add(&self.path, key, false);
+        let path = self.path(key);
+        let variable = variables.at(&path).map(Variable::any);
+        let mut node = variable.or_else(|| self.written(key));
+        for (_, variable) in variables.below(&path) {
+            let inner = variable.scalar();
+            if node.is_none() || !inner.is_empty() {
+                node = Some(inner);
+            }
+        }
+        if let Some(node) = &node {
+            report.set_origin(&path, node.origin.clone());
+        }
+        node
+    }
+}
+
+/// Whether all plug-ins of all kinds are disabled.
+fn all_disabled(middleware: &Node) -> bool {
+    let is_disabled = |entry: &Node| match entry.get("disabled").map(|node| &node.value) {
+        Some(Value::Scalar(text)) => truth(text) == Some(true),
+        _ => entry.is_empty(),
+    };
+    let of_kind = |kind: &Node| match &kind.value {
+        Value::List(entries) => entries.iter().all(is_disabled),
+        _ => kind.is_empty(),
+    };
+    match &middleware.value {
+        Value::Map(kinds) => kinds.iter().all(|(_, kind)| of_kind(kind)),
+        _ => false,
     }
 }
 
 /// A truth value in any of YAML 1.1's spellings, as the reference registry's parser reads them.
-pub(super) fn truth(text: &str) -> Option<bool> {
+fn truth(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" => Some(true),
         "false" | "no" | "off" => Some(false),

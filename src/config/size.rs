@@ -8,7 +8,6 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use bytesize::ByteSize;
-use serde::{Serialize, Serializer};
 
 use crate::oci::digits;
 
@@ -42,12 +41,6 @@ impl fmt::Display for SizeLimit {
             Self::Bytes(bytes) => f.write_str(&format(*bytes)),
             Self::Percent(percent) => write!(f, "{percent}%"),
         }
-    }
-}
-
-impl Serialize for SizeLimit {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
 
@@ -217,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(
+        fn written_sizes_are_read_back(
             number in 0..1u64 << 20,
             (_, factor) in prop::sample::select(&UNITS[..]),
             odd in 0..2u64,

@@ -4,9 +4,6 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
-
-use super::print;
 use super::report::shown;
 use super::section::Section;
 use super::size::{self, SizeLimit};
@@ -18,37 +15,27 @@ const DEFAULT_RATE: u64 = 20 << 20;
 const SMALL_CAP: u64 = 1 << 20;
 
 /// Where blobs, manifests and tags are stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Storage {
     Filesystem {
         /// May be relative to the working directory, and need not exist.
-        #[serde(rename = "rootdirectory")]
         root: PathBuf,
         /// The permissions of files; directories also get search permission for everyone who may
         /// read them. `None` takes those of the existing directory, or 0640 in a new one.
-        #[serde(
-            skip_serializing_if = "Option::is_none",
-            serialize_with = "print::octal"
-        )]
         mode: Option<u32>,
     },
     /// In memory, until the process ends.
-    #[serde(rename = "inmemory", serialize_with = "print::empty_map")]
     Memory,
 }
 
 /// Limits of the stored content, and its background check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The largest total size of blobs and manifests; never 0. `None` is no cap.
-    #[serde(rename = "maxsize", skip_serializing_if = "Option::is_none")]
     pub max_size: Option<SizeLimit>,
     /// The space that must stay free on the data directory's file system; `Off` in memory.
-    #[serde(rename = "minfree", skip_serializing_if = "MinFree::is_default")]
     pub min_free: MinFree,
     /// `None` is no background check.
-    #[serde(serialize_with = "print::scrub")]
     pub scrub: Option<Scrub>,
 }
 
@@ -64,57 +51,79 @@ pub enum MinFree {
     Limit(SizeLimit),
 }
 
-impl Serialize for MinFree {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Default => serializer.serialize_none(),
-            Self::Off => serializer.serialize_str("0"),
-            Self::Limit(limit) => limit.serialize(serializer),
-        }
-    }
-}
-
-impl MinFree {
-    fn is_default(&self) -> bool {
-        *self == Self::Default
-    }
-}
-
 /// The background check that hashes every blob again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scrub {
     /// Between the starts of two passes; never 0.
-    #[serde(serialize_with = "print::duration")]
     pub interval: Duration,
     /// Bytes read per second; never 0.
-    #[serde(serialize_with = "print::size")]
     pub rate: u64,
 }
 
+/// What the `storage` section says.
+pub(super) struct StorageSection {
+    pub(super) storage: Storage,
+    pub(super) limits: Limits,
+    /// Whether the operator names the data directory.
+    pub(super) is_named: bool,
+}
+
 /// `from_file` tells whether there is a file, whose driver should name its directory.
-pub(super) fn read(section: &Section<'_>, from_file: bool) -> Storage {
-    let filesystem = section.section("filesystem");
-    if section.has("inmemory") {
-        if section.has("filesystem") {
-            section.reject(
-                "",
-                "names two drivers, `filesystem` and `inmemory`; keep one",
-            );
-        }
-        return Storage::Memory;
+pub(super) fn read(section: &Section<'_>, from_file: bool) -> StorageSection {
+    section.ignore(&[
+        ("cache", "descriptors are cached in its own way"),
+        (
+            "delete",
+            "what a mirror holds goes when it expires or is purged",
+        ),
+        ("maintenance", "a mirror takes no uploads that need purging"),
+        ("redirect", "blobs are never redirected to the storage"),
+        ("tag", "tags are looked up in its own way"),
+    ]);
+    for driver in ["s3", "s3aws", "azure", "gcs", "swift", "oss"] {
+        section.refuse_driver(driver);
     }
-    let root = filesystem.text("rootdirectory");
-    if root.is_none() && from_file && section.has("filesystem") {
-        let path = filesystem.path("rootdirectory");
-        let message = format!(
-            "`{path}` is not set: data goes to {DEFAULT_ROOT} (the reference registry's default \
-             is /var/lib/registry)"
+    let is_memory = section.has("inmemory");
+    section.section("inmemory", |_| ());
+    if is_memory && section.has("filesystem") {
+        section.reject(
+            "",
+            "names two drivers, `filesystem` and `inmemory`; keep one",
         );
-        filesystem.warning("", &message);
     }
-    Storage::Filesystem {
-        root: PathBuf::from(root.unwrap_or(DEFAULT_ROOT)),
-        mode: filesystem.value("mode", file_mode),
+    let needs_directory = from_file && section.has("filesystem");
+    let (root, mode) = section.section("filesystem", |filesystem| {
+        filesystem.ignore(&[("maxthreads", "the number of threads is not limited by it")]);
+        let root = filesystem.text("rootdirectory");
+        if root.is_none() && needs_directory {
+            let path = filesystem.path("rootdirectory");
+            let message = format!(
+                "`{path}` is not set: data goes to {DEFAULT_ROOT} (the reference registry's \
+                 default is /var/lib/registry)"
+            );
+            filesystem.warning("", message);
+        }
+        filesystem.print("rootdirectory", root.as_deref().unwrap_or(DEFAULT_ROOT));
+        let mode = filesystem.parsed("mode", file_mode);
+        if let Some(mode) = mode {
+            filesystem.print("mode", format!("0{mode:o}"));
+        }
+        (root, mode)
+    });
+    let is_named = root.is_some() && !is_memory;
+    let storage = if is_memory {
+        section.print_nothing("filesystem");
+        section.print("inmemory", serde_yaml::Mapping::new());
+        Storage::Memory
+    } else {
+        let root = root.unwrap_or_else(|| DEFAULT_ROOT.to_owned());
+        let root = PathBuf::from(root);
+        Storage::Filesystem { root, mode }
+    };
+    StorageSection {
+        limits: limits(section, &storage),
+        storage,
+        is_named,
     }
 }
 
@@ -132,7 +141,7 @@ fn file_mode(text: &str) -> Result<u32, &'static str> {
         )
 }
 
-pub(super) fn limits(section: &Section<'_>, storage: &Storage) -> Limits {
+fn limits(section: &Section<'_>, storage: &Storage) -> Limits {
     let max_size = limit(section, "maxsize", 1..=100, storage);
     match max_size {
         Some(SizeLimit::Bytes(0)) => section.reject(
@@ -148,14 +157,17 @@ pub(super) fn limits(section: &Section<'_>, storage: &Storage) -> Limits {
     Limits {
         max_size,
         min_free: min_free(section, storage),
-        scrub: scrub(&section.section("scrub")),
+        scrub: section.section("scrub", scrub),
     }
 }
 
 fn min_free(section: &Section<'_>, storage: &Storage) -> MinFree {
     let min_free = match limit(section, "minfree", 0..=99, storage) {
         None => MinFree::Default,
-        Some(SizeLimit::Bytes(0) | SizeLimit::Percent(0)) => MinFree::Off,
+        Some(SizeLimit::Bytes(0) | SizeLimit::Percent(0)) => {
+            section.print("minfree", "0");
+            MinFree::Off
+        }
         Some(limit) => MinFree::Limit(limit),
     };
     if *storage != Storage::Memory {
@@ -167,13 +179,14 @@ fn min_free(section: &Section<'_>, storage: &Storage) -> MinFree {
             "has no effect: `storage.inmemory` uses no file system",
         );
     }
+    section.print("minfree", "0");
     MinFree::Off
 }
 
 /// The limit at `key`; a percentage must be within `percents`.
 fn limit(
     section: &Section<'_>,
-    key: &str,
+    key: &'static str,
     percents: RangeInclusive<u8>,
     storage: &Storage,
 ) -> Option<SizeLimit> {
@@ -183,7 +196,7 @@ fn limit(
     if matches!(limit, SizeLimit::Percent(_)) && *storage == Storage::Memory {
         let reason = format!(
             "is {}, but `storage.inmemory` uses no file system; write a size such as 4GiB",
-            shown(section.text(key).unwrap_or_default())
+            shown(&section.text(key).unwrap_or_default())
         );
         section.reject(key, reason);
         return None;
@@ -200,5 +213,9 @@ fn scrub(scrub: &Section<'_>) -> Option<Scrub> {
             "must be more than 0; `storage.scrub.interval: 0` turns the check off",
         );
     }
-    (!interval.is_zero()).then_some(Scrub { interval, rate })
+    if interval.is_zero() {
+        scrub.print_nothing("rate");
+        return None;
+    }
+    Some(Scrub { interval, rate })
 }

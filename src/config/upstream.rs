@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 
 use secrecy::SecretString;
-use serde::Serialize;
 use url::{Host, Url};
 
 use super::address;
 use super::host_pattern::HostPattern;
 use super::http::web_url;
-use super::print;
 use super::section::Section;
 
 /// The name of the upstream Docker Hub.
@@ -18,97 +16,96 @@ pub(super) const HUB_NAME: &str = "docker.io";
 const HUB_HOST: &str = "registry-1.docker.io";
 /// Hosts that mean Docker Hub, as aliases.
 const HUB_ALIASES: [&str; 3] = [HUB_NAME, "index.docker.io", HUB_HOST];
+/// What stands for a password in print.
+const HIDDEN: &str = "<hidden>";
 /// The website, which people write for the registry.
 const HUB_WEBSITE: &str = "hub.docker.com";
 /// The longest scope, in bytes: it becomes a part of a URL.
 const MAX_SCOPE: usize = 1024;
 
 /// A registry that is mirrored.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Upstream {
     /// One component of a repository name, such as `ghcr.io`; the default upstream's, which only
     /// logs and metrics show, may have a port.
-    #[serde(skip)]
     pub name: String,
     /// Scheme `http` or `https`, host and port; nothing more.
-    #[serde(rename = "remoteurl", serialize_with = "print::text")]
     pub url: Url,
-    #[serde(flatten)]
     pub credentials: Option<Credentials>,
     /// A file of certificate authorities (PEM), readable when the configuration was loaded.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
     /// Don't check the server's certificate.
     pub insecure: bool,
     /// Permit credentials over plain HTTP to other machines, and redirects and token services that
     /// lead from https to http.
-    #[serde(rename = "plainhttp")]
     pub plain_http: bool,
     /// The token service (scheme `http` or `https`, host, port) that receives the credentials
     /// although it is on another site than the upstream.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "print::option"
-    )]
     pub realm: Option<Url>,
     /// The scope of all tokens, in which `{name}` stands for the repository's name.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
     /// Hosts that redirects and token services may lead to although their addresses are internal.
-    #[serde(serialize_with = "print::texts")]
     pub redirects: Vec<HostPattern>,
     /// The names that clients may use for it (`host[:port]`, lower case, sorted): its name, its
     /// URL's host and more.
     pub aliases: Vec<String>,
     /// Whether it answers to `docker.io`: names of one component get `library/`.
-    #[serde(skip)]
     pub is_docker_hub: bool,
 }
 
 /// User name and password. They go to the upstream's own origin and to a token service that belongs
 /// to it or that the operator named, and to nobody else.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Credentials {
     /// Without a colon, which separates it from the password (RFC 7617).
     pub username: String,
-    #[serde(serialize_with = "print::hidden")]
     pub password: SecretString,
 }
 
 /// Reads the keys that all upstreams have.
 pub(super) fn read(section: &Section<'_>, name: String, url: Url) -> Upstream {
     let credentials = credentials(section);
+    let ca = authorities(section);
     let insecure = section.bool("insecure", false);
     if insecure && url.scheme() == "https" && credentials.is_some() {
         let host = authority(&url);
         let message = format!(
             "the credentials for {host} are sent to a server whose certificate isn't checked"
         );
-        section.warning("username", &message);
+        section.warning("username", message);
     }
     let plain_http = plain_http(section, &url, credentials.is_some());
-    let mut aliases = vec![name.clone(), authority(&url)];
-    if is_hub(&url) {
-        aliases.extend(HUB_ALIASES.map(str::to_owned));
-    }
-    aliases.extend(section.values("aliases", |text, _| {
-        address::alias(text).ok_or("write host or host:port")
-    }));
-    aliases.sort();
-    aliases.dedup();
+    let realm = realm(section, plain_http);
+    let scope = section.value("scope", scope);
+    let redirects = section.values("redirects", |text, _| text.parse());
+    let aliases = aliases(section, &name, &url);
     Upstream {
         is_docker_hub: aliases.iter().any(|alias| alias == HUB_NAME),
         name,
         url,
         credentials,
-        ca: authorities(section),
+        ca,
         insecure,
         plain_http,
-        realm: realm(section, plain_http),
-        scope: section.value("scope", scope),
-        redirects: section.values("redirects", |text, _| text.parse()),
+        realm,
+        scope,
+        redirects,
         aliases,
     }
+}
+
+fn aliases(section: &Section<'_>, name: &str, url: &Url) -> Vec<String> {
+    let mut aliases = section.values("aliases", |text, _| {
+        address::alias(text).ok_or("write host or host:port")
+    });
+    aliases.extend([name.to_owned(), authority(url)]);
+    if is_hub(url) {
+        aliases.extend(HUB_ALIASES.map(str::to_owned));
+    }
+    aliases.sort();
+    aliases.dedup();
+    section.print("aliases", aliases.clone());
+    aliases
 }
 
 fn credentials(section: &Section<'_>) -> Option<Credentials> {
@@ -121,8 +118,10 @@ fn credentials(section: &Section<'_>) -> Option<Credentials> {
             return None;
         }
         (Some(username), Some(password)) => {
+            section.print("username", username.as_str());
+            section.print("password", HIDDEN);
             return Some(Credentials {
-                username: username.to_owned(),
+                username,
                 password: SecretString::from(password),
             });
         }
@@ -138,14 +137,14 @@ fn credentials(section: &Section<'_>) -> Option<Credentials> {
 
 /// The file of certificate authorities; opened once, so that a wrong path shows at the start.
 fn authorities(section: &Section<'_>) -> Option<PathBuf> {
-    section.value("ca", |text| {
-        let file = PathBuf::from(text);
-        match std::fs::File::open(&file).and_then(|file| file.metadata()) {
-            Ok(metadata) if metadata.is_file() => Ok(file),
+    let path = section.value("ca", |text| {
+        match std::fs::File::open(text).and_then(|file| file.metadata()) {
+            Ok(metadata) if metadata.is_file() => Ok(text.to_owned()),
             Ok(_) => Err("it is not a file".to_owned()),
             Err(error) => Err(format!("it can't be read: {error}")),
         }
-    })
+    });
+    path.map(PathBuf::from)
 }
 
 /// Whether credentials and redirects may use plain HTTP. Credentials for a plain HTTP upstream on
@@ -156,7 +155,7 @@ fn plain_http(section: &Section<'_>, url: &Url, has_credentials: bool) -> bool {
         let host = url.host_str().unwrap_or_default();
         if plain_http {
             let message = format!("the credentials for {host} are sent over plain HTTP");
-            section.warning("username", &message);
+            section.warning("username", message);
         } else {
             let key = section.path("plainhttp");
             let message = format!(

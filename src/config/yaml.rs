@@ -4,7 +4,7 @@
 //! password `1e5` is not the number 100000, nor is version `0.10` the number 0.1. The reader of a
 //! key decides what its scalar means.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
@@ -23,6 +23,8 @@ const BAD_KEY: &str = "a key that is not a single value";
 /// Where a value was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
+    /// The file, in no particular line.
+    File,
     /// A line of the file, from 1.
     Line(usize),
     /// An environment variable.
@@ -79,28 +81,6 @@ impl Node {
             Value::Map(entries) => entries.iter().map(|(_, node)| node.size()).sum::<usize>(),
         }
     }
-
-    /// Adds the origins of all values below `path`, by their paths.
-    pub(super) fn origins(&self, path: &str, origins: &mut BTreeMap<String, Origin>) {
-        let mut add = |path: String, node: &Self| {
-            node.origins(&path, origins);
-            origins.insert(path, node.origin.clone());
-        };
-        match &self.value {
-            Value::Null | Value::Scalar(_) => {}
-            Value::List(items) => {
-                for (index, node) in items.iter().enumerate() {
-                    add(item_path(path, index), node);
-                }
-            }
-            // The first value of a repeated key is inserted last.
-            Value::Map(entries) => {
-                for (key, node) in entries.iter().rev() {
-                    add(key_path(path, key), node);
-                }
-            }
-        }
-    }
 }
 
 /// The path of a key in the map at `path`, such as `proxy.upstreams[0].name`.
@@ -128,8 +108,7 @@ pub(super) struct Document {
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub(super) struct SyntaxError {
-    /// From 1, where it is known.
-    pub(super) line: Option<usize>,
+    pub(super) origin: Origin,
     message: String,
 }
 
@@ -141,7 +120,9 @@ impl Document {
         // positions with errors only, and scalars only after it has guessed their types.
         let valid = Option::<IgnoredAny>::deserialize(serde_yaml::Deserializer::from_str(text));
         valid.map_err(|error| SyntaxError {
-            line: error.location().map(|location| location.line()),
+            origin: error
+                .location()
+                .map_or(Origin::File, |location| Origin::Line(location.line())),
             message: error.to_string(),
         })?;
         let mut builder = Builder::new(variable);
@@ -149,7 +130,7 @@ impl Document {
         let unended = (!text.ends_with('\n')).then(|| text.chars().count());
         for event in Parser::new_from_str(text) {
             let (mut event, span) = event.map_err(|error| SyntaxError {
-                line: Some(error.marker().line()),
+                origin: Origin::Line(error.marker().line()),
                 message: format!("{error}; {INDENT}"),
             })?;
             if let Event::Scalar(block, ScalarStyle::Literal | ScalarStyle::Folded, ..) = &mut event
@@ -160,7 +141,7 @@ impl Document {
             }
             let line = span.start.line();
             builder.event(event, line).map_err(|message| SyntaxError {
-                line: Some(line),
+                origin: Origin::Line(line),
                 message: format!("{message} at line {line}"),
             })?;
         }
@@ -428,11 +409,30 @@ mod tests {
         assert!(nested(50) && !nested(5_000));
     }
 
+    /// Adds the origins of all values below `path`, by their paths.
+    fn add_origins(node: &Node, path: &str, origins: &mut HashMap<String, Origin>) {
+        let inner: Vec<(String, &Node)> = match &node.value {
+            Value::Null | Value::Scalar(_) => return,
+            Value::List(items) => (0..)
+                .zip(items)
+                .map(|(n, item)| (item_path(path, n), item))
+                .collect(),
+            Value::Map(entries) => entries
+                .iter()
+                .map(|(key, node)| (key_path(path, key), node))
+                .collect(),
+        };
+        for (path, node) in inner {
+            add_origins(node, &path, origins);
+            origins.entry(path).or_insert_with(|| node.origin.clone());
+        }
+    }
+
     #[test]
     fn lines() {
         let text = "# comment\nhttp:\n  addr: x\n  'quoted': {flow: 1,\n    next: 2}\nlist:\n- a\n- name: b\n  url: c\n-\n  - d\nempty:\nhttp: 5\n";
-        let mut origins = BTreeMap::new();
-        parse(text).root.origins("", &mut origins);
+        let mut origins = HashMap::new();
+        add_origins(&parse(text).root, "", &mut origins);
         for (path, line) in [
             ("http", Some(2)),
             ("http.addr", Some(3)),

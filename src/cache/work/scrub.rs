@@ -12,10 +12,11 @@
 
 use std::collections::HashSet;
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::Instant;
 
 use crate::cache::{Cache, Hold};
@@ -31,7 +32,7 @@ pub const ABANDONED_AFTER: Duration = Duration::from_hours(7 * 24);
 pub const MAX_REPORTED: usize = 1000;
 
 /// How to scrub.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ScrubSettings {
     /// Bytes read in a second; none is as fast as the disk gives them.
     pub rate: Option<NonZeroU64>,
@@ -40,7 +41,7 @@ pub struct ScrubSettings {
 }
 
 /// What a scrub found.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ScrubReport {
     /// Blobs that were read, the corrupt ones included.
     pub checked: u64,
@@ -65,15 +66,21 @@ pub struct ScrubReport {
 }
 
 /// An entry of the store, other than a blob, that couldn't be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removal {
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// None when it has been removed, else why it is still there.
     pub failure: Option<String>,
 }
 
+/// A path that isn't UTF-8 is shown, too.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
 /// Something that is wrong with a blob.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     pub digest: Digest,
     /// Bytes of the file.
@@ -81,7 +88,7 @@ pub struct Finding {
     pub verdict: Verdict,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// Its content has another digest, or ends early.
     Corrupt,

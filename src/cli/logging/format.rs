@@ -1,7 +1,6 @@
 //! The format of a log line: the configured fields on every line, text in quotes, plain numbers, and
 //! no character that controls a terminal.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use tracing::field::{Field, Visit};
@@ -16,30 +15,16 @@ use crate::clock::Clock;
 use crate::config::{Log, LogFormat};
 use crate::server::access::is_unprintable;
 
-/// ` service="registry"`
-fn text_fields(fields: &BTreeMap<String, String>) -> String {
-    fields.iter().fold(String::new(), |text, (name, value)| {
-        format!("{text} {name}={}", quoted(value))
-    })
-}
-
-/// `"service":"registry",`
-fn json_fields(fields: &BTreeMap<String, String>) -> String {
-    fields.iter().fold(String::new(), |text, (name, value)| {
-        format!(
-            "{text}{}:{},",
-            serde_json::json!(name),
-            serde_json::json!(value)
-        )
-    })
-}
-
-/// The configured fields in the format of a line.
+/// The configured fields in the format of a line: ` service="registry"` or `"service":"registry",`.
 fn rendered(log: &Log) -> String {
-    match log.format {
-        LogFormat::Text => text_fields(&log.fields),
-        LogFormat::Json => json_fields(&log.fields),
-    }
+    let field = |(name, value): (&String, &String)| match log.format {
+        LogFormat::Text => format!(" {name}={}", quoted(value)),
+        LogFormat::Json => {
+            let (name, value) = (serde_json::json!(name), serde_json::json!(value));
+            format!("{name}:{value},")
+        }
+    };
+    log.fields.iter().map(field).collect()
 }
 
 /// Makes the notice of dropped lines: the log's own thread writes it, past the subscriber.
@@ -61,25 +46,21 @@ pub(super) fn notice(log: &Log) -> Notice {
     })
 }
 
-/// A format with the configured fields on every line.
-pub(super) struct WithFields<F> {
+/// The JSON format with the configured fields on every line.
+pub(super) struct JsonLine<F> {
     inner: F,
     /// As they are written.
     fields: String,
-    format: LogFormat,
 }
 
-impl<F> WithFields<F> {
+impl<F> JsonLine<F> {
     pub(super) fn new(inner: F, log: &Log) -> Self {
-        Self {
-            inner,
-            fields: rendered(log),
-            format: log.format,
-        }
+        let fields = rendered(log);
+        Self { inner, fields }
     }
 }
 
-impl<S, N, F> FormatEvent<S, N> for WithFields<F>
+impl<S, N, F> FormatEvent<S, N> for JsonLine<F>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -91,21 +72,13 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        if self.format == LogFormat::Text && self.fields.is_empty() {
-            return self.inner.format_event(ctx, writer, event);
-        }
         let mut line = String::new();
         self.inner
             .format_event(ctx, Writer::new(&mut line), event)?;
-        match self.format {
-            LogFormat::Text => writeln!(writer, "{}{}", line.trim_end(), self.fields),
-            LogFormat::Json => {
-                let rest = line.strip_prefix('{').unwrap_or(&line).trim_end();
-                write!(writer, "{{{}", self.fields)?;
-                write_json(&mut writer, rest)?;
-                writer.write_char('\n')
-            }
-        }
+        let rest = line.strip_prefix('{').unwrap_or(&line).trim_end();
+        write!(writer, "{{{}", self.fields)?;
+        write_json(&mut writer, rest)?;
+        writer.write_char('\n')
     }
 }
 
@@ -130,14 +103,11 @@ fn write_json(out: &mut Writer<'_>, json: &str) -> fmt::Result {
     Ok(())
 }
 
-/// Text without unprintable characters.
-fn push_escaped(out: &mut String, text: &str) {
-    for c in text.chars() {
-        if needs_escape(c) {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
+fn push_escaped(out: &mut String, c: char) {
+    if needs_escape(c) {
+        out.extend(c.escape_default());
+    } else {
+        out.push(c);
     }
 }
 
@@ -145,21 +115,30 @@ fn push_escaped(out: &mut String, text: &str) {
 fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
-    for part in text.split_inclusive(['"', '\\']) {
-        let (plain, special) = match part.char_indices().next_back() {
-            Some((at, c)) if matches!(c, '"' | '\\') => (part.get(..at), Some(c)),
-            _ => (Some(part), None),
-        };
-        push_escaped(&mut out, plain.unwrap_or_default());
-        out.extend(special.into_iter().flat_map(|c| ['\\', c]));
+    for c in text.chars() {
+        if matches!(c, '"' | '\\') {
+            out.push('\\');
+        }
+        push_escaped(&mut out, c);
     }
     out.push('"');
     out
 }
 
-/// The fields of a text line: the message as it is, numbers plain, everything else in quotes.
+/// The fields of a text line: the message as it is, numbers plain, everything else in quotes; then
+/// the configured fields.
 #[derive(Debug)]
-pub(super) struct TextFields;
+pub(super) struct TextFields {
+    /// As they are written.
+    configured: String,
+}
+
+impl TextFields {
+    pub(super) fn new(log: &Log) -> Self {
+        let configured = rendered(log);
+        Self { configured }
+    }
+}
 
 impl<'writer> FormatFields<'writer> for TextFields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
@@ -169,7 +148,8 @@ impl<'writer> FormatFields<'writer> for TextFields {
             result: Ok(()),
         };
         fields.record(&mut visitor);
-        visitor.result
+        visitor.result?;
+        visitor.writer.write_str(&self.configured)
     }
 }
 
@@ -203,7 +183,7 @@ impl TextVisitor<'_> {
     fn put_text(&mut self, field: &Field, text: &str) {
         if field.name() == "message" {
             let mut message = String::with_capacity(text.len());
-            push_escaped(&mut message, text);
+            text.chars().for_each(|c| push_escaped(&mut message, c));
             self.put(field, format_args!("{message}"));
         } else {
             self.put(field, format_args!("{}", quoted(text)));
@@ -224,14 +204,6 @@ impl Visit for TextVisitor<'_> {
         self.put(field, format_args!("{value}"));
     }
 
-    fn record_i128(&mut self, field: &Field, value: i128) {
-        self.put(field, format_args!("{value}"));
-    }
-
-    fn record_u128(&mut self, field: &Field, value: u128) {
-        self.put(field, format_args!("{value}"));
-    }
-
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.put(field, format_args!("{value}"));
     }
@@ -249,6 +221,7 @@ impl Visit for TextVisitor<'_> {
 mod tests {
     use super::*;
     use crate::config;
+    use std::collections::BTreeMap;
     use std::io;
     use std::sync::{Arc, Mutex};
 
@@ -266,11 +239,10 @@ mod tests {
     }
 
     fn log(format: LogFormat) -> Log {
-        let loaded = config::parse("version: 0.1", "the test", std::iter::empty());
         Log {
             format,
             fields: BTreeMap::from([("service".to_owned(), "re\"gistry".to_owned())]),
-            ..loaded.unwrap().config.log
+            ..config::Config::default_config().log
         }
     }
 

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use crate::metrics::Counter;
 use parking_lot::{Condvar, Mutex};
-use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes of lines that may wait for the thread; it holds as many again while it writes.
 const MAX_WAITING: usize = 1024 * 1024;
@@ -28,12 +27,9 @@ const PANIC_PAUSE: Duration = Duration::from_secs(1);
 /// Makes the line that says how many lines were dropped.
 pub(super) type Notice = Box<dyn Fn(u64) -> String + Send>;
 
-/// Takes lines for standard error. Clones share one buffer.
-#[derive(Debug, Clone)]
-pub(in crate::cli) struct LogWriter(Arc<WriterInner>);
-
+/// Takes lines for standard error.
 #[derive(Debug, Default)]
-struct WriterInner {
+pub(in crate::cli) struct LogWriter {
     buffer: Mutex<Buffer>,
     /// Wakes the thread.
     filled: Condvar,
@@ -47,9 +43,8 @@ struct Buffer {
     lines: Vec<u8>,
     /// Lines dropped since the thread took the buffer.
     dropped: u64,
-    /// Bytes that were ever appended, and those of them that the thread has written or given up.
-    appended: u64,
-    done: u64,
+    /// Whether the thread has lines that it has neither written nor given up.
+    is_writing: bool,
     /// All dropped lines.
     total: Counter,
 }
@@ -59,8 +54,8 @@ impl LogWriter {
     pub(in crate::cli) fn start(
         out: impl Write + Send + 'static,
         notice: Notice,
-    ) -> io::Result<Self> {
-        let shared = Arc::new(WriterInner::default());
+    ) -> io::Result<Arc<Self>> {
+        let shared = Arc::new(Self::default());
         let mut thread = WriterThread {
             shared: Arc::clone(&shared),
             out,
@@ -77,57 +72,43 @@ impl LogWriter {
                     thread::sleep(PANIC_PAUSE);
                 }
             })?;
-        Ok(Self(shared))
+        Ok(shared)
     }
 
     /// Appends a line, which ends with a line feed, or drops it if the buffer is full.
     pub(in crate::cli) fn line(&self, line: &[u8]) {
-        let mut buffer = self.0.buffer.lock();
+        let mut buffer = self.buffer.lock();
         if buffer.lines.len() + line.len() > MAX_WAITING {
             buffer.dropped += 1;
             buffer.total.inc();
             return;
         }
         buffer.lines.extend_from_slice(line);
-        buffer.appended += line.len() as u64;
         drop(buffer);
-        self.0.filled.notify_one();
+        self.filled.notify_one();
     }
 
-    /// Waits until every line appended so far has been written or given up, for at most `limit`.
-    /// Blocks: not for the runtime's threads. Returns whether the thread got that far.
+    /// Waits until every line has been written or given up, for at most `limit`. Blocks: not for the
+    /// runtime's threads. Returns whether the thread got that far.
     pub(in crate::cli) fn flush(&self, limit: Duration) -> bool {
-        let mut buffer = self.0.buffer.lock();
-        let target = buffer.appended;
-        let unwritten = |buffer: &mut Buffer| buffer.done < target;
-        let progress = &self.0.progress;
-        progress.wait_while_for(&mut buffer, unwritten, limit);
-        buffer.done >= target
+        let mut buffer = self.buffer.lock();
+        let unwritten = |buffer: &mut Buffer| buffer.is_writing || !buffer.lines.is_empty();
+        let waited = self.progress.wait_while_for(&mut buffer, unwritten, limit);
+        !waited.timed_out()
     }
 
     /// Counts dropped lines in `counter` from now on, with those that were dropped before.
     pub(in crate::cli) fn count_into(&self, counter: Counter) {
-        let mut buffer = self.0.buffer.lock();
+        let mut buffer = self.buffer.lock();
         counter.inc_by(buffer.total.get());
         buffer.total = counter;
     }
 }
 
-impl<'a> MakeWriter<'a> for LogWriter {
-    type Writer = Lines<'a>;
-
-    fn make_writer(&'a self) -> Lines<'a> {
-        Lines(self)
-    }
-}
-
 /// Each write is one line, as tracing's formatter writes an event.
-#[derive(Debug)]
-pub(in crate::cli) struct Lines<'a>(&'a LogWriter);
-
-impl Write for Lines<'_> {
+impl Write for &LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.line(line);
+        self.line(line);
         Ok(line.len())
     }
 
@@ -137,7 +118,7 @@ impl Write for Lines<'_> {
 }
 
 struct WriterThread<W> {
-    shared: Arc<WriterInner>,
+    shared: Arc<LogWriter>,
     out: W,
     notice: Notice,
     /// The bytes of the current write.
@@ -174,14 +155,14 @@ impl<W: Write> WriterThread<W> {
         let empty = |buffer: &mut Buffer| buffer.lines.is_empty();
         self.shared.filled.wait_while(&mut buffer, empty);
         std::mem::swap(&mut buffer.lines, &mut self.batch);
+        buffer.is_writing = true;
         std::mem::take(&mut buffer.dropped)
     }
 
     fn finish_batch(&mut self, lost: u64) {
         let mut buffer = self.shared.buffer.lock();
         buffer.total.inc_by(lost);
-        // The buffer is taken whole, so what was appended since is what it holds now.
-        buffer.done = buffer.appended - buffer.lines.len() as u64;
+        buffer.is_writing = false;
         drop(buffer);
         self.shared.progress.notify_all();
         self.batch.clear();
@@ -276,7 +257,7 @@ mod tests {
     }
 
     struct Log {
-        writer: LogWriter,
+        writer: Arc<LogWriter>,
         steps: mpsc::Sender<Step>,
         written: Arc<Mutex<Vec<u8>>>,
         counter: Counter,
@@ -331,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stalled_reader_costs_lines_and_no_time() {
+    fn a_stalled_reader_drops_lines_and_blocks_nobody() {
         let log = Log::new();
         let (release, stall) = mpsc::channel();
         log.then(Step::Stall(stall));
@@ -386,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_the_thread_is_not_its_end() {
+    fn the_thread_continues_after_a_panic() {
         let log = Log::new();
         log.then(Step::Panic);
         log.log("lost\n");

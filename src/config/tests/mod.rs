@@ -1,5 +1,5 @@
 mod download;
-mod sentences;
+mod messages;
 mod storage;
 mod variables;
 
@@ -61,6 +61,15 @@ fn config(text: &str) -> Config {
     loaded(&format!("version: 0.1\n{text}"), &[]).config
 }
 
+/// The configuration of a file that starts with a version line, and that of what is printed of it.
+fn loaded_twice(text: &str) -> [Config; 2] {
+    let first = loaded(&format!("version: 0.1\n{text}"), &[]);
+    assert_eq!(first.warnings, Vec::<String>::new());
+    let second = loaded(&first.effective, &[]);
+    assert_eq!(second.effective, first.effective);
+    [first.config, second.config]
+}
+
 fn problems(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
     match parse(text, "config.yml", environment(variables)) {
         Err(ConfigError::Problems(problems)) => problems.iter().map(ToString::to_string).collect(),
@@ -70,12 +79,11 @@ fn problems(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn without_a_file() {
+fn defaults_without_a_file() {
     let Loaded {
         config, warnings, ..
     } = load(None, environment(&[])).unwrap();
     assert_eq!(warnings, Vec::<String>::new());
-    assert_eq!(render(&config), render(&Config::default_config()));
     assert_eq!(config.log.level, Level::INFO);
     assert!(config.log.access && config.http.http2 && !config.http.relative_urls);
     assert_eq!(config.http.listen, Listen::Tcp(":5000".to_owned()));
@@ -140,32 +148,41 @@ fn uncommented() -> String {
 }
 
 #[test]
-fn the_example_is_the_default_and_complete() {
-    let Loaded {
-        config, warnings, ..
-    } = loaded(EXAMPLE, &[]);
-    assert_eq!(warnings, Vec::<String>::new());
-    assert_eq!(render(&config), render(&Config::default_config()));
+fn the_example_has_the_default_values_and_every_key() {
+    let example = loaded(EXAMPLE, &[]);
+    assert_eq!(example.warnings, Vec::<String>::new());
+    let default = load(None, environment(&[])).unwrap();
+    assert_eq!(example.effective, default.effective);
 
-    let text = uncommented();
-    let document = Document::parse(&text, None).unwrap();
+    let document = Document::parse(&uncommented(), None).unwrap();
     assert_eq!(document.duplicates, []);
-    let mut report = Report::new("example");
-    schema::validate(&document.root, &schema::ROOT, "", &report);
-    report.places.set(&document.root);
-    let (problems, _, places) = report.finish();
-    assert_eq!(problems, []);
-    let keys = schema::effective_keys();
+    let context = Context::new(Report::new("example"), Variables::default());
+    check(Some(document.root), &context);
+    context
+        .keys
+        .report_unknown(&context.variables, &context.report);
+    let keys = context.keys.effective();
+    let (problems, _, places) = context.report.finish();
+    let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    let ca = |key: &str| format!("`{key}` is \"/etc/ssl/certs/upstream.pem\"; it can't be read");
+    for (problem, expected) in problems.iter().zip([
+        "`storage` names two drivers".to_owned(),
+        ca("proxy.ca"),
+        ca("proxy.upstreams[0].ca"),
+    ]) {
+        assert!(problem.contains(&expected), "{problem}");
+    }
+    assert_eq!(problems.len(), 3, "{problems:?}");
     let missing: Vec<_> = keys.iter().filter(|path| !places.has(path)).collect();
     assert_eq!(
         missing,
-        ["loglevel"],
-        "deprecated keys aren't shown; all others are"
+        ["tags", "loglevel"],
+        "a section without effect and a deprecated key aren't shown; all others are"
     );
 }
 
 #[test]
-fn what_is_rendered_is_read_back() {
+fn printed_values_are_read_back() {
     let files = tempfile::tempdir().unwrap();
     let ca = files.path().join("ca.pem");
     std::fs::write(&ca, "").unwrap();
@@ -179,15 +196,16 @@ fn what_is_rendered_is_read_back() {
            upstreams:\n  - {{name: ghcr.io, remoteurl: 'https://ghcr.io', ca: '{}', aliases: ['X:1']}}\n",
         ca.display()
     );
-    let first = loaded(&text, &[]).config;
-    let rendered = render(&first);
+    let first = loaded(&text, &[]);
+    let printed = first.effective;
     assert!(
-        !rendered.contains("hunter2") && rendered.contains("password: <hidden>"),
-        "{rendered}"
+        !printed.contains("hunter2") && printed.contains("password: <hidden>"),
+        "{printed}"
     );
-    assert!(!format!("{first:?}").contains("hunter2"));
-    let second = loaded(&rendered, &[]).config;
-    assert_eq!(render(&second), rendered);
+    assert!(!format!("{:?}", first.config).contains("hunter2"));
+    let second = loaded(&printed, &[]);
+    assert_eq!(second.effective, printed);
+    let second = second.config;
     assert_eq!(second.proxy.ttl, None);
     assert_eq!(second.http.prefix, "/a/b");
     let limits = second.http.limits;
@@ -199,7 +217,7 @@ fn what_is_rendered_is_read_back() {
 }
 
 #[test]
-fn docker_hub_in_its_spellings() {
+fn docker_hub_has_several_spellings() {
     for url in [
         "https://registry-1.docker.io",
         "https://registry-1.docker.io/",
@@ -237,7 +255,7 @@ fn docker_hub_in_its_spellings() {
 }
 
 #[test]
-fn files() {
+fn files_are_read_up_to_a_limit_and_found_by_argument_or_variable() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("config.yml");
     let load_file = |text: &[u8]| {
@@ -268,7 +286,7 @@ fn files() {
 }
 
 #[test]
-fn no_color_counts_whatever_its_value_unless_that_is_empty() {
+fn a_nonempty_no_color_turns_colours_off() {
     for (value, colours) in [
         (None, true),
         (Some(""), true),

@@ -2,150 +2,88 @@
 
 use secrecy::ExposeSecret;
 
-use super::{DISTRIBUTION, Loaded, environment, load, loaded, problems, render};
+use super::{DISTRIBUTION, Loaded, environment, load, loaded, problems};
 
-/// (variable, value, a line of the rendered configuration).
-const VARIABLES: &[(&str, &str, &str)] = &[
-    ("REGISTRY_LOG_LEVEL", "DEBUG", "  level: debug"),
-    ("REGISTRY_LOGLEVEL", "debug", "  level: debug"),
-    ("REGISTRY_LOG_FORMATTER", "logstash", "  formatter: json"),
-    (
-        "REGISTRY_LOG_FIELDS_SERVICE",
-        "mirror",
-        "    service: mirror",
-    ),
-    (
-        "REGISTRY_LOG_FIELDS_MY_SITE",
-        "mirror",
-        "    my_site: mirror",
-    ),
-    (
-        "REGISTRY_LOG_ACCESSLOG_DISABLED",
-        "true",
-        "    disabled: true",
-    ),
-    ("REGISTRY_STORAGE", "inmemory", "  inmemory: {}"),
-    (
-        "REGISTRY_STORAGE_FILESYSTEM_MODE",
-        "0600",
-        "    mode: '0600'",
-    ),
-    ("REGISTRY_HTTP_ADDR", "127.0.0.1:1", "  addr: 127.0.0.1:1"),
-    ("REGISTRY_HTTP_ADDR", "':1'", "  addr: :1"),
-    ("REGISTRY_HTTP_NET", "tcp", "  net: tcp"),
-    ("REGISTRY_HTTP_PREFIX", "/a/", "  prefix: /a"),
-    ("REGISTRY_HTTP_HOST", "https://a.b", "  host: https://a.b/"),
-    ("REGISTRY_HTTP_RELATIVEURLS", "true", "  relativeurls: true"),
-    ("REGISTRY_HTTP_DRAINTIMEOUT", "1m", "  draintimeout: 1m"),
-    ("REGISTRY_HTTP_HEADERS", "{X-A: [b]}", "    x-a:"),
-    ("REGISTRY_HTTP_HEADERS_X_A", "[b]", "    x-a:"),
-    ("REGISTRY_HTTP_HTTP2_DISABLED", "true", "    disabled: true"),
-    (
-        "REGISTRY_HTTP_LIMITS_CONNECTIONS",
-        "500",
-        "    connections: 500",
-    ),
-    (
-        "REGISTRY_HTTP_LIMITS_PERADDRESS",
-        "50",
-        "    peraddress: 50",
-    ),
-    ("REGISTRY_HTTP_DEBUG_ADDR", ":5001", "    addr: :5001"),
-    ("REGISTRY_HTTP_DEBUG", "{addr: ':5001'}", "    addr: :5001"),
-    (
-        "REGISTRY_PROXY_REMOTEURL",
-        "https://a:5",
-        "  remoteurl: https://a:5/",
-    ),
-    ("REGISTRY_PROXY_TTL", "1h", "  ttl: 1h"),
-    ("REGISTRY_PROXY_TAGS_TTL", "5s", "    ttl: 5s"),
-    ("REGISTRY_PROXY_TTLMODE", "fixed", "  ttlmode: fixed"),
-    (
-        "REGISTRY_PROXY_TTLS",
-        "[{repository: a/*, ttl: 24h}]",
-        "  - repository: a/*",
-    ),
-    ("REGISTRY_PROXY_PINS", "['a/**']", "  - a/**"),
-    ("REGISTRY_PROXY_PINS_0", "a/b:*", "  - a/b:*"),
-    ("REGISTRY_STORAGE_MAXSIZE", "80%", "  maxsize: 80%"),
-    ("REGISTRY_STORAGE_MINFREE", "5gib", "  minfree: 5GiB"),
-    (
-        "REGISTRY_STORAGE_SCRUB_INTERVAL",
-        "30days",
-        "    interval: 720h",
-    ),
-    (
-        "REGISTRY_STORAGE_SCRUB",
-        "{interval: 1h, rate: 1MB}",
-        "    rate: 1MB",
-    ),
-    (
-        "REGISTRY_PROXY_CONNECTTIMEOUT",
-        "5s",
-        "  connecttimeout: 5s",
-    ),
-    (
-        "REGISTRY_PROXY_SEGMENTS_MINSIZE",
-        "1gib",
-        "    minsize: 1GiB",
-    ),
-    ("REGISTRY_PROXY_SEGMENTS_COUNT", "1", "    count: 1"),
-    ("REGISTRY_PROXY_SEGMENTS_PERBLOB", "64", "    perblob: 64"),
-    ("REGISTRY_PROXY_STREAMS", "{total: 8}", "    perupstream: 8"),
-    (
-        "REGISTRY_PROXY_STREAMS_PERUPSTREAM",
-        "7",
-        "    perupstream: 7",
-    ),
-    ("REGISTRY_PROXY_PREFETCH_DOWNLOADS", "0", "    downloads: 0"),
-    (
-        "REGISTRY_PROXY_PREFETCH_MAXSIZE",
-        "1gib",
-        "    maxsize: 1GiB",
-    ),
-    ("REGISTRY_PROXY_MAXBLOBSIZE", "8GiB", "  maxblobsize: 8GiB"),
-    ("REGISTRY_PROXY_MINSPEED", "1000", "  minspeed: 1KB"),
-    ("REGISTRY_PROXY_ONABANDON", "pause", "  onabandon: pause"),
-    (
-        "REGISTRY_PROXY_RANGES",
-        "passthrough",
-        "  ranges: passthrough",
-    ),
-    (
-        "REGISTRY_PROXY_RANGERULES",
-        "[{repository: a/*, ranges: passthrough}]",
-        "    ranges: passthrough",
-    ),
-    ("REGISTRY_PROXY_FILLAFTER", "75%", "  fillafter: 75%"),
-    ("REGISTRY_PROXY_INSECURE", "true", "  insecure: true"),
-    ("REGISTRY_PROXY_PLAINHTTP", "true", "  plainhttp: true"),
-    (
-        "REGISTRY_PROXY_REALM",
-        "https://a.b/t",
-        "  realm: https://a.b/t",
-    ),
-    ("REGISTRY_PROXY_REDIRECTS", "['*.a.b']", "  - '*.a.b'"),
-    ("REGISTRY_PROXY_REDIRECTS_0", "10.0.0.1", "  - 10.0.0.1"),
-    ("REGISTRY_PROXY_SCOPE", "a:{name}:b", "  scope: a:{name}:b"),
-    ("REGISTRY_PROXY_ALIASES", "[a.b]", "  - a.b"),
-    ("REGISTRY_PROXY_ALIASES_0", "a.b", "  - a.b"),
-    ("REGISTRY_proxy_ttl", "1h", "  ttl: 1h"),
-];
+/// A variable with its value, and a line of the printed configuration.
+const VARIABLES: &str = "\
+REGISTRY_LOG_LEVEL=DEBUG =>   level: debug
+REGISTRY_LOGLEVEL=debug =>   level: debug
+REGISTRY_LOG_FORMATTER=logstash =>   formatter: json
+REGISTRY_LOG_FIELDS_SERVICE=mirror =>     service: mirror
+REGISTRY_LOG_FIELDS_MY_SITE=mirror =>     my_site: mirror
+REGISTRY_LOG_ACCESSLOG_DISABLED=true =>     disabled: true
+REGISTRY_STORAGE=inmemory =>   inmemory: {}
+REGISTRY_STORAGE_FILESYSTEM_MODE=0600 =>     mode: '0600'
+REGISTRY_HTTP_ADDR=127.0.0.1:1 =>   addr: 127.0.0.1:1
+REGISTRY_HTTP_ADDR=':1' =>   addr: :1
+REGISTRY_HTTP_NET=tcp =>   net: tcp
+REGISTRY_HTTP_PREFIX=/a/ =>   prefix: /a
+REGISTRY_HTTP_HOST=https://a.b =>   host: https://a.b/
+REGISTRY_HTTP_RELATIVEURLS=true =>   relativeurls: true
+REGISTRY_HTTP_DRAINTIMEOUT=1m =>   draintimeout: 1m
+REGISTRY_HTTP_HEADERS={X-A: [b]} =>     x-a:
+REGISTRY_HTTP_HEADERS_X_A=[b] =>     x-a:
+REGISTRY_HTTP_HTTP2_DISABLED=true =>     disabled: true
+REGISTRY_HTTP_LIMITS_CONNECTIONS=500 =>     connections: 500
+REGISTRY_HTTP_LIMITS_PERADDRESS=50 =>     peraddress: 50
+REGISTRY_HTTP_DEBUG_ADDR=:5001 =>     addr: :5001
+REGISTRY_HTTP_DEBUG={addr: ':5001'} =>     addr: :5001
+REGISTRY_PROXY_REMOTEURL=https://a:5 =>   remoteurl: https://a:5/
+REGISTRY_PROXY_TTL=1h =>   ttl: 1h
+REGISTRY_PROXY_TAGS_TTL=5s =>     ttl: 5s
+REGISTRY_PROXY_TTLMODE=fixed =>   ttlmode: fixed
+REGISTRY_PROXY_TTLS=[{repository: a/*, ttl: 24h}] =>   - repository: a/*
+REGISTRY_PROXY_PINS=['a/**'] =>   - a/**
+REGISTRY_PROXY_PINS_0=a/b:* =>   - a/b:*
+REGISTRY_STORAGE_MAXSIZE=80% =>   maxsize: 80%
+REGISTRY_STORAGE_MINFREE=5gib =>   minfree: 5GiB
+REGISTRY_STORAGE_SCRUB_INTERVAL=30days =>     interval: 720h
+REGISTRY_STORAGE_SCRUB={interval: 1h, rate: 1MB} =>     rate: 1MB
+REGISTRY_PROXY_CONNECTTIMEOUT=5s =>   connecttimeout: 5s
+REGISTRY_PROXY_SEGMENTS_MINSIZE=1gib =>     minsize: 1GiB
+REGISTRY_PROXY_SEGMENTS_COUNT=1 =>     count: 1
+REGISTRY_PROXY_SEGMENTS_PERBLOB=64 =>     perblob: 64
+REGISTRY_PROXY_STREAMS={total: 8} =>     perupstream: 8
+REGISTRY_PROXY_STREAMS_PERUPSTREAM=7 =>     perupstream: 7
+REGISTRY_PROXY_PREFETCH_DOWNLOADS=0 =>     downloads: 0
+REGISTRY_PROXY_PREFETCH_MAXSIZE=1gib =>     maxsize: 1GiB
+REGISTRY_PROXY_MAXBLOBSIZE=8GiB =>   maxblobsize: 8GiB
+REGISTRY_PROXY_MINSPEED=1000 =>   minspeed: 1KB
+REGISTRY_PROXY_ONABANDON=pause =>   onabandon: pause
+REGISTRY_PROXY_RANGES=passthrough =>   ranges: passthrough
+REGISTRY_PROXY_RANGERULES=[{repository: a/*, ranges: passthrough}] =>     ranges: passthrough
+REGISTRY_PROXY_FILLAFTER=75% =>   fillafter: 75%
+REGISTRY_PROXY_INSECURE=true =>   insecure: true
+REGISTRY_PROXY_PLAINHTTP=true =>   plainhttp: true
+REGISTRY_PROXY_REALM=https://a.b/t =>   realm: https://a.b/t
+REGISTRY_PROXY_REDIRECTS=['*.a.b'] =>   - '*.a.b'
+REGISTRY_PROXY_REDIRECTS_0=10.0.0.1 =>   - 10.0.0.1
+REGISTRY_PROXY_SCOPE=a:{name}:b =>   scope: a:{name}:b
+REGISTRY_PROXY_ALIASES=[a.b] =>   - a.b
+REGISTRY_PROXY_ALIASES_0=a.b =>   - a.b
+REGISTRY_proxy_ttl=1h =>   ttl: 1h
+";
+
+/// The variable, its value and what is expected of it, of each line of a table.
+fn cases(table: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+    table.trim_start().lines().map(|line| {
+        let (variable, expected) = line.split_once(" => ").unwrap();
+        let (name, value) = variable.split_once('=').unwrap();
+        (name, value, expected)
+    })
+}
 
 #[test]
-fn every_variable() {
-    for (name, value, line) in VARIABLES {
-        let config = load(None, environment(&[(name, value)])).unwrap().config;
-        let rendered = render(&config);
-        assert!(
-            rendered.lines().any(|found| found == *line),
-            "{name}\n{rendered}"
-        );
+fn every_key_has_a_variable() {
+    for (name, value, line) in cases(VARIABLES) {
+        let Loaded { effective, .. } = load(None, environment(&[(name, value)])).unwrap();
+        let has_line = effective.lines().any(|found| found == line);
+        assert!(has_line, "{name}\n{effective}");
     }
 }
 
 #[test]
-fn a_directory_is_named_together_with_an_upstream() {
+fn a_named_directory_needs_a_named_upstream() {
     let directory = ("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", "/data");
     for upstream in [
         ("REGISTRY_PROXY_REMOTEURL", "https://a"),
@@ -154,10 +92,8 @@ fn a_directory_is_named_together_with_an_upstream() {
             "[{name: b.c, remoteurl: 'https://b.c'}]",
         ),
     ] {
-        let config = load(None, environment(&[directory, upstream]))
-            .unwrap()
-            .config;
-        assert!(render(&config).contains("    rootdirectory: /data\n"));
+        let loaded = load(None, environment(&[directory, upstream])).unwrap();
+        assert!(loaded.effective.contains("    rootdirectory: /data\n"));
     }
     let error = load(None, environment(&[directory]))
         .unwrap_err()
@@ -170,7 +106,7 @@ fn a_directory_is_named_together_with_an_upstream() {
 }
 
 #[test]
-fn variables_over_a_file() {
+fn variables_override_a_file() {
     let password = "p@ss: #1 {";
     let mut variables = vec![
         ("REGISTRY_PROXY_USERNAME", "other"),
@@ -178,28 +114,17 @@ fn variables_over_a_file() {
         ("REGISTRY_LOG_FIELDS_SERVICE", "mirror"),
         ("REGISTRY_HTTP_HEADERS", "{}"),
     ];
-    let names: Vec<(String, String)> = (0..12)
+    let upstreams: Vec<[(String, String); 2]> = (0..12)
         .map(|n| {
-            (
-                format!("REGISTRY_PROXY_UPSTREAMS_{n}_NAME"),
-                format!("r{n}.example"),
-            )
+            let variable = format!("REGISTRY_PROXY_UPSTREAMS_{n}");
+            [
+                (format!("{variable}_NAME"), format!("r{n}.example")),
+                (format!("{variable}_REMOTEURL"), format!("https://h{n}")),
+            ]
         })
         .collect();
-    let urls: Vec<(String, String)> = (0..12)
-        .map(|n| {
-            (
-                format!("REGISTRY_PROXY_UPSTREAMS_{n}_REMOTEURL"),
-                format!("https://h{n}"),
-            )
-        })
-        .collect();
-    variables.extend(
-        names
-            .iter()
-            .chain(&urls)
-            .map(|(name, value)| (name.as_str(), value.as_str())),
-    );
+    let upstreams = upstreams.iter().flatten();
+    variables.extend(upstreams.map(|(name, value)| (name.as_str(), value.as_str())));
     let config = loaded(DISTRIBUTION, &variables).config;
     let credentials = config.proxy.default.credentials.unwrap();
     assert_eq!(credentials.username, "other");
@@ -213,67 +138,28 @@ fn variables_over_a_file() {
     assert_eq!(config.proxy.upstreams[11].url.as_str(), "https://h11/");
 }
 
-/// (variable, value, how the problem starts).
-const PROBLEMS: &[(&str, &str, &str)] = &[
-    (
-        "REGISTRY_HTTP_ADDR",
-        "x",
-        "REGISTRY_HTTP_ADDR: `http.addr` is \"x\"; write host:port, or :port for all interfaces",
-    ),
-    (
-        "REGISTRY_AUTH_HTPASSWD_PATH",
-        "x",
-        "REGISTRY_AUTH_HTPASSWD_PATH: `auth` is not supported: ",
-    ),
-    (
-        "REGISTRY_AUTH",
-        "{",
-        "REGISTRY_AUTH: `auth` is not supported: ",
-    ),
-    (
-        "REGISTRY_HTTP_TLS_CERTIFICATE",
-        "x",
-        "REGISTRY_HTTP_TLS_CERTIFICATE: `http.tls` is not supported: ",
-    ),
-    (
-        "REGISTRY_STORAGE_S3_BUCKET",
-        "x",
-        "REGISTRY_STORAGE_S3_BUCKET: the storage driver `storage.s3` is not supported",
-    ),
-    (
-        "REGISTRY_STORAGE",
-        "s3",
-        "REGISTRY_STORAGE: the storage driver `storage.s3` is not supported",
-    ),
-    (
-        "REGISTRY_HTTP_HEADERS",
-        "{",
-        "REGISTRY_HTTP_HEADERS: the value is not valid YAML: ",
-    ),
-    (
-        "REGISTRY_HTTP",
-        "{adr: x}",
-        "REGISTRY_HTTP: unknown key `http.adr`; did you mean `http.addr`?",
-    ),
-    (
-        "REGISTRY_HTTP",
-        "{addr: ':1', addr: ':1'}",
-        "REGISTRY_HTTP: the key `addr` is repeated; keep one",
-    ),
-    (
-        "REGISTRY_PROXY_UPSTREAMS_3_NAME",
-        "a.b",
-        "REGISTRY_PROXY_UPSTREAMS_3_NAME: `proxy.upstreams[3]` leaves a gap in the list; number the items from 0",
-    ),
-];
+/// A variable with its value, and how the problem with it starts.
+const PROBLEMS: &str = r#"
+REGISTRY_HTTP_ADDR=x => `http.addr` is "x"; write host:port, or :port for all interfaces
+REGISTRY_AUTH_HTPASSWD_PATH=x => `auth` is not supported:
+REGISTRY_AUTH={ => `auth` is not supported:
+REGISTRY_HTTP_TLS_CERTIFICATE=x => `http.tls` is not supported:
+REGISTRY_STORAGE_S3_BUCKET=x => the storage driver `storage.s3` is not supported
+REGISTRY_STORAGE=s3 => the storage driver `storage.s3` is not supported
+REGISTRY_HTTP_HEADERS={ => the value is not valid YAML:
+REGISTRY_HTTP={adr: x} => unknown key `http.adr`; did you mean `http.addr`?
+REGISTRY_HTTP={addr: ':1', addr: ':1'} => the key `addr` is repeated; keep one
+REGISTRY_PROXY_UPSTREAMS_3_NAME=a.b => `proxy.upstreams[3]` leaves a gap in the list; number the items from 0
+"#;
 
 #[test]
-fn problems_of_variables() {
-    for (name, value, expected) in PROBLEMS {
+fn problems_with_variables_name_them() {
+    for (name, value, expected) in cases(PROBLEMS) {
         let found = problems(DISTRIBUTION, &[(name, value)]);
+        let expected = format!("{name}: {expected}");
         assert!(
-            found.len() == 1 && found[0].starts_with(*expected),
-            "{name}: {found:?}"
+            found.len() == 1 && found[0].starts_with(&expected),
+            "{found:?}"
         );
     }
     assert_eq!(

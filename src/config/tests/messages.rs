@@ -1,0 +1,449 @@
+//! Every problem and every warning, as the operator reads it.
+
+use super::{loaded, problems};
+
+/// What follows the version line, and below it the problem, which starts with `config.yml:`.
+const PROBLEMS: &str = r#"
+proxy:
+  remoteulr: x
+=> 3: unknown key `proxy.remoteulr`; did you mean `proxy.remoteurl`?
+proxy: {remoteulr: x}
+=> 2: unknown key `proxy.remoteulr`; did you mean `proxy.remoteurl`?
+rootdirectory: x
+=> 2: unknown key `rootdirectory`; did you mean `storage.filesystem.rootdirectory`?
+quite: unlike
+=> 2: unknown key `quite`
+htpp: x
+=> 2: unknown key `htpp`; did you mean `http`?
+proxy: {remoteURL: x}
+=> 2: unknown key `proxy.remoteURL`; did you mean `proxy.remoteurl`?
+proxy: {wholly-unlike: x}
+=> 2: unknown key `proxy.wholly-unlike`
+proxy: {remoteurlremoteurlremoteurlremoteurlremoteurlremoteurlremoteurlremoteurl: x}
+=> 2: unknown key `proxy.remoteurlremoteurlremoteurlremoteurlremoteurlremoteurlremoteurlremoteurl`
+proxy:
+  upstreams:
+  - name: ghcr.io
+    remoteurl: https://ghcr.io
+    user: x
+=> 6: unknown key `proxy.upstreams[0].user`
+http:
+  addr: :1
+  addr: :2
+=> 4: the key `http.addr` is repeated; keep one
+http: 5
+=> 2: `http` must be a map of keys
+http: {addr: [1]}
+=> 2: `http.addr` must be a single value
+http: {headers: {X-A: b}}
+=> 2: `http.headers.X-A` must be a list
+proxy: {upstreams: {}}
+=> 2: `proxy.upstreams` must be a list
+proxy: {upstreams: [x]}
+=> 2: `proxy.upstreams[0]` must be a map of keys
+proxy: {upstreams: [~]}
+=> 2: `proxy.upstreams[0]` is empty; remove it
+proxy: {aliases: [[x]]}
+=> 2: `proxy.aliases[0]` must be a single value
+log: {level: loud}
+=> 2: `log.level` is "loud"; write error, warn, info, debug or trace
+loglevel: loud
+=> 2: `loglevel` is "loud"; write error, warn, info, debug or trace
+log: {formatter: xml}
+=> 2: `log.formatter` is "xml"; write text or json
+log: {accesslog: {disabled: maybe}}
+=> 2: `log.accesslog.disabled` is "maybe"; write true or false
+storage:
+  s3:
+=> 3: the storage driver `storage.s3` is not supported; use `storage.filesystem` (or `storage.inmemory` for tests)
+storage: azure
+=> 2: the storage driver `storage.azure` is not supported; use `storage.filesystem` (or `storage.inmemory` for tests)
+storage: {filesystem: {rootdirectory: a}, inmemory: }
+=> 2: `storage` names two drivers, `filesystem` and `inmemory`; keep one
+storage: {filesystem: {mode: 0755}}
+=> 2: `storage.filesystem.mode` is "0755"; write the permissions of files as octal digits such as 0640: readable and writable for the owner, and executable for nobody
+http: {addr: 5000}
+=> 2: `http.addr` is "5000"; write host:port, or :port for all interfaces
+http: {debug: {addr: localhost}}
+=> 2: `http.debug.addr` is "localhost"; write host:port, or :port for all interfaces
+http: {debug: {addr: ':1', prometheus: {path: metrics}}}
+=> 2: `http.debug.prometheus.path` is "metrics"; write a path such as /metrics
+http: {net: udp}
+=> 2: `http.net` is "udp"; write tcp or unix
+http: {net: unix}
+=> 2: `http.net` is unix, but `http.addr` is missing; write the socket's path
+http: {prefix: mirror}
+=> 2: `http.prefix` is "mirror"; write a plain path such as /mirror/
+http: {prefix: /a/../b}
+=> 2: `http.prefix` is "/a/../b"; write a plain path such as /mirror/
+http: {host: 'mirror:5000'}
+=> 2: `http.host` is "mirror:5000"; write a URL such as https://mirror.example
+http: {headers: {'X A': [b]}}
+=> 2: "X A" is not a valid header name
+http: {headers: {X-A: ["b\n"]}}
+=> 2: `http.headers.X-A[0]` is "b\n"; write printable ASCII text
+http: {headers: {Content-Length: [1]}}
+=> 2: the header `content-length` is set by the server; remove it
+http: {draintimeout: 30}
+=> 2: `http.draintimeout` is "30"; it needs a unit, such as 60s, 10m or 168h
+http: {limits: {connections: 0}}
+=> 2: `http.limits.connections` is "0"; write a whole number from 1 to 1000000
+http: {limits: {peraddress: many}}
+=> 2: `http.limits.peraddress` is "many"; write a whole number from 0 to 1000000
+http: {limits: {perAddress: 5}}
+=> 2: unknown key `http.limits.perAddress`; did you mean `http.limits.peraddress`?
+http:
+  tls:
+    certificate: x
+=> 3: `http.tls` is not supported: plain HTTP would be served instead; remove the section and put a reverse proxy that terminates TLS in front
+auth: {htpasswd: {realm: x}}
+=> 2: `auth` is not supported: it would be silently weaker to serve without authentication; remove the section and put a reverse proxy that authenticates in front
+middleware: {registry: [{name: x}]}
+=> 2: `middleware` is not supported: what it would enforce or rewrite would be left out; remove its entries, or disable them
+middleware: {registry: [{name: x, disabled: true}], storage: [{name: y, disabled: false}]}
+=> 2: `middleware` is not supported: what it would enforce or rewrite would be left out; remove its entries, or disable them
+storage: {filesystem: {rootdirectory: /var/lib/registry}}
+http: {addr: ':5000'}
+=> 2: `storage.filesystem.rootdirectory` names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror and deletes what expires, which would empty a plain registry's directory; write the upstream's URL, such as https://registry-1.docker.io for Docker Hub
+storage: {filesystem: {rootdirectory: a}}
+proxy: {remoteurl: ''}
+=> 2: `storage.filesystem.rootdirectory` names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror and deletes what expires, which would empty a plain registry's directory; write the upstream's URL, such as https://registry-1.docker.io for Docker Hub
+proxy: {exec: {command: x}}
+=> 2: `proxy.exec` is not supported: no command is run for credentials; write `proxy.username` and `proxy.password`
+proxy: {ttl: -1h}
+=> 2: `proxy.ttl` is "-1h"; it must not be negative
+proxy: {ttl: 101years}
+=> 2: `proxy.ttl` is "101years"; it must be at most 100 years
+proxy: {tags: {ttl: soon}}
+=> 2: `proxy.tags.ttl` is "soon"; it must be a duration, such as 500ms, 60s, 1h30m or 7days
+proxy: {stalltimeout: 0}
+=> 2: `proxy.stalltimeout` must be more than 0
+proxy: {remoteurl: ghcr.io}
+=> 2: `proxy.remoteurl` is "ghcr.io"; write a URL such as https://registry-1.docker.io
+proxy: {remoteurl: 'ftp://a'}
+=> 2: `proxy.remoteurl` is "ftp://a"; write a URL such as https://registry-1.docker.io
+proxy: {remoteurl: 'https://a/b'}
+=> 2: `proxy.remoteurl` is "https://a/b"; write only the scheme, host and port
+proxy: {remoteurl: 'https://u:hunter2@a'}
+=> 2: `proxy.remoteurl` contains an @; write the credentials as `username` and `password` beside it
+proxy:
+  username: u
+=> 3: `proxy.username` is set, but `proxy.password` isn't; write both or none
+proxy:
+  password: hunter2
+=> 3: `proxy.password` is set, but `proxy.username` isn't; write both or none
+proxy: {username: 'u:v', password: hunter2}
+=> 2: `proxy.username` contains a colon, which would separate it from the password; remove it
+proxy: {aliases: ['https://a']}
+=> 2: `proxy.aliases[0]` is "https://a"; write host or host:port
+proxy: {upstreams: [{remoteurl: 'https://a'}]}
+=> 2: `proxy.upstreams[0].name` is missing; write one such as ghcr.io
+proxy: {upstreams: [{name: ghcr.io}]}
+=> 2: `proxy.upstreams[0].remoteurl` is missing; write the upstream's URL
+proxy: {upstreams: [{name: 'a.b:5', remoteurl: 'https://a'}]}
+=> 2: `proxy.upstreams[0].name` is "a.b:5"; write lower-case letters and digits, separated by one of . _ - and without a slash or port, such as ghcr.io
+proxy:
+  upstreams:
+  - {name: a.b, remoteurl: 'https://a'}
+  - {name: a.b, remoteurl: 'https://c'}
+=> 5: `proxy.upstreams[0]` and `proxy.upstreams[1]` are both named `a.b`
+proxy:
+  upstreams:
+  - {name: a.b, remoteurl: 'https://a'}
+  - {name: c.d, remoteurl: 'https://c', aliases: [A]}
+=> 5: the upstreams `a.b` and `c.d` both answer to `a`; give it to one
+proxy:
+  upstreams:
+  - {name: hub.x, remoteurl: 'https://docker.io'}
+=> 4: the upstreams `docker.io` and `hub.x` both answer to `docker.io`; give it to one
+proxy: {remoteurl: 'http://a', username: u, password: p}
+=> 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it
+proxy: {insecure: true, upstreams: [{name: a.b, remoteurl: 'http://a', username: u, password: p, insecure: true}]}
+=> 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.upstreams[0].plainhttp: true` to permit it
+proxy: {realm: auth.example}
+=> 2: `proxy.realm` is "auth.example"; write a URL such as https://auth.example.com/token
+proxy: {realm: 'https://u:secret@auth.example'}
+=> 2: `proxy.realm` contains an @; write the credentials as `username` and `password` beside it
+proxy: {realm: 'http://auth.example/'}
+=> 2: `proxy.realm` is "http://auth.example/"; credentials would be sent there over plain HTTP: use an https:// URL, or write `proxy.plainhttp: true` to permit it
+proxy: {scope: 'ä'}
+=> 2: `proxy.scope` is "ä"; write a scope such as repository:{name}:pull
+proxy: {redirects: [cdn.example, 'https://cdn.example']}
+=> 2: `proxy.redirects[1]` is "https://cdn.example"; a host pattern is a host without scheme and port, *.domain or *
+http: {addr: @}
+=> 2: the file is not valid YAML: found character that cannot start any token at line 2 column 14, while scanning for the next token
+proxy: {ttlmode: rolling}
+=> 2: `proxy.ttlmode` is "rolling"; write sliding or fixed
+proxy: {ttls: {repository: a, ttl: 1h}}
+=> 2: `proxy.ttls` must be a list
+proxy: {ttls: [{repositry: a/b, ttl: 1h, repository: a/b}]}
+=> 2: unknown key `proxy.ttls[0].repositry`; did you mean `proxy.ttls[0].repository`?
+proxy:
+  ttls:
+  - ttl: 1h
+=> 4: `proxy.ttls[0].repository` is missing; write a pattern such as library/*
+proxy:
+  ttls:
+  - repository: a/b
+=> 4: `proxy.ttls[0].ttl` is missing; write one such as 24h, or 0 for ever
+proxy:
+  ttls:
+  - repository: a/b
+    ttl: 24
+=> 5: `proxy.ttls[0].ttl` is "24"; it needs a unit, such as 60s, 10m or 168h
+proxy:
+  ttls:
+  - repository: a/[bc]
+    ttl: 24h
+=> 4: `proxy.ttls[0].repository` is "a/[bc]"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
+proxy:
+  ttls:
+  - repository: a/b:c
+    ttl: 24h
+=> 4: `proxy.ttls[0].repository` is "a/b:c"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
+proxy:
+  upstreams:
+  - name: ghcr.io
+    remoteurl: https://ghcr.io
+    ttl: soon
+=> 6: `proxy.upstreams[0].ttl` is "soon"; it must be a duration, such as 500ms, 60s, 1h30m or 7days
+proxy: {pins: a/b}
+=> 2: `proxy.pins` must be a list
+proxy: {pins: ['']}
+=> 2: `proxy.pins[0]` is ""; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
+proxy: {pins: [':latest']}
+=> 2: `proxy.pins[0]` is ":latest"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
+proxy: {pins: ['a/B']}
+=> 2: `proxy.pins[0]` is "a/B"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
+proxy: {pins: ['a/b:B*', 'a/b:']}
+=> 2: `proxy.pins[1]` is "a/b:"; after the colon, write a tag of letters, digits and . _ -, or * for any of them, such as library/debian:bookworm*
+proxy: {pins: ['localhost:5000/a']}
+=> 2: `proxy.pins[0]` is "localhost:5000/a"; after the colon, write a tag of letters, digits and . _ -, or * for any of them, such as library/debian:bookworm*
+storage: {maxsize: 200G}
+=> 2: `storage.maxsize` is "200G"; it must be a size, such as 200GiB or 1.5TB, or a whole percentage of the file system, such as 80%
+storage: {maxsize: -1GiB}
+=> 2: `storage.maxsize` is "-1GiB"; it must not be negative
+storage: {maxsize: 0}
+=> 2: `storage.maxsize` must be more than 0; without the key, there is no cap
+storage: {maxsize: 0%}
+=> 2: `storage.maxsize` is "0%"; it must be a percentage from 1% to 100%
+storage: {maxsize: 9999999TiB}
+=> 2: `storage.maxsize` is "9999999TiB"; it must be at most 1048576TiB
+storage: {minfree: 100%}
+=> 2: `storage.minfree` is "100%"; it must be a percentage from 0% to 99%
+storage: {inmemory: , minfree: 5%}
+=> 2: `storage.minfree` is "5%", but `storage.inmemory` uses no file system; write a size such as 4GiB
+storage: {scrub: 30days}
+=> 2: `storage.scrub` must be a map of keys
+storage: {scrub: {interval: 30}}
+=> 2: `storage.scrub.interval` is "30"; it needs a unit, such as 60s, 10m or 168h
+storage: {scrub: {rate: 20M}}
+=> 2: `storage.scrub.rate` is "20M"; it must be a size, such as 500MB, 20MiB or 1.5GiB, or a number of bytes
+storage: {scrub: {interval: 1h, rate: 0}}
+=> 2: `storage.scrub.rate` must be more than 0; `storage.scrub.interval: 0` turns the check off
+proxy:
+  segments:
+    minsize: 64M
+=> 4: `proxy.segments.minsize` is "64M"; it must be a size, such as 500MB, 20MiB or 1.5GiB, or a number of bytes
+proxy:
+  segments:
+    count: 0
+=> 4: `proxy.segments.count` is "0"; write a whole number from 1 to 16
+proxy: {segments: {count: 17}}
+=> 2: `proxy.segments.count` is "17"; write a whole number from 1 to 16
+proxy: {segments: {count: +4}}
+=> 2: `proxy.segments.count` is "+4"; write a whole number from 1 to 16
+proxy: {segments: {perblob: 65}}
+=> 2: `proxy.segments.perblob` is "65"; write a whole number from 1 to 64
+proxy:
+  segments:
+    count: 5
+    perblob: 4
+=> 5: `proxy.segments.perblob` is 4, less than `proxy.segments.count`; write at least 5
+proxy: {segments: {countt: 5}}
+=> 2: unknown key `proxy.segments.countt`; did you mean `proxy.segments.count`?
+proxy: {segments: 4}
+=> 2: `proxy.segments` must be a map of keys
+proxy: {perupstream: 4}
+=> 2: unknown key `proxy.perupstream`; did you mean `proxy.streams.perupstream`?
+proxy: {streams: {total: 4097}}
+=> 2: `proxy.streams.total` is "4097"; write a whole number from 1 to 4096
+proxy: {streams: {total: many}}
+=> 2: `proxy.streams.total` is "many"; write a whole number from 1 to 4096
+proxy: {streams: {perupstream: 1025}}
+=> 2: `proxy.streams.perupstream` is "1025"; write a whole number from 1 to 1024
+proxy:
+  streams:
+    perupstream: 129
+=> 4: `proxy.streams.perupstream` is 129, more than `proxy.streams.total`; write at most 128
+proxy:
+  maxblobsize: 0
+=> 3: `proxy.maxblobsize` must be more than 0; 1 byte caches no blobs
+proxy:
+  minspeed: 1KiB/s
+=> 3: `proxy.minspeed` is "1KiB/s"; it must be a size, such as 500MB, 20MiB or 1.5GiB, or a number of bytes
+proxy: {prefetch: {downloads: 65}}
+=> 2: `proxy.prefetch.downloads` is "65"; write a whole number from 0 to 64
+proxy: {prefetch: {downloads: 99999999999999999999999}}
+=> 2: `proxy.prefetch.downloads` is "99999999999999999999999"; write a whole number from 0 to 64
+proxy: {onabandon: stop}
+=> 2: `proxy.onabandon` is "stop"; write finish or pause, or remove the key to decide by the amount downloaded
+proxy: {ranges: through}
+=> 2: `proxy.ranges` is "through"; write fill or passthrough
+proxy:
+  rangerules:
+  - ranges: fill
+=> 4: `proxy.rangerules[0].repository` is missing; write a pattern such as library/*
+proxy:
+  rangerules:
+  - repository: a/b
+=> 4: `proxy.rangerules[0].ranges` is missing; write fill or passthrough
+proxy:
+  rangerules:
+  - repository: a/b
+    ranges: on
+=> 5: `proxy.rangerules[0].ranges` is "on"; write fill or passthrough
+proxy:
+  rangerules:
+  - repository: a/B
+    ranges: fill
+=> 4: `proxy.rangerules[0].repository` is "a/B"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
+proxy: {rangerules: [{repository: a/b, range: fill, ranges: fill}]}
+=> 2: unknown key `proxy.rangerules[0].range`; did you mean `proxy.rangerules[0].ranges`?
+proxy: {fillafter: 0%}
+=> 2: `proxy.fillafter` is "0%"; write a whole percentage from 1% to 100%, such as 50%
+proxy: {fillafter: 50}
+=> 2: `proxy.fillafter` is "50"; write a whole percentage from 1% to 100%, such as 50%
+"#;
+
+/// What follows the version line, and below it the warning, which starts with `config.yml:`.
+const WARNINGS: &str = r#"
+proxy:
+=> 2: `proxy.remoteurl` is not set: the default upstream is Docker Hub
+loglevel: debug
+=> 2: `loglevel` is deprecated; write `log.level`
+log: {hooks: [{type: mail}]}
+=> 2: `log.hooks` has no effect: no mail is sent
+log: {reportcaller: true}
+=> 2: `log.reportcaller` has no effect: log lines don't name source code
+storage:
+  filesystem:
+=> 3: `storage.filesystem.rootdirectory` is not set: data goes to ./millpond-data (the reference registry's default is /var/lib/registry)
+storage: {filesystem: {rootdirectory: a, maxthreads: 100}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.filesystem.maxthreads` has no effect: the number of threads is not limited by it
+storage: {redirect: {disable: true}}
+=> 2: `storage.redirect` has no effect: blobs are never redirected to the storage
+http: {secret: hunter2}
+=> 2: `http.secret` has no effect: there are no uploads whose state needs signing
+http: {h2c: {enabled: true}}
+=> 2: `http.h2c` has no effect: HTTP/2 without TLS is governed by `http.http2.disabled`
+http: {debug: {prometheus: {enabled: true}}}
+=> 2: `http.debug.prometheus` has no effect: `http.debug.addr` is not set
+tags: {maxtags: 1000}
+=> 2: `tags.maxtags` has no effect: the size of a page of tags is built in
+proxy: {remoteurl: 'https://a', cachewritetimeout: 5m}
+=> 2: `proxy.cachewritetimeout` has no effect: `proxy.stalltimeout` ends a download that makes no progress
+middleware: {registry: [{name: x, disabled: true, options: {a: b}}], storage: [{name: y, disabled: yes}]}
+=> 2: `middleware` has no effect: all its entries are disabled
+notifications: {endpoints: [{name: x}]}
+=> 2: `notifications` has no effect: no events are sent
+redis: {addr: x}
+=> 2: `redis` has no effect: nothing is cached in Redis
+validation: {disabled: true}
+=> 2: `validation` has no effect: it concerns pushes, which a mirror refuses
+proxy: {remoteurl: 'http://a', username: u, password: p, plainhttp: true}
+=> 2: the credentials for a are sent over plain HTTP
+proxy: {remoteurl: 'https://a', insecure: true, username: u, password: p}
+=> 2: the credentials for a are sent to a server whose certificate isn't checked
+proxy: {upstreams: [{name: team, remoteurl: 'https://a'}]}
+=> 2: `proxy.upstreams[0].name` has no dot: the default upstream's repositories under `team/` share their place in the store with this upstream's
+proxy: {remoteurl: 'https://registry-1.docker.io', pins: ['debian:bookworm']}
+=> 2: `proxy.pins[0]` is "debian:bookworm", which matches nothing: Docker Hub's official images are stored under `library/`; write library/debian
+proxy: {remoteurl: 'https://registry-1.docker.io', ttls: [{repository: docker.io/library/*, ttl: 1h}]}
+=> 2: `proxy.ttls[0].repository` is "docker.io/library/*", which matches nothing: the default upstream's repositories are stored without its name; write library/*
+proxy: {remoteurl: 'https://docker.io', rangerules: [{repository: debian, ranges: fill}]}
+=> 2: `proxy.rangerules[0].repository` is "debian", which matches nothing: Docker Hub's official images are stored under `library/`; write library/debian
+storage: {maxsize: 200}
+=> 2: `storage.maxsize` is only 200 bytes: hardly anything fits
+storage: {inmemory: , minfree: 1GiB}
+=> 2: `storage.minfree` has no effect: `storage.inmemory` uses no file system
+"#;
+
+/// The configuration and the message of each case of a table.
+fn cases(table: &str) -> Vec<(String, String)> {
+    let mut text = String::new();
+    let mut cases = Vec::new();
+    for line in table.trim_start().lines() {
+        match line.strip_prefix("=> ") {
+            Some(message) => {
+                let text = std::mem::take(&mut text);
+                let text = format!("version: 0.1\n{text}");
+                cases.push((text, format!("config.yml:{message}")));
+            }
+            None => text.extend([line, "\n"]),
+        }
+    }
+    cases
+}
+
+#[test]
+fn problems_are_worded_as_listed() {
+    for (text, expected) in cases(PROBLEMS) {
+        assert_eq!(problems(&text, &[]), [expected], "{text}");
+    }
+    let version = "config.yml: `version` is missing; write `version: 0.1`";
+    assert_eq!(problems("", &[]), [version]);
+    let version = "config.yml:1: `version` is \"0.10\"; only 0.1 is supported";
+    assert_eq!(problems("version: 0.10", &[]), [version]);
+    let found = problems("version: 0.1\nproxy: {ca: /nowhere/ca.pem}", &[]);
+    let start = "config.yml:2: `proxy.ca` is \"/nowhere/ca.pem\"; it can't be read: ";
+    assert!(found.len() == 1 && found[0].starts_with(start), "{found:?}");
+    let pin = |half: usize| format!("version: 0.1\nproxy: {{pins: ['{}']}}", "a/".repeat(half));
+    assert_eq!(problems(&pin(256), &[]), Vec::<String>::new());
+    let found = problems(&pin(257), &[]);
+    let end = "; a pattern is at most 512 bytes long";
+    assert!(found.len() == 1 && found[0].ends_with(end), "{found:?}");
+}
+
+#[test]
+fn all_problems_are_reported_at_once_up_to_a_limit() {
+    let text =
+        "version: 7\nhttp:\n  addr: x\n  tls: {certificate: y}\nproxy:\n  ttl: 5\n  username: u\n";
+    let found = problems(text, &[("REGISTRY_LOG_LEVEL", "loud")]);
+    // In the file's order; a variable has no line.
+    let places: Vec<_> = found.iter().map(|text| text.split(": ").next()).collect();
+    let expected = ["1", "3", "4", "6", "7"].map(|line| format!("config.yml:{line}"));
+    assert_eq!(places[..5], expected.each_ref().map(|place| Some(&**place)));
+    assert_eq!(places[5..], [Some("REGISTRY_LOG_LEVEL")]);
+    let many: Vec<String> = (0..500).map(|number| format!("key{number}: x")).collect();
+    assert_eq!(problems(&many.join("\n"), &[]).len(), 100);
+}
+
+#[test]
+fn warnings_are_worded_as_listed() {
+    const NO_UPSTREAM: &str = "`proxy.remoteurl` is not set";
+    for (text, expected) in cases(WARNINGS) {
+        let mut warnings = loaded(&text, &[]).warnings;
+        if !expected.contains(NO_UPSTREAM) {
+            warnings.retain(|warning| !warning.contains(NO_UPSTREAM));
+        }
+        assert_eq!(warnings, [expected], "{text}");
+    }
+    for text in [
+        // Empty keys configure nothing.
+        "auth:",
+        "middleware: {registry: [], storage: }",
+        "redis: {addr: ''}",
+        "http: {tls: {certificate: '', letsencrypt: {}}}",
+        // A loopback connection shows no one a password.
+        "proxy: {remoteurl: 'http://localhost:1', username: u, password: p}",
+        "proxy: {remoteurl: 'https://registry-1.docker.io', pins: ['**', '**an', 'a/*']}",
+        // Only Docker Hub's images get a component.
+        "proxy: {remoteurl: 'https://a.example', pins: ['debian']}",
+    ] {
+        let mut warnings = loaded(&format!("version: 0.1\n{text}\n"), &[]).warnings;
+        warnings.retain(|warning| !warning.contains(NO_UPSTREAM));
+        assert_eq!(warnings, Vec::<String>::new(), "{text}");
+    }
+}
