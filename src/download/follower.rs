@@ -4,21 +4,12 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::position::Opened;
 use super::progress::{ReadPosition, Step, end_of};
 use super::{Download, DownloadError, Inner};
 use crate::cache::Piece;
 use crate::metrics::InFlight;
 use crate::oci::RangeSet;
-
-/// How a download that a client has joined begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Opened {
-    /// The upstream has answered. The blob's size in bytes, if the upstream has announced it.
-    Size(Option<u64>),
-    /// The download has ended without a result, for a reason that says nothing about the blob, such as
-    /// that another one has committed it. The cache is to be asked again.
-    Superseded,
-}
 
 /// Reads one download, from any offset.
 #[derive(Debug)]

@@ -82,8 +82,9 @@ use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
 pub use client::Client;
 pub use error::DownloadError;
-pub use follower::{Follower, Opened};
+pub use follower::Follower;
 use permits::{Permits, Urgency};
+pub use position::Opened;
 use progress::Progress;
 use registry::Registry;
 

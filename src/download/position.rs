@@ -2,8 +2,18 @@
 
 use std::collections::HashMap;
 
-use super::{DownloadError, Opened};
+use super::DownloadError;
 use crate::oci::{ByteRange, RangeSet};
+
+/// How a download that a client has joined begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opened {
+    /// The upstream has answered. The blob's size in bytes, if the upstream has announced it.
+    Size(Option<u64>),
+    /// The download has ended without a result, for a reason that says nothing about the blob, such as
+    /// that another one has committed it. The cache is to be asked again.
+    Superseded,
+}
 
 /// Position and state of a follower.
 #[derive(Debug, Default)]

@@ -86,6 +86,10 @@ impl File {
     }
 
     fn import(&mut self, name: &str, path: Vec<String>) {
+        // `use<>` of a return type imports nothing.
+        if path.is_empty() {
+            return;
+        }
         self.paths.insert(path.clone());
         self.imports.insert(name.to_owned(), path);
     }
