@@ -148,6 +148,11 @@ impl Journal {
         Ok(())
     }
 
+    /// How long the journal is.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.appended
+    }
+
     /// Whether the journal has outgrown the snapshot.
     pub(crate) fn wants_fold(&self) -> bool {
         self.appended > self.folded.max(MIN_FOLD)

@@ -1,7 +1,7 @@
 //! The state files across restarts.
 
 use super::*;
-use crate::cache::work::expiry::SAVE_AFTER;
+use crate::cache::work::expiry::{SAVE_AFTER, SAVE_RATE};
 use crate::storage::faulty::Operation;
 use std::io::ErrorKind;
 
@@ -87,13 +87,48 @@ async fn a_journal_that_outgrew_the_snapshot_is_folded() {
         for n in 0..5000 {
             rig.cache.used(&repo("a"), LinkKind::Layer, &uses(n), 1);
         }
-        rig.pass(SAVE_AFTER * 2).await;
+        // As long as saves of so many entries pause.
+        rig.pass(SAVE_AFTER * 10).await;
         longest = longest.max(std::fs::metadata(&journal).map_or(0, |file| file.len()));
     }
     assert!(longest < 6 * 1024 * 1024, "{longest}");
     let text = std::fs::read_to_string(state_file(&directory)).unwrap();
     let snapshot: serde_json::Map<_, _> = serde_json::from_str(&text).unwrap();
     assert_eq!(snapshot.len(), 5000);
+}
+
+/// How long a file is; none is empty.
+fn length(path: &std::path::Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |file| file.len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_uses_write_a_bounded_number_of_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let snapshot = state_file(&directory);
+    let journal = snapshot.with_extension("journal");
+    let rig = Rig::with(on_disk(&directory)).await;
+    let entries: Vec<_> = (0..5000).map(|n| digest(&n.to_string())).collect();
+    let (mut written, mut last) = (0, (0, 0));
+    let started = rig.clock.wall();
+    for _ in 0..60 {
+        for entry in &entries {
+            rig.cache.used(&repo("a"), LinkKind::Layer, entry, 1);
+        }
+        rig.pass(SAVE_AFTER).await;
+        let now = (length(&journal), length(&snapshot));
+        // A journal that has become shorter went into a new snapshot.
+        written += if now.0 >= last.0 {
+            now.0 - last.0
+        } else {
+            now.0 + now.1
+        };
+        last = now;
+    }
+    let one_save = 2 * 1024 * 1024;
+    let time = rig.clock.wall().duration_since(started).unwrap();
+    let most = 2 * u64::from(SAVE_RATE) * time.as_secs() + one_save;
+    assert!(written > one_save && written < most, "{written} of {most}");
 }
 
 #[tokio::test(start_paused = true)]

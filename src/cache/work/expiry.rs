@@ -16,8 +16,13 @@ use super::save::Saver;
 use crate::cache::Inner;
 use crate::cache::index::RETRY;
 
-/// How long changes wait to be saved together: what a crash loses of uses.
+/// How long changes wait to be saved together: what a crash loses of uses, while few entries change.
 pub(crate) const SAVE_AFTER: Duration = Duration::from_secs(2);
+/// Most bytes that saves write to the journal, on average over the time since the one before. Each is
+/// written at most once more, into a snapshot: both together come to less than 1 GiB an hour.
+pub(crate) const SAVE_RATE: u32 = 128 * 1024;
+/// The longest that changes wait for the rate. An entry that is due at a start gets as long.
+const MAX_SAVE_PAUSE: Duration = Duration::from_hours(1);
 /// How often free space is measured, where some has to stay free.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// The longest sleep: timers needn't reach further.
@@ -26,7 +31,7 @@ const MAX_SLEEP: Duration = Duration::from_hours(24);
 /// Runs until the stop, then saves everything.
 pub(crate) async fn run(shared: &Arc<Inner>, mut saver: Option<Saver>) {
     let quit = &shared.quit;
-    let mut save_at = None;
+    let (mut save_at, mut saves_pause_until) = (None, Instant::now());
     let mut measure_at = None;
     while !quit.is_cancelled() {
         let now = Instant::now();
@@ -42,11 +47,11 @@ pub(crate) async fn run(shared: &Arc<Inner>, mut saver: Option<Saver>) {
         }
         if let Some(saver) = &mut saver {
             if save_at.is_some_and(|at| at <= now) {
-                saver.save(shared).await;
+                saves_pause_until = now + pause_after(saver.save(shared).await);
                 save_at = None;
             }
             if save_at.is_none() && shared.with(|index| index.has_changes()) {
-                save_at = Some(now + SAVE_AFTER);
+                save_at = Some((now + SAVE_AFTER).max(saves_pause_until));
             }
             saver.fold_if_due(shared).await;
         }
@@ -70,6 +75,11 @@ pub(crate) async fn run(shared: &Arc<Inner>, mut saver: Option<Saver>) {
     if let Some(mut saver) = saver {
         saver.fold(shared).await;
     }
+}
+
+/// How long no save follows one of this many bytes.
+fn pause_after(bytes: u64) -> Duration {
+    Duration::from_secs(bytes / u64::from(SAVE_RATE)).min(MAX_SAVE_PAUSE)
 }
 
 /// Evicts what is past the limit.

@@ -32,13 +32,15 @@ impl Saver {
         }
     }
 
-    /// Appends what has changed. When that fails, a new snapshot is owed, which has it all.
-    pub(super) async fn save(&mut self, shared: &Arc<Inner>) {
+    /// Appends what has changed, and returns how many bytes that took. When it fails, a new snapshot is
+    /// owed, which has it all.
+    pub(super) async fn save(&mut self, shared: &Arc<Inner>) -> u64 {
+        let before = self.journal_bytes();
         loop {
             let began = tokio::time::Instant::now();
             let changes = shared.with(|index| index.take_changes(MAX_CHANGES));
             if changes.removed.is_empty() && changes.put.is_empty() {
-                return;
+                return self.journal_bytes().saturating_sub(before);
             }
             let saved = self
                 .blocking(move |journal| {
@@ -57,6 +59,10 @@ impl Saver {
             }
             self.note(shared, saved);
         }
+    }
+
+    fn journal_bytes(&self) -> u64 {
+        self.journal.as_ref().map_or(0, Journal::bytes)
     }
 
     /// Folds when the journal has grown, or when a save failed.
