@@ -2,23 +2,31 @@
 //!
 //! A task whose state may be inconsistent after a panic is [required](Tasks::spawn_required): its
 //! panic ends the process with an error. A task that starts from nothing each time is
-//! [restarted](Tasks::spawn_restarted) after a pause. [`Tasks::failing`] says which of them are down.
+//! [restarted](Tasks::spawn_restarted) after a pause. [`Tasks::failing`] says which of them are down, and
+//! [`Tasks::long_polls`] whether tasks keep others waiting.
 
 use crate::error_chain::on_one_line;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long a task that has panicked stays down before it is started again.
 pub const RESTART_PAUSE: Duration = Duration::from_mins(1);
+
+/// Longer than this, a task should not hold a thread of the runtime: others wait meanwhile.
+pub const LONG_POLL: Duration = Duration::from_millis(1);
 
 /// A task that has panicked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +41,47 @@ pub struct Panicked {
 pub struct Tasks {
     tracker: TaskTracker,
     panics: Arc<Panics>,
+    polls: Arc<Polls>,
+}
+
+/// How long tasks have held their threads.
+#[derive(Debug, Default)]
+struct Polls {
+    /// Microseconds of the longest poll.
+    longest: AtomicU64,
+    /// Polls of more than [`LONG_POLL`].
+    long: AtomicU64,
+}
+
+pin_project_lite::pin_project! {
+    /// A task whose polls are timed.
+    struct Timed<F> {
+        #[pin]
+        future: F,
+        polls: Arc<Polls>,
+    }
+}
+
+impl<F: Future> Future for Timed<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let began = Instant::now();
+        let polled = this.future.poll(cx);
+        this.polls.note(began.elapsed());
+        polled
+    }
+}
+
+impl Polls {
+    fn note(&self, took: Duration) {
+        if took > LONG_POLL {
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            self.longest.fetch_max(micros, Ordering::Relaxed);
+            self.long.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -62,10 +111,33 @@ impl Tasks {
         Self {
             tracker: tracker.clone(),
             panics: Arc::clone(&self.panics),
+            polls: Arc::clone(&self.polls),
         }
     }
 
-    /// The owner of the tasks, for those that may panic without harm to others.
+    /// Runs a task that may panic without harm to others.
+    pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(self.timed(future));
+    }
+
+    fn timed<F>(&self, future: F) -> Timed<F> {
+        Timed {
+            future,
+            polls: Arc::clone(&self.polls),
+        }
+    }
+
+    /// The longest time for which a task has held its thread, if that was more than [`LONG_POLL`], and
+    /// how often tasks did. Time in which the system gave the thread no processor counts.
+    pub fn long_polls(&self) -> (Duration, u64) {
+        let longest = self.polls.longest.load(Ordering::Relaxed);
+        (
+            Duration::from_micros(longest),
+            self.polls.long.load(Ordering::Relaxed),
+        )
+    }
+
+    /// The owner of the tasks.
     pub fn tracker(&self) -> &TaskTracker {
         &self.tracker
     }
@@ -77,7 +149,7 @@ impl Tasks {
         future: impl Future<Output = ()> + Send + 'static,
     ) {
         let panics = Arc::clone(&self.panics);
-        self.tracker.spawn(async move {
+        self.spawn(async move {
             if let Err(payload) = AssertUnwindSafe(future).catch_unwind().await {
                 panics.record(task, &*payload, true);
             }
@@ -94,15 +166,16 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let panics = Arc::clone(&self.panics);
+        let restarted = self.timed(async move {
+            while let Err(payload) = AssertUnwindSafe(start()).catch_unwind().await {
+                panics.record(task, &*payload, false);
+                tokio::time::sleep(RESTART_PAUSE).await;
+                panics.state.lock().down.remove(task);
+                tracing::info!(task, "started again after a panic");
+            }
+        });
         self.tracker
-            .spawn(stop.run_until_cancelled_owned(async move {
-                while let Err(payload) = AssertUnwindSafe(start()).catch_unwind().await {
-                    panics.record(task, &*payload, false);
-                    tokio::time::sleep(RESTART_PAUSE).await;
-                    panics.state.lock().down.remove(task);
-                    tracing::info!(task, "started again after a panic");
-                }
-            }));
+            .spawn(stop.run_until_cancelled_owned(restarted));
     }
 
     /// Waits until a required task has panicked, and says which.
@@ -171,6 +244,23 @@ mod tests {
         assert_eq!(tasks.failed().await, panicked);
         assert_eq!(tasks.failing(), [panicked]);
         assert_eq!(tasks.panics(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_holds_its_thread_is_noticed() {
+        let tasks = Tasks::new();
+        assert_eq!(tasks.long_polls(), (Duration::ZERO, 0));
+        let held = LONG_POLL * 5;
+        tasks.spawn(async move {
+            let began = Instant::now();
+            while began.elapsed() < held {
+                std::hint::spin_loop();
+            }
+        });
+        tasks.tracker.close();
+        tasks.tracker.wait().await;
+        let (longest, count) = tasks.long_polls();
+        assert!(longest >= held && count == 1, "{longest:?}, {count}");
     }
 
     #[tokio::test(start_paused = true)]

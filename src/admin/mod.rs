@@ -39,6 +39,7 @@ impl Admin {
         // For the degraded conditions.
         self.health.check().await;
         metrics.task_panics(tasks.panics());
+        metrics.long_polls(tasks.long_polls());
         let (usage, counts) = (cache.usage(), cache.counts());
         metrics.cache(&CacheFigures {
             bytes: usage.used,

@@ -324,7 +324,7 @@ impl Serving {
     }
 
     fn serve<H: Handler>(&self, task: &'static str, listener: Listener, handler: H) {
-        let (connections, tasks) = (self.connections.clone(), self.tasks.tracker().clone());
+        let (connections, tasks) = (self.connections.clone(), self.tasks.clone());
         let serving = serve(
             listener,
             Arc::new(handler),

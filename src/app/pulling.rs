@@ -37,7 +37,7 @@ impl Pulling {
             },
             cache: self.cache.clone(),
             metrics: Arc::clone(&self.metrics),
-            tasks: self.tasks.clone(),
+            tasks: background.tracked_by(&self.tasks),
             drain: self.stop_accepting.clone(),
             stop: self.stop_now.clone(),
         });

@@ -72,12 +72,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::cache::Cache;
 use crate::config::{OnAbandon, Segments, Streams};
 use crate::metrics::{InFlight, Metrics};
 use crate::oci::{ByteRange, Digest};
+use crate::tasks::Tasks;
 use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
 pub use client::Client;
@@ -208,7 +208,7 @@ pub struct DownloaderOptions {
     pub cache: Cache,
     pub metrics: Arc<Metrics>,
     /// Owns the downloads.
-    pub tasks: TaskTracker,
+    pub tasks: Tasks,
     /// Ends downloads without clients, because the process drains.
     pub drain: CancellationToken,
     /// Fails all downloads at the deadline of a shutdown.

@@ -7,6 +7,9 @@ mod downloads;
 mod labels;
 mod serving;
 
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
 use crate::error_chain::on_one_line;
 pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -85,6 +88,8 @@ pub struct Metrics {
     connections: Gauge,
     log_lines_dropped: Counter,
     task_panics: Gauge,
+    longest_poll: Gauge<f64, AtomicU64>,
+    long_polls: Gauge,
     degraded: Family<DegradedBy, Gauge>,
     upstream_degraded: Family<OfUpstream, Gauge>,
     cache: [Gauge; CACHE.len()],
@@ -134,6 +139,14 @@ impl Metrics {
             task_panics: r.metric(
                 "task_panics",
                 "Panics of tasks that run as long as the server",
+            ),
+            longest_poll: r.metric(
+                "task_longest_poll_seconds",
+                "Longest time that a task held a thread of the runtime, if above 1 ms",
+            ),
+            long_polls: r.metric(
+                "task_long_polls",
+                "How often a task held a thread of the runtime for more than 1 ms",
             ),
             degraded: r.metric(
                 "degraded",
@@ -210,6 +223,12 @@ impl Metrics {
     /// Takes over how many times tasks have panicked.
     pub fn task_panics(&self, count: u64) {
         set(&self.task_panics, count);
+    }
+
+    /// Takes over how long, and how often for long, tasks have held their threads.
+    pub fn long_polls(&self, (longest, count): (Duration, u64)) {
+        self.longest_poll.set(longest.as_secs_f64());
+        set(&self.long_polls, count);
     }
 
     /// Says whether a condition holds under which the server still serves.

@@ -20,7 +20,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::buffers::ResponseBuffers;
 use super::http2::Http2;
@@ -31,6 +30,7 @@ use super::socket::{ClientSocket, IDLE_TIMEOUT, Progress};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Metrics, RefusedConnection};
+use crate::tasks::Tasks;
 
 /// Most bytes of a request's head, and of an answer that hyper holds for one connection. With a
 /// body chunk this is what a slow client costs.
@@ -59,7 +59,7 @@ pub async fn serve<H: Handler>(
     listener: Listener,
     handler: Arc<H>,
     settings: ConnectionSettings,
-    tasks: TaskTracker,
+    tasks: Tasks,
     stop: CancellationToken,
 ) {
     let admission = Admission::new(settings.limits);
@@ -68,7 +68,7 @@ pub async fn serve<H: Handler>(
         http1: http1_builder(),
         http2: settings
             .http2
-            .then(|| Http2::new(settings.clock, tasks.clone())),
+            .then(|| Http2::new(settings.clock, tasks.tracker().clone())),
         handler,
         buffers: settings.buffers,
         stop: stop.clone(),

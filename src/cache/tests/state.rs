@@ -4,6 +4,7 @@ use super::*;
 use crate::cache::work::expiry::{SAVE_AFTER, SAVE_RATE};
 use crate::storage::faulty::Operation;
 use std::io::ErrorKind;
+use std::path::Path;
 
 fn last_use(rig: &Rig, link: &Link) -> SystemTime {
     let mut entries = rig.entries().into_iter();
@@ -98,7 +99,7 @@ async fn a_journal_that_outgrew_the_snapshot_is_folded() {
 }
 
 /// How long a file is; none is empty.
-fn length(path: &std::path::Path) -> u64 {
+fn length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |file| file.len())
 }
 

@@ -31,6 +31,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::cache;
@@ -38,7 +39,7 @@ use crate::clock::Clock;
 use crate::oci::Algorithm;
 use crate::storage::faulty::Operation;
 use crate::storage::{FaultyStore, Link, LinkKind, MemoryStore, Store, read_all};
-use crate::tasks::Tasks;
+
 use crate::upstream::{BlobStream, Failure, ShownUrl, UpstreamError};
 
 use origin::{Act, Origin};
@@ -261,7 +262,7 @@ impl Bench {
             settings,
             cache: cache.clone(),
             metrics,
-            tasks: tasks.clone(),
+            tasks: Tasks::new().tracked_by(&tasks),
             drain: CancellationToken::new(),
             stop: stop.clone(),
         });
