@@ -22,6 +22,8 @@ use crate::oci::RangeSet;
 
 /// How often an idle download checks whether clients wait for bytes.
 const IDLE_LOOK: Duration = Duration::from_secs(5);
+/// How long a download handles events before the thread's other tasks run.
+const TURN: Duration = Duration::from_micros(200);
 /// Consecutive idle checks after which a download that clients wait for fails.
 const MAX_IDLE_LOOKS: u32 = 12;
 
@@ -226,8 +228,14 @@ impl<'a> Transfer<'a> {
 
     /// Downloads the blob from the current source and verifies it.
     async fn bring(&mut self) -> Result<Ended, DownloadError> {
+        let mut turn = Instant::now();
         loop {
             while !self.is_complete() {
+                // A fast upstream always has a next chunk.
+                if turn.elapsed() > TURN {
+                    tokio::task::yield_now().await;
+                    turn = Instant::now();
+                }
                 if std::mem::take(&mut self.replan) {
                     self.consider_clients();
                     self.open_streams();
