@@ -219,7 +219,9 @@ fn start_upstream(args: &Args, library: &Library) -> Result<Upstream> {
     if !registry {
         return Upstream::ours(content);
     }
-    let server = Server::start(|directory, addr| peers::registry(directory, addr, None, content))?;
+    let server = Server::start(|directory, addr| {
+        peers::registry(peers::REGISTRY.as_ref(), directory, addr, None, content)
+    })?;
     Ok(Upstream::registry(server))
 }
 

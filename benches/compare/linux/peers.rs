@@ -1,4 +1,5 @@
-//! How each server is started: millpond, nginx in two ways, and the reference registry in two. Each
+//! How each server is started: millpond, nginx in two ways, and the reference registry in up to two
+//! versions. Each
 //! is set up as its own manual recommends for speed; none of them logs requests.
 
 use std::fmt;
@@ -25,6 +26,19 @@ pub(crate) enum Peer {
     NginxCache,
     /// The reference registry in proxy mode.
     Registry,
+    /// Another version of it, whose binary a variable names.
+    OtherRegistry,
+}
+
+/// The reference registry's program in Debian.
+pub(crate) const REGISTRY: &str = "docker-registry";
+/// The environment variable with the path of a further binary of the reference registry.
+const OTHER_REGISTRY: &str = "COMPARE_REGISTRY";
+
+/// The binary that the variable names, where it is set.
+#[expect(clippy::disallowed_methods, reason = "the bench's own environment")]
+pub(crate) fn other_registry() -> Option<PathBuf> {
+    std::env::var_os(OTHER_REGISTRY).map(PathBuf::from)
 }
 
 impl Peer {
@@ -35,15 +49,16 @@ impl Peer {
             Self::NginxStatic => "nginx static",
             Self::NginxCache => "nginx proxy_cache",
             Self::Registry => "docker-registry proxy",
+            Self::OtherRegistry => "the named registry as proxy",
         }
     }
 
     /// The program that has to be there.
     pub(crate) const fn program(self) -> Option<&'static str> {
         match self {
-            Self::Millpond | Self::OneThread => None,
+            Self::Millpond | Self::OneThread | Self::OtherRegistry => None,
             Self::NginxStatic | Self::NginxCache => Some("nginx"),
-            Self::Registry => Some("docker-registry"),
+            Self::Registry => Some(REGISTRY),
         }
     }
 }
@@ -99,17 +114,18 @@ pub(crate) fn start(peer: Peer, sources: &Sources) -> Result<Server> {
             let server = proxy_cache(directory, addr, sources.upstream);
             nginx(directory, &server)
         }
-        Peer::Registry => registry(
-            directory,
-            addr,
-            Some(sources.upstream),
-            &directory.join("data"),
-        ),
+        Peer::Registry | Peer::OtherRegistry => {
+            let named = other_registry().filter(|_| peer == Peer::OtherRegistry);
+            let program = named.unwrap_or_else(|| REGISTRY.into());
+            let data = directory.join("data");
+            registry(&program, directory, addr, Some(sources.upstream), &data)
+        }
     })
 }
 
 /// The reference registry over `data`: a proxy of an upstream, or an upstream itself.
 pub(crate) fn registry(
+    program: &Path,
     directory: &Path,
     addr: SocketAddr,
     upstream: Option<SocketAddr>,
@@ -131,7 +147,7 @@ pub(crate) fn registry(
     }
     let path = directory.join("registry.yml");
     fs::write(&path, serde_json::to_string_pretty(&config)?)?;
-    let mut command = Command::new("docker-registry");
+    let mut command = Command::new(program);
     command.arg("serve").arg(path);
     Ok(command)
 }

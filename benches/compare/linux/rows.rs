@@ -4,7 +4,7 @@ use super::Sizes;
 use super::common::report::Target::{self, AtLeast, AtMost};
 use super::common::run::Per;
 use super::library::Library;
-use super::peers::Peer;
+use super::peers::{Peer, other_registry};
 
 /// How the clients come.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +68,13 @@ pub(crate) fn all(library: &Library, sizes: &Sizes) -> Vec<Row> {
     rows.extend(manifests(library));
     rows.extend(busy(library));
     rows.extend(cold(library, sizes));
+    if other_registry().is_some() {
+        for row in &mut rows {
+            if row.peers.iter().any(|versus| versus.peer == Peer::Registry) {
+                row.peers.push(against(Peer::OtherRegistry, None, None));
+            }
+        }
+    }
     rows
 }
 
