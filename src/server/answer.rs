@@ -9,9 +9,10 @@ use http::header::{
 };
 use http::{Response, StatusCode};
 
-use super::body::{Body, Part, Source};
+use super::body::Body;
 use super::cache_status::{self, CACHE_STATUS, Named, Origin};
 use super::conditional::{Conditions, Verdict, tag_and_digest};
+use super::cursor::{Part, Source};
 use super::error::Refusal;
 use crate::cache::ManifestMeta;
 use crate::metrics::Outcome;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 use tempfile::TempDir;
 
-use super::common::content::Shelf;
+use super::common::content::ContentDir;
 use super::common::server::{Server, millpond};
 use super::common::upstream::Upstream;
 use super::common::wire::Client;
@@ -164,9 +164,9 @@ impl Baseline {
 
 fn count(args: &Args, baseline: &Baseline) -> Result<Counts> {
     let directory = TempDir::with_prefix("millpond-instructions-")?;
-    let shelf = Shelf::new(&directory.path().join("upstream"))?;
-    let kinds = fill(&shelf)?;
-    let upstream = Upstream::ours(shelf.root())?;
+    let content_dir = ContentDir::new(&directory.path().join("upstream"))?;
+    let kinds = fill(&content_dir)?;
+    let upstream = Upstream::ours(content_dir.root())?;
     let run = |name: &str, path: &str, requests: u64| -> Result<u64> {
         let out = directory.path().join(name);
         let server = Server::start(|directory, addr| {
@@ -233,13 +233,13 @@ fn total(out: &Path) -> Result<u64> {
     Ok(total)
 }
 
-fn fill(shelf: &Shelf) -> Result<[Kind; 3]> {
+fn fill(content_dir: &ContentDir) -> Result<[Kind; 3]> {
     let repo = "library/bench".parse()?;
     let mut random = fastrand::Rng::with_seed(1);
-    let blob = shelf.blob(&repo, BLOB, |_, piece| random.fill(piece))?;
-    let image = shelf.image(&repo, (blob, BLOB), &[(blob, BLOB)])?;
-    let index = shelf.index(&repo, &[image; 8], "counted")?;
-    shelf.tag(&repo, &"latest".parse()?, &index)?;
+    let blob = content_dir.blob(&repo, BLOB, |_, piece| random.fill(piece))?;
+    let image = content_dir.image(&repo, (blob, BLOB), &[(blob, BLOB)])?;
+    let index = content_dir.index(&repo, &[image; 8], "counted")?;
+    content_dir.tag(&repo, &"latest".parse()?, &index)?;
     let kind = |name, rest| Kind {
         name,
         path: format!("/v2/{repo}/{rest}"),

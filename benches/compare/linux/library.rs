@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use millpond::oci::{Digest, RepoName};
 
-use super::common::content::Shelf;
+use super::common::content::ContentDir;
 
 /// Blobs of each small size.
 const BLOBS: u64 = 32;
@@ -18,7 +18,7 @@ const PLATFORMS: usize = 8;
 /// The content, and the paths at which the API has it.
 #[derive(Debug)]
 pub(crate) struct Library {
-    pub(crate) shelf: Shelf,
+    pub(crate) content_dir: ContentDir,
     /// The same files, below the paths of the API.
     pub(crate) files: PathBuf,
     pub(crate) large: String,
@@ -32,11 +32,11 @@ impl Library {
     /// Makes the content below `directory`; the large blob has `large` bytes.
     pub(crate) fn make(directory: &Path, large: u64) -> Result<Self> {
         let repo: RepoName = "library/bench".parse()?;
-        let shelf = Shelf::new(&directory.join("content"))?;
+        let content_dir = ContentDir::new(&directory.join("content"))?;
         // The same bytes in every run.
         let mut random = fastrand::Rng::with_seed(0x6d69_6c6c);
         let mut library = Self {
-            shelf,
+            content_dir,
             files: directory.join("files"),
             large: String::new(),
             medium: Vec::new(),
@@ -47,7 +47,7 @@ impl Library {
         let blob =
             |library: &Self, bytes, random: &mut fastrand::Rng| -> Result<(Digest, String)> {
                 let digest = library
-                    .shelf
+                    .content_dir
                     .blob(&repo, bytes, |_, piece| random.fill(piece))?;
                 let path = format!("/v2/{repo}/blobs/{digest}");
                 library.show(&digest, &path)?;
@@ -63,11 +63,13 @@ impl Library {
             config = Some((digest, 1 << 10));
         }
         let config = config.context("there are blobs")?;
-        let image = library.shelf.image(&repo, config, &[config])?;
+        let image = library.content_dir.image(&repo, config, &[config])?;
         for n in 0..INDEXES {
             let name = format!("t{n}");
-            let index = library.shelf.index(&repo, &[image; PLATFORMS], &name)?;
-            library.shelf.tag(&repo, &name.parse()?, &index)?;
+            let index = library
+                .content_dir
+                .index(&repo, &[image; PLATFORMS], &name)?;
+            library.content_dir.tag(&repo, &name.parse()?, &index)?;
             for reference in [index.to_string(), name] {
                 let path = format!("/v2/{repo}/manifests/{reference}");
                 library.show(&index, &path)?;
@@ -86,7 +88,7 @@ impl Library {
     fn show(&self, digest: &Digest, path: &str) -> Result<()> {
         let link = self.files.join(path.trim_start_matches('/'));
         fs::create_dir_all(link.parent().context("a path has a directory")?)?;
-        fs::hard_link(self.shelf.file(digest), link)?;
+        fs::hard_link(self.content_dir.file(digest), link)?;
         Ok(())
     }
 }

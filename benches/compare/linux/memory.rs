@@ -9,7 +9,7 @@ use millpond::storage::LinkKind;
 use serde_json::Map;
 
 use super::Sizes;
-use super::common::content::Shelf;
+use super::common::content::ContentDir;
 use super::common::load::{Load, Pattern, Plan};
 use super::common::proc::tcp_buffer_mib;
 use super::common::report::Target::AtMost;
@@ -138,11 +138,11 @@ fn slow_readers(
 fn many_objects(sources: &Sources, objects: u64) -> Result<f64> {
     const REPOSITORIES: u64 = 1000;
     let server = Server::start(|directory, addr| {
-        let shelf = Shelf::new(&directory.join("data"))?;
+        let content_dir = ContentDir::new(&directory.join("data"))?;
         for n in 0..objects {
             let repo: RepoName = format!("library/application-{}", n % REPOSITORIES).parse()?;
             let digest = Digest::of(Algorithm::Sha256, &n.to_le_bytes());
-            shelf.place(&repo, LinkKind::Layer, digest, b"x")?;
+            content_dir.place(&repo, LinkKind::Layer, digest, b"x")?;
         }
         let binary = &sources.millpond;
         Ok(millpond(

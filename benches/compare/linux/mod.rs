@@ -210,7 +210,7 @@ fn orchestrate(args: &Args) -> Result<()> {
 }
 
 fn start_upstream(args: &Args, library: &Library) -> Result<Upstream> {
-    let content = library.shelf.root();
+    let content = library.content_dir.root();
     let program = Peer::Registry.program();
     let registry = match args.upstream {
         Some(kind) => kind == Kind::Registry,

@@ -24,11 +24,11 @@ pub(crate) fn fill(seed: u64, number: u64, piece: &mut [u8]) {
 
 /// A directory of content.
 #[derive(Debug, Clone)]
-pub(crate) struct Shelf {
+pub(crate) struct ContentDir {
     layout: Layout,
 }
 
-impl Shelf {
+impl ContentDir {
     pub(crate) fn new(root: &Path) -> Result<Self> {
         fs::create_dir_all(root)?;
         Ok(Self {

@@ -14,7 +14,7 @@ use millpond::oci::{Action, ByteRange, Digest, Reference, Requested, Route};
 use rustix::fs::sendfile;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 
-use super::content::Shelf;
+use super::content::ContentDir;
 use super::pace::Pace;
 use super::upstream::{Counts, Plan};
 use super::wire::{header, read_head};
@@ -49,7 +49,7 @@ pub(crate) fn run(plan: Plan) -> Result<()> {
 
 #[derive(Debug)]
 struct Registry {
-    shelf: Shelf,
+    content_dir: ContentDir,
     plan: Plan,
     together: Pace,
     counts: Mutex<Counts>,
@@ -58,7 +58,7 @@ struct Registry {
 impl Registry {
     fn new(plan: Plan) -> Result<Self> {
         Ok(Self {
-            shelf: Shelf::new(&plan.root)?,
+            content_dir: ContentDir::new(&plan.root)?,
             together: Pace::new(plan.total_rate),
             counts: Mutex::default(),
             plan,
@@ -104,7 +104,7 @@ impl Registry {
                 Ok(Action::Manifest { name, reference }) => {
                     let digest = match reference {
                         Reference::Digest(digest) => Some(digest),
-                        Reference::Tag(tag) => self.shelf.tagged(&name, &tag).ok(),
+                        Reference::Tag(tag) => self.content_dir.tagged(&name, &tag).ok(),
                     };
                     self.manifest(&mut stream, digest, body)?;
                 }
@@ -114,8 +114,8 @@ impl Registry {
     }
 
     fn manifest(&self, stream: &mut TcpStream, digest: Option<Digest>, body: bool) -> Result<()> {
-        let found =
-            digest.and_then(|digest| Some((digest, fs::read(self.shelf.file(&digest)).ok()?)));
+        let found = digest
+            .and_then(|digest| Some((digest, fs::read(self.content_dir.file(&digest)).ok()?)));
         let Some((digest, bytes)) = found else {
             return not_found(stream);
         };
@@ -139,7 +139,7 @@ impl Registry {
         body: bool,
         range: Option<&str>,
     ) -> Result<()> {
-        let Ok(file) = File::open(self.shelf.file(digest)) else {
+        let Ok(file) = File::open(self.content_dir.file(digest)) else {
             return not_found(stream);
         };
         let length = file.metadata()?.len();

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::Role;
-use super::content::{self, Shelf};
+use super::content::{self, ContentDir};
 use super::proc::{Process, cpu_seconds};
 use super::server::Server;
 use super::wire::get;
@@ -146,11 +146,11 @@ impl Upstream {
     /// An upstream with blobs of these sizes, the same in every run, and an image of all of them.
     pub(crate) fn with_blobs(sizes: &[u64], plan: &Plan) -> Result<Self> {
         let directory = TempDir::with_prefix("millpond-upstream-")?;
-        let shelf = Shelf::new(directory.path())?;
+        let content_dir = ContentDir::new(directory.path())?;
         let repo: RepoName = REPOSITORY.parse()?;
         let (mut blobs, mut layers) = (Vec::new(), Vec::new());
         for (seed, bytes) in (0..).zip(sizes.iter().copied()) {
-            let digest = shelf.blob(&repo, bytes, |number, piece| {
+            let digest = content_dir.blob(&repo, bytes, |number, piece| {
                 content::fill(seed, number, piece);
             })?;
             layers.push((digest, bytes));
@@ -163,9 +163,9 @@ impl Upstream {
         }
         let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers"}}"#;
         let size = config.len() as u64;
-        let digest = shelf.blob(&repo, size, |_, piece| piece.copy_from_slice(config))?;
-        let image = shelf.image(&repo, (digest, size), &layers)?;
-        shelf.tag(&repo, &"latest".parse()?, &image)?;
+        let digest = content_dir.blob(&repo, size, |_, piece| piece.copy_from_slice(config))?;
+        let image = content_dir.image(&repo, (digest, size), &layers)?;
+        content_dir.tag(&repo, &"latest".parse()?, &image)?;
         let plan = Plan {
             root: directory.path().to_owned(),
             ..plan.clone()

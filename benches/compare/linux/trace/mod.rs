@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use serde_json::Map;
 use tempfile::TempDir;
 
-use super::common::content::Shelf;
+use super::common::content::ContentDir;
 use super::common::report::{Samples, Target, number};
 use super::common::server::Server;
 use super::common::upstream::{Counts, Plan, Upstream};
@@ -71,12 +71,12 @@ pub(crate) fn measure(quick: bool, binary: &Path, results: &mut Results) -> Resu
     let scale = if quick { QUICK } else { FULL };
     note("trace: making the content");
     let directory = TempDir::with_prefix("millpond-trace-")?;
-    let shelf = Shelf::new(&directory.path().join("content"))?;
-    let world = World::make(&shelf, scale)?;
+    let content_dir = ContentDir::new(&directory.path().join("content"))?;
+    let world = World::make(&content_dir, scale)?;
     let file = directory.path().join("world.json");
     fs::write(&file, serde_json::to_vec(&world)?)?;
     let upstream = Upstream::start(Plan {
-        root: shelf.root().to_owned(),
+        root: content_dir.root().to_owned(),
         delay_ms: DELAY_MS,
         ..Plan::default()
     })?;

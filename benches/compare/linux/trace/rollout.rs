@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::Map;
 use tempfile::TempDir;
 
-use super::super::common::content::Shelf;
+use super::super::common::content::ContentDir;
 use super::super::common::report::{Figures, Samples, Target};
 use super::super::common::server::Server;
 use super::super::common::upstream::{Plan, Upstream};
@@ -53,7 +53,7 @@ struct Round {
 pub(crate) fn measure(quick: bool, count: u32, binary: &Path, results: &mut Results) -> Result<()> {
     note("rollout: making the content");
     let directory = TempDir::with_prefix("millpond-rollout-")?;
-    let shelf = Shelf::new(&directory.path().join("content"))?;
+    let content_dir = ContentDir::new(&directory.path().join("content"))?;
     let nodes = if quick { NODES_QUICK } else { NODES };
     let world = |name: &str, joiners, join_ms| -> Result<_> {
         let scale = Scale {
@@ -67,13 +67,13 @@ pub(crate) fn measure(quick: bool, count: u32, binary: &Path, results: &mut Resu
         };
         let path = directory.path().join(name);
         // The same seed makes the same image.
-        let world = World::rollout(&shelf, scale, LAYERS)?;
+        let world = World::rollout(&content_dir, scale, LAYERS)?;
         fs::write(&path, serde_json::to_vec(&world)?)?;
         Ok(path)
     };
     let (one, all) = (world("one.json", 1, 0)?, world("all.json", nodes, JOIN_MS)?);
     let upstream = Upstream::start(Plan {
-        root: shelf.root().to_owned(),
+        root: content_dir.root().to_owned(),
         delay_ms: DELAY_MS,
         rate: RATE,
         ..Plan::default()

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::Map;
 use tempfile::TempDir;
 
-use super::super::common::content::Shelf;
+use super::super::common::content::ContentDir;
 use super::super::common::note;
 use super::super::common::report::{Target, number};
 use super::super::common::server::{Server, millpond};
@@ -48,12 +48,12 @@ struct Sample {
 pub(crate) fn measure(length: Duration, binary: &Path, results: &mut Results) -> Result<()> {
     note("soak: making the content");
     let directory = TempDir::with_prefix("millpond-soak-")?;
-    let shelf = Shelf::new(&directory.path().join("content"))?;
-    let world = World::make(&shelf, SCALE)?;
+    let content_dir = ContentDir::new(&directory.path().join("content"))?;
+    let world = World::make(&content_dir, SCALE)?;
     let file = directory.path().join("world.json");
     fs::write(&file, serde_json::to_vec(&world)?)?;
     let upstream = Upstream::start(Plan {
-        root: shelf.root().to_owned(),
+        root: content_dir.root().to_owned(),
         delay_ms: DELAY_MS,
         ..Plan::default()
     })?;

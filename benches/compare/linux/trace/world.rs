@@ -5,7 +5,7 @@ use millpond::oci::RepoName;
 use millpond::storage::LinkKind;
 use serde::{Deserialize, Serialize};
 
-use super::super::common::content::Shelf;
+use super::super::common::content::ContentDir;
 use super::Scale;
 
 /// Bytes of an image's config.
@@ -49,8 +49,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn make(shelf: &Shelf, scale: Scale) -> Result<Self> {
-        let mut maker = Maker::new(shelf, scale.largest);
+    pub(crate) fn make(content_dir: &ContentDir, scale: Scale) -> Result<Self> {
+        let mut maker = Maker::new(content_dir, scale.largest);
         let first = "library/bases".parse()?;
         for _ in 0..BASES {
             let size = maker.size();
@@ -87,8 +87,8 @@ impl World {
     }
 
     /// One new image of `layers` layers, and so many nodes that pull it.
-    pub(crate) fn rollout(shelf: &Shelf, scale: Scale, layers: usize) -> Result<Self> {
-        let mut maker = Maker::new(shelf, scale.largest);
+    pub(crate) fn rollout(content_dir: &ContentDir, scale: Scale, layers: usize) -> Result<Self> {
+        let mut maker = Maker::new(content_dir, scale.largest);
         let image = maker.image("library/rollout", layers, None)?;
         let late = (0..scale.joiners).map(|_| maker.random.u64(0..scale.join_ms.max(1)));
         let mut late: Vec<_> = late.collect();
@@ -133,16 +133,16 @@ fn zipf(count: usize) -> Vec<f64> {
 }
 
 struct Maker<'a> {
-    shelf: &'a Shelf,
+    content_dir: &'a ContentDir,
     random: fastrand::Rng,
     largest: u64,
     bases: Vec<Part>,
 }
 
 impl<'a> Maker<'a> {
-    fn new(shelf: &'a Shelf, largest: u64) -> Self {
+    fn new(content_dir: &'a ContentDir, largest: u64) -> Self {
         Self {
-            shelf,
+            content_dir,
             random: fastrand::Rng::with_seed(0x7461_6365),
             largest,
             bases: Vec::new(),
@@ -162,7 +162,7 @@ impl<'a> Maker<'a> {
 
     fn layer(&mut self, repo: &RepoName, size: u64) -> Result<Part> {
         let digest = self
-            .shelf
+            .content_dir
             .blob(repo, size, |_, piece| self.random.fill(piece))?;
         Ok((digest.to_string(), size))
     }
@@ -174,7 +174,8 @@ impl<'a> Maker<'a> {
         let bases = self.random.usize(1..=3);
         let mut layers: Vec<_> = self.bases.iter().take(bases).cloned().collect();
         for (digest, _) in &layers {
-            self.shelf.link(&name, LinkKind::Layer, digest.parse()?)?;
+            self.content_dir
+                .link(&name, LinkKind::Layer, digest.parse()?)?;
         }
         for _ in 0..own {
             let size = self.size();
@@ -189,9 +190,9 @@ impl<'a> Maker<'a> {
             .map(|(digest, size)| Ok((digest.parse()?, *size)))
             .collect::<Result<Vec<_>>>()?;
         let (last, rest) = parsed.split_last().context("there is a config")?;
-        let manifest = self.shelf.image(&name, *last, rest)?;
-        let index = self.shelf.index(&name, &[manifest], repo)?;
-        self.shelf.tag(&name, &"latest".parse()?, &index)?;
+        let manifest = self.content_dir.image(&name, *last, rest)?;
+        let index = self.content_dir.index(&name, &[manifest], repo)?;
+        self.content_dir.tag(&name, &"latest".parse()?, &index)?;
         Ok(Image {
             repo: repo.to_owned(),
             index: index.to_string(),
