@@ -17,7 +17,7 @@
     reason = "a benchmark: failing is stopping, and figures are approximate"
 )]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -58,7 +58,7 @@ fn row(what: &str, target: &str, measured: &str, met: bool) {
 struct Sizes {
     /// By the first byte of the digest.
     blobs: Mutex<HashMap<u8, HashMap<Digest, u64>>>,
-    links: Mutex<BTreeMap<RepoName, [Vec<Digest>; 2]>>,
+    links: Mutex<BTreeMap<(RepoName, LinkKind), Vec<Digest>>>,
     bytes: AtomicU64,
     most_bytes: AtomicU64,
 }
@@ -134,16 +134,18 @@ impl Store for Sizes {
     }
     async fn links(&self, repo: &RepoName, kind: LinkKind) -> Result<Vec<Digest>, StoreError> {
         let links = self.links.lock().unwrap();
-        let own = links
-            .get(repo)
-            .map(|kinds| &kinds[usize::from(kind == LinkKind::Layer)]);
-        Ok(own.cloned().unwrap_or_default())
+        Ok(links
+            .get(&(repo.clone(), kind))
+            .cloned()
+            .unwrap_or_default())
     }
     async fn blobs(&self, first: u8) -> Result<Vec<(Digest, u64)>, StoreError> {
         Ok(self.part(first, |part| part.clone().into_iter().collect()))
     }
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
-        Ok(self.links.lock().unwrap().keys().cloned().collect())
+        let links = self.links.lock().unwrap();
+        let repositories: BTreeSet<_> = links.keys().map(|(repo, _)| repo.clone()).collect();
+        Ok(repositories.into_iter().collect())
     }
 }
 
@@ -165,11 +167,7 @@ fn link(n: u64) -> Link {
     } else {
         LinkKind::Layer
     };
-    Link {
-        repo: repo(image),
-        kind,
-        digest: digest("part", n),
-    }
+    Link::new(&repo(image), kind, &digest("part", n))
 }
 
 fn settings(state: Option<&Path>) -> CacheSettings {
@@ -224,23 +222,16 @@ fn manifest_of(parts: impl Iterator<Item = (Digest, u64)>) -> Manifest {
 /// Resident memory of this process, in bytes, where the platform tells.
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = text
-        .split(' ')
-        .nth(1)
-        .and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0) * 4096
+    let pages = text.split(' ').nth(1);
+    pages.and_then(|pages| pages.parse().ok()).unwrap_or(0) * 4096
 }
 
 /// User and system time of this process, where the platform tells.
 fn processor_time() -> Duration {
     let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let ticks = text.split(' ').skip(13).take(2);
-    Duration::from_millis(
-        ticks
-            .filter_map(|ticks| ticks.parse::<u64>().ok())
-            .sum::<u64>()
-            * 10,
-    )
+    let ticks = ticks.filter_map(|ticks| ticks.parse::<u64>().ok());
+    Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
 fn many_entries(entries: u64) {
@@ -249,8 +240,8 @@ fn many_entries(entries: u64) {
     for link in &links {
         store.put(link.digest, 1000);
         let mut all = store.links.lock().unwrap();
-        let kinds = all.entry(link.repo.clone()).or_default();
-        kinds[usize::from(link.kind == LinkKind::Layer)].push(link.digest);
+        let own = all.entry((link.repo.clone(), link.kind)).or_default();
+        own.push(link.digest);
     }
     memory_and_touches(&links);
     // The directory of the build is on a disk; that of temporary files may be memory.
@@ -325,10 +316,8 @@ fn saving(links: &[Link], state: &Path) {
         fill(&cache, links);
         let began = Instant::now();
         cache.stop().await;
-        println!(
-            "| writing the whole snapshot | | {:.2?} | |",
-            began.elapsed()
-        );
+        let took = began.elapsed();
+        println!("| writing the whole snapshot | | {took:.2?} | |");
     });
     let took = runtime.block_on(async {
         let journaled = state.with_file_name("touches.json");
@@ -424,12 +413,9 @@ fn expire_round(
         }
     });
     waits.sort_unstable();
-    let most = waits[waits.len() * 999 / 1000];
-    (
-        before.into_iter().max().unwrap_or_default(),
-        most,
-        waits[waits.len() - 1],
-    )
+    let before = before.into_iter().max().unwrap_or_default();
+    let (most, worst) = (waits[waits.len() * 999 / 1000], waits[waits.len() - 1]);
+    (before, most, worst)
 }
 
 // --- What eviction is worth -----------------------------------------------------------------------
@@ -443,6 +429,14 @@ struct Image {
 }
 
 const MANIFEST_SIZE: u64 = 2_000;
+
+impl Image {
+    /// The manifest, then the parts.
+    fn contents(&self) -> impl Iterator<Item = (Digest, u64)> {
+        let manifest = (self.manifest, MANIFEST_SIZE);
+        std::iter::once(manifest).chain(self.parts.iter().copied())
+    }
+}
 
 /// Images with one to three layers of one of 60 bases, and two to five of their own; sizes spread
 /// evenly over the orders of magnitude from 10 KB to 100 MB.
@@ -475,12 +469,11 @@ struct Hits {
 
 impl Hits {
     fn count(&mut self, image: &Image, has: impl Fn(&Digest) -> bool) {
-        let manifest = [(image.manifest, MANIFEST_SIZE)];
         let mut whole = true;
-        for (digest, size) in manifest.iter().chain(&image.parts) {
-            let hit = has(digest);
+        for (digest, size) in image.contents() {
+            let hit = has(&digest);
             whole &= hit;
-            self.add([0, 1, *size], hit);
+            self.add([0, 1, size], hit);
         }
         self.add([1, 0, 0], whole);
     }
@@ -523,25 +516,21 @@ impl BlobLru {
 
 /// A pull, as the mirror does it. A part that finds no space is passed through.
 async fn pull(cache: &Cache, store: &Sizes, image: &Image) {
-    let manifest = (image.manifest, MANIFEST_SIZE);
-    for (n, (digest, size)) in std::iter::once(&manifest).chain(&image.parts).enumerate() {
-        let kind = if n == 0 {
-            LinkKind::Revision
-        } else {
-            LinkKind::Layer
-        };
-        let hold = cache.hold(digest).await;
-        if !store.has(digest) {
-            let Ok(space) = cache.reserve(*size).await else {
+    for (digest, size) in image.contents() {
+        let hold = cache.hold(&digest).await;
+        if !store.has(&digest) {
+            let Ok(space) = cache.reserve(size).await else {
                 continue;
             };
             tokio::task::yield_now().await;
-            store.put(*digest, *size);
-            space.commit(&hold, *size);
+            store.put(digest, size);
+            space.commit(&hold, size);
         }
-        cache.linked(&image.repo, kind, digest, *size);
-        if n == 0 {
-            cache.describe(digest, &manifest_of(image.parts.iter().copied()));
+        if digest == image.manifest {
+            cache.linked(&image.repo, LinkKind::Revision, &digest, size);
+            cache.describe(&digest, &manifest_of(image.parts.iter().copied()));
+        } else {
+            cache.linked(&image.repo, LinkKind::Layer, &digest, size);
         }
     }
 }
@@ -581,9 +570,8 @@ fn zipf(pulls: u64) {
         let (mut plain, mut lru) = (Hits::default(), BlobLru::default());
         for image in &trace {
             plain.count(image, |digest| lru.blobs.contains_key(digest));
-            lru.touch(image.manifest, MANIFEST_SIZE, max_size);
-            for (digest, size) in &image.parts {
-                lru.touch(*digest, *size, max_size);
+            for (digest, size) in image.contents() {
+                lru.touch(digest, size, max_size);
             }
         }
         let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -616,12 +604,11 @@ fn cap(pulls: u64) {
     let mut random = fastrand::Rng::with_seed(4);
     let images: Arc<Vec<_>> = Arc::new(images(1000, &mut random));
     let max_size = total(&images) / 5;
-    let largest = images
+    let sizes = images
         .iter()
-        .flat_map(|image| &image.parts)
-        .map(|(_, size)| *size)
-        .max()
-        .unwrap();
+        .flat_map(Image::contents)
+        .map(|(_, size)| size);
+    let largest = sizes.max().unwrap();
     let store = Arc::new(Sizes::default());
     let runtime = runtime();
     let began = Instant::now();

@@ -7,7 +7,7 @@ use super::partials::MAX_AGE;
 use super::{Cache, Full, Hold, Reservation, SpaceRequest};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName};
-use crate::storage::{Link, Partial, Stage, StoreError};
+use crate::storage::{Link, LinkKind, Partial, Stage, StoreError};
 
 /// Why a blob isn't stored. It can be passed through to clients all the same.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum AdmitError {
 pub struct Admission {
     cache: Cache,
     digest: Digest,
-    reservation: Reservation,
+    pub reservation: Reservation,
     hold: Hold,
 }
 
@@ -85,21 +85,6 @@ impl Cache {
 }
 
 impl Admission {
-    /// Bytes of reserved space.
-    pub fn reserved(&self) -> u64 {
-        self.reservation.bytes()
-    }
-
-    /// Adds space.
-    pub fn grow(&mut self, step: Reservation) {
-        self.reservation.merge(step);
-    }
-
-    /// So many bytes have been written to disk.
-    pub fn fill(&mut self, bytes: u64) {
-        self.reservation.fill(bytes);
-    }
-
     /// Leaves the stage, with its last checkpoint, for a later download from the same upstream. Keeps
     /// the space of the `bytes` that are on disk, and gives the rest back.
     pub async fn pause(mut self, stage: Box<dyn Stage>, upstream: &Arc<str>, bytes: u64) {
@@ -143,7 +128,7 @@ impl Admission {
             hold.verified(size, modified);
         }
         for repo in repositories {
-            let link = Link::layer(repo, digest);
+            let link = Link::new(&repo, LinkKind::Layer, &digest);
             cache.link_stored(&link, size).await;
         }
         Ok(())

@@ -1,6 +1,5 @@
 //! What all parts of the cache share: the store, the index behind its lock, and the wake-ups.
 
-use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -12,14 +11,12 @@ use super::index::{DeletionEpoch, Index};
 use super::manifest_cache::ManifestCache;
 use super::recent::Recent;
 use super::state::timestamp::Timestamp;
-use super::verify::Verifier;
 use super::{CacheSettings, Upkeep};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
-use crate::storage::{Store, StoreError};
-use crate::tasks::Tasks;
+use crate::storage::{KeyLocks, Store, StoreError};
 use crate::workers::Workers;
 
 /// Counts since the start.
@@ -57,9 +54,8 @@ pub(super) struct Inner {
     pub(super) complete: CancellationToken,
     pub(super) quit: CancellationToken,
     pub(super) ended: CancellationToken,
-    pub(super) verifier: Verifier,
     /// Blobs that a scrub is reading.
-    pub(super) scrubbing: Mutex<HashSet<Digest>>,
+    pub(super) scrubbing: Arc<KeyLocks<Digest>>,
     pub(super) counts: Mutex<Counts>,
 }
 
@@ -67,7 +63,6 @@ impl Inner {
     pub(super) fn new(
         (store, metrics, clock): (Arc<dyn Store>, Arc<Metrics>, Clock),
         settings: CacheSettings,
-        tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Self {
         let settings = Arc::new(settings);
@@ -88,8 +83,7 @@ impl Inner {
             complete: CancellationToken::new(),
             quit: stop.child_token(),
             ended: CancellationToken::new(),
-            verifier: Verifier::new(tasks.tracker().clone()),
-            scrubbing: Mutex::default(),
+            scrubbing: Arc::default(),
             counts: Mutex::default(),
         }
     }

@@ -38,9 +38,9 @@ pub struct ManifestMeta {
 /// A manifest whose content has its digest, with what was parsed of it. Everybody shares it.
 #[derive(Debug)]
 pub struct CachedManifest {
-    meta: ManifestMeta,
-    content: Bytes,
-    parsed: Manifest,
+    pub meta: ManifestMeta,
+    pub content: Bytes,
+    pub parsed: Manifest,
     headers: OnceLock<HeaderMap>,
 }
 
@@ -58,18 +58,6 @@ impl CachedManifest {
             parsed,
             headers: OnceLock::new(),
         })
-    }
-
-    pub fn meta(&self) -> &ManifestMeta {
-        &self.meta
-    }
-
-    pub fn content(&self) -> &Bytes {
-        &self.content
-    }
-
-    pub fn parsed(&self) -> &Manifest {
-        &self.parsed
     }
 
     /// The headers of most responses with this manifest, made once by `make`.

@@ -49,7 +49,7 @@ impl Cache {
     /// A manifest that this repository links. Counts as a use.
     pub async fn manifest(&self, repo: &RepoName, digest: &Digest) -> Option<Arc<CachedManifest>> {
         let manifest = self.peek_manifest(repo, digest).await?;
-        self.used(repo, LinkKind::Revision, digest, manifest.meta().size);
+        self.used(repo, LinkKind::Revision, digest, manifest.meta.size);
         Some(manifest)
     }
 
@@ -100,7 +100,7 @@ impl Cache {
     }
 
     async fn store_manifest(&self, repo: &RepoName, manifest: &CachedManifest) -> bool {
-        let ManifestMeta { digest, size, .. } = *manifest.meta();
+        let ManifestMeta { digest, size, .. } = manifest.meta;
         let reservation = match self.reserve(size).await {
             Ok(reservation) => reservation,
             Err(full) => {
@@ -109,7 +109,7 @@ impl Cache {
             }
         };
         let hold = self.hold(&digest).await;
-        let put = storage::put(&*self.inner.store, &digest, manifest.content().clone()).await;
+        let put = storage::put(&*self.inner.store, &digest, manifest.content.clone()).await;
         if !self.written("manifest", put) {
             return false;
         }
@@ -120,12 +120,12 @@ impl Cache {
     /// Links a manifest that is stored into a repository. The caller holds its digest, and has proof
     /// that the repository has it. False when the link can't be written.
     pub async fn link_manifest(&self, repo: &RepoName, manifest: &CachedManifest) -> bool {
-        let ManifestMeta { digest, size, .. } = *manifest.meta();
+        let ManifestMeta { digest, size, .. } = manifest.meta;
         let linked = self
-            .link_stored(&Link::revision(repo.clone(), digest), size)
+            .link_stored(&Link::new(repo, LinkKind::Revision, &digest), size)
             .await;
         if linked {
-            self.describe(&digest, manifest.parsed());
+            self.describe(&digest, &manifest.parsed);
         }
         linked
     }
@@ -134,7 +134,7 @@ impl Cache {
         let linked = self
             .inner
             .store
-            .linked(&Link::revision(repo.clone(), *digest))
+            .linked(&Link::new(repo, LinkKind::Revision, digest))
             .await;
         self.readable("manifest link", linked)
     }

@@ -63,6 +63,7 @@ pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
 use partials::Partials;
 pub use policy::{SpaceRequest, TtlPolicy};
+use verify::Verifier;
 use work::deletion;
 pub use work::scrub::{
     ABANDONED_AFTER, Finding, MAX_REPORTED, Removal, ScrubReport, ScrubSettings, Verdict,
@@ -169,7 +170,9 @@ impl CacheSettings {
 #[derive(Debug, Clone)]
 pub struct Cache {
     inner: Arc<Inner>,
+    // Not part of `Inner`: reservations and verifications refer to it.
     partials: Arc<Partials>,
+    verifier: Arc<Verifier>,
 }
 
 impl Cache {
@@ -183,13 +186,13 @@ impl Cache {
         tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Self {
-        let inner = Inner::new((store, metrics, clock), settings, tasks, stop);
-        let inner = Arc::new(inner);
+        let inner = Arc::new(Inner::new((store, metrics, clock), settings, stop));
         tasks.spawn_required("cache", work::run(Arc::clone(&inner)));
         tasks.spawn_required("deletion", deletion::run(Arc::clone(&inner)));
         Self {
             inner,
             partials: Arc::default(),
+            verifier: Arc::new(Verifier::new(tasks.tracker().clone())),
         }
     }
 

@@ -110,11 +110,8 @@ impl Cache {
             return None;
         }
         let content = self.inner.store.open_warm(digest)?;
-        if !content.reader.is_verified() {
-            if self.trust(digest, &content) != Trust::Verified {
-                return None;
-            }
-            content.reader.set_verified();
+        if self.trust(digest, &content) != Trust::Verified {
+            return None;
         }
         let blob = CachedBlob::verified(content);
         if blob.size() <= MAX_UNHELD {
@@ -126,7 +123,7 @@ impl Cache {
     /// Opens a blob for a repository. Counts as a use of the link, where there is one.
     pub async fn open(&self, repo: &RepoName, digest: &Digest, mode: ReadMode) -> Opened {
         let hold = self.hold(digest).await;
-        let link = Link::layer(repo.clone(), *digest);
+        let link = Link::new(repo, LinkKind::Layer, digest);
         let known = self.used_if_linked(repo, link.kind, digest);
         let linked = known || self.readable("link", self.inner.store.linked(&link).await);
         let Some(blob) = self.open_undamaged(digest, mode).await else {
@@ -145,7 +142,7 @@ impl Cache {
     /// Links a blob that is open into a repository. The caller has proof that the repository has it.
     /// False when the link can't be written: then the next request needs the proof again.
     pub async fn link(&self, repo: &RepoName, digest: &Digest, blob: &CachedBlob) -> bool {
-        let link = Link::layer(repo.clone(), *digest);
+        let link = Link::new(repo, LinkKind::Layer, digest);
         self.link_stored(&link, blob.size()).await
     }
 
@@ -183,14 +180,8 @@ impl Cache {
     async fn open_undamaged(&self, digest: &Digest, mode: ReadMode) -> Option<CachedBlob> {
         let opened = self.inner.store.open(digest).await;
         let content = self.undamaged("blob", digest, opened).await??;
-        if content.reader.is_verified() {
-            return Some(CachedBlob::verified(content));
-        }
         match self.trust(digest, &content) {
-            Trust::Verified => {
-                content.reader.set_verified();
-                Some(CachedBlob::verified(content))
-            }
+            Trust::Verified => Some(CachedBlob::verified(content)),
             Trust::Damaged => {
                 let size = content.size;
                 self.inner.metrics.store_failed();

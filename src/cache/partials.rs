@@ -20,7 +20,7 @@ pub(super) const MAX_AGE: Duration = Duration::from_hours(24);
 /// Time between two removals of expired partials.
 const TRIM_INTERVAL: Duration = Duration::from_mins(10);
 
-/// The oldest first. Not part of [`Inner`](super::Inner): the reservations refer to it.
+/// The oldest first.
 pub(super) type Partials = Mutex<VecDeque<Parked>>;
 
 #[derive(Debug)]

@@ -112,26 +112,32 @@ struct Forget {
 impl Drop for Forget {
     fn drop(&mut self) {
         let Self { cache, key, .. } = self;
-        cache.inner.verifier.jobs.lock().remove(key);
+        cache.verifier.jobs.lock().remove(key);
     }
 }
 
 impl Cache {
     /// What is known of a blob that was opened.
     pub(super) fn trust(&self, digest: &Digest, content: &Content) -> Trust {
+        if content.reader.is_verified() {
+            return Trust::Verified;
+        }
         let Content { size, modified, .. } = *content;
         let known = self.inner.with(|index| index.trust(digest, size, modified));
-        match known {
+        if known == Trust::Verified {
             // What failed since has to be verified again.
-            Trust::Verified if content.reader.is_suspect() => Trust::Unknown,
-            known => known,
+            if content.reader.is_suspect() {
+                return Trust::Unknown;
+            }
+            content.reader.set_verified();
         }
+        known
     }
 
     /// Starts to verify a blob, or joins its verification in flight. Waits while there are too many.
     /// `hold` keeps the file meanwhile.
     pub async fn verify(&self, digest: &Digest, content: &Content, hold: Hold) -> Verification {
-        let verifier = &self.inner.verifier;
+        let verifier = &self.verifier;
         let key = (*digest, content.modified);
         if let Some(running) = verifier.running(&key) {
             return running;
@@ -177,23 +183,16 @@ impl Cache {
 
     async fn verify_held(&self, digest: &Digest, content: Content, hold: &Hold) -> Integrity {
         let permits = if content.size <= VERIFIED_FIRST {
-            &self.inner.verifier.small
+            &self.verifier.small
         } else {
-            &self.inner.verifier.large
+            &self.verifier.large
         };
         let Ok(_permit) = permits.acquire().await else {
             return Integrity::Unknown;
         };
         let (mut pace, mut bytes) = (Pace::new(None), 0);
-        let found = hash(digest, content.clone(), &mut pace, &mut bytes).await;
-        let reason = match found {
-            Ok(found) if found == *digest => {
-                if content.is_unchanged() {
-                    content.reader.set_verified();
-                    hold.verified(content.size, content.modified);
-                }
-                return Integrity::Right;
-            }
+        let reason = match hash(digest, &content, hold, &mut pace, &mut bytes).await {
+            Ok(found) if found == *digest => return Integrity::Right,
             Ok(found) => format!("it has the digest {found} and {bytes} bytes"),
             Err(error) if error.is_damage() => on_one_line(&error),
             Err(error) => {
@@ -218,7 +217,7 @@ impl Cache {
         hold: &Hold,
     ) -> Result<bool, StoreError> {
         // Closed never: without a permit nothing is at risk but a file that came meanwhile.
-        let _one_at_a_time = self.inner.verifier.aside.acquire().await;
+        let _one_at_a_time = self.verifier.aside.acquire().await;
         if let Some(damaged) = damaged {
             match self.inner.store.open(digest).await {
                 Ok(Some(current)) if !current.is_same(damaged) => return Ok(false),

@@ -16,7 +16,7 @@ impl Transfer<'_> {
     /// Whether the bytes that have arrived are within the reservation, except for the last chunks.
     pub(super) fn has_space(&self) -> bool {
         let admission = self.storing.admission.as_ref();
-        admission.is_none_or(|admission| self.space.stored <= admission.reserved())
+        admission.is_none_or(|admission| self.space.stored <= admission.reservation.bytes())
     }
 
     /// Requests the next step of space when the reservation is nearly used up.
@@ -25,7 +25,7 @@ impl Transfer<'_> {
         let Some(admission) = &self.storing.admission else {
             return;
         };
-        let reserved = admission.reserved();
+        let reserved = admission.reservation.bytes();
         if self.space.growing.is_some() {
             return;
         }
@@ -50,8 +50,8 @@ impl Transfer<'_> {
         let unfit = match grown {
             Ok(step) => {
                 if let Some(admission) = &mut self.storing.admission {
-                    admission.grow(step);
-                    admission.fill(self.space.stored);
+                    admission.reservation.merge(step);
+                    admission.reservation.fill(self.space.stored);
                 }
                 self.reserve_ahead();
                 return Ok(());

@@ -111,7 +111,7 @@ impl Mirror {
     async fn is_conversion(&self, key: &TagKey, named: Option<Digest>) -> bool {
         let Some(named) = named else { return false };
         let current = self.any_manifest(&named).await;
-        current.is_some_and(|current| !key.accept.allows(current.meta().media_type))
+        current.is_some_and(|current| !key.accept.allows(current.meta.media_type))
     }
 
     /// containerd and docker resolve a tag by HEAD and then ask by digest: this is where the tag
@@ -135,7 +135,7 @@ impl Mirror {
         self.records.forget(key);
         if let Some(named) = self.cache.tagged(&key.repo, &key.tag).await {
             let manifest = self.cache.peek_manifest(&target.stored, &named).await;
-            if manifest.is_none_or(|manifest| key.accept.allows(manifest.meta().media_type)) {
+            if manifest.is_none_or(|manifest| key.accept.allows(manifest.meta.media_type)) {
                 self.cache.untag(&key.repo, &key.tag).await;
             }
         }

@@ -35,7 +35,7 @@ impl ManifestHit {
     pub fn known(&self) -> &ManifestMeta {
         match self {
             Self::Head(known) => known,
-            Self::Whole(manifest) => manifest.meta(),
+            Self::Whole(manifest) => &manifest.meta,
         }
     }
 }
@@ -65,7 +65,7 @@ impl ManifestAnswer {
     pub fn content(&self) -> Option<Bytes> {
         match &self.found {
             ManifestHit::Head(_) => None,
-            ManifestHit::Whole(manifest) => Some(manifest.content().clone()),
+            ManifestHit::Whole(manifest) => Some(manifest.content.clone()),
         }
     }
 }
@@ -340,7 +340,7 @@ impl Mirror {
             self.records.expect_manifest(key, digest);
             return Some(ManifestAnswer::head(known, Outcome::Miss));
         };
-        self.records.confirmed(key.clone(), stored.meta().clone());
+        self.records.confirmed(key.clone(), stored.meta.clone());
         if self.cache.link_manifest(&target.stored, &stored).await {
             self.update_tag(key, digest).await;
         }

@@ -118,7 +118,7 @@ impl Mirror {
 
     /// Remembers what a manifest says of its blobs.
     fn note_manifest(&self, manifest: &CachedManifest) {
-        let (digest, manifest) = (manifest.meta().digest, manifest.parsed());
+        let (digest, manifest) = (manifest.meta.digest, &manifest.parsed);
         for descriptor in manifest.config.iter().chain(&manifest.blobs) {
             self.sizes.note(descriptor.digest, descriptor.size);
         }

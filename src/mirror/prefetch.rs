@@ -225,7 +225,7 @@ impl Mirror {
         let Some(manifest) = self.cache.peek_manifest(repo, &digest).await else {
             return false;
         };
-        let layers = in_turn(self.missing(&image.target, manifest.parsed()).await);
+        let layers = in_turn(self.missing(&image.target, &manifest.parsed).await);
         let given_up = &AtomicBool::new(false);
         stream::iter(layers)
             .for_each_concurrent(self.prefetch.limits.downloads, |layer| async move {

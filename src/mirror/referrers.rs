@@ -175,8 +175,8 @@ impl Mirror {
         let mut found = Vec::new();
         for digest in referrers.into_iter().take(MAX_REFERRERS) {
             if let Some(manifest) = self.cache.peek_manifest(&target.stored, &digest).await {
-                let size = manifest.meta().size;
-                found.push(manifest.parsed().descriptor(digest, size));
+                let size = manifest.meta.size;
+                found.push(manifest.parsed.descriptor(digest, size));
             }
         }
         found

@@ -63,11 +63,7 @@ pub(super) fn tag(name: &str) -> Tag {
 }
 
 pub(super) fn link(name: &str, kind: LinkKind, digest: Digest) -> Link {
-    Link {
-        repo: repo(name),
-        kind,
-        digest,
-    }
+    Link::new(&repo(name), kind, &digest)
 }
 
 /// What was downloaded from the upstream `u` of a blob of `total` bytes.

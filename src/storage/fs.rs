@@ -105,7 +105,7 @@ impl Store for FsStore {
         }
         let (digest, open) = (*digest, Arc::clone(&self.open));
         self.run(move |spool| {
-            let before = open.before();
+            let before = open.removals();
             let content = open_blob(&spool.layout, &digest)?;
             if let Some(content) = &content {
                 open.keep(&digest, content, before);

@@ -233,11 +233,7 @@ mod tests {
         let hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let repo: RepoName = "ghcr.io/owner/app".parse().unwrap();
         let tag: Tag = "1.0".parse().unwrap();
-        let link = |kind| Link {
-            repo: repo.clone(),
-            kind,
-            digest,
-        };
+        let link = |kind| Link::new(&repo, kind, &digest);
         let here = "/r/docker/registry/v2/repositories/ghcr.io/owner/app";
         for (path, expected) in [
             (

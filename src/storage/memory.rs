@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::error::Context as _;
-use super::stage_locks::{StageLock, StageLocks};
+use super::key_locks::{KeyLock, KeyLocks};
 use super::{
     Content, Link, LinkKind, Modified, Partial, Reader, Resumed, Stage, Store, StoreError,
 };
@@ -24,7 +24,7 @@ use file::MemoryFile;
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
     state: Arc<Mutex<MemoryState>>,
-    locks: Arc<StageLocks<Key>>,
+    locks: Arc<KeyLocks<Key>>,
     /// Dates checkpoints, as a file system does by itself.
     clock: Clock,
 }
@@ -192,7 +192,7 @@ impl Store for MemoryStore {
 #[derive(Debug)]
 struct MemoryStage {
     store: MemoryStore,
-    lock: StageLock<Key>,
+    lock: KeyLock<Key>,
     file: Arc<MemoryFile>,
     written: RangeSet,
     checkpoint: Option<Checkpoint>,

@@ -48,6 +48,7 @@ pub mod faulty;
 #[cfg(test)]
 mod faulty_tests;
 pub mod fs;
+mod key_locks;
 pub mod layout;
 pub mod memory;
 mod modes;
@@ -55,7 +56,6 @@ mod origins;
 mod partials;
 mod spool;
 mod stage;
-mod stage_locks;
 mod unreadable;
 
 pub use content::{Content, MAX_READ, Modified, Piece, ReadGate, Reader};
@@ -64,6 +64,7 @@ pub use error::StoreError;
 #[cfg(test)]
 pub use faulty::FaultyStore;
 pub use fs::FsStore;
+pub(crate) use key_locks::KeyLocks;
 pub use layout::Layout;
 pub use memory::MemoryStore;
 pub use modes::Modes;
@@ -250,14 +251,12 @@ pub struct Link {
 }
 
 impl Link {
-    pub fn layer(repo: RepoName, digest: Digest) -> Self {
-        let kind = LinkKind::Layer;
-        Self { repo, kind, digest }
-    }
-
-    pub fn revision(repo: RepoName, digest: Digest) -> Self {
-        let kind = LinkKind::Revision;
-        Self { repo, kind, digest }
+    pub fn new(repo: &RepoName, kind: LinkKind, digest: &Digest) -> Self {
+        Self {
+            repo: repo.clone(),
+            kind,
+            digest: *digest,
+        }
     }
 }
 

@@ -15,9 +15,9 @@ use std::time::SystemTime;
 use super::checkpoint::{Checkpoint, MAX_CHECKPOINT, Unusable};
 use super::claims::Claims;
 use super::error::Context as _;
+use super::key_locks::KeyLock;
 use super::layout::{Layout, Spooled, StageName, spooled};
 use super::spool::Spool;
-use super::stage_locks::StageLock;
 use super::{Partial, StoreError, disk};
 use crate::error_chain::on_one_line;
 use crate::oci::Digest;
@@ -28,7 +28,7 @@ pub(super) struct StageFiles {
     pub(super) spool: Arc<Spool>,
     pub(super) staged: PathBuf,
     checkpoint: PathBuf,
-    lock: StageLock<StageName>,
+    lock: KeyLock<StageName>,
 }
 
 impl StageFiles {
@@ -43,7 +43,7 @@ impl StageFiles {
         Some(Self::of(spool, lock))
     }
 
-    fn of(spool: &Arc<Spool>, lock: StageLock<StageName>) -> Self {
+    fn of(spool: &Arc<Spool>, lock: KeyLock<StageName>) -> Self {
         Self {
             spool: Arc::clone(spool),
             staged: spool.layout.staged(lock.key),

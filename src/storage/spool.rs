@@ -15,10 +15,10 @@ use std::time::SystemTime;
 use super::checkpoint::boot_id;
 use super::disk::LinkText;
 use super::error::Context as _;
+use super::key_locks::KeyLocks;
 use super::layout::{Layout, StageName};
 use super::modes::Modes;
 use super::origins::{Origins, UpstreamChange};
-use super::stage_locks::StageLocks;
 use super::unreadable::UnreadableEntries;
 use super::{StoreError, disk};
 use crate::error_chain::on_one_line;
@@ -34,7 +34,7 @@ const MAX_ORIGINS: u64 = 4 * 1024 * 1024;
 pub(super) struct Spool {
     pub(super) layout: Layout,
     pub(super) modes: Modes,
-    pub(super) locks: Arc<StageLocks<StageName>>,
+    pub(super) locks: Arc<KeyLocks<StageName>>,
     pub(super) unreadable: UnreadableEntries,
     /// See [`boot_id`].
     pub(super) boot: String,

@@ -133,24 +133,23 @@ impl StagedFile {
         };
         let Checkpoint { total, digest, .. } = checkpoint;
         if checkpoint.upstream != *upstream {
-            return Err(Unusable::Other {
-                digest: digest.into(),
-                upstream: checkpoint.upstream,
-            });
+            return Err(Unusable::other(&checkpoint));
         }
         let path = &files.staged;
         let writer = disk::found(File::options().write(true).open(path)).context("open", path)?;
-        let writer = writer.ok_or(Unusable::Missing)?;
+        let writer = writer.ok_or_else(|| Unusable::damaged("a file of it is missing"))?;
         let length = writer.metadata().context("open", path)?.len();
         if length > total {
-            return Err(Unusable::Length { length, total });
+            let reason = format!("its file has {length} bytes, and the blob {total}");
+            return Err(Unusable::damaged(reason));
         }
         let reader = Reader::of_file(File::open(path).context("open", path)?, path);
         let claimed = claims.ranges().len();
         claims.verify(|offset, buffer| reader.fill_blocking(offset, buffer));
         let verified = claims.ranges().len();
         if verified == 0 {
-            return Err(Unusable::Damaged);
+            let reason = "none of its bytes match their checksums";
+            return Err(Unusable::damaged(reason));
         }
         if verified < claimed {
             let bytes = claimed - verified;

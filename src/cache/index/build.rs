@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::slab::Id;
 use super::values::{LinkState, Repo};
 use super::{Index, WakeUps};
-use crate::cache::state::file::{Line, Origin, Times};
+use crate::cache::state::file::{Known, Line, Origin};
 use crate::cache::state::timestamp::Timestamp;
 use crate::oci::{Digest, RepoName, Tag};
 use crate::storage::layout::MAX_STORED_NAME;
@@ -72,8 +72,8 @@ impl Index {
             let Some(repo) = self.repo_of(line) else {
                 continue;
             };
-            if let Some(times) = line.times {
-                self.restore(repo, line, times);
+            if let Some(known) = line.known {
+                self.restore(repo, line, known);
             } else if let Some(blob) = self.find_blob(&line.digest)
                 && let Some(entry) = self.find_entry(repo, line.kind, blob)
                 // One that was made or used since the start is there, whatever the journal says.
@@ -87,7 +87,7 @@ impl Index {
 
     fn repo_of(&mut self, line: &Line<'_>) -> Option<Id<Repo>> {
         let known = self.find_repo(line.repo);
-        if known.is_some() || line.times.is_none() || line.repo.len() > MAX_STORED_NAME {
+        if known.is_some() || line.known.is_none() || line.repo.len() > MAX_STORED_NAME {
             return known;
         }
         let name = RepoName::from_stored(line.repo).ok()?;
@@ -95,19 +95,23 @@ impl Index {
     }
 
     /// Adds an entry of the state file. A known one keeps the wider span of times.
-    fn restore(&mut self, repo: Id<Repo>, line: &Line<'_>, times: Times) {
-        let last_use = times.last_use;
-        let last_use = last_use.unwrap_or_else(|| self.guess_use(repo, times.origin));
+    fn restore(&mut self, repo: Id<Repo>, line: &Line<'_>, known: Known) {
+        let Known {
+            origin,
+            last_use,
+            verified,
+        } = known;
+        let last_use = last_use.unwrap_or_else(|| self.guess_use(repo, origin));
         let blob = self.intern_blob(&line.digest);
         self.blobs.get_mut(blob).was_used(last_use);
-        if let Some(known) = self.find_entry(repo, line.kind, blob) {
-            let entry = self.entries.get_mut(known);
-            entry.set_origin(entry.origin().merge(times.origin));
+        if let Some(entry) = self.find_entry(repo, line.kind, blob) {
+            let entry = self.entries.get_mut(entry);
+            entry.set_origin(entry.origin().merge(origin));
             entry.last_use = entry.last_use.max(last_use);
         } else {
-            self.insert_entry((repo, line.kind, blob), (times.origin, last_use));
+            self.insert_entry((repo, line.kind, blob), (origin, last_use));
         }
-        if let Some(verified) = line.verified {
+        if let Some(verified) = verified {
             self.restore_verified(blob, verified);
         }
     }

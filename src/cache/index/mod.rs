@@ -216,11 +216,8 @@ impl Index {
     }
 
     fn link_of(&self, entry: &Entry) -> Link {
-        Link {
-            repo: self.repos.get(entry.repo).name.clone(),
-            kind: entry.kind,
-            digest: self.blobs.get(entry.blob).digest(),
-        }
+        let repo = &self.repos.get(entry.repo).name;
+        Link::new(repo, entry.kind, &self.blobs.get(entry.blob).digest())
     }
 
     pub(crate) fn has_file(&self, digest: &Digest) -> bool {

@@ -93,17 +93,17 @@ pub(crate) struct Line<'a> {
     pub(crate) kind: LinkKind,
     pub(crate) digest: Digest,
     /// None when it has gone.
-    pub(crate) times: Option<Times>,
-    /// The size and the modification time with which its file was verified.
-    pub(crate) verified: Option<(u64, Modified)>,
+    pub(crate) known: Option<Known>,
 }
 
-/// The times of an entry in a file.
+/// What a file has of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Times {
+pub(crate) struct Known {
     pub(crate) origin: Origin,
     /// None in what the reference registry wrote.
     pub(crate) last_use: Option<Timestamp>,
+    /// The size and the modification time with which its file was verified.
+    pub(crate) verified: Option<(u64, Modified)>,
 }
 
 /// Counts of what was read.
@@ -154,8 +154,7 @@ fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Timestamp) -> Result<(Line<'a>, bo
         repo,
         kind,
         digest,
-        times: None,
-        verified: None,
+        known: None,
     };
     if raw.removed {
         return Ok((line, false));
@@ -169,13 +168,12 @@ fn line<'a>(key: &'a str, raw: &Raw<'_>, now: Timestamp) -> Result<(Line<'a>, bo
         (None, Some(created)) => Origin::Created(created.min(now)),
         (None, None) => Origin::Adopted(expiry),
     };
-    line.times = Some(Times {
+    let verified = raw.verified;
+    line.known = Some(Known {
         origin,
         last_use: last_use.or(created).map(|time| time.min(now)),
+        verified: verified.map(|(size, modified)| (size, Modified::from_bits(modified))),
     });
-    line.verified = raw
-        .verified
-        .map(|(size, modified)| (size, Modified::from_bits(modified)));
     Ok((line, last_use.max(created).is_some_and(|time| time > now)))
 }
 

@@ -37,7 +37,11 @@ fn links() -> Vec<(LinkKind, Digest)> {
 }
 
 fn team_manifest() -> Link {
-    Link::revision(repo("team/fixture"), MANIFEST.parse().unwrap())
+    link(
+        "team/fixture",
+        LinkKind::Revision,
+        MANIFEST.parse().unwrap(),
+    )
 }
 
 /// Starts from copies of a snapshot and a journal, where there are any.

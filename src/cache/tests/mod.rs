@@ -86,11 +86,7 @@ fn digest(content: &str) -> Digest {
 }
 
 fn link(name: &str, kind: LinkKind, digest: Digest) -> Link {
-    Link {
-        repo: repo(name),
-        kind,
-        digest,
-    }
+    Link::new(&repo(name), kind, &digest)
 }
 
 fn layer(name: &str, content: &str) -> Link {
@@ -272,7 +268,7 @@ async fn check(rig: &Rig, held: &[Digest]) {
         }
         for tag in rig.store.tags(&repo).await.unwrap() {
             let named = rig.store.tag(&repo, &tag).await.unwrap().unwrap();
-            let link = Link::revision(repo.clone(), named);
+            let link = Link::new(&repo, LinkKind::Revision, &named);
             let linked = rig.is_linked(&link).await;
             assert!(linked, "{repo}:{} dangles", tag.as_str());
         }

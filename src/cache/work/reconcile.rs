@@ -134,11 +134,7 @@ async fn list_repository(
         for page in digests.chunks(PAGE) {
             shared.with(|index| {
                 for digest in page {
-                    let link = Link {
-                        repo: repo.clone(),
-                        kind,
-                        digest: *digest,
-                    };
+                    let link = Link::new(repo, kind, digest);
                     if unproved.binary_search(digest).is_ok() {
                         index.unproved_found(&link, shared.now());
                     } else {

@@ -10,12 +10,10 @@
 //! again. If no request has come when the last hold is released, its links are removed, so that none
 //! dangles.
 
-use std::collections::HashSet;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::Instant;
 
@@ -148,18 +146,6 @@ impl Pace {
     }
 }
 
-/// Marks a blob as being scrubbed, for as long as this exists.
-struct Turn<'a> {
-    scrubbing: &'a Mutex<HashSet<Digest>>,
-    digest: Digest,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.scrubbing.lock().remove(&self.digest);
-    }
-}
-
 impl Cache {
     /// Hashes every blob of the store. Waits for the index to be complete. Dropping the future ends
     /// it; so does stopping, and then the report is of what was done. An error is one of listing.
@@ -264,16 +250,11 @@ impl<'a> Scrub<'a> {
 
     async fn blob(&mut self, digest: &Digest) {
         let hold = self.cache.hold(digest).await;
-        let scrubbing = &self.cache.inner.scrubbing;
         // Two at once could quarantine first the corrupt file, then the good one that has been
         // downloaded since.
-        if !scrubbing.lock().insert(*digest) {
+        let Some(_lock) = self.cache.inner.scrubbing.try_lock(digest) else {
             self.report.skipped += 1;
             return;
-        }
-        let _turn = Turn {
-            scrubbing,
-            digest: *digest,
         };
         let content = match self.cache.inner.store.open(digest).await {
             // Deleted since it was listed.
@@ -288,14 +269,8 @@ impl<'a> Scrub<'a> {
         self.report.checked += 1;
         let (size, file) = (content.size, Some(&content));
         let bytes = &mut self.report.bytes;
-        let found = match hash(digest, content.clone(), &mut self.pace, bytes).await {
-            Ok(found) if found == *digest => {
-                if content.is_unchanged() {
-                    content.reader.set_verified();
-                    hold.verified(size, content.modified);
-                }
-                return;
-            }
+        let found = match hash(digest, &content, &hold, &mut self.pace, bytes).await {
+            Ok(found) if found == *digest => return,
             Ok(_) => Verdict::Corrupt,
             Err(error) => Verdict::Failed(on_one_line(&error)),
         };
@@ -351,15 +326,16 @@ impl<'a> Scrub<'a> {
     }
 }
 
-/// The digest of the content, with the algorithm of the expected one. A file that ends early has
-/// another.
+/// The digest of the held content, with the algorithm of the expected one. A file that ends early has
+/// another; one that has the expected digest is known to be verified from now on.
 pub(crate) async fn hash(
     digest: &Digest,
-    content: Content,
+    content: &Content,
+    hold: &Hold,
     pace: &mut Pace,
     bytes: &mut u64,
 ) -> Result<Digest, StoreError> {
-    let Content { size, reader, .. } = content;
+    let (size, reader) = (content.size, &content.reader);
     let mut hasher = Hasher::new(digest.algorithm());
     let mut at = 0;
     while at < size {
@@ -378,5 +354,10 @@ pub(crate) async fn hash(
         hasher = step.await.map_err(|source| StoreError::Lost { source })?;
         pace.spend(read).await;
     }
-    Ok(hasher.finish())
+    let found = hasher.finish();
+    if found == *digest && content.is_unchanged() {
+        reader.set_verified();
+        hold.verified(size, content.modified);
+    }
+    Ok(found)
 }

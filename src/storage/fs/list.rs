@@ -83,7 +83,7 @@ pub(super) fn links(spool: &Spool, repo: &RepoName, kind: LinkKind) -> Vec<Diges
             let Ok(digest) = Digest::from_parts(algorithm, &hex) else {
                 continue;
             };
-            let link = link(repo, kind, digest);
+            let link = Link::new(repo, kind, &digest);
             let path = spool.layout.link(&link);
             let target = listed(spool, &path, || UnreadableEntry::Link(link.clone()));
             if target.is_some_and(|target| names_blob(spool, &link, &path, &target)) {
@@ -95,14 +95,6 @@ pub(super) fn links(spool: &Spool, repo: &RepoName, kind: LinkKind) -> Vec<Diges
     digests
 }
 
-fn link(repo: &RepoName, kind: LinkKind, digest: Digest) -> Link {
-    Link {
-        repo: repo.clone(),
-        kind,
-        digest,
-    }
-}
-
 /// The links that were written while the repository had another upstream.
 pub(super) fn unproved(spool: &Spool, repo: &RepoName, kind: LinkKind) -> Vec<Digest> {
     if spool.changed(repo).is_none() {
@@ -110,7 +102,7 @@ pub(super) fn unproved(spool: &Spool, repo: &RepoName, kind: LinkKind) -> Vec<Di
     }
     let mut links = links(spool, repo, kind);
     links.retain(|digest| {
-        let path = spool.layout.link(&link(repo, kind, *digest));
+        let path = spool.layout.link(&Link::new(repo, kind, digest));
         !spool.is_proved(repo, &path)
     });
     links

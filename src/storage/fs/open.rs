@@ -22,10 +22,6 @@ pub(super) struct OpenFiles {
     removals: AtomicU64,
 }
 
-/// When a file was looked for.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Before(u64);
-
 impl OpenFiles {
     pub(super) fn new() -> Self {
         Self {
@@ -45,19 +41,20 @@ impl OpenFiles {
         None
     }
 
-    /// To be called before a file is opened.
-    pub(super) fn before(&self) -> Before {
-        Before(self.removals.load(Ordering::SeqCst))
+    /// How many names have been taken away. To be called before a file is opened.
+    pub(super) fn removals(&self) -> u64 {
+        self.removals.load(Ordering::SeqCst)
     }
 
-    /// Keeps a file that was opened after `before`, unless any name has gone since: it may be its.
-    pub(super) fn keep(&self, digest: &Digest, content: &Content, before: Before) {
+    /// Keeps a file that was opened after `before` names had gone, unless any has gone since: it may
+    /// be its.
+    pub(super) fn keep(&self, digest: &Digest, content: &Content, before: u64) {
         if !is_unchanged(content) {
             return;
         }
         self.files.insert(*digest, content.clone());
         // In this order: a removal counts before it looks into the cache.
-        if self.removals.load(Ordering::SeqCst) != before.0 {
+        if self.removals() != before {
             self.files.remove(digest);
         }
     }
@@ -99,26 +96,26 @@ mod tests {
             }
         };
         let files = OpenFiles::new();
-        files.keep(&digest, &opened(), files.before());
+        files.keep(&digest, &opened(), files.removals());
         assert_eq!(files.get(&digest).unwrap().size, 7);
         fs::write(&path, b"cut").unwrap();
         assert!(files.get(&digest).is_none(), "another size");
-        files.keep(&digest, &opened(), files.before());
+        files.keep(&digest, &opened(), files.removals());
         let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
         let file = fs::File::options().write(true).open(&path).unwrap();
         file.set_times(times).unwrap();
         assert!(files.get(&digest).is_none(), "another time");
 
-        files.keep(&digest, &opened(), files.before());
+        files.keep(&digest, &opened(), files.removals());
         fs::remove_file(&path).unwrap();
         assert!(files.get(&digest).is_none());
 
-        files.keep(&digest, &opened(), files.before());
+        files.keep(&digest, &opened(), files.removals());
         files.removed(&digest);
         assert!(files.get(&digest).is_none());
 
         // Removed, or renamed, between being opened and being kept.
-        let before = files.before();
+        let before = files.removals();
         let content = opened();
         files.removed(&digest);
         files.keep(&digest, &content, before);

@@ -1,4 +1,4 @@
-//! At most one stage for each key.
+//! At most one stage, or one scrub, for each key.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,21 +6,21 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// The keys that have a stage.
+/// The keys that are locked.
 #[derive(Debug)]
-pub(super) struct StageLocks<K> {
+pub(crate) struct KeyLocks<K> {
     locked: Mutex<BTreeSet<K>>,
     released: Notify,
 }
 
 /// Locks a key until it is dropped.
 #[derive(Debug)]
-pub(super) struct StageLock<K: Ord> {
+pub(crate) struct KeyLock<K: Ord> {
     pub(super) key: K,
-    locks: Arc<StageLocks<K>>,
+    locks: Arc<KeyLocks<K>>,
 }
 
-impl<K> Default for StageLocks<K> {
+impl<K> Default for KeyLocks<K> {
     fn default() -> Self {
         Self {
             locked: Mutex::default(),
@@ -29,9 +29,9 @@ impl<K> Default for StageLocks<K> {
     }
 }
 
-impl<K: Ord + Clone> StageLocks<K> {
-    /// Locks the key once no stage has it any more. Cancel safe.
-    pub(super) async fn lock(self: &Arc<Self>, key: K) -> StageLock<K> {
+impl<K: Ord + Clone> KeyLocks<K> {
+    /// Locks the key once nothing else has it any more. Cancel safe.
+    pub(crate) async fn lock(self: &Arc<Self>, key: K) -> KeyLock<K> {
         loop {
             // Created before the key is tried: it notices every release after that.
             let released = self.released.notified();
@@ -42,17 +42,17 @@ impl<K: Ord + Clone> StageLocks<K> {
         }
     }
 
-    /// Locks the key; none while a stage has it.
-    pub(super) fn try_lock(self: &Arc<Self>, key: &K) -> Option<StageLock<K>> {
+    /// Locks the key; none while it is locked.
+    pub(crate) fn try_lock(self: &Arc<Self>, key: &K) -> Option<KeyLock<K>> {
         let is_new = self.locked.lock().insert(key.clone());
-        is_new.then(|| StageLock {
+        is_new.then(|| KeyLock {
             key: key.clone(),
             locks: Arc::clone(self),
         })
     }
 }
 
-impl<K: Ord> Drop for StageLock<K> {
+impl<K: Ord> Drop for KeyLock<K> {
     fn drop(&mut self) {
         self.locks.locked.lock().remove(&self.key);
         self.locks.released.notify_waiters();
