@@ -25,7 +25,7 @@ use crate::tasks::Tasks;
 /// What runs the operations: the server, or this process.
 enum Backend {
     Server(Client),
-    Own { operator: Operator, cache: Cache },
+    Own(Operator),
 }
 
 /// Runs one operation on the server, or on the data directory if no server runs.
@@ -43,8 +43,8 @@ fn with_backend<T>(
             let tasks = Tasks::new();
             let mut backend = Backend::open(&config, &tasks).await?;
             let result = operation(&mut backend).await;
-            if let Backend::Own { cache, .. } = &backend {
-                cache.stop().await;
+            if let Backend::Own(operator) = &backend {
+                operator.cache.stop().await;
             }
             result
         })
@@ -82,13 +82,12 @@ impl Backend {
             tasks,
             &stop,
         );
-        let operator = Operator::new(cache.clone());
-        Ok(Self::Own { operator, cache })
+        Ok(Self::Own(Operator { cache }))
     }
 
     /// Warns that no server can start meanwhile, if the command works on the data directory itself.
     fn tell_lock(&self, command: &str) {
-        if matches!(self, Self::Own { .. }) {
+        if matches!(self, Self::Own(_)) {
             say(&format!(
                 "millpond: no server is running; {command} holds the lock of the data directory until \
                  it ends, and a server can't start before that"
@@ -99,7 +98,7 @@ impl Backend {
     async fn run<T: DeserializeOwned>(&mut self, operation: Operation) -> anyhow::Result<T> {
         let json = match self {
             Self::Server(client) => client.run(&operation).await?,
-            Self::Own { operator, .. } => operator.run(operation).await?.into(),
+            Self::Own(operator) => operator.run(operation).await?.into(),
         };
         serde_json::from_slice(&json).context("the server's answer can't be read")
     }
