@@ -28,8 +28,7 @@ impl Context {
     /// The value at a path: that of its variable, else the written one.
     pub(super) fn node(&self, path: &str, written: Option<Node>, is_scalar: bool) -> Option<Node> {
         let node = match self.variables.at(path) {
-            Some(variable) if is_scalar => Some(variable.scalar()),
-            Some(variable) => Some(variable.yaml(&self.report)),
+            Some(variable) => Some(variable.node(is_scalar, &self.report)),
             None => written,
         }?;
         self.report.set_origin(path, node.origin.clone());

@@ -225,11 +225,7 @@ impl<'a> Section<'a> {
         let (context, path) = (self.context, self.path(key));
         let mut entries = context.entries(&path, self.node(key, false));
         for (rest, variable) in context.variables.below(&path) {
-            let node = if are_scalars {
-                variable.scalar()
-            } else {
-                variable.yaml(&context.report)
-            };
+            let node = variable.node(are_scalars, &context.report);
             let name = rest.replace('_', separator).to_ascii_lowercase();
             let mut known = entries.iter_mut();
             match known.find(|(known, _)| known.eq_ignore_ascii_case(&name)) {
@@ -247,17 +243,15 @@ impl<'a> Section<'a> {
 
     /// The texts of a map that may have any keys.
     pub(super) fn texts(&self, key: &'static str) -> BTreeMap<String, String> {
-        let mut texts = BTreeMap::new();
-        for (name, path, node) in self.free(key, "_", true) {
-            let text = self.context.text(&path, Some(node));
-            texts.extend(
-                text.filter(|text| !text.is_empty())
-                    .map(|text| (name, text)),
-            );
-        }
-        let printed = texts
-            .iter()
-            .map(|(name, text)| (name.clone().into(), text.clone().into()));
+        let entries = self.free(key, "_", true).into_iter();
+        let texts: BTreeMap<_, _> = entries
+            .filter_map(|(name, path, node)| {
+                let text = self.context.text(&path, Some(node))?;
+                (!text.is_empty()).then_some((name, text))
+            })
+            .collect();
+        let printed = texts.iter();
+        let printed = printed.map(|(name, text)| (name.as_str().into(), text.as_str().into()));
         self.print(key, printed.collect::<Mapping>());
         texts
     }
