@@ -19,24 +19,38 @@ fn main() {
 }
 
 fn from_git() -> Option<String> {
+    // Build scripts run in the package's directory. That is asked for at run time: a build script
+    // from a copied `target` was compiled elsewhere, and cargo takes it for up to date.
+    //
     // A repository that only happens to be around an unpacked archive isn't this program's.
-    let top = git(&["rev-parse", "--show-toplevel"])?;
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize().ok()?;
-    if Path::new(&top).canonicalize().ok()? != root {
+    if !git(&["rev-parse", "--show-cdup"])?.is_empty() {
         return None;
     }
-    // Git appends to this file whenever another commit is checked out.
-    let log = git(&["rev-parse", "--git-path", "logs/HEAD"])?;
-    if Path::new(&log).exists() {
-        println!("cargo::rerun-if-changed={log}");
+    // Git appends to this file whenever another commit is checked out. A repository without
+    // reflogs has the commit in one of the others.
+    if !watch("logs/HEAD") {
+        for others in ["HEAD", "refs", "packed-refs", "reftable"] {
+            watch(others);
+        }
     }
     git(&["rev-parse", "--short=12", "HEAD"])
+}
+
+/// Makes cargo run this again when a file or directory of the repository changes. Returns whether it
+/// exists: cargo would take a missing one for changed each time.
+fn watch(name: &str) -> bool {
+    // Worktrees have some of the files in a directory of their own, and share the others.
+    let path = git(&["rev-parse", "--git-path", name]);
+    let path = path.filter(|path| Path::new(path).exists());
+    if let Some(path) = &path {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    path.is_some()
 }
 
 /// What git says, without the line's end; none without git, or where it fails.
 fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(arguments).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
-    let text = text.trim().to_owned();
-    (output.status.success() && !text.is_empty()).then_some(text)
+    output.status.success().then(|| text.trim().to_owned())
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::cache::{Cache, StoreError};
@@ -64,14 +64,14 @@ impl Health {
             .await
             .map_err(late)?
             .map_err(|closed| closed.to_string())?;
-        let (cache, (sender, receiver)) = (self.cache.clone(), oneshot::channel());
-        self.tasks.tracker().spawn(async move {
+        let cache = self.cache.clone();
+        // It goes on, and keeps others off, where the caller gives up.
+        let check = self.tasks.tracker().spawn(async move {
             let checked = cache.check_store().await;
             drop(permit);
-            // The caller may have given up.
-            drop(sender.send(checked));
+            checked
         });
-        let checked = timeout(CHECK_TIME, receiver).await.map_err(late)?;
+        let checked = timeout(CHECK_TIME, check).await.map_err(late)?;
         let failure = checked.map_err(|lost| lost.to_string())?.err();
         let is = |condition: fn(&StoreError) -> bool| failure.as_ref().is_some_and(condition);
         let (full, read_only) = (is(StoreError::is_full), is(StoreError::is_read_only));

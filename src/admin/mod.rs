@@ -8,6 +8,7 @@ pub mod socket;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 
@@ -94,7 +95,11 @@ impl Handler for Admin {
     }
 }
 
-fn response(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
+fn response(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Body> {
     let mut response = Response::new(Body::bytes(body));
     *response.status_mut() = status;
     let content_type = HeaderValue::from_static(content_type);

@@ -77,7 +77,7 @@ pub struct Leftovers {
 /// Carries out operations.
 #[derive(Debug, Clone)]
 pub struct Operator {
-    cache: Cache,
+    pub cache: Cache,
 }
 
 /// Why an operation isn't carried out.
@@ -99,10 +99,6 @@ pub enum OperateError {
 }
 
 impl Operator {
-    pub fn new(cache: Cache) -> Self {
-        Self { cache }
-    }
-
     /// Carries out an operation. Returns its result as JSON.
     pub async fn run(&self, operation: Operation) -> Result<Vec<u8>, OperateError> {
         if !matches!(operation, Operation::Leftovers) {

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 
 use super::operate::{OperateError, Operation, Operator};
+use super::{JSON, response};
 use crate::error_chain::on_one_line;
 use crate::oci::error::first_error;
 use crate::oci::{Classified, ErrorKind};
@@ -27,12 +27,7 @@ impl Handler for Operator {
             self.run(serde_json::from_slice(&body)?).await
         };
         match answer.await {
-            Ok(json) => {
-                let mut response = Response::new(Body::bytes(json));
-                let json = HeaderValue::from_static("application/json");
-                response.headers_mut().insert(CONTENT_TYPE, json);
-                response
-            }
+            Ok(json) => response(StatusCode::OK, JSON, json),
             Err(error) => refused(&error),
         }
     }

@@ -48,17 +48,13 @@ pub fn warn_of_min_free(config: &Config) -> Option<String> {
 impl StartError {
     /// The key of the configuration that the error is about, where there is one.
     pub fn key(&self, config: &Config) -> Option<String> {
+        let is_debug = |address: &String| {
+            let debug = config.http.debug.as_ref();
+            debug.is_some_and(|debug| debug.listen.to_string() == *address)
+        };
         let key = match self {
-            Self::Bind(BindError::Tcp { address, .. }) => {
-                let debug = config.http.debug.as_ref();
-                let is_debug = debug.is_some_and(|debug| debug.listen.to_string() == *address);
-                if is_debug {
-                    "http.debug.addr"
-                } else {
-                    "http.addr"
-                }
-            }
-            Self::Bind(BindError::Unix { .. }) => "http.addr",
+            Self::Bind(BindError::Tcp { address, .. }) if is_debug(address) => "http.debug.addr",
+            Self::Bind(_) => "http.addr",
             Self::Store(_) => "storage.filesystem.rootdirectory",
             Self::Upstream { upstream, .. } | Self::CaFile { upstream, .. } => {
                 return Some(upstream_key(config, upstream));

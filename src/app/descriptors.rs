@@ -3,8 +3,6 @@
 //! Clients get what files, upstreams and operators don't need, so that a flood of connections can't
 //! keep the mirror from answering those that it has.
 
-use std::num::NonZeroUsize;
-
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
@@ -43,7 +41,7 @@ pub(super) fn connection_limits(config: &Config) -> ConnectionLimits {
     }
     ConnectionLimits {
         total: total.min(available),
-        per_address: limits.per_address.and_then(NonZeroUsize::new),
+        per_address: limits.per_address,
     }
 }
 
@@ -78,6 +76,7 @@ fn raise() -> usize {
 mod tests {
     use super::*;
     use crate::config::ConnectionLimits as Configured;
+    use std::num::NonZeroUsize;
 
     #[test]
     fn clients_get_what_files_and_upstreams_do_not_need() {
@@ -96,7 +95,7 @@ mod tests {
         assert_eq!(default.per_address, None);
         config.http.limits = Configured {
             total: Some(7),
-            per_address: Some(3),
+            per_address: NonZeroUsize::new(3),
         };
         let configured = connection_limits(&config);
         assert_eq!(

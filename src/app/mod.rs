@@ -7,10 +7,8 @@ mod pulling;
 
 pub use cache::settings as cache_settings;
 pub use check::warn_of_min_free;
-use pulling::Pulling;
 
 use std::future::Future;
-use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 use crate::admin::health::Health;
 use crate::admin::operate::Operator;
-use crate::cache::{Cache, ScrubSettings};
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::error_chain::on_one_line;
@@ -61,11 +59,20 @@ pub enum StartError {
 pub struct App {
     address: Address,
     debug_address: Option<Address>,
-    metrics: Arc<Metrics>,
     drain_timeout: Duration,
-    tasks: TaskTracker,
-    background: Tasks,
+    shared: Shared,
+}
+
+/// What the parts of a mirror share.
+#[derive(Debug)]
+struct Shared {
     cache: Cache,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    /// What is drained at the end: connections, downloads and other work of requests.
+    tasks: TaskTracker,
+    /// What the server needs for as long as it runs.
+    background: Tasks,
     /// Accept no more; end connections after the request under way.
     stop_accepting: CancellationToken,
     /// Fail what is still running.
@@ -90,11 +97,9 @@ impl App {
         store: Arc<dyn Store>,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        let metrics = Arc::new(Metrics::new());
-        let tasks = TaskTracker::new();
-        let (stop_accepting, stop_now) = (CancellationToken::new(), CancellationToken::new());
+        let (metrics, background) = (Arc::new(Metrics::new()), Tasks::new());
+        let stop_now = CancellationToken::new();
         let upstreams = upstreams(&config.proxy, clock, &metrics)?;
-        let background = Tasks::new();
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),
@@ -103,48 +108,40 @@ impl App {
             &background,
             &stop_now,
         );
-        scrub(config, &cache, &background, &stop_accepting);
-        let pulling = Pulling {
-            cache: cache.clone(),
-            metrics: Arc::clone(&metrics),
-            tasks: tasks.clone(),
-            stop_accepting: stop_accepting.clone(),
-            stop_now: stop_now.clone(),
+        let shared = Shared {
+            cache,
+            metrics,
             clock,
+            tasks: TaskTracker::new(),
+            background,
+            stop_accepting: CancellationToken::new(),
+            stop_now,
         };
-        let downloader = pulling.downloader(&config.proxy, &background);
-        let mirror = pulling.mirror(&config.proxy, upstreams, downloader);
-        let service = Service::new(mirror, Arc::clone(&metrics), settings(config));
+        shared.scrub(config);
+        let mirror = shared.mirror(&config.proxy, upstreams);
+        let service = Service::new(mirror, Arc::clone(&shared.metrics), settings(config));
 
         let serving = Serving {
             connections: ConnectionSettings {
                 http2: config.http.http2,
                 limits: descriptors::connection_limits(config),
                 buffers: ResponseBuffers::default(),
-                metrics: Arc::clone(&metrics),
+                metrics: Arc::clone(&shared.metrics),
                 clock,
             },
-            tasks: background.tracked_by(&tasks),
-            stop: stop_accepting.clone(),
+            shared: &shared,
         };
         let operators = serving.for_operators();
-        let debug_address = operators
-            .listen_for_debug(config, &cache, &background)
-            .await?;
-        operators.take_commands(config, &cache).await;
+        let debug_address = operators.listen_for_debug(config).await?;
+        operators.take_commands(config).await;
         let address = serving
             .listen("listener", &config.http.listen, service)
             .await?;
         Ok(Self {
             address,
             debug_address,
-            metrics,
             drain_timeout: config.http.drain_timeout,
-            tasks,
-            background,
-            cache,
-            stop_accepting,
-            stop_now,
+            shared,
         })
     }
 
@@ -160,13 +157,13 @@ impl App {
 
     /// Everything that is counted.
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
+        &self.shared.metrics
     }
 
     /// Waits until a task that the server needs has panicked. The process should stop then: what
     /// the task worked on may be inconsistent.
     pub async fn failed(&self) -> Panicked {
-        self.background.failed().await
+        self.shared.background.failed().await
     }
 
     /// Stops gracefully: accepts nothing new, lets what is under way finish within the configured
@@ -179,33 +176,33 @@ impl App {
     pub async fn stop_unless(self, hurry: impl Future<Output = ()>) -> bool {
         let clean = self.drain(hurry).await;
         // After the last use, so that the snapshot has it.
-        if tokio::time::timeout(SAVE_TIME, self.cache.stop())
-            .await
-            .is_err()
-        {
+        let saved = tokio::time::timeout(SAVE_TIME, self.shared.cache.stop());
+        if saved.await.is_err() {
             tracing::warn!("the expiry state could not be saved in time; its journal has it");
         }
         clean
     }
 
     async fn drain(&self, hurry: impl Future<Output = ()>) -> bool {
-        self.stop_accepting.cancel();
-        self.tasks.close();
+        let Shared {
+            tasks,
+            stop_accepting,
+            stop_now,
+            ..
+        } = &self.shared;
+        stop_accepting.cancel();
+        tasks.close();
         let reason = tokio::select! {
             biased;
-            () = self.tasks.wait() => return true,
+            () = tasks.wait() => return true,
             () = hurry => "another signal",
             () = tokio::time::sleep(self.drain_timeout) => "the drain timeout",
         };
-        tracing::warn!(
-            tasks = self.tasks.len(),
-            reason,
-            "ending what has not finished"
-        );
-        self.stop_now.cancel();
+        tracing::warn!(tasks = tasks.len(), reason, "ending what has not finished");
+        stop_now.cancel();
         // Bodies of failed downloads end now; clients that read a stored blob slowly are cut off
         // with the process.
-        let last = tokio::time::timeout(LAST_MOMENT, self.tasks.wait()).await;
+        let last = tokio::time::timeout(LAST_MOMENT, tasks.wait()).await;
         tracing::debug!(left = last.is_err(), "ended");
         false
     }
@@ -234,55 +231,36 @@ async fn open_store(
     Ok(store)
 }
 
-/// Starts the slow check in the background, where one is wanted.
-fn scrub(config: &Config, cache: &Cache, tasks: &Tasks, stop: &CancellationToken) {
-    if let Some(scrub) = config.limits.scrub {
-        let rate = NonZeroU64::new(scrub.rate);
-        let settings = ScrubSettings { rate, repair: true };
-        let cache = cache.clone();
-        tasks.spawn_restarted("scrub", stop.clone(), move || {
-            let cache = cache.clone();
-            async move { cache.background(scrub.interval, settings).await }
-        });
-    }
-}
-
-/// What every listener needs.
-struct Serving {
+/// Listeners and their connections.
+struct Serving<'a> {
     connections: ConnectionSettings,
-    tasks: Tasks,
-    stop: CancellationToken,
+    shared: &'a Shared,
 }
 
-impl Serving {
+impl Serving<'_> {
     /// The same with connections of their own, which clients of the registry can't use up.
     fn for_operators(&self) -> Self {
+        let mut connections = self.connections.clone();
+        connections.limits = descriptors::OPERATORS;
         Self {
-            connections: ConnectionSettings {
-                limits: descriptors::OPERATORS,
-                ..self.connections.clone()
-            },
-            tasks: self.tasks.clone(),
-            stop: self.stop.clone(),
+            connections,
+            shared: self.shared,
         }
     }
 
     /// Serves the debug listener, where one is configured.
-    async fn listen_for_debug(
-        &self,
-        config: &Config,
-        cache: &Cache,
-        background: &Tasks,
-    ) -> Result<Option<Address>, StartError> {
+    async fn listen_for_debug(&self, config: &Config) -> Result<Option<Address>, StartError> {
         let Some(debug) = &config.http.debug else {
             return Ok(None);
         };
+        let Shared {
+            cache,
+            metrics,
+            background,
+            ..
+        } = self.shared;
         let admin = Admin {
-            health: Health::new(
-                cache.clone(),
-                background.clone(),
-                Arc::clone(&self.connections.metrics),
-            ),
+            health: Health::new(cache.clone(), background.clone(), Arc::clone(metrics)),
             metrics_path: debug.metrics_path.clone(),
         };
         let listening = self.listen("debug listener", &debug.listen, admin);
@@ -290,7 +268,7 @@ impl Serving {
     }
 
     /// Takes commands on the data directory's admin socket. Pulls don't depend on it.
-    async fn take_commands(&self, config: &Config, cache: &Cache) {
+    async fn take_commands(&self, config: &Config) {
         let config::Storage::Filesystem { root, .. } = &config.storage else {
             return;
         };
@@ -303,7 +281,10 @@ impl Serving {
             }
         };
         match listener.make_private() {
-            Ok(()) => self.serve("admin socket", listener, Operator::new(cache.clone())),
+            Ok(()) => {
+                let cache = self.shared.cache.clone();
+                self.serve("admin socket", listener, Operator { cache });
+            }
             Err(error) => {
                 tracing::warn!(error = %on_one_line(&error), "the admin socket can't be made private");
             }
@@ -324,15 +305,16 @@ impl Serving {
     }
 
     fn serve<H: Handler>(&self, task: &'static str, listener: Listener, handler: H) {
-        let (connections, tasks) = (self.connections.clone(), self.tasks.clone());
+        let shared = self.shared;
+        let tasks = shared.background.tracked_by(&shared.tasks);
         let serving = serve(
             listener,
             Arc::new(handler),
-            connections,
-            tasks,
-            self.stop.clone(),
+            self.connections.clone(),
+            tasks.clone(),
+            shared.stop_accepting.clone(),
         );
-        self.tasks.spawn_required(task, serving);
+        tasks.spawn_required(task, serving);
     }
 }
 

@@ -1,64 +1,20 @@
-//! Wires what a pull goes through: downloads and the mirror.
+//! Wires what a pull goes through, downloads and the mirror, and the upkeep of what it left.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-
-use crate::cache::{Cache, VERIFIED_FIRST};
-use crate::clock::Clock;
-use crate::config;
-use crate::download::{self, Downloader};
-use crate::metrics::Metrics;
+use super::Shared;
+use crate::cache::{ScrubSettings, VERIFIED_FIRST};
+use crate::config::{self, Config};
+use crate::download::{DownloadSettings, Downloader, DownloaderOptions};
 use crate::mirror::{Mirror, MirrorOptions, PrefetchLimits, RangeRules, Upstreams};
-use crate::tasks::Tasks;
 
-/// What both need.
-pub(super) struct Pulling {
-    pub(super) cache: Cache,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) tasks: TaskTracker,
-    pub(super) stop_accepting: CancellationToken,
-    pub(super) stop_now: CancellationToken,
-    pub(super) clock: Clock,
-}
-
-impl Pulling {
-    /// The downloads; partial ones are looked after in the background until the stop.
-    pub(super) fn downloader(&self, proxy: &config::Proxy, background: &Tasks) -> Downloader {
-        let downloader = Downloader::new(download::DownloaderOptions {
-            settings: download::DownloadSettings {
-                segments: proxy.segments,
-                streams: proxy.streams,
-                on_abandon: proxy.on_abandon,
-                fill_after: proxy.fill_after,
-                max_blob: proxy.max_blob_size,
-                verified_first: VERIFIED_FIRST,
-            },
-            cache: self.cache.clone(),
-            metrics: Arc::clone(&self.metrics),
-            tasks: background.tracked_by(&self.tasks),
-            drain: self.stop_accepting.clone(),
-            stop: self.stop_now.clone(),
-        });
-        let (partials, stop) = (self.cache.clone(), self.stop_accepting.clone());
-        background.spawn_required("partials", async move {
-            stop.run_until_cancelled(partials.look_after_partials())
-                .await;
-        });
-        downloader
-    }
-
-    pub(super) fn mirror(
-        self,
-        proxy: &config::Proxy,
-        upstreams: Upstreams,
-        downloader: Downloader,
-    ) -> Arc<Mirror> {
+impl Shared {
+    pub(super) fn mirror(&self, proxy: &config::Proxy, upstreams: Upstreams) -> Arc<Mirror> {
         Mirror::new(MirrorOptions {
             upstreams,
-            downloader,
-            cache: self.cache,
+            downloader: self.downloader(proxy),
+            cache: self.cache.clone(),
             tags_ttl: proxy.tags_ttl,
             ranges: RangeRules {
                 rules: proxy.range_rules.clone(),
@@ -69,10 +25,49 @@ impl Pulling {
                 image: proxy.prefetch.max_size,
                 layer: proxy.max_blob_size,
             },
-            tasks: self.tasks,
-            stop: self.stop_accepting,
-            metrics: self.metrics,
+            tasks: self.tasks.clone(),
+            stop: self.stop_accepting.clone(),
+            metrics: Arc::clone(&self.metrics),
             clock: self.clock,
         })
+    }
+
+    /// The downloads; partial ones are looked after in the background until the stop.
+    fn downloader(&self, proxy: &config::Proxy) -> Downloader {
+        let (partials, stop) = (self.cache.clone(), self.stop_accepting.clone());
+        self.background.spawn_required("partials", async move {
+            stop.run_until_cancelled(partials.look_after_partials())
+                .await;
+        });
+        Downloader::new(DownloaderOptions {
+            settings: DownloadSettings {
+                segments: proxy.segments,
+                streams: proxy.streams,
+                on_abandon: proxy.on_abandon,
+                fill_after: proxy.fill_after,
+                max_blob: proxy.max_blob_size,
+                verified_first: VERIFIED_FIRST,
+            },
+            cache: self.cache.clone(),
+            metrics: Arc::clone(&self.metrics),
+            tasks: self.background.tracked_by(&self.tasks),
+            drain: self.stop_accepting.clone(),
+            stop: self.stop_now.clone(),
+        })
+    }
+
+    /// Starts the slow check in the background, where one is wanted.
+    pub(super) fn scrub(&self, config: &Config) {
+        if let Some(scrub) = config.limits.scrub {
+            let rate = NonZeroU64::new(scrub.rate);
+            let settings = ScrubSettings { rate, repair: true };
+            let cache = self.cache.clone();
+            let check = move || {
+                let cache = cache.clone();
+                async move { cache.background(scrub.interval, settings).await }
+            };
+            let stop = self.stop_accepting.clone();
+            self.background.spawn_restarted("scrub", stop, check);
+        }
     }
 }

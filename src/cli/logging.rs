@@ -12,11 +12,12 @@ use std::time::Duration;
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{JsonFields, format};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{self, Log, LogFormat};
 use crate::error_chain::on_one_line;
-use format::{JsonLine, TextFields};
+use format::{JsonLine, TextFields, rendered};
 pub(super) use writer::LogWriter;
 
 /// How long the exit of the process waits for the last lines to be written.
@@ -84,13 +85,14 @@ where
         .with_writer(writer);
     match log.format {
         LogFormat::Text => {
+            let configured = rendered(log);
             let builder = builder.with_ansi(colours);
-            Box::new(builder.fmt_fields(TextFields::new(log)).finish())
+            Box::new(builder.fmt_fields(TextFields { configured }).finish())
         }
         LogFormat::Json => {
-            let inner = tracing_subscriber::fmt::format().json().flatten_event(true);
-            let builder = builder.fmt_fields(tracing_subscriber::fmt::format::JsonFields::new());
-            Box::new(builder.event_format(JsonLine::new(inner, log)).finish())
+            let (inner, fields) = (format().json().flatten_event(true), rendered(log));
+            let builder = builder.fmt_fields(JsonFields::new());
+            Box::new(builder.event_format(JsonLine { inner, fields }).finish())
         }
     }
 }

@@ -64,7 +64,7 @@ enum Command {
         #[arg(long, value_name = "SIZE", value_parser = config::parse_size)]
         rate: Option<u64>,
         #[command(flatten)]
-        configured: Located,
+        located: Located,
     },
     /// Remove images from the cache
     Purge {
@@ -75,7 +75,7 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
-        configured: Located,
+        located: Located,
     },
 }
 
@@ -85,7 +85,7 @@ struct Listing {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    configured: Located,
+    located: Located,
 }
 
 #[derive(Debug, clap::Args)]
@@ -124,25 +124,21 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match arguments.command {
         Command::Serve(configured) => return serve::serve(configured.config().as_deref()),
         Command::Check(configured) => check(configured.config().as_deref()),
-        Command::Ls(Listing { json, configured }) => {
-            operate::ls(configured.config.as_deref(), json)
-        }
-        Command::Du(Listing { json, configured }) => {
-            operate::du(configured.config.as_deref(), json)
-        }
+        Command::Ls(Listing { json, located }) => operate::ls(&located, json),
+        Command::Du(Listing { json, located }) => operate::du(&located, json),
         Command::Scrub {
             repair,
             rate,
-            configured,
+            located,
         } => {
             let rate = rate.and_then(NonZeroU64::new);
-            operate::scrub(configured.config.as_deref(), ScrubSettings { rate, repair })
+            operate::scrub(&located, ScrubSettings { rate, repair })
         }
         Command::Purge {
             reference,
             dry_run,
-            configured,
-        } => operate::purge(configured.config.as_deref(), reference, dry_run),
+            located,
+        } => operate::purge(&located, reference, dry_run),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

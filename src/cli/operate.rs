@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -12,7 +11,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::table::{Table, bytes};
-use super::{load, print, print_json, say};
+use super::{Located, load, print, print_json, say};
 use crate::admin::operate::{Entry, Image, Leftovers, Operation, Operator, Page};
 use crate::admin::socket::Client;
 use crate::app;
@@ -25,15 +24,15 @@ use crate::tasks::Tasks;
 /// What runs the operations: the server, or this process.
 enum Backend {
     Server(Client),
-    Own { operator: Operator, cache: Cache },
+    Own(Operator),
 }
 
 /// Runs one operation on the server, or on the data directory if no server runs.
 fn with_backend<T>(
-    config: Option<&Path>,
+    located: &Located,
     operation: impl AsyncFnOnce(&mut Backend) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let config = load(config)?.config;
+    let config = load(located.config.as_deref())?.config;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
@@ -43,8 +42,8 @@ fn with_backend<T>(
             let tasks = Tasks::new();
             let mut backend = Backend::open(&config, &tasks).await?;
             let result = operation(&mut backend).await;
-            if let Backend::Own { cache, .. } = &backend {
-                cache.stop().await;
+            if let Backend::Own(operator) = &backend {
+                operator.cache.stop().await;
             }
             result
         })
@@ -82,13 +81,12 @@ impl Backend {
             tasks,
             &stop,
         );
-        let operator = Operator::new(cache.clone());
-        Ok(Self::Own { operator, cache })
+        Ok(Self::Own(Operator { cache }))
     }
 
     /// Warns that no server can start meanwhile, if the command works on the data directory itself.
     fn tell_lock(&self, command: &str) {
-        if matches!(self, Self::Own { .. }) {
+        if matches!(self, Self::Own(_)) {
             say(&format!(
                 "millpond: no server is running; {command} holds the lock of the data directory until \
                  it ends, and a server can't start before that"
@@ -99,7 +97,7 @@ impl Backend {
     async fn run<T: DeserializeOwned>(&mut self, operation: Operation) -> anyhow::Result<T> {
         let json = match self {
             Self::Server(client) => client.run(&operation).await?,
-            Self::Own { operator, .. } => operator.run(operation).await?.into(),
+            Self::Own(operator) => operator.run(operation).await?.into(),
         };
         serde_json::from_slice(&json).context("the server's answer can't be read")
     }
@@ -120,9 +118,9 @@ impl Backend {
 }
 
 /// `millpond ls`
-pub(super) fn ls(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
+pub(super) fn ls(located: &Located, as_json: bool) -> anyhow::Result<()> {
     let images = async |backend: &mut Backend| backend.list(Operation::Images).await;
-    let mut images: Vec<Image> = with_backend(config, images)?;
+    let mut images: Vec<Image> = with_backend(located, images)?;
     images.sort_by(|a, b| a.names.cmp(&b.names));
     if as_json {
         return print_json(&json!({ "images": images }));
@@ -150,8 +148,8 @@ pub(super) fn ls(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
 }
 
 /// `millpond du`
-pub(super) fn du(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
-    let (entries, leftovers) = with_backend(config, async |backend| {
+pub(super) fn du(located: &Located, as_json: bool) -> anyhow::Result<()> {
+    let (entries, leftovers) = with_backend(located, async |backend| {
         let entries: Vec<Entry> = backend.list(Operation::Entries).await?;
         let leftovers: Leftovers = backend.run(Operation::Leftovers).await?;
         Ok((entries, leftovers))
@@ -200,8 +198,8 @@ pub(super) fn du(config: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
 }
 
 /// `millpond scrub`: an error if a corrupt blob was not quarantined.
-pub(super) fn scrub(config: Option<&Path>, settings: ScrubSettings) -> anyhow::Result<()> {
-    let report: ScrubReport = with_backend(config, async |backend| {
+pub(super) fn scrub(located: &Located, settings: ScrubSettings) -> anyhow::Result<()> {
+    let report: ScrubReport = with_backend(located, async |backend| {
         backend.tell_lock("scrub");
         backend.run(Operation::Scrub(settings)).await
     })?;
@@ -256,9 +254,9 @@ pub(super) fn scrub(config: Option<&Path>, settings: ScrubSettings) -> anyhow::R
 }
 
 /// `millpond purge`
-pub(super) fn purge(config: Option<&Path>, reference: String, dry_run: bool) -> anyhow::Result<()> {
+pub(super) fn purge(located: &Located, reference: String, dry_run: bool) -> anyhow::Result<()> {
     let nothing = format!("nothing that is cached matches {reference}");
-    let purged: Vec<Entry> = with_backend(config, async |backend| {
+    let purged: Vec<Entry> = with_backend(located, async |backend| {
         backend.tell_lock("purge");
         backend.run(Operation::Purge { reference, dry_run }).await
     })?;

@@ -1,25 +1,7 @@
 //! How blobs are downloaded: parallel streams, prefetching, ranges, and abandoned downloads.
 
-use std::ops::RangeInclusive;
-
 use super::section::Section;
 use super::size::{self, SizeLimit};
-
-const DEFAULT_MIN_SIZE: u64 = 64 << 20;
-const COUNT: RangeInclusive<usize> = 1..=16;
-const DEFAULT_COUNT: usize = 4;
-const PER_BLOB: RangeInclusive<usize> = 1..=64;
-const DEFAULT_PER_BLOB: usize = 16;
-const TOTAL: RangeInclusive<usize> = 1..=4096;
-const DEFAULT_TOTAL: usize = 128;
-const PER_UPSTREAM: RangeInclusive<usize> = 1..=1024;
-const DEFAULT_PER_UPSTREAM: usize = 32;
-const PREFETCH: RangeInclusive<usize> = 0..=64;
-const DEFAULT_PREFETCH: usize = 4;
-const DEFAULT_PREFETCH_SIZE: u64 = 4 << 30;
-const DEFAULT_MAX_BLOB: u64 = 64 << 30;
-/// In percent.
-const DEFAULT_FILL_AFTER: u8 = 50;
 
 /// The parallel streams of one blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,9 +54,9 @@ pub enum RangeMode {
 }
 
 pub(super) fn segments(segments: &Section<'_>) -> Segments {
-    let min_size = segments.size("minsize", DEFAULT_MIN_SIZE);
-    let mut count = segments.number("count", COUNT, DEFAULT_COUNT);
-    let per_blob = segments.number("perblob", PER_BLOB, DEFAULT_PER_BLOB);
+    let min_size = segments.size("minsize", 64 << 20);
+    let mut count = segments.number("count", 1..=16, 4);
+    let per_blob = segments.number("perblob", 1..=64, 16);
     if segments.text("count").is_none() {
         count = count.min(per_blob);
     } else if per_blob < count {
@@ -91,16 +73,13 @@ pub(super) fn segments(segments: &Section<'_>) -> Segments {
 }
 
 pub(super) fn streams(streams: &Section<'_>) -> Streams {
-    let total = streams.number("total", TOTAL, DEFAULT_TOTAL);
-    let mut per_upstream = streams.number("perupstream", PER_UPSTREAM, DEFAULT_PER_UPSTREAM);
-    if streams.text("perupstream").is_none() {
-        per_upstream = per_upstream.min(total);
-    } else if per_upstream > total {
+    let total = streams.number("total", 1..=4096, 128);
+    let per_upstream = streams.number("perupstream", 1..=1024, total.min(32));
+    if per_upstream > total {
         let other = streams.path("total");
         let reason = format!("is {per_upstream}, more than `{other}`; write at most {total}");
         streams.reject("perupstream", reason);
     }
-    streams.print("perupstream", per_upstream);
     Streams {
         total,
         per_upstream,
@@ -109,13 +88,13 @@ pub(super) fn streams(streams: &Section<'_>) -> Streams {
 
 pub(super) fn prefetch(prefetch: &Section<'_>) -> Prefetch {
     Prefetch {
-        downloads: prefetch.number("downloads", PREFETCH, DEFAULT_PREFETCH),
-        max_size: prefetch.size("maxsize", DEFAULT_PREFETCH_SIZE),
+        downloads: prefetch.number("downloads", 0..=64, 4),
+        max_size: prefetch.size("maxsize", 4 << 30),
     }
 }
 
 pub(super) fn max_blob_size(proxy: &Section<'_>) -> u64 {
-    let size = proxy.size("maxblobsize", DEFAULT_MAX_BLOB);
+    let size = proxy.size("maxblobsize", 64 << 30);
     if size == 0 {
         proxy.reject("maxblobsize", "must be more than 0; 1 byte caches no blobs");
     }
@@ -151,9 +130,7 @@ pub(super) fn fill_after(proxy: &Section<'_>) -> u8 {
         Ok(SizeLimit::Percent(percent)) => Ok(percent),
         _ => Err("write a whole percentage from 1% to 100%, such as 50%"),
     };
-    let percent = proxy
-        .parsed("fillafter", parse)
-        .unwrap_or(DEFAULT_FILL_AFTER);
+    let percent = proxy.parsed("fillafter", parse).unwrap_or(50);
     proxy.print("fillafter", format!("{percent}%"));
     percent
 }

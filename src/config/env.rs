@@ -113,8 +113,11 @@ impl Variable {
             .map_or_else(|_| self.scalar(), |document| document.root)
     }
 
-    /// The value as YAML; null if it isn't valid, which is reported.
-    pub(super) fn yaml(&self, report: &Report) -> Node {
+    /// The value as one text, or else as YAML; null if that isn't valid, which is reported.
+    pub(super) fn node(&self, is_scalar: bool, report: &Report) -> Node {
+        if is_scalar {
+            return self.scalar();
+        }
         let problem = match self.document() {
             Ok(Document { root, duplicates }) => match duplicates.first() {
                 None => return root,

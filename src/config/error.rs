@@ -1,6 +1,5 @@
 //! What is wrong with a configuration, all of it at once.
 
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
@@ -8,30 +7,15 @@ use std::path::PathBuf;
 pub const MAX_FILE: u64 = 1024 * 1024;
 
 /// One thing wrong with the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {message}")]
 pub struct Problem {
-    /// The file, or the environment variable that set the value.
-    pub source: String,
+    /// The file with the line, `config.yml:12`, or the environment variable that set the value.
+    pub place: String,
     /// The line in the file, from 1, where it is known.
-    pub line: Option<usize>,
+    pub(super) line: Option<usize>,
     /// A sentence: what is wrong and what would be right. Never shows a secret.
     pub message: String,
-}
-
-impl Problem {
-    /// `config.yml:12`, or the variable.
-    pub(super) fn place(&self) -> String {
-        match self.line {
-            Some(line) => format!("{}:{line}", self.source),
-            None => self.source.clone(),
-        }
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place(), self.message)
-    }
 }
 
 /// Why there is no configuration.

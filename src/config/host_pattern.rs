@@ -47,10 +47,7 @@ fn parse(text: &str) -> Result<Host<String>, HostPatternError> {
     if !text.bytes().all(known) || (text.contains(':') && !bracketed) {
         return Err(HostPatternError);
     }
-    match Host::parse(text.strip_suffix('.').unwrap_or(text)) {
-        Ok(host) => Ok(host),
-        Err(_malformed) => Err(HostPatternError),
-    }
+    Host::parse(text.strip_suffix('.').unwrap_or(text)).or(Err(HostPatternError))
 }
 
 impl HostPattern {
@@ -64,10 +61,9 @@ impl HostPattern {
                 let above = name.strip_suffix(domain.as_str());
                 above.is_some_and(|above| above.len() > 1 && above.ends_with('.'))
             }
+            (Kind::Below(_), _) => false,
             (Kind::Exact(Host::Domain(domain)), Host::Domain(name)) => *domain == bare(name),
-            (Kind::Exact(Host::Ipv4(one)), Host::Ipv4(other)) => one == other,
-            (Kind::Exact(Host::Ipv6(one)), Host::Ipv6(other)) => one == other,
-            (Kind::Below(_) | Kind::Exact(_), _) => false,
+            (Kind::Exact(one), other) => one == other,
         }
     }
 }

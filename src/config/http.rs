@@ -1,6 +1,6 @@
 //! The `http` section.
 
-use std::ops::RangeInclusive;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,9 +13,8 @@ use super::section::Section;
 const DEFAULT_LISTEN: &str = ":5000";
 const DEFAULT_METRICS: &str = "/metrics";
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
-const CONNECTIONS: RangeInclusive<usize> = 1..=1_000_000;
-/// 0 is no limit.
-const PER_ADDRESS: RangeInclusive<usize> = 0..=1_000_000;
+/// Far more than a process has file descriptors.
+const MAX_CONNECTIONS: usize = 1_000_000;
 
 /// Headers that frame a response: a fixed value would break it.
 const FRAMING: [HeaderName; 6] = [
@@ -51,8 +50,8 @@ pub struct Http {
 pub struct ConnectionLimits {
     /// In total; never 0. `None` derives the number from the process's file descriptors.
     pub total: Option<usize>,
-    /// From one IPv4 address or one IPv6 /64 network; never 0. `None` is no limit.
-    pub per_address: Option<usize>,
+    /// From one IPv4 address or one IPv6 /64 network. `None` is no limit.
+    pub per_address: Option<NonZeroUsize>,
 }
 
 /// The listener for operators.
@@ -102,11 +101,9 @@ pub(super) fn web_url(text: &str) -> Option<Url> {
 
 fn limits(limits: &Section<'_>) -> ConnectionLimits {
     let total = limits.text("connections").is_some();
-    let total = total.then(|| limits.number("connections", CONNECTIONS, 1));
-    let per_address = limits.number("peraddress", PER_ADDRESS, 0);
     ConnectionLimits {
-        total,
-        per_address: Some(per_address).filter(|limit| *limit > 0),
+        total: total.then(|| limits.number("connections", 1..=MAX_CONNECTIONS, 1)),
+        per_address: NonZeroUsize::new(limits.number("peraddress", 0..=MAX_CONNECTIONS, 0)),
     }
 }
 

@@ -15,6 +15,7 @@
 //! Source: <https://distribution.github.io/distribution/about/configuration/>.
 
 mod address;
+mod context;
 mod download;
 mod duration;
 mod env;
@@ -39,9 +40,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use context::Context;
 use env::Variables;
 use report::Report;
-use section::{Context, Section};
+use section::Section;
 use yaml::{Document, Node};
 
 pub use address::Listen;
@@ -218,26 +220,14 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
         unimplemented(root);
         version(root, from_file);
         let log = log::read(root);
-        let storage = root.section("storage", |section| storage::read(section, from_file));
-        let http = root.section("http", http::read);
-        let proxy = root.section("proxy", |section| proxy::read(section, from_file));
-        // A directory that the operator names may hold a plain registry's data, which exists
-        // nowhere else. A mirror deletes what expires, so it starts there only if an upstream is
-        // named, too.
-        if storage.is_named && !proxy.has_upstream {
-            root.reject(
-                "storage.filesystem.rootdirectory",
-                "names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror \
-                 and deletes what expires, which would empty a plain registry's directory; write \
-                 the upstream's URL, such as https://registry-1.docker.io for Docker Hub",
-            );
-        }
+        let (storage, limits, is_named) =
+            root.section("storage", |section| storage::read(section, from_file));
         Config {
             log,
-            storage: storage.storage,
-            limits: storage.limits,
-            http,
-            proxy: proxy.proxy,
+            storage,
+            limits,
+            http: root.section("http", http::read),
+            proxy: root.section("proxy", |section| proxy::read(section, from_file, is_named)),
         }
     });
     // Maps of texts can always be written; an error here is shown to the reader.

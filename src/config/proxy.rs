@@ -81,14 +81,9 @@ impl Default for Timeouts {
     }
 }
 
-/// What the `proxy` section says.
-pub(super) struct ProxySection {
-    pub(super) proxy: Proxy,
-    /// Whether the operator names an upstream.
-    pub(super) has_upstream: bool,
-}
-
-pub(super) fn read(proxy: &Section<'_>, from_file: bool) -> ProxySection {
+/// `from_file` tells whether there is a file, which should name an upstream; `needs_upstream`, whether
+/// that is a must.
+pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -> Proxy {
     proxy.ignore(&[(
         "cachewritetimeout",
         "`proxy.stalltimeout` ends a download that makes no progress",
@@ -104,12 +99,22 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool) -> ProxySection {
     }
     let default = default_upstream(proxy);
     let items = proxy.sections("upstreams", named_upstream);
-    let has_upstream = names_default || !items.is_empty();
+    // A directory that the operator names may hold a plain registry's data, which exists nowhere
+    // else. A mirror deletes what expires, so it starts there only if an upstream is named, too.
+    if needs_upstream && !names_default && items.is_empty() {
+        let path = "storage.filesystem.rootdirectory";
+        let message = format!(
+            "`{path}` names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror \
+             and deletes what expires, which would empty a plain registry's directory; write the \
+             upstream's URL, such as https://registry-1.docker.io for Docker Hub"
+        );
+        proxy.problem_at(path, message);
+    }
     let named: Vec<_> = items.into_iter().flatten().collect();
     conflicts(proxy, &default, &named);
     let named = named.into_iter().map(|named| (named.upstream, named.rule));
     let (upstreams, rules): (Vec<_>, Vec<_>) = named.unzip();
-    let proxy = Proxy {
+    Proxy {
         ttl: rules::ttl(proxy),
         ttl_mode: ttl_mode(proxy),
         ttl_rules: rules::ttl_rules(proxy, &default, rules.into_iter().flatten()),
@@ -126,10 +131,6 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool) -> ProxySection {
         fill_after: download::fill_after(proxy),
         default,
         upstreams,
-    };
-    ProxySection {
-        proxy,
-        has_upstream,
     }
 }
 

@@ -96,7 +96,7 @@ impl Places {
     /// variable that set it. A missing key has the place of the map that it belongs to, or the
     /// file.
     pub fn of(&self, path: &str) -> String {
-        self.finding(&self.find(path), String::new()).place()
+        self.place(&self.find(path))
     }
 
     /// Whether the path has a value.
@@ -116,14 +116,21 @@ impl Places {
         Origin::File
     }
 
+    fn place(&self, origin: &Origin) -> String {
+        match origin {
+            Origin::File => self.source.clone(),
+            Origin::Line(line) => format!("{}:{line}", self.source),
+            Origin::Variable(name) => name.to_string(),
+        }
+    }
+
     fn finding(&self, origin: &Origin, message: String) -> Problem {
-        let (source, line) = match origin {
-            Origin::File => (self.source.as_str(), None),
-            Origin::Line(line) => (self.source.as_str(), Some(*line)),
-            Origin::Variable(name) => (&**name, None),
+        let line = match origin {
+            Origin::Line(line) => Some(*line),
+            Origin::File | Origin::Variable(_) => None,
         };
         Problem {
-            source: source.to_owned(),
+            place: self.place(origin),
             line,
             message,
         }

@@ -5,6 +5,8 @@
 //! A reader names each key once: what it asks for is what is known, and the value that it returns
 //! is what `millpond check` prints.
 
+mod unsupported;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -13,128 +15,10 @@ use std::time::Duration;
 
 use serde_yaml::Mapping;
 
-use super::env::{Variable, Variables};
-use super::keys::Keys;
-use super::report::{Report, shown};
-use super::yaml::{Node, Value, item_path, key_path};
+use super::context::Context;
+use super::yaml::{Node, Value, key_path};
 use super::{duration, size};
 use crate::oci::digits;
-
-/// What all sections share.
-pub(super) struct Context {
-    pub(super) report: Report,
-    pub(super) variables: Variables,
-    pub(super) keys: Keys,
-}
-
-impl Context {
-    pub(super) fn new(report: Report, variables: Variables) -> Self {
-        Self {
-            report,
-            variables,
-            keys: Keys::default(),
-        }
-    }
-
-    /// The value at a path: that of its variable, else the written one.
-    fn node(&self, path: &str, written: Option<Node>, is_scalar: bool) -> Option<Node> {
-        let node = match self.variables.at(path) {
-            Some(variable) if is_scalar => Some(variable.scalar()),
-            Some(variable) => Some(variable.yaml(&self.report)),
-            None => written,
-        }?;
-        self.report.set_origin(path, node.origin.clone());
-        Some(node)
-    }
-
-    fn must_be(&self, path: &str, kind: &str) {
-        let message = format!("`{path}` must be {kind}");
-        self.report.problem(path, message);
-    }
-
-    /// The text of a value at a path that must be a single one.
-    fn text(&self, path: &str, node: Option<Node>) -> Option<String> {
-        match node?.value {
-            Value::Null => None,
-            Value::Scalar(text) => Some(text),
-            Value::List(_) | Value::Map(_) => {
-                self.must_be(path, "a single value");
-                None
-            }
-        }
-    }
-
-    /// The entries of a value at a path that must be a map.
-    fn entries(&self, path: &str, node: Option<Node>) -> Vec<(String, Node)> {
-        match node.map(|node| node.value) {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::Map(entries)) => entries,
-            Some(Value::Scalar(_) | Value::List(_)) => {
-                self.must_be(path, "a map of keys");
-                Vec::new()
-            }
-        }
-    }
-
-    /// The items of a value at a path that must be a list, with their paths. Variables override
-    /// items and append others.
-    fn items(&self, path: &str, node: Option<Node>, are_scalars: bool) -> Vec<(String, Node)> {
-        let mut items = match node.map(|node| node.value) {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::List(items)) => items,
-            Some(Value::Scalar(_) | Value::Map(_)) => {
-                self.must_be(path, "a list");
-                Vec::new()
-            }
-        };
-        let mut numbered = BTreeMap::new();
-        for (rest, variable) in self.variables.below(path) {
-            let (number, key) = rest.split_once('_').unwrap_or((rest, ""));
-            if let Some(number) = digits::<usize>(number)
-                && (key.is_empty() || !are_scalars)
-            {
-                numbered.entry(number).or_insert(variable);
-            }
-        }
-        for (number, variable) in numbered {
-            if number > items.len() {
-                let item = item_path(path, number);
-                let gap = format!("`{item}` leaves a gap in the list; number the items from 0");
-                self.report.problem_at(&variable.origin(), gap);
-            } else if number == items.len() {
-                let (origin, value) = (variable.origin(), Value::Map(Vec::new()));
-                items.push(Node { origin, value });
-            }
-        }
-        let items = items.into_iter().enumerate().filter_map(|(index, item)| {
-            let path = item_path(path, index);
-            let node = self.node(&path, Some(item), are_scalars)?;
-            if node.value == Value::Null {
-                let message = format!("`{path}` is empty; remove it");
-                self.report.problem(&path, message);
-                return None;
-            }
-            Some((path, node))
-        });
-        items.collect()
-    }
-
-    /// What `parse` makes of the text at a path. A problem is reported as "`path` is "text";
-    /// `error`".
-    fn parse<'t, T, E: Display>(
-        &self,
-        path: &str,
-        text: &'t str,
-        parse: impl FnOnce(&'t str) -> Result<T, E>,
-    ) -> Option<T> {
-        parse(text)
-            .map_err(|error| {
-                let message = format!("`{path}` is {}; {error}", shown(text));
-                self.report.problem(path, message);
-            })
-            .ok()
-    }
-}
 
 /// A map of the configuration; empty when it is absent.
 pub(super) struct Section<'a> {
@@ -341,11 +225,7 @@ impl<'a> Section<'a> {
         let (context, path) = (self.context, self.path(key));
         let mut entries = context.entries(&path, self.node(key, false));
         for (rest, variable) in context.variables.below(&path) {
-            let node = if are_scalars {
-                variable.scalar()
-            } else {
-                variable.yaml(&context.report)
-            };
+            let node = variable.node(are_scalars, &context.report);
             let name = rest.replace('_', separator).to_ascii_lowercase();
             let mut known = entries.iter_mut();
             match known.find(|(known, _)| known.eq_ignore_ascii_case(&name)) {
@@ -363,17 +243,15 @@ impl<'a> Section<'a> {
 
     /// The texts of a map that may have any keys.
     pub(super) fn texts(&self, key: &'static str) -> BTreeMap<String, String> {
-        let mut texts = BTreeMap::new();
-        for (name, path, node) in self.free(key, "_", true) {
-            let text = self.context.text(&path, Some(node));
-            texts.extend(
-                text.filter(|text| !text.is_empty())
-                    .map(|text| (name, text)),
-            );
-        }
-        let printed = texts
-            .iter()
-            .map(|(name, text)| (name.clone().into(), text.clone().into()));
+        let entries = self.free(key, "_", true).into_iter();
+        let texts: BTreeMap<_, _> = entries
+            .filter_map(|(name, path, node)| {
+                let text = self.context.text(&path, Some(node))?;
+                (!text.is_empty()).then_some((name, text))
+            })
+            .collect();
+        let printed = texts.iter();
+        let printed = printed.map(|(name, text)| (name.as_str().into(), text.as_str().into()));
         self.print(key, printed.collect::<Mapping>());
         texts
     }
@@ -449,90 +327,6 @@ impl<'a> Section<'a> {
         let size = self.parsed(key, parse).unwrap_or(default);
         self.print(key, size::format(size));
         size
-    }
-
-    /// Keys of the reference registry that have no effect here, and the reasons.
-    pub(super) fn ignore(&self, keys: &[(&'static str, &str)]) {
-        for (key, reason) in keys {
-            if self.demanded(key).is_some_and(|node| !node.is_empty()) {
-                self.doubt(key, format_args!("has no effect: {reason}"));
-            }
-        }
-    }
-
-    /// A key of the reference registry that can't be ignored: that would weaken what the operator
-    /// asked for. With the reason and the alternative.
-    pub(super) fn refuse(&self, key: &'static str, reason: &str) {
-        if self.demanded(key).is_some_and(|node| !node.is_empty()) {
-            self.reject(key, format_args!("is not supported: {reason}"));
-        }
-    }
-
-    /// A storage driver that isn't implemented. Naming it is enough, even without parameters.
-    pub(super) fn refuse_driver(&self, key: &'static str) {
-        if self.demanded(key).is_some() {
-            let path = self.path(key);
-            let message = format!(
-                "the storage driver `{path}` is not supported; use `storage.filesystem` (or \
-                 `storage.inmemory` for tests)"
-            );
-            self.problem(key, message);
-        }
-    }
-
-    /// The reference registry's plug-ins by kind, a list of maps each. They can't be ignored unless
-    /// they are disabled.
-    pub(super) fn refuse_middleware(&self, key: &'static str) {
-        match self.demanded(key).filter(|node| !node.is_empty()) {
-            None => {}
-            Some(node) if all_disabled(&node) => {
-                self.doubt(key, "has no effect: all its entries are disabled");
-            }
-            Some(_) => self.reject(
-                key,
-                "is not supported: what it would enforce or rewrite would be left out; remove its \
-                 entries, or disable them",
-            ),
-        }
-    }
-
-    /// The value of a key that isn't implemented. Of values that variables set in it, the last one.
-    fn demanded(&self, key: &'static str) -> Option<Node> {
-        let Context {
-            report,
-            variables,
-            keys,
-        } = self.context;
-        keys.add(&self.path, key, false);
-        let path = self.path(key);
-        let variable = variables.at(&path).map(Variable::any);
-        let mut node = variable.or_else(|| self.written(key));
-        for (_, variable) in variables.below(&path) {
-            let inner = variable.scalar();
-            if node.is_none() || !inner.is_empty() {
-                node = Some(inner);
-            }
-        }
-        if let Some(node) = &node {
-            report.set_origin(&path, node.origin.clone());
-        }
-        node
-    }
-}
-
-/// Whether all plug-ins of all kinds are disabled.
-fn all_disabled(middleware: &Node) -> bool {
-    let is_disabled = |entry: &Node| match entry.get("disabled").map(|node| &node.value) {
-        Some(Value::Scalar(text)) => truth(text) == Some(true),
-        _ => entry.is_empty(),
-    };
-    let of_kind = |kind: &Node| match &kind.value {
-        Value::List(entries) => entries.iter().all(is_disabled),
-        _ => kind.is_empty(),
-    };
-    match &middleware.value {
-        Value::Map(kinds) => kinds.iter().all(|(_, kind)| of_kind(kind)),
-        _ => false,
     }
 }
 

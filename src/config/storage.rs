@@ -60,16 +60,9 @@ pub struct Scrub {
     pub rate: u64,
 }
 
-/// What the `storage` section says.
-pub(super) struct StorageSection {
-    pub(super) storage: Storage,
-    pub(super) limits: Limits,
-    /// Whether the operator names the data directory.
-    pub(super) is_named: bool,
-}
-
-/// `from_file` tells whether there is a file, whose driver should name its directory.
-pub(super) fn read(section: &Section<'_>, from_file: bool) -> StorageSection {
+/// Also returns whether the operator names the data directory. `from_file` tells whether there is a
+/// file, whose driver should name it.
+pub(super) fn read(section: &Section<'_>, from_file: bool) -> (Storage, Limits, bool) {
     section.ignore(&[
         ("cache", "descriptors are cached in its own way"),
         (
@@ -120,11 +113,8 @@ pub(super) fn read(section: &Section<'_>, from_file: bool) -> StorageSection {
         let root = PathBuf::from(root);
         Storage::Filesystem { root, mode }
     };
-    StorageSection {
-        limits: limits(section, &storage),
-        storage,
-        is_named,
-    }
+    let limits = limits(section, &storage);
+    (storage, limits, is_named)
 }
 
 /// The permissions of files, as three or four octal digits.

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
+use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -188,10 +188,17 @@ impl<'a> Builder<'a> {
     }
 
     fn event(&mut self, event: Event<'_>, line: usize) -> Added {
+        // YAML's own tags, such as `!!str`, are permitted; a scalar is a text with each of them.
+        if let Event::Scalar(.., Some(tag))
+        | Event::SequenceStart(_, Some(tag))
+        | Event::MappingStart(_, Some(tag)) = &event
+            && !tag.is_yaml_core_schema()
+        {
+            return Err("a tag, which has no meaning here,");
+        }
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let is_text = style != ScalarStyle::Plain || tag.is_some();
-                check_tag(tag.as_deref())?;
                 let value = match text.as_ref() {
                     "" | "~" | "null" | "Null" | "NULL" if !is_text => Value::Null,
                     _ => Value::Scalar(text.into_owned()),
@@ -200,14 +207,8 @@ impl<'a> Builder<'a> {
                 let node = self.node(value, line);
                 self.add(node, anchor)
             }
-            Event::SequenceStart(anchor, tag) => {
-                check_tag(tag.as_deref())?;
-                self.start(Value::List(Vec::new()), anchor, line)
-            }
-            Event::MappingStart(anchor, tag) => {
-                check_tag(tag.as_deref())?;
-                self.start(Value::Map(Vec::new()), anchor, line)
-            }
+            Event::SequenceStart(anchor, _) => self.start(Value::List(Vec::new()), anchor, line),
+            Event::MappingStart(anchor, _) => self.start(Value::Map(Vec::new()), anchor, line),
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
                 Some(open) => self.add(open.node, open.anchor),
                 None => Ok(()),
@@ -298,14 +299,6 @@ impl<'a> Builder<'a> {
             (Value::Null | Value::Scalar(_), _) => {}
         }
         Ok(())
-    }
-}
-
-/// YAML's own tags, such as `!!str`, are permitted; a scalar is a text with each of them.
-fn check_tag(tag: Option<&Tag>) -> Added {
-    match tag {
-        Some(tag) if !tag.is_yaml_core_schema() => Err("a tag, which has no meaning here,"),
-        _ => Ok(()),
     }
 }
 

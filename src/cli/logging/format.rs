@@ -16,7 +16,7 @@ use crate::config::{Log, LogFormat};
 use crate::server::access::is_unprintable;
 
 /// The configured fields in the format of a line: ` service="registry"` or `"service":"registry",`.
-fn rendered(log: &Log) -> String {
+pub(super) fn rendered(log: &Log) -> String {
     let field = |(name, value): (&String, &String)| match log.format {
         LogFormat::Text => format!(" {name}={}", quoted(value)),
         LogFormat::Json => {
@@ -48,16 +48,9 @@ pub(super) fn notice(log: &Log) -> Notice {
 
 /// The JSON format with the configured fields on every line.
 pub(super) struct JsonLine<F> {
-    inner: F,
+    pub(super) inner: F,
     /// As they are written.
-    fields: String,
-}
-
-impl<F> JsonLine<F> {
-    pub(super) fn new(inner: F, log: &Log) -> Self {
-        let fields = rendered(log);
-        Self { inner, fields }
-    }
+    pub(super) fields: String,
 }
 
 impl<S, N, F> FormatEvent<S, N> for JsonLine<F>
@@ -130,14 +123,7 @@ fn quoted(text: &str) -> String {
 #[derive(Debug)]
 pub(super) struct TextFields {
     /// As they are written.
-    configured: String,
-}
-
-impl TextFields {
-    pub(super) fn new(log: &Log) -> Self {
-        let configured = rendered(log);
-        Self { configured }
-    }
+    pub(super) configured: String,
 }
 
 impl<'writer> FormatFields<'writer> for TextFields {
@@ -222,21 +208,7 @@ mod tests {
     use super::*;
     use crate::config;
     use std::collections::BTreeMap;
-    use std::io;
-    use std::sync::{Arc, Mutex};
-
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use std::io::{self, Seek as _};
 
     fn log(format: LogFormat) -> Log {
         Log {
@@ -248,12 +220,11 @@ mod tests {
 
     /// What is logged while `step` runs.
     fn logged(log: &Log, step: impl FnOnce()) -> String {
-        let sink = Sink::default();
-        let writer = sink.clone();
-        let subscriber = super::super::subscriber(log, false, move || writer.clone());
+        let mut file = tempfile::tempfile().unwrap();
+        let subscriber = super::super::subscriber(log, false, file.try_clone().unwrap());
         tracing::subscriber::with_default(subscriber, step);
-        let bytes = sink.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
+        file.rewind().unwrap();
+        io::read_to_string(file).unwrap()
     }
 
     /// Turns the line around for whoever reads it in a terminal, and clears the screen.

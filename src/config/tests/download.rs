@@ -1,15 +1,15 @@
 //! How blobs are downloaded: segments, streams, prefetching and ranges.
 
 use super::{
-    OnAbandon, Prefetch, Proxy, RangeMode, RangeRule, Segments, Streams, config, environment, load,
-    loaded_twice, problems,
+    OnAbandon, Prefetch, Proxy, RangeMode, RangeRule, Segments, Streams, config, loaded_twice,
+    problems,
 };
 
 fn proxy(text: &str) -> Proxy {
     config(&format!("proxy: {{remoteurl: 'https://a', {text}}}")).proxy
 }
 
-fn rule(pattern: &str, ranges: RangeMode) -> RangeRule {
+pub(super) fn rule(pattern: &str, ranges: RangeMode) -> RangeRule {
     RangeRule {
         pattern: pattern.parse().unwrap(),
         ranges,
@@ -101,18 +101,9 @@ fn a_default_is_lowered_to_a_written_bound() {
 }
 
 #[test]
-fn rules_may_come_from_the_environment() {
-    let variables = [
-        ("REGISTRY_PROXY_RANGERULES_0_REPOSITORY", "a/*"),
-        ("REGISTRY_PROXY_RANGERULES_0_RANGES", "passthrough"),
-    ];
-    let loaded = load(None, environment(&variables)).unwrap();
-    let rules = [rule("a/*", RangeMode::Passthrough)];
-    assert_eq!(loaded.config.proxy.range_rules, rules);
-    let variables = [
-        ("REGISTRY_PROXY_STREAMS_TOTAL", "4"),
-        ("REGISTRY_PROXY_STREAMS_PERUPSTREAM", "5"),
-    ];
+fn a_variable_and_the_file_are_compared() {
+    let text = "version: 0.1\nproxy: {streams: {total: 4}}";
+    let found = problems(text, &[("REGISTRY_PROXY_STREAMS_PERUPSTREAM", "5")]);
     let expected = "REGISTRY_PROXY_STREAMS_PERUPSTREAM: `proxy.streams.perupstream` is 5, more than `proxy.streams.total`; write at most 4";
-    assert_eq!(problems("version: 0.1", &variables), [expected]);
+    assert_eq!(found, [expected]);
 }

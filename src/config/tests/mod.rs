@@ -3,6 +3,7 @@ mod messages;
 mod storage;
 mod variables;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -209,7 +210,10 @@ fn printed_values_are_read_back() {
     assert_eq!(second.proxy.ttl, None);
     assert_eq!(second.http.prefix, "/a/b");
     let limits = second.http.limits;
-    assert_eq!((limits.total, limits.per_address), (Some(9), Some(3)));
+    assert_eq!(
+        (limits.total, limits.per_address),
+        (Some(9), NonZeroUsize::new(3))
+    );
     assert_eq!(second.http.debug.unwrap().metrics_path, None);
     assert_eq!(second.proxy.default.name, "[::1]:7101");
     assert_eq!(second.proxy.upstreams[0].aliases, ["ghcr.io", "x:1"]);

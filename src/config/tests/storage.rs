@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Limits, MinFree, Scrub, SizeLimit, TtlMode, TtlRule, config, environment, load, loaded,
-    loaded_twice, problems,
+    Limits, MinFree, Scrub, SizeLimit, TtlMode, TtlRule, config, loaded, loaded_twice, problems,
 };
 
 const NOTHING: Limits = Limits {
@@ -18,7 +17,7 @@ const DEFAULT: Limits = Limits {
     ..NOTHING
 };
 
-fn rule(pattern: &str, hours: u64) -> TtlRule {
+pub(super) fn rule(pattern: &str, hours: u64) -> TtlRule {
     TtlRule {
         pattern: pattern.parse().unwrap(),
         ttl: (hours > 0).then(|| Duration::from_hours(hours)),
@@ -108,18 +107,4 @@ fn memory_has_a_cap_and_no_file_system() {
     );
     let expected = "REGISTRY_STORAGE_MAXSIZE: `storage.maxsize` is \"80%\", but `storage.inmemory` uses no file system; write a size such as 4GiB";
     assert_eq!(found, [expected]);
-}
-
-#[test]
-fn rules_may_come_from_the_environment() {
-    let variables = [
-        ("REGISTRY_PROXY_TTLS_0_REPOSITORY", "a/*"),
-        ("REGISTRY_PROXY_TTLS_0_TTL", "1h"),
-        ("REGISTRY_PROXY_UPSTREAMS_0_NAME", "ghcr.io"),
-        ("REGISTRY_PROXY_UPSTREAMS_0_REMOTEURL", "https://ghcr.io"),
-        ("REGISTRY_PROXY_UPSTREAMS_0_TTL", "2h"),
-    ];
-    let loaded = load(None, environment(&variables)).unwrap();
-    let rules = [rule("a/*", 1), rule("ghcr.io/**", 2)];
-    assert_eq!(loaded.config.proxy.ttl_rules, rules);
 }

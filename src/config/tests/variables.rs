@@ -2,7 +2,9 @@
 
 use secrecy::ExposeSecret;
 
-use super::{DISTRIBUTION, Loaded, environment, load, loaded, problems};
+use super::{
+    DISTRIBUTION, Loaded, RangeMode, download, environment, load, loaded, problems, storage,
+};
 
 /// A variable with its value, and a line of the printed configuration.
 const VARIABLES: &str = "\
@@ -136,6 +138,24 @@ fn variables_override_a_file() {
     assert!(config.http.headers.is_empty());
     assert_eq!(config.proxy.upstreams.len(), 12);
     assert_eq!(config.proxy.upstreams[11].url.as_str(), "https://h11/");
+}
+
+#[test]
+fn rules_may_come_from_the_environment() {
+    let variables = [
+        ("REGISTRY_PROXY_RANGERULES_0_REPOSITORY", "a/*"),
+        ("REGISTRY_PROXY_RANGERULES_0_RANGES", "passthrough"),
+        ("REGISTRY_PROXY_TTLS_0_REPOSITORY", "a/*"),
+        ("REGISTRY_PROXY_TTLS_0_TTL", "1h"),
+        ("REGISTRY_PROXY_UPSTREAMS_0_NAME", "ghcr.io"),
+        ("REGISTRY_PROXY_UPSTREAMS_0_REMOTEURL", "https://ghcr.io"),
+        ("REGISTRY_PROXY_UPSTREAMS_0_TTL", "2h"),
+    ];
+    let proxy = load(None, environment(&variables)).unwrap().config.proxy;
+    let rules = [download::rule("a/*", RangeMode::Passthrough)];
+    assert_eq!(proxy.range_rules, rules);
+    let rules = [storage::rule("a/*", 1), storage::rule("ghcr.io/**", 2)];
+    assert_eq!(proxy.ttl_rules, rules);
 }
 
 /// A variable with its value, and how the problem with it starts.
