@@ -112,10 +112,16 @@ impl Mirror {
                     accept: accept.clone(),
                 };
                 let fresh = self.records.fresh(&key);
-                if let Some((known, outcome)) = &fresh
-                    && let Some(manifest) = self.hot_tag(target, &known.digest, want)
-                {
-                    return Ok(ManifestAnswer::whole(manifest, *outcome));
+                if let Some((known, outcome)) = &fresh {
+                    let hot = match want {
+                        // Needs no more proof than the upstream's word for the tag, and is no use of
+                        // the content.
+                        ReadMode::Head => self.cache.manifest_in_memory(&known.digest),
+                        ReadMode::Content => self.cache.hot_manifest(&target.stored, &known.digest),
+                    };
+                    if let Some(manifest) = hot {
+                        return Ok(ManifestAnswer::whole(manifest, *outcome));
+                    }
                 }
                 Box::pin(self.by_tag(target, key, fresh, want)).await
             }
@@ -183,20 +189,6 @@ impl Mirror {
             self.on_manifest_stored(target, digest).await;
         }
         Ok(answer)
-    }
-
-    /// The manifest of a fresh tag, if it is in memory. Its head needs no more proof than the
-    /// upstream's word for the tag, and is no use of the content.
-    fn hot_tag(
-        &self,
-        target: &Target,
-        digest: &Digest,
-        want: ReadMode,
-    ) -> Option<Arc<CachedManifest>> {
-        match want {
-            ReadMode::Head => self.cache.manifest_in_memory(digest),
-            ReadMode::Content => self.cache.hot_manifest(&target.stored, digest),
-        }
     }
 
     async fn by_tag(
