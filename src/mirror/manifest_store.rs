@@ -47,19 +47,6 @@ impl Mirror {
         }
     }
 
-    /// The same, for the manifest that a tag names.
-    pub(super) async fn unless_tagged_schema1(
-        &self,
-        target: &Target,
-        key: &TagKey,
-        asked: MirrorError,
-    ) -> MirrorError {
-        match self.cache.tagged(&key.repo, &key.tag).await {
-            Some(digest) => self.unless_schema1(target, digest, asked).await,
-            None => asked,
-        }
-    }
-
     /// What to serve when the upstream can't be asked: the digest it named last for this Accept
     /// list, else the one on disk if the client can read it.
     pub(super) async fn last_known(

@@ -231,10 +231,8 @@ fn credentials_refused(UpstreamError { url, failure }: UpstreamError) -> Upstrea
 
 /// A realm is an absolute URL, and as safe as the upstream that named it.
 fn check_realm(upstream: &Url, realm: &str, plain_http: bool) -> Result<Url, RedirectError> {
-    let mut url = Url::parse(realm).map_err(|_relative| RedirectError::Scheme)?;
-    redirect::check(upstream, &url, plain_http)?;
-    url.set_fragment(None);
-    Ok(url)
+    let url = Url::parse(realm).map_err(|_relative| RedirectError::Scheme)?;
+    redirect::checked(upstream, url, plain_http)
 }
 
 #[cfg(test)]

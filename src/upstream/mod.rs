@@ -70,7 +70,7 @@ use transport::Transport;
 
 /// The client of one upstream.
 pub struct Upstream {
-    config: Arc<config::Upstream>,
+    pub config: Arc<config::Upstream>,
     transport: Transport,
     auth: Auth,
     multi_range: Arc<MultiRange>,

@@ -48,12 +48,8 @@ fn read_only(repo: &RepoName, challenge: &str) -> Option<String> {
         }
         let actions = actions.split(',');
         let others = actions.filter(|action| *action != "pull" && READ_ONLY.contains(action));
-        let mut scope = format!("{class}:{name}:pull");
-        for action in others {
-            scope.push(',');
-            scope.push_str(action);
-        }
-        Some(scope)
+        let actions: Vec<&str> = std::iter::once("pull").chain(others).collect();
+        Some(format!("{class}:{name}:{}", actions.join(",")))
     });
     let scopes: Vec<String> = scopes.collect();
     (!scopes.is_empty()).then(|| scopes.join(" "))
