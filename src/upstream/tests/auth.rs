@@ -104,7 +104,7 @@ async fn a_token_that_is_about_to_expire_is_renewed_before_it_is_refused() {
     tokio::time::advance(Duration::from_secs(269)).await;
     get_tag(&upstream).await.unwrap();
     assert_eq!(counts(&server), (1, 3));
-    tokio::time::advance(Duration::from_secs(2)).await;
+    tokio::time::advance(Duration::from_secs(1)).await;
     get_tag(&upstream).await.unwrap();
     // Renewed, and no request was refused.
     assert_eq!(counts(&server), (2, 4));
