@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
-use crate::mirror::{UpstreamEntry, Upstreams};
+use crate::mirror::Upstreams;
 use crate::server::listener::{Address, BindError, Listener};
 use crate::server::{ConnectionSettings, Handler, ResponseBuffers, ServerSettings, Service, serve};
 use crate::storage::Layout;
@@ -343,18 +343,18 @@ fn upstreams(
     clock: Clock,
     metrics: &Arc<Metrics>,
 ) -> Result<Upstreams, StartError> {
-    let default = entry(&proxy.default, proxy, clock, metrics)?;
+    let default = client(&proxy.default, proxy, clock, metrics)?;
     let others = proxy.upstreams.iter();
-    let others = others.map(|upstream| entry(upstream, proxy, clock, metrics));
+    let others = others.map(|upstream| client(upstream, proxy, clock, metrics));
     Ok(Upstreams::new(default, others.collect::<Result<_, _>>()?))
 }
 
-fn entry(
+fn client(
     upstream: &config::Upstream,
     proxy: &config::Proxy,
     clock: Clock,
     metrics: &Arc<Metrics>,
-) -> Result<UpstreamEntry, StartError> {
+) -> Result<Upstream, StartError> {
     let ca_pem = match &upstream.ca {
         None => None,
         Some(path) => Some(config::read_ca(path).map_err(|source| StartError::CaFile {
@@ -370,13 +370,8 @@ fn entry(
         clock,
         Arc::clone(metrics),
     );
-    Ok(UpstreamEntry {
-        client: client.map_err(|source| StartError::Upstream {
-            upstream: upstream.name.clone(),
-            source,
-        })?,
-        name: upstream.name.clone(),
-        aliases: upstream.aliases.clone(),
-        docker_hub: upstream.is_docker_hub,
+    client.map_err(|source| StartError::Upstream {
+        upstream: upstream.name.clone(),
+        source,
     })
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{StreamExt as _, TryFutureExt as _, TryStreamExt as _};
 
 use super::single_flight::Interest;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target, Visit};
@@ -131,7 +131,7 @@ impl Mirror {
     ) -> Result<BlobAnswer, MirrorError> {
         if let Some(size) =
             self.downloader
-                .announced_size(&target.upstream.name, &digest, &target.stored)
+                .announced_size(target.upstream.name(), &digest, &target.stored)
         {
             return Ok(BlobAnswer::new(Some(size), None, Outcome::Joined));
         }
@@ -178,7 +178,7 @@ impl Mirror {
         wanted: BlobRequest,
         proved: &mut bool,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
-        let (upstream, repo) = (&target.upstream.name, &target.stored);
+        let (upstream, repo) = (target.upstream.name(), &target.stored);
         // Before the cache is asked: a client that joins waits for no disk.
         if let Some(follower) = self.downloader.follow(upstream, &digest, repo, wanted) {
             return BlobAnswer::following(follower, ranges, Outcome::Joined).await;
@@ -193,10 +193,8 @@ impl Mirror {
             described_size: self.sizes.get(&digest),
         });
         // Asked only where another repository's download runs.
-        let proof = async {
-            let proof = self.prove_or_vouch(target, digest, proved);
-            proof.await.map(|_outcome| ())
-        };
+        let proof = self.prove_or_vouch(target, digest, proved);
+        let proof = proof.map_ok(|_outcome| ());
         let joined = self.downloader.join(digest, repo, source, wanted, proof);
         let (follower, outcome) = match joined.await? {
             Joined::Leader(follower) => (follower, Outcome::Miss),
@@ -274,9 +272,8 @@ impl Mirror {
         let key: (RepoName, Digest) = (target.stored.clone(), digest);
         let target = target.clone();
         let ask = |interest: Interest| async move {
-            let client = &target.upstream.client;
-            let head = interest.answer(client.head_blob(&target.repo, &digest));
-            head.await
+            let asking = target.upstream.head_blob(&target.repo, &digest);
+            interest.answer(asking).await
         };
         self.proofs.join(key, ask).await?
     }
@@ -298,7 +295,7 @@ impl UpstreamBlob {
     /// Logs that the download's request failed.
     fn report(&self) -> impl Fn(&UpstreamError) + Send + use<> {
         let upstream = Arc::clone(&self.target.upstream);
-        move |error| upstream.client.report(error, DOWNLOAD_FAILED)
+        move |error| upstream.report(error, DOWNLOAD_FAILED)
     }
 }
 
@@ -306,7 +303,7 @@ impl UpstreamBlob {
 impl Source for UpstreamBlob {
     async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError> {
         let Target { upstream, repo, .. } = &self.target;
-        let asking = upstream.client.get_blob(repo, &self.digest, offset, end);
+        let asking = upstream.get_blob(repo, &self.digest, offset, end);
         let mut stream = asking.await.inspect_err(self.report())?;
         stream.body = stream.body.inspect_err(self.report()).boxed();
         Ok(stream)
@@ -318,17 +315,17 @@ impl Source for UpstreamBlob {
         total: u64,
     ) -> Result<Option<BlobRanges>, UpstreamError> {
         let (upstream, repo, digest) = (&self.target.upstream, &self.target.repo, &self.digest);
-        let asking = upstream.client.get_blob_ranges(repo, digest, ranges, total);
+        let asking = upstream.get_blob_ranges(repo, digest, ranges, total);
         let opened = asking.await.inspect_err(self.report())?;
         Ok(opened.map(|pieces| pieces.inspect_err(self.report()).boxed()))
     }
 
     fn supports_multi_range(&self) -> bool {
-        self.target.upstream.client.supports_multi_range()
+        self.target.upstream.supports_multi_range()
     }
 
     fn upstream(&self) -> &str {
-        &self.target.upstream.name
+        self.target.upstream.name()
     }
 
     fn described_size(&self) -> Option<u64> {

@@ -98,7 +98,7 @@ impl Mirror {
         interest: &Interest,
     ) -> Result<(TagList, Outcome), MirrorError> {
         let parsed = async {
-            let asking = target.upstream.client.tags(&target.repo);
+            let asking = target.upstream.tags(&target.repo);
             let list = interest.answer(asking).await?;
             let admission = self.cache.workers().admit(list.size()).await?;
             let read = move || {
@@ -124,8 +124,8 @@ impl Mirror {
         page: &Page,
     ) -> Result<(Vec<Tag>, bool), MirrorError> {
         let n = length(page);
-        let client = &target.upstream.client;
-        let (list, next) = client
+        let (list, next) = target
+            .upstream
             .tags_page(&target.repo, n, page.last.as_deref())
             .await?;
         let admission = self.cache.workers().admit(list.size()).await?;

@@ -47,19 +47,6 @@ impl Mirror {
         }
     }
 
-    /// The same, for the manifest that a tag names.
-    pub(super) async fn unless_tagged_schema1(
-        &self,
-        target: &Target,
-        key: &TagKey,
-        asked: MirrorError,
-    ) -> MirrorError {
-        match self.cache.tagged(&key.repo, &key.tag).await {
-            Some(digest) => self.unless_schema1(target, digest, asked).await,
-            None => asked,
-        }
-    }
-
     /// What to serve when the upstream can't be asked: the digest it named last for this Accept
     /// list, else the one on disk if the client can read it.
     pub(super) async fn last_known(
@@ -100,17 +87,18 @@ impl Mirror {
     /// The reference registry's layout has one digest for a tag. An index serves most clients, so an
     /// old client's manifest doesn't replace it while the index is current.
     pub(super) async fn update_tag(&self, key: &TagKey, digest: Digest) {
-        let named = self.cache.tagged(&key.repo, &key.tag).await;
-        if named != Some(digest) && !self.is_conversion(key, named).await {
-            self.cache.tag(&key.repo, &key.tag, &digest).await;
+        match self.cache.tagged(&key.repo, &key.tag).await {
+            Some(named) if named == digest || self.is_conversion(key, &named).await => {}
+            _ => {
+                self.cache.tag(&key.repo, &key.tag, &digest).await;
+            }
         }
     }
 
     /// Whether the key's Accept list can't read what the tag points to: then its own manifest is
     /// a conversion for an old client.
-    async fn is_conversion(&self, key: &TagKey, named: Option<Digest>) -> bool {
-        let Some(named) = named else { return false };
-        let current = self.any_manifest(&named).await;
+    async fn is_conversion(&self, key: &TagKey, named: &Digest) -> bool {
+        let current = self.any_manifest(named).await;
         current.is_some_and(|current| !key.accept.allows(current.meta.media_type))
     }
 

@@ -112,10 +112,16 @@ impl Mirror {
                     accept: accept.clone(),
                 };
                 let fresh = self.records.fresh(&key);
-                if let Some((known, outcome)) = &fresh
-                    && let Some(manifest) = self.hot_tag(target, &known.digest, want)
-                {
-                    return Ok(ManifestAnswer::whole(manifest, *outcome));
+                if let Some((known, outcome)) = &fresh {
+                    let hot = match want {
+                        // Needs no more proof than the upstream's word for the tag, and is no use of
+                        // the content.
+                        ReadMode::Head => self.cache.manifest_in_memory(&known.digest),
+                        ReadMode::Content => self.cache.hot_manifest(&target.stored, &known.digest),
+                    };
+                    if let Some(manifest) = hot {
+                        return Ok(ManifestAnswer::whole(manifest, *outcome));
+                    }
                 }
                 Box::pin(self.by_tag(target, key, fresh, want)).await
             }
@@ -166,8 +172,15 @@ impl Mirror {
         if present.is_some() || want == ReadMode::Head {
             // Present through another repository: a HEAD, which costs no quota, proves that it is
             // this repository's, too.
-            let asking = self.head(target, &reference, &accept);
+            let repo = &target.repo;
+            let asking = target.upstream.head_manifest(repo, &reference, &accept);
             let head = interest.answer(asking).await?;
+            if let Some(got) = head.digest.filter(|got| *got != digest) {
+                return Err(MirrorError::WrongDigest {
+                    expected: Box::new(digest),
+                    got: Box::new(got),
+                });
+            }
             if let Some(stored) = present {
                 if self.cache.link_manifest(&target.stored, &stored).await {
                     self.on_manifest_stored(target, digest).await;
@@ -183,20 +196,6 @@ impl Mirror {
             self.on_manifest_stored(target, digest).await;
         }
         Ok(answer)
-    }
-
-    /// The manifest of a fresh tag, if it is in memory. Its head needs no more proof than the
-    /// upstream's word for the tag, and is no use of the content.
-    fn hot_tag(
-        &self,
-        target: &Target,
-        digest: &Digest,
-        want: ReadMode,
-    ) -> Option<Arc<CachedManifest>> {
-        match want {
-            ReadMode::Head => self.cache.manifest_in_memory(digest),
-            ReadMode::Content => self.cache.hot_manifest(&target.stored, digest),
-        }
     }
 
     async fn by_tag(
@@ -238,7 +237,10 @@ impl Mirror {
                 let retry_after = error.retry_after();
                 let stale = self.serve_stale(target, &key, want, retry_after).await;
                 let Some(stale) = stale else {
-                    return Err(self.unless_tagged_schema1(target, &key, error).await);
+                    return Err(match self.cache.tagged(&key.repo, &key.tag).await {
+                        Some(digest) => self.unless_schema1(target, digest, error).await,
+                        None => error,
+                    });
                 };
                 target.report(&error, "served the last known digest of the tag");
                 Ok(stale.with(Exchange::failed(&error)))
@@ -275,7 +277,8 @@ impl Mirror {
             || self.cache.tagged(&key.repo, &key.tag).await.is_some();
         // A HEAD costs no quota; but where nothing is known yet, a GET answers in one round trip.
         if seen_before || want == ReadMode::Head {
-            let asking = self.head(target, &reference, &key.accept);
+            let (repo, accept) = (&target.repo, &key.accept);
+            let asking = target.upstream.head_manifest(repo, &reference, accept);
             let head = interest.answer(asking).await?;
             if let Some(answer) = self.confirm(target, key, &head).await {
                 return Ok(answer);
@@ -299,8 +302,8 @@ impl Mirror {
         accept: &Accept,
         interest: &Interest,
     ) -> Result<ManifestAnswer, MirrorError> {
-        let client = &target.upstream.client;
-        let asking = client.get_manifest(&target.repo, reference, accept);
+        let repo = &target.repo;
+        let asking = target.upstream.get_manifest(repo, reference, accept);
         let fetched = interest.answer(asking).await?;
         let admission = self.cache.workers().admit(fetched.size() as u64).await?;
         let fetched = admission.run(move || fetched.verify()).await??;
@@ -363,28 +366,5 @@ impl Mirror {
             (loaded.outcome, loaded.exchange) = (answer.outcome, answer.exchange);
         }
         Ok(loaded)
-    }
-
-    /// Asks the upstream what a manifest is.
-    async fn head(
-        &self,
-        target: &Target,
-        reference: &Reference,
-        accept: &Accept,
-    ) -> Result<ManifestHead, MirrorError> {
-        let head = target
-            .upstream
-            .client
-            .head_manifest(&target.repo, reference, accept)
-            .await?;
-        match (reference, head.digest) {
-            (Reference::Digest(expected), Some(got)) if *expected != got => {
-                Err(MirrorError::WrongDigest {
-                    expected: Box::new(*expected),
-                    got: Box::new(got),
-                })
-            }
-            _ => Ok(head),
-        }
     }
 }

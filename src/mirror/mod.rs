@@ -53,7 +53,7 @@ pub use referrers::ReferrersAnswer;
 use remembered::Remembered;
 use single_flight::SingleFlight;
 use tags::TagRecords;
-pub use targets::{Target, UpstreamEntry, Upstreams};
+pub use targets::{Target, Upstreams};
 
 /// A mirror of some upstreams over one cache.
 #[derive(Debug)]
@@ -130,7 +130,7 @@ impl Target {
     /// Logs that the upstream failed, if that is what the error says, and what was done instead.
     pub fn report(&self, error: &MirrorError, instead: &str) {
         if let Some(error) = error.upstream() {
-            self.upstream.client.report(error, instead);
+            self.upstream.report(error, instead);
         }
     }
 }

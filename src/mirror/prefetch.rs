@@ -157,7 +157,7 @@ impl Prefetch {
         if self.recent.get(&manifest).is_some_and(lately) {
             return None;
         }
-        let permits = self.permits.get(&target.upstream.name)?.clone();
+        let permits = self.permits.get(target.upstream.name())?.clone();
         let (session, visit) = Sessions::start(&self.sessions, &target.stored, manifest)?;
         let Ok(permit) = Arc::clone(&permits.images).try_acquire_owned() else {
             self.metrics.downloads.prefetch_dropped.inc();
@@ -261,7 +261,7 @@ impl Mirror {
     /// Whether a blob is neither there, for whichever repository, nor on its way. One that is there
     /// for another repository costs a client no more than a HEAD.
     async fn is_missing(&self, target: &Target, digest: &Digest) -> bool {
-        !self.downloader.is_running(&target.upstream.name, digest)
+        !self.downloader.is_running(target.upstream.name(), digest)
             && self.cache.is_missing(digest).await
     }
 

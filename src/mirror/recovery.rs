@@ -17,10 +17,10 @@ const COMPARED: usize = 128 * 1024;
 /// Continues a response whose cached file has failed.
 #[derive(Debug)]
 pub struct Recovery {
-    mirror: Arc<Mirror>,
-    target: Target,
-    digest: Digest,
-    client: Client,
+    pub mirror: Arc<Mirror>,
+    pub target: Target,
+    pub digest: Digest,
+    pub client: Client,
 }
 
 /// How much of a blob has been sent when its file fails.
@@ -35,15 +35,6 @@ pub struct Sent {
 }
 
 impl Recovery {
-    pub fn new(mirror: Arc<Mirror>, target: Target, digest: Digest, client: Client) -> Self {
-        Self {
-            mirror,
-            target,
-            digest,
-            client,
-        }
-    }
-
     /// Quarantines the failed file and finds the blob anew. If the failed file wasn't verified, the
     /// bytes that have been sent are compared with the new source's; if they differ, the response
     /// ends with an error.

@@ -65,8 +65,8 @@ impl Mirror {
             }
             // The upstream may well filter them itself.
             Err(error) if error.is_too_long() && artifact_type.is_some() => {
-                let client = &target.upstream.client;
-                let some = client
+                let some = target
+                    .upstream
                     .referrers(&target.repo, &digest, artifact_type)
                     .await?;
                 let some = some.ok_or(error)?;
@@ -97,10 +97,7 @@ impl Mirror {
         digest: Digest,
         interest: &Interest,
     ) -> Result<(Referrers, Outcome), MirrorError> {
-        let asking = target
-            .upstream
-            .client
-            .referrers(&target.repo, &digest, None);
+        let asking = target.upstream.referrers(&target.repo, &digest, None);
         match interest.answer(asking).await? {
             Some(list) => Ok((self.parse_referrers(list).await?, Outcome::Miss)),
             None => interest.answer(self.fallback_tag(target, digest)).await,

@@ -1,7 +1,6 @@
 //! Lists of upstreams, in memory: requested once for all clients that wait, fresh for a while, and
 //! served stale while the upstream can't answer.
 
-use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -37,13 +36,14 @@ pub(super) trait List: Clone + Send + Sync + 'static {
 pub(super) type Answered<T> = (Arc<T>, Outcome, Exchange);
 
 /// The lists of one kind.
+#[derive(Debug)]
 pub(super) struct Remembered<K: Eq + Hash, T> {
     entries: Arc<Cache<K, Entry<T>, Weight>>,
     flights: SingleFlight<K, Result<Answered<T>, MirrorError>>,
     clock: Clock,
 }
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Entry<T> {
     list: Arc<T>,
     weight: u64,
@@ -53,31 +53,22 @@ struct Entry<T> {
 }
 
 impl<T: List> Entry<T> {
-    fn new(list: Arc<T>, outcome: Outcome, until: Instant) -> Self {
+    fn new(list: Arc<T>, outcome: Outcome, fresh_until: Instant) -> Self {
         Self {
             weight: list.weight().saturating_add(OVERHEAD),
             list,
-            fresh_until: until,
-            outcome: match outcome {
-                Outcome::Stale => Outcome::Stale,
-                _ => Outcome::Hit,
-            },
+            fresh_until,
+            outcome,
         }
     }
 }
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Weight;
 
 impl<K, T> Weighter<K, Entry<T>> for Weight {
     fn weight(&self, _key: &K, entry: &Entry<T>) -> u64 {
         entry.weight
-    }
-}
-
-impl<K: Eq + Hash, T> fmt::Debug for Remembered<K, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Remembered").finish_non_exhaustive()
     }
 }
 
@@ -137,13 +128,13 @@ where
                         }
                     })?;
                     // Even of a stale list: it takes a question to the upstream to find that out.
-                    let (fresh, exchange) = match outcome {
-                        Outcome::Stale => (RECHECK, Exchange::unanswered()),
-                        outcome => (FRESH, Exchange::of(outcome)),
+                    let (fresh, later, exchange) = match outcome {
+                        Outcome::Stale => (RECHECK, Outcome::Stale, Exchange::unanswered()),
+                        outcome => (FRESH, Outcome::Hit, Exchange::of(outcome)),
                     };
                     let list = Arc::new(list);
-                    let until = clock.now() + fresh;
-                    entries.insert(key, Entry::new(Arc::clone(&list), outcome, until));
+                    let entry = Entry::new(Arc::clone(&list), later, clock.now() + fresh);
+                    entries.insert(key, entry);
                     Ok((list, outcome, exchange))
                 }
             })

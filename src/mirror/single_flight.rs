@@ -1,11 +1,10 @@
 //! Runs a job once for all callers that wait for its result.
 
-use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use dashmap::DashMap;
@@ -20,14 +19,14 @@ use super::MirrorError;
 
 /// Jobs in flight. A job is a task of its own. When its last waiter leaves, it ends if it still
 /// waits for the upstream; what the upstream has answered is stored.
+#[derive(Debug)]
 pub(super) struct SingleFlight<K: Eq + Hash, V> {
     running: Arc<DashMap<K, Flight<V>>>,
-    next_id: AtomicU64,
     tasks: TaskTracker,
 }
 
+#[derive(Debug)]
 struct Flight<V> {
-    id: u64,
     landing: Landing<V>,
     /// Changed under the lock of the map's entry.
     waiters: usize,
@@ -58,12 +57,6 @@ impl Interest {
     }
 }
 
-impl<K: Eq + Hash, V> fmt::Debug for SingleFlight<K, V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SingleFlight").finish_non_exhaustive()
-    }
-}
-
 impl<K, V> SingleFlight<K, V>
 where
     K: Eq + Hash + Clone + Send + Sync + 'static,
@@ -72,7 +65,6 @@ where
     pub(super) fn new(tasks: TaskTracker) -> Self {
         Self {
             running: Arc::new(DashMap::new()),
-            next_id: AtomicU64::new(0),
             tasks,
         }
     }
@@ -82,43 +74,38 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let (id, landing) = match self.running.entry(key.clone()) {
+        let landing = match self.running.entry(key.clone()) {
             Entry::Occupied(mut entry) => {
                 let flight = entry.get_mut();
                 flight.waiters += 1;
-                (flight.id, flight.landing.clone())
+                flight.landing.clone()
             }
             Entry::Vacant(entry) => {
                 let (sender, receiver) = oneshot::channel();
                 let landing = receiver.shared();
-                let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-                let guard = Guard {
-                    running: Arc::clone(&self.running),
-                    key: entry.key().clone(),
-                    id,
-                };
                 let interest = Interest::default();
-                let job = job(interest.clone());
+                let job = AssertUnwindSafe(job(interest.clone()));
+                let (running, own, key) = (Arc::clone(&self.running), landing.clone(), key.clone());
                 entry.insert(Flight {
-                    id,
                     landing: landing.clone(),
                     waiters: 1,
                     interest,
                 });
                 self.tasks.spawn(async move {
-                    let value = job.await;
+                    let value = job.catch_unwind().await;
                     // Forgotten before anyone hears: a later request must not be given this result.
-                    drop(guard);
-                    // Nobody may be waiting any more.
-                    drop(sender.send(value));
+                    running.remove_if(&key, |_, flight| flight.landing.ptr_eq(&own));
+                    if let Ok(value) = value {
+                        // Nobody may be waiting any more.
+                        drop(sender.send(value));
+                    }
                 });
-                (id, landing)
+                landing
             }
         };
         Waiter {
             running: Arc::clone(&self.running),
             key,
-            id,
             landing,
             is_counted: true,
         }
@@ -129,7 +116,6 @@ where
 pub(super) struct Waiter<K: Eq + Hash, V> {
     running: Arc<DashMap<K, Flight<V>>>,
     key: K,
-    id: u64,
     landing: Landing<V>,
     is_counted: bool,
 }
@@ -157,7 +143,8 @@ impl<K: Eq + Hash, V> Drop for Waiter<K, V> {
             return;
         }
         let abandoned = self.running.remove_if_mut(&self.key, |_, flight| {
-            if flight.id != self.id {
+            // Another one, where this one has landed.
+            if !flight.landing.ptr_eq(&self.landing) {
                 return false;
             }
             flight.waiters = flight.waiters.saturating_sub(1);
@@ -169,24 +156,10 @@ impl<K: Eq + Hash, V> Drop for Waiter<K, V> {
     }
 }
 
-/// Forgets the job, also when its task panics.
-struct Guard<K: Eq + Hash, V> {
-    running: Arc<DashMap<K, Flight<V>>>,
-    key: K,
-    id: u64,
-}
-
-impl<K: Eq + Hash, V> Drop for Guard<K, V> {
-    fn drop(&mut self) {
-        self.running
-            .remove_if(&self.key, |_, flight| flight.id == self.id);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::sync::Semaphore;
 
     #[tokio::test]

@@ -7,28 +7,16 @@ use super::MirrorError;
 use crate::oci::RepoName;
 use crate::upstream::Upstream;
 
-/// An upstream with what routing needs to know of it.
-#[derive(Debug)]
-pub struct UpstreamEntry {
-    pub client: Upstream,
-    /// The first component that chooses this upstream.
-    pub name: String,
-    /// Other registry hosts, `host` or `host:port` in lower case, that mean this upstream.
-    pub aliases: Vec<String>,
-    /// Docker Hub's rule: a name of one component is below `library/`.
-    pub docker_hub: bool,
-}
-
 #[derive(Debug)]
 pub struct Upstreams {
-    default: Arc<UpstreamEntry>,
+    default: Arc<Upstream>,
     /// A few hosts, of which several are looked for with each request.
-    by_host: BTreeMap<String, Arc<UpstreamEntry>>,
+    by_host: BTreeMap<String, Arc<Upstream>>,
 }
 
 #[derive(Debug, Clone)]
 pub struct Target {
-    pub upstream: Arc<UpstreamEntry>,
+    pub upstream: Arc<Upstream>,
     /// The repository's name at the upstream.
     pub repo: RepoName,
     /// Its name in the store: with the upstream's name before it, unless that is the default one.
@@ -37,16 +25,13 @@ pub struct Target {
 
 impl Upstreams {
     /// The configuration has made sure that no two upstreams share a name or an alias.
-    pub fn new(default: UpstreamEntry, others: Vec<UpstreamEntry>) -> Self {
+    pub fn new(default: Upstream, others: Vec<Upstream>) -> Self {
         let default = Arc::new(default);
         let mut by_host = BTreeMap::new();
-        for upstream in others
-            .into_iter()
-            .map(Arc::new)
-            .chain([Arc::clone(&default)])
-        {
-            for host in upstream.aliases.iter().chain([&upstream.name]) {
-                by_host.insert(host.to_ascii_lowercase(), Arc::clone(&upstream));
+        let others = others.into_iter().map(Arc::new);
+        for upstream in others.chain([Arc::clone(&default)]) {
+            for host in &upstream.config.aliases {
+                by_host.insert(host.clone(), Arc::clone(&upstream));
             }
         }
         Self { default, by_host }
@@ -54,11 +39,10 @@ impl Upstreams {
 
     /// The names of all, some of them more than once.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        let all = self.by_host.values().chain([&self.default]);
-        all.map(|upstream| upstream.name.as_str())
+        self.by_host.values().map(|upstream| upstream.name())
     }
 
-    fn by_host(&self, host: &str) -> Option<&Arc<UpstreamEntry>> {
+    fn by_host(&self, host: &str) -> Option<&Arc<Upstream>> {
         // Hosts are written in lower case, nearly always.
         if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
             self.by_host.get(&host.to_ascii_lowercase())
@@ -98,9 +82,9 @@ impl Upstreams {
         self.place(upstream, repo)
     }
 
-    fn place(&self, upstream: Arc<UpstreamEntry>, repo: RepoName) -> Result<Target, MirrorError> {
+    fn place(&self, upstream: Arc<Upstream>, repo: RepoName) -> Result<Target, MirrorError> {
         let repo = match repo.first_component() {
-            None if upstream.docker_hub => match "library".parse::<RepoName>() {
+            None if upstream.config.is_docker_hub => match "library".parse::<RepoName>() {
                 Ok(library) => repo.below(&library),
                 Err(_never) => repo,
             },
@@ -111,17 +95,18 @@ impl Upstreams {
             if let Some(first) = repo.first_component()
                 && self
                     .by_host(first)
-                    .is_some_and(|other| other.name == first && !Arc::ptr_eq(other, &upstream))
+                    .is_some_and(|other| other.name() == first && !Arc::ptr_eq(other, &upstream))
             {
                 return Err(MirrorError::Shadowed {
-                    upstream: upstream.name.clone(),
+                    upstream: upstream.name().to_owned(),
                     prefix: first.to_string(),
                 });
             }
             repo.clone()
         } else {
-            let prefix = RepoName::from_stored(&upstream.name)
-                .map_err(|_not_a_component| MirrorError::UnknownUpstream(upstream.name.clone()))?;
+            let prefix = RepoName::from_stored(upstream.name()).map_err(|_not_a_component| {
+                MirrorError::UnknownUpstream(upstream.name().to_owned())
+            })?;
             repo.below(&prefix)
         };
         Ok(Target {

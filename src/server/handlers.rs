@@ -107,7 +107,12 @@ impl Handlers {
             Verdict::NotModified => answer::blob_not_modified(&digest, origin),
             Verdict::Proceed if refused => answer::unsatisfiable(found.size, origin),
             Verdict::Proceed => {
-                let recovery = Recovery::new(Arc::clone(&self.mirror), target, digest, call.client);
+                let recovery = Recovery {
+                    mirror: Arc::clone(&self.mirror),
+                    target,
+                    digest,
+                    client: call.client,
+                };
                 answer::blob(&digest, want, ranges, found, origin, recovery)
             }
         };

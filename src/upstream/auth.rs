@@ -19,7 +19,7 @@ use super::credentials::Scheme;
 use super::error::{Failure, ShownUrl, UpstreamError, Violation};
 use super::redirect::RedirectError;
 use super::reply::UpstreamResponse;
-use super::scope::Scopes;
+use super::scope::scopes;
 use super::token::{MAX_ANSWER, Token, TokenGrant, TokenRequest};
 use super::transport::UpstreamRequest;
 use super::{Upstream, body, redirect, site};
@@ -39,13 +39,6 @@ struct Authorization {
     last: bool,
 }
 
-/// What a challenge may be answered with.
-struct Answer {
-    scheme: Scheme,
-    /// For when the scheme's token is refused.
-    wider: Option<Arc<TokenRequest>>,
-}
-
 impl Upstream {
     /// Asks a question about a repository, authenticating as the upstream demands. Returns a
     /// success, or the error.
@@ -54,25 +47,10 @@ impl Upstream {
         repo: &RepoName,
         ask: &UpstreamRequest,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let result = self.send_authenticated(repo, ask).await;
-        if let Err(error) = &result
-            && matches!(
-                error.failure,
-                Failure::Unauthorized(_) | Failure::CredentialsRefused { .. }
-            )
-        {
-            // What was remembered may be what is wrong: learn anew next time.
-            self.auth.schemes.remove(repo);
-        }
-        result
-    }
-
-    async fn send_authenticated(
-        &self,
-        repo: &RepoName,
-        ask: &UpstreamRequest,
-    ) -> Result<UpstreamResponse, UpstreamError> {
-        let mut authorization = self.remembered(repo).await?;
+        let mut authorization = match self.auth.schemes.get(repo) {
+            Some(scheme) => Some(self.authorize(repo, scheme, None).await?),
+            None => None,
+        };
         let mut sent = 0;
         loop {
             let header = authorization.as_ref().map(|sent| &sent.header);
@@ -85,9 +63,14 @@ impl Upstream {
                 return Ok(reply);
             }
             sent += 1;
-            let answer = self.answer(&reply, repo)?;
-            let answer = answer.and_then(|answer| answer.after(authorization.as_ref()));
-            let Some(Answer { scheme, wider }) = answer.filter(|_| sent < MAX_SENT) else {
+            let schemes = self.schemes(&reply, repo)?;
+            let tried = authorization
+                .as_ref()
+                .map_or(0, |sent| sent.tried(&schemes));
+            let mut untried = schemes.into_iter().skip(tried);
+            let Some(scheme) = untried.next().filter(|_| sent < MAX_SENT) else {
+                // What was remembered may be what is wrong: learn anew next time.
+                self.auth.schemes.remove(repo);
                 let refused = authorization.map(|authorization| authorization.scheme);
                 let error = self.transport.refusal(reply).await;
                 return Err(match refused {
@@ -96,31 +79,20 @@ impl Upstream {
                 });
             };
             body::drain(&mut { reply }).await;
-            let next = self.authorize(scheme, header).await;
-            authorization = Some(match (next, wider) {
+            let next = self.authorize(repo, scheme, header).await;
+            authorization = Some(match (next, untried.next()) {
                 (Err(error), Some(wider)) if refuses_scope(&error) => {
-                    self.authorize(Scheme::Bearer(wider), header).await?
+                    self.authorize(repo, wider, header).await?
                 }
                 (next, _) => next?,
             });
         }
     }
 
-    async fn remembered(&self, repo: &RepoName) -> Result<Option<Authorization>, UpstreamError> {
-        let Some(scheme) = self.auth.schemes.get(repo) else {
-            return Ok(None);
-        };
-        let authorization = self.authorize(scheme, None).await;
-        if authorization.is_err() {
-            // The token service may have moved; only a new challenge can tell.
-            self.auth.schemes.remove(repo);
-        }
-        authorization.map(Some)
-    }
-
     /// `rejected` is the header that was just refused: it isn't given again.
     async fn authorize(
         &self,
+        repo: &RepoName,
         scheme: Scheme,
         rejected: Option<&HeaderValue>,
     ) -> Result<Authorization, UpstreamError> {
@@ -128,8 +100,11 @@ impl Upstream {
             Scheme::Basic(header) => (header.clone(), true),
             Scheme::Bearer(request) => {
                 let ask = || self.request_token(request);
-                let grant = self.auth.tokens.get(request, rejected, ask).await?;
-                let TokenGrant { token, fresh } = grant;
+                let grant = self.auth.tokens.get(request, rejected, ask).await;
+                let TokenGrant { token, fresh } = grant.inspect_err(|_| {
+                    // The token service may have moved; only a new challenge can tell.
+                    self.auth.schemes.remove(repo);
+                })?;
                 (token.header, fresh)
             }
         };
@@ -184,12 +159,13 @@ impl Upstream {
         );
     }
 
-    /// How a challenge will be answered: Bearer before Basic, and Basic only with credentials.
-    fn answer(
+    /// What a challenge may be answered with, each when the one before it was refused: Bearer before
+    /// Basic, and Basic only with credentials.
+    fn schemes(
         &self,
         reply: &UpstreamResponse,
         repo: &RepoName,
-    ) -> Result<Option<Answer>, UpstreamError> {
+    ) -> Result<Vec<Scheme>, UpstreamError> {
         let lines = reply.headers().get_all(WWW_AUTHENTICATE).iter();
         let challenges = challenge::parse(lines.filter_map(|line| line.to_str().ok()));
         for challenge in &challenges {
@@ -201,56 +177,28 @@ impl Upstream {
             {
                 let realm = check_realm(&self.config.url, realm, self.config.plain_http)
                     .map_err(|error| reply.violates(Violation::Realm(error)))?;
-                let scopes = match &self.config.scope {
-                    Some(template) => Scopes::configured(template, repo),
-                    None => Scopes::of(repo, scope.as_deref()),
-                };
                 let request = |scope| {
-                    Arc::new(TokenRequest {
+                    Scheme::Bearer(Arc::new(TokenRequest {
                         realm: realm.clone(),
                         service: service.clone(),
                         scope,
-                    })
+                    }))
                 };
-                return Ok(Some(Answer {
-                    scheme: Scheme::Bearer(request(scopes.narrow)),
-                    wider: scopes.wider.map(request),
-                }));
+                let scopes = scopes(repo, self.config.scope.as_deref(), scope.as_deref());
+                return Ok(scopes.into_iter().map(request).collect());
             }
         }
         let header = self.auth.credentials.clone();
         let header = header.filter(|_| challenges.contains(&Challenge::Basic));
-        Ok(header.map(|header| Answer::only(Scheme::Basic(header))))
+        Ok(header.into_iter().map(Scheme::Basic).collect())
     }
 }
 
-impl Answer {
-    const fn only(scheme: Scheme) -> Self {
-        Self {
-            scheme,
-            wider: None,
-        }
-    }
-
-    /// What to try of it after `refused` was answered with the challenge. None when everything has
-    /// been tried.
-    fn after(self, refused: Option<&Authorization>) -> Option<Self> {
-        let Some(Authorization { scheme, last, .. }) = refused else {
-            return Some(self);
-        };
-        match (scheme, &self.scheme) {
-            (Scheme::Basic(_), Scheme::Basic(_)) => None,
-            (Scheme::Bearer(request), Scheme::Bearer(narrow)) => {
-                if self.wider.as_ref() == Some(request) {
-                    (!last).then(|| Self::only(scheme.clone()))
-                } else if *last && narrow == request {
-                    self.wider.map(|wider| Self::only(Scheme::Bearer(wider)))
-                } else {
-                    Some(self)
-                }
-            }
-            _ => Some(self),
-        }
+impl Authorization {
+    /// How many of a challenge's schemes have been tried in vain, when this was refused with it.
+    fn tried(&self, schemes: &[Scheme]) -> usize {
+        let at = schemes.iter().position(|scheme| *scheme == self.scheme);
+        at.map_or(0, |at| at + usize::from(self.last))
     }
 }
 
@@ -283,10 +231,8 @@ fn credentials_refused(UpstreamError { url, failure }: UpstreamError) -> Upstrea
 
 /// A realm is an absolute URL, and as safe as the upstream that named it.
 fn check_realm(upstream: &Url, realm: &str, plain_http: bool) -> Result<Url, RedirectError> {
-    let mut url = Url::parse(realm).map_err(|_relative| RedirectError::Scheme)?;
-    redirect::check(upstream, &url, plain_http)?;
-    url.set_fragment(None);
-    Ok(url)
+    let url = Url::parse(realm).map_err(|_relative| RedirectError::Scheme)?;
+    redirect::checked(upstream, url, plain_http)
 }
 
 #[cfg(test)]

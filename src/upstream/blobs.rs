@@ -68,7 +68,7 @@ impl Upstream {
         let ask = ask.with_ranges([(0, Some(1))])?;
         let reply = self.ask(repo, &ask).await?;
         // Of more than the one byte, nothing is read: only the size counts here.
-        Ok(placement(&reply, Some((0, None)))?.total)
+        Ok(self.stream(reply, Some((0, None)))?.total)
     }
 
     /// A blob from `offset` (bytes) on, up to `end` (exclusive, more than `offset`) or its own end.
@@ -89,8 +89,36 @@ impl Upstream {
         if asked.is_some() {
             ask = ask.with_ranges(asked)?;
         }
-        let reply = self.ask(repo, &ask).await?;
-        let Placement { offset, end, total } = placement(&reply, asked)?;
+        self.stream(self.ask(repo, &ask).await?, asked)
+    }
+
+    /// `asked` is the start and the end (exclusive) of the range that was asked for, if one was.
+    fn stream(
+        &self,
+        reply: UpstreamResponse,
+        asked: Option<(u64, Option<u64>)>,
+    ) -> Result<BlobStream, UpstreamError> {
+        reply.refuse_encoding()?;
+        let (offset, end, total) = match (reply.status(), asked) {
+            (StatusCode::OK, _) => {
+                let length = reply.content_length()?;
+                (0, length, length)
+            }
+            (StatusCode::PARTIAL_CONTENT, Some((offset, end))) => {
+                let range = reply.content_range()?;
+                if range.first != offset || end.is_some_and(|end| range.last >= end) {
+                    return Err(reply.violates(Violation::Range));
+                }
+                // Of a range that is shorter than asked, the rest is missing; that the blob itself
+                // ends there can only be when its size isn't told.
+                let end = match range.total {
+                    Some(total) => end.map_or(total, |end| end.min(total)),
+                    None => range.last.saturating_add(1),
+                };
+                (offset, Some(end), range.total)
+            }
+            _ => return Err(reply.unexpected()),
+        };
         let expected = end.map(|end| end.saturating_sub(offset));
         Ok(BlobStream {
             offset,
@@ -103,48 +131,5 @@ impl Upstream {
     pub(super) fn blob(&self, method: Method, repo: &RepoName, digest: &Digest) -> UpstreamRequest {
         let url = self.endpoint(repo, "blobs", &digest.to_string());
         UpstreamRequest::new(Kind::Blob, method, url)
-    }
-}
-
-/// Where a body lies in its blob.
-struct Placement {
-    offset: u64,
-    end: Option<u64>,
-    total: Option<u64>,
-}
-
-/// `asked` is the start and the end (exclusive) of the range that was asked for, if one was.
-fn placement(
-    reply: &UpstreamResponse,
-    asked: Option<(u64, Option<u64>)>,
-) -> Result<Placement, UpstreamError> {
-    reply.refuse_encoding()?;
-    match (reply.status(), asked) {
-        (StatusCode::OK, _) => {
-            let length = reply.content_length()?;
-            Ok(Placement {
-                offset: 0,
-                end: length,
-                total: length,
-            })
-        }
-        (StatusCode::PARTIAL_CONTENT, Some((offset, end))) => {
-            let range = reply.content_range()?;
-            if range.first != offset || end.is_some_and(|end| range.last >= end) {
-                return Err(reply.violates(Violation::Range));
-            }
-            // Of a range that is shorter than asked, the rest is missing; that the blob itself ends
-            // there can only be when its size isn't told.
-            let end = match range.total {
-                Some(total) => end.map_or(total, |end| end.min(total)),
-                None => range.last.saturating_add(1),
-            };
-            Ok(Placement {
-                offset,
-                end: Some(end),
-                total: range.total,
-            })
-        }
-        _ => Err(reply.unexpected()),
     }
 }

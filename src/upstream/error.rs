@@ -133,30 +133,22 @@ pub enum Failure {
 }
 
 /// What was being waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Phase {
     /// A connection, TLS included.
+    #[error("connecting")]
     Connect,
-    /// The header of the answer.
+    #[error("the answer's header")]
     Header,
     /// All of a small body (manifest, token, list).
+    #[error("the answer's body")]
     Body,
-    /// The next piece of a blob.
+    /// Of a blob.
+    #[error("the next piece of the body")]
     Stall,
     /// The bytes of a blob that have to arrive in a minute.
+    #[error("the minimum of bytes (`proxy.minspeed`)")]
     Speed,
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Connect => "connecting",
-            Self::Header => "the answer's header",
-            Self::Body => "the answer's body",
-            Self::Stall => "the next piece of the body",
-            Self::Speed => "the minimum of bytes (`proxy.minspeed`)",
-        })
-    }
 }
 
 /// How an answer broke the rules.
@@ -196,12 +188,6 @@ pub enum Violation {
 /// Why an upstream can't be set up.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SetupError {
-    #[error("its URL can't be used: {0}")]
-    Url(#[from] RedirectError),
-    #[error("the user name or password can't be sent as Basic credentials")]
-    Credentials,
-    #[error("the user name and password would be sent over plain HTTP, which isn't permitted")]
-    PlainHttp,
     #[error("the CA file is not a PEM bundle of certificates")]
     Authority(#[source] Source),
     #[error("the CA file holds no certificate")]

@@ -178,14 +178,9 @@ impl Resolve for GuardedResolver {
 
 /// The guard's refusal among the causes of the HTTP library's error.
 pub(super) fn refusal(error: &reqwest::Error) -> Option<InternalTarget> {
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if let Some(refused) = error.downcast_ref::<InternalTarget>() {
-            return Some(refused.clone());
-        }
-        cause = error.source();
-    }
-    None
+    let first = std::error::Error::source(error);
+    let mut causes = std::iter::successors(first, |cause| cause.source());
+    causes.find_map(|cause| cause.downcast_ref().cloned())
 }
 
 #[cfg(test)]

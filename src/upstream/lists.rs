@@ -154,40 +154,27 @@ impl Upstream {
         kind: Kind,
         first: Url,
     ) -> Result<UnparsedList, UpstreamError> {
-        match timeout(MAX_TIME, self.follow(repo, kind, &first)).await {
-            Ok(pages) => Ok(UnparsedList {
-                pages: pages?,
-                url: first,
-            }),
-            Err(_elapsed) => {
-                let (phase, after) = (Phase::Body, MAX_TIME);
-                Err(UpstreamError::new(
-                    &first,
-                    Failure::Timeout { phase, after },
-                ))
+        let pages = async {
+            let (mut pages, mut left) = (Vec::new(), MAX_LIST);
+            let mut asked = vec![first.clone()];
+            while let Some(url) = asked.get(pages.len()).cloned() {
+                if pages.len() == MAX_PAGES {
+                    return Err(UpstreamError::protocol(&first, Violation::TooManyPages));
+                }
+                let (page, next) = self.page(repo, kind, &url, left).await?;
+                left = left.saturating_sub(page.len() as u64);
+                pages.push(page);
+                // An upstream that ignores where its page begins links to the same one for ever.
+                asked.extend(next.filter(|next| !asked.contains(next)));
             }
-        }
-    }
-
-    async fn follow(
-        &self,
-        repo: &RepoName,
-        kind: Kind,
-        first: &Url,
-    ) -> Result<Vec<Bytes>, UpstreamError> {
-        let (mut pages, mut left) = (Vec::new(), MAX_LIST);
-        let mut asked = vec![first.clone()];
-        while let Some(url) = asked.get(pages.len()).cloned() {
-            if pages.len() == MAX_PAGES {
-                return Err(UpstreamError::protocol(first, Violation::TooManyPages));
-            }
-            let (page, next) = self.page(repo, kind, &url, left).await?;
-            left = left.saturating_sub(page.len() as u64);
-            pages.push(page);
-            // An upstream that ignores where its page begins links to the same one for ever.
-            asked.extend(next.filter(|next| !asked.contains(next)));
-        }
-        Ok(pages)
+            Ok(pages)
+        };
+        let pages = timeout(MAX_TIME, pages).await.unwrap_or_else(|_elapsed| {
+            let (phase, after) = (Phase::Body, MAX_TIME);
+            let failure = Failure::Timeout { phase, after };
+            Err(UpstreamError::new(&first, failure))
+        })?;
+        Ok(UnparsedList { url: first, pages })
     }
 
     /// One page, and where the next one is.

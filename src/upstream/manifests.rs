@@ -168,14 +168,8 @@ impl Upstream {
 
 /// A digest that can't be read could not be verified, so it is an error and not an absence.
 fn announced_digest(reply: &UpstreamResponse) -> Result<Option<Digest>, UpstreamError> {
-    if !reply.headers().contains_key(DOCKER_CONTENT_DIGEST) {
-        return Ok(None);
-    }
-    let digest = reply.text(&DOCKER_CONTENT_DIGEST);
-    digest
-        .and_then(|text| text.parse().ok())
-        .map(Some)
-        .ok_or_else(|| reply.violates(Violation::Header("Docker-Content-Digest")))
+    let parse = |text: &str| text.parse().ok();
+    reply.parsed(&DOCKER_CONTENT_DIGEST, "Docker-Content-Digest", parse)
 }
 
 fn declared(reply: &UpstreamResponse) -> Declared {

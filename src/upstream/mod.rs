@@ -50,7 +50,7 @@ use std::sync::Arc;
 use url::Url;
 
 use crate::clock::Clock;
-use crate::config::{self, Timeouts, is_loopback};
+use crate::config::{self, Timeouts};
 use crate::metrics::Metrics;
 use crate::oci::RepoName;
 pub use address::Network;
@@ -70,7 +70,7 @@ use transport::Transport;
 
 /// The client of one upstream.
 pub struct Upstream {
-    config: Arc<config::Upstream>,
+    pub config: Arc<config::Upstream>,
     transport: Transport,
     auth: Auth,
     multi_range: Arc<MultiRange>,
@@ -86,29 +86,18 @@ impl Upstream {
     /// Sets up the client; nothing is sent. `ca_pem` holds certificates that are trusted besides the
     /// system's.
     pub fn new(
-        mut config: config::Upstream,
+        config: config::Upstream,
         ca_pem: Option<&[u8]>,
         timeouts: Timeouts,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
-        redirect::check(&config.url, &config.url, config.plain_http)?;
-        let credentials = config.credentials.as_ref();
-        let credentials = credentials
-            .map(|pair| credentials::header(pair).ok_or(SetupError::Credentials))
-            .transpose()?;
-        let readable = config.url.scheme() == "http" && !is_loopback(&config.url);
-        if credentials.is_some() && readable && !config.plain_http {
-            return Err(SetupError::PlainHttp);
-        }
-        config.url.set_query(None);
-        config.url.set_fragment(None);
         let config = Arc::new(config);
         Ok(Self {
             transport: Transport::new(Arc::clone(&config), ca_pem, timeouts, clock, metrics)?,
             multi_range: Arc::new(MultiRange::new(&config.name)),
+            auth: Auth::new(config.credentials.as_ref()),
             config,
-            auth: Auth::new(credentials),
         })
     }
 
@@ -126,7 +115,7 @@ impl Upstream {
     /// The address of `/v2/<repo>/<endpoint>/<item>`.
     fn endpoint(&self, repo: &RepoName, endpoint: &str, item: &str) -> Url {
         let mut url = self.config.url.clone();
-        // Only a URL that can't be a base has no segments, and none of those is set up.
+        // Only a URL that can't be a base has no segments, and none of those is configured.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push("v2").extend(repo.components());
             segments.push(endpoint).push(item);

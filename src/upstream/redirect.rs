@@ -37,7 +37,7 @@ pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
         && a.port_or_known_default() == b.port_or_known_default()
 }
 
-/// The next hop from `from`. A fragment is dropped: it isn't sent anyway.
+/// The next hop from `from`.
 pub(super) fn target(
     from: &Url,
     headers: &HeaderMap,
@@ -47,16 +47,15 @@ pub(super) fn target(
     let location = location
         .to_str()
         .map_err(|_not_ascii| RedirectError::Location)?;
-    let mut url = from
+    let url = from
         .join(location)
         .map_err(|_malformed| RedirectError::Location)?;
-    check(from, &url, plain_http)?;
-    url.set_fragment(None);
-    Ok(url)
+    checked(from, url, plain_http)
 }
 
-/// Whether `url`, named by the server at `from`, may be asked. `plain_http` permits to leave https.
-pub(super) fn check(from: &Url, url: &Url, plain_http: bool) -> Result<(), RedirectError> {
+/// `url`, named by the server at `from`, if it may be asked. `plain_http` permits to leave https. A
+/// fragment is dropped: it isn't sent anyway.
+pub(super) fn checked(from: &Url, mut url: Url, plain_http: bool) -> Result<Url, RedirectError> {
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(RedirectError::Scheme);
     }
@@ -66,7 +65,8 @@ pub(super) fn check(from: &Url, url: &Url, plain_http: bool) -> Result<(), Redir
     if from.scheme() == "https" && url.scheme() == "http" && !plain_http {
         return Err(RedirectError::Downgrade);
     }
-    Ok(())
+    url.set_fragment(None);
+    Ok(url)
 }
 
 /// The target of `Link: <...>; rel="next"` (RFC 8288), resolved against the page's own URL.

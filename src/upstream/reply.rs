@@ -51,13 +51,22 @@ impl UpstreamResponse {
 
     /// `Content-Length` in bytes. The library's own figure is 0 for every HEAD.
     pub(super) fn content_length(&self) -> Result<Option<u64>, UpstreamError> {
-        let Some(value) = self.headers().get(CONTENT_LENGTH) else {
+        self.parsed(&CONTENT_LENGTH, "Content-Length", crate::oci::digits)
+    }
+
+    /// A header's value, if it is there; malformed, it is an error and not an absence.
+    pub(super) fn parsed<T>(
+        &self,
+        name: &HeaderName,
+        shown: &'static str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, UpstreamError> {
+        let Some(value) = self.headers().get(name) else {
             return Ok(None);
         };
-        let length = value.to_str().ok().and_then(crate::oci::digits);
-        length
-            .map(Some)
-            .ok_or_else(|| self.violates(Violation::Header("Content-Length")))
+        let parsed = value.to_str().ok().and_then(parse);
+        let parsed = parsed.map(Some);
+        parsed.ok_or_else(|| self.violates(Violation::Header(shown)))
     }
 
     /// The `Content-Range` of a 206, which its `Content-Length` doesn't contradict.

@@ -19,30 +19,21 @@ const READ_ONLY: [&str; 6] = [
     "content/read",
 ];
 
-/// The scopes to ask for, one or more each, separated by blanks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Scopes {
-    pub narrow: String,
-    /// To be asked for once, when the narrow scope was refused.
-    pub wider: Option<String>,
-}
-
-impl Scopes {
-    /// `challenge` is the scope that the upstream's challenge asks for.
-    pub(super) fn of(repo: &RepoName, challenge: Option<&str>) -> Self {
-        let narrow = format!("repository:{repo}:pull");
-        let wider = challenge.and_then(|challenge| read_only(repo, challenge));
-        let wider = wider.filter(|wider| *wider != narrow);
-        Self { narrow, wider }
+/// The scopes to ask for, each when the one before it was refused; each is one or more, separated by
+/// blanks. `configured` is the operator's scope, in which `{name}` stands for the repository's name;
+/// `challenge` is the one that the upstream's challenge asks for.
+pub(super) fn scopes(
+    repo: &RepoName,
+    configured: Option<&str>,
+    challenge: Option<&str>,
+) -> Vec<String> {
+    if let Some(template) = configured {
+        return vec![template.replace(PLACEHOLDER, repo.as_str())];
     }
-
-    /// The operator's scope, in which `{name}` stands for the repository's name.
-    pub(super) fn configured(template: &str, repo: &RepoName) -> Self {
-        Self {
-            narrow: template.replace(PLACEHOLDER, repo.as_str()),
-            wider: None,
-        }
-    }
+    let narrow = format!("repository:{repo}:pull");
+    let wider = challenge.and_then(|challenge| read_only(repo, challenge));
+    let wider = wider.filter(|wider| *wider != narrow);
+    std::iter::once(narrow).chain(wider).collect()
 }
 
 /// The challenge's scopes for this repository, with their read-only actions and `pull`.
@@ -57,12 +48,8 @@ fn read_only(repo: &RepoName, challenge: &str) -> Option<String> {
         }
         let actions = actions.split(',');
         let others = actions.filter(|action| *action != "pull" && READ_ONLY.contains(action));
-        let mut scope = format!("{class}:{name}:pull");
-        for action in others {
-            scope.push(',');
-            scope.push_str(action);
-        }
-        Some(scope)
+        let actions: Vec<&str> = std::iter::once("pull").chain(others).collect();
+        Some(format!("{class}:{name}:{}", actions.join(",")))
     });
     let scopes: Vec<String> = scopes.collect();
     (!scopes.is_empty()).then(|| scopes.join(" "))
@@ -98,17 +85,13 @@ mod tests {
                 Some("repository:a/b:pull,list repository:a/b:pull,read"),
             ),
         ] {
-            let scopes = Scopes::of(&repo, challenge);
-            assert_eq!(scopes.narrow, "repository:a/b:pull");
-            assert_eq!(scopes.wider.as_deref(), wider, "{challenge:?}");
+            let expected = std::iter::once("repository:a/b:pull").chain(wider);
+            let found = scopes(&repo, None, challenge);
+            assert!(found.iter().eq(expected), "{challenge:?} {found:?}");
+            // A configured scope is final.
+            let template = "repository:prefix/{name}:pull,list";
+            let configured = scopes(&repo, Some(template), challenge);
+            assert_eq!(configured, ["repository:prefix/a/b:pull,list"]);
         }
-    }
-
-    #[test]
-    fn a_configured_scope_is_final() {
-        let repo: RepoName = "a/b".parse().unwrap();
-        let scopes = Scopes::configured("repository:prefix/{name}:pull,list", &repo);
-        assert_eq!(scopes.narrow, "repository:prefix/a/b:pull,list");
-        assert_eq!(scopes.wider, None);
     }
 }

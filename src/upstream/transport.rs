@@ -141,7 +141,11 @@ impl Transport {
         ask: &UpstreamRequest,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let mut permit = self.enter(ask).await?;
+        let mut permit = None;
+        if !ask.is_download {
+            let entered = self.gate.enter(self.timeouts.header).await;
+            permit = Some(entered.ok_or_else(|| UpstreamError::new(&ask.url, Failure::Busy))?);
+        }
         let mut url = ask.url.clone();
         for _ in 0..=redirect::MAX_REDIRECTS {
             let own = redirect::same_origin(&url, &ask.url);
@@ -157,16 +161,6 @@ impl Transport {
             url = next;
         }
         Err(UpstreamError::protocol(&url, RedirectError::TooMany))
-    }
-
-    /// Waits until a metadata request may be sent.
-    async fn enter(&self, ask: &UpstreamRequest) -> Result<Option<Permit>, UpstreamError> {
-        if ask.is_download {
-            return Ok(None);
-        }
-        let permit = self.gate.enter(self.timeouts.header).await;
-        let permit = permit.ok_or_else(|| UpstreamError::new(&ask.url, Failure::Busy))?;
-        Ok(Some(permit))
     }
 
     async fn send(

@@ -80,6 +80,19 @@ async fn for_a_wrong_password_the_log_says_so() {
 }
 
 #[tokio::test]
+async fn cache_status_names_the_status_that_refused_the_credentials() {
+    for status in [401, 403] {
+        let (up, m) = mirrored_with(&["proxy.username: user", "proxy.password: wr0ng"]).await;
+        up.protect(Some(("user", "s3cret")));
+        up.push("app", "1", &Image::oci(1));
+        up.reply("/token", ALWAYS, Reply::error(status));
+        let answer = m.get("/v2/app/manifests/1").await;
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.source(), format!("fwd=miss; fwd-status={status}"));
+    }
+}
+
+#[tokio::test]
 async fn downloads_that_fail_have_one_warning_for_all() {
     let warnings = Warnings::collect();
     let (up, m) = mirrored().await;

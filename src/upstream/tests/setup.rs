@@ -1,55 +1,15 @@
 use super::*;
 
-fn refused(config: config::Upstream) -> SetupError {
-    set_up(config, None).unwrap_err()
-}
-
 const HTTPS: &str = "https://registry.example";
 
 #[tokio::test]
-async fn impossible_settings_are_refused_at_once() {
-    for (url, expected) in [
-        ("ftp://registry.example", RedirectError::Scheme),
-        ("unix:/socket", RedirectError::Scheme),
-        ("https://u:p@registry.example", RedirectError::UserInfo),
-    ] {
-        let error = refused(config(url));
-        assert!(
-            matches!(&error, SetupError::Url(error) if *error == expected),
-            "{error}"
-        );
-    }
-    let mut colon = config(HTTPS);
-    colon.credentials = Some(credentials("a:b", "c"));
-    assert!(matches!(refused(colon), SetupError::Credentials));
+async fn a_ca_file_without_certificates_is_refused() {
     let ca = |pem: &str| set_up(config(HTTPS), Some(pem.as_bytes())).unwrap_err();
     for pem in ["no certificate", ""] {
         assert!(matches!(ca(pem), SetupError::NoCertificate));
     }
     let broken = "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n";
     assert!(matches!(ca(broken), SetupError::Authority(_)));
-}
-
-#[tokio::test]
-async fn credentials_over_plain_http_need_a_permit() {
-    let with = |url, plain_http| {
-        let mut config = config(url);
-        config.credentials = Some(credentials("user", "pass"));
-        config.plain_http = plain_http;
-        // It doesn't stand for the other permit.
-        config.insecure = true;
-        config
-    };
-    let error = refused(with("http://registry.example", false));
-    assert!(matches!(error, SetupError::PlainHttp), "{error}");
-    for (url, plain_http) in [
-        ("http://registry.example", true),
-        ("http://127.0.0.2:5000", false),
-        ("http://localhost:5000", false),
-        (HTTPS, false),
-    ] {
-        connect(with(url, plain_http));
-    }
 }
 
 #[tokio::test]
