@@ -8,7 +8,7 @@ mod mirror;
 
 use millpond::oci::{Algorithm, Digest};
 
-pub(crate) use faulty::{FaultyStore, Operation};
+pub(crate) use faulty::{FaultyStore, Operation, Stall};
 pub(crate) use mirror::{
     Answer, Mirror, Setup, blob_path, mirrored, mirrored_with, over_faulty_store, put_blob,
     put_image, read, to_end,
