@@ -9,8 +9,8 @@ use futures_util::future::join_all;
 use millpond::oci::manifest::media_type;
 
 use crate::harness::{
-    ALWAYS, Gate, Image, Mirror, Registry, advance, digest, eventually, freeze, mirrored,
-    mirrored_with, noise, put_blob, put_image, read, settle,
+    ALWAYS, Gate, Image, Mirror, Registry, advance, digest, eventually, mirrored, mirrored_with,
+    noise, put_blob, put_image, read, settle,
 };
 
 const PREFETCHED: &str = "millpond_prefetched_bytes_total";
@@ -75,7 +75,6 @@ async fn with_image(lines: &[&str], layers: &[usize]) -> (Registry, Mirror, Imag
 
 #[tokio::test(start_paused = true)]
 async fn the_first_layer_starts_a_prefetch_of_the_others() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let (image, _) = put_image(&up, 1);
     m.head("/v2/app/manifests/1").await;
@@ -108,7 +107,6 @@ async fn the_first_layer_starts_a_prefetch_of_the_others() {
 
 #[tokio::test(start_paused = true)]
 async fn a_layer_before_its_manifest_starts_no_prefetch() {
-    let _frozen = freeze();
     let (up, m, image) = with_image(&[], &[5_000; 3]).await;
     pull_layer(&m, "app", &image.layers[0]).await;
     quiet(&m).await;
@@ -124,7 +122,6 @@ async fn a_layer_before_its_manifest_starts_no_prefetch() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_during_a_prefetch_joins_it() {
-    let _frozen = freeze();
     let (up, m, image) = with_image(&[], &[5_000; 3]).await;
     let ahead = &image.layers[1..];
     let gate = Gate::default();
@@ -163,7 +160,6 @@ async fn a_request_during_a_prefetch_joins_it() {
 
 #[tokio::test(start_paused = true)]
 async fn stored_and_duplicate_layers_are_not_prefetched() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let sizes = [4_000, 5_000, 6_000, 7_000];
     let [first, shared, elsewhere, wanted] = sizes.map(|size| noise(1, size));
@@ -185,7 +181,6 @@ async fn stored_and_duplicate_layers_are_not_prefetched() {
 
 #[tokio::test(start_paused = true)]
 async fn prefetching_is_off_with_no_downloads_and_where_ranges_pass_through() {
-    let _frozen = freeze();
     for line in [
         "proxy.prefetch: {downloads: 0}",
         "proxy.ranges: passthrough",
@@ -200,7 +195,6 @@ async fn prefetching_is_off_with_no_downloads_and_where_ranges_pass_through() {
 
 #[tokio::test(start_paused = true)]
 async fn a_manifest_starts_prefetches_for_its_own_repository_only() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let image = image(1, &[5_000; 3]);
     up.push("mine", "1", &image);
@@ -225,7 +219,6 @@ async fn a_manifest_starts_prefetches_for_its_own_repository_only() {
 
 #[tokio::test(start_paused = true)]
 async fn foreign_layers_are_not_prefetched() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let image = Image::layered(1, image(1, &[5_000; 4]).layers, |n, layer| match n {
         1 => layer["urls"] = serde_json::json!(["http://127.0.0.1:1/layer"]),
@@ -243,7 +236,6 @@ async fn foreign_layers_are_not_prefetched() {
 
 #[tokio::test(start_paused = true)]
 async fn metadata_starts_no_prefetch_and_a_platforms_layer_only_its_own() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let (amd64, arm64) = (image(1, &[5_000; 3]), image(2, &[5_000; 3]));
     let index = Image::index(media_type::OCI_INDEX, &[&amd64, &arm64]);
@@ -267,7 +259,6 @@ async fn metadata_starts_no_prefetch_and_a_platforms_layer_only_its_own() {
 
 #[tokio::test(start_paused = true)]
 async fn a_layer_of_several_images_starts_no_prefetch() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let shared = noise(9, 5_000);
     let images = [10, 20].map(|seed| {
@@ -291,7 +282,6 @@ async fn a_layer_of_several_images_starts_no_prefetch() {
 
 #[tokio::test(start_paused = true)]
 async fn a_head_downloads_nothing() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["proxy.ranges: passthrough"]).await;
     let (layer, path) = put_blob(&up, 1, 3_000_000);
     let head_is_answered = async || {

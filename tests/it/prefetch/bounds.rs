@@ -5,7 +5,6 @@ use crate::harness::{Reply, passing};
 
 #[tokio::test(start_paused = true)]
 async fn prefetching_respects_the_configured_number_of_downloads() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["proxy.prefetch: {downloads: 1}"]).await;
     let (one, two) = (image(1, &[5_000; 4]), image(2, &[5_000; 3]));
     let mut gates = Vec::new();
@@ -38,7 +37,6 @@ async fn prefetching_respects_the_configured_number_of_downloads() {
 
 #[tokio::test(start_paused = true)]
 async fn a_429_ends_the_prefetch() {
-    let _frozen = freeze();
     let (up, m, image) = with_image(&["proxy.prefetch: {downloads: 1}"], &[5_000; 4]).await;
     let [_, first, second, third] = &image.layers[..] else {
         panic!()
@@ -57,7 +55,6 @@ async fn a_429_ends_the_prefetch() {
 
 #[tokio::test(start_paused = true)]
 async fn an_image_is_prefetched_again_after_ten_minutes() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["proxy.maxblobsize: 4KB"]).await;
     // The first layer is never cached, so that each pull begins with a miss.
     let content = vec![noise(1, 5_000), noise(2, 1_000), noise(3, 2_000)];
@@ -80,7 +77,6 @@ async fn an_image_is_prefetched_again_after_ten_minutes() {
 
 #[tokio::test(start_paused = true)]
 async fn more_images_than_the_bound_are_dropped() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["proxy.prefetch: {downloads: 1}"]).await;
     let gate = Gate::default();
     let images: Vec<_> = (0..65).map(|seed| image(seed, &[5_000; 2])).collect();
@@ -104,7 +100,6 @@ async fn more_images_than_the_bound_are_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_does_not_wait_for_prefetches() {
-    let _frozen = freeze();
     for started in [None, Some(1_000)] {
         let (up, m, image) = with_image(
             &["http.draintimeout: 30s", "proxy.prefetch: {downloads: 1}"],
@@ -137,7 +132,6 @@ async fn a_stop_does_not_wait_for_prefetches() {
 
 #[tokio::test(start_paused = true)]
 async fn prefetching_respects_the_configured_size_of_an_image() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["proxy.prefetch: {maxsize: 12KB}"]).await;
     // The third is too large for what is left, the fourth isn't.
     let image = image(1, &[5_000, 7_000, 6_000, 5_000]);
@@ -151,7 +145,6 @@ async fn prefetching_respects_the_configured_size_of_an_image() {
 /// A download ahead of clients continues while its image has clients, and ends with them.
 #[tokio::test(start_paused = true)]
 async fn a_prefetch_ends_when_the_clients_of_the_image_have_left() {
-    let _frozen = freeze();
     let (up, m, image) = with_image(
         &["proxy.prefetch: {downloads: 1}", "proxy.onabandon: pause"],
         &[1_500_000, 1_500_000, 1_500_000],
@@ -192,7 +185,6 @@ async fn a_prefetch_ends_when_the_clients_of_the_image_have_left() {
 #[tokio::test(start_paused = true)]
 async fn layers_that_the_cache_cannot_hold_are_not_prefetched() {
     for line in ["storage.maxsize: 100KB", "storage.maxsize: 1MB"] {
-        let _frozen = freeze();
         let (up, m, image) = with_image(
             &[line, "proxy.maxblobsize: 150KB"],
             &[5_000, 200_000, 6_000],
@@ -209,7 +201,6 @@ async fn layers_that_the_cache_cannot_hold_are_not_prefetched() {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_evicted_for_a_prefetch() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["storage.maxsize: 100KB"]).await;
     let cached = [noise(7, 45_000), noise(8, 45_000)];
     for blob in &cached {
