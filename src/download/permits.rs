@@ -115,13 +115,13 @@ impl Permit {
         if self.holder.allows == Allows::Stream {
             return self;
         }
-        let holder = Holder {
-            allows: Allows::Stream,
-            ..self.holder.clone()
-        };
         loop {
+            let holder = Holder {
+                allows: Allows::Stream,
+                ..self.holder.clone()
+            };
             // This can't be refused: there are no more of them than permits to send.
-            if let Ok(stream) = self.permits.wait(&holder).await {
+            if let Ok(stream) = self.permits.wait(holder).await {
                 return stream;
             }
         }
@@ -149,21 +149,18 @@ impl Permits {
         urgent: Urgency,
     ) -> Result<Permit, DownloadError> {
         let _waiting = self.0.metrics.waiting_stream();
-        let holder = Holder {
+        self.wait(Holder {
             upstream: upstream.into(),
             client,
             urgent,
             allows: Allows::Opening,
-        };
-        self.wait(&holder).await
+        })
+        .await
     }
 
-    async fn wait(&self, holder: &Holder) -> Result<Permit, DownloadError> {
+    async fn wait(&self, holder: Holder) -> Result<Permit, DownloadError> {
         let (granted, permit) = oneshot::channel();
-        self.state().enqueue(Waiter {
-            holder: holder.clone(),
-            granted,
-        })?;
+        self.state().enqueue(Waiter { holder, granted })?;
         self.dispatch();
         // The sender is dropped only after sending.
         permit.await.map_err(|_dropped| DownloadError::Lost)

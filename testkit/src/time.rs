@@ -4,7 +4,7 @@
 //! while the response is on its way. [`freeze`] prevents that with a blocking task, because tokio
 //! doesn't advance time while one runs; then only [`advance`] and [`passing`] do.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -15,21 +15,28 @@ use tokio::runtime::Handle;
 const MAX_ROUNDS: usize = 40_000;
 
 thread_local! {
+    /// How many [`Frozen`] this thread has.
+    static FROZEN: Cell<usize> = const { Cell::new(0) };
     /// Ends the blocking task that stops the time of this thread's runtime.
     static STILL: RefCell<Option<mpsc::Sender<()>>> = const { RefCell::new(None) };
 }
 
-/// Paused time is stopped until this is dropped.
+/// Paused time is stopped until the last one of a thread is dropped: on that thread.
 pub struct Frozen(());
 
 pub fn freeze() -> Frozen {
-    keep_still();
+    if FROZEN.replace(FROZEN.get() + 1) == 0 {
+        keep_still();
+    }
     Frozen(())
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        drop(STILL.take());
+        FROZEN.set(FROZEN.get() - 1);
+        if FROZEN.get() == 0 {
+            drop(STILL.take());
+        }
     }
 }
 
@@ -43,17 +50,18 @@ fn keep_still() {
 }
 
 /// Lets time advance by itself until this is dropped.
-struct Thawed(bool);
+struct Thawed;
 
 impl Thawed {
     fn new() -> Self {
-        Self(STILL.take().is_some())
+        drop(STILL.take());
+        Self
     }
 }
 
 impl Drop for Thawed {
     fn drop(&mut self) {
-        if self.0 {
+        if FROZEN.get() > 0 {
             keep_still();
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Image, Mirror, advance, blob_path, freeze, mirrored_with, noise, put_blob};
+use crate::harness::{Image, Mirror, advance, blob_path, mirrored_with, noise, put_blob};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -20,7 +20,6 @@ async fn pull(m: &Mirror, repo: &str, blob: &[u8]) -> String {
 #[tokio::test(start_paused = true)]
 async fn use_extends_the_time_and_without_it_content_goes() {
     let (up, m) = mirrored_with(&["proxy.ttl: 1h"]).await;
-    let _frozen = freeze();
     let (blob, path) = put_blob(&up, 1, 1000);
     let image = Image::oci(1);
     let manifest = format!("/v2/app/manifests/{}", up.push("app", "1", &image));
@@ -47,7 +46,6 @@ async fn use_extends_the_time_and_without_it_content_goes() {
 async fn expiry_in_one_repository_keeps_the_link_of_another() {
     let rules = "proxy.ttls: [{repository: 'short/**', ttl: 1h}]";
     let (up, m) = mirrored_with(&["proxy.ttl: 10h", rules]).await;
-    let _frozen = freeze();
     let blob = noise(2, 1000);
     up.put_blob("short/app", &blob);
     up.put_blob("long/app", &blob);

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::harness::{
-    Mirror, advance, eventually, freeze, mirrored, mirrored_with, put_blob, read, settle,
+    Mirror, advance, eventually, mirrored, mirrored_with, put_blob, read, settle,
 };
 
 /// A whole request.
@@ -54,7 +54,6 @@ async fn open(m: &Mirror, count: u64) {
 
 #[tokio::test(start_paused = true)]
 async fn silent_connections_are_closed_after_ten_seconds() {
-    let _frozen = freeze();
     for lines in [&[][..], &["http.http2: {disabled: true}"]] {
         let (_up, m) = mirrored_with(lines).await;
         let silent = connect(&m).await;
@@ -69,7 +68,6 @@ async fn silent_connections_are_closed_after_ten_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn a_head_that_trickles_in_has_fifteen_seconds() {
-    let _frozen = freeze();
     for start in ["GET /v2/ HT", "PRI * HT"] {
         let (_up, m) = mirrored().await;
         let mut slow = sending(&m, start.as_bytes()).await;
@@ -88,7 +86,6 @@ async fn a_head_that_trickles_in_has_fifteen_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_may_be_idle_for_75_seconds() {
-    let _frozen = freeze();
     let (_up, m) = mirrored().await;
     let mut idle = connect(&m).await;
     for round in 0..2 {
@@ -115,7 +112,6 @@ async fn a_connection_may_be_idle_for_75_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn an_incomplete_request_head_does_not_delay_a_stop() {
-    let _frozen = freeze();
     let (_up, m) = mirrored_with(&["http.draintimeout: 30s"]).await;
     let half = sending(&m, b"GET /v2/ HTTP/1.1\r\nHo").await;
     let second = sending(&m, &[BASE, b"GET /v2/ HTTP/1.1\r\nHo"].concat()).await;
@@ -202,7 +198,6 @@ async fn connections_from_one_address_may_be_limited() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_may_take_longer_than_a_head() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let (blob, path) = put_blob(&up, 1, 2_000_000);
     let gate = up.hold_body("/blobs/", 1, 1000);

@@ -1,6 +1,6 @@
 //! What operators can see of it all.
 
-use crate::harness::{Image, Mirror, Registry, Reply, freeze, mirrored, noise, passing};
+use crate::harness::{Image, Mirror, Registry, Reply, mirrored, noise, passing};
 
 const COUNTED: &str = r#"
 upstream_requests_total{UP,kind="manifest",method="GET",status="200"} 1
@@ -60,7 +60,6 @@ fn upstream_requests(up: &Registry, m: &Mirror, labels: &str) -> u64 {
 
 #[tokio::test(start_paused = true)]
 async fn failures_have_a_name() {
-    let _frozen = freeze();
     for (trouble, status) in [
         (Reply::error(503), "503"),
         (Reply::silence(), "timeout"),

@@ -9,8 +9,8 @@ use millpond::storage::FsStore;
 use reqwest::Client;
 
 use crate::harness::{
-    ALWAYS, Gate, Registry, Reply, Setup, blob_path, eventually, freeze, mirrored, mirrored_with,
-    noise, passing, put_blob, read,
+    ALWAYS, Gate, Registry, Reply, Setup, blob_path, eventually, mirrored, mirrored_with, noise,
+    passing, put_blob, read,
 };
 
 const MIB: usize = 1 << 20;
@@ -32,7 +32,6 @@ fn from(start: usize) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn a_far_range_overtakes_the_first_stream() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let (blob, path) = put_blob(&up, 1, 20 * MIB);
     let gate = up.hold_body("GET ", 1, MIB);
@@ -50,7 +49,6 @@ async fn a_far_range_overtakes_the_first_stream() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lazy_puller_gets_its_ranges_and_no_more() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["proxy.ranges: passthrough", "proxy.fillafter: 50%"]).await;
     let (blob, path) = put_blob(&up, 1, 20 * MIB);
     for _ in 0..2 {
@@ -73,7 +71,6 @@ async fn a_lazy_puller_gets_its_ranges_and_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn lazy_ranges_of_blobs_of_every_kind() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["proxy.ranges: passthrough"]).await;
     let mut seed = 0;
     for size in [1, 100, 20_000, 70_000] {
@@ -95,7 +92,6 @@ async fn lazy_ranges_of_blobs_of_every_kind() {
 
 #[tokio::test(start_paused = true)]
 async fn a_cut_body_goes_on_by_range_where_it_broke() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let (blob, path) = put_blob(&up, 1, SIZE);
     up.on("GET ", 2, |_, usual| usual.cut(CUT));
@@ -109,7 +105,6 @@ async fn a_cut_body_goes_on_by_range_where_it_broke() {
 
 #[tokio::test(start_paused = true)]
 async fn a_cut_body_is_completed_without_a_length_and_without_ranges() {
-    let _frozen = freeze();
     for chunked in [true, false] {
         let (up, m) = mirrored().await;
         let (blob, path) = put_blob(&up, 1, SIZE);
@@ -127,7 +122,6 @@ async fn a_cut_body_is_completed_without_a_length_and_without_ranges() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_stays_broken_breaks_the_clients() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let shorter = format!("bytes {CUT}-{}/{}", SIZE - 2, SIZE - 1);
     for (seed, (after, requests)) in [
@@ -164,7 +158,6 @@ async fn a_body_that_stays_broken_breaks_the_clients() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_stalls_is_taken_up_again() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["proxy.stalltimeout: 20s"]).await;
     let (blob, path) = put_blob(&up, 1, SIZE);
     let _never = up.hold_body("GET ", 1, CUT);
@@ -177,7 +170,6 @@ async fn a_body_that_stalls_is_taken_up_again() {
 
 #[tokio::test(start_paused = true)]
 async fn too_many_requests_in_the_middle_are_waited_out() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let (blob, path) = put_blob(&up, 1, SIZE);
     up.on("GET ", 1, |_, usual| usual.cut(CUT));
@@ -190,7 +182,6 @@ async fn too_many_requests_in_the_middle_are_waited_out() {
 
 #[tokio::test(start_paused = true)]
 async fn the_next_pull_finishes_an_interrupted_download() {
-    let _frozen = freeze();
     for on_disk in [false, true] {
         let up = Registry::start().await;
         let root = tempfile::tempdir().unwrap();
@@ -216,7 +207,6 @@ async fn the_next_pull_finishes_an_interrupted_download() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_says_nothing_is_a_gateway_timeout() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["proxy.headertimeout: 7s"]).await;
     let (_, path) = put_blob(&up, 1, 10);
     up.reply("GET ", ALWAYS, Reply::silence());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::log::Warnings;
 use crate::harness::{
-    ALWAYS, Image, Reply, advance, freeze, mirrored, mirrored_with, passing, put_blob, put_image,
+    ALWAYS, Image, Reply, advance, mirrored, mirrored_with, passing, put_blob, put_image,
 };
 
 #[track_caller]
@@ -17,7 +17,6 @@ fn assert_says(lines: &[String], parts: &[&str]) {
 
 #[tokio::test(start_paused = true)]
 async fn each_kind_of_failure_has_one_warning_a_minute() {
-    let _frozen = freeze();
     let warnings = Warnings::collect();
     let (up, m) = mirrored().await;
     let url = format!("{}/v2/app/manifests/", up.url());
@@ -48,7 +47,6 @@ async fn each_kind_of_failure_has_one_warning_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn a_warning_says_what_was_served_instead() {
-    let _frozen = freeze();
     let warnings = Warnings::collect();
     let (up, m) = mirrored().await;
     let (image, _) = put_image(&up, 1);

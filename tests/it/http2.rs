@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::harness::{
-    Gate, Mirror, Registry, advance, eventually, freeze, mirrored_with, put_blob, settle,
+    Gate, Mirror, Registry, advance, eventually, mirrored_with, put_blob, settle,
 };
 
 const SIZE: usize = 500_000;
@@ -190,7 +190,6 @@ async fn a_connection_has_at_most_64_streams() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_without_a_window_is_reset_and_others_are_not() {
-    let _frozen = freeze();
     let (_up, m, blob, path) = cached(&[]).await;
     let connection = Connection::new(&m, 10_000).await;
     let (mut stalled, mut slow) = (connection.get(&path).await, connection.get(&path).await);
@@ -216,7 +215,6 @@ async fn a_stream_without_a_window_is_reset_and_others_are_not() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_ends_after_75_seconds() {
-    let _frozen = freeze();
     let (_up, m, _, path) = cached(&[]).await;
     let connection = Connection::new(&m, 10).await;
     let open = connection.get(&path).await;
@@ -263,7 +261,6 @@ async fn a_client_that_resets_every_stream_gets_enhance_your_calm() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_for_open_streams_and_for_nothing_else() {
-    let _frozen = freeze();
     let (_up, m, blob, path) = cached(&["http.draintimeout: 30s"]).await;
     let idle = Connection::new(&m, 10).await;
     read(idle.get("/v2/").await).await;

@@ -7,8 +7,7 @@ use millpond::oci::manifest::media_type;
 use serde_json::json;
 
 use crate::harness::{
-    ALWAYS, Answer, Image, Mirror, Registry, Reply, Setup, advance, freeze, mirrored, passing,
-    settle,
+    ALWAYS, Answer, Image, Mirror, Registry, Reply, Setup, advance, mirrored, passing, settle,
 };
 
 fn strings(answer: &Answer, key: &str) -> Vec<String> {
@@ -258,7 +257,6 @@ fn put_tags(up: &Registry, tags: &[&str]) {
 
 #[tokio::test(start_paused = true)]
 async fn tags_are_sorted_and_paged_whatever_the_upstream_does() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     // It heeds neither n nor last.
     put_tags(&up, &["c", "a", "B", "not a tag", "d", "b", "a"]);
@@ -334,7 +332,6 @@ fn listed(up: &Registry, attached: &Attached) -> [String; 3] {
 
 #[tokio::test(start_paused = true)]
 async fn a_list_is_asked_for_once_for_all_and_for_thirty_seconds() {
-    let _frozen = freeze();
     let attached = attached();
     for n in 0..3 {
         let (up, m) = mirrored().await;
@@ -361,7 +358,6 @@ async fn a_list_is_asked_for_once_for_all_and_for_thirty_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn lists_that_were_seen_are_remembered_while_the_upstream_cannot_answer() {
-    let _frozen = freeze();
     let attached = attached();
     for (trouble, status) in [
         (Reply::error(500), "; fwd-status=500"),
@@ -396,7 +392,6 @@ async fn lists_that_were_seen_are_remembered_while_the_upstream_cannot_answer() 
 
 #[tokio::test(start_paused = true)]
 async fn a_list_that_is_gone_is_forgotten() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     put_tags(&up, &["a"]);
     assert_eq!(source(&m.get(TAGS).await), "fwd=miss; fwd-status=200");

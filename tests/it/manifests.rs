@@ -8,8 +8,8 @@ use millpond::oci::{Algorithm, Digest, RepoName};
 use millpond::storage::{self, Link, LinkKind, MemoryStore, Store};
 
 use crate::harness::{
-    ALWAYS, Image, Mirror, Registry, Reply, Setup, digest, freeze, mirrored, mirrored_with,
-    passing, put_image,
+    ALWAYS, Image, Mirror, Registry, Reply, Setup, digest, mirrored, mirrored_with, passing,
+    put_image,
 };
 
 #[tokio::test]
@@ -332,7 +332,6 @@ async fn refusals_of_the_upstream_stay_apart() {
 
 #[tokio::test(start_paused = true)]
 async fn trouble_that_passes_is_not_seen_and_trouble_that_stays_is_told() {
-    let _frozen = freeze();
     let image = Image::oci(1);
     for (trouble, times, status) in [
         (Reply::error(503), 2, 200),

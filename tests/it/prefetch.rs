@@ -1,5 +1,7 @@
 //! Prefetching: which layers are fetched before a client asks for them, and which aren't.
 
+mod bounds;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,8 +9,8 @@ use futures_util::future::join_all;
 use millpond::oci::manifest::media_type;
 
 use crate::harness::{
-    ALWAYS, Gate, Image, Mirror, Registry, Reply, advance, digest, eventually, freeze, mirrored,
-    mirrored_with, noise, passing, put_blob, put_image, read, settle,
+    ALWAYS, Gate, Image, Mirror, Registry, advance, digest, eventually, mirrored, mirrored_with,
+    noise, put_blob, put_image, read, settle,
 };
 
 const PREFETCHED: &str = "millpond_prefetched_bytes_total";
@@ -73,7 +75,6 @@ async fn with_image(lines: &[&str], layers: &[usize]) -> (Registry, Mirror, Imag
 
 #[tokio::test(start_paused = true)]
 async fn the_first_layer_starts_a_prefetch_of_the_others() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let (image, _) = put_image(&up, 1);
     m.head("/v2/app/manifests/1").await;
@@ -106,7 +107,6 @@ async fn the_first_layer_starts_a_prefetch_of_the_others() {
 
 #[tokio::test(start_paused = true)]
 async fn a_layer_before_its_manifest_starts_no_prefetch() {
-    let _frozen = freeze();
     let (up, m, image) = with_image(&[], &[5_000; 3]).await;
     pull_layer(&m, "app", &image.layers[0]).await;
     quiet(&m).await;
@@ -122,7 +122,6 @@ async fn a_layer_before_its_manifest_starts_no_prefetch() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_during_a_prefetch_joins_it() {
-    let _frozen = freeze();
     let (up, m, image) = with_image(&[], &[5_000; 3]).await;
     let ahead = &image.layers[1..];
     let gate = Gate::default();
@@ -161,7 +160,6 @@ async fn a_request_during_a_prefetch_joins_it() {
 
 #[tokio::test(start_paused = true)]
 async fn stored_and_duplicate_layers_are_not_prefetched() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let sizes = [4_000, 5_000, 6_000, 7_000];
     let [first, shared, elsewhere, wanted] = sizes.map(|size| noise(1, size));
@@ -182,41 +180,7 @@ async fn stored_and_duplicate_layers_are_not_prefetched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn prefetching_respects_the_configured_number_of_downloads() {
-    let _frozen = freeze();
-    let (up, m) = mirrored_with(&["proxy.prefetch: {downloads: 1}"]).await;
-    let (one, two) = (image(1, &[5_000; 4]), image(2, &[5_000; 3]));
-    let mut gates = Vec::new();
-    for image in [&one, &two] {
-        up.push("app", "1", image);
-        for layer in &image.layers[1..] {
-            let gate = up.hold(&blob("app", layer), 1);
-            gates.push((blob("app", layer), gate));
-        }
-    }
-    begin_pull(&m, "app", &one).await;
-    asked(&up, 1, &gates[0].0).await;
-    begin_pull(&m, "app", &two).await;
-    let asked = || {
-        let asked = gates.iter().filter(|(path, _)| up.count(path) > 0);
-        asked.count()
-    };
-    for n in 1..=gates.len() {
-        eventually("the next layer", || asked() == n).await;
-        for _ in 0..10 {
-            settle().await;
-        }
-        assert_eq!(asked(), n, "one at a time");
-        for (_, gate) in gates.iter().filter(|(path, _)| up.count(path) > 0) {
-            gate.open();
-        }
-    }
-    m.counted(PREFETCHED, 25_000).await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn prefetching_is_off_with_no_downloads_and_where_ranges_pass_through() {
-    let _frozen = freeze();
     for line in [
         "proxy.prefetch: {downloads: 0}",
         "proxy.ranges: passthrough",
@@ -231,7 +195,6 @@ async fn prefetching_is_off_with_no_downloads_and_where_ranges_pass_through() {
 
 #[tokio::test(start_paused = true)]
 async fn a_manifest_starts_prefetches_for_its_own_repository_only() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let image = image(1, &[5_000; 3]);
     up.push("mine", "1", &image);
@@ -256,7 +219,6 @@ async fn a_manifest_starts_prefetches_for_its_own_repository_only() {
 
 #[tokio::test(start_paused = true)]
 async fn foreign_layers_are_not_prefetched() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let image = Image::layered(1, image(1, &[5_000; 4]).layers, |n, layer| match n {
         1 => layer["urls"] = serde_json::json!(["http://127.0.0.1:1/layer"]),
@@ -273,107 +235,7 @@ async fn foreign_layers_are_not_prefetched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_ends_the_prefetch() {
-    let _frozen = freeze();
-    let (up, m, image) = with_image(&["proxy.prefetch: {downloads: 1}"], &[5_000; 4]).await;
-    let [_, first, second, third] = &image.layers[..] else {
-        panic!()
-    };
-    up.reply(&blob("app", first), ALWAYS, Reply::error(404));
-    up.reply(&blob("app", second), ALWAYS, Reply::error(429));
-    begin_pull(&m, "app", &image).await;
-    passing(asked(&up, 1, &blob("app", second))).await;
-    passing(quiet(&m)).await;
-    assert_eq!(up.count(&blob("app", third)), 0);
-    let told = passing(m.get(&blob("app", second))).await;
-    told.refused(429, "TOOMANYREQUESTS");
-    passing(m.get(&blob("app", third))).await.expect(200, third);
-    assert_eq!(m.metric(PREFETCHED), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_image_is_prefetched_again_after_ten_minutes() {
-    let _frozen = freeze();
-    let (up, m) = mirrored_with(&["proxy.maxblobsize: 4KB"]).await;
-    // The first layer is never cached, so that each pull begins with a miss.
-    let content = vec![noise(1, 5_000), noise(2, 1_000), noise(3, 2_000)];
-    let image = Image::layered(1, content, |_, _| ());
-    up.push("app", "1", &image);
-    let lost = blob("app", &image.layers[1]);
-    up.reply(&lost, ALWAYS, Reply::error(404));
-    begin_pull(&m, "app", &image).await;
-    prefetched_only(&m, 2_000).await;
-    let before = up.count(&lost);
-    assert!(before > 0);
-    advance(Duration::from_secs(599)).await;
-    begin_pull(&m, "app", &image).await;
-    quiet(&m).await;
-    assert_eq!(up.count(&lost), before);
-    advance(Duration::from_secs(1)).await;
-    begin_pull(&m, "app", &image).await;
-    asked(&up, before + 1, &lost).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn more_images_than_the_bound_are_dropped() {
-    let _frozen = freeze();
-    let (up, m) = mirrored_with(&["proxy.prefetch: {downloads: 1}"]).await;
-    let gate = Gate::default();
-    let images: Vec<_> = (0..65).map(|seed| image(seed, &[5_000; 2])).collect();
-    for image in &images {
-        up.push("app", "1", image);
-        let closed = gate.clone();
-        up.on(&blob("app", &image.layers[1]), 1, move |_, usual| {
-            usual.held(&closed)
-        });
-    }
-    for (image, dropped) in images.iter().zip((0..64).map(|_| 0).chain([1])) {
-        begin_pull(&m, "app", image).await;
-        assert_eq!(m.metric("millpond_prefetch_dropped_total"), dropped);
-    }
-    gate.open();
-    prefetched_only(&m, 64 * 5_000).await;
-    // Its first layer is cached by now, and says nothing.
-    pull_layer(&m, "app", &images[64].layers[1]).await;
-    assert_eq!(m.metric(PREFETCHED), 64 * 5_000);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_stop_does_not_wait_for_prefetches() {
-    let _frozen = freeze();
-    for started in [None, Some(1_000)] {
-        let (up, m, image) = with_image(
-            &["http.draintimeout: 30s", "proxy.prefetch: {downloads: 1}"],
-            &[5_000; 3],
-        )
-        .await;
-        let never = Gate::default();
-        up.on(
-            &blob("app", &image.layers[1]),
-            ALWAYS,
-            move |_, usual| match started {
-                None => usual.held(&never),
-                Some(at) => usual.gated(at, &never),
-            },
-        );
-        begin_pull(&m, "app", &image).await;
-        asked(&up, 1, &blob("app", &image.layers[1])).await;
-        let waits = self::image(2, &[5_000; 2]);
-        up.push("app", "2", &waits);
-        begin_pull(&m, "app", &waits).await;
-        settle().await;
-        let before = tokio::time::Instant::now();
-        assert!(passing(m.app.stop()).await, "{started:?}");
-        assert!(before.elapsed() < Duration::from_secs(5), "{started:?}");
-        for layer in [&image.layers[2], &waits.layers[1]] {
-            assert_eq!(up.count(&blob("app", layer)), 0, "{started:?}");
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn metadata_starts_no_prefetch_and_a_platforms_layer_only_its_own() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let (amd64, arm64) = (image(1, &[5_000; 3]), image(2, &[5_000; 3]));
     let index = Image::index(media_type::OCI_INDEX, &[&amd64, &arm64]);
@@ -397,7 +259,6 @@ async fn metadata_starts_no_prefetch_and_a_platforms_layer_only_its_own() {
 
 #[tokio::test(start_paused = true)]
 async fn a_layer_of_several_images_starts_no_prefetch() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     let shared = noise(9, 5_000);
     let images = [10, 20].map(|seed| {
@@ -420,99 +281,7 @@ async fn a_layer_of_several_images_starts_no_prefetch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn prefetching_respects_the_configured_size_of_an_image() {
-    let _frozen = freeze();
-    let (up, m) = mirrored_with(&["proxy.prefetch: {maxsize: 12KB}"]).await;
-    // The third is too large for what is left, the fourth isn't.
-    let image = image(1, &[5_000, 7_000, 6_000, 5_000]);
-    up.push("app", "1", &image);
-    begin_pull(&m, "app", &image).await;
-    prefetched_only(&m, 12_000).await;
-    assert!(!m.is_stored(&image.layers[2]).await);
-    assert!(m.is_stored(&image.layers[3]).await);
-}
-
-/// A download ahead of clients continues while its image has clients, and ends with them.
-#[tokio::test(start_paused = true)]
-async fn a_prefetch_ends_when_the_clients_of_the_image_have_left() {
-    let _frozen = freeze();
-    let (up, m, image) = with_image(
-        &["proxy.prefetch: {downloads: 1}", "proxy.onabandon: pause"],
-        &[1_500_000, 1_500_000, 1_500_000],
-    )
-    .await;
-    let never = Gate::default();
-    for layer in &image.layers {
-        let closed = never.clone();
-        up.on(&blob("app", layer), ALWAYS, move |_, usual| {
-            usual.gated(20_000, &closed)
-        });
-    }
-    read_metadata(&m, "app", &image).await;
-    let mut client = m.open(&blob("app", &image.layers[0])).await;
-    client.chunk().await.unwrap().unwrap();
-    let in_flight = || m.metric("millpond_downloads_in_flight");
-    asked(&up, 1, &blob("app", &image.layers[1])).await;
-    passing(tokio::time::sleep(Duration::from_secs(30))).await;
-    assert_eq!(in_flight(), 2, "a client is there");
-    drop(client);
-    eventually("it leaves", || m.metric("millpond_followers") == 0).await;
-    // Five seconds for the image, and five for its download.
-    for _ in 0..12 {
-        advance(Duration::from_secs(1)).await;
-    }
-    eventually("nothing is downloaded", || in_flight() == 0).await;
-    assert_eq!(up.count(&blob("app", &image.layers[2])), 0);
-    // The bytes that arrived are kept, and the next pull resumes from them.
-    never.open();
-    for layer in &image.layers {
-        passing(pull_layer(&m, "app", layer)).await;
-    }
-    quiet(&m).await;
-    let ranges = up.seen(&format!("GET {}", blob("app", &image.layers[1])));
-    assert_eq!(ranges[1].header("range"), Some("bytes=20000-"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn layers_that_the_cache_cannot_hold_are_not_prefetched() {
-    for line in ["storage.maxsize: 100KB", "storage.maxsize: 1MB"] {
-        let _frozen = freeze();
-        let (up, m, image) = with_image(
-            &[line, "proxy.maxblobsize: 150KB"],
-            &[5_000, 200_000, 6_000],
-        )
-        .await;
-        begin_pull(&m, "app", &image).await;
-        prefetched_only(&m, 6_000).await;
-        assert_eq!(up.count(&blob("app", &image.layers[1])), 0, "{line}");
-        pull_layer(&m, "app", &image.layers[1]).await;
-        quiet(&m).await;
-        assert_eq!(up.count(&blob("app", &image.layers[1])), 1, "{line}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn nothing_is_evicted_for_a_prefetch() {
-    let _frozen = freeze();
-    let (up, m) = mirrored_with(&["storage.maxsize: 100KB"]).await;
-    let cached = [noise(7, 45_000), noise(8, 45_000)];
-    for blob in &cached {
-        up.put_blob("app", blob);
-        pull_layer(&m, "app", blob).await;
-    }
-    let image = image(1, &[5_000, 5_000, 2_000]);
-    up.push("app", "1", &image);
-    begin_pull(&m, "app", &image).await;
-    quiet(&m).await;
-    assert_eq!(up.count(&blob("app", &image.layers[1])), 0);
-    for blob in &cached {
-        assert!(m.is_stored(blob).await);
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_head_downloads_nothing() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["proxy.ranges: passthrough"]).await;
     let (layer, path) = put_blob(&up, 1, 3_000_000);
     let head_is_answered = async || {

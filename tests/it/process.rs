@@ -80,10 +80,20 @@ impl Server {
     /// Sends so many requests, each of which has to be answered.
     async fn requests(&self, count: usize) {
         let long = "x".repeat(LONG);
+        let url = format!("http://socket/v2/{long}");
+        let send = || self.client.get(&url).header("user-agent", &long).send();
+        let mut may_close = true;
         for _ in 0..count {
-            let request = self.client.get(format!("http://socket/v2/{long}"));
-            let answer = request.header("user-agent", &long).send().await.unwrap();
-            assert_eq!(read(answer).await.error().0, 404);
+            let answer = match send().await {
+                // The server may close a connection as idle while the next request is on its way,
+                // as after a pause of both processes. One that it had read would be counted twice.
+                Err(error) if may_close && error.is_request() && !error.is_connect() => {
+                    may_close = false;
+                    send().await
+                }
+                answer => answer,
+            };
+            assert_eq!(read(answer.unwrap()).await.error().0, 404);
         }
     }
 

@@ -5,8 +5,8 @@ use std::os::unix::net::UnixListener;
 use reqwest::Client;
 
 use crate::harness::{
-    Image, Mirror, Registry, Setup, advance, digest, eventually, freeze, mirrored, mirrored_with,
-    passing, put_blob, put_image, read, settle, to_end,
+    Image, Mirror, Registry, Setup, advance, digest, eventually, mirrored, mirrored_with, passing,
+    put_blob, put_image, read, settle, to_end,
 };
 
 fn with_tags(up: &Registry) {
@@ -149,7 +149,6 @@ async fn a_unix_socket() {
 
 #[tokio::test(start_paused = true)]
 async fn responses_finish_within_the_drain_time() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["http.draintimeout: 30s"]).await;
     let (blob, path) = put_blob(&up, 1, 2_000_000);
     let gate = up.hold_body("/blobs/", 1, 1000);
@@ -171,7 +170,6 @@ async fn responses_finish_within_the_drain_time() {
 
 #[tokio::test(start_paused = true)]
 async fn unfinished_responses_are_cut_after_the_drain_time() {
-    let _frozen = freeze();
     let (up, m) = mirrored_with(&["http.draintimeout: 30s"]).await;
     let (blob, path) = put_blob(&up, 1, 2_000_000);
     let _never = up.hold_body("/blobs/", 1, 1000);

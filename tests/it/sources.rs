@@ -4,15 +4,14 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 
 use crate::harness::{
-    ALWAYS, Gate, Mirror, Registry, Reply, Setup, blob_path, freeze, mirrored, noise, passing,
-    put_blob, read,
+    ALWAYS, Gate, Mirror, Registry, Reply, Setup, blob_path, mirrored, noise, passing, put_blob,
+    read,
 };
 
 const SIZE: usize = 3_000_000;
 
 #[tokio::test(start_paused = true)]
 async fn a_repository_that_lacks_the_blob_makes_no_other_pull_fail() {
-    let _frozen = freeze();
     let (up, m) = mirrored().await;
     for seed in 0..6 {
         let (blob, having) = put_blob(&up, seed, SIZE);
@@ -56,7 +55,6 @@ async fn forked() -> (Registry, Mirror, Bytes) {
 
 #[tokio::test(start_paused = true)]
 async fn one_fetch_serves_the_clients_of_all_repositories_that_have_the_blob() {
-    let _frozen = freeze();
     let (up, m, blob) = forked().await;
     let gate = up.hold_body("GET ", 1, 1_000_000);
     let first = m.open(&blob_path("app", &blob)).await;
@@ -79,7 +77,6 @@ async fn one_fetch_serves_the_clients_of_all_repositories_that_have_the_blob() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lying_upstream_deceives_only_its_own_clients() {
-    let _frozen = freeze();
     let (good, liar) = (Registry::start().await, Registry::start().await);
     let m = Setup::new(&good)
         .upstream("liar", &liar, "")
@@ -109,7 +106,6 @@ async fn a_lying_upstream_deceives_only_its_own_clients() {
 
 #[tokio::test(start_paused = true)]
 async fn a_partial_download_is_resumed_at_its_own_upstream_only() {
-    let _frozen = freeze();
     let (one, two) = (Registry::start().await, Registry::start().await);
     let m = Setup::new(&one).upstream("two", &two, "").start().await;
     let blob = noise(1, SIZE);
@@ -127,7 +123,6 @@ async fn a_partial_download_is_resumed_at_its_own_upstream_only() {
 
 #[tokio::test(start_paused = true)]
 async fn a_source_that_breaks_is_replaced_by_another_repositorys() {
-    let _frozen = freeze();
     let (up, m, blob) = forked().await;
     let gate = Gate::default();
     let held = gate.clone();

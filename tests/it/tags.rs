@@ -6,9 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use millpond::oci::manifest::media_type;
 
-use crate::harness::{
-    ALWAYS, Image, Mirror, Registry, Reply, advance, freeze, mirrored, passing, settle,
-};
+use crate::harness::{ALWAYS, Image, Mirror, Registry, Reply, advance, mirrored, passing, settle};
 
 const PATH: &str = "/v2/app/manifests/latest";
 const TTL: Duration = Duration::from_mins(1);
@@ -41,7 +39,6 @@ async fn expired() -> (Registry, Mirror, Image) {
 
 #[tokio::test(start_paused = true)]
 async fn a_fresh_tag_costs_the_upstream_nothing() {
-    let _frozen = freeze();
     let (up, m, image) = warm().await;
     advance(59 * SECOND).await;
     let answer = m.serves(PATH, &image.manifest).await;
@@ -53,7 +50,6 @@ async fn a_fresh_tag_costs_the_upstream_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn an_expired_tag_costs_one_head_for_all_clients() {
-    let _frozen = freeze();
     let (up, m, image) = expired().await;
     let gate = up.hold("HEAD ", 1);
     let (answers, ()) = tokio::join!(join_all((0..20).map(|_| m.get(PATH))), async {
@@ -74,7 +70,6 @@ async fn an_expired_tag_costs_one_head_for_all_clients() {
 
 #[tokio::test(start_paused = true)]
 async fn a_moved_tag_costs_one_head_and_one_get_by_digest() {
-    let _frozen = freeze();
     let (up, m, _) = warm().await;
     let new = Image::oci(2);
     let digest = up.push("app", "latest", &new);
@@ -89,7 +84,6 @@ async fn a_moved_tag_costs_one_head_and_one_get_by_digest() {
 
 #[tokio::test(start_paused = true)]
 async fn a_tag_is_served_stale_while_the_upstream_cannot_answer() {
-    let _frozen = freeze();
     for (trouble, status) in [
         (Some(Reply::error(500)), "; fwd-status=500"),
         (Some(Reply::error(502)), "; fwd-status=502"),
@@ -119,7 +113,6 @@ async fn a_tag_is_served_stale_while_the_upstream_cannot_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_upstream_is_not_asked_again_for_a_while() {
-    let _frozen = freeze();
     for (trouble, pause) in [
         (Reply::error(500), 15),
         (Reply::error(429).with("Retry-After", 120), 120),
@@ -144,7 +137,6 @@ async fn a_failing_upstream_is_not_asked_again_for_a_while() {
 
 #[tokio::test(start_paused = true)]
 async fn a_404_removes_the_tag_from_memory_and_disk() {
-    let _frozen = freeze();
     let (up, m, image) = warm().await;
     assert_eq!(m.get(PATH).await.source(), "hit");
     up.delete(PATH);
@@ -160,7 +152,6 @@ async fn a_404_removes_the_tag_from_memory_and_disk() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_is_not_answered_with_stale_content() {
-    let _frozen = freeze();
     for (status, code) in [(401, "UNAUTHORIZED"), (403, "DENIED")] {
         let (up, m, _) = expired().await;
         up.reply("", ALWAYS, Reply::error(status));
@@ -170,7 +161,6 @@ async fn a_refusal_is_not_answered_with_stale_content() {
 
 #[tokio::test(start_paused = true)]
 async fn a_restarted_mirror_asks_again_and_falls_back_on_its_disk() {
-    let _frozen = freeze();
     let (up, m, image) = warm().await;
     let answer = m.restarted(&up).await.get(PATH).await;
     answer.expect(200, &image.manifest);
@@ -185,7 +175,6 @@ async fn a_restarted_mirror_asks_again_and_falls_back_on_its_disk() {
 /// containerd and dockerd ask for a tag with HEAD and for the manifest by its digest.
 #[tokio::test(start_paused = true)]
 async fn a_digest_from_a_head_survives_a_restart_once_its_manifest_is_stored() {
-    let _frozen = freeze();
     let (up, m, old) = warm().await;
     let restarted_and_alone = async || {
         up.go_down();
@@ -213,7 +202,6 @@ async fn a_digest_from_a_head_survives_a_restart_once_its_manifest_is_stored() {
 
 #[tokio::test(start_paused = true)]
 async fn a_manifest_that_comes_late_does_not_move_the_tag_back() {
-    let _frozen = freeze();
     let (up, m, _) = warm().await;
     let (passed_over, newest) = (Image::oci(2), Image::oci(3));
     let digest = up.push("app", "latest", &passed_over);
@@ -230,7 +218,6 @@ async fn a_manifest_that_comes_late_does_not_move_the_tag_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_request_continues_for_the_next_clients() {
-    let _frozen = freeze();
     let (up, m, _) = warm().await;
     let new = Image::oci(2);
     up.push("app", "latest", &new);
@@ -327,7 +314,6 @@ fn by_accept(up: &Registry) -> (Image, bytes::Bytes) {
 
 #[tokio::test(start_paused = true)]
 async fn old_and_new_clients_each_get_a_type_they_accept() {
-    let _frozen = freeze();
     let line = format!("GET {PATH}");
     let (narrow, wide) = accepting();
     for old_first in [true, false] {

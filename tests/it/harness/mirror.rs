@@ -11,6 +11,7 @@ use millpond::clock::Clock;
 use millpond::config;
 use millpond::storage::{MemoryStore, Store};
 use reqwest::{Client, RequestBuilder, Response};
+use testkit::time::{Frozen, freeze};
 
 use super::{FaultyStore, Image, Registry, digest, eventually, noise};
 
@@ -79,6 +80,7 @@ impl Setup {
 
     pub(crate) async fn try_start(self) -> Result<Mirror, StartError> {
         super::log::install();
+        let still = freeze();
         let config = config::parse(&self.yaml(), "the test", std::iter::empty())
             .unwrap()
             .config;
@@ -102,6 +104,7 @@ impl Setup {
             app,
             store: self.store,
             client: client.build().unwrap(),
+            _still: still,
         })
     }
 
@@ -151,12 +154,13 @@ pub(crate) fn put_blob(up: &Registry, seed: u64, size: usize) -> (Bytes, String)
     (blob, format!("/v2/app/blobs/{digest}"))
 }
 
-/// A running mirror.
+/// A running mirror. While there is one, paused time doesn't advance by itself.
 pub(crate) struct Mirror {
     pub(crate) app: App,
     pub(crate) store: Arc<dyn Store>,
     base: String,
     client: Client,
+    _still: Frozen,
 }
 
 #[derive(Debug, Clone)]

@@ -8,12 +8,12 @@ mod mirror;
 
 use millpond::oci::{Algorithm, Digest};
 
-pub(crate) use faulty::{FaultyStore, Operation};
+pub(crate) use faulty::{FaultyStore, Operation, Stall};
 pub(crate) use mirror::{
     Answer, Mirror, Setup, blob_path, mirrored, mirrored_with, over_faulty_store, put_blob,
     put_image, read, to_end,
 };
-pub(crate) use testkit::time::{advance, eventually, freeze, passing, settle};
+pub(crate) use testkit::time::{advance, eventually, passing, settle};
 pub(crate) use testkit::{ALWAYS, Gate, Image, Reply, Seen, noise};
 
 pub(crate) type Registry = testkit::Registry<Digest>;
