@@ -1,7 +1,7 @@
 //! Connections: accepting or refusing them, detecting the protocol, ending them.
 //!
 //! A client has [`FIRST_BYTE_TIMEOUT`](super::socket::FIRST_BYTE_TIMEOUT) for its first byte,
-//! [`HEAD_TIMEOUT`](super::socket::HEAD_TIMEOUT) for a head, and [`IDLE_TIMEOUT`](super::socket::IDLE_TIMEOUT) between requests.
+//! [`HEAD_TIMEOUT`](super::socket::HEAD_TIMEOUT) for a head, and [`IDLE_TIMEOUT`] between requests.
 //! At a stop, connections without a request under way end at once.
 
 use std::convert::Infallible;

@@ -76,7 +76,7 @@ impl Upstream {
     /// The upstream may ignore ranges: the stream then is the whole blob from 0 on. One that sends
     /// less than asked is told as broken off at the end of that, so that the reader resumes; one
     /// that sends more breaks the protocol. An `offset` at or behind the blob's end is
-    /// [`UpstreamError::Unexpected`] with status 416.
+    /// [`Failure::Unexpected`] with status 416.
     pub async fn get_blob(
         &self,
         repo: &RepoName,

@@ -45,7 +45,7 @@ impl Upstream {
     ///
     /// None when the upstream doesn't serve several ranges at once: it sends the whole blob, or
     /// refuses in a way that says nothing about single ranges. A response that isn't what it says it
-    /// is, or that contradicts the request, is [`UpstreamError::Protocol`], as for a single range.
+    /// is, or that contradicts the request, is [`Failure::Protocol`], as for a single range.
     pub async fn get_blob_ranges(
         &self,
         repo: &RepoName,
