@@ -29,7 +29,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// What is counted elsewhere is copied when it is asked for.
+    /// The metrics as text. Copies the figures that other modules count.
     async fn render(&self) -> String {
         let Health {
             cache,

@@ -69,7 +69,7 @@ struct Shared {
     cache: Cache,
     metrics: Arc<Metrics>,
     clock: Clock,
-    /// What is drained at the end: connections, downloads and other work of requests.
+    /// Connections, downloads and other work of requests: a stop waits for these tasks.
     tasks: TaskTracker,
     /// What the server needs for as long as it runs.
     background: Tasks,

@@ -9,7 +9,7 @@ pub(crate) mod soak;
 mod world;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::Map;
@@ -70,6 +70,37 @@ const FULL: Scale = Scale {
 pub(crate) fn measure(quick: bool, binary: &Path, results: &mut Results) -> Result<()> {
     let scale = if quick { QUICK } else { FULL };
     note("trace: making the content");
+    let prepared = prepare(scale)?;
+    let Prepared {
+        world,
+        file,
+        upstream,
+        ..
+    } = &prepared;
+    let server = Server::mirror(binary, upstream.addr(), &Map::new())?;
+    note("trace: replaying it");
+    let seen = Seen::send(server.addr(), file).with_context(|| server.log_tail())?;
+    let counts = upstream.counts()?;
+    let cost = Cost {
+        cpu: server.settled_cpu()?,
+        upstream: upstream.cpu()?,
+        peak: server.memory("VmHWM")?,
+    };
+    report(&seen, counts, &cost, results);
+    results.section("The trace", &describe(scale, &seen, world, &cost));
+    Ok(())
+}
+
+/// A trace, the file that nodes read it from, and the upstream that has its content.
+struct Prepared {
+    world: World,
+    file: PathBuf,
+    upstream: Upstream,
+    /// Removed with everything in it when this is dropped.
+    _directory: TempDir,
+}
+
+fn prepare(scale: Scale) -> Result<Prepared> {
     let directory = TempDir::with_prefix("millpond-trace-")?;
     let content_dir = ContentDir::new(&directory.path().join("content"))?;
     let world = World::make(&content_dir, scale)?;
@@ -80,18 +111,12 @@ pub(crate) fn measure(quick: bool, binary: &Path, results: &mut Results) -> Resu
         delay_ms: DELAY_MS,
         ..Plan::default()
     })?;
-    let server = Server::mirror(binary, upstream.addr(), &Map::new())?;
-    note("trace: replaying it");
-    let seen = Seen::send(server.addr(), &file).with_context(|| server.log_tail())?;
-    let counts = upstream.counts()?;
-    let cost = Cost {
-        cpu: server.settled_cpu()?,
-        upstream: upstream.cpu()?,
-        peak: server.memory("VmHWM")?,
-    };
-    report(&seen, counts, &cost, results);
-    results.section("The trace", &describe(scale, &seen, &world, &cost));
-    Ok(())
+    Ok(Prepared {
+        world,
+        file,
+        upstream,
+        _directory: directory,
+    })
 }
 
 /// What the trace cost, in CPU seconds and MiB.

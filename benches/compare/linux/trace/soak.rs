@@ -7,17 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Map;
-use tempfile::TempDir;
 
-use super::super::common::content::ContentDir;
 use super::super::common::note;
 use super::super::common::report::{Target, number};
 use super::super::common::server::{Server, millpond};
-use super::super::common::upstream::{Plan, Upstream};
 use super::super::results::Results;
 use super::nodes::Seen;
-use super::world::World;
-use super::{DELAY_MS, Scale};
+use super::{Scale, prepare};
 
 /// Small layers, so that most of the time goes into requests.
 const SCALE: Scale = Scale {
@@ -47,18 +43,15 @@ struct Sample {
 /// Replays the trace for so long.
 pub(crate) fn measure(length: Duration, binary: &Path, results: &mut Results) -> Result<()> {
     note("soak: making the content");
-    let directory = TempDir::with_prefix("millpond-soak-")?;
-    let content_dir = ContentDir::new(&directory.path().join("content"))?;
-    let world = World::make(&content_dir, SCALE)?;
-    let file = directory.path().join("world.json");
-    fs::write(&file, serde_json::to_vec(&world)?)?;
-    let upstream = Upstream::start(Plan {
-        root: content_dir.root().to_owned(),
-        delay_ms: DELAY_MS,
-        ..Plan::default()
-    })?;
+    let prepared = prepare(SCALE)?;
     let server = Server::start(|directory, own| {
-        let mut command = millpond(binary, directory, own, upstream.addr(), &Map::new());
+        let mut command = millpond(
+            binary,
+            directory,
+            own,
+            prepared.upstream.addr(),
+            &Map::new(),
+        );
         command.env("REGISTRY_STORAGE_MAXSIZE", CAP);
         Ok(command)
     })?;
@@ -66,7 +59,7 @@ pub(crate) fn measure(length: Duration, binary: &Path, results: &mut Results) ->
     let mut samples: Vec<Sample> = Vec::new();
     let mut requests = 0;
     while started.elapsed() < length {
-        let seen = Seen::send(server.addr(), &file).with_context(|| server.log_tail())?;
+        let seen = Seen::send(server.addr(), &prepared.file).with_context(|| server.log_tail())?;
         requests += seen.requests;
         server.settled_cpu()?;
         let sample = Sample {
