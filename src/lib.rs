@@ -31,8 +31,10 @@
 //! The modules build on each other in one direction only; `ARCHITECTURE.md` has the map, and
 //! `tests/modules/` holds the code to it.
 
+pub mod access;
 pub mod admin;
 pub mod app;
+pub mod auth;
 pub mod cache;
 pub mod cli;
 pub mod clock;

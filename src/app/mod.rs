@@ -26,7 +26,9 @@ use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::mirror::Upstreams;
 use crate::server::listener::{Address, BindError, Listener};
-use crate::server::{ConnectionSettings, Handler, ResponseBuffers, ServerSettings, Service, serve};
+use crate::server::{
+    ConnectionSettings, Gate, Handler, ResponseBuffers, ServerSettings, Service, serve,
+};
 use crate::storage::Layout;
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::tasks::{Panicked, Tasks};
@@ -119,7 +121,12 @@ impl App {
         };
         shared.scrub(config);
         let mirror = shared.mirror(&config.proxy, upstreams);
-        let service = Service::new(mirror, Arc::clone(&shared.metrics), settings(config));
+        let service = Service::new(
+            mirror,
+            Gate::default(),
+            Arc::clone(&shared.metrics),
+            settings(config),
+        );
 
         let serving = Serving {
             connections: ConnectionSettings {

@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-    HeaderMap, HeaderName, HeaderValue, LINK, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+    HeaderMap, HeaderName, HeaderValue, LINK, RETRY_AFTER, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Response, StatusCode};
 
@@ -155,6 +156,9 @@ pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
     *response.status_mut() = refusal.status;
     let headers = response.headers_mut();
     headers.insert(CACHE_STATUS, refusal.cache_status.clone());
+    if let Some(challenge) = &refusal.challenge {
+        headers.insert(WWW_AUTHENTICATE, challenge.clone());
+    }
     if refusal.status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(ALLOW, METHODS);
     }

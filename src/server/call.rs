@@ -1,22 +1,31 @@
 //! A parsed request, and the step from the name in it to a repository that its caller may access.
 
+use std::borrow::Cow;
+use std::time::Duration;
+
 use http::Response;
 
 use super::body::Body;
 use super::conditional::Conditions;
+use crate::access::{Access, Denied, Permission, Resource};
+use crate::auth::{AuthError, Caller};
 use crate::download::Client;
 use crate::metrics::Outcome;
 use crate::mirror::{Mirror, MirrorError, ReadMode, Target};
-use crate::oci::{Accept, RepoName};
+use crate::oci::{Accept, Classified, ErrorKind, Reference, RepoName};
 
 /// A response and what is counted of it.
 pub(super) type Answered = (Response<Body>, Outcome);
 
-/// Who sends a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Caller {
-    /// Nobody is asked for credentials yet.
-    Anonymous,
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+    #[error(transparent)]
+    Caller(#[from] AuthError),
+    #[error(transparent)]
+    Denied(#[from] Denied),
 }
 
 /// A request, parsed.
@@ -36,11 +45,45 @@ pub(super) struct Call<'a> {
 
 impl Call<'_> {
     /// The repository that the call addresses, if the caller may access it.
-    pub(super) fn target(&self, mirror: &Mirror, name: &RepoName) -> Result<Target, MirrorError> {
+    pub(super) fn target(
+        &self,
+        mirror: &Mirror,
+        access: &Access,
+        name: &RepoName,
+        wanted: (Permission, Option<&Reference>),
+    ) -> Result<Target, CallError> {
         let target = mirror.upstreams.target(self.ns, self.host, name)?;
-        match self.caller {
-            // Everybody may read everything that the mirror's own credentials can read.
-            Caller::Anonymous => Ok(target),
+        let (permission, reference) = wanted;
+        let resource = Resource {
+            upstream: target.upstream.name(),
+            repository: &target.stored,
+            reference,
+        };
+        access.decide(&self.caller, &resource, permission)?;
+        Ok(target)
+    }
+}
+
+impl CallError {
+    fn classified(&self) -> &dyn Classified {
+        match self {
+            Self::Mirror(error) => error,
+            Self::Caller(error) => error,
+            Self::Denied(error) => error,
         }
+    }
+}
+
+impl Classified for CallError {
+    fn kind(&self) -> ErrorKind {
+        self.classified().kind()
+    }
+
+    fn reason(&self) -> Cow<'static, str> {
+        self.classified().reason()
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        self.classified().retry_after()
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Refusal {
     /// JSON.
     pub document: Bytes,
     pub retry_after: Option<Duration>,
+    /// The `WWW-Authenticate` field.
+    pub challenge: Option<HeaderValue>,
     /// The `Cache-Status` field.
     pub cache_status: HeaderValue,
     /// The text for the log; none where only the client is at fault.
@@ -31,6 +33,7 @@ impl Refusal {
             status,
             document: error_document(code, message.as_ref()).into(),
             retry_after: None,
+            challenge: None,
             cache_status: cache_status::REFUSED,
             log: None,
         }

@@ -6,9 +6,10 @@ use serde_json::json;
 
 use super::answer;
 use super::cache_status::{Named, Origin};
-use super::call::{Answered, Call};
+use super::call::{Answered, Call, CallError};
 use super::conditional::Verdict;
 use super::request::RequestBody;
+use crate::access::{Access, Permission};
 use crate::metrics::Outcome;
 use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
 use crate::oci::action::Page;
@@ -18,14 +19,19 @@ use crate::oci::{Action, Digest, Reference, RepoName, Requested};
 #[derive(Debug)]
 pub(super) struct Handlers {
     mirror: Arc<Mirror>,
+    access: Access,
     /// What links begin with: an origin, or nothing, and the path before `/v2/`.
     base: String,
 }
 
 impl Handlers {
     /// `base` is what links begin with.
-    pub(super) fn new(mirror: Arc<Mirror>, base: String) -> Self {
-        Self { mirror, base }
+    pub(super) fn new(mirror: Arc<Mirror>, access: Access, base: String) -> Self {
+        Self {
+            mirror,
+            access,
+            base,
+        }
     }
 
     /// Carries out an action. Reads have no body: what a client sends all the same is discarded.
@@ -34,7 +40,7 @@ impl Handlers {
         action: &Action,
         call: &Call<'_>,
         _body: RequestBody,
-    ) -> Result<Answered, MirrorError> {
+    ) -> Result<Answered, CallError> {
         match action {
             Action::Root => Ok((answer::alive(), Outcome::Hit)),
             Action::Options => Ok((answer::options(), Outcome::Hit)),
@@ -60,8 +66,13 @@ impl Handlers {
         call: &Call<'_>,
         name: &RepoName,
         reference: &Reference,
-    ) -> Result<Answered, MirrorError> {
-        let target = call.target(&self.mirror, name)?;
+    ) -> Result<Answered, CallError> {
+        let target = call.target(
+            &self.mirror,
+            &self.access,
+            name,
+            (Permission::Pull, Some(reference)),
+        )?;
         let found = self
             .mirror
             .manifest(&target, reference, &call.accept, call.mode)
@@ -79,8 +90,13 @@ impl Handlers {
         call: &Call<'_>,
         name: &RepoName,
         digest: Digest,
-    ) -> Result<Answered, MirrorError> {
-        let target = call.target(&self.mirror, name)?;
+    ) -> Result<Answered, CallError> {
+        let target = call.target(
+            &self.mirror,
+            &self.access,
+            name,
+            (Permission::Pull, Some(&Reference::Digest(digest))),
+        )?;
         let verdict = call.conditions.evaluate(&digest);
         let ranges = call.conditions.ranges(&digest);
         let ranges = ranges.filter(|_| call.mode == ReadMode::Content);
@@ -126,8 +142,13 @@ impl Handlers {
         name: &RepoName,
         digest: Digest,
         artifact_type: Option<&str>,
-    ) -> Result<Answered, MirrorError> {
-        let target = call.target(&self.mirror, name)?;
+    ) -> Result<Answered, CallError> {
+        let target = call.target(
+            &self.mirror,
+            &self.access,
+            name,
+            (Permission::Pull, Some(&Reference::Digest(digest))),
+        )?;
         let found = self
             .mirror
             .referrers(&target, digest, artifact_type)
@@ -145,8 +166,8 @@ impl Handlers {
         call: &Call<'_>,
         name: &RepoName,
         page: &Page,
-    ) -> Result<Answered, MirrorError> {
-        let target = call.target(&self.mirror, name)?;
+    ) -> Result<Answered, CallError> {
+        let target = call.target(&self.mirror, &self.access, name, (Permission::List, None))?;
         let found = self.mirror.tags(&target, page).await;
         let found = found.inspect_err(|error| report(&target, error))?;
         let tags: Vec<&str> = found.tags.iter().map(crate::oci::Tag::as_str).collect();
@@ -170,7 +191,7 @@ impl Handlers {
         ))
     }
 
-    async fn catalog(&self, page: &Page) -> Result<Answered, MirrorError> {
+    async fn catalog(&self, page: &Page) -> Result<Answered, CallError> {
         let found = self.mirror.catalog(page).await?;
         let names: Vec<&str> = found.repositories.iter().map(RepoName::as_str).collect();
         let last = names.last().filter(|_| found.more);

@@ -248,6 +248,7 @@ impl Connected {
                 peer: Peer {
                     address: None,
                     name: "unix".into(),
+                    certificate: None,
                 },
                 files: None,
             },

@@ -43,4 +43,4 @@ pub use connection::{ConnectionSettings, serve};
 pub use cursor::BodyError;
 pub use limits::ConnectionLimits;
 pub use request::{Handler, Peer, RequestBody, RequestBodyError};
-pub use service::{ServerSettings, Service};
+pub use service::{Gate, ServerSettings, Service};

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 
 use super::body::Body;
+use crate::auth::Certificate;
 
 /// Answers requests.
 pub trait Handler: Send + Sync + 'static {
@@ -28,6 +29,8 @@ pub struct Peer {
     pub address: Option<IpAddr>,
     /// Address and port for people, or `unix`.
     pub name: Arc<str>,
+    /// The certificate that the client proved to own.
+    pub certificate: Option<Arc<Certificate>>,
 }
 
 impl Peer {
@@ -35,6 +38,7 @@ impl Peer {
         Self {
             address: Some(address.ip()),
             name: address.to_string().into(),
+            certificate: None,
         }
     }
 }

@@ -13,14 +13,16 @@ use super::access::Record;
 use super::answer;
 use super::body::Body;
 use super::cache_status::{self, Named};
-use super::call::{Answered, Call, Caller};
+use super::call::{Answered, Call, CallError};
 use super::conditional::Conditions;
 use super::error::Refusal;
 use super::handlers::Handlers;
 use super::request::{Handler, Peer, RequestBody};
+use crate::access::Access;
+use crate::auth::{Authenticator, Caller, Presented};
 use crate::download::Client;
 use crate::metrics::{Kind, Metrics, Outcome};
-use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode};
+use crate::mirror::{Exchange, Mirror, ReadMode};
 use crate::oci::{Accept, Action, Reference, Route, RouteError};
 
 /// Different `Accept` lines whose meaning is kept; each kind of client has its own.
@@ -52,10 +54,18 @@ impl ServerSettings {
     }
 }
 
+/// What lets requests in.
+#[derive(Debug, Default)]
+pub struct Gate {
+    pub authenticator: Authenticator,
+    pub access: Access,
+}
+
 /// The registry API over one mirror.
 #[derive(Debug)]
 pub struct Service {
     handlers: Handlers,
+    authenticator: Authenticator,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
     /// What `Accept` lines mean, which is asked for with every tag.
@@ -96,9 +106,15 @@ impl Handler for Service {
 }
 
 impl Service {
-    pub fn new(mirror: Arc<Mirror>, metrics: Arc<Metrics>, settings: ServerSettings) -> Self {
+    pub fn new(
+        mirror: Arc<Mirror>,
+        gate: Gate,
+        metrics: Arc<Metrics>,
+        settings: ServerSettings,
+    ) -> Self {
         Self {
-            handlers: Handlers::new(mirror, settings.base()),
+            handlers: Handlers::new(mirror, gate.access, settings.base()),
+            authenticator: gate.authenticator,
             metrics,
             settings,
             accepts: Cache::new(MAX_ACCEPTS),
@@ -133,16 +149,19 @@ impl Service {
         peer: &Peer,
     ) -> Result<Answered, Refusal> {
         let action = &route.action;
-        let call = self.call(route, head, peer);
-        let answered = self.handlers.dispatch(action, &call, body).await;
-        answered.map_err(|error| refuse(action, &error))
+        let answered = async {
+            let caller = self.authenticator.identify(&presented(head, peer)).await?;
+            let call = self.call(route, head, peer, caller);
+            self.handlers.dispatch(action, &call, body).await
+        };
+        answered.await.map_err(|error| self.refuse(action, &error))
     }
 
     /// Parses what the action needs of the request.
-    fn call<'a>(&self, route: &'a Route, head: &'a Parts, peer: &Peer) -> Call<'a> {
+    fn call<'a>(&self, route: &'a Route, head: &'a Parts, peer: &Peer, caller: Caller) -> Call<'a> {
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         Call {
-            caller: Caller::Anonymous,
+            caller,
             ns: route.ns.as_deref(),
             host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)),
             conditions: Conditions::parse(&head.headers),
@@ -163,6 +182,20 @@ impl Service {
         }
     }
 
+    fn refuse(&self, action: &Action, error: &CallError) -> Refusal {
+        let refusal = Refusal::of_action(error, action);
+        match error {
+            CallError::Mirror(error) => Refusal {
+                cache_status: cache_status::failed(Named::by(action), Exchange::failed(error)),
+                ..refusal
+            },
+            CallError::Caller(_) | CallError::Denied(_) => Refusal {
+                challenge: self.authenticator.challenge(),
+                ..refusal
+            },
+        }
+    }
+
     fn accept(&self, headers: &HeaderMap) -> Accept {
         let mut lines = headers.get_all(ACCEPT).iter();
         let line = lines.next().filter(|line| line.len() <= MAX_ACCEPT);
@@ -178,10 +211,11 @@ impl Service {
     }
 }
 
-fn refuse(action: &Action, error: &MirrorError) -> Refusal {
-    Refusal {
-        cache_status: cache_status::failed(Named::by(action), Exchange::failed(error)),
-        ..Refusal::of_action(error, action)
+fn presented<'a>(head: &'a Parts, peer: &'a Peer) -> Presented<'a> {
+    Presented {
+        headers: &head.headers,
+        address: peer.address,
+        certificate: peer.certificate.as_ref(),
     }
 }
 

@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 18] = [
     "oci",
     "error_chain",
     "clock",
@@ -30,6 +30,8 @@ const ORDER: [&str; 16] = [
     "config",
     "storage",
     "upstream",
+    "auth",
+    "access",
     "cache",
     "download",
     "mirror",
