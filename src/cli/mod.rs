@@ -1,5 +1,6 @@
 //! The command line: `serve`, `check`, and the operators' commands on the cache.
 
+mod allocator;
 mod logging;
 mod operate;
 mod serve;

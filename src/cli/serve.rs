@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use super::allocator;
 use super::logging::Logs;
 use super::signals::Signals;
 use super::{VERSION, fail, load, placed, warnings};
@@ -21,6 +22,7 @@ const EVENT_INTERVAL: u32 = 8;
 const BLOCKING_TIME: Duration = Duration::from_secs(5);
 
 pub(super) fn serve(path: Option<&Path>) -> ExitCode {
+    allocator::configure();
     let loaded = match load(path) {
         Ok(loaded) => loaded,
         Err(error) => return fail(&error),
