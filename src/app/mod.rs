@@ -153,14 +153,7 @@ impl App {
         let debug_address = operators.listen_for_debug(config).await?;
         operators.take_commands(config).await;
         let service = Arc::new(service);
-        let main = serving.with_tls(tls.main.clone());
-        let address = main
-            .listen("listener", &config.http.listen, Arc::clone(&service))
-            .await?;
-        let other_addresses = serving.listen_also(config, &tls, &service).await?;
-        for tls in tls.iter() {
-            tls.watch(&shared.background, shared.stop_now.clone());
-        }
+        let (address, other_addresses) = serving.listen_all(config, &tls, &service).await?;
         Ok(Self {
             address,
             other_addresses,
@@ -294,13 +287,19 @@ impl Serving<'_> {
         }
     }
 
-    /// Serves the additional listeners.
-    async fn listen_also(
+    /// Serves `http.addr` and the additional listeners. Returns where each of them listens.
+    async fn listen_all(
         &self,
         config: &Config,
         tls: &ListenersTls,
         service: &Arc<Service>,
-    ) -> Result<Vec<Address>, StartError> {
+    ) -> Result<(Address, Vec<Address>), StartError> {
+        for tls in tls.iter() {
+            tls.watch(&self.shared.background, self.shared.stop_now.clone());
+        }
+        let main = self.with_tls(tls.main.clone());
+        let listening = main.listen("listener", &config.http.listen, Arc::clone(service));
+        let address = listening.await?;
         let operators = self.for_operators();
         let mut addresses = Vec::new();
         for (listener, tls) in config.http.listeners.iter().zip(&tls.others) {
@@ -320,7 +319,7 @@ impl Serving<'_> {
             };
             addresses.push(address);
         }
-        Ok(addresses)
+        Ok((address, addresses))
     }
 
     /// What answers operators.

@@ -323,6 +323,8 @@ mod tests {
         metrics.served(Kind::Blob, Outcome::Miss, 418);
         metrics.client_sent(Kind::Blob, 2);
         metrics.client_sent(Kind::Blob, 7);
+        metrics.handshake(Handshake::Resumed);
+        metrics.tls_expiry(":5000", 7);
         let (_one, two) = (metrics.follower(), metrics.follower());
         drop(two);
         let text = metrics.render();
@@ -336,6 +338,9 @@ mod tests {
             r#"millpond_responses_total{kind="blob",status="206"} 1"#,
             r#"millpond_responses_total{kind="blob",status="418"} 2"#,
             r#"millpond_client_sent_bytes_total{kind="blob"} 9"#,
+            r#"millpond_tls_handshakes_total{result="resumed"} 1"#,
+            r#"millpond_tls_handshakes_total{result="timeout"} 0"#,
+            r#"millpond_tls_certificate_expiry_timestamp_seconds{listener=":5000"} 7"#,
             "millpond_followers 1",
             "millpond_downloads_in_flight 0",
         ] {
