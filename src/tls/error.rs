@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::pem;
 
-use super::files::MAX_FILE;
+/// The largest file that is read, in bytes.
+pub(super) const MAX_FILE: u64 = 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {

@@ -10,11 +10,8 @@ use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::error::TlsError;
+use super::error::{MAX_FILE, TlsError};
 use crate::config::Tls;
-
-/// The largest file that is read, in bytes.
-pub(super) const MAX_FILE: u64 = 1024 * 1024;
 
 /// What the files hold, as bytes.
 pub(super) struct Files<'a> {

@@ -201,13 +201,13 @@ async fn versions_and_suites_are_those_that_are_configured() {
     let newer = connect(&m, &site.config(&[tls12, tls13])).await.unwrap();
     let version = newer.get_ref().1.protocol_version();
     assert_eq!(version, Some(ProtocolVersion::TLSv1_3));
-    let suite = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384";
+    let name = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384";
     let m = site
-        .mirror(&up, &site.tls(&format!(", ciphersuites: [{suite}]")))
+        .mirror(&up, &site.tls(&format!(", ciphersuites: [{name}]")))
         .await;
     let older = connect(&m, &site.config(&[tls12])).await.unwrap();
     let negotiated = older.get_ref().1.negotiated_cipher_suite().unwrap().suite();
-    assert_eq!(negotiated.as_str(), Some(suite));
+    assert_eq!(negotiated.as_str(), Some(name));
 }
 
 #[tokio::test]
