@@ -47,5 +47,6 @@ pub mod oci;
 pub mod server;
 pub mod storage;
 pub mod tasks;
+pub mod tls;
 pub mod upstream;
 pub mod workers;

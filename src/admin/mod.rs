@@ -1,6 +1,6 @@
-//! What operators ask. Metrics and health are on a listener of their own (`http.debug.addr`), which
-//! clients of the registry can't reach; listing and purging ([`operate`]) on a unix socket of the data
-//! directory ([`socket`]).
+//! What operators ask. Metrics and health are on listeners of their own (`http.debug.addr`, and those of
+//! `http.listeners` that serve operators), which clients of the registry can't reach; listing and purging
+//! ([`operate`]) on a unix socket of the data directory ([`socket`]).
 
 pub mod health;
 pub mod operate;

@@ -1,18 +1,22 @@
 //! What `millpond check` does: builds what the server is built of, and creates nothing.
 
 use super::cache::Space;
+use super::listeners::{self, ListenersTls};
 use super::{StartError, upstreams};
 use crate::clock::Clock;
 use crate::config::{Config, MinFree, SizeLimit, Storage};
 use crate::metrics::Metrics;
 use crate::server::listener::BindError;
 use crate::storage::FsStore;
+use crate::tls::TlsError;
 
 impl super::App {
-    /// Builds the upstreams' clients, with their CA files, and the cache's settings, and looks
+    /// Builds the upstreams' clients, with their CA files, the TLS of the listeners, and the cache's settings, and looks
     /// whether the data directory could be used. Listens nowhere and creates nothing.
     pub async fn check(config: &Config) -> Result<(), StartError> {
-        upstreams(&config.proxy, Clock::system(), &Metrics::new().into())?;
+        let (clock, metrics) = (Clock::system(), Metrics::new().into());
+        ListenersTls::load(config, clock, &metrics)?;
+        upstreams(&config.proxy, clock, &metrics)?;
         if let Storage::Filesystem { root, .. } = &config.storage {
             FsStore::check_root(root).await?;
         }
@@ -54,7 +58,17 @@ impl StartError {
         };
         let key = match self {
             Self::Bind(BindError::Tcp { address, .. }) if is_debug(address) => "http.debug.addr",
-            Self::Bind(_) => "http.addr",
+            Self::Bind(error) => {
+                let address = match error {
+                    BindError::Tcp { address, .. } => address.clone(),
+                    BindError::Unix { path, .. } => path.display().to_string(),
+                };
+                return Some(listeners::section(&config.http, &address) + ".addr");
+            }
+            Self::Tls { listener, source } => {
+                let section = listeners::section(&config.http, listener);
+                return Some(format!("{section}.tls{}", key_of(source)));
+            }
             Self::Store(_) => "storage.filesystem.rootdirectory",
             Self::Upstream { upstream, .. } | Self::CaFile { upstream, .. } => {
                 return Some(upstream_key(config, upstream));
@@ -62,6 +76,21 @@ impl StartError {
             Self::Address(_) => return None,
         };
         Some(key.to_owned())
+    }
+}
+
+/// The key, below `tls`, that an error of TLS is about.
+fn key_of(error: &TlsError) -> &'static str {
+    match error {
+        TlsError::NoKey { .. } | TlsError::Key { .. } | TlsError::Mismatch { .. } => ".key",
+        TlsError::Certificate { .. } | TlsError::Expired { .. } => ".certificate",
+        TlsError::Authority { .. } => ".clientcas",
+        // The message names the file.
+        TlsError::Read { .. }
+        | TlsError::TooLarge { .. }
+        | TlsError::Pem { .. }
+        | TlsError::NoCertificate { .. }
+        | TlsError::Setup(_) => "",
     }
 }
 

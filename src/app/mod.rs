@@ -3,6 +3,7 @@
 mod cache;
 mod check;
 mod descriptors;
+mod listeners;
 mod pulling;
 
 pub use cache::settings as cache_settings;
@@ -16,22 +17,25 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use listeners::ListenersTls;
+
 use crate::admin::Admin;
 use crate::admin::health::Health;
 use crate::admin::operate::Operator;
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Serves};
 use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::mirror::Upstreams;
 use crate::server::listener::{Address, BindError, Listener};
 use crate::server::{
-    ConnectionSettings, Gate, Handler, ResponseBuffers, ServerSettings, Service, serve,
+    Admission, ConnectionSettings, Gate, Handler, ResponseBuffers, ServerSettings, Service, serve,
 };
 use crate::storage::Layout;
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::tasks::{Panicked, Tasks};
+use crate::tls::{ServerTls, TlsError};
 use crate::upstream::{SetupError, Upstream};
 
 /// Why the mirror doesn't start.
@@ -39,6 +43,8 @@ use crate::upstream::{SetupError, Upstream};
 pub enum StartError {
     #[error(transparent)]
     Bind(#[from] BindError),
+    #[error("TLS on {listener}: {source}")]
+    Tls { listener: String, source: TlsError },
     #[error("the address of a socket can't be told: {0}")]
     Address(std::io::Error),
     #[error("the data directory can't be used: {0}")]
@@ -60,6 +66,9 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct App {
     address: Address,
+    /// Those of `http.listeners`.
+    other_addresses: Vec<Address>,
+    tls: Vec<Arc<ServerTls>>,
     debug_address: Option<Address>,
     drain_timeout: Duration,
     shared: Shared,
@@ -101,6 +110,7 @@ impl App {
     ) -> Result<Self, StartError> {
         let (metrics, background) = (Arc::new(Metrics::new()), Tasks::new());
         let stop_now = CancellationToken::new();
+        let tls = ListenersTls::load(config, clock, &metrics)?;
         let upstreams = upstreams(&config.proxy, clock, &metrics)?;
         let cache = Cache::start(
             store,
@@ -131,7 +141,8 @@ impl App {
         let serving = Serving {
             connections: ConnectionSettings {
                 http2: config.http.http2,
-                limits: descriptors::connection_limits(config),
+                tls: None,
+                admission: Admission::new(descriptors::connection_limits(config)),
                 buffers: ResponseBuffers::default(),
                 metrics: Arc::clone(&shared.metrics),
                 clock,
@@ -141,11 +152,12 @@ impl App {
         let operators = serving.for_operators();
         let debug_address = operators.listen_for_debug(config).await?;
         operators.take_commands(config).await;
-        let address = serving
-            .listen("listener", &config.http.listen, service)
-            .await?;
+        let service = Arc::new(service);
+        let (address, other_addresses) = serving.listen_all(config, &tls, &service).await?;
         Ok(Self {
             address,
+            other_addresses,
+            tls: tls.iter().cloned().collect(),
             debug_address,
             drain_timeout: config.http.drain_timeout,
             shared,
@@ -155,6 +167,16 @@ impl App {
     /// Where the registry API is served.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Where else requests are answered: the addresses of `http.listeners`.
+    pub fn other_addresses(&self) -> &[Address] {
+        &self.other_addresses
+    }
+
+    /// The TLS of the listeners that have one, in the order of the configuration.
+    pub fn tls(&self) -> &[Arc<ServerTls>] {
+        &self.tls
     }
 
     /// Where metrics and health are served, if they are.
@@ -248,11 +270,70 @@ impl Serving<'_> {
     /// The same with connections of their own, which clients of the registry can't use up.
     fn for_operators(&self) -> Self {
         let mut connections = self.connections.clone();
-        connections.limits = descriptors::OPERATORS;
+        connections.admission = Admission::new(descriptors::OPERATORS);
         Self {
             connections,
             shared: self.shared,
         }
+    }
+
+    /// The same with TLS.
+    fn with_tls(&self, tls: Option<Arc<ServerTls>>) -> Self {
+        let mut connections = self.connections.clone();
+        connections.tls = tls;
+        Self {
+            connections,
+            shared: self.shared,
+        }
+    }
+
+    /// Serves `http.addr` and the additional listeners. Returns where each of them listens.
+    async fn listen_all(
+        &self,
+        config: &Config,
+        tls: &ListenersTls,
+        service: &Arc<Service>,
+    ) -> Result<(Address, Vec<Address>), StartError> {
+        for tls in tls.iter() {
+            tls.watch(&self.shared.background, self.shared.stop_now.clone());
+        }
+        let main = self.with_tls(tls.main.clone());
+        let listening = main.listen("listener", &config.http.listen, Arc::clone(service));
+        let address = listening.await?;
+        let operators = self.for_operators();
+        let mut addresses = Vec::new();
+        for (listener, tls) in config.http.listeners.iter().zip(&tls.others) {
+            let (listen, tls) = (&listener.listen, tls.clone());
+            let address = match listener.serves {
+                Serves::Registry => {
+                    let serving = self.with_tls(tls);
+                    serving
+                        .listen("listener", listen, Arc::clone(service))
+                        .await?
+                }
+                Serves::Operators => {
+                    let admin = self.admin(config.http.metrics_path());
+                    let serving = operators.with_tls(tls);
+                    serving.listen("operators' listener", listen, admin).await?
+                }
+            };
+            addresses.push(address);
+        }
+        Ok((address, addresses))
+    }
+
+    /// What answers operators.
+    fn admin(&self, metrics_path: Option<&str>) -> Arc<Admin> {
+        let Shared {
+            cache,
+            metrics,
+            background,
+            ..
+        } = self.shared;
+        Arc::new(Admin {
+            health: Health::new(cache.clone(), background.clone(), Arc::clone(metrics)),
+            metrics_path: metrics_path.map(str::to_owned),
+        })
     }
 
     /// Serves the debug listener, where one is configured.
@@ -260,16 +341,7 @@ impl Serving<'_> {
         let Some(debug) = &config.http.debug else {
             return Ok(None);
         };
-        let Shared {
-            cache,
-            metrics,
-            background,
-            ..
-        } = self.shared;
-        let admin = Admin {
-            health: Health::new(cache.clone(), background.clone(), Arc::clone(metrics)),
-            metrics_path: debug.metrics_path.clone(),
-        };
+        let admin = self.admin(debug.metrics_path.as_deref());
         let listening = self.listen("debug listener", &debug.listen, admin);
         listening.await.map(Some)
     }
@@ -290,7 +362,7 @@ impl Serving<'_> {
         match listener.make_private() {
             Ok(()) => {
                 let cache = self.shared.cache.clone();
-                self.serve("admin socket", listener, Operator { cache });
+                self.serve("admin socket", listener, Arc::new(Operator { cache }));
             }
             Err(error) => {
                 tracing::warn!(error = %on_one_line(&error), "the admin socket can't be made private");
@@ -303,7 +375,7 @@ impl Serving<'_> {
         &self,
         task: &'static str,
         listen: &config::Listen,
-        handler: H,
+        handler: Arc<H>,
     ) -> Result<Address, StartError> {
         let listener = Listener::bind(listen).await?;
         let address = listener.address().map_err(StartError::Address)?;
@@ -311,12 +383,12 @@ impl Serving<'_> {
         Ok(address)
     }
 
-    fn serve<H: Handler>(&self, task: &'static str, listener: Listener, handler: H) {
+    fn serve<H: Handler>(&self, task: &'static str, listener: Listener, handler: Arc<H>) {
         let shared = self.shared;
         let tasks = shared.background.tracked_by(&shared.tasks);
         let serving = serve(
             listener,
-            Arc::new(handler),
+            handler,
             self.connections.clone(),
             tasks.clone(),
             shared.stop_accepting.clone(),

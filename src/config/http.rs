@@ -9,6 +9,7 @@ use url::Url;
 
 use super::address::Listen;
 use super::section::Section;
+use super::tls::{self, Tls};
 
 const DEFAULT_LISTEN: &str = ":5000";
 const DEFAULT_METRICS: &str = "/metrics";
@@ -30,6 +31,9 @@ const FRAMING: [HeaderName; 6] = [
 #[derive(Debug, Clone)]
 pub struct Http {
     pub listen: Listen,
+    pub tls: Option<Tls>,
+    /// Besides `listen`.
+    pub listeners: Vec<ExtraListener>,
     /// The path before `/v2/`: empty, or `/x` without a slash at its end.
     pub prefix: String,
     /// The URL at which clients reach the server, if it isn't what they write in `Host`.
@@ -43,6 +47,23 @@ pub struct Http {
     pub http2: bool,
     pub limits: ConnectionLimits,
     pub debug: Option<Debug>,
+}
+
+/// One more address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtraListener {
+    pub listen: Listen,
+    pub tls: Option<Tls>,
+    pub serves: Serves,
+}
+
+/// What a listener answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serves {
+    /// The registry API.
+    Registry,
+    /// Health and metrics.
+    Operators,
 }
 
 /// Limits of the client connections that are open at the same time.
@@ -70,16 +91,18 @@ pub(super) fn read(http: &Section<'_>) -> Http {
         ),
         ("secret", "there are no uploads whose state needs signing"),
     ]);
-    http.refuse(
-        "tls",
-        "plain HTTP would be served instead; remove the section and put a reverse proxy that \
-         terminates TLS in front",
-    );
-    let listen = listen(http);
+    http.print("addr", DEFAULT_LISTEN);
+    let listen = listen(http).unwrap_or_else(|| Listen::Tcp(DEFAULT_LISTEN.to_owned()));
     let prefix = http.parsed("prefix", prefix).unwrap_or_default();
     http.print("prefix", prefix.as_str());
     Http {
+        tls: tls(http, &listen),
         listen,
+        listeners: http
+            .sections("listeners", listener)
+            .into_iter()
+            .flatten()
+            .collect(),
         prefix,
         host: http.value("host", |text| {
             web_url(text).ok_or("write a URL such as https://mirror.example")
@@ -90,6 +113,14 @@ pub(super) fn read(http: &Section<'_>) -> Http {
         http2: http.section("http2", |http2| !http2.bool("disabled", false)),
         limits: http.section("limits", limits),
         debug: debug(http),
+    }
+}
+
+impl Http {
+    /// The path of the metrics on listeners for operators; `None` serves none.
+    pub fn metrics_path(&self) -> Option<&str> {
+        let debug = self.debug.as_ref();
+        debug.map_or(Some(DEFAULT_METRICS), |debug| debug.metrics_path.as_deref())
     }
 }
 
@@ -107,24 +138,56 @@ fn limits(limits: &Section<'_>) -> ConnectionLimits {
     }
 }
 
-fn listen(http: &Section<'_>) -> Listen {
-    let default = || Listen::Tcp(DEFAULT_LISTEN.to_owned());
-    http.print("addr", DEFAULT_LISTEN);
+/// The address of a listener, if it is written and valid.
+fn listen(section: &Section<'_>) -> Option<Listen> {
     let networks = [("tcp", false), ("unix", true)];
-    let is_unix = http.choice("net", "write tcp or unix", &networks, false);
-    let listen = match (is_unix, http.text("addr")) {
-        (false, _) => tcp(http).unwrap_or_else(default),
-        (true, Some(socket)) => Listen::Unix(PathBuf::from(socket)),
-        (true, None) => {
-            http.reject(
-                "net",
-                "is unix, but `http.addr` is missing; write the socket's path",
-            );
-            default()
-        }
+    if !section.choice("net", "write tcp or unix", &networks, false) {
+        return tcp(section);
+    }
+    let Some(socket) = section.text("addr") else {
+        let addr = section.path("addr");
+        section.reject(
+            "net",
+            format_args!("is unix, but `{addr}` is missing; write the socket's path"),
+        );
+        return None;
     };
-    http.print("addr", listen.to_string());
-    listen
+    section.print("addr", socket.as_str());
+    Some(Listen::Unix(PathBuf::from(socket)))
+}
+
+fn listener(section: &Section<'_>) -> Option<ExtraListener> {
+    let is_written = section.text("addr").is_some() || section.text("net").is_some();
+    let listen = listen(section);
+    if !is_written {
+        section.missing("addr", "host:port, or :port for all interfaces");
+    }
+    let choices = [
+        ("registry", Serves::Registry),
+        ("operators", Serves::Operators),
+    ];
+    let advice = "write registry or operators";
+    let serves = section.choice("serves", advice, &choices, Serves::Registry);
+    let tls = match &listen {
+        Some(listen) => tls(section, listen),
+        None => tls::read(section),
+    };
+    Some(ExtraListener {
+        listen: listen?,
+        tls,
+        serves,
+    })
+}
+
+fn tls(section: &Section<'_>, listen: &Listen) -> Option<Tls> {
+    let tls = tls::read(section)?;
+    if let Listen::Unix(_) = listen {
+        section.reject(
+            "tls",
+            "is for TCP only, and the address is a unix socket's; remove the section",
+        );
+    }
+    Some(tls)
 }
 
 /// The TCP address at `addr`, if there is one.

@@ -32,6 +32,7 @@ mod size;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod upstream;
 mod yaml;
 
@@ -51,13 +52,14 @@ pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
 pub use host_pattern::{HostPattern, HostPatternError};
-pub use http::{ConnectionLimits, Debug, Http};
+pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
 pub use log::{Log, LogFormat};
 pub use proxy::{Proxy, Timeouts, TtlMode};
 pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
 pub use size::SizeLimit;
 pub use storage::{Limits, MinFree, Scrub, Storage};
+pub use tls::{CIPHER_SUITES, ClientAuth, Tls, TlsVersion};
 pub use upstream::{Credentials, Upstream, is_loopback};
 
 /// The version of the file's format: the reference registry's.

@@ -79,6 +79,27 @@ label! {
 }
 
 label! {
+    /// How a client's TLS handshake ended.
+    Handshake {
+        Full => "full",
+        /// It resumed a session.
+        Resumed => "resumed",
+        /// The client sent a request without TLS.
+        Plain => "plain_http",
+        /// The client didn't complete it in time.
+        Timeout => "timeout",
+        /// The client closed the connection, or it broke.
+        Disconnected => "disconnected",
+        /// The client showed no certificate, or one that isn't valid.
+        Certificate => "client_certificate",
+        /// The client refused it: mostly because it doesn't trust the server's certificate.
+        Refused => "refused_by_client",
+        /// The client speaks nothing that the server does, or not TLS.
+        Protocol => "protocol",
+    }
+}
+
+label! {
     /// A condition under which the server serves, with less than usual.
     Degraded {
         /// The file system of the cache has no space left.
@@ -91,6 +112,17 @@ label! {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct OfReason {
     pub(super) reason: RefusedConnection,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct HandshakeResult {
+    pub(super) result: Handshake,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OfListener {
+    /// Its address in the configuration.
+    pub(super) listener: String,
 }
 
 /// How a request to an upstream ended: a status, or no status at all.

@@ -17,8 +17,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 pub use downloads::Downloads;
-pub use labels::{Degraded, Ending, Kind, Outcome, RefusedConnection};
-use labels::{DegradedBy, OfUpstream, UpstreamBytes, UpstreamRequest};
+pub use labels::{Degraded, Ending, Handshake, Kind, Outcome, RefusedConnection};
+use labels::{DegradedBy, OfListener, OfUpstream, UpstreamBytes, UpstreamRequest};
 use serving::Serving;
 
 /// What is known of the cache, at one moment; `CACHE` says what each figure is.
@@ -92,6 +92,7 @@ pub struct Metrics {
     long_polls: Gauge,
     degraded: Family<DegradedBy, Gauge>,
     upstream_degraded: Family<OfUpstream, Gauge>,
+    tls_expiry: Family<OfListener, Gauge>,
     cache: [Gauge; CACHE.len()],
     registry: Registry,
 }
@@ -156,6 +157,10 @@ impl Metrics {
                 "upstream_degraded",
                 "1 while the last answer of an upstream was none, or a server error",
             ),
+            tls_expiry: r.metric(
+                "tls_certificate_expiry_timestamp_seconds",
+                "When the certificate of a listener expires, in seconds since the Unix epoch",
+            ),
             cache: {
                 let mut r = Registrar(r.0.sub_registry_with_prefix("cache"));
                 CACHE.map(|(name, help, _)| r.metric(name, help))
@@ -213,6 +218,22 @@ impl Metrics {
     /// A client's connection has been refused.
     pub fn connection_refused(&self, reason: RefusedConnection) {
         self.serving.refused(reason);
+    }
+
+    /// A client's TLS handshake has ended.
+    pub fn handshake(&self, result: Handshake) {
+        self.serving.handshake(result);
+    }
+
+    /// When the certificate of a listener expires, in seconds since the Unix epoch.
+    pub fn tls_expiry(&self, listener: &str, seconds: u64) {
+        let listener = listener.to_owned();
+        set(
+            &self
+                .tls_expiry
+                .get_or_create_owned(&OfListener { listener }),
+            seconds,
+        );
     }
 
     /// Counter of the log lines that were dropped: kept by the log's writer.
@@ -302,6 +323,8 @@ mod tests {
         metrics.served(Kind::Blob, Outcome::Miss, 418);
         metrics.client_sent(Kind::Blob, 2);
         metrics.client_sent(Kind::Blob, 7);
+        metrics.handshake(Handshake::Resumed);
+        metrics.tls_expiry(":5000", 7);
         let (_one, two) = (metrics.follower(), metrics.follower());
         drop(two);
         let text = metrics.render();
@@ -315,6 +338,9 @@ mod tests {
             r#"millpond_responses_total{kind="blob",status="206"} 1"#,
             r#"millpond_responses_total{kind="blob",status="418"} 2"#,
             r#"millpond_client_sent_bytes_total{kind="blob"} 9"#,
+            r#"millpond_tls_handshakes_total{result="resumed"} 1"#,
+            r#"millpond_tls_handshakes_total{result="timeout"} 0"#,
+            r#"millpond_tls_certificate_expiry_timestamp_seconds{listener=":5000"} 7"#,
             "millpond_followers 1",
             "millpond_downloads_in_flight 0",
         ] {

@@ -7,7 +7,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
 use super::Registrar;
-use super::labels::{Kind, OfKind, OfReason, Outcome, RefusedConnection, Served, ServedStatus};
+use super::labels::{
+    Handshake, HandshakeResult, Kind, OfKind, OfReason, Outcome, RefusedConnection, Served,
+    ServedStatus,
+};
 
 /// The statuses of nearly all answers.
 const STATUSES: [u16; 10] = [200, 206, 304, 400, 401, 403, 404, 416, 429, 502];
@@ -21,6 +24,7 @@ pub(super) struct Serving {
     responses: Family<ServedStatus, Counter>,
     bytes: Family<OfKind, Counter>,
     refused: Family<OfReason, Counter>,
+    handshakes: Family<HandshakeResult, Counter>,
     found: [OfOneKind; Kind::ALL.len()],
 }
 
@@ -44,12 +48,17 @@ impl Serving {
                 "connections_refused",
                 "Client connections that were refused, by the limit",
             ),
+            handshakes: r.metric("tls_handshakes", "TLS handshakes of clients by their end"),
             found: Default::default(),
         };
         // A rate needs the zero before the first refusal.
         for &reason in RefusedConnection::ALL {
             let labels = OfReason { reason };
             drop(serving.refused.get_or_create_owned(&labels));
+        }
+        for &result in Handshake::ALL {
+            let labels = HandshakeResult { result };
+            drop(serving.handshakes.get_or_create_owned(&labels));
         }
         serving
     }
@@ -72,6 +81,11 @@ impl Serving {
 
     pub(super) fn refused(&self, reason: RefusedConnection) {
         self.refused.get_or_create_owned(&OfReason { reason }).inc();
+    }
+
+    pub(super) fn handshake(&self, result: Handshake) {
+        let labels = HandshakeResult { result };
+        self.handshakes.get_or_create_owned(&labels).inc();
     }
 
     pub(super) fn sent(&self, kind: Kind, bytes: u64) {

@@ -34,6 +34,15 @@ impl ResponseBuffers {
         }
     }
 
+    /// Counts bytes that aren't a body's.
+    pub(super) fn hold(&self, len: usize) -> Held {
+        self.0.fetch_add(len, Ordering::Relaxed);
+        Held {
+            len,
+            process: self.clone(),
+        }
+    }
+
     fn exhausted(&self) -> bool {
         self.0.load(Ordering::Relaxed) >= PROCESS_BUDGET
     }
@@ -45,6 +54,19 @@ impl ResponseBuffers {
             bytes,
             process: self.clone(),
         })
+    }
+}
+
+/// Bytes that are counted until this is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    len: usize,
+    process: ResponseBuffers,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.process.0.fetch_sub(self.len, Ordering::Relaxed);
     }
 }
 

@@ -23,14 +23,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffers::ResponseBuffers;
 use super::http2::Http2;
-use super::limits::{Admission, ConnectionLimits, Reports};
-use super::listener::{Accepted, Listener, Stream};
+use super::limits::{Admission, Reports};
+use super::listener::{Accepted, Connected, Listener, Stream};
 use super::request::{Handler, RequestBody};
 use super::socket::{ClientSocket, IDLE_TIMEOUT, Progress};
+use super::tls::Handshakes;
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Metrics, RefusedConnection};
 use crate::tasks::Tasks;
+use crate::tls::ServerTls;
 
 /// Most bytes of a request's head, and of an answer that hyper holds for one connection. With a
 /// body chunk this is what a slow client costs.
@@ -47,7 +49,10 @@ const FIRST_READ: usize = 1024;
 pub struct ConnectionSettings {
     /// HTTP/2 with prior knowledge, beside HTTP/1.1.
     pub http2: bool,
-    pub limits: ConnectionLimits,
+    /// None for plain connections. Unix sockets are always plain.
+    pub tls: Option<Arc<ServerTls>>,
+    /// Shared by the listeners whose connections are limited together.
+    pub admission: Arc<Admission>,
     pub buffers: ResponseBuffers,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
@@ -62,7 +67,6 @@ pub async fn serve<H: Handler>(
     tasks: Tasks,
     stop: CancellationToken,
 ) {
-    let admission = Admission::new(settings.limits);
     let metrics = Arc::clone(&settings.metrics);
     let server = Arc::new(Server {
         http1: http1_builder(),
@@ -70,6 +74,11 @@ pub async fn serve<H: Handler>(
             .http2
             .then(|| Http2::new(settings.clock, tasks.tracker().clone())),
         handler,
+        tls: settings.tls.map(|tls| Handshakes {
+            tls,
+            buffers: settings.buffers.clone(),
+            metrics: Arc::clone(&metrics),
+        }),
         buffers: settings.buffers,
         stop: stop.clone(),
     });
@@ -80,18 +89,21 @@ pub async fn serve<H: Handler>(
             accepted = listener.accept() => accepted,
         };
         let refusal = match accepted {
-            Ok(connected) => match admission.admit(connected.address()) {
+            Ok(connected) => match settings.admission.admit(connected.address()) {
                 Ok(permit) => {
                     let (server, counted) = (Arc::clone(&server), metrics.connection());
                     tasks.spawn(async move {
-                        server.connection(connected.accept()).await;
+                        server.connection(connected).await;
                         drop((counted, permit));
                     });
                     continue;
                 }
                 Err(reason) => {
                     let address = connected.address();
-                    connected.refuse();
+                    // Nothing can be said without a handshake.
+                    if server.tls.is_none() {
+                        connected.refuse();
+                    }
                     Refusal::Limit(reason, address)
                 }
             },
@@ -164,6 +176,7 @@ struct Server<H> {
     http1: http1::Builder,
     http2: Option<Http2>,
     handler: Arc<H>,
+    tls: Option<Handshakes>,
     buffers: ResponseBuffers,
     stop: CancellationToken,
 }
@@ -172,7 +185,19 @@ type Socket = ClientSocket<Box<dyn Stream>>;
 type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
 impl<H: Handler> Server<H> {
-    async fn connection(&self, accepted: Accepted) {
+    async fn connection(&self, connected: Connected) {
+        let accepted = match (&self.tls, connected) {
+            (Some(handshakes), Connected::Tcp(stream, address)) => {
+                // Boxed, so that it takes no memory in plain connections.
+                let handshake = Box::pin(handshakes.accept(stream, address));
+                let secured = self.stop.run_until_cancelled(handshake).await;
+                let Some(accepted) = secured.flatten() else {
+                    return;
+                };
+                accepted
+            }
+            (_, connected) => connected.accept(),
+        };
         let name = Arc::clone(&accepted.peer.name);
         if let Err(error) = self.serve(accepted).await {
             // Clients hang up as they please; a broken body has been logged where it broke.

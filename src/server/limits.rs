@@ -1,4 +1,4 @@
-//! How many connections a listener serves at the same time, and what is said of those it refuses.
+//! How many connections listeners serve at the same time, and what is said of those it refuses.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -17,7 +17,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Bits of an IPv6 address that name a client's network: one client has all addresses below.
 const IPV6_PREFIX: u32 = 64;
 
-/// The most connections of a listener.
+/// The most connections of listeners that share an [`Admission`].
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
     /// All together.
@@ -26,9 +26,9 @@ pub struct ConnectionLimits {
     pub per_address: Option<NonZeroUsize>,
 }
 
-/// Counts the open connections of one listener.
+/// Counts the open connections of the listeners that share it.
 #[derive(Debug)]
-pub(super) struct Admission {
+pub struct Admission {
     limits: ConnectionLimits,
     open: AtomicUsize,
     /// Only filled where there is a limit per address. Held for a few instructions, once when a
@@ -44,7 +44,7 @@ pub(super) struct Permit {
 }
 
 impl Admission {
-    pub(super) fn new(limits: ConnectionLimits) -> Arc<Self> {
+    pub fn new(limits: ConnectionLimits) -> Arc<Self> {
         Arc::new(Self {
             limits,
             open: AtomicUsize::new(0),
@@ -52,13 +52,13 @@ impl Admission {
         })
     }
 
-    /// Admits a connection, or tells which limit it exceeds. Only the listener's own task calls it,
-    /// so the count can't grow between the check and the increment.
+    /// Admits a connection, or tells which limit it exceeds.
     pub(super) fn admit(
         self: &Arc<Self>,
         address: Option<IpAddr>,
     ) -> Result<Permit, RefusedConnection> {
-        if self.open.load(Ordering::Relaxed) >= self.limits.total {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.limits.total {
+            self.open.fetch_sub(1, Ordering::Relaxed);
             return Err(RefusedConnection::Total);
         }
         let mut counted = None;
@@ -67,12 +67,12 @@ impl Admission {
             let mut by_address = self.by_address.lock();
             let open = by_address.entry(key).or_default();
             if *open >= limit.get() {
+                self.open.fetch_sub(1, Ordering::Relaxed);
                 return Err(RefusedConnection::Address);
             }
             *open += 1;
             counted = Some(key);
         }
-        self.open.fetch_add(1, Ordering::Relaxed);
         Ok(Permit {
             admission: Arc::clone(self),
             address: counted,

@@ -2,7 +2,7 @@
 //!
 //! A request goes [`connection`] -> [`service`] (action, caller, conditions) -> [`handlers`] (target,
 //! authorization, mirror) -> [`answer`] (headers, ranges) -> [`body`]. The pieces of a body ([`chunk`])
-//! go out through the connection's socket, which sends ranges of files by itself. Errors of every
+//! go out through the connection's socket, which sends ranges of files by itself; TLS begins in [`tls`]. Errors of every
 //! module become status and error document in [`error`] and nowhere else. [`access`] writes one line and counts, once the body has ended.
 //!
 //! What must never happen: a body that isn't whole ends well; an error of ours or the upstream's is
@@ -14,10 +14,6 @@ mod body;
 mod buffers;
 mod cache_status;
 mod call;
-#[cfg_attr(
-    not(target_os = "linux"),
-    expect(dead_code, reason = "no other system's sockets send files")
-)]
 mod chunk;
 mod conditional;
 mod connection;
@@ -32,7 +28,8 @@ mod request;
 mod sendfile;
 mod service;
 mod socket;
-#[cfg(target_os = "linux")]
+mod tls;
+mod tls_socket;
 mod turn;
 
 pub use answer::refused;
@@ -41,6 +38,6 @@ pub use buffers::ResponseBuffers;
 pub use chunk::{Chunk, FileChunk};
 pub use connection::{ConnectionSettings, serve};
 pub use cursor::BodyError;
-pub use limits::ConnectionLimits;
+pub use limits::{Admission, ConnectionLimits};
 pub use request::{Handler, Peer, RequestBody, RequestBodyError};
 pub use service::{Gate, ServerSettings, Service};

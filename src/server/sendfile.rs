@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::chunk::{Broken, FileQueue, Range, is_stand_in};
-use super::turn::Turn;
+use super::turn::{TURN, Turn};
 
 /// Bytes that are read at once from a file that can't be sent.
 const COPY: usize = 64 * 1024;
@@ -32,7 +32,7 @@ impl FileSocket {
         Self {
             stream,
             files,
-            turn: Turn::default(),
+            turn: Turn::of(TURN),
         }
     }
 

@@ -5,20 +5,26 @@ use std::task::{Context, Poll};
 
 /// Bytes of files that a connection sends in one turn: about 0.1 ms. Half as many cost a third more
 /// CPU for each byte.
-const TURN: usize = 256 * 1024;
+pub(super) const TURN: usize = 256 * 1024;
 
 /// What a connection has sent in its current turn. hyper itself continues for as long as the socket
 /// takes more, which a fast client's always does.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Turn {
+    length: usize,
     sent: usize,
 }
 
 impl Turn {
+    /// Turns of `length` bytes.
+    pub(super) fn of(length: usize) -> Self {
+        Self { length, sent: 0 }
+    }
+
     /// Ready while the turn lasts. At its end, the task is woken again after the runtime has looked for
     /// new events and has run all other ready tasks.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.sent < TURN {
+        if self.sent < self.length {
             return Poll::Ready(());
         }
         self.sent = 0;
@@ -67,7 +73,7 @@ mod tests {
             }
         };
         let large = |turns: Rc<Cell<usize>>| async move {
-            let mut turn = Turn::default();
+            let mut turn = Turn::of(TURN);
             loop {
                 poll_fn(|cx| turn.poll(cx)).await;
                 turn.sent(TURN);

@@ -33,4 +33,4 @@ pub use images::{Image, media_type};
 pub use program::{Program, ReservedPort, configure, poll};
 pub use registry::{ALWAYS, Options, Registry, Seen};
 pub use reply::{Gate, Reply};
-pub use tls::Identity;
+pub use tls::{Authority, Identity, Signed};

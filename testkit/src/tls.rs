@@ -1,8 +1,11 @@
-//! A server's key and its self-signed certificate.
+//! Keys and certificates: a server's that it signs itself, and those that an authority signs.
 
 use std::sync::Arc;
 
-use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, CertifiedKey, DnType, IsCa, KeyPair,
+    date_time_ymd, generate_simple_self_signed,
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
@@ -34,4 +37,69 @@ impl Default for Identity {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// An authority that signs certificates.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A key and its certificate, which an authority has signed; both in PEM.
+pub struct Signed {
+    pub certificate: String,
+    pub key: String,
+    /// The certificate in DER.
+    pub der: Vec<u8>,
+}
+
+impl Authority {
+    pub fn new(name: &str) -> Self {
+        let mut params = named(name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// Its certificate, in PEM.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A server at `127.0.0.1` and `localhost`.
+    pub fn server(&self) -> Signed {
+        self.server_until((4000, 1, 1))
+    }
+
+    /// The same with a certificate that expires at the beginning of a day: year, month, day.
+    pub fn server_until(&self, (year, month, day): (i32, u8, u8)) -> Signed {
+        let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+        let mut params = CertificateParams::new(names).unwrap();
+        params.not_after = date_time_ymd(year, month, day);
+        self.sign(&params)
+    }
+
+    /// A client with this common name.
+    pub fn client(&self, name: &str) -> Signed {
+        self.sign(&named(name))
+    }
+
+    /// The same with a certificate that expires at the beginning of a day.
+    pub fn client_until(&self, name: &str, (year, month, day): (i32, u8, u8)) -> Signed {
+        let mut params = named(name);
+        params.not_after = date_time_ymd(year, month, day);
+        self.sign(&params)
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Signed {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        Signed {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+            der: certificate.der().to_vec(),
+        }
+    }
+}
+
+fn named(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
 }

@@ -167,3 +167,35 @@ fn hints_fit_the_error_of_the_listener() {
         assert!(told.ends_with(hint), "{text}");
     }
 }
+
+#[test]
+fn tls_files_that_cant_be_used_are_found_before_the_start() {
+    let site = Site::new(&[
+        "version: 0.1",
+        "storage: {filesystem: {rootdirectory: DIR/data}}",
+        "proxy: {remoteurl: 'https://registry.example'}",
+        "http:",
+        "  addr: 127.0.0.1:0",
+        "  listeners:",
+        "    - addr: 127.0.0.1:1",
+        "      tls:",
+        "        certificate: DIR/cert.pem",
+        "        key: DIR/key.pem",
+    ]);
+    let missing = site.refused("check", &[]);
+    let expected = "millpond: DIR/c.yml:8: `http.listeners[0].tls`: TLS on 127.0.0.1:1: the file \
+                    DIR/cert.pem can't be read: No such file";
+    assert!(missing.contains(expected), "{missing}");
+    let authority = testkit::Authority::new("tests");
+    let [one, other] = [authority.server(), authority.server()];
+    std::fs::write(site.path().join("cert.pem"), one.certificate).unwrap();
+    std::fs::write(site.path().join("key.pem"), other.key).unwrap();
+    for command in ["check", "serve"] {
+        let text = site.refused(command, &[]);
+        let expected = "millpond: DIR/c.yml:10: `http.listeners[0].tls.key`: TLS on 127.0.0.1:1: the \
+                        private key in DIR/key.pem doesn't belong to the certificate in DIR/cert.pem";
+        assert!(text.contains(expected), "{text}");
+    }
+    std::fs::write(site.path().join("key.pem"), one.key).unwrap();
+    assert!(site.run("check", &[]).status.success());
+}

@@ -42,4 +42,5 @@ mod server;
 mod sources;
 mod space;
 mod tags;
+mod tls;
 mod warm;

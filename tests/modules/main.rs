@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "oci",
     "error_chain",
     "clock",
@@ -28,6 +28,7 @@ const ORDER: [&str; 18] = [
     "workers",
     "metrics",
     "config",
+    "tls",
     "storage",
     "upstream",
     "auth",
@@ -69,6 +70,7 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "storage/modes",
             "cache/state/journal",
             "config",
+            "tls/files",
             // The file of a unix socket.
             "server/listener",
         ],

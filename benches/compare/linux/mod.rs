@@ -31,6 +31,7 @@ mod pulls;
 mod results;
 mod rows;
 mod run;
+mod tls;
 mod trace;
 
 use std::path::PathBuf;
@@ -80,8 +81,8 @@ struct Args {
     #[arg(long)]
     dry: bool,
     /// Only rows whose name begins so: warm-1g-1, warm-1g-16, warm-1m, warm-1k, tag-get, tag-head,
-    /// digest-get, digest-head, churn-1k, busy-manifests, busy-uncached, cold-1, cold-16, memory,
-    /// trace, rollout, first-byte, storm, throttled, joins, cuts, ranges. soak runs only when it is
+    /// digest-get, digest-head, churn-1k, busy-manifests, busy-uncached, cold-1, cold-16,
+    /// tls-warm-1g-16, tls-handshakes, tls-resumed, tls-manifests, memory, trace, rollout, first-byte, storm, throttled, joins, cuts, ranges. soak runs only when it is
     /// named.
     rows: Vec<String>,
     /// Minutes of the row soak.
@@ -182,6 +183,7 @@ fn orchestrate(args: &Args) -> Result<()> {
         }
     }
     drop(runner);
+    tls::measure(wanted, &library, &sources, &sizes, &mut results)?;
     if wanted("memory") {
         memory::measure(&library, &sources, &upstream, &sizes, &mut results)?;
     }

@@ -13,6 +13,7 @@ use serde_json::{Map, json};
 
 use super::common::content::INDEX;
 use super::common::server::{Server, millpond};
+use super::tls;
 
 /// What millpond is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +121,27 @@ pub(crate) fn start(peer: Peer, sources: &Sources) -> Result<Server> {
             let data = directory.join("data");
             registry(&program, directory, addr, Some(sources.upstream), &data)
         }
+    })
+}
+
+/// Starts millpond or nginx with TLS, with the certificate and the key in a directory.
+pub(crate) fn start_with_tls(peer: Peer, sources: &Sources, files: &Path) -> Result<Server> {
+    Server::start(|directory, addr| {
+        let upstream = sources.upstream;
+        let server = match peer {
+            Peer::NginxStatic => static_files(addr, &sources.files),
+            Peer::NginxCache => proxy_cache(directory, addr, upstream),
+            _ => {
+                let binary = &sources.millpond;
+                let mut command = millpond(binary, directory, addr, upstream, &Map::new());
+                command.env("REGISTRY_HTTP_TLS_CERTIFICATE", files.join("cert.pem"));
+                command.env("REGISTRY_HTTP_TLS_KEY", files.join("key.pem"));
+                return Ok(command);
+            }
+        };
+        let listen = format!("listen {addr};");
+        let secure = format!("listen {addr}{}", tls::nginx(files));
+        nginx(directory, &server.replace(&listen, &secure))
     })
 }
 

@@ -95,7 +95,35 @@ http: {limits: {perAddress: 5}}
 http:
   tls:
     certificate: x
-=> 3: `http.tls` is not supported: plain HTTP would be served instead; remove the section and put a reverse proxy that terminates TLS in front
+=> 3: `http.tls.key` is missing; write the path of a PEM file with the private key
+http: {tls: {key: k}}
+=> 2: `http.tls.certificate` is missing; write the path of a PEM file with the certificate
+http: {tls: {clientcas: [a]}}
+=> 2: `http.tls.certificate` is missing; write the path of a PEM file with the certificate
+http: {tls: {ciphersuites: [TLS_AES_128_GCM_SHA256]}}
+=> 2: `http.tls.certificate` is missing; write the path of a PEM file with the certificate
+http: {tls: {certificate: c, key: k, clientauth: sometimes}}
+=> 2: `http.tls.clientauth` is "sometimes"; write request-client-cert, require-any-client-cert, verify-client-cert-if-given or require-and-verify-client-cert
+http: {tls: {certificate: c, key: k, clientauth: verify-client-cert-if-given}}
+=> 2: `http.tls.clientauth` needs `http.tls.clientcas`: without them, no certificate of a client is valid
+http: {tls: {certificate: c, key: k, minimumtls: ssl3}}
+=> 2: `http.tls.minimumtls` is "ssl3"; write tls1.2 or tls1.3
+http: {tls: {certificate: c, key: k, ciphersuites: [TLS_NULL]}}
+=> 2: `http.tls.ciphersuites[0]` is "TLS_NULL"; write any of TLS_AES_128_GCM_SHA256, TLS_AES_256_GCM_SHA384, TLS_CHACHA20_POLY1305_SHA256, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+http: {tls: {certificate: c, key: k, ciphersuites: [TLS_RSA_WITH_AES_128_CBC_SHA]}}
+=> 2: `http.tls.ciphersuites` names no suite that is implemented; write any of TLS_AES_128_GCM_SHA256, TLS_AES_256_GCM_SHA384, TLS_CHACHA20_POLY1305_SHA256, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+http: {tls: {letsencrypt: {email: a@b.c}}}
+=> 2: `http.tls.letsencrypt` is not supported: no ACME client is built in; let certbot, cert-manager or another one write the files of `certificate` and `key`, which are read again when they change
+http: {net: unix, addr: /s, tls: {certificate: c, key: k}}
+=> 2: `http.tls` is for TCP only, and the address is a unix socket's; remove the section
+http: {listeners: [{serves: registry}]}
+=> 2: `http.listeners[0].addr` is missing; write host:port, or :port for all interfaces
+http: {listeners: [{net: unix}]}
+=> 2: `http.listeners[0].net` is unix, but `http.listeners[0].addr` is missing; write the socket's path
+http: {listeners: [{addr: ':1', serves: all}]}
+=> 2: `http.listeners[0].serves` is "all"; write registry or operators
+http: {listeners: [{addr: ':1', tls: {certificate: c}}]}
+=> 2: `http.listeners[0].tls.key` is missing; write the path of a PEM file with the private key
 auth: {htpasswd: {realm: x}}
 => 2: `auth` is not supported: it would be silently weaker to serve without authentication; remove the section and put a reverse proxy that authenticates in front
 middleware: {registry: [{name: x}]}
@@ -318,6 +346,12 @@ proxy: {fillafter: 50}
 
 /// What follows the version line, and below it the warning, which starts with `config.yml:`.
 const WARNINGS: &str = r#"
+http: {tls: {certificate: c, key: k, minimumtls: tls1.0}}
+=> 2: `http.tls.minimumtls` names a version that RFC 8996 forbids: clients need at least TLS 1.2
+http: {tls: {certificate: c, key: k, minimumtls: tls1.1}}
+=> 2: `http.tls.minimumtls` names a version that RFC 8996 forbids: clients need at least TLS 1.2
+http: {tls: {certificate: c, key: k, ciphersuites: [TLS_AES_128_GCM_SHA256, TLS_RSA_WITH_AES_128_GCM_SHA256]}}
+=> 2: `http.tls.ciphersuites[1]` has no effect: the suite is not implemented, because it is broken or has no forward secrecy
 proxy:
 => 2: `proxy.remoteurl` is not set: the default upstream is Docker Hub
 loglevel: debug

@@ -1,6 +1,7 @@
 mod download;
 mod messages;
 mod storage;
+mod tls;
 mod variables;
 
 use std::num::NonZeroUsize;

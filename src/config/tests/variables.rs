@@ -23,6 +23,13 @@ REGISTRY_HTTP_PREFIX=/a/ =>   prefix: /a
 REGISTRY_HTTP_HOST=https://a.b =>   host: https://a.b/
 REGISTRY_HTTP_RELATIVEURLS=true =>   relativeurls: true
 REGISTRY_HTTP_DRAINTIMEOUT=1m =>   draintimeout: 1m
+REGISTRY_HTTP_TLS={certificate: c, key: k} =>     certificate: c
+REGISTRY_HTTP_TLS={certificate: c, key: k, clientcas: [a]} =>     clientauth: require-and-verify-client-cert
+REGISTRY_HTTP_TLS={certificate: c, key: k, clientauth: request-client-cert} =>     clientauth: request-client-cert
+REGISTRY_HTTP_TLS={certificate: c, key: k, minimumtls: tls1.3} =>     minimumtls: tls1.3
+REGISTRY_HTTP_TLS={certificate: c, key: k, ciphersuites: [TLS_AES_128_GCM_SHA256]} =>     - TLS_AES_128_GCM_SHA256
+REGISTRY_HTTP_LISTENERS=[{addr: ':1', serves: operators}] =>     serves: operators
+REGISTRY_HTTP_LISTENERS_0_ADDR=127.0.0.1:1 =>     addr: 127.0.0.1:1
 REGISTRY_HTTP_HEADERS={X-A: [b]} =>     x-a:
 REGISTRY_HTTP_HEADERS_X_A=[b] =>     x-a:
 REGISTRY_HTTP_HTTP2_DISABLED=true =>     disabled: true
@@ -163,7 +170,8 @@ const PROBLEMS: &str = r#"
 REGISTRY_HTTP_ADDR=x => `http.addr` is "x"; write host:port, or :port for all interfaces
 REGISTRY_AUTH_HTPASSWD_PATH=x => `auth` is not supported:
 REGISTRY_AUTH={ => `auth` is not supported:
-REGISTRY_HTTP_TLS_CERTIFICATE=x => `http.tls` is not supported:
+REGISTRY_HTTP_TLS_LETSENCRYPT_EMAIL=a@b.c => `http.tls.letsencrypt` is not supported:
+REGISTRY_HTTP_TLS={certificate: c, key: k, minimumtls: x} => `http.tls.minimumtls` is "x"; write tls1.2 or tls1.3
 REGISTRY_STORAGE_S3_BUCKET=x => the storage driver `storage.s3` is not supported
 REGISTRY_STORAGE=s3 => the storage driver `storage.s3` is not supported
 REGISTRY_HTTP_HEADERS={ => the value is not valid YAML:

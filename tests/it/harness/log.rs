@@ -63,8 +63,13 @@ impl Warnings {
 
     /// The lines since the last call that name an upstream.
     pub(crate) fn take(&self) -> Vec<String> {
+        self.about("upstream")
+    }
+
+    /// The lines since the last call that have this word.
+    pub(crate) fn about(&self, word: &str) -> Vec<String> {
         let text = String::from_utf8(self.0.take()).unwrap();
-        let lines = text.lines().filter(|line| line.contains("upstream"));
+        let lines = text.lines().filter(|line| line.contains(word));
         lines.map(str::to_owned).collect()
     }
 }
