@@ -2,6 +2,7 @@
 //! `upstream` reads what the upstreams have in common, `rules` the patterns and `download` how
 //! blobs are downloaded.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::oci::{ImagePattern, RepoName};
@@ -88,16 +89,12 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
         "cachewritetimeout",
         "`proxy.stalltimeout` ends a download that makes no progress",
     )]);
-    proxy.refuse(
-        "exec",
-        "no command is run for credentials; write `proxy.username` and `proxy.password`",
-    );
     let names_default = proxy.text("remoteurl").is_some();
     if from_file && !names_default {
         let message = "`proxy.remoteurl` is not set: the default upstream is Docker Hub";
         proxy.warning("", message.to_owned());
     }
-    let default = default_upstream(proxy);
+    let mut default = default_upstream(proxy);
     let items = proxy.sections("upstreams", named_upstream);
     // A directory that the operator names may hold a plain registry's data, which exists nowhere
     // else. A mirror deletes what expires, so it starts there only if an upstream is named, too.
@@ -110,8 +107,9 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
         );
         proxy.problem_at(path, message);
     }
-    let named: Vec<_> = items.into_iter().flatten().collect();
+    let mut named: Vec<_> = items.into_iter().flatten().collect();
     conflicts(proxy, &default, &named);
+    give_hosts(proxy, &mut default, &mut named);
     let named = named.into_iter().map(|named| (named.upstream, named.rule));
     let (upstreams, rules): (Vec<_>, Vec<_>) = named.unzip();
     Proxy {
@@ -226,7 +224,43 @@ fn name(section: &Section<'_>) -> Option<String> {
     Some(name)
 }
 
-/// No two upstreams may answer to one name: chance would decide which of them is asked.
+/// Makes the host of each upstream's URL one of its aliases. Several upstreams may have the same host,
+/// with different accounts: then it is an alias of the one that the operator gave it to, else of the
+/// first one.
+fn give_hosts(proxy: &Section<'_>, default: &mut Upstream, named: &mut [NamedUpstream]) {
+    let given = std::iter::once(&*default).chain(named.iter().map(|named| &named.upstream));
+    let given: Vec<_> = given
+        .flat_map(|upstream| upstream.aliases.clone())
+        .collect();
+    let mut owners: BTreeMap<String, String> = BTreeMap::new();
+    let named = named.iter_mut();
+    let named = named.map(|named| (named.path.as_str(), &mut named.upstream));
+    for (path, upstream) in std::iter::once(("proxy", default)).chain(named) {
+        let hosts = upstream::hosts(&upstream.url).into_iter();
+        let mut shared = None;
+        for host in hosts.filter(|host| !given.contains(host)) {
+            match owners.get(&host) {
+                Some(owner) => shared = shared.or(Some((host, owner.clone()))),
+                None => {
+                    owners.insert(host.clone(), upstream.name.clone());
+                    upstream.aliases.push(host);
+                }
+            }
+        }
+        upstream.aliases.sort();
+        if let Some((host, owner)) = shared {
+            let name = &upstream.name;
+            let message = format!(
+                "the upstreams `{owner}` and `{name}` have the same host: `{host}` means `{owner}`, \
+                 and clients use the name `{name}` for the other; `aliases` of one of them changes \
+                 that"
+            );
+            proxy.warning_at(path, message);
+        }
+    }
+}
+
+/// No two upstreams may be given one name: chance would decide which of them is asked.
 fn conflicts(proxy: &Section<'_>, default: &Upstream, named: &[NamedUpstream]) {
     let default = ("proxy", default);
     let named = named
