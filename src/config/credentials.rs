@@ -86,7 +86,7 @@ pub(super) fn read(section: &Section<'_>) -> Option<Credentials> {
 pub(super) fn of_repositories(section: &Section<'_>) -> Vec<RepositoryCredentials> {
     let items = section.sections("credentials", |item| {
         let repositories = item.values("repositories", |text, _| repository(text));
-        if repositories.is_empty() {
+        if !item.has("repositories") {
             item.missing("repositories", "a list of patterns such as [owner/*]");
         }
         let credentials = read(item);

@@ -2,7 +2,7 @@
 //! `upstream` reads what the upstreams have in common, `rules` the patterns and `download` how
 //! blobs are downloaded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::oci::{ImagePattern, RepoName};
@@ -168,7 +168,11 @@ fn default_upstream(proxy: &Section<'_>) -> Upstream {
     } else {
         authority(&url)
     };
-    upstream::read(proxy, name, url)
+    let mut upstream = upstream::read(proxy, name, url);
+    // Its name is one of the names of its host, which another upstream may be given.
+    let name = &upstream.name;
+    upstream.aliases.retain(|alias| alias != name);
+    upstream
 }
 
 /// An item of `proxy.upstreams`.
@@ -225,42 +229,40 @@ fn name(section: &Section<'_>) -> Option<String> {
 }
 
 /// Makes the host of each upstream's URL one of its aliases. Several upstreams may have the same host,
-/// with different accounts: then it is an alias of the one that the operator gave it to, else of the
+/// with different accounts: then it is an alias of the one whose name or `aliases` has it, else of the
 /// first one.
 fn give_hosts(proxy: &Section<'_>, default: &mut Upstream, named: &mut [NamedUpstream]) {
-    let given = std::iter::once(&*default).chain(named.iter().map(|named| &named.upstream));
-    let given: Vec<_> = given
-        .flat_map(|upstream| upstream.aliases.clone())
-        .collect();
+    let all = std::iter::once(&*default).chain(named.iter().map(|named| &named.upstream));
+    let given: BTreeSet<String> = all.flat_map(|upstream| upstream.aliases.clone()).collect();
     let mut owners: BTreeMap<String, String> = BTreeMap::new();
     let named = named.iter_mut();
     let named = named.map(|named| (named.path.as_str(), &mut named.upstream));
     for (path, upstream) in std::iter::once(("proxy", default)).chain(named) {
-        let hosts = upstream::hosts(&upstream.url).into_iter();
-        let mut shared = None;
-        for host in hosts.filter(|host| !given.contains(host)) {
-            match owners.get(&host) {
-                Some(owner) => shared = shared.or(Some((host, owner.clone()))),
-                None => {
-                    owners.insert(host.clone(), upstream.name.clone());
-                    upstream.aliases.push(host);
-                }
+        for host in upstream::hosts(&upstream.url) {
+            if given.contains(&host) {
+                continue;
+            }
+            let owner = owners.entry(host.clone());
+            let owner = owner.or_insert_with(|| upstream.name.clone());
+            if *owner == upstream.name {
+                upstream.aliases.push(host);
+            } else if host == authority(&upstream.url) {
+                let name = &upstream.name;
+                let message = format!(
+                    "the upstreams `{owner}` and `{name}` have the same host: `{host}` means \
+                     `{owner}`, and clients select the other by its name; to change that, add \
+                     `{host}` to the `aliases` of one of them"
+                );
+                proxy.warning_at(path, message);
             }
         }
         upstream.aliases.sort();
-        if let Some((host, owner)) = shared {
-            let name = &upstream.name;
-            let message = format!(
-                "the upstreams `{owner}` and `{name}` have the same host: `{host}` means `{owner}`, \
-                 and clients use the name `{name}` for the other; `aliases` of one of them changes \
-                 that"
-            );
-            proxy.warning_at(path, message);
-        }
+        upstream.aliases.dedup();
     }
 }
 
-/// No two upstreams may be given one name: chance would decide which of them is asked.
+/// No two upstreams may answer to one name: chance would decide which of them is asked. The same host
+/// is shared out by [`give_hosts`].
 fn conflicts(proxy: &Section<'_>, default: &Upstream, named: &[NamedUpstream]) {
     let default = ("proxy", default);
     let named = named
@@ -270,11 +272,10 @@ fn conflicts(proxy: &Section<'_>, default: &Upstream, named: &[NamedUpstream]) {
     for (position, (path, later)) in all.iter().enumerate() {
         for (other, earlier) in all.iter().take(position) {
             let (one, another) = (&earlier.name, &later.name);
-            let mut aliases = later.aliases.iter();
             if one == another {
                 let message = format!("`{other}` and `{path}` are both named `{one}`");
                 proxy.problem_at(path, message);
-            } else if let Some(alias) = aliases.find(|alias| earlier.aliases.contains(alias)) {
+            } else if let Some(alias) = shared_alias(earlier, later) {
                 let message = format!(
                     "the upstreams `{one}` and `{another}` both answer to `{alias}`; give it to one"
                 );
@@ -282,4 +283,21 @@ fn conflicts(proxy: &Section<'_>, default: &Upstream, named: &[NamedUpstream]) {
             }
         }
     }
+}
+
+/// A name that two upstreams would both answer to: both were given it, or it is the host of one and was
+/// given to another one elsewhere.
+fn shared_alias(one: &Upstream, other: &Upstream) -> Option<String> {
+    let are_at_one_host = authority(&one.url) == authority(&other.url);
+    let answers_to = |upstream: &Upstream| {
+        let hosts = upstream::hosts(&upstream.url).into_iter();
+        let hosts = hosts.filter(|_| !are_at_one_host);
+        hosts
+            .chain(upstream.aliases.clone())
+            .collect::<BTreeSet<_>>()
+    };
+    answers_to(one)
+        .intersection(&answers_to(other))
+        .next()
+        .cloned()
 }

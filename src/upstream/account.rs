@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn the_header_is_the_rfcs_and_is_never_printed() {
         let secret = Secret::basic("Aladdin", "open sesame").unwrap();
-        let Secret::Basic(header) = &secret else {
+        let Secret::Basic(header) = secret.clone() else {
             panic!("not Basic");
         };
         assert_eq!(header, "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");

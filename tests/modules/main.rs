@@ -69,6 +69,8 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "storage/modes",
             "cache/state/journal",
             "config",
+            // Credentials that rotate.
+            "upstream/secret_files",
             // The file of a unix socket.
             "server/listener",
         ],
