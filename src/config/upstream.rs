@@ -25,6 +25,10 @@ const HUB_WEBSITE: &str = "hub.docker.com";
 const MAX_SCOPE: usize = 1024;
 
 /// A registry that is mirrored.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "keys of the configuration, which don't depend on each other"
+)]
 #[derive(Debug, Clone)]
 pub struct Upstream {
     /// One component of a repository name, such as `ghcr.io`; the default upstream's, which only
@@ -236,17 +240,14 @@ fn forward_proxy(section: &Section<'_>) -> ForwardProxy {
         section.print("proxyurl", text);
         return ForwardProxy::Direct;
     }
-    match ProxyUrl::parse(&text) {
-        Some(url) => {
-            section.print("proxyurl", url.to_string());
-            ForwardProxy::Url(url)
-        }
-        None => {
-            let reason = "is not the URL of a proxy; write one such as http://proxy.example:3128 \
+    if let Some(url) = ProxyUrl::parse(&text) {
+        section.print("proxyurl", url.to_string());
+        ForwardProxy::Url(url)
+    } else {
+        let reason = "is not the URL of a proxy; write one such as http://proxy.example:3128 \
                           (http, https, socks5 or socks5h; without a path), or none";
-            section.reject("proxyurl", reason);
-            ForwardProxy::Environment
-        }
+        section.reject("proxyurl", reason);
+        ForwardProxy::Environment
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Account {
 pub(super) enum Secret {
     /// User name and password as the `Authorization` header (RFC 7617). Sensitive.
     Basic(HeaderValue),
-    /// An OAuth2 refresh token, which Docker calls an identity token.
+    /// A refresh token (RFC 6749), which Docker calls an identity token.
     Refresh(SecretString),
 }
 

@@ -76,19 +76,10 @@ impl Accounts {
     /// The account that was last used for a repository if it comes from a helper, even if its lifetime
     /// is over; none in all other cases. Tokens that were obtained with it are used up.
     pub(super) async fn kept(&self, repo: &RepoName) -> Option<AccountId> {
-        let account = match self.source(repo)? {
-            Source::Helper(helper) => helper.kept(),
-            Source::Docker(file, helpers) => {
-                let Entry::Helper(program) =
-                    file.get(&self.server, repo.as_str(), None).await.ok()?
-                else {
-                    return None;
-                };
-                named(helpers, program).kept()
-            }
+        match self.source(repo)? {
             Source::Fixed(_) | Source::Files(_) => None,
-        };
-        account.map(|account| account.id)
+            source => Box::pin(source.kept(&self.server, repo)).await,
+        }
     }
 
     /// The account for a repository, if one is configured; renewed if it is the `rejected` one.
@@ -97,25 +88,14 @@ impl Accounts {
         repo: &RepoName,
         rejected: Option<AccountId>,
     ) -> Result<Option<Arc<Account>>, CredentialError> {
-        let Some(source) = self.source(repo) else {
-            return Ok(None);
-        };
-        let account = match source {
-            Source::Fixed(account) => account.clone(),
-            Source::Files(files) => files.get(rejected).await,
-            Source::Helper(helper) => helper.get(&self.server, rejected).await,
-            Source::Docker(file, helpers) => {
-                match file.get(&self.server, repo.as_str(), rejected).await {
-                    Ok(Entry::Account(account)) => Ok(account),
-                    Ok(Entry::Helper(program)) => {
-                        let helper = named(helpers, program);
-                        helper.get(&self.server, rejected).await
-                    }
-                    Err(error) => Err(error),
-                }
-            }
-        };
-        account.map(Some)
+        match self.source(repo) {
+            None => Ok(None),
+            Some(Source::Fixed(account)) => account.clone().map(Some),
+            // On the heap: all other requests have no room for it.
+            Some(source) => Box::pin(source.get(&self.server, repo, rejected))
+                .await
+                .map(Some),
+        }
     }
 }
 
@@ -135,6 +115,36 @@ impl Source {
             }
             Credentials::Helper(helper) => Self::Helper(Helper::new(helper)),
         }
+    }
+
+    async fn get(
+        &self,
+        server: &Server,
+        repo: &RepoName,
+        rejected: Option<AccountId>,
+    ) -> Result<Arc<Account>, CredentialError> {
+        match self {
+            Self::Fixed(account) => account.clone(),
+            Self::Files(files) => files.get(rejected).await,
+            Self::Helper(helper) => helper.get(server, rejected).await,
+            Self::Docker(file, helpers) => match file.get(server, repo.as_str(), rejected).await? {
+                Entry::Account(account) => Ok(account),
+                Entry::Helper(program) => named(helpers, program).get(server, rejected).await,
+            },
+        }
+    }
+
+    /// What a helper last gave.
+    async fn kept(&self, server: &Server, repo: &RepoName) -> Option<AccountId> {
+        let account = match self {
+            Self::Fixed(_) | Self::Files(_) => None,
+            Self::Helper(helper) => helper.kept(),
+            Self::Docker(file, helpers) => match file.get(server, repo.as_str(), None).await {
+                Ok(Entry::Helper(program)) => named(helpers, program).kept(),
+                _ => None,
+            },
+        };
+        account.map(|account| account.id)
     }
 }
 

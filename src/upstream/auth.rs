@@ -116,22 +116,23 @@ impl Upstream {
             let account = self.account(repo, None).await?;
             return account.map(|account| self.basic(&account)).transpose();
         };
-        let (token, last) = match self.kept_token(repo, request, rejected).await {
-            Some(kept) => (kept, false),
-            None => {
-                let grant = self.token(repo, request, rejected).await;
-                let TokenGrant { token, fresh } = grant.inspect_err(|_| {
-                    // The token service may have moved; only a new challenge can tell.
-                    self.auth.schemes.remove(repo);
-                })?;
-                (token, fresh)
-            }
+        let kept = self.kept_token(repo, request, rejected).await;
+        let grant = match kept {
+            Some(token) => Ok(TokenGrant {
+                token,
+                fresh: false,
+            }),
+            None => self.token(repo, request, rejected).await,
         };
+        let TokenGrant { token, fresh } = grant.inspect_err(|_| {
+            // The token service may have moved; only a new challenge can tell.
+            self.auth.schemes.remove(repo);
+        })?;
         Ok(Some(Authorization {
             header: token.header,
             scheme,
             account: None,
-            last,
+            last: fresh,
         }))
     }
 
@@ -391,8 +392,8 @@ fn credentials_refused(UpstreamError { url, failure }: UpstreamError) -> Upstrea
     UpstreamError { url, failure }
 }
 
-/// The error of a request that carried a refresh token: OAuth2 refuses one with a 400 (RFC 6749,
-/// section 5.2).
+/// The error of a request that carried a refresh token, which is refused with a 400 (RFC
+/// 6749, section 5.2).
 fn refresh_refused(error: UpstreamError) -> UpstreamError {
     match error.failure {
         Failure::Unexpected(400) => {

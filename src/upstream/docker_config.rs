@@ -162,15 +162,12 @@ fn program<'a>(name: &str) -> Result<Found<'a>, DockerConfigError> {
 impl Entry {
     fn has_secret(&self) -> bool {
         let secrets = [&self.auth, &self.password, &self.identitytoken];
-        secrets.into_iter().any(is_set)
+        let mut secrets = secrets.into_iter().flatten();
+        secrets.any(is_set)
     }
 
     fn secret(&self, key: &str) -> Result<Secret, DockerConfigError> {
-        if let Some(token) = self
-            .identitytoken
-            .as_ref()
-            .filter(|token| is_set_text(token))
-        {
+        if let Some(token) = self.identitytoken.as_ref().filter(|token| is_set(token)) {
             return Ok(Secret::Refresh(token.clone()));
         }
         let login = |username: &str, password: &str| {
@@ -178,7 +175,7 @@ impl Entry {
             Secret::basic(username, password)
                 .map_err(|error| DockerConfigError::Login { key, error })
         };
-        if let Some(auth) = self.auth.as_ref().filter(|auth| is_set_text(auth)) {
+        if let Some(auth) = self.auth.as_ref().filter(|auth| is_set(auth)) {
             let decoded = BASE64_STANDARD.decode(auth.expose_secret().trim()).ok();
             let text = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
             let pair = text.as_deref().and_then(|text| text.split_once(':'));
@@ -195,11 +192,7 @@ impl Entry {
     }
 }
 
-fn is_set(secret: &Option<SecretString>) -> bool {
-    secret.as_ref().is_some_and(is_set_text)
-}
-
-fn is_set_text(secret: &SecretString) -> bool {
+fn is_set(secret: &SecretString) -> bool {
     !secret.expose_secret().is_empty()
 }
 

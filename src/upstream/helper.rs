@@ -73,15 +73,19 @@ struct Answer {
 
 /// One at a time of each helper and server, whoever asks: helpers write files of their own. There are
 /// as many as the configuration and its Docker files name.
-static RUNNING: LazyLock<Mutex<HashMap<(String, String), Arc<tokio::sync::Mutex<()>>>>> =
+static RUNNING: LazyLock<Mutex<HashMap<Asked, Arc<tokio::sync::Mutex<()>>>>> =
     LazyLock::new(Mutex::default);
+
+/// A helper's program, and the server that it is asked for.
+type Asked = (String, String);
 
 /// Asks a helper for the credentials for a server.
 pub(super) async fn get(command: &str, server: &str) -> Result<Secret, HelperError> {
     let key = (command.to_owned(), server.to_owned());
     let running = Arc::clone(RUNNING.lock().entry(key).or_default());
     let _alone = running.lock().await;
-    let result = timeout(DEADLINE, run(command, server)).await;
+    // On the heap: requests that need no helper have no room for it.
+    let result = timeout(DEADLINE, Box::pin(run(command, server))).await;
     result.unwrap_or(Err(HelperError::Deadline(DEADLINE)))
 }
 
@@ -220,6 +224,6 @@ impl Drop for Running {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 #[path = "tests/helper.rs"]
 mod tests;

@@ -56,7 +56,7 @@ pub(super) struct TokenKey {
 
 impl TokenRequest {
     /// The form to POST for a refresh token (distribution, "Docker Registry v2 authentication using
-    /// OAuth2").
+    /// `OAuth2`").
     pub(super) fn refresh_form(&self, refresh_token: &str) -> String {
         let mut form = url::form_urlencoded::Serializer::new(String::new());
         form.append_pair("grant_type", "refresh_token");

@@ -258,7 +258,7 @@ async fn requests_that_need_a_failing_helper_fail_and_a_valid_token_needs_none()
         assert_eq!(error.class(), "no_credentials", "{error}");
         assert_eq!(error.kind(), ErrorKind::Unreachable);
         assert!(error.is_transient(), "what is cached may be served");
-        let text = crate::error_chain::on_one_line(&error).to_string();
+        let text = crate::error_chain::on_one_line(&error);
         assert!(
             text.contains(&script.command()) && text.contains("no network"),
             "{text}"

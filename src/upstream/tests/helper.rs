@@ -1,3 +1,5 @@
+#![cfg(unix)]
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::join_all;

@@ -79,7 +79,7 @@ async fn an_https_upstream_is_reached_through_a_tunnel() {
         let own = seen.header("proxy-authorization");
         assert_eq!(own, Some("Basic bWU6aHVudGVyMg=="));
     }
-    let text = crate::error_chain::on_one_line(&error).to_string();
+    let text = crate::error_chain::on_one_line(&error);
     assert!(
         !text.contains("hunter2") && !text.contains("bWU6"),
         "{text}"
