@@ -9,9 +9,11 @@ use crate::metrics::Metrics;
 use crate::server::listener::BindError;
 use crate::storage::FsStore;
 use crate::tls::TlsError;
+use crate::upstream::SetupError;
 
 impl super::App {
-    /// Builds the upstreams' clients, with their CA files, the TLS of the listeners, and the cache's settings, and looks
+    /// Builds the upstreams' clients, the TLS of the listeners and the cache's settings, with all their
+    /// files of certificates, and looks
     /// whether the data directory could be used. Listens nowhere and creates nothing.
     pub async fn check(config: &Config) -> Result<(), StartError> {
         let (clock, metrics) = (Clock::system(), Metrics::new().into());
@@ -70,8 +72,18 @@ impl StartError {
                 return Some(format!("{section}.tls{}", key_of(source)));
             }
             Self::Store(_) => "storage.filesystem.rootdirectory",
-            Self::Upstream { upstream, .. } | Self::CaFile { upstream, .. } => {
-                return Some(upstream_key(config, upstream));
+            Self::Upstream { upstream, source } => {
+                let key = match source {
+                    SetupError::Identity(_) => "certificate",
+                    SetupError::Proxy(_) => "proxyurl",
+                    SetupError::Authority(_) | SetupError::NoCertificate | SetupError::Tls(_) => {
+                        "ca"
+                    }
+                };
+                return Some(upstream_key(config, upstream, key));
+            }
+            Self::PemFile { upstream, key, .. } => {
+                return Some(upstream_key(config, upstream, key));
             }
             Self::Address(_) => return None,
         };
@@ -94,13 +106,18 @@ fn key_of(error: &TlsError) -> &'static str {
     }
 }
 
-/// The key of an upstream's CA file, or of its URL where it has none.
-fn upstream_key(config: &Config, name: &str) -> String {
+/// The path of an upstream's key; of its URL where the CA file is meant and it has none.
+fn upstream_key(config: &Config, name: &str, key: &str) -> String {
     let others = &config.proxy.upstreams;
     let (section, upstream) = match others.iter().position(|other| other.name == *name) {
         Some(index) => (format!("proxy.upstreams[{index}]"), others.get(index)),
         None => ("proxy".to_owned(), Some(&config.proxy.default)),
     };
     let has_ca = upstream.is_some_and(|upstream| upstream.ca.is_some());
-    format!("{section}.{}", if has_ca { "ca" } else { "remoteurl" })
+    let key = if key == "ca" && !has_ca {
+        "remoteurl"
+    } else {
+        key
+    };
+    format!("{section}.{key}")
 }

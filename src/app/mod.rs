@@ -36,7 +36,7 @@ use crate::storage::Layout;
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::tasks::{Panicked, Tasks};
 use crate::tls::{ServerTls, TlsError};
-use crate::upstream::{SetupError, Upstream};
+use crate::upstream::{SetupError, TlsFiles, Upstream};
 
 /// Why the mirror doesn't start.
 #[derive(Debug, thiserror::Error)]
@@ -54,10 +54,11 @@ pub enum StartError {
         upstream: String,
         source: SetupError,
     },
-    #[error("the CA file {path} of upstream {upstream} can't be read: {source}")]
-    CaFile {
+    #[error("the file {path} of upstream {upstream} can't be read: {source}")]
+    PemFile {
         upstream: String,
         path: PathBuf,
+        key: &'static str,
         source: std::io::Error,
     },
 }
@@ -434,17 +435,9 @@ fn client(
     clock: Clock,
     metrics: &Arc<Metrics>,
 ) -> Result<Upstream, StartError> {
-    let ca_pem = match &upstream.ca {
-        None => None,
-        Some(path) => Some(config::read_ca(path).map_err(|source| StartError::CaFile {
-            upstream: upstream.name.clone(),
-            path: path.clone(),
-            source,
-        })?),
-    };
     let client = Upstream::new(
         upstream.clone(),
-        ca_pem.as_deref(),
+        &tls_files(upstream)?,
         proxy.timeouts,
         clock,
         Arc::clone(metrics),
@@ -452,5 +445,31 @@ fn client(
     client.map_err(|source| StartError::Upstream {
         upstream: upstream.name.clone(),
         source,
+    })
+}
+
+fn tls_files(upstream: &config::Upstream) -> Result<TlsFiles, StartError> {
+    let read = |key, path: &PathBuf| {
+        config::read_pem(path).map_err(|source| StartError::PemFile {
+            upstream: upstream.name.clone(),
+            path: path.clone(),
+            key,
+            source,
+        })
+    };
+    let identity = upstream.client_certificate.as_ref().map(|files| {
+        let (certificate, key) = (
+            read("certificate", &files.certificate)?,
+            read("key", &files.key)?,
+        );
+        Ok::<_, StartError>([certificate, key].join(&b'\n'))
+    });
+    Ok(TlsFiles {
+        ca: upstream
+            .ca
+            .as_ref()
+            .map(|path| read("ca", path))
+            .transpose()?,
+        identity: identity.transpose()?,
     })
 }

@@ -2,7 +2,7 @@
 //! distribution 2.8 and 3.0), under environment variables that override it.
 //!
 //! A file becomes a tree of texts with their lines (`yaml`). One file per section (`log`, `storage`,
-//! `http`, `proxy` with `upstream`, `rules` and `download`) reads the tree, and the environment over
+//! `http`, `proxy` with `upstream`, `credentials`, `rules` and `download`) reads the tree, and the environment over
 //! it (`env`), into [`Config`], whose values can only be valid: no other module parses configured
 //! text. A reader names each key once (`section`): so the keys that nobody asks for are unknown
 //! (`keys`), and the values that the readers get are those that `millpond check` prints. All
@@ -16,6 +16,7 @@
 
 mod address;
 mod context;
+mod credentials;
 mod download;
 mod duration;
 mod env;
@@ -48,6 +49,7 @@ use section::Section;
 use yaml::{Document, Node};
 
 pub use address::Listen;
+pub use credentials::{Credentials, Helper, RepositoryCredentials, Written};
 pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
@@ -60,7 +62,8 @@ pub use rules::{RangeRule, TtlRule};
 pub use size::SizeLimit;
 pub use storage::{Limits, MinFree, Scrub, Storage};
 pub use tls::{CIPHER_SUITES, ClientAuth, Tls, TlsVersion};
-pub use upstream::{Credentials, Upstream, is_loopback};
+
+pub use upstream::{ClientCertificate, ForwardProxy, ProxyUrl, Upstream, authority, is_loopback};
 
 /// The version of the file's format: the reference registry's.
 const VERSION: &str = "0.1";
@@ -155,8 +158,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     size::bytes(text).map_err(|error| error.to_string())
 }
 
-/// Reads an upstream's file of certificate authorities; at most [`MAX_FILE`] bytes of it.
-pub fn read_ca(path: &Path) -> io::Result<Vec<u8>> {
+/// Reads a file of an upstream's, of certificates or a key; at most [`MAX_FILE`] bytes of it.
+pub fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_FILE).read_to_end(&mut bytes)?;
     Ok(bytes)

@@ -2,6 +2,7 @@
 //! `upstream` reads what the upstreams have in common, `rules` the patterns and `download` how
 //! blobs are downloaded.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::oci::{ImagePattern, RepoName};
@@ -88,16 +89,12 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
         "cachewritetimeout",
         "`proxy.stalltimeout` ends a download that makes no progress",
     )]);
-    proxy.refuse(
-        "exec",
-        "no command is run for credentials; write `proxy.username` and `proxy.password`",
-    );
     let names_default = proxy.text("remoteurl").is_some();
     if from_file && !names_default {
         let message = "`proxy.remoteurl` is not set: the default upstream is Docker Hub";
         proxy.warning("", message.to_owned());
     }
-    let default = default_upstream(proxy);
+    let mut default = default_upstream(proxy);
     let items = proxy.sections("upstreams", named_upstream);
     // A directory that the operator names may hold a plain registry's data, which exists nowhere
     // else. A mirror deletes what expires, so it starts there only if an upstream is named, too.
@@ -110,8 +107,9 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
         );
         proxy.problem_at(path, message);
     }
-    let named: Vec<_> = items.into_iter().flatten().collect();
+    let mut named: Vec<_> = items.into_iter().flatten().collect();
     conflicts(proxy, &default, &named);
+    give_hosts(proxy, &mut default, &mut named);
     let named = named.into_iter().map(|named| (named.upstream, named.rule));
     let (upstreams, rules): (Vec<_>, Vec<_>) = named.unzip();
     Proxy {
@@ -170,7 +168,11 @@ fn default_upstream(proxy: &Section<'_>) -> Upstream {
     } else {
         authority(&url)
     };
-    upstream::read(proxy, name, url)
+    let mut upstream = upstream::read(proxy, name, url);
+    // Its name is one of the names of its host, which another upstream may be given.
+    let name = &upstream.name;
+    upstream.aliases.retain(|alias| alias != name);
+    upstream
 }
 
 /// An item of `proxy.upstreams`.
@@ -226,7 +228,41 @@ fn name(section: &Section<'_>) -> Option<String> {
     Some(name)
 }
 
-/// No two upstreams may answer to one name: chance would decide which of them is asked.
+/// Makes the host of each upstream's URL one of its aliases. Several upstreams may have the same host,
+/// with different accounts: then it is an alias of the one whose name or `aliases` has it, else of the
+/// first one.
+fn give_hosts(proxy: &Section<'_>, default: &mut Upstream, named: &mut [NamedUpstream]) {
+    let all = std::iter::once(&*default).chain(named.iter().map(|named| &named.upstream));
+    let given: BTreeSet<String> = all.flat_map(|upstream| upstream.aliases.clone()).collect();
+    let mut owners: BTreeMap<String, String> = BTreeMap::new();
+    let named = named.iter_mut();
+    let named = named.map(|named| (named.path.as_str(), &mut named.upstream));
+    for (path, upstream) in std::iter::once(("proxy", default)).chain(named) {
+        for host in upstream::hosts(&upstream.url) {
+            if given.contains(&host) {
+                continue;
+            }
+            let owner = owners.entry(host.clone());
+            let owner = owner.or_insert_with(|| upstream.name.clone());
+            if *owner == upstream.name {
+                upstream.aliases.push(host);
+            } else if host == authority(&upstream.url) {
+                let name = &upstream.name;
+                let message = format!(
+                    "the upstreams `{owner}` and `{name}` have the same host: `{host}` means \
+                     `{owner}`, and clients select the other by its name; to change that, add \
+                     `{host}` to the `aliases` of one of them"
+                );
+                proxy.warning_at(path, message);
+            }
+        }
+        upstream.aliases.sort();
+        upstream.aliases.dedup();
+    }
+}
+
+/// No two upstreams may answer to one name: chance would decide which of them is asked. The same host
+/// is shared out by [`give_hosts`].
 fn conflicts(proxy: &Section<'_>, default: &Upstream, named: &[NamedUpstream]) {
     let default = ("proxy", default);
     let named = named
@@ -236,11 +272,10 @@ fn conflicts(proxy: &Section<'_>, default: &Upstream, named: &[NamedUpstream]) {
     for (position, (path, later)) in all.iter().enumerate() {
         for (other, earlier) in all.iter().take(position) {
             let (one, another) = (&earlier.name, &later.name);
-            let mut aliases = later.aliases.iter();
             if one == another {
                 let message = format!("`{other}` and `{path}` are both named `{one}`");
                 proxy.problem_at(path, message);
-            } else if let Some(alias) = aliases.find(|alias| earlier.aliases.contains(alias)) {
+            } else if let Some(alias) = shared_alias(earlier, later) {
                 let message = format!(
                     "the upstreams `{one}` and `{another}` both answer to `{alias}`; give it to one"
                 );
@@ -248,4 +283,21 @@ fn conflicts(proxy: &Section<'_>, default: &Upstream, named: &[NamedUpstream]) {
             }
         }
     }
+}
+
+/// A name that two upstreams would both answer to: both were given it, or it is the host of one and was
+/// given to another one elsewhere.
+fn shared_alias(one: &Upstream, other: &Upstream) -> Option<String> {
+    let are_at_one_host = authority(&one.url) == authority(&other.url);
+    let answers_to = |upstream: &Upstream| {
+        let hosts = upstream::hosts(&upstream.url).into_iter();
+        let hosts = hosts.filter(|_| !are_at_one_host);
+        hosts
+            .chain(upstream.aliases.clone())
+            .collect::<BTreeSet<_>>()
+    };
+    answers_to(one)
+        .intersection(&answers_to(other))
+        .next()
+        .cloned()
 }

@@ -83,6 +83,11 @@ impl<'a> Section<'a> {
         self.context.report.warning(&self.path(key), message);
     }
 
+    /// Warns about the value at a path.
+    pub(super) fn warning_at(&self, path: &str, message: String) {
+        self.context.report.warning(path, message);
+    }
+
     /// Warns about the value of a key: "`path` `reason`".
     pub(super) fn doubt(&self, key: &str, reason: impl Display) {
         self.doubt_at(&self.path(key), reason);

@@ -82,8 +82,9 @@ pub enum ClientAuth {
 }
 
 /// A version of TLS that is implemented.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum TlsVersion {
+    #[default]
     Tls12,
     Tls13,
 }

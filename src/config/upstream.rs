@@ -1,14 +1,16 @@
 //! What the default upstream and the named ones have in common.
 
+use std::fmt;
 use std::path::PathBuf;
 
-use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::address;
+use super::credentials::{self, Credentials, RepositoryCredentials};
 use super::host_pattern::HostPattern;
 use super::http::web_url;
 use super::section::Section;
+use super::tls::TlsVersion;
 
 /// The name of the upstream Docker Hub.
 pub(super) const HUB_NAME: &str = "docker.io";
@@ -16,14 +18,18 @@ pub(super) const HUB_NAME: &str = "docker.io";
 const HUB_HOST: &str = "registry-1.docker.io";
 /// Hosts that mean Docker Hub, as aliases.
 const HUB_ALIASES: [&str; 3] = [HUB_NAME, "index.docker.io", HUB_HOST];
-/// What stands for a password in print.
-const HIDDEN: &str = "<hidden>";
+/// What stands for the user name and password in a printed URL.
+const HIDDEN_ACCOUNT: &str = "<hidden>@";
 /// The website, which people write for the registry.
 const HUB_WEBSITE: &str = "hub.docker.com";
 /// The longest scope, in bytes: it becomes a part of a URL.
 const MAX_SCOPE: usize = 1024;
 
 /// A registry that is mirrored.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "keys of the configuration, which don't depend on each other"
+)]
 #[derive(Debug, Clone)]
 pub struct Upstream {
     /// One component of a repository name, such as `ghcr.io`; the default upstream's, which only
@@ -32,8 +38,21 @@ pub struct Upstream {
     /// Scheme `http` or `https`, host and port; nothing more.
     pub url: Url,
     pub credentials: Option<Credentials>,
+    /// The credentials for some of its repositories, instead of `credentials`; the first match
+    /// counts.
+    pub repository_credentials: Vec<RepositoryCredentials>,
+    /// Whether a request that needs credentials fails when they can't be had; else it is sent
+    /// without.
+    pub credentials_required: bool,
     /// A file of certificate authorities (PEM), readable when the configuration was loaded.
     pub ca: Option<PathBuf>,
+    /// Trust only `ca`, which is set, and not the system's authorities.
+    pub ca_only: bool,
+    /// What the mirror shows to a server that asks for a client certificate.
+    pub client_certificate: Option<ClientCertificate>,
+    pub minimum_tls: TlsVersion,
+    /// The forward proxy of its requests.
+    pub proxy: ForwardProxy,
     /// Don't check the server's certificate.
     pub insecure: bool,
     /// Permit credentials over plain HTTP to other machines, and redirects and token services that
@@ -53,38 +72,96 @@ pub struct Upstream {
     pub is_docker_hub: bool,
 }
 
-/// User name and password. They go to the upstream's own origin and to a token service that belongs
-/// to it or that the operator named, and to nobody else.
-#[derive(Debug, Clone)]
-pub struct Credentials {
-    /// Without a colon, which separates it from the password (RFC 7617).
-    pub username: String,
-    pub password: SecretString,
+/// The files (PEM) of a client certificate with its chain, and of its key; readable when the
+/// configuration was loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
-/// Reads the keys that all upstreams have.
+/// The forward proxy of an upstream's requests.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ForwardProxy {
+    /// The one that `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` name, if any.
+    #[default]
+    Environment,
+    /// None, whatever the environment says.
+    Direct,
+    Url(ProxyUrl),
+}
+
+/// The URL of a proxy, scheme `http`, `https`, `socks5` or `socks5h`. It may hold the user name and
+/// password for the proxy, which aren't printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyUrl(Url);
+
+impl ProxyUrl {
+    /// `None` for what isn't the URL of a proxy.
+    pub fn parse(text: &str) -> Option<Self> {
+        let url = Url::parse(text).ok()?;
+        let is_known = matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h");
+        let is_bare = matches!(url.path(), "" | "/") && url.query().is_none();
+        let is_valid = is_known && is_bare && url.fragment().is_none() && url.has_host();
+        is_valid.then_some(Self(url))
+    }
+
+    /// With the user name and password.
+    pub fn secret(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl fmt::Display for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let account = if has_account(&self.0) {
+            HIDDEN_ACCOUNT
+        } else {
+            ""
+        };
+        write!(f, "{}://{account}{}", self.0.scheme(), authority(&self.0))
+    }
+}
+
+impl fmt::Debug for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Reads the keys that all upstreams have. The aliases are those that the operator gave it, its name
+/// included; [`hosts`] has the others.
 pub(super) fn read(section: &Section<'_>, name: String, url: Url) -> Upstream {
-    let credentials = credentials(section);
-    let ca = authorities(section);
+    let credentials = credentials::read(section);
+    let repository_credentials = credentials::of_repositories(section);
+    let has_credentials = credentials.is_some() || !repository_credentials.is_empty();
+    let credentials_required = section.bool("credentialsrequired", true);
+    let ca = credentials::file(section, "ca");
     let insecure = section.bool("insecure", false);
-    if insecure && url.scheme() == "https" && credentials.is_some() {
+    if insecure && url.scheme() == "https" && has_credentials {
         let host = authority(&url);
         let message = format!(
             "the credentials for {host} are sent to a server whose certificate isn't checked"
         );
         section.warning("username", message);
     }
-    let plain_http = plain_http(section, &url, credentials.is_some());
+    let plain_http = plain_http(section, &url, has_credentials);
     let realm = realm(section, plain_http);
     let scope = section.value("scope", scope);
     let redirects = section.values("redirects", |text, _| text.parse());
-    let aliases = aliases(section, &name, &url);
+    let aliases = aliases(section, &name);
     Upstream {
-        is_docker_hub: aliases.iter().any(|alias| alias == HUB_NAME),
+        is_docker_hub: is_hub(&url) || aliases.iter().any(|alias| alias == HUB_NAME),
         name,
         url,
         credentials,
+        repository_credentials,
+        credentials_required,
+        ca_only: ca_only(section),
         ca,
+        client_certificate: client_certificate(section),
+        minimum_tls: minimum_tls(section),
+        proxy: forward_proxy(section),
         insecure,
         plain_http,
         realm,
@@ -94,57 +171,81 @@ pub(super) fn read(section: &Section<'_>, name: String, url: Url) -> Upstream {
     }
 }
 
-fn aliases(section: &Section<'_>, name: &str, url: &Url) -> Vec<String> {
+/// The names that clients may use for an upstream because of its URL.
+pub(super) fn hosts(url: &Url) -> Vec<String> {
+    let mut hosts = vec![authority(url)];
+    if is_hub(url) {
+        hosts.extend(HUB_ALIASES.map(str::to_owned));
+    }
+    hosts.sort();
+    hosts.dedup();
+    hosts
+}
+
+fn aliases(section: &Section<'_>, name: &str) -> Vec<String> {
     let mut aliases = section.values("aliases", |text, _| {
         address::alias(text).ok_or("write host or host:port")
     });
-    aliases.extend([name.to_owned(), authority(url)]);
-    if is_hub(url) {
-        aliases.extend(HUB_ALIASES.map(str::to_owned));
-    }
+    aliases.push(name.to_owned());
     aliases.sort();
     aliases.dedup();
-    section.print("aliases", aliases.clone());
     aliases
 }
 
-fn credentials(section: &Section<'_>) -> Option<Credentials> {
-    let (given, missing) = match (section.text("username"), section.text("password")) {
-        (Some(username), Some(_)) if username.contains(':') => {
-            section.reject(
-                "username",
-                "contains a colon, which would separate it from the password; remove it",
-            );
-            return None;
-        }
-        (Some(username), Some(password)) => {
-            section.print("username", username.as_str());
-            section.print("password", HIDDEN);
-            return Some(Credentials {
-                username,
-                password: SecretString::from(password),
-            });
-        }
-        (Some(_), None) => ("username", "password"),
-        (None, Some(_)) => ("password", "username"),
-        (None, None) => return None,
-    };
-    let missing = section.path(missing);
-    let reason = format!("is set, but `{missing}` isn't; write both or none");
-    section.reject(given, reason);
-    None
+fn ca_only(section: &Section<'_>) -> bool {
+    let ca_only = section.bool("caonly", false);
+    if ca_only && section.text("ca").is_none() {
+        let ca = section.path("ca");
+        let reason = format!("is true, but `{ca}` isn't set: no certificate would be trusted");
+        section.reject("caonly", reason);
+    }
+    ca_only
 }
 
-/// The file of certificate authorities; opened once, so that a wrong path shows at the start.
-fn authorities(section: &Section<'_>) -> Option<PathBuf> {
-    let path = section.value("ca", |text| {
-        match std::fs::File::open(text).and_then(|file| file.metadata()) {
-            Ok(metadata) if metadata.is_file() => Ok(text.to_owned()),
-            Ok(_) => Err("it is not a file".to_owned()),
-            Err(error) => Err(format!("it can't be read: {error}")),
+fn client_certificate(section: &Section<'_>) -> Option<ClientCertificate> {
+    let certificate = credentials::file(section, "certificate");
+    let key = credentials::file(section, "key");
+    for (given, missing) in [("certificate", "key"), ("key", "certificate")] {
+        if section.text(given).is_some() && section.text(missing).is_none() {
+            let missing = section.path(missing);
+            let reason = format!("is set, but `{missing}` isn't; write both or none");
+            section.reject(given, reason);
         }
-    });
-    path.map(PathBuf::from)
+    }
+    Some(ClientCertificate {
+        certificate: certificate?,
+        key: key?,
+    })
+}
+
+fn minimum_tls(section: &Section<'_>) -> TlsVersion {
+    let versions = [("tls1.2", TlsVersion::Tls12), ("tls1.3", TlsVersion::Tls13)];
+    let advice = "write tls1.2 or tls1.3";
+    section.choice("minimumtls", advice, &versions, TlsVersion::default())
+}
+
+/// Messages don't repeat the URL, which may hold a password.
+fn forward_proxy(section: &Section<'_>) -> ForwardProxy {
+    let Some(text) = section.text("proxyurl") else {
+        return ForwardProxy::Environment;
+    };
+    if text == "none" {
+        section.print("proxyurl", text);
+        return ForwardProxy::Direct;
+    }
+    if let Some(url) = ProxyUrl::parse(&text) {
+        section.print("proxyurl", url.to_string());
+        ForwardProxy::Url(url)
+    } else {
+        let reason = "is not the URL of a proxy; write one such as http://proxy.example:3128 \
+                          (http, https, socks5 or socks5h; without a path), or none";
+        section.reject("proxyurl", reason);
+        ForwardProxy::Environment
+    }
+}
+
+fn has_account(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
 }
 
 /// Whether credentials and redirects may use plain HTTP. Credentials for a plain HTTP upstream on
@@ -233,7 +334,7 @@ pub(super) fn is_hub(url: &Url) -> bool {
 }
 
 /// `host[:port]`; a scheme's own port is left out.
-pub(super) fn authority(url: &Url) -> String {
+pub fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     match url.port() {
         Some(port) => format!("{host}:{port}"),
@@ -262,5 +363,23 @@ mod tests {
         assert!(is("http://localhost:1") && is("http://127.9.9.9") && is("http://[::1]:5"));
         assert!(is("http://a.localhost"));
         assert!(!is("http://localhost.example") && !is("http://10.0.0.1"));
+    }
+
+    #[test]
+    fn the_account_at_a_proxy_is_not_printed() {
+        let proxy = ProxyUrl::parse("http://user:hunter2@proxy.example:3128/").unwrap();
+        assert_eq!(proxy.to_string(), "http://<hidden>@proxy.example:3128");
+        assert_eq!(format!("{proxy:?}"), proxy.to_string());
+        assert_eq!(proxy.secret().password(), Some("hunter2"));
+        let printed = ProxyUrl::parse(&proxy.to_string()).unwrap();
+        assert_eq!(printed.to_string(), proxy.to_string());
+        for wrong in [
+            "ftp://proxy",
+            "http://proxy/path",
+            "http://proxy?x",
+            "mailto:x",
+        ] {
+            assert_eq!(ProxyUrl::parse(wrong), None, "{wrong}");
+        }
     }
 }

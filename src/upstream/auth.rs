@@ -7,23 +7,30 @@
 //! A token is asked for with the scope that `scope` chooses. The operator's credentials go to the
 //! token service only if `realm` names it or it belongs to the upstream's site; any other token
 //! service is asked anonymously.
+//!
+//! Credentials are looked for only when a challenge asks for them. Those that are refused are renewed
+//! at once (`accounts`): when that gives others, the request is sent once more.
 
 use std::sync::Arc;
 
 use http::Method;
 use http::header::{HeaderValue, WWW_AUTHENTICATE};
+use secrecy::ExposeSecret as _;
 use url::Url;
 
+use super::account::{Account, AccountId, Secret};
 use super::challenge::{self, Challenge};
+use super::credential_error::CredentialError;
 use super::credentials::Scheme;
 use super::error::{Failure, ShownUrl, UpstreamError, Violation};
 use super::redirect::RedirectError;
 use super::reply::UpstreamResponse;
 use super::scope::scopes;
-use super::token::{MAX_ANSWER, Token, TokenGrant, TokenRequest};
+use super::token::{MAX_ANSWER, Token, TokenGrant, TokenKey, TokenRequest};
 use super::transport::UpstreamRequest;
 use super::{Upstream, body, redirect, site};
 use crate::config::is_loopback;
+use crate::error_chain::on_one_line;
 use crate::metrics::Kind;
 use crate::oci::RepoName;
 
@@ -35,6 +42,8 @@ const MAX_SENT: usize = 4;
 struct Authorization {
     header: HeaderValue,
     scheme: Scheme,
+    /// Whose header it is, with Basic.
+    account: Option<AccountId>,
     /// Nothing newer can be had: refused now, it is refused for good.
     last: bool,
 }
@@ -48,7 +57,7 @@ impl Upstream {
         ask: &UpstreamRequest,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let mut authorization = match self.auth.schemes.get(repo) {
-            Some(scheme) => Some(self.authorize(repo, scheme, None).await?),
+            Some(scheme) => self.authorize(repo, scheme, None).await?,
             None => None,
         };
         let mut sent = 0;
@@ -63,70 +72,222 @@ impl Upstream {
                 return Ok(reply);
             }
             sent += 1;
-            let schemes = self.schemes(&reply, repo)?;
+            let schemes = self.schemes(&reply, repo).await?;
             let tried = authorization
                 .as_ref()
                 .map_or(0, |sent| sent.tried(&schemes));
             let mut untried = schemes.into_iter().skip(tried);
             let Some(scheme) = untried.next().filter(|_| sent < MAX_SENT) else {
+                let renewed = self.renewed(repo, authorization.as_ref()).await?;
+                if let Some(renewed) = renewed.filter(|_| sent < MAX_SENT) {
+                    body::drain(&mut { reply }).await;
+                    authorization = Some(renewed);
+                    continue;
+                }
                 // What was remembered may be what is wrong: learn anew next time.
                 self.auth.schemes.remove(repo);
                 let refused = authorization.map(|authorization| authorization.scheme);
                 let error = self.transport.refusal(reply).await;
                 return Err(match refused {
-                    Some(Scheme::Basic(_)) => credentials_refused(error),
+                    Some(Scheme::Basic) => credentials_refused(error),
                     _ => error,
                 });
             };
             body::drain(&mut { reply }).await;
             let next = self.authorize(repo, scheme, header).await;
-            authorization = Some(match (next, untried.next()) {
+            authorization = match (next, untried.next()) {
                 (Err(error), Some(wider)) if refuses_scope(&error) => {
                     self.authorize(repo, wider, header).await?
                 }
                 (next, _) => next?,
-            });
+            };
         }
     }
 
+    /// What a request goes out with; nothing where credentials are missing that aren't required.
     /// `rejected` is the header that was just refused: it isn't given again.
     async fn authorize(
         &self,
         repo: &RepoName,
         scheme: Scheme,
         rejected: Option<&HeaderValue>,
-    ) -> Result<Authorization, UpstreamError> {
-        let (header, last) = match &scheme {
-            Scheme::Basic(header) => (header.clone(), true),
-            Scheme::Bearer(request) => {
-                let ask = || self.request_token(request);
-                let grant = self.auth.tokens.get(request, rejected, ask).await;
-                let TokenGrant { token, fresh } = grant.inspect_err(|_| {
-                    // The token service may have moved; only a new challenge can tell.
-                    self.auth.schemes.remove(repo);
-                })?;
-                (token.header, fresh)
-            }
+    ) -> Result<Option<Authorization>, UpstreamError> {
+        let Scheme::Bearer(request) = &scheme else {
+            let account = self.account(repo, None).await?;
+            return account.map(|account| self.basic(&account)).transpose();
+        };
+        let kept = self.kept_token(repo, request, rejected).await;
+        let grant = match kept {
+            Some(token) => Ok(TokenGrant {
+                token,
+                fresh: false,
+            }),
+            None => self.token(repo, request, rejected).await,
+        };
+        let TokenGrant { token, fresh } = grant.inspect_err(|_| {
+            // The token service may have moved; only a new challenge can tell.
+            self.auth.schemes.remove(repo);
+        })?;
+        Ok(Some(Authorization {
+            header: token.header,
+            scheme,
+            account: None,
+            last: fresh,
+        }))
+    }
+
+    fn basic(&self, account: &Account) -> Result<Authorization, UpstreamError> {
+        let Secret::Basic(header) = &account.secret else {
+            let error = Failure::NoCredentials(CredentialError::IdentityToken);
+            return Err(UpstreamError::new(&self.config.url, error));
         };
         Ok(Authorization {
-            header,
-            scheme,
-            last,
+            header: header.clone(),
+            scheme: Scheme::Basic,
+            account: Some(account.id),
+            last: true,
         })
     }
 
-    async fn request_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError> {
-        let transport = &self.transport;
-        let ask = UpstreamRequest::new(Kind::Token, Method::GET, request.url());
-        let trusted = self.trusts(&request.realm);
-        let credentials = self.auth.credentials.as_ref();
-        if credentials.is_some() && !trusted {
-            self.warn_withheld(&request.realm);
+    /// The authorization in place of Basic credentials that were refused, if they have changed.
+    async fn renewed(
+        &self,
+        repo: &RepoName,
+        refused: Option<&Authorization>,
+    ) -> Result<Option<Authorization>, UpstreamError> {
+        let Some(id) = refused.and_then(|refused| refused.account) else {
+            return Ok(None);
+        };
+        let account = self.account(repo, Some(id)).await?;
+        let account = account.filter(|account| account.id != id);
+        account.map(|account| self.basic(&account)).transpose()
+    }
+
+    /// The configured account for a repository; another one than `rejected` if it has changed. An
+    /// error if there is none although one is configured and required.
+    async fn account(
+        &self,
+        repo: &RepoName,
+        rejected: Option<AccountId>,
+    ) -> Result<Option<Arc<Account>>, UpstreamError> {
+        let (accounts, url) = (&self.auth.accounts, &self.config.url);
+        let account = if accounts.has(repo) && self.exposes(url) {
+            Err(CredentialError::Exposed)
+        } else {
+            accounts.get(repo, rejected).await
+        };
+        match account {
+            Err(error) if !self.config.credentials_required => {
+                if self.transport.failures.admit("no_credentials").is_some() {
+                    tracing::warn!(
+                        upstream = self.name(),
+                        error = %on_one_line(&error),
+                        "there are no credentials, so the upstream is asked without"
+                    );
+                }
+                Ok(None)
+            }
+            account => {
+                account.map_err(|error| UpstreamError::new(url, Failure::NoCredentials(error)))
+            }
         }
-        let credentials = credentials.filter(|_| trusted);
+    }
+
+    /// Whether credentials that are sent to `url` could be read on the way by a proxy, which the
+    /// operator hasn't permitted.
+    fn exposes(&self, url: &Url) -> bool {
+        !self.config.plain_http && self.transport.guard.exposes(url)
+    }
+
+    /// A valid token of a helper's account, for which the helper doesn't need to be run.
+    async fn kept_token(
+        &self,
+        repo: &RepoName,
+        request: &Arc<TokenRequest>,
+        rejected: Option<&HeaderValue>,
+    ) -> Option<Token> {
+        let account = self.auth.accounts.kept(repo).await?;
+        let key = TokenKey {
+            request: Arc::clone(request),
+            account: Some(account),
+        };
+        self.auth.tokens.kept(&key, rejected)
+    }
+
+    async fn token(
+        &self,
+        repo: &RepoName,
+        request: &Arc<TokenRequest>,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<TokenGrant, UpstreamError> {
+        let account = if self.trusts(&request.realm) {
+            self.account(repo, None).await?
+        } else {
+            if self.auth.accounts.has(repo) {
+                self.warn_withheld(&request.realm);
+            }
+            None
+        };
+        let key = TokenKey {
+            request: Arc::clone(request),
+            account: account.as_ref().map(|account| account.id),
+        };
+        let ask = || self.request_token(repo, request, account);
+        self.auth.tokens.get(&key, rejected, ask).await
+    }
+
+    /// Asks for a token: once more, when the credentials were refused and have changed.
+    async fn request_token(
+        &self,
+        repo: &RepoName,
+        request: &TokenRequest,
+        account: Option<Arc<Account>>,
+    ) -> Result<Token, UpstreamError> {
+        let result = self.send_token_request(request, account.as_deref()).await;
+        let refused = result.as_ref().err().is_some_and(|error| {
+            matches!(
+                error.failure,
+                Failure::CredentialsRefused {
+                    status: 400 | 401,
+                    ..
+                }
+            )
+        });
+        let Some(id) = account.map(|account| account.id).filter(|_| refused) else {
+            return result;
+        };
+        match self.account(repo, Some(id)).await? {
+            Some(renewed) if renewed.id != id => {
+                self.send_token_request(request, Some(&renewed)).await
+            }
+            _ => result,
+        }
+    }
+
+    async fn send_token_request(
+        &self,
+        request: &TokenRequest,
+        account: Option<&Account>,
+    ) -> Result<Token, UpstreamError> {
+        if account.is_some() && self.exposes(&request.realm) {
+            let error = Failure::NoCredentials(CredentialError::Exposed);
+            return Err(UpstreamError::new(&request.realm, error));
+        }
+        let get = || UpstreamRequest::new(Kind::Token, Method::GET, request.url());
+        let (ask, header) = match account.map(|account| &account.secret) {
+            None => (get(), None),
+            Some(Secret::Basic(header)) => (get(), Some(header)),
+            Some(Secret::Refresh(token)) => {
+                let post = UpstreamRequest::new(Kind::Token, Method::POST, request.realm.clone());
+                let form = request.refresh_form(token.expose_secret());
+                (post.with_form(form), None)
+            }
+        };
+        let transport = &self.transport;
         let asked_at = transport.clock.now();
-        let reply = transport.exchange(&ask, credentials).await;
-        let reply = reply.map_err(|error| match credentials {
+        let reply = transport.exchange(&ask, header).await;
+        let reply = reply.map_err(|error| match account {
+            Some(_) if header.is_none() => refresh_refused(error),
             Some(_) => credentials_refused(error),
             None => error,
         })?;
@@ -161,7 +322,7 @@ impl Upstream {
 
     /// What a challenge may be answered with, each when the one before it was refused: Bearer before
     /// Basic, and Basic only with credentials.
-    fn schemes(
+    async fn schemes(
         &self,
         reply: &UpstreamResponse,
         repo: &RepoName,
@@ -188,9 +349,11 @@ impl Upstream {
                 return Ok(scopes.into_iter().map(request).collect());
             }
         }
-        let header = self.auth.credentials.clone();
-        let header = header.filter(|_| challenges.contains(&Challenge::Basic));
-        Ok(header.into_iter().map(Scheme::Basic).collect())
+        if !challenges.contains(&Challenge::Basic) {
+            return Ok(Vec::new());
+        }
+        let account = self.account(repo, None).await?;
+        Ok(account.map(|_| Scheme::Basic).into_iter().collect())
     }
 }
 
@@ -227,6 +390,21 @@ fn credentials_refused(UpstreamError { url, failure }: UpstreamError) -> Upstrea
         failure => failure,
     };
     UpstreamError { url, failure }
+}
+
+/// The error of a request that carried a refresh token, which is refused with a 400 (RFC
+/// 6749, section 5.2).
+fn refresh_refused(error: UpstreamError) -> UpstreamError {
+    match error.failure {
+        Failure::Unexpected(400) => {
+            let failure = Failure::CredentialsRefused {
+                status: 400,
+                message: None,
+            };
+            UpstreamError { failure, ..error }
+        }
+        _ => credentials_refused(error),
+    }
 }
 
 /// A realm is an absolute URL, and as safe as the upstream that named it.

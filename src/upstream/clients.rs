@@ -1,19 +1,35 @@
 //! The HTTP clients of one upstream.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
-use reqwest::{Certificate, Client};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Proxy, tls};
 
 use super::error::SetupError;
 use super::guard::{Guard, GuardedResolver, Route};
 use super::reply::shared;
-use crate::config;
+use crate::config::{self, ForwardProxy, TlsVersion};
 
 const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
 /// Connections to one host that are kept open while idle.
 const MAX_IDLE: usize = 32;
+
+/// The files (PEM) that an upstream's TLS is set up with.
+#[derive(Clone, Default)]
+pub struct TlsFiles {
+    /// Certificates that are trusted.
+    pub ca: Option<Vec<u8>>,
+    /// The client certificate with its chain, and its key.
+    pub identity: Option<Vec<u8>>,
+}
+
+impl fmt::Debug for TlsFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TlsFiles")
+    }
+}
 
 /// Two pairs, which share no connections: what was connected without the guard's check is never
 /// used for a host that the upstream named.
@@ -33,45 +49,22 @@ struct Pair {
 impl Clients {
     pub(super) fn new(
         config: &config::Upstream,
-        ca_pem: Option<&[u8]>,
+        files: &TlsFiles,
         connect: Duration,
         guard: &Arc<Guard>,
     ) -> Result<Self, SetupError> {
-        let authorities = ca_pem.map(authorities).transpose()?;
-        let client = |route, is_blob| {
-            let builder = || {
-                let identity = (ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-                let mut builder = Client::builder()
-                    .user_agent(USER_AGENT)
-                    .default_headers(HeaderMap::from_iter([identity]))
-                    .redirect(reqwest::redirect::Policy::none())
-                    .connect_timeout(connect)
-                    .pool_max_idle_per_host(MAX_IDLE)
-                    .tls_danger_accept_invalid_certs(config.insecure);
-                if route == Route::Guarded {
-                    let resolver = Arc::new(GuardedResolver(Arc::clone(guard)));
-                    builder = builder.no_proxy().dns_resolver(resolver);
-                }
-                if is_blob {
-                    builder = builder.http1_only();
-                }
-                builder
-            };
-            let built = match &authorities {
-                Some(authorities) => builder().tls_certs_merge(authorities.clone()).build(),
-                // A system without CA certificates can still speak to a plain http upstream; only a
-                // redirect to https would fail, for want of somebody to trust.
-                None if config.url.scheme() == "http" => builder()
-                    .build()
-                    .or_else(|_| builder().tls_certs_only([]).build()),
-                None => builder().build(),
-            };
-            built.map_err(|error| SetupError::Tls(shared(error)))
+        let setup = Setup {
+            authorities: files.ca.as_deref().map(authorities).transpose()?,
+            identity: files.identity.as_deref().map(identity).transpose()?,
+            proxy: proxy(config)?,
+            config,
+            connect,
+            guard,
         };
         let pair = |route| {
             Ok::<_, SetupError>(Pair {
-                metadata: client(route, false)?,
-                blobs: client(route, true)?,
+                metadata: setup.client(route, false)?,
+                blobs: setup.client(route, true)?,
             })
         };
         Ok(Self {
@@ -87,6 +80,86 @@ impl Clients {
         };
         if is_blob { &pair.blobs } else { &pair.metadata }
     }
+}
+
+/// What clients are made from.
+struct Setup<'a> {
+    config: &'a config::Upstream,
+    authorities: Option<Vec<Certificate>>,
+    identity: Option<Identity>,
+    proxy: Option<Proxy>,
+    connect: Duration,
+    guard: &'a Arc<Guard>,
+}
+
+impl Setup<'_> {
+    fn client(&self, route: Route, is_blob: bool) -> Result<Client, SetupError> {
+        let builder = || self.builder(route, is_blob);
+        let built = match &self.authorities {
+            Some(authorities) if self.config.ca_only => {
+                builder().tls_certs_only(authorities.clone()).build()
+            }
+            Some(authorities) => builder().tls_certs_merge(authorities.clone()).build(),
+            // A system without CA certificates can still speak to a plain http upstream; only a
+            // redirect to https would fail, for want of somebody to trust.
+            None if self.config.url.scheme() == "http" => builder()
+                .build()
+                .or_else(|_| builder().tls_certs_only([]).build()),
+            None => builder().build(),
+        };
+        built.map_err(|error| match &self.identity {
+            Some(_) => SetupError::Identity(shared(error)),
+            None => SetupError::Tls(shared(error)),
+        })
+    }
+
+    fn builder(&self, route: Route, is_blob: bool) -> ClientBuilder {
+        let encoding = (ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let minimum = match self.config.minimum_tls {
+            TlsVersion::Tls12 => tls::Version::TLS_1_2,
+            TlsVersion::Tls13 => tls::Version::TLS_1_3,
+        };
+        let mut builder = Client::builder()
+            .user_agent(USER_AGENT)
+            .default_headers(HeaderMap::from_iter([encoding]))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(self.connect)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .tls_version_min(minimum)
+            .tls_danger_accept_invalid_certs(self.config.insecure);
+        if route == Route::Guarded {
+            let resolver = Arc::new(GuardedResolver(Arc::clone(self.guard)));
+            builder = builder.no_proxy().dns_resolver(resolver);
+        } else {
+            match (&self.config.proxy, &self.proxy) {
+                (ForwardProxy::Direct, _) => builder = builder.no_proxy(),
+                (_, Some(proxy)) => builder = builder.proxy(proxy.clone()),
+                (_, None) => {}
+            }
+            // The client certificate is for the upstream and the configured token service. Of the
+            // hosts that the upstream names, only those behind a proxy may ask for it.
+            if let Some(identity) = &self.identity {
+                builder = builder.identity(identity.clone());
+            }
+        }
+        if is_blob {
+            builder = builder.http1_only();
+        }
+        builder
+    }
+}
+
+fn identity(pem: &[u8]) -> Result<Identity, SetupError> {
+    Identity::from_pem(pem).map_err(|error| SetupError::Identity(shared(error)))
+}
+
+fn proxy(config: &config::Upstream) -> Result<Option<Proxy>, SetupError> {
+    let ForwardProxy::Url(url) = &config.proxy else {
+        return Ok(None);
+    };
+    let proxy = Proxy::all(url.secret().as_str());
+    let proxy = proxy.map_err(|error| SetupError::Proxy(shared(error.without_url())));
+    proxy.map(Some)
 }
 
 fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, SetupError> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::credential_error::CredentialError;
 use super::guard::InternalTarget;
 use super::multipart::MultipartError;
 use super::redirect::RedirectError;
@@ -87,9 +88,13 @@ pub enum Failure {
     /// 401, also after authenticating; or no credentials for a registry that requires them.
     #[error("authentication failed{}", in_parentheses(.0))]
     Unauthorized(Message),
-    /// 401 or 403 in answer to the operator's user name and password.
+    /// 401 or 403 in answer to the operator's user name and password, or 400 to a refresh token.
     #[error("the configured credentials were refused with status {status}{}", in_parentheses(.message))]
     CredentialsRefused { status: u16, message: Message },
+    /// Nothing was sent, or the upstream wants credentials: there are none, although some are
+    /// configured.
+    #[error("no credentials: {0}")]
+    NoCredentials(#[source] CredentialError),
     /// 403 of the registry or its token service. A content network's 403 is
     /// [`Unexpected`](Self::Unexpected): it says that a signature expired.
     #[error("access denied{}", in_parentheses(.0))]
@@ -192,6 +197,10 @@ pub enum SetupError {
     Authority(#[source] Source),
     #[error("the CA file holds no certificate")]
     NoCertificate,
+    #[error("the client certificate and its key can't be used")]
+    Identity(#[source] Source),
+    #[error("the proxy's URL can't be used")]
+    Proxy(#[source] Source),
     #[error(
         "TLS can't be set up; install the system's CA certificates (ca-certificates) or name a CA file"
     )]
@@ -269,6 +278,7 @@ impl UpstreamError {
             Failure::NotFound(_) => "not_found",
             Failure::Unauthorized(_) => "unauthorized",
             Failure::CredentialsRefused { .. } => "credentials_refused",
+            Failure::NoCredentials(_) => "no_credentials",
             Failure::Denied(_) => "denied",
             Failure::RateLimited { .. } => "rate_limited",
             Failure::Unavailable { .. } => "unavailable",
@@ -298,7 +308,10 @@ impl Classified for UpstreamError {
             }
             Failure::RateLimited { .. } => ErrorKind::RateLimited,
             Failure::Unavailable { status, .. } => ErrorKind::UpstreamFailed(status),
-            Failure::Unreachable(_) | Failure::Broken { .. } => ErrorKind::Unreachable,
+            // The mirror can't ask the upstream for now.
+            Failure::Unreachable(_) | Failure::Broken { .. } | Failure::NoCredentials(_) => {
+                ErrorKind::Unreachable
+            }
             Failure::Timeout { .. } => ErrorKind::Timeout,
             Failure::Busy => ErrorKind::Busy,
             Failure::Unexpected(_) | Failure::Protocol(_) | Failure::Manifest(_) => {
@@ -314,6 +327,9 @@ impl Classified for UpstreamError {
                 "the upstream demands credentials that this mirror doesn't have, or there is no such repository"
             }
             Failure::CredentialsRefused { .. } => "the upstream refuses this mirror's credentials",
+            Failure::NoCredentials(_) => {
+                "this mirror can't get its credentials for the upstream; its log says why"
+            }
             Failure::Denied(_) => "the upstream denies this mirror access",
             Failure::RateLimited { .. } => "the upstream limits how often this mirror may ask",
             Failure::Unavailable { status, .. } => {

@@ -55,7 +55,7 @@ pub(super) struct Guard {
     upstream: Arc<config::Upstream>,
     /// Bits of [`Network::reach`]; [`UNKNOWN`] until the upstream has answered.
     reach: AtomicU8,
-    /// The proxies of the environment, as the HTTP library reads them, too.
+    /// The proxies of the configuration or the environment, as the HTTP library reads them, too.
     proxies: Matcher,
 }
 
@@ -105,6 +105,11 @@ impl Guard {
         if current & reach != current {
             self.reach.fetch_and(reach, Ordering::AcqRel);
         }
+    }
+
+    /// Whether a proxy could read what is sent to `url`. For https, it only passes a connection on.
+    pub(super) fn exposes(&self, url: &Url) -> bool {
+        url.scheme() != "https" && self.is_proxied(url)
     }
 
     fn is_proxied(&self, url: &Url) -> bool {

@@ -12,10 +12,16 @@
 //! side; wait without an end; show a query or a password in an error or a log. It caches nothing
 //! but tokens, and doesn't join equal requests: its callers do.
 //!
-//! Proxies are taken from the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`) by the HTTP
-//! library. Sources: OCI distribution-spec 1.1, distribution's token authentication
+//! Credentials come from the configuration, from files, Docker configurations or helpers (`accounts`,
+//! `secret_files`, `docker_config`, `helper`). A token belongs to the secret that it was obtained with.
+//!
+//! Proxies are those of the configuration or the environment (`HTTPS_PROXY`, `HTTP_PROXY`,
+//! `ALL_PROXY`, `NO_PROXY`). Credentials don't pass through one unless it is a TLS connection that it
+//! passes on. Sources: OCI distribution-spec 1.1, distribution's token authentication
 //! specification, RFC 9110.
 
+mod account;
+mod accounts;
 mod address;
 mod auth;
 mod blobs;
@@ -23,11 +29,14 @@ mod body;
 mod challenge;
 mod clients;
 mod content_range;
+mod credential_error;
 mod credentials;
+mod docker_config;
 mod error;
 mod failures;
 mod gate;
 mod guard;
+mod helper;
 mod lists;
 mod login;
 mod manifests;
@@ -38,6 +47,7 @@ mod redirect;
 mod reply;
 mod retry;
 mod scope;
+mod secret_files;
 mod site;
 mod token;
 mod transport;
@@ -54,12 +64,17 @@ use crate::clock::Clock;
 use crate::config::{self, Timeouts};
 use crate::metrics::Metrics;
 use crate::oci::RepoName;
+pub use account::LoginError;
 pub use address::Network;
 pub use blobs::BlobStream;
 pub use body::BlobChunks;
+pub use clients::TlsFiles;
+pub use credential_error::CredentialError;
 use credentials::Auth;
+pub use docker_config::DockerConfigError;
 pub use error::{Failure, Message, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation};
 pub use guard::InternalTarget;
+pub use helper::HelperError;
 pub use lists::UnparsedList;
 pub use login::Login;
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
@@ -85,20 +100,20 @@ impl fmt::Debug for Upstream {
 }
 
 impl Upstream {
-    /// Sets up the client; nothing is sent. `ca_pem` holds certificates that are trusted besides the
-    /// system's.
+    /// Sets up the client; nothing is sent, and no credentials are looked for. `files` has what the
+    /// files of the configuration hold.
     pub fn new(
         config: config::Upstream,
-        ca_pem: Option<&[u8]>,
+        files: &TlsFiles,
         timeouts: Timeouts,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
         let config = Arc::new(config);
         Ok(Self {
-            transport: Transport::new(Arc::clone(&config), ca_pem, timeouts, clock, metrics)?,
+            transport: Transport::new(Arc::clone(&config), files, timeouts, clock, metrics)?,
             multi_range: Arc::new(MultiRange::new(&config.name)),
-            auth: Auth::new(config.credentials.as_ref()),
+            auth: Auth::new(&config),
             config,
         })
     }

@@ -19,12 +19,15 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use url::Url;
 
+use super::account::AccountId;
 use super::error::UpstreamError;
 
 /// Scopes whose tokens are kept.
 const MAX_SLOTS: usize = 1024;
 /// Largest answer of a token service, in bytes; a token is smaller still.
 pub(super) const MAX_ANSWER: u64 = 64 * 1024;
+/// What the mirror calls itself where a token is obtained with a refresh token.
+const CLIENT_ID: &str = "millpond";
 /// Lifetime of a token that doesn't say (distribution, token authentication specification).
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
 const MIN_LIFETIME: Duration = Duration::from_secs(5);
@@ -42,7 +45,30 @@ pub(super) struct TokenRequest {
     pub scope: String,
 }
 
+/// What a token is kept under.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct TokenKey {
+    pub request: Arc<TokenRequest>,
+    /// The account that it is obtained with; `None` is anonymous. Another secret is another account:
+    /// tokens of the one before aren't used any more.
+    pub account: Option<AccountId>,
+}
+
 impl TokenRequest {
+    /// The form to POST for a refresh token (distribution, "Docker Registry v2 authentication using
+    /// `OAuth2`").
+    pub(super) fn refresh_form(&self, refresh_token: &str) -> String {
+        let mut form = url::form_urlencoded::Serializer::new(String::new());
+        form.append_pair("grant_type", "refresh_token");
+        if let Some(service) = &self.service {
+            form.append_pair("service", service);
+        }
+        form.append_pair("client_id", CLIENT_ID);
+        form.append_pair("scope", &self.scope);
+        form.append_pair("refresh_token", refresh_token);
+        form.finish()
+    }
+
     /// The URL to GET.
     pub(super) fn url(&self) -> Url {
         let mut url = self.realm.clone();
@@ -88,6 +114,10 @@ impl Token {
         let renew_at = asked_at + lifetime.saturating_sub(MARGIN.min(lifetime / 10));
         Some(Self { header, renew_at })
     }
+
+    fn is_usable(&self, rejected: Option<&HeaderValue>) -> bool {
+        self.renew_at > Instant::now() && Some(&self.header) != rejected
+    }
 }
 
 /// A token, and whether it was asked for while the caller waited.
@@ -100,7 +130,7 @@ pub(super) struct TokenGrant {
 /// All tokens of one upstream.
 #[derive(Debug)]
 pub(super) struct Tokens {
-    slots: Cache<Arc<TokenRequest>, Arc<Slot>>,
+    slots: Cache<TokenKey, Arc<Slot>>,
 }
 
 #[derive(Debug, Default)]
@@ -118,11 +148,19 @@ impl Tokens {
         }
     }
 
+    /// The kept token for `key`, unless it is about to expire, is `rejected` or is being renewed.
+    pub(super) fn kept(&self, key: &TokenKey, rejected: Option<&HeaderValue>) -> Option<Token> {
+        let slot = self.slots.get(key)?;
+        let last = slot.last.try_lock().ok()?;
+        let kept = last.as_ref()?.as_ref().ok();
+        kept.filter(|token| token.is_usable(rejected)).cloned()
+    }
+
     /// A token for `key`: the kept one, unless it is about to expire or is `rejected`, else what
     /// `ask` gets, or what another caller's `ask` got while this one waited.
     pub(super) async fn get(
         &self,
-        key: &Arc<TokenRequest>,
+        key: &TokenKey,
         rejected: Option<&HeaderValue>,
         ask: impl AsyncFnOnce() -> Result<Token, UpstreamError>,
     ) -> Result<TokenGrant, UpstreamError> {
@@ -131,9 +169,7 @@ impl Tokens {
         let mut last = slot.last.lock().await;
         let waited = slot.ended.load(Ordering::Acquire) != ended_before;
         match &*last {
-            Some(Ok(token))
-                if token.renew_at > Instant::now() && Some(&token.header) != rejected =>
-            {
+            Some(Ok(token)) if token.is_usable(rejected) => {
                 return Ok(TokenGrant {
                     token: token.clone(),
                     fresh: waited,

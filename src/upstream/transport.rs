@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RANGE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
 use hyper_util::client::proxy::matcher::Matcher;
 use tokio::time::timeout;
 use url::Url;
 
-use super::clients::Clients;
+use super::clients::{Clients, TlsFiles};
 use super::error::{Failure, Phase, SetupError, ShownUrl, UpstreamError, Violation};
 use super::failures::FailureLog;
 use super::gate::{Gate, Permit};
@@ -19,7 +19,7 @@ use super::redirect::{self, RedirectError};
 use super::reply::UpstreamResponse;
 use super::{body, retry};
 use crate::clock::Clock;
-use crate::config::{self, Timeouts};
+use crate::config::{self, ForwardProxy, Timeouts};
 use crate::error_chain::on_one_line;
 use crate::metrics::{Ending, Kind, Metrics};
 
@@ -29,6 +29,8 @@ pub(super) struct UpstreamRequest {
     pub method: Method,
     pub url: Url,
     pub headers: HeaderMap,
+    /// The body, of a POST.
+    form: Option<String>,
     /// A download, which has bounds of its own and a connection of its own.
     is_download: bool,
 }
@@ -40,6 +42,7 @@ impl UpstreamRequest {
             method,
             url,
             headers: HeaderMap::new(),
+            form: None,
             is_download: false,
         }
     }
@@ -47,6 +50,15 @@ impl UpstreamRequest {
     pub(super) fn download(mut self) -> Self {
         self.is_download = true;
         self
+    }
+
+    /// With a body of `application/x-www-form-urlencoded`.
+    pub(super) fn with_form(mut self, form: String) -> Self {
+        self.form = Some(form);
+        self.with(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/x-www-form-urlencoded"),
+        )
     }
 
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -92,14 +104,19 @@ pub(super) struct Transport {
 impl Transport {
     pub(super) fn new(
         config: Arc<config::Upstream>,
-        ca_pem: Option<&[u8]>,
+        files: &TlsFiles,
         timeouts: Timeouts,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
-        let guard = Arc::new(Guard::new(Arc::clone(&config), Matcher::from_env()));
+        let proxies = match &config.proxy {
+            ForwardProxy::Environment => Matcher::from_env(),
+            ForwardProxy::Direct => Matcher::builder().build(),
+            ForwardProxy::Url(url) => Matcher::builder().all(url.secret().as_str()).build(),
+        };
+        let guard = Arc::new(Guard::new(Arc::clone(&config), proxies));
         Ok(Self {
-            clients: Clients::new(&config, ca_pem, timeouts.connect, &guard)?,
+            clients: Clients::new(&config, files, timeouts.connect, &guard)?,
             config,
             timeouts,
             clock,
@@ -178,9 +195,12 @@ impl Transport {
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        let request = client
+        let mut request = client
             .request(ask.method.clone(), url.clone())
             .headers(headers);
+        if let Some(form) = &ask.form {
+            request = request.body(form.clone());
+        }
         let started = self.clock.now();
         let result = match timeout(self.timeouts.header, request.send()).await {
             Ok(Ok(response)) => {
@@ -209,10 +229,10 @@ impl Transport {
     }
 
     fn report(&self, ask: &UpstreamRequest, url: &Url, ending: Ending, elapsed: Duration) {
-        let method = if ask.method == Method::HEAD {
-            "HEAD"
-        } else {
-            "GET"
+        let method = match ask.method {
+            Method::HEAD => "HEAD",
+            Method::POST => "POST",
+            _ => "GET",
         };
         tracing::debug!(
             upstream = self.config.name,

@@ -15,11 +15,15 @@ use base64::Engine as _;
 use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader, BufWriter};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, BufReader, BufWriter,
+};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ALL_VERSIONS;
+use tokio_rustls::rustls::version::TLS12;
 
 use crate::content::{digest, sha512};
 use crate::images::Image;
@@ -40,6 +44,7 @@ pub struct Seen {
     /// `GET /v2/a/b?c`
     pub line: String,
     pub headers: HeaderMap,
+    pub body: String,
 }
 
 impl Seen {
@@ -146,7 +151,21 @@ impl Options {
 
     #[must_use]
     pub fn tls(mut self, identity: &Identity) -> Self {
-        self.tls = Some(identity.acceptor());
+        self.tls = Some(identity.acceptor(None, ALL_VERSIONS));
+        self
+    }
+
+    /// TLS 1.2 only.
+    #[must_use]
+    pub fn tls12(mut self, identity: &Identity) -> Self {
+        self.tls = Some(identity.acceptor(None, &[&TLS12]));
+        self
+    }
+
+    /// TLS for a client that shows this certificate.
+    #[must_use]
+    pub fn tls_for(mut self, identity: &Identity, client: &Identity) -> Self {
+        self.tls = Some(identity.acceptor(Some(client), ALL_VERSIONS));
         self
     }
 
@@ -476,9 +495,16 @@ async fn read_request(from: &mut BufReader<impl AsyncRead + Unpin>) -> io::Resul
     }
     let headers = lines[1..].iter().map(|line| line.split_once(": ").unwrap());
     let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+    let headers: HeaderMap = headers.collect();
+    let length = headers
+        .get("content-length")
+        .map(|value| value.to_str().unwrap());
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    from.read_exact(&mut body).await?;
     Ok(Some(Seen {
         line: lines[0].trim_end_matches(" HTTP/1.1").to_owned(),
-        headers: headers.collect(),
+        headers,
+        body: String::from_utf8(body).unwrap(),
     }))
 }
 

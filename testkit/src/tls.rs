@@ -7,8 +7,9 @@ use rcgen::{
     date_time_ymd, generate_simple_self_signed,
 };
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 pub struct Identity(CertifiedKey<KeyPair>);
 
@@ -23,10 +24,31 @@ impl Identity {
         self.0.cert.pem().into_bytes()
     }
 
-    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+    /// The certificate and its key, to be shown by a client.
+    pub fn pem_with_key(&self) -> Vec<u8> {
+        let key = self.0.signing_key.serialize_pem().into_bytes();
+        [self.pem(), key].concat()
+    }
+
+    /// A server that demands the certificate of `client`, if one is given.
+    pub(crate) fn acceptor(
+        &self,
+        client: Option<&Self>,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> TlsAcceptor {
         let key = PrivateKeyDer::try_from(self.0.signing_key.serialize_der()).unwrap();
-        let config = ServerConfig::builder()
-            .with_no_client_auth()
+        let verifier = match client {
+            None => WebPkiClientVerifier::no_client_auth(),
+            Some(client) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(client.0.cert.der().clone()).unwrap();
+                WebPkiClientVerifier::builder(Arc::new(roots))
+                    .build()
+                    .unwrap()
+            }
+        };
+        let config = ServerConfig::builder_with_protocol_versions(versions)
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![self.0.cert.der().clone()], key)
             .unwrap();
         TlsAcceptor::from(Arc::new(config))

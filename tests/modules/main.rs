@@ -71,6 +71,8 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "cache/state/journal",
             "config",
             "tls/files",
+            // Credentials that rotate.
+            "upstream/secret_files",
             // The file of a unix socket.
             "server/listener",
         ],

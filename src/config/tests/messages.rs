@@ -136,8 +136,28 @@ http: {addr: ':5000'}
 storage: {filesystem: {rootdirectory: a}}
 proxy: {remoteurl: ''}
 => 2: `storage.filesystem.rootdirectory` names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror and deletes what expires, which would empty a plain registry's directory; write the upstream's URL, such as https://registry-1.docker.io for Docker Hub
-proxy: {exec: {command: x}}
-=> 2: `proxy.exec` is not supported: no command is run for credentials; write `proxy.username` and `proxy.password`
+proxy: {exec: {lifetime: 1h}}
+=> 2: `proxy.exec.command` is missing; write the program, such as docker-credential-ecr-login
+proxy: {exec: {command: x, lifetime: 12}}
+=> 2: `proxy.exec.lifetime` is "12"; it needs a unit, such as 60s, 10m or 168h
+proxy: {username: u, password: p, exec: {command: x}}
+=> 2: `proxy.exec` and `proxy.username` are two sources of credentials; keep one
+proxy: {credentialsrequired: sometimes}
+=> 2: `proxy.credentialsrequired` is "sometimes"; write true or false
+proxy: {credentials: [{username: u, password: p}]}
+=> 2: `proxy.credentials[0].repositories` is missing; write a list of patterns such as [owner/*]
+proxy: {credentials: [{repositories: [a/B], username: u, password: p}]}
+=> 2: `proxy.credentials[0].repositories[0]` is "a/B"; write a repository's name at the upstream, of lower-case letters, digits and . _ - /, or * and ** for any of them, such as owner/**
+proxy: {credentials: [{repositories: [a/*]}]}
+=> 2: `proxy.credentials[0].username` is missing; write it and `password`, or `usernamefile` and `passwordfile`, `dockerconfig` or `exec`
+proxy: {upstreams: [{name: a.b, remoteurl: 'http://a', credentials: [{repositories: [a/*], username: u, password: p}]}]}
+=> 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.upstreams[0].plainhttp: true` to permit it
+proxy: {caonly: true}
+=> 2: `proxy.caonly` is true, but `proxy.ca` isn't set: no certificate would be trusted
+proxy: {minimumtls: tls1.1}
+=> 2: `proxy.minimumtls` is "tls1.1"; write tls1.2 or tls1.3
+proxy: {proxyurl: 'user:hunter2@proxy'}
+=> 2: `proxy.proxyurl` is not the URL of a proxy; write one such as http://proxy.example:3128 (http, https, socks5 or socks5h; without a path), or none
 proxy: {ttl: -1h}
 => 2: `proxy.ttl` is "-1h"; it must not be negative
 proxy: {ttl: 101years}
@@ -182,8 +202,9 @@ proxy:
 => 5: the upstreams `a.b` and `c.d` both answer to `a`; give it to one
 proxy:
   upstreams:
-  - {name: hub.x, remoteurl: 'https://docker.io'}
-=> 4: the upstreams `docker.io` and `hub.x` both answer to `docker.io`; give it to one
+  - {name: a.b, remoteurl: 'https://a', aliases: [b]}
+  - {name: c.d, remoteurl: 'https://a', aliases: [B]}
+=> 5: the upstreams `a.b` and `c.d` both answer to `b`; give it to one
 proxy: {remoteurl: 'http://a', username: u, password: p}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it
 proxy: {insecure: true, upstreams: [{name: a.b, remoteurl: 'http://a', username: u, password: p, insecure: true}]}
@@ -392,6 +413,15 @@ proxy: {remoteurl: 'https://a', insecure: true, username: u, password: p}
 => 2: the credentials for a are sent to a server whose certificate isn't checked
 proxy: {upstreams: [{name: team, remoteurl: 'https://a'}]}
 => 2: `proxy.upstreams[0].name` has no dot: the default upstream's repositories under `team/` share their place in the store with this upstream's
+proxy:
+  upstreams:
+  - {name: hub.x, remoteurl: 'https://docker.io'}
+=> 4: the upstreams `docker.io` and `hub.x` have the same host: `registry-1.docker.io` means `docker.io`, and clients select the other by its name; to change that, add `registry-1.docker.io` to the `aliases` of one of them
+proxy:
+  remoteurl: https://a.example
+  upstreams:
+  - {name: b.example, remoteurl: 'https://a.example'}
+=> 5: the upstreams `a.example` and `b.example` have the same host: `a.example` means `a.example`, and clients select the other by its name; to change that, add `a.example` to the `aliases` of one of them
 proxy: {remoteurl: 'https://registry-1.docker.io', pins: ['debian:bookworm']}
 => 2: `proxy.pins[0]` is "debian:bookworm", which matches nothing: Docker Hub's official images are stored under `library/`; write library/debian
 proxy: {remoteurl: 'https://registry-1.docker.io', ttls: [{repository: docker.io/library/*, ttl: 1h}]}
@@ -433,6 +463,28 @@ fn problems_are_worded_as_listed() {
     let found = problems("version: 0.1\nproxy: {ca: /nowhere/ca.pem}", &[]);
     let start = "config.yml:2: `proxy.ca` is \"/nowhere/ca.pem\"; it can't be read: ";
     assert!(found.len() == 1 && found[0].starts_with(start), "{found:?}");
+    for (key, other) in [("certificate", "key"), ("key", "certificate")] {
+        let text = format!("version: 0.1\nproxy: {{{key}: Cargo.toml}}");
+        let expected = format!(
+            "config.yml:2: `proxy.{key}` is set, but `proxy.{other}` isn't; write both or none"
+        );
+        assert_eq!(problems(&text, &[]), [expected]);
+    }
+    for key in [
+        "usernamefile",
+        "passwordfile",
+        "dockerconfig",
+        "certificate",
+        "key",
+    ] {
+        let text = format!("version: 0.1\nproxy: {{{key}: /nowhere/x}}");
+        let found = problems(&text, &[]).join("\n");
+        let start = format!("config.yml:2: `proxy.{key}` is \"/nowhere/x\"; it can't be read: ");
+        assert!(found.contains(&start), "{found}");
+    }
+    let twice = "version: 0.1\nproxy: {username: u, password: p, passwordfile: Cargo.toml}";
+    let expected = "config.yml:2: `proxy.passwordfile` and `proxy.password` say the same; keep one";
+    assert_eq!(problems(twice, &[]), [expected]);
     let pin = |half: usize| format!("version: 0.1\nproxy: {{pins: ['{}']}}", "a/".repeat(half));
     assert_eq!(problems(&pin(256), &[]), Vec::<String>::new());
     let found = problems(&pin(257), &[]);
@@ -470,6 +522,9 @@ fn warnings_are_worded_as_listed() {
         "middleware: {registry: [], storage: }",
         "redis: {addr: ''}",
         "http: {tls: {certificate: '', letsencrypt: {}}}",
+        // Which of two accounts a host means is clear.
+        "proxy: {upstreams: [{name: a.b, remoteurl: 'https://a.b'}, {name: c.d, remoteurl: 'https://a.b'}]}",
+        "proxy: {remoteurl: 'https://a.b', upstreams: [{name: c.d, remoteurl: 'https://a.b', aliases: [a.b]}]}",
         // A loopback connection shows no one a password.
         "proxy: {remoteurl: 'http://localhost:1', username: u, password: p}",
         "proxy: {remoteurl: 'https://registry-1.docker.io', pins: ['**', '**an', 'a/*']}",

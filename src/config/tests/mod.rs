@@ -125,8 +125,75 @@ fn a_distribution_proxy_starts_unchanged() {
         "nosniff"
     );
     let credentials = config.proxy.default.credentials.unwrap();
-    assert_eq!(credentials.username, "someone");
-    assert_eq!(credentials.password.expose_secret(), "1e5");
+    assert_eq!(login(&credentials), ("someone", "1e5"));
+}
+
+/// The user name and password of credentials that are written in the configuration.
+fn login(credentials: &Credentials) -> (&str, &str) {
+    let Credentials::Fixed { username, password } = credentials else {
+        panic!("{credentials:?}");
+    };
+    (username, password.expose_secret())
+}
+
+#[test]
+fn upstreams_at_one_host_share_its_names_out() {
+    let proxy = config(
+        "proxy: {upstreams: [{name: hub.a, remoteurl: 'https://docker.io', aliases: [registry-1.docker.io]}, \
+         {name: b.c, remoteurl: 'https://x'}, {name: d.e, remoteurl: 'https://x', aliases: [x]}]}",
+    )
+    .proxy;
+    assert_eq!(proxy.default.aliases, ["docker.io", "index.docker.io"]);
+    let aliases = proxy.upstreams.iter().map(|upstream| &*upstream.aliases);
+    let expected = [
+        &["hub.a", "registry-1.docker.io"][..],
+        &["b.c"],
+        &["d.e", "x"],
+    ];
+    assert!(aliases.eq(expected), "{:?}", proxy.upstreams);
+    // Its images need `library/` all the same.
+    let hubs = proxy
+        .upstreams
+        .iter()
+        .map(|upstream| upstream.is_docker_hub);
+    assert!(hubs.eq([true, false, false]));
+}
+
+#[test]
+fn credentials_have_several_sources() {
+    let files = tempfile::tempdir().unwrap();
+    let file = files.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let file = file.display();
+    let text = format!(
+        "proxy:\n  remoteurl: https://a\n  usernamefile: {file}\n  password: hunter2\n  credentials:\n  \
+         - {{repositories: [team/*, other/**], exec: {{command: docker-credential-x, lifetime: 12h}}}}\n  \
+         - {{repositories: [app], dockerconfig: {file}}}\n  \
+         - {{repositories: ['**'], username: u, password: hunter2}}\n  proxyurl: socks5h://u:hunter2@p\n"
+    );
+    for config in loaded_twice(&text) {
+        let default = config.proxy.default;
+        let Some(Credentials::Files { username, password }) = default.credentials else {
+            panic!("{:?}", default.credentials);
+        };
+        assert!(matches!(username, Written::File(_)) && matches!(password, Written::Text(_)));
+        let [helper, docker, fixed] = &default.repository_credentials[..] else {
+            panic!("{:?}", default.repository_credentials);
+        };
+        let command = "docker-credential-x".to_owned();
+        let lifetime = Some(Duration::from_hours(12));
+        let expected = Helper { command, lifetime };
+        assert!(matches!(&helper.credentials, Credentials::Helper(helper) if *helper == expected));
+        assert_eq!(helper.repositories.len(), 2);
+        assert!(matches!(docker.credentials, Credentials::DockerConfig(_)));
+        assert_eq!(login(&fixed.credentials).0, "u");
+        assert!(default.credentials_required);
+    }
+    assert!(
+        !loaded(&format!("version: 0.1\n{text}"), &[])
+            .effective
+            .contains("hunter2")
+    );
 }
 
 /// The example with its commented keys in use.
@@ -166,15 +233,21 @@ fn the_example_has_the_default_values_and_every_key() {
     let keys = context.keys.effective();
     let (problems, _, places) = context.report.finish();
     let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
-    let ca = |key: &str| format!("`{key}` is \"/etc/ssl/certs/upstream.pem\"; it can't be read");
-    for (problem, expected) in problems.iter().zip([
-        "`storage` names two drivers".to_owned(),
-        ca("proxy.ca"),
-        ca("proxy.upstreams[0].ca"),
-    ]) {
-        assert!(problem.contains(&expected), "{problem}");
+    // It names files that don't exist, and all drivers and sources of credentials.
+    for problem in &problems {
+        let is_expected = [
+            "names two drivers",
+            "it can't be read",
+            "two sources",
+            "say the same",
+        ];
+        assert!(
+            is_expected
+                .iter()
+                .any(|expected| problem.contains(expected)),
+            "{problem}"
+        );
     }
-    assert_eq!(problems.len(), 3, "{problems:?}");
     let missing: Vec<_> = keys.iter().filter(|path| !places.has(path)).collect();
     assert_eq!(
         missing,

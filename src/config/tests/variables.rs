@@ -1,9 +1,7 @@
 //! Environment variables, alone and over a file.
 
-use secrecy::ExposeSecret;
-
 use super::{
-    DISTRIBUTION, Loaded, RangeMode, download, environment, load, loaded, problems, storage,
+    DISTRIBUTION, Loaded, RangeMode, download, environment, load, loaded, login, problems, storage,
 };
 
 /// A variable with its value, and a line of the printed configuration.
@@ -68,6 +66,18 @@ REGISTRY_PROXY_REALM=https://a.b/t =>   realm: https://a.b/t
 REGISTRY_PROXY_REDIRECTS=['*.a.b'] =>   - '*.a.b'
 REGISTRY_PROXY_REDIRECTS_0=10.0.0.1 =>   - 10.0.0.1
 REGISTRY_PROXY_SCOPE=a:{name}:b =>   scope: a:{name}:b
+REGISTRY_PROXY_USERNAMEFILE=Cargo.toml =>   usernamefile: Cargo.toml
+REGISTRY_PROXY_PASSWORDFILE=Cargo.toml =>   passwordfile: Cargo.toml
+REGISTRY_PROXY_DOCKERCONFIG=Cargo.toml =>   dockerconfig: Cargo.toml
+REGISTRY_PROXY_EXEC_COMMAND=docker-credential-x =>     command: docker-credential-x
+REGISTRY_PROXY_EXEC={command: x, lifetime: 12h} =>     lifetime: 12h
+REGISTRY_PROXY_CREDENTIALSREQUIRED=false =>   credentialsrequired: false
+REGISTRY_PROXY_CREDENTIALS=[{repositories: [a/*], exec: {command: x}}] =>       command: x
+REGISTRY_PROXY_CERTIFICATE=Cargo.toml =>   certificate: Cargo.toml
+REGISTRY_PROXY_KEY=Cargo.toml =>   key: Cargo.toml
+REGISTRY_PROXY_MINIMUMTLS=tls1.3 =>   minimumtls: tls1.3
+REGISTRY_PROXY_PROXYURL=none =>   proxyurl: none
+REGISTRY_PROXY_PROXYURL=http://u:hunter2@p:3128 =>   proxyurl: http://<hidden>@p:3128
 REGISTRY_PROXY_ALIASES=[a.b] =>   - a.b
 REGISTRY_PROXY_ALIASES_0=a.b =>   - a.b
 REGISTRY_proxy_ttl=1h =>   ttl: 1h
@@ -85,7 +95,16 @@ fn cases(table: &str) -> impl Iterator<Item = (&str, &str, &str)> {
 #[test]
 fn every_key_has_a_variable() {
     for (name, value, line) in cases(VARIABLES) {
-        let Loaded { effective, .. } = load(None, environment(&[(name, value)])).unwrap();
+        // Some are set only with another one.
+        let other = match name.rsplit_once('_').map(|(_, key)| key) {
+            Some("USERNAMEFILE") => ("REGISTRY_PROXY_PASSWORD", "p"),
+            Some("PASSWORDFILE") => ("REGISTRY_PROXY_USERNAME", "u"),
+            Some("CERTIFICATE") => ("REGISTRY_PROXY_KEY", "Cargo.toml"),
+            Some("KEY") => ("REGISTRY_PROXY_CERTIFICATE", "Cargo.toml"),
+            _ => ("REGISTRY_UNUSED", ""),
+        };
+        let Loaded { effective, .. } = load(None, environment(&[(name, value), other])).unwrap();
+        assert!(!effective.contains("hunter2"), "{effective}");
         let has_line = effective.lines().any(|found| found == line);
         assert!(has_line, "{name}\n{effective}");
     }
@@ -136,8 +155,7 @@ fn variables_override_a_file() {
     variables.extend(upstreams.map(|(name, value)| (name.as_str(), value.as_str())));
     let config = loaded(DISTRIBUTION, &variables).config;
     let credentials = config.proxy.default.credentials.unwrap();
-    assert_eq!(credentials.username, "other");
-    assert_eq!(credentials.password.expose_secret(), password);
+    assert_eq!(login(&credentials), ("other", password));
     assert_eq!(
         config.log.fields.into_iter().collect::<Vec<_>>(),
         [("service".to_owned(), "mirror".to_owned())]

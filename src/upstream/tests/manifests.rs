@@ -132,7 +132,13 @@ async fn requests_and_received_bytes_are_counted() {
     let metrics: Arc<Metrics> = Arc::default();
     let (config, timeouts) = (config(&server.url()), Timeouts::default());
     let counted = Arc::clone(&metrics);
-    let upstream = Upstream::new(config, None, timeouts, Clock::system(), counted);
+    let upstream = Upstream::new(
+        config,
+        &TlsFiles::default(),
+        timeouts,
+        Clock::system(),
+        counted,
+    );
     get_tag(&upstream.unwrap()).await.unwrap();
     let text = metrics.render();
     let counts = text

@@ -2,10 +2,15 @@
 
 mod auth;
 mod blobs;
+#[cfg(unix)]
+mod credentials;
 mod leading;
 mod lists;
 mod manifests;
+mod proxies;
 mod ranges;
+#[cfg(unix)]
+pub(super) mod script;
 mod setup;
 mod time;
 
@@ -30,7 +35,13 @@ pub(super) fn config(url: &str) -> config::Upstream {
         name: "test".into(),
         url: Url::parse(url).unwrap(),
         credentials: None,
+        repository_credentials: Vec::new(),
+        credentials_required: true,
         ca: None,
+        ca_only: false,
+        client_certificate: None,
+        minimum_tls: config::TlsVersion::default(),
+        proxy: config::ForwardProxy::default(),
         insecure: false,
         plain_http: false,
         realm: None,
@@ -42,7 +53,7 @@ pub(super) fn config(url: &str) -> config::Upstream {
 }
 
 fn credentials(username: &str, password: &str) -> Credentials {
-    Credentials {
+    Credentials::Fixed {
         username: username.into(),
         password: password.into(),
     }
@@ -54,8 +65,16 @@ fn wall() -> SystemTime {
 }
 
 fn set_up(config: config::Upstream, ca_pem: Option<&[u8]>) -> Result<Upstream, SetupError> {
+    let files = TlsFiles {
+        ca: ca_pem.map(<[u8]>::to_vec),
+        identity: None,
+    };
+    set_up_with(config, &files)
+}
+
+fn set_up_with(config: config::Upstream, files: &TlsFiles) -> Result<Upstream, SetupError> {
     let clock = Clock::starting_at(wall());
-    Upstream::new(config, ca_pem, Timeouts::default(), clock, Arc::default())
+    Upstream::new(config, files, Timeouts::default(), clock, Arc::default())
 }
 
 fn connect(config: config::Upstream) -> Upstream {

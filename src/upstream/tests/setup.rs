@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::TlsVersion;
 
 const HTTPS: &str = "https://registry.example";
 
@@ -51,4 +52,75 @@ async fn an_unknown_certificate_is_not_trusted() {
     let error = passing(get_tag(&other.unwrap())).await.unwrap_err();
     assert!(matches!(error.failure, Failure::Unreachable(_)), "{error}");
     assert!(server.lines().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_configured_authorities_are_trusted_if_they_are_exclusive() {
+    let _frozen = freeze();
+    let identity = Identity::new();
+    let server = secure(&identity).await;
+    for (pem, is_trusted) in [(identity.pem(), true), (Identity::new().pem(), false)] {
+        let mut config = config(&server.url());
+        config.ca_only = true;
+        let result = passing(get_tag(&set_up(config, Some(&pem)).unwrap())).await;
+        assert_eq!(result.is_ok(), is_trusted, "{:?}", result.err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_with_an_older_tls_than_the_minimum_is_not_asked() {
+    let _frozen = freeze();
+    let identity = Identity::new();
+    let server = Server::with(Options::default().tls12(&identity)).await;
+    server.reply("", ALWAYS, Reply::ok(MANIFEST));
+    for (minimum, is_asked) in [(TlsVersion::Tls12, true), (TlsVersion::Tls13, false)] {
+        let mut config = config(&server.url());
+        config.minimum_tls = minimum;
+        let result = passing(get_tag(&set_up(config, Some(&identity.pem())).unwrap())).await;
+        assert_eq!(result.is_ok(), is_asked, "{:?}", result.err());
+    }
+    let newer = secure(&identity).await;
+    let mut config = config(&newer.url());
+    config.minimum_tls = TlsVersion::Tls13;
+    let upstream = set_up(config, Some(&identity.pem())).unwrap();
+    get_tag(&upstream).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_certificate_is_shown_to_a_server_that_demands_one() {
+    let _frozen = freeze();
+    let (identity, client) = (Identity::new(), Identity::new());
+    let server = Server::with(Options::default().tls_for(&identity, &client)).await;
+    server.reply("", ALWAYS, Reply::ok(MANIFEST));
+    for (shown, is_let_in) in [
+        (Some(client.pem_with_key()), true),
+        (Some(Identity::new().pem_with_key()), false),
+        (None, false),
+    ] {
+        let files = TlsFiles {
+            ca: Some(identity.pem()),
+            identity: shown,
+        };
+        let upstream = set_up_with(config(&server.url()), &files).unwrap();
+        let result = passing(get_tag(&upstream)).await;
+        assert_eq!(result.is_ok(), is_let_in, "{:?}", result.err());
+    }
+}
+
+#[tokio::test]
+async fn an_unusable_client_certificate_is_refused() {
+    let (one, other) = (Identity::new(), Identity::new());
+    let mut mismatch = one.pem();
+    let key = other.pem_with_key();
+    let pem = String::from_utf8(key).unwrap();
+    let key = pem.find("-----BEGIN PRIVATE KEY").unwrap();
+    mismatch.extend(pem.as_bytes()[key..].iter());
+    for identity in [Vec::new(), b"no PEM".to_vec(), one.pem(), mismatch] {
+        let files = TlsFiles {
+            ca: None,
+            identity: Some(identity),
+        };
+        let error = set_up_with(config(HTTPS), &files).unwrap_err();
+        assert!(matches!(error, SetupError::Identity(_)), "{error}");
+    }
 }

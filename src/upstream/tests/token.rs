@@ -8,12 +8,15 @@ use crate::upstream::Failure;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn key() -> Arc<TokenRequest> {
-    Arc::new(TokenRequest {
-        realm: Url::parse("https://auth.example/token?keep=1").unwrap(),
-        service: Some("registry example".into()),
-        scope: "repository:a/b:pull repository:c:pull".into(),
-    })
+fn key() -> TokenKey {
+    TokenKey {
+        request: Arc::new(TokenRequest {
+            realm: Url::parse("https://auth.example/token?keep=1").unwrap(),
+            service: Some("registry example".into()),
+            scope: "repository:a/b:pull repository:c:pull".into(),
+        }),
+        account: None,
+    }
 }
 
 fn token(text: &str, seconds: u64) -> Token {
@@ -22,15 +25,24 @@ fn token(text: &str, seconds: u64) -> Token {
 }
 
 fn refused() -> UpstreamError {
-    UpstreamError::new(&key().realm, Failure::Denied(None))
+    UpstreamError::new(&key().request.realm, Failure::Denied(None))
 }
 
 #[test]
 fn the_request_is_written_into_the_realms_query() {
     assert_eq!(
-        key().url().as_str(),
+        key().request.url().as_str(),
         "https://auth.example/token?keep=1&service=registry+example\
          &scope=repository%3Aa%2Fb%3Apull&scope=repository%3Ac%3Apull"
+    );
+}
+
+#[test]
+fn a_refresh_token_is_sent_in_a_form_of_oauth2() {
+    assert_eq!(
+        key().request.refresh_form("a&b=+ c"),
+        "grant_type=refresh_token&service=registry+example&client_id=millpond\
+         &scope=repository%3Aa%2Fb%3Apull+repository%3Ac%3Apull&refresh_token=a%26b%3D%2B+c"
     );
 }
 
