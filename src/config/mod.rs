@@ -15,6 +15,7 @@
 //! Source: <https://distribution.github.io/distribution/about/configuration/>.
 
 mod address;
+mod authorize;
 mod context;
 mod download;
 mod duration;
@@ -47,6 +48,7 @@ use section::Section;
 use yaml::{Document, Node};
 
 pub use address::Listen;
+pub use authorize::{Authorize, CallerAccess};
 pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};

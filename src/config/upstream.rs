@@ -6,6 +6,7 @@ use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::address;
+use super::authorize::{self, Authorize, CallerAccess};
 use super::host_pattern::HostPattern;
 use super::http::web_url;
 use super::section::Section;
@@ -51,6 +52,18 @@ pub struct Upstream {
     pub aliases: Vec<String>,
     /// Whether it answers to `docker.io`: names of one component get `library/`.
     pub is_docker_hub: bool,
+    /// Whose account it is asked with.
+    pub caller: CallerAccess,
+    /// The group of upstreams with which it shares blobs that not everybody may read. None: with no
+    /// other one.
+    pub trust: Option<String>,
+}
+
+impl Upstream {
+    /// Whether everybody may read what is cached from it: it is asked without credentials.
+    pub fn is_public(&self) -> bool {
+        self.caller.authorize == Authorize::Shared && self.credentials.is_none()
+    }
 }
 
 /// User name and password. They go to the upstream's own origin and to a token service that belongs
@@ -63,8 +76,16 @@ pub struct Credentials {
 }
 
 /// Reads the keys that all upstreams have.
-pub(super) fn read(section: &Section<'_>, name: String, url: Url) -> Upstream {
+///
+/// `inherited`: the defaults of `authorize`, `accessttl` and `accessstale`.
+pub(super) fn read(
+    section: &Section<'_>,
+    name: String,
+    url: Url,
+    inherited: &CallerAccess,
+) -> Upstream {
     let credentials = credentials(section);
+    let caller = authorize::read(section, inherited);
     let ca = authorities(section);
     let insecure = section.bool("insecure", false);
     if insecure && url.scheme() == "https" && credentials.is_some() {
@@ -74,7 +95,10 @@ pub(super) fn read(section: &Section<'_>, name: String, url: Url) -> Upstream {
         );
         section.warning("username", message);
     }
-    let plain_http = plain_http(section, &url, credentials.is_some());
+    let plain_http = match caller.authorize {
+        Authorize::Shared => plain_http(section, &url, credentials.is_some(), "username"),
+        Authorize::Caller => plain_http(section, &url, true, "authorize"),
+    };
     let realm = realm(section, plain_http);
     let scope = section.value("scope", scope);
     let redirects = section.values("redirects", |text, _| text.parse());
@@ -91,6 +115,8 @@ pub(super) fn read(section: &Section<'_>, name: String, url: Url) -> Upstream {
         scope,
         redirects,
         aliases,
+        caller,
+        trust: authorize::trust(section),
     }
 }
 
@@ -149,20 +175,27 @@ fn authorities(section: &Section<'_>) -> Option<PathBuf> {
 
 /// Whether credentials and redirects may use plain HTTP. Credentials for a plain HTTP upstream on
 /// another machine need it.
-fn plain_http(section: &Section<'_>, url: &Url, has_credentials: bool) -> bool {
+///
+/// `source`: the key because of which there are credentials.
+fn plain_http(
+    section: &Section<'_>,
+    url: &Url,
+    has_credentials: bool,
+    source: &'static str,
+) -> bool {
     let plain_http = section.bool("plainhttp", false);
     if has_credentials && url.scheme() == "http" && !is_loopback(url) {
         let host = url.host_str().unwrap_or_default();
         if plain_http {
             let message = format!("the credentials for {host} are sent over plain HTTP");
-            section.warning("username", message);
+            section.warning(source, message);
         } else {
             let key = section.path("plainhttp");
             let message = format!(
                 "the credentials for {host} would be sent over plain HTTP; use an https:// URL, or \
                  write `{key}: true` to permit it"
             );
-            section.problem("username", message);
+            section.problem(source, message);
         }
     }
     plain_http

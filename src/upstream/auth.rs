@@ -74,7 +74,7 @@ impl Upstream {
                 let refused = authorization.map(|authorization| authorization.scheme);
                 let error = self.transport.refusal(reply).await;
                 return Err(match refused {
-                    Some(Scheme::Basic(_)) => credentials_refused(error),
+                    Some(Scheme::Basic(_)) if self.account.is_none() => credentials_refused(error),
                     _ => error,
                 });
             };
@@ -127,8 +127,9 @@ impl Upstream {
         let asked_at = transport.clock.now();
         let reply = transport.exchange(&ask, credentials).await;
         let reply = reply.map_err(|error| match credentials {
-            Some(_) => credentials_refused(error),
-            None => error,
+            Some(_) if self.account.is_none() => credentials_refused(error),
+            // It is the answer for the caller, whose credentials these are.
+            _ => error,
         })?;
         let body = body::read(reply, MAX_ANSWER, transport.timeouts.header).await?;
         Token::parse(&body, asked_at)

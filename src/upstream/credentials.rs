@@ -9,12 +9,15 @@ use http::HeaderValue;
 use quick_cache::sync::Cache;
 use secrecy::ExposeSecret as _;
 
+use super::Login;
 use super::token::{TokenRequest, Tokens};
 use crate::config::Credentials;
 use crate::oci::RepoName;
 
 /// Repositories whose way of authenticating is remembered.
 const MAX_REPOSITORIES: usize = 4096;
+/// The same for the account of one caller.
+const MAX_ACCOUNT_REPOSITORIES: usize = 64;
 
 /// How requests for a repository are authorized.
 #[derive(Clone, PartialEq)]
@@ -36,6 +39,15 @@ impl Auth {
             credentials: credentials.and_then(header),
             schemes: Cache::new(MAX_REPOSITORIES),
             tokens: Tokens::new(),
+        }
+    }
+
+    /// That of a caller: with the login's credentials, or with none.
+    pub(super) fn of_account(login: Option<&Arc<Login>>) -> Self {
+        Self {
+            credentials: login.map(|login| login.header().clone()),
+            schemes: Cache::new(MAX_ACCOUNT_REPOSITORIES),
+            tokens: Tokens::of_account(),
         }
     }
 }

@@ -16,6 +16,7 @@
 //! library. Sources: OCI distribution-spec 1.1, distribution's token authentication
 //! specification, RFC 9110.
 
+mod accounts;
 mod address;
 mod auth;
 mod blobs;
@@ -51,9 +52,11 @@ use std::sync::Arc;
 use url::Url;
 
 use crate::clock::Clock;
-use crate::config::{self, Timeouts};
+use crate::config::{self, Authorize, Timeouts};
 use crate::metrics::Metrics;
 use crate::oci::RepoName;
+pub use accounts::AccountId;
+use accounts::Accounts;
 pub use address::Network;
 pub use blobs::BlobStream;
 pub use body::BlobChunks;
@@ -73,9 +76,14 @@ use transport::Transport;
 /// The client of one upstream.
 pub struct Upstream {
     pub config: Arc<config::Upstream>,
-    transport: Transport,
+    transport: Arc<Transport>,
     auth: Auth,
     multi_range: Arc<MultiRange>,
+    /// The account of a caller. None where all callers share the mirror's account.
+    account: Option<AccountId>,
+    /// Those of callers with logins. None where all callers share the mirror's account, and in an
+    /// account itself.
+    accounts: Option<Accounts>,
 }
 
 impl fmt::Debug for Upstream {
@@ -95,10 +103,21 @@ impl Upstream {
         metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
         let config = Arc::new(config);
+        let transport = Transport::new(Arc::clone(&config), ca_pem, timeouts, clock, metrics)?;
+        // For callers without a login. The configured credentials are never used for a caller.
+        let (auth, account, accounts) = match config.caller.authorize {
+            Authorize::Shared => (Auth::new(config.credentials.as_ref()), None, None),
+            Authorize::Caller => {
+                let anonymous = Some(AccountId::ANONYMOUS);
+                (Auth::of_account(None), anonymous, Some(Accounts::new()?))
+            }
+        };
         Ok(Self {
-            transport: Transport::new(Arc::clone(&config), ca_pem, timeouts, clock, metrics)?,
+            transport: Arc::new(transport),
             multi_range: Arc::new(MultiRange::new(&config.name)),
-            auth: Auth::new(config.credentials.as_ref()),
+            auth,
+            account,
+            accounts,
             config,
         })
     }
