@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 use crate::admin::health::Health;
 use crate::admin::operate::Operator;
+use crate::auth::Authenticator;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config};
@@ -123,7 +124,10 @@ impl App {
         let mirror = shared.mirror(&config.proxy, upstreams);
         let service = Service::new(
             mirror,
-            Gate::default(),
+            Gate {
+                authenticator: Authenticator::new(config.proxy.takes_logins()),
+                ..Gate::default()
+            },
             Arc::clone(&shared.metrics),
             settings(config),
         );

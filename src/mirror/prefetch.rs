@@ -276,7 +276,7 @@ impl Mirror {
             return;
         }
         let target = image.target.clone();
-        let repository = target.stored.clone();
+        let party = target.party();
         let source = Arc::new(UpstreamBlob {
             target,
             digest,
@@ -285,12 +285,12 @@ impl Mirror {
         let entry = Ledger::begin(&self.prefetch.ledger, digest);
         match self
             .downloader
-            .fetch_ahead(digest, &repository, source)
+            .fetch_ahead(digest, &party, source)
             .await
         {
             Ok(fetched) => entry.fetched(fetched),
             Err(error) => {
-                tracing::debug!(repo = %repository, %digest, error = %on_one_line(&error), "a layer can't be fetched ahead");
+                tracing::debug!(repo = %party.repository, %digest, error = %on_one_line(&error), "a layer can't be fetched ahead");
                 if !is_of_one_layer(&error) {
                     given_up.store(true, Ordering::Relaxed);
                 }
