@@ -99,6 +99,10 @@ pub(super) fn read(
         Authorize::Shared => plain_http(section, &url, credentials.is_some(), "username"),
         Authorize::Caller => plain_http(section, &url, true, "authorize"),
     };
+    if caller.authorize == Authorize::Caller && credentials.is_some() {
+        let message = "isn't used: with `authorize: caller` each client uses its own account";
+        section.doubt("username", format_args!("{message}"));
+    }
     let realm = realm(section, plain_http);
     let scope = section.value("scope", scope);
     let redirects = section.values("redirects", |text, _| text.parse());

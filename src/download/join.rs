@@ -34,12 +34,7 @@ impl Downloader {
 
     /// The size of a blob that is being downloaded for `party`, if the upstream has announced it.
     /// Doesn't join the download.
-    pub fn announced_size(
-        &self,
-        upstream: &str,
-        digest: &Digest,
-        party: &Party,
-    ) -> Option<u64> {
+    pub fn announced_size(&self, upstream: &str, digest: &Digest, party: &Party) -> Option<u64> {
         let (download, member) = self.0.registry.peek(upstream, digest, party)?;
         download.progress.announced_size(member)
     }
@@ -97,9 +92,7 @@ impl Downloader {
             let upstream = source.upstream();
             let make = |id| shared.download(digest, upstream, id, true);
             let own = Arc::clone(source);
-            let role = shared
-                .registry
-                .join(upstream, digest, party, own, make);
+            let role = shared.registry.join(upstream, digest, party, own, make);
             match role {
                 Role::Committed { id } if wanted.refetch => shared.registry.forget(&digest, id),
                 Role::Committed { .. } => break,

@@ -91,12 +91,7 @@ impl<T: Clone, S: Clone, K: Clone + PartialEq> Registry<T, S, K> {
     }
 
     /// Adds a client, if the download runs and the repository is proved or its source is in use.
-    pub(super) fn follow(
-        &self,
-        upstream: &str,
-        digest: &Digest,
-        party: &K,
-    ) -> Option<Seat<T>> {
+    pub(super) fn follow(&self, upstream: &str, digest: &Digest, party: &K) -> Option<Seat<T>> {
         let mut state = self.state();
         let entry = state.find(upstream, digest)?;
         if entry.member_of(party)?.needs_proof() {
@@ -107,12 +102,7 @@ impl<T: Clone, S: Clone, K: Clone + PartialEq> Registry<T, S, K> {
 
     /// The download, if it runs and `party` is a member of it, with the member's id.
     #[cfg_attr(test, allow(dead_code, reason = "`interleavings` doesn't need it"))]
-    pub(super) fn peek(
-        &self,
-        upstream: &str,
-        digest: &Digest,
-        party: &K,
-    ) -> Option<(T, u64)> {
+    pub(super) fn peek(&self, upstream: &str, digest: &Digest, party: &K) -> Option<(T, u64)> {
         let mut state = self.state();
         let entry = state.find(upstream, digest)?;
         let member = entry.member_of(party)?.id;

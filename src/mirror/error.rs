@@ -106,9 +106,7 @@ impl MirrorError {
         matches!(
             self.failure(),
             Some(
-                Failure::Unauthorized(_)
-                    | Failure::Denied(_)
-                    | Failure::CredentialsRefused { .. }
+                Failure::Unauthorized(_) | Failure::Denied(_) | Failure::CredentialsRefused { .. }
             )
         )
     }

@@ -283,11 +283,7 @@ impl Mirror {
             described_size: Some(size),
         });
         let entry = Ledger::begin(&self.prefetch.ledger, digest);
-        match self
-            .downloader
-            .fetch_ahead(digest, &party, source)
-            .await
-        {
+        match self.downloader.fetch_ahead(digest, &party, source).await {
             Ok(fetched) => entry.fetched(fetched),
             Err(error) => {
                 tracing::debug!(repo = %party.repository, %digest, error = %on_one_line(&error), "a layer can't be fetched ahead");

@@ -56,7 +56,11 @@ fn answer(guard: Guard, seen: &Seen, usual: Reply) -> Reply {
     let user = given.and_then(|given| given.split_once(' '));
     let allowed = [ANN, CAT].iter().any(|one| {
         let (_, encoded) = one.split_once(' ').unwrap();
-        let scheme = if guard == Guard::Bearer { "Bearer" } else { "Basic" };
+        let scheme = if guard == Guard::Bearer {
+            "Bearer"
+        } else {
+            "Basic"
+        };
         user == Some((scheme, encoded))
     });
     match (guard, given) {
@@ -178,7 +182,10 @@ async fn wrong_logins_and_those_of_nobody() {
     // An empty user is nobody (skopeo sends it); other schemes say nothing.
     for login in ["Basic Og==", "Bearer abc", "Basic", "Basic !!"] {
         get(&m, login, TAG).await.refused(401, "UNAUTHORIZED");
-        assert_eq!(get(&m, login, "/v2/public/app/manifests/1").await.status, 200);
+        assert_eq!(
+            get(&m, login, "/v2/public/app/manifests/1").await.status,
+            200
+        );
     }
     assert_eq!(get(&m, "basic YW5uOmE=", TAG).await.status, 200);
 }
@@ -199,7 +206,11 @@ async fn the_configured_account_is_never_used_for_a_caller() {
 async fn a_permission_is_asked_for_once_in_its_time() {
     let (up, m, image) = private(Guard::Bearer, &[]).await;
     pull(&m, &image).await;
-    assert_eq!(up.count("/token"), 1, "the upstream's token stays on the mirror");
+    assert_eq!(
+        up.count("/token"),
+        1,
+        "the upstream's token stays on the mirror"
+    );
     let blob = blob_path("private/app", &image.layers[1]);
     up.take();
     get(&m, ANN, &blob).await.expect(200, &image.layers[1]);
@@ -259,13 +270,19 @@ async fn all_who_may_have_it_share_one_download() {
     let path = blob_path("private/app", &blob);
     let gate = up.hold_body(&format!("GET {path}"), 1, 1_000_000);
     guard(&up, Guard::Basic);
-    let open = |login| m.request(&format!("GET {path}"), &[("authorization", login)]).send();
+    let open = |login| {
+        m.request(&format!("GET {path}"), &[("authorization", login)])
+            .send()
+    };
     let first = passing(open(ANN)).await.unwrap();
     let others = (0..12).map(|n| open(if n % 2 == 0 { ANN } else { CAT }));
     let others = passing(join_all(others)).await;
     // Whoever may not have it doesn't learn that a download runs.
     assert_eq!(get(&m, BOB, &path).await.status, 403);
-    assert_eq!(ask(&m, BOB, &format!("HEAD {path}"), None).await.status, 403);
+    assert_eq!(
+        ask(&m, BOB, &format!("HEAD {path}"), None).await.status,
+        403
+    );
     gate.open();
     passing(read(first)).await.expect(200, &blob);
     for other in others {
@@ -285,14 +302,19 @@ async fn a_leader_that_is_refused_stops_nobody_else() {
     up.on(&format!("GET {path}"), 1, move |_, usual| {
         usual.cut(2_000_000).gated(1_000_000, &held)
     });
-    up.on(&format!("GET {path}"), ALWAYS, move |seen, usual| {
-        match seen.header("authorization") {
+    up.on(
+        &format!("GET {path}"),
+        ALWAYS,
+        move |seen, usual| match seen.header("authorization") {
             Some(CAT) => usual,
             _ => Reply::error(403),
-        }
-    });
+        },
+    );
     guard(&up, Guard::Basic);
-    let open = |login| m.request(&format!("GET {path}"), &[("authorization", login)]).send();
+    let open = |login| {
+        m.request(&format!("GET {path}"), &[("authorization", login)])
+            .send()
+    };
     let leader = passing(open(ANN)).await.unwrap();
     let follower = passing(open(CAT)).await.unwrap();
     gate.open();
@@ -304,7 +326,7 @@ async fn a_leader_that_is_refused_stops_nobody_else() {
 
 #[tokio::test(start_paused = true)]
 async fn one_callers_answer_changes_nothing_for_the_others() {
-    let (up, m) = mirrored_with(&[CALLER, "proxy.tags.ttl: 0s"]).await;
+    let (up, m) = mirrored_with(&[CALLER, "proxy.tags: {ttl: 0s}"]).await;
     let image = Image::oci(1);
     up.push("private/app", "1", &image);
     up.put_json("/v2/private/app/tags/list", &json!({"tags": ["1"]}));
@@ -342,12 +364,20 @@ async fn one_callers_answer_changes_nothing_for_the_others() {
 /// What tells two answers apart, and the number of requests that the upstream got for it.
 type Observed = (u16, Vec<(String, String)>, Bytes, usize);
 
-async fn observe(up: &Registry, m: &Mirror, login: &str, request: &(String, Option<&str>)) -> Observed {
+async fn observe(
+    up: &Registry,
+    m: &Mirror,
+    login: &str,
+    request: &(String, Option<&str>),
+) -> Observed {
     up.take();
     let answer = ask(m, login, &request.0, request.1).await;
     let headers = answer.headers.iter().filter(|(name, _)| *name != "date");
     let headers = headers.map(|(name, value)| {
-        let value = value.to_str().unwrap().replace("private/xyz", "private/app");
+        let value = value
+            .to_str()
+            .unwrap()
+            .replace("private/xyz", "private/app");
         (name.to_string(), value)
     });
     let mut headers: Vec<_> = headers.collect();
@@ -359,7 +389,7 @@ async fn observe(up: &Registry, m: &Mirror, login: &str, request: &(String, Opti
 #[tokio::test(start_paused = true)]
 async fn a_repository_that_is_denied_looks_like_one_that_does_not_exist() {
     for kind in GUARDS {
-        let (up, m, image) = private(kind, &["proxy.prefetch.downloads: 0"]).await;
+        let (up, m, image) = private(kind, &["proxy.prefetch: {downloads: 0}"]).await;
         pull(&m, &image).await;
         for login in [BOB, NOBODY] {
             let there = requests("private/app", &image);
@@ -390,7 +420,8 @@ async fn with_a_liar(trust: bool) -> ([Registry; 2], Mirror, Image) {
     guard(&up, Guard::Basic);
     let manifest = image.manifest.clone();
     liar.on("HEAD ", ALWAYS, move |seen, _| {
-        let known = Reply::ok(&manifest).with("Content-Type", "application/vnd.oci.image.manifest.v1+json");
+        let known =
+            Reply::ok(&manifest).with("Content-Type", "application/vnd.oci.image.manifest.v1+json");
         match seen.line.contains("/manifests/") {
             true => known.with("Docker-Content-Digest", digest(&manifest)),
             false => Reply::ok(noise(1, 70_000)),
@@ -398,14 +429,18 @@ async fn with_a_liar(trust: bool) -> ([Registry; 2], Mirror, Image) {
     });
     let mut setup = Setup::new(&up).with(&[CALLER]);
     setup = match trust {
-        true => setup
-            .with(&["proxy.trust: friends"])
-            .upstream("liar", &liar, ", authorize: shared, trust: friends"),
+        true => setup.with(&["proxy.trust: friends"]).upstream(
+            "liar",
+            &liar,
+            ", authorize: shared, trust: friends",
+        ),
         false => setup.upstream("liar", &liar, ", authorize: shared"),
     };
     let m = setup.start().await;
     for blob in image.blobs() {
-        get(&m, ANN, &blob_path("private/app", blob)).await.expect(200, blob);
+        get(&m, ANN, &blob_path("private/app", blob))
+            .await
+            .expect(200, blob);
     }
     get(&m, ANN, TAG).await.expect(200, &image.manifest);
     passing(m.idle()).await;
@@ -434,7 +469,9 @@ async fn an_upstream_that_claims_to_have_a_blob_is_not_given_another_ones() {
 async fn upstreams_of_a_trust_group_share_blobs() {
     let (_upstreams, m, image) = with_a_liar(true).await;
     for blob in image.blobs() {
-        get(&m, NOBODY, &blob_path("liar/app", blob)).await.expect(200, blob);
+        get(&m, NOBODY, &blob_path("liar/app", blob))
+            .await
+            .expect(200, blob);
     }
 }
 
@@ -452,7 +489,10 @@ async fn an_honest_upstream_gives_its_own_bytes_and_public_blobs_are_shared() {
         .upstream("other", &other, ", authorize: shared")
         .start()
         .await;
-    let (secret_path, open_path) = (blob_path("private/app", &secret), blob_path("public/app", &open));
+    let (secret_path, open_path) = (
+        blob_path("private/app", &secret),
+        blob_path("public/app", &open),
+    );
     get(&m, ANN, &secret_path).await.expect(200, &secret);
     get(&m, NOBODY, &open_path).await.expect(200, &open);
     passing(m.idle()).await;
@@ -463,6 +503,8 @@ async fn an_honest_upstream_gives_its_own_bytes_and_public_blobs_are_shared() {
     }
     // Downloaded once, because the other upstream is asked for its own.
     assert_eq!(other.count(&format!("GET {secret_path}")), 1);
-    get(&m, NOBODY, &blob_path("other/public/app", &open)).await.expect(200, &open);
+    get(&m, NOBODY, &blob_path("other/public/app", &open))
+        .await
+        .expect(200, &open);
     assert_eq!(other.count(&format!("GET {open_path}")), 0);
 }

@@ -1,5 +1,6 @@
 //! The client against a scripted registry on the loopback interface.
 
+mod accounts;
 mod auth;
 mod blobs;
 mod leading;
