@@ -79,6 +79,7 @@ impl StartError {
                     SetupError::Authority(_) | SetupError::NoCertificate | SetupError::Tls(_) => {
                         "ca"
                     }
+                    SetupError::Random => "authorize",
                 };
                 return Some(upstream_key(config, upstream, key));
             }

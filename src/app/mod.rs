@@ -22,6 +22,7 @@ use listeners::ListenersTls;
 use crate::admin::Admin;
 use crate::admin::health::Health;
 use crate::admin::operate::Operator;
+use crate::auth::Authenticator;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config, Serves};
@@ -134,7 +135,10 @@ impl App {
         let mirror = shared.mirror(&config.proxy, upstreams);
         let service = Service::new(
             mirror,
-            Gate::default(),
+            Gate {
+                authenticator: Authenticator::new(config.proxy.takes_logins()),
+                ..Gate::default()
+            },
             Arc::clone(&shared.metrics),
             settings(config),
         );

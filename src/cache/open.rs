@@ -166,6 +166,14 @@ impl Cache {
         }
     }
 
+    /// Whether a repository that `accepts` links content with this digest, as far as the index knows.
+    /// `accepts` is called under the index's lock.
+    pub async fn is_linked_by(&self, digest: &Digest, accepts: impl Fn(&RepoName) -> bool) -> bool {
+        self.patiently_complete().await;
+        self.inner
+            .with(|index| index.is_linked_by(digest, &accepts))
+    }
+
     /// Whether a blob is known not to be stored for any repository.
     pub async fn is_missing(&self, digest: &Digest) -> bool {
         match self.inner.store.size(digest).await {

@@ -15,6 +15,7 @@
 //! Source: <https://distribution.github.io/distribution/about/configuration/>.
 
 mod address;
+mod authorize;
 mod context;
 mod credentials;
 mod download;
@@ -49,6 +50,7 @@ use section::Section;
 use yaml::{Document, Node};
 
 pub use address::Listen;
+pub use authorize::{Authorize, CallerAccess};
 pub use credentials::{Credentials, Helper, RepositoryCredentials, Written};
 pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
 pub use env::PATH_VARIABLE;

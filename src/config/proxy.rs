@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::oci::{ImagePattern, RepoName};
 
+use super::authorize::{Authorize, CallerAccess};
 use super::download::{self, OnAbandon, Prefetch, RangeMode, Segments, Streams};
 use super::rules::{self, RangeRule, TtlRule};
 use super::section::Section;
@@ -45,6 +46,14 @@ pub struct Proxy {
     /// Percent of a blob, 1 to 100: once clients have asked for this much of it in ranges that were
     /// passed through, all of it is downloaded.
     pub fill_after: u8,
+}
+
+impl Proxy {
+    /// Whether an upstream is asked with the accounts of callers.
+    pub fn takes_logins(&self) -> bool {
+        let mut all = self.upstreams.iter().chain([&self.default]);
+        all.any(|upstream| upstream.caller.authorize == Authorize::Caller)
+    }
 }
 
 /// The start of the time to live.
@@ -95,7 +104,9 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
         proxy.warning("", message.to_owned());
     }
     let mut default = default_upstream(proxy);
-    let items = proxy.sections("upstreams", named_upstream);
+    let items = proxy.sections("upstreams", |section| {
+        named_upstream(section, &default.caller)
+    });
     // A directory that the operator names may hold a plain registry's data, which exists nowhere
     // else. A mirror deletes what expires, so it starts there only if an upstream is named, too.
     if needs_upstream && !names_default && items.is_empty() {
@@ -168,7 +179,7 @@ fn default_upstream(proxy: &Section<'_>) -> Upstream {
     } else {
         authority(&url)
     };
-    let mut upstream = upstream::read(proxy, name, url);
+    let mut upstream = upstream::read(proxy, name, url, &CallerAccess::default());
     // Its name is one of the names of its host, which another upstream may be given.
     let name = &upstream.name;
     upstream.aliases.retain(|alias| alias != name);
@@ -183,7 +194,7 @@ struct NamedUpstream {
     rule: Option<TtlRule>,
 }
 
-fn named_upstream(section: &Section<'_>) -> Option<NamedUpstream> {
+fn named_upstream(section: &Section<'_>, inherited: &CallerAccess) -> Option<NamedUpstream> {
     let name = name(section);
     if section.text("remoteurl").is_none() {
         section.missing("remoteurl", "the upstream's URL");
@@ -191,7 +202,8 @@ fn named_upstream(section: &Section<'_>) -> Option<NamedUpstream> {
     let url = upstream::remote_url(section);
     // Even without a name or URL, the other keys are checked.
     let usable = name.is_some() && url.is_some();
-    let upstream = upstream::read(section, name.unwrap_or_default(), url.unwrap_or_else(hub));
+    let (name, url) = (name.unwrap_or_default(), url.unwrap_or_else(hub));
+    let upstream = upstream::read(section, name, url, inherited);
     let has_ttl = section.text("ttl").is_some();
     let ttl = rules::ttl(section);
     // It is printed as a rule.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use url::{Host, Url};
 
 use super::address;
+use super::authorize::{self, Authorize, CallerAccess};
 use super::credentials::{self, Credentials, RepositoryCredentials};
 use super::host_pattern::HostPattern;
 use super::http::web_url;
@@ -70,6 +71,25 @@ pub struct Upstream {
     pub aliases: Vec<String>,
     /// Whether it answers to `docker.io`: names of one component get `library/`.
     pub is_docker_hub: bool,
+    /// Whose account it is asked with.
+    pub caller: CallerAccess,
+    /// The group of upstreams with which it shares blobs that not everybody may read. None: with no
+    /// other one.
+    pub trust: Option<String>,
+}
+
+impl Upstream {
+    /// Whether everybody may read what is cached from it: it is asked without credentials.
+    pub fn is_public(&self) -> bool {
+        self.caller.authorize == Authorize::Shared && !self.has_credentials()
+    }
+
+    /// Whether the mirror has an account there, if only for some repositories.
+    pub fn has_credentials(&self) -> bool {
+        self.credentials.is_some()
+            || !self.repository_credentials.is_empty()
+            || self.client_certificate.is_some()
+    }
 }
 
 /// The files (PEM) of a client certificate with its chain, and of its key; readable when the
@@ -131,8 +151,16 @@ impl fmt::Debug for ProxyUrl {
 
 /// Reads the keys that all upstreams have. The aliases are those that the operator gave it, its name
 /// included; [`hosts`] has the others.
-pub(super) fn read(section: &Section<'_>, name: String, url: Url) -> Upstream {
+///
+/// `inherited`: the defaults of `authorize`, `accessttl` and `accessstale`.
+pub(super) fn read(
+    section: &Section<'_>,
+    name: String,
+    url: Url,
+    inherited: &CallerAccess,
+) -> Upstream {
     let credentials = credentials::read(section);
+    let caller = authorize::read(section, inherited);
     let repository_credentials = credentials::of_repositories(section);
     let has_credentials = credentials.is_some() || !repository_credentials.is_empty();
     let credentials_required = section.bool("credentialsrequired", true);
@@ -145,7 +173,14 @@ pub(super) fn read(section: &Section<'_>, name: String, url: Url) -> Upstream {
         );
         section.warning("username", message);
     }
-    let plain_http = plain_http(section, &url, has_credentials);
+    let plain_http = match caller.authorize {
+        Authorize::Shared => plain_http(section, &url, has_credentials, "username"),
+        Authorize::Caller => plain_http(section, &url, true, "authorize"),
+    };
+    if caller.authorize == Authorize::Caller && has_credentials {
+        let message = "isn't used: with `authorize: caller` each client uses its own account";
+        section.doubt("username", message);
+    }
     let realm = realm(section, plain_http);
     let scope = section.value("scope", scope);
     let redirects = section.values("redirects", |text, _| text.parse());
@@ -168,6 +203,8 @@ pub(super) fn read(section: &Section<'_>, name: String, url: Url) -> Upstream {
         scope,
         redirects,
         aliases,
+        caller,
+        trust: authorize::trust(section),
     }
 }
 
@@ -250,20 +287,27 @@ fn has_account(url: &Url) -> bool {
 
 /// Whether credentials and redirects may use plain HTTP. Credentials for a plain HTTP upstream on
 /// another machine need it.
-fn plain_http(section: &Section<'_>, url: &Url, has_credentials: bool) -> bool {
+///
+/// `source`: the key because of which there are credentials.
+fn plain_http(
+    section: &Section<'_>,
+    url: &Url,
+    has_credentials: bool,
+    source: &'static str,
+) -> bool {
     let plain_http = section.bool("plainhttp", false);
     if has_credentials && url.scheme() == "http" && !is_loopback(url) {
         let host = url.host_str().unwrap_or_default();
         if plain_http {
             let message = format!("the credentials for {host} are sent over plain HTTP");
-            section.warning("username", message);
+            section.warning(source, message);
         } else {
             let key = section.path("plainhttp");
             let message = format!(
                 "the credentials for {host} would be sent over plain HTTP; use an https:// URL, or \
                  write `{key}: true` to permit it"
             );
-            section.problem("username", message);
+            section.problem(source, message);
         }
     }
     plain_http

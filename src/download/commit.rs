@@ -3,7 +3,7 @@
 use super::storing::{Stored, Storing};
 use super::{Download, DownloadError, Inner};
 use crate::error_chain::on_one_line;
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoName};
 
 /// Verifies size and digest. Everything has been hashed.
 pub(super) async fn check(
@@ -53,7 +53,16 @@ pub(super) async fn commit(shared: &Inner, download: &Download, stored: Stored, 
     let Stored { stage, admission } = stored;
     let digest = download.digest;
     // Once the commit has ended no client joins: it finds the blob in the cache.
-    let repositories = || shared.registry.committed(&digest, download.id);
+    let repositories = || {
+        let mut repositories: Vec<RepoName> = Vec::new();
+        for party in shared.registry.committed(&digest, download.id) {
+            // Several accounts may have joined for one repository.
+            if !repositories.contains(&party.repository) {
+                repositories.push(party.repository);
+            }
+        }
+        repositories
+    };
     if let Err(error) = admission.commit(stage, size, repositories).await {
         shared.options.metrics.store_failed();
         tracing::error!(%digest, error = %on_one_line(&error), "download served but not cached");

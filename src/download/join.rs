@@ -7,9 +7,9 @@ use super::permits::Urgency;
 use super::progress::Progress;
 use super::registry::{Role, Seat};
 use super::{
-    BlobRequest, Download, DownloadError, Downloader, Follower, Inner, Joined, Source, task,
+    BlobRequest, Download, DownloadError, Downloader, Follower, Inner, Joined, Party, Source, task,
 };
-use crate::oci::{Digest, RepoName};
+use crate::oci::Digest;
 
 impl Downloader {
     /// Whether `digest` is being downloaded from an upstream.
@@ -17,30 +17,25 @@ impl Downloader {
         self.0.registry.is_running(upstream, digest)
     }
 
-    /// Follows the download of `digest` from `upstream` if it runs and needs no proof that
-    /// `repository` has the blob.
+    /// Follows the download of `digest` from `upstream` if it runs and needs no proof that the
+    /// repository has the blob.
     pub fn follow(
         &self,
         upstream: &str,
         digest: &Digest,
-        repository: &RepoName,
+        party: &Party,
         wanted: BlobRequest,
     ) -> Option<Follower> {
-        let seat = self.0.registry.follow(upstream, digest, repository)?;
+        let seat = self.0.registry.follow(upstream, digest, party)?;
         let follower = self.0.follower(seat, wanted.start)?;
         self.0.welcome(&follower, wanted);
         Some(follower)
     }
 
-    /// The size of a blob that is being downloaded for `repository`, if the upstream has announced it.
+    /// The size of a blob that is being downloaded for `party`, if the upstream has announced it.
     /// Doesn't join the download.
-    pub fn announced_size(
-        &self,
-        upstream: &str,
-        digest: &Digest,
-        repository: &RepoName,
-    ) -> Option<u64> {
-        let (download, member) = self.0.registry.peek(upstream, digest, repository)?;
+    pub fn announced_size(&self, upstream: &str, digest: &Digest, party: &Party) -> Option<u64> {
+        let (download, member) = self.0.registry.peek(upstream, digest, party)?;
         download.progress.announced_size(member)
     }
 
@@ -52,12 +47,12 @@ impl Downloader {
     pub async fn join<E>(
         &self,
         digest: Digest,
-        repository: &RepoName,
+        party: &Party,
         source: Arc<dyn Source>,
         wanted: BlobRequest,
         proof: impl Future<Output = Result<(), E>>,
     ) -> Result<Joined, E> {
-        let (joined, needs_proof) = self.enter(digest, repository, &source, wanted);
+        let (joined, needs_proof) = self.enter(digest, party, &source, wanted);
         let Joined::Follower(follower) = &joined else {
             return Ok(joined);
         };
@@ -86,7 +81,7 @@ impl Downloader {
     fn enter(
         &self,
         digest: Digest,
-        repository: &RepoName,
+        party: &Party,
         source: &Arc<dyn Source>,
         wanted: BlobRequest,
     ) -> (Joined, bool) {
@@ -97,9 +92,7 @@ impl Downloader {
             let upstream = source.upstream();
             let make = |id| shared.download(digest, upstream, id, true);
             let own = Arc::clone(source);
-            let role = shared
-                .registry
-                .join(upstream, digest, repository, own, make);
+            let role = shared.registry.join(upstream, digest, party, own, make);
             match role {
                 Role::Committed { id } if wanted.refetch => shared.registry.forget(&digest, id),
                 Role::Committed { .. } => break,
@@ -131,14 +124,14 @@ impl Downloader {
     pub async fn fetch_ahead(
         &self,
         digest: Digest,
-        repository: &RepoName,
+        party: &Party,
         source: Arc<dyn Source>,
     ) -> Result<Option<u64>, DownloadError> {
         let upstream = source.upstream();
         let make = |id| self.0.download(digest, upstream, id, false);
         let own = Arc::clone(&source);
         let registry = &self.0.registry;
-        let Some(seat) = registry.stand(upstream, digest, repository, own, make) else {
+        let Some(seat) = registry.stand(upstream, digest, party, own, make) else {
             return Ok(None);
         };
         let Seat {

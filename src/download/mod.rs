@@ -76,9 +76,9 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::Cache;
 use crate::config::{OnAbandon, Segments, Streams};
 use crate::metrics::{InFlight, Metrics};
-use crate::oci::{ByteRange, Digest};
+use crate::oci::{ByteRange, Digest, RepoName};
 use crate::tasks::Tasks;
-use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
+use crate::upstream::{BlobRanges, BlobStream, CallerId, UpstreamError};
 
 pub use client::Client;
 pub use error::DownloadError;
@@ -118,6 +118,15 @@ pub trait Source: Debug + Send + Sync + 'static {
     fn described_size(&self) -> Option<u64> {
         None
     }
+}
+
+/// Who takes part in a download.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Party {
+    /// Its name in the store.
+    pub repository: RepoName,
+    /// The caller's account, with which the upstream is asked. None: the mirror's.
+    pub account: Option<CallerId>,
 }
 
 /// Limits and policies of all downloads.
@@ -168,7 +177,7 @@ pub struct Downloader(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    registry: Registry<Arc<Download>, Arc<dyn Source>>,
+    registry: Registry<Arc<Download>, Arc<dyn Source>, Party>,
     permits: Permits,
     options: DownloaderOptions,
 }

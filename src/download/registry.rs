@@ -2,7 +2,7 @@
 //! and committing.
 //!
 //! A download belongs to one upstream. Each repository that joins is a member and brings a source of
-//! its own. A member is proved once the upstream has confirmed that its repository has the blob; only
+//! its own; where an upstream is asked with the accounts of callers, each account is a member. A member is proved once the upstream has confirmed that its repository has the blob; only
 //! proved members are linked to the blob. Sources are tried in the order in which members joined.
 //!
 //! This file only synchronises: `tests/interleavings` compiles it a second time, with locks that
@@ -11,21 +11,21 @@
 use std::collections::HashMap;
 
 use super::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use crate::oci::{Digest, RepoName};
+use crate::oci::Digest;
 
 /// The running downloads by digest and upstream.
 #[derive(Debug)]
-pub(super) struct Registry<T, S>(Mutex<RegistryState<T, S>>);
+pub(super) struct Registry<T, S, K>(Mutex<RegistryState<T, S, K>>);
 
 #[derive(Debug)]
-struct RegistryState<T, S> {
+struct RegistryState<T, S, K> {
     /// At most one for each upstream.
-    downloads: HashMap<Digest, Vec<Entry<T, S>>>,
+    downloads: HashMap<Digest, Vec<Entry<T, S, K>>>,
     next_id: u64,
 }
 
 #[derive(Debug)]
-struct Entry<T, S> {
+struct Entry<T, S, K> {
     id: u64,
     upstream: Arc<str>,
     download: T,
@@ -33,15 +33,15 @@ struct Entry<T, S> {
     /// Whether it continues without clients.
     standing: bool,
     /// None once the commit has begun.
-    members: Option<Vec<Member<S>>>,
+    members: Option<Vec<Member<S, K>>>,
     next_member: u64,
 }
 
-/// A repository that takes part in a download.
+/// A repository that takes part in a download, by one account.
 #[derive(Debug)]
-struct Member<S> {
+struct Member<S, K> {
     id: u64,
-    repository: RepoName,
+    party: K,
     source: S,
     clients: usize,
     /// Whether the upstream has confirmed that the repository has the blob.
@@ -74,7 +74,7 @@ pub(super) struct Seat<T> {
     pub(super) needs_proof: bool,
 }
 
-impl<T: Clone, S: Clone> Registry<T, S> {
+impl<T: Clone, S: Clone, K: Clone + PartialEq> Registry<T, S, K> {
     pub(super) fn new() -> Self {
         Self(Mutex::new(RegistryState {
             downloads: HashMap::new(),
@@ -82,7 +82,7 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         }))
     }
 
-    fn state(&self) -> MutexGuard<'_, RegistryState<T, S>> {
+    fn state(&self) -> MutexGuard<'_, RegistryState<T, S, K>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -91,31 +91,21 @@ impl<T: Clone, S: Clone> Registry<T, S> {
     }
 
     /// Adds a client, if the download runs and the repository is proved or its source is in use.
-    pub(super) fn follow(
-        &self,
-        upstream: &str,
-        digest: &Digest,
-        repository: &RepoName,
-    ) -> Option<Seat<T>> {
+    pub(super) fn follow(&self, upstream: &str, digest: &Digest, party: &K) -> Option<Seat<T>> {
         let mut state = self.state();
         let entry = state.find(upstream, digest)?;
-        if entry.member_of(repository)?.needs_proof() {
+        if entry.member_of(party)?.needs_proof() {
             return None;
         }
-        entry.seat(repository)
+        entry.seat(party)
     }
 
-    /// The download, if it runs and `repository` is a member of it, with the member's id.
+    /// The download, if it runs and `party` is a member of it, with the member's id.
     #[cfg_attr(test, allow(dead_code, reason = "`interleavings` doesn't need it"))]
-    pub(super) fn peek(
-        &self,
-        upstream: &str,
-        digest: &Digest,
-        repository: &RepoName,
-    ) -> Option<(T, u64)> {
+    pub(super) fn peek(&self, upstream: &str, digest: &Digest, party: &K) -> Option<(T, u64)> {
         let mut state = self.state();
         let entry = state.find(upstream, digest)?;
-        let member = entry.member_of(repository)?.id;
+        let member = entry.member_of(party)?.id;
         Some((entry.download.clone(), member))
     }
 
@@ -125,19 +115,19 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         &self,
         upstream: &str,
         digest: Digest,
-        repository: &RepoName,
+        party: &K,
         source: S,
         make: impl FnOnce(u64) -> T,
     ) -> Role<T> {
         let mut state = self.state();
         let Some(entry) = state.find(upstream, &digest) else {
-            return Role::Lead(state.insert(upstream, digest, repository, source, false, make));
+            return Role::Lead(state.insert(upstream, digest, party, source, false, make));
         };
-        if entry.member_of(repository).is_none() {
-            entry.add(repository, source);
+        if entry.member_of(party).is_none() {
+            entry.add(party, source);
         }
         let committed = Role::Committed { id: entry.id };
-        entry.seat(repository).map_or(committed, Role::Follow)
+        entry.seat(party).map_or(committed, Role::Follow)
     }
 
     /// Adds a download without clients. None when one is running.
@@ -145,13 +135,13 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         &self,
         upstream: &str,
         digest: Digest,
-        repository: &RepoName,
+        party: &K,
         source: S,
         make: impl FnOnce(u64) -> T,
     ) -> Option<Seat<T>> {
         let mut state = self.state();
         let runs = state.find(upstream, &digest).is_some();
-        (!runs).then(|| state.insert(upstream, digest, repository, source, true, make))
+        (!runs).then(|| state.insert(upstream, digest, party, source, true, make))
     }
 
     /// From now on the download continues for its clients only.
@@ -240,14 +230,14 @@ impl<T: Clone, S: Clone> Registry<T, S> {
         abandoned
     }
 
-    /// The blob is committed: no client can join any more. Returns the repositories to link it into:
-    /// the proved ones.
-    pub(super) fn committed(&self, digest: &Digest, id: u64) -> Vec<RepoName> {
+    /// The blob is committed: no client can join any more. Returns the members whose repositories to
+    /// link it into: the proved ones.
+    pub(super) fn committed(&self, digest: &Digest, id: u64) -> Vec<K> {
         let mut state = self.state();
         let entry = state.entry(digest, id);
         let members = entry.and_then(|entry| entry.members.take());
         let proved = members.into_iter().flatten().filter(|member| member.proved);
-        proved.map(|member| member.repository).collect()
+        proved.map(|member| member.party).collect()
     }
 
     /// Forgets the download, unless another one has taken its place.
@@ -256,12 +246,12 @@ impl<T: Clone, S: Clone> Registry<T, S> {
     }
 }
 
-impl<T: Clone, S> RegistryState<T, S> {
+impl<T: Clone, S, K: Clone> RegistryState<T, S, K> {
     fn insert(
         &mut self,
         upstream: &str,
         digest: Digest,
-        repository: &RepoName,
+        party: &K,
         source: S,
         standing: bool,
         make: impl FnOnce(u64) -> T,
@@ -273,7 +263,7 @@ impl<T: Clone, S> RegistryState<T, S> {
         let leader = Member {
             clients,
             tried: true,
-            ..Member::new(0, repository, source)
+            ..Member::new(0, party, source)
         };
         let entry = Entry {
             id,
@@ -293,15 +283,15 @@ impl<T: Clone, S> RegistryState<T, S> {
     }
 }
 
-impl<T, S> RegistryState<T, S> {
-    fn find(&mut self, upstream: &str, digest: &Digest) -> Option<&mut Entry<T, S>> {
+impl<T, S, K> RegistryState<T, S, K> {
+    fn find(&mut self, upstream: &str, digest: &Digest) -> Option<&mut Entry<T, S, K>> {
         let entries = self.downloads.get_mut(digest)?;
         entries
             .iter_mut()
             .find(|entry| *entry.upstream == *upstream)
     }
 
-    fn entry(&mut self, digest: &Digest, id: u64) -> Option<&mut Entry<T, S>> {
+    fn entry(&mut self, digest: &Digest, id: u64) -> Option<&mut Entry<T, S, K>> {
         let entries = self.downloads.get_mut(digest)?;
         entries.iter_mut().find(|entry| entry.id == id)
     }
@@ -316,35 +306,35 @@ impl<T, S> RegistryState<T, S> {
     }
 }
 
-impl<T, S> Entry<T, S> {
+impl<T, S, K: Clone + PartialEq> Entry<T, S, K> {
     fn is_abandoned(&self) -> bool {
         self.clients == 0 && !self.standing && self.members.is_some()
     }
 
-    fn member(&mut self, id: u64) -> Option<&mut Member<S>> {
+    fn member(&mut self, id: u64) -> Option<&mut Member<S, K>> {
         let mut members = self.members.iter_mut().flatten();
         members.find(|member| member.id == id)
     }
 
-    fn member_of(&mut self, repository: &RepoName) -> Option<&mut Member<S>> {
+    fn member_of(&mut self, party: &K) -> Option<&mut Member<S, K>> {
         let mut members = self.members.iter_mut().flatten();
-        members.find(|member| !member.dead && member.repository == *repository)
+        members.find(|member| !member.dead && member.party == *party)
     }
 
     /// Adds a member, unless the commit has begun.
-    fn add(&mut self, repository: &RepoName, source: S) {
+    fn add(&mut self, party: &K, source: S) {
         if let Some(members) = &mut self.members {
-            members.push(Member::new(self.next_member, repository, source));
+            members.push(Member::new(self.next_member, party, source));
             self.next_member += 1;
         }
     }
 
     /// Adds a client of a repository. None when that is no member.
-    fn seat(&mut self, repository: &RepoName) -> Option<Seat<T>>
+    fn seat(&mut self, party: &K) -> Option<Seat<T>>
     where
         T: Clone,
     {
-        let member = self.member_of(repository)?;
+        let member = self.member_of(party)?;
         member.clients += 1;
         let (member, needs_proof) = (member.id, member.needs_proof());
         self.clients += 1;
@@ -356,11 +346,11 @@ impl<T, S> Entry<T, S> {
     }
 }
 
-impl<S> Member<S> {
-    fn new(id: u64, repository: &RepoName, source: S) -> Self {
+impl<S, K: Clone> Member<S, K> {
+    fn new(id: u64, party: &K, source: S) -> Self {
         Self {
             id,
-            repository: repository.clone(),
+            party: party.clone(),
             source,
             clients: 0,
             proved: false,

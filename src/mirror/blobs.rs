@@ -5,13 +5,14 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryFutureExt as _, TryStreamExt as _};
 
 use super::single_flight::Interest;
+use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target, Visit};
 use crate::cache::{self, CachedBlob, VERIFIED_FIRST};
 use crate::config::RangeMode;
 use crate::download::{BlobRequest, Client, DownloadError, Follower, Joined, Opened, Source};
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
-use crate::oci::{ByteRange, Digest, RangeSet, RepoName, Requested};
+use crate::oci::{ByteRange, Digest, RangeSet, Requested};
 use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
 
 /// How often a blob is looked for, in the store and among the downloads, while both change under the
@@ -96,6 +97,15 @@ impl BlobAnswer {
     }
 }
 
+/// What is known while a blob is looked for.
+#[derive(Debug, Default)]
+struct Search {
+    /// The upstream has confirmed that the repository has the blob.
+    proved: bool,
+    /// The store has the blob, but only from upstreams with which this one shares nothing.
+    foreign: bool,
+}
+
 impl Mirror {
     /// Finds a blob. Errors are the upstream's, when it was needed.
     ///
@@ -108,14 +118,16 @@ impl Mirror {
         ranges: Option<&Requested>,
         client: Client,
     ) -> Result<BlobAnswer, MirrorError> {
-        let mut found = match (self.cache.open_warm(&target.stored, &digest), want) {
-            (Some(blob), _) => BlobAnswer::cached(blob, Outcome::Hit),
+        self.permit(target, || Question::Blob(digest)).await?;
+        let found = match (self.cache.open_warm(&target.stored, &digest), want) {
+            (Some(blob), _) => Ok(BlobAnswer::cached(blob, Outcome::Hit)),
             // Put aside: see `manifest`.
-            (None, ReadMode::Head) => Box::pin(self.find_blob_head(target, digest)).await?,
+            (None, ReadMode::Head) => Box::pin(self.find_blob_head(target, digest)).await,
             (None, ReadMode::Content) => {
-                Box::pin(self.find_blob(target, digest, ranges, client)).await?
+                Box::pin(self.find_blob(target, digest, ranges, client)).await
             }
         };
+        let mut found = found.inspect_err(|error| self.note_refusal(target, error))?;
         if want == ReadMode::Content {
             found.visit = self.blob_given(target, &digest, found.outcome);
         }
@@ -131,12 +143,12 @@ impl Mirror {
     ) -> Result<BlobAnswer, MirrorError> {
         if let Some(size) =
             self.downloader
-                .announced_size(target.upstream.name(), &digest, &target.stored)
+                .announced_size(target.upstream.name(), &digest, &target.party())
         {
             return Ok(BlobAnswer::new(Some(size), None, Outcome::Joined));
         }
         if let Some(answer) = self
-            .cached_blob(target, digest, ReadMode::Head, &mut false)
+            .cached_blob(target, digest, ReadMode::Head, &mut Search::default())
             .await?
         {
             return Ok(answer);
@@ -153,10 +165,10 @@ impl Mirror {
         client: Client,
     ) -> Result<BlobAnswer, MirrorError> {
         let mut wanted = self.wanted(target, ranges, client);
-        let mut proved = false;
+        let mut search = Search::default();
         for attempt in 0..ATTEMPTS {
             wanted.refetch = attempt >= ATTEMPTS_AT_STORE;
-            let found = self.look_for(target, digest, ranges, wanted, &mut proved);
+            let found = self.look_for(target, digest, ranges, wanted, &mut search);
             match found.await {
                 Ok(Some(answer)) => return Ok(answer),
                 // A lost download that was joined says nothing about the blob.
@@ -169,33 +181,34 @@ impl Mirror {
 
     /// Finds a blob in a running download, in the cache, or in a new download. None when a download
     /// has ended meanwhile, without a result for this client: both are to be looked at again.
-    /// `proved`: the upstream has confirmed that the repository has the blob.
     async fn look_for(
         &self,
         target: &Target,
         digest: Digest,
         ranges: Option<&Requested>,
-        wanted: BlobRequest,
-        proved: &mut bool,
+        mut wanted: BlobRequest,
+        search: &mut Search,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
-        let (upstream, repo) = (target.upstream.name(), &target.stored);
+        let (upstream, party) = (target.upstream.name(), &target.party());
         // Before the cache is asked: a client that joins waits for no disk.
-        if let Some(follower) = self.downloader.follow(upstream, &digest, repo, wanted) {
+        if let Some(follower) = self.downloader.follow(upstream, &digest, party, wanted) {
             return BlobAnswer::following(follower, ranges, Outcome::Joined).await;
         }
-        let cached = self.cached_blob(target, digest, ReadMode::Content, proved);
+        let cached = self.cached_blob(target, digest, ReadMode::Content, search);
         if let Some(answer) = cached.await? {
             return Ok(Some(answer));
         }
+        // What the store has from another upstream doesn't replace a download from this one.
+        wanted.refetch |= search.foreign;
         let source = Arc::new(UpstreamBlob {
             target: target.clone(),
             digest,
             described_size: self.sizes.get(&digest),
         });
         // Asked only where another repository's download runs.
-        let proof = self.prove_or_vouch(target, digest, proved);
+        let proof = self.prove_or_vouch(target, digest, &mut search.proved);
         let proof = proof.map_ok(|_outcome| ());
-        let joined = self.downloader.join(digest, repo, source, wanted, proof);
+        let joined = self.downloader.join(digest, party, source, wanted, proof);
         let (follower, outcome) = match joined.await? {
             Joined::Leader(follower) => (follower, Outcome::Miss),
             Joined::Follower(follower) => (follower, Outcome::Joined),
@@ -229,13 +242,18 @@ impl Mirror {
         target: &Target,
         digest: Digest,
         want: ReadMode,
-        proved: &mut bool,
+        search: &mut Search,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
         let repo = &target.stored;
         match self.cache.open(repo, &digest, want).await {
             cache::Opened::Linked(blob) => Ok(Some(BlobAnswer::cached(blob, Outcome::Hit))),
+            // Another upstream's, which this one may falsely claim to have.
+            cache::Opened::Unlinked(_) if !self.may_share(target, &digest).await => {
+                search.foreign = true;
+                Ok(None)
+            }
             cache::Opened::Unlinked(blob) => {
-                let proof = self.prove_or_vouch(target, digest, proved);
+                let proof = self.prove_or_vouch(target, digest, &mut search.proved);
                 let (outcome, exchange) = proof.await?;
                 self.cache.link(repo, &digest, &blob).await;
                 let answer = BlobAnswer::cached(blob, outcome);
@@ -269,7 +287,7 @@ impl Mirror {
 
     /// Asks the upstream whether the repository has the blob, once for all clients that wait.
     async fn prove(&self, target: &Target, digest: Digest) -> Result<Option<u64>, MirrorError> {
-        let key: (RepoName, Digest) = (target.stored.clone(), digest);
+        let key = (target.party(), digest);
         let target = target.clone();
         let ask = |interest: Interest| async move {
             let asking = target.upstream.head_blob(&target.repo, &digest);

@@ -101,6 +101,16 @@ impl MirrorError {
         matches!(self.failure(), Some(Failure::NotFound(_)))
     }
 
+    /// Whether the upstream answered that the account that it was asked with may not read the content.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self.failure(),
+            Some(
+                Failure::Unauthorized(_) | Failure::Denied(_) | Failure::CredentialsRefused { .. }
+            )
+        )
+    }
+
     /// Whether the upstream's answer ends a tag: it has gone, or now names what can't be served.
     pub(super) fn ends_tag(&self) -> bool {
         matches!(

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::remembered::List;
 use super::single_flight::Interest;
+use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, Target};
 use crate::metrics::Outcome;
 use crate::oci::action::{MAX_PAGE, Page};
 use crate::oci::{RepoName, Tag};
-use crate::upstream::UpstreamError;
+use crate::upstream::{Login, UpstreamError};
 
 /// A page of tags.
 #[derive(Debug)]
@@ -54,13 +55,14 @@ impl Mirror {
         target: &Target,
         page: &Page,
     ) -> Result<TagsAnswer, MirrorError> {
+        self.permit(target, || Question::Tags).await?;
         let ask = |interest| {
             let (mirror, target) = (Arc::clone(self), target.clone());
             async move { mirror.ask_for_tags(&target, &interest).await }
         };
         let report =
             |error: &MirrorError| target.report(error, "listed the tags of its last answer");
-        let key = target.stored.clone();
+        let key = (target.stored.clone(), target.upstream.caller());
         let found = match self.tag_lists.get(key, ask, report).await {
             Ok((list, outcome, exchange)) => match &*list {
                 TagList::All(tags) => Ok((paginate(tags, page, Tag::as_str), outcome, exchange)),
@@ -81,7 +83,7 @@ impl Mirror {
                 let page = paginate(&cached, page, Tag::as_str);
                 (page, Outcome::Stale, Exchange::failed(&error))
             }
-            found => found?,
+            found => found.inspect_err(|error| self.note_refusal(target, error))?,
         };
         Ok(TagsAnswer {
             tags,
@@ -135,9 +137,15 @@ impl Mirror {
         Ok((tags, more))
     }
 
-    /// The repositories that have something cached, by their names in the store.
-    pub async fn catalog(&self, page: &Page) -> Result<CatalogPage, MirrorError> {
-        let all = self.cache.repositories().await?;
+    /// The repositories that have something cached, by their names in the store. Where an upstream is
+    /// asked with the accounts of callers, only those that it lately let the caller access.
+    pub async fn catalog(
+        &self,
+        page: &Page,
+        login: Option<&Arc<Login>>,
+    ) -> Result<CatalogPage, MirrorError> {
+        let mut all = self.cache.repositories().await?;
+        all.retain(|repository| self.is_listed(repository, login));
         let (repositories, more) = paginate(&all, page, RepoName::as_str);
         Ok(CatalogPage { repositories, more })
     }

@@ -21,8 +21,16 @@ impl Mirror {
         Some(manifest)
     }
 
-    /// A manifest that is stored for some repository; see [`Cache::any_manifest`](crate::cache::Cache::any_manifest).
-    pub(super) async fn any_manifest(&self, digest: &Digest) -> Option<Arc<CachedManifest>> {
+    /// A manifest that is stored for some repository whose content the target's upstream may be believed
+    /// to have; see [`Cache::any_manifest`](crate::cache::Cache::any_manifest).
+    pub(super) async fn any_manifest(
+        &self,
+        target: &Target,
+        digest: &Digest,
+    ) -> Option<Arc<CachedManifest>> {
+        if !self.may_share(target, digest).await {
+            return None;
+        }
         let manifest = self.cache.any_manifest(digest).await?;
         self.note_manifest(&manifest);
         Some(manifest)
@@ -98,7 +106,7 @@ impl Mirror {
     /// Whether the key's Accept list can't read what the tag points to: then its own manifest is
     /// a conversion for an old client.
     async fn is_conversion(&self, key: &TagKey, named: &Digest) -> bool {
-        let current = self.any_manifest(named).await;
+        let current = self.cache.peek_manifest(&key.repo, named).await;
         current.is_some_and(|current| !key.accept.allows(current.meta.media_type))
     }
 
@@ -117,7 +125,8 @@ impl Mirror {
     /// Removes a tag after the upstream's 404, or a schema 1 manifest in its place, if the client could
     /// have read the manifest that it named. Other errors change nothing.
     pub(super) async fn on_upstream_404(&self, target: &Target, key: &TagKey, error: &MirrorError) {
-        if !error.ends_tag() {
+        // One caller's answer says nothing for the others.
+        if !error.ends_tag() || target.upstream.caller().is_some() {
             return;
         }
         self.records.forget(key);

@@ -7,11 +7,13 @@ use bytes::Bytes;
 
 use super::single_flight::Interest;
 use super::tags::TagKey;
+use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::cache::{CachedManifest, ManifestMeta};
+use crate::download::Party;
 use crate::metrics::Outcome;
 use crate::oci::{Accept, Classified as _, Digest, Reference};
-use crate::upstream::ManifestHead;
+use crate::upstream::{CallerId, ManifestHead};
 
 /// How long a client that could be given a stale tag waits for the upstream's word on it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -73,8 +75,8 @@ impl ManifestAnswer {
 /// A shared question to an upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum FlightKey {
-    Tag(TagKey, ReadMode),
-    Digest(crate::oci::RepoName, Digest, ReadMode),
+    Tag(TagKey, ReadMode, Option<CallerId>),
+    Digest(Party, Digest, ReadMode),
 }
 
 /// The headers of a manifest, unless the upstream left one out.
@@ -98,12 +100,17 @@ impl Mirror {
         accept: &Accept,
         want: ReadMode,
     ) -> Result<ManifestAnswer, MirrorError> {
+        let question = || Question::Manifest(reference.clone(), accept.clone());
+        self.permit(target, question).await?;
         match reference {
             Reference::Digest(digest) => {
                 if let Some(manifest) = self.cache.hot_manifest(&target.stored, digest) {
                     return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
                 }
-                Box::pin(self.by_digest(target, *digest, want)).await
+                let finding = Box::pin(self.by_digest(target, *digest, want));
+                finding
+                    .await
+                    .inspect_err(|error| self.note_refusal(target, error))
             }
             Reference::Tag(tag) => {
                 let key = TagKey {
@@ -123,7 +130,10 @@ impl Mirror {
                         return Ok(ManifestAnswer::whole(manifest, *outcome));
                     }
                 }
-                Box::pin(self.by_tag(target, key, fresh, want)).await
+                let finding = Box::pin(self.by_tag(target, key, fresh, want));
+                finding
+                    .await
+                    .inspect_err(|error| self.note_refusal(target, error))
             }
         }
     }
@@ -145,7 +155,7 @@ impl Mirror {
         if let Some(manifest) = self.cached_manifest(target, &digest).await {
             return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
         }
-        let key = FlightKey::Digest(target.stored.clone(), digest, want);
+        let key = FlightKey::Digest(target.party(), digest, want);
         let (mirror, asked) = (Arc::clone(self), target.clone());
         let answer = self.manifest_flights.join(key, |interest| async move {
             mirror.ask_by_digest(&asked, digest, want, &interest).await
@@ -168,7 +178,7 @@ impl Mirror {
     ) -> Result<ManifestAnswer, MirrorError> {
         let (reference, accept) = (Reference::Digest(digest), Accept::everything());
         let _hold = self.cache.hold(&digest).await;
-        let present = self.any_manifest(&digest).await;
+        let present = self.any_manifest(target, &digest).await;
         if present.is_some() || want == ReadMode::Head {
             // Present through another repository: a HEAD, which costs no quota, proves that it is
             // this repository's, too.
@@ -211,7 +221,7 @@ impl Mirror {
         }
         let mut question = {
             let (mirror, target, key) = (Arc::clone(self), target.clone(), key.clone());
-            let flight = FlightKey::Tag(key.clone(), want);
+            let flight = FlightKey::Tag(key.clone(), want, target.upstream.caller());
             self.manifest_flights.join(flight, |interest| async move {
                 let answer = mirror.ask_by_tag(&target, &key, want, &interest).await;
                 if let Err(error) = &answer {
@@ -337,7 +347,7 @@ impl Mirror {
             self.update_tag(key, digest).await;
             return Some(ManifestAnswer::head(known, Outcome::Revalidated));
         }
-        let Some(stored) = self.any_manifest(&digest).await else {
+        let Some(stored) = self.any_manifest(target, &digest).await else {
             let known = known(head)?;
             self.records.confirmed(key.clone(), known.clone());
             self.records.expect_manifest(key, digest);

@@ -2,11 +2,13 @@
 //!
 //! [`targets`] chooses the upstream; [`manifests`] and [`blobs`] answer from the cache, else from the
 //! upstream; [`lists`] has tags and the catalog, [`referrers`] what is attached to a manifest;
-//! [`prefetch`] downloads an image's layers before they are requested. Every answer names its
+//! [`prefetch`] downloads an image's layers before they are requested. Where an upstream is asked with the
+//! accounts of callers, [`private`] lets each request pass only after the upstream's permission, which
+//! [`verdicts`] remembers. Every answer names its
 //! [`Outcome`](crate::metrics::Outcome): clients, logs and metrics agree on where a response came from.
 //!
 //! What must never happen: content that was proved for one repository is served for another; content
-//! that wasn't verified is served as verified.
+//! that wasn't verified is served as verified; a caller's account decides what another caller gets.
 
 mod blobs;
 mod described;
@@ -16,6 +18,7 @@ mod lists;
 mod manifest_store;
 mod manifests;
 mod prefetch;
+mod private;
 mod ranges;
 mod recovery;
 mod referrers;
@@ -23,6 +26,7 @@ mod remembered;
 mod single_flight;
 mod tags;
 mod targets;
+mod verdicts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +37,7 @@ use tokio_util::task::TaskTracker;
 pub use crate::cache::ReadMode;
 use crate::cache::{Cache, CachedManifest};
 use crate::clock::Clock;
-use crate::download::Downloader;
+use crate::download::{Downloader, Party};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, RepoName};
 
@@ -54,6 +58,7 @@ use remembered::Remembered;
 use single_flight::SingleFlight;
 use tags::TagRecords;
 pub use targets::{Target, Upstreams};
+use verdicts::Verdicts;
 
 /// A mirror of some upstreams over one cache.
 #[derive(Debug)]
@@ -66,7 +71,8 @@ pub struct Mirror {
     ranges: RangeRules,
     tag_lists: Remembered<RepoName, TagList>,
     referrers: Remembered<(RepoName, Digest), Referrers>,
-    proofs: SingleFlight<(RepoName, Digest), Result<Option<u64>, MirrorError>>,
+    proofs: SingleFlight<(Party, Digest), Result<Option<u64>, MirrorError>>,
+    verdicts: Verdicts,
     prefetch: Prefetch,
     /// Sizes of blobs, by the descriptors of manifests.
     sizes: Described<u64>,
@@ -111,6 +117,7 @@ impl Mirror {
             manifest_flights: SingleFlight::new(parts.tasks.clone()),
             tag_lists: Remembered::new(parts.tasks.clone(), parts.clock),
             referrers: Remembered::new(parts.tasks.clone(), parts.clock),
+            verdicts: Verdicts::new(parts.tasks.clone(), parts.clock),
             proofs: SingleFlight::new(parts.tasks),
             metrics: parts.metrics,
         })

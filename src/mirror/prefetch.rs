@@ -276,21 +276,17 @@ impl Mirror {
             return;
         }
         let target = image.target.clone();
-        let repository = target.stored.clone();
+        let party = target.party();
         let source = Arc::new(UpstreamBlob {
             target,
             digest,
             described_size: Some(size),
         });
         let entry = Ledger::begin(&self.prefetch.ledger, digest);
-        match self
-            .downloader
-            .fetch_ahead(digest, &repository, source)
-            .await
-        {
+        match self.downloader.fetch_ahead(digest, &party, source).await {
             Ok(fetched) => entry.fetched(fetched),
             Err(error) => {
-                tracing::debug!(repo = %repository, %digest, error = %on_one_line(&error), "a layer can't be fetched ahead");
+                tracing::debug!(repo = %party.repository, %digest, error = %on_one_line(&error), "a layer can't be fetched ahead");
                 if !is_of_one_layer(&error) {
                     given_up.store(true, Ordering::Relaxed);
                 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::remembered::List;
 use super::single_flight::Interest;
 use super::tags::TagKey;
+use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::metrics::Outcome;
 use crate::oci::manifest::referrers_index;
@@ -46,11 +47,24 @@ impl Mirror {
         digest: Digest,
         artifact_type: Option<&str>,
     ) -> Result<ReferrersAnswer, MirrorError> {
+        match self.permit(target, || Question::Referrers(digest)).await {
+            // The upstream knows neither the API nor the subject.
+            Err(error) if error.is_not_found() => {
+                let index = Bytes::from(referrers_index(std::iter::empty()));
+                let outcome = Outcome::Miss;
+                return Ok(ReferrersAnswer {
+                    index,
+                    outcome,
+                    exchange: Exchange::of(outcome),
+                });
+            }
+            permitted => permitted?,
+        }
         let ask = |interest| {
             let (mirror, target) = (Arc::clone(self), target.clone());
             async move { mirror.ask_for_referrers(&target, digest, &interest).await }
         };
-        let key = (target.stored.clone(), digest);
+        let key = ((target.stored.clone(), digest), target.upstream.caller());
         let report =
             |error: &MirrorError| target.report(error, "listed the referrers of its last answer");
         let (referrers, outcome, exchange) = match self.referrers.get(key, ask, report).await {
@@ -73,7 +87,10 @@ impl Mirror {
                 let some = Arc::new(self.parse_referrers(some).await?);
                 (some, Outcome::Miss, Exchange::of(Outcome::Miss))
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                self.note_refusal(target, &error);
+                return Err(error);
+            }
         };
         let kind = artifact_type.map(str::to_owned);
         let admission = self.cache.workers().admit(referrers.weight()).await?;

@@ -18,6 +18,7 @@ use super::{Exchange, MirrorError};
 use crate::clock::Clock;
 use crate::metrics::Outcome;
 use crate::oci::Classified as _;
+use crate::upstream::CallerId;
 
 /// How long a list is served without asking the upstream again.
 const FRESH: Duration = Duration::from_secs(30);
@@ -39,7 +40,8 @@ pub(super) type Answered<T> = (Arc<T>, Outcome, Exchange);
 #[derive(Debug)]
 pub(super) struct Remembered<K: Eq + Hash, T> {
     entries: Arc<Cache<K, Entry<T>, Weight>>,
-    flights: SingleFlight<K, Result<Answered<T>, MirrorError>>,
+    /// One caller is never given the answer for another one's account.
+    flights: SingleFlight<(K, Option<CallerId>), Result<Answered<T>, MirrorError>>,
     clock: Clock,
 }
 
@@ -100,10 +102,10 @@ where
 
     /// The list from memory while it is fresh, else from `ask`, which runs once for all that wait for it.
     /// While the upstream can't answer, or takes long to, the last list is served stale, and the error
-    /// given to `report`. Cancel safe.
+    /// given to `report`. `account`: the caller's, if the upstream is asked with it. Cancel safe.
     pub(super) async fn get<F>(
         &self,
-        key: K,
+        (key, account): (K, Option<CallerId>),
         ask: impl FnOnce(Interest) -> F,
         report: impl FnOnce(&MirrorError),
     ) -> Result<Answered<T>, MirrorError>
@@ -119,11 +121,12 @@ where
         }
         let mut question = {
             let (entries, clock, key) = (Arc::clone(&self.entries), self.clock, key.clone());
-            self.flights.join(key.clone(), move |interest| {
+            let flight = (key.clone(), account);
+            self.flights.join(flight, move |interest| {
                 let asked = ask(interest);
                 async move {
                     let (list, outcome) = asked.await.inspect_err(|error| {
-                        if error.is_not_found() {
+                        if error.is_not_found() && account.is_none() {
                             entries.remove(&key);
                         }
                     })?;
@@ -178,7 +181,7 @@ mod tests {
 
     async fn put(lists: &Remembered<u64, Sized>, key: u64, weight: u64) {
         let ask = |_| async move { Ok((Sized(weight), Outcome::Miss)) };
-        let (list, outcome, _) = lists.get(key, ask, |_| ()).await.unwrap();
+        let (list, outcome, _) = lists.get((key, None), ask, |_| ()).await.unwrap();
         assert_eq!((list.0, outcome), (weight, Outcome::Miss));
     }
 
@@ -193,7 +196,7 @@ mod tests {
         assert!(lists.entries.get(&1_000).is_none(), "too large to remember");
         put(&lists, 2_000, 0).await;
         let never = |_| async { Err(MirrorError::Lost) };
-        let (_, outcome, exchange) = lists.get(2_000, never, |_| ()).await.unwrap();
+        let (_, outcome, exchange) = lists.get((2_000, None), never, |_| ()).await.unwrap();
         assert_eq!((outcome, exchange), (Outcome::Hit, Exchange::default()));
     }
 }

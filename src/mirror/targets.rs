@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::MirrorError;
+use crate::download::Party;
 use crate::oci::RepoName;
-use crate::upstream::Upstream;
+use crate::upstream::{Login, Upstream};
 
 #[derive(Debug)]
 pub struct Upstreams {
@@ -16,6 +17,7 @@ pub struct Upstreams {
 
 #[derive(Debug, Clone)]
 pub struct Target {
+    /// With the account of the caller, where it is asked with those.
     pub upstream: Arc<Upstream>,
     /// The repository's name at the upstream.
     pub repo: RepoName,
@@ -42,6 +44,23 @@ impl Upstreams {
         self.by_host.values().map(|upstream| upstream.name())
     }
 
+    /// The upstream of a repository, by its name in the store.
+    pub(super) fn owner(&self, stored: &RepoName) -> &Arc<Upstream> {
+        let named = stored.first_component().and_then(|first| {
+            let upstream = self.by_host(first)?;
+            (upstream.name() == first).then_some(upstream)
+        });
+        named.unwrap_or(&self.default)
+    }
+
+    /// Whether content of one upstream may have to be kept from another one.
+    pub(super) fn are_separate(&self) -> bool {
+        let public = |upstream: &Arc<Upstream>| upstream.config.is_public();
+        let is_alone = |upstream: &Arc<Upstream>| Arc::ptr_eq(upstream, &self.default);
+        let mut all = self.by_host.values();
+        !all.clone().all(is_alone) && !all.all(public)
+    }
+
     fn by_host(&self, host: &str) -> Option<&Arc<Upstream>> {
         // Hosts are written in lower case, nearly always.
         if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -52,12 +71,13 @@ impl Upstreams {
     }
 
     /// Chooses by containerd's `ns`, else by the first component of the name, else by the Host
-    /// header, else the default.
+    /// header, else the default. `login`: the caller's account at the upstream, if it presented one.
     pub fn target(
         &self,
         ns: Option<&str>,
         host: Option<&str>,
         name: &RepoName,
+        login: Option<&Arc<Login>>,
     ) -> Result<Target, MirrorError> {
         let named = name.first_component().and_then(|first| {
             let upstream = self.by_host(first)?;
@@ -79,7 +99,11 @@ impl Upstreams {
                 (Arc::clone(claimed.unwrap_or(&self.default)), name.clone())
             }),
         };
-        self.place(upstream, repo)
+        let target = self.place(upstream, repo)?;
+        Ok(Target {
+            upstream: target.upstream.with_login(login),
+            ..target
+        })
     }
 
     fn place(&self, upstream: Arc<Upstream>, repo: RepoName) -> Result<Target, MirrorError> {
@@ -114,5 +138,15 @@ impl Upstreams {
             repo,
             stored,
         })
+    }
+}
+
+impl Target {
+    /// Whom a download is for.
+    pub(super) fn party(&self) -> Party {
+        Party {
+            repository: self.stored.clone(),
+            account: self.upstream.caller(),
+        }
     }
 }

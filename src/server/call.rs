@@ -52,7 +52,10 @@ impl Call<'_> {
         name: &RepoName,
         wanted: (Permission, Option<&Reference>),
     ) -> Result<Target, CallError> {
-        let target = mirror.upstreams.target(self.ns, self.host, name)?;
+        let target =
+            mirror
+                .upstreams
+                .target(self.ns, self.host, name, self.caller.login.as_ref())?;
         let (permission, reference) = wanted;
         let resource = Resource {
             upstream: target.upstream.name(),

@@ -46,7 +46,7 @@ impl Handlers {
             Action::Options => Ok((answer::options(), Outcome::Hit)),
             Action::Base => Ok((answer::base(), Outcome::Hit)),
             // These are rare: boxed, so that they take no memory in every connection.
-            Action::Catalog(page) => Box::pin(self.catalog(page)).await,
+            Action::Catalog(page) => Box::pin(self.catalog(call, page)).await,
             Action::Tags { name, page } => Box::pin(self.tags(call, name, page)).await,
             Action::Manifest { name, reference } => self.manifest(call, name, reference).await,
             Action::Blob { name, digest } => self.blob(call, name, *digest).await,
@@ -191,8 +191,9 @@ impl Handlers {
         ))
     }
 
-    async fn catalog(&self, page: &Page) -> Result<Answered, CallError> {
-        let found = self.mirror.catalog(page).await?;
+    async fn catalog(&self, call: &Call<'_>, page: &Page) -> Result<Answered, CallError> {
+        let login = call.caller.login.as_ref();
+        let found = self.mirror.catalog(page, login).await?;
         let names: Vec<&str> = found.repositories.iter().map(RepoName::as_str).collect();
         let last = names.last().filter(|_| found.more);
         let next = last.map(|last| self.next_page("_catalog", page, names.len(), last, None));

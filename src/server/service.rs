@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::header::{ACCEPT, HOST, HeaderMap};
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use quick_cache::sync::Cache;
 
 use super::access::Record;
@@ -187,6 +187,12 @@ impl Service {
         match error {
             CallError::Mirror(error) => Refusal {
                 cache_status: cache_status::failed(Named::by(action), Exchange::failed(error)),
+                // Of an upstream that a login could satisfy.
+                challenge: error
+                    .is_refusal()
+                    .then(|| self.authenticator.login_challenge())
+                    .flatten()
+                    .filter(|_| refusal.status == StatusCode::UNAUTHORIZED),
                 ..refusal
             },
             CallError::Caller(_) | CallError::Denied(_) => Refusal {

@@ -16,6 +16,7 @@ use super::account::{Account, AccountId, Secret};
 use super::credential_error::CredentialError;
 use super::docker_config::Server;
 use super::helper;
+use super::login::Login;
 use super::secret_files::{DockerFile, Entry, LoginFiles};
 use crate::config::{self, Credentials};
 use crate::oci::{Pattern, RepoName};
@@ -56,6 +57,19 @@ impl Accounts {
             server: Server::of(upstream),
             of_repositories: of_repositories.collect(),
             general: upstream.credentials.as_ref().map(Source::new),
+        }
+    }
+
+    /// The account of a caller for all repositories, or none.
+    pub(super) fn of_caller(upstream: &config::Upstream, login: Option<&Login>) -> Self {
+        let account = |login: &Login| {
+            let secret = Secret::Basic(login.header().clone());
+            Source::Fixed(Ok(Account::renewed(None, secret)))
+        };
+        Self {
+            server: Server::of(upstream),
+            of_repositories: Vec::new(),
+            general: login.map(account),
         }
     }
 

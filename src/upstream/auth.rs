@@ -89,7 +89,7 @@ impl Upstream {
                 let refused = authorization.map(|authorization| authorization.scheme);
                 let error = self.transport.refusal(reply).await;
                 return Err(match refused {
-                    Some(Scheme::Basic) => credentials_refused(error),
+                    Some(Scheme::Basic) if self.caller.is_none() => credentials_refused(error),
                     _ => error,
                 });
             };
@@ -288,8 +288,9 @@ impl Upstream {
         let reply = transport.exchange(&ask, header).await;
         let reply = reply.map_err(|error| match account {
             Some(_) if header.is_none() => refresh_refused(error),
-            Some(_) => credentials_refused(error),
-            None => error,
+            Some(_) if self.caller.is_none() => credentials_refused(error),
+            // It is the answer for the caller, whose credentials these are.
+            _ => error,
         })?;
         let body = body::read(reply, MAX_ANSWER, transport.timeouts.header).await?;
         Token::parse(&body, asked_at)

@@ -205,6 +205,8 @@ pub enum SetupError {
         "TLS can't be set up; install the system's CA certificates (ca-certificates) or name a CA file"
     )]
     Tls(#[source] Source),
+    #[error("the system gives no random bytes")]
+    Random,
 }
 
 impl UpstreamError {

@@ -26,6 +26,7 @@ mod address;
 mod auth;
 mod blobs;
 mod body;
+mod callers;
 mod challenge;
 mod clients;
 mod content_range;
@@ -61,13 +62,15 @@ use std::sync::Arc;
 use url::Url;
 
 use crate::clock::Clock;
-use crate::config::{self, Timeouts};
+use crate::config::{self, Authorize, Timeouts};
 use crate::metrics::Metrics;
 use crate::oci::RepoName;
 pub use account::LoginError;
 pub use address::Network;
 pub use blobs::BlobStream;
 pub use body::BlobChunks;
+pub use callers::CallerId;
+use callers::Callers;
 pub use clients::TlsFiles;
 pub use credential_error::CredentialError;
 use credentials::Auth;
@@ -88,9 +91,14 @@ use transport::Transport;
 /// The client of one upstream.
 pub struct Upstream {
     pub config: Arc<config::Upstream>,
-    transport: Transport,
+    transport: Arc<Transport>,
     auth: Auth,
     multi_range: Arc<MultiRange>,
+    /// The account of a caller. None where all callers share the mirror's account.
+    caller: Option<CallerId>,
+    /// Those of callers with logins. None where all callers share the mirror's account, and in an
+    /// account itself.
+    callers: Option<Callers>,
 }
 
 impl fmt::Debug for Upstream {
@@ -110,10 +118,21 @@ impl Upstream {
         metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
         let config = Arc::new(config);
+        let transport = Transport::new(Arc::clone(&config), files, timeouts, clock, metrics)?;
+        // For callers without a login. The configured credentials are never used for a caller.
+        let (auth, caller, callers) = match config.caller.authorize {
+            Authorize::Shared => (Auth::new(&config), None, None),
+            Authorize::Caller => {
+                let auth = Auth::of_caller(&config, None);
+                (auth, Some(CallerId::ANONYMOUS), Some(Callers::new()?))
+            }
+        };
         Ok(Self {
-            transport: Transport::new(Arc::clone(&config), files, timeouts, clock, metrics)?,
+            transport: Arc::new(transport),
             multi_range: Arc::new(MultiRange::new(&config.name)),
-            auth: Auth::new(&config),
+            auth,
+            caller,
+            callers,
             config,
         })
     }

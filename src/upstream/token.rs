@@ -24,6 +24,8 @@ use super::error::UpstreamError;
 
 /// Scopes whose tokens are kept.
 const MAX_SLOTS: usize = 1024;
+/// The same for the account of one caller.
+const MAX_CALLER_SLOTS: usize = 64;
 /// Largest answer of a token service, in bytes; a token is smaller still.
 pub(super) const MAX_ANSWER: u64 = 64 * 1024;
 /// What the mirror calls itself where a token is obtained with a refresh token.
@@ -145,6 +147,13 @@ impl Tokens {
     pub(super) fn new() -> Self {
         Self {
             slots: Cache::new(MAX_SLOTS),
+        }
+    }
+
+    /// Those of one caller's account.
+    pub(super) fn of_caller() -> Self {
+        Self {
+            slots: Cache::new(MAX_CALLER_SLOTS),
         }
     }
 

@@ -34,6 +34,7 @@ mod manifests;
 mod multi_range;
 mod operate;
 mod prefetch;
+mod private;
 mod process;
 mod ranges;
 mod routing;

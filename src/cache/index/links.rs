@@ -170,6 +170,26 @@ impl Index {
         broken("an entry isn't in its blob's list");
     }
 
+    /// Whether a repository that `accepts` links the blob. A link that is about to be removed counts: it
+    /// says where the blob is from.
+    pub(crate) fn is_linked_by(
+        &self,
+        digest: &Digest,
+        accepts: &dyn Fn(&RepoName) -> bool,
+    ) -> bool {
+        let mut at = self
+            .find_blob(digest)
+            .and_then(|blob| self.blobs.get(blob).first);
+        while let Some(id) = at {
+            let entry = self.entries.get(id);
+            if accepts(&self.repos.get(entry.repo).name) {
+                return true;
+            }
+            at = entry.next;
+        }
+        false
+    }
+
     /// Forgets a blob of which nothing is known any more.
     pub(super) fn forget_unneeded(&mut self, id: Id<Blob>) {
         let blob = self.blobs.get(id);

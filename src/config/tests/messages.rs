@@ -209,6 +209,14 @@ proxy: {remoteurl: 'http://a', username: u, password: p}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it
 proxy: {insecure: true, upstreams: [{name: a.b, remoteurl: 'http://a', username: u, password: p, insecure: true}]}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.upstreams[0].plainhttp: true` to permit it
+proxy: {authorize: user}
+=> 2: `proxy.authorize` is "user"; write shared or caller
+proxy: {remoteurl: 'http://a', authorize: caller}
+=> 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it
+proxy: {authorize: caller, upstreams: [{name: a.b, remoteurl: 'http://a'}]}
+=> 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.upstreams[0].plainhttp: true` to permit it
+proxy: {trust: 'our own'}
+=> 2: `proxy.trust` is "our own"; write a name without blanks, of at most 64 characters
 proxy: {realm: auth.example}
 => 2: `proxy.realm` is "auth.example"; write a URL such as https://auth.example.com/token
 proxy: {realm: 'https://u:secret@auth.example'}
@@ -409,6 +417,8 @@ validation: {disabled: true}
 => 2: `validation` has no effect: it concerns pushes, which a mirror refuses
 proxy: {remoteurl: 'http://a', username: u, password: p, plainhttp: true}
 => 2: the credentials for a are sent over plain HTTP
+proxy: {remoteurl: 'https://a', authorize: caller, username: u, password: p}
+=> 2: `proxy.username` isn't used: with `authorize: caller` each client uses its own account
 proxy: {remoteurl: 'https://a', insecure: true, username: u, password: p}
 => 2: the credentials for a are sent to a server whose certificate isn't checked
 proxy: {upstreams: [{name: team, remoteurl: 'https://a'}]}

@@ -62,6 +62,10 @@ REGISTRY_PROXY_RANGERULES=[{repository: a/*, ranges: passthrough}] =>     ranges
 REGISTRY_PROXY_FILLAFTER=75% =>   fillafter: 75%
 REGISTRY_PROXY_INSECURE=true =>   insecure: true
 REGISTRY_PROXY_PLAINHTTP=true =>   plainhttp: true
+REGISTRY_PROXY_AUTHORIZE=caller =>   authorize: caller
+REGISTRY_PROXY_ACCESSTTL=1m =>   accessttl: 1m
+REGISTRY_PROXY_ACCESSSTALE=2h =>   accessstale: 2h
+REGISTRY_PROXY_TRUST=internal =>   trust: internal
 REGISTRY_PROXY_REALM=https://a.b/t =>   realm: https://a.b/t
 REGISTRY_PROXY_REDIRECTS=['*.a.b'] =>   - '*.a.b'
 REGISTRY_PROXY_REDIRECTS_0=10.0.0.1 =>   - 10.0.0.1

@@ -62,7 +62,7 @@ enum End {
 
 /// The registry, and what happened to its downloads.
 struct Scene {
-    registry: Registry<Arc<Download>, RepoName>,
+    registry: Registry<Arc<Download>, RepoName, RepoName>,
     ends: Vec<End>,
     made: Mutex<Vec<Arc<Download>>>,
     /// Repositories with a proved client, and its download.

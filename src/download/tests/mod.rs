@@ -230,6 +230,14 @@ struct Bench {
     tasks: TaskTracker,
 }
 
+/// A repository by the mirror's account.
+fn party(repository: &str) -> Party {
+    Party {
+        repository: repository.parse().unwrap(),
+        account: None,
+    }
+}
+
 impl Bench {
     fn new() -> Self {
         Self::with(settings())
@@ -321,14 +329,14 @@ impl Bench {
         proof: impl Future<Output = Result<(), DownloadError>>,
     ) -> Result<Joined, DownloadError> {
         let source = Arc::clone(source) as _;
-        let repo = repo.parse().unwrap();
+        let repo = party(repo);
         self.downloader
             .join(digest, &repo, source, wanted, proof)
             .await
     }
 
     fn follow(&self, digest: &Digest, repo: &str) -> Option<Follower> {
-        let repo = repo.parse().unwrap();
+        let repo = party(repo);
         let downloader = &self.downloader;
         downloader.follow(UPSTREAM, digest, &repo, BlobRequest::WHOLE)
     }

@@ -96,7 +96,7 @@ async fn downloads_without_clients_leave_streams_to_clients() {
     let bench = Bench::with(some);
     let (content, digest) = mebibytes(64);
     let origin = slow(&content).acts([]);
-    let (repository, source) = ("a".parse().unwrap(), Arc::clone(&origin) as _);
+    let (repository, source) = (party("a"), Arc::clone(&origin) as _);
     let ahead = bench.downloader.fetch_ahead(digest, &repository, source);
     ahead.await.unwrap();
     assert_eq!(origin.most(), 2);

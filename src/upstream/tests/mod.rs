@@ -2,6 +2,8 @@
 
 mod auth;
 mod blobs;
+mod callers;
+
 #[cfg(unix)]
 mod credentials;
 mod leading;
@@ -32,6 +34,8 @@ const MANIFEST: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
 
 pub(super) fn config(url: &str) -> config::Upstream {
     config::Upstream {
+        caller: config::CallerAccess::default(),
+        trust: None,
         name: "test".into(),
         url: Url::parse(url).unwrap(),
         credentials: None,

@@ -1,0 +1,127 @@
+//! Who may read what of the one cache: the gate in front of everything that is read for a caller
+//! (`proxy.authorize: caller`), and what crosses from one upstream to another.
+//!
+//! What must never happen: a caller learns anything of a repository, its existence included, before the
+//! upstream has let its account read it; the upstream's word for a digest hands out what only another
+//! upstream has given.
+
+use std::sync::Arc;
+
+use super::single_flight::Interest;
+use super::verdicts::Question;
+use super::{Mirror, MirrorError, Target};
+use crate::config::Authorize;
+use crate::oci::{Accept, Digest, Reference, RepoName};
+use crate::upstream::{CallerId, Failure, Login, UpstreamError};
+
+impl Mirror {
+    /// Succeeds when the caller's account may read the repository, or when all callers share the
+    /// mirror's account. The error is the upstream's answer.
+    ///
+    /// Comes before every look at the cache and at running downloads.
+    pub(super) async fn permit(
+        &self,
+        target: &Target,
+        question: impl FnOnce() -> Question,
+    ) -> Result<(), MirrorError> {
+        match target.upstream.caller() {
+            None => Ok(()),
+            // Boxed: a connection keeps the memory of a request's future.
+            Some(account) => Box::pin(self.ask_for(target, account, question())).await,
+        }
+    }
+
+    async fn ask_for(
+        &self,
+        target: &Target,
+        account: CallerId,
+        question: Question,
+    ) -> Result<(), MirrorError> {
+        let ask = |interest: Interest| {
+            let (target, question) = (target.clone(), question.clone());
+            async move { interest.answer(question.ask(&target)).await }
+        };
+        let key = (target.stored.clone(), account);
+        let access = target.upstream.config.caller;
+        self.verdicts.get(key, question.clone(), access, ask).await
+    }
+
+    /// A request with the caller's account has failed. If the upstream refused the account, that is its
+    /// newest verdict.
+    pub(super) fn note_refusal(&self, target: &Target, error: &MirrorError) {
+        if let Some(account) = target.upstream.caller() {
+            let key = (target.stored.clone(), account);
+            self.verdicts.on_error(&key, error);
+        }
+    }
+
+    /// Whether the catalog has a repository for the caller with a login.
+    pub(super) fn is_listed(&self, stored: &RepoName, login: Option<&Arc<Login>>) -> bool {
+        match self.upstreams.owner(stored).caller_of(login) {
+            None => true,
+            Some(account) => self.verdicts.is_allowed(&(stored.clone(), account)),
+        }
+    }
+
+    /// Whether the target's upstream is believed when it says that it has content that is cached. Not
+    /// for content that only upstreams outside its trust group have given: one that answers each HEAD
+    /// with 200 could be used to read what they gave in confidence. Such content is downloaded again,
+    /// from the target's upstream.
+    pub(super) async fn may_share(&self, target: &Target, digest: &Digest) -> bool {
+        if !self.upstreams.are_separate() {
+            return true;
+        }
+        let accepts = |stored: &RepoName| self.trusts(target, stored);
+        self.cache.is_linked_by(digest, accepts).await
+    }
+
+    /// Whether what is cached for a repository may be shared with the target's upstream: everybody may
+    /// read it, or both upstreams are in one trust group.
+    fn trusts(&self, target: &Target, stored: &RepoName) -> bool {
+        let owner = self.upstreams.owner(stored);
+        let (own, other) = (&target.upstream.config, &owner.config);
+        own.name == other.name
+            || other.is_public()
+            || (own.trust.is_some() && own.trust == other.trust)
+            || (other.caller.authorize == Authorize::Caller
+                && self
+                    .verdicts
+                    .is_allowed(&(stored.clone(), CallerId::ANONYMOUS)))
+    }
+}
+
+impl Question {
+    /// Asks the upstream. Succeeds when it lets the account read the repository.
+    async fn ask(&self, target: &Target) -> Result<(), UpstreamError> {
+        let Target { upstream, repo, .. } = target;
+        match self {
+            Self::Manifest(reference, accept) => ask_for_manifest(target, reference, accept).await,
+            Self::Blob(digest) => upstream.head_blob(repo, digest).await.map(drop),
+            Self::Tags => upstream.tags_page(repo, 1, None).await.map(drop),
+            Self::Referrers(digest) => {
+                if upstream.referrers(repo, digest, None).await?.is_some() {
+                    return Ok(());
+                }
+                let subject = Reference::Digest(*digest);
+                ask_for_manifest(target, &subject, &Accept::everything()).await
+            }
+        }
+    }
+}
+
+async fn ask_for_manifest(
+    Target { upstream, repo, .. }: &Target,
+    reference: &Reference,
+    accept: &Accept,
+) -> Result<(), UpstreamError> {
+    let head = match upstream.head_manifest(repo, reference, accept).await {
+        // The answer was a success.
+        Err(error) if matches!(error.failure, Failure::Schema1) => return Ok(()),
+        head => head?,
+    };
+    // An upstream without HEAD says nothing.
+    if head.digest.is_none() && head.size.is_none() && head.media_type.is_none() {
+        upstream.get_manifest(repo, reference, accept).await?;
+    }
+    Ok(())
+}

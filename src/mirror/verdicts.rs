@@ -1,0 +1,231 @@
+//! What upstreams have said about callers: who may read a repository (`proxy.authorize: caller`).
+//!
+//! A permission is valid for a while, longer while the upstream can't answer; a refusal for a few
+//! seconds, so that a client that insists costs the upstream little. Nothing outlives the process.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quick_cache::sync::Cache;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::MirrorError;
+use super::manifests::PATIENCE;
+use super::single_flight::{Interest, SingleFlight, Waiter};
+use super::tags::recheck_after;
+use crate::clock::Clock;
+use crate::config::CallerAccess;
+use crate::oci::{Accept, Classified as _, Digest, Reference, RepoName};
+use crate::upstream::CallerId;
+
+/// Verdicts that are remembered; the least used go first.
+const MAX_VERDICTS: usize = 100_000;
+/// How long a refusal is valid.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
+
+/// A repository, by its name in the store, and an account at its upstream.
+pub(super) type VerdictKey = (RepoName, CallerId);
+
+/// What the upstream is asked, to find out whether an account may read a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Question {
+    Manifest(Reference, Accept),
+    Blob(Digest),
+    Tags,
+    Referrers(Digest),
+}
+
+#[derive(Debug, Clone)]
+enum Verdict {
+    Allowed {
+        fresh_until: Instant,
+        /// While the upstream can't answer.
+        valid_until: Instant,
+    },
+    Refused {
+        until: Instant,
+        /// The upstream's.
+        error: MirrorError,
+    },
+}
+
+/// The verdicts. Clones share them.
+#[derive(Debug, Clone)]
+struct Known {
+    verdicts: Arc<Cache<VerdictKey, Verdict>>,
+    clock: Clock,
+}
+
+/// A question in flight. With a question of its own where the answer to another one said nothing.
+type FlightKey = (VerdictKey, Option<Question>);
+/// What was asked, and the answer.
+type Answer = (Question, Result<(), MirrorError>);
+
+#[derive(Debug)]
+pub(super) struct Verdicts {
+    known: Known,
+    questions: SingleFlight<FlightKey, Answer>,
+}
+
+impl Verdicts {
+    pub(super) fn new(tasks: TaskTracker, clock: Clock) -> Self {
+        Self {
+            known: Known {
+                verdicts: Arc::new(Cache::new(MAX_VERDICTS)),
+                clock,
+            },
+            questions: SingleFlight::new(tasks),
+        }
+    }
+
+    /// Whether the upstream lately let the account read the repository.
+    pub(super) fn is_allowed(&self, key: &VerdictKey) -> bool {
+        matches!(self.known.fresh(key), Some(Ok(())))
+    }
+
+    /// Whether the account may read the repository: from memory, or else by asking the upstream, once
+    /// for all that wait. The error is the upstream's. One that is neither a permission nor a refusal
+    /// (the repository lacks what was asked for) answers this question only. Cancel safe.
+    pub(super) async fn get<F>(
+        &self,
+        key: VerdictKey,
+        question: Question,
+        access: CallerAccess,
+        ask: impl Fn(Interest) -> F,
+    ) -> Result<(), MirrorError>
+    where
+        F: Future<Output = Result<(), MirrorError>> + Send + 'static,
+    {
+        if let Some(known) = self.known.fresh(&key) {
+            return known;
+        }
+        let mut asking = self.join((key.clone(), None), &question, access, &ask);
+        let (asked, answer) = if self.known.is_extensible(&key) {
+            match tokio::time::timeout(PATIENCE, &mut asking).await {
+                Ok(answer) => answer?,
+                Err(_elapsed) if self.known.extend(&key, None) => {
+                    // For the next clients: a slow upstream would otherwise never be heard.
+                    asking.leave_running();
+                    return Ok(());
+                }
+                Err(_elapsed) => asking.await?,
+            }
+        } else {
+            asking.await?
+        };
+        match answer {
+            Err(error) if asked != question && !error.is_refusal() && !error.permits_stale() => {
+                let own = (key, Some(question.clone()));
+                self.join(own, &question, access, &ask).await?.1
+            }
+            answer => answer,
+        }
+    }
+
+    /// The upstream has just refused the account, if that is what the error says.
+    pub(super) fn on_error(&self, key: &VerdictKey, error: &MirrorError) {
+        if error.is_refusal() {
+            self.known.refuse(key, error);
+        }
+    }
+
+    fn join<F>(
+        &self,
+        flight: FlightKey,
+        question: &Question,
+        access: CallerAccess,
+        ask: &impl Fn(Interest) -> F,
+    ) -> Waiter<FlightKey, Answer>
+    where
+        F: Future<Output = Result<(), MirrorError>> + Send + 'static,
+    {
+        let (known, key, question) = (self.known.clone(), flight.0.clone(), question.clone());
+        self.questions.join(flight, |interest| {
+            let answer = ask(interest);
+            async move {
+                let answer = answer.await;
+                (question, known.record(&key, answer, access))
+            }
+        })
+    }
+}
+
+impl Known {
+    /// The verdict that needs no question.
+    fn fresh(&self, key: &VerdictKey) -> Option<Result<(), MirrorError>> {
+        let now = self.clock.now();
+        match self.verdicts.get(key)? {
+            Verdict::Allowed { fresh_until, .. } => (now < fresh_until).then_some(Ok(())),
+            Verdict::Refused { until, error } => (now < until).then_some(Err(error)),
+        }
+    }
+
+    /// The end of a permission that is valid while the upstream can't answer.
+    fn valid_until(&self, key: &VerdictKey) -> Option<Instant> {
+        match self.verdicts.get(key)? {
+            Verdict::Allowed { valid_until, .. } => {
+                (self.clock.now() < valid_until).then_some(valid_until)
+            }
+            Verdict::Refused { .. } => None,
+        }
+    }
+
+    fn is_extensible(&self, key: &VerdictKey) -> bool {
+        self.valid_until(key).is_some()
+    }
+
+    /// The upstream couldn't answer: a permission stays valid, and the upstream is asked again after a
+    /// while, or when it wished to be. False when there is none.
+    fn extend(&self, key: &VerdictKey, retry_after: Option<Duration>) -> bool {
+        let Some(valid_until) = self.valid_until(key) else {
+            return false;
+        };
+        let recheck = self.clock.now() + recheck_after(retry_after);
+        let extended = Verdict::Allowed {
+            fresh_until: recheck.min(valid_until),
+            valid_until,
+        };
+        self.verdicts.insert(key.clone(), extended);
+        true
+    }
+
+    fn refuse(&self, key: &VerdictKey, error: &MirrorError) {
+        let refused = Verdict::Refused {
+            until: self.clock.now() + REFUSED_FOR,
+            error: error.clone(),
+        };
+        self.verdicts.insert(key.clone(), refused);
+    }
+
+    /// Remembers what an answer says, and returns what follows from it.
+    fn record(
+        &self,
+        key: &VerdictKey,
+        answer: Result<(), MirrorError>,
+        access: CallerAccess,
+    ) -> Result<(), MirrorError> {
+        match answer {
+            Ok(()) => {
+                let fresh_until = self.clock.now() + access.ttl;
+                let allowed = Verdict::Allowed {
+                    fresh_until,
+                    valid_until: fresh_until + access.stale,
+                };
+                self.verdicts.insert(key.clone(), allowed);
+                Ok(())
+            }
+            Err(error) if error.is_refusal() => {
+                self.refuse(key, &error);
+                Err(error)
+            }
+            Err(error) if error.permits_stale() && self.extend(key, error.retry_after()) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "verdicts/tests.rs"]
+mod tests;

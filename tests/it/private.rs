@@ -1,0 +1,510 @@
+//! `proxy.authorize: caller`: each caller gets what the upstream gives its account, from one cache that
+//! leaks nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::SeqCst};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use serde_json::json;
+
+use crate::harness::{
+    ALWAYS, Answer, Gate, Image, Mirror, Registry, Reply, Seen, Setup, advance, blob_path, digest,
+    mirrored_with, noise, passing, read,
+};
+
+/// `ann:a` and `cat:c` may read everything, `bob:b` and everybody else only `public`.
+const ANN: &str = "Basic YW5uOmE=";
+const CAT: &str = "Basic Y2F0OmM=";
+const BOB: &str = "Basic Ym9iOmI=";
+/// No login.
+const NOBODY: &str = "";
+const CALLER: &str = "proxy.authorize: caller";
+const TTL: Duration = Duration::from_mins(5);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// How an upstream knows users, and what it says to one that may not read a repository.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Guard {
+    /// Basic, and 403.
+    Basic,
+    /// Basic, and 404: the repository's existence is a secret.
+    Hiding,
+    /// Tokens, and 401.
+    Bearer,
+}
+
+const GUARDS: [Guard; 3] = [Guard::Basic, Guard::Hiding, Guard::Bearer];
+
+fn guard(up: &Registry, guard: Guard) {
+    up.on("", ALWAYS, move |seen, usual| answer(guard, seen, usual));
+}
+
+fn answer(guard: Guard, seen: &Seen, usual: Reply) -> Reply {
+    let given = seen.header("authorization");
+    if seen.is_token() {
+        let user = given.map_or("nobody", |basic| basic.trim_start_matches("Basic "));
+        return match given {
+            Some(ANN | CAT | BOB) | None => Reply::json(&json!({"token": user})),
+            Some(_) => Reply::error(401),
+        };
+    }
+    if seen.line.contains("/v2/public/") {
+        return usual;
+    }
+    let user = given.and_then(|given| given.split_once(' '));
+    let allowed = [ANN, CAT].iter().any(|one| {
+        let (_, encoded) = one.split_once(' ').unwrap();
+        let scheme = if guard == Guard::Bearer {
+            "Bearer"
+        } else {
+            "Basic"
+        };
+        user == Some((scheme, encoded))
+    });
+    match (guard, given) {
+        _ if allowed => usual,
+        (Guard::Bearer, _) => Reply::challenge(seen, "repository:any:pull"),
+        (_, None) => Reply::error(401).with("WWW-Authenticate", "Basic realm=\"scripted\""),
+        (Guard::Basic, Some(_)) => Reply::error(403),
+        (Guard::Hiding, Some(_)) => Reply::error(404),
+    }
+}
+
+/// An upstream with an image in `private/app` and in `public/app`, and a mirror that has nothing.
+async fn private(kind: Guard, lines: &[&str]) -> (Registry, Mirror, Image) {
+    let (up, m) = mirrored_with(&[&[CALLER], lines].concat()).await;
+    let image = Image::oci(1);
+    for repo in ["private/app", "public/app"] {
+        let manifest = up.push(repo, "1", &image);
+        let base = format!("/v2/{repo}");
+        up.put_json(&format!("{base}/tags/list"), &json!({"tags": ["1"]}));
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [],
+        });
+        up.put_json(&format!("{base}/referrers/{manifest}"), &index);
+    }
+    guard(&up, kind);
+    (up, m, image)
+}
+
+/// Requests for everything of a repository: `GET path`, and a range.
+fn requests(repo: &str, image: &Image) -> Vec<(String, Option<&'static str>)> {
+    let (manifest, blob) = (digest(&image.manifest), blob_path(repo, &image.layers[1]));
+    let manifests = format!("/v2/{repo}/manifests");
+    vec![
+        (format!("GET {manifests}/1"), None),
+        (format!("HEAD {manifests}/1"), None),
+        (format!("GET {manifests}/{manifest}"), None),
+        (format!("HEAD {manifests}/{manifest}"), None),
+        (format!("HEAD {blob}"), None),
+        (format!("GET {blob}"), Some("bytes=10-19")),
+        (format!("GET {blob}"), Some("bytes=999999-")),
+        (format!("GET {blob}"), Some("bytes=5-4")),
+        (format!("GET {blob}"), None),
+        (format!("GET {}", blob_path(repo, &image.config)), None),
+        (format!("GET /v2/{repo}/tags/list"), None),
+        (format!("GET /v2/{repo}/tags/list?n=1&last=0"), None),
+        (format!("GET /v2/{repo}/referrers/{manifest}"), None),
+    ]
+}
+
+async fn ask(m: &Mirror, login: &str, line: &str, range: Option<&str>) -> Answer {
+    let mut headers = Vec::new();
+    if login != NOBODY {
+        headers.push(("authorization", login));
+    }
+    headers.extend(range.map(|range| ("range", range)));
+    passing(m.ask(line, &headers)).await
+}
+
+async fn get(m: &Mirror, login: &str, path: &str) -> Answer {
+    ask(m, login, &format!("GET {path}"), None).await
+}
+
+/// Everything of the image is cached, and its permission for ANN is valid.
+async fn pull(m: &Mirror, image: &Image) {
+    for (line, range) in requests("private/app", image) {
+        let status = ask(m, ANN, &line, range).await.status;
+        assert!([200, 206, 416].contains(&status), "{line}: {status}");
+    }
+    passing(m.idle()).await;
+}
+
+const TAG: &str = "/v2/private/app/manifests/1";
+
+#[tokio::test(start_paused = true)]
+async fn each_caller_gets_what_the_upstream_gives_it() {
+    for kind in GUARDS {
+        let (_up, m, image) = private(kind, &[]).await;
+        let refused = match kind {
+            Guard::Basic => 403,
+            Guard::Hiding => 404,
+            Guard::Bearer => 401,
+        };
+        // Before and after it is cached.
+        for _ in 0..2 {
+            for (line, range) in requests("private/app", &image) {
+                let to_bob = ask(&m, BOB, &line, range).await;
+                // Where the referrers API and the subject are unknown, nothing refers to it.
+                let nothing = line.contains("referrers") && kind == Guard::Hiding;
+                let expected = if nothing { 200 } else { refused };
+                assert_eq!(to_bob.status, expected, "{kind:?} {line} {to_bob:?}");
+                let to_nobody = ask(&m, NOBODY, &line, range).await;
+                assert_eq!(to_nobody.status, 401, "{kind:?} {line}");
+                to_nobody.has("www-authenticate", "Basic realm=\"millpond\"");
+            }
+            pull(&m, &image).await;
+            passing(m.ask(&format!("GET {TAG}"), &[("authorization", CAT)]))
+                .await
+                .expect(200, &image.manifest);
+        }
+        for (line, range) in requests("public/app", &image) {
+            for login in [NOBODY, BOB, ANN] {
+                let status = ask(&m, login, &line, range).await.status;
+                assert!([200, 206, 416].contains(&status), "{line}: {status}");
+            }
+        }
+        let metrics = m.app.metrics().render();
+        assert!(!metrics.contains("private"), "{metrics}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_logins_and_those_of_nobody() {
+    let (_up, m, image) = private(Guard::Bearer, &[]).await;
+    pull(&m, &image).await;
+    let wrong = "Basic YW5uOndyb25n";
+    get(&m, wrong, TAG).await.refused(401, "UNAUTHORIZED");
+    // An empty user is nobody (skopeo sends it); other schemes say nothing.
+    for login in ["Basic Og==", "Bearer abc", "Basic", "Basic !!"] {
+        get(&m, login, TAG).await.refused(401, "UNAUTHORIZED");
+        assert_eq!(
+            get(&m, login, "/v2/public/app/manifests/1").await.status,
+            200
+        );
+    }
+    assert_eq!(get(&m, "basic YW5uOmE=", TAG).await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_configured_account_is_never_used_for_a_caller() {
+    let lines = ["proxy.username: ann", "proxy.password: a"];
+    let (up, m, image) = private(Guard::Basic, &lines).await;
+    get(&m, NOBODY, TAG).await.refused(401, "UNAUTHORIZED");
+    get(&m, BOB, TAG).await.refused(403, "DENIED");
+    let used = up.seen("").into_iter();
+    let used = used.filter(|seen| seen.header("authorization") == Some(ANN));
+    assert_eq!(used.count(), 0);
+    get(&m, ANN, TAG).await.expect(200, &image.manifest);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permission_is_asked_for_once_in_its_time() {
+    let (up, m, image) = private(Guard::Bearer, &[]).await;
+    pull(&m, &image).await;
+    assert_eq!(
+        up.count("/token"),
+        1,
+        "the upstream's token stays on the mirror"
+    );
+    let blob = blob_path("private/app", &image.layers[1]);
+    up.take();
+    get(&m, ANN, &blob).await.expect(200, &image.layers[1]);
+    assert_eq!(up.take(), [""; 0]);
+    advance(TTL + SECOND).await;
+    get(&m, ANN, &blob).await.expect(200, &image.layers[1]);
+    get(&m, ANN, &blob).await.expect(200, &image.layers[1]);
+    assert_eq!(up.count("HEAD "), 1);
+    assert_eq!(up.count("GET /v2/"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_time_each_request_is_asked_for() {
+    let (up, m, image) = private(Guard::Basic, &["proxy.accessttl: 0s"]).await;
+    let blob = blob_path("private/app", &image.layers[1]);
+    for _ in 0..3 {
+        get(&m, ANN, &blob).await.expect(200, &image.layers[1]);
+        passing(m.idle()).await;
+    }
+    assert_eq!(up.count(&format!("GET {blob}")), 1);
+    assert!(up.count("HEAD ") >= 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn permissions_outlive_an_outage_for_a_while() {
+    let (up, m) = mirrored_with(&[CALLER]).await;
+    let image = Image::oci(1);
+    up.push("private/app", "1", &image);
+    let blob = blob_path("private/app", &image.layers[1]);
+    let switch = Arc::new(AtomicBool::new(false));
+    let is_down = Arc::clone(&switch);
+    up.on("", ALWAYS, move |seen, usual| {
+        if is_down.load(SeqCst) {
+            return Reply::error(503);
+        }
+        answer(Guard::Basic, seen, usual)
+    });
+    get(&m, ANN, TAG).await.expect(200, &image.manifest);
+    get(&m, ANN, &blob).await.expect(200, &image.layers[1]);
+    passing(m.idle()).await;
+    switch.store(true, SeqCst);
+    advance(TTL + SECOND).await;
+    get(&m, ANN, TAG).await.expect(200, &image.manifest);
+    get(&m, ANN, &blob).await.expect(200, &image.layers[1]);
+    for login in [BOB, CAT, NOBODY] {
+        assert_eq!(get(&m, login, &blob).await.status, 503);
+    }
+    advance(Duration::from_hours(1)).await;
+    assert_eq!(get(&m, ANN, &blob).await.status, 503);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_who_may_have_it_share_one_download() {
+    let (up, m) = mirrored_with(&[CALLER]).await;
+    let blob = noise(1, 3_000_000);
+    up.put_blob("private/app", &blob);
+    let path = blob_path("private/app", &blob);
+    let gate = up.hold_body(&format!("GET {path}"), 1, 1_000_000);
+    guard(&up, Guard::Basic);
+    let open = |login| {
+        m.request(&format!("GET {path}"), &[("authorization", login)])
+            .send()
+    };
+    let first = passing(open(ANN)).await.unwrap();
+    let others = (0..12).map(|n| open(if n % 2 == 0 { ANN } else { CAT }));
+    let others = passing(join_all(others)).await;
+    // Whoever may not have it doesn't learn that a download runs.
+    assert_eq!(get(&m, BOB, &path).await.status, 403);
+    assert_eq!(
+        ask(&m, BOB, &format!("HEAD {path}"), None).await.status,
+        403
+    );
+    gate.open();
+    passing(read(first)).await.expect(200, &blob);
+    for other in others {
+        passing(read(other.unwrap())).await.expect(200, &blob);
+    }
+    assert_eq!(up.count(&format!("GET {path}")), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_is_refused_stops_nobody_else() {
+    let (up, m) = mirrored_with(&[CALLER]).await;
+    let blob = noise(1, 3_000_000);
+    up.put_blob("private/app", &blob);
+    let path = blob_path("private/app", &blob);
+    let gate = Gate::default();
+    let held = gate.clone();
+    up.on(&format!("GET {path}"), 1, move |_, usual| {
+        usual.cut(2_000_000).gated(1_000_000, &held)
+    });
+    up.on(
+        &format!("GET {path}"),
+        ALWAYS,
+        move |seen, usual| match seen.header("authorization") {
+            Some(CAT) => usual,
+            _ => Reply::error(403),
+        },
+    );
+    guard(&up, Guard::Basic);
+    let open = |login| {
+        m.request(&format!("GET {path}"), &[("authorization", login)])
+            .send()
+    };
+    let leader = passing(open(ANN)).await.unwrap();
+    let follower = passing(open(CAT)).await.unwrap();
+    gate.open();
+    let (_leader, follower) = passing(async { tokio::join!(read(leader), read(follower)) }).await;
+    follower.expect(200, &blob);
+    passing(m.idle()).await;
+    get(&m, CAT, &path).await.expect(200, &blob);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_callers_answer_changes_nothing_for_the_others() {
+    let (up, m) = mirrored_with(&[CALLER, "proxy.tags: {ttl: 0s}"]).await;
+    let image = Image::oci(1);
+    up.push("private/app", "1", &image);
+    up.put_json("/v2/private/app/tags/list", &json!({"tags": ["1"]}));
+    let gone = Arc::new(AtomicU16::new(0));
+    let status = Arc::clone(&gone);
+    up.on("", ALWAYS, move |seen, usual| {
+        let status = status.load(SeqCst);
+        match seen.header("authorization") {
+            Some(CAT) if [404, 401, 403].contains(&status) => Reply::error(status),
+            _ if status == 503 => Reply::error(503),
+            _ => answer(Guard::Basic, seen, usual),
+        }
+    });
+    let tags = "/v2/private/app/tags/list";
+    for answered in [404, 401, 403] {
+        gone.store(0, SeqCst);
+        advance(11 * SECOND).await;
+        for login in [ANN, CAT] {
+            get(&m, login, TAG).await.expect(200, &image.manifest);
+            assert_eq!(get(&m, login, tags).await.status, 200);
+        }
+        gone.store(answered, SeqCst);
+        advance(31 * SECOND).await;
+        assert_eq!(get(&m, CAT, TAG).await.status, answered);
+        assert_eq!(get(&m, CAT, tags).await.status, answered);
+        get(&m, ANN, TAG).await.expect(200, &image.manifest);
+        // The tag and the list are still known while the upstream can't answer.
+        gone.store(503, SeqCst);
+        advance(31 * SECOND).await;
+        get(&m, ANN, TAG).await.expect(200, &image.manifest);
+        assert_eq!(get(&m, ANN, tags).await.status, 200);
+    }
+}
+
+/// What tells two answers apart, and the number of requests that the upstream got for it.
+type Observed = (u16, Vec<(String, String)>, Bytes, usize);
+
+async fn observe(
+    up: &Registry,
+    m: &Mirror,
+    login: &str,
+    request: &(String, Option<&str>),
+) -> Observed {
+    up.take();
+    let answer = ask(m, login, &request.0, request.1).await;
+    let headers = answer.headers.iter().filter(|(name, _)| *name != "date");
+    let headers = headers.map(|(name, value)| {
+        let value = value
+            .to_str()
+            .unwrap()
+            .replace("private/xyz", "private/app");
+        (name.to_string(), value)
+    });
+    let mut headers: Vec<_> = headers.collect();
+    headers.sort();
+    let body = String::from_utf8_lossy(&answer.body).replace("private/xyz", "private/app");
+    (answer.status, headers, body.into(), up.take().len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repository_that_is_denied_looks_like_one_that_does_not_exist() {
+    for kind in GUARDS {
+        let (up, m, image) = private(kind, &["proxy.prefetch: {downloads: 0}"]).await;
+        pull(&m, &image).await;
+        for login in [BOB, NOBODY] {
+            let there = requests("private/app", &image);
+            let nowhere = requests("private/xyz", &image);
+            for (there, nowhere) in there.iter().zip(&nowhere) {
+                // Both without and with a remembered verdict.
+                for _ in 0..2 {
+                    let one = observe(&up, &m, login, there).await;
+                    let other = observe(&up, &m, login, nowhere).await;
+                    assert_eq!(one, other, "{kind:?} {login} {there:?}");
+                }
+                advance(11 * SECOND).await;
+            }
+            let catalog = get(&m, login, "/v2/_catalog").await;
+            assert_eq!(catalog.json()["repositories"], json!([]));
+        }
+        get(&m, ANN, TAG).await.expect(200, &image.manifest);
+        let catalog = get(&m, ANN, "/v2/_catalog").await;
+        assert_eq!(catalog.json()["repositories"], json!(["private/app"]));
+    }
+}
+
+/// A mirror of a guarded upstream, and of `liar`, which says to each HEAD that it has everything.
+async fn with_a_liar(trust: bool) -> ([Registry; 2], Mirror, Image) {
+    let (up, liar) = (Registry::start().await, Registry::start().await);
+    let image = Image::oci(1);
+    up.push("private/app", "1", &image);
+    guard(&up, Guard::Basic);
+    let manifest = image.manifest.clone();
+    liar.on("HEAD ", ALWAYS, move |seen, _| {
+        let known =
+            Reply::ok(&manifest).with("Content-Type", "application/vnd.oci.image.manifest.v1+json");
+        match seen.line.contains("/manifests/") {
+            true => known.with("Docker-Content-Digest", digest(&manifest)),
+            false => Reply::ok(noise(1, 70_000)),
+        }
+    });
+    let mut setup = Setup::new(&up).with(&[CALLER]);
+    setup = match trust {
+        true => setup.with(&["proxy.trust: friends"]).upstream(
+            "liar",
+            &liar,
+            ", authorize: shared, trust: friends",
+        ),
+        false => setup.upstream("liar", &liar, ", authorize: shared"),
+    };
+    let m = setup.start().await;
+    for blob in image.blobs() {
+        get(&m, ANN, &blob_path("private/app", blob))
+            .await
+            .expect(200, blob);
+    }
+    get(&m, ANN, TAG).await.expect(200, &image.manifest);
+    passing(m.idle()).await;
+    ([up, liar], m, image)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_claims_to_have_a_blob_is_not_given_another_ones() {
+    let (_upstreams, m, image) = with_a_liar(false).await;
+    let manifest = digest(&image.manifest);
+    for login in [NOBODY, BOB] {
+        for blob in image.blobs() {
+            let path = blob_path("liar/app", blob);
+            assert_eq!(get(&m, login, &path).await.status, 404, "{path}");
+            let range = ask(&m, login, &format!("GET {path}"), Some("bytes=0-9")).await;
+            assert_eq!(range.status, 404);
+        }
+        for reference in [manifest.to_string(), "1".to_owned()] {
+            let path = format!("/v2/liar/app/manifests/{reference}");
+            assert_eq!(get(&m, login, &path).await.status, 404, "{path}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn upstreams_of_a_trust_group_share_blobs() {
+    let (_upstreams, m, image) = with_a_liar(true).await;
+    for blob in image.blobs() {
+        get(&m, NOBODY, &blob_path("liar/app", blob))
+            .await
+            .expect(200, blob);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_honest_upstream_gives_its_own_bytes_and_public_blobs_are_shared() {
+    let (up, other) = (Registry::start().await, Registry::start().await);
+    let (secret, open) = (noise(1, 100_000), noise(2, 100_000));
+    for registry in [&up, &other] {
+        registry.put_blob("private/app", &secret);
+        registry.put_blob("public/app", &open);
+    }
+    guard(&up, Guard::Basic);
+    let m = Setup::new(&up)
+        .with(&[CALLER])
+        .upstream("other", &other, ", authorize: shared")
+        .start()
+        .await;
+    let (secret_path, open_path) = (
+        blob_path("private/app", &secret),
+        blob_path("public/app", &open),
+    );
+    get(&m, ANN, &secret_path).await.expect(200, &secret);
+    get(&m, NOBODY, &open_path).await.expect(200, &open);
+    passing(m.idle()).await;
+    for _ in 0..2 {
+        let path = blob_path("other/private/app", &secret);
+        get(&m, NOBODY, &path).await.expect(200, &secret);
+        passing(m.idle()).await;
+    }
+    // Downloaded once, because the other upstream is asked for its own.
+    assert_eq!(other.count(&format!("GET {secret_path}")), 1);
+    get(&m, NOBODY, &blob_path("other/public/app", &open))
+        .await
+        .expect(200, &open);
+    assert_eq!(other.count(&format!("GET {open_path}")), 0);
+}
