@@ -59,7 +59,8 @@ impl StartError {
             Self::Upstream { upstream, .. } | Self::CaFile { upstream, .. } => {
                 return Some(upstream_key(config, upstream));
             }
-            Self::Address(_) => return None,
+            Self::Audit(_) => "log.audit.file",
+            Self::Address(_) | Self::Deny(_) => return None,
         };
         Some(key.to_owned())
     }

@@ -1,5 +1,6 @@
 //! Wires the modules together; owns every task and the way to stop.
 
+mod access;
 mod cache;
 mod check;
 mod descriptors;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::{Denials, DenyError};
 use crate::admin::Admin;
 use crate::admin::health::Health;
 use crate::admin::operate::Operator;
@@ -54,6 +56,10 @@ pub enum StartError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error(transparent)]
+    Deny(#[from] DenyError),
+    #[error("the audit log can't be started: {0}")]
+    Audit(std::io::Error),
 }
 
 /// A running mirror.
@@ -71,6 +77,8 @@ struct Shared {
     cache: Cache,
     metrics: Arc<Metrics>,
     clock: Clock,
+    /// The deny list and the audit log.
+    denials: Denials,
     /// Connections, downloads and other work of requests: a stop waits for these tasks.
     tasks: TaskTracker,
     /// What the server needs for as long as it runs.
@@ -102,6 +110,7 @@ impl App {
         let (metrics, background) = (Arc::new(Metrics::new()), Tasks::new());
         let stop_now = CancellationToken::new();
         let upstreams = upstreams(&config.proxy, clock, &metrics)?;
+        let access = access::access(config, clock, &metrics).await?;
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),
@@ -114,6 +123,7 @@ impl App {
             cache,
             metrics,
             clock,
+            denials: access.denials(),
             tasks: TaskTracker::new(),
             background,
             stop_accepting: CancellationToken::new(),
@@ -123,7 +133,10 @@ impl App {
         let mirror = shared.mirror(&config.proxy, upstreams);
         let service = Service::new(
             mirror,
-            Gate::default(),
+            Gate {
+                access,
+                ..Gate::default()
+            },
             Arc::clone(&shared.metrics),
             settings(config),
         );
@@ -187,6 +200,7 @@ impl App {
         if saved.await.is_err() {
             tracing::warn!("the expiry state could not be saved in time; its journal has it");
         }
+        self.shared.denials.audit().flush().await;
         clean
     }
 
@@ -283,14 +297,18 @@ impl Serving<'_> {
         let listener = match Listener::bind(&config::Listen::Unix(path)).await {
             Ok(listener) => listener,
             Err(error) => {
-                tracing::warn!(error = %on_one_line(&error), "ls, du and purge work only while the server is stopped");
+                tracing::warn!(error = %on_one_line(&error), "the commands on a running server work only while it is stopped");
                 return;
             }
         };
         match listener.make_private() {
             Ok(()) => {
-                let cache = self.shared.cache.clone();
-                self.serve("admin socket", listener, Operator { cache });
+                let operator = Operator {
+                    cache: self.shared.cache.clone(),
+                    denials: self.shared.denials.clone(),
+                    clock: self.shared.clock,
+                };
+                self.serve("admin socket", listener, operator);
             }
             Err(error) => {
                 tracing::warn!(error = %on_one_line(&error), "the admin socket can't be made private");

@@ -32,6 +32,9 @@ pub struct Upstream {
     /// Scheme `http` or `https`, host and port; nothing more.
     pub url: Url,
     pub credentials: Option<Credentials>,
+    /// Whether anonymous callers may pull what the credentials can read, where no rule of `access`
+    /// exists.
+    pub anonymous: bool,
     /// A file of certificate authorities (PEM), readable when the configuration was loaded.
     pub ca: Option<PathBuf>,
     /// Don't check the server's certificate.
@@ -51,6 +54,13 @@ pub struct Upstream {
     pub aliases: Vec<String>,
     /// Whether it answers to `docker.io`: names of one component get `library/`.
     pub is_docker_hub: bool,
+}
+
+impl Upstream {
+    /// Whether requests to it carry an account of the operator's, of whatever kind.
+    pub const fn has_credentials(&self) -> bool {
+        self.credentials.is_some()
+    }
 }
 
 /// User name and password. They go to the upstream's own origin and to a token service that belongs
@@ -84,6 +94,7 @@ pub(super) fn read(section: &Section<'_>, name: String, url: Url) -> Upstream {
         name,
         url,
         credentials,
+        anonymous: section.bool("anonymous", false),
         ca,
         insecure,
         plain_http,

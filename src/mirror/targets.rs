@@ -42,6 +42,16 @@ impl Upstreams {
         self.by_host.values().map(|upstream| upstream.name())
     }
 
+    /// The upstream of a stored repository.
+    pub fn of_stored(&self, stored: &RepoName) -> &Arc<Upstream> {
+        let first = stored.first_component();
+        let named = first.and_then(|first| {
+            let upstream = self.by_host(first)?;
+            (upstream.name() == first).then_some(upstream)
+        });
+        named.unwrap_or(&self.default)
+    }
+
     fn by_host(&self, host: &str) -> Option<&Arc<Upstream>> {
         // Hosts are written in lower case, nearly always.
         if host.bytes().any(|byte| byte.is_ascii_uppercase()) {

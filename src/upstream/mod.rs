@@ -58,7 +58,9 @@ pub use address::Network;
 pub use blobs::BlobStream;
 pub use body::BlobChunks;
 use credentials::Auth;
-pub use error::{Failure, Message, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation};
+pub use error::{
+    Failure, Message, NOT_FOUND, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation,
+};
 pub use guard::InternalTarget;
 pub use lists::UnparsedList;
 pub use login::Login;

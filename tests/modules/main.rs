@@ -20,13 +20,14 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "oci",
     "error_chain",
     "clock",
     "tasks",
     "workers",
     "metrics",
+    "line_writer",
     "config",
     "storage",
     "upstream",
@@ -68,6 +69,9 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "storage/content",
             "storage/modes",
             "cache/state/journal",
+            // The deny list and the audit log.
+            "access/deny_file",
+            "access/audit_file",
             "config",
             // The file of a unix socket.
             "server/listener",

@@ -1,3 +1,4 @@
+mod access;
 mod download;
 mod messages;
 mod storage;
@@ -106,7 +107,7 @@ fn defaults_without_a_file() {
 fn a_distribution_proxy_starts_unchanged() {
     let Loaded {
         config, warnings, ..
-    } = loaded(DISTRIBUTION, &[]);
+    } = loaded(DISTRIBUTION, &[("REGISTRY_PROXY_ANONYMOUS", "true")]);
     assert_eq!(
         warnings,
         [

@@ -14,6 +14,12 @@ REGISTRY_LOG_FORMATTER=logstash =>   formatter: json
 REGISTRY_LOG_FIELDS_SERVICE=mirror =>     service: mirror
 REGISTRY_LOG_FIELDS_MY_SITE=mirror =>     my_site: mirror
 REGISTRY_LOG_ACCESSLOG_DISABLED=true =>     disabled: true
+REGISTRY_LOG_AUDIT_FILE=/a/b =>     file: /a/b
+REGISTRY_LOG_AUDIT_STDERR=true =>     stderr: true
+REGISTRY_ACCESS=[{anyone: true, effect: allow}] => - anyone: true
+REGISTRY_DENY_IMAGES_0=a/b:* =>   - a/b:*
+REGISTRY_DENY={digests: []} => deny:
+REGISTRY_PROXY_ANONYMOUS=true =>   anonymous: true
 REGISTRY_STORAGE=inmemory =>   inmemory: {}
 REGISTRY_STORAGE_FILESYSTEM_MODE=0600 =>     mode: '0600'
 REGISTRY_HTTP_ADDR=127.0.0.1:1 =>   addr: 127.0.0.1:1
@@ -111,6 +117,7 @@ fn a_named_directory_needs_a_named_upstream() {
 fn variables_override_a_file() {
     let password = "p@ss: #1 {";
     let mut variables = vec![
+        ("REGISTRY_PROXY_ANONYMOUS", "true"),
         ("REGISTRY_PROXY_USERNAME", "other"),
         ("REGISTRY_PROXY_PASSWORD", password),
         ("REGISTRY_LOG_FIELDS_SERVICE", "mirror"),

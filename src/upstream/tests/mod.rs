@@ -30,6 +30,7 @@ pub(super) fn config(url: &str) -> config::Upstream {
         name: "test".into(),
         url: Url::parse(url).unwrap(),
         credentials: None,
+        anonymous: false,
         ca: None,
         insecure: false,
         plain_http: false,
