@@ -50,7 +50,7 @@ pub fn summary(config: &Config) -> Vec<String> {
     }
     lines.push("Anonymous callers:".to_owned());
     for upstream in config.proxy.all_upstreams() {
-        let may = |permission| rules.of_anonymous(&upstream.name, permission);
+        let may = |permission| rules.of_anonymous(&config.proxy, &upstream.name, permission);
         let account = if upstream.has_credentials() {
             ", with this mirror's account"
         } else {

@@ -8,7 +8,7 @@ use quick_cache::sync::Cache;
 use super::Resource;
 use crate::auth::{Caller, User};
 use crate::config::{AccessRule, Callers, Effect, Permission, Proxy};
-use crate::oci::RepoName;
+use crate::oci::{Pattern, RepoName};
 
 /// Repositories for which it is remembered which rules name them; the least used are forgotten.
 const MAX_REPOSITORIES: usize = 10_000;
@@ -115,33 +115,40 @@ impl Rules {
 
     /// What anonymous callers may do with an upstream's repositories: `all`, `nothing`, or what
     /// decides.
-    pub(super) fn of_anonymous(&self, upstream: &str, permission: Permission) -> String {
+    pub(super) fn of_anonymous(
+        &self,
+        proxy: &Proxy,
+        upstream: &str,
+        permission: Permission,
+    ) -> String {
         if self.rules.is_empty() {
             let effect = self.without_rules(true, upstream, permission);
             return word(effect == Effect::Allow).to_owned();
         }
+        // Those that may decide, up to one that decides everything else.
         let mut some = Vec::new();
+        let mut rest = Effect::Deny;
         for rule in &self.rules {
-            let of_upstream =
-                rule.upstreams.is_empty() || rule.upstreams.iter().any(|name| name == upstream);
             let of_action = rule.actions.is_empty() || rule.actions.contains(&permission);
-            if !of_upstream || !of_action || !(rule.callers.anyone || rule.callers.anonymous) {
+            let of_anonymous = rule.callers.anyone || rule.callers.anonymous;
+            if !of_action || !of_anonymous || !rule.concerns(proxy, upstream) {
                 continue;
             }
-            if rule.has_all_repositories() && rule.callers.networks.is_empty() {
-                if some.is_empty() {
-                    return word(rule.effect == Effect::Allow).to_owned();
-                }
-                some.push(rule.place.as_str());
+            some.push(rule);
+            if rule.has_all_of(upstream) && rule.callers.networks.is_empty() {
+                rest = rule.effect;
                 break;
             }
-            some.push(rule.place.as_str());
         }
-        if some.is_empty() {
-            word(false).to_owned()
-        } else {
-            format!("see {}", some.join(", "))
+        let allows = |rule: &&AccessRule| rule.effect == Effect::Allow;
+        if some.iter().all(allows) && rest == Effect::Allow {
+            return word(true).to_owned();
         }
+        if !some.iter().any(allows) {
+            return word(false).to_owned();
+        }
+        let places: Vec<_> = some.iter().map(|rule| rule.place.as_str()).collect();
+        format!("see {}", places.join(", "))
     }
 }
 
@@ -150,6 +157,26 @@ const fn word(allowed: bool) -> &'static str {
 }
 
 impl AccessRule {
+    /// Whether it can match repositories of an upstream.
+    fn concerns(&self, proxy: &Proxy, upstream: &str) -> bool {
+        let of_upstream = |pattern: &Pattern| {
+            let pattern = pattern.to_string();
+            let first = pattern.split('/').next().unwrap_or_default();
+            let mut named = proxy.upstreams.iter();
+            let named = named.find(|named| named.name == first);
+            first.contains('*') || named.unwrap_or(&proxy.default).name == upstream
+        };
+        (self.upstreams.is_empty() || self.upstreams.iter().any(|name| name == upstream))
+            && (self.repositories.is_empty() || self.repositories.iter().any(of_upstream))
+    }
+
+    /// Whether it matches all repositories of an upstream that it concerns.
+    fn has_all_of(&self, upstream: &str) -> bool {
+        let all = format!("{upstream}/**");
+        let mut patterns = self.repositories.iter();
+        self.has_all_repositories() || patterns.any(|pattern| pattern.to_string() == all)
+    }
+
     fn is_about(&self, resource: &Resource<'_>) -> bool {
         let of_upstream = self.upstreams.is_empty()
             || self.upstreams.iter().any(|name| name == resource.upstream);

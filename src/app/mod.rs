@@ -180,6 +180,11 @@ impl App {
         &self.shared.metrics
     }
 
+    /// The deny list, and the audit log of its changes.
+    pub fn denials(&self) -> &Denials {
+        &self.shared.denials
+    }
+
     /// Waits until a task that the server needs has panicked. The process should stop then: what
     /// the task worked on may be inconsistent.
     pub async fn failed(&self) -> Panicked {

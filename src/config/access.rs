@@ -150,15 +150,26 @@ fn rule(section: &Section<'_>, proxy: &Proxy) -> Option<AccessRule> {
     })
 }
 
-/// A list of which nothing is printed if it is empty.
+/// A list, which may be missing but not empty: a list that a template left empty would make the rule
+/// match more than its author meant.
 fn list<T: std::fmt::Display, E: std::fmt::Display>(
     section: &Section<'_>,
     key: &'static str,
-    parse: impl FnMut(&str, &str) -> Result<T, E>,
+    mut parse: impl FnMut(&str, &str) -> Result<T, E>,
 ) -> Vec<T> {
-    let values = section.values(key, parse);
+    let mut has_items = false;
+    let values = section.values(key, |text, path| {
+        has_items = true;
+        parse(text, path)
+    });
     if values.is_empty() {
         section.print_nothing(key);
+    }
+    if section.has(key) && !has_items {
+        section.reject(
+            key,
+            "is empty; remove the key, or write what the rule is for",
+        );
     }
     values
 }
@@ -205,7 +216,10 @@ fn callers(section: &Section<'_>) -> (Callers, bool) {
             "makes the rule match every caller; the others that it names have no effect",
         );
     }
-    let named = callers.anyone || by_name || !callers.networks.is_empty();
+    // Whatever is wrong with them has been reported.
+    let lists = ["users", "groups", "networks"];
+    let named =
+        callers.anyone || callers.anonymous || lists.into_iter().any(|key| section.has(key));
     callers.anyone |= !by_name;
     (callers, named)
 }

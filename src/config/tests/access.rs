@@ -58,7 +58,7 @@ fn each_upstream_with_an_account_needs_its_own_word() {
     let text = format!("version: 0.1\nproxy:\n  remoteurl: https://a.example\n{named}");
     let found = problems(&text, &[]);
     assert_eq!(found.len(), 1);
-    assert!(found[0].starts_with("config.yml:6: everyone"), "{found:?}");
+    assert!(found[0].starts_with("config.yml:7: everyone"), "{found:?}");
     let advice = "proxy.upstreams[0].anonymous: true  # everyone may; or \
                   REGISTRY_PROXY_UPSTREAMS_0_ANONYMOUS=true";
     assert!(found[0].ends_with(advice), "{found:?}");
@@ -111,7 +111,7 @@ fn rules_may_come_from_variables() {
     ];
     let Loaded { config, .. } = parse("version: 0.1", "c", environment(&variables)).unwrap();
     let rule = &config.access.rules[0];
-    assert_eq!(rule.place, "REGISTRY_ACCESS_0_EFFECT");
+    assert_eq!(rule.place, "REGISTRY_ACCESS_0_ACTIONS_0");
     assert_eq!(rule.actions, [Permission::Pull]);
 }
 

@@ -120,12 +120,16 @@ access: [{upstreams: [quay.io], effect: deny}]
 => 2: `access[0].upstreams[0]` is "quay.io"; no upstream has this name; write one of proxy.upstreams, or the default's
 access: [{repositories: [A/*], effect: deny}]
 => 2: `access[0].repositories[0]` is "A/*"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
+access: [{repositories: [], effect: deny}]
+=> 2: `access[0].repositories` is empty; remove the key, or write what the rule is for
+access: [{users: , effect: allow}]
+=> 2: `access[0].users` is empty; remove the key, or write what the rule is for
 access: [{actions: [read], effect: deny}]
 => 2: `access[0].actions[0]` is "read"; write pull, push, delete or list
 access: [{user: [a], effect: deny}]
 => 2: unknown key `access[0].user`; did you mean `access[0].users`?
 deny: {digests: ['sha256:1']}
-=> 2: `deny.digests[0]` is "sha256:1"; DIGESTERROR
+=> 2: `deny.digests[0]` is "sha256:1"; the hexadecimal part is not the algorithm's length of lower-case digits
 deny: {images: ['A']}
 => 2: `deny.images[0]` is "A"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
 log: {audit: {file: a, stderr: true}}

@@ -265,7 +265,10 @@ fn files_are_read_up_to_a_limit_and_found_by_argument_or_variable() {
     let path = files.path().join("config.yml");
     let load_file = |text: &[u8]| {
         std::fs::write(&path, text).unwrap();
-        load(Some(&path), environment(&[]))
+        load(
+            Some(&path),
+            environment(&[("REGISTRY_PROXY_ANONYMOUS", "true")]),
+        )
     };
     assert!(load_file(DISTRIBUTION.as_bytes()).is_ok());
     assert!(matches!(load_file(b"\xff"), Err(ConfigError::Read { .. })));
