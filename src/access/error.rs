@@ -89,3 +89,22 @@ pub enum DenyError {
     #[error("the deny list wasn't saved: its task ended")]
     Lost,
 }
+
+impl Classified for DenyError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Reference(_)
+            | Self::Reason
+            | Self::Full
+            | Self::Unknown(_)
+            | Self::Configured(_) => ErrorKind::BadRequest,
+            Self::Read { .. } | Self::Invalid { .. } | Self::Save { .. } | Self::Lost => {
+                ErrorKind::Internal
+            }
+        }
+    }
+
+    fn reason(&self) -> Cow<'static, str> {
+        self.to_string().into()
+    }
+}

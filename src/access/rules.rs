@@ -16,7 +16,7 @@ const MAX_REPOSITORIES: usize = 10_000;
 /// The rules of the configuration. They don't change.
 #[derive(Debug)]
 pub(super) struct Rules {
-    rules: Vec<AccessRule>,
+    all: Vec<AccessRule>,
     /// Whether callers can say who they are.
     has_users: bool,
     /// The upstreams from which anonymous callers may pull where there are no rules.
@@ -39,7 +39,7 @@ impl Rules {
         let upstreams = proxy.into_iter().flat_map(Proxy::all_upstreams);
         let anonymous = upstreams.filter(|upstream| upstream.anonymous);
         Self {
-            rules,
+            all: rules,
             has_users,
             anonymous: anonymous.map(|upstream| upstream.name.clone()).collect(),
             matching: Cache::new(MAX_REPOSITORIES),
@@ -47,7 +47,7 @@ impl Rules {
     }
 
     pub(super) fn all(&self) -> &[AccessRule] {
-        &self.rules
+        &self.all
     }
 
     pub(super) const fn has_users(&self) -> bool {
@@ -56,12 +56,12 @@ impl Rules {
 
     /// Whether everyone may pull and list everything.
     pub(super) const fn is_open(&self) -> bool {
-        self.rules.is_empty() && !self.has_users
+        self.all.is_empty() && !self.has_users
     }
 
     /// Whether some rule hides what it denies.
     pub(super) fn hides(&self) -> bool {
-        self.rules.iter().any(|rule| rule.effect == Effect::Hide)
+        self.all.iter().any(|rule| rule.effect == Effect::Hide)
     }
 
     /// The first matching rule decides.
@@ -71,9 +71,9 @@ impl Rules {
         resource: &Resource<'_>,
         permission: Permission,
     ) -> Verdict<'_> {
-        if !self.rules.is_empty() {
+        if !self.all.is_empty() {
             let matching = self.matching(resource);
-            let mut rules = matching.iter().filter_map(|at| self.rules.get(*at));
+            let mut rules = matching.iter().filter_map(|at| self.all.get(*at));
             let rule = rules.find(|rule| {
                 (rule.actions.is_empty() || rule.actions.contains(&permission))
                     && rule.callers.matches(caller)
@@ -105,7 +105,7 @@ impl Rules {
         if let Some(known) = self.matching.get(resource.repository) {
             return known;
         }
-        let rules = self.rules.iter().enumerate();
+        let rules = self.all.iter().enumerate();
         let rules = rules.filter(|(_, rule)| rule.is_about(resource));
         let matching: Arc<[usize]> = rules.map(|(at, _)| at).collect();
         self.matching
@@ -121,14 +121,14 @@ impl Rules {
         upstream: &str,
         permission: Permission,
     ) -> String {
-        if self.rules.is_empty() {
+        if self.all.is_empty() {
             let effect = self.without_rules(true, upstream, permission);
             return word(effect == Effect::Allow).to_owned();
         }
         // Those that may decide, up to one that decides everything else.
         let mut some = Vec::new();
         let mut rest = Effect::Deny;
-        for rule in &self.rules {
+        for rule in &self.all {
             let of_action = rule.actions.is_empty() || rule.actions.contains(&permission);
             let of_anonymous = rule.callers.anyone || rule.callers.anonymous;
             if !of_action || !of_anonymous || !rule.concerns(proxy, upstream) {

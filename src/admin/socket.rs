@@ -12,7 +12,6 @@ use hyper::client::conn::http1;
 
 use super::operate::{OperateError, Operation, Operator};
 use super::{JSON, response};
-use crate::access::DenyError;
 use crate::error_chain::on_one_line;
 use crate::oci::error::first_error;
 use crate::oci::{Classified, ErrorKind};
@@ -42,19 +41,7 @@ impl Classified for OperateError {
             Self::Body(_) => ErrorKind::TooLarge,
             Self::NotReady(_) => ErrorKind::Busy,
             Self::Store(_) => ErrorKind::Internal,
-            Self::Deny(
-                DenyError::Reference(_)
-                | DenyError::Reason
-                | DenyError::Full
-                | DenyError::Unknown(_)
-                | DenyError::Configured(_),
-            ) => ErrorKind::BadRequest,
-            Self::Deny(
-                DenyError::Read { .. }
-                | DenyError::Invalid { .. }
-                | DenyError::Save { .. }
-                | DenyError::Lost,
-            ) => ErrorKind::Internal,
+            Self::Deny(error) => error.kind(),
         }
     }
 

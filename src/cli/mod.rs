@@ -251,13 +251,10 @@ fn check(path: Option<&Path>) -> anyhow::Result<()> {
         .map_err(|error| placed(error, &config, &places))?;
     print(&effective)?;
     // As comments: what is printed is a configuration.
-    let summary = access::summary(&config);
-    print(
-        &summary
-            .iter()
-            .map(|line| format!("# {line}\n"))
-            .collect::<String>(),
-    )
+    let mut comments = access::summary(&config).join("\n# ");
+    comments.insert_str(0, "# ");
+    comments.push('\n');
+    print(&comments)
 }
 
 /// What is probably not meant, each with its file and line.

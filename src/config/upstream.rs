@@ -25,6 +25,10 @@ const MAX_SCOPE: usize = 1024;
 
 /// A registry that is mirrored.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "switches of the operator's, which don't depend on each other"
+)]
 pub struct Upstream {
     /// One component of a repository name, such as `ghcr.io`; the default upstream's, which only
     /// logs and metrics show, may have a port.

@@ -217,8 +217,19 @@ impl Service {
                 cache_status: cache_status::failed(Named::by(action), Exchange::failed(error)),
                 ..refusal
             },
-            CallError::Denied(Denied::Caller(_) | Denied::Hidden(_) | Denied::Listed(_)) => refusal,
-            CallError::Caller(_) | CallError::Denied(Denied::Anonymous(_)) => Refusal {
+            // The audit log has it.
+            CallError::Denied(Denied::Caller(_) | Denied::Hidden(_) | Denied::Listed(_)) => {
+                Refusal {
+                    log: None,
+                    ..refusal
+                }
+            }
+            CallError::Denied(Denied::Anonymous(_)) => Refusal {
+                challenge: self.authenticator.challenge(),
+                log: None,
+                ..refusal
+            },
+            CallError::Caller(_) => Refusal {
                 challenge: self.authenticator.challenge(),
                 ..refusal
             },
