@@ -10,43 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use super::{DenyError, deny_file};
+use super::entry::{MAX_ENTRIES, MAX_IMAGES, MAX_REASON};
+use super::{DeniedEntry, DenyError, deny_file};
 use crate::config::DenyConfig;
 use crate::oci::{Digest, ImagePattern, Reference, RepoName};
-
-/// The most entries.
-pub(super) const MAX_ENTRIES: usize = 10_000;
-/// The most entries that are patterns of images: each is compared with each request.
-pub(super) const MAX_IMAGES: usize = 1_000;
-/// The longest reason, in bytes.
-pub(super) const MAX_REASON: usize = 1_000;
-
-/// An entry of the deny list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeniedEntry {
-    /// A digest, or a pattern of `repository` or `repository:tag`.
-    pub reference: String,
-    /// What clients are told.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// RFC 3339; none for an entry of the configuration.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub added: Option<String>,
-}
-
-impl DeniedEntry {
-    pub(super) fn because(&self) -> String {
-        let reason = self.reason.as_ref();
-        reason.map_or_else(String::new, |reason| format!(": {reason}"))
-    }
-
-    fn is_configured(&self) -> bool {
-        self.added.is_none()
-    }
-}
 
 /// What an entry denies.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -59,12 +59,12 @@ pub enum DenyError {
          have * and **"
     )]
     Reference(String),
-    #[error("the reason has more than {} bytes", super::deny::MAX_REASON)]
+    #[error("the reason has more than {} bytes", super::entry::MAX_REASON)]
     Reason,
     #[error(
         "the deny list is full: it has at most {} entries, and {} of them are images",
-        super::deny::MAX_ENTRIES,
-        super::deny::MAX_IMAGES
+        super::entry::MAX_ENTRIES,
+        super::entry::MAX_IMAGES
     )]
     Full,
     #[error("{0} isn't on the deny list")]

@@ -12,6 +12,7 @@ mod audit;
 mod audit_file;
 mod deny;
 mod deny_file;
+mod entry;
 mod error;
 mod explain;
 mod hide;
@@ -28,7 +29,8 @@ use crate::oci::{Digest, Reference, RepoName};
 
 pub use crate::config::Permission;
 pub use audit::{Audit, AuditEvent};
-pub use deny::{DeniedEntry, DenyList, Watch};
+pub use deny::{DenyList, Watch};
+pub use entry::DeniedEntry;
 pub use error::{Denied, DenyError};
 pub use explain::{explain, summary};
 use hide::NotFoundTimes;

@@ -414,13 +414,13 @@ async fn the_deny_list_refuses_what_is_no_reference_and_is_bounded() {
         let error = list.add(bad, None, NOW.to_owned()).await.unwrap_err();
         assert!(matches!(error, DenyError::Reference(_)), "{bad}: {error}");
     }
-    let long = "x".repeat(deny::MAX_REASON + 1);
+    let long = "x".repeat(entry::MAX_REASON + 1);
     let error = list
         .add("a/b", Some(long), NOW.to_owned())
         .await
         .unwrap_err();
     assert!(matches!(error, DenyError::Reason));
-    for number in 0..deny::MAX_IMAGES {
+    for number in 0..entry::MAX_IMAGES {
         list.add(&format!("a/{number}"), None, NOW.to_owned())
             .await
             .unwrap();

@@ -1,9 +1,11 @@
 //! `millpond check`: what it finds, and that it names the place.
 #![cfg(unix)]
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 struct Site(TempDir);
@@ -277,4 +279,57 @@ fn a_reference_registry_with_an_account_starts_with_one_variable() {
     let text = String::from_utf8(output.stdout).unwrap();
     let line = "#   docker.io: pull all; list all, with this mirror's account\n";
     assert!(text.contains(line), "{text}");
+}
+
+#[test]
+fn an_open_server_says_so_at_its_start() {
+    const OPEN: &str = "everyone who can reach this address may pull";
+    let account = ["  username: someone", "  password: s3cret"];
+    for (address, more, variables, is_open) in [
+        // With an account, the variable is needed.
+        (
+            ":0",
+            account.as_slice(),
+            [("REGISTRY_PROXY_ANONYMOUS", "true")].as_slice(),
+            true,
+        ),
+        (":0", &[], &[], true),
+        ("127.0.0.1:0", &account, &[], false),
+        (
+            ":0",
+            &["access: [{networks: [10.0.0.0/8], effect: allow}]"],
+            &[],
+            false,
+        ),
+    ] {
+        let addr = format!("  addr: '{address}'");
+        let mut lines = vec![
+            "version: 0.1",
+            "storage: {inmemory: {}}",
+            "http:",
+            &addr,
+            "proxy:",
+            "  remoteurl: https://registry-1.docker.io",
+        ];
+        lines.extend(more);
+        let site = Site::new(&lines);
+        let mut program = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        program
+            .args(["serve", "--config"])
+            .arg(site.path().join("c.yml"));
+        let program = program
+            .envs(variables.iter().copied())
+            .stderr(Stdio::piped());
+        let mut child = program.spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut text = String::new();
+        while !text.contains("millpond is ready") {
+            assert!(log.read_line(&mut text).unwrap() > 0, "{text}");
+        }
+        let pid = Pid::from_raw(child.id().try_into().unwrap()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        log.read_to_string(&mut text).unwrap();
+        assert!(child.wait().unwrap().success(), "{text}");
+        assert_eq!(text.contains(OPEN), is_open, "{address}: {text}");
+    }
 }
