@@ -41,6 +41,7 @@ pub mod clock;
 pub mod config;
 pub mod download;
 pub mod error_chain;
+pub mod line_writer;
 pub mod metrics;
 pub mod mirror;
 pub mod oci;

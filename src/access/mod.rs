@@ -1,22 +1,41 @@
-//! What callers may do.
+//! What callers may do: the rules of the configuration (`rules`), of which the first that matches
+//! decides, the deny list (`deny`) that stands above them, and the audit log (`audit`).
 //!
-//! What must never happen: a request for a denied name reaches an upstream.
+//! A request is decided before anything is looked up for it ([`Access::decide`]), and once more by the
+//! digest that its tag turned out to name ([`Access::decide_content`]). A response that is being sent
+//! is watched ([`Watch`]), so that a new entry of the deny list ends it.
+//!
+//! What must never happen: a request for a denied name reaches an upstream; a caller can tell a hidden
+//! repository from one that doesn't exist; a refusal is missing from the audit log without a word.
 
+mod audit;
+mod audit_file;
+mod deny;
+mod deny_file;
+mod entry;
 mod error;
+mod explain;
+mod hide;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::auth::Caller;
-use crate::oci::{Reference, RepoName};
+use crate::config::{AccessRule, Effect, Proxy};
+use crate::oci::{Digest, Reference, RepoName};
 
-pub use error::Denied;
-
-/// What a caller wants to do with a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Permission {
-    /// Read a manifest, a blob or referrers.
-    Pull,
-    /// List tags.
-    List,
-}
+pub use crate::config::Permission;
+pub use audit::{Audit, AuditEvent};
+pub use deny::{DenyList, Watch};
+pub use entry::DeniedEntry;
+pub use error::{Denied, DenyError};
+pub use explain::{explain, summary};
+use hide::NotFoundTimes;
+use rules::Rules;
+pub use rules::Verdict;
 
 /// What a caller wants to access.
 #[derive(Debug, Clone, Copy)]
@@ -29,18 +48,223 @@ pub struct Resource<'a> {
     pub reference: Option<&'a Reference>,
 }
 
-/// The rules.
-#[derive(Debug, Default)]
-pub struct Access {}
+/// Decides what callers may do. The default permits everyone to pull and list everything.
+#[derive(Debug)]
+pub struct Access {
+    rules: Rules,
+    hides: bool,
+    denied: Arc<DenyList>,
+    audit: Audit,
+    not_found: NotFoundTimes,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self::over(Rules::new(Vec::new(), false, None))
+    }
+}
 
 impl Access {
-    /// Decides whether a caller may do something.
+    /// `has_users`: whether callers can say who they are. Nothing is denied besides, and nothing
+    /// logged.
+    pub fn new(rules: Vec<AccessRule>, has_users: bool, proxy: &Proxy) -> Self {
+        Self::over(Rules::new(rules, has_users, Some(proxy)))
+    }
+
+    fn over(rules: Rules) -> Self {
+        Self {
+            hides: rules.hides(),
+            rules,
+            denied: Arc::default(),
+            audit: Audit::default(),
+            not_found: NotFoundTimes::default(),
+        }
+    }
+
+    /// The same with a deny list and an audit log.
+    #[must_use]
+    pub fn with(self, denied: Arc<DenyList>, audit: Audit) -> Self {
+        Self {
+            denied,
+            audit,
+            ..self
+        }
+    }
+
+    /// The deny list and the audit log, for operators.
+    pub fn denials(&self) -> Denials {
+        Denials {
+            list: Arc::clone(&self.denied),
+            audit: self.audit.clone(),
+        }
+    }
+
+    /// Where pushes and deletions are logged.
+    pub const fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// Whether everyone may pull and list everything that isn't on the deny list.
+    pub const fn is_open(&self) -> bool {
+        self.rules.is_open()
+    }
+
+    /// Decides whether a caller may do something, and logs a refusal.
     pub fn decide(
         &self,
-        _caller: &Caller,
-        _resource: &Resource<'_>,
-        _permission: Permission,
+        caller: &Caller,
+        resource: &Resource<'_>,
+        permission: Permission,
     ) -> Result<(), Denied> {
+        self.check(caller, resource, permission)
+            .inspect_err(|denied| self.audit.refused(caller, resource, permission, denied))
+    }
+
+    fn check(
+        &self,
+        caller: &Caller,
+        resource: &Resource<'_>,
+        permission: Permission,
+    ) -> Result<(), Denied> {
+        if !self.is_open() {
+            self.check_rules(caller, resource, permission)?;
+        }
+        let listed = self
+            .denied
+            .of_request(resource.repository, resource.reference);
+        listed.map_or(Ok(()), |entry| Err(Denied::Listed(entry)))
+    }
+
+    fn check_rules(
+        &self,
+        caller: &Caller,
+        resource: &Resource<'_>,
+        permission: Permission,
+    ) -> Result<(), Denied> {
+        let Verdict { effect, rule } = self.rules.verdict(caller, resource, permission);
+        let place = || rule.map(|rule| rule.place.as_str().into());
+        match effect {
+            Effect::Allow => Ok(()),
+            Effect::Hide => Err(Denied::Hidden(place().unwrap_or_default())),
+            Effect::Deny if caller.user.is_none() && self.rules.has_users() => {
+                Err(Denied::Anonymous(place()))
+            }
+            Effect::Deny => Err(Denied::Caller(place())),
+        }
+    }
+
+    /// Decides about the content that a request turned out to mean: a tag names a digest that may be
+    /// on the deny list. Logs a refusal.
+    pub fn decide_content(
+        &self,
+        caller: &Caller,
+        resource: &Resource<'_>,
+        digest: &Digest,
+    ) -> Result<(), Denied> {
+        let Some(entry) = self.denied.of_digest(digest) else {
+            return Ok(());
+        };
+        let denied = Denied::Listed(entry);
+        self.audit
+            .refused(caller, resource, Permission::Pull, &denied);
+        Err(denied)
+    }
+
+    /// Whether the catalog shows a repository: its tags can be listed, or it can be pulled.
+    pub fn shows(&self, caller: &Caller, upstream: &str, repository: &RepoName) -> bool {
+        let resource = Resource {
+            upstream,
+            repository,
+            reference: None,
+        };
+        let mut permissions = [Permission::List, Permission::Pull].into_iter();
+        permissions.any(|permission| self.check_rules(caller, &resource, permission).is_ok())
+    }
+
+    /// Why a caller who can see no repository at all gets no catalog: it may once it has said who it
+    /// is.
+    pub fn decide_empty_catalog(&self, caller: &Caller) -> Result<(), Denied> {
+        if self.rules.has_users() && caller.user.is_none() {
+            return Err(Denied::Anonymous(None));
+        }
         Ok(())
+    }
+
+    /// Looks after a response with this content.
+    pub fn watch(&self, repository: &RepoName, digest: Digest) -> Watch {
+        Watch::new(&self.denied, repository, Reference::Digest(digest))
+    }
+
+    /// Whether a rule hides repositories. Then all that an upstream doesn't have, or doesn't give to
+    /// this mirror, is answered alike.
+    pub const fn hides(&self) -> bool {
+        self.hides
+    }
+
+    /// Remembers how long it took to learn that an upstream has no such thing.
+    pub fn took_to_find_nothing(&self, time: Duration) {
+        self.not_found.note(time);
+    }
+
+    /// Waits as long as an upstream takes to say that it has no such thing.
+    pub async fn wait_like_not_found(&self) {
+        tokio::time::sleep(self.not_found.any()).await;
+    }
+}
+
+/// Changes the deny list, and logs that.
+#[derive(Debug, Clone, Default)]
+pub struct Denials {
+    list: Arc<DenyList>,
+    audit: Audit,
+}
+
+impl Denials {
+    pub fn new(list: Arc<DenyList>, audit: Audit) -> Self {
+        Self { list, audit }
+    }
+
+    /// Where changes are logged.
+    pub const fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// All entries, sorted.
+    pub fn list(&self) -> Vec<DeniedEntry> {
+        self.list.list()
+    }
+
+    /// Adds an entry, in effect at once. `added` is the time (RFC 3339).
+    pub async fn add(
+        &self,
+        reference: &str,
+        reason: Option<String>,
+        added: String,
+    ) -> Result<DeniedEntry, DenyError> {
+        let result = self
+            .list
+            .add(reference, reason.clone(), added.clone())
+            .await;
+        match &result {
+            Ok(entry) => self.audit.list_changed(AuditEvent::Denied, entry),
+            // In effect all the same.
+            Err(DenyError::Save { .. }) => {
+                let entry = DeniedEntry {
+                    reference: reference.to_owned(),
+                    reason,
+                    added: Some(added),
+                };
+                self.audit.list_changed(AuditEvent::Denied, &entry);
+            }
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// Removes an entry that was added at run time.
+    pub async fn remove(&self, reference: &str) -> Result<DeniedEntry, DenyError> {
+        let removed = self.list.remove(reference).await?;
+        self.audit.list_changed(AuditEvent::DenialRemoved, &removed);
+        Ok(removed)
     }
 }

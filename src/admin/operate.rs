@@ -7,10 +7,12 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::{Denials, DenyError};
 use crate::cache::{
     Cache, EntryView, ImageView, LinkKind, NotReady, ScrubSettings, Selection, SelectionError,
     StoreError,
 };
+use crate::clock::Clock;
 use crate::oci::Digest;
 use crate::server::RequestBodyError;
 
@@ -28,6 +30,16 @@ pub enum Operation {
     /// Removes what a `repository`, `repository:tag` (patterns) or `repository@digest` selects: the
     /// [`Entry`]s of that.
     Purge { reference: String, dry_run: bool },
+    /// Denies a digest, a `repository` or a `repository:tag` (patterns) from now on: the
+    /// [`DeniedEntry`](crate::access::DeniedEntry).
+    DenyAdd {
+        reference: String,
+        reason: Option<String>,
+    },
+    /// Removes an entry of the deny list: that entry.
+    DenyRemove { reference: String },
+    /// The entries of the deny list.
+    DenyList,
 }
 
 /// A page, and where the next one begins.
@@ -78,6 +90,8 @@ pub struct Leftovers {
 #[derive(Debug, Clone)]
 pub struct Operator {
     pub cache: Cache,
+    pub denials: Denials,
+    pub clock: Clock,
 }
 
 /// Why an operation isn't carried out.
@@ -96,12 +110,21 @@ pub enum OperateError {
     Store(#[from] StoreError),
     #[error(transparent)]
     NotReady(#[from] NotReady),
+    #[error(transparent)]
+    Deny(#[from] DenyError),
 }
 
 impl Operator {
     /// Carries out an operation. Returns its result as JSON.
     pub async fn run(&self, operation: Operation) -> Result<Vec<u8>, OperateError> {
-        if !matches!(operation, Operation::Leftovers) {
+        // The others need the index.
+        if !matches!(
+            operation,
+            Operation::Leftovers
+                | Operation::DenyAdd { .. }
+                | Operation::DenyRemove { .. }
+                | Operation::DenyList
+        ) {
             self.cache.ready().await?;
         }
         let json = match operation {
@@ -126,6 +149,18 @@ impl Operator {
             Operation::Purge { reference, dry_run } => {
                 serde_json::to_vec(&self.purge(reference, dry_run).await?)
             }
+            Operation::DenyAdd { reference, reason } => {
+                let added = time(self.clock.wall());
+                let added = self.denials.add(&reference, reason, added).await?;
+                tracing::warn!(reference = added.reference, "denied by an operator");
+                serde_json::to_vec(&added)
+            }
+            Operation::DenyRemove { reference } => {
+                let removed = self.denials.remove(&reference).await?;
+                tracing::warn!(reference = removed.reference, "no longer denied");
+                serde_json::to_vec(&removed)
+            }
+            Operation::DenyList => serde_json::to_vec(&self.denials.list()),
         };
         Ok(json?)
     }

@@ -41,6 +41,7 @@ impl Classified for OperateError {
             Self::Body(_) => ErrorKind::TooLarge,
             Self::NotReady(_) => ErrorKind::Busy,
             Self::Store(_) => ErrorKind::Internal,
+            Self::Deny(error) => error.kind(),
         }
     }
 

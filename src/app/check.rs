@@ -86,7 +86,8 @@ impl StartError {
             Self::PemFile { upstream, key, .. } => {
                 return Some(upstream_key(config, upstream, key));
             }
-            Self::Address(_) => return None,
+            Self::Audit(_) => "log.audit.file",
+            Self::Address(_) | Self::Deny(_) => return None,
         };
         Some(key.to_owned())
     }

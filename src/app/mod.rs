@@ -1,5 +1,6 @@
 //! Wires the modules together; owns every task and the way to stop.
 
+mod access;
 mod cache;
 mod check;
 mod descriptors;
@@ -19,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use listeners::ListenersTls;
 
+use crate::access::{Denials, DenyError};
 use crate::admin::Admin;
 use crate::admin::health::Health;
 use crate::admin::operate::Operator;
@@ -62,6 +64,10 @@ pub enum StartError {
         key: &'static str,
         source: std::io::Error,
     },
+    #[error(transparent)]
+    Deny(#[from] DenyError),
+    #[error("the audit log can't be started: {0}")]
+    Audit(std::io::Error),
 }
 
 /// A running mirror.
@@ -82,6 +88,8 @@ struct Shared {
     cache: Cache,
     metrics: Arc<Metrics>,
     clock: Clock,
+    /// The deny list and the audit log.
+    denials: Denials,
     /// Connections, downloads and other work of requests: a stop waits for these tasks.
     tasks: TaskTracker,
     /// What the server needs for as long as it runs.
@@ -114,6 +122,7 @@ impl App {
         let stop_now = CancellationToken::new();
         let tls = ListenersTls::load(config, clock, &metrics)?;
         let upstreams = upstreams(&config.proxy, clock, &metrics)?;
+        let access = access::access(config, clock, &metrics).await?;
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),
@@ -126,6 +135,7 @@ impl App {
             cache,
             metrics,
             clock,
+            denials: access.denials(),
             tasks: TaskTracker::new(),
             background,
             stop_accepting: CancellationToken::new(),
@@ -137,7 +147,7 @@ impl App {
             mirror,
             Gate {
                 authenticator: Authenticator::new(config.proxy.takes_logins()),
-                ..Gate::default()
+                access,
             },
             Arc::clone(&shared.metrics),
             settings(config),
@@ -194,6 +204,11 @@ impl App {
         &self.shared.metrics
     }
 
+    /// The deny list, and the audit log of its changes.
+    pub fn denials(&self) -> &Denials {
+        &self.shared.denials
+    }
+
     /// Waits until a task that the server needs has panicked. The process should stop then: what
     /// the task worked on may be inconsistent.
     pub async fn failed(&self) -> Panicked {
@@ -214,6 +229,7 @@ impl App {
         if saved.await.is_err() {
             tracing::warn!("the expiry state could not be saved in time; its journal has it");
         }
+        self.shared.denials.audit().flush().await;
         clean
     }
 
@@ -360,14 +376,18 @@ impl Serving<'_> {
         let listener = match Listener::bind(&config::Listen::Unix(path)).await {
             Ok(listener) => listener,
             Err(error) => {
-                tracing::warn!(error = %on_one_line(&error), "ls, du and purge work only while the server is stopped");
+                tracing::warn!(error = %on_one_line(&error), "the commands on a running server work only while it is stopped");
                 return;
             }
         };
         match listener.make_private() {
             Ok(()) => {
-                let cache = self.shared.cache.clone();
-                self.serve("admin socket", listener, Arc::new(Operator { cache }));
+                let operator = Operator {
+                    cache: self.shared.cache.clone(),
+                    denials: self.shared.denials.clone(),
+                    clock: self.shared.clock,
+                };
+                self.serve("admin socket", listener, Arc::new(operator));
             }
             Err(error) => {
                 tracing::warn!(error = %on_one_line(&error), "the admin socket can't be made private");

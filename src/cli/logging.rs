@@ -1,8 +1,7 @@
 //! Logs on standard error, as text or JSON. A log call never waits for standard error and never
-//! fails because of it ([`writer`]).
+//! fails because of it ([`line_writer`](crate::line_writer)).
 
 mod format;
-mod writer;
 
 use std::io::{self, IsTerminal as _};
 use std::panic;
@@ -17,22 +16,22 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{self, Log, LogFormat};
 use crate::error_chain::on_one_line;
+use crate::line_writer::LineWriter;
 use format::{JsonLine, TextFields, rendered};
-pub(super) use writer::LogWriter;
 
 /// How long the exit of the process waits for the last lines to be written.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
 
 /// The log of this process.
 pub(super) struct Logs {
-    writer: Arc<LogWriter>,
+    writer: Arc<LineWriter>,
     format: LogFormat,
 }
 
 impl Logs {
     /// Starts logging, panics included. A second call changes nothing.
     pub(super) fn start(log: &Log) -> io::Result<Self> {
-        let writer = LogWriter::start(io::stderr(), format::notice(log))?;
+        let writer = LineWriter::start(io::stderr(), format::notice(log))?;
         let colours = io::stderr().is_terminal() && config::colours_wanted();
         if let Err(error) = subscriber(log, colours, Arc::clone(&writer)).try_init() {
             tracing::debug!(error = %on_one_line(&error), "logging had been started before");
@@ -53,7 +52,7 @@ impl Logs {
     }
 
     /// The writer, for its counter.
-    pub(super) fn writer(&self) -> &LogWriter {
+    pub(super) fn writer(&self) -> &LineWriter {
         &self.writer
     }
 

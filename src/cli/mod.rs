@@ -1,6 +1,7 @@
 //! The command line: `serve`, `check`, and the operators' commands on the cache.
 
 mod allocator;
+mod explain;
 mod logging;
 mod operate;
 mod serve;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+use crate::access;
 use crate::app::{self, App, StartError};
 use crate::cache::ScrubSettings;
 use crate::config::{self, Config, Loaded, Places};
@@ -78,6 +80,51 @@ enum Command {
         #[command(flatten)]
         located: Located,
     },
+    /// Deny images in an emergency, whatever the rules say
+    ///
+    /// Works on the running server, else on the data directory. Running responses with denied content
+    /// are broken off.
+    #[command(subcommand)]
+    Deny(DenyCommand),
+    /// Explain the rules of access
+    #[command(subcommand)]
+    Access(AccessCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum DenyCommand {
+    /// Deny a digest, a repository or tags of it, at once and until it is removed
+    ///
+    /// A denied digest is refused in every repository, also where a tag names it. A denied tag can
+    /// still be pulled by its digest: deny that, too.
+    Add {
+        /// sha256:..., a repository or repository:tag (each may have the wildcards * and **)
+        #[arg(value_name = "REF|DIGEST")]
+        reference: String,
+        /// What clients are told
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        located: Located,
+    },
+    /// Remove an entry that `add` has made
+    Remove {
+        /// The entry, as `list` shows it
+        #[arg(value_name = "REF|DIGEST")]
+        reference: String,
+        #[command(flatten)]
+        located: Located,
+    },
+    /// List what is denied
+    List(Listing),
+}
+
+#[derive(Debug, Subcommand)]
+enum AccessCommand {
+    /// Say which rule decides what a caller may do with a repository
+    ///
+    /// Reads the configuration only: the deny list isn't consulted.
+    Explain(explain::Question),
 }
 
 #[derive(Debug, clap::Args)]
@@ -140,10 +187,24 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             dry_run,
             located,
         } => operate::purge(&located, reference, dry_run),
+        Command::Deny(command) => deny(command),
+        Command::Access(AccessCommand::Explain(question)) => explain::explain(&question),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
+    }
+}
+
+fn deny(command: DenyCommand) -> anyhow::Result<()> {
+    match command {
+        DenyCommand::Add {
+            reference,
+            reason,
+            located,
+        } => operate::deny(&located, &reference, reason),
+        DenyCommand::Remove { reference, located } => operate::permit(&located, &reference),
+        DenyCommand::List(Listing { json, located }) => operate::denied(&located, json),
     }
 }
 
@@ -189,7 +250,12 @@ fn check(path: Option<&Path>) -> anyhow::Result<()> {
         .context("the runtime can't be started")?
         .block_on(App::check(&config))
         .map_err(|error| placed(error, &config, &places))?;
-    print(&effective)
+    print(&effective)?;
+    // As comments: what is printed is a configuration.
+    let mut comments = access::summary(&config).join("\n# ");
+    comments.insert_str(0, "# ");
+    comments.push('\n');
+    print(&comments)
 }
 
 /// What is probably not meant, each with its file and line.
@@ -220,7 +286,18 @@ mod tests {
 
     #[test]
     fn every_command_takes_the_same_option() {
-        for command in ["serve", "check", "ls", "du", "scrub", "purge a"] {
+        for command in [
+            "serve",
+            "check",
+            "ls",
+            "du",
+            "scrub",
+            "purge a",
+            "deny add a",
+            "deny remove a",
+            "deny list",
+            "access explain a b",
+        ] {
             for option in ["--config=c.yml", "-c=c.yml"] {
                 let words = command.split(' ').chain([option]);
                 let parsed = Arguments::try_parse_from(["millpond"].into_iter().chain(words));

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::table::{Table, bytes};
 use super::{Located, load, print, print_json, say};
+use crate::access::{Audit, Denials, DeniedEntry, DenyList};
 use crate::admin::operate::{Entry, Image, Leftovers, Operation, Operator, Page};
 use crate::admin::socket::Client;
 use crate::app;
@@ -81,7 +82,13 @@ impl Backend {
             tasks,
             &stop,
         );
-        Ok(Self::Own(Operator { cache }))
+        let denied = Layout::new(root).denied();
+        let denied = DenyList::open(&config.access.deny, Some(denied)).await?;
+        Ok(Self::Own(Operator {
+            cache,
+            denials: Denials::new(Arc::new(denied), Audit::default()),
+            clock: Clock::system(),
+        }))
     }
 
     /// Warns that no server can start meanwhile, if the command works on the data directory itself.
@@ -251,6 +258,50 @@ pub(super) fn scrub(located: &Located, settings: ScrubSettings) -> anyhow::Resul
         "{left} blobs are not what their digests say; --repair sets corrupt ones aside"
     );
     Ok(())
+}
+
+/// `millpond deny add`
+pub(super) fn deny(
+    located: &Located,
+    reference: &str,
+    reason: Option<String>,
+) -> anyhow::Result<()> {
+    let reference = stored_reference(located, reference)?;
+    let add = Operation::DenyAdd { reference, reason };
+    let run = async |backend: &mut Backend| backend.run(add).await;
+    let added: DeniedEntry = with_backend(located, run)?;
+    print(&format!("denied: {}\n", added.reference))
+}
+
+/// `millpond deny remove`
+pub(super) fn permit(located: &Located, reference: &str) -> anyhow::Result<()> {
+    let reference = stored_reference(located, reference)?;
+    let remove = Operation::DenyRemove { reference };
+    let run = async |backend: &mut Backend| backend.run(remove).await;
+    let removed: DeniedEntry = with_backend(located, run)?;
+    print(&format!("no longer denied: {}\n", removed.reference))
+}
+
+/// `millpond deny list`
+pub(super) fn denied(located: &Located, as_json: bool) -> anyhow::Result<()> {
+    let run = async |backend: &mut Backend| backend.run(Operation::DenyList).await;
+    let entries: Vec<DeniedEntry> = with_backend(located, run)?;
+    if as_json {
+        return print_json(&json!({ "denied": entries }));
+    }
+    let mut table = Table::new(["DENIED", "SINCE", "REASON"]);
+    for entry in entries {
+        let since = entry.added.unwrap_or_else(|| "(configuration)".to_owned());
+        table.row([entry.reference, since, entry.reason.unwrap_or_default()]);
+    }
+    print(&table.to_string())
+}
+
+/// What a reference means in the store: an entry for a name that nothing is stored under would deny
+/// nothing.
+fn stored_reference(located: &Located, reference: &str) -> anyhow::Result<String> {
+    let config = load(located.config.as_deref())?.config;
+    Ok(config.proxy.stored_reference(reference))
 }
 
 /// `millpond purge`

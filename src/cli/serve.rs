@@ -82,6 +82,12 @@ async fn until_signal(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
         data,
         "millpond is ready"
     );
+    if config.access.rules.is_empty() && !config.has_users() && !config.http.listen.is_loopback() {
+        tracing::info!(
+            address = %app.address(),
+            "everyone who can reach this address may pull: neither `access` nor `auth` is configured"
+        );
+    }
     let failed = tokio::select! {
         signal = signals.stop() => {
             tracing::info!(signal, drain = ?config.http.drain_timeout, "stopping");

@@ -1,7 +1,7 @@
 //! Host names with ports: where to listen, and what an upstream is called.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use crate::oci::digits;
@@ -16,6 +16,18 @@ pub enum Listen {
 }
 
 impl Listen {
+    /// Whether only this machine can reach it. A name other than `localhost` may mean any address.
+    pub fn is_loopback(&self) -> bool {
+        let Self::Tcp(address) = self else {
+            return true;
+        };
+        let host = address.rsplit_once(':').map_or("", |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let address = host.parse::<IpAddr>();
+        host.eq_ignore_ascii_case("localhost")
+            || address.is_ok_and(|address| address.to_canonical().is_loopback())
+    }
+
     /// A TCP address with a port.
     pub(super) fn tcp(text: &str) -> Option<Self> {
         has_port(text, true)?.then(|| Self::Tcp(text.to_owned()))
@@ -61,6 +73,30 @@ fn has_port(text: &str, may_lack_host: bool) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_loopback_and_sockets_are_out_of_reach() {
+        let is = |text: &str| Listen::tcp(text).unwrap().is_loopback();
+        for near in [
+            "127.0.0.1:1",
+            "127.9.9.9:0",
+            "localhost:5000",
+            "[::1]:1",
+            "[::ffff:127.0.0.1]:1",
+        ] {
+            assert!(is(near), "{near}");
+        }
+        for far in [
+            ":5000",
+            "0.0.0.0:1",
+            "[::]:1",
+            "10.0.0.1:1",
+            "localhost.example:1",
+        ] {
+            assert!(!is(far), "{far}");
+        }
+        assert!(Listen::Unix("/run/millpond".into()).is_loopback());
+    }
 
     #[test]
     fn listen_addresses_have_a_port() {

@@ -1,6 +1,7 @@
 //! The `log` section.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use tracing::Level;
 
@@ -15,6 +16,15 @@ pub struct Log {
     pub fields: BTreeMap<String, String>,
     /// Whether requests are logged.
     pub access: bool,
+    /// Where refusals, pushes, deletions and changes of the deny list are logged, if anywhere.
+    pub audit: Option<Audit>,
+}
+
+/// Where the audit log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Audit {
+    Stderr,
+    File(PathBuf),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +59,21 @@ pub(super) fn read(root: &Section<'_>) -> Log {
             format: log.choice("formatter", "write text or json", &formats, LogFormat::Text),
             fields: log.texts("fields"),
             access: log.section("accesslog", |access| !access.bool("disabled", false)),
+            audit: log.section("audit", audit),
         }
     })
+}
+
+fn audit(audit: &Section<'_>) -> Option<Audit> {
+    let file = audit.value("file", |text| Ok::<_, &str>(text.to_owned()));
+    let stderr = audit.bool("stderr", false);
+    if stderr && file.is_some() {
+        audit.reject("stderr", "is true, but `log.audit.file` is set; keep one");
+    }
+    match file {
+        Some(path) => Some(Audit::File(path.into())),
+        None => stderr.then_some(Audit::Stderr),
+    }
 }
 
 fn level(text: &str) -> Result<Level, &'static str> {

@@ -2,7 +2,7 @@
 //! distribution 2.8 and 3.0), under environment variables that override it.
 //!
 //! A file becomes a tree of texts with their lines (`yaml`). One file per section (`log`, `storage`,
-//! `http`, `proxy` with `upstream`, `credentials`, `rules` and `download`) reads the tree, and the environment over
+//! `http`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`) reads the tree, and the environment over
 //! it (`env`), into [`Config`], whose values can only be valid: no other module parses configured
 //! text. A reader names each key once (`section`): so the keys that nobody asks for are unknown
 //! (`keys`), and the values that the readers get are those that `millpond check` prints. All
@@ -14,6 +14,7 @@
 //!
 //! Source: <https://distribution.github.io/distribution/about/configuration/>.
 
+mod access;
 mod address;
 mod authorize;
 mod context;
@@ -49,6 +50,7 @@ use report::Report;
 use section::Section;
 use yaml::{Document, Node};
 
+pub use access::{AccessConfig, AccessRule, Callers, DenyConfig, Effect, PERMISSIONS, Permission};
 pub use address::Listen;
 pub use authorize::{Authorize, CallerAccess};
 pub use credentials::{Credentials, Helper, RepositoryCredentials, Written};
@@ -57,7 +59,7 @@ pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
 pub use host_pattern::{HostPattern, HostPatternError};
 pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
-pub use log::{Log, LogFormat};
+pub use log::{Audit, Log, LogFormat};
 pub use proxy::{Proxy, Timeouts, TtlMode};
 pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
@@ -78,6 +80,7 @@ pub struct Config {
     pub limits: Limits,
     pub http: Http,
     pub proxy: Proxy,
+    pub access: AccessConfig,
 }
 
 /// A configuration without problems.
@@ -92,6 +95,12 @@ pub struct Loaded {
 }
 
 impl Config {
+    /// Whether callers can say who they are.
+    pub const fn has_users(&self) -> bool {
+        // `auth` is refused.
+        false
+    }
+
     /// The configuration without file and environment: Docker Hub on port 5000, data in
     /// `./millpond-data`.
     pub fn default_config() -> Self {
@@ -229,13 +238,19 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
         let log = log::read(root);
         let (storage, limits, is_named) =
             root.section("storage", |section| storage::read(section, from_file));
-        Config {
+        let http = root.section("http", http::read);
+        let proxy = root.section("proxy", |section| proxy::read(section, from_file, is_named));
+        let config = Config {
             log,
             storage,
             limits,
-            http: root.section("http", http::read),
-            proxy: root.section("proxy", |section| proxy::read(section, from_file, is_named)),
-        }
+            http,
+            access: access::read(root, &proxy),
+            proxy,
+        };
+        access::guard(root, &config);
+        access::doubt_anonymous(root, &config);
+        config
     });
     // Maps of texts can always be written; an error here is shown to the reader.
     let effective = serde_yaml::to_string(&effective);

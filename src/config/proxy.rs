@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::oci::{ImagePattern, RepoName};
+use crate::oci::{Digest, ImagePattern, RepoName};
 
 use super::authorize::{Authorize, CallerAccess};
 use super::download::{self, OnAbandon, Prefetch, RangeMode, Segments, Streams};
@@ -78,6 +78,43 @@ pub struct Timeouts {
     /// The lowest throughput of a blob in bytes per second, on average over a minute of reading;
     /// a slower transfer is ended. 0 permits any.
     pub min_speed: u64,
+}
+
+impl Proxy {
+    /// The default upstream, and the named ones.
+    pub fn all_upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        std::iter::once(&self.default).chain(&self.upstreams)
+    }
+
+    /// The upstream of a stored name: one whose name it begins with, else the default one.
+    pub fn upstream_of(&self, stored: &RepoName) -> &Upstream {
+        let first = stored.first_component();
+        let mut named = self.upstreams.iter();
+        let named = named.find(|upstream| Some(upstream.name.as_str()) == first);
+        named.unwrap_or(&self.default)
+    }
+
+    /// A reference (`repository`, `repository:tag`, `repository@digest` or a digest) as people write
+    /// it, by its stored name: `debian:12` is `library/debian:12`, and `docker.io/library/debian`
+    /// is `library/debian` where Docker Hub is the default upstream.
+    pub fn stored_reference(&self, reference: &str) -> String {
+        let below = |upstream: &Upstream| {
+            let mut aliases = upstream.aliases.iter();
+            aliases.find_map(|alias| reference.strip_prefix(alias.as_str())?.strip_prefix('/'))
+        };
+        for upstream in &self.upstreams {
+            if let Some(rest) = below(upstream) {
+                return format!("{}/{rest}", upstream.name);
+            }
+        }
+        let rest = below(&self.default).unwrap_or(reference);
+        let name = rest.split([':', '@']).next().unwrap_or_default();
+        let is_short = !name.contains('/') && !name.contains("**");
+        if self.default.is_docker_hub && is_short && rest.parse::<Digest>().is_err() {
+            return format!("library/{rest}");
+        }
+        rest.to_owned()
+    }
 }
 
 impl Default for Timeouts {

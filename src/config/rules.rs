@@ -96,7 +96,16 @@ fn pattern(rule: &Section<'_>, default: &Upstream) -> Option<Pattern> {
 
 /// The images that are never evicted: `repository` or `repository:tag`.
 pub(super) fn pins(proxy: &Section<'_>, default: &Upstream) -> Vec<ImagePattern> {
-    proxy.values("pins", |text, path| {
+    images(proxy, "pins", default)
+}
+
+/// The list of `repository` or `repository:tag` at a key.
+pub(super) fn images(
+    section: &Section<'_>,
+    key: &'static str,
+    default: &Upstream,
+) -> Vec<ImagePattern> {
+    section.values(key, |text, path| {
         let (name, tag) = match text.split_once(':') {
             Some((name, tag)) => (name, Some(tag)),
             None => (text, None),
@@ -107,12 +116,12 @@ pub(super) fn pins(proxy: &Section<'_>, default: &Upstream) -> Vec<ImagePattern>
         }
         check_length(text)?;
         repository(name)?;
-        warn_of_no_match(proxy, path, name, text, default);
+        warn_of_no_match(section, path, name, text, default);
         text.parse().or(Err(TAG.to_owned()))
     })
 }
 
-fn repository(text: &str) -> Result<Pattern, String> {
+pub(super) fn repository(text: &str) -> Result<Pattern, String> {
     check_length(text)?;
     let is_of_names =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._/*-".contains(&byte);
@@ -129,7 +138,13 @@ fn check_length(text: &str) -> Result<(), String> {
 }
 
 /// Warns of a repository that no stored one has the name of, for the names that people are used to.
-fn warn_of_no_match(section: &Section<'_>, path: &str, name: &str, text: &str, default: &Upstream) {
+pub(super) fn warn_of_no_match(
+    section: &Section<'_>,
+    path: &str,
+    name: &str,
+    text: &str,
+    default: &Upstream,
+) {
     let reason = match name.split_once('/') {
         None if default.is_docker_hub && !name.contains("**") => format!(
             "Docker Hub's official images are stored under `library/`; write library/{name}"

@@ -57,6 +57,11 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Where the map is written: `config.yml:12`.
+    pub(super) fn place(&self) -> String {
+        self.context.report.places.borrow().of(&self.path)
+    }
+
     /// Reports a problem with a key (or with the map, when `key` is empty).
     pub(super) fn problem(&self, key: &str, message: String) {
         self.problem_at(&self.path(key), message);

@@ -45,6 +45,9 @@ pub struct Upstream {
     /// Whether a request that needs credentials fails when they can't be had; else it is sent
     /// without.
     pub credentials_required: bool,
+    /// Whether anonymous callers may pull what the credentials can read, where no rule of `access`
+    /// exists.
+    pub anonymous: bool,
     /// A file of certificate authorities (PEM), readable when the configuration was loaded.
     pub ca: Option<PathBuf>,
     /// Trust only `ca`, which is set, and not the system's authorities.
@@ -81,11 +84,16 @@ pub struct Upstream {
 impl Upstream {
     /// Whether everybody may read what is cached from it: it is asked without credentials.
     pub fn is_public(&self) -> bool {
-        self.caller.authorize == Authorize::Shared && !self.has_credentials()
+        self.caller.authorize == Authorize::Shared && !self.has_account()
+    }
+
+    /// Whether whoever may pull from it uses an account of the operator's.
+    pub fn lends_account(&self) -> bool {
+        self.caller.authorize == Authorize::Shared && self.has_account()
     }
 
     /// Whether the mirror has an account there, if only for some repositories.
-    pub fn has_credentials(&self) -> bool {
+    fn has_account(&self) -> bool {
         self.credentials.is_some()
             || !self.repository_credentials.is_empty()
             || self.client_certificate.is_some()
@@ -193,6 +201,7 @@ pub(super) fn read(
         repository_credentials,
         credentials_required,
         ca_only: ca_only(section),
+        anonymous: section.bool("anonymous", false),
         ca,
         client_certificate: client_certificate(section),
         minimum_tls: minimum_tls(section),

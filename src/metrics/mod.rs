@@ -87,6 +87,7 @@ pub struct Metrics {
     pub downloads: Downloads,
     connections: Gauge,
     log_lines_dropped: Counter,
+    audit_lines_lost: Counter,
     task_panics: Gauge,
     longest_poll: Gauge<f64, AtomicU64>,
     long_polls: Gauge,
@@ -136,6 +137,10 @@ impl Metrics {
             log_lines_dropped: r.metric(
                 "log_lines_dropped",
                 "Log lines that standard error did not take",
+            ),
+            audit_lines_lost: r.metric(
+                "audit_lines_lost",
+                "Lines of the audit log that could not be written",
             ),
             task_panics: r.metric(
                 "task_panics",
@@ -239,6 +244,10 @@ impl Metrics {
     /// Counter of the log lines that were dropped: kept by the log's writer.
     pub fn log_lines_dropped(&self) -> Counter {
         self.log_lines_dropped.clone()
+    }
+
+    pub fn audit_lines_lost(&self) -> Counter {
+        self.audit_lines_lost.clone()
     }
 
     /// Takes over how many times tasks have panicked.

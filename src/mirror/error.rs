@@ -96,6 +96,20 @@ impl MirrorError {
         self.upstream().map(|error| &error.failure)
     }
 
+    /// Whether the upstream said that it doesn't have the content, or that it doesn't give it to this
+    /// mirror: registries answer either way for a repository that doesn't exist.
+    pub fn finds_nothing(&self) -> bool {
+        matches!(
+            self.failure(),
+            Some(
+                Failure::NotFound(_)
+                    | Failure::Unauthorized(_)
+                    | Failure::Denied(_)
+                    | Failure::CredentialsRefused { .. }
+            )
+        )
+    }
+
     /// Whether the upstream answered that it doesn't have the content.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self.failure(), Some(Failure::NotFound(_)))

@@ -21,6 +21,12 @@ pub struct TagsAnswer {
     pub exchange: Exchange,
 }
 
+/// Whether the catalog shows a repository of an upstream.
+pub type Shows<'a> = dyn Fn(&str, &RepoName) -> bool + Send + Sync + 'a;
+
+/// Repositories that are compared with the rules before other tasks run.
+const PERMITTED_AT_ONCE: usize = 32;
+
 /// A page of the repositories that are cached.
 #[derive(Debug)]
 pub struct CatalogPage {
@@ -137,17 +143,36 @@ impl Mirror {
         Ok((tags, more))
     }
 
-    /// The repositories that have something cached, by their names in the store. Where an upstream is
-    /// asked with the accounts of callers, only those that it lately let the caller access.
+    /// The repositories that have something cached, by their names in the store: those that `shows`
+    /// permits, by the name of the upstream and their own. Where an upstream is asked with the accounts
+    /// of callers, only those that it lately let the caller access.
     pub async fn catalog(
         &self,
         page: &Page,
         login: Option<&Arc<Login>>,
+        shows: &Shows<'_>,
     ) -> Result<CatalogPage, MirrorError> {
-        let mut all = self.cache.repositories().await?;
-        all.retain(|repository| self.is_listed(repository, login));
-        let (repositories, more) = paginate(&all, page, RepoName::as_str);
-        Ok(CatalogPage { repositories, more })
+        let all = self.cache.repositories().await?;
+        let (n, mut repositories) = (length(page), Vec::new());
+        for (looked, repository) in after(&all, page, RepoName::as_str).iter().enumerate() {
+            if looked % PERMITTED_AT_ONCE == PERMITTED_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+            let upstream = self.upstreams.of_stored(repository).name();
+            if shows(upstream, repository) && self.is_listed(repository, login) {
+                if repositories.len() == n {
+                    return Ok(CatalogPage {
+                        repositories,
+                        more: n > 0,
+                    });
+                }
+                repositories.push(repository.clone());
+            }
+        }
+        Ok(CatalogPage {
+            repositories,
+            more: false,
+        })
     }
 }
 
@@ -156,14 +181,19 @@ fn length(page: &Page) -> usize {
     page.n.unwrap_or(MAX_PAGE).min(MAX_PAGE)
 }
 
-/// One page of a sorted list, and whether more follow.
-fn paginate<T: Clone>(all: &[T], page: &Page, name: impl Fn(&T) -> &str) -> (Vec<T>, bool) {
-    let n = length(page);
+/// The entries of a sorted list from the page on.
+fn after<'a, T>(all: &'a [T], page: &Page, name: impl Fn(&T) -> &str) -> &'a [T] {
     let start = match page.last.as_deref() {
         Some(last) => all.partition_point(|entry| name(entry) <= last),
         None => 0,
     };
-    let rest = all.get(start..).unwrap_or_default();
+    all.get(start..).unwrap_or_default()
+}
+
+/// One page of a sorted list, and whether more follow.
+fn paginate<T: Clone>(all: &[T], page: &Page, name: impl Fn(&T) -> &str) -> (Vec<T>, bool) {
+    let n = length(page);
+    let rest = after(all, page, name);
     let entries = rest.iter().take(n).cloned().collect();
     (entries, n > 0 && rest.len() > n)
 }

@@ -46,7 +46,7 @@ use described::Described;
 pub use error::MirrorError;
 pub use exchange::Exchange;
 use lists::TagList;
-pub use lists::{CatalogPage, TagsAnswer};
+pub use lists::{CatalogPage, Shows, TagsAnswer};
 pub use manifests::{ManifestAnswer, ManifestHit};
 use prefetch::Prefetch;
 pub use prefetch::{PrefetchLimits, Visit};

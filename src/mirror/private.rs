@@ -57,7 +57,7 @@ impl Mirror {
 
     /// Whether the catalog has a repository for the caller with a login.
     pub(super) fn is_listed(&self, stored: &RepoName, login: Option<&Arc<Login>>) -> bool {
-        match self.upstreams.owner(stored).caller_of(login) {
+        match self.upstreams.of_stored(stored).caller_of(login) {
             None => true,
             Some(account) => self.verdicts.is_allowed(&(stored.clone(), account)),
         }
@@ -78,7 +78,7 @@ impl Mirror {
     /// Whether what is cached for a repository may be shared with the target's upstream: everybody may
     /// read it, or both upstreams are in one trust group.
     fn trusts(&self, target: &Target, stored: &RepoName) -> bool {
-        let owner = self.upstreams.owner(stored);
+        let owner = self.upstreams.of_stored(stored);
         let (own, other) = (&target.upstream.config, &owner.config);
         own.name == other.name
             || other.is_public()

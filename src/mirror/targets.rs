@@ -44,9 +44,10 @@ impl Upstreams {
         self.by_host.values().map(|upstream| upstream.name())
     }
 
-    /// The upstream of a repository, by its name in the store.
-    pub(super) fn owner(&self, stored: &RepoName) -> &Arc<Upstream> {
-        let named = stored.first_component().and_then(|first| {
+    /// The upstream of a stored repository.
+    pub fn of_stored(&self, stored: &RepoName) -> &Arc<Upstream> {
+        let first = stored.first_component();
+        let named = first.and_then(|first| {
             let upstream = self.by_host(first)?;
             (upstream.name() == first).then_some(upstream)
         });

@@ -47,9 +47,26 @@ impl std::str::FromStr for Pattern {
 }
 
 impl Pattern {
+    /// A pattern of users' names, which may have more characters than names of repositories: `*` and
+    /// `**` mean the same. None for an empty or too long text, and for one with blanks or control
+    /// characters.
+    pub fn of_users(text: &str) -> Option<Self> {
+        let printable = |c: char| !c.is_whitespace() && !c.is_control();
+        let valid = (1..=MAX_PATTERN).contains(&text.len()) && text.chars().all(printable);
+        valid.then(|| Self(text.to_owned()))
+    }
+
+    /// Whether the pattern is `**`, which matches every name.
+    pub fn is_everything(&self) -> bool {
+        self.0 == "**"
+    }
+
     /// Whether the pattern matches the whole name. The number of steps is at most the product of the
     /// two lengths.
     pub fn matches(&self, name: &str) -> bool {
+        if !self.0.contains('*') {
+            return self.0 == name;
+        }
         let name = name.as_bytes();
         // reached[n]: what has been read of the pattern so far matches the first n bytes.
         let mut reached = vec![false; name.len() + 1];

@@ -17,6 +17,7 @@ use super::access::Record;
 use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue};
 use super::cursor::{BodyCursor, BodyError, ChunkStream, Part, READ, Source, limit};
+use crate::access::Watch;
 use crate::mirror::Visit;
 
 /// The body of an answer.
@@ -29,6 +30,8 @@ pub struct Body {
     piece: Option<Arc<AtomicUsize>>,
     /// Held, not read: a client is being sent a layer.
     visit: Option<Visit>,
+    /// Breaks the body off once an operator denies what it has.
+    watch: Option<Watch>,
 }
 
 enum Inner {
@@ -60,6 +63,7 @@ impl Body {
             record: None,
             piece: None,
             visit: None,
+            watch: None,
         }
     }
 
@@ -77,7 +81,13 @@ impl Body {
             record: None,
             piece: None,
             visit: None,
+            watch: None,
         }
+    }
+
+    /// Breaks off once the content is denied.
+    pub(super) fn watched(&mut self, watch: Watch) {
+        self.watch = Some(watch);
     }
 
     /// Counts as a client of an image until this body has been sent.
@@ -133,6 +143,9 @@ impl http_body::Body for Body {
             this.inner = Inner::Stream(reading.stream());
         }
         let next = match &mut this.inner {
+            _ if this.watch.as_mut().is_some_and(Watch::is_denied) => {
+                Poll::Ready(Some(Err(BodyError::Denied)))
+            }
             Inner::Bytes(bytes) => {
                 let max = this.piece.as_deref().map_or(usize::MAX, limit);
                 let next = match bytes {

@@ -12,7 +12,7 @@ use crate::auth::{AuthError, Caller};
 use crate::download::Client;
 use crate::metrics::Outcome;
 use crate::mirror::{Mirror, MirrorError, ReadMode, Target};
-use crate::oci::{Accept, Classified, ErrorKind, Reference, RepoName};
+use crate::oci::{Accept, Classified, Digest, ErrorKind, Reference, RepoName};
 
 /// A response and what is counted of it.
 pub(super) type Answered = (Response<Body>, Outcome);
@@ -64,6 +64,22 @@ impl Call<'_> {
         };
         access.decide(&self.caller, &resource, permission)?;
         Ok(target)
+    }
+
+    /// Checks that the manifest that a reference turned out to name isn't on the deny list.
+    pub(super) fn permits(
+        &self,
+        access: &Access,
+        target: &Target,
+        reference: &Reference,
+        digest: &Digest,
+    ) -> Result<(), CallError> {
+        let resource = Resource {
+            upstream: target.upstream.name(),
+            repository: &target.stored,
+            reference: Some(reference),
+        };
+        Ok(access.decide_content(&self.caller, &resource, digest)?)
     }
 }
 

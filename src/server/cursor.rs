@@ -33,6 +33,8 @@ pub enum BodyError {
     Damaged,
     #[error("the stored blob couldn't be verified")]
     Unverified,
+    #[error("an operator has denied the blob")]
+    Denied,
 }
 
 impl BodyError {
@@ -41,7 +43,7 @@ impl BodyError {
         match self {
             Self::Store(error) => error.is_damage(),
             Self::Short { .. } | Self::Damaged => true,
-            Self::Fetch(_) | Self::Unverified => false,
+            Self::Fetch(_) | Self::Unverified | Self::Denied => false,
         }
     }
 }

@@ -9,10 +9,11 @@ use super::cache_status::{Named, Origin};
 use super::call::{Answered, Call, CallError};
 use super::conditional::Verdict;
 use super::request::RequestBody;
-use crate::access::{Access, Permission};
+use crate::access::{Access, Denied, Permission};
 use crate::metrics::Outcome;
 use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
 use crate::oci::action::Page;
+use crate::oci::manifest::referrers_index;
 use crate::oci::{Action, Digest, Reference, RepoName, Requested};
 
 /// Answers calls from one mirror.
@@ -32,6 +33,11 @@ impl Handlers {
             access,
             base,
         }
+    }
+
+    /// What callers may do.
+    pub(super) const fn access(&self) -> &Access {
+        &self.access
     }
 
     /// Carries out an action. Reads have no body: what a client sends all the same is discarded.
@@ -78,7 +84,8 @@ impl Handlers {
             .manifest(&target, reference, &call.accept, call.mode)
             .await
             .inspect_err(|error| report(&target, error))?;
-        let outcome = found.outcome;
+        let (outcome, digest) = (found.outcome, found.found.known().digest);
+        call.permits(&self.access, &target, reference, &digest)?;
         Ok((
             answer::manifest(&call.conditions, Named::by_reference(reference), &found),
             outcome,
@@ -107,6 +114,7 @@ impl Handlers {
         } else {
             ReadMode::Head
         };
+        let watch = self.access.watch(&target.stored, digest);
         let mut found = self
             .mirror
             .blob(&target, digest, want, ranges, call.client)
@@ -133,6 +141,7 @@ impl Handlers {
             }
         };
         response.body_mut().visited(visit);
+        response.body_mut().watched(watch);
         Ok((response, outcome))
     }
 
@@ -148,12 +157,30 @@ impl Handlers {
             &self.access,
             name,
             (Permission::Pull, Some(&Reference::Digest(digest))),
-        )?;
-        let found = self
-            .mirror
-            .referrers(&target, digest, artifact_type)
-            .await
-            .inspect_err(|error| report(&target, error))?;
+        );
+        let target = match target {
+            // What a repository that doesn't exist has, too.
+            Err(CallError::Denied(Denied::Hidden(_))) => {
+                self.access.wait_like_not_found().await;
+                return Ok(no_referrers(artifact_type));
+            }
+            target => target?,
+        };
+        let found = self.mirror.referrers(&target, digest, artifact_type).await;
+        let found = found.inspect_err(|error| report(&target, error));
+        if self.access.hides() {
+            match &found {
+                Ok(found) if found.index == referrers_index(std::iter::empty()) => {
+                    if found.outcome == Outcome::Hit {
+                        self.access.wait_like_not_found().await;
+                    }
+                    return Ok(no_referrers(artifact_type));
+                }
+                Err(error) if error.finds_nothing() => return Ok(no_referrers(artifact_type)),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let found = found?;
         let origin = Origin::list(found.outcome, found.exchange);
         Ok((
             answer::referrers(found.index, artifact_type.is_some(), origin),
@@ -192,8 +219,14 @@ impl Handlers {
     }
 
     async fn catalog(&self, call: &Call<'_>, page: &Page) -> Result<Answered, CallError> {
+        let shows = |upstream: &str, repository: &RepoName| {
+            self.access.shows(&call.caller, upstream, repository)
+        };
         let login = call.caller.login.as_ref();
-        let found = self.mirror.catalog(page, login).await?;
+        let found = self.mirror.catalog(page, login, &shows).await?;
+        if found.repositories.is_empty() {
+            self.access.decide_empty_catalog(&call.caller)?;
+        }
         let names: Vec<&str> = found.repositories.iter().map(RepoName::as_str).collect();
         let last = names.last().filter(|_| found.more);
         let next = last.map(|last| self.next_page("_catalog", page, names.len(), last, None));
@@ -225,6 +258,15 @@ impl Handlers {
         }
         format!("{}/v2/{path}?{}", self.base, query.finish())
     }
+}
+
+/// The answer where nothing is attached to a digest, or may be known to be. The same for all that rules
+/// hide or an upstream doesn't have.
+fn no_referrers(artifact_type: Option<&str>) -> Answered {
+    let origin = Origin::list(Outcome::Miss, Exchange::of(Outcome::Miss));
+    let index = referrers_index(std::iter::empty());
+    let response = answer::referrers(index.into(), artifact_type.is_some(), origin);
+    (response, Outcome::Miss)
 }
 
 /// Logs an upstream's failure that the client gets as an error.

@@ -8,6 +8,7 @@ use http::header::{ACCEPT, HOST, HeaderMap};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use quick_cache::sync::Cache;
+use tokio::time::Instant;
 
 use super::access::Record;
 use super::answer;
@@ -18,7 +19,7 @@ use super::conditional::Conditions;
 use super::error::Refusal;
 use super::handlers::Handlers;
 use super::request::{Handler, Peer, RequestBody};
-use crate::access::Access;
+use crate::access::{Access, Denied};
 use crate::auth::{Authenticator, Caller, Presented};
 use crate::download::Client;
 use crate::metrics::{Kind, Metrics, Outcome};
@@ -149,12 +150,32 @@ impl Service {
         peer: &Peer,
     ) -> Result<Answered, Refusal> {
         let action = &route.action;
+        let started = self.handlers.access().hides().then(Instant::now);
         let answered = async {
             let caller = self.authenticator.identify(&presented(head, peer)).await?;
             let call = self.call(route, head, peer, caller);
             self.handlers.dispatch(action, &call, body).await
         };
-        answered.await.map_err(|error| self.refuse(action, &error))
+        match (answered.await, started) {
+            (Ok(answered), _) => Ok(answered),
+            (Err(error), None) => Err(self.refuse(action, &error)),
+            (Err(error), Some(started)) => {
+                Box::pin(self.conceal(&error, started)).await;
+                Err(self.refuse(action, &error))
+            }
+        }
+    }
+
+    /// Makes a hidden repository take as long as one that doesn't exist.
+    async fn conceal(&self, error: &CallError, started: Instant) {
+        let access = self.handlers.access();
+        match error {
+            CallError::Denied(Denied::Hidden(_)) => access.wait_like_not_found().await,
+            CallError::Mirror(error) if error.finds_nothing() => {
+                access.took_to_find_nothing(started.elapsed());
+            }
+            CallError::Mirror(_) | CallError::Caller(_) | CallError::Denied(_) => {}
+        }
     }
 
     /// Parses what the action needs of the request.
@@ -185,6 +206,13 @@ impl Service {
     fn refuse(&self, action: &Action, error: &CallError) -> Refusal {
         let refusal = Refusal::of_action(error, action);
         match error {
+            // As for a hidden repository; the log has what the upstream said.
+            CallError::Mirror(error) if self.handlers.access().hides() && error.finds_nothing() => {
+                Refusal {
+                    log: refusal.log,
+                    ..Refusal::of_action(&Denied::Hidden("".into()), action)
+                }
+            }
             CallError::Mirror(error) => Refusal {
                 cache_status: cache_status::failed(Named::by(action), Exchange::failed(error)),
                 // Of an upstream that a login could satisfy.
@@ -195,7 +223,19 @@ impl Service {
                     .filter(|_| refusal.status == StatusCode::UNAUTHORIZED),
                 ..refusal
             },
-            CallError::Caller(_) | CallError::Denied(_) => Refusal {
+            // The audit log has it.
+            CallError::Denied(Denied::Caller(_) | Denied::Hidden(_) | Denied::Listed(_)) => {
+                Refusal {
+                    log: None,
+                    ..refusal
+                }
+            }
+            CallError::Denied(Denied::Anonymous(_)) => Refusal {
+                challenge: self.authenticator.challenge(),
+                log: None,
+                ..refusal
+            },
+            CallError::Caller(_) => Refusal {
                 challenge: self.authenticator.challenge(),
                 ..refusal
             },

@@ -125,6 +125,11 @@ impl Layout {
         self.own().join("upstreams.json")
     }
 
+    /// What operators have denied; belongs to `access`.
+    pub fn denied(&self) -> PathBuf {
+        self.own().join("denied.json")
+    }
+
     /// Locked by the process that uses the store.
     pub fn lock(&self) -> PathBuf {
         self.own().join("lock")

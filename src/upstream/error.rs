@@ -54,6 +54,9 @@ impl fmt::Display for ShownUrl {
     }
 }
 
+/// What clients are told of content that an upstream doesn't have.
+pub const NOT_FOUND: &str = "the upstream has no such thing";
+
 /// What an upstream gave as its reason, by [`message`]. None when it gave none.
 pub type Message = Option<Arc<str>>;
 
@@ -324,7 +327,7 @@ impl Classified for UpstreamError {
 
     fn reason(&self) -> Cow<'static, str> {
         match &self.failure {
-            Failure::NotFound(_) => "the upstream has no such thing",
+            Failure::NotFound(_) => NOT_FOUND,
             Failure::Unauthorized(_) => {
                 "the upstream demands credentials that this mirror doesn't have, or there is no such repository"
             }

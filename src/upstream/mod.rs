@@ -75,7 +75,9 @@ pub use clients::TlsFiles;
 pub use credential_error::CredentialError;
 use credentials::Auth;
 pub use docker_config::DockerConfigError;
-pub use error::{Failure, Message, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation};
+pub use error::{
+    Failure, Message, NOT_FOUND, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation,
+};
 pub use guard::InternalTarget;
 pub use helper::HelperError;
 pub use lists::UnparsedList;

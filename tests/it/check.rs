@@ -1,9 +1,11 @@
 //! `millpond check`: what it finds, and that it names the place.
 #![cfg(unix)]
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 struct Site(TempDir);
@@ -198,4 +200,168 @@ fn tls_files_that_cant_be_used_are_found_before_the_start() {
     }
     std::fs::write(site.path().join("key.pem"), one.key).unwrap();
     assert!(site.run("check", &[]).status.success());
+}
+
+/// Rules for two upstreams.
+const RULES: [&str; 9] = [
+    "version: 0.1",
+    "storage: {filesystem: {rootdirectory: DIR/data}}",
+    "proxy:",
+    "  remoteurl: https://registry-1.docker.io",
+    "  upstreams: [{name: ghcr.io, remoteurl: 'https://ghcr.io'}]",
+    "access:",
+    "  - {repositories: [ghcr.io/acme/**], groups: [acme], effect: allow}",
+    "  - {repositories: [ghcr.io/acme/**], effect: deny, hide: true}",
+    "  - {networks: [10.0.0.0/8], actions: [pull], effect: allow}",
+];
+
+#[test]
+fn who_may_do_what_is_printed_as_a_comment() {
+    let site = Site::new(&RULES);
+    let output = site.run("check", &[]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let text = text.replace(&site.path().display().to_string(), "DIR");
+    let comments: Vec<_> = text.lines().filter(|line| line.starts_with('#')).collect();
+    assert_eq!(
+        comments,
+        [
+            "# Who may do what; the first rule that matches decides:",
+            "#   DIR/c.yml:7: allow group acme to do everything in ghcr.io/acme/**",
+            "#   DIR/c.yml:8: deny and hide: anyone to do everything in ghcr.io/acme/**",
+            "#   DIR/c.yml:9: allow anyone from 10.0.0.0/8 to pull in all repositories",
+            "#   otherwise: deny anyone everything",
+            "# Anonymous callers:",
+            "#   docker.io: pull see DIR/c.yml:9; list nothing",
+            "#   ghcr.io: pull see DIR/c.yml:8, DIR/c.yml:9; list nothing",
+        ],
+        "{text}"
+    );
+    let open = Site::new(&RULES[..5]).run("check", &[]);
+    let text = String::from_utf8(open.stdout).unwrap();
+    let line = "\n#   docker.io: pull all; list all\n";
+    assert!(text.contains(line), "{text}");
+}
+
+#[test]
+fn a_decision_is_explained() {
+    let site = Site::new(&RULES);
+    let explain = |arguments: &[&str]| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        program.args(["access", "explain"]).args(arguments);
+        program.arg("--config").arg(site.path().join("c.yml"));
+        let output = program.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.replace(&site.path().display().to_string(), "DIR")
+    };
+    for (arguments, start) in [
+        (
+            ["bob", "ghcr.io/acme/app", "--group", "acme"].as_slice(),
+            "bob may pull ghcr.io/acme/app of ghcr.io: the rule at DIR/c.yml:7 decides: ",
+        ),
+        (
+            &["anonymous", "ghcr.io/acme/app", "--action", "list"],
+            "an anonymous caller may not (and can't tell whether it exists) list ghcr.io/acme/app",
+        ),
+        (
+            &["anonymous", "debian", "--address", "10.1.2.3"],
+            "an anonymous caller at 10.1.2.3 may pull library/debian of docker.io: the rule at DIR/c.yml:9",
+        ),
+        (
+            &["anonymous", "docker.io/library/debian"],
+            "an anonymous caller may not pull library/debian of docker.io: no rule matches: deny",
+        ),
+    ] {
+        let text = explain(arguments);
+        assert!(text.starts_with(start), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn a_reference_registry_with_an_account_starts_with_one_variable() {
+    // As its documentation has it, with an account.
+    let site = Site::new(&[
+        "version: 0.1",
+        "log: {fields: {service: registry}}",
+        "storage:",
+        "  cache: {blobdescriptor: inmemory}",
+        "  filesystem: {rootdirectory: DIR/data}",
+        "http:",
+        "  addr: :0",
+        "  headers: {X-Content-Type-Options: [nosniff]}",
+        "health: {storagedriver: {enabled: true, interval: 10s, threshold: 3}}",
+        "proxy:",
+        "  remoteurl: https://registry-1.docker.io",
+        "  username: someone",
+        "  password: s3cret",
+    ]);
+    for command in ["check", "serve"] {
+        let text = site.refused(command, &[]);
+        let expected = "DIR/c.yml:12: everyone who can reach :0 could pull what the account for \
+                        registry-1.docker.io can read; write one of:";
+        assert!(text.contains(expected), "{command}: {text}");
+        for fix in ["access: ", "auth: ", "REGISTRY_PROXY_ANONYMOUS=true"] {
+            assert!(text.contains(fix), "{command}: {text}");
+        }
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+    let output = site.run("check", &[("REGISTRY_PROXY_ANONYMOUS", "true")]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = "#   docker.io: pull all; list all, with this mirror's account\n";
+    assert!(text.contains(line), "{text}");
+}
+
+#[test]
+fn an_open_server_says_so_at_its_start() {
+    const OPEN: &str = "everyone who can reach this address may pull";
+    let account = ["  username: someone", "  password: s3cret"];
+    for (address, more, variables, is_open) in [
+        // With an account, the variable is needed.
+        (
+            ":0",
+            account.as_slice(),
+            [("REGISTRY_PROXY_ANONYMOUS", "true")].as_slice(),
+            true,
+        ),
+        (":0", &[], &[], true),
+        ("127.0.0.1:0", &account, &[], false),
+        (
+            ":0",
+            &["access: [{networks: [10.0.0.0/8], effect: allow}]"],
+            &[],
+            false,
+        ),
+    ] {
+        let addr = format!("  addr: '{address}'");
+        let mut lines = vec![
+            "version: 0.1",
+            "storage: {inmemory: {}}",
+            "http:",
+            &addr,
+            "proxy:",
+            "  remoteurl: https://registry-1.docker.io",
+        ];
+        lines.extend(more);
+        let site = Site::new(&lines);
+        let mut program = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        program
+            .args(["serve", "--config"])
+            .arg(site.path().join("c.yml"));
+        let program = program
+            .envs(variables.iter().copied())
+            .stderr(Stdio::piped());
+        let mut child = program.spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut text = String::new();
+        while !text.contains("millpond is ready") {
+            assert!(log.read_line(&mut text).unwrap() > 0, "{text}");
+        }
+        let pid = Pid::from_raw(child.id().try_into().unwrap()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        log.read_to_string(&mut text).unwrap();
+        assert!(child.wait().unwrap().success(), "{text}");
+        assert_eq!(text.contains(OPEN), is_open, "{address}: {text}");
+    }
 }

@@ -14,6 +14,7 @@ use millpond::{oci, storage};
 mod harness;
 
 mod abandoned;
+mod access;
 mod accounts;
 mod api;
 mod auth;

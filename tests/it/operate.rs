@@ -433,3 +433,58 @@ async fn a_data_directory_is_one_processes_own() {
     assert!(first.stop().await);
     assert!(site.try_serve().await.is_ok(), "free again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_denied_stays_denied_until_it_is_removed() {
+    let site = Site::new().await;
+    let app = site.serve_with(&[("app", 1), ("app", 2)]).await;
+    let path = |seed| {
+        format!(
+            "/v2/app/blobs/{}",
+            site.upstream.put_blob("app", &noise(seed, 1000))
+        )
+    };
+    let (one, two) = (path(1), path(2));
+    let digest = one.rsplit('/').next().unwrap().to_owned();
+    site.prints(&["deny", "list"], "DENIED").await;
+    let add = ["deny", "add", &digest, "--reason", "CVE-2026-1"];
+    site.prints(&add, &format!("denied: {digest}")).await;
+    let refused = site.ask(&app, &one).await;
+    refused.refused(403, "DENIED");
+    let told = refused.json()["errors"][0]["message"].to_string();
+    assert!(told.contains("is denied: CVE-2026-1"), "{told}");
+    site.get(&app, &two).await;
+    // The upstream's own name is left out, as in the store.
+    let named = format!(
+        "{}/x/y:1",
+        site.upstream.url().trim_start_matches("http://")
+    );
+    site.prints(&["deny", "add", &named], "denied: x/y:1\n")
+        .await;
+    for (reference, complaint) in [("A", "is no digest"), ("a b", "is no digest")] {
+        let (_, error) = site.fails(&["deny", "add", reference]).await;
+        assert!(error.contains(complaint), "{error}");
+    }
+    assert!(app.stop().await);
+
+    // While no server runs.
+    let denied = site.json(&["deny", "list", "--json"]).await;
+    assert_eq!(denied["denied"][0]["reference"], digest);
+    assert_eq!(denied["denied"][0]["reason"], "CVE-2026-1");
+    assert_eq!(denied["denied"][1]["reference"], "x/y:1");
+    site.prints(&["deny", "remove", "x/y:1"], "no longer denied: x/y:1\n")
+        .await;
+    let (_, error) = site.fails(&["deny", "remove", "x/y:1"]).await;
+    assert!(error.contains("isn't on the deny list"), "{error}");
+
+    let app = site.serve().await;
+    site.ask(&app, &one).await.refused(403, "DENIED");
+    site.text(&["deny", "remove", &digest]).await;
+    site.get(&app, &one).await;
+    assert!(app.stop().await);
+
+    // A list that can't be read must not be taken for an empty one.
+    std::fs::write(site.path("data/millpond/denied.json"), "{").unwrap();
+    let error = site.try_serve().await.unwrap_err().to_string();
+    assert!(error.contains("denied.json isn't valid"), "{error}");
+}

@@ -27,6 +27,7 @@ const ORDER: [&str; 19] = [
     "tasks",
     "workers",
     "metrics",
+    "line_writer",
     "config",
     "tls",
     "storage",
@@ -69,6 +70,9 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "storage/content",
             "storage/modes",
             "cache/state/journal",
+            // The deny list and the audit log.
+            "access/deny_file",
+            "access/audit_file",
             "config",
             "tls/files",
             // Credentials that rotate.

@@ -10,9 +10,9 @@ use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::writer::Notice;
 use crate::clock::Clock;
 use crate::config::{Log, LogFormat};
+use crate::line_writer::Notice;
 use crate::server::access::is_unprintable;
 
 /// The configured fields in the format of a line: ` service="registry"` or `"service":"registry",`.

@@ -130,6 +130,38 @@ middleware: {registry: [{name: x}]}
 => 2: `middleware` is not supported: what it would enforce or rewrite would be left out; remove its entries, or disable them
 middleware: {registry: [{name: x, disabled: true}], storage: [{name: y, disabled: false}]}
 => 2: `middleware` is not supported: what it would enforce or rewrite would be left out; remove its entries, or disable them
+access: [{anyone: true}]
+=> 2: `access[0].effect` is missing; write allow or deny
+access: [{anyone: true, effect: permit}]
+=> 2: `access[0].effect` is "permit"; write allow or deny
+access: [{effect: allow}]
+=> 2: `access[0].anyone` is missing; write `anyone: true` to allow it to all callers, or name them by users, groups, networks or anonymous
+access: [{anyone: true, effect: allow, hide: true}]
+=> 2: `access[0].hide` needs `effect: deny`
+access: [{networks: [10.0.0.0/33], effect: allow}]
+=> 2: `access[0].networks[0]` is "10.0.0.0/33"; write a network such as 10.0.0.0/8 or fd00::/8
+access: [{networks: [10.0.0.1/8], effect: allow}]
+=> 2: `access[0].networks[0]` is "10.0.0.1/8"; it has bits after its prefix; write 10.0.0.0/8
+access: [{users: ['a b'], effect: allow}]
+=> 2: `access[0].users[0]` is "a b"; write a user's name without blanks, or * for a part of it
+access: [{upstreams: [quay.io], effect: deny}]
+=> 2: `access[0].upstreams[0]` is "quay.io"; no upstream has this name; write one of proxy.upstreams, or the default's
+access: [{repositories: [A/*], effect: deny}]
+=> 2: `access[0].repositories[0]` is "A/*"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
+access: [{repositories: [], effect: deny}]
+=> 2: `access[0].repositories` is empty; remove the key, or write what the rule is for
+access: [{users: , effect: allow}]
+=> 2: `access[0].users` is empty; remove the key, or write what the rule is for
+access: [{actions: [read], effect: deny}]
+=> 2: `access[0].actions[0]` is "read"; write pull, push, delete or list
+access: [{user: [a], effect: deny}]
+=> 2: unknown key `access[0].user`; did you mean `access[0].users`?
+deny: {digests: ['sha256:1']}
+=> 2: `deny.digests[0]` is "sha256:1"; the hexadecimal part is not the algorithm's length of lower-case digits
+deny: {images: ['A']}
+=> 2: `deny.images[0]` is "A"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
+log: {audit: {file: a, stderr: true}}
+=> 2: `log.audit.stderr` is true, but `log.audit.file` is set; keep one
 storage: {filesystem: {rootdirectory: /var/lib/registry}}
 http: {addr: ':5000'}
 => 2: `storage.filesystem.rootdirectory` names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror and deletes what expires, which would empty a plain registry's directory; write the upstream's URL, such as https://registry-1.docker.io for Docker Hub
@@ -205,9 +237,9 @@ proxy:
   - {name: a.b, remoteurl: 'https://a', aliases: [b]}
   - {name: c.d, remoteurl: 'https://a', aliases: [B]}
 => 5: the upstreams `a.b` and `c.d` both answer to `b`; give it to one
-proxy: {remoteurl: 'http://a', username: u, password: p}
+proxy: {remoteurl: 'http://a', anonymous: true, username: u, password: p}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it
-proxy: {insecure: true, upstreams: [{name: a.b, remoteurl: 'http://a', username: u, password: p, insecure: true}]}
+proxy: {insecure: true, upstreams: [{name: a.b, remoteurl: 'http://a', anonymous: true, username: u, password: p, insecure: true}]}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.upstreams[0].plainhttp: true` to permit it
 proxy: {authorize: user}
 => 2: `proxy.authorize` is "user"; write shared or caller
@@ -415,11 +447,11 @@ redis: {addr: x}
 => 2: `redis` has no effect: nothing is cached in Redis
 validation: {disabled: true}
 => 2: `validation` has no effect: it concerns pushes, which a mirror refuses
-proxy: {remoteurl: 'http://a', username: u, password: p, plainhttp: true}
+proxy: {remoteurl: 'http://a', anonymous: true, username: u, password: p, plainhttp: true}
 => 2: the credentials for a are sent over plain HTTP
 proxy: {remoteurl: 'https://a', authorize: caller, username: u, password: p}
 => 2: `proxy.username` isn't used: with `authorize: caller` each client uses its own account
-proxy: {remoteurl: 'https://a', insecure: true, username: u, password: p}
+proxy: {remoteurl: 'https://a', anonymous: true, insecure: true, username: u, password: p}
 => 2: the credentials for a are sent to a server whose certificate isn't checked
 proxy: {upstreams: [{name: team, remoteurl: 'https://a'}]}
 => 2: `proxy.upstreams[0].name` has no dot: the default upstream's repositories under `team/` share their place in the store with this upstream's
@@ -438,6 +470,15 @@ proxy: {remoteurl: 'https://registry-1.docker.io', ttls: [{repository: docker.io
 => 2: `proxy.ttls[0].repository` is "docker.io/library/*", which matches nothing: the default upstream's repositories are stored without its name; write library/*
 proxy: {remoteurl: 'https://docker.io', rangerules: [{repository: debian, ranges: fill}]}
 => 2: `proxy.rangerules[0].repository` is "debian", which matches nothing: Docker Hub's official images are stored under `library/`; write library/debian
+access: [{anyone: true, effect: allow}, {users: [a], effect: deny}]
+=> 2: `access[1]` never decides: the rule at config.yml:2 matches all its requests
+access: [{anyone: true, users: [a], effect: allow}]
+=> 2: `access[0].anyone` makes the rule match every caller; the others that it names have no effect
+access: [{repositories: [debian], effect: deny}]
+=> 2: `access[0].repositories[0]` is "debian", which matches nothing: Docker Hub's official images are stored under `library/`; write library/debian
+proxy: {remoteurl: 'https://registry-1.docker.io', anonymous: true}
+access: [{anonymous: true, effect: deny}]
+=> 2: `proxy.anonymous` has no effect: the rules of `access` decide what anonymous callers may do
 storage: {maxsize: 200}
 => 2: `storage.maxsize` is only 200 bytes: hardly anything fits
 storage: {inmemory: , minfree: 1GiB}
@@ -536,7 +577,7 @@ fn warnings_are_worded_as_listed() {
         "proxy: {upstreams: [{name: a.b, remoteurl: 'https://a.b'}, {name: c.d, remoteurl: 'https://a.b'}]}",
         "proxy: {remoteurl: 'https://a.b', upstreams: [{name: c.d, remoteurl: 'https://a.b', aliases: [a.b]}]}",
         // A loopback connection shows no one a password.
-        "proxy: {remoteurl: 'http://localhost:1', username: u, password: p}",
+        "proxy: {remoteurl: 'http://localhost:1', anonymous: true, username: u, password: p}",
         "proxy: {remoteurl: 'https://registry-1.docker.io', pins: ['**', '**an', 'a/*']}",
         // Only Docker Hub's images get a component.
         "proxy: {remoteurl: 'https://a.example', pins: ['debian']}",

@@ -1,3 +1,4 @@
+mod access;
 mod download;
 mod messages;
 mod storage;
@@ -107,7 +108,7 @@ fn defaults_without_a_file() {
 fn a_distribution_proxy_starts_unchanged() {
     let Loaded {
         config, warnings, ..
-    } = loaded(DISTRIBUTION, &[]);
+    } = loaded(DISTRIBUTION, &[("REGISTRY_PROXY_ANONYMOUS", "true")]);
     assert_eq!(
         warnings,
         [
@@ -338,7 +339,10 @@ fn files_are_read_up_to_a_limit_and_found_by_argument_or_variable() {
     let path = files.path().join("config.yml");
     let load_file = |text: &[u8]| {
         std::fs::write(&path, text).unwrap();
-        load(Some(&path), environment(&[]))
+        load(
+            Some(&path),
+            environment(&[("REGISTRY_PROXY_ANONYMOUS", "true")]),
+        )
     };
     assert!(load_file(DISTRIBUTION.as_bytes()).is_ok());
     assert!(matches!(load_file(b"\xff"), Err(ConfigError::Read { .. })));

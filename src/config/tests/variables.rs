@@ -12,6 +12,12 @@ REGISTRY_LOG_FORMATTER=logstash =>   formatter: json
 REGISTRY_LOG_FIELDS_SERVICE=mirror =>     service: mirror
 REGISTRY_LOG_FIELDS_MY_SITE=mirror =>     my_site: mirror
 REGISTRY_LOG_ACCESSLOG_DISABLED=true =>     disabled: true
+REGISTRY_LOG_AUDIT_FILE=/a/b =>     file: /a/b
+REGISTRY_LOG_AUDIT_STDERR=true =>     stderr: true
+REGISTRY_ACCESS=[{anyone: true, effect: allow}] => - anyone: true
+REGISTRY_DENY_IMAGES_0=a/b:* =>   - a/b:*
+REGISTRY_DENY={digests: []} => deny:
+REGISTRY_PROXY_ANONYMOUS=true =>   anonymous: true
 REGISTRY_STORAGE=inmemory =>   inmemory: {}
 REGISTRY_STORAGE_FILESYSTEM_MODE=0600 =>     mode: '0600'
 REGISTRY_HTTP_ADDR=127.0.0.1:1 =>   addr: 127.0.0.1:1
@@ -141,6 +147,7 @@ fn a_named_directory_needs_a_named_upstream() {
 fn variables_override_a_file() {
     let password = "p@ss: #1 {";
     let mut variables = vec![
+        ("REGISTRY_PROXY_ANONYMOUS", "true"),
         ("REGISTRY_PROXY_USERNAME", "other"),
         ("REGISTRY_PROXY_PASSWORD", password),
         ("REGISTRY_LOG_FIELDS_SERVICE", "mirror"),
@@ -187,6 +194,9 @@ fn rules_may_come_from_the_environment() {
     assert_eq!(proxy.ttl_rules, rules);
 }
 
+/// What a file with an account needs besides.
+const OPEN: (&str, &str) = ("REGISTRY_PROXY_ANONYMOUS", "true");
+
 /// A variable with its value, and how the problem with it starts.
 const PROBLEMS: &str = r#"
 REGISTRY_HTTP_ADDR=x => `http.addr` is "x"; write host:port, or :port for all interfaces
@@ -205,7 +215,7 @@ REGISTRY_PROXY_UPSTREAMS_3_NAME=a.b => `proxy.upstreams[3]` leaves a gap in the 
 #[test]
 fn problems_with_variables_name_them() {
     for (name, value, expected) in cases(PROBLEMS) {
-        let found = problems(DISTRIBUTION, &[(name, value)]);
+        let found = problems(DISTRIBUTION, &[OPEN, (name, value)]);
         let expected = format!("{name}: {expected}");
         assert!(
             found.len() == 1 && found[0].starts_with(&expected),
@@ -213,7 +223,7 @@ fn problems_with_variables_name_them() {
         );
     }
     assert_eq!(
-        problems(DISTRIBUTION, &[("REGISTRY_HTTP_TLS_CERTIFICATE", "")]),
+        problems(DISTRIBUTION, &[OPEN, ("REGISTRY_HTTP_TLS_CERTIFICATE", "")]),
         Vec::<String>::new()
     );
 }

@@ -41,6 +41,7 @@ pub(super) fn config(url: &str) -> config::Upstream {
         credentials: None,
         repository_credentials: Vec::new(),
         credentials_required: true,
+        anonymous: false,
         ca: None,
         ca_only: false,
         client_certificate: None,

@@ -40,7 +40,8 @@ impl Setup {
         self
     }
 
-    /// More lines of the configuration, each `section.key: value`.
+    /// More lines of the configuration, each `section.key: value`; `root.key: value` for a key of no
+    /// section.
     pub(crate) fn with(mut self, lines: &[&str]) -> Self {
         self.lines.extend(lines.iter().map(ToString::to_string));
         self
@@ -70,11 +71,12 @@ impl Setup {
         format!(
             "version: 0.1\nstorage:\n  inmemory: {{}}\n  {}\n\
              http:\n  addr: '{addr}'\n  debug: {debug}\n  {}\n\
-             proxy:\n  upstreams: [{}]\n  {}\n",
+             proxy:\n  upstreams: [{}]\n  {}\n{}\n",
             section("storage"),
             section("http"),
             self.upstreams.join(", "),
             section("proxy"),
+            section("root").replace("\n  ", "\n"),
         )
     }
 

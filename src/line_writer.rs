@@ -1,6 +1,6 @@
-//! The path of log lines to standard error: a bounded buffer, and one thread that writes it.
+//! The path of log lines to standard error or a file: a bounded buffer, and one thread that writes it.
 //!
-//! A log call appends a line to the buffer and never waits for the reader of standard error. When the
+//! A log call appends a line to the buffer and never waits for the reader or the disk. When the
 //! buffer is full, or a write fails, lines are dropped and counted. As soon as a write succeeds, a
 //! notice in their place in the log says how many were dropped.
 //!
@@ -25,15 +25,15 @@ const FULL_PAUSE: Duration = Duration::from_millis(10);
 const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
 /// Makes the line that says how many lines were dropped.
-pub(super) type Notice = Box<dyn Fn(u64) -> String + Send>;
+pub type Notice = Box<dyn Fn(u64) -> String + Send>;
 
-/// Takes lines for standard error.
+/// Takes lines for one output.
 #[derive(Debug, Default)]
-pub(in crate::cli) struct LogWriter {
+pub struct LineWriter {
     buffer: Mutex<Buffer>,
     /// Wakes the thread.
     filled: Condvar,
-    /// Wakes [`LogWriter::flush`].
+    /// Wakes [`LineWriter::flush`].
     progress: Condvar,
 }
 
@@ -49,12 +49,9 @@ struct Buffer {
     total: Counter,
 }
 
-impl LogWriter {
+impl LineWriter {
     /// Starts the thread, which writes to `out` until the process ends.
-    pub(in crate::cli) fn start(
-        out: impl Write + Send + 'static,
-        notice: Notice,
-    ) -> io::Result<Arc<Self>> {
+    pub fn start(out: impl Write + Send + 'static, notice: Notice) -> io::Result<Arc<Self>> {
         let shared = Arc::new(Self::default());
         let mut thread = WriterThread {
             shared: Arc::clone(&shared),
@@ -76,7 +73,7 @@ impl LogWriter {
     }
 
     /// Appends a line, which ends with a line feed, or drops it if the buffer is full.
-    pub(in crate::cli) fn line(&self, line: &[u8]) {
+    pub fn line(&self, line: &[u8]) {
         let mut buffer = self.buffer.lock();
         if buffer.lines.len() + line.len() > MAX_WAITING {
             buffer.dropped += 1;
@@ -90,7 +87,7 @@ impl LogWriter {
 
     /// Waits until every line has been written or given up, for at most `limit`. Blocks: not for the
     /// runtime's threads. Returns whether the thread got that far.
-    pub(in crate::cli) fn flush(&self, limit: Duration) -> bool {
+    pub fn flush(&self, limit: Duration) -> bool {
         let mut buffer = self.buffer.lock();
         let unwritten = |buffer: &mut Buffer| buffer.is_writing || !buffer.lines.is_empty();
         let waited = self.progress.wait_while_for(&mut buffer, unwritten, limit);
@@ -98,7 +95,7 @@ impl LogWriter {
     }
 
     /// Counts dropped lines in `counter` from now on, with those that were dropped before.
-    pub(in crate::cli) fn count_into(&self, counter: Counter) {
+    pub fn count_into(&self, counter: Counter) {
         let mut buffer = self.buffer.lock();
         counter.inc_by(buffer.total.get());
         buffer.total = counter;
@@ -106,7 +103,7 @@ impl LogWriter {
 }
 
 /// Each write is one line, as tracing's formatter writes an event.
-impl Write for &LogWriter {
+impl Write for &LineWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.line(line);
         Ok(line.len())
@@ -118,7 +115,7 @@ impl Write for &LogWriter {
 }
 
 struct WriterThread<W> {
-    shared: Arc<LogWriter>,
+    shared: Arc<LineWriter>,
     out: W,
     notice: Notice,
     /// The bytes of the current write.
@@ -257,7 +254,7 @@ mod tests {
     }
 
     struct Log {
-        writer: Arc<LogWriter>,
+        writer: Arc<LineWriter>,
         steps: mpsc::Sender<Step>,
         written: Arc<Mutex<Vec<u8>>>,
         counter: Counter,
@@ -272,7 +269,7 @@ mod tests {
                 written: Arc::clone(&written),
             };
             let notice = Box::new(|dropped| format!("[{dropped} dropped]\n"));
-            let writer = LogWriter::start(out, notice).unwrap();
+            let writer = LineWriter::start(out, notice).unwrap();
             let counter = Counter::default();
             writer.count_into(counter.clone());
             Self {
