@@ -31,16 +31,22 @@ pub struct Resource<'a> {
 
 /// The rules.
 #[derive(Debug, Default)]
-pub struct Access {}
+pub struct Access {
+    /// Whether only callers who say who they are may do anything.
+    pub closed: bool,
+}
 
 impl Access {
     /// Decides whether a caller may do something.
     pub fn decide(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         _resource: &Resource<'_>,
         _permission: Permission,
     ) -> Result<(), Denied> {
+        if self.closed && caller.is_anonymous() {
+            return Err(Denied::Anonymous);
+        }
         Ok(())
     }
 }

@@ -60,6 +60,7 @@ impl StartError {
                 return Some(upstream_key(config, upstream));
             }
             Self::Address(_) => return None,
+            Self::Auth(_) => "auth",
         };
         Some(key.to_owned())
     }

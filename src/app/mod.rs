@@ -3,6 +3,7 @@
 mod cache;
 mod check;
 mod descriptors;
+mod gate;
 mod pulling;
 
 pub use cache::settings as cache_settings;
@@ -19,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 use crate::admin::health::Health;
 use crate::admin::operate::Operator;
+use crate::auth::AuthSetupError;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config};
@@ -26,9 +28,7 @@ use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::mirror::Upstreams;
 use crate::server::listener::{Address, BindError, Listener};
-use crate::server::{
-    ConnectionSettings, Gate, Handler, ResponseBuffers, ServerSettings, Service, serve,
-};
+use crate::server::{ConnectionSettings, Handler, ResponseBuffers, ServerSettings, Service, serve};
 use crate::storage::Layout;
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::tasks::{Panicked, Tasks};
@@ -43,6 +43,8 @@ pub enum StartError {
     Address(std::io::Error),
     #[error("the data directory can't be used: {0}")]
     Store(#[from] StoreError),
+    #[error("callers can't be identified (auth)")]
+    Auth(#[from] AuthSetupError),
     #[error("upstream {upstream} can't be set up")]
     Upstream {
         upstream: String,
@@ -120,13 +122,9 @@ impl App {
             stop_now,
         };
         shared.scrub(config);
+        let gate = shared.gate(config).await?;
         let mirror = shared.mirror(&config.proxy, upstreams);
-        let service = Service::new(
-            mirror,
-            Gate::default(),
-            Arc::clone(&shared.metrics),
-            settings(config),
-        );
+        let service = Service::new(mirror, gate, Arc::clone(&shared.metrics), settings(config));
 
         let serving = Serving {
             connections: ConnectionSettings {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
 use url::Url;
 
 use super::address::Listen;
@@ -43,6 +44,8 @@ pub struct Http {
     pub http2: bool,
     pub limits: ConnectionLimits,
     pub debug: Option<Debug>,
+    /// The reverse proxies whose `Forwarded` and `X-Forwarded-*` headers count.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// Limits of the client connections that are open at the same time.
@@ -90,6 +93,7 @@ pub(super) fn read(http: &Section<'_>) -> Http {
         http2: http.section("http2", |http2| !http2.bool("disabled", false)),
         limits: http.section("limits", limits),
         debug: debug(http),
+        trusted_proxies: super::auth::networks(http, "trustedproxies"),
     }
 }
 

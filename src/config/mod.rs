@@ -15,6 +15,7 @@
 //! Source: <https://distribution.github.io/distribution/about/configuration/>.
 
 mod address;
+mod auth;
 mod context;
 mod download;
 mod duration;
@@ -47,6 +48,7 @@ use section::Section;
 use yaml::{Document, Node};
 
 pub use address::Listen;
+pub use auth::{Auth, CertificateMatch, CertificateUser, NetworkUser, OidcIssuer, TokenService};
 pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
@@ -70,6 +72,7 @@ pub struct Config {
     pub storage: Storage,
     pub limits: Limits,
     pub http: Http,
+    pub auth: Auth,
     pub proxy: Proxy,
 }
 
@@ -227,6 +230,7 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
             storage,
             limits,
             http: root.section("http", http::read),
+            auth: root.section("auth", auth::read),
             proxy: root.section("proxy", |section| proxy::read(section, from_file, is_named)),
         }
     });
@@ -255,11 +259,6 @@ fn version(root: &Section<'_>, is_required: bool) {
 
 /// The sections of the reference registry that aren't implemented.
 fn unimplemented(root: &Section<'_>) {
-    root.refuse(
-        "auth",
-        "it would be silently weaker to serve without authentication; remove the section and \
-         put a reverse proxy that authenticates in front",
-    );
     root.refuse_middleware("middleware");
     root.ignore(&[
         ("reporting", "errors go to the log and the metrics only"),

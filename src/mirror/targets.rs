@@ -51,6 +51,12 @@ impl Upstreams {
         }
     }
 
+    /// The upstream that a request without a repository is for.
+    pub fn addressed(&self, ns: Option<&str>, host: Option<&str>) -> Arc<Upstream> {
+        let named = ns.or(host).and_then(|host| self.by_host(host));
+        Arc::clone(named.unwrap_or(&self.default))
+    }
+
     /// Chooses by containerd's `ns`, else by the first component of the name, else by the Host
     /// header, else the default.
     pub fn target(

@@ -54,6 +54,10 @@ impl Call<'_> {
     ) -> Result<Target, CallError> {
         let target = mirror.upstreams.target(self.ns, self.host, name)?;
         let (permission, reference) = wanted;
+        // Both permissions that exist read: distribution's word for it is pull.
+        if !self.caller.grants(name.as_str(), "pull") {
+            return Err(AuthError::Scope.into());
+        }
         let resource = Resource {
             upstream: target.upstream.name(),
             repository: &target.stored,

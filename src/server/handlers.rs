@@ -10,6 +10,7 @@ use super::call::{Answered, Call, CallError};
 use super::conditional::Verdict;
 use super::request::RequestBody;
 use crate::access::{Access, Permission};
+use crate::auth::AuthError;
 use crate::metrics::Outcome;
 use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
 use crate::oci::action::Page;
@@ -34,6 +35,17 @@ impl Handlers {
         }
     }
 
+    /// The name of the upstream that a request is for.
+    pub(super) fn upstream(&self, action: &Action, ns: Option<&str>, host: Option<&str>) -> String {
+        let upstreams = &self.mirror.upstreams;
+        let named = action.repository().and_then(|name| {
+            let target = upstreams.target(ns, host, name).ok()?;
+            Some(target.upstream)
+        });
+        let upstream = named.unwrap_or_else(|| upstreams.addressed(ns, host));
+        upstream.name().to_owned()
+    }
+
     /// Carries out an action. Reads have no body: what a client sends all the same is discarded.
     pub(super) async fn dispatch(
         &self,
@@ -45,8 +57,15 @@ impl Handlers {
             Action::Root => Ok((answer::alive(), Outcome::Hit)),
             Action::Options => Ok((answer::options(), Outcome::Hit)),
             Action::Base => Ok((answer::base(), Outcome::Hit)),
+            // Answered before there is a caller.
+            Action::Token { .. } => Err(AuthError::NoTokenService.into()),
             // These are rare: boxed, so that they take no memory in every connection.
-            Action::Catalog(page) => Box::pin(self.catalog(page)).await,
+            Action::Catalog(page) => {
+                if !call.caller.grants_catalog() {
+                    return Err(AuthError::Scope.into());
+                }
+                Box::pin(self.catalog(page)).await
+            }
             Action::Tags { name, page } => Box::pin(self.tags(call, name, page)).await,
             Action::Manifest { name, reference } => self.manifest(call, name, reference).await,
             Action::Blob { name, digest } => self.blob(call, name, *digest).await,

@@ -249,6 +249,7 @@ impl Connected {
                     address: None,
                     name: "unix".into(),
                     certificate: None,
+                    secure: false,
                 },
                 files: None,
             },

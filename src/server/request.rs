@@ -31,6 +31,8 @@ pub struct Peer {
     pub name: Arc<str>,
     /// The certificate that the client proved to own.
     pub certificate: Option<Arc<Certificate>>,
+    /// Whether the connection is encrypted.
+    pub secure: bool,
 }
 
 impl Peer {
@@ -39,6 +41,7 @@ impl Peer {
             address: Some(address.ip()),
             name: address.to_string().into(),
             certificate: None,
+            secure: false,
         }
     }
 }

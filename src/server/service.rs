@@ -3,11 +3,13 @@
 //! the upstream's repository and authorizes the caller. A handler never sees a header or a path.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{ACCEPT, HOST, HeaderMap};
 use http::request::Parts;
 use http::{Method, Request, Response};
 use quick_cache::sync::Cache;
+use tokio::time::timeout;
 
 use super::access::Record;
 use super::answer;
@@ -19,16 +21,21 @@ use super::error::Refusal;
 use super::handlers::Handlers;
 use super::request::{Handler, Peer, RequestBody};
 use crate::access::Access;
-use crate::auth::{Authenticator, Caller, Presented};
+use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
 use crate::download::Client;
 use crate::metrics::{Kind, Metrics, Outcome};
 use crate::mirror::{Exchange, Mirror, ReadMode};
-use crate::oci::{Accept, Action, Reference, Route, RouteError};
+use crate::oci::{
+    Accept, Action, Classified as _, ErrorKind, Reference, RepoName, Route, RouteError,
+};
 
 /// Different `Accept` lines whose meaning is kept; each kind of client has its own.
 const MAX_ACCEPTS: usize = 256;
 /// Bytes of such a line.
 const MAX_ACCEPT: usize = 1024;
+
+/// How long a form may take to come.
+const FORM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the API presents itself.
 #[derive(Debug, Clone, Default)]
@@ -149,12 +156,48 @@ impl Service {
         peer: &Peer,
     ) -> Result<Answered, Refusal> {
         let action = &route.action;
+        let presented = presented(head, peer);
         let answered = async {
-            let caller = self.authenticator.identify(&presented(head, peer)).await?;
+            if let Action::Token { upstream, is_form } = action {
+                let upstream = upstream.as_deref();
+                return Box::pin(self.token(upstream, *is_form, head, body, &presented)).await;
+            }
+            let caller = self.authenticator.identify(&presented).await?;
+            if *action == Action::Base && self.authenticator.wants_token(&presented, &caller) {
+                return Err(AuthError::Needed.into());
+            }
             let call = self.call(route, head, peer, caller);
             self.handlers.dispatch(action, &call, body).await
         };
-        answered.await.map_err(|error| self.refuse(action, &error))
+        answered
+            .await
+            .map_err(|error| self.refuse(route, &error, &presented))
+    }
+
+    /// The built-in token service.
+    async fn token(
+        &self,
+        upstream: Option<&str>,
+        is_form: bool,
+        head: &Parts,
+        body: RequestBody,
+        presented: &Presented<'_>,
+    ) -> Result<Answered, CallError> {
+        if !self.authenticator.issues_tokens() {
+            return Err(AuthError::NoTokenService.into());
+        }
+        let request = if is_form {
+            let reading = timeout(FORM_TIMEOUT, body.read(MAX_FORM)).await;
+            let form = reading.map_err(|_elapsed| AuthError::Malformed("the form didn't come"))?;
+            let form = form.map_err(|_cut| {
+                AuthError::Malformed("the form is too long, or the connection broke off")
+            })?;
+            TokenRequest::of_form(upstream, &form)?
+        } else {
+            TokenRequest::of_query(upstream, head.uri.query().unwrap_or_default())?
+        };
+        let document = self.authenticator.token(presented, &request).await?;
+        Ok((answer::token(document), Outcome::Hit))
     }
 
     /// Parses what the action needs of the request.
@@ -182,17 +225,47 @@ impl Service {
         }
     }
 
-    fn refuse(&self, action: &Action, error: &CallError) -> Refusal {
+    fn refuse(&self, route: &Route, error: &CallError, presented: &Presented<'_>) -> Refusal {
+        let action = &route.action;
         let refusal = Refusal::of_action(error, action);
         match error {
             CallError::Mirror(error) => Refusal {
                 cache_status: cache_status::failed(Named::by(action), Exchange::failed(error)),
                 ..refusal
             },
-            CallError::Caller(_) | CallError::Denied(_) => Refusal {
-                challenge: self.authenticator.challenge(),
-                ..refusal
-            },
+            CallError::Caller(_) | CallError::Denied(_)
+                if error.kind() != ErrorKind::Unauthorized || !self.authenticator.has_users() =>
+            {
+                refusal
+            }
+            CallError::Caller(error) => self.challenged(refusal, route, presented, error),
+            CallError::Denied(_) => self.challenged(refusal, route, presented, &AuthError::Needed),
+        }
+    }
+
+    /// The refusal with a challenge.
+    fn challenged(
+        &self,
+        refusal: Refusal,
+        route: &Route,
+        presented: &Presented<'_>,
+        error: &AuthError,
+    ) -> Refusal {
+        let host = presented
+            .headers
+            .get(HOST)
+            .and_then(|host| host.to_str().ok());
+        let host = host.or(presented.authority);
+        let action = &route.action;
+        let upstream = self.handlers.upstream(action, route.ns.as_deref(), host);
+        let lacking = Lacking {
+            upstream: &upstream,
+            repository: action.repository().map(RepoName::as_str),
+            error,
+        };
+        Refusal {
+            challenge: self.authenticator.challenge(presented, &lacking),
+            ..refusal
         }
     }
 
@@ -216,6 +289,8 @@ fn presented<'a>(head: &'a Parts, peer: &'a Peer) -> Presented<'a> {
         headers: &head.headers,
         address: peer.address,
         certificate: peer.certificate.as_ref(),
+        secure: peer.secure,
+        authority: head.uri.authority().map(http::uri::Authority::as_str),
     }
 }
 
@@ -224,6 +299,7 @@ fn kind(action: &Action) -> Kind {
     match action {
         Action::Root | Action::Options => Kind::Other,
         Action::Base => Kind::Base,
+        Action::Token { .. } => Kind::Token,
         Action::Catalog(_) => Kind::Catalog,
         Action::Tags { .. } => Kind::Tags,
         Action::Manifest { .. } => Kind::Manifest,

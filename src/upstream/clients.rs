@@ -89,7 +89,7 @@ impl Clients {
     }
 }
 
-fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, SetupError> {
+pub(super) fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, SetupError> {
     let bundle = Certificate::from_pem_bundle(pem);
     let bundle = bundle.map_err(|error| SetupError::Authority(shared(error)))?;
     if bundle.is_empty() {

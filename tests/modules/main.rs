@@ -69,6 +69,7 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "storage/modes",
             "cache/state/journal",
             "config",
+            "auth/files",
             // The file of a unix socket.
             "server/listener",
         ],

@@ -166,14 +166,21 @@ fn the_example_has_the_default_values_and_every_key() {
     let (problems, _, places) = context.report.finish();
     let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
     let ca = |key: &str| format!("`{key}` is \"/etc/ssl/certs/upstream.pem\"; it can't be read");
+    let of_auth =
+        |key: &str, file: &str| format!("`auth.{key}` is \"/etc/{file}\"; it can't be read");
     for (problem, expected) in problems.iter().zip([
         "`storage` names two drivers".to_owned(),
+        of_auth("htpasswd.path", "millpond/htpasswd"),
+        of_auth("token.rootcertbundle", "millpond/token.pem"),
+        of_auth("token.jwks", "millpond/jwks.json"),
+        of_auth("oidc[0].ca", "ssl/certs/issuer.pem"),
+        of_auth("key", "millpond/token.key"),
         ca("proxy.ca"),
         ca("proxy.upstreams[0].ca"),
     ]) {
         assert!(problem.contains(&expected), "{problem}");
     }
-    assert_eq!(problems.len(), 3, "{problems:?}");
+    assert_eq!(problems.len(), 8, "{problems:?}");
     let missing: Vec<_> = keys.iter().filter(|path| !places.has(path)).collect();
     assert_eq!(
         missing,

@@ -1,0 +1,36 @@
+//! Wires what lets requests in.
+
+use std::sync::Arc;
+
+use super::{Shared, StartError};
+use crate::access::Access;
+use crate::auth::{Authenticator, AuthenticatorOptions};
+use crate::config::{self, Config};
+use crate::server::Gate;
+use crate::storage::Layout;
+
+impl Shared {
+    pub(super) async fn gate(&self, config: &Config) -> Result<Gate, StartError> {
+        let host = config.http.host.as_ref();
+        let key = match &config.storage {
+            config::Storage::Filesystem { root, .. } => Some(Layout::new(root).token_key()),
+            config::Storage::Memory => None,
+        };
+        let authenticator = Authenticator::open(AuthenticatorOptions {
+            config: config.auth.clone(),
+            origin: host.map(|host| host.as_str().trim_end_matches('/').to_owned()),
+            prefix: config.http.prefix.clone(),
+            trusted_proxies: config.http.trusted_proxies.clone(),
+            key,
+            logins: false,
+            clock: self.clock,
+            metrics: Arc::clone(&self.metrics),
+        });
+        Ok(Gate {
+            authenticator: authenticator.await?,
+            access: Access {
+                closed: config.auth.is_configured(),
+            },
+        })
+    }
+}
