@@ -217,7 +217,7 @@ fn every_bad_token_is_refused() {
         ),
         (
             "too many certificates",
-            named(json!({"alg": "ES256", "x5c": ["MAA="; 6]})),
+            named(json!({"alg": "ES256", "x5c": vec!["MAA="; 6]})),
             JwtError::Chain,
         ),
         ("issuer", claim("iss", json!("issuer2")), JwtError::Issuer),
