@@ -146,7 +146,7 @@ impl Access {
         match effect {
             Effect::Allow => Ok(()),
             Effect::Hide => Err(Denied::Hidden(place().unwrap_or_default())),
-            Effect::Deny if caller.user.is_none() && self.rules.has_users() => {
+            Effect::Deny if caller.is_anonymous() && self.rules.has_users() => {
                 Err(Denied::Anonymous(place()))
             }
             Effect::Deny => Err(Denied::Caller(place())),
@@ -184,7 +184,7 @@ impl Access {
     /// Why a caller who can see no repository at all gets no catalog: it may once it has said who it
     /// is.
     pub fn decide_empty_catalog(&self, caller: &Caller) -> Result<(), Denied> {
-        if self.rules.has_users() && caller.user.is_none() {
+        if self.rules.has_users() && caller.is_anonymous() {
             return Err(Denied::Anonymous(None));
         }
         Ok(())

@@ -84,7 +84,7 @@ impl Rules {
             };
         }
         Verdict {
-            effect: self.without_rules(caller.user.is_none(), resource.upstream, permission),
+            effect: self.without_rules(caller.is_anonymous(), resource.upstream, permission),
             rule: None,
         }
     }

@@ -86,6 +86,7 @@ impl StartError {
             Self::PemFile { upstream, key, .. } => {
                 return Some(upstream_key(config, upstream, key));
             }
+            Self::Auth(_) => "auth",
             Self::Audit(_) => "log.audit.file",
             Self::Address(_) | Self::Deny(_) => return None,
         };

@@ -4,6 +4,7 @@ mod access;
 mod cache;
 mod check;
 mod descriptors;
+mod gate;
 mod listeners;
 mod pulling;
 
@@ -24,7 +25,7 @@ use crate::access::{Denials, DenyError};
 use crate::admin::Admin;
 use crate::admin::health::Health;
 use crate::admin::operate::Operator;
-use crate::auth::Authenticator;
+use crate::auth::AuthSetupError;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config, Serves};
@@ -52,6 +53,8 @@ pub enum StartError {
     Address(std::io::Error),
     #[error("the data directory can't be used: {0}")]
     Store(#[from] StoreError),
+    #[error("callers can't be identified (auth)")]
+    Auth(#[from] AuthSetupError),
     #[error("upstream {upstream} can't be set up")]
     Upstream {
         upstream: String,
@@ -143,15 +146,11 @@ impl App {
         };
         shared.scrub(config);
         let mirror = shared.mirror(&config.proxy, upstreams);
-        let service = Service::new(
-            mirror,
-            Gate {
-                authenticator: Authenticator::new(config.proxy.takes_logins()),
-                access,
-            },
-            Arc::clone(&shared.metrics),
-            settings(config),
-        );
+        let gate = Gate {
+            authenticator: shared.authenticator(config).await?,
+            access,
+        };
+        let service = Service::new(mirror, gate, Arc::clone(&shared.metrics), settings(config));
 
         let serving = Serving {
             connections: ConnectionSettings {

@@ -1,23 +1,62 @@
 //! Who sends a request: from what the client presented ([`Presented`]) to a [`Caller`]. What a caller
 //! may do is decided by [`access`](crate::access).
 //!
+//! The header is parsed (`authorization`), and its credentials are verified: passwords by `htpasswd`,
+//! slowed down by `throttle`; our own tokens by `seal`; those of an external token service by
+//! `external`, and identity tokens by `oidc` (both over `jwt`). Without credentials, a client
+//! certificate (`certificates`) or the address (`origin`) may say who it is.
+//!
+//! Docker, podman and skopeo choose between Basic and Bearer by the answer to `GET /v2/` alone, and an
+//! anonymous docker daemon can't use a mirror that asks for Basic there. So the challenge is Bearer
+//! with the built-in token service, which gives anonymous callers a token, too. A token says who the
+//! caller is; what it may do is decided at each request.
+//!
 //! What must never happen: a password or a token in a log, an error or a metric; a caller that is
-//! taken for another one.
+//! taken for another one; a password for an upstream that is sent to another one.
 
+mod authorization;
 mod caller;
+mod certificates;
 mod error;
+mod external;
+mod files;
+mod htpasswd;
+mod jwt;
+mod oidc;
+mod origin;
+mod seal;
+mod service;
+mod throttle;
+mod users;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use http::header::{HeaderMap, HeaderValue};
+use ipnet::IpNet;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::task::spawn_blocking;
 
-use crate::upstream::Login;
+pub use caller::{Caller, Certificate, Grants, User};
+pub use error::{AuthError, AuthSetupError};
+pub use jwt::JwtError;
+pub use service::{MAX_FORM, TokenRequest};
 
-pub use caller::{Caller, Certificate, User};
-pub use error::AuthError;
+use crate::clock::Clock;
+use crate::config;
+use crate::metrics::Metrics;
+use authorization::Authorization;
+use origin::Origins;
+use users::Users;
+
+/// What a path shows unescaped.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b':');
 
 /// What a client presented of itself with a request.
 #[derive(Debug, Clone, Copy)]
@@ -27,56 +66,146 @@ pub struct Presented<'a> {
     pub address: Option<IpAddr>,
     /// The certificate that the client proved to own in the TLS handshake.
     pub certificate: Option<&'a Arc<Certificate>>,
+    /// Whether the connection is encrypted.
+    pub secure: bool,
+    /// The host in the request's target, for requests without a Host header.
+    pub authority: Option<&'a str>,
+}
+
+/// What identifying callers depends on.
+#[derive(Debug)]
+pub struct AuthenticatorOptions {
+    pub config: config::Auth,
+    /// Scheme and host at which clients reach the server, without a slash at the end, if configured.
+    pub origin: Option<String>,
+    /// Path before `/v2/` and `/token`.
+    pub prefix: String,
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where the key of tokens is kept; without it and without a configured key, tokens end with the
+    /// process.
+    pub key: Option<PathBuf>,
+    /// Whether credentials that aren't known here may be a caller's account at an upstream.
+    pub logins: bool,
+    pub clock: Clock,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Tells who sends a request.
 #[derive(Debug, Default)]
 pub struct Authenticator {
-    /// Whether an upstream is asked with the accounts of callers.
-    logins: bool,
+    origins: Origins,
+    prefix: String,
+    /// None where nobody needs credentials: then Authorization headers are ignored.
+    users: Option<Box<Users>>,
+}
+
+/// What the caller lacks, for the challenge.
+#[derive(Debug, Clone, Copy)]
+pub struct Lacking<'a> {
+    /// The name of the upstream.
+    pub upstream: &'a str,
+    /// The repository as the client wrote it, if the request is for one.
+    pub repository: Option<&'a str>,
+    pub error: &'a AuthError,
 }
 
 impl Authenticator {
-    /// `logins`: whether Basic credentials are a caller's account at an upstream.
-    pub const fn new(logins: bool) -> Self {
-        Self { logins }
-    }
-
-    /// Finds the caller. Who presents nothing is anonymous.
-    #[expect(
-        clippy::unused_async,
-        reason = "passwords are verified on the blocking pool"
-    )]
-    pub async fn identify(&self, presented: &Presented<'_>) -> Result<Caller, AuthError> {
-        Ok(Caller {
-            login: self.login(presented.headers),
-            ..Caller::anonymous(presented.address)
+    /// Reads the files of passwords and keys.
+    pub async fn open(options: AuthenticatorOptions) -> Result<Self, AuthSetupError> {
+        let origins = Origins {
+            configured: options.origin.clone(),
+            trusted: options.trusted_proxies.clone(),
+        };
+        let prefix = options.prefix.clone();
+        let users = if options.config.is_configured() || options.logins {
+            let opened = spawn_blocking(move || Users::open(options)).await;
+            let users = opened.map_err(|_panicked| AuthSetupError::Random)??;
+            Some(Box::new(users))
+        } else {
+            None
+        };
+        Ok(Self {
+            origins,
+            prefix,
+            users,
         })
     }
 
-    /// The caller's account at an upstream: its Basic credentials (RFC 7617). An empty user is anonymous.
-    fn login(&self, headers: &HeaderMap) -> Option<Arc<Login>> {
-        let header = headers.get(AUTHORIZATION).filter(|_| self.logins)?;
-        let (scheme, encoded) = header.to_str().ok()?.split_once(' ')?;
-        let pair = BASE64_STANDARD.decode(encoded.trim()).ok()?;
-        let named = pair.contains(&b':') && pair.first() != Some(&b':');
-        if !scheme.eq_ignore_ascii_case("basic") || !named {
-            return None;
-        }
-        // One login has one form, whatever the client's spelling.
-        let header = format!("Basic {}", BASE64_STANDARD.encode(pair));
-        Some(Arc::new(Login::new(header.try_into().ok()?)))
+    /// Whether credentials that aren't known here may be a caller's account at an upstream.
+    pub fn takes_logins(&self) -> bool {
+        self.users
+            .as_ref()
+            .is_some_and(|users| users.takes_logins())
     }
 
-    /// The challenge beside an upstream's refusal, where a login could satisfy the upstream.
-    pub fn login_challenge(&self) -> Option<HeaderValue> {
-        let challenge = HeaderValue::from_static("Basic realm=\"millpond\"");
-        self.logins.then_some(challenge)
+    /// Finds the caller. Who presents nothing is anonymous, unless its certificate or its address
+    /// says who it is.
+    pub async fn identify(&self, presented: &Presented<'_>) -> Result<Caller, AuthError> {
+        let address = self.origins.address(presented)?;
+        match &self.users {
+            None => Ok(Caller::anonymous(address)),
+            Some(users) => users.identify(presented, address).await,
+        }
+    }
+
+    /// Whether the check for a registry, `/v2/`, shall tell a caller how to get a token. A token for
+    /// an anonymous caller is enough.
+    pub fn wants_token(&self, presented: &Presented<'_>, caller: &Caller) -> bool {
+        let has_token = || {
+            let parsed = Authorization::parse(presented.headers);
+            matches!(parsed, Ok(Authorization::Bearer(_)))
+        };
+        self.users.is_some() && caller.is_anonymous() && caller.login.is_none() && !has_token()
     }
 
     /// The challenge for a caller that may do more once it says who it is: the value of
-    /// `WWW-Authenticate` (RFC 9110, section 11.6.1). None where nobody can.
-    pub fn challenge(&self) -> Option<HeaderValue> {
-        None
+    /// `WWW-Authenticate` (RFC 9110, section 11.6.1; RFC 6750, section 3). None where nobody can.
+    pub fn challenge(
+        &self,
+        presented: &Presented<'_>,
+        lacking: &Lacking<'_>,
+    ) -> Option<HeaderValue> {
+        let users = self.users.as_ref()?;
+        let (realm, service) = match users.external() {
+            Some(external) => (external.realm.clone(), external.service.as_str()),
+            None => {
+                let origin = self.origins.origin(presented)?;
+                let upstream = utf8_percent_encode(lacking.upstream, SEGMENT);
+                let realm = format!("{origin}{}/token/{upstream}", self.prefix);
+                (realm, service::SERVICE)
+            }
+        };
+        let mut challenge = format!("Bearer realm=\"{realm}\",service=\"{service}\"");
+        if let Some(repository) = lacking.repository {
+            challenge.push_str(&format!(",scope=\"repository:{repository}:pull\""));
+        }
+        challenge.push_str(match lacking.error {
+            AuthError::Scope => ",error=\"insufficient_scope\"",
+            AuthError::Token(_) => ",error=\"invalid_token\"",
+            _ => "",
+        });
+        challenge.try_into().ok()
+    }
+
+    /// Issues a token: the document that the client gets.
+    pub async fn token(
+        &self,
+        presented: &Presented<'_>,
+        request: &TokenRequest,
+    ) -> Result<Vec<u8>, AuthError> {
+        let users = self
+            .users
+            .as_ref()
+            .filter(|users| users.external().is_none());
+        let users = users.ok_or(AuthError::NoTokenService)?;
+        let address = self.origins.address(presented)?;
+        users.token(presented, address, request).await
+    }
+
+    /// Whether there is a token service here.
+    pub fn issues_tokens(&self) -> bool {
+        self.users
+            .as_ref()
+            .is_some_and(|users| users.external().is_none())
     }
 }

@@ -82,7 +82,7 @@ async fn until_signal(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
         data,
         "millpond is ready"
     );
-    if config.access.rules.is_empty() && !config.has_users() && !config.http.listen.is_loopback() {
+    if config.access.rules.is_empty() && !config.has_users() && !config.http.is_loopback() {
         tracing::info!(
             address = %app.address(),
             "everyone who can reach this address may pull: neither `access` nor `auth` is configured"

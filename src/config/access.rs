@@ -280,7 +280,7 @@ impl Callers {
 /// Refuses to lend an upstream's account to everyone who can reach the server, unless the operator
 /// has said who may use it.
 pub(super) fn guard(root: &Section<'_>, config: &Config) {
-    if config.has_users() || !config.access.rules.is_empty() || config.http.listen.is_loopback() {
+    if config.has_users() || !config.access.rules.is_empty() || config.http.is_loopback() {
         return;
     }
     let listen = &config.http.listen;

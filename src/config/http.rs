@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
 use url::Url;
 
 use super::address::Listen;
@@ -47,6 +48,8 @@ pub struct Http {
     pub http2: bool,
     pub limits: ConnectionLimits,
     pub debug: Option<Debug>,
+    /// The reverse proxies whose `Forwarded` and `X-Forwarded-*` headers count.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// One more address to listen on.
@@ -113,10 +116,18 @@ pub(super) fn read(http: &Section<'_>) -> Http {
         http2: http.section("http2", |http2| !http2.bool("disabled", false)),
         limits: http.section("limits", limits),
         debug: debug(http),
+        trusted_proxies: super::auth::networks(http, "trustedproxies"),
     }
 }
 
 impl Http {
+    /// Whether only this machine can reach the registry API.
+    pub fn is_loopback(&self) -> bool {
+        let mut others = self.listeners.iter();
+        self.listen.is_loopback()
+            && others.all(|other| other.serves == Serves::Operators || other.listen.is_loopback())
+    }
+
     /// The path of the metrics on listeners for operators; `None` serves none.
     pub fn metrics_path(&self) -> Option<&str> {
         let debug = self.debug.as_ref();

@@ -16,6 +16,7 @@
 
 mod access;
 mod address;
+mod auth;
 mod authorize;
 mod context;
 mod credentials;
@@ -52,6 +53,7 @@ use yaml::{Document, Node};
 
 pub use access::{AccessConfig, AccessRule, Callers, DenyConfig, Effect, PERMISSIONS, Permission};
 pub use address::Listen;
+pub use auth::{Auth, CertificateMatch, CertificateUser, NetworkUser, OidcIssuer, TokenService};
 pub use authorize::{Authorize, CallerAccess};
 pub use credentials::{Credentials, Helper, RepositoryCredentials, Written};
 pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
@@ -79,6 +81,7 @@ pub struct Config {
     pub storage: Storage,
     pub limits: Limits,
     pub http: Http,
+    pub auth: Auth,
     pub proxy: Proxy,
     pub access: AccessConfig,
 }
@@ -96,9 +99,8 @@ pub struct Loaded {
 
 impl Config {
     /// Whether callers can say who they are.
-    pub const fn has_users(&self) -> bool {
-        // `auth` is refused.
-        false
+    pub fn has_users(&self) -> bool {
+        self.auth.is_configured()
     }
 
     /// The configuration without file and environment: Docker Hub on port 5000, data in
@@ -245,6 +247,7 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
             storage,
             limits,
             http,
+            auth: root.section("auth", auth::read),
             access: access::read(root, &proxy),
             proxy,
         };
@@ -277,11 +280,6 @@ fn version(root: &Section<'_>, is_required: bool) {
 
 /// The sections of the reference registry that aren't implemented.
 fn unimplemented(root: &Section<'_>) {
-    root.refuse(
-        "auth",
-        "it would be silently weaker to serve without authentication; remove the section and \
-         put a reverse proxy that authenticates in front",
-    );
     root.refuse_middleware("middleware");
     root.ignore(&[
         ("reporting", "errors go to the log and the metrics only"),

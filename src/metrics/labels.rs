@@ -41,7 +41,7 @@ label! {
         Tags => "tags",
         Referrers => "referrers",
         Catalog => "catalog",
-        /// A request for a token; only ever sent upstream.
+        /// A request for a token.
         Token => "token",
         /// A request without a route.
         Other => "other",
@@ -100,6 +100,31 @@ label! {
 }
 
 label! {
+    /// How a caller was identified, or why not.
+    Authentication {
+        Password => "password",
+        Certificate => "certificate",
+        Network => "network",
+        /// A token of the built-in token service, or of the external one.
+        Token => "token",
+        /// An OpenID Connect identity token.
+        IdentityToken => "identity_token",
+        /// Credentials that are an account at an upstream.
+        Login => "login",
+        /// A token was issued to a user.
+        IssuedUser => "issued_user",
+        /// A token was issued to an anonymous caller.
+        IssuedAnonymous => "issued_anonymous",
+        Refused => "refused",
+        /// Refused without looking at the password, after too many wrong ones.
+        Throttled => "throttled",
+        Malformed => "malformed",
+        /// The queue of passwords is full, or an issuer doesn't answer.
+        Unavailable => "unavailable",
+    }
+}
+
+label! {
     /// A condition under which the server serves, with less than usual.
     Degraded {
         /// The file system of the cache has no space left.
@@ -123,6 +148,11 @@ pub(super) struct HandshakeResult {
 pub(super) struct OfListener {
     /// Its address in the configuration.
     pub(super) listener: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct AuthenticatedBy {
+    pub(super) result: Authentication,
 }
 
 /// How a request to an upstream ended: a status, or no status at all.

@@ -17,8 +17,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 pub use downloads::Downloads;
-pub use labels::{Degraded, Ending, Handshake, Kind, Outcome, RefusedConnection};
-use labels::{DegradedBy, OfListener, OfUpstream, UpstreamBytes, UpstreamRequest};
+use labels::{AuthenticatedBy, DegradedBy, OfListener, OfUpstream, UpstreamBytes, UpstreamRequest};
+pub use labels::{Authentication, Degraded, Ending, Handshake, Kind, Outcome, RefusedConnection};
 use serving::Serving;
 
 /// What is known of the cache, at one moment; `CACHE` says what each figure is.
@@ -86,6 +86,7 @@ pub struct Metrics {
     store_failures: Counter,
     pub downloads: Downloads,
     connections: Gauge,
+    authentications: Family<AuthenticatedBy, Counter>,
     log_lines_dropped: Counter,
     audit_lines_lost: Counter,
     task_panics: Gauge,
@@ -134,6 +135,10 @@ impl Metrics {
             store_failures: r.metric("store_failures", "Failed reads and writes of the store"),
             downloads: Downloads::register(r),
             connections: r.metric("connections", "Open client connections"),
+            authentications: r.metric(
+                "authentications",
+                "Credentials of callers, and tokens issued, by the result",
+            ),
             log_lines_dropped: r.metric(
                 "log_lines_dropped",
                 "Log lines that standard error did not take",
@@ -214,6 +219,12 @@ impl Metrics {
     /// A client has been sent bytes of a body.
     pub fn client_sent(&self, kind: Kind, bytes: u64) {
         self.serving.sent(kind, bytes);
+    }
+
+    /// A caller has presented credentials, or has been issued a token.
+    pub fn authenticated(&self, result: Authentication) {
+        let labels = AuthenticatedBy { result };
+        self.authentications.get_or_create_owned(&labels).inc();
     }
 
     pub fn store_failed(&self) {
@@ -327,6 +338,7 @@ mod tests {
         metrics.upstream_request("docker.io", Kind::Token, "GET", Ending::Error("timeout"));
         metrics.upstream_bytes("docker.io", Kind::Blob).inc_by(7);
         metrics.served(Kind::Manifest, Outcome::Stale, 200);
+        metrics.authenticated(Authentication::Refused);
         metrics.served(Kind::Blob, Outcome::Hit, 206);
         metrics.served(Kind::Blob, Outcome::Hit, 418);
         metrics.served(Kind::Blob, Outcome::Miss, 418);
@@ -342,6 +354,7 @@ mod tests {
             r#"millpond_upstream_requests_total{upstream="docker.io",kind="token",method="GET",status="timeout"} 1"#,
             r#"millpond_upstream_received_bytes_total{upstream="docker.io",kind="blob"} 7"#,
             r#"millpond_requests_total{kind="manifest",result="stale"} 1"#,
+            r#"millpond_authentications_total{result="refused"} 1"#,
             r#"millpond_responses_total{kind="manifest",status="200"} 1"#,
             r#"millpond_requests_total{kind="blob",result="hit"} 2"#,
             r#"millpond_responses_total{kind="blob",status="206"} 1"#,

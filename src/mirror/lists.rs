@@ -9,7 +9,7 @@ use super::{Exchange, Mirror, MirrorError, Target};
 use crate::metrics::Outcome;
 use crate::oci::action::{MAX_PAGE, Page};
 use crate::oci::{RepoName, Tag};
-use crate::upstream::{Login, UpstreamError};
+use crate::upstream::UpstreamError;
 
 /// A page of tags.
 #[derive(Debug)]
@@ -144,12 +144,10 @@ impl Mirror {
     }
 
     /// The repositories that have something cached, by their names in the store: those that `shows`
-    /// permits, by the name of the upstream and their own. Where an upstream is asked with the accounts
-    /// of callers, only those that it lately let the caller access.
+    /// permits, by the name of the upstream and their own.
     pub async fn catalog(
         &self,
         page: &Page,
-        login: Option<&Arc<Login>>,
         shows: &Shows<'_>,
     ) -> Result<CatalogPage, MirrorError> {
         let all = self.cache.repositories().await?;
@@ -159,7 +157,7 @@ impl Mirror {
                 tokio::task::yield_now().await;
             }
             let upstream = self.upstreams.of_stored(repository).name();
-            if shows(upstream, repository) && self.is_listed(repository, login) {
+            if shows(upstream, repository) {
                 if repositories.len() == n {
                     return Ok(CatalogPage {
                         repositories,

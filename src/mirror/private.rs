@@ -55,8 +55,9 @@ impl Mirror {
         }
     }
 
-    /// Whether the catalog has a repository for the caller with a login.
-    pub(super) fn is_listed(&self, stored: &RepoName, login: Option<&Arc<Login>>) -> bool {
+    /// Whether the catalog may have a repository for the caller with a login: where the upstream is asked
+    /// with the accounts of callers, only if it lately let this one access it.
+    pub fn is_listed(&self, stored: &RepoName, login: Option<&Arc<Login>>) -> bool {
         match self.upstreams.of_stored(stored).caller_of(login) {
             None => true,
             Some(account) => self.verdicts.is_allowed(&(stored.clone(), account)),

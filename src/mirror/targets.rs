@@ -71,14 +71,19 @@ impl Upstreams {
         }
     }
 
+    /// The upstream that a request without a repository is for.
+    pub fn addressed(&self, ns: Option<&str>, host: Option<&str>) -> Arc<Upstream> {
+        let named = ns.or(host).and_then(|host| self.by_host(host));
+        Arc::clone(named.unwrap_or(&self.default))
+    }
+
     /// Chooses by containerd's `ns`, else by the first component of the name, else by the Host
-    /// header, else the default. `login`: the caller's account at the upstream, if it presented one.
+    /// header, else the default.
     pub fn target(
         &self,
         ns: Option<&str>,
         host: Option<&str>,
         name: &RepoName,
-        login: Option<&Arc<Login>>,
     ) -> Result<Target, MirrorError> {
         let named = name.first_component().and_then(|first| {
             let upstream = self.by_host(first)?;
@@ -100,11 +105,7 @@ impl Upstreams {
                 (Arc::clone(claimed.unwrap_or(&self.default)), name.clone())
             }),
         };
-        let target = self.place(upstream, repo)?;
-        Ok(Target {
-            upstream: target.upstream.with_login(login),
-            ..target
-        })
+        self.place(upstream, repo)
     }
 
     fn place(&self, upstream: Arc<Upstream>, repo: RepoName) -> Result<Target, MirrorError> {
@@ -143,6 +144,16 @@ impl Upstreams {
 }
 
 impl Target {
+    /// The same for a caller with this account at the upstream; without one, the caller is anonymous
+    /// there.
+    #[must_use]
+    pub fn with_login(self, login: Option<&Arc<Login>>) -> Self {
+        Self {
+            upstream: self.upstream.with_login(login),
+            ..self
+        }
+    }
+
     /// Whom a download is for.
     pub(super) fn party(&self) -> Party {
         Party {

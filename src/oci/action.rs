@@ -38,6 +38,12 @@ pub enum Action {
     Options,
     /// `/v2/`: the check for a registry.
     Base,
+    /// `/token` and `/token/<upstream>`: the built-in token service.
+    Token {
+        upstream: Option<String>,
+        /// POST: the parameters are in the body, as a form.
+        is_form: bool,
+    },
     /// `/v2/_catalog`
     Catalog(Page),
     /// `/v2/<name>/tags/list`
@@ -64,6 +70,19 @@ pub struct Page {
     pub n: Option<usize>,
     /// The page starts after this entry.
     pub last: Option<String>,
+}
+
+impl Action {
+    /// The repository that the action is for, as the client wrote it.
+    pub fn repository(&self) -> Option<&RepoName> {
+        match self {
+            Self::Tags { name, .. }
+            | Self::Manifest { name, .. }
+            | Self::Blob { name, .. }
+            | Self::Referrers { name, .. } => Some(name),
+            Self::Root | Self::Options | Self::Base | Self::Token { .. } | Self::Catalog(_) => None,
+        }
+    }
 }
 
 /// Why a request has no route.
@@ -124,7 +143,7 @@ impl Route {
             None if (method == Method::GET || method == Method::HEAD) && path == "/" => {
                 return alone(Action::Root);
             }
-            None => return Err(RouteError::NotFound),
+            None => return token(method, &path).map_or(Err(RouteError::NotFound), alone),
         };
         if method == Method::OPTIONS {
             return alone(Action::Options);
@@ -143,6 +162,24 @@ impl Route {
             ns: query.ns,
         })
     }
+}
+
+/// The token service, which is beside `/v2/`. The name of an upstream may have a port.
+fn token(method: &Method, path: &str) -> Option<Action> {
+    let rest = path.strip_prefix("/token")?;
+    let is_form = method == Method::POST;
+    if !is_form && method != Method::GET && method != Method::HEAD {
+        return None;
+    }
+    let upstream = match rest {
+        "" | "/" => None,
+        _ => Some(rest.strip_prefix('/')?.to_owned()),
+    };
+    let is_name = |name: &String| name.len() <= MAX_NS && !name.contains(['/', '\0']);
+    upstream
+        .as_ref()
+        .is_none_or(is_name)
+        .then_some(Action::Token { upstream, is_form })
 }
 
 /// Parses `<name>/<noun>/<item>` from the right, because the name may have slashes.
@@ -313,6 +350,32 @@ mod tests {
             ("/v2/a/tags/list?n=x", RouteError::PageSize),
         ] {
             assert_eq!(get(uri), Err(error), "{uri}");
+        }
+    }
+
+    #[test]
+    fn the_token_service_names_an_upstream() {
+        let token = |upstream: Option<&str>, is_form| {
+            let upstream = upstream.map(str::to_owned);
+            Ok(Action::Token { upstream, is_form })
+        };
+        let long = format!("/token/{}", "a".repeat(300));
+        for (method, uri, expected) in [
+            (Method::GET, "/token?scope=a", token(None, false)),
+            (
+                Method::GET,
+                "/token/docker.io",
+                token(Some("docker.io"), false),
+            ),
+            (Method::GET, "/token/a%3A5", token(Some("a:5"), false)),
+            (Method::POST, "/token/a", token(Some("a"), true)),
+            (Method::DELETE, "/token", Err(RouteError::NotFound)),
+            (Method::GET, "/tokens", Err(RouteError::NotFound)),
+            (Method::GET, "/token/a/b", Err(RouteError::NotFound)),
+            (Method::GET, &long, Err(RouteError::NotFound)),
+        ] {
+            let route = Route::parse(&method, &uri.parse().unwrap());
+            assert_eq!(route.map(|route| route.action), expected, "{method} {uri}");
         }
     }
 

@@ -118,6 +118,15 @@ pub(super) fn base() -> Response<Body> {
     response
 }
 
+/// A token, which no cache may keep.
+pub(super) fn token(document: Vec<u8>) -> Response<Body> {
+    let mut response = json(empty(), document);
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, NO_STORE);
+    headers.insert(CACHE_STATUS, cache_status::GENERATED);
+    response
+}
+
 /// A list, as JSON, with the address of the next page.
 pub(super) fn list(
     value: &serde_json::Value,

@@ -47,6 +47,7 @@ impl Named {
             | Action::Base
             | Action::Catalog(_)
             | Action::Tags { .. }
+            | Action::Token { .. }
             | Action::Referrers { .. } => Self::Otherwise,
         }
     }

@@ -52,11 +52,14 @@ impl Call<'_> {
         name: &RepoName,
         wanted: (Permission, Option<&Reference>),
     ) -> Result<Target, CallError> {
-        let target =
-            mirror
-                .upstreams
-                .target(self.ns, self.host, name, self.caller.login.as_ref())?;
+        let target = mirror.upstreams.target(self.ns, self.host, name)?;
+        let login = self.caller.login_for(target.upstream.name());
+        let target = target.with_login(login);
         let (permission, reference) = wanted;
+        // Both permissions that exist read: distribution's word for it is pull.
+        if !self.caller.grants(name.as_str(), "pull") {
+            return Err(AuthError::Scope.into());
+        }
         let resource = Resource {
             upstream: target.upstream.name(),
             repository: &target.stored,

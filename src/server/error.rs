@@ -145,6 +145,7 @@ const fn missing(action: &Action) -> ErrorCode {
         Action::Root
         | Action::Options
         | Action::Base
+        | Action::Token { .. }
         | Action::Catalog(_)
         | Action::Tags { .. } => ErrorCode::NameUnknown,
     }
@@ -154,6 +155,7 @@ const fn missing(action: &Action) -> ErrorCode {
 fn describe(action: &Action) -> String {
     match action {
         Action::Root | Action::Options | Action::Base => "the registry".to_owned(),
+        Action::Token { .. } => "a token".to_owned(),
         Action::Catalog(_) => "the catalog".to_owned(),
         Action::Tags { name, .. } => format!("tags of {name}"),
         Action::Manifest { name, reference } => format!("manifest {reference} of {name}"),

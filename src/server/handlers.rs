@@ -10,6 +10,7 @@ use super::call::{Answered, Call, CallError};
 use super::conditional::Verdict;
 use super::request::RequestBody;
 use crate::access::{Access, Denied, Permission};
+use crate::auth::AuthError;
 use crate::metrics::Outcome;
 use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
 use crate::oci::action::Page;
@@ -40,6 +41,17 @@ impl Handlers {
         &self.access
     }
 
+    /// The name of the upstream that a request is for.
+    pub(super) fn upstream(&self, action: &Action, ns: Option<&str>, host: Option<&str>) -> String {
+        let upstreams = &self.mirror.upstreams;
+        let named = action.repository().and_then(|name| {
+            let target = upstreams.target(ns, host, name).ok()?;
+            Some(target.upstream)
+        });
+        let upstream = named.unwrap_or_else(|| upstreams.addressed(ns, host));
+        upstream.name().to_owned()
+    }
+
     /// Carries out an action. Reads have no body: what a client sends all the same is discarded.
     pub(super) async fn dispatch(
         &self,
@@ -51,8 +63,15 @@ impl Handlers {
             Action::Root => Ok((answer::alive(), Outcome::Hit)),
             Action::Options => Ok((answer::options(), Outcome::Hit)),
             Action::Base => Ok((answer::base(), Outcome::Hit)),
+            // Answered before there is a caller.
+            Action::Token { .. } => Err(AuthError::NoTokenService.into()),
             // These are rare: boxed, so that they take no memory in every connection.
-            Action::Catalog(page) => Box::pin(self.catalog(call, page)).await,
+            Action::Catalog(page) => {
+                if !call.caller.grants_catalog() {
+                    return Err(AuthError::Scope.into());
+                }
+                Box::pin(self.catalog(call, page)).await
+            }
             Action::Tags { name, page } => Box::pin(self.tags(call, name, page)).await,
             Action::Manifest { name, reference } => self.manifest(call, name, reference).await,
             Action::Blob { name, digest } => self.blob(call, name, *digest).await,
@@ -220,10 +239,11 @@ impl Handlers {
 
     async fn catalog(&self, call: &Call<'_>, page: &Page) -> Result<Answered, CallError> {
         let shows = |upstream: &str, repository: &RepoName| {
+            let login = call.caller.login_for(upstream);
             self.access.shows(&call.caller, upstream, repository)
+                && self.mirror.is_listed(repository, login)
         };
-        let login = call.caller.login.as_ref();
-        let found = self.mirror.catalog(page, login, &shows).await?;
+        let found = self.mirror.catalog(page, &shows).await?;
         if found.repositories.is_empty() {
             self.access.decide_empty_catalog(&call.caller)?;
         }

@@ -3,12 +3,13 @@
 //! the upstream's repository and authorizes the caller. A handler never sees a header or a path.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{ACCEPT, HOST, HeaderMap};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use quick_cache::sync::Cache;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::access::Record;
 use super::answer;
@@ -20,16 +21,19 @@ use super::error::Refusal;
 use super::handlers::Handlers;
 use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
-use crate::auth::{Authenticator, Caller, Presented};
+use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
 use crate::download::Client;
 use crate::metrics::{Kind, Metrics, Outcome};
 use crate::mirror::{Exchange, Mirror, ReadMode};
-use crate::oci::{Accept, Action, Reference, Route, RouteError};
+use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
 
 /// Different `Accept` lines whose meaning is kept; each kind of client has its own.
 const MAX_ACCEPTS: usize = 256;
 /// Bytes of such a line.
 const MAX_ACCEPT: usize = 1024;
+
+/// How long a form may take to come.
+const FORM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the API presents itself.
 #[derive(Debug, Clone, Default)]
@@ -151,17 +155,25 @@ impl Service {
     ) -> Result<Answered, Refusal> {
         let action = &route.action;
         let started = self.handlers.access().hides().then(Instant::now);
+        let presented = presented(head, peer);
         let answered = async {
-            let caller = self.authenticator.identify(&presented(head, peer)).await?;
+            if let Action::Token { upstream, is_form } = action {
+                let upstream = upstream.as_deref();
+                return Box::pin(self.token(upstream, *is_form, head, body, &presented)).await;
+            }
+            let caller = self.authenticator.identify(&presented).await?;
+            if *action == Action::Base && self.authenticator.wants_token(&presented, &caller) {
+                return Err(AuthError::Needed.into());
+            }
             let call = self.call(route, head, peer, caller);
             self.handlers.dispatch(action, &call, body).await
         };
         match (answered.await, started) {
             (Ok(answered), _) => Ok(answered),
-            (Err(error), None) => Err(self.refuse(action, &error)),
+            (Err(error), None) => Err(self.refuse(route, &error, &presented)),
             (Err(error), Some(started)) => {
                 Box::pin(self.conceal(&error, started)).await;
-                Err(self.refuse(action, &error))
+                Err(self.refuse(route, &error, &presented))
             }
         }
     }
@@ -176,6 +188,32 @@ impl Service {
             }
             CallError::Mirror(_) | CallError::Caller(_) | CallError::Denied(_) => {}
         }
+    }
+
+    /// The built-in token service.
+    async fn token(
+        &self,
+        upstream: Option<&str>,
+        is_form: bool,
+        head: &Parts,
+        body: RequestBody,
+        presented: &Presented<'_>,
+    ) -> Result<Answered, CallError> {
+        if !self.authenticator.issues_tokens() {
+            return Err(AuthError::NoTokenService.into());
+        }
+        let request = if is_form {
+            let reading = timeout(FORM_TIMEOUT, body.read(MAX_FORM)).await;
+            let form = reading.map_err(|_elapsed| AuthError::Malformed("the form didn't come"))?;
+            let form = form.map_err(|_cut| {
+                AuthError::Malformed("the form is too long, or the connection broke off")
+            })?;
+            TokenRequest::of_form(upstream, &form)?
+        } else {
+            TokenRequest::of_query(upstream, head.uri.query().unwrap_or_default())?
+        };
+        let document = self.authenticator.token(presented, &request).await?;
+        Ok((answer::token(document), Outcome::Hit))
     }
 
     /// Parses what the action needs of the request.
@@ -203,7 +241,8 @@ impl Service {
         }
     }
 
-    fn refuse(&self, action: &Action, error: &CallError) -> Refusal {
+    fn refuse(&self, route: &Route, error: &CallError, presented: &Presented<'_>) -> Refusal {
+        let action = &route.action;
         let refusal = Refusal::of_action(error, action);
         match error {
             // As for a hidden repository; the log has what the upstream said.
@@ -213,32 +252,58 @@ impl Service {
                     ..Refusal::of_action(&Denied::Hidden("".into()), action)
                 }
             }
-            CallError::Mirror(error) => Refusal {
-                cache_status: cache_status::failed(Named::by(action), Exchange::failed(error)),
-                // Of an upstream that a login could satisfy.
-                challenge: error
-                    .is_refusal()
-                    .then(|| self.authenticator.login_challenge())
-                    .flatten()
-                    .filter(|_| refusal.status == StatusCode::UNAUTHORIZED),
-                ..refusal
-            },
-            // The audit log has it.
-            CallError::Denied(Denied::Caller(_) | Denied::Hidden(_) | Denied::Listed(_)) => {
-                Refusal {
-                    log: None,
+            CallError::Mirror(error) => {
+                let cache_status = cache_status::failed(Named::by(action), Exchange::failed(error));
+                let refusal = Refusal {
+                    cache_status,
                     ..refusal
+                };
+                // A login could satisfy the upstream.
+                if refusal.status == StatusCode::UNAUTHORIZED && self.authenticator.takes_logins() {
+                    self.challenged(refusal, route, presented, &AuthError::Needed)
+                } else {
+                    refusal
                 }
             }
+            // The audit log has it.
             CallError::Denied(Denied::Anonymous(_)) => Refusal {
-                challenge: self.authenticator.challenge(),
+                log: None,
+                ..self.challenged(refusal, route, presented, &AuthError::Needed)
+            },
+            CallError::Denied(_) => Refusal {
                 log: None,
                 ..refusal
             },
-            CallError::Caller(_) => Refusal {
-                challenge: self.authenticator.challenge(),
-                ..refusal
-            },
+            CallError::Caller(error) if refusal.status == StatusCode::UNAUTHORIZED => {
+                self.challenged(refusal, route, presented, error)
+            }
+            CallError::Caller(_) => refusal,
+        }
+    }
+
+    /// The refusal with a challenge.
+    fn challenged(
+        &self,
+        refusal: Refusal,
+        route: &Route,
+        presented: &Presented<'_>,
+        error: &AuthError,
+    ) -> Refusal {
+        let host = presented
+            .headers
+            .get(HOST)
+            .and_then(|host| host.to_str().ok());
+        let host = host.or(presented.authority);
+        let action = &route.action;
+        let upstream = self.handlers.upstream(action, route.ns.as_deref(), host);
+        let lacking = Lacking {
+            upstream: &upstream,
+            repository: action.repository().map(RepoName::as_str),
+            error,
+        };
+        Refusal {
+            challenge: self.authenticator.challenge(presented, &lacking),
+            ..refusal
         }
     }
 
@@ -262,6 +327,8 @@ fn presented<'a>(head: &'a Parts, peer: &'a Peer) -> Presented<'a> {
         headers: &head.headers,
         address: peer.address,
         certificate: peer.certificate.as_ref(),
+        secure: peer.is_secure,
+        authority: head.uri.authority().map(http::uri::Authority::as_str),
     }
 }
 
@@ -270,6 +337,7 @@ fn kind(action: &Action) -> Kind {
     match action {
         Action::Root | Action::Options => Kind::Other,
         Action::Base => Kind::Base,
+        Action::Token { .. } => Kind::Token,
         Action::Catalog(_) => Kind::Catalog,
         Action::Tags { .. } => Kind::Tags,
         Action::Manifest { .. } => Kind::Manifest,

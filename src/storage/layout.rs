@@ -135,6 +135,11 @@ impl Layout {
         self.own().join("lock")
     }
 
+    /// The key of the tokens of callers; belongs to `auth`.
+    pub fn token_key(&self) -> PathBuf {
+        self.own().join("token.key")
+    }
+
     /// The socket at which a running mirror answers the operators' commands.
     pub fn admin_socket(&self) -> PathBuf {
         self.own().join("admin.sock")

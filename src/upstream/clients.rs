@@ -162,7 +162,7 @@ fn proxy(config: &config::Upstream) -> Result<Option<Proxy>, SetupError> {
     proxy.map(Some)
 }
 
-fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, SetupError> {
+pub(super) fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, SetupError> {
     let bundle = Certificate::from_pem_bundle(pem);
     let bundle = bundle.map_err(|error| SetupError::Authority(shared(error)))?;
     if bundle.is_empty() {

@@ -33,6 +33,7 @@ mod content_range;
 mod credential_error;
 mod credentials;
 mod docker_config;
+mod document;
 mod error;
 mod failures;
 mod gate;
@@ -75,6 +76,7 @@ pub use clients::TlsFiles;
 pub use credential_error::CredentialError;
 use credentials::Auth;
 pub use docker_config::DockerConfigError;
+pub use document::{DocumentError, Documents};
 pub use error::{
     Failure, Message, NOT_FOUND, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation,
 };

@@ -77,6 +77,7 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "tls/files",
             // Credentials that rotate.
             "upstream/secret_files",
+            "auth/files",
             // The file of a unix socket.
             "server/listener",
         ],

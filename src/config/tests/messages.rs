@@ -124,8 +124,34 @@ http: {listeners: [{addr: ':1', serves: all}]}
 => 2: `http.listeners[0].serves` is "all"; write registry or operators
 http: {listeners: [{addr: ':1', tls: {certificate: c}}]}
 => 2: `http.listeners[0].tls.key` is missing; write the path of a PEM file with the private key
-auth: {htpasswd: {realm: x}}
-=> 2: `auth` is not supported: it would be silently weaker to serve without authentication; remove the section and put a reverse proxy that authenticates in front
+auth: {htpasswd: {}}
+=> 2: `auth.htpasswd.path` is missing; write the path of the htpasswd file
+auth: {htpasswd: {path: /nowhere/htpasswd}}
+=> 2: `auth.htpasswd.path` is "/nowhere/htpasswd"; it can't be read: No such file or directory (os error 2)
+auth: {silly: {realm: a, service: b}}
+=> 2: `auth.silly` is not supported: it lets everybody in who sends any Authorization header; remove it
+auth: {token: {realm: 'https://a', service: b, issuer: c, rootcertbundle: /dev/null}}
+=> 2: `auth.token.rootcertbundle` is "/dev/null"; it is not a file
+auth: {oidc: [{issuer: 'http://a.example', audience: b}]}
+=> 2: `auth.oidc[0].issuer` is "http://a.example"; write an https:// URL such as https://token.actions.githubusercontent.com
+auth: {oidc: [{issuer: 'https://a.example', audience: b, algorithms: [HS256]}]}
+=> 2: `auth.oidc[0].algorithms[0]` is "HS256"; write one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA
+auth: {oidc: [{issuer: 'https://a.example'}]}
+=> 2: `auth.oidc[0].audience` is missing; write what tokens must be for, such as this mirror's URL
+auth: {networks: [{networks: [10.0.0.0/33], user: a}]}
+=> 2: `auth.networks[0].networks[0]` is "10.0.0.0/33"; write a network such as 10.0.0.0/8, or an address
+auth: {networks: [{networks: [10.0.0.0/8]}]}
+=> 2: `auth.networks[0].user` is missing; write the name of the user that callers from there are
+auth: {certificates: [{user: a}]}
+=> 2: `auth.certificates[0].subject` is missing; write a pattern of the common name, or `san`
+auth: {certificates: [{subject: a, san: b}]}
+=> 2: `auth.certificates[0].san` is set beside `subject`; write one of them
+auth: {groups: {admins: ['a b']}}
+=> 2: `auth.groups.admins[0]` is "a b"; write a name of at most 256 bytes, without blanks and colons
+auth: {tokenttl: 1s}
+=> 2: `auth.tokenttl` must be from 1m to 24h
+http: {trustedproxies: [a]}
+=> 2: `http.trustedproxies[0]` is "a"; write a network such as 10.0.0.0/8, or an address
 middleware: {registry: [{name: x}]}
 => 2: `middleware` is not supported: what it would enforce or rewrite would be left out; remove its entries, or disable them
 middleware: {registry: [{name: x, disabled: true}], storage: [{name: y, disabled: false}]}

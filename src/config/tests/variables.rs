@@ -41,6 +41,13 @@ REGISTRY_HTTP_LIMITS_CONNECTIONS=500 =>     connections: 500
 REGISTRY_HTTP_LIMITS_PERADDRESS=50 =>     peraddress: 50
 REGISTRY_HTTP_DEBUG_ADDR=:5001 =>     addr: :5001
 REGISTRY_HTTP_DEBUG={addr: ':5001'} =>     addr: :5001
+REGISTRY_HTTP_TRUSTEDPROXIES=[10.0.0.0/8] =>   - 10.0.0.0/8
+REGISTRY_HTTP_TRUSTEDPROXIES_0=10.0.0.1 =>   - 10.0.0.1/32
+REGISTRY_AUTH_TOKENTTL=10m =>   tokenttl: 10m
+REGISTRY_AUTH_GROUPS={a: [b]} =>     a:
+REGISTRY_AUTH_NETWORKS=[{networks: [10.0.0.0/8], user: a}] =>     - 10.0.0.0/8
+REGISTRY_AUTH_CERTIFICATES=[{subject: a, groups: [g]}] =>   - subject: a
+REGISTRY_AUTH_OIDC=[{issuer: 'https://a', audience: b, required: {c: d}}] =>       c: d
 REGISTRY_PROXY_REMOTEURL=https://a:5 =>   remoteurl: https://a:5/
 REGISTRY_PROXY_TTL=1h =>   ttl: 1h
 REGISTRY_PROXY_TAGS_TTL=5s =>     ttl: 5s
@@ -200,8 +207,9 @@ const OPEN: (&str, &str) = ("REGISTRY_PROXY_ANONYMOUS", "true");
 /// A variable with its value, and how the problem with it starts.
 const PROBLEMS: &str = r#"
 REGISTRY_HTTP_ADDR=x => `http.addr` is "x"; write host:port, or :port for all interfaces
-REGISTRY_AUTH_HTPASSWD_PATH=x => `auth` is not supported:
-REGISTRY_AUTH={ => `auth` is not supported:
+REGISTRY_AUTH_HTPASSWD_PATH=x => `auth.htpasswd.path` is "x"; it can't be read:
+REGISTRY_AUTH={ => the value is not valid YAML:
+REGISTRY_AUTH_SILLY_REALM=x => `auth.silly` is not supported:
 REGISTRY_HTTP_TLS_LETSENCRYPT_EMAIL=a@b.c => `http.tls.letsencrypt` is not supported:
 REGISTRY_HTTP_TLS={certificate: c, key: k, minimumtls: x} => `http.tls.minimumtls` is "x"; write tls1.2 or tls1.3
 REGISTRY_STORAGE_S3_BUCKET=x => the storage driver `storage.s3` is not supported

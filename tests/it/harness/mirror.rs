@@ -71,9 +71,11 @@ impl Setup {
         format!(
             "version: 0.1\nstorage:\n  inmemory: {{}}\n  {}\n\
              http:\n  addr: '{addr}'\n  debug: {debug}\n  {}\n\
+             auth:\n  {}\n\
              proxy:\n  upstreams: [{}]\n  {}\n{}\n",
             section("storage"),
             section("http"),
+            section("auth"),
             self.upstreams.join(", "),
             section("proxy"),
             section("root").replace("\n  ", "\n"),

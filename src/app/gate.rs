@@ -1,0 +1,29 @@
+//! Wires what tells who sends a request.
+
+use std::sync::Arc;
+
+use super::{Shared, StartError};
+use crate::auth::{Authenticator, AuthenticatorOptions};
+use crate::config::{self, Config};
+use crate::storage::Layout;
+
+impl Shared {
+    pub(super) async fn authenticator(&self, config: &Config) -> Result<Authenticator, StartError> {
+        let host = config.http.host.as_ref();
+        let key = match &config.storage {
+            config::Storage::Filesystem { root, .. } => Some(Layout::new(root).token_key()),
+            config::Storage::Memory => None,
+        };
+        let authenticator = Authenticator::open(AuthenticatorOptions {
+            config: config.auth.clone(),
+            origin: host.map(|host| host.as_str().trim_end_matches('/').to_owned()),
+            prefix: config.http.prefix.clone(),
+            trusted_proxies: config.http.trusted_proxies.clone(),
+            key,
+            logins: config.proxy.takes_logins(),
+            clock: self.clock,
+            metrics: Arc::clone(&self.metrics),
+        });
+        Ok(authenticator.await?)
+    }
+}

@@ -1,0 +1,89 @@
+//! Users with client certificates: from the names in a certificate that the handshake has verified to
+//! a user.
+
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer as _;
+
+use super::caller::{Certificate, User};
+use crate::config::{CertificateMatch, CertificateUser};
+
+/// The user that owns a certificate: of the first entry that matches.
+pub(super) fn user(certificate: &Certificate, entries: &[CertificateUser]) -> Option<User> {
+    if entries.is_empty() {
+        return None;
+    }
+    let (_, parsed) = X509Certificate::from_der(&certificate.der).ok()?;
+    let subject = parsed.subject().to_string();
+    let mut common_names = parsed.subject().iter_common_name();
+    let common_name = common_names.next().and_then(|name| name.as_str().ok());
+    let alternative = parsed.subject_alternative_name().ok().flatten();
+    let alternative = alternative
+        .into_iter()
+        .flat_map(|names| &names.value.general_names);
+    let alternative: Vec<&str> = alternative
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) | GeneralName::RFC822Name(name) | GeneralName::URI(name) => {
+                Some(*name)
+            }
+            _ => None,
+        })
+        .collect();
+    entries.iter().find_map(|entry| {
+        let matched = match &entry.matches {
+            CertificateMatch::Subject(pattern) => {
+                let whole = pattern.contains('=').then_some(subject.as_str());
+                whole.or(common_name).filter(|name| matches(pattern, name))
+            }
+            CertificateMatch::AlternativeName(pattern) => alternative
+                .iter()
+                .copied()
+                .find(|name| matches(pattern, name)),
+        }?;
+        Some(User {
+            name: entry.user.clone().unwrap_or_else(|| matched.to_owned()),
+            groups: entry.groups.clone(),
+        })
+    })
+}
+
+/// Whether a text is of a pattern in which `*` stands for any characters.
+fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
+    let Some(last) = parts.next_back() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        let Some((_, after)) = rest.split_once(part) else {
+            return false;
+        };
+        rest = after;
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_characters() {
+        for (pattern, text, expected) in [
+            ("build-*", "build-7", true),
+            ("build-*", "Build-7", false),
+            ("build", "build-7", false),
+            ("*", "", true),
+            ("*.a.b", "x.y.a.b", true),
+            ("*.a.b", "x.a.c", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "acb", false),
+            ("ab*ba", "aba", false),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+}

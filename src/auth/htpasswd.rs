@@ -1,0 +1,350 @@
+//! Passwords in a file of bcrypt hashes, one `user:hash` a line, as `htpasswd -B` writes it.
+//!
+//! A hash is slow on purpose: verifying one takes a thread of the blocking pool, two at a time, and
+//! a right password is remembered for a minute. The file is read again when it has changed, which is
+//! checked once a second while passwords come.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use bcrypt::HashParts;
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+
+use super::authorization::Basic;
+use super::error::{AuthError, AuthSetupError};
+use super::files::{self, Stamp};
+use crate::error_chain::on_one_line;
+
+/// Passwords that are verified at the same time, and that may wait besides.
+const MAX_RUNNING: usize = 2;
+const MAX_WAITING: usize = 64;
+/// How long a right password is remembered, and how many are.
+const REMEMBERED: Duration = Duration::from_mins(1);
+const MAX_REMEMBERED: usize = 4096;
+/// How often the file is looked at.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A hash of a higher cost takes a thread for more than ten seconds.
+const MAX_COST: u32 = 16;
+const DEFAULT_COST: u32 = 10;
+/// Lines that one report names.
+const MAX_REPORTED: usize = 10;
+
+/// What a password is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Right,
+    Wrong,
+    /// No user has the name.
+    Unknown,
+}
+
+/// The users of a file.
+#[derive(Debug)]
+pub(super) struct Htpasswd {
+    path: PathBuf,
+    state: Mutex<State>,
+    queue: Semaphore,
+    running: Semaphore,
+    /// Until when a pair of user and password, by its keyed hash, counts as right.
+    remembered: Cache<[u8; 32], Instant>,
+    key: hmac::Key,
+}
+
+#[derive(Debug)]
+struct State {
+    users: Arc<Users>,
+    stamp: Option<Stamp>,
+    checked: Instant,
+    /// Counts the changes of the file.
+    generation: u64,
+}
+
+#[derive(Debug, Default)]
+struct Users {
+    hashes: HashMap<String, String>,
+    /// The most frequent cost, at which an unknown user's password is hashed, too.
+    cost: u32,
+    /// The numbers of the lines that never match.
+    unusable: Vec<usize>,
+}
+
+impl Users {
+    fn parse(text: &str) -> Self {
+        let mut users = Self::default();
+        let mut costs: HashMap<u32, usize> = HashMap::new();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let pair = line.split_once(':').filter(|(user, _)| !user.is_empty());
+            let cost = pair.and_then(|(_, hash)| cost(hash));
+            let (Some((user, hash)), Some(cost)) = (pair, cost) else {
+                users.unusable.push(index + 1);
+                continue;
+            };
+            users.hashes.insert(user.to_owned(), hash.to_owned());
+            *costs.entry(cost).or_default() += 1;
+        }
+        let usual = costs.into_iter().max_by_key(|(_, count)| *count);
+        users.cost = usual.map_or(DEFAULT_COST, |(cost, _)| cost);
+        users
+    }
+
+    /// The hash of a user's password; for an unknown user one that takes as long.
+    fn hash(&self, user: &str) -> (String, bool) {
+        match self.hashes.get(user) {
+            Some(hash) => (hash.clone(), true),
+            None => (format!("$2b${:02}${}", self.cost, ".".repeat(53)), false),
+        }
+    }
+
+    fn report(&self, path: &Path) {
+        if self.unusable.is_empty() {
+            return;
+        }
+        let lines: Vec<_> = self.unusable.iter().take(MAX_REPORTED).collect();
+        tracing::warn!(
+            path = %path.display(),
+            count = self.unusable.len(),
+            ?lines,
+            "lines of the htpasswd file never match: they have no bcrypt hash (htpasswd -B) of a \
+             cost of at most 16"
+        );
+    }
+}
+
+/// The cost of a bcrypt hash; None for other hashes, and for one that takes too long.
+fn cost(hash: &str) -> Option<u32> {
+    let is_bcrypt = ["$2a$", "$2b$", "$2y$", "$2x$"]
+        .iter()
+        .any(|kind| hash.starts_with(kind));
+    let parts = HashParts::from_str(hash)
+        .ok()
+        .filter(|_| is_bcrypt && hash.len() == 60)?;
+    Some(parts.get_cost()).filter(|cost| *cost <= MAX_COST)
+}
+
+fn load(path: &Path) -> std::io::Result<(Users, Stamp)> {
+    // First, so that a change in between is noticed the next time.
+    let stamp = files::stamp(path)?;
+    let text = files::read(path)?;
+    Ok((Users::parse(&String::from_utf8_lossy(&text)), stamp))
+}
+
+impl Htpasswd {
+    /// Reads the file. Blocks.
+    pub(super) fn open(path: &Path) -> Result<Self, AuthSetupError> {
+        let failed = |source| AuthSetupError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let (users, stamp) = load(path).map_err(failed)?;
+        users.report(path);
+        let mut key = [0; 32];
+        aws_lc_rs::rand::fill(&mut key).map_err(|_none| AuthSetupError::Random)?;
+        Ok(Self {
+            path: path.to_owned(),
+            state: Mutex::new(State {
+                users: Arc::new(users),
+                stamp: Some(stamp),
+                checked: Instant::now(),
+                generation: 0,
+            }),
+            queue: Semaphore::new(MAX_RUNNING + MAX_WAITING),
+            running: Semaphore::new(MAX_RUNNING),
+            remembered: Cache::new(MAX_REMEMBERED),
+            key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+        })
+    }
+
+    /// Verifies a password. `permitted` is asked again after each wait.
+    pub(super) async fn verify(
+        &self,
+        basic: &Basic,
+        permitted: &(dyn Fn() -> Result<(), AuthError> + Sync),
+    ) -> Result<Verdict, AuthError> {
+        permitted()?;
+        self.refresh().await;
+        let (users, pair) = self.pair(basic);
+        if self.is_remembered(&pair) {
+            return Ok(Verdict::Right);
+        }
+        let _place = self.queue.try_acquire().map_err(|_full| AuthError::Busy)?;
+        let _running = self
+            .running
+            .acquire()
+            .await
+            .map_err(|_closed| AuthError::Busy)?;
+        permitted()?;
+        // Another request may have brought the same password meanwhile.
+        if self.is_remembered(&pair) {
+            return Ok(Verdict::Right);
+        }
+        let (hash, is_known) = users.hash(&basic.user);
+        let password = basic.password().to_owned();
+        let verified = spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
+        let is_right = verified.await.map_err(|_panicked| AuthError::Busy)?;
+        if !is_known {
+            return Ok(Verdict::Unknown);
+        }
+        if !is_right {
+            return Ok(Verdict::Wrong);
+        }
+        self.remembered.insert(pair, Instant::now() + REMEMBERED);
+        Ok(Verdict::Right)
+    }
+
+    /// The users, and what stands for a user with a password until the file changes.
+    fn pair(&self, basic: &Basic) -> (Arc<Users>, [u8; 32]) {
+        let (users, generation) = {
+            let state = self.state.lock();
+            (Arc::clone(&state.users), state.generation)
+        };
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(&generation.to_be_bytes());
+        context.update(&(basic.user.len() as u64).to_be_bytes());
+        context.update(basic.user.as_bytes());
+        context.update(basic.password().as_bytes());
+        let mut pair = [0; 32];
+        pair.copy_from_slice(context.sign().as_ref());
+        (users, pair)
+    }
+
+    fn is_remembered(&self, pair: &[u8; 32]) -> bool {
+        let until = self.remembered.get(pair);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Reads the file again if it has changed.
+    async fn refresh(&self) {
+        let known = {
+            let mut state = self.state.lock();
+            if state.checked.elapsed() < CHECK_INTERVAL {
+                return;
+            }
+            state.checked = Instant::now();
+            state.stamp
+        };
+        let path = self.path.clone();
+        let read = spawn_blocking(move || match files::stamp(&path) {
+            Ok(stamp) if Some(stamp) == known => Ok(None),
+            Ok(_) => load(&path).map(Some),
+            Err(error) => Err(error),
+        });
+        match read.await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some((users, stamp)))) => {
+                users.report(&self.path);
+                tracing::info!(path = %self.path.display(), users = users.hashes.len(), "read the changed htpasswd file");
+                let mut state = self.state.lock();
+                state.users = Arc::new(users);
+                state.stamp = Some(stamp);
+                state.generation += 1;
+                drop(state);
+                self.remembered.clear();
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(path = %self.path.display(), error = %on_one_line(&error), "the htpasswd file can't be read; its users stay as they were");
+            }
+            Err(error) => {
+                tracing::error!(error = %on_one_line(&error), "the htpasswd file was not read");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(password: &str) -> String {
+        bcrypt::hash(password, 4).unwrap()
+    }
+
+    fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("htpasswd");
+        std::fs::write(&path, text).unwrap();
+        (directory, path)
+    }
+
+    async fn verify(users: &Htpasswd, user: &str, password: &str) -> Verdict {
+        let basic = Basic::new(user.to_owned(), password.to_owned());
+        users.verify(&basic, &|| Ok(())).await.unwrap()
+    }
+
+    #[test]
+    fn only_bcrypt_lines_count_and_others_are_reported_by_number() {
+        let right = hash("x");
+        let slow = right.replacen("$04$", "$17$", 1);
+        let text = format!(
+            "# users\nalice:{right}\n\nmd5:$apr1$abcdefgh$0123456789012345678901\n\
+             sha:{{SHA}}W6ph5Mm5Pz8GgiULbPgzG37mj9g=\ncrypt:rl.3StKT.4T8M\nplain:x\nempty:\nnone\n\
+             :{right}\nslow:{slow}\ncut:{}\nbob:{right}\n",
+            &right[..59]
+        );
+        let users = Users::parse(&text);
+        let mut names: Vec<_> = users.hashes.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["alice", "bob"]);
+        assert_eq!(users.unusable, [4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        assert_eq!(users.cost, 4);
+    }
+
+    #[tokio::test]
+    async fn passwords_are_verified() {
+        let (_directory, path) = file(&format!("alice:{}\nmd5:$apr1$a$b\n", hash("secret")));
+        let users = Htpasswd::open(&path).unwrap();
+        for _ in 0..2 {
+            assert_eq!(verify(&users, "alice", "secret").await, Verdict::Right);
+            assert_eq!(verify(&users, "alice", "Secret").await, Verdict::Wrong);
+            assert_eq!(verify(&users, "bob", "secret").await, Verdict::Unknown);
+            assert_eq!(verify(&users, "md5", "$apr1$a$b").await, Verdict::Unknown);
+        }
+        let (hash, is_known) = users.state.lock().users.hash("bob");
+        assert!(
+            !is_known && cost(&hash) == Some(4),
+            "hashed all the same: {hash}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_file_is_read_and_what_was_remembered_is_forgotten() {
+        let (_directory, path) = file(&format!("alice:{}\n", hash("old")));
+        let users = Htpasswd::open(&path).unwrap();
+        assert_eq!(verify(&users, "alice", "old").await, Verdict::Right);
+        std::fs::write(&path, format!("alice:{}\nbob:{}\n", hash("new"), hash("b"))).unwrap();
+        tokio::time::advance(CHECK_INTERVAL).await;
+        assert_eq!(verify(&users, "alice", "old").await, Verdict::Wrong);
+        assert_eq!(verify(&users, "alice", "new").await, Verdict::Right);
+        assert_eq!(verify(&users, "bob", "b").await, Verdict::Right);
+        std::fs::remove_file(&path).unwrap();
+        tokio::time::advance(CHECK_INTERVAL).await;
+        assert_eq!(
+            verify(&users, "bob", "b").await,
+            Verdict::Right,
+            "users stay"
+        );
+    }
+
+    #[tokio::test]
+    async fn too_many_waiting_passwords_are_refused() {
+        let (_directory, path) = file("");
+        let users = Htpasswd::open(&path).unwrap();
+        let all = u32::try_from(MAX_RUNNING + MAX_WAITING).unwrap();
+        let held = users.queue.acquire_many(all).await.unwrap();
+        let basic = Basic::new("a".to_owned(), "b".to_owned());
+        let refused = users.verify(&basic, &|| Ok(())).await;
+        assert!(matches!(refused, Err(AuthError::Busy)), "{refused:?}");
+        drop(held);
+    }
+}
