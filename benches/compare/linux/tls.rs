@@ -20,6 +20,7 @@ use tokio_rustls::rustls::{
 };
 
 use super::Sizes;
+use super::common::content::{INDEX, MANIFEST};
 use super::common::report::Figure;
 use super::common::report::Target::{self, AtLeast, AtMost};
 use super::common::server::Server;
@@ -273,7 +274,7 @@ fn connect(addr: SocketAddr, config: &Arc<ClientConfig>) -> Result<Stream> {
 fn get(stream: &mut Stream, path: &str, room: &mut [u8]) -> Result<u64> {
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: mirror.example\r\nUser-Agent: bench/1\r\nAccept: */*\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: mirror.example\r\nUser-Agent: bench/1\r\nAccept: {INDEX}, {MANIFEST}\r\n\r\n"
     )?;
     let (head, early) = read_head(stream)?;
     ensure!(head.starts_with("HTTP/1.1 200 "), "{path}: {head}");
