@@ -121,6 +121,8 @@ impl Mirror {
                 let fresh = self.records.fresh(&key);
                 if let Some((known, outcome)) = &fresh {
                     let hot = match want {
+                        // Its size and type may be another upstream's secret.
+                        ReadMode::Head if self.upstreams.are_separate() => None,
                         // Needs no more proof than the upstream's word for the tag, and is no use of
                         // the content.
                         ReadMode::Head => self.cache.manifest_in_memory(&known.digest),
