@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::single_flight::Interest;
-use super::tags::TagKey;
+use super::tags::{PATIENCE, TagKey};
 use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::cache::{CachedManifest, ManifestMeta};
@@ -14,9 +14,6 @@ use crate::download::Party;
 use crate::metrics::Outcome;
 use crate::oci::{Accept, Classified as _, Digest, Reference};
 use crate::upstream::{CallerId, ManifestHead};
-
-/// How long a client that could be given a stale tag waits for the upstream's word on it.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone)]
 pub struct ManifestAnswer {
@@ -121,6 +118,8 @@ impl Mirror {
                 let fresh = self.records.fresh(&key);
                 if let Some((known, outcome)) = &fresh {
                     let hot = match want {
+                        // Its size and type may be another upstream's secret.
+                        ReadMode::Head if self.upstreams.are_separate() => None,
                         // Needs no more proof than the upstream's word for the tag, and is no use of
                         // the content.
                         ReadMode::Head => self.cache.manifest_in_memory(&known.digest),

@@ -11,9 +11,8 @@ use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::manifests::PATIENCE;
 use super::single_flight::{Interest, SingleFlight};
-use super::tags::{RECHECK, recheck_after};
+use super::tags::{PATIENCE, RECHECK, recheck_after};
 use super::{Exchange, MirrorError};
 use crate::clock::Clock;
 use crate::metrics::Outcome;

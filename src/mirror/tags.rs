@@ -17,6 +17,8 @@ use crate::oci::{Accept, Digest, RepoName, Tag};
 const MAX_RECORDS: usize = 100_000;
 /// Tags that wait for their manifest; a client asks for it right after its HEAD.
 const MAX_EXPECTED: usize = 10_000;
+/// How long a client that could be given something stale waits for the upstream's word on it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long stale content is served before a failing upstream is asked again: an outage costs a
 /// client's patience once in this time, not at every request.
 pub(super) const RECHECK: Duration = Duration::from_secs(15);

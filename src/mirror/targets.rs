@@ -62,6 +62,12 @@ impl Upstreams {
         !all.clone().all(is_alone) && !all.all(public)
     }
 
+    /// Whether an upstream is asked with the accounts of callers.
+    pub fn any_of_callers(&self) -> bool {
+        let mut all = self.by_host.values();
+        all.any(|upstream| upstream.caller().is_some())
+    }
+
     fn by_host(&self, host: &str) -> Option<&Arc<Upstream>> {
         // Hosts are written in lower case, nearly always.
         if host.bytes().any(|byte| byte.is_ascii_uppercase()) {

@@ -12,9 +12,8 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::MirrorError;
-use super::manifests::PATIENCE;
 use super::single_flight::{Interest, SingleFlight, Waiter};
-use super::tags::recheck_after;
+use super::tags::{PATIENCE, recheck_after};
 use crate::clock::Clock;
 use crate::config::CallerAccess;
 use crate::oci::{Accept, Classified as _, Digest, Reference, RepoName};

@@ -36,7 +36,7 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 const FIELDS: usize = 12;
 /// Content with a digest never changes: a year, the longest time that caches accept.
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// The head of a blob that is a hit. Copying it costs less than inserting each field: what differs in
 /// a response is replaced, and the map needn't grow for that.

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use http::header::CACHE_CONTROL;
+use http::{HeaderValue, Response};
 use serde_json::json;
 
-use super::answer;
+use super::answer::{self, NO_STORE};
+use super::body::Body;
 use super::cache_status::{Named, Origin};
 use super::call::{Answered, Call, CallError};
 use super::conditional::Verdict;
@@ -16,6 +19,10 @@ use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
 use crate::oci::action::Page;
 use crate::oci::manifest::referrers_index;
 use crate::oci::{Action, Digest, Reference, RepoName, Requested};
+
+const PRIVATE: HeaderValue = HeaderValue::from_static("private");
+/// For content with a digest, which never changes, in the client's own cache.
+const PRIVATE_FOREVER: HeaderValue = HeaderValue::from_static("private, max-age=31536000");
 
 /// Answers calls from one mirror.
 #[derive(Debug)]
@@ -105,10 +112,10 @@ impl Handlers {
             .inspect_err(|error| report(&target, error))?;
         let (outcome, digest) = (found.outcome, found.found.known().digest);
         call.permits(&self.access, &target, reference, &digest)?;
-        Ok((
-            answer::manifest(&call.conditions, Named::by_reference(reference), &found),
-            outcome,
-        ))
+        let named = Named::by_reference(reference);
+        let mut response = answer::manifest(&call.conditions, named, &found);
+        keep_private(self.is_private(&target), &mut response);
+        Ok((response, outcome))
     }
 
     async fn blob(
@@ -123,6 +130,7 @@ impl Handlers {
             name,
             (Permission::Pull, Some(&Reference::Digest(digest))),
         )?;
+        let is_private = self.is_private(&target);
         let verdict = call.conditions.evaluate(&digest);
         let ranges = call.conditions.ranges(&digest);
         let ranges = ranges.filter(|_| call.mode == ReadMode::Content);
@@ -159,6 +167,7 @@ impl Handlers {
                 answer::blob(&digest, want, ranges, found, origin, recovery)
             }
         };
+        keep_private(is_private, &mut response);
         response.body_mut().visited(visit);
         response.body_mut().watched(watch);
         Ok((response, outcome))
@@ -201,10 +210,9 @@ impl Handlers {
         }
         let found = found?;
         let origin = Origin::list(found.outcome, found.exchange);
-        Ok((
-            answer::referrers(found.index, artifact_type.is_some(), origin),
-            found.outcome,
-        ))
+        let mut response = answer::referrers(found.index, artifact_type.is_some(), origin);
+        keep_private(self.is_private(&target), &mut response);
+        Ok((response, found.outcome))
     }
 
     async fn tags(
@@ -227,14 +235,11 @@ impl Handlers {
                 call.ns,
             )
         });
-        Ok((
-            answer::list(
-                &json!({"name": name.as_str(), "tags": tags}),
-                next.as_deref(),
-                Origin::list(found.outcome, found.exchange),
-            ),
-            found.outcome,
-        ))
+        let document = json!({"name": name.as_str(), "tags": tags});
+        let origin = Origin::list(found.outcome, found.exchange);
+        let mut response = answer::list(&document, next.as_deref(), origin);
+        keep_private(self.is_private(&target), &mut response);
+        Ok((response, found.outcome))
     }
 
     async fn catalog(&self, call: &Call<'_>, page: &Page) -> Result<Answered, CallError> {
@@ -250,14 +255,16 @@ impl Handlers {
         let names: Vec<&str> = found.repositories.iter().map(RepoName::as_str).collect();
         let last = names.last().filter(|_| found.more);
         let next = last.map(|last| self.next_page("_catalog", page, names.len(), last, None));
-        Ok((
-            answer::list(
-                &json!({"repositories": names}),
-                next.as_deref(),
-                Origin::list(Outcome::Hit, Exchange::default()),
-            ),
-            Outcome::Hit,
-        ))
+        let document = json!({"repositories": names});
+        let origin = Origin::list(Outcome::Hit, Exchange::default());
+        let mut response = answer::list(&document, next.as_deref(), origin);
+        keep_private(self.mirror.upstreams.any_of_callers(), &mut response);
+        Ok((response, Outcome::Hit))
+    }
+
+    /// Whether a response depends on who the caller is.
+    fn is_private(&self, target: &Target) -> bool {
+        !self.access.is_open() || target.upstream.caller().is_some()
     }
 
     /// The address of the page after `last`.
@@ -287,6 +294,20 @@ fn no_referrers(artifact_type: Option<&str>) -> Answered {
     let index = referrers_index(std::iter::empty());
     let response = answer::referrers(index.into(), artifact_type.is_some(), origin);
     (response, Outcome::Miss)
+}
+
+/// Keeps caches in front of the mirror from giving a caller's response to another one (RFC 9111, section
+/// 5.2.2.7). Some store responses to requests with credentials, too.
+fn keep_private(is_private: bool, response: &mut Response<Body>) {
+    if !is_private {
+        return;
+    }
+    let value = match response.headers().get(CACHE_CONTROL) {
+        None => PRIVATE,
+        Some(value) if *value == NO_STORE => NO_STORE,
+        Some(_) => PRIVATE_FOREVER,
+    };
+    response.headers_mut().insert(CACHE_CONTROL, value);
 }
 
 /// Logs an upstream's failure that the client gets as an error.

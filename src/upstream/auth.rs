@@ -177,7 +177,7 @@ impl Upstream {
             accounts.get(repo, rejected).await
         };
         match account {
-            Err(error) if !self.config.credentials_required => {
+            Err(error) if !self.config.credentials_required && self.caller.is_none() => {
                 if self.transport.failures.admit("no_credentials").is_some() {
                     tracing::warn!(
                         upstream = self.name(),

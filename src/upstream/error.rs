@@ -329,13 +329,13 @@ impl Classified for UpstreamError {
         match &self.failure {
             Failure::NotFound(_) => NOT_FOUND,
             Failure::Unauthorized(_) => {
-                "the upstream demands credentials that this mirror doesn't have, or there is no such repository"
+                "the upstream demands other credentials than it was given, or there is no such repository"
             }
             Failure::CredentialsRefused { .. } => "the upstream refuses this mirror's credentials",
             Failure::NoCredentials(_) => {
                 "this mirror can't get its credentials for the upstream; its log says why"
             }
-            Failure::Denied(_) => "the upstream denies this mirror access",
+            Failure::Denied(_) => "the upstream denies access",
             Failure::RateLimited { .. } => "the upstream limits how often this mirror may ask",
             Failure::Unavailable { status, .. } => {
                 return format!("the upstream failed with status {status}").into();

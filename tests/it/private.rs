@@ -361,6 +361,20 @@ async fn one_callers_answer_changes_nothing_for_the_others() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn no_cache_in_front_gives_an_answer_to_another_caller() {
+    let (_up, m, image) = private(Guard::Basic, &[]).await;
+    for (line, range) in requests("private/app", &image) {
+        let answer = ask(&m, ANN, &line, range).await;
+        let control = answer.header("cache-control");
+        let is_private = control.starts_with("private") || control == "no-store";
+        assert!(is_private, "{line}: {control}");
+    }
+    get(&m, ANN, "/v2/_catalog")
+        .await
+        .has("cache-control", "private");
+}
+
 /// What tells two answers apart, and the number of requests that the upstream got for it.
 type Observed = (u16, Vec<(String, String)>, Bytes, usize);
 
@@ -422,19 +436,19 @@ async fn with_a_liar(trust: bool) -> ([Registry; 2], Mirror, Image) {
     liar.on("HEAD ", ALWAYS, move |seen, _| {
         let known =
             Reply::ok(&manifest).with("Content-Type", "application/vnd.oci.image.manifest.v1+json");
-        match seen.line.contains("/manifests/") {
-            true => known.with("Docker-Content-Digest", digest(&manifest)),
-            false => Reply::ok(noise(1, 70_000)),
+        if seen.line.contains("/manifests/") {
+            known.with("Docker-Content-Digest", digest(&manifest))
+        } else {
+            Reply::ok(noise(1, 70_000))
         }
     });
     let mut setup = Setup::new(&up).with(&[CALLER]);
-    setup = match trust {
-        true => setup.with(&["proxy.trust: friends"]).upstream(
-            "liar",
-            &liar,
-            ", authorize: shared, trust: friends",
-        ),
-        false => setup.upstream("liar", &liar, ", authorize: shared"),
+    setup = if trust {
+        let more = ", authorize: shared, trust: friends";
+        let trusting = setup.with(&["proxy.trust: friends"]);
+        trusting.upstream("liar", &liar, more)
+    } else {
+        setup.upstream("liar", &liar, ", authorize: shared")
     };
     let m = setup.start().await;
     for blob in image.blobs() {

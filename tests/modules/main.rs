@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "oci",
     "error_chain",
     "clock",

@@ -81,7 +81,7 @@ async fn a_permission_is_valid_for_its_time() {
     let bench = Bench::new(vec![Ok(()), Err(denied())]);
     assert!(!bench.verdicts.is_allowed(&key()));
     bench.tags().await.unwrap();
-    advance(TTL - Duration::from_secs(1)).await;
+    advance(Duration::from_secs(5 * 60 - 1)).await;
     bench.tags().await.unwrap();
     assert!(bench.verdicts.is_allowed(&key()));
     advance(Duration::from_secs(1)).await;
@@ -117,7 +117,7 @@ async fn a_permission_outlives_an_outage_and_not_for_ever() {
     // Asked again only after a while.
     bench.tags().await.unwrap();
     assert_eq!(bench.unasked(), 2);
-    advance(STALE - Duration::from_secs(1)).await;
+    advance(Duration::from_secs(60 * 60 - 1)).await;
     bench.tags().await.unwrap();
     advance(Duration::from_secs(1)).await;
     assert!(bench.tags().await.unwrap_err().permits_stale());
