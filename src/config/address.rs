@@ -1,5 +1,6 @@
 //! Host names with ports: where to listen, and what an upstream is called.
 
+use super::section::Section;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
@@ -56,6 +57,20 @@ fn has_port(text: &str, may_lack_host: bool) -> Option<bool> {
     }
     let port: Option<u16> = digits(port.strip_prefix(':')?);
     port.map(|_| true)
+}
+
+/// A list of networks at a key.
+pub(super) fn networks(section: &Section<'_>, key: &'static str) -> Vec<ipnet::IpNet> {
+    section.values(key, |text, _| {
+        let network = text.parse::<ipnet::IpNet>().ok();
+        let address = || {
+            text.parse::<std::net::IpAddr>()
+                .ok()
+                .map(ipnet::IpNet::from)
+        };
+        let network = network.or_else(address);
+        network.ok_or("write a network such as 10.0.0.0/8, or an address")
+    })
 }
 
 #[cfg(test)]
