@@ -1,10 +1,10 @@
 //! Host names with ports: where to listen, and what an upstream is called.
 
-use super::section::Section;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
+use super::section::Section;
 use crate::oci::digits;
 
 /// Where a server listens.
