@@ -70,6 +70,44 @@ fn matches(pattern: &str, text: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn entry(matches: CertificateMatch, user: Option<&str>) -> CertificateUser {
+        CertificateUser {
+            matches,
+            user: user.map(str::to_owned),
+            groups: vec!["ci".to_owned()],
+        }
+    }
+
+    #[test]
+    fn a_subject_or_an_alternative_name_is_a_user() {
+        let names = ["node-1.nodes.example".to_owned()];
+        let mut params = rcgen::CertificateParams::new(names).unwrap();
+        let subject = &mut params.distinguished_name;
+        subject.push(rcgen::DnType::OrganizationName, "acme");
+        subject.push(rcgen::DnType::CommonName, "build-7");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let der = params.self_signed(&key).unwrap().der().to_vec();
+        let certificate = Certificate { der };
+        let subject = |pattern: &str| CertificateMatch::Subject(pattern.to_owned());
+        let san = |pattern: &str| CertificateMatch::AlternativeName(pattern.to_owned());
+        for (matches, given, expected) in [
+            (subject("build-*"), Some("builder"), Some("builder")),
+            (subject("build-*"), None, Some("build-7")),
+            (subject("build"), None, None),
+            (subject("*O=acme*"), Some("acme"), Some("acme")),
+            (subject("*O=acm"), Some("acme"), None),
+            (san("*.nodes.example"), None, Some("node-1.nodes.example")),
+            (san("build-*"), None, None),
+        ] {
+            let entries = [entry(matches.clone(), given)];
+            let found = user(&certificate, &entries);
+            let name = found.as_ref().map(|user| user.name.as_str());
+            assert_eq!(name, expected, "{matches:?}");
+        }
+        let broken = Certificate { der: vec![0x30, 0] };
+        assert_eq!(user(&broken, &[entry(subject("*"), None)]), None);
+    }
+
     #[test]
     fn a_star_stands_for_any_characters() {
         for (pattern, text, expected) in [

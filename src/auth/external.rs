@@ -289,5 +289,4 @@ fn libtrust_id(key: &[u8]) -> String {
 }
 
 #[cfg(test)]
-#[path = "external_tests.rs"]
 mod tests;

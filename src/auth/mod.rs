@@ -166,19 +166,18 @@ impl Authenticator {
         lacking: &Lacking<'_>,
     ) -> Option<HeaderValue> {
         let users = self.users.as_ref()?;
-        let (realm, service) = match users.external() {
-            Some(external) => (external.realm.clone(), external.service.as_str()),
-            None => {
-                let origin = self.origins.origin(presented)?;
-                let upstream = utf8_percent_encode(lacking.upstream, SEGMENT);
-                let realm = format!("{origin}{}/token/{upstream}", self.prefix);
-                (realm, service::SERVICE)
-            }
+        let (realm, service) = if let Some(external) = users.external() {
+            (external.realm.clone(), external.service.as_str())
+        } else {
+            let origin = self.origins.origin(presented)?;
+            let upstream = utf8_percent_encode(lacking.upstream, SEGMENT);
+            let realm = format!("{origin}{}/token/{upstream}", self.prefix);
+            (realm, service::SERVICE)
         };
-        let mut challenge = format!("Bearer realm=\"{realm}\",service=\"{service}\"");
-        if let Some(repository) = lacking.repository {
-            challenge.push_str(&format!(",scope=\"repository:{repository}:pull\""));
-        }
+        let scope = lacking.repository.map_or_else(String::new, |repository| {
+            format!(",scope=\"repository:{repository}:pull\"")
+        });
+        let mut challenge = format!("Bearer realm=\"{realm}\",service=\"{service}\"{scope}");
         challenge.push_str(match lacking.error {
             AuthError::Scope => ",error=\"insufficient_scope\"",
             AuthError::Token(_) => ",error=\"invalid_token\"",

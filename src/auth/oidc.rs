@@ -211,7 +211,10 @@ impl Issuer {
         for (name, expected) in &self.config.required {
             let is_right = match claims.get(name) {
                 Some(Value::String(text)) => text == expected,
-                Some(value @ (Value::Bool(_) | Value::Number(_))) => value.to_string() == *expected,
+                Some(Value::Bool(value)) => expected.parse() == Ok(*value),
+                Some(Value::Number(number)) => {
+                    expected.parse() == Ok(number.as_u64().unwrap_or(u64::MAX))
+                }
                 _ => false,
             };
             if !is_right {

@@ -248,25 +248,20 @@ impl Users {
         if let Some(session) = self.identity_token(token).await? {
             return Ok(session.identity.clone());
         }
-        let (identity, expires) = match &self.external {
-            Some(external) => {
-                let verified = external.verify(token, self.now())?;
-                let subject = verified.subject;
-                let identity = Identity {
-                    user: (!subject.is_empty()).then(|| Arc::new(self.user(&subject))),
-                    granted: Some(Arc::new(verified.grants)),
-                    ..Identity::default()
-                };
-                (identity, verified.expires)
-            }
-            None => {
-                let claims = self
-                    .sealer
-                    .open(token, self.now())
-                    .ok_or(AuthError::Refused)?;
-                let expires = claims.expires;
-                (unsealed(claims), expires)
-            }
+        let (identity, expires) = if let Some(external) = &self.external {
+            let verified = external.verify(token, self.now())?;
+            let subject = verified.subject;
+            let identity = Identity {
+                user: (!subject.is_empty()).then(|| Arc::new(self.user(&subject))),
+                granted: Some(Arc::new(verified.grants)),
+                ..Identity::default()
+            };
+            (identity, verified.expires)
+        } else {
+            let claims = self.sealer.open(token, self.now());
+            let claims = claims.ok_or(AuthError::Refused)?;
+            let expires = claims.expires;
+            (unsealed(claims), expires)
         };
         self.metrics.authenticated(Authentication::Token);
         Ok(self.remember(token, identity, expires).identity.clone())
@@ -301,29 +296,33 @@ impl Users {
             (None, Authorization::Bearer(token)) => {
                 let session = self.identity_token(token).await?;
                 let session = session.ok_or(AuthError::Refused)?;
-                return self.issue(session.identity.user.clone(), None);
+                return self.issue(session.identity.user.as_deref(), None);
             }
-            (None, Authorization::None) => return self.issue(self.certified(presented), None),
+            (None, Authorization::None) => {
+                return self.issue(self.certified(presented).as_deref(), None);
+            }
         };
         let verified = self.verify(basic, address, !request.is_pull()).await;
         match verified {
-            Ok(Verified::Right(identity)) => self.issue(identity.user, None),
-            // Nobody learns from this whether the password was right: it isn't looked at.
-            Err(AuthError::Throttled(_)) if request.is_pull() => self.issue(None, None),
-            Err(error) => {
-                self.count_error(&error);
-                Err(error)
-            }
+            Ok(Verified::Right(identity)) => self.issue(identity.user.as_deref(), None),
             // dockerd and the kubelet send the upstream's credentials to the realm of a mirror.
             Ok(Verified::Unknown) if request.is_pull() => {
-                let header = basic.header().filter(|_| self.logins);
+                let header = basic.header();
+                let header = header.filter(|_| self.logins && !basic.user.is_empty());
                 let login = request.upstream.clone().zip(header);
                 self.issue(
                     None,
                     login.and_then(|(upstream, header)| sealed(upstream, &header)),
                 )
             }
-            Ok(Verified::Wrong) if request.is_pull() => self.issue(None, None),
+            // When passwords are throttled, this one isn't looked at: nobody learns whether it is right.
+            Ok(Verified::Wrong) | Err(AuthError::Throttled(_)) if request.is_pull() => {
+                self.issue(None, None)
+            }
+            Err(error) => {
+                self.count_error(&error);
+                Err(error)
+            }
             Ok(Verified::Wrong | Verified::Unknown) => {
                 self.count_error(&AuthError::Refused);
                 Err(AuthError::Refused)
@@ -331,13 +330,8 @@ impl Users {
         }
     }
 
-    fn issue(
-        &self,
-        user: Option<Arc<User>>,
-        login: Option<SealedLogin>,
-    ) -> Result<Vec<u8>, AuthError> {
+    fn issue(&self, user: Option<&User>, login: Option<SealedLogin>) -> Result<Vec<u8>, AuthError> {
         let (issued, lifetime) = (self.now(), self.token_ttl.as_secs());
-        let user = user.as_deref();
         let claims = Claims {
             user: user.map(|user| user.name.clone()),
             groups: user.map(|user| user.groups.clone()).unwrap_or_default(),

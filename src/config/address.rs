@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
+use super::section::Section;
 use crate::oci::digits;
 
 /// Where a server listens.
@@ -68,6 +69,20 @@ fn has_port(text: &str, may_lack_host: bool) -> Option<bool> {
     }
     let port: Option<u16> = digits(port.strip_prefix(':')?);
     port.map(|_| true)
+}
+
+/// A list of networks at a key.
+pub(super) fn networks(section: &Section<'_>, key: &'static str) -> Vec<ipnet::IpNet> {
+    section.values(key, |text, _| {
+        let network = text.parse::<ipnet::IpNet>().ok();
+        let address = || {
+            text.parse::<IpAddr>()
+                .ok()
+                .map(ipnet::IpNet::from)
+        };
+        let network = network.or_else(address);
+        network.ok_or("write a network such as 10.0.0.0/8, or an address")
+    })
 }
 
 #[cfg(test)]

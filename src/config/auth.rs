@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::address::networks;
 use super::http::web_url;
 use super::section::Section;
 use super::upstream::is_loopback;
@@ -155,16 +156,6 @@ pub(super) fn read(auth: &Section<'_>) -> Auth {
         key: file(auth, "key"),
         token_ttl,
     }
-}
-
-/// A list of networks at a key.
-pub(super) fn networks(section: &Section<'_>, key: &'static str) -> Vec<IpNet> {
-    section.values(key, |text, _| {
-        let network = text.parse::<IpNet>().ok();
-        let address = || text.parse::<std::net::IpAddr>().ok().map(IpNet::from);
-        let network = network.or_else(address);
-        network.ok_or("write a network such as 10.0.0.0/8, or an address")
-    })
 }
 
 /// A file at a key; opened once, so that a wrong path shows at the start.
@@ -322,7 +313,7 @@ fn oidc(section: &Section<'_>) -> Option<OidcIssuer> {
 
 fn network(section: &Section<'_>) -> Option<NetworkUser> {
     let networks = networks(section, "networks");
-    if networks.is_empty() {
+    if networks.is_empty() && !section.has("networks") {
         section.missing("networks", "a list of networks such as [10.0.0.0/8]");
     }
     let user = section.value("user", name);

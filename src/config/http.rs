@@ -116,7 +116,7 @@ pub(super) fn read(http: &Section<'_>) -> Http {
         http2: http.section("http2", |http2| !http2.bool("disabled", false)),
         limits: http.section("limits", limits),
         debug: debug(http),
-        trusted_proxies: super::auth::networks(http, "trustedproxies"),
+        trusted_proxies: super::address::networks(http, "trustedproxies"),
     }
 }
 

@@ -86,7 +86,7 @@ async fn status(m: &Mirror, authorization: &str) -> u16 {
         .status
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_job_pulls_with_its_identity_token() {
     let issuer = Issuer::start().await;
     let (up, m) = mirror(&issuer).await;
@@ -104,7 +104,7 @@ async fn a_job_pulls_with_its_identity_token() {
     assert_eq!(issuer.server.count("GET /keys"), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn bad_identity_tokens_are_refused() {
     let issuer = Issuer::start().await;
     let (_up, m) = mirror(&issuer).await;
@@ -130,7 +130,7 @@ async fn bad_identity_tokens_are_refused() {
     assert_eq!(status(&m, &format!("Bearer {forged}")).await, 401);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn changed_keys_are_fetched_at_most_every_half_minute() {
     let mut issuer = Issuer::start().await;
     let (_up, m) = mirror(&issuer).await;
@@ -147,7 +147,7 @@ async fn changed_keys_are_fetched_at_most_every_half_minute() {
     assert_eq!(issuer.server.count("GET /keys"), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_issuer_that_is_down_is_no_refusal() {
     let issuer = Issuer::start().await;
     let (_up, m) = mirror(&issuer).await;

@@ -259,3 +259,99 @@ fn key_ids_are_those_of_the_standards() {
     assert_eq!(id.len(), 12 * 4 + 11);
     assert!(id.split(':').all(|group| group.len() == 4), "{id}");
 }
+
+/// A certificate authority, a certificate that it signed, and the key of that.
+struct Chain {
+    authority: rcgen::Certificate,
+    leaf: rcgen::Certificate,
+    signer: Signer,
+}
+
+fn chain() -> Chain {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&key).unwrap();
+    let issuer = rcgen::Issuer::new(params, key);
+    let leaf_key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["auth.example".to_owned()]).unwrap();
+    let leaf = params.signed_by(&leaf_key, &issuer).unwrap();
+    let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
+    let pair = EcdsaKeyPair::from_pkcs8(algorithm, &leaf_key.serialize_der()).unwrap();
+    Chain {
+        authority,
+        leaf,
+        signer: Signer(pair),
+    }
+}
+
+/// The verifier of a service with this file of certificates.
+fn with_bundle(pem: &str) -> Result<External, AuthSetupError> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bundle.pem");
+    std::fs::write(&path, pem).unwrap();
+    External::open(&TokenService {
+        realm: "https://auth.example/token".to_owned(),
+        service: "mirror".to_owned(),
+        issuer: "issuer".to_owned(),
+        root_cert_bundle: Some(path),
+        jwks: None,
+        algorithms: vec!["ES256".to_owned()],
+    })
+}
+
+#[test]
+fn a_chain_is_trusted_if_the_bundle_has_its_certificate_or_its_authority() {
+    let (ours, other) = (chain(), chain());
+    let encoded = |certificate: &rcgen::Certificate| STANDARD.encode(certificate.der());
+    let token = |chain: &Chain, x5c: Value| {
+        chain
+            .signer
+            .token(&json!({"alg": "ES256", "x5c": x5c}), &claims())
+    };
+    let x5c = json!([encoded(&ours.leaf), encoded(&ours.authority)]);
+    for pem in [ours.authority.pem(), ours.leaf.pem()] {
+        let external = with_bundle(&pem).unwrap();
+        let verify = |token: &str| external.verify(token, NOW).map(|verified| verified.subject);
+        assert_eq!(verify(&token(&ours, x5c.clone())), Ok("alice".to_owned()));
+        assert_eq!(
+            verify(&token(&ours, json!([encoded(&ours.leaf)]))),
+            Ok("alice".to_owned())
+        );
+        let foreign = json!([encoded(&other.leaf), encoded(&other.authority)]);
+        assert_eq!(verify(&token(&other, foreign)), Err(JwtError::Chain));
+        // Ours beside a foreign one, and ours with a foreign signature.
+        let mixed = json!([encoded(&other.leaf), encoded(&ours.authority)]);
+        assert_eq!(verify(&token(&other, mixed)), Err(JwtError::Chain));
+        assert_eq!(
+            verify(&token(&other, x5c.clone())),
+            Err(JwtError::Signature)
+        );
+    }
+    let external = with_bundle(&ours.leaf.pem()).unwrap();
+    let (_, ids) = public_key(ours.leaf.der()).unwrap();
+    assert_eq!(ids.len(), 2);
+    for kid in ids {
+        let token = ours
+            .signer
+            .token(&json!({"alg": "ES256", "kid": kid}), &claims());
+        assert!(external.verify(&token, NOW).is_ok());
+    }
+    let long_after = 100_000_000_000;
+    let far = with(claims(), "exp", json!(long_after + 300));
+    let late = ours
+        .signer
+        .token(&json!({"alg": "ES256", "x5c": x5c}), &far);
+    assert_eq!(external.verify(&late, long_after), Err(JwtError::Chain));
+    for pem in [
+        "",
+        "nonsense",
+        "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n",
+    ] {
+        let opened = with_bundle(pem);
+        assert!(
+            matches!(opened, Err(AuthSetupError::Certificates(_))),
+            "{opened:?}"
+        );
+    }
+}
