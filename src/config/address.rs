@@ -75,11 +75,7 @@ fn has_port(text: &str, may_lack_host: bool) -> Option<bool> {
 pub(super) fn networks(section: &Section<'_>, key: &'static str) -> Vec<ipnet::IpNet> {
     section.values(key, |text, _| {
         let network = text.parse::<ipnet::IpNet>().ok();
-        let address = || {
-            text.parse::<IpAddr>()
-                .ok()
-                .map(ipnet::IpNet::from)
-        };
+        let address = || text.parse::<IpAddr>().ok().map(ipnet::IpNet::from);
         let network = network.or_else(address);
         network.ok_or("write a network such as 10.0.0.0/8, or an address")
     })
