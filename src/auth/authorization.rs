@@ -33,8 +33,6 @@ pub(super) enum Authorization<'a> {
 pub(super) struct Basic {
     pub(super) user: String,
     password: SecretString,
-    /// The whole header; None for one from a form.
-    header: Option<HeaderValue>,
 }
 
 impl Basic {
@@ -42,7 +40,6 @@ impl Basic {
         Self {
             user,
             password: password.into(),
-            header: None,
         }
     }
 
@@ -50,11 +47,8 @@ impl Basic {
         self.password.expose_secret()
     }
 
-    /// The header that presents them to another server.
+    /// The header that presents them to another server: the same one however the client spelt it.
     pub(super) fn header(&self) -> Option<HeaderValue> {
-        if let Some(header) = &self.header {
-            return Some(header.clone());
-        }
         let pair = format!("{}:{}", self.user, self.password());
         HeaderValue::try_from(format!("Basic {}", BASE64.encode(pair))).ok()
     }
@@ -101,12 +95,10 @@ impl<'a> Authorization<'a> {
         if pair == ":" {
             return Ok(Self::None);
         }
-        let mut header = value.clone();
-        header.set_sensitive(true);
-        Ok(Self::Basic(Basic {
-            header: Some(header),
-            ..Basic::new(user.to_owned(), password.to_owned())
-        }))
+        Ok(Self::Basic(Basic::new(
+            user.to_owned(),
+            password.to_owned(),
+        )))
     }
 }
 

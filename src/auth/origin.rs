@@ -241,6 +241,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "one row for each case")]
     fn proxies_are_believed_only_if_trusted() {
         const P: &str = "10.0.0.1";
         for (peer, lines, expected) in [

@@ -155,7 +155,7 @@ async fn a_broken_client_certificate_is_found_before_the_start() {
     let path = files.path().join("x.pem").display().to_string();
     std::fs::write(&path, "no certificate").unwrap();
     let text = format!(
-        "version: 0.1\nstorage: inmemory\nproxy: {{remoteurl: 'https://a.example', certificate: {path}, key: {path}}}\n"
+        "version: 0.1\nstorage: inmemory\nproxy: {{remoteurl: 'https://a.example', anonymous: true, certificate: {path}, key: {path}}}\n"
     );
     let loaded = millpond::config::parse(&text, "c.yml", std::iter::empty()).unwrap();
     let error = App::check(&loaded.config).await.unwrap_err();

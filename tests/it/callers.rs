@@ -77,7 +77,7 @@ async fn docker_logs_in_and_pulls() {
     ping.refused(401, "UNAUTHORIZED");
     assert_eq!(parameter(&ping, "service"), "millpond");
     let realm = realm(&m, &ping);
-    let name = up.url().to_string().replace("http://", "").replace('/', "");
+    let name = up.url().replace("http://", "").replace('/', "");
     assert_eq!(realm, format!("/token/{name}"));
     // docker login: no scope.
     let alice = basic("alice", "secret");

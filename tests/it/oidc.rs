@@ -95,8 +95,8 @@ async fn a_job_pulls_with_its_identity_token() {
     assert_eq!(status(&m, &format!("Bearer {token}")).await, 200);
     // docker login -u anything: the token is the password, and is exchanged for one of ours.
     let basic = format!("Basic {}", STANDARD.encode(format!("job:{token}")));
-    let issued = m.ask("GET /token", &[("authorization", &basic)]).await;
-    let bearer = format!("Bearer {}", issued.json()["token"].as_str().unwrap());
+    let answer = m.ask("GET /token", &[("authorization", &basic)]).await;
+    let bearer = format!("Bearer {}", answer.json()["token"].as_str().unwrap());
     let pulled = m
         .ask("GET /v2/app/manifests/1", &[("authorization", &bearer)])
         .await;

@@ -196,7 +196,7 @@ proxy: {remoteurl: ''}
 => 2: `storage.filesystem.rootdirectory` names a data directory, but `proxy.remoteurl` isn't set: millpond is a mirror and deletes what expires, which would empty a plain registry's directory; write the upstream's URL, such as https://registry-1.docker.io for Docker Hub
 proxy: {exec: {lifetime: 1h}}
 => 2: `proxy.exec.command` is missing; write the program, such as docker-credential-ecr-login
-proxy: {exec: {command: x, lifetime: 12}}
+proxy: {anonymous: true, exec: {command: x, lifetime: 12}}
 => 2: `proxy.exec.lifetime` is "12"; it needs a unit, such as 60s, 10m or 168h
 proxy: {username: u, password: p, exec: {command: x}}
 => 2: `proxy.exec` and `proxy.username` are two sources of credentials; keep one

@@ -120,7 +120,8 @@ fn every_key_has_a_variable() {
             Some("KEY") => ("REGISTRY_PROXY_CERTIFICATE", "Cargo.toml"),
             _ => ("REGISTRY_UNUSED", ""),
         };
-        let Loaded { effective, .. } = load(None, environment(&[(name, value), other])).unwrap();
+        let Loaded { effective, .. } =
+            load(None, environment(&[(name, value), other, OPEN])).unwrap();
         assert!(!effective.contains("hunter2"), "{effective}");
         let has_line = effective.lines().any(|found| found == line);
         assert!(has_line, "{name}\n{effective}");
