@@ -198,17 +198,17 @@ proxy: {exec: {lifetime: 1h}}
 => 2: `proxy.exec.command` is missing; write the program, such as docker-credential-ecr-login
 proxy: {anonymous: true, exec: {command: x, lifetime: 12}}
 => 2: `proxy.exec.lifetime` is "12"; it needs a unit, such as 60s, 10m or 168h
-proxy: {username: u, password: p, exec: {command: x}}
+proxy: {anonymous: true, username: u, password: p, exec: {command: x}}
 => 2: `proxy.exec` and `proxy.username` are two sources of credentials; keep one
 proxy: {credentialsrequired: sometimes}
 => 2: `proxy.credentialsrequired` is "sometimes"; write true or false
-proxy: {credentials: [{username: u, password: p}]}
+proxy: {anonymous: true, credentials: [{username: u, password: p}]}
 => 2: `proxy.credentials[0].repositories` is missing; write a list of patterns such as [owner/*]
-proxy: {credentials: [{repositories: [a/B], username: u, password: p}]}
+proxy: {anonymous: true, credentials: [{repositories: [a/B], username: u, password: p}]}
 => 2: `proxy.credentials[0].repositories[0]` is "a/B"; write a repository's name at the upstream, of lower-case letters, digits and . _ - /, or * and ** for any of them, such as owner/**
-proxy: {credentials: [{repositories: [a/*]}]}
+proxy: {anonymous: true, credentials: [{repositories: [a/*]}]}
 => 2: `proxy.credentials[0].username` is missing; write it and `password`, or `usernamefile` and `passwordfile`, `dockerconfig` or `exec`
-proxy: {upstreams: [{name: a.b, remoteurl: 'http://a', credentials: [{repositories: [a/*], username: u, password: p}]}]}
+proxy: {upstreams: [{name: a.b, remoteurl: 'http://a', anonymous: true, credentials: [{repositories: [a/*], username: u, password: p}]}]}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.upstreams[0].plainhttp: true` to permit it
 proxy: {caonly: true}
 => 2: `proxy.caonly` is true, but `proxy.ca` isn't set: no certificate would be trusted
@@ -559,7 +559,7 @@ fn problems_are_worded_as_listed() {
         let start = format!("config.yml:2: `proxy.{key}` is \"/nowhere/x\"; it can't be read: ");
         assert!(found.contains(&start), "{found}");
     }
-    let twice = "version: 0.1\nproxy: {username: u, password: p, passwordfile: Cargo.toml}";
+    let twice = "version: 0.1\nproxy: {anonymous: true, username: u, password: p, passwordfile: Cargo.toml}";
     let expected = "config.yml:2: `proxy.passwordfile` and `proxy.password` say the same; keep one";
     assert_eq!(problems(twice, &[]), [expected]);
     let pin = |half: usize| format!("version: 0.1\nproxy: {{pins: ['{}']}}", "a/".repeat(half));
