@@ -16,8 +16,6 @@ import time
 import urllib.parse
 import uuid
 
-LIFETIME = 300
-
 
 def b64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
@@ -39,7 +37,7 @@ class Signer:
         with open(certificate) as pem:
             self.x5c = base64.b64encode(ssl.PEM_cert_to_DER_cert(pem.read())).decode()
 
-    def token(self, issuer: str, user: str, service: str, access: list[dict]) -> str:
+    def token(self, issuer: str, user: str, service: str, access: list[dict], lifetime: int) -> str:
         now = int(time.time())
         header = {"typ": "JWT", "alg": "RS256", "x5c": [self.x5c]}
         claims = {
@@ -48,7 +46,7 @@ class Signer:
             "aud": service,
             "iat": now,
             "nbf": now - 10,
-            "exp": now + LIFETIME,
+            "exp": now + lifetime,
             "jti": str(uuid.uuid4()),
             "access": access,
         }
@@ -80,8 +78,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(401, {"details": "incorrect username or password"}, user, scopes)
         access = access_of(scopes) if user else []
         service = query.get("service", [""])[0]
-        token = self.signer.token(self.options.issuer, user, service, access)
-        self.answer(200, {"token": token, "expires_in": LIFETIME}, user, scopes)
+        lifetime = self.options.lifetime
+        token = self.signer.token(self.options.issuer, user, service, access, lifetime)
+        self.answer(200, {"token": token, "expires_in": lifetime}, user, scopes)
 
     def credentials(self) -> tuple[str, str]:
         scheme, _, encoded = self.headers.get("Authorization", "").partition(" ")
@@ -111,6 +110,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     for name in ("issuer", "user", "password"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--lifetime", type=int, required=True, help="seconds")
     Handler.options = parser.parse_args()
     options = Handler.options
     Handler.signer = Signer(options.signing_key, options.signing_certificate)

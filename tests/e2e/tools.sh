@@ -13,12 +13,13 @@ TOOLS=(
   docker-registry:docker-registry /usr/sbin/dockerd:docker.io "$DOCKER:docker.io" containerd:containerd
   ctr:containerd runc:runc podman:podman skopeo:skopeo zstd:zstd jq:jq curl:curl
   openssl:openssl /usr/bin/python3:python3
+  /usr/share/doc/python3-grpcio:python3-grpcio
 )
 
 missing_tools() {
   local tool
   for tool in "${TOOLS[@]}"; do
-    command -v "${tool%%:*}" >/dev/null || printf '%s\n' "${tool#*:}"
+    command -v "${tool%%:*}" >/dev/null || [ -e "${tool%%:*}" ] || printf '%s\n' "${tool#*:}"
   done | sort -u
 }
 
