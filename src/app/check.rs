@@ -1,8 +1,9 @@
 //! What `millpond check` does: builds what the server is built of, and creates nothing.
 
+use super::StartError;
 use super::cache::Space;
 use super::listeners::{self, ListenersTls};
-use super::{StartError, upstreams};
+use super::upstreams::upstreams;
 use crate::clock::Clock;
 use crate::config::{Config, MinFree, SizeLimit, Storage};
 use crate::metrics::Metrics;

@@ -7,6 +7,8 @@ mod descriptors;
 mod gate;
 mod listeners;
 mod pulling;
+mod serving;
+mod upstreams;
 
 pub use cache::settings as cache_settings;
 pub use check::warn_of_min_free;
@@ -20,27 +22,21 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use listeners::ListenersTls;
+use serving::Serving;
+use upstreams::upstreams;
 
 use crate::access::{Denials, DenyError};
-use crate::admin::Admin;
-use crate::admin::health::Health;
-use crate::admin::operate::Operator;
 use crate::auth::AuthSetupError;
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::{self, Config, Serves};
-use crate::error_chain::on_one_line;
+use crate::config::{self, Config};
 use crate::metrics::Metrics;
-use crate::mirror::Upstreams;
-use crate::server::listener::{Address, BindError, Listener};
-use crate::server::{
-    Admission, ConnectionSettings, Gate, Handler, ResponseBuffers, ServerSettings, Service, serve,
-};
-use crate::storage::Layout;
+use crate::server::listener::{Address, BindError};
+use crate::server::{Gate, ServerSettings, Service};
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::tasks::{Panicked, Tasks};
 use crate::tls::{ServerTls, TlsError};
-use crate::upstream::{SetupError, TlsFiles, Upstream};
+use crate::upstream::SetupError;
 
 /// Why the mirror doesn't start.
 #[derive(Debug, thiserror::Error)]
@@ -152,17 +148,7 @@ impl App {
         };
         let service = Service::new(mirror, gate, Arc::clone(&shared.metrics), settings(config));
 
-        let serving = Serving {
-            connections: ConnectionSettings {
-                http2: config.http.http2,
-                tls: None,
-                admission: Admission::new(descriptors::connection_limits(config)),
-                buffers: ResponseBuffers::default(),
-                metrics: Arc::clone(&shared.metrics),
-                clock,
-            },
-            shared: &shared,
-        };
+        let serving = Serving::new(config, &shared);
         let operators = serving.for_operators();
         let debug_address = operators.listen_for_debug(config).await?;
         operators.take_commands(config).await;
@@ -280,147 +266,6 @@ async fn open_store(
     Ok(store)
 }
 
-/// Listeners and their connections.
-struct Serving<'a> {
-    connections: ConnectionSettings,
-    shared: &'a Shared,
-}
-
-impl Serving<'_> {
-    /// The same with connections of their own, which clients of the registry can't use up.
-    fn for_operators(&self) -> Self {
-        let mut connections = self.connections.clone();
-        connections.admission = Admission::new(descriptors::OPERATORS);
-        Self {
-            connections,
-            shared: self.shared,
-        }
-    }
-
-    /// The same with TLS.
-    fn with_tls(&self, tls: Option<Arc<ServerTls>>) -> Self {
-        let mut connections = self.connections.clone();
-        connections.tls = tls;
-        Self {
-            connections,
-            shared: self.shared,
-        }
-    }
-
-    /// Serves `http.addr` and the additional listeners. Returns where each of them listens.
-    async fn listen_all(
-        &self,
-        config: &Config,
-        tls: &ListenersTls,
-        service: &Arc<Service>,
-    ) -> Result<(Address, Vec<Address>), StartError> {
-        for tls in tls.iter() {
-            tls.watch(&self.shared.background, self.shared.stop_now.clone());
-        }
-        let main = self.with_tls(tls.main.clone());
-        let listening = main.listen("listener", &config.http.listen, Arc::clone(service));
-        let address = listening.await?;
-        let operators = self.for_operators();
-        let mut addresses = Vec::new();
-        for (listener, tls) in config.http.listeners.iter().zip(&tls.others) {
-            let (listen, tls) = (&listener.listen, tls.clone());
-            let address = match listener.serves {
-                Serves::Registry => {
-                    let serving = self.with_tls(tls);
-                    serving
-                        .listen("listener", listen, Arc::clone(service))
-                        .await?
-                }
-                Serves::Operators => {
-                    let admin = self.admin(config.http.metrics_path());
-                    let serving = operators.with_tls(tls);
-                    serving.listen("operators' listener", listen, admin).await?
-                }
-            };
-            addresses.push(address);
-        }
-        Ok((address, addresses))
-    }
-
-    /// What answers operators.
-    fn admin(&self, metrics_path: Option<&str>) -> Arc<Admin> {
-        let Shared {
-            cache,
-            metrics,
-            background,
-            ..
-        } = self.shared;
-        Arc::new(Admin {
-            health: Health::new(cache.clone(), background.clone(), Arc::clone(metrics)),
-            metrics_path: metrics_path.map(str::to_owned),
-        })
-    }
-
-    /// Serves the debug listener, where one is configured.
-    async fn listen_for_debug(&self, config: &Config) -> Result<Option<Address>, StartError> {
-        let Some(debug) = &config.http.debug else {
-            return Ok(None);
-        };
-        let admin = self.admin(debug.metrics_path.as_deref());
-        let listening = self.listen("debug listener", &debug.listen, admin);
-        listening.await.map(Some)
-    }
-
-    /// Takes commands on the data directory's admin socket. Pulls don't depend on it.
-    async fn take_commands(&self, config: &Config) {
-        let config::Storage::Filesystem { root, .. } = &config.storage else {
-            return;
-        };
-        let path = Layout::new(root).admin_socket();
-        let listener = match Listener::bind(&config::Listen::Unix(path)).await {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::warn!(error = %on_one_line(&error), "the commands on a running server work only while it is stopped");
-                return;
-            }
-        };
-        match listener.make_private() {
-            Ok(()) => {
-                let operator = Operator {
-                    cache: self.shared.cache.clone(),
-                    denials: self.shared.denials.clone(),
-                    clock: self.shared.clock,
-                };
-                self.serve("admin socket", listener, Arc::new(operator));
-            }
-            Err(error) => {
-                tracing::warn!(error = %on_one_line(&error), "the admin socket can't be made private");
-            }
-        }
-    }
-
-    /// Binds a socket and answers on it from now on.
-    async fn listen<H: Handler>(
-        &self,
-        task: &'static str,
-        listen: &config::Listen,
-        handler: Arc<H>,
-    ) -> Result<Address, StartError> {
-        let listener = Listener::bind(listen).await?;
-        let address = listener.address().map_err(StartError::Address)?;
-        self.serve(task, listener, handler);
-        Ok(address)
-    }
-
-    fn serve<H: Handler>(&self, task: &'static str, listener: Listener, handler: Arc<H>) {
-        let shared = self.shared;
-        let tasks = shared.background.tracked_by(&shared.tasks);
-        let serving = serve(
-            listener,
-            handler,
-            self.connections.clone(),
-            tasks.clone(),
-            shared.stop_accepting.clone(),
-        );
-        tasks.spawn_required(task, serving);
-    }
-}
-
 /// How long the expiry state may take to be saved at the end.
 const SAVE_TIME: Duration = Duration::from_secs(30);
 
@@ -439,60 +284,4 @@ fn settings(config: &Config) -> ServerSettings {
         headers: config.http.headers.clone(),
         access_log: config.log.access,
     }
-}
-
-fn upstreams(
-    proxy: &config::Proxy,
-    clock: Clock,
-    metrics: &Arc<Metrics>,
-) -> Result<Upstreams, StartError> {
-    let default = client(&proxy.default, proxy, clock, metrics)?;
-    let others = proxy.upstreams.iter();
-    let others = others.map(|upstream| client(upstream, proxy, clock, metrics));
-    Ok(Upstreams::new(default, others.collect::<Result<_, _>>()?))
-}
-
-fn client(
-    upstream: &config::Upstream,
-    proxy: &config::Proxy,
-    clock: Clock,
-    metrics: &Arc<Metrics>,
-) -> Result<Upstream, StartError> {
-    let client = Upstream::new(
-        upstream.clone(),
-        &tls_files(upstream)?,
-        proxy.timeouts,
-        clock,
-        Arc::clone(metrics),
-    );
-    client.map_err(|source| StartError::Upstream {
-        upstream: upstream.name.clone(),
-        source,
-    })
-}
-
-fn tls_files(upstream: &config::Upstream) -> Result<TlsFiles, StartError> {
-    let read = |key, path: &PathBuf| {
-        config::read_pem(path).map_err(|source| StartError::PemFile {
-            upstream: upstream.name.clone(),
-            path: path.clone(),
-            key,
-            source,
-        })
-    };
-    let identity = upstream.client_certificate.as_ref().map(|files| {
-        let (certificate, key) = (
-            read("certificate", &files.certificate)?,
-            read("key", &files.key)?,
-        );
-        Ok::<_, StartError>([certificate, key].join(&b'\n'))
-    });
-    Ok(TlsFiles {
-        ca: upstream
-            .ca
-            .as_ref()
-            .map(|path| read("ca", path))
-            .transpose()?,
-        identity: identity.transpose()?,
-    })
 }

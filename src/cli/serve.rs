@@ -76,6 +76,7 @@ async fn until_signal(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
     tracing::info!(
         version = VERSION,
         address = %app.address(),
+        listeners = listeners(&app),
         debug = app.debug_address().map(ToString::to_string),
         upstream = %config.proxy.default.url,
         others = config.proxy.upstreams.len(),
@@ -85,6 +86,7 @@ async fn until_signal(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
     if config.access.rules.is_empty() && !config.has_users() && !config.http.is_loopback() {
         tracing::info!(
             address = %app.address(),
+        listeners = listeners(&app),
             "everyone who can reach this address may pull: neither `access` nor `auth` is configured"
         );
     }
@@ -101,6 +103,13 @@ async fn until_signal(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
     let clean = app.stop_unless(another(&mut signals)).await;
     tracing::info!(clean, "stopped");
     failed.map_or(Ok(()), |failed| Err(failed.into()))
+}
+
+/// The addresses of `http.listeners`, if there are any.
+fn listeners(app: &App) -> Option<String> {
+    let addresses = app.other_addresses().iter();
+    let addresses: Vec<_> = addresses.map(ToString::to_string).collect();
+    (!addresses.is_empty()).then(|| addresses.join(", "))
 }
 
 /// Waits for another stop signal.

@@ -52,6 +52,7 @@ mod scope;
 mod secret_files;
 mod site;
 mod token;
+mod token_requests;
 mod transport;
 
 #[cfg(test)]

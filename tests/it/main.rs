@@ -48,4 +48,5 @@ mod sources;
 mod space;
 mod tags;
 mod tls;
+mod trust_groups;
 mod warm;

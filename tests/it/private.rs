@@ -10,23 +10,23 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::harness::{
-    ALWAYS, Answer, Gate, Image, Mirror, Registry, Reply, Seen, Setup, advance, blob_path, digest,
+    ALWAYS, Answer, Gate, Image, Mirror, Registry, Reply, Seen, advance, blob_path, digest,
     mirrored_with, noise, passing, read,
 };
 
 /// `ann:a` and `cat:c` may read everything, `bob:b` and everybody else only `public`.
-const ANN: &str = "Basic YW5uOmE=";
-const CAT: &str = "Basic Y2F0OmM=";
-const BOB: &str = "Basic Ym9iOmI=";
+pub(crate) const ANN: &str = "Basic YW5uOmE=";
+pub(crate) const CAT: &str = "Basic Y2F0OmM=";
+pub(crate) const BOB: &str = "Basic Ym9iOmI=";
 /// No login.
-const NOBODY: &str = "";
-const CALLER: &str = "proxy.authorize: caller";
+pub(crate) const NOBODY: &str = "";
+pub(crate) const CALLER: &str = "proxy.authorize: caller";
 const TTL: Duration = Duration::from_mins(5);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// How an upstream knows users, and what it says to one that may not read a repository.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Guard {
+pub(crate) enum Guard {
     /// Basic, and 403.
     Basic,
     /// Basic, and 404: the repository's existence is a secret.
@@ -37,7 +37,7 @@ enum Guard {
 
 const GUARDS: [Guard; 3] = [Guard::Basic, Guard::Hiding, Guard::Bearer];
 
-fn guard(up: &Registry, guard: Guard) {
+pub(crate) fn guard(up: &Registry, guard: Guard) {
     up.on("", ALWAYS, move |seen, usual| answer(guard, seen, usual));
 }
 
@@ -73,7 +73,7 @@ fn answer(guard: Guard, seen: &Seen, usual: Reply) -> Reply {
 }
 
 /// An upstream with an image in `private/app` and in `public/app`, and a mirror that has nothing.
-async fn private(kind: Guard, lines: &[&str]) -> (Registry, Mirror, Image) {
+pub(crate) async fn private(kind: Guard, lines: &[&str]) -> (Registry, Mirror, Image) {
     let (up, m) = mirrored_with(&[&[CALLER], lines].concat()).await;
     let image = Image::oci(1);
     for repo in ["private/app", "public/app"] {
@@ -112,7 +112,7 @@ fn requests(repo: &str, image: &Image) -> Vec<(String, Option<&'static str>)> {
     ]
 }
 
-async fn ask(m: &Mirror, login: &str, line: &str, range: Option<&str>) -> Answer {
+pub(crate) async fn ask(m: &Mirror, login: &str, line: &str, range: Option<&str>) -> Answer {
     let mut headers = Vec::new();
     if login != NOBODY {
         headers.push(("authorization", login));
@@ -121,12 +121,12 @@ async fn ask(m: &Mirror, login: &str, line: &str, range: Option<&str>) -> Answer
     passing(m.ask(line, &headers)).await
 }
 
-async fn get(m: &Mirror, login: &str, path: &str) -> Answer {
+pub(crate) async fn get(m: &Mirror, login: &str, path: &str) -> Answer {
     ask(m, login, &format!("GET {path}"), None).await
 }
 
 /// Everything of the image is cached, and its permission for ANN is valid.
-async fn pull(m: &Mirror, image: &Image) {
+pub(crate) async fn pull(m: &Mirror, image: &Image) {
     for (line, range) in requests("private/app", image) {
         let status = ask(m, ANN, &line, range).await.status;
         assert!([200, 206, 416].contains(&status), "{line}: {status}");
@@ -134,7 +134,7 @@ async fn pull(m: &Mirror, image: &Image) {
     passing(m.idle()).await;
 }
 
-const TAG: &str = "/v2/private/app/manifests/1";
+pub(crate) const TAG: &str = "/v2/private/app/manifests/1";
 
 #[tokio::test(start_paused = true)]
 async fn each_caller_gets_what_the_upstream_gives_it() {
@@ -435,101 +435,4 @@ async fn a_repository_that_is_denied_looks_like_one_that_does_not_exist() {
         let catalog = get(&m, ANN, "/v2/_catalog").await;
         assert_eq!(catalog.json()["repositories"], json!(["private/app"]));
     }
-}
-
-/// A mirror of a guarded upstream, and of `liar`, which says to each HEAD that it has everything.
-async fn with_a_liar(trust: bool) -> ([Registry; 2], Mirror, Image) {
-    let (up, liar) = (Registry::start().await, Registry::start().await);
-    let image = Image::oci(1);
-    up.push("private/app", "1", &image);
-    guard(&up, Guard::Basic);
-    let manifest = image.manifest.clone();
-    liar.on("HEAD ", ALWAYS, move |seen, _| {
-        let known =
-            Reply::ok(&manifest).with("Content-Type", "application/vnd.oci.image.manifest.v1+json");
-        if seen.line.contains("/manifests/") {
-            known.with("Docker-Content-Digest", digest(&manifest))
-        } else {
-            Reply::ok(noise(1, 70_000))
-        }
-    });
-    let mut setup = Setup::new(&up).with(&[CALLER]);
-    setup = if trust {
-        let more = ", authorize: shared, trust: friends";
-        let trusting = setup.with(&["proxy.trust: friends"]);
-        trusting.upstream("liar", &liar, more)
-    } else {
-        setup.upstream("liar", &liar, ", authorize: shared")
-    };
-    let m = setup.start().await;
-    for blob in image.blobs() {
-        get(&m, ANN, &blob_path("private/app", blob))
-            .await
-            .expect(200, blob);
-    }
-    get(&m, ANN, TAG).await.expect(200, &image.manifest);
-    passing(m.idle()).await;
-    ([up, liar], m, image)
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_upstream_that_claims_to_have_a_blob_is_not_given_another_ones() {
-    let (_upstreams, m, image) = with_a_liar(false).await;
-    let manifest = digest(&image.manifest);
-    for login in [NOBODY, BOB] {
-        for blob in image.blobs() {
-            let path = blob_path("liar/app", blob);
-            assert_eq!(get(&m, login, &path).await.status, 404, "{path}");
-            let range = ask(&m, login, &format!("GET {path}"), Some("bytes=0-9")).await;
-            assert_eq!(range.status, 404);
-        }
-        for reference in [manifest.to_string(), "1".to_owned()] {
-            let path = format!("/v2/liar/app/manifests/{reference}");
-            assert_eq!(get(&m, login, &path).await.status, 404, "{path}");
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn upstreams_of_a_trust_group_share_blobs() {
-    let (_upstreams, m, image) = with_a_liar(true).await;
-    for blob in image.blobs() {
-        get(&m, NOBODY, &blob_path("liar/app", blob))
-            .await
-            .expect(200, blob);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_honest_upstream_gives_its_own_bytes_and_public_blobs_are_shared() {
-    let (up, other) = (Registry::start().await, Registry::start().await);
-    let (secret, open) = (noise(1, 100_000), noise(2, 100_000));
-    for registry in [&up, &other] {
-        registry.put_blob("private/app", &secret);
-        registry.put_blob("public/app", &open);
-    }
-    guard(&up, Guard::Basic);
-    let m = Setup::new(&up)
-        .with(&[CALLER])
-        .upstream("other", &other, ", authorize: shared")
-        .start()
-        .await;
-    let (secret_path, open_path) = (
-        blob_path("private/app", &secret),
-        blob_path("public/app", &open),
-    );
-    get(&m, ANN, &secret_path).await.expect(200, &secret);
-    get(&m, NOBODY, &open_path).await.expect(200, &open);
-    passing(m.idle()).await;
-    for _ in 0..2 {
-        let path = blob_path("other/private/app", &secret);
-        get(&m, NOBODY, &path).await.expect(200, &secret);
-        passing(m.idle()).await;
-    }
-    // Downloaded once, because the other upstream is asked for its own.
-    assert_eq!(other.count(&format!("GET {secret_path}")), 1);
-    get(&m, NOBODY, &blob_path("other/public/app", &open))
-        .await
-        .expect(200, &open);
-    assert_eq!(other.count(&format!("GET {open_path}")), 0);
 }

@@ -1,0 +1,174 @@
+//! Wires what answers clients and operators: listeners and their connections.
+
+use std::sync::Arc;
+
+use super::listeners::ListenersTls;
+use super::{Shared, StartError, descriptors};
+use crate::admin::Admin;
+use crate::admin::health::Health;
+use crate::admin::operate::Operator;
+use crate::config::{self, Config, Serves};
+use crate::error_chain::on_one_line;
+use crate::server::listener::{Address, Listener};
+use crate::server::{Admission, ConnectionSettings, Handler, ResponseBuffers, Service, serve};
+use crate::storage::Layout;
+use crate::tls::ServerTls;
+
+/// Listeners and their connections.
+pub(super) struct Serving<'a> {
+    connections: ConnectionSettings,
+    shared: &'a Shared,
+}
+
+impl<'a> Serving<'a> {
+    /// Connections of the registry API, without TLS.
+    pub(super) fn new(config: &Config, shared: &'a Shared) -> Self {
+        Self {
+            connections: ConnectionSettings {
+                http2: config.http.http2,
+                tls: None,
+                admission: Admission::new(descriptors::connection_limits(config)),
+                buffers: ResponseBuffers::default(),
+                metrics: Arc::clone(&shared.metrics),
+                clock: shared.clock,
+            },
+            shared,
+        }
+    }
+
+    /// The same with connections of their own, which clients of the registry can't use up.
+    pub(super) fn for_operators(&self) -> Self {
+        let mut connections = self.connections.clone();
+        connections.admission = Admission::new(descriptors::OPERATORS);
+        Self {
+            connections,
+            shared: self.shared,
+        }
+    }
+
+    /// The same with TLS.
+    fn with_tls(&self, tls: Option<Arc<ServerTls>>) -> Self {
+        let mut connections = self.connections.clone();
+        connections.tls = tls;
+        Self {
+            connections,
+            shared: self.shared,
+        }
+    }
+
+    /// Serves `http.addr` and the additional listeners. Returns where each of them listens.
+    pub(super) async fn listen_all(
+        &self,
+        config: &Config,
+        tls: &ListenersTls,
+        service: &Arc<Service>,
+    ) -> Result<(Address, Vec<Address>), StartError> {
+        for tls in tls.iter() {
+            tls.watch(&self.shared.background, self.shared.stop_now.clone());
+        }
+        let main = self.with_tls(tls.main.clone());
+        let listening = main.listen("listener", &config.http.listen, Arc::clone(service));
+        let address = listening.await?;
+        let operators = self.for_operators();
+        let mut addresses = Vec::new();
+        for (listener, tls) in config.http.listeners.iter().zip(&tls.others) {
+            let (listen, tls) = (&listener.listen, tls.clone());
+            let address = match listener.serves {
+                Serves::Registry => {
+                    let serving = self.with_tls(tls);
+                    serving
+                        .listen("listener", listen, Arc::clone(service))
+                        .await?
+                }
+                Serves::Operators => {
+                    let admin = self.admin(config.http.metrics_path());
+                    let serving = operators.with_tls(tls);
+                    serving.listen("operators' listener", listen, admin).await?
+                }
+            };
+            addresses.push(address);
+        }
+        Ok((address, addresses))
+    }
+
+    /// What answers operators.
+    fn admin(&self, metrics_path: Option<&str>) -> Arc<Admin> {
+        let Shared {
+            cache,
+            metrics,
+            background,
+            ..
+        } = self.shared;
+        Arc::new(Admin {
+            health: Health::new(cache.clone(), background.clone(), Arc::clone(metrics)),
+            metrics_path: metrics_path.map(str::to_owned),
+        })
+    }
+
+    /// Serves the debug listener, where one is configured.
+    pub(super) async fn listen_for_debug(
+        &self,
+        config: &Config,
+    ) -> Result<Option<Address>, StartError> {
+        let Some(debug) = &config.http.debug else {
+            return Ok(None);
+        };
+        let admin = self.admin(debug.metrics_path.as_deref());
+        let listening = self.listen("debug listener", &debug.listen, admin);
+        listening.await.map(Some)
+    }
+
+    /// Takes commands on the data directory's admin socket. Pulls don't depend on it.
+    pub(super) async fn take_commands(&self, config: &Config) {
+        let config::Storage::Filesystem { root, .. } = &config.storage else {
+            return;
+        };
+        let path = Layout::new(root).admin_socket();
+        let listener = match Listener::bind(&config::Listen::Unix(path)).await {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(error = %on_one_line(&error), "the commands on a running server work only while it is stopped");
+                return;
+            }
+        };
+        match listener.make_private() {
+            Ok(()) => {
+                let operator = Operator {
+                    cache: self.shared.cache.clone(),
+                    denials: self.shared.denials.clone(),
+                    clock: self.shared.clock,
+                };
+                self.serve("admin socket", listener, Arc::new(operator));
+            }
+            Err(error) => {
+                tracing::warn!(error = %on_one_line(&error), "the admin socket can't be made private");
+            }
+        }
+    }
+
+    /// Binds a socket and answers on it from now on.
+    async fn listen<H: Handler>(
+        &self,
+        task: &'static str,
+        listen: &config::Listen,
+        handler: Arc<H>,
+    ) -> Result<Address, StartError> {
+        let listener = Listener::bind(listen).await?;
+        let address = listener.address().map_err(StartError::Address)?;
+        self.serve(task, listener, handler);
+        Ok(address)
+    }
+
+    fn serve<H: Handler>(&self, task: &'static str, listener: Listener, handler: Arc<H>) {
+        let shared = self.shared;
+        let tasks = shared.background.tracked_by(&shared.tasks);
+        let serving = serve(
+            listener,
+            handler,
+            self.connections.clone(),
+            tasks.clone(),
+            shared.stop_accepting.clone(),
+        );
+        tasks.spawn_required(task, serving);
+    }
+}
