@@ -170,6 +170,17 @@ impl Access {
         Err(denied)
     }
 
+    /// Logs that the caller's token of an external token service doesn't permit something.
+    pub fn log_lack_of_grant(
+        &self,
+        caller: &Caller,
+        resource: &Resource<'_>,
+        permission: Permission,
+    ) {
+        let denied = Denied::Caller(None);
+        self.audit.refused(caller, resource, permission, &denied);
+    }
+
     /// Whether the catalog shows a repository: its tags can be listed, or it can be pulled.
     pub fn shows(&self, caller: &Caller, upstream: &str, repository: &RepoName) -> bool {
         let resource = Resource {
@@ -178,7 +189,7 @@ impl Access {
             reference: None,
         };
         let mut permissions = [Permission::List, Permission::Pull].into_iter();
-        permissions.any(|permission| self.check_rules(caller, &resource, permission).is_ok())
+        permissions.any(|permission| self.check(caller, &resource, permission).is_ok())
     }
 
     /// Why a caller who can see no repository at all gets no catalog: it may once it has said who it

@@ -19,7 +19,7 @@ impl super::App {
     pub async fn check(config: &Config) -> Result<(), StartError> {
         let (clock, metrics) = (Clock::system(), Metrics::new().into());
         ListenersTls::load(config, clock, &metrics)?;
-        upstreams(&config.proxy, clock, &metrics)?;
+        upstreams(&config.proxy, clock, &metrics, true)?;
         if let Storage::Filesystem { root, .. } = &config.storage {
             FsStore::check_root(root).await?;
         }

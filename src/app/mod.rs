@@ -120,8 +120,8 @@ impl App {
         let (metrics, background) = (Arc::new(Metrics::new()), Tasks::new());
         let stop_now = CancellationToken::new();
         let tls = ListenersTls::load(config, clock, &metrics)?;
-        let upstreams = upstreams(&config.proxy, clock, &metrics)?;
         let access = access::access(config, clock, &metrics).await?;
+        let upstreams = upstreams(&config.proxy, clock, &metrics, access.is_open())?;
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),

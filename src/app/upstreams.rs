@@ -14,11 +14,16 @@ pub(super) fn upstreams(
     proxy: &config::Proxy,
     clock: Clock,
     metrics: &Arc<Metrics>,
+    everybody_reads: bool,
 ) -> Result<Upstreams, StartError> {
     let default = client(&proxy.default, proxy, clock, metrics)?;
     let others = proxy.upstreams.iter();
     let others = others.map(|upstream| client(upstream, proxy, clock, metrics));
-    Ok(Upstreams::new(default, others.collect::<Result<_, _>>()?))
+    Ok(Upstreams::new(
+        default,
+        others.collect::<Result<_, _>>()?,
+        everybody_reads,
+    ))
 }
 
 fn client(

@@ -93,8 +93,8 @@ impl Caller {
         })
     }
 
-    /// Whether the caller's token permits an action (`pull`, `push`, `delete`) on a repository, by the
-    /// name that the client wrote. Without an external token service, every token does.
+    /// Whether the caller's token permits an action (`pull`, `push`, `delete`) on a repository, by its
+    /// name with the upstream's before it, where that isn't the default one. Without an external token service, every token does.
     pub fn grants(&self, repository: &str, action: &str) -> bool {
         let granted = self.granted.as_ref();
         granted.is_none_or(|granted| granted.permit("repository", repository, action))

@@ -174,7 +174,8 @@ pub(super) fn read(
     let credentials_required = section.bool("credentialsrequired", true);
     let ca = credentials::file(section, "ca");
     let insecure = section.bool("insecure", false);
-    if insecure && url.scheme() == "https" && has_credentials {
+    let sends_credentials = has_credentials || caller.authorize == Authorize::Caller;
+    if insecure && url.scheme() == "https" && sends_credentials {
         let host = authority(&url);
         let message = format!(
             "the credentials for {host} are sent to a server whose certificate isn't checked"
@@ -188,6 +189,12 @@ pub(super) fn read(
     if caller.authorize == Authorize::Caller && has_credentials {
         let message = "isn't used: with `authorize: caller` each client uses its own account";
         section.doubt("username", message);
+    }
+    let client_certificate = client_certificate(section);
+    if caller.authorize == Authorize::Caller && client_certificate.is_some() {
+        let reason = "is an identity of the mirror's, which every client would use with `authorize: \
+                      caller`; remove it";
+        section.reject("certificate", reason);
     }
     let realm = realm(section, plain_http);
     let scope = section.value("scope", scope);
@@ -203,7 +210,7 @@ pub(super) fn read(
         ca_only: ca_only(section),
         anonymous: section.bool("anonymous", false),
         ca,
-        client_certificate: client_certificate(section),
+        client_certificate,
         minimum_tls: minimum_tls(section),
         proxy: forward_proxy(section),
         insecure,

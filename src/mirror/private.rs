@@ -82,7 +82,7 @@ impl Mirror {
         let owner = self.upstreams.of_stored(stored);
         let (own, other) = (&target.upstream.config, &owner.config);
         own.name == other.name
-            || other.is_public()
+            || self.upstreams.is_public(owner)
             || (own.trust.is_some() && own.trust == other.trust)
             || (other.caller.authorize == Authorize::Caller
                 && self

@@ -13,6 +13,8 @@ pub struct Upstreams {
     default: Arc<Upstream>,
     /// A few hosts, of which several are looked for with each request.
     by_host: BTreeMap<String, Arc<Upstream>>,
+    /// Whether anonymous callers may read everything, as far as this mirror decides.
+    everybody_reads: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -27,7 +29,7 @@ pub struct Target {
 
 impl Upstreams {
     /// The configuration has made sure that no two upstreams share a name or an alias.
-    pub fn new(default: Upstream, others: Vec<Upstream>) -> Self {
+    pub fn new(default: Upstream, others: Vec<Upstream>, everybody_reads: bool) -> Self {
         let default = Arc::new(default);
         let mut by_host = BTreeMap::new();
         let others = others.into_iter().map(Arc::new);
@@ -36,7 +38,11 @@ impl Upstreams {
                 by_host.insert(host.clone(), Arc::clone(&upstream));
             }
         }
-        Self { default, by_host }
+        Self {
+            default,
+            by_host,
+            everybody_reads,
+        }
     }
 
     /// The names of all, some of them more than once.
@@ -54,9 +60,14 @@ impl Upstreams {
         named.unwrap_or(&self.default)
     }
 
+    /// Whether everybody may read what is cached from an upstream.
+    pub(super) fn is_public(&self, upstream: &Upstream) -> bool {
+        self.everybody_reads && upstream.config.is_public()
+    }
+
     /// Whether content of one upstream may have to be kept from another one.
     pub(super) fn are_separate(&self) -> bool {
-        let public = |upstream: &Arc<Upstream>| upstream.config.is_public();
+        let public = |upstream: &Arc<Upstream>| self.is_public(upstream);
         let is_alone = |upstream: &Arc<Upstream>| Arc::ptr_eq(upstream, &self.default);
         let mut all = self.by_host.values();
         !all.clone().all(is_alone) && !all.all(public)
@@ -157,6 +168,16 @@ impl Target {
         Self {
             upstream: self.upstream.with_login(login),
             ..self
+        }
+    }
+
+    /// The repository's name for a token service of others: as the client wrote it, unless it means a
+    /// named upstream, whose name comes first then, however the client selected it.
+    pub fn qualified<'a>(&'a self, written: &'a RepoName) -> &'a RepoName {
+        if self.stored == self.repo {
+            written
+        } else {
+            &self.stored
         }
     }
 

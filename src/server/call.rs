@@ -56,15 +56,16 @@ impl Call<'_> {
         let login = self.caller.login_for(target.upstream.name());
         let target = target.with_login(login);
         let (permission, reference) = wanted;
-        // Both permissions that exist read: distribution's word for it is pull.
-        if !self.caller.grants(name.as_str(), "pull") {
-            return Err(AuthError::Scope.into());
-        }
         let resource = Resource {
             upstream: target.upstream.name(),
             repository: &target.stored,
             reference,
         };
+        // Both permissions that exist read: distribution's word for it is pull.
+        if !self.caller.grants(target.qualified(name).as_str(), "pull") {
+            access.log_lack_of_grant(&self.caller, &resource, permission);
+            return Err(AuthError::Scope.into());
+        }
         access.decide(&self.caller, &resource, permission)?;
         Ok(target)
     }

@@ -48,15 +48,23 @@ impl Handlers {
         &self.access
     }
 
-    /// The name of the upstream that a request is for.
-    pub(super) fn upstream(&self, action: &Action, ns: Option<&str>, host: Option<&str>) -> String {
+    /// The name of the upstream that a request is for, and the repository's for a token service.
+    pub(super) fn addressed(
+        &self,
+        action: &Action,
+        ns: Option<&str>,
+        host: Option<&str>,
+    ) -> (String, Option<RepoName>) {
         let upstreams = &self.mirror.upstreams;
         let named = action.repository().and_then(|name| {
             let target = upstreams.target(ns, host, name).ok()?;
-            Some(target.upstream)
+            Some((
+                target.upstream.name().to_owned(),
+                Some(target.qualified(name).clone()),
+            ))
         });
-        let upstream = named.unwrap_or_else(|| upstreams.addressed(ns, host));
-        upstream.name().to_owned()
+        let unnamed = || (upstreams.addressed(ns, host).name().to_owned(), None);
+        named.unwrap_or_else(unnamed)
     }
 
     /// Carries out an action. Reads have no body: what a client sends all the same is discarded.
@@ -258,7 +266,8 @@ impl Handlers {
         let document = json!({"repositories": names});
         let origin = Origin::list(Outcome::Hit, Exchange::default());
         let mut response = answer::list(&document, next.as_deref(), origin);
-        keep_private(self.mirror.upstreams.any_of_callers(), &mut response);
+        let is_private = !self.access.is_open() || self.mirror.upstreams.any_of_callers();
+        keep_private(is_private, &mut response);
         Ok((response, Outcome::Hit))
     }
 

@@ -295,10 +295,10 @@ impl Service {
             .and_then(|host| host.to_str().ok());
         let host = host.or(presented.authority);
         let action = &route.action;
-        let upstream = self.handlers.upstream(action, route.ns.as_deref(), host);
+        let (upstream, repository) = self.handlers.addressed(action, route.ns.as_deref(), host);
         let lacking = Lacking {
             upstream: &upstream,
-            repository: action.repository().map(RepoName::as_str),
+            repository: repository.as_ref().map(RepoName::as_str),
             error,
         };
         Refusal {

@@ -25,6 +25,9 @@ struct Origin {
     /// the epoch; 0 when there are none.
     #[serde(default)]
     changed: u64,
+    /// No upstream has the name any more: its repositories are the default upstream's.
+    #[serde(default)]
+    unnamed: bool,
 }
 
 /// An upstream that isn't the one it was.
@@ -52,12 +55,17 @@ impl Origins {
         // Repositories below a name that was never, or is no longer, an upstream are the default's.
         let names: BTreeSet<&String> = self.0.keys().chain(upstreams.keys()).collect();
         for name in names {
-            let Some(url) = upstreams.get(name).or_else(|| upstreams.get(DEFAULT)) else {
+            let current = upstreams.get(name);
+            let Some(url) = current.or_else(|| upstreams.get(DEFAULT)) else {
                 continue;
             };
-            let before = self.0.get(name).or_else(|| self.0.get(DEFAULT));
+            let own = self.0.get(name);
+            let before = own.or_else(|| self.0.get(DEFAULT));
+            // Another upstream with the same URL may have another account.
+            let was_unnamed = own.is_none_or(|own| own.unnamed);
+            let moved = was_unnamed != current.is_none();
             let since = match before {
-                Some(before) if before.url != *url => {
+                Some(before) if before.url != *url || moved => {
                     changes.push(UpstreamChange {
                         name: name.clone(),
                         before: before.url.clone(),
@@ -71,6 +79,7 @@ impl Origins {
             let origin = Origin {
                 url: url.clone(),
                 changed: since,
+                unnamed: current.is_none(),
             };
             kept.insert(name.clone(), origin);
         }
@@ -127,5 +136,12 @@ mod tests {
         let (new, changes) = gone.updated(&upstreams(&[("", "c"), ("q.r", "d")]), at(5));
         assert_eq!((changes.len(), since(&new, "q.r/app")), (1, Some(at(5))));
         assert_eq!(since(&new, "library/debian"), Some(at(2)));
+
+        // The same URL under another name is another account.
+        let (one, _) = Origins::default().updated(&upstreams(&[("", "a"), ("x.y", "a")]), at(1));
+        let (gone, changes) = one.updated(&upstreams(&[("", "a")]), at(2));
+        assert_eq!((changes.len(), since(&gone, "x.y/app")), (1, Some(at(2))));
+        let (same, changes) = gone.updated(&upstreams(&[("", "a")]), at(3));
+        assert_eq!((changes, same), (Vec::new(), gone));
     }
 }

@@ -87,12 +87,12 @@ impl Accounts {
         self.source(repo).is_some()
     }
 
-    /// The account that was last used for a repository if it comes from a helper, even if its lifetime
-    /// is over; none in all other cases. Tokens that were obtained with it are used up.
-    pub(super) async fn kept(&self, repo: &RepoName) -> Option<AccountId> {
+    /// The account that was last used for a repository if it comes from a helper, and its lifetime isn't
+    /// over, or `even_if_over`; none in all other cases.
+    pub(super) async fn kept(&self, repo: &RepoName, even_if_over: bool) -> Option<AccountId> {
         match self.source(repo)? {
             Source::Fixed(_) | Source::Files(_) => None,
-            source => Box::pin(source.kept(&self.server, repo)).await,
+            source => Box::pin(source.kept(&self.server, repo, even_if_over)).await,
         }
     }
 
@@ -149,12 +149,17 @@ impl Source {
     }
 
     /// What a helper last gave.
-    async fn kept(&self, server: &Server, repo: &RepoName) -> Option<AccountId> {
+    async fn kept(
+        &self,
+        server: &Server,
+        repo: &RepoName,
+        even_if_over: bool,
+    ) -> Option<AccountId> {
         let account = match self {
             Self::Fixed(_) | Self::Files(_) => None,
-            Self::Helper(helper) => helper.kept(),
+            Self::Helper(helper) => helper.kept(even_if_over),
             Self::Docker(file, helpers) => match file.get(server, repo.as_str(), None).await {
-                Ok(Entry::Helper(program)) => named(helpers, program).kept(),
+                Ok(Entry::Helper(program)) => named(helpers, program).kept(even_if_over),
                 _ => None,
             },
         };
@@ -200,16 +205,21 @@ impl State {
         rejected: Option<AccountId>,
     ) -> Option<Result<Arc<Account>, CredentialError>> {
         let is_recent = |at: &Instant| at.elapsed() < PAUSE;
-        if let Some((error, at)) = &self.failed
-            && is_recent(at)
-        {
-            return Some(Err(error.clone()));
-        }
+        let kept = self.kept(lifetime).filter(|account| {
+            Some(account.id) != rejected || self.in_vain.as_ref().is_some_and(is_recent)
+        });
+        // A failure says nothing about an account that is still good.
+        kept.map(|account| Ok(Arc::clone(account))).or_else(|| {
+            let (error, at) = self.failed.as_ref()?;
+            is_recent(at).then(|| Err(error.clone()))
+        })
+    }
+
+    /// What a helper gave, unless its lifetime is over.
+    fn kept(&self, lifetime: Option<Duration>) -> Option<&Arc<Account>> {
         let (account, given_at) = self.account.as_ref()?;
-        let is_rejected =
-            Some(account.id) == rejected && !self.in_vain.as_ref().is_some_and(is_recent);
         let is_over = lifetime.is_some_and(|lifetime| given_at.elapsed() >= lifetime);
-        (!is_rejected && !is_over).then(|| Ok(Arc::clone(account)))
+        (!is_over).then_some(account)
     }
 }
 
@@ -225,10 +235,9 @@ impl Helper {
         }
     }
 
-    fn kept(&self) -> Option<Arc<Account>> {
-        let state = self.state.lock();
-        let account = state.account.as_ref();
-        account.map(|(account, _)| Arc::clone(account))
+    fn kept(&self, even_if_over: bool) -> Option<Arc<Account>> {
+        let lifetime = self.config.lifetime.filter(|_| !even_if_over);
+        self.state.lock().kept(lifetime).cloned()
     }
 
     async fn get(
@@ -266,5 +275,32 @@ impl Helper {
                 Err(error)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_takes_no_good_account_away() {
+        let account = Account::renewed(None, Secret::basic("user", "one").unwrap());
+        let now = Instant::now();
+        let state = State {
+            account: Some((Arc::clone(&account), now)),
+            failed: Some((CredentialError::Exposed, now)),
+            in_vain: None,
+        };
+        let lifetime = Some(Duration::from_mins(1));
+        let is_account = |current: Option<Result<Arc<Account>, _>>| {
+            current.map(|current| current.is_ok_and(|found| found.id == account.id))
+        };
+        assert_eq!(is_account(state.current(lifetime, None)), Some(true));
+        // Where it is refused or its lifetime is over, the failure counts, and later the helper runs.
+        let rejected = Some(account.id);
+        assert_eq!(is_account(state.current(lifetime, rejected)), Some(false));
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(is_account(state.current(lifetime, rejected)), None);
+        assert_eq!(is_account(state.current(Some(PAUSE), None)), None);
     }
 }

@@ -111,13 +111,20 @@ impl Upstream {
             let account = self.account(repo, None).await?;
             return account.map(|account| self.basic(&account)).transpose();
         };
-        let kept = self.kept_token(repo, request, rejected).await;
-        let grant = match kept {
-            Some(token) => Ok(TokenGrant {
-                token,
-                fresh: false,
-            }),
-            None => self.token(repo, request, rejected).await,
+        let kept = |token| TokenGrant {
+            token,
+            fresh: false,
+        };
+        let grant = match self.kept_token(repo, request, rejected, false).await {
+            Some(token) => Ok(kept(token)),
+            None => match self.token(repo, request, rejected).await {
+                // A helper that fails takes away no token that is valid.
+                Err(error) if matches!(error.failure, Failure::NoCredentials(_)) => {
+                    let token = self.kept_token(repo, request, rejected, true).await;
+                    token.map(kept).ok_or(error)
+                }
+                grant => grant,
+            },
         };
         let TokenGrant { token, fresh } = grant.inspect_err(|_| {
             // The token service may have moved; only a new challenge can tell.

@@ -31,10 +31,12 @@ impl fmt::Debug for TlsFiles {
     }
 }
 
-/// Two pairs, which share no connections: what was connected without the guard's check is never
+/// Pairs, which share no connections: what was connected without the guard's check is never
 /// used for a host that the upstream named.
 pub(super) struct Clients {
     open: Pair,
+    /// Like `open`, without the client certificate; none where there is none.
+    proxied: Option<Pair>,
     /// Connects only to addresses that the guard permits, and through no proxy.
     guarded: Pair,
 }
@@ -69,13 +71,19 @@ impl Clients {
         };
         Ok(Self {
             open: pair(Route::Open)?,
+            proxied: setup
+                .identity
+                .is_some()
+                .then(|| pair(Route::Proxied))
+                .transpose()?,
             guarded: pair(Route::Guarded)?,
         })
     }
 
-    pub(super) const fn get(&self, route: Route, is_blob: bool) -> &Client {
+    pub(super) fn get(&self, route: Route, is_blob: bool) -> &Client {
         let pair = match route {
             Route::Open => &self.open,
+            Route::Proxied => self.proxied.as_ref().unwrap_or(&self.open),
             Route::Guarded => &self.guarded,
         };
         if is_blob { &pair.blobs } else { &pair.metadata }
@@ -136,8 +144,10 @@ impl Setup<'_> {
                 (_, Some(proxy)) => builder = builder.proxy(proxy.clone()),
                 (_, None) => {}
             }
-            // The client certificate is for the upstream and the configured token service. Of the
-            // hosts that the upstream names, only those behind a proxy may ask for it.
+        }
+        if route == Route::Open {
+            // The client certificate is for the upstream and the configured token service, and for no
+            // host that the upstream names.
             if let Some(identity) = &self.identity {
                 builder = builder.identity(identity.clone());
             }

@@ -41,8 +41,10 @@ pub struct InternalTarget {
 /// How a request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
-    /// To a host of the operator's choice, or through a proxy.
+    /// To a host of the operator's choice.
     Open,
+    /// To another host, through a proxy, which is left to find its address.
+    Proxied,
     /// Only to addresses that the guard permits.
     Guarded,
 }
@@ -78,7 +80,7 @@ impl Guard {
             self.check(&host, address)?;
         }
         Ok(if self.is_proxied(url) {
-            Route::Open
+            Route::Proxied
         } else {
             Route::Guarded
         })
@@ -318,7 +320,7 @@ mod tests {
         guard.answered(&own, Some(at("10.0.0.2")));
         assert_eq!(permitted(&guard), [true, false, false, false]);
         let route = |target| guard.route(&url(target)).unwrap();
-        assert_eq!(route("https://cdn.example/"), Route::Open);
+        assert_eq!(route("https://cdn.example/"), Route::Proxied);
         assert_eq!(route("https://direct.example/"), Route::Guarded);
     }
 }

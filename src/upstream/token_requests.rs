@@ -21,14 +21,16 @@ use crate::metrics::Kind;
 use crate::oci::RepoName;
 
 impl Upstream {
-    /// A valid token of a helper's account, for which the helper doesn't need to be run.
+    /// A valid token of a helper's account, for which the helper isn't run. `even_if_over`: also if the
+    /// account's lifetime is over.
     pub(super) async fn kept_token(
         &self,
         repo: &RepoName,
         request: &Arc<TokenRequest>,
         rejected: Option<&HeaderValue>,
+        even_if_over: bool,
     ) -> Option<Token> {
-        let account = self.auth.accounts.kept(repo).await?;
+        let account = self.auth.accounts.kept(repo, even_if_over).await?;
         let key = TokenKey {
             request: Arc::clone(request),
             account: Some(account),

@@ -11,6 +11,7 @@
 // The names under which `testkit/faulty` finds them.
 use millpond::{oci, storage};
 
+mod grants;
 mod harness;
 
 mod abandoned;

@@ -14,14 +14,14 @@ use crate::harness::{Mirror, Registry, Setup, advance, put_image};
 const NOW: u64 = 500_000 * 3600;
 
 /// An issuer: its addresses are served by a scripted server, and its key changes.
-struct Issuer {
-    server: Registry,
+pub(crate) struct Issuer {
+    pub(crate) server: Registry,
     key: EcdsaKeyPair,
     kid: &'static str,
 }
 
 impl Issuer {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let server = Registry::start().await;
         let url = server.url();
         let discovery = json!({"issuer": url, "jwks_uri": format!("{url}/keys")});
@@ -37,14 +37,20 @@ impl Issuer {
 
     fn rotate(&mut self, kid: &'static str) {
         (self.key, self.kid) = (generate(), kid);
+        self.server.put_json("/keys", &self.keys());
+    }
+
+    /// The public key (RFC 7517).
+    pub(crate) fn keys(&self) -> Value {
         let (x, y) = self.key.public_key().as_ref()[1..].split_at(32);
         let (x, y) = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
+        let kid = self.kid;
         let key = json!({"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": kid, "alg": "ES256"});
-        self.server.put_json("/keys", &json!({"keys": [key]}));
+        json!({"keys": [key]})
     }
 
     /// A good token with some claims changed.
-    fn token(&self, changes: &Value) -> String {
+    pub(crate) fn token(&self, changes: &Value) -> String {
         let mut claims = json!({
             "iss": self.server.url(), "aud": "mirror", "sub": "repo:acme/app", "exp": NOW + 600,
             "repository_owner": "acme", "teams": ["ci"],

@@ -252,3 +252,13 @@ async fn lost_lines_are_counted_and_named_once_the_log_can_be_written() {
     );
     assert!(lines[1].contains("\"repository\":\"x/z\""), "{text}");
 }
+
+#[tokio::test]
+async fn the_catalog_does_not_show_what_is_denied_as_a_whole() {
+    let list = Arc::new(DenyList::default());
+    list.add("x/y", None, NOW.to_owned()).await.unwrap();
+    let access = Access::default().with(list, Audit::default());
+    let anyone = Caller::anonymous(None);
+    let shows = |name: &str| access.shows(&anyone, "a.example", &name.parse().unwrap());
+    assert!(!shows("x/y") && shows("x/z"));
+}

@@ -273,6 +273,8 @@ proxy: {remoteurl: 'http://a', authorize: caller}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it
 proxy: {authorize: caller, upstreams: [{name: a.b, remoteurl: 'http://a'}]}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.upstreams[0].plainhttp: true` to permit it
+proxy: {authorize: caller, certificate: Cargo.toml, key: Cargo.toml}
+=> 2: `proxy.certificate` is an identity of the mirror's, which every client would use with `authorize: caller`; remove it
 proxy: {trust: 'our own'}
 => 2: `proxy.trust` is "our own"; write a name without blanks, of at most 64 characters
 proxy: {realm: auth.example}
@@ -475,6 +477,8 @@ validation: {disabled: true}
 => 2: `validation` has no effect: it concerns pushes, which a mirror refuses
 proxy: {remoteurl: 'http://a', anonymous: true, username: u, password: p, plainhttp: true}
 => 2: the credentials for a are sent over plain HTTP
+proxy: {remoteurl: 'https://a', authorize: caller, insecure: true}
+=> 2: the credentials for a are sent to a server whose certificate isn't checked
 proxy: {remoteurl: 'https://a', authorize: caller, username: u, password: p}
 => 2: `proxy.username` isn't used: with `authorize: caller` each client uses its own account
 proxy: {remoteurl: 'https://a', anonymous: true, insecure: true, username: u, password: p}

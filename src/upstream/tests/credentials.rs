@@ -272,7 +272,11 @@ async fn requests_that_need_a_failing_helper_fail_and_a_valid_token_needs_none()
     script.becomes("exit 1");
     tokio::time::advance(60 * SECOND).await;
     get_tag(&upstream).await.unwrap();
-    assert_eq!(script.runs(), 2);
+    assert_eq!(
+        script.runs(),
+        3,
+        "its lifetime is over, and the token is still valid"
+    );
 }
 
 #[tokio::test(start_paused = true)]
