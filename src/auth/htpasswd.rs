@@ -1,7 +1,8 @@
 //! Passwords in a file of bcrypt hashes, one `user:hash` a line, as `htpasswd -B` writes it.
 //!
 //! A hash is slow on purpose: verifying one takes a thread of the blocking pool, two at a time, and
-//! a right password is remembered for a minute. The file is read again when it has changed, which is
+//! a right password is remembered for a minute. The work goes on when the request is gone: so the
+//! work itself holds its place in the queue, and counts a wrong password. The file is read again when it has changed, which is
 //! checked once a second while passwords come.
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use super::authorization::Basic;
 use super::error::{AuthError, AuthSetupError};
 use super::files::{self, Stamp};
+use super::throttle::Attempt;
 use crate::error_chain::on_one_line;
 
 /// Passwords that are verified at the same time, and that may wait besides.
@@ -51,8 +53,8 @@ pub(super) enum Verdict {
 pub(super) struct Htpasswd {
     path: PathBuf,
     state: Mutex<State>,
-    queue: Semaphore,
-    running: Semaphore,
+    queue: Arc<Semaphore>,
+    running: Arc<Semaphore>,
     /// Until when a pair of user and password, by its keyed hash, counts as right.
     remembered: Cache<[u8; 32], Instant>,
     key: hmac::Key,
@@ -159,39 +161,50 @@ impl Htpasswd {
                 checked: Instant::now(),
                 generation: 0,
             }),
-            queue: Semaphore::new(MAX_RUNNING + MAX_WAITING),
-            running: Semaphore::new(MAX_RUNNING),
+            queue: Arc::new(Semaphore::new(MAX_RUNNING + MAX_WAITING)),
+            running: Arc::new(Semaphore::new(MAX_RUNNING)),
             remembered: Cache::new(MAX_REMEMBERED),
             key: hmac::Key::new(hmac::HMAC_SHA256, &key),
         })
     }
 
-    /// Verifies a password. `permitted` is asked again after each wait.
+    /// Verifies a password, and counts the attempt.
     pub(super) async fn verify(
         &self,
         basic: &Basic,
-        permitted: &(dyn Fn() -> Result<(), AuthError> + Sync),
+        attempt: &Attempt,
     ) -> Result<Verdict, AuthError> {
-        permitted()?;
+        attempt.check()?;
         self.refresh().await;
         let (users, pair) = self.pair(basic);
         if self.is_remembered(&pair) {
+            attempt.right();
             return Ok(Verdict::Right);
         }
-        let _place = self.queue.try_acquire().map_err(|_full| AuthError::Busy)?;
-        let _running = self
-            .running
-            .acquire()
-            .await
-            .map_err(|_closed| AuthError::Busy)?;
-        permitted()?;
+        let place = Arc::clone(&self.queue).try_acquire_owned();
+        let place = place.map_err(|_full| AuthError::Busy)?;
+        let running = Arc::clone(&self.running).acquire_owned().await;
+        let running = running.map_err(|_closed| AuthError::Busy)?;
+        // Others of the same user may have failed meanwhile.
+        attempt.check()?;
         // Another request may have brought the same password meanwhile.
         if self.is_remembered(&pair) {
+            attempt.right();
             return Ok(Verdict::Right);
         }
         let (hash, is_known) = users.hash(&basic.user);
-        let password = basic.password().to_owned();
-        let verified = spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
+        let (password, attempt) = (basic.password().to_owned(), attempt.clone());
+        let verified = spawn_blocking(move || {
+            // Given back when the work is done, also if nobody waits for it any more.
+            let _held = (place, running);
+            let is_right = bcrypt::verify(password, &hash).unwrap_or(false);
+            match (is_known, is_right) {
+                (false, _) => attempt.unknown(),
+                (true, false) => attempt.wrong(),
+                (true, true) => attempt.right(),
+            }
+            is_right
+        });
         let is_right = verified.await.map_err(|_panicked| AuthError::Busy)?;
         if !is_known {
             return Ok(Verdict::Unknown);
@@ -264,7 +277,12 @@ impl Htpasswd {
 
 #[cfg(test)]
 mod tests {
+    use super::super::throttle::Throttle;
     use super::*;
+
+    fn attempt(throttle: &Arc<Throttle>, address: &str) -> Attempt {
+        Attempt::new(throttle, Throttle::key(address.parse().ok(), "alice"), true)
+    }
 
     fn hash(password: &str) -> String {
         bcrypt::hash(password, 4).unwrap()
@@ -279,7 +297,8 @@ mod tests {
 
     async fn verify(users: &Htpasswd, user: &str, password: &str) -> Verdict {
         let basic = Basic::new(user.to_owned(), password.to_owned());
-        users.verify(&basic, &|| Ok(())).await.unwrap()
+        let attempt = attempt(&Arc::default(), "192.0.2.1");
+        users.verify(&basic, &attempt).await.unwrap()
     }
 
     #[test]
@@ -343,8 +362,33 @@ mod tests {
         let all = u32::try_from(MAX_RUNNING + MAX_WAITING).unwrap();
         let held = users.queue.acquire_many(all).await.unwrap();
         let basic = Basic::new("a".to_owned(), "b".to_owned());
-        let refused = users.verify(&basic, &|| Ok(())).await;
+        let attempt = attempt(&Arc::default(), "192.0.2.1");
+        let refused = users.verify(&basic, &attempt).await;
         assert!(matches!(refused, Err(AuthError::Busy)), "{refused:?}");
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn work_of_cancelled_requests_holds_its_place_and_counts() {
+        let (_directory, path) = file(&format!("alice:{}\n", bcrypt::hash("a", 9).unwrap()));
+        let users = Arc::new(Htpasswd::open(&path).unwrap());
+        let throttle = Arc::default();
+        // As many wrong passwords as the throttle permits.
+        for _ in 0..5 {
+            let (users_, attempt) = (Arc::clone(&users), attempt(&throttle, "192.0.2.1"));
+            let request = tokio::spawn(async move {
+                let basic = Basic::new("alice".to_owned(), "wrong".to_owned());
+                users_.verify(&basic, &attempt).await.map(|_verdict| ())
+            });
+            while users.running.available_permits() == MAX_RUNNING && !request.is_finished() {
+                tokio::task::yield_now().await;
+            }
+            request.abort();
+            // Comes when nothing runs.
+            let all = u32::try_from(MAX_RUNNING).unwrap();
+            drop(users.running.acquire_many(all).await.unwrap());
+        }
+        let next = attempt(&throttle, "192.0.2.1").check();
+        assert!(matches!(next, Err(AuthError::Throttled(_))), "{next:?}");
     }
 }

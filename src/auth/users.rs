@@ -18,7 +18,7 @@ use super::htpasswd::{Htpasswd, Verdict};
 use super::oidc::Issuers;
 use super::seal::{Claims, SealedLogin, Sealer};
 use super::service::{self, Grant, TokenRequest};
-use super::throttle::Throttle;
+use super::throttle::{Attempt, Throttle};
 use super::{AuthenticatorOptions, Presented, certificates};
 use crate::clock::Clock;
 use crate::config::CertificateUser;
@@ -32,7 +32,7 @@ const MAX_TOKENS: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Users {
     htpasswd: Option<Htpasswd>,
-    throttle: Throttle,
+    throttle: Arc<Throttle>,
     groups: BTreeMap<String, Vec<String>>,
     external: Option<External>,
     issuers: Issuers,
@@ -100,7 +100,7 @@ impl Users {
         });
         Ok(Self {
             htpasswd: config.htpasswd.as_deref().map(Htpasswd::open).transpose()?,
-            throttle: Throttle::default(),
+            throttle: Arc::default(),
             groups: config.groups,
             external: config.token.as_ref().map(External::open).transpose()?,
             issuers: Issuers::open(config.oidc)?,
@@ -196,23 +196,14 @@ impl Users {
             return Ok(Verified::Unknown);
         };
         let key = Throttle::key(address, &basic.user);
-        let permitted = || self.throttle.check(&key);
-        match htpasswd.verify(basic, &permitted).await? {
+        let attempt = Attempt::new(&self.throttle, key, count_unknown);
+        match htpasswd.verify(basic, &attempt).await? {
             Verdict::Right => {
-                self.throttle.succeeded(&key);
                 self.metrics.authenticated(Authentication::Password);
                 Ok(Verified::Right(self.user(&basic.user).into()))
             }
-            Verdict::Wrong => {
-                self.throttle.failed(&key);
-                Ok(Verified::Wrong)
-            }
-            Verdict::Unknown => {
-                if count_unknown {
-                    self.throttle.failed(&key);
-                }
-                Ok(Verified::Unknown)
-            }
+            Verdict::Wrong => Ok(Verified::Wrong),
+            Verdict::Unknown => Ok(Verified::Unknown),
         }
     }
 
