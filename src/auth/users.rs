@@ -66,7 +66,8 @@ struct Session {
 
 /// What a user name and a password are.
 enum Verified {
-    Right(Identity),
+    /// With the time, in seconds since 1970, up to which that is so.
+    Right(Identity, u64),
     /// The user has another password.
     Wrong,
     Unknown,
@@ -168,7 +169,7 @@ impl Users {
     /// The caller of an ordinary request with a password.
     async fn basic(&self, basic: &Basic, address: Option<IpAddr>) -> Result<Identity, AuthError> {
         match self.verify(basic, address, !self.logins).await? {
-            Verified::Right(identity) => Ok(identity),
+            Verified::Right(identity, _) => Ok(identity),
             Verified::Unknown if self.logins => {
                 self.metrics.authenticated(Authentication::Login);
                 let header = basic.header().ok_or(AuthError::Refused)?;
@@ -190,7 +191,7 @@ impl Users {
         count_unknown: bool,
     ) -> Result<Verified, AuthError> {
         if let Some(session) = self.identity_token(basic.password()).await? {
-            return Ok(Verified::Right(session.identity.clone()));
+            return Ok(Verified::Right(session.identity.clone(), session.expires));
         }
         let Some(htpasswd) = &self.htpasswd else {
             return Ok(Verified::Unknown);
@@ -200,7 +201,7 @@ impl Users {
         match htpasswd.verify(basic, &attempt).await? {
             Verdict::Right => {
                 self.metrics.authenticated(Authentication::Password);
-                Ok(Verified::Right(self.user(&basic.user).into()))
+                Ok(Verified::Right(self.user(&basic.user).into(), u64::MAX))
             }
             Verdict::Wrong => Ok(Verified::Wrong),
             Verdict::Unknown => Ok(Verified::Unknown),
@@ -287,15 +288,17 @@ impl Users {
             (None, Authorization::Bearer(token)) => {
                 let session = self.identity_token(token).await?;
                 let session = session.ok_or(AuthError::Refused)?;
-                return self.issue(session.identity.user.as_deref(), None);
+                return self.issue(session.identity.user.as_deref(), None, session.expires);
             }
             (None, Authorization::None) => {
-                return self.issue(self.certified(presented).as_deref(), None);
+                return self.issue(self.certified(presented).as_deref(), None, u64::MAX);
             }
         };
         let verified = self.verify(basic, address, !request.is_pull()).await;
         match verified {
-            Ok(Verified::Right(identity)) => self.issue(identity.user.as_deref(), None),
+            Ok(Verified::Right(identity, until)) => {
+                self.issue(identity.user.as_deref(), None, until)
+            }
             // dockerd and the kubelet send the upstream's credentials to the realm of a mirror.
             Ok(Verified::Unknown) if request.is_pull() => {
                 let header = basic.header();
@@ -304,11 +307,12 @@ impl Users {
                 self.issue(
                     None,
                     login.and_then(|(upstream, header)| sealed(upstream, &header)),
+                    u64::MAX,
                 )
             }
             // When passwords are throttled, this one isn't looked at: nobody learns whether it is right.
             Ok(Verified::Wrong) | Err(AuthError::Throttled(_)) if request.is_pull() => {
-                self.issue(None, None)
+                self.issue(None, None, u64::MAX)
             }
             Err(error) => {
                 self.count_error(&error);
@@ -321,8 +325,15 @@ impl Users {
         }
     }
 
-    fn issue(&self, user: Option<&User>, login: Option<SealedLogin>) -> Result<Vec<u8>, AuthError> {
-        let (issued, lifetime) = (self.now(), self.token_ttl.as_secs());
+    /// The token ends at `until` at the latest, with what showed who the caller is.
+    fn issue(
+        &self,
+        user: Option<&User>,
+        login: Option<SealedLogin>,
+        until: u64,
+    ) -> Result<Vec<u8>, AuthError> {
+        let issued = self.now();
+        let lifetime = lifetime(self.token_ttl, issued, until);
         let claims = Claims {
             user: user.map(|user| user.name.clone()),
             groups: user.map(|user| user.groups.clone()).unwrap_or_default(),
@@ -346,6 +357,11 @@ impl Users {
             _ => Authentication::Refused,
         });
     }
+}
+
+/// Seconds that a token is valid.
+fn lifetime(ttl: Duration, issued: u64, until: u64) -> u64 {
+    ttl.as_secs().min(until.saturating_sub(issued))
 }
 
 fn hash(token: &str) -> [u8; 32] {
@@ -373,5 +389,18 @@ fn unsealed(claims: Claims) -> Identity {
         login,
         login_upstream,
         granted: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_ends_with_the_identity_token_that_it_is_issued_for() {
+        let ttl = Duration::from_mins(5);
+        for (until, expected) in [(u64::MAX, 300), (1301, 300), (1010, 10), (1000, 0), (1, 0)] {
+            assert_eq!(lifetime(ttl, 1000, until), expected, "until {until}");
+        }
     }
 }
