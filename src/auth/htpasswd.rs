@@ -6,6 +6,7 @@
 //! checked once a second while passwords come.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ use crate::error_chain::on_one_line;
 /// Passwords that are verified at the same time, and that may wait besides.
 const MAX_RUNNING: usize = 2;
 const MAX_WAITING: usize = 64;
+/// Of these, passwords from one network: one host must not keep all others out.
+const MAX_OF_NETWORK: usize = 4;
 /// How long a right password is remembered, and how many are.
 const REMEMBERED: Duration = Duration::from_mins(1);
 const MAX_REMEMBERED: usize = 4096;
@@ -55,9 +58,47 @@ pub(super) struct Htpasswd {
     state: Mutex<State>,
     queue: Arc<Semaphore>,
     running: Arc<Semaphore>,
+    networks: Arc<Networks>,
     /// Until when a pair of user and password, by its keyed hash, counts as right.
     remembered: Cache<[u8; 32], Instant>,
     key: hmac::Key,
+}
+
+/// How many passwords of each network are verified or wait. It has no more networks than the queue has
+/// places, and those of requests that are just being refused.
+#[derive(Debug, Default)]
+struct Networks(Mutex<HashMap<Option<IpAddr>, usize>>);
+
+/// A place of a network's, until it is dropped.
+struct NetworkPlace {
+    networks: Arc<Networks>,
+    network: Option<IpAddr>,
+}
+
+impl Networks {
+    fn enter(self: &Arc<Self>, network: Option<IpAddr>) -> Result<NetworkPlace, AuthError> {
+        let mut counts = self.0.lock();
+        let count = counts.entry(network).or_default();
+        if *count >= MAX_OF_NETWORK {
+            return Err(AuthError::Busy);
+        }
+        *count += 1;
+        drop(counts);
+        let networks = Arc::clone(self);
+        Ok(NetworkPlace { networks, network })
+    }
+}
+
+impl Drop for NetworkPlace {
+    fn drop(&mut self) {
+        let mut counts = self.networks.0.lock();
+        if let Some(count) = counts.get_mut(&self.network) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.network);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -163,6 +204,7 @@ impl Htpasswd {
             }),
             queue: Arc::new(Semaphore::new(MAX_RUNNING + MAX_WAITING)),
             running: Arc::new(Semaphore::new(MAX_RUNNING)),
+            networks: Arc::default(),
             remembered: Cache::new(MAX_REMEMBERED),
             key: hmac::Key::new(hmac::HMAC_SHA256, &key),
         })
@@ -181,6 +223,7 @@ impl Htpasswd {
             attempt.right();
             return Ok(Verdict::Right);
         }
+        let of_network = self.networks.enter(attempt.network())?;
         let place = Arc::clone(&self.queue).try_acquire_owned();
         let place = place.map_err(|_full| AuthError::Busy)?;
         let running = Arc::clone(&self.running).acquire_owned().await;
@@ -196,7 +239,7 @@ impl Htpasswd {
         let (password, attempt) = (basic.password().to_owned(), attempt.clone());
         let verified = spawn_blocking(move || {
             // Given back when the work is done, also if nobody waits for it any more.
-            let _held = (place, running);
+            let _held = (of_network, place, running);
             let is_right = bcrypt::verify(password, &hash).unwrap_or(false);
             match (is_known, is_right) {
                 (false, _) => attempt.unknown(),
@@ -366,6 +409,30 @@ mod tests {
         let refused = users.verify(&basic, &attempt).await;
         assert!(matches!(refused, Err(AuthError::Busy)), "{refused:?}");
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn one_network_does_not_keep_others_out() {
+        let (_directory, path) = file("");
+        let users = Htpasswd::open(&path).unwrap();
+        let throttle = Arc::default();
+        let near = attempt(&throttle, "2001:db8::1");
+        let held: Vec<_> = (0..MAX_OF_NETWORK)
+            .map(|_| users.networks.enter(near.network()).unwrap())
+            .collect();
+        let basic = Basic::new("a".to_owned(), "b".to_owned());
+        let refused = users
+            .verify(&basic, &attempt(&throttle, "2001:db8::2"))
+            .await;
+        assert!(matches!(refused, Err(AuthError::Busy)), "{refused:?}");
+        let other = attempt(&throttle, "2001:db8:1::1");
+        assert_eq!(
+            users.verify(&basic, &other).await.unwrap(),
+            Verdict::Unknown
+        );
+        drop(held);
+        assert_eq!(users.verify(&basic, &near).await.unwrap(), Verdict::Unknown);
+        assert!(users.networks.0.lock().is_empty(), "none is left");
     }
 
     #[tokio::test]

@@ -70,6 +70,11 @@ impl Attempt {
         self.throttle.check(&self.key)
     }
 
+    /// Where it comes from.
+    pub(super) const fn network(&self) -> Option<IpAddr> {
+        self.key.0
+    }
+
     pub(super) fn right(&self) {
         self.throttle.succeeded(&self.key);
     }
