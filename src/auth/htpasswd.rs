@@ -16,7 +16,7 @@ use aws_lc_rs::hmac;
 use bcrypt::HashParts;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
@@ -74,6 +74,9 @@ struct NetworkPlace {
     networks: Arc<Networks>,
     network: Option<IpAddr>,
 }
+
+/// What the work of verifying a password holds.
+type Place = (NetworkPlace, OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 impl Networks {
     fn enter(self: &Arc<Self>, network: Option<IpAddr>) -> Result<NetworkPlace, AuthError> {
@@ -146,8 +149,12 @@ impl Users {
     fn hash(&self, user: &str) -> (String, bool) {
         match self.hashes.get(user) {
             Some(hash) => (hash.clone(), true),
-            None => (format!("$2b${:02}${}", self.cost, ".".repeat(53)), false),
+            None => (self.unknown(), false),
         }
+    }
+
+    fn unknown(&self) -> String {
+        format!("$2b${:02}${}", self.cost, ".".repeat(53))
     }
 
     fn report(&self, path: &Path) {
@@ -223,11 +230,7 @@ impl Htpasswd {
             attempt.right();
             return Ok(Verdict::Right);
         }
-        let of_network = self.networks.enter(attempt.network())?;
-        let place = Arc::clone(&self.queue).try_acquire_owned();
-        let place = place.map_err(|_full| AuthError::Busy)?;
-        let running = Arc::clone(&self.running).acquire_owned().await;
-        let running = running.map_err(|_closed| AuthError::Busy)?;
+        let place = self.place(attempt).await?;
         // Others of the same user may have failed meanwhile.
         attempt.check()?;
         // Another request may have brought the same password meanwhile.
@@ -239,7 +242,7 @@ impl Htpasswd {
         let (password, attempt) = (basic.password().to_owned(), attempt.clone());
         let verified = spawn_blocking(move || {
             // Given back when the work is done, also if nobody waits for it any more.
-            let _held = (of_network, place, running);
+            let _held = place;
             let is_right = bcrypt::verify(password, &hash).unwrap_or(false);
             match (is_known, is_right) {
                 (false, _) => attempt.unknown(),
@@ -257,6 +260,28 @@ impl Htpasswd {
         }
         self.remembered.insert(pair, Instant::now() + REMEMBERED);
         Ok(Verdict::Right)
+    }
+
+    /// Takes as long as the verification of an unknown user's password.
+    pub(super) async fn spend(&self, basic: &Basic, attempt: &Attempt) -> Result<(), AuthError> {
+        let place = self.place(attempt).await?;
+        let hash = self.state.lock().users.unknown();
+        let password = basic.password().to_owned();
+        let spent = spawn_blocking(move || {
+            let _held = place;
+            bcrypt::verify(password, &hash).is_ok()
+        });
+        spent.await.map_or(Err(AuthError::Busy), |_any| Ok(()))
+    }
+
+    /// Waits for a turn; fails where too many wait.
+    async fn place(&self, attempt: &Attempt) -> Result<Place, AuthError> {
+        let network = self.networks.enter(attempt.network())?;
+        let queue = Arc::clone(&self.queue).try_acquire_owned();
+        let queue = queue.map_err(|_full| AuthError::Busy)?;
+        let running = Arc::clone(&self.running).acquire_owned().await;
+        let running = running.map_err(|_closed| AuthError::Busy)?;
+        Ok((network, queue, running))
     }
 
     /// The users, and what stands for a user with a password until the file changes.
@@ -315,6 +340,15 @@ impl Htpasswd {
                 tracing::error!(error = %on_one_line(&error), "the htpasswd file was not read");
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Htpasswd {
+    /// Takes all places of the queue.
+    pub(super) async fn hold_all(&self) -> tokio::sync::SemaphorePermit<'_> {
+        let all = u32::try_from(MAX_RUNNING + MAX_WAITING).unwrap();
+        self.queue.acquire_many(all).await.unwrap()
     }
 }
 
@@ -402,8 +436,7 @@ mod tests {
     async fn too_many_waiting_passwords_are_refused() {
         let (_directory, path) = file("");
         let users = Htpasswd::open(&path).unwrap();
-        let all = u32::try_from(MAX_RUNNING + MAX_WAITING).unwrap();
-        let held = users.queue.acquire_many(all).await.unwrap();
+        let held = users.hold_all().await;
         let basic = Basic::new("a".to_owned(), "b".to_owned());
         let attempt = attempt(&Arc::default(), "192.0.2.1");
         let refused = users.verify(&basic, &attempt).await;
