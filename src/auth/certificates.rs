@@ -32,12 +32,10 @@ pub(super) fn user(certificate: &Certificate, entries: &[CertificateUser]) -> Op
         .collect();
     entries.iter().find_map(|entry| {
         let matched = match &entry.matches {
-            CertificateMatch::Subject(pattern) => {
-                match pattern.split_once('=') {
-                    Some((kind, pattern)) => attribute(parsed.subject(), kind, pattern),
-                    None => common_name.filter(|name| matches(pattern, name)),
-                }
-            }
+            CertificateMatch::Subject(pattern) => match pattern.split_once('=') {
+                Some((kind, pattern)) => attribute(parsed.subject(), kind, pattern),
+                None => common_name.filter(|name| matches(pattern, name)),
+            },
             CertificateMatch::AlternativeName(pattern) => alternative
                 .iter()
                 .copied()
