@@ -3,7 +3,9 @@
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
+use x509_parser::objects::{oid_registry, oid2abbrev};
 use x509_parser::prelude::FromDer as _;
+use x509_parser::x509::X509Name;
 
 use super::caller::{Certificate, User};
 use crate::config::{CertificateMatch, CertificateUser};
@@ -14,7 +16,6 @@ pub(super) fn user(certificate: &Certificate, entries: &[CertificateUser]) -> Op
         return None;
     }
     let (_, parsed) = X509Certificate::from_der(&certificate.der).ok()?;
-    let subject = parsed.subject().to_string();
     let mut common_names = parsed.subject().iter_common_name();
     let common_name = common_names.next().and_then(|name| name.as_str().ok());
     let alternative = parsed.subject_alternative_name().ok().flatten();
@@ -31,10 +32,10 @@ pub(super) fn user(certificate: &Certificate, entries: &[CertificateUser]) -> Op
         .collect();
     entries.iter().find_map(|entry| {
         let matched = match &entry.matches {
-            CertificateMatch::Subject(pattern) => {
-                let whole = pattern.contains('=').then_some(subject.as_str());
-                whole.or(common_name).filter(|name| matches(pattern, name))
-            }
+            CertificateMatch::Subject(pattern) => match pattern.split_once('=') {
+                Some((kind, pattern)) => attribute(parsed.subject(), kind, pattern),
+                None => common_name.filter(|name| matches(pattern, name)),
+            },
             CertificateMatch::AlternativeName(pattern) => alternative
                 .iter()
                 .copied()
@@ -44,6 +45,17 @@ pub(super) fn user(certificate: &Certificate, entries: &[CertificateUser]) -> Op
             name: entry.user.clone().unwrap_or_else(|| matched.to_owned()),
             groups: entry.groups.clone(),
         })
+    })
+}
+
+/// The value of a subject's attribute, such as `O`, that is of a pattern. Each value is looked at for
+/// itself: in the subject as one text, a value could pass for another attribute.
+fn attribute<'a>(subject: &'a X509Name<'_>, kind: &str, pattern: &str) -> Option<&'a str> {
+    let mut attributes = subject.iter_attributes();
+    attributes.find_map(|attribute| {
+        let known = oid2abbrev(attribute.attr_type(), oid_registry()).ok()?;
+        let value = attribute.as_str().ok()?;
+        (known == kind && matches(pattern, value)).then_some(value)
     })
 }
 
@@ -94,8 +106,12 @@ mod tests {
             (subject("build-*"), Some("builder"), Some("builder")),
             (subject("build-*"), None, Some("build-7")),
             (subject("build"), None, None),
-            (subject("*O=acme*"), Some("acme"), Some("acme")),
-            (subject("*O=acm"), Some("acme"), None),
+            (subject("O=acm*"), Some("acme"), Some("acme")),
+            (subject("O=acme"), None, Some("acme")),
+            (subject("O=acm"), Some("acme"), None),
+            (subject("CN=build-*"), None, Some("build-7")),
+            (subject("OU=acme"), None, None),
+            (subject("*O=acme*"), None, None),
             (san("*.nodes.example"), None, Some("node-1.nodes.example")),
             (san("build-*"), None, None),
         ] {
@@ -106,6 +122,21 @@ mod tests {
         }
         let broken = Certificate { der: vec![0x30, 0] };
         assert_eq!(user(&broken, &[entry(subject("*"), None)]), None);
+    }
+
+    #[test]
+    fn no_value_passes_for_another_attribute() {
+        let mut params = rcgen::CertificateParams::new([]).unwrap();
+        let subject = &mut params.distinguished_name;
+        subject.push(rcgen::DnType::CommonName, "x, O=acme");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let der = params.self_signed(&key).unwrap().der().to_vec();
+        let certificate = Certificate { der };
+        for pattern in ["O=acme", "*O=acme", "*, O=acme", "CN=x"] {
+            let pattern = CertificateMatch::Subject(pattern.to_owned());
+            let found = user(&certificate, &[entry(pattern.clone(), Some("acme"))]);
+            assert_eq!(found, None, "{pattern:?}");
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Passwords in a file of bcrypt hashes, one `user:hash` a line, as `htpasswd -B` writes it.
 //!
 //! A hash is slow on purpose: verifying one takes a thread of the blocking pool, two at a time, and
-//! a right password is remembered for a minute. The file is read again when it has changed, which is
+//! a right password is remembered for a minute. The work goes on when the request is gone: so the
+//! work itself holds its place in the queue, and counts a wrong password. The file is read again when it has changed, which is
 //! checked once a second while passwords come.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::sync::Arc;
@@ -14,18 +16,21 @@ use aws_lc_rs::hmac;
 use bcrypt::HashParts;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::authorization::Basic;
 use super::error::{AuthError, AuthSetupError};
 use super::files::{self, Stamp};
+use super::throttle::Attempt;
 use crate::error_chain::on_one_line;
 
 /// Passwords that are verified at the same time, and that may wait besides.
 const MAX_RUNNING: usize = 2;
 const MAX_WAITING: usize = 64;
+/// Of these, passwords from one network: one host must not keep all others out.
+const MAX_OF_NETWORK: usize = 4;
 /// How long a right password is remembered, and how many are.
 const REMEMBERED: Duration = Duration::from_mins(1);
 const MAX_REMEMBERED: usize = 4096;
@@ -51,11 +56,52 @@ pub(super) enum Verdict {
 pub(super) struct Htpasswd {
     path: PathBuf,
     state: Mutex<State>,
-    queue: Semaphore,
-    running: Semaphore,
+    queue: Arc<Semaphore>,
+    running: Arc<Semaphore>,
+    networks: Arc<Networks>,
     /// Until when a pair of user and password, by its keyed hash, counts as right.
     remembered: Cache<[u8; 32], Instant>,
     key: hmac::Key,
+}
+
+/// How many passwords of each network are verified or wait. It has no more networks than the queue has
+/// places, and those of requests that are just being refused.
+#[derive(Debug, Default)]
+struct Networks(Mutex<HashMap<Option<IpAddr>, usize>>);
+
+/// A place of a network's, until it is dropped.
+struct NetworkPlace {
+    networks: Arc<Networks>,
+    network: Option<IpAddr>,
+}
+
+/// What the work of verifying a password holds.
+type Place = (NetworkPlace, OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+impl Networks {
+    fn enter(self: &Arc<Self>, network: Option<IpAddr>) -> Result<NetworkPlace, AuthError> {
+        let mut counts = self.0.lock();
+        let count = counts.entry(network).or_default();
+        if *count >= MAX_OF_NETWORK {
+            return Err(AuthError::Busy);
+        }
+        *count += 1;
+        drop(counts);
+        let networks = Arc::clone(self);
+        Ok(NetworkPlace { networks, network })
+    }
+}
+
+impl Drop for NetworkPlace {
+    fn drop(&mut self) {
+        let mut counts = self.networks.0.lock();
+        if let Some(count) = counts.get_mut(&self.network) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.network);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -103,8 +149,12 @@ impl Users {
     fn hash(&self, user: &str) -> (String, bool) {
         match self.hashes.get(user) {
             Some(hash) => (hash.clone(), true),
-            None => (format!("$2b${:02}${}", self.cost, ".".repeat(53)), false),
+            None => (self.unknown(), false),
         }
+    }
+
+    fn unknown(&self) -> String {
+        format!("$2b${:02}${}", self.cost, ".".repeat(53))
     }
 
     fn report(&self, path: &Path) {
@@ -159,39 +209,48 @@ impl Htpasswd {
                 checked: Instant::now(),
                 generation: 0,
             }),
-            queue: Semaphore::new(MAX_RUNNING + MAX_WAITING),
-            running: Semaphore::new(MAX_RUNNING),
+            queue: Arc::new(Semaphore::new(MAX_RUNNING + MAX_WAITING)),
+            running: Arc::new(Semaphore::new(MAX_RUNNING)),
+            networks: Arc::default(),
             remembered: Cache::new(MAX_REMEMBERED),
             key: hmac::Key::new(hmac::HMAC_SHA256, &key),
         })
     }
 
-    /// Verifies a password. `permitted` is asked again after each wait.
+    /// Verifies a password, and counts the attempt.
     pub(super) async fn verify(
         &self,
         basic: &Basic,
-        permitted: &(dyn Fn() -> Result<(), AuthError> + Sync),
+        attempt: &Attempt,
     ) -> Result<Verdict, AuthError> {
-        permitted()?;
+        attempt.check()?;
         self.refresh().await;
         let (users, pair) = self.pair(basic);
         if self.is_remembered(&pair) {
+            attempt.right();
             return Ok(Verdict::Right);
         }
-        let _place = self.queue.try_acquire().map_err(|_full| AuthError::Busy)?;
-        let _running = self
-            .running
-            .acquire()
-            .await
-            .map_err(|_closed| AuthError::Busy)?;
-        permitted()?;
+        let place = self.place(attempt).await?;
+        // Others of the same user may have failed meanwhile.
+        attempt.check()?;
         // Another request may have brought the same password meanwhile.
         if self.is_remembered(&pair) {
+            attempt.right();
             return Ok(Verdict::Right);
         }
         let (hash, is_known) = users.hash(&basic.user);
-        let password = basic.password().to_owned();
-        let verified = spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
+        let (password, attempt) = (basic.password().to_owned(), attempt.clone());
+        let verified = spawn_blocking(move || {
+            // Given back when the work is done, also if nobody waits for it any more.
+            let _held = place;
+            let is_right = bcrypt::verify(password, &hash).unwrap_or(false);
+            match (is_known, is_right) {
+                (false, _) => attempt.unknown(),
+                (true, false) => attempt.wrong(),
+                (true, true) => attempt.right(),
+            }
+            is_right
+        });
         let is_right = verified.await.map_err(|_panicked| AuthError::Busy)?;
         if !is_known {
             return Ok(Verdict::Unknown);
@@ -201,6 +260,28 @@ impl Htpasswd {
         }
         self.remembered.insert(pair, Instant::now() + REMEMBERED);
         Ok(Verdict::Right)
+    }
+
+    /// Takes as long as the verification of an unknown user's password.
+    pub(super) async fn spend(&self, basic: &Basic, attempt: &Attempt) -> Result<(), AuthError> {
+        let place = self.place(attempt).await?;
+        let hash = self.state.lock().users.unknown();
+        let password = basic.password().to_owned();
+        let spent = spawn_blocking(move || {
+            let _held = place;
+            bcrypt::verify(password, &hash).is_ok()
+        });
+        spent.await.map_or(Err(AuthError::Busy), |_any| Ok(()))
+    }
+
+    /// Waits for a turn; fails where too many wait.
+    async fn place(&self, attempt: &Attempt) -> Result<Place, AuthError> {
+        let network = self.networks.enter(attempt.network())?;
+        let queue = Arc::clone(&self.queue).try_acquire_owned();
+        let queue = queue.map_err(|_full| AuthError::Busy)?;
+        let running = Arc::clone(&self.running).acquire_owned().await;
+        let running = running.map_err(|_closed| AuthError::Busy)?;
+        Ok((network, queue, running))
     }
 
     /// The users, and what stands for a user with a password until the file changes.
@@ -263,8 +344,22 @@ impl Htpasswd {
 }
 
 #[cfg(test)]
+impl Htpasswd {
+    /// Takes all places of the queue.
+    pub(super) async fn hold_all(&self) -> tokio::sync::SemaphorePermit<'_> {
+        let all = u32::try_from(MAX_RUNNING + MAX_WAITING).unwrap();
+        self.queue.acquire_many(all).await.unwrap()
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use super::super::throttle::Throttle;
     use super::*;
+
+    fn attempt(throttle: &Arc<Throttle>, address: &str) -> Attempt {
+        Attempt::new(throttle, Throttle::key(address.parse().ok(), "alice"), true)
+    }
 
     fn hash(password: &str) -> String {
         bcrypt::hash(password, 4).unwrap()
@@ -279,7 +374,8 @@ mod tests {
 
     async fn verify(users: &Htpasswd, user: &str, password: &str) -> Verdict {
         let basic = Basic::new(user.to_owned(), password.to_owned());
-        users.verify(&basic, &|| Ok(())).await.unwrap()
+        let attempt = attempt(&Arc::default(), "192.0.2.1");
+        users.verify(&basic, &attempt).await.unwrap()
     }
 
     #[test]
@@ -340,11 +436,59 @@ mod tests {
     async fn too_many_waiting_passwords_are_refused() {
         let (_directory, path) = file("");
         let users = Htpasswd::open(&path).unwrap();
-        let all = u32::try_from(MAX_RUNNING + MAX_WAITING).unwrap();
-        let held = users.queue.acquire_many(all).await.unwrap();
+        let held = users.hold_all().await;
         let basic = Basic::new("a".to_owned(), "b".to_owned());
-        let refused = users.verify(&basic, &|| Ok(())).await;
+        let attempt = attempt(&Arc::default(), "192.0.2.1");
+        let refused = users.verify(&basic, &attempt).await;
         assert!(matches!(refused, Err(AuthError::Busy)), "{refused:?}");
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn one_network_does_not_keep_others_out() {
+        let (_directory, path) = file("");
+        let users = Htpasswd::open(&path).unwrap();
+        let throttle = Arc::default();
+        let near = attempt(&throttle, "2001:db8::1");
+        let held: Vec<_> = (0..MAX_OF_NETWORK)
+            .map(|_| users.networks.enter(near.network()).unwrap())
+            .collect();
+        let basic = Basic::new("a".to_owned(), "b".to_owned());
+        let refused = users
+            .verify(&basic, &attempt(&throttle, "2001:db8::2"))
+            .await;
+        assert!(matches!(refused, Err(AuthError::Busy)), "{refused:?}");
+        let other = attempt(&throttle, "2001:db8:1::1");
+        assert_eq!(
+            users.verify(&basic, &other).await.unwrap(),
+            Verdict::Unknown
+        );
+        drop(held);
+        assert_eq!(users.verify(&basic, &near).await.unwrap(), Verdict::Unknown);
+        assert!(users.networks.0.lock().is_empty(), "none is left");
+    }
+
+    #[tokio::test]
+    async fn work_of_cancelled_requests_holds_its_place_and_counts() {
+        let (_directory, path) = file(&format!("alice:{}\n", bcrypt::hash("a", 9).unwrap()));
+        let users = Arc::new(Htpasswd::open(&path).unwrap());
+        let throttle = Arc::default();
+        // As many wrong passwords as the throttle permits.
+        for _ in 0..5 {
+            let (users_, attempt) = (Arc::clone(&users), attempt(&throttle, "192.0.2.1"));
+            let request = tokio::spawn(async move {
+                let basic = Basic::new("alice".to_owned(), "wrong".to_owned());
+                users_.verify(&basic, &attempt).await.map(|_verdict| ())
+            });
+            while users.running.available_permits() == MAX_RUNNING && !request.is_finished() {
+                tokio::task::yield_now().await;
+            }
+            request.abort();
+            // Comes when nothing runs.
+            let all = u32::try_from(MAX_RUNNING).unwrap();
+            drop(users.running.acquire_many(all).await.unwrap());
+        }
+        let next = attempt(&throttle, "192.0.2.1").check();
+        assert!(matches!(next, Err(AuthError::Throttled(_))), "{next:?}");
     }
 }

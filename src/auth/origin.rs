@@ -2,7 +2,8 @@
 //!
 //! `Forwarded` (RFC 7239) and `X-Forwarded-*` count only when they come from a trusted proxy. Each
 //! proxy appends an entry for whom it serves: so the caller is the last address that is no trusted
-//! proxy's, and what stands before it may be made up.
+//! proxy's, and what stands before it may be made up. A caller whose address the proxies don't tell
+//! has none: it must never be taken for the proxy.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -30,6 +31,7 @@ pub(super) struct Origins {
 /// What the proxies say.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Hops {
+    /// None if they don't tell.
     address: Option<IpAddr>,
     proto: Option<String>,
     host: Option<String>,
@@ -49,7 +51,7 @@ impl Origins {
             return Ok(address);
         }
         let hops = self.hops(presented.headers)?;
-        Ok(hops.address.or(address))
+        Ok(hops.map_or(address, |hops| hops.address))
     }
 
     /// Scheme and host at which the caller reaches the server.
@@ -62,7 +64,7 @@ impl Origins {
             .address
             .is_some_and(|address| self.trusts(address))
         {
-            hops = self.hops(presented.headers).ok()?;
+            hops = self.hops(presented.headers).ok()?.unwrap_or_default();
         }
         let own = if presented.secure { "https" } else { "http" };
         let scheme = hops.proto.as_deref().unwrap_or(own);
@@ -76,33 +78,34 @@ impl Origins {
         Some(format!("{scheme}://{host}"))
     }
 
-    fn hops(&self, headers: &HeaderMap) -> Result<Hops, AuthError> {
+    /// None without such headers: then the proxy itself is the caller.
+    fn hops(&self, headers: &HeaderMap) -> Result<Option<Hops>, AuthError> {
         let forwarded = self.forwarded(headers)?;
         let x_forwarded = self.x_forwarded(headers)?;
         match (forwarded, x_forwarded) {
             // A proxy that knows one of them passes the other on as the client made it up.
-            (Some(one), Some(other)) if other.address.is_some() && one.address != other.address => {
+            (Some(one), Some(other)) if one.address.is_none() || one.address != other.address => {
                 Err(AuthError::Malformed(CONTRADICTION))
             }
-            (Some(one), Some(other)) => Ok(Hops {
+            (Some(one), Some(other)) => Ok(Some(Hops {
                 proto: one.proto.or(other.proto),
                 host: one.host.or(other.host),
                 address: one.address,
-            }),
-            (one, other) => Ok(one.or(other).unwrap_or_default()),
+            })),
+            (one, other) => Ok(one.or(other)),
         }
     }
 
     fn forwarded(&self, headers: &HeaderMap) -> Result<Option<Hops>, AuthError> {
-        let entries = list(headers, FORWARDED.as_str())?;
-        if entries.is_empty() {
+        if !headers.contains_key(FORWARDED) {
             return Ok(None);
         }
+        let entries = list(headers, FORWARDED.as_str(), quoted)?;
         let mut hops = Hops::default();
         // From the nearest proxy to the caller: each entry is believed because its writer is trusted.
         for entry in entries.iter().rev() {
             let mut node = None;
-            for pair in split(entry, ';') {
+            for pair in quoted(entry, ';')? {
                 let (name, value) = pair
                     .split_once('=')
                     .ok_or(AuthError::Malformed(MALFORMED))?;
@@ -114,12 +117,7 @@ impl Origins {
                     _ => {}
                 }
             }
-            // `unknown` and names made up by a proxy (RFC 7239, section 6) are no address.
-            let Some(address) = node.and_then(ip) else {
-                break;
-            };
-            hops.address = Some(address);
-            if !self.trusts(address) {
+            if self.follow(node, &mut hops)? {
                 break;
             }
         }
@@ -127,35 +125,43 @@ impl Origins {
     }
 
     fn x_forwarded(&self, headers: &HeaderMap) -> Result<Option<Hops>, AuthError> {
-        let nodes = list(headers, "x-forwarded-for")?;
-        let last = |name| Ok::<_, AuthError>(list(headers, name)?.pop());
-        let (scheme, name) = (last("x-forwarded-proto")?, last("x-forwarded-host")?);
-        if nodes.is_empty() && scheme.is_none() && name.is_none() {
+        const NAMES: [&str; 3] = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"];
+        if !NAMES.iter().any(|name| headers.contains_key(*name)) {
             return Ok(None);
         }
+        let [nodes, scheme, name] = NAMES.map(|name| list(headers, name, plain));
+        let (scheme, name) = (scheme?.pop(), name?.pop());
         let mut hops = Hops {
             address: None,
             proto: scheme.as_deref().map(proto).transpose()?,
             host: name.as_deref().map(host).transpose()?,
         };
-        for node in nodes.iter().rev() {
-            let Some(address) = ip(node) else { break };
-            hops.address = Some(address);
-            if !self.trusts(address) {
+        for node in nodes?.iter().rev() {
+            if self.follow(Some(node), &mut hops)? {
                 break;
             }
         }
         Ok(Some(hops))
     }
+
+    /// Takes over whom a trusted proxy serves. Returns whether that is the caller, and not another
+    /// trusted proxy.
+    fn follow(&self, node: Option<&str>, hops: &mut Hops) -> Result<bool, AuthError> {
+        hops.address = node.map(address).transpose()?.flatten();
+        Ok(!hops.address.is_some_and(|address| self.trusts(address)))
+    }
 }
 
+/// Cuts a text at a separator into its parts, trimmed, without empty ones.
+type Split = for<'a> fn(&'a str, char) -> Result<Vec<&'a str>, AuthError>;
+
 /// All entries of a field that is a list, in their order.
-fn list(headers: &HeaderMap, name: &str) -> Result<Vec<String>, AuthError> {
+fn list(headers: &HeaderMap, name: &str, split: Split) -> Result<Vec<String>, AuthError> {
     let mut entries = Vec::new();
     for value in headers.get_all(name) {
         let text = value.to_str().ok().filter(|text| text.len() <= MAX_FIELD);
         let text = text.ok_or(AuthError::Malformed(MALFORMED))?;
-        entries.extend(split(text, ',').map(str::to_owned));
+        entries.extend(split(text, ',')?.into_iter().map(str::to_owned));
     }
     if entries.len() > MAX_ENTRIES {
         return Err(AuthError::Malformed(MALFORMED));
@@ -163,14 +169,45 @@ fn list(headers: &HeaderMap, name: &str) -> Result<Vec<String>, AuthError> {
     Ok(entries)
 }
 
-/// The parts between separators outside of quotes, trimmed, without empty ones.
-fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
-    let mut quoted = false;
-    let parts = text.split(move |c| {
-        quoted ^= c == '"';
-        c == separator && !quoted
+/// For `X-Forwarded-*`, where quotes mean nothing.
+#[expect(clippy::unnecessary_wraps, reason = "one type with `quoted`")]
+fn plain(text: &str, separator: char) -> Result<Vec<&str>, AuthError> {
+    Ok(trimmed(text.split(separator)))
+}
+
+/// For `Forwarded`: not at separators in quoted strings (RFC 9110, section 5.6.4). A quote without an
+/// end would hide the entries that the proxies appended.
+fn quoted(text: &str, separator: char) -> Result<Vec<&str>, AuthError> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let parts = text.split(|c| {
+        is_quoted ^= c == '"' && !is_escaped;
+        is_escaped = is_quoted && c == '\\' && !is_escaped;
+        c == separator && !is_quoted
     });
-    parts.map(str::trim).filter(|part| !part.is_empty())
+    let parts = trimmed(parts);
+    let is_complete = !is_quoted;
+    is_complete
+        .then_some(parts)
+        .ok_or(AuthError::Malformed(MALFORMED))
+}
+
+fn trimmed<'a>(parts: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    parts
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect()
+}
+
+/// The address of a node (RFC 7239, section 6); None for `unknown` and for a name that a proxy made up.
+fn address(node: &str) -> Result<Option<IpAddr>, AuthError> {
+    let name = node.split(':').next().unwrap_or_default();
+    if name.starts_with('_') || name.eq_ignore_ascii_case("unknown") {
+        return Ok(None);
+    }
+    // A port may be made up, too.
+    let node = node.rsplit_once(":_").map_or(node, |(node, _port)| node);
+    let address = ip(node).ok_or(AuthError::Malformed(MALFORMED))?;
+    Ok(Some(address))
 }
 
 /// An address, with or without a port and brackets.
@@ -234,7 +271,8 @@ mod tests {
         match origins.address(&presented) {
             Ok(address) => {
                 let origin = origins.origin(&presented).unwrap_or_else(|| "-".to_owned());
-                format!("{} {origin}", address.unwrap())
+                let address = address.map_or_else(|| "-".to_owned(), |found| found.to_string());
+                format!("{address} {origin}")
             }
             Err(error) => error.to_string(),
         }
@@ -302,17 +340,42 @@ mod tests {
                 ],
                 "192.0.2.7 https://mirror.example:8443",
             ),
+            (P, &["Host: m", "Forwarded: for=unknown"], "- http://m"),
+            (P, &["Host: m", "Forwarded: for=\"_a:_b\""], "- http://m"),
+            (P, &["Host: m", "Forwarded: proto=https"], "- https://m"),
+            (P, &["Host: m", "X-Forwarded-For: unknown"], "- http://m"),
+            (P, &["Host: m", "X-Forwarded-For: "], "- http://m"),
+            (P, &["Host: m", "X-Forwarded-Proto: https"], "- https://m"),
             (
                 P,
-                &["Host: m", "Forwarded: for=unknown"],
-                "10.0.0.1 http://m",
+                &["Host: m", "Forwarded: for=\"192.0.2.7:_b\""],
+                "192.0.2.7 http://m",
             ),
+            // Quotes mean nothing here, so that they hide nothing.
+            (
+                P,
+                &["Host: m", "X-Forwarded-For: \", 192.0.2.7"],
+                "192.0.2.7 http://m",
+            ),
+            (P, &["Host: m", "X-Forwarded-For: \""], MALFORMED),
+            (
+                P,
+                &["Host: m", "Forwarded: for=\"x, for=192.0.2.7"],
+                MALFORMED,
+            ),
+            (
+                P,
+                &["Host: m", "Forwarded: for=\"x\\\", for=192.0.2.7"],
+                MALFORMED,
+            ),
+            (P, &["Host: m", "Forwarded: for=x"], MALFORMED),
             (
                 P,
                 &["Host: m", "Forwarded: for=_secret, for=10.0.0.2"],
-                "10.0.0.2 http://m",
+                "- http://m",
             ),
-            (P, &["Host: m", "X-Forwarded-For: x"], "10.0.0.1 http://m"),
+            (P, &["Host: m", "X-Forwarded-For: x"], MALFORMED),
+            (P, &["Host: m", "X-Forwarded-For: x, 10.0.0.2"], MALFORMED),
             (
                 P,
                 &[
@@ -329,6 +392,21 @@ mod tests {
                     "Forwarded: for=10.1.1.1",
                     "X-Forwarded-For: 192.0.2.7",
                 ],
+                CONTRADICTION,
+            ),
+            // The client made Forwarded up, and the proxy knows only the others.
+            (
+                P,
+                &[
+                    "Host: m",
+                    "Forwarded: for=10.1.1.1",
+                    "X-Forwarded-Proto: https",
+                ],
+                CONTRADICTION,
+            ),
+            (
+                P,
+                &["Host: m", "Forwarded: for=unknown", "X-Forwarded-Host: m"],
                 CONTRADICTION,
             ),
             (P, &["Host: m", "Forwarded: for"], MALFORMED),

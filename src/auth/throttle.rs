@@ -2,6 +2,7 @@
 //! for a while when it comes from the same address, and the while doubles.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -46,6 +47,49 @@ impl Default for Throttle {
     }
 }
 
+/// One attempt to show a user's password.
+#[derive(Debug, Clone)]
+pub(super) struct Attempt {
+    throttle: Arc<Throttle>,
+    key: Key,
+    /// Whether a password of an unknown user counts as wrong.
+    count_unknown: bool,
+}
+
+impl Attempt {
+    pub(super) fn new(throttle: &Arc<Throttle>, key: Key, count_unknown: bool) -> Self {
+        Self {
+            throttle: Arc::clone(throttle),
+            key,
+            count_unknown,
+        }
+    }
+
+    /// Fails while passwords aren't looked at.
+    pub(super) fn check(&self) -> Result<(), AuthError> {
+        self.throttle.check(&self.key)
+    }
+
+    /// Where it comes from.
+    pub(super) const fn network(&self) -> Option<IpAddr> {
+        self.key.0
+    }
+
+    pub(super) fn right(&self) {
+        self.throttle.succeeded(&self.key);
+    }
+
+    pub(super) fn wrong(&self) {
+        self.throttle.failed(&self.key);
+    }
+
+    pub(super) fn unknown(&self) {
+        if self.count_unknown {
+            self.wrong();
+        }
+    }
+}
+
 /// One customer's network has that many addresses.
 fn network(address: IpAddr) -> IpAddr {
     match address {
@@ -66,7 +110,7 @@ impl Throttle {
     }
 
     /// Fails while passwords aren't looked at.
-    pub(super) fn check(&self, key: &Key) -> Result<(), AuthError> {
+    fn check(&self, key: &Key) -> Result<(), AuthError> {
         let failures = self.entries.lock().get(key).copied();
         let wait = failures.and_then(|failures| {
             let doubled = failures.count.checked_sub(FREE)?;
@@ -83,7 +127,7 @@ impl Throttle {
         }
     }
 
-    pub(super) fn failed(&self, key: &Key) {
+    fn failed(&self, key: &Key) {
         let now = Instant::now();
         let mut entries = self.entries.lock();
         let before = entries.get(key).copied();
@@ -93,7 +137,7 @@ impl Throttle {
         entries.insert(*key, Failures { count, last: now });
     }
 
-    pub(super) fn succeeded(&self, key: &Key) {
+    fn succeeded(&self, key: &Key) {
         self.entries.lock().remove(key);
     }
 }

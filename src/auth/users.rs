@@ -18,7 +18,7 @@ use super::htpasswd::{Htpasswd, Verdict};
 use super::oidc::Issuers;
 use super::seal::{Claims, SealedLogin, Sealer};
 use super::service::{self, Grant, TokenRequest};
-use super::throttle::Throttle;
+use super::throttle::{Attempt, Throttle};
 use super::{AuthenticatorOptions, Presented, certificates};
 use crate::clock::Clock;
 use crate::config::CertificateUser;
@@ -32,7 +32,7 @@ const MAX_TOKENS: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Users {
     htpasswd: Option<Htpasswd>,
-    throttle: Throttle,
+    throttle: Arc<Throttle>,
     groups: BTreeMap<String, Vec<String>>,
     external: Option<External>,
     issuers: Issuers,
@@ -66,7 +66,8 @@ struct Session {
 
 /// What a user name and a password are.
 enum Verified {
-    Right(Identity),
+    /// With the time, in seconds since 1970, up to which that is so.
+    Right(Identity, u64),
     /// The user has another password.
     Wrong,
     Unknown,
@@ -100,7 +101,7 @@ impl Users {
         });
         Ok(Self {
             htpasswd: config.htpasswd.as_deref().map(Htpasswd::open).transpose()?,
-            throttle: Throttle::default(),
+            throttle: Arc::default(),
             groups: config.groups,
             external: config.token.as_ref().map(External::open).transpose()?,
             issuers: Issuers::open(config.oidc)?,
@@ -168,7 +169,7 @@ impl Users {
     /// The caller of an ordinary request with a password.
     async fn basic(&self, basic: &Basic, address: Option<IpAddr>) -> Result<Identity, AuthError> {
         match self.verify(basic, address, !self.logins).await? {
-            Verified::Right(identity) => Ok(identity),
+            Verified::Right(identity, _) => Ok(identity),
             Verified::Unknown if self.logins => {
                 self.metrics.authenticated(Authentication::Login);
                 let header = basic.header().ok_or(AuthError::Refused)?;
@@ -190,30 +191,25 @@ impl Users {
         count_unknown: bool,
     ) -> Result<Verified, AuthError> {
         if let Some(session) = self.identity_token(basic.password()).await? {
-            return Ok(Verified::Right(session.identity.clone()));
+            return Ok(Verified::Right(session.identity.clone(), session.expires));
         }
         let Some(htpasswd) = &self.htpasswd else {
             return Ok(Verified::Unknown);
         };
-        let key = Throttle::key(address, &basic.user);
-        let permitted = || self.throttle.check(&key);
-        match htpasswd.verify(basic, &permitted).await? {
+        let attempt = self.attempt(basic, address, count_unknown);
+        match htpasswd.verify(basic, &attempt).await? {
             Verdict::Right => {
-                self.throttle.succeeded(&key);
                 self.metrics.authenticated(Authentication::Password);
-                Ok(Verified::Right(self.user(&basic.user).into()))
+                Ok(Verified::Right(self.user(&basic.user).into(), u64::MAX))
             }
-            Verdict::Wrong => {
-                self.throttle.failed(&key);
-                Ok(Verified::Wrong)
-            }
-            Verdict::Unknown => {
-                if count_unknown {
-                    self.throttle.failed(&key);
-                }
-                Ok(Verified::Unknown)
-            }
+            Verdict::Wrong => Ok(Verified::Wrong),
+            Verdict::Unknown => Ok(Verified::Unknown),
         }
+    }
+
+    fn attempt(&self, basic: &Basic, address: Option<IpAddr>, count_unknown: bool) -> Attempt {
+        let key = Throttle::key(address, &basic.user);
+        Attempt::new(&self.throttle, key, count_unknown)
     }
 
     fn user(&self, name: &str) -> User {
@@ -296,15 +292,26 @@ impl Users {
             (None, Authorization::Bearer(token)) => {
                 let session = self.identity_token(token).await?;
                 let session = session.ok_or(AuthError::Refused)?;
-                return self.issue(session.identity.user.as_deref(), None);
+                return self.issue(session.identity.user.as_deref(), None, session.expires);
             }
             (None, Authorization::None) => {
-                return self.issue(self.certified(presented).as_deref(), None);
+                return self.issue(self.certified(presented).as_deref(), None, u64::MAX);
             }
         };
-        let verified = self.verify(basic, address, !request.is_pull()).await;
+        let mut verified = self.verify(basic, address, !request.is_pull()).await;
+        // An answer at once would tell that there is such a user.
+        if let (true, Err(AuthError::Throttled(_)), Some(htpasswd)) =
+            (request.is_pull(), &verified, &self.htpasswd)
+        {
+            let attempt = self.attempt(basic, address, false);
+            if let Err(error) = htpasswd.spend(basic, &attempt).await {
+                verified = Err(error);
+            }
+        }
         match verified {
-            Ok(Verified::Right(identity)) => self.issue(identity.user.as_deref(), None),
+            Ok(Verified::Right(identity, until)) => {
+                self.issue(identity.user.as_deref(), None, until)
+            }
             // dockerd and the kubelet send the upstream's credentials to the realm of a mirror.
             Ok(Verified::Unknown) if request.is_pull() => {
                 let header = basic.header();
@@ -313,11 +320,12 @@ impl Users {
                 self.issue(
                     None,
                     login.and_then(|(upstream, header)| sealed(upstream, &header)),
+                    u64::MAX,
                 )
             }
             // When passwords are throttled, this one isn't looked at: nobody learns whether it is right.
             Ok(Verified::Wrong) | Err(AuthError::Throttled(_)) if request.is_pull() => {
-                self.issue(None, None)
+                self.issue(None, None, u64::MAX)
             }
             Err(error) => {
                 self.count_error(&error);
@@ -330,8 +338,15 @@ impl Users {
         }
     }
 
-    fn issue(&self, user: Option<&User>, login: Option<SealedLogin>) -> Result<Vec<u8>, AuthError> {
-        let (issued, lifetime) = (self.now(), self.token_ttl.as_secs());
+    /// The token ends at `until` at the latest, with what showed who the caller is.
+    fn issue(
+        &self,
+        user: Option<&User>,
+        login: Option<SealedLogin>,
+        until: u64,
+    ) -> Result<Vec<u8>, AuthError> {
+        let issued = self.now();
+        let lifetime = lifetime(self.token_ttl, issued, until);
         let claims = Claims {
             user: user.map(|user| user.name.clone()),
             groups: user.map(|user| user.groups.clone()).unwrap_or_default(),
@@ -355,6 +370,11 @@ impl Users {
             _ => Authentication::Refused,
         });
     }
+}
+
+/// Seconds that a token is valid.
+fn lifetime(ttl: Duration, issued: u64, until: u64) -> u64 {
+    ttl.as_secs().min(until.saturating_sub(issued))
 }
 
 fn hash(token: &str) -> [u8; 32] {
@@ -382,5 +402,125 @@ fn unsealed(claims: Claims) -> Identity {
         login,
         login_upstream,
         granted: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+    use http::HeaderMap;
+    use http::header::AUTHORIZATION;
+
+    use super::*;
+    use crate::config::{Auth, OidcIssuer};
+
+    const START: u64 = 1_000_000;
+
+    fn users(htpasswd: Option<std::path::PathBuf>) -> Users {
+        let issuer = OidcIssuer {
+            issuer: "https://i.example".to_owned(),
+            audience: "mirror".to_owned(),
+            algorithms: vec!["ES256".to_owned()],
+            user: "sub".to_owned(),
+            groups: None,
+            required: BTreeMap::new(),
+            ca: None,
+        };
+        let config = Auth {
+            htpasswd,
+            token: None,
+            certificates: Vec::new(),
+            oidc: vec![issuer],
+            networks: Vec::new(),
+            groups: BTreeMap::new(),
+            key: None,
+            token_ttl: Duration::from_mins(5),
+        };
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(START);
+        Users::open(AuthenticatorOptions {
+            config,
+            origin: None,
+            prefix: String::new(),
+            trusted_proxies: Vec::new(),
+            key: None,
+            logins: false,
+            clock: Clock::starting_at(wall),
+            metrics: Arc::default(),
+        })
+        .unwrap()
+    }
+
+    /// What the token service answers to a password, for a pull.
+    async fn token(users: &Users, user: &str, password: &str) -> Result<Claims, AuthError> {
+        let basic = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, basic.parse().unwrap());
+        let presented = Presented {
+            headers: &headers,
+            address: None,
+            certificate: None,
+            secure: false,
+            authority: None,
+        };
+        let request = TokenRequest {
+            upstream: None,
+            scopes: vec!["repository:a/b:pull".to_owned()],
+            grant: None,
+        };
+        let document = users.token(&presented, None, &request).await?;
+        let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+        let sealed = document["token"].as_str().unwrap();
+        let claims = users.sealer.open(sealed, START).unwrap();
+        assert_eq!(document["expires_in"], claims.expires - claims.issued);
+        Ok(claims)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_identity_tokens_end_is_that_of_the_token_made_of_it() {
+        let users = users(None);
+        let claims = URL_SAFE_NO_PAD.encode(r#"{"iss": "https://i.example"}"#);
+        for (index, (expires, expected)) in [(10, 10), (1000, 300)].into_iter().enumerate() {
+            let (name, groups) = ("job".to_owned(), Vec::new());
+            let identity_token = format!("ey.{claims}.{index}");
+            let identity = User { name, groups }.into();
+            users.remember(&identity_token, identity, START + expires);
+            let claims = token(&users, "any", &identity_token).await.unwrap();
+            assert_eq!(claims.user.as_deref(), Some("job"));
+            assert_eq!(claims.expires, START + expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_throttled_user_costs_as_much_as_an_unknown_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("htpasswd");
+        let line = format!("alice:{}\n", bcrypt::hash("secret", 4).unwrap());
+        std::fs::write(&path, line).unwrap();
+        let users = users(Some(path));
+        for _ in 0..6 {
+            let claims = token(&users, "alice", "wrong").await.unwrap();
+            assert_eq!(claims.user, None);
+        }
+        let key = Throttle::key(None, "alice");
+        let next = Attempt::new(&users.throttle, key, false).check();
+        assert!(matches!(next, Err(AuthError::Throttled(_))), "{next:?}");
+        // While no hash can be computed, neither gets an answer.
+        let _held = users.htpasswd.as_ref().unwrap().hold_all().await;
+        for user in ["alice", "bob"] {
+            let refused = token(&users, user, "wrong").await;
+            assert!(
+                matches!(refused, Err(AuthError::Busy)),
+                "{user}: {refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_token_ends_with_the_identity_token_that_it_is_issued_for() {
+        let ttl = Duration::from_mins(5);
+        for (until, expected) in [(u64::MAX, 300), (1301, 300), (1010, 10), (1000, 0), (1, 0)] {
+            assert_eq!(lifetime(ttl, 1000, until), expected, "until {until}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::Config;
 use super::address::networks;
 use super::http::web_url;
 use super::section::Section;
@@ -75,7 +76,7 @@ pub struct CertificateUser {
 /// Which certificates: a pattern in which `*` stands for any characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CertificateMatch {
-    /// Of the common name; with a `=`, of the whole subject.
+    /// Of the common name; `O=acme*`: of the value of one attribute of the subject.
     Subject(String),
     /// Of a DNS name, a mail address or a URI among the subject's alternative names.
     AlternativeName(String),
@@ -247,15 +248,27 @@ fn user_groups(section: &Section<'_>) -> Vec<String> {
     section.values("groups", |text, _| name(text))
 }
 
+/// Whether a text may be the short name of a subject's attribute.
+fn is_attribute(kind: &str) -> bool {
+    !kind.is_empty() && kind.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
 fn certificate(section: &Section<'_>) -> Option<CertificateUser> {
-    let pattern = |key| section.value(key, |text| Ok::<_, &str>(text.to_owned()));
-    let matches = match (pattern("subject"), pattern("san")) {
+    let subject = section.value("subject", |text| match text.split_once('=') {
+        Some((kind, _)) if !is_attribute(kind) => {
+            Err("write a pattern of the common name such as build-*, or of one attribute such as O=acme*")
+        }
+        _ => Ok(text.to_owned()),
+    });
+    let san = section.value("san", |text| Ok::<_, &str>(text.to_owned()));
+    let matches = match (subject, san) {
         (Some(subject), None) => Some(CertificateMatch::Subject(subject)),
         (None, Some(san)) => Some(CertificateMatch::AlternativeName(san)),
         (Some(_), Some(_)) => {
             section.reject("san", "is set beside `subject`; write one of them");
             None
         }
+        (None, None) if section.has("subject") => None,
         (None, None) => {
             section.missing("subject", "a pattern of the common name, or `san`");
             None
@@ -290,16 +303,6 @@ fn oidc(section: &Section<'_>) -> Option<OidcIssuer> {
     let groups = claim("groups");
     let required = section.texts("required");
     let ca = file(section, "ca");
-    if let Some(issuer) = &issuer
-        && PUBLIC_ISSUERS.contains(&issuer.trim_end_matches('/'))
-        && required.is_empty()
-    {
-        section.doubt(
-            "issuer",
-            "issues tokens for everybody's projects: each of them is a user here; write `required` \
-             to name yours, such as { repository_owner: acme }",
-        );
-    }
     Some(OidcIssuer {
         issuer: issuer?,
         audience: audience?,
@@ -309,6 +312,24 @@ fn oidc(section: &Section<'_>) -> Option<OidcIssuer> {
         required,
         ca,
     })
+}
+
+/// Refuses to take everybody at a public issuer for a user, unless rules say what each may do.
+pub(super) fn guard(root: &Section<'_>, config: &Config) {
+    const REASON: &str = "issues tokens for everybody's projects: each of them is a user here; \
+        write `required` to name yours, such as { repository_owner: acme }";
+    for (index, issuer) in config.auth.oidc.iter().enumerate() {
+        let is_public = PUBLIC_ISSUERS.contains(&issuer.issuer.trim_end_matches('/'));
+        if !is_public || !issuer.required.is_empty() {
+            continue;
+        }
+        let path = format!("auth.oidc[{index}].issuer");
+        if config.access.rules.is_empty() {
+            root.problem_at(&path, format!("`{path}` {REASON}"));
+        } else {
+            root.doubt_at(&path, REASON);
+        }
+    }
 }
 
 fn network(section: &Section<'_>) -> Option<NetworkUser> {

@@ -251,6 +251,7 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
             access: access::read(root, &proxy),
             proxy,
         };
+        auth::guard(root, &config);
         access::guard(root, &config);
         access::doubt_anonymous(root, &config);
         config

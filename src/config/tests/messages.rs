@@ -138,6 +138,10 @@ auth: {oidc: [{issuer: 'https://a.example', audience: b, algorithms: [HS256]}]}
 => 2: `auth.oidc[0].algorithms[0]` is "HS256"; write one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA
 auth: {oidc: [{issuer: 'https://a.example'}]}
 => 2: `auth.oidc[0].audience` is missing; write what tokens must be for, such as this mirror's URL
+auth: {oidc: [{issuer: 'https://gitlab.com/', audience: b}]}
+=> 2: `auth.oidc[0].issuer` issues tokens for everybody's projects: each of them is a user here; write `required` to name yours, such as { repository_owner: acme }
+auth: {certificates: [{subject: '*O=acme'}]}
+=> 2: `auth.certificates[0].subject` is "*O=acme"; write a pattern of the common name such as build-*, or of one attribute such as O=acme*
 auth: {networks: [{networks: [10.0.0.0/33], user: a}]}
 => 2: `auth.networks[0].networks[0]` is "10.0.0.0/33"; write a network such as 10.0.0.0/8, or an address
 auth: {networks: [{networks: [10.0.0.0/8]}]}
@@ -445,6 +449,9 @@ proxy:
 => 2: `proxy.remoteurl` is not set: the default upstream is Docker Hub
 loglevel: debug
 => 2: `loglevel` is deprecated; write `log.level`
+auth: {oidc: [{issuer: 'https://gitlab.com', audience: b}]}
+access: [{anyone: true, effect: allow}]
+=> 2: `auth.oidc[0].issuer` issues tokens for everybody's projects: each of them is a user here; write `required` to name yours, such as { repository_owner: acme }
 log: {hooks: [{type: mail}]}
 => 2: `log.hooks` has no effect: no mail is sent
 log: {reportcaller: true}
