@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::remembered::List;
 use super::single_flight::Interest;
 use super::tags::TagKey;
-use super::verdicts::Question;
+use super::verdicts::{Class, Question};
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::metrics::Outcome;
 use crate::oci::manifest::referrers_index;
@@ -48,7 +48,7 @@ impl Mirror {
         artifact_type: Option<&str>,
     ) -> Result<ReferrersAnswer, MirrorError> {
         match self.permit(target, || Question::Referrers(digest)).await {
-            // The upstream knows neither the API nor the subject.
+            // The upstream doesn't know the subject, or hides it.
             Err(error) if error.is_not_found() => {
                 let index = Bytes::from(referrers_index(std::iter::empty()));
                 let outcome = Outcome::Miss;
@@ -88,7 +88,7 @@ impl Mirror {
                 (some, Outcome::Miss, Exchange::of(Outcome::Miss))
             }
             Err(error) => {
-                self.note_refusal(target, &error);
+                self.note_refusal(target, Class::Content, &error);
                 return Err(error);
             }
         };

@@ -24,8 +24,17 @@ const MAX_VERDICTS: usize = 100_000;
 /// How long a refusal is valid.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
 
-/// A repository, by its name in the store, and an account at its upstream.
-pub(super) type VerdictKey = (RepoName, CallerId);
+/// What a permission is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Class {
+    /// Manifests, blobs and referrers.
+    Content,
+    /// Tags: an account may be allowed to list them and no more.
+    List,
+}
+
+/// A repository, by its name in the store, an account at its upstream, and what it wants.
+pub(super) type VerdictKey = (RepoName, CallerId, Class);
 
 /// What the upstream is asked, to find out whether an account may read a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -34,6 +43,15 @@ pub(super) enum Question {
     Blob(Digest),
     Tags,
     Referrers(Digest),
+}
+
+impl Question {
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Self::Manifest(..) | Self::Blob(_) | Self::Referrers(_) => Class::Content,
+            Self::Tags => Class::List,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -274,6 +274,80 @@ async fn permissions_outlive_an_outage_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_may_only_list_gets_no_content() {
+    let (up, m) = mirrored_with(&[CALLER]).await;
+    let image = Image::oci(1);
+    let manifest = up.push("private/app", "1", &image);
+    let tags = "/v2/private/app/tags/list";
+    up.put_json(tags, &json!({"tags": ["1"]}));
+    let referrers = format!("/v2/private/app/referrers/{manifest}");
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [],
+    });
+    up.put_json(&referrers, &index);
+    up.on("", ALWAYS, |seen, usual| {
+        let is_list = seen.line.contains("/tags/") || seen.line.contains("/referrers/");
+        if is_list {
+            return usual;
+        }
+        answer(Guard::Basic, seen, usual)
+    });
+    let blob = blob_path("private/app", &image.layers[1]);
+    get(&m, ANN, TAG).await.expect(200, &image.manifest);
+    get(&m, ANN, &blob).await.expect(200, &image.layers[1]);
+    passing(m.idle()).await;
+    for _ in 0..2 {
+        for path in [TAG, &blob, &referrers] {
+            assert_eq!(get(&m, BOB, tags).await.status, 200);
+            assert_eq!(get(&m, BOB, path).await.status, 403, "{path}");
+            advance(11 * SECOND).await;
+        }
+    }
+    get(&m, BOB, tags)
+        .await
+        .expect(200, br#"{"name":"private/app","tags":["1"]}"#);
+    let catalog = get(&m, BOB, "/v2/_catalog").await;
+    assert_eq!(catalog.json()["repositories"], json!([]));
+}
+
+/// A guard that answers everybody with this status, unless it is 0.
+fn with_outages(up: &Registry) -> Arc<AtomicU16> {
+    let outage = Arc::new(AtomicU16::new(0));
+    let status = Arc::clone(&outage);
+    up.on("", ALWAYS, move |seen, usual| match status.load(SeqCst) {
+        0 => answer(Guard::Basic, seen, usual),
+        status => Reply::error(status),
+    });
+    outage
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_manifest_vouches_for_a_blob_during_an_outage() {
+    let (up, m) = mirrored_with(&[CALLER, "proxy.prefetch: {downloads: 0}"]).await;
+    let image = Image::oci(1);
+    up.push("private/app", "1", &image);
+    // The registry takes it although the repository lacks the layer, which the caller only names.
+    up.push("public/app", "1", &image);
+    let outage = with_outages(&up);
+    let secret = blob_path("private/app", &image.layers[1]);
+    get(&m, ANN, &secret).await.expect(200, &image.layers[1]);
+    passing(m.idle()).await;
+    let manifest = "/v2/public/app/manifests/1";
+    get(&m, BOB, manifest).await.expect(200, &image.manifest);
+    for status in [503, 429] {
+        outage.store(status, SeqCst);
+        let named = blob_path("public/app", &image.layers[1]);
+        assert_ne!(get(&m, BOB, &named).await.status, 200, "{status}");
+        assert_ne!(
+            ask(&m, BOB, &format!("HEAD {named}"), None).await.status,
+            200
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn all_who_may_have_it_share_one_download() {
     let (up, m) = mirrored_with(&[CALLER]).await;
     let blob = noise(1, 3_000_000);

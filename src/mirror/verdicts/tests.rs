@@ -38,7 +38,7 @@ fn down() -> MirrorError {
 }
 
 fn key() -> VerdictKey {
-    ("app".parse().unwrap(), CallerId::ANONYMOUS)
+    ("app".parse().unwrap(), CallerId::ANONYMOUS, Class::Content)
 }
 
 /// Verdicts over an upstream that gives these answers, one after the other.
@@ -178,6 +178,8 @@ async fn a_silent_upstream_is_waited_for_only_without_a_permission() {
 async fn accounts_and_repositories_are_apart() {
     let bench = Bench::new(vec![Ok(())]);
     bench.tags().await.unwrap();
-    let other = ("app/b".parse().unwrap(), CallerId::ANONYMOUS);
-    assert!(!bench.verdicts.is_allowed(&other));
+    for (repo, class) in [("app/b", Class::Content), ("app", Class::List)] {
+        let other = (repo.parse().unwrap(), CallerId::ANONYMOUS, class);
+        assert!(!bench.verdicts.is_allowed(&other));
+    }
 }
