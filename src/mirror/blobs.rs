@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryFutureExt as _, TryStreamExt as _};
 
 use super::single_flight::Interest;
-use super::verdicts::{Class, Question};
+use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target, Visit};
 use crate::cache::{self, CachedBlob, VERIFIED_FIRST};
 use crate::config::RangeMode;
@@ -127,8 +127,8 @@ impl Mirror {
                 Box::pin(self.find_blob(target, digest, ranges, client)).await
             }
         };
-        let mut found =
-            found.inspect_err(|error| self.note_refusal(target, Class::Content, error))?;
+        let mut found = found
+            .inspect_err(|error| self.note_refusal(target, || Question::Blob(digest), error))?;
         if want == ReadMode::Content {
             found.visit = self.blob_given(target, &digest, found.outcome);
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::remembered::List;
 use super::single_flight::Interest;
-use super::verdicts::{Class, Question};
+use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, Target};
 use crate::metrics::Outcome;
 use crate::oci::action::{MAX_PAGE, Page};
@@ -89,7 +89,9 @@ impl Mirror {
                 let page = paginate(&cached, page, Tag::as_str);
                 (page, Outcome::Stale, Exchange::failed(&error))
             }
-            found => found.inspect_err(|error| self.note_refusal(target, Class::List, error))?,
+            found => {
+                found.inspect_err(|error| self.note_refusal(target, || Question::Tags, error))?
+            }
         };
         Ok(TagsAnswer {
             tags,

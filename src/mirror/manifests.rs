@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::single_flight::Interest;
 use super::tags::{PATIENCE, TagKey};
-use super::verdicts::{Class, Question};
+use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::cache::{CachedManifest, ManifestMeta};
 use crate::download::Party;
@@ -107,7 +107,7 @@ impl Mirror {
                 let finding = Box::pin(self.by_digest(target, *digest, want));
                 finding
                     .await
-                    .inspect_err(|error| self.note_refusal(target, Class::Content, error))
+                    .inspect_err(|error| self.note_refusal(target, question, error))
             }
             Reference::Tag(tag) => {
                 let key = TagKey {
@@ -132,7 +132,7 @@ impl Mirror {
                 let finding = Box::pin(self.by_tag(target, key, fresh, want));
                 finding
                     .await
-                    .inspect_err(|error| self.note_refusal(target, Class::Content, error))
+                    .inspect_err(|error| self.note_refusal(target, question, error))
             }
         }
     }

@@ -46,12 +46,18 @@ impl Mirror {
         self.verdicts.get(key, question.clone(), access, ask).await
     }
 
-    /// A request with the caller's account has failed. If the upstream refused the account, that is its
-    /// newest verdict.
-    pub(super) fn note_refusal(&self, target: &Target, class: Class, error: &MirrorError) {
+    /// A request with the caller's account has failed. If the upstream refused the account, the same
+    /// question is answered so for a while, and its permission ends.
+    pub(super) fn note_refusal(
+        &self,
+        target: &Target,
+        question: impl FnOnce() -> Question,
+        error: &MirrorError,
+    ) {
         if let Some(account) = target.upstream.caller() {
-            let key = (target.stored.clone(), account, class);
-            self.verdicts.on_error(&key, error);
+            let question = question();
+            let key = (target.stored.clone(), account, question.class());
+            self.verdicts.on_error(&key, &question, error);
         }
     }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::remembered::List;
 use super::single_flight::Interest;
 use super::tags::TagKey;
-use super::verdicts::{Class, Question};
+use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::metrics::Outcome;
 use crate::oci::manifest::referrers_index;
@@ -88,7 +88,7 @@ impl Mirror {
                 (some, Outcome::Miss, Exchange::of(Outcome::Miss))
             }
             Err(error) => {
-                self.note_refusal(target, Class::Content, &error);
+                self.note_refusal(target, || Question::Referrers(digest), &error);
                 return Err(error);
             }
         };
