@@ -447,6 +447,69 @@ async fn one_callers_answer_changes_nothing_for_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_callers_limit_keeps_nothing_old_for_the_others() {
+    let (up, m) = mirrored_with(&[CALLER, "proxy.tags: {ttl: 0s}"]).await;
+    let (old, new) = (Image::oci(1), Image::oci(2));
+    up.push("private/app", "1", &old);
+    let tags = "/v2/private/app/tags/list";
+    up.put_json(tags, &json!({"tags": ["1"]}));
+    let limit = Arc::new(AtomicBool::new(false));
+    let limited = Arc::clone(&limit);
+    up.on("", ALWAYS, move |seen, usual| {
+        let is_cat = seen.header("authorization") == Some(CAT);
+        if is_cat && limited.load(SeqCst) {
+            return Reply::error(429);
+        }
+        answer(Guard::Basic, seen, usual)
+    });
+    for login in [ANN, CAT] {
+        get(&m, login, TAG).await.expect(200, &old.manifest);
+        assert_eq!(get(&m, login, tags).await.status, 200);
+    }
+    up.push("private/app", "1", &new);
+    up.put_json(tags, &json!({"tags": ["1", "2"]}));
+    limit.store(true, SeqCst);
+    advance(31 * SECOND).await;
+    get(&m, CAT, TAG).await.expect(200, &old.manifest);
+    get(&m, ANN, TAG).await.expect(200, &new.manifest);
+    let listed = async |login| get(&m, login, tags).await.json()["tags"].clone();
+    assert_eq!(listed(CAT).await, json!(["1"]));
+    assert_eq!(listed(ANN).await, json!(["1", "2"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_callers_missing_tag_hides_no_referrers_from_the_others() {
+    let (up, m) = mirrored_with(&[CALLER]).await;
+    let image = Image::oci(1);
+    let subject = up.push("private/app", "1", &image).to_string();
+    let index = "application/vnd.oci.image.index.v1+json";
+    let one = json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": digest(b"signature"),
+        "size": 9,
+    });
+    let list = json!({"schemaVersion": 2, "mediaType": index, "manifests": [one]});
+    let tag = subject.replace(':', "-");
+    up.tag("private/app", &tag, index, &list.to_string().into());
+    let hidden = tag.clone();
+    up.on("", ALWAYS, move |seen, usual| {
+        let is_cat = seen.header("authorization") == Some(CAT);
+        if seen.line.contains("/referrers/") || (is_cat && seen.line.contains(&hidden)) {
+            return Reply::error(404);
+        }
+        answer(Guard::Basic, seen, usual)
+    });
+    let path = format!("/v2/private/app/referrers/{subject}");
+    let found = async |login| {
+        let answer = get(&m, login, &path).await;
+        assert_eq!(answer.status, 200);
+        answer.json()["manifests"].as_array().unwrap().len()
+    };
+    assert_eq!(found(CAT).await, 0);
+    assert_eq!(found(ANN).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_cache_in_front_gives_an_answer_to_another_caller() {
     let (_up, m, image) = private(Guard::Basic, &[]).await;
     for (line, range) in requests("private/app", &image) {
