@@ -127,7 +127,8 @@ impl Mirror {
                 Box::pin(self.find_blob(target, digest, ranges, client)).await
             }
         };
-        let mut found = found.inspect_err(|error| self.note_refusal(target, error))?;
+        let mut found = found
+            .inspect_err(|error| self.note_refusal(target, || Question::Blob(digest), error))?;
         if want == ReadMode::Content {
             found.visit = self.blob_given(target, &digest, found.outcome);
         }
@@ -265,7 +266,9 @@ impl Mirror {
 
     /// Proves that a repository has a blob, unless that is `proved` already: by the upstream's answer,
     /// or, while that can't answer, by a manifest of the repository that refers to the blob. The
-    /// upstream gave that manifest, and a registry takes no manifest whose blobs the repository lacks.
+    /// upstream gave that manifest, and most registries take none whose blobs the repository lacks.
+    /// Some do, and foreign layers may always be missing: so a manifest proves nothing where the
+    /// upstream decides for each caller who may read a blob.
     async fn prove_or_vouch(
         &self,
         target: &Target,
@@ -274,8 +277,8 @@ impl Mirror {
     ) -> Result<(Outcome, Exchange), MirrorError> {
         let mut outcome = (Outcome::Revalidated, Exchange::of(Outcome::Revalidated));
         if !*proved && let Err(error) = self.prove(target, digest).await {
-            let repo = &target.stored;
-            if !error.permits_stale() || !self.cache.is_referenced(repo, &digest).await {
+            let may_vouch = target.upstream.caller().is_none() && error.permits_stale();
+            if !may_vouch || !self.cache.is_referenced(&target.stored, &digest).await {
                 return Err(error);
             }
             target.report(&error, "served a blob that a cached manifest refers to");

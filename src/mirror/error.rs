@@ -138,6 +138,17 @@ impl MirrorError {
         self.upstream().is_some_and(UpstreamError::is_too_long)
     }
 
+    /// Whether the upstream itself is out of order or out of reach: not where it or the mirror limits
+    /// the requests.
+    pub(super) fn is_outage(&self) -> bool {
+        self.upstream().is_some_and(|error| {
+            matches!(
+                error.kind(),
+                ErrorKind::UpstreamFailed(_) | ErrorKind::Unreachable | ErrorKind::Timeout
+            )
+        })
+    }
+
     /// Whether what was known before may be served instead: the upstream couldn't answer, which is
     /// something else than an answer that the client doesn't like.
     pub(super) fn permits_stale(&self) -> bool {

@@ -89,7 +89,9 @@ impl Mirror {
                 let page = paginate(&cached, page, Tag::as_str);
                 (page, Outcome::Stale, Exchange::failed(&error))
             }
-            found => found.inspect_err(|error| self.note_refusal(target, error))?,
+            found => {
+                found.inspect_err(|error| self.note_refusal(target, || Question::Tags, error))?
+            }
         };
         Ok(TagsAnswer {
             tags,

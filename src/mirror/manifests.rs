@@ -107,7 +107,7 @@ impl Mirror {
                 let finding = Box::pin(self.by_digest(target, *digest, want));
                 finding
                     .await
-                    .inspect_err(|error| self.note_refusal(target, error))
+                    .inspect_err(|error| self.note_refusal(target, question, error))
             }
             Reference::Tag(tag) => {
                 let key = TagKey {
@@ -132,7 +132,7 @@ impl Mirror {
                 let finding = Box::pin(self.by_tag(target, key, fresh, want));
                 finding
                     .await
-                    .inspect_err(|error| self.note_refusal(target, error))
+                    .inspect_err(|error| self.note_refusal(target, question, error))
             }
         }
     }
@@ -259,7 +259,8 @@ impl Mirror {
     }
 
     /// What is known last, if anything; the next clients get it without waiting for an upstream
-    /// that has just failed to answer.
+    /// that has just failed to answer. Where it was asked with a caller's account, it may have failed
+    /// for that one only, and the others ask it themselves.
     async fn serve_stale(
         &self,
         target: &Target,
@@ -268,8 +269,10 @@ impl Mirror {
         retry_after: Option<Duration>,
     ) -> Option<ManifestAnswer> {
         let stale = self.last_known(target, key, want).await?;
-        self.records
-            .unconfirmed(key.clone(), stale.found.known().clone(), retry_after);
+        if target.upstream.caller().is_none() {
+            self.records
+                .unconfirmed(key.clone(), stale.found.known().clone(), retry_after);
+        }
         Some(stale)
     }
 

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::single_flight::Interest;
-use super::verdicts::Question;
+use super::verdicts::{Class, Question};
 use super::{Mirror, MirrorError, Target};
 use crate::config::Authorize;
 use crate::oci::{Accept, Digest, Reference, RepoName};
@@ -41,17 +41,23 @@ impl Mirror {
             let (target, question) = (target.clone(), question.clone());
             async move { interest.answer(question.ask(&target)).await }
         };
-        let key = (target.stored.clone(), account);
+        let key = (target.stored.clone(), account, question.class());
         let access = target.upstream.config.caller;
         self.verdicts.get(key, question.clone(), access, ask).await
     }
 
-    /// A request with the caller's account has failed. If the upstream refused the account, that is its
-    /// newest verdict.
-    pub(super) fn note_refusal(&self, target: &Target, error: &MirrorError) {
+    /// A request with the caller's account has failed. If the upstream refused the account, the same
+    /// question is answered so for a while, and its permission ends.
+    pub(super) fn note_refusal(
+        &self,
+        target: &Target,
+        question: impl FnOnce() -> Question,
+        error: &MirrorError,
+    ) {
         if let Some(account) = target.upstream.caller() {
-            let key = (target.stored.clone(), account);
-            self.verdicts.on_error(&key, error);
+            let question = question();
+            let key = (target.stored.clone(), account, question.class());
+            self.verdicts.on_error(&key, &question, error);
         }
     }
 
@@ -60,7 +66,10 @@ impl Mirror {
     pub fn is_listed(&self, stored: &RepoName, login: Option<&Arc<Login>>) -> bool {
         match self.upstreams.of_stored(stored).caller_of(login) {
             None => true,
-            Some(account) => self.verdicts.is_allowed(&(stored.clone(), account)),
+            Some(account) => {
+                let key = (stored.clone(), account, Class::Content);
+                self.verdicts.is_allowed(&key)
+            }
         }
     }
 
@@ -87,7 +96,7 @@ impl Mirror {
             || (other.caller.authorize == Authorize::Caller
                 && self
                     .verdicts
-                    .is_allowed(&(stored.clone(), CallerId::ANONYMOUS)))
+                    .is_allowed(&(stored.clone(), CallerId::ANONYMOUS, Class::Content)))
     }
 }
 
@@ -99,10 +108,8 @@ impl Question {
             Self::Manifest(reference, accept) => ask_for_manifest(target, reference, accept).await,
             Self::Blob(digest) => upstream.head_blob(repo, digest).await.map(drop),
             Self::Tags => upstream.tags_page(repo, 1, None).await.map(drop),
+            // Not for the referrers: many registries answer everybody with an empty list.
             Self::Referrers(digest) => {
-                if upstream.referrers(repo, digest, None).await?.is_some() {
-                    return Ok(());
-                }
                 let subject = Reference::Digest(*digest);
                 ask_for_manifest(target, &subject, &Accept::everything()).await
             }

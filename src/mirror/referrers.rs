@@ -35,6 +35,16 @@ impl List for Referrers {
     }
 }
 
+impl ReferrersAnswer {
+    fn nothing() -> Self {
+        Self {
+            index: Bytes::from(referrers_index(std::iter::empty())),
+            outcome: Outcome::Miss,
+            exchange: Exchange::of(Outcome::Miss),
+        }
+    }
+}
+
 impl Mirror {
     /// The referrers of a digest, filtered by artifact type. From the upstream's API, else from the
     /// tag that stands in for it (distribution-spec, "Unavailable Referrers API"), else, while the
@@ -48,16 +58,8 @@ impl Mirror {
         artifact_type: Option<&str>,
     ) -> Result<ReferrersAnswer, MirrorError> {
         match self.permit(target, || Question::Referrers(digest)).await {
-            // The upstream knows neither the API nor the subject.
-            Err(error) if error.is_not_found() => {
-                let index = Bytes::from(referrers_index(std::iter::empty()));
-                let outcome = Outcome::Miss;
-                return Ok(ReferrersAnswer {
-                    index,
-                    outcome,
-                    exchange: Exchange::of(outcome),
-                });
-            }
+            // The upstream doesn't know the subject, or hides it.
+            Err(error) if error.is_not_found() => return Ok(ReferrersAnswer::nothing()),
             permitted => permitted?,
         }
         let ask = |interest| {
@@ -69,6 +71,7 @@ impl Mirror {
             |error: &MirrorError| target.report(error, "listed the referrers of its last answer");
         let (referrers, outcome, exchange) = match self.referrers.get(key, ask, report).await {
             Ok(answer) => answer,
+            Err(error) if error.is_not_found() => return Ok(ReferrersAnswer::nothing()),
             Err(error) if error.permits_stale() => {
                 let cached = self.cached_referrers(target, digest).await;
                 if cached.is_empty() {
@@ -88,7 +91,7 @@ impl Mirror {
                 (some, Outcome::Miss, Exchange::of(Outcome::Miss))
             }
             Err(error) => {
-                self.note_refusal(target, &error);
+                self.note_refusal(target, || Question::Referrers(digest), &error);
                 return Err(error);
             }
         };
@@ -141,8 +144,11 @@ impl Mirror {
             .await
         {
             Ok(answer) => answer,
-            // No tag: nothing refers to the digest.
-            Err(error) if error.is_not_found() => return Ok(nothing()),
+            // No tag: nothing refers to the digest. With a caller's account it may only be hidden from
+            // that: an error isn't remembered for the others.
+            Err(error) if error.is_not_found() && target.upstream.caller().is_none() => {
+                return Ok(nothing());
+            }
             Err(error) => return Err(error),
         };
         // The upstream has just been asked for its API, whatever is known of the tag.

@@ -101,7 +101,8 @@ where
 
     /// The list from memory while it is fresh, else from `ask`, which runs once for all that wait for it.
     /// While the upstream can't answer, or takes long to, the last list is served stale, and the error
-    /// given to `report`. `account`: the caller's, if the upstream is asked with it. Cancel safe.
+    /// given to `report`. `account`: the caller's, if the upstream is asked with it; then its failure to
+    /// answer isn't remembered, because it may answer the other ones. Cancel safe.
     pub(super) async fn get<F>(
         &self,
         (key, account): (K, Option<CallerId>),
@@ -135,8 +136,10 @@ where
                         outcome => (FRESH, Outcome::Hit, Exchange::of(outcome)),
                     };
                     let list = Arc::new(list);
-                    let entry = Entry::new(Arc::clone(&list), later, clock.now() + fresh);
-                    entries.insert(key, entry);
+                    if account.is_none() || outcome != Outcome::Stale {
+                        let entry = Entry::new(Arc::clone(&list), later, clock.now() + fresh);
+                        entries.insert(key, entry);
+                    }
                     Ok((list, outcome, exchange))
                 }
             })
@@ -158,9 +161,11 @@ where
                 (None, Exchange::unanswered())
             }
         };
-        let until = self.clock.now() + recheck_after(retry_after);
-        let entry = Entry::new(Arc::clone(&list), Outcome::Stale, until);
-        self.entries.insert(key, entry);
+        if account.is_none() {
+            let until = self.clock.now() + recheck_after(retry_after);
+            let entry = Entry::new(Arc::clone(&list), Outcome::Stale, until);
+            self.entries.insert(key, entry);
+        }
         Ok((list, Outcome::Stale, exchange))
     }
 }

@@ -274,6 +274,80 @@ async fn permissions_outlive_an_outage_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_may_only_list_gets_no_content() {
+    let (up, m) = mirrored_with(&[CALLER]).await;
+    let image = Image::oci(1);
+    let manifest = up.push("private/app", "1", &image);
+    let tags = "/v2/private/app/tags/list";
+    up.put_json(tags, &json!({"tags": ["1"]}));
+    let referrers = format!("/v2/private/app/referrers/{manifest}");
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [],
+    });
+    up.put_json(&referrers, &index);
+    up.on("", ALWAYS, |seen, usual| {
+        let is_list = seen.line.contains("/tags/") || seen.line.contains("/referrers/");
+        if is_list {
+            return usual;
+        }
+        answer(Guard::Basic, seen, usual)
+    });
+    let blob = blob_path("private/app", &image.layers[1]);
+    get(&m, ANN, TAG).await.expect(200, &image.manifest);
+    get(&m, ANN, &blob).await.expect(200, &image.layers[1]);
+    passing(m.idle()).await;
+    for _ in 0..2 {
+        for path in [TAG, &blob, &referrers] {
+            assert_eq!(get(&m, BOB, tags).await.status, 200);
+            assert_eq!(get(&m, BOB, path).await.status, 403, "{path}");
+            advance(11 * SECOND).await;
+        }
+    }
+    get(&m, BOB, tags)
+        .await
+        .expect(200, br#"{"name":"private/app","tags":["1"]}"#);
+    let catalog = get(&m, BOB, "/v2/_catalog").await;
+    assert_eq!(catalog.json()["repositories"], json!([]));
+}
+
+/// A guard that answers everybody with this status, unless it is 0.
+fn with_outages(up: &Registry) -> Arc<AtomicU16> {
+    let outage = Arc::new(AtomicU16::new(0));
+    let status = Arc::clone(&outage);
+    up.on("", ALWAYS, move |seen, usual| match status.load(SeqCst) {
+        0 => answer(Guard::Basic, seen, usual),
+        status => Reply::error(status),
+    });
+    outage
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_manifest_vouches_for_a_blob_during_an_outage() {
+    let (up, m) = mirrored_with(&[CALLER, "proxy.prefetch: {downloads: 0}"]).await;
+    let image = Image::oci(1);
+    up.push("private/app", "1", &image);
+    // The registry takes it although the repository lacks the layer, which the caller only names.
+    up.push("public/app", "1", &image);
+    let outage = with_outages(&up);
+    let secret = blob_path("private/app", &image.layers[1]);
+    get(&m, ANN, &secret).await.expect(200, &image.layers[1]);
+    passing(m.idle()).await;
+    let manifest = "/v2/public/app/manifests/1";
+    get(&m, BOB, manifest).await.expect(200, &image.manifest);
+    for status in [503, 429] {
+        outage.store(status, SeqCst);
+        let named = blob_path("public/app", &image.layers[1]);
+        assert_ne!(get(&m, BOB, &named).await.status, 200, "{status}");
+        assert_ne!(
+            ask(&m, BOB, &format!("HEAD {named}"), None).await.status,
+            200
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn all_who_may_have_it_share_one_download() {
     let (up, m) = mirrored_with(&[CALLER]).await;
     let blob = noise(1, 3_000_000);
@@ -370,6 +444,69 @@ async fn one_callers_answer_changes_nothing_for_the_others() {
         get(&m, ANN, TAG).await.expect(200, &image.manifest);
         assert_eq!(get(&m, ANN, tags).await.status, 200);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_callers_limit_keeps_nothing_old_for_the_others() {
+    let (up, m) = mirrored_with(&[CALLER, "proxy.tags: {ttl: 0s}"]).await;
+    let (old, new) = (Image::oci(1), Image::oci(2));
+    up.push("private/app", "1", &old);
+    let tags = "/v2/private/app/tags/list";
+    up.put_json(tags, &json!({"tags": ["1"]}));
+    let limit = Arc::new(AtomicBool::new(false));
+    let limited = Arc::clone(&limit);
+    up.on("", ALWAYS, move |seen, usual| {
+        let is_cat = seen.header("authorization") == Some(CAT);
+        if is_cat && limited.load(SeqCst) {
+            return Reply::error(429);
+        }
+        answer(Guard::Basic, seen, usual)
+    });
+    for login in [ANN, CAT] {
+        get(&m, login, TAG).await.expect(200, &old.manifest);
+        assert_eq!(get(&m, login, tags).await.status, 200);
+    }
+    up.push("private/app", "1", &new);
+    up.put_json(tags, &json!({"tags": ["1", "2"]}));
+    limit.store(true, SeqCst);
+    advance(31 * SECOND).await;
+    get(&m, CAT, TAG).await.expect(200, &old.manifest);
+    get(&m, ANN, TAG).await.expect(200, &new.manifest);
+    let listed = async |login| get(&m, login, tags).await.json()["tags"].clone();
+    assert_eq!(listed(CAT).await, json!(["1"]));
+    assert_eq!(listed(ANN).await, json!(["1", "2"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_callers_missing_tag_hides_no_referrers_from_the_others() {
+    let (up, m) = mirrored_with(&[CALLER]).await;
+    let image = Image::oci(1);
+    let subject = up.push("private/app", "1", &image).to_string();
+    let index = "application/vnd.oci.image.index.v1+json";
+    let one = json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": digest(b"signature"),
+        "size": 9,
+    });
+    let list = json!({"schemaVersion": 2, "mediaType": index, "manifests": [one]});
+    let tag = subject.replace(':', "-");
+    up.tag("private/app", &tag, index, &list.to_string().into());
+    let hidden = tag.clone();
+    up.on("", ALWAYS, move |seen, usual| {
+        let is_cat = seen.header("authorization") == Some(CAT);
+        if seen.line.contains("/referrers/") || (is_cat && seen.line.contains(&hidden)) {
+            return Reply::error(404);
+        }
+        answer(Guard::Basic, seen, usual)
+    });
+    let path = format!("/v2/private/app/referrers/{subject}");
+    let found = async |login| {
+        let answer = get(&m, login, &path).await;
+        assert_eq!(answer.status, 200);
+        answer.json()["manifests"].as_array().unwrap().len()
+    };
+    assert_eq!(found(CAT).await, 0);
+    assert_eq!(found(ANN).await, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -115,7 +115,9 @@ impl Index {
             && blob.state.has_file()
         {
             let own = self.hash_digest(digest);
-            let hashes = parts.clone().map(|part| self.hash_digest(&part.digest));
+            // A registry may lack a foreign layer: that a manifest lists one proves nothing.
+            let own_parts = parts.clone().filter(|part| !part.is_foreign());
+            let hashes = own_parts.map(|part| self.hash_digest(&part.digest));
             let mut hashes: Vec<_> = hashes.filter(|hash| *hash != own).collect();
             hashes.sort_unstable();
             hashes.dedup();

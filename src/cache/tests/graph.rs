@@ -28,6 +28,20 @@ async fn a_reference_is_known_for_its_own_repository() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_foreign_layer_is_no_reference() {
+    let rig = Rig::with(settings()).await;
+    let mut layers = [descriptor("layer"), descriptor("foreign")];
+    layers[1]["urls"] = serde_json::json!(["https://elsewhere.example/"]);
+    let config = descriptor("config");
+    let text = serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers});
+    rig.cache_manifest("a", None, &text.to_string())
+        .await
+        .unwrap();
+    assert!(is_referenced(&rig, "a", "layer").await);
+    assert!(!is_referenced(&rig, "a", "foreign").await);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reference_is_found_among_many() {
     let rig = Rig::with(settings()).await;
     for n in 0..10_000 {

@@ -38,7 +38,7 @@ fn down() -> MirrorError {
 }
 
 fn key() -> VerdictKey {
-    ("app".parse().unwrap(), CallerId::ANONYMOUS)
+    ("app".parse().unwrap(), CallerId::ANONYMOUS, Class::Content)
 }
 
 /// Verdicts over an upstream that gives these answers, one after the other.
@@ -136,10 +136,10 @@ async fn an_outage_permits_nothing_new() {
 async fn a_refusal_ends_a_permission() {
     let bench = Bench::new(vec![Ok(()), Err(down())]);
     bench.tags().await.unwrap();
-    bench.verdicts.on_error(&key(), &down());
-    bench.verdicts.on_error(&key(), &missing());
+    bench.verdicts.on_error(&key(), &Question::Tags, &down());
+    bench.verdicts.on_error(&key(), &Question::Tags, &missing());
     bench.tags().await.unwrap();
-    bench.verdicts.on_error(&key(), &denied());
+    bench.verdicts.on_error(&key(), &Question::Tags, &denied());
     assert!(bench.tags().await.unwrap_err().is_refusal());
     // What was permitted before the refusal isn't, while the upstream can't answer.
     advance(REFUSED_FOR).await;
@@ -178,6 +178,58 @@ async fn a_silent_upstream_is_waited_for_only_without_a_permission() {
 async fn accounts_and_repositories_are_apart() {
     let bench = Bench::new(vec![Ok(())]);
     bench.tags().await.unwrap();
-    let other = ("app/b".parse().unwrap(), CallerId::ANONYMOUS);
-    assert!(!bench.verdicts.is_allowed(&other));
+    for (repo, class) in [("app/b", Class::Content), ("app", Class::List)] {
+        let other = (repo.parse().unwrap(), CallerId::ANONYMOUS, class);
+        assert!(!bench.verdicts.is_allowed(&other));
+    }
+}
+
+fn blob() -> Question {
+    Question::Blob(Digest::of(crate::oci::Algorithm::Sha256, b""))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_one_item_refuses_no_other() {
+    let bench = Bench::new(vec![Ok(()), Ok(()), Err(denied()), Ok(())]);
+    bench.tags().await.unwrap();
+    bench.verdicts.on_error(&key(), &blob(), &denied());
+    // The others are asked for again, and this one isn't.
+    bench.tags().await.unwrap();
+    assert_eq!(bench.unasked(), 2);
+    assert!(bench.get(blob()).await.unwrap_err().is_refusal());
+    assert_eq!(bench.unasked(), 2);
+    // Without a permission, too, and where both wait for one answer.
+    advance(TTL).await;
+    let (refused, tags) = tokio::join!(bench.get(blob()), bench.tags());
+    assert!(refused.unwrap_err().is_refusal());
+    tags.unwrap();
+    assert_eq!(bench.unasked(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_404_or_a_limit_extends_no_permission() {
+    let limited = || failed(crate::upstream::Failure::RateLimited { retry_after: None });
+    let bench = Bench::new(vec![Ok(()), Err(limited()), Err(missing()), Err(down())]);
+    bench.tags().await.unwrap();
+    advance(TTL).await;
+    assert!(bench.tags().await.is_err());
+    assert!(bench.tags().await.unwrap_err().is_not_found());
+    assert!(bench.tags().await.unwrap_err().is_outage());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permission_from_before_a_refusal_is_void() {
+    let bench = Bench::new(vec![]);
+    let slow = |_| async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        Ok(())
+    };
+    let get = bench.verdicts.get(key(), Question::Tags, access(), slow);
+    let refuse = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bench.verdicts.on_error(&key(), &blob(), &denied());
+    };
+    let (got, ()) = tokio::join!(get, refuse);
+    got.unwrap();
+    assert!(!bench.verdicts.is_allowed(&key()));
 }
