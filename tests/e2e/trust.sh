@@ -129,9 +129,11 @@ docker_pull_is_refused() {
 }
 
 trusted_podman() {
-  local command=$1
+  local command=$1 file=$WORK/podman/auth.json
   shift
-  SSL_CERT_FILE=$CA podman_run "$command" --authfile "$WORK/podman/auth.json" "$@"
+  # podman refuses to pull when the file that it is told of is missing.
+  [ -e "$file" ] || printf '{}\n' >"$file"
+  SSL_CERT_FILE=$CA podman_run "$command" --authfile "$file" "$@"
 }
 
 podman_pull_is_refused() {
@@ -226,9 +228,58 @@ private_story() {
   mark private
   check "private: CRI: cached, and still refused without the secret" cri_is_refused
   check "private: CRI: cached, with the secret" cri_pull "$UPSTREAM_USER" "$UPSTREAM_PASSWORD"
-  check "private: the cached content crossed the line once" no_gets_since private
   quietly cri_stop
+  private_clients
+  check "private: the cached content crossed the line once" no_gets_since private
   millpond_stop
+}
+
+# The other clients, whose credentials reach the mirror in different ways.
+private_clients() {
+  check "private: docker: starts with the mirror" trusted_dockerd_start
+  check "private: docker: refused without Docker Hub's account" private_dockerd_is_refused
+  private_hub_account >"$WORK/docker/client/config.json"
+  check "private: docker: with Docker Hub's account" pull_and_verify dockerd gzip
+  quietly dockerd_stop
+  check "private: containerd starts" containerd_start
+  certificates_hosts_toml ""
+  check "private: containerd: refused without an account" containerd_is_refused
+  check "private: containerd: with one" private_ctr
+  quietly containerd_stop
+  check "private: podman: refused without an account" private_podman_is_refused
+  check "private: podman: with one" private_podman --creds "$UPSTREAM_USER:$UPSTREAM_PASSWORD"
+  check "private: skopeo: refused without an account" private_skopeo_is_refused
+  check "private: skopeo: with one" trusted_skopeo gzip --src-creds "$UPSTREAM_USER:$UPSTREAM_PASSWORD"
+}
+
+private_hub_account() {
+  printf '{"auths": {"https://index.docker.io/v1/": {"auth": "%s"}}}\n' \
+    "$(printf '%s' "$UPSTREAM_USER:$UPSTREAM_PASSWORD" | base64)"
+}
+
+private_dockerd_is_refused() {
+  ! dockerd_pull gzip || die "pulled without an account"
+}
+
+private_ctr() {
+  ctr_run images pull --user "$UPSTREAM_USER:$UPSTREAM_PASSWORD" --hosts-dir "$WORK/certs.d" \
+    "$(containerd_reference gzip)"
+  containerd_verify gzip
+}
+
+# private_podman OPTION...
+private_podman() {
+  podman_wipe
+  : >"$WORK/registries.conf"
+  trusted_podman pull --quiet "$@" "$(trusted_reference gzip)"
+}
+
+private_podman_is_refused() {
+  ! private_podman || die "pulled without an account"
+}
+
+private_skopeo_is_refused() {
+  ! trusted_skopeo gzip || die "pulled without an account"
 }
 
 private_millpond() {
