@@ -32,6 +32,8 @@ proxy:
   username: $UPSTREAM_USER
   password: $UPSTREAM_PASSWORD
   ca: $CA
+  # Both upstreams have accounts: only so may they share the blobs that both have.
+  trust: e2e
   ttl: 168h
   tags: {ttl: ${2:-60s}}
   upstreams:
@@ -40,6 +42,7 @@ proxy:
       username: $SECOND_USER
       password: $SECOND_PASSWORD
       ca: $CA
+      trust: e2e
       aliases: ["$SECOND"]
 YAML
   spawn millpond "$MILLPOND" serve "$WORK/millpond.yml"
