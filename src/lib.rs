@@ -4,6 +4,8 @@
 //!
 //! 1. [`server`] accepts a connection and gives each request to its service, where
 //!    [`oci::action`] turns method and URI into a [`oci::Route`]. Nothing after that sees a raw path.
+//!    [`tls`] secures the connection where it is configured, [`auth`] finds out who the caller is, and
+//!    [`access`] decides what the caller may do before anything is looked up.
 //! 2. [`mirror`] chooses the upstream: containerd's `ns` parameter, else the first component of the
 //!    repository's name, else the Host header, else the default upstream.
 //! 3. A manifest comes from the [`cache`] if it is linked into the repository. A tag's digest counts
