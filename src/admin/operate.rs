@@ -3,8 +3,10 @@
 //!
 //! Lists come in pages, so that a million images cost neither side the memory for all.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
 use crate::access::{Denials, DenyError};
@@ -15,6 +17,7 @@ use crate::cache::{
 use crate::clock::Clock;
 use crate::oci::Digest;
 use crate::server::RequestBodyError;
+use crate::upstream::{EndpointStatus, Upstream};
 
 /// An operation, and the type of its result.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,6 +43,8 @@ pub enum Operation {
     DenyRemove { reference: String },
     /// The entries of the deny list.
     DenyList,
+    /// The [`EndpointStatus`] of each endpoint of each upstream.
+    Upstreams,
 }
 
 /// A page, and where the next one begins.
@@ -92,7 +97,12 @@ pub struct Operator {
     pub cache: Cache,
     pub denials: Denials,
     pub clock: Clock,
+    /// None where no server runs: only that knows how they answer.
+    pub upstreams: Option<UpstreamList>,
 }
+
+/// The clients of all upstreams, as they are at present.
+pub type UpstreamList = Arc<RwLock<Vec<Arc<Upstream>>>>;
 
 /// Why an operation isn't carried out.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +122,8 @@ pub enum OperateError {
     NotReady(#[from] NotReady),
     #[error(transparent)]
     Deny(#[from] DenyError),
+    #[error("no server is running: only a running one knows how the upstreams answer")]
+    NoServer,
 }
 
 impl Operator {
@@ -124,6 +136,7 @@ impl Operator {
                 | Operation::DenyAdd { .. }
                 | Operation::DenyRemove { .. }
                 | Operation::DenyList
+                | Operation::Upstreams
         ) {
             self.cache.ready().await?;
         }
@@ -161,6 +174,12 @@ impl Operator {
                 serde_json::to_vec(&removed)
             }
             Operation::DenyList => serde_json::to_vec(&self.denials.list()),
+            Operation::Upstreams => {
+                let upstreams = self.upstreams.as_ref().ok_or(OperateError::NoServer)?;
+                let upstreams = upstreams.read().clone();
+                let status = upstreams.iter().flat_map(|upstream| upstream.status());
+                serde_json::to_vec(&status.collect::<Vec<EndpointStatus>>())
+            }
         };
         Ok(json?)
     }

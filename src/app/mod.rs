@@ -26,6 +26,7 @@ use serving::Serving;
 use upstreams::upstreams;
 
 use crate::access::{Denials, DenyError};
+use crate::admin::operate::UpstreamList;
 use crate::auth::AuthSetupError;
 use crate::cache::Cache;
 use crate::clock::Clock;
@@ -89,6 +90,8 @@ struct Shared {
     clock: Clock,
     /// The deny list and the audit log.
     denials: Denials,
+    /// For operators.
+    upstreams: UpstreamList,
     /// Connections, downloads and other work of requests: a stop waits for these tasks.
     tasks: TaskTracker,
     /// What the server needs for as long as it runs.
@@ -135,6 +138,7 @@ impl App {
             metrics,
             clock,
             denials: access.denials(),
+            upstreams: Arc::new(upstreams.list().into()),
             tasks: TaskTracker::new(),
             background,
             stop_accepting: CancellationToken::new(),

@@ -137,6 +137,7 @@ impl<'a> Serving<'a> {
                     cache: self.shared.cache.clone(),
                     denials: self.shared.denials.clone(),
                     clock: self.shared.clock,
+                    upstreams: Some(Arc::clone(&self.shared.upstreams)),
                 };
                 self.serve("admin socket", listener, Arc::new(operator));
             }

@@ -68,5 +68,10 @@ fn tls_files(upstream: &config::Upstream) -> Result<TlsFiles, StartError> {
             .map(|path| read("ca", path))
             .transpose()?,
         identity: identity.transpose()?,
+        endpoints: upstream
+            .endpoints
+            .iter()
+            .map(|endpoint| tls_files(&endpoint.registry))
+            .collect::<Result<_, _>>()?,
     })
 }

@@ -7,6 +7,7 @@ mod operate;
 mod serve;
 mod signals;
 mod table;
+mod upstreams;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -86,6 +87,11 @@ enum Command {
     /// are broken off.
     #[command(subcommand)]
     Deny(DenyCommand),
+    /// Show how the endpoints of the upstreams answer
+    ///
+    /// Asks the running server: the circuit of each endpoint, the time to an answer about a manifest
+    /// (average and 99th percentile), open streams of blobs, tokens in use and the last error.
+    Upstreams(Listing),
     /// Explain the rules of access
     #[command(subcommand)]
     Access(AccessCommand),
@@ -188,6 +194,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             located,
         } => operate::purge(&located, reference, dry_run),
         Command::Deny(command) => deny(command),
+        Command::Upstreams(Listing { json, located }) => upstreams::upstreams(&located, json),
         Command::Access(AccessCommand::Explain(question)) => explain::explain(&question),
     };
     match done {
@@ -296,6 +303,7 @@ mod tests {
             "deny add a",
             "deny remove a",
             "deny list",
+            "upstreams",
             "access explain a b",
         ] {
             for option in ["--config=c.yml", "-c=c.yml"] {

@@ -23,13 +23,13 @@ use crate::storage::{FsStore, Layout, Store, StoreError};
 use crate::tasks::Tasks;
 
 /// What runs the operations: the server, or this process.
-enum Backend {
+pub(super) enum Backend {
     Server(Client),
     Own(Operator),
 }
 
 /// Runs one operation on the server, or on the data directory if no server runs.
-fn with_backend<T>(
+pub(super) fn with_backend<T>(
     located: &Located,
     operation: impl AsyncFnOnce(&mut Backend) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
@@ -88,6 +88,7 @@ impl Backend {
             cache,
             denials: Denials::new(Arc::new(denied), Audit::default()),
             clock: Clock::system(),
+            upstreams: None,
         }))
     }
 
@@ -101,7 +102,10 @@ impl Backend {
         }
     }
 
-    async fn run<T: DeserializeOwned>(&mut self, operation: Operation) -> anyhow::Result<T> {
+    pub(super) async fn run<T: DeserializeOwned>(
+        &mut self,
+        operation: Operation,
+    ) -> anyhow::Result<T> {
         let json = match self {
             Self::Server(client) => client.run(&operation).await?,
             Self::Own(operator) => operator.run(operation).await?.into(),

@@ -4,6 +4,7 @@
 //! number of series is bounded.
 
 mod downloads;
+mod endpoints;
 mod labels;
 mod serving;
 
@@ -17,6 +18,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 pub use downloads::Downloads;
+use endpoints::Endpoints;
+pub use endpoints::{CircuitState, EndpointFigures};
 use labels::{AuthenticatedBy, DegradedBy, OfListener, OfUpstream, UpstreamBytes, UpstreamRequest};
 pub use labels::{Authentication, Degraded, Ending, Handshake, Kind, Outcome, RefusedConnection};
 use serving::Serving;
@@ -82,6 +85,7 @@ const CACHE: [(&str, &str, Figure); 9] = [
 pub struct Metrics {
     upstream_requests: Family<UpstreamRequest, Counter>,
     upstream_bytes: Family<UpstreamBytes, Counter>,
+    endpoints: Endpoints,
     serving: Serving,
     store_failures: Counter,
     pub downloads: Downloads,
@@ -131,6 +135,7 @@ impl Metrics {
         Self {
             upstream_requests: r.metric("upstream_requests", "Requests sent upstream"),
             upstream_bytes: r.bytes("upstream_received", "Body bytes received from upstream"),
+            endpoints: Endpoints::register(r),
             serving: Serving::register(r),
             store_failures: r.metric("store_failures", "Failed reads and writes of the store"),
             downloads: Downloads::register(r),
@@ -209,6 +214,11 @@ impl Metrics {
             upstream: upstream.to_owned(),
             kind,
         })
+    }
+
+    /// The series of one endpoint of an upstream.
+    pub fn endpoint(&self, upstream: &str, endpoint: &str) -> EndpointFigures {
+        self.endpoints.of(upstream, endpoint)
     }
 
     /// A client's request has been answered.
@@ -346,6 +356,9 @@ mod tests {
         metrics.client_sent(Kind::Blob, 7);
         metrics.handshake(Handshake::Resumed);
         metrics.tls_expiry(":5000", 7);
+        let endpoint = metrics.endpoint("docker.io", "mirror:5000/hub");
+        endpoint.failures.inc();
+        endpoint.circuit(CircuitState::Open);
         let (_one, two) = (metrics.follower(), metrics.follower());
         drop(two);
         let text = metrics.render();
@@ -363,6 +376,10 @@ mod tests {
             r#"millpond_tls_handshakes_total{result="resumed"} 1"#,
             r#"millpond_tls_handshakes_total{result="timeout"} 0"#,
             r#"millpond_tls_certificate_expiry_timestamp_seconds{listener=":5000"} 7"#,
+            r#"millpond_endpoint_requests_total{upstream="docker.io",endpoint="mirror:5000/hub"} 0"#,
+            r#"millpond_endpoint_failures_total{upstream="docker.io",endpoint="mirror:5000/hub"} 1"#,
+            r#"millpond_endpoint_hedges_total{upstream="docker.io",endpoint="mirror:5000/hub"} 0"#,
+            r#"millpond_endpoint_circuit{upstream="docker.io",endpoint="mirror:5000/hub"} 2"#,
             "millpond_followers 1",
             "millpond_downloads_in_flight 0",
         ] {

@@ -45,6 +45,16 @@ impl Upstreams {
         }
     }
 
+    /// All of them: the default one, and the others in the order of their names.
+    pub fn list(&self) -> Vec<Arc<Upstream>> {
+        let mut others: Vec<_> = self.by_host.values().map(Arc::clone).collect();
+        others.retain(|other| !Arc::ptr_eq(other, &self.default));
+        others.sort_by(|one, other| one.name().cmp(other.name()));
+        others.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        others.insert(0, Arc::clone(&self.default));
+        others
+    }
+
     /// The names of all, some of them more than once.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.by_host.values().map(|upstream| upstream.name())

@@ -23,6 +23,8 @@ pub struct TlsFiles {
     pub ca: Option<Vec<u8>>,
     /// The client certificate with its chain, and its key.
     pub identity: Option<Vec<u8>>,
+    /// Those of each of its `endpoints`, if it has any.
+    pub endpoints: Vec<TlsFiles>,
 }
 
 impl fmt::Debug for TlsFiles {

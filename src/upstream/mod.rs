@@ -1,7 +1,9 @@
 //! The client of one upstream registry; millpond holds one [`Upstream`] for each that is
 //! configured.
 //!
-//! A question (`manifests`, `blobs`, `lists`) becomes a request; `auth` gives it the credentials
+//! A question (`manifests`, `blobs`, `lists`) goes to one of the upstream's `endpoints`, and to the next
+//! one when that can't answer; each `endpoint` has connections, credentials, tokens and a `health` of its
+//! own. There it becomes a request; `auth` gives it the credentials
 //! that the upstream's own challenge asks for (`challenge`, `token`, `credentials`); `transport`
 //! sends it, follows redirects by the rules of `redirect` and tries again by those of `retry`;
 //! `body` reads the answer.
@@ -23,22 +25,29 @@
 mod account;
 mod accounts;
 mod address;
+mod attempt;
 mod auth;
 mod blobs;
 mod body;
 mod callers;
 mod challenge;
+mod circuit;
 mod clients;
 mod content_range;
 mod credential_error;
 mod credentials;
 mod docker_config;
 mod document;
+mod endpoint;
+mod endpoints;
 mod error;
 mod failures;
 mod gate;
 mod guard;
+mod health;
+mod hedge;
 mod helper;
+mod latency;
 mod lists;
 mod login;
 mod manifests;
@@ -48,9 +57,11 @@ mod ranges;
 mod redirect;
 mod reply;
 mod retry;
+mod route;
 mod scope;
 mod secret_files;
 mod site;
+mod status;
 mod token;
 mod token_requests;
 mod transport;
@@ -58,15 +69,17 @@ mod transport;
 #[cfg(test)]
 mod tests;
 
+/// The lock of `circuit`. `tests/interleavings` replaces it.
+mod sync {
+    pub(super) use std::sync::{Mutex, MutexGuard, PoisonError};
+}
+
 use std::fmt;
 use std::sync::Arc;
-
-use url::Url;
 
 use crate::clock::Clock;
 use crate::config::{self, Authorize, Timeouts};
 use crate::metrics::Metrics;
-use crate::oci::RepoName;
 pub use account::LoginError;
 pub use address::Network;
 pub use blobs::BlobStream;
@@ -75,9 +88,10 @@ pub use callers::CallerId;
 use callers::Callers;
 pub use clients::TlsFiles;
 pub use credential_error::CredentialError;
-use credentials::Auth;
 pub use docker_config::DockerConfigError;
 pub use document::{DocumentError, Documents};
+use endpoint::Endpoint;
+use endpoints::Endpoints;
 pub use error::{
     Failure, Message, NOT_FOUND, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation,
 };
@@ -86,19 +100,17 @@ pub use helper::HelperError;
 pub use lists::UnparsedList;
 pub use login::Login;
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
-use multi_range::MultiRange;
 pub use multipart::MultipartError;
 pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};
 pub use redirect::RedirectError;
 pub use retry::MAX_RETRY_AFTER;
-use transport::Transport;
+pub use route::BlobRoute;
+pub use status::{EndpointStatus, LastError, TokenAges};
 
 /// The client of one upstream.
 pub struct Upstream {
     pub config: Arc<config::Upstream>,
-    transport: Arc<Transport>,
-    auth: Auth,
-    multi_range: Arc<MultiRange>,
+    endpoints: Endpoints,
     /// The account of a caller. None where all callers share the mirror's account.
     caller: Option<CallerId>,
     /// Those of callers with logins. None where all callers share the mirror's account, and in an
@@ -123,20 +135,24 @@ impl Upstream {
         metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
         let config = Arc::new(config);
-        let transport = Transport::new(Arc::clone(&config), files, timeouts, clock, metrics)?;
-        // For callers without a login. The configured credentials are never used for a caller.
-        let (auth, caller, callers) = match config.caller.authorize {
-            Authorize::Shared => (Auth::new(&config), None, None),
-            Authorize::Caller => {
-                let auth = Auth::of_caller(&config, None);
-                (auth, Some(CallerId::ANONYMOUS), Some(Callers::new()?))
-            }
+        let (first, others) = config.ordered_endpoints();
+        let is_alone = others.is_empty();
+        let client = |index, endpoint| {
+            let files = files.endpoints.get(index).unwrap_or(files);
+            Endpoint::new(index, endpoint, files, timeouts, clock, &metrics, is_alone)
+        };
+        let first = client(0, first)?;
+        let others = (1..)
+            .zip(others)
+            .map(|(index, endpoint)| client(index, endpoint));
+        let others = others.collect::<Result<_, _>>()?;
+        let callers = match config.caller.authorize {
+            Authorize::Shared => None,
+            Authorize::Caller => Some(Callers::new()?),
         };
         Ok(Self {
-            transport: Arc::new(transport),
-            multi_range: Arc::new(MultiRange::new(&config.name)),
-            auth,
-            caller,
+            endpoints: Endpoints::new(first, others, config.endpoint_selection),
+            caller: callers.as_ref().map(|_| CallerId::ANONYMOUS),
             callers,
             config,
         })
@@ -150,17 +166,16 @@ impl Upstream {
     /// Logs that the upstream failed, and what was done instead of what was asked for: at most once
     /// a minute for each kind of failure.
     pub fn report(&self, error: &UpstreamError, instead: &str) {
-        self.transport.failures.report(self.name(), error, instead);
+        let failures = &self.endpoints.first.transport.failures;
+        failures.report(self.name(), error, instead);
     }
 
-    /// The address of `/v2/<repo>/<endpoint>/<item>`.
-    fn endpoint(&self, repo: &RepoName, endpoint: &str, item: &str) -> Url {
-        let mut url = self.config.url.clone();
-        // Only a URL that can't be a base has no segments, and none of those is configured.
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().push("v2").extend(repo.components());
-            segments.push(endpoint).push(item);
-        }
-        url
+    /// Its endpoints, as operators see them.
+    pub fn status(&self) -> Vec<EndpointStatus> {
+        let is_alone = !self.endpoints.are_several();
+        let endpoints = self.endpoints.all();
+        endpoints
+            .map(|endpoint| EndpointStatus::of(endpoint, is_alone))
+            .collect()
     }
 }

@@ -99,6 +99,8 @@ pub(super) struct Transport {
     pub guard: Arc<Guard>,
     gate: Gate,
     pub failures: FailureLog,
+    /// Whether requests are sent again here; otherwise another endpoint is asked.
+    retries: bool,
 }
 
 impl Transport {
@@ -108,6 +110,7 @@ impl Transport {
         timeouts: Timeouts,
         clock: Clock,
         metrics: Arc<Metrics>,
+        retries: bool,
     ) -> Result<Self, SetupError> {
         let proxies = match &config.proxy {
             ForwardProxy::Environment => Matcher::from_env(),
@@ -124,6 +127,7 @@ impl Transport {
             guard,
             gate: Gate::new(),
             failures: FailureLog::default(),
+            retries,
         })
     }
 
@@ -141,7 +145,8 @@ impl Transport {
                 Ok(reply) => self.refusal(reply).await,
                 Err(error) => error,
             };
-            let Some(wait) = retry::delay(attempt, &error, fastrand::f64()) else {
+            let wait = retry::delay(attempt, &error, fastrand::f64());
+            let Some(wait) = wait.filter(|_| self.retries) else {
                 return Err(error);
             };
             // The caller reports the final result.

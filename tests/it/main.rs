@@ -29,6 +29,7 @@ mod counting;
 mod damage;
 mod disk;
 mod downloads;
+mod endpoints;
 mod failures;
 mod faults;
 mod http2;
