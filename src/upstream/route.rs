@@ -75,7 +75,8 @@ struct Watched<T> {
     /// Endpoints of the upstream.
     count: usize,
     received: u64,
-    has_succeeded: bool,
+    /// Whether it counts as a success or a failure already.
+    is_settled: bool,
 }
 
 /// Watches a body until it ends or is dropped.
@@ -91,7 +92,7 @@ pub(super) fn watched<T: Piece>(
         route,
         count,
         received: 0,
-        has_succeeded: false,
+        is_settled: false,
     };
     stream::unfold(watched, |mut watched| async move {
         let next = watched.body.next().await;
@@ -106,6 +107,8 @@ impl<T: Piece> Watched<T> {
         match next {
             Some(Ok(piece)) => self.received = self.received.saturating_add(piece.bytes()),
             Some(Err(error)) => {
+                // A reader may poll once more: the end after an error is no success.
+                self.is_settled = true;
                 self.attempt.failed(error);
                 let index = self.attempt.endpoint.index;
                 self.route.on_disconnect(index, self.count);
@@ -113,8 +116,8 @@ impl<T: Piece> Watched<T> {
             }
             None => {}
         }
-        if !self.has_succeeded && (next.is_none() || self.received >= PROGRESS) {
-            self.has_succeeded = true;
+        if !self.is_settled && (next.is_none() || self.received >= PROGRESS) {
+            self.is_settled = true;
             self.attempt.succeeded();
         }
     }
