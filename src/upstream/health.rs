@@ -105,8 +105,7 @@ impl Health {
             .failed(pass, trouble, Instant::now(), fastrand::f64());
         if let Some(Change::Opened(pause)) = change {
             let (upstream, endpoint) = (&*self.upstream, &self.label);
-            let error = on_one_line(error);
-            tracing::warn!(upstream, endpoint, %error, ?pause, "the endpoint fails; asking the others");
+            tracing::warn!(upstream, endpoint, error = %on_one_line(error), ?pause, "the endpoint fails; asking the others");
         }
         self.show();
     }
