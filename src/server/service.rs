@@ -86,19 +86,23 @@ impl Handler for Service {
             Arc::clone(&peer.name),
             self.settings.access_log,
         );
-        let (kind, answered) = match self.route(&head) {
-            Ok(route) => {
-                let answered = self.run(&route, &head, body, &peer).await;
-                (kind(&route.action), answered)
-            }
-            Err(error) => (Kind::Other, Err(Refusal::of(&error))),
+        let route = self.route(&head);
+        let kind = route
+            .as_ref()
+            .map_or(Kind::Other, |route| kind(&route.action));
+        let answered = match &route {
+            Ok(route) => self.run(route, &head, body, &peer).await,
+            Err(error) => Err(Refusal::of(error)),
         };
-        let (mut response, outcome) = answered.unwrap_or_else(|refusal| {
-            if let Some(log) = &refusal.log {
-                record.failed(log);
+        let (mut response, outcome) = match answered {
+            Ok(answered) => answered,
+            Err(refusal) => {
+                if let Some(log) = &refusal.log {
+                    record.failed(log);
+                }
+                (answer::refusal(&refusal), Outcome::Error)
             }
-            (answer::refusal(&refusal), Outcome::Error)
-        });
+        };
         if !self.settings.headers.is_empty() {
             let configured = self.settings.headers.clone();
             response.headers_mut().extend(configured);
@@ -153,29 +157,37 @@ impl Service {
         body: RequestBody,
         peer: &Peer,
     ) -> Result<Answered, Refusal> {
-        let action = &route.action;
         let started = self.handlers.access().hides().then(Instant::now);
         let presented = presented(head, peer);
-        let answered = async {
-            if let Action::Token { upstream, is_form } = action {
-                let upstream = upstream.as_deref();
-                return Box::pin(self.token(upstream, *is_form, head, body, &presented)).await;
-            }
-            let caller = self.authenticator.identify(&presented).await?;
-            if *action == Action::Base && self.authenticator.wants_token(&presented, &caller) {
-                return Err(AuthError::Needed.into());
-            }
-            let call = self.call(route, head, peer, caller);
-            self.handlers.dispatch(action, &call, body).await
-        };
-        match (answered.await, started) {
-            (Ok(answered), _) => Ok(answered),
-            (Err(error), None) => Err(self.refuse(route, &error, &presented)),
-            (Err(error), Some(started)) => {
-                Box::pin(self.conceal(&error, started)).await;
+        match self.answer(route, head, body, &presented).await {
+            Ok(answered) => Ok(answered),
+            Err(error) => {
+                if let Some(started) = started {
+                    Box::pin(self.conceal(&error, started)).await;
+                }
                 Err(self.refuse(route, &error, &presented))
             }
         }
+    }
+
+    async fn answer(
+        &self,
+        route: &Route,
+        head: &Parts,
+        body: RequestBody,
+        presented: &Presented<'_>,
+    ) -> Result<Answered, CallError> {
+        let action = &route.action;
+        if let Action::Token { upstream, is_form } = action {
+            let upstream = upstream.as_deref();
+            return Box::pin(self.token(upstream, *is_form, head, body, presented)).await;
+        }
+        let caller = self.authenticator.identify(presented).await?;
+        if *action == Action::Base && self.authenticator.wants_token(presented, &caller) {
+            return Err(AuthError::Needed.into());
+        }
+        let call = self.call(route, head, caller);
+        self.handlers.dispatch(action, &call, body).await
     }
 
     /// Makes a hidden repository take as long as one that doesn't exist.
@@ -217,9 +229,10 @@ impl Service {
     }
 
     /// Parses what the action needs of the request.
-    fn call<'a>(&self, route: &'a Route, head: &'a Parts, peer: &Peer, caller: Caller) -> Call<'a> {
+    fn call<'a>(&self, route: &'a Route, head: &'a Parts, caller: Caller) -> Call<'a> {
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         Call {
+            client: Client::at(caller.address),
             caller,
             ns: route.ns.as_deref(),
             host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)),
@@ -237,7 +250,6 @@ impl Service {
             } else {
                 ReadMode::Content
             },
-            client: Client::at(peer.address),
         }
     }
 
