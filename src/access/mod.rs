@@ -23,6 +23,8 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::auth::Caller;
 use crate::config::{AccessRule, Effect, Proxy};
 use crate::oci::{Digest, Reference, RepoName};
@@ -212,14 +214,15 @@ impl Access {
         self.hides
     }
 
-    /// Remembers how long it took to learn that an upstream has no such thing.
+    /// Remembers how long it took to learn from an upstream that it has no such thing. Not for an answer
+    /// that came without asking it: a caller that asks for those would make hidden names answer at once.
     pub fn took_to_find_nothing(&self, time: Duration) {
         self.not_found.note(time);
     }
 
-    /// Waits as long as an upstream takes to say that it has no such thing.
-    pub async fn wait_like_not_found(&self) {
-        tokio::time::sleep(self.not_found.any()).await;
+    /// Waits until a request has taken as long as an upstream takes to say that it has no such thing.
+    pub async fn wait_like_not_found(&self, started: Instant) {
+        tokio::time::sleep_until(started + self.not_found.any()).await;
     }
 }
 

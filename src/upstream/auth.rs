@@ -51,6 +51,16 @@ impl Upstream {
         repo: &RepoName,
         ask: &UpstreamRequest,
     ) -> Result<UpstreamResponse, UpstreamError> {
+        let asked_at = self.transport.clock.now();
+        let reply = self.ask_authenticated(repo, ask).await;
+        reply.map_err(|error| error.since(asked_at))
+    }
+
+    async fn ask_authenticated(
+        &self,
+        repo: &RepoName,
+        ask: &UpstreamRequest,
+    ) -> Result<UpstreamResponse, UpstreamError> {
         let mut authorization = match self.auth.schemes.get(repo) {
             Some(scheme) => self.authorize(repo, scheme, None).await?,
             None => None,
