@@ -183,6 +183,11 @@ impl Access {
         self.audit.refused(caller, resource, permission, &denied);
     }
 
+    /// Logs that a caller gets no catalog.
+    pub fn log_refused_catalog(&self, caller: &Caller) {
+        self.audit.catalog_refused(caller);
+    }
+
     /// Whether the catalog shows a repository: its tags can be listed, or it can be pulled.
     pub fn shows(&self, caller: &Caller, upstream: &str, repository: &RepoName) -> bool {
         let resource = Resource {
@@ -198,6 +203,7 @@ impl Access {
     /// is.
     pub fn decide_empty_catalog(&self, caller: &Caller) -> Result<(), Denied> {
         if self.rules.has_users() && caller.is_anonymous() {
+            self.log_refused_catalog(caller);
             return Err(Denied::Anonymous(None));
         }
         Ok(())

@@ -84,6 +84,7 @@ impl Handlers {
             // These are rare: boxed, so that they take no memory in every connection.
             Action::Catalog(page) => {
                 if !call.caller.grants_catalog() {
+                    self.access.log_refused_catalog(&call.caller);
                     return Err(AuthError::Scope.into());
                 }
                 Box::pin(self.catalog(call, page)).await

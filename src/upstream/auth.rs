@@ -268,7 +268,11 @@ const fn refuses_scope(error: &UpstreamError) -> bool {
 }
 
 /// A realm is an absolute URL, and as safe as the upstream that named it.
-fn check_realm(upstream: &Url, realm: &str, plain_http: bool) -> Result<Url, RedirectError> {
+pub(super) fn check_realm(
+    upstream: &Url,
+    realm: &str,
+    plain_http: bool,
+) -> Result<Url, RedirectError> {
     let url = Url::parse(realm).map_err(|_relative| RedirectError::Scheme)?;
     redirect::checked(upstream, url, plain_http)
 }
