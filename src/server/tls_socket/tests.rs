@@ -356,9 +356,9 @@ async fn each_frame_of_http2_fills_a_record() {
     }
     assert_eq!(received, FRAMES * (RECORD - 9));
     let sizes = records(&pair.writes.lock().concat());
-    let first = sizes.iter().position(|size| *size == RECORD).unwrap();
-    let (data, end) = sizes[first..].split_at(FRAMES);
-    assert!(data.iter().all(|size| *size == RECORD), "{sizes:?}");
-    // The end of the stream.
-    assert!(end.iter().all(|size| *size < 100), "{sizes:?}");
+    let full = sizes.iter().filter(|size| **size == RECORD).count();
+    assert_eq!(full, FRAMES, "{sizes:?}");
+    // Settings, the end of the stream, and what the response's head, in one record with the first frame,
+    // leaves of that.
+    assert!(sizes.len() - full < FRAMES / 2, "{sizes:?}");
 }
