@@ -47,6 +47,7 @@ pub mod line_writer;
 pub mod metrics;
 pub mod mirror;
 pub mod oci;
+pub mod renewal;
 pub mod server;
 pub mod storage;
 pub mod tasks;

@@ -31,6 +31,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
+use crate::renewal;
 use crate::server::listener::{Address, BindError};
 use crate::server::{Gate, ServerSettings, Service};
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
@@ -121,7 +122,8 @@ impl App {
         let stop_now = CancellationToken::new();
         let tls = ListenersTls::load(config, clock, &metrics)?;
         let access = access::access(config, clock, &metrics).await?;
-        let upstreams = upstreams(&config.proxy, clock, &metrics, access.is_open())?;
+        let (upstreams, mut renewals) =
+            upstreams(&config.proxy, clock, &metrics, access.is_open())?;
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),
@@ -142,8 +144,11 @@ impl App {
         };
         shared.scrub(config);
         let mirror = shared.mirror(&config.proxy, upstreams);
+        let authenticator = shared.authenticator(config, &mirror).await?;
+        renewals.extend_from_slice(authenticator.renewals());
+        renewal::watch(renewals, &shared.background, shared.stop_now.clone());
         let gate = Gate {
-            authenticator: shared.authenticator(config).await?,
+            authenticator,
             access,
         };
         let service = Service::new(mirror, gate, Arc::clone(&shared.metrics), settings(config));

@@ -30,6 +30,8 @@ pub enum AuthError {
     NoTokenService,
     #[error("the issuer of the token can't be asked for its keys")]
     Issuer,
+    #[error("the upstream can't be asked about the login; the log says why")]
+    Upstream,
     #[error("a token can't be made")]
     Unsealed,
 }
@@ -42,7 +44,7 @@ impl Classified for AuthError {
             Self::Throttled(_) => ErrorKind::RateLimited,
             Self::Busy => ErrorKind::Busy,
             Self::NoTokenService => ErrorKind::NoSuchPath,
-            Self::Issuer => ErrorKind::Unreachable,
+            Self::Issuer | Self::Upstream => ErrorKind::Unreachable,
             Self::Unsealed => ErrorKind::Internal,
         }
     }

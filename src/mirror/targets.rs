@@ -68,7 +68,7 @@ impl Upstreams {
         self.everybody_reads && upstream.config.is_public()
     }
 
-    /// Whether content of one upstream may have to be kept from another one.
+    /// Whether content of one of the upstreams may have to be kept from another one.
     pub(super) fn are_separate(&self) -> bool {
         let public = |upstream: &Arc<Upstream>| self.is_public(upstream);
         self.has_others && !self.by_host.values().all(public)

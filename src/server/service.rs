@@ -190,13 +190,18 @@ impl Service {
         self.handlers.dispatch(action, &call, body).await
     }
 
-    /// Makes a hidden repository take as long as one that doesn't exist.
+    /// Makes a hidden repository, and one that is known not to exist, take as long as one that the
+    /// upstream is asked for.
     async fn conceal(&self, error: &CallError, started: Instant) {
         let access = self.handlers.access();
         match error {
-            CallError::Denied(Denied::Hidden(_)) => access.wait_like_not_found().await,
+            CallError::Denied(Denied::Hidden(_)) => access.wait_like_not_found(started).await,
             CallError::Mirror(error) if error.finds_nothing() => {
-                access.took_to_find_nothing(started.elapsed());
+                if error.was_asked_since(started) {
+                    access.took_to_find_nothing(started.elapsed());
+                } else {
+                    access.wait_like_not_found(started).await;
+                }
             }
             CallError::Mirror(_) | CallError::Caller(_) | CallError::Denied(_) => {}
         }

@@ -262,6 +262,10 @@ impl Store for FsStore {
             .await
     }
 
+    fn may_have_unproved(&self) -> bool {
+        self.spool.has_changed_upstreams()
+    }
+
     async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
         self.run(|spool| Ok(spool.unreadable.all())).await
     }

@@ -150,6 +150,11 @@ pub trait Store: Debug + Send + Sync + 'static {
         Ok(Vec::new())
     }
 
+    /// Whether there may be such links. False where no upstream was ever replaced by another one.
+    fn may_have_unproved(&self) -> bool {
+        false
+    }
+
     /// Whether the store works: for health checks. Tries what pulls need, reading and writing.
     async fn check(&self) -> Result<(), StoreError> {
         Ok(())

@@ -41,6 +41,7 @@ mod guard;
 mod helper;
 mod lists;
 mod login;
+mod login_check;
 mod manifests;
 mod multi_range;
 mod multipart;
@@ -106,6 +107,23 @@ pub struct Upstream {
     callers: Option<Callers>,
 }
 
+/// The TLS of an upstream, to be set up anew when its files change.
+pub struct UpstreamTls(Arc<Transport>);
+
+impl fmt::Debug for UpstreamTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UpstreamTls")
+    }
+}
+
+impl UpstreamTls {
+    /// Uses what other files have for the next connections. After an error, what was used before stays
+    /// in use. Blocks.
+    pub fn renew(&self, files: &TlsFiles) -> Result<(), SetupError> {
+        self.0.renew(files)
+    }
+}
+
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Upstream").field(&self.name()).finish()
@@ -140,6 +158,11 @@ impl Upstream {
             callers,
             config,
         })
+    }
+
+    /// Its TLS, also that of the accounts of callers.
+    pub fn tls(&self) -> UpstreamTls {
+        UpstreamTls(Arc::clone(&self.transport))
     }
 
     /// What this upstream is called in logs, metrics and errors.

@@ -88,7 +88,7 @@ impl Upstream {
         }
     }
 
-    async fn send_token_request(
+    pub(super) async fn send_token_request(
         &self,
         request: &TokenRequest,
         account: Option<&Account>,
@@ -110,11 +110,14 @@ impl Upstream {
         let transport = &self.transport;
         let asked_at = transport.clock.now();
         let reply = transport.exchange(&ask, header).await;
-        let reply = reply.map_err(|error| match account {
-            Some(_) if header.is_none() => refresh_refused(error),
-            Some(_) if self.caller.is_none() => credentials_refused(error),
-            // It is the answer for the caller, whose credentials these are.
-            _ => error,
+        let reply = reply.map_err(|error| {
+            let error = error.since(asked_at);
+            match account {
+                Some(_) if header.is_none() => refresh_refused(error),
+                Some(_) if self.caller.is_none() => credentials_refused(error),
+                // It is the answer for the caller, whose credentials these are.
+                _ => error,
+            }
         })?;
         let body = body::read(reply, MAX_ANSWER, transport.timeouts.header).await?;
         Token::parse(&body, asked_at)
@@ -123,7 +126,7 @@ impl Upstream {
 
     /// Whether a token service may be given the credentials: the operator named it or it belongs to
     /// the upstream, and nobody on the way can read them unless the operator permits that.
-    fn trusts(&self, realm: &Url) -> bool {
+    pub(super) fn trusts(&self, realm: &Url) -> bool {
         let named = self.config.realm.as_ref();
         let known = named.is_some_and(|named| redirect::same_origin(named, realm))
             || site::same_site(realm, &self.config.url);
@@ -147,8 +150,8 @@ impl Upstream {
 }
 
 /// The error of a request that carried the credentials.
-pub(super) fn credentials_refused(UpstreamError { url, failure }: UpstreamError) -> UpstreamError {
-    let failure = match failure {
+pub(super) fn credentials_refused(error: UpstreamError) -> UpstreamError {
+    let failure = match error.failure {
         Failure::Unauthorized(message) => Failure::CredentialsRefused {
             status: 401,
             message,
@@ -159,7 +162,7 @@ pub(super) fn credentials_refused(UpstreamError { url, failure }: UpstreamError)
         },
         failure => failure,
     };
-    UpstreamError { url, failure }
+    UpstreamError { failure, ..error }
 }
 
 /// The error of a request that carried a refresh token, which is refused with a 400 (RFC

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::Method;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
 use hyper_util::client::proxy::matcher::Matcher;
+use parking_lot::RwLock;
 use tokio::time::timeout;
 use url::Url;
 
@@ -95,7 +96,7 @@ pub(super) struct Transport {
     pub timeouts: Timeouts,
     pub clock: Clock,
     metrics: Arc<Metrics>,
-    clients: Clients,
+    clients: RwLock<Arc<Clients>>,
     pub guard: Arc<Guard>,
     gate: Gate,
     pub failures: FailureLog,
@@ -116,7 +117,12 @@ impl Transport {
         };
         let guard = Arc::new(Guard::new(Arc::clone(&config), proxies));
         Ok(Self {
-            clients: Clients::new(&config, files, timeouts.connect, &guard)?,
+            clients: RwLock::new(Arc::new(Clients::new(
+                &config,
+                files,
+                timeouts.connect,
+                &guard,
+            )?)),
             config,
             timeouts,
             clock,
@@ -125,6 +131,14 @@ impl Transport {
             gate: Gate::new(),
             failures: FailureLog::default(),
         })
+    }
+
+    /// Uses what other files have from now on. Running requests end as they began. After an error, what
+    /// was used before stays in use. Blocks.
+    pub(super) fn renew(&self, files: &TlsFiles) -> Result<(), SetupError> {
+        let clients = Clients::new(&self.config, files, self.timeouts.connect, &self.guard)?;
+        *self.clients.write() = Arc::new(clients);
+        Ok(())
     }
 
     /// Sends a request and follows its redirects, trying again where [`retry`] says so. Returns
@@ -190,7 +204,8 @@ impl Transport {
     ) -> Result<UpstreamResponse, UpstreamError> {
         let route = self.guard.route(url);
         let route = route.map_err(|internal| UpstreamError::protocol(url, internal))?;
-        let client = self.clients.get(route, ask.is_download);
+        let clients = Arc::clone(&self.clients.read());
+        let client = clients.get(route, ask.is_download);
         let mut headers = ask.headers.clone();
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());

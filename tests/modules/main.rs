@@ -20,11 +20,12 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "oci",
     "error_chain",
     "clock",
     "tasks",
+    "renewal",
     "workers",
     "metrics",
     "line_writer",
