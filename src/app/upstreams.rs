@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::StartError;
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, Timeouts};
 use crate::metrics::Metrics;
 use crate::mirror::Upstreams;
 use crate::upstream::{TlsFiles, Upstream};
@@ -16,9 +16,9 @@ pub(super) fn upstreams(
     metrics: &Arc<Metrics>,
     everybody_reads: bool,
 ) -> Result<Upstreams, StartError> {
-    let default = client(&proxy.default, proxy, clock, metrics)?;
-    let others = proxy.upstreams.iter();
-    let others = others.map(|upstream| client(upstream, proxy, clock, metrics));
+    let client = |upstream| client(upstream, proxy.timeouts, clock, metrics);
+    let default = client(&proxy.default)?;
+    let others = proxy.upstreams.iter().map(client);
     Ok(Upstreams::new(
         default,
         others.collect::<Result<_, _>>()?,
@@ -26,16 +26,17 @@ pub(super) fn upstreams(
     ))
 }
 
-fn client(
+/// The client of one upstream.
+pub fn client(
     upstream: &config::Upstream,
-    proxy: &config::Proxy,
+    timeouts: Timeouts,
     clock: Clock,
     metrics: &Arc<Metrics>,
 ) -> Result<Upstream, StartError> {
     let client = Upstream::new(
         upstream.clone(),
         &tls_files(upstream)?,
-        proxy.timeouts,
+        timeouts,
         clock,
         Arc::clone(metrics),
     );
@@ -45,7 +46,8 @@ fn client(
     })
 }
 
-fn tls_files(upstream: &config::Upstream) -> Result<TlsFiles, StartError> {
+/// What the files hold that the upstream's configuration names.
+pub fn tls_files(upstream: &config::Upstream) -> Result<TlsFiles, StartError> {
     let read = |key, path: &PathBuf| {
         config::read_pem(path).map_err(|source| StartError::PemFile {
             upstream: upstream.name.clone(),

@@ -31,7 +31,7 @@ use crate::tasks::Tasks;
 /// How often the files are read.
 pub const INTERVAL: Duration = Duration::from_secs(10);
 /// How long before a certificate expires the log warns of it, and how often it repeats that.
-const EXPIRY_WARNING: Duration = Duration::from_hours(14 * 24);
+pub const EXPIRY_WARNING: Duration = Duration::from_hours(14 * 24);
 const WARNING_INTERVAL: Duration = Duration::from_hours(24);
 /// Sessions that are remembered for clients of TLS 1.2 that take no tickets; some hundred bytes each.
 const MAX_SESSIONS: usize = 1024;
@@ -227,6 +227,11 @@ impl ServerTls {
 }
 
 impl Version {
+    /// When the first certificate of the chain to expire does.
+    pub fn expires(&self) -> SystemTime {
+        self.expires
+    }
+
     fn new(
         settings: &Tls,
         files: &Files<'_>,

@@ -123,7 +123,7 @@ impl Upstream {
 
     /// Whether a token service may be given the credentials: the operator named it or it belongs to
     /// the upstream, and nobody on the way can read them unless the operator permits that.
-    fn trusts(&self, realm: &Url) -> bool {
+    pub(super) fn trusts(&self, realm: &Url) -> bool {
         let named = self.config.realm.as_ref();
         let known = named.is_some_and(|named| redirect::same_origin(named, realm))
             || site::same_site(realm, &self.config.url);
