@@ -310,6 +310,7 @@ mod tests {
         for command in [
             "serve",
             "check",
+            "doctor",
             "ls",
             "du",
             "scrub",

@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use millpond::app::App;
+use millpond::clock::Clock;
 use millpond::config;
 use millpond::storage::Layout;
 use serde_json::{Value, json};
@@ -335,11 +336,15 @@ async fn certificates_that_clients_refuse() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_that_expires_soon() {
     let site = Site::healthy().await;
-    let soon = SystemTime::now() + Duration::from_hours(5 * 24);
+    let soon = Clock::system().wall() + Duration::from_hours(5 * 24);
     let soon = humantime::format_rfc3339_seconds(soon).to_string();
-    let field = |range: std::ops::Range<usize>| soon[range].parse::<u16>().unwrap();
-    let day = |range| u8::try_from(field(range)).unwrap();
-    let until = (i32::from(field(0..4)), day(5..7), day(8..10));
+    let fields: Vec<u16> = soon
+        .split(['-', 'T'])
+        .take(3)
+        .map(|field| field.parse().unwrap())
+        .collect();
+    let day = |field: u16| u8::try_from(field).unwrap();
+    let until = (i32::from(fields[0]), day(fields[1]), day(fields[2]));
     let authority = Authority::new("tests");
     let app = site.serve_tls("127.0.0.1:0", &authority, until).await;
     let ca = site.path("ca.pem").display().to_string();
@@ -389,7 +394,7 @@ async fn bytes_that_are_not_those_of_their_digest() {
 async fn clocks_that_disagree() {
     for (hours, status) in [(2, "fail"), (0, "warn")] {
         let registry = as_mirror().await;
-        let then = SystemTime::now() + Duration::from_hours(hours) + Duration::from_secs(90);
+        let then = Clock::system().wall() + Duration::from_hours(hours) + Duration::from_secs(90);
         let date = httpdate::fmt_http_date(then);
         registry.on("GET /v2/?ns", ALWAYS, move |_, usual| {
             usual.with("Date", &date)

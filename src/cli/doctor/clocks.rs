@@ -73,7 +73,7 @@ mod tests {
         assert!(ahead.text.contains("2h ahead of"), "{ahead:?}");
         let mut found = Findings::about("clock");
         check(
-            Clock::starting_at(noon - Duration::from_secs(60)),
+            Clock::starting_at(noon - Duration::from_mins(1)),
             &mut found,
         );
         assert_eq!(found.into_list()[0].status, Status::Fail);

@@ -120,3 +120,99 @@ fn share(bytes: u64, percent: u64) -> u64 {
 fn rounded(duration: Duration) -> String {
     humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{MinFree, SizeLimit};
+    use crate::oci::{Algorithm, Digest};
+    use std::path::PathBuf;
+    use std::time::SystemTime;
+
+    const NOW: Duration = Duration::from_hours(500_000);
+
+    fn image(idle: Duration, pinned: bool) -> Image {
+        let last_use = SystemTime::UNIX_EPOCH + NOW - idle;
+        Image {
+            names: vec!["app:1".to_owned()],
+            digest: Digest::of(Algorithm::Sha256, b"app"),
+            kind: "image".to_owned(),
+            size: 950,
+            shared: 0,
+            last_use: humantime::format_rfc3339_seconds(last_use).to_string(),
+            expiry: None,
+            pinned,
+        }
+    }
+
+    /// The lines about a cache with a cap of 1,000 bytes.
+    fn compared(cached: &Cached<'_>, ttl: Option<Duration>) -> Vec<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default_config();
+        config.storage = Storage::Filesystem {
+            root: PathBuf::from(directory.path()),
+            mode: None,
+        };
+        config.limits.max_size = Some(SizeLimit::Bytes(1000));
+        config.limits.min_free = MinFree::Off;
+        config.proxy.ttl = ttl;
+        let clock = Clock::starting_at(SystemTime::UNIX_EPOCH + NOW);
+        let mut found = Findings::about("server");
+        compare(cached, &config, clock, &mut found);
+        let list = found.into_list().into_iter();
+        list.map(|finding| format!("{:?} {}", finding.status, finding.text))
+            .collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_cache_is_judged_by_what_is_evicted_next() {
+        let hour = TOO_SOON;
+        let old = "Ok 950 B of 1000 B are used";
+        for (idle, pinned, full, expected) in [
+            (hour * 2, false, 0, old),
+            (
+                hour / 4,
+                false,
+                0,
+                "Warn the cap is too small for the use: 950 B of 1000 B are used, and images are \
+                 evicted 15m after their last use",
+            ),
+            (
+                hour * 2,
+                true,
+                0,
+                "Warn pinned images take 950 B, and leave no space; 950 B of 1000 B are used",
+            ),
+            (
+                hour * 2,
+                false,
+                3,
+                "Warn 3 downloads found no space and weren't cached; 950 B of 1000 B are used",
+            ),
+        ] {
+            let images = [image(idle, pinned)];
+            let (images, used) = (&images[..], 950);
+            let cached = Cached { images, used, full };
+            assert_eq!(compared(&cached, None), [expected]);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_ttl_is_a_warning_only_where_there_is_space() {
+        let short = Some(Duration::from_mins(10));
+        let cached = |used| Cached {
+            images: &[],
+            used,
+            full: 0,
+        };
+        let roomy = compared(&cached(100), short);
+        assert!(
+            roomy[1].starts_with("Warn unused content expires after 10m"),
+            "{roomy:?}"
+        );
+        let busy = compared(&cached(800), short);
+        assert_eq!(busy[1], "Ok unused content expires after 10m");
+        let long = compared(&cached(100), Some(TOO_SOON * 24));
+        assert_eq!(long[1], "Ok unused content expires after 1day");
+    }
+}
