@@ -5,6 +5,7 @@
 
 use std::time::SystemTime;
 
+use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::access::{Denials, DenyError};
@@ -13,6 +14,7 @@ use crate::cache::{
     StoreError,
 };
 use crate::clock::Clock;
+use crate::error_chain::on_one_line;
 use crate::oci::Digest;
 use crate::server::RequestBodyError;
 
@@ -40,6 +42,25 @@ pub enum Operation {
     DenyRemove { reference: String },
     /// The entries of the deny list.
     DenyList,
+    /// The server's own [`Status`].
+    Status,
+}
+
+/// What a diagnosis compares with the configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The process's id.
+    pub process: u32,
+    /// Bytes of all cached files.
+    pub used: u64,
+    /// Bytes that may be used. None: as many as there are.
+    pub limit: Option<u64>,
+    /// Downloads since the start for which there was no space.
+    pub full: u64,
+    /// The most file descriptors that the process may have. None: no limit.
+    pub descriptors: Option<u64>,
+    /// Why the store can't be written, if it can't.
+    pub store: Option<String>,
 }
 
 /// A page, and where the next one begins.
@@ -124,6 +145,7 @@ impl Operator {
                 | Operation::DenyAdd { .. }
                 | Operation::DenyRemove { .. }
                 | Operation::DenyList
+                | Operation::Status
         ) {
             self.cache.ready().await?;
         }
@@ -161,8 +183,22 @@ impl Operator {
                 serde_json::to_vec(&removed)
             }
             Operation::DenyList => serde_json::to_vec(&self.denials.list()),
+            Operation::Status => serde_json::to_vec(&self.status().await),
         };
         Ok(json?)
+    }
+
+    async fn status(&self) -> Status {
+        let (usage, counts) = (self.cache.usage(), self.cache.counts());
+        let store = self.cache.check_store().await;
+        Status {
+            process: std::process::id(),
+            used: usage.used,
+            limit: usage.limit,
+            full: counts.full,
+            descriptors: getrlimit(Resource::Nofile).current,
+            store: store.err().map(|error| on_one_line(&error)),
+        }
     }
 
     async fn purge(&self, reference: String, dry_run: bool) -> Result<Vec<Entry>, OperateError> {

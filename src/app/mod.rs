@@ -10,8 +10,11 @@ mod pulling;
 mod serving;
 mod upstreams;
 
+pub use cache::Space;
 pub use cache::settings as cache_settings;
 pub use check::warn_of_min_free;
+pub use descriptors::Descriptors;
+pub use upstreams::{client as upstream_client, tls_files};
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

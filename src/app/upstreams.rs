@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::StartError;
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, Timeouts};
 use crate::metrics::Metrics;
 use crate::mirror::Upstreams;
 use crate::renewal::{Renewable, WatchedFiles};
@@ -21,7 +21,7 @@ pub(super) fn upstreams(
 ) -> Result<(Upstreams, Vec<Arc<dyn Renewable>>), StartError> {
     let mut renewals = Vec::new();
     let mut client = |upstream| {
-        let (client, renewal) = client(upstream, proxy, clock, metrics)?;
+        let (client, renewal) = watched_client(upstream, proxy.timeouts, clock, metrics)?;
         if !renewal.files.is_empty() {
             renewals.push(Arc::new(renewal) as Arc<dyn Renewable>);
         }
@@ -34,9 +34,19 @@ pub(super) fn upstreams(
     Ok((upstreams, renewals))
 }
 
-fn client(
+/// The client of one upstream, whose files are read once.
+pub fn client(
     upstream: &config::Upstream,
-    proxy: &config::Proxy,
+    timeouts: Timeouts,
+    clock: Clock,
+    metrics: &Arc<Metrics>,
+) -> Result<Upstream, StartError> {
+    watched_client(upstream, timeouts, clock, metrics).map(|(client, _renewal)| client)
+}
+
+fn watched_client(
+    upstream: &config::Upstream,
+    timeouts: Timeouts,
     clock: Clock,
     metrics: &Arc<Metrics>,
 ) -> Result<(Upstream, CertificateFiles), StartError> {
@@ -46,7 +56,7 @@ fn client(
     let client = Upstream::new(
         upstream.clone(),
         &tls_files(upstream)?,
-        proxy.timeouts,
+        timeouts,
         clock,
         Arc::clone(metrics),
     );
@@ -87,7 +97,8 @@ impl Renewable for CertificateFiles {
     }
 }
 
-fn tls_files(upstream: &config::Upstream) -> Result<TlsFiles, StartError> {
+/// What the files hold that the upstream's configuration names.
+pub fn tls_files(upstream: &config::Upstream) -> Result<TlsFiles, StartError> {
     let read = |key, path: &PathBuf| {
         config::read_pem(path).map_err(|source| StartError::PemFile {
             upstream: upstream.name.clone(),

@@ -1,6 +1,7 @@
 //! The command line: `serve`, `check`, and the operators' commands on the cache.
 
 mod allocator;
+mod doctor;
 mod explain;
 mod logging;
 mod operate;
@@ -89,6 +90,14 @@ enum Command {
     /// Explain the rules of access
     #[command(subcommand)]
     Access(AccessCommand),
+    /// Check what can go wrong, and say how to fix it
+    ///
+    /// Where the mirror runs: configuration, certificates, data directory, disk, running server,
+    /// listeners, cap and TTL, and each upstream with its credentials. Elsewhere, with --mirror: what a
+    /// client needs, up to a sample pull. Prints a line for each finding: ok, warn or fail.
+    ///
+    /// Exits with 0 if all is well, 1 with warnings, 2 with failures, and 3 if nothing could be checked.
+    Doctor(Box<doctor::Arguments>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -153,6 +162,10 @@ struct Configured {
 }
 
 impl Configured {
+    fn path(&self) -> Option<&Path> {
+        self.file.as_deref().or(self.located.config.as_deref())
+    }
+
     fn config(self) -> Option<PathBuf> {
         self.file.or(self.located.config)
     }
@@ -160,10 +173,17 @@ impl Configured {
 
 /// Runs the program; `main` has nothing to add.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let is_doctor = arguments.get(1).is_some_and(|command| command == "doctor");
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
-            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            let code = match u8::try_from(error.exit_code()).unwrap_or(2) {
+                0 => 0,
+                // Its own 2 means something else.
+                _ if is_doctor => doctor::COULD_NOT_RUN,
+                code => code,
+            };
             // If the message can't be written, nothing else can be done.
             drop(error.print());
             return ExitCode::from(code);
@@ -171,6 +191,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match arguments.command {
         Command::Serve(configured) => return serve::serve(configured.config().as_deref()),
+        Command::Doctor(arguments) => return doctor::doctor(&arguments),
         Command::Check(configured) => check(configured.config().as_deref()),
         Command::Ls(Listing { json, located }) => operate::ls(&located, json),
         Command::Du(Listing { json, located }) => operate::du(&located, json),
@@ -289,6 +310,7 @@ mod tests {
         for command in [
             "serve",
             "check",
+            "doctor",
             "ls",
             "du",
             "scrub",

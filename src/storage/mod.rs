@@ -56,6 +56,7 @@ mod origins;
 mod partials;
 mod spool;
 mod stage;
+mod survey;
 mod unreadable;
 
 pub use content::{Content, MAX_READ, Modified, Piece, ReadGate, Reader};
@@ -69,6 +70,7 @@ pub use layout::Layout;
 pub use memory::MemoryStore;
 pub use modes::Modes;
 pub use origins::UpstreamChange;
+pub use survey::{DiskSpeed, Survey};
 pub use unreadable::{Unreadable, UnreadableEntry};
 
 /// Keeps blobs, links and tags. Every method is safe to call at any time from any task.

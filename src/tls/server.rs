@@ -31,7 +31,7 @@ pub use crate::renewal::INTERVAL;
 use crate::tasks::Tasks;
 
 /// How long before a certificate expires the log warns of it, and how often it repeats that.
-const EXPIRY_WARNING: Duration = Duration::from_hours(14 * 24);
+pub const EXPIRY_WARNING: Duration = Duration::from_hours(14 * 24);
 const WARNING_INTERVAL: Duration = Duration::from_hours(24);
 /// Bytes of an RSA public key (`SubjectPublicKeyInfo`) of 3,072 bits, and a few more.
 const MAX_QUICK_RSA: usize = 430;
@@ -230,6 +230,11 @@ impl ServerTls {
 }
 
 impl Version {
+    /// When the first certificate of the chain to expire does.
+    pub fn expires(&self) -> SystemTime {
+        self.expires
+    }
+
     fn new(
         settings: &Tls,
         files: &Files<'_>,

@@ -28,6 +28,7 @@ mod connections;
 mod counting;
 mod damage;
 mod disk;
+mod doctor;
 mod downloads;
 mod failures;
 mod faults;

@@ -70,6 +70,7 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "storage/partials",
             "storage/content",
             "storage/modes",
+            "storage/survey",
             "cache/state/journal",
             // The deny list and the audit log.
             "access/deny_file",
