@@ -1,6 +1,7 @@
 //! The command line: `serve`, `check`, and the operators' commands on the cache.
 
 mod allocator;
+mod client_config;
 mod explain;
 mod logging;
 mod operate;
@@ -89,6 +90,10 @@ enum Command {
     /// Explain the rules of access
     #[command(subcommand)]
     Access(AccessCommand),
+    /// Configure a client to pull through the mirror: print what its files need, or change them
+    ///
+    /// Results go to standard output; what to do next, to standard error.
+    ClientConfig(client_config::Options),
 }
 
 #[derive(Debug, Subcommand)]
@@ -189,6 +194,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         } => operate::purge(&located, reference, dry_run),
         Command::Deny(command) => deny(command),
         Command::Access(AccessCommand::Explain(question)) => explain::explain(&question),
+        Command::ClientConfig(options) => client_config::client_config(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -297,6 +303,7 @@ mod tests {
             "deny remove a",
             "deny list",
             "access explain a b",
+            "client-config docker --mirror=a",
         ] {
             for option in ["--config=c.yml", "-c=c.yml"] {
                 let words = command.split(' ').chain([option]);
