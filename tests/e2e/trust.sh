@@ -169,7 +169,7 @@ certificates_story() {
   check "certificates: millpond starts and requires a client's certificate" certificates_millpond
   [ "$last" = ok ] || return 0
   check "certificates: containerd starts" containerd_start
-  certificates_hosts_toml "client = [[\"$WORK/pki/client.pem\", \"$WORK/pki/client.key\"]]"
+  check "certificates: containerd gets ca and client" certificates_client_config
   check "certificates: containerd with ca and client: gzip" pull_and_verify containerd gzip
   certificates_hosts_toml ""
   quietly containerd_wipe
@@ -191,9 +191,17 @@ $(trusted_proxy)
 YAML
 }
 
+# The mirror alone, so that nothing can come from anywhere else.
+certificates_client_config() {
+  rm -rf "$CLIENT_ROOT"
+  client_config containerd "https://$MIRROR" --ca "$CA" --cert "$WORK/pki/client.pem" \
+    --key "$WORK/pki/client.key"
+  sed -i "s#^server = .*#server = \"https://nowhere.invalid\"#" "$CERTS_D/docker.io/hosts.toml"
+}
+
 # certificates_hosts_toml LINE: the mirror alone, so that nothing can come from anywhere else.
 certificates_hosts_toml() {
-  cat >"$WORK/certs.d/docker.io/hosts.toml" <<TOML
+  cat >"$CERTS_D/docker.io/hosts.toml" <<TOML
 server = "https://$MIRROR"
 ca = "$CA"
 $1
@@ -262,7 +270,7 @@ private_dockerd_is_refused() {
 }
 
 private_ctr() {
-  ctr_run images pull --user "$UPSTREAM_USER:$UPSTREAM_PASSWORD" --hosts-dir "$WORK/certs.d" \
+  ctr_run images pull --user "$UPSTREAM_USER:$UPSTREAM_PASSWORD" --hosts-dir "$CERTS_D" \
     "$(containerd_reference gzip)"
   containerd_verify gzip
 }

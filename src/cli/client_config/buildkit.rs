@@ -59,8 +59,8 @@ impl BuildkitdToml {
             })?;
             if !pairs.iter().any(|pair| is_pair(pair, certificate, key)) {
                 let mut pair = Table::new();
-                toml::set(&mut pair, "key", Value::from(key), "    ");
-                toml::set(&mut pair, "cert", Value::from(certificate), "    ");
+                toml::set(&mut pair, "key", Value::from(key), "  ");
+                toml::set(&mut pair, "cert", Value::from(certificate), "  ");
                 pairs.push(pair);
             }
         }

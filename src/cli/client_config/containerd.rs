@@ -21,7 +21,8 @@ pub(super) fn plan(
     is_undo: bool,
 ) -> anyhow::Result<Plan> {
     let config = root.read(CONFIG.as_ref())?.unwrap_or_default();
-    let cri = Cri::read(&config).map_err(|refused| refused.in_file(&root.named(CONFIG.as_ref())))?;
+    let cri =
+        Cri::read(&config).map_err(|refused| refused.in_file(&root.named(CONFIG.as_ref())))?;
     let folder = cri.folder.as_deref().unwrap_or(CERTS);
     let own = format!("{folder}/{}", mirror.authority());
     let (_, mut files) = mirror.place(&own, ["ca.crt", "client.cert", "client.key"]);

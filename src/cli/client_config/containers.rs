@@ -56,7 +56,8 @@ fn distributed(
         let Some(text) = root.read(&path)? else {
             continue;
         };
-        let configured = configured(&text).map_err(|refused| refused.in_file(&root.named(&path)))?;
+        let configured =
+            configured(&text).map_err(|refused| refused.in_file(&root.named(&path)))?;
         let is_here = |registry: &Registry| configured.contains(&registry.name);
         let (here, elsewhere) = left.into_iter().partition(is_here);
         left = elsewhere;

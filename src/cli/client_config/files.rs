@@ -40,7 +40,9 @@ impl Root {
     /// A path of the client's as messages name it.
     pub(super) fn named(&self, path: &Path) -> PathBuf {
         let relative = path.strip_prefix("/").unwrap_or(path);
-        self.0.as_ref().map_or(path.to_owned(), |root| root.join(relative))
+        self.0
+            .as_ref()
+            .map_or(path.to_owned(), |root| root.join(relative))
     }
 
     /// Where a path of the client's really is, through symbolic links, which mustn't leave the root.

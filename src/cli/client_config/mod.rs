@@ -142,11 +142,11 @@ fn plan(
         Client::Podman => containers::plan(mirror, registries, root, PODMAN),
         Client::Buildkit => buildkit::plan(mirror, registries),
         Client::K3s => {
-            let services = "k3s or, on an agent, k3s-agent";
+            let services = "k3s (on an agent: k3s-agent)";
             Ok(rancher::plan(mirror, registries, ("k3s", services)))
         }
         Client::Rke2 => {
-            let services = "rke2-server or, on an agent, rke2-agent";
+            let services = "rke2-server (on an agent: rke2-agent)";
             Ok(rancher::plan(mirror, registries, ("rke2", services)))
         }
     }

@@ -18,15 +18,26 @@ fn what_did_not_exist_is_removed_again() {
             assert!(!written.is_empty(), "{line}");
             let is_key = |path: &Path| path.extension().is_some_and(|ending| ending == "key");
             for (path, mode, text) in &written {
-                let (expected, label) = if is_key(path) { (0o600, KEY) } else { (0o644, "") };
+                let (expected, label) = if is_key(path) {
+                    (0o600, KEY)
+                } else {
+                    (0o644, "")
+                };
                 assert_eq!(mode & 0o777, expected, "{}", path.display());
                 assert!(label.is_empty() || text == label, "{}", path.display());
             }
-            assert_eq!(machine.write(&line), Ok(Vec::new()), "{line}: changed twice");
+            assert_eq!(
+                machine.write(&line),
+                Ok(Vec::new()),
+                "{line}: changed twice"
+            );
             assert_eq!(machine.snapshot(), written, "{line}");
             assert_eq!(machine.undo(&line).unwrap().len(), written.len(), "{line}");
             assert_eq!(machine.snapshot(), [], "{line}");
-            assert!(!machine.path("etc/containerd/certs.d/docker.io").exists(), "{line}");
+            assert!(
+                !machine.path("etc/containerd/certs.d/docker.io").exists(),
+                "{line}"
+            );
         }
     }
 }
@@ -35,10 +46,13 @@ fn what_did_not_exist_is_removed_again() {
 fn a_changed_file_of_ours_keeps_what_was_added() {
     let machine = Machine::new();
     machine.write(DOCKER).unwrap();
-    let text = machine.text(DAEMON_JSON).replace("{\n", "{\n  \"debug\": true,\n");
+    let text = machine
+        .text(DAEMON_JSON)
+        .replace("{\n", "{\n  \"debug\": true,\n");
     machine.put(DAEMON_JSON, &text);
     let told = machine.undo(DOCKER).unwrap();
-    let expected = "removed the mirror's entries from ROOT/etc/docker/daemon.json, which has other changes";
+    let expected =
+        "removed the mirror's entries from ROOT/etc/docker/daemon.json, which has other changes";
     assert_eq!(told, [expected]);
     assert_eq!(machine.text(DAEMON_JSON), "{\n  \"debug\": true\n}\n");
 }
@@ -64,8 +78,13 @@ fn the_backup_is_of_the_file_before_the_mirror() {
     let machine = Machine::new();
     machine.put(DAEMON_JSON, "{}\n");
     machine.write(DOCKER).unwrap();
-    machine.write(&format!("{DOCKER} --upstream docker.io --upstream ghcr.io")).unwrap();
-    assert_eq!(machine.text("etc/docker/daemon.json.millpond-backup"), "{}\n");
+    machine
+        .write(&format!("{DOCKER} --upstream docker.io --upstream ghcr.io"))
+        .unwrap();
+    assert_eq!(
+        machine.text("etc/docker/daemon.json.millpond-backup"),
+        "{}\n"
+    );
     // Without the entries the backup is of another time.
     machine.put(DAEMON_JSON, "{\"debug\": true}\n");
     machine.write(DOCKER).unwrap();
@@ -99,7 +118,10 @@ fn links_out_of_the_root_and_to_nothing_are_refused() {
     fs::remove_file(machine.path("etc/docker")).unwrap();
     symlink("nowhere", machine.path("etc/docker")).unwrap();
     let told = machine.write(DOCKER).unwrap_err();
-    assert!(told.starts_with("ROOT/etc/docker: the symbolic link can't be followed"), "{told}");
+    assert!(
+        told.starts_with("ROOT/etc/docker: the symbolic link can't be followed"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -110,7 +132,10 @@ fn a_file_that_cannot_be_written_leaves_all_others_as_they_were() {
     let before = machine.snapshot();
     let line = "podman --mirror https://m.example:5000 --ca CA";
     let told = machine.write(line).unwrap_err();
-    assert!(told.starts_with("ROOT/etc/containers/registries.conf.d"), "{told}");
+    assert!(
+        told.starts_with("ROOT/etc/containers/registries.conf.d"),
+        "{told}"
+    );
     assert_eq!(machine.snapshot(), before);
     assert!(!machine.path("etc/containers/certs.d").exists());
 }
@@ -119,8 +144,13 @@ fn a_file_that_cannot_be_written_leaves_all_others_as_they_were() {
 #[test]
 fn a_read_only_directory_is_named() {
     let machine = Machine::new();
-    let told = machine.change(&format!("{DOCKER} --write /proc")).unwrap_err();
-    assert!(told.starts_with("/proc/etc/docker/daemon.json can't be written: "), "{told}");
+    let told = machine
+        .change(&format!("{DOCKER} --write /proc"))
+        .unwrap_err();
+    assert!(
+        told.starts_with("/proc/etc/docker/daemon.json can't be written: "),
+        "{told}"
+    );
 }
 
 #[test]
@@ -131,8 +161,14 @@ fn what_is_no_text_file_is_refused() {
     assert_eq!(told, "ROOT/etc/docker/daemon.json: not a regular file");
     fs::remove_dir(machine.path(DAEMON_JSON)).unwrap();
     fs::write(machine.path(DAEMON_JSON), b"{\n\xff}").unwrap();
-    assert_eq!(machine.write(DOCKER).unwrap_err(), "ROOT/etc/docker/daemon.json:2: not UTF-8");
+    assert_eq!(
+        machine.write(DOCKER).unwrap_err(),
+        "ROOT/etc/docker/daemon.json:2: not UTF-8"
+    );
     fs::write(machine.path(DAEMON_JSON), vec![b' '; (1 << 20) + 1]).unwrap();
     let told = machine.write(DOCKER).unwrap_err();
-    assert_eq!(told, "ROOT/etc/docker/daemon.json: larger than 1048576 bytes");
+    assert_eq!(
+        told,
+        "ROOT/etc/docker/daemon.json: larger than 1048576 bytes"
+    );
 }

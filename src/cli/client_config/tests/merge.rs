@@ -121,16 +121,27 @@ fn what_a_file_has_stays_and_comes_back() {
         let line = format!("{client} --mirror http://m.example:5000");
         let report = machine.write(&line).unwrap();
         assert_eq!(machine.text(path), after, "{path}");
-        assert_eq!(machine.text(&format!("{path}.millpond-backup")), before, "{path}");
+        assert_eq!(
+            machine.text(&format!("{path}.millpond-backup")),
+            before,
+            "{path}"
+        );
         let wrote = format!("wrote ROOT/{path}, backup in ROOT/{path}.millpond-backup");
         assert!(report.contains(&wrote), "{report:?}");
 
         let second = machine.snapshot();
-        assert_eq!(machine.write(&line), Ok(Vec::new()), "{path}: changed twice");
+        assert_eq!(
+            machine.write(&line),
+            Ok(Vec::new()),
+            "{path}: changed twice"
+        );
         assert_eq!(machine.snapshot(), second, "{path}");
 
         let report = machine.undo(&line).unwrap();
-        assert!(report.contains(&format!("restored ROOT/{path} from its backup")), "{report:?}");
+        assert!(
+            report.contains(&format!("restored ROOT/{path} from its backup")),
+            "{report:?}"
+        );
         assert_eq!(machine.snapshot(), first, "{path}");
         assert_eq!(machine.undo(&line), Ok(Vec::new()), "{path}: undone twice");
     }
@@ -158,9 +169,24 @@ fn entries_are_removed_from_a_file_that_was_changed_since() {
         assert!(!text.contains("m.example"), "{path}: {text}");
         assert!(!text.contains("config_path = \"/etc"), "{path}: {text}");
         // YAML's comments are lost.
-        assert!(json || path.ends_with("yaml") || text.ends_with(added), "{path}: {text}");
-        for kept in ["other.example", "rewrite", "blocked", "# by hand", "# keep", "log-opts", "oom_score"] {
-            assert_eq!(text.contains(kept), before.contains(kept), "{path}: {kept}: {text}");
+        assert!(
+            json || path.ends_with("yaml") || text.ends_with(added),
+            "{path}: {text}"
+        );
+        for kept in [
+            "other.example",
+            "rewrite",
+            "blocked",
+            "# by hand",
+            "# keep",
+            "log-opts",
+            "oom_score",
+        ] {
+            assert_eq!(
+                text.contains(kept),
+                before.contains(kept),
+                "{path}: {kept}: {text}"
+            );
         }
     }
 }
@@ -172,7 +198,10 @@ fn yaml_comments_are_said_to_be_in_the_backup() {
     machine.put(path, "# ours\nmirrors: {}\n");
     let line = "k3s --mirror http://m.example:5000";
     let told = machine.write(line).unwrap().join("\n");
-    assert!(told.ends_with("which has the comments; the new file has none"), "{told}");
+    assert!(
+        told.ends_with("which has the comments; the new file has none"),
+        "{told}"
+    );
     machine.undo(line).unwrap();
     assert_eq!(machine.text(path), "# ours\nmirrors: {}\n");
     // A file that has the entries keeps its comments.
@@ -185,16 +214,36 @@ fn yaml_comments_are_said_to_be_in_the_backup() {
 #[test]
 fn broken_files_are_named_with_their_line_and_nothing_is_written() {
     for (client, path, text, expected) in [
-        ("docker", "etc/docker/daemon.json", "{\n\"a\": 1,\n}\n", ":3: not valid JSON"),
-        ("docker", "etc/docker/daemon.json", "[]\n", ":1: not valid JSON"),
+        (
+            "docker",
+            "etc/docker/daemon.json",
+            "{\n\"a\": 1,\n}\n",
+            ":3: not valid JSON",
+        ),
+        (
+            "docker",
+            "etc/docker/daemon.json",
+            "[]\n",
+            ":1: not valid JSON",
+        ),
         (
             "docker",
             "etc/docker/daemon.json",
             "{\"a\": 1,\n\"registry-mirrors\": \"http://x\"}",
             ":2: \"registry-mirrors\" isn't a list of strings",
         ),
-        ("docker", "etc/docker/daemon.json", "{\"a\": 1,\n\"a\": 2}", ":2: \"a\" is there twice"),
-        ("containerd", "etc/containerd/config.toml", "version = 2\n[a\n", ":2: not valid TOML"),
+        (
+            "docker",
+            "etc/docker/daemon.json",
+            "{\"a\": 1,\n\"a\": 2}",
+            ":2: \"a\" is there twice",
+        ),
+        (
+            "containerd",
+            "etc/containerd/config.toml",
+            "version = 2\n[a\n",
+            ":2: not valid TOML",
+        ),
         (
             "containerd",
             "etc/containerd/config.toml",
@@ -208,7 +257,12 @@ fn broken_files_are_named_with_their_line_and_nothing_is_written() {
             "server = 'a'\nhost = {}\n",
             ":2: `host` is no table with a header of its own",
         ),
-        ("podman", "etc/containers/registries.conf", "a = 1\na = 2\n", ":2: not valid TOML"),
+        (
+            "podman",
+            "etc/containers/registries.conf",
+            "a = 1\na = 2\n",
+            ":2: not valid TOML",
+        ),
         (
             "podman",
             "etc/containers/registries.conf",
@@ -227,7 +281,12 @@ fn broken_files_are_named_with_their_line_and_nothing_is_written() {
             "[registry.\"docker.io\"]\nmirrors = 1\n",
             ":2: `registry.docker.io.mirrors` isn't a list",
         ),
-        ("k3s", "etc/rancher/k3s/registries.yaml", "a: 1\nb: [\n", ": not valid YAML"),
+        (
+            "k3s",
+            "etc/rancher/k3s/registries.yaml",
+            "a: 1\nb: [\n",
+            ": not valid YAML",
+        ),
         (
             "k3s",
             "etc/rancher/k3s/registries.yaml",
@@ -259,14 +318,23 @@ fn containerd_keeps_the_folder_that_is_configured() {
     assert_eq!(machine.text("etc/containerd/config.toml"), config);
     // Without naming the registries.
     let removed = "removed ROOT/srv/certs.d/_default/hosts.toml".to_owned();
-    assert_eq!(machine.undo("containerd --mirror http://m.example:5000"), Ok(vec![removed]));
+    assert_eq!(
+        machine.undo("containerd --mirror http://m.example:5000"),
+        Ok(vec![removed])
+    );
     assert!(!machine.path("srv/certs.d/_default").exists());
 }
 
 #[test]
 fn containerd_without_its_cri_plugin_keeps_its_configuration() {
     let machine = Machine::new();
-    machine.put("etc/containerd/config.toml", "disabled_plugins = [\"cri\"]\n");
+    machine.put(
+        "etc/containerd/config.toml",
+        "disabled_plugins = [\"cri\"]\n",
+    );
     let wrote = "wrote ROOT/etc/containerd/certs.d/docker.io/hosts.toml".to_owned();
-    assert_eq!(machine.write("containerd --mirror http://m.example:5000"), Ok(vec![wrote]));
+    assert_eq!(
+        machine.write("containerd --mirror http://m.example:5000"),
+        Ok(vec![wrote])
+    );
 }

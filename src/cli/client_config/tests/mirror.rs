@@ -13,23 +13,59 @@ fn wrong_options_are_named() {
     let machine = Machine::new();
     fs::write(machine.0.path().join("CONFIG"), "not a key").unwrap();
     for (line, expected) in [
-        ("--mirror mirror.example:5000", "--mirror mirror.example:5000: write http://HOST[:PORT]"),
+        (
+            "--mirror mirror.example:5000",
+            "--mirror mirror.example:5000: write http://HOST[:PORT]",
+        ),
         ("--mirror ftp://mirror.example", "write http://HOST[:PORT]"),
-        ("--mirror http://mirror.example/v2", "a scheme, a host and a port only"),
-        ("--mirror http://user:secret@mirror.example", "a scheme, a host and a port only"),
-        ("--mirror http://mirror.example --ca CA", "need an https:// URL"),
-        ("--mirror https://mirror.example --ca KEY", "DIR/KEY: no CERTIFICATE in PEM form"),
-        ("--mirror https://mirror.example --ca missing", "missing: No such file"),
+        (
+            "--mirror http://mirror.example/v2",
+            "a scheme, a host and a port only",
+        ),
+        (
+            "--mirror http://user:secret@mirror.example",
+            "a scheme, a host and a port only",
+        ),
+        (
+            "--mirror http://mirror.example --ca CA",
+            "need an https:// URL",
+        ),
+        (
+            "--mirror https://mirror.example --ca KEY",
+            "DIR/KEY: no CERTIFICATE in PEM form",
+        ),
+        (
+            "--mirror https://mirror.example --ca missing",
+            "missing: No such file",
+        ),
         (
             "--mirror https://mirror.example --cert CERT --key CERT",
             "DIR/CERT: no PRIVATE KEY in PEM form",
         ),
-        ("--mirror http://m.example --upstream library", "--upstream library: write the registry"),
-        ("--mirror http://m.example --upstream Ghcr.io", "--upstream Ghcr.io: write the registry"),
-        ("--mirror http://m.example --upstream https://ghcr.io", "write the registry"),
-        ("--mirror http://m.example --upstream a.example/b", "write the registry"),
-        ("--mirror http://m.example --upstream ghcr.io", "for docker.io only"),
-        ("--mirror http://m.example --write missing", "--write missing: No such file"),
+        (
+            "--mirror http://m.example --upstream library",
+            "--upstream library: write the registry",
+        ),
+        (
+            "--mirror http://m.example --upstream Ghcr.io",
+            "--upstream Ghcr.io: write the registry",
+        ),
+        (
+            "--mirror http://m.example --upstream https://ghcr.io",
+            "write the registry",
+        ),
+        (
+            "--mirror http://m.example --upstream a.example/b",
+            "write the registry",
+        ),
+        (
+            "--mirror http://m.example --upstream ghcr.io",
+            "for docker.io only",
+        ),
+        (
+            "--mirror http://m.example --write missing",
+            "--write missing: No such file",
+        ),
     ] {
         let told = refusal(&machine, &format!("docker {line}"));
         assert!(told.contains(expected), "{line}: {told}");
@@ -68,13 +104,15 @@ fn registries_come_from_the_configuration() {
         let loaded = crate::config::parse(config, "c.yml", std::iter::empty()).unwrap();
         let wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
         let registries = Registries::new(&wanted, Some(&loaded.config));
-        registries.map_err(|error| error.to_string()).map(|registries| {
-            let listed = registries.listed().iter().map(|registry| {
-                let prefix = registry.prefix.as_deref().unwrap_or("-");
-                format!("{} {prefix} {}", registry.name, registry.server)
-            });
-            (listed.collect::<Vec<_>>().join("\n"), registries.all())
-        })
+        registries
+            .map_err(|error| error.to_string())
+            .map(|registries| {
+                let listed = registries.listed().iter().map(|registry| {
+                    let prefix = registry.prefix.as_deref().unwrap_or("-");
+                    format!("{} {prefix} {}", registry.name, registry.server)
+                });
+                (listed.collect::<Vec<_>>().join("\n"), registries.all())
+            })
     };
     let all = "docker.io - https://registry-1.docker.io\n\
                ghcr.io ghcr.io https://ghcr.io\n\
@@ -84,9 +122,15 @@ fn registries_come_from_the_configuration() {
     assert_eq!(registries(&[], CONFIG), Ok((all.to_owned(), false)));
     assert_eq!(registries(&["all"], CONFIG), Ok((all.to_owned(), true)));
     let one = "quay.io quay https://quay.io";
-    assert_eq!(registries(&["quay.io"], CONFIG), Ok((one.to_owned(), false)));
+    assert_eq!(
+        registries(&["quay.io"], CONFIG),
+        Ok((one.to_owned(), false))
+    );
     let error = registries(&["gcr.io"], CONFIG).unwrap_err();
-    assert!(error.contains("no such upstream, but docker.io, ghcr.io, quay.io"), "{error}");
+    assert!(
+        error.contains("no such upstream, but docker.io, ghcr.io, quay.io"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -94,12 +138,19 @@ fn docker_needs_docker_hub_as_the_default_upstream() {
     let machine = Machine::new();
     let config = CONFIG
         .replace("registry-1.docker.io", "registry.example")
-        .replace("{name: quay, remoteurl: 'https://quay.io'}", "{name: hub, remoteurl: 'https://registry-1.docker.io'}");
+        .replace(
+            "{name: quay, remoteurl: 'https://quay.io'}",
+            "{name: hub, remoteurl: 'https://registry-1.docker.io'}",
+        );
     fs::write(machine.0.path().join("CONFIG"), config).unwrap();
     let told = refusal(&machine, "docker --mirror http://m.example --config CONFIG");
-    assert!(told.contains("docker.io must be the mirror's default upstream"), "{told}");
+    assert!(
+        told.contains("docker.io must be the mirror's default upstream"),
+        "{told}"
+    );
     // The others name it.
-    let options = machine.options("podman --mirror http://m.example --config CONFIG --upstream docker.io");
+    let options =
+        machine.options("podman --mirror http://m.example --config CONFIG --upstream docker.io");
     let (plan, _) = prepare(&options).unwrap();
     let (text, _) = contents(&plan).unwrap();
     assert!(text.contains("location = \"m.example/hub\""), "{text}");
