@@ -115,14 +115,13 @@ impl RegistriesConf {
             mirror.get("location").and_then(Item::as_str) == Some(location.as_str())
         };
         let found = mirrors.iter().position(is_it);
-        let index = match found {
-            Some(index) => index,
-            None => {
-                let mut mirror = Table::new();
-                toml::set(&mut mirror, "location", Value::from(&location), "");
-                mirrors.insert(0, mirror);
-                0
-            }
+        let index = if let Some(index) = found {
+            index
+        } else {
+            let mut mirror = Table::new();
+            toml::set(&mut mirror, "location", Value::from(&location), "");
+            mirrors.insert(0, mirror);
+            0
         };
         if let Some(mirror) = mirrors.get_mut(index)
             && self.is_insecure
@@ -150,14 +149,13 @@ impl Edit for RegistriesConf {
             let entries = list(&mut document, "registry")?;
             let is_it = |entry: &Table| prefix(entry) == Some(registry.name.as_str());
             let found = entries.iter().position(is_it);
-            let index = match found {
-                Some(index) => index,
-                None => {
-                    let mut entry = Table::new();
-                    toml::set(&mut entry, "location", Value::from(&registry.name), "");
-                    entries.push(entry);
-                    entries.len() - 1
-                }
+            let index = if let Some(index) = found {
+                index
+            } else {
+                let mut entry = Table::new();
+                toml::set(&mut entry, "location", Value::from(&registry.name), "");
+                entries.push(entry);
+                entries.len() - 1
             };
             if let Some(entry) = entries.get_mut(index) {
                 self.add(registry, entry)?;

@@ -230,8 +230,8 @@ fn written(current: &Current<'_>, transaction: &mut Transaction) -> anyhow::Resu
             line = format!("{line}, which has the comments; the new file has none");
         }
     }
-    let like = old.map(|_| current.real.as_path());
-    transaction.write(&current.real, &new, like, current.file.is_secret())?;
+    let owner = old.map(|_| current.real.as_path());
+    transaction.write(&current.real, &new, owner, current.file.is_secret())?;
     Ok(Some(line))
 }
 

@@ -8,65 +8,68 @@ fn refusal(machine: &Machine, line: &str) -> String {
     format!("{error:#}").replace(&dir, "DIR")
 }
 
+/// Options of `docker`, and what is said about them.
+const WRONG: [(&str, &str); 14] = [
+    (
+        "--mirror mirror.example:5000",
+        "--mirror mirror.example:5000: write http://HOST[:PORT]",
+    ),
+    ("--mirror ftp://mirror.example", "write http://HOST[:PORT]"),
+    (
+        "--mirror http://mirror.example/v2",
+        "a scheme, a host and a port only",
+    ),
+    (
+        "--mirror http://user:secret@mirror.example",
+        "a scheme, a host and a port only",
+    ),
+    (
+        "--mirror http://mirror.example --ca CA",
+        "need an https:// URL",
+    ),
+    (
+        "--mirror https://mirror.example --ca KEY",
+        "DIR/KEY: no CERTIFICATE in PEM form",
+    ),
+    (
+        "--mirror https://mirror.example --ca missing",
+        "missing: No such file",
+    ),
+    (
+        "--mirror https://mirror.example --cert CERT --key CERT",
+        "DIR/CERT: no PRIVATE KEY in PEM form",
+    ),
+    (
+        "--mirror http://m.example --upstream library",
+        "--upstream library: write the registry",
+    ),
+    (
+        "--mirror http://m.example --upstream Ghcr.io",
+        "--upstream Ghcr.io: write the registry",
+    ),
+    (
+        "--mirror http://m.example --upstream https://ghcr.io",
+        "write the registry",
+    ),
+    (
+        "--mirror http://m.example --upstream a.example/b",
+        "write the registry",
+    ),
+    (
+        "--mirror http://m.example --upstream ghcr.io",
+        "for docker.io only",
+    ),
+    (
+        "--mirror http://m.example --write missing",
+        "--write missing: No such file",
+    ),
+];
+
 #[test]
 fn wrong_options_are_named() {
     let machine = Machine::new();
     fs::write(machine.0.path().join("CONFIG"), "not a key").unwrap();
-    for (line, expected) in [
-        (
-            "--mirror mirror.example:5000",
-            "--mirror mirror.example:5000: write http://HOST[:PORT]",
-        ),
-        ("--mirror ftp://mirror.example", "write http://HOST[:PORT]"),
-        (
-            "--mirror http://mirror.example/v2",
-            "a scheme, a host and a port only",
-        ),
-        (
-            "--mirror http://user:secret@mirror.example",
-            "a scheme, a host and a port only",
-        ),
-        (
-            "--mirror http://mirror.example --ca CA",
-            "need an https:// URL",
-        ),
-        (
-            "--mirror https://mirror.example --ca KEY",
-            "DIR/KEY: no CERTIFICATE in PEM form",
-        ),
-        (
-            "--mirror https://mirror.example --ca missing",
-            "missing: No such file",
-        ),
-        (
-            "--mirror https://mirror.example --cert CERT --key CERT",
-            "DIR/CERT: no PRIVATE KEY in PEM form",
-        ),
-        (
-            "--mirror http://m.example --upstream library",
-            "--upstream library: write the registry",
-        ),
-        (
-            "--mirror http://m.example --upstream Ghcr.io",
-            "--upstream Ghcr.io: write the registry",
-        ),
-        (
-            "--mirror http://m.example --upstream https://ghcr.io",
-            "write the registry",
-        ),
-        (
-            "--mirror http://m.example --upstream a.example/b",
-            "write the registry",
-        ),
-        (
-            "--mirror http://m.example --upstream ghcr.io",
-            "for docker.io only",
-        ),
-        (
-            "--mirror http://m.example --write missing",
-            "--write missing: No such file",
-        ),
-    ] {
+    for (line, expected) in WRONG {
         let told = refusal(&machine, &format!("docker {line}"));
         assert!(told.contains(expected), "{line}: {told}");
         assert!(!told.contains("secret"), "{told}");
