@@ -171,6 +171,7 @@ certificates_story() {
   check "certificates: containerd starts" containerd_start
   check "certificates: containerd gets ca and client" certificates_client_config
   check "certificates: containerd with ca and client: gzip" pull_and_verify containerd gzip
+  check "certificates: podman with ca and client: gzip" certificates_podman
   certificates_hosts_toml ""
   quietly containerd_wipe
   certificates_hosts_toml ""
@@ -197,6 +198,17 @@ certificates_client_config() {
   client_config containerd "https://$MIRROR" --ca "$CA" --cert "$WORK/pki/client.pem" \
     --key "$WORK/pki/client.key"
   sed -i "s#^server = .*#server = \"https://nowhere.invalid\"#" "$CERTS_D/docker.io/hosts.toml"
+}
+
+# podman looks below /etc/containers/certs.d, unless it is told of another folder for the host.
+certificates_podman() {
+  client_config podman "https://$MIRROR" --ca "$CA" --cert "$WORK/pki/client.pem" \
+    --key "$WORK/pki/client.key"
+  podman_wipe
+  cp "$CLIENT_ROOT/etc/containers/registries.conf.d/millpond.conf" "$WORK/registries.conf"
+  podman_run pull --quiet --cert-dir "$CLIENT_ROOT/etc/containers/certs.d/$MIRROR" \
+    "$(podman_reference gzip)"
+  podman_verify gzip
 }
 
 # certificates_hosts_toml LINE: the mirror alone, so that nothing can come from anywhere else.
