@@ -1,6 +1,7 @@
 //! The command line: `serve`, `check`, and the operators' commands on the cache.
 
 mod allocator;
+mod client_config;
 mod doctor;
 mod explain;
 mod logging;
@@ -98,6 +99,10 @@ enum Command {
     ///
     /// Exits with 0 if all is well, 1 with warnings, 2 with failures, and 3 if nothing could be checked.
     Doctor(Box<doctor::Arguments>),
+    /// Configure a client to pull through the mirror: print what its files need, or change them
+    ///
+    /// Results go to standard output; what to do next, to standard error.
+    ClientConfig(client_config::Options),
 }
 
 #[derive(Debug, Subcommand)]
@@ -210,6 +215,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         } => operate::purge(&located, reference, dry_run),
         Command::Deny(command) => deny(command),
         Command::Access(AccessCommand::Explain(question)) => explain::explain(&question),
+        Command::ClientConfig(options) => client_config::client_config(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -319,6 +325,7 @@ mod tests {
             "deny remove a",
             "deny list",
             "access explain a b",
+            "client-config docker --mirror=a",
         ] {
             for option in ["--config=c.yml", "-c=c.yml"] {
                 let words = command.split(' ').chain([option]);

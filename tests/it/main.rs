@@ -24,6 +24,7 @@ mod cache;
 mod callers;
 mod chaos;
 mod check;
+mod client_config;
 mod connections;
 mod counting;
 mod damage;

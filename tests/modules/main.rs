@@ -82,6 +82,9 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "auth/files",
             // The file of a unix socket.
             "server/listener",
+            // The configuration files of clients.
+            "cli/client_config/files",
+            "cli/client_config/transaction",
         ],
     ),
 ];
