@@ -23,7 +23,7 @@ use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
 use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
 use crate::download::Client;
-use crate::metrics::{Kind, Metrics, Outcome};
+use crate::metrics::{Addressed, Answer, Kind, Metrics, Outcome, RefusedCaller};
 use crate::mirror::{Exchange, Mirror, ReadMode};
 use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
 
@@ -86,14 +86,15 @@ impl Handler for Service {
             Arc::clone(&peer.name),
             self.settings.access_log,
         );
-        let (kind, answered) = match self.route(&head) {
+        let addressed = Addressed::default();
+        let (route, answered) = match self.route(&head) {
             Ok(route) => {
-                let answered = self.run(&route, &head, body, &peer).await;
+                let answered = self.run(&route, &head, body, &peer, &addressed).await;
                 (kind(&route.action), answered)
             }
             Err(error) => (Kind::Other, Err(Refusal::of(&error))),
         };
-        let (mut response, outcome) = answered.unwrap_or_else(|refusal| {
+        let (mut response, result) = answered.unwrap_or_else(|refusal| {
             if let Some(log) = &refusal.log {
                 record.failed(log);
             }
@@ -104,7 +105,13 @@ impl Handler for Service {
             response.headers_mut().extend(configured);
         }
         let expects_body = head.method != Method::HEAD;
-        record.answered(kind, outcome, response.status(), expects_body);
+        let upstream = addressed.get();
+        let answer = Answer {
+            upstream,
+            route,
+            result,
+        };
+        record.answered(answer, response.status(), expects_body);
         response.body_mut().record_end(record);
         response
     }
@@ -152,6 +159,7 @@ impl Service {
         head: &Parts,
         body: RequestBody,
         peer: &Peer,
+        addressed: &Addressed,
     ) -> Result<Answered, Refusal> {
         let action = &route.action;
         let started = self.handlers.access().hides().then(Instant::now);
@@ -165,7 +173,7 @@ impl Service {
             if *action == Action::Base && self.authenticator.wants_token(&presented, &caller) {
                 return Err(AuthError::Needed.into());
             }
-            let call = self.call(route, head, peer, caller);
+            let call = self.call(route, head, peer, (caller, addressed));
             self.handlers.dispatch(action, &call, body).await
         };
         match (answered.await, started) {
@@ -217,10 +225,17 @@ impl Service {
     }
 
     /// Parses what the action needs of the request.
-    fn call<'a>(&self, route: &'a Route, head: &'a Parts, peer: &Peer, caller: Caller) -> Call<'a> {
+    fn call<'a>(
+        &self,
+        route: &'a Route,
+        head: &'a Parts,
+        peer: &Peer,
+        (caller, addressed): (Caller, &'a Addressed),
+    ) -> Call<'a> {
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         Call {
             caller,
+            addressed,
             ns: route.ns.as_deref(),
             host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)),
             conditions: Conditions::parse(&head.headers),
@@ -244,6 +259,9 @@ impl Service {
     fn refuse(&self, route: &Route, error: &CallError, presented: &Presented<'_>) -> Refusal {
         let action = &route.action;
         let refusal = Refusal::of_action(error, action);
+        if let Some(reason) = refused_caller(error, refusal.status) {
+            self.metrics.caller_refused(reason);
+        }
         match error {
             // As for a hidden repository; the log has what the upstream said.
             CallError::Mirror(error) if self.handlers.access().hides() && error.finds_nothing() => {
@@ -329,6 +347,16 @@ fn presented<'a>(head: &'a Parts, peer: &'a Peer) -> Presented<'a> {
         certificate: peer.certificate.as_ref(),
         secure: peer.is_secure,
         authority: head.uri.authority().map(http::uri::Authority::as_str),
+    }
+}
+
+/// Why the caller was refused, if it was.
+fn refused_caller(error: &CallError, status: StatusCode) -> Option<RefusedCaller> {
+    match error {
+        CallError::Mirror(_) => matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+            .then_some(RefusedCaller::Upstream),
+        CallError::Denied(denied) => Some(denied.counted_as()),
+        CallError::Caller(error) => error.counted_as(),
     }
 }
 
