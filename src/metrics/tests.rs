@@ -85,3 +85,100 @@ fn both_formats_have_the_same_series() {
     };
     assert_eq!(series(&text), series(&open));
 }
+
+// --- The files of `deploy/` --------------------------------------------------------------------------
+
+const PAGE: &str = include_str!("../../deploy/metrics.md");
+const DASHBOARD: &str = include_str!("../../deploy/grafana/millpond.json");
+const ALERTS: &str = include_str!("../../deploy/prometheus/alerts.yml");
+const ALERTS_TEST: &str = include_str!("../../deploy/prometheus/alerts_test.yml");
+
+/// The rows of the page's table: name, type, labels.
+fn documented() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
+    let rows = PAGE.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| `millpond_").map(|_| line.split('|'))?;
+        let (_, name, kind, labels) = (cells.next(), cells.next()?, cells.next()?, cells.next()?);
+        let labels = labels.split(',').map(str::trim);
+        let labels = labels.filter(|label| !label.is_empty()).collect();
+        Some((name.trim().trim_matches('`'), kind.trim(), labels))
+    });
+    rows.collect()
+}
+
+#[test]
+fn the_page_lists_the_metrics_that_exist() {
+    let metrics = Metrics::new();
+    let mut documented: Vec<_> = documented()
+        .into_iter()
+        .map(|(name, kind, _)| (name.to_owned(), kind.to_owned()))
+        .collect();
+    let mut existing = metrics.names().to_vec();
+    documented.sort();
+    existing.sort();
+    assert_eq!(documented, existing);
+}
+
+/// The metrics that a text names, each with the labels that are written after it in braces.
+fn named(text: &str) -> Vec<(&str, Vec<&str>)> {
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("millpond_") {
+        if text[..at].ends_with('_') {
+            continue;
+        }
+        let rest = &text[at..];
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let (name, rest) = rest.split_at(end.unwrap_or(rest.len()));
+        let braces = rest.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let selectors = braces.map_or("", |(selectors, _)| selectors).split(',');
+        let labels = selectors.filter_map(|selector| {
+            let end = selector.find(['=', '!'])?;
+            Some(selector[..end].trim())
+        });
+        found.push((name, labels.collect()));
+    }
+    found
+}
+
+#[test]
+fn dashboard_and_alerts_name_metrics_and_labels_that_exist() {
+    let documented = documented();
+    for (file, text, at_least) in [
+        ("dashboard", DASHBOARD, 50),
+        ("alerts", ALERTS, 18),
+        ("alerts_test", ALERTS_TEST, 40),
+    ] {
+        let named = named(text);
+        assert!(named.len() >= at_least, "{file}: {}", named.len());
+        for (name, labels) in named {
+            let of_histogram = ["_bucket", "_count", "_sum"]
+                .into_iter()
+                .find_map(|suffix| name.strip_suffix(suffix));
+            let known = documented.iter().find(|(known, kind, _)| {
+                name == *known && *kind != "histogram"
+                    || of_histogram == Some(known) && *kind == "histogram"
+            });
+            let (_, _, known) = known.unwrap_or_else(|| panic!("{file} has {name}"));
+            for label in labels {
+                let always = ["instance", "job"].contains(&label);
+                let of_bucket = label == "le" && name.ends_with("_bucket");
+                assert!(
+                    always || of_bucket || known.contains(&label),
+                    "{file}: {name} has no label {label}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn each_alert_is_tested() {
+    let alerts = ALERTS
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let alerts: Vec<_> = alerts.collect();
+    assert!(alerts.len() > 10);
+    for alert in alerts {
+        let row = format!("alertname=\"{alert}\"");
+        assert!(ALERTS_TEST.contains(&row), "{alert}");
+    }
+}

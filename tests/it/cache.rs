@@ -76,7 +76,7 @@ async fn the_cap_holds_and_every_pull_is_whole() {
         assert!(kept <= 1_000_000, "{kept}");
     }
     assert!(!m.is_stored(&blobs[0]).await, "the oldest goes first");
-    assert!(page(&m).await.contains("\nmillpond_cache_full 0\n"));
+    assert!(page(&m).await.contains("\nmillpond_cache_full_total 0\n"));
 
     let (huge, _) = put_blob(&up, 9, 1_500_000);
     for _ in 0..2 {
@@ -85,7 +85,7 @@ async fn the_cap_holds_and_every_pull_is_whole() {
     }
     assert!(!m.is_stored(&huge).await, "it passes through");
     let page = page(&m).await;
-    for line in ["full 2", "limit_bytes 1000000", "bytes 800000"] {
+    for line in ["full_total 2", "limit_bytes 1000000", "bytes 800000"] {
         let line = format!("\nmillpond_cache_{line}\n");
         assert!(page.contains(&line), "{line} is not in {page}");
     }
