@@ -1,8 +1,9 @@
 //! Typed metrics, passed to the modules that count: there is no global registry.
 //!
 //! Label values come from fixed sets and from the configuration, never from a request, so the
-//! number of series is bounded. `deploy/README.md` lists all metrics; a test compares it.
+//! number of series is bounded. `deploy/metrics.md` lists all metrics; a test compares it.
 
+mod cache;
 mod downloads;
 mod exposition;
 mod histogram;
@@ -26,12 +27,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
+pub use cache::CacheFigures;
+use cache::CacheMetrics;
 pub use downloads::Downloads;
 pub use exposition::Format;
 pub use histogram::Histogram;
-use labels::{
-    AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor, RemovedFor,
-};
+use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
 pub use labels::{
     Authentication, Degraded, Ending, Handshake, Kind, Outcome, RefusedCaller, RefusedConnection,
     Removal, TokenFetch,
@@ -40,87 +41,6 @@ use requests::Requests;
 pub use requests::{Addressed, Answer, UpstreamId};
 pub use upstreams::UpstreamMetrics;
 use upstreams::Upstreams;
-
-/// What is known of the cache, at one moment; `GAUGES` and `COUNTERS` say what each figure is.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct CacheFigures {
-    pub bytes: u64,
-    pub reserved_bytes: u64,
-    /// Those of the reserved bytes that are on disk.
-    pub staging_bytes: u64,
-    /// None where there is no limit.
-    pub limit_bytes: Option<u64>,
-    pub links: u64,
-    pub expiring_links: u64,
-    pub blobs: u64,
-    pub delete_queue: u64,
-    pub delete_failures: u64,
-    pub save_failures: u64,
-    pub full: u64,
-    pub unreadable: u64,
-}
-
-type Figure = fn(&CacheFigures) -> u64;
-
-/// The gauges of the cache: name, help, and the figure that each shows.
-const GAUGES: [(&str, &str, Figure); 9] = [
-    ("bytes", "Bytes of all files", |cache| cache.bytes),
-    (
-        "reserved_bytes",
-        "Bytes reserved for downloads that run or are paused",
-        |cache| cache.reserved_bytes,
-    ),
-    (
-        "staging_bytes",
-        "Bytes on disk of downloads that run or are paused",
-        |cache| cache.staging_bytes,
-    ),
-    (
-        "limit_bytes",
-        "Bytes that may be used; 0 is no limit",
-        |cache| cache.limit_bytes.unwrap_or(0),
-    ),
-    (
-        "links",
-        "Blobs and manifests linked into repositories",
-        |cache| cache.links,
-    ),
-    (
-        "expiry_queue_links",
-        "Links that wait for their expiry",
-        |cache| cache.expiring_links,
-    ),
-    ("blobs", "Files", |cache| cache.blobs),
-    (
-        "delete_queue_blobs",
-        "Blobs of which something waits to be deleted",
-        |cache| cache.delete_queue,
-    ),
-    (
-        "unreadable",
-        "Entries of the store that could not be read at the start",
-        |cache| cache.unreadable,
-    ),
-];
-
-/// The counters of the cache.
-const COUNTERS: [(&str, &str, Figure); 3] = [
-    (
-        "delete_failures",
-        "Removals that failed and are tried again",
-        |cache| cache.delete_failures,
-    ),
-    (
-        "save_failures",
-        "Saves of the expiry state that failed",
-        |cache| cache.save_failures,
-    ),
-    (
-        "full",
-        "Downloads that found no space and were passed through",
-        |cache| cache.full,
-    ),
-];
 
 /// A counter whose value is counted elsewhere and copied before it is rendered.
 #[derive(Debug, Clone, Default)]
@@ -142,15 +62,6 @@ impl EncodeMetric for CopiedCounter {
     fn metric_type(&self) -> MetricType {
         MetricType::Counter
     }
-}
-
-/// Removals of blobs from the cache.
-#[derive(Debug)]
-struct Removals {
-    blobs: Family<RemovedFor, Counter>,
-    bytes: Family<RemovedFor, Counter>,
-    recently_used: Counter,
-    quarantined: Counter,
 }
 
 /// Everything that is counted.
@@ -175,9 +86,7 @@ pub struct Metrics {
     long_polls: CopiedCounter,
     degraded: Family<DegradedBy, Gauge>,
     tls_expiry: Family<OfListener, Gauge>,
-    cache_gauges: [Gauge; GAUGES.len()],
-    cache_counters: [CopiedCounter; COUNTERS.len()],
-    removals: Removals,
+    cache: CacheMetrics,
     registry: Registry,
     /// The name in text 0.0.4 and the type of each metric.
     names: Vec<(String, String)>,
@@ -315,10 +224,7 @@ impl Metrics {
                 "tls_certificate_expiry_timestamp_seconds",
                 "When the certificate of a listener expires, in seconds since the Unix epoch",
             ),
-            cache_gauges: GAUGES.map(|(name, help, _)| r.metric(&format!("cache_{name}"), help)),
-            cache_counters: COUNTERS
-                .map(|(name, help, _)| r.metric(&format!("cache_{name}"), help)),
-            removals: Removals::register(r),
+            cache: CacheMetrics::register(r),
             names: std::mem::take(&mut r.names),
             registry,
         };
@@ -344,27 +250,13 @@ impl Metrics {
         for &condition in Degraded::ALL {
             self.degraded(condition, false);
         }
-        for &reason in Removal::ALL {
-            let labels = RemovedFor { reason };
-            drop(self.removals.blobs.get_or_create_owned(&labels));
-            drop(self.removals.bytes.get_or_create_owned(&labels));
-        }
+        self.cache.start_at_zero();
     }
 
     /// The name in text 0.0.4 and the type of each metric; a histogram's without the suffixes of its
     /// series.
     pub fn names(&self) -> &[(String, String)] {
         &self.names
-    }
-
-    /// Takes over what is known of the cache.
-    pub fn cache(&self, figures: &CacheFigures) {
-        for (gauge, (_, _, figure)) in self.cache_gauges.iter().zip(GAUGES) {
-            set(gauge, figure(figures));
-        }
-        for (counter, (_, _, figure)) in self.cache_counters.iter().zip(COUNTERS) {
-            counter.set(figure(figures));
-        }
     }
 
     /// A client's request has ended; `times` are those until the first byte and until the end. Status 0:
@@ -413,22 +305,6 @@ impl Metrics {
         )]
         let bytes = bytes.map_or(f64::NAN, |bytes| bytes as f64);
         self.store_free.set(bytes);
-    }
-
-    /// A blob was removed from the cache. `recently_used`: less than an hour ago.
-    pub fn removed(&self, reason: Removal, bytes: u64, recently_used: bool) {
-        let labels = RemovedFor { reason };
-        self.removals.blobs.get_or_create_owned(&labels).inc();
-        let removed = self.removals.bytes.get_or_create_owned(&labels);
-        removed.inc_by(bytes);
-        if recently_used && matches!(reason, Removal::MaxSize | Removal::MinFree) {
-            self.removals.recently_used.inc_by(bytes);
-        }
-    }
-
-    /// A damaged blob was moved to quarantine.
-    pub fn quarantined(&self) {
-        self.removals.quarantined.inc();
     }
 
     /// A client's connection has been refused.
@@ -500,29 +376,6 @@ impl Metrics {
         match format {
             Format::Text => exposition::to_text(&text),
             Format::OpenMetrics => text,
-        }
-    }
-}
-
-impl Removals {
-    fn register(r: &mut Registrar<'_>) -> Self {
-        Self {
-            blobs: r.metric(
-                "cache_evictions",
-                "Blobs removed from the cache, by the reason",
-            ),
-            bytes: r.bytes(
-                "cache_evicted",
-                "Bytes of blobs removed from the cache, by the reason",
-            ),
-            recently_used: r.bytes(
-                "cache_evicted_recently_used",
-                "Bytes of blobs evicted for space within an hour of their last use: the cache is too small",
-            ),
-            quarantined: r.metric(
-                "cache_quarantined_blobs",
-                "Damaged blobs that were moved to quarantine",
-            ),
         }
     }
 }

@@ -130,7 +130,7 @@ impl OfUpstream {
 /// All counts of clients' requests.
 #[derive(Debug)]
 pub(super) struct Requests {
-    upstreams: Box<[OnceLock<OfUpstream>]>,
+    upstreams: Box<[OnceLock<Box<OfUpstream>>]>,
     /// How many upstreams have series.
     known: Mutex<usize>,
     times: Striped<Times>,
@@ -160,7 +160,7 @@ impl Requests {
     pub(super) fn register(r: &mut Registrar<'_>) -> Arc<Self> {
         let upstreams: Box<[_]> = (0..MAX_UPSTREAMS).map(|_| OnceLock::new()).collect();
         if let Some(none) = upstreams.first() {
-            none.get_or_init(|| OfUpstream::new(NONE));
+            none.get_or_init(|| OfUpstream::new(NONE).into());
         }
         let requests = Arc::new(Self {
             upstreams,
@@ -181,7 +181,7 @@ impl Requests {
         );
         r.add_with_unit(
             "saved",
-            "Body bytes sent to clients that were not requested from an upstream for them",
+            "Body bytes of upstreams' content sent to clients without requesting them from an upstream",
             Unit::Bytes,
             view(Of::Saved),
         );
@@ -208,7 +208,7 @@ impl Requests {
             .position(|upstream| *upstream.name == *name);
         let position = position.unwrap_or_else(|| match self.upstreams.get(*known) {
             Some(free) => {
-                free.get_or_init(|| OfUpstream::new(name));
+                free.get_or_init(|| OfUpstream::new(name).into());
                 *known += 1;
                 *known - 1
             }
@@ -218,7 +218,8 @@ impl Requests {
     }
 
     fn known_upstreams(&self) -> impl Iterator<Item = &OfUpstream> {
-        self.upstreams.iter().map_while(OnceLock::get)
+        let known = self.upstreams.iter().map_while(OnceLock::get);
+        known.map(AsRef::as_ref)
     }
 
     fn counts(&self, upstream: UpstreamId) -> Option<&Counts> {
@@ -355,12 +356,17 @@ const fn status_position(status: u16) -> usize {
     }
 }
 
-/// Whether the mirror had the bytes of an answer, or requested them for another client.
-const fn is_saved(result: Outcome) -> bool {
-    match result {
+/// Whether an answer is content of an upstream that the mirror had, or requested for another client.
+const fn is_saved(route: Kind, result: Outcome) -> bool {
+    let is_content = match route {
+        Kind::Manifest | Kind::Blob | Kind::Tags | Kind::Referrers => true,
+        Kind::Base | Kind::Catalog | Kind::Token | Kind::Other => false,
+    };
+    let is_local = match result {
         Outcome::Hit | Outcome::Revalidated | Outcome::Stale | Outcome::Joined => true,
         Outcome::Miss | Outcome::Error => false,
-    }
+    };
+    is_content && is_local
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -398,7 +404,7 @@ impl EncodeMetric for View {
                 count_of(&mut encoder, &labels, bytes)
             }),
             Of::Saved => requests.for_each_sent(|upstream, route, result, bytes| {
-                if !is_saved(result) {
+                if !is_saved(route, result) {
                     return Ok(());
                 }
                 let labels = [

@@ -65,7 +65,7 @@ def traffic(mirror, repository, digest):
         add(1, "request_duration_seconds_count", route=route, result=result)
         add(1, "request_first_byte_seconds_count", route=route, result=result)
         add(len(body), "client_sent_bytes_total", route=route, result=result)
-        if result == "hit":
+        if result == "hit" and route == "blob":
             add(len(body), "saved_bytes_total", route=route)
 
     for _ in range(5):
