@@ -37,7 +37,7 @@ fn client(
         &tls_files(upstream)?,
         proxy.timeouts,
         clock,
-        Arc::clone(metrics),
+        metrics,
     );
     client.map_err(|source| StartError::Upstream {
         upstream: upstream.name.clone(),

@@ -1,6 +1,6 @@
 //! The two text formats of metrics, and which of them a request gets.
 //!
-//! The library writes OpenMetrics 1.0. Prometheus text 0.0.4 is made from it: the formats differ in
+//! The library writes `OpenMetrics` 1.0. Prometheus text 0.0.4 is made from it: the formats differ in
 //! comments only, because millpond uses neither exemplars nor timestamps. A counter's or an info's
 //! comments name the series, with its suffix; an info is a gauge; units and the end have no line.
 
@@ -13,7 +13,7 @@ use http::header::{ACCEPT, HeaderMap};
 pub enum Format {
     /// Prometheus text 0.0.4.
     Text,
-    /// OpenMetrics text 1.0.0.
+    /// `OpenMetrics` text 1.0.0.
     OpenMetrics,
 }
 
@@ -25,7 +25,7 @@ struct Preference {
 }
 
 impl Format {
-    /// Chooses by `Accept` (RFC 9110, section 12.5.1). OpenMetrics only if the header names it, and
+    /// Chooses by `Accept` (RFC 9110, section 12.5.1). `OpenMetrics` only if the header names it, and
     /// doesn't prefer text. Text if it accepts neither.
     pub fn accepted(headers: &HeaderMap) -> Self {
         let lines = headers.get_all(ACCEPT).iter();
@@ -102,7 +102,7 @@ pub(super) fn in_text(kind: &str) -> (&'static str, &str) {
     }
 }
 
-/// Prometheus text 0.0.4 of what the library wrote as OpenMetrics 1.0.
+/// Prometheus text 0.0.4 of what the library wrote as `OpenMetrics` 1.0.
 pub(super) fn to_text(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
     // The library writes a metric's HELP before its TYPE.

@@ -64,20 +64,70 @@ impl EncodeMetric for CopiedCounter {
     }
 }
 
+/// Connections of clients.
+#[derive(Debug)]
+struct Connections {
+    open: Gauge,
+    refused: Family<OfReason, Counter>,
+    handshakes: Family<HandshakeResult, Counter>,
+    certificates: Family<OfListener, Gauge>,
+}
+
+impl Connections {
+    fn register(r: &mut Registrar<'_>) -> Self {
+        Self {
+            open: r.metric("connections", "Open client connections"),
+            refused: r.metric(
+                "connections_refused",
+                "Client connections that were refused, by the limit",
+            ),
+            handshakes: r.metric("tls_handshakes", "TLS handshakes of clients by their end"),
+            certificates: r.metric(
+                "tls_certificate_expiry_timestamp_seconds",
+                "When the certificate of a listener expires, in seconds since the Unix epoch",
+            ),
+        }
+    }
+}
+
+/// The store and its file system.
+#[derive(Debug)]
+struct StoreMetrics {
+    failures: Counter,
+    reads: Histogram,
+    commits: Histogram,
+    free: Gauge<f64, AtomicU64>,
+}
+
+impl StoreMetrics {
+    fn register(r: &mut Registrar<'_>) -> Self {
+        Self {
+            failures: r.metric("store_failures", "Failed reads and writes of the store"),
+            reads: r.seconds(
+                "store_read_duration",
+                "Duration of reads of blobs that had to wait for the disk",
+            ),
+            commits: r.seconds(
+                "store_commit_duration",
+                "Duration of commits to the store: synchronizing a file and naming it",
+            ),
+            free: r.metric(
+                "store_free_bytes",
+                "Bytes that the file system of the cache has left; NaN where that is unknown",
+            ),
+        }
+    }
+}
+
 /// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
     requests: Arc<Requests>,
     upstreams: Upstreams,
-    store_failures: Counter,
-    store_reads: Histogram,
-    store_commits: Histogram,
-    store_free: Gauge<f64, AtomicU64>,
+    store: StoreMetrics,
     pub downloads: Downloads,
-    connections: Gauge,
-    refused_connections: Family<OfReason, Counter>,
+    connections: Connections,
     refused_callers: Family<RefusedFor, Counter>,
-    handshakes: Family<HandshakeResult, Counter>,
     authentications: Family<AuthenticatedBy, Counter>,
     log_lines_dropped: Counter,
     audit_lines_lost: Counter,
@@ -85,7 +135,6 @@ pub struct Metrics {
     longest_poll: Gauge<f64, AtomicU64>,
     long_polls: CopiedCounter,
     degraded: Family<DegradedBy, Gauge>,
-    tls_expiry: Family<OfListener, Gauge>,
     cache: CacheMetrics,
     registry: Registry,
     /// The name in text 0.0.4 and the type of each metric.
@@ -162,36 +211,16 @@ impl Metrics {
         r.add("build", "The build that runs", build_info());
         let (requests, upstreams) = (Requests::register(r), Upstreams::register(r));
         let downloads = Downloads::register(r);
-        let refused_connections = r.metric(
-            "connections_refused",
-            "Client connections that were refused, by the limit",
-        );
-        let refused_callers = r.metric(
-            "callers_refused",
-            "Requests that were refused because of who sent them, by the reason",
-        );
-        let handshakes = r.metric("tls_handshakes", "TLS handshakes of clients by their end");
         let metrics = Self {
             requests,
             upstreams,
             downloads,
-            refused_connections,
-            refused_callers,
-            handshakes,
-            store_failures: r.metric("store_failures", "Failed reads and writes of the store"),
-            store_reads: r.seconds(
-                "store_read_duration",
-                "Duration of reads of blobs that had to wait for the disk",
+            connections: Connections::register(r),
+            refused_callers: r.metric(
+                "callers_refused",
+                "Requests that were refused because of who sent them, by the reason",
             ),
-            store_commits: r.seconds(
-                "store_commit_duration",
-                "Duration of commits to the store: synchronizing a file and naming it",
-            ),
-            store_free: r.metric(
-                "store_free_bytes",
-                "Bytes that the file system of the cache has left; NaN where that is unknown",
-            ),
-            connections: r.metric("connections", "Open client connections"),
+            store: StoreMetrics::register(r),
             authentications: r.metric(
                 "authentications",
                 "Credentials of callers, and tokens issued, by the result",
@@ -220,24 +249,20 @@ impl Metrics {
                 "degraded",
                 "1 while the server serves without storing: the file system is full or read-only",
             ),
-            tls_expiry: r.metric(
-                "tls_certificate_expiry_timestamp_seconds",
-                "When the certificate of a listener expires, in seconds since the Unix epoch",
-            ),
             cache: CacheMetrics::register(r),
             names: std::mem::take(&mut r.names),
             registry,
         };
-        metrics.store_free(None);
         metrics.start_at_zero();
         metrics
     }
 
     /// Makes the series of fixed sets: a rate needs the zero before the first event.
     fn start_at_zero(&self) {
+        self.store_free(None);
         for &reason in RefusedConnection::ALL {
             let labels = OfReason { reason };
-            drop(self.refused_connections.get_or_create_owned(&labels));
+            drop(self.connections.refused.get_or_create_owned(&labels));
         }
         for &reason in RefusedCaller::ALL {
             let labels = RefusedFor { reason };
@@ -245,7 +270,7 @@ impl Metrics {
         }
         for &result in Handshake::ALL {
             let labels = HandshakeResult { result };
-            drop(self.handshakes.get_or_create_owned(&labels));
+            drop(self.connections.handshakes.get_or_create_owned(&labels));
         }
         for &condition in Degraded::ALL {
             self.degraded(condition, false);
@@ -283,17 +308,17 @@ impl Metrics {
     }
 
     pub fn store_failed(&self) {
-        self.store_failures.inc();
+        self.store.failures.inc();
     }
 
     /// The histogram of reads that wait for the disk: for the store.
     pub fn store_reads(&self) -> Histogram {
-        self.store_reads.clone()
+        self.store.reads.clone()
     }
 
     /// A commit to the store took so long.
     pub fn store_committed(&self, after: Duration) {
-        self.store_commits.observe(after);
+        self.store.commits.observe(after);
     }
 
     /// Takes over how many bytes the file system of the cache has left.
@@ -304,19 +329,22 @@ impl Metrics {
             reason = "free space is never exact anyway"
         )]
         let bytes = bytes.map_or(f64::NAN, |bytes| bytes as f64);
-        self.store_free.set(bytes);
+        self.store.free.set(bytes);
     }
 
     /// A client's connection has been refused.
     pub fn connection_refused(&self, reason: RefusedConnection) {
         let labels = OfReason { reason };
-        self.refused_connections.get_or_create_owned(&labels).inc();
+        self.connections.refused.get_or_create_owned(&labels).inc();
     }
 
     /// A client's TLS handshake has ended.
     pub fn handshake(&self, result: Handshake) {
         let labels = HandshakeResult { result };
-        self.handshakes.get_or_create_owned(&labels).inc();
+        self.connections
+            .handshakes
+            .get_or_create_owned(&labels)
+            .inc();
     }
 
     /// When the certificate of a listener expires, in seconds since the Unix epoch.
@@ -324,7 +352,8 @@ impl Metrics {
         let listener = listener.to_owned();
         set(
             &self
-                .tls_expiry
+                .connections
+                .certificates
                 .get_or_create_owned(&OfListener { listener }),
             seconds,
         );
@@ -358,7 +387,7 @@ impl Metrics {
 
     /// Counts an open connection until dropped.
     pub fn connection(&self) -> InFlight {
-        InFlight::new(&self.connections)
+        InFlight::new(&self.connections.open)
     }
 
     /// Everything as Prometheus text 0.0.4.

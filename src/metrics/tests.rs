@@ -6,8 +6,8 @@ fn zero() -> (Duration, Duration) {
     (Duration::ZERO, Duration::ZERO)
 }
 
-#[test]
-fn what_is_counted_is_rendered_as_text() {
+/// Metrics with something counted in many of them.
+fn counted() -> Metrics {
     let metrics = Metrics::new();
     let answer = |route, result| Answer {
         upstream: UpstreamId::NONE,
@@ -35,6 +35,12 @@ fn what_is_counted_is_rendered_as_text() {
         ..CacheFigures::default()
     };
     metrics.cache(&figures);
+    metrics
+}
+
+#[test]
+fn what_is_counted_is_rendered_as_text() {
+    let metrics = counted();
     let (_one, two) = (metrics.follower(), metrics.follower());
     drop(two);
     let text = metrics.render();
@@ -122,17 +128,17 @@ fn the_page_lists_the_metrics_that_exist() {
 fn named(text: &str) -> Vec<(&str, Vec<&str>)> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices("millpond_") {
-        if text[..at].ends_with('_') {
+        let (before, rest) = text.split_at(at);
+        if before.ends_with('_') {
             continue;
         }
-        let rest = &text[at..];
         let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let (name, rest) = rest.split_at(end.unwrap_or(rest.len()));
         let braces = rest.strip_prefix('{').and_then(|rest| rest.split_once('}'));
         let selectors = braces.map_or("", |(selectors, _)| selectors).split(',');
         let labels = selectors.filter_map(|selector| {
-            let end = selector.find(['=', '!'])?;
-            Some(selector[..end].trim())
+            let (label, _) = selector.split_once(['=', '!'])?;
+            Some(label.trim())
         });
         found.push((name, labels.collect()));
     }

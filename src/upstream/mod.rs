@@ -121,7 +121,7 @@ impl Upstream {
         files: &TlsFiles,
         timeouts: Timeouts,
         clock: Clock,
-        metrics: Arc<Metrics>,
+        metrics: &Metrics,
     ) -> Result<Self, SetupError> {
         let config = Arc::new(config);
         let metrics = metrics.upstream(&config.name);
