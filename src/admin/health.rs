@@ -64,10 +64,11 @@ impl Health {
             .await
             .map_err(late)?
             .map_err(|closed| closed.to_string())?;
-        let cache = self.cache.clone();
+        let (cache, metrics) = (self.cache.clone(), Arc::clone(&self.metrics));
         // It goes on, and keeps others off, where the caller gives up.
         let check = self.tasks.tracker().spawn(async move {
             let checked = cache.check_store().await;
+            metrics.store_free(cache.free_space().await);
             drop(permit);
             checked
         });

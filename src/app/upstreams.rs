@@ -58,7 +58,7 @@ fn watched_client(
         &tls_files(upstream)?,
         timeouts,
         clock,
-        Arc::clone(metrics),
+        metrics,
     );
     let client = client.map_err(unusable(upstream))?;
     let renewal = CertificateFiles {

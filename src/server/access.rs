@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::error_chain::on_one_line;
-use crate::metrics::{Kind, Metrics, Outcome};
+use crate::metrics::{Answer, Kind, Metrics, Outcome, UpstreamId};
 
 /// Longest part of a client's header or URI that a log line repeats, in bytes.
 const MAX_SHOWN: usize = 512;
@@ -15,8 +15,10 @@ const MAX_SHOWN: usize = 512;
 #[derive(Debug)]
 pub struct Record {
     metrics: Arc<Metrics>,
-    kind: Kind,
-    outcome: Outcome,
+    started: Instant,
+    /// When the first bytes of the body were handed over.
+    first_byte: Option<Instant>,
+    answer: Answer,
     status: u16,
     expects_body: bool,
     completed: bool,
@@ -26,7 +28,6 @@ pub struct Record {
 /// What only the log needs.
 #[derive(Debug)]
 struct Line {
-    started: Instant,
     method: http::Method,
     uri: String,
     peer: Arc<str>,
@@ -45,8 +46,13 @@ impl Record {
     ) -> Self {
         Self {
             metrics,
-            kind: Kind::Other,
-            outcome: Outcome::Error,
+            started: Instant::now(),
+            first_byte: None,
+            answer: Answer {
+                upstream: UpstreamId::NONE,
+                route: Kind::Other,
+                result: Outcome::Error,
+            },
             status: 0,
             expects_body: false,
             completed: false,
@@ -55,14 +61,8 @@ impl Record {
     }
 
     /// The answer's head is known.
-    pub fn answered(
-        &mut self,
-        kind: Kind,
-        outcome: Outcome,
-        status: http::StatusCode,
-        expects_body: bool,
-    ) {
-        (self.kind, self.outcome, self.status) = (kind, outcome, status.as_u16());
+    pub fn answered(&mut self, answer: Answer, status: http::StatusCode, expects_body: bool) {
+        (self.answer, self.status) = (answer, status.as_u16());
         self.expects_body = expects_body;
     }
 
@@ -74,7 +74,8 @@ impl Record {
     }
 
     pub(super) fn sent(&mut self, bytes: u64) {
-        self.metrics.client_sent(self.kind, bytes);
+        self.first_byte.get_or_insert_with(Instant::now);
+        self.metrics.client_sent(self.answer, bytes);
         if let Some(line) = &mut self.line {
             line.bytes += bytes;
         }
@@ -101,7 +102,6 @@ impl Line {
         let agent = request.headers.get(http::header::USER_AGENT);
         let agent = agent.and_then(|agent| agent.to_str().ok());
         Self {
-            started: Instant::now(),
             method: request.method.clone(),
             uri: target(&request.uri),
             peer,
@@ -160,14 +160,14 @@ fn target(uri: &http::Uri) -> String {
 
 impl Line {
     fn log(&self, record: &Record) {
-        let ms = (self.started.elapsed().as_secs_f64() * 10_000.0).round() / 10.0;
+        let ms = (record.started.elapsed().as_secs_f64() * 10_000.0).round() / 10.0;
         tracing::info!(
             target: "millpond::access",
             peer = &*self.peer,
             method = self.method.as_str(),
             uri = self.uri,
             status = record.status,
-            result = record.outcome.as_str(),
+            result = record.answer.result.as_str(),
             bytes = self.bytes,
             ms,
             agent = self.agent,
@@ -184,7 +184,10 @@ impl Drop for Record {
             line.log(self);
         }
         // Last: a request that is counted has its line in the log.
-        self.metrics.served(self.kind, self.outcome, self.status);
+        let whole = self.started.elapsed();
+        let first_byte = self.first_byte.map_or(whole, |at| at - self.started);
+        self.metrics
+            .served(self.answer, self.status, (first_byte, whole));
     }
 }
 

@@ -23,7 +23,7 @@ use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
 use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
 use crate::download::Client;
-use crate::metrics::{Kind, Metrics, Outcome};
+use crate::metrics::{Addressed, Answer, Kind, Metrics, Outcome, RefusedCaller};
 use crate::mirror::{Exchange, Mirror, ReadMode};
 use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
 
@@ -86,15 +86,16 @@ impl Handler for Service {
             Arc::clone(&peer.name),
             self.settings.access_log,
         );
+        let addressed = Addressed::default();
         let route = self.route(&head);
         let kind = route
             .as_ref()
             .map_or(Kind::Other, |route| kind(&route.action));
         let answered = match &route {
-            Ok(route) => self.run(route, &head, body, &peer).await,
+            Ok(route) => self.run(route, &head, body, &peer, &addressed).await,
             Err(error) => Err(Refusal::of(error)),
         };
-        let (mut response, outcome) = match answered {
+        let (mut response, result) = match answered {
             Ok(answered) => answered,
             Err(refusal) => {
                 if let Some(log) = &refusal.log {
@@ -108,7 +109,13 @@ impl Handler for Service {
             response.headers_mut().extend(configured);
         }
         let expects_body = head.method != Method::HEAD;
-        record.answered(kind, outcome, response.status(), expects_body);
+        let upstream = addressed.get();
+        let answer = Answer {
+            upstream,
+            route: kind,
+            result,
+        };
+        record.answered(answer, response.status(), expects_body);
         response.body_mut().record_end(record);
         response
     }
@@ -156,10 +163,14 @@ impl Service {
         head: &Parts,
         body: RequestBody,
         peer: &Peer,
+        addressed: &Addressed,
     ) -> Result<Answered, Refusal> {
         let started = self.handlers.access().hides().then(Instant::now);
         let presented = presented(head, peer);
-        match self.answer(route, head, body, &presented).await {
+        match self
+            .answer(route, head, body, (&presented, addressed))
+            .await
+        {
             Ok(answered) => Ok(answered),
             Err(error) => {
                 if let Some(started) = started {
@@ -175,7 +186,7 @@ impl Service {
         route: &Route,
         head: &Parts,
         body: RequestBody,
-        presented: &Presented<'_>,
+        (presented, addressed): (&Presented<'_>, &Addressed),
     ) -> Result<Answered, CallError> {
         let action = &route.action;
         if let Action::Token { upstream, is_form } = action {
@@ -186,7 +197,7 @@ impl Service {
         if *action == Action::Base && self.authenticator.wants_token(presented, &caller) {
             return Err(AuthError::Needed.into());
         }
-        let call = self.call(route, head, caller);
+        let call = self.call(route, head, (caller, addressed));
         self.handlers.dispatch(action, &call, body).await
     }
 
@@ -234,11 +245,17 @@ impl Service {
     }
 
     /// Parses what the action needs of the request.
-    fn call<'a>(&self, route: &'a Route, head: &'a Parts, caller: Caller) -> Call<'a> {
+    fn call<'a>(
+        &self,
+        route: &'a Route,
+        head: &'a Parts,
+        (caller, addressed): (Caller, &'a Addressed),
+    ) -> Call<'a> {
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         Call {
             client: Client::at(caller.address),
             caller,
+            addressed,
             ns: route.ns.as_deref(),
             host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)),
             conditions: Conditions::parse(&head.headers),
@@ -261,6 +278,9 @@ impl Service {
     fn refuse(&self, route: &Route, error: &CallError, presented: &Presented<'_>) -> Refusal {
         let action = &route.action;
         let refusal = Refusal::of_action(error, action);
+        if let Some(reason) = refused_caller(error, refusal.status) {
+            self.metrics.caller_refused(reason);
+        }
         match error {
             // As for a hidden repository; the log has what the upstream said.
             CallError::Mirror(error) if self.handlers.access().hides() && error.finds_nothing() => {
@@ -346,6 +366,16 @@ fn presented<'a>(head: &'a Parts, peer: &'a Peer) -> Presented<'a> {
         certificate: peer.certificate.as_ref(),
         secure: peer.is_secure,
         authority: head.uri.authority().map(http::uri::Authority::as_str),
+    }
+}
+
+/// Why the caller was refused, if it was.
+fn refused_caller(error: &CallError, status: StatusCode) -> Option<RefusedCaller> {
+    match error {
+        CallError::Mirror(_) => matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+            .then_some(RefusedCaller::Upstream),
+        CallError::Denied(denied) => Some(denied.counted_as()),
+        CallError::Caller(error) => error.counted_as(),
     }
 }
 

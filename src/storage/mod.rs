@@ -33,6 +33,7 @@ use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::metrics::Histogram;
 use crate::oci::{Digest, RangeSet, RepoName, Tag};
 
 mod checkpoint;
@@ -161,6 +162,14 @@ pub trait Store: Debug + Send + Sync + 'static {
     async fn check(&self) -> Result<(), StoreError> {
         Ok(())
     }
+
+    /// Bytes that the file system has left for this process; none where that is unknown.
+    async fn free_space(&self) -> Option<u64> {
+        None
+    }
+
+    /// Measures reads of committed blobs that wait for the disk, from now on.
+    fn measure_reads(&self, _reads: Histogram) {}
 
     /// What the listings above left out because it couldn't be read.
     async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {

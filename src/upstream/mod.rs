@@ -29,6 +29,7 @@ mod body;
 mod callers;
 mod challenge;
 mod clients;
+mod connect_time;
 mod content_range;
 mod credential_error;
 mod credentials;
@@ -67,7 +68,7 @@ use url::Url;
 
 use crate::clock::Clock;
 use crate::config::{self, Authorize, Timeouts};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UpstreamId};
 use crate::oci::RepoName;
 pub use account::LoginError;
 pub use address::Network;
@@ -140,9 +141,10 @@ impl Upstream {
         files: &TlsFiles,
         timeouts: Timeouts,
         clock: Clock,
-        metrics: Arc<Metrics>,
+        metrics: &Metrics,
     ) -> Result<Self, SetupError> {
         let config = Arc::new(config);
+        let metrics = metrics.upstream(&config.name);
         let transport = Transport::new(Arc::clone(&config), files, timeouts, clock, metrics)?;
         // For callers without a login. The configured credentials are never used for a caller.
         let (auth, caller, callers) = match config.caller.authorize {
@@ -170,6 +172,11 @@ impl Upstream {
     /// What this upstream is called in logs, metrics and errors.
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// What clients' requests for this upstream are counted under.
+    pub fn metrics_id(&self) -> UpstreamId {
+        self.transport.metrics.id()
     }
 
     /// Logs that the upstream failed, and what was done instead of what was asked for: at most once

@@ -17,7 +17,7 @@ use super::token::{MAX_ANSWER, Token, TokenGrant, TokenKey, TokenRequest};
 use super::transport::UpstreamRequest;
 use super::{Upstream, body, redirect, site};
 use crate::config::is_loopback;
-use crate::metrics::Kind;
+use crate::metrics::{Kind, TokenFetch};
 use crate::oci::RepoName;
 
 impl Upstream {
@@ -67,7 +67,7 @@ impl Upstream {
         request: &TokenRequest,
         account: Option<Arc<Account>>,
     ) -> Result<Token, UpstreamError> {
-        let result = self.send_token_request(request, account.as_deref()).await;
+        let result = self.fetch_token(request, account.as_deref()).await;
         let refused = result.as_ref().err().is_some_and(|error| {
             matches!(
                 error.failure,
@@ -81,11 +81,26 @@ impl Upstream {
             return result;
         };
         match self.account(repo, Some(id)).await? {
-            Some(renewed) if renewed.id != id => {
-                self.send_token_request(request, Some(&renewed)).await
-            }
+            Some(renewed) if renewed.id != id => self.fetch_token(request, Some(&renewed)).await,
             _ => result,
         }
+    }
+
+    /// Asks the token service, and counts the result.
+    async fn fetch_token(
+        &self,
+        request: &TokenRequest,
+        account: Option<&Account>,
+    ) -> Result<Token, UpstreamError> {
+        let result = self.send_token_request(request, account).await;
+        let counted = match &result {
+            Ok(_) => TokenFetch::Granted,
+            Err(error) if error.is_transient() => TokenFetch::Failed,
+            Err(error) if error.status().is_some() => TokenFetch::Refused,
+            Err(_) => TokenFetch::Failed,
+        };
+        self.transport.metrics.token(counted);
+        result
     }
 
     pub(super) async fn send_token_request(
@@ -120,8 +135,8 @@ impl Upstream {
             }
         })?;
         let body = body::read(reply, MAX_ANSWER, transport.timeouts.header).await?;
-        Token::parse(&body, asked_at)
-            .ok_or_else(|| UpstreamError::protocol(&ask.url, Violation::Token))
+        let unusable = || UpstreamError::protocol(&ask.url, Violation::Token);
+        Token::parse(&body, asked_at).ok_or_else(|| transport.failed(unusable()))
     }
 
     /// Whether a token service may be given the credentials: the operator named it or it belongs to

@@ -22,7 +22,7 @@ use super::{body, retry};
 use crate::clock::Clock;
 use crate::config::{self, ForwardProxy, Timeouts};
 use crate::error_chain::on_one_line;
-use crate::metrics::{Ending, Kind, Metrics};
+use crate::metrics::{Ending, Kind, UpstreamMetrics};
 
 /// A request to be made. No `Debug`: the query of a page's link may be a secret.
 pub(super) struct UpstreamRequest {
@@ -95,7 +95,7 @@ pub(super) struct Transport {
     config: Arc<config::Upstream>,
     pub timeouts: Timeouts,
     pub clock: Clock,
-    metrics: Arc<Metrics>,
+    pub metrics: Arc<UpstreamMetrics>,
     clients: RwLock<Arc<Clients>>,
     pub guard: Arc<Guard>,
     gate: Gate,
@@ -108,7 +108,7 @@ impl Transport {
         files: &TlsFiles,
         timeouts: Timeouts,
         clock: Clock,
-        metrics: Arc<Metrics>,
+        metrics: Arc<UpstreamMetrics>,
     ) -> Result<Self, SetupError> {
         let proxies = match &config.proxy {
             ForwardProxy::Environment => Matcher::from_env(),
@@ -122,6 +122,7 @@ impl Transport {
                 files,
                 timeouts.connect,
                 &guard,
+                &metrics,
             )?)),
             config,
             timeouts,
@@ -136,7 +137,13 @@ impl Transport {
     /// Uses what other files have from now on. Running requests end as they began. After an error, what
     /// was used before stays in use. Blocks.
     pub(super) fn renew(&self, files: &TlsFiles) -> Result<(), SetupError> {
-        let clients = Clients::new(&self.config, files, self.timeouts.connect, &self.guard)?;
+        let clients = Clients::new(
+            &self.config,
+            files,
+            self.timeouts.connect,
+            &self.guard,
+            &self.metrics,
+        )?;
         *self.clients.write() = Arc::new(clients);
         Ok(())
     }
@@ -175,7 +182,8 @@ impl Transport {
         let mut permit = None;
         if !ask.is_download {
             let entered = self.gate.enter(self.timeouts.header).await;
-            permit = Some(entered.ok_or_else(|| UpstreamError::new(&ask.url, Failure::Busy))?);
+            let busy = || self.failed(UpstreamError::new(&ask.url, Failure::Busy));
+            permit = Some(entered.ok_or_else(busy)?);
         }
         let mut url = ask.url.clone();
         for _ in 0..=redirect::MAX_REDIRECTS {
@@ -191,7 +199,7 @@ impl Transport {
             permit = reply.permit;
             url = next;
         }
-        Err(UpstreamError::protocol(&url, RedirectError::TooMany))
+        Err(self.failed(UpstreamError::protocol(&url, RedirectError::TooMany)))
     }
 
     async fn send(
@@ -203,7 +211,8 @@ impl Transport {
         permit: Option<Permit>,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let route = self.guard.route(url);
-        let route = route.map_err(|internal| UpstreamError::protocol(url, internal))?;
+        let route =
+            route.map_err(|internal| self.failed(UpstreamError::protocol(url, internal)))?;
         let clients = Arc::clone(&self.clients.read());
         let client = clients.get(route, ask.is_download);
         let mut headers = ask.headers.clone();
@@ -233,11 +242,14 @@ impl Transport {
             Err(error) => Ending::Error(error.class()),
         };
         self.report(ask, url, ending, started.elapsed());
+        let result = result.map_err(|error| self.failed(error));
         result.map(|response| UpstreamResponse {
+            metrics: Arc::clone(&self.metrics),
+            started: Some(started),
             url: url.clone(),
             own,
             kind: ask.kind,
-            received: self.metrics.upstream_bytes(&self.config.name, ask.kind),
+            received: self.metrics.received(ask.kind),
             response,
             permit,
         })
@@ -257,10 +269,16 @@ impl Transport {
             ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "upstream request"
         );
-        let degraded = !matches!(ending, Ending::Status(..500));
-        self.metrics.upstream_degraded(&self.config.name, degraded);
-        self.metrics
-            .upstream_request(&self.config.name, ask.kind, method, ending);
+        if matches!(ending, Ending::Status(_)) {
+            self.metrics.answered(elapsed);
+        }
+        self.metrics.request(ask.kind, method, ending);
+    }
+
+    /// Counts an error that no response makes.
+    pub(super) fn failed(&self, error: UpstreamError) -> UpstreamError {
+        self.metrics.failed(error.class());
+        error
     }
 
     /// The library's error before there was a header. Its own text names the whole URL.

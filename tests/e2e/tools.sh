@@ -14,6 +14,7 @@ TOOLS=(
   ctr:containerd runc:runc podman:podman skopeo:skopeo zstd:zstd jq:jq curl:curl
   openssl:openssl /usr/bin/python3:python3
   /usr/share/doc/python3-grpcio:python3-grpcio
+  promtool:prometheus /usr/lib/python3/dist-packages/prometheus_client:python3-prometheus-client
 )
 
 missing_tools() {

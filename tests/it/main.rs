@@ -36,6 +36,7 @@ mod faults;
 mod http2;
 mod lists;
 mod manifests;
+mod metrics;
 mod multi_range;
 mod oidc;
 mod operate;

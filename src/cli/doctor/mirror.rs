@@ -2,7 +2,6 @@
 //! like any registry, with containerd's `ns` parameter in the query of its URL.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use url::Url;
 
@@ -14,6 +13,7 @@ use super::reach::{Server, Side, speaks_tls};
 use crate::clock::Clock;
 use crate::config::{Config, Credentials, Timeouts};
 use crate::error_chain::on_one_line;
+use crate::metrics::Metrics;
 use crate::oci::Accept;
 use crate::upstream::{Challenged, Failure, SetupError, TlsFiles, Upstream, UpstreamError};
 
@@ -61,7 +61,7 @@ impl MirrorCheck {
             upstream.credentials.clone_from(&settings.login);
             // Who writes http:// has decided.
             upstream.plain_http = settings.url.scheme() == "http";
-            Upstream::new(upstream, &files, timeouts, clock, Arc::default())
+            Upstream::new(upstream, &files, timeouts, clock, &Metrics::default())
         };
         Ok(Self {
             client: client(&settings.image.registry)?,

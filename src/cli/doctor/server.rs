@@ -1,8 +1,6 @@
 //! The server on the data directory, if one runs: what it says about itself, its listeners, and its
 //! cache beside the cap and the TTL.
 
-use std::sync::Arc;
-
 use url::Url;
 
 use super::super::operate::Backend;
@@ -14,6 +12,7 @@ use crate::app::Descriptors;
 use crate::clock::Clock;
 use crate::config::{Config, Listen, Serves, Storage, Timeouts, Tls};
 use crate::error_chain::on_one_line;
+use crate::metrics::Metrics;
 use crate::server::listener::{BindError, Listener};
 use crate::storage::StoreError;
 use crate::tasks::Tasks;
@@ -237,8 +236,8 @@ impl ServerCheck<'_> {
         upstream.url = Url::parse(&format!("{scheme}://{host}:{port}")).ok()?;
         upstream.proxy = crate::config::ForwardProxy::Direct;
         upstream.insecure = true;
-        let (files, metrics) = (TlsFiles::default(), Arc::default());
-        let client = Upstream::new(upstream, &files, self.timeouts, self.clock, metrics).ok()?;
+        let (files, metrics) = (TlsFiles::default(), Metrics::default());
+        let client = Upstream::new(upstream, &files, self.timeouts, self.clock, &metrics).ok()?;
         let answer = client.observe_base().await;
         let is_refusal = |error: &UpstreamError| error.status() == Some(404);
         match (answer, listening.serves) {
