@@ -23,6 +23,7 @@ use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
 use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
 use crate::download::Client;
+use crate::health::{Closed, Health};
 use crate::metrics::{Kind, Metrics, Outcome};
 use crate::mirror::{Exchange, Mirror, ReadMode};
 use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
@@ -64,6 +65,7 @@ impl ServerSettings {
 pub struct Gate {
     pub authenticator: Authenticator,
     pub access: Access,
+    pub health: Health,
 }
 
 /// The registry API over one mirror.
@@ -71,6 +73,7 @@ pub struct Gate {
 pub struct Service {
     handlers: Handlers,
     authenticator: Authenticator,
+    health: Health,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
     /// What `Accept` lines mean, which is asked for with every tag.
@@ -88,7 +91,10 @@ impl Handler for Service {
         );
         let (kind, answered) = match self.route(&head) {
             Ok(route) => {
-                let answered = self.run(&route, &head, body, &peer).await;
+                let answered = match self.closed(&route.action) {
+                    None => self.run(&route, &head, body, &peer).await,
+                    Some(closed) => Err(Refusal::closed(closed)),
+                };
                 (kind(&route.action), answered)
             }
             Err(error) => (Kind::Other, Err(Refusal::of(&error))),
@@ -120,10 +126,18 @@ impl Service {
         Self {
             handlers: Handlers::new(mirror, gate.access, settings.base()),
             authenticator: gate.authenticator,
+            health: gate.health,
             metrics,
             settings,
             accepts: Cache::new(MAX_ACCEPTS),
         }
+    }
+
+    /// Whether no request is answered, or not this one.
+    fn closed(&self, action: &Action) -> Option<Closed> {
+        let closed = self.health.closed();
+        // Load balancers ask with `GET /` whether to send more.
+        closed.filter(|closed| *closed == Closed::Unhealthy || *action == Action::Root)
     }
 
     /// What the request is to do.

@@ -31,6 +31,7 @@ mod disk;
 mod downloads;
 mod failures;
 mod faults;
+mod health;
 mod http2;
 mod lists;
 mod manifests;

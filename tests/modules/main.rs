@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "oci",
     "error_chain",
     "clock",
@@ -35,6 +35,7 @@ const ORDER: [&str; 20] = [
     "auth",
     "access",
     "cache",
+    "health",
     "download",
     "mirror",
     "server",
@@ -51,7 +52,12 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
         &["crate::storage"],
         &["storage", "cache", "app", "cli"],
     ),
-    ("the HTTP client", &["reqwest"], &["upstream"]),
+    (
+        "the HTTP client",
+        &["reqwest"],
+        // Of the operator's checks.
+        &["upstream", "health/probe"],
+    ),
     (
         "the HTTP server",
         &["hyper", "hyper_util", "h2"],
@@ -75,6 +81,8 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "access/audit_file",
             "config",
             "tls/files",
+            // A file that must not exist.
+            "health/probe",
             // Credentials that rotate.
             "upstream/secret_files",
             "auth/files",
