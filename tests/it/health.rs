@@ -193,7 +193,10 @@ async fn a_second_signal_ends_the_delay() {
         .with(&["http.shutdowndelay: 5m"])
         .start()
         .await;
-    assert!(m.app.stop_unless(std::future::ready(())).await);
+    let address = m.address();
+    // Paused time stands still: this would never end.
+    m.app.stop_unless(std::future::ready(())).await;
+    assert!(TcpStream::connect(&address).await.is_err());
 }
 
 /// The program as a process; it is killed when dropped.
