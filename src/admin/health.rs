@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::cache::{Cache, StoreError};
 use crate::error_chain::on_one_line;
-use crate::health;
+use crate::health::Availability;
 use crate::metrics::{Degraded, Metrics};
 use crate::tasks::Tasks;
 
@@ -45,7 +45,7 @@ pub struct Health {
     pub(super) tasks: Tasks,
     pub(super) metrics: Arc<Metrics>,
     /// The checks of the operator, and whether the server stops.
-    configured: health::Health,
+    availability: Availability,
     /// One check of the store at a time: a disk that doesn't answer must not take every thread of
     /// the blocking pool.
     one_check: Arc<Semaphore>,
@@ -57,13 +57,13 @@ impl Health {
         cache: Cache,
         tasks: Tasks,
         metrics: Arc<Metrics>,
-        configured: health::Health,
+        availability: Availability,
     ) -> Self {
         Self {
             cache,
             tasks,
             metrics,
-            configured,
+            availability,
             one_check: Arc::new(Semaphore::new(1)),
         }
     }
@@ -85,7 +85,7 @@ impl Health {
     /// server does without it, or is stopping.
     pub async fn readiness(&self) -> Readiness {
         let mut checks = self.parts().await;
-        let stopping = self.configured.is_stopping();
+        let stopping = self.availability.is_stopping();
         let stopping = stopping.then(|| "it is stopping".to_owned());
         checks.insert("server".to_owned(), stopping);
         let checks = checks.into_iter().map(|(name, error)| {
@@ -101,7 +101,7 @@ impl Health {
 
     /// What pulls need, and the configured checks, by name; those that fail with the reason.
     async fn parts(&self) -> BTreeMap<String, Option<String>> {
-        let mut parts = self.configured.checks();
+        let mut parts = self.availability.checks();
         parts.insert("store".to_owned(), self.check_store().await.err());
         parts.insert("index".to_owned(), self.cache.health().err());
         parts
@@ -163,8 +163,8 @@ mod tests {
                 &tasks,
                 &CancellationToken::new(),
             );
-            let configured = health::Health::default();
-            let health = Health::new(cache, tasks.clone(), Arc::clone(&metrics), configured);
+            let availability = Availability::default();
+            let health = Health::new(cache, tasks.clone(), Arc::clone(&metrics), availability);
             Self {
                 store,
                 tasks,

@@ -141,9 +141,9 @@ mod tests {
             &tasks,
             &stop,
         );
-        let configured = crate::health::Health::default();
+        let availability = crate::health::Availability::default();
         let admin = Admin {
-            health: Health::new(cache, tasks.clone(), Arc::default(), configured.clone()),
+            health: Health::new(cache, tasks.clone(), Arc::default(), availability.clone()),
             metrics_path: Some("/metrics".to_owned()),
         };
         for (method, path, status) in [
@@ -168,7 +168,7 @@ mod tests {
         let body = unwell.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, r#"{"task listener":"on purpose"}"#);
 
-        configured.stop();
+        availability.stop();
         assert_eq!(admin.answer(&Method::GET, "/healthz").await.status(), 200);
         let stopping = admin.answer(&Method::GET, "/readyz").await;
         assert_eq!(stopping.status(), 503);

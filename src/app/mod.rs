@@ -30,7 +30,7 @@ use crate::auth::AuthSetupError;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::health::{Health, HealthSetupError, Probes};
+use crate::health::{Availability, HealthSetupError, Probes};
 use crate::metrics::Metrics;
 use crate::server::listener::{Address, BindError};
 use crate::server::{Gate, ServerSettings, Service};
@@ -91,8 +91,8 @@ pub struct App {
 struct Shared {
     cache: Cache,
     metrics: Arc<Metrics>,
-    /// The checks that the operator configured.
-    health: Health,
+    /// The checks that the operator configured, and whether the server stops.
+    availability: Availability,
     clock: Clock,
     /// The deny list and the audit log.
     denials: Denials,
@@ -140,7 +140,7 @@ impl App {
         let shared = Shared {
             cache,
             metrics,
-            health: Health::default(),
+            availability: Availability::default(),
             clock,
             denials: access.denials(),
             tasks: TaskTracker::new(),
@@ -154,7 +154,7 @@ impl App {
         let gate = Gate {
             authenticator: shared.authenticator(config).await?,
             access,
-            health: shared.health.clone(),
+            availability: shared.availability.clone(),
         };
         let service = Service::new(mirror, gate, Arc::clone(&shared.metrics), settings(config));
 
@@ -164,8 +164,8 @@ impl App {
         operators.take_commands(config).await;
         let service = Arc::new(service);
         let (address, other_addresses) = serving.listen_all(config, &tls, &service).await?;
-        let health = &shared.health;
-        health.start(probes, &shared.background, &shared.stop_accepting);
+        let availability = &shared.availability;
+        availability.start(probes, &shared.background, &shared.stop_accepting);
         let delay = config.http.shutdown_delay;
         let shutdown_delay = Some(delay).filter(|_| config.http.has_operators());
         Ok(Self {
@@ -244,13 +244,15 @@ impl App {
     /// Says that the server isn't ready, and goes on for a while, so that whoever sends requests can
     /// notice before connections are refused. Returns whether `hurry` has ended that.
     async fn wait_unready(&self, hurry: impl Future<Output = ()>) -> bool {
-        self.shared.health.stop();
+        self.shared.availability.stop();
         if self.shutdown_delay.is_zero() {
             return false;
         }
         tokio::select! {
             biased;
             () = hurry => true,
+            // The sooner it ends, the better.
+            _ = self.failed() => false,
             () = tokio::time::sleep(self.shutdown_delay) => false,
         }
     }

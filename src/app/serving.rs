@@ -98,12 +98,17 @@ impl<'a> Serving<'a> {
             cache,
             metrics,
             background,
-            health,
+            availability,
             ..
         } = self.shared;
         let tasks = background.clone();
         Arc::new(Admin {
-            health: Health::new(cache.clone(), tasks, Arc::clone(metrics), health.clone()),
+            health: Health::new(
+                cache.clone(),
+                tasks,
+                Arc::clone(metrics),
+                availability.clone(),
+            ),
             metrics_path: metrics_path.map(str::to_owned),
         })
     }

@@ -29,7 +29,7 @@ const HIDDEN: &str = "<hidden>";
 
 /// The configured checks; their names differ.
 #[derive(Debug, Clone, Default)]
-pub struct Health {
+pub struct HealthConfig {
     pub checks: Vec<HealthCheck>,
 }
 
@@ -71,7 +71,7 @@ pub enum HealthProbe {
     Tcp(String),
 }
 
-pub(super) fn read(health: &Section<'_>, storage: &Storage) -> Health {
+pub(super) fn read(health: &Section<'_>, storage: &Storage) -> HealthConfig {
     let store = health.section("storagedriver", |section| {
         let is_enabled = section.bool("enabled", false);
         let driver = match storage {
@@ -93,7 +93,7 @@ pub(super) fn read(health: &Section<'_>, storage: &Storage) -> Health {
         listed(health, "tcp", &mut names, tcp),
     ];
     let checks = checks.into_iter().flatten().collect();
-    Health { checks }
+    HealthConfig { checks }
 }
 
 /// The checks of a list. `names` are those of other checks.

@@ -60,7 +60,7 @@ pub use credentials::{Credentials, Helper, RepositoryCredentials, Written};
 pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
-pub use health::{Health, HealthCheck, HealthProbe, HealthTiming};
+pub use health::{HealthCheck, HealthConfig, HealthProbe, HealthTiming};
 pub use host_pattern::{HostPattern, HostPatternError};
 pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
 pub use log::{Audit, Log, LogFormat};
@@ -83,7 +83,7 @@ pub struct Config {
     pub storage: Storage,
     pub limits: Limits,
     pub http: Http,
-    pub health: Health,
+    pub health: HealthConfig,
     pub auth: Auth,
     pub proxy: Proxy,
     pub access: AccessConfig,

@@ -1,6 +1,6 @@
 //! The health checks that the operator configured (`health`), and whether the server may answer.
 //!
-//! Each check is a task: it tries its [`Probe`] at an interval and reports to [`Health`]. The server
+//! Each check is a task: it tries its [`Probe`] at an interval and reports to [`Availability`]. The server
 //! asks there before each request, which is one relaxed load; operators get the reasons. A check that
 //! fails closes the registry API until it succeeds again, so nothing here may decide on its own what to
 //! check.
@@ -30,7 +30,7 @@ const ONE_FAILING: usize = 2;
 
 /// The state of the checks, and whether the server stops. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Health {
+pub struct Availability {
     inner: Arc<Inner>,
 }
 
@@ -65,7 +65,7 @@ pub enum Closed {
     Stopping,
 }
 
-impl Health {
+impl Availability {
     /// Whether something is wrong; a failing check before a stop. One relaxed load where nothing is.
     #[inline]
     pub fn closed(&self) -> Option<Closed> {
@@ -101,10 +101,10 @@ impl Health {
         for (name, probe, timing) in probes.into_checks() {
             let streak = Streak::new(timing.threshold);
             self.inner.checks.lock().insert(name.clone(), streak);
-            let (health, probe) = (self.clone(), Arc::new(probe));
+            let (availability, probe) = (self.clone(), Arc::new(probe));
             tasks.spawn_restarted("health check", stop.clone(), move || {
-                let (health, name) = (health.clone(), name.clone());
-                check(health, name, Arc::clone(&probe), timing)
+                let (availability, name) = (availability.clone(), name.clone());
+                check(availability, name, Arc::clone(&probe), timing)
             });
         }
     }
@@ -168,7 +168,7 @@ impl Streak {
 }
 
 /// Tries a probe again and again.
-async fn check(health: Health, name: String, probe: Arc<Probe>, timing: HealthTiming) {
+async fn check(availability: Availability, name: String, probe: Arc<Probe>, timing: HealthTiming) {
     let mut ticks = interval(timing.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut attempt = None;
@@ -189,6 +189,6 @@ async fn check(health: Health, name: String, probe: Arc<Probe>, timing: HealthTi
                 Err(format!("no answer within {waited}"))
             }
         };
-        health.note(&name, tried);
+        availability.note(&name, tried);
     }
 }

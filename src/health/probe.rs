@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use url::Url;
 
 use crate::cache::{Cache, StoreError};
-use crate::config::{self, HealthProbe, HealthTiming};
+use crate::config::{HealthCheck, HealthConfig, HealthProbe, HealthTiming};
 use crate::error_chain::on_one_line;
 
 const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
@@ -33,7 +33,7 @@ pub struct Probes {
 
 impl Probes {
     /// Of the configured checks; `cache` has the store.
-    pub fn new(config: &config::Health, cache: &Cache) -> Result<Self, HealthSetupError> {
+    pub fn new(config: &HealthConfig, cache: &Cache) -> Result<Self, HealthSetupError> {
         let mut client = None;
         let mut checks = Vec::new();
         for check in &config.checks {
@@ -69,7 +69,7 @@ impl Probes {
 }
 
 /// A client whose every request connects anew, through the proxy of the environment.
-fn new_client(checks: &[config::HealthCheck]) -> Result<Client, HealthSetupError> {
+fn new_client(checks: &[HealthCheck]) -> Result<Client, HealthSetupError> {
     let builder = || {
         Client::builder()
             .user_agent(USER_AGENT)

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use crate::cache::{Cache, CacheSettings};
 use crate::clock::Clock;
-use crate::config::{self, HealthCheck, HealthProbe};
+use crate::config::{HealthCheck, HealthConfig, HealthProbe};
 use crate::storage::faulty::Operation;
 use crate::storage::{FaultyStore, MemoryStore, Store};
 
 struct Setup {
     store: Arc<FaultyStore>,
-    health: Health,
+    availability: Availability,
     _tasks: Tasks,
     stop: CancellationToken,
 }
@@ -46,12 +46,12 @@ impl Setup {
             probe,
             timing,
         }];
-        let probes = Probes::new(&config::Health { checks }, &cache).unwrap();
-        let health = Health::default();
-        health.start(probes, &tasks, &stop);
+        let probes = Probes::new(&HealthConfig { checks }, &cache).unwrap();
+        let availability = Availability::default();
+        availability.start(probes, &tasks, &stop);
         Self {
             store,
-            health,
+            availability,
             _tasks: tasks,
             stop,
         }
@@ -67,7 +67,7 @@ impl Setup {
 
     /// The reason of the one check.
     fn reason(&self) -> Option<String> {
-        let checks = self.health.checks();
+        let checks = self.availability.checks();
         assert_eq!(checks.len(), 1);
         checks.into_values().next().unwrap()
     }
@@ -89,17 +89,17 @@ async fn a_check_fails_after_its_threshold_and_recovers_at_once() {
     }
     for _ in 0..2 {
         after(INTERVAL).await;
-        assert_eq!((setup.reason(), setup.health.closed()), (None, None));
+        assert_eq!((setup.reason(), setup.availability.closed()), (None, None));
     }
     after(INTERVAL).await;
     let reason = setup.reason().unwrap();
     assert!(reason.ends_with("entity not found"), "{reason}");
-    assert_eq!(setup.health.closed(), Some(Closed::Unhealthy));
-    setup.health.stop();
-    assert_eq!(setup.health.closed(), Some(Closed::Unhealthy));
+    assert_eq!(setup.availability.closed(), Some(Closed::Unhealthy));
+    setup.availability.stop();
+    assert_eq!(setup.availability.closed(), Some(Closed::Unhealthy));
     after(INTERVAL).await;
     assert_eq!(setup.reason(), None);
-    assert_eq!(setup.health.closed(), Some(Closed::Stopping));
+    assert_eq!(setup.availability.closed(), Some(Closed::Stopping));
 }
 
 #[tokio::test(start_paused = true)]
@@ -151,21 +151,25 @@ async fn no_check_is_tried_after_the_stop() {
 
 #[test]
 fn counts_of_several_checks_are_apart() {
-    let health = Health::default();
+    let availability = Availability::default();
     for name in ["a", "b"] {
         let streak = Streak::new(NonZeroU32::MIN);
-        health.inner.checks.lock().insert(name.to_owned(), streak);
+        availability
+            .inner
+            .checks
+            .lock()
+            .insert(name.to_owned(), streak);
     }
     let fail = || Err("no".to_owned());
-    health.note("a", fail());
-    health.note("b", fail());
-    health.note("b", fail());
-    health.note("a", Ok(()));
-    assert_eq!(health.closed(), Some(Closed::Unhealthy));
-    assert_eq!(health.checks()["b"].as_deref(), Some("no"));
-    assert_eq!(health.checks()["a"], None);
-    health.note("b", Ok(()));
-    assert_eq!(health.closed(), None);
+    availability.note("a", fail());
+    availability.note("b", fail());
+    availability.note("b", fail());
+    availability.note("a", Ok(()));
+    assert_eq!(availability.closed(), Some(Closed::Unhealthy));
+    assert_eq!(availability.checks()["b"].as_deref(), Some("no"));
+    assert_eq!(availability.checks()["a"], None);
+    availability.note("b", Ok(()));
+    assert_eq!(availability.closed(), None);
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
 use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
 use crate::download::Client;
-use crate::health::{Closed, Health};
+use crate::health::{Availability, Closed};
 use crate::metrics::{Kind, Metrics, Outcome};
 use crate::mirror::{Exchange, Mirror, ReadMode};
 use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
@@ -65,7 +65,7 @@ impl ServerSettings {
 pub struct Gate {
     pub authenticator: Authenticator,
     pub access: Access,
-    pub health: Health,
+    pub availability: Availability,
 }
 
 /// The registry API over one mirror.
@@ -73,7 +73,7 @@ pub struct Gate {
 pub struct Service {
     handlers: Handlers,
     authenticator: Authenticator,
-    health: Health,
+    availability: Availability,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
     /// What `Accept` lines mean, which is asked for with every tag.
@@ -126,7 +126,7 @@ impl Service {
         Self {
             handlers: Handlers::new(mirror, gate.access, settings.base()),
             authenticator: gate.authenticator,
-            health: gate.health,
+            availability: gate.availability,
             metrics,
             settings,
             accepts: Cache::new(MAX_ACCEPTS),
@@ -135,7 +135,7 @@ impl Service {
 
     /// Whether no request is answered, or not this one.
     fn closed(&self, action: &Action) -> Option<Closed> {
-        let closed = self.health.closed();
+        let closed = self.availability.closed();
         // Load balancers ask with `GET /` whether to send more.
         closed.filter(|closed| *closed == Closed::Unhealthy || *action == Action::Root)
     }
