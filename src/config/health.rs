@@ -11,6 +11,7 @@ use http::header::HeaderMap;
 use url::Url;
 
 use super::address::Listen;
+use super::credentials::HIDDEN;
 use super::duration::format;
 use super::http::{headers, web_url};
 use super::section::Section;
@@ -23,9 +24,6 @@ const INTERVALS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duratio
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_mins(10);
 const MAX_THRESHOLD: usize = 1000;
-
-/// What `millpond check` shows of a header's value.
-const HIDDEN: &str = "<hidden>";
 
 /// The configured checks; their names differ.
 #[derive(Debug, Clone, Default)]
@@ -130,11 +128,24 @@ fn file(section: &Section<'_>) -> Option<HealthCheck> {
 }
 
 fn http(section: &Section<'_>) -> Option<HealthCheck> {
-    let url = section.value("uri", url);
     let name = section.text("uri");
-    if name.is_none() {
-        section.missing("uri", "the URL to send HEAD requests to");
-    }
+    let url = match &name {
+        None => {
+            section.missing("uri", "the URL to send HEAD requests to");
+            None
+        }
+        // A login would be shown, as part of the check's name.
+        Some(text) if text.contains('@') => {
+            section.reject(
+                "uri",
+                "contains an @; write the credentials as an Authorization header in `headers`",
+            );
+            None
+        }
+        Some(_) => section.value("uri", |text| {
+            web_url(text).ok_or("write a URL such as https://auth.example/healthy")
+        }),
+    };
     let mut headers = headers(section);
     let mut shown = serde_yaml::Mapping::new();
     for (name, value) in &mut headers {
@@ -154,14 +165,6 @@ fn http(section: &Section<'_>) -> Option<HealthCheck> {
         },
         timing,
     })
-}
-
-fn url(text: &str) -> Result<Url, &'static str> {
-    let url = web_url(text).ok_or("write a URL such as https://auth.example/healthy")?;
-    let has_login = !url.username().is_empty() || url.password().is_some();
-    // It is the check's name, which is shown.
-    let url = (!has_login).then_some(url);
-    url.ok_or("write the login as an Authorization header in `headers`")
 }
 
 fn tcp(section: &Section<'_>) -> Option<HealthCheck> {

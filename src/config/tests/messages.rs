@@ -86,8 +86,8 @@ health: {http: [{timeout: 1s}]}
 => 2: `health.http[0].uri` is missing; write the URL to send HEAD requests to
 health: {http: [{uri: 'ftp://a'}]}
 => 2: `health.http[0].uri` is "ftp://a"; write a URL such as https://auth.example/healthy
-health: {http: [{uri: 'http://a:b@c'}]}
-=> 2: `health.http[0].uri` is "http://<hidden>@c"; write the login as an Authorization header in `headers`
+health: {http: [{uri: 'http://a:hunter2@c'}]}
+=> 2: `health.http[0].uri` contains an @; write the credentials as an Authorization header in `headers`
 health: {http: [{uri: 'http://a', statuscode: 20}]}
 => 2: `health.http[0].statuscode` is "20"; write a whole number from 100 to 599
 health: {http: [{uri: 'http://a', headers: {Content-Length: ['1']}}]}
