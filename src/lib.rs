@@ -28,7 +28,7 @@
 //!    Nothing else deletes; [`mirror`] has it remove tags that the upstream no longer has.
 //!
 //! [`config`] says what to mirror, [`app`] wires the modules and owns every task, [`admin`] shows
-//! [`metrics`] and health, [`clock`] is the only source of time, and [`cli`] is the program.
+//! [`metrics`] and [`health`], [`clock`] is the only source of time, and [`cli`] is the program.
 //!
 //! The modules build on each other in one direction only; `ARCHITECTURE.md` has the map, and
 //! `tests/modules/` holds the code to it.
@@ -43,6 +43,7 @@ pub mod clock;
 pub mod config;
 pub mod download;
 pub mod error_chain;
+pub mod health;
 pub mod line_writer;
 pub mod metrics;
 pub mod mirror;

@@ -2,6 +2,7 @@
 //! `http.listeners` that serve operators), which clients of the registry can't reach; listing and purging
 //! ([`operate`]) on a unix socket of the data directory ([`socket`]).
 
+pub mod ask;
 pub mod health;
 pub mod operate;
 pub mod socket;
@@ -84,17 +85,18 @@ impl Admin {
             // The reference registry's path, and its answer: the checks that fail, by name.
             "/debug/health" => {
                 let failing = self.health.check().await;
-                let status = if failing.is_empty() {
-                    StatusCode::OK
-                } else {
-                    StatusCode::SERVICE_UNAVAILABLE
-                };
-                response(status, JSON, serde_json::json!(failing).to_string())
+                checked(failing.is_empty(), &serde_json::json!(failing))
+            }
+            // That it answers is all.
+            "/healthz" => response(StatusCode::OK, TEXT, "ok\n"),
+            "/readyz" => {
+                let readiness = self.health.readiness().await;
+                checked(readiness.ready, &serde_json::json!(readiness))
             }
             _ => {
-                let metrics = metrics_path.map(|path| format!("{path} and "));
+                let metrics = metrics_path.map(|path| format!("{path}, "));
                 let metrics = metrics.unwrap_or_default();
-                let text = format!("there is {metrics}/debug/health here\n");
+                let text = format!("there is {metrics}/debug/health, /healthz and /readyz here\n");
                 response(StatusCode::NOT_FOUND, TEXT, text)
             }
         }
@@ -106,6 +108,16 @@ impl Handler for Admin {
         let (method, path) = (request.method(), request.uri().path());
         self.answer(method, path, request.headers()).await
     }
+}
+
+/// The result of checks.
+fn checked(is_fine: bool, document: &serde_json::Value) -> Response<Body> {
+    let status = if is_fine {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    response(status, JSON, document.to_string())
 }
 
 fn response(
@@ -142,14 +154,17 @@ mod tests {
             &tasks,
             &stop,
         );
+        let availability = crate::health::Availability::default();
         let admin = Admin {
-            health: Health::new(cache, tasks.clone(), Arc::default()),
+            health: Health::new(cache, tasks.clone(), Arc::default(), availability.clone()),
             metrics_path: Some("/metrics".to_owned()),
         };
         let none = HeaderMap::new();
         for (method, path, status) in [
             (Method::GET, "/metrics", 200),
             (Method::HEAD, "/debug/health", 200),
+            (Method::GET, "/healthz", 200),
+            (Method::GET, "/readyz", 200),
             (Method::GET, "/", 404),
             (Method::POST, "/metrics", 405),
         ] {
@@ -166,5 +181,13 @@ mod tests {
         assert_eq!(unwell.headers()[CONTENT_TYPE], "application/json");
         let body = unwell.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, r#"{"task listener":"on purpose"}"#);
+
+        availability.stop();
+        assert_eq!(admin.answer(&Method::GET, "/healthz").await.status(), 200);
+        let stopping = admin.answer(&Method::GET, "/readyz").await;
+        assert_eq!(stopping.status(), 503);
+        let body = stopping.into_body().collect().await.unwrap().to_bytes();
+        let parts = r#"{"index":{"ok":true},"server":{"error":"it is stopping","ok":false},"store":{"ok":true}}"#;
+        assert_eq!(body, format!(r#"{{"checks":{parts},"ready":false}}"#));
     }
 }

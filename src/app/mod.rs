@@ -33,6 +33,7 @@ use crate::auth::AuthSetupError;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::health::{Availability, HealthSetupError, Probes};
 use crate::metrics::Metrics;
 use crate::renewal;
 use crate::server::listener::{Address, BindError};
@@ -69,6 +70,8 @@ pub enum StartError {
     },
     #[error(transparent)]
     Deny(#[from] DenyError),
+    #[error(transparent)]
+    Health(#[from] HealthSetupError),
     #[error("the audit log can't be started: {0}")]
     Audit(std::io::Error),
 }
@@ -82,6 +85,8 @@ pub struct App {
     tls: Vec<Arc<ServerTls>>,
     debug_address: Option<Address>,
     drain_timeout: Duration,
+    /// How long requests are accepted while the server says that it isn't ready.
+    shutdown_delay: Duration,
     shared: Shared,
 }
 
@@ -90,6 +95,8 @@ pub struct App {
 struct Shared {
     cache: Cache,
     metrics: Arc<Metrics>,
+    /// The checks that the operator configured, and whether the server stops.
+    availability: Availability,
     clock: Clock,
     /// The deny list and the audit log.
     denials: Denials,
@@ -138,6 +145,7 @@ impl App {
         let shared = Shared {
             cache,
             metrics,
+            availability: Availability::default(),
             clock,
             denials: access.denials(),
             tasks: TaskTracker::new(),
@@ -146,6 +154,7 @@ impl App {
             stop_now,
         };
         shared.scrub(config);
+        let probes = Probes::new(&config.health, &shared.cache)?;
         let mirror = shared.mirror(&config.proxy, upstreams);
         let authenticator = shared.authenticator(config, &mirror).await?;
         renewals.extend_from_slice(authenticator.renewals());
@@ -153,6 +162,7 @@ impl App {
         let gate = Gate {
             authenticator,
             access,
+            availability: shared.availability.clone(),
         };
         let service = Service::new(mirror, gate, Arc::clone(&shared.metrics), settings(config));
 
@@ -162,12 +172,17 @@ impl App {
         operators.take_commands(config).await;
         let service = Arc::new(service);
         let (address, other_addresses) = serving.listen_all(config, &tls, &service).await?;
+        let availability = &shared.availability;
+        availability.start(probes, &shared.background, &shared.stop_accepting);
+        let delay = config.http.shutdown_delay;
+        let shutdown_delay = Some(delay).filter(|_| config.http.has_operators());
         Ok(Self {
             address,
             other_addresses,
             tls: tls.iter().cloned().collect(),
             debug_address,
             drain_timeout: config.http.drain_timeout,
+            shutdown_delay: shutdown_delay.unwrap_or_default(),
             shared,
         })
     }
@@ -208,7 +223,7 @@ impl App {
         self.shared.background.failed().await
     }
 
-    /// Stops gracefully: accepts nothing new, lets what is under way finish within the configured
+    /// Stops gracefully: says that it isn't ready, accepts nothing new, lets what is under way finish within the configured
     /// time, then ends the rest. Returns whether everything finished by itself.
     pub async fn stop(self) -> bool {
         self.stop_unless(std::future::pending()).await
@@ -216,7 +231,15 @@ impl App {
 
     /// Stops like [`stop`](Self::stop), and ends the rest at once when `hurry` is done.
     pub async fn stop_unless(self, hurry: impl Future<Output = ()>) -> bool {
-        let clean = self.drain(hurry).await;
+        let mut hurry = std::pin::pin!(hurry);
+        let hurried = self.wait_unready(&mut hurry).await;
+        let clean = self
+            .drain(async {
+                if !hurried {
+                    hurry.await;
+                }
+            })
+            .await;
         // After the last use, so that the snapshot has it.
         let saved = tokio::time::timeout(SAVE_TIME, self.shared.cache.stop());
         if saved.await.is_err() {
@@ -224,6 +247,22 @@ impl App {
         }
         self.shared.denials.audit().flush().await;
         clean
+    }
+
+    /// Says that the server isn't ready, and goes on for a while, so that whoever sends requests can
+    /// notice before connections are refused. Returns whether `hurry` has ended that.
+    async fn wait_unready(&self, hurry: impl Future<Output = ()>) -> bool {
+        self.shared.availability.stop();
+        if self.shutdown_delay.is_zero() {
+            return false;
+        }
+        tokio::select! {
+            biased;
+            () = hurry => true,
+            // The sooner it ends, the better.
+            _ = self.failed() => false,
+            () = tokio::time::sleep(self.shutdown_delay) => false,
+        }
     }
 
     async fn drain(&self, hurry: impl Future<Output = ()>) -> bool {

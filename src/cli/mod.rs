@@ -4,6 +4,7 @@ mod allocator;
 mod client_config;
 mod doctor;
 mod explain;
+mod health;
 mod logging;
 mod operate;
 mod serve;
@@ -51,6 +52,12 @@ enum Command {
     ///
     /// Secrets are hidden. Exits with 0 if the configuration is valid, else with 1.
     Check(Configured),
+    /// Ask the running server whether it is ready, and print what isn't
+    ///
+    /// Asks at the admin socket of the data directory that the configuration names, or at a listener
+    /// for operators. Exits with 0 if the server is ready, else with 1. For health checks of
+    /// containers.
+    Health(health::Asked),
     /// List the cached images: size, shared bytes, last use, expiry
     ///
     /// Reads the data directory that the configuration names, whether or not the server runs.
@@ -198,6 +205,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(configured) => return serve::serve(configured.config().as_deref()),
         Command::Doctor(arguments) => return doctor::doctor(&arguments),
         Command::Check(configured) => check(configured.config().as_deref()),
+        Command::Health(asked) => health::health(&asked),
         Command::Ls(Listing { json, located }) => operate::ls(&located, json),
         Command::Du(Listing { json, located }) => operate::du(&located, json),
         Command::Scrub {
@@ -317,6 +325,7 @@ mod tests {
             "serve",
             "check",
             "doctor",
+            "health",
             "ls",
             "du",
             "scrub",

@@ -23,6 +23,7 @@ use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
 use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
 use crate::download::Client;
+use crate::health::{Availability, Closed};
 use crate::metrics::{Addressed, Answer, Kind, Metrics, Outcome, RefusedCaller};
 use crate::mirror::{Exchange, Mirror, ReadMode};
 use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
@@ -64,6 +65,7 @@ impl ServerSettings {
 pub struct Gate {
     pub authenticator: Authenticator,
     pub access: Access,
+    pub availability: Availability,
 }
 
 /// The registry API over one mirror.
@@ -71,6 +73,7 @@ pub struct Gate {
 pub struct Service {
     handlers: Handlers,
     authenticator: Authenticator,
+    availability: Availability,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
     /// What `Accept` lines mean, which is asked for with every tag.
@@ -92,7 +95,10 @@ impl Handler for Service {
             .as_ref()
             .map_or(Kind::Other, |route| kind(&route.action));
         let answered = match &route {
-            Ok(route) => self.run(route, &head, body, &peer, &addressed).await,
+            Ok(route) => match self.closed(&route.action) {
+                None => self.run(route, &head, body, &peer, &addressed).await,
+                Some(closed) => Err(Refusal::closed(closed)),
+            },
             Err(error) => Err(Refusal::of(error)),
         };
         let (mut response, result) = match answered {
@@ -131,10 +137,18 @@ impl Service {
         Self {
             handlers: Handlers::new(mirror, gate.access, settings.base()),
             authenticator: gate.authenticator,
+            availability: gate.availability,
             metrics,
             settings,
             accepts: Cache::new(MAX_ACCEPTS),
         }
+    }
+
+    /// Whether no request is answered, or not this one.
+    fn closed(&self, action: &Action) -> Option<Closed> {
+        let closed = self.availability.closed();
+        // Load balancers ask with `GET /` whether to send more.
+        closed.filter(|closed| *closed == Closed::Unhealthy || *action == Action::Root)
     }
 
     /// What the request is to do.

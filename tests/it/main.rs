@@ -33,6 +33,7 @@ mod doctor;
 mod downloads;
 mod failures;
 mod faults;
+mod health;
 mod http2;
 mod lists;
 mod manifests;

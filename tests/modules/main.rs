@@ -36,6 +36,7 @@ const ORDER: [&str; 21] = [
     "auth",
     "access",
     "cache",
+    "health",
     "download",
     "mirror",
     "server",
@@ -52,7 +53,12 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
         &["crate::storage"],
         &["storage", "cache", "app", "cli"],
     ),
-    ("the HTTP client", &["reqwest"], &["upstream"]),
+    (
+        "the HTTP client",
+        &["reqwest"],
+        // Of the operator's checks.
+        &["upstream", "health/probe"],
+    ),
     (
         "the HTTP server",
         &["hyper", "hyper_util", "h2"],
@@ -77,6 +83,8 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "access/audit_file",
             "config",
             "tls/files",
+            // A file that must not exist.
+            "health/probe",
             // Credentials that rotate.
             "upstream/secret_files",
             "auth/files",

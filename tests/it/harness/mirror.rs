@@ -68,9 +68,14 @@ impl Setup {
             lines.collect::<Vec<_>>().join("\n  ")
         };
         let debug = "{addr: '127.0.0.1:0', prometheus: {enabled: true, path: /metrics}}";
+        let delay = if section("http").contains("shutdowndelay") {
+            ""
+        } else {
+            "shutdowndelay: 0s"
+        };
         format!(
             "version: 0.1\nstorage:\n  inmemory: {{}}\n  {}\n\
-             http:\n  addr: '{addr}'\n  debug: {debug}\n  {}\n\
+             http:\n  addr: '{addr}'\n  debug: {debug}\n  {delay}\n  {}\n\
              auth:\n  {}\n\
              proxy:\n  upstreams: [{}]\n  {}\n{}\n",
             section("storage"),
