@@ -183,8 +183,11 @@ mod tests {
         assert_eq!(body, r#"{"task listener":"on purpose"}"#);
 
         availability.stop();
-        assert_eq!(admin.answer(&Method::GET, "/healthz").await.status(), 200);
-        let stopping = admin.answer(&Method::GET, "/readyz").await;
+        assert_eq!(
+            admin.answer(&Method::GET, "/healthz", &none).await.status(),
+            200
+        );
+        let stopping = admin.answer(&Method::GET, "/readyz", &none).await;
         assert_eq!(stopping.status(), 503);
         let body = stopping.into_body().collect().await.unwrap().to_bytes();
         let parts = r#"{"index":{"ok":true},"server":{"error":"it is stopping","ok":false},"store":{"ok":true}}"#;

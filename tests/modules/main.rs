@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 21] = [
+const ORDER: [&str; 22] = [
     "oci",
     "error_chain",
     "clock",
