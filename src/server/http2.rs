@@ -40,8 +40,9 @@ use crate::error_chain::on_one_line;
 const MAX_STREAMS: u32 = 64;
 /// Bytes of a request's head, as HTTP/2 counts them.
 const MAX_HEAD: u32 = 16 * 1024;
-/// Most bytes that a stream reads from its body at once, and that it may have unsent.
-const PIECE: usize = 64 * 1024;
+/// Most bytes that a stream reads from its body at once, and that it may have unsent. Whole frames: the
+/// room that a rest left would be sent as a small frame, and in a record of its own.
+const PIECE: usize = 4 * SECURE_FRAME;
 /// Bytes of a frame's header (RFC 9113, section 4.1).
 const FRAME_HEADER: usize = 9;
 /// Bytes of a data frame over TLS: with its header, it fills a record. One of the 16 KiB that HTTP/2

@@ -82,6 +82,8 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "access/deny_file",
             "access/audit_file",
             "config",
+            // Whether files have changed.
+            "renewal",
             "tls/files",
             // A file that must not exist.
             "health/probe",
