@@ -49,6 +49,7 @@ pub mod mirror;
 pub mod oci;
 pub mod server;
 pub mod storage;
+pub mod systemd;
 pub mod tasks;
 pub mod tls;
 pub mod upstream;

@@ -4,6 +4,7 @@
 
 pub mod health;
 pub mod operate;
+pub mod reload;
 pub mod socket;
 
 use std::sync::Arc;

@@ -3,10 +3,12 @@
 //!
 //! Lists come in pages, so that a million images cost neither side the memory for all.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::reload::{NotReloaded, Reloads};
 use crate::access::{Denials, DenyError};
 use crate::cache::{
     Cache, EntryView, ImageView, LinkKind, NotReady, ScrubSettings, Selection, SelectionError,
@@ -40,6 +42,8 @@ pub enum Operation {
     DenyRemove { reference: String },
     /// The entries of the deny list.
     DenyList,
+    /// Reads the configuration again: a [`ReloadReport`](super::reload::ReloadReport).
+    Reload,
 }
 
 /// A page, and where the next one begins.
@@ -92,6 +96,8 @@ pub struct Operator {
     pub cache: Cache,
     pub denials: Denials,
     pub clock: Clock,
+    /// None where no server runs.
+    pub reloads: Option<Arc<Reloads>>,
 }
 
 /// Why an operation isn't carried out.
@@ -112,6 +118,8 @@ pub enum OperateError {
     NotReady(#[from] NotReady),
     #[error(transparent)]
     Deny(#[from] DenyError),
+    #[error(transparent)]
+    NotReloaded(#[from] NotReloaded),
 }
 
 impl Operator {
@@ -124,6 +132,7 @@ impl Operator {
                 | Operation::DenyAdd { .. }
                 | Operation::DenyRemove { .. }
                 | Operation::DenyList
+                | Operation::Reload
         ) {
             self.cache.ready().await?;
         }
@@ -161,6 +170,10 @@ impl Operator {
                 serde_json::to_vec(&removed)
             }
             Operation::DenyList => serde_json::to_vec(&self.denials.list()),
+            Operation::Reload => {
+                let reloads = self.reloads.as_ref().ok_or(NotReloaded)?;
+                serde_json::to_vec(&reloads.request().await?)
+            }
         };
         Ok(json?)
     }

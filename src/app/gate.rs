@@ -8,6 +8,16 @@ use crate::config::{self, Config};
 use crate::storage::Layout;
 
 impl Shared {
+    /// Whether two configurations identify callers in the same way, so that what is remembered of
+    /// passwords and tokens still counts.
+    pub(super) fn is_same_authenticator(old: &Config, new: &Config) -> bool {
+        old.auth == new.auth
+            && old.http.host == new.http.host
+            && old.http.prefix == new.http.prefix
+            && old.http.trusted_proxies == new.http.trusted_proxies
+            && old.proxy.takes_logins() == new.proxy.takes_logins()
+    }
+
     pub(super) async fn authenticator(&self, config: &Config) -> Result<Authenticator, StartError> {
         let host = config.http.host.as_ref();
         let key = match &config.storage {

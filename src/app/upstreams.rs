@@ -5,43 +5,78 @@ use std::sync::Arc;
 
 use super::StartError;
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, Timeouts};
 use crate::metrics::Metrics;
 use crate::mirror::Upstreams;
 use crate::upstream::{TlsFiles, Upstream};
 
-pub(super) fn upstreams(
-    proxy: &config::Proxy,
-    clock: Clock,
-    metrics: &Arc<Metrics>,
-    everybody_reads: bool,
-) -> Result<Upstreams, StartError> {
-    let default = client(&proxy.default, proxy, clock, metrics)?;
-    let others = proxy.upstreams.iter();
-    let others = others.map(|upstream| client(upstream, proxy, clock, metrics));
-    Ok(Upstreams::new(
-        default,
-        others.collect::<Result<_, _>>()?,
-        everybody_reads,
-    ))
+/// The clients of all upstreams, with what each was made from.
+#[derive(Debug, Clone)]
+pub(super) struct Clients {
+    default: Client,
+    others: Vec<Client>,
+}
+
+#[derive(Debug, Clone)]
+struct Client {
+    upstream: Arc<Upstream>,
+    files: TlsFiles,
+    timeouts: Timeouts,
+}
+
+impl Clients {
+    /// Reads the files and makes the clients, but for those of `known` that are made from the same.
+    /// Blocks.
+    pub(super) fn open(
+        proxy: &config::Proxy,
+        known: Option<&Self>,
+        clock: Clock,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, StartError> {
+        let known: Vec<&Client> = known.iter().flat_map(|known| known.all()).collect();
+        let open = |upstream| client(upstream, proxy.timeouts, &known, clock, metrics);
+        Ok(Self {
+            default: open(&proxy.default)?,
+            others: proxy.upstreams.iter().map(open).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Client> {
+        std::iter::once(&self.default).chain(&self.others)
+    }
+
+    /// `everybody_reads`: anonymous callers may read everything, as far as this mirror decides.
+    pub(super) fn upstreams(&self, everybody_reads: bool) -> Upstreams {
+        let others = self.others.iter();
+        let others = others.map(|client| Arc::clone(&client.upstream));
+        Upstreams::new(Arc::clone(&self.default.upstream), others, everybody_reads)
+    }
 }
 
 fn client(
-    upstream: &config::Upstream,
-    proxy: &config::Proxy,
+    config: &config::Upstream,
+    timeouts: Timeouts,
+    known: &[&Client],
     clock: Clock,
     metrics: &Arc<Metrics>,
-) -> Result<Upstream, StartError> {
-    let client = Upstream::new(
-        upstream.clone(),
-        &tls_files(upstream)?,
-        proxy.timeouts,
-        clock,
-        Arc::clone(metrics),
-    );
-    client.map_err(|source| StartError::Upstream {
-        upstream: upstream.name.clone(),
+) -> Result<Client, StartError> {
+    let files = tls_files(config)?;
+    let is_same = |known: &&&Client| {
+        *known.upstream.config == *config && known.files == files && known.timeouts == timeouts
+    };
+    if let Some(known) = known.iter().find(is_same) {
+        return Ok(Client::clone(known));
+    }
+    let metrics = Arc::clone(metrics);
+    let client = Upstream::new(config.clone(), &files, timeouts, clock, metrics);
+    let upstream = client.map_err(|source| StartError::Upstream {
+        upstream: config.name.clone(),
         source,
+    })?;
+    Ok(Client {
+        upstream: Arc::new(upstream),
+        files,
+        timeouts,
     })
 }
 

@@ -4,6 +4,7 @@ mod allocator;
 mod explain;
 mod logging;
 mod operate;
+mod reload;
 mod serve;
 mod signals;
 mod table;
@@ -49,6 +50,11 @@ enum Command {
     ///
     /// Secrets are hidden. Exits with 0 if the configuration is valid, else with 1.
     Check(Configured),
+    /// Have the running server read its configuration again
+    ///
+    /// Prints what is applied, and what keeps its old value until a restart. Exits with 1, and nothing
+    /// changes, if the file is broken or no server runs. SIGHUP does the same, and logs the result.
+    Reload(Listing),
     /// List the cached images: size, shared bytes, last use, expiry
     ///
     /// Reads the data directory that the configuration names, whether or not the server runs.
@@ -172,6 +178,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match arguments.command {
         Command::Serve(configured) => return serve::serve(configured.config().as_deref()),
         Command::Check(configured) => check(configured.config().as_deref()),
+        Command::Reload(listing) => reload::reload(&listing),
         Command::Ls(Listing { json, located }) => operate::ls(&located, json),
         Command::Du(Listing { json, located }) => operate::du(&located, json),
         Command::Scrub {
@@ -289,6 +296,7 @@ mod tests {
         for command in [
             "serve",
             "check",
+            "reload",
             "ls",
             "du",
             "scrub",

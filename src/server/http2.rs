@@ -31,7 +31,7 @@ use super::body::Body;
 use super::buffers::{ConnectionBuffers, ResponseBuffers, Unsent};
 use super::chunk::Chunk;
 use super::request::{Handler, Peer, RequestBody};
-use super::socket::{CLIENT_STALL, HEAD_TIMEOUT, IDLE_TIMEOUT};
+use super::socket::{CLIENT_STALL, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 
@@ -112,10 +112,7 @@ impl Http2 {
     {
         let mut stopped: FuturesUnordered<_> = std::iter::once(stop.cancelled()).collect();
         let handshake = tokio::time::timeout(HEAD_TIMEOUT, self.builder.handshake(socket));
-        let connection = tokio::select! {
-            connection = handshake => connection??,
-            Some(()) = stopped.next() => return Ok(()),
-        };
+        let connection = handshake.await??;
         let streams = Streams {
             handler,
             peer,
@@ -175,9 +172,11 @@ where
         }
     }
 
-    /// Takes no more requests. The connection ends when no stream is open.
+    /// Tells the client to send no more requests. The connection ends when it has heard that and no
+    /// stream is open, or after [`LINGER`] without a stream.
     fn stop(&mut self) {
         self.stopping = true;
+        self.idle.as_mut().reset(Instant::now() + LINGER);
         self.connection.graceful_shutdown();
     }
 
@@ -208,10 +207,10 @@ where
                 return Poll::Pending;
             }
             if std::mem::take(&mut self.busy) {
-                self.idle.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
+                let patience = if self.stopping { LINGER } else { IDLE_TIMEOUT };
+                self.idle.as_mut().reset(Instant::now() + patience);
             }
-            let end = self.stopping || self.idle.as_mut().poll(cx).is_ready();
-            if self.ending || !end {
+            if self.ending || self.idle.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
             // A request that crosses this isn't processed, and the client can tell.

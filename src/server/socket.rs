@@ -22,6 +22,10 @@ pub(super) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection may be idle between requests.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a connection may be idle once the server stops: a client that sends a request until then is
+/// told with the response that the connection ends. Without that, a request that crosses the end of an
+/// idle connection would be lost.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// How long a client may accept no byte of an answer: longer than any pull pauses for, short enough
 /// that dead peers don't pile up.
 pub(super) const CLIENT_STALL: Duration = Duration::from_mins(10);
@@ -31,14 +35,38 @@ pub(super) const CLIENT_STALL: Duration = Duration::from_mins(10);
 pub(super) struct Progress {
     /// Requests whose head is complete; wraps around.
     heads: AtomicU32,
-    /// The server stops: a head that isn't complete is not waited for.
+    /// The server stops: the next response is the connection's last.
+    draining: AtomicBool,
+    /// A head that isn't complete is no longer waited for.
     stopping: AtomicBool,
+    /// Reads and writes that moved bytes; wraps around.
+    moves: AtomicU32,
 }
 
 impl Progress {
     /// The head of a request is complete.
     pub(super) fn head_complete(&self) {
         self.heads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// From now on each response is the connection's last.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// A number that changes when bytes are read or written.
+    pub(super) fn moves(&self) -> u32 {
+        self.moves.load(Ordering::Relaxed)
+    }
+
+    /// Bytes were read or written. Only the connection's own task calls it.
+    fn moved(&self) {
+        self.moves
+            .store(self.moves().wrapping_add(1), Ordering::Relaxed);
     }
 
     /// From now on an incomplete head ends the connection.
@@ -103,6 +131,7 @@ impl<T> ClientSocket<T> {
 
     /// Bytes of a request have come.
     fn received(&mut self) {
+        self.progress.moved();
         if self.expected != Expected::Anything {
             self.expected = Expected::Head(self.progress.heads.load(Ordering::Relaxed));
         }
@@ -152,6 +181,7 @@ impl<T> ClientSocket<T> {
         result: Poll<io::Result<R>>,
     ) -> Poll<io::Result<R>> {
         if result.is_ready() {
+            self.progress.moved();
             self.write_waits = false;
             return result;
         }
