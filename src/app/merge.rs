@@ -51,6 +51,14 @@ pub(super) struct Merged {
     pub(super) restart: Vec<Difference>,
 }
 
+/// The names and URLs of the upstreams; the default one's name is empty.
+pub(super) fn origins(config: &Config) -> BTreeMap<String, String> {
+    let named = config.proxy.upstreams.iter();
+    let named = named.map(|upstream| (upstream.name.clone(), upstream.url.to_string()));
+    let default = (String::new(), config.proxy.default.url.to_string());
+    named.chain([default]).collect()
+}
+
 impl Merged {
     /// `keeps_upstreams`: the upstreams stay the old ones.
     pub(super) fn new(old: &Config, new: Config, keeps_upstreams: bool) -> Self {

@@ -286,7 +286,7 @@ async fn open_store(
     config: &Config,
 ) -> Result<FsStore, StartError> {
     let store = FsStore::open_with(root, mode).await?;
-    let upstreams = reload::origins(config);
+    let upstreams = merge::origins(config);
     for UpstreamChange { name, before, now } in store.set_upstreams(upstreams).await? {
         tracing::warn!(
             upstream = name,

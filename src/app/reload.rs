@@ -12,10 +12,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::merge::Merged;
+use super::merge::{Merged, origins};
 use super::upstreams::Clients;
 use super::{Shared, StartError, cache, descriptors, pulling, server_settings};
 use crate::access::Access;
@@ -28,6 +29,9 @@ use crate::error_chain::on_one_line;
 use crate::mirror::Mirror;
 use crate::server::{Admission, Current, Gate, Service};
 use crate::storage::{FsStore, StoreError};
+
+/// How long it may take until everything can be swapped.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The parts of a running mirror that depend on the configuration.
 #[derive(Debug)]
@@ -58,6 +62,8 @@ enum ReloadError {
     Store(#[from] StoreError),
     #[error(transparent)]
     NotReady(#[from] NotReady),
+    #[error("the files of the configuration or the data directory take more than {PATIENCE:?}")]
+    Late,
     #[error("a blocking step was lost: {0}")]
     Lost(#[from] tokio::task::JoinError),
     #[error(
@@ -77,14 +83,6 @@ struct Prepared {
     policy: CacheSettings,
     service: Service,
     origins: BTreeMap<String, String>,
-}
-
-/// The names and URLs of the upstreams; the default one's name is empty.
-pub(super) fn origins(config: &Config) -> BTreeMap<String, String> {
-    let named = config.proxy.upstreams.iter();
-    let named = named.map(|upstream| (upstream.name.clone(), upstream.url.to_string()));
-    let default = (String::new(), config.proxy.default.url.to_string());
-    named.chain([default]).collect()
 }
 
 impl Shared {
@@ -157,16 +155,19 @@ impl Running {
             ..
         } = loaded;
         let new = config.clone();
-        let kept = match self.keeps_upstreams(shared, &config).await {
-            Ok(kept) => kept,
+        let ready = async {
+            let kept = self.keeps_upstreams(shared, &config).await?;
+            let merged = Merged::new(&self.config, config, kept.is_some());
+            let prepared = self.prepare(shared, merged.config.clone()).await?;
+            Ok::<_, ReloadError>((kept, merged, prepared))
+        };
+        let ready = tokio::time::timeout(PATIENCE, ready).await;
+        let (kept, merged, prepared) = match ready.unwrap_or(Err(ReloadError::Late)) {
+            Ok(ready) => ready,
             Err(error) => return refused(vec![error.text(&new, &places)]),
         };
-        let merged = Merged::new(&self.config, config, kept.is_some());
         warnings.extend(kept);
-        match self.prepare(shared, merged.config).await {
-            Ok(prepared) => self.swap(shared, prepared, apply).await,
-            Err(error) => return refused(vec![error.text(&new, &places)]),
-        }
+        self.swap(shared, prepared, apply).await;
         ReloadReport {
             problems: Vec::new(),
             applied: merged.applied,
@@ -231,7 +232,7 @@ impl Running {
             Arc::new(shared.authenticator(&config).await?)
         };
         let mut origins = self.origins.clone();
-        origins.extend(self::origins(&config));
+        origins.extend(super::merge::origins(&config));
         let is_used = |name: &String| config.proxy.upstreams.iter().any(|used| used.name == *name);
         let names = origins.keys().filter(|name| !name.is_empty());
         let reserved: BTreeSet<String> = names.filter(|name| !is_used(name)).cloned().collect();

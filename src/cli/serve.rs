@@ -25,6 +25,11 @@ const BLOCKING_TIME: Duration = Duration::from_secs(5);
 
 pub(super) fn serve(path: Option<&Path>) -> ExitCode {
     allocator::configure();
+    // Before anything is opened.
+    let sockets = match Handed::from_environment() {
+        Ok(sockets) => sockets,
+        Err(error) => return fail(&error.into()),
+    };
     let loaded = match load(path) {
         Ok(loaded) => loaded,
         Err(error) => return fail(&error),
@@ -36,7 +41,7 @@ pub(super) fn serve(path: Option<&Path>) -> ExitCode {
     for warning in warnings(&loaded) {
         tracing::warn!("{warning}");
     }
-    let ended = run(path, &loaded, &logs);
+    let ended = run(path, &loaded, &logs, sockets);
     if let Err(error) = &ended {
         logs.fatal(&on_one_line(error.as_ref()));
     }
@@ -47,8 +52,7 @@ pub(super) fn serve(path: Option<&Path>) -> ExitCode {
     }
 }
 
-fn run(path: Option<&Path>, loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
-    let sockets = Handed::from_environment()?;
+fn run(path: Option<&Path>, loaded: &Loaded, logs: &Logs, sockets: Handed) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .event_interval(EVENT_INTERVAL)
@@ -78,10 +82,10 @@ async fn until_signal(
         app = App::start_on(config, sockets) => app.map_err(|error| placed(error, config, places))?,
     };
     logs.writer().count_into(app.metrics().log_lines_dropped());
-    app.keep_alive(&notifier);
     say_ready(&app, config);
     let status = format!("serving on {}", app.address());
     notifier.ready(&status);
+    app.keep_alive(&notifier);
     let failed = loop {
         let reply = tokio::select! {
             asked = signals.next() => match asked {

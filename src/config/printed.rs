@@ -7,7 +7,8 @@ use serde_yaml::{Mapping, Value};
 
 use super::yaml::key_path;
 
-/// Every key that has a value, with its value as text; secrets are hidden. Items of a list of maps
+/// Every key that has a value, with its value as text; secrets are hidden. Empty lists and maps are no
+/// value. Items of a list of maps
 /// that have names are told apart by these, so that one more item changes no other one's keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Printed(BTreeMap<String, String>);
@@ -35,7 +36,9 @@ impl Printed {
 
     fn add(&mut self, path: &str, value: &Value) {
         match value {
-            Value::Mapping(map) if !map.is_empty() => self.add_map(path, map),
+            Value::Mapping(map) => self.add_map(path, map),
+            // The same as nothing.
+            Value::Sequence(items) if items.is_empty() => {}
             Value::Sequence(items) if items.iter().any(Value::is_mapping) => {
                 for (index, item) in items.iter().enumerate() {
                     let name = item.get("name").map(text);
@@ -78,7 +81,6 @@ fn text(value: &Value) -> String {
             let items: Vec<_> = items.iter().map(text).collect();
             format!("[{}]", items.join(", "))
         }
-        Value::Mapping(_) => "{}".to_owned(),
         other => serde_yaml::to_string(other).map_or_else(
             |error| format!("# {error}"),
             |text| text.trim_end().to_owned(),

@@ -7,7 +7,7 @@ use millpond::config;
 use testkit::time::{advance, settle};
 
 use crate::harness::{
-    Image, Mirror, Registry, Setup, eventually, mirrored, put_blob, put_image, read, to_end,
+    Image, Mirror, Registry, Setup, eventually, mirrored, put_blob, put_image, to_end,
 };
 
 const RELOADS: usize = 300;
@@ -28,6 +28,13 @@ impl Mirror {
         );
         assert!(!report.applied.is_empty(), "{report:?}");
     }
+}
+
+/// Asserts that the report warns of something.
+#[track_caller]
+fn warns(report: &ReloadReport, text: &str) {
+    let found = report.warnings.iter().any(|warning| warning.contains(text));
+    assert!(found, "{report:?}");
 }
 
 fn keys(differences: &[config::Difference]) -> Vec<&str> {
@@ -121,22 +128,10 @@ async fn what_cannot_change_is_named_and_stays() {
     let report = m.reload(setup).await;
     assert_eq!(
         keys(&report.restart),
-        [
-            "http.http2.disabled",
-            "proxy.aliases",
-            "proxy.anonymous",
-            "proxy.remoteurl"
-        ]
-        .iter()
-        .copied()
-        .filter(|key| keys(&report.restart).contains(key))
-        .collect::<Vec<_>>()
+        ["proxy.anonymous", "proxy.remoteurl"]
     );
-    assert!(
-        keys(&report.restart).contains(&"proxy.remoteurl"),
-        "{report:?}"
-    );
-    assert!(report.warnings[0].contains("until a restart"), "{report:?}");
+    assert_eq!(keys(&report.applied), ["http.headers.x-a"]);
+    warns(&report, "until a restart");
     m.serves("/v2/app/manifests/1", &image.manifest).await;
     assert_eq!(elsewhere.count(""), 0);
 }
@@ -230,7 +225,8 @@ async fn upstreams_come_and_go() {
     let report = m
         .reload(Setup::new(&up).upstream("other.example", &up, ""))
         .await;
-    assert!(!report.restart.is_empty() && report.warnings[0].contains("other.example"));
+    assert!(!report.restart.is_empty());
+    warns(&report, "other.example");
     m.get(path).await.refused(404, "NAME_UNKNOWN");
 }
 
@@ -263,13 +259,13 @@ async fn times_to_live_apply_to_what_is_cached() {
     settle().await;
     assert!(m.is_stored(&blob).await, "it is kept for ever");
     m.applies(Setup::new(&up).with(&["proxy.ttl: 1h"])).await;
-    eventually("its time is over", || {
-        m.metric("millpond_cache_blobs") == 0 || {
-            m.app.metrics();
-            false
+    for _ in 0..1000 {
+        if !m.is_stored(&blob).await {
+            return;
         }
-    })
-    .await;
+        settle().await;
+    }
+    panic!("its time is over");
 }
 
 #[tokio::test]
@@ -291,5 +287,4 @@ async fn an_account_is_not_lent_until_the_restart() {
         report.problems[0].contains("until a restart, everyone"),
         "{report:?}"
     );
-    drop(read(m.open("/v2/").await).await);
 }

@@ -31,7 +31,7 @@ fn every_key_is_applied_or_needs_a_restart() {
             continue;
         }
         seen += 1;
-        let keeps_upstreams = reloads_origins(&old) != reloads_origins(&new);
+        let keeps_upstreams = origins(&old) != origins(&new);
         let Merged {
             config,
             applied,
@@ -57,10 +57,6 @@ fn every_key_is_applied_or_needs_a_restart() {
         );
     }
     assert!(seen > 70, "{seen}");
-}
-
-fn reloads_origins(config: &Config) -> BTreeMap<String, String> {
-    super::super::reload::origins(config)
 }
 
 #[test]
