@@ -63,10 +63,16 @@ impl Progress {
         self.moves.load(Ordering::Relaxed)
     }
 
-    /// Bytes were read or written. Only the connection's own task calls it.
+    /// Bytes were read or written; a flush is neither. Only the connection's own task calls it.
     fn moved(&self) {
         self.moves
             .store(self.moves().wrapping_add(1), Ordering::Relaxed);
+    }
+
+    fn moved_by(&self, written: &Poll<io::Result<usize>>) {
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.moved();
+        }
     }
 
     /// From now on an incomplete head ends the connection.
@@ -181,7 +187,6 @@ impl<T> ClientSocket<T> {
         result: Poll<io::Result<R>>,
     ) -> Poll<io::Result<R>> {
         if result.is_ready() {
-            self.progress.moved();
             self.write_waits = false;
             return result;
         }
@@ -242,6 +247,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ClientSocket<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.progress.moved_by(&result);
         self.guard_write(cx, result)
     }
 
@@ -251,6 +257,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ClientSocket<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.progress.moved_by(&result);
         self.guard_write(cx, result)
     }
 

@@ -141,7 +141,7 @@ async fn rules_headers_and_denials_apply_to_the_next_request() {
     let (up, m) = mirrored().await;
     let (image, by_digest) = put_image(&up, 1);
     m.serves(&by_digest, &image.manifest).await;
-    let rules = "root.access: [{repository: other/**, anyone: true, effect: allow}]";
+    let rules = "root.access: [{repositories: [other/**], anyone: true, effect: allow}]";
     m.applies(Setup::new(&up).with(&[rules])).await;
     assert_eq!(m.get(&by_digest).await.status, 403);
     m.applies(Setup::new(&up)).await;
