@@ -73,7 +73,9 @@ impl Merged {
         let (restart, mut applied): (Vec<_>, Vec<_>) = differences.into_iter().partition(is_fixed);
         applied.extend(secrets(old, &new, keeps_upstreams, &applied));
         let mut printed = new.printed.clone();
-        restart.iter().for_each(|kept| printed.revert(kept));
+        for kept in &restart {
+            printed.revert(kept);
+        }
         // No pattern and no value leaves out a field: a new one doesn't compile before somebody has
         // decided whether it is applied or kept.
         let Config {
@@ -87,7 +89,7 @@ impl Merged {
             printed: _,
         } = new;
         let config = Config {
-            log: self::log(old, log),
+            log: self::log(old, &log),
             storage: old.storage.clone(),
             limits: if keeps_storage { limits } else { old.limits },
             http: self::http(old, http),
@@ -104,14 +106,14 @@ impl Merged {
     }
 }
 
-fn log(old: &Config, new: Log) -> Log {
+fn log(old: &Config, new: &Log) -> Log {
     let Log {
         level,
         access,
         format: _,
         fields: _,
         audit: _,
-    } = new;
+    } = *new;
     Log {
         level,
         access,

@@ -132,7 +132,7 @@ impl super::App {
     ) -> ReloadReport {
         let mut running = self.running.lock().await;
         let report = match loaded {
-            Ok(loaded) => running.reload(&self.shared, loaded, apply).await,
+            Ok(loaded) => Box::pin(running.reload(&self.shared, loaded, apply)).await,
             Err(error) => refused(problems(&error)),
         };
         *self.drain_timeout.lock() = running.config.http.drain_timeout;
@@ -196,14 +196,13 @@ impl Running {
                          came from {known}, and its URL is now {url}"
                     )));
                 }
-                Some(_) => {}
                 None if shared.cache.has_repositories_under(&name).await? => {
                     return Ok(Some(format!(
                         "the upstreams stay as they are until a restart: what is cached under {name}/ \
                          came from the default upstream"
                     )));
                 }
-                None => {}
+                Some(_) | None => {}
             }
         }
         Ok(None)
@@ -251,6 +250,7 @@ impl Running {
             files.set_upstreams(origins.clone()).await?;
         }
         Ok(Prepared {
+            config,
             clients,
             mirror,
             authenticator,
@@ -258,7 +258,6 @@ impl Running {
             policy,
             service,
             origins,
-            config,
         })
     }
 

@@ -1,7 +1,5 @@
 //! `millpond reload`.
 
-use std::fmt::Write as _;
-
 use anyhow::Context as _;
 use serde_json::json;
 use tokio_util::task::TaskTracker;
@@ -54,35 +52,26 @@ pub(super) fn reload(Listing { json, located }: &Listing) -> anyhow::Result<()> 
 
 /// The lines for people.
 fn text(report: &ReloadReport) -> String {
-    let mut text = String::new();
-    let mut lines = |title: &str, differences: &[Difference]| {
-        for Difference { key, before, after } in differences {
-            // Writing to a string never fails.
-            let written = match (before, after) {
-                (None, None) => writeln!(text, "{title}: {key}"),
-                _ => writeln!(
-                    text,
-                    "{title}: {key}: {} -> {}",
-                    shown(before),
-                    shown(after)
-                ),
-            };
-            debug_assert!(written.is_ok());
-        }
-    };
-    lines("applied", &report.applied);
-    lines("needs a restart", &report.restart);
-    for warning in &report.warnings {
-        text.push_str(&format!("warning: {warning}\n"));
-    }
+    let applied = report.applied.iter().map(|one| line("applied", one));
+    let restart = report
+        .restart
+        .iter()
+        .map(|one| line("needs a restart", one));
+    let warnings = report.warnings.iter();
+    let warnings = warnings.map(|warning| format!("warning: {warning}\n"));
+    let text: String = applied.chain(restart).chain(warnings).collect();
     if text.is_empty() && report.problems.is_empty() {
-        "nothing differs\n".clone_into(&mut text);
+        return "nothing differs\n".to_owned();
     }
     text
 }
 
-fn shown(value: &Option<String>) -> &str {
-    value.as_deref().unwrap_or("(nothing)")
+fn line(title: &str, Difference { key, before, after }: &Difference) -> String {
+    if before.is_none() && after.is_none() {
+        return format!("{title}: {key}\n");
+    }
+    let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "(nothing)".to_owned());
+    format!("{title}: {key}: {} -> {}\n", shown(before), shown(after))
 }
 
 #[cfg(test)]

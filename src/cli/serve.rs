@@ -102,7 +102,7 @@ async fn until_signal(
             }
         };
         notifier.reloading();
-        let report = reload(&app, path, logs).await;
+        let report = Box::pin(reload(&app, path, logs)).await;
         notifier.ready(&status);
         // Whoever asked may not wait any more.
         reply.map(|reply| reply.send(report).is_ok());
@@ -122,10 +122,7 @@ async fn reload(app: &App, path: Option<&Path>, logs: &Logs) -> ReloadReport {
         Ok(loaded)
     };
     match tokio::task::spawn_blocking(read).await {
-        Ok(loaded) => {
-            app.reload(loaded, |config| logs.configure(&config.log))
-                .await
-        }
+        Ok(loaded) => Box::pin(app.reload(loaded, |config| logs.configure(&config.log))).await,
         Err(lost) => ReloadReport {
             problems: vec![on_one_line(&lost)],
             ..ReloadReport::default()

@@ -55,7 +55,7 @@ impl Signals {
             match self.next().await {
                 Asked::Stop(signal) => return signal,
                 Asked::Reload => {
-                    tracing::info!(signal = "SIGHUP", "ignored: the server starts or stops")
+                    tracing::info!(signal = "SIGHUP", "ignored: the server starts or stops");
                 }
             }
         }

@@ -60,6 +60,9 @@ use tags::TagRecords;
 pub use targets::{Target, Upstreams};
 use verdicts::Verdicts;
 
+/// Questions whether a repository has a blob: its size, if it does.
+type Proofs = SingleFlight<(Party, Digest), Result<Option<u64>, MirrorError>>;
+
 /// A mirror of some upstreams over one cache.
 #[derive(Debug)]
 pub struct Mirror {
@@ -71,7 +74,7 @@ pub struct Mirror {
     ranges: RangeRules,
     tag_lists: Arc<Remembered<RepoName, TagList>>,
     referrers: Arc<Remembered<(RepoName, Digest), Referrers>>,
-    proofs: Arc<SingleFlight<(Party, Digest), Result<Option<u64>, MirrorError>>>,
+    proofs: Arc<Proofs>,
     verdicts: Arc<Verdicts>,
     prefetch: Arc<Prefetch>,
     /// Sizes of blobs, by the descriptors of manifests.

@@ -86,8 +86,7 @@ impl Upstreams {
         let public = |upstream: &Arc<Upstream>| self.is_public(upstream);
         let is_alone = |upstream: &Arc<Upstream>| Arc::ptr_eq(upstream, &self.default);
         let mut all = self.by_host.values();
-        let is_alone = self.reserved.is_empty() && all.clone().all(is_alone);
-        !is_alone && !(self.reserved.is_empty() && all.all(public))
+        !self.reserved.is_empty() || (!all.clone().all(is_alone) && !all.all(public))
     }
 
     /// Whether an upstream is asked with the accounts of callers.

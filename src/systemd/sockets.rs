@@ -83,9 +83,8 @@ impl Handed {
         }
         let count = variable("LISTEN_FDS").unwrap_or_default();
         let names = variable("LISTEN_FDNAMES").unwrap_or_default();
-        let count = match count.parse() {
-            Ok(count @ 0..=MAX_SOCKETS) => count,
-            _ => return Err(SocketsError::Count(count)),
+        let Ok(count @ 0..=MAX_SOCKETS) = count.parse() else {
+            return Err(SocketsError::Count(count));
         };
         let mut names = names.split(':');
         let sockets = (FIRST..FIRST + count).map(|descriptor| {

@@ -57,12 +57,11 @@ impl Index {
             if entry.state.is_marked() {
                 continue;
             }
-            match self.deadline(entry) {
-                Some(at) => self.schedule(id, at),
-                None => {
-                    let slot = &mut self.entries.get_mut(id).deadline;
-                    self.deadlines.remove(id, slot);
-                }
+            if let Some(at) = self.deadline(entry) {
+                self.schedule(id, at);
+            } else {
+                let slot = &mut self.entries.get_mut(id).deadline;
+                self.deadlines.remove(id, slot);
             }
         }
         next
