@@ -51,6 +51,7 @@ pub mod oci;
 pub mod renewal;
 pub mod server;
 pub mod storage;
+pub mod systemd;
 pub mod tasks;
 pub mod tls;
 pub mod upstream;

@@ -3,11 +3,13 @@
 //!
 //! Lists come in pages, so that a million images cost neither side the memory for all.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
+use super::reload::{NotReloaded, Reloads};
 use crate::access::{Denials, DenyError};
 use crate::cache::{
     Cache, EntryView, ImageView, LinkKind, NotReady, ScrubSettings, Selection, SelectionError,
@@ -42,6 +44,8 @@ pub enum Operation {
     DenyRemove { reference: String },
     /// The entries of the deny list.
     DenyList,
+    /// Reads the configuration again: a [`ReloadReport`](super::reload::ReloadReport).
+    Reload,
     /// The server's own [`Status`].
     Status,
 }
@@ -113,6 +117,8 @@ pub struct Operator {
     pub cache: Cache,
     pub denials: Denials,
     pub clock: Clock,
+    /// None where no server runs.
+    pub reloads: Option<Arc<Reloads>>,
 }
 
 /// Why an operation isn't carried out.
@@ -133,6 +139,8 @@ pub enum OperateError {
     NotReady(#[from] NotReady),
     #[error(transparent)]
     Deny(#[from] DenyError),
+    #[error(transparent)]
+    NotReloaded(#[from] NotReloaded),
 }
 
 impl Operator {
@@ -146,6 +154,7 @@ impl Operator {
                 | Operation::DenyRemove { .. }
                 | Operation::DenyList
                 | Operation::Status
+                | Operation::Reload
         ) {
             self.cache.ready().await?;
         }
@@ -184,6 +193,10 @@ impl Operator {
             }
             Operation::DenyList => serde_json::to_vec(&self.denials.list()),
             Operation::Status => serde_json::to_vec(&self.status().await),
+            Operation::Reload => {
+                let reloads = self.reloads.as_ref().ok_or(NotReloaded)?;
+                serde_json::to_vec(&reloads.request().await?)
+            }
         };
         Ok(json?)
     }

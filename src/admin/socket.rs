@@ -52,7 +52,7 @@ impl Classified for OperateError {
         match self {
             Self::Request(_) | Self::Selection { .. } => ErrorKind::BadRequest,
             Self::Body(_) => ErrorKind::TooLarge,
-            Self::NotReady(_) => ErrorKind::Busy,
+            Self::NotReady(_) | Self::NotReloaded(_) => ErrorKind::Busy,
             Self::Store(_) => ErrorKind::Internal,
             Self::Deny(error) => error.kind(),
         }

@@ -26,14 +26,19 @@ const FLUSH_TIME: Duration = Duration::from_secs(2);
 pub(super) struct Logs {
     writer: Arc<LineWriter>,
     format: LogFormat,
+    levels: Levels,
 }
+
+/// Sets what is logged.
+type Levels = Box<dyn Fn(EnvFilter) + Send + Sync>;
 
 impl Logs {
     /// Starts logging, panics included. A second call changes nothing.
     pub(super) fn start(log: &Log) -> io::Result<Self> {
         let writer = LineWriter::start(io::stderr(), format::notice(log))?;
         let colours = io::stderr().is_terminal() && config::colours_wanted();
-        if let Err(error) = subscriber(log, colours, Arc::clone(&writer)).try_init() {
+        let (subscriber, levels) = subscriber(log, colours, Arc::clone(&writer));
+        if let Err(error) = subscriber.try_init() {
             tracing::debug!(error = %on_one_line(&error), "logging had been started before");
         }
         // The standard hook writes to standard error itself, and would wait for its reader.
@@ -48,7 +53,13 @@ impl Logs {
         Ok(Self {
             writer,
             format: log.format,
+            levels,
         })
+    }
+
+    /// Logs by another level from now on.
+    pub(super) fn configure(&self, log: &Log) {
+        (self.levels)(filter(log));
     }
 
     /// The writer, for its counter.
@@ -72,26 +83,44 @@ impl Logs {
     }
 }
 
-fn subscriber<W>(log: &Log, colours: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+/// Libraries speak only of trouble, whatever millpond's own level.
+fn filter(log: &Log) -> EnvFilter {
+    EnvFilter::new(format!("warn,millpond={}", log.level))
+}
+
+/// The subscriber, and what changes its levels.
+fn subscriber<W>(log: &Log, colours: bool, writer: W) -> (Box<dyn Subscriber + Send + Sync>, Levels)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    // Libraries speak only of trouble, whatever millpond's own level.
-    let filter = EnvFilter::new(format!("warn,millpond={}", log.level));
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(log))
         .log_internal_errors(false)
         .with_writer(writer);
     match log.format {
         LogFormat::Text => {
             let configured = rendered(log);
             let builder = builder.with_ansi(colours);
-            Box::new(builder.fmt_fields(TextFields { configured }).finish())
+            let builder = builder.fmt_fields(TextFields { configured });
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            let levels = Box::new(move |filter| reloaded(handle.reload(filter)));
+            (Box::new(builder.finish()), levels)
         }
         LogFormat::Json => {
             let (inner, fields) = (format().json().flatten_event(true), rendered(log));
             let builder = builder.fmt_fields(JsonFields::new());
-            Box::new(builder.event_format(JsonLine { inner, fields }).finish())
+            let builder = builder.event_format(JsonLine { inner, fields });
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            let levels = Box::new(move |filter| reloaded(handle.reload(filter)));
+            (Box::new(builder.finish()), levels)
         }
+    }
+}
+
+fn reloaded(result: Result<(), tracing_subscriber::reload::Error>) {
+    if let Err(error) = result {
+        tracing::warn!(error = %on_one_line(&error), "the log keeps its level");
     }
 }

@@ -88,6 +88,7 @@ impl Backend {
             cache,
             denials: Denials::new(Arc::new(denied), Audit::default()),
             clock: Clock::system(),
+            reloads: None,
         }))
     }
 

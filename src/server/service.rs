@@ -63,7 +63,7 @@ impl ServerSettings {
 /// What lets requests in.
 #[derive(Debug, Default)]
 pub struct Gate {
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<Authenticator>,
     pub access: Access,
     pub availability: Availability,
 }
@@ -72,7 +72,7 @@ pub struct Gate {
 #[derive(Debug)]
 pub struct Service {
     handlers: Handlers,
-    authenticator: Authenticator,
+    authenticator: Arc<Authenticator>,
     availability: Availability,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
@@ -169,6 +169,30 @@ impl Service {
             .and_then(|rest| rest.parse().ok())
             .ok_or(RouteError::NotFound)?;
         Route::parse(method, &rest)
+    }
+
+    /// Whether a request that needs neither an upstream nor the store is answered. It is neither logged
+    /// nor counted.
+    pub(super) async fn answers(&self) -> bool {
+        let (head, ()) = Request::new(()).into_parts();
+        let peer = Peer {
+            address: None,
+            name: "watchdog".into(),
+            certificate: None,
+            is_secure: false,
+        };
+        let Ok(route) = self.route(&head) else {
+            return false;
+        };
+        self.run(
+            &route,
+            &head,
+            RequestBody::Empty,
+            &peer,
+            &Addressed::default(),
+        )
+        .await
+        .is_ok()
     }
 
     async fn run(

@@ -45,6 +45,7 @@ mod prefetch;
 mod private;
 mod process;
 mod ranges;
+mod reload;
 mod routing;
 mod scripts;
 mod sending;

@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "oci",
     "error_chain",
     "clock",
@@ -29,6 +29,7 @@ const ORDER: [&str; 22] = [
     "workers",
     "metrics",
     "line_writer",
+    "systemd",
     "config",
     "tls",
     "storage",

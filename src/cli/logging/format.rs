@@ -221,7 +221,7 @@ mod tests {
     /// What is logged while `step` runs.
     fn logged(log: &Log, step: impl FnOnce()) -> String {
         let mut file = tempfile::tempfile().unwrap();
-        let subscriber = super::super::subscriber(log, false, file.try_clone().unwrap());
+        let (subscriber, _levels) = super::super::subscriber(log, false, file.try_clone().unwrap());
         tracing::subscriber::with_default(subscriber, step);
         file.rewind().unwrap();
         io::read_to_string(file).unwrap()
