@@ -3,7 +3,8 @@
 //!
 //! Lists come in pages, so that a million images cost neither side the memory for all.
 
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,7 @@ use crate::cache::{
     StoreError,
 };
 use crate::clock::Clock;
+use crate::log_levels::{LevelError, LogLevels, Module, parse_level};
 use crate::oci::Digest;
 use crate::server::RequestBodyError;
 
@@ -40,6 +42,17 @@ pub enum Operation {
     DenyRemove { reference: String },
     /// The entries of the deny list.
     DenyList,
+    /// Sets the level of a module, or of all without one of their own, for some seconds or until the
+    /// server ends: the [`LevelInForce`](crate::log_levels::LevelInForce)s.
+    LogLevelSet {
+        module: Option<Module>,
+        level: String,
+        seconds: Option<u64>,
+    },
+    /// Returns to the configured levels: likewise.
+    LogLevelReset,
+    /// The levels in force.
+    LogLevels,
 }
 
 /// A page, and where the next one begins.
@@ -92,6 +105,8 @@ pub struct Operator {
     pub cache: Cache,
     pub denials: Denials,
     pub clock: Clock,
+    /// None without a server.
+    pub levels: Option<Arc<LogLevels>>,
 }
 
 /// Why an operation isn't carried out.
@@ -112,6 +127,10 @@ pub enum OperateError {
     NotReady(#[from] NotReady),
     #[error(transparent)]
     Deny(#[from] DenyError),
+    #[error(transparent)]
+    Level(#[from] LevelError),
+    #[error("no server is running, and log levels are a server's")]
+    NoServer,
 }
 
 impl Operator {
@@ -124,6 +143,9 @@ impl Operator {
                 | Operation::DenyAdd { .. }
                 | Operation::DenyRemove { .. }
                 | Operation::DenyList
+                | Operation::LogLevelSet { .. }
+                | Operation::LogLevelReset
+                | Operation::LogLevels
         ) {
             self.cache.ready().await?;
         }
@@ -161,8 +183,36 @@ impl Operator {
                 serde_json::to_vec(&removed)
             }
             Operation::DenyList => serde_json::to_vec(&self.denials.list()),
+            Operation::LogLevelSet {
+                module,
+                level,
+                seconds,
+            } => {
+                let levels = self.levels()?;
+                let set = parse_level(&level)?;
+                let lasting = seconds.map(Duration::from_secs);
+                tracing::warn!(
+                    module = module.as_ref().map(tracing::field::display),
+                    level,
+                    seconds,
+                    "log level changed by an operator"
+                );
+                levels.set(module, set, lasting);
+                serde_json::to_vec(&levels.list())
+            }
+            Operation::LogLevelReset => {
+                let levels = self.levels()?;
+                let changed = levels.reset();
+                tracing::warn!(changed, "log levels reset by an operator");
+                serde_json::to_vec(&levels.list())
+            }
+            Operation::LogLevels => serde_json::to_vec(&self.levels()?.list()),
         };
         Ok(json?)
+    }
+
+    fn levels(&self) -> Result<&LogLevels, OperateError> {
+        self.levels.as_deref().ok_or(OperateError::NoServer)
     }
 
     async fn purge(&self, reference: String, dry_run: bool) -> Result<Vec<Entry>, OperateError> {

@@ -37,7 +37,9 @@ impl Handler for Operator {
 impl Classified for OperateError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Request(_) | Self::Selection { .. } => ErrorKind::BadRequest,
+            Self::Request(_) | Self::Selection { .. } | Self::Level(_) | Self::NoServer => {
+                ErrorKind::BadRequest
+            }
             Self::Body(_) => ErrorKind::TooLarge,
             Self::NotReady(_) => ErrorKind::Busy,
             Self::Store(_) => ErrorKind::Internal,

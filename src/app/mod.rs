@@ -8,6 +8,7 @@ mod gate;
 mod listeners;
 mod pulling;
 mod serving;
+mod traces;
 mod upstreams;
 
 pub use cache::settings as cache_settings;
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use listeners::ListenersTls;
 use serving::Serving;
+use traces::Traces;
 use upstreams::upstreams;
 
 use crate::access::{Denials, DenyError};
@@ -30,6 +32,7 @@ use crate::auth::AuthSetupError;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::log_levels::LogLevels;
 use crate::metrics::Metrics;
 use crate::server::listener::{Address, BindError};
 use crate::server::{Gate, ServerSettings, Service};
@@ -65,6 +68,8 @@ pub enum StartError {
     },
     #[error(transparent)]
     Deny(#[from] DenyError),
+    #[error("the export of traces can't be set up")]
+    Collector(#[source] SetupError),
     #[error("the audit log can't be started: {0}")]
     Audit(std::io::Error),
 }
@@ -87,6 +92,8 @@ struct Shared {
     cache: Cache,
     metrics: Arc<Metrics>,
     clock: Clock,
+    levels: Arc<LogLevels>,
+    traces: Traces,
     /// The deny list and the audit log.
     denials: Denials,
     /// Connections, downloads and other work of requests: a stop waits for these tasks.
@@ -102,13 +109,21 @@ struct Shared {
 impl App {
     /// Starts with what the configuration says. When this returns, requests are answered.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
+        Self::start_logging(config, Arc::default()).await
+    }
+
+    /// Starts like [`start`](Self::start). Operators may change the levels of the log.
+    pub async fn start_logging(
+        config: &Config,
+        levels: Arc<LogLevels>,
+    ) -> Result<Self, StartError> {
         let store: Arc<dyn Store> = match &config.storage {
             config::Storage::Filesystem { root, mode } => {
                 Arc::new(open_store(root, *mode, &config.proxy).await?)
             }
             config::Storage::Memory => Arc::new(MemoryStore::new()),
         };
-        Self::start_with(config, store, Clock::system()).await
+        Self::build(config, store, Clock::system(), levels).await
     }
 
     /// Starts over a given store and clock.
@@ -117,10 +132,20 @@ impl App {
         store: Arc<dyn Store>,
         clock: Clock,
     ) -> Result<Self, StartError> {
+        Self::build(config, store, clock, Arc::default()).await
+    }
+
+    async fn build(
+        config: &Config,
+        store: Arc<dyn Store>,
+        clock: Clock,
+        levels: Arc<LogLevels>,
+    ) -> Result<Self, StartError> {
         let (metrics, background) = (Arc::new(Metrics::new()), Tasks::new());
         let stop_now = CancellationToken::new();
         let tls = ListenersTls::load(config, clock, &metrics)?;
         let access = access::access(config, clock, &metrics).await?;
+        let traces = Traces::start(config, clock, &metrics, &background)?;
         let upstreams = upstreams(&config.proxy, clock, &metrics, access.is_open())?;
         let cache = Cache::start(
             store,
@@ -134,6 +159,8 @@ impl App {
             cache,
             metrics,
             clock,
+            levels,
+            traces,
             denials: access.denials(),
             tasks: TaskTracker::new(),
             background,
@@ -141,12 +168,18 @@ impl App {
             stop_now,
         };
         shared.scrub(config);
+        shared.watch_levels();
         let mirror = shared.mirror(&config.proxy, upstreams);
         let gate = Gate {
             authenticator: shared.authenticator(config).await?,
             access,
         };
-        let service = Service::new(mirror, gate, Arc::clone(&shared.metrics), settings(config));
+        let service = Service::new(
+            mirror,
+            gate,
+            Arc::clone(&shared.metrics),
+            settings(config, &shared.traces),
+        );
 
         let serving = Serving::new(config, &shared);
         let operators = serving.for_operators();
@@ -209,12 +242,14 @@ impl App {
     /// Stops like [`stop`](Self::stop), and ends the rest at once when `hurry` is done.
     pub async fn stop_unless(self, hurry: impl Future<Output = ()>) -> bool {
         let clean = self.drain(hurry).await;
+        // After the last request.
+        let traces = self.shared.traces.flush();
         // After the last use, so that the snapshot has it.
         let saved = tokio::time::timeout(SAVE_TIME, self.shared.cache.stop());
         if saved.await.is_err() {
             tracing::warn!("the expiry state could not be saved in time; its journal has it");
         }
-        self.shared.denials.audit().flush().await;
+        tokio::join!(self.shared.denials.audit().flush(), traces);
         clean
     }
 
@@ -240,6 +275,19 @@ impl App {
         let last = tokio::time::timeout(LAST_MOMENT, tasks.wait()).await;
         tracing::debug!(left = last.is_err(), "ended");
         false
+    }
+}
+
+impl Shared {
+    /// Ends changes of log levels when their time is over.
+    fn watch_levels(&self) {
+        let levels = Arc::clone(&self.levels);
+        let stop = self.stop_now.clone();
+        self.background
+            .spawn_restarted("log levels", stop, move || {
+                let levels = Arc::clone(&levels);
+                async move { levels.expire().await }
+            });
     }
 }
 
@@ -272,7 +320,7 @@ const SAVE_TIME: Duration = Duration::from_secs(30);
 /// How long failed requests have to say so, after the drain time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-fn settings(config: &Config) -> ServerSettings {
+fn settings(config: &Config, traces: &Traces) -> ServerSettings {
     let host = config
         .http
         .host
@@ -283,5 +331,6 @@ fn settings(config: &Config) -> ServerSettings {
         origin: host.map(|host| host.as_str().trim_end_matches('/').to_owned()),
         headers: config.http.headers.clone(),
         access_log: config.log.access,
+        tracer: traces.tracer(),
     }
 }

@@ -136,6 +136,7 @@ impl<'a> Serving<'a> {
                 let operator = Operator {
                     cache: self.shared.cache.clone(),
                     denials: self.shared.denials.clone(),
+                    levels: Some(Arc::clone(&self.shared.levels)),
                     clock: self.shared.clock,
                 };
                 self.serve("admin socket", listener, Arc::new(operator));

@@ -2,6 +2,7 @@
 
 mod allocator;
 mod explain;
+mod log_level;
 mod logging;
 mod operate;
 mod serve;
@@ -86,6 +87,10 @@ enum Command {
     /// are broken off.
     #[command(subcommand)]
     Deny(DenyCommand),
+    /// Show or change what a running server logs
+    ///
+    /// Changes last until the server ends, or as --for says. They change no file.
+    LogLevel(log_level::Arguments),
     /// Explain the rules of access
     #[command(subcommand)]
     Access(AccessCommand),
@@ -188,6 +193,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             located,
         } => operate::purge(&located, reference, dry_run),
         Command::Deny(command) => deny(command),
+        Command::LogLevel(arguments) => log_level::log_level(arguments),
         Command::Access(AccessCommand::Explain(question)) => explain::explain(&question),
     };
     match done {
@@ -296,6 +302,8 @@ mod tests {
             "deny add a",
             "deny remove a",
             "deny list",
+            "log-level",
+            "log-level upstream=debug --for 10m",
             "access explain a b",
         ] {
             for option in ["--config=c.yml", "-c=c.yml"] {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -66,7 +67,7 @@ async fn until_signal(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
             tracing::info!(signal, "stopped before the start was complete");
             return Ok(());
         }
-        app = App::start(config) => app.map_err(|error| placed(error, config, places))?,
+        app = App::start_logging(config, Arc::clone(logs.levels())) => app.map_err(|error| placed(error, config, places))?,
     };
     logs.writer().count_into(app.metrics().log_lines_dropped());
     let data = match &config.storage {

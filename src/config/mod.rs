@@ -37,6 +37,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tracing;
 mod upstream;
 mod yaml;
 
@@ -44,6 +45,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use context::Context;
 use env::Variables;
@@ -51,6 +53,7 @@ use report::Report;
 use section::Section;
 use yaml::{Document, Node};
 
+pub use self::tracing::Tracing;
 pub use access::{AccessConfig, AccessRule, Callers, DenyConfig, Effect, PERMISSIONS, Permission};
 pub use address::Listen;
 pub use auth::{Auth, CertificateMatch, CertificateUser, NetworkUser, OidcIssuer, TokenService};
@@ -61,7 +64,7 @@ pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
 pub use host_pattern::{HostPattern, HostPatternError};
 pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
-pub use log::{Audit, Log, LogFormat};
+pub use log::{AccessLog, Audit, Log, LogFormat};
 pub use proxy::{Proxy, Timeouts, TtlMode};
 pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
@@ -78,6 +81,8 @@ const VERSION: &str = "0.1";
 #[derive(Debug, Clone)]
 pub struct Config {
     pub log: Log,
+    /// None where no traces are exported.
+    pub tracing: Option<Tracing>,
     pub storage: Storage,
     pub limits: Limits,
     pub http: Http,
@@ -171,6 +176,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     size::bytes(text).map_err(|error| error.to_string())
 }
 
+/// Reads a duration, as the configuration's durations are written: `10m`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text).map_err(|error| error.to_string())
+}
+
 /// Reads a file of an upstream's, of certificates or a key; at most [`MAX_FILE`] bytes of it.
 pub fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -238,12 +248,14 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
         unimplemented(root);
         version(root, from_file);
         let log = log::read(root);
+        let tracing = root.section("tracing", tracing::read);
         let (storage, limits, is_named) =
             root.section("storage", |section| storage::read(section, from_file));
         let http = root.section("http", http::read);
         let proxy = root.section("proxy", |section| proxy::read(section, from_file, is_named));
         let config = Config {
             log,
+            tracing,
             storage,
             limits,
             http,

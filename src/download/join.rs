@@ -1,7 +1,7 @@
 //! Joining a download: by clients, and by prefetch ahead of them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::permits::Urgency;
 use super::progress::Progress;
@@ -10,6 +10,7 @@ use super::{
     BlobRequest, Download, DownloadError, Downloader, Follower, Inner, Joined, Party, Source, task,
 };
 use crate::oci::Digest;
+use crate::telemetry;
 
 impl Downloader {
     /// Whether `digest` is being downloaded from an upstream.
@@ -175,6 +176,7 @@ impl Inner {
             urgency: Urgency::new(urgent),
             fill: AtomicBool::new(false),
             refetch: AtomicBool::new(false),
+            span: OnceLock::new(),
             _counted: self.options.metrics.download(),
         })
     }
@@ -185,9 +187,12 @@ impl Inner {
         source: Arc<dyn Source>,
         wanted: BlobRequest,
     ) {
-        self.options
-            .tasks
-            .spawn(task::run(Arc::clone(self), download, source, wanted));
+        let running = task::run(Arc::clone(self), Arc::clone(&download), source, wanted);
+        let (running, span) = telemetry::caused("download a blob", running);
+        if let Some(span) = span {
+            download.span.get_or_init(|| span);
+        }
+        self.options.tasks.spawn(running);
     }
 
     /// Makes the follower of a client that the registry has counted. None when its first bytes are

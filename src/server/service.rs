@@ -11,7 +11,7 @@ use http::{Method, Request, Response, StatusCode};
 use quick_cache::sync::Cache;
 use tokio::time::{Instant, timeout};
 
-use super::access::Record;
+use super::access::{Options, Record};
 use super::answer;
 use super::body::Body;
 use super::cache_status::{self, Named};
@@ -22,10 +22,12 @@ use super::handlers::Handlers;
 use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
 use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
+use crate::config::AccessLog;
 use crate::download::Client;
 use crate::metrics::{Kind, Metrics, Outcome};
 use crate::mirror::{Exchange, Mirror, ReadMode};
 use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
+use crate::telemetry::{Context, RequestIds, Span, TraceParent, Tracer, X_REQUEST_ID};
 
 /// Different `Accept` lines whose meaning is kept; each kind of client has its own.
 const MAX_ACCEPTS: usize = 256;
@@ -44,8 +46,10 @@ pub struct ServerSettings {
     pub origin: Option<String>,
     /// Sent with every answer.
     pub headers: HeaderMap,
-    /// Whether each request is logged.
-    pub access_log: bool,
+    /// Which requests are logged, if any.
+    pub access_log: Option<AccessLog>,
+    /// Which requests are traced, if any.
+    pub tracer: Option<Arc<Tracer>>,
 }
 
 impl ServerSettings {
@@ -73,6 +77,7 @@ pub struct Service {
     authenticator: Authenticator,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
+    ids: RequestIds,
     /// What `Accept` lines mean, which is asked for with every tag.
     accepts: Cache<Box<[u8]>, Accept>,
 }
@@ -80,15 +85,23 @@ pub struct Service {
 impl Handler for Service {
     async fn handle(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let mut record = Record::new(
-            Arc::clone(&self.metrics),
-            &head,
-            Arc::clone(&peer.name),
-            self.settings.access_log,
-        );
+        let record = self.record(&head, &peer);
+        let context = record.context().clone();
+        context.scope(self.answer(head, body, peer, record)).await
+    }
+}
+
+impl Service {
+    async fn answer(
+        &self,
+        head: Parts,
+        body: RequestBody,
+        peer: Peer,
+        mut record: Record,
+    ) -> Response<Body> {
         let (kind, answered) = match self.route(&head) {
             Ok(route) => {
-                let answered = self.run(&route, &head, body, &peer).await;
+                let answered = self.run(&route, &head, body, &peer, &mut record).await;
                 (kind(&route.action), answered)
             }
             Err(error) => (Kind::Other, Err(Refusal::of(&error))),
@@ -103,14 +116,33 @@ impl Handler for Service {
             let configured = self.settings.headers.clone();
             response.headers_mut().extend(configured);
         }
+        let id = record.context().id().header();
+        response.headers_mut().insert(X_REQUEST_ID, id);
         let expects_body = head.method != Method::HEAD;
         record.answered(kind, outcome, response.status(), expects_body);
         response.body_mut().record_end(record);
         response
     }
-}
 
-impl Service {
+    /// Begins the record of a request, and decides whether it is traced.
+    fn record(&self, head: &Parts, peer: &Peer) -> Record {
+        let id = self.ids.of(&head.headers);
+        let (mut span, mut caller) = (None, None);
+        if let Some(tracer) = &self.settings.tracer {
+            caller = TraceParent::of(&head.headers);
+            span = Span::of_request(tracer, caller);
+        }
+        let options = Options {
+            metrics: Arc::clone(&self.metrics),
+            context: Context::traced(id, span.as_ref(), caller),
+            log: self.settings.access_log,
+            span,
+            peer: Arc::clone(&peer.name),
+            address: peer.address,
+        };
+        Record::new(options, head)
+    }
+
     pub fn new(
         mirror: Arc<Mirror>,
         gate: Gate,
@@ -122,6 +154,7 @@ impl Service {
             authenticator: gate.authenticator,
             metrics,
             settings,
+            ids: RequestIds::default(),
             accepts: Cache::new(MAX_ACCEPTS),
         }
     }
@@ -152,6 +185,7 @@ impl Service {
         head: &Parts,
         body: RequestBody,
         peer: &Peer,
+        record: &mut Record,
     ) -> Result<Answered, Refusal> {
         let action = &route.action;
         let started = self.handlers.access().hides().then(Instant::now);
@@ -159,9 +193,11 @@ impl Service {
         let answered = async {
             if let Action::Token { upstream, is_form } = action {
                 let upstream = upstream.as_deref();
+                record.comes_from(self.authenticator.address(&presented)?, None);
                 return Box::pin(self.token(upstream, *is_form, head, body, &presented)).await;
             }
             let caller = self.authenticator.identify(&presented).await?;
+            record.comes_from(caller.address, caller.user.as_ref());
             if *action == Action::Base && self.authenticator.wants_token(&presented, &caller) {
                 return Err(AuthError::Needed.into());
             }

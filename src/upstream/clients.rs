@@ -12,7 +12,7 @@ use super::guard::{Guard, GuardedResolver, Route};
 use super::reply::shared;
 use crate::config::{self, ForwardProxy, TlsVersion};
 
-const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
 /// Connections to one host that are kept open while idle.
 const MAX_IDLE: usize = 32;
 

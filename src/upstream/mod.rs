@@ -29,6 +29,8 @@ mod body;
 mod callers;
 mod challenge;
 mod clients;
+#[cfg(feature = "otel")]
+mod collector;
 mod content_range;
 mod credential_error;
 mod credentials;
@@ -74,6 +76,8 @@ pub use body::BlobChunks;
 pub use callers::CallerId;
 use callers::Callers;
 pub use clients::TlsFiles;
+#[cfg(feature = "otel")]
+pub use collector::{Collector, CollectorError};
 pub use credential_error::CredentialError;
 use credentials::Auth;
 pub use docker_config::DockerConfigError;

@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 22] = [
     "oci",
     "error_chain",
     "clock",
@@ -28,6 +28,8 @@ const ORDER: [&str; 20] = [
     "workers",
     "metrics",
     "line_writer",
+    "log_levels",
+    "telemetry",
     "config",
     "tls",
     "storage",
