@@ -196,7 +196,13 @@ impl Service {
                 record.comes_from(self.authenticator.address(&presented)?, None);
                 return Box::pin(self.token(upstream, *is_form, head, body, &presented)).await;
             }
-            let caller = self.authenticator.identify(&presented).await?;
+            let caller = self.authenticator.identify(&presented).await;
+            // Who fails to say who it is has an address all the same.
+            let caller = caller.inspect_err(|_refused| {
+                if let Ok(address) = self.authenticator.address(&presented) {
+                    record.comes_from(address, None);
+                }
+            })?;
             record.comes_from(caller.address, caller.user.as_ref());
             if *action == Action::Base && self.authenticator.wants_token(&presented, &caller) {
                 return Err(AuthError::Needed.into());

@@ -111,7 +111,7 @@ async fn a_callers_trace_goes_through_to_the_upstream() {
     let headers = [("traceparent", &*parent("01")), ("x-request-id", "mine")];
     let answer = t.m.ask(&format!("GET {path}"), &headers).await;
     answer.expect(200, &image.manifest);
-    let spans = t.spans(4).await;
+    let spans = t.spans(6).await;
     assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE));
 
     let request = named(&spans, "manifest");
