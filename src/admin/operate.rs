@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Denials, DenyError};
+use crate::access::{Denials, DeniedEntry, DenyError};
 use crate::cache::{
     Cache, EntryView, ImageView, LinkKind, NotReady, ScrubSettings, Selection, SelectionError,
     StoreError,
 };
 use crate::clock::Clock;
-use crate::log_levels::{LevelError, LogLevels, Module, parse_level};
+use crate::log_levels::{LevelError, LevelInForce, LogLevels, Module, parse_level};
 use crate::oci::Digest;
 use crate::server::RequestBodyError;
 
@@ -172,10 +172,7 @@ impl Operator {
                 serde_json::to_vec(&self.purge(reference, dry_run).await?)
             }
             Operation::DenyAdd { reference, reason } => {
-                let added = time(self.clock.wall());
-                let added = self.denials.add(&reference, reason, added).await?;
-                tracing::warn!(reference = added.reference, "denied by an operator");
-                serde_json::to_vec(&added)
+                serde_json::to_vec(&self.deny(&reference, reason).await?)
             }
             Operation::DenyRemove { reference } => {
                 let removed = self.denials.remove(&reference).await?;
@@ -187,28 +184,47 @@ impl Operator {
                 module,
                 level,
                 seconds,
-            } => {
-                let levels = self.levels()?;
-                let set = parse_level(&level)?;
-                let lasting = seconds.map(Duration::from_secs);
-                tracing::warn!(
-                    module = module.as_ref().map(tracing::field::display),
-                    level,
-                    seconds,
-                    "log level changed by an operator"
-                );
-                levels.set(module, set, lasting);
-                serde_json::to_vec(&levels.list())
-            }
-            Operation::LogLevelReset => {
-                let levels = self.levels()?;
-                let changed = levels.reset();
-                tracing::warn!(changed, "log levels reset by an operator");
-                serde_json::to_vec(&levels.list())
-            }
+            } => serde_json::to_vec(&self.set_level(module, &level, seconds)?),
+            Operation::LogLevelReset => serde_json::to_vec(&self.reset_levels()?),
             Operation::LogLevels => serde_json::to_vec(&self.levels()?.list()),
         };
         Ok(json?)
+    }
+
+    async fn deny(
+        &self,
+        reference: &str,
+        reason: Option<String>,
+    ) -> Result<DeniedEntry, DenyError> {
+        let added = time(self.clock.wall());
+        let added = self.denials.add(reference, reason, added).await?;
+        tracing::warn!(reference = added.reference, "denied by an operator");
+        Ok(added)
+    }
+
+    fn set_level(
+        &self,
+        module: Option<Module>,
+        level: &str,
+        seconds: Option<u64>,
+    ) -> Result<Vec<LevelInForce>, OperateError> {
+        let levels = self.levels()?;
+        let parsed = parse_level(level)?;
+        tracing::warn!(
+            module = module.as_ref().map(tracing::field::display),
+            level,
+            seconds,
+            "log level changed by an operator"
+        );
+        levels.set(module, parsed, seconds.map(Duration::from_secs));
+        Ok(levels.list())
+    }
+
+    fn reset_levels(&self) -> Result<Vec<LevelInForce>, OperateError> {
+        let levels = self.levels()?;
+        let changed = levels.reset();
+        tracing::warn!(changed, "log levels reset by an operator");
+        Ok(levels.list())
     }
 
     fn levels(&self) -> Result<&LogLevels, OperateError> {

@@ -49,24 +49,24 @@ impl Traces {
         };
         let dropped = metrics.trace_spans_dropped();
         let (tracer, spans) = Tracer::new(sampling, clock, dropped.clone());
-        let traces = Self {
+        let started = Self {
             tracer: Some(tracer),
             ..Self::default()
         };
         let export = export::Export {
             spans,
             collector,
-            ending: traces.ending.clone(),
+            ending: started.ending.clone(),
             exported: metrics.trace_spans_exported(),
             dropped,
             reported: None,
         };
-        let given_up = traces.given_up.clone();
-        let task = background.tracked_by(&traces.task);
+        let given_up = started.given_up.clone();
+        let task = background.tracked_by(&started.task);
         task.spawn(async move {
             given_up.run_until_cancelled(export.run()).await;
         });
-        Ok(traces)
+        Ok(started)
     }
 
     /// Without the feature, the configuration permits no traces.

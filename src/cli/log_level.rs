@@ -19,8 +19,8 @@ pub(super) struct Arguments {
     /// nothing changes
     ///
     /// Levels are error, warn, info, debug and trace. Modules are those that log lines show after
-    /// `millpond::`, such as upstream or upstream::transport; accesslog, the log of requests; and the
-    /// libraries h2, hyper, hyper_util, reqwest, rustls and tokio.
+    /// `millpond::`, such as upstream or `upstream::transport`; accesslog, the log of requests; and the
+    /// libraries h2, hyper, `hyper_util`, reqwest, rustls and tokio.
     #[arg(value_name = "[MODULE=]LEVEL|reset", value_parser = Setting::parse)]
     setting: Option<Setting>,
     /// Time after which the configured level applies again, such as 10m [default: when the server ends]

@@ -37,7 +37,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 mod tls;
-mod tracing;
+mod traces;
 mod upstream;
 mod yaml;
 
@@ -53,7 +53,6 @@ use report::Report;
 use section::Section;
 use yaml::{Document, Node};
 
-pub use self::tracing::Tracing;
 pub use access::{AccessConfig, AccessRule, Callers, DenyConfig, Effect, PERMISSIONS, Permission};
 pub use address::Listen;
 pub use auth::{Auth, CertificateMatch, CertificateUser, NetworkUser, OidcIssuer, TokenService};
@@ -71,6 +70,7 @@ pub use rules::{RangeRule, TtlRule};
 pub use size::SizeLimit;
 pub use storage::{Limits, MinFree, Scrub, Storage};
 pub use tls::{CIPHER_SUITES, ClientAuth, Tls, TlsVersion};
+pub use traces::Tracing;
 
 pub use upstream::{ClientCertificate, ForwardProxy, ProxyUrl, Upstream, authority, is_loopback};
 
@@ -248,7 +248,7 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
         unimplemented(root);
         version(root, from_file);
         let log = log::read(root);
-        let tracing = root.section("tracing", tracing::read);
+        let tracing = root.section("tracing", traces::read);
         let (storage, limits, is_named) =
             root.section("storage", |section| storage::read(section, from_file));
         let http = root.section("http", http::read);

@@ -103,7 +103,7 @@ impl Downloader {
                     if let Some(follower) = &follower {
                         shared.welcome(follower, wanted);
                     }
-                    shared.start(download, Arc::clone(source), wanted);
+                    shared.start(&download, Arc::clone(source), wanted);
                     return (follower.map_or(Joined::Committed, Joined::Leader), false);
                 }
                 Role::Follow(seat) => {
@@ -142,8 +142,7 @@ impl Downloader {
             shared: &self.0,
             download: &download,
         };
-        self.0
-            .start(Arc::clone(&download), source, BlobRequest::WHOLE);
+        self.0.start(&download, source, BlobRequest::WHOLE);
         match download.progress.result(member).await {
             // Otherwise it can't be stored, and no client reads it.
             Err(_) if self.0.options.cache.is_usable(&digest).await => Ok(None),
@@ -183,11 +182,11 @@ impl Inner {
 
     fn start(
         self: &Arc<Self>,
-        download: Arc<Download>,
+        download: &Arc<Download>,
         source: Arc<dyn Source>,
         wanted: BlobRequest,
     ) {
-        let running = task::run(Arc::clone(self), Arc::clone(&download), source, wanted);
+        let running = task::run(Arc::clone(self), Arc::clone(download), source, wanted);
         let (running, span) = telemetry::caused("download a blob", running);
         if let Some(span) = span {
             download.span.get_or_init(|| span);

@@ -53,7 +53,7 @@ struct Span {
     #[prost(bytes = "vec", tag = "1")]
     trace_id: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
-    span_id: Vec<u8>,
+    id: Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
     parent_span_id: Vec<u8>,
     #[prost(string, tag = "5")]
@@ -168,7 +168,7 @@ fn span(finished: FinishedSpan) -> Span {
     let attributes = attributes.map(|(key, value)| attribute(key, value));
     Span {
         trace_id: finished.trace_id.to_bytes().into(),
-        span_id: finished.span_id.to_be_bytes().into(),
+        id: finished.span_id.to_be_bytes().into(),
         parent_span_id: parent.unwrap_or_default(),
         name: finished.name.to_owned(),
         kind: match finished.kind {

@@ -178,12 +178,9 @@ fn push_escaped(out: &mut String, c: char) {
 /// Whether a text needs no escape sequence within quotes. Looks at every byte, which the processor does many
 /// at a time.
 fn is_plain(text: &str) -> bool {
-    let needs_escape =
-        |byte: &u8| !matches!(byte, b' '..=b'~') | (*byte == b'"') | (*byte == b'\\');
-    !text
-        .as_bytes()
-        .iter()
-        .fold(false, |found, byte| found | needs_escape(byte))
+    let plain = |byte: u8| matches!(byte, b' ' | b'!' | b'#'..=b'[' | b']'..=b'~');
+    let bytes = text.as_bytes().iter();
+    bytes.fold(true, |so_far, byte| so_far & plain(*byte))
 }
 
 /// Writes a value in quotes.
