@@ -207,39 +207,73 @@ async fn every_line_of_a_failed_request_has_its_id() {
     );
 }
 
+/// The program on TCP, with a user, behind a trusted proxy on this machine; it is killed when dropped.
+struct Proxied {
+    dir: TempDir,
+    child: Child,
+    address: std::net::SocketAddr,
+    _port: testkit::ReservedPort,
+}
+
+impl Proxied {
+    async fn start(up: &Registry) -> Self {
+        let (dir, port) = (tempfile::tempdir().unwrap(), testkit::ReservedPort::new());
+        let users = dir.path().join("htpasswd");
+        let alice = format!("alice:{}\n", bcrypt::hash("secret", 4).unwrap());
+        std::fs::write(&users, alice).unwrap();
+        let address = port.address;
+        let config = format!(
+            "version: 0.1\nstorage: {{inmemory: {{}}}}\nlog: {{formatter: json}}\n\
+             http: {{addr: '{address}', trustedproxies: [127.0.0.1/32]}}\n\
+             auth: {{htpasswd: {{path: '{}'}}}}\nproxy: {{remoteurl: '{}'}}\n",
+            users.display(),
+            up.url()
+        );
+        let file = dir.path().join("config.yml");
+        std::fs::write(&file, config).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_millpond"))
+            .arg("serve")
+            .arg(&file)
+            .stderr(File::create(dir.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        eventually("it listens", || {
+            std::net::TcpStream::connect(address).is_ok()
+        })
+        .await;
+        Self {
+            dir,
+            child,
+            address,
+            _port: port,
+        }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    /// The access line of a request.
+    fn line(&self, id: &str) -> Value {
+        let (log, request) = (self.log(), format!("\"request\":\"{id}\""));
+        let mut lines = log.lines().filter(|line| line.contains("accesslog"));
+        let line = lines.find(|line| line.contains(&request));
+        serde_json::from_str(line.unwrap_or_else(|| panic!("no {id} in {log}"))).unwrap()
+    }
+}
+
+impl Drop for Proxied {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_caller_behind_a_trusted_proxy_is_shown_and_its_user() {
-    let dir = tempfile::tempdir().unwrap();
-    let users = dir.path().join("htpasswd");
-    std::fs::write(
-        &users,
-        format!("alice:{}\n", bcrypt::hash("secret", 4).unwrap()),
-    )
-    .unwrap();
-    let up = Registry::start().await;
-    let port = testkit::ReservedPort::new();
-    let log = dir.path().join("log");
-    let config = format!(
-        "version: 0.1\nstorage: {{inmemory: {{}}}}\nlog: {{formatter: json}}\n\
-         http: {{addr: '{}', trustedproxies: [127.0.0.1/32]}}\n\
-         auth: {{htpasswd: {{path: '{}'}}}}\nproxy: {{remoteurl: '{}'}}\n",
-        port.address,
-        users.display(),
-        up.url()
-    );
-    let file = dir.path().join("config.yml");
-    std::fs::write(&file, config).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_millpond"))
-        .arg("serve")
-        .arg(&file)
-        .stderr(File::create(&log).unwrap())
-        .spawn()
-        .unwrap();
-    let url = format!("http://{}/v2/", port.address);
-    eventually("it listens", || {
-        std::net::TcpStream::connect(port.address).is_ok()
-    })
-    .await;
+    let server = Proxied::start(&Registry::start().await).await;
+    let url = format!("http://{}/v2/", server.address);
     let client = reqwest::Client::builder()
         .tls_certs_only([])
         .build()
@@ -261,18 +295,9 @@ async fn the_caller_behind_a_trusted_proxy_is_shown_and_its_user() {
         statuses.push(request.send().await.unwrap().status().as_u16());
     }
     assert_eq!(statuses, [200, 200, 401, 400]);
-    let text = || std::fs::read_to_string(&log).unwrap();
-    let of = |id: &str| {
-        let log = text();
-        let line = log.lines().find(|line| {
-            line.contains(&format!("\"request\":\"{id}\"")) && line.contains("accesslog")
-        });
-        serde_json::from_str::<Value>(line.unwrap_or_else(|| panic!("no {id} in {log}"))).unwrap()
-    };
-    eventually("all lines", || {
-        text().matches("millpond::accesslog").count() == 4
-    })
-    .await;
+    let all = || server.log().matches("millpond::accesslog").count() == 4;
+    eventually("all lines", all).await;
+    let of = |id: &str| server.line(id);
     let forwarded = of("forwarded");
     assert_eq!(
         (&forwarded["client"], &forwarded["user"]),
@@ -292,8 +317,6 @@ async fn the_caller_behind_a_trusted_proxy_is_shown_and_its_user() {
         (&"192.0.2.8".into(), &Value::Null)
     );
     assert_eq!(of("malformed")["status"], 400);
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -448,7 +471,11 @@ async fn levels_change_while_it_runs() {
             && line.contains("request=\"verbose\""),
         "{line}"
     );
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_access_log_has_a_level_that_a_reset_ends() {
+    let server = Server::start("").await;
     let json = server
         .command(&["log-level", "accesslog=error", "--json"])
         .await
@@ -472,7 +499,11 @@ async fn levels_change_while_it_runs() {
     server.ask("GET /v2/", &[("x-request-id", "logged")]).await;
     server.line("request=\"logged\"").await;
     assert!(!server.log().contains("unlogged"));
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn levels_that_are_none_are_refused() {
+    let server = Server::start("").await;
     for (arguments, complaint) in [
         (
             &["log-level", "loud"][..],

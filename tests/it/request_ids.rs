@@ -1,5 +1,7 @@
 //! Request ids: from the client through the mirror to the upstream, and back.
 
+use tokio_util::task::TaskTracker;
+
 use crate::harness::{Reply, Setup, blob_path, eventually, mirrored, put_blob, put_image};
 
 const ID: &str = "x-request-id";
@@ -95,9 +97,9 @@ async fn a_shared_download_carries_the_id_of_the_request_that_started_it() {
         m.request(&format!("GET {path}"), &[(ID, "first")]),
         m.request(&format!("GET {path}"), &[(ID, "second")]),
     );
-    let first = tokio::spawn(first.send());
+    let first = TaskTracker::new().spawn(first.send());
     up.wait(1, "/blobs/").await;
-    let second = tokio::spawn(second.send());
+    let second = TaskTracker::new().spawn(second.send());
     eventually("two clients follow", || m.metric("millpond_followers") == 2).await;
     gate.open();
     for (client, id) in [(first, "first"), (second, "second")] {

@@ -9,6 +9,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message as _;
+use tokio_util::task::TaskTracker;
 
 use crate::harness::{
     ALWAYS, Mirror, Registry, Reply, Setup, advance, blob_path, eventually, put_blob, put_image,
@@ -101,7 +102,7 @@ fn attribute(span: &Span, key: &str) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    const_hex::encode(bytes)
 }
 
 #[tokio::test(start_paused = true)]
@@ -157,9 +158,9 @@ async fn who_joins_a_download_links_to_it() {
     let ask = || {
         t.m.request(&format!("GET {path}"), &[("traceparent", &parent("01"))])
     };
-    let first = tokio::spawn(ask().send());
+    let first = TaskTracker::new().spawn(ask().send());
     t.up.wait(1, "/blobs/").await;
-    let second = tokio::spawn(ask().send());
+    let second = TaskTracker::new().spawn(ask().send());
     eventually("two clients follow", || {
         t.m.metric("millpond_followers") == 2
     })
