@@ -23,6 +23,8 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::auth::Caller;
 use crate::config::{AccessRule, Effect, Proxy};
 use crate::oci::{Digest, Reference, RepoName};
@@ -181,6 +183,11 @@ impl Access {
         self.audit.refused(caller, resource, permission, &denied);
     }
 
+    /// Logs that a caller gets no catalog.
+    pub fn log_refused_catalog(&self, caller: &Caller) {
+        self.audit.catalog_refused(caller);
+    }
+
     /// Whether the catalog shows a repository: its tags can be listed, or it can be pulled.
     pub fn shows(&self, caller: &Caller, upstream: &str, repository: &RepoName) -> bool {
         let resource = Resource {
@@ -196,6 +203,7 @@ impl Access {
     /// is.
     pub fn decide_empty_catalog(&self, caller: &Caller) -> Result<(), Denied> {
         if self.rules.has_users() && caller.is_anonymous() {
+            self.log_refused_catalog(caller);
             return Err(Denied::Anonymous(None));
         }
         Ok(())
@@ -212,14 +220,15 @@ impl Access {
         self.hides
     }
 
-    /// Remembers how long it took to learn that an upstream has no such thing.
+    /// Remembers how long it took to learn from an upstream that it has no such thing. Not for an answer
+    /// that came without asking it: a caller that asks for those would make hidden names answer at once.
     pub fn took_to_find_nothing(&self, time: Duration) {
         self.not_found.note(time);
     }
 
-    /// Waits as long as an upstream takes to say that it has no such thing.
-    pub async fn wait_like_not_found(&self) {
-        tokio::time::sleep(self.not_found.any()).await;
+    /// Waits until a request has taken as long as an upstream takes to say that it has no such thing.
+    pub async fn wait_like_not_found(&self, started: Instant) {
+        tokio::time::sleep_until(started + self.not_found.any()).await;
     }
 }
 

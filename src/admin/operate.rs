@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::access::{Denials, DeniedEntry, DenyError};
@@ -14,6 +15,7 @@ use crate::cache::{
     StoreError,
 };
 use crate::clock::Clock;
+use crate::error_chain::on_one_line;
 use crate::log_levels::{LevelError, LevelInForce, LogLevels, Module, parse_level};
 use crate::oci::Digest;
 use crate::server::RequestBodyError;
@@ -53,6 +55,25 @@ pub enum Operation {
     LogLevelReset,
     /// The levels in force.
     LogLevels,
+    /// The server's own [`Status`].
+    Status,
+}
+
+/// What a diagnosis compares with the configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The process's id.
+    pub process: u32,
+    /// Bytes of all cached files.
+    pub used: u64,
+    /// Bytes that may be used. None: as many as there are.
+    pub limit: Option<u64>,
+    /// Downloads since the start for which there was no space.
+    pub full: u64,
+    /// The most file descriptors that the process may have. None: no limit.
+    pub descriptors: Option<u64>,
+    /// Why the store can't be written, if it can't.
+    pub store: Option<String>,
 }
 
 /// A page, and where the next one begins.
@@ -146,6 +167,7 @@ impl Operator {
                 | Operation::LogLevelSet { .. }
                 | Operation::LogLevelReset
                 | Operation::LogLevels
+                | Operation::Status
         ) {
             self.cache.ready().await?;
         }
@@ -187,6 +209,7 @@ impl Operator {
             } => serde_json::to_vec(&self.set_level(module, &level, seconds)?),
             Operation::LogLevelReset => serde_json::to_vec(&self.reset_levels()?),
             Operation::LogLevels => serde_json::to_vec(&self.levels()?.list()),
+            Operation::Status => serde_json::to_vec(&self.status().await),
         };
         Ok(json?)
     }
@@ -229,6 +252,19 @@ impl Operator {
 
     fn levels(&self) -> Result<&LogLevels, OperateError> {
         self.levels.as_deref().ok_or(OperateError::NoServer)
+    }
+
+    async fn status(&self) -> Status {
+        let (usage, counts) = (self.cache.usage(), self.cache.counts());
+        let store = self.cache.check_store().await;
+        Status {
+            process: std::process::id(),
+            used: usage.used,
+            limit: usage.limit,
+            full: counts.full,
+            descriptors: getrlimit(Resource::Nofile).current,
+            store: store.err().map(|error| on_one_line(&error)),
+        }
     }
 
     async fn purge(&self, reference: String, dry_run: bool) -> Result<Vec<Entry>, OperateError> {

@@ -90,6 +90,7 @@ impl StartError {
             }
             Self::Auth(_) => "auth",
             Self::Audit(_) => "log.audit.file",
+            Self::Health(_) => "health.http",
             Self::Address(_) | Self::Deny(_) => return None,
         };
         Some(key.to_owned())

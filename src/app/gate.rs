@@ -3,12 +3,21 @@
 use std::sync::Arc;
 
 use super::{Shared, StartError};
-use crate::auth::{Authenticator, AuthenticatorOptions};
+use crate::auth::{Authenticator, AuthenticatorOptions, UpstreamLogins};
 use crate::config::{self, Config};
+use crate::mirror::{LoginChecks, Mirror};
 use crate::storage::Layout;
 
 impl Shared {
-    pub(super) async fn authenticator(&self, config: &Config) -> Result<Authenticator, StartError> {
+    pub(super) async fn authenticator(
+        &self,
+        config: &Config,
+        mirror: &Arc<Mirror>,
+    ) -> Result<Authenticator, StartError> {
+        let logins = config.proxy.takes_logins().then(|| {
+            let checks = LoginChecks::new(Arc::clone(mirror), self.tasks.clone());
+            Arc::new(checks) as Arc<dyn UpstreamLogins>
+        });
         let host = config.http.host.as_ref();
         let key = match &config.storage {
             config::Storage::Filesystem { root, .. } => Some(Layout::new(root).token_key()),
@@ -20,7 +29,8 @@ impl Shared {
             prefix: config.http.prefix.clone(),
             trusted_proxies: config.http.trusted_proxies.clone(),
             key,
-            logins: config.proxy.takes_logins(),
+            logins,
+            failures: Arc::new(self.denials.audit().clone()),
             clock: self.clock,
             metrics: Arc::clone(&self.metrics),
         });

@@ -11,8 +11,11 @@ mod serving;
 mod traces;
 mod upstreams;
 
+pub use cache::Space;
 pub use cache::settings as cache_settings;
 pub use check::warn_of_min_free;
+pub use descriptors::Descriptors;
+pub use upstreams::{client as upstream_client, tls_files};
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -32,8 +35,10 @@ use crate::auth::AuthSetupError;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::health::{Availability, HealthSetupError, Probes};
 use crate::log_levels::LogLevels;
 use crate::metrics::Metrics;
+use crate::renewal;
 use crate::server::listener::{Address, BindError};
 use crate::server::{Gate, ServerSettings, Service};
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
@@ -70,6 +75,8 @@ pub enum StartError {
     Deny(#[from] DenyError),
     #[error("the export of traces can't be set up")]
     Collector(#[source] SetupError),
+    #[error(transparent)]
+    Health(#[from] HealthSetupError),
     #[error("the audit log can't be started: {0}")]
     Audit(std::io::Error),
 }
@@ -83,6 +90,8 @@ pub struct App {
     tls: Vec<Arc<ServerTls>>,
     debug_address: Option<Address>,
     drain_timeout: Duration,
+    /// How long requests are accepted while the server says that it isn't ready.
+    shutdown_delay: Duration,
     shared: Shared,
 }
 
@@ -91,6 +100,8 @@ pub struct App {
 struct Shared {
     cache: Cache,
     metrics: Arc<Metrics>,
+    /// The checks that the operator configured, and whether the server stops.
+    availability: Availability,
     clock: Clock,
     levels: Arc<LogLevels>,
     traces: Traces,
@@ -146,7 +157,8 @@ impl App {
         let tls = ListenersTls::load(config, clock, &metrics)?;
         let access = access::access(config, clock, &metrics).await?;
         let traces = Traces::start(config, clock, &metrics, &background)?;
-        let upstreams = upstreams(&config.proxy, clock, &metrics, access.is_open())?;
+        let (upstreams, mut renewals) =
+            upstreams(&config.proxy, clock, &metrics, access.is_open())?;
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),
@@ -158,6 +170,7 @@ impl App {
         let shared = Shared {
             cache,
             metrics,
+            availability: Availability::default(),
             clock,
             levels,
             traces,
@@ -169,10 +182,15 @@ impl App {
         };
         shared.scrub(config);
         shared.watch_levels();
+        let probes = Probes::new(&config.health, &shared.cache)?;
         let mirror = shared.mirror(&config.proxy, upstreams);
+        let authenticator = shared.authenticator(config, &mirror).await?;
+        renewals.extend_from_slice(authenticator.renewals());
+        renewal::watch(renewals, &shared.background, shared.stop_now.clone());
         let gate = Gate {
-            authenticator: shared.authenticator(config).await?,
+            authenticator,
             access,
+            availability: shared.availability.clone(),
         };
         let service = Service::new(
             mirror,
@@ -187,12 +205,17 @@ impl App {
         operators.take_commands(config).await;
         let service = Arc::new(service);
         let (address, other_addresses) = serving.listen_all(config, &tls, &service).await?;
+        let availability = &shared.availability;
+        availability.start(probes, &shared.background, &shared.stop_accepting);
+        let delay = config.http.shutdown_delay;
+        let shutdown_delay = Some(delay).filter(|_| config.http.has_operators());
         Ok(Self {
             address,
             other_addresses,
             tls: tls.iter().cloned().collect(),
             debug_address,
             drain_timeout: config.http.drain_timeout,
+            shutdown_delay: shutdown_delay.unwrap_or_default(),
             shared,
         })
     }
@@ -233,7 +256,7 @@ impl App {
         self.shared.background.failed().await
     }
 
-    /// Stops gracefully: accepts nothing new, lets what is under way finish within the configured
+    /// Stops gracefully: says that it isn't ready, accepts nothing new, lets what is under way finish within the configured
     /// time, then ends the rest. Returns whether everything finished by itself.
     pub async fn stop(self) -> bool {
         self.stop_unless(std::future::pending()).await
@@ -241,7 +264,15 @@ impl App {
 
     /// Stops like [`stop`](Self::stop), and ends the rest at once when `hurry` is done.
     pub async fn stop_unless(self, hurry: impl Future<Output = ()>) -> bool {
-        let clean = self.drain(hurry).await;
+        let mut hurry = std::pin::pin!(hurry);
+        let hurried = self.wait_unready(&mut hurry).await;
+        let clean = self
+            .drain(async {
+                if !hurried {
+                    hurry.await;
+                }
+            })
+            .await;
         // After the last request.
         let traces = self.shared.traces.flush();
         // After the last use, so that the snapshot has it.
@@ -251,6 +282,22 @@ impl App {
         }
         tokio::join!(self.shared.denials.audit().flush(), traces);
         clean
+    }
+
+    /// Says that the server isn't ready, and goes on for a while, so that whoever sends requests can
+    /// notice before connections are refused. Returns whether `hurry` has ended that.
+    async fn wait_unready(&self, hurry: impl Future<Output = ()>) -> bool {
+        self.shared.availability.stop();
+        if self.shutdown_delay.is_zero() {
+            return false;
+        }
+        tokio::select! {
+            biased;
+            () = hurry => true,
+            // The sooner it ends, the better.
+            _ = self.failed() => false,
+            () = tokio::time::sleep(self.shutdown_delay) => false,
+        }
     }
 
     async fn drain(&self, hurry: impl Future<Output = ()>) -> bool {

@@ -7,6 +7,7 @@ use super::{Shared, StartError, descriptors};
 use crate::admin::Admin;
 use crate::admin::health::Health;
 use crate::admin::operate::Operator;
+use crate::admin::socket::AdminSocket;
 use crate::config::{self, Config, Serves};
 use crate::error_chain::on_one_line;
 use crate::server::listener::{Address, Listener};
@@ -97,10 +98,17 @@ impl<'a> Serving<'a> {
             cache,
             metrics,
             background,
+            availability,
             ..
         } = self.shared;
+        let tasks = background.clone();
         Arc::new(Admin {
-            health: Health::new(cache.clone(), background.clone(), Arc::clone(metrics)),
+            health: Health::new(
+                cache.clone(),
+                tasks,
+                Arc::clone(metrics),
+                availability.clone(),
+            ),
             metrics_path: metrics_path.map(str::to_owned),
         })
     }
@@ -139,7 +147,9 @@ impl<'a> Serving<'a> {
                     levels: Some(Arc::clone(&self.shared.levels)),
                     clock: self.shared.clock,
                 };
-                self.serve("admin socket", listener, Arc::new(operator));
+                let pages = self.admin(config.http.metrics_path());
+                let socket = AdminSocket { operator, pages };
+                self.serve("admin socket", listener, Arc::new(socket));
             }
             Err(error) => {
                 tracing::warn!(error = %on_one_line(&error), "the admin socket can't be made private");

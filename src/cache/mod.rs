@@ -186,6 +186,7 @@ impl Cache {
         tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Self {
+        store.measure_reads(metrics.store_reads());
         let inner = Arc::new(Inner::new((store, metrics, clock), settings, stop));
         tasks.spawn_required("cache", work::run(Arc::clone(&inner)));
         tasks.spawn_required("deletion", deletion::run(Arc::clone(&inner)));
@@ -222,6 +223,11 @@ impl Cache {
     /// Whether the store works: tries what pulls need, reading and writing.
     pub async fn check_store(&self) -> Result<(), StoreError> {
         self.inner.store.check().await
+    }
+
+    /// Bytes that the file system of the store has left; none where that is unknown.
+    pub async fn free_space(&self) -> Option<u64> {
+        self.inner.store.free_space().await
     }
 
     /// Whether the index works, or why not: it can't be built, or a panic has left it inconsistent.

@@ -232,6 +232,10 @@ impl Cache {
         }
         // Marked first: a download can only begin, and so commit a new file, after the rename.
         self.inner.with(|index| index.quarantine(hold.content));
-        self.inner.store.quarantine(digest).await
+        let moved = self.inner.store.quarantine(digest).await?;
+        if moved {
+            self.inner.metrics.quarantined();
+        }
+        Ok(moved)
     }
 }

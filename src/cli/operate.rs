@@ -23,7 +23,7 @@ use crate::storage::{FsStore, Layout, Store, StoreError};
 use crate::tasks::Tasks;
 
 /// What runs the operations: the server, or this process.
-enum Backend {
+pub(super) enum Backend {
     Server(Client),
     Own(Operator),
 }
@@ -59,7 +59,7 @@ pub(super) fn on_server<T: DeserializeOwned>(
 }
 
 impl Backend {
-    async fn open(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
+    pub(super) async fn open(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
         let Storage::Filesystem { root, .. } = &config.storage else {
             anyhow::bail!("the content of storage.inmemory is only visible to the server itself");
         };
@@ -110,7 +110,10 @@ impl Backend {
         }
     }
 
-    async fn run<T: DeserializeOwned>(&mut self, operation: Operation) -> anyhow::Result<T> {
+    pub(super) async fn run<T: DeserializeOwned>(
+        &mut self,
+        operation: Operation,
+    ) -> anyhow::Result<T> {
         let json = match self {
             Self::Server(client) => client.run(&operation).await?,
             Self::Own(operator) => operator.run(operation).await?.into(),
@@ -119,7 +122,7 @@ impl Backend {
     }
 
     /// All pages of a list.
-    async fn list<T: DeserializeOwned>(
+    pub(super) async fn list<T: DeserializeOwned>(
         &mut self,
         page: impl Fn(usize) -> Operation,
     ) -> anyhow::Result<Vec<T>> {

@@ -2,7 +2,7 @@
 //! distribution 2.8 and 3.0), under environment variables that override it.
 //!
 //! A file becomes a tree of texts with their lines (`yaml`). One file per section (`log`, `storage`,
-//! `http`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`) reads the tree, and the environment over
+//! `http`, `health`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`) reads the tree, and the environment over
 //! it (`env`), into [`Config`], whose values can only be valid: no other module parses configured
 //! text. A reader names each key once (`section`): so the keys that nobody asks for are unknown
 //! (`keys`), and the values that the readers get are those that `millpond check` prints. All
@@ -24,6 +24,7 @@ mod download;
 mod duration;
 mod env;
 mod error;
+mod health;
 mod host_pattern;
 mod http;
 mod keys;
@@ -61,6 +62,7 @@ pub use credentials::{Credentials, Helper, RepositoryCredentials, Written};
 pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
+pub use health::{HealthCheck, HealthConfig, HealthProbe, HealthTiming};
 pub use host_pattern::{HostPattern, HostPatternError};
 pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
 pub use log::{AccessLog, Audit, Log, LogFormat};
@@ -86,6 +88,7 @@ pub struct Config {
     pub storage: Storage,
     pub limits: Limits,
     pub http: Http,
+    pub health: HealthConfig,
     pub auth: Auth,
     pub proxy: Proxy,
     pub access: AccessConfig,
@@ -256,6 +259,7 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
         let config = Config {
             log,
             tracing,
+            health: root.section("health", |section| health::read(section, &storage)),
             storage,
             limits,
             http,
@@ -298,7 +302,6 @@ fn unimplemented(root: &Section<'_>) {
         ("reporting", "errors go to the log and the metrics only"),
         ("notifications", "no events are sent"),
         ("redis", "nothing is cached in Redis"),
-        ("health", "the health checks are built in"),
         ("catalog", "the size of a catalog page is built in"),
         ("validation", "it concerns pushes, which a mirror refuses"),
         ("policy", "it concerns pushes, which a mirror refuses"),

@@ -75,10 +75,10 @@ impl Mirror {
 
     /// Whether the target's upstream is believed when it says that it has content that is cached. Not
     /// for content that only upstreams outside its trust group have given: one that answers each HEAD
-    /// with 200 could be used to read what they gave in confidence. Such content is downloaded again,
-    /// from the target's upstream.
+    /// with 200 could be used to read what they gave in confidence, also those that are no longer
+    /// configured. Such content is downloaded again, from the target's upstream.
     pub(super) async fn may_share(&self, target: &Target, digest: &Digest) -> bool {
-        if !self.upstreams.are_separate() {
+        if !self.upstreams.are_separate() && !self.cache.may_have_unproved() {
             return true;
         }
         let accepts = |stored: &RepoName| self.trusts(target, stored);

@@ -13,6 +13,7 @@ pub struct Upstreams {
     default: Arc<Upstream>,
     /// A few hosts, of which several are looked for with each request.
     by_host: BTreeMap<String, Arc<Upstream>>,
+    has_others: bool,
     /// Whether anonymous callers may read everything, as far as this mirror decides.
     everybody_reads: bool,
 }
@@ -31,6 +32,7 @@ impl Upstreams {
     /// The configuration has made sure that no two upstreams share a name or an alias.
     pub fn new(default: Upstream, others: Vec<Upstream>, everybody_reads: bool) -> Self {
         let default = Arc::new(default);
+        let has_others = !others.is_empty();
         let mut by_host = BTreeMap::new();
         let others = others.into_iter().map(Arc::new);
         for upstream in others.chain([Arc::clone(&default)]) {
@@ -41,6 +43,7 @@ impl Upstreams {
         Self {
             default,
             by_host,
+            has_others,
             everybody_reads,
         }
     }
@@ -65,12 +68,10 @@ impl Upstreams {
         self.everybody_reads && upstream.config.is_public()
     }
 
-    /// Whether content of one upstream may have to be kept from another one.
+    /// Whether content of one of the upstreams may have to be kept from another one.
     pub(super) fn are_separate(&self) -> bool {
         let public = |upstream: &Arc<Upstream>| self.is_public(upstream);
-        let is_alone = |upstream: &Arc<Upstream>| Arc::ptr_eq(upstream, &self.default);
-        let mut all = self.by_host.values();
-        !all.clone().all(is_alone) && !all.all(public)
+        self.has_others && !self.by_host.values().all(public)
     }
 
     /// Whether an upstream is asked with the accounts of callers.
@@ -135,7 +136,8 @@ impl Upstreams {
         };
         let stored = if Arc::ptr_eq(&upstream, &self.default) {
             // Such a repository would share its place in the store with the other upstream's.
-            if let Some(first) = repo.first_component()
+            if self.has_others
+                && let Some(first) = repo.first_component()
                 && self
                     .by_host(first)
                     .is_some_and(|other| other.name() == first && !Arc::ptr_eq(other, &upstream))

@@ -11,7 +11,7 @@ use crate::auth::User;
 use crate::config::AccessLog;
 use crate::error_chain::on_one_line;
 use crate::log_levels::ACCESS_LOG;
-use crate::metrics::{Kind, Metrics, Outcome};
+use crate::metrics::{Answer, Kind, Metrics, Outcome, UpstreamId};
 use crate::telemetry::{Context, Span};
 
 /// Longest part of a client's header or URI that a log line repeats, in bytes.
@@ -22,8 +22,10 @@ const MAX_SHOWN: usize = 512;
 pub struct Record {
     metrics: Arc<Metrics>,
     context: Context,
-    kind: Kind,
-    outcome: Outcome,
+    started: Instant,
+    /// When the first bytes of the body were handed over.
+    first_byte: Option<Instant>,
+    answer: Answer,
     status: u16,
     expects_body: bool,
     completed: bool,
@@ -49,7 +51,6 @@ pub(super) struct Options {
 #[derive(Debug)]
 struct Line {
     settings: AccessLog,
-    started: Instant,
     method: http::Method,
     uri: String,
     /// The other end of the connection.
@@ -82,8 +83,13 @@ impl Record {
         Self {
             metrics: options.metrics,
             context: options.context,
-            kind: Kind::Other,
-            outcome: Outcome::Error,
+            started: Instant::now(),
+            first_byte: None,
+            answer: Answer {
+                upstream: UpstreamId::NONE,
+                route: Kind::Other,
+                result: Outcome::Error,
+            },
             status: 0,
             expects_body: false,
             completed: false,
@@ -116,14 +122,8 @@ impl Record {
     }
 
     /// The answer's head is known.
-    pub fn answered(
-        &mut self,
-        kind: Kind,
-        outcome: Outcome,
-        status: http::StatusCode,
-        expects_body: bool,
-    ) {
-        (self.kind, self.outcome, self.status) = (kind, outcome, status.as_u16());
+    pub fn answered(&mut self, answer: Answer, status: http::StatusCode, expects_body: bool) {
+        (self.answer, self.status) = (answer, status.as_u16());
         self.expects_body = expects_body;
     }
 
@@ -138,7 +138,8 @@ impl Record {
     }
 
     pub(super) fn sent(&mut self, bytes: u64) {
-        self.metrics.client_sent(self.kind, bytes);
+        self.first_byte.get_or_insert_with(Instant::now);
+        self.metrics.client_sent(self.answer, bytes);
         if let Some(line) = &mut self.line {
             line.bytes += bytes;
         }
@@ -167,10 +168,10 @@ impl Record {
     }
 
     fn end_span(&self, RequestSpan { mut span, bytes }: RequestSpan) {
-        span.rename(self.kind.as_str());
+        span.rename(self.answer.route.as_str());
         span.set("http.response.status_code", self.status);
         span.set("http.response.body.size", bytes);
-        span.set("millpond.result", self.outcome.as_str());
+        span.set("millpond.result", self.answer.result.as_str());
         if self.status >= 500 {
             span.fail("the request failed");
         }
@@ -188,7 +189,6 @@ impl Line {
         let agent = agent.and_then(|agent| agent.to_str().ok());
         Self {
             settings,
-            started: Instant::now(),
             method: request.method.clone(),
             uri: target(&request.uri),
             peer,
@@ -205,7 +205,7 @@ impl Line {
     fn is_wanted(&self, record: &Record, took: Duration) -> bool {
         let AccessLog { sample, slow } = self.settings;
         let failed = record.status >= 400
-            || record.outcome == Outcome::Error
+            || record.answer.result == Outcome::Error
             || !record.completed
             || self.failure.is_some();
         sample <= 1 || failed || took >= slow || fastrand::u32(..sample) == 0
@@ -262,7 +262,7 @@ fn target(uri: &http::Uri) -> String {
 
 impl Line {
     fn log(&self, record: &Record) {
-        let took = self.started.elapsed();
+        let took = record.started.elapsed();
         if !self.is_wanted(record, took) {
             return;
         }
@@ -275,7 +275,7 @@ impl Line {
             method = self.method.as_str(),
             uri = self.uri,
             status = record.status,
-            result = record.outcome.as_str(),
+            result = record.answer.result.as_str(),
             bytes = self.bytes,
             ms = milliseconds(took),
             upstream_ms = record.context.waited().map(milliseconds),
@@ -301,7 +301,10 @@ impl Drop for Record {
             self.end_span(*span);
         }
         // Last: a request that is counted has its line in the log.
-        self.metrics.served(self.kind, self.outcome, self.status);
+        let whole = self.started.elapsed();
+        let first_byte = self.first_byte.map_or(whole, |at| at - self.started);
+        self.metrics
+            .served(self.answer, self.status, (first_byte, whole));
     }
 }
 

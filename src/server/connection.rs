@@ -74,11 +74,9 @@ pub async fn serve<H: Handler>(
             .http2
             .then(|| Http2::new(settings.clock, tasks.tracker().clone())),
         handler,
-        tls: settings.tls.map(|tls| Handshakes {
-            tls,
-            buffers: settings.buffers.clone(),
-            metrics: Arc::clone(&metrics),
-        }),
+        tls: settings
+            .tls
+            .map(|tls| Handshakes::new(tls, settings.buffers.clone(), Arc::clone(&metrics))),
         buffers: settings.buffers,
         stop: stop.clone(),
     });

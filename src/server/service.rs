@@ -24,7 +24,8 @@ use crate::access::{Access, Denied};
 use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
 use crate::config::AccessLog;
 use crate::download::Client;
-use crate::metrics::{Kind, Metrics, Outcome};
+use crate::health::{Availability, Closed};
+use crate::metrics::{Addressed, Answer, Kind, Metrics, Outcome, RefusedCaller};
 use crate::mirror::{Exchange, Mirror, ReadMode};
 use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
 use crate::telemetry::{Context, RequestIds, Span, TraceParent, Tracer, X_REQUEST_ID};
@@ -68,13 +69,18 @@ impl ServerSettings {
 pub struct Gate {
     pub authenticator: Authenticator,
     pub access: Access,
+    pub availability: Availability,
 }
+
+/// What becomes known of a request while it is answered.
+type Noted<'a> = (&'a Addressed, &'a mut Record);
 
 /// The registry API over one mirror.
 #[derive(Debug)]
 pub struct Service {
     handlers: Handlers,
     authenticator: Authenticator,
+    availability: Availability,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
     ids: RequestIds,
@@ -85,33 +91,33 @@ pub struct Service {
 impl Handler for Service {
     async fn handle(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let record = self.record(&head, &peer);
-        let context = record.context().clone();
-        context.scope(self.answer(head, body, peer, record)).await
-    }
-}
-
-impl Service {
-    async fn answer(
-        &self,
-        head: Parts,
-        body: RequestBody,
-        peer: Peer,
-        mut record: Record,
-    ) -> Response<Body> {
-        let (kind, answered) = match self.route(&head) {
-            Ok(route) => {
-                let answered = self.run(&route, &head, body, &peer, &mut record).await;
-                (kind(&route.action), answered)
-            }
-            Err(error) => (Kind::Other, Err(Refusal::of(&error))),
+        let mut record = self.record(&head, &peer);
+        let addressed = Addressed::default();
+        let route = self.route(&head);
+        let kind = route
+            .as_ref()
+            .map_or(Kind::Other, |route| kind(&route.action));
+        let answered = match &route {
+            Ok(route) => match self.closed(&route.action) {
+                None => {
+                    let context = record.context().clone();
+                    let noted = (&addressed, &mut record);
+                    let run = self.run(route, &head, body, &peer, noted);
+                    context.scope(run).await
+                }
+                Some(closed) => Err(Refusal::closed(closed)),
+            },
+            Err(error) => Err(Refusal::of(error)),
         };
-        let (mut response, outcome) = answered.unwrap_or_else(|refusal| {
-            if let Some(log) = &refusal.log {
-                record.failed(log);
+        let (mut response, result) = match answered {
+            Ok(answered) => answered,
+            Err(refusal) => {
+                if let Some(log) = &refusal.log {
+                    record.failed(log);
+                }
+                (answer::refusal(&refusal), Outcome::Error)
             }
-            (answer::refusal(&refusal), Outcome::Error)
-        });
+        };
         if !self.settings.headers.is_empty() {
             let configured = self.settings.headers.clone();
             response.headers_mut().extend(configured);
@@ -119,11 +125,19 @@ impl Service {
         let id = record.context().id().header();
         response.headers_mut().insert(X_REQUEST_ID, id);
         let expects_body = head.method != Method::HEAD;
-        record.answered(kind, outcome, response.status(), expects_body);
+        let upstream = addressed.get();
+        let answer = Answer {
+            upstream,
+            route: kind,
+            result,
+        };
+        record.answered(answer, response.status(), expects_body);
         response.body_mut().record_end(record);
         response
     }
+}
 
+impl Service {
     /// Begins the record of a request, and decides whether it is traced.
     fn record(&self, head: &Parts, peer: &Peer) -> Record {
         let id = self.ids.of(&head.headers);
@@ -152,11 +166,19 @@ impl Service {
         Self {
             handlers: Handlers::new(mirror, gate.access, settings.base()),
             authenticator: gate.authenticator,
+            availability: gate.availability,
             metrics,
             settings,
             ids: RequestIds::default(),
             accepts: Cache::new(MAX_ACCEPTS),
         }
+    }
+
+    /// Whether no request is answered, or not this one.
+    fn closed(&self, action: &Action) -> Option<Closed> {
+        let closed = self.availability.closed();
+        // Load balancers ask with `GET /` whether to send more.
+        closed.filter(|closed| *closed == Closed::Unhealthy || *action == Action::Root)
     }
 
     /// What the request is to do.
@@ -185,48 +207,62 @@ impl Service {
         head: &Parts,
         body: RequestBody,
         peer: &Peer,
-        record: &mut Record,
+        noted: Noted<'_>,
     ) -> Result<Answered, Refusal> {
-        let action = &route.action;
         let started = self.handlers.access().hides().then(Instant::now);
         let presented = presented(head, peer);
-        let answered = async {
-            if let Action::Token { upstream, is_form } = action {
-                let upstream = upstream.as_deref();
-                record.comes_from(self.authenticator.address(&presented)?, None);
-                return Box::pin(self.token(upstream, *is_form, head, body, &presented)).await;
-            }
-            let caller = self.authenticator.identify(&presented).await;
-            // Who fails to say who it is has an address all the same.
-            let caller = caller.inspect_err(|_refused| {
-                if let Ok(address) = self.authenticator.address(&presented) {
-                    record.comes_from(address, None);
+        match self.answer(route, head, body, &presented, noted).await {
+            Ok(answered) => Ok(answered),
+            Err(error) => {
+                if let Some(started) = started {
+                    Box::pin(self.conceal(&error, started)).await;
                 }
-            })?;
-            record.comes_from(caller.address, caller.user.as_ref());
-            if *action == Action::Base && self.authenticator.wants_token(&presented, &caller) {
-                return Err(AuthError::Needed.into());
-            }
-            let call = self.call(route, head, peer, caller);
-            self.handlers.dispatch(action, &call, body).await
-        };
-        match (answered.await, started) {
-            (Ok(answered), _) => Ok(answered),
-            (Err(error), None) => Err(self.refuse(route, &error, &presented)),
-            (Err(error), Some(started)) => {
-                Box::pin(self.conceal(&error, started)).await;
                 Err(self.refuse(route, &error, &presented))
             }
         }
     }
 
-    /// Makes a hidden repository take as long as one that doesn't exist.
+    async fn answer(
+        &self,
+        route: &Route,
+        head: &Parts,
+        body: RequestBody,
+        presented: &Presented<'_>,
+        (addressed, record): Noted<'_>,
+    ) -> Result<Answered, CallError> {
+        let action = &route.action;
+        if let Action::Token { upstream, is_form } = action {
+            let upstream = upstream.as_deref();
+            record.comes_from(self.authenticator.address(presented)?, None);
+            return Box::pin(self.token(upstream, *is_form, head, body, presented)).await;
+        }
+        let caller = self.authenticator.identify(presented).await;
+        // Who fails to say who it is has an address all the same.
+        let caller = caller.inspect_err(|_refused| {
+            if let Ok(address) = self.authenticator.address(presented) {
+                record.comes_from(address, None);
+            }
+        })?;
+        record.comes_from(caller.address, caller.user.as_ref());
+        if *action == Action::Base && self.authenticator.wants_token(presented, &caller) {
+            return Err(AuthError::Needed.into());
+        }
+        let call = self.call(route, head, (caller, addressed));
+        self.handlers.dispatch(action, &call, body).await
+    }
+
+    /// Makes a hidden repository, and one that is known not to exist, take as long as one that the
+    /// upstream is asked for.
     async fn conceal(&self, error: &CallError, started: Instant) {
         let access = self.handlers.access();
         match error {
-            CallError::Denied(Denied::Hidden(_)) => access.wait_like_not_found().await,
+            CallError::Denied(Denied::Hidden(_)) => access.wait_like_not_found(started).await,
             CallError::Mirror(error) if error.finds_nothing() => {
-                access.took_to_find_nothing(started.elapsed());
+                if error.was_asked_since(started) {
+                    access.took_to_find_nothing(started.elapsed());
+                } else {
+                    access.wait_like_not_found(started).await;
+                }
             }
             CallError::Mirror(_) | CallError::Caller(_) | CallError::Denied(_) => {}
         }
@@ -259,10 +295,17 @@ impl Service {
     }
 
     /// Parses what the action needs of the request.
-    fn call<'a>(&self, route: &'a Route, head: &'a Parts, peer: &Peer, caller: Caller) -> Call<'a> {
+    fn call<'a>(
+        &self,
+        route: &'a Route,
+        head: &'a Parts,
+        (caller, addressed): (Caller, &'a Addressed),
+    ) -> Call<'a> {
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         Call {
+            client: Client::at(caller.address),
             caller,
+            addressed,
             ns: route.ns.as_deref(),
             host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)),
             conditions: Conditions::parse(&head.headers),
@@ -279,13 +322,15 @@ impl Service {
             } else {
                 ReadMode::Content
             },
-            client: Client::at(peer.address),
         }
     }
 
     fn refuse(&self, route: &Route, error: &CallError, presented: &Presented<'_>) -> Refusal {
         let action = &route.action;
         let refusal = Refusal::of_action(error, action);
+        if let Some(reason) = refused_caller(error, refusal.status) {
+            self.metrics.caller_refused(reason);
+        }
         match error {
             // As for a hidden repository; the log has what the upstream said.
             CallError::Mirror(error) if self.handlers.access().hides() && error.finds_nothing() => {
@@ -371,6 +416,16 @@ fn presented<'a>(head: &'a Parts, peer: &'a Peer) -> Presented<'a> {
         certificate: peer.certificate.as_ref(),
         secure: peer.is_secure,
         authority: head.uri.authority().map(http::uri::Authority::as_str),
+    }
+}
+
+/// Why the caller was refused, if it was.
+fn refused_caller(error: &CallError, status: StatusCode) -> Option<RefusedCaller> {
+    match error {
+        CallError::Mirror(_) => matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+            .then_some(RefusedCaller::Upstream),
+        CallError::Denied(denied) => Some(denied.counted_as()),
+        CallError::Caller(error) => error.counted_as(),
     }
 }
 

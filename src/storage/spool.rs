@@ -138,6 +138,11 @@ impl Spool {
         self.origins.get()?.changed(repo)
     }
 
+    /// Whether the upstream of some repository is another one than it was.
+    pub(super) fn has_changed_upstreams(&self) -> bool {
+        self.origins.get().is_some_and(Origins::have_changed)
+    }
+
     /// Whether a link or tag of this repository was written since its upstream is the one it is.
     pub(super) fn is_proved(&self, repo: &RepoName, path: &Path) -> bool {
         self.changed(repo).is_none_or(|changed| {

@@ -7,10 +7,12 @@ use std::time::Duration;
 use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Client, ClientBuilder, Identity, Proxy, tls};
 
+use super::connect_time::ConnectTime;
 use super::error::SetupError;
 use super::guard::{Guard, GuardedResolver, Route};
 use super::reply::shared;
 use crate::config::{self, ForwardProxy, TlsVersion};
+use crate::metrics::UpstreamMetrics;
 
 pub(super) const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
 /// Connections to one host that are kept open while idle.
@@ -54,6 +56,7 @@ impl Clients {
         files: &TlsFiles,
         connect: Duration,
         guard: &Arc<Guard>,
+        metrics: &Arc<UpstreamMetrics>,
     ) -> Result<Self, SetupError> {
         let setup = Setup {
             authorities: files.ca.as_deref().map(authorities).transpose()?,
@@ -62,6 +65,7 @@ impl Clients {
             config,
             connect,
             guard,
+            metrics,
         };
         let pair = |route| {
             Ok::<_, SetupError>(Pair {
@@ -98,6 +102,7 @@ struct Setup<'a> {
     proxy: Option<Proxy>,
     connect: Duration,
     guard: &'a Arc<Guard>,
+    metrics: &'a Arc<UpstreamMetrics>,
 }
 
 impl Setup<'_> {
@@ -132,6 +137,7 @@ impl Setup<'_> {
             .default_headers(HeaderMap::from_iter([encoding]))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(self.connect)
+            .connector_layer(ConnectTime::new(self.metrics))
             .pool_max_idle_per_host(MAX_IDLE)
             .tls_version_min(minimum)
             .tls_danger_accept_invalid_certs(self.config.insecure);

@@ -31,6 +31,7 @@ mod challenge;
 mod clients;
 #[cfg(feature = "otel")]
 mod collector;
+mod connect_time;
 mod content_range;
 mod credential_error;
 mod credentials;
@@ -43,9 +44,11 @@ mod guard;
 mod helper;
 mod lists;
 mod login;
+mod login_check;
 mod manifests;
 mod multi_range;
 mod multipart;
+mod observe;
 mod ranges;
 mod redirect;
 mod reply;
@@ -67,7 +70,7 @@ use url::Url;
 
 use crate::clock::Clock;
 use crate::config::{self, Authorize, Timeouts};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UpstreamId};
 use crate::oci::RepoName;
 pub use account::LoginError;
 pub use address::Network;
@@ -92,6 +95,7 @@ pub use login::Login;
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
 use multi_range::MultiRange;
 pub use multipart::MultipartError;
+pub use observe::{Challenged, Observation};
 pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};
 pub use redirect::RedirectError;
 pub use retry::MAX_RETRY_AFTER;
@@ -110,6 +114,23 @@ pub struct Upstream {
     callers: Option<Callers>,
 }
 
+/// The TLS of an upstream, to be set up anew when its files change.
+pub struct UpstreamTls(Arc<Transport>);
+
+impl fmt::Debug for UpstreamTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UpstreamTls")
+    }
+}
+
+impl UpstreamTls {
+    /// Uses what other files have for the next connections. After an error, what was used before stays
+    /// in use. Blocks.
+    pub fn renew(&self, files: &TlsFiles) -> Result<(), SetupError> {
+        self.0.renew(files)
+    }
+}
+
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Upstream").field(&self.name()).finish()
@@ -124,9 +145,10 @@ impl Upstream {
         files: &TlsFiles,
         timeouts: Timeouts,
         clock: Clock,
-        metrics: Arc<Metrics>,
+        metrics: &Metrics,
     ) -> Result<Self, SetupError> {
         let config = Arc::new(config);
+        let metrics = metrics.upstream(&config.name);
         let transport = Transport::new(Arc::clone(&config), files, timeouts, clock, metrics)?;
         // For callers without a login. The configured credentials are never used for a caller.
         let (auth, caller, callers) = match config.caller.authorize {
@@ -146,9 +168,19 @@ impl Upstream {
         })
     }
 
+    /// Its TLS, also that of the accounts of callers.
+    pub fn tls(&self) -> UpstreamTls {
+        UpstreamTls(Arc::clone(&self.transport))
+    }
+
     /// What this upstream is called in logs, metrics and errors.
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// What clients' requests for this upstream are counted under.
+    pub fn metrics_id(&self) -> UpstreamId {
+        self.transport.metrics.id()
     }
 
     /// Logs that the upstream failed, and what was done instead of what was asked for: at most once

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::Method;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
 use hyper_util::client::proxy::matcher::Matcher;
+use parking_lot::RwLock;
 use tokio::time::timeout;
 use url::Url;
 
@@ -21,7 +22,7 @@ use super::{body, retry};
 use crate::clock::Clock;
 use crate::config::{self, ForwardProxy, Timeouts};
 use crate::error_chain::on_one_line;
-use crate::metrics::{Ending, Kind, Metrics};
+use crate::metrics::{Ending, Kind, UpstreamMetrics};
 use crate::telemetry::{self, Span, SpanKind, Waiting};
 
 /// A request to be made. No `Debug`: the query of a page's link may be a secret.
@@ -95,8 +96,8 @@ pub(super) struct Transport {
     config: Arc<config::Upstream>,
     pub timeouts: Timeouts,
     pub clock: Clock,
-    metrics: Arc<Metrics>,
-    clients: Clients,
+    pub metrics: Arc<UpstreamMetrics>,
+    clients: RwLock<Arc<Clients>>,
     pub guard: Arc<Guard>,
     gate: Gate,
     pub failures: FailureLog,
@@ -108,7 +109,7 @@ impl Transport {
         files: &TlsFiles,
         timeouts: Timeouts,
         clock: Clock,
-        metrics: Arc<Metrics>,
+        metrics: Arc<UpstreamMetrics>,
     ) -> Result<Self, SetupError> {
         let proxies = match &config.proxy {
             ForwardProxy::Environment => Matcher::from_env(),
@@ -117,7 +118,13 @@ impl Transport {
         };
         let guard = Arc::new(Guard::new(Arc::clone(&config), proxies));
         Ok(Self {
-            clients: Clients::new(&config, files, timeouts.connect, &guard)?,
+            clients: RwLock::new(Arc::new(Clients::new(
+                &config,
+                files,
+                timeouts.connect,
+                &guard,
+                &metrics,
+            )?)),
             config,
             timeouts,
             clock,
@@ -126,6 +133,20 @@ impl Transport {
             gate: Gate::new(),
             failures: FailureLog::default(),
         })
+    }
+
+    /// Uses what other files have from now on. Running requests end as they began. After an error, what
+    /// was used before stays in use. Blocks.
+    pub(super) fn renew(&self, files: &TlsFiles) -> Result<(), SetupError> {
+        let clients = Clients::new(
+            &self.config,
+            files,
+            self.timeouts.connect,
+            &self.guard,
+            &self.metrics,
+        )?;
+        *self.clients.write() = Arc::new(clients);
+        Ok(())
     }
 
     /// Sends a request and follows its redirects, trying again where [`retry`] says so. Returns
@@ -163,7 +184,8 @@ impl Transport {
         let mut permit = None;
         if !ask.is_download {
             let entered = self.gate.enter(self.timeouts.header).await;
-            permit = Some(entered.ok_or_else(|| UpstreamError::new(&ask.url, Failure::Busy))?);
+            let busy = || self.failed(UpstreamError::new(&ask.url, Failure::Busy));
+            permit = Some(entered.ok_or_else(busy)?);
         }
         let mut url = ask.url.clone();
         for _ in 0..=redirect::MAX_REDIRECTS {
@@ -179,7 +201,7 @@ impl Transport {
             permit = reply.permit;
             url = next;
         }
-        Err(UpstreamError::protocol(&url, RedirectError::TooMany))
+        Err(self.failed(UpstreamError::protocol(&url, RedirectError::TooMany)))
     }
 
     async fn send(
@@ -191,8 +213,10 @@ impl Transport {
         permit: Option<Permit>,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let route = self.guard.route(url);
-        let route = route.map_err(|internal| UpstreamError::protocol(url, internal))?;
-        let client = self.clients.get(route, ask.is_download);
+        let route =
+            route.map_err(|internal| self.failed(UpstreamError::protocol(url, internal)))?;
+        let clients = Arc::clone(&self.clients.read());
+        let client = clients.get(route, ask.is_download);
         let mut headers = ask.headers.clone();
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
@@ -226,6 +250,7 @@ impl Transport {
             Err(error) => Ending::Error(error.class()),
         };
         self.report(ask, url, ending, started.elapsed());
+        let result = result.map_err(|error| self.failed(error));
         drop(head);
         if let Some(span) = &mut span {
             match &result {
@@ -234,10 +259,12 @@ impl Transport {
             }
         }
         result.map(|response| UpstreamResponse {
+            metrics: Arc::clone(&self.metrics),
+            started: Some(started),
             url: url.clone(),
             own,
             kind: ask.kind,
-            received: self.metrics.upstream_bytes(&self.config.name, ask.kind),
+            received: self.metrics.received(ask.kind),
             response,
             permit,
             _spans: span.map(|span| (span.phase("response body"), span)),
@@ -267,10 +294,16 @@ impl Transport {
             ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "upstream request"
         );
-        let degraded = !matches!(ending, Ending::Status(..500));
-        self.metrics.upstream_degraded(&self.config.name, degraded);
-        self.metrics
-            .upstream_request(&self.config.name, ask.kind, method, ending);
+        if matches!(ending, Ending::Status(_)) {
+            self.metrics.answered(elapsed);
+        }
+        self.metrics.request(ask.kind, method, ending);
+    }
+
+    /// Counts an error that no response makes.
+    pub(super) fn failed(&self, error: UpstreamError) -> UpstreamError {
+        self.metrics.failed(error.class());
+        error
     }
 
     /// The library's error before there was a header. Its own text names the whole URL.

@@ -119,7 +119,7 @@ async fn an_incomplete_request_head_does_not_delay_a_stop() {
     let _handshake = sending(&m, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0").await;
     let silent = connect(&m).await;
     open(&m, 5).await;
-    m.counted(r#"millpond_requests_total{kind="base",result="hit"}"#, 1)
+    m.counted(r#"millpond_requests_total{route="base",result="hit"}"#, 1)
         .await;
     let started = tokio::time::Instant::now();
     assert!(m.app.stop().await);

@@ -16,7 +16,7 @@ use crate::harness::{
 };
 
 const SIZE: usize = 500_000;
-const SENT: &str = r#"millpond_client_sent_bytes_total{kind="blob"}"#;
+const SENT: &str = r#"millpond_client_sent_bytes_total{route="blob"}"#;
 
 /// A connection whose streams have this window.
 struct Connection {

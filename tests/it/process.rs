@@ -34,7 +34,7 @@ impl Server {
         let debug = port.address;
         let config = format!(
             "version: 0.1\nstorage: {{inmemory: {{}}}}\n\
-             http:\n  net: unix\n  addr: '{0}/socket'\n  draintimeout: 24h\n  \
+             http:\n  net: unix\n  addr: '{0}/socket'\n  draintimeout: 24h\n  shutdowndelay: 0s\n  \
              debug: {{addr: '{debug}', prometheus: {{enabled: true, path: /metrics}}}}\n\
              proxy: {{remoteurl: '{1}'}}\n",
             dir.path().display(),

@@ -20,11 +20,12 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 24] = [
     "oci",
     "error_chain",
     "clock",
     "tasks",
+    "renewal",
     "workers",
     "metrics",
     "line_writer",
@@ -37,6 +38,7 @@ const ORDER: [&str; 22] = [
     "auth",
     "access",
     "cache",
+    "health",
     "download",
     "mirror",
     "server",
@@ -53,7 +55,12 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
         &["crate::storage"],
         &["storage", "cache", "app", "cli"],
     ),
-    ("the HTTP client", &["reqwest"], &["upstream"]),
+    (
+        "the HTTP client",
+        &["reqwest"],
+        // Of the operator's checks.
+        &["upstream", "health/probe"],
+    ),
     (
         "the HTTP server",
         &["hyper", "hyper_util", "h2"],
@@ -71,17 +78,23 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "storage/partials",
             "storage/content",
             "storage/modes",
+            "storage/survey",
             "cache/state/journal",
             // The deny list and the audit log.
             "access/deny_file",
             "access/audit_file",
             "config",
             "tls/files",
+            // A file that must not exist.
+            "health/probe",
             // Credentials that rotate.
             "upstream/secret_files",
             "auth/files",
             // The file of a unix socket.
             "server/listener",
+            // The configuration files of clients.
+            "cli/client_config/files",
+            "cli/client_config/transaction",
         ],
     ),
 ];

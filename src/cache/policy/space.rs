@@ -72,7 +72,7 @@ pub(in crate::cache) struct Space {
     pub(in crate::cache) reserved: u64,
     /// Those of the reserved bytes that are on disk already: the file system doesn't report them as
     /// free any more.
-    filled: u64,
+    pub(in crate::cache) filled: u64,
     /// All files have been counted.
     pub(in crate::cache) counted: bool,
 }
@@ -165,6 +165,13 @@ impl Space {
     fn evicting_limit(&self) -> Option<u64> {
         let measured = self.measured.filter(|_| self.evicts_for_free);
         smaller(self.max_size, measured.map(Measured::total))
+    }
+
+    /// Whether the file system's free space is what limits the cache, and not `storage.maxsize`.
+    pub(in crate::cache) fn is_limited_by_free_space(&self) -> bool {
+        let measured = self.measured.filter(|_| self.evicts_for_free);
+        let total = measured.map(Measured::total);
+        total.is_some_and(|total| self.max_size.is_none_or(|max_size| total < max_size))
     }
 
     /// Whether a blob is small enough to evict images for it: at most half of what may be stored.

@@ -115,7 +115,6 @@ fn a_distribution_proxy_starts_unchanged() {
             "config.yml:6: `storage.cache` has no effect: descriptors are cached in its own way",
             "config.yml:10: `storage.delete` has no effect: what a mirror holds goes when it \
              expires or is purged",
-            "config.yml:16: `health` has no effect: the health checks are built in",
         ]
     );
     let root = PathBuf::from("/var/lib/docker-registry");
@@ -125,6 +124,11 @@ fn a_distribution_proxy_starts_unchanged() {
         config.http.headers.get("x-content-type-options").unwrap(),
         "nosniff"
     );
+    let [check] = &config.health.checks[..] else {
+        panic!("{:?}", config.health);
+    };
+    assert_eq!(check.name, "storagedriver_filesystem");
+    assert_eq!(check.timing.threshold.get(), 3);
     let credentials = config.proxy.default.credentials.unwrap();
     assert_eq!(login(&credentials), ("someone", "1e5"));
 }

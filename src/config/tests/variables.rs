@@ -35,6 +35,15 @@ REGISTRY_HTTP_PREFIX=/a/ =>   prefix: /a
 REGISTRY_HTTP_HOST=https://a.b =>   host: https://a.b/
 REGISTRY_HTTP_RELATIVEURLS=true =>   relativeurls: true
 REGISTRY_HTTP_DRAINTIMEOUT=1m =>   draintimeout: 1m
+REGISTRY_HTTP_SHUTDOWNDELAY=5s =>   shutdowndelay: 5s
+REGISTRY_HEALTH_STORAGEDRIVER_ENABLED=true =>     enabled: true
+REGISTRY_HEALTH_STORAGEDRIVER_THRESHOLD=3 =>     threshold: 3
+REGISTRY_HEALTH_STORAGEDRIVER_INTERVAL=0 =>     interval: 10s
+REGISTRY_HEALTH_FILE=[{file: /down, threshold: 0}] =>   - file: /down
+REGISTRY_HEALTH_FILE_0_FILE=/down =>   - file: /down
+REGISTRY_HEALTH_HTTP=[{uri: 'http://a', headers: {X-A: [hunter2]}}] =>       - <hidden>
+REGISTRY_HEALTH_HTTP=[{uri: 'http://a', statuscode: 204}] =>     statuscode: 204
+REGISTRY_HEALTH_TCP=[{addr: 'a:1', timeout: 3s}] =>     timeout: 3s
 REGISTRY_HTTP_TLS={certificate: c, key: k} =>     certificate: c
 REGISTRY_HTTP_TLS={certificate: c, key: k, clientcas: [a]} =>     clientauth: require-and-verify-client-cert
 REGISTRY_HTTP_TLS={certificate: c, key: k, clientauth: request-client-cert} =>     clientauth: request-client-cert
