@@ -53,6 +53,7 @@ pub mod oci;
 pub mod renewal;
 pub mod server;
 pub mod storage;
+pub mod systemd;
 pub mod tasks;
 pub mod telemetry;
 pub mod tls;

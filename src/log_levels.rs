@@ -19,7 +19,7 @@ use tracing::Level;
 pub const ACCESS_LOG: &str = "millpond::accesslog";
 
 /// The modules that log under their own names, and the log of requests.
-const MODULES: [&str; 23] = [
+const MODULES: [&str; 26] = [
     "access",
     "accesslog",
     "admin",
@@ -31,13 +31,16 @@ const MODULES: [&str; 23] = [
     "config",
     "download",
     "error_chain",
+    "health",
     "line_writer",
     "log_levels",
     "metrics",
     "mirror",
     "oci",
+    "renewal",
     "server",
     "storage",
+    "systemd",
     "tasks",
     "telemetry",
     "tls",
@@ -173,11 +176,9 @@ impl Default for LogLevels {
 impl LogLevels {
     /// The configured level of all modules, and those of some.
     pub fn new(level: Level, modules: BTreeMap<Module, Level>) -> Self {
-        let modules = modules.into_iter();
-        let modules = modules.map(|(module, level)| (Some(module), level));
         Self {
             state: Mutex::new(State {
-                configured: modules.chain([(None, level)]).collect(),
+                configured: table(level, modules),
                 changes: BTreeMap::new(),
             }),
             changed: Notify::new(),
@@ -208,6 +209,12 @@ impl LogLevels {
         let state = self.state.lock();
         let levels = state.in_force().into_values();
         levels.max().unwrap_or(LIBRARY_LEVEL).max(LIBRARY_LEVEL)
+    }
+
+    /// Takes over what is configured now. What an operator has changed stays changed.
+    pub fn configure(&self, level: Level, modules: BTreeMap<Module, Level>) {
+        self.state.lock().configured = table(level, modules);
+        tracing::callsite::rebuild_interest_cache();
     }
 
     /// Sets the level of a module, or of all that have none of their own, until `lasting` is over, the
@@ -277,6 +284,12 @@ impl LogLevels {
             );
         }
     }
+}
+
+fn table(level: Level, modules: BTreeMap<Module, Level>) -> Table<Level> {
+    let modules = modules.into_iter();
+    let modules = modules.map(|(module, level)| (Some(module), level));
+    modules.chain([(None, level)]).collect()
 }
 
 impl State {

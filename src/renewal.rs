@@ -87,25 +87,34 @@ pub trait Renewable: Debug + Send + Sync + 'static {
     fn renew(&self) -> Result<(), Box<dyn Error + Send + Sync>>;
 }
 
-/// Looks at the files of all `items` every [`INTERVAL`] until `stop`.
-pub fn watch(items: Vec<Arc<dyn Renewable>>, tasks: &Tasks, stop: CancellationToken) {
-    if items.is_empty() {
-        return;
+/// What is renewed at present. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Renewals {
+    items: Arc<Mutex<Arc<[Arc<dyn Renewable>]>>>,
+}
+
+impl Renewals {
+    /// Replaces what is renewed.
+    pub fn set(&self, items: impl IntoIterator<Item = Arc<dyn Renewable>>) {
+        *self.items.lock() = items.into_iter().collect();
     }
-    let items: Arc<[_]> = items.into();
-    tasks.spawn_restarted("renewal of files", stop, move || {
-        let items = Arc::clone(&items);
-        async move {
-            loop {
-                tokio::time::sleep(INTERVAL).await;
-                let items = Arc::clone(&items);
-                let check = move || items.iter().for_each(|item| check(&**item));
-                if let Err(error) = tokio::task::spawn_blocking(check).await {
-                    tracing::error!(error = %on_one_line(&error), "files couldn't be checked for changes");
-                }
+
+    /// Looks at the files of all items every [`INTERVAL`] until `stop`.
+    pub fn watch(&self, tasks: &Tasks, stop: CancellationToken) {
+        let renewals = self.clone();
+        tasks.spawn_restarted("renewal of files", stop, move || renewals.clone().run());
+    }
+
+    async fn run(self) {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let items = Arc::clone(&self.items.lock());
+            let check = move || items.iter().for_each(|item| check(&**item));
+            if let Err(error) = tokio::task::spawn_blocking(check).await {
+                tracing::error!(error = %on_one_line(&error), "files couldn't be checked for changes");
             }
         }
-    });
+    }
 }
 
 fn check(item: &dyn Renewable) {

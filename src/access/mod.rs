@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::auth::Caller;
-use crate::config::{AccessRule, Effect, Proxy};
+use crate::config::{AccessRule, DenyConfig, Effect, Proxy};
 use crate::oci::{Digest, Reference, RepoName};
 
 pub use crate::config::Permission;
@@ -50,14 +50,14 @@ pub struct Resource<'a> {
     pub reference: Option<&'a Reference>,
 }
 
-/// Decides what callers may do. The default permits everyone to pull and list everything.
-#[derive(Debug)]
+/// Decides what callers may do. Clones share everything. The default permits everyone to pull and list everything.
+#[derive(Debug, Clone)]
 pub struct Access {
-    rules: Rules,
+    rules: Arc<Rules>,
     hides: bool,
     denied: Arc<DenyList>,
     audit: Audit,
-    not_found: NotFoundTimes,
+    not_found: Arc<NotFoundTimes>,
 }
 
 impl Default for Access {
@@ -76,10 +76,10 @@ impl Access {
     fn over(rules: Rules) -> Self {
         Self {
             hides: rules.hides(),
-            rules,
+            rules: Arc::new(rules),
             denied: Arc::default(),
             audit: Audit::default(),
-            not_found: NotFoundTimes::default(),
+            not_found: Arc::default(),
         }
     }
 
@@ -90,6 +90,15 @@ impl Access {
             denied,
             audit,
             ..self
+        }
+    }
+
+    /// Other rules over the same deny list and audit log, and what was learned so far.
+    #[must_use]
+    pub fn with_rules(&self, rules: Vec<AccessRule>, has_users: bool, proxy: &Proxy) -> Self {
+        Self {
+            not_found: Arc::clone(&self.not_found),
+            ..Self::new(rules, has_users, proxy).with(Arc::clone(&self.denied), self.audit.clone())
         }
     }
 
@@ -107,7 +116,7 @@ impl Access {
     }
 
     /// Whether everyone may pull and list everything that isn't on the deny list.
-    pub const fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         self.rules.is_open()
     }
 
@@ -247,6 +256,11 @@ impl Denials {
     /// Where changes are logged.
     pub const fn audit(&self) -> &Audit {
         &self.audit
+    }
+
+    /// Replaces the entries of the configuration, in effect at once.
+    pub fn configure(&self, config: &DenyConfig) {
+        self.list.configure(config);
     }
 
     /// All entries, sorted.

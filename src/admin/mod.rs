@@ -5,6 +5,7 @@
 pub mod ask;
 pub mod health;
 pub mod operate;
+pub mod reload;
 pub mod socket;
 
 use std::sync::Arc;
@@ -183,8 +184,16 @@ mod tests {
         assert_eq!(body, r#"{"task listener":"on purpose"}"#);
 
         availability.stop();
-        assert_eq!(admin.answer(&Method::GET, "/healthz").await.status(), 200);
-        let stopping = admin.answer(&Method::GET, "/readyz").await;
+        assert_eq!(
+            admin
+                .answer(&Method::GET, "/healthz", &HeaderMap::new())
+                .await
+                .status(),
+            200
+        );
+        let stopping = admin
+            .answer(&Method::GET, "/readyz", &HeaderMap::new())
+            .await;
         assert_eq!(stopping.status(), 503);
         let body = stopping.into_body().collect().await.unwrap().to_bytes();
         let parts = r#"{"index":{"ok":true},"server":{"error":"it is stopping","ok":false},"store":{"ok":true}}"#;

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
+use super::reload::{NotReloaded, Reloads};
 use crate::access::{Denials, DeniedEntry, DenyError};
 use crate::cache::{
     Cache, EntryView, ImageView, LinkKind, NotReady, ScrubSettings, Selection, SelectionError,
@@ -55,6 +56,8 @@ pub enum Operation {
     LogLevelReset,
     /// The levels in force.
     LogLevels,
+    /// Reads the configuration again: a [`ReloadReport`](super::reload::ReloadReport).
+    Reload,
     /// The server's own [`Status`].
     Status,
 }
@@ -128,6 +131,8 @@ pub struct Operator {
     pub clock: Clock,
     /// None without a server.
     pub levels: Option<Arc<LogLevels>>,
+    /// None where no server runs.
+    pub reloads: Option<Arc<Reloads>>,
 }
 
 /// Why an operation isn't carried out.
@@ -152,6 +157,8 @@ pub enum OperateError {
     Level(#[from] LevelError),
     #[error("no server is running, and log levels are a server's")]
     NoServer,
+    #[error(transparent)]
+    NotReloaded(#[from] NotReloaded),
 }
 
 impl Operator {
@@ -168,6 +175,7 @@ impl Operator {
                 | Operation::LogLevelReset
                 | Operation::LogLevels
                 | Operation::Status
+                | Operation::Reload
         ) {
             self.cache.ready().await?;
         }
@@ -210,6 +218,10 @@ impl Operator {
             Operation::LogLevelReset => serde_json::to_vec(&self.reset_levels()?),
             Operation::LogLevels => serde_json::to_vec(&self.levels()?.list()),
             Operation::Status => serde_json::to_vec(&self.status().await),
+            Operation::Reload => {
+                let reloads = self.reloads.as_ref().ok_or(NotReloaded)?;
+                serde_json::to_vec(&reloads.request().await?)
+            }
         };
         Ok(json?)
     }

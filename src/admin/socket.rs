@@ -54,7 +54,7 @@ impl Classified for OperateError {
                 ErrorKind::BadRequest
             }
             Self::Body(_) => ErrorKind::TooLarge,
-            Self::NotReady(_) => ErrorKind::Busy,
+            Self::NotReady(_) | Self::NotReloaded(_) => ErrorKind::Busy,
             Self::Store(_) => ErrorKind::Internal,
             Self::Deny(error) => error.kind(),
         }

@@ -9,6 +9,20 @@ use crate::mirror::{LoginChecks, Mirror};
 use crate::storage::Layout;
 
 impl Shared {
+    /// Whether two configurations identify callers in the same way, so that what is remembered of
+    /// passwords and tokens still counts. Where logins are checked at upstreams, those are a part of it.
+    pub(super) fn is_same_authenticator(old: &Config, new: &Config) -> bool {
+        old.auth == new.auth
+            && old.http.host == new.http.host
+            && old.http.prefix == new.http.prefix
+            && old.http.trusted_proxies == new.http.trusted_proxies
+            && old.proxy.takes_logins() == new.proxy.takes_logins()
+            && (!new.proxy.takes_logins()
+                || (old.proxy.default == new.proxy.default
+                    && old.proxy.upstreams == new.proxy.upstreams
+                    && old.proxy.timeouts == new.proxy.timeouts))
+    }
+
     pub(super) async fn authenticator(
         &self,
         config: &Config,

@@ -6,10 +6,13 @@ mod check;
 mod descriptors;
 mod gate;
 mod listeners;
+mod merge;
 mod pulling;
+mod reload;
 mod serving;
 mod traces;
 mod upstreams;
+mod watchdog;
 
 pub use cache::Space;
 pub use cache::settings as cache_settings;
@@ -22,15 +25,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use listeners::ListenersTls;
+use listeners::{ListenersTls, Sockets};
+use reload::Running;
 use serving::Serving;
 use traces::Traces;
-use upstreams::upstreams;
+use upstreams::Clients;
 
 use crate::access::{Denials, DenyError};
+use crate::admin::reload::Reloads;
 use crate::auth::AuthSetupError;
 use crate::cache::Cache;
 use crate::clock::Clock;
@@ -38,10 +44,11 @@ use crate::config::{self, Config};
 use crate::health::{Availability, HealthSetupError, Probes};
 use crate::log_levels::LogLevels;
 use crate::metrics::Metrics;
-use crate::renewal;
+use crate::renewal::Renewals;
 use crate::server::listener::{Address, BindError};
-use crate::server::{Gate, ServerSettings, Service};
+use crate::server::{Current, ServerSettings};
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
+use crate::systemd::{Handed, SocketsError};
 use crate::tasks::{Panicked, Tasks};
 use crate::tls::{ServerTls, TlsError};
 use crate::upstream::SetupError;
@@ -79,6 +86,8 @@ pub enum StartError {
     Health(#[from] HealthSetupError),
     #[error("the audit log can't be started: {0}")]
     Audit(std::io::Error),
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
 }
 
 /// A running mirror.
@@ -89,10 +98,31 @@ pub struct App {
     other_addresses: Vec<Address>,
     tls: Vec<Arc<ServerTls>>,
     debug_address: Option<Address>,
-    drain_timeout: Duration,
-    /// How long requests are accepted while the server says that it isn't ready.
-    shutdown_delay: Duration,
+    /// What a stop may take.
+    stop_times: Mutex<StopTimes>,
+    running: tokio::sync::Mutex<Running>,
+    current: Arc<Current>,
     shared: Shared,
+}
+
+/// How long the steps of a stop may take.
+#[derive(Debug, Clone, Copy)]
+struct StopTimes {
+    /// How long requests are accepted while the server says that it isn't ready.
+    delay: Duration,
+    /// How long requests in flight may take.
+    drain: Duration,
+}
+
+impl StopTimes {
+    fn of(config: &Config) -> Self {
+        // Where nobody can ask whether the server is ready, nobody waits for the answer.
+        let delay = Some(config.http.shutdown_delay).filter(|_| config.http.has_operators());
+        Self {
+            delay: delay.unwrap_or_default(),
+            drain: config.http.drain_timeout,
+        }
+    }
 }
 
 /// What the parts of a mirror share.
@@ -115,26 +145,33 @@ struct Shared {
     stop_accepting: CancellationToken,
     /// Fail what is still running.
     stop_now: CancellationToken,
+    /// Requests to read the configuration again.
+    reloads: Arc<Reloads>,
+    /// What is read again when its files change.
+    renewals: Renewals,
 }
 
 impl App {
     /// Starts with what the configuration says. When this returns, requests are answered.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
-        Self::start_logging(config, Arc::default()).await
+        Self::start_on(config, Handed::default(), Arc::default()).await
     }
 
-    /// Starts like [`start`](Self::start). Operators may change the levels of the log.
-    pub async fn start_logging(
+    /// Starts with listening sockets that the service manager has handed over. Operators may change the
+    /// levels of the log.
+    pub async fn start_on(
         config: &Config,
+        sockets: Handed,
         levels: Arc<LogLevels>,
     ) -> Result<Self, StartError> {
-        let store: Arc<dyn Store> = match &config.storage {
+        let (store, files): (Arc<dyn Store>, _) = match &config.storage {
             config::Storage::Filesystem { root, mode } => {
-                Arc::new(open_store(root, *mode, &config.proxy).await?)
+                let files = Arc::new(open_store(root, *mode, config).await?);
+                (Arc::clone(&files) as _, Some(files))
             }
-            config::Storage::Memory => Arc::new(MemoryStore::new()),
+            config::Storage::Memory => (Arc::new(MemoryStore::new()), None),
         };
-        Self::build(config, store, Clock::system(), levels).await
+        Self::start_over(config, (store, files), Clock::system(), (sockets, levels)).await
     }
 
     /// Starts over a given store and clock.
@@ -143,22 +180,22 @@ impl App {
         store: Arc<dyn Store>,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        Self::build(config, store, clock, Arc::default()).await
+        let given = (Handed::default(), Arc::default());
+        Self::start_over(config, (store, None), clock, given).await
     }
 
-    async fn build(
+    async fn start_over(
         config: &Config,
-        store: Arc<dyn Store>,
+        (store, files): (Arc<dyn Store>, Option<Arc<FsStore>>),
         clock: Clock,
-        levels: Arc<LogLevels>,
+        (sockets, levels): (Handed, Arc<LogLevels>),
     ) -> Result<Self, StartError> {
         let (metrics, background) = (Arc::new(Metrics::new()), Tasks::new());
         let stop_now = CancellationToken::new();
         let tls = ListenersTls::load(config, clock, &metrics)?;
         let access = access::access(config, clock, &metrics).await?;
         let traces = Traces::start(config, clock, &metrics, &background)?;
-        let (upstreams, mut renewals) =
-            upstreams(&config.proxy, clock, &metrics, access.is_open())?;
+        let clients = Clients::open(&config.proxy, None, clock, &metrics)?;
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),
@@ -179,43 +216,32 @@ impl App {
             background,
             stop_accepting: CancellationToken::new(),
             stop_now,
+            reloads: Arc::default(),
+            renewals: Renewals::default(),
         };
-        shared.scrub(config);
         shared.watch_levels();
+        let renewals = &shared.renewals;
+        renewals.watch(&shared.background, shared.stop_now.clone());
         let probes = Probes::new(&config.health, &shared.cache)?;
-        let mirror = shared.mirror(&config.proxy, upstreams);
-        let authenticator = shared.authenticator(config, &mirror).await?;
-        renewals.extend_from_slice(authenticator.renewals());
-        renewal::watch(renewals, &shared.background, shared.stop_now.clone());
-        let gate = Gate {
-            authenticator,
-            access,
-            availability: shared.availability.clone(),
-        };
-        let service = Service::new(
-            mirror,
-            gate,
-            Arc::clone(&shared.metrics),
-            settings(config, &shared.traces),
-        );
-
-        let serving = Serving::new(config, &shared);
+        let running = shared.running(config, clients, access, files).await?;
+        let current = Arc::clone(&running.current);
+        let mut sockets = Sockets::new(config, sockets)?;
+        let serving = Serving::new(config, &shared, Arc::clone(&running.admission));
         let operators = serving.for_operators();
-        let debug_address = operators.listen_for_debug(config).await?;
+        let debug_address = operators.listen_for_debug(config, &mut sockets).await?;
         operators.take_commands(config).await;
-        let service = Arc::new(service);
-        let (address, other_addresses) = serving.listen_all(config, &tls, &service).await?;
+        let listening = serving.listen_all(config, &tls, &current, &mut sockets);
+        let (address, other_addresses) = listening.await?;
         let availability = &shared.availability;
         availability.start(probes, &shared.background, &shared.stop_accepting);
-        let delay = config.http.shutdown_delay;
-        let shutdown_delay = Some(delay).filter(|_| config.http.has_operators());
         Ok(Self {
             address,
             other_addresses,
             tls: tls.iter().cloned().collect(),
             debug_address,
-            drain_timeout: config.http.drain_timeout,
-            shutdown_delay: shutdown_delay.unwrap_or_default(),
+            stop_times: Mutex::new(StopTimes::of(config)),
+            running: tokio::sync::Mutex::new(running),
+            current,
             shared,
         })
     }
@@ -248,6 +274,16 @@ impl App {
     /// The deny list, and the audit log of its changes.
     pub fn denials(&self) -> &Denials {
         &self.shared.denials
+    }
+
+    /// How long a stop waits for requests in flight.
+    pub fn drain_timeout(&self) -> Duration {
+        self.stop_times.lock().drain
+    }
+
+    /// Where an operator asks for the configuration to be read again.
+    pub fn reloads(&self) -> &Reloads {
+        &self.shared.reloads
     }
 
     /// Waits until a task that the server needs has panicked. The process should stop then: what
@@ -288,7 +324,8 @@ impl App {
     /// notice before connections are refused. Returns whether `hurry` has ended that.
     async fn wait_unready(&self, hurry: impl Future<Output = ()>) -> bool {
         self.shared.availability.stop();
-        if self.shutdown_delay.is_zero() {
+        let delay = self.stop_times.lock().delay;
+        if delay.is_zero() {
             return false;
         }
         tokio::select! {
@@ -296,7 +333,7 @@ impl App {
             () = hurry => true,
             // The sooner it ends, the better.
             _ = self.failed() => false,
-            () = tokio::time::sleep(self.shutdown_delay) => false,
+            () = tokio::time::sleep(delay) => false,
         }
     }
 
@@ -313,7 +350,7 @@ impl App {
             biased;
             () = tasks.wait() => return true,
             () = hurry => "another signal",
-            () = tokio::time::sleep(self.drain_timeout) => "the drain timeout",
+            () = tokio::time::sleep(self.drain_timeout()) => "the drain timeout",
         };
         tracing::warn!(tasks = tasks.len(), reason, "ending what has not finished");
         stop_now.cancel();
@@ -342,13 +379,10 @@ impl Shared {
 async fn open_store(
     root: &Path,
     mode: Option<u32>,
-    proxy: &config::Proxy,
+    config: &Config,
 ) -> Result<FsStore, StartError> {
     let store = FsStore::open_with(root, mode).await?;
-    let named = proxy.upstreams.iter();
-    let named = named.map(|upstream| (upstream.name.clone(), upstream.url.to_string()));
-    let default = (String::new(), proxy.default.url.to_string());
-    let upstreams = named.chain([default]).collect();
+    let upstreams = merge::origins(config);
     for UpstreamChange { name, before, now } in store.set_upstreams(upstreams).await? {
         tracing::warn!(
             upstream = name,
@@ -367,7 +401,7 @@ const SAVE_TIME: Duration = Duration::from_secs(30);
 /// How long failed requests have to say so, after the drain time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-fn settings(config: &Config, traces: &Traces) -> ServerSettings {
+fn server_settings(config: &Config, traces: &Traces) -> ServerSettings {
     let host = config
         .http
         .host

@@ -12,26 +12,62 @@ use crate::mirror::Upstreams;
 use crate::renewal::{Renewable, WatchedFiles};
 use crate::upstream::{SetupError, TlsFiles, Upstream, UpstreamTls};
 
-/// The upstreams, and those whose files are read again when they change.
-pub(super) fn upstreams(
-    proxy: &config::Proxy,
-    clock: Clock,
-    metrics: &Arc<Metrics>,
-    everybody_reads: bool,
-) -> Result<(Upstreams, Vec<Arc<dyn Renewable>>), StartError> {
-    let mut renewals = Vec::new();
-    let mut client = |upstream| {
-        let (client, renewal) = watched_client(upstream, proxy.timeouts, clock, metrics)?;
-        if !renewal.files.is_empty() {
-            renewals.push(Arc::new(renewal) as Arc<dyn Renewable>);
-        }
-        Ok::<_, StartError>(client)
-    };
-    let default = client(&proxy.default)?;
-    let others = proxy.upstreams.iter().map(client);
-    let others = others.collect::<Result<_, _>>()?;
-    let upstreams = Upstreams::new(default, others, everybody_reads);
-    Ok((upstreams, renewals))
+/// The clients of all upstreams, with what each was made from.
+#[derive(Debug, Clone)]
+pub(super) struct Clients {
+    default: Client,
+    others: Vec<Client>,
+}
+
+#[derive(Debug, Clone)]
+struct Client {
+    upstream: Arc<Upstream>,
+    timeouts: Timeouts,
+    /// Reads its files again when they change.
+    renewal: Arc<CertificateFiles>,
+}
+
+impl Clients {
+    /// Reads the files and makes the clients, but for those of `known` that are made from the same.
+    /// Blocks.
+    pub(super) fn open(
+        proxy: &config::Proxy,
+        known: Option<&Self>,
+        clock: Clock,
+        metrics: &Metrics,
+    ) -> Result<Self, StartError> {
+        let known: Vec<&Client> = known.iter().flat_map(|known| known.all()).collect();
+        let open = |upstream: &config::Upstream| {
+            let is_same = |known: &&&Client| {
+                *known.upstream.config == *upstream && known.timeouts == proxy.timeouts
+            };
+            match known.iter().find(is_same) {
+                Some(known) => Ok(Client::clone(known)),
+                None => Client::open(upstream, proxy.timeouts, clock, metrics),
+            }
+        };
+        Ok(Self {
+            default: open(&proxy.default)?,
+            others: proxy.upstreams.iter().map(open).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Client> {
+        std::iter::once(&self.default).chain(&self.others)
+    }
+
+    /// What is read again when its files change.
+    pub(super) fn renewals(&self) -> impl Iterator<Item = Arc<dyn Renewable>> {
+        let with_files = self.all().filter(|client| !client.renewal.files.is_empty());
+        with_files.map(|client| Arc::clone(&client.renewal) as _)
+    }
+
+    /// `everybody_reads`: anonymous callers may read everything, as far as this mirror decides.
+    pub(super) fn upstreams(&self, everybody_reads: bool) -> Upstreams {
+        let others = self.others.iter();
+        let others = others.map(|client| Arc::clone(&client.upstream));
+        Upstreams::new(Arc::clone(&self.default.upstream), others, everybody_reads)
+    }
 }
 
 /// The client of one upstream, whose files are read once.
@@ -39,20 +75,8 @@ pub fn client(
     upstream: &config::Upstream,
     timeouts: Timeouts,
     clock: Clock,
-    metrics: &Arc<Metrics>,
+    metrics: &Metrics,
 ) -> Result<Upstream, StartError> {
-    watched_client(upstream, timeouts, clock, metrics).map(|(client, _renewal)| client)
-}
-
-fn watched_client(
-    upstream: &config::Upstream,
-    timeouts: Timeouts,
-    clock: Clock,
-    metrics: &Arc<Metrics>,
-) -> Result<(Upstream, CertificateFiles), StartError> {
-    let identity = upstream.client_certificate.iter();
-    let identity = identity.flat_map(|files| [files.certificate.clone(), files.key.clone()]);
-    let files = WatchedFiles::new(upstream.ca.clone().into_iter().chain(identity));
     let client = Upstream::new(
         upstream.clone(),
         &tls_files(upstream)?,
@@ -60,13 +84,32 @@ fn watched_client(
         clock,
         metrics,
     );
-    let client = client.map_err(unusable(upstream))?;
-    let renewal = CertificateFiles {
-        files,
-        tls: client.tls(),
-        upstream: upstream.clone(),
-    };
-    Ok((client, renewal))
+    client.map_err(unusable(upstream))
+}
+
+impl Client {
+    fn open(
+        upstream: &config::Upstream,
+        timeouts: Timeouts,
+        clock: Clock,
+        metrics: &Metrics,
+    ) -> Result<Self, StartError> {
+        let identity = upstream.client_certificate.iter();
+        let identity = identity.flat_map(|files| [files.certificate.clone(), files.key.clone()]);
+        // Before they are read.
+        let files = WatchedFiles::new(upstream.ca.clone().into_iter().chain(identity));
+        let client = client(upstream, timeouts, clock, metrics)?;
+        let renewal = CertificateFiles {
+            files,
+            tls: client.tls(),
+            upstream: upstream.clone(),
+        };
+        Ok(Self {
+            upstream: Arc::new(client),
+            timeouts,
+            renewal: Arc::new(renewal),
+        })
+    }
 }
 
 fn unusable(upstream: &config::Upstream) -> impl FnOnce(SetupError) -> StartError {

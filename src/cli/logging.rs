@@ -58,6 +58,11 @@ impl Logs {
         })
     }
 
+    /// Logs by other configured levels from now on.
+    pub(super) fn configure(&self, log: &Log) {
+        self.levels.configure(log.level, log.levels.clone());
+    }
+
     /// The writer, for its counter.
     pub(super) fn writer(&self) -> &LineWriter {
         &self.writer

@@ -8,6 +8,7 @@ mod health;
 mod log_level;
 mod logging;
 mod operate;
+mod reload;
 mod serve;
 mod signals;
 mod table;
@@ -59,6 +60,11 @@ enum Command {
     /// for operators. Exits with 0 if the server is ready, else with 1. For health checks of
     /// containers.
     Health(health::Asked),
+    /// Have the running server read its configuration again
+    ///
+    /// Prints what is applied, and what keeps its old value until a restart. Exits with 1, and nothing
+    /// changes, if the file is broken or no server runs. SIGHUP does the same, and logs the result.
+    Reload(Listing),
     /// List the cached images: size, shared bytes, last use, expiry
     ///
     /// Reads the data directory that the configuration names, whether or not the server runs.
@@ -211,6 +217,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Doctor(arguments) => return doctor::doctor(&arguments),
         Command::Check(configured) => check(configured.config().as_deref()),
         Command::Health(asked) => health::health(&asked),
+        Command::Reload(listing) => reload::reload(&listing),
         Command::Ls(Listing { json, located }) => operate::ls(&located, json),
         Command::Du(Listing { json, located }) => operate::du(&located, json),
         Command::Scrub {
@@ -332,6 +339,7 @@ mod tests {
             "check",
             "doctor",
             "health",
+            "reload",
             "ls",
             "du",
             "scrub",

@@ -97,6 +97,7 @@ impl Backend {
             denials: Denials::new(Arc::new(denied), Audit::default()),
             clock: Clock::system(),
             levels: None,
+            reloads: None,
         }))
     }
 

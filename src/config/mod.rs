@@ -29,6 +29,7 @@ mod host_pattern;
 mod http;
 mod keys;
 mod log;
+mod printed;
 mod proxy;
 mod report;
 mod rules;
@@ -37,6 +38,8 @@ mod size;
 mod storage;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::every_key;
 mod tls;
 mod traces;
 mod upstream;
@@ -66,6 +69,7 @@ pub use health::{HealthCheck, HealthConfig, HealthProbe, HealthTiming};
 pub use host_pattern::{HostPattern, HostPatternError};
 pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
 pub use log::{AccessLog, Audit, Log, LogFormat};
+pub use printed::{Difference, Printed};
 pub use proxy::{Proxy, Timeouts, TtlMode};
 pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
@@ -92,6 +96,8 @@ pub struct Config {
     pub auth: Auth,
     pub proxy: Proxy,
     pub access: AccessConfig,
+    /// What is printed of all this.
+    pub printed: Printed,
 }
 
 /// A configuration without problems.
@@ -109,6 +115,16 @@ impl Config {
     /// Whether callers can say who they are.
     pub fn has_users(&self) -> bool {
         self.auth.is_configured()
+    }
+
+    /// The first upstream whose account everybody who can reach the mirror could use by accident:
+    /// nothing says who callers are, what they may do, or that this is meant.
+    pub fn lends_by_accident(&self) -> Option<&Upstream> {
+        if self.has_users() || !self.access.rules.is_empty() || self.http.is_loopback() {
+            return None;
+        }
+        let mut all = self.proxy.all_upstreams();
+        all.find(|upstream| upstream.lends_by_accident())
     }
 
     /// The configuration without file and environment: Docker Hub on port 5000, data in
@@ -247,7 +263,7 @@ fn build(
 /// and should name an upstream.
 fn check(file: Option<Node>, context: &Context) -> (Config, String) {
     let from_file = file.is_some();
-    let (config, effective) = Section::read(context, String::new(), file, |root| {
+    let (mut config, effective) = Section::read(context, String::new(), file, |root| {
         unimplemented(root);
         version(root, from_file);
         let log = log::read(root);
@@ -266,12 +282,14 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
             auth: root.section("auth", auth::read),
             access: access::read(root, &proxy),
             proxy,
+            printed: Printed::default(),
         };
         auth::guard(root, &config);
         access::guard(root, &config);
         access::doubt_anonymous(root, &config);
         config
     });
+    config.printed = Printed::of(&effective);
     // Maps of texts can always be written; an error here is shown to the reader.
     let effective = serde_yaml::to_string(&effective);
     (

@@ -31,7 +31,7 @@ const MAX_SCOPE: usize = 1024;
     clippy::struct_excessive_bools,
     reason = "keys of the configuration, which don't depend on each other"
 )]
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// One component of a repository name, such as `ghcr.io`; the default upstream's, which only
     /// logs and metrics show, may have a port.
@@ -90,6 +90,11 @@ impl Upstream {
     /// Whether whoever may pull from it uses an account of the operator's.
     pub fn lends_account(&self) -> bool {
         self.caller.authorize == Authorize::Shared && self.has_account()
+    }
+
+    /// Whether that is so and nobody has said that everybody may.
+    pub(super) fn lends_by_accident(&self) -> bool {
+        self.lends_account() && !self.anonymous
     }
 
     /// Whether the mirror has an account there, if only for some repositories.

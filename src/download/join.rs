@@ -171,7 +171,7 @@ impl Inner {
             id,
             digest,
             upstream: upstream.into(),
-            progress: Progress::new(self.options.settings.verified_first),
+            progress: Progress::new(self.settings().verified_first),
             urgency: Urgency::new(urgent),
             fill: AtomicBool::new(false),
             refetch: AtomicBool::new(false),

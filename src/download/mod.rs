@@ -71,6 +71,7 @@ use std::fmt::Debug;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
@@ -131,7 +132,7 @@ pub struct Party {
 }
 
 /// Limits and policies of all downloads.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct DownloadSettings {
     pub segments: Segments,
     pub streams: Streams,
@@ -180,7 +181,14 @@ pub struct Downloader(Arc<Inner>);
 struct Inner {
     registry: Registry<Arc<Download>, Arc<dyn Source>, Party>,
     permits: Permits,
+    settings: RwLock<DownloadSettings>,
     options: DownloaderOptions,
+}
+
+impl Inner {
+    fn settings(&self) -> DownloadSettings {
+        *self.settings.read()
+    }
 }
 
 /// One running download.
@@ -216,6 +224,7 @@ pub enum Joined {
 /// What a [`Downloader`] needs.
 #[derive(Debug)]
 pub struct DownloaderOptions {
+    /// Those of the start; see [`Downloader::configure`].
     pub settings: DownloadSettings,
     pub cache: Cache,
     pub metrics: Arc<Metrics>,
@@ -233,7 +242,15 @@ impl Downloader {
         Self(Arc::new(Inner {
             registry: Registry::new(),
             permits: Permits::new(options.settings.streams, metrics),
+            settings: RwLock::new(options.settings),
             options,
         }))
+    }
+
+    /// Applies other limits and policies: to new downloads, and to the decisions that running ones
+    /// have yet to make.
+    pub fn configure(&self, settings: DownloadSettings) {
+        *self.0.settings.write() = settings;
+        self.0.permits.configure(settings.streams);
     }
 }

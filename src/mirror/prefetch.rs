@@ -71,7 +71,7 @@ pub(super) struct Prefetch {
 }
 
 /// How much is fetched ahead.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrefetchLimits {
     /// Layers of one upstream at the same time; 0 turns prefetching off.
     pub downloads: usize,
@@ -126,6 +126,23 @@ impl Prefetch {
             metrics,
             clock,
         }
+    }
+
+    /// Prefetches with other limits or for other upstreams. None if both are the same.
+    pub(super) fn renewed(&self, limits: PrefetchLimits, upstreams: &Upstreams) -> Option<Self> {
+        let names: HashSet<&str> = upstreams.names().collect();
+        let is_known = |name: &&str| self.permits.contains_key(*name);
+        let are_same = names.len() == self.permits.len() && names.iter().all(is_known);
+        (limits != self.limits || !are_same).then(|| {
+            Self::new(
+                limits,
+                upstreams,
+                self.tasks.clone(),
+                self.stop.clone(),
+                Arc::clone(&self.metrics),
+                self.clock,
+            )
+        })
     }
 
     /// Notes which layers a manifest names. Called where manifests are parsed.

@@ -1,6 +1,6 @@
 //! Which upstream a request is for, what the repository is called there, and how it is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::MirrorError;
@@ -16,6 +16,9 @@ pub struct Upstreams {
     has_others: bool,
     /// Whether anonymous callers may read everything, as far as this mirror decides.
     everybody_reads: bool,
+    /// Names of upstreams that were removed while the process runs. What is cached below them, and what
+    /// their last downloads still bring, isn't the default upstream's.
+    reserved: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -30,11 +33,15 @@ pub struct Target {
 
 impl Upstreams {
     /// The configuration has made sure that no two upstreams share a name or an alias.
-    pub fn new(default: Upstream, others: Vec<Upstream>, everybody_reads: bool) -> Self {
-        let default = Arc::new(default);
+    pub fn new(
+        default: Arc<Upstream>,
+        others: impl IntoIterator<Item = Arc<Upstream>>,
+        everybody_reads: bool,
+    ) -> Self {
+        let others: Vec<_> = others.into_iter().collect();
         let has_others = !others.is_empty();
         let mut by_host = BTreeMap::new();
-        let others = others.into_iter().map(Arc::new);
+        let others = others.into_iter();
         for upstream in others.chain([Arc::clone(&default)]) {
             for host in &upstream.config.aliases {
                 by_host.insert(host.clone(), Arc::clone(&upstream));
@@ -45,7 +52,14 @@ impl Upstreams {
             by_host,
             has_others,
             everybody_reads,
+            reserved: BTreeSet::new(),
         }
+    }
+
+    /// The same, with names that are no upstreams' any more and not yet the default upstream's.
+    #[must_use]
+    pub fn reserving(self, reserved: BTreeSet<String>) -> Self {
+        Self { reserved, ..self }
     }
 
     /// The names of all, some of them more than once.
@@ -53,14 +67,17 @@ impl Upstreams {
         self.by_host.values().map(|upstream| upstream.name())
     }
 
-    /// The upstream of a stored repository.
-    pub fn of_stored(&self, stored: &RepoName) -> &Arc<Upstream> {
+    /// The upstream of a stored repository. None for one of an upstream that was removed.
+    pub fn of_stored(&self, stored: &RepoName) -> Option<&Arc<Upstream>> {
         let first = stored.first_component();
+        if first.is_some_and(|first| self.reserved.contains(first)) {
+            return None;
+        }
         let named = first.and_then(|first| {
             let upstream = self.by_host(first)?;
             (upstream.name() == first).then_some(upstream)
         });
-        named.unwrap_or(&self.default)
+        Some(named.unwrap_or(&self.default))
     }
 
     /// Whether everybody may read what is cached from an upstream.
@@ -71,7 +88,7 @@ impl Upstreams {
     /// Whether content of one of the upstreams may have to be kept from another one.
     pub(super) fn are_separate(&self) -> bool {
         let public = |upstream: &Arc<Upstream>| self.is_public(upstream);
-        self.has_others && !self.by_host.values().all(public)
+        !self.reserved.is_empty() || (self.has_others && !self.by_host.values().all(public))
     }
 
     /// Whether an upstream is asked with the accounts of callers.
@@ -136,11 +153,13 @@ impl Upstreams {
         };
         let stored = if Arc::ptr_eq(&upstream, &self.default) {
             // Such a repository would share its place in the store with the other upstream's.
-            if self.has_others
+            let is_named = |first: &str| {
+                let other = self.by_host(first);
+                other.is_some_and(|other| other.name() == first && !Arc::ptr_eq(other, &upstream))
+            };
+            if (self.has_others || !self.reserved.is_empty())
                 && let Some(first) = repo.first_component()
-                && self
-                    .by_host(first)
-                    .is_some_and(|other| other.name() == first && !Arc::ptr_eq(other, &upstream))
+                && (is_named(first) || self.reserved.contains(first))
             {
                 return Err(MirrorError::Shadowed {
                     upstream: upstream.name().to_owned(),

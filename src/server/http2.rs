@@ -31,7 +31,7 @@ use super::body::Body;
 use super::buffers::{ConnectionBuffers, ResponseBuffers, Unsent};
 use super::chunk::Chunk;
 use super::request::{Handler, Peer, RequestBody};
-use super::socket::{CLIENT_STALL, HEAD_TIMEOUT, IDLE_TIMEOUT};
+use super::socket::{CLIENT_STALL, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER};
 use super::tls_socket::RECORD;
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
@@ -40,8 +40,9 @@ use crate::error_chain::on_one_line;
 const MAX_STREAMS: u32 = 64;
 /// Bytes of a request's head, as HTTP/2 counts them.
 const MAX_HEAD: u32 = 16 * 1024;
-/// Most bytes that a stream reads from its body at once, and that it may have unsent.
-const PIECE: usize = 64 * 1024;
+/// Most bytes that a stream reads from its body at once, and that it may have unsent. Whole frames: a rest
+/// of the room would be a frame of a few bytes.
+const PIECE: usize = 4 * SECURE_FRAME;
 /// Bytes of a frame's header (RFC 9113, section 4.1).
 const FRAME_HEADER: usize = 9;
 /// Bytes of a data frame over TLS: with its header, it fills a record. One of the 16 KiB that HTTP/2
@@ -118,10 +119,7 @@ impl Http2 {
     {
         let mut stopped: FuturesUnordered<_> = std::iter::once(stop.cancelled()).collect();
         let handshake = tokio::time::timeout(HEAD_TIMEOUT, self.builder.handshake(socket));
-        let connection = tokio::select! {
-            connection = handshake => connection??,
-            Some(()) = stopped.next() => return Ok(()),
-        };
+        let connection = handshake.await??;
         let streams = Streams {
             handler,
             peer,
@@ -181,9 +179,11 @@ where
         }
     }
 
-    /// Takes no more requests. The connection ends when no stream is open.
+    /// Tells the client to send no more requests. The connection ends when it has heard that and no
+    /// stream is open, or after [`LINGER`] without a stream.
     fn stop(&mut self) {
         self.stopping = true;
+        self.idle.as_mut().reset(Instant::now() + LINGER);
         self.connection.graceful_shutdown();
     }
 
@@ -214,10 +214,10 @@ where
                 return Poll::Pending;
             }
             if std::mem::take(&mut self.busy) {
-                self.idle.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
+                let patience = if self.stopping { LINGER } else { IDLE_TIMEOUT };
+                self.idle.as_mut().reset(Instant::now() + patience);
             }
-            let end = self.stopping || self.idle.as_mut().poll(cx).is_ready();
-            if self.ending || !end {
+            if self.ending || self.idle.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
             // A request that crosses this isn't processed, and the client can tell.

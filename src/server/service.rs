@@ -2,6 +2,7 @@
 //! parses the conditions; the [handler](super::handlers) begins with [`Call::target`], which chooses
 //! the upstream's repository and authorizes the caller. A handler never sees a header or a path.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,9 @@ use super::error::Refusal;
 use super::handlers::Handlers;
 use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
-use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
+use crate::auth::{
+    AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest, User,
+};
 use crate::config::AccessLog;
 use crate::download::Client;
 use crate::health::{Availability, Closed};
@@ -67,19 +70,31 @@ impl ServerSettings {
 /// What lets requests in.
 #[derive(Debug, Default)]
 pub struct Gate {
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<Authenticator>,
     pub access: Access,
     pub availability: Availability,
 }
 
-/// What becomes known of a request while it is answered.
-type Noted<'a> = (&'a Addressed, &'a mut Record);
+/// Where it is noted what becomes known of a request while it is answered.
+struct Noted<'a> {
+    addressed: &'a Addressed,
+    /// None for a request that is neither logged nor counted.
+    record: Option<&'a mut Record>,
+}
+
+impl Noted<'_> {
+    fn comes_from(&mut self, address: Option<IpAddr>, user: Option<&Arc<User>>) {
+        if let Some(record) = &mut self.record {
+            record.comes_from(address, user);
+        }
+    }
+}
 
 /// The registry API over one mirror.
 #[derive(Debug)]
 pub struct Service {
     handlers: Handlers,
-    authenticator: Authenticator,
+    authenticator: Arc<Authenticator>,
     availability: Availability,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
@@ -101,7 +116,10 @@ impl Handler for Service {
             Ok(route) => match self.closed(&route.action) {
                 None => {
                     let context = record.context().clone();
-                    let noted = (&addressed, &mut record);
+                    let noted = Noted {
+                        addressed: &addressed,
+                        record: Some(&mut record),
+                    };
                     let run = self.run(route, &head, body, &peer, noted);
                     context.scope(run).await
                 }
@@ -201,6 +219,27 @@ impl Service {
         Route::parse(method, &rest)
     }
 
+    /// Whether a request that needs neither an upstream nor the store is answered. It is neither logged
+    /// nor counted.
+    pub(super) async fn answers(&self) -> bool {
+        let (head, ()) = Request::new(()).into_parts();
+        let peer = Peer {
+            address: None,
+            name: "watchdog".into(),
+            certificate: None,
+            is_secure: false,
+        };
+        let Ok(route) = self.route(&head) else {
+            return false;
+        };
+        let noted = Noted {
+            addressed: &Addressed::default(),
+            record: None,
+        };
+        let answered = self.run(&route, &head, RequestBody::Empty, &peer, noted);
+        answered.await.is_ok()
+    }
+
     async fn run(
         &self,
         route: &Route,
@@ -228,26 +267,26 @@ impl Service {
         head: &Parts,
         body: RequestBody,
         presented: &Presented<'_>,
-        (addressed, record): Noted<'_>,
+        mut noted: Noted<'_>,
     ) -> Result<Answered, CallError> {
         let action = &route.action;
         if let Action::Token { upstream, is_form } = action {
             let upstream = upstream.as_deref();
-            record.comes_from(self.authenticator.address(presented)?, None);
+            noted.comes_from(self.authenticator.address(presented)?, None);
             return Box::pin(self.token(upstream, *is_form, head, body, presented)).await;
         }
         let caller = self.authenticator.identify(presented).await;
         // Who fails to say who it is has an address all the same.
         let caller = caller.inspect_err(|_refused| {
             if let Ok(address) = self.authenticator.address(presented) {
-                record.comes_from(address, None);
+                noted.comes_from(address, None);
             }
         })?;
-        record.comes_from(caller.address, caller.user.as_ref());
+        noted.comes_from(caller.address, caller.user.as_ref());
         if *action == Action::Base && self.authenticator.wants_token(presented, &caller) {
             return Err(AuthError::Needed.into());
         }
-        let call = self.call(route, head, (caller, addressed));
+        let call = self.call(route, head, (caller, noted.addressed));
         self.handlers.dispatch(action, &call, body).await
     }
 

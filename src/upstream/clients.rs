@@ -19,7 +19,7 @@ pub(super) const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION
 const MAX_IDLE: usize = 32;
 
 /// The files (PEM) that an upstream's TLS is set up with.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificates that are trusted.
     pub ca: Option<Vec<u8>>,

@@ -356,7 +356,7 @@ async fn failed_authentications_and_a_refused_catalog_are_in_the_audit_log() {
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("audit.log");
     let audit = format!("root.log: {{audit: {{file: '{}'}}}}", log.display());
-    let Guarded { m, .. } = guarded(&[&audit]).await;
+    let Guarded { up: _up, m, .. } = guarded(&[&audit]).await;
     let path = "GET /v2/app/manifests/1";
     let alice = basic("alice", "secret");
     assert_eq!(ask_as(&m, path, &alice).await.status, 200);
@@ -406,7 +406,7 @@ async fn a_changed_key_of_tokens_is_in_use_without_a_restart() {
     let key = directory.path().join("key");
     std::fs::write(&key, "1".repeat(32)).unwrap();
     let line = format!("auth.key: '{}'", key.display());
-    let Guarded { m, .. } = guarded(&[&line]).await;
+    let Guarded { up: _up, m, .. } = guarded(&[&line]).await;
     let path = "GET /v2/app/manifests/1";
     let login = async || {
         let answer = ask_as(&m, "GET /token/any", &basic("alice", "secret")).await;

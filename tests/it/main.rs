@@ -46,6 +46,7 @@ mod prefetch;
 mod private;
 mod process;
 mod ranges;
+mod reload;
 mod request_ids;
 mod routing;
 mod scripts;

@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 25] = [
     "oci",
     "error_chain",
     "clock",
@@ -31,6 +31,7 @@ const ORDER: [&str; 24] = [
     "line_writer",
     "log_levels",
     "telemetry",
+    "systemd",
     "config",
     "tls",
     "storage",

@@ -5,6 +5,11 @@ mod storage;
 mod tls;
 mod variables;
 
+/// For each key that is read, variables that change it.
+pub(crate) fn every_key() -> Vec<Vec<(&'static str, &'static str)>> {
+    variables::every_key()
+}
+
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -126,19 +126,28 @@ fn cases(table: &str) -> impl Iterator<Item = (&str, &str, &str)> {
     })
 }
 
+/// Variables that set each key, with those that it needs besides.
+pub(super) fn every_key() -> Vec<Vec<(&'static str, &'static str)>> {
+    let needed = |(name, value, _)| vec![(name, value), other(name), OPEN];
+    cases(VARIABLES).map(needed).collect()
+}
+
+/// Some are set only with another one.
+fn other(name: &str) -> (&'static str, &'static str) {
+    match name.rsplit_once('_').map(|(_, key)| key) {
+        Some("USERNAMEFILE") => ("REGISTRY_PROXY_PASSWORD", "p"),
+        Some("PASSWORDFILE") => ("REGISTRY_PROXY_USERNAME", "u"),
+        Some("CERTIFICATE") => ("REGISTRY_PROXY_KEY", "Cargo.toml"),
+        Some("KEY") => ("REGISTRY_PROXY_CERTIFICATE", "Cargo.toml"),
+        _ => ("REGISTRY_UNUSED", ""),
+    }
+}
+
 #[test]
 fn every_key_has_a_variable() {
     for (name, value, line) in cases(VARIABLES) {
-        // Some are set only with another one.
-        let other = match name.rsplit_once('_').map(|(_, key)| key) {
-            Some("USERNAMEFILE") => ("REGISTRY_PROXY_PASSWORD", "p"),
-            Some("PASSWORDFILE") => ("REGISTRY_PROXY_USERNAME", "u"),
-            Some("CERTIFICATE") => ("REGISTRY_PROXY_KEY", "Cargo.toml"),
-            Some("KEY") => ("REGISTRY_PROXY_CERTIFICATE", "Cargo.toml"),
-            _ => ("REGISTRY_UNUSED", ""),
-        };
         let Loaded { effective, .. } =
-            load(None, environment(&[(name, value), other, OPEN])).unwrap();
+            load(None, environment(&[(name, value), other(name), OPEN])).unwrap();
         assert!(!effective.contains("hunter2"), "{effective}");
         let has_line = effective.lines().any(|found| found == line);
         assert!(has_line, "{name}\n{effective}");

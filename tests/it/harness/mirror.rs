@@ -87,12 +87,15 @@ impl Setup {
         )
     }
 
+    /// The configuration.
+    pub(crate) fn loaded(&self) -> config::Loaded {
+        config::parse(&self.yaml(), "the test", std::iter::empty()).unwrap()
+    }
+
     pub(crate) async fn try_start(self) -> Result<Mirror, StartError> {
         super::log::install();
         let still = freeze();
-        let config = config::parse(&self.yaml(), "the test", std::iter::empty())
-            .unwrap()
-            .config;
+        let config = self.loaded().config;
         let clock = Clock::starting_at(SystemTime::UNIX_EPOCH + Duration::from_hours(500_000));
         let app = App::start_with(&config, Arc::clone(&self.store), clock).await?;
         let client = Client::builder()
