@@ -101,6 +101,7 @@ async fn until_signal(
                 tracing::error!(error = %on_one_line(&failed), drain = ?app.drain_timeout(), "stopping");
                 break Some(failed);
             }
+            never = allocator::trim_regularly() => match never {},
         };
         notifier.reloading();
         let report = Box::pin(reload(&app, path, logs)).await;

@@ -180,7 +180,12 @@ async fn readiness_fails_before_connections_are_refused() {
         get(&api, &path).await.expect(200, &blob);
         advance(Duration::from_secs(1)).await;
     };
-    let (clean, ()) = tokio::join!(m.app.stop(), watching);
+    // Connections end a second after that.
+    let stopping = async {
+        let (clean, ()) = tokio::join!(m.app.stop(), watching);
+        clean
+    };
+    let clean = passing(stopping).await;
     assert!(clean);
     assert!(TcpStream::connect(&api).await.is_err());
     assert!(TcpStream::connect(&debug).await.is_err());

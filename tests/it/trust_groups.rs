@@ -134,7 +134,7 @@ async fn content_of_a_removed_or_replaced_upstream_is_given_to_nobody_on_another
         m.pull(&blob_path("team/app", &secret), &secret).await;
         m.pull(&blob_path("app", &own), &own).await;
         passing(m.idle()).await;
-        m.app.stop().await;
+        passing(m.app.stop()).await;
         drop(m.store);
 
         let mut now = vec![("", &liar)];
