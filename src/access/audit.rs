@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::config::{self, PERMISSIONS, Permission};
 use crate::line_writer::LineWriter;
 use crate::metrics::Metrics;
+use crate::telemetry;
 
 /// How long the exit of the process waits for the last lines.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
@@ -50,6 +51,9 @@ struct Line<'a> {
     rule: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    /// The id of the client's request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<String>,
 }
 
 impl Line<'_> {
@@ -64,6 +68,7 @@ impl Line<'_> {
             reference: None,
             rule: None,
             reason: None,
+            request: telemetry::with_current(|request| request.id().as_str().to_owned()),
         }
     }
 }

@@ -4,19 +4,20 @@
 //! Lists come in pages, so that a million images cost neither side the memory for all.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::reload::{NotReloaded, Reloads};
-use crate::access::{Denials, DenyError};
+use crate::access::{Denials, DeniedEntry, DenyError};
 use crate::cache::{
     Cache, EntryView, ImageView, LinkKind, NotReady, ScrubSettings, Selection, SelectionError,
     StoreError,
 };
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
+use crate::log_levels::{LevelError, LevelInForce, LogLevels, Module, parse_level};
 use crate::oci::Digest;
 use crate::server::RequestBodyError;
 
@@ -44,6 +45,17 @@ pub enum Operation {
     DenyRemove { reference: String },
     /// The entries of the deny list.
     DenyList,
+    /// Sets the level of a module, or of all without one of their own, for some seconds or until the
+    /// server ends: the [`LevelInForce`](crate::log_levels::LevelInForce)s.
+    LogLevelSet {
+        module: Option<Module>,
+        level: String,
+        seconds: Option<u64>,
+    },
+    /// Returns to the configured levels: likewise.
+    LogLevelReset,
+    /// The levels in force.
+    LogLevels,
     /// Reads the configuration again: a [`ReloadReport`](super::reload::ReloadReport).
     Reload,
     /// The server's own [`Status`].
@@ -117,6 +129,8 @@ pub struct Operator {
     pub cache: Cache,
     pub denials: Denials,
     pub clock: Clock,
+    /// None without a server.
+    pub levels: Option<Arc<LogLevels>>,
     /// None where no server runs.
     pub reloads: Option<Arc<Reloads>>,
 }
@@ -140,6 +154,10 @@ pub enum OperateError {
     #[error(transparent)]
     Deny(#[from] DenyError),
     #[error(transparent)]
+    Level(#[from] LevelError),
+    #[error("no server is running, and log levels are a server's")]
+    NoServer,
+    #[error(transparent)]
     NotReloaded(#[from] NotReloaded),
 }
 
@@ -153,6 +171,9 @@ impl Operator {
                 | Operation::DenyAdd { .. }
                 | Operation::DenyRemove { .. }
                 | Operation::DenyList
+                | Operation::LogLevelSet { .. }
+                | Operation::LogLevelReset
+                | Operation::LogLevels
                 | Operation::Status
                 | Operation::Reload
         ) {
@@ -181,10 +202,7 @@ impl Operator {
                 serde_json::to_vec(&self.purge(reference, dry_run).await?)
             }
             Operation::DenyAdd { reference, reason } => {
-                let added = time(self.clock.wall());
-                let added = self.denials.add(&reference, reason, added).await?;
-                tracing::warn!(reference = added.reference, "denied by an operator");
-                serde_json::to_vec(&added)
+                serde_json::to_vec(&self.deny(&reference, reason).await?)
             }
             Operation::DenyRemove { reference } => {
                 let removed = self.denials.remove(&reference).await?;
@@ -192,6 +210,13 @@ impl Operator {
                 serde_json::to_vec(&removed)
             }
             Operation::DenyList => serde_json::to_vec(&self.denials.list()),
+            Operation::LogLevelSet {
+                module,
+                level,
+                seconds,
+            } => serde_json::to_vec(&self.set_level(module, &level, seconds)?),
+            Operation::LogLevelReset => serde_json::to_vec(&self.reset_levels()?),
+            Operation::LogLevels => serde_json::to_vec(&self.levels()?.list()),
             Operation::Status => serde_json::to_vec(&self.status().await),
             Operation::Reload => {
                 let reloads = self.reloads.as_ref().ok_or(NotReloaded)?;
@@ -199,6 +224,46 @@ impl Operator {
             }
         };
         Ok(json?)
+    }
+
+    async fn deny(
+        &self,
+        reference: &str,
+        reason: Option<String>,
+    ) -> Result<DeniedEntry, DenyError> {
+        let added = time(self.clock.wall());
+        let added = self.denials.add(reference, reason, added).await?;
+        tracing::warn!(reference = added.reference, "denied by an operator");
+        Ok(added)
+    }
+
+    fn set_level(
+        &self,
+        module: Option<Module>,
+        level: &str,
+        seconds: Option<u64>,
+    ) -> Result<Vec<LevelInForce>, OperateError> {
+        let levels = self.levels()?;
+        let parsed = parse_level(level)?;
+        tracing::warn!(
+            module = module.as_ref().map(tracing::field::display),
+            level,
+            seconds,
+            "log level changed by an operator"
+        );
+        levels.set(module, parsed, seconds.map(Duration::from_secs));
+        Ok(levels.list())
+    }
+
+    fn reset_levels(&self) -> Result<Vec<LevelInForce>, OperateError> {
+        let levels = self.levels()?;
+        let changed = levels.reset();
+        tracing::warn!(changed, "log levels reset by an operator");
+        Ok(levels.list())
+    }
+
+    fn levels(&self) -> Result<&LogLevels, OperateError> {
+        self.levels.as_deref().ok_or(OperateError::NoServer)
     }
 
     async fn status(&self) -> Status {

@@ -50,7 +50,9 @@ impl Handler for AdminSocket {
 impl Classified for OperateError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Request(_) | Self::Selection { .. } => ErrorKind::BadRequest,
+            Self::Request(_) | Self::Selection { .. } | Self::Level(_) | Self::NoServer => {
+                ErrorKind::BadRequest
+            }
             Self::Body(_) => ErrorKind::TooLarge,
             Self::NotReady(_) | Self::NotReloaded(_) => ErrorKind::Busy,
             Self::Store(_) => ErrorKind::Internal,

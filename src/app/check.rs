@@ -72,6 +72,7 @@ impl StartError {
                 let section = listeners::section(&config.http, listener);
                 return Some(format!("{section}.tls{}", key_of(source)));
             }
+            Self::Collector(_) => "tracing.endpoint",
             Self::Store(_) => "storage.filesystem.rootdirectory",
             Self::Upstream { upstream, source } => {
                 let key = match source {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::config::{Config, Difference, Http, Log, Proxy, Storage};
 
 /// Keys that keep their value until a restart, with everything below them: sockets and what they are
-/// bound with, the data directory, and what the log is written with.
+/// bound with, the data directory, what the log is written with, and the collector of traces.
 const FIXED: &[&str] = &[
     "health",
     "http.addr",
@@ -20,6 +20,7 @@ const FIXED: &[&str] = &[
     "log.formatter",
     "storage.filesystem",
     "storage.inmemory",
+    "tracing",
 ];
 
 /// Keys of `proxy` that say nothing of an upstream. All others belong to the default one.
@@ -81,6 +82,7 @@ impl Merged {
         // decided whether it is applied or kept.
         let Config {
             log,
+            tracing: _,
             storage: _,
             limits,
             http,
@@ -91,7 +93,8 @@ impl Merged {
             printed: _,
         } = new;
         let config = Config {
-            log: self::log(old, &log),
+            log: self::log(old, log),
+            tracing: old.tracing.clone(),
             storage: old.storage.clone(),
             limits: if keeps_storage { limits } else { old.limits },
             http: self::http(old, http),
@@ -109,16 +112,18 @@ impl Merged {
     }
 }
 
-fn log(old: &Config, new: &Log) -> Log {
+fn log(old: &Config, new: Log) -> Log {
     let Log {
         level,
+        levels,
         access,
         format: _,
         fields: _,
         audit: _,
-    } = *new;
+    } = new;
     Log {
         level,
+        levels,
         access,
         ..old.log.clone()
     }

@@ -10,6 +10,7 @@ mod merge;
 mod pulling;
 mod reload;
 mod serving;
+mod traces;
 mod upstreams;
 mod watchdog;
 
@@ -31,6 +32,7 @@ use tokio_util::task::TaskTracker;
 use listeners::{ListenersTls, Sockets};
 use reload::Running;
 use serving::Serving;
+use traces::Traces;
 use upstreams::Clients;
 
 use crate::access::{Denials, DenyError};
@@ -40,6 +42,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::health::{Availability, HealthSetupError, Probes};
+use crate::log_levels::LogLevels;
 use crate::metrics::Metrics;
 use crate::renewal::Renewals;
 use crate::server::listener::{Address, BindError};
@@ -77,6 +80,8 @@ pub enum StartError {
     },
     #[error(transparent)]
     Deny(#[from] DenyError),
+    #[error("the export of traces can't be set up")]
+    Collector(#[source] SetupError),
     #[error(transparent)]
     Health(#[from] HealthSetupError),
     #[error("the audit log can't be started: {0}")]
@@ -128,6 +133,8 @@ struct Shared {
     /// The checks that the operator configured, and whether the server stops.
     availability: Availability,
     clock: Clock,
+    levels: Arc<LogLevels>,
+    traces: Traces,
     /// The deny list and the audit log.
     denials: Denials,
     /// Connections, downloads and other work of requests: a stop waits for these tasks.
@@ -147,11 +154,16 @@ struct Shared {
 impl App {
     /// Starts with what the configuration says. When this returns, requests are answered.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
-        Self::start_on(config, Handed::default()).await
+        Self::start_on(config, Handed::default(), Arc::default()).await
     }
 
-    /// Starts with listening sockets that the service manager has handed over.
-    pub async fn start_on(config: &Config, sockets: Handed) -> Result<Self, StartError> {
+    /// Starts with listening sockets that the service manager has handed over. Operators may change the
+    /// levels of the log.
+    pub async fn start_on(
+        config: &Config,
+        sockets: Handed,
+        levels: Arc<LogLevels>,
+    ) -> Result<Self, StartError> {
         let (store, files): (Arc<dyn Store>, _) = match &config.storage {
             config::Storage::Filesystem { root, mode } => {
                 let files = Arc::new(open_store(root, *mode, config).await?);
@@ -159,7 +171,7 @@ impl App {
             }
             config::Storage::Memory => (Arc::new(MemoryStore::new()), None),
         };
-        Self::start_over(config, (store, files), Clock::system(), sockets).await
+        Self::start_over(config, (store, files), Clock::system(), (sockets, levels)).await
     }
 
     /// Starts over a given store and clock.
@@ -168,19 +180,21 @@ impl App {
         store: Arc<dyn Store>,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        Self::start_over(config, (store, None), clock, Handed::default()).await
+        let given = (Handed::default(), Arc::default());
+        Self::start_over(config, (store, None), clock, given).await
     }
 
     async fn start_over(
         config: &Config,
         (store, files): (Arc<dyn Store>, Option<Arc<FsStore>>),
         clock: Clock,
-        sockets: Handed,
+        (sockets, levels): (Handed, Arc<LogLevels>),
     ) -> Result<Self, StartError> {
         let (metrics, background) = (Arc::new(Metrics::new()), Tasks::new());
         let stop_now = CancellationToken::new();
         let tls = ListenersTls::load(config, clock, &metrics)?;
         let access = access::access(config, clock, &metrics).await?;
+        let traces = Traces::start(config, clock, &metrics, &background)?;
         let clients = Clients::open(&config.proxy, None, clock, &metrics)?;
         let cache = Cache::start(
             store,
@@ -195,6 +209,8 @@ impl App {
             metrics,
             availability: Availability::default(),
             clock,
+            levels,
+            traces,
             denials: access.denials(),
             tasks: TaskTracker::new(),
             background,
@@ -203,6 +219,7 @@ impl App {
             reloads: Arc::default(),
             renewals: Renewals::default(),
         };
+        shared.watch_levels();
         let renewals = &shared.renewals;
         renewals.watch(&shared.background, shared.stop_now.clone());
         let probes = Probes::new(&config.health, &shared.cache)?;
@@ -292,12 +309,14 @@ impl App {
                 }
             })
             .await;
+        // After the last request.
+        let traces = self.shared.traces.flush();
         // After the last use, so that the snapshot has it.
         let saved = tokio::time::timeout(SAVE_TIME, self.shared.cache.stop());
         if saved.await.is_err() {
             tracing::warn!("the expiry state could not be saved in time; its journal has it");
         }
-        self.shared.denials.audit().flush().await;
+        tokio::join!(self.shared.denials.audit().flush(), traces);
         clean
     }
 
@@ -343,6 +362,19 @@ impl App {
     }
 }
 
+impl Shared {
+    /// Ends changes of log levels when their time is over.
+    fn watch_levels(&self) {
+        let levels = Arc::clone(&self.levels);
+        let stop = self.stop_now.clone();
+        self.background
+            .spawn_restarted("log levels", stop, move || {
+                let levels = Arc::clone(&levels);
+                async move { levels.expire().await }
+            });
+    }
+}
+
 /// Opens the data directory, and says which upstreams it is for.
 async fn open_store(
     root: &Path,
@@ -369,7 +401,7 @@ const SAVE_TIME: Duration = Duration::from_secs(30);
 /// How long failed requests have to say so, after the drain time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-fn server_settings(config: &Config) -> ServerSettings {
+fn server_settings(config: &Config, traces: &Traces) -> ServerSettings {
     let host = config
         .http
         .host
@@ -380,5 +412,6 @@ fn server_settings(config: &Config) -> ServerSettings {
         origin: host.map(|host| host.as_str().trim_end_matches('/').to_owned()),
         headers: config.http.headers.clone(),
         access_log: config.log.access,
+        tracer: traces.tracer(),
     }
 }

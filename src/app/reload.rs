@@ -107,7 +107,12 @@ impl Shared {
             availability: self.availability.clone(),
         };
         let metrics = Arc::clone(&self.metrics);
-        let service = Service::new(Arc::clone(&mirror), gate, metrics, server_settings(config));
+        let service = Service::new(
+            Arc::clone(&mirror),
+            gate,
+            metrics,
+            server_settings(config, &self.traces),
+        );
         Ok(Running {
             current: Arc::new(Current::new(service)),
             admission: Admission::new(descriptors::connection_limits(config)),
@@ -253,7 +258,12 @@ impl Running {
             availability: shared.availability.clone(),
         };
         let metrics = Arc::clone(&shared.metrics);
-        let service = Service::new(Arc::clone(&mirror), gate, metrics, server_settings(&config));
+        let service = Service::new(
+            Arc::clone(&mirror),
+            gate,
+            metrics,
+            server_settings(&config, &shared.traces),
+        );
         if let Some(files) = self.files.as_ref().filter(|_| origins != self.origins) {
             // Removed ones stay in the list: their last downloads are still theirs.
             files.set_upstreams(origins.clone()).await?;

@@ -144,6 +144,7 @@ impl<'a> Serving<'a> {
                 let operator = Operator {
                     cache: self.shared.cache.clone(),
                     denials: self.shared.denials.clone(),
+                    levels: Some(Arc::clone(&self.shared.levels)),
                     clock: self.shared.clock,
                     reloads: Some(Arc::clone(&self.shared.reloads)),
                 };

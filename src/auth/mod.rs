@@ -153,6 +153,12 @@ impl Authenticator {
             .is_some_and(|users| users.takes_logins())
     }
 
+    /// The address of the caller: the connection's, unless that is a trusted proxy's. None where it isn't
+    /// known.
+    pub fn address(&self, presented: &Presented<'_>) -> Result<Option<IpAddr>, AuthError> {
+        self.origins.address(presented)
+    }
+
     /// Finds the caller. Who presents nothing is anonymous, unless its certificate or its address
     /// says who it is.
     pub async fn identify(&self, presented: &Presented<'_>) -> Result<Caller, AuthError> {

@@ -5,6 +5,7 @@ mod client_config;
 mod doctor;
 mod explain;
 mod health;
+mod log_level;
 mod logging;
 mod operate;
 mod reload;
@@ -101,6 +102,10 @@ enum Command {
     /// are broken off.
     #[command(subcommand)]
     Deny(DenyCommand),
+    /// Show or change what a running server logs
+    ///
+    /// Changes last until the server ends, or as --for says. They change no file.
+    LogLevel(log_level::Arguments),
     /// Explain the rules of access
     #[command(subcommand)]
     Access(AccessCommand),
@@ -229,6 +234,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             located,
         } => operate::purge(&located, reference, dry_run),
         Command::Deny(command) => deny(command),
+        Command::LogLevel(arguments) => log_level::log_level(arguments),
         Command::Access(AccessCommand::Explain(question)) => explain::explain(&question),
         Command::ClientConfig(options) => client_config::client_config(&options),
     };
@@ -341,6 +347,8 @@ mod tests {
             "deny add a",
             "deny remove a",
             "deny list",
+            "log-level",
+            "log-level upstream=debug --for 10m",
             "access explain a b",
             "client-config docker --mirror=a",
         ] {

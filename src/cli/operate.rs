@@ -50,6 +50,14 @@ fn with_backend<T>(
         })
 }
 
+/// Runs an operation that only a running server has.
+pub(super) fn on_server<T: DeserializeOwned>(
+    located: &Located,
+    operation: Operation,
+) -> anyhow::Result<T> {
+    with_backend(located, async |backend| backend.run(operation).await)
+}
+
 impl Backend {
     pub(super) async fn open(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
         let Storage::Filesystem { root, .. } = &config.storage else {
@@ -88,6 +96,7 @@ impl Backend {
             cache,
             denials: Denials::new(Arc::new(denied), Audit::default()),
             clock: Clock::system(),
+            levels: None,
             reloads: None,
         }))
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -79,7 +80,7 @@ async fn until_signal(
             tracing::info!(signal, "stopped before the start was complete");
             return Ok(());
         }
-        app = App::start_on(config, sockets) => app.map_err(|error| placed(error, config, places))?,
+        app = App::start_on(config, sockets, Arc::clone(logs.levels())) => app.map_err(|error| placed(error, config, places))?,
     };
     logs.writer().count_into(app.metrics().log_lines_dropped());
     say_ready(&app, config);

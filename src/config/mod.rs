@@ -41,6 +41,7 @@ mod tests;
 #[cfg(test)]
 pub(crate) use tests::every_key;
 mod tls;
+mod traces;
 mod upstream;
 mod yaml;
 
@@ -48,6 +49,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use context::Context;
 use env::Variables;
@@ -66,7 +68,7 @@ pub use error::{ConfigError, MAX_FILE, Problem};
 pub use health::{HealthCheck, HealthConfig, HealthProbe, HealthTiming};
 pub use host_pattern::{HostPattern, HostPatternError};
 pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
-pub use log::{Audit, Log, LogFormat};
+pub use log::{AccessLog, Audit, Log, LogFormat};
 pub use printed::{Difference, Printed};
 pub use proxy::{Proxy, Timeouts, TtlMode};
 pub use report::Places;
@@ -74,6 +76,7 @@ pub use rules::{RangeRule, TtlRule};
 pub use size::SizeLimit;
 pub use storage::{Limits, MinFree, Scrub, Storage};
 pub use tls::{CIPHER_SUITES, ClientAuth, Tls, TlsVersion};
+pub use traces::Tracing;
 
 pub use upstream::{ClientCertificate, ForwardProxy, ProxyUrl, Upstream, authority, is_loopback};
 
@@ -84,6 +87,8 @@ const VERSION: &str = "0.1";
 #[derive(Debug, Clone)]
 pub struct Config {
     pub log: Log,
+    /// None where no traces are exported.
+    pub tracing: Option<Tracing>,
     pub storage: Storage,
     pub limits: Limits,
     pub http: Http,
@@ -190,6 +195,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     size::bytes(text).map_err(|error| error.to_string())
 }
 
+/// Reads a duration, as the configuration's durations are written: `10m`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text).map_err(|error| error.to_string())
+}
+
 /// Reads a file of an upstream's, of certificates or a key; at most [`MAX_FILE`] bytes of it.
 pub fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -257,12 +267,14 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
         unimplemented(root);
         version(root, from_file);
         let log = log::read(root);
+        let tracing = root.section("tracing", traces::read);
         let (storage, limits, is_named) =
             root.section("storage", |section| storage::read(section, from_file));
         let http = root.section("http", http::read);
         let proxy = root.section("proxy", |section| proxy::read(section, from_file, is_named));
         let config = Config {
             log,
+            tracing,
             health: root.section("health", |section| health::read(section, &storage)),
             storage,
             limits,

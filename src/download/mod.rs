@@ -68,8 +68,8 @@ mod sync {
 }
 
 use std::fmt::Debug;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -79,6 +79,7 @@ use crate::config::{OnAbandon, Segments, Streams};
 use crate::metrics::{InFlight, Metrics};
 use crate::oci::{ByteRange, Digest, RepoName};
 use crate::tasks::Tasks;
+use crate::telemetry::Link;
 use crate::upstream::{BlobRanges, BlobStream, CallerId, UpstreamError};
 
 pub use client::Client;
@@ -204,6 +205,8 @@ struct Download {
     fill: AtomicBool,
     /// Whether a client has joined that can't use the file in the store.
     refetch: AtomicBool,
+    /// The span of its task, if the request that started it is traced.
+    span: OnceLock<Link>,
     _counted: InFlight,
 }
 

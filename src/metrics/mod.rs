@@ -131,6 +131,8 @@ pub struct Metrics {
     authentications: Family<AuthenticatedBy, Counter>,
     log_lines_dropped: Counter,
     audit_lines_lost: Counter,
+    trace_spans_exported: Counter,
+    trace_spans_dropped: Counter,
     task_panics: CopiedCounter,
     longest_poll: Gauge<f64, AtomicU64>,
     long_polls: CopiedCounter,
@@ -232,6 +234,14 @@ impl Metrics {
             audit_lines_lost: r.metric(
                 "audit_lines_lost",
                 "Lines of the audit log that could not be written",
+            ),
+            trace_spans_exported: r.metric(
+                "trace_spans_exported",
+                "Spans that the collector of traces has taken",
+            ),
+            trace_spans_dropped: r.metric(
+                "trace_spans_dropped",
+                "Spans that were not exported: the queue was full, or the collector failed",
             ),
             task_panics: r.metric(
                 "task_panics",
@@ -366,6 +376,16 @@ impl Metrics {
 
     pub fn audit_lines_lost(&self) -> Counter {
         self.audit_lines_lost.clone()
+    }
+
+    /// Counter of the spans that were exported.
+    pub fn trace_spans_exported(&self) -> Counter {
+        self.trace_spans_exported.clone()
+    }
+
+    /// Counter of the spans that were not.
+    pub fn trace_spans_dropped(&self) -> Counter {
+        self.trace_spans_dropped.clone()
     }
 
     /// Takes over how many times tasks have panicked.

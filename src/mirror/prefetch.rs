@@ -36,6 +36,7 @@ use crate::error_chain::on_one_line;
 use crate::metrics::{Metrics, Outcome};
 use crate::oci::manifest::media_type;
 use crate::oci::{Descriptor, Digest, Manifest};
+use crate::telemetry;
 use crate::upstream::Failure;
 use ledger::Ledger;
 pub use session::Visit;
@@ -215,11 +216,11 @@ impl Mirror {
         }
         let (image, visit) = prefetch.begin(target, manifest)?;
         let (mirror, stop) = (Arc::clone(self), prefetch.stop.clone());
-        prefetch.tasks.spawn(async move {
-            // A running download isn't cancelled with the prefetch: the downloader ends it.
-            stop.run_until_cancelled_owned(mirror.fetch_image(image))
-                .await
-        });
+        // A running download isn't cancelled with the prefetch: the downloader ends it.
+        let fetching = stop.run_until_cancelled_owned(mirror.fetch_image(image));
+        prefetch
+            .tasks
+            .spawn(telemetry::caused("prefetch an image", fetching).0);
         Some(visit)
     }
 

@@ -150,7 +150,11 @@ impl http_body::Body for Body {
                 Poll::Ready(next.map(|bytes| Ok(Chunk::Memory(bytes))))
             }
             Inner::Parts(_) => Poll::Ready(None),
-            Inner::Stream(stream) => stream.as_mut().poll_next(cx),
+            // What the body reads may be logged, and may be fetched from an upstream.
+            Inner::Stream(stream) => match &this.record {
+                Some(record) => record.context().enter(|| stream.as_mut().poll_next(cx)),
+                None => stream.as_mut().poll_next(cx),
+            },
         };
         match &next {
             Poll::Ready(Some(Ok(chunk))) => {

@@ -2,6 +2,7 @@
 //! parses the conditions; the [handler](super::handlers) begins with [`Call::target`], which chooses
 //! the upstream's repository and authorizes the caller. A handler never sees a header or a path.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use http::{Method, Request, Response, StatusCode};
 use quick_cache::sync::Cache;
 use tokio::time::{Instant, timeout};
 
-use super::access::Record;
+use super::access::{Options, Record};
 use super::answer;
 use super::body::Body;
 use super::cache_status::{self, Named};
@@ -21,12 +22,16 @@ use super::error::Refusal;
 use super::handlers::Handlers;
 use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
-use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
+use crate::auth::{
+    AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest, User,
+};
+use crate::config::AccessLog;
 use crate::download::Client;
 use crate::health::{Availability, Closed};
 use crate::metrics::{Addressed, Answer, Kind, Metrics, Outcome, RefusedCaller};
 use crate::mirror::{Exchange, Mirror, ReadMode};
 use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
+use crate::telemetry::{Context, RequestIds, Span, TraceParent, Tracer, X_REQUEST_ID};
 
 /// Different `Accept` lines whose meaning is kept; each kind of client has its own.
 const MAX_ACCEPTS: usize = 256;
@@ -45,8 +50,10 @@ pub struct ServerSettings {
     pub origin: Option<String>,
     /// Sent with every answer.
     pub headers: HeaderMap,
-    /// Whether each request is logged.
-    pub access_log: bool,
+    /// Which requests are logged, if any.
+    pub access_log: Option<AccessLog>,
+    /// Which requests are traced, if any.
+    pub tracer: Option<Arc<Tracer>>,
 }
 
 impl ServerSettings {
@@ -68,6 +75,21 @@ pub struct Gate {
     pub availability: Availability,
 }
 
+/// Where it is noted what becomes known of a request while it is answered.
+struct Noted<'a> {
+    addressed: &'a Addressed,
+    /// None for a request that is neither logged nor counted.
+    record: Option<&'a mut Record>,
+}
+
+impl Noted<'_> {
+    fn comes_from(&mut self, address: Option<IpAddr>, user: Option<&Arc<User>>) {
+        if let Some(record) = &mut self.record {
+            record.comes_from(address, user);
+        }
+    }
+}
+
 /// The registry API over one mirror.
 #[derive(Debug)]
 pub struct Service {
@@ -76,6 +98,7 @@ pub struct Service {
     availability: Availability,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
+    ids: RequestIds,
     /// What `Accept` lines mean, which is asked for with every tag.
     accepts: Cache<Box<[u8]>, Accept>,
 }
@@ -83,12 +106,7 @@ pub struct Service {
 impl Handler for Service {
     async fn handle(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let mut record = Record::new(
-            Arc::clone(&self.metrics),
-            &head,
-            Arc::clone(&peer.name),
-            self.settings.access_log,
-        );
+        let mut record = self.record(&head, &peer);
         let addressed = Addressed::default();
         let route = self.route(&head);
         let kind = route
@@ -96,7 +114,15 @@ impl Handler for Service {
             .map_or(Kind::Other, |route| kind(&route.action));
         let answered = match &route {
             Ok(route) => match self.closed(&route.action) {
-                None => self.run(route, &head, body, &peer, &addressed).await,
+                None => {
+                    let context = record.context().clone();
+                    let noted = Noted {
+                        addressed: &addressed,
+                        record: Some(&mut record),
+                    };
+                    let run = self.run(route, &head, body, &peer, noted);
+                    context.scope(run).await
+                }
                 Some(closed) => Err(Refusal::closed(closed)),
             },
             Err(error) => Err(Refusal::of(error)),
@@ -114,6 +140,8 @@ impl Handler for Service {
             let configured = self.settings.headers.clone();
             response.headers_mut().extend(configured);
         }
+        let id = record.context().id().header();
+        response.headers_mut().insert(X_REQUEST_ID, id);
         let expects_body = head.method != Method::HEAD;
         let upstream = addressed.get();
         let answer = Answer {
@@ -128,6 +156,25 @@ impl Handler for Service {
 }
 
 impl Service {
+    /// Begins the record of a request, and decides whether it is traced.
+    fn record(&self, head: &Parts, peer: &Peer) -> Record {
+        let id = self.ids.of(&head.headers);
+        let (mut span, mut caller) = (None, None);
+        if let Some(tracer) = &self.settings.tracer {
+            caller = TraceParent::of(&head.headers);
+            span = Span::of_request(tracer, caller);
+        }
+        let options = Options {
+            metrics: Arc::clone(&self.metrics),
+            context: Context::traced(id, span.as_ref(), caller),
+            log: self.settings.access_log,
+            span,
+            peer: Arc::clone(&peer.name),
+            address: peer.address,
+        };
+        Record::new(options, head)
+    }
+
     pub fn new(
         mirror: Arc<Mirror>,
         gate: Gate,
@@ -140,6 +187,7 @@ impl Service {
             availability: gate.availability,
             metrics,
             settings,
+            ids: RequestIds::default(),
             accepts: Cache::new(MAX_ACCEPTS),
         }
     }
@@ -184,15 +232,12 @@ impl Service {
         let Ok(route) = self.route(&head) else {
             return false;
         };
-        self.run(
-            &route,
-            &head,
-            RequestBody::Empty,
-            &peer,
-            &Addressed::default(),
-        )
-        .await
-        .is_ok()
+        let noted = Noted {
+            addressed: &Addressed::default(),
+            record: None,
+        };
+        let answered = self.run(&route, &head, RequestBody::Empty, &peer, noted);
+        answered.await.is_ok()
     }
 
     async fn run(
@@ -201,14 +246,11 @@ impl Service {
         head: &Parts,
         body: RequestBody,
         peer: &Peer,
-        addressed: &Addressed,
+        noted: Noted<'_>,
     ) -> Result<Answered, Refusal> {
         let started = self.handlers.access().hides().then(Instant::now);
         let presented = presented(head, peer);
-        match self
-            .answer(route, head, body, (&presented, addressed))
-            .await
-        {
+        match self.answer(route, head, body, &presented, noted).await {
             Ok(answered) => Ok(answered),
             Err(error) => {
                 if let Some(started) = started {
@@ -224,18 +266,27 @@ impl Service {
         route: &Route,
         head: &Parts,
         body: RequestBody,
-        (presented, addressed): (&Presented<'_>, &Addressed),
+        presented: &Presented<'_>,
+        mut noted: Noted<'_>,
     ) -> Result<Answered, CallError> {
         let action = &route.action;
         if let Action::Token { upstream, is_form } = action {
             let upstream = upstream.as_deref();
+            noted.comes_from(self.authenticator.address(presented)?, None);
             return Box::pin(self.token(upstream, *is_form, head, body, presented)).await;
         }
-        let caller = self.authenticator.identify(presented).await?;
+        let caller = self.authenticator.identify(presented).await;
+        // Who fails to say who it is has an address all the same.
+        let caller = caller.inspect_err(|_refused| {
+            if let Ok(address) = self.authenticator.address(presented) {
+                noted.comes_from(address, None);
+            }
+        })?;
+        noted.comes_from(caller.address, caller.user.as_ref());
         if *action == Action::Base && self.authenticator.wants_token(presented, &caller) {
             return Err(AuthError::Needed.into());
         }
-        let call = self.call(route, head, (caller, addressed));
+        let call = self.call(route, head, (caller, noted.addressed));
         self.handlers.dispatch(action, &call, body).await
     }
 

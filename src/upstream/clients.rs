@@ -14,7 +14,7 @@ use super::reply::shared;
 use crate::config::{self, ForwardProxy, TlsVersion};
 use crate::metrics::UpstreamMetrics;
 
-const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
 /// Connections to one host that are kept open while idle.
 const MAX_IDLE: usize = 32;
 

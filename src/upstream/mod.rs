@@ -29,6 +29,8 @@ mod body;
 mod callers;
 mod challenge;
 mod clients;
+#[cfg(feature = "otel")]
+mod collector;
 mod connect_time;
 mod content_range;
 mod credential_error;
@@ -77,6 +79,8 @@ pub use body::BlobChunks;
 pub use callers::CallerId;
 use callers::Callers;
 pub use clients::TlsFiles;
+#[cfg(feature = "otel")]
+pub use collector::{Collector, CollectorError};
 pub use credential_error::CredentialError;
 use credentials::Auth;
 pub use docker_config::DockerConfigError;

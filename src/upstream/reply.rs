@@ -13,6 +13,7 @@ use super::content_range::ContentRange;
 use super::error::{Failure, Source, UpstreamError, Violation};
 use super::gate::Permit;
 use crate::metrics::{Counter, Kind, UpstreamMetrics};
+use crate::telemetry::Span;
 
 /// An answer whose body hasn't been read.
 pub(super) struct UpstreamResponse {
@@ -28,6 +29,8 @@ pub(super) struct UpstreamResponse {
     pub response: Response,
     /// A metadata request counts until its body has been read.
     pub permit: Option<Permit>,
+    /// Those of the body and of the whole exchange, which end with this.
+    pub _spans: Option<(Span, Span)>,
 }
 
 impl UpstreamResponse {

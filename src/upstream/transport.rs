@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::config::{self, ForwardProxy, Timeouts};
 use crate::error_chain::on_one_line;
 use crate::metrics::{Ending, Kind, UpstreamMetrics};
+use crate::telemetry::{self, Span, SpanKind, Waiting};
 
 /// A request to be made. No `Debug`: the query of a page's link may be a secret.
 pub(super) struct UpstreamRequest {
@@ -155,6 +156,7 @@ impl Transport {
         ask: &UpstreamRequest,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, UpstreamError> {
+        let _waiting = Waiting::begin();
         let mut attempt = 1;
         loop {
             let error = match self.follow(ask, authorization).await {
@@ -219,6 +221,12 @@ impl Transport {
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
+        let mut span = self.span(ask, url);
+        // Not for hosts that the upstream leads to.
+        if own {
+            telemetry::insert_into(&mut headers, span.as_ref());
+        }
+        let head = span.as_ref().map(|span| span.phase("response head"));
         let mut request = client
             .request(ask.method.clone(), url.clone())
             .headers(headers);
@@ -243,6 +251,13 @@ impl Transport {
         };
         self.report(ask, url, ending, started.elapsed());
         let result = result.map_err(|error| self.failed(error));
+        drop(head);
+        if let Some(span) = &mut span {
+            match &result {
+                Ok(response) => span.set("http.response.status_code", response.status().as_u16()),
+                Err(error) => span.fail(&on_one_line(error)),
+            }
+        }
         result.map(|response| UpstreamResponse {
             metrics: Arc::clone(&self.metrics),
             started: Some(started),
@@ -252,7 +267,17 @@ impl Transport {
             received: self.metrics.received(ask.kind),
             response,
             permit,
+            _spans: span.map(|span| (span.phase("response body"), span)),
         })
+    }
+
+    /// The span of a request and its response.
+    fn span(&self, ask: &UpstreamRequest, url: &Url) -> Option<Span> {
+        let mut span = telemetry::span("upstream request", SpanKind::Client)?;
+        span.set("http.request.method", ask.method.as_str());
+        span.set("url.full", ShownUrl::from(url).to_string());
+        span.set("millpond.upstream", self.config.name.as_str());
+        Some(span)
     }
 
     fn report(&self, ask: &UpstreamRequest, url: &Url, ending: Ending, elapsed: Duration) {

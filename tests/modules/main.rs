@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 25] = [
     "oci",
     "error_chain",
     "clock",
@@ -29,6 +29,8 @@ const ORDER: [&str; 23] = [
     "workers",
     "metrics",
     "line_writer",
+    "log_levels",
+    "telemetry",
     "systemd",
     "config",
     "tls",

@@ -51,6 +51,24 @@ loglevel: loud
 => 2: `loglevel` is "loud"; write error, warn, info, debug or trace
 log: {formatter: xml}
 => 2: `log.formatter` is "xml"; write text or json
+log: {levels: {upstreams: debug}}
+=> 2: `log.levels.upstreams` names no module; write a module of ARCHITECTURE.md such as upstream, accesslog for the log of requests, or one of the libraries h2, hyper, hyper_util, reqwest, rustls and tokio
+log: {levels: {upstream: loud}}
+=> 2: `log.levels.upstream` is "loud"; write error, warn, info, debug or trace
+log: {accesslog: {sample: 0}}
+=> 2: `log.accesslog.sample` is "0"; write a whole number from 1 to 1000000
+log: {accesslog: {slow: 5}}
+=> 2: `log.accesslog.slow` is "5"; it needs a unit, such as 60s, 10m or 168h
+tracing: {endpoint: 'collector:4318'}
+=> 2: `tracing.endpoint` isn't the URL of a collector; write an http:// or https:// URL such as http://collector:4318
+tracing: {endpoint: 'http://u:p@a'}
+=> 2: `tracing.endpoint` isn't the URL of a collector; write an http:// or https:// URL such as http://collector:4318
+tracing: {headers: {'a b': c}}
+=> 2: `tracing.headers.a b` can't be sent as an HTTP header
+tracing: {sample: 1.5}
+=> 2: `tracing.sample` is "1.5"; write a number from 0 to 1 such as 0.01
+tracing: {timeout: 0}
+=> 2: `tracing.timeout` is 0; write how long a request may take, such as 10s
 log: {accesslog: {disabled: maybe}}
 => 2: `log.accesslog.disabled` is "maybe"; write true or false
 storage:

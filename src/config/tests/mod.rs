@@ -93,7 +93,7 @@ fn defaults_without_a_file() {
     } = load(None, environment(&[])).unwrap();
     assert_eq!(warnings, Vec::<String>::new());
     assert_eq!(config.log.level, Level::INFO);
-    assert!(config.log.access && config.http.http2 && !config.http.relative_urls);
+    assert!(config.log.access.is_some() && config.http.http2 && !config.http.relative_urls);
     assert_eq!(config.http.listen, Listen::Tcp(":5000".to_owned()));
     assert_eq!(config.http.debug, None);
     let root = PathBuf::from("./millpond-data");
