@@ -177,10 +177,8 @@ async fn unfinished_responses_are_cut_after_the_drain_time() {
     assert!(stuck.chunk().await.unwrap().is_some());
     let Mirror { app, store, .. } = m;
     let started = tokio::time::Instant::now();
-    let (clean, (_, broken)) = Box::pin(passing(async {
-        tokio::join!(app.stop(), to_end(&mut stuck))
-    }))
-    .await;
+    let (clean, (_, broken)) =
+        passing(async { tokio::join!(app.stop(), to_end(&mut stuck)) }).await;
     assert!(!clean && broken);
     let waited = started.elapsed().as_secs();
     assert!((30..32).contains(&waited), "{waited}");
