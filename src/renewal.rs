@@ -90,8 +90,11 @@ pub trait Renewable: Debug + Send + Sync + 'static {
 /// What is renewed at present. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Renewals {
-    items: Arc<Mutex<Arc<[Arc<dyn Renewable>]>>>,
+    items: Arc<Mutex<Items>>,
 }
+
+/// Replaced as a whole, so that files are read without the lock.
+type Items = Arc<[Arc<dyn Renewable>]>;
 
 impl Renewals {
     /// Replaces what is renewed.

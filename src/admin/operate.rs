@@ -161,22 +161,27 @@ pub enum OperateError {
     NotReloaded(#[from] NotReloaded),
 }
 
+impl Operation {
+    fn needs_index(&self) -> bool {
+        match self {
+            Self::Images(_) | Self::Entries(_) | Self::Scrub(_) | Self::Purge { .. } => true,
+            Self::Leftovers
+            | Self::DenyAdd { .. }
+            | Self::DenyRemove { .. }
+            | Self::DenyList
+            | Self::LogLevelSet { .. }
+            | Self::LogLevelReset
+            | Self::LogLevels
+            | Self::Status
+            | Self::Reload => false,
+        }
+    }
+}
+
 impl Operator {
     /// Carries out an operation. Returns its result as JSON.
     pub async fn run(&self, operation: Operation) -> Result<Vec<u8>, OperateError> {
-        // The others need the index.
-        if !matches!(
-            operation,
-            Operation::Leftovers
-                | Operation::DenyAdd { .. }
-                | Operation::DenyRemove { .. }
-                | Operation::DenyList
-                | Operation::LogLevelSet { .. }
-                | Operation::LogLevelReset
-                | Operation::LogLevels
-                | Operation::Status
-                | Operation::Reload
-        ) {
+        if operation.needs_index() {
             self.cache.ready().await?;
         }
         let json = match operation {
