@@ -87,7 +87,8 @@ pub struct App {
     tls: Vec<Arc<ServerTls>>,
     debug_address: Option<Address>,
     drain_timeout: Mutex<Duration>,
-    running: tokio::sync::Mutex<Running>,
+    /// Boxed, so that futures that own the mirror stay small.
+    running: Box<tokio::sync::Mutex<Running>>,
     current: Arc<Current>,
     shared: Shared,
 }
@@ -184,7 +185,7 @@ impl App {
             tls: tls.iter().cloned().collect(),
             debug_address,
             drain_timeout: Mutex::new(config.http.drain_timeout),
-            running: tokio::sync::Mutex::new(running),
+            running: Box::new(tokio::sync::Mutex::new(running)),
             current,
             shared,
         })

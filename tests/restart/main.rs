@@ -18,13 +18,14 @@ mod server;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use millpond::oci::Digest;
 use rustix::process::Signal;
 use testkit::{Image, Options, noise};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use client::{Client, Wanted};
 use server::Server;
@@ -89,12 +90,12 @@ async fn stops_starts_and_reloads_under_load_lose_no_request() {
     }
     assert!(longest < CYCLE, "{longest:?}");
     done.store(true, Ordering::Relaxed);
-    let served = clients.join_all().await;
+    let requests = clients.join_all().await;
     eprintln!(
-        "{} stops and reloads, {served:?} requests, none lost; the longest pause took {longest:?}",
+        "{} stops and reloads, {requests:?} requests, none lost; the longest pause took {longest:?}",
         restarts()
     );
-    assert!(served.iter().all(|served| *served > 0));
+    assert!(requests.iter().all(|count| *count > 0));
     server.stop();
 }
 
@@ -131,9 +132,12 @@ async fn over_http2(
     let mut served = 0;
     while !done.load(Ordering::Relaxed) {
         let url = format!("http://{address}/v2/app/manifests/1");
-        let response = client.get(url).send().await.unwrap();
+        let mut response = client.get(url).send().await.unwrap();
         assert_eq!(response.status(), 200);
-        let body = response.bytes().await.unwrap();
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.unwrap() {
+            body.extend_from_slice(&chunk);
+        }
         assert_eq!(body, manifest);
         served += 1;
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -175,12 +179,12 @@ async fn the_next_process_resumes_an_unfinished_download() {
 async fn the_service_manager_is_told() {
     let upstream = Upstream::start().await;
     let mut server = Server::new(&upstream);
-    let heard = server.listen_for_notifications();
+    let manager = server.listen_for_notifications();
     server.start();
     let hears = |text: &str| {
         let mut others = Vec::new();
         loop {
-            let said = server::heard(&heard);
+            let said = server::heard(&manager);
             if said.starts_with(text) {
                 return others;
             }
