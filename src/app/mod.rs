@@ -100,7 +100,8 @@ pub struct App {
     debug_address: Option<Address>,
     /// What a stop may take.
     stop_times: Mutex<StopTimes>,
-    running: tokio::sync::Mutex<Running>,
+    /// Boxed, so that futures that own the mirror stay small.
+    running: Box<tokio::sync::Mutex<Running>>,
     current: Arc<Current>,
     shared: Shared,
 }
@@ -240,7 +241,7 @@ impl App {
             tls: tls.iter().cloned().collect(),
             debug_address,
             stop_times: Mutex::new(StopTimes::of(config)),
-            running: tokio::sync::Mutex::new(running),
+            running: Box::new(tokio::sync::Mutex::new(running)),
             current,
             shared,
         })

@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use testkit::time::advance;
+use testkit::time::{advance, passing};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{Mirror, Registry, Reply, Setup, eventually, put_blob, read, settle};

@@ -128,13 +128,16 @@ impl Server {
         self.end().await
     }
 
+    /// Waits in real time: a process takes some to end.
     async fn end(&mut self) -> ExitStatus {
         let mut status = None;
-        eventually("it ends", || {
+        for _ in 0..6000 {
             status = self.child.try_wait().unwrap();
-            status.is_some()
-        })
-        .await;
+            if status.is_some() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
         status.unwrap()
     }
 }
