@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::reload::{NotReloaded, Reloads};
+use super::reload::{NotReloaded, ReloadReport, Reloads};
 use crate::access::{Denials, DeniedEntry, DenyError};
 use crate::cache::{
     Cache, EntryView, ImageView, LinkKind, NotReady, ScrubSettings, Selection, SelectionError,
@@ -56,7 +56,7 @@ pub enum Operation {
     LogLevelReset,
     /// The levels in force.
     LogLevels,
-    /// Reads the configuration again: a [`ReloadReport`](super::reload::ReloadReport).
+    /// Reads the configuration again: a [`ReloadReport`].
     Reload,
     /// The server's own [`Status`].
     Status,
@@ -223,10 +223,7 @@ impl Operator {
             Operation::LogLevelReset => serde_json::to_vec(&self.reset_levels()?),
             Operation::LogLevels => serde_json::to_vec(&self.levels()?.list()),
             Operation::Status => serde_json::to_vec(&self.status().await),
-            Operation::Reload => {
-                let reloads = self.reloads.as_ref().ok_or(NotReloaded)?;
-                serde_json::to_vec(&reloads.request().await?)
-            }
+            Operation::Reload => serde_json::to_vec(&self.reload().await?),
         };
         Ok(json?)
     }
@@ -269,6 +266,11 @@ impl Operator {
 
     fn levels(&self) -> Result<&LogLevels, OperateError> {
         self.levels.as_deref().ok_or(OperateError::NoServer)
+    }
+
+    async fn reload(&self) -> Result<ReloadReport, NotReloaded> {
+        let reloads = self.reloads.as_ref().ok_or(NotReloaded)?;
+        reloads.request().await
     }
 
     async fn status(&self) -> Status {

@@ -17,7 +17,7 @@ REGISTRY_LOG_ACCESSLOG_SAMPLE=100 =>     sample: 100
 REGISTRY_LOG_ACCESSLOG_SLOW=1s =>     slow: 1s
 REGISTRY_TRACING_ENDPOINT=http://a:4318 =>   endpoint: http://a:4318/v1/traces
 REGISTRY_TRACING_ENDPOINT=https://a/b?c =>   endpoint: https://a/b?c
-REGISTRY_TRACING_HEADERS_X_KEY=secret =>     x-key: <hidden>
+REGISTRY_TRACING_HEADERS_X_TEAM=secret =>     x-team: <hidden>
 REGISTRY_TRACING_SAMPLE=1 =>   sample: 1.0
 REGISTRY_TRACING_TIMEOUT=1s =>   timeout: 1s
 REGISTRY_LOG_AUDIT_FILE=/a/b =>     file: /a/b
