@@ -90,21 +90,12 @@ async fn stops_starts_and_reloads_under_load_lose_no_request() {
     }
     assert!(longest < CYCLE, "{longest:?}");
     done.store(true, Ordering::Relaxed);
-<<<<<<< HEAD
-    let counts = clients.join_all().await;
-    eprintln!(
-        "{} stops and reloads, {counts:?} requests, none lost; the longest pause took {longest:?}",
-        restarts()
-    );
-    assert!(counts.iter().all(|served| *served > 0));
-=======
     let requests = clients.join_all().await;
     eprintln!(
         "{} stops and reloads, {requests:?} requests, none lost; the longest pause took {longest:?}",
         restarts()
     );
     assert!(requests.iter().all(|count| *count > 0));
->>>>>>> i-life
     server.stop();
 }
 
@@ -146,10 +137,6 @@ async fn over_http2(
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.unwrap() {
             body.extend_from_slice(&chunk);
-<<<<<<< HEAD
-            assert!(body.len() <= manifest.len());
-=======
->>>>>>> i-life
         }
         assert_eq!(body, manifest);
         served += 1;
@@ -192,20 +179,12 @@ async fn the_next_process_resumes_an_unfinished_download() {
 async fn the_service_manager_is_told() {
     let upstream = Upstream::start().await;
     let mut server = Server::new(&upstream);
-<<<<<<< HEAD
-    let notifications = server.listen_for_notifications();
-=======
     let manager = server.listen_for_notifications();
->>>>>>> i-life
     server.start();
     let hears = |text: &str| {
         let mut others = Vec::new();
         loop {
-<<<<<<< HEAD
-            let said = server::heard(&notifications);
-=======
             let said = server::heard(&manager);
->>>>>>> i-life
             if said.starts_with(text) {
                 return others;
             }
