@@ -385,6 +385,22 @@ mod tests {
         assert_eq!(modules, MODULES);
     }
 
+    #[test]
+    fn another_configuration_leaves_what_an_operator_has_changed() {
+        let levels = levels(&[("upstream", Level::DEBUG)]);
+        let (cache, upstream): (Module, Module) =
+            ("cache".parse().unwrap(), "upstream".parse().unwrap());
+        levels.set(Some(cache.clone()), Level::TRACE, None);
+        levels.configure(Level::WARN, [(cache, Level::ERROR)].into());
+        assert_eq!(levels.level_of("millpond::upstream"), Level::WARN);
+        assert_eq!(levels.level_of("millpond::cache"), Level::TRACE);
+        assert_eq!(levels.reset(), 1);
+        assert_eq!(levels.level_of("millpond::cache"), Level::ERROR);
+        levels.configure(Level::INFO, [(upstream, Level::DEBUG)].into());
+        assert_eq!(levels.level_of("millpond::cache"), Level::INFO);
+        assert_eq!(levels.level_of("millpond::upstream"), Level::DEBUG);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_change_ends_after_its_time_and_with_a_reset() {
         let levels = Arc::new(levels(&[]));

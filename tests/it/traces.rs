@@ -12,7 +12,8 @@ use prost::Message as _;
 use tokio_util::task::TaskTracker;
 
 use crate::harness::{
-    ALWAYS, Mirror, Registry, Reply, Setup, advance, blob_path, eventually, put_blob, put_image,
+    ALWAYS, Mirror, Registry, Reply, Setup, advance, blob_path, eventually, passing, put_blob,
+    put_image,
 };
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -193,7 +194,7 @@ async fn failures_are_marked() {
     let path = blob_path("app", b"x");
     let headers = [("traceparent", &*parent("01"))];
     let line = format!("GET {path}");
-    let answer = crate::harness::passing(t.m.ask(&line, &headers)).await;
+    let answer = passing(t.m.ask(&line, &headers)).await;
     assert_eq!(answer.status, 500);
     t.m.idle().await;
     let spans = t.spans(5).await;
@@ -218,7 +219,8 @@ async fn a_request_that_is_not_sampled_has_no_spans() {
         Some(&*parent("00"))
     );
     t.m.idle().await;
-    assert!(t.m.app.stop().await);
+    // Connections end a second after that.
+    assert!(passing(t.m.app.stop()).await);
     assert_eq!(t.collector.count(""), 0);
 }
 
@@ -266,7 +268,7 @@ async fn what_is_queued_is_exported_at_the_stop() {
         .await;
     let Traced { m, collector, up } = t;
     let metrics = std::sync::Arc::clone(m.app.metrics());
-    assert!(m.app.stop().await);
+    assert!(passing(m.app.stop()).await);
     assert_eq!(
         collector.seen("POST /v1/traces")[0].header("x-key"),
         Some("secret")
@@ -304,5 +306,5 @@ async fn a_collector_that_stalls_holds_up_nothing() {
     t.reaches("millpond_trace_spans_dropped_total", 10).await;
     // A stop waits for a bounded time.
     t.m.get("/v2/").await;
-    assert!(crate::harness::passing(t.m.app.stop()).await);
+    assert!(passing(t.m.app.stop()).await);
 }
