@@ -264,7 +264,7 @@ async fn a_bad_traceparent_begins_a_new_trace() {
 async fn what_is_queued_is_exported_at_the_stop() {
     let t = traced(", sample: 1, headers: {x-key: secret}").await;
     t.m.get("/v2/").await;
-    t.m.counted("millpond_requests_total{kind=\"base\",result=\"hit\"}", 1)
+    t.m.counted("millpond_requests_total{route=\"base\",result=\"hit\"}", 1)
         .await;
     let Traced { m, collector, up } = t;
     let metrics = std::sync::Arc::clone(m.app.metrics());
