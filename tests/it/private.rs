@@ -541,7 +541,8 @@ async fn observe(
 ) -> Observed {
     up.take();
     let answer = ask(m, login, &request.0, request.1).await;
-    let headers = answer.headers.iter().filter(|(name, _)| *name != "date");
+    let headers = answer.headers.iter();
+    let headers = headers.filter(|(name, _)| *name != "date" && *name != "x-request-id");
     let headers = headers.map(|(name, value)| {
         let value = value
             .to_str()

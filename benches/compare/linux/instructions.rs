@@ -101,7 +101,7 @@ fn extras(collector: &Collector) -> Vec<Extra> {
             &[access_log[0], access_log[1], sampled],
         ),
         extra(
-            "traces at 1 %",
+            "traces of 1 in 100",
             &[
                 ("REGISTRY_TRACING_ENDPOINT", &endpoint),
                 ("REGISTRY_TRACING_SAMPLE", "0.01"),
