@@ -36,7 +36,7 @@ pub enum Operation {
     /// [`Entry`]s of that.
     Purge { reference: String, dry_run: bool },
     /// Denies a digest, a `repository` or a `repository:tag` (patterns) from now on: the
-    /// [`DeniedEntry`](crate::access::DeniedEntry).
+    /// [`DeniedEntry`].
     DenyAdd {
         reference: String,
         reason: Option<String>,
@@ -46,7 +46,7 @@ pub enum Operation {
     /// The entries of the deny list.
     DenyList,
     /// Sets the level of a module, or of all without one of their own, for some seconds or until the
-    /// server ends: the [`LevelInForce`](crate::log_levels::LevelInForce)s.
+    /// server ends: the [`LevelInForce`]s.
     LogLevelSet {
         module: Option<Module>,
         level: String,

@@ -1,7 +1,7 @@
 //! `millpond doctor`: checks what a client (`--mirror`) or an operator would check, and says how to fix
 //! what it finds.
 //!
-//! A check writes [`Findings`](finding::Findings) about one subject. All run at the same time; their
+//! A check writes [`Findings`] about one subject. All run at the same time; their
 //! lines are printed in a fixed order, each as soon as those before it are. No check changes anything,
 //! and none outlives the deadline.
 //!
