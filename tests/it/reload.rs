@@ -196,7 +196,7 @@ async fn upstreams_come_and_go() {
     m.serves(path, &image.manifest).await;
 
     // Its last download goes on; the name isn't the default upstream's meanwhile.
-    let (blob, _) = put_blob(&other, 4, 1_000_000);
+    let (blob, _) = put_blob(&other, 4, 3_000_000);
     let blob_path = format!(
         "/v2/other.example/app/blobs/{}",
         crate::harness::digest(&blob)
