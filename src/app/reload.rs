@@ -101,18 +101,7 @@ impl Shared {
         let mirror = self.mirror(&config.proxy, upstreams, downloader.clone());
         let authenticator = Arc::new(self.authenticator(config, &mirror).await?);
         self.renew(&clients, &authenticator);
-        let gate = Gate {
-            authenticator: Arc::clone(&authenticator),
-            access: access.clone(),
-            availability: self.availability.clone(),
-        };
-        let metrics = Arc::clone(&self.metrics);
-        let service = Service::new(
-            Arc::clone(&mirror),
-            gate,
-            metrics,
-            server_settings(config, &self.traces),
-        );
+        let service = self.service(config, &mirror, &authenticator, &access);
         Ok(Running {
             current: Arc::new(Current::new(service)),
             admission: Admission::new(descriptors::connection_limits(config)),
@@ -126,6 +115,28 @@ impl Shared {
             files,
             scrub,
         })
+    }
+
+    /// The registry API over these parts.
+    fn service(
+        &self,
+        config: &Config,
+        mirror: &Arc<Mirror>,
+        authenticator: &Arc<Authenticator>,
+        access: &Access,
+    ) -> Service {
+        let gate = Gate {
+            authenticator: Arc::clone(authenticator),
+            access: access.clone(),
+            availability: self.availability.clone(),
+        };
+        let settings = server_settings(config, &self.traces);
+        Service::new(
+            Arc::clone(mirror),
+            gate,
+            Arc::clone(&self.metrics),
+            settings,
+        )
     }
 
     /// Reads the files of these again when they change, and no others'.
@@ -252,18 +263,7 @@ impl Running {
         } else {
             Arc::new(shared.authenticator(&config, &mirror).await?)
         };
-        let gate = Gate {
-            authenticator: Arc::clone(&authenticator),
-            access: access.clone(),
-            availability: shared.availability.clone(),
-        };
-        let metrics = Arc::clone(&shared.metrics);
-        let service = Service::new(
-            Arc::clone(&mirror),
-            gate,
-            metrics,
-            server_settings(&config, &shared.traces),
-        );
+        let service = shared.service(&config, &mirror, &authenticator, &access);
         if let Some(files) = self.files.as_ref().filter(|_| origins != self.origins) {
             // Removed ones stay in the list: their last downloads are still theirs.
             files.set_upstreams(origins.clone()).await?;
