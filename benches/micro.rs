@@ -12,6 +12,7 @@ use http::header::{ACCEPT, HeaderMap, HeaderValue};
 use http::{Method, Uri};
 use millpond::cache::{Cache, CacheSettings, TtlPolicy};
 use millpond::clock::Clock;
+use millpond::metrics::{Answer, Ending, Format, Kind, Metrics, Outcome};
 use millpond::oci::{Accept, Algorithm, Digest, RangeSet, RepoName, Requested, Route};
 use millpond::storage::{LinkKind, MemoryStore};
 use millpond::tasks::Tasks;
@@ -63,6 +64,59 @@ fn range(bencher: Bencher<'_, '_>, ranges: u64) {
 fn accept(bencher: Bencher<'_, '_>) {
     let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(TYPES))]);
     bencher.bench(|| Accept::from_headers(black_box(&headers)));
+}
+
+// --- Metrics --------------------------------------------------------------------------------------
+
+/// What a scrape renders when 50 upstreams have answered all kinds of requests.
+#[divan::bench(args = ["text", "openmetrics"])]
+fn metrics_of_50_upstreams(bencher: Bencher<'_, '_>, format: &str) {
+    let metrics = Metrics::new();
+    for n in 0..50 {
+        let upstream = metrics.upstream(&format!("registry-{n}.example"));
+        for route in [Kind::Manifest, Kind::Blob, Kind::Tags, Kind::Referrers] {
+            for result in [Outcome::Hit, Outcome::Miss, Outcome::Joined, Outcome::Error] {
+                let answer = Answer {
+                    upstream: upstream.id(),
+                    route,
+                    result,
+                };
+                metrics.client_sent(answer, 1000);
+                for status in [200, 206, 304, 404, 502] {
+                    let time = Duration::from_millis(3);
+                    metrics.served(answer, status, (time, time));
+                }
+            }
+            for status in [200, 206, 401, 404, 429, 503] {
+                upstream.request(route, "GET", Ending::Status(status));
+            }
+            upstream.received(route).inc_by(1000);
+        }
+        for error in ["timeout", "not_found", "unavailable", "rate_limited"] {
+            upstream.failed(error);
+        }
+    }
+    let format = match format {
+        "text" => Format::Text,
+        _ => Format::OpenMetrics,
+    };
+    bencher.bench(|| metrics.render_as(format));
+}
+
+/// What a warm request counts.
+#[divan::bench]
+fn count_a_request(bencher: Bencher<'_, '_>) {
+    let metrics = Metrics::new();
+    let answer = Answer {
+        upstream: metrics.upstream("docker.io").id(),
+        route: Kind::Blob,
+        result: Outcome::Hit,
+    };
+    let time = Duration::from_micros(40);
+    bencher.bench(|| {
+        metrics.client_sent(black_box(answer), 1000);
+        metrics.served(black_box(answer), 200, (time, time));
+    });
 }
 
 // --- Content --------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@
 //!    Nothing else deletes; [`mirror`] has it remove tags that the upstream no longer has.
 //!
 //! [`config`] says what to mirror, [`app`] wires the modules and owns every task, [`admin`] shows
-//! [`metrics`] and health, [`clock`] is the only source of time, and [`cli`] is the program.
+//! [`metrics`] and [`health`], [`telemetry`] carries the id and the trace of a request through all that it
+//! causes, [`log_levels`] says what is logged, [`clock`] is the only source of time, and [`cli`] is the program.
 //!
 //! The modules build on each other in one direction only; `ARCHITECTURE.md` has the map, and
 //! `tests/modules/` holds the code to it.
@@ -43,13 +44,18 @@ pub mod clock;
 pub mod config;
 pub mod download;
 pub mod error_chain;
+pub mod health;
 pub mod line_writer;
+pub mod log_levels;
 pub mod metrics;
 pub mod mirror;
 pub mod oci;
+pub mod renewal;
 pub mod server;
 pub mod storage;
+pub mod systemd;
 pub mod tasks;
+pub mod telemetry;
 pub mod tls;
 pub mod upstream;
 pub mod workers;

@@ -1,5 +1,5 @@
-//! The audit log: a JSON object on each line for each refusal, push, deletion and change of the deny
-//! list. Nothing is lost silently: lines that the disk didn't take are counted, reported in the log,
+//! The audit log: a JSON object on each line for each refusal, failed authentication, push, deletion and
+//! change of the deny list. Nothing is lost silently: lines that the disk didn't take are counted, reported in the log,
 //! and named by a line of the audit log once it can be written again.
 
 use std::io;
@@ -11,11 +11,12 @@ use serde::Serialize;
 
 use super::audit_file::AuditFile;
 use super::{Denied, Resource};
-use crate::auth::Caller;
+use crate::auth::{AuthFailure, AuthFailureLog, Caller};
 use crate::clock::Clock;
 use crate::config::{self, PERMISSIONS, Permission};
 use crate::line_writer::LineWriter;
 use crate::metrics::Metrics;
+use crate::telemetry;
 
 /// How long the exit of the process waits for the last lines.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
@@ -25,6 +26,7 @@ const FLUSH_TIME: Duration = Duration::from_secs(2);
 #[serde(rename_all = "snake_case")]
 pub enum AuditEvent {
     Refused,
+    AuthenticationFailed,
     Pushed,
     Deleted,
     Denied,
@@ -49,13 +51,34 @@ struct Line<'a> {
     rule: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    /// The id of the client's request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<String>,
+}
+
+impl Line<'_> {
+    fn new(time: String, event: AuditEvent) -> Self {
+        Self {
+            time,
+            event,
+            caller: None,
+            action: None,
+            upstream: None,
+            repository: None,
+            reference: None,
+            rule: None,
+            reason: None,
+            request: telemetry::with_current(|request| request.id().as_str().to_owned()),
+        }
+    }
 }
 
 #[derive(Serialize)]
 struct CallerFields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<&'a str>,
-    anonymous: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    anonymous: Option<bool>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     groups: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,7 +90,7 @@ impl<'a> CallerFields<'a> {
         let user = caller.user.as_deref();
         Self {
             user: user.map(|user| user.name.as_str()),
-            anonymous: user.is_none(),
+            anonymous: Some(user.is_none()),
             groups: user.map_or(&[], |user| &user.groups),
             address: caller.address,
         }
@@ -116,6 +139,15 @@ impl Audit {
         );
     }
 
+    /// A caller gets no catalog.
+    pub(super) fn catalog_refused(&self, caller: &Caller) {
+        self.write(|time| Line {
+            caller: Some(CallerFields::new(caller)),
+            action: Some("catalog"),
+            ..Line::new(time, AuditEvent::Refused)
+        });
+    }
+
     /// A caller has written or removed something.
     pub fn done(
         &self,
@@ -136,30 +168,22 @@ impl Audit {
         rule: Option<&str>,
     ) {
         self.write(|time| Line {
-            time,
-            event,
             caller: Some(CallerFields::new(caller)),
             action: Some(name(permission)),
             upstream: Some(resource.upstream),
             repository: Some(resource.repository.as_str()),
             reference: resource.reference.map(ToString::to_string),
             rule,
-            reason: None,
+            ..Line::new(time, event)
         });
     }
 
     /// An operator has changed the deny list.
     pub(super) fn list_changed(&self, event: AuditEvent, entry: &super::DeniedEntry) {
         self.write(|time| Line {
-            time,
-            event,
-            caller: None,
-            action: None,
-            upstream: None,
-            repository: None,
             reference: Some(entry.reference.clone()),
-            rule: None,
             reason: entry.reason.as_deref(),
+            ..Line::new(time, event)
         });
     }
 
@@ -188,6 +212,22 @@ impl Audit {
                 tracing::error!("the last lines of the audit log may be lost");
             }
         }
+    }
+}
+
+impl AuthFailureLog for Audit {
+    fn failed(&self, failure: &AuthFailure<'_>) {
+        let caller = CallerFields {
+            user: failure.user,
+            anonymous: None,
+            groups: &[],
+            address: failure.address,
+        };
+        self.write(|time| Line {
+            caller: Some(caller),
+            reason: Some(failure.reason),
+            ..Line::new(time, AuditEvent::AuthenticationFailed)
+        });
     }
 }
 

@@ -70,6 +70,24 @@ impl Entries {
         }
     }
 
+    /// Adds the entries of the configuration.
+    fn configure(&mut self, config: &DenyConfig) {
+        let configured = |reference: String| DeniedEntry {
+            reference,
+            reason: None,
+            added: None,
+        };
+        for digest in &config.digests {
+            self.insert(What::Digest(*digest), configured(digest.to_string()));
+        }
+        for pattern in &config.images {
+            self.insert(
+                What::Images(pattern.clone()),
+                configured(pattern.to_string()),
+            );
+        }
+    }
+
     fn get(&self, what: &What) -> Option<&Arc<DeniedEntry>> {
         match what {
             What::Digest(digest) => self.digests.get(digest),
@@ -130,26 +148,26 @@ impl DenyList {
                 entries.insert(What::parse(&entry.reference)?, entry);
             }
         }
-        let configured = |reference: String| DeniedEntry {
-            reference,
-            reason: None,
-            added: None,
-        };
-        for digest in &config.digests {
-            entries.insert(What::Digest(*digest), configured(digest.to_string()));
-        }
-        for pattern in &config.images {
-            entries.insert(
-                What::Images(pattern.clone()),
-                configured(pattern.to_string()),
-            );
-        }
+        entries.configure(config);
         Ok(Self {
             generation: AtomicU64::new(u64::from(entries.len() > 0)),
             entries: RwLock::new(entries),
             path,
             changing: Semaphore::new(1),
         })
+    }
+
+    /// Replaces the entries of the configuration. What operators have added stays.
+    pub fn configure(&self, config: &DenyConfig) {
+        let mut entries = self.entries.write();
+        entries.digests.retain(|_, entry| !entry.is_configured());
+        entries.images.retain(|(_, entry)| !entry.is_configured());
+        entries.configure(config);
+        let is_empty = entries.len() == 0;
+        drop(entries);
+        if !is_empty || self.generation.load(Ordering::Acquire) > 0 {
+            self.generation.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// All entries, sorted.

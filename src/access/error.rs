@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::metrics::RefusedCaller;
 use crate::oci::{Classified, ErrorKind};
 use crate::upstream::NOT_FOUND;
 
@@ -30,6 +31,18 @@ impl Denied {
             Self::Anonymous(rule) | Self::Caller(rule) => rule.as_deref(),
             Self::Hidden(rule) => Some(rule),
             Self::Listed(entry) => Some(&entry.reference),
+        }
+    }
+}
+
+impl Denied {
+    /// What the metrics say of it.
+    pub fn counted_as(&self) -> RefusedCaller {
+        match self {
+            Self::Anonymous(_) => RefusedCaller::Needed,
+            Self::Caller(_) => RefusedCaller::Rule,
+            Self::Hidden(_) => RefusedCaller::Hidden,
+            Self::Listed(_) => RefusedCaller::DenyList,
         }
     }
 }

@@ -23,8 +23,10 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::auth::Caller;
-use crate::config::{AccessRule, Effect, Proxy};
+use crate::config::{AccessRule, DenyConfig, Effect, Proxy};
 use crate::oci::{Digest, Reference, RepoName};
 
 pub use crate::config::Permission;
@@ -48,14 +50,14 @@ pub struct Resource<'a> {
     pub reference: Option<&'a Reference>,
 }
 
-/// Decides what callers may do. The default permits everyone to pull and list everything.
-#[derive(Debug)]
+/// Decides what callers may do. Clones share everything. The default permits everyone to pull and list everything.
+#[derive(Debug, Clone)]
 pub struct Access {
-    rules: Rules,
+    rules: Arc<Rules>,
     hides: bool,
     denied: Arc<DenyList>,
     audit: Audit,
-    not_found: NotFoundTimes,
+    not_found: Arc<NotFoundTimes>,
 }
 
 impl Default for Access {
@@ -74,10 +76,10 @@ impl Access {
     fn over(rules: Rules) -> Self {
         Self {
             hides: rules.hides(),
-            rules,
+            rules: Arc::new(rules),
             denied: Arc::default(),
             audit: Audit::default(),
-            not_found: NotFoundTimes::default(),
+            not_found: Arc::default(),
         }
     }
 
@@ -88,6 +90,15 @@ impl Access {
             denied,
             audit,
             ..self
+        }
+    }
+
+    /// Other rules over the same deny list and audit log, and what was learned so far.
+    #[must_use]
+    pub fn with_rules(&self, rules: Vec<AccessRule>, has_users: bool, proxy: &Proxy) -> Self {
+        Self {
+            not_found: Arc::clone(&self.not_found),
+            ..Self::new(rules, has_users, proxy).with(Arc::clone(&self.denied), self.audit.clone())
         }
     }
 
@@ -105,7 +116,7 @@ impl Access {
     }
 
     /// Whether everyone may pull and list everything that isn't on the deny list.
-    pub const fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         self.rules.is_open()
     }
 
@@ -181,6 +192,11 @@ impl Access {
         self.audit.refused(caller, resource, permission, &denied);
     }
 
+    /// Logs that a caller gets no catalog.
+    pub fn log_refused_catalog(&self, caller: &Caller) {
+        self.audit.catalog_refused(caller);
+    }
+
     /// Whether the catalog shows a repository: its tags can be listed, or it can be pulled.
     pub fn shows(&self, caller: &Caller, upstream: &str, repository: &RepoName) -> bool {
         let resource = Resource {
@@ -196,6 +212,7 @@ impl Access {
     /// is.
     pub fn decide_empty_catalog(&self, caller: &Caller) -> Result<(), Denied> {
         if self.rules.has_users() && caller.is_anonymous() {
+            self.log_refused_catalog(caller);
             return Err(Denied::Anonymous(None));
         }
         Ok(())
@@ -212,14 +229,15 @@ impl Access {
         self.hides
     }
 
-    /// Remembers how long it took to learn that an upstream has no such thing.
+    /// Remembers how long it took to learn from an upstream that it has no such thing. Not for an answer
+    /// that came without asking it: a caller that asks for those would make hidden names answer at once.
     pub fn took_to_find_nothing(&self, time: Duration) {
         self.not_found.note(time);
     }
 
-    /// Waits as long as an upstream takes to say that it has no such thing.
-    pub async fn wait_like_not_found(&self) {
-        tokio::time::sleep(self.not_found.any()).await;
+    /// Waits until a request has taken as long as an upstream takes to say that it has no such thing.
+    pub async fn wait_like_not_found(&self, started: Instant) {
+        tokio::time::sleep_until(started + self.not_found.any()).await;
     }
 }
 
@@ -238,6 +256,11 @@ impl Denials {
     /// Where changes are logged.
     pub const fn audit(&self) -> &Audit {
         &self.audit
+    }
+
+    /// Replaces the entries of the configuration, in effect at once.
+    pub fn configure(&self, config: &DenyConfig) {
+        self.list.configure(config);
     }
 
     /// All entries, sorted.

@@ -8,16 +8,35 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::cache::{Cache, StoreError};
 use crate::error_chain::on_one_line;
+use crate::health::Availability;
 use crate::metrics::{Degraded, Metrics};
 use crate::tasks::Tasks;
 
 /// How long the store may take to answer a check, and an earlier check to end.
 const CHECK_TIME: Duration = Duration::from_secs(5);
+
+/// Whether the server answers requests: the document of `/readyz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    pub ready: bool,
+    /// By name.
+    pub checks: BTreeMap<String, PartOfReadiness>,
+}
+
+/// One check of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartOfReadiness {
+    pub ok: bool,
+    /// Why it isn't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
 
 /// The checks of one server.
 #[derive(Debug)]
@@ -25,18 +44,26 @@ pub struct Health {
     pub(super) cache: Cache,
     pub(super) tasks: Tasks,
     pub(super) metrics: Arc<Metrics>,
+    /// The checks of the operator, and whether the server stops.
+    availability: Availability,
     /// One check of the store at a time: a disk that doesn't answer must not take every thread of
     /// the blocking pool.
     one_check: Arc<Semaphore>,
 }
 
 impl Health {
-    /// Checks of a cache and of `tasks`.
-    pub fn new(cache: Cache, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+    /// Checks of a cache and of `tasks`, beside those that the operator configured.
+    pub fn new(
+        cache: Cache,
+        tasks: Tasks,
+        metrics: Arc<Metrics>,
+        availability: Availability,
+    ) -> Self {
         Self {
             cache,
             tasks,
             metrics,
+            availability,
             one_check: Arc::new(Semaphore::new(1)),
         }
     }
@@ -44,17 +71,40 @@ impl Health {
     /// Runs the checks. Returns the failing ones by name, each with its reason; takes at most twice
     /// [`CHECK_TIME`]. The degraded conditions are counted on the way.
     pub async fn check(&self) -> BTreeMap<String, String> {
-        let mut failing = BTreeMap::new();
-        if let Err(reason) = self.check_store().await {
-            failing.insert("store".to_owned(), reason);
-        }
-        if let Err(reason) = self.cache.health() {
-            failing.insert("index".to_owned(), reason);
-        }
+        let parts = self.parts().await.into_iter();
+        let mut failing: BTreeMap<_, _> = parts
+            .filter_map(|(name, reason)| Some((name, reason?)))
+            .collect();
         for down in self.tasks.failing() {
             failing.insert(format!("task {}", down.task), down.reason);
         }
         failing
+    }
+
+    /// Whether requests are answered, part by part. A task that is down isn't among the parts: the
+    /// server does without it, or is stopping.
+    pub async fn readiness(&self) -> Readiness {
+        let mut checks = self.parts().await;
+        let stopping = self.availability.is_stopping();
+        let stopping = stopping.then(|| "it is stopping".to_owned());
+        checks.insert("server".to_owned(), stopping);
+        let checks = checks.into_iter().map(|(name, error)| {
+            let ok = error.is_none();
+            (name, PartOfReadiness { ok, error })
+        });
+        let checks: BTreeMap<_, _> = checks.collect();
+        Readiness {
+            ready: checks.values().all(|part| part.ok),
+            checks,
+        }
+    }
+
+    /// What pulls need, and the configured checks, by name; those that fail with the reason.
+    async fn parts(&self) -> BTreeMap<String, Option<String>> {
+        let mut parts = self.availability.checks();
+        parts.insert("store".to_owned(), self.check_store().await.err());
+        parts.insert("index".to_owned(), self.cache.health().err());
+        parts
     }
 
     async fn check_store(&self) -> Result<(), String> {
@@ -64,10 +114,11 @@ impl Health {
             .await
             .map_err(late)?
             .map_err(|closed| closed.to_string())?;
-        let cache = self.cache.clone();
+        let (cache, metrics) = (self.cache.clone(), Arc::clone(&self.metrics));
         // It goes on, and keeps others off, where the caller gives up.
         let check = self.tasks.tracker().spawn(async move {
             let checked = cache.check_store().await;
+            metrics.store_free(cache.free_space().await);
             drop(permit);
             checked
         });
@@ -113,7 +164,8 @@ mod tests {
                 &tasks,
                 &CancellationToken::new(),
             );
-            let health = Health::new(cache, tasks.clone(), Arc::clone(&metrics));
+            let availability = Availability::default();
+            let health = Health::new(cache, tasks.clone(), Arc::clone(&metrics), availability);
             Self {
                 store,
                 tasks,

@@ -2,23 +2,25 @@
 //! `http.listeners` that serve operators), which clients of the registry can't reach; listing and purging
 //! ([`operate`]) on a unix socket of the data directory ([`socket`]).
 
+pub mod ask;
 pub mod health;
 pub mod operate;
+pub mod reload;
 pub mod socket;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
 use http::{Method, Request, Response, StatusCode};
 
-use crate::metrics::CacheFigures;
+use crate::error_chain::on_one_line;
+use crate::metrics::{CacheFigures, Format};
 use crate::server::{Body, Handler, Peer, RequestBody};
 use health::Health;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
-const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers on the debug listener.
 #[derive(Debug)]
@@ -30,7 +32,7 @@ pub struct Admin {
 
 impl Admin {
     /// The metrics as text. Copies the figures that other modules count.
-    async fn render(&self) -> String {
+    async fn render(&self, format: Format) -> Response<Body> {
         let Health {
             cache,
             tasks,
@@ -45,18 +47,32 @@ impl Admin {
         metrics.cache(&CacheFigures {
             bytes: usage.used,
             reserved_bytes: usage.reserved,
+            staging_bytes: usage.staged,
             limit_bytes: usage.limit,
             links: usage.entries as u64,
+            expiring_links: usage.expiring as u64,
+            delete_queue: usage.deleting as u64,
             blobs: usage.blobs as u64,
             delete_failures: counts.delete_failures,
             save_failures: counts.save_failures,
             full: counts.full,
             unreadable: counts.unreadable,
         });
-        metrics.render()
+        let metrics = Arc::clone(metrics);
+        let rendered = tokio::task::spawn_blocking(move || metrics.render_as(format)).await;
+        let mut response = match rendered {
+            Ok(text) => response(StatusCode::OK, format.content_type(), text),
+            Err(panicked) => {
+                tracing::error!(error = %on_one_line(&panicked), "the metrics can't be rendered");
+                let text = "the metrics can't be rendered; see the log\n";
+                response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, text)
+            }
+        };
+        response.headers_mut().insert(VARY, ACCEPT.into());
+        response
     }
 
-    async fn answer(&self, method: &Method, path: &str) -> Response<Body> {
+    async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Body> {
         if method != Method::GET && method != Method::HEAD {
             let text = "this page is only read\n".to_owned();
             let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
@@ -66,23 +82,22 @@ impl Admin {
         }
         let metrics_path = self.metrics_path.as_deref();
         match path {
-            path if metrics_path == Some(path) => {
-                response(StatusCode::OK, METRICS, self.render().await)
-            }
+            path if metrics_path == Some(path) => self.render(Format::accepted(headers)).await,
             // The reference registry's path, and its answer: the checks that fail, by name.
             "/debug/health" => {
                 let failing = self.health.check().await;
-                let status = if failing.is_empty() {
-                    StatusCode::OK
-                } else {
-                    StatusCode::SERVICE_UNAVAILABLE
-                };
-                response(status, JSON, serde_json::json!(failing).to_string())
+                checked(failing.is_empty(), &serde_json::json!(failing))
+            }
+            // That it answers is all.
+            "/healthz" => response(StatusCode::OK, TEXT, "ok\n"),
+            "/readyz" => {
+                let readiness = self.health.readiness().await;
+                checked(readiness.ready, &serde_json::json!(readiness))
             }
             _ => {
-                let metrics = metrics_path.map(|path| format!("{path} and "));
+                let metrics = metrics_path.map(|path| format!("{path}, "));
                 let metrics = metrics.unwrap_or_default();
-                let text = format!("there is {metrics}/debug/health here\n");
+                let text = format!("there is {metrics}/debug/health, /healthz and /readyz here\n");
                 response(StatusCode::NOT_FOUND, TEXT, text)
             }
         }
@@ -91,8 +106,19 @@ impl Admin {
 
 impl Handler for Admin {
     async fn handle(self: Arc<Self>, request: Request<RequestBody>, _peer: Peer) -> Response<Body> {
-        self.answer(request.method(), request.uri().path()).await
+        let (method, path) = (request.method(), request.uri().path());
+        self.answer(method, path, request.headers()).await
     }
+}
+
+/// The result of checks.
+fn checked(is_fine: bool, document: &serde_json::Value) -> Response<Body> {
+    let status = if is_fine {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    response(status, JSON, document.to_string())
 }
 
 fn response(
@@ -129,28 +155,48 @@ mod tests {
             &tasks,
             &stop,
         );
+        let availability = crate::health::Availability::default();
         let admin = Admin {
-            health: Health::new(cache, tasks.clone(), Arc::default()),
+            health: Health::new(cache, tasks.clone(), Arc::default(), availability.clone()),
             metrics_path: Some("/metrics".to_owned()),
         };
+        let none = HeaderMap::new();
         for (method, path, status) in [
             (Method::GET, "/metrics", 200),
             (Method::HEAD, "/debug/health", 200),
+            (Method::GET, "/healthz", 200),
+            (Method::GET, "/readyz", 200),
             (Method::GET, "/", 404),
             (Method::POST, "/metrics", 405),
         ] {
             assert_eq!(
-                admin.answer(&method, path).await.status().as_u16(),
+                admin.answer(&method, path, &none).await.status().as_u16(),
                 status,
                 "{method} {path}"
             );
         }
         tasks.spawn_required("listener", async { panic!("on purpose") });
         tasks.failed().await;
-        let unwell = admin.answer(&Method::GET, "/debug/health").await;
+        let unwell = admin.answer(&Method::GET, "/debug/health", &none).await;
         assert_eq!(unwell.status(), 503);
         assert_eq!(unwell.headers()[CONTENT_TYPE], "application/json");
         let body = unwell.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, r#"{"task listener":"on purpose"}"#);
+
+        availability.stop();
+        assert_eq!(
+            admin
+                .answer(&Method::GET, "/healthz", &HeaderMap::new())
+                .await
+                .status(),
+            200
+        );
+        let stopping = admin
+            .answer(&Method::GET, "/readyz", &HeaderMap::new())
+            .await;
+        assert_eq!(stopping.status(), 503);
+        let body = stopping.into_body().collect().await.unwrap().to_bytes();
+        let parts = r#"{"index":{"ok":true},"server":{"error":"it is stopping","ok":false},"store":{"ok":true}}"#;
+        assert_eq!(body, format!(r#"{{"checks":{parts},"ready":false}}"#));
     }
 }

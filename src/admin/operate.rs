@@ -4,17 +4,21 @@
 //! Lists come in pages, so that a million images cost neither side the memory for all.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::RwLock;
+use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Denials, DenyError};
+use super::reload::{NotReloaded, ReloadReport, Reloads};
+use crate::access::{Denials, DeniedEntry, DenyError};
 use crate::cache::{
     Cache, EntryView, ImageView, LinkKind, NotReady, ScrubSettings, Selection, SelectionError,
     StoreError,
 };
 use crate::clock::Clock;
+use crate::error_chain::on_one_line;
+use crate::log_levels::{LevelError, LevelInForce, LogLevels, Module, parse_level};
 use crate::oci::Digest;
 use crate::server::RequestBodyError;
 use crate::upstream::{EndpointStatus, Upstream};
@@ -34,7 +38,7 @@ pub enum Operation {
     /// [`Entry`]s of that.
     Purge { reference: String, dry_run: bool },
     /// Denies a digest, a `repository` or a `repository:tag` (patterns) from now on: the
-    /// [`DeniedEntry`](crate::access::DeniedEntry).
+    /// [`DeniedEntry`].
     DenyAdd {
         reference: String,
         reason: Option<String>,
@@ -45,6 +49,38 @@ pub enum Operation {
     DenyList,
     /// The [`EndpointStatus`] of each endpoint of each upstream.
     Upstreams,
+    /// Sets the level of a module, or of all without one of their own, for some seconds or until the
+    /// server ends: the [`LevelInForce`]s.
+    LogLevelSet {
+        module: Option<Module>,
+        level: String,
+        seconds: Option<u64>,
+    },
+    /// Returns to the configured levels: likewise.
+    LogLevelReset,
+    /// The levels in force.
+    LogLevels,
+    /// Reads the configuration again: a [`ReloadReport`].
+    Reload,
+    /// The server's own [`Status`].
+    Status,
+}
+
+/// What a diagnosis compares with the configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The process's id.
+    pub process: u32,
+    /// Bytes of all cached files.
+    pub used: u64,
+    /// Bytes that may be used. None: as many as there are.
+    pub limit: Option<u64>,
+    /// Downloads since the start for which there was no space.
+    pub full: u64,
+    /// The most file descriptors that the process may have. None: no limit.
+    pub descriptors: Option<u64>,
+    /// Why the store can't be written, if it can't.
+    pub store: Option<String>,
 }
 
 /// A page, and where the next one begins.
@@ -97,8 +133,12 @@ pub struct Operator {
     pub cache: Cache,
     pub denials: Denials,
     pub clock: Clock,
-    /// None where no server runs: only that knows how they answer.
+    /// None where no server runs.
     pub upstreams: Option<UpstreamList>,
+    /// None without a server.
+    pub levels: Option<Arc<LogLevels>>,
+    /// None where no server runs.
+    pub reloads: Option<Arc<Reloads>>,
 }
 
 /// The clients of all upstreams, as they are at present.
@@ -122,22 +162,36 @@ pub enum OperateError {
     NotReady(#[from] NotReady),
     #[error(transparent)]
     Deny(#[from] DenyError),
-    #[error("no server is running: only a running one knows how the upstreams answer")]
+    #[error(transparent)]
+    Level(#[from] LevelError),
+    #[error("no server is running, and only a running one has this")]
     NoServer,
+    #[error(transparent)]
+    NotReloaded(#[from] NotReloaded),
+}
+
+impl Operation {
+    fn needs_index(&self) -> bool {
+        match self {
+            Self::Images(_) | Self::Entries(_) | Self::Scrub(_) | Self::Purge { .. } => true,
+            Self::Leftovers
+            | Self::DenyAdd { .. }
+            | Self::DenyRemove { .. }
+            | Self::DenyList
+            | Self::Upstreams
+            | Self::LogLevelSet { .. }
+            | Self::LogLevelReset
+            | Self::LogLevels
+            | Self::Status
+            | Self::Reload => false,
+        }
+    }
 }
 
 impl Operator {
     /// Carries out an operation. Returns its result as JSON.
     pub async fn run(&self, operation: Operation) -> Result<Vec<u8>, OperateError> {
-        // The others need the index.
-        if !matches!(
-            operation,
-            Operation::Leftovers
-                | Operation::DenyAdd { .. }
-                | Operation::DenyRemove { .. }
-                | Operation::DenyList
-                | Operation::Upstreams
-        ) {
+        if operation.needs_index() {
             self.cache.ready().await?;
         }
         let json = match operation {
@@ -163,10 +217,7 @@ impl Operator {
                 serde_json::to_vec(&self.purge(reference, dry_run).await?)
             }
             Operation::DenyAdd { reference, reason } => {
-                let added = time(self.clock.wall());
-                let added = self.denials.add(&reference, reason, added).await?;
-                tracing::warn!(reference = added.reference, "denied by an operator");
-                serde_json::to_vec(&added)
+                serde_json::to_vec(&self.deny(&reference, reason).await?)
             }
             Operation::DenyRemove { reference } => {
                 let removed = self.denials.remove(&reference).await?;
@@ -180,8 +231,75 @@ impl Operator {
                 let status = upstreams.iter().flat_map(|upstream| upstream.status());
                 serde_json::to_vec(&status.collect::<Vec<EndpointStatus>>())
             }
+            Operation::LogLevelSet {
+                module,
+                level,
+                seconds,
+            } => serde_json::to_vec(&self.set_level(module, &level, seconds)?),
+            Operation::LogLevelReset => serde_json::to_vec(&self.reset_levels()?),
+            Operation::LogLevels => serde_json::to_vec(&self.levels()?.list()),
+            Operation::Status => serde_json::to_vec(&self.status().await),
+            Operation::Reload => serde_json::to_vec(&self.reload().await?),
         };
         Ok(json?)
+    }
+
+    async fn deny(
+        &self,
+        reference: &str,
+        reason: Option<String>,
+    ) -> Result<DeniedEntry, DenyError> {
+        let added = time(self.clock.wall());
+        let added = self.denials.add(reference, reason, added).await?;
+        tracing::warn!(reference = added.reference, "denied by an operator");
+        Ok(added)
+    }
+
+    fn set_level(
+        &self,
+        module: Option<Module>,
+        level: &str,
+        seconds: Option<u64>,
+    ) -> Result<Vec<LevelInForce>, OperateError> {
+        let levels = self.levels()?;
+        let parsed = parse_level(level)?;
+        tracing::warn!(
+            module = module.as_ref().map(tracing::field::display),
+            level,
+            seconds,
+            "log level changed by an operator"
+        );
+        levels.set(module, parsed, seconds.map(Duration::from_secs));
+        Ok(levels.list())
+    }
+
+    fn reset_levels(&self) -> Result<Vec<LevelInForce>, OperateError> {
+        let levels = self.levels()?;
+        let changed = levels.reset();
+        tracing::warn!(changed, "log levels reset by an operator");
+        Ok(levels.list())
+    }
+
+    fn levels(&self) -> Result<&LogLevels, OperateError> {
+        self.levels.as_deref().ok_or(OperateError::NoServer)
+    }
+
+    async fn reload(&self) -> Result<ReloadReport, NotReloaded> {
+        let reloads = self.reloads.as_ref().ok_or(NotReloaded)?;
+        reloads.request().await
+    }
+
+    async fn status(&self) -> Status {
+        let (usage, counts) = (self.cache.usage(), self.cache.counts());
+        let store = self.cache.check_store().await;
+        Status {
+            process: std::process::id(),
+            used: usage.used,
+            limit: usage.limit,
+            full: counts.full,
+            descriptors: getrlimit(Resource::Nofile).current,
+            store: store.err().map(|error| on_one_line(&error)),
+        }
     }
 
     async fn purge(&self, reference: String, dry_run: bool) -> Result<Vec<Entry>, OperateError> {

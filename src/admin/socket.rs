@@ -11,7 +11,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 
 use super::operate::{OperateError, Operation, Operator};
-use super::{JSON, response};
+use super::{Admin, JSON, response};
 use crate::error_chain::on_one_line;
 use crate::oci::error::first_error;
 use crate::oci::{Classified, ErrorKind};
@@ -20,11 +20,24 @@ use crate::server::{Body, Handler, Peer, RequestBody, refused};
 /// Largest request, in bytes.
 const MAX_REQUEST: usize = 64 * 1024;
 
-impl Handler for Operator {
-    async fn handle(self: Arc<Self>, request: Request<RequestBody>, _peer: Peer) -> Response<Body> {
+/// Where operations are sent to; the other paths are those of the listeners for operators.
+const OPERATIONS: &str = "/";
+
+/// Answers on the admin socket.
+#[derive(Debug)]
+pub struct AdminSocket {
+    pub operator: Operator,
+    pub pages: Arc<Admin>,
+}
+
+impl Handler for AdminSocket {
+    async fn handle(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
+        if request.uri().path() != OPERATIONS {
+            return Arc::clone(&self.pages).handle(request, peer).await;
+        }
         let answer = async {
             let body = request.into_body().read(MAX_REQUEST).await?;
-            self.run(serde_json::from_slice(&body)?).await
+            self.operator.run(serde_json::from_slice(&body)?).await
         };
         match answer.await {
             Ok(json) => response(StatusCode::OK, JSON, json),
@@ -37,9 +50,11 @@ impl Handler for Operator {
 impl Classified for OperateError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Request(_) | Self::Selection { .. } => ErrorKind::BadRequest,
+            Self::Request(_) | Self::Selection { .. } | Self::Level(_) | Self::NoServer => {
+                ErrorKind::BadRequest
+            }
             Self::Body(_) => ErrorKind::TooLarge,
-            Self::NotReady(_) | Self::NoServer => ErrorKind::Busy,
+            Self::NotReady(_) | Self::NotReloaded(_) => ErrorKind::Busy,
             Self::Store(_) => ErrorKind::Internal,
             Self::Deny(error) => error.kind(),
         }

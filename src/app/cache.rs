@@ -69,14 +69,16 @@ fn bytes(limit: SizeLimit, root: Option<&Path>) -> Option<u64> {
 }
 
 /// Bytes of a file system.
-pub(super) struct Space {
-    pub(super) total: u64,
+#[derive(Debug, Clone, Copy)]
+pub struct Space {
+    pub total: u64,
     /// For processes of users other than root.
-    free: u64,
+    pub free: u64,
 }
 
 impl Space {
-    pub(super) fn of(path: &Path) -> rustix::io::Result<Self> {
+    /// Of the file system that has this path.
+    pub fn of(path: &Path) -> rustix::io::Result<Self> {
         let seen = rustix::fs::statvfs(path)?;
         let bytes = |blocks: u64| blocks.saturating_mul(seen.f_frsize);
         Ok(Self {

@@ -3,7 +3,7 @@
 use super::StartError;
 use super::cache::Space;
 use super::listeners::{self, ListenersTls};
-use super::upstreams::upstreams;
+use super::upstreams::Clients;
 use crate::clock::Clock;
 use crate::config::{Config, MinFree, SizeLimit, Storage};
 use crate::metrics::Metrics;
@@ -19,7 +19,7 @@ impl super::App {
     pub async fn check(config: &Config) -> Result<(), StartError> {
         let (clock, metrics) = (Clock::system(), Metrics::new().into());
         ListenersTls::load(config, clock, &metrics)?;
-        upstreams(&config.proxy, clock, &metrics, true)?;
+        Clients::open(&config.proxy, None, clock, &metrics)?;
         if let Storage::Filesystem { root, .. } = &config.storage {
             FsStore::check_root(root).await?;
         }
@@ -72,6 +72,7 @@ impl StartError {
                 let section = listeners::section(&config.http, listener);
                 return Some(format!("{section}.tls{}", key_of(source)));
             }
+            Self::Collector(_) => "tracing.endpoint",
             Self::Store(_) => "storage.filesystem.rootdirectory",
             Self::Upstream { upstream, source } => {
                 let key = match source {
@@ -89,7 +90,8 @@ impl StartError {
             }
             Self::Auth(_) => "auth",
             Self::Audit(_) => "log.audit.file",
-            Self::Address(_) | Self::Deny(_) => return None,
+            Self::Health(_) => "health.http",
+            Self::Address(_) | Self::Deny(_) | Self::Sockets(_) => return None,
         };
         Some(key.to_owned())
     }

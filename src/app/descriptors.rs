@@ -24,13 +24,40 @@ const PER_CONNECTION: usize = 2;
 /// The default never exceeds it: so many busy connections take a few hundred MiB.
 const MAX_DEFAULT: usize = 16_384;
 
+/// What a number of file descriptors is enough for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptors {
+    /// The most connections of clients, whatever is configured.
+    pub available: usize,
+    /// The configured limit of clients' connections, else the default. May exceed `available`.
+    pub connections: usize,
+}
+
+impl Descriptors {
+    /// Of a process that may have `limit` descriptors.
+    pub fn of(config: &Config, limit: usize) -> Self {
+        let available = available(limit, config.proxy.streams.total);
+        let default = (available / PER_CONNECTION).clamp(1, MAX_DEFAULT);
+        Self {
+            available,
+            connections: config.http.limits.total.unwrap_or(default),
+        }
+    }
+
+    /// How many descriptors this process may have, once its soft limit is raised to the hard one.
+    pub fn possible() -> usize {
+        descriptors(getrlimit(Resource::Nofile).maximum)
+    }
+}
+
 /// Raises the process's limit of descriptors as far as it may, and derives the limits of clients'
 /// connections.
 pub(super) fn connection_limits(config: &Config) -> ConnectionLimits {
     let limits = config.http.limits;
-    let available = available(raise(), config.proxy.streams.total);
-    let default = (available / PER_CONNECTION).clamp(1, MAX_DEFAULT);
-    let total = limits.total.unwrap_or(default);
+    let Descriptors {
+        available,
+        connections: total,
+    } = Descriptors::of(config, raise());
     if total > available {
         tracing::warn!(
             configured = total,
@@ -66,9 +93,13 @@ fn raise() -> usize {
             limit.current
         }
     };
-    // None is no limit.
-    current.map_or(usize::MAX, |current| {
-        usize::try_from(current).unwrap_or(usize::MAX)
+    descriptors(current)
+}
+
+/// None is no limit.
+fn descriptors(limit: Option<u64>) -> usize {
+    limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
     })
 }
 

@@ -6,35 +6,50 @@ mod check;
 mod descriptors;
 mod gate;
 mod listeners;
+mod merge;
 mod pulling;
+mod reload;
 mod serving;
+mod traces;
 mod upstreams;
+mod watchdog;
 
+pub use cache::Space;
 pub use cache::settings as cache_settings;
 pub use check::warn_of_min_free;
+pub use descriptors::Descriptors;
+pub use upstreams::{client as upstream_client, tls_files};
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use listeners::ListenersTls;
+use listeners::{ListenersTls, Sockets};
+use reload::Running;
 use serving::Serving;
-use upstreams::upstreams;
+use traces::Traces;
+use upstreams::Clients;
 
 use crate::access::{Denials, DenyError};
 use crate::admin::operate::UpstreamList;
+use crate::admin::reload::Reloads;
 use crate::auth::AuthSetupError;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::health::{Availability, HealthSetupError, Probes};
+use crate::log_levels::LogLevels;
 use crate::metrics::Metrics;
+use crate::renewal::Renewals;
 use crate::server::listener::{Address, BindError};
-use crate::server::{Gate, ServerSettings, Service};
+use crate::server::{Current, ServerSettings};
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
+use crate::systemd::{Handed, SocketsError};
 use crate::tasks::{Panicked, Tasks};
 use crate::tls::{ServerTls, TlsError};
 use crate::upstream::SetupError;
@@ -66,8 +81,14 @@ pub enum StartError {
     },
     #[error(transparent)]
     Deny(#[from] DenyError),
+    #[error("the export of traces can't be set up")]
+    Collector(#[source] SetupError),
+    #[error(transparent)]
+    Health(#[from] HealthSetupError),
     #[error("the audit log can't be started: {0}")]
     Audit(std::io::Error),
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
 }
 
 /// A running mirror.
@@ -78,8 +99,32 @@ pub struct App {
     other_addresses: Vec<Address>,
     tls: Vec<Arc<ServerTls>>,
     debug_address: Option<Address>,
-    drain_timeout: Duration,
+    /// What a stop may take.
+    stop_times: Mutex<StopTimes>,
+    /// Boxed, so that futures that own the mirror stay small.
+    running: Box<tokio::sync::Mutex<Running>>,
+    current: Arc<Current>,
     shared: Shared,
+}
+
+/// How long the steps of a stop may take.
+#[derive(Debug, Clone, Copy)]
+struct StopTimes {
+    /// How long requests are accepted while the server says that it isn't ready.
+    delay: Duration,
+    /// How long requests in flight may take.
+    drain: Duration,
+}
+
+impl StopTimes {
+    fn of(config: &Config) -> Self {
+        // Where nobody can ask whether the server is ready, nobody waits for the answer.
+        let delay = Some(config.http.shutdown_delay).filter(|_| config.http.has_operators());
+        Self {
+            delay: delay.unwrap_or_default(),
+            drain: config.http.drain_timeout,
+        }
+    }
 }
 
 /// What the parts of a mirror share.
@@ -87,7 +132,11 @@ pub struct App {
 struct Shared {
     cache: Cache,
     metrics: Arc<Metrics>,
+    /// The checks that the operator configured, and whether the server stops.
+    availability: Availability,
     clock: Clock,
+    levels: Arc<LogLevels>,
+    traces: Traces,
     /// The deny list and the audit log.
     denials: Denials,
     /// For operators.
@@ -100,18 +149,33 @@ struct Shared {
     stop_accepting: CancellationToken,
     /// Fail what is still running.
     stop_now: CancellationToken,
+    /// Requests to read the configuration again.
+    reloads: Arc<Reloads>,
+    /// What is read again when its files change.
+    renewals: Renewals,
 }
 
 impl App {
     /// Starts with what the configuration says. When this returns, requests are answered.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
-        let store: Arc<dyn Store> = match &config.storage {
+        Self::start_on(config, Handed::default(), Arc::default()).await
+    }
+
+    /// Starts with listening sockets that the service manager has handed over. Operators may change the
+    /// levels of the log.
+    pub async fn start_on(
+        config: &Config,
+        sockets: Handed,
+        levels: Arc<LogLevels>,
+    ) -> Result<Self, StartError> {
+        let (store, files): (Arc<dyn Store>, _) = match &config.storage {
             config::Storage::Filesystem { root, mode } => {
-                Arc::new(open_store(root, *mode, &config.proxy).await?)
+                let files = Arc::new(open_store(root, *mode, config).await?);
+                (Arc::clone(&files) as _, Some(files))
             }
-            config::Storage::Memory => Arc::new(MemoryStore::new()),
+            config::Storage::Memory => (Arc::new(MemoryStore::new()), None),
         };
-        Self::start_with(config, store, Clock::system()).await
+        Self::start_over(config, (store, files), Clock::system(), (sockets, levels)).await
     }
 
     /// Starts over a given store and clock.
@@ -120,11 +184,22 @@ impl App {
         store: Arc<dyn Store>,
         clock: Clock,
     ) -> Result<Self, StartError> {
+        let given = (Handed::default(), Arc::default());
+        Self::start_over(config, (store, None), clock, given).await
+    }
+
+    async fn start_over(
+        config: &Config,
+        (store, files): (Arc<dyn Store>, Option<Arc<FsStore>>),
+        clock: Clock,
+        (sockets, levels): (Handed, Arc<LogLevels>),
+    ) -> Result<Self, StartError> {
         let (metrics, background) = (Arc::new(Metrics::new()), Tasks::new());
         let stop_now = CancellationToken::new();
         let tls = ListenersTls::load(config, clock, &metrics)?;
         let access = access::access(config, clock, &metrics).await?;
-        let upstreams = upstreams(&config.proxy, clock, &metrics, access.is_open())?;
+        let traces = Traces::start(config, clock, &metrics, &background)?;
+        let clients = Clients::open(&config.proxy, None, clock, &metrics)?;
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),
@@ -136,34 +211,42 @@ impl App {
         let shared = Shared {
             cache,
             metrics,
+            availability: Availability::default(),
             clock,
+            levels,
+            traces,
             denials: access.denials(),
-            upstreams: Arc::new(upstreams.list().into()),
+            upstreams: Arc::new(clients.list().into()),
             tasks: TaskTracker::new(),
             background,
             stop_accepting: CancellationToken::new(),
             stop_now,
+            reloads: Arc::default(),
+            renewals: Renewals::default(),
         };
-        shared.scrub(config);
-        let mirror = shared.mirror(&config.proxy, upstreams);
-        let gate = Gate {
-            authenticator: shared.authenticator(config).await?,
-            access,
-        };
-        let service = Service::new(mirror, gate, Arc::clone(&shared.metrics), settings(config));
-
-        let serving = Serving::new(config, &shared);
+        shared.watch_levels();
+        let renewals = &shared.renewals;
+        renewals.watch(&shared.background, shared.stop_now.clone());
+        let probes = Probes::new(&config.health, &shared.cache)?;
+        let running = shared.running(config, clients, access, files).await?;
+        let current = Arc::clone(&running.current);
+        let mut sockets = Sockets::new(config, sockets)?;
+        let serving = Serving::new(config, &shared, Arc::clone(&running.admission));
         let operators = serving.for_operators();
-        let debug_address = operators.listen_for_debug(config).await?;
+        let debug_address = operators.listen_for_debug(config, &mut sockets).await?;
         operators.take_commands(config).await;
-        let service = Arc::new(service);
-        let (address, other_addresses) = serving.listen_all(config, &tls, &service).await?;
+        let listening = serving.listen_all(config, &tls, &current, &mut sockets);
+        let (address, other_addresses) = listening.await?;
+        let availability = &shared.availability;
+        availability.start(probes, &shared.background, &shared.stop_accepting);
         Ok(Self {
             address,
             other_addresses,
             tls: tls.iter().cloned().collect(),
             debug_address,
-            drain_timeout: config.http.drain_timeout,
+            stop_times: Mutex::new(StopTimes::of(config)),
+            running: Box::new(tokio::sync::Mutex::new(running)),
+            current,
             shared,
         })
     }
@@ -198,13 +281,23 @@ impl App {
         &self.shared.denials
     }
 
+    /// How long a stop waits for requests in flight.
+    pub fn drain_timeout(&self) -> Duration {
+        self.stop_times.lock().drain
+    }
+
+    /// Where an operator asks for the configuration to be read again.
+    pub fn reloads(&self) -> &Reloads {
+        &self.shared.reloads
+    }
+
     /// Waits until a task that the server needs has panicked. The process should stop then: what
     /// the task worked on may be inconsistent.
     pub async fn failed(&self) -> Panicked {
         self.shared.background.failed().await
     }
 
-    /// Stops gracefully: accepts nothing new, lets what is under way finish within the configured
+    /// Stops gracefully: says that it isn't ready, accepts nothing new, lets what is under way finish within the configured
     /// time, then ends the rest. Returns whether everything finished by itself.
     pub async fn stop(self) -> bool {
         self.stop_unless(std::future::pending()).await
@@ -212,14 +305,41 @@ impl App {
 
     /// Stops like [`stop`](Self::stop), and ends the rest at once when `hurry` is done.
     pub async fn stop_unless(self, hurry: impl Future<Output = ()>) -> bool {
-        let clean = self.drain(hurry).await;
+        let mut hurry = std::pin::pin!(hurry);
+        let hurried = self.wait_unready(&mut hurry).await;
+        let clean = self
+            .drain(async {
+                if !hurried {
+                    hurry.await;
+                }
+            })
+            .await;
+        // After the last request.
+        let traces = self.shared.traces.flush();
         // After the last use, so that the snapshot has it.
         let saved = tokio::time::timeout(SAVE_TIME, self.shared.cache.stop());
         if saved.await.is_err() {
             tracing::warn!("the expiry state could not be saved in time; its journal has it");
         }
-        self.shared.denials.audit().flush().await;
+        tokio::join!(self.shared.denials.audit().flush(), traces);
         clean
+    }
+
+    /// Says that the server isn't ready, and goes on for a while, so that whoever sends requests can
+    /// notice before connections are refused. Returns whether `hurry` has ended that.
+    async fn wait_unready(&self, hurry: impl Future<Output = ()>) -> bool {
+        self.shared.availability.stop();
+        let delay = self.stop_times.lock().delay;
+        if delay.is_zero() {
+            return false;
+        }
+        tokio::select! {
+            biased;
+            () = hurry => true,
+            // The sooner it ends, the better.
+            _ = self.failed() => false,
+            () = tokio::time::sleep(delay) => false,
+        }
     }
 
     async fn drain(&self, hurry: impl Future<Output = ()>) -> bool {
@@ -235,7 +355,7 @@ impl App {
             biased;
             () = tasks.wait() => return true,
             () = hurry => "another signal",
-            () = tokio::time::sleep(self.drain_timeout) => "the drain timeout",
+            () = tokio::time::sleep(self.drain_timeout()) => "the drain timeout",
         };
         tracing::warn!(tasks = tasks.len(), reason, "ending what has not finished");
         stop_now.cancel();
@@ -247,17 +367,27 @@ impl App {
     }
 }
 
+impl Shared {
+    /// Ends changes of log levels when their time is over.
+    fn watch_levels(&self) {
+        let levels = Arc::clone(&self.levels);
+        let stop = self.stop_now.clone();
+        self.background
+            .spawn_restarted("log levels", stop, move || {
+                let levels = Arc::clone(&levels);
+                async move { levels.expire().await }
+            });
+    }
+}
+
 /// Opens the data directory, and says which upstreams it is for.
 async fn open_store(
     root: &Path,
     mode: Option<u32>,
-    proxy: &config::Proxy,
+    config: &Config,
 ) -> Result<FsStore, StartError> {
     let store = FsStore::open_with(root, mode).await?;
-    let named = proxy.upstreams.iter();
-    let named = named.map(|upstream| (upstream.name.clone(), upstream.url.to_string()));
-    let default = (String::new(), proxy.default.url.to_string());
-    let upstreams = named.chain([default]).collect();
+    let upstreams = merge::origins(config);
     for UpstreamChange { name, before, now } in store.set_upstreams(upstreams).await? {
         tracing::warn!(
             upstream = name,
@@ -276,7 +406,7 @@ const SAVE_TIME: Duration = Duration::from_secs(30);
 /// How long failed requests have to say so, after the drain time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-fn settings(config: &Config) -> ServerSettings {
+fn server_settings(config: &Config, traces: &Traces) -> ServerSettings {
     let host = config
         .http
         .host
@@ -287,5 +417,6 @@ fn settings(config: &Config) -> ServerSettings {
         origin: host.map(|host| host.as_str().trim_end_matches('/').to_owned()),
         headers: config.http.headers.clone(),
         access_log: config.log.access,
+        tracer: traces.tracer(),
     }
 }

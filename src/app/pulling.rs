@@ -3,28 +3,54 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::Shared;
 use crate::cache::{ScrubSettings, VERIFIED_FIRST};
 use crate::config::{self, Config};
 use crate::download::{DownloadSettings, Downloader, DownloaderOptions};
-use crate::mirror::{Mirror, MirrorOptions, PrefetchLimits, RangeRules, Upstreams};
+use crate::mirror::{Mirror, MirrorOptions, MirrorPolicy, PrefetchLimits, RangeRules, Upstreams};
+
+/// The configured limits and policies of downloads.
+pub(super) fn downloads(proxy: &config::Proxy) -> DownloadSettings {
+    DownloadSettings {
+        segments: proxy.segments,
+        streams: proxy.streams,
+        on_abandon: proxy.on_abandon,
+        fill_after: proxy.fill_after,
+        max_blob: proxy.max_blob_size,
+        verified_first: VERIFIED_FIRST,
+    }
+}
+
+/// What the operator wants of pulls.
+pub(super) fn policy(proxy: &config::Proxy) -> MirrorPolicy {
+    MirrorPolicy {
+        tags_ttl: proxy.tags_ttl,
+        ranges: RangeRules {
+            rules: proxy.range_rules.clone(),
+            otherwise: proxy.ranges,
+        },
+        prefetch: PrefetchLimits {
+            downloads: proxy.prefetch.downloads,
+            image: proxy.prefetch.max_size,
+            layer: proxy.max_blob_size,
+        },
+    }
+}
 
 impl Shared {
-    pub(super) fn mirror(&self, proxy: &config::Proxy, upstreams: Upstreams) -> Arc<Mirror> {
+    pub(super) fn mirror(
+        &self,
+        proxy: &config::Proxy,
+        upstreams: Upstreams,
+        downloader: Downloader,
+    ) -> Arc<Mirror> {
         Mirror::new(MirrorOptions {
             upstreams,
-            downloader: self.downloader(proxy),
+            policy: policy(proxy),
+            downloader,
             cache: self.cache.clone(),
-            tags_ttl: proxy.tags_ttl,
-            ranges: RangeRules {
-                rules: proxy.range_rules.clone(),
-                otherwise: proxy.ranges,
-            },
-            prefetch: PrefetchLimits {
-                downloads: proxy.prefetch.downloads,
-                image: proxy.prefetch.max_size,
-                layer: proxy.max_blob_size,
-            },
             tasks: self.tasks.clone(),
             stop: self.stop_accepting.clone(),
             metrics: Arc::clone(&self.metrics),
@@ -33,21 +59,14 @@ impl Shared {
     }
 
     /// The downloads; partial ones are looked after in the background until the stop.
-    fn downloader(&self, proxy: &config::Proxy) -> Downloader {
+    pub(super) fn downloader(&self, proxy: &config::Proxy) -> Downloader {
         let (partials, stop) = (self.cache.clone(), self.stop_accepting.clone());
         self.background.spawn_required("partials", async move {
             stop.run_until_cancelled(partials.look_after_partials())
                 .await;
         });
         Downloader::new(DownloaderOptions {
-            settings: DownloadSettings {
-                segments: proxy.segments,
-                streams: proxy.streams,
-                on_abandon: proxy.on_abandon,
-                fill_after: proxy.fill_after,
-                max_blob: proxy.max_blob_size,
-                verified_first: VERIFIED_FIRST,
-            },
+            settings: downloads(proxy),
             cache: self.cache.clone(),
             metrics: Arc::clone(&self.metrics),
             tasks: self.background.tracked_by(&self.tasks),
@@ -56,8 +75,8 @@ impl Shared {
         })
     }
 
-    /// Starts the slow check in the background, where one is wanted.
-    pub(super) fn scrub(&self, config: &Config) {
+    /// Starts the slow check in the background, where one is wanted, until `stop`.
+    pub(super) fn scrub(&self, config: &Config, stop: &CancellationToken) {
         if let Some(scrub) = config.limits.scrub {
             let rate = NonZeroU64::new(scrub.rate);
             let settings = ScrubSettings { rate, repair: true };
@@ -66,8 +85,8 @@ impl Shared {
                 let cache = cache.clone();
                 async move { cache.background(scrub.interval, settings).await }
             };
-            let stop = self.stop_accepting.clone();
-            self.background.spawn_restarted("scrub", stop, check);
+            self.background
+                .spawn_restarted("scrub", stop.clone(), check);
         }
     }
 }

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use super::listeners::ListenersTls;
+use super::listeners::{ListenersTls, Sockets};
 use super::{Shared, StartError, descriptors};
 use crate::admin::Admin;
 use crate::admin::health::Health;
 use crate::admin::operate::Operator;
+use crate::admin::socket::AdminSocket;
 use crate::config::{self, Config, Serves};
 use crate::error_chain::on_one_line;
 use crate::server::listener::{Address, Listener};
-use crate::server::{Admission, ConnectionSettings, Handler, ResponseBuffers, Service, serve};
+use crate::server::{Admission, ConnectionSettings, Current, Handler, ResponseBuffers, serve};
 use crate::storage::Layout;
 use crate::tls::ServerTls;
 
@@ -21,13 +22,13 @@ pub(super) struct Serving<'a> {
 }
 
 impl<'a> Serving<'a> {
-    /// Connections of the registry API, without TLS.
-    pub(super) fn new(config: &Config, shared: &'a Shared) -> Self {
+    /// Connections of the registry API, without TLS. `admission` has their limits.
+    pub(super) fn new(config: &Config, shared: &'a Shared, admission: Arc<Admission>) -> Self {
         Self {
             connections: ConnectionSettings {
                 http2: config.http.http2,
                 tls: None,
-                admission: Admission::new(descriptors::connection_limits(config)),
+                admission,
                 buffers: ResponseBuffers::default(),
                 metrics: Arc::clone(&shared.metrics),
                 clock: shared.clock,
@@ -61,29 +62,28 @@ impl<'a> Serving<'a> {
         &self,
         config: &Config,
         tls: &ListenersTls,
-        service: &Arc<Service>,
+        service: &Arc<Current>,
+        sockets: &mut Sockets,
     ) -> Result<(Address, Vec<Address>), StartError> {
         for tls in tls.iter() {
             tls.watch(&self.shared.background, self.shared.stop_now.clone());
         }
         let main = self.with_tls(tls.main.clone());
-        let listening = main.listen("listener", &config.http.listen, Arc::clone(service));
-        let address = listening.await?;
+        let socket = sockets.main().await?;
+        let address = main.listen("listener", socket, Arc::clone(service))?;
         let operators = self.for_operators();
         let mut addresses = Vec::new();
-        for (listener, tls) in config.http.listeners.iter().zip(&tls.others) {
-            let (listen, tls) = (&listener.listen, tls.clone());
+        for (index, (listener, tls)) in config.http.listeners.iter().zip(&tls.others).enumerate() {
+            let (socket, tls) = (sockets.other(index, listener).await?, tls.clone());
             let address = match listener.serves {
                 Serves::Registry => {
                     let serving = self.with_tls(tls);
-                    serving
-                        .listen("listener", listen, Arc::clone(service))
-                        .await?
+                    serving.listen("listener", socket, Arc::clone(service))?
                 }
                 Serves::Operators => {
                     let admin = self.admin(config.http.metrics_path());
                     let serving = operators.with_tls(tls);
-                    serving.listen("operators' listener", listen, admin).await?
+                    serving.listen("operators' listener", socket, admin)?
                 }
             };
             addresses.push(address);
@@ -97,10 +97,17 @@ impl<'a> Serving<'a> {
             cache,
             metrics,
             background,
+            availability,
             ..
         } = self.shared;
+        let tasks = background.clone();
         Arc::new(Admin {
-            health: Health::new(cache.clone(), background.clone(), Arc::clone(metrics)),
+            health: Health::new(
+                cache.clone(),
+                tasks,
+                Arc::clone(metrics),
+                availability.clone(),
+            ),
             metrics_path: metrics_path.map(str::to_owned),
         })
     }
@@ -109,13 +116,14 @@ impl<'a> Serving<'a> {
     pub(super) async fn listen_for_debug(
         &self,
         config: &Config,
+        sockets: &mut Sockets,
     ) -> Result<Option<Address>, StartError> {
         let Some(debug) = &config.http.debug else {
             return Ok(None);
         };
         let admin = self.admin(debug.metrics_path.as_deref());
-        let listening = self.listen("debug listener", &debug.listen, admin);
-        listening.await.map(Some)
+        let socket = sockets.debug(debug).await?;
+        self.listen("debug listener", socket, admin).map(Some)
     }
 
     /// Takes commands on the data directory's admin socket. Pulls don't depend on it.
@@ -136,10 +144,14 @@ impl<'a> Serving<'a> {
                 let operator = Operator {
                     cache: self.shared.cache.clone(),
                     denials: self.shared.denials.clone(),
+                    levels: Some(Arc::clone(&self.shared.levels)),
                     clock: self.shared.clock,
                     upstreams: Some(Arc::clone(&self.shared.upstreams)),
+                    reloads: Some(Arc::clone(&self.shared.reloads)),
                 };
-                self.serve("admin socket", listener, Arc::new(operator));
+                let pages = self.admin(config.http.metrics_path());
+                let socket = AdminSocket { operator, pages };
+                self.serve("admin socket", listener, Arc::new(socket));
             }
             Err(error) => {
                 tracing::warn!(error = %on_one_line(&error), "the admin socket can't be made private");
@@ -147,14 +159,13 @@ impl<'a> Serving<'a> {
         }
     }
 
-    /// Binds a socket and answers on it from now on.
-    async fn listen<H: Handler>(
+    /// Answers on a socket from now on.
+    fn listen<H: Handler>(
         &self,
         task: &'static str,
-        listen: &config::Listen,
+        listener: Listener,
         handler: Arc<H>,
     ) -> Result<Address, StartError> {
-        let listener = Listener::bind(listen).await?;
         let address = listener.address().map_err(StartError::Address)?;
         self.serve(task, listener, handler);
         Ok(address)

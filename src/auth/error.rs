@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::jwt::JwtError;
+use crate::metrics::RefusedCaller;
 use crate::oci::{Classified, ErrorKind};
 
 /// No variant shows a credential.
@@ -30,8 +31,25 @@ pub enum AuthError {
     NoTokenService,
     #[error("the issuer of the token can't be asked for its keys")]
     Issuer,
+    #[error("the upstream can't be asked about the login; the log says why")]
+    Upstream,
     #[error("a token can't be made")]
     Unsealed,
+}
+
+impl AuthError {
+    /// What the metrics say of it; none where the caller isn't the reason.
+    pub fn counted_as(&self) -> Option<RefusedCaller> {
+        Some(match self {
+            Self::Refused | Self::Token(_) => RefusedCaller::Wrong,
+            Self::Needed => RefusedCaller::Needed,
+            Self::Scope => RefusedCaller::Scope,
+            Self::Malformed(_) => RefusedCaller::Malformed,
+            Self::Throttled(_) => RefusedCaller::Throttled,
+            Self::Busy | Self::Issuer | Self::Upstream => RefusedCaller::Unavailable,
+            Self::NoTokenService | Self::Unsealed => return None,
+        })
+    }
 }
 
 impl Classified for AuthError {
@@ -42,7 +60,7 @@ impl Classified for AuthError {
             Self::Throttled(_) => ErrorKind::RateLimited,
             Self::Busy => ErrorKind::Busy,
             Self::NoTokenService => ErrorKind::NoSuchPath,
-            Self::Issuer => ErrorKind::Unreachable,
+            Self::Issuer | Self::Upstream => ErrorKind::Unreachable,
             Self::Unsealed => ErrorKind::Internal,
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -10,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey};
+use parking_lot::RwLock;
 use serde::Deserialize;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
@@ -40,6 +42,13 @@ pub(super) struct External {
     pub(super) service: String,
     issuer: String,
     algorithms: Vec<Algorithm>,
+    config: TokenService,
+    trusted: RwLock<Arc<Trusted>>,
+}
+
+/// What the files of keys have.
+#[derive(Default)]
+struct Trusted {
     roots: Vec<CertificateDer<'static>>,
     /// By key ID: the thumbprint (RFC 7638), libtrust's form, or that in the file of keys.
     keys: HashMap<String, DecodingKey>,
@@ -72,21 +81,52 @@ struct Claims {
 impl External {
     /// Reads the files. Blocks.
     pub(super) fn open(config: &TokenService) -> Result<Self, AuthSetupError> {
-        let mut external = Self {
+        Ok(Self {
             realm: config.realm.clone(),
             service: config.service.clone(),
             issuer: config.issuer.clone(),
             algorithms: jwt::algorithms(&config.algorithms),
-            roots: Vec::new(),
-            keys: HashMap::new(),
+            trusted: RwLock::new(Arc::new(Trusted::read(config)?)),
+            config: config.clone(),
+        })
+    }
+
+    /// Reads the files again. After an error, the keys before stay in use. Blocks.
+    pub(super) fn renew(&self) -> Result<(), AuthSetupError> {
+        let trusted = Arc::new(Trusted::read(&self.config)?);
+        *self.trusted.write() = trusted;
+        Ok(())
+    }
+
+    pub(super) fn verify(&self, token: &str, now: u64) -> Result<Verified, JwtError> {
+        let trusted = Arc::clone(&self.trusted.read());
+        let (header, algorithm) = jwt::header(token, &self.algorithms)?;
+        let key = trusted.key_of(&header, now)?;
+        let expected = Expected {
+            issuer: &self.issuer,
+            audience: &self.service,
+            now,
         };
+        let (claims, expires) = jwt::verify(token, &key, algorithm, &expected)?;
+        let claims = Claims::deserialize(claims).map_err(|_wrong| JwtError::Claim)?;
+        Ok(Verified {
+            subject: claims.sub,
+            grants: Grants::new(claims.access.unwrap_or_default()),
+            expires,
+        })
+    }
+}
+
+impl Trusted {
+    fn read(config: &TokenService) -> Result<Self, AuthSetupError> {
+        let mut trusted = Self::default();
         if let Some(path) = &config.root_cert_bundle {
-            external.add_certificates(path)?;
+            trusted.add_certificates(path)?;
         }
         if let Some(path) = &config.jwks {
-            external.add_keys(path)?;
+            trusted.add_keys(path)?;
         }
-        Ok(external)
+        Ok(trusted)
     }
 
     fn add_certificates(&mut self, path: &Path) -> Result<(), AuthSetupError> {
@@ -121,33 +161,21 @@ impl External {
         Ok(())
     }
 
-    pub(super) fn verify(&self, token: &str, now: u64) -> Result<Verified, JwtError> {
-        let (header, algorithm) = jwt::header(token, &self.algorithms)?;
-        let key = match (&header.x5c, &header.jwk, &header.kid) {
-            (Some(chain), _, _) => self.key_of_chain(chain, now)?,
+    /// The key that signed a token.
+    fn key_of(&self, header: &jwt::Header, now: u64) -> Result<DecodingKey, JwtError> {
+        match (&header.x5c, &header.jwk, &header.kid) {
+            (Some(chain), _, _) => self.key_of_chain(chain, now),
             // Its own key counts if it is one of ours: what is used is ours.
             (None, Some(jwk), kid) => {
                 let own = jwk.get("kid").and_then(|kid| kid.as_str());
                 let thumbprint = thumbprint(jwk);
                 let known = thumbprint.and_then(|id| self.keys.get(&id));
                 let known = known.or_else(|| self.keys.get(own.or(kid.as_deref())?));
-                known.cloned().ok_or(JwtError::Key)?
+                known.cloned().ok_or(JwtError::Key)
             }
-            (None, None, Some(kid)) => self.keys.get(kid).cloned().ok_or(JwtError::Key)?,
-            (None, None, None) => return Err(JwtError::Key),
-        };
-        let expected = Expected {
-            issuer: &self.issuer,
-            audience: &self.service,
-            now,
-        };
-        let (claims, expires) = jwt::verify(token, &key, algorithm, &expected)?;
-        let claims = Claims::deserialize(claims).map_err(|_wrong| JwtError::Claim)?;
-        Ok(Verified {
-            subject: claims.sub,
-            grants: Grants::new(claims.access.unwrap_or_default()),
-            expires,
-        })
+            (None, None, Some(kid)) => self.keys.get(kid).cloned().ok_or(JwtError::Key),
+            (None, None, None) => Err(JwtError::Key),
+        }
     }
 
     /// The key of the first certificate, if it is one of the bundle's or is signed by one.

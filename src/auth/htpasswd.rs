@@ -22,9 +22,10 @@ use tokio::time::Instant;
 
 use super::authorization::Basic;
 use super::error::{AuthError, AuthSetupError};
-use super::files::{self, Stamp};
+use super::files;
 use super::throttle::Attempt;
 use crate::error_chain::on_one_line;
+use crate::renewal::Stamp;
 
 /// Passwords that are verified at the same time, and that may wait besides.
 const MAX_RUNNING: usize = 2;
@@ -185,7 +186,7 @@ fn cost(hash: &str) -> Option<u32> {
 
 fn load(path: &Path) -> std::io::Result<(Users, Stamp)> {
     // First, so that a change in between is noticed the next time.
-    let stamp = files::stamp(path)?;
+    let stamp = Stamp::of(path)?;
     let text = files::read(path)?;
     Ok((Users::parse(&String::from_utf8_lossy(&text)), stamp))
 }
@@ -316,7 +317,7 @@ impl Htpasswd {
             state.stamp
         };
         let path = self.path.clone();
-        let read = spawn_blocking(move || match files::stamp(&path) {
+        let read = spawn_blocking(move || match Stamp::of(&path) {
             Ok(stamp) if Some(stamp) == known => Ok(None),
             Ok(_) => load(&path).map(Some),
             Err(error) => Err(error),

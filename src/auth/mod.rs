@@ -19,14 +19,17 @@ mod caller;
 mod certificates;
 mod error;
 mod external;
+mod failures;
 mod files;
 mod htpasswd;
 mod jwt;
 mod oidc;
 mod origin;
+mod renewals;
 mod seal;
 mod service;
 mod throttle;
+mod upstream_logins;
 mod users;
 
 use std::net::IpAddr;
@@ -40,12 +43,15 @@ use tokio::task::spawn_blocking;
 
 pub use caller::{Caller, Certificate, Grants, User};
 pub use error::{AuthError, AuthSetupError};
+pub use failures::{AuthFailure, AuthFailureLog};
 pub use jwt::JwtError;
 pub use service::{MAX_FORM, TokenRequest};
+pub use upstream_logins::{Counted, UpstreamLogins};
 
 use crate::clock::Clock;
 use crate::config;
 use crate::metrics::Metrics;
+use crate::renewal::Renewable;
 use authorization::Authorization;
 use origin::Origins;
 use users::Users;
@@ -84,8 +90,10 @@ pub struct AuthenticatorOptions {
     /// Where the key of tokens is kept; without it and without a configured key, tokens end with the
     /// process.
     pub key: Option<PathBuf>,
-    /// Whether credentials that aren't known here may be a caller's account at an upstream.
-    pub logins: bool,
+    /// Where credentials that aren't known here may be a caller's account at an upstream: asks it.
+    pub logins: Option<Arc<dyn UpstreamLogins>>,
+    /// Is told of failed authentications.
+    pub failures: Arc<dyn AuthFailureLog>,
     pub clock: Clock,
     pub metrics: Arc<Metrics>,
 }
@@ -96,7 +104,8 @@ pub struct Authenticator {
     origins: Origins,
     prefix: String,
     /// None where nobody needs credentials: then Authorization headers are ignored.
-    users: Option<Box<Users>>,
+    users: Option<Arc<Users>>,
+    renewals: Vec<Arc<dyn Renewable>>,
 }
 
 /// What the caller lacks, for the challenge.
@@ -117,18 +126,24 @@ impl Authenticator {
             trusted: options.trusted_proxies.clone(),
         };
         let prefix = options.prefix.clone();
-        let users = if options.config.is_configured() || options.logins {
-            let opened = spawn_blocking(move || Users::open(options)).await;
-            let users = opened.map_err(|_panicked| AuthSetupError::Random)??;
-            Some(Box::new(users))
+        let (users, renewals) = if options.config.is_configured() || options.logins.is_some() {
+            let opened = spawn_blocking(move || renewals::open(options)).await;
+            let (users, renewals) = opened.map_err(|_panicked| AuthSetupError::Random)??;
+            (Some(users), renewals)
         } else {
-            None
+            (None, Vec::new())
         };
         Ok(Self {
             origins,
             prefix,
             users,
+            renewals,
         })
+    }
+
+    /// What is read again when its files change. The file of passwords is looked at when one comes.
+    pub fn renewals(&self) -> &[Arc<dyn Renewable>] {
+        &self.renewals
     }
 
     /// Whether credentials that aren't known here may be a caller's account at an upstream.
@@ -136,6 +151,12 @@ impl Authenticator {
         self.users
             .as_ref()
             .is_some_and(|users| users.takes_logins())
+    }
+
+    /// The address of the caller: the connection's, unless that is a trusted proxy's. None where it isn't
+    /// known.
+    pub fn address(&self, presented: &Presented<'_>) -> Result<Option<IpAddr>, AuthError> {
+        self.origins.address(presented)
     }
 
     /// Finds the caller. Who presents nothing is anonymous, unless its certificate or its address

@@ -65,6 +65,11 @@ impl TokenRequest {
         })
     }
 
+    /// Whether the client wants to know whether its credentials are right, as `docker login` does.
+    pub(super) fn is_login(&self) -> bool {
+        self.scopes.is_empty()
+    }
+
     /// Whether the client wants to pull and nothing else.
     pub(super) fn is_pull(&self) -> bool {
         let is_pull = |scope: &String| {

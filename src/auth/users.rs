@@ -2,23 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
 use http::HeaderValue;
 use ipnet::IpNet;
+use parking_lot::RwLock;
 use quick_cache::sync::Cache;
 
 use super::authorization::{Authorization, Basic};
 use super::caller::{Caller, Grants, User};
 use super::error::{AuthError, AuthSetupError};
 use super::external::External;
+use super::failures::{self, AuthFailure, AuthFailureLog};
 use super::htpasswd::{Htpasswd, Verdict};
 use super::oidc::Issuers;
 use super::seal::{Claims, SealedLogin, Sealer};
 use super::service::{self, Grant, TokenRequest};
 use super::throttle::{Attempt, Throttle};
+use super::upstream_logins::UpstreamLogins;
 use super::{AuthenticatorOptions, Presented, certificates};
 use crate::clock::Clock;
 use crate::config::CertificateUser;
@@ -38,11 +43,16 @@ pub(super) struct Users {
     issuers: Issuers,
     certificates: Vec<CertificateUser>,
     networks: Vec<(Vec<IpNet>, Arc<User>)>,
-    sealer: Sealer,
+    sealer: RwLock<Arc<Sealer>>,
+    /// The configured file of the sealer's key.
+    key: Option<PathBuf>,
     token_ttl: Duration,
-    logins: bool,
+    logins: Option<Arc<dyn UpstreamLogins>>,
+    failures: Arc<dyn AuthFailureLog>,
     /// What tokens say, by their hash.
     tokens: Cache<[u8; 32], Arc<Session>>,
+    /// Counts renewals of keys: what was verified before one isn't remembered.
+    generation: AtomicU64,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -62,6 +72,8 @@ struct Session {
     identity: Identity,
     /// Seconds since 1970.
     expires: u64,
+    /// The keys that it was verified with.
+    generation: u64,
 }
 
 /// What a user name and a password are.
@@ -84,7 +96,7 @@ impl From<User> for Identity {
 
 impl Users {
     pub(super) const fn takes_logins(&self) -> bool {
-        self.logins
+        self.logins.is_some()
     }
 
     /// Reads the files. Blocks.
@@ -107,10 +119,13 @@ impl Users {
             issuers: Issuers::open(config.oidc)?,
             certificates: config.certificates,
             networks: networks.collect(),
-            sealer,
+            sealer: RwLock::new(Arc::new(sealer)),
+            key: config.key,
             token_ttl: config.token_ttl,
             logins: options.logins,
+            failures: options.failures,
             tokens: Cache::new(MAX_TOKENS),
+            generation: AtomicU64::new(0),
             clock: options.clock,
             metrics: options.metrics,
         })
@@ -118,6 +133,35 @@ impl Users {
 
     pub(super) fn external(&self) -> Option<&External> {
         self.external.as_ref()
+    }
+
+    /// Reads the keys of the external token service again. After an error, those before stay in use.
+    /// Blocks.
+    pub(super) fn renew_external(&self) -> Result<(), AuthSetupError> {
+        self.external.as_ref().map_or(Ok(()), External::renew)?;
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Reads the configured key of our own tokens again: those that were sealed with the one before
+    /// aren't valid any more. After an error, that one stays in use. Blocks.
+    pub(super) fn renew_key(&self) -> Result<(), AuthSetupError> {
+        let Some(path) = &self.key else {
+            return Ok(());
+        };
+        let sealer = Arc::new(Sealer::from_file(path)?);
+        *self.sealer.write() = sealer;
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn sealer(&self) -> Arc<Sealer> {
+        Arc::clone(&self.sealer.read())
+    }
+
+    /// To be taken before a token is verified.
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     pub(super) async fn identify(
@@ -129,7 +173,7 @@ impl Users {
             Ok(Authorization::None) => Ok(Identity::default()),
             Ok(Authorization::Bearer(token)) => match self.remembered(token) {
                 Some(session) => Ok(session.identity.clone()),
-                None => Box::pin(self.bearer(token)).await,
+                None => Box::pin(self.bearer(token, address)).await,
             },
             Ok(Authorization::Basic(basic)) => Box::pin(self.basic(&basic, address)).await,
             Err(error) => Err(error),
@@ -168,9 +212,9 @@ impl Users {
 
     /// The caller of an ordinary request with a password.
     async fn basic(&self, basic: &Basic, address: Option<IpAddr>) -> Result<Identity, AuthError> {
-        match self.verify(basic, address, !self.logins).await? {
+        match self.verify(basic, address, !self.takes_logins()).await? {
             Verified::Right(identity, _) => Ok(identity),
-            Verified::Unknown if self.logins => {
+            Verified::Unknown if self.takes_logins() => {
                 self.metrics.authenticated(Authentication::Login);
                 let header = basic.header().ok_or(AuthError::Refused)?;
                 Ok(Identity {
@@ -183,8 +227,27 @@ impl Users {
     }
 
     /// Verifies a password, or an identity token in its place. A wrong password of a known user counts
-    /// as an attempt to guess it; that of an unknown user does if `count_unknown`.
+    /// as an attempt to guess it, and is logged; that of an unknown user if `count_unknown`.
     async fn verify(
+        &self,
+        basic: &Basic,
+        address: Option<IpAddr>,
+        count_unknown: bool,
+    ) -> Result<Verified, AuthError> {
+        let verified = self.verify_basic(basic, address, count_unknown).await;
+        let reason = match &verified {
+            Ok(Verified::Wrong) => Some("wrong password"),
+            Ok(Verified::Unknown) => count_unknown.then_some("unknown user"),
+            Ok(Verified::Right(..)) => None,
+            Err(error) => failures::reason(error),
+        };
+        if let Some(reason) = reason {
+            self.log_failure(failures::shown_user(basic), address, reason);
+        }
+        verified
+    }
+
+    async fn verify_basic(
         &self,
         basic: &Basic,
         address: Option<IpAddr>,
@@ -226,24 +289,57 @@ impl Users {
 
     fn remembered(&self, token: &str) -> Option<Arc<Session>> {
         let session = self.tokens.get(&hash(token))?;
-        if self.now() >= session.expires {
+        if self.now() >= session.expires || self.generation() != session.generation {
             return None;
         }
         self.metrics.authenticated(Authentication::Token);
         Some(session)
     }
 
-    fn remember(&self, token: &str, identity: Identity, expires: u64) -> Arc<Session> {
-        let session = Arc::new(Session { identity, expires });
+    /// `generation` is that of the keys that the token was verified with.
+    fn remember(
+        &self,
+        token: &str,
+        identity: Identity,
+        expires: u64,
+        generation: u64,
+    ) -> Arc<Session> {
+        let session = Arc::new(Session {
+            identity,
+            expires,
+            generation,
+        });
         self.tokens.insert(hash(token), Arc::clone(&session));
         session
     }
 
     /// The caller of a request with a token that isn't remembered.
-    async fn bearer(&self, token: &str) -> Result<Identity, AuthError> {
+    async fn bearer(&self, token: &str, address: Option<IpAddr>) -> Result<Identity, AuthError> {
+        let verified = self.verify_token(token).await;
+        verified.inspect_err(|error| {
+            // One of our own tokens that has expired, which clients present as a rule.
+            let is_old = || self.sealer().open(token, 0).is_some();
+            let reason = failures::reason(error).filter(|_| !is_old());
+            if let Some(reason) = reason {
+                self.log_failure(None, address, reason);
+            }
+        })
+    }
+
+    fn log_failure(&self, user: Option<&str>, address: Option<IpAddr>, reason: &'static str) {
+        let failure = AuthFailure {
+            user,
+            address,
+            reason,
+        };
+        self.failures.failed(&failure);
+    }
+
+    async fn verify_token(&self, token: &str) -> Result<Identity, AuthError> {
         if let Some(session) = self.identity_token(token).await? {
             return Ok(session.identity.clone());
         }
+        let generation = self.generation();
         let (identity, expires) = if let Some(external) = &self.external {
             let verified = external.verify(token, self.now())?;
             let subject = verified.subject;
@@ -254,13 +350,14 @@ impl Users {
             };
             (identity, verified.expires)
         } else {
-            let claims = self.sealer.open(token, self.now());
+            let claims = self.sealer().open(token, self.now());
             let claims = claims.ok_or(AuthError::Refused)?;
             let expires = claims.expires;
             (unsealed(claims), expires)
         };
         self.metrics.authenticated(Authentication::Token);
-        Ok(self.remember(token, identity, expires).identity.clone())
+        let session = self.remember(token, identity, expires, generation);
+        Ok(session.identity.clone())
     }
 
     /// The user that an identity token names. None if it isn't one of a known issuer's.
@@ -271,9 +368,11 @@ impl Users {
         if let Some(session) = self.remembered(token) {
             return Ok(Some(session));
         }
+        let generation = self.generation();
         let (user, expires) = issuer.verify(token, self.now()).await?;
         self.metrics.authenticated(Authentication::IdentityToken);
-        Ok(Some(self.remember(token, user.into(), expires)))
+        let session = self.remember(token, user.into(), expires, generation);
+        Ok(Some(session))
     }
 
     /// Issues a token.
@@ -290,32 +389,35 @@ impl Users {
             | (None, Authorization::Basic(basic)) => basic,
             // No token of ours is exchanged for another one: it would live for ever.
             (None, Authorization::Bearer(token)) => {
-                let session = self.identity_token(token).await?;
-                let session = session.ok_or(AuthError::Refused)?;
+                let session = self.identity_token(token).await;
+                let session = session.and_then(|session| session.ok_or(AuthError::Refused));
+                let session = session.inspect_err(|error| {
+                    if let Some(reason) = failures::reason(error) {
+                        self.log_failure(None, address, reason);
+                    }
+                })?;
                 return self.issue(session.identity.user.as_deref(), None, session.expires);
             }
             (None, Authorization::None) => {
                 return self.issue(self.certified(presented).as_deref(), None, u64::MAX);
             }
         };
-        let mut verified = self.verify(basic, address, !request.is_pull()).await;
-        // An answer at once would tell that there is such a user.
-        if let (true, Err(AuthError::Throttled(_)), Some(htpasswd)) =
-            (request.is_pull(), &verified, &self.htpasswd)
-        {
-            let attempt = self.attempt(basic, address, false);
-            if let Err(error) = htpasswd.spend(basic, &attempt).await {
-                verified = Err(error);
-            }
-        }
-        match verified {
+        let logins = self.logins.as_ref().filter(|_| request.is_login());
+        let count_unknown = !request.is_pull() && logins.is_none();
+        let verified = self.verify_for_token(basic, address, request, count_unknown);
+        match verified.await {
             Ok(Verified::Right(identity, until)) => {
                 self.issue(identity.user.as_deref(), None, until)
+            }
+            Ok(Verified::Unknown) if let Some(logins) = logins => {
+                let login = self.log_in(&**logins, basic, address, request);
+                let login = login.await.inspect_err(|error| self.count_error(error))?;
+                self.issue(None, Some(login), u64::MAX)
             }
             // dockerd and the kubelet send the upstream's credentials to the realm of a mirror.
             Ok(Verified::Unknown) if request.is_pull() => {
                 let header = basic.header();
-                let header = header.filter(|_| self.logins && !basic.user.is_empty());
+                let header = header.filter(|_| self.takes_logins() && !basic.user.is_empty());
                 let login = request.upstream.clone().zip(header);
                 self.issue(
                     None,
@@ -338,6 +440,68 @@ impl Users {
         }
     }
 
+    async fn verify_for_token(
+        &self,
+        basic: &Basic,
+        address: Option<IpAddr>,
+        request: &TokenRequest,
+        count_unknown: bool,
+    ) -> Result<Verified, AuthError> {
+        let verified = self.verify(basic, address, count_unknown).await;
+        // An answer at once would tell that there is such a user.
+        if let (true, Err(AuthError::Throttled(_)), Some(htpasswd)) =
+            (request.is_pull(), &verified, &self.htpasswd)
+        {
+            let attempt = self.attempt(basic, address, false);
+            htpasswd.spend(basic, &attempt).await?;
+        }
+        verified
+    }
+
+    /// Asks the upstream that the realm names about an account that isn't known here. A wrong password
+    /// counts as an attempt to guess it.
+    async fn log_in(
+        &self,
+        logins: &dyn UpstreamLogins,
+        basic: &Basic,
+        address: Option<IpAddr>,
+        request: &TokenRequest,
+    ) -> Result<SealedLogin, AuthError> {
+        let header = basic.header().filter(|_| !basic.user.is_empty());
+        let header = header.ok_or(AuthError::Refused)?;
+        let attempt = self.attempt(basic, address, true);
+        let counted = attempt.clone();
+        let counted = Box::new(move |is_right| {
+            if is_right {
+                counted.right();
+            } else {
+                counted.wrong();
+            }
+        });
+        let login = Login::new(header.clone());
+        let answer = match attempt.check() {
+            Ok(()) => {
+                logins
+                    .check(request.upstream.as_deref(), login, counted)
+                    .await
+            }
+            Err(throttled) => Err(throttled),
+        };
+        let answer = answer.and_then(|upstream| {
+            let sealed = upstream.and_then(|upstream| sealed(upstream.as_ref().into(), &header));
+            sealed.ok_or(AuthError::Refused)
+        });
+        answer.inspect_err(|error| {
+            let reason = match error {
+                AuthError::Refused => Some("refused by the upstream"),
+                error => failures::reason(error),
+            };
+            if let Some(reason) = reason {
+                self.log_failure(failures::shown_user(basic), address, reason);
+            }
+        })
+    }
+
     /// The token ends at `until` at the latest, with what showed who the caller is.
     fn issue(
         &self,
@@ -354,7 +518,7 @@ impl Users {
             issued,
             expires: issued + lifetime,
         };
-        let token = self.sealer.seal(&claims).ok_or(AuthError::Unsealed)?;
+        let token = self.sealer().seal(&claims).ok_or(AuthError::Unsealed)?;
         self.metrics.authenticated(match user {
             Some(_) => Authentication::IssuedUser,
             None => Authentication::IssuedAnonymous,
@@ -366,7 +530,9 @@ impl Users {
         self.metrics.authenticated(match error {
             AuthError::Throttled(_) => Authentication::Throttled,
             AuthError::Malformed(_) => Authentication::Malformed,
-            AuthError::Busy | AuthError::Issuer => Authentication::Unavailable,
+            AuthError::Busy | AuthError::Issuer | AuthError::Upstream => {
+                Authentication::Unavailable
+            }
             _ => Authentication::Refused,
         });
     }

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::partials::MAX_AGE;
 use super::{Cache, Full, Hold, Reservation, SpaceRequest};
 use crate::error_chain::on_one_line;
@@ -112,7 +114,9 @@ impl Admission {
         size: u64,
         repositories: impl FnOnce() -> Vec<RepoName>,
     ) -> Result<(), StoreError> {
+        let started = Instant::now();
         let committed = tokio::task::spawn_blocking(move || stage.commit()).await;
+        let took = started.elapsed();
         let repositories = repositories();
         let modified = committed.map_err(|source| StoreError::Lost { source })??;
         let Self {
@@ -121,6 +125,7 @@ impl Admission {
             reservation,
             hold,
         } = self;
+        cache.inner.metrics.store_committed(took);
         reservation.commit(&hold, size);
         // The commit has removed the partials of this digest, of all upstreams.
         cache.forget_partials(&digest);

@@ -40,6 +40,7 @@ pub(super) struct Inner {
     pub(super) manifests: ManifestCache,
     pub(super) workers: Workers,
     pub(super) clock: Clock,
+    /// Those of the start: `state` and `upkeep` never change, the index has the others.
     pub(super) settings: Arc<CacheSettings>,
     /// Poisoned when a step panicked while it changed the index.
     pub(super) index: std::sync::Mutex<Index>,
@@ -148,7 +149,8 @@ impl Inner {
 
     /// Measures the free space of the file system, where some has to stay free.
     pub(super) async fn measure(&self) {
-        if let Some(min_free) = self.settings.min_free.clone() {
+        let min_free = self.with(|index| index.settings().min_free.clone());
+        if let Some(min_free) = min_free {
             let bytes = min_free.bytes;
             let measure = tokio::task::spawn_blocking(move || (min_free.free_space)());
             let free = measure.await.ok().flatten();

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::index::Index;
 use super::{Cache, CachedManifest, ManifestMeta};
@@ -109,7 +110,9 @@ impl Cache {
             }
         };
         let hold = self.hold(&digest).await;
+        let started = Instant::now();
         let put = storage::put(&*self.inner.store, &digest, manifest.content.clone()).await;
+        self.inner.metrics.store_committed(started.elapsed());
         if !self.written("manifest", put) {
             return false;
         }

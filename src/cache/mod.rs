@@ -153,6 +153,12 @@ pub enum Upkeep {
 }
 
 impl CacheSettings {
+    /// Whether images are evicted to keep space free on the file system.
+    fn evicts_for_free(&self) -> bool {
+        let min_free = self.min_free.as_ref();
+        min_free.is_some_and(|min_free| min_free.evicts)
+    }
+
     /// Keeps everything for ever, without a state file.
     pub fn unlimited() -> Self {
         Self {
@@ -186,6 +192,7 @@ impl Cache {
         tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Self {
+        store.measure_reads(metrics.store_reads());
         let inner = Arc::new(Inner::new((store, metrics, clock), settings, stop));
         tasks.spawn_required("cache", work::run(Arc::clone(&inner)));
         tasks.spawn_required("deletion", deletion::run(Arc::clone(&inner)));
@@ -194,6 +201,40 @@ impl Cache {
             partials: Arc::default(),
             verifier: Arc::new(Verifier::new(tasks.tracker().clone())),
         }
+    }
+
+    /// Applies other limits, times to live and pins from now on; `state` and `upkeep` stay as they are.
+    /// Returns once the deadline of each entry is the new one.
+    pub async fn configure(&self, settings: CacheSettings) {
+        let kept = &self.inner.settings;
+        let settings = Arc::new(CacheSettings {
+            state: kept.state.clone(),
+            upkeep: kept.upkeep,
+            ..settings
+        });
+        self.inner.with(|index| index.configure(settings));
+        self.inner.measure().await;
+        let inner = &self.inner;
+        inner
+            .pages(|index, at| index.renew_ttls(at, MAX_PAGE))
+            .await;
+        inner
+            .pages(|index, at| index.renew_deadlines(at, MAX_PAGE))
+            .await;
+    }
+
+    /// Whether something is cached under a first component of repositories' names. Waits for the index
+    /// to be complete.
+    pub async fn has_repositories_under(&self, name: &str) -> Result<bool, NotReady> {
+        self.ready().await?;
+        let mut found = false;
+        let look = |index: &mut Index, at| {
+            let (here, next) = index.has_repositories_under(name, at, MAX_PAGE);
+            found |= here;
+            next
+        };
+        self.inner.pages(look).await;
+        Ok(found)
     }
 
     /// Stops, and saves everything into the snapshot, which the reference registry can read.
@@ -222,6 +263,11 @@ impl Cache {
     /// Whether the store works: tries what pulls need, reading and writing.
     pub async fn check_store(&self) -> Result<(), StoreError> {
         self.inner.store.check().await
+    }
+
+    /// Bytes that the file system of the store has left; none where that is unknown.
+    pub async fn free_space(&self) -> Option<u64> {
+        self.inner.store.free_space().await
     }
 
     /// Whether the index works, or why not: it can't be built, or a panic has left it inconsistent.

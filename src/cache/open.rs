@@ -167,11 +167,17 @@ impl Cache {
     }
 
     /// Whether a repository that `accepts` links content with this digest, as far as the index knows.
-    /// `accepts` is called under the index's lock.
+    /// Links of an upstream that had the repository's name before don't count. `accepts` is called under
+    /// the index's lock.
     pub async fn is_linked_by(&self, digest: &Digest, accepts: impl Fn(&RepoName) -> bool) -> bool {
         self.patiently_complete().await;
         self.inner
             .with(|index| index.is_linked_by(digest, &accepts))
+    }
+
+    /// Whether there may be content of upstreams that are no longer configured, or are others now.
+    pub fn may_have_unproved(&self) -> bool {
+        self.inner.store.may_have_unproved()
     }
 
     /// Whether a blob is known not to be stored for any repository.

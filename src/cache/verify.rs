@@ -16,6 +16,7 @@ use super::{Cache, Hold, Trust};
 use crate::error_chain::on_one_line;
 use crate::oci::Digest;
 use crate::storage::{Content, Modified, StoreError};
+use crate::telemetry;
 
 /// Blobs up to this size, in bytes, are verified before their first byte is sent.
 pub const VERIFIED_FIRST: u64 = 1024 * 1024;
@@ -159,13 +160,16 @@ impl Cache {
             _place: place,
         };
         let (cache, content) = (self.clone(), content.clone());
-        verifier.tasks.spawn(async move {
+        let work = async move {
             let work = cache.verify_held(&key.0, content, &hold);
             let integrity = cache.inner.quit.run_until_cancelled(work).await;
             // Forgotten first: later requests look at the store again.
             drop((forget, hold));
             sender.send_replace(Some(integrity.unwrap_or(Integrity::Unknown)));
-        });
+        };
+        verifier
+            .tasks
+            .spawn(telemetry::caused("verify a blob", work).0);
         verification
     }
 
@@ -228,6 +232,10 @@ impl Cache {
         }
         // Marked first: a download can only begin, and so commit a new file, after the rename.
         self.inner.with(|index| index.quarantine(hold.content));
-        self.inner.store.quarantine(digest).await
+        let moved = self.inner.store.quarantine(digest).await?;
+        if moved {
+            self.inner.metrics.quarantined();
+        }
+        Ok(moved)
     }
 }

@@ -2,6 +2,7 @@
 //! fails because of it ([`line_writer`](crate::line_writer)).
 
 mod format;
+mod levels;
 
 use std::io::{self, IsTerminal as _};
 use std::panic;
@@ -9,15 +10,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::Subscriber;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::{JsonFields, format};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{self, Log, LogFormat};
 use crate::error_chain::on_one_line;
 use crate::line_writer::LineWriter;
-use format::{JsonLine, TextFields, rendered};
+use crate::log_levels::LogLevels;
+use format::{JsonLine, TextFields, TextLine, rendered};
+use levels::ByModule;
 
 /// How long the exit of the process waits for the last lines to be written.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
@@ -25,6 +28,7 @@ const FLUSH_TIME: Duration = Duration::from_secs(2);
 /// The log of this process.
 pub(super) struct Logs {
     writer: Arc<LineWriter>,
+    levels: Arc<LogLevels>,
     format: LogFormat,
 }
 
@@ -33,7 +37,9 @@ impl Logs {
     pub(super) fn start(log: &Log) -> io::Result<Self> {
         let writer = LineWriter::start(io::stderr(), format::notice(log))?;
         let colours = io::stderr().is_terminal() && config::colours_wanted();
-        if let Err(error) = subscriber(log, colours, Arc::clone(&writer)).try_init() {
+        let levels = Arc::new(LogLevels::new(log.level, log.levels.clone()));
+        let subscriber = subscriber(log, &levels, colours, Arc::clone(&writer));
+        if let Err(error) = subscriber.try_init() {
             tracing::debug!(error = %on_one_line(&error), "logging had been started before");
         }
         // The standard hook writes to standard error itself, and would wait for its reader.
@@ -47,13 +53,24 @@ impl Logs {
         }));
         Ok(Self {
             writer,
+            levels,
             format: log.format,
         })
+    }
+
+    /// Logs by other configured levels from now on.
+    pub(super) fn configure(&self, log: &Log) {
+        self.levels.configure(log.level, log.levels.clone());
     }
 
     /// The writer, for its counter.
     pub(super) fn writer(&self) -> &LineWriter {
         &self.writer
+    }
+
+    /// The levels, which an operator may change.
+    pub(super) fn levels(&self) -> &Arc<LogLevels> {
+        &self.levels
     }
 
     /// Logs why the process ends with a failure.
@@ -72,26 +89,33 @@ impl Logs {
     }
 }
 
-fn subscriber<W>(log: &Log, colours: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+fn subscriber<W>(
+    log: &Log,
+    levels: &Arc<LogLevels>,
+    colours: bool,
+    writer: W,
+) -> Box<dyn Subscriber + Send + Sync>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    // Libraries speak only of trouble, whatever millpond's own level.
-    let filter = EnvFilter::new(format!("warn,millpond={}", log.level));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .log_internal_errors(false)
         .with_writer(writer);
+    let subscriber = tracing_subscriber::registry();
+    let by_module = ByModule(Arc::clone(levels));
     match log.format {
         LogFormat::Text => {
             let configured = rendered(log);
-            let builder = builder.with_ansi(colours);
-            Box::new(builder.fmt_fields(TextFields { configured }).finish())
+            let lines = lines.with_ansi(colours);
+            let lines = lines.fmt_fields(TextFields { configured });
+            let lines = lines.event_format(TextLine);
+            Box::new(subscriber.with(lines).with(by_module))
         }
         LogFormat::Json => {
             let (inner, fields) = (format().json().flatten_event(true), rendered(log));
-            let builder = builder.fmt_fields(JsonFields::new());
-            Box::new(builder.event_format(JsonLine { inner, fields }).finish())
+            let lines = lines.fmt_fields(JsonFields::new());
+            let lines = lines.event_format(JsonLine { inner, fields });
+            Box::new(subscriber.with(lines).with(by_module))
         }
     }
 }

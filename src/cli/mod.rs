@@ -1,9 +1,14 @@
 //! The command line: `serve`, `check`, and the operators' commands on the cache.
 
 mod allocator;
+mod client_config;
+mod doctor;
 mod explain;
+mod health;
+mod log_level;
 mod logging;
 mod operate;
+mod reload;
 mod serve;
 mod signals;
 mod table;
@@ -50,6 +55,17 @@ enum Command {
     ///
     /// Secrets are hidden. Exits with 0 if the configuration is valid, else with 1.
     Check(Configured),
+    /// Ask the running server whether it is ready, and print what isn't
+    ///
+    /// Asks at the admin socket of the data directory that the configuration names, or at a listener
+    /// for operators. Exits with 0 if the server is ready, else with 1. For health checks of
+    /// containers.
+    Health(health::Asked),
+    /// Have the running server read its configuration again
+    ///
+    /// Prints what is applied, and what keeps its old value until a restart. Exits with 1, and nothing
+    /// changes, if the file is broken or no server runs. SIGHUP does the same, and logs the result.
+    Reload(Listing),
     /// List the cached images: size, shared bytes, last use, expiry
     ///
     /// Reads the data directory that the configuration names, whether or not the server runs.
@@ -92,9 +108,25 @@ enum Command {
     /// Asks the running server: the circuit of each endpoint, the time to an answer about a manifest
     /// (average and 99th percentile), open streams of blobs, tokens in use and the last error.
     Upstreams(Listing),
+    /// Show or change what a running server logs
+    ///
+    /// Changes last until the server ends, or as --for says. They change no file.
+    LogLevel(log_level::Arguments),
     /// Explain the rules of access
     #[command(subcommand)]
     Access(AccessCommand),
+    /// Check what can go wrong, and say how to fix it
+    ///
+    /// Where the mirror runs: configuration, certificates, data directory, disk, running server,
+    /// listeners, cap and TTL, and each upstream with its credentials. Elsewhere, with --mirror: what a
+    /// client needs, up to a sample pull. Prints a line for each finding: ok, warn or fail.
+    ///
+    /// Exits with 0 if all is well, 1 with warnings, 2 with failures, and 3 if nothing could be checked.
+    Doctor(Box<doctor::Arguments>),
+    /// Configure a client to pull through the mirror: print what its files need, or change them
+    ///
+    /// Results go to standard output; what to do next, to standard error.
+    ClientConfig(client_config::Options),
 }
 
 #[derive(Debug, Subcommand)]
@@ -159,6 +191,10 @@ struct Configured {
 }
 
 impl Configured {
+    fn path(&self) -> Option<&Path> {
+        self.file.as_deref().or(self.located.config.as_deref())
+    }
+
     fn config(self) -> Option<PathBuf> {
         self.file.or(self.located.config)
     }
@@ -166,10 +202,17 @@ impl Configured {
 
 /// Runs the program; `main` has nothing to add.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let is_doctor = arguments.get(1).is_some_and(|command| command == "doctor");
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
-            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            let code = match u8::try_from(error.exit_code()).unwrap_or(2) {
+                0 => 0,
+                // Its own 2 means something else.
+                _ if is_doctor => doctor::COULD_NOT_RUN,
+                code => code,
+            };
             // If the message can't be written, nothing else can be done.
             drop(error.print());
             return ExitCode::from(code);
@@ -177,7 +220,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match arguments.command {
         Command::Serve(configured) => return serve::serve(configured.config().as_deref()),
+        Command::Doctor(arguments) => return doctor::doctor(&arguments),
         Command::Check(configured) => check(configured.config().as_deref()),
+        Command::Health(asked) => health::health(&asked),
+        Command::Reload(listing) => reload::reload(&listing),
         Command::Ls(Listing { json, located }) => operate::ls(&located, json),
         Command::Du(Listing { json, located }) => operate::du(&located, json),
         Command::Scrub {
@@ -195,7 +241,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         } => operate::purge(&located, reference, dry_run),
         Command::Deny(command) => deny(command),
         Command::Upstreams(Listing { json, located }) => upstreams::upstreams(&located, json),
+        Command::LogLevel(arguments) => log_level::log_level(arguments),
         Command::Access(AccessCommand::Explain(question)) => explain::explain(&question),
+        Command::ClientConfig(options) => client_config::client_config(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -296,6 +344,9 @@ mod tests {
         for command in [
             "serve",
             "check",
+            "doctor",
+            "health",
+            "reload",
             "ls",
             "du",
             "scrub",
@@ -304,7 +355,10 @@ mod tests {
             "deny remove a",
             "deny list",
             "upstreams",
+            "log-level",
+            "log-level upstream=debug --for 10m",
             "access explain a b",
+            "client-config docker --mirror=a",
         ] {
             for option in ["--config=c.yml", "-c=c.yml"] {
                 let words = command.split(' ').chain([option]);

@@ -50,8 +50,16 @@ pub(super) fn with_backend<T>(
         })
 }
 
+/// Runs an operation that only a running server has.
+pub(super) fn on_server<T: DeserializeOwned>(
+    located: &Located,
+    operation: Operation,
+) -> anyhow::Result<T> {
+    with_backend(located, async |backend| backend.run(operation).await)
+}
+
 impl Backend {
-    async fn open(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
+    pub(super) async fn open(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
         let Storage::Filesystem { root, .. } = &config.storage else {
             anyhow::bail!("the content of storage.inmemory is only visible to the server itself");
         };
@@ -89,6 +97,8 @@ impl Backend {
             denials: Denials::new(Arc::new(denied), Audit::default()),
             clock: Clock::system(),
             upstreams: None,
+            levels: None,
+            reloads: None,
         }))
     }
 
@@ -114,7 +124,7 @@ impl Backend {
     }
 
     /// All pages of a list.
-    async fn list<T: DeserializeOwned>(
+    pub(super) async fn list<T: DeserializeOwned>(
         &mut self,
         page: impl Fn(usize) -> Operation,
     ) -> anyhow::Result<Vec<T>> {

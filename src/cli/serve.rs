@@ -2,17 +2,20 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 
 use super::allocator;
 use super::logging::Logs;
-use super::signals::Signals;
+use super::signals::{Asked, Signals};
 use super::{VERSION, fail, load, placed, warnings};
+use crate::admin::reload::ReloadReport;
 use crate::app::App;
-use crate::config::{Loaded, Storage};
+use crate::config::{self, Config, Loaded, Storage};
 use crate::error_chain::on_one_line;
+use crate::systemd::{Handed, Notifier};
 
 /// Tasks that a thread runs before it looks for new requests, where tasks are always ready: large
 /// bodies to fast clients take 0.1 ms each. tokio's default is 61.
@@ -23,6 +26,11 @@ const BLOCKING_TIME: Duration = Duration::from_secs(5);
 
 pub(super) fn serve(path: Option<&Path>) -> ExitCode {
     allocator::configure();
+    // Before anything is opened.
+    let sockets = match Handed::from_environment() {
+        Ok(sockets) => sockets,
+        Err(error) => return fail(&error.into()),
+    };
     let loaded = match load(path) {
         Ok(loaded) => loaded,
         Err(error) => return fail(&error),
@@ -34,7 +42,7 @@ pub(super) fn serve(path: Option<&Path>) -> ExitCode {
     for warning in warnings(&loaded) {
         tracing::warn!("{warning}");
     }
-    let ended = run(&loaded, &logs);
+    let ended = run(path, &loaded, &logs, sockets);
     if let Err(error) = &ended {
         logs.fatal(&on_one_line(error.as_ref()));
     }
@@ -45,19 +53,25 @@ pub(super) fn serve(path: Option<&Path>) -> ExitCode {
     }
 }
 
-fn run(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
+fn run(path: Option<&Path>, loaded: &Loaded, logs: &Logs, sockets: Handed) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .event_interval(EVENT_INTERVAL)
         .build()
         .context("the runtime can't be started")?;
-    let ended = runtime.block_on(until_signal(loaded, logs));
+    let ended = runtime.block_on(until_signal(path, loaded, logs, sockets));
     runtime.shutdown_timeout(BLOCKING_TIME);
     ended
 }
 
-async fn until_signal(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
+async fn until_signal(
+    path: Option<&Path>,
+    loaded: &Loaded,
+    logs: &Logs,
+    sockets: Handed,
+) -> anyhow::Result<()> {
     let Loaded { config, places, .. } = loaded;
+    let notifier = Notifier::from_environment();
     // Before anything else, so that no signal ends the process on its way up.
     let mut signals = Signals::listen().context("signals can't be listened to")?;
     let app = tokio::select! {
@@ -66,9 +80,59 @@ async fn until_signal(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
             tracing::info!(signal, "stopped before the start was complete");
             return Ok(());
         }
-        app = App::start(config) => app.map_err(|error| placed(error, config, places))?,
+        app = App::start_on(config, sockets, Arc::clone(logs.levels())) => app.map_err(|error| placed(error, config, places))?,
     };
     logs.writer().count_into(app.metrics().log_lines_dropped());
+    say_ready(&app, config);
+    let status = format!("serving on {}", app.address());
+    notifier.ready(&status);
+    app.keep_alive(&notifier);
+    let failed = loop {
+        let reply = tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Stop(signal) => {
+                    tracing::info!(signal, drain = ?app.drain_timeout(), "stopping");
+                    break None;
+                }
+                Asked::Reload => None,
+            },
+            reply = app.reloads().next() => Some(reply),
+            failed = app.failed() => {
+                tracing::error!(error = %on_one_line(&failed), drain = ?app.drain_timeout(), "stopping");
+                break Some(failed);
+            }
+            never = allocator::trim_regularly() => match never {},
+        };
+        notifier.reloading();
+        let report = Box::pin(reload(&app, path, logs)).await;
+        notifier.ready(&status);
+        // Whoever asked may not wait any more.
+        reply.map(|reply| reply.send(report).is_ok());
+    };
+    notifier.stopping("requests in flight are being finished");
+    let clean = app.stop_unless(another(&mut signals)).await;
+    tracing::info!(clean, "stopped");
+    failed.map_or(Ok(()), |failed| Err(failed.into()))
+}
+
+/// Reads the configuration again.
+async fn reload(app: &App, path: Option<&Path>, logs: &Logs) -> ReloadReport {
+    let path = path.map(Path::to_owned);
+    let read = move || {
+        let mut loaded = config::load(path.as_deref(), config::environment())?;
+        loaded.warnings = warnings(&loaded);
+        Ok(loaded)
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(loaded) => Box::pin(app.reload(loaded, |config| logs.configure(&config.log))).await,
+        Err(lost) => ReloadReport {
+            problems: vec![on_one_line(&lost)],
+            ..ReloadReport::default()
+        },
+    }
+}
+
+fn say_ready(app: &App, config: &Config) {
     let data = match &config.storage {
         Storage::Filesystem { root, .. } => root.display().to_string(),
         Storage::Memory => "memory".to_owned(),
@@ -76,7 +140,7 @@ async fn until_signal(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
     tracing::info!(
         version = VERSION,
         address = %app.address(),
-        listeners = listeners(&app),
+        listeners = listeners(app),
         debug = app.debug_address().map(ToString::to_string),
         upstream = %config.proxy.default.url,
         others = config.proxy.upstreams.len(),
@@ -86,23 +150,10 @@ async fn until_signal(loaded: &Loaded, logs: &Logs) -> anyhow::Result<()> {
     if config.access.rules.is_empty() && !config.has_users() && !config.http.is_loopback() {
         tracing::info!(
             address = %app.address(),
-        listeners = listeners(&app),
+            listeners = listeners(app),
             "everyone who can reach this address may pull: neither `access` nor `auth` is configured"
         );
     }
-    let failed = tokio::select! {
-        signal = signals.stop() => {
-            tracing::info!(signal, drain = ?config.http.drain_timeout, "stopping");
-            None
-        }
-        failed = app.failed() => {
-            tracing::error!(error = %on_one_line(&failed), drain = ?config.http.drain_timeout, "stopping");
-            Some(failed)
-        }
-    };
-    let clean = app.stop_unless(another(&mut signals)).await;
-    tracing::info!(clean, "stopped");
-    failed.map_or(Ok(()), |failed| Err(failed.into()))
 }
 
 /// The addresses of `http.listeners`, if there are any.

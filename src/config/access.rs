@@ -32,7 +32,7 @@ pub const PERMISSIONS: [(&str, Permission); 4] = [
 ];
 
 /// What callers may do.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AccessConfig {
     /// The first rule that matches decides. Without rules, the defaults do.
     pub rules: Vec<AccessRule>,
@@ -41,7 +41,7 @@ pub struct AccessConfig {
 }
 
 /// What nobody may pull, whatever the rules say.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DenyConfig {
     /// Of manifests and blobs, in all repositories.
     pub digests: Vec<Digest>,
@@ -280,12 +280,12 @@ impl Callers {
 /// Refuses to lend an upstream's account to everyone who can reach the server, unless the operator
 /// has said who may use it.
 pub(super) fn guard(root: &Section<'_>, config: &Config) {
-    if config.has_users() || !config.access.rules.is_empty() || config.http.is_loopback() {
+    if config.lends_by_accident().is_none() {
         return;
     }
     let listen = &config.http.listen;
     let check = |section: &str, upstream: &Upstream| {
-        if !upstream.lends_account() || upstream.anonymous {
+        if !upstream.lends_by_accident() {
             return;
         }
         let variable = section.to_ascii_uppercase();

@@ -31,7 +31,7 @@ const PUBLIC_ISSUERS: [&str; 2] = [
 ];
 
 /// How callers say who they are. Empty where nobody can.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Auth {
     /// A file of user names and bcrypt hashes, one pair a line.
     pub htpasswd: Option<PathBuf>,
@@ -49,7 +49,7 @@ pub struct Auth {
 }
 
 /// A service that issues JWTs (distribution's "Token Authentication Specification").
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenService {
     /// Where clients get tokens.
     pub realm: String,
@@ -65,7 +65,7 @@ pub struct TokenService {
 }
 
 /// The user that owns certain client certificates.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateUser {
     pub matches: CertificateMatch,
     /// None is the matched name itself.
@@ -83,7 +83,7 @@ pub enum CertificateMatch {
 }
 
 /// An OpenID Connect issuer whose identity tokens say who callers are.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OidcIssuer {
     /// Scheme `https` (or `http` on this machine); compared with the claim `iss` as it is written.
     pub issuer: String,
@@ -101,7 +101,7 @@ pub struct OidcIssuer {
 }
 
 /// The user that callers from some networks are.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkUser {
     pub networks: Vec<IpNet>,
     pub user: String,

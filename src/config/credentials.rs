@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::section::Section;
 use crate::oci::Pattern;
@@ -42,6 +42,47 @@ pub enum Written {
     File(PathBuf),
 }
 
+/// Secrets are compared as they are: both come from the operator's configuration.
+impl PartialEq for Credentials {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Fixed { username, password },
+                Self::Fixed {
+                    username: other_name,
+                    password: other_password,
+                },
+            ) => {
+                username == other_name && password.expose_secret() == other_password.expose_secret()
+            }
+            (
+                Self::Files { username, password },
+                Self::Files {
+                    username: other_name,
+                    password: other_password,
+                },
+            ) => username == other_name && password == other_password,
+            (Self::DockerConfig(path), Self::DockerConfig(other)) => path == other,
+            (Self::Helper(helper), Self::Helper(other)) => helper == other,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Credentials {}
+
+impl PartialEq for Written {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Text(text), Self::Text(other)) => text.expose_secret() == other.expose_secret(),
+            (Self::File(path), Self::File(other)) => path == other,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Written {}
+
 /// A credential helper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Helper {
@@ -53,7 +94,7 @@ pub struct Helper {
 }
 
 /// The credentials for some repositories of an upstream.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryCredentials {
     /// Compared with the repository's name at the upstream: `library/debian`, `owner/app`.
     pub repositories: Vec<Pattern>,

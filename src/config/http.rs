@@ -15,6 +15,8 @@ use super::tls::{self, Tls};
 const DEFAULT_LISTEN: &str = ":5000";
 const DEFAULT_METRICS: &str = "/metrics";
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+const DEFAULT_SHUTDOWN_DELAY: Duration = Duration::from_secs(2);
+const MAX_SHUTDOWN_DELAY: Duration = Duration::from_mins(10);
 /// Far more than a process has file descriptors.
 const MAX_CONNECTIONS: usize = 1_000_000;
 
@@ -44,6 +46,9 @@ pub struct Http {
     pub headers: HeaderMap,
     /// How long requests in flight may continue after a stop signal; 0 ends them at once.
     pub drain_timeout: Duration,
+    /// How long requests are still accepted after a stop signal while `/readyz` fails, if a listener
+    /// for operators shows it.
+    pub shutdown_delay: Duration,
     /// Whether clients may use HTTP/2.
     pub http2: bool,
     pub limits: ConnectionLimits,
@@ -113,6 +118,7 @@ pub(super) fn read(http: &Section<'_>) -> Http {
         relative_urls: http.bool("relativeurls", false),
         headers: headers(http),
         drain_timeout: http.duration("draintimeout", DEFAULT_DRAIN),
+        shutdown_delay: shutdown_delay(http),
         http2: http.section("http2", |http2| !http2.bool("disabled", false)),
         limits: http.section("limits", limits),
         debug: debug(http),
@@ -128,11 +134,25 @@ impl Http {
             && others.all(|other| other.serves == Serves::Operators || other.listen.is_loopback())
     }
 
+    /// Whether operators have a listener.
+    pub fn has_operators(&self) -> bool {
+        let mut others = self.listeners.iter();
+        self.debug.is_some() || others.any(|other| other.serves == Serves::Operators)
+    }
+
     /// The path of the metrics on listeners for operators; `None` serves none.
     pub fn metrics_path(&self) -> Option<&str> {
         let debug = self.debug.as_ref();
         debug.map_or(Some(DEFAULT_METRICS), |debug| debug.metrics_path.as_deref())
     }
+}
+
+fn shutdown_delay(http: &Section<'_>) -> Duration {
+    let delay = http.duration("shutdowndelay", DEFAULT_SHUTDOWN_DELAY);
+    if delay > MAX_SHUTDOWN_DELAY {
+        http.reject("shutdowndelay", "must be at most 10m");
+    }
+    delay
 }
 
 /// A URL with scheme `http` or `https` and a host.
@@ -222,7 +242,8 @@ fn prefix(text: &str) -> Result<String, &'static str> {
     valid.ok_or("write a plain path such as /mirror/")
 }
 
-fn headers(http: &Section<'_>) -> HeaderMap {
+/// The header fields at `headers`.
+pub(super) fn headers(http: &Section<'_>) -> HeaderMap {
     let mut map = HeaderMap::new();
     let lists = http.lists("headers", |text| {
         HeaderValue::try_from(text).or(Err("write printable ASCII text"))

@@ -2,22 +2,41 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tracing::Level;
 
+use super::report::shown;
 use super::section::Section;
+use crate::log_levels::{Module, parse_level};
+
+/// Most requests of which one is logged.
+const MAX_SAMPLE: usize = 1_000_000;
+/// A request that takes longer is logged whatever the sampling.
+const DEFAULT_SLOW: Duration = Duration::from_secs(10);
 
 /// The log, which goes to standard error.
 #[derive(Debug, Clone)]
 pub struct Log {
     pub level: Level,
+    /// Those of single modules.
+    pub levels: BTreeMap<Module, Level>,
     pub format: LogFormat,
     /// Fields of every line.
     pub fields: BTreeMap<String, String>,
-    /// Whether requests are logged.
-    pub access: bool,
+    /// The log of requests; none where it is turned off.
+    pub access: Option<AccessLog>,
     /// Where refusals, pushes, deletions and changes of the deny list are logged, if anywhere.
     pub audit: Option<Audit>,
+}
+
+/// Which requests are logged. Failures always are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AccessLog {
+    /// One in so many successes, at random; never 0.
+    pub sample: u32,
+    /// A request that takes so long is always logged.
+    pub slow: Duration,
 }
 
 /// Where the audit log goes.
@@ -43,8 +62,8 @@ pub(super) fn read(root: &Section<'_>) -> Log {
             ("reportcaller", "log lines don't name source code"),
         ]);
         let set = match log.text("level") {
-            Some(_) => log.parsed("level", level),
-            None => root.parsed("loglevel", level),
+            Some(_) => log.parsed("level", parse_level),
+            None => root.parsed("loglevel", parse_level),
         };
         let level = set.unwrap_or(Level::INFO);
         log.print("level", level.as_str().to_ascii_lowercase());
@@ -56,9 +75,10 @@ pub(super) fn read(root: &Section<'_>) -> Log {
         ];
         Log {
             level,
+            levels: levels(log),
             format: log.choice("formatter", "write text or json", &formats, LogFormat::Text),
             fields: log.texts("fields"),
-            access: log.section("accesslog", |access| !access.bool("disabled", false)),
+            access: log.section("accesslog", access_log),
             audit: log.section("audit", audit),
         }
     })
@@ -76,13 +96,34 @@ fn audit(audit: &Section<'_>) -> Option<Audit> {
     }
 }
 
-fn level(text: &str) -> Result<Level, &'static str> {
-    match text.to_ascii_lowercase().as_str() {
-        "error" => Ok(Level::ERROR),
-        "warn" => Ok(Level::WARN),
-        "info" => Ok(Level::INFO),
-        "debug" => Ok(Level::DEBUG),
-        "trace" => Ok(Level::TRACE),
-        _ => Err("write error, warn, info, debug or trace"),
+/// The levels of modules.
+fn levels(log: &Section<'_>) -> BTreeMap<Module, Level> {
+    let mut levels = BTreeMap::new();
+    for (name, text) in log.texts("levels") {
+        let path = format!("{}.{name}", log.path("levels"));
+        let module: Result<Module, _> = name.parse();
+        match (module, parse_level(&text)) {
+            (Ok(module), Ok(level)) => {
+                levels.insert(module, level);
+            }
+            (Err(advice), _) => {
+                log.problem_at(&path, format!("`{path}` names no module; {advice}"));
+            }
+            (_, Err(advice)) => {
+                let shown = shown(&text);
+                log.problem_at(&path, format!("`{path}` is {shown}; {advice}"));
+            }
+        }
     }
+    levels
+}
+
+fn access_log(access: &Section<'_>) -> Option<AccessLog> {
+    let disabled = access.bool("disabled", false);
+    let sample = access.number("sample", 1..=MAX_SAMPLE, 1);
+    let slow = access.duration("slow", DEFAULT_SLOW);
+    (!disabled).then_some(AccessLog {
+        sample: u32::try_from(sample).unwrap_or(1),
+        slow,
+    })
 }

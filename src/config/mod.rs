@@ -2,7 +2,7 @@
 //! distribution 2.8 and 3.0), under environment variables that override it.
 //!
 //! A file becomes a tree of texts with their lines (`yaml`). One file per section (`log`, `storage`,
-//! `http`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`) reads the tree, and the environment over
+//! `http`, `health`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`) reads the tree, and the environment over
 //! it (`env`), into [`Config`], whose values can only be valid: no other module parses configured
 //! text. A reader names each key once (`section`): so the keys that nobody asks for are unknown
 //! (`keys`), and the values that the readers get are those that `millpond check` prints. All
@@ -25,10 +25,12 @@ mod duration;
 mod endpoints;
 mod env;
 mod error;
+mod health;
 mod host_pattern;
 mod http;
 mod keys;
 mod log;
+mod printed;
 mod proxy;
 mod report;
 mod rules;
@@ -37,7 +39,10 @@ mod size;
 mod storage;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::every_key;
 mod tls;
+mod traces;
 mod upstream;
 mod yaml;
 
@@ -45,6 +50,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use context::Context;
 use env::Variables;
@@ -60,15 +66,18 @@ pub use credentials::{Credentials, Helper, RepositoryCredentials, Written};
 pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
+pub use health::{HealthCheck, HealthConfig, HealthProbe, HealthTiming};
 pub use host_pattern::{HostPattern, HostPatternError};
 pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
-pub use log::{Audit, Log, LogFormat};
+pub use log::{AccessLog, Audit, Log, LogFormat};
+pub use printed::{Difference, Printed};
 pub use proxy::{Proxy, Timeouts, TtlMode};
 pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
 pub use size::SizeLimit;
 pub use storage::{Limits, MinFree, Scrub, Storage};
 pub use tls::{CIPHER_SUITES, ClientAuth, Tls, TlsVersion};
+pub use traces::Tracing;
 
 pub use upstream::{
     ClientCertificate, Endpoint, EndpointSelection, ForwardProxy, ProxyUrl, Upstream, authority,
@@ -82,12 +91,17 @@ const VERSION: &str = "0.1";
 #[derive(Debug, Clone)]
 pub struct Config {
     pub log: Log,
+    /// None where no traces are exported.
+    pub tracing: Option<Tracing>,
     pub storage: Storage,
     pub limits: Limits,
     pub http: Http,
+    pub health: HealthConfig,
     pub auth: Auth,
     pub proxy: Proxy,
     pub access: AccessConfig,
+    /// What is printed of all this.
+    pub printed: Printed,
 }
 
 /// A configuration without problems.
@@ -105,6 +119,16 @@ impl Config {
     /// Whether callers can say who they are.
     pub fn has_users(&self) -> bool {
         self.auth.is_configured()
+    }
+
+    /// The first upstream whose account everybody who can reach the mirror could use by accident:
+    /// nothing says who callers are, what they may do, or that this is meant.
+    pub fn lends_by_accident(&self) -> Option<&Upstream> {
+        if self.has_users() || !self.access.rules.is_empty() || self.http.is_loopback() {
+            return None;
+        }
+        let mut all = self.proxy.all_upstreams();
+        all.find(|upstream| upstream.lends_by_accident())
     }
 
     /// The configuration without file and environment: Docker Hub on port 5000, data in
@@ -175,6 +199,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     size::bytes(text).map_err(|error| error.to_string())
 }
 
+/// Reads a duration, as the configuration's durations are written: `10m`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text).map_err(|error| error.to_string())
+}
+
 /// Reads a file of an upstream's, of certificates or a key; at most [`MAX_FILE`] bytes of it.
 pub fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -238,28 +267,33 @@ fn build(
 /// and should name an upstream.
 fn check(file: Option<Node>, context: &Context) -> (Config, String) {
     let from_file = file.is_some();
-    let (config, effective) = Section::read(context, String::new(), file, |root| {
+    let (mut config, effective) = Section::read(context, String::new(), file, |root| {
         unimplemented(root);
         version(root, from_file);
         let log = log::read(root);
+        let tracing = root.section("tracing", traces::read);
         let (storage, limits, is_named) =
             root.section("storage", |section| storage::read(section, from_file));
         let http = root.section("http", http::read);
         let proxy = root.section("proxy", |section| proxy::read(section, from_file, is_named));
         let config = Config {
             log,
+            tracing,
+            health: root.section("health", |section| health::read(section, &storage)),
             storage,
             limits,
             http,
             auth: root.section("auth", auth::read),
             access: access::read(root, &proxy),
             proxy,
+            printed: Printed::default(),
         };
         auth::guard(root, &config);
         access::guard(root, &config);
         access::doubt_anonymous(root, &config);
         config
     });
+    config.printed = Printed::of(&effective);
     // Maps of texts can always be written; an error here is shown to the reader.
     let effective = serde_yaml::to_string(&effective);
     (
@@ -290,7 +324,6 @@ fn unimplemented(root: &Section<'_>) {
         ("reporting", "errors go to the log and the metrics only"),
         ("notifications", "no events are sent"),
         ("redis", "nothing is cached in Redis"),
-        ("health", "the health checks are built in"),
         ("catalog", "the size of a catalog page is built in"),
         ("validation", "it concerns pushes, which a mirror refuses"),
         ("policy", "it concerns pushes, which a mirror refuses"),

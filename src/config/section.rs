@@ -253,7 +253,16 @@ impl<'a> Section<'a> {
 
     /// The texts of a map that may have any keys.
     pub(super) fn texts(&self, key: &'static str) -> BTreeMap<String, String> {
-        let entries = self.free(key, "_", true).into_iter();
+        self.texts_with(key, "_")
+    }
+
+    /// The same with what stands in a key for each `_` in a variable's name.
+    pub(super) fn texts_with(
+        &self,
+        key: &'static str,
+        separator: &str,
+    ) -> BTreeMap<String, String> {
+        let entries = self.free(key, separator, true).into_iter();
         let texts: BTreeMap<_, _> = entries
             .filter_map(|(name, path, node)| {
                 let text = self.context.text(&path, Some(node))?;

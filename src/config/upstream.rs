@@ -32,7 +32,7 @@ const MAX_SCOPE: usize = 1024;
     clippy::struct_excessive_bools,
     reason = "keys of the configuration, which don't depend on each other"
 )]
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// One component of a repository name, such as `ghcr.io`; the default upstream's, which only
     /// logs and metrics show, may have a port.
@@ -110,6 +110,11 @@ impl Upstream {
         (own, Vec::new())
     }
 
+    /// Whether that is so and nobody has said that everybody may.
+    pub(super) fn lends_by_accident(&self) -> bool {
+        self.lends_account() && !self.anonymous
+    }
+
     /// Whether the mirror has an account there, if only for some repositories.
     fn has_account(&self) -> bool {
         self.credentials.is_some()
@@ -123,7 +128,7 @@ impl Upstream {
 }
 
 /// One of the places where an upstream is asked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The upstream with the URL, credentials, TLS and proxy of this endpoint, and without endpoints.
     pub registry: Upstream,

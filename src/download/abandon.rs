@@ -35,9 +35,9 @@ impl Transfer<'_> {
             && let Some(total) = self.plan.total
         {
             let enough = download.progress.given().saturating_mul(100)
-                >= total.saturating_mul(shared.options.settings.fill_after.into());
+                >= total.saturating_mul(shared.settings().fill_after.into());
             // A small blob is verified as a whole before its first byte is sent.
-            let small = total <= shared.options.settings.verified_first;
+            let small = total <= shared.settings().verified_first;
             self.plan.fill = enough || small || download.fill.load(Ordering::Relaxed);
         }
     }
@@ -52,7 +52,7 @@ impl Transfer<'_> {
         }
         let received = self.download.progress.plan(|have, _| have.len());
         let draining = self.shared.options.drain.is_cancelled();
-        let continues = match (self.shared.options.settings.on_abandon, self.plan.total) {
+        let continues = match (self.shared.settings().on_abandon, self.plan.total) {
             // When the upstream hasn't answered yet, the request is cancelled.
             _ if draining || !self.opened => false,
             _ if !self.storing.is_storing() => true,

@@ -78,7 +78,7 @@ async fn try_admit(
         });
     }
     let blob = total.or(described).unwrap_or(0);
-    let max = shared.options.settings.max_blob;
+    let max = shared.settings().max_blob;
     if blob > max {
         return Err(Unfit::TooLarge { max });
     }

@@ -88,7 +88,7 @@ impl Transfer<'_> {
         } else {
             commit::discard((older, oldest, suspect)).await;
         }
-        self.plan = Plan::new(self.shared.options.settings.segments, self.plan.fill);
+        self.plan = Plan::new(self.shared.settings().segments, self.plan.fill);
         self.opened = false;
         self.resumed = None;
         self.ended = false;

@@ -10,6 +10,7 @@ use super::{Download, DownloadError, Inner};
 use crate::cache::Piece;
 use crate::metrics::InFlight;
 use crate::oci::RangeSet;
+use crate::telemetry::{self, Span, SpanKind, Waiting};
 
 /// Reads one download, from any offset.
 #[derive(Debug)]
@@ -57,6 +58,15 @@ impl Follower {
         }
     }
 
+    /// A span of the current request for its wait for the download, which may be another request's.
+    pub fn span_of_wait(&self) -> Option<Span> {
+        let mut span = telemetry::span("wait for a download", SpanKind::Internal)?;
+        if let Some(link) = self.download.span.get() {
+            span.link_to(*link);
+        }
+        Some(span)
+    }
+
     /// Whether the blob is written to the store. Valid once the upstream has answered.
     pub fn is_stored(&self) -> bool {
         self.download.progress.is_stored()
@@ -72,6 +82,7 @@ impl Follower {
     ///
     /// Cancel safe.
     pub async fn verified(&mut self) -> Result<(), DownloadError> {
+        let _waiting = Waiting::begin();
         self.download.progress.result(self.member).await?;
         Ok(())
     }
@@ -122,6 +133,7 @@ impl Follower {
     }
 
     async fn wait(&mut self) -> Result<(), DownloadError> {
+        let _waiting = Waiting::begin();
         self.changed
             .changed()
             .await

@@ -1,7 +1,7 @@
 //! Joining a download: by clients, and by prefetch ahead of them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::permits::Urgency;
 use super::progress::Progress;
@@ -10,6 +10,7 @@ use super::{
     BlobRequest, Download, DownloadError, Downloader, Follower, Inner, Joined, Party, Source, task,
 };
 use crate::oci::Digest;
+use crate::telemetry;
 
 impl Downloader {
     /// Whether `digest` is being downloaded from an upstream.
@@ -102,7 +103,7 @@ impl Downloader {
                     if let Some(follower) = &follower {
                         shared.welcome(follower, wanted);
                     }
-                    shared.start(download, Arc::clone(source), wanted);
+                    shared.start(&download, Arc::clone(source), wanted);
                     return (follower.map_or(Joined::Committed, Joined::Leader), false);
                 }
                 Role::Follow(seat) => {
@@ -141,8 +142,7 @@ impl Downloader {
             shared: &self.0,
             download: &download,
         };
-        self.0
-            .start(Arc::clone(&download), source, BlobRequest::WHOLE);
+        self.0.start(&download, source, BlobRequest::WHOLE);
         match download.progress.result(member).await {
             // Otherwise it can't be stored, and no client reads it.
             Err(_) if self.0.options.cache.is_usable(&digest).await => Ok(None),
@@ -171,23 +171,27 @@ impl Inner {
             id,
             digest,
             upstream: upstream.into(),
-            progress: Progress::new(self.options.settings.verified_first),
+            progress: Progress::new(self.settings().verified_first),
             urgency: Urgency::new(urgent),
             fill: AtomicBool::new(false),
             refetch: AtomicBool::new(false),
+            span: OnceLock::new(),
             _counted: self.options.metrics.download(),
         })
     }
 
     fn start(
         self: &Arc<Self>,
-        download: Arc<Download>,
+        download: &Arc<Download>,
         source: Arc<dyn Source>,
         wanted: BlobRequest,
     ) {
-        self.options
-            .tasks
-            .spawn(task::run(Arc::clone(self), download, source, wanted));
+        let running = task::run(Arc::clone(self), Arc::clone(download), source, wanted);
+        let (running, span) = telemetry::caused("download a blob", running);
+        if let Some(span) = span {
+            download.span.get_or_init(|| span);
+        }
+        self.options.tasks.spawn(running);
     }
 
     /// Makes the follower of a client that the registry has counted. None when its first bytes are

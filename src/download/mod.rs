@@ -68,9 +68,10 @@ mod sync {
 }
 
 use std::fmt::Debug;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
@@ -78,6 +79,7 @@ use crate::config::{OnAbandon, Segments, Streams};
 use crate::metrics::{InFlight, Metrics};
 use crate::oci::{ByteRange, Digest, RepoName};
 use crate::tasks::Tasks;
+use crate::telemetry::Link;
 use crate::upstream::{BlobRanges, BlobStream, CallerId, UpstreamError};
 
 pub use client::Client;
@@ -136,7 +138,7 @@ pub struct Party {
 }
 
 /// Limits and policies of all downloads.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct DownloadSettings {
     pub segments: Segments,
     pub streams: Streams,
@@ -185,7 +187,14 @@ pub struct Downloader(Arc<Inner>);
 struct Inner {
     registry: Registry<Arc<Download>, Arc<dyn Source>, Party>,
     permits: Permits,
+    settings: RwLock<DownloadSettings>,
     options: DownloaderOptions,
+}
+
+impl Inner {
+    fn settings(&self) -> DownloadSettings {
+        *self.settings.read()
+    }
 }
 
 /// One running download.
@@ -202,6 +211,8 @@ struct Download {
     fill: AtomicBool,
     /// Whether a client has joined that can't use the file in the store.
     refetch: AtomicBool,
+    /// The span of its task, if the request that started it is traced.
+    span: OnceLock<Link>,
     _counted: InFlight,
 }
 
@@ -219,6 +230,7 @@ pub enum Joined {
 /// What a [`Downloader`] needs.
 #[derive(Debug)]
 pub struct DownloaderOptions {
+    /// Those of the start; see [`Downloader::configure`].
     pub settings: DownloadSettings,
     pub cache: Cache,
     pub metrics: Arc<Metrics>,
@@ -236,7 +248,15 @@ impl Downloader {
         Self(Arc::new(Inner {
             registry: Registry::new(),
             permits: Permits::new(options.settings.streams, metrics),
+            settings: RwLock::new(options.settings),
             options,
         }))
+    }
+
+    /// Applies other limits and policies: to new downloads, and to the decisions that running ones
+    /// have yet to make.
+    pub fn configure(&self, settings: DownloadSettings) {
+        *self.0.settings.write() = settings;
+        self.0.permits.configure(settings.streams);
     }
 }

@@ -35,13 +35,13 @@ pub(super) struct Permits(Arc<PermitsInner>);
 
 #[derive(Debug)]
 struct PermitsInner {
-    limits: Streams,
     metrics: Arc<Metrics>,
     state: Mutex<PermitState>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PermitState {
+    limits: Streams,
     streams: usize,
     upstreams: HashMap<Arc<str>, Used>,
     /// Permits of each client.
@@ -131,14 +131,25 @@ impl Permit {
 impl Permits {
     pub(super) fn new(limits: Streams, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(PermitsInner {
-            limits,
             metrics,
-            state: Mutex::default(),
+            state: Mutex::new(PermitState {
+                limits,
+                streams: 0,
+                upstreams: HashMap::new(),
+                clients: HashMap::new(),
+                waiting: Vec::new(),
+            }),
         }))
     }
 
     fn state(&self) -> MutexGuard<'_, PermitState> {
         self.0.state.lock()
+    }
+
+    /// Applies other limits. Streams that are open beyond them stay open.
+    pub(super) fn configure(&self, limits: Streams) {
+        self.state().limits = limits;
+        self.dispatch();
     }
 
     /// Waits for the right to send a request. Cancel safe: a caller that goes away loses its place.
@@ -177,7 +188,7 @@ impl Permits {
         let mut state = self.state();
         let wanted =
             |Waiter { holder, .. }: &Waiter| holder.urgent.get() && *holder.upstream == *upstream;
-        if state.waiting.iter().any(wanted) || !state.has_stream(upstream, urgent, self.0.limits) {
+        if state.waiting.iter().any(wanted) || !state.has_stream(upstream, urgent) {
             return None;
         }
         let holder = Holder {
@@ -204,7 +215,7 @@ impl Permits {
     /// that waits has become urgent.
     pub(super) fn dispatch(&self) {
         loop {
-            let next = self.state().next(self.0.limits);
+            let next = self.state().next();
             let Some(Waiter { holder, granted }) = next else {
                 return;
             };
@@ -227,16 +238,18 @@ impl PermitState {
         Ok(())
     }
 
-    fn has_stream(&self, upstream: &str, urgent: bool, limits: Streams) -> bool {
+    fn has_stream(&self, upstream: &str, urgent: bool) -> bool {
+        let limits = self.limits;
         let share = |limit: usize| if urgent { limit } else { limit.div_ceil(2) };
         let streams = self.upstreams.get(upstream).map_or(0, |used| used.streams);
         self.streams < share(limits.total) && streams < share(limits.per_upstream)
     }
 
     /// Whether a waiting request may continue. It may be sent when a stream is free for its answer.
-    fn may_continue(&self, holder: &Holder, limits: Streams) -> bool {
+    fn may_continue(&self, holder: &Holder) -> bool {
+        let limits = self.limits;
         let urgent = holder.urgent.get();
-        if !self.has_stream(&holder.upstream, urgent, limits) {
+        if !self.has_stream(&holder.upstream, urgent) {
             return false;
         }
         let Some(used) = self.upstreams.get(&holder.upstream) else {
@@ -254,11 +267,11 @@ impl PermitState {
     }
 
     /// Takes the permit of the request whose turn it is.
-    fn next(&mut self, limits: Streams) -> Option<Waiter> {
+    fn next(&mut self) -> Option<Waiter> {
         self.waiting.retain(|waiter| !waiter.granted.is_closed());
         let held = |client: &Client| self.clients.get(client).copied().unwrap_or(0);
         let able = self.waiting.iter().enumerate();
-        let able = able.filter(|(_, waiter)| self.may_continue(&waiter.holder, limits));
+        let able = able.filter(|(_, waiter)| self.may_continue(&waiter.holder));
         let (turn, _) = able.min_by_key(|(at, Waiter { holder, .. })| {
             (
                 holder.allows,

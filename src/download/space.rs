@@ -21,7 +21,7 @@ impl Transfer<'_> {
 
     /// Requests the next step of space when the reservation is nearly used up.
     pub(super) fn reserve_ahead(&mut self) {
-        let (stored, max) = (self.space.stored, self.shared.options.settings.max_blob);
+        let (stored, max) = (self.space.stored, self.shared.settings().max_blob);
         let Some(admission) = &self.storing.admission else {
             return;
         };

@@ -183,7 +183,7 @@ impl<'a> Transfer<'a> {
         Self {
             shared,
             download,
-            plan: Plan::new(shared.options.settings.segments, wanted.fill),
+            plan: Plan::new(shared.settings().segments, wanted.fill),
             streams: Streams::new(source),
             storing: Storing::nothing(download.digest.algorithm()),
             space: Space::default(),

@@ -5,7 +5,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::Registrar;
+use super::{Metrics, Registrar};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfEndpoint {
@@ -61,17 +61,21 @@ impl Endpoints {
             ),
         }
     }
+}
 
-    pub(super) fn of(&self, upstream: &str, endpoint: &str) -> EndpointFigures {
+impl Metrics {
+    /// The series of one endpoint of an upstream. Both names are configured ones.
+    pub fn endpoint(&self, upstream: &str, endpoint: &str) -> EndpointFigures {
+        let of = &self.upstreams.endpoints;
         let labels = OfEndpoint {
             upstream: upstream.to_owned(),
             endpoint: endpoint.to_owned(),
         };
         EndpointFigures {
-            requests: self.requests.get_or_create_owned(&labels),
-            failures: self.failures.get_or_create_owned(&labels),
-            hedges: self.hedges.get_or_create_owned(&labels),
-            circuit: self.circuit.get_or_create_owned(&labels),
+            requests: of.requests.get_or_create_owned(&labels),
+            failures: of.failures.get_or_create_owned(&labels),
+            hedges: of.hedges.get_or_create_owned(&labels),
+            circuit: of.circuit.get_or_create_owned(&labels),
         }
     }
 }
@@ -79,5 +83,27 @@ impl Endpoints {
 impl EndpointFigures {
     pub fn circuit(&self, state: CircuitState) {
         self.circuit.set(state as i64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_has_its_own_series() {
+        let metrics = Metrics::new();
+        let endpoint = metrics.endpoint("docker.io", "mirror:5000/hub");
+        endpoint.failures.inc();
+        endpoint.circuit(CircuitState::Open);
+        let text = metrics.render();
+        for line in [
+            r#"millpond_endpoint_requests_total{upstream="docker.io",endpoint="mirror:5000/hub"} 0"#,
+            r#"millpond_endpoint_failures_total{upstream="docker.io",endpoint="mirror:5000/hub"} 1"#,
+            r#"millpond_endpoint_hedges_total{upstream="docker.io",endpoint="mirror:5000/hub"} 0"#,
+            r#"millpond_endpoint_circuit{upstream="docker.io",endpoint="mirror:5000/hub"} 2"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
     }
 }

@@ -125,6 +125,59 @@ label! {
 }
 
 label! {
+    /// Why a caller was refused.
+    RefusedCaller {
+        /// The request has no credentials and needs some.
+        Needed => "credentials_needed",
+        /// Wrong credentials, or a token that isn't accepted.
+        Wrong => "credentials_wrong",
+        /// The token doesn't permit the request.
+        Scope => "scope",
+        /// A rule of the configuration.
+        Rule => "rule",
+        /// A rule that hides the repository.
+        Hidden => "hidden",
+        /// An entry of the deny list.
+        DenyList => "deny_list",
+        /// Too many wrong passwords.
+        Throttled => "throttled",
+        Malformed => "malformed",
+        /// Too many passwords wait to be verified, or an issuer doesn't answer.
+        Unavailable => "unavailable",
+        /// The upstream refused the caller's account, or the mirror's.
+        Upstream => "upstream",
+    }
+}
+
+label! {
+    /// Why a blob was removed from the cache.
+    Removal {
+        /// Evicted because of `storage.maxsize`.
+        MaxSize => "maxsize",
+        /// Evicted because of `storage.minfree`.
+        MinFree => "minfree",
+        /// Its last link expired.
+        Expired => "expired",
+        /// An operator purged it.
+        Purged => "purged",
+        /// It was damaged.
+        Damaged => "damaged",
+        /// No repository links it.
+        Unlinked => "unlinked",
+    }
+}
+
+label! {
+    /// How a request for a token ended.
+    TokenFetch {
+        Granted => "granted",
+        /// The token service refused it, or the credentials.
+        Refused => "refused",
+        Failed => "failed",
+    }
+}
+
+label! {
     /// A condition under which the server serves, with less than usual.
     Degraded {
         /// The file system of the cache has no space left.
@@ -197,18 +250,29 @@ pub(super) struct OfUpstream {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct Served {
-    pub(super) kind: Kind,
-    pub(super) result: Outcome,
+pub(super) struct UpstreamFailure {
+    pub(super) upstream: String,
+    pub(super) error: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ServedStatus {
-    pub(super) kind: Kind,
-    pub(super) status: u16,
+pub(super) struct UpstreamPhase {
+    pub(super) upstream: String,
+    pub(super) phase: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct OfKind {
-    pub(super) kind: Kind,
+pub(super) struct UpstreamToken {
+    pub(super) upstream: String,
+    pub(super) result: TokenFetch,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RefusedFor {
+    pub(super) reason: RefusedCaller,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RemovedFor {
+    pub(super) reason: Removal,
 }

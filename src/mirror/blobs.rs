@@ -71,6 +71,7 @@ impl BlobAnswer {
         ranges: Option<&Requested>,
         outcome: Outcome,
     ) -> Result<Option<Self>, MirrorError> {
+        let _span = follower.span_of_wait();
         let Opened::Size(size) = follower.opened().await? else {
             return Ok(None);
         };

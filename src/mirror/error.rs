@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::cache::StoreError;
 use crate::download::DownloadError;
 use crate::oci::manifest::SCHEMA1_REFUSED;
@@ -108,6 +110,13 @@ impl MirrorError {
                     | Failure::CredentialsRefused { .. }
             )
         )
+    }
+
+    /// Whether the upstream's answer is one to a question that was asked since then: not one that is
+    /// remembered, or that other clients had asked for before.
+    pub fn was_asked_since(&self, started: Instant) -> bool {
+        self.upstream()
+            .is_some_and(|error| error.asked_at() >= started)
     }
 
     /// Whether the upstream answered that it doesn't have the content.

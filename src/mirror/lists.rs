@@ -158,8 +158,8 @@ impl Mirror {
             if looked % PERMITTED_AT_ONCE == PERMITTED_AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }
-            let upstream = self.upstreams.of_stored(repository).name();
-            if shows(upstream, repository) {
+            let upstream = self.upstreams.of_stored(repository);
+            if upstream.is_some_and(|upstream| shows(upstream.name(), repository)) {
                 if repositories.len() == n {
                     return Ok(CatalogPage {
                         repositories,

@@ -15,6 +15,7 @@ mod described;
 mod error;
 mod exchange;
 mod lists;
+mod logins;
 mod manifest_store;
 mod manifests;
 mod prefetch;
@@ -47,6 +48,7 @@ pub use error::MirrorError;
 pub use exchange::Exchange;
 use lists::TagList;
 pub use lists::{CatalogPage, Shows, TagsAnswer};
+pub use logins::LoginChecks;
 pub use manifests::{ManifestAnswer, ManifestHit};
 use prefetch::Prefetch;
 pub use prefetch::{PrefetchLimits, Visit};
@@ -60,34 +62,34 @@ use tags::TagRecords;
 pub use targets::{Target, Upstreams};
 use verdicts::Verdicts;
 
+/// Questions whether a repository has a blob: its size, if it does.
+type Proofs = SingleFlight<(Party, Digest), Result<Option<u64>, MirrorError>>;
+
 /// A mirror of some upstreams over one cache.
 #[derive(Debug)]
 pub struct Mirror {
     pub upstreams: Upstreams,
     downloader: Downloader,
     cache: Cache,
-    records: TagRecords,
-    manifest_flights: SingleFlight<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>,
+    records: Arc<TagRecords>,
+    manifest_flights: Arc<SingleFlight<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>>,
     ranges: RangeRules,
-    tag_lists: Remembered<RepoName, TagList>,
-    referrers: Remembered<(RepoName, Digest), Referrers>,
-    proofs: SingleFlight<(Party, Digest), Result<Option<u64>, MirrorError>>,
-    verdicts: Verdicts,
-    prefetch: Prefetch,
+    tag_lists: Arc<Remembered<RepoName, TagList>>,
+    referrers: Arc<Remembered<(RepoName, Digest), Referrers>>,
+    proofs: Arc<Proofs>,
+    verdicts: Arc<Verdicts>,
+    prefetch: Arc<Prefetch>,
     /// Sizes of blobs, by the descriptors of manifests.
-    sizes: Described<u64>,
+    sizes: Arc<Described<u64>>,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
 pub struct MirrorOptions {
     pub upstreams: Upstreams,
+    pub policy: MirrorPolicy,
     pub downloader: Downloader,
     pub cache: Cache,
-    /// How long a tag is fresh: served without asking the upstream.
-    pub tags_ttl: Duration,
-    pub ranges: RangeRules,
-    pub prefetch: PrefetchLimits,
     /// Owns the upstream requests that several clients share, and the prefetches.
     pub tasks: TaskTracker,
     /// Ends the prefetches.
@@ -96,10 +98,19 @@ pub struct MirrorOptions {
     pub clock: Clock,
 }
 
+/// What the operator wants of pulls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MirrorPolicy {
+    /// How long a tag is fresh: served without asking the upstream.
+    pub tags_ttl: Duration,
+    pub ranges: RangeRules,
+    pub prefetch: PrefetchLimits,
+}
+
 impl Mirror {
     pub fn new(parts: MirrorOptions) -> Arc<Self> {
         let prefetch = Prefetch::new(
-            parts.prefetch,
+            parts.policy.prefetch,
             &parts.upstreams,
             parts.tasks.clone(),
             parts.stop,
@@ -107,19 +118,43 @@ impl Mirror {
             parts.clock,
         );
         Arc::new(Self {
-            prefetch,
-            sizes: Described::new(),
+            prefetch: Arc::new(prefetch),
+            sizes: Arc::new(Described::new()),
             upstreams: parts.upstreams,
             downloader: parts.downloader,
             cache: parts.cache,
-            records: TagRecords::new(parts.tags_ttl, parts.clock),
-            ranges: parts.ranges,
-            manifest_flights: SingleFlight::new(parts.tasks.clone()),
-            tag_lists: Remembered::new(parts.tasks.clone(), parts.clock),
-            referrers: Remembered::new(parts.tasks.clone(), parts.clock),
-            verdicts: Verdicts::new(parts.tasks.clone(), parts.clock),
-            proofs: SingleFlight::new(parts.tasks),
+            records: Arc::new(TagRecords::new(parts.policy.tags_ttl, parts.clock)),
+            ranges: parts.policy.ranges,
+            manifest_flights: Arc::new(SingleFlight::new(parts.tasks.clone())),
+            tag_lists: Arc::new(Remembered::new(parts.tasks.clone(), parts.clock)),
+            referrers: Arc::new(Remembered::new(parts.tasks.clone(), parts.clock)),
+            verdicts: Arc::new(Verdicts::new(parts.tasks.clone(), parts.clock)),
+            proofs: Arc::new(SingleFlight::new(parts.tasks)),
             metrics: parts.metrics,
+        })
+    }
+
+    /// The same mirror of other upstreams, with another policy: what it has learned and what it is doing
+    /// stay shared. A name must mean the registry that it meant before. Other limits of prefetches, and
+    /// another time for tags, begin with nothing learned.
+    #[must_use]
+    pub fn renewed(&self, upstreams: Upstreams, policy: MirrorPolicy) -> Arc<Self> {
+        let prefetch = self.prefetch.renewed(policy.prefetch, &upstreams);
+        let records = self.records.renewed(policy.tags_ttl);
+        Arc::new(Self {
+            upstreams,
+            ranges: policy.ranges,
+            prefetch: prefetch.map_or_else(|| Arc::clone(&self.prefetch), Arc::new),
+            records: records.map_or_else(|| Arc::clone(&self.records), Arc::new),
+            downloader: self.downloader.clone(),
+            cache: self.cache.clone(),
+            manifest_flights: Arc::clone(&self.manifest_flights),
+            tag_lists: Arc::clone(&self.tag_lists),
+            referrers: Arc::clone(&self.referrers),
+            proofs: Arc::clone(&self.proofs),
+            verdicts: Arc::clone(&self.verdicts),
+            sizes: Arc::clone(&self.sizes),
+            metrics: Arc::clone(&self.metrics),
         })
     }
 

@@ -36,6 +36,7 @@ use crate::error_chain::on_one_line;
 use crate::metrics::{Metrics, Outcome};
 use crate::oci::manifest::media_type;
 use crate::oci::{Descriptor, Digest, Manifest};
+use crate::telemetry;
 use crate::upstream::Failure;
 use ledger::Ledger;
 pub use session::Visit;
@@ -70,7 +71,7 @@ pub(super) struct Prefetch {
 }
 
 /// How much is fetched ahead.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrefetchLimits {
     /// Layers of one upstream at the same time; 0 turns prefetching off.
     pub downloads: usize,
@@ -125,6 +126,23 @@ impl Prefetch {
             metrics,
             clock,
         }
+    }
+
+    /// Prefetches with other limits or for other upstreams. None if both are the same.
+    pub(super) fn renewed(&self, limits: PrefetchLimits, upstreams: &Upstreams) -> Option<Self> {
+        let names: HashSet<&str> = upstreams.names().collect();
+        let is_known = |name: &&str| self.permits.contains_key(*name);
+        let are_same = names.len() == self.permits.len() && names.iter().all(is_known);
+        (limits != self.limits || !are_same).then(|| {
+            Self::new(
+                limits,
+                upstreams,
+                self.tasks.clone(),
+                self.stop.clone(),
+                Arc::clone(&self.metrics),
+                self.clock,
+            )
+        })
     }
 
     /// Notes which layers a manifest names. Called where manifests are parsed.
@@ -198,11 +216,11 @@ impl Mirror {
         }
         let (image, visit) = prefetch.begin(target, manifest)?;
         let (mirror, stop) = (Arc::clone(self), prefetch.stop.clone());
-        prefetch.tasks.spawn(async move {
-            // A running download isn't cancelled with the prefetch: the downloader ends it.
-            stop.run_until_cancelled_owned(mirror.fetch_image(image))
-                .await
-        });
+        // A running download isn't cancelled with the prefetch: the downloader ends it.
+        let fetching = stop.run_until_cancelled_owned(mirror.fetch_image(image));
+        prefetch
+            .tasks
+            .spawn(telemetry::caused("prefetch an image", fetching).0);
         Some(visit)
     }
 

@@ -64,7 +64,10 @@ impl Mirror {
     /// Whether the catalog may have a repository for the caller with a login: where the upstream is asked
     /// with the accounts of callers, only if it lately let this one access it.
     pub fn is_listed(&self, stored: &RepoName, login: Option<&Arc<Login>>) -> bool {
-        match self.upstreams.of_stored(stored).caller_of(login) {
+        let Some(upstream) = self.upstreams.of_stored(stored) else {
+            return false;
+        };
+        match upstream.caller_of(login) {
             None => true,
             Some(account) => {
                 let key = (stored.clone(), account, Class::Content);
@@ -75,10 +78,10 @@ impl Mirror {
 
     /// Whether the target's upstream is believed when it says that it has content that is cached. Not
     /// for content that only upstreams outside its trust group have given: one that answers each HEAD
-    /// with 200 could be used to read what they gave in confidence. Such content is downloaded again,
-    /// from the target's upstream.
+    /// with 200 could be used to read what they gave in confidence, also those that are no longer
+    /// configured. Such content is downloaded again, from the target's upstream.
     pub(super) async fn may_share(&self, target: &Target, digest: &Digest) -> bool {
-        if !self.upstreams.are_separate() {
+        if !self.upstreams.are_separate() && !self.cache.may_have_unproved() {
             return true;
         }
         let accepts = |stored: &RepoName| self.trusts(target, stored);
@@ -88,7 +91,9 @@ impl Mirror {
     /// Whether what is cached for a repository may be shared with the target's upstream: everybody may
     /// read it, or both upstreams are in one trust group.
     fn trusts(&self, target: &Target, stored: &RepoName) -> bool {
-        let owner = self.upstreams.of_stored(stored);
+        let Some(owner) = self.upstreams.of_stored(stored) else {
+            return false;
+        };
         let (own, other) = (&target.upstream.config, &owner.config);
         own.name == other.name
             || self.upstreams.is_public(owner)

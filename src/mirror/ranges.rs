@@ -4,7 +4,7 @@ use crate::config::{RangeMode, RangeRule};
 use crate::oci::RepoName;
 
 /// The rules in their order; the first that matches counts.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeRules {
     pub rules: Vec<RangeRule>,
     pub otherwise: RangeMode,

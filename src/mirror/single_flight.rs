@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::MirrorError;
+use crate::telemetry::{self, Link, Waiting};
 
 /// Jobs in flight. A job is a task of its own. When its last waiter leaves, it ends if it still
 /// waits for the upstream; what the upstream has answered is stored.
@@ -28,6 +29,8 @@ pub(super) struct SingleFlight<K: Eq + Hash, V> {
 #[derive(Debug)]
 struct Flight<V> {
     landing: Landing<V>,
+    /// The span of the job.
+    span: Option<Link>,
     /// Changed under the lock of the map's entry.
     waiters: usize,
     interest: Interest,
@@ -74,11 +77,11 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let landing = match self.running.entry(key.clone()) {
+        let (landing, span) = match self.running.entry(key.clone()) {
             Entry::Occupied(mut entry) => {
                 let flight = entry.get_mut();
                 flight.waiters += 1;
-                flight.landing.clone()
+                (flight.landing.clone(), flight.span)
             }
             Entry::Vacant(entry) => {
                 let (sender, receiver) = oneshot::channel();
@@ -86,12 +89,7 @@ where
                 let interest = Interest::default();
                 let job = AssertUnwindSafe(job(interest.clone()));
                 let (running, own, key) = (Arc::clone(&self.running), landing.clone(), key.clone());
-                entry.insert(Flight {
-                    landing: landing.clone(),
-                    waiters: 1,
-                    interest,
-                });
-                self.tasks.spawn(async move {
+                let (task, span) = telemetry::caused("shared request", async move {
                     let value = job.catch_unwind().await;
                     // Forgotten before anyone hears: a later request must not be given this result.
                     running.remove_if(&key, |_, flight| flight.landing.ptr_eq(&own));
@@ -100,7 +98,14 @@ where
                         drop(sender.send(value));
                     }
                 });
-                landing
+                entry.insert(Flight {
+                    landing: landing.clone(),
+                    span,
+                    waiters: 1,
+                    interest,
+                });
+                self.tasks.spawn(task);
+                (landing, span)
             }
         };
         Waiter {
@@ -108,6 +113,7 @@ where
             key,
             landing,
             is_counted: true,
+            _waiting: Waiting::for_task("wait for a shared request", span),
         }
     }
 }
@@ -118,6 +124,7 @@ pub(super) struct Waiter<K: Eq + Hash, V> {
     key: K,
     landing: Landing<V>,
     is_counted: bool,
+    _waiting: Waiting,
 }
 
 impl<K: Eq + Hash, V> Waiter<K, V> {

@@ -64,6 +64,11 @@ impl TagRecords {
         }
     }
 
+    /// Records with another time, of nothing yet. None if the time is the same.
+    pub(super) fn renewed(&self, ttl: Duration) -> Option<Self> {
+        (ttl != self.ttl).then(|| Self::new(ttl, self.clock))
+    }
+
     /// What is served without asking the upstream, and the outcome to report.
     pub(super) fn fresh(&self, key: &TagKey) -> Option<(ManifestMeta, Outcome)> {
         let record = self.records.get(key)?;

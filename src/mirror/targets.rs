@@ -1,6 +1,6 @@
 //! Which upstream a request is for, what the repository is called there, and how it is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::MirrorError;
@@ -13,8 +13,12 @@ pub struct Upstreams {
     default: Arc<Upstream>,
     /// A few hosts, of which several are looked for with each request.
     by_host: BTreeMap<String, Arc<Upstream>>,
+    has_others: bool,
     /// Whether anonymous callers may read everything, as far as this mirror decides.
     everybody_reads: bool,
+    /// Names of upstreams that were removed while the process runs. What is cached below them, and what
+    /// their last downloads still bring, isn't the default upstream's.
+    reserved: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -29,10 +33,15 @@ pub struct Target {
 
 impl Upstreams {
     /// The configuration has made sure that no two upstreams share a name or an alias.
-    pub fn new(default: Upstream, others: Vec<Upstream>, everybody_reads: bool) -> Self {
-        let default = Arc::new(default);
+    pub fn new(
+        default: Arc<Upstream>,
+        others: impl IntoIterator<Item = Arc<Upstream>>,
+        everybody_reads: bool,
+    ) -> Self {
+        let others: Vec<_> = others.into_iter().collect();
+        let has_others = !others.is_empty();
         let mut by_host = BTreeMap::new();
-        let others = others.into_iter().map(Arc::new);
+        let others = others.into_iter();
         for upstream in others.chain([Arc::clone(&default)]) {
             for host in &upstream.config.aliases {
                 by_host.insert(host.clone(), Arc::clone(&upstream));
@@ -41,18 +50,16 @@ impl Upstreams {
         Self {
             default,
             by_host,
+            has_others,
             everybody_reads,
+            reserved: BTreeSet::new(),
         }
     }
 
-    /// All of them: the default one, and the others in the order of their names.
-    pub fn list(&self) -> Vec<Arc<Upstream>> {
-        let mut others: Vec<_> = self.by_host.values().map(Arc::clone).collect();
-        others.retain(|other| !Arc::ptr_eq(other, &self.default));
-        others.sort_by(|one, other| one.name().cmp(other.name()));
-        others.dedup_by(|one, other| Arc::ptr_eq(one, other));
-        others.insert(0, Arc::clone(&self.default));
-        others
+    /// The same, with names that are no upstreams' any more and not yet the default upstream's.
+    #[must_use]
+    pub fn reserving(self, reserved: BTreeSet<String>) -> Self {
+        Self { reserved, ..self }
     }
 
     /// The names of all, some of them more than once.
@@ -60,14 +67,17 @@ impl Upstreams {
         self.by_host.values().map(|upstream| upstream.name())
     }
 
-    /// The upstream of a stored repository.
-    pub fn of_stored(&self, stored: &RepoName) -> &Arc<Upstream> {
+    /// The upstream of a stored repository. None for one of an upstream that was removed.
+    pub fn of_stored(&self, stored: &RepoName) -> Option<&Arc<Upstream>> {
         let first = stored.first_component();
+        if first.is_some_and(|first| self.reserved.contains(first)) {
+            return None;
+        }
         let named = first.and_then(|first| {
             let upstream = self.by_host(first)?;
             (upstream.name() == first).then_some(upstream)
         });
-        named.unwrap_or(&self.default)
+        Some(named.unwrap_or(&self.default))
     }
 
     /// Whether everybody may read what is cached from an upstream.
@@ -75,12 +85,10 @@ impl Upstreams {
         self.everybody_reads && upstream.config.is_public()
     }
 
-    /// Whether content of one upstream may have to be kept from another one.
+    /// Whether content of one of the upstreams may have to be kept from another one.
     pub(super) fn are_separate(&self) -> bool {
         let public = |upstream: &Arc<Upstream>| self.is_public(upstream);
-        let is_alone = |upstream: &Arc<Upstream>| Arc::ptr_eq(upstream, &self.default);
-        let mut all = self.by_host.values();
-        !all.clone().all(is_alone) && !all.all(public)
+        !self.reserved.is_empty() || (self.has_others && !self.by_host.values().all(public))
     }
 
     /// Whether an upstream is asked with the accounts of callers.
@@ -145,10 +153,13 @@ impl Upstreams {
         };
         let stored = if Arc::ptr_eq(&upstream, &self.default) {
             // Such a repository would share its place in the store with the other upstream's.
-            if let Some(first) = repo.first_component()
-                && self
-                    .by_host(first)
-                    .is_some_and(|other| other.name() == first && !Arc::ptr_eq(other, &upstream))
+            let is_named = |first: &str| {
+                let other = self.by_host(first);
+                other.is_some_and(|other| other.name() == first && !Arc::ptr_eq(other, &upstream))
+            };
+            if (self.has_others || !self.reserved.is_empty())
+                && let Some(first) = repo.first_component()
+                && (is_named(first) || self.reserved.contains(first))
             {
                 return Err(MirrorError::Shadowed {
                     upstream: upstream.name().to_owned(),

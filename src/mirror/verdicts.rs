@@ -27,7 +27,7 @@ const MAX_VERDICTS: usize = 100_000;
 /// Refusals that are remembered; the least used go first.
 const MAX_REFUSALS: usize = 10_000;
 /// How long a refusal is valid.
-const REFUSED_FOR: Duration = Duration::from_secs(10);
+pub(super) const REFUSED_FOR: Duration = Duration::from_secs(10);
 
 /// What a permission is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use http::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
+use super::bytes;
 use super::digest::Digest;
 use super::error::{Classified, ErrorKind};
 use super::name::{NameError, Reference, RepoName};
@@ -125,7 +126,7 @@ impl Route {
     /// Parses a request line. `GET` and `HEAD` are reads; every other method but `OPTIONS` is refused as
     /// a write.
     pub fn parse(method: &Method, uri: &Uri) -> Result<Self, RouteError> {
-        let path = if uri.path().contains('%') {
+        let path = if bytes::contains(uri.path(), b'%') {
             percent_decode_str(uri.path())
                 .decode_utf8()
                 .map_err(|_not_utf8| RouteError::NotFound)?
@@ -184,8 +185,8 @@ fn token(method: &Method, path: &str) -> Option<Action> {
 
 /// Parses `<name>/<noun>/<item>` from the right, because the name may have slashes.
 fn action_on(rest: &str, page: Page, artifact_type: Option<String>) -> Result<Action, RouteError> {
-    let (head, what) = rest.rsplit_once('/').ok_or(RouteError::NotFound)?;
-    let (name, noun) = head.rsplit_once('/').ok_or(RouteError::NotFound)?;
+    let (head, what) = bytes::rsplit_once(rest, b'/').ok_or(RouteError::NotFound)?;
+    let (name, noun) = bytes::rsplit_once(head, b'/').ok_or(RouteError::NotFound)?;
     let digest = || what.parse::<Digest>().map_err(NameError::Digest);
     Ok(match (noun, what) {
         ("tags", "list") => Action::Tags {

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Digest as _;
 
+use super::bytes;
+
 /// A registered digest algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
@@ -104,7 +106,7 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let (algorithm, hex) = text.split_once(':').ok_or(DigestError::Form)?;
+        let (algorithm, hex) = bytes::split_once(text, b':').ok_or(DigestError::Form)?;
         let algorithm = Algorithm::ALL
             .into_iter()
             .find(|one| one.as_str() == algorithm);

@@ -8,6 +8,7 @@
 
 pub mod accept;
 pub mod action;
+mod bytes;
 pub mod digest;
 mod digits;
 pub mod error;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::bytes;
 use super::digest::{Digest, DigestError};
 
 /// The longest repository name a client may send, in bytes: distribution's own limit.
@@ -52,12 +53,12 @@ impl RepoName {
 
     /// The first component, when something remains after it.
     pub fn first_component(&self) -> Option<&str> {
-        self.0.split_once('/').map(|(first, _)| first)
+        bytes::split_once(&self.0, b'/').map(|(first, _)| first)
     }
 
     /// Splits off the first component, when something remains.
     pub fn split_first(&self) -> Option<(Self, Self)> {
-        let (first, rest) = self.0.split_once('/')?;
+        let (first, rest) = bytes::split_once(&self.0, b'/')?;
         Some((Self(first.into()), Self(rest.into())))
     }
 
@@ -151,7 +152,7 @@ impl FromStr for Reference {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        Ok(if text.contains(':') {
+        Ok(if bytes::contains(text, b':') {
             Self::Digest(text.parse()?)
         } else {
             Self::Tag(text.parse()?)

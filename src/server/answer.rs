@@ -21,6 +21,7 @@ use crate::mirror::{BlobAnswer, ManifestAnswer, ManifestHit, ReadMode, Recovery}
 use crate::oci::manifest::media_type;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Classified, Digest, Requested};
+use crate::telemetry::X_REQUEST_ID;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const API_VERSION_2: HeaderValue = HeaderValue::from_static("registry/2.0");
@@ -57,6 +58,8 @@ static BLOB_HEAD: LazyLock<HeaderMap> = LazyLock::new(|| {
 fn insert_common(headers: &mut HeaderMap) {
     headers.insert(API_VERSION, API_VERSION_2);
     headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+    // To be replaced: one more field would make the copy of a prepared head grow.
+    headers.insert(X_REQUEST_ID, HeaderValue::from_static(""));
 }
 
 /// An answer of status 200, empty.
@@ -157,7 +160,10 @@ pub(super) fn referrers(index: Bytes, filtered: bool, origin: Origin) -> Respons
 
 /// The response to a request that fails with this error.
 pub fn refused(error: &dyn Classified) -> Response<Body> {
-    refusal(&Refusal::of(error))
+    let mut response = refusal(&Refusal::of(error));
+    // Commands have no id.
+    response.headers_mut().remove(X_REQUEST_ID);
+    response
 }
 
 pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {

@@ -30,8 +30,6 @@ pub struct Body {
     piece: Option<Arc<AtomicUsize>>,
     /// Held, not read: a client is being sent a layer.
     visit: Option<Visit>,
-    /// Breaks the body off once an operator denies what it has.
-    watch: Option<Watch>,
 }
 
 enum Inner {
@@ -63,7 +61,6 @@ impl Body {
             record: None,
             piece: None,
             visit: None,
-            watch: None,
         }
     }
 
@@ -81,13 +78,14 @@ impl Body {
             record: None,
             piece: None,
             visit: None,
-            watch: None,
         }
     }
 
     /// Breaks off once the content is denied.
     pub(super) fn watched(&mut self, watch: Watch) {
-        self.watch = Some(watch);
+        if let Inner::Parts(Some(reading)) = &mut self.inner {
+            reading.watched(watch);
+        }
     }
 
     /// Counts as a client of an image until this body has been sent.
@@ -143,9 +141,6 @@ impl http_body::Body for Body {
             this.inner = Inner::Stream(reading.stream());
         }
         let next = match &mut this.inner {
-            _ if this.watch.as_mut().is_some_and(Watch::is_denied) => {
-                Poll::Ready(Some(Err(BodyError::Denied)))
-            }
             Inner::Bytes(bytes) => {
                 let max = this.piece.as_deref().map_or(usize::MAX, limit);
                 let next = match bytes {
@@ -155,7 +150,11 @@ impl http_body::Body for Body {
                 Poll::Ready(next.map(|bytes| Ok(Chunk::Memory(bytes))))
             }
             Inner::Parts(_) => Poll::Ready(None),
-            Inner::Stream(stream) => stream.as_mut().poll_next(cx),
+            // What the body reads may be logged, and may be fetched from an upstream.
+            Inner::Stream(stream) => match &this.record {
+                Some(record) => record.context().enter(|| stream.as_mut().poll_next(cx)),
+                None => stream.as_mut().poll_next(cx),
+            },
         };
         match &next {
             Poll::Ready(Some(Ok(chunk))) => {

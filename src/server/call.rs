@@ -10,7 +10,7 @@ use super::conditional::Conditions;
 use crate::access::{Access, Denied, Permission, Resource};
 use crate::auth::{AuthError, Caller};
 use crate::download::Client;
-use crate::metrics::Outcome;
+use crate::metrics::{Addressed, Outcome};
 use crate::mirror::{Mirror, MirrorError, ReadMode, Target};
 use crate::oci::{Accept, Classified, Digest, ErrorKind, Reference, RepoName};
 
@@ -31,6 +31,8 @@ pub(super) enum CallError {
 /// A request, parsed.
 pub(super) struct Call<'a> {
     pub(super) caller: Caller,
+    /// Takes the upstream that the call turns out to be for.
+    pub(super) addressed: &'a Addressed,
     /// containerd's `ns` parameter.
     pub(super) ns: Option<&'a str>,
     /// The host that the client addressed.
@@ -53,6 +55,7 @@ impl Call<'_> {
         wanted: (Permission, Option<&Reference>),
     ) -> Result<Target, CallError> {
         let target = mirror.upstreams.target(self.ns, self.host, name)?;
+        self.addressed.set(target.upstream.metrics_id());
         let login = self.caller.login_for(target.upstream.name());
         let target = target.with_login(login);
         let (permission, reference) = wanted;

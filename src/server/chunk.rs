@@ -165,6 +165,16 @@ pub(super) fn is_stand_in(buffer: &[u8]) -> bool {
     !buffer.is_empty() && STAND_IN.as_ptr_range().contains(&buffer.as_ptr())
 }
 
+impl Chunk {
+    /// Takes the first `len` bytes off, where the chunk is in memory and longer.
+    pub(super) fn split_to(&mut self, len: usize) -> Option<Self> {
+        match self {
+            Self::Memory(bytes) if bytes.len() > len => Some(Self::Memory(bytes.split_to(len))),
+            Self::Memory(_) | Self::File(_) => None,
+        }
+    }
+}
+
 impl FileChunk {
     fn stand_in(&self) -> &'static [u8] {
         STAND_IN.get(..self.left).unwrap_or_default()

@@ -2,7 +2,8 @@
 //!
 //! A client has [`FIRST_BYTE_TIMEOUT`](super::socket::FIRST_BYTE_TIMEOUT) for its first byte,
 //! [`HEAD_TIMEOUT`](super::socket::HEAD_TIMEOUT) for a head, and [`IDLE_TIMEOUT`] between requests.
-//! At a stop, connections without a request under way end at once.
+//! At a stop, the next response says that its connection ends, and a connection on which nothing happens
+//! ends after [`LINGER`].
 
 use std::convert::Infallible;
 use std::io;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use http::Request;
+use http::header::{CONNECTION, HeaderValue};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -26,7 +28,7 @@ use super::http2::Http2;
 use super::limits::{Admission, Reports};
 use super::listener::{Accepted, Connected, Listener, Stream};
 use super::request::{Handler, RequestBody};
-use super::socket::{ClientSocket, IDLE_TIMEOUT, Progress};
+use super::socket::{ClientSocket, IDLE_TIMEOUT, LINGER, Progress};
 use super::tls::Handshakes;
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
@@ -39,8 +41,12 @@ use crate::tls::ServerTls;
 const MAX_BUFFER: usize = 64 * 1024;
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections that are accepted after the stop, at most.
+const MAX_LATE: usize = 1024;
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The connection ends with this response (RFC 9112, section 9.6).
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 /// Bytes read at first: the whole head of most requests.
 const FIRST_READ: usize = 1024;
 
@@ -74,20 +80,25 @@ pub async fn serve<H: Handler>(
             .http2
             .then(|| Http2::new(settings.clock, tasks.tracker().clone())),
         handler,
-        tls: settings.tls.map(|tls| Handshakes {
-            tls,
-            buffers: settings.buffers.clone(),
-            metrics: Arc::clone(&metrics),
-        }),
+        tls: settings
+            .tls
+            .map(|tls| Handshakes::new(tls, settings.buffers.clone(), Arc::clone(&metrics))),
         buffers: settings.buffers,
         stop: stop.clone(),
     });
     let mut reports = Reports::default();
+    let mut late = 0;
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => return,
+            biased;
+            // What has connected already is served.
+            () = stop.cancelled() => match listener.waiting() {
+                Some(accepted) if late < MAX_LATE => accepted,
+                _ => return,
+            },
             accepted = listener.accept() => accepted,
         };
+        late += usize::from(stop.is_cancelled());
         let refusal = match accepted {
             Ok(connected) => match settings.admission.admit(connected.address()) {
                 Ok(permit) => {
@@ -190,10 +201,11 @@ impl<H: Handler> Server<H> {
             (Some(handshakes), Connected::Tcp(stream, address)) => {
                 // Boxed, so that it takes no memory in plain connections.
                 let handshake = Box::pin(handshakes.accept(stream, address));
-                let secured = self.stop.run_until_cancelled(handshake).await;
-                let Some(accepted) = secured.flatten() else {
-                    return;
+                let secured = tokio::select! {
+                    secured = handshake => secured,
+                    () = self.lingered() => return,
                 };
+                let Some(accepted) = secured else { return };
                 accepted
             }
             (_, connected) => connected.accept(),
@@ -205,6 +217,12 @@ impl<H: Handler> Server<H> {
         }
     }
 
+    /// Waits until the server has been stopping for a while.
+    async fn lingered(&self) {
+        self.stop.cancelled().await;
+        tokio::time::sleep(LINGER).await;
+    }
+
     async fn serve(&self, accepted: Accepted) -> Result<(), ConnectionError> {
         let Accepted {
             stream,
@@ -213,14 +231,11 @@ impl<H: Handler> Server<H> {
         } = accepted;
         let progress = Arc::new(Progress::default());
         let mut socket = ClientSocket::new(stream, Arc::clone(&progress));
-        // A token's future takes a lock of all connections each time that it is polled. In a set it
-        // is polled when it has been woken, not with every request.
-        let mut stopped: FuturesUnordered<_> = std::iter::once(self.stop.cancelled()).collect();
         if let Some(http2) = &self.http2 {
             let is_http2 = tokio::select! {
                 biased;
                 is_http2 = detect_http2(&mut socket) => is_http2?,
-                Some(()) = stopped.next() => return Ok(()),
+                () = self.lingered() => return Ok(()),
             };
             if is_http2 {
                 socket.leave_reads_alone();
@@ -230,6 +245,7 @@ impl<H: Handler> Server<H> {
                 return Box::pin(http2.serve(socket, handler, peer, buffers, &self.stop)).await;
             }
         }
+        let is_last = || progress.is_draining();
         let service = service_fn(|request: Request<Incoming>| {
             progress.head_complete();
             let request = request.map(RequestBody::Http1);
@@ -237,22 +253,37 @@ impl<H: Handler> Server<H> {
             let files = files.clone();
             async move {
                 let mut response = answer.await;
+                if is_last() {
+                    response.headers_mut().insert(CONNECTION, CLOSE);
+                }
                 response.body_mut().send_on_http1(&self.buffers, files);
                 Ok::<_, Infallible>(response)
             }
         });
         let connection = self.http1.serve_connection(TokioIo::new(socket), service);
         tokio::pin!(connection);
+        // A token's future takes a lock of all connections each time that it is polled. In a set it
+        // is polled when it has been woken, not with every request.
+        let mut stopped: FuturesUnordered<_> = std::iter::once(self.stop.cancelled()).collect();
         tokio::select! {
             biased;
-            ended = connection.as_mut() => ended?,
-            Some(()) = stopped.next() => {
-                progress.stop();
-                connection.as_mut().graceful_shutdown();
-                connection.await?;
+            ended = connection.as_mut() => return Ok(ended?),
+            Some(()) = stopped.next() => progress.drain(),
+        }
+        loop {
+            let moves = progress.moves();
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => return Ok(ended?),
+                () = tokio::time::sleep(LINGER) => {}
+            }
+            if moves == progress.moves() {
+                break;
             }
         }
-        Ok(())
+        progress.stop();
+        connection.as_mut().graceful_shutdown();
+        Ok(connection.await?)
     }
 }
 

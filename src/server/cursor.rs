@@ -11,6 +11,7 @@ use futures_util::stream::{self, Stream};
 
 use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue, MAX_PIECE};
+use crate::access::Watch;
 use crate::cache::{Integrity, Piece, Reader, StoreError};
 use crate::download::DownloadError;
 use crate::mirror::{BlobContent, Recovery, Sent};
@@ -81,6 +82,8 @@ pub(super) struct BodyCursor {
     /// Where ranges of files can be queued.
     files: Option<FileQueue>,
     limit: Limit,
+    /// Says when an operator denies the blob.
+    watch: Option<Watch>,
 }
 
 /// What bounds the bytes of a chunk in memory.
@@ -146,7 +149,13 @@ impl BodyCursor {
             tail: Some(tail),
             files: None,
             limit: Limit::None,
+            watch: None,
         }
+    }
+
+    /// Breaks off once the blob is denied.
+    pub(super) fn watched(&mut self, watch: Watch) {
+        self.watch = Some(watch);
     }
 
     pub(super) fn send_on_http1(&mut self, buffers: ResponseBuffers, files: Option<FileQueue>) {
@@ -160,7 +169,12 @@ impl BodyCursor {
 
     pub(super) fn stream(self: Box<Self>) -> ChunkStream {
         Box::pin(stream::try_unfold(self, |mut reading| async move {
-            Ok(reading.next().await?.map(|chunk| (chunk, reading)))
+            let chunk = reading.next().await?;
+            // After the wait: the blob may have been denied meanwhile.
+            if reading.watch.as_mut().is_some_and(Watch::is_denied) {
+                return Err(BodyError::Denied);
+            }
+            Ok(chunk.map(|chunk| (chunk, reading)))
         }))
     }
 

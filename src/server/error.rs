@@ -10,6 +10,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::cache_status;
 use crate::error_chain::on_one_line;
+use crate::health::Closed;
 use crate::oci::{Action, Classified, ErrorCode, ErrorKind, error_document};
 
 /// A response that says no.
@@ -58,6 +59,21 @@ impl Refusal {
         Self::new(
             StatusCode::PRECONDITION_FAILED,
             ErrorCode::Unsupported,
+            message,
+        )
+    }
+
+    /// 503, as the reference registry answers while one of its health checks fails.
+    pub(super) fn closed(closed: Closed) -> Self {
+        let message = match closed {
+            Closed::Unhealthy => {
+                "a health check fails; /debug/health of the operators' listener names it"
+            }
+            Closed::Stopping => "the server is stopping",
+        };
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
             message,
         )
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::header::CACHE_CONTROL;
 use http::{HeaderValue, Response};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::answer::{self, NO_STORE};
 use super::body::Body;
@@ -83,6 +84,7 @@ impl Handlers {
             // These are rare: boxed, so that they take no memory in every connection.
             Action::Catalog(page) => {
                 if !call.caller.grants_catalog() {
+                    self.access.log_refused_catalog(&call.caller);
                     return Err(AuthError::Scope.into());
                 }
                 Box::pin(self.catalog(call, page)).await
@@ -119,7 +121,10 @@ impl Handlers {
             .await
             .inspect_err(|error| report(&target, error))?;
         let (outcome, digest) = (found.outcome, found.found.known().digest);
-        call.permits(&self.access, &target, reference, &digest)?;
+        // The digest of a request has been checked; the one that a tag names has not.
+        if let Reference::Tag(_) = reference {
+            call.permits(&self.access, &target, reference, &digest)?;
+        }
         let named = Named::by_reference(reference);
         let mut response = answer::manifest(&call.conditions, named, &found);
         keep_private(self.is_private(&target), &mut response);
@@ -188,6 +193,7 @@ impl Handlers {
         digest: Digest,
         artifact_type: Option<&str>,
     ) -> Result<Answered, CallError> {
+        let started = Instant::now();
         let target = call.target(
             &self.mirror,
             &self.access,
@@ -197,7 +203,7 @@ impl Handlers {
         let target = match target {
             // What a repository that doesn't exist has, too.
             Err(CallError::Denied(Denied::Hidden(_))) => {
-                self.access.wait_like_not_found().await;
+                self.access.wait_like_not_found(started).await;
                 return Ok(no_referrers(artifact_type));
             }
             target => target?,
@@ -208,11 +214,16 @@ impl Handlers {
             match &found {
                 Ok(found) if found.index == referrers_index(std::iter::empty()) => {
                     if found.outcome == Outcome::Hit {
-                        self.access.wait_like_not_found().await;
+                        self.access.wait_like_not_found(started).await;
                     }
                     return Ok(no_referrers(artifact_type));
                 }
-                Err(error) if error.finds_nothing() => return Ok(no_referrers(artifact_type)),
+                Err(error) if error.finds_nothing() => {
+                    if !error.was_asked_since(started) {
+                        self.access.wait_like_not_found(started).await;
+                    }
+                    return Ok(no_referrers(artifact_type));
+                }
                 Ok(_) | Err(_) => {}
             }
         }

@@ -31,7 +31,8 @@ use super::body::Body;
 use super::buffers::{ConnectionBuffers, ResponseBuffers, Unsent};
 use super::chunk::Chunk;
 use super::request::{Handler, Peer, RequestBody};
-use super::socket::{CLIENT_STALL, HEAD_TIMEOUT, IDLE_TIMEOUT};
+use super::socket::{CLIENT_STALL, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER};
+use super::tls_socket::RECORD;
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 
@@ -39,8 +40,14 @@ use crate::error_chain::on_one_line;
 const MAX_STREAMS: u32 = 64;
 /// Bytes of a request's head, as HTTP/2 counts them.
 const MAX_HEAD: u32 = 16 * 1024;
-/// Most bytes that a stream reads from its body at once, and that it may have unsent.
-const PIECE: usize = 64 * 1024;
+/// Most bytes that a stream reads from its body at once, and that it may have unsent. Whole frames: a rest
+/// of the room would be a frame of a few bytes.
+const PIECE: usize = 4 * SECURE_FRAME;
+/// Bytes of a frame's header (RFC 9113, section 4.1).
+const FRAME_HEADER: usize = 9;
+/// Bytes of a data frame over TLS: with its header, it fills a record. One of the 16 KiB that HTTP/2
+/// permits by default would leave 9 bytes to a record of their own.
+const SECURE_FRAME: usize = RECORD - FRAME_HEADER;
 /// Most bytes of a piece that is awaited, from an upstream or a disk: it may have to wait for the
 /// window when it comes.
 const AWAITED_PIECE: usize = 16 * 1024;
@@ -112,10 +119,7 @@ impl Http2 {
     {
         let mut stopped: FuturesUnordered<_> = std::iter::once(stop.cancelled()).collect();
         let handshake = tokio::time::timeout(HEAD_TIMEOUT, self.builder.handshake(socket));
-        let connection = tokio::select! {
-            connection = handshake => connection??,
-            Some(()) = stopped.next() => return Ok(()),
-        };
+        let connection = handshake.await??;
         let streams = Streams {
             handler,
             peer,
@@ -175,9 +179,11 @@ where
         }
     }
 
-    /// Takes no more requests. The connection ends when no stream is open.
+    /// Tells the client to send no more requests. The connection ends when it has heard that and no
+    /// stream is open, or after [`LINGER`] without a stream.
     fn stop(&mut self) {
         self.stopping = true;
+        self.idle.as_mut().reset(Instant::now() + LINGER);
         self.connection.graceful_shutdown();
     }
 
@@ -208,10 +214,10 @@ where
                 return Poll::Pending;
             }
             if std::mem::take(&mut self.busy) {
-                self.idle.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
+                let patience = if self.stopping { LINGER } else { IDLE_TIMEOUT };
+                self.idle.as_mut().reset(Instant::now() + patience);
             }
-            let end = self.stopping || self.idle.as_mut().poll(cx).is_ready();
-            if self.ending || !end {
+            if self.ending || self.idle.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
             // A request that crosses this isn't processed, and the client can tell.
@@ -260,7 +266,12 @@ impl<H: Handler> Streams<H> {
         let end = is_head || body.is_end_stream();
         match respond.send_response(Response::from_parts(head, ()), end) {
             Ok(_stream) if end => Ended::Answered,
-            Ok(stream) => Sending::new(stream, self.buffers).send(body).await,
+            Ok(stream) => {
+                let is_secure = self.peer.is_secure;
+                Sending::new(stream, self.buffers, is_secure)
+                    .send(body)
+                    .await
+            }
             Err(error) => {
                 tracing::debug!(error = %on_one_line(&error), "a response's head can't be sent");
                 respond.send_reset(Reason::INTERNAL_ERROR);
@@ -278,6 +289,8 @@ struct Sending {
     patience: Duration,
     /// Bytes sent since `patience` was whole.
     progress: usize,
+    /// Whether frames are encrypted.
+    is_secure: bool,
 }
 
 /// Why a body isn't sent to its end.
@@ -291,12 +304,13 @@ enum Stop {
 }
 
 impl Sending {
-    fn new(stream: SendStream<Unsent>, buffers: ConnectionBuffers) -> Self {
+    fn new(stream: SendStream<Unsent>, buffers: ConnectionBuffers, is_secure: bool) -> Self {
         Self {
             stream,
             buffers,
             patience: CLIENT_STALL,
             progress: 0,
+            is_secure,
         }
     }
 
@@ -319,7 +333,7 @@ impl Sending {
         let piece = body.send_in_pieces();
         loop {
             let window = self.window().await?;
-            let room = self.buffers.piece(window.min(PIECE));
+            let room = self.in_frames(self.buffers.piece(window.min(PIECE)));
             if room == 0 {
                 self.stream.reserve_capacity(0);
                 tokio::select! {
@@ -338,11 +352,35 @@ impl Sending {
                     .map_err(|_gone| Stop::Reset);
             };
             self.sent(chunk.remaining());
-            let chunk = self.buffers.unsent(chunk);
-            self.stream
-                .send_data(chunk, false)
-                .map_err(|_gone| Stop::Reset)?;
+            self.hand_over(chunk)?;
         }
+    }
+
+    /// As many whole frames as there is room for, where frames have a size of their own.
+    fn in_frames(&self, room: usize) -> usize {
+        if self.is_secure && room > SECURE_FRAME {
+            room - room % SECURE_FRAME
+        } else {
+            room
+        }
+    }
+
+    /// Hands a chunk to the connection, which makes a frame of each part, or several of a large one.
+    fn hand_over(&mut self, mut chunk: Chunk) -> Result<(), Stop> {
+        // A rest of a few bytes is no frame of its own.
+        while self.is_secure && chunk.remaining() > RECORD {
+            let Some(frame) = chunk.split_to(SECURE_FRAME) else {
+                break;
+            };
+            self.send_part(frame)?;
+        }
+        self.send_part(chunk)
+    }
+
+    fn send_part(&mut self, part: Chunk) -> Result<(), Stop> {
+        let part = self.buffers.unsent(part);
+        let sent = self.stream.send_data(part, false);
+        sent.map_err(|_gone| Stop::Reset)
     }
 
     /// Waits until the client takes bytes, and returns how many.
@@ -379,6 +417,7 @@ impl Sending {
 
     /// The body's next chunk, of at most `piece` bytes; None at its end.
     async fn next(&mut self, body: &mut Body, piece: &AtomicUsize) -> Result<Option<Chunk>, Stop> {
+        let awaited = self.in_frames(AWAITED_PIECE);
         let stream = &mut self.stream;
         let mut frame = body.frame();
         let frame = std::future::poll_fn(|cx| {
@@ -387,7 +426,7 @@ impl Sending {
             }
             // The window is for streams that have something to send.
             stream.reserve_capacity(0);
-            piece.fetch_min(AWAITED_PIECE, Ordering::Relaxed);
+            piece.fetch_min(awaited, Ordering::Relaxed);
             stream.poll_reset(cx).map(|_reason| Err(Stop::Reset))
         });
         match frame.await? {

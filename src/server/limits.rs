@@ -29,7 +29,9 @@ pub struct ConnectionLimits {
 /// Counts the open connections of the listeners that share it.
 #[derive(Debug)]
 pub struct Admission {
-    limits: ConnectionLimits,
+    total: AtomicUsize,
+    /// 0 is no limit.
+    per_address: AtomicUsize,
     open: AtomicUsize,
     /// Only filled where there is a limit per address. Held for a few instructions, once when a
     /// connection opens and once when it closes.
@@ -46,10 +48,19 @@ pub(super) struct Permit {
 impl Admission {
     pub fn new(limits: ConnectionLimits) -> Arc<Self> {
         Arc::new(Self {
-            limits,
+            total: AtomicUsize::new(limits.total),
+            per_address: AtomicUsize::new(limits.per_address.map_or(0, NonZeroUsize::get)),
             open: AtomicUsize::new(0),
             by_address: Mutex::default(),
         })
+    }
+
+    /// Applies other limits. Connections beyond them stay open; those that were opened without a limit
+    /// per address don't count towards one.
+    pub fn configure(&self, limits: ConnectionLimits) {
+        let per_address = limits.per_address.map_or(0, NonZeroUsize::get);
+        self.total.store(limits.total, Ordering::Relaxed);
+        self.per_address.store(per_address, Ordering::Relaxed);
     }
 
     /// Admits a connection, or tells which limit it exceeds.
@@ -57,12 +68,14 @@ impl Admission {
         self: &Arc<Self>,
         address: Option<IpAddr>,
     ) -> Result<Permit, RefusedConnection> {
-        if self.open.fetch_add(1, Ordering::Relaxed) >= self.limits.total {
+        let total = self.total.load(Ordering::Relaxed);
+        if self.open.fetch_add(1, Ordering::Relaxed) >= total {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err(RefusedConnection::Total);
         }
         let mut counted = None;
-        if let (Some(limit), Some(address)) = (self.limits.per_address, address) {
+        let limit = NonZeroUsize::new(self.per_address.load(Ordering::Relaxed));
+        if let (Some(limit), Some(address)) = (limit, address) {
             let key = network(address);
             let mut by_address = self.by_address.lock();
             let open = by_address.entry(key).or_default();

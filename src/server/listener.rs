@@ -7,6 +7,7 @@ use std::path::PathBuf;
 #[cfg(target_os = "linux")]
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -14,6 +15,7 @@ use super::chunk::FileQueue;
 use super::request::Peer;
 use crate::config::Listen;
 use crate::error_chain::on_one_line;
+use crate::systemd::Bound;
 
 /// Bytes that may wait in a socket without having been sent to the client. It keeps many slow clients
 /// from holding the most that the kernel gives a socket (4 MiB), leaves what is on its way alone, and
@@ -40,7 +42,14 @@ const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
 
 /// A bound socket.
 #[derive(Debug)]
-pub enum Listener {
+pub struct Listener {
+    socket: Socket,
+    /// Whoever handed it over keeps it open: what isn't accepted here waits for the next process.
+    is_handed: bool,
+}
+
+#[derive(Debug)]
+enum Socket {
     Tcp(TcpListener),
     Unix(UnixSocket),
 }
@@ -132,7 +141,7 @@ impl Listener {
                 };
                 bound
                     .inspect(prepare)
-                    .map(Self::Tcp)
+                    .map(|listener| Self::own(Socket::Tcp(listener)))
                     .map_err(|source| BindError::Tcp {
                         address: address.clone(),
                         source,
@@ -140,7 +149,7 @@ impl Listener {
             }
             Listen::Unix(path) => UnixSocket::bind(path)
                 .await
-                .map(Self::Unix)
+                .map(|socket| Self::own(Socket::Unix(socket)))
                 .map_err(|source| BindError::Unix {
                     path: path.clone(),
                     source,
@@ -148,19 +157,55 @@ impl Listener {
         }
     }
 
+    const fn own(socket: Socket) -> Self {
+        Self {
+            socket,
+            is_handed: false,
+        }
+    }
+
+    /// Takes over a socket that the service manager has bound.
+    pub fn handed(bound: Bound) -> io::Result<Self> {
+        let socket = match bound {
+            Bound::Tcp(listener, _) => {
+                let listener = TcpListener::from_std(listener)?;
+                prepare(&listener);
+                Socket::Tcp(listener)
+            }
+            Bound::Unix(listener, path) => Socket::Unix(UnixSocket {
+                listener: tokio::net::UnixListener::from_std(listener)?,
+                path,
+                is_handed: true,
+            }),
+        };
+        Ok(Self {
+            socket,
+            is_handed: true,
+        })
+    }
+
+    /// The next connection that waits already. None if there is none, and where another process will
+    /// accept it.
+    pub(super) fn waiting(&self) -> Option<io::Result<Connected>> {
+        if self.is_handed {
+            return None;
+        }
+        self.accept().now_or_never()
+    }
+
     /// Where it listens: with the port that the system chose, for port 0.
     pub fn address(&self) -> io::Result<Address> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
-            Self::Unix(socket) => Ok(Address::Unix(socket.path.clone())),
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            Socket::Unix(socket) => Ok(Address::Unix(socket.path.clone())),
         }
     }
 
     /// Permits only the owner to connect, where it is a unix socket.
     pub fn make_private(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(_) => Ok(()),
-            Self::Unix(socket) => {
+        match &self.socket {
+            Socket::Tcp(_) => Ok(()),
+            Socket::Unix(socket) => {
                 use std::os::unix::fs::PermissionsExt as _;
                 std::fs::set_permissions(&socket.path, std::fs::Permissions::from_mode(0o600))
             }
@@ -169,14 +214,14 @@ impl Listener {
 
     /// The next connection. Cancel safe.
     pub(super) async fn accept(&self) -> io::Result<Connected> {
-        match self {
-            Self::Tcp(listener) => {
+        match &self.socket {
+            Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 // On a socket for both families, IPv4 peers come as mapped addresses.
                 let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                 Ok(Connected::Tcp(stream, peer))
             }
-            Self::Unix(socket) => {
+            Socket::Unix(socket) => {
                 let (stream, _) = socket.listener.accept().await?;
                 Ok(Connected::Unix(stream))
             }
@@ -278,11 +323,12 @@ fn refuse(mut stream: impl io::Read + io::Write) -> io::Result<()> {
     }
 }
 
-/// A unix socket whose file goes with it.
+/// A unix socket whose file goes with it, unless it was handed over.
 #[derive(Debug)]
 pub struct UnixSocket {
     listener: tokio::net::UnixListener,
     path: PathBuf,
+    is_handed: bool,
 }
 
 impl UnixSocket {
@@ -303,12 +349,16 @@ impl UnixSocket {
         Ok(Self {
             listener: tokio::net::UnixListener::bind(path)?,
             path: path.to_owned(),
+            is_handed: false,
         })
     }
 }
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
+        if self.is_handed {
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(path = %self.path.display(), error = %on_one_line(&error), "the socket's file was gone already");
         }

@@ -49,6 +49,8 @@ impl Peer {
 /// The body of a request, not read yet. Dropping it discards what the client still sends.
 #[derive(Debug)]
 pub enum RequestBody {
+    /// That of a request that no client sent.
+    Empty,
     Http1(Incoming),
     Http2(h2::RecvStream),
 }
@@ -71,6 +73,7 @@ impl RequestBody {
     /// Reads the whole body, of at most `max` bytes.
     pub async fn read(self, max: usize) -> Result<Bytes, RequestBodyError> {
         let mut stream: h2::RecvStream = match self {
+            Self::Empty => return Ok(Bytes::new()),
             Self::Http1(incoming) => {
                 let collected = Limited::new(incoming, max).collect().await;
                 let failed = |source| RequestBodyError::Http1 { max, source };

@@ -2,6 +2,7 @@
 //! parses the conditions; the [handler](super::handlers) begins with [`Call::target`], which chooses
 //! the upstream's repository and authorizes the caller. A handler never sees a header or a path.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use http::{Method, Request, Response, StatusCode};
 use quick_cache::sync::Cache;
 use tokio::time::{Instant, timeout};
 
-use super::access::Record;
+use super::access::{Options, Record};
 use super::answer;
 use super::body::Body;
 use super::cache_status::{self, Named};
@@ -21,11 +22,16 @@ use super::error::Refusal;
 use super::handlers::Handlers;
 use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
-use crate::auth::{AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest};
+use crate::auth::{
+    AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest, User,
+};
+use crate::config::AccessLog;
 use crate::download::Client;
-use crate::metrics::{Kind, Metrics, Outcome};
+use crate::health::{Availability, Closed};
+use crate::metrics::{Addressed, Answer, Kind, Metrics, Outcome, RefusedCaller};
 use crate::mirror::{Exchange, Mirror, ReadMode};
 use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
+use crate::telemetry::{Context, RequestIds, Span, TraceParent, Tracer, X_REQUEST_ID};
 
 /// Different `Accept` lines whose meaning is kept; each kind of client has its own.
 const MAX_ACCEPTS: usize = 256;
@@ -44,8 +50,10 @@ pub struct ServerSettings {
     pub origin: Option<String>,
     /// Sent with every answer.
     pub headers: HeaderMap,
-    /// Whether each request is logged.
-    pub access_log: bool,
+    /// Which requests are logged, if any.
+    pub access_log: Option<AccessLog>,
+    /// Which requests are traced, if any.
+    pub tracer: Option<Arc<Tracer>>,
 }
 
 impl ServerSettings {
@@ -62,17 +70,35 @@ impl ServerSettings {
 /// What lets requests in.
 #[derive(Debug, Default)]
 pub struct Gate {
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<Authenticator>,
     pub access: Access,
+    pub availability: Availability,
+}
+
+/// Where it is noted what becomes known of a request while it is answered.
+struct Noted<'a> {
+    addressed: &'a Addressed,
+    /// None for a request that is neither logged nor counted.
+    record: Option<&'a mut Record>,
+}
+
+impl Noted<'_> {
+    fn comes_from(&mut self, address: Option<IpAddr>, user: Option<&Arc<User>>) {
+        if let Some(record) = &mut self.record {
+            record.comes_from(address, user);
+        }
+    }
 }
 
 /// The registry API over one mirror.
 #[derive(Debug)]
 pub struct Service {
     handlers: Handlers,
-    authenticator: Authenticator,
+    authenticator: Arc<Authenticator>,
+    availability: Availability,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
+    ids: RequestIds,
     /// What `Accept` lines mean, which is asked for with every tag.
     accepts: Cache<Box<[u8]>, Accept>,
 }
@@ -80,37 +106,75 @@ pub struct Service {
 impl Handler for Service {
     async fn handle(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let mut record = Record::new(
-            Arc::clone(&self.metrics),
-            &head,
-            Arc::clone(&peer.name),
-            self.settings.access_log,
-        );
-        let (kind, answered) = match self.route(&head) {
-            Ok(route) => {
-                let answered = self.run(&route, &head, body, &peer).await;
-                (kind(&route.action), answered)
-            }
-            Err(error) => (Kind::Other, Err(Refusal::of(&error))),
+        let mut record = self.record(&head, &peer);
+        let addressed = Addressed::default();
+        let route = self.route(&head);
+        let kind = route
+            .as_ref()
+            .map_or(Kind::Other, |route| kind(&route.action));
+        let answered = match &route {
+            Ok(route) => match self.closed(&route.action) {
+                None => {
+                    let context = record.context().clone();
+                    let noted = Noted {
+                        addressed: &addressed,
+                        record: Some(&mut record),
+                    };
+                    let run = self.run(route, &head, body, &peer, noted);
+                    context.scope(run).await
+                }
+                Some(closed) => Err(Refusal::closed(closed)),
+            },
+            Err(error) => Err(Refusal::of(error)),
         };
-        let (mut response, outcome) = answered.unwrap_or_else(|refusal| {
-            if let Some(log) = &refusal.log {
-                record.failed(log);
+        let (mut response, result) = match answered {
+            Ok(answered) => answered,
+            Err(refusal) => {
+                if let Some(log) = &refusal.log {
+                    record.failed(log);
+                }
+                (answer::refusal(&refusal), Outcome::Error)
             }
-            (answer::refusal(&refusal), Outcome::Error)
-        });
+        };
         if !self.settings.headers.is_empty() {
             let configured = self.settings.headers.clone();
             response.headers_mut().extend(configured);
         }
+        let id = record.context().id().header();
+        response.headers_mut().insert(X_REQUEST_ID, id);
         let expects_body = head.method != Method::HEAD;
-        record.answered(kind, outcome, response.status(), expects_body);
+        let upstream = addressed.get();
+        let answer = Answer {
+            upstream,
+            route: kind,
+            result,
+        };
+        record.answered(answer, response.status(), expects_body);
         response.body_mut().record_end(record);
         response
     }
 }
 
 impl Service {
+    /// Begins the record of a request, and decides whether it is traced.
+    fn record(&self, head: &Parts, peer: &Peer) -> Record {
+        let id = self.ids.of(&head.headers);
+        let (mut span, mut caller) = (None, None);
+        if let Some(tracer) = &self.settings.tracer {
+            caller = TraceParent::of(&head.headers);
+            span = Span::of_request(tracer, caller);
+        }
+        let options = Options {
+            metrics: Arc::clone(&self.metrics),
+            context: Context::traced(id, span.as_ref(), caller),
+            log: self.settings.access_log,
+            span,
+            peer: Arc::clone(&peer.name),
+            address: peer.address,
+        };
+        Record::new(options, head)
+    }
+
     pub fn new(
         mirror: Arc<Mirror>,
         gate: Gate,
@@ -120,10 +184,19 @@ impl Service {
         Self {
             handlers: Handlers::new(mirror, gate.access, settings.base()),
             authenticator: gate.authenticator,
+            availability: gate.availability,
             metrics,
             settings,
+            ids: RequestIds::default(),
             accepts: Cache::new(MAX_ACCEPTS),
         }
+    }
+
+    /// Whether no request is answered, or not this one.
+    fn closed(&self, action: &Action) -> Option<Closed> {
+        let closed = self.availability.closed();
+        // Load balancers ask with `GET /` whether to send more.
+        closed.filter(|closed| *closed == Closed::Unhealthy || *action == Action::Root)
     }
 
     /// What the request is to do.
@@ -146,45 +219,89 @@ impl Service {
         Route::parse(method, &rest)
     }
 
+    /// Whether a request that needs neither an upstream nor the store is answered. It is neither logged
+    /// nor counted.
+    pub(super) async fn answers(&self) -> bool {
+        let (head, ()) = Request::new(()).into_parts();
+        let peer = Peer {
+            address: None,
+            name: "watchdog".into(),
+            certificate: None,
+            is_secure: false,
+        };
+        let Ok(route) = self.route(&head) else {
+            return false;
+        };
+        let noted = Noted {
+            addressed: &Addressed::default(),
+            record: None,
+        };
+        let answered = self.run(&route, &head, RequestBody::Empty, &peer, noted);
+        answered.await.is_ok()
+    }
+
     async fn run(
         &self,
         route: &Route,
         head: &Parts,
         body: RequestBody,
         peer: &Peer,
+        noted: Noted<'_>,
     ) -> Result<Answered, Refusal> {
-        let action = &route.action;
         let started = self.handlers.access().hides().then(Instant::now);
         let presented = presented(head, peer);
-        let answered = async {
-            if let Action::Token { upstream, is_form } = action {
-                let upstream = upstream.as_deref();
-                return Box::pin(self.token(upstream, *is_form, head, body, &presented)).await;
-            }
-            let caller = self.authenticator.identify(&presented).await?;
-            if *action == Action::Base && self.authenticator.wants_token(&presented, &caller) {
-                return Err(AuthError::Needed.into());
-            }
-            let call = self.call(route, head, peer, caller);
-            self.handlers.dispatch(action, &call, body).await
-        };
-        match (answered.await, started) {
-            (Ok(answered), _) => Ok(answered),
-            (Err(error), None) => Err(self.refuse(route, &error, &presented)),
-            (Err(error), Some(started)) => {
-                Box::pin(self.conceal(&error, started)).await;
+        match self.answer(route, head, body, &presented, noted).await {
+            Ok(answered) => Ok(answered),
+            Err(error) => {
+                if let Some(started) = started {
+                    Box::pin(self.conceal(&error, started)).await;
+                }
                 Err(self.refuse(route, &error, &presented))
             }
         }
     }
 
-    /// Makes a hidden repository take as long as one that doesn't exist.
+    async fn answer(
+        &self,
+        route: &Route,
+        head: &Parts,
+        body: RequestBody,
+        presented: &Presented<'_>,
+        mut noted: Noted<'_>,
+    ) -> Result<Answered, CallError> {
+        let action = &route.action;
+        if let Action::Token { upstream, is_form } = action {
+            let upstream = upstream.as_deref();
+            noted.comes_from(self.authenticator.address(presented)?, None);
+            return Box::pin(self.token(upstream, *is_form, head, body, presented)).await;
+        }
+        let caller = self.authenticator.identify(presented).await;
+        // Who fails to say who it is has an address all the same.
+        let caller = caller.inspect_err(|_refused| {
+            if let Ok(address) = self.authenticator.address(presented) {
+                noted.comes_from(address, None);
+            }
+        })?;
+        noted.comes_from(caller.address, caller.user.as_ref());
+        if *action == Action::Base && self.authenticator.wants_token(presented, &caller) {
+            return Err(AuthError::Needed.into());
+        }
+        let call = self.call(route, head, (caller, noted.addressed));
+        self.handlers.dispatch(action, &call, body).await
+    }
+
+    /// Makes a hidden repository, and one that is known not to exist, take as long as one that the
+    /// upstream is asked for.
     async fn conceal(&self, error: &CallError, started: Instant) {
         let access = self.handlers.access();
         match error {
-            CallError::Denied(Denied::Hidden(_)) => access.wait_like_not_found().await,
+            CallError::Denied(Denied::Hidden(_)) => access.wait_like_not_found(started).await,
             CallError::Mirror(error) if error.finds_nothing() => {
-                access.took_to_find_nothing(started.elapsed());
+                if error.was_asked_since(started) {
+                    access.took_to_find_nothing(started.elapsed());
+                } else {
+                    access.wait_like_not_found(started).await;
+                }
             }
             CallError::Mirror(_) | CallError::Caller(_) | CallError::Denied(_) => {}
         }
@@ -217,10 +334,17 @@ impl Service {
     }
 
     /// Parses what the action needs of the request.
-    fn call<'a>(&self, route: &'a Route, head: &'a Parts, peer: &Peer, caller: Caller) -> Call<'a> {
+    fn call<'a>(
+        &self,
+        route: &'a Route,
+        head: &'a Parts,
+        (caller, addressed): (Caller, &'a Addressed),
+    ) -> Call<'a> {
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         Call {
+            client: Client::at(caller.address),
             caller,
+            addressed,
             ns: route.ns.as_deref(),
             host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)),
             conditions: Conditions::parse(&head.headers),
@@ -237,13 +361,15 @@ impl Service {
             } else {
                 ReadMode::Content
             },
-            client: Client::at(peer.address),
         }
     }
 
     fn refuse(&self, route: &Route, error: &CallError, presented: &Presented<'_>) -> Refusal {
         let action = &route.action;
         let refusal = Refusal::of_action(error, action);
+        if let Some(reason) = refused_caller(error, refusal.status) {
+            self.metrics.caller_refused(reason);
+        }
         match error {
             // As for a hidden repository; the log has what the upstream said.
             CallError::Mirror(error) if self.handlers.access().hides() && error.finds_nothing() => {
@@ -329,6 +455,16 @@ fn presented<'a>(head: &'a Parts, peer: &'a Peer) -> Presented<'a> {
         certificate: peer.certificate.as_ref(),
         secure: peer.is_secure,
         authority: head.uri.authority().map(http::uri::Authority::as_str),
+    }
+}
+
+/// Why the caller was refused, if it was.
+fn refused_caller(error: &CallError, status: StatusCode) -> Option<RefusedCaller> {
+    match error {
+        CallError::Mirror(_) => matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+            .then_some(RefusedCaller::Upstream),
+        CallError::Denied(denied) => Some(denied.counted_as()),
+        CallError::Caller(error) => error.counted_as(),
     }
 }
 

@@ -22,6 +22,10 @@ pub(super) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection may be idle between requests.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a connection may be idle once the server stops: a client that sends a request until then is
+/// told with the response that the connection ends. Without that, a request that crosses the end of an
+/// idle connection would be lost.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// How long a client may accept no byte of an answer: longer than any pull pauses for, short enough
 /// that dead peers don't pile up.
 pub(super) const CLIENT_STALL: Duration = Duration::from_mins(10);
@@ -31,14 +35,44 @@ pub(super) const CLIENT_STALL: Duration = Duration::from_mins(10);
 pub(super) struct Progress {
     /// Requests whose head is complete; wraps around.
     heads: AtomicU32,
-    /// The server stops: a head that isn't complete is not waited for.
+    /// The server stops: the next response is the connection's last.
+    draining: AtomicBool,
+    /// A head that isn't complete is no longer waited for.
     stopping: AtomicBool,
+    /// Reads and writes that moved bytes; wraps around.
+    moves: AtomicU32,
 }
 
 impl Progress {
     /// The head of a request is complete.
     pub(super) fn head_complete(&self) {
         self.heads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// From now on each response is the connection's last.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// A number that changes when bytes are read or written.
+    pub(super) fn moves(&self) -> u32 {
+        self.moves.load(Ordering::Relaxed)
+    }
+
+    /// Bytes were read or written; a flush is neither. Only the connection's own task calls it.
+    fn moved(&self) {
+        self.moves
+            .store(self.moves().wrapping_add(1), Ordering::Relaxed);
+    }
+
+    fn moved_by(&self, written: &Poll<io::Result<usize>>) {
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.moved();
+        }
     }
 
     /// From now on an incomplete head ends the connection.
@@ -103,6 +137,7 @@ impl<T> ClientSocket<T> {
 
     /// Bytes of a request have come.
     fn received(&mut self) {
+        self.progress.moved();
         if self.expected != Expected::Anything {
             self.expected = Expected::Head(self.progress.heads.load(Ordering::Relaxed));
         }
@@ -212,6 +247,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ClientSocket<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.progress.moved_by(&result);
         self.guard_write(cx, result)
     }
 
@@ -221,6 +257,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ClientSocket<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.progress.moved_by(&result);
         self.guard_write(cx, result)
     }
 

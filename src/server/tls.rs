@@ -10,8 +10,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::{self, HandshakeKind};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio_rustls::rustls::server::Acceptor;
+use tokio_rustls::rustls::{self, HandshakeKind, ServerConfig};
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::buffers::ResponseBuffers;
 use super::chunk::FileQueue;
@@ -29,12 +33,17 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request without TLS that are read, so that its answer isn't lost in a reset.
 const MAX_PLAIN: u64 = 64 * 1024;
 
+/// Slow signatures that a listener makes at the same time; the other handshakes wait.
+const MAX_SIGNING: usize = 4;
+
 /// Secures the connections of one listener.
 #[derive(Debug, Clone)]
 pub(super) struct Handshakes {
-    pub(super) tls: Arc<ServerTls>,
-    pub(super) buffers: ResponseBuffers,
-    pub(super) metrics: Arc<Metrics>,
+    tls: Arc<ServerTls>,
+    buffers: ResponseBuffers,
+    metrics: Arc<Metrics>,
+    /// Bounds the slow signatures.
+    signing: Arc<Semaphore>,
 }
 
 /// Why a connection isn't secured.
@@ -55,6 +64,19 @@ enum Failure {
 }
 
 impl Handshakes {
+    pub(super) fn new(
+        tls: Arc<ServerTls>,
+        buffers: ResponseBuffers,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            tls,
+            buffers,
+            metrics,
+            signing: Arc::new(Semaphore::new(MAX_SIGNING)),
+        }
+    }
+
     /// The secured connection. None where there is none, which is counted and logged.
     pub(super) async fn accept(&self, stream: TcpStream, address: SocketAddr) -> Option<Accepted> {
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, address));
@@ -90,8 +112,13 @@ impl Handshakes {
             return Err(Failure::Plain);
         }
         let version = self.tls.current();
-        let acceptor = TlsAcceptor::from(Arc::clone(version.config()));
-        let stream = acceptor.accept(stream).await.map_err(Failure::of)?;
+        let config = Arc::clone(version.config());
+        let stream = if version.signs_slowly() {
+            Box::pin(self.accept_slowly(stream, config)).await
+        } else {
+            TlsAcceptor::from(config).accept(stream).await
+        };
+        let stream = stream.map_err(Failure::of)?;
         let connection = stream.get_ref().1;
         let kind = connection.handshake_kind();
         let certificate = version.verified_client(connection);
@@ -108,6 +135,26 @@ impl Handshakes {
             files: Some(files),
         };
         Ok((accepted, kind))
+    }
+}
+
+impl Handshakes {
+    /// The handshake with a key whose signature takes long: it is made on the blocking pool, in the step
+    /// that answers the client's first message. Only a client that has to send that message again, for
+    /// want of a key exchange in common, has it made by the thread of the runtime.
+    async fn accept_slowly(
+        &self,
+        stream: TcpStream,
+        config: Arc<ServerConfig>,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let turn = Arc::clone(&self.signing).acquire_owned().await;
+        let turn = turn.map_err(io::Error::other)?;
+        let signed = spawn_blocking(move || {
+            let _held = turn;
+            hello.into_stream(config)
+        });
+        signed.await.map_err(io::Error::other)?.await
     }
 }
 

@@ -18,7 +18,7 @@ use super::chunk::{Broken, FileQueue, is_stand_in};
 use super::turn::Turn;
 
 /// The most bytes of a TLS record (RFC 8446, section 5.1).
-const RECORD: usize = 16 * 1024;
+pub(super) const RECORD: usize = 16 * 1024;
 /// Bytes that are encrypted before they are sent: few enough to stay in the processor's caches.
 const BATCH: usize = 4 * RECORD;
 /// Bytes that a connection sends in one turn: about 0.1 ms, with encryption.

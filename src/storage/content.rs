@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::error::Context as _;
 use super::memory::file::MemoryFile;
 use super::{StoreError, blocking};
 use crate::error_chain::on_one_line;
+use crate::metrics::Histogram;
 
 /// The most that one read returns, in bytes, whatever the caller asks for.
 pub const MAX_READ: usize = 1024 * 1024;
@@ -106,6 +108,8 @@ struct OpenFile {
     path: PathBuf,
     /// [`VERIFIED`], [`SUSPECT`], or 0: nothing is known.
     trust: AtomicU8,
+    /// Measures reads that wait for the disk.
+    reads: Option<Histogram>,
 }
 
 /// State of open content, shared by its readers: it was found to have its digest.
@@ -133,10 +137,16 @@ pub trait ReadGate: Debug + Send + Sync {
 impl Reader {
     /// `path` is for errors.
     pub(super) fn of_file(file: File, path: &Path) -> Self {
+        Self::measured(file, path, None)
+    }
+
+    /// The same. `reads` measures the reads that wait for the disk.
+    pub(super) fn measured(file: File, path: &Path, reads: Option<Histogram>) -> Self {
         Self(Source::File(Arc::new(OpenFile {
             file,
             path: path.to_owned(),
             trust: AtomicU8::default(),
+            reads,
         })))
     }
 
@@ -293,14 +303,19 @@ impl Reader {
                     buffer.truncate(read);
                     return Ok(buffer.into());
                 }
-                let open = Arc::clone(open);
-                blocking(move || {
+                let (open, started) = (Arc::clone(open), Instant::now());
+                let reads = open.reads.clone();
+                let read = blocking(move || {
                     let read = read_waiting(&open.file, &mut buffer, offset);
                     let read = read.context("read", &open.path)?;
                     buffer.truncate(read);
                     Ok(buffer.into())
-                })
-                .await
+                });
+                let read = read.await;
+                if let Some(reads) = reads {
+                    reads.observe(started.elapsed());
+                }
+                read
             }
         }
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use super::error::Context as _;
@@ -19,6 +19,7 @@ use super::{
     Content, Link, LinkKind, Modified, Partial, Reader, Resumed, Stage, Store, StoreError,
     Unreadable, Upload, UpstreamChange, blocking, disk,
 };
+use crate::metrics::Histogram;
 use crate::oci::{Digest, RepoName, Tag};
 
 mod list;
@@ -31,6 +32,7 @@ use open::OpenFiles;
 pub struct FsStore {
     spool: Arc<Spool>,
     open: Arc<OpenFiles>,
+    reads: Arc<OnceLock<Histogram>>,
 }
 
 impl FsStore {
@@ -78,6 +80,7 @@ impl FsStore {
         Self {
             spool,
             open: Arc::new(OpenFiles::new()),
+            reads: Arc::default(),
         }
     }
 
@@ -104,9 +107,10 @@ impl Store for FsStore {
             return Ok(Some(content));
         }
         let (digest, open) = (*digest, Arc::clone(&self.open));
+        let reads = self.reads.get().cloned();
         self.run(move |spool| {
             let before = open.removals();
-            let content = open_blob(&spool.layout, &digest)?;
+            let content = open_blob(&spool.layout, &digest, reads)?;
             if let Some(content) = &content {
                 open.keep(&digest, content, before);
             }
@@ -262,6 +266,10 @@ impl Store for FsStore {
             .await
     }
 
+    fn may_have_unproved(&self) -> bool {
+        self.spool.has_changed_upstreams()
+    }
+
     async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
         self.run(|spool| Ok(spool.unreadable.all())).await
     }
@@ -285,9 +293,24 @@ impl Store for FsStore {
     async fn check(&self) -> Result<(), StoreError> {
         self.run(|spool| spool.check()).await
     }
+
+    async fn free_space(&self) -> Option<u64> {
+        let seen = self.run(|spool| Ok(rustix::fs::statvfs(spool.layout.root()).ok()));
+        let seen = seen.await.ok()??;
+        Some(seen.f_bavail.saturating_mul(seen.f_frsize))
+    }
+
+    fn measure_reads(&self, reads: Histogram) {
+        // One cache owns the store: what is set first stays.
+        drop(self.reads.set(reads));
+    }
 }
 
-fn open_blob(layout: &Layout, digest: &Digest) -> Result<Option<Content>, StoreError> {
+fn open_blob(
+    layout: &Layout,
+    digest: &Digest,
+    reads: Option<Histogram>,
+) -> Result<Option<Content>, StoreError> {
     let path = layout.blob(digest);
     let Some(file) = disk::found(File::open(&path)).context("open", &path)? else {
         return Ok(None);
@@ -298,7 +321,7 @@ fn open_blob(layout: &Layout, digest: &Digest) -> Result<Option<Content>, StoreE
     Ok(metadata.is_file().then(|| Content {
         size: metadata.len(),
         modified,
-        reader: Reader::of_file(file, &path),
+        reader: Reader::measured(file, &path, reads),
     }))
 }
 

@@ -33,6 +33,7 @@ use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::metrics::Histogram;
 use crate::oci::{Digest, RangeSet, RepoName, Tag};
 
 mod checkpoint;
@@ -56,6 +57,7 @@ mod origins;
 mod partials;
 mod spool;
 mod stage;
+mod survey;
 mod unreadable;
 
 pub use content::{Content, MAX_READ, Modified, Piece, ReadGate, Reader};
@@ -69,6 +71,7 @@ pub use layout::Layout;
 pub use memory::MemoryStore;
 pub use modes::Modes;
 pub use origins::UpstreamChange;
+pub use survey::{DiskSpeed, Survey};
 pub use unreadable::{Unreadable, UnreadableEntry};
 
 /// Keeps blobs, links and tags. Every method is safe to call at any time from any task.
@@ -150,10 +153,23 @@ pub trait Store: Debug + Send + Sync + 'static {
         Ok(Vec::new())
     }
 
+    /// Whether there may be such links. False where no upstream was ever replaced by another one.
+    fn may_have_unproved(&self) -> bool {
+        false
+    }
+
     /// Whether the store works: for health checks. Tries what pulls need, reading and writing.
     async fn check(&self) -> Result<(), StoreError> {
         Ok(())
     }
+
+    /// Bytes that the file system has left for this process; none where that is unknown.
+    async fn free_space(&self) -> Option<u64> {
+        None
+    }
+
+    /// Measures reads of committed blobs that wait for the disk, from now on.
+    fn measure_reads(&self, _reads: Histogram) {}
 
     /// What the listings above left out because it couldn't be read.
     async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {

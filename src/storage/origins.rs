@@ -86,6 +86,11 @@ impl Origins {
         (Self(kept), changes)
     }
 
+    /// Whether any repository may have links that prove nothing.
+    pub(super) fn have_changed(&self) -> bool {
+        self.0.values().any(|origin| origin.changed > 0)
+    }
+
     /// Links of this repository that were written at this time or before prove nothing.
     pub(super) fn changed(&self, repo: &RepoName) -> Option<SystemTime> {
         let mut components = repo.components();
@@ -116,6 +121,7 @@ mod tests {
         assert_eq!(changes, []);
         let since = |origins: &Origins, name: &str| origins.changed(&name.parse().unwrap());
         assert_eq!(since(&first, "library/debian"), None);
+        assert!(!first.have_changed());
 
         let (other, changes) = first.updated(&upstreams(&[("", "c"), ("x.y", "b")]), at(2));
         assert_eq!((changes.len(), changes[0].before.as_str()), (1, "a"));
@@ -133,6 +139,7 @@ mod tests {
         // A name that is no upstream any more, or has become one, changes hands.
         let (gone, changes) = same.updated(&upstreams(&[("", "c")]), at(4));
         assert_eq!((changes.len(), since(&gone, "x.y/app")), (1, Some(at(4))));
+        assert!(gone.have_changed());
         let (new, changes) = gone.updated(&upstreams(&[("", "c"), ("q.r", "d")]), at(5));
         assert_eq!((changes.len(), since(&new, "q.r/app")), (1, Some(at(5))));
         assert_eq!(since(&new, "library/debian"), Some(at(2)));

@@ -8,9 +8,11 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
+
+use parking_lot::RwLock;
 
 use super::checkpoint::boot_id;
 use super::disk::LinkText;
@@ -42,8 +44,8 @@ pub(super) struct Spool {
     pub(super) inspected: bool,
     /// Makes the names of drafts unique within this process, which has the directory for itself.
     next: AtomicU64,
-    /// Unset until [`set_upstreams`](Self::set_upstreams).
-    origins: OnceLock<Origins>,
+    /// Empty until [`set_upstreams`](Self::set_upstreams).
+    origins: RwLock<Origins>,
     /// Held, not read: the lock goes with it.
     _lock: Option<File>,
 }
@@ -93,7 +95,7 @@ impl Spool {
             boot: boot_id(),
             inspected,
             next: AtomicU64::new(1),
-            origins: OnceLock::new(),
+            origins: RwLock::default(),
             _lock: lock,
         }
     }
@@ -107,7 +109,7 @@ impl Spool {
     }
 
     /// Says which upstreams there are, and keeps it for the next start. Returns which of them are
-    /// others than at the last one. Blocks; to be called once.
+    /// others than at the last one. Blocks.
     pub(super) fn set_upstreams(
         &self,
         upstreams: &BTreeMap<String, String>,
@@ -127,15 +129,19 @@ impl Spool {
             let text = text.context("write", &path)?;
             self.write_file(&path, &text, true)?;
         }
-        // Set only once: an earlier call had the same upstreams.
-        drop(self.origins.set(origins));
+        *self.origins.write() = origins;
         Ok(changes)
     }
 
     /// Links and tags of this repository that were written at this time or before are of another
     /// upstream. None when its upstream has always been the one it is.
     pub(super) fn changed(&self, repo: &RepoName) -> Option<SystemTime> {
-        self.origins.get()?.changed(repo)
+        self.origins.read().changed(repo)
+    }
+
+    /// Whether the upstream of some repository is another one than it was.
+    pub(super) fn has_changed_upstreams(&self) -> bool {
+        self.origins.read().have_changed()
     }
 
     /// Whether a link or tag of this repository was written since its upstream is the one it is.

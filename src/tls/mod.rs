@@ -19,4 +19,4 @@ mod server;
 mod tests;
 
 pub use error::TlsError;
-pub use server::{Checked, INTERVAL, ServerTls, Version};
+pub use server::{Checked, EXPIRY_WARNING, INTERVAL, ServerTls, Version};

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use testkit::{Authority, Signed};
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 
-use super::server::name_in_go;
+use super::server::{name_in_go, signs_slowly};
 use super::*;
 use crate::clock::Clock;
 use crate::config::{CIPHER_SUITES, ClientAuth, Tls, TlsVersion};
@@ -220,4 +220,31 @@ fn the_configured_names_are_those_of_all_suites() {
     implemented.sort();
     configured.sort_unstable();
     assert_eq!(implemented, configured);
+}
+
+#[test]
+fn only_large_rsa_keys_sign_slowly() {
+    use ::aws_lc_rs::encoding::AsDer as _;
+    use ::aws_lc_rs::rsa::{KeyPair, KeySize};
+    use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+    use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+
+    let slow = |der: PrivateKeyDer<'_>| {
+        let key = aws_lc_rs::sign::any_supported_type(&der).unwrap();
+        signs_slowly(&*key)
+    };
+    for (size, is_slow) in [
+        (KeySize::Rsa2048, false),
+        (KeySize::Rsa3072, false),
+        (KeySize::Rsa4096, true),
+    ] {
+        let pair = KeyPair::generate(size).unwrap();
+        let der = pair.as_der().unwrap();
+        let der = PrivateKeyDer::Pkcs8(der.as_ref().to_vec().into());
+        assert_eq!(slow(der), is_slow, "{size:?}");
+    }
+    let elliptic = Authority::new("tests").server().key;
+    assert!(!slow(
+        PrivateKeyDer::from_pem_slice(elliptic.as_bytes()).unwrap()
+    ));
 }

@@ -52,6 +52,16 @@ impl Endpoint {
         repo: &RepoName,
         ask: &UpstreamRequest,
     ) -> Result<UpstreamResponse, UpstreamError> {
+        let asked_at = self.transport.clock.now();
+        let reply = self.ask_authenticated(repo, ask).await;
+        reply.map_err(|error| error.since(asked_at))
+    }
+
+    async fn ask_authenticated(
+        &self,
+        repo: &RepoName,
+        ask: &UpstreamRequest,
+    ) -> Result<UpstreamResponse, UpstreamError> {
         let mut authorization = match self.auth.schemes.get(repo) {
             Some(scheme) => self.authorize(repo, scheme, None).await?,
             None => None,
@@ -259,7 +269,11 @@ const fn refuses_scope(error: &UpstreamError) -> bool {
 }
 
 /// A realm is an absolute URL, and as safe as the upstream that named it.
-fn check_realm(upstream: &Url, realm: &str, plain_http: bool) -> Result<Url, RedirectError> {
+pub(super) fn check_realm(
+    upstream: &Url,
+    realm: &str,
+    plain_http: bool,
+) -> Result<Url, RedirectError> {
     let url = Url::parse(realm).map_err(|_relative| RedirectError::Scheme)?;
     redirect::checked(upstream, url, plain_http)
 }

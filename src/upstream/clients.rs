@@ -7,17 +7,19 @@ use std::time::Duration;
 use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Client, ClientBuilder, Identity, Proxy, tls};
 
+use super::connect_time::ConnectTime;
 use super::error::SetupError;
 use super::guard::{Guard, GuardedResolver, Route};
 use super::reply::shared;
 use crate::config::{self, ForwardProxy, TlsVersion};
+use crate::metrics::UpstreamMetrics;
 
-const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
 /// Connections to one host that are kept open while idle.
 const MAX_IDLE: usize = 32;
 
 /// The files (PEM) that an upstream's TLS is set up with.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificates that are trusted.
     pub ca: Option<Vec<u8>>,
@@ -25,6 +27,13 @@ pub struct TlsFiles {
     pub identity: Option<Vec<u8>>,
     /// Those of each of its `endpoints`, if it has any.
     pub endpoints: Vec<TlsFiles>,
+}
+
+impl TlsFiles {
+    /// Those of one endpoint.
+    pub(super) fn of(&self, endpoint: usize) -> &Self {
+        self.endpoints.get(endpoint).unwrap_or(self)
+    }
 }
 
 impl fmt::Debug for TlsFiles {
@@ -56,6 +65,7 @@ impl Clients {
         files: &TlsFiles,
         connect: Duration,
         guard: &Arc<Guard>,
+        metrics: &Arc<UpstreamMetrics>,
     ) -> Result<Self, SetupError> {
         let setup = Setup {
             authorities: files.ca.as_deref().map(authorities).transpose()?,
@@ -64,6 +74,7 @@ impl Clients {
             config,
             connect,
             guard,
+            metrics,
         };
         let pair = |route| {
             Ok::<_, SetupError>(Pair {
@@ -100,6 +111,7 @@ struct Setup<'a> {
     proxy: Option<Proxy>,
     connect: Duration,
     guard: &'a Arc<Guard>,
+    metrics: &'a Arc<UpstreamMetrics>,
 }
 
 impl Setup<'_> {
@@ -134,6 +146,7 @@ impl Setup<'_> {
             .default_headers(HeaderMap::from_iter([encoding]))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(self.connect)
+            .connector_layer(ConnectTime::new(self.metrics))
             .pool_max_idle_per_host(MAX_IDLE)
             .tls_version_min(minimum)
             .tls_danger_accept_invalid_certs(self.config.insecure);

@@ -47,13 +47,13 @@ impl Endpoint {
         files: &TlsFiles,
         timeouts: Timeouts,
         clock: Clock,
-        metrics: &Arc<Metrics>,
+        metrics: &Metrics,
         retries: bool,
     ) -> Result<Self, SetupError> {
         let label = endpoint.label();
         let config = Arc::new(endpoint.registry);
         let figures = (!retries).then(|| metrics.endpoint(&config.name, &label));
-        let metrics = Arc::clone(metrics);
+        let metrics = metrics.upstream(&config.name);
         let transport = Transport::new(
             Arc::clone(&config),
             files,

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use url::Url;
 
 use super::credential_error::CredentialError;
@@ -80,6 +81,8 @@ pub struct UpstreamError {
     pub url: ShownUrl,
     #[source]
     pub failure: Failure,
+    /// When the upstream began to be asked.
+    pub(super) asked_at: Instant,
 }
 
 /// Why a request to an upstream failed.
@@ -213,11 +216,29 @@ pub enum SetupError {
 }
 
 impl UpstreamError {
-    pub(super) fn new(url: &Url, failure: Failure) -> Self {
+    /// The error of a request that is sent now; see [`since`](Self::since).
+    pub fn new(url: &Url, failure: Failure) -> Self {
         Self {
             url: url.into(),
             failure,
+            asked_at: Instant::now(),
         }
+    }
+
+    /// The same error of a question that began at this time. Where that joined a request that was
+    /// already being sent, the earlier time counts.
+    pub(super) fn since(self, asked_at: Instant) -> Self {
+        Self {
+            asked_at: self.asked_at.min(asked_at),
+            ..self
+        }
+    }
+
+    /// When the upstream began to be asked. Later than the beginning of a client's request only if the
+    /// client has waited for all of the answer: not for a remembered error, nor for that of a question
+    /// that other clients had asked before.
+    pub const fn asked_at(&self) -> Instant {
+        self.asked_at
     }
 
     pub(super) fn protocol(url: &Url, violation: impl Into<Violation>) -> Self {

@@ -114,7 +114,7 @@ impl Guard {
         url.scheme() != "https" && self.is_proxied(url)
     }
 
-    fn is_proxied(&self, url: &Url) -> bool {
+    pub(super) fn is_proxied(&self, url: &Url) -> bool {
         let uri = url.as_str().parse::<http::Uri>();
         uri.is_ok_and(|uri| self.proxies.intercept(&uri).is_some())
     }

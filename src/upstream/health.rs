@@ -118,7 +118,7 @@ impl Health {
     /// Remembers an error for operators, unless it is an answer that registries give every day.
     pub(super) fn note(&self, error: &UpstreamError) {
         if !matches!(error.failure, Failure::NotFound(_)) && !error.is_out_of_range() {
-            *self.last_error.lock() = Some((Instant::now(), on_one_line(error).to_string()));
+            *self.last_error.lock() = Some((Instant::now(), on_one_line(error)));
         }
     }
 

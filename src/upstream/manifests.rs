@@ -13,7 +13,7 @@ use super::error::{Failure, UpstreamError, Violation};
 use super::reply::UpstreamResponse;
 use super::transport::UpstreamRequest;
 use super::{Upstream, body};
-use crate::metrics::Kind;
+use crate::metrics::{Kind, UpstreamMetrics};
 use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
 use crate::oci::{
     Accept, Algorithm, Declared, Digest, Manifest, ManifestType, Reference, RepoName,
@@ -34,6 +34,7 @@ pub struct ManifestHead {
 /// The upstream's answer to a GET, of which nothing has been checked yet.
 #[derive(Debug)]
 pub struct UnverifiedManifest {
+    metrics: Arc<UpstreamMetrics>,
     url: Url,
     bytes: Bytes,
     asked: Option<Digest>,
@@ -60,6 +61,12 @@ impl UnverifiedManifest {
 
     /// Checks the digest and reads the document. Takes about 20 ms for the largest manifest.
     pub fn verify(self) -> Result<FetchedManifest, UpstreamError> {
+        let metrics = Arc::clone(&self.metrics);
+        let verified = self.verified();
+        verified.inspect_err(|error| metrics.failed(error.class()))
+    }
+
+    fn verified(self) -> Result<FetchedManifest, UpstreamError> {
         let manifest = match self.declared {
             Declared::Schema1 => Err(ManifestError::Schema1),
             Declared::Manifest(_) | Declared::Unknown => Manifest::parse(&self.bytes),
@@ -172,6 +179,7 @@ impl Endpoint {
             Reference::Tag(_) => None,
         };
         Ok(UnverifiedManifest {
+            metrics: Arc::clone(&self.transport.metrics),
             url,
             bytes,
             asked,

@@ -33,6 +33,9 @@ mod callers;
 mod challenge;
 mod circuit;
 mod clients;
+#[cfg(feature = "otel")]
+mod collector;
+mod connect_time;
 mod content_range;
 mod credential_error;
 mod credentials;
@@ -50,9 +53,11 @@ mod helper;
 mod latency;
 mod lists;
 mod login;
+mod login_check;
 mod manifests;
 mod multi_range;
 mod multipart;
+mod observe;
 mod ranges;
 mod redirect;
 mod reply;
@@ -79,7 +84,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::config::{self, Authorize, Timeouts};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UpstreamId};
 pub use account::LoginError;
 pub use address::Network;
 pub use blobs::BlobStream;
@@ -87,6 +92,8 @@ pub use body::BlobChunks;
 pub use callers::CallerId;
 use callers::Callers;
 pub use clients::TlsFiles;
+#[cfg(feature = "otel")]
+pub use collector::{Collector, CollectorError};
 pub use credential_error::CredentialError;
 pub use docker_config::DockerConfigError;
 pub use document::{DocumentError, Documents};
@@ -101,11 +108,13 @@ pub use lists::UnparsedList;
 pub use login::Login;
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
 pub use multipart::MultipartError;
+pub use observe::{Challenged, Observation};
 pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};
 pub use redirect::RedirectError;
 pub use retry::MAX_RETRY_AFTER;
 pub use route::BlobRoute;
 pub use status::{EndpointStatus, LastError, TokenAges};
+use transport::Transport;
 
 /// The client of one upstream.
 pub struct Upstream {
@@ -116,6 +125,29 @@ pub struct Upstream {
     /// Those of callers with logins. None where all callers share the mirror's account, and in an
     /// account itself.
     callers: Option<Callers>,
+}
+
+/// The TLS of an upstream, to be set up anew when its files change.
+pub struct UpstreamTls(Vec<Arc<Transport>>);
+
+impl fmt::Debug for UpstreamTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UpstreamTls")
+    }
+}
+
+impl UpstreamTls {
+    /// Uses what other files have for the next connections. After an error, what was used before stays
+    /// in use. Blocks.
+    pub fn renew(&self, files: &TlsFiles) -> Result<(), SetupError> {
+        let transports = || self.0.iter().enumerate();
+        let renewed = transports().map(|(index, transport)| transport.renewed(files.of(index)));
+        let renewed: Vec<_> = renewed.collect::<Result<_, _>>()?;
+        for ((_, transport), clients) in transports().zip(renewed) {
+            transport.set(clients);
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Debug for Upstream {
@@ -132,14 +164,14 @@ impl Upstream {
         files: &TlsFiles,
         timeouts: Timeouts,
         clock: Clock,
-        metrics: Arc<Metrics>,
+        metrics: &Metrics,
     ) -> Result<Self, SetupError> {
         let config = Arc::new(config);
         let (first, others) = config.ordered_endpoints();
         let is_alone = others.is_empty();
         let client = |index, endpoint| {
-            let files = files.endpoints.get(index).unwrap_or(files);
-            Endpoint::new(index, endpoint, files, timeouts, clock, &metrics, is_alone)
+            let files = files.of(index);
+            Endpoint::new(index, endpoint, files, timeouts, clock, metrics, is_alone)
         };
         let first = client(0, first)?;
         let others = (1..)
@@ -158,9 +190,24 @@ impl Upstream {
         })
     }
 
+    /// Its TLS, also that of the accounts of callers.
+    pub fn tls(&self) -> UpstreamTls {
+        let endpoints = self.endpoints.all();
+        UpstreamTls(
+            endpoints
+                .map(|endpoint| Arc::clone(&endpoint.transport))
+                .collect(),
+        )
+    }
+
     /// What this upstream is called in logs, metrics and errors.
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// What clients' requests for this upstream are counted under.
+    pub fn metrics_id(&self) -> UpstreamId {
+        self.endpoints.first.transport.metrics.id()
     }
 
     /// Logs that the upstream failed, and what was done instead of what was asked for: at most once

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderName};
 use reqwest::Response;
+use tokio::time::Instant;
 use url::Url;
 
 use super::content_range::ContentRange;
 use super::error::{Failure, Source, UpstreamError, Violation};
 use super::gate::Permit;
-use crate::metrics::{Counter, Kind};
+use crate::metrics::{Counter, Kind, UpstreamMetrics};
+use crate::telemetry::Span;
 
 /// An answer whose body hasn't been read.
 pub(super) struct UpstreamResponse {
@@ -19,11 +21,16 @@ pub(super) struct UpstreamResponse {
     /// It comes from the origin that was asked, not from where a redirect led.
     pub own: bool,
     pub kind: Kind,
+    pub metrics: Arc<UpstreamMetrics>,
+    /// When the request was sent, until the body has ended.
+    pub started: Option<Instant>,
     /// Counts the bytes of the body.
     pub received: Counter,
     pub response: Response,
     /// A metadata request counts until its body has been read.
     pub permit: Option<Permit>,
+    /// Those of the body and of the whole exchange, which end with this.
+    pub _spans: Option<(Span, Span)>,
 }
 
 impl UpstreamResponse {
@@ -105,15 +112,22 @@ impl UpstreamResponse {
         if let Some(chunk) = &chunk {
             self.received.inc_by(chunk.len() as u64);
         }
+        // What is left of the length, where that is known.
+        let is_end = chunk.is_none() || self.response.content_length() == Some(0);
+        if let Some(started) = self.started.take_if(|_| is_end) {
+            self.metrics.ended(started.elapsed());
+        }
         Ok(chunk)
     }
 
     pub(super) fn fails(&self, failure: Failure) -> UpstreamError {
-        UpstreamError::new(&self.url, failure)
+        let error = UpstreamError::new(&self.url, failure);
+        self.metrics.failed(error.class());
+        error
     }
 
     pub(super) fn violates(&self, violation: impl Into<Violation>) -> UpstreamError {
-        UpstreamError::protocol(&self.url, violation)
+        self.fails(Failure::Protocol(violation.into()))
     }
 
     pub(super) fn unexpected(&self) -> UpstreamError {

@@ -18,7 +18,7 @@ use super::token::{MAX_ANSWER, Token, TokenGrant, TokenKey, TokenRequest};
 use super::transport::UpstreamRequest;
 use super::{body, redirect, site};
 use crate::config::is_loopback;
-use crate::metrics::Kind;
+use crate::metrics::{Kind, TokenFetch};
 use crate::oci::RepoName;
 
 impl Endpoint {
@@ -68,7 +68,7 @@ impl Endpoint {
         request: &TokenRequest,
         account: Option<Arc<Account>>,
     ) -> Result<Token, UpstreamError> {
-        let result = self.send_token_request(request, account.as_deref()).await;
+        let result = self.fetch_token(request, account.as_deref()).await;
         let refused = result.as_ref().err().is_some_and(|error| {
             matches!(
                 error.failure,
@@ -82,14 +82,29 @@ impl Endpoint {
             return result;
         };
         match self.account(repo, Some(id)).await? {
-            Some(renewed) if renewed.id != id => {
-                self.send_token_request(request, Some(&renewed)).await
-            }
+            Some(renewed) if renewed.id != id => self.fetch_token(request, Some(&renewed)).await,
             _ => result,
         }
     }
 
-    async fn send_token_request(
+    /// Asks the token service, and counts the result.
+    async fn fetch_token(
+        &self,
+        request: &TokenRequest,
+        account: Option<&Account>,
+    ) -> Result<Token, UpstreamError> {
+        let result = self.send_token_request(request, account).await;
+        let counted = match &result {
+            Ok(_) => TokenFetch::Granted,
+            Err(error) if error.is_transient() => TokenFetch::Failed,
+            Err(error) if error.status().is_some() => TokenFetch::Refused,
+            Err(_) => TokenFetch::Failed,
+        };
+        self.transport.metrics.token(counted);
+        result
+    }
+
+    pub(super) async fn send_token_request(
         &self,
         request: &TokenRequest,
         account: Option<&Account>,
@@ -111,20 +126,23 @@ impl Endpoint {
         let transport = &self.transport;
         let asked_at = transport.clock.now();
         let reply = transport.exchange(&ask, header).await;
-        let reply = reply.map_err(|error| match account {
-            Some(_) if header.is_none() => refresh_refused(error),
-            Some(_) if self.caller.is_none() => credentials_refused(error),
-            // It is the answer for the caller, whose credentials these are.
-            _ => error,
+        let reply = reply.map_err(|error| {
+            let error = error.since(asked_at);
+            match account {
+                Some(_) if header.is_none() => refresh_refused(error),
+                Some(_) if self.caller.is_none() => credentials_refused(error),
+                // It is the answer for the caller, whose credentials these are.
+                _ => error,
+            }
         })?;
         let body = body::read(reply, MAX_ANSWER, transport.timeouts.header).await?;
-        Token::parse(&body, asked_at)
-            .ok_or_else(|| UpstreamError::protocol(&ask.url, Violation::Token))
+        let unusable = || UpstreamError::protocol(&ask.url, Violation::Token);
+        Token::parse(&body, asked_at).ok_or_else(|| transport.failed(unusable()))
     }
 
     /// Whether a token service may be given the credentials: the operator named it or it belongs to
     /// the upstream, and nobody on the way can read them unless the operator permits that.
-    fn trusts(&self, realm: &Url) -> bool {
+    pub(super) fn trusts(&self, realm: &Url) -> bool {
         let named = self.config.realm.as_ref();
         let known = named.is_some_and(|named| redirect::same_origin(named, realm))
             || site::same_site(realm, &self.config.url);
@@ -148,8 +166,8 @@ impl Endpoint {
 }
 
 /// The error of a request that carried the credentials.
-pub(super) fn credentials_refused(UpstreamError { url, failure }: UpstreamError) -> UpstreamError {
-    let failure = match failure {
+pub(super) fn credentials_refused(error: UpstreamError) -> UpstreamError {
+    let failure = match error.failure {
         Failure::Unauthorized(message) => Failure::CredentialsRefused {
             status: 401,
             message,
@@ -160,7 +178,7 @@ pub(super) fn credentials_refused(UpstreamError { url, failure }: UpstreamError)
         },
         failure => failure,
     };
-    UpstreamError { url, failure }
+    UpstreamError { failure, ..error }
 }
 
 /// The error of a request that carried a refresh token, which is refused with a 400 (RFC

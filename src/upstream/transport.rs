@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::Method;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
 use hyper_util::client::proxy::matcher::Matcher;
+use parking_lot::RwLock;
 use tokio::time::timeout;
 use url::Url;
 
@@ -21,7 +22,8 @@ use super::{body, retry};
 use crate::clock::Clock;
 use crate::config::{self, ForwardProxy, Timeouts};
 use crate::error_chain::on_one_line;
-use crate::metrics::{Ending, Kind, Metrics};
+use crate::metrics::{Ending, Kind, UpstreamMetrics};
+use crate::telemetry::{self, Span, SpanKind, Waiting};
 
 /// A request to be made. No `Debug`: the query of a page's link may be a secret.
 pub(super) struct UpstreamRequest {
@@ -94,8 +96,8 @@ pub(super) struct Transport {
     config: Arc<config::Upstream>,
     pub timeouts: Timeouts,
     pub clock: Clock,
-    metrics: Arc<Metrics>,
-    clients: Clients,
+    pub metrics: Arc<UpstreamMetrics>,
+    clients: RwLock<Arc<Clients>>,
     pub guard: Arc<Guard>,
     gate: Gate,
     pub failures: FailureLog,
@@ -109,7 +111,7 @@ impl Transport {
         files: &TlsFiles,
         timeouts: Timeouts,
         clock: Clock,
-        metrics: Arc<Metrics>,
+        metrics: Arc<UpstreamMetrics>,
         retries: bool,
     ) -> Result<Self, SetupError> {
         let proxies = match &config.proxy {
@@ -119,7 +121,13 @@ impl Transport {
         };
         let guard = Arc::new(Guard::new(Arc::clone(&config), proxies));
         Ok(Self {
-            clients: Clients::new(&config, files, timeouts.connect, &guard)?,
+            clients: RwLock::new(Arc::new(Clients::new(
+                &config,
+                files,
+                timeouts.connect,
+                &guard,
+                &metrics,
+            )?)),
             config,
             timeouts,
             clock,
@@ -131,6 +139,17 @@ impl Transport {
         })
     }
 
+    /// Clients with what other files have. Blocks.
+    pub(super) fn renewed(&self, files: &TlsFiles) -> Result<Clients, SetupError> {
+        let connect = self.timeouts.connect;
+        Clients::new(&self.config, files, connect, &self.guard, &self.metrics)
+    }
+
+    /// Uses these clients from now on. Running requests end as they began.
+    pub(super) fn set(&self, clients: Clients) {
+        *self.clients.write() = Arc::new(clients);
+    }
+
     /// Sends a request and follows its redirects, trying again where [`retry`] says so. Returns
     /// an answer that [`UpstreamResponse::is_answer`], or the error.
     pub(super) async fn exchange(
@@ -138,6 +157,7 @@ impl Transport {
         ask: &UpstreamRequest,
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, UpstreamError> {
+        let _waiting = Waiting::begin();
         let mut attempt = 1;
         loop {
             let error = match self.follow(ask, authorization).await {
@@ -166,7 +186,8 @@ impl Transport {
         let mut permit = None;
         if !ask.is_download {
             let entered = self.gate.enter(self.timeouts.header).await;
-            permit = Some(entered.ok_or_else(|| UpstreamError::new(&ask.url, Failure::Busy))?);
+            let busy = || self.failed(UpstreamError::new(&ask.url, Failure::Busy));
+            permit = Some(entered.ok_or_else(busy)?);
         }
         let mut url = ask.url.clone();
         for _ in 0..=redirect::MAX_REDIRECTS {
@@ -182,7 +203,7 @@ impl Transport {
             permit = reply.permit;
             url = next;
         }
-        Err(UpstreamError::protocol(&url, RedirectError::TooMany))
+        Err(self.failed(UpstreamError::protocol(&url, RedirectError::TooMany)))
     }
 
     async fn send(
@@ -194,12 +215,20 @@ impl Transport {
         permit: Option<Permit>,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let route = self.guard.route(url);
-        let route = route.map_err(|internal| UpstreamError::protocol(url, internal))?;
-        let client = self.clients.get(route, ask.is_download);
+        let route =
+            route.map_err(|internal| self.failed(UpstreamError::protocol(url, internal)))?;
+        let clients = Arc::clone(&self.clients.read());
+        let client = clients.get(route, ask.is_download);
         let mut headers = ask.headers.clone();
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
+        let mut span = self.span(ask, url);
+        // Not for hosts that the upstream leads to.
+        if own {
+            telemetry::insert_into(&mut headers, span.as_ref());
+        }
+        let head = span.as_ref().map(|span| span.phase("response head"));
         let mut request = client
             .request(ask.method.clone(), url.clone())
             .headers(headers);
@@ -223,14 +252,34 @@ impl Transport {
             Err(error) => Ending::Error(error.class()),
         };
         self.report(ask, url, ending, started.elapsed());
+        let result = result.map_err(|error| self.failed(error));
+        drop(head);
+        if let Some(span) = &mut span {
+            match &result {
+                Ok(response) => span.set("http.response.status_code", response.status().as_u16()),
+                Err(error) => span.fail(&on_one_line(error)),
+            }
+        }
         result.map(|response| UpstreamResponse {
+            metrics: Arc::clone(&self.metrics),
+            started: Some(started),
             url: url.clone(),
             own,
             kind: ask.kind,
-            received: self.metrics.upstream_bytes(&self.config.name, ask.kind),
+            received: self.metrics.received(ask.kind),
             response,
             permit,
+            _spans: span.map(|span| (span.phase("response body"), span)),
         })
+    }
+
+    /// The span of a request and its response.
+    fn span(&self, ask: &UpstreamRequest, url: &Url) -> Option<Span> {
+        let mut span = telemetry::span("upstream request", SpanKind::Client)?;
+        span.set("http.request.method", ask.method.as_str());
+        span.set("url.full", ShownUrl::from(url).to_string());
+        span.set("millpond.upstream", self.config.name.as_str());
+        Some(span)
     }
 
     fn report(&self, ask: &UpstreamRequest, url: &Url, ending: Ending, elapsed: Duration) {
@@ -247,10 +296,16 @@ impl Transport {
             ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "upstream request"
         );
-        let degraded = !matches!(ending, Ending::Status(..500));
-        self.metrics.upstream_degraded(&self.config.name, degraded);
-        self.metrics
-            .upstream_request(&self.config.name, ask.kind, method, ending);
+        if matches!(ending, Ending::Status(_)) {
+            self.metrics.answered(elapsed);
+        }
+        self.metrics.request(ask.kind, method, ending);
+    }
+
+    /// Counts an error that no response makes.
+    pub(super) fn failed(&self, error: UpstreamError) -> UpstreamError {
+        self.metrics.failed(error.class());
+        error
     }
 
     /// The library's error before there was a header. Its own text names the whole URL.

@@ -240,6 +240,10 @@ impl Store for FaultyStore {
         self.inner.unproved(repo, kind).await
     }
 
+    fn may_have_unproved(&self) -> bool {
+        self.inner.may_have_unproved()
+    }
+
     async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
         self.inner.unreadable().await
     }

@@ -44,7 +44,10 @@ pub struct Seen {
     /// `GET /v2/a/b?c`
     pub line: String,
     pub headers: HeaderMap,
+    /// As text; what is no UTF-8 is replaced.
     pub body: String,
+    /// The same as it came.
+    pub bytes: Vec<u8>,
 }
 
 impl Seen {
@@ -504,7 +507,8 @@ async fn read_request(from: &mut BufReader<impl AsyncRead + Unpin>) -> io::Resul
     Ok(Some(Seen {
         line: lines[0].trim_end_matches(" HTTP/1.1").to_owned(),
         headers,
-        body: String::from_utf8(body).unwrap(),
+        body: String::from_utf8_lossy(&body).into_owned(),
+        bytes: body,
     }))
 }
 

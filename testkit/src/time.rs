@@ -106,9 +106,13 @@ pub async fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
 
 /// Runs a future while frozen time passes in small steps, at most ten minutes, and only while nothing
 /// else can make progress. No blocking task may be stalled meanwhile.
-pub async fn passing<F: Future>(future: F) -> F::Output {
+pub fn passing<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    // Large ones too: the callers' futures stay small.
+    pass(Box::pin(future))
+}
+
+async fn pass<F: Future + Unpin>(mut future: F) -> F::Output {
     const STEP: Duration = Duration::from_millis(100);
-    let mut future = std::pin::pin!(future);
     for _ in 0..6000 {
         let step = async {
             idle().await;

@@ -79,9 +79,10 @@ fn resident(server: &Program) -> u64 {
 /// Bytes of blobs that bodies have given to connections.
 fn sent(server: &Program) -> u64 {
     let metrics = String::from_utf8(server.get(server.debug, "/metrics")).unwrap();
-    let series = "millpond_client_sent_bytes_total{kind=\"blob\"} ";
-    let value = metrics.lines().find_map(|line| line.strip_prefix(series));
-    value.map_or(0, |value| value.parse().unwrap())
+    let series = "millpond_client_sent_bytes_total{route=\"blob\",";
+    let lines = metrics.lines().filter(|line| line.starts_with(series));
+    let values = lines.filter_map(|line| line.rsplit(' ').next());
+    values.map(|value| value.parse::<u64>().unwrap()).sum()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Helpers of the end-to-end run: checks and their count, processes that are
-# always ended, bounded waits, README snippets, the final clean-up.
+# always ended, bounded waits, the clients' configuration, the final clean-up.
 #
 # run creates $WORK before any of this is used. Everything that lives in $WORK dies with it.
 
@@ -184,17 +184,16 @@ print(*[s.getsockname()[1] for s in held])
 PYTHON
 }
 
-# --- The README's client configuration ------------------------------------------
+# --- The clients' configuration ------------------------------------------------------
 
-# snippet MARKER: the fenced code block that follows `<!-- e2e:MARKER -->` in the README, with the
-# test's addresses in place of the example ones. The README's own words are what the clients run
-# with, so a snippet that doesn't work can't stay in it.
-snippet() {
-  local marker="<!-- e2e:$1 -->"
-  grep -qF "$marker" "$ROOT/README.md" || die "README.md lacks the snippet $marker"
-  awk -v marker="$marker" '
-    index($0, marker) { wanted = 1; next }
-    wanted && /^ *```/ { if (inside) exit; inside = 1; next }
-    inside { print }
-  ' "$ROOT/README.md" | sed -e "s#mirror\.example:5000#$MIRROR#g" -e "s#ghcr\.io#$SECOND_NAME#g"
+# client_config CLIENT URL OPTION...: writes it below $WORK/client-root, which stands for the client's
+# root directory. The README shows what the command prints (tests/it/client_config.rs compares them), so
+# an example that doesn't work can't stay in it.
+CLIENT_ROOT=$WORK/client-root
+
+client_config() {
+  local client=$1 url=$2
+  shift 2
+  mkdir -p "$CLIENT_ROOT"
+  "$MILLPOND" client-config "$client" --mirror "$url" --write "$CLIENT_ROOT" "$@"
 }

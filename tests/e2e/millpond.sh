@@ -25,6 +25,7 @@ http:
   debug:
     addr: $MIRROR_DEBUG
     prometheus: {enabled: true}
+  shutdowndelay: 0s
 proxy:
   # Stands for Docker Hub: that is the name by which containerd asks for it (?ns=docker.io).
   remoteurl: https://$HUB

@@ -147,33 +147,43 @@ moving_is() {
   )"
 }
 
-# --- The README's other snippets -----------------------------------------------------------
+# --- The configuration of other clients ------------------------------------------------------
 
 # CRI-O and BuildKit don't run here. CRI-O's file is read by the library that skopeo is made of;
 # BuildKit's is at least well-formed.
-readme_story() {
-  mirror_is_fresh readme || return 0
-  check "readme: CRI-O's configuration, read by skopeo" crio_snippet_pulls
-  check "readme: BuildKit's configuration is TOML and names the mirror" buildkit_snippet_is_right
+client_config_story() {
+  mirror_is_fresh client-config || return 0
+  check "client-config: CRI-O's file, read by skopeo" crio_file_pulls
+  check "client-config: BuildKit's file is TOML and names the mirror" buildkit_file_is_right
+  check "client-config: --undo leaves nothing behind" undone
   millpond_stop
 }
 
-crio_snippet_pulls() {
-  snippet crio >"$WORK/crio.conf"
+crio_file_pulls() {
+  client_config crio "http://$MIRROR"
   skopeo_wipe
-  timeout 120 skopeo --insecure-policy --registries-conf "$WORK/crio.conf" copy --quiet --all \
+  timeout 120 skopeo --insecure-policy \
+    --registries-conf "$CLIENT_ROOT/etc/containers/registries.conf.d/millpond.conf" copy --quiet --all \
     "docker://docker.io/$(image pinned .repository)$(image pinned .suffix)" "dir:$WORK/skopeo/pinned"
   skopeo_verify pinned
 }
 
-buildkit_snippet_is_right() {
-  snippet buildkit-toml >"$WORK/buildkitd.toml"
-  /usr/bin/python3 - "$WORK/buildkitd.toml" "$MIRROR" <<'PYTHON'
+buildkit_file_is_right() {
+  client_config buildkit "http://$MIRROR"
+  /usr/bin/python3 - "$CLIENT_ROOT/etc/buildkit/buildkitd.toml" "$MIRROR" <<'PYTHON'
 import sys, tomllib
 registry = tomllib.load(open(sys.argv[1], "rb"))["registry"]
 assert registry["docker.io"]["mirrors"] == [sys.argv[2]], registry
 assert registry[sys.argv[2]]["http"] is True, registry
 PYTHON
+}
+
+undone() {
+  local client
+  for client in docker containerd crio podman buildkit; do
+    client_config "$client" "http://$MIRROR" --undo
+  done
+  same "files" "" "$(find "$CLIENT_ROOT" -type f)"
 }
 
 # --- The reference registry's directory -----------------------------------------------

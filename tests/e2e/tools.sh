@@ -12,8 +12,10 @@ DOCKER=/usr/bin/docker
 TOOLS=(
   docker-registry:docker-registry /usr/sbin/dockerd:docker.io "$DOCKER:docker.io" containerd:containerd
   ctr:containerd runc:runc podman:podman skopeo:skopeo zstd:zstd jq:jq curl:curl
+  buildah:buildah strip:binutils systemd-analyze:systemd
   openssl:openssl /usr/bin/python3:python3
   /usr/share/doc/python3-grpcio:python3-grpcio
+  promtool:prometheus /usr/lib/python3/dist-packages/prometheus_client:python3-prometheus-client
 )
 
 missing_tools() {

@@ -169,8 +169,9 @@ certificates_story() {
   check "certificates: millpond starts and requires a client's certificate" certificates_millpond
   [ "$last" = ok ] || return 0
   check "certificates: containerd starts" containerd_start
-  certificates_hosts_toml "client = [[\"$WORK/pki/client.pem\", \"$WORK/pki/client.key\"]]"
+  check "certificates: containerd gets ca and client" certificates_client_config
   check "certificates: containerd with ca and client: gzip" pull_and_verify containerd gzip
+  check "certificates: podman with ca and client: gzip" certificates_podman
   certificates_hosts_toml ""
   quietly containerd_wipe
   certificates_hosts_toml ""
@@ -191,9 +192,28 @@ $(trusted_proxy)
 YAML
 }
 
+# The mirror alone, so that nothing can come from anywhere else.
+certificates_client_config() {
+  rm -rf "$CLIENT_ROOT"
+  client_config containerd "https://$MIRROR" --ca "$CA" --cert "$WORK/pki/client.pem" \
+    --key "$WORK/pki/client.key"
+  sed -i "s#^server = .*#server = \"https://nowhere.invalid\"#" "$CERTS_D/docker.io/hosts.toml"
+}
+
+# podman looks below /etc/containers/certs.d, unless it is told of another folder for the host.
+certificates_podman() {
+  client_config podman "https://$MIRROR" --ca "$CA" --cert "$WORK/pki/client.pem" \
+    --key "$WORK/pki/client.key"
+  podman_wipe
+  cp "$CLIENT_ROOT/etc/containers/registries.conf.d/millpond.conf" "$WORK/registries.conf"
+  podman_run pull --quiet --cert-dir "$CLIENT_ROOT/etc/containers/certs.d/$MIRROR" \
+    "$(podman_reference gzip)"
+  podman_verify gzip
+}
+
 # certificates_hosts_toml LINE: the mirror alone, so that nothing can come from anywhere else.
 certificates_hosts_toml() {
-  cat >"$WORK/certs.d/docker.io/hosts.toml" <<TOML
+  cat >"$CERTS_D/docker.io/hosts.toml" <<TOML
 server = "https://$MIRROR"
 ca = "$CA"
 $1
@@ -262,7 +282,7 @@ private_dockerd_is_refused() {
 }
 
 private_ctr() {
-  ctr_run images pull --user "$UPSTREAM_USER:$UPSTREAM_PASSWORD" --hosts-dir "$WORK/certs.d" \
+  ctr_run images pull --user "$UPSTREAM_USER:$UPSTREAM_PASSWORD" --hosts-dir "$CERTS_D" \
     "$(containerd_reference gzip)"
   containerd_verify gzip
 }

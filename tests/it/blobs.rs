@@ -36,7 +36,7 @@ async fn many_cold_clients_share_one_get_and_warm_ones_need_none() {
     assert_eq!(warm.header("etag"), format!("\"{digest}\""));
     assert_eq!(warm.header("cache-control"), "max-age=31536000");
     assert_eq!(up.take(), [format!("GET {path}")]);
-    let requests = |result| format!(r#"millpond_requests_total{{kind="blob",result="{result}"}}"#);
+    let requests = |result| format!(r#"millpond_requests_total{{route="blob",result="{result}"}}"#);
     m.counted(&requests("miss"), 1).await;
     m.counted(&requests("joined"), 19).await;
     m.counted(&requests("hit"), 1).await;

@@ -76,7 +76,16 @@ async fn the_cap_holds_and_every_pull_is_whole() {
         assert!(kept <= 1_000_000, "{kept}");
     }
     assert!(!m.is_stored(&blobs[0]).await, "the oldest goes first");
-    assert!(page(&m).await.contains("\nmillpond_cache_full 0\n"));
+    assert!(page(&m).await.contains("\nmillpond_cache_full_total 0\n"));
+
+    for (series, value) in [
+        ("evictions_total{reason=\"maxsize\"}", 4),
+        ("evictions_total", 4),
+        ("evicted_bytes_total{reason=\"maxsize\"}", 1_600_000),
+        ("evicted_recently_used_bytes_total", 1_600_000),
+    ] {
+        m.counted(&format!("millpond_cache_{series}"), value).await;
+    }
 
     let (huge, _) = put_blob(&up, 9, 1_500_000);
     for _ in 0..2 {
@@ -85,7 +94,7 @@ async fn the_cap_holds_and_every_pull_is_whole() {
     }
     assert!(!m.is_stored(&huge).await, "it passes through");
     let page = page(&m).await;
-    for line in ["full 2", "limit_bytes 1000000", "bytes 800000"] {
+    for line in ["full_total 2", "limit_bytes 1000000", "bytes 800000"] {
         let line = format!("\nmillpond_cache_{line}\n");
         assert!(page.contains(&line), "{line} is not in {page}");
     }

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use millpond::renewal::INTERVAL;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::{Answer, Mirror, Registry, Setup, put_image};
+use crate::harness::{Answer, Mirror, Registry, Setup, advance, put_image};
 
 /// A mirror with the user alice, whose password is `secret`, and what keeps its file.
 struct Guarded {
@@ -194,7 +195,7 @@ async fn guessing_is_slowed_down_and_a_pull_reveals_nothing() {
     ask_as(&m, "GET /v2/app/manifests/1", &token)
         .await
         .refused(401, "UNAUTHORIZED");
-    crate::harness::advance(std::time::Duration::from_secs(1)).await;
+    advance(std::time::Duration::from_secs(1)).await;
     assert_eq!(ask_as(&m, "GET /v2/", &right).await.status, 200);
     m.counted(r#"millpond_authentications_total{result="throttled"}"#, 2)
         .await;
@@ -218,7 +219,7 @@ async fn a_rotated_password_counts_at_once() {
     let (old, new) = (basic("alice", "secret"), basic("alice", "rotated"));
     assert_eq!(ask_as(&m, "GET /v2/", &old).await.status, 200);
     write_users(&files.path().join("htpasswd"), &[("alice", "rotated")]);
-    crate::harness::advance(std::time::Duration::from_secs(1)).await;
+    advance(std::time::Duration::from_secs(1)).await;
     assert_eq!(ask_as(&m, "GET /v2/", &new).await.status, 200);
     ask_as(&m, "GET /v2/", &old)
         .await
@@ -229,9 +230,9 @@ async fn a_rotated_password_counts_at_once() {
 async fn a_token_expires() {
     let Guarded { m, .. } = guarded(&[]).await;
     let token = bearer(&ask_as(&m, "GET /token", &basic("alice", "secret")).await);
-    crate::harness::advance(std::time::Duration::from_secs(299)).await;
+    advance(std::time::Duration::from_secs(299)).await;
     assert_eq!(ask_as(&m, "GET /v2/", &token).await.status, 200);
-    crate::harness::advance(std::time::Duration::from_secs(1)).await;
+    advance(std::time::Duration::from_secs(1)).await;
     ask_as(&m, "GET /v2/", &token)
         .await
         .refused(401, "UNAUTHORIZED");
@@ -329,4 +330,104 @@ async fn status_of(m: &Mirror, request: &str) -> String {
     let mut head = [0; 12];
     stream.read_exact(&mut head).await.unwrap();
     String::from_utf8_lossy(&head[9..]).into_owned()
+}
+
+/// The events of an audit log with their users and reasons.
+async fn audited(m: &Mirror, path: &Path) -> Vec<String> {
+    m.app.denials().audit().flush().await;
+    let text = std::fs::read_to_string(path).unwrap();
+    let lines = text.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let field = |name: &str| line[name].as_str().unwrap_or("-").to_owned();
+        assert_eq!(field("address"), "127.0.0.1");
+        [
+            field("event"),
+            field("user"),
+            field("reason"),
+            field("action"),
+        ]
+        .join(", ")
+    });
+    lines.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_authentications_and_a_refused_catalog_are_in_the_audit_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("audit.log");
+    let audit = format!("root.log: {{audit: {{file: '{}'}}}}", log.display());
+    let Guarded { up: _up, m, .. } = guarded(&[&audit]).await;
+    let path = "GET /v2/app/manifests/1";
+    let alice = basic("alice", "secret");
+    assert_eq!(ask_as(&m, path, &alice).await.status, 200);
+    let token = |scope: &str| format!("GET /token/any?service=millpond{scope}");
+    for (line, authorization) in [
+        (path, basic("alice", "hunter2")),
+        (path, basic("mallory", "hunter2")),
+        (path, basic("hunter2", "")),
+        (path, "Bearer hunter2".to_owned()),
+        (&*token(""), basic("alice", "hunter2")),
+        // An answer with a token: for an anonymous caller.
+        (
+            &*token("&scope=repository:app:pull"),
+            basic("alice", "hunter2"),
+        ),
+        // The upstream's credentials.
+        (
+            &*token("&scope=repository:app:pull"),
+            basic("mallory", "hunter2"),
+        ),
+    ] {
+        ask_as(&m, line, &authorization).await;
+    }
+    let anonymous = ask_as(&m, &token(""), "Basic Og==").await;
+    let catalog = ask_as(&m, "GET /v2/_catalog", &bearer(&anonymous)).await;
+    catalog.refused(401, "UNAUTHORIZED");
+    let failed = "authentication_failed";
+    assert_eq!(
+        audited(&m, &log).await,
+        [
+            format!("{failed}, alice, wrong password, -"),
+            format!("{failed}, mallory, unknown user, -"),
+            format!("{failed}, -, unknown user, -"),
+            format!("{failed}, -, wrong password or token, -"),
+            format!("{failed}, alice, wrong password, -"),
+            format!("{failed}, alice, wrong password, -"),
+            "refused, -, -, catalog".to_owned(),
+        ]
+    );
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_key_of_tokens_is_in_use_without_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("key");
+    std::fs::write(&key, "1".repeat(32)).unwrap();
+    let line = format!("auth.key: '{}'", key.display());
+    let Guarded { up: _up, m, .. } = guarded(&[&line]).await;
+    let path = "GET /v2/app/manifests/1";
+    let login = async || {
+        let answer = ask_as(&m, "GET /token/any", &basic("alice", "secret")).await;
+        bearer(&answer)
+    };
+    let token = login().await;
+    let becomes = async |content: &str, expected: u16| {
+        std::fs::write(&key, content).unwrap();
+        for _ in 0..10 {
+            advance(INTERVAL).await;
+            if ask_as(&m, path, &token).await.status == expected {
+                return true;
+            }
+        }
+        false
+    };
+    assert_eq!(ask_as(&m, path, &token).await.status, 200);
+    assert!(
+        becomes("too short", 200).await,
+        "the one before stays in use"
+    );
+    assert!(becomes(&"2".repeat(33), 401).await);
+    assert_eq!(ask_as(&m, path, &login().await).await.status, 200);
 }

@@ -219,7 +219,7 @@ async fn a_failing_store_never_gives_a_wrong_body() {
     let mut all = Tally::default();
     for seed in seeds {
         eprintln!("seed {seed}");
-        let tally = run(seed).await;
+        let tally = Box::pin(run(seed)).await;
         all.right += tally.right;
         all.broken += tally.broken;
         all.refused += tally.refused;

@@ -7,15 +7,26 @@ upstream_requests_total{UP,kind="manifest",method="GET",status="200"} 1
 upstream_requests_total{UP,kind="manifest",method="GET",status="404"} 1
 upstream_requests_total{UP,kind="blob",method="GET",status="200"} 1
 upstream_received_bytes_total{UP,kind="blob"} 100000
-requests_total{kind="manifest",result="miss"} 1
-requests_total{kind="manifest",result="hit"} 2
-requests_total{kind="manifest",result="error"} 1
-requests_total{kind="blob",result="miss"} 1
-requests_total{kind="blob",result="hit"} 4
-responses_total{kind="blob",status="200"} 4
-responses_total{kind="blob",status="206"} 1
-responses_total{kind="other",status="404"} 1
-client_sent_bytes_total{kind="blob"} 300100
+requests_total{route="manifest",result="miss"} 1
+requests_total{route="manifest",result="hit"} 2
+requests_total{route="manifest",result="error"} 1
+requests_total{route="blob",result="miss"} 1
+requests_total{route="blob",result="hit"} 4
+requests_total{route="blob",status="200"} 4
+requests_total{route="blob",status="206"} 1
+requests_total{route="other",status="404"} 1
+client_sent_bytes_total{route="blob"} 300100
+client_sent_bytes_total{route="blob",UP,result="miss"} 100000
+saved_bytes_total{route="blob",UP} 200100
+requests_total{UP,route="blob",status="200",result="hit"} 3
+requests_total{route="other",upstream="none"} 1
+request_duration_seconds_count{route="blob",result="hit"} 4
+request_first_byte_seconds_count{route="blob",result="miss"} 1
+upstream_phase_duration_seconds_count{UP,phase="first_byte"} 3
+upstream_phase_duration_seconds_count{UP,phase="whole"} 3
+upstream_errors_total{UP,error="not_found"} 1
+upstream_errors_total{UP} 1
+store_commit_duration_seconds_count 2
 followers 0
 store_failures_total 0
 "#;
@@ -47,7 +58,7 @@ async fn requests_and_bytes_on_both_sides() {
     }
     let size = image.manifest.len() as u64;
     let errors = 200; // An upper bound of the error document of the unknown tag.
-    let sent = m.metric(r#"millpond_client_sent_bytes_total{kind="manifest"}"#);
+    let sent = m.metric(r#"millpond_client_sent_bytes_total{route="manifest"}"#);
     assert!((3 * size..3 * size + errors).contains(&sent), "{sent}");
 }
 

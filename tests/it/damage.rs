@@ -121,6 +121,7 @@ async fn heals(site: &Site, m: &Mirror, blob: &Bytes, what: &str) -> bool {
     })
     .await;
     m.idle().await;
+    m.counted("millpond_cache_quarantined_blobs_total", 1).await;
     m.pull(&blob_path("app", blob), blob).await;
     site.up.go_down();
     m.serves(&blob_path("app", blob), blob).await;

@@ -1,8 +1,9 @@
 //! What the token of an external token service permits.
 
+use millpond::renewal::INTERVAL;
 use serde_json::json;
 
-use crate::harness::{Registry, Setup, put_image};
+use crate::harness::{Registry, Setup, advance, put_image};
 use crate::oidc::Issuer;
 
 #[tokio::test(start_paused = true)]
@@ -49,4 +50,52 @@ async fn a_grant_is_for_one_repository_of_one_upstream() {
     m.ask("GET /v2/app/manifests/1?ns=other.example", &authorized)
         .await
         .expect(200, &others.manifest);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_keys_of_a_token_service_are_in_use_without_a_restart() {
+    let (issuer, next) = (Issuer::start().await, Issuer::start().await);
+    let files = tempfile::tempdir().unwrap();
+    let jwks = files.path().join("jwks.json");
+    std::fs::write(&jwks, issuer.keys().to_string()).unwrap();
+    let up = Registry::start().await;
+    put_image(&up, 1);
+    let token = format!(
+        "auth.token: {{realm: 'https://auth.example/token', service: mirror, issuer: '{}', jwks: '{}'}}",
+        issuer.server.url(),
+        jwks.display()
+    );
+    let m = Setup::new(&up).with(&[&token]).start().await;
+    let access = json!([{"type": "repository", "name": "app", "actions": ["pull"]}]);
+    let bearer = |signer: &Issuer| {
+        let claims = json!({"access": access, "iss": issuer.server.url()});
+        format!("Bearer {}", signer.token(&claims))
+    };
+    let (old, new) = (bearer(&issuer), bearer(&next));
+    let statuses = async || {
+        let mut statuses = Vec::new();
+        for token in [&old, &new] {
+            let headers = [("authorization", token.as_str())];
+            let answer = m.ask("GET /v2/app/manifests/1", &headers).await;
+            statuses.push(answer.status);
+        }
+        statuses
+    };
+    let becomes = async |content: &str, expected: [u16; 2]| {
+        std::fs::write(&jwks, content).unwrap();
+        for _ in 0..10 {
+            advance(INTERVAL).await;
+            if statuses().await == expected {
+                return true;
+            }
+        }
+        false
+    };
+    assert_eq!(statuses().await, [200, 401]);
+    assert!(
+        becomes("{broken", [200, 401]).await,
+        "the keys before stay in use"
+    );
+    // Also where a token's verification is remembered.
+    assert!(becomes(&next.keys().to_string(), [401, 200]).await);
 }

@@ -305,10 +305,13 @@ async fn after_a_change_of_upstream_everything_is_proved_again() {
     let path = format!("/v2/one/blobs/{foreign}");
     assert_eq!(site.ask(&app, &path).await.status, 404);
     let path = format!("/v2/both/blobs/{known}");
+    // Another upstream's word alone would share what the one before gave in confidence.
+    let before = other.blob_bytes();
     let source = site.get(&app, &path).await;
-    assert!(source.contains("revalidated"), "{source}");
+    assert!(source.contains("fwd=uri-miss"), "{source}");
+    assert_eq!(other.blob_bytes() - before, 1000);
     assert_eq!(site.get(&app, &path).await, "hit");
-    // The content stays until its time is up.
+    // The content stays until its time is up, and is stored once.
     assert_eq!(site.total().await, 2000);
     assert!(app.stop().await);
 }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::SeqCst};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::harness::{
     ALWAYS, Answer, Gate, Image, Mirror, Registry, Reply, Seen, advance, blob_path, digest,
-    mirrored_with, noise, passing, read,
+    eventually, mirrored_with, noise, passing, read,
 };
 
 /// `ann:a` and `cat:c` may read everything, `bob:b` and everybody else only `public`.
@@ -53,6 +55,11 @@ fn answer(guard: Guard, seen: &Seen, usual: Reply) -> Reply {
     if seen.line.contains("/v2/public/") {
         return usual;
     }
+    let usual = if seen.line == "GET /v2/" {
+        Reply::json(&json!({}))
+    } else {
+        usual
+    };
     let user = given.and_then(|given| given.split_once(' '));
     let allowed = [ANN, CAT].iter().any(|one| {
         let (_, encoded) = one.split_once(' ').unwrap();
@@ -534,7 +541,8 @@ async fn observe(
 ) -> Observed {
     up.take();
     let answer = ask(m, login, &request.0, request.1).await;
-    let headers = answer.headers.iter().filter(|(name, _)| *name != "date");
+    let headers = answer.headers.iter();
+    let headers = headers.filter(|(name, _)| *name != "date" && *name != "x-request-id");
     let headers = headers.map(|(name, value)| {
         let value = value
             .to_str()
@@ -571,5 +579,83 @@ async fn a_repository_that_is_denied_looks_like_one_that_does_not_exist() {
         get(&m, ANN, TAG).await.expect(200, &image.manifest);
         let catalog = get(&m, ANN, "/v2/_catalog").await;
         assert_eq!(catalog.json()["repositories"], json!(["private/app"]));
+    }
+}
+
+/// Remembered refusals come at once; a hidden name must not be answered as fast as they.
+#[tokio::test(start_paused = true)]
+async fn remembered_refusals_say_nothing_of_how_long_a_missing_name_takes() {
+    let hide = "root.access: [{repositories: [secret/**], effect: deny, hide: true}, {anyone: true, \
+                effect: allow}]";
+    let (up, m) = mirrored_with(&[CALLER, hide]).await;
+    // The upstream takes its time once.
+    let gate = Gate::default();
+    let closed = gate.clone();
+    up.on(TAG, 1, move |_, _| Reply::error(401).held(&closed));
+    guard(&up, Guard::Basic);
+    let took = async |path: &str| {
+        let started = tokio::time::Instant::now();
+        assert_eq!(get(&m, NOBODY, path).await.status, 404, "{path}");
+        started.elapsed()
+    };
+    let started = tokio::time::Instant::now();
+    let first = get(&m, NOBODY, TAG);
+    let opening = async {
+        eventually("the upstream is asked", || up.count(TAG) == 1).await;
+        advance(2 * SECOND).await;
+        gate.open();
+    };
+    assert_eq!(tokio::join!(first, opening).0.status, 404);
+    assert!(started.elapsed() >= 2 * SECOND);
+    for _ in 0..2 {
+        assert!(took(TAG).await >= 2 * SECOND, "as if it were asked");
+    }
+    assert_eq!(up.count(TAG), 1);
+    assert!(took("/v2/secret/app/manifests/1").await >= 2 * SECOND);
+}
+
+/// `docker login` names no repository: it gets a token, and checks it.
+#[tokio::test(start_paused = true)]
+async fn a_login_to_the_mirrors_own_name_is_checked_with_the_upstream() {
+    for kind in [Guard::Basic, Guard::Bearer] {
+        let (up, m, image) = private(kind, &[]).await;
+        let ping = m.get("/v2/").await;
+        assert_eq!(ping.status, 401);
+        let (_, realm) = ping
+            .header("www-authenticate")
+            .split_once("/token/")
+            .unwrap();
+        let (name, _) = realm.split_once('"').unwrap();
+        let line = format!("GET /token/{name}?account=ann&client_id=docker&offline_token=true");
+        let login = async |line: &str, login: &str| {
+            let answer = m.ask(line, &[("authorization", login)]).await;
+            let token = (answer.status == 200).then(|| answer.json()["token"].clone());
+            let token = token.map(|token| format!("Bearer {}", token.as_str().unwrap()));
+            (answer.status, token)
+        };
+        for _ in 0..2 {
+            let (status, token) = login(&line, ANN).await;
+            assert_eq!(status, 200, "{kind:?}");
+            let token = token.unwrap();
+            assert_eq!(get(&m, &token, "/v2/").await.status, 200);
+            get(&m, &token, TAG).await.expect(200, &image.manifest);
+        }
+        let asked = up.lines().len();
+        assert_eq!(login(&line, ANN).await.0, 200);
+        assert_eq!(up.lines().len(), asked, "the answer is remembered");
+        // Nobody guesses passwords through the mirror.
+        let mut statuses = Vec::new();
+        for guess in 0..7 {
+            let wrong = STANDARD.encode(format!("ann:{guess}"));
+            let wrong = format!("Basic {wrong}");
+            statuses.push(login(&line, &wrong).await.0);
+        }
+        assert_eq!(statuses, [401, 401, 401, 401, 401, 429, 429], "{kind:?}");
+        advance(2 * SECOND).await;
+        let other = line.replace(name, "other.example");
+        assert_eq!(login(&other, CAT).await.0, 200, "the default upstream");
+        up.go_down();
+        let (status, token) = passing(login(&line, BOB)).await;
+        assert_eq!((status, token), (502, None));
     }
 }

@@ -26,7 +26,7 @@ async fn warm() -> (Registry, Mirror, Image) {
 
 /// So many requests were answered from there.
 async fn requests(m: &Mirror, result: &str, count: u64) {
-    let series = format!(r#"millpond_requests_total{{kind="manifest",result="{result}"}}"#);
+    let series = format!(r#"millpond_requests_total{{route="manifest",result="{result}"}}"#);
     m.counted(&series, count).await;
 }
 

@@ -1,5 +1,10 @@
 //! Blobs that several upstreams have: which of them may serve another one's bytes.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use millpond::storage::FsStore;
+
 use crate::harness::{
     ALWAYS, Image, Mirror, Registry, Reply, Setup, blob_path, digest, noise, passing,
 };
@@ -100,4 +105,54 @@ async fn an_honest_upstream_gives_its_own_bytes_and_public_blobs_are_shared() {
         .await
         .expect(200, &open);
     assert_eq!(other.count(&format!("GET {open_path}")), 0);
+}
+
+/// An upstream with content is no longer configured, or another one has its name; its content stays.
+#[tokio::test(start_paused = true)]
+async fn content_of_a_removed_or_replaced_upstream_is_given_to_nobody_on_anothers_word() {
+    for name in [None, Some("team")] {
+        let (liar, private) = (Registry::start().await, Registry::start().await);
+        let (secret, own) = (noise(1, 100_000), noise(2, 100_000));
+        private.put_blob("app", &secret);
+        liar.put_blob("app", &own);
+        liar.on("HEAD ", ALWAYS, |_, _| Reply::ok(noise(1, 100_000)));
+        let root = tempfile::tempdir().unwrap();
+        let opened = async |upstreams: &[(&str, &Registry)]| {
+            let store = FsStore::open(root.path()).await.unwrap();
+            let upstreams = upstreams.iter();
+            let upstreams = upstreams.map(|(name, up)| ((*name).to_owned(), up.url()));
+            let upstreams: BTreeMap<_, _> = upstreams.collect();
+            store.set_upstreams(upstreams).await.unwrap();
+            Arc::new(store)
+        };
+        let store = opened(&[("", &liar), ("team", &private)]).await;
+        let m = Setup::new(&liar)
+            .upstream("team", &private, "")
+            .store(store)
+            .start()
+            .await;
+        m.pull(&blob_path("team/app", &secret), &secret).await;
+        m.pull(&blob_path("app", &own), &own).await;
+        passing(m.idle()).await;
+        passing(m.app.stop()).await;
+        drop(m.store);
+
+        let mut now = vec![("", &liar)];
+        now.extend(name.map(|name| (name, &liar)));
+        let store = opened(&now).await;
+        let mut setup = Setup::new(&liar).store(store);
+        if let Some(name) = name {
+            setup = setup.upstream(name, &liar, "");
+        }
+        let m = setup.start().await;
+        for repo in ["app", "team/app"] {
+            let answer = passing(m.get(&blob_path(repo, &secret))).await;
+            assert_eq!(answer.status, 404, "{repo} {name:?}");
+        }
+        // What is still proved is shared as before.
+        let downloads = liar.count("GET ");
+        let other = passing(m.get(&blob_path("other", &own))).await;
+        other.expect(200, &own);
+        assert_eq!(liar.count("GET "), downloads);
+    }
 }

@@ -20,14 +20,18 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 25] = [
     "oci",
     "error_chain",
     "clock",
     "tasks",
+    "renewal",
     "workers",
     "metrics",
     "line_writer",
+    "log_levels",
+    "telemetry",
+    "systemd",
     "config",
     "tls",
     "storage",
@@ -35,6 +39,7 @@ const ORDER: [&str; 20] = [
     "auth",
     "access",
     "cache",
+    "health",
     "download",
     "mirror",
     "server",
@@ -51,7 +56,12 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
         &["crate::storage"],
         &["storage", "cache", "app", "cli"],
     ),
-    ("the HTTP client", &["reqwest"], &["upstream"]),
+    (
+        "the HTTP client",
+        &["reqwest"],
+        // Of the operator's checks.
+        &["upstream", "health/probe"],
+    ),
     (
         "the HTTP server",
         &["hyper", "hyper_util", "h2"],
@@ -69,17 +79,25 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "storage/partials",
             "storage/content",
             "storage/modes",
+            "storage/survey",
             "cache/state/journal",
             // The deny list and the audit log.
             "access/deny_file",
             "access/audit_file",
             "config",
+            // Whether files have changed.
+            "renewal",
             "tls/files",
+            // A file that must not exist.
+            "health/probe",
             // Credentials that rotate.
             "upstream/secret_files",
             "auth/files",
             // The file of a unix socket.
             "server/listener",
+            // The configuration files of clients.
+            "cli/client_config/files",
+            "cli/client_config/transaction",
         ],
     ),
 ];

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 use tempfile::TempDir;
 
+use super::common::collector::Collector;
 use super::common::content::ContentDir;
 use super::common::server::{Server, millpond};
 use super::common::upstream::Upstream;
@@ -67,6 +68,46 @@ struct Baseline {
 struct Kind {
     name: &'static str,
     path: String,
+}
+
+/// What a server does besides, which a kind of request is counted with, too.
+struct Extra {
+    name: &'static str,
+    /// Variables of its environment.
+    variables: Vec<(&'static str, String)>,
+}
+
+/// The kind of request that is counted with each [`Extra`]: the one in which they weigh most.
+const WITH_EXTRAS: &str = "manifest by digest";
+
+fn extras(collector: &Collector) -> Vec<Extra> {
+    let extra = |name, variables: &[(&'static str, &str)]| Extra {
+        name,
+        variables: variables
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned()))
+            .collect(),
+    };
+    let access_log = [
+        ("REGISTRY_LOG_LEVEL", "info"),
+        ("REGISTRY_LOG_ACCESSLOG_DISABLED", "false"),
+    ];
+    let sampled = ("REGISTRY_LOG_ACCESSLOG_SAMPLE", "100");
+    let endpoint = collector.url();
+    vec![
+        extra("access log", &access_log),
+        extra(
+            "access log, 1 in 100",
+            &[access_log[0], access_log[1], sampled],
+        ),
+        extra(
+            "traces of 1 in 100",
+            &[
+                ("REGISTRY_TRACING_ENDPOINT", &endpoint),
+                ("REGISTRY_TRACING_SAMPLE", "0.01"),
+            ],
+        ),
+    ]
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -167,12 +208,16 @@ fn count(args: &Args, baseline: &Baseline) -> Result<Counts> {
     let content_dir = ContentDir::new(&directory.path().join("upstream"))?;
     let kinds = fill(&content_dir)?;
     let upstream = Upstream::ours(content_dir.root())?;
-    let run = |name: &str, path: &str, requests: u64| -> Result<u64> {
+    let collector = Collector::start()?;
+    let run = |name: &str, path: &str, requests: u64, extra: Option<&Extra>| -> Result<u64> {
         let out = directory.path().join(name);
         let server = Server::start(|directory, addr| {
             let upstream = upstream.addr();
             let server = millpond(&args.millpond, directory, addr, upstream, &Map::new());
-            Ok(under_callgrind(&server, &out))
+            let mut server = under_callgrind(&server, &out);
+            let variables = extra.into_iter().flat_map(|extra| &extra.variables);
+            server.envs(variables.map(|(name, value)| (*name, value)));
+            Ok(server)
         })?;
         let mut client = Client::connect(server.addr())?;
         for kind in &kinds {
@@ -188,13 +233,27 @@ fn count(args: &Args, baseline: &Baseline) -> Result<Counts> {
         total(&out)
     };
     let mut counts = BTreeMap::new();
-    let nothing = run("nothing", "", 0)?;
-    for kind in &kinds {
+    let mut count = |name: &str, kind: &Kind, nothing: u64, extra: Option<&Extra>| {
         let requests = args.requests.unwrap_or(baseline.requests(kind.name));
-        let all = run(kind.name, &kind.path, requests)?;
+        let all = run(name, &kind.path, requests, extra)?;
         let each = all.saturating_sub(nothing) / requests;
-        eprintln!("{}: {each} instructions a request", kind.name);
-        counts.insert(kind.name.to_owned(), each);
+        eprintln!("{name}: {each} instructions a request");
+        counts.insert(name.to_owned(), each);
+        Ok::<_, anyhow::Error>(each)
+    };
+    let nothing = run("nothing", "", 0, None)?;
+    for kind in &kinds {
+        let plain = count(kind.name, kind, nothing, None)?;
+        for extra in extras(&collector)
+            .iter()
+            .filter(|_| kind.name == WITH_EXTRAS)
+        {
+            let nothing = run("nothing", "", 0, Some(extra))?;
+            let name = format!("{WITH_EXTRAS}, {}", extra.name);
+            let each = count(&name, kind, nothing, Some(extra))?;
+            let more = (each as f64 / plain.max(1) as f64 - 1.0) * 100.0;
+            eprintln!("  that is {more:+.1} % for the {}", extra.name);
+        }
     }
     Ok(counts)
 }

@@ -82,7 +82,7 @@ fn a_good_token_names_a_user_and_what_it_may_do() {
             ("alice", NOW + 360)
         );
         let caller = crate::auth::Caller {
-            granted: Some(std::sync::Arc::new(verified.grants)),
+            granted: Some(Arc::new(verified.grants)),
             ..crate::auth::Caller::anonymous(None)
         };
         assert!(caller.grants("library/debian", "pull"));

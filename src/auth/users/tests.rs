@@ -6,9 +6,17 @@ use http::header::AUTHORIZATION;
 use super::*;
 use crate::config::{Auth, OidcIssuer};
 
+/// Remembers nothing.
+#[derive(Debug, Default)]
+struct Failures;
+
+impl AuthFailureLog for Failures {
+    fn failed(&self, _: &AuthFailure<'_>) {}
+}
+
 const START: u64 = 1_000_000;
 
-fn users(htpasswd: Option<std::path::PathBuf>) -> Users {
+fn users(htpasswd: Option<PathBuf>) -> Users {
     let issuer = OidcIssuer {
         issuer: "https://i.example".to_owned(),
         audience: "mirror".to_owned(),
@@ -35,7 +43,8 @@ fn users(htpasswd: Option<std::path::PathBuf>) -> Users {
         prefix: String::new(),
         trusted_proxies: Vec::new(),
         key: None,
-        logins: false,
+        logins: None,
+        failures: Arc::<Failures>::default(),
         clock: Clock::starting_at(wall),
         metrics: Arc::default(),
     })
@@ -62,7 +71,7 @@ async fn token(users: &Users, user: &str, password: &str) -> Result<Claims, Auth
     let document = users.token(&presented, None, &request).await?;
     let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
     let sealed = document["token"].as_str().unwrap();
-    let claims = users.sealer.open(sealed, START).unwrap();
+    let claims = users.sealer().open(sealed, START).unwrap();
     assert_eq!(document["expires_in"], claims.expires - claims.issued);
     Ok(claims)
 }
@@ -75,7 +84,12 @@ async fn an_identity_tokens_end_is_that_of_the_token_made_of_it() {
         let (name, groups) = ("job".to_owned(), Vec::new());
         let identity_token = format!("ey.{claims}.{index}");
         let identity = User { name, groups }.into();
-        users.remember(&identity_token, identity, START + expires);
+        users.remember(
+            &identity_token,
+            identity,
+            START + expires,
+            users.generation(),
+        );
         let claims = token(&users, "any", &identity_token).await.unwrap();
         assert_eq!(claims.user.as_deref(), Some("job"));
         assert_eq!(claims.expires, START + expected);

@@ -8,8 +8,12 @@ use super::Index;
 use super::slab::Id;
 use super::values::{Blob, BlobState, Entry, LinkState, Turn};
 use crate::cache::state::timestamp::Timestamp;
+use crate::metrics::Removal;
 use crate::oci::{Digest, Tag};
 use crate::storage::{Link, LinkKind};
+
+/// An eviction that follows a use as soon as this says that the cache is too small.
+const RECENT: Duration = Duration::from_hours(1);
 
 /// How long an entry that is due but held, or whose link can't be removed, is left alone.
 pub(crate) const RETRY: Duration = Duration::from_mins(1);
@@ -31,6 +35,16 @@ pub(crate) struct Job {
     blob: Id<Blob>,
     pub(crate) digest: Digest,
     pub(crate) links: Vec<DueLink>,
+    reason: Removal,
+}
+
+/// A blob whose file has been removed, for the metrics.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RemovedBlob {
+    pub(crate) reason: Removal,
+    pub(crate) bytes: u64,
+    /// It was used within the last hour.
+    pub(crate) recently_used: bool,
 }
 
 /// A link that is to be removed.
@@ -87,6 +101,7 @@ impl Index {
                 continue;
             }
             let links = self.due_links(id);
+            let reason = self.reason(id);
             let blob = self.blobs.get_mut(id);
             if links.is_empty() && !blob.is_orphan() {
                 blob.turn = Turn::Idle;
@@ -101,6 +116,7 @@ impl Index {
                 blob: id,
                 digest: blob.digest(),
                 links,
+                reason,
             });
         }
         self.wake_ups.freed = true;
@@ -118,6 +134,24 @@ impl Index {
             self.schedule(entry, now.after(RETRY).seconds());
         }
         self.wake_ups.freed = true;
+    }
+
+    /// Why a blob is about to be removed, if it is.
+    fn reason(&self, id: Id<Blob>) -> Removal {
+        match self.blobs.get(id).state {
+            BlobState::Evicting if self.space.is_limited_by_free_space() => Removal::MinFree,
+            BlobState::Evicting => Removal::MaxSize,
+            BlobState::Quarantined => Removal::Damaged,
+            BlobState::Absent | BlobState::Present => {
+                let mut states = self.entries_of(id).map(|(_, entry)| entry.state);
+                match states.next() {
+                    None => Removal::Unlinked,
+                    // The last link is the one that decides; they mostly go together.
+                    Some(state) if state.is_marked() => Removal::Purged,
+                    Some(_) => Removal::Expired,
+                }
+            }
+        }
     }
 
     fn due_links(&self, id: Id<Blob>) -> Vec<DueLink> {
@@ -172,11 +206,26 @@ impl Index {
         blob.first.is_none() && (blob.state.has_file() || quarantined)
     }
 
-    /// Ends a deletion. `removed` tells whether the file could be removed, if it was to be.
-    pub(crate) fn finish(&mut self, job: &Job, removed: Option<bool>, now: Timestamp) {
+    /// Ends a deletion. `removed` tells whether the file could be removed, if it was to be. Returns
+    /// what there is to count.
+    pub(crate) fn finish(
+        &mut self,
+        job: &Job,
+        removed: Option<bool>,
+        now: Timestamp,
+    ) -> Option<RemovedBlob> {
         let id = job.blob;
+        let mut counted = None;
         match removed {
-            Some(true) => self.file_removed(id),
+            Some(true) => {
+                let blob = self.blobs.get(id);
+                counted = blob.file_size().map(|bytes| RemovedBlob {
+                    reason: job.reason,
+                    bytes,
+                    recently_used: now < blob.last_use.after(RECENT),
+                });
+                self.file_removed(id);
+            }
             Some(false) => {
                 let retry_at = now.after(RETRY).seconds();
                 self.deletions.retries.push_back((retry_at, id));
@@ -193,5 +242,6 @@ impl Index {
         }
         self.wake_ups.freed = true;
         self.forget_unneeded(id);
+        counted
     }
 }

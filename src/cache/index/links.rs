@@ -170,8 +170,8 @@ impl Index {
         broken("an entry isn't in its blob's list");
     }
 
-    /// Whether a repository that `accepts` links the blob. A link that is about to be removed counts: it
-    /// says where the blob is from.
+    /// Whether a repository that `accepts` links the blob. Only links that the store has and that prove
+    /// something count: others may be of an upstream that had the repository's name before.
     pub(crate) fn is_linked_by(
         &self,
         digest: &Digest,
@@ -182,7 +182,7 @@ impl Index {
             .and_then(|blob| self.blobs.get(blob).first);
         while let Some(id) = at {
             let entry = self.entries.get(id);
-            if accepts(&self.repos.get(entry.repo).name) {
+            if entry.state == LinkState::Kept && accepts(&self.repos.get(entry.repo).name) {
                 return true;
             }
             at = entry.next;

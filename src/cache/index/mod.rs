@@ -37,6 +37,7 @@ mod links;
 mod order;
 mod references;
 mod report;
+mod settings;
 mod slab;
 mod time;
 mod values;
@@ -126,15 +127,13 @@ pub(crate) struct Index {
 
 impl Index {
     pub(crate) fn new(settings: Arc<CacheSettings>, started: Timestamp) -> Self {
-        let min_free = settings.min_free.as_ref();
-        let evicts_for_free = min_free.is_some_and(|min_free| min_free.evicts);
         let journaling = settings.state.is_some() && settings.upkeep == Upkeep::Full;
         let hasher = RandomState::new();
         // These stand in for values that should be there and aren't.
         let link = (Id::NONE, LinkKind::Layer, Id::NONE);
         let times = (Origin::Created(started), started);
         Self {
-            space: Space::new(settings.max_size, evicts_for_free),
+            space: Space::new(&settings),
             settings,
             started,
             grace: GRACE,

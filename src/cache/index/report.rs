@@ -50,6 +50,12 @@ pub struct Usage {
     pub used: u64,
     /// Bytes of downloads that are running.
     pub reserved: u64,
+    /// Those of the reserved bytes that are on disk.
+    pub staged: u64,
+    /// Entries that wait for their expiry.
+    pub expiring: usize,
+    /// Blobs that wait to be deleted, or are being deleted.
+    pub deleting: usize,
     /// Bytes that may be used; none is as much as there is.
     pub limit: Option<u64>,
     /// Everything in the store has been counted.
@@ -105,6 +111,9 @@ impl Index {
             repositories: self.repos.len(),
             used: self.space.used,
             reserved: self.space.reserved,
+            staged: self.space.filled,
+            expiring: self.deadlines.len(),
+            deleting: self.deletions.queue.len() + self.deletions.deleting,
             limit: self.space.limit(),
             complete: self.complete,
         }

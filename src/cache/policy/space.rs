@@ -6,6 +6,8 @@
 //! is kept empty below the limit: deleting takes milliseconds, downloads take longer, and a band of
 //! 5 % cost half a percent of the hits (`benches/cache.rs`).
 
+use crate::cache::CacheSettings;
+
 /// Per mille of the limit at which eviction in the background ends.
 const LOW: u64 = 998;
 
@@ -72,7 +74,7 @@ pub(in crate::cache) struct Space {
     pub(in crate::cache) reserved: u64,
     /// Those of the reserved bytes that are on disk already: the file system doesn't report them as
     /// free any more.
-    filled: u64,
+    pub(in crate::cache) filled: u64,
     /// All files have been counted.
     pub(in crate::cache) counted: bool,
 }
@@ -98,10 +100,10 @@ fn change(sum: &mut u64, bytes: u64, more: bool) {
 }
 
 impl Space {
-    pub(in crate::cache) fn new(max_size: Option<u64>, evicts_for_free: bool) -> Self {
+    pub(in crate::cache) fn new(settings: &CacheSettings) -> Self {
         Self {
-            max_size,
-            evicts_for_free,
+            max_size: settings.max_size,
+            evicts_for_free: settings.evicts_for_free(),
             measured: None,
             used: 0,
             evicting: 0,
@@ -109,6 +111,21 @@ impl Space {
             filled: 0,
             counted: false,
         }
+    }
+
+    /// Applies other limits.
+    pub(in crate::cache) fn configure(&mut self, settings: &CacheSettings) {
+        self.max_size = settings.max_size;
+        self.evicts_for_free = settings.evicts_for_free();
+        let min_free = settings.min_free.as_ref();
+        self.measured = self
+            .measured
+            .take()
+            .zip(min_free)
+            .map(|(measured, new)| Measured {
+                min_free: new.bytes,
+                ..measured
+            });
     }
 
     // --- Counting ------------------------------------------------------------------------------
@@ -165,6 +182,13 @@ impl Space {
     fn evicting_limit(&self) -> Option<u64> {
         let measured = self.measured.filter(|_| self.evicts_for_free);
         smaller(self.max_size, measured.map(Measured::total))
+    }
+
+    /// Whether the file system's free space is what limits the cache, and not `storage.maxsize`.
+    pub(in crate::cache) fn is_limited_by_free_space(&self) -> bool {
+        let measured = self.measured.filter(|_| self.evicts_for_free);
+        let total = measured.map(Measured::total);
+        total.is_some_and(|total| self.max_size.is_none_or(|max_size| total < max_size))
     }
 
     /// Whether a blob is small enough to evict images for it: at most half of what may be stored.

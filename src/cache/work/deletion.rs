@@ -54,7 +54,11 @@ async fn delete(shared: &Inner, job: Job) {
         let result = shared.store.remove(&job.digest).await;
         removed = Some(shared.succeeded("blob", result.map(drop)));
     }
-    shared.with(|index| index.finish(&job, removed, shared.now()));
+    let counted = shared.with(|index| index.finish(&job, removed, shared.now()));
+    if let Some(blob) = counted {
+        let metrics = &shared.metrics;
+        metrics.removed(blob.reason, blob.bytes, blob.recently_used);
+    }
 }
 
 /// Removes the tags that name a manifest, then the link. The tags first, so that no tag names what

@@ -35,7 +35,8 @@ pub(crate) async fn run(shared: &Arc<Inner>, mut saver: Option<Saver>) {
     let mut measure_at = None;
     while !quit.is_cancelled() {
         let now = Instant::now();
-        if shared.settings.min_free.is_some() && measure_at.is_none_or(|at| at <= now) {
+        let measures = shared.with(|index| index.settings().min_free.is_some());
+        if measures && measure_at.is_none_or(|at| at <= now) {
             shared.measure().await;
             measure_at = Some(now + MEASURE_EVERY);
         }

@@ -51,6 +51,24 @@ loglevel: loud
 => 2: `loglevel` is "loud"; write error, warn, info, debug or trace
 log: {formatter: xml}
 => 2: `log.formatter` is "xml"; write text or json
+log: {levels: {upstreams: debug}}
+=> 2: `log.levels.upstreams` names no module; write a module of ARCHITECTURE.md such as upstream, accesslog for the log of requests, or one of the libraries h2, hyper, hyper_util, reqwest, rustls and tokio
+log: {levels: {upstream: loud}}
+=> 2: `log.levels.upstream` is "loud"; write error, warn, info, debug or trace
+log: {accesslog: {sample: 0}}
+=> 2: `log.accesslog.sample` is "0"; write a whole number from 1 to 1000000
+log: {accesslog: {slow: 5}}
+=> 2: `log.accesslog.slow` is "5"; it needs a unit, such as 60s, 10m or 168h
+tracing: {endpoint: 'collector:4318'}
+=> 2: `tracing.endpoint` isn't the URL of a collector; write an http:// or https:// URL such as http://collector:4318
+tracing: {endpoint: 'http://u:p@a'}
+=> 2: `tracing.endpoint` isn't the URL of a collector; write an http:// or https:// URL such as http://collector:4318
+tracing: {headers: {'a b': c}}
+=> 2: `tracing.headers.a b` can't be sent as an HTTP header
+tracing: {sample: 1.5}
+=> 2: `tracing.sample` is "1.5"; write a number from 0 to 1 such as 0.01
+tracing: {timeout: 0}
+=> 2: `tracing.timeout` is 0; write how long a request may take, such as 10s
 log: {accesslog: {disabled: maybe}}
 => 2: `log.accesslog.disabled` is "maybe"; write true or false
 storage:
@@ -72,6 +90,38 @@ http: {net: udp}
 => 2: `http.net` is "udp"; write tcp or unix
 http: {net: unix}
 => 2: `http.net` is unix, but `http.addr` is missing; write the socket's path
+http: {shutdowndelay: 11m}
+=> 2: `http.shutdowndelay` must be at most 10m
+health: {storagedriver: {interval: 10ms}}
+=> 2: `health.storagedriver.interval` must be from 0.1s to 24h
+health: {storagedriver: {interval: 10}}
+=> 2: `health.storagedriver.interval` is "10"; it needs a unit, such as 60s, 10m or 168h
+health: {storagedriver: {threshold: 1001}}
+=> 2: `health.storagedriver.threshold` is "1001"; write a whole number from 0 to 1000
+health: {file: [{interval: 1s}]}
+=> 2: `health.file[0].file` is missing; write the path of a file that must not exist
+health: {http: [{timeout: 1s}]}
+=> 2: `health.http[0].uri` is missing; write the URL to send HEAD requests to
+health: {http: [{uri: 'ftp://a'}]}
+=> 2: `health.http[0].uri` is "ftp://a"; write a URL such as https://auth.example/healthy
+health: {http: [{uri: 'http://a:hunter2@c'}]}
+=> 2: `health.http[0].uri` contains an @; write the credentials as an Authorization header in `headers`
+health: {http: [{uri: 'http://a', statuscode: 20}]}
+=> 2: `health.http[0].statuscode` is "20"; write a whole number from 100 to 599
+health: {http: [{uri: 'http://a', headers: {Content-Length: ['1']}}]}
+=> 2: the header `content-length` is set by the server; remove it
+health: {http: [{uri: 'http://a', timeout: 11m}]}
+=> 2: `health.http[0].timeout` must be from 0.001s to 10m
+health: {http: [{uri: 'http://a'}, {uri: 'http://a'}]}
+=> 2: http://a is checked twice; keep one
+health: {tcp: [{timeout: 1s}]}
+=> 2: `health.tcp[0].addr` is missing; write host:port to connect to
+health: {tcp: [{addr: ':1'}]}
+=> 2: `health.tcp[0].addr` is ":1"; write host:port
+health: {tcp: [{addr: a}]}
+=> 2: `health.tcp[0].addr` is "a"; write host:port
+health: {file: [{file: a, statuscode: 1}]}
+=> 2: unknown key `health.file[0].statuscode`
 http: {prefix: mirror}
 => 2: `http.prefix` is "mirror"; write a plain path such as /mirror/
 http: {prefix: /a/../b}

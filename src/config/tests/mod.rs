@@ -5,6 +5,11 @@ mod storage;
 mod tls;
 mod variables;
 
+/// For each key that is read, variables that change it.
+pub(crate) fn every_key() -> Vec<Vec<(&'static str, &'static str)>> {
+    variables::every_key()
+}
+
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -88,7 +93,7 @@ fn defaults_without_a_file() {
     } = load(None, environment(&[])).unwrap();
     assert_eq!(warnings, Vec::<String>::new());
     assert_eq!(config.log.level, Level::INFO);
-    assert!(config.log.access && config.http.http2 && !config.http.relative_urls);
+    assert!(config.log.access.is_some() && config.http.http2 && !config.http.relative_urls);
     assert_eq!(config.http.listen, Listen::Tcp(":5000".to_owned()));
     assert_eq!(config.http.debug, None);
     let root = PathBuf::from("./millpond-data");
@@ -115,7 +120,6 @@ fn a_distribution_proxy_starts_unchanged() {
             "config.yml:6: `storage.cache` has no effect: descriptors are cached in its own way",
             "config.yml:10: `storage.delete` has no effect: what a mirror holds goes when it \
              expires or is purged",
-            "config.yml:16: `health` has no effect: the health checks are built in",
         ]
     );
     let root = PathBuf::from("/var/lib/docker-registry");
@@ -125,6 +129,11 @@ fn a_distribution_proxy_starts_unchanged() {
         config.http.headers.get("x-content-type-options").unwrap(),
         "nosniff"
     );
+    let [check] = &config.health.checks[..] else {
+        panic!("{:?}", config.health);
+    };
+    assert_eq!(check.name, "storagedriver_filesystem");
+    assert_eq!(check.timing.threshold.get(), 3);
     let credentials = config.proxy.default.credentials.unwrap();
     assert_eq!(login(&credentials), ("someone", "1e5"));
 }

@@ -11,7 +11,15 @@ REGISTRY_LOGLEVEL=debug =>   level: debug
 REGISTRY_LOG_FORMATTER=logstash =>   formatter: json
 REGISTRY_LOG_FIELDS_SERVICE=mirror =>     service: mirror
 REGISTRY_LOG_FIELDS_MY_SITE=mirror =>     my_site: mirror
+REGISTRY_LOG_LEVELS_UPSTREAM=debug =>     upstream: debug
 REGISTRY_LOG_ACCESSLOG_DISABLED=true =>     disabled: true
+REGISTRY_LOG_ACCESSLOG_SAMPLE=100 =>     sample: 100
+REGISTRY_LOG_ACCESSLOG_SLOW=1s =>     slow: 1s
+REGISTRY_TRACING_ENDPOINT=http://a:4318 =>   endpoint: http://a:4318/v1/traces
+REGISTRY_TRACING_ENDPOINT=https://a/b?c =>   endpoint: https://a/b?c
+REGISTRY_TRACING_HEADERS_X_TEAM=secret =>     x-team: <hidden>
+REGISTRY_TRACING_SAMPLE=1 =>   sample: 1.0
+REGISTRY_TRACING_TIMEOUT=1s =>   timeout: 1s
 REGISTRY_LOG_AUDIT_FILE=/a/b =>     file: /a/b
 REGISTRY_LOG_AUDIT_STDERR=true =>     stderr: true
 REGISTRY_ACCESS=[{anyone: true, effect: allow}] => - anyone: true
@@ -27,6 +35,15 @@ REGISTRY_HTTP_PREFIX=/a/ =>   prefix: /a
 REGISTRY_HTTP_HOST=https://a.b =>   host: https://a.b/
 REGISTRY_HTTP_RELATIVEURLS=true =>   relativeurls: true
 REGISTRY_HTTP_DRAINTIMEOUT=1m =>   draintimeout: 1m
+REGISTRY_HTTP_SHUTDOWNDELAY=5s =>   shutdowndelay: 5s
+REGISTRY_HEALTH_STORAGEDRIVER_ENABLED=true =>     enabled: true
+REGISTRY_HEALTH_STORAGEDRIVER_THRESHOLD=3 =>     threshold: 3
+REGISTRY_HEALTH_STORAGEDRIVER_INTERVAL=0 =>     interval: 10s
+REGISTRY_HEALTH_FILE=[{file: /down, threshold: 0}] =>   - file: /down
+REGISTRY_HEALTH_FILE_0_FILE=/down =>   - file: /down
+REGISTRY_HEALTH_HTTP=[{uri: 'http://a', headers: {X-A: [hunter2]}}] =>       - <hidden>
+REGISTRY_HEALTH_HTTP=[{uri: 'http://a', statuscode: 204}] =>     statuscode: 204
+REGISTRY_HEALTH_TCP=[{addr: 'a:1', timeout: 3s}] =>     timeout: 3s
 REGISTRY_HTTP_TLS={certificate: c, key: k} =>     certificate: c
 REGISTRY_HTTP_TLS={certificate: c, key: k, clientcas: [a]} =>     clientauth: require-and-verify-client-cert
 REGISTRY_HTTP_TLS={certificate: c, key: k, clientauth: request-client-cert} =>     clientauth: request-client-cert
@@ -114,19 +131,28 @@ fn cases(table: &str) -> impl Iterator<Item = (&str, &str, &str)> {
     })
 }
 
+/// Variables that set each key, with those that it needs besides.
+pub(super) fn every_key() -> Vec<Vec<(&'static str, &'static str)>> {
+    let needed = |(name, value, _)| vec![(name, value), other(name), OPEN];
+    cases(VARIABLES).map(needed).collect()
+}
+
+/// Some are set only with another one.
+fn other(name: &str) -> (&'static str, &'static str) {
+    match name.rsplit_once('_').map(|(_, key)| key) {
+        Some("USERNAMEFILE") => ("REGISTRY_PROXY_PASSWORD", "p"),
+        Some("PASSWORDFILE") => ("REGISTRY_PROXY_USERNAME", "u"),
+        Some("CERTIFICATE") => ("REGISTRY_PROXY_KEY", "Cargo.toml"),
+        Some("KEY") => ("REGISTRY_PROXY_CERTIFICATE", "Cargo.toml"),
+        _ => ("REGISTRY_UNUSED", ""),
+    }
+}
+
 #[test]
 fn every_key_has_a_variable() {
     for (name, value, line) in cases(VARIABLES) {
-        // Some are set only with another one.
-        let other = match name.rsplit_once('_').map(|(_, key)| key) {
-            Some("USERNAMEFILE") => ("REGISTRY_PROXY_PASSWORD", "p"),
-            Some("PASSWORDFILE") => ("REGISTRY_PROXY_USERNAME", "u"),
-            Some("CERTIFICATE") => ("REGISTRY_PROXY_KEY", "Cargo.toml"),
-            Some("KEY") => ("REGISTRY_PROXY_CERTIFICATE", "Cargo.toml"),
-            _ => ("REGISTRY_UNUSED", ""),
-        };
         let Loaded { effective, .. } =
-            load(None, environment(&[(name, value), other, OPEN])).unwrap();
+            load(None, environment(&[(name, value), other(name), OPEN])).unwrap();
         assert!(!effective.contains("hunter2"), "{effective}");
         let has_line = effective.lines().any(|found| found == line);
         assert!(has_line, "{name}\n{effective}");

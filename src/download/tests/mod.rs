@@ -40,7 +40,7 @@ use crate::oci::Algorithm;
 use crate::storage::faulty::Operation;
 use crate::storage::{FaultyStore, Link, LinkKind, MemoryStore, Store, read_all};
 
-use crate::upstream::{BlobStream, Failure, ShownUrl, UpstreamError};
+use crate::upstream::{BlobStream, Failure, UpstreamError};
 
 use origin::{Act, Origin};
 
@@ -147,8 +147,7 @@ fn prepared(
 }
 
 fn upstream_error(failure: Failure) -> UpstreamError {
-    let url = ShownUrl::from(&"http://upstream.example/v2/".parse().unwrap());
-    UpstreamError { url, failure }
+    UpstreamError::new(&"http://upstream.example/v2/".parse().unwrap(), failure)
 }
 
 fn failure(error: &DownloadError) -> Option<&Failure> {

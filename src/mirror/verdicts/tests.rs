@@ -3,7 +3,7 @@ use std::sync::Mutex;
 use tokio::time::advance;
 
 use super::*;
-use crate::upstream::{ShownUrl, UpstreamError};
+use crate::upstream::UpstreamError;
 
 const TTL: Duration = Duration::from_mins(5);
 const STALE: Duration = Duration::from_hours(1);
@@ -18,8 +18,7 @@ fn access() -> CallerAccess {
 
 fn failed(failure: crate::upstream::Failure) -> MirrorError {
     let url = url::Url::parse("https://registry.example/v2/").unwrap();
-    let url = ShownUrl::from(&url);
-    MirrorError::Upstream(UpstreamError { url, failure })
+    MirrorError::Upstream(UpstreamError::new(&url, failure))
 }
 
 fn denied() -> MirrorError {

@@ -267,3 +267,34 @@ async fn what_is_neither_tls_nor_http_is_counted() {
     assert_eq!(site.seen(&Arc::new(stranger)).await, None);
     site.counted("refused_by_client", 1).await;
 }
+
+#[tokio::test]
+async fn a_slow_signature_is_made_elsewhere_and_sessions_are_resumed_all_the_same() {
+    let site = Site::new(ClientAuth::None, None).await;
+    let metrics = Arc::clone(&site.metrics);
+    let handshakes = Handshakes::new(Arc::clone(&site.tls), ResponseBuffers::default(), metrics);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let client = site.client(None);
+    for resumed in [false, true] {
+        let connecting = async {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let name = ServerName::try_from("localhost").unwrap();
+            let connector = TlsConnector::from(Arc::clone(&client));
+            let mut stream = connector.connect(name, stream).await.unwrap();
+            let mut byte = [0];
+            stream.read_exact(&mut byte).await.unwrap();
+            stream.get_ref().1.handshake_kind()
+        };
+        let accepting = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let config = Arc::clone(site.tls.current().config());
+            let mut stream = handshakes.accept_slowly(stream, config).await.unwrap();
+            stream.write_all(b"x").await.unwrap();
+            stream.flush().await.unwrap();
+        };
+        let kind = tokio::join!(connecting, accepting).0;
+        assert_eq!(kind == Some(HandshakeKind::Resumed), resumed);
+    }
+    assert_eq!(handshakes.signing.available_permits(), MAX_SIGNING);
+}

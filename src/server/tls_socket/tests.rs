@@ -11,8 +11,13 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 
+use http::{Request, Response};
+
 use super::*;
+use crate::server::body::Body;
 use crate::server::chunk::{Chunk, MAX_PIECE};
+use crate::server::http2::Http2;
+use crate::server::request::{Handler, Peer, RequestBody};
 use crate::storage::Reader;
 
 /// What a record has besides its content in TLS 1.3: header, type and authentication tag.
@@ -305,4 +310,55 @@ async fn others_have_a_turn_after_a_bound() {
         assert!(futures_util::poll!(&mut write).is_pending());
     }
     write_all(&mut pair.socket, queue.into()).await.unwrap();
+}
+
+/// Answers everything with a body of zeros.
+struct Zeros(usize);
+
+impl Handler for Zeros {
+    async fn handle(self: Arc<Self>, _: Request<RequestBody>, _: Peer) -> Response<Body> {
+        Response::new(Body::bytes(vec![0; self.0]))
+    }
+}
+
+#[tokio::test]
+async fn each_frame_of_http2_fills_a_record() {
+    const FRAMES: usize = 16;
+    let pair = pair(1024 * 1024).await;
+    let clock = crate::clock::Clock::system();
+    let tasks = tokio_util::task::TaskTracker::new();
+    let http2 = Http2::new(clock, tasks.clone());
+    let peer = Peer {
+        address: None,
+        name: "unix".into(),
+        certificate: None,
+        is_secure: true,
+    };
+    let handler = Arc::new(Zeros(FRAMES * (RECORD - 9)));
+    let (socket, buffers) = (pair.socket, ResponseBuffers::default());
+    tasks.spawn(async move {
+        let stop = tokio_util::sync::CancellationToken::new();
+        let served = http2.serve(socket, handler, peer, buffers, &stop).await;
+        drop(served);
+    });
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(1 << 24)
+        .initial_connection_window_size(1 << 24);
+    let (mut sender, connection) = builder.handshake::<_, Bytes>(pair.client).await.unwrap();
+    tasks.spawn(async move { drop(connection.await) });
+    let request = Request::get("https://mirror.example/").body(()).unwrap();
+    let (response, _) = sender.send_request(request, true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    let mut received = 0;
+    while let Some(data) = body.data().await {
+        received += data.unwrap().len();
+    }
+    assert_eq!(received, FRAMES * (RECORD - 9));
+    let sizes = records(&pair.writes.lock().concat());
+    let full = sizes.iter().filter(|size| **size == RECORD).count();
+    assert_eq!(full, FRAMES, "{sizes:?}");
+    // Settings, the end of the stream, and what the response's head, in one record with the first frame,
+    // leaves of that.
+    assert!(sizes.len() - full < FRAMES / 2, "{sizes:?}");
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use tokio::time::{Instant, advance};
 
 use super::super::circuit::{
-    Change, Circuit, FAILURES, FIRST_PAUSE, MAX_PAUSE, Pass, Trouble, View,
+    Change, Circuit, FAILURES, FIRST_PAUSE, MAX_PAUSE, PROBE_TIME, Pass, Trouble, View,
 };
 
 /// Jitter that changes nothing.
@@ -47,7 +47,7 @@ async fn consecutive_failures_open_it_and_a_success_between_them_does_not() {
 #[tokio::test(start_paused = true)]
 async fn one_probe_is_sent_after_the_pause_and_its_success_closes_the_circuit() {
     let circuit = opened();
-    advance(FIRST_PAUSE - TICK).await;
+    advance(FIRST_PAUSE.saturating_sub(TICK)).await;
     assert_eq!(admit(&circuit), None);
     advance(TICK).await;
     let probe = admit(&circuit).unwrap();
@@ -131,7 +131,7 @@ async fn an_abandoned_or_endless_probe_lets_the_next_request_probe() {
     let abandoned = admit(&circuit).unwrap();
     circuit.abandoned(abandoned, Instant::now());
     let endless = admit(&circuit).unwrap();
-    advance(super::super::circuit::PROBE_TIME - TICK).await;
+    advance(PROBE_TIME.saturating_sub(TICK)).await;
     assert_eq!(admit(&circuit), None);
     advance(TICK).await;
     let probe = admit(&circuit).unwrap();

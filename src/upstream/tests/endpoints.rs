@@ -130,21 +130,21 @@ async fn a_404_falls_through_only_where_that_is_configured() {
         (error.class(), asked([&filling, &registry])),
         ("not_found", [1, 0])
     );
-    let falling = upstream(true);
-    get_tag(&falling).await.unwrap();
+    let two_tier = upstream(true);
+    get_tag(&two_tier).await.unwrap();
     assert_eq!(asked([&filling, &registry]), [1, 1]);
     // It isn't a failure.
     for _ in 0..FAILURES {
-        get_tag(&falling).await.unwrap();
+        get_tag(&two_tier).await.unwrap();
     }
-    assert_eq!(circuits(&falling), ["closed", "closed"]);
+    assert_eq!(circuits(&two_tier), ["closed", "closed"]);
     // Only if all of them don't have it, the upstream doesn't.
     registry.reply("", 1, Reply::error(404));
-    assert_eq!(get_tag(&falling).await.unwrap_err().class(), "not_found");
+    assert_eq!(get_tag(&two_tier).await.unwrap_err().class(), "not_found");
     registry.reply("", ALWAYS, Reply::error(500));
     for _ in 0..2 * FAILURES {
         // Also while the circuit of the one that fails is open.
-        let error = get_tag(&falling).await.unwrap_err();
+        let error = get_tag(&two_tier).await.unwrap_err();
         assert_eq!(
             error.status(),
             Some(500),

@@ -129,15 +129,14 @@ async fn an_upstream_without_head_gives_an_empty_head() {
 async fn requests_and_received_bytes_are_counted() {
     let redirect = Reply::redirect("/final").status(302);
     let server = Server::in_turn([redirect, Reply::ok(MANIFEST)]).await;
-    let metrics: Arc<Metrics> = Arc::default();
+    let metrics = Metrics::new();
     let (config, timeouts) = (config(&server.url()), Timeouts::default());
-    let counted = Arc::clone(&metrics);
     let upstream = Upstream::new(
         config,
         &TlsFiles::default(),
         timeouts,
         Clock::system(),
-        counted,
+        &metrics,
     );
     get_tag(&upstream.unwrap()).await.unwrap();
     let text = metrics.render();

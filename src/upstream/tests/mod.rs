@@ -85,7 +85,7 @@ fn set_up(config: config::Upstream, ca_pem: Option<&[u8]>) -> Result<Upstream, S
 
 fn set_up_with(config: config::Upstream, files: &TlsFiles) -> Result<Upstream, SetupError> {
     let clock = Clock::starting_at(wall());
-    Upstream::new(config, files, Timeouts::default(), clock, Arc::default())
+    Upstream::new(config, files, Timeouts::default(), clock, &Metrics::new())
 }
 
 fn connect(config: config::Upstream) -> Upstream {

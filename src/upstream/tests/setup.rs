@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::TlsVersion;
+use crate::config::{Authorize, TlsVersion};
 
 const HTTPS: &str = "https://registry.example";
 
@@ -125,4 +125,37 @@ async fn an_unusable_client_certificate_is_refused() {
         let error = set_up_with(config(HTTPS), &files).unwrap_err();
         assert!(matches!(error, SetupError::Identity(_)), "{error}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_files_count_for_the_next_connections_also_of_callers() {
+    let _frozen = freeze();
+    let (identity, client) = (Identity::new(), Identity::new());
+    let server = Server::with(Options::default().tls_for(&identity, &client)).await;
+    server.reply("", ALWAYS, Reply::ok(MANIFEST));
+    let files = |shown: &Identity| TlsFiles {
+        ca: Some(identity.pem()),
+        identity: Some(shown.pem_with_key()),
+        ..TlsFiles::default()
+    };
+    let mut config = config(&server.url());
+    config.caller.authorize = Authorize::Caller;
+    let upstream = Arc::new(set_up_with(config, &files(&Identity::new())).unwrap());
+    let login = Login::new("Basic YW5uOmE=".parse().unwrap());
+    let of_caller = upstream.with_login(Some(&Arc::new(login)));
+    for one in [&upstream, &of_caller] {
+        assert!(passing(get_tag(one)).await.is_err());
+    }
+    let broken = TlsFiles {
+        identity: Some(b"no PEM".to_vec()),
+        ..files(&client)
+    };
+    assert!(upstream.tls().renew(&broken).is_err());
+    assert!(passing(get_tag(&upstream)).await.is_err());
+    upstream.tls().renew(&files(&client)).unwrap();
+    for one in [&upstream, &of_caller] {
+        passing(get_tag(one)).await.unwrap();
+    }
+    assert!(upstream.tls().renew(&broken).is_err());
+    passing(get_tag(&upstream)).await.unwrap();
 }

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# containerd, its own daemon, with the README's hosts.toml files: docker.io by name (?ns=docker.io),
+# containerd, its own daemon, with the hosts.toml files of millpond client-config: docker.io by name (?ns=docker.io),
 # any other registry through _default (?ns=127.0.0.1:PORT).
 
 containerd_needs() { echo containerd ctr; }
@@ -7,9 +7,8 @@ containerd_images() { echo gzip zstd index list pinned second; }
 
 containerd_start() {
   local home=$WORK/containerd
-  mkdir -p "$home" "$WORK/certs.d/docker.io" "$WORK/certs.d/_default"
-  snippet containerd-hosts-toml >"$WORK/certs.d/docker.io/hosts.toml"
-  snippet containerd-default-hosts-toml >"$WORK/certs.d/_default/hosts.toml"
+  mkdir -p "$home"
+  client_config containerd "http://$MIRROR" --upstream docker.io --upstream all
   # No Kubernetes here, and nothing outside of $WORK (the opt plugin makes /opt/containerd).
   cat >"$home/config.toml" <<TOML
 version = 2
@@ -33,6 +32,8 @@ containerd_wipe() {
   containerd_start
 }
 
+CERTS_D=$CLIENT_ROOT/etc/containerd/certs.d
+
 ctr_run() { timeout 120 ctr --address "$WORK/containerd/containerd.sock" "$@"; }
 
 containerd_reference() {
@@ -42,7 +43,7 @@ containerd_reference() {
 }
 
 containerd_pull() {
-  ctr_run images pull --hosts-dir "$WORK/certs.d" "$(containerd_reference "$1")"
+  ctr_run images pull --hosts-dir "$CERTS_D" "$(containerd_reference "$1")"
 }
 
 # The image's target, and the bytes of every manifest, config and layer in the content store.

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# dockerd, its own daemon, with the README's daemon.json (registry-mirrors). It can only ask a mirror
+# dockerd, its own daemon, with the daemon.json of millpond client-config. It can only ask a mirror
 # for Docker Hub's names.
 
 dockerd_needs() { echo dockerd "$DOCKER" runc; }
@@ -9,8 +9,8 @@ dockerd_images() { echo gzip index list pinned; }
 dockerd_start() {
   local home=$WORK/docker
   mkdir -p "$home/client"
-  snippet docker-daemon-json >"$home/daemon.json"
-  spawn dockerd dockerd --config-file "$home/daemon.json" --data-root "$home/data" \
+  client_config docker "http://$MIRROR"
+  spawn dockerd dockerd --config-file "$CLIENT_ROOT/etc/docker/daemon.json" --data-root "$home/data" \
     --exec-root "$home/exec" --pidfile "$home/dockerd.pid" --host "unix://$home/docker.sock" \
     --iptables=false --ip6tables=false --bridge=none
   wait_until 30 "dockerd's socket" docker_run version

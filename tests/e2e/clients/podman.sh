@@ -1,11 +1,12 @@
 # shellcheck shell=bash
-# podman with the README's mirror configuration: docker.io and a second registry, by their own names.
+# podman with the configuration of millpond client-config: docker.io and a second registry, by their own names.
 
 podman_needs() { echo podman runc; }
 podman_images() { echo gzip zstd index pinned second; }
 
 podman_start() {
-  snippet podman-registries-conf >"$WORK/registries.conf"
+  client_config podman "http://$MIRROR" --upstream docker.io --upstream "$SECOND_NAME"
+  cp "$CLIENT_ROOT/etc/containers/registries.conf.d/millpond.conf" "$WORK/registries.conf"
   podman_wipe
 }
 

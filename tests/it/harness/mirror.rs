@@ -68,9 +68,14 @@ impl Setup {
             lines.collect::<Vec<_>>().join("\n  ")
         };
         let debug = "{addr: '127.0.0.1:0', prometheus: {enabled: true, path: /metrics}}";
+        let delay = if section("http").contains("shutdowndelay") {
+            ""
+        } else {
+            "shutdowndelay: 0s"
+        };
         format!(
             "version: 0.1\nstorage:\n  inmemory: {{}}\n  {}\n\
-             http:\n  addr: '{addr}'\n  debug: {debug}\n  {}\n\
+             http:\n  addr: '{addr}'\n  debug: {debug}\n  {delay}\n  {}\n\
              auth:\n  {}\n\
              proxy:\n  upstreams: [{}]\n  {}\n{}\n",
             section("storage"),
@@ -82,12 +87,15 @@ impl Setup {
         )
     }
 
+    /// The configuration.
+    pub(crate) fn loaded(&self) -> config::Loaded {
+        config::parse(&self.yaml(), "the test", std::iter::empty()).unwrap()
+    }
+
     pub(crate) async fn try_start(self) -> Result<Mirror, StartError> {
         super::log::install();
         let still = freeze();
-        let config = config::parse(&self.yaml(), "the test", std::iter::empty())
-            .unwrap()
-            .config;
+        let config = self.loaded().config;
         let clock = Clock::starting_at(SystemTime::UNIX_EPOCH + Duration::from_hours(500_000));
         let app = App::start_with(&config, Arc::clone(&self.store), clock).await?;
         let client = Client::builder()
@@ -293,10 +301,15 @@ impl Mirror {
 
     /// A GET of the operators' listener.
     pub(crate) async fn debug(&self, path: &str) -> Answer {
+        self.debug_as(path, "*/*").await
+    }
+
+    /// The same with this `Accept`.
+    pub(crate) async fn debug_as(&self, path: &str, accept: &str) -> Answer {
         let client = Client::builder().tls_certs_only([]).build().unwrap();
         let address = self.app.debug_address().unwrap();
         let request = client.get(format!("http://{address}{path}"));
-        read(request.send().await.unwrap()).await
+        read(request.header("accept", accept).send().await.unwrap()).await
     }
 
     /// Whether the store has a blob.
@@ -322,13 +335,18 @@ impl Mirror {
         self.app.address().to_string()
     }
 
-    /// A metric's value; 0 where it has none yet. `name{labels}` as in the text form.
+    /// The sum of a metric's series that have these labels, and perhaps more; 0 where there is none yet.
+    /// `name{labels}` as in the text form.
     pub(crate) fn metric(&self, series: &str) -> u64 {
+        let (name, labels) = parts(series);
         let text = self.app.metrics().render();
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.map_or(0, |value| value.parse().unwrap())
+        let found = text.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (found, others) = parts(series);
+            let is_found = found == name && labels.iter().all(|label| others.contains(label));
+            is_found.then(|| value.parse::<u64>().unwrap())
+        });
+        found.sum()
     }
 
     /// Bytes of blobs that came from the upstreams.
@@ -362,6 +380,13 @@ impl Mirror {
         })
         .await;
     }
+}
+
+/// The name and the labels of a series in the text form. No value of a label here has a comma.
+fn parts(series: &str) -> (&str, Vec<&str>) {
+    let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+    let labels = labels.trim_end_matches('}').split(',');
+    (name, labels.filter(|label| !label.is_empty()).collect())
 }
 
 /// Reads an answer to its end.

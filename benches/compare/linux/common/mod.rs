@@ -1,6 +1,7 @@
 //! What the rows share: the upstream, the server under test, the load generator, and the report. Each
 //! runs in a process of its own, so that the CPU time of each is known.
 
+pub(crate) mod collector;
 pub(crate) mod content;
 pub(crate) mod load;
 pub(crate) mod pace;

@@ -1,0 +1,91 @@
+//! The name of an image, as people write it.
+
+use std::str::FromStr;
+
+use crate::oci::{Reference, RepoName};
+
+/// The registry of names that don't name one.
+const HUB: &str = "docker.io";
+/// The tag of names that have none.
+const LATEST: &str = "latest";
+
+/// An image in a registry, under the registry's own name for its repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Image {
+    /// `host[:port]`, in lower case.
+    pub(super) registry: String,
+    pub(super) repo: RepoName,
+    pub(super) reference: Reference,
+}
+
+impl FromStr for Image {
+    type Err = &'static str;
+
+    /// Reads `[REGISTRY/]NAME[:TAG|@DIGEST]` like Docker: `debian` is
+    /// `docker.io/library/debian:latest`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_registry = |first: &str| first.contains(['.', ':']) || first == "localhost";
+        let (registry, rest) = match text.split_once('/') {
+            Some((first, rest)) if is_registry(first) => (first.to_ascii_lowercase(), rest),
+            _ => (HUB.to_owned(), text),
+        };
+        let (name, reference) = match rest.split_once('@') {
+            Some((name, digest)) => (name, digest),
+            None => rest.split_once(':').unwrap_or((rest, LATEST)),
+        };
+        let name = if registry == HUB && !name.contains('/') {
+            format!("library/{name}")
+        } else {
+            name.to_owned()
+        };
+        let advice = "write an image such as debian:12 or ghcr.io/owner/app:1.0";
+        Ok(Self {
+            registry,
+            repo: name.parse().or(Err(advice))?,
+            reference: reference.parse().or(Err(advice))?,
+        })
+    }
+}
+
+impl std::fmt::Display for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let separator = match self.reference {
+            Reference::Tag(_) => ':',
+            Reference::Digest(_) => '@',
+        };
+        let (repo, reference) = (self.repo.as_str(), &self.reference);
+        write!(f, "{}/{repo}{separator}{reference}", self.registry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_like_dockers() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let by_digest = format!("ghcr.io/owner/app@{digest}");
+        for (text, expected) in [
+            ("debian", "docker.io/library/debian:latest"),
+            ("owner/app:1", "docker.io/owner/app:1"),
+            ("docker.io/debian:12", "docker.io/library/debian:12"),
+            ("127.0.0.1:5000/app", "127.0.0.1:5000/app:latest"),
+            ("localhost/app:2", "localhost/app:2"),
+            ("GHCR.io/owner/app:v1.0", "ghcr.io/owner/app:v1.0"),
+            (&by_digest, &by_digest),
+        ] {
+            assert_eq!(text.parse::<Image>().unwrap().to_string(), expected);
+        }
+        for text in [
+            "",
+            "a b",
+            "ghcr.io/Owner/app",
+            "app:",
+            "app@sha256:1",
+            "ghcr.io/",
+        ] {
+            assert!(text.parse::<Image>().is_err(), "{text}");
+        }
+    }
+}
