@@ -86,6 +86,38 @@ impl Cache {
     }
 }
 
+impl Cache {
+    /// To be kept while content is committed and linked that the upstream of `repo` has given: its file is
+    /// seen before its links are.
+    pub(super) fn arriving(&self, digest: &Digest, repo: &RepoName) -> Arriving {
+        self.inner.with(|index| index.arrives(digest, repo));
+        Arriving {
+            cache: self.clone(),
+            digest: *digest,
+            repo: repo.clone(),
+        }
+    }
+}
+
+/// Content that is being committed and linked.
+#[must_use = "it counts as linked, or as never to be, when this is dropped"]
+pub(super) struct Arriving {
+    cache: Cache,
+    digest: Digest,
+    repo: RepoName,
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        let Self {
+            cache,
+            digest,
+            repo,
+        } = self;
+        cache.inner.with(|index| index.arrived(digest, repo));
+    }
+}
+
 impl Admission {
     /// Leaves the stage, with its last checkpoint, for a later download from the same upstream. Keeps
     /// the space of the `bytes` that are on disk, and gives the rest back.
@@ -106,14 +138,17 @@ impl Admission {
     }
 
     /// Commits the stage, whose digest the caller has verified, as a blob of `size` bytes, then links
-    /// it. `repositories` is called once the commit has ended, however it ended. A link that can't be
+    /// it. `origin` is a repository that has got it from the upstream, if it
+    /// will be linked. `repositories` is called once the commit has ended, however it ended. A link that can't be
     /// written is logged, and costs its own repository a proof at the next request.
     pub async fn commit(
         self,
         stage: Box<dyn Stage>,
         size: u64,
+        origin: Option<RepoName>,
         repositories: impl FnOnce() -> Vec<RepoName>,
     ) -> Result<(), StoreError> {
+        let _arriving = origin.map(|repo| self.cache.arriving(&self.digest, &repo));
         let started = Instant::now();
         let committed = tokio::task::spawn_blocking(move || stage.commit()).await;
         let took = started.elapsed();

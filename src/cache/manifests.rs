@@ -110,6 +110,7 @@ impl Cache {
             }
         };
         let hold = self.hold(&digest).await;
+        let _arriving = self.arriving(&digest, repo);
         let started = Instant::now();
         let put = storage::put(&*self.inner.store, &digest, manifest.content.clone()).await;
         self.inner.metrics.store_committed(started.elapsed());

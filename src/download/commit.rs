@@ -63,7 +63,10 @@ pub(super) async fn commit(shared: &Inner, download: &Download, stored: Stored, 
         }
         repositories
     };
-    if let Err(error) = admission.commit(stage, size, repositories).await {
+    let origin = shared.registry.proved(&digest, download.id);
+    let origin = origin.map(|party| party.repository);
+    let committed = admission.commit(stage, size, origin, repositories);
+    if let Err(error) = committed.await {
         shared.options.metrics.store_failed();
         tracing::error!(%digest, error = %on_one_line(&error), "download served but not cached");
     }

@@ -230,6 +230,15 @@ impl<T: Clone, S: Clone, K: Clone + PartialEq> Registry<T, S, K> {
         abandoned
     }
 
+    /// A proved member, before the commit.
+    #[cfg_attr(test, allow(dead_code, reason = "`interleavings` doesn't need it"))]
+    pub(super) fn proved(&self, digest: &Digest, id: u64) -> Option<K> {
+        let mut state = self.state();
+        let members = state.entry(digest, id)?.members.as_ref()?;
+        let proved = members.iter().find(|member| member.proved);
+        proved.map(|member| member.party.clone())
+    }
+
     /// The blob is committed: no client can join any more. Returns the members whose repositories to
     /// link it into: the proved ones.
     pub(super) fn committed(&self, digest: &Digest, id: u64) -> Vec<K> {

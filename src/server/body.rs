@@ -25,7 +25,8 @@ pub struct Body {
     inner: Inner,
     /// Bytes still to come, where that is known.
     remaining: Option<u64>,
-    record: Option<Record>,
+    /// In a box: responses are moved often.
+    record: Option<Box<Record>>,
     /// Most bytes of the next chunk, where that is limited.
     piece: Option<Arc<AtomicUsize>>,
     /// Held, not read: a client is being sent a layer.
@@ -113,7 +114,7 @@ impl Body {
     }
 
     /// Writes the access line, and counts, when this body has ended.
-    pub(super) fn record_end(&mut self, record: Record) {
+    pub(super) fn record_end(&mut self, record: Box<Record>) {
         self.record = Some(record);
     }
 }
@@ -162,14 +163,20 @@ impl http_body::Body for Body {
                 this.remaining = this
                     .remaining
                     .map(|remaining| remaining.saturating_sub(sent));
-                this.record.iter_mut().for_each(|record| record.sent(sent));
+                if let Some(record) = &mut this.record {
+                    record.sent(sent);
+                }
             }
             Poll::Ready(Some(Err(error))) => {
-                this.record
-                    .iter_mut()
-                    .for_each(|record| record.broke(error));
+                if let Some(record) = &mut this.record {
+                    record.broke(error);
+                }
             }
-            Poll::Ready(None) => this.record.iter_mut().for_each(Record::completed),
+            Poll::Ready(None) => {
+                if let Some(record) = &mut this.record {
+                    record.completed();
+                }
+            }
             Poll::Pending => {}
         }
         next.map(|next| next.map(|result| result.map(Frame::data)))

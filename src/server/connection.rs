@@ -248,11 +248,11 @@ impl<H: Handler> Server<H> {
         let is_last = || progress.is_draining();
         let service = service_fn(|request: Request<Incoming>| {
             progress.head_complete();
-            let request = request.map(RequestBody::Http1);
-            let answer = Arc::clone(&self.handler).handle(request, peer.clone());
-            let files = files.clone();
+            let (handler, peer, files) = (Arc::clone(&self.handler), peer.clone(), files.clone());
             async move {
-                let mut response = answer.await;
+                // Made here: a future that is made before has its memory twice in this one.
+                let request = request.map(RequestBody::Http1);
+                let mut response = handler.handle(request, peer).await;
                 if is_last() {
                     response.headers_mut().insert(CONNECTION, CLOSE);
                 }

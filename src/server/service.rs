@@ -3,6 +3,7 @@
 //! the upstream's repository and authorizes the caller. A handler never sees a header or a path.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,7 +121,8 @@ impl Handler for Service {
                         addressed: &addressed,
                         record: Some(&mut record),
                     };
-                    let run = self.run(route, &head, body, &peer, noted);
+                    // Pinned here: a future that is passed on by value has its memory twice in this one.
+                    let run = pin!(self.run(route, &head, body, &peer, noted));
                     context.scope(run).await
                 }
                 Some(closed) => Err(Refusal::closed(closed)),
@@ -157,7 +159,7 @@ impl Handler for Service {
 
 impl Service {
     /// Begins the record of a request, and decides whether it is traced.
-    fn record(&self, head: &Parts, peer: &Peer) -> Record {
+    fn record(&self, head: &Parts, peer: &Peer) -> Box<Record> {
         let id = self.ids.of(&head.headers);
         let (mut span, mut caller) = (None, None);
         if let Some(tracer) = &self.settings.tracer {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::header::{HeaderMap, HeaderValue};
 
-use super::{X_REQUEST_ID, visible};
+use super::X_REQUEST_ID;
 
 /// Longest id that is accepted from a client, in bytes.
 const MAX_ID: usize = 128;
@@ -82,7 +82,11 @@ impl RequestId {
 
     /// As the value of a header.
     pub fn header(&self) -> HeaderValue {
-        visible(self.as_str())
+        let bytes = match &self.0 {
+            Id::Generated(digits) => digits,
+            Id::Client(text) => text.as_bytes(),
+        };
+        HeaderValue::from_bytes(bytes).unwrap_or(HeaderValue::from_static(""))
     }
 }
 

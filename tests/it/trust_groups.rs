@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use millpond::storage::FsStore;
+use millpond::storage::{FsStore, MemoryStore};
 
 use crate::harness::{
-    ALWAYS, Image, Mirror, Registry, Reply, Setup, blob_path, digest, noise, passing,
+    ALWAYS, FaultyStore, Image, Mirror, Operation, Registry, Reply, Setup, blob_path, digest,
+    noise, passing, put_blob,
 };
 use crate::private::{ANN, BOB, CALLER, Guard, NOBODY, TAG, ask, get, guard};
 
@@ -154,5 +155,31 @@ async fn content_of_a_removed_or_replaced_upstream_is_given_to_nobody_on_another
         let other = passing(m.get(&blob_path("other", &own))).await;
         other.expect(200, &own);
         assert_eq!(liar.count("GET "), downloads);
+    }
+}
+
+/// The file of a blob is seen before its links are.
+#[tokio::test]
+async fn a_blob_that_is_being_linked_is_not_fetched_again() {
+    for repo in ["app", "other"] {
+        let up = Registry::start().await;
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+        let setup = Setup::new(&up).with(&["proxy.username: mirror", "proxy.password: secret"]);
+        let second = Registry::start().await;
+        let setup = setup.upstream("second", &second, ", username: mirror, password: secret");
+        let m = setup.store(store.clone()).start().await;
+        let (blob, path) = put_blob(&up, 1, 100_000);
+        up.put_blob("other", &blob);
+        let linking = store.stall(Operation::Link, 1);
+        m.serves(&path, &blob).await;
+        linking.reached().await;
+        m.serves(&blob_path(repo, &blob), &blob).await;
+        linking.release();
+        m.idle().await;
+        let lines = up.lines();
+        let gets = lines
+            .iter()
+            .filter(|line| line.starts_with("GET ") && line.contains("/blobs/"));
+        assert_eq!(gets.count(), 1, "{repo}: {lines:?}");
     }
 }

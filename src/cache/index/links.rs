@@ -170,13 +170,30 @@ impl Index {
         broken("an entry isn't in its blob's list");
     }
 
-    /// Whether a repository that `accepts` links the blob. Only links that the store has and that prove
-    /// something count: others may be of an upstream that had the repository's name before.
+    /// The upstream of a repository has given content that is about to be committed and linked.
+    pub(crate) fn arrives(&mut self, digest: &Digest, repo: &RepoName) {
+        self.arriving.push((*digest, repo.clone()));
+    }
+
+    /// What [`arrives`](Self::arrives) has noted is linked, or won't be.
+    pub(crate) fn arrived(&mut self, digest: &Digest, repo: &RepoName) {
+        let mut arriving = self.arriving.iter();
+        if let Some(at) = arriving.position(|(of, by)| of == digest && by == repo) {
+            self.arriving.swap_remove(at);
+        }
+    }
+
+    /// Whether a repository that `accepts` links the blob, or is about to. Only links that the store has
+    /// and that prove something count: others may be of an upstream that had the repository's name before.
     pub(crate) fn is_linked_by(
         &self,
         digest: &Digest,
         accepts: &dyn Fn(&RepoName) -> bool,
     ) -> bool {
+        let mut arriving = self.arriving.iter();
+        if arriving.any(|(of, by)| of == digest && accepts(by)) {
+            return true;
+        }
         let mut at = self
             .find_blob(digest)
             .and_then(|blob| self.blobs.get(blob).first);

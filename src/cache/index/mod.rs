@@ -117,6 +117,9 @@ pub(crate) struct Index {
     deletions: DeleteQueue,
     pub(crate) space: Space,
     changes: Changes,
+    /// Content whose file may be there already while its links are yet to be made, and the repository
+    /// that has got it.
+    arriving: Vec<(Digest, RepoName)>,
     /// Everything in the store has been seen: from now on links and files may be deleted.
     pub(crate) complete: bool,
     /// Why the store couldn't be listed, if the last attempt failed.
@@ -146,6 +149,7 @@ impl Index {
             lru: Order::default(),
             deletions: DeleteQueue::default(),
             changes: Changes::new(journaling),
+            arriving: Vec::new(),
             complete: false,
             unlisted: None,
             epoch: Arc::default(),
