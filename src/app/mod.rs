@@ -12,6 +12,7 @@ mod reload;
 mod serving;
 mod traces;
 mod upstreams;
+mod usage_file;
 mod watchdog;
 
 pub use cache::Space;
@@ -34,6 +35,7 @@ use reload::Running;
 use serving::Serving;
 use traces::Traces;
 use upstreams::Clients;
+use usage_file::UsageFile;
 
 use crate::access::{Denials, DenyError};
 use crate::admin::operate::UpstreamList;
@@ -141,6 +143,7 @@ struct Shared {
     denials: Denials,
     /// For operators.
     upstreams: UpstreamList,
+    usage: Arc<UsageFile>,
     /// Connections, downloads and other work of requests: a stop waits for these tasks.
     tasks: TaskTracker,
     /// What the server needs for as long as it runs.
@@ -208,6 +211,9 @@ impl App {
             &background,
             &stop_now,
         );
+        let upstreams: UpstreamList = Arc::new(clients.list().into());
+        let usage = usage_file::path(config);
+        let usage = UsageFile::open(usage, Arc::clone(&upstreams)).await;
         let shared = Shared {
             cache,
             metrics,
@@ -216,7 +222,8 @@ impl App {
             levels,
             traces,
             denials: access.denials(),
-            upstreams: Arc::new(clients.list().into()),
+            upstreams,
+            usage: Arc::new(usage),
             tasks: TaskTracker::new(),
             background,
             stop_accepting: CancellationToken::new(),
@@ -225,6 +232,7 @@ impl App {
             renewals: Renewals::default(),
         };
         shared.watch_levels();
+        shared.keep_usage();
         let renewals = &shared.renewals;
         renewals.watch(&shared.background, shared.stop_now.clone());
         let probes = Probes::new(&config.health, &shared.cache)?;
@@ -321,7 +329,8 @@ impl App {
         if saved.await.is_err() {
             tracing::warn!("the expiry state could not be saved in time; its journal has it");
         }
-        tokio::join!(self.shared.denials.audit().flush(), traces);
+        let usage = self.shared.usage.save();
+        tokio::join!(self.shared.denials.audit().flush(), traces, usage);
         clean
     }
 
@@ -368,6 +377,15 @@ impl App {
 }
 
 impl Shared {
+    /// Saves the bytes of the month again and again.
+    fn keep_usage(&self) {
+        let (usage, stop) = (Arc::clone(&self.usage), self.stop_now.clone());
+        self.background.spawn_restarted("usage", stop, move || {
+            let usage = Arc::clone(&usage);
+            async move { usage.keep().await }
+        });
+    }
+
     /// Ends changes of log levels when their time is over.
     fn watch_levels(&self) {
         let levels = Arc::clone(&self.levels);

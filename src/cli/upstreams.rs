@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use super::operate::{Backend, with_backend};
-use super::table::Table;
+use super::table::{self, Table};
 use super::{Located, print, print_json};
 use crate::admin::operate::Operation;
-use crate::upstream::EndpointStatus;
+use crate::upstream::{AccountStatus, EndpointStatus};
 
 /// What a cell says where there is nothing to say.
 const NOTHING: &str = "-";
@@ -49,8 +49,7 @@ fn table(endpoints: &[EndpointStatus]) -> Table<9> {
             milliseconds(endpoint.latency_p99),
             endpoint.streams.to_string(),
             tokens(endpoint),
-            // Rate limits aren't read yet.
-            NOTHING.to_owned(),
+            limits(endpoint),
             last_error.unwrap_or_else(|| NOTHING.to_owned()),
         ]);
     }
@@ -67,6 +66,40 @@ fn tokens(endpoint: &EndpointStatus) -> String {
         (Some(age_of_one), _) => format!("1, {}", age(age_of_one)),
         _ => tokens.count.to_string(),
     }
+}
+
+/// `76 of 100 in 6h`, of several accounts each with its name.
+fn limits(endpoint: &EndpointStatus) -> String {
+    let accounts = &endpoint.limits;
+    let limit = |account: &AccountStatus| {
+        let left = account.limit.zip(account.remaining);
+        let left = left.map(|(limit, remaining)| {
+            let window = age(account.window.unwrap_or_default());
+            format!("{remaining} of {limit} in {window}")
+        });
+        let paused = account.paused_for;
+        let paused = paused.map(|pause| format!("429 for {}", age(pause)));
+        let both: Vec<_> = left.into_iter().chain(paused).collect();
+        let text = (!both.is_empty()).then(|| both.join(", "))?;
+        Some(if accounts.len() > 1 {
+            format!("{}: {text}", account.account)
+        } else {
+            text
+        })
+    };
+    let month = endpoint.month_bytes.zip(endpoint.month_limit);
+    let month = month.map(|(bytes, limit)| {
+        format!(
+            "{} of {} this month",
+            table::bytes(bytes),
+            table::bytes(limit)
+        )
+    });
+    let known: Vec<_> = accounts.iter().filter_map(limit).chain(month).collect();
+    if known.is_empty() {
+        return NOTHING.to_owned();
+    }
+    known.join("; ")
 }
 
 fn milliseconds(seconds: Option<f64>) -> String {
@@ -104,6 +137,15 @@ mod tests {
                 youngest: Some(3.9),
                 oldest: Some(200.0),
             },
+            limits: vec![AccountStatus {
+                account: "someone".to_owned(),
+                limit: Some(100),
+                remaining: Some(76),
+                window: Some(21_600.0),
+                paused_for: None,
+            }],
+            month_bytes: None,
+            month_limit: None,
             last_error: None,
         };
         let failing = EndpointStatus {
@@ -114,6 +156,19 @@ mod tests {
             latency_p99: None,
             streams: 0,
             tokens: TokenAges::default(),
+            limits: vec![
+                AccountStatus {
+                    limit: None,
+                    remaining: None,
+                    window: None,
+                    paused_for: Some(40.0),
+                    ..healthy.limits[0].clone()
+                },
+                AccountStatus {
+                    account: "another".to_owned(),
+                    ..healthy.limits[0].clone()
+                },
+            ],
             last_error: Some(LastError {
                 ago: 7300.0,
                 error: "can't connect".to_owned(),
@@ -121,6 +176,8 @@ mod tests {
             ..healthy.clone()
         };
         let alone = EndpointStatus {
+            month_bytes: Some(3 << 30),
+            month_limit: Some(10 << 40),
             circuit: None,
             retry_in: None,
             ..healthy.clone()
@@ -134,9 +191,9 @@ mod tests {
             lines,
             [
                 "UPSTREAM ENDPOINT CIRCUIT LATENCY P99 STREAMS TOKENS LIMIT LAST ERROR",
-                "docker.io mirror:5000/hub closed 12ms 200ms 3 2, 3s to 3m - -",
-                "docker.io registry-1.docker.io open for 4s - - 0 0 - 2h ago: can't connect",
-                "docker.io mirror:5000/hub - 12ms 200ms 3 2, 3s to 3m - -",
+                "docker.io mirror:5000/hub closed 12ms 200ms 3 2, 3s to 3m 76 of 100 in 6h -",
+                "docker.io registry-1.docker.io open for 4s - - 0 0 someone: 429 for 40s; another: 76 of 100 in 6h 2h ago: can't connect",
+                "docker.io mirror:5000/hub - 12ms 200ms 3 2, 3s to 3m 76 of 100 in 6h; 3.0 GiB of 10.0 TiB this month -",
             ]
         );
     }

@@ -10,6 +10,7 @@ use super::authorize::{self, Authorize, CallerAccess};
 use super::credentials::{self, Credentials, RepositoryCredentials};
 use super::host_pattern::HostPattern;
 use super::http::web_url;
+use super::rate_limit::{self, RateLimit};
 use super::section::Section;
 use super::tls::TlsVersion;
 use crate::oci::RepoName;
@@ -80,6 +81,10 @@ pub struct Upstream {
     /// The group of upstreams with which it shares blobs that not everybody may read. None: with no
     /// other one.
     pub trust: Option<String>,
+    /// Further accounts for the repositories without credentials of their own. They share the requests
+    /// with `credentials`, which is there if they are.
+    pub accounts: Vec<Credentials>,
+    pub rate_limit: RateLimit,
     /// Where it is asked, in the order of preference. Empty: at `url`.
     pub endpoints: Vec<Endpoint>,
     pub endpoint_selection: EndpointSelection,
@@ -237,6 +242,7 @@ pub(super) fn read(
         anonymous: section.bool("anonymous", false),
         aliases,
         trust: authorize::trust(section),
+        rate_limit: section.section("ratelimit", rate_limit::read),
         ..connection
     }
 }
@@ -251,6 +257,7 @@ pub(super) fn connection(
 ) -> Upstream {
     let credentials = credentials::read(section);
     let repository_credentials = credentials::of_repositories(section);
+    let accounts = credentials::accounts(section, credentials.as_ref());
     let has_credentials = credentials.is_some() || !repository_credentials.is_empty();
     let credentials_required = section.bool("credentialsrequired", true);
     let ca = credentials::file(section, "ca");
@@ -298,6 +305,8 @@ pub(super) fn connection(
         is_docker_hub: false,
         caller,
         trust: None,
+        accounts,
+        rate_limit: RateLimit::default(),
         endpoints: Vec::new(),
         endpoint_selection: EndpointSelection::default(),
     }

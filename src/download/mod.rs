@@ -119,6 +119,9 @@ pub trait Source: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Whether a client waits for the download from now on. Others are throttled first.
+    fn set_urgent(&self, _urgent: bool) {}
+
     /// Name of the upstream. Streams of one upstream share its limits.
     fn upstream(&self) -> &str;
 

@@ -9,6 +9,7 @@ mod endpoints;
 mod exposition;
 mod histogram;
 mod labels;
+mod rate_limits;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ pub use labels::{
     Authentication, Degraded, Ending, Handshake, Kind, Outcome, RefusedCaller, RefusedConnection,
     Removal, TokenFetch,
 };
+pub use rate_limits::RateLimitMetrics;
 use requests::Requests;
 pub use requests::{Addressed, Answer, UpstreamId};
 pub use upstreams::UpstreamMetrics;

@@ -13,6 +13,7 @@ use super::labels::{
     Ending, Kind, OfUpstream, TokenFetch, UpstreamBytes, UpstreamFailure, UpstreamPhase,
     UpstreamRequest, UpstreamToken,
 };
+use super::rate_limits::RateLimits;
 use super::requests::UpstreamId;
 use super::{Metrics, Registrar};
 
@@ -26,6 +27,7 @@ pub(super) struct Upstreams {
     tokens: Family<UpstreamToken, Counter>,
     degraded: Family<OfUpstream, Gauge>,
     pub(super) endpoints: Endpoints,
+    pub(super) rate_limits: RateLimits,
 }
 
 impl Upstreams {
@@ -50,6 +52,7 @@ impl Upstreams {
                 "1 while the last answer of an upstream was none, or a server error",
             ),
             endpoints: Endpoints::register(r),
+            rate_limits: RateLimits::register(r),
         }
     }
 }

@@ -349,6 +349,10 @@ impl Source for UpstreamBlob {
         self.target.upstream.supports_multi_range()
     }
 
+    fn set_urgent(&self, urgent: bool) {
+        self.route.set_urgent(urgent);
+    }
+
     fn distrust(&self) -> bool {
         self.target.upstream.distrust(&self.route)
     }

@@ -53,11 +53,15 @@ impl Endpoint {
         ask: &UpstreamRequest,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let asked_at = self.transport.clock.now();
-        let reply = self.ask_authenticated(repo, ask).await;
+        let reply = if self.others.is_empty() || self.auth.accounts.position(repo) > 0 {
+            self.ask_authenticated(repo, ask).await
+        } else {
+            Box::pin(self.ask_with_accounts(repo, ask)).await
+        };
         reply.map_err(|error| error.since(asked_at))
     }
 
-    async fn ask_authenticated(
+    pub(super) async fn ask_authenticated(
         &self,
         repo: &RepoName,
         ask: &UpstreamRequest,
@@ -69,7 +73,8 @@ impl Endpoint {
         let mut sent = 0;
         loop {
             let header = authorization.as_ref().map(|sent| &sent.header);
-            let reply = self.transport.exchange(ask, header).await?;
+            let limits = self.auth.limits(repo);
+            let reply = self.exchange(limits, ask, header).await?;
             if !reply.is_challenge() {
                 if let Some(authorization) = authorization.filter(|_| sent > 0) {
                     let schemes = &self.auth.schemes;

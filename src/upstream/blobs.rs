@@ -11,7 +11,9 @@ use super::body::{self, BlobChunks};
 use super::endpoint::Endpoint;
 use super::endpoints::Purpose;
 use super::error::{Failure, UpstreamError, Violation};
+use super::limiter::Priority;
 use super::reply::UpstreamResponse;
+use super::retry::MAX_RETRY_AFTER;
 use super::route::{BlobRoute, watched};
 use super::transport::UpstreamRequest;
 use crate::metrics::Kind;
@@ -69,10 +71,18 @@ impl Upstream {
         end: Option<u64>,
         route: &Arc<BlobRoute>,
     ) -> Result<BlobStream, UpstreamError> {
-        let ask = |endpoint| Endpoint::get_blob(endpoint, repo, digest, offset, end);
+        let span = (offset, end);
+        let priority = route.priority();
+        let ask = |endpoint| Endpoint::get_blob(endpoint, repo, digest, span, priority);
         let (endpoints, purpose) = (&self.endpoints, Purpose::Blob(route));
+        let limiter = &endpoints.first.transport.limiter;
+        if !limiter.permits_blob(priority) {
+            return Err(self.month_is_over());
+        }
         if !endpoints.are_several() {
-            return endpoints.ask(purpose, ask).await;
+            let mut stream = endpoints.ask(purpose, ask).await?;
+            stream.body = limiter.throttled(stream.body, route);
+            return Ok(stream);
         }
         let (mut stream, attempt) = Box::pin(endpoints.ask_in_turn(purpose, &ask)).await?;
         stream.body = watched(
@@ -81,7 +91,14 @@ impl Upstream {
             Arc::clone(route),
             endpoints.all().count(),
         );
+        stream.body = limiter.throttled(stream.body, route);
         Ok(stream)
+    }
+
+    /// The operator's limit of bytes in a month is used up.
+    pub(super) fn month_is_over(&self) -> UpstreamError {
+        let retry_after = Some(MAX_RETRY_AFTER);
+        UpstreamError::new(&self.config.url, Failure::RateLimited { retry_after })
     }
 
     /// Tells that the bytes of a download weren't those of its digest. True where the rest comes from
@@ -127,11 +144,11 @@ impl Endpoint {
         &self,
         repo: &RepoName,
         digest: &Digest,
-        offset: u64,
-        end: Option<u64>,
+        (offset, end): (u64, Option<u64>),
+        priority: Priority,
     ) -> Result<BlobStream, UpstreamError> {
         let repo = &*self.named(repo);
-        let mut ask = self.blob(Method::GET, repo, digest).download();
+        let mut ask = self.blob(Method::GET, repo, digest).download(priority);
         let asked = (offset > 0 || end.is_some()).then_some((offset, end));
         if asked.is_some() {
             ask = ask.with_ranges(asked)?;

@@ -23,11 +23,17 @@ pub(super) const FAILURES: u32 = 3;
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause before jitter. A longer `Retry-After` isn't waited for: one request probes.
 pub(super) const MAX_PAUSE: Duration = Duration::from_mins(1);
+/// The shortest `Retry-After` that is believed, and the most by which a longer one is extended so that
+/// probes of several mirrors don't come at the same time.
+pub(super) const MIN_HONOURED: Duration = Duration::from_secs(1);
 /// A probe that takes longer than this no longer keeps another one from being sent.
 pub(super) const PROBE_TIME: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(super) struct Circuit {
+    /// The longest `Retry-After` that is waited for to its end. None: no pause is longer than
+    /// [`MAX_PAUSE`], because there are other endpoints to ask.
+    honoured: Option<Duration>,
     inner: Mutex<Inner>,
 }
 
@@ -87,10 +93,19 @@ pub(super) enum View {
 impl Circuit {
     pub(super) fn new() -> Self {
         Self {
+            honoured: None,
             inner: Mutex::new(Inner {
                 generation: 0,
                 state: State::Closed { failures: 0 },
             }),
+        }
+    }
+
+    /// One that sends nothing before a `Retry-After` of at most `longest` is over.
+    pub(super) fn honouring(longest: Duration) -> Self {
+        Self {
+            honoured: Some(longest),
+            ..Self::new()
         }
     }
 
@@ -136,7 +151,8 @@ impl Circuit {
         }
     }
 
-    /// `jitter` is between 0 and 1: the pause is three to five quarters of its nominal length.
+    /// `jitter` is between 0 and 1: the pause is three to five quarters of its nominal length, but no
+    /// shorter than a `Retry-After` that is [honoured](Self::honouring).
     pub(super) fn failed(
         &self,
         pass: Pass,
@@ -156,18 +172,30 @@ impl Circuit {
             State::HalfOpen { pauses, .. } => *pauses,
             State::Open { .. } => return None,
         };
-        let doubled = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(pauses));
-        let wanted = match trouble {
-            Trouble::PushedBack(Some(wanted)) => wanted,
-            _ => Duration::ZERO,
-        };
-        let nominal = doubled.max(wanted).min(MAX_PAUSE);
-        let pause = nominal.mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0);
+        let pause = self.pause(trouble, pauses, jitter.clamp(0.0, 1.0));
         inner.enter(State::Open {
             until: now + pause,
             pauses: pauses.saturating_add(1),
         });
         Some(Change::Opened(pause))
+    }
+
+    fn pause(&self, trouble: Trouble, pauses: u32, jitter: f64) -> Duration {
+        let doubled = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(pauses));
+        let jittered = |nominal: Duration| nominal.min(MAX_PAUSE).mul_f64(0.75 + jitter / 2.0);
+        match (trouble, self.honoured) {
+            (Trouble::PushedBack(Some(wanted)), Some(longest)) => {
+                let wanted = wanted.clamp(MIN_HONOURED, longest);
+                let own = if pauses == 0 {
+                    Duration::ZERO
+                } else {
+                    jittered(doubled)
+                };
+                own.max(wanted + MIN_HONOURED.mul_f64(jitter))
+            }
+            (Trouble::PushedBack(Some(wanted)), None) => jittered(doubled.max(wanted)),
+            _ => jittered(doubled),
+        }
     }
 
     /// The request has ended without an outcome. The next request is the probe in its place.

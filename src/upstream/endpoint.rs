@@ -12,15 +12,18 @@ use super::clients::TlsFiles;
 use super::credentials::Auth;
 use super::error::SetupError;
 use super::health::Health;
+use super::limiter::Limiter;
+use super::limits::Limits;
 use super::login::Login;
 use super::multi_range::MultiRange;
 use super::transport::Transport;
 use crate::clock::Clock;
-use crate::config::{self, Timeouts};
+use crate::config::{self, Reserve, Timeouts};
 use crate::metrics::Metrics;
 use crate::oci::RepoName;
 
 /// The client of one endpoint.
+#[derive(Clone)]
 pub(super) struct Endpoint {
     /// Its position among those of the upstream.
     pub index: usize,
@@ -32,41 +35,61 @@ pub(super) struct Endpoint {
     /// Whether the next endpoint is asked for what this one doesn't have.
     pub falls_back_on_404: bool,
     pub transport: Arc<Transport>,
-    pub auth: Auth,
+    pub auth: Arc<Auth>,
+    /// Further accounts, which share the requests with `auth`.
+    pub others: Arc<[Arc<Auth>]>,
     pub multi_range: Arc<MultiRange>,
     /// The account of a caller. None where all callers share the mirror's account.
     pub caller: Option<CallerId>,
     pub health: Arc<Health>,
 }
 
+/// What the endpoints of one upstream have in common.
+pub(super) struct EndpointOptions<'a> {
+    pub timeouts: Timeouts,
+    pub clock: Clock,
+    pub metrics: &'a Metrics,
+    /// Whether requests are sent again to the same endpoint; otherwise another one is asked.
+    pub retries: bool,
+    pub limiter: Arc<Limiter>,
+    pub reserve: Reserve,
+}
+
 impl Endpoint {
-    /// `retries`: whether requests are sent again to this endpoint; otherwise another one is asked.
     pub(super) fn new(
         index: usize,
         endpoint: config::Endpoint,
         files: &TlsFiles,
-        timeouts: Timeouts,
-        clock: Clock,
-        metrics: &Metrics,
-        retries: bool,
+        options: &EndpointOptions<'_>,
     ) -> Result<Self, SetupError> {
+        let EndpointOptions {
+            metrics, retries, ..
+        } = *options;
         let label = endpoint.label();
         let config = Arc::new(endpoint.registry);
         let figures = (!retries).then(|| metrics.endpoint(&config.name, &label));
-        let metrics = metrics.upstream(&config.name);
         let transport = Transport::new(
             Arc::clone(&config),
             files,
-            timeouts,
-            clock,
-            metrics,
+            (options.timeouts, options.clock),
+            metrics.upstream(&config.name),
+            Arc::clone(&options.limiter),
             retries,
         )?;
+        let limits = |account: String| {
+            let metrics = metrics.rate_limit(&config.name, &label, &account);
+            Limits::new(&config.name, account, options.reserve, Some(metrics))
+        };
+        let others = config.accounts.iter().zip(2..);
+        let others =
+            others.map(|(account, number)| Auth::further(&config, account, number, &limits));
+        let others = others.map(Arc::new).collect();
         // For callers without a login. The configured credentials are never used for a caller.
         let (auth, caller) = match config.caller.authorize {
-            config::Authorize::Shared => (Auth::new(&config), None),
+            config::Authorize::Shared => (Auth::new(&config, &limits), None),
             config::Authorize::Caller => {
-                (Auth::of_caller(&config, None), Some(CallerId::ANONYMOUS))
+                let auth = Auth::of_caller(&config, None, options.reserve);
+                (auth, Some(CallerId::ANONYMOUS))
             }
         };
         Ok(Self {
@@ -75,7 +98,8 @@ impl Endpoint {
             weight: endpoint.weight,
             falls_back_on_404: endpoint.fallback_on_404,
             transport: Arc::new(transport),
-            auth,
+            auth: Arc::new(auth),
+            others,
             multi_range: Arc::new(MultiRange::new(&config.name)),
             caller,
             health: Arc::new(Health::new(&config.name, label, figures)),
@@ -85,18 +109,27 @@ impl Endpoint {
 
     /// The same endpoint for a caller with a login.
     pub(super) fn with_login(&self, login: &Login, id: CallerId) -> Self {
+        let auth = Auth::of_caller(&self.config, Some(login), self.config.rate_limit.reserve);
         Self {
-            index: self.index,
-            config: Arc::clone(&self.config),
-            prefix: self.prefix.clone(),
-            weight: self.weight,
-            falls_back_on_404: self.falls_back_on_404,
-            transport: Arc::clone(&self.transport),
-            auth: Auth::of_caller(&self.config, Some(login)),
-            multi_range: Arc::clone(&self.multi_range),
+            auth: Arc::new(auth),
+            others: Arc::default(),
             caller: Some(id),
-            health: Arc::clone(&self.health),
+            ..self.clone()
         }
+    }
+
+    /// The same endpoint with one of its accounts only.
+    pub(super) fn with_account(&self, auth: &Arc<Auth>) -> Self {
+        Self {
+            auth: Arc::clone(auth),
+            others: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Its accounts.
+    pub(super) fn accounts(&self) -> impl Iterator<Item = &Arc<Auth>> {
+        std::iter::once(&self.auth).chain(self.others.iter())
     }
 
     /// What the upstream is called in logs, metrics and errors.

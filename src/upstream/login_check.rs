@@ -57,7 +57,10 @@ impl Endpoint {
             scope: String::new(),
         };
         let account = Account::renewed(None, Secret::Basic(login.header().clone()));
-        match self.send_token_request(&request, Some(&account)).await {
+        match self
+            .send_token_request(self.auth.general_limits(), &request, Some(&account))
+            .await
+        {
             Ok(token) => Ok(self.check(Some(&token.header)).await?.0),
             Err(error) if is_refusal(&error) => Ok(false),
             Err(error) => Err(error),

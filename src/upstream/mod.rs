@@ -5,7 +5,8 @@
 //! one when that can't answer; each `endpoint` has connections, credentials, tokens and a `health` of its
 //! own. There it becomes a request; `auth` gives it the credentials
 //! that the upstream's own challenge asks for (`challenge`, `token`, `credentials`); `transport`
-//! sends it, follows redirects by the rules of `redirect` and tries again by those of `retry`;
+//! sends it, follows redirects by the rules of `redirect` and tries again by those of `retry`; `limits` and
+//! `limiter` keep it back where the upstream or the operator wants fewer requests;
 //! `body` reads the answer.
 //!
 //! What it never does: send credentials anywhere but to the upstream's own origin and to a token
@@ -25,10 +26,12 @@
 mod account;
 mod accounts;
 mod address;
+mod allowance;
 mod attempt;
 mod auth;
 mod blobs;
 mod body;
+mod budget;
 mod callers;
 mod challenge;
 mod circuit;
@@ -51,6 +54,8 @@ mod health;
 mod hedge;
 mod helper;
 mod latency;
+mod limiter;
+mod limits;
 mod lists;
 mod login;
 mod login_check;
@@ -70,11 +75,12 @@ mod status;
 mod token;
 mod token_requests;
 mod transport;
+mod usage;
 
 #[cfg(test)]
 mod tests;
 
-/// The lock of `circuit`. `tests/interleavings` replaces it.
+/// The lock of `circuit` and `budget`. `tests/interleavings` replaces it.
 mod sync {
     pub(super) use std::sync::{Mutex, MutexGuard, PoisonError};
 }
@@ -97,13 +103,15 @@ pub use collector::{Collector, CollectorError};
 pub use credential_error::CredentialError;
 pub use docker_config::DockerConfigError;
 pub use document::{DocumentError, Documents};
-use endpoint::Endpoint;
+use endpoint::{Endpoint, EndpointOptions};
 use endpoints::Endpoints;
 pub use error::{
     Failure, Message, NOT_FOUND, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation,
 };
 pub use guard::InternalTarget;
 pub use helper::HelperError;
+use limiter::Limiter;
+pub use limits::AccountStatus;
 pub use lists::UnparsedList;
 pub use login::Login;
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
@@ -115,6 +123,8 @@ pub use retry::MAX_RETRY_AFTER;
 pub use route::BlobRoute;
 pub use status::{EndpointStatus, LastError, TokenAges};
 use transport::Transport;
+pub use usage::MonthlyUsage;
+use usage::Usage;
 
 /// The client of one upstream.
 pub struct Upstream {
@@ -168,11 +178,15 @@ impl Upstream {
     ) -> Result<Self, SetupError> {
         let config = Arc::new(config);
         let (first, others) = config.ordered_endpoints();
-        let is_alone = others.is_empty();
-        let client = |index, endpoint| {
-            let files = files.of(index);
-            Endpoint::new(index, endpoint, files, timeouts, clock, metrics, is_alone)
+        let options = EndpointOptions {
+            timeouts,
+            clock,
+            metrics,
+            retries: others.is_empty(),
+            limiter: Arc::new(Limiter::new(&config, clock)),
+            reserve: config.rate_limit.reserve,
         };
+        let client = |index, endpoint| Endpoint::new(index, endpoint, files.of(index), &options);
         let first = client(0, first)?;
         let others = (1..)
             .zip(others)
@@ -215,6 +229,31 @@ impl Upstream {
     pub fn report(&self, error: &UpstreamError, instead: &str) {
         let failures = &self.endpoints.first.transport.failures;
         failures.report(self.name(), error, instead);
+    }
+
+    /// How many times as long as usual known answers are used before the upstream is asked again: more
+    /// than once while little is left of its rate limit (`proxy.ratelimit.reserve`), at most 60 times.
+    pub fn stretch(&self) -> u32 {
+        let now = tokio::time::Instant::now();
+        let accounts = self
+            .endpoints
+            .all()
+            .flat_map(|endpoint| endpoint.accounts());
+        let stretches = accounts.map(|auth| auth.stretch(now));
+        stretches.min().unwrap_or(1)
+    }
+
+    /// The bytes of blobs that it has sent in this month; none where they aren't limited.
+    pub fn monthly_usage(&self) -> Option<MonthlyUsage> {
+        let usage = self.endpoints.first.transport.limiter.usage.as_ref();
+        usage.map(Usage::now)
+    }
+
+    /// Counts what it sent in this month before this client was made.
+    pub fn restore_usage(&self, earlier: &MonthlyUsage) {
+        if let Some(usage) = &self.endpoints.first.transport.limiter.usage {
+            usage.restore(earlier);
+        }
     }
 
     /// Its endpoints, as operators see them.

@@ -18,6 +18,7 @@ use super::body::{self, BlobChunks};
 use super::endpoint::Endpoint;
 use super::endpoints::Purpose;
 use super::error::{Failure, UpstreamError, Violation};
+use super::limiter::Priority;
 use super::multi_range::MultiRange;
 use super::multipart::{self, MultipartError, Parser};
 use super::reply::UpstreamResponse;
@@ -59,10 +60,17 @@ impl Upstream {
         total: u64,
         route: &Arc<BlobRoute>,
     ) -> Result<Option<BlobRanges>, UpstreamError> {
-        let ask = |endpoint| Endpoint::get_blob_ranges(endpoint, repo, digest, ranges, total);
+        let priority = route.priority();
+        let ask =
+            |endpoint| Endpoint::get_blob_ranges(endpoint, repo, digest, (ranges, total), priority);
         let (endpoints, purpose) = (&self.endpoints, Purpose::Blob(route));
+        let limiter = &endpoints.first.transport.limiter;
+        if !limiter.permits_blob(priority) {
+            return Err(self.month_is_over());
+        }
         if !endpoints.are_several() {
-            return endpoints.ask(purpose, ask).await;
+            let pieces = endpoints.ask(purpose, ask).await?;
+            return Ok(pieces.map(|pieces| limiter.throttled(pieces, route)));
         }
         let (pieces, mut attempt) = Box::pin(endpoints.ask_in_turn(purpose, &ask)).await?;
         let Some(pieces) = pieces else {
@@ -70,7 +78,8 @@ impl Upstream {
             return Ok(None);
         };
         let count = endpoints.all().count();
-        Ok(Some(watched(pieces, attempt, Arc::clone(route), count)))
+        let pieces = watched(pieces, attempt, Arc::clone(route), count);
+        Ok(Some(limiter.throttled(pieces, route)))
     }
 }
 
@@ -79,11 +88,11 @@ impl Endpoint {
         &self,
         repo: &RepoName,
         digest: &Digest,
-        ranges: &[ByteRange],
-        total: u64,
+        (ranges, total): (&[ByteRange], u64),
+        priority: Priority,
     ) -> Result<Option<BlobRanges>, UpstreamError> {
         let repo = &*self.named(repo);
-        let ask = self.blob(Method::GET, repo, digest).download();
+        let ask = self.blob(Method::GET, repo, digest).download(priority);
         let ask = ask.with_ranges(ranges.iter().map(|range| (range.start, Some(range.end))))?;
         let reply = match self.ask(repo, &ask).await {
             Ok(reply) => reply,

@@ -1,4 +1,4 @@
-//! What one download has learned about the endpoints.
+//! What one download has learned about the endpoints, and whether a client waits for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -10,17 +10,20 @@ use futures_util::stream::{self, BoxStream};
 use super::attempt::Attempt;
 use super::endpoint::Endpoint;
 use super::error::UpstreamError;
+use super::limiter::Priority;
 
 /// A stream that has brought this many bytes shows that its endpoint works.
 const PROGRESS: u64 = 1024 * 1024;
 
-/// The endpoints of one download: those whose streams broke off are asked after all others.
+/// The endpoints and the priority of one download. Endpoints whose streams broke off are asked after all others.
 #[derive(Debug, Default)]
 pub struct BlobRoute {
     /// Bits of the endpoints whose streams broke off.
     failed: AtomicU32,
     /// Whether only the last endpoint is asked.
     only_last: AtomicBool,
+    /// Whether no client waits for it.
+    is_background: AtomicBool,
 }
 
 impl BlobRoute {
@@ -28,6 +31,19 @@ impl BlobRoute {
     /// registry itself as a rule. False where that was so already.
     pub(super) fn distrust(&self) -> bool {
         !self.only_last.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether a client waits for the download from now on.
+    pub fn set_urgent(&self, urgent: bool) {
+        self.is_background.store(!urgent, Ordering::Relaxed);
+    }
+
+    pub(super) fn priority(&self) -> Priority {
+        if self.is_background.load(Ordering::Relaxed) {
+            Priority::Background
+        } else {
+            Priority::Client
+        }
     }
 
     pub(super) fn has_failed(&self, index: usize) -> bool {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::circuit::View;
 use super::endpoint::Endpoint;
 use super::health::Health;
+use super::limits::AccountStatus;
 
 /// An endpoint, as operators see it. Times are in seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,12 @@ pub struct EndpointStatus {
     pub streams: usize,
     /// The tokens in use, by the time since they were obtained.
     pub tokens: TokenAges,
+    /// What its accounts may still ask.
+    pub limits: Vec<AccountStatus>,
+    /// Bytes of blobs that the upstream has sent in this month; none where they aren't limited.
+    pub month_bytes: Option<u64>,
+    /// The limit of them.
+    pub month_limit: Option<u64>,
     pub last_error: Option<LastError>,
 }
 
@@ -61,7 +68,12 @@ impl EndpointStatus {
             View::HalfOpen => ("half-open", None),
             View::Open(until) => ("open", Some(until.saturating_duration_since(now))),
         };
-        let ages = endpoint.auth.tokens.ages(now);
+        let ages: Vec<_> = endpoint
+            .accounts()
+            .flat_map(|auth| auth.tokens.ages(now))
+            .collect();
+        let usage = endpoint.transport.limiter.usage.as_ref();
+        let limits = endpoint.accounts().flat_map(|auth| auth.all_limits());
         let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
         Self {
             upstream: endpoint.name().to_owned(),
@@ -76,6 +88,9 @@ impl EndpointStatus {
                 youngest: seconds(ages.iter().min().copied()),
                 oldest: seconds(ages.iter().max().copied()),
             },
+            month_bytes: usage.map(|usage| usage.now().bytes),
+            month_limit: usage.map(|usage| usage.limit),
+            limits: limits.map(|limits| limits.status(now)).collect(),
             last_error: last_error.lock().as_ref().map(|(at, error)| LastError {
                 ago: now.duration_since(*at).as_secs_f64(),
                 error: error.clone(),

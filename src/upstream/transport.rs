@@ -16,6 +16,7 @@ use super::error::{Failure, Phase, SetupError, ShownUrl, UpstreamError, Violatio
 use super::failures::FailureLog;
 use super::gate::{Gate, Permit};
 use super::guard::{self, Guard};
+use super::limiter::{Limiter, Priority};
 use super::redirect::{self, RedirectError};
 use super::reply::UpstreamResponse;
 use super::{body, retry};
@@ -33,6 +34,7 @@ pub(super) struct UpstreamRequest {
     pub headers: HeaderMap,
     /// The body, of a POST.
     form: Option<String>,
+    pub priority: Priority,
     /// A download, which has bounds of its own and a connection of its own.
     is_download: bool,
 }
@@ -45,12 +47,15 @@ impl UpstreamRequest {
             url,
             headers: HeaderMap::new(),
             form: None,
+            priority: Priority::Client,
             is_download: false,
         }
     }
 
-    pub(super) fn download(mut self) -> Self {
+    /// A download of this priority.
+    pub(super) fn download(mut self, priority: Priority) -> Self {
         self.is_download = true;
+        self.priority = priority;
         self
     }
 
@@ -101,6 +106,8 @@ pub(super) struct Transport {
     pub guard: Arc<Guard>,
     gate: Gate,
     pub failures: FailureLog,
+    /// The operator's limits.
+    pub limiter: Arc<Limiter>,
     /// Whether requests are sent again here; otherwise another endpoint is asked.
     retries: bool,
 }
@@ -109,9 +116,9 @@ impl Transport {
     pub(super) fn new(
         config: Arc<config::Upstream>,
         files: &TlsFiles,
-        timeouts: Timeouts,
-        clock: Clock,
+        (timeouts, clock): (Timeouts, Clock),
         metrics: Arc<UpstreamMetrics>,
+        limiter: Arc<Limiter>,
         retries: bool,
     ) -> Result<Self, SetupError> {
         let proxies = match &config.proxy {
@@ -135,6 +142,7 @@ impl Transport {
             guard,
             gate: Gate::new(),
             failures: FailureLog::default(),
+            limiter,
             retries,
         })
     }
@@ -160,6 +168,10 @@ impl Transport {
         let _waiting = Waiting::begin();
         let mut attempt = 1;
         loop {
+            let patience = self.timeouts.header;
+            if !self.limiter.request(ask.priority, patience).await {
+                return Err(self.failed(UpstreamError::new(&ask.url, Failure::Busy)));
+            }
             let error = match self.follow(ask, authorization).await {
                 Ok(reply) if reply.is_answer() => return Ok(reply),
                 Ok(reply) => self.refusal(reply).await,

@@ -47,6 +47,7 @@ mod prefetch;
 mod private;
 mod process;
 mod ranges;
+mod rate_limits;
 mod reload;
 mod request_ids;
 mod routing;

@@ -199,6 +199,36 @@ async fn the_running_server_says_how_its_endpoints_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_bytes_of_the_month_count_on_after_a_restart() {
+    let site = Site::new().await;
+    let file = site.path("config.yml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    let limit = "proxy: {ratelimit: {monthly: 1500}, ";
+    std::fs::write(&file, config.replace("proxy: {", limit)).unwrap();
+    let app = site.serve_with(&[("team/one", 1)]).await;
+    assert!(app.stop().await);
+    let app = site.serve_with(&[("team/one", 2)]).await;
+    let status = site.json(&["upstreams", "--json"]).await;
+    assert_eq!(status["endpoints"][0]["month_bytes"], 2000);
+    site.prints(&["upstreams"], "1.9 KiB of 1.4 KiB this month")
+        .await;
+    let digest = site.upstream.put_blob("team/one", &noise(3, 1000));
+    let path = format!("/v2/team/one/blobs/{digest}");
+    let answer = site.ask(&app, &path).await;
+    answer.refused(429, "TOOMANYREQUESTS");
+    answer.has("retry-after", 3600);
+    assert_eq!(site.upstream.count(&path), 0);
+    assert!(app.stop().await);
+    // What can't be read counts as nothing.
+    let usage = Layout::new(site.dir.path().join("data")).usage();
+    std::fs::write(usage, "{").unwrap();
+    let app = site.serve_with(&[("team/one", 3)]).await;
+    let status = site.json(&["upstreams", "--json"]).await;
+    assert_eq!(status["endpoints"][0]["month_bytes"], 1000);
+    assert!(app.stop().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn purging_removes_what_is_named_and_nothing_else() {
     let site = Site::new().await;
     let blobs = [("team/one", 1), ("team/two", 1), ("other", 2)];

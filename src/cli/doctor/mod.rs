@@ -11,11 +11,13 @@
 //! local    configuration, directory, descriptors   handshake    TLS that keeps what it saw
 //! server   the running server, its listeners       certificate  a certificate in words
 //! usage    cap and TTL beside the cache            clocks       this clock beside a server's
-//! upstream one upstream                            image        names of images
+//! upstream one upstream, or endpoint of one        image        names of images
+//! endpoints how they answer the running server
 //! ```
 
 mod certificate;
 mod clocks;
+mod endpoints;
 mod finding;
 mod handshake;
 mod image;
@@ -280,17 +282,27 @@ impl Session {
             let is_its = |image: &&Image| {
                 upstream.name == image.registry || upstream.aliases.contains(&image.registry)
             };
-            let check = UpstreamCheck {
-                config: upstream,
+            let check = |config, endpoint, key: String| UpstreamCheck {
+                config,
+                endpoint,
                 place: format!("{} (`{key}`)", loaded.places.of(&key)),
                 timeouts: self.timeouts,
                 image: image.filter(is_its),
                 clock: self.clock,
             };
-            let about = Findings::about(check.subject());
-            checks.push_back(Box::pin(
-                self.within(about, async move |found| check.run(found).await),
-            ));
+            let endpoints = upstream.endpoints.iter().enumerate();
+            let endpoints = endpoints.map(|(index, endpoint)| {
+                let key = format!("{key}.endpoints[{index}]");
+                check(&endpoint.registry, Some(endpoint), key)
+            });
+            let alone = upstream.endpoints.is_empty();
+            let alone = alone.then(|| check(upstream, None, key.clone()));
+            for check in alone.into_iter().chain(endpoints) {
+                let about = Findings::about(check.subject());
+                checks.push_back(Box::pin(
+                    self.within(about, async move |found| check.run(found).await),
+                ));
+            }
         }
         checks
     }

@@ -325,6 +325,20 @@ proxy: {authorize: user}
 => 2: `proxy.authorize` is "user"; write shared or caller
 proxy: {remoteurl: 'http://a', authorize: caller}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it
+proxy: {anonymous: true, accounts: [{username: u, password: p}]}
+=> 2: `proxy.accounts` holds further accounts; write one of them as `username` and `password` beside it
+proxy: {anonymous: true, username: u, password: p, accounts: [{}]}
+=> 2: `proxy.accounts[0].username` is missing; write it and `password`, or `usernamefile` and `passwordfile`, `dockerconfig` or `exec`
+proxy: {anonymous: true, username: u, password: p, accounts: [{exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}]}
+=> 2: `proxy.accounts` has 17 items; write at most 16
+proxy: {ratelimit: {reserve: 101%}}
+=> 2: `proxy.ratelimit.reserve` is "101%"; write a number of requests, or a percentage of the limit from 0% to 100%
+proxy: {ratelimit: {reserve: half}}
+=> 2: `proxy.ratelimit.reserve` is "half"; write a number of requests, or a percentage of the limit from 0% to 100%
+proxy: {ratelimit: {requests: 10001}}
+=> 2: `proxy.ratelimit.requests` is "10001"; write a whole number from 0 to 10000
+proxy: {ratelimit: {burst: 0}}
+=> 2: `proxy.ratelimit.burst` is "0"; write a whole number from 1 to 10000
 proxy: {endpointselection: fastest}
 => 2: `proxy.endpointselection` is "fastest"; write order or latency
 proxy: {endpoints: [{url: 'https://u:p@m'}]}

@@ -3,7 +3,8 @@ use std::time::Duration;
 use tokio::time::{Instant, advance};
 
 use super::super::circuit::{
-    Change, Circuit, FAILURES, FIRST_PAUSE, MAX_PAUSE, PROBE_TIME, Pass, Trouble, View,
+    Change, Circuit, FAILURES, FIRST_PAUSE, MAX_PAUSE, MIN_HONOURED, PROBE_TIME, Pass, Trouble,
+    View,
 };
 
 /// Jitter that changes nothing.
@@ -100,6 +101,33 @@ async fn a_rate_limit_opens_it_at_once_for_its_retry_after_within_bounds() {
         let trouble = Trouble::PushedBack(retry_after.map(Duration::from_secs));
         let change = circuit.failed(admit(&circuit).unwrap(), trouble, Instant::now(), EVEN);
         assert_eq!(change, Some(Change::Opened(Duration::from_secs(pause))));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_there_is_no_other_endpoint_a_retry_after_is_waited_for_to_its_end() {
+    const LONGEST: Duration = Duration::from_hours(1);
+    for (retry_after, least) in [(0, 1), (1, 1), (100, 100), (3600, 3600), (7200, 3600)] {
+        for jitter in [0.0, 1.0] {
+            let circuit = Circuit::honouring(LONGEST);
+            let trouble = Trouble::PushedBack(Some(Duration::from_secs(retry_after)));
+            let pass = admit(&circuit).unwrap();
+            let change = circuit.failed(pass, trouble, Instant::now(), jitter);
+            let pause = Duration::from_secs(least) + MIN_HONOURED.mul_f64(jitter);
+            assert_eq!(change, Some(Change::Opened(pause)));
+        }
+    }
+    // One who always says 1 s is asked less and less often.
+    let circuit = Circuit::honouring(LONGEST);
+    for pause in [1, 10, 20, 40, 60, 60] {
+        let trouble = Trouble::PushedBack(Some(Duration::from_secs(1)));
+        let pass = circuit.admit(Instant::now(), false).unwrap();
+        let change = circuit.failed(pass, trouble, Instant::now(), EVEN);
+        let Some(Change::Opened(opened)) = change else {
+            panic!("{change:?}");
+        };
+        assert_eq!(opened.as_secs(), pause);
+        advance(opened).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod auth;
 mod blobs;
+mod budgets;
 mod callers;
 mod circuit;
 
@@ -14,6 +15,7 @@ mod lists;
 mod manifests;
 mod proxies;
 mod ranges;
+mod rate_limits;
 #[cfg(unix)]
 pub(super) mod script;
 mod setup;
@@ -58,6 +60,8 @@ pub(super) fn config(url: &str) -> config::Upstream {
         redirects: Vec::new(),
         aliases: Vec::new(),
         is_docker_hub: false,
+        accounts: Vec::new(),
+        rate_limit: config::RateLimit::default(),
         endpoints: Vec::new(),
         endpoint_selection: config::EndpointSelection::default(),
     }
