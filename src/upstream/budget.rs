@@ -18,7 +18,7 @@ use crate::config::Reserve;
 /// The most by which the time between questions is stretched.
 pub(super) const MAX_STRETCH: u32 = 60;
 /// Kinds of requests that are limited separately.
-pub(super) const KINDS: usize = 4;
+pub(super) const KINDS: usize = 6;
 
 /// What is left of a rate limit, as a response says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,8 +23,7 @@ pub(super) const FAILURES: u32 = 3;
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause before jitter. A longer `Retry-After` isn't waited for: one request probes.
 pub(super) const MAX_PAUSE: Duration = Duration::from_mins(1);
-/// The shortest `Retry-After` that is believed, and the most by which a longer one is extended so that
-/// probes of several mirrors don't come at the same time.
+/// The shortest `Retry-After` that is believed where it is honoured.
 pub(super) const MIN_HONOURED: Duration = Duration::from_secs(1);
 /// A probe that takes longer than this no longer keeps another one from being sent.
 pub(super) const PROBE_TIME: Duration = Duration::from_secs(30);
@@ -191,7 +190,7 @@ impl Circuit {
                 } else {
                     jittered(doubled)
                 };
-                own.max(wanted + MIN_HONOURED.mul_f64(jitter))
+                own.max(wanted)
             }
             (Trouble::PushedBack(Some(wanted)), None) => jittered(doubled.max(wanted)),
             _ => jittered(doubled),

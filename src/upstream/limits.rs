@@ -283,7 +283,9 @@ const fn kind(kind: Kind) -> usize {
         Kind::Manifest | Kind::Base => 0,
         Kind::Blob => 1,
         Kind::Token => 2,
-        _ => 3,
+        Kind::Tags => 3,
+        Kind::Referrers => 4,
+        Kind::Catalog | Kind::Other => 5,
     };
     assert!(kind < KINDS);
     kind

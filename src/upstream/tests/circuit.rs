@@ -3,8 +3,7 @@ use std::time::Duration;
 use tokio::time::{Instant, advance};
 
 use super::super::circuit::{
-    Change, Circuit, FAILURES, FIRST_PAUSE, MAX_PAUSE, MIN_HONOURED, PROBE_TIME, Pass, Trouble,
-    View,
+    Change, Circuit, FAILURES, FIRST_PAUSE, MAX_PAUSE, PROBE_TIME, Pass, Trouble, View,
 };
 
 /// Jitter that changes nothing.
@@ -113,7 +112,7 @@ async fn where_there_is_no_other_endpoint_a_retry_after_is_waited_for_to_its_end
             let trouble = Trouble::PushedBack(Some(Duration::from_secs(retry_after)));
             let pass = admit(&circuit).unwrap();
             let change = circuit.failed(pass, trouble, Instant::now(), jitter);
-            let pause = Duration::from_secs(least) + MIN_HONOURED.mul_f64(jitter);
+            let pause = Duration::from_secs(least);
             assert_eq!(change, Some(Change::Opened(pause)));
         }
     }
