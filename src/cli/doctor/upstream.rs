@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use super::clocks;
 use super::finding::Findings;
-use super::handshake::Trust;
 use super::image::Image;
 use super::reach::{Server, Side};
 use crate::app;
+use crate::cli::handshake::Trust;
 use crate::clock::Clock;
 use crate::config::{self, Authorize, Timeouts};
 use crate::error_chain::on_one_line;
