@@ -36,6 +36,7 @@ use traces::Traces;
 use upstreams::Clients;
 
 use crate::access::{Denials, DenyError};
+use crate::admin::operate::UpstreamList;
 use crate::admin::reload::Reloads;
 use crate::auth::AuthSetupError;
 use crate::cache::Cache;
@@ -138,6 +139,8 @@ struct Shared {
     traces: Traces,
     /// The deny list and the audit log.
     denials: Denials,
+    /// For operators.
+    upstreams: UpstreamList,
     /// The connections of clients, and what accepts them: a stop waits for these tasks, too.
     connections: TaskTracker,
     /// Downloads and other work of requests: a stop waits for these tasks.
@@ -215,6 +218,7 @@ impl App {
             levels,
             traces,
             denials: access.denials(),
+            upstreams: Arc::new(clients.list().into()),
             connections: TaskTracker::new(),
             tasks: TaskTracker::new(),
             background,

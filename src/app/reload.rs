@@ -295,6 +295,7 @@ impl Running {
         // What is denied is denied at once, whichever rules a request began with.
         shared.denials.configure(&config.access.deny);
         shared.renew(&clients, &authenticator);
+        *shared.upstreams.write() = clients.list();
         self.current.replace(service);
         self.admission
             .configure(descriptors::connection_limits(&config));

@@ -146,6 +146,7 @@ impl<'a> Serving<'a> {
                     denials: self.shared.denials.clone(),
                     levels: Some(Arc::clone(&self.shared.levels)),
                     clock: self.shared.clock,
+                    upstreams: Some(Arc::clone(&self.shared.upstreams)),
                     reloads: Some(Arc::clone(&self.shared.reloads)),
                 };
                 let pages = self.admin(config.http.metrics_path());

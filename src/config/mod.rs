@@ -22,6 +22,7 @@ mod context;
 mod credentials;
 mod download;
 mod duration;
+mod endpoints;
 mod env;
 mod error;
 mod health;
@@ -78,7 +79,10 @@ pub use storage::{Limits, MinFree, Scrub, Storage};
 pub use tls::{CIPHER_SUITES, ClientAuth, Tls, TlsVersion};
 pub use traces::Tracing;
 
-pub use upstream::{ClientCertificate, ForwardProxy, ProxyUrl, Upstream, authority, is_loopback};
+pub use upstream::{
+    ClientCertificate, Endpoint, EndpointSelection, ForwardProxy, ProxyUrl, Upstream, authority,
+    is_loopback,
+};
 
 /// The version of the file's format: the reference registry's.
 const VERSION: &str = "0.1";

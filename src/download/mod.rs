@@ -113,6 +113,12 @@ pub trait Source: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Tells that the bytes that it brought weren't the blob's. True where the blob may come from
+    /// another place now, so that another attempt may succeed.
+    fn distrust(&self) -> bool {
+        false
+    }
+
     /// Name of the upstream. Streams of one upstream share its limits.
     fn upstream(&self) -> &str;
 

@@ -5,6 +5,7 @@
 
 mod cache;
 mod downloads;
+mod endpoints;
 mod exposition;
 mod histogram;
 mod labels;
@@ -30,6 +31,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 pub use cache::CacheFigures;
 use cache::CacheMetrics;
 pub use downloads::Downloads;
+pub use endpoints::{CircuitState, EndpointFigures};
 pub use exposition::Format;
 pub use histogram::Histogram;
 use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};

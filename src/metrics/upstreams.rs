@@ -7,6 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::endpoints::Endpoints;
 use super::histogram::Histogram;
 use super::labels::{
     Ending, Kind, OfUpstream, TokenFetch, UpstreamBytes, UpstreamFailure, UpstreamPhase,
@@ -24,6 +25,7 @@ pub(super) struct Upstreams {
     phases: Family<UpstreamPhase, Histogram>,
     tokens: Family<UpstreamToken, Counter>,
     degraded: Family<OfUpstream, Gauge>,
+    pub(super) endpoints: Endpoints,
 }
 
 impl Upstreams {
@@ -47,6 +49,7 @@ impl Upstreams {
                 "upstream_degraded",
                 "1 while the last answer of an upstream was none, or a server error",
             ),
+            endpoints: Endpoints::register(r),
         }
     }
 }

@@ -18,6 +18,7 @@ use super::account::{Account, AccountId, Secret};
 use super::challenge::{self, Challenge};
 use super::credential_error::CredentialError;
 use super::credentials::Scheme;
+use super::endpoint::Endpoint;
 use super::error::{Failure, UpstreamError, Violation};
 use super::redirect::RedirectError;
 use super::reply::UpstreamResponse;
@@ -25,7 +26,7 @@ use super::scope::scopes;
 use super::token::{TokenGrant, TokenRequest};
 use super::token_requests::credentials_refused;
 use super::transport::UpstreamRequest;
-use super::{Upstream, body, redirect};
+use super::{body, redirect};
 use crate::error_chain::on_one_line;
 use crate::oci::RepoName;
 
@@ -43,7 +44,7 @@ struct Authorization {
     last: bool,
 }
 
-impl Upstream {
+impl Endpoint {
     /// Asks a question about a repository, authenticating as the upstream demands. Returns a
     /// success, or the error.
     pub(super) async fn ask(

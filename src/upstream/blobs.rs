@@ -2,13 +2,17 @@
 //! what is checked here is that a body is as long as it said it would be.
 
 use std::fmt;
+use std::sync::Arc;
 
 use http::{Method, StatusCode};
 
 use super::Upstream;
 use super::body::{self, BlobChunks};
+use super::endpoint::Endpoint;
+use super::endpoints::Purpose;
 use super::error::{Failure, UpstreamError, Violation};
 use super::reply::UpstreamResponse;
+use super::route::{BlobRoute, watched};
 use super::transport::UpstreamRequest;
 use crate::metrics::Kind;
 use crate::oci::{Digest, RepoName};
@@ -46,6 +50,54 @@ impl Upstream {
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
+        let ask = |endpoint| Endpoint::head_blob(endpoint, repo, digest);
+        self.endpoints.ask(Purpose::Metadata, ask).await
+    }
+
+    /// A blob from `offset` (bytes) on, up to `end` (exclusive, more than `offset`) or its own end.
+    /// `route` is the download's.
+    ///
+    /// The upstream may ignore ranges: the stream then is the whole blob from 0 on. One that sends
+    /// less than asked is told as broken off at the end of that, so that the reader resumes; one
+    /// that sends more breaks the protocol. An `offset` at or behind the blob's end is
+    /// [`Failure::Unexpected`] with status 416.
+    pub async fn get_blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        offset: u64,
+        end: Option<u64>,
+        route: &Arc<BlobRoute>,
+    ) -> Result<BlobStream, UpstreamError> {
+        let ask = |endpoint| Endpoint::get_blob(endpoint, repo, digest, offset, end);
+        let (endpoints, purpose) = (&self.endpoints, Purpose::Blob(route));
+        if !endpoints.are_several() {
+            return endpoints.ask(purpose, ask).await;
+        }
+        let (mut stream, attempt) = Box::pin(endpoints.ask_in_turn(purpose, &ask)).await?;
+        stream.body = watched(
+            stream.body,
+            attempt,
+            Arc::clone(route),
+            endpoints.all().count(),
+        );
+        Ok(stream)
+    }
+
+    /// Tells that the bytes of a download weren't those of its digest. True where the rest comes from
+    /// other endpoints than before, so that another attempt may succeed.
+    pub fn distrust(&self, route: &BlobRoute) -> bool {
+        self.endpoints.are_several() && route.distrust()
+    }
+}
+
+impl Endpoint {
+    async fn head_blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<Option<u64>, UpstreamError> {
+        let repo = &*self.named(repo);
         let ask = self.blob(Method::HEAD, repo, digest);
         let reply = match self.ask(repo, &ask).await {
             // 403 here is a content network's: its signature covers the method, and the registry
@@ -71,19 +123,14 @@ impl Upstream {
         Ok(self.stream(reply, Some((0, None)))?.total)
     }
 
-    /// A blob from `offset` (bytes) on, up to `end` (exclusive, more than `offset`) or its own end.
-    ///
-    /// The upstream may ignore ranges: the stream then is the whole blob from 0 on. One that sends
-    /// less than asked is told as broken off at the end of that, so that the reader resumes; one
-    /// that sends more breaks the protocol. An `offset` at or behind the blob's end is
-    /// [`Failure::Unexpected`] with status 416.
-    pub async fn get_blob(
+    async fn get_blob(
         &self,
         repo: &RepoName,
         digest: &Digest,
         offset: u64,
         end: Option<u64>,
     ) -> Result<BlobStream, UpstreamError> {
+        let repo = &*self.named(repo);
         let mut ask = self.blob(Method::GET, repo, digest).download();
         let asked = (offset > 0 || end.is_some()).then_some((offset, end));
         if asked.is_some() {
@@ -129,7 +176,7 @@ impl Upstream {
     }
 
     pub(super) fn blob(&self, method: Method, repo: &RepoName, digest: &Digest) -> UpstreamRequest {
-        let url = self.endpoint(repo, "blobs", &digest.to_string());
+        let url = self.url(repo, "blobs", &digest.to_string());
         UpstreamRequest::new(Kind::Blob, method, url)
     }
 }

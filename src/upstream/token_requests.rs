@@ -12,15 +12,16 @@ use url::Url;
 
 use super::account::{Account, Secret};
 use super::credential_error::CredentialError;
+use super::endpoint::Endpoint;
 use super::error::{Failure, ShownUrl, UpstreamError, Violation};
 use super::token::{MAX_ANSWER, Token, TokenGrant, TokenKey, TokenRequest};
 use super::transport::UpstreamRequest;
-use super::{Upstream, body, redirect, site};
+use super::{body, redirect, site};
 use crate::config::is_loopback;
 use crate::metrics::{Kind, TokenFetch};
 use crate::oci::RepoName;
 
-impl Upstream {
+impl Endpoint {
     /// A valid token of a helper's account, for which the helper isn't run. `even_if_over`: also if the
     /// account's lifetime is over.
     pub(super) async fn kept_token(

@@ -101,6 +101,8 @@ pub(super) struct Transport {
     pub guard: Arc<Guard>,
     gate: Gate,
     pub failures: FailureLog,
+    /// Whether requests are sent again here; otherwise another endpoint is asked.
+    retries: bool,
 }
 
 impl Transport {
@@ -110,6 +112,7 @@ impl Transport {
         timeouts: Timeouts,
         clock: Clock,
         metrics: Arc<UpstreamMetrics>,
+        retries: bool,
     ) -> Result<Self, SetupError> {
         let proxies = match &config.proxy {
             ForwardProxy::Environment => Matcher::from_env(),
@@ -132,21 +135,19 @@ impl Transport {
             guard,
             gate: Gate::new(),
             failures: FailureLog::default(),
+            retries,
         })
     }
 
-    /// Uses what other files have from now on. Running requests end as they began. After an error, what
-    /// was used before stays in use. Blocks.
-    pub(super) fn renew(&self, files: &TlsFiles) -> Result<(), SetupError> {
-        let clients = Clients::new(
-            &self.config,
-            files,
-            self.timeouts.connect,
-            &self.guard,
-            &self.metrics,
-        )?;
+    /// Clients with what other files have. Blocks.
+    pub(super) fn renewed(&self, files: &TlsFiles) -> Result<Clients, SetupError> {
+        let connect = self.timeouts.connect;
+        Clients::new(&self.config, files, connect, &self.guard, &self.metrics)
+    }
+
+    /// Uses these clients from now on. Running requests end as they began.
+    pub(super) fn set(&self, clients: Clients) {
         *self.clients.write() = Arc::new(clients);
-        Ok(())
     }
 
     /// Sends a request and follows its redirects, trying again where [`retry`] says so. Returns
@@ -164,7 +165,8 @@ impl Transport {
                 Ok(reply) => self.refusal(reply).await,
                 Err(error) => error,
             };
-            let Some(wait) = retry::delay(attempt, &error, fastrand::f64()) else {
+            let wait = retry::delay(attempt, &error, fastrand::f64());
+            let Some(wait) = wait.filter(|_| self.retries) else {
                 return Err(error);
             };
             // The caller reports the final result.

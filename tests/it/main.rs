@@ -31,6 +31,7 @@ mod damage;
 mod disk;
 mod doctor;
 mod downloads;
+mod endpoints;
 mod failures;
 mod faults;
 mod health;

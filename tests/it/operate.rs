@@ -166,6 +166,39 @@ async fn the_commands_say_and_do_the_same_with_and_without_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_running_server_says_how_its_endpoints_answer() {
+    let site = Site::new().await;
+    let file = site.path("config.yml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    // Nothing listens there.
+    let endpoints = "proxy: {endpoints: [{url: 'http://127.0.0.1:1', prefix: hub}, {}], ";
+    std::fs::write(&file, config.replace("proxy: {", endpoints)).unwrap();
+    let app = site.serve().await;
+    for seed in 0..3 {
+        site.pull(&app, "team/one", seed).await;
+    }
+    let registry = site.upstream.address.to_string();
+    let status = site.json(&["upstreams", "--json"]).await;
+    let [failing, healthy] = status["endpoints"].as_array().unwrap().as_slice() else {
+        panic!("{status}");
+    };
+    assert_eq!(failing["endpoint"], "127.0.0.1:1/hub");
+    assert_eq!(failing["circuit"], "open");
+    let error = failing["last_error"]["error"].as_str().unwrap();
+    assert!(error.contains("can't connect"), "{error}");
+    assert_eq!(healthy["endpoint"], *registry);
+    assert_eq!(healthy["circuit"], "closed");
+    assert_eq!(healthy["last_error"], Value::Null);
+    let table = site.text(&["upstreams"]).await;
+    let lines: Vec<_> = table.lines().collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    assert!(lines[1].contains("127.0.0.1:1/hub  open"), "{table}");
+    assert!(app.stop().await);
+    let (_, error) = site.fails(&["upstreams"]).await;
+    assert!(error.contains("no server is running"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn purging_removes_what_is_named_and_nothing_else() {
     let site = Site::new().await;
     let blobs = [("team/one", 1), ("team/two", 1), ("other", 2)];

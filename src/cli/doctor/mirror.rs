@@ -49,7 +49,7 @@ impl MirrorCheck {
     ) -> Result<Self, SetupError> {
         let files = TlsFiles {
             ca: settings.ca.clone(),
-            identity: None,
+            ..TlsFiles::default()
         };
         let client = |registry: &str| {
             let mut upstream = Config::default_config().proxy.default;

@@ -327,6 +327,28 @@ proxy: {authorize: user}
 => 2: `proxy.authorize` is "user"; write shared or caller
 proxy: {remoteurl: 'http://a', authorize: caller}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it
+proxy: {endpointselection: fastest}
+=> 2: `proxy.endpointselection` is "fastest"; write order or latency
+proxy: {endpoints: [{url: 'https://u:p@m'}]}
+=> 2: `proxy.endpoints[0].url` contains an @; write the credentials as `username` and `password` beside it
+proxy: {endpoints: [{url: 'https://m/v2'}]}
+=> 2: `proxy.endpoints[0].url` is "https://m/v2"; write only the scheme, host and port
+proxy: {endpoints: [{url: 'https://m', prefix: /hub}]}
+=> 2: `proxy.endpoints[0].prefix` is "/hub"; write the part of the path before the repository's name, such as hub-proxy
+proxy: {endpoints: [{url: 'https://m', weight: 101}]}
+=> 2: `proxy.endpoints[0].weight` is "101"; write a whole number from 0 to 100
+proxy: {endpoints: [{username: u}]}
+=> 2: unknown key `proxy.endpoints[0].username`; did you mean `proxy.username`?
+proxy: {remoteurl: 'https://a', endpoints: [{url: 'https://a:443/'}]}
+=> 2: `proxy.endpoints[0].url` is the upstream's own `remoteurl`; leave it out, so that the keys beside `remoteurl` apply
+proxy: {endpoints: [{url: 'https://m', prefix: a}, {}, {url: 'https://m', prefix: a}]}
+=> 2: `proxy.endpoints` has `m/a` twice; keep one
+proxy: {endpoints: [{prefix: a}, {prefix: b}, {prefix: c}, {prefix: d}, {prefix: e}, {prefix: f}, {prefix: g}, {prefix: h}, {prefix: i}, {prefix: j}, {prefix: k}, {prefix: l}, {prefix: m}, {prefix: n}, {prefix: o}, {prefix: p}, {prefix: q}]}
+=> 2: `proxy.endpoints` has 17 items; write at most 16
+proxy: {anonymous: true, endpoints: [{url: 'http://m', username: u, password: p}]}
+=> 2: the credentials for m would be sent over plain HTTP; use an https:// URL, or write `proxy.endpoints[0].plainhttp: true` to permit it
+proxy: {authorize: caller, endpoints: [{url: 'https://m'}]}
+=> 2: `proxy.endpoints` can't be used with `authorize: caller`: who may read a repository is the decision of one registry, and the passwords of clients would go to every endpoint; remove one of the two
 proxy: {authorize: caller, upstreams: [{name: a.b, remoteurl: 'http://a'}]}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.upstreams[0].plainhttp: true` to permit it
 proxy: {authorize: caller, certificate: Cargo.toml, key: Cargo.toml}

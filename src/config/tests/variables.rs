@@ -95,6 +95,11 @@ REGISTRY_PROXY_PLAINHTTP=true =>   plainhttp: true
 REGISTRY_PROXY_AUTHORIZE=caller =>   authorize: caller
 REGISTRY_PROXY_ACCESSTTL=1m =>   accessttl: 1m
 REGISTRY_PROXY_ACCESSSTALE=2h =>   accessstale: 2h
+REGISTRY_PROXY_ENDPOINTS=[{url: 'https://m', prefix: hub/x}] =>     prefix: hub/x
+REGISTRY_PROXY_ENDPOINTS_0_WEIGHT=3 =>   - weight: 3
+REGISTRY_PROXY_ENDPOINTS_0_FALLBACKON404=true =>     fallbackon404: true
+REGISTRY_PROXY_ENDPOINTS_0_URL=https://m.example:8443 =>     url: https://m.example:8443/
+REGISTRY_PROXY_ENDPOINTSELECTION=latency =>   endpointselection: latency
 REGISTRY_PROXY_TRUST=internal =>   trust: internal
 REGISTRY_PROXY_REALM=https://a.b/t =>   realm: https://a.b/t
 REGISTRY_PROXY_REDIRECTS=['*.a.b'] =>   - '*.a.b'
