@@ -49,7 +49,7 @@ use crate::log_levels::LogLevels;
 use crate::metrics::Metrics;
 use crate::renewal::Renewals;
 use crate::server::listener::{Address, BindError};
-use crate::server::{Current, ServerSettings};
+use crate::server::{Current, LINGER, ServerSettings};
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::systemd::{Handed, SocketsError};
 use crate::tasks::{Panicked, Tasks};
@@ -144,7 +144,9 @@ struct Shared {
     /// For operators.
     upstreams: UpstreamList,
     usage: Arc<UsageFile>,
-    /// Connections, downloads and other work of requests: a stop waits for these tasks.
+    /// The connections of clients, and what accepts them: a stop waits for these tasks, too.
+    connections: TaskTracker,
+    /// Downloads and other work of requests: a stop waits for these tasks.
     tasks: TaskTracker,
     /// What the server needs for as long as it runs.
     background: Tasks,
@@ -224,6 +226,7 @@ impl App {
             denials: access.denials(),
             upstreams,
             usage: Arc::new(usage),
+            connections: TaskTracker::new(),
             tasks: TaskTracker::new(),
             background,
             stop_accepting: CancellationToken::new(),
@@ -353,39 +356,48 @@ impl App {
 
     async fn drain(&self, hurry: impl Future<Output = ()>) -> bool {
         let Shared {
+            connections,
             tasks,
             stop_accepting,
             stop_now,
             ..
         } = &self.shared;
         stop_accepting.cancel();
+        connections.close();
         tasks.close();
+        let finished = async {
+            // Connections start tasks.
+            connections.wait().await;
+            tasks.wait().await;
+        };
+        let mut finished = std::pin::pin!(finished);
         let reason = tokio::select! {
             biased;
-            () = tasks.wait() => return true,
+            () = finished.as_mut() => return true,
             () = hurry => "another signal",
             () = tokio::time::sleep(self.drain_timeout()) => "the drain timeout",
         };
-        tracing::warn!(tasks = tasks.len(), reason, "ending what has not finished");
+        let unfinished = tasks.len();
+        if unfinished > 0 {
+            tracing::warn!(tasks = unfinished, reason, "ending what has not finished");
+        }
         stop_now.cancel();
-        // Bodies of failed downloads end now; clients that read a stored blob slowly are cut off
-        // with the process.
-        let last = tokio::time::timeout(LAST_MOMENT, tasks.wait()).await;
-        tracing::debug!(left = last.is_err(), "ended");
-        false
+        // Bodies of failed downloads end now, and so do idle connections.
+        let left = tokio::time::timeout(LAST_MOMENT, finished).await.is_err();
+        if left {
+            // Clients that read a stored blob slowly.
+            let connections = connections.len();
+            tracing::warn!(
+                connections,
+                reason,
+                "cutting off connections with unfinished requests"
+            );
+        }
+        unfinished == 0 && !left
     }
 }
 
 impl Shared {
-    /// Saves the bytes of the month again and again.
-    fn keep_usage(&self) {
-        let (usage, stop) = (Arc::clone(&self.usage), self.stop_now.clone());
-        self.background.spawn_restarted("usage", stop, move || {
-            let usage = Arc::clone(&usage);
-            async move { usage.keep().await }
-        });
-    }
-
     /// Ends changes of log levels when their time is over.
     fn watch_levels(&self) {
         let levels = Arc::clone(&self.levels);
@@ -421,8 +433,8 @@ async fn open_store(
 /// How long the expiry state may take to be saved at the end.
 const SAVE_TIME: Duration = Duration::from_secs(30);
 
-/// How long failed requests have to say so, after the drain time.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+/// How long failed requests have to say so, and idle connections to end, after the drain time.
+const LAST_MOMENT: Duration = LINGER.saturating_add(Duration::from_millis(500));
 
 fn server_settings(config: &Config, traces: &Traces) -> ServerSettings {
     let host = config

@@ -173,7 +173,7 @@ impl<'a> Serving<'a> {
 
     fn serve<H: Handler>(&self, task: &'static str, listener: Listener, handler: Arc<H>) {
         let shared = self.shared;
-        let tasks = shared.background.tracked_by(&shared.tasks);
+        let tasks = shared.background.tracked_by(&shared.connections);
         let serving = serve(
             listener,
             handler,

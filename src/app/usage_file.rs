@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::Shared;
 use crate::admin::operate::UpstreamList;
 use crate::config::{Config, Storage};
 use crate::error_chain::on_one_line;
@@ -82,6 +83,17 @@ impl UsageFile {
                 tracing::warn!(error = %on_one_line(&error), "the bytes of this month can't be saved");
             }
         }
+    }
+}
+
+impl Shared {
+    /// Saves the bytes of the month again and again.
+    pub(super) fn keep_usage(&self) {
+        let (usage, stop) = (Arc::clone(&self.usage), self.stop_now.clone());
+        self.background.spawn_restarted("usage", stop, move || {
+            let usage = Arc::clone(&usage);
+            async move { usage.keep().await }
+        });
     }
 }
 

@@ -4,6 +4,7 @@ mod allocator;
 mod client_config;
 mod doctor;
 mod explain;
+mod handshake;
 mod health;
 mod log_level;
 mod logging;
@@ -286,6 +287,12 @@ fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
 
 fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
     Ok(config::load(path, config::environment())?)
+}
+
+/// A file of certificate authorities (PEM).
+fn read_ca(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let read = config::read_pem(path);
+    read.with_context(|| format!("{} can't be read", path.display()))
 }
 
 fn check(path: Option<&Path>) -> anyhow::Result<()> {

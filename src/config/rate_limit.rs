@@ -32,10 +32,10 @@ pub enum Reserve {
 }
 
 impl Reserve {
-    /// The reserve of a limit. Both are in requests.
+    /// The reserve of a limit, rounded up. Both are in requests.
     pub fn of(self, limit: u64) -> u64 {
         match self {
-            Self::Percent(percent) => limit.saturating_mul(percent.into()) / 100,
+            Self::Percent(percent) => limit.saturating_mul(percent.into()).div_ceil(100),
             Self::Requests(requests) => requests.min(limit),
         }
     }

@@ -248,7 +248,8 @@ impl Transport {
             request = request.body(form.clone());
         }
         let started = self.clock.now();
-        let result = match timeout(self.timeouts.header, request.send()).await {
+        let sending = telemetry::within(head.as_ref(), request.send());
+        let result = match timeout(self.timeouts.header, sending).await {
             Ok(Ok(response)) => {
                 self.guard.answered(url, response.remote_addr());
                 Ok(response)

@@ -340,6 +340,7 @@ async fn after_a_change_of_upstream_everything_is_proved_again() {
     let source = site.get(&app, &path).await;
     assert!(source.contains("fwd=uri-miss"), "{source}");
     assert_eq!(other.blob_bytes() - before, 1000);
+    eventually("the blob is stored", || is_idle(&app)).await;
     assert_eq!(site.get(&app, &path).await, "hit");
     // The content stays until its time is up, and is stored once.
     assert_eq!(site.total().await, 2000);

@@ -7,9 +7,9 @@ use url::Url;
 
 use super::clocks;
 use super::finding::Findings;
-use super::handshake::Trust;
 use super::image::Image;
 use super::reach::{Server, Side, speaks_tls};
+use crate::cli::handshake::Trust;
 use crate::clock::Clock;
 use crate::config::{Config, Credentials, Timeouts};
 use crate::error_chain::on_one_line;

@@ -8,18 +8,16 @@
 //! ```text
 //! mirror   a mirror, as a client sees it           finding      lines, JSON, the exit code
 //! pull     its sample pull                         reach        name, connection, TLS
-//! local    configuration, directory, descriptors   handshake    TLS that keeps what it saw
-//! server   the running server, its listeners       certificate  a certificate in words
-//! usage    cap and TTL beside the cache            clocks       this clock beside a server's
-//! upstream one upstream, or endpoint of one        image        names of images
-//! endpoints how they answer the running server
+//! local    configuration, directory, descriptors   certificate  a certificate in words
+//! server   the running server, its listeners       clocks       this clock beside a server's
+//! usage    cap and TTL beside the cache            image        names of images
+//! upstream one upstream, or an endpoint of one     endpoints    how they answer the running server
 //! ```
 
 mod certificate;
 mod clocks;
 mod endpoints;
 mod finding;
-mod handshake;
 mod image;
 mod local;
 mod mirror;
@@ -30,7 +28,7 @@ mod upstream;
 mod usage;
 
 use std::io::{IsTerminal as _, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -199,7 +197,7 @@ impl Session {
         let image = arguments.image.clone().or_else(mirror::default_image);
         let settings = MirrorSettings {
             url: url.clone(),
-            ca: arguments.ca.as_deref().map(read_ca).transpose()?,
+            ca: arguments.ca.as_deref().map(super::read_ca).transpose()?,
             login: arguments.user.as_deref().map(login).transpose()?,
             image: image.context("there is no image to pull")?,
         };
@@ -335,11 +333,6 @@ fn problems(error: &anyhow::Error, found: &mut Findings) {
         }
         _ => found.fail("configuration", on_one_line(error.as_ref()), fix),
     }
-}
-
-fn read_ca(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let read = config::read_pem(path);
-    read.with_context(|| format!("{} can't be read", path.display()))
 }
 
 /// The login, with the first line of standard input as the password.

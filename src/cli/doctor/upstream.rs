@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::clocks;
 use super::finding::Findings;
-use super::handshake::Trust;
 use super::image::Image;
 use super::reach::{Server, Side};
 use crate::app::{self, StartError};
+use crate::cli::handshake::Trust;
 use crate::clock::Clock;
 use crate::config::{self, Authorize, Credentials, Timeouts};
 use crate::error_chain::on_one_line;

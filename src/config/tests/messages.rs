@@ -108,6 +108,8 @@ health: {http: [{uri: 'http://a:hunter2@c'}]}
 => 2: `health.http[0].uri` contains an @; write the credentials as an Authorization header in `headers`
 health: {http: [{uri: 'http://a', statuscode: 20}]}
 => 2: `health.http[0].statuscode` is "20"; write a whole number from 100 to 599
+health: {http: [{uri: 'http://a', headers: {Authorization: ["Bearer secret\n"]}}]}
+=> 2: `health.http[0].headers.Authorization[0]` must be printable ASCII text
 health: {http: [{uri: 'http://a', headers: {Content-Length: ['1']}}]}
 => 2: the header `content-length` is set by the server; remove it
 health: {http: [{uri: 'http://a', timeout: 11m}]}
@@ -131,7 +133,7 @@ http: {host: 'mirror:5000'}
 http: {headers: {'X A': [b]}}
 => 2: "X A" is not a valid header name
 http: {headers: {X-A: ["b\n"]}}
-=> 2: `http.headers.X-A[0]` is "b\n"; write printable ASCII text
+=> 2: `http.headers.X-A[0]` must be printable ASCII text
 http: {headers: {Content-Length: [1]}}
 => 2: the header `content-length` is set by the server; remove it
 http: {draintimeout: 30}
