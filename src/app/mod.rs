@@ -213,9 +213,7 @@ impl App {
             &background,
             &stop_now,
         );
-        let upstreams: UpstreamList = Arc::new(clients.list().into());
-        let usage = usage_file::path(config);
-        let usage = UsageFile::open(usage, Arc::clone(&upstreams)).await;
+        let (upstreams, usage) = usage_file::open(config, &clients).await;
         let shared = Shared {
             cache,
             metrics,
@@ -225,7 +223,7 @@ impl App {
             traces,
             denials: access.denials(),
             upstreams,
-            usage: Arc::new(usage),
+            usage,
             connections: TaskTracker::new(),
             tasks: TaskTracker::new(),
             background,
@@ -234,10 +232,7 @@ impl App {
             reloads: Arc::default(),
             renewals: Renewals::default(),
         };
-        shared.watch_levels();
-        shared.keep_usage();
-        let renewals = &shared.renewals;
-        renewals.watch(&shared.background, shared.stop_now.clone());
+        shared.start_background();
         let probes = Probes::new(&config.health, &shared.cache)?;
         let running = shared.running(config, clients, access, files).await?;
         let current = Arc::clone(&running.current);
@@ -248,8 +243,9 @@ impl App {
         operators.take_commands(config).await;
         let listening = serving.listen_all(config, &tls, &current, &mut sockets);
         let (address, other_addresses) = listening.await?;
-        let availability = &shared.availability;
-        availability.start(probes, &shared.background, &shared.stop_accepting);
+        shared
+            .availability
+            .start(probes, &shared.background, &shared.stop_accepting);
         Ok(Self {
             address,
             other_addresses,
@@ -398,6 +394,13 @@ impl App {
 }
 
 impl Shared {
+    /// Starts what goes on for as long as the process runs.
+    fn start_background(&self) {
+        self.watch_levels();
+        self.keep_usage();
+        self.renewals.watch(&self.background, self.stop_now.clone());
+    }
+
     /// Ends changes of log levels when their time is over.
     fn watch_levels(&self) {
         let levels = Arc::clone(&self.levels);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::Shared;
+use super::upstreams::Clients;
 use crate::admin::operate::UpstreamList;
 use crate::config::{Config, Storage};
 use crate::error_chain::on_one_line;
@@ -37,7 +38,7 @@ pub(super) struct UsageFile {
 impl UsageFile {
     /// Reads the file, and tells the upstreams what they have sent. One that can't be read is as good as
     /// none: the mirror starts, and counts from 0.
-    pub(super) async fn open(path: Option<PathBuf>, upstreams: UpstreamList) -> Self {
+    async fn open(path: Option<PathBuf>, upstreams: UpstreamList) -> Self {
         let saved = match path.clone() {
             Some(path) => read_logged(path).await,
             None => Usages::new(),
@@ -55,7 +56,7 @@ impl UsageFile {
     }
 
     /// Writes the file again and again.
-    pub(super) async fn keep(&self) {
+    async fn keep(&self) {
         loop {
             sleep(PAUSE).await;
             self.save().await;
@@ -97,12 +98,15 @@ impl Shared {
     }
 }
 
-/// The path of the file; none with a store in memory.
-pub(super) fn path(config: &Config) -> Option<PathBuf> {
-    match &config.storage {
+/// The upstreams, with the counts that were saved, and the file.
+pub(super) async fn open(config: &Config, clients: &Clients) -> (UpstreamList, Arc<UsageFile>) {
+    let path = match &config.storage {
         Storage::Filesystem { root, .. } => Some(Layout::new(root).usage()),
         Storage::Memory => None,
-    }
+    };
+    let upstreams: UpstreamList = Arc::new(clients.list().into());
+    let file = UsageFile::open(path, Arc::clone(&upstreams)).await;
+    (upstreams, Arc::new(file))
 }
 
 /// Continues the counts of the same upstreams after a reload.

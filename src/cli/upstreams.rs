@@ -122,9 +122,8 @@ mod tests {
     use super::*;
     use crate::upstream::{LastError, TokenAges};
 
-    #[test]
-    fn each_endpoint_has_a_line() {
-        let healthy = EndpointStatus {
+    fn healthy() -> EndpointStatus {
+        EndpointStatus {
             upstream: "docker.io".to_owned(),
             endpoint: "mirror:5000/hub".to_owned(),
             circuit: Some("closed".to_owned()),
@@ -147,7 +146,12 @@ mod tests {
             month_bytes: None,
             month_limit: None,
             last_error: None,
-        };
+        }
+    }
+
+    #[test]
+    fn each_endpoint_has_a_line() {
+        let healthy = healthy();
         let failing = EndpointStatus {
             endpoint: "registry-1.docker.io".to_owned(),
             circuit: Some("open".to_owned()),

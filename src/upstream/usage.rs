@@ -139,7 +139,7 @@ mod tests {
 
     fn november() -> Clock {
         // 2026-11-29
-        Clock::starting_at(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_910_400))
+        Clock::starting_at(SystemTime::UNIX_EPOCH + Duration::from_hours(498_864))
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,6 +14,7 @@ mod sync {
     pub(super) use shuttle::sync::{Mutex, MutexGuard};
 }
 #[expect(clippy::duplicate_mod, reason = "with another lock")]
+#[expect(dead_code, reason = "not all of it depends on the order")]
 #[path = "../budget.rs"]
 mod budget;
 #[expect(clippy::duplicate_mod, reason = "with another lock")]

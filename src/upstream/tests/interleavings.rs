@@ -16,6 +16,7 @@ mod sync {
     pub(super) use shuttle::sync::{Mutex, MutexGuard};
 }
 #[expect(clippy::duplicate_mod, reason = "with another lock")]
+#[expect(dead_code, reason = "pauses are of one kind here")]
 #[path = "../circuit.rs"]
 mod circuit;
 
