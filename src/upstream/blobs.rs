@@ -11,10 +11,10 @@ use super::body::{self, BlobChunks};
 use super::endpoint::Endpoint;
 use super::endpoints::Purpose;
 use super::error::{Failure, UpstreamError, Violation};
-use super::limiter::Priority;
+use super::priority::Priority;
 use super::reply::UpstreamResponse;
 use super::retry::MAX_RETRY_AFTER;
-use super::route::{BlobRoute, watched};
+use super::route::{BlobRoute, throttled, watched};
 use super::transport::UpstreamRequest;
 use crate::metrics::Kind;
 use crate::oci::{Digest, RepoName};
@@ -81,7 +81,7 @@ impl Upstream {
         }
         if !endpoints.are_several() {
             let mut stream = endpoints.ask(purpose, ask).await?;
-            stream.body = limiter.throttled(stream.body, route);
+            stream.body = throttled(limiter, stream.body, route);
             return Ok(stream);
         }
         let (mut stream, attempt) = Box::pin(endpoints.ask_in_turn(purpose, &ask)).await?;
@@ -91,7 +91,7 @@ impl Upstream {
             Arc::clone(route),
             endpoints.all().count(),
         );
-        stream.body = limiter.throttled(stream.body, route);
+        stream.body = throttled(limiter, stream.body, route);
         Ok(stream)
     }
 

@@ -5,16 +5,12 @@
 //! came, and no queue is needed. Background work takes something only while the bucket is at least half
 //! full, which it isn't while clients wait.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::error::UpstreamError;
-use super::route::{BlobRoute, Piece};
+use super::priority::Priority;
 use super::usage::Usage;
 use crate::clock::Clock;
 use crate::config;
@@ -23,14 +19,6 @@ use crate::config;
 pub(super) const LOOK: Duration = Duration::from_millis(250);
 /// The size of the bucket of bytes: what its rate brings in this time.
 const BYTES_BURST: Duration = Duration::from_secs(1);
-
-/// Whom a request is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Priority {
-    Client,
-    /// No client waits for it.
-    Background,
-}
 
 /// The limits of one upstream, over all of its endpoints and accounts.
 #[derive(Debug)]
@@ -90,36 +78,19 @@ impl Limiter {
         usage.is_none_or(|usage| usage.permits(priority))
     }
 
-    /// Counts and delays the pieces of a body. Its reader may become a client's, or background work, in the middle.
-    pub(super) fn throttled<T: Piece>(
-        self: &Arc<Self>,
-        body: BoxStream<'static, Result<T, UpstreamError>>,
-        route: &Arc<BlobRoute>,
-    ) -> BoxStream<'static, Result<T, UpstreamError>> {
-        if self.bytes.is_none() && self.usage.is_none() {
-            return body;
-        }
-        let (limiter, route) = (Arc::clone(self), Arc::clone(route));
-        body.then(move |piece| {
-            let (limiter, route) = (Arc::clone(&limiter), Arc::clone(&route));
-            async move {
-                if let Ok(piece) = &piece {
-                    limiter.pass(piece.bytes(), &route).await;
-                }
-                piece
-            }
-        })
-        .boxed()
+    /// Whether the bytes of blobs are counted or limited.
+    pub(super) fn limits_bytes(&self) -> bool {
+        self.bytes.is_some() || self.usage.is_some()
     }
-}
 
-impl Limiter {
-    async fn pass(&self, bytes: u64, route: &BlobRoute) {
+    /// Counts bytes that have arrived, and waits until they may be passed on. Their reader may become a
+    /// client, or background work, meanwhile.
+    pub(super) async fn pass(&self, bytes: u64, priority: impl Fn() -> Priority + Send + Sync) {
         if let Some(usage) = &self.usage {
             usage.add(bytes);
         }
         if let Some(bucket) = &self.bytes {
-            bucket.pass(bytes, route).await;
+            bucket.pass(bytes, priority).await;
         }
     }
 }
@@ -175,8 +146,8 @@ impl Bucket {
     }
 
     /// Waits until bytes that have arrived may be passed on.
-    async fn pass(&self, bytes: u64, route: &BlobRoute) {
-        while route.priority() == Priority::Background {
+    async fn pass(&self, bytes: u64, priority: impl Fn() -> Priority) {
+        while priority() == Priority::Background {
             if self.take_if_half_full(bytes) {
                 return;
             }

@@ -4,14 +4,13 @@
 use std::time::Duration;
 
 use http::Method;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::HeaderMap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::allowance;
 use super::budget::{Budget, Crossing, Entry, KINDS, Ticket};
-use super::endpoint::Endpoint;
 use super::error::{Failure, UpstreamError};
 use super::reply::UpstreamResponse;
 use super::retry::MAX_RETRY_AFTER;
@@ -19,7 +18,6 @@ use super::transport::UpstreamRequest;
 use crate::config::Reserve;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Kind, RateLimitMetrics};
-use crate::oci::RepoName;
 
 /// The `Retry-After` for clients while another request finds out whether the endpoint answers again.
 const SOON: Duration = Duration::from_secs(5);
@@ -51,7 +49,7 @@ pub struct AccountStatus {
 }
 
 /// A request that was permitted, until its outcome is told.
-struct Sending<'a> {
+pub(super) struct Sending<'a> {
     limits: &'a Limits,
     ticket: Ticket,
     is_settled: bool,
@@ -74,7 +72,7 @@ impl Limits {
     }
 
     /// Waits while a probe is under way, for at most `patience`. The pause, where one is in force.
-    async fn enter(
+    pub(super) async fn enter(
         &self,
         ask: &UpstreamRequest,
         patience: Duration,
@@ -106,7 +104,7 @@ impl Limits {
     }
 
     /// A request wasn't sent.
-    fn withheld(&self) {
+    pub(super) fn withheld(&self) {
         if let Some(metrics) = &self.metrics {
             metrics.withheld();
         }
@@ -159,7 +157,7 @@ impl Sending<'_> {
         }
     }
 
-    fn ended(&mut self, result: &Result<UpstreamResponse, UpstreamError>) {
+    pub(super) fn ended(&mut self, result: &Result<UpstreamResponse, UpstreamError>) {
         let limits = self.limits;
         let error = match result {
             Ok(reply) => {
@@ -191,7 +189,7 @@ impl Sending<'_> {
                 metrics.paused(true);
             }
             let (upstream, account) = (&*limits.upstream, &limits.account);
-            tracing::warn!(upstream, account, url = %error.url, ?pause, "the upstream answers 429: no such requests are sent to it for a while; cached content is served");
+            tracing::warn!(upstream, account, error = %on_one_line(error), ?pause, "the upstream answers 429: no such requests are sent to it for a while; cached content is served");
         }
     }
 
@@ -215,66 +213,6 @@ impl Drop for Sending<'_> {
             self.limits.settled.notify_waiters();
         }
     }
-}
-
-impl Endpoint {
-    /// Asks with one of the accounts: the one that has most left, of equal ones the one that was used
-    /// least; the next one, if that is told to wait or can't be used.
-    pub(super) async fn ask_with_accounts(
-        &self,
-        repo: &RepoName,
-        ask: &UpstreamRequest,
-    ) -> Result<UpstreamResponse, UpstreamError> {
-        let now = Instant::now();
-        let mut accounts: Vec<_> = self.accounts().collect();
-        accounts.sort_by_cached_key(|auth| auth.general_limits().budget.preference(now));
-        let mut last = None;
-        for auth in accounts {
-            let asked = self.with_account(auth);
-            match asked.ask_authenticated(repo, ask).await {
-                Err(error) if is_of_account(&error) => {
-                    let account = &auth.general_limits().account;
-                    tracing::debug!(upstream = self.name(), account, error = %on_one_line(&error), "trying the next account");
-                    let is_first = last.is_none();
-                    // A limit passes; credentials that are refused don't.
-                    if is_first || matches!(error.failure, Failure::RateLimited { .. }) {
-                        last = Some(error);
-                    }
-                }
-                answer => return answer,
-            }
-        }
-        // There is always an account.
-        Err(last.unwrap_or_else(|| UpstreamError::new(&ask.url, Failure::Busy)))
-    }
-
-    /// Sends a request, unless the endpoint has told the account to wait.
-    pub(super) async fn exchange(
-        &self,
-        limits: &Limits,
-        ask: &UpstreamRequest,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<UpstreamResponse, UpstreamError> {
-        let patience = self.transport.timeouts.header;
-        let mut sending = limits.enter(ask, patience).await.map_err(|pause| {
-            limits.withheld();
-            let retry_after = Some(pause);
-            UpstreamError::new(&ask.url, Failure::RateLimited { retry_after })
-        })?;
-        let result = self.transport.exchange(ask, authorization).await;
-        sending.ended(&result);
-        result
-    }
-}
-
-/// Whether another account may be answered.
-const fn is_of_account(error: &UpstreamError) -> bool {
-    matches!(
-        error.failure,
-        Failure::RateLimited { .. }
-            | Failure::CredentialsRefused { .. }
-            | Failure::NoCredentials(_)
-    )
 }
 
 /// Requests of which a 429 says nothing about the others.

@@ -18,11 +18,11 @@ use super::body::{self, BlobChunks};
 use super::endpoint::Endpoint;
 use super::endpoints::Purpose;
 use super::error::{Failure, UpstreamError, Violation};
-use super::limiter::Priority;
 use super::multi_range::MultiRange;
 use super::multipart::{self, MultipartError, Parser};
+use super::priority::Priority;
 use super::reply::UpstreamResponse;
-use super::route::{BlobRoute, watched};
+use super::route::{BlobRoute, throttled, watched};
 use crate::oci::{ByteRange, Digest, RepoName};
 
 /// Ranges in one request at most. Servers refuse too many of them (Apache httpd over 200).
@@ -70,7 +70,7 @@ impl Upstream {
         }
         if !endpoints.are_several() {
             let pieces = endpoints.ask(purpose, ask).await?;
-            return Ok(pieces.map(|pieces| limiter.throttled(pieces, route)));
+            return Ok(pieces.map(|pieces| throttled(limiter, pieces, route)));
         }
         let (pieces, mut attempt) = Box::pin(endpoints.ask_in_turn(purpose, &ask)).await?;
         let Some(pieces) = pieces else {
@@ -79,7 +79,7 @@ impl Upstream {
         };
         let count = endpoints.all().count();
         let pieces = watched(pieces, attempt, Arc::clone(route), count);
-        Ok(Some(limiter.throttled(pieces, route)))
+        Ok(Some(throttled(limiter, pieces, route)))
     }
 }
 

@@ -10,7 +10,8 @@ use futures_util::stream::{self, BoxStream};
 use super::attempt::Attempt;
 use super::endpoint::Endpoint;
 use super::error::UpstreamError;
-use super::limiter::Priority;
+use super::limiter::Limiter;
+use super::priority::Priority;
 
 /// A stream that has brought this many bytes shows that its endpoint works.
 const PROGRESS: u64 = 1024 * 1024;
@@ -137,4 +138,26 @@ impl<T: Piece> Watched<T> {
             self.attempt.succeeded();
         }
     }
+}
+
+/// Counts and delays the pieces of a body by the operator's limits.
+pub(super) fn throttled<T: Piece>(
+    limiter: &Arc<Limiter>,
+    body: BoxStream<'static, Result<T, UpstreamError>>,
+    route: &Arc<BlobRoute>,
+) -> BoxStream<'static, Result<T, UpstreamError>> {
+    if !limiter.limits_bytes() {
+        return body;
+    }
+    let (limiter, route) = (Arc::clone(limiter), Arc::clone(route));
+    body.then(move |piece| {
+        let (limiter, route) = (Arc::clone(&limiter), Arc::clone(&route));
+        async move {
+            if let Ok(piece) = &piece {
+                limiter.pass(piece.bytes(), || route.priority()).await;
+            }
+            piece
+        }
+    })
+    .boxed()
 }

@@ -16,7 +16,8 @@ use super::error::{Failure, Phase, SetupError, ShownUrl, UpstreamError, Violatio
 use super::failures::FailureLog;
 use super::gate::{Gate, Permit};
 use super::guard::{self, Guard};
-use super::limiter::{Limiter, Priority};
+use super::limiter::Limiter;
+use super::priority::Priority;
 use super::redirect::{self, RedirectError};
 use super::reply::UpstreamResponse;
 use super::{body, retry};

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::limiter::Priority;
+use super::priority::Priority;
 use crate::clock::Clock;
 
 /// The percentage of the limit after which background work gets nothing.
