@@ -216,7 +216,8 @@ fn secrets_of_upstreams(old: &Config, new: &Config, shown: &[Difference]) -> Vec
         }
     };
     let changed = default.into_iter().chain(named);
-    changed.filter(|key| !is_shown(key)).map(secret).collect()
+    let hidden = changed.filter(|key| !is_shown(key));
+    hidden.map(|key| secret(&key)).collect()
 }
 
 /// The sections with secrets that need a restart and in which nothing else differs.
@@ -228,12 +229,10 @@ fn secrets_of_fixed(old: &Config, new: &Config, shown: &[Difference]) -> Vec<Dif
     let is_shown = |section: &str| shown.iter().any(|shown| is_below(&shown.key, section));
     let changed = changed.into_iter().filter(|(_, differs)| *differs);
     let hidden = changed.filter(|(section, _)| !is_shown(section));
-    hidden
-        .map(|(section, _)| secret(section.to_owned()))
-        .collect()
+    hidden.map(|(section, _)| secret(section)).collect()
 }
 
-fn secret(key: String) -> Difference {
+fn secret(key: &str) -> Difference {
     Difference {
         key: format!("{key}: a secret"),
         before: None,
