@@ -23,7 +23,7 @@ const MAX_PAGE: usize = 1024 * 1024;
 pub enum Place {
     /// The path of a socket.
     Unix(PathBuf),
-    /// `host:port`, for HTTP without TLS.
+    /// `host:port`.
     Tcp(String),
 }
 
@@ -57,29 +57,38 @@ impl Place {
         path: &str,
         tasks: &TaskTracker,
     ) -> Result<(StatusCode, Bytes), AskError> {
-        let connect = |source| AskError::Connect {
-            place: self.to_string(),
-            source,
-        };
+        let connect = |source| self.unreachable(source);
         match self {
             Self::Unix(socket) => {
                 let stream = UnixStream::connect(socket).await.map_err(connect)?;
-                self.exchange(stream, "localhost", path, tasks).await
+                self.get_on(stream, path, tasks).await
             }
             Self::Tcp(address) => {
                 let stream = TcpStream::connect(address).await.map_err(connect)?;
-                self.exchange(stream, address, path, tasks).await
+                self.get_on(stream, path, tasks).await
             }
         }
     }
 
-    async fn exchange(
+    /// That no connection could be made.
+    pub fn unreachable(&self, source: io::Error) -> AskError {
+        AskError::Connect {
+            place: self.to_string(),
+            source,
+        }
+    }
+
+    /// The same as [`get`](Self::get) on a connection that the caller has made.
+    pub async fn get_on(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        host: &str,
         path: &str,
         tasks: &TaskTracker,
     ) -> Result<(StatusCode, Bytes), AskError> {
+        let host = match self {
+            Self::Unix(_) => "localhost",
+            Self::Tcp(address) => address,
+        };
         let broken = |source| AskError::Broken {
             place: self.to_string(),
             source,

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::RwLock;
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,7 @@ use crate::error_chain::on_one_line;
 use crate::log_levels::{LevelError, LevelInForce, LogLevels, Module, parse_level};
 use crate::oci::Digest;
 use crate::server::RequestBodyError;
+use crate::upstream::{EndpointStatus, Upstream};
 
 /// An operation, and the type of its result.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,6 +47,8 @@ pub enum Operation {
     DenyRemove { reference: String },
     /// The entries of the deny list.
     DenyList,
+    /// The [`EndpointStatus`] of each endpoint of each upstream.
+    Upstreams,
     /// Sets the level of a module, or of all without one of their own, for some seconds or until the
     /// server ends: the [`LevelInForce`]s.
     LogLevelSet {
@@ -129,11 +133,16 @@ pub struct Operator {
     pub cache: Cache,
     pub denials: Denials,
     pub clock: Clock,
+    /// None where no server runs.
+    pub upstreams: Option<UpstreamList>,
     /// None without a server.
     pub levels: Option<Arc<LogLevels>>,
     /// None where no server runs.
     pub reloads: Option<Arc<Reloads>>,
 }
+
+/// The clients of all upstreams, as they are at present.
+pub type UpstreamList = Arc<RwLock<Vec<Arc<Upstream>>>>;
 
 /// Why an operation isn't carried out.
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +164,7 @@ pub enum OperateError {
     Deny(#[from] DenyError),
     #[error(transparent)]
     Level(#[from] LevelError),
-    #[error("no server is running, and log levels are a server's")]
+    #[error("no server is running, and only a running one has this")]
     NoServer,
     #[error(transparent)]
     NotReloaded(#[from] NotReloaded),
@@ -169,6 +178,7 @@ impl Operation {
             | Self::DenyAdd { .. }
             | Self::DenyRemove { .. }
             | Self::DenyList
+            | Self::Upstreams
             | Self::LogLevelSet { .. }
             | Self::LogLevelReset
             | Self::LogLevels
@@ -215,6 +225,12 @@ impl Operator {
                 serde_json::to_vec(&removed)
             }
             Operation::DenyList => serde_json::to_vec(&self.denials.list()),
+            Operation::Upstreams => {
+                let upstreams = self.upstreams.as_ref().ok_or(OperateError::NoServer)?;
+                let upstreams = upstreams.read().clone();
+                let status = upstreams.iter().flat_map(|upstream| upstream.status());
+                serde_json::to_vec(&status.collect::<Vec<EndpointStatus>>())
+            }
             Operation::LogLevelSet {
                 module,
                 level,

@@ -112,13 +112,17 @@ fn key_of(error: &TlsError) -> &'static str {
     }
 }
 
-/// The path of an upstream's key; of its URL where the CA file is meant and it has none.
+/// The path of an upstream's key; of its URL where the CA file is meant and it has none; of its endpoints
+/// where it has some.
 fn upstream_key(config: &Config, name: &str, key: &str) -> String {
     let others = &config.proxy.upstreams;
     let (section, upstream) = match others.iter().position(|other| other.name == *name) {
         Some(index) => (format!("proxy.upstreams[{index}]"), others.get(index)),
         None => ("proxy".to_owned(), Some(&config.proxy.default)),
     };
+    if upstream.is_some_and(|upstream| !upstream.endpoints.is_empty()) {
+        return format!("{section}.endpoints");
+    }
     let has_ca = upstream.is_some_and(|upstream| upstream.ca.is_some());
     let key = if key == "ca" && !has_ca {
         "remoteurl"

@@ -12,6 +12,7 @@ mod reload;
 mod serving;
 mod traces;
 mod upstreams;
+mod usage_file;
 mod watchdog;
 
 pub use cache::Space;
@@ -34,8 +35,10 @@ use reload::Running;
 use serving::Serving;
 use traces::Traces;
 use upstreams::Clients;
+use usage_file::UsageFile;
 
 use crate::access::{Denials, DenyError};
+use crate::admin::operate::UpstreamList;
 use crate::admin::reload::Reloads;
 use crate::auth::AuthSetupError;
 use crate::cache::Cache;
@@ -46,7 +49,7 @@ use crate::log_levels::LogLevels;
 use crate::metrics::Metrics;
 use crate::renewal::Renewals;
 use crate::server::listener::{Address, BindError};
-use crate::server::{Current, ServerSettings};
+use crate::server::{Current, LINGER, ServerSettings};
 use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::systemd::{Handed, SocketsError};
 use crate::tasks::{Panicked, Tasks};
@@ -138,7 +141,12 @@ struct Shared {
     traces: Traces,
     /// The deny list and the audit log.
     denials: Denials,
-    /// Connections, downloads and other work of requests: a stop waits for these tasks.
+    /// For operators.
+    upstreams: UpstreamList,
+    usage: Arc<UsageFile>,
+    /// The connections of clients, and what accepts them: a stop waits for these tasks, too.
+    connections: TaskTracker,
+    /// Downloads and other work of requests: a stop waits for these tasks.
     tasks: TaskTracker,
     /// What the server needs for as long as it runs.
     background: Tasks,
@@ -205,6 +213,9 @@ impl App {
             &background,
             &stop_now,
         );
+        let upstreams: UpstreamList = Arc::new(clients.list().into());
+        let usage = usage_file::path(config);
+        let usage = UsageFile::open(usage, Arc::clone(&upstreams)).await;
         let shared = Shared {
             cache,
             metrics,
@@ -213,6 +224,9 @@ impl App {
             levels,
             traces,
             denials: access.denials(),
+            upstreams,
+            usage: Arc::new(usage),
+            connections: TaskTracker::new(),
             tasks: TaskTracker::new(),
             background,
             stop_accepting: CancellationToken::new(),
@@ -221,6 +235,7 @@ impl App {
             renewals: Renewals::default(),
         };
         shared.watch_levels();
+        shared.keep_usage();
         let renewals = &shared.renewals;
         renewals.watch(&shared.background, shared.stop_now.clone());
         let probes = Probes::new(&config.health, &shared.cache)?;
@@ -318,7 +333,8 @@ impl App {
         if saved.await.is_err() {
             tracing::warn!("the expiry state could not be saved in time; its journal has it");
         }
-        tokio::join!(self.shared.denials.audit().flush(), traces);
+        let usage = self.shared.usage.save();
+        tokio::join!(self.shared.denials.audit().flush(), traces, usage);
         clean
     }
 
@@ -341,26 +357,44 @@ impl App {
 
     async fn drain(&self, hurry: impl Future<Output = ()>) -> bool {
         let Shared {
+            connections,
             tasks,
             stop_accepting,
             stop_now,
             ..
         } = &self.shared;
         stop_accepting.cancel();
+        connections.close();
         tasks.close();
+        let finished = async {
+            // Connections start tasks.
+            connections.wait().await;
+            tasks.wait().await;
+        };
+        let mut finished = std::pin::pin!(finished);
         let reason = tokio::select! {
             biased;
-            () = tasks.wait() => return true,
+            () = finished.as_mut() => return true,
             () = hurry => "another signal",
             () = tokio::time::sleep(self.drain_timeout()) => "the drain timeout",
         };
-        tracing::warn!(tasks = tasks.len(), reason, "ending what has not finished");
+        let unfinished = tasks.len();
+        if unfinished > 0 {
+            tracing::warn!(tasks = unfinished, reason, "ending what has not finished");
+        }
         stop_now.cancel();
-        // Bodies of failed downloads end now; clients that read a stored blob slowly are cut off
-        // with the process.
-        let last = tokio::time::timeout(LAST_MOMENT, tasks.wait()).await;
-        tracing::debug!(left = last.is_err(), "ended");
-        false
+        // Bodies of failed downloads end now, and so do idle connections.
+        let left = tokio::time::timeout(LAST_MOMENT, finished).await.is_err();
+        if left {
+            // Clients that read a stored blob slowly.
+            let connections = connections.len();
+            tracing::warn!(
+                connections,
+                reason,
+                "cutting off connections with unfinished requests"
+            );
+        }
+        unfinished == 0 && !left
     }
 }
 
@@ -400,8 +434,8 @@ async fn open_store(
 /// How long the expiry state may take to be saved at the end.
 const SAVE_TIME: Duration = Duration::from_secs(30);
 
-/// How long failed requests have to say so, after the drain time.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+/// How long failed requests have to say so, and idle connections to end, after the drain time.
+const LAST_MOMENT: Duration = LINGER.saturating_add(Duration::from_millis(500));
 
 fn server_settings(config: &Config, traces: &Traces) -> ServerSettings {
     let host = config

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::merge::{Merged, origins};
 use super::upstreams::Clients;
+use super::usage_file;
 use super::{Shared, StartError, StopTimes, cache, descriptors, pulling, server_settings};
 use crate::access::Access;
 use crate::admin::reload::ReloadReport;
@@ -295,6 +296,9 @@ impl Running {
         // What is denied is denied at once, whichever rules a request began with.
         shared.denials.configure(&config.access.deny);
         shared.renew(&clients, &authenticator);
+        let upstreams = clients.list();
+        usage_file::carry_over(&shared.upstreams.read(), &upstreams);
+        *shared.upstreams.write() = upstreams;
         self.current.replace(service);
         self.admission
             .configure(descriptors::connection_limits(&config));

@@ -146,6 +146,7 @@ impl<'a> Serving<'a> {
                     denials: self.shared.denials.clone(),
                     levels: Some(Arc::clone(&self.shared.levels)),
                     clock: self.shared.clock,
+                    upstreams: Some(Arc::clone(&self.shared.upstreams)),
                     reloads: Some(Arc::clone(&self.shared.reloads)),
                 };
                 let pages = self.admin(config.http.metrics_path());
@@ -172,7 +173,7 @@ impl<'a> Serving<'a> {
 
     fn serve<H: Handler>(&self, task: &'static str, listener: Listener, handler: Arc<H>) {
         let shared = self.shared;
-        let tasks = shared.background.tracked_by(&shared.tasks);
+        let tasks = shared.background.tracked_by(&shared.connections);
         let serving = serve(
             listener,
             handler,

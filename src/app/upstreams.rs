@@ -56,6 +56,12 @@ impl Clients {
         std::iter::once(&self.default).chain(&self.others)
     }
 
+    /// The clients: the default upstream's, and the others in the order of the configuration.
+    pub(super) fn list(&self) -> Vec<Arc<Upstream>> {
+        let clients = self.all();
+        clients.map(|client| Arc::clone(&client.upstream)).collect()
+    }
+
     /// What is read again when its files change.
     pub(super) fn renewals(&self) -> impl Iterator<Item = Arc<dyn Renewable>> {
         let with_files = self.all().filter(|client| !client.renewal.files.is_empty());
@@ -94,10 +100,8 @@ impl Client {
         clock: Clock,
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
-        let identity = upstream.client_certificate.iter();
-        let identity = identity.flat_map(|files| [files.certificate.clone(), files.key.clone()]);
         // Before they are read.
-        let files = WatchedFiles::new(upstream.ca.clone().into_iter().chain(identity));
+        let files = WatchedFiles::new(certificate_files(upstream));
         let client = client(upstream, timeouts, clock, metrics)?;
         let renewal = CertificateFiles {
             files,
@@ -117,7 +121,17 @@ fn unusable(upstream: &config::Upstream) -> impl FnOnce(SetupError) -> StartErro
     |source| StartError::Upstream { upstream, source }
 }
 
-/// The CA and the client certificate of an upstream.
+/// The paths of the files that [`tls_files`] reads.
+fn certificate_files(upstream: &config::Upstream) -> Vec<PathBuf> {
+    let identity = upstream.client_certificate.iter();
+    let identity = identity.flat_map(|files| [files.certificate.clone(), files.key.clone()]);
+    let endpoints = upstream.endpoints.iter();
+    let endpoints = endpoints.flat_map(|endpoint| certificate_files(&endpoint.registry));
+    let ca = upstream.ca.clone().into_iter();
+    ca.chain(identity).chain(endpoints).collect()
+}
+
+/// The CA and the client certificate of an upstream and its endpoints.
 #[derive(Debug)]
 struct CertificateFiles {
     files: WatchedFiles,
@@ -164,5 +178,10 @@ pub fn tls_files(upstream: &config::Upstream) -> Result<TlsFiles, StartError> {
             .map(|path| read("ca", path))
             .transpose()?,
         identity: identity.transpose()?,
+        endpoints: upstream
+            .endpoints
+            .iter()
+            .map(|endpoint| tls_files(&endpoint.registry))
+            .collect::<Result<_, _>>()?,
     })
 }

@@ -1,13 +1,18 @@
 //! `millpond health`
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use http::{StatusCode, Uri};
+use bytes::Bytes;
+use http::StatusCode;
+use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
+use url::Url;
 
-use super::{Located, load, print};
-use crate::admin::ask::Place;
+use super::handshake::{self, Trust};
+use super::{Located, load, print, read_ca};
+use crate::admin::ask::{AskError, Place};
 use crate::admin::health::Readiness;
 use crate::config::{Config, Http, Listen, Serves, Storage};
 use crate::storage::Layout;
@@ -24,19 +29,60 @@ pub(super) struct Asked {
     /// Ask only whether the server is alive: it answers, whatever its checks say
     #[arg(long)]
     live: bool,
-    /// Where to ask: http://HOST:PORT of a listener for operators without TLS, or unix:SOCKET
+    /// Where to ask: http://HOST:PORT or https://HOST:PORT of a listener for operators, or unix:SOCKET
     /// [default: found in the configuration]
-    #[arg(long, value_name = "URL", value_parser = place_at)]
-    url: Option<Place>,
+    #[arg(long, value_name = "URL", value_parser = server_at)]
+    url: Option<Server>,
+    /// With https: trust the certificate authorities in this file (PEM), too
+    #[arg(long, value_name = "FILE", requires = "url")]
+    ca: Option<PathBuf>,
     #[command(flatten)]
     located: Located,
 }
 
+/// Where a server answers operators, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Server {
+    place: Place,
+    /// None without TLS.
+    https: Option<Url>,
+}
+
+impl Server {
+    const fn plain(place: Place) -> Self {
+        Self { place, https: None }
+    }
+
+    async fn get(
+        &self,
+        path: &str,
+        ca: Option<Vec<u8>>,
+        tasks: &TaskTracker,
+    ) -> Result<(StatusCode, Bytes), AskError> {
+        let (Some(url), Place::Tcp(address)) = (&self.https, &self.place) else {
+            return self.place.get(path, tasks).await;
+        };
+        let trust = Trust {
+            ca,
+            ..Trust::default()
+        };
+        let connected = async {
+            let stream = TcpStream::connect(address).await?;
+            handshake::connect(stream, url, &trust).await
+        };
+        let connected = connected.await;
+        let stream = connected.map_err(|error| self.place.unreachable(error))?;
+        self.place.get_on(stream, path, tasks).await
+    }
+}
+
 pub(super) fn health(asked: &Asked) -> anyhow::Result<()> {
-    let place = match &asked.url {
-        Some(place) => place.clone(),
-        None => place_of(&load(asked.located.config.as_deref())?.config)?,
+    let server = match &asked.url {
+        Some(server) => server.clone(),
+        None => Server::plain(place_of(&load(asked.located.config.as_deref())?.config)?),
     };
+    let place = &server.place;
+    let ca = asked.ca.as_deref().map(read_ca).transpose()?;
     let path = if asked.live { ALIVE } else { READY };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -44,7 +90,7 @@ pub(super) fn health(asked: &Asked) -> anyhow::Result<()> {
         .context("the runtime can't be started")?;
     let (status, body) = runtime.block_on(async {
         let tasks = TaskTracker::new();
-        let answer = place.get(path, &tasks);
+        let answer = server.get(path, ca, &tasks);
         let answer = tokio::time::timeout(ANSWER_TIME, answer).await;
         let late = || format!("{place} gives no answer within {} s", ANSWER_TIME.as_secs());
         answer.with_context(late)?.context("the server isn't there")
@@ -71,16 +117,23 @@ fn judge(readiness: &Readiness) -> anyhow::Result<()> {
     bail!("not ready: {}", failing.collect::<Vec<_>>().join("; "))
 }
 
-/// The place that a URL names.
-fn place_at(text: &str) -> Result<Place, String> {
+/// The server that a URL names.
+fn server_at(text: &str) -> Result<Server, String> {
     if let Some(path) = text.strip_prefix("unix:") {
-        return Ok(Place::Unix(path.into()));
+        return Ok(Server::plain(Place::Unix(path.into())));
     }
-    let uri = text.parse::<Uri>().ok();
-    let uri = uri.filter(|uri| uri.scheme_str() == Some("http") && uri.path() == "/");
-    let address = uri.and_then(|uri| Some((uri.host()?.to_owned(), uri.port_u16()?)));
-    let address = address.map(|(host, port)| Place::Tcp(format!("{host}:{port}")));
-    address.ok_or_else(|| "write http://HOST:PORT or unix:SOCKET".to_owned())
+    let url = Url::parse(text).ok().filter(|url| {
+        let plain = url.query().or(url.fragment()).is_none() && url.username().is_empty();
+        plain && url.path() == "/" && matches!(url.scheme(), "http" | "https")
+    });
+    let server = url.and_then(|url| {
+        let address = format!("{}:{}", url.host_str()?, url.port_or_known_default()?);
+        Some(Server {
+            place: Place::Tcp(address),
+            https: (url.scheme() == "https").then_some(url),
+        })
+    });
+    server.ok_or_else(|| "write http://HOST:PORT, https://HOST:PORT or unix:SOCKET".to_owned())
 }
 
 /// Where a server with this configuration answers.
@@ -129,12 +182,18 @@ mod tests {
         for (url, place) in [
             ("http://127.0.0.1:5001", Some(tcp("127.0.0.1:5001"))),
             ("http://[::1]:5001/", Some(tcp("[::1]:5001"))),
+            ("https://mirror.example", Some(tcp("mirror.example:443"))),
             ("unix:/run/millpond", Some(unix("/run/millpond"))),
-            ("https://127.0.0.1:5001", None),
             ("http://127.0.0.1:5001/metrics", None),
+            ("https://u:p@127.0.0.1:5001", None),
+            ("ftp://127.0.0.1:5001", None),
             ("127.0.0.1:5001", None),
         ] {
-            assert_eq!(place_at(url).ok(), place, "{url}");
+            let server = server_at(url).ok();
+            let is_https = server.as_ref().map(|server| server.https.is_some());
+            let expected = place.is_some().then(|| url.starts_with("https"));
+            assert_eq!(is_https, expected, "{url}");
+            assert_eq!(server.map(|server| server.place), place, "{url}");
         }
         for (yaml, place) in [
             (

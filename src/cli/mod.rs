@@ -4,6 +4,7 @@ mod allocator;
 mod client_config;
 mod doctor;
 mod explain;
+mod handshake;
 mod health;
 mod log_level;
 mod logging;
@@ -12,6 +13,7 @@ mod reload;
 mod serve;
 mod signals;
 mod table;
+mod upstreams;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -102,6 +104,11 @@ enum Command {
     /// are broken off.
     #[command(subcommand)]
     Deny(DenyCommand),
+    /// Show how the endpoints of the upstreams answer
+    ///
+    /// Asks the running server: the circuit of each endpoint, the time to an answer about a manifest
+    /// (average and 99th percentile), open streams of blobs, tokens in use and the last error.
+    Upstreams(Listing),
     /// Show or change what a running server logs
     ///
     /// Changes last until the server ends, or as --for says. They change no file.
@@ -234,6 +241,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             located,
         } => operate::purge(&located, reference, dry_run),
         Command::Deny(command) => deny(command),
+        Command::Upstreams(Listing { json, located }) => upstreams::upstreams(&located, json),
         Command::LogLevel(arguments) => log_level::log_level(arguments),
         Command::Access(AccessCommand::Explain(question)) => explain::explain(&question),
         Command::ClientConfig(options) => client_config::client_config(&options),
@@ -279,6 +287,12 @@ fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
 
 fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
     Ok(config::load(path, config::environment())?)
+}
+
+/// A file of certificate authorities (PEM).
+fn read_ca(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let read = config::read_pem(path);
+    read.with_context(|| format!("{} can't be read", path.display()))
 }
 
 fn check(path: Option<&Path>) -> anyhow::Result<()> {
@@ -347,6 +361,7 @@ mod tests {
             "deny add a",
             "deny remove a",
             "deny list",
+            "upstreams",
             "log-level",
             "log-level upstream=debug --for 10m",
             "access explain a b",

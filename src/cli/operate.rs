@@ -29,7 +29,7 @@ pub(super) enum Backend {
 }
 
 /// Runs one operation on the server, or on the data directory if no server runs.
-fn with_backend<T>(
+pub(super) fn with_backend<T>(
     located: &Located,
     operation: impl AsyncFnOnce(&mut Backend) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
@@ -96,6 +96,7 @@ impl Backend {
             cache,
             denials: Denials::new(Arc::new(denied), Audit::default()),
             clock: Clock::system(),
+            upstreams: None,
             levels: None,
             reloads: None,
         }))

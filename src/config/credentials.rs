@@ -12,6 +12,11 @@ use crate::oci::Pattern;
 
 /// What stands for a secret in print.
 pub(super) const HIDDEN: &str = "<hidden>";
+/// What an item without a source of credentials lacks.
+const SOURCES: &str =
+    "it and `password`, or `usernamefile` and `passwordfile`, `dockerconfig` or `exec`";
+/// Further accounts of one upstream.
+const MAX_ACCOUNTS: usize = 16;
 /// The longest name of a helper's program, in bytes.
 const MAX_COMMAND: usize = 4096;
 
@@ -132,15 +137,34 @@ pub(super) fn of_repositories(section: &Section<'_>) -> Vec<RepositoryCredential
         }
         let credentials = read(item);
         if credentials.is_none() && !names_source(item) {
-            let advice = "it and `password`, or `usernamefile` and `passwordfile`, `dockerconfig` \
-                          or `exec`";
-            item.missing("username", advice);
+            item.missing("username", SOURCES);
         }
         credentials.map(|credentials| RepositoryCredentials {
             repositories,
             credentials,
         })
     });
+    items.into_iter().flatten().collect()
+}
+
+/// Reads the list at `accounts`, beside the `first` account.
+pub(super) fn accounts(section: &Section<'_>, first: Option<&Credentials>) -> Vec<Credentials> {
+    let items = section.sections("accounts", |item| {
+        let credentials = read(item);
+        if credentials.is_none() && !names_source(item) {
+            item.missing("username", SOURCES);
+        }
+        credentials
+    });
+    if !items.is_empty() && first.is_none() && !names_source(section) {
+        let reason =
+            "holds further accounts; write one of them as `username` and `password` beside it";
+        section.reject("accounts", reason);
+    }
+    if items.len() > MAX_ACCOUNTS {
+        let reason = format!("has {} items; write at most {MAX_ACCOUNTS}", items.len());
+        section.reject("accounts", reason);
+    }
     items.into_iter().flatten().collect()
 }
 

@@ -1,5 +1,6 @@
 //! The `http` section.
 
+use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -242,20 +243,23 @@ fn prefix(text: &str) -> Result<String, &'static str> {
     valid.ok_or("write a plain path such as /mirror/")
 }
 
-/// The header fields at `headers`.
+/// The header fields at `headers`. No message shows their values, which may be secrets.
 pub(super) fn headers(http: &Section<'_>) -> HeaderMap {
     let mut map = HeaderMap::new();
-    let lists = http.lists("headers", |text| {
-        HeaderValue::try_from(text).or(Err("write printable ASCII text"))
-    });
+    let lists = http.lists("headers", |text| Ok::<_, Infallible>(text.to_owned()));
     for (key, values) in lists {
         let problem = match HeaderName::try_from(&key) {
             Ok(name) if FRAMING.contains(&name) => {
                 format!("the header `{name}` is set by the server; remove it")
             }
             Ok(name) => {
-                for value in values {
-                    map.append(name.clone(), value);
+                for (index, value) in values.into_iter().enumerate() {
+                    if let Ok(value) = HeaderValue::try_from(value) {
+                        map.append(name.clone(), value);
+                    } else {
+                        let item = format!("headers.{key}[{index}]");
+                        http.reject(&item, "must be printable ASCII text");
+                    }
                 }
                 continue;
             }

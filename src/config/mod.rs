@@ -22,6 +22,7 @@ mod context;
 mod credentials;
 mod download;
 mod duration;
+mod endpoints;
 mod env;
 mod error;
 mod health;
@@ -31,6 +32,7 @@ mod keys;
 mod log;
 mod printed;
 mod proxy;
+mod rate_limit;
 mod report;
 mod rules;
 mod section;
@@ -71,6 +73,7 @@ pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
 pub use log::{AccessLog, Audit, Log, LogFormat};
 pub use printed::{Difference, Printed};
 pub use proxy::{Proxy, Timeouts, TtlMode};
+pub use rate_limit::{RateLimit, Reserve};
 pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
 pub use size::SizeLimit;
@@ -78,7 +81,10 @@ pub use storage::{Limits, MinFree, Scrub, Storage};
 pub use tls::{CIPHER_SUITES, ClientAuth, Tls, TlsVersion};
 pub use traces::Tracing;
 
-pub use upstream::{ClientCertificate, ForwardProxy, ProxyUrl, Upstream, authority, is_loopback};
+pub use upstream::{
+    ClientCertificate, Endpoint, EndpointSelection, ForwardProxy, ProxyUrl, Upstream, authority,
+    is_loopback,
+};
 
 /// The version of the file's format: the reference registry's.
 const VERSION: &str = "0.1";

@@ -9,6 +9,7 @@ use crate::oci::{Digest, ImagePattern, RepoName};
 
 use super::authorize::{Authorize, CallerAccess};
 use super::download::{self, OnAbandon, Prefetch, RangeMode, Segments, Streams};
+use super::endpoints;
 use super::rules::{self, RangeRule, TtlRule};
 use super::section::Section;
 use super::upstream::{self, HUB_NAME, Upstream, authority, hub, is_hub};
@@ -220,6 +221,7 @@ fn default_upstream(proxy: &Section<'_>) -> Upstream {
     // Its name is one of the names of its host, which another upstream may be given.
     let name = &upstream.name;
     upstream.aliases.retain(|alias| alias != name);
+    endpoints::read(proxy, &mut upstream);
     upstream
 }
 
@@ -240,7 +242,8 @@ fn named_upstream(section: &Section<'_>, inherited: &CallerAccess) -> Option<Nam
     // Even without a name or URL, the other keys are checked.
     let usable = name.is_some() && url.is_some();
     let (name, url) = (name.unwrap_or_default(), url.unwrap_or_else(hub));
-    let upstream = upstream::read(section, name, url, inherited);
+    let mut upstream = upstream::read(section, name, url, inherited);
+    endpoints::read(section, &mut upstream);
     let has_ttl = section.text("ttl").is_some();
     let ttl = rules::ttl(section);
     // It is printed as a rule.

@@ -10,8 +10,10 @@ use super::authorize::{self, Authorize, CallerAccess};
 use super::credentials::{self, Credentials, RepositoryCredentials};
 use super::host_pattern::HostPattern;
 use super::http::web_url;
+use super::rate_limit::{self, RateLimit};
 use super::section::Section;
 use super::tls::TlsVersion;
+use crate::oci::RepoName;
 
 /// The name of the upstream Docker Hub.
 pub(super) const HUB_NAME: &str = "docker.io";
@@ -79,6 +81,13 @@ pub struct Upstream {
     /// The group of upstreams with which it shares blobs that not everybody may read. None: with no
     /// other one.
     pub trust: Option<String>,
+    /// Further accounts for the repositories without credentials of their own. They share the requests
+    /// with `credentials`, which is there if they are.
+    pub accounts: Vec<Credentials>,
+    pub rate_limit: RateLimit,
+    /// Where it is asked, in the order of preference. Empty: at `url`.
+    pub endpoints: Vec<Endpoint>,
+    pub endpoint_selection: EndpointSelection,
 }
 
 impl Upstream {
@@ -92,6 +101,20 @@ impl Upstream {
         self.caller.authorize == Authorize::Shared && self.has_account()
     }
 
+    /// Where it is asked first, and its other endpoints, in the order of preference.
+    pub fn ordered_endpoints(&self) -> (Endpoint, Vec<Endpoint>) {
+        if let Some((first, others)) = self.endpoints.split_first() {
+            return (first.clone(), others.to_vec());
+        }
+        let own = Endpoint {
+            registry: self.clone(),
+            prefix: None,
+            weight: 0,
+            fallback_on_404: false,
+        };
+        (own, Vec::new())
+    }
+
     /// Whether that is so and nobody has said that everybody may.
     pub(super) fn lends_by_accident(&self) -> bool {
         self.lends_account() && !self.anonymous
@@ -102,7 +125,46 @@ impl Upstream {
         self.credentials.is_some()
             || !self.repository_credentials.is_empty()
             || self.client_certificate.is_some()
+            || self
+                .endpoints
+                .iter()
+                .any(|endpoint| endpoint.registry.has_account())
     }
+}
+
+/// One of the places where an upstream is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The upstream with the URL, credentials, TLS and proxy of this endpoint, and without endpoints.
+    pub registry: Upstream,
+    /// Comes before the repository's name there.
+    pub prefix: Option<RepoName>,
+    /// Its share of the streams of blobs, in relation to the other weights. 0: none while an endpoint
+    /// before it answers.
+    pub weight: usize,
+    /// Whether its 404 doesn't count as the upstream's answer.
+    pub fallback_on_404: bool,
+}
+
+impl Endpoint {
+    /// `host[:port]` and the prefix: what it is called in logs and metrics.
+    pub fn label(&self) -> String {
+        let host = authority(&self.registry.url);
+        match &self.prefix {
+            Some(prefix) => format!("{host}/{prefix}"),
+            None => host,
+        }
+    }
+}
+
+/// Which endpoint of an upstream is asked first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EndpointSelection {
+    /// The first one in the configuration.
+    #[default]
+    Order,
+    /// The one that answers in the shortest time.
+    Latency,
 }
 
 /// The files (PEM) of a client certificate with its chain, and of its key; readable when the
@@ -162,8 +224,8 @@ impl fmt::Debug for ProxyUrl {
     }
 }
 
-/// Reads the keys that all upstreams have. The aliases are those that the operator gave it, its name
-/// included; [`hosts`] has the others.
+/// Reads the keys that all upstreams have, without `endpoints`. The aliases are those that the operator
+/// gave it, its name included; [`hosts`] has the others.
 ///
 /// `inherited`: the defaults of `authorize`, `accessttl` and `accessstale`.
 pub(super) fn read(
@@ -172,9 +234,30 @@ pub(super) fn read(
     url: Url,
     inherited: &CallerAccess,
 ) -> Upstream {
-    let credentials = credentials::read(section);
     let caller = authorize::read(section, inherited);
+    let connection = connection(section, name, url, caller);
+    let aliases = aliases(section, &connection.name);
+    Upstream {
+        is_docker_hub: is_hub(&connection.url) || aliases.iter().any(|alias| alias == HUB_NAME),
+        anonymous: section.bool("anonymous", false),
+        aliases,
+        trust: authorize::trust(section),
+        rate_limit: section.section("ratelimit", rate_limit::read),
+        ..connection
+    }
+}
+
+/// Reads how a registry is asked: credentials, TLS, proxy. An upstream's own keys, and those of each of
+/// its endpoints.
+pub(super) fn connection(
+    section: &Section<'_>,
+    name: String,
+    url: Url,
+    caller: CallerAccess,
+) -> Upstream {
+    let credentials = credentials::read(section);
     let repository_credentials = credentials::of_repositories(section);
+    let accounts = credentials::accounts(section, credentials.as_ref());
     let has_credentials = credentials.is_some() || !repository_credentials.is_empty();
     let credentials_required = section.bool("credentialsrequired", true);
     let ca = credentials::file(section, "ca");
@@ -201,31 +284,31 @@ pub(super) fn read(
                       caller`; remove it";
         section.reject("certificate", reason);
     }
-    let realm = realm(section, plain_http);
-    let scope = section.value("scope", scope);
-    let redirects = section.values("redirects", |text, _| text.parse());
-    let aliases = aliases(section, &name);
     Upstream {
-        is_docker_hub: is_hub(&url) || aliases.iter().any(|alias| alias == HUB_NAME),
         name,
         url,
         credentials,
         repository_credentials,
         credentials_required,
-        ca_only: ca_only(section),
-        anonymous: section.bool("anonymous", false),
+        anonymous: false,
         ca,
+        ca_only: ca_only(section),
         client_certificate,
         minimum_tls: minimum_tls(section),
         proxy: forward_proxy(section),
         insecure,
         plain_http,
-        realm,
-        scope,
-        redirects,
-        aliases,
+        realm: realm(section, plain_http),
+        scope: section.value("scope", scope),
+        redirects: section.values("redirects", |text, _| text.parse()),
+        aliases: Vec::new(),
+        is_docker_hub: false,
         caller,
-        trust: authorize::trust(section),
+        trust: None,
+        accounts,
+        rate_limit: RateLimit::default(),
+        endpoints: Vec::new(),
+        endpoint_selection: EndpointSelection::default(),
     }
 }
 
@@ -362,13 +445,19 @@ fn scope(text: &str) -> Result<String, &'static str> {
     scope.ok_or("write a scope such as repository:{name}:pull")
 }
 
-/// The URL at `remoteurl`, if there is a valid one. Messages don't repeat one that holds a password.
+/// The URL at `remoteurl`, if there is a valid one.
 pub(super) fn remote_url(section: &Section<'_>) -> Option<Url> {
-    if section.text("remoteurl")?.contains('@') {
-        section.reject("remoteurl", NO_PASSWORDS);
+    registry_url(section, "remoteurl")
+}
+
+/// The URL of a registry at a key, if there is a valid one. Messages don't repeat one that holds a
+/// password.
+pub(super) fn registry_url(section: &Section<'_>, key: &'static str) -> Option<Url> {
+    if section.text(key)?.contains('@') {
+        section.reject(key, NO_PASSWORDS);
         return None;
     }
-    section.value("remoteurl", |text| {
+    section.value(key, |text| {
         let url = web_url(text).ok_or("write a URL such as https://registry-1.docker.io")?;
         if is_hub(&url) {
             return Ok(hub());

@@ -113,6 +113,15 @@ pub trait Source: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Tells that the bytes that it brought weren't the blob's. True where the blob may come from
+    /// another place now, so that another attempt may succeed.
+    fn distrust(&self) -> bool {
+        false
+    }
+
+    /// Whether a client waits for the download from now on. Others are throttled first.
+    fn set_urgent(&self, _urgent: bool) {}
+
     /// Name of the upstream. Streams of one upstream share its limits.
     fn upstream(&self) -> &str;
 

@@ -19,6 +19,7 @@ impl Transfer<'_> {
             // Taken before the plan shortens a segment: without a permit the segment stays as it is.
             let further = !self.plan.segments.is_empty();
             let (permits, urgent) = (&self.shared.permits, self.download.urgency.get());
+            self.streams.source.set_urgent(urgent);
             let (upstream, client) = (self.streams.source.upstream(), self.wanted.client);
             let permit = further.then(|| permits.try_stream(upstream, client, urgent));
             let may = !matches!(permit, Some(None));

@@ -5,9 +5,11 @@
 
 mod cache;
 mod downloads;
+mod endpoints;
 mod exposition;
 mod histogram;
 mod labels;
+mod rate_limits;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -30,6 +32,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 pub use cache::CacheFigures;
 use cache::CacheMetrics;
 pub use downloads::Downloads;
+pub use endpoints::{CircuitState, EndpointFigures};
 pub use exposition::Format;
 pub use histogram::Histogram;
 use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
@@ -37,6 +40,7 @@ pub use labels::{
     Authentication, Degraded, Ending, Handshake, Kind, Outcome, RefusedCaller, RefusedConnection,
     Removal, TokenFetch,
 };
+pub use rate_limits::RateLimitMetrics;
 use requests::Requests;
 pub use requests::{Addressed, Answer, UpstreamId};
 pub use upstreams::UpstreamMetrics;

@@ -7,11 +7,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::endpoints::Endpoints;
 use super::histogram::Histogram;
 use super::labels::{
     Ending, Kind, OfUpstream, TokenFetch, UpstreamBytes, UpstreamFailure, UpstreamPhase,
     UpstreamRequest, UpstreamToken,
 };
+use super::rate_limits::RateLimits;
 use super::requests::UpstreamId;
 use super::{Metrics, Registrar};
 
@@ -24,6 +26,8 @@ pub(super) struct Upstreams {
     phases: Family<UpstreamPhase, Histogram>,
     tokens: Family<UpstreamToken, Counter>,
     degraded: Family<OfUpstream, Gauge>,
+    pub(super) endpoints: Endpoints,
+    pub(super) rate_limits: RateLimits,
 }
 
 impl Upstreams {
@@ -47,6 +51,8 @@ impl Upstreams {
                 "upstream_degraded",
                 "1 while the last answer of an upstream was none, or a server error",
             ),
+            endpoints: Endpoints::register(r),
+            rate_limits: RateLimits::register(r),
         }
     }
 }

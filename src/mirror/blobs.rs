@@ -13,7 +13,7 @@ use crate::download::{BlobRequest, Client, DownloadError, Follower, Joined, Open
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, RangeSet, Requested};
-use crate::upstream::{BlobRanges, BlobStream, UpstreamError};
+use crate::upstream::{BlobRanges, BlobRoute, BlobStream, UpstreamError};
 
 /// How often a blob is looked for, in the store and among the downloads, while both change under the
 /// search.
@@ -206,6 +206,7 @@ impl Mirror {
             target: target.clone(),
             digest,
             described_size: self.sizes.get(&digest),
+            route: Arc::default(),
         });
         // Asked only where another repository's download runs.
         let proof = self.prove_or_vouch(target, digest, &mut search.proved);
@@ -311,6 +312,8 @@ pub(super) struct UpstreamBlob {
     pub(super) digest: Digest,
     /// Bytes by the descriptor of a manifest, where one was seen.
     pub(super) described_size: Option<u64>,
+    /// What the download has learned about the upstream's endpoints.
+    pub(super) route: Arc<BlobRoute>,
 }
 
 impl UpstreamBlob {
@@ -325,7 +328,7 @@ impl UpstreamBlob {
 impl Source for UpstreamBlob {
     async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError> {
         let Target { upstream, repo, .. } = &self.target;
-        let asking = upstream.get_blob(repo, &self.digest, offset, end);
+        let asking = upstream.get_blob(repo, &self.digest, offset, end, &self.route);
         let mut stream = asking.await.inspect_err(self.report())?;
         stream.body = stream.body.inspect_err(self.report()).boxed();
         Ok(stream)
@@ -337,13 +340,21 @@ impl Source for UpstreamBlob {
         total: u64,
     ) -> Result<Option<BlobRanges>, UpstreamError> {
         let (upstream, repo, digest) = (&self.target.upstream, &self.target.repo, &self.digest);
-        let asking = upstream.get_blob_ranges(repo, digest, ranges, total);
+        let asking = upstream.get_blob_ranges(repo, digest, ranges, total, &self.route);
         let opened = asking.await.inspect_err(self.report())?;
         Ok(opened.map(|pieces| pieces.inspect_err(self.report()).boxed()))
     }
 
     fn supports_multi_range(&self) -> bool {
         self.target.upstream.supports_multi_range()
+    }
+
+    fn set_urgent(&self, urgent: bool) {
+        self.route.set_urgent(urgent);
+    }
+
+    fn distrust(&self) -> bool {
+        self.target.upstream.distrust(&self.route)
     }
 
     fn upstream(&self) -> &str {

@@ -115,7 +115,7 @@ impl Mirror {
                     tag: tag.clone(),
                     accept: accept.clone(),
                 };
-                let fresh = self.records.fresh(&key);
+                let fresh = self.records.fresh(&key, || target.upstream.stretch());
                 if let Some((known, outcome)) = &fresh {
                     let hot = match want {
                         // Its size and type may be another upstream's secret.

@@ -299,6 +299,7 @@ impl Mirror {
             target,
             digest,
             described_size: Some(size),
+            route: Arc::default(),
         });
         let entry = Ledger::begin(&self.prefetch.ledger, digest);
         match self.downloader.fetch_ahead(digest, &party, source).await {

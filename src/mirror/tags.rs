@@ -69,10 +69,20 @@ impl TagRecords {
         (ttl != self.ttl).then(|| Self::new(ttl, self.clock))
     }
 
-    /// What is served without asking the upstream, and the outcome to report.
-    pub(super) fn fresh(&self, key: &TagKey) -> Option<(ManifestMeta, Outcome)> {
+    /// What is served without asking the upstream, and the outcome to report. `stretch`: how many times
+    /// as long as usual what the upstream has said is fresh, to save requests.
+    pub(super) fn fresh(
+        &self,
+        key: &TagKey,
+        stretch: impl FnOnce() -> u32,
+    ) -> Option<(ManifestMeta, Outcome)> {
         let record = self.records.get(key)?;
-        (self.clock.now() < record.fresh_until).then_some((record.known, record.outcome))
+        let now = self.clock.now();
+        let is_fresh = now < record.fresh_until || {
+            let more = self.ttl.saturating_mul(stretch().saturating_sub(1));
+            record.outcome == Outcome::Hit && now < record.fresh_until + more
+        };
+        is_fresh.then_some((record.known, record.outcome))
     }
 
     /// The digest that the upstream named last.

@@ -73,14 +73,14 @@ struct RequestSpan {
 
 impl Record {
     /// Begins the record of a request.
-    pub(super) fn new(options: Options, request: &http::request::Parts) -> Box<Self> {
+    pub(super) fn new(options: Options, request: &http::request::Parts) -> Self {
         let span = options.span.map(|mut span| {
             span.set("http.request.method", request.method.as_str());
             span.set("url.path", target(&request.uri));
             span.set("millpond.request_id", options.context.id().as_str());
             Box::new(RequestSpan { span, bytes: 0 })
         });
-        Box::new(Self {
+        Self {
             metrics: options.metrics,
             context: options.context,
             started: Instant::now(),
@@ -97,7 +97,7 @@ impl Record {
             line: options
                 .log
                 .map(|log| Box::new(Line::new(log, request, options.peer, options.address))),
-        })
+        }
     }
 
     /// What the request carries through all that it causes.

@@ -43,3 +43,4 @@ pub use cursor::BodyError;
 pub use limits::{Admission, ConnectionLimits};
 pub use request::{Handler, Peer, RequestBody, RequestBodyError};
 pub use service::{Gate, ServerSettings, Service};
+pub use socket::LINGER;

@@ -107,7 +107,7 @@ pub struct Service {
 impl Handler for Service {
     async fn handle(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let mut record = self.record(&head, &peer);
+        let mut record = Box::new(self.record(&head, &peer));
         let addressed = Addressed::default();
         let route = self.route(&head);
         let kind = route
@@ -160,7 +160,7 @@ impl Handler for Service {
 
 impl Service {
     /// Begins the record of a request, and decides whether it is traced.
-    fn record(&self, head: &Parts, peer: &Peer) -> Box<Record> {
+    fn record(&self, head: &Parts, peer: &Peer) -> Record {
         let id = self.ids.of(&head.headers);
         let (mut span, mut caller) = (None, None);
         if let Some(tracer) = &self.settings.tracer {

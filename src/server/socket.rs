@@ -25,7 +25,7 @@ pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long a connection may be idle once the server stops: a client that sends a request until then is
 /// told with the response that the connection ends. Without that, a request that crosses the end of an
 /// idle connection would be lost.
-pub(super) const LINGER: Duration = Duration::from_secs(1);
+pub const LINGER: Duration = Duration::from_secs(1);
 /// How long a client may accept no byte of an answer: longer than any pull pauses for, short enough
 /// that dead peers don't pile up.
 pub(super) const CLIENT_STALL: Duration = Duration::from_mins(10);

@@ -130,6 +130,11 @@ impl Layout {
         self.own().join("denied.json")
     }
 
+    /// The bytes that upstreams have sent in this month; belongs to `app`.
+    pub fn usage(&self) -> PathBuf {
+        self.own().join("usage.json")
+    }
+
     /// Locked by the process that uses the store.
     pub fn lock(&self) -> PathBuf {
         self.own().join("lock")

@@ -150,6 +150,18 @@ pub fn insert_into(headers: &mut HeaderMap, span: Option<&Span>) {
     with_current(|context| context.insert_into(headers, span));
 }
 
+/// Polls a future whose spans are those that `span` causes, where there is one.
+pub async fn within<F: Future>(span: Option<&Span>, future: F) -> F::Output {
+    let of_span = |span: &Span| {
+        let trace = Some(span.trace());
+        with_current(|context| Context::with_trace(context.0.id.clone(), trace))
+    };
+    match span.and_then(of_span) {
+        Some(context) => Box::pin(context.scope(future)).await,
+        None => future.await,
+    }
+}
+
 /// A task that the current request starts, and where its span can be found. The task carries the request's
 /// id and has a span of this name, which lasts as long as the task. Without a request the task is
 /// returned as it is.

@@ -15,8 +15,10 @@ mod error;
 mod expiry;
 mod files;
 mod server;
+mod signatures;
 #[cfg(test)]
 mod tests;
 
 pub use error::TlsError;
 pub use server::{Checked, EXPIRY_WARNING, INTERVAL, ServerTls, Version};
+pub(crate) use signatures::signature_methods;

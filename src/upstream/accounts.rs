@@ -60,6 +60,15 @@ impl Accounts {
         }
     }
 
+    /// One account for all repositories.
+    pub(super) fn further(upstream: &config::Upstream, account: &Credentials) -> Self {
+        Self {
+            server: Server::of(upstream),
+            of_repositories: Vec::new(),
+            general: Some(Source::new(account)),
+        }
+    }
+
     /// The account of a caller for all repositories, or none.
     pub(super) fn of_caller(upstream: &config::Upstream, login: Option<&Login>) -> Self {
         let account = |login: &Login| {
@@ -73,13 +82,21 @@ impl Accounts {
         }
     }
 
-    fn source(&self, repo: &RepoName) -> Option<&Source> {
+    /// The position of a repository's account: 0 is the one for all other repositories.
+    pub(super) fn position(&self, repo: &RepoName) -> usize {
         let mut special = self.of_repositories.iter();
-        let special = special.find(|(patterns, _)| {
+        let special = special.position(|(patterns, _)| {
             let mut patterns = patterns.iter();
             patterns.any(|pattern| pattern.matches(repo.as_str()))
         });
-        special.map(|(_, source)| source).or(self.general.as_ref())
+        special.map_or(0, |index| index + 1)
+    }
+
+    fn source(&self, repo: &RepoName) -> Option<&Source> {
+        match self.position(repo).checked_sub(1) {
+            None => self.general.as_ref(),
+            Some(index) => self.of_repositories.get(index).map(|(_, source)| source),
+        }
     }
 
     /// Whether credentials are configured for a repository.

@@ -18,6 +18,7 @@ use super::account::{Account, AccountId, Secret};
 use super::challenge::{self, Challenge};
 use super::credential_error::CredentialError;
 use super::credentials::Scheme;
+use super::endpoint::Endpoint;
 use super::error::{Failure, UpstreamError, Violation};
 use super::redirect::RedirectError;
 use super::reply::UpstreamResponse;
@@ -25,7 +26,7 @@ use super::scope::scopes;
 use super::token::{TokenGrant, TokenRequest};
 use super::token_requests::credentials_refused;
 use super::transport::UpstreamRequest;
-use super::{Upstream, body, redirect};
+use super::{body, redirect};
 use crate::error_chain::on_one_line;
 use crate::oci::RepoName;
 
@@ -43,7 +44,7 @@ struct Authorization {
     last: bool,
 }
 
-impl Upstream {
+impl Endpoint {
     /// Asks a question about a repository, authenticating as the upstream demands. Returns a
     /// success, or the error.
     pub(super) async fn ask(
@@ -52,11 +53,15 @@ impl Upstream {
         ask: &UpstreamRequest,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let asked_at = self.transport.clock.now();
-        let reply = self.ask_authenticated(repo, ask).await;
+        let reply = if self.others.is_empty() || self.auth.accounts.position(repo) > 0 {
+            self.ask_authenticated(repo, ask).await
+        } else {
+            Box::pin(self.ask_with_accounts(repo, ask)).await
+        };
         reply.map_err(|error| error.since(asked_at))
     }
 
-    async fn ask_authenticated(
+    pub(super) async fn ask_authenticated(
         &self,
         repo: &RepoName,
         ask: &UpstreamRequest,
@@ -68,7 +73,8 @@ impl Upstream {
         let mut sent = 0;
         loop {
             let header = authorization.as_ref().map(|sent| &sent.header);
-            let reply = self.transport.exchange(ask, header).await?;
+            let limits = self.auth.limits(repo);
+            let reply = self.exchange(limits, ask, header).await?;
             if !reply.is_challenge() {
                 if let Some(authorization) = authorization.filter(|_| sent > 0) {
                     let schemes = &self.auth.schemes;

@@ -2,13 +2,19 @@
 //! what is checked here is that a body is as long as it said it would be.
 
 use std::fmt;
+use std::sync::Arc;
 
 use http::{Method, StatusCode};
 
 use super::Upstream;
 use super::body::{self, BlobChunks};
+use super::endpoint::Endpoint;
+use super::endpoints::Purpose;
 use super::error::{Failure, UpstreamError, Violation};
+use super::limiter::Priority;
 use super::reply::UpstreamResponse;
+use super::retry::MAX_RETRY_AFTER;
+use super::route::{BlobRoute, watched};
 use super::transport::UpstreamRequest;
 use crate::metrics::Kind;
 use crate::oci::{Digest, RepoName};
@@ -46,6 +52,69 @@ impl Upstream {
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
+        let ask = |endpoint| Endpoint::head_blob(endpoint, repo, digest);
+        self.endpoints.ask(Purpose::Metadata, ask).await
+    }
+
+    /// A blob from `offset` (bytes) on, up to `end` (exclusive, more than `offset`) or its own end.
+    /// `route` is the download's.
+    ///
+    /// The upstream may ignore ranges: the stream then is the whole blob from 0 on. One that sends
+    /// less than asked is told as broken off at the end of that, so that the reader resumes; one
+    /// that sends more breaks the protocol. An `offset` at or behind the blob's end is
+    /// [`Failure::Unexpected`] with status 416.
+    pub async fn get_blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        offset: u64,
+        end: Option<u64>,
+        route: &Arc<BlobRoute>,
+    ) -> Result<BlobStream, UpstreamError> {
+        let span = (offset, end);
+        let priority = route.priority();
+        let ask = |endpoint| Endpoint::get_blob(endpoint, repo, digest, span, priority);
+        let (endpoints, purpose) = (&self.endpoints, Purpose::Blob(route));
+        let limiter = &endpoints.first.transport.limiter;
+        if !limiter.permits_blob(priority) {
+            return Err(self.month_is_over());
+        }
+        if !endpoints.are_several() {
+            let mut stream = endpoints.ask(purpose, ask).await?;
+            stream.body = limiter.throttled(stream.body, route);
+            return Ok(stream);
+        }
+        let (mut stream, attempt) = Box::pin(endpoints.ask_in_turn(purpose, &ask)).await?;
+        stream.body = watched(
+            stream.body,
+            attempt,
+            Arc::clone(route),
+            endpoints.all().count(),
+        );
+        stream.body = limiter.throttled(stream.body, route);
+        Ok(stream)
+    }
+
+    /// The operator's limit of bytes in a month is used up.
+    pub(super) fn month_is_over(&self) -> UpstreamError {
+        let retry_after = Some(MAX_RETRY_AFTER);
+        UpstreamError::new(&self.config.url, Failure::RateLimited { retry_after })
+    }
+
+    /// Tells that the bytes of a download weren't those of its digest. True where the rest comes from
+    /// other endpoints than before, so that another attempt may succeed.
+    pub fn distrust(&self, route: &BlobRoute) -> bool {
+        self.endpoints.are_several() && route.distrust()
+    }
+}
+
+impl Endpoint {
+    async fn head_blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<Option<u64>, UpstreamError> {
+        let repo = &*self.named(repo);
         let ask = self.blob(Method::HEAD, repo, digest);
         let reply = match self.ask(repo, &ask).await {
             // 403 here is a content network's: its signature covers the method, and the registry
@@ -71,20 +140,15 @@ impl Upstream {
         Ok(self.stream(reply, Some((0, None)))?.total)
     }
 
-    /// A blob from `offset` (bytes) on, up to `end` (exclusive, more than `offset`) or its own end.
-    ///
-    /// The upstream may ignore ranges: the stream then is the whole blob from 0 on. One that sends
-    /// less than asked is told as broken off at the end of that, so that the reader resumes; one
-    /// that sends more breaks the protocol. An `offset` at or behind the blob's end is
-    /// [`Failure::Unexpected`] with status 416.
-    pub async fn get_blob(
+    async fn get_blob(
         &self,
         repo: &RepoName,
         digest: &Digest,
-        offset: u64,
-        end: Option<u64>,
+        (offset, end): (u64, Option<u64>),
+        priority: Priority,
     ) -> Result<BlobStream, UpstreamError> {
-        let mut ask = self.blob(Method::GET, repo, digest).download();
+        let repo = &*self.named(repo);
+        let mut ask = self.blob(Method::GET, repo, digest).download(priority);
         let asked = (offset > 0 || end.is_some()).then_some((offset, end));
         if asked.is_some() {
             ask = ask.with_ranges(asked)?;
@@ -129,7 +193,7 @@ impl Upstream {
     }
 
     pub(super) fn blob(&self, method: Method, repo: &RepoName, digest: &Digest) -> UpstreamRequest {
-        let url = self.endpoint(repo, "blobs", &digest.to_string());
+        let url = self.url(repo, "blobs", &digest.to_string());
         UpstreamRequest::new(Kind::Blob, method, url)
     }
 }

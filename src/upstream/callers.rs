@@ -12,7 +12,6 @@ use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use quick_cache::sync::Cache;
 
-use super::credentials::Auth;
 use super::error::SetupError;
 use super::{Login, Upstream};
 
@@ -76,9 +75,7 @@ impl Upstream {
         let make = || {
             Ok(Arc::new(Self {
                 config: Arc::clone(&self.config),
-                transport: Arc::clone(&self.transport),
-                auth: Auth::of_caller(&self.config, Some(login)),
-                multi_range: Arc::clone(&self.multi_range),
+                endpoints: self.endpoints.with_login(login, id),
                 caller: Some(id),
                 callers: None,
             }))

@@ -25,6 +25,15 @@ pub struct TlsFiles {
     pub ca: Option<Vec<u8>>,
     /// The client certificate with its chain, and its key.
     pub identity: Option<Vec<u8>>,
+    /// Those of each of its `endpoints`, if it has any.
+    pub endpoints: Vec<TlsFiles>,
+}
+
+impl TlsFiles {
+    /// Those of one endpoint.
+    pub(super) fn of(&self, endpoint: usize) -> &Self {
+        self.endpoints.get(endpoint).unwrap_or(self)
+    }
 }
 
 impl fmt::Debug for TlsFiles {

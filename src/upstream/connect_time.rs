@@ -1,6 +1,9 @@
 //! How long connections take: the name, TCP, a proxy and TLS. The HTTP library makes connections by itself
-//! and tells nothing of them; a layer around its connector measures those that succeed.
+//! and tells nothing of them; a layer around its connector measures those that succeed, and gives each one a
+//! span of the request that it is made for. The library may give a request another connection that becomes
+//! free meanwhile: the span then ends later than the request.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -10,6 +13,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::metrics::UpstreamMetrics;
+use crate::telemetry::{self, SpanKind};
 
 /// The layer, and the connector with it.
 #[derive(Clone)]
@@ -42,7 +46,7 @@ impl<S, Destination> Service<Destination> for ConnectTime<S>
 where
     S: Service<Destination, Future: Send + 'static>,
     S::Response: 'static,
-    S::Error: 'static,
+    S::Error: Display + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -54,12 +58,15 @@ where
 
     fn call(&mut self, destination: Destination) -> Self::Future {
         let metrics = Arc::clone(&self.metrics);
+        let mut span = telemetry::span("connect", SpanKind::Internal);
         let connecting = self.connector.call(destination);
         Box::pin(async move {
             let started = Instant::now();
             let connected = connecting.await;
-            if connected.is_ok() {
-                metrics.connected(started.elapsed());
+            match (&connected, &mut span) {
+                (Ok(_), _) => metrics.connected(started.elapsed()),
+                (Err(error), Some(span)) => span.fail(&error.to_string()),
+                (Err(_), None) => {}
             }
             connected
         })

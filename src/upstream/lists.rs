@@ -10,6 +10,8 @@ use serde::Deserialize;
 use tokio::time::timeout;
 use url::Url;
 
+use super::endpoint::Endpoint;
+use super::endpoints::Purpose;
 use super::error::{Failure, Phase, UpstreamError, Violation};
 use super::transport::UpstreamRequest;
 use super::{Upstream, body, redirect};
@@ -90,6 +92,42 @@ impl UnparsedList {
 impl Upstream {
     /// All tags of a repository: all pages that the upstream makes of them.
     pub async fn tags(&self, repo: &RepoName) -> Result<UnparsedList, UpstreamError> {
+        let ask = |endpoint| Endpoint::tags(endpoint, repo);
+        self.endpoints.ask(Purpose::Metadata, ask).await
+    }
+
+    /// One page of tags: at most `n`, after `last`, as far as the upstream honours that; and whether
+    /// there are more.
+    pub async fn tags_page(
+        &self,
+        repo: &RepoName,
+        n: usize,
+        last: Option<&str>,
+    ) -> Result<(UnparsedList, bool), UpstreamError> {
+        let ask = |endpoint| Endpoint::tags_page(endpoint, repo, n, last);
+        self.endpoints.ask(Purpose::Metadata, ask).await
+    }
+
+    /// What refers to a manifest, all pages of it. `None` when the upstream doesn't have this API
+    /// (400, 404, 405). It needn't honour the filter.
+    pub async fn referrers(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Option<UnparsedList>, UpstreamError> {
+        let ask = |endpoint| Endpoint::referrers(endpoint, repo, digest, artifact_type);
+        let pages = self.endpoints.ask(Purpose::Metadata, ask).await;
+        match pages.as_ref().map_err(|error| &error.failure) {
+            Err(Failure::NotFound(_) | Failure::Unexpected(400 | 405)) => Ok(None),
+            _ => pages.map(Some),
+        }
+    }
+}
+
+impl Endpoint {
+    async fn tags(&self, repo: &RepoName) -> Result<UnparsedList, UpstreamError> {
+        let repo = &*self.named(repo);
         let url = self.tags_url(repo, PAGE, None);
         let pages = self.pages(repo, Kind::Tags, url).await;
         // Some refuse a page that is larger than theirs.
@@ -102,14 +140,13 @@ impl Upstream {
         pages
     }
 
-    /// One page of tags: at most `n`, after `last`, as far as the upstream honours that; and whether
-    /// there are more.
-    pub async fn tags_page(
+    async fn tags_page(
         &self,
         repo: &RepoName,
         n: usize,
         last: Option<&str>,
     ) -> Result<(UnparsedList, bool), UpstreamError> {
+        let repo = &*self.named(repo);
         let url = self.tags_url(repo, n, last);
         let (page, next) = self.page(repo, Kind::Tags, &url, MAX_LIST).await?;
         let pages = vec![page];
@@ -118,7 +155,7 @@ impl Upstream {
 
     /// Without `n` where that is 0.
     fn tags_url(&self, repo: &RepoName, n: usize, last: Option<&str>) -> Url {
-        let mut url = self.endpoint(repo, "tags", "list");
+        let mut url = self.url(repo, "tags", "list");
         if n > 0 {
             url.query_pairs_mut().append_pair("n", &n.to_string());
         }
@@ -128,23 +165,18 @@ impl Upstream {
         url
     }
 
-    /// What refers to a manifest, all pages of it. `None` when the upstream doesn't have this API
-    /// (400, 404, 405). It needn't honour the filter.
-    pub async fn referrers(
+    async fn referrers(
         &self,
         repo: &RepoName,
         digest: &Digest,
         artifact_type: Option<&str>,
-    ) -> Result<Option<UnparsedList>, UpstreamError> {
-        let mut url = self.endpoint(repo, "referrers", &digest.to_string());
+    ) -> Result<UnparsedList, UpstreamError> {
+        let repo = &*self.named(repo);
+        let mut url = self.url(repo, "referrers", &digest.to_string());
         if let Some(kind) = artifact_type {
             url.query_pairs_mut().append_pair("artifactType", kind);
         }
-        let pages = self.pages(repo, Kind::Referrers, url).await;
-        match pages.as_ref().map_err(|error| &error.failure) {
-            Err(Failure::NotFound(_) | Failure::Unexpected(400 | 405)) => Ok(None),
-            _ => pages.map(Some),
-        }
+        self.pages(repo, Kind::Referrers, url).await
     }
 
     /// A page, and all that follow it.

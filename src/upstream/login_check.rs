@@ -7,6 +7,7 @@ use super::account::{Account, Secret};
 use super::auth::check_realm;
 use super::challenge::{self, Challenge};
 use super::credential_error::CredentialError;
+use super::endpoint::Endpoint;
 use super::error::{Failure, UpstreamError, Violation};
 use super::reply::UpstreamResponse;
 use super::token::TokenRequest;
@@ -15,10 +16,17 @@ use super::{Login, Upstream, body};
 use crate::metrics::Kind;
 
 impl Upstream {
+    /// Whether the upstream accepts a caller's login. Where callers have logins, there is one endpoint.
+    pub async fn accepts(&self, login: &Login) -> Result<bool, UpstreamError> {
+        self.endpoints.first.accepts(login).await
+    }
+}
+
+impl Endpoint {
     /// Whether the upstream accepts a caller's login: asks `GET /v2/`, with a token for no repository where
     /// the upstream wants one. True where it wants no credentials. False where it names a token service
     /// that isn't of its site: that one must not get the login.
-    pub async fn accepts(&self, login: &Login) -> Result<bool, UpstreamError> {
+    async fn accepts(&self, login: &Login) -> Result<bool, UpstreamError> {
         let (bare, challenged) = self.check(None).await?;
         if bare {
             return Ok(true);
@@ -49,7 +57,10 @@ impl Upstream {
             scope: String::new(),
         };
         let account = Account::renewed(None, Secret::Basic(login.header().clone()));
-        match self.send_token_request(&request, Some(&account)).await {
+        match self
+            .send_token_request(self.auth.general_limits(), &request, Some(&account))
+            .await
+        {
             Ok(token) => Ok(self.check(Some(&token.header)).await?.0),
             Err(error) if is_refusal(&error) => Ok(false),
             Err(error) => Err(error),

@@ -7,6 +7,8 @@ use http::Method;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName};
 use url::Url;
 
+use super::endpoint::Endpoint;
+use super::endpoints::Purpose;
 use super::error::{Failure, UpstreamError, Violation};
 use super::reply::UpstreamResponse;
 use super::transport::UpstreamRequest;
@@ -115,6 +117,30 @@ impl Upstream {
         reference: &Reference,
         accept: &Accept,
     ) -> Result<ManifestHead, UpstreamError> {
+        let ask = |endpoint| Endpoint::head_manifest(endpoint, repo, reference, accept);
+        self.endpoints.ask(Purpose::Manifest, ask).await
+    }
+
+    /// A manifest, whole, and yet to be verified.
+    pub async fn get_manifest(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Result<UnverifiedManifest, UpstreamError> {
+        let ask = |endpoint| Endpoint::get_manifest(endpoint, repo, reference, accept);
+        self.endpoints.ask(Purpose::Manifest, ask).await
+    }
+}
+
+impl Endpoint {
+    async fn head_manifest(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Result<ManifestHead, UpstreamError> {
+        let repo = &*self.named(repo);
         let ask = self.manifest(Method::HEAD, repo, reference, accept);
         let reply = match self.ask(repo, &ask).await {
             Err(error) if matches!(error.failure, Failure::Unexpected(405)) => {
@@ -134,13 +160,13 @@ impl Upstream {
         })
     }
 
-    /// A manifest, whole, and yet to be verified.
-    pub async fn get_manifest(
+    async fn get_manifest(
         &self,
         repo: &RepoName,
         reference: &Reference,
         accept: &Accept,
     ) -> Result<UnverifiedManifest, UpstreamError> {
+        let repo = &*self.named(repo);
         let ask = self.manifest(Method::GET, repo, reference, accept);
         let reply = self.ask(repo, &ask).await?;
         reply.require_whole()?;
@@ -169,7 +195,7 @@ impl Upstream {
         reference: &Reference,
         accept: &Accept,
     ) -> UpstreamRequest {
-        let url = self.endpoint(repo, "manifests", &reference.to_string());
+        let url = self.url(repo, "manifests", &reference.to_string());
         UpstreamRequest::new(Kind::Manifest, method, url).with(ACCEPT, accept.header())
     }
 }

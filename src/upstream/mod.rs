@@ -1,9 +1,12 @@
 //! The client of one upstream registry; millpond holds one [`Upstream`] for each that is
 //! configured.
 //!
-//! A question (`manifests`, `blobs`, `lists`) becomes a request; `auth` gives it the credentials
+//! A question (`manifests`, `blobs`, `lists`) goes to one of the upstream's `endpoints`, and to the next
+//! one when that can't answer; each `endpoint` has connections, credentials, tokens and a `health` of its
+//! own. There it becomes a request; `auth` gives it the credentials
 //! that the upstream's own challenge asks for (`challenge`, `token`, `credentials`); `transport`
-//! sends it, follows redirects by the rules of `redirect` and tries again by those of `retry`;
+//! sends it, follows redirects by the rules of `redirect` and tries again by those of `retry`; `limits` and
+//! `limiter` keep it back where the upstream or the operator wants fewer requests;
 //! `body` reads the answer.
 //!
 //! What it never does: send credentials anywhere but to the upstream's own origin and to a token
@@ -23,11 +26,15 @@
 mod account;
 mod accounts;
 mod address;
+mod allowance;
+mod attempt;
 mod auth;
 mod blobs;
 mod body;
+mod budget;
 mod callers;
 mod challenge;
+mod circuit;
 mod clients;
 #[cfg(feature = "otel")]
 mod collector;
@@ -37,11 +44,18 @@ mod credential_error;
 mod credentials;
 mod docker_config;
 mod document;
+mod endpoint;
+mod endpoints;
 mod error;
 mod failures;
 mod gate;
 mod guard;
+mod health;
+mod hedge;
 mod helper;
+mod latency;
+mod limiter;
+mod limits;
 mod lists;
 mod login;
 mod login_check;
@@ -53,25 +67,30 @@ mod ranges;
 mod redirect;
 mod reply;
 mod retry;
+mod route;
 mod scope;
 mod secret_files;
 mod site;
+mod status;
 mod token;
 mod token_requests;
 mod transport;
+mod usage;
 
 #[cfg(test)]
 mod tests;
 
+/// The lock of `circuit` and `budget`. `tests/interleavings` replaces it.
+mod sync {
+    pub(super) use std::sync::{Mutex, MutexGuard, PoisonError};
+}
+
 use std::fmt;
 use std::sync::Arc;
-
-use url::Url;
 
 use crate::clock::Clock;
 use crate::config::{self, Authorize, Timeouts};
 use crate::metrics::{Metrics, UpstreamId};
-use crate::oci::RepoName;
 pub use account::LoginError;
 pub use address::Network;
 pub use blobs::BlobStream;
@@ -82,31 +101,35 @@ pub use clients::TlsFiles;
 #[cfg(feature = "otel")]
 pub use collector::{Collector, CollectorError};
 pub use credential_error::CredentialError;
-use credentials::Auth;
 pub use docker_config::DockerConfigError;
 pub use document::{DocumentError, Documents};
+use endpoint::{Endpoint, EndpointOptions};
+use endpoints::Endpoints;
 pub use error::{
     Failure, Message, NOT_FOUND, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation,
 };
 pub use guard::InternalTarget;
 pub use helper::HelperError;
+use limiter::Limiter;
+pub use limits::AccountStatus;
 pub use lists::UnparsedList;
 pub use login::Login;
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
-use multi_range::MultiRange;
 pub use multipart::MultipartError;
 pub use observe::{Challenged, Observation};
 pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};
 pub use redirect::RedirectError;
 pub use retry::MAX_RETRY_AFTER;
+pub use route::BlobRoute;
+pub use status::{EndpointStatus, LastError, TokenAges};
 use transport::Transport;
+pub use usage::MonthlyUsage;
+use usage::Usage;
 
 /// The client of one upstream.
 pub struct Upstream {
     pub config: Arc<config::Upstream>,
-    transport: Arc<Transport>,
-    auth: Auth,
-    multi_range: Arc<MultiRange>,
+    endpoints: Endpoints,
     /// The account of a caller. None where all callers share the mirror's account.
     caller: Option<CallerId>,
     /// Those of callers with logins. None where all callers share the mirror's account, and in an
@@ -115,7 +138,7 @@ pub struct Upstream {
 }
 
 /// The TLS of an upstream, to be set up anew when its files change.
-pub struct UpstreamTls(Arc<Transport>);
+pub struct UpstreamTls(Vec<Arc<Transport>>);
 
 impl fmt::Debug for UpstreamTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,7 +150,13 @@ impl UpstreamTls {
     /// Uses what other files have for the next connections. After an error, what was used before stays
     /// in use. Blocks.
     pub fn renew(&self, files: &TlsFiles) -> Result<(), SetupError> {
-        self.0.renew(files)
+        let transports = || self.0.iter().enumerate();
+        let renewed = transports().map(|(index, transport)| transport.renewed(files.of(index)));
+        let renewed: Vec<_> = renewed.collect::<Result<_, _>>()?;
+        for ((_, transport), clients) in transports().zip(renewed) {
+            transport.set(clients);
+        }
+        Ok(())
     }
 }
 
@@ -148,21 +177,28 @@ impl Upstream {
         metrics: &Metrics,
     ) -> Result<Self, SetupError> {
         let config = Arc::new(config);
-        let metrics = metrics.upstream(&config.name);
-        let transport = Transport::new(Arc::clone(&config), files, timeouts, clock, metrics)?;
-        // For callers without a login. The configured credentials are never used for a caller.
-        let (auth, caller, callers) = match config.caller.authorize {
-            Authorize::Shared => (Auth::new(&config), None, None),
-            Authorize::Caller => {
-                let auth = Auth::of_caller(&config, None);
-                (auth, Some(CallerId::ANONYMOUS), Some(Callers::new()?))
-            }
+        let (first, others) = config.ordered_endpoints();
+        let options = EndpointOptions {
+            timeouts,
+            clock,
+            metrics,
+            retries: others.is_empty(),
+            limiter: Arc::new(Limiter::new(&config, clock)),
+            reserve: config.rate_limit.reserve,
+        };
+        let client = |index, endpoint| Endpoint::new(index, endpoint, files.of(index), &options);
+        let first = client(0, first)?;
+        let others = (1..)
+            .zip(others)
+            .map(|(index, endpoint)| client(index, endpoint));
+        let others = others.collect::<Result<_, _>>()?;
+        let callers = match config.caller.authorize {
+            Authorize::Shared => None,
+            Authorize::Caller => Some(Callers::new()?),
         };
         Ok(Self {
-            transport: Arc::new(transport),
-            multi_range: Arc::new(MultiRange::new(&config.name)),
-            auth,
-            caller,
+            endpoints: Endpoints::new(first, others, config.endpoint_selection),
+            caller: callers.as_ref().map(|_| CallerId::ANONYMOUS),
             callers,
             config,
         })
@@ -170,7 +206,12 @@ impl Upstream {
 
     /// Its TLS, also that of the accounts of callers.
     pub fn tls(&self) -> UpstreamTls {
-        UpstreamTls(Arc::clone(&self.transport))
+        let endpoints = self.endpoints.all();
+        UpstreamTls(
+            endpoints
+                .map(|endpoint| Arc::clone(&endpoint.transport))
+                .collect(),
+        )
     }
 
     /// What this upstream is called in logs, metrics and errors.
@@ -180,23 +221,47 @@ impl Upstream {
 
     /// What clients' requests for this upstream are counted under.
     pub fn metrics_id(&self) -> UpstreamId {
-        self.transport.metrics.id()
+        self.endpoints.first.transport.metrics.id()
     }
 
     /// Logs that the upstream failed, and what was done instead of what was asked for: at most once
     /// a minute for each kind of failure.
     pub fn report(&self, error: &UpstreamError, instead: &str) {
-        self.transport.failures.report(self.name(), error, instead);
+        let failures = &self.endpoints.first.transport.failures;
+        failures.report(self.name(), error, instead);
     }
 
-    /// The address of `/v2/<repo>/<endpoint>/<item>`.
-    fn endpoint(&self, repo: &RepoName, endpoint: &str, item: &str) -> Url {
-        let mut url = self.config.url.clone();
-        // Only a URL that can't be a base has no segments, and none of those is configured.
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().push("v2").extend(repo.components());
-            segments.push(endpoint).push(item);
+    /// How many times as long as usual known answers are used before the upstream is asked again: more
+    /// than once while little is left of its rate limit (`proxy.ratelimit.reserve`), at most 60 times.
+    pub fn stretch(&self) -> u32 {
+        let now = tokio::time::Instant::now();
+        let accounts = self
+            .endpoints
+            .all()
+            .flat_map(|endpoint| endpoint.accounts());
+        let stretches = accounts.map(|auth| auth.stretch(now));
+        stretches.min().unwrap_or(1)
+    }
+
+    /// The bytes of blobs that it has sent in this month; none where they aren't limited.
+    pub fn monthly_usage(&self) -> Option<MonthlyUsage> {
+        let usage = self.endpoints.first.transport.limiter.usage.as_ref();
+        usage.map(Usage::now)
+    }
+
+    /// Counts what it sent in this month before this client was made.
+    pub fn restore_usage(&self, earlier: &MonthlyUsage) {
+        if let Some(usage) = &self.endpoints.first.transport.limiter.usage {
+            usage.restore(earlier);
         }
-        url
+    }
+
+    /// Its endpoints, as operators see them.
+    pub fn status(&self) -> Vec<EndpointStatus> {
+        let is_alone = !self.endpoints.are_several();
+        let endpoints = self.endpoints.all();
+        endpoints
+            .map(|endpoint| EndpointStatus::of(endpoint, is_alone))
+            .collect()
     }
 }

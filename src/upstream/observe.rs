@@ -7,6 +7,7 @@ use http::{Method, StatusCode};
 use url::Url;
 
 use super::challenge::{self, Challenge};
+use super::endpoint::Endpoint;
 use super::error::{ShownUrl, UpstreamError};
 use super::reply::UpstreamResponse;
 use super::transport::UpstreamRequest;
@@ -48,50 +49,63 @@ pub enum Challenged {
 }
 
 impl Upstream {
-    /// `GET /v2/` without credentials. A challenge is a success.
+    /// `GET /v2/` without credentials at the first endpoint. A challenge is a success.
     pub async fn observe_base(&self) -> Result<Observation, UpstreamError> {
-        let reply = self.transport.exchange(&self.base(), None).await?;
-        self.observed(reply).await
+        self.endpoints.first.observe_base().await
     }
 
     /// `GET /v2/` with what the challenge asks for: with the credentials for `repo`, if there are any,
-    /// else with an anonymous token.
+    /// else with an anonymous token. At the first endpoint.
     pub async fn sign_in(&self, repo: &RepoName) -> Result<Observation, UpstreamError> {
-        let reply = self.ask(repo, &self.base()).await?;
-        self.observed(reply).await
+        let endpoint = &self.endpoints.first;
+        let repo = &*endpoint.named(repo);
+        let reply = endpoint.ask(repo, &endpoint.base()).await?;
+        endpoint.observed(reply).await
     }
 
-    /// `HEAD` of a manifest.
+    /// `HEAD` of a manifest at the first endpoint.
     pub async fn observe_manifest(
         &self,
         repo: &RepoName,
         reference: &Reference,
     ) -> Result<Observation, UpstreamError> {
-        let url = self.endpoint(repo, "manifests", &reference.to_string());
+        let endpoint = &self.endpoints.first;
+        let repo = &*endpoint.named(repo);
+        let url = endpoint.url(repo, "manifests", &reference.to_string());
         let ask = UpstreamRequest::new(Kind::Manifest, Method::HEAD, url);
         let ask = ask.with(ACCEPT, Accept::everything().header());
-        self.observed(self.ask(repo, &ask).await?).await
+        endpoint.observed(endpoint.ask(repo, &ask).await?).await
     }
 
-    /// `HEAD` of a blob.
+    /// `HEAD` of a blob at the first endpoint.
     pub async fn observe_blob(
         &self,
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<Observation, UpstreamError> {
-        let ask = self.blob(Method::HEAD, repo, digest);
-        self.observed(self.ask(repo, &ask).await?).await
+        let endpoint = &self.endpoints.first;
+        let repo = &*endpoint.named(repo);
+        let ask = endpoint.blob(Method::HEAD, repo, digest);
+        endpoint.observed(endpoint.ask(repo, &ask).await?).await
     }
 
-    /// Whether a forward proxy stands before the upstream: its name and its TLS are the proxy's
+    /// Whether a forward proxy stands before the first endpoint: its name and its TLS are the proxy's
     /// business then.
     pub fn is_proxied(&self) -> bool {
-        self.transport.guard.is_proxied(&self.config.url)
+        let endpoint = &self.endpoints.first;
+        endpoint.transport.guard.is_proxied(&endpoint.config.url)
+    }
+}
+
+impl Endpoint {
+    async fn observe_base(&self) -> Result<Observation, UpstreamError> {
+        let reply = self.transport.exchange(&self.base(), None).await?;
+        self.observed(reply).await
     }
 
     fn base(&self) -> UpstreamRequest {
         let mut url = self.config.url.clone();
-        // See `endpoint`.
+        // See `url`.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push("v2").push("");
         }

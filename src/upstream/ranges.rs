@@ -15,10 +15,14 @@ use url::Url;
 
 use super::Upstream;
 use super::body::{self, BlobChunks};
+use super::endpoint::Endpoint;
+use super::endpoints::Purpose;
 use super::error::{Failure, UpstreamError, Violation};
+use super::limiter::Priority;
 use super::multi_range::MultiRange;
 use super::multipart::{self, MultipartError, Parser};
 use super::reply::UpstreamResponse;
+use super::route::{BlobRoute, watched};
 use crate::oci::{ByteRange, Digest, RepoName};
 
 /// Ranges in one request at most. Servers refuse too many of them (Apache httpd over 200).
@@ -34,14 +38,16 @@ const MALFORMED: &str = "its response is malformed";
 pub type BlobRanges = BoxStream<'static, Result<(u64, Bytes), UpstreamError>>;
 
 impl Upstream {
-    /// Whether several ranges may be requested at once. False for a while after the upstream has
-    /// answered such a request with anything but all of its ranges.
+    /// Whether several ranges may be requested at once. False for a while after the upstream, or one of
+    /// its endpoints, has answered such a request with anything but all of its ranges.
     pub fn supports_multi_range(&self) -> bool {
-        self.multi_range.is_supported()
+        let mut endpoints = self.endpoints.all();
+        endpoints.all(|endpoint| endpoint.multi_range.is_supported())
     }
 
     /// Several ranges of a blob of `total` bytes in one request. `ranges` ascend, don't overlap, lie
-    /// within the blob, and are at most [`MAX_RANGES`] in at most [`MAX_RANGE_HEADER`] bytes.
+    /// within the blob, and are at most [`MAX_RANGES`] in at most [`MAX_RANGE_HEADER`] bytes. `route` is
+    /// the download's.
     ///
     /// None when the upstream doesn't serve several ranges at once: it sends the whole blob, or
     /// refuses in a way that says nothing about single ranges. A response that isn't what it says it
@@ -52,8 +58,41 @@ impl Upstream {
         digest: &Digest,
         ranges: &[ByteRange],
         total: u64,
+        route: &Arc<BlobRoute>,
     ) -> Result<Option<BlobRanges>, UpstreamError> {
-        let ask = self.blob(Method::GET, repo, digest).download();
+        let priority = route.priority();
+        let ask =
+            |endpoint| Endpoint::get_blob_ranges(endpoint, repo, digest, (ranges, total), priority);
+        let (endpoints, purpose) = (&self.endpoints, Purpose::Blob(route));
+        let limiter = &endpoints.first.transport.limiter;
+        if !limiter.permits_blob(priority) {
+            return Err(self.month_is_over());
+        }
+        if !endpoints.are_several() {
+            let pieces = endpoints.ask(purpose, ask).await?;
+            return Ok(pieces.map(|pieces| limiter.throttled(pieces, route)));
+        }
+        let (pieces, mut attempt) = Box::pin(endpoints.ask_in_turn(purpose, &ask)).await?;
+        let Some(pieces) = pieces else {
+            attempt.succeeded();
+            return Ok(None);
+        };
+        let count = endpoints.all().count();
+        let pieces = watched(pieces, attempt, Arc::clone(route), count);
+        Ok(Some(limiter.throttled(pieces, route)))
+    }
+}
+
+impl Endpoint {
+    async fn get_blob_ranges(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        (ranges, total): (&[ByteRange], u64),
+        priority: Priority,
+    ) -> Result<Option<BlobRanges>, UpstreamError> {
+        let repo = &*self.named(repo);
+        let ask = self.blob(Method::GET, repo, digest).download(priority);
         let ask = ask.with_ranges(ranges.iter().map(|range| (range.start, Some(range.end))))?;
         let reply = match self.ask(repo, &ask).await {
             Ok(reply) => reply,

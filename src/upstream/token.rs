@@ -87,6 +87,7 @@ impl TokenRequest {
 pub(super) struct Token {
     /// Sensitive, so that its `Debug` prints nothing.
     pub header: HeaderValue,
+    asked_at: Instant,
     renew_at: Instant,
 }
 
@@ -114,7 +115,11 @@ impl Token {
             .map_or(DEFAULT_LIFETIME, Duration::from_secs)
             .clamp(MIN_LIFETIME, MAX_LIFETIME);
         let renew_at = asked_at + lifetime.saturating_sub(MARGIN.min(lifetime / 10));
-        Some(Self { header, renew_at })
+        Some(Self {
+            header,
+            asked_at,
+            renew_at,
+        })
     }
 
     fn is_usable(&self, rejected: Option<&HeaderValue>) -> bool {
@@ -163,6 +168,18 @@ impl Tokens {
         let last = slot.last.try_lock().ok()?;
         let kept = last.as_ref()?.as_ref().ok();
         kept.filter(|token| token.is_usable(rejected)).cloned()
+    }
+
+    /// The time since each token in use was obtained. One that is being renewed isn't counted.
+    pub(super) fn ages(&self, now: Instant) -> Vec<Duration> {
+        let slots = self.slots.iter();
+        let ages = slots.filter_map(|(_, slot)| {
+            let last = slot.last.try_lock().ok()?;
+            let token = last.as_ref()?.as_ref().ok()?;
+            let is_usable = token.is_usable(None);
+            is_usable.then(|| now.saturating_duration_since(token.asked_at))
+        });
+        ages.collect()
     }
 
     /// A token for `key`: the kept one, unless it is about to expire or is `rejected`, else what

@@ -12,15 +12,17 @@ use url::Url;
 
 use super::account::{Account, Secret};
 use super::credential_error::CredentialError;
+use super::endpoint::Endpoint;
 use super::error::{Failure, ShownUrl, UpstreamError, Violation};
+use super::limits::Limits;
 use super::token::{MAX_ANSWER, Token, TokenGrant, TokenKey, TokenRequest};
 use super::transport::UpstreamRequest;
-use super::{Upstream, body, redirect, site};
+use super::{body, redirect, site};
 use crate::config::is_loopback;
 use crate::metrics::{Kind, TokenFetch};
 use crate::oci::RepoName;
 
-impl Upstream {
+impl Endpoint {
     /// A valid token of a helper's account, for which the helper isn't run. `even_if_over`: also if the
     /// account's lifetime is over.
     pub(super) async fn kept_token(
@@ -67,7 +69,8 @@ impl Upstream {
         request: &TokenRequest,
         account: Option<Arc<Account>>,
     ) -> Result<Token, UpstreamError> {
-        let result = self.fetch_token(request, account.as_deref()).await;
+        let limits = self.auth.limits(repo);
+        let result = self.fetch_token(limits, request, account.as_deref()).await;
         let refused = result.as_ref().err().is_some_and(|error| {
             matches!(
                 error.failure,
@@ -81,7 +84,9 @@ impl Upstream {
             return result;
         };
         match self.account(repo, Some(id)).await? {
-            Some(renewed) if renewed.id != id => self.fetch_token(request, Some(&renewed)).await,
+            Some(renewed) if renewed.id != id => {
+                self.fetch_token(limits, request, Some(&renewed)).await
+            }
             _ => result,
         }
     }
@@ -89,10 +94,11 @@ impl Upstream {
     /// Asks the token service, and counts the result.
     async fn fetch_token(
         &self,
+        limits: &Limits,
         request: &TokenRequest,
         account: Option<&Account>,
     ) -> Result<Token, UpstreamError> {
-        let result = self.send_token_request(request, account).await;
+        let result = self.send_token_request(limits, request, account).await;
         let counted = match &result {
             Ok(_) => TokenFetch::Granted,
             Err(error) if error.is_transient() => TokenFetch::Failed,
@@ -105,6 +111,7 @@ impl Upstream {
 
     pub(super) async fn send_token_request(
         &self,
+        limits: &Limits,
         request: &TokenRequest,
         account: Option<&Account>,
     ) -> Result<Token, UpstreamError> {
@@ -124,7 +131,7 @@ impl Upstream {
         };
         let transport = &self.transport;
         let asked_at = transport.clock.now();
-        let reply = transport.exchange(&ask, header).await;
+        let reply = self.exchange(limits, &ask, header).await;
         let reply = reply.map_err(|error| {
             let error = error.since(asked_at);
             match account {

@@ -16,6 +16,7 @@ use super::error::{Failure, Phase, SetupError, ShownUrl, UpstreamError, Violatio
 use super::failures::FailureLog;
 use super::gate::{Gate, Permit};
 use super::guard::{self, Guard};
+use super::limiter::{Limiter, Priority};
 use super::redirect::{self, RedirectError};
 use super::reply::UpstreamResponse;
 use super::{body, retry};
@@ -33,6 +34,7 @@ pub(super) struct UpstreamRequest {
     pub headers: HeaderMap,
     /// The body, of a POST.
     form: Option<String>,
+    pub priority: Priority,
     /// A download, which has bounds of its own and a connection of its own.
     is_download: bool,
 }
@@ -45,12 +47,15 @@ impl UpstreamRequest {
             url,
             headers: HeaderMap::new(),
             form: None,
+            priority: Priority::Client,
             is_download: false,
         }
     }
 
-    pub(super) fn download(mut self) -> Self {
+    /// A download of this priority.
+    pub(super) fn download(mut self, priority: Priority) -> Self {
         self.is_download = true;
+        self.priority = priority;
         self
     }
 
@@ -101,15 +106,20 @@ pub(super) struct Transport {
     pub guard: Arc<Guard>,
     gate: Gate,
     pub failures: FailureLog,
+    /// The operator's limits.
+    pub limiter: Arc<Limiter>,
+    /// Whether requests are sent again here; otherwise another endpoint is asked.
+    retries: bool,
 }
 
 impl Transport {
     pub(super) fn new(
         config: Arc<config::Upstream>,
         files: &TlsFiles,
-        timeouts: Timeouts,
-        clock: Clock,
+        (timeouts, clock): (Timeouts, Clock),
         metrics: Arc<UpstreamMetrics>,
+        limiter: Arc<Limiter>,
+        retries: bool,
     ) -> Result<Self, SetupError> {
         let proxies = match &config.proxy {
             ForwardProxy::Environment => Matcher::from_env(),
@@ -132,21 +142,20 @@ impl Transport {
             guard,
             gate: Gate::new(),
             failures: FailureLog::default(),
+            limiter,
+            retries,
         })
     }
 
-    /// Uses what other files have from now on. Running requests end as they began. After an error, what
-    /// was used before stays in use. Blocks.
-    pub(super) fn renew(&self, files: &TlsFiles) -> Result<(), SetupError> {
-        let clients = Clients::new(
-            &self.config,
-            files,
-            self.timeouts.connect,
-            &self.guard,
-            &self.metrics,
-        )?;
+    /// Clients with what other files have. Blocks.
+    pub(super) fn renewed(&self, files: &TlsFiles) -> Result<Clients, SetupError> {
+        let connect = self.timeouts.connect;
+        Clients::new(&self.config, files, connect, &self.guard, &self.metrics)
+    }
+
+    /// Uses these clients from now on. Running requests end as they began.
+    pub(super) fn set(&self, clients: Clients) {
         *self.clients.write() = Arc::new(clients);
-        Ok(())
     }
 
     /// Sends a request and follows its redirects, trying again where [`retry`] says so. Returns
@@ -159,12 +168,17 @@ impl Transport {
         let _waiting = Waiting::begin();
         let mut attempt = 1;
         loop {
+            let patience = self.timeouts.header;
+            if !self.limiter.request(ask.priority, patience).await {
+                return Err(self.failed(UpstreamError::new(&ask.url, Failure::Busy)));
+            }
             let error = match self.follow(ask, authorization).await {
                 Ok(reply) if reply.is_answer() => return Ok(reply),
                 Ok(reply) => self.refusal(reply).await,
                 Err(error) => error,
             };
-            let Some(wait) = retry::delay(attempt, &error, fastrand::f64()) else {
+            let wait = retry::delay(attempt, &error, fastrand::f64());
+            let Some(wait) = wait.filter(|_| self.retries) else {
                 return Err(error);
             };
             // The caller reports the final result.
@@ -234,7 +248,8 @@ impl Transport {
             request = request.body(form.clone());
         }
         let started = self.clock.now();
-        let result = match timeout(self.timeouts.header, request.send()).await {
+        let sending = telemetry::within(head.as_ref(), request.send());
+        let result = match timeout(self.timeouts.header, sending).await {
             Ok(Ok(response)) => {
                 self.guard.answered(url, response.remote_addr());
                 Ok(response)

@@ -383,6 +383,8 @@ async fn lists_that_were_seen_are_remembered_while_the_upstream_cannot_answer() 
             assert_eq!(source(&again), "hit; detail=stale");
             assert_eq!(up.count(path), 0, "left alone for a while");
             up.behave();
+            // A 429 is over for other lists, too.
+            advance(10 * SECOND).await;
         }
         // Filters apply to what is remembered.
         let some = format!("{}?artifactType=application/sbom", attached.path);

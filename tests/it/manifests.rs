@@ -302,8 +302,6 @@ async fn a_corrupt_stored_manifest_is_fetched_again() {
 
 #[tokio::test]
 async fn refusals_of_the_upstream_stay_apart() {
-    let (up, m) = mirrored().await;
-    let (image, _) = put_image(&up, 1);
     let error = |status, seconds| Reply::error(status).with("Retry-After", seconds);
     for (reply, status, code, retry_after) in [
         (Reply::error(401), 401, "UNAUTHORIZED", ""),
@@ -317,8 +315,10 @@ async fn refusals_of_the_upstream_stay_apart() {
         (Reply::new(204, ""), 502, "UNKNOWN", ""),
         (Reply::redirect("ftp://127.0.0.1/"), 502, "UNKNOWN", ""),
     ] {
-        up.reply("", ALWAYS, reply);
-        for reference in ["1".to_owned(), image.digest()] {
+        for reference in ["1".to_owned(), Image::oci(1).digest()] {
+            let (up, m) = mirrored().await;
+            put_image(&up, 1);
+            up.reply("", ALWAYS, reply.clone());
             let path = format!("/v2/app/manifests/{reference}");
             let answer = m.get(&path).await;
             answer.refused(status, code);
@@ -326,7 +326,6 @@ async fn refusals_of_the_upstream_stay_apart() {
             answer.has("www-authenticate", "");
             assert_eq!(m.head(&path).await.status, status, "HEAD {path}");
         }
-        up.behave();
     }
 }
 

@@ -166,6 +166,69 @@ async fn the_commands_say_and_do_the_same_with_and_without_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_running_server_says_how_its_endpoints_answer() {
+    let site = Site::new().await;
+    let file = site.path("config.yml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    // Nothing listens there.
+    let endpoints = "proxy: {endpoints: [{url: 'http://127.0.0.1:1', prefix: hub}, {}], ";
+    std::fs::write(&file, config.replace("proxy: {", endpoints)).unwrap();
+    let app = site.serve().await;
+    for seed in 0..3 {
+        site.pull(&app, "team/one", seed).await;
+    }
+    let registry = site.upstream.address.to_string();
+    let status = site.json(&["upstreams", "--json"]).await;
+    let [failing, healthy] = status["endpoints"].as_array().unwrap().as_slice() else {
+        panic!("{status}");
+    };
+    assert_eq!(failing["endpoint"], "127.0.0.1:1/hub");
+    assert_eq!(failing["circuit"], "open");
+    let error = failing["last_error"]["error"].as_str().unwrap();
+    assert!(error.contains("can't connect"), "{error}");
+    assert_eq!(healthy["endpoint"], *registry);
+    assert_eq!(healthy["circuit"], "closed");
+    assert_eq!(healthy["last_error"], Value::Null);
+    let table = site.text(&["upstreams"]).await;
+    let lines: Vec<_> = table.lines().collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    assert!(lines[1].contains("127.0.0.1:1/hub  open"), "{table}");
+    assert!(app.stop().await);
+    let (_, error) = site.fails(&["upstreams"]).await;
+    assert!(error.contains("no server is running"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bytes_of_the_month_count_on_after_a_restart() {
+    let site = Site::new().await;
+    let file = site.path("config.yml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    let limit = "proxy: {ratelimit: {monthly: 1500}, ";
+    std::fs::write(&file, config.replace("proxy: {", limit)).unwrap();
+    let app = site.serve_with(&[("team/one", 1)]).await;
+    assert!(app.stop().await);
+    let app = site.serve_with(&[("team/one", 2)]).await;
+    let status = site.json(&["upstreams", "--json"]).await;
+    assert_eq!(status["endpoints"][0]["month_bytes"], 2000);
+    site.prints(&["upstreams"], "1.9 KiB of 1.4 KiB this month")
+        .await;
+    let digest = site.upstream.put_blob("team/one", &noise(3, 1000));
+    let path = format!("/v2/team/one/blobs/{digest}");
+    let answer = site.ask(&app, &path).await;
+    answer.refused(429, "TOOMANYREQUESTS");
+    answer.has("retry-after", 3600);
+    assert_eq!(site.upstream.count(&path), 0);
+    assert!(app.stop().await);
+    // What can't be read counts as nothing.
+    let usage = Layout::new(site.dir.path().join("data")).usage();
+    std::fs::write(usage, "{").unwrap();
+    let app = site.serve_with(&[("team/one", 3)]).await;
+    let status = site.json(&["upstreams", "--json"]).await;
+    assert_eq!(status["endpoints"][0]["month_bytes"], 1000);
+    assert!(app.stop().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn purging_removes_what_is_named_and_nothing_else() {
     let site = Site::new().await;
     let blobs = [("team/one", 1), ("team/two", 1), ("other", 2)];
@@ -277,6 +340,7 @@ async fn after_a_change_of_upstream_everything_is_proved_again() {
     let source = site.get(&app, &path).await;
     assert!(source.contains("fwd=uri-miss"), "{source}");
     assert_eq!(other.blob_bytes() - before, 1000);
+    eventually("the blob is stored", || is_idle(&app)).await;
     assert_eq!(site.get(&app, &path).await, "hit");
     // The content stays until its time is up, and is stored once.
     assert_eq!(site.total().await, 2000);

@@ -51,7 +51,8 @@ fn after_a_step_that_fails_the_others_run_and_the_summary_names_it() {
     assert_eq!(output.status.code(), Some(1));
     let shown = text(&output.stdout);
     let summary = "\ntest result: ok. 3 passed; 0 failed\n\
-                   FAILED: cargo clippy --locked --workspace --all-targets -- -D warnings\n";
+                   FAILED: cargo clippy --locked --workspace --all-targets -- -D warnings\n\
+                   FAILED: cargo clippy --locked --no-default-features -- -D warnings\n";
     assert!(shown.ends_with(summary), "{shown}");
     assert!(shown.contains("== cargo doc "), "{shown}");
     let left = std::fs::read_dir(directory.path().join("tmp")).unwrap();

@@ -186,6 +186,28 @@ async fn unfinished_responses_are_cut_after_the_drain_time() {
     assert_eq!(stored, None);
 }
 
+/// Idle connections are no unfinished work, however little time a stop gives to that.
+#[tokio::test(start_paused = true)]
+async fn idle_connections_are_no_unfinished_work() {
+    let (up, m) = mirrored_with(&["http.draintimeout: 0"]).await;
+    m.serves("/v2/", b"{}").await;
+    let raw = tokio::net::TcpStream::connect(m.address()).await.unwrap();
+    eventually("both are open", || m.metric("millpond_connections") == 2).await;
+    settle().await;
+    assert!(passing(m.app.stop()).await);
+    drop(raw);
+
+    let m = Setup::new(&up)
+        .with(&["http.draintimeout: 0"])
+        .start()
+        .await;
+    let (_, path) = put_blob(&up, 1, 2_000_000);
+    let _never = up.hold_body("/blobs/", 1, 1000);
+    let mut stuck = m.open(&path).await;
+    assert!(stuck.chunk().await.unwrap().is_some());
+    assert!(!passing(m.app.stop()).await);
+}
+
 #[tokio::test]
 async fn idle_connections_do_not_hold_up_a_stop() {
     let (_up, m) = mirrored().await;

@@ -116,7 +116,7 @@ async fn a_failing_upstream_is_not_asked_again_for_a_while() {
     for (trouble, pause) in [
         (Reply::error(500), 15),
         (Reply::error(429).with("Retry-After", 120), 120),
-        (Reply::error(429).with("Retry-After", 3000), 300),
+        (Reply::error(503).with("Retry-After", 3000), 300),
     ] {
         let (up, m, _) = expired().await;
         up.reply("", ALWAYS, trouble);

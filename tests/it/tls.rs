@@ -1,6 +1,7 @@
 //! TLS as clients see it: both protocols, certificates of clients, renewal, other listeners.
 
 use std::path::PathBuf;
+use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -377,6 +378,36 @@ async fn other_listeners_may_be_plain_and_for_operators() {
         send(&client, format!("{operators}{path}")).await.status,
         404
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_command_asks_over_tls() {
+    let (site, up) = (Site::new(), Registry::start().await);
+    let operators = format!(
+        "http.listeners: [{{addr: '127.0.0.1:0', serves: operators, tls: {}}}]",
+        site.tls("")
+    );
+    let m = Setup::new(&up).with(&[&operators]).start().await;
+    let url = format!("https://{}", m.app.other_addresses()[0]);
+    let ca = site.path("servers.pem").display().to_string();
+    std::fs::write(&ca, site.servers.pem()).unwrap();
+    let run = async |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        command.arg("health").args(arguments);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap());
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = output.await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (status.code(), text(stdout), text(stderr))
+    };
+    let ready = (Some(0), "ready\n".to_owned(), String::new());
+    assert_eq!(run(&["--url", &url, "--ca", &ca]).await, ready);
+    let (code, _, error) = run(&["--url", &url]).await;
+    assert_eq!(code, Some(1));
+    assert!(error.contains("certificate"), "{error}");
 }
 
 #[tokio::test]

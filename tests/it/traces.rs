@@ -113,7 +113,7 @@ async fn a_callers_trace_goes_through_to_the_upstream() {
     let headers = [("traceparent", &*parent("01")), ("x-request-id", "mine")];
     let answer = t.m.ask(&format!("GET {path}"), &headers).await;
     answer.expect(200, &image.manifest);
-    let spans = t.spans(6).await;
+    let spans = t.spans(7).await;
     assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE));
 
     let request = named(&spans, "manifest");
@@ -144,6 +144,10 @@ async fn a_callers_trace_goes_through_to_the_upstream() {
     for phase in ["response head", "response body"] {
         assert_eq!(named(&spans, phase).parent_span_id, exchange.span_id);
     }
+    let head = named(&spans, "response head");
+    let connect = named(&spans, "connect");
+    assert_eq!(connect.parent_span_id, head.span_id);
+    assert!(connect.end_time_unix_nano <= head.end_time_unix_nano);
     let sent = format!("00-{TRACE}-{}-01", hex(&exchange.span_id));
     assert_eq!(
         t.up.seen("/manifests/")[0].header("traceparent"),
@@ -172,7 +176,7 @@ async fn who_joins_a_download_links_to_it() {
         answer.expect(200, &blob);
     }
     t.m.idle().await;
-    let spans = t.spans(8).await;
+    let spans = t.spans(9).await;
     let download = named(&spans, "download a blob");
     let waits: Vec<_> = spans
         .iter()
@@ -197,10 +201,33 @@ async fn failures_are_marked() {
     let answer = passing(t.m.ask(&line, &headers)).await;
     assert_eq!(answer.status, 500);
     t.m.idle().await;
-    let spans = t.spans(5).await;
+    let spans = t.spans(6).await;
     let request = named(&spans, "blob");
     assert_eq!(request.status.clone().unwrap().code(), StatusCode::Error);
     assert!(attribute(request, "millpond.error").contains("500"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_cannot_be_made_is_marked() {
+    let nobody = testkit::ReservedPort::new();
+    let collector = Registry::scripted(|_| Reply::ok("")).await;
+    let tracing = format!("root.tracing: {{endpoint: '{}'}}", collector.url());
+    let m = Setup::of(&format!("http://{}", nobody.address))
+        .with(&[&tracing])
+        .start()
+        .await;
+    let up = Registry::start().await;
+    let t = Traced { up, m, collector };
+    let line = format!("GET {}", blob_path("app", b"x"));
+    let headers = [("traceparent", &*parent("01"))];
+    assert_eq!(passing(t.m.ask(&line, &headers)).await.status, 502);
+    t.m.idle().await;
+    let spans = t.spans(6).await;
+    let connects: Vec<_> = spans.iter().filter(|span| span.name == "connect").collect();
+    assert!(!connects.is_empty());
+    for connect in connects {
+        assert_eq!(connect.status.clone().unwrap().code(), StatusCode::Error);
+    }
 }
 
 #[tokio::test(start_paused = true)]

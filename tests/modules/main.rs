@@ -98,6 +98,8 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             // The configuration files of clients.
             "cli/client_config/files",
             "cli/client_config/transaction",
+            // The bytes of a month.
+            "app/usage_file",
         ],
     ),
 ];

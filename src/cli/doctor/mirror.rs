@@ -7,9 +7,9 @@ use url::Url;
 
 use super::clocks;
 use super::finding::Findings;
-use super::handshake::Trust;
 use super::image::Image;
 use super::reach::{Server, Side, speaks_tls};
+use crate::cli::handshake::Trust;
 use crate::clock::Clock;
 use crate::config::{Config, Credentials, Timeouts};
 use crate::error_chain::on_one_line;
@@ -49,7 +49,7 @@ impl MirrorCheck {
     ) -> Result<Self, SetupError> {
         let files = TlsFiles {
             ca: settings.ca.clone(),
-            identity: None,
+            ..TlsFiles::default()
         };
         let client = |registry: &str| {
             let mut upstream = Config::default_config().proxy.default;

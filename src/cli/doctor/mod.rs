@@ -8,16 +8,16 @@
 //! ```text
 //! mirror   a mirror, as a client sees it           finding      lines, JSON, the exit code
 //! pull     its sample pull                         reach        name, connection, TLS
-//! local    configuration, directory, descriptors   handshake    TLS that keeps what it saw
-//! server   the running server, its listeners       certificate  a certificate in words
-//! usage    cap and TTL beside the cache            clocks       this clock beside a server's
-//! upstream one upstream                            image        names of images
+//! local    configuration, directory, descriptors   certificate  a certificate in words
+//! server   the running server, its listeners       clocks       this clock beside a server's
+//! usage    cap and TTL beside the cache            image        names of images
+//! upstream one upstream, or an endpoint of one     endpoints    how they answer the running server
 //! ```
 
 mod certificate;
 mod clocks;
+mod endpoints;
 mod finding;
-mod handshake;
 mod image;
 mod local;
 mod mirror;
@@ -28,7 +28,7 @@ mod upstream;
 mod usage;
 
 use std::io::{IsTerminal as _, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -197,7 +197,7 @@ impl Session {
         let image = arguments.image.clone().or_else(mirror::default_image);
         let settings = MirrorSettings {
             url: url.clone(),
-            ca: arguments.ca.as_deref().map(read_ca).transpose()?,
+            ca: arguments.ca.as_deref().map(super::read_ca).transpose()?,
             login: arguments.user.as_deref().map(login).transpose()?,
             image: image.context("there is no image to pull")?,
         };
@@ -280,17 +280,27 @@ impl Session {
             let is_its = |image: &&Image| {
                 upstream.name == image.registry || upstream.aliases.contains(&image.registry)
             };
-            let check = UpstreamCheck {
-                config: upstream,
+            let check = |config, endpoint, key: String| UpstreamCheck {
+                config,
+                endpoint,
                 place: format!("{} (`{key}`)", loaded.places.of(&key)),
                 timeouts: self.timeouts,
                 image: image.filter(is_its),
                 clock: self.clock,
             };
-            let about = Findings::about(check.subject());
-            checks.push_back(Box::pin(
-                self.within(about, async move |found| check.run(found).await),
-            ));
+            let endpoints = upstream.endpoints.iter().enumerate();
+            let endpoints = endpoints.map(|(index, endpoint)| {
+                let key = format!("{key}.endpoints[{index}]");
+                check(&endpoint.registry, Some(endpoint), key)
+            });
+            let alone = upstream.endpoints.is_empty();
+            let alone = alone.then(|| check(upstream, None, key.clone()));
+            for check in alone.into_iter().chain(endpoints) {
+                let about = Findings::about(check.subject());
+                checks.push_back(Box::pin(
+                    self.within(about, async move |found| check.run(found).await),
+                ));
+            }
         }
         checks
     }
@@ -323,11 +333,6 @@ fn problems(error: &anyhow::Error, found: &mut Findings) {
         }
         _ => found.fail("configuration", on_one_line(error.as_ref()), fix),
     }
-}
-
-fn read_ca(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let read = config::read_pem(path);
-    read.with_context(|| format!("{} can't be read", path.display()))
 }
 
 /// The login, with the first line of standard input as the password.

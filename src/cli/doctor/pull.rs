@@ -1,6 +1,8 @@
 //! A sample pull through a mirror: manifest, config and the start of a layer, each verified; then the
 //! same once more, from the cache.
 
+use std::sync::Arc;
+
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -86,7 +88,9 @@ impl MirrorCheck {
     async fn blob(&self, blob: &Descriptor) -> Result<bool, Broken> {
         let repo = &self.image().repo;
         let end = (blob.size > SAMPLE).then_some(SAMPLE);
-        let stream = self.client.get_blob(repo, &blob.digest, 0, end).await?;
+        let route = Arc::default();
+        let asking = self.client.get_blob(repo, &blob.digest, 0, end, &route);
+        let stream = asking.await?;
         let mut body = stream.body;
         let mut hash = Hasher::new(blob.digest.algorithm());
         let (mut read, limit) = (0_u64, end.unwrap_or(blob.size));

@@ -11,7 +11,7 @@ use url::{Host, Url};
 
 use super::certificate::{Chain, date};
 use super::finding::Findings;
-use super::handshake::{Outcome, Trust, handshake};
+use crate::cli::handshake::{Outcome, Trust, handshake};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 use crate::tls::EXPIRY_WARNING;

@@ -5,7 +5,7 @@ use url::Url;
 
 use super::super::operate::Backend;
 use super::finding::Findings;
-use super::{local, usage};
+use super::{endpoints, local, usage};
 use crate::admin::operate::{Image, Operation, Status};
 use crate::admin::socket::ClientError;
 use crate::app::Descriptors;
@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::server::listener::{BindError, Listener};
 use crate::storage::StoreError;
 use crate::tasks::Tasks;
-use crate::upstream::{Failure, TlsFiles, Upstream, UpstreamError};
+use crate::upstream::{EndpointStatus, Failure, TlsFiles, Upstream, UpstreamError};
 
 /// How `Cache-Status` names this program.
 const OWN_NAME: &str = "millpond";
@@ -65,6 +65,9 @@ impl ServerCheck<'_> {
             Ok(Backend::Own(_)) => Holder::Nobody,
             Err(holder) => std::mem::replace(holder, Holder::Unknown),
         };
+        if let Ok(server @ Backend::Server(_)) = &mut backend {
+            self.endpoints(server, found).await;
+        }
         for listening in self.listeners() {
             self.listener(&listening, &holder, found).await;
         }
@@ -141,6 +144,21 @@ impl ServerCheck<'_> {
             }
         }
         Some(status)
+    }
+
+    async fn endpoints(&self, server: &mut Backend, found: &mut Findings) {
+        let asked: anyhow::Result<Vec<EndpointStatus>> = server.run(Operation::Upstreams).await;
+        match asked {
+            Ok(list) => endpoints::check(&list, found),
+            Err(error) => {
+                let text = format!(
+                    "the server doesn't say how the upstreams answer: {}",
+                    on_one_line(error.as_ref())
+                );
+                let fix = "restart it: it may be of an earlier version";
+                found.warn("endpoint", text, fix);
+            }
+        }
     }
 
     fn listeners(&self) -> Vec<Listening<'_>> {

@@ -1,18 +1,15 @@
-//! One upstream: the way to it, its API, the credentials, its rate limit.
-//!
-//! What the running server knows of an upstream's endpoints (health, circuits, limits in effect)
-//! belongs here, too, once there is more than one endpoint.
+//! One upstream, or one of its endpoints: the way to it, its API, the credentials, its rate limit.
 
 use std::sync::Arc;
 
 use super::clocks;
 use super::finding::Findings;
-use super::handshake::Trust;
 use super::image::Image;
 use super::reach::{Server, Side};
-use crate::app;
+use crate::app::{self, StartError};
+use crate::cli::handshake::Trust;
 use crate::clock::Clock;
-use crate::config::{self, Authorize, Timeouts};
+use crate::config::{self, Authorize, Credentials, Timeouts};
 use crate::error_chain::on_one_line;
 use crate::oci::{Reference, RepoName};
 use crate::upstream::{Challenged, Failure, Observation, Upstream, UpstreamError};
@@ -28,6 +25,8 @@ const LOW: u64 = 10;
 #[derive(Debug)]
 pub(super) struct UpstreamCheck<'a> {
     pub(super) config: &'a config::Upstream,
+    /// Which of several endpoints it is.
+    pub(super) endpoint: Option<&'a config::Endpoint>,
     /// The file and the line of its section.
     pub(super) place: String,
     pub(super) timeouts: Timeouts,
@@ -38,12 +37,15 @@ pub(super) struct UpstreamCheck<'a> {
 
 impl UpstreamCheck<'_> {
     pub(super) fn subject(&self) -> String {
-        format!("upstream {}", self.config.name)
+        let name = &self.config.name;
+        match self.endpoint {
+            Some(endpoint) => format!("upstream {name} at {}", endpoint.label()),
+            None => format!("upstream {name}"),
+        }
     }
 
     pub(super) async fn run(&self, found: &mut Findings) {
-        let metrics = Arc::default();
-        let client = app::upstream_client(self.config, self.timeouts, self.clock, &metrics);
+        let client = self.client(self.config.credentials.clone());
         let files = app::tls_files(self.config);
         let (client, files) = match (client, files) {
             (Ok(client), Ok(files)) => (client, files),
@@ -84,6 +86,16 @@ impl UpstreamCheck<'_> {
         }
     }
 
+    /// The client with this account, which no other one replaces.
+    fn client(&self, account: Option<Credentials>) -> Result<Upstream, StartError> {
+        let config = config::Upstream {
+            credentials: account,
+            accounts: Vec::new(),
+            ..self.config.clone()
+        };
+        app::upstream_client(&config, self.timeouts, self.clock, &Arc::default())
+    }
+
     fn no_registry(&self, error: &UpstreamError, found: &mut Findings) {
         let text = on_one_line(error);
         let place = &self.place;
@@ -121,6 +133,7 @@ impl UpstreamCheck<'_> {
         let Some((repo, reference)) = self.sample() else {
             return;
         };
+        self.further_accounts(&repo, found).await;
         let has_account = self.config.credentials.is_some();
         match client.sign_in(&repo).await {
             Ok(_) if base.challenge.is_none() && has_account => {
@@ -141,6 +154,32 @@ impl UpstreamCheck<'_> {
         if !self.is_invented() {
             let observed = client.observe_manifest(&repo, &reference).await;
             self.rate_limit(observed, found);
+        }
+    }
+
+    /// The `accounts` that share the requests.
+    async fn further_accounts(&self, repo: &RepoName, found: &mut Findings) {
+        for (index, account) in self.config.accounts.iter().enumerate() {
+            let Ok(client) = self.client(Some(account.clone())) else {
+                continue;
+            };
+            match client.sign_in(repo).await {
+                Err(UpstreamError {
+                    failure: Failure::CredentialsRefused { status: 403, .. } | Failure::Denied(_),
+                    ..
+                })
+                | Ok(_) => {
+                    found.ok("credentials", format!("`accounts[{index}]` is accepted"));
+                }
+                Err(error) => {
+                    let text = format!(
+                        "the credentials of `accounts[{index}]` are wrong: {}",
+                        on_one_line(&error)
+                    );
+                    let fix = format!("correct this item of the upstream at {}", self.place);
+                    found.fail("credentials", text, fix);
+                }
+            }
         }
     }
 
@@ -269,8 +308,15 @@ impl UpstreamCheck<'_> {
         self.config.credentials.is_some() || !self.config.repository_credentials.is_empty()
     }
 
-    /// What a token is asked for.
+    /// What a token is asked for, by its name there.
     fn sample(&self) -> Option<(RepoName, Reference)> {
+        let (repo, reference) = self.plain_sample()?;
+        let prefix = self.endpoint.and_then(|endpoint| endpoint.prefix.as_ref());
+        let repo = prefix.map_or(repo.clone(), |prefix| repo.below(prefix));
+        Some((repo, reference))
+    }
+
+    fn plain_sample(&self) -> Option<(RepoName, Reference)> {
         if let Some(image) = self.image {
             return Some((image.repo.clone(), image.reference.clone()));
         }

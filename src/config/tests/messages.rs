@@ -108,6 +108,8 @@ health: {http: [{uri: 'http://a:hunter2@c'}]}
 => 2: `health.http[0].uri` contains an @; write the credentials as an Authorization header in `headers`
 health: {http: [{uri: 'http://a', statuscode: 20}]}
 => 2: `health.http[0].statuscode` is "20"; write a whole number from 100 to 599
+health: {http: [{uri: 'http://a', headers: {Authorization: ["Bearer secret\n"]}}]}
+=> 2: `health.http[0].headers.Authorization[0]` must be printable ASCII text
 health: {http: [{uri: 'http://a', headers: {Content-Length: ['1']}}]}
 => 2: the header `content-length` is set by the server; remove it
 health: {http: [{uri: 'http://a', timeout: 11m}]}
@@ -131,7 +133,7 @@ http: {host: 'mirror:5000'}
 http: {headers: {'X A': [b]}}
 => 2: "X A" is not a valid header name
 http: {headers: {X-A: ["b\n"]}}
-=> 2: `http.headers.X-A[0]` is "b\n"; write printable ASCII text
+=> 2: `http.headers.X-A[0]` must be printable ASCII text
 http: {headers: {Content-Length: [1]}}
 => 2: the header `content-length` is set by the server; remove it
 http: {draintimeout: 30}
@@ -325,6 +327,42 @@ proxy: {authorize: user}
 => 2: `proxy.authorize` is "user"; write shared or caller
 proxy: {remoteurl: 'http://a', authorize: caller}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.plainhttp: true` to permit it
+proxy: {anonymous: true, accounts: [{username: u, password: p}]}
+=> 2: `proxy.accounts` holds further accounts; write one of them as `username` and `password` beside it
+proxy: {anonymous: true, username: u, password: p, accounts: [{}]}
+=> 2: `proxy.accounts[0].username` is missing; write it and `password`, or `usernamefile` and `passwordfile`, `dockerconfig` or `exec`
+proxy: {anonymous: true, username: u, password: p, accounts: [{exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}, {exec: {command: x}}]}
+=> 2: `proxy.accounts` has 17 items; write at most 16
+proxy: {ratelimit: {reserve: 101%}}
+=> 2: `proxy.ratelimit.reserve` is "101%"; write a number of requests, or a percentage of the limit from 0% to 100%
+proxy: {ratelimit: {reserve: half}}
+=> 2: `proxy.ratelimit.reserve` is "half"; write a number of requests, or a percentage of the limit from 0% to 100%
+proxy: {ratelimit: {requests: 10001}}
+=> 2: `proxy.ratelimit.requests` is "10001"; write a whole number from 0 to 10000
+proxy: {ratelimit: {burst: 0}}
+=> 2: `proxy.ratelimit.burst` is "0"; write a whole number from 1 to 10000
+proxy: {endpointselection: fastest}
+=> 2: `proxy.endpointselection` is "fastest"; write order or latency
+proxy: {endpoints: [{url: 'https://u:p@m'}]}
+=> 2: `proxy.endpoints[0].url` contains an @; write the credentials as `username` and `password` beside it
+proxy: {endpoints: [{url: 'https://m/v2'}]}
+=> 2: `proxy.endpoints[0].url` is "https://m/v2"; write only the scheme, host and port
+proxy: {endpoints: [{url: 'https://m', prefix: /hub}]}
+=> 2: `proxy.endpoints[0].prefix` is "/hub"; write the part of the path before the repository's name, such as hub-proxy
+proxy: {endpoints: [{url: 'https://m', weight: 101}]}
+=> 2: `proxy.endpoints[0].weight` is "101"; write a whole number from 0 to 100
+proxy: {endpoints: [{username: u}]}
+=> 2: unknown key `proxy.endpoints[0].username`; did you mean `proxy.username`?
+proxy: {remoteurl: 'https://a', endpoints: [{url: 'https://a:443/'}]}
+=> 2: `proxy.endpoints[0].url` is the upstream's own `remoteurl`; leave it out, so that the keys beside `remoteurl` apply
+proxy: {endpoints: [{url: 'https://m', prefix: a}, {}, {url: 'https://m', prefix: a}]}
+=> 2: `proxy.endpoints` has `m/a` twice; keep one
+proxy: {endpoints: [{prefix: a}, {prefix: b}, {prefix: c}, {prefix: d}, {prefix: e}, {prefix: f}, {prefix: g}, {prefix: h}, {prefix: i}, {prefix: j}, {prefix: k}, {prefix: l}, {prefix: m}, {prefix: n}, {prefix: o}, {prefix: p}, {prefix: q}]}
+=> 2: `proxy.endpoints` has 17 items; write at most 16
+proxy: {anonymous: true, endpoints: [{url: 'http://m', username: u, password: p}]}
+=> 2: the credentials for m would be sent over plain HTTP; use an https:// URL, or write `proxy.endpoints[0].plainhttp: true` to permit it
+proxy: {authorize: caller, endpoints: [{url: 'https://m'}]}
+=> 2: `proxy.endpoints` can't be used with `authorize: caller`: who may read a repository is the decision of one registry, and the passwords of clients would go to every endpoint; remove one of the two
 proxy: {authorize: caller, upstreams: [{name: a.b, remoteurl: 'http://a'}]}
 => 2: the credentials for a would be sent over plain HTTP; use an https:// URL, or write `proxy.upstreams[0].plainhttp: true` to permit it
 proxy: {authorize: caller, certificate: Cargo.toml, key: Cargo.toml}

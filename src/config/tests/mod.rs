@@ -213,7 +213,7 @@ fn uncommented() -> String {
             let text = text.trim_start();
             let (key, _) = text.strip_prefix("- ").unwrap_or(text).split_once(':')?;
             key.bytes()
-                .all(|byte| byte.is_ascii_lowercase())
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
                 .then_some(())
         };
         match line.split_once("# ") {

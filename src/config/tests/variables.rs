@@ -95,6 +95,11 @@ REGISTRY_PROXY_PLAINHTTP=true =>   plainhttp: true
 REGISTRY_PROXY_AUTHORIZE=caller =>   authorize: caller
 REGISTRY_PROXY_ACCESSTTL=1m =>   accessttl: 1m
 REGISTRY_PROXY_ACCESSSTALE=2h =>   accessstale: 2h
+REGISTRY_PROXY_ENDPOINTS=[{url: 'https://m', prefix: hub/x}] =>     prefix: hub/x
+REGISTRY_PROXY_ENDPOINTS_0_WEIGHT=3 =>   - weight: 3
+REGISTRY_PROXY_ENDPOINTS_0_FALLBACKON404=true =>     fallbackon404: true
+REGISTRY_PROXY_ENDPOINTS_0_URL=https://m.example:8443 =>     url: https://m.example:8443/
+REGISTRY_PROXY_ENDPOINTSELECTION=latency =>   endpointselection: latency
 REGISTRY_PROXY_TRUST=internal =>   trust: internal
 REGISTRY_PROXY_REALM=https://a.b/t =>   realm: https://a.b/t
 REGISTRY_PROXY_REDIRECTS=['*.a.b'] =>   - '*.a.b'
@@ -107,6 +112,13 @@ REGISTRY_PROXY_EXEC_COMMAND=docker-credential-x =>     command: docker-credentia
 REGISTRY_PROXY_EXEC={command: x, lifetime: 12h} =>     lifetime: 12h
 REGISTRY_PROXY_CREDENTIALSREQUIRED=false =>   credentialsrequired: false
 REGISTRY_PROXY_CREDENTIALS=[{repositories: [a/*], exec: {command: x}}] =>       command: x
+REGISTRY_PROXY_ACCOUNTS=[{username: u, password: hunter2}] =>   - username: u
+REGISTRY_PROXY_RATELIMIT_RESERVE=50 =>     reserve: '50'
+REGISTRY_PROXY_RATELIMIT_RESERVE=5% =>     reserve: 5%
+REGISTRY_PROXY_RATELIMIT_REQUESTS=7 =>     burst: 7
+REGISTRY_PROXY_RATELIMIT_BURST=9 =>     burst: 9
+REGISTRY_PROXY_RATELIMIT_BANDWIDTH=50mib =>     bandwidth: 50MiB
+REGISTRY_PROXY_RATELIMIT_MONTHLY=10TiB =>     monthly: 10TiB
 REGISTRY_PROXY_CERTIFICATE=Cargo.toml =>   certificate: Cargo.toml
 REGISTRY_PROXY_KEY=Cargo.toml =>   key: Cargo.toml
 REGISTRY_PROXY_MINIMUMTLS=tls1.3 =>   minimumtls: tls1.3
@@ -137,6 +149,7 @@ fn other(name: &str) -> (&'static str, &'static str) {
     match name.rsplit_once('_').map(|(_, key)| key) {
         Some("USERNAMEFILE") => ("REGISTRY_PROXY_PASSWORD", "p"),
         Some("PASSWORDFILE") => ("REGISTRY_PROXY_USERNAME", "u"),
+        Some("ACCOUNTS") => ("REGISTRY_PROXY_DOCKERCONFIG", "Cargo.toml"),
         Some("CERTIFICATE") => ("REGISTRY_PROXY_KEY", "Cargo.toml"),
         Some("KEY") => ("REGISTRY_PROXY_CERTIFICATE", "Cargo.toml"),
         _ => ("REGISTRY_UNUSED", ""),

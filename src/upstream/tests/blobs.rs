@@ -3,7 +3,9 @@ use super::*;
 const BLOB: &[u8] = b"0123456789";
 
 async fn get(upstream: &Upstream) -> Result<BlobStream, UpstreamError> {
-    upstream.get_blob(&repo(), &digest_of(BLOB), 0, None).await
+    upstream
+        .get_blob(&repo(), &digest_of(BLOB), 0, None, &Arc::default())
+        .await
 }
 
 /// A part of the blob: the range and the total in `Content-Range`, and the body.
@@ -27,7 +29,7 @@ async fn fetch(
     Result<(), UpstreamError>,
 ) {
     let blob = client(server)
-        .get_blob(&repo(), &digest_of(BLOB), start, end)
+        .get_blob(&repo(), &digest_of(BLOB), start, end, &Arc::default())
         .await
         .unwrap();
     let place = (blob.offset, blob.end, blob.total);
@@ -106,7 +108,9 @@ async fn a_range_that_contradicts_the_request_is_refused() {
     let refused = async |(start, end), reply| {
         let server = replying(reply).await;
         let (upstream, repo, digest) = (client(&server), repo(), digest_of(BLOB));
-        let blob = upstream.get_blob(&repo, &digest, start, end).await;
+        let blob = upstream
+            .get_blob(&repo, &digest, start, end, &Arc::default())
+            .await;
         match blob.unwrap_err() {
             UpstreamError {
                 failure: Failure::Protocol(violation),
@@ -159,7 +163,9 @@ async fn a_range_of_no_bytes_is_not_sent() {
     let upstream = client(&server);
     for (start, end) in [(0, Some(0)), (7, Some(3))] {
         let (repo, digest) = (repo(), digest_of(BLOB));
-        let blob = upstream.get_blob(&repo, &digest, start, end).await;
+        let blob = upstream
+            .get_blob(&repo, &digest, start, end, &Arc::default())
+            .await;
         let error = blob.unwrap_err();
         assert_eq!(error.class(), "protocol", "{error}");
     }

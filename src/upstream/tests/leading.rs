@@ -10,7 +10,12 @@ fn seen_at(server: &Server, network: Network, redirects: &[&str]) -> Upstream {
     let mut config = config(&server.url());
     config.redirects = redirects.iter().map(|host| host.parse().unwrap()).collect();
     let upstream = connect(config);
-    upstream.transport.guard.narrow(network.reach());
+    upstream
+        .endpoints
+        .first
+        .transport
+        .guard
+        .narrow(network.reach());
     upstream
 }
 
@@ -33,7 +38,9 @@ async fn a_redirect_to_an_internal_address_is_not_followed() {
             let registry = redirecting(&target).await;
             let upstream = seen_at(&registry, network, &["unrelated.example"]);
             let digest = digest_of("x");
-            let range = upstream.get_blob(&repo(), &digest, 0, Some(10)).await;
+            let range = upstream
+                .get_blob(&repo(), &digest, 0, Some(10), &Arc::default())
+                .await;
             let error = range.unwrap_err();
             assert_eq!(error.class(), "protocol", "{target}: {error}");
             assert!(!error.is_transient());

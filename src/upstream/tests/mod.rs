@@ -2,15 +2,20 @@
 
 mod auth;
 mod blobs;
+mod budgets;
 mod callers;
+mod circuit;
 
 #[cfg(unix)]
 mod credentials;
+mod endpoints;
+mod interleavings;
 mod leading;
 mod lists;
 mod manifests;
 mod proxies;
 mod ranges;
+mod rate_limits;
 #[cfg(unix)]
 pub(super) mod script;
 mod setup;
@@ -21,10 +26,11 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use url::Url;
 
 use super::*;
 use crate::config::Credentials;
-use crate::oci::{Accept, Algorithm, Digest, Reference};
+use crate::oci::{Accept, Algorithm, Digest, Reference, RepoName};
 use testkit::time::{freeze, passing};
 use testkit::{ALWAYS, Gate, Identity, Options, Reply, Seen};
 
@@ -54,6 +60,10 @@ pub(super) fn config(url: &str) -> config::Upstream {
         redirects: Vec::new(),
         aliases: Vec::new(),
         is_docker_hub: false,
+        accounts: Vec::new(),
+        rate_limit: config::RateLimit::default(),
+        endpoints: Vec::new(),
+        endpoint_selection: config::EndpointSelection::default(),
     }
 }
 
@@ -72,7 +82,7 @@ fn wall() -> SystemTime {
 fn set_up(config: config::Upstream, ca_pem: Option<&[u8]>) -> Result<Upstream, SetupError> {
     let files = TlsFiles {
         ca: ca_pem.map(<[u8]>::to_vec),
-        identity: None,
+        ..TlsFiles::default()
     };
     set_up_with(config, &files)
 }

@@ -12,7 +12,7 @@ const PARTS: &str = "--x\r\nContent-Range: bytes 1-2/10\r\n\r\n12\r\n\
 async fn get(upstream: &Upstream) -> Result<Option<BlobRanges>, UpstreamError> {
     let digest = digest_of(BLOB);
     upstream
-        .get_blob_ranges(&repo(), &digest, &RANGES, 10)
+        .get_blob_ranges(&repo(), &digest, &RANGES, 10, &Arc::default())
         .await
 }
 

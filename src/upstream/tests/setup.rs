@@ -100,6 +100,7 @@ async fn a_client_certificate_is_shown_to_a_server_that_demands_one() {
         let files = TlsFiles {
             ca: Some(identity.pem()),
             identity: shown,
+            endpoints: Vec::new(),
         };
         let upstream = set_up_with(config(&server.url()), &files).unwrap();
         let result = passing(get_tag(&upstream)).await;
@@ -119,6 +120,7 @@ async fn an_unusable_client_certificate_is_refused() {
         let files = TlsFiles {
             ca: None,
             identity: Some(identity),
+            endpoints: Vec::new(),
         };
         let error = set_up_with(config(HTTPS), &files).unwrap_err();
         assert!(matches!(error, SetupError::Identity(_)), "{error}");
@@ -134,6 +136,7 @@ async fn changed_files_count_for_the_next_connections_also_of_callers() {
     let files = |shown: &Identity| TlsFiles {
         ca: Some(identity.pem()),
         identity: Some(shown.pem_with_key()),
+        ..TlsFiles::default()
     };
     let mut config = config(&server.url());
     config.caller.authorize = Authorize::Caller;

@@ -90,7 +90,9 @@ async fn a_blob_may_stall_for_a_minute_and_no_longer() {
     let _frozen = freeze();
     let server = replying(Reply::new(200, "01234").announcing(10).then_stall()).await;
     let upstream = client(&server);
-    let blob = upstream.get_blob(&repo(), &digest_of("x"), 0, None).await;
+    let blob = upstream
+        .get_blob(&repo(), &digest_of("x"), 0, None, &Arc::default())
+        .await;
     // The reader's own slowness doesn't count.
     tokio::time::advance(600 * SECOND).await;
     let started = Instant::now();

@@ -26,9 +26,14 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) fn new(upstream: &Registry) -> Self {
+        Self::of(&upstream.url())
+    }
+
+    /// The mirror of the upstream at a URL.
+    pub(crate) fn of(url: &str) -> Self {
         Self {
             addr: "127.0.0.1:0".to_owned(),
-            lines: vec![format!("proxy.remoteurl: {}", upstream.url())],
+            lines: vec![format!("proxy.remoteurl: {url}")],
             upstreams: Vec::new(),
             store: Arc::new(MemoryStore::new()),
         }

@@ -49,6 +49,8 @@ async fn a_429_ends_the_prefetch() {
     assert_eq!(up.count(&blob("app", third)), 0);
     let told = passing(m.get(&blob("app", second))).await;
     told.refused(429, "TOOMANYREQUESTS");
+    // No blob is asked for until then.
+    advance(Duration::from_secs(7)).await;
     passing(m.get(&blob("app", third))).await.expect(200, third);
     assert_eq!(m.metric(PREFETCHED), 0);
 }

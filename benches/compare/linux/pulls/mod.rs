@@ -4,6 +4,7 @@
 
 mod clients;
 mod cuts;
+mod endpoints;
 mod first_byte;
 mod joins;
 mod ranges;
@@ -73,10 +74,11 @@ pub(crate) struct Bench<'a> {
 /// A row's name on the command line, and what measures it.
 type Row = (&'static str, fn(&Bench<'_>, &mut Results) -> Result<()>);
 
-pub(crate) const ROWS: [Row; 6] = [
+pub(crate) const ROWS: [Row; 7] = [
     ("first-byte", first_byte::measure),
     ("storm", storm::measure),
     ("throttled", throttled::measure),
+    ("endpoints", endpoints::measure),
     ("joins", joins::measure),
     ("cuts", cuts::measure),
     ("ranges", ranges::measure),

@@ -10,22 +10,17 @@ use parking_lot::Mutex;
 use rustls_platform_verifier::Verifier;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
-use tokio_rustls::rustls::client::danger::{
-    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
-};
-use tokio_rustls::rustls::crypto::{
-    CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
-};
+use tokio_rustls::rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{
-    ClientConfig, DigitallySignedStruct, Error, ProtocolVersion, RootCertStore, SignatureScheme,
-    version,
-};
+use tokio_rustls::rustls::{ClientConfig, Error, ProtocolVersion, RootCertStore, version};
 use url::{Host, Url};
 
 use crate::config::TlsVersion;
+use crate::tls::signature_methods;
 
 /// Whom a client trusts, and who it says it is.
 #[derive(Default)]
@@ -67,17 +62,32 @@ pub(super) async fn handshake(stream: TcpStream, url: &Url, trust: &Trust) -> Ou
             };
         }
     };
-    let result = connect(stream, url, trust, Arc::clone(&recorder)).await;
+    let connected = secured(stream, url, trust, Arc::clone(&recorder)).await;
+    let version = |connected: TlsStream<_>| match connected.get_ref().1.protocol_version() {
+        Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
+        _ => "TLS 1.2",
+    };
+    let result = connected.map(version);
     let chain = std::mem::take(&mut *recorder.chain.lock());
     Outcome { result, chain }
 }
 
-async fn connect(
+/// Makes a handshake on a new connection. The host of the URL is whose certificate is expected.
+pub(super) async fn connect(
+    stream: TcpStream,
+    url: &Url,
+    trust: &Trust,
+) -> io::Result<TlsStream<TcpStream>> {
+    let recorder = Recorder::new(trust).map_err(io::Error::other)?;
+    secured(stream, url, trust, Arc::new(recorder)).await
+}
+
+async fn secured(
     stream: TcpStream,
     url: &Url,
     trust: &Trust,
     recorder: Arc<Recorder>,
-) -> io::Result<&'static str> {
+) -> io::Result<TlsStream<TcpStream>> {
     let name = match url.host() {
         Some(Host::Domain(name)) => ServerName::try_from(name.to_owned()),
         Some(Host::Ipv4(address)) => Ok(ServerName::IpAddress(address.into())),
@@ -87,12 +97,7 @@ async fn connect(
     let name = name.map_err(io::Error::other)?;
     let config = config(trust, recorder).map_err(io::Error::other)?;
     let connector = TlsConnector::from(Arc::new(config));
-    let connected = connector.connect(name, stream).await?;
-    let (_, connection) = connected.get_ref();
-    Ok(match connection.protocol_version() {
-        Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
-        _ => "TLS 1.2",
-    })
+    connector.connect(name, stream).await
 }
 
 fn config(trust: &Trust, recorder: Arc<Recorder>) -> Result<ClientConfig, Error> {
@@ -122,6 +127,7 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
 struct Recorder {
     /// None accepts every certificate.
     inner: Option<Arc<dyn ServerCertVerifier>>,
+    algorithms: WebPkiSupportedAlgorithms,
     provider: Arc<CryptoProvider>,
     chain: Mutex<Vec<CertificateDer<'static>>>,
 }
@@ -145,6 +151,7 @@ impl Recorder {
         };
         Ok(Self {
             inner,
+            algorithms: provider.signature_verification_algorithms,
             provider,
             chain: Mutex::default(),
         })
@@ -170,28 +177,5 @@ impl ServerCertVerifier for Recorder {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        algorithms.supported_schemes()
-    }
+    signature_methods!();
 }

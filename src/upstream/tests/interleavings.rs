@@ -1,0 +1,207 @@
+//! Many orders of requests that ask a circuit and tell it their outcomes.
+//!
+//! Compiles `circuit` a second time, with a lock at which shuttle's scheduler chooses the next thread:
+//! thousands of orders, the same in every run.
+
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::thread;
+use tokio::time::Instant;
+
+mod sync {
+    pub(super) use std::sync::PoisonError;
+
+    pub(super) use shuttle::sync::{Mutex, MutexGuard};
+}
+#[expect(clippy::duplicate_mod, reason = "with another lock")]
+#[path = "../circuit.rs"]
+mod circuit;
+
+use circuit::{Change, Circuit, FAILURES, MAX_PAUSE, Pass, Trouble, View};
+
+const SEED: u64 = 4;
+/// Orders that each scheduler tries of each scene.
+const SOME: usize = 4_000;
+
+/// How a request ends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    Succeeds,
+    Fails,
+    IsLimited,
+    IsCancelled,
+}
+
+/// A circuit at one moment, and what its requests saw.
+struct Scene {
+    circuit: Circuit,
+    now: Instant,
+    probes: AtomicUsize,
+    changes: Mutex<Vec<Change>>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self {
+            circuit: Circuit::new(),
+            now: Instant::now(),
+            probes: AtomicUsize::new(0),
+            changes: Mutex::default(),
+        }
+    }
+
+    /// A circuit whose pause is over.
+    fn due() -> Self {
+        let mut scene = Self::new();
+        for _ in 0..FAILURES {
+            let pass = scene.circuit.admit(scene.now, false).unwrap();
+            scene.end(pass, End::Fails);
+        }
+        scene.now += 2 * MAX_PAUSE;
+        scene.changes = Mutex::default();
+        scene
+    }
+
+    fn end(&self, pass: Pass, end: End) {
+        let failed = |trouble| self.circuit.failed(pass, trouble, self.now, 0.5);
+        let change = match end {
+            End::Succeeds => self.circuit.succeeded(pass),
+            End::Fails => failed(Trouble::Failed),
+            End::IsLimited => failed(Trouble::PushedBack(None)),
+            End::IsCancelled => {
+                self.circuit.abandoned(pass, self.now);
+                None
+            }
+        };
+        self.changes.lock().unwrap().extend(change);
+    }
+
+    /// How often it has opened, and closed.
+    fn counts(&self) -> (usize, usize) {
+        let changes = self.changes.lock().unwrap();
+        let closed = changes.iter().filter(|change| **change == Change::Closed);
+        let closed = closed.count();
+        (changes.len() - closed, closed)
+    }
+}
+
+/// Runs a thread for each of these ends, to its end.
+fn together(scene: &Arc<Scene>, ends: &[End], run: fn(&Scene, End)) {
+    let threads: Vec<_> = ends
+        .iter()
+        .map(|end| {
+            let (scene, end) = (Arc::clone(scene), *end);
+            thread::spawn(move || run(&scene, end))
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+fn try_orders(scene: impl Fn() + Copy + Send + Sync + 'static) {
+    let config = shuttle::Config::default;
+    let random = RandomScheduler::new_from_seed(SEED, SOME);
+    shuttle::Runner::new(random, config()).run(scene);
+    let pct = PctScheduler::new_from_seed(SEED, 3, SOME);
+    shuttle::Runner::new(pct, config()).run(scene);
+}
+
+#[test]
+fn there_is_one_probe_at_a_time() {
+    const ENDS: [End; 5] = [
+        End::Fails,
+        End::IsCancelled,
+        End::IsCancelled,
+        End::IsLimited,
+        End::IsCancelled,
+    ];
+    try_orders(|| {
+        let scene = Arc::new(Scene::due());
+        // None succeeds: each that is admitted is a probe.
+        together(&scene, &ENDS, |scene, end| {
+            if let Some(pass) = scene.circuit.admit(scene.now, false) {
+                assert_eq!(scene.probes.fetch_add(1, SeqCst), 0);
+                thread::yield_now();
+                assert_eq!(scene.probes.fetch_sub(1, SeqCst), 1);
+                scene.end(pass, end);
+            }
+        });
+        // Once one has failed, no other is sent; and none stays for ever.
+        let (opened, closed) = scene.counts();
+        assert!(opened <= 1 && closed == 0, "{opened} {closed}");
+        match scene.circuit.view() {
+            View::Open(until) => assert_eq!(until > scene.now, opened == 1),
+            view => panic!("{view:?}"),
+        }
+    });
+}
+
+#[test]
+fn requests_of_one_state_open_it_once_and_do_not_close_it() {
+    const ENDS: [End; 6] = [
+        End::Fails,
+        End::Succeeds,
+        End::Fails,
+        End::IsCancelled,
+        End::Fails,
+        End::Fails,
+    ];
+    try_orders(|| {
+        let scene = Arc::new(Scene::new());
+        together(&scene, &ENDS, |scene, end| {
+            if let Some(pass) = scene.circuit.admit(scene.now, false) {
+                scene.end(pass, end);
+            }
+        });
+        let (opened, closed) = scene.counts();
+        assert!(opened <= 1 && closed == 0, "{opened} {closed}");
+        let is_open = matches!(scene.circuit.view(), View::Open(_));
+        assert_eq!(is_open, opened == 1);
+    });
+}
+
+#[test]
+fn late_outcomes_and_forced_requests_do_not_disturb_a_probe() {
+    const LATE: [End; 4] = [End::Fails, End::IsLimited, End::Succeeds, End::IsCancelled];
+    try_orders(|| {
+        let scene = Scene::new();
+        let late = scene.circuit.admit(scene.now, false).unwrap();
+        scene.end(
+            scene.circuit.admit(scene.now, false).unwrap(),
+            End::IsLimited,
+        );
+        let scene = Arc::new(Scene {
+            now: scene.now + 2 * MAX_PAUSE,
+            changes: Mutex::default(),
+            ..scene
+        });
+        let probe = scene.circuit.admit(scene.now, false).unwrap();
+        let probing = {
+            let scene = Arc::clone(&scene);
+            thread::spawn(move || scene.end(probe, End::Succeeds))
+        };
+        let others: Vec<_> = LATE
+            .iter()
+            .map(|end| {
+                let scene = Arc::clone(&scene);
+                thread::spawn(move || {
+                    scene.end(late, *end);
+                    // Beside the probe it doesn't count; afterwards one failure opens nothing.
+                    if *end == End::Fails {
+                        let forced = scene.circuit.admit(scene.now, true).unwrap();
+                        scene.end(forced, End::Fails);
+                    }
+                })
+            })
+            .collect();
+        probing.join().unwrap();
+        for other in others {
+            other.join().unwrap();
+        }
+        assert_eq!(scene.counts(), (0, 1));
+        assert_eq!(scene.circuit.view(), View::Closed);
+    });
+}
