@@ -3,7 +3,8 @@
 //!
 //! The files are looked at every [`INTERVAL`]. When one was written, replaced or removed, its owner reads
 //! all its files again. If what they have can't be used, the log gets one line for this change, and the
-//! owner continues with what it had.
+//! owner continues with what it had. They are read again at each look until they can be used: what failed
+//! may have been the reading.
 
 use std::error::Error;
 use std::fmt::Debug;
@@ -11,6 +12,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -48,6 +50,8 @@ pub struct WatchedFiles {
     paths: Vec<PathBuf>,
     /// None for a file that can't be looked at.
     seen: Mutex<Vec<Option<Stamp>>>,
+    /// Whether they couldn't be used when they were read last.
+    failed: AtomicBool,
 }
 
 impl WatchedFiles {
@@ -55,7 +59,12 @@ impl WatchedFiles {
     pub fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         let paths: Vec<_> = paths.into_iter().collect();
         let seen = Mutex::new(stamps(&paths));
-        Self { paths, seen }
+        let failed = AtomicBool::new(false);
+        Self {
+            paths,
+            seen,
+            failed,
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -121,12 +130,17 @@ impl Renewals {
 }
 
 fn check(item: &dyn Renewable) {
-    if !item.files().have_changed() {
+    let files = item.files();
+    let have_changed = files.have_changed();
+    if !have_changed && !files.failed.load(Ordering::Relaxed) {
         return;
     }
-    let what = item.what();
-    match item.renew() {
+    let (what, renewed) = (item.what(), item.renew());
+    files.failed.store(renewed.is_err(), Ordering::Relaxed);
+    match renewed {
         Ok(()) => tracing::info!(what, "the changed files are in use"),
+        // It is the same as before.
+        Err(_) if !have_changed => {}
         Err(error) => {
             let error = on_one_line(&*error);
             tracing::error!(
@@ -140,7 +154,7 @@ fn check(item: &dyn Renewable) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -150,6 +164,7 @@ mod tests {
         files: WatchedFiles,
         current: Mutex<String>,
         renewals: AtomicUsize,
+        unreadable: AtomicBool,
     }
 
     impl Renewable for Text {
@@ -163,13 +178,16 @@ mod tests {
 
         fn renew(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
             self.renewals.fetch_add(1, Ordering::SeqCst);
+            if self.unreadable.load(Ordering::SeqCst) {
+                return Err("too many open files".into());
+            }
             *self.current.lock() = std::fs::read_to_string(&self.path)?;
             Ok(())
         }
     }
 
     #[test]
-    fn each_change_is_read_once_and_a_bad_one_changes_nothing() {
+    fn each_change_is_read_until_it_can_be_used_and_a_bad_one_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("text");
         std::fs::write(&path, "one").unwrap();
@@ -178,6 +196,7 @@ mod tests {
             path: path.clone(),
             current: Mutex::new("one".to_owned()),
             renewals: AtomicUsize::new(0),
+            unreadable: AtomicBool::new(false),
         };
         let checked = || {
             check(&text);
@@ -188,11 +207,18 @@ mod tests {
         assert_eq!(checked(), ("one".to_owned(), 0));
         std::fs::write(&path, "second").unwrap();
         assert_eq!(checked(), ("second".to_owned(), 1));
+        // What isn't there is looked for again.
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(checked(), ("second".to_owned(), 2));
+        assert_eq!(checked(), ("second".to_owned(), 3));
         // As Kubernetes does it: a link to another file.
         std::fs::write(directory.path().join("other"), "third").unwrap();
         std::os::unix::fs::symlink("other", &path).unwrap();
-        assert_eq!(checked(), ("third".to_owned(), 3));
+        assert_eq!(checked(), ("third".to_owned(), 4));
+        // Unreadable for a moment: another change isn't needed.
+        text.unreadable.store(true, Ordering::SeqCst);
+        std::fs::write(&path, "fourth").unwrap();
+        assert_eq!(checked(), ("third".to_owned(), 6));
+        text.unreadable.store(false, Ordering::SeqCst);
+        assert_eq!(checked(), ("fourth".to_owned(), 7));
     }
 }

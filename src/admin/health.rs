@@ -117,21 +117,18 @@ impl Health {
         let (cache, metrics) = (self.cache.clone(), Arc::clone(&self.metrics));
         // It goes on, and keeps others off, where the caller gives up.
         let check = self.tasks.tracker().spawn(async move {
-            let checked = cache.check_store().await;
+            let failure = cache.check_store().await.err();
             metrics.store_free(cache.free_space().await);
+            let is = |condition: fn(&StoreError) -> bool| failure.as_ref().is_some_and(condition);
+            let (full, read_only) = (is(StoreError::is_full), is(StoreError::is_read_only));
+            metrics.degraded(Degraded::StoreFull, full);
+            metrics.degraded(Degraded::StoreReadOnly, read_only);
             drop(permit);
-            checked
+            failure.filter(|_| !full && !read_only)
         });
         let checked = timeout(CHECK_TIME, check).await.map_err(late)?;
-        let failure = checked.map_err(|lost| lost.to_string())?.err();
-        let is = |condition: fn(&StoreError) -> bool| failure.as_ref().is_some_and(condition);
-        let (full, read_only) = (is(StoreError::is_full), is(StoreError::is_read_only));
-        self.metrics.degraded(Degraded::StoreFull, full);
-        self.metrics.degraded(Degraded::StoreReadOnly, read_only);
-        match failure {
-            Some(failure) if !full && !read_only => Err(on_one_line(&failure)),
-            _ => Ok(()),
-        }
+        let failure = checked.map_err(|lost| lost.to_string())?;
+        failure.map_or(Ok(()), |failure| Err(on_one_line(&failure)))
     }
 }
 

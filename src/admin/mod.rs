@@ -9,10 +9,12 @@ pub mod reload;
 pub mod socket;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
 use http::{Method, Request, Response, StatusCode};
+use tokio::time::timeout;
 
 use crate::error_chain::on_one_line;
 use crate::metrics::{CacheFigures, Format};
@@ -21,6 +23,8 @@ use health::Health;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
+/// How long a page of metrics waits for the disk. Prometheus waits for 10 s by default.
+const SCRAPE_TIME: Duration = Duration::from_secs(1);
 
 /// Answers on the debug listener.
 #[derive(Debug)]
@@ -39,8 +43,9 @@ impl Admin {
             metrics,
             ..
         } = &self.health;
-        // For the degraded conditions.
-        self.health.check().await;
+        // For the degraded conditions, and the free space. They are later ones' where the disk doesn't answer
+        // soon: it mustn't keep the other figures from being read.
+        let _late = timeout(SCRAPE_TIME, self.health.check()).await;
         metrics.task_panics(tasks.panics());
         metrics.long_polls(tasks.long_polls());
         let (usage, counts) = (cache.usage(), cache.counts());
@@ -138,28 +143,52 @@ mod tests {
     use super::*;
     use crate::cache::{Cache, CacheSettings};
     use crate::clock::Clock;
-    use crate::storage::MemoryStore;
+    use crate::health::Availability;
+    use crate::storage::faulty::Operation;
+    use crate::storage::{FaultyStore, MemoryStore, Store};
     use crate::tasks::Tasks;
     use http_body_util::BodyExt as _;
+    use tokio::time::Instant;
     use tokio_util::sync::CancellationToken;
+
+    fn admin(store: Arc<dyn Store>, tasks: &Tasks, availability: Availability) -> Admin {
+        let cache = Cache::start(
+            store,
+            Arc::default(),
+            Clock::system(),
+            CacheSettings::unlimited(),
+            tasks,
+            &CancellationToken::new(),
+        );
+        Admin {
+            health: Health::new(cache, tasks.clone(), Arc::default(), availability),
+            metrics_path: Some("/metrics".to_owned()),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_does_not_answer_does_not_hold_up_the_metrics() {
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+        let admin = admin(
+            Arc::clone(&store) as _,
+            &Tasks::new(),
+            Availability::default(),
+        );
+        let stalled = store.stall(Operation::Check, 1);
+        let none = HeaderMap::new();
+        for _ in 0..3 {
+            let began = Instant::now();
+            let page = admin.answer(&Method::GET, "/metrics", &none).await;
+            assert_eq!(page.status(), 200);
+            assert!(began.elapsed() <= SCRAPE_TIME, "{:?}", began.elapsed());
+        }
+        stalled.release();
+    }
 
     #[tokio::test]
     async fn pages_have_their_status_and_health_names_a_failed_task() {
-        let clock = Clock::system();
-        let (tasks, stop) = (Tasks::new(), CancellationToken::new());
-        let cache = Cache::start(
-            Arc::new(MemoryStore::new()),
-            Arc::default(),
-            clock,
-            CacheSettings::unlimited(),
-            &tasks,
-            &stop,
-        );
-        let availability = crate::health::Availability::default();
-        let admin = Admin {
-            health: Health::new(cache, tasks.clone(), Arc::default(), availability.clone()),
-            metrics_path: Some("/metrics".to_owned()),
-        };
+        let (tasks, availability) = (Tasks::new(), Availability::default());
+        let admin = admin(Arc::new(MemoryStore::new()), &tasks, availability.clone());
         let none = HeaderMap::new();
         for (method, path, status) in [
             (Method::GET, "/metrics", 200),

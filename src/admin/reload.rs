@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Difference;
 
@@ -38,6 +39,8 @@ pub struct NotReloaded;
 pub struct Reloads {
     sender: mpsc::Sender<oneshot::Sender<ReloadReport>>,
     receiver: Mutex<mpsc::Receiver<oneshot::Sender<ReloadReport>>>,
+    /// Nobody takes requests any more.
+    closed: CancellationToken,
 }
 
 impl Default for Reloads {
@@ -46,6 +49,7 @@ impl Default for Reloads {
         Self {
             sender,
             receiver: Mutex::new(receiver),
+            closed: CancellationToken::new(),
         }
     }
 }
@@ -55,10 +59,17 @@ impl Reloads {
     pub async fn request(&self) -> Result<ReloadReport, NotReloaded> {
         let (reply, report) = oneshot::channel();
         self.sender.try_send(reply).map_err(|_full| NotReloaded)?;
-        let report = timeout(PATIENCE, report).await;
+        let report = self.closed.run_until_cancelled(timeout(PATIENCE, report));
         report
+            .await
+            .ok_or(NotReloaded)?
             .map_err(|_elapsed| NotReloaded)?
             .map_err(|_dropped| NotReloaded)
+    }
+
+    /// Refuses all requests from now on, those that wait as well: a stop doesn't wait for them.
+    pub fn close(&self) {
+        self.closed.cancel();
     }
 
     /// The next request: where its report is sent. Cancel safe.
@@ -68,5 +79,20 @@ impl Reloads {
             // There is always the sender of this one.
             None => std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_refused_at_once_after_the_end() {
+        let (reloads, began) = (Reloads::default(), Instant::now());
+        let (waiting, ()) = tokio::join!(reloads.request(), async { reloads.close() });
+        assert!(waiting.is_err());
+        assert!(reloads.request().await.is_err());
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 }

@@ -72,8 +72,16 @@ impl Merged {
                 || (keeps_upstreams && is_of_upstream(key))
         };
         let differences = new.printed.differences(&old.printed);
-        let (restart, mut applied): (Vec<_>, Vec<_>) = differences.into_iter().partition(is_fixed);
-        applied.extend(secrets(old, &new, keeps_upstreams, &applied));
+        let of_upstreams = secrets_of_upstreams(old, &new, &differences);
+        let of_fixed = secrets_of_fixed(old, &new, &differences);
+        let (mut restart, mut applied): (Vec<_>, Vec<_>) =
+            differences.into_iter().partition(is_fixed);
+        if keeps_upstreams {
+            restart.extend(of_upstreams);
+        } else {
+            applied.extend(of_upstreams);
+        }
+        restart.extend(of_fixed);
         let mut printed = new.printed.clone();
         for kept in &restart {
             printed.revert(kept);
@@ -189,15 +197,7 @@ fn is_of_upstream(key: &str) -> bool {
 }
 
 /// The upstreams in which only a secret differs, which isn't printed.
-fn secrets(
-    old: &Config,
-    new: &Config,
-    keeps_upstreams: bool,
-    shown: &[Difference],
-) -> Vec<Difference> {
-    if keeps_upstreams {
-        return Vec::new();
-    }
+fn secrets_of_upstreams(old: &Config, new: &Config, shown: &[Difference]) -> Vec<Difference> {
     let named = old.proxy.upstreams.iter();
     let before: BTreeMap<&str, _> = named
         .map(|upstream| (upstream.name.as_str(), upstream))
@@ -215,13 +215,29 @@ fn secrets(
             key => shown.any(|shown| is_below(shown, key)),
         }
     };
-    let secret = |key: String| Difference {
+    let changed = default.into_iter().chain(named);
+    let hidden = changed.filter(|key| !is_shown(key));
+    hidden.map(|key| secret(&key)).collect()
+}
+
+/// The sections with secrets that need a restart and in which nothing else differs.
+fn secrets_of_fixed(old: &Config, new: &Config, shown: &[Difference]) -> Vec<Difference> {
+    let changed = [
+        ("health", old.health != new.health),
+        ("tracing", old.tracing != new.tracing),
+    ];
+    let is_shown = |section: &str| shown.iter().any(|shown| is_below(&shown.key, section));
+    let changed = changed.into_iter().filter(|(_, differs)| *differs);
+    let hidden = changed.filter(|(section, _)| !is_shown(section));
+    hidden.map(|(section, _)| secret(section)).collect()
+}
+
+fn secret(key: &str) -> Difference {
+    Difference {
         key: format!("{key}: a secret"),
         before: None,
         after: None,
-    };
-    let changed = default.into_iter().chain(named);
-    changed.filter(|key| !is_shown(key)).map(secret).collect()
+    }
 }
 
 #[cfg(test)]

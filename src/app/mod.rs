@@ -313,6 +313,7 @@ impl App {
     /// Stops like [`stop`](Self::stop), and ends the rest at once when `hurry` is done.
     pub async fn stop_unless(self, hurry: impl Future<Output = ()>) -> bool {
         let mut hurry = std::pin::pin!(hurry);
+        self.shared.reloads.close();
         let hurried = self.wait_unready(&mut hurry).await;
         let clean = self
             .drain(async {

@@ -1,7 +1,11 @@
 //! `millpond reload`.
 
+use std::path::Path;
+use std::time::Duration;
+
 use anyhow::Context as _;
 use serde_json::json;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::{Listing, load, print, print_json};
@@ -10,6 +14,9 @@ use crate::admin::reload::ReloadReport;
 use crate::admin::socket::Client;
 use crate::config::{Difference, Storage};
 use crate::storage::Layout;
+
+/// Longer than the server takes for its answer at most.
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// Has the running server read its configuration again, and prints what came of it. An error if
 /// nothing was changed.
@@ -26,16 +33,7 @@ pub(super) fn reload(Listing { json, located }: &Listing) -> anyhow::Result<()> 
         .enable_all()
         .build()
         .context("the runtime can't be started")?;
-    let report = runtime.block_on(async {
-        let mut client = Client::connect(&socket, &TaskTracker::new()).await.context(
-            "no server answers at the data directory's admin socket; where the configuration names \
-             another directory than the server uses, send the server SIGHUP",
-        )?;
-        let report = client.run(&Operation::Reload).await?;
-        let report = serde_json::from_slice(&report);
-        report.context("the server's answer can't be read")
-    });
-    let report: ReloadReport = report?;
+    let report = runtime.block_on(ask(&socket))?;
     if *json {
         print_json(&json!(report))?;
     } else {
@@ -48,6 +46,21 @@ pub(super) fn reload(Listing { json, located }: &Listing) -> anyhow::Result<()> 
         report.problems.join("\n")
     );
     Ok(())
+}
+
+/// Has the server at an admin socket read its configuration again.
+async fn ask(socket: &Path) -> anyhow::Result<ReloadReport> {
+    let answer = async {
+        let mut client = Client::connect(socket, &TaskTracker::new()).await.context(
+            "no server answers at the data directory's admin socket; where the configuration names \
+             another directory than the server uses, send the server SIGHUP",
+        )?;
+        anyhow::Ok(client.run(&Operation::Reload).await?)
+    };
+    let answer = timeout(PATIENCE, answer).await;
+    let late = || format!("the server gives no answer within {} s", PATIENCE.as_secs());
+    let report = serde_json::from_slice(&answer.with_context(late)??);
+    report.context("the server's answer can't be read")
 }
 
 /// The lines for people.
@@ -77,6 +90,15 @@ fn line(title: &str, Difference { key, before, after }: &Difference) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_hangs_is_not_waited_for_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let _silent = tokio::net::UnixListener::bind(&path).unwrap();
+        let error = ask(&path).await.unwrap_err();
+        assert_eq!(error.to_string(), "the server gives no answer within 150 s");
+    }
 
     #[test]
     fn each_key_has_a_line() {

@@ -104,7 +104,18 @@ async fn until_signal(
             never = allocator::trim_regularly() => match never {},
         };
         notifier.reloading();
-        let report = Box::pin(reload(&app, path, logs)).await;
+        let report = tokio::select! {
+            report = Box::pin(reload(&app, path, logs)) => report,
+            // A file system that doesn't answer keeps nobody from stopping the server.
+            signal = signals.stop_alone() => {
+                tracing::info!(signal, drain = ?app.drain_timeout(), "stopping; the configuration isn't read again");
+                break None;
+            }
+            failed = app.failed() => {
+                tracing::error!(error = %on_one_line(&failed), drain = ?app.drain_timeout(), "stopping");
+                break Some(failed);
+            }
+        };
         notifier.ready(&status);
         // Whoever asked may not wait any more.
         reply.map(|reply| reply.send(report).is_ok());

@@ -49,6 +49,14 @@ impl Signals {
         }
     }
 
+    /// Waits for a stop signal and returns its name. All others wait for [`next`](Self::next). Cancel safe.
+    pub(super) async fn stop_alone(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+
     /// Waits for a stop signal and returns its name. The configuration isn't read again meanwhile.
     pub(super) async fn stop(&mut self) -> &'static str {
         loop {

@@ -26,7 +26,7 @@ const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::
 const MAX_THRESHOLD: usize = 1000;
 
 /// The configured checks; their names differ.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HealthConfig {
     pub checks: Vec<HealthCheck>,
 }

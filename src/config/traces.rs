@@ -16,7 +16,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const ADVICE: &str = "write an http:// or https:// URL such as http://collector:4318";
 
 /// The export of traces.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tracing {
     /// Where spans are sent.
     pub endpoint: Url,

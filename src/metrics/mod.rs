@@ -80,10 +80,10 @@ struct Connections {
 impl Connections {
     fn register(r: &mut Registrar<'_>) -> Self {
         Self {
-            open: r.metric("connections", "Open client connections"),
+            open: r.metric("connections", "Open connections of clients and operators"),
             refused: r.metric(
                 "connections_refused",
-                "Client connections that were refused, by the limit",
+                "Connections of clients and operators that were refused, by the limit",
             ),
             handshakes: r.metric("tls_handshakes", "TLS handshakes of clients by their end"),
             certificates: r.metric(

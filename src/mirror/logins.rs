@@ -64,24 +64,26 @@ impl LoginChecks {
         {
             return Ok(is_known);
         }
-        let permit = Arc::clone(&self.asking).try_acquire_owned();
-        let permit = permit.map_err(|_all_taken| AuthError::Busy)?;
         let (known, remembered) = (Arc::clone(&self.known), key.clone());
         let upstream = Arc::clone(upstream);
-        let question = self.questions.join(key, |_whoever_waits| async move {
-            let _asking = permit;
-            let is_known = upstream.accepts(&login).await.map_err(|error| {
-                upstream.report(&error, "the client was told of the failure");
-                AuthError::Upstream
-            })?;
-            counted(is_known);
-            let valid = if is_known {
-                upstream.config.caller.ttl
-            } else {
-                REFUSED_FOR
-            };
-            known.insert(remembered, (Instant::now() + valid, is_known));
-            Ok(is_known)
+        let question = self.questions.join(key, |_whoever_waits| {
+            // Whoever joins a question needs no permit.
+            let permit = Arc::clone(&self.asking).try_acquire_owned();
+            async move {
+                let _asking = permit.map_err(|_all_taken| AuthError::Busy)?;
+                let is_known = upstream.accepts(&login).await.map_err(|error| {
+                    upstream.report(&error, "the client was told of the failure");
+                    AuthError::Upstream
+                })?;
+                counted(is_known);
+                let valid = if is_known {
+                    upstream.config.caller.ttl
+                } else {
+                    REFUSED_FOR
+                };
+                known.insert(remembered, (Instant::now() + valid, is_known));
+                Ok(is_known)
+            }
         });
         question.await.map_err(|_lost| AuthError::Upstream)?
     }

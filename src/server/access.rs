@@ -121,6 +121,11 @@ impl Record {
         }
     }
 
+    /// What the request is for. Until it is answered, it counts as one whose client has left.
+    pub(super) const fn is_for(&mut self, route: Kind) {
+        self.answer.route = route;
+    }
+
     /// The answer's head is known.
     pub fn answered(&mut self, answer: Answer, status: http::StatusCode, expects_body: bool) {
         (self.answer, self.status) = (answer, status.as_u16());

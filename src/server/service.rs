@@ -113,6 +113,7 @@ impl Handler for Service {
         let kind = route
             .as_ref()
             .map_or(Kind::Other, |route| kind(&route.action));
+        record.is_for(kind);
         let answered = match &route {
             Ok(route) => match self.closed(&route.action) {
                 None => {

@@ -134,3 +134,22 @@ fn help_says_what_each_option_does() {
         assert!(text.contains(word), "{word}: {text}");
     }
 }
+
+/// Podman without root reads the file, too.
+#[test]
+fn files_are_readable_for_all_whatever_the_umask_is() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let root = tempfile::tempdir().unwrap();
+    let script =
+        "umask 077; exec \"$0\" client-config podman --mirror http://m.example --write \"$1\"";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_millpond")]);
+    let output = shell.arg(root.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let file = root
+        .path()
+        .join("etc/containers/registries.conf.d/millpond.conf");
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&file), 0o644);
+    assert_eq!(mode(file.parent().unwrap()), 0o755);
+}

@@ -629,6 +629,27 @@ async fn a_port_that_another_program_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_a_failing_check_has_closed() {
+    let site = Site::healthy().await;
+    let proxy = format!("remoteurl: '{}'", site.up.url());
+    let http = |address: &str| {
+        let down = site.path("down").display().to_string();
+        format!("addr: '{address}'\nhealth: {{file: [{{file: '{down}'}}]}}")
+    };
+    std::fs::write(site.path("down"), "").unwrap();
+    site.configure(&http("127.0.0.1:0"), "minfree: 1MiB", &proxy);
+    let app = site.serve().await;
+    let client = reqwest::Client::builder().tls_certs_only([]);
+    let client = client.build().unwrap();
+    let base = format!("{}/v2/", url("http", &app));
+    while client.get(&base).send().await.unwrap().status() != 503 {}
+    site.configure(&http(&app.address().to_string()), "minfree: 1MiB", &proxy);
+    let diagnosis = site.doctor(&[]).await;
+    let parts = ["503", "(`http.addr`)", "a failing check of `health`"];
+    diagnosis.complains("fail", &parts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_whose_address_or_socket_is_not_the_configured_one() {
     let site = Site::healthy().await;
     let app = site.serve().await;

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::harness::{Image, mirrored_with, noise};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+use crate::harness::{Image, mirrored, mirrored_with, noise, put_image};
 
 /// The page that lists all metrics.
 const PAGE: &str = include_str!("../../deploy/metrics.md");
@@ -114,4 +117,21 @@ async fn accept_selects_the_format() {
             "{accept}: {text}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_answer_counts_for_its_route() {
+    let (up, m) = mirrored().await;
+    let (_, path) = put_image(&up, 1);
+    let _gate = up.hold("/manifests/", 1);
+    let mut client = TcpStream::connect(m.address()).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: mirror\r\n\r\n");
+    client.write_all(request.as_bytes()).await.unwrap();
+    up.wait(1, "/manifests/").await;
+    drop(client);
+    m.counted(
+        r#"millpond_requests_total{route="manifest",status="none"}"#,
+        1,
+    )
+    .await;
 }

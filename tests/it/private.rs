@@ -659,3 +659,34 @@ async fn a_login_to_the_mirrors_own_name_is_checked_with_the_upstream() {
         assert_eq!((status, token), (502, None));
     }
 }
+
+/// A client that joins a question which another one has asked needs no place for a question of its own.
+#[tokio::test(start_paused = true)]
+async fn many_logins_at_once_are_bounded_and_equal_ones_are_one() {
+    let (up, m) = mirrored_with(&[CALLER]).await;
+    let gate = up.hold("GET /v2/", ALWAYS);
+    let ping = m.get("/v2/").await;
+    let (_, realm) = ping
+        .header("www-authenticate")
+        .split_once("/token/")
+        .unwrap();
+    let (name, _) = realm.split_once('"').unwrap();
+    let line = format!("GET /token/{name}?account=x");
+    let login = |user: usize| {
+        let login = format!("Basic {}", STANDARD.encode(format!("user{user}:x")));
+        m.request(&line, &[("authorization", &login)]).send()
+    };
+    let tasks = tokio_util::task::TaskTracker::new();
+    let mut asking: Vec<_> = (0..16).map(|user| tasks.spawn(login(user))).collect();
+    up.wait(16, "GET /v2/").await;
+    assert_eq!(login(16).await.unwrap().status(), 503);
+    let joined = tasks.spawn(login(0));
+    for _ in 0..100 {
+        crate::harness::settle().await;
+    }
+    asking.push(joined);
+    gate.open();
+    for answer in join_all(asking).await {
+        assert_ne!(answer.unwrap().unwrap().status(), 503);
+    }
+}

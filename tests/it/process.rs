@@ -277,3 +277,33 @@ async fn a_second_signal_to_stop_ends_the_drain() {
     assert!(server.stop().await.success());
     server.logged("stopped clean=false").await;
 }
+
+/// The file system of the configuration doesn't answer.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_a_configuration_that_is_read() {
+    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let upstream = Registry::start().await;
+    let mut server = Server::start(&upstream, to_file).await;
+    let config = server.file("config.yml");
+    std::fs::remove_file(&config).unwrap();
+    mknodat(CWD, &config, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    server.signal(Signal::HUP);
+    let mut writer = None;
+    eventually("the configuration is read", || {
+        let nonblocking = OFlags::NONBLOCK.bits().try_into().unwrap();
+        let mut options = File::options();
+        writer = options
+            .write(true)
+            .custom_flags(nonblocking)
+            .open(&config)
+            .ok();
+        writer.is_some()
+    })
+    .await;
+    server.signal(Signal::TERM);
+    server.logged("stopping").await;
+    drop(writer);
+    assert!(server.end().await.success());
+}

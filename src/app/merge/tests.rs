@@ -87,6 +87,38 @@ fn a_secret_is_named_without_being_shown() {
     moved.proxy.default.url = "https://elsewhere".parse().unwrap();
     let merged = Merged::new(&with("one"), moved, true);
     assert!(merged.config.proxy.default == with("one").proxy.default);
+    assert_eq!(restart_of(&merged), ["proxy: a secret"]);
+}
+
+fn restart_of(merged: &Merged) -> Vec<&str> {
+    let keys = merged.restart.iter();
+    keys.map(|difference| &*difference.key).collect()
+}
+
+#[cfg(feature = "otel")]
+#[test]
+fn a_secret_that_waits_for_a_restart_is_named() {
+    let with = |token: &str| {
+        let variables = [
+            ("REGISTRY_TRACING_ENDPOINT", "http://collector:4318"),
+            ("REGISTRY_TRACING_HEADERS_AUTHORIZATION", token),
+            (
+                "REGISTRY_HEALTH_HTTP",
+                "[{uri: 'http://a/', headers: {X-A: [b]}}]",
+            ),
+        ];
+        loaded(&variables).config
+    };
+    let merged = Merged::new(&with("one"), with("two"), false);
+    assert_eq!(restart_of(&merged), ["tracing: a secret"]);
+    assert!(merged.applied.is_empty(), "{:?}", merged.applied);
+    let mut checked = with("one");
+    let config::HealthProbe::Http { headers, .. } = &mut checked.health.checks[0].probe else {
+        panic!("no HTTP check");
+    };
+    headers.insert("x-a", "c".parse().unwrap());
+    let merged = Merged::new(&with("one"), checked, false);
+    assert_eq!(restart_of(&merged), ["health: a secret"]);
 }
 
 #[test]

@@ -89,6 +89,7 @@ impl Edit for BuildkitdToml {
         let Some(registries) = document.get_mut("registry").and_then(Item::as_table_mut) else {
             return Ok(text.to_owned());
         };
+        let had_registries = !registries.is_empty();
         let keys: Vec<String> = registries.iter().map(|(key, _)| key.to_owned()).collect();
         for key in keys {
             let Some(table) = registries.get_mut(&key).and_then(Item::as_table_mut) else {
@@ -103,7 +104,7 @@ impl Edit for BuildkitdToml {
                 registries.remove(&key);
             }
         }
-        if registries.is_empty() {
+        if had_registries && registries.is_empty() {
             document.remove("registry");
         }
         Ok(toml::print(&document))

@@ -12,8 +12,10 @@ use super::yaml;
 
 /// The largest file that is changed, in bytes.
 const MAX_FILE: u64 = 1 << 20;
-/// The end of the name of a backup.
+/// The end of the name of a backup; of further ones, a point and their number follow.
 const BACKUP: &str = ".millpond-backup";
+/// The most backups of a file. The last one is replaced when there are as many.
+const MAX_BACKUPS: usize = 9;
 
 /// A directory that stands for the root of the client's file system, or nothing, in which no file exists.
 pub(super) struct Root(Option<PathBuf>);
@@ -126,11 +128,9 @@ impl Root {
             let Some(real) = self.resolve(file.path())? else {
                 bail!("no directory to write to");
             };
-            let backup = backup_of(&real);
             let current = Current {
                 text: read(&real)?,
-                original: read(&backup)?,
-                backup,
+                backups: backups_of(&real)?,
                 real,
                 file,
             };
@@ -146,10 +146,26 @@ pub(super) struct Report {
     pub(super) lines: Vec<String>,
 }
 
-fn backup_of(real: &Path) -> PathBuf {
+/// The path of a backup; numbers begin with 1.
+fn backup_path(real: &Path, number: usize) -> PathBuf {
     let mut name = real.as_os_str().to_owned();
     name.push(BACKUP);
+    if number > 1 {
+        name.push(format!(".{number}"));
+    }
     PathBuf::from(name)
+}
+
+/// The backups that exist, oldest first.
+fn backups_of(real: &Path) -> anyhow::Result<Vec<Backup>> {
+    let mut backups = Vec::new();
+    for number in 1..=MAX_BACKUPS {
+        let path = backup_path(real, number);
+        if let Some(text) = read(&path)? {
+            backups.push(Backup { number, path, text });
+        }
+    }
+    Ok(backups)
 }
 
 fn read(real: &Path) -> anyhow::Result<Option<String>> {
@@ -181,14 +197,19 @@ fn read(real: &Path) -> anyhow::Result<Option<String>> {
     }
 }
 
+/// What a file was before a change.
+struct Backup {
+    number: usize,
+    path: PathBuf,
+    text: String,
+}
+
 /// A file, as it is before it is changed.
 struct Current<'a> {
     file: &'a FileEdit,
     real: PathBuf,
     text: Option<String>,
-    backup: PathBuf,
-    /// The content of the backup.
-    original: Option<String>,
+    backups: Vec<Backup>,
 }
 
 impl Current<'_> {
@@ -207,6 +228,38 @@ impl Current<'_> {
         let applied = self.file.edit().apply(text).ok();
         applied.is_some() && applied == self.text
     }
+
+    /// The last backup without the mirror's entries. Others are of a file that had them already.
+    fn original(&self) -> Option<&Backup> {
+        let is_without = |backup: &&Backup| self.has_entries(&backup.text).is_ok_and(|has| !has);
+        self.backups.iter().rev().find(is_without)
+    }
+
+    /// Whether something would have to be removed from a text.
+    fn has_entries(&self, text: &str) -> anyhow::Result<bool> {
+        Ok(!text.trim().is_empty() && self.revert(text, None)? != text)
+    }
+
+    /// Whether a change of this text would lose something that no backup has.
+    fn needs_backup(&self, text: &str) -> anyhow::Result<bool> {
+        if self.file.copied_from().is_some() {
+            return Ok(self.backups.is_empty());
+        }
+        if self.backups.iter().any(|backup| backup.text == text) {
+            return Ok(false);
+        }
+        // The entries alone are made again from the backup before them.
+        Ok(self.backups.is_empty() || self.loses_comments(text) || !self.has_entries(text)?)
+    }
+
+    fn loses_comments(&self, text: &str) -> bool {
+        self.file.edit().loses_comments() && yaml::has_comments(text)
+    }
+
+    fn next_backup(&self) -> PathBuf {
+        let last = self.backups.last().map_or(0, |backup| backup.number);
+        backup_path(&self.real, (last + 1).min(MAX_BACKUPS))
+    }
 }
 
 /// Prepares a file with the mirror's entries.
@@ -219,14 +272,16 @@ fn written(current: &Current<'_>, transaction: &mut Transaction) -> anyhow::Resu
     let real = current.real.display();
     let mut line = format!("wrote {real}");
     if let Some(old) = old {
-        let backup = current.backup.display();
-        // A backup whose file has the mirror's entries is of the file before them.
-        let has_entries = current.revert(old, None)? != old;
-        if current.original.is_none() || !has_entries {
-            transaction.write(&current.backup, old, Some(&current.real), false)?;
+        let mut backup = current.backups.last().map(|backup| backup.path.clone());
+        if current.needs_backup(old)? {
+            let path = current.next_backup();
+            transaction.write(&path, old, Some(&current.real), false)?;
+            backup = Some(path);
         }
-        line = format!("{line}, backup in {backup}");
-        if current.file.edit().loses_comments() && yaml::has_comments(old) {
+        if let Some(backup) = backup {
+            line = format!("{line}, backup in {}", backup.display());
+        }
+        if current.loses_comments(old) {
             line = format!("{line}, which has the comments; the new file has none");
         }
     }
@@ -240,18 +295,24 @@ fn undone(current: &Current<'_>, transaction: &mut Transaction) -> anyhow::Resul
     let Some(text) = &current.text else {
         return Ok(None);
     };
-    let (real, backup) = (current.real.display(), current.backup.display());
-    let original = current.original.as_deref();
-    if let Some(original) = original
+    let real = current.real.display();
+    let original = current.original();
+    if let Some(Backup {
+        path: backup,
+        text: original,
+        ..
+    }) = original
         && original != text
         && current.came_from(original)
     {
-        transaction.write(&current.real, original, Some(&current.backup), false)?;
-        transaction.remove(&current.backup);
+        transaction.write(&current.real, original, Some(backup), false)?;
+        transaction.remove(backup);
         return Ok(Some(format!("restored {real} from its backup")));
     }
-    let reverted = current.revert(text, original)?;
-    let is_new = original.is_none() && current.came_from("");
+    let before = original.map(|original| original.text.as_str());
+    let reverted = current.revert(text, before)?;
+    // A file that has nothing but the entries was made with them, whatever an older backup says.
+    let is_new = current.came_from("");
     if is_new || (original.is_none() && reverted.is_empty() && !text.is_empty()) {
         transaction.remove(&current.real);
         return Ok(Some(format!("removed {real}")));
@@ -261,8 +322,8 @@ fn undone(current: &Current<'_>, transaction: &mut Transaction) -> anyhow::Resul
     }
     transaction.write(&current.real, &reverted, Some(&current.real), false)?;
     let mut line = format!("removed the mirror's entries from {real}, which has other changes");
-    if original.is_some() {
-        line = format!("{line}; the backup {backup} is still there");
+    if let Some(Backup { path, .. }) = original {
+        line = format!("{line}; the backup {} is still there", path.display());
     }
     Ok(Some(line))
 }

@@ -75,7 +75,8 @@ pub(super) struct Options {
     /// [default: print what the files need]
     ///
     /// `--write /` configures this machine. Other settings in the files are kept. The content before
-    /// the first change is kept in FILE.millpond-backup.
+    /// the first change is kept in FILE.millpond-backup, what other changes would lose in
+    /// FILE.millpond-backup.2 and so on.
     #[arg(long, value_name = "DIR")]
     write: Option<PathBuf>,
     /// Undo what --write has done with the same options

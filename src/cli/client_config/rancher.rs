@@ -51,18 +51,35 @@ struct RegistriesYaml {
 }
 
 impl RegistriesYaml {
-    /// Removes the mirror from a registry's entry; whether nothing else was in it.
-    fn leaves_nothing(&self, entry: &mut Value) -> bool {
+    /// Removes the mirror from a registry's entry; whether it was in it.
+    fn take_from(&self, entry: &mut Value) -> bool {
         let Some(Value::Sequence(endpoints)) = entry.get_mut("endpoint") else {
             return false;
         };
         let before = endpoints.len();
         endpoints.retain(|endpoint| endpoint != self.url.as_str());
-        if endpoints.len() == before {
-            return false;
+        let is_taken = endpoints.len() < before;
+        if is_taken {
+            prune(entry, "endpoint");
         }
-        prune(entry, "endpoint");
-        is_empty(entry)
+        is_taken
+    }
+
+    /// Removes the certificates from the mirror's entry in `configs`; whether one was in it.
+    fn take_from_config(&self, own: &mut Value) -> bool {
+        let Some(Value::Mapping(tls)) = own.get_mut("tls") else {
+            return false;
+        };
+        let (before, ours) = (tls.len(), self.tls());
+        tls.retain(|key, file| {
+            let mut ours = ours.iter();
+            !ours.any(|(our_key, our)| key == *our_key && file == *our)
+        });
+        let is_taken = tls.len() < before;
+        if is_taken {
+            prune(own, "tls");
+        }
+        is_taken
     }
 
     /// The keys of `configs.AUTHORITY.tls`.
@@ -105,25 +122,25 @@ impl Edit for RegistriesYaml {
 
     fn revert(&self, text: &str, _: Option<&str>) -> Result<String, Refused> {
         let mut document = yaml::parse(text)?;
+        // What was empty before stays.
+        let mut is_taken = false;
         if let Some(Value::Mapping(mirrors)) = document.get_mut("mirrors") {
-            mirrors.retain(|_, entry| !self.leaves_nothing(entry));
+            mirrors.retain(|_, entry| {
+                let is_ours = self.take_from(entry);
+                is_taken |= is_ours;
+                !(is_ours && is_empty(entry))
+            });
         }
-        prune_mapping(&mut document, "mirrors");
-        if let Some(configs) = document.get_mut("configs") {
-            if let Some(own) = configs.get_mut(&self.authority) {
-                if let Some(Value::Mapping(tls)) = own.get_mut("tls") {
-                    let ours = self.tls();
-                    tls.retain(|key, file| {
-                        !ours
-                            .iter()
-                            .any(|(our_key, our)| key == *our_key && file == *our)
-                    });
-                }
-                prune(own, "tls");
-            }
+        if is_taken {
+            prune_mapping(&mut document, "mirrors");
+        }
+        if let Some(configs) = document.get_mut("configs")
+            && let Some(own) = configs.get_mut(&self.authority)
+            && self.take_from_config(own)
+        {
             prune(configs, &self.authority);
+            prune_mapping(&mut document, "configs");
         }
-        prune_mapping(&mut document, "configs");
         yaml::print(text, &document)
     }
 

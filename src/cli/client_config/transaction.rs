@@ -1,16 +1,20 @@
 //! Changes several files: first writes all contents to temporary files beside them, then renames these. A
 //! file that can't be prepared leaves all files as they were.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-/// The folder whose folders are each for one registry. One that has become empty must not stay:
-/// containerd would no longer look for the default.
+/// The folder whose folders are each for one registry, and the file that each of containerd's has. A folder
+/// that has become empty must not stay: containerd would no longer look for the default.
 const REGISTRIES: &str = "certs.d";
+const HOSTS: &str = "hosts.toml";
+
+/// The permissions of users that are neither the file's owner nor in its group.
+const OTHERS: u32 = 0o007;
 
 #[derive(Default)]
 pub(super) struct Transaction {
@@ -23,7 +27,8 @@ pub(super) struct Transaction {
 
 impl Transaction {
     /// Prepares a file's new content. It gets the mode and the owner of `like`; without one, it is
-    /// readable for all, or for its owner only if it `is_secret`.
+    /// readable for all, or for its owner only if it `is_secret`, whatever the umask is. A secret is
+    /// never readable for all.
     pub(super) fn write(
         &mut self,
         target: &Path,
@@ -46,23 +51,20 @@ impl Transaction {
         self.make(parent)?;
         let name = target.file_name().unwrap_or_default().display();
         let temporary = parent.join(format!(".{name}.{:08x}.tmp", fastrand::u32(..)));
-        let mode = if is_secret || like.is_some() {
-            0o600
-        } else {
-            0o644
-        };
         let mut options = OpenOptions::new();
-        let options = options.write(true).create_new(true).mode(mode);
+        let options = options.write(true).create_new(true).mode(0o600);
         let mut file = options.open(&temporary)?;
         self.staged.push((temporary, target.to_owned()));
+        let mut mode = if is_secret { 0o600 } else { 0o644 };
         if let Some(like) = like {
             let wanted = fs::metadata(like)?;
             let own = file.metadata()?;
             if (own.uid(), own.gid()) != (wanted.uid(), wanted.gid()) {
                 std::os::unix::fs::fchown(&file, Some(wanted.uid()), Some(wanted.gid()))?;
             }
-            file.set_permissions(wanted.permissions())?;
+            mode = wanted.mode() & if is_secret { !OTHERS } else { !0 };
         }
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()
     }
@@ -75,9 +77,9 @@ impl Transaction {
         if let Some(parent) = dir.parent() {
             self.make(parent)?;
         }
-        fs::DirBuilder::new().mode(0o755).create(dir)?;
+        fs::create_dir(dir)?;
         self.made.push(dir.to_owned());
-        Ok(())
+        fs::set_permissions(dir, Permissions::from_mode(0o755))
     }
 
     /// Has a file removed.
@@ -102,8 +104,9 @@ impl Transaction {
         for path in std::mem::take(&mut self.removed) {
             fs::remove_file(&path).with_context(|| format!("{}", path.display()))?;
             let dir = path.parent().unwrap_or(Path::new("/"));
-            let of_registry = dir.parent().and_then(Path::file_name);
-            if of_registry.is_some_and(|name| name == REGISTRIES) {
+            let folders = dir.parent().and_then(Path::file_name);
+            let is_hosts = path.file_name().is_some_and(|name| name == HOSTS);
+            if is_hosts || folders.is_some_and(|name| name == REGISTRIES) {
                 // One with further files stays.
                 drop(fs::remove_dir(dir));
             }

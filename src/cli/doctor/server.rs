@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::server::listener::{BindError, Listener};
 use crate::storage::StoreError;
 use crate::tasks::Tasks;
-use crate::upstream::{EndpointStatus, TlsFiles, Upstream, UpstreamError};
+use crate::upstream::{EndpointStatus, Failure, TlsFiles, Upstream, UpstreamError};
 
 /// How `Cache-Status` names this program.
 const OWN_NAME: &str = "millpond";
@@ -44,6 +44,16 @@ enum Holder {
     Nobody,
     /// Nothing can be told.
     Unknown,
+}
+
+/// Who answers at an address.
+enum Answering {
+    Millpond,
+    Other,
+    /// It may be the server: it has no time, or a failing health check closes the API.
+    Closed(UpstreamError),
+    /// It can't be asked without a client certificate.
+    Secret,
 }
 
 impl ServerCheck<'_> {
@@ -214,23 +224,31 @@ impl ServerCheck<'_> {
         found: &mut Findings,
     ) {
         let key = &listening.key;
-        let is_own = self.is_own(listening, address).await;
-        match (is_own, holder) {
-            (Some(true), Holder::Server(_) | Holder::Unknown) => {
+        let answering = self.answering(listening, address).await;
+        match (answering, holder) {
+            (Answering::Millpond, Holder::Server(_) | Holder::Unknown) => {
                 found.ok(
                     "listener",
                     format!("the server listens on {address} (`{key}`)"),
                 );
             }
-            (Some(true), Holder::Nobody) => {
+            (Answering::Millpond, Holder::Nobody) => {
                 let text = format!("another millpond, on another data directory, uses {address}");
                 found.fail("listener", text, format!("stop it, or change `{key}`"));
             }
-            (Some(false), _) => {
+            (Answering::Closed(error), Holder::Server(_) | Holder::Unknown) => {
+                let error = on_one_line(&error);
+                let text =
+                    format!("{address} (`{key}`) is in use, but no registry answers: {error}");
+                let fix = "look at the server's log: a failing check of `health` closes the API, and \
+                           too many connections (`http.limits`) are refused";
+                found.fail("listener", text, fix);
+            }
+            (Answering::Other | Answering::Closed(_), _) => {
                 let text = format!("another program uses {address}");
                 found.fail("listener", text, format!("stop it, or change `{key}`"));
             }
-            (None, _) => {
+            (Answering::Secret, _) => {
                 let text =
                     format!("{address} is in use; by whom can't be told without a certificate");
                 found.ok("listener", text);
@@ -238,8 +256,37 @@ impl ServerCheck<'_> {
         }
     }
 
-    /// Whether a millpond answers at an address. None where it can't be asked.
-    async fn is_own(&self, listening: &Listening<'_>, address: &str) -> Option<bool> {
+    /// Who answers at an address that is in use.
+    async fn answering(&self, listening: &Listening<'_>, address: &str) -> Answering {
+        let Some(client) = self.client_of(listening, address) else {
+            return Answering::Secret;
+        };
+        let status = |error: &UpstreamError| error.status();
+        match (client.observe_base().await, listening.serves) {
+            (Ok(base), Serves::Registry) => {
+                let named = base.cache_status.unwrap_or_default();
+                if named.starts_with(OWN_NAME) || base.challenge.is_some() {
+                    Answering::Millpond
+                } else {
+                    Answering::Other
+                }
+            }
+            // There is no registry on it.
+            (Err(error), Serves::Operators) if status(&error) == Some(404) => Answering::Millpond,
+            (Err(error), Serves::Registry)
+                if status(&error) == Some(503)
+                    || matches!(error.failure, Failure::Timeout { .. }) =>
+            {
+                Answering::Closed(error)
+            }
+            // The handshake may want a client's certificate.
+            (Err(_), Serves::Registry) if listening.tls.is_some() => Answering::Secret,
+            _ => Answering::Other,
+        }
+    }
+
+    /// A client for an address, whoever answers there.
+    fn client_of(&self, listening: &Listening<'_>, address: &str) -> Option<Upstream> {
         let (host, port) = address.rsplit_once(':')?;
         let host = match host {
             "" | "0.0.0.0" | "[::]" => "127.0.0.1",
@@ -255,19 +302,7 @@ impl ServerCheck<'_> {
         upstream.proxy = crate::config::ForwardProxy::Direct;
         upstream.insecure = true;
         let (files, metrics) = (TlsFiles::default(), Metrics::default());
-        let client = Upstream::new(upstream, &files, self.timeouts, self.clock, &metrics).ok()?;
-        let answer = client.observe_base().await;
-        let is_refusal = |error: &UpstreamError| error.status() == Some(404);
-        match (answer, listening.serves) {
-            (Ok(base), Serves::Registry) => {
-                let status = base.cache_status.unwrap_or_default();
-                Some(status.starts_with(OWN_NAME) || base.challenge.is_some())
-            }
-            (Err(error), Serves::Operators) => Some(is_refusal(&error)),
-            // The handshake may want a client's certificate.
-            (Err(_), Serves::Registry) if listening.tls.is_some() => None,
-            _ => Some(false),
-        }
+        Upstream::new(upstream, &files, self.timeouts, self.clock, &metrics).ok()
     }
 
     async fn usage(&self, backend: &mut Backend, holder: &Holder, found: &mut Findings) {

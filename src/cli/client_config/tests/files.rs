@@ -93,6 +93,88 @@ fn the_backup_is_of_the_file_before_the_mirror() {
 }
 
 #[test]
+fn another_address_leaves_the_first_backup() {
+    let machine = Machine::new();
+    let path = "etc/rancher/k3s/registries.yaml";
+    machine.put(path, "# ours\nmirrors:\n  a.example: {endpoint: [b]}\n");
+    let first = machine.snapshot();
+    let (old, new) = (
+        "k3s --mirror http://m.example:5000",
+        "k3s --mirror https://m.example",
+    );
+    machine.write(old).unwrap();
+    let between = machine.text(path);
+    machine.write(new).unwrap();
+    machine.undo(new).unwrap();
+    assert_eq!(machine.text(path), between);
+    machine.undo(old).unwrap();
+    assert_eq!(machine.snapshot(), first);
+}
+
+#[test]
+fn comments_that_were_added_since_are_in_a_backup() {
+    let machine = Machine::new();
+    let path = "etc/rancher/k3s/registries.yaml";
+    let line = "k3s --mirror http://m.example:5000";
+    machine.put(path, "mirrors: {}\n");
+    machine.write(line).unwrap();
+    let commented = format!("# mine\n{}", machine.text(path));
+    machine.put(path, &commented);
+    let more = format!("{line} --upstream docker.io --upstream ghcr.io");
+    let told = machine.write(&more).unwrap();
+    let backup = "etc/rancher/k3s/registries.yaml.millpond-backup.2";
+    let expected = format!(
+        "wrote ROOT/{path}, backup in ROOT/{backup}, which has the comments; the new file has none"
+    );
+    assert_eq!(told, [expected]);
+    assert_eq!(machine.text(backup), commented);
+    assert_eq!(
+        machine.text(&format!("{path}.millpond-backup")),
+        "mirrors: {}\n"
+    );
+    machine.undo(&more).unwrap();
+    assert_eq!(machine.text(path), "mirrors: {}\n");
+}
+
+#[test]
+fn a_file_that_was_made_anew_is_removed_in_spite_of_an_old_backup() {
+    let machine = Machine::new();
+    machine.put(DAEMON_JSON, "{\"debug\": true}\n");
+    machine.write(DOCKER).unwrap();
+    fs::remove_file(machine.path(DAEMON_JSON)).unwrap();
+    machine.write(DOCKER).unwrap();
+    machine.undo(DOCKER).unwrap();
+    assert!(!machine.path(DAEMON_JSON).exists());
+}
+
+#[test]
+fn a_key_is_never_readable_for_all() {
+    let machine = Machine::new();
+    let path = "etc/containers/certs.d/m.example/client.key";
+    machine.put(path, "an older key");
+    fs::set_permissions(machine.path(path), fs::Permissions::from_mode(0o644)).unwrap();
+    machine
+        .write("podman --mirror https://m.example --cert CERT --key KEY")
+        .unwrap();
+    assert_eq!(machine.text(path), KEY);
+    let mode = machine.path(path).metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o640);
+}
+
+#[test]
+fn a_folder_of_hosts_goes_with_its_file_whatever_its_parent_is_called() {
+    let machine = Machine::new();
+    let config = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\n\
+                  config_path = \"/srv/hosts\"\n";
+    machine.put("etc/containerd/config.toml", config);
+    let line = "containerd --mirror http://m.example:5000";
+    machine.write(line).unwrap();
+    machine.undo(line).unwrap();
+    assert!(machine.path("srv/hosts").exists());
+    assert!(!machine.path("srv/hosts/docker.io").exists());
+}
+
+#[test]
 fn the_file_behind_a_symbolic_link_is_changed() {
     let machine = Machine::new();
     machine.put("srv/daemon.json", "{}\n");
