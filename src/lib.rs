@@ -9,8 +9,8 @@
 //! 2. [`mirror`] chooses the upstream: containerd's `ns` parameter, else the first component of the
 //!    repository's name, else the Host header, else the default upstream.
 //! 3. A manifest comes from the [`cache`] if it is linked into the repository. A tag's digest counts
-//!    as fresh for a while; then one HEAD asks the [`upstream`] for all clients. While the upstream
-//!    can't answer, the last known digest is served, marked stale.
+//!    as fresh for a while; then one HEAD asks the [`upstream`], at one of its endpoints, for all
+//!    clients. While none of them can answer, the last known digest is served, marked stale.
 //! 4. A blob comes from the [`cache`], too, if it is linked. If only another repository is linked to
 //!    it, a HEAD proves that this repository has it. Otherwise [`download`] joins or starts its
 //!    download from this upstream.

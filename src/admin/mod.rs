@@ -43,8 +43,8 @@ impl Admin {
             metrics,
             ..
         } = &self.health;
-        // For the degraded conditions, and the free space. They are later ones' where the disk doesn't answer
-        // soon: it mustn't keep the other figures from being read.
+        // Refreshes the degraded conditions and the free space. If the disk takes longer, the page shows the
+        // values of the check before: a disk that hangs mustn't hold up the other figures.
         let _late = timeout(SCRAPE_TIME, self.health.check()).await;
         metrics.task_panics(tasks.panics());
         metrics.long_polls(tasks.long_polls());

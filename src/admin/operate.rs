@@ -164,7 +164,7 @@ pub enum OperateError {
     Deny(#[from] DenyError),
     #[error(transparent)]
     Level(#[from] LevelError),
-    #[error("no server is running, and only a running one has this")]
+    #[error("no server is running, and only a running server can do this")]
     NoServer,
     #[error(transparent)]
     NotReloaded(#[from] NotReloaded),

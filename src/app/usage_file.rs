@@ -69,6 +69,7 @@ impl UsageFile {
             return;
         };
         let usages = usages(&self.upstreams.read());
+        // Held until the file is written: two writers would share the draft.
         let mut saved = self.saved.lock().await;
         if *saved == usages {
             return;

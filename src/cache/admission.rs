@@ -84,11 +84,9 @@ impl Cache {
         };
         Some((admission, stage, partial))
     }
-}
 
-impl Cache {
-    /// To be kept while content is committed and linked that the upstream of `repo` has given: its file is
-    /// seen before its links are.
+    /// Notes that the upstream of `repo` has given content that is being committed and linked: other
+    /// requests see the file before its links. To be kept until the links are written.
     pub(super) fn arriving(&self, digest: &Digest, repo: &RepoName) -> Arriving {
         self.inner.with(|index| index.arrives(digest, repo));
         Arriving {
@@ -99,8 +97,8 @@ impl Cache {
     }
 }
 
-/// Content that is being committed and linked.
-#[must_use = "it counts as linked, or as never to be, when this is dropped"]
+/// A note that content is being committed and linked; dropping it removes the note.
+#[must_use = "the note is removed when this is dropped"]
 pub(super) struct Arriving {
     cache: Cache,
     digest: Digest,
@@ -138,8 +136,8 @@ impl Admission {
     }
 
     /// Commits the stage, whose digest the caller has verified, as a blob of `size` bytes, then links
-    /// it. `origin` is a repository that has got it from the upstream, if it
-    /// will be linked. `repositories` is called once the commit has ended, however it ended. A link that can't be
+    /// it. `origin` is a repository that the upstream gave the blob for; none if no repository will be
+    /// linked. `repositories` is called once the commit has ended, however it ended. A link that can't be
     /// written is logged, and costs its own repository a proof at the next request.
     pub async fn commit(
         self,

@@ -6,9 +6,10 @@ use crate::oci::{Digest, ImagePattern, Pattern};
 
 use super::Config;
 use super::proxy::Proxy;
+use super::registry_url::authority;
 use super::rules;
 use super::section::Section;
-use super::upstream::{Upstream, authority};
+use super::upstream::Upstream;
 
 /// What a caller wants to do with a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use super::Config;
 use super::address::networks;
 use super::http::web_url;
+use super::registry_url::is_loopback;
 use super::section::Section;
-use super::upstream::is_loopback;
 
 const DEFAULT_TOKEN_TTL: Duration = Duration::from_mins(5);
 /// Docker takes tokens for valid for a minute at least.

@@ -1,6 +1,7 @@
 //! The endpoints of an upstream: where it is asked instead of at its `remoteurl` alone.
 
 use super::authorize::{Authorize, CallerAccess};
+use super::registry_url::registry_url;
 use super::section::Section;
 use super::upstream::{self, Endpoint, EndpointSelection, Upstream};
 
@@ -56,7 +57,7 @@ fn endpoint(item: &Section<'_>, upstream: &Upstream) -> Option<Endpoint> {
         prefix.ok_or("write the part of the path before the repository's name, such as hub-proxy")
     });
     let registry = if item.text("url").is_some() {
-        let url = upstream::registry_url(item, "url")?;
+        let url = registry_url(item, "url")?;
         if url == upstream.url && prefix.is_none() {
             let reason = "is the upstream's own `remoteurl`; leave it out, so that the keys beside \
                           `remoteurl` apply";

@@ -25,6 +25,7 @@ mod duration;
 mod endpoints;
 mod env;
 mod error;
+mod forward_proxy;
 mod health;
 mod host_pattern;
 mod http;
@@ -33,6 +34,7 @@ mod log;
 mod printed;
 mod proxy;
 mod rate_limit;
+mod registry_url;
 mod report;
 mod rules;
 mod section;
@@ -67,6 +69,7 @@ pub use credentials::{Credentials, Helper, RepositoryCredentials, Written};
 pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
 pub use env::PATH_VARIABLE;
 pub use error::{ConfigError, MAX_FILE, Problem};
+pub use forward_proxy::{ForwardProxy, ProxyUrl};
 pub use health::{HealthCheck, HealthConfig, HealthProbe, HealthTiming};
 pub use host_pattern::{HostPattern, HostPatternError};
 pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
@@ -74,6 +77,7 @@ pub use log::{AccessLog, Audit, Log, LogFormat};
 pub use printed::{Difference, Printed};
 pub use proxy::{Proxy, Timeouts, TtlMode};
 pub use rate_limit::{RateLimit, Reserve};
+pub use registry_url::{authority, is_loopback};
 pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
 pub use size::SizeLimit;
@@ -81,10 +85,7 @@ pub use storage::{Limits, MinFree, Scrub, Storage};
 pub use tls::{CIPHER_SUITES, ClientAuth, Tls, TlsVersion};
 pub use traces::Tracing;
 
-pub use upstream::{
-    ClientCertificate, Endpoint, EndpointSelection, ForwardProxy, ProxyUrl, Upstream, authority,
-    is_loopback,
-};
+pub use upstream::{ClientCertificate, Endpoint, EndpointSelection, Upstream};
 
 /// The version of the file's format: the reference registry's.
 const VERSION: &str = "0.1";

@@ -10,9 +10,10 @@ use crate::oci::{Digest, ImagePattern, RepoName};
 use super::authorize::{Authorize, CallerAccess};
 use super::download::{self, OnAbandon, Prefetch, RangeMode, Segments, Streams};
 use super::endpoints;
+use super::registry_url::{HUB_NAME, authority, hosts, hub, is_hub, remote_url};
 use super::rules::{self, RangeRule, TtlRule};
 use super::section::Section;
-use super::upstream::{self, HUB_NAME, Upstream, authority, hub, is_hub};
+use super::upstream::{self, Upstream};
 
 const DEFAULT_TAGS_TTL: Duration = Duration::from_mins(1);
 
@@ -210,7 +211,7 @@ fn timeouts(proxy: &Section<'_>) -> Timeouts {
 }
 
 fn default_upstream(proxy: &Section<'_>) -> Upstream {
-    let url = upstream::remote_url(proxy).unwrap_or_else(hub);
+    let url = remote_url(proxy).unwrap_or_else(hub);
     proxy.print("remoteurl", url.as_str());
     let name = if is_hub(&url) {
         HUB_NAME.to_owned()
@@ -238,7 +239,7 @@ fn named_upstream(section: &Section<'_>, inherited: &CallerAccess) -> Option<Nam
     if section.text("remoteurl").is_none() {
         section.missing("remoteurl", "the upstream's URL");
     }
-    let url = upstream::remote_url(section);
+    let url = remote_url(section);
     // Even without a name or URL, the other keys are checked.
     let usable = name.is_some() && url.is_some();
     let (name, url) = (name.unwrap_or_default(), url.unwrap_or_else(hub));
@@ -290,7 +291,7 @@ fn give_hosts(proxy: &Section<'_>, default: &mut Upstream, named: &mut [NamedUps
     let named = named.iter_mut();
     let named = named.map(|named| (named.path.as_str(), &mut named.upstream));
     for (path, upstream) in std::iter::once(("proxy", default)).chain(named) {
-        for host in upstream::hosts(&upstream.url) {
+        for host in hosts(&upstream.url) {
             if given.contains(&host) {
                 continue;
             }
@@ -342,7 +343,7 @@ fn conflicts(proxy: &Section<'_>, default: &Upstream, named: &[NamedUpstream]) {
 fn shared_alias(one: &Upstream, other: &Upstream) -> Option<String> {
     let are_at_one_host = authority(&one.url) == authority(&other.url);
     let answers_to = |upstream: &Upstream| {
-        let hosts = upstream::hosts(&upstream.url).into_iter();
+        let hosts = hosts(&upstream.url).into_iter();
         let hosts = hosts.filter(|_| !are_at_one_host);
         hosts
             .chain(upstream.aliases.clone())

@@ -1,30 +1,21 @@
 //! What the default upstream and the named ones have in common.
 
-use std::fmt;
 use std::path::PathBuf;
 
-use url::{Host, Url};
+use url::Url;
 
 use super::address;
 use super::authorize::{self, Authorize, CallerAccess};
 use super::credentials::{self, Credentials, RepositoryCredentials};
+use super::forward_proxy::{self, ForwardProxy};
 use super::host_pattern::HostPattern;
 use super::http::web_url;
 use super::rate_limit::{self, RateLimit};
+use super::registry_url::{HUB_NAME, NO_PASSWORDS, authority, is_hub, is_loopback};
 use super::section::Section;
 use super::tls::TlsVersion;
 use crate::oci::RepoName;
 
-/// The name of the upstream Docker Hub.
-pub(super) const HUB_NAME: &str = "docker.io";
-/// The host that serves Docker Hub's images.
-const HUB_HOST: &str = "registry-1.docker.io";
-/// Hosts that mean Docker Hub, as aliases.
-const HUB_ALIASES: [&str; 3] = [HUB_NAME, "index.docker.io", HUB_HOST];
-/// What stands for the user name and password in a printed URL.
-const HIDDEN_ACCOUNT: &str = "<hidden>@";
-/// The website, which people write for the registry.
-const HUB_WEBSITE: &str = "hub.docker.com";
 /// The longest scope, in bytes: it becomes a part of a URL.
 const MAX_SCOPE: usize = 1024;
 
@@ -175,57 +166,8 @@ pub struct ClientCertificate {
     pub key: PathBuf,
 }
 
-/// The forward proxy of an upstream's requests.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum ForwardProxy {
-    /// The one that `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` name, if any.
-    #[default]
-    Environment,
-    /// None, whatever the environment says.
-    Direct,
-    Url(ProxyUrl),
-}
-
-/// The URL of a proxy, scheme `http`, `https`, `socks5` or `socks5h`. It may hold the user name and
-/// password for the proxy, which aren't printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ProxyUrl(Url);
-
-impl ProxyUrl {
-    /// `None` for what isn't the URL of a proxy.
-    pub fn parse(text: &str) -> Option<Self> {
-        let url = Url::parse(text).ok()?;
-        let is_known = matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h");
-        let is_bare = matches!(url.path(), "" | "/") && url.query().is_none();
-        let is_valid = is_known && is_bare && url.fragment().is_none() && url.has_host();
-        is_valid.then_some(Self(url))
-    }
-
-    /// With the user name and password.
-    pub fn secret(&self) -> &Url {
-        &self.0
-    }
-}
-
-impl fmt::Display for ProxyUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let account = if has_account(&self.0) {
-            HIDDEN_ACCOUNT
-        } else {
-            ""
-        };
-        write!(f, "{}://{account}{}", self.0.scheme(), authority(&self.0))
-    }
-}
-
-impl fmt::Debug for ProxyUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 /// Reads the keys that all upstreams have, without `endpoints`. The aliases are those that the operator
-/// gave it, its name included; [`hosts`] has the others.
+/// gave it, its name included; [`hosts`](super::registry_url::hosts) has the others.
 ///
 /// `inherited`: the defaults of `authorize`, `accessttl` and `accessstale`.
 pub(super) fn read(
@@ -295,7 +237,7 @@ pub(super) fn connection(
         ca_only: ca_only(section),
         client_certificate,
         minimum_tls: minimum_tls(section),
-        proxy: forward_proxy(section),
+        proxy: forward_proxy::read(section),
         insecure,
         plain_http,
         realm: realm(section, plain_http),
@@ -310,17 +252,6 @@ pub(super) fn connection(
         endpoints: Vec::new(),
         endpoint_selection: EndpointSelection::default(),
     }
-}
-
-/// The names that clients may use for an upstream because of its URL.
-pub(super) fn hosts(url: &Url) -> Vec<String> {
-    let mut hosts = vec![authority(url)];
-    if is_hub(url) {
-        hosts.extend(HUB_ALIASES.map(str::to_owned));
-    }
-    hosts.sort();
-    hosts.dedup();
-    hosts
 }
 
 fn aliases(section: &Section<'_>, name: &str) -> Vec<String> {
@@ -363,30 +294,6 @@ fn minimum_tls(section: &Section<'_>) -> TlsVersion {
     let versions = [("tls1.2", TlsVersion::Tls12), ("tls1.3", TlsVersion::Tls13)];
     let advice = "write tls1.2 or tls1.3";
     section.choice("minimumtls", advice, &versions, TlsVersion::default())
-}
-
-/// Messages don't repeat the URL, which may hold a password.
-fn forward_proxy(section: &Section<'_>) -> ForwardProxy {
-    let Some(text) = section.text("proxyurl") else {
-        return ForwardProxy::Environment;
-    };
-    if text == "none" {
-        section.print("proxyurl", text);
-        return ForwardProxy::Direct;
-    }
-    if let Some(url) = ProxyUrl::parse(&text) {
-        section.print("proxyurl", url.to_string());
-        ForwardProxy::Url(url)
-    } else {
-        let reason = "is not the URL of a proxy; write one such as http://proxy.example:3128 \
-                          (http, https, socks5 or socks5h; without a path), or none";
-        section.reject("proxyurl", reason);
-        ForwardProxy::Environment
-    }
-}
-
-fn has_account(url: &Url) -> bool {
-    !url.username().is_empty() || url.password().is_some()
 }
 
 /// Whether credentials and redirects may use plain HTTP. Credentials for a plain HTTP upstream on
@@ -443,97 +350,4 @@ fn scope(text: &str) -> Result<String, &'static str> {
     let valid = printable && !text.trim().is_empty() && text.len() <= MAX_SCOPE;
     let scope = valid.then(|| text.to_owned());
     scope.ok_or("write a scope such as repository:{name}:pull")
-}
-
-/// The URL at `remoteurl`, if there is a valid one.
-pub(super) fn remote_url(section: &Section<'_>) -> Option<Url> {
-    registry_url(section, "remoteurl")
-}
-
-/// The URL of a registry at a key, if there is a valid one. Messages don't repeat one that holds a
-/// password.
-pub(super) fn registry_url(section: &Section<'_>, key: &'static str) -> Option<Url> {
-    if section.text(key)?.contains('@') {
-        section.reject(key, NO_PASSWORDS);
-        return None;
-    }
-    section.value(key, |text| {
-        let url = web_url(text).ok_or("write a URL such as https://registry-1.docker.io")?;
-        if is_hub(&url) {
-            return Ok(hub());
-        }
-        if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
-            return Err("write only the scheme, host and port");
-        }
-        Ok(url)
-    })
-}
-
-/// The reason to reject a URL that may hold a password, which no message repeats.
-const NO_PASSWORDS: &str =
-    "contains an @; write the credentials as `username` and `password` beside it";
-
-#[expect(
-    clippy::expect_used,
-    reason = "a constant, which every test of defaults parses"
-)]
-pub(super) fn hub() -> Url {
-    Url::parse(&format!("https://{HUB_HOST}")).expect("a valid URL")
-}
-
-/// Whether a URL means Docker Hub, with any path (`/v1/` is seen often).
-pub(super) fn is_hub(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    url.port().is_none() && (HUB_ALIASES.contains(&host) || host == HUB_WEBSITE)
-}
-
-/// `host[:port]`; a scheme's own port is left out.
-pub fn authority(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    }
-}
-
-/// Whether requests to a URL stay on this machine: its host is an address of the loopback network, or
-/// a name for one (RFC 6761, section 6.3).
-pub fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn loopback() {
-        let is = |url: &str| is_loopback(&Url::parse(url).unwrap());
-        assert!(is("http://localhost:1") && is("http://127.9.9.9") && is("http://[::1]:5"));
-        assert!(is("http://a.localhost"));
-        assert!(!is("http://localhost.example") && !is("http://10.0.0.1"));
-    }
-
-    #[test]
-    fn the_account_at_a_proxy_is_not_printed() {
-        let proxy = ProxyUrl::parse("http://user:hunter2@proxy.example:3128/").unwrap();
-        assert_eq!(proxy.to_string(), "http://<hidden>@proxy.example:3128");
-        assert_eq!(format!("{proxy:?}"), proxy.to_string());
-        assert_eq!(proxy.secret().password(), Some("hunter2"));
-        let printed = ProxyUrl::parse(&proxy.to_string()).unwrap();
-        assert_eq!(printed.to_string(), proxy.to_string());
-        for wrong in [
-            "ftp://proxy",
-            "http://proxy/path",
-            "http://proxy?x",
-            "mailto:x",
-        ] {
-            assert_eq!(ProxyUrl::parse(wrong), None, "{wrong}");
-        }
-    }
 }

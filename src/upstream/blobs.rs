@@ -13,7 +13,6 @@ use super::endpoints::Purpose;
 use super::error::{Failure, UpstreamError, Violation};
 use super::priority::Priority;
 use super::reply::UpstreamResponse;
-use super::retry::MAX_RETRY_AFTER;
 use super::route::{BlobRoute, throttled, watched};
 use super::transport::UpstreamRequest;
 use crate::metrics::Kind;
@@ -77,7 +76,7 @@ impl Upstream {
         let (endpoints, purpose) = (&self.endpoints, Purpose::Blob(route));
         let limiter = &endpoints.first.transport.limiter;
         if !limiter.permits_blob(priority) {
-            return Err(self.month_is_over());
+            return Err(self.month_is_used_up());
         }
         if !endpoints.are_several() {
             let mut stream = endpoints.ask(purpose, ask).await?;
@@ -95,10 +94,9 @@ impl Upstream {
         Ok(stream)
     }
 
-    /// The operator's limit of bytes in a month is used up.
-    pub(super) fn month_is_over(&self) -> UpstreamError {
-        let retry_after = Some(MAX_RETRY_AFTER);
-        UpstreamError::new(&self.config.url, Failure::RateLimited { retry_after })
+    /// The error of a blob that isn't asked for, because of the operator's limit.
+    pub(super) fn month_is_used_up(&self) -> UpstreamError {
+        UpstreamError::new(&self.config.url, Failure::MonthUsedUp)
     }
 
     /// Tells that the bytes of a download weren't those of its digest. True where the rest comes from

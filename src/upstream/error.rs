@@ -25,6 +25,8 @@ const MAX_SHOWN: usize = 512;
 const MAX_MESSAGE: usize = 512;
 /// The `Retry-After` for clients when too many requests wait for an upstream.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// The `Retry-After` where the operator's limit for a month is reached: clients needn't ask more often.
+const MONTH_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// A cause that can be shared.
 pub type Source = Arc<dyn std::error::Error + Send + Sync>;
@@ -108,6 +110,9 @@ pub enum Failure {
     /// 429.
     #[error("too many requests")]
     RateLimited { retry_after: Option<Duration> },
+    /// Nothing was sent: the operator's limit of bytes in a month is reached.
+    #[error("`ratelimit.monthly` is reached")]
+    MonthUsedUp,
     /// 5xx.
     #[error("status {status}")]
     Unavailable {
@@ -307,6 +312,7 @@ impl UpstreamError {
             Failure::NoCredentials(_) => "no_credentials",
             Failure::Denied(_) => "denied",
             Failure::RateLimited { .. } => "rate_limited",
+            Failure::MonthUsedUp => "month_used_up",
             Failure::Unavailable { .. } => "unavailable",
             Failure::Unexpected(_) => "unexpected",
             Failure::Unreachable(_) => "unreachable",
@@ -332,7 +338,7 @@ impl Classified for UpstreamError {
             Failure::Unauthorized(_) | Failure::CredentialsRefused { .. } => {
                 ErrorKind::Unauthorized
             }
-            Failure::RateLimited { .. } => ErrorKind::RateLimited,
+            Failure::RateLimited { .. } | Failure::MonthUsedUp => ErrorKind::RateLimited,
             Failure::Unavailable { status, .. } => ErrorKind::UpstreamFailed(status),
             // The mirror can't ask the upstream for now.
             Failure::Unreachable(_) | Failure::Broken { .. } | Failure::NoCredentials(_) => {
@@ -358,6 +364,9 @@ impl Classified for UpstreamError {
             }
             Failure::Denied(_) => "the upstream denies access",
             Failure::RateLimited { .. } => "the upstream limits how often this mirror may ask",
+            Failure::MonthUsedUp => {
+                "this mirror has received as much from the upstream in this month as its operator permits"
+            }
             Failure::Unavailable { status, .. } => {
                 return format!("the upstream failed with status {status}").into();
             }
@@ -384,6 +393,7 @@ impl Classified for UpstreamError {
                 retry_after
             }
             Failure::Busy => Some(BUSY_RETRY_AFTER),
+            Failure::MonthUsedUp => Some(MONTH_RETRY_AFTER),
             _ => None,
         }
     }

@@ -66,7 +66,7 @@ impl Upstream {
         let (endpoints, purpose) = (&self.endpoints, Purpose::Blob(route));
         let limiter = &endpoints.first.transport.limiter;
         if !limiter.permits_blob(priority) {
-            return Err(self.month_is_over());
+            return Err(self.month_is_used_up());
         }
         if !endpoints.are_several() {
             let pieces = endpoints.ask(purpose, ask).await?;

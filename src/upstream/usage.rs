@@ -68,8 +68,7 @@ impl Usage {
             (FOR_BACKGROUND, "nothing more is fetched ahead"),
             (100, "blobs that aren't cached are answered with 429"),
         ] {
-            let threshold = self.part(percent);
-            if (before..after).contains(&threshold) {
+            if passes(before, after, self.part(percent)) {
                 tracing::warn!(
                     upstream,
                     limit,
@@ -108,6 +107,11 @@ impl Usage {
     fn part(&self, percent: u64) -> u64 {
         (self.limit / 100 * percent + self.limit % 100 * percent / 100).max(1)
     }
+}
+
+/// Whether a count has reached a threshold by growing.
+const fn passes(before: u64, after: u64, threshold: u64) -> bool {
+    before < threshold && threshold <= after
 }
 
 impl Inner {
@@ -168,6 +172,13 @@ mod tests {
             bytes: 0,
         };
         assert_eq!(usage.now(), december);
+    }
+
+    #[test]
+    fn a_threshold_is_passed_once_when_it_is_reached() {
+        let steps = [(0, 899), (899, 900), (900, 901), (901, 1000)];
+        let passed = steps.map(|(before, after)| passes(before, after, 900));
+        assert_eq!(passed, [false, true, false, false]);
     }
 
     #[tokio::test(start_paused = true)]

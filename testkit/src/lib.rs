@@ -1,7 +1,7 @@
 //! What the tests and benches of millpond share.
 //!
 //! [`Registry`] is the upstream of every test: it serves content, or what a script answers, and can
-//! misbehave down to the byte. [`Image`] makes content for it. [`time`] controls tokio's paused time.
+//! misbehave down to the byte. [`Image`] makes content for it. [`time`] controls tokio's paused time, [`orders`] explores orders of events.
 //! `faulty/` beside this crate's sources is a store that fails; the tests include it by path, because
 //! it implements a trait of millpond.
 
@@ -20,6 +20,7 @@
 mod content;
 mod images;
 mod line;
+pub mod orders;
 #[cfg(unix)]
 mod program;
 mod registry;

@@ -12,7 +12,8 @@ find_millpond() {
   MILLPOND=$(cd "$ROOT" && realpath "${CARGO_TARGET_DIR:-target}/ci/millpond")
 }
 
-# millpond_start DATA [TAGS_TTL]: with the line $PROXY_MORE in the section proxy, if there is one; over the data directory $WORK/data-DATA, which may be new or not.
+# millpond_start DATA [TAGS_TTL]: over the data directory $WORK/data-DATA, which may be new or not. $PROXY_MORE,
+# if set, is a further line of the section proxy.
 millpond_start() {
   cat >"$WORK/millpond.yml" <<YAML
 version: 0.1

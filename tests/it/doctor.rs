@@ -496,6 +496,11 @@ async fn credentials_for_some_repositories() {
         });
     let diagnosis = site.doctor(&[]).await;
     diagnosis.complains("fail", &["the credentials for team/* are wrong"]);
+    // A token service that fails says nothing of them.
+    site.up
+        .reply("repository%3Ateam", ALWAYS, Reply::error(503));
+    let diagnosis = site.doctor(&[]).await;
+    diagnosis.complains("warn", &["the credentials for team/* can't be checked"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

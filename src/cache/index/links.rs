@@ -170,12 +170,12 @@ impl Index {
         broken("an entry isn't in its blob's list");
     }
 
-    /// The upstream of a repository has given content that is about to be committed and linked.
+    /// Notes that the upstream of a repository has given content that is about to be committed and linked.
     pub(crate) fn arrives(&mut self, digest: &Digest, repo: &RepoName) {
         self.arriving.push((*digest, repo.clone()));
     }
 
-    /// What [`arrives`](Self::arrives) has noted is linked, or won't be.
+    /// Removes the note of [`arrives`](Self::arrives): the content is linked, or won't be.
     pub(crate) fn arrived(&mut self, digest: &Digest, repo: &RepoName) {
         let mut arriving = self.arriving.iter();
         if let Some(at) = arriving.position(|(of, by)| of == digest && by == repo) {

@@ -117,8 +117,8 @@ pub(crate) struct Index {
     deletions: DeleteQueue,
     pub(crate) space: Space,
     changes: Changes,
-    /// Content whose file may be there already while its links are yet to be made, and the repository
-    /// that has got it.
+    /// Content whose file may be stored before its links are, and the repository that its upstream gave
+    /// it for.
     arriving: Vec<(Digest, RepoName)>,
     /// Everything in the store has been seen: from now on links and files may be deleted.
     pub(crate) complete: bool,

@@ -1,10 +1,8 @@
 //! How the upstreams answer the running server: circuits, rate limits, tokens.
 
 use super::finding::Findings;
+use super::upstream::LOW;
 use crate::upstream::{AccountStatus, EndpointStatus, TokenAges};
-
-/// The share of a limit, in percent, that should be left.
-const LOW: u64 = 10;
 
 /// Adds what the server says of its endpoints.
 pub(super) fn check(endpoints: &[EndpointStatus], found: &mut Findings) {
@@ -28,7 +26,7 @@ fn circuit(name: &str, endpoint: &EndpointStatus, found: &mut Findings) {
         Some(state) => {
             let error = last_error.map_or_else(String::new, |last| format!(": {}", last.error));
             let text = format!("the circuit of {name} is {state}{error}");
-            let fix = "look why this endpoint fails; the others are asked meanwhile";
+            let fix = "find out why this endpoint fails; the others are asked meanwhile";
             found.warn("endpoint", text, fix);
         }
     }

@@ -2,7 +2,6 @@
 //! same once more, from the cache.
 
 use std::sync::Arc;
-
 use std::time::Duration;
 
 use futures_util::StreamExt as _;

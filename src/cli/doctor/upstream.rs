@@ -19,7 +19,7 @@ const HUB_SAMPLE: &str = "docker.io/library/hello-world";
 /// The repository that a token is asked for where no image is named. It needn't exist.
 const ANY_REPOSITORY: &str = "millpond/doctor";
 /// The share of a rate limit, in percent, that should be left.
-const LOW: u64 = 10;
+pub(super) const LOW: u64 = 10;
 
 /// An upstream of the configuration.
 #[derive(Debug)]
@@ -163,23 +163,8 @@ impl UpstreamCheck<'_> {
             let Ok(client) = self.client(Some(account.clone())) else {
                 continue;
             };
-            match client.sign_in(repo).await {
-                Err(UpstreamError {
-                    failure: Failure::CredentialsRefused { status: 403, .. } | Failure::Denied(_),
-                    ..
-                })
-                | Ok(_) => {
-                    found.ok("credentials", format!("`accounts[{index}]` is accepted"));
-                }
-                Err(error) => {
-                    let text = format!(
-                        "the credentials of `accounts[{index}]` are wrong: {}",
-                        on_one_line(&error)
-                    );
-                    let fix = format!("correct this item of the upstream at {}", self.place);
-                    found.fail("credentials", text, fix);
-                }
-            }
+            let which = format!("of `accounts[{index}]`");
+            self.signed_in(client.sign_in(repo).await, &which, found);
         }
     }
 
@@ -192,26 +177,46 @@ impl UpstreamCheck<'_> {
             let Ok(repo) = pattern.to_string().replace('*', "x").parse::<RepoName>() else {
                 continue;
             };
-            match client.sign_in(&repo).await {
-                Err(UpstreamError {
-                    failure: Failure::CredentialsRefused { status: 403, .. } | Failure::Denied(_),
-                    ..
-                })
-                | Ok(_) => {
-                    let text = format!("the credentials for {pattern} are accepted");
-                    found.ok("credentials", text);
-                }
-                Err(error) => {
-                    let text = format!(
-                        "the credentials for {pattern} are wrong: {}",
-                        on_one_line(&error)
-                    );
-                    let fix = format!(
-                        "correct the item of `credentials` of the upstream at {}",
-                        self.place
-                    );
-                    found.fail("credentials", text, fix);
-                }
+            let which = format!("for {pattern}");
+            self.signed_in(client.sign_in(&repo).await, &which, found);
+        }
+    }
+
+    /// Adds how the upstream has answered to further credentials. `which` follows "the credentials".
+    fn signed_in(
+        &self,
+        answer: Result<Observation, UpstreamError>,
+        which: &str,
+        found: &mut Findings,
+    ) {
+        let error = match answer {
+            Err(UpstreamError {
+                failure: Failure::CredentialsRefused { status: 403, .. } | Failure::Denied(_),
+                ..
+            })
+            | Ok(_) => {
+                return found.ok(
+                    "credentials",
+                    format!("the credentials {which} are accepted"),
+                );
+            }
+            Err(error) => error,
+        };
+        let (text, place) = (on_one_line(&error), &self.place);
+        match error.failure {
+            Failure::CredentialsRefused { .. } | Failure::Unauthorized(_) => {
+                let text = format!("the credentials {which} are wrong: {text}");
+                let fix = format!("correct them in the section of the upstream at {place}");
+                found.fail("credentials", text, fix);
+            }
+            Failure::NoCredentials(_) => {
+                let text = format!("the credentials {which} can't be had: {text}");
+                let fix = format!("correct their source in the section of the upstream at {place}");
+                found.fail("credentials", text, fix);
+            }
+            _ => {
+                let text = format!("the credentials {which} can't be checked: {text}");
+                found.warn("credentials", text, "try again when the upstream answers");
             }
         }
     }

@@ -6,8 +6,8 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::thread;
+use testkit::orders;
 
 use crate::oci::{Algorithm, Digest, RepoName};
 
@@ -23,8 +23,6 @@ mod registry;
 use registry::{Registry, Role, Seat};
 
 const SEED: u64 = 4;
-/// Orders that each scheduler tries of each scene.
-const SOME: usize = 4_000;
 
 /// A download, as the tasks and the clients see it. The locks are the real ones: threads don't switch
 /// at them.
@@ -293,15 +291,6 @@ fn play(ends: &[End], clients: &[(&str, &str)], ahead: Option<(&str, &str)>) {
     scene.check();
 }
 
-/// `depth`: of the changes between threads that the second scheduler makes.
-fn try_orders(depth: usize, scene: impl Fn() + Copy + Send + Sync + 'static) {
-    let config = shuttle::Config::default;
-    let random = RandomScheduler::new_from_seed(SEED, SOME);
-    shuttle::Runner::new(random, config()).run(scene);
-    let pct = PctScheduler::new_from_seed(SEED, depth, SOME);
-    shuttle::Runner::new(pct, config()).run(scene);
-}
-
 #[test]
 fn two_clients_in_many_orders() {
     for end in [
@@ -312,7 +301,7 @@ fn two_clients_in_many_orders() {
         End::FailsOver,
     ] {
         let scene = move || play(&[end], &[("x", "a"), ("x", "b")], None);
-        try_orders(3, scene);
+        orders::try_orders(SEED, 3, scene);
     }
 }
 
@@ -328,6 +317,6 @@ fn many_clients_in_many_orders() {
             let clients = [("x", "a"), ("x", "b"), ("y", "a"), ("x", "a"), ("x", "c")];
             play(ends, &clients, Some(("x", "b")));
         };
-        try_orders(4, scene);
+        orders::try_orders(SEED, 4, scene);
     }
 }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::thread;
+use testkit::orders::{self, together};
 use tokio::time::Instant;
 
 mod sync {
@@ -25,8 +25,6 @@ use crate::config::Reserve;
 use budget::{Allowance, Budget, Crossing, Entry, Ticket};
 
 const SEED: u64 = 5;
-/// Orders that each scheduler tries of each scene.
-const SOME: usize = 4_000;
 const PAUSE: Duration = Duration::from_secs(100);
 const LONGEST: Duration = Duration::from_hours(1);
 const LIMIT: u64 = 10;
@@ -79,29 +77,9 @@ impl Scene {
     }
 }
 
-fn together(scene: &Arc<Scene>, threads: usize, run: fn(&Scene, usize)) {
-    let threads: Vec<_> = (0..threads)
-        .map(|number| {
-            let scene = Arc::clone(scene);
-            thread::spawn(move || run(&scene, number))
-        })
-        .collect();
-    for thread in threads {
-        thread.join().unwrap();
-    }
-}
-
-fn try_orders(scene: impl Fn() + Copy + Send + Sync + 'static) {
-    let config = shuttle::Config::default;
-    let random = RandomScheduler::new_from_seed(SEED, SOME);
-    shuttle::Runner::new(random, config()).run(scene);
-    let pct = PctScheduler::new_from_seed(SEED, 3, SOME);
-    shuttle::Runner::new(pct, config()).run(scene);
-}
-
 #[test]
 fn no_request_is_sent_in_a_pause_whatever_answers_come_late() {
-    try_orders(|| {
+    orders::try_orders(SEED, 3, || {
         let scene = Arc::new(Scene::new());
         let first = scene.send().unwrap();
         let late = scene.send().unwrap();
@@ -113,7 +91,7 @@ fn no_request_is_sent_in_a_pause_whatever_answers_come_late() {
         };
         scene.limited(first);
         let before = scene.sent.load(SeqCst);
-        together(&scene, 3, |scene, _| assert!(scene.send().is_none()));
+        together(&scene, 0..3, |scene, _| assert!(scene.send().is_none()));
         answering.join().unwrap();
         assert_eq!(scene.sent.load(SeqCst), before);
         let paused_for = scene.budget.paused_for(scene.now).unwrap();
@@ -123,9 +101,9 @@ fn no_request_is_sent_in_a_pause_whatever_answers_come_late() {
 
 #[test]
 fn many_429s_at_once_begin_one_pause() {
-    try_orders(|| {
+    orders::try_orders(SEED, 3, || {
         let scene = Arc::new(Scene::new());
-        together(&scene, 5, |scene, _| {
+        together(&scene, 0..5, |scene, _| {
             if let Some(ticket) = scene.send() {
                 scene.limited(ticket);
             }
@@ -140,14 +118,14 @@ fn many_429s_at_once_begin_one_pause() {
 
 #[test]
 fn after_a_pause_one_request_probes_at_a_time() {
-    try_orders(|| {
+    orders::try_orders(SEED, 3, || {
         let mut scene = Scene::new();
         let first = scene.send().unwrap();
         scene.limited(first);
         scene.now += 2 * PAUSE;
         let scene = Arc::new(scene);
         scene.sent.store(0, SeqCst);
-        together(&scene, 5, |scene, number| {
+        together(&scene, 0..5, |scene, number| {
             if let Some(ticket) = scene.send() {
                 assert_eq!(scene.sent.load(SeqCst), 1);
                 thread::yield_now();
@@ -165,7 +143,7 @@ fn after_a_pause_one_request_probes_at_a_time() {
 
 #[test]
 fn the_answer_to_the_newest_request_says_what_is_left() {
-    try_orders(|| {
+    orders::try_orders(SEED, 3, || {
         let scene = Arc::new(Scene::new());
         // The upstream serves them in the order in which they are sent, and the answers overtake each other.
         let tickets: Vec<Ticket> = (0..6).map(|_| scene.send().unwrap()).collect();

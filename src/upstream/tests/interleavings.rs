@@ -6,8 +6,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::thread;
+use testkit::orders::{self, together};
 use tokio::time::Instant;
 
 mod sync {
@@ -23,8 +23,6 @@ mod circuit;
 use circuit::{Change, Circuit, FAILURES, MAX_PAUSE, Pass, Trouble, View};
 
 const SEED: u64 = 4;
-/// Orders that each scheduler tries of each scene.
-const SOME: usize = 4_000;
 
 /// How a request ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -88,28 +86,6 @@ impl Scene {
     }
 }
 
-/// Runs a thread for each of these ends, to its end.
-fn together(scene: &Arc<Scene>, ends: &[End], run: fn(&Scene, End)) {
-    let threads: Vec<_> = ends
-        .iter()
-        .map(|end| {
-            let (scene, end) = (Arc::clone(scene), *end);
-            thread::spawn(move || run(&scene, end))
-        })
-        .collect();
-    for thread in threads {
-        thread.join().unwrap();
-    }
-}
-
-fn try_orders(scene: impl Fn() + Copy + Send + Sync + 'static) {
-    let config = shuttle::Config::default;
-    let random = RandomScheduler::new_from_seed(SEED, SOME);
-    shuttle::Runner::new(random, config()).run(scene);
-    let pct = PctScheduler::new_from_seed(SEED, 3, SOME);
-    shuttle::Runner::new(pct, config()).run(scene);
-}
-
 #[test]
 fn there_is_one_probe_at_a_time() {
     const ENDS: [End; 5] = [
@@ -119,10 +95,10 @@ fn there_is_one_probe_at_a_time() {
         End::IsLimited,
         End::IsCancelled,
     ];
-    try_orders(|| {
+    orders::try_orders(SEED, 3, || {
         let scene = Arc::new(Scene::due());
         // None succeeds: each that is admitted is a probe.
-        together(&scene, &ENDS, |scene, end| {
+        together(&scene, ENDS, |scene, end| {
             if let Some(pass) = scene.circuit.admit(scene.now, false) {
                 assert_eq!(scene.probes.fetch_add(1, SeqCst), 0);
                 thread::yield_now();
@@ -150,9 +126,9 @@ fn requests_of_one_state_open_it_once_and_do_not_close_it() {
         End::Fails,
         End::Fails,
     ];
-    try_orders(|| {
+    orders::try_orders(SEED, 3, || {
         let scene = Arc::new(Scene::new());
-        together(&scene, &ENDS, |scene, end| {
+        together(&scene, ENDS, |scene, end| {
             if let Some(pass) = scene.circuit.admit(scene.now, false) {
                 scene.end(pass, end);
             }
@@ -167,7 +143,7 @@ fn requests_of_one_state_open_it_once_and_do_not_close_it() {
 #[test]
 fn late_outcomes_and_forced_requests_do_not_disturb_a_probe() {
     const LATE: [End; 4] = [End::Fails, End::IsLimited, End::Succeeds, End::IsCancelled];
-    try_orders(|| {
+    orders::try_orders(SEED, 3, || {
         let scene = Scene::new();
         let late = scene.circuit.admit(scene.now, false).unwrap();
         scene.end(

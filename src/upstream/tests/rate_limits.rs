@@ -4,7 +4,7 @@ use tokio::time::{Instant, advance};
 
 use super::*;
 use crate::config::{RateLimit, Reserve};
-use crate::oci::Classified as _;
+use crate::oci::{Classified as _, ErrorKind};
 use crate::upstream::AccountStatus;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -363,8 +363,12 @@ async fn at_the_end_of_a_months_bytes_no_blob_is_asked_for() {
     fetch(true).await.unwrap();
     server.take();
     for urgent in [true, false] {
-        let told = retry_after(&fetch(urgent).await.unwrap_err());
-        assert_eq!(told, Duration::from_hours(1));
+        let error = fetch(urgent).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::RateLimited);
+        assert_eq!(error.retry_after(), Some(Duration::from_hours(1)));
+        // Not the upstream's limit: nothing was sent.
+        assert_eq!(error.status(), None);
+        assert!(error.reason().contains("operator"), "{}", error.reason());
     }
     assert_eq!(server.count(""), 0);
     get_tag(&upstream).await.unwrap();
