@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::reload::{NotReloaded, ReloadReport, Reloads};
 use crate::access::{Denials, DeniedEntry, DenyError};
 use crate::cache::{
-    Cache, EntryView, ImageView, LinkKind, NotReady, ScrubSettings, Selection, SelectionError,
-    StoreError,
+    Cache, EntryView, ImageView, LinkKind, NotReady, Pin, PinError, ScrubSettings, Selection,
+    SelectionError, StoreError,
 };
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
@@ -37,6 +37,8 @@ pub enum Operation {
     /// Removes what a `repository`, `repository:tag` (patterns) or `repository@digest` selects: the
     /// [`Entry`]s of that.
     Purge { reference: String, dry_run: bool },
+    /// What is done about pins: the [`Pin`]s that it was done to.
+    Pins(PinOperation),
     /// Denies a digest, a `repository` or a `repository:tag` (patterns) from now on: the
     /// [`DeniedEntry`].
     DenyAdd {
@@ -64,6 +66,21 @@ pub enum Operation {
     Reload,
     /// The server's own [`Status`].
     Status,
+}
+
+/// An operation on the pins that are made at run time.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum PinOperation {
+    /// All of them.
+    List,
+    /// Keeps what each reference selects (as for a purge) from eviction and expiry, for some seconds or
+    /// until it is unpinned.
+    Add {
+        references: Vec<String>,
+        seconds: Option<u64>,
+    },
+    /// Ends one.
+    Remove { reference: String },
 }
 
 /// What a diagnosis compares with the configuration.
@@ -107,6 +124,8 @@ pub struct Image {
     /// RFC 3339; none is never.
     pub expiry: Option<String>,
     pub pinned: bool,
+    /// When the pin ends, in RFC 3339; none is never.
+    pub pinned_until: Option<String>,
 }
 
 /// A blob or manifest in one repository.
@@ -163,6 +182,8 @@ pub enum OperateError {
     #[error(transparent)]
     Deny(#[from] DenyError),
     #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
     Level(#[from] LevelError),
     #[error("no server is running, and only a running server can do this")]
     NoServer,
@@ -173,7 +194,11 @@ pub enum OperateError {
 impl Operation {
     fn needs_index(&self) -> bool {
         match self {
-            Self::Images(_) | Self::Entries(_) | Self::Scrub(_) | Self::Purge { .. } => true,
+            Self::Images(_)
+            | Self::Entries(_)
+            | Self::Scrub(_)
+            | Self::Purge { .. }
+            | Self::Pins(_) => true,
             Self::Leftovers
             | Self::DenyAdd { .. }
             | Self::DenyRemove { .. }
@@ -216,6 +241,7 @@ impl Operator {
             Operation::Purge { reference, dry_run } => {
                 serde_json::to_vec(&self.purge(reference, dry_run).await?)
             }
+            Operation::Pins(operation) => serde_json::to_vec(&self.pins(operation).await?),
             Operation::DenyAdd { reference, reason } => {
                 serde_json::to_vec(&self.deny(&reference, reason).await?)
             }
@@ -242,6 +268,29 @@ impl Operator {
             Operation::Reload => serde_json::to_vec(&self.reload().await?),
         };
         Ok(json?)
+    }
+
+    async fn pins(&self, operation: PinOperation) -> Result<Vec<Pin>, PinError> {
+        match operation {
+            PinOperation::List => Ok(self.cache.pins()),
+            PinOperation::Add {
+                references,
+                seconds,
+            } => {
+                let lasting = seconds.map(Duration::from_secs);
+                let pins = self.cache.pin(references, lasting).await?;
+                for pin in &pins {
+                    let (reference, until) = (&pin.reference, &pin.until);
+                    tracing::info!(reference, until, "pinned by an operator");
+                }
+                Ok(pins)
+            }
+            PinOperation::Remove { reference } => {
+                let ended = self.cache.unpin(reference).await?;
+                tracing::info!(reference = ended.reference, "unpinned by an operator");
+                Ok(vec![ended])
+            }
+        }
     }
 
     async fn deny(
@@ -331,6 +380,7 @@ fn image(view: &ImageView) -> Image {
         last_use: time(view.last_use),
         expiry: view.expiry.map(time),
         pinned: view.pinned,
+        pinned_until: view.pinned_until.map(time),
     }
 }
 

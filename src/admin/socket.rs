@@ -57,6 +57,7 @@ impl Classified for OperateError {
             Self::NotReady(_) | Self::NotReloaded(_) => ErrorKind::Busy,
             Self::Store(_) => ErrorKind::Internal,
             Self::Deny(error) => error.kind(),
+            Self::Pin(error) => error.kind(),
         }
     }
 

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::index::{DeletionEpoch, Index};
 use super::manifest_cache::ManifestCache;
+use super::pins::PinList;
 use super::recent::Recent;
 use super::state::timestamp::Timestamp;
 use super::{CacheSettings, Upkeep};
@@ -52,6 +53,8 @@ pub(super) struct Inner {
     pub(super) work: Notify,
     /// Wakes requests that wait for space, for a hold, or for the end of deleting.
     pub(super) freed: Notify,
+    /// Those that were made at run time.
+    pub(super) pins: PinList,
     pub(super) complete: CancellationToken,
     pub(super) quit: CancellationToken,
     pub(super) ended: CancellationToken,
@@ -74,6 +77,7 @@ impl Inner {
             manifests: ManifestCache::new(),
             workers: Workers::default(),
             clock,
+            pins: PinList::beside(settings.state.as_ref()),
             settings,
             recent: Recent::new(),
             epoch: Arc::clone(&index.epoch),

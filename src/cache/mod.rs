@@ -30,6 +30,7 @@ mod manifest_cache;
 mod manifests;
 mod open;
 mod partials;
+mod pins;
 pub mod policy;
 mod recent;
 mod state;
@@ -62,6 +63,7 @@ use inner::Inner;
 pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
 use partials::Partials;
+pub use pins::{Pin, PinError};
 pub use policy::{SpaceRequest, TtlPolicy};
 use verify::Verifier;
 use work::deletion;
@@ -130,7 +132,8 @@ impl fmt::Debug for MinFree {
 #[derive(Debug, Clone)]
 pub struct CacheSettings {
     pub ttl: TtlPolicy,
-    /// Images that are never evicted. They still expire, unless their repository has no TTL.
+    /// Images that are never evicted. They still expire, unless their repository has no TTL. For those
+    /// that operators pin at run time, see [`Cache::pin`].
     pub pins: Vec<ImagePattern>,
     /// Bytes that all blobs together may have; none is no limit.
     pub max_size: Option<u64>,

@@ -9,6 +9,7 @@ mod health;
 mod log_level;
 mod logging;
 mod operate;
+mod pin;
 mod reload;
 mod serve;
 mod signals;
@@ -20,6 +21,7 @@ use std::io::Write as _;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -67,7 +69,7 @@ enum Command {
     /// Prints what is applied, and what keeps its old value until a restart. Exits with 1, and nothing
     /// changes, if the file is broken or no server runs. SIGHUP does the same, and logs the result.
     Reload(Listing),
-    /// List the cached images: size, shared bytes, last use, expiry
+    /// List the cached images: size, shared bytes, last use, expiry, pins
     ///
     /// Reads the data directory that the configuration names, whether or not the server runs.
     Ls(Listing),
@@ -95,6 +97,30 @@ enum Command {
         /// Only list what would be removed
         #[arg(long)]
         dry_run: bool,
+        #[command(flatten)]
+        located: Located,
+    },
+    /// Keep images from eviction and expiry
+    ///
+    /// Works on the running server, else on the data directory. The pins are saved there; `millpond ls`
+    /// shows them. An image may be pinned before it is cached. Content that is attached to an image
+    /// (signatures, SBOMs) is kept with it.
+    Pin {
+        /// A repository, repository:tag (each may have the wildcards * and **) or repository@digest:
+        /// docker.io/library/debian:bookworm, ghcr.io/owner/**
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+        /// When the pins end, such as 30d [default: when they are unpinned]
+        #[arg(long = "for", value_name = "DURATION", value_parser = config::parse_duration)]
+        lasting: Option<Duration>,
+        #[command(flatten)]
+        located: Located,
+    },
+    /// End pins that `pin` has made
+    Unpin {
+        /// The same as for `pin`
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
         #[command(flatten)]
         located: Located,
     },
@@ -240,6 +266,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             dry_run,
             located,
         } => operate::purge(&located, reference, dry_run),
+        Command::Pin {
+            images,
+            lasting,
+            located,
+        } => pin::pin(&located, &images, lasting),
+        Command::Unpin { images, located } => pin::unpin(&located, &images),
         Command::Deny(command) => deny(command),
         Command::Upstreams(Listing { json, located }) => upstreams::upstreams(&located, json),
         Command::LogLevel(arguments) => log_level::log_level(arguments),
@@ -358,6 +390,8 @@ mod tests {
             "du",
             "scrub",
             "purge a",
+            "pin a b --for 30d",
+            "unpin a",
             "deny add a",
             "deny remove a",
             "deny list",

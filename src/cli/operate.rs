@@ -13,10 +13,12 @@ use tokio_util::sync::CancellationToken;
 use super::table::{Table, bytes};
 use super::{Located, load, print, print_json, say};
 use crate::access::{Audit, Denials, DeniedEntry, DenyList};
-use crate::admin::operate::{Entry, Image, Leftovers, Operation, Operator, Page};
+use crate::admin::operate::{Entry, Image, Leftovers, Operation, Operator, Page, PinOperation};
 use crate::admin::socket::Client;
 use crate::app;
-use crate::cache::{Cache, CacheSettings, Removal, ScrubReport, ScrubSettings, Upkeep, Verdict};
+use crate::cache::{
+    Cache, CacheSettings, Pin, Removal, ScrubReport, ScrubSettings, Upkeep, Verdict,
+};
 use crate::clock::Clock;
 use crate::config::{Config, Storage};
 use crate::storage::{FsStore, Layout, Store, StoreError};
@@ -140,16 +142,23 @@ impl Backend {
 
 /// `millpond ls`
 pub(super) fn ls(located: &Located, as_json: bool) -> anyhow::Result<()> {
-    let images = async |backend: &mut Backend| backend.list(Operation::Images).await;
-    let mut images: Vec<Image> = with_backend(located, images)?;
+    let (mut images, pins) = with_backend(located, async |backend| {
+        let images: Vec<Image> = backend.list(Operation::Images).await?;
+        let pins: Vec<Pin> = backend.run(Operation::Pins(PinOperation::List)).await?;
+        Ok((images, pins))
+    })?;
     images.sort_by(|a, b| a.names.cmp(&b.names));
     if as_json {
-        return print_json(&json!({ "images": images }));
+        return print_json(&json!({ "images": images, "pins": pins }));
     }
     let mut table = Table::new(["IMAGE", "SIZE", "SHARED", "LAST USE", "EXPIRES", ""]);
     for image in &images {
         let expiry = image.expiry.clone().unwrap_or_else(|| "never".to_owned());
-        let pinned = if image.pinned { "pinned" } else { "" };
+        let pinned = match &image.pinned_until {
+            Some(until) => format!("pinned until {until}"),
+            None if image.pinned => "pinned".to_owned(),
+            None => String::new(),
+        };
         let mut names = image.names.iter().cloned();
         table.row([
             names.next().unwrap_or_else(|| image.digest.to_string()),
@@ -157,7 +166,7 @@ pub(super) fn ls(located: &Located, as_json: bool) -> anyhow::Result<()> {
             bytes(image.shared),
             image.last_use.clone(),
             expiry,
-            pinned.to_owned(),
+            pinned,
         ]);
         for name in names {
             let mut cells = <[String; 6]>::default();
@@ -165,7 +174,22 @@ pub(super) fn ls(located: &Located, as_json: bool) -> anyhow::Result<()> {
             table.row(cells);
         }
     }
-    print(&table.to_string())
+    let mut text = table.to_string();
+    if !pins.is_empty() {
+        write!(text, "\n{}", pins_table(&pins))?;
+    }
+    print(&text)
+}
+
+/// What is pinned at run time.
+fn pins_table(pins: &[Pin]) -> Table<2> {
+    let mut table = Table::new(["PINNED", "UNTIL"]);
+    for pin in pins {
+        let until = pin.until.clone();
+        let until = until.unwrap_or_else(|| "unpinned".to_owned());
+        table.row([pin.reference.clone(), until]);
+    }
+    table
 }
 
 /// `millpond du`
@@ -311,9 +335,8 @@ pub(super) fn denied(located: &Located, as_json: bool) -> anyhow::Result<()> {
     print(&table.to_string())
 }
 
-/// What a reference means in the store: an entry for a name that nothing is stored under would deny
-/// nothing.
-fn stored_reference(located: &Located, reference: &str) -> anyhow::Result<String> {
+/// What a reference means in the store: one that nothing is stored under would deny or keep nothing.
+pub(super) fn stored_reference(located: &Located, reference: &str) -> anyhow::Result<String> {
     let config = load(located.config.as_deref())?.config;
     Ok(config.proxy.stored_reference(reference))
 }

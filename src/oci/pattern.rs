@@ -61,11 +61,16 @@ impl Pattern {
         self.0 == "**"
     }
 
+    /// The one name that the pattern matches; none if it has a `*`.
+    pub fn literal(&self) -> Option<&str> {
+        (!self.0.contains('*')).then_some(self.0.as_str())
+    }
+
     /// Whether the pattern matches the whole name. The number of steps is at most the product of the
     /// two lengths.
     pub fn matches(&self, name: &str) -> bool {
-        if !self.0.contains('*') {
-            return self.0 == name;
+        if let Some(literal) = self.literal() {
+            return literal == name;
         }
         let name = name.as_bytes();
         // reached[n]: what has been read of the pattern so far matches the first n bytes.

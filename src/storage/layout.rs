@@ -130,6 +130,11 @@ impl Layout {
         self.own().join("denied.json")
     }
 
+    /// The pins that operators have made at run time; belongs to `cache`.
+    pub fn pins(&self) -> PathBuf {
+        self.own().join("pins.json")
+    }
+
     /// The bytes that upstreams have sent in this month; belongs to `app`.
     pub fn usage(&self) -> PathBuf {
         self.own().join("usage.json")

@@ -256,6 +256,53 @@ async fn purging_removes_what_is_named_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pins_are_made_and_ended_with_and_without_the_server() {
+    let site = Site::new().await;
+    let app = site.serve().await;
+    let digest = site.upstream.push("team/app", "1", &Image::oci(1));
+    site.get(&app, "/v2/team/app/manifests/1").await;
+    let pinned = site.text(&["pin", "team/app:1", "--for", "30d"]).await;
+    assert!(pinned.starts_with("pinned until 20"), "{pinned}");
+    assert!(pinned.ends_with(": team/app:1\n"), "{pinned}");
+    let shown = async || {
+        let images = site.json(&["ls", "--json"]).await;
+        let end = images["images"][0]["pinned_until"].clone();
+        assert_eq!(images["images"][0]["expiry"], end);
+        assert_eq!(images["pins"][0]["until"], end);
+        end
+    };
+    let end = shown().await;
+    site.prints(&["ls"], &format!("pinned until {}", end.as_str().unwrap()))
+        .await;
+    assert!(app.stop().await);
+    assert_eq!(shown().await, end);
+
+    let by_digest = format!("team/app@{digest}");
+    site.text(&["pin", &by_digest, "later/**"]).await;
+    let app = site.serve().await;
+    let ls = site.text(&["ls"]).await;
+    let rows = ls
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    let rows: Vec<_> = rows.collect();
+    assert!(rows[1].ends_with(" never pinned"), "{ls}");
+    assert!(rows.contains(&"later/** unpinned".to_owned()), "{ls}");
+    site.text(&["unpin", "team/app:1", &by_digest]).await;
+    assert!(app.stop().await);
+    site.text(&["unpin", "later/**"]).await;
+    let images = site.json(&["ls", "--json"]).await;
+    assert_eq!(images["pins"], serde_json::json!([]));
+    assert_eq!(images["images"][0]["pinned"], false);
+    for (arguments, complaint) in [
+        (["unpin", "team/app"], "team/app isn't pinned"),
+        (["pin", "team/app:1:2"], "can't be pinned"),
+    ] {
+        let (_, error) = site.fails(&arguments).await;
+        assert!(error.contains(complaint), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_scrub_finds_what_is_corrupt_and_the_next_pull_fetches_it_again() {
     let site = Site::new().await;
     let app = site.serve_with(&[("app", 1), ("app", 2)]).await;

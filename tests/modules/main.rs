@@ -81,6 +81,7 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "storage/modes",
             "storage/survey",
             "cache/state/journal",
+            "cache/pins/file",
             // The deny list and the audit log.
             "access/deny_file",
             "access/audit_file",

@@ -2,6 +2,7 @@
 //! images of which anything is held, are never chosen.
 
 use super::Index;
+use super::pins::Shields;
 use super::slab::Id;
 use super::values::{Blob, BlobState};
 use crate::cache::policy::{Decision, SpaceRequest};
@@ -73,7 +74,7 @@ impl Index {
     /// at.
     fn evict(&mut self, need: u64, now: Timestamp) -> usize {
         let (mut bytes, mut looked_at) = (0, 0);
-        let mut kept = Vec::new();
+        let (mut kept, mut shields) = (Vec::new(), Shields::default());
         while bytes < need
             && looked_at < MAX_SCAN
             && let Some((place, image)) = self.lru.first()
@@ -85,7 +86,7 @@ impl Index {
             if used > place {
                 // Uses don't move an image in the order.
                 self.put_back(image, used);
-            } else if let Some(members) = self.evictable(image) {
+            } else if let Some(members) = self.evictable(image, &mut shields) {
                 for id in members {
                     bytes += self.blobs.get(id).size;
                     self.set_state(id, BlobState::Evicting);
@@ -108,11 +109,11 @@ impl Index {
     }
 
     /// The blobs that are removed with an image; none while it is pinned or anything of it is in use.
-    fn evictable(&self, image: Id<Blob>) -> Option<Vec<Id<Blob>>> {
-        if self.is_pinned(image) {
+    fn evictable(&self, image: Id<Blob>, shields: &mut Shields) -> Option<Vec<Id<Blob>>> {
+        if self.is_pinned(image, shields) {
             return None;
         }
-        let members = self.image(image, |manifest| self.is_pinned(manifest));
+        let members = self.image(image, |manifest| self.is_pinned(manifest, shields));
         let busy = members.iter().any(|id| self.blobs.get(*id).is_busy());
         (!busy).then_some(members)
     }
@@ -123,8 +124,16 @@ impl Index {
         }
     }
 
-    /// Whether a repository that the operator has pinned links this, or a pinned tag names it.
-    pub(super) fn is_pinned(&self, id: Id<Blob>) -> bool {
+    /// Whether a pin keeps this from eviction, of the configuration or one that was made at run time.
+    fn is_pinned(&self, id: Id<Blob>, shields: &mut Shields) -> bool {
+        self.is_pinned_by_configuration(id)
+            || self
+                .entries_of(id)
+                .any(|(_, entry)| self.protected_until(entry.repo, id, shields).is_some())
+    }
+
+    /// Whether a repository that the configuration pins links this, or a pinned tag names it.
+    pub(super) fn is_pinned_by_configuration(&self, id: Id<Blob>) -> bool {
         if self.settings.pins.is_empty() {
             return false;
         }

@@ -32,8 +32,9 @@ impl Index {
             let stays = matches!(entry.state, LinkState::Kept | LinkState::Unconfirmed);
             let deadline = entry.deadline.time();
             if stays && let Some(due) = due {
+                let is_pinned = self.is_protected(entry);
                 assert!(
-                    deadline.is_some_and(|at| at <= due),
+                    deadline.is_some_and(|at| at <= due || is_pinned),
                     "{entry:?} has no deadline"
                 );
             }

@@ -9,6 +9,7 @@
 //! Graph                                   what manifests refer to
 //! Order (deadlines), Order (LRU)          what is due next, what is evicted next
 //! DeleteQueue                             what the deletion task looks at
+//! Pins                                    images that operators keep
 //! Space                                   bytes: limits, used, reserved, being evicted
 //! Changes                                 what the journal lacks
 //! ```
@@ -35,8 +36,10 @@ mod files;
 mod invariants;
 mod links;
 mod order;
+mod pins;
 mod references;
 mod report;
+mod selection;
 mod settings;
 mod slab;
 mod time;
@@ -59,8 +62,10 @@ pub(crate) use deletion::{DueLink, Job, RETRY};
 pub(crate) use eviction::SpaceReply;
 pub(crate) use files::Trust;
 use order::Order;
+pub(crate) use pins::Pins;
 use references::Graph;
-pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
+pub use report::{EntryView, ImageView, Usage};
+pub use selection::{Selection, SelectionError};
 pub(crate) use slab::Id;
 use slab::{Keyed as _, Table};
 use time::Changes;
@@ -115,6 +120,8 @@ pub(crate) struct Index {
     /// Images by last use, in milliseconds.
     lru: Order<u64, Blob>,
     deletions: DeleteQueue,
+    /// Those that were made at run time.
+    pins: Pins,
     pub(crate) space: Space,
     changes: Changes,
     /// Content whose file may be stored before its links are, and the repository that its upstream gave
@@ -148,6 +155,7 @@ impl Index {
             deadlines: Order::default(),
             lru: Order::default(),
             deletions: DeleteQueue::default(),
+            pins: Pins::default(),
             changes: Changes::new(journaling),
             arriving: Vec::new(),
             complete: false,

@@ -235,7 +235,11 @@ impl Index {
 
     /// The head of an image and everything that nothing else refers to, the head first. A manifest
     /// for which `keep` holds isn't followed.
-    pub(super) fn image(&self, root: Id<Blob>, keep: impl Fn(Id<Blob>) -> bool) -> Vec<Id<Blob>> {
+    pub(super) fn image(
+        &self,
+        root: Id<Blob>,
+        mut keep: impl FnMut(Id<Blob>) -> bool,
+    ) -> Vec<Id<Blob>> {
         let mut members = vec![root];
         let mut seen: HashMap<Id<Blob>, u32> = HashMap::new();
         let mut unread = vec![root];
@@ -255,14 +259,34 @@ impl Index {
 
     /// A manifest and all that is reached from it, once each.
     pub(super) fn everything_below(&self, root: Id<Blob>) -> Vec<Id<Blob>> {
+        self.reach(root, |_manifest| Vec::new())
+    }
+
+    /// The same with what is attached to the manifest, and to each one that is reached, in a repository.
+    pub(super) fn everything_attached(&self, repo: Id<Repo>, root: Id<Blob>) -> Vec<Id<Blob>> {
+        let is_linked = |id: &Id<Blob>| self.find_entry(repo, LinkKind::Revision, *id).is_some();
+        self.reach(root, |manifest| {
+            let attached = self.graph.referrers.get(&self.hash_blob(manifest));
+            attached
+                .into_iter()
+                .flatten()
+                .copied()
+                .filter(is_linked)
+                .collect()
+        })
+    }
+
+    /// What is reached from a manifest by references and by `further` steps, once each; the manifest first.
+    fn reach(&self, root: Id<Blob>, further: impl Fn(Id<Blob>) -> Vec<Id<Blob>>) -> Vec<Id<Blob>> {
         let mut all = vec![root];
         let mut seen = HashSet::from([root]);
         let mut unread = vec![root];
         while let Some(id) = unread.pop() {
-            for (below, _) in self.references(id) {
-                if seen.insert(below) {
-                    all.push(below);
-                    unread.push(below);
+            let below = self.references(id).map(|(below, _)| below);
+            for reached in below.chain(further(id)) {
+                if seen.insert(reached) {
+                    all.push(reached);
+                    unread.push(reached);
                 }
             }
         }

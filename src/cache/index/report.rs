@@ -1,13 +1,14 @@
-//! For operators: listings, totals, and the selection of a purge.
+//! For operators: listings, totals, and purging.
 
 use std::time::SystemTime;
 
 use super::Index;
+use super::pins::{FOREVER, Shields};
+use super::selection::Selection;
 use super::slab::Id;
-use super::values::{Blob, Entry, Repo};
+use super::values::{Blob, Entry};
 use crate::cache::state::timestamp::Timestamp;
-use crate::oci::pattern::PatternError;
-use crate::oci::{Digest, Pattern, RepoName, Tag};
+use crate::oci::{Digest, RepoName, Tag};
 use crate::storage::{Link, LinkKind};
 
 /// One link of a repository.
@@ -38,6 +39,8 @@ pub struct ImageView {
     /// When its last link expires; none is never.
     pub expiry: Option<SystemTime>,
     pub pinned: bool,
+    /// When the pin ends that keeps it longest; none is never.
+    pub pinned_until: Option<SystemTime>,
 }
 
 /// Totals.
@@ -60,47 +63,6 @@ pub struct Usage {
     pub limit: Option<u64>,
     /// Everything in the store has been counted.
     pub complete: bool,
-}
-
-/// What to purge: `<repository>`, `<repository>:<tag>`, both patterns, or `<repository>@<digest>`.
-#[derive(Debug, Clone)]
-pub struct Selection {
-    repo: Pattern,
-    what: What,
-}
-
-#[derive(Debug, Clone)]
-enum What {
-    Everything,
-    Tag(Pattern),
-    Digest(Digest),
-}
-
-/// Why a text selects nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum SelectionError {
-    #[error(transparent)]
-    Pattern(#[from] PatternError),
-    #[error(transparent)]
-    Digest(#[from] crate::oci::digest::DigestError),
-}
-
-impl std::str::FromStr for Selection {
-    type Err = SelectionError;
-
-    fn from_str(text: &str) -> Result<Self, SelectionError> {
-        let (repo, what) = if let Some((repo, digest)) = text.split_once('@') {
-            (repo, What::Digest(digest.parse()?))
-        } else if let Some((repo, tag)) = text.split_once(':') {
-            (repo, What::Tag(tag.parse()?))
-        } else {
-            (text, What::Everything)
-        };
-        Ok(Self {
-            repo: repo.parse()?,
-            what,
-        })
-    }
 }
 
 impl Index {
@@ -143,10 +105,12 @@ impl Index {
             let blob = self.blobs.get(*id);
             blob.parents == 0 && blob.state.has_file()
         });
-        (roots.map(|id| self.view_image(id)).collect(), next)
+        let mut shields = Shields::default();
+        let views = roots.map(|id| self.view_image(id, &mut shields));
+        (views.collect(), next)
     }
 
-    fn view_image(&self, id: Id<Blob>) -> ImageView {
+    fn view_image(&self, id: Id<Blob>, shields: &mut Shields) -> ImageView {
         let bytes = |ids: &[Id<Blob>]| -> u64 {
             let sizes = ids.iter().filter_map(|id| self.blobs.get(*id).file_size());
             sizes.sum()
@@ -155,12 +119,17 @@ impl Index {
         let own = bytes(&self.image(id, |_| false));
         let hash = self.hash_blob(id);
         let (mut repositories, mut expiry) = (Vec::new(), Some(0));
+        let mut pin_end = None;
         for (_, entry) in self.entries_of(id) {
-            let deadline = self.deadline(entry);
+            let protected = self.protected_until(entry.repo, id, shields);
+            pin_end = pin_end.max(protected);
+            let deadline = self.deadline(entry).filter(|_| protected != Some(FOREVER));
+            let deadline = deadline.map(|at| at.max(protected.unwrap_or(0)));
             expiry = expiry.zip(deadline).map(|(latest, this)| latest.max(this));
             let repo = self.repos.get(entry.repo);
             repositories.push((repo.name.clone(), repo.tags_of(hash).cloned().collect()));
         }
+        let is_configured = self.is_pinned_by_configuration(id);
         ImageView {
             digest: self.blobs.get(id).digest(),
             is_manifest: self
@@ -171,7 +140,10 @@ impl Index {
             shared: size.saturating_sub(own),
             last_use: self.image_use(id).system_time(),
             expiry: expiry.map(system_time),
-            pinned: self.is_pinned(id),
+            pinned: pin_end.is_some() || is_configured,
+            pinned_until: pin_end
+                .filter(|end| *end != FOREVER && !is_configured)
+                .map(system_time),
         }
     }
 
@@ -188,12 +160,12 @@ impl Index {
         for id in page {
             let entry = self.entries.get(id);
             let repo = self.repos.get(entry.repo);
-            if !selection.repo.matches(repo.name.as_str()) {
+            if !selection.is_in(&repo.name) {
                 continue;
             }
-            if matches!(selection.what, What::Everything) {
+            if selection.is_repository() {
                 selected.push(id);
-            } else if self.is_selected(&selection.what, repo, entry) {
+            } else if self.is_selected(selection, entry) {
                 for member in self.image(entry.blob, |_| false) {
                     let kinds = [LinkKind::Revision, LinkKind::Layer];
                     let entries = kinds.map(|kind| self.find_entry(entry.repo, kind, member));
@@ -202,17 +174,6 @@ impl Index {
             }
         }
         (selected, next)
-    }
-
-    fn is_selected(&self, what: &What, repo: &Repo, entry: &Entry) -> bool {
-        match what {
-            What::Everything => true,
-            What::Digest(digest) => self.blobs.get(entry.blob).is(digest),
-            What::Tag(pattern) => {
-                let mut tags = repo.tags_of(self.hash_blob(entry.blob));
-                entry.kind == LinkKind::Revision && tags.any(|tag| pattern.matches(tag.as_str()))
-            }
-        }
     }
 
     /// Marks a selected entry, if `really`; returns how it looked. None when it has gone since.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Index;
+use super::pins::Shields;
 use super::slab::Id;
 use super::values::{Entry, LinkState};
 use crate::cache::state::file::Record;
@@ -11,6 +12,9 @@ use crate::storage::{Link, LinkKind};
 
 /// Entries looked at under one lock: well under a millisecond.
 const BATCH: usize = 256;
+/// When an entry that is due and pinned is looked at again, in seconds: a pin that ends, or a tag that
+/// moves away, is noticed that much later.
+const PIN_CHECK: u32 = 15 * 60;
 
 /// What has changed since the last save, where there is a journal for it.
 #[derive(Debug, Default)]
@@ -91,14 +95,16 @@ impl Index {
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         let entry = self.deadlines.first().map(|(at, _)| at);
         let retry = self.deletions.retries.front().map(|(at, _)| *at);
-        let next = entry.into_iter().chain(retry).min()?;
+        let next = entry.into_iter().chain(retry).chain(self.pins.next_end());
+        let next = next.min()?;
         Some(Timestamp::from_seconds(next))
     }
 
     /// Hands what is due to the delete queue, at most a batch. True when there may be more.
     pub(crate) fn expire(&mut self, now: Timestamp) -> bool {
         let now = now.seconds();
-        let mut looked_at = 0;
+        self.pins.end(now);
+        let (mut looked_at, mut shields) = (0, Shields::default());
         while let Some((_, id)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
             if looked_at == BATCH {
                 return true;
@@ -106,7 +112,7 @@ impl Index {
             looked_at += 1;
             self.deadlines
                 .remove(id, &mut self.entries.get_mut(id).deadline);
-            self.reach_deadline(id, now);
+            self.reach_deadline(id, now, &mut shields);
         }
         while let Some((_, id)) = self.deletions.retries.pop_front_if(|(at, _)| *at <= now) {
             if self.blobs.find(id).is_some() {
@@ -116,14 +122,17 @@ impl Index {
         false
     }
 
-    fn reach_deadline(&mut self, id: Id<Entry>, now: u32) {
+    fn reach_deadline(&mut self, id: Id<Entry>, now: u32, shields: &mut Shields) {
         let entry = self.entries.get(id);
-        let blob = entry.blob;
+        let (repo, blob) = (entry.repo, entry.blob);
         if !entry.state.is_marked() {
             match self.deadline(entry) {
                 None => return,
                 // Uses don't move an entry in the order.
                 Some(later) if later > now => return self.schedule(id, later),
+                Some(_) if self.protected_until(repo, blob, shields).is_some() => {
+                    return self.schedule(id, now.saturating_add(PIN_CHECK));
+                }
                 Some(_) => self.entries.get_mut(id).state = LinkState::Expired,
             }
         }

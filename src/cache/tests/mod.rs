@@ -8,6 +8,7 @@ mod expiry;
 mod fixtures;
 mod graph;
 mod model;
+mod pins;
 mod recent;
 mod scrub;
 mod state;

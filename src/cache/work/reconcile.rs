@@ -16,7 +16,7 @@ use crate::cache::index::{Index, Settled, Unreadables};
 use crate::cache::policy::MASS_GRACE;
 use crate::cache::state::file::Line;
 use crate::cache::state::journal::Journal;
-use crate::cache::{Inner, Upkeep};
+use crate::cache::{Inner, Upkeep, pins};
 use crate::error_chain::on_one_line;
 use crate::oci::manifest::{MAX_MANIFEST, QUICK};
 use crate::oci::{Digest, Manifest, RepoName};
@@ -79,17 +79,23 @@ pub(crate) async fn load(shared: &Arc<Inner>, mut journal: Journal) -> Option<Sa
 /// that needs space, and commands report the reason.
 pub(crate) async fn run(shared: &Arc<Inner>) {
     let work = async {
-        while let Err(error) = build(shared).await {
-            let error = on_one_line(&error);
+        while let Err(error) = load_and_build(shared).await {
             tracing::warn!(
                 error,
-                "the store can't be listed: nothing expires until it can"
+                "the store can't be listed, or the pins can't be read: nothing expires until that works"
             );
             shared.with(|index| index.set_unlisted(error));
             tokio::time::sleep(REST).await;
         }
     };
     shared.quit.run_until_cancelled(work).await;
+}
+
+/// Reads the pins first: nothing that they keep may be deleted. The error is on one line.
+async fn load_and_build(shared: &Arc<Inner>) -> Result<(), String> {
+    let loaded = pins::load(shared).await;
+    loaded.map_err(|error| on_one_line(&error))?;
+    build(shared).await.map_err(|error| on_one_line(&error))
 }
 
 async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {

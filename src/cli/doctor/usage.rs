@@ -68,7 +68,7 @@ pub(super) fn compare(cached: &Cached<'_>, config: &Config, clock: Clock, found:
             found.warn(
                 "cap",
                 text,
-                "remove some of `proxy.pins`, or raise `storage.maxsize`",
+                "remove some of `proxy.pins`, `millpond unpin` some, or raise `storage.maxsize`",
             );
         }
         Some(idle) if is_full && idle < TOO_SOON => {
@@ -142,6 +142,7 @@ mod tests {
             last_use: humantime::format_rfc3339_seconds(last_use).to_string(),
             expiry: None,
             pinned,
+            pinned_until: None,
         }
     }
 
