@@ -17,16 +17,24 @@ pub fn settings(config: &Config) -> CacheSettings {
     let proxy = &config.proxy;
     let max_size = config.limits.max_size.and_then(|limit| bytes(limit, root));
     CacheSettings {
-        ttl: TtlPolicy {
-            default: proxy.ttl,
-            rules: proxy.ttl_rules.clone(),
-            mode: proxy.ttl_mode,
-        },
+        ttl: ttl(proxy),
         pins: proxy.pins.clone(),
         max_size,
         min_free: root.and_then(|root| min_free(config.limits.min_free, root)),
         state: root.map(|root| Layout::new(root).scheduler_state()),
         upkeep: Upkeep::Full,
+    }
+}
+
+fn ttl(proxy: &config::Proxy) -> TtlPolicy {
+    if proxy.offline {
+        // What expires couldn't be fetched again.
+        return TtlPolicy::sliding(None);
+    }
+    TtlPolicy {
+        default: proxy.ttl,
+        rules: proxy.ttl_rules.clone(),
+        mode: proxy.ttl_mode,
     }
 }
 

@@ -39,11 +39,13 @@ impl Clients {
         let known: Vec<&Client> = known.iter().flat_map(|known| known.all()).collect();
         let open = |upstream: &config::Upstream| {
             let is_same = |known: &&&Client| {
-                *known.upstream.config == *upstream && known.timeouts == proxy.timeouts
+                *known.upstream.config == *upstream
+                    && known.timeouts == proxy.timeouts
+                    && known.upstream.is_offline() == proxy.offline
             };
             match known.iter().find(is_same) {
                 Some(known) => Ok(Client::clone(known)),
-                None => Client::open(upstream, proxy.timeouts, clock, metrics),
+                None => Client::open(upstream, proxy, clock, metrics),
             }
         };
         Ok(Self {
@@ -96,13 +98,15 @@ pub fn client(
 impl Client {
     fn open(
         upstream: &config::Upstream,
-        timeouts: Timeouts,
+        &config::Proxy {
+            timeouts, offline, ..
+        }: &config::Proxy,
         clock: Clock,
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
         // Before they are read.
         let files = WatchedFiles::new(certificate_files(upstream));
-        let client = client(upstream, timeouts, clock, metrics)?;
+        let client = client(upstream, timeouts, clock, metrics)?.offline(offline);
         let renewal = CertificateFiles {
             files,
             tls: client.tls(),

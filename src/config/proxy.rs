@@ -24,6 +24,8 @@ pub struct Proxy {
     pub default: Upstream,
     /// No two upstreams share a name or alias, the default one included.
     pub upstreams: Vec<Upstream>,
+    /// Whether no upstream is ever asked, and nothing expires.
+    pub offline: bool,
     /// How long blobs and manifests are cached where no rule matches; `None` is forever.
     pub ttl: Option<Duration>,
     pub ttl_mode: TtlMode,
@@ -162,7 +164,15 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
     give_hosts(proxy, &mut default, &mut named);
     let named = named.into_iter().map(|named| (named.upstream, named.rule));
     let (upstreams, rules): (Vec<_>, Vec<_>) = named.unzip();
+    let offline = proxy.bool("offline", false);
+    let asks_for_callers = |upstream: &Upstream| upstream.caller.authorize == Authorize::Caller;
+    if offline && (asks_for_callers(&default) || upstreams.iter().any(asks_for_callers)) {
+        let advice =
+            "needs `authorize: shared`: an upstream that isn't asked permits no caller anything";
+        proxy.reject("offline", advice);
+    }
     Proxy {
+        offline,
         ttl: rules::ttl(proxy),
         ttl_mode: ttl_mode(proxy),
         ttl_rules: rules::ttl_rules(proxy, &default, rules.into_iter().flatten()),

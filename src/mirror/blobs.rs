@@ -200,6 +200,9 @@ impl Mirror {
         if let Some(answer) = cached.await? {
             return Ok(Some(answer));
         }
+        if target.upstream.is_offline() {
+            return Err(target.upstream.offline_error().into());
+        }
         // What the store has from another upstream doesn't replace a download from this one.
         wanted.refetch |= search.foreign;
         let source = Arc::new(UpstreamBlob {
@@ -284,7 +287,7 @@ impl Mirror {
                 return Err(error);
             }
             target.report(&error, "served a blob that a cached manifest refers to");
-            outcome = (Outcome::Stale, Exchange::failed(&error));
+            outcome = (error.outcome_of_known(), Exchange::failed(&error));
         }
         *proved = true;
         Ok(outcome)

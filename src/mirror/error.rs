@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::cache::StoreError;
 use crate::download::DownloadError;
+use crate::metrics::Outcome;
 use crate::oci::manifest::SCHEMA1_REFUSED;
 use crate::oci::{Classified, Digest, ErrorKind};
 use crate::upstream::{Failure, UpstreamError};
@@ -99,7 +100,7 @@ impl MirrorError {
     }
 
     /// Whether the upstream said that it doesn't have the content, or that it doesn't give it to this
-    /// mirror: registries answer either way for a repository that doesn't exist.
+    /// mirror: registries answer either way for a repository that doesn't exist. Or it is never asked.
     pub fn finds_nothing(&self) -> bool {
         matches!(
             self.failure(),
@@ -108,6 +109,7 @@ impl MirrorError {
                     | Failure::Unauthorized(_)
                     | Failure::Denied(_)
                     | Failure::CredentialsRefused { .. }
+                    | Failure::Offline
             )
         )
     }
@@ -161,6 +163,21 @@ impl MirrorError {
     /// Whether what was known before may be served instead: the upstream couldn't answer, which is
     /// something else than an answer that the client doesn't like.
     pub(super) fn permits_stale(&self) -> bool {
-        self.upstream().is_some_and(UpstreamError::is_transient)
+        self.is_offline() || self.upstream().is_some_and(UpstreamError::is_transient)
+    }
+
+    /// Whether the upstream is never asked.
+    pub(super) fn is_offline(&self) -> bool {
+        matches!(self.failure(), Some(Failure::Offline))
+    }
+
+    /// The outcome of serving what is known after this error. What is known offline isn't stale: nobody
+    /// knows better.
+    pub(super) fn outcome_of_known(&self) -> Outcome {
+        if self.is_offline() {
+            Outcome::Hit
+        } else {
+            Outcome::Stale
+        }
     }
 }

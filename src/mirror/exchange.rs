@@ -44,7 +44,9 @@ impl Exchange {
             return Self::failed(asked);
         }
         match error.upstream() {
-            Some(error) if matches!(error.failure, Failure::Busy) => Self::default(),
+            Some(error) if matches!(error.failure, Failure::Busy | Failure::Offline) => {
+                Self::default()
+            }
             Some(error) => Self {
                 forwarded: true,
                 status: error.status(),

@@ -69,7 +69,12 @@ impl Mirror {
         let report =
             |error: &MirrorError| target.report(error, "listed the tags of its last answer");
         let key = (target.stored.clone(), target.upstream.caller());
-        let found = match self.tag_lists.get(key, ask, report).await {
+        let list = if target.upstream.is_offline() {
+            Err(target.upstream.offline_error().into())
+        } else {
+            self.tag_lists.get(key, ask, report).await
+        };
+        let found = match list {
             Ok((list, outcome, exchange)) => match &*list {
                 TagList::All(tags) => Ok((paginate(tags, page, Tag::as_str), outcome, exchange)),
                 TagList::TooLong => {
@@ -87,7 +92,7 @@ impl Mirror {
                 }
                 target.report(&error, "listed the tags that are cached");
                 let page = paginate(&cached, page, Tag::as_str);
-                (page, Outcome::Stale, Exchange::failed(&error))
+                (page, error.outcome_of_known(), Exchange::failed(&error))
             }
             found => {
                 found.inspect_err(|error| self.note_refusal(target, || Question::Tags, error))?

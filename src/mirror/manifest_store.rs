@@ -56,14 +56,16 @@ impl Mirror {
     }
 
     /// What to serve when the upstream can't be asked: the digest it named last for this Accept
-    /// list, else the one on disk if the client can read it.
+    /// list, else the one on disk if the client can read it. Offline, the one on disk: an import changes
+    /// it.
     pub(super) async fn last_known(
         &self,
         target: &Target,
         key: &TagKey,
         want: ReadMode,
     ) -> Option<ManifestAnswer> {
-        if let Some(digest) = self.records.last_digest(key)
+        if !target.upstream.is_offline()
+            && let Some(digest) = self.records.last_digest(key)
             && let Some(recorded) = self.recall(target, digest, want).await
         {
             return Some(recorded);

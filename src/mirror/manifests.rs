@@ -218,6 +218,11 @@ impl Mirror {
             let answer = ManifestAnswer::head(known, outcome);
             return self.deliver(target, answer, want).await;
         }
+        if target.upstream.is_offline() {
+            let known = self.last_known(target, &key, want).await;
+            let known = known.ok_or_else(|| target.upstream.offline_error())?;
+            return Ok(ManifestAnswer::new(known.found, Outcome::Hit));
+        }
         let mut question = {
             let (mirror, target, key) = (Arc::clone(self), target.clone(), key.clone());
             let flight = FlightKey::Tag(key.clone(), want, target.upstream.caller());

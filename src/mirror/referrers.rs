@@ -69,16 +69,22 @@ impl Mirror {
         let key = ((target.stored.clone(), digest), target.upstream.caller());
         let report =
             |error: &MirrorError| target.report(error, "listed the referrers of its last answer");
-        let (referrers, outcome, exchange) = match self.referrers.get(key, ask, report).await {
+        let asked = if target.upstream.is_offline() {
+            Err(target.upstream.offline_error().into())
+        } else {
+            self.referrers.get(key, ask, report).await
+        };
+        let (referrers, outcome, exchange) = match asked {
             Ok(answer) => answer,
             Err(error) if error.is_not_found() => return Ok(ReferrersAnswer::nothing()),
             Err(error) if error.permits_stale() => {
                 let cached = self.cached_referrers(target, digest).await;
-                if cached.is_empty() {
+                if cached.is_empty() && !error.is_offline() {
                     return Err(error);
                 }
                 target.report(&error, "listed the referrers that are cached");
-                (Arc::new(cached), Outcome::Stale, Exchange::failed(&error))
+                let exchange = Exchange::failed(&error);
+                (Arc::new(cached), error.outcome_of_known(), exchange)
             }
             // The upstream may well filter them itself.
             Err(error) if error.is_too_long() && artifact_type.is_some() => {

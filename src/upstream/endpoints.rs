@@ -35,6 +35,8 @@ pub(super) struct Endpoints {
     others: Vec<Arc<Endpoint>>,
     selection: EndpointSelection,
     hedges: HedgeBudget,
+    /// None of them is ever asked.
+    pub offline: bool,
 }
 
 /// What a request is for.
@@ -82,13 +84,17 @@ impl Endpoints {
             others: others.into_iter().map(Arc::new).collect(),
             selection,
             hedges: HedgeBudget::default(),
+            offline: false,
         }
     }
 
     /// The same for a caller with a login, who needs a single one.
     pub(super) fn with_login(&self, login: &Login, id: CallerId) -> Self {
         let endpoint = self.first.with_login(login, id);
-        Self::new(endpoint, Vec::new(), self.selection)
+        Self {
+            offline: self.offline,
+            ..Self::new(endpoint, Vec::new(), self.selection)
+        }
     }
 
     /// In the order of the configuration.
@@ -112,6 +118,9 @@ impl Endpoints {
         F: Fn(&'a Endpoint) -> Asking + Send + Sync,
         Asking: Future<Output = Result<T, UpstreamError>> + Send + 'a,
     {
+        if self.offline {
+            return Err(self.offline_error());
+        }
         if self.are_several() {
             // On the heap: with one endpoint, requests have no room for it.
             let asking = Box::pin(self.ask_in_turn(purpose, &question));
@@ -144,6 +153,9 @@ impl Endpoints {
         F: Fn(&'a Endpoint) -> Asking + Send + Sync,
         Asking: Future<Output = Result<T, UpstreamError>> + Send + 'a,
     {
+        if self.offline {
+            return Err(self.offline_error());
+        }
         let mut round = Round::default();
         self.hedges.earn();
         loop {
@@ -277,6 +289,10 @@ impl Endpoints {
             Purpose::Blob(_) => AttemptKind::Stream,
         };
         Some(Attempt::new(Arc::clone(endpoint), pass, now, kind))
+    }
+
+    pub(super) fn offline_error(&self) -> UpstreamError {
+        UpstreamError::new(&self.first.config.url, Failure::Offline)
     }
 
     fn nobody(&self) -> UpstreamError {

@@ -113,6 +113,9 @@ pub enum Failure {
     /// Nothing was sent: the operator's limit of bytes in a month is reached.
     #[error("`ratelimit.monthly` is reached")]
     MonthUsedUp,
+    /// Nothing was sent: the operator has configured that no upstream is asked.
+    #[error("`proxy.offline` is set")]
+    Offline,
     /// 5xx.
     #[error("status {status}")]
     Unavailable {
@@ -313,6 +316,7 @@ impl UpstreamError {
             Failure::Denied(_) => "denied",
             Failure::RateLimited { .. } => "rate_limited",
             Failure::MonthUsedUp => "month_used_up",
+            Failure::Offline => "offline",
             Failure::Unavailable { .. } => "unavailable",
             Failure::Unexpected(_) => "unexpected",
             Failure::Unreachable(_) => "unreachable",
@@ -329,7 +333,8 @@ impl UpstreamError {
 impl Classified for UpstreamError {
     fn kind(&self) -> ErrorKind {
         match self.failure {
-            Failure::NotFound(_) | Failure::Schema1 => ErrorKind::NotFound,
+            // A client asks another registry then, if it has one.
+            Failure::NotFound(_) | Failure::Schema1 | Failure::Offline => ErrorKind::NotFound,
             Failure::Denied(_) | Failure::CredentialsRefused { status: 403, .. } => {
                 ErrorKind::Denied
             }
@@ -366,6 +371,10 @@ impl Classified for UpstreamError {
             Failure::RateLimited { .. } => "the upstream limits how often this mirror may ask",
             Failure::MonthUsedUp => {
                 "this mirror has received as much from the upstream in this month as its operator permits"
+            }
+            Failure::Offline => {
+                "this mirror is offline and doesn't have it: it asks no upstream; its operator has to \
+                 import it (`millpond import`)"
             }
             Failure::Unavailable { status, .. } => {
                 return format!("the upstream failed with status {status}").into();

@@ -51,8 +51,11 @@ impl FailureLog {
 
     /// Logs a failure, and what was done instead of what was asked for.
     pub(super) fn report(&self, upstream: &str, error: &UpstreamError, instead: &str) {
-        // Registries answer so every day, to clients that ask for what they don't have.
-        if matches!(error.failure, Failure::NotFound(_)) || error.is_out_of_range() {
+        // Registries answer so every day, to clients that ask for what they don't have; and what isn't
+        // asked doesn't fail.
+        if matches!(error.failure, Failure::NotFound(_) | Failure::Offline)
+            || error.is_out_of_range()
+        {
             return;
         }
         let Some(unlogged) = self.admit(error.class()) else {

@@ -45,7 +45,9 @@ impl Verdict {
             | Failure::Unreachable(_)
             | Failure::Timeout { .. }
             | Failure::Broken { .. } => Self::Trouble(Trouble::Failed),
-            Failure::Busy | Failure::MonthUsedUp | Failure::NoCredentials(_) => Self::Unasked,
+            Failure::Busy | Failure::MonthUsedUp | Failure::Offline | Failure::NoCredentials(_) => {
+                Self::Unasked
+            }
             Failure::NotFound(_)
             | Failure::Unauthorized(_)
             | Failure::CredentialsRefused { .. }

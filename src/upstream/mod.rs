@@ -206,6 +206,23 @@ impl Upstream {
         })
     }
 
+    /// The same client, which never asks its upstream if it is offline.
+    #[must_use]
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.endpoints.offline = offline;
+        self
+    }
+
+    /// Whether the upstream is never asked.
+    pub fn is_offline(&self) -> bool {
+        self.endpoints.offline
+    }
+
+    /// The error of all that isn't asked because of that.
+    pub fn offline_error(&self) -> UpstreamError {
+        self.endpoints.offline_error()
+    }
+
     /// Its TLS, also that of the accounts of callers.
     pub fn tls(&self) -> UpstreamTls {
         let endpoints = self.endpoints.all();

@@ -41,6 +41,7 @@ mod logging;
 mod manifests;
 mod metrics;
 mod multi_range;
+mod offline;
 mod oidc;
 mod operate;
 mod prefetch;

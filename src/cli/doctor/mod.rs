@@ -146,6 +146,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<Status> {
     checked
 }
 
+/// What is found of upstreams that aren't asked.
+fn offline() -> Findings {
+    let mut found = Findings::about("upstreams");
+    found.ok("offline", "`proxy.offline` is set: they aren't asked");
+    found
+}
+
 type Output = Report<std::io::Stdout>;
 
 /// Checks that run at the same time, in the order of their lines.
@@ -271,6 +278,10 @@ impl Session {
                 check.run(found).await;
             },
         )));
+        if config.proxy.offline {
+            checks.push_back(Box::pin(std::future::ready(offline())));
+            return checks;
+        }
         let image = arguments.image.as_ref();
         for (index, upstream) in config.proxy.all_upstreams().enumerate() {
             let key = match index.checked_sub(1) {

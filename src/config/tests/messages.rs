@@ -519,6 +519,8 @@ proxy:
 => 4: `proxy.rangerules[0].repository` is "a/B"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
 proxy: {rangerules: [{repository: a/b, range: fill, ranges: fill}]}
 => 2: unknown key `proxy.rangerules[0].range`; did you mean `proxy.rangerules[0].ranges`?
+proxy: {offline: true, authorize: caller}
+=> 2: `proxy.offline` needs `authorize: shared`: an upstream that isn't asked permits no caller anything
 proxy: {fillafter: 0%}
 => 2: `proxy.fillafter` is "0%"; write a whole percentage from 1% to 100%, such as 50%
 proxy: {fillafter: 50}

@@ -89,6 +89,7 @@ REGISTRY_PROXY_MINSPEED=1000 =>   minspeed: 1KB
 REGISTRY_PROXY_ONABANDON=pause =>   onabandon: pause
 REGISTRY_PROXY_RANGES=passthrough =>   ranges: passthrough
 REGISTRY_PROXY_RANGERULES=[{repository: a/*, ranges: passthrough}] =>     ranges: passthrough
+REGISTRY_PROXY_OFFLINE=true =>   offline: true
 REGISTRY_PROXY_FILLAFTER=75% =>   fillafter: 75%
 REGISTRY_PROXY_INSECURE=true =>   insecure: true
 REGISTRY_PROXY_PLAINHTTP=true =>   plainhttp: true
