@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::oci::{Classified, Digest, ErrorKind};
-use crate::upstream::UpstreamError;
+use crate::upstream::{UpstreamError, wrong_answer};
 
 /// When a client that finds too many downloads waiting may ask again.
 const BUSY_RETRY: Duration = Duration::from_secs(5);
@@ -59,9 +59,7 @@ impl Classified for DownloadError {
     fn reason(&self) -> Cow<'static, str> {
         match self {
             Self::Upstream(error) => error.reason(),
-            Self::Digest { .. } | Self::Length { .. } | Self::Changed { .. } => {
-                format!("the upstream's answer is wrong: {self}").into()
-            }
+            Self::Digest { .. } | Self::Length { .. } | Self::Changed { .. } => wrong_answer(self),
             Self::Stopping => "the mirror is stopping; ask again".into(),
             Self::Busy => "too many downloads wait; ask again".into(),
             Self::Lost | Self::Stuck => "the mirror failed; its log says why".into(),

@@ -31,7 +31,7 @@ impl Transfer<'_> {
             | DownloadError::Stopping => return Err(error),
         };
         let digest = self.download.digest;
-        if wrong && (self.streams.source.distrust() || self.mixed) {
+        if wrong && (self.streams.source.distrust(&error) || self.mixed) {
             // Bytes of several sources or endpoints are mixed: the current source starts again, alone.
             tracing::warn!(%digest, error = %on_one_line(&error), "starting the download again without earlier bytes");
             self.restart(&error).await;

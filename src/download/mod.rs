@@ -114,8 +114,8 @@ pub trait Source: Debug + Send + Sync + 'static {
     }
 
     /// Tells that the bytes that it brought weren't the blob's. True where the blob may come from
-    /// another place now, so that another attempt may succeed.
-    fn distrust(&self) -> bool {
+    /// another place now, so that another attempt may succeed. The source logs the error.
+    fn distrust(&self, _error: &DownloadError) -> bool {
         false
     }
 

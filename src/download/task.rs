@@ -83,8 +83,17 @@ async fn drain(shared: &Inner, download: &Download) -> DownloadError {
 /// Logs a failure: as a warning when a client is affected and nothing has reported it yet.
 fn log_failure(shared: &Inner, download: &Download, error: &DownloadError) {
     let digest = download.digest;
-    // The source has reported its upstream's error.
-    let reported = matches!(error, DownloadError::Upstream(_));
+    let reported = match error {
+        // By the source.
+        DownloadError::Upstream(_)
+        | DownloadError::Digest { .. }
+        | DownloadError::Length { .. }
+        | DownloadError::Changed { .. } => true,
+        DownloadError::Lost
+        | DownloadError::Stuck
+        | DownloadError::Stopping
+        | DownloadError::Busy => false,
+    };
     if !reported && shared.registry.has_clients(&digest, download.id) {
         tracing::warn!(%digest, error = %on_one_line(&error), "download failed");
     } else {

@@ -320,10 +320,15 @@ pub(super) struct UpstreamBlob {
 }
 
 impl UpstreamBlob {
-    /// Logs that the download's request failed.
+    /// Logs that the download's request failed. One that begins behind the end of the blob doesn't: the
+    /// download learns the end from it.
     fn report(&self) -> impl Fn(&UpstreamError) + Send + use<> {
         let upstream = Arc::clone(&self.target.upstream);
-        move |error| upstream.report(error, DOWNLOAD_FAILED)
+        move |error| {
+            if !error.is_out_of_range() {
+                upstream.report(error, DOWNLOAD_FAILED);
+            }
+        }
     }
 }
 
@@ -356,8 +361,10 @@ impl Source for UpstreamBlob {
         self.route.set_urgent(urgent);
     }
 
-    fn distrust(&self) -> bool {
-        self.target.upstream.distrust(&self.route)
+    fn distrust(&self, error: &DownloadError) -> bool {
+        let Target { upstream, repo, .. } = &self.target;
+        upstream.report_wrong(repo, error, DOWNLOAD_FAILED);
+        upstream.distrust(&self.route)
     }
 
     fn upstream(&self) -> &str {

@@ -11,7 +11,7 @@ use crate::download::DownloadError;
 use crate::metrics::Outcome;
 use crate::oci::manifest::SCHEMA1_REFUSED;
 use crate::oci::{Classified, Digest, ErrorKind};
-use crate::upstream::{Failure, UpstreamError};
+use crate::upstream::{Failure, UpstreamError, wrong_answer};
 use crate::workers::WorkLost;
 
 /// Every client that waited for the same result gets a clone.
@@ -71,7 +71,7 @@ impl Classified for MirrorError {
             Self::UnknownUpstream(_) | Self::Shadowed { .. } => self.to_string().into(),
             Self::Upstream(error) => error.reason(),
             Self::Fetch(error) => error.reason(),
-            Self::WrongDigest { .. } => format!("the upstream's answer is wrong: {self}").into(),
+            Self::WrongDigest { .. } => wrong_answer(self),
             Self::StoredSchema1 { .. } => SCHEMA1_REFUSED.into(),
             Self::Store(_) | Self::Lost => "the mirror failed; its log says why".into(),
         }

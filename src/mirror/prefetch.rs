@@ -333,7 +333,10 @@ fn is_of_one_layer(error: &DownloadError) -> bool {
     match error {
         DownloadError::Upstream(error) => matches!(
             error.failure,
-            Failure::NotFound(_) | Failure::Unexpected(_) | Failure::Protocol(_)
+            Failure::NotFound(_)
+                | Failure::Rejected { .. }
+                | Failure::Unexpected(_)
+                | Failure::Protocol(_)
         ),
         DownloadError::Digest { .. }
         | DownloadError::Length { .. }

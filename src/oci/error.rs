@@ -55,6 +55,8 @@ pub enum ErrorKind {
     Denied,
     /// The upstream limits the rate of requests.
     RateLimited,
+    /// The upstream rejects the request with this status: 400, 406 or 451.
+    Rejected(u16),
     /// The upstream answered with this status, a 5xx.
     UpstreamFailed(u16),
     /// The connection to the upstream failed.

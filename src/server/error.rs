@@ -1,7 +1,8 @@
 //! The one place where errors become a status and an error document.
 //!
-//! The message for a client names what it requested and which side failed; the log has the causes. An
-//! upstream's refusals stay apart (401, 403, 404, 429, 5xx), so that a client's own fallback works.
+//! The message for a client names what it requested, the upstream, which side failed and what to do next;
+//! the log has the causes. An upstream's refusals stay apart (400, 401, 403, 404, 406, 429, 451, 5xx), so
+//! that a client's own fallback works. `docs/errors.md` has the table and the reasons.
 
 use std::time::Duration;
 
@@ -83,9 +84,14 @@ impl Refusal {
         Self::mapped(error, ErrorCode::NameUnknown, error.reason())
     }
 
-    /// Of an action that failed.
-    pub(super) fn of_action(error: &dyn Classified, action: &Action) -> Self {
-        let message = format!("{}: {}", describe(action), error.reason());
+    /// Of an action that failed. `upstream`: the name of the upstream that it needed, for the client.
+    pub(super) fn of_action(
+        error: &dyn Classified,
+        action: &Action,
+        upstream: Option<&str>,
+    ) -> Self {
+        let from = upstream.map_or_else(String::new, |name| format!(" from {name}"));
+        let message = format!("{}{from}: {}", describe(action), error.reason());
         Self::mapped(error, missing(action), message)
     }
 
@@ -116,16 +122,20 @@ fn status_and_code(kind: ErrorKind, missing: ErrorCode) -> (StatusCode, ErrorCod
         ErrorKind::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
         ErrorKind::Denied => (StatusCode::FORBIDDEN, ErrorCode::Denied),
         ErrorKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests),
-        ErrorKind::UpstreamFailed(status) => (
-            StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),
-            ErrorCode::Unavailable,
-        ),
+        ErrorKind::Rejected(451) => (StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS, ErrorCode::Denied),
+        ErrorKind::Rejected(status) => (same(status), ErrorCode::Unsupported),
+        ErrorKind::UpstreamFailed(status) => (same(status), ErrorCode::Unavailable),
         ErrorKind::Unreachable => (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable),
         ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
         ErrorKind::WrongAnswer => (StatusCode::BAD_GATEWAY, ErrorCode::Unknown),
         ErrorKind::Busy => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
     }
+}
+
+/// An upstream's status.
+fn same(status: u16) -> StatusCode {
+    StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY)
 }
 
 /// Whether the upstream or the mirror is at fault.
@@ -144,6 +154,7 @@ const fn is_logged(kind: ErrorKind) -> bool {
         | ErrorKind::Unauthorized
         | ErrorKind::Denied
         | ErrorKind::RateLimited
+        | ErrorKind::Rejected(_)
         | ErrorKind::UpstreamFailed(_)
         | ErrorKind::Unreachable
         | ErrorKind::Timeout

@@ -20,6 +20,7 @@ use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
 use crate::oci::action::Page;
 use crate::oci::manifest::referrers_index;
 use crate::oci::{Action, Digest, Reference, RepoName, Requested};
+use crate::upstream::Upstream;
 
 const PRIVATE: HeaderValue = HeaderValue::from_static("private");
 /// For content with a digest, which never changes, in the client's own cache.
@@ -66,6 +67,17 @@ impl Handlers {
         });
         let unnamed = || (upstreams.addressed(ns, host).name().to_owned(), None);
         named.unwrap_or_else(unnamed)
+    }
+
+    /// The upstream that has the repository of a request.
+    pub(super) fn upstream(
+        &self,
+        action: &Action,
+        ns: Option<&str>,
+        host: Option<&str>,
+    ) -> Option<Arc<Upstream>> {
+        let target = self.mirror.upstreams.target(ns, host, action.repository()?);
+        Some(target.ok()?.upstream)
     }
 
     /// Carries out an action. Reads have no body: what a client sends all the same is discarded.

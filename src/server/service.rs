@@ -369,7 +369,17 @@ impl Service {
 
     fn refuse(&self, route: &Route, error: &CallError, presented: &Presented<'_>) -> Refusal {
         let action = &route.action;
-        let refusal = Refusal::of_action(error, action);
+        let upstream = match error {
+            CallError::Mirror(_) => {
+                let (ns, host) = (route.ns.as_deref(), host(presented));
+                self.handlers.upstream(action, ns, host)
+            }
+            CallError::Caller(_) | CallError::Denied(_) => None,
+        };
+        let upstream = upstream
+            .as_ref()
+            .and_then(|upstream| upstream.public_name());
+        let refusal = Refusal::of_action(error, action, upstream);
         if let Some(reason) = refused_caller(error, refusal.status) {
             self.metrics.caller_refused(reason);
         }
@@ -378,7 +388,7 @@ impl Service {
             CallError::Mirror(error) if self.handlers.access().hides() && error.finds_nothing() => {
                 Refusal {
                     log: refusal.log,
-                    ..Refusal::of_action(&Denied::Hidden("".into()), action)
+                    ..Refusal::of_action(&Denied::Hidden("".into()), action, None)
                 }
             }
             CallError::Mirror(error) => {
@@ -418,13 +428,8 @@ impl Service {
         presented: &Presented<'_>,
         error: &AuthError,
     ) -> Refusal {
-        let host = presented
-            .headers
-            .get(HOST)
-            .and_then(|host| host.to_str().ok());
-        let host = host.or(presented.authority);
-        let action = &route.action;
-        let (upstream, repository) = self.handlers.addressed(action, route.ns.as_deref(), host);
+        let (action, ns) = (&route.action, route.ns.as_deref());
+        let (upstream, repository) = self.handlers.addressed(action, ns, host(presented));
         let lacking = Lacking {
             upstream: &upstream,
             repository: repository.as_ref().map(RepoName::as_str),
@@ -459,6 +464,13 @@ fn presented<'a>(head: &'a Parts, peer: &'a Peer) -> Presented<'a> {
         secure: peer.is_secure,
         authority: head.uri.authority().map(http::uri::Authority::as_str),
     }
+}
+
+/// The host that a client addressed.
+fn host<'a>(presented: &Presented<'a>) -> Option<&'a str> {
+    let host = presented.headers.get(HOST);
+    let host = host.and_then(|host| host.to_str().ok());
+    host.or(presented.authority)
 }
 
 /// Why the caller was refused, if it was.

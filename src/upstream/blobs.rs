@@ -96,7 +96,8 @@ impl Upstream {
 
     /// The error of a blob that isn't asked for, because of the operator's limit.
     pub(super) fn month_is_used_up(&self) -> UpstreamError {
-        UpstreamError::new(&self.config.url, Failure::MonthUsedUp)
+        let error = UpstreamError::new(&self.config.url, Failure::MonthUsedUp);
+        self.endpoints.first.transport.failed(error)
     }
 
     /// Tells that the bytes of a download weren't those of its digest. True where the rest comes from

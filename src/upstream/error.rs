@@ -4,7 +4,6 @@
 //! is a 429); the URL says which of the two failed. Every caller that waited for the same response gets
 //! the error, so it is cheap to clone.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,17 +15,13 @@ use super::credential_error::CredentialError;
 use super::guard::InternalTarget;
 use super::multipart::MultipartError;
 use super::redirect::RedirectError;
-use crate::oci::manifest::{ManifestError, SCHEMA1_REFUSED};
+use crate::oci::manifest::ManifestError;
 use crate::oci::{Classified, Digest, ErrorKind};
 
 /// Longest URL shown, in characters: a redirect target is chosen by the other side.
 const MAX_SHOWN: usize = 512;
 /// Longest message of an upstream that is passed on, in characters.
 const MAX_MESSAGE: usize = 512;
-/// The `Retry-After` for clients when too many requests wait for an upstream.
-const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);
-/// The `Retry-After` where the operator's limit for a month is reached: clients needn't ask more often.
-const MONTH_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// A cause that can be shared.
 pub type Source = Arc<dyn std::error::Error + Send + Sync>;
@@ -56,9 +51,6 @@ impl fmt::Display for ShownUrl {
         f.write_str(&self.0)
     }
 }
-
-/// What clients are told of content that an upstream doesn't have.
-pub const NOT_FOUND: &str = "the upstream has no such thing";
 
 /// What an upstream gave as its reason, by [`message`]. None when it gave none.
 pub type Message = Option<Arc<str>>;
@@ -116,6 +108,9 @@ pub enum Failure {
     /// Nothing was sent: the operator has configured that no upstream is asked.
     #[error("`proxy.offline` is set")]
     Offline,
+    /// 400 or 406 of the registry itself, or 451: it answers, and not this request.
+    #[error("rejected with status {status}{}", in_parentheses(.message))]
+    Rejected { status: u16, message: Message },
     /// 5xx.
     #[error("status {status}")]
     Unavailable {
@@ -300,6 +295,7 @@ impl UpstreamError {
             Failure::Denied(_) => Some(403),
             Failure::RateLimited { .. } => Some(429),
             Failure::CredentialsRefused { status, .. }
+            | Failure::Rejected { status, .. }
             | Failure::Unavailable { status, .. }
             | Failure::Unexpected(status) => Some(status),
             _ => None,
@@ -317,6 +313,7 @@ impl UpstreamError {
             Failure::RateLimited { .. } => "rate_limited",
             Failure::MonthUsedUp => "month_used_up",
             Failure::Offline => "offline",
+            Failure::Rejected { .. } => "rejected",
             Failure::Unavailable { .. } => "unavailable",
             Failure::Unexpected(_) => "unexpected",
             Failure::Unreachable(_) => "unreachable",
@@ -326,84 +323,6 @@ impl UpstreamError {
             Failure::Schema1 => "schema1",
             Failure::Manifest(_) => "manifest",
             Failure::Busy => "busy",
-        }
-    }
-}
-
-impl Classified for UpstreamError {
-    fn kind(&self) -> ErrorKind {
-        match self.failure {
-            // A client asks another registry then, if it has one.
-            Failure::NotFound(_) | Failure::Schema1 | Failure::Offline => ErrorKind::NotFound,
-            Failure::Denied(_) | Failure::CredentialsRefused { status: 403, .. } => {
-                ErrorKind::Denied
-            }
-            // Without a challenge of our own: it would make clients send us credentials that we
-            // can't pass on.
-            Failure::Unauthorized(_) | Failure::CredentialsRefused { .. } => {
-                ErrorKind::Unauthorized
-            }
-            Failure::RateLimited { .. } | Failure::MonthUsedUp => ErrorKind::RateLimited,
-            Failure::Unavailable { status, .. } => ErrorKind::UpstreamFailed(status),
-            // The mirror can't ask the upstream for now.
-            Failure::Unreachable(_) | Failure::Broken { .. } | Failure::NoCredentials(_) => {
-                ErrorKind::Unreachable
-            }
-            Failure::Timeout { .. } => ErrorKind::Timeout,
-            Failure::Busy => ErrorKind::Busy,
-            Failure::Unexpected(_) | Failure::Protocol(_) | Failure::Manifest(_) => {
-                ErrorKind::WrongAnswer
-            }
-        }
-    }
-
-    fn reason(&self) -> Cow<'static, str> {
-        match &self.failure {
-            Failure::NotFound(_) => NOT_FOUND,
-            Failure::Unauthorized(_) => {
-                "the upstream demands other credentials than it was given, or there is no such repository"
-            }
-            Failure::CredentialsRefused { .. } => "the upstream refuses this mirror's credentials",
-            Failure::NoCredentials(_) => {
-                "this mirror can't get its credentials for the upstream; its log says why"
-            }
-            Failure::Denied(_) => "the upstream denies access",
-            Failure::RateLimited { .. } => "the upstream limits how often this mirror may ask",
-            Failure::MonthUsedUp => {
-                "this mirror has received as much from the upstream in this month as its operator permits"
-            }
-            Failure::Offline => {
-                "this mirror is offline and doesn't have it: it asks no upstream; its operator has to \
-                 import it (`millpond import`)"
-            }
-            Failure::Unavailable { status, .. } => {
-                return format!("the upstream failed with status {status}").into();
-            }
-            Failure::Unreachable(_) => "the upstream can't be reached",
-            Failure::Timeout { .. } => "the upstream took too long to answer",
-            Failure::Broken { .. } => "the upstream broke off its answer",
-            Failure::Busy => "too many requests wait for the upstream; ask again",
-            Failure::Unexpected(_) | Failure::Protocol(_) => {
-                "the upstream's answer is not a registry's"
-            }
-            Failure::Schema1 => SCHEMA1_REFUSED,
-            Failure::Manifest(source) => {
-                return format!("the upstream's manifest can't be served: {source}").into();
-            }
-        }
-        .into()
-    }
-
-    /// The `Retry-After` of the upstream, if it sent one; at most
-    /// [`MAX_RETRY_AFTER`](super::retry::MAX_RETRY_AFTER).
-    fn retry_after(&self) -> Option<Duration> {
-        match self.failure {
-            Failure::RateLimited { retry_after } | Failure::Unavailable { retry_after, .. } => {
-                retry_after
-            }
-            Failure::Busy => Some(BUSY_RETRY_AFTER),
-            Failure::MonthUsedUp => Some(MONTH_RETRY_AFTER),
-            _ => None,
         }
     }
 }

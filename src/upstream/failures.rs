@@ -2,6 +2,7 @@
 //! minute. Thousands of clients that pull from a failing upstream don't make thousands of lines.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -9,7 +10,10 @@ use tokio::time::Instant;
 
 use super::error::{Failure, UpstreamError};
 use crate::error_chain::on_one_line;
+use crate::oci::RepoName;
 
+/// The kind of failure of bytes that weren't the blob's.
+pub(super) const WRONG_CONTENT: &str = "wrong_content";
 /// The least time between two lines about the same kind of failure.
 const INTERVAL: Duration = Duration::from_mins(1);
 
@@ -53,9 +57,7 @@ impl FailureLog {
     pub(super) fn report(&self, upstream: &str, error: &UpstreamError, instead: &str) {
         // Registries answer so every day, to clients that ask for what they don't have; and what isn't
         // asked doesn't fail.
-        if matches!(error.failure, Failure::NotFound(_) | Failure::Offline)
-            || error.is_out_of_range()
-        {
+        if matches!(error.failure, Failure::NotFound(_) | Failure::Offline) {
             return;
         }
         let Some(unlogged) = self.admit(error.class()) else {
@@ -66,6 +68,27 @@ impl FailureLog {
             upstream,
             status = error.status(),
             %url,
+            error = %on_one_line(error),
+            instead,
+            unlogged,
+            "the upstream failed"
+        );
+    }
+
+    /// Logs bytes of a repository's blob that weren't the blob's.
+    pub(super) fn report_wrong(
+        &self,
+        upstream: &str,
+        repository: &RepoName,
+        error: &dyn Error,
+        instead: &str,
+    ) {
+        let Some(unlogged) = self.admit(WRONG_CONTENT) else {
+            return;
+        };
+        tracing::warn!(
+            upstream,
+            %repository,
             error = %on_one_line(error),
             instead,
             unlogged,

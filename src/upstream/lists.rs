@@ -119,7 +119,11 @@ impl Upstream {
         let ask = |endpoint| Endpoint::referrers(endpoint, repo, digest, artifact_type);
         let pages = self.endpoints.ask(Purpose::Metadata, ask).await;
         match pages.as_ref().map_err(|error| &error.failure) {
-            Err(Failure::NotFound(_) | Failure::Unexpected(400 | 405)) => Ok(None),
+            Err(
+                Failure::NotFound(_)
+                | Failure::Rejected { status: 400, .. }
+                | Failure::Unexpected(405),
+            ) => Ok(None),
             _ => pages.map(Some),
         }
     }
@@ -132,7 +136,7 @@ impl Endpoint {
         let pages = self.pages(repo, Kind::Tags, url).await;
         // Some refuse a page that is larger than theirs.
         if let Err(error) = &pages
-            && matches!(error.failure, Failure::Unexpected(400))
+            && matches!(error.failure, Failure::Rejected { status: 400, .. })
         {
             let whole = self.tags_url(repo, 0, None);
             return self.pages(repo, Kind::Tags, whole).await;

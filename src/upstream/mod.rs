@@ -66,6 +66,7 @@ mod multipart;
 mod observe;
 mod priority;
 mod ranges;
+mod reasons;
 mod redirect;
 mod reply;
 mod retry;
@@ -94,6 +95,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::config::{self, Authorize, Timeouts};
 use crate::metrics::{Metrics, UpstreamId};
+use crate::oci::RepoName;
 pub use account::LoginError;
 pub use address::Network;
 pub use blobs::BlobStream;
@@ -108,9 +110,8 @@ pub use docker_config::DockerConfigError;
 pub use document::{DocumentError, Documents};
 use endpoint::{Endpoint, EndpointOptions};
 use endpoints::Endpoints;
-pub use error::{
-    Failure, Message, NOT_FOUND, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation,
-};
+pub use error::{Failure, Message, Phase, SetupError, ShownUrl, Source, UpstreamError, Violation};
+use failures::WRONG_CONTENT;
 pub use guard::InternalTarget;
 pub use helper::HelperError;
 use limiter::Limiter;
@@ -121,6 +122,7 @@ pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
 pub use multipart::MultipartError;
 pub use observe::{Challenged, Observation};
 pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};
+pub use reasons::{NOT_FOUND, wrong_answer};
 pub use redirect::RedirectError;
 pub use retry::MAX_RETRY_AFTER;
 pub use route::BlobRoute;
@@ -239,6 +241,13 @@ impl Upstream {
         &self.config.name
     }
 
+    /// What clients are told that it is called: its name, unless that is its address and no public name.
+    pub fn public_name(&self) -> Option<&str> {
+        let name = self.name();
+        let is_address = name == config::authority(&self.config.url);
+        (!is_address || site::is_public(name)).then_some(name)
+    }
+
     /// What clients' requests for this upstream are counted under.
     pub fn metrics_id(&self) -> UpstreamId {
         self.endpoints.first.transport.metrics.id()
@@ -249,6 +258,14 @@ impl Upstream {
     pub fn report(&self, error: &UpstreamError, instead: &str) {
         let failures = &self.endpoints.first.transport.failures;
         failures.report(self.name(), error, instead);
+    }
+
+    /// Logs and counts bytes of a repository's blob that weren't the blob's, in the same way.
+    pub fn report_wrong(&self, repo: &RepoName, error: &dyn std::error::Error, instead: &str) {
+        let transport = &self.endpoints.first.transport;
+        transport.metrics.failed(WRONG_CONTENT);
+        let failures = &transport.failures;
+        failures.report_wrong(self.name(), repo, error, instead);
     }
 
     /// How many times as long as usual known answers are used before the upstream is asked again: more

@@ -129,7 +129,10 @@ impl Endpoint {
 const fn declines(error: &UpstreamError) -> bool {
     match error.failure {
         // 400, 416 and 431 among them; a filter in front of the registry denies.
-        Failure::Unexpected(_) | Failure::Denied(_) | Failure::Broken { .. } => true,
+        Failure::Rejected { .. }
+        | Failure::Unexpected(_)
+        | Failure::Denied(_)
+        | Failure::Broken { .. } => true,
         Failure::Unavailable { status, .. } => status != 503,
         _ => false,
     }

@@ -14,6 +14,11 @@ pub(super) fn same_site(a: &Url, b: &Url) -> bool {
     }
 }
 
+/// Whether a host has a name that anybody could have registered, and the port of its scheme.
+pub(super) fn is_public(authority: &str) -> bool {
+    psl::domain(authority.as_bytes()).is_some_and(|domain| domain.suffix().is_known())
+}
+
 fn registrable(host: &str) -> Option<&str> {
     psl::domain_str(host.strip_suffix('.').unwrap_or(host))
 }
@@ -21,6 +26,27 @@ fn registrable(host: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn internal_hosts_and_addresses_are_no_public_names() {
+        for public in ["ghcr.io", "team.azurecr.io", "registry.gitlab.com"] {
+            assert!(is_public(public), "{public}");
+        }
+        for internal in [
+            "10.0.0.1",
+            "10.0.0.1:5000",
+            "[fd00::1]",
+            "registry",
+            "registry:5000",
+            "harbor.internal",
+            "harbor.svc.cluster.local",
+            "ghcr.io:5000",
+            "io",
+            "",
+        ] {
+            assert!(!is_public(internal), "{internal}");
+        }
+    }
 
     fn site(a: &str, b: &str) -> bool {
         let url = |host: &str| Url::parse(&format!("https://{host}/")).unwrap();

@@ -352,6 +352,14 @@ impl Transport {
             404 if reply.kind != Kind::Token => Failure::NotFound(message),
             401 if reply.own => Failure::Unauthorized(message),
             403 if reply.own => Failure::Denied(message),
+            // What another host or the token service rejects is what the upstream made of the request.
+            status @ (400 | 406) if reply.own && reply.kind != Kind::Token => {
+                Failure::Rejected { status, message }
+            }
+            451 => Failure::Rejected {
+                status: 451,
+                message,
+            },
             429 => Failure::RateLimited { retry_after },
             status @ 500..=599 => Failure::Unavailable {
                 status,

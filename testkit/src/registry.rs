@@ -90,7 +90,8 @@ impl Seen {
         self.line.starts_with("HEAD ")
     }
 
-    pub(crate) fn path(&self) -> &str {
+    /// Without the query.
+    pub fn path(&self) -> &str {
         let (_, uri) = self.line.split_once(' ').unwrap();
         uri.split('?').next().unwrap()
     }

@@ -33,6 +33,7 @@ mod doctor;
 mod downloads;
 mod endpoints;
 mod failures;
+mod faithful;
 mod faults;
 mod health;
 mod http2;

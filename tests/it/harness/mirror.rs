@@ -53,8 +53,12 @@ impl Setup {
     }
 
     /// One more upstream; `more` is YAML that follows its name and URL.
-    pub(crate) fn upstream(mut self, name: &str, registry: &Registry, more: &str) -> Self {
-        let url = registry.url();
+    pub(crate) fn upstream(self, name: &str, registry: &Registry, more: &str) -> Self {
+        self.upstream_at(name, &registry.url(), more)
+    }
+
+    /// The same at a URL.
+    pub(crate) fn upstream_at(mut self, name: &str, url: &str, more: &str) -> Self {
         self.upstreams
             .push(format!("{{name: {name}, remoteurl: '{url}'{more}}}"));
         self
