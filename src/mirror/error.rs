@@ -37,6 +37,10 @@ pub enum MirrorError {
         digest: Box<Digest>,
         asked: Box<MirrorError>,
     },
+    #[error(
+        "the tag isn't cached, and its upstream isn't asked for it (`offline` in `proxy.tags.rules`)"
+    )]
+    Offline,
     #[error("a shared request ended without a result")]
     Lost,
 }
@@ -60,14 +64,16 @@ impl Classified for MirrorError {
             Self::Upstream(error) => error.kind(),
             Self::Fetch(error) => error.kind(),
             Self::WrongDigest { .. } => ErrorKind::WrongAnswer,
-            Self::StoredSchema1 { .. } => ErrorKind::NotFound,
+            Self::StoredSchema1 { .. } | Self::Offline => ErrorKind::NotFound,
             Self::Store(_) | Self::Lost => ErrorKind::Internal,
         }
     }
 
     fn reason(&self) -> Cow<'static, str> {
         match self {
-            Self::UnknownUpstream(_) | Self::Shadowed { .. } => self.to_string().into(),
+            Self::UnknownUpstream(_) | Self::Shadowed { .. } | Self::Offline => {
+                self.to_string().into()
+            }
             Self::Upstream(error) => error.reason(),
             Self::Fetch(error) => error.reason(),
             Self::WrongDigest { .. } => format!("the upstream's answer is wrong: {self}").into(),
@@ -99,17 +105,10 @@ impl MirrorError {
     }
 
     /// Whether the upstream said that it doesn't have the content, or that it doesn't give it to this
-    /// mirror: registries answer either way for a repository that doesn't exist.
+    /// mirror: registries answer either way for a repository that doesn't exist. Or whether it isn't
+    /// asked.
     pub fn finds_nothing(&self) -> bool {
-        matches!(
-            self.failure(),
-            Some(
-                Failure::NotFound(_)
-                    | Failure::Unauthorized(_)
-                    | Failure::Denied(_)
-                    | Failure::CredentialsRefused { .. }
-            )
-        )
+        matches!(self, Self::Offline) || self.is_not_found() || self.is_refusal()
     }
 
     /// Whether the upstream's answer is one to a question that was asked since then: not one that is

@@ -26,7 +26,7 @@ impl Exchange {
                 stored: false,
             },
             Outcome::Joined => Self::unanswered(),
-            Outcome::Hit | Outcome::Stale | Outcome::Error => Self::default(),
+            Outcome::Hit | Outcome::Stale | Outcome::Updating | Outcome::Error => Self::default(),
         }
     }
 

@@ -30,7 +30,6 @@ mod targets;
 mod verdicts;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,6 +37,7 @@ use tokio_util::task::TaskTracker;
 pub use crate::cache::ReadMode;
 use crate::cache::{Cache, CachedManifest};
 use crate::clock::Clock;
+use crate::config::Tags;
 use crate::download::{Downloader, Party};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, RepoName};
@@ -73,6 +73,8 @@ pub struct Mirror {
     cache: Cache,
     records: Arc<TagRecords>,
     manifest_flights: Arc<SingleFlight<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>>,
+    /// Owns what goes on without a client.
+    tasks: TaskTracker,
     ranges: RangeRules,
     tag_lists: Arc<Remembered<RepoName, TagList>>,
     referrers: Arc<Remembered<(RepoName, Digest), Referrers>>,
@@ -101,8 +103,7 @@ pub struct MirrorOptions {
 /// What the operator wants of pulls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MirrorPolicy {
-    /// How long a tag is fresh: served without asking the upstream.
-    pub tags_ttl: Duration,
+    pub tags: Tags,
     pub ranges: RangeRules,
     pub prefetch: PrefetchLimits,
 }
@@ -123,9 +124,10 @@ impl Mirror {
             upstreams: parts.upstreams,
             downloader: parts.downloader,
             cache: parts.cache,
-            records: Arc::new(TagRecords::new(parts.policy.tags_ttl, parts.clock)),
+            records: Arc::new(TagRecords::new(parts.policy.tags, parts.clock)),
             ranges: parts.policy.ranges,
             manifest_flights: Arc::new(SingleFlight::new(parts.tasks.clone())),
+            tasks: parts.tasks.clone(),
             tag_lists: Arc::new(Remembered::new(parts.tasks.clone(), parts.clock)),
             referrers: Arc::new(Remembered::new(parts.tasks.clone(), parts.clock)),
             verdicts: Arc::new(Verdicts::new(parts.tasks.clone(), parts.clock)),
@@ -136,11 +138,11 @@ impl Mirror {
 
     /// The same mirror of other upstreams, with another policy: what it has learned and what it is doing
     /// stay shared. A name must mean the registry that it meant before. Other limits of prefetches, and
-    /// another time for tags, begin with nothing learned.
+    /// other rules for tags, begin with nothing learned.
     #[must_use]
     pub fn renewed(&self, upstreams: Upstreams, policy: MirrorPolicy) -> Arc<Self> {
         let prefetch = self.prefetch.renewed(policy.prefetch, &upstreams);
-        let records = self.records.renewed(policy.tags_ttl);
+        let records = self.records.renewed(&policy.tags);
         Arc::new(Self {
             upstreams,
             ranges: policy.ranges,
@@ -149,6 +151,7 @@ impl Mirror {
             downloader: self.downloader.clone(),
             cache: self.cache.clone(),
             manifest_flights: Arc::clone(&self.manifest_flights),
+            tasks: self.tasks.clone(),
             tag_lists: Arc::clone(&self.tag_lists),
             referrers: Arc::clone(&self.referrers),
             proofs: Arc::clone(&self.proofs),

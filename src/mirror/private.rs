@@ -127,7 +127,7 @@ async fn ask_for_manifest(
     reference: &Reference,
     accept: &Accept,
 ) -> Result<(), UpstreamError> {
-    let head = match upstream.head_manifest(repo, reference, accept).await {
+    let head = match upstream.head_manifest(repo, reference, accept, None).await {
         // The answer was a success.
         Err(error) if matches!(error.failure, Failure::Schema1) => return Ok(()),
         head => head?,

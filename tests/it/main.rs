@@ -34,6 +34,7 @@ mod downloads;
 mod endpoints;
 mod failures;
 mod faults;
+mod freshness;
 mod health;
 mod http2;
 mod lists;
