@@ -30,6 +30,7 @@ const NOT_OF_UPSTREAMS: &[&str] = &[
     "headertimeout",
     "maxblobsize",
     "minspeed",
+    "negativettl",
     "onabandon",
     "pins",
     "prefetch",

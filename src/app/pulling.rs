@@ -27,6 +27,7 @@ pub(super) fn downloads(proxy: &config::Proxy) -> DownloadSettings {
 pub(super) fn policy(proxy: &config::Proxy) -> MirrorPolicy {
     MirrorPolicy {
         tags: proxy.tags.clone(),
+        negative_ttl: proxy.negative_ttl,
         ranges: RangeRules {
             rules: proxy.range_rules.clone(),
             otherwise: proxy.ranges,

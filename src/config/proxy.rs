@@ -16,6 +16,8 @@ use super::section::Section;
 use super::tags::{self, Tags};
 use super::upstream::{self, Upstream};
 
+const DEFAULT_NEGATIVE_TTL: Duration = Duration::from_secs(10);
+
 /// The upstreams, and how their content is cached.
 #[derive(Debug, Clone)]
 pub struct Proxy {
@@ -31,6 +33,8 @@ pub struct Proxy {
     /// Images that are never evicted.
     pub pins: Vec<ImagePattern>,
     pub tags: Tags,
+    /// How long a 404 or 403 of an upstream is remembered; 0: not at all.
+    pub negative_ttl: Duration,
     pub timeouts: Timeouts,
     pub segments: Segments,
     pub streams: Streams,
@@ -165,6 +169,7 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
         ttl_rules: rules::ttl_rules(proxy, &default, rules.into_iter().flatten()),
         pins: rules::pins(proxy, &default),
         tags: proxy.section("tags", |tags| tags::read(tags, &default)),
+        negative_ttl: proxy.duration("negativettl", DEFAULT_NEGATIVE_TTL),
         timeouts: timeouts(proxy),
         segments: proxy.section("segments", download::segments),
         streams: proxy.section("streams", download::streams),

@@ -22,6 +22,9 @@ pub enum MirrorError {
     Shadowed { upstream: String, prefix: String },
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// The upstream has lately said so.
+    #[error(transparent)]
+    Remembered(UpstreamError),
     #[error(transparent)]
     Fetch(#[from] DownloadError),
     #[error("the store failed: {0}")]
@@ -61,7 +64,7 @@ impl Classified for MirrorError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::UnknownUpstream(_) | Self::Shadowed { .. } => ErrorKind::NameUnknown,
-            Self::Upstream(error) => error.kind(),
+            Self::Upstream(error) | Self::Remembered(error) => error.kind(),
             Self::Fetch(error) => error.kind(),
             Self::WrongDigest { .. } => ErrorKind::WrongAnswer,
             Self::StoredSchema1 { .. } | Self::Offline => ErrorKind::NotFound,
@@ -74,7 +77,7 @@ impl Classified for MirrorError {
             Self::UnknownUpstream(_) | Self::Shadowed { .. } | Self::Offline => {
                 self.to_string().into()
             }
-            Self::Upstream(error) => error.reason(),
+            Self::Upstream(error) | Self::Remembered(error) => error.reason(),
             Self::Fetch(error) => error.reason(),
             Self::WrongDigest { .. } => format!("the upstream's answer is wrong: {self}").into(),
             Self::StoredSchema1 { .. } => SCHEMA1_REFUSED.into(),
@@ -95,7 +98,9 @@ impl MirrorError {
     /// The upstream's own error, however it came here.
     pub fn upstream(&self) -> Option<&UpstreamError> {
         match self {
-            Self::Upstream(error) | Self::Fetch(DownloadError::Upstream(error)) => Some(error),
+            Self::Upstream(error)
+            | Self::Remembered(error)
+            | Self::Fetch(DownloadError::Upstream(error)) => Some(error),
             _ => None,
         }
     }
@@ -116,6 +121,18 @@ impl MirrorError {
     pub fn was_asked_since(&self, started: Instant) -> bool {
         self.upstream()
             .is_some_and(|error| error.asked_at() >= started)
+    }
+
+    /// The upstream's answer that it doesn't have the content, or doesn't give it to the account.
+    pub(super) fn negative_answer(&self) -> Option<&UpstreamError> {
+        let error = self.upstream()?;
+        let is_negative = matches!(error.failure, Failure::NotFound(_) | Failure::Denied(_));
+        is_negative.then_some(error)
+    }
+
+    /// Whether the upstream's answer is remembered: it wasn't asked.
+    pub const fn is_remembered(&self) -> bool {
+        matches!(self, Self::Remembered(_))
     }
 
     /// Whether the upstream answered that it doesn't have the content.

@@ -44,6 +44,7 @@ impl Exchange {
             return Self::failed(asked);
         }
         match error.upstream() {
+            Some(_) if error.is_remembered() => Self::default(),
             Some(error) if matches!(error.failure, Failure::Busy) => Self::default(),
             Some(error) => Self {
                 forwarded: true,

@@ -106,6 +106,7 @@ impl Mirror {
                 if let Some(manifest) = self.cache.hot_manifest(&target.stored, digest) {
                     return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
                 }
+                self.negatives.check(target, question)?;
                 let finding = Box::pin(self.by_digest(target, *digest, want));
                 finding
                     .await
@@ -131,6 +132,8 @@ impl Mirror {
                     if let Some(manifest) = hot {
                         return Ok(ManifestAnswer::whole(manifest, *outcome));
                     }
+                } else {
+                    self.negatives.check(target, question)?;
                 }
                 let finding = Box::pin(self.by_tag(target, key, fresh, want));
                 finding
@@ -195,6 +198,7 @@ impl Mirror {
                     got: Box::new(got),
                 });
             }
+            self.negatives.on_arrival(&target.stored);
             if let Some(stored) = present {
                 if self.cache.link_manifest(&target.stored, &stored).await {
                     self.on_manifest_stored(target, digest).await;
@@ -390,6 +394,7 @@ impl Mirror {
             )
             .await;
         self.note_manifest(&manifest);
+        self.negatives.on_arrival(&target.stored);
         let mut answer = ManifestAnswer::whole(manifest, Outcome::Miss);
         answer.exchange.stored = stored;
         Ok(answer)
@@ -404,6 +409,13 @@ impl Mirror {
         head: &ManifestHead,
     ) -> Option<ManifestAnswer> {
         let digest = head.digest?;
+        if self
+            .records
+            .last(key)
+            .is_none_or(|last| last.digest != digest)
+        {
+            self.negatives.on_arrival(&target.stored);
+        }
         let confirmed = |known| {
             let validator = head.validator.clone();
             self.records.confirmed(key, known, validator);

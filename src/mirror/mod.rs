@@ -4,7 +4,7 @@
 //! upstream; [`lists`] has tags and the catalog, [`referrers`] what is attached to a manifest;
 //! [`prefetch`] downloads an image's layers before they are requested. Where an upstream is asked with the
 //! accounts of callers, [`private`] lets each request pass only after the upstream's permission, which
-//! [`verdicts`] remembers. Every answer names its
+//! [`verdicts`] remembers; [`negatives`] remembers what an upstream doesn't have. Every answer names its
 //! [`Outcome`](crate::metrics::Outcome): clients, logs and metrics agree on where a response came from.
 //!
 //! What must never happen: content that was proved for one repository is served for another; content
@@ -18,6 +18,7 @@ mod lists;
 mod logins;
 mod manifest_store;
 mod manifests;
+mod negatives;
 mod prefetch;
 mod private;
 mod ranges;
@@ -30,6 +31,7 @@ mod targets;
 mod verdicts;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -50,6 +52,7 @@ use lists::TagList;
 pub use lists::{CatalogPage, Shows, TagsAnswer};
 pub use logins::LoginChecks;
 pub use manifests::{ManifestAnswer, ManifestHit};
+use negatives::Negatives;
 use prefetch::Prefetch;
 pub use prefetch::{PrefetchLimits, Visit};
 pub use ranges::RangeRules;
@@ -80,6 +83,7 @@ pub struct Mirror {
     referrers: Arc<Remembered<(RepoName, Digest), Referrers>>,
     proofs: Arc<Proofs>,
     verdicts: Arc<Verdicts>,
+    negatives: Arc<Negatives>,
     prefetch: Arc<Prefetch>,
     /// Sizes of blobs, by the descriptors of manifests.
     sizes: Arc<Described<u64>>,
@@ -104,12 +108,16 @@ pub struct MirrorOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MirrorPolicy {
     pub tags: Tags,
+    /// How long a 404 or 403 of an upstream is remembered; 0: not at all.
+    pub negative_ttl: Duration,
     pub ranges: RangeRules,
     pub prefetch: PrefetchLimits,
 }
 
 impl Mirror {
     pub fn new(parts: MirrorOptions) -> Arc<Self> {
+        let (clock, metrics) = (parts.clock, &parts.metrics);
+        let negatives = Negatives::new(parts.policy.negative_ttl, Arc::clone(metrics), clock);
         let prefetch = Prefetch::new(
             parts.policy.prefetch,
             &parts.upstreams,
@@ -120,6 +128,7 @@ impl Mirror {
         );
         Arc::new(Self {
             prefetch: Arc::new(prefetch),
+            negatives: Arc::new(negatives),
             sizes: Arc::new(Described::new()),
             upstreams: parts.upstreams,
             downloader: parts.downloader,
@@ -143,11 +152,13 @@ impl Mirror {
     pub fn renewed(&self, upstreams: Upstreams, policy: MirrorPolicy) -> Arc<Self> {
         let prefetch = self.prefetch.renewed(policy.prefetch, &upstreams);
         let records = self.records.renewed(&policy.tags);
+        let negatives = self.negatives.renewed(policy.negative_ttl);
         Arc::new(Self {
             upstreams,
             ranges: policy.ranges,
             prefetch: prefetch.map_or_else(|| Arc::clone(&self.prefetch), Arc::new),
             records: records.map_or_else(|| Arc::clone(&self.records), Arc::new),
+            negatives: negatives.map_or_else(|| Arc::clone(&self.negatives), Arc::new),
             downloader: self.downloader.clone(),
             cache: self.cache.clone(),
             manifest_flights: Arc::clone(&self.manifest_flights),

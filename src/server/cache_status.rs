@@ -4,6 +4,7 @@
 //! - `hit`: from the cache, without a question to the upstream; with `detail=stale`, because the
 //!   upstream failed to answer shortly before; with `detail=stale-while-revalidate`, because it is being
 //!   asked and the configuration permits not to wait.
+//!   `detail=negative`: the upstream has lately said that there is nothing, or nothing for this account.
 //! - `fwd=stale`: the cache had an answer, and the upstream was asked whether it still holds.
 //!   `fwd-status` is what it said; `detail=stale`: nothing usable, so the cached answer was served;
 //!   `detail=revalidated`: the cached content was served on its word.
@@ -24,6 +25,9 @@ pub(super) const HIT: HeaderValue = HeaderValue::from_static("millpond; hit");
 const HIT_STALE: HeaderValue = HeaderValue::from_static("millpond; hit; detail=stale");
 const HIT_UPDATING: HeaderValue =
     HeaderValue::from_static("millpond; hit; detail=stale-while-revalidate");
+/// Errors of an upstream that are remembered.
+pub(super) const HIT_NEGATIVE: HeaderValue =
+    HeaderValue::from_static("millpond; hit; detail=negative");
 /// The API's own answers, such as `GET /v2/`.
 pub(super) const GENERATED: HeaderValue = HeaderValue::from_static("millpond; detail=generated");
 /// Answers to requests that aren't valid or not permitted.

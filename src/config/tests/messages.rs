@@ -292,6 +292,8 @@ proxy: {tags: {rules: [{tag: v*, immutable: true, offline: true}]}}
 => 2: `proxy.tags.rules[0].immutable` and `offline` are both true; keep one
 proxy: {tags: {rules: [{tag: v*, immutable: true, ttl: 1h}]}}
 => 2: `proxy.tags.rules[0].ttl` is "1h", which has no effect on tags that are immutable or offline; remove it
+proxy: {negativettl: 5}
+=> 2: `proxy.negativettl` is "5"; it needs a unit, such as 60s, 10m or 168h
 proxy: {tags: {ttl: soon}}
 => 2: `proxy.tags.ttl` is "soon"; it must be a duration, such as 500ms, 60s, 1h30m or 7days
 proxy: {stalltimeout: 0}
