@@ -31,6 +31,7 @@ const NOT_OF_UPSTREAMS: &[&str] = &[
     "maxblobsize",
     "minspeed",
     "offline",
+    "negativettl",
     "onabandon",
     "pins",
     "prefetch",

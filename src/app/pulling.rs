@@ -26,7 +26,8 @@ pub(super) fn downloads(proxy: &config::Proxy) -> DownloadSettings {
 /// What the operator wants of pulls.
 pub(super) fn policy(proxy: &config::Proxy) -> MirrorPolicy {
     MirrorPolicy {
-        tags_ttl: proxy.tags_ttl,
+        tags: proxy.tags.clone(),
+        negative_ttl: proxy.negative_ttl,
         ranges: RangeRules {
             rules: proxy.range_rules.clone(),
             otherwise: proxy.ranges,

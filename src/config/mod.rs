@@ -40,6 +40,7 @@ mod rules;
 mod section;
 mod size;
 mod storage;
+mod tags;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -82,6 +83,7 @@ pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
 pub use size::SizeLimit;
 pub use storage::{Limits, MinFree, Scrub, Storage};
+pub use tags::{Freshness, TagRule, TagTimes, Tags};
 pub use tls::{CIPHER_SUITES, ClientAuth, Tls, TlsVersion};
 pub use traces::Tracing;
 

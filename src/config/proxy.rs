@@ -13,9 +13,10 @@ use super::endpoints;
 use super::registry_url::{HUB_NAME, authority, hosts, hub, is_hub, remote_url};
 use super::rules::{self, RangeRule, TtlRule};
 use super::section::Section;
+use super::tags::{self, Tags};
 use super::upstream::{self, Upstream};
 
-const DEFAULT_TAGS_TTL: Duration = Duration::from_mins(1);
+const DEFAULT_NEGATIVE_TTL: Duration = Duration::from_secs(10);
 
 /// The upstreams, and how their content is cached.
 #[derive(Debug, Clone)]
@@ -33,9 +34,9 @@ pub struct Proxy {
     pub ttl_rules: Vec<TtlRule>,
     /// Images that are never evicted.
     pub pins: Vec<ImagePattern>,
-    /// How long a tag's digest counts as fresh, without a request to the upstream; 0 asks each
-    /// time.
-    pub tags_ttl: Duration,
+    pub tags: Tags,
+    /// How long a 404 or 403 of an upstream is remembered; 0: not at all.
+    pub negative_ttl: Duration,
     pub timeouts: Timeouts,
     pub segments: Segments,
     pub streams: Streams,
@@ -177,7 +178,8 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
         ttl_mode: ttl_mode(proxy),
         ttl_rules: rules::ttl_rules(proxy, &default, rules.into_iter().flatten()),
         pins: rules::pins(proxy, &default),
-        tags_ttl: proxy.section("tags", |tags| tags.duration("ttl", DEFAULT_TAGS_TTL)),
+        tags: proxy.section("tags", |tags| tags::read(tags, &default)),
+        negative_ttl: proxy.duration("negativettl", DEFAULT_NEGATIVE_TTL),
         timeouts: timeouts(proxy),
         segments: proxy.section("segments", download::segments),
         streams: proxy.section("streams", download::streams),

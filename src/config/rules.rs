@@ -110,8 +110,7 @@ pub(super) fn images(
             Some((name, tag)) => (name, Some(tag)),
             None => (text, None),
         };
-        let of_tags = |byte: u8| byte.is_ascii_alphanumeric() || b"._*-".contains(&byte);
-        if tag.is_some_and(|tag| tag.is_empty() || !tag.bytes().all(of_tags)) {
+        if tag.is_some_and(|tag| !is_of_tags(tag)) {
             return Err(TAG.to_owned());
         }
         check_length(text)?;
@@ -119,6 +118,20 @@ pub(super) fn images(
         warn_of_no_match(section, path, name, text, default);
         text.parse().or(Err(TAG.to_owned()))
     })
+}
+
+/// The pattern of tags.
+pub(super) fn tag(text: &str) -> Result<Pattern, String> {
+    check_length(text)?;
+    let pattern = text.parse().ok().filter(|_| is_of_tags(text));
+    pattern.ok_or_else(|| {
+        "write a tag of letters, digits and . _ -, or * for any of them, such as v*".to_owned()
+    })
+}
+
+fn is_of_tags(text: &str) -> bool {
+    let of_tags = |byte: u8| byte.is_ascii_alphanumeric() || b"._*-".contains(&byte);
+    !text.is_empty() && text.bytes().all(of_tags)
 }
 
 pub(super) fn repository(text: &str) -> Result<Pattern, String> {

@@ -78,6 +78,8 @@ label! {
         Revalidated => "revalidated",
         /// The store, because the upstream couldn't answer.
         Stale => "stale",
+        /// The store, for a short time after what it has was fresh, while the upstream is asked.
+        Updating => "updating",
         /// A download that another client's request had started.
         Joined => "joined",
         /// The upstream.

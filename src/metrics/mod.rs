@@ -133,6 +133,7 @@ pub struct Metrics {
     connections: Connections,
     refused_callers: Family<RefusedFor, Counter>,
     authentications: Family<AuthenticatedBy, Counter>,
+    negative_answers: Counter,
     log_lines_dropped: Counter,
     audit_lines_lost: Counter,
     trace_spans_exported: Counter,
@@ -231,6 +232,10 @@ impl Metrics {
                 "authentications",
                 "Credentials of callers, and tokens issued, by the result",
             ),
+            negative_answers: r.metric(
+                "negative_answers",
+                "Requests that were answered with a remembered 404 or 403 of an upstream",
+            ),
             log_lines_dropped: r.metric(
                 "log_lines_dropped",
                 "Log lines that standard error did not take",
@@ -313,6 +318,11 @@ impl Metrics {
     pub fn authenticated(&self, result: Authentication) {
         let labels = AuthenticatedBy { result };
         self.authentications.get_or_create_owned(&labels).inc();
+    }
+
+    /// A request was answered with a remembered 404 or 403.
+    pub fn answered_from_memory(&self) {
+        self.negative_answers.inc();
     }
 
     /// A request was refused because of who sent it.

@@ -363,7 +363,11 @@ const fn is_saved(route: Kind, result: Outcome) -> bool {
         Kind::Base | Kind::Catalog | Kind::Token | Kind::Other => false,
     };
     let is_local = match result {
-        Outcome::Hit | Outcome::Revalidated | Outcome::Stale | Outcome::Joined => true,
+        Outcome::Hit
+        | Outcome::Revalidated
+        | Outcome::Stale
+        | Outcome::Updating
+        | Outcome::Joined => true,
         Outcome::Miss | Outcome::Error => false,
     };
     is_content && is_local

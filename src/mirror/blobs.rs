@@ -122,10 +122,15 @@ impl Mirror {
         self.permit(target, || Question::Blob(digest)).await?;
         let found = match (self.cache.open_warm(&target.stored, &digest), want) {
             (Some(blob), _) => Ok(BlobAnswer::cached(blob, Outcome::Hit)),
-            // Put aside: see `manifest`.
-            (None, ReadMode::Head) => Box::pin(self.find_blob_head(target, digest)).await,
-            (None, ReadMode::Content) => {
-                Box::pin(self.find_blob(target, digest, ranges, client)).await
+            (None, want) => {
+                self.negatives.check(target, || Question::Blob(digest))?;
+                // Put aside: see `manifest`.
+                match want {
+                    ReadMode::Head => Box::pin(self.find_blob_head(target, digest)).await,
+                    ReadMode::Content => {
+                        Box::pin(self.find_blob(target, digest, ranges, client)).await
+                    }
+                }
             }
         };
         let mut found = found

@@ -23,6 +23,9 @@ pub enum MirrorError {
     Shadowed { upstream: String, prefix: String },
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// The upstream has lately said so.
+    #[error(transparent)]
+    Remembered(UpstreamError),
     #[error(transparent)]
     Fetch(#[from] DownloadError),
     #[error("the store failed: {0}")]
@@ -38,6 +41,10 @@ pub enum MirrorError {
         digest: Box<Digest>,
         asked: Box<MirrorError>,
     },
+    #[error(
+        "the tag isn't cached, and its upstream isn't asked for it (`offline` in `proxy.tags.rules`)"
+    )]
+    Offline,
     #[error("a shared request ended without a result")]
     Lost,
 }
@@ -58,18 +65,20 @@ impl Classified for MirrorError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::UnknownUpstream(_) | Self::Shadowed { .. } => ErrorKind::NameUnknown,
-            Self::Upstream(error) => error.kind(),
+            Self::Upstream(error) | Self::Remembered(error) => error.kind(),
             Self::Fetch(error) => error.kind(),
             Self::WrongDigest { .. } => ErrorKind::WrongAnswer,
-            Self::StoredSchema1 { .. } => ErrorKind::NotFound,
+            Self::StoredSchema1 { .. } | Self::Offline => ErrorKind::NotFound,
             Self::Store(_) | Self::Lost => ErrorKind::Internal,
         }
     }
 
     fn reason(&self) -> Cow<'static, str> {
         match self {
-            Self::UnknownUpstream(_) | Self::Shadowed { .. } => self.to_string().into(),
-            Self::Upstream(error) => error.reason(),
+            Self::UnknownUpstream(_) | Self::Shadowed { .. } | Self::Offline => {
+                self.to_string().into()
+            }
+            Self::Upstream(error) | Self::Remembered(error) => error.reason(),
             Self::Fetch(error) => error.reason(),
             Self::WrongDigest { .. } => wrong_answer(self),
             Self::StoredSchema1 { .. } => SCHEMA1_REFUSED.into(),
@@ -90,7 +99,9 @@ impl MirrorError {
     /// The upstream's own error, however it came here.
     pub fn upstream(&self) -> Option<&UpstreamError> {
         match self {
-            Self::Upstream(error) | Self::Fetch(DownloadError::Upstream(error)) => Some(error),
+            Self::Upstream(error)
+            | Self::Remembered(error)
+            | Self::Fetch(DownloadError::Upstream(error)) => Some(error),
             _ => None,
         }
     }
@@ -100,18 +111,11 @@ impl MirrorError {
     }
 
     /// Whether the upstream said that it doesn't have the content, or that it doesn't give it to this
-    /// mirror: registries answer either way for a repository that doesn't exist. Or it is never asked.
+    /// mirror: registries answer either way for a repository that doesn't exist. Or whether it isn't
+    /// asked.
     pub fn finds_nothing(&self) -> bool {
-        matches!(
-            self.failure(),
-            Some(
-                Failure::NotFound(_)
-                    | Failure::Unauthorized(_)
-                    | Failure::Denied(_)
-                    | Failure::CredentialsRefused { .. }
-                    | Failure::Offline
-            )
-        )
+        let is_offline = matches!(self.failure(), Some(Failure::Offline));
+        is_offline || matches!(self, Self::Offline) || self.is_not_found() || self.is_refusal()
     }
 
     /// Whether the upstream's answer is one to a question that was asked since then: not one that is
@@ -119,6 +123,18 @@ impl MirrorError {
     pub fn was_asked_since(&self, started: Instant) -> bool {
         self.upstream()
             .is_some_and(|error| error.asked_at() >= started)
+    }
+
+    /// The upstream's answer that it doesn't have the content, or doesn't give it to the account.
+    pub(super) fn negative_answer(&self) -> Option<&UpstreamError> {
+        let error = self.upstream()?;
+        let is_negative = matches!(error.failure, Failure::NotFound(_) | Failure::Denied(_));
+        is_negative.then_some(error)
+    }
+
+    /// Whether the upstream's answer is remembered: it wasn't asked.
+    pub const fn is_remembered(&self) -> bool {
+        matches!(self, Self::Remembered(_))
     }
 
     /// Whether the upstream answered that it doesn't have the content.

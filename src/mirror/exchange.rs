@@ -26,7 +26,7 @@ impl Exchange {
                 stored: false,
             },
             Outcome::Joined => Self::unanswered(),
-            Outcome::Hit | Outcome::Stale | Outcome::Error => Self::default(),
+            Outcome::Hit | Outcome::Stale | Outcome::Updating | Outcome::Error => Self::default(),
         }
     }
 
@@ -44,6 +44,7 @@ impl Exchange {
             return Self::failed(asked);
         }
         match error.upstream() {
+            Some(_) if error.is_remembered() => Self::default(),
             Some(error) if matches!(error.failure, Failure::Busy | Failure::Offline) => {
                 Self::default()
             }

@@ -62,6 +62,7 @@ impl Mirror {
         page: &Page,
     ) -> Result<TagsAnswer, MirrorError> {
         self.permit(target, || Question::Tags).await?;
+        self.negatives.check(target, || Question::Tags)?;
         let ask = |interest| {
             let (mirror, target) = (Arc::clone(self), target.clone());
             async move { mirror.ask_for_tags(&target, &interest).await }

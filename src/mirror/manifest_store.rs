@@ -6,6 +6,7 @@ use super::manifests::ManifestAnswer;
 use super::tags::TagKey;
 use super::{Mirror, MirrorError, ReadMode, Target};
 use crate::cache::CachedManifest;
+use crate::config::Freshness;
 use crate::metrics::Outcome;
 use crate::oci::Digest;
 
@@ -55,48 +56,53 @@ impl Mirror {
         }
     }
 
-    /// What to serve when the upstream can't be asked: the digest it named last for this Accept
-    /// list, else the one on disk if the client can read it. Offline, the one on disk: an import changes
-    /// it.
+    /// What to serve when the upstream isn't asked, or can't answer: the digest it named last for this
+    /// Accept list, else the one on disk if the client can read it. Of an upstream that is offline, the one
+    /// on disk: an import changes it.
     pub(super) async fn last_known(
         &self,
         target: &Target,
         key: &TagKey,
-        want: ReadMode,
+        (want, outcome): (ReadMode, Outcome),
     ) -> Option<ManifestAnswer> {
         if !target.upstream.is_offline()
-            && let Some(digest) = self.records.last_digest(key)
-            && let Some(recorded) = self.recall(target, digest, want).await
+            && let Some(known) = self.records.last(key)
+            && let Some(recorded) = self.recall(target, known.digest, (want, outcome)).await
         {
             return Some(recorded);
         }
         let digest = self.cache.tagged(&key.repo, &key.tag).await?;
-        let stored = self.recall(target, digest, want).await?;
+        let stored = self.recall(target, digest, (want, outcome)).await?;
         let media_type = stored.found.known().media_type;
         key.accept.allows(media_type).then_some(stored)
     }
 
-    /// A manifest that this repository has, while the upstream can't be asked. That is a use of it.
+    /// A manifest that this repository has, without a question to the upstream. That is a use of it.
     async fn recall(
         &self,
         target: &Target,
         digest: Digest,
-        want: ReadMode,
+        (want, outcome): (ReadMode, Outcome),
     ) -> Option<ManifestAnswer> {
         if want == ReadMode::Head
             && let Some(known) = self.cache.manifest_meta(&target.stored, &digest)
         {
-            return Some(ManifestAnswer::head(known, Outcome::Stale));
+            return Some(ManifestAnswer::head(known, outcome));
         }
         let manifest = self.cached_manifest(target, &digest).await?;
-        Some(ManifestAnswer::whole(manifest, Outcome::Stale))
+        Some(ManifestAnswer::whole(manifest, outcome))
     }
 
     /// Makes a tag on disk name this digest.
     ///
     /// The reference registry's layout has one digest for a tag. An index serves most clients, so an
-    /// old client's manifest doesn't replace it while the index is current.
+    /// old client's manifest doesn't replace it while the index is current. Where the upstream isn't
+    /// asked again, such a manifest, which may be of one platform, would be served to all clients.
     pub(super) async fn update_tag(&self, key: &TagKey, digest: Digest) {
+        let is_final = !matches!(self.records.freshness(key), Freshness::Limited(_));
+        if is_final && !key.accept.allows_indexes() {
+            return;
+        }
         match self.cache.tagged(&key.repo, &key.tag).await {
             Some(named) if named == digest || self.is_conversion(key, &named).await => {}
             _ => {
@@ -119,7 +125,11 @@ impl Mirror {
             return;
         };
         // Meanwhile the tag may have moved on.
-        if self.records.last_digest(&key) == Some(digest) {
+        if self
+            .records
+            .last(&key)
+            .is_some_and(|known| known.digest == digest)
+        {
             self.update_tag(&key, digest).await;
         }
     }

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::single_flight::Interest;
+use super::single_flight::{Interest, Waiter};
 use super::tags::{PATIENCE, TagKey};
 use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::cache::{CachedManifest, ManifestMeta};
+use crate::config::Freshness;
 use crate::download::Party;
 use crate::metrics::Outcome;
 use crate::oci::{Accept, Classified as _, Digest, Reference};
+use crate::telemetry;
 use crate::upstream::{CallerId, ManifestHead};
 
 #[derive(Debug, Clone)]
@@ -104,6 +106,7 @@ impl Mirror {
                 if let Some(manifest) = self.cache.hot_manifest(&target.stored, digest) {
                     return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
                 }
+                self.negatives.check(target, question)?;
                 let finding = Box::pin(self.by_digest(target, *digest, want));
                 finding
                     .await
@@ -116,6 +119,7 @@ impl Mirror {
                     accept: accept.clone(),
                 };
                 let fresh = self.records.fresh(&key, || target.upstream.stretch());
+                let fresh = fresh.or_else(|| self.update_in_background(target, &key, want));
                 if let Some((known, outcome)) = &fresh {
                     let hot = match want {
                         // Its size and type may be another upstream's secret.
@@ -128,6 +132,8 @@ impl Mirror {
                     if let Some(manifest) = hot {
                         return Ok(ManifestAnswer::whole(manifest, *outcome));
                     }
+                } else {
+                    self.negatives.check(target, question)?;
                 }
                 let finding = Box::pin(self.by_tag(target, key, fresh, want));
                 finding
@@ -182,7 +188,9 @@ impl Mirror {
             // Present through another repository: a HEAD, which costs no quota, proves that it is
             // this repository's, too.
             let repo = &target.repo;
-            let asking = target.upstream.head_manifest(repo, &reference, &accept);
+            let asking = target
+                .upstream
+                .head_manifest(repo, &reference, &accept, None);
             let head = interest.answer(asking).await?;
             if let Some(got) = head.digest.filter(|got| *got != digest) {
                 return Err(MirrorError::WrongDigest {
@@ -190,6 +198,7 @@ impl Mirror {
                     got: Box::new(got),
                 });
             }
+            self.negatives.on_arrival(target);
             if let Some(stored) = present {
                 if self.cache.link_manifest(&target.stored, &stored).await {
                     self.on_manifest_stored(target, digest).await;
@@ -214,26 +223,31 @@ impl Mirror {
         fresh: Option<(ManifestMeta, Outcome)>,
         want: ReadMode,
     ) -> Result<ManifestAnswer, MirrorError> {
-        if let Some((known, outcome)) = fresh {
-            let answer = ManifestAnswer::head(known, outcome);
-            return self.deliver(target, answer, want).await;
-        }
-        if target.upstream.is_offline() {
-            let known = self.last_known(target, &key, want).await;
-            let known = known.ok_or_else(|| target.upstream.offline_error())?;
-            return Ok(ManifestAnswer::new(known.found, Outcome::Hit));
-        }
-        let mut question = {
-            let (mirror, target, key) = (Arc::clone(self), target.clone(), key.clone());
-            let flight = FlightKey::Tag(key.clone(), want, target.upstream.caller());
-            self.manifest_flights.join(flight, |interest| async move {
-                let answer = mirror.ask_by_tag(&target, &key, want, &interest).await;
-                if let Err(error) = &answer {
-                    mirror.on_upstream_404(&target, &key, error).await;
-                }
-                answer
-            })
+        let is_offline = target.upstream.is_offline();
+        let freshness = if is_offline {
+            Freshness::Offline
+        } else {
+            self.records.freshness(&key)
         };
+        if let Freshness::Limited(_) = freshness {
+            if let Some((known, outcome)) = fresh {
+                let answer = ManifestAnswer::head(known, outcome);
+                return self.deliver(target, answer, want).await;
+            }
+        } else if let Some(known) = self.last_known(target, &key, (want, Outcome::Hit)).await {
+            // Not of an offline tag: an import changes it.
+            if freshness == Freshness::Immutable {
+                self.records.still_holds(&key, known.found.known().clone());
+            }
+            return Ok(known);
+        }
+        if is_offline {
+            return Err(target.upstream.offline_error().into());
+        }
+        if freshness == Freshness::Offline {
+            return Err(MirrorError::Offline);
+        }
+        let mut question = self.question_of_tag(target, &key, want).await;
         let answer = match tokio::time::timeout(PATIENCE, &mut question).await {
             Ok(answer) => answer?,
             Err(_elapsed) => match self.serve_stale(target, &key, want, None).await {
@@ -263,6 +277,50 @@ impl Mirror {
         }
     }
 
+    /// Serves what is stale, if that is permitted while the upstream is asked, and sees to it that it is
+    /// asked. Not with the account of a caller, whose failure would be the others' delay.
+    fn update_in_background(
+        self: &Arc<Self>,
+        target: &Target,
+        key: &TagKey,
+        want: ReadMode,
+    ) -> Option<(ManifestMeta, Outcome)> {
+        if target.upstream.caller().is_some() {
+            return None;
+        }
+        let known = self.records.begin_update(key)?;
+        let (mirror, target, key) = (Arc::clone(self), target.clone(), key.clone());
+        let updating = async move {
+            // Reported where it fails.
+            drop(mirror.by_tag(&target, key, None, want).await);
+        };
+        let (task, _) = telemetry::caused("update a stale tag", updating);
+        self.tasks.spawn(task);
+        Some(known)
+    }
+
+    /// Joins the question what a tag names. A known tag is only confirmed, by one question for all, whether
+    /// or not they want the content.
+    async fn question_of_tag(
+        self: &Arc<Self>,
+        target: &Target,
+        key: &TagKey,
+        want: ReadMode,
+    ) -> Waiter<FlightKey, Result<ManifestAnswer, MirrorError>> {
+        let is_known = self.records.last(key).is_some()
+            || self.cache.tagged(&key.repo, &key.tag).await.is_some();
+        let want = if is_known { ReadMode::Head } else { want };
+        let (mirror, target, key) = (Arc::clone(self), target.clone(), key.clone());
+        let flight = FlightKey::Tag(key.clone(), want, target.upstream.caller());
+        self.manifest_flights.join(flight, |interest| async move {
+            let answer = mirror.ask_by_tag(&target, &key, want, &interest).await;
+            if let Err(error) = &answer {
+                mirror.on_upstream_404(&target, &key, error).await;
+            }
+            answer
+        })
+    }
+
     /// What is known last, if anything; the next clients get it without waiting for an upstream
     /// that has just failed to answer. Where it was asked with a caller's account, it may have failed
     /// for that one only, and the others ask it themselves.
@@ -273,15 +331,19 @@ impl Mirror {
         want: ReadMode,
         retry_after: Option<Duration>,
     ) -> Option<ManifestAnswer> {
-        let stale = self.last_known(target, key, want).await?;
+        if !self.records.may_be_stale(key) {
+            return None;
+        }
+        let stale = self.last_known(target, key, (want, Outcome::Stale)).await?;
         if target.upstream.caller().is_none() {
             self.records
-                .unconfirmed(key.clone(), stale.found.known().clone(), retry_after);
+                .unconfirmed(key, stale.found.known().clone(), retry_after);
         }
         Some(stale)
     }
 
-    /// Asks the upstream for a tag, once for all clients with the same Accept list.
+    /// Asks the upstream for a tag, once for all clients with the same Accept list. `want` the head of one
+    /// that is known: a HEAD costs no quota. Where nothing is known yet, a GET answers in one round trip.
     async fn ask_by_tag(
         &self,
         target: &Target,
@@ -290,13 +352,22 @@ impl Mirror {
         interest: &Interest,
     ) -> Result<ManifestAnswer, MirrorError> {
         let reference = Reference::Tag(key.tag.clone());
-        let seen_before = self.records.last_digest(key).is_some()
-            || self.cache.tagged(&key.repo, &key.tag).await.is_some();
-        // A HEAD costs no quota; but where nothing is known yet, a GET answers in one round trip.
-        if seen_before || want == ReadMode::Head {
+        if want == ReadMode::Head {
             let (repo, accept) = (&target.repo, &key.accept);
-            let asking = target.upstream.head_manifest(repo, &reference, accept);
-            let head = interest.answer(asking).await?;
+            let (last, validator) = (self.records.last(key), self.records.validator(key));
+            let validator = validator.filter(|_| last.is_some());
+            let upstream = &target.upstream;
+            let asking = upstream.head_manifest(repo, &reference, accept, validator.as_ref());
+            let mut head = interest.answer(asking).await?;
+            if let Some(last) = last.filter(|_| head.is_unchanged) {
+                head = ManifestHead {
+                    digest: Some(last.digest),
+                    media_type: Some(last.media_type),
+                    size: Some(last.size),
+                    validator,
+                    is_unchanged: true,
+                };
+            }
             if let Some(answer) = self.confirm(target, key, &head).await {
                 return Ok(answer);
             }
@@ -304,7 +375,7 @@ impl Mirror {
         let fetching = self.fetch(target, &reference, &key.accept, interest);
         let answer = fetching.await?;
         let known = answer.found.known();
-        self.records.confirmed(key.clone(), known.clone());
+        self.records.confirmed(key, known.clone(), None);
         if answer.exchange.stored {
             self.update_tag(key, known.digest).await;
         }
@@ -334,6 +405,7 @@ impl Mirror {
             )
             .await;
         self.note_manifest(&manifest);
+        self.negatives.on_arrival(target);
         let mut answer = ManifestAnswer::whole(manifest, Outcome::Miss);
         answer.exchange.stored = stored;
         Ok(answer)
@@ -348,19 +420,30 @@ impl Mirror {
         head: &ManifestHead,
     ) -> Option<ManifestAnswer> {
         let digest = head.digest?;
+        if self
+            .records
+            .last(key)
+            .is_none_or(|last| last.digest != digest)
+        {
+            self.negatives.on_arrival(target);
+        }
+        let confirmed = |known| {
+            let validator = head.validator.clone();
+            self.records.confirmed(key, known, validator);
+        };
         let _hold = self.cache.hold(&digest).await;
         if let Some(known) = self.cache.manifest_meta(&target.stored, &digest) {
-            self.records.confirmed(key.clone(), known.clone());
+            confirmed(known.clone());
             self.update_tag(key, digest).await;
             return Some(ManifestAnswer::head(known, Outcome::Revalidated));
         }
         let Some(stored) = self.any_manifest(target, &digest).await else {
             let known = known(head)?;
-            self.records.confirmed(key.clone(), known.clone());
+            confirmed(known.clone());
             self.records.expect_manifest(key, digest);
             return Some(ManifestAnswer::head(known, Outcome::Miss));
         };
-        self.records.confirmed(key.clone(), stored.meta.clone());
+        confirmed(stored.meta.clone());
         if self.cache.link_manifest(&target.stored, &stored).await {
             self.update_tag(key, digest).await;
         }

@@ -4,7 +4,7 @@
 //! upstream; [`lists`] has tags and the catalog, [`referrers`] what is attached to a manifest;
 //! [`prefetch`] downloads an image's layers before they are requested. Where an upstream is asked with the
 //! accounts of callers, [`private`] lets each request pass only after the upstream's permission, which
-//! [`verdicts`] remembers. Every answer names its
+//! [`verdicts`] remembers; [`negatives`] remembers what an upstream doesn't have. Every answer names its
 //! [`Outcome`](crate::metrics::Outcome): clients, logs and metrics agree on where a response came from.
 //!
 //! What must never happen: content that was proved for one repository is served for another; content
@@ -18,6 +18,7 @@ mod lists;
 mod logins;
 mod manifest_store;
 mod manifests;
+mod negatives;
 mod prefetch;
 mod private;
 mod ranges;
@@ -38,6 +39,7 @@ use tokio_util::task::TaskTracker;
 pub use crate::cache::ReadMode;
 use crate::cache::{Cache, CachedManifest};
 use crate::clock::Clock;
+use crate::config::Tags;
 use crate::download::{Downloader, Party};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, RepoName};
@@ -50,6 +52,7 @@ use lists::TagList;
 pub use lists::{CatalogPage, Shows, TagsAnswer};
 pub use logins::LoginChecks;
 pub use manifests::{ManifestAnswer, ManifestHit};
+use negatives::Negatives;
 use prefetch::Prefetch;
 pub use prefetch::{PrefetchLimits, Visit};
 pub use ranges::RangeRules;
@@ -73,11 +76,14 @@ pub struct Mirror {
     cache: Cache,
     records: Arc<TagRecords>,
     manifest_flights: Arc<SingleFlight<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>>,
+    /// Owns what goes on without a client.
+    tasks: TaskTracker,
     ranges: RangeRules,
     tag_lists: Arc<Remembered<RepoName, TagList>>,
     referrers: Arc<Remembered<(RepoName, Digest), Referrers>>,
     proofs: Arc<Proofs>,
     verdicts: Arc<Verdicts>,
+    negatives: Arc<Negatives>,
     prefetch: Arc<Prefetch>,
     /// Sizes of blobs, by the descriptors of manifests.
     sizes: Arc<Described<u64>>,
@@ -101,14 +107,17 @@ pub struct MirrorOptions {
 /// What the operator wants of pulls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MirrorPolicy {
-    /// How long a tag is fresh: served without asking the upstream.
-    pub tags_ttl: Duration,
+    pub tags: Tags,
+    /// How long a 404 or 403 of an upstream is remembered; 0: not at all.
+    pub negative_ttl: Duration,
     pub ranges: RangeRules,
     pub prefetch: PrefetchLimits,
 }
 
 impl Mirror {
     pub fn new(parts: MirrorOptions) -> Arc<Self> {
+        let (clock, metrics) = (parts.clock, &parts.metrics);
+        let negatives = Negatives::new(parts.policy.negative_ttl, Arc::clone(metrics), clock);
         let prefetch = Prefetch::new(
             parts.policy.prefetch,
             &parts.upstreams,
@@ -119,13 +128,15 @@ impl Mirror {
         );
         Arc::new(Self {
             prefetch: Arc::new(prefetch),
+            negatives: Arc::new(negatives),
             sizes: Arc::new(Described::new()),
             upstreams: parts.upstreams,
             downloader: parts.downloader,
             cache: parts.cache,
-            records: Arc::new(TagRecords::new(parts.policy.tags_ttl, parts.clock)),
+            records: Arc::new(TagRecords::new(parts.policy.tags, parts.clock)),
             ranges: parts.policy.ranges,
             manifest_flights: Arc::new(SingleFlight::new(parts.tasks.clone())),
+            tasks: parts.tasks.clone(),
             tag_lists: Arc::new(Remembered::new(parts.tasks.clone(), parts.clock)),
             referrers: Arc::new(Remembered::new(parts.tasks.clone(), parts.clock)),
             verdicts: Arc::new(Verdicts::new(parts.tasks.clone(), parts.clock)),
@@ -136,19 +147,21 @@ impl Mirror {
 
     /// The same mirror of other upstreams, with another policy: what it has learned and what it is doing
     /// stay shared. A name must mean the registry that it meant before. Other limits of prefetches, and
-    /// another time for tags, begin with nothing learned.
+    /// other rules for tags, begin with nothing learned. What upstreams didn't have or give is forgotten.
     #[must_use]
     pub fn renewed(&self, upstreams: Upstreams, policy: MirrorPolicy) -> Arc<Self> {
         let prefetch = self.prefetch.renewed(policy.prefetch, &upstreams);
-        let records = self.records.renewed(policy.tags_ttl);
+        let records = self.records.renewed(&policy.tags);
         Arc::new(Self {
             upstreams,
             ranges: policy.ranges,
             prefetch: prefetch.map_or_else(|| Arc::clone(&self.prefetch), Arc::new),
             records: records.map_or_else(|| Arc::clone(&self.records), Arc::new),
+            negatives: Arc::new(self.negatives.renewed(policy.negative_ttl)),
             downloader: self.downloader.clone(),
             cache: self.cache.clone(),
             manifest_flights: Arc::clone(&self.manifest_flights),
+            tasks: self.tasks.clone(),
             tag_lists: Arc::clone(&self.tag_lists),
             referrers: Arc::clone(&self.referrers),
             proofs: Arc::clone(&self.proofs),

@@ -41,19 +41,24 @@ impl Mirror {
             let (target, question) = (target.clone(), question.clone());
             async move { interest.answer(question.ask(&target)).await }
         };
+        self.negatives.check(target, || question.clone())?;
         let key = (target.stored.clone(), account, question.class());
         let access = target.upstream.config.caller;
-        self.verdicts.get(key, question.clone(), access, ask).await
+        let asking = self.verdicts.get(key, question.clone(), access, ask);
+        asking
+            .await
+            .inspect_err(|error| self.negatives.note(target, question, error))
     }
 
-    /// A request with the caller's account has failed. If the upstream refused the account, the same
-    /// question is answered so for a while, and its permission ends.
+    /// A request has failed. If the upstream has nothing for it, the same question is answered so for a
+    /// while. If the upstream refused a caller's account, its permission ends.
     pub(super) fn note_refusal(
         &self,
         target: &Target,
-        question: impl FnOnce() -> Question,
+        question: impl Fn() -> Question,
         error: &MirrorError,
     ) {
+        self.negatives.note(target, question(), error);
         if let Some(account) = target.upstream.caller() {
             let question = question();
             let key = (target.stored.clone(), account, question.class());
@@ -127,7 +132,7 @@ async fn ask_for_manifest(
     reference: &Reference,
     accept: &Accept,
 ) -> Result<(), UpstreamError> {
-    let head = match upstream.head_manifest(repo, reference, accept).await {
+    let head = match upstream.head_manifest(repo, reference, accept, None).await {
         // The answer was a success.
         Err(error) if matches!(error.failure, Failure::Schema1) => return Ok(()),
         head => head?,

@@ -188,7 +188,9 @@ impl Mirror {
             tag,
             accept: Accept::everything(),
         };
-        let stored = self.last_known(target, &key, ReadMode::Content).await;
+        let stored = self
+            .last_known(target, &key, (ReadMode::Content, Outcome::Stale))
+            .await;
         match stored.and_then(|stored| stored.content()) {
             Some(content) => self.listed(content).await.unwrap_or(found),
             None => found,

@@ -1,7 +1,8 @@
 //! The set of manifest media types that a client can read (RFC 9110, section 12.5.1).
 //!
-//! Clients send the list in one header line or in several, in any order; only the set matters. Two
-//! requests with the same set get the same answer, so the set is also a part of a tag record's key.
+//! Clients send the list in one header line or in several, in any order; only the set matters, and of
+//! it only the types that millpond serves. Two requests with the same set get the same answer, so the
+//! set is also a part of a tag record's key: nearly all clients share one.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -15,8 +16,9 @@ const MAX_TYPES: usize = 32;
 /// Bytes kept of one media type (RFC 6838 allows 127 + 1 + 127).
 const MAX_TYPE: usize = 255;
 
-/// A normalised Accept list: lower-case, sorted, without duplicates and parameters. A client that
-/// sends none, or accepts `*/*`, accepts every known type.
+/// A normalised Accept list: lower-case, sorted, without duplicates and parameters, and without types
+/// that millpond doesn't serve, unless there are no others. A client that sends none, or accepts `*/*`,
+/// accepts every known type.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Accept(Arc<[Box<str>]>);
 
@@ -46,6 +48,23 @@ impl Accept {
         {
             types.extend(ManifestType::ALL.map(|kind| Box::from(kind.as_str())));
         }
+        let is_served = |kind: &Box<str>| {
+            ManifestType::ALL
+                .iter()
+                .any(|known| **kind == *known.as_str())
+        };
+        if types.iter().any(is_served) {
+            types.retain(is_served);
+        }
+        // No current client lists the artifact manifest, which was withdrawn from image-spec 1.1. Those that
+        // list all others get the same answers as those that accept anything.
+        let artifact = ManifestType::OciArtifact.as_str();
+        let mut others = ManifestType::ALL
+            .iter()
+            .filter(|kind| kind.as_str() != artifact);
+        if others.all(|kind| types.iter().any(|listed| **listed == *kind.as_str())) {
+            types.push(artifact.into());
+        }
         types.sort_unstable();
         types.dedup();
         Self(types.into())
@@ -54,6 +73,12 @@ impl Accept {
     /// Whether the client accepts a manifest of this type.
     pub fn allows(&self, kind: ManifestType) -> bool {
         self.0.iter().any(|allowed| **allowed == *kind.as_str())
+    }
+
+    /// Whether the client accepts some index, so that it gets what a tag of an image for several
+    /// platforms names. To others, some registries send the manifest of one platform instead.
+    pub fn allows_indexes(&self) -> bool {
+        self.allows(ManifestType::OciIndex) || self.allows(ManifestType::DockerList)
     }
 
     /// The set as one header line, always in the same order.
@@ -131,6 +156,24 @@ mod tests {
         }
         assert_eq!(accept(&[]), Accept::everything());
         assert_ne!(accept(&["application/vnd.x"]), Accept::everything());
+    }
+
+    #[test]
+    fn clients_of_images_and_indexes_of_both_kinds_share_one_set() {
+        let four = "application/vnd.oci.image.manifest.v1+json, \
+                    application/vnd.oci.image.index.v1+json, \
+                    application/vnd.docker.distribution.manifest.v2+json, \
+                    application/vnd.docker.distribution.manifest.list.v2+json";
+        let schema1 = "application/vnd.docker.distribution.manifest.v1+json";
+        for lines in [&[four][..], &[four, schema1], &[schema1, four, "*/*"]] {
+            assert_eq!(accept(lines), Accept::everything(), "{lines:?}");
+        }
+        let images = accept(&["application/vnd.oci.image.manifest.v1+json", schema1]);
+        assert_eq!(
+            images.to_string(),
+            "application/vnd.oci.image.manifest.v1+json"
+        );
+        assert!(!images.allows_indexes() && Accept::everything().allows_indexes());
     }
 
     #[test]

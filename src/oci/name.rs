@@ -120,6 +120,29 @@ impl Tag {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether the tag is a semantic version (semver.org, 2.0.0), perhaps after a `v`: `1.2.3`,
+    /// `v1.2.3-rc.1`. A tag can't have build metadata.
+    pub fn is_semver(&self) -> bool {
+        let version = self.0.strip_prefix('v').unwrap_or(&self.0);
+        let (core, pre_release) = match version.split_once('-') {
+            Some((core, pre_release)) => (core, Some(pre_release)),
+            None => (version, None),
+        };
+        let is_number = |text: &str| {
+            !text.is_empty()
+                && text.bytes().all(|byte| byte.is_ascii_digit())
+                && (text == "0" || !text.starts_with('0'))
+        };
+        let is_identifier = |text: &str| {
+            let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+            let is_numeric = text.bytes().all(|byte| byte.is_ascii_digit());
+            !text.is_empty() && text.bytes().all(legal) && (!is_numeric || is_number(text))
+        };
+        core.split('.').count() == 3
+            && core.split('.').all(is_number)
+            && pre_release.is_none_or(|text| text.split('.').all(is_identifier))
+    }
 }
 
 impl FromStr for Tag {
@@ -210,6 +233,40 @@ mod tests {
         }
         let short = NameError::Digest(DigestError::Hex);
         assert_eq!("sha256:12".parse::<Reference>(), Err(short));
+    }
+
+    #[test]
+    fn semantic_versions_are_told_from_other_tags() {
+        let is_semver = |tag: &str| tag.parse::<Tag>().unwrap().is_semver();
+        for tag in [
+            "0.0.0",
+            "1.2.3",
+            "v10.20.30",
+            "1.27.3-alpine",
+            "v1.0.0-rc.1",
+            "1.0.0--x",
+        ] {
+            assert!(is_semver(tag), "{tag}");
+        }
+        for tag in [
+            "1",
+            "1.2",
+            "1.2.3.4",
+            "01.2.3",
+            "v",
+            "vv1.2.3",
+            "V1.2.3",
+            "1.2.x",
+            "1..3",
+            "latest",
+            "1.2.3-",
+            "1.2.3-a..b",
+            "1.2.3-01",
+            "1.2.3-a_b",
+            "1.2.3_4",
+        ] {
+            assert!(!is_semver(tag), "{tag}");
+        }
     }
 
     proptest! {

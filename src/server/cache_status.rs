@@ -2,7 +2,9 @@
 //! for it. Every answer of the API has one.
 //!
 //! - `hit`: from the cache, without a question to the upstream; with `detail=stale`, because the
-//!   upstream failed to answer shortly before.
+//!   upstream failed to answer shortly before; with `detail=stale-while-revalidate`, because it is being
+//!   asked and the configuration permits not to wait.
+//!   `detail=negative`: the upstream has lately said that there is nothing, or nothing for this account.
 //! - `fwd=stale`: the cache had an answer, and the upstream was asked whether it still holds.
 //!   `fwd-status` is what it said; `detail=stale`: nothing usable, so the cached answer was served;
 //!   `detail=revalidated`: the cached content was served on its word.
@@ -21,6 +23,11 @@ pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-statu
 const STALE: HeaderValue = HeaderValue::from_static("110 millpond \"Response is Stale\"");
 pub(super) const HIT: HeaderValue = HeaderValue::from_static("millpond; hit");
 const HIT_STALE: HeaderValue = HeaderValue::from_static("millpond; hit; detail=stale");
+const HIT_UPDATING: HeaderValue =
+    HeaderValue::from_static("millpond; hit; detail=stale-while-revalidate");
+/// Errors of an upstream that are remembered.
+pub(super) const HIT_NEGATIVE: HeaderValue =
+    HeaderValue::from_static("millpond; hit; detail=negative");
 /// The API's own answers, such as `GET /v2/`.
 pub(super) const GENERATED: HeaderValue = HeaderValue::from_static("millpond; detail=generated");
 /// Answers to requests that aren't valid or not permitted.
@@ -87,7 +94,7 @@ impl Origin {
 
     pub(super) fn insert(self, headers: &mut HeaderMap) {
         headers.insert(CACHE_STATUS, self.cache_status());
-        if self.outcome == Outcome::Stale {
+        if matches!(self.outcome, Outcome::Stale | Outcome::Updating) {
             headers.insert(WARNING, STALE);
         }
     }
@@ -100,6 +107,7 @@ impl Origin {
         } = self;
         match outcome {
             Outcome::Hit => HIT,
+            Outcome::Updating => HIT_UPDATING,
             Outcome::Stale if !exchange.forwarded => HIT_STALE,
             Outcome::Stale => forwarded("stale", exchange, "; detail=stale"),
             Outcome::Revalidated => {
@@ -142,7 +150,7 @@ fn forwarded(reason: &str, exchange: Exchange, more: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::Named::{ByDigest, Otherwise};
-    use super::Outcome::{Error, Hit, Joined, Miss, Revalidated, Stale};
+    use super::Outcome::{Error, Hit, Joined, Miss, Revalidated, Stale, Updating};
     use super::*;
 
     #[test]
@@ -164,6 +172,12 @@ mod tests {
         for (outcome, named, exchange, expected) in [
             (Hit, ByDigest, no, "hit"),
             (Stale, Otherwise, no, "hit; detail=stale"),
+            (
+                Updating,
+                Otherwise,
+                no,
+                "hit; detail=stale-while-revalidate",
+            ),
             (Stale, Otherwise, lost, "fwd=stale; detail=stale"),
             (
                 Stale,

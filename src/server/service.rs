@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::access::{Options, Record};
 use super::answer;
 use super::body::Body;
-use super::cache_status::{self, Named};
+use super::cache_status::{self, HIT_NEGATIVE, Named};
 use super::call::{Answered, Call, CallError};
 use super::conditional::Conditions;
 use super::error::Refusal;
@@ -392,7 +392,11 @@ impl Service {
                 }
             }
             CallError::Mirror(error) => {
-                let cache_status = cache_status::failed(Named::by(action), Exchange::failed(error));
+                let cache_status = if error.is_remembered() {
+                    HIT_NEGATIVE
+                } else {
+                    cache_status::failed(Named::by(action), Exchange::failed(error))
+                };
                 let refusal = Refusal {
                     cache_status,
                     ..refusal

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::Method;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderName};
+
+use http::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH};
+use http::{Method, StatusCode};
 use url::Url;
 
 use super::endpoint::Endpoint;
@@ -21,6 +22,9 @@ use crate::oci::{
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
+/// The longest ETag that is sent back, in bytes.
+const MAX_ETAG: usize = 256;
+
 /// The headers of a HEAD response for a manifest. None is verified, and each may be missing: without a
 /// digest, a GET is needed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +33,19 @@ pub struct ManifestHead {
     pub media_type: Option<ManifestType>,
     /// Bytes.
     pub size: Option<u64>,
+    /// With which the next request for the same reference can ask whether this still holds.
+    pub validator: Option<Validator>,
+    /// The answer to a request with a validator is that what it stands for still holds. The other fields
+    /// are empty then.
+    pub is_unchanged: bool,
+}
+
+/// The ETag of an answer (RFC 9110, section 8.8.3), and the server that gave it: another one may mean
+/// something else by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Validator {
+    server: Url,
+    etag: HeaderValue,
 }
 
 /// The upstream's answer to a GET, of which nothing has been checked yet.
@@ -110,14 +127,15 @@ impl UnverifiedManifest {
 
 impl Upstream {
     /// What the upstream says about a manifest, without fetching it. An upstream that knows no
-    /// HEAD (405) says nothing.
+    /// HEAD (405) says nothing. `known`: that of the last answer to the same question, if there is one.
     pub async fn head_manifest(
         &self,
         repo: &RepoName,
         reference: &Reference,
         accept: &Accept,
+        known: Option<&Validator>,
     ) -> Result<ManifestHead, UpstreamError> {
-        let ask = |endpoint| Endpoint::head_manifest(endpoint, repo, reference, accept);
+        let ask = |endpoint| Endpoint::head_manifest(endpoint, repo, reference, accept, known);
         self.endpoints.ask(Purpose::Manifest, ask).await
     }
 
@@ -139,15 +157,25 @@ impl Endpoint {
         repo: &RepoName,
         reference: &Reference,
         accept: &Accept,
+        known: Option<&Validator>,
     ) -> Result<ManifestHead, UpstreamError> {
         let repo = &*self.named(repo);
-        let ask = self.manifest(Method::HEAD, repo, reference, accept);
+        let mut ask = self.manifest(Method::HEAD, repo, reference, accept);
+        if let Some(known) = known.filter(|known| known.server == self.config.url) {
+            ask = ask.with(IF_NONE_MATCH, known.etag.clone());
+        }
         let reply = match self.ask(repo, &ask).await {
             Err(error) if matches!(error.failure, Failure::Unexpected(405)) => {
                 return Ok(ManifestHead::default());
             }
             reply => reply?,
         };
+        if reply.status() == StatusCode::NOT_MODIFIED {
+            return Ok(ManifestHead {
+                is_unchanged: true,
+                ..ManifestHead::default()
+            });
+        }
         reply.require_whole()?;
         let declared = declared(&reply);
         if declared == Declared::Schema1 {
@@ -157,6 +185,8 @@ impl Endpoint {
             digest: announced_digest(&reply)?,
             media_type: declared.manifest_type(),
             size: reply.content_length()?,
+            validator: self.validator(&reply),
+            is_unchanged: false,
         })
     }
 
@@ -185,6 +215,14 @@ impl Endpoint {
             asked,
             announced,
             declared,
+        })
+    }
+
+    fn validator(&self, reply: &UpstreamResponse) -> Option<Validator> {
+        let etag = reply.headers().get(ETAG)?;
+        (reply.own && etag.len() <= MAX_ETAG).then(|| Validator {
+            server: self.config.url.clone(),
+            etag: etag.clone(),
         })
     }
 

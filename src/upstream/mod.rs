@@ -118,7 +118,7 @@ use limiter::Limiter;
 pub use limits::AccountStatus;
 pub use lists::UnparsedList;
 pub use login::Login;
-pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest};
+pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest, Validator};
 pub use multipart::MultipartError;
 pub use observe::{Challenged, Observation};
 pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
+use http::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, RANGE,
+};
+use http::{Method, StatusCode};
 use hyper_util::client::proxy::matcher::Matcher;
 use parking_lot::RwLock;
 use tokio::time::timeout;
@@ -67,6 +69,11 @@ impl UpstreamRequest {
             CONTENT_TYPE,
             HeaderValue::from_static("application/x-www-form-urlencoded"),
         )
+    }
+
+    /// Whether the response says that what the request's condition names hasn't changed.
+    fn is_not_modified(&self, reply: &UpstreamResponse) -> bool {
+        reply.status() == StatusCode::NOT_MODIFIED && self.headers.contains_key(IF_NONE_MATCH)
     }
 
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -160,7 +167,8 @@ impl Transport {
     }
 
     /// Sends a request and follows its redirects, trying again where [`retry`] says so. Returns
-    /// an answer that [`UpstreamResponse::is_answer`], or the error.
+    /// an answer that [`UpstreamResponse::is_answer`], a 304 where the request is conditional, or the
+    /// error.
     pub(super) async fn exchange(
         &self,
         ask: &UpstreamRequest,
@@ -174,7 +182,7 @@ impl Transport {
                 return Err(self.failed(UpstreamError::new(&ask.url, Failure::Busy)));
             }
             let error = match self.follow(ask, authorization).await {
-                Ok(reply) if reply.is_answer() => return Ok(reply),
+                Ok(reply) if reply.is_answer() || ask.is_not_modified(&reply) => return Ok(reply),
                 Ok(reply) => self.refusal(reply).await,
                 Err(error) => error,
             };

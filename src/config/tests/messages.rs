@@ -276,6 +276,24 @@ proxy: {ttl: -1h}
 => 2: `proxy.ttl` is "-1h"; it must not be negative
 proxy: {ttl: 101years}
 => 2: `proxy.ttl` is "101years"; it must be at most 100 years
+proxy: {tags: {staleiferror: never}}
+=> 2: `proxy.tags.staleiferror` is "never"; it must be a duration, such as 500ms, 60s, 1h30m or 7days; or write unlimited
+proxy: {tags: {stalewhilerevalidate: 5}}
+=> 2: `proxy.tags.stalewhilerevalidate` is "5"; it needs a unit, such as 60s, 10m or 168h
+proxy: {tags: {rules: [{immutable: true}]}}
+=> 2: `proxy.tags.rules[0].tag` is missing; write a pattern such as v*, or repository, or semver: true
+proxy: {tags: {rules: [{tag: v*}]}}
+=> 2: `proxy.tags.rules[0].ttl` is missing; write one of immutable, offline, ttl, stalewhilerevalidate or staleiferror
+proxy: {tags: {rules: [{tag: a/b, immutable: true}]}}
+=> 2: `proxy.tags.rules[0].tag` is "a/b"; write a tag of letters, digits and . _ -, or * for any of them, such as v*
+proxy: {tags: {rules: [{repository: A, immutable: true}]}}
+=> 2: `proxy.tags.rules[0].repository` is "A"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
+proxy: {tags: {rules: [{tag: v*, immutable: true, offline: true}]}}
+=> 2: `proxy.tags.rules[0].immutable` and `offline` are both true; keep one
+proxy: {tags: {rules: [{tag: v*, immutable: true, ttl: 1h}]}}
+=> 2: `proxy.tags.rules[0].ttl` is "1h", which has no effect on tags that are immutable or offline; remove it
+proxy: {negativettl: 5}
+=> 2: `proxy.negativettl` is "5"; it needs a unit, such as 60s, 10m or 168h
 proxy: {tags: {ttl: soon}}
 => 2: `proxy.tags.ttl` is "soon"; it must be a duration, such as 500ms, 60s, 1h30m or 7days
 proxy: {stalltimeout: 0}
@@ -595,6 +613,8 @@ proxy: {remoteurl: 'https://registry-1.docker.io', pins: ['debian:bookworm']}
 => 2: `proxy.pins[0]` is "debian:bookworm", which matches nothing: Docker Hub's official images are stored under `library/`; write library/debian
 proxy: {remoteurl: 'https://registry-1.docker.io', ttls: [{repository: docker.io/library/*, ttl: 1h}]}
 => 2: `proxy.ttls[0].repository` is "docker.io/library/*", which matches nothing: the default upstream's repositories are stored without its name; write library/*
+proxy: {remoteurl: 'https://docker.io', tags: {rules: [{repository: debian, immutable: true}]}}
+=> 2: `proxy.tags.rules[0].repository` is "debian", which matches nothing: Docker Hub's official images are stored under `library/`; write library/debian
 proxy: {remoteurl: 'https://docker.io', rangerules: [{repository: debian, ranges: fill}]}
 => 2: `proxy.rangerules[0].repository` is "debian", which matches nothing: Docker Hub's official images are stored under `library/`; write library/debian
 access: [{anyone: true, effect: allow}, {users: [a], effect: deny}]

@@ -68,6 +68,13 @@ REGISTRY_AUTH_OIDC=[{issuer: 'https://a', audience: b, required: {c: d}}] =>    
 REGISTRY_PROXY_REMOTEURL=https://a:5 =>   remoteurl: https://a:5/
 REGISTRY_PROXY_TTL=1h =>   ttl: 1h
 REGISTRY_PROXY_TAGS_TTL=5s =>     ttl: 5s
+REGISTRY_PROXY_TAGS_STALEWHILEREVALIDATE=30s =>     stalewhilerevalidate: 30s
+REGISTRY_PROXY_TAGS_STALEIFERROR=24h =>     staleiferror: 24h
+REGISTRY_PROXY_TAGS_RULES=[{tag: v*, immutable: true}] =>       immutable: true
+REGISTRY_PROXY_TAGS_RULES=[{semver: true, offline: true}] =>       offline: true
+REGISTRY_PROXY_TAGS_RULES=[{repository: a/*, ttl: 1h, stalewhilerevalidate: 5m}] =>       ttl: 1h
+REGISTRY_PROXY_TAGS_RULES_0={tag: main, staleiferror: 1h} =>       staleiferror: 1h
+REGISTRY_PROXY_NEGATIVETTL=5s =>   negativettl: 5s
 REGISTRY_PROXY_TTLMODE=fixed =>   ttlmode: fixed
 REGISTRY_PROXY_TTLS=[{repository: a/*, ttl: 24h}] =>   - repository: a/*
 REGISTRY_PROXY_PINS=['a/**'] =>   - a/**

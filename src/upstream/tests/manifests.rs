@@ -4,7 +4,7 @@ use crate::oci::manifest::{MAX_MANIFEST, media_type};
 
 async fn head_tag(upstream: &Upstream) -> Result<ManifestHead, UpstreamError> {
     let accept = Accept::everything();
-    upstream.head_manifest(&repo(), &tag(), &accept).await
+    upstream.head_manifest(&repo(), &tag(), &accept, None).await
 }
 
 const DIGEST_HEADER: &str = "Docker-Content-Digest";
@@ -25,6 +25,7 @@ async fn a_manifest_with_all_its_headers() {
         digest: Some(digest),
         media_type: Some(ManifestType::OciIndex),
         size: Some(MANIFEST.len() as u64),
+        ..ManifestHead::default()
     };
     assert_eq!(head_tag(&upstream).await.unwrap(), expected);
 
@@ -36,6 +37,37 @@ async fn a_manifest_with_all_its_headers() {
     );
     assert!(seen.header("user-agent").unwrap().starts_with("millpond/"));
     assert_eq!(server.lines()[1], "HEAD /v2/library/app/manifests/latest");
+}
+
+#[tokio::test]
+async fn a_known_answer_is_asked_for_by_its_etag_where_it_came_from() {
+    let etag = r#""one""#;
+    let server = replying(Reply::ok(MANIFEST).with("ETag", etag)).await;
+    let upstream = client(&server);
+    let known = head_tag(&upstream).await.unwrap().validator;
+    assert!(known.is_some());
+    let (repo, tag, accept) = (repo(), tag(), Accept::everything());
+    server.behave();
+    server.reply("", ALWAYS, Reply::new(304, ""));
+    let head = upstream
+        .head_manifest(&repo, &tag, &accept, known.as_ref())
+        .await
+        .unwrap();
+    assert!(head.is_unchanged && head.digest.is_none());
+    assert_eq!(server.seen("")[1].header("if-none-match"), Some(etag));
+    // Nobody asked whether anything has changed.
+    let error = head_tag(&upstream).await.unwrap_err();
+    assert!(matches!(error.failure, Failure::Unexpected(304)), "{error}");
+
+    let other = replying(Reply::ok(MANIFEST)).await;
+    let head = client(&other)
+        .head_manifest(&repo, &tag, &accept, known.as_ref())
+        .await;
+    assert!(!head.unwrap().is_unchanged);
+    assert_eq!(other.seen("")[0].header("if-none-match"), None);
+
+    let long = replying(Reply::ok(MANIFEST).with("ETag", "x".repeat(257))).await;
+    assert_eq!(head_tag(&client(&long)).await.unwrap().validator, None);
 }
 
 #[tokio::test]

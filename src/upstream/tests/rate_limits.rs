@@ -31,7 +31,7 @@ fn left(upstream: &Upstream) -> Vec<Option<u64>> {
 
 async fn head_tag(upstream: &Upstream) -> Result<(), UpstreamError> {
     let (repo, tag, accept) = (repo(), tag(), Accept::everything());
-    let head = upstream.head_manifest(&repo, &tag, &accept).await;
+    let head = upstream.head_manifest(&repo, &tag, &accept, None).await;
     head.map(|_head| ())
 }
 
