@@ -75,8 +75,8 @@ fn matches(cell: &str, text: &str) -> bool {
     };
     let after = text.strip_prefix(first);
     after.is_some_and(|text| {
-        let mut places = text.char_indices().map(|(at, _)| at).chain([text.len()]);
-        places.any(|at| matches(rest, &text[at..]))
+        let mut ends = (0..=text.len()).filter_map(|at| text.get(at..));
+        ends.any(|end| matches(rest, end))
     })
 }
 
@@ -88,10 +88,8 @@ fn shown(line: &str) -> String {
     let (message, fields) = rest.split_once('=').unwrap();
     let (message, _key) = message.rsplit_once(' ').unwrap();
     let (_, error) = fields.split_once(" error=").unwrap();
-    let end = [" instead=", " pause="]
-        .iter()
-        .find_map(|key| error.find(key));
-    let error = &error[..end.unwrap()];
+    let mut fields = [" instead=", " pause="].into_iter();
+    let (error, _fields) = fields.find_map(|key| error.split_once(key)).unwrap();
     let error = match error.split_once(": ") {
         Some((url, rest)) if url.starts_with("http") => rest,
         _ => error,
@@ -100,15 +98,25 @@ fn shown(line: &str) -> String {
 }
 
 fn status(answer: &Answer) -> String {
-    let mut shown = answer.status.to_string();
-    let retry_after = answer.header("retry-after");
-    if !retry_after.is_empty() {
-        shown += &format!(", `Retry-After: {retry_after}`");
+    let retry_after = match answer.header("retry-after") {
+        "" => String::new(),
+        seconds => format!(", `Retry-After: {seconds}`"),
+    };
+    let cut = if answer.broken { ", cut off" } else { "" };
+    format!("{}{retry_after}{cut}", answer.status)
+}
+
+/// The code and the message of an error, without what the message begins with.
+fn told(answer: &Answer, prefix: &str) -> (String, String) {
+    let message = &answer.json()["errors"][0]["message"];
+    let message = message.as_str().unwrap();
+    // It is for everybody who pulls: no address, and nothing that the upstream wrote.
+    for secret in ["://", "127.0.0.1", "169.254", "script"] {
+        assert!(!message.contains(secret), "{message}");
     }
-    if answer.broken {
-        shown += ", cut off";
-    }
-    shown
+    let reason = message.strip_prefix(prefix);
+    let reason = reason.unwrap_or_else(|| panic!("{message} doesn't begin with {prefix}"));
+    (format!("`{}`", answer.error().1), reason.to_owned())
 }
 
 /// The errors that were counted, and how often.
@@ -151,23 +159,10 @@ async fn differences(
     let path = format!("/v2/{NAME}/app/{of}");
     let answer = passing(scene.mirror.get(&path)).await;
     let (log, metric) = (scene.warnings.about(""), counted(&scene.mirror));
-    let (mut code, mut message) = ("—".to_owned(), "—".to_owned());
-    if answer.status != 200 {
-        code = format!("`{}`", answer.error().1);
-        message = answer.json()["errors"][0]["message"]
-            .as_str()
-            .unwrap()
-            .to_owned();
-        // It is for everybody who pulls: no address, and nothing that the upstream wrote.
-        for secret in ["://", "127.0.0.1", "169.254", "script"] {
-            assert!(!message.contains(secret), "{message}");
-        }
-        let prefix = format!("{what} of {NAME}/app from {NAME}: ");
-        message = match message.strip_prefix(&prefix) {
-            Some(reason) => reason.to_owned(),
-            None => format!("without the prefix: {message}"),
-        };
-    }
+    let (code, message) = match answer.status {
+        200 => ("—".to_owned(), "—".to_owned()),
+        _ => told(&answer, &format!("{what} of {NAME}/app from {NAME}: ")),
+    };
     if row.request == "any" {
         let head = passing(scene.mirror.head(&path)).await;
         assert_eq!(
