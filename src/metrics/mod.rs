@@ -35,10 +35,12 @@ pub use downloads::Downloads;
 pub use endpoints::{CircuitState, EndpointFigures};
 pub use exposition::Format;
 pub use histogram::Histogram;
-use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
+use labels::{
+    AuthenticatedBy, DegradedBy, HandshakeResult, KeptFreshResult, OfListener, OfReason, RefusedFor,
+};
 pub use labels::{
-    Authentication, Degraded, Ending, Handshake, Kind, Outcome, RefusedCaller, RefusedConnection,
-    Removal, TokenFetch,
+    Authentication, Degraded, Ending, Handshake, KeptFresh, Kind, Outcome, RefusedCaller,
+    RefusedConnection, Removal, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
 use requests::Requests;
@@ -134,6 +136,8 @@ pub struct Metrics {
     refused_callers: Family<RefusedFor, Counter>,
     authentications: Family<AuthenticatedBy, Counter>,
     negative_answers: Counter,
+    kept_fresh: Family<KeptFreshResult, Counter>,
+    kept_fresh_received: Counter,
     log_lines_dropped: Counter,
     audit_lines_lost: Counter,
     trace_spans_exported: Counter,
@@ -236,6 +240,14 @@ impl Metrics {
                 "negative_answers",
                 "Requests that were answered with a remembered 404 or 403 of an upstream",
             ),
+            kept_fresh: r.metric(
+                "keepfresh_revalidations",
+                "Revalidations of tags that are kept fresh, by their result",
+            ),
+            kept_fresh_received: r.bytes(
+                "keepfresh_received",
+                "Bytes of blobs that were fetched ahead for tags that are kept fresh",
+            ),
             log_lines_dropped: r.metric(
                 "log_lines_dropped",
                 "Log lines that standard error did not take",
@@ -287,6 +299,10 @@ impl Metrics {
             let labels = RefusedFor { reason };
             drop(self.refused_callers.get_or_create_owned(&labels));
         }
+        for &result in KeptFresh::ALL {
+            let labels = KeptFreshResult { result };
+            drop(self.kept_fresh.get_or_create_owned(&labels));
+        }
         for &result in Handshake::ALL {
             let labels = HandshakeResult { result };
             drop(self.connections.handshakes.get_or_create_owned(&labels));
@@ -318,6 +334,17 @@ impl Metrics {
     pub fn authenticated(&self, result: Authentication) {
         let labels = AuthenticatedBy { result };
         self.authentications.get_or_create_owned(&labels).inc();
+    }
+
+    /// A tag that is kept fresh was looked after.
+    pub fn kept_fresh(&self, result: KeptFresh) {
+        let labels = KeptFreshResult { result };
+        self.kept_fresh.get_or_create_owned(&labels).inc();
+    }
+
+    /// Bytes of blobs were fetched for such a tag.
+    pub fn kept_fresh_bytes(&self, bytes: u64) {
+        self.kept_fresh_received.inc_by(bytes);
     }
 
     /// A request was answered with a remembered 404 or 403.
