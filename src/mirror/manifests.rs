@@ -198,7 +198,7 @@ impl Mirror {
                     got: Box::new(got),
                 });
             }
-            self.negatives.on_arrival(&target.stored);
+            self.negatives.on_arrival(target);
             if let Some(stored) = present {
                 if self.cache.link_manifest(&target.stored, &stored).await {
                     self.on_manifest_stored(target, digest).await;
@@ -394,7 +394,7 @@ impl Mirror {
             )
             .await;
         self.note_manifest(&manifest);
-        self.negatives.on_arrival(&target.stored);
+        self.negatives.on_arrival(target);
         let mut answer = ManifestAnswer::whole(manifest, Outcome::Miss);
         answer.exchange.stored = stored;
         Ok(answer)
@@ -414,7 +414,7 @@ impl Mirror {
             .last(key)
             .is_none_or(|last| last.digest != digest)
         {
-            self.negatives.on_arrival(&target.stored);
+            self.negatives.on_arrival(target);
         }
         let confirmed = |known| {
             let validator = head.validator.clone();

@@ -2,7 +2,8 @@
 //! (`proxy.negativettl`), so that clients that insist cost it little.
 //!
 //! An answer is for one question, and for one account where the upstream is asked with those of callers.
-//! All answers about a repository end when something new of it arrives, whoever has asked for that.
+//! All answers about a repository end when something new of it arrives: with the same account, because what
+//! others pull must change nothing for a caller that may not see it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::upstream::{CallerId, UpstreamError};
 
 /// Answers that are remembered; the least used go first.
 const MAX_ANSWERS: usize = 10_000;
-/// Repositories of which something arrived lately; the least used go first.
+/// Repositories, and accounts, for which something arrived lately; the least used go first.
 const MAX_ARRIVALS: usize = 10_000;
 
 /// A repository, by its name in the store, an account at its upstream, and what was asked.
@@ -28,8 +29,8 @@ type Key = (RepoName, Option<CallerId>, Question);
 #[derive(Debug)]
 pub(super) struct Negatives {
     answers: Cache<Key, UpstreamError>,
-    /// When something new of a repository has arrived.
-    arrivals: Cache<RepoName, Instant>,
+    /// When something new of a repository has arrived for an account.
+    arrivals: Cache<(RepoName, Option<CallerId>), Instant>,
     ttl: Duration,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -71,7 +72,7 @@ impl Negatives {
     }
 
     fn holds(&self, target: &Target, error: &UpstreamError) -> bool {
-        let arrived = self.arrivals.get(&target.stored);
+        let arrived = self.arrivals.get(&party(target));
         self.clock.now() < error.asked_at() + self.ttl
             && arrived.is_none_or(|arrived| error.asked_at() > arrived)
     }
@@ -86,11 +87,16 @@ impl Negatives {
     }
 
     /// Something that wasn't known of the repository has arrived.
-    pub(super) fn on_arrival(&self, stored: &RepoName) {
-        self.arrivals.insert(stored.clone(), self.clock.now());
+    pub(super) fn on_arrival(&self, target: &Target) {
+        self.arrivals.insert(party(target), self.clock.now());
     }
 }
 
+fn party(target: &Target) -> (RepoName, Option<CallerId>) {
+    (target.stored.clone(), target.upstream.caller())
+}
+
 fn key(target: &Target, question: Question) -> Key {
-    (target.stored.clone(), target.upstream.caller(), question)
+    let (stored, account) = party(target);
+    (stored, account, question)
 }

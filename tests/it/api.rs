@@ -124,10 +124,11 @@ async fn every_answer_says_where_it_came_from() {
     }
     for line in [
         format!("GET /v2/app/manifests/{missing}"),
-        format!("HEAD /v2/app/blobs/{missing}"),
         format!("GET /v2/app/blobs/{missing}"),
     ] {
         assert_eq!(from(&line).await, "fwd=uri-miss; fwd-status=404", "{line}");
+        let again = line.replace("GET ", "HEAD ");
+        assert_eq!(from(&again).await, "hit; detail=negative", "{again}");
     }
     let image = Image::oci(1);
     let digest = up.push("app", "1", &image);

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 
 use crate::harness::{
-    ALWAYS, Gate, Operation, Reply, blob_path, digest, eventually, mirrored, noise,
+    ALWAYS, Gate, Operation, Reply, blob_path, digest, eventually, mirrored, mirrored_with, noise,
     over_faulty_store, put_blob, read, settle, to_end,
 };
 
@@ -224,7 +224,7 @@ async fn refusals_are_told_to_all_who_wait() {
 
 #[tokio::test]
 async fn another_repositorys_blob_is_proved_by_one_head_and_then_linked() {
-    let (up, m) = mirrored().await;
+    let (up, m) = mirrored_with(&["proxy.negativettl: 0"]).await;
     let blob = noise(1, 5000);
     up.put_blob("one", &blob);
     m.pull(&blob_path("one", &blob), &blob).await;

@@ -401,6 +401,7 @@ async fn a_list_that_is_gone_is_forgotten() {
     advance(31 * SECOND).await;
     m.get(TAGS).await.refused(404, "NAME_UNKNOWN");
     up.go_down();
+    advance(10 * SECOND).await;
     m.get(TAGS).await.refused(500, "UNAVAILABLE");
 }
 
