@@ -155,18 +155,17 @@ impl Mirror {
 
     /// The same mirror of other upstreams, with another policy: what it has learned and what it is doing
     /// stay shared. A name must mean the registry that it meant before. Other limits of prefetches, and
-    /// other rules for tags, begin with nothing learned.
+    /// other rules for tags, begin with nothing learned. What upstreams didn't have or give is forgotten.
     #[must_use]
     pub fn renewed(&self, upstreams: Upstreams, policy: MirrorPolicy) -> Arc<Self> {
         let prefetch = self.prefetch.renewed(policy.prefetch, &upstreams);
         let records = self.records.renewed(&policy.tags);
-        let negatives = self.negatives.renewed(policy.negative_ttl);
         Arc::new(Self {
             upstreams,
             ranges: policy.ranges,
             prefetch: prefetch.map_or_else(|| Arc::clone(&self.prefetch), Arc::new),
             records: records.map_or_else(|| Arc::clone(&self.records), Arc::new),
-            negatives: negatives.map_or_else(|| Arc::clone(&self.negatives), Arc::new),
+            negatives: Arc::new(self.negatives.renewed(policy.negative_ttl)),
             downloader: self.downloader.clone(),
             cache: self.cache.clone(),
             manifest_flights: Arc::clone(&self.manifest_flights),

@@ -48,9 +48,9 @@ impl Negatives {
         }
     }
 
-    /// Those of another time, of nothing yet. None if the time is the same.
-    pub(super) fn renewed(&self, ttl: Duration) -> Option<Self> {
-        (ttl != self.ttl).then(|| Self::new(ttl, Arc::clone(&self.metrics), self.clock))
+    /// Those of other upstreams or other accounts, of nothing yet.
+    pub(super) fn renewed(&self, ttl: Duration) -> Self {
+        Self::new(ttl, Arc::clone(&self.metrics), self.clock)
     }
 
     /// An error when the upstream has lately answered this question so.
