@@ -133,7 +133,6 @@ pub struct Metrics {
     connections: Connections,
     refused_callers: Family<RefusedFor, Counter>,
     authentications: Family<AuthenticatedBy, Counter>,
-    negative_answers: Counter,
     log_lines_dropped: Counter,
     audit_lines_lost: Counter,
     trace_spans_exported: Counter,
@@ -232,10 +231,6 @@ impl Metrics {
                 "authentications",
                 "Credentials of callers, and tokens issued, by the result",
             ),
-            negative_answers: r.metric(
-                "negative_answers",
-                "Requests that were answered with a remembered 404 or 403 of an upstream",
-            ),
             log_lines_dropped: r.metric(
                 "log_lines_dropped",
                 "Log lines that standard error did not take",
@@ -322,7 +317,7 @@ impl Metrics {
 
     /// A request was answered with a remembered 404 or 403.
     pub fn answered_from_memory(&self) {
-        self.negative_answers.inc();
+        self.upstreams.negative_answers.inc();
     }
 
     /// A request was refused because of who sent it.
