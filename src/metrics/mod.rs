@@ -8,6 +8,7 @@ mod downloads;
 mod endpoints;
 mod exposition;
 mod histogram;
+mod keep_fresh;
 mod labels;
 mod rate_limits;
 mod requests;
@@ -35,9 +36,7 @@ pub use downloads::Downloads;
 pub use endpoints::{CircuitState, EndpointFigures};
 pub use exposition::Format;
 pub use histogram::Histogram;
-use labels::{
-    AuthenticatedBy, DegradedBy, HandshakeResult, KeptFreshResult, OfListener, OfReason, RefusedFor,
-};
+use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
 pub use labels::{
     Authentication, Degraded, Ending, Handshake, KeptFresh, Kind, Outcome, RefusedCaller,
     RefusedConnection, Removal, TokenFetch,
@@ -135,9 +134,6 @@ pub struct Metrics {
     connections: Connections,
     refused_callers: Family<RefusedFor, Counter>,
     authentications: Family<AuthenticatedBy, Counter>,
-    negative_answers: Counter,
-    kept_fresh: Family<KeptFreshResult, Counter>,
-    kept_fresh_received: Counter,
     log_lines_dropped: Counter,
     audit_lines_lost: Counter,
     trace_spans_exported: Counter,
@@ -236,18 +232,6 @@ impl Metrics {
                 "authentications",
                 "Credentials of callers, and tokens issued, by the result",
             ),
-            negative_answers: r.metric(
-                "negative_answers",
-                "Requests that were answered with a remembered 404 or 403 of an upstream",
-            ),
-            kept_fresh: r.metric(
-                "keepfresh_revalidations",
-                "Revalidations of tags that are kept fresh, by their result",
-            ),
-            kept_fresh_received: r.bytes(
-                "keepfresh_received",
-                "Bytes of blobs that were fetched ahead for tags that are kept fresh",
-            ),
             log_lines_dropped: r.metric(
                 "log_lines_dropped",
                 "Log lines that standard error did not take",
@@ -299,10 +283,6 @@ impl Metrics {
             let labels = RefusedFor { reason };
             drop(self.refused_callers.get_or_create_owned(&labels));
         }
-        for &result in KeptFresh::ALL {
-            let labels = KeptFreshResult { result };
-            drop(self.kept_fresh.get_or_create_owned(&labels));
-        }
         for &result in Handshake::ALL {
             let labels = HandshakeResult { result };
             drop(self.connections.handshakes.get_or_create_owned(&labels));
@@ -336,20 +316,9 @@ impl Metrics {
         self.authentications.get_or_create_owned(&labels).inc();
     }
 
-    /// A tag that is kept fresh was looked after.
-    pub fn kept_fresh(&self, result: KeptFresh) {
-        let labels = KeptFreshResult { result };
-        self.kept_fresh.get_or_create_owned(&labels).inc();
-    }
-
-    /// Bytes of blobs were fetched for such a tag.
-    pub fn kept_fresh_bytes(&self, bytes: u64) {
-        self.kept_fresh_received.inc_by(bytes);
-    }
-
     /// A request was answered with a remembered 404 or 403.
     pub fn answered_from_memory(&self) {
-        self.negative_answers.inc();
+        self.upstreams.negative_answers.inc();
     }
 
     /// A request was refused because of who sent it.

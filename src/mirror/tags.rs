@@ -20,7 +20,7 @@ use crate::upstream::Validator;
 const MAX_RECORDS: usize = 100_000;
 /// Tags that wait for their manifest; a client asks for it right after its HEAD.
 const MAX_EXPECTED: usize = 10_000;
-/// ETags kept; without one, the upstream is asked without a condition.
+/// Validators kept; without one, the upstream is asked without a condition.
 const MAX_VALIDATORS: usize = 10_000;
 /// As long as a record is needed that has no end.
 const FOR_EVER: Duration = Duration::from_hours(100 * 365 * 24);

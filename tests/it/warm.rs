@@ -90,7 +90,7 @@ async fn evicted_blobs_are_fetched_again() {
 
 #[tokio::test]
 async fn memory_is_no_proof_for_another_repository() {
-    let (up, m) = mirrored().await;
+    let (up, m) = mirrored_with(&["proxy.negativettl: 0"]).await;
     let image = Image::oci(1);
     let digest = up.push("one", "1", &image);
     let (one, two) = (manifest("one", &digest), manifest("two", &digest));
