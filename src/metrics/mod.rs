@@ -8,6 +8,7 @@ mod downloads;
 mod endpoints;
 mod exposition;
 mod histogram;
+mod keep_fresh;
 mod labels;
 mod rate_limits;
 mod requests;
@@ -37,8 +38,8 @@ pub use exposition::Format;
 pub use histogram::Histogram;
 use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
 pub use labels::{
-    Authentication, Degraded, Ending, Handshake, Kind, Outcome, RefusedCaller, RefusedConnection,
-    Removal, TokenAge, TokenFetch,
+    Authentication, Degraded, Ending, Handshake, KeptFresh, Kind, Outcome, RefusedCaller,
+    RefusedConnection, Removal, TokenAge, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
 use requests::Requests;
@@ -133,7 +134,6 @@ pub struct Metrics {
     connections: Connections,
     refused_callers: Family<RefusedFor, Counter>,
     authentications: Family<AuthenticatedBy, Counter>,
-    negative_answers: Counter,
     log_lines_dropped: Counter,
     audit_lines_lost: Counter,
     trace_spans_exported: Counter,
@@ -232,10 +232,6 @@ impl Metrics {
                 "authentications",
                 "Credentials of callers, and tokens issued, by the result",
             ),
-            negative_answers: r.metric(
-                "negative_answers",
-                "Requests that were answered with a remembered 404 or 403 of an upstream",
-            ),
             log_lines_dropped: r.metric(
                 "log_lines_dropped",
                 "Log lines that standard error did not take",
@@ -322,7 +318,7 @@ impl Metrics {
 
     /// A request was answered with a remembered 404 or 403.
     pub fn answered_from_memory(&self) {
-        self.negative_answers.inc();
+        self.upstreams.negative_answers.inc();
     }
 
     /// A request was refused because of who sent it.

@@ -26,6 +26,7 @@ pub(super) struct Upstreams {
     phases: Family<UpstreamPhase, Histogram>,
     tokens: Family<UpstreamToken, Counter>,
     degraded: Family<OfUpstream, Gauge>,
+    pub(super) negative_answers: Counter,
     pub(super) endpoints: Endpoints,
     pub(super) rate_limits: RateLimits,
 }
@@ -50,6 +51,10 @@ impl Upstreams {
             degraded: r.metric(
                 "upstream_degraded",
                 "1 while the last answer of an upstream was none, or a server error",
+            ),
+            negative_answers: r.metric(
+                "negative_answers",
+                "Requests that were answered with a remembered 404 or 403 of an upstream",
             ),
             endpoints: Endpoints::register(r),
             rate_limits: RateLimits::register(r),

@@ -20,7 +20,7 @@ use crate::upstream::Validator;
 const MAX_RECORDS: usize = 100_000;
 /// Tags that wait for their manifest; a client asks for it right after its HEAD.
 const MAX_EXPECTED: usize = 10_000;
-/// ETags kept; without one, the upstream is asked without a condition.
+/// Validators kept; without one, the upstream is asked without a condition.
 const MAX_VALIDATORS: usize = 10_000;
 /// As long as a record is needed that has no end.
 const FOR_EVER: Duration = Duration::from_hours(100 * 365 * 24);
@@ -135,6 +135,21 @@ impl TagRecords {
     /// What the upstream named last.
     pub(super) fn last(&self, key: &TagKey) -> Option<ManifestMeta> {
         Some(self.records.get(key)?.known)
+    }
+
+    /// From when on a tag is to be asked for again, so that it stays fresh: a quarter of its time before the
+    /// end, and at most `margin`.
+    pub(super) fn renewed_from(&self, key: &TagKey, margin: Duration) -> Instant {
+        let Some(record) = self.records.get(key) else {
+            return self.began;
+        };
+        match self.freshness(key) {
+            Freshness::Limited(times) => {
+                let margin = margin.min(times.ttl / 4);
+                record.fresh_until.checked_sub(margin).unwrap_or(self.began)
+            }
+            Freshness::Immutable | Freshness::Offline => record.fresh_until,
+        }
     }
 
     /// With which the upstream can be asked whether the record still holds.

@@ -48,13 +48,9 @@ impl Accept {
         {
             types.extend(ManifestType::ALL.map(|kind| Box::from(kind.as_str())));
         }
-        let is_served = |kind: &Box<str>| {
-            ManifestType::ALL
-                .iter()
-                .any(|known| **kind == *known.as_str())
-        };
-        if types.iter().any(is_served) {
-            types.retain(is_served);
+        let is_served = |kind: &str| ManifestType::ALL.iter().any(|known| kind == known.as_str());
+        if types.iter().any(|kind| is_served(kind)) {
+            types.retain(|kind| is_served(kind));
         }
         // No current client lists the artifact manifest, which was withdrawn from image-spec 1.1. Those that
         // list all others get the same answers as those that accept anything.

@@ -17,6 +17,9 @@ pub const NOT_FOUND: &str = "the upstream has no such thing; check the reference
 
 /// The `Retry-After` for clients when too many requests wait for an upstream.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Why nothing was sent.
+const OFFLINE: &str = "this mirror is offline and doesn't have it: it asks no upstream; its operator has to \
+                       import it (`millpond import`)";
 /// The `Retry-After` where the operator's limit for a month is reached: clients needn't ask more often.
 const MONTH_RETRY_AFTER: Duration = Duration::from_hours(1);
 
@@ -79,10 +82,7 @@ impl Classified for UpstreamError {
                 "this mirror has received as much from the upstream in this month as its operator \
                  permits; ask the operator for more, or wait for the next month"
             }
-            Failure::Offline => {
-                "this mirror is offline and doesn't have it: it asks no upstream; its operator has to \
-                 import it (`millpond import`)"
-            }
+            Failure::Offline => OFFLINE,
             Failure::Rejected { status: 406, .. } => {
                 "the upstream has it in no format that the client accepts (status 406); try a newer client"
             }
