@@ -161,14 +161,8 @@ mod tests {
             status: Some(status),
             ..lost
         };
-        let (ok, stored) = (
-            status(200),
-            Exchange {
-                stored: true,
-                ..status(200)
-            },
-        );
-        let failed = status(503);
+        let (ok, failed) = (status(200), status(503));
+        let stored = Exchange { stored: true, ..ok };
         for (outcome, named, exchange, expected) in [
             (Hit, ByDigest, no, "hit"),
             (Stale, Otherwise, no, "hit; detail=stale"),
