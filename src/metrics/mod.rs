@@ -39,7 +39,7 @@ pub use histogram::Histogram;
 use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
 pub use labels::{
     Authentication, Degraded, Ending, Handshake, KeptFresh, Kind, Outcome, RefusedCaller,
-    RefusedConnection, Removal, TokenFetch,
+    RefusedConnection, Removal, TokenAge, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
 use requests::Requests;

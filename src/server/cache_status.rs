@@ -153,22 +153,20 @@ mod tests {
     use super::Outcome::{Error, Hit, Joined, Miss, Revalidated, Stale, Updating};
     use super::*;
 
+    fn answered(status: u16, stored: bool) -> Exchange {
+        Exchange {
+            status: Some(status),
+            stored,
+            ..Exchange::unanswered()
+        }
+    }
+
     #[test]
     fn hit_only_when_nothing_was_forwarded() {
         let no = Exchange::default();
         let lost = Exchange::unanswered();
-        let status = |status| Exchange {
-            status: Some(status),
-            ..lost
-        };
-        let (ok, stored) = (
-            status(200),
-            Exchange {
-                stored: true,
-                ..status(200)
-            },
-        );
-        let failed = status(503);
+        let (ok, failed) = (answered(200, false), answered(503, false));
+        let stored = answered(200, true);
         for (outcome, named, exchange, expected) in [
             (Hit, ByDigest, no, "hit"),
             (Stale, Otherwise, no, "hit; detail=stale"),
