@@ -153,16 +153,20 @@ mod tests {
     use super::Outcome::{Error, Hit, Joined, Miss, Revalidated, Stale, Updating};
     use super::*;
 
+    fn answered(status: u16, stored: bool) -> Exchange {
+        Exchange {
+            status: Some(status),
+            stored,
+            ..Exchange::unanswered()
+        }
+    }
+
     #[test]
     fn hit_only_when_nothing_was_forwarded() {
         let no = Exchange::default();
         let lost = Exchange::unanswered();
-        let status = |status| Exchange {
-            status: Some(status),
-            ..lost
-        };
-        let (ok, failed) = (status(200), status(503));
-        let stored = Exchange { stored: true, ..ok };
+        let (ok, failed) = (answered(200, false), answered(503, false));
+        let stored = answered(200, true);
         for (outcome, named, exchange, expected) in [
             (Hit, ByDigest, no, "hit"),
             (Stale, Otherwise, no, "hit; detail=stale"),
