@@ -199,7 +199,7 @@ struct Day {
     apps: Vec<App>,
     /// What each node runs of each app.
     nodes: Vec<Vec<Option<Digest>>>,
-    /// Tags and digests that the mirror has served.
+    /// Tags and digests whose images the mirror has served.
     served: HashSet<String>,
     counts: Counts,
 }
@@ -221,7 +221,6 @@ impl Day {
             Ok(answer) => answer.found.known().digest,
             Err(error) => return self.failed(&named, &error),
         };
-        self.served.insert(named);
         if self.nodes[node][app] == Some(digest) {
             return;
         }
@@ -229,7 +228,7 @@ impl Day {
         let by_digest = format!("{name}@{digest}");
         match pull(&self.mirror, target, &Reference::Digest(digest)).await {
             Ok(()) => {
-                self.served.insert(by_digest);
+                self.served.extend([named, by_digest]);
                 self.nodes[node][app] = Some(digest);
             }
             Err(error) => self.failed(&by_digest, &error),
