@@ -28,6 +28,7 @@ const NOT_OF_UPSTREAMS: &[&str] = &[
     "connecttimeout",
     "fillafter",
     "headertimeout",
+    "keepfresh",
     "maxblobsize",
     "minspeed",
     "negativettl",

@@ -76,6 +76,23 @@ impl Shared {
         })
     }
 
+    /// Keeps the configured tags fresh, until `stop`.
+    pub(super) fn keep_fresh(
+        &self,
+        mirror: &Arc<Mirror>,
+        config: &Config,
+        stop: &CancellationToken,
+    ) {
+        let settings = Arc::new(config.proxy.keep_fresh.clone());
+        if settings.images.is_empty() {
+            return;
+        }
+        let mirror = Arc::clone(mirror);
+        let keep = move || Arc::clone(&mirror).keep_fresh(Arc::clone(&settings));
+        self.background
+            .spawn_restarted("keepfresh", stop.clone(), keep);
+    }
+
     /// Starts the slow check in the background, where one is wanted, until `stop`.
     pub(super) fn scrub(&self, config: &Config, stop: &CancellationToken) {
         if let Some(scrub) = config.limits.scrub {

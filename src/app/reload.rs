@@ -52,6 +52,8 @@ pub(super) struct Running {
     pub(super) files: Option<Arc<FsStore>>,
     /// Ends the background scrub.
     pub(super) scrub: CancellationToken,
+    /// Ends the task that keeps tags fresh.
+    pub(super) keep_fresh: CancellationToken,
 }
 
 /// Why a new configuration isn't applied.
@@ -100,6 +102,8 @@ impl Shared {
         let downloader = self.downloader(&config.proxy);
         let upstreams = clients.upstreams(access.is_open());
         let mirror = self.mirror(&config.proxy, upstreams, downloader.clone());
+        let keep_fresh = self.stop_accepting.child_token();
+        self.keep_fresh(&mirror, config, &keep_fresh);
         let authenticator = Arc::new(self.authenticator(config, &mirror).await?);
         self.renew(&clients, &authenticator);
         let service = self.service(config, &mirror, &authenticator, &access);
@@ -115,6 +119,7 @@ impl Shared {
             access,
             files,
             scrub,
+            keep_fresh,
         })
     }
 
@@ -309,6 +314,9 @@ impl Running {
             self.scrub = shared.stop_accepting.child_token();
             shared.scrub(&config, &self.scrub);
         }
+        self.keep_fresh.cancel();
+        self.keep_fresh = shared.stop_accepting.child_token();
+        shared.keep_fresh(&mirror, &config, &self.keep_fresh);
         (self.config, self.clients, self.mirror) = (config, clients, mirror);
         (self.authenticator, self.access, self.origins) = (authenticator, access, origins);
         shared.cache.configure(policy).await;

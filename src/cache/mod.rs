@@ -42,13 +42,13 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
-use crate::oci::{Digest, ImagePattern, Manifest, RepoName};
+use crate::oci::{Digest, ImagePattern, Manifest, RepoName, Tag};
 use crate::storage::Store;
 pub use crate::storage::{Content, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError};
 use crate::tasks::Tasks;
@@ -63,6 +63,7 @@ pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
 use partials::Partials;
 pub use policy::{SpaceRequest, TtlPolicy};
+use state::timestamp::Timestamp;
 use verify::Verifier;
 use work::deletion;
 pub use work::scrub::{
@@ -352,6 +353,18 @@ impl Cache {
     /// A page of all images, like [`entries`](Self::entries). A page may be empty.
     pub fn images(&self, from: usize) -> (Vec<ImageView>, Option<usize>) {
         self.inner.with(|index| index.view_images(from, MAX_PAGE))
+    }
+
+    /// The tags whose manifests were used since a time, as far as the index is complete.
+    pub async fn tags_used_since(&self, since: SystemTime) -> Vec<(RepoName, Tag)> {
+        let (since, mut tags) = (Timestamp::of(since), Vec::new());
+        let page = |index: &mut Index, at| {
+            let (page, next) = index.tags_used_since(since, at, MAX_PAGE);
+            tags.extend(page);
+            next
+        };
+        self.inner.pages(page).await;
+        tags
     }
 
     /// Removes the selected links, and the files that nothing else needs; with `dry_run` only lists

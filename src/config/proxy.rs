@@ -10,6 +10,7 @@ use crate::oci::{Digest, ImagePattern, RepoName};
 use super::authorize::{Authorize, CallerAccess};
 use super::download::{self, OnAbandon, Prefetch, RangeMode, Segments, Streams};
 use super::endpoints;
+use super::keep_fresh::{self, KeepFresh};
 use super::registry_url::{HUB_NAME, authority, hosts, hub, is_hub, remote_url};
 use super::rules::{self, RangeRule, TtlRule};
 use super::section::Section;
@@ -35,6 +36,7 @@ pub struct Proxy {
     pub tags: Tags,
     /// How long a 404 or 403 of an upstream is remembered; 0: not at all.
     pub negative_ttl: Duration,
+    pub keep_fresh: KeepFresh,
     pub timeouts: Timeouts,
     pub segments: Segments,
     pub streams: Streams,
@@ -170,6 +172,7 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
         pins: rules::pins(proxy, &default),
         tags: proxy.section("tags", |tags| tags::read(tags, &default)),
         negative_ttl: proxy.duration("negativettl", DEFAULT_NEGATIVE_TTL),
+        keep_fresh: proxy.section("keepfresh", |keep| keep_fresh::read(keep, &default)),
         timeouts: timeouts(proxy),
         segments: proxy.section("segments", download::segments),
         streams: proxy.section("streams", download::streams),

@@ -4,6 +4,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::keep_fresh::KeptFreshTags;
 use super::labels::OfUpstream;
 use super::{InFlight, Metrics, Registrar, set};
 
@@ -30,6 +31,7 @@ pub struct Downloads {
     pub prefetched_used: Counter,
     /// Images whose layers were not fetched ahead, because too many others waited for that.
     pub prefetch_dropped: Counter,
+    pub(super) kept_fresh: KeptFreshTags,
 }
 
 impl Downloads {
@@ -60,6 +62,7 @@ impl Downloads {
             prefetch_dropped: r.metric("prefetch_dropped",
                 "Images whose layers were not fetched ahead, because too many others waited for that",
             ),
+            kept_fresh: KeptFreshTags::register(r),
             prefetched: r.bytes("prefetched", "Bytes of blobs fetched ahead"),
             prefetched_used: r.bytes("prefetched_used",
                 "Bytes of blobs fetched ahead that a client then asked for",

@@ -201,6 +201,18 @@ label! {
 }
 
 label! {
+    /// What became of a tag that is kept fresh.
+    KeptFresh {
+        Unchanged => "unchanged",
+        /// It names another manifest than before.
+        Moved => "moved",
+        /// Not now: the upstream or the operator leaves nothing for background work.
+        Deferred => "deferred",
+        Failed => "failed",
+    }
+}
+
+label! {
     /// A condition under which the server serves, with less than usual.
     Degraded {
         /// The file system of the cache has no space left.
@@ -213,6 +225,11 @@ label! {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct OfReason {
     pub(super) reason: RefusedConnection,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct KeptFreshResult {
+    pub(super) result: KeptFresh,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

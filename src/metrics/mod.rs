@@ -8,6 +8,7 @@ mod downloads;
 mod endpoints;
 mod exposition;
 mod histogram;
+mod keep_fresh;
 mod labels;
 mod rate_limits;
 mod requests;
@@ -37,8 +38,8 @@ pub use exposition::Format;
 pub use histogram::Histogram;
 use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
 pub use labels::{
-    Authentication, Degraded, Ending, Handshake, Kind, Outcome, RefusedCaller, RefusedConnection,
-    Removal, TokenAge, TokenFetch,
+    Authentication, Degraded, Ending, Handshake, KeptFresh, Kind, Outcome, RefusedCaller,
+    RefusedConnection, Removal, TokenAge, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
 use requests::Requests;

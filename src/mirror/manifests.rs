@@ -143,7 +143,7 @@ impl Mirror {
         }
     }
 
-    async fn by_digest(
+    pub(super) async fn by_digest(
         self: &Arc<Self>,
         target: &Target,
         digest: Digest,
@@ -216,7 +216,7 @@ impl Mirror {
         Ok(answer)
     }
 
-    async fn by_tag(
+    pub(super) async fn by_tag(
         self: &Arc<Self>,
         target: &Target,
         key: TagKey,

@@ -2,7 +2,8 @@
 //!
 //! [`targets`] chooses the upstream; [`manifests`] and [`blobs`] answer from the cache, else from the
 //! upstream; [`lists`] has tags and the catalog, [`referrers`] what is attached to a manifest;
-//! [`prefetch`] downloads an image's layers before they are requested. Where an upstream is asked with the
+//! [`prefetch`] downloads an image's layers before they are requested, [`keep_fresh`] whole images of tags
+//! that the operator chose. Where an upstream is asked with the
 //! accounts of callers, [`private`] lets each request pass only after the upstream's permission, which
 //! [`verdicts`] remembers; [`negatives`] remembers what an upstream doesn't have. Every answer names its
 //! [`Outcome`](crate::metrics::Outcome): clients, logs and metrics agree on where a response came from.
@@ -14,6 +15,7 @@ mod blobs;
 mod described;
 mod error;
 mod exchange;
+mod keep_fresh;
 mod lists;
 mod logins;
 mod manifest_store;
@@ -48,6 +50,7 @@ pub use blobs::{BlobAnswer, BlobContent};
 use described::Described;
 pub use error::MirrorError;
 pub use exchange::Exchange;
+use keep_fresh::DailyBytes;
 use lists::TagList;
 pub use lists::{CatalogPage, Shows, TagsAnswer};
 pub use logins::LoginChecks;
@@ -85,9 +88,12 @@ pub struct Mirror {
     verdicts: Arc<Verdicts>,
     negatives: Arc<Negatives>,
     prefetch: Arc<Prefetch>,
+    /// Those that were fetched for tags that are kept fresh.
+    kept_bytes: Arc<DailyBytes>,
     /// Sizes of blobs, by the descriptors of manifests.
     sizes: Arc<Described<u64>>,
     metrics: Arc<Metrics>,
+    clock: Clock,
 }
 
 #[derive(Debug)]
@@ -141,7 +147,9 @@ impl Mirror {
             referrers: Arc::new(Remembered::new(parts.tasks.clone(), parts.clock)),
             verdicts: Arc::new(Verdicts::new(parts.tasks.clone(), parts.clock)),
             proofs: Arc::new(SingleFlight::new(parts.tasks)),
+            kept_bytes: Arc::default(),
             metrics: parts.metrics,
+            clock: parts.clock,
         })
     }
 
@@ -167,7 +175,9 @@ impl Mirror {
             proofs: Arc::clone(&self.proofs),
             verdicts: Arc::clone(&self.verdicts),
             sizes: Arc::clone(&self.sizes),
+            kept_bytes: Arc::clone(&self.kept_bytes),
             metrics: Arc::clone(&self.metrics),
+            clock: self.clock,
         })
     }
 

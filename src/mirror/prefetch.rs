@@ -272,13 +272,13 @@ impl Mirror {
     }
 
     /// Whether a layer can be cached, and nothing has to be evicted for it.
-    fn can_fetch_ahead(&self, size: u64) -> bool {
+    pub(super) fn can_fetch_ahead(&self, size: u64) -> bool {
         size <= self.prefetch.limits.layer && self.cache.has_idle_space(size)
     }
 
     /// Whether a blob is neither there, for whichever repository, nor on its way. One that is there
     /// for another repository costs a client no more than a HEAD.
-    async fn is_missing(&self, target: &Target, digest: &Digest) -> bool {
+    pub(super) async fn is_missing(&self, target: &Target, digest: &Digest) -> bool {
         !self.downloader.is_running(target.upstream.name(), digest)
             && self.cache.is_missing(digest).await
     }
@@ -287,30 +287,44 @@ impl Mirror {
         let Ok(_permit) = image.permits.downloads.acquire().await else {
             return;
         };
-        let (digest, size) = (layer.digest, layer.size);
+        let digest = layer.digest;
         // While it waited, anything may have happened; a stop ends the task only where it waits.
         let over = self.prefetch.stop.is_cancelled() || given_up.load(Ordering::Relaxed);
-        if over || !self.can_fetch_ahead(size) || !self.is_missing(&image.target, &digest).await {
+        if over
+            || !self.can_fetch_ahead(layer.size)
+            || !self.is_missing(&image.target, &digest).await
+        {
             return;
         }
-        let target = image.target.clone();
-        let party = target.party();
-        let source = Arc::new(UpstreamBlob {
-            target,
-            digest,
-            described_size: Some(size),
-            route: Arc::default(),
-        });
-        let entry = Ledger::begin(&self.prefetch.ledger, digest);
-        match self.downloader.fetch_ahead(digest, &party, source).await {
-            Ok(fetched) => entry.fetched(fetched),
-            Err(error) => {
-                tracing::debug!(repo = %party.repository, %digest, error = %on_one_line(&error), "a layer can't be fetched ahead");
-                if !is_of_one_layer(&error) {
-                    given_up.store(true, Ordering::Relaxed);
-                }
+        if let Err(error) = self.fetch_blob_ahead(&image.target, layer).await {
+            let repo = &image.target.stored;
+            tracing::debug!(%repo, %digest, error = %on_one_line(&error), "a layer can't be fetched ahead");
+            if !is_of_one_layer(&error) {
+                given_up.store(true, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Fetches a blob that no client waits for. Returns the bytes; none when somebody else has fetched it.
+    pub(super) async fn fetch_blob_ahead(
+        &self,
+        target: &Target,
+        blob: &Descriptor,
+    ) -> Result<Option<u64>, DownloadError> {
+        let source = Arc::new(UpstreamBlob {
+            target: target.clone(),
+            digest: blob.digest,
+            described_size: Some(blob.size),
+            route: Arc::default(),
+        });
+        let (party, entry) = (
+            target.party(),
+            Ledger::begin(&self.prefetch.ledger, blob.digest),
+        );
+        let fetching = self.downloader.fetch_ahead(blob.digest, &party, source);
+        let fetched = fetching.await?;
+        entry.fetched(fetched);
+        Ok(fetched)
     }
 }
 

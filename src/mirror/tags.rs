@@ -137,6 +137,21 @@ impl TagRecords {
         Some(self.records.get(key)?.known)
     }
 
+    /// From when on a tag is to be asked for again, so that it stays fresh: a quarter of its time before the
+    /// end, and at most `margin`.
+    pub(super) fn renewed_from(&self, key: &TagKey, margin: Duration) -> Instant {
+        let Some(record) = self.records.get(key) else {
+            return self.began;
+        };
+        match self.freshness(key) {
+            Freshness::Limited(times) => {
+                let margin = margin.min(times.ttl / 4);
+                record.fresh_until.checked_sub(margin).unwrap_or(self.began)
+            }
+            Freshness::Immutable | Freshness::Offline => record.fresh_until,
+        }
+    }
+
     /// With which the upstream can be asked whether the record still holds.
     pub(super) fn validator(&self, key: &TagKey) -> Option<Validator> {
         self.validators.get(key)

@@ -80,6 +80,21 @@ impl Upstreams {
         Some(named.unwrap_or(&self.default))
     }
 
+    /// The upstream of a stored repository, and what the repository is called there.
+    pub(super) fn stored_target(&self, stored: &RepoName) -> Option<Target> {
+        let upstream = Arc::clone(self.of_stored(stored)?);
+        let repo = if Arc::ptr_eq(&upstream, &self.default) {
+            stored.clone()
+        } else {
+            stored.split_first()?.1
+        };
+        Some(Target {
+            upstream,
+            repo,
+            stored: stored.clone(),
+        })
+    }
+
     /// Whether everybody may read what is cached from an upstream.
     pub(super) fn is_public(&self, upstream: &Upstream) -> bool {
         self.everybody_reads && upstream.config.is_public()

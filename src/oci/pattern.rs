@@ -136,6 +136,20 @@ impl ImagePattern {
         self.tag.is_none() && self.repo.matches(repo.as_str())
     }
 
+    /// Whether it names the tag, or the whole repository.
+    pub fn names(&self, repo: &RepoName, tag: &Tag) -> bool {
+        self.is_repository(repo) || self.is_tag(repo, tag)
+    }
+
+    /// The one tag that it names, if it has no wildcard.
+    pub fn exact(&self) -> Option<(RepoName, Tag)> {
+        let Pattern(repo) = &self.repo;
+        let Pattern(tag) = self.tag.as_ref()?;
+        let is_exact = !repo.contains('*') && !tag.contains('*');
+        let repo = repo.parse().ok().filter(|_| is_exact)?;
+        Some((repo, tag.parse().ok()?))
+    }
+
     /// Whether it names the tag, and not the whole repository.
     pub fn is_tag(&self, repo: &RepoName, tag: &Tag) -> bool {
         let tag_matches = |pattern: &Pattern| pattern.matches(tag.as_str());
@@ -186,6 +200,12 @@ mod tests {
         let tagged = image("library/debian:bookworm*");
         assert!(!tagged.is_repository(&repo) && tagged.is_tag(&repo, &tag));
         assert!(!image("library/debian:trixie").is_tag(&repo, &tag));
+        assert!(whole.names(&repo, &tag) && tagged.names(&repo, &tag));
+        let exact = image("library/debian:bookworm-slim").exact();
+        assert_eq!(exact, Some((repo, tag)));
+        for text in ["library/debian", "library/*:1", "library/debian:1*"] {
+            assert_eq!(image(text).exact(), None, "{text}");
+        }
         for text in ["library/*", "library/debian:bookworm*"] {
             assert_eq!(image(text).to_string(), text);
         }

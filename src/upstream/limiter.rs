@@ -72,6 +72,12 @@ impl Limiter {
         }
     }
 
+    /// Whether there is something left for background work.
+    pub(super) fn has_spare(&self) -> bool {
+        let requests = self.requests.as_ref();
+        requests.is_none_or(Bucket::is_half_full) && self.permits_blob(Priority::Background)
+    }
+
     /// Whether a blob may be asked for in this month.
     pub(super) fn permits_blob(&self, priority: Priority) -> bool {
         let usage = self.usage.as_ref();
@@ -133,6 +139,14 @@ impl Bucket {
         sleep_until(due).await;
         unused.0 = None;
         true
+    }
+
+    fn is_half_full(&self) -> bool {
+        let missing = self
+            .full_at
+            .lock()
+            .saturating_duration_since(Instant::now());
+        missing <= self.size / 2
     }
 
     fn take_if_half_full(&self, units: u64) -> bool {

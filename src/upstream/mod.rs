@@ -246,6 +246,16 @@ impl Upstream {
         stretches.min().unwrap_or(1)
     }
 
+    /// Whether it may be asked for what no client waits for: more than the reserve of its rate limit is left,
+    /// some account isn't told to wait, and the operator's limits leave something.
+    pub fn has_spare_requests(&self) -> bool {
+        let now = tokio::time::Instant::now();
+        let endpoints = self.endpoints.all();
+        let mut accounts = endpoints.flat_map(|endpoint| endpoint.accounts());
+        let may_ask = accounts.any(|auth| auth.general_limits().budget.paused_for(now).is_none());
+        may_ask && self.stretch() == 1 && self.endpoints.first.transport.limiter.has_spare()
+    }
+
     /// The bytes of blobs that it has sent in this month; none where they aren't limited.
     pub fn monthly_usage(&self) -> Option<MonthlyUsage> {
         let usage = self.endpoints.first.transport.limiter.usage.as_ref();

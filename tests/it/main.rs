@@ -37,6 +37,7 @@ mod faults;
 mod freshness;
 mod health;
 mod http2;
+mod keep_fresh;
 mod lists;
 mod logging;
 mod manifests;

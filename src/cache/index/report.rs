@@ -137,6 +137,25 @@ impl Index {
         }
     }
 
+    /// The tags whose manifests were used since a time, on one page of all entries.
+    pub(crate) fn tags_used_since(
+        &self,
+        since: Timestamp,
+        from: usize,
+        max: usize,
+    ) -> (Vec<(RepoName, Tag)>, Option<usize>) {
+        let (page, next) = self.entries.page(from, max);
+        let entries = page.into_iter().map(|id| self.entries.get(id));
+        let used =
+            entries.filter(|entry| entry.kind == LinkKind::Revision && entry.last_use >= since);
+        let tags = used.flat_map(|entry| {
+            let repo = self.repos.get(entry.repo);
+            let tags = repo.tags_of(self.hash_blob(entry.blob));
+            tags.map(|tag| (repo.name.clone(), tag.clone()))
+        });
+        (tags.collect(), next)
+    }
+
     pub(crate) fn view_images(&self, from: usize, max: usize) -> (Vec<ImageView>, Option<usize>) {
         let (page, next) = self.blobs.page(from, max);
         let roots = page.into_iter().filter(|id| {

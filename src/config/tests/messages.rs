@@ -292,6 +292,14 @@ proxy: {tags: {rules: [{tag: v*, immutable: true, offline: true}]}}
 => 2: `proxy.tags.rules[0].immutable` and `offline` are both true; keep one
 proxy: {tags: {rules: [{tag: v*, immutable: true, ttl: 1h}]}}
 => 2: `proxy.tags.rules[0].ttl` is "1h", which has no effect on tags that are immutable or offline; remove it
+proxy: {keepfresh: {images: ['a:']}}
+=> 2: `proxy.keepfresh.images[0]` is "a:"; after the colon, write a tag of letters, digits and . _ -, or * for any of them, such as library/debian:bookworm*
+proxy: {keepfresh: {windows: ['22-6']}}
+=> 2: `proxy.keepfresh.windows[0]` is "22-6"; write the times of a day from and to, such as 22:00-06:00
+proxy: {keepfresh: {utcoffset: 2}}
+=> 2: `proxy.keepfresh.utcoffset` is "2"; write the offset from UTC from -23:59 to +23:59, such as +02:00
+proxy: {keepfresh: {platforms: [amd64]}}
+=> 2: `proxy.keepfresh.platforms[0]` is "amd64"; write os/architecture or os/architecture/variant, such as linux/arm64
 proxy: {negativettl: 5}
 => 2: `proxy.negativettl` is "5"; it needs a unit, such as 60s, 10m or 168h
 proxy: {tags: {ttl: soon}}

@@ -74,6 +74,15 @@ REGISTRY_PROXY_TAGS_RULES=[{tag: v*, immutable: true}] =>       immutable: true
 REGISTRY_PROXY_TAGS_RULES=[{semver: true, offline: true}] =>       offline: true
 REGISTRY_PROXY_TAGS_RULES=[{repository: a/*, ttl: 1h, stalewhilerevalidate: 5m}] =>       ttl: 1h
 REGISTRY_PROXY_TAGS_RULES_0={tag: main, staleiferror: 1h} =>       staleiferror: 1h
+REGISTRY_PROXY_KEEPFRESH_IMAGES=['a/b:main'] =>     - a/b:main
+REGISTRY_PROXY_KEEPFRESH_IMAGES_0=a/**:v* =>     - a/**:v*
+REGISTRY_PROXY_KEEPFRESH_USEDWITHIN=24h =>     usedwithin: 24h
+REGISTRY_PROXY_KEEPFRESH_DAILY=1gib =>     daily: 1GiB
+REGISTRY_PROXY_KEEPFRESH_PLATFORMS=[linux/arm64] =>     - linux/arm64
+REGISTRY_PROXY_KEEPFRESH_PLATFORMS_0=linux/arm/v7 =>     - linux/arm/v7
+REGISTRY_PROXY_KEEPFRESH_WINDOWS=['22:00-06:00'] =>     - 22:00-06:00
+REGISTRY_PROXY_KEEPFRESH_WINDOWS_0=12:00-13:00 =>     - 12:00-13:00
+REGISTRY_PROXY_KEEPFRESH_UTCOFFSET=+02:00 =>     utcoffset: +02:00
 REGISTRY_PROXY_NEGATIVETTL=5s =>   negativettl: 5s
 REGISTRY_PROXY_TTLMODE=fixed =>   ttlmode: fixed
 REGISTRY_PROXY_TTLS=[{repository: a/*, ttl: 24h}] =>   - repository: a/*
