@@ -47,6 +47,17 @@ impl Cache {
         })
     }
 
+    /// The same, and no use.
+    pub fn peek_manifest_meta(&self, repo: &RepoName, digest: &Digest) -> Option<ManifestMeta> {
+        let known = |index: &mut Index| index.kept_manifest(repo, digest);
+        let (size, media_type) = self.inner.with(known)?;
+        Some(ManifestMeta {
+            digest: *digest,
+            media_type,
+            size,
+        })
+    }
+
     /// A manifest that this repository links. Counts as a use.
     pub async fn manifest(&self, repo: &RepoName, digest: &Digest) -> Option<Arc<CachedManifest>> {
         let manifest = self.peek_manifest(repo, digest).await?;

@@ -22,7 +22,7 @@ use super::{ManifestHit, Mirror, MirrorError, ReadMode, Target};
 use crate::cache::CachedManifest;
 use crate::config::{KeepFresh, Platform};
 use crate::error_chain::on_one_line;
-use crate::metrics::{KeptFresh, Outcome};
+use crate::metrics::KeptFresh;
 use crate::oci::manifest::QUICK;
 use crate::oci::{Accept, Digest, RepoName, Tag};
 
@@ -285,14 +285,9 @@ impl Mirror {
             Some(known) => Some(known.digest),
             None => self.cache.tagged(&key.repo, &key.tag).await,
         };
-        let answer = self.by_tag(target, key.clone(), None, ReadMode::Content);
-        let answer = Box::pin(answer).await?;
-        let ManifestHit::Whole(manifest) = answer.found else {
-            return Err(MirrorError::Lost.into());
-        };
-        if answer.outcome == Outcome::Stale {
-            return Err(Interrupted::Deferred("the upstream can't answer"));
-        }
+        let question = self.question_of_tag(target, key, ReadMode::Content).await;
+        let answer = question.await??;
+        let manifest = self.manifest_of(target, answer.found).await?;
         let has_moved = last.is_some_and(|last| last != manifest.meta.digest);
         self.metrics.kept_fresh(if has_moved {
             KeptFresh::Moved
@@ -300,6 +295,26 @@ impl Mirror {
             KeptFresh::Unchanged
         });
         Ok((manifest, last))
+    }
+
+    /// The content of a manifest that the upstream has named. No use of it.
+    async fn manifest_of(
+        self: &Arc<Self>,
+        target: &Target,
+        found: ManifestHit,
+    ) -> Result<Arc<CachedManifest>, MirrorError> {
+        let digest = match found {
+            ManifestHit::Whole(manifest) => return Ok(manifest),
+            ManifestHit::Head(known) => known.digest,
+        };
+        if let Some(cached) = self.cache.peek_manifest(&target.stored, &digest).await {
+            return Ok(cached);
+        }
+        let fetching = Box::pin(self.by_digest(target, digest, ReadMode::Content));
+        match fetching.await?.found {
+            ManifestHit::Whole(manifest) => Ok(manifest),
+            ManifestHit::Head(_) => Err(MirrorError::Lost),
+        }
     }
 
     fn report_kept(&self, kept: &Kept, reason: &Interrupted) {

@@ -216,7 +216,7 @@ impl Mirror {
         Ok(answer)
     }
 
-    pub(super) async fn by_tag(
+    async fn by_tag(
         self: &Arc<Self>,
         target: &Target,
         key: TagKey,
@@ -260,7 +260,14 @@ impl Mirror {
             },
         };
         match answer {
-            Ok(answer) => self.deliver(target, answer, want).await,
+            Ok(answer) => {
+                if want == ReadMode::Head {
+                    // A use. What the mirror asks by itself is none.
+                    let digest = answer.found.known().digest;
+                    self.cache.manifest_meta(&target.stored, &digest);
+                }
+                self.deliver(target, answer, want).await
+            }
             Err(error) if error.permits_stale() => {
                 let retry_after = error.retry_after();
                 let stale = self.serve_stale(target, &key, want, retry_after).await;
@@ -301,7 +308,7 @@ impl Mirror {
 
     /// Joins the question what a tag names. A known tag is only confirmed, by one question for all, whether
     /// or not they want the content.
-    async fn question_of_tag(
+    pub(super) async fn question_of_tag(
         self: &Arc<Self>,
         target: &Target,
         key: &TagKey,
@@ -432,7 +439,7 @@ impl Mirror {
             self.records.confirmed(key, known, validator);
         };
         let _hold = self.cache.hold(&digest).await;
-        if let Some(known) = self.cache.manifest_meta(&target.stored, &digest) {
+        if let Some(known) = self.cache.peek_manifest_meta(&target.stored, &digest) {
             confirmed(known.clone());
             self.update_tag(key, digest).await;
             return Some(ManifestAnswer::head(known, Outcome::Revalidated));

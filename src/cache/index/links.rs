@@ -91,14 +91,22 @@ impl Index {
         digest: &Digest,
         now: Timestamp,
     ) -> Option<(u64, ManifestType)> {
+        let found = self.kept_manifest(repo, digest)?;
         let (entry, id) = self.find_kept((repo, LinkKind::Revision, digest))?;
-        let blob = self.blobs.get(id);
-        let found = (
-            blob.size,
-            self.graph.manifests.get(blob.manifest?).media_type,
-        );
         self.note_use(entry, id, now);
         Some(found)
+    }
+
+    /// The same without noting a use.
+    pub(crate) fn kept_manifest(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Option<(u64, ManifestType)> {
+        let (_, id) = self.find_kept((repo, LinkKind::Revision, digest))?;
+        let blob = self.blobs.get(id);
+        let manifest = self.graph.manifests.get(blob.manifest?);
+        Some((blob.size, manifest.media_type))
     }
 
     fn find_kept(&self, link: LinkKey<'_>) -> Option<(Id<Entry>, Id<Blob>)> {
