@@ -22,6 +22,7 @@ pub fn settings(config: &Config) -> CacheSettings {
             rules: proxy.ttl_rules.clone(),
             mode: proxy.ttl_mode,
         },
+        hosted: Vec::new(),
         pins: proxy.pins.clone(),
         max_size,
         min_free: root.and_then(|root| min_free(config.limits.min_free, root)),

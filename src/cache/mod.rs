@@ -62,7 +62,7 @@ use inner::Inner;
 pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
 use partials::Partials;
-pub use policy::{SpaceRequest, TtlPolicy};
+pub use policy::{HostedPolicy, OverQuota, SpaceRequest, TtlPolicy};
 use verify::Verifier;
 use work::deletion;
 pub use work::scrub::{
@@ -130,6 +130,9 @@ impl fmt::Debug for MinFree {
 #[derive(Debug, Clone)]
 pub struct CacheSettings {
     pub ttl: TtlPolicy,
+    /// Of hosted repositories: the first one that has a repository counts. Names don't change while the
+    /// cache runs.
+    pub hosted: Vec<HostedPolicy>,
     /// Images that are never evicted. They still expire, unless their repository has no TTL.
     pub pins: Vec<ImagePattern>,
     /// Bytes that all blobs together may have; none is no limit.
@@ -163,6 +166,7 @@ impl CacheSettings {
     pub fn unlimited() -> Self {
         Self {
             ttl: TtlPolicy::sliding(None),
+            hosted: Vec::new(),
             pins: Vec::new(),
             max_size: None,
             min_free: None,
