@@ -31,6 +31,7 @@ mod build;
 mod deletion;
 mod eviction;
 mod files;
+mod hosted;
 #[cfg(test)]
 mod invariants;
 mod links;
@@ -58,6 +59,8 @@ use deletion::DeleteQueue;
 pub(crate) use deletion::{DueLink, Job, RETRY};
 pub(crate) use eviction::SpaceReply;
 pub(crate) use files::Trust;
+pub(crate) use hosted::{Claim, Part};
+use hosted::HostedSpaces;
 use order::Order;
 use references::Graph;
 pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
@@ -117,6 +120,7 @@ pub(crate) struct Index {
     deletions: DeleteQueue,
     pub(crate) space: Space,
     changes: Changes,
+    hosted: HostedSpaces,
     /// Content whose file may be stored before its links are, and the repository that its upstream gave
     /// it for.
     arriving: Vec<(Digest, RepoName)>,
@@ -137,6 +141,7 @@ impl Index {
         let times = (Origin::Created(started), started);
         Self {
             space: Space::new(&settings),
+            hosted: HostedSpaces::new(settings.hosted.len()),
             settings,
             started,
             grace: GRACE,

@@ -169,6 +169,8 @@ async fn list_tags(shared: &Inner, repo: &RepoName) -> Result<(), StoreError> {
         unreadable.add(&shared.store.unreadable().await?);
         if unreadable.may_have_link(&digest) {
             shared.with(|index| index.set_tag(repo, &tag, &digest));
+        } else if shared.with(|index| index.hosts(repo)) {
+            tracing::error!(%repo, tag = tag.as_str(), %digest, "a hosted tag names a manifest that is lost");
         } else if shared.settings.upkeep == Upkeep::Full {
             // A tag is pointed at a manifest after that is linked: this one's link has gone.
             tracing::info!(%repo, tag = tag.as_str(), "a tag named a manifest that is gone");
@@ -221,8 +223,15 @@ async fn settle(shared: &Inner, unseen: &Unreadables) {
     let Settled {
         gone,
         dangling,
+        lost,
         orphans,
     } = settled;
+    if lost > 0 {
+        tracing::error!(
+            links = lost,
+            "hosted repositories have lost content: files are missing; pushing it again heals that"
+        );
+    }
     if gone + dangling + orphans > 0 {
         tracing::info!(
             entries_without_link = gone,
