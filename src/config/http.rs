@@ -42,6 +42,8 @@ pub struct Http {
     pub prefix: String,
     /// The URL at which clients reach the server, if it isn't what they write in `Host`.
     pub host: Option<Url>,
+    /// Further names of the server, `host[:port]` in lower case: what clients may send as `ns`.
+    pub aliases: Vec<String>,
     pub relative_urls: bool,
     /// Added to every response.
     pub headers: HeaderMap,
@@ -98,7 +100,10 @@ pub(super) fn read(http: &Section<'_>) -> Http {
             "h2c",
             "HTTP/2 without TLS is governed by `http.http2.disabled`",
         ),
-        ("secret", "there are no uploads whose state needs signing"),
+        (
+            "secret",
+            "the state of an upload isn't in its URL, and needs no signature",
+        ),
     ]);
     http.print("addr", DEFAULT_LISTEN);
     let listen = listen(http).unwrap_or_else(|| Listen::Tcp(DEFAULT_LISTEN.to_owned()));
@@ -115,6 +120,9 @@ pub(super) fn read(http: &Section<'_>) -> Http {
         prefix,
         host: http.value("host", |text| {
             web_url(text).ok_or("write a URL such as https://mirror.example")
+        }),
+        aliases: http.values("aliases", |text, _| {
+            super::address::alias(text).ok_or("write host or host:port")
         }),
         relative_urls: http.bool("relativeurls", false),
         headers: headers(http),
@@ -133,6 +141,12 @@ impl Http {
         let mut others = self.listeners.iter();
         self.listen.is_loopback()
             && others.all(|other| other.serves == Serves::Operators || other.listen.is_loopback())
+    }
+
+    /// The names by which clients may mean this server in `ns`: `host[:port]`, in lower case.
+    pub fn own_names(&self) -> Vec<String> {
+        let host = self.host.iter().map(super::registry_url::authority);
+        host.chain(self.aliases.iter().cloned()).collect()
     }
 
     /// Whether operators have a listener.

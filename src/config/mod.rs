@@ -2,7 +2,7 @@
 //! distribution 2.8 and 3.0), under environment variables that override it.
 //!
 //! A file becomes a tree of texts with their lines (`yaml`). One file per section (`log`, `storage`,
-//! `http`, `health`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`) reads the tree, and the environment over
+//! `http`, `health`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`, `hosted`) reads the tree, and the environment over
 //! it (`env`), into [`Config`], whose values can only be valid: no other module parses configured
 //! text. A reader names each key once (`section`): so the keys that nobody asks for are unknown
 //! (`keys`), and the values that the readers get are those that `millpond check` prints. All
@@ -28,6 +28,7 @@ mod error;
 mod forward_proxy;
 mod health;
 mod host_pattern;
+mod hosted;
 mod http;
 mod keys;
 mod log;
@@ -57,6 +58,7 @@ use std::time::Duration;
 
 use context::Context;
 use env::Variables;
+use hosted::PushDefaults;
 use report::Report;
 use section::Section;
 use yaml::{Document, Node};
@@ -72,6 +74,7 @@ pub use error::{ConfigError, MAX_FILE, Problem};
 pub use forward_proxy::{ForwardProxy, ProxyUrl};
 pub use health::{HealthCheck, HealthConfig, HealthProbe, HealthTiming};
 pub use host_pattern::{HostPattern, HostPatternError};
+pub use hosted::{HostedSpace, PushSync};
 pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
 pub use log::{AccessLog, Audit, Log, LogFormat};
 pub use printed::{Difference, Printed};
@@ -103,6 +106,8 @@ pub struct Config {
     pub auth: Auth,
     pub proxy: Proxy,
     pub access: AccessConfig,
+    /// The repositories that clients push into; empty where everything is mirrored.
+    pub hosted: Vec<HostedSpace>,
     /// What is printed of all this.
     pub printed: Printed,
 }
@@ -271,12 +276,16 @@ fn build(
 fn check(file: Option<Node>, context: &Context) -> (Config, String) {
     let from_file = file.is_some();
     let (mut config, effective) = Section::read(context, String::new(), file, |root| {
+        let hosts = root.has("hosted");
         unimplemented(root);
+        hosted::restrictions(root, hosts);
         version(root, from_file);
         let log = log::read(root);
         let tracing = root.section("tracing", traces::read);
-        let (storage, limits, is_named) =
-            root.section("storage", |section| storage::read(section, from_file));
+        let ((storage, limits, is_named), pushes) = root.section("storage", |section| {
+            let storage = storage::read(section, from_file);
+            (storage, PushDefaults::read(section, hosts))
+        });
         let http = root.section("http", http::read);
         let proxy = root.section("proxy", |section| proxy::read(section, from_file, is_named));
         let config = Config {
@@ -288,6 +297,7 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
             http,
             auth: root.section("auth", auth::read),
             access: access::read(root, &proxy),
+            hosted: hosted::read(root, &proxy, pushes),
             proxy,
             printed: Printed::default(),
         };
@@ -328,8 +338,6 @@ fn unimplemented(root: &Section<'_>) {
         ("notifications", "no events are sent"),
         ("redis", "nothing is cached in Redis"),
         ("catalog", "the size of a catalog page is built in"),
-        ("validation", "it concerns pushes, which a mirror refuses"),
-        ("policy", "it concerns pushes, which a mirror refuses"),
         (
             "compatibility",
             "manifests are served as the upstream has them",

@@ -88,10 +88,9 @@ impl HostedError {
 impl Classified for HostedError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotHosted
-            | Self::Referenced
-            | Self::ReadOnly(_)
-            | Self::DeleteDisabled(_) => ErrorKind::ReadOnly,
+            Self::NotHosted | Self::Referenced | Self::ReadOnly(_) | Self::DeleteDisabled(_) => {
+                ErrorKind::ReadOnly
+            }
             Self::UnknownRepository => ErrorKind::NameUnknown,
             Self::NotFound => ErrorKind::NotFound,
             Self::UnknownUpload => ErrorKind::UploadUnknown,
@@ -104,7 +103,7 @@ impl Classified for HostedError {
             Self::Manifest(_) | Self::InvalidManifest(_) => ErrorKind::ManifestInvalid,
             Self::PartsMissing(_) => ErrorKind::PartsMissing,
             Self::Immutable { .. } => ErrorKind::Immutable,
-            Self::TooLarge { .. } | Self::OverQuota { .. } => ErrorKind::Refused,
+            Self::TooLarge { .. } | Self::OverQuota { .. } => ErrorKind::OverLimit,
             Self::Full(_) => ErrorKind::Full,
             Self::Store(error) if error.is_full() => ErrorKind::Full,
             Self::NotReady => ErrorKind::Busy,
@@ -118,9 +117,7 @@ impl Classified for HostedError {
             Self::Store(_) | Self::Lost => "the server failed; its log says why".into(),
             Self::Full(_) => "there is no space left, and nothing that may go".into(),
             Self::Body(BodyError::Broken(_)) => "the body ended early".into(),
-            Self::Manifest(error) => {
-                crate::error_chain::on_one_line(error).into()
-            }
+            Self::Manifest(error) => crate::error_chain::on_one_line(error).into(),
             error => error.to_string().into(),
         }
     }

@@ -48,6 +48,7 @@ impl Named {
             | Action::Catalog(_)
             | Action::Tags { .. }
             | Action::Token { .. }
+            | Action::Push { .. }
             | Action::Referrers { .. } => Self::Otherwise,
         }
     }

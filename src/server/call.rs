@@ -1,6 +1,8 @@
 //! A parsed request, and the step from the name in it to a repository that its caller may access.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Response;
@@ -26,6 +28,41 @@ pub(super) enum CallError {
     Caller(#[from] AuthError),
     #[error(transparent)]
     Denied(#[from] Denied),
+    #[error(transparent)]
+    NotHosted(#[from] NotHosted),
+}
+
+/// A push to a repository that is mirrored.
+#[derive(Debug, Clone, Default)]
+pub(super) struct NotHosted {
+    /// The patterns of the repositories that are hosted; empty where none are.
+    pub(super) hosted: Arc<str>,
+}
+
+impl std::error::Error for NotHosted {}
+
+impl fmt::Display for NotHosted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.hosted.is_empty() {
+            return f.write_str("this is a read-only mirror: push to the upstream registry itself");
+        }
+        write!(
+            f,
+            "only {} is hosted here (`hosted` in the configuration); everything else is a read-only \
+             mirror",
+            self.hosted
+        )
+    }
+}
+
+impl Classified for NotHosted {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::ReadOnly
+    }
+
+    fn reason(&self) -> Cow<'static, str> {
+        self.to_string().into()
+    }
 }
 
 /// A request, parsed.
@@ -96,6 +133,7 @@ impl CallError {
             Self::Mirror(error) => error,
             Self::Caller(error) => error,
             Self::Denied(error) => error,
+            Self::NotHosted(error) => error,
         }
     }
 }
@@ -111,5 +149,9 @@ impl Classified for CallError {
 
     fn retry_after(&self) -> Option<Duration> {
         self.classified().retry_after()
+    }
+
+    fn missing_parts(&self) -> &[Digest] {
+        self.classified().missing_parts()
     }
 }

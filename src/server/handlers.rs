@@ -10,16 +10,15 @@ use tokio::time::Instant;
 use super::answer::{self, NO_STORE};
 use super::body::Body;
 use super::cache_status::{Named, Origin};
-use super::call::{Answered, Call, CallError};
+use super::call::{Answered, Call, CallError, NotHosted};
 use super::conditional::Verdict;
 use super::request::RequestBody;
 use crate::access::{Access, Denied, Permission};
 use crate::auth::AuthError;
 use crate::metrics::Outcome;
 use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
-use crate::oci::action::Page;
 use crate::oci::manifest::referrers_index;
-use crate::oci::{Action, Digest, Reference, RepoName, Requested};
+use crate::oci::{Action, Digest, Page, Reference, RepoName, Requested};
 
 const PRIVATE: HeaderValue = HeaderValue::from_static("private");
 /// For content with a digest, which never changes, in the client's own cache.
@@ -96,10 +95,12 @@ impl Handlers {
                 name,
                 digest,
                 artifact_type,
+                ..
             } => {
                 let artifact_type = artifact_type.as_deref();
                 Box::pin(self.referrers(call, name, *digest, artifact_type)).await
             }
+            Action::Push { .. } => Err(NotHosted::default().into()),
         }
     }
 

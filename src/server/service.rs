@@ -306,7 +306,10 @@ impl Service {
                     access.wait_like_not_found(started).await;
                 }
             }
-            CallError::Mirror(_) | CallError::Caller(_) | CallError::Denied(_) => {}
+            CallError::Mirror(_)
+            | CallError::Caller(_)
+            | CallError::Denied(_)
+            | CallError::NotHosted(_) => {}
         }
     }
 
@@ -406,7 +409,7 @@ impl Service {
             CallError::Caller(error) if refusal.status == StatusCode::UNAUTHORIZED => {
                 self.challenged(refusal, route, presented, error)
             }
-            CallError::Caller(_) => refusal,
+            CallError::Caller(_) | CallError::NotHosted(_) => refusal,
         }
     }
 
@@ -468,6 +471,7 @@ fn refused_caller(error: &CallError, status: StatusCode) -> Option<RefusedCaller
             .then_some(RefusedCaller::Upstream),
         CallError::Denied(denied) => Some(denied.counted_as()),
         CallError::Caller(error) => error.counted_as(),
+        CallError::NotHosted(_) => None,
     }
 }
 
@@ -482,5 +486,6 @@ fn kind(action: &Action) -> Kind {
         Action::Manifest { .. } => Kind::Manifest,
         Action::Blob { .. } => Kind::Blob,
         Action::Referrers { .. } => Kind::Referrers,
+        Action::Push { .. } => Kind::Push,
     }
 }

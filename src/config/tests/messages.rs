@@ -553,7 +553,7 @@ proxy: {remoteurl: 'https://a'}
 storage: {redirect: {disable: true}}
 => 2: `storage.redirect` has no effect: blobs are never redirected to the storage
 http: {secret: hunter2}
-=> 2: `http.secret` has no effect: there are no uploads whose state needs signing
+=> 2: `http.secret` has no effect: the state of an upload isn't in its URL, and needs no signature
 http: {h2c: {enabled: true}}
 => 2: `http.h2c` has no effect: HTTP/2 without TLS is governed by `http.http2.disabled`
 http: {debug: {prometheus: {enabled: true}}}
