@@ -101,7 +101,10 @@ pub(super) fn sync_names_in(directory: &Path) -> Result<(), StoreError> {
 
 /// Some network and user-space file systems have no such call.
 fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+    )
 }
 
 /// Makes the names in a directory durable. The empty path is the working directory: the parent of a

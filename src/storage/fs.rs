@@ -354,7 +354,10 @@ impl Store for FsStore {
         let settle = || self.run(uploads::settle);
         self.settled.get_or_try_init(settle).await.map_err(failed)?;
         let layout = &self.spool.layout;
-        let blobs: Vec<_> = blobs.iter().map(|digest| (layout.blob(digest), *digest)).collect();
+        let blobs: Vec<_> = blobs
+            .iter()
+            .map(|digest| (layout.blob(digest), *digest))
+            .collect();
         let files = blobs.iter().map(|(path, _)| path.clone());
         let files = files.chain(links.iter().map(|link| layout.link(link)));
         let synced = self.spool.unsynced.sync(files).await;

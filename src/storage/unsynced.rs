@@ -71,7 +71,10 @@ impl Unsynced {
         }
         let mut unsynced = self.files.lock();
         for (file, found) in written {
-            if unsynced.get(&file).is_some_and(|now| now.number == found.number) {
+            if unsynced
+                .get(&file)
+                .is_some_and(|now| now.number == found.number)
+            {
                 unsynced.remove(&file);
             }
         }

@@ -116,7 +116,9 @@ impl Index {
         // What a hosted repository links, too, isn't evicted with a mirrored image.
         let order = self.eviction_order(image)?;
         let stays = |id| self.eviction_order(id).is_none_or(|other| other > order);
-        let mut members = self.image(image, |manifest| self.is_pinned(manifest) || stays(manifest));
+        let mut members = self.image(image, |manifest| {
+            self.is_pinned(manifest) || stays(manifest)
+        });
         members.retain(|id| !stays(*id));
         let busy = members.iter().any(|id| self.blobs.get(*id).is_busy());
         (!busy).then_some(members)

@@ -56,7 +56,7 @@ pub(crate) struct SpaceBytes {
 }
 
 /// A part of a manifest, as its repository links it.
-pub(crate) type Part = (LinkKind, Digest);
+pub type Part = (LinkKind, Digest);
 
 /// The holds on the parts of a manifest that a repository has, and the parts that it lacks.
 #[derive(Debug, Default)]
@@ -328,7 +328,10 @@ impl Index {
 
     /// A repository is about to get the first link of a blob, or has lost its last one.
     pub(super) fn count_in_space(&mut self, repo: Id<Repo>, id: Id<Blob>, more: bool) {
-        let Some(space) = self.space(repo).filter(|space| !self.is_in_space(id, *space)) else {
+        let Some(space) = self
+            .space(repo)
+            .filter(|space| !self.is_in_space(id, *space))
+        else {
             return;
         };
         let size = self.blobs.get(id).file_size().unwrap_or(0);
@@ -346,7 +349,10 @@ impl Index {
 
     fn change_stored(&mut self, space: usize, size: u64, more: bool) {
         if let Some(bytes) = self.hosted.bytes.get_mut(space) {
-            debug_assert!(more || bytes.stored >= size, "too many bytes are taken away");
+            debug_assert!(
+                more || bytes.stored >= size,
+                "too many bytes are taken away"
+            );
             bytes.stored = if more {
                 bytes.stored.saturating_add(size)
             } else {
@@ -375,6 +381,13 @@ impl Index {
         Ok(())
     }
 
+    /// Counts bytes of an upload that is there already, whatever the quota is.
+    pub(crate) fn charge_anyway(&mut self, space: usize, bytes: u64) {
+        if let Some(counted) = self.hosted.bytes.get_mut(space) {
+            counted.uploading = counted.uploading.saturating_add(bytes);
+        }
+    }
+
     /// Takes bytes of an upload back: it has ended, or its blob counts now.
     pub(crate) fn discharge(&mut self, space: usize, bytes: u64) {
         if let Some(counted) = self.hosted.bytes.get_mut(space) {
@@ -385,21 +398,34 @@ impl Index {
     /// How many more bytes a space has with a blob of this size.
     pub(crate) fn needed(&self, space: usize, digest: &Digest, size: u64) -> u64 {
         let known = self.find_blob(digest);
-        let counts = known.is_some_and(|id| {
-            self.blobs.get(id).state.has_file() && self.is_in_space(id, space)
-        });
+        let counts = known
+            .is_some_and(|id| self.blobs.get(id).state.has_file() && self.is_in_space(id, space));
         if counts { 0 } else { size }
     }
 
+    #[cfg(test)]
     pub(crate) fn space_bytes(&self) -> Vec<SpaceBytes> {
         self.hosted.bytes.clone()
     }
 
     // --- Durability and damage -----------------------------------------------------------------
 
-    /// The file of a blob was committed, and isn't durable.
-    pub(crate) fn set_unsynced(&mut self, id: Id<Blob>) {
-        self.hosted.unsynced.insert(id);
+    /// The file of a blob was committed, durable or not.
+    pub(crate) fn set_synced_by_commit(&mut self, id: Id<Blob>, synced: bool) {
+        if synced {
+            self.hosted.unsynced.remove(&id);
+        } else {
+            self.hosted.unsynced.insert(id);
+        }
+    }
+
+    /// Those of some blobs whose file isn't durable.
+    pub(crate) fn unsynced(&self, digests: &[Digest]) -> Vec<Digest> {
+        let is_unsynced = |digest: &&Digest| {
+            let id = self.find_blob(digest);
+            id.is_some_and(|id| self.hosted.unsynced.contains(&id))
+        };
+        digests.iter().filter(is_unsynced).copied().collect()
     }
 
     /// The files of blobs are durable: what is known of them may be saved.
@@ -424,7 +450,10 @@ impl Index {
     }
 
     fn is_lost(&self, id: Id<Blob>) -> bool {
-        let gone = self.blobs.find(id).is_some_and(|blob| !blob.state.has_file());
+        let gone = self
+            .blobs
+            .find(id)
+            .is_some_and(|blob| !blob.state.has_file());
         let mut entries = self.entries_of(id);
         gone && entries.any(|(_, entry)| !entry.state.is_marked() && self.is_hosted(entry))
     }
@@ -512,13 +541,28 @@ impl Index {
         }
     }
 
+    /// Whether there is a link that nobody wants removed.
+    pub(crate) fn has_link(&self, link: LinkKey<'_>) -> bool {
+        let id = self.find_link(link);
+        id.is_some_and(|id| !self.entries.get(id).state.is_marked())
+    }
+
     /// Marks a link that a client deletes. False when there is none.
     pub(crate) fn delete(&mut self, link: LinkKey<'_>) -> bool {
-        let Some((id, _)) = self.usable(link) else {
-            return false;
+        let id = self.find_link(link).filter(|_| self.has_link(link));
+        if let Some(id) = id {
+            self.mark(id);
+        }
+        id.is_some()
+    }
+
+    /// The sizes of stored blobs, and whether each is known to have its digest.
+    pub(crate) fn stored_parts(&self, digests: &[Digest]) -> Vec<Option<(u64, bool)>> {
+        let stored = |digest: &Digest| {
+            let blob = self.blobs.get(self.find_blob(digest)?);
+            Some((blob.file_size()?, blob.check.modified().is_some()))
         };
-        self.mark(id);
-        true
+        digests.iter().map(stored).collect()
     }
 
     /// Whether a manifest of the repository refers to a digest.
@@ -578,9 +622,9 @@ impl Index {
     ) -> Option<(u64, Vec<RepoName>)> {
         let id = self.find_blob(digest)?;
         let size = self.blobs.get(id).file_size()?;
-        let layers = self.entries_of(id).filter(|(_, entry)| {
-            entry.kind == LinkKind::Layer && entry.state == LinkState::Kept
-        });
+        let is_kept =
+            |entry: &Entry| entry.kind == LinkKind::Layer && entry.state == LinkState::Kept;
+        let layers = self.entries_of(id).filter(|(_, entry)| is_kept(entry));
         let names = layers.map(|(_, entry)| self.repos.get(entry.repo).name.clone());
         Some((size, names.take(max).collect()))
     }

@@ -163,7 +163,9 @@ impl Index {
                 references: hashes.into_boxed_slice(),
             });
             if self.has_hosted() && !foreign.is_empty() {
-                self.graph.foreign.insert(record, foreign.into_boxed_slice());
+                self.graph
+                    .foreign
+                    .insert(record, foreign.into_boxed_slice());
             }
             self.blobs.get_mut(id).manifest = Some(record);
             if let Some(subject) = &manifest.subject {
@@ -271,9 +273,15 @@ impl Index {
     ) -> Vec<(Digest, Option<Arc<Descriptor>>)> {
         let listed = |digest: Digest| {
             let id = self.find_blob(&digest);
-            (digest, id.and_then(|id| self.graph.listed.get(&id).cloned()))
+            (
+                digest,
+                id.and_then(|id| self.graph.listed.get(&id).cloned()),
+            )
         };
-        self.referrers(repo, subject).into_iter().map(listed).collect()
+        self.referrers(repo, subject)
+            .into_iter()
+            .map(listed)
+            .collect()
     }
 
     /// The manifest behind a link of this repository, where the link is kept and the file is there.

@@ -88,8 +88,34 @@ pub(crate) async fn run(shared: &Arc<Inner>) {
             shared.with(|index| index.set_unlisted(error));
             tokio::time::sleep(REST).await;
         }
+        if shared.settings.upkeep == Upkeep::Full {
+            note_new_hosted(shared).await;
+        }
     };
     shared.quit.run_until_cancelled(work).await;
+}
+
+/// Warns of repositories that were cached before they became hosted.
+async fn note_new_hosted(shared: &Inner) {
+    let before = match shared.store.hosted_before().await {
+        Ok(before) => before,
+        Err(error) => {
+            let error = on_one_line(&error);
+            tracing::warn!(
+                error,
+                "it isn't known which repositories were hosted before"
+            );
+            return;
+        }
+    };
+    let mut new = shared.hosted_repositories().await;
+    new.retain(|repo| !before.iter().any(|pattern| pattern.matches(repo.as_str())));
+    if !new.is_empty() {
+        tracing::warn!(
+            repositories = new.len(),
+            "were cached before they became hosted; what they have is kept as hosted content"
+        );
+    }
 }
 
 async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {

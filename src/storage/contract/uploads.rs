@@ -30,11 +30,7 @@ async fn append(mut upload: Box<dyn UploadFile>, text: &'static str) -> Box<dyn 
     blocking(append).await.unwrap()
 }
 
-async fn commit(
-    upload: Box<dyn UploadFile>,
-    digest: Digest,
-    placing: Placing,
-) -> Option<Modified> {
+async fn commit(upload: Box<dyn UploadFile>, digest: Digest, placing: Placing) -> Option<Modified> {
     let commit = move || upload.commit(&digest, placing);
     blocking(commit).await.unwrap()
 }
@@ -64,7 +60,9 @@ pub(super) async fn an_upload_grows_and_becomes_a_blob(store: &dyn Store) {
 
 pub(super) async fn a_blob_is_replaced_where_that_is_asked(store: &dyn Store) {
     let digest = digest("right");
-    put(store, &digest, Bytes::from_static(b"wrong")).await.unwrap();
+    put(store, &digest, Bytes::from_static(b"wrong"))
+        .await
+        .unwrap();
     let upload = append(start(store, 1).await, "right").await;
     assert_eq!(commit(upload, digest, KEEP).await, None);
     let read = || async { read_all(store, &digest, 100).await.unwrap().unwrap() };
@@ -77,7 +75,9 @@ pub(super) async fn a_blob_is_replaced_where_that_is_asked(store: &dyn Store) {
     assert!(commit(upload, digest, placing).await.is_some());
     assert_eq!(read().await, "right");
     // One of another size can't be right.
-    put(store, &digest, Bytes::from_static(b"longer")).await.unwrap();
+    put(store, &digest, Bytes::from_static(b"longer"))
+        .await
+        .unwrap();
     let upload = append(start(store, 1).await, "right").await;
     assert!(commit(upload, digest, KEEP).await.is_some());
     assert_eq!(read().await, "right");

@@ -48,7 +48,12 @@ pub(super) fn start(
     let mut retries = 1..START_ATTEMPTS;
     loop {
         let made = disk::create_dirs(&directory, &spool.modes);
-        match made.and_then(|_| spool.modes.open(File::options().read(true).write(true).create_new(true), &path)) {
+        match made.and_then(|_| {
+            spool.modes.open(
+                File::options().read(true).write(true).create_new(true),
+                &path,
+            )
+        }) {
             // The end of another upload pruned the directory between the two calls.
             Err(error) if error.kind() == io::ErrorKind::NotFound && retries.next().is_some() => {}
             made => {
