@@ -24,6 +24,7 @@
 
 mod admission;
 mod capacity;
+mod hosted;
 mod index;
 mod inner;
 mod manifest_cache;
@@ -50,11 +51,15 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, ImagePattern, Manifest, RepoName};
 use crate::storage::Store;
-pub use crate::storage::{Content, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError};
+pub use crate::storage::{
+    Content, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError, UploadFile,
+};
 use crate::tasks::Tasks;
 
 pub use admission::{Admission, AdmitError};
 pub use capacity::{Full, Hold, Reservation};
+pub use hosted::{Charge, Damaged, Deleted, ManifestPush, PushError, PushedFile};
+pub use index::Part;
 pub use index::{EntryView, ImageView, Selection, SelectionError, Usage};
 use index::{Index, Trust};
 pub use inner::Counts;
@@ -197,6 +202,12 @@ impl Cache {
         stop: &CancellationToken,
     ) -> Self {
         store.measure_reads(metrics.store_reads());
+        let hosted = settings.hosted.iter();
+        store.set_hosted(
+            hosted
+                .flat_map(|policy| policy.repositories.clone())
+                .collect(),
+        );
         let inner = Arc::new(Inner::new((store, metrics, clock), settings, stop));
         tasks.spawn_required("cache", work::run(Arc::clone(&inner)));
         tasks.spawn_required("deletion", deletion::run(Arc::clone(&inner)));

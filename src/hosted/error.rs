@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::BodyError;
-use crate::cache::{Full, OverQuota, StoreError};
+use crate::cache::{Damaged, Full, OverQuota, StoreError};
 use crate::oci::manifest::ManifestError;
 use crate::oci::{Classified, Digest, ErrorKind, Tag};
 use crate::workers::WorkLost;
@@ -55,6 +55,8 @@ pub enum HostedError {
     OverQuota { space: String, quota: OverQuota },
     #[error(transparent)]
     Full(#[from] Full),
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
     #[error("the store failed: {0}")]
     Store(Arc<StoreError>),
     #[error("the index of the store isn't complete yet")]
@@ -107,7 +109,7 @@ impl Classified for HostedError {
             Self::Full(_) => ErrorKind::Full,
             Self::Store(error) if error.is_full() => ErrorKind::Full,
             Self::NotReady => ErrorKind::Busy,
-            Self::Store(_) | Self::Lost => ErrorKind::Internal,
+            Self::Damaged(_) | Self::Store(_) | Self::Lost => ErrorKind::Internal,
         }
     }
 

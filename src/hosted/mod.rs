@@ -15,23 +15,42 @@
 //! was accepted is removed; a repository's content is served to callers of another one; an upstream
 //! is asked.
 
+mod blobs;
 mod body;
+mod content;
 mod error;
+mod leases;
+mod lists;
+mod manifests;
+mod session;
+mod sessions;
 mod settings;
+#[cfg(test)]
+mod tests;
+mod uploads;
 
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::{Cache, Charge, OverQuota, PushError, ReadMode, StoreError};
+use crate::clock::Clock;
+use crate::error_chain::on_one_line;
+use crate::oci::{Digest, RepoName};
+use crate::tasks::Tasks;
 
 pub use body::{BodyError, Part, PushBody};
 pub use error::HostedError;
+use leases::Leases;
+use sessions::Sessions;
 pub use settings::{Incomplete, SpaceSettings, SyncMode};
 
-use crate::cache::{Cache, CachedBlob, CachedManifest, HostedPolicy, ReadMode};
-use crate::clock::Clock;
-use crate::oci::{Algorithm, Descriptor, Digest, Reference, RepoName, Tag, UploadId};
-use crate::tasks::Tasks;
-use tokio_util::sync::CancellationToken;
+/// How often uploads and blobs are looked for whose time is over.
+const EXPIRE_EVERY: Duration = Duration::from_mins(1);
 
 /// Which repositories a caller may pull from, by their stored names.
 pub type MayPull<'a> = dyn Fn(&RepoName) -> bool + Sync + 'a;
@@ -50,7 +69,13 @@ pub struct Hosted(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     cache: Cache,
-    spaces: Arc<[SpaceSettings]>,
+    clock: Clock,
+    tasks: Tasks,
+    spaces: Vec<SpaceSettings>,
+    sessions: Arc<Sessions>,
+    leases: Arc<Leases>,
+    /// The settings in effect, for what no request does.
+    latest: Arc<Mutex<Vec<SpaceSettings>>>,
 }
 
 impl Hosted {
@@ -63,157 +88,127 @@ impl Hosted {
         tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Self {
-        unimplemented!()
+        let hosted = Self(Arc::new(Inner {
+            cache,
+            clock,
+            tasks: tasks.clone(),
+            latest: Arc::new(Mutex::new(spaces.clone())),
+            spaces,
+            sessions: Arc::default(),
+            leases: Arc::default(),
+        }));
+        let worker = hosted.clone();
+        tasks.spawn_restarted("hosted", stop.clone(), move || {
+            let worker = worker.clone();
+            async move {
+                worker.adopt_all().await;
+                loop {
+                    tokio::time::sleep(EXPIRE_EVERY).await;
+                    worker.0.leases.expire();
+                    worker.expire_sessions().await;
+                }
+            }
+        });
+        hosted
     }
 
     /// The same with other settings of the same spaces: open uploads go on.
     #[must_use]
     pub fn renewed(&self, spaces: Vec<SpaceSettings>) -> Self {
-        unimplemented!()
+        self.0.latest.lock().clone_from(&spaces);
+        let Inner {
+            cache,
+            clock,
+            tasks,
+            spaces: _,
+            sessions,
+            leases,
+            latest,
+        } = &*self.0;
+        Self(Arc::new(Inner {
+            cache: cache.clone(),
+            clock: *clock,
+            tasks: tasks.clone(),
+            spaces,
+            sessions: Arc::clone(sessions),
+            leases: Arc::clone(leases),
+            latest: Arc::clone(latest),
+        }))
     }
 
     /// Whether a repository is hosted.
     pub fn is_hosted(&self, repo: &RepoName) -> bool {
-        unimplemented!()
+        self.0.spaces.iter().any(|space| space.has(repo))
     }
 
-    /// Starts an upload. `algorithm` is that of the digest which will be asked for, if that is known.
-    pub async fn start_upload(
+    /// The space of a repository, with its position.
+    fn space(&self, repo: &RepoName) -> Result<(usize, &SpaceSettings), HostedError> {
+        let mut spaces = self.0.spaces.iter().enumerate();
+        let found = spaces.find(|(_, space)| space.has(repo));
+        found.ok_or(HostedError::NotHosted)
+    }
+
+    /// The space of a repository that clients may push to.
+    fn writable(&self, repo: &RepoName) -> Result<(usize, &SpaceSettings), HostedError> {
+        let (index, space) = self.space(repo)?;
+        if space.readonly {
+            return Err(HostedError::ReadOnly(space.name.clone()));
+        }
+        Ok((index, space))
+    }
+
+    /// Whether clients may delete from a repository. Waits for the index to be complete.
+    async fn deletable(&self, repo: &RepoName) -> Result<(), HostedError> {
+        let (_, space) = self.writable(repo)?;
+        if !space.delete {
+            return Err(HostedError::DeleteDisabled(space.name.clone()));
+        }
+        let ready = self.0.cache.ready().await;
+        ready.map_err(|_| HostedError::NotReady)
+    }
+
+    fn settings(&self, index: usize) -> Result<&SpaceSettings, HostedError> {
+        self.0.spaces.get(index).ok_or(HostedError::NotHosted)
+    }
+
+    fn charge(&self, index: usize, bytes: u64) -> Result<Charge, HostedError> {
+        let charge = self.0.cache.charge(index, bytes);
+        charge.map_err(|quota| self.over_quota(index, quota))
+    }
+
+    fn over_quota(&self, index: usize, quota: OverQuota) -> HostedError {
+        let space = self.0.spaces.get(index);
+        HostedError::OverQuota {
+            space: space.map(|space| space.name.clone()).unwrap_or_default(),
+            quota,
+        }
+    }
+
+    fn push_failed(&self, index: usize, error: PushError) -> HostedError {
+        match error {
+            PushError::OverQuota(quota) => self.over_quota(index, quota),
+            PushError::Full(full) => full.into(),
+            PushError::Store(error) => error.into(),
+        }
+    }
+
+    /// Does what must not end in the middle when the client goes away.
+    async fn detached<T: Send + 'static>(
         &self,
-        repo: &RepoName,
-        algorithm: Option<Algorithm>,
-    ) -> Result<UploadId, HostedError> {
-        unimplemented!()
+        work: impl Future<Output = Result<T, HostedError>> + Send + 'static,
+    ) -> Result<T, HostedError> {
+        let (send, receive) = oneshot::channel();
+        let work = Box::pin(work);
+        self.0.tasks.spawn(async move {
+            // Nobody waits for the result any more.
+            drop(send.send(work.await));
+        });
+        receive.await.unwrap_or(Err(HostedError::Lost))
     }
 
-    /// Bytes that an upload has received. Waits for a request that still writes what it received.
-    pub async fn upload_status(&self, repo: &RepoName, id: &UploadId) -> Result<u64, HostedError> {
-        unimplemented!()
-    }
-
-    /// Adds a part to an upload, and returns how many bytes it has received in total. What arrived
-    /// before an error is kept.
-    pub async fn append(
-        &self,
-        repo: &RepoName,
-        id: &UploadId,
-        part: Part,
-        body: &mut dyn PushBody,
-    ) -> Result<u64, HostedError> {
-        unimplemented!()
-    }
-
-    /// Adds the last part to an upload, and makes it a blob of the repository.
-    pub async fn finish(
-        &self,
-        repo: &RepoName,
-        id: &UploadId,
-        digest: &Digest,
-        part: Part,
-        body: &mut dyn PushBody,
-    ) -> Result<(), HostedError> {
-        unimplemented!()
-    }
-
-    /// Ends an upload, and removes what it has received.
-    pub async fn cancel(&self, repo: &RepoName, id: &UploadId) -> Result<(), HostedError> {
-        unimplemented!()
-    }
-
-    /// Stores a blob that one request has whole, of this length in bytes if it was announced.
-    pub async fn put_blob(
-        &self,
-        repo: &RepoName,
-        digest: &Digest,
-        length: Option<u64>,
-        body: &mut dyn PushBody,
-    ) -> Result<(), HostedError> {
-        unimplemented!()
-    }
-
-    /// Makes a blob of another repository one of this one. False when no repository that the caller
-    /// may pull from has it. `from` is a stored name; none looks through all.
-    pub async fn mount(
-        &self,
-        repo: &RepoName,
-        digest: &Digest,
-        from: Option<&RepoName>,
-        may_pull: &MayPull<'_>,
-    ) -> Result<bool, HostedError> {
-        unimplemented!()
-    }
-
-    /// A warm blob; none says nothing of whether there is one.
-    pub fn warm_blob(&self, repo: &RepoName, digest: &Digest) -> Option<CachedBlob> {
-        self.0.cache.open_warm(repo, digest)
-    }
-
-    /// A blob of the repository; where the space permits that, also one of 1 KiB or more of a mirrored
-    /// repository for which `may_reuse` is true: then it is held for a manifest that will refer to it.
-    pub async fn blob(
-        &self,
-        repo: &RepoName,
-        digest: &Digest,
-        mode: ReadMode,
-        may_reuse: &MayPull<'_>,
-    ) -> Result<CachedBlob, HostedError> {
-        unimplemented!()
-    }
-
-    /// Removes a blob from the repository, which doesn't have it any more at once.
-    pub async fn delete_blob(&self, repo: &RepoName, digest: &Digest) -> Result<(), HostedError> {
-        unimplemented!()
-    }
-
-    /// Stores a manifest. `tags` are further ones, beside that of the reference. Parts that were found
-    /// for reuse are linked if `may_reuse` is true for a repository that has them.
-    pub async fn put_manifest(
-        &self,
-        repo: &RepoName,
-        reference: &Reference,
-        tags: &[Tag],
-        content_type: Option<&str>,
-        body: Bytes,
-        may_reuse: &MayPull<'_>,
-    ) -> Result<Pushed, HostedError> {
-        unimplemented!()
-    }
-
-    /// A manifest of the repository.
-    pub async fn manifest(
-        &self,
-        repo: &RepoName,
-        reference: &Reference,
-    ) -> Result<Arc<CachedManifest>, HostedError> {
-        unimplemented!()
-    }
-
-    /// Removes a tag, or a manifest with all its tags.
-    pub async fn delete_manifest(
-        &self,
-        repo: &RepoName,
-        reference: &Reference,
-    ) -> Result<(), HostedError> {
-        unimplemented!()
-    }
-
-    /// All tags of a repository, in the order of their bytes.
-    pub async fn tags(&self, repo: &RepoName) -> Result<Vec<Tag>, HostedError> {
-        unimplemented!()
-    }
-
-    /// The manifests of the repository that have this subject, by digest, with the entries of a tag that
-    /// lists them.
-    pub async fn referrers(
-        &self,
-        repo: &RepoName,
-        subject: &Digest,
-    ) -> Result<Vec<Arc<Descriptor>>, HostedError> {
-        unimplemented!()
-    }
-
-    /// All hosted repositories that have something, sorted.
-    pub async fn repositories(&self) -> Result<Vec<RepoName>, HostedError> {
-        unimplemented!()
+    fn log_failure(&self, what: &'static str, result: Result<(), StoreError>) {
+        if let Err(error) = result {
+            tracing::warn!(what, error = %on_one_line(&error), "a push left something behind");
+        }
     }
 }

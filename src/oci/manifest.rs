@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::digest::Digest;
+use super::digest::{Algorithm, Digest};
 pub use super::media_type;
 use super::media_type::{Declared, ManifestType};
+use super::name::Tag;
 
 /// The largest manifest that is accepted, in bytes: the limit that registries share (4 MiB).
 pub const MAX_MANIFEST: u64 = 4 * 1024 * 1024;
@@ -239,6 +240,17 @@ pub fn referrers_index<'a>(manifests: impl Iterator<Item = &'a Descriptor>) -> V
     serde_json::to_vec(&index).unwrap_or_default()
 }
 
+/// The tag that holds the referrers of a digest where a registry doesn't list them
+/// (distribution-spec, "Referrers Tag Schema"): `sha256-<hex>`, of which at most 64 digits.
+pub fn referrers_tag(digest: &Digest) -> Option<Tag> {
+    let hex = digest.hex();
+    let shown = match digest.algorithm() {
+        Algorithm::Sha256 => hex.as_str(),
+        Algorithm::Sha512 => hex.get(..64)?,
+    };
+    format!("{}-{shown}", digest.algorithm()).parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +260,15 @@ mod tests {
     fn parse(text: &str) -> Result<Manifest, ManifestError> {
         let descriptor = format!(r#""mediaType":"x/y","digest":"{EMPTY}","size":1"#);
         Manifest::parse(text.replace("$D", &descriptor).as_bytes())
+    }
+
+    #[test]
+    fn the_tag_that_stands_in_for_the_referrers_api() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let tag = referrers_tag(&digest).unwrap().to_string();
+        assert_eq!(tag, digest.to_string().replace(':', "-"));
+        let long = referrers_tag(&Digest::of(Algorithm::Sha512, b"")).unwrap();
+        assert_eq!(long.as_str().len(), "sha512-".len() + 64);
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod build;
 mod deletion;
 mod eviction;
 mod files;
+mod hosted;
 #[cfg(test)]
 mod invariants;
 mod links;
@@ -58,6 +59,9 @@ use deletion::DeleteQueue;
 pub(crate) use deletion::{DueLink, Job, RETRY};
 pub(crate) use eviction::SpaceReply;
 pub(crate) use files::Trust;
+pub(crate) use hosted::Claim;
+use hosted::HostedSpaces;
+pub use hosted::Part;
 use order::Order;
 use references::Graph;
 pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};
@@ -117,6 +121,7 @@ pub(crate) struct Index {
     deletions: DeleteQueue,
     pub(crate) space: Space,
     changes: Changes,
+    hosted: HostedSpaces,
     /// Content whose file may be stored before its links are, and the repository that its upstream gave
     /// it for.
     arriving: Vec<(Digest, RepoName)>,
@@ -137,6 +142,7 @@ impl Index {
         let times = (Origin::Created(started), started);
         Self {
             space: Space::new(&settings),
+            hosted: HostedSpaces::new(settings.hosted.len()),
             settings,
             started,
             grace: GRACE,

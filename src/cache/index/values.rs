@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
+use super::hosted::{HostedRepo, counted};
 use super::order::Slot;
 use super::slab::{Id, Keyed};
 use crate::cache::state::file::Origin;
@@ -20,6 +21,7 @@ pub(super) struct Repo {
     pub(super) entries: u32,
     /// Tags, with the hash of the digest they name.
     pub(super) tags: BTreeMap<Tag, u64>,
+    pub(super) hosted: Option<Box<HostedRepo>>,
 }
 
 impl Repo {
@@ -29,6 +31,41 @@ impl Repo {
             ttl,
             entries: 0,
             tags: BTreeMap::new(),
+            hosted: None,
+        }
+    }
+
+    pub(super) fn hosted(name: RepoName, space: usize) -> Self {
+        let hosted = HostedRepo {
+            space,
+            ..HostedRepo::default()
+        };
+        Self {
+            hosted: Some(Box::new(hosted)),
+            ..Self::new(name, None)
+        }
+    }
+
+    /// Makes a tag name the digest with this hash. Returns the hash that it named before.
+    pub(super) fn set_tag(&mut self, tag: &Tag, hash: u64) -> Option<u64> {
+        let before = self.tags.insert(tag.clone(), hash);
+        self.count_tag(hash, true);
+        if let Some(before) = before {
+            self.count_tag(before, false);
+        }
+        before
+    }
+
+    /// Removes a tag. Returns the hash that it named.
+    pub(super) fn remove_tag(&mut self, tag: &Tag) -> Option<u64> {
+        let before = self.tags.remove(tag)?;
+        self.count_tag(before, false);
+        Some(before)
+    }
+
+    fn count_tag(&mut self, hash: u64, more: bool) {
+        if let Some(hosted) = &mut self.hosted {
+            counted(&mut hosted.tagged, hash, more);
         }
     }
 

@@ -88,8 +88,34 @@ pub(crate) async fn run(shared: &Arc<Inner>) {
             shared.with(|index| index.set_unlisted(error));
             tokio::time::sleep(REST).await;
         }
+        if shared.settings.upkeep == Upkeep::Full {
+            note_new_hosted(shared).await;
+        }
     };
     shared.quit.run_until_cancelled(work).await;
+}
+
+/// Warns of repositories that were cached before they became hosted.
+async fn note_new_hosted(shared: &Inner) {
+    let before = match shared.store.hosted_before().await {
+        Ok(before) => before,
+        Err(error) => {
+            let error = on_one_line(&error);
+            tracing::warn!(
+                error,
+                "it isn't known which repositories were hosted before"
+            );
+            return;
+        }
+    };
+    let mut new = shared.hosted_repositories().await;
+    new.retain(|repo| !before.iter().any(|pattern| pattern.matches(repo.as_str())));
+    if !new.is_empty() {
+        tracing::warn!(
+            repositories = new.len(),
+            "were cached before they became hosted; what they have is kept as hosted content"
+        );
+    }
 }
 
 async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
@@ -169,6 +195,8 @@ async fn list_tags(shared: &Inner, repo: &RepoName) -> Result<(), StoreError> {
         unreadable.add(&shared.store.unreadable().await?);
         if unreadable.may_have_link(&digest) {
             shared.with(|index| index.set_tag(repo, &tag, &digest));
+        } else if shared.with(|index| index.hosts(repo)) {
+            tracing::error!(%repo, tag = tag.as_str(), %digest, "a hosted tag names a manifest that is lost");
         } else if shared.settings.upkeep == Upkeep::Full {
             // A tag is pointed at a manifest after that is linked: this one's link has gone.
             tracing::info!(%repo, tag = tag.as_str(), "a tag named a manifest that is gone");
@@ -221,8 +249,15 @@ async fn settle(shared: &Inner, unseen: &Unreadables) {
     let Settled {
         gone,
         dangling,
+        lost,
         orphans,
     } = settled;
+    if lost > 0 {
+        tracing::error!(
+            links = lost,
+            "hosted repositories have lost content: files are missing; pushing it again heals that"
+        );
+    }
     if gone + dangling + orphans > 0 {
         tracing::info!(
             entries_without_link = gone,
