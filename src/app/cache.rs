@@ -22,7 +22,7 @@ pub fn settings(config: &Config) -> CacheSettings {
             rules: proxy.ttl_rules.clone(),
             mode: proxy.ttl_mode,
         },
-        hosted: Vec::new(),
+        hosted: super::hosted::policies(config),
         pins: proxy.pins.clone(),
         max_size,
         min_free: root.and_then(|root| min_free(config.limits.min_free, root)),

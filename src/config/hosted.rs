@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::proxy::Proxy;
 use super::rules;
 use super::section::Section;
+use super::yaml::{Node, Value};
 use super::{duration, size};
 use crate::oci::{Pattern, RepoName};
 
@@ -143,42 +144,31 @@ pub(super) fn restrictions(root: &Section<'_>, hosts: bool) {
         ]);
         return;
     }
-    root.section("validation", |validation| {
-        validation.ignore(&[(
-            "disabled",
-            "manifests are always checked; `incomplete: allow` in an item of `hosted` permits missing \
-             parts",
-        )]);
-        if validation.text("enabled").is_some() {
-            validation.bool("enabled", true);
-        }
-        validation.section("manifests", |manifests| {
-            manifests.section("urls", |urls| {
-                for key in ["allow", "deny"] {
-                    urls.refuse(
-                        key,
-                        "the URLs of layers can't be restricted; remove the key to accept all of them",
-                    );
-                }
-            });
-            manifests.section("indexes", |indexes| {
-                if indexes.text("platforms").is_some_and(|all| all != "all") {
-                    let reason = "must be all: every manifest of an index must exist; \
-                                  `incomplete: allow` in an item of `hosted` permits missing ones";
-                    indexes.reject("platforms", reason);
-                }
-                indexes.ignore(&[("platformlist", "the manifests of all platforms must exist")]);
-            });
-        });
-    });
-    root.section("policy", |policy| {
-        policy.section("repository", |repository| {
-            repository.refuse(
-                "classes",
-                "every kind of content can be pushed; remove the key",
-            );
-        });
-    });
+    root.refuse_if("validation", restricts_manifests, RESTRICTED);
+    root.refuse_if("policy", |policy| !policy.is_empty(), UNRESTRICTED);
+}
+
+const RESTRICTED: &str = "the URLs of layers and the platforms of indexes can't be restricted; remove \
+     `manifests` (with `incomplete: allow` in an item of `hosted`, an index may lack manifests)";
+const UNRESTRICTED: &str = "every kind of content can be pushed; remove it";
+
+/// Whether `validation` asks for more than that manifests are checked, which they always are.
+fn restricts_manifests(validation: &Node) -> bool {
+    let is_not = |node: &Node, words: &[&str]| match &node.value {
+        Value::Scalar(text) => !words.contains(&text.as_str()),
+        Value::Null => false,
+        Value::List(_) | Value::Map(_) => !node.is_empty(),
+    };
+    let Some(manifests) = validation.get("manifests") else {
+        // A variable may be one of a key below.
+        let is_map = matches!(validation.value, Value::Map(_));
+        return !is_map && is_not(validation, &["", "true", "false"]);
+    };
+    let indexes = manifests.get("indexes");
+    let platforms = indexes.and_then(|indexes| indexes.get("platforms"));
+    let urls = manifests.get("urls");
+    platforms.is_some_and(|platforms| is_not(platforms, &["", "all"]))
+        || urls.is_some_and(|urls| !urls.is_empty())
 }
 
 /// Reads the section.

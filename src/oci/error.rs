@@ -56,6 +56,8 @@ pub enum ErrorKind {
     UriTooLong,
     /// There is no such upload session.
     UploadUnknown,
+    /// A request about an upload is malformed.
+    UploadInvalid,
     /// The bytes don't follow those that the upload session has.
     UploadRange,
     /// Another request writes to the upload session.

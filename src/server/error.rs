@@ -121,6 +121,7 @@ fn status_and_code(kind: ErrorKind, missing: ErrorCode) -> (StatusCode, ErrorCod
         ErrorKind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::Unsupported),
         ErrorKind::UriTooLong => (StatusCode::URI_TOO_LONG, ErrorCode::Unsupported),
         ErrorKind::UploadUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUploadUnknown),
+        ErrorKind::UploadInvalid => (StatusCode::BAD_REQUEST, ErrorCode::BlobUploadInvalid),
         ErrorKind::UploadRange => (
             StatusCode::RANGE_NOT_SATISFIABLE,
             ErrorCode::BlobUploadInvalid,
@@ -162,6 +163,7 @@ const fn is_logged(kind: ErrorKind) -> bool {
         | ErrorKind::TooLarge
         | ErrorKind::UriTooLong
         | ErrorKind::UploadUnknown
+        | ErrorKind::UploadInvalid
         | ErrorKind::UploadRange
         | ErrorKind::UploadBusy
         | ErrorKind::SizeInvalid
