@@ -13,7 +13,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -117,6 +117,11 @@ impl FaultyStore {
     /// calls give the same failures.
     pub fn fail_by_chance(&self, seed: u64, per_mille: u32, operations: &[Operation]) {
         self.script.chance(seed, per_mille, operations);
+    }
+
+    /// From now on each call that isn't of a stage, an upload or a reader takes up to `max`, by chance.
+    pub fn delay_by_chance(&self, seed: u64, max: Duration) {
+        self.script.delay(seed, max);
     }
 
     fn faulty(&self, inner: Box<dyn Stage>) -> Box<dyn Stage> {

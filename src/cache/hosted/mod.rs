@@ -77,6 +77,12 @@ impl Cache {
         !self.inner.settings.hosted.is_empty()
     }
 
+    /// Compares everything in the index with what it covers.
+    #[cfg(test)]
+    pub(crate) fn check_index(&self) {
+        self.inner.with(|index| index.check_invariants());
+    }
+
     /// Counts bytes of an upload towards the quota of a space, or refuses them. The space is a position
     /// in [`CacheSettings::hosted`](super::CacheSettings).
     pub fn charge(&self, space: usize, bytes: u64) -> Result<Charge, OverQuota> {
