@@ -2,7 +2,7 @@
 
 use super::Shared;
 use crate::cache::HostedPolicy;
-use crate::config::{Config, HostedSpace, PushSync};
+use crate::config::{Config, HostedSpace, Http, PushSync, authority};
 use crate::hosted::{Hosted, Incomplete, SpaceSettings, SyncMode};
 use crate::server::HostedRepositories;
 
@@ -80,7 +80,13 @@ pub(super) fn repositories(hosted: Hosted, config: &Config) -> HostedRepositorie
     HostedRepositories {
         hosted,
         patterns: patterns.join(", ").into(),
-        own_names: config.http.own_names(),
+        own_names: own_names(&config.http),
         only: config.proxy.hosted_only,
     }
+}
+
+/// The names by which clients may mean this server.
+fn own_names(http: &Http) -> Vec<String> {
+    let host = http.host.as_ref().map(authority);
+    host.into_iter().chain(http.aliases.clone()).collect()
 }

@@ -143,12 +143,6 @@ impl Http {
             && others.all(|other| other.serves == Serves::Operators || other.listen.is_loopback())
     }
 
-    /// The names by which clients may mean this server in `ns`: `host[:port]`, in lower case.
-    pub fn own_names(&self) -> Vec<String> {
-        let host = self.host.iter().map(super::registry_url::authority);
-        host.chain(self.aliases.iter().cloned()).collect()
-    }
-
     /// Whether operators have a listener.
     pub fn has_operators(&self) -> bool {
         let mut others = self.listeners.iter();

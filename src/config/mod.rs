@@ -56,6 +56,8 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::oci::RepoName;
+
 use context::Context;
 use env::Variables;
 use hosted::PushDefaults;
@@ -127,6 +129,12 @@ impl Config {
     /// Whether callers can say who they are.
     pub fn has_users(&self) -> bool {
         self.auth.is_configured()
+    }
+
+    /// Whether a stored repository is hosted.
+    pub fn is_hosted(&self, stored: &RepoName) -> bool {
+        let mut patterns = self.hosted.iter().flat_map(|space| &space.repositories);
+        patterns.any(|pattern| pattern.matches(stored.as_str()))
     }
 
     /// The first upstream whose account everybody who can reach the mirror could use by accident:

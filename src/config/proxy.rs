@@ -87,9 +87,10 @@ pub struct Timeouts {
 }
 
 impl Proxy {
-    /// The default upstream, and the named ones.
+    /// The default upstream, if there is one, and the named ones.
     pub fn all_upstreams(&self) -> impl Iterator<Item = &Upstream> {
-        std::iter::once(&self.default).chain(&self.upstreams)
+        let default = Some(&self.default).filter(|_| !self.hosted_only);
+        default.into_iter().chain(&self.upstreams)
     }
 
     /// The upstream of a stored name: one whose name it begins with, else the default one.

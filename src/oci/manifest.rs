@@ -222,6 +222,31 @@ impl Manifest {
     }
 }
 
+/// The most arrays and objects within each other that a pushed manifest may have. Known ones have 5.
+const MAX_DEPTH: usize = 64;
+
+/// Whether a JSON text is nested so deeply that clients' parsers may fail on it. A field that isn't read
+/// may be.
+pub fn is_deep(text: &[u8]) -> bool {
+    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return true;
+                }
+            }
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
 /// The image index that the referrers API answers with.
 pub fn referrers_index<'a>(manifests: impl Iterator<Item = &'a Descriptor>) -> Vec<u8> {
     #[derive(Serialize)]
@@ -373,6 +398,17 @@ mod tests {
             let manifest = parse(&text).unwrap();
             assert_eq!(manifest.blobs[0].is_foreign(), foreign, "{layer}");
         }
+    }
+
+    #[test]
+    fn only_what_is_nested_is_deep() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(is_deep(nested(65).as_bytes()));
+        assert!(!is_deep(nested(64).as_bytes()));
+        assert!(!is_deep("[],".repeat(100).as_bytes()));
+        let text = format!(r#"{{"a\"\\":"{}"}}"#, "[".repeat(100));
+        assert!(!is_deep(text.as_bytes()), "{text}");
+        assert!(is_deep(format!(r#"{{"a\\":{}"#, nested(64)).as_bytes()));
     }
 
     #[test]

@@ -36,6 +36,11 @@ impl UploadBody {
         Ok(Some(whole.freeze()))
     }
 
+    /// Whether the request has no body.
+    pub(super) fn is_empty(&self) -> bool {
+        self.body.is_at_end()
+    }
+
     /// What wasn't read of the body, if more may come.
     pub(super) fn unread(self) -> Option<RequestBody> {
         Some(self.body).filter(|body| !self.ended && !body.is_at_end())

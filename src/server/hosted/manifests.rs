@@ -5,11 +5,13 @@ use http::StatusCode;
 use super::{HostedHandlers, answer};
 use crate::access::AuditEvent;
 use crate::hosted::HostedError;
-use crate::oci::manifest::MAX_MANIFEST;
+use crate::oci::manifest::{MAX_MANIFEST, is_deep};
 use crate::oci::{Reference, RepoName, Tag};
 use crate::server::call::{Answered, Call, CallError};
 use crate::server::push_body::UploadBody;
 use crate::server::push_head::HeadError;
+
+const DEEP: &str = "its arrays and objects are nested too deeply";
 
 impl HostedHandlers {
     pub(super) async fn put_manifest(
@@ -27,6 +29,9 @@ impl HostedHandlers {
         let max = usize::try_from(MAX_MANIFEST).unwrap_or(usize::MAX);
         let content = body.whole(max).await.map_err(HostedError::Body)?;
         let content = content.ok_or(HeadError::LargeManifest)?;
+        if is_deep(&content) {
+            return Err(HostedError::InvalidManifest(DEEP.into()).into());
+        }
         let content_type = head.and_then(|head| head.content_type.as_deref());
         let may_pull = |stored: &RepoName| self.may_pull(call, stored);
         let putting =

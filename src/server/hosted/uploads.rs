@@ -29,7 +29,7 @@ impl HostedHandlers {
         digest: &Digest,
         body: &mut UploadBody,
     ) -> Result<Answered, CallError> {
-        let length = part(call)?.length;
+        let length = part(call, body)?.length;
         let storing = self.hosted().put_blob(name, digest, length, body);
         storing.await?;
         Ok(self.blob_created(name, digest))
@@ -84,7 +84,7 @@ impl HostedHandlers {
         upload: &UploadId,
         body: &mut UploadBody,
     ) -> Result<Answered, CallError> {
-        let part = part(call)?;
+        let part = part(call, body)?;
         match self.hosted().append(name, upload, part, body).await {
             Ok(received) => Ok(self.session(name, upload, received)),
             Err(error) => self.elsewhere(name, upload, error),
@@ -98,7 +98,7 @@ impl HostedHandlers {
         (upload, digest): (&UploadId, &Digest),
         body: &mut UploadBody,
     ) -> Result<Answered, CallError> {
-        let part = part(call)?;
+        let part = part(call, body)?;
         let finishing = self.hosted().finish(name, upload, digest, part, body);
         match finishing.await {
             Ok(()) => Ok(self.blob_created(name, digest)),
@@ -182,9 +182,12 @@ impl HostedHandlers {
 }
 
 /// What the head of a request says of its body.
-fn part(call: &Call<'_>) -> Result<Part, CallError> {
+fn part(call: &Call<'_>, body: &UploadBody) -> Result<Part, CallError> {
     let Some(head) = &call.push else {
         return Ok(Part::NONE);
     };
-    Ok(head.part()?)
+    let part = head.part()?;
+    // A request without a body needs no field that says so (RFC 9112, section 6.3).
+    let length = part.length.or_else(|| body.is_empty().then_some(0));
+    Ok(Part { length, ..part })
 }
