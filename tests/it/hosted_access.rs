@@ -48,7 +48,11 @@ async fn without_rules_nobody_pushes_over_tcp_and_the_error_says_what_to_add() {
         let refused = p.ask(&line).await;
         refused.refused(403, "DENIED");
         let message = refused.json()["errors"][0]["message"].to_string();
-        let action = if line.starts_with("DELETE") { "delete" } else { "push" };
+        let action = if line.starts_with("DELETE") {
+            "delete"
+        } else {
+            "push"
+        };
         let rule = format!("repositories: [ci/app], actions: [{action}], effect: allow");
         assert!(message.contains(&rule), "{message}");
     }
@@ -90,7 +94,10 @@ async fn users_push_where_rules_let_them() {
     assert!(challenge.contains(scope), "{challenge}");
     let delete = p.ask("DELETE /v2/ci/app/manifests/1").await;
     let challenge = delete.header("www-authenticate");
-    assert!(challenge.contains("repository:ci/app:delete\""), "{challenge}");
+    assert!(
+        challenge.contains("repository:ci/app:delete\""),
+        "{challenge}"
+    );
     let as_user = |user: &str| format!("Basic {}", STANDARD.encode(format!("{user}:secret")));
     let (alice, bob) = (as_user("alice"), as_user("bob"));
     let refused = p.send(start, &[("authorization", &bob)], "").await;
@@ -105,7 +112,9 @@ async fn users_push_where_rules_let_them() {
     let answer = p.m.get("/v2/").await;
     let challenge = answer.header("www-authenticate").to_owned();
     let realm = challenge.split('"').nth(1).unwrap();
-    let path = realm.split_once("/token").map(|(_, rest)| format!("/token{rest}"));
+    let path = realm
+        .split_once("/token")
+        .map(|(_, rest)| format!("/token{rest}"));
     let line = format!("GET {}?scope=repository:ci/app:pull,push", path.unwrap());
     let token = p.send(&line, &[("authorization", &alice)], "").await;
     let token = format!("Bearer {}", token.json()["token"].as_str().unwrap());
@@ -137,8 +146,11 @@ async fn a_hidden_repository_is_like_one_that_does_not_exist() {
 
 #[tokio::test]
 async fn a_body_is_not_asked_for_when_the_request_is_refused() {
-    let p = Pusher::with(&[SPACE, "root.access: [{anyone: true, actions: [pull], effect: allow}]"])
-        .await;
+    let p = Pusher::with(&[
+        SPACE,
+        "root.access: [{anyone: true, actions: [pull], effect: allow}]",
+    ])
+    .await;
     let digest = p.digest(b"");
     for line in [
         format!("POST /v2/ci/app/blobs/uploads/?digest={digest}"),
@@ -177,8 +189,11 @@ async fn a_client_that_waits_is_told_to_continue() {
 /// The response must arrive although the client is still sending.
 #[tokio::test]
 async fn a_refused_body_does_not_cost_the_response() {
-    let p = Pusher::with(&[SPACE, "root.access: [{anyone: true, actions: [pull], effect: allow}]"])
-        .await;
+    let p = Pusher::with(&[
+        SPACE,
+        "root.access: [{anyone: true, actions: [pull], effect: allow}]",
+    ])
+    .await;
     let digest = p.digest(b"");
     let line = format!("POST /v2/ci/app/blobs/uploads/?digest={digest}");
     for _ in 0..5 {
@@ -209,5 +224,8 @@ async fn only_callers_who_may_push_learn_of_mirrored_blobs() {
     let head = p.m.ask(&format!("HEAD {path}"), &authorized).await;
     assert_eq!(head.status, 200);
     // It is only held for a push, and can't be pulled from here.
-    assert_eq!(p.m.ask(&format!("GET {path}"), &authorized).await.status, 404);
+    assert_eq!(
+        p.m.ask(&format!("GET {path}"), &authorized).await.status,
+        404
+    );
 }

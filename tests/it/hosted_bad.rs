@@ -17,8 +17,16 @@ async fn malformed_requests_are_refused() {
     for (line, status, code) in [
         ("POST /v2/ci/APP/blobs/uploads/", 400, "NAME_INVALID"),
         ("POST /v2/ci/a/../b/blobs/uploads/", 400, "NAME_INVALID"),
-        ("POST /v2/ci/app/blobs/uploads/?digest=sha256:12", 400, "DIGEST_INVALID"),
-        ("POST /v2/ci/app/blobs/uploads/?digest=md5:12", 400, "DIGEST_INVALID"),
+        (
+            "POST /v2/ci/app/blobs/uploads/?digest=sha256:12",
+            400,
+            "DIGEST_INVALID",
+        ),
+        (
+            "POST /v2/ci/app/blobs/uploads/?digest=md5:12",
+            400,
+            "DIGEST_INVALID",
+        ),
         (
             &format!("POST /v2/ci/app/blobs/uploads/?digest={upper}"),
             400,
@@ -32,7 +40,11 @@ async fn malformed_requests_are_refused() {
         (&format!("PUT {at}"), 400, "DIGEST_INVALID"),
         (&format!("PUT {at}?digest=sha256:zz"), 400, "DIGEST_INVALID"),
         ("PUT /v2/ci/app/manifests/sha256:12", 400, "DIGEST_INVALID"),
-        ("DELETE /v2/ci/app/manifests/sha256:12", 400, "DIGEST_INVALID"),
+        (
+            "DELETE /v2/ci/app/manifests/sha256:12",
+            400,
+            "DIGEST_INVALID",
+        ),
         ("DELETE /v2/ci/app/blobs/sha256:12", 400, "DIGEST_INVALID"),
         ("GET /v2/ci/app/blobs/sha256:12", 400, "DIGEST_INVALID"),
         ("GET /v2/ci/app/manifests/sha256:12", 400, "DIGEST_INVALID"),
@@ -79,9 +91,13 @@ async fn ranges_and_lengths_that_lie_are_refused_and_the_session_survives() {
         }
         p.ask(&format!("GET {at}")).await.expect(204, b"");
     }
-    p.send(&format!("PATCH {at}"), &[("content-range", "0-9")], body.clone())
-        .await
-        .expect(202, b"");
+    p.send(
+        &format!("PATCH {at}"),
+        &[("content-range", "0-9")],
+        body.clone(),
+    )
+    .await
+    .expect(202, b"");
     let line = format!("PUT {at}?digest={}", p.digest(&body));
     p.ask(&line).await.expect(201, b"");
 }
@@ -121,7 +137,10 @@ async fn manifests_that_are_none_are_refused() {
         ("a negative size", oci(json!([negative]))),
         ("a wrong size", oci(json!([wrong_size]))),
         ("10,001 references", oci(json!(many))),
-        ("a digest that is none", oci(json!([{"mediaType": "x/y", "digest": "sha256:1", "size": 1}]))),
+        (
+            "a digest that is none",
+            oci(json!([{"mediaType": "x/y", "digest": "sha256:1", "size": 1}])),
+        ),
     ] {
         let body = Bytes::from(body);
         let fields = [("content-type", media_type::OCI_MANIFEST)];

@@ -48,7 +48,9 @@ async fn regctl() {
             .await
             .expect(201, b"");
     }
-    p.manifest("ci/app", "1", &image.manifest).await.expect(201, b"");
+    p.manifest("ci/app", "1", &image.manifest)
+        .await
+        .expect(201, b"");
     p.serves("ci/app", "1", &image).await;
 }
 
@@ -57,7 +59,9 @@ async fn regctl() {
 async fn oras() {
     let p = pusher().await;
     let zeros = "0".repeat(64);
-    let probe = p.m.get(&format!("/v2/ci/app/referrers/sha256:{zeros}")).await;
+    let probe =
+        p.m.get(&format!("/v2/ci/app/referrers/sha256:{zeros}"))
+            .await;
     assert_eq!(probe.status, 200);
     probe.has("content-type", media_type::OCI_INDEX);
     let image = p.image(1);
@@ -74,7 +78,12 @@ async fn oras() {
         head.has("content-length", blob.len());
     }
     let by_digest = image.digest.to_string();
-    assert_eq!(p.m.head(&format!("/v2/ci/app/manifests/{by_digest}")).await.status, 404);
+    assert_eq!(
+        p.m.head(&format!("/v2/ci/app/manifests/{by_digest}"))
+            .await
+            .status,
+        404
+    );
     for reference in [&by_digest, "1"] {
         let pushed = p.manifest("ci/app", reference, &image.manifest).await;
         pushed.expect(201, b"");
@@ -90,14 +99,19 @@ async fn crane() {
     let image = p.image(1);
     for blob in image.blobs() {
         let digest = p.digest(blob);
-        assert_eq!(p.m.head(&format!("/v2/ci/app/blobs/{digest}")).await.status, 404);
+        assert_eq!(
+            p.m.head(&format!("/v2/ci/app/blobs/{digest}")).await.status,
+            404
+        );
         let line = format!(
             "POST /v2/ci/app/blobs/uploads/?from=library%2Fdebian&mount={digest}&origin=docker.io"
         );
         let started = p.send(&line, &[("content-type", "application/json")], "");
         let started = started.await;
         started.expect(202, b"");
-        let pieces = blob.chunks(7_000).map(|piece| Ok::<_, std::io::Error>(piece.to_vec()));
+        let pieces = blob
+            .chunks(7_000)
+            .map(|piece| Ok::<_, std::io::Error>(piece.to_vec()));
         let pieces: Vec<_> = pieces.collect();
         let body = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
         let line = format!("PATCH {}", started.header("location"));
@@ -107,7 +121,9 @@ async fn crane() {
         let line = format!("PUT {}", at(sent.header("location"), &query));
         p.ask(&line).await.expect(201, b"");
     }
-    p.manifest("ci/app", "1", &image.manifest).await.expect(201, b"");
+    p.manifest("ci/app", "1", &image.manifest)
+        .await
+        .expect(201, b"");
     p.serves("ci/app", "1", &image).await;
 }
 
@@ -120,7 +136,11 @@ async fn jib() {
     let line = format!("POST /v2/ci/app/blobs/uploads/?mount={digest}&from=ci/base");
     let started = p.ask(&line).await;
     started.expect(202, b"");
-    let sent = p.send(&format!("PATCH {}", started.header("location")), &[], blob.clone());
+    let sent = p.send(
+        &format!("PATCH {}", started.header("location")),
+        &[],
+        blob.clone(),
+    );
     let sent = sent.await;
     sent.expect(202, b"");
     let query = format!("digest={digest}");
@@ -130,7 +150,8 @@ async fn jib() {
         closed.expect(201, b"");
         closed.has("docker-content-digest", digest);
     }
-    p.m.serves(&format!("/v2/ci/app/blobs/{digest}"), &blob).await;
+    p.m.serves(&format!("/v2/ci/app/blobs/{digest}"), &blob)
+        .await;
 }
 
 /// The PUT has the whole body and further parameters; everything is looked for first.
@@ -150,7 +171,11 @@ async fn containerd() {
         started.expect(202, b"");
         let query = format!("digest={digest}");
         let line = format!("PUT {}", at(started.header("location"), &query));
-        let pushed = p.send(&line, &[("content-type", "application/octet-stream")], blob.clone());
+        let pushed = p.send(
+            &line,
+            &[("content-type", "application/octet-stream")],
+            blob.clone(),
+        );
         let pushed = pushed.await;
         pushed.expect(201, b"");
         pushed.has("docker-content-digest", digest);
@@ -197,7 +222,8 @@ async fn caches_of_buildkit() {
     }
     for blob in layers.iter().chain([&config]) {
         let digest = p.digest(blob);
-        p.m.serves(&format!("/v2/ci/cache/blobs/{digest}"), blob).await;
+        p.m.serves(&format!("/v2/ci/cache/blobs/{digest}"), blob)
+            .await;
         let line = format!("DELETE /v2/ci/cache/blobs/{digest}");
         p.ask(&line).await.refused(405, "UNSUPPORTED");
     }
@@ -223,7 +249,8 @@ async fn a_push_over_http2() {
     assert_eq!(sent.send().await.unwrap().status(), 202);
     let closed = client.put(format!("{base}{location}?digest={digest}"));
     assert_eq!(closed.send().await.unwrap().status(), 201);
-    p.m.serves(&format!("/v2/ci/app/blobs/{digest}"), &blob).await;
+    p.m.serves(&format!("/v2/ci/app/blobs/{digest}"), &blob)
+        .await;
     // A refused body costs neither the response nor the connection.
     let refused = client.put(format!("{base}/v2/ci/app/blobs/uploads/1?digest={digest}"));
     let refused = refused.body(blob).send().await.unwrap();

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use millpond::oci::manifest::media_type;
 use serde_json::{Value, json};
 
-use crate::harness::push::{Pusher, SPACE, everywhere};
 use crate::harness::Answer;
+use crate::harness::push::{Pusher, SPACE, everywhere};
 
 fn strings(answer: &Answer, key: &str) -> Vec<String> {
     serde_json::from_value(answer.json()[key].clone()).unwrap()
@@ -86,9 +86,13 @@ async fn referrers_are_found_whether_or_not_their_subject_exists() {
         let of = |manifest: &Bytes| {
             let digests = [p.digest(manifest), crate::harness::digest(manifest)];
             let mut all = found.iter();
-            all.find(|entry| digests.iter().any(|digest| entry["digest"] == digest.to_string()))
-                .unwrap()
-                .clone()
+            all.find(|entry| {
+                digests
+                    .iter()
+                    .any(|digest| entry["digest"] == digest.to_string())
+            })
+            .unwrap()
+            .clone()
         };
         let signed = of(&signature.manifest);
         assert_eq!(signed["artifactType"], "sig/x");
@@ -152,7 +156,9 @@ async fn many_referrers_come_in_pages() {
         });
         let manifest: Bytes = manifest.to_string().into();
         let digest = p.digest(&manifest).to_string();
-        p.manifest("ci/app", &digest, &manifest).await.expect(201, b"");
+        p.manifest("ci/app", &digest, &manifest)
+            .await
+            .expect(201, b"");
     }
     let path = format!("/v2/ci/app/referrers/{}?artifactType=a/b", image.digest);
     let pages = pages(&p, &path).await;
@@ -162,7 +168,11 @@ async fn many_referrers_come_in_pages() {
         page.has("oci-filters-applied", "artifactType");
         let entries = page.json()["manifests"].clone();
         let entries = entries.as_array().unwrap().clone();
-        found.extend(entries.iter().map(|entry: &Value| entry["digest"].to_string()));
+        found.extend(
+            entries
+                .iter()
+                .map(|entry: &Value| entry["digest"].to_string()),
+        );
     }
     assert_eq!((pages.len(), found.len()), (3, 5));
     found.dedup();

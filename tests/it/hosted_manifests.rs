@@ -16,7 +16,10 @@ async fn an_image_is_pushed_and_pulled_byte_for_byte() {
         }
         let pushed = p.manifest("ci/app", "1", &image.manifest).await;
         pushed.expect(201, b"");
-        let by_digest = format!("/v2/ci/app/manifests/{}", pushed.header("docker-content-digest"));
+        let by_digest = format!(
+            "/v2/ci/app/manifests/{}",
+            pushed.header("docker-content-digest")
+        );
         pushed.has("location", &by_digest);
         p.m.serves(&by_digest, &image.manifest).await;
         let by_name = p.manifest("ci/app", &image.digest.to_string(), &image.manifest);
@@ -186,13 +189,20 @@ async fn a_type_that_contradicts_the_manifest_is_refused() {
     p.push("ci/app", "1", &image).await;
     for (kind, status) in [
         (media_type::OCI_MANIFEST, 201),
-        ("application/vnd.oci.image.manifest.v1+json; charset=utf-8", 201),
+        (
+            "application/vnd.oci.image.manifest.v1+json; charset=utf-8",
+            201,
+        ),
         (media_type::OCI_INDEX, 400),
         (media_type::DOCKER_MANIFEST, 400),
         (media_type::DOCKER_SCHEMA1, 400),
     ] {
         let fields = [("content-type", kind)];
-        let pushed = p.send("PUT /v2/ci/app/manifests/2", &fields, image.manifest.clone());
+        let pushed = p.send(
+            "PUT /v2/ci/app/manifests/2",
+            &fields,
+            image.manifest.clone(),
+        );
         let pushed = pushed.await;
         assert_eq!(pushed.status, status, "{kind}");
         if status == 400 {
@@ -215,7 +225,9 @@ async fn a_manifest_of_more_than_four_mebibytes_is_refused() {
     let more = padded((4 << 20) + 1);
     let refused = p.manifest("ci/app", "more", &more).await;
     assert_eq!(refused.status, 413);
-    let pieces = more.chunks(100_000).map(|piece| Ok::<_, std::io::Error>(piece.to_vec()));
+    let pieces = more
+        .chunks(100_000)
+        .map(|piece| Ok::<_, std::io::Error>(piece.to_vec()));
     let pieces: Vec<_> = pieces.collect();
     let chunked = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
     let refused = p.send("PUT /v2/ci/app/manifests/more", &[], chunked).await;
@@ -228,7 +240,9 @@ async fn deleting_a_tag_leaves_the_manifest_and_deleting_the_manifest_its_tags()
         let image = p.image(1);
         p.push("ci/app", "1", &image).await;
         p.tag("ci/app", "2", &image).await;
-        p.ask("DELETE /v2/ci/app/manifests/1").await.expect(202, b"");
+        p.ask("DELETE /v2/ci/app/manifests/1")
+            .await
+            .expect(202, b"");
         p.m.get("/v2/ci/app/manifests/1")
             .await
             .refused(404, "MANIFEST_UNKNOWN");
@@ -256,7 +270,8 @@ async fn deleting_a_tag_leaves_the_manifest_and_deleting_the_manifest_its_tags()
 
 #[tokio::test]
 async fn an_immutable_tag_keeps_its_digest() {
-    let space = "root.hosted: [{name: ci, repositories: ['ci/**'], immutable: ['v*'], mutable: [v0]}]";
+    let space =
+        "root.hosted: [{name: ci, repositories: ['ci/**'], immutable: ['v*'], mutable: [v0]}]";
     let p = Pusher::with(&[space]).await;
     let (one, two) = (p.image(1), p.image(2));
     for tag in ["v0", "v1", "main"] {
@@ -275,7 +290,9 @@ async fn an_immutable_tag_keeps_its_digest() {
         }
     }
     // The same manifest again changes nothing.
-    p.manifest("ci/app", "v1", &one.manifest).await.expect(201, b"");
+    p.manifest("ci/app", "v1", &one.manifest)
+        .await
+        .expect(201, b"");
     let digest = one.digest;
     for line in [
         "DELETE /v2/ci/app/manifests/v1".to_owned(),
@@ -319,7 +336,9 @@ async fn what_was_pushed_is_there_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let up = crate::harness::Registry::start().await;
     let start = async || {
-        let store = millpond::storage::FsStore::open(directory.path()).await.unwrap();
+        let store = millpond::storage::FsStore::open(directory.path())
+            .await
+            .unwrap();
         crate::harness::Setup::new(&up)
             .with(&[crate::harness::push::SPACE, crate::harness::push::OPEN])
             .store(std::sync::Arc::new(store))

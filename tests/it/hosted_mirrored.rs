@@ -75,8 +75,7 @@ async fn ns_means_this_server_by_its_own_names() {
 #[tokio::test]
 async fn layers_of_a_mirrored_base_need_not_be_pushed() {
     for reuse in [true, false] {
-        let space =
-            format!("root.hosted: [{{name: ci, repositories: ['ci/**'], reuse: {reuse}}}]");
+        let space = format!("root.hosted: [{{name: ci, repositories: ['ci/**'], reuse: {reuse}}}]");
         let p = Pusher::with(&[&space]).await;
         let base = Image::oci(1);
         p.up.push("base", "1", &base);
@@ -93,7 +92,10 @@ async fn layers_of_a_mirrored_base_need_not_be_pushed() {
         if reuse {
             // Small blobs cost less than the risk.
             let small = p.digest(&base.config);
-            assert_eq!(p.m.head(&format!("/v2/ci/app/blobs/{small}")).await.status, 404);
+            assert_eq!(
+                p.m.head(&format!("/v2/ci/app/blobs/{small}")).await.status,
+                404
+            );
             p.blob("ci/app", &base.config).await;
             p.m.head(&format!("/v2/ci/app/blobs/{}", p.digest(&base.layers[0])))
                 .await;
@@ -118,7 +120,10 @@ async fn a_server_may_have_no_upstream() {
         p.m.get(path).await.refused(404, "NAME_UNKNOWN");
     }
     let catalog = p.m.get("/v2/_catalog").await;
-    assert_eq!(catalog.json()["repositories"], serde_json::json!(["ci/app"]));
+    assert_eq!(
+        catalog.json()["repositories"],
+        serde_json::json!(["ci/app"])
+    );
 }
 
 #[tokio::test]
@@ -143,7 +148,10 @@ async fn settings_change_with_a_reload_and_names_with_a_restart() {
     };
     let p = Pusher::over(space("").start().await).await;
     p.begin("ci/app").await;
-    let report = p.m.app.reload(Ok(space(", readonly: true").loaded()), |_| ()).await;
+    let report =
+        p.m.app
+            .reload(Ok(space(", readonly: true").loaded()), |_| ())
+            .await;
     assert!(report.restart.is_empty(), "{report:?}");
     let refused = p.ask("POST /v2/ci/app/blobs/uploads/").await;
     refused.refused(405, "UNSUPPORTED");

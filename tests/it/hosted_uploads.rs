@@ -12,7 +12,10 @@ use crate::harness::{Answer, noise, read};
 /// Where a session is, as its answer says; it has no scheme and no host.
 fn location(answer: &Answer) -> String {
     let location = answer.header("location").to_owned();
-    assert!(location.starts_with("/v2/ci/app/blobs/uploads/"), "{location}");
+    assert!(
+        location.starts_with("/v2/ci/app/blobs/uploads/"),
+        "{location}"
+    );
     assert!(location.ends_with(answer.header("docker-upload-uuid")));
     location
 }
@@ -370,16 +373,24 @@ async fn a_blob_above_the_limit_and_one_over_the_quota_are_refused_early() {
 async fn links_have_the_configured_host_and_prefix() {
     for (lines, base) in [
         (&["http.prefix: /some/"][..], "/some"),
-        (&["http.host: 'https://mirror.example'"], "https://mirror.example"),
         (
-            &["http.host: 'https://mirror.example'", "http.relativeurls: true"],
+            &["http.host: 'https://mirror.example'"],
+            "https://mirror.example",
+        ),
+        (
+            &[
+                "http.host: 'https://mirror.example'",
+                "http.relativeurls: true",
+            ],
             "",
         ),
     ] {
         let lines: Vec<_> = lines.iter().copied().chain([SPACE]).collect();
         let p = Pusher::with(&lines).await;
         let path = base.strip_prefix("https://mirror.example").unwrap_or(base);
-        let started = p.ask(&format!("POST {path}/v2/ci/app/blobs/uploads/")).await;
+        let started = p
+            .ask(&format!("POST {path}/v2/ci/app/blobs/uploads/"))
+            .await;
         let expected = format!("{base}/v2/ci/app/blobs/uploads/");
         let found = started.header("location");
         assert!(found.starts_with(&expected), "{found}");
