@@ -191,6 +191,9 @@ pub(super) fn read(root: &Section<'_>, proxy: &Proxy, defaults: PushDefaults) ->
 }
 
 fn space(section: &Section<'_>, proxy: &Proxy, defaults: PushDefaults) -> HostedSpace {
+    // In the order in which they are printed.
+    let name = name(section);
+    let repositories = repositories(section, proxy);
     let (uploads_ttl, uploads_max) = section.section("uploads", |uploads| {
         let ttl = defaults.uploads_ttl.unwrap_or(DEFAULT_UPLOADS_TTL);
         (
@@ -208,8 +211,8 @@ fn space(section: &Section<'_>, proxy: &Proxy, defaults: PushDefaults) -> Hosted
         .value("quota", |text| sized(text, size::bytes))
         .map(|Bytes(quota)| quota);
     let space = HostedSpace {
-        name: name(section),
-        repositories: repositories(section, proxy),
+        name,
+        repositories,
         reuse: section.bool("reuse", true),
         delete: delete(section, defaults),
         readonly: readonly(section, defaults),
@@ -272,14 +275,16 @@ fn name(section: &Section<'_>) -> String {
 }
 
 fn repositories(section: &Section<'_>, proxy: &Proxy) -> Vec<Pattern> {
+    let mut has_items = false;
     let patterns = section.values("repositories", |text, path| {
+        has_items = true;
         let pattern = rules::repository(text)?;
         doubt_pattern(section, path, &pattern, proxy);
         Ok::<_, String>(pattern)
     });
-    if patterns.is_empty() && !section.has("repositories") {
+    if !section.has("repositories") {
         section.missing("repositories", "patterns such as [\"ci/**\"]");
-    } else if patterns.is_empty() {
+    } else if !has_items {
         section.reject("repositories", "needs a pattern such as ci/**");
     }
     patterns

@@ -106,8 +106,10 @@ async fn users_push_where_rules_let_them() {
     started.expect(202, b"");
     // Ending an upload needs no permission to delete.
     let at = started.header("location");
-    let ended = p.send(&format!("DELETE {at}"), &[("authorization", &alice)], "");
-    ended.await.expect(204, b"");
+    let ended = p
+        .send(&format!("DELETE {at}"), &[("authorization", &alice)], "")
+        .await;
+    ended.expect(204, b"");
     // The token service gives a token with which each request is decided again.
     let answer = p.m.get("/v2/").await;
     let challenge = answer.header("www-authenticate").to_owned();

@@ -36,8 +36,9 @@ async fn regctl() {
                 ("content-range", range.as_str()),
                 ("content-type", "application/octet-stream"),
             ];
-            let sent = p.send(&format!("PATCH {location}"), &fields, chunk.to_vec());
-            let sent = sent.await;
+            let sent = p
+                .send(&format!("PATCH {location}"), &fields, chunk.to_vec())
+                .await;
             sent.expect(202, b"");
             start += chunk.len();
             sent.has("range", format!("0-{}", start - 1));
@@ -106,8 +107,9 @@ async fn crane() {
         let line = format!(
             "POST /v2/ci/app/blobs/uploads/?from=library%2Fdebian&mount={digest}&origin=docker.io"
         );
-        let started = p.send(&line, &[("content-type", "application/json")], "");
-        let started = started.await;
+        let started = p
+            .send(&line, &[("content-type", "application/json")], "")
+            .await;
         started.expect(202, b"");
         let pieces = blob
             .chunks(7_000)
@@ -136,12 +138,13 @@ async fn jib() {
     let line = format!("POST /v2/ci/app/blobs/uploads/?mount={digest}&from=ci/base");
     let started = p.ask(&line).await;
     started.expect(202, b"");
-    let sent = p.send(
-        &format!("PATCH {}", started.header("location")),
-        &[],
-        blob.clone(),
-    );
-    let sent = sent.await;
+    let sent = p
+        .send(
+            &format!("PATCH {}", started.header("location")),
+            &[],
+            blob.clone(),
+        )
+        .await;
     sent.expect(202, b"");
     let query = format!("digest={digest}");
     let line = format!("PUT {}", at(sent.header("location"), &query));
@@ -171,12 +174,13 @@ async fn containerd() {
         started.expect(202, b"");
         let query = format!("digest={digest}");
         let line = format!("PUT {}", at(started.header("location"), &query));
-        let pushed = p.send(
-            &line,
-            &[("content-type", "application/octet-stream")],
-            blob.clone(),
-        );
-        let pushed = pushed.await;
+        let pushed = p
+            .send(
+                &line,
+                &[("content-type", "application/octet-stream")],
+                blob.clone(),
+            )
+            .await;
         pushed.expect(201, b"");
         pushed.has("docker-content-digest", digest);
     }

@@ -22,8 +22,9 @@ async fn an_image_is_pushed_and_pulled_byte_for_byte() {
         );
         pushed.has("location", &by_digest);
         p.m.serves(&by_digest, &image.manifest).await;
-        let by_name = p.manifest("ci/app", &image.digest.to_string(), &image.manifest);
-        let by_name = by_name.await;
+        let by_name = p
+            .manifest("ci/app", &image.digest.to_string(), &image.manifest)
+            .await;
         by_name.expect(201, b"");
         by_name.has("docker-content-digest", image.digest);
         by_name.has("location", format!("/v2/ci/app/manifests/{}", image.digest));
@@ -198,12 +199,13 @@ async fn a_type_that_contradicts_the_manifest_is_refused() {
         (media_type::DOCKER_SCHEMA1, 400),
     ] {
         let fields = [("content-type", kind)];
-        let pushed = p.send(
-            "PUT /v2/ci/app/manifests/2",
-            &fields,
-            image.manifest.clone(),
-        );
-        let pushed = pushed.await;
+        let pushed = p
+            .send(
+                "PUT /v2/ci/app/manifests/2",
+                &fields,
+                image.manifest.clone(),
+            )
+            .await;
         assert_eq!(pushed.status, status, "{kind}");
         if status == 400 {
             pushed.refused(400, "MANIFEST_INVALID");

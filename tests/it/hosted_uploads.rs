@@ -61,8 +61,10 @@ async fn a_blob_comes_with_one_put() {
             started.expect(202, b"");
             started.has("range", "0-0");
             let at = location(&started);
-            let closed = p.send(&format!("PUT {at}?digest={digest}"), &[], blob.clone());
-            closed.await.expect(201, b"");
+            let closed = p
+                .send(&format!("PUT {at}?digest={digest}"), &[], blob.clone())
+                .await;
+            closed.expect(201, b"");
             p.ask(&format!("GET {at}"))
                 .await
                 .refused(404, "BLOB_UPLOAD_UNKNOWN");
@@ -120,31 +122,35 @@ async fn bytes_that_do_not_follow_are_refused_and_the_session_survives() {
         let at = p.begin("ci/app").await;
         let patch = format!("PATCH {at}");
         let put = format!("PUT {at}?digest={digest}");
-        let early = p.send(&patch, &[("content-range", "5-9")], blob.slice(5..10));
-        let early = early.await;
+        let early = p
+            .send(&patch, &[("content-range", "5-9")], blob.slice(5..10))
+            .await;
         early.refused(416, "BLOB_UPLOAD_INVALID");
         early.has("range", "0-0");
         location(&early);
-        let first = p.send(&patch, &[("content-range", "0-9999")], blob.slice(..10_000));
-        first.await.expect(202, b"");
+        let first = p
+            .send(&patch, &[("content-range", "0-9999")], blob.slice(..10_000))
+            .await;
+        first.expect(202, b"");
         for (line, range) in [
             (&patch, "0-9999"),
             (&patch, "10001-20000"),
             (&put, "9999-19998"),
         ] {
-            let wrong = p.send(line, &[("content-range", range)], blob.slice(10_000..));
-            let wrong = wrong.await;
+            let wrong = p
+                .send(line, &[("content-range", range)], blob.slice(10_000..))
+                .await;
             wrong.refused(416, "BLOB_UPLOAD_INVALID");
             wrong.has("range", "0-9999");
             location(&wrong);
         }
         let contradiction = [("content-range", "10000-10004")];
-        let short = p.send(&patch, &contradiction, blob.slice(10_000..));
-        short.await.refused(400, "SIZE_INVALID");
+        let short = p.send(&patch, &contradiction, blob.slice(10_000..)).await;
+        short.refused(400, "SIZE_INVALID");
         // Old regctl's end is one too high.
         let end = [("content-range", "10000-15000")];
-        let judged = p.send(&patch, &end, blob.slice(10_000..15_000));
-        judged.await.expect(202, b"");
+        let judged = p.send(&patch, &end, blob.slice(10_000..15_000)).await;
+        judged.expect(202, b"");
         let closed = p.send(&put, &[], blob.slice(15_000..)).await;
         closed.expect(201, b"");
         has_blob(p, &blob).await;
@@ -220,8 +226,10 @@ async fn what_arrived_before_a_patch_broke_off_is_kept() {
         let received = if received == 1 { 0 } else { received };
         let line = format!("PATCH {at}");
         let range = format!("{received}-59999");
-        let rest = p.send(&line, &[("content-range", &range)], blob.slice(received..));
-        rest.await.expect(202, b"");
+        let rest = p
+            .send(&line, &[("content-range", &range)], blob.slice(received..))
+            .await;
+        rest.expect(202, b"");
         p.ask(&format!("PUT {at}?digest={digest}"))
             .await
             .expect(201, b"");
@@ -245,8 +253,9 @@ async fn a_second_writer_is_refused_and_bytes_are_never_mixed() {
             let mut refused = None;
             // Until the first one has begun.
             for _ in 0..200 {
-                let second = p.send(&format!("PATCH {at}"), &[("content-range", "7-9")], "xyz");
-                let second = second.await;
+                let second = p
+                    .send(&format!("PATCH {at}"), &[("content-range", "7-9")], "xyz")
+                    .await;
                 if second.status == 409 {
                     refused = Some(second);
                     break;
@@ -359,8 +368,10 @@ async fn a_blob_above_the_limit_and_one_over_the_quota_are_refused_early() {
     let large = noise(1, 20_000);
     let digest = p.digest(&large);
     let at = p.begin("ci/app").await;
-    let refused = p.send(&format!("PUT {at}?digest={digest}"), &[], large);
-    refused.await.refused(403, "DENIED");
+    let refused = p
+        .send(&format!("PUT {at}?digest={digest}"), &[], large)
+        .await;
+    refused.refused(403, "DENIED");
     p.blob("ci/app", &noise(2, 10_000)).await;
     let at = p.begin("ci/app").await;
     let refused = p.send(&format!("PATCH {at}"), &[], noise(3, 10_000)).await;

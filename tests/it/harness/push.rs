@@ -119,8 +119,9 @@ impl Pusher {
     pub(crate) async fn blob(&self, repo: &str, blob: &Bytes) -> Digest {
         let digest = self.digest(blob);
         let location = self.begin(repo).await;
-        let patched = self.send(&format!("PATCH {location}"), &[], blob.clone());
-        let patched = patched.await;
+        let patched = self
+            .send(&format!("PATCH {location}"), &[], blob.clone())
+            .await;
         patched.expect(202, b"");
         let location = patched.header("location");
         let closed = self.ask(&format!("PUT {location}?digest={digest}")).await;
