@@ -62,6 +62,7 @@ impl Admin {
             save_failures: counts.save_failures,
             full: counts.full,
             unreadable: counts.unreadable,
+            lost: cache.lost(0).1 as u64,
         });
         let metrics = Arc::clone(metrics);
         let rendered = tokio::task::spawn_blocking(move || metrics.render_as(format)).await;

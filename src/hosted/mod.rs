@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! sessions, session   uploads: which there are, and who writes      blobs      read, mount, delete
-//! writer              hashes and writes bytes as they arrive        manifests  check, keep, tag, delete
+//! uploads             requests that write or finish an upload       manifests  check, keep, tag, delete
+//! feed, content       hash and write bytes as they arrive           leases     held for a manifest
 //! settings, error, body                                             lists      tags, referrers
 //! ```
 //!
@@ -19,6 +20,7 @@ mod blobs;
 mod body;
 mod content;
 mod error;
+mod feed;
 mod leases;
 mod lists;
 mod manifests;
@@ -97,10 +99,14 @@ impl Hosted {
             sessions: Arc::default(),
             leases: Arc::default(),
         }));
+        if hosted.0.spaces.is_empty() {
+            return hosted;
+        }
         let worker = hosted.clone();
         tasks.spawn_restarted("hosted", stop.clone(), move || {
             let worker = worker.clone();
             async move {
+                worker.0.cache.settle_store().await;
                 worker.adopt_all().await;
                 loop {
                     tokio::time::sleep(EXPIRE_EVERY).await;

@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::HostedError;
-use super::content::Content;
+use super::content::{Account, Content};
+use crate::cache::Charge;
 use crate::oci::{RepoName, UploadId};
 
 /// How long a request waits for an earlier one to end before it is told that another one writes. The
@@ -32,8 +33,10 @@ pub(super) struct Session {
     turns: Arc<Semaphore>,
     state: Mutex<State>,
     changed: Notify,
-    /// Locked for a step on the blocking pool, by whoever has the turn.
+    /// Locked for a step on the blocking pool, by whoever has the turn, and otherwise while nothing is
+    /// with the pool.
     pub(super) content: Mutex<Content>,
+    pub(super) account: Mutex<Account>,
 }
 
 #[derive(Debug)]
@@ -76,7 +79,7 @@ impl Drop for Turn {
 impl Session {
     pub(super) fn new(
         (repo, id, space): (RepoName, UploadId, usize),
-        content: Content,
+        (content, charge): (Content, Charge),
         (received, used): (u64, SystemTime),
     ) -> Arc<Self> {
         let state = State {
@@ -95,6 +98,10 @@ impl Session {
             state: Mutex::new(state),
             changed: Notify::new(),
             content: Mutex::new(content),
+            account: Mutex::new(Account {
+                charge: Some(charge),
+                reservation: None,
+            }),
         })
     }
 

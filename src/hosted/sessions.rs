@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::content::Content;
+use super::content::{Account, Content};
 use super::session::Session;
 use super::{Hosted, HostedError, SpaceSettings};
 use crate::error_chain::on_one_line;
@@ -60,7 +60,7 @@ impl Hosted {
         aws_lc_rs::rand::fill(&mut random).map_err(|_unspecified| HostedError::Lost)?;
         let id = UploadId::from_random(random);
         let charge = self.charge(space, 0)?;
-        let content = Content::new(algorithm, charge);
+        let content = (Content::new(algorithm), charge);
         let now = self.0.clock.wall();
         let session = Session::new((repo.clone(), id, space), content, (0, now));
         let max = settings.uploads_max;
@@ -103,7 +103,7 @@ impl Hosted {
         };
         let received = file.size();
         let charge = self.0.cache.charge_existing(space, received);
-        let content = Content::new(Algorithm::Sha256, charge);
+        let content = (Content::new(Algorithm::Sha256), charge);
         let session = Session::new((repo.clone(), *id, space), content, (received, used));
         Ok(Some(self.0.sessions.adopt(session)))
     }
@@ -121,6 +121,8 @@ impl Hosted {
             if !self.is_hosted(&repo) || self.0.sessions.get(&repo, &id).is_some() {
                 continue;
             }
+            // A clock that was wrong mustn't keep it for ever.
+            let written = written.min(self.0.clock.wall());
             if let Err(error) = self.adopt(&repo, &id, written).await {
                 tracing::warn!(%repo, %id, error = %on_one_line(&error), "an unfinished upload can't be opened");
             }
@@ -151,8 +153,7 @@ impl Hosted {
         let removed = self.0.cache.cancel_upload(&session.repo, &session.id).await;
         session.end();
         self.0.sessions.remove(&session.id);
-        session.content.lock().charge = None;
-        session.content.lock().reservation = None;
+        *session.account.lock() = Account::default();
         drop(turn);
         removed?;
         Ok(())

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use super::content::Feed;
+use super::content::Account;
+use super::feed::Feed;
 use super::session::{Session, Turn};
 use super::{Hosted, HostedError, Part, PushBody, SpaceSettings, SyncMode};
-use crate::cache::{PushedFile, SpaceRequest};
+use crate::cache::{PushedFile, Reservation, SpaceRequest};
 use crate::oci::{Algorithm, Digest, RepoName, UploadId};
 
-/// Bytes of an upload of unknown length that are counted and reserved at a time.
+/// Bytes of an upload that are reserved at a time.
 const STEP: u64 = 16 * 1024 * 1024;
 
 impl Hosted {
@@ -217,23 +218,26 @@ impl Hosted {
     /// Opens the file of an upload for the request that has the turn.
     async fn reopen(&self, session: &Session) -> Result<(), HostedError> {
         let opened = self.0.cache.open_upload(&session.repo, &session.id).await?;
-        let mut content = session.content.lock();
-        content.file = Some(opened.ok_or(HostedError::UnknownUpload)?);
-        if content.charge.is_none() {
+        let Some(file) = opened else {
+            // An attempt to finish it has failed after it became a blob.
+            session.end();
+            self.0.sessions.remove(&session.id);
+            return Err(HostedError::UnknownUpload);
+        };
+        session.content.lock().file = Some(file);
+        let mut account = session.account.lock();
+        if account.charge.is_none() {
             // An attempt to finish it has failed.
-            content.charge = Some(
-                self.0
-                    .cache
-                    .charge_existing(session.space, session.received()),
-            );
+            let received = session.received();
+            account.charge = Some(self.0.cache.charge_existing(session.space, received));
         }
         Ok(())
     }
 
     /// Counts the bytes of an upload towards the quota.
     fn count(&self, session: &Session, total: u64) -> Result<(), HostedError> {
-        let mut content = session.content.lock();
-        let grown = content.charge.as_mut().map(|charge| charge.grow(total));
+        let mut account = session.account.lock();
+        let grown = account.charge.as_mut().map(|charge| charge.grow(total));
         let grown = grown.unwrap_or(Ok(()));
         grown.map_err(|quota| self.over_quota(session.space, quota))
     }
@@ -249,33 +253,32 @@ impl Hosted {
         if total > max {
             return Err(HostedError::TooLarge { bytes: total, max });
         }
-        if announced.is_none_or(|announced| total > announced) {
-            let step = total.div_ceil(STEP).saturating_mul(STEP);
-            self.count(session, step)
-                .or_else(|_| self.count(session, total))?;
-        }
+        self.count(session, total)?;
         let reserved = {
-            let content = session.content.lock();
-            content
-                .reservation
-                .as_ref()
-                .map_or(0, |space| space.bytes())
+            let account = session.account.lock();
+            account.reservation.as_ref().map_or(0, Reservation::bytes)
         };
         if total <= reserved {
             return Ok(());
         }
-        let most = announced.unwrap_or(u64::MAX).max(total);
-        let bytes = (total - reserved).max(STEP.min(most - reserved));
-        let blob = announced.unwrap_or(total).max(total);
-        let evict = true;
-        let request = SpaceRequest { bytes, blob, evict };
-        let step = self.0.cache.reserve_step(request).await?;
-        let mut content = session.content.lock();
-        match &mut content.reservation {
-            Some(reservation) => reservation.merge(step),
-            None => content.reservation = Some(step),
+        let (needed, whole) = (total - reserved, announced.unwrap_or(total).max(total));
+        let ahead = STEP.min(announced.map_or(STEP, |_| whole - reserved));
+        let request = |bytes| SpaceRequest {
+            bytes,
+            blob: whole,
+            evict: true,
+        };
+        let mut step = self.0.cache.reserve_step(request(ahead.max(needed))).await;
+        if step.is_err() && ahead > needed {
+            step = self.0.cache.reserve_step(request(needed)).await;
         }
-        if let Some(reservation) = &mut content.reservation {
+        let step = step?;
+        let mut account = session.account.lock();
+        match &mut account.reservation {
+            Some(reservation) => reservation.merge(step),
+            None => account.reservation = Some(step),
+        }
+        if let Some(reservation) = &mut account.reservation {
             reservation.fill(total);
         }
         Ok(())
@@ -298,13 +301,13 @@ impl Hosted {
             });
         }
         let pushed = {
-            let mut content = session.content.lock();
-            let file = content.file.take().ok_or(HostedError::Lost)?;
+            let file = session.content.lock().file.take();
+            let mut account = session.account.lock();
             PushedFile {
                 digest,
-                file,
-                charge: content.charge.take().ok_or(HostedError::Lost)?,
-                reservation: content.reservation.take(),
+                file: file.ok_or(HostedError::Lost)?,
+                charge: account.charge.take().ok_or(HostedError::Lost)?,
+                reservation: account.reservation.take(),
                 sync: self.settings(session.space)?.sync == SyncMode::Blob,
             }
         };
@@ -320,9 +323,7 @@ impl Hosted {
         self.log_failure("an upload can't be removed", removed.map(drop));
         session.end();
         self.0.sessions.remove(&session.id);
-        let mut content = session.content.lock();
-        content.charge = None;
-        content.reservation = None;
+        *session.account.lock() = Account::default();
     }
 }
 

@@ -126,7 +126,12 @@ impl Script {
     }
 
     pub(super) async fn pass(&self, operation: Operation) -> Result<usize, StoreError> {
-        let delay = self.0.lock().delays.as_mut().map(|(random, max)| max.mul_f64(random.f64()));
+        let delay = self
+            .0
+            .lock()
+            .delays
+            .as_mut()
+            .map(|(random, max)| max.mul_f64(random.f64()));
         if let Some(delay) = delay {
             tokio::time::sleep(delay).await;
         }

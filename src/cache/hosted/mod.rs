@@ -143,6 +143,17 @@ impl Cache {
         drop(tokio::time::timeout(DELETION_TIME, gone).await);
     }
 
+    /// Makes durable what an earlier process has written, so that the first push needn't wait for that.
+    pub async fn settle_store(&self) {
+        if let Err(error) = self.inner.store.sync(&[], &[]).await {
+            let error = on_one_line(&error);
+            tracing::warn!(
+                error,
+                "what is stored can't be made durable yet; the first push tries it again"
+            );
+        }
+    }
+
     /// Makes a link to stored content that is held, and counts it in place of what was charged for it.
     /// Returns whether it is a new one.
     async fn link_pushed(

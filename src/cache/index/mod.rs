@@ -28,6 +28,7 @@
 //! the log otherwise. `check_invariants` compares all of it, after each step of the model test.
 
 mod build;
+mod claims;
 mod deletion;
 mod eviction;
 mod files;
@@ -35,7 +36,9 @@ mod hosted;
 #[cfg(test)]
 mod invariants;
 mod links;
+mod losses;
 mod order;
+mod quota;
 mod references;
 mod report;
 mod settings;
@@ -55,13 +58,13 @@ use super::{CacheSettings, Upkeep};
 use crate::oci::{Digest, RepoName};
 use crate::storage::{Link, LinkKind};
 pub(crate) use build::{Settled, Unreadables};
+pub(crate) use claims::Claim;
+pub use claims::Part;
 use deletion::DeleteQueue;
 pub(crate) use deletion::{DueLink, Job, RETRY};
 pub(crate) use eviction::SpaceReply;
 pub(crate) use files::Trust;
-pub(crate) use hosted::Claim;
 use hosted::HostedSpaces;
-pub use hosted::Part;
 use order::Order;
 use references::Graph;
 pub use report::{EntryView, ImageView, Selection, SelectionError, Usage};

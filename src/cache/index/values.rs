@@ -1,10 +1,9 @@
 //! The values of the index: repositories, blobs, what manifests refer to, and links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
-use super::hosted::{HostedRepo, counted};
 use super::order::Slot;
 use super::slab::{Id, Keyed};
 use crate::cache::state::file::Origin;
@@ -81,6 +80,33 @@ impl Repo {
         let named = self.tags.iter().filter(move |(_, named)| **named == hash);
         named.map(|(tag, _)| tag)
     }
+}
+
+/// What is known of a hosted repository beside its entries.
+#[derive(Debug, Default)]
+pub(super) struct HostedRepo {
+    /// The position of its policy.
+    pub(super) space: usize,
+    /// How many manifests of the repository refer to a digest, by its hash.
+    pub(super) references: HashMap<u64, u32>,
+    /// How many tags name a digest, by its hash.
+    pub(super) tagged: HashMap<u64, u32>,
+}
+
+/// Counts one more or one fewer of something. True when none is left.
+pub(super) fn counted(counts: &mut HashMap<u64, u32>, hash: u64, more: bool) -> bool {
+    let count = counts.entry(hash).or_default();
+    debug_assert!(more || *count > 0, "one reference too many is removed");
+    *count = if more {
+        count.saturating_add(1)
+    } else {
+        count.saturating_sub(1)
+    };
+    let is_zero = *count == 0;
+    if is_zero {
+        counts.remove(&hash);
+    }
+    is_zero
 }
 
 impl Keyed for Repo {

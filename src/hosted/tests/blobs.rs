@@ -5,12 +5,17 @@ use super::*;
 /// A mirrored repository with a layer, as a download leaves it.
 async fn mirrored(rig: &Rig, name: &str, content: &str) -> Digest {
     let (repo, digest) = (repo(name), sha256(content));
-    crate::storage::put(&*rig.store, &digest, Bytes::copy_from_slice(content.as_bytes()))
-        .await
-        .unwrap();
+    crate::storage::put(
+        &*rig.store,
+        &digest,
+        Bytes::copy_from_slice(content.as_bytes()),
+    )
+    .await
+    .unwrap();
     let link = Link::new(&repo, LinkKind::Layer, &digest);
     rig.store.link(&link).await.unwrap();
-    rig.cache.linked(&repo, LinkKind::Layer, &digest, content.len() as u64);
+    rig.cache
+        .linked(&repo, LinkKind::Layer, &digest, content.len() as u64);
     digest
 }
 
@@ -38,7 +43,10 @@ async fn a_blob_is_mounted_only_from_where_the_caller_may_pull_it() {
         }
         let third = rig.hosted.mount(&absent, &digest, None, &anybody).await;
         assert!(third.unwrap());
-        let unknown = rig.hosted.mount(&other, &sha256("unknown"), None, &anybody).await;
+        let unknown = rig
+            .hosted
+            .mount(&other, &sha256("unknown"), None, &anybody)
+            .await;
         assert!(!unknown.unwrap());
         rig.cache.check_index();
     })
@@ -52,7 +60,10 @@ async fn layers_of_mirrored_images_need_not_be_pushed() {
         let digest = mirrored(&rig, "library/base", &layer).await;
         let small = mirrored(&rig, "library/base", "small").await;
         let blob = async |digest, may_reuse: &MayPull<'_>| {
-            let blob = rig.hosted.blob(&app(), digest, ReadMode::Head, may_reuse).await;
+            let blob = rig
+                .hosted
+                .blob(&app(), digest, ReadMode::Head, may_reuse)
+                .await;
             blob.is_ok()
         };
         assert!(!blob(&digest, &nobody).await);
@@ -65,7 +76,9 @@ async fn layers_of_mirrored_images_need_not_be_pushed() {
         let push = async |may_reuse: &MayPull<'_>| {
             let body = Bytes::copy_from_slice(text.as_bytes());
             let (repo, reference) = (app(), tagged("v1"));
-            rig.hosted.put_manifest(&repo, &reference, &[], Some(OCI), body, may_reuse).await
+            rig.hosted
+                .put_manifest(&repo, &reference, &[], Some(OCI), body, may_reuse)
+                .await
         };
         let refused = push(&nobody).await;
         let Err(HostedError::PartsMissing(missing)) = refused else {
@@ -85,12 +98,21 @@ async fn a_layer_that_was_found_for_reuse_outlives_its_mirrored_repository() {
     let rig = Rig::new().await;
     let layer = layer();
     let digest = mirrored(&rig, "library/base", &layer).await;
-    rig.hosted.blob(&app(), &digest, ReadMode::Head, &anybody).await.unwrap();
+    rig.hosted
+        .blob(&app(), &digest, ReadMode::Head, &anybody)
+        .await
+        .unwrap();
     rig.pass(7 * DAY - HOUR).await;
-    rig.hosted.blob(&app(), &digest, ReadMode::Head, &anybody).await.unwrap();
+    rig.hosted
+        .blob(&app(), &digest, ReadMode::Head, &anybody)
+        .await
+        .unwrap();
     // Its week is over, and the day of the lease isn't.
     rig.pass(2 * HOUR).await;
-    assert_eq!(rig.store.size(&digest).await.unwrap(), Some(layer.len() as u64));
+    assert_eq!(
+        rig.store.size(&digest).await.unwrap(),
+        Some(layer.len() as u64)
+    );
     rig.pass(8 * DAY).await;
     assert_eq!(rig.store.size(&digest).await.unwrap(), None);
 }
@@ -103,7 +125,10 @@ async fn reuse_can_be_switched_off() {
     })
     .await;
     let digest = mirrored(&rig, "library/base", &layer()).await;
-    let found = rig.hosted.blob(&app(), &digest, ReadMode::Head, &anybody).await;
+    let found = rig
+        .hosted
+        .blob(&app(), &digest, ReadMode::Head, &anybody)
+        .await;
     assert!(matches!(found, Err(HostedError::NotFound)));
     let mounted = rig.hosted.mount(&app(), &digest, None, &anybody).await;
     assert!(!mounted.unwrap());
@@ -114,7 +139,10 @@ async fn a_deleted_blob_is_gone_at_once_whoever_holds_it() {
     on_both(async |rig| {
         let digest = rig.put("content").await;
         rig.put_to(&repo("ci/other"), "content").await;
-        let reading = rig.hosted.blob(&app(), &digest, ReadMode::Content, &nobody).await;
+        let reading = rig
+            .hosted
+            .blob(&app(), &digest, ReadMode::Content, &nobody)
+            .await;
         let reading = reading.unwrap();
         rig.hosted.delete_blob(&app(), &digest).await.unwrap();
         assert!(!rig.has("content").await);
@@ -128,7 +156,10 @@ async fn a_deleted_blob_is_gone_at_once_whoever_holds_it() {
         rig.put("content").await;
         assert!(rig.has("content").await);
         rig.hosted.delete_blob(&app(), &digest).await.unwrap();
-        rig.hosted.delete_blob(&repo("ci/other"), &digest).await.unwrap();
+        rig.hosted
+            .delete_blob(&repo("ci/other"), &digest)
+            .await
+            .unwrap();
         rig.cache.settled().await;
         assert_eq!(rig.store.size(&digest).await.unwrap(), None);
         rig.cache.check_index();
@@ -145,8 +176,14 @@ async fn a_blob_that_a_manifest_needs_is_not_deleted() {
             assert!(matches!(refused, Err(HostedError::Referenced)), "{content}");
         }
         let reference = Reference::Digest(manifest);
-        rig.hosted.delete_manifest(&app(), &reference).await.unwrap();
-        rig.hosted.delete_blob(&app(), &sha256("layer")).await.unwrap();
+        rig.hosted
+            .delete_manifest(&app(), &reference)
+            .await
+            .unwrap();
+        rig.hosted
+            .delete_blob(&app(), &sha256("layer"))
+            .await
+            .unwrap();
         assert!(!rig.has("layer").await && rig.has("v1").await);
     })
     .await;

@@ -10,7 +10,10 @@ async fn a_layer_without_a_manifest_goes_after_its_grace() {
     rig.pass(DAY - HOUR).await;
     assert!(rig.has("layer").await);
     rig.pass(DAY - HOUR).await;
-    assert!(rig.is_linked(LinkKind::Layer, digest).await, "the HEAD counts");
+    assert!(
+        rig.is_linked(LinkKind::Layer, digest).await,
+        "the HEAD counts"
+    );
     rig.pass(2 * HOUR).await;
     assert_eq!(rig.store.size(&digest).await.unwrap(), None);
 }
@@ -28,10 +31,18 @@ async fn what_a_manifest_refers_to_stays_as_long_as_the_manifest() {
         assert!(is_kept(content).await, "{content}");
     }
     let reference = Reference::Digest(first);
-    rig.hosted.delete_manifest(&app(), &reference).await.unwrap();
+    rig.hosted
+        .delete_manifest(&app(), &reference)
+        .await
+        .unwrap();
     // Their last use was long ago.
     rig.pass(Duration::from_secs(5)).await;
-    for (content, kept) in [("shared", true), ("own", false), ("v1", false), ("v2", true)] {
+    for (content, kept) in [
+        ("shared", true),
+        ("own", false),
+        ("v1", false),
+        ("v2", true),
+    ] {
         assert_eq!(is_kept(content).await, kept, "{content}");
     }
     assert!(rig.is_linked(LinkKind::Revision, second).await);
@@ -69,15 +80,22 @@ async fn untagged_manifests_expire_where_that_is_configured() {
     });
     let attached = attached.to_string();
     let attached_to = Reference::Digest(sha256(&attached));
-    rig.put_manifest(&attached_to, None, &attached).await.unwrap();
+    rig.put_manifest(&attached_to, None, &attached)
+        .await
+        .unwrap();
     let index = serde_json::json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [subject]});
-    rig.put_manifest(&tagged("all"), None, &index.to_string()).await.unwrap();
+    rig.put_manifest(&tagged("all"), None, &index.to_string())
+        .await
+        .unwrap();
     rig.push("v2", &["new"]).await;
     rig.put_image("v1", &image("v2", &["new"])).await.unwrap();
     rig.pass(30 * DAY).await;
     let has = async |digest| rig.is_linked(LinkKind::Revision, digest).await;
     assert!(has(old).await && has(sha256(&attached)).await);
-    rig.hosted.delete_manifest(&app(), &tagged("all")).await.unwrap();
+    rig.hosted
+        .delete_manifest(&app(), &tagged("all"))
+        .await
+        .unwrap();
     rig.pass(HOUR).await;
     rig.pass(HOUR).await;
     assert!(!has(old).await && !has(sha256(&attached)).await);
@@ -102,7 +120,10 @@ async fn images_expire_after_their_last_pull_unless_a_rule_keeps_them() {
     rig.pass(DAY).await;
     rig.push("newest", &[]).await;
     rig.pass(8 * DAY).await;
-    rig.hosted.manifest(&app(), &tagged("pulled")).await.unwrap();
+    rig.hosted
+        .manifest(&app(), &tagged("pulled"))
+        .await
+        .unwrap();
     rig.pass(9 * DAY).await;
     let mut tags = rig.hosted.tags(&app()).await.unwrap();
     assert_eq!(tags, ["newest", "pulled", "release-1"].map(tag));
@@ -124,8 +145,12 @@ async fn cache_mirrored(rig: &Rig, content: &str) -> bool {
         .await
         .unwrap();
     space.commit(&hold, content.len() as u64);
-    rig.store.link(&Link::new(&repo, LinkKind::Layer, &digest)).await.unwrap();
-    rig.cache.linked(&repo, LinkKind::Layer, &digest, content.len() as u64);
+    rig.store
+        .link(&Link::new(&repo, LinkKind::Layer, &digest))
+        .await
+        .unwrap();
+    rig.cache
+        .linked(&repo, LinkKind::Layer, &digest, content.len() as u64);
     true
 }
 
@@ -149,13 +174,19 @@ async fn mirrored_content_makes_room_for_pushes_and_hosted_content_stays() {
     assert!(cache_mirrored(&rig, &"m".repeat(400)).await);
     rig.put(&"n".repeat(300)).await;
     rig.cache.settled().await;
-    assert_eq!(rig.store.size(&sha256(&"m".repeat(400))).await.unwrap(), None);
+    assert_eq!(
+        rig.store.size(&sha256(&"m".repeat(400))).await.unwrap(),
+        None
+    );
     assert!(rig.has(&"h".repeat(400)).await);
     // Nothing is left that may go.
     let content = "f".repeat(400);
     let mut body = Script::of(&content);
     let (repo, digest) = (app(), sha256(&content));
-    let full = rig.hosted.put_blob(&repo, &digest, Some(400), &mut body).await;
+    let full = rig
+        .hosted
+        .put_blob(&repo, &digest, Some(400), &mut body)
+        .await;
     assert!(matches!(full, Err(HostedError::Full(_))), "{full:?}");
     assert!(!cache_mirrored(&rig, &"g".repeat(400)).await);
     assert!(rig.has(&"n".repeat(300)).await);
@@ -171,7 +202,10 @@ async fn evictable_content_goes_after_mirrored_content() {
     assert!(cache_mirrored(&rig, &"n".repeat(300)).await);
     rig.cache.settled().await;
     assert!(rig.has(&"h".repeat(400)).await);
-    assert_eq!(rig.store.size(&sha256(&"m".repeat(400))).await.unwrap(), None);
+    assert_eq!(
+        rig.store.size(&sha256(&"m".repeat(400))).await.unwrap(),
+        None
+    );
     rig.put(&"i".repeat(500)).await;
     rig.cache.settled().await;
     assert!(!rig.has(&"n".repeat(300)).await);
@@ -209,7 +243,11 @@ async fn operators_purge_hosted_content() {
     rig.push("v1", &["layer"]).await;
     rig.push("v2", &["layer"]).await;
     let purged = rig.cache.purge(&"ci/app:v1".parse().unwrap(), false).await;
-    assert_eq!(purged.len(), 2, "the manifest, and the config that only it has");
+    assert_eq!(
+        purged.len(),
+        2,
+        "the manifest, and the config that only it has"
+    );
     assert_eq!(rig.hosted.tags(&app()).await.unwrap(), [tag("v2")]);
     assert!(rig.has("layer").await);
     rig.cache.purge(&"ci/**".parse().unwrap(), false).await;

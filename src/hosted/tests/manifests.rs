@@ -35,7 +35,10 @@ async fn a_manifest_is_found_by_its_digest_and_its_tags() {
             assert_eq!(pushed.unwrap(), expected);
             for reference in [reference, tagged("a"), tagged("b")] {
                 let found = rig.hosted.manifest(&app(), &reference).await.unwrap();
-                assert_eq!((&*found.content, found.meta.digest), (text.as_bytes(), digest));
+                assert_eq!(
+                    (&*found.content, found.meta.digest),
+                    (text.as_bytes(), digest)
+                );
             }
         }
         assert_eq!(rig.hosted.tags(&app()).await.unwrap(), [tag("a"), tag("b")]);
@@ -62,10 +65,21 @@ async fn missing_parts_are_named() {
             "mediaType": "x/y", "digest": sha256("elsewhere"), "size": 9, "urls": ["https://a/"],
         });
         let config = descriptor("no config");
-        let layers = [descriptor("there"), foreign, descriptor("no layer"), elsewhere];
+        let layers = [
+            descriptor("there"),
+            foreign,
+            descriptor("no layer"),
+            elsewhere,
+        ];
         let parts = serde_json::json!({"config": config, "layers": layers});
-        let refused = rig.put_image("v1", &manifest_like(OCI, &parts)).await.unwrap_err();
-        assert_eq!(refused.missing_parts(), [sha256("no config"), sha256("no layer")]);
+        let refused = rig
+            .put_image("v1", &manifest_like(OCI, &parts))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            refused.missing_parts(),
+            [sha256("no config"), sha256("no layer")]
+        );
         let unknown = rig.hosted.manifest(&app(), &tagged("v1")).await;
         assert!(matches!(unknown, Err(HostedError::NotFound)));
         let rig = rig
@@ -74,7 +88,9 @@ async fn missing_parts_are_named() {
                 ..space()
             })
             .await;
-        rig.put_image("v1", &manifest_like(OCI, &parts)).await.unwrap();
+        rig.put_image("v1", &manifest_like(OCI, &parts))
+            .await
+            .unwrap();
         rig.cache.check_index();
     })
     .await;
@@ -95,7 +111,9 @@ async fn children_of_an_index_are_manifests_or_blobs_by_their_type() {
         assert_eq!(refused.missing_parts(), [sha256(&text), sha256("cached")]);
         rig.push("one", &["layer"]).await;
         rig.put("cached").await;
-        rig.put_manifest(&tagged("all"), Some(INDEX), &index).await.unwrap();
+        rig.put_manifest(&tagged("all"), Some(INDEX), &index)
+            .await
+            .unwrap();
         rig.cache.check_index();
     })
     .await;
@@ -113,7 +131,11 @@ async fn what_is_no_manifest_is_refused() {
         ("too deep", Some(OCI), deep),
         ("another type", Some(INDEX), valid.clone()),
         ("a foreign type", Some("text/plain"), valid.clone()),
-        ("schema 1", None, r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned()),
+        (
+            "schema 1",
+            None,
+            r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(),
+        ),
         (
             "both",
             None,
@@ -132,12 +154,22 @@ async fn what_is_no_manifest_is_refused() {
         (
             "too many",
             None,
-            manifest_like(OCI, &serde_json::json!({"config": descriptor("config"), "layers": many})),
+            manifest_like(
+                OCI,
+                &serde_json::json!({"config": descriptor("config"), "layers": many}),
+            ),
         ),
     ];
     for (what, kind, text) in cases {
-        let refused = rig.put_manifest(&tagged("v1"), kind, &text).await.unwrap_err();
-        assert_eq!(refused.kind(), crate::oci::ErrorKind::ManifestInvalid, "{what}: {refused}");
+        let refused = rig
+            .put_manifest(&tagged("v1"), kind, &text)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            refused.kind(),
+            crate::oci::ErrorKind::ManifestInvalid,
+            "{what}: {refused}"
+        );
     }
     let other = Reference::Digest(sha256("other"));
     let refused = rig.put_manifest(&other, Some(OCI), &valid).await;
@@ -155,19 +187,28 @@ async fn a_tag_and_a_manifest_are_deleted() {
         for name in ["a", "b"] {
             rig.put_image(name, &image("v2", &["layer"])).await.unwrap();
         }
-        rig.hosted.delete_manifest(&app(), &tagged("v1")).await.unwrap();
+        rig.hosted
+            .delete_manifest(&app(), &tagged("v1"))
+            .await
+            .unwrap();
         let by_digest = rig.hosted.manifest(&app(), &Reference::Digest(first)).await;
         by_digest.unwrap();
         let again = rig.hosted.delete_manifest(&app(), &tagged("v1")).await;
         assert!(matches!(again, Err(HostedError::NotFound)));
         let reference = Reference::Digest(second);
-        rig.hosted.delete_manifest(&app(), &reference).await.unwrap();
+        rig.hosted
+            .delete_manifest(&app(), &reference)
+            .await
+            .unwrap();
         assert_eq!(rig.hosted.tags(&app()).await.unwrap(), [] as [Tag; 0]);
         for reference in [reference, tagged("a"), tagged("b"), tagged("v2")] {
             let gone = rig.hosted.manifest(&app(), &reference).await;
             assert!(matches!(gone, Err(HostedError::NotFound)));
         }
-        let again = rig.hosted.delete_manifest(&app(), &reference_of(second)).await;
+        let again = rig
+            .hosted
+            .delete_manifest(&app(), &reference_of(second))
+            .await;
         assert!(matches!(again, Err(HostedError::NotFound)));
         assert!(rig.has("layer").await);
         let rig = rig.restarted(space()).await;
@@ -197,7 +238,9 @@ async fn an_immutable_tag_stays_what_it_is() {
         for refused in [
             rig.put_image("v1", &other).await.map(drop),
             rig.hosted.delete_manifest(&app(), &tagged("v1")).await,
-            rig.hosted.delete_manifest(&app(), &reference_of(first)).await,
+            rig.hosted
+                .delete_manifest(&app(), &reference_of(first))
+                .await,
         ] {
             let Err(HostedError::Immutable { digest, .. }) = refused else {
                 panic!("{refused:?}");
@@ -243,7 +286,10 @@ async fn referrers_are_listed_with_all_they_say() {
         };
         let text = image("v1", &[]);
         let long = "x".repeat(10_000);
-        for text in [attach(&text, Some("a/b"), "one"), attach(&text, None, &long)] {
+        for text in [
+            attach(&text, Some("a/b"), "one"),
+            attach(&text, None, &long),
+        ] {
             let digest = Reference::Digest(sha256(&text));
             let pushed = rig
                 .hosted
@@ -254,29 +300,61 @@ async fn referrers_are_listed_with_all_they_say() {
         // A subject may come later.
         let later = image("later", &[]);
         let early = attach(&later, Some("a/b"), "early");
-        rig.put_manifest(&reference_of(sha256(&early)), None, &early).await.unwrap();
-        assert_eq!(rig.hosted.referrers(&app(), &sha256(&later)).await.unwrap().len(), 1);
+        rig.put_manifest(&reference_of(sha256(&early)), None, &early)
+            .await
+            .unwrap();
+        assert_eq!(
+            rig.hosted
+                .referrers(&app(), &sha256(&later))
+                .await
+                .unwrap()
+                .len(),
+            1
+        );
 
         let rig = rig.restarted(space()).await;
         let listed = rig.hosted.referrers(&app(), &subject).await.unwrap();
-        let mut notes: Vec<_> = listed.iter().map(|one| one.annotations["note"].clone()).collect();
+        let mut notes: Vec<_> = listed
+            .iter()
+            .map(|one| one.annotations["note"].clone())
+            .collect();
         notes.sort();
         assert_eq!(notes, ["one".to_owned(), long]);
-        let kinds: Vec<_> = listed.iter().map(|one| one.artifact_type.clone().unwrap()).collect();
+        let kinds: Vec<_> = listed
+            .iter()
+            .map(|one| one.artifact_type.clone().unwrap())
+            .collect();
         assert!(kinds.contains(&"a/b".to_owned()), "{kinds:?}");
         assert!(kinds.contains(&"application/vnd.oci.image.layer.v1.tar".to_owned()));
-        assert!(rig.hosted.referrers(&repo("ci/other"), &subject).await.unwrap().is_empty());
+        assert!(
+            rig.hosted
+                .referrers(&repo("ci/other"), &subject)
+                .await
+                .unwrap()
+                .is_empty()
+        );
 
         // Clients without the API list them under a tag.
         rig.push("by-tag", &[]).await;
         let listed_by_tag = child(OCI, &image("by-tag", &[]));
         let index = manifest_like(INDEX, &serde_json::json!({"manifests": [listed_by_tag]}));
         let name = subject.to_string().replace(':', "-");
-        rig.put_manifest(&tagged(&name), Some(INDEX), &index).await.unwrap();
-        assert_eq!(rig.hosted.referrers(&app(), &subject).await.unwrap().len(), 3);
+        rig.put_manifest(&tagged(&name), Some(INDEX), &index)
+            .await
+            .unwrap();
+        assert_eq!(
+            rig.hosted.referrers(&app(), &subject).await.unwrap().len(),
+            3
+        );
         let one = listed[0].digest;
-        rig.hosted.delete_manifest(&app(), &reference_of(one)).await.unwrap();
-        assert_eq!(rig.hosted.referrers(&app(), &subject).await.unwrap().len(), 2);
+        rig.hosted
+            .delete_manifest(&app(), &reference_of(one))
+            .await
+            .unwrap();
+        assert_eq!(
+            rig.hosted.referrers(&app(), &subject).await.unwrap().len(),
+            2
+        );
         rig.cache.check_index();
     })
     .await;

@@ -258,7 +258,10 @@ impl Rig {
     }
 
     async fn head(&self, repo: &RepoName, digest: &Digest) -> Option<u64> {
-        let found = self.hosted.blob(repo, digest, ReadMode::Head, &nobody).await;
+        let found = self
+            .hosted
+            .blob(repo, digest, ReadMode::Head, &nobody)
+            .await;
         found.ok().map(|blob| blob.size())
     }
 
@@ -268,11 +271,17 @@ impl Rig {
 
     /// Whether the link is in the store, which counts as no use.
     async fn is_linked(&self, kind: LinkKind, digest: Digest) -> bool {
-        self.store.linked(&Link::new(&app(), kind, &digest)).await.unwrap()
+        self.store
+            .linked(&Link::new(&app(), kind, &digest))
+            .await
+            .unwrap()
     }
 
     async fn read(&self, digest: &Digest) -> Bytes {
-        let found = self.hosted.blob(&app(), digest, ReadMode::Content, &nobody).await;
+        let found = self
+            .hosted
+            .blob(&app(), digest, ReadMode::Content, &nobody)
+            .await;
         let blob = found.unwrap();
         let size = usize::try_from(blob.size()).unwrap();
         blob.content().reader.read_at(0, size).await.unwrap()
@@ -288,7 +297,12 @@ impl Rig {
 
     /// The next process over the same store.
     async fn restarted(self, space: SpaceSettings) -> Self {
-        let Self { store, cache, clock, hosted } = self;
+        let Self {
+            store,
+            cache,
+            clock,
+            hosted,
+        } = self;
         cache.stop().await;
         drop((cache, hosted));
         Self::over(store, vec![space], clock.wall()).await

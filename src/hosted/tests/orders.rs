@@ -52,7 +52,11 @@ async fn is_whole(rig: &Rig, name: &str, layers: &[&str]) {
     let found = rig.hosted.manifest(&app(), &tagged(name)).await;
     assert_eq!(found.unwrap().content, image(name, layers), "{name}");
     for content in layers.iter().chain([&name]) {
-        assert_eq!(rig.read(&sha256(content)).await, *content, "{content} of {name}");
+        assert_eq!(
+            rig.read(&sha256(content)).await,
+            *content,
+            "{content} of {name}"
+        );
     }
 }
 
@@ -71,7 +75,11 @@ async fn is_consistent(rig: &Rig) {
         for tag in rig.store.tags(&repo).await.unwrap() {
             let named = rig.store.tag(&repo, &tag).await.unwrap().unwrap();
             let link = Link::new(&repo, LinkKind::Revision, &named);
-            assert!(rig.store.linked(&link).await.unwrap(), "{} dangles", tag.as_str());
+            assert!(
+                rig.store.linked(&link).await.unwrap(),
+                "{} dangles",
+                tag.as_str()
+            );
         }
     }
     assert_eq!(rig.store.uploads().await.unwrap(), []);
@@ -105,7 +113,9 @@ async fn client(rig: &Rig, mut rng: Rng, name: &str) {
 async fn vandal(rig: &Rig, mut rng: Rng) {
     for _ in 0..40 {
         nap(&mut rng, 1000).await;
-        let content = *rng.choice(&["shared one", "shared two", "shared three"]).unwrap();
+        let content = *rng
+            .choice(&["shared one", "shared two", "shared three"])
+            .unwrap();
         match rig.hosted.delete_blob(&app(), &sha256(content)).await {
             Ok(()) | Err(HostedError::NotFound | HostedError::Referenced) => {}
             Err(error) => panic!("{error}"),
@@ -143,7 +153,10 @@ async fn forty_pushers_of_one_layer_while_expiry_runs() {
             nap(&mut rng, 3000).await;
             is_whole(rig, &name, &["one layer"]).await;
             let reference = Reference::Digest(digest);
-            rig.hosted.delete_manifest(&app(), &reference).await.unwrap();
+            rig.hosted
+                .delete_manifest(&app(), &reference)
+                .await
+                .unwrap();
         }
     });
     futures_util::future::join_all(pushers).await;

@@ -4,14 +4,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 
-async fn append(rig: &Rig, id: &UploadId, part: Part, mut body: Script) -> Result<u64, HostedError> {
+async fn append(
+    rig: &Rig,
+    id: &UploadId,
+    part: Part,
+    mut body: Script,
+) -> Result<u64, HostedError> {
     rig.hosted.append(&app(), id, part, &mut body).await
 }
 
 async fn finish(rig: &Rig, id: &UploadId, content: &str) -> Result<(), HostedError> {
     let digest = sha256(content);
     let (repo, mut body) = (app(), Script::none());
-    rig.hosted.finish(&repo, id, &digest, Part::NONE, &mut body).await
+    rig.hosted
+        .finish(&repo, id, &digest, Part::NONE, &mut body)
+        .await
 }
 
 async fn start(rig: &Rig) -> UploadId {
@@ -28,16 +35,25 @@ async fn parts_become_a_blob() {
                 let id = rig.hosted.start_upload(&app(), named).await.unwrap();
                 assert_eq!(rig.hosted.upload_status(&app(), &id).await.unwrap(), 0);
                 let (one, two) = content.split_at(10);
-                assert_eq!(append(&rig, &id, chunked(), Script::of(one)).await.unwrap(), 10);
+                assert_eq!(
+                    append(&rig, &id, chunked(), Script::of(one)).await.unwrap(),
+                    10
+                );
                 assert_eq!(rig.hosted.upload_status(&app(), &id).await.unwrap(), 10);
                 let mut last = Script::of(two);
-                let finished = rig.hosted.finish(&app(), &id, &digest, from(10), &mut last).await;
+                let finished = rig
+                    .hosted
+                    .finish(&app(), &id, &digest, from(10), &mut last)
+                    .await;
                 finished.unwrap();
                 assert_eq!(rig.read(&digest).await, content);
                 assert_eq!(rig.head(&repo("ci/other"), &digest).await, None);
                 // Again, because the answer may have been lost.
                 let mut none = Script::none();
-                let again = rig.hosted.finish(&app(), &id, &digest, Part::NONE, &mut none).await;
+                let again = rig
+                    .hosted
+                    .finish(&app(), &id, &digest, Part::NONE, &mut none)
+                    .await;
                 again.unwrap();
                 let gone = rig.hosted.upload_status(&app(), &id).await;
                 assert!(matches!(gone, Err(HostedError::UnknownUpload)));
@@ -61,7 +77,10 @@ async fn a_blob_is_put_by_one_request() {
             }
         }
         let mut body = Script::of("other");
-        let wrong = rig.hosted.put_blob(&app(), &sha256("this"), None, &mut body).await;
+        let wrong = rig
+            .hosted
+            .put_blob(&app(), &sha256("this"), None, &mut body)
+            .await;
         assert!(matches!(wrong, Err(HostedError::WrongDigest { .. })));
         assert_eq!(rig.store.uploads().await.unwrap(), []);
         rig.cache.check_index();
@@ -73,15 +92,23 @@ async fn a_blob_is_put_by_one_request() {
 async fn a_wrong_digest_ends_the_upload_and_a_wrong_start_does_not() {
     on_both(async |rig| {
         let id = start(&rig).await;
-        append(&rig, &id, chunked(), Script::of("abc")).await.unwrap();
+        append(&rig, &id, chunked(), Script::of("abc"))
+            .await
+            .unwrap();
         for start in [0, 2, 4, u64::MAX] {
             let wrong = append(&rig, &id, from(start), Script::of("x")).await;
             assert_eq!(wrong.unwrap_err().received(), Some(3), "{start}");
         }
         let mut last = Script::of("x");
-        let wrong = rig.hosted.finish(&app(), &id, &sha256("abcx"), from(1), &mut last).await;
+        let wrong = rig
+            .hosted
+            .finish(&app(), &id, &sha256("abcx"), from(1), &mut last)
+            .await;
         assert_eq!(wrong.unwrap_err().received(), Some(3));
-        assert_eq!(append(&rig, &id, from(3), Script::of("def")).await.unwrap(), 6);
+        assert_eq!(
+            append(&rig, &id, from(3), Script::of("def")).await.unwrap(),
+            6
+        );
         let wrong = finish(&rig, &id, "abc").await;
         assert!(matches!(wrong, Err(HostedError::WrongDigest { .. })));
         let gone = finish(&rig, &id, "abcdef").await;
@@ -97,11 +124,16 @@ async fn what_a_broken_request_brought_is_kept_across_a_restart() {
     on_both(async |rig| {
         let id = start(&rig).await;
         let broken = append(&rig, &id, chunked(), Script::of("begun ").then(Sent::Break)).await;
-        assert!(matches!(broken, Err(HostedError::Body(BodyError::Broken(_)))));
+        assert!(matches!(
+            broken,
+            Err(HostedError::Body(BodyError::Broken(_)))
+        ));
         assert_eq!(rig.hosted.upload_status(&app(), &id).await.unwrap(), 6);
         let rig = rig.restarted(space()).await;
         assert_eq!(rig.hosted.upload_status(&app(), &id).await.unwrap(), 6);
-        append(&rig, &id, from(6), Script::of("and ended")).await.unwrap();
+        append(&rig, &id, from(6), Script::of("and ended"))
+            .await
+            .unwrap();
         finish(&rig, &id, "begun and ended").await.unwrap();
         assert!(rig.has("begun and ended").await);
     })
@@ -112,7 +144,10 @@ async fn what_a_broken_request_brought_is_kept_across_a_restart() {
 async fn an_upload_belongs_to_its_repository() {
     on_both(async |rig| {
         let id = start(&rig).await;
-        for (repo, id) in [(repo("ci/other"), id), (app(), UploadId::from_random([7; 16]))] {
+        for (repo, id) in [
+            (repo("ci/other"), id),
+            (app(), UploadId::from_random([7; 16])),
+        ] {
             let status = rig.hosted.upload_status(&repo, &id).await;
             assert!(matches!(status, Err(HostedError::UnknownUpload)));
             let cancelled = rig.hosted.cancel(&repo, &id).await;
@@ -171,7 +206,9 @@ async fn a_question_waits_for_what_a_broken_connection_still_delivers() {
     let rig = Rig::new().await;
     let (id, late) = (start(&rig).await, CancellationToken::new());
     let body = Script::of("12345").then(Sent::Pause(late.clone()));
-    let body = body.then(Sent::Bytes(Bytes::from_static(b"678"))).then(Sent::Break);
+    let body = body
+        .then(Sent::Bytes(Bytes::from_static(b"678")))
+        .then(Sent::Break);
     let first = append(&rig, &id, chunked(), body);
     let question = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -186,7 +223,10 @@ async fn a_question_waits_for_what_a_broken_connection_still_delivers() {
     let (first, status) = tokio::join!(first, question);
     assert!(matches!(first, Err(HostedError::Body(_))));
     assert_eq!(status, 8);
-    assert_eq!(append(&rig, &id, from(8), Script::of("9")).await.unwrap(), 9);
+    assert_eq!(
+        append(&rig, &id, from(8), Script::of("9")).await.unwrap(),
+        9
+    );
 }
 
 #[tokio::test]
@@ -211,7 +251,9 @@ async fn a_request_that_goes_away_loses_nothing_it_brought() {
 async fn a_second_end_during_the_first_succeeds_too() {
     let rig = Rig::new().await;
     let id = start(&rig).await;
-    append(&rig, &id, chunked(), Script::of("once")).await.unwrap();
+    append(&rig, &id, chunked(), Script::of("once"))
+        .await
+        .unwrap();
     let stall = rig.store.stall(Operation::CommitUpload, 1);
     let second = async {
         stall.reached().await;
@@ -236,7 +278,10 @@ async fn lengths_are_checked() {
                 length,
             };
             let wrong = append(&rig, &id, part, Script::of("123")).await;
-            assert!(matches!(wrong, Err(HostedError::WrongLength { sent: 3, .. })));
+            assert!(matches!(
+                wrong,
+                Err(HostedError::WrongLength { sent: 3, .. })
+            ));
             assert_eq!(rig.hosted.upload_status(&app(), &id).await.unwrap(), 3);
         }
         let small = SpaceSettings {
@@ -247,8 +292,14 @@ async fn lengths_are_checked() {
         let id = start(&rig).await;
         let mut body = Script::of("123456");
         let digest = sha256("123456");
-        let large = rig.hosted.put_blob(&app(), &digest, Some(6), &mut body).await;
-        assert!(matches!(large, Err(HostedError::TooLarge { bytes: 6, max: 5 })));
+        let large = rig
+            .hosted
+            .put_blob(&app(), &digest, Some(6), &mut body)
+            .await;
+        assert!(matches!(
+            large,
+            Err(HostedError::TooLarge { bytes: 6, max: 5 })
+        ));
         assert_eq!(body.0.len(), 1, "nothing was read");
         let large = append(&rig, &id, chunked(), Script::of("123456")).await;
         assert!(matches!(large, Err(HostedError::TooLarge { .. })));
@@ -268,7 +319,10 @@ async fn the_quota_counts_blobs_once_and_open_uploads() {
         rig.put_to(&repo("ci/other"), "0123456789").await;
         let (repo, digest) = (app(), sha256("01234567890"));
         let mut body = Script::of("01234567890");
-        let refused = rig.hosted.put_blob(&repo, &digest, Some(11), &mut body).await;
+        let refused = rig
+            .hosted
+            .put_blob(&repo, &digest, Some(11), &mut body)
+            .await;
         let Err(HostedError::OverQuota { quota, .. }) = refused else {
             panic!("{refused:?}");
         };
@@ -296,8 +350,13 @@ async fn uploads_expire_and_their_number_is_bounded() {
     let rig = Rig::with(two.clone()).await;
     let (one, _) = (start(&rig).await, start(&rig).await);
     let refused = rig.hosted.start_upload(&app(), None).await;
-    assert!(matches!(refused, Err(HostedError::TooManyUploads { max: 2, .. })));
-    append(&rig, &one, chunked(), Script::of("kept")).await.unwrap();
+    assert!(matches!(
+        refused,
+        Err(HostedError::TooManyUploads { max: 2, .. })
+    ));
+    append(&rig, &one, chunked(), Script::of("kept"))
+        .await
+        .unwrap();
     rig.pass(DAY - HOUR).await;
     assert_eq!(rig.hosted.upload_status(&app(), &one).await.unwrap(), 4);
     rig.pass(2 * HOUR).await;
@@ -314,15 +373,29 @@ async fn uploads_expire_and_their_number_is_bounded() {
 async fn a_full_disk_ends_a_request_and_not_the_upload() {
     on_both(async |rig| {
         let id = start(&rig).await;
-        append(&rig, &id, chunked(), Script::of("before")).await.unwrap();
-        rig.store.fail(Operation::Append, 1, std::io::ErrorKind::StorageFull);
-        let full = append(&rig, &id, chunked(), Script::of(" lost")).await.unwrap_err();
-        assert_eq!(crate::oci::Classified::kind(&full), crate::oci::ErrorKind::Full);
+        append(&rig, &id, chunked(), Script::of("before"))
+            .await
+            .unwrap();
+        rig.store
+            .fail(Operation::Append, 1, std::io::ErrorKind::StorageFull);
+        let full = append(&rig, &id, chunked(), Script::of(" lost"))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            crate::oci::Classified::kind(&full),
+            crate::oci::ErrorKind::Full
+        );
         assert_eq!(rig.hosted.upload_status(&app(), &id).await.unwrap(), 6);
-        append(&rig, &id, from(6), Script::of(" after")).await.unwrap();
-        rig.store.fail(Operation::CommitUpload, 1, std::io::ErrorKind::StorageFull);
+        append(&rig, &id, from(6), Script::of(" after"))
+            .await
+            .unwrap();
+        rig.store
+            .fail(Operation::CommitUpload, 1, std::io::ErrorKind::StorageFull);
         let full = finish(&rig, &id, "before after").await.unwrap_err();
-        assert_eq!(crate::oci::Classified::kind(&full), crate::oci::ErrorKind::Full);
+        assert_eq!(
+            crate::oci::Classified::kind(&full),
+            crate::oci::ErrorKind::Full
+        );
         finish(&rig, &id, "before after").await.unwrap();
         assert!(rig.has("before after").await);
         rig.cache.check_index();
