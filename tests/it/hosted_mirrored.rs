@@ -161,3 +161,21 @@ async fn settings_change_with_a_reload_and_names_with_a_restart() {
     let mirrored = p.ask("POST /v2/x/app/blobs/uploads/").await;
     mirrored.refused(405, "UNSUPPORTED");
 }
+
+#[tokio::test]
+async fn what_was_pushed_is_no_upstreams_to_give() {
+    let p = Pusher::with(&[SPACE]).await;
+    let image = Image::oci(1);
+    p.up.push("app", "1", &image);
+    let layer = &image.layers[1];
+    let digest = p.blob("ci/app", layer).await;
+    let path = format!("/v2/app/blobs/{digest}");
+    let head = p.m.head(&path).await;
+    assert_eq!(head.status, 200);
+    p.m.pull(&path, layer).await;
+    let asked = format!("GET {path}");
+    assert_eq!(p.up.count(&asked), 1, "the upstream's own bytes are served");
+    // One that can't be pushed to learns nothing of it.
+    let other = p.m.get(&format!("/v2/other/blobs/{digest}")).await;
+    assert_eq!(other.status, 404);
+}

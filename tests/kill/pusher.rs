@@ -163,7 +163,9 @@ impl Pusher {
         session: &mut Option<Session>,
     ) -> Result<(), String> {
         let path = format!("/v2/{repository}/blobs/{digest}");
-        let head = self.send(Method::HEAD, &path, None, Body::default()).await?;
+        let head = self
+            .send(Method::HEAD, &path, None, Body::default())
+            .await?;
         if head.status() == 200 {
             return Ok(());
         }
