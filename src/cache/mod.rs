@@ -59,7 +59,7 @@ use crate::tasks::Tasks;
 pub use admission::{Admission, AdmitError};
 pub use capacity::{Full, Hold, Reservation};
 pub use hosted::{Charge, Damaged, Deleted, ManifestPush, PushError, PushedFile};
-pub use index::Part;
+pub use index::ManifestPart;
 pub use index::{EntryView, ImageView, Selection, SelectionError, Usage};
 use index::{Index, Trust};
 pub use inner::Counts;

@@ -105,6 +105,13 @@ impl Feed {
     }
 }
 
+impl Drop for Feed {
+    fn drop(&mut self) {
+        // The pool may still write: whoever comes next waits for that.
+        self.turn.session.close();
+    }
+}
+
 /// Hashes and writes what is in the queue until it is empty. Blocks.
 fn drain(queue: &Arc<Queue>, turn: &Turn) {
     let mut running = Running(Arc::clone(queue), false);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Hosted, HostedError, Incomplete, MayPull, Pushed};
-use crate::cache::{CachedManifest, Deleted, Hold, LinkKind, ManifestPush, Part};
+use crate::cache::{CachedManifest, Deleted, Hold, LinkKind, ManifestPart, ManifestPush};
 use crate::oci::{Algorithm, Declared, Descriptor, Digest, Manifest, Reference, RepoName, Tag};
 
 /// Content that a manifest may refer to.
@@ -108,8 +108,9 @@ impl Hosted {
         manifest: &Manifest,
         incomplete: Incomplete,
         may_reuse: &MayPull<'_>,
-    ) -> Result<(Vec<Part>, Vec<Hold>), HostedError> {
-        let mut parts: BTreeSet<Part> = descriptors(manifest).map(|(part, _)| part).collect();
+    ) -> Result<(Vec<ManifestPart>, Vec<Hold>), HostedError> {
+        let mut parts: BTreeSet<ManifestPart> =
+            descriptors(manifest).map(|(part, _)| part).collect();
         let mut reused = false;
         loop {
             let all: Vec<_> = parts.iter().copied().collect();
@@ -141,8 +142,8 @@ impl Hosted {
     async fn verify_parts(
         &self,
         manifest: &Manifest,
-        parts: &BTreeSet<Part>,
-    ) -> Result<Vec<Part>, HostedError> {
+        parts: &BTreeSet<ManifestPart>,
+    ) -> Result<Vec<ManifestPart>, HostedError> {
         let mut unusable = Vec::new();
         let held: Vec<_> = descriptors(manifest)
             .filter(|(part, _)| parts.contains(part))
@@ -169,7 +170,7 @@ impl Hosted {
     async fn reuse(
         &self,
         (repo, index): (&RepoName, usize),
-        missing: &[Part],
+        missing: &[ManifestPart],
         may_reuse: &MayPull<'_>,
     ) -> Result<bool, HostedError> {
         if !self.settings(index)?.reuse {
@@ -292,7 +293,7 @@ fn immutable(tag: &Tag, digest: Digest) -> HostedError {
 
 /// What a manifest refers to, other than its subject, each with how its repository links it: children of
 /// an index that aren't manifests by their media type (the layers of a build cache) are blobs.
-fn descriptors(manifest: &Manifest) -> impl Iterator<Item = (Part, &Descriptor)> {
+fn descriptors(manifest: &Manifest) -> impl Iterator<Item = (ManifestPart, &Descriptor)> {
     let blobs = manifest.config.iter().chain(&manifest.blobs);
     let blobs = blobs.map(|blob| ((LinkKind::Layer, blob.digest), blob));
     let children = manifest.manifests.iter().map(|child| {
@@ -306,7 +307,7 @@ fn descriptors(manifest: &Manifest) -> impl Iterator<Item = (Part, &Descriptor)>
 }
 
 /// The missing parts that the repository has to have, in the order of the manifest.
-fn needed(manifest: &Manifest, missing: &[Part]) -> Vec<Digest> {
+fn needed(manifest: &Manifest, missing: &[ManifestPart]) -> Vec<Digest> {
     let missing: BTreeSet<_> = missing.iter().collect();
     let mut named = BTreeSet::new();
     let needed = descriptors(manifest).filter(|(part, descriptor)| {

@@ -49,7 +49,7 @@ struct State {
     used: SystemTime,
     /// Ends the request that writes.
     writer: Option<CancellationToken>,
-    /// The content is being made a blob.
+    /// The request has ended, and the pool writes what it brought; or the content is being made a blob.
     closing: bool,
     ended: bool,
 }
@@ -139,7 +139,7 @@ impl Session {
         state.used < then && state.writer.is_none()
     }
 
-    /// The request that has the turn has received everything, and makes it a blob.
+    /// The request that has the turn reads nothing more from its connection.
     pub(super) fn close(&self) {
         self.state.lock().closing = true;
     }
@@ -175,6 +175,7 @@ impl Session {
         };
         let cut = CancellationToken::new();
         state.writer = Some(cut.clone());
+        state.closing = false;
         state.arrived = Instant::now();
         Ok(Some(Turn {
             session: Arc::clone(self),

@@ -287,7 +287,6 @@ impl Hosted {
     /// Makes an upload that is complete a blob of its repository.
     async fn commit(&self, turn: Arc<Turn>, digest: Digest) -> Result<(), HostedError> {
         let session = Arc::clone(&turn.session);
-        session.close();
         let hashing = Arc::clone(&session);
         let hash = move || hashing.content.lock().digest(digest.algorithm());
         let actual = tokio::task::spawn_blocking(hash).await;

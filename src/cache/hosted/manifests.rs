@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{Damaged, Deleted};
-use crate::cache::index::{Claim, Index, Part};
+use crate::cache::index::{Claim, Index, ManifestPart};
 use crate::cache::{Cache, CachedManifest, Full, Hold, OverQuota};
 use crate::oci::{Descriptor, Digest, Manifest, RepoName, Tag};
 use crate::storage::{self, Link, LinkKind, StoreError};
@@ -31,13 +31,17 @@ pub struct ManifestPush {
     /// What the bytes say.
     pub parsed: Manifest,
     /// What it refers to and its repository has; the caller holds all of that.
-    pub parts: Vec<Part>,
+    pub parts: Vec<ManifestPart>,
 }
 
 impl Cache {
     /// Holds those parts of a manifest that a hosted repository has, and tells which it lacks. Waits for
     /// the deletion of a part in flight, and for the index to be complete.
-    pub async fn claim(&self, repo: &RepoName, parts: &[Part]) -> (Vec<Hold>, Vec<Part>) {
+    pub async fn claim(
+        &self,
+        repo: &RepoName,
+        parts: &[ManifestPart],
+    ) -> (Vec<Hold>, Vec<ManifestPart>) {
         let claim = |index: &mut Index| index.claim(repo, parts);
         let Claim { held, missing } = self.inner.until_freed(claim).await;
         (held.into_iter().map(|id| self.held(id)).collect(), missing)

@@ -8,13 +8,13 @@ use crate::oci::{Digest, Manifest, RepoName, Tag};
 use crate::storage::LinkKind;
 
 /// A part of a manifest, as its repository links it.
-pub type Part = (LinkKind, Digest);
+pub type ManifestPart = (LinkKind, Digest);
 
 /// The holds on the parts of a manifest that a repository has, and the parts that it lacks.
 #[derive(Debug, Default)]
 pub(crate) struct Claim {
     pub(crate) held: Vec<Id<Blob>>,
-    pub(crate) missing: Vec<Part>,
+    pub(crate) missing: Vec<ManifestPart>,
 }
 
 impl Index {
@@ -41,8 +41,8 @@ impl Index {
 
     /// Holds the parts of a manifest that its repository has. None while one of them is being deleted:
     /// ask again after that.
-    pub(crate) fn claim(&mut self, repo: &RepoName, parts: &[Part]) -> Option<Claim> {
-        let is_deleting = |(_, digest): &Part| {
+    pub(crate) fn claim(&mut self, repo: &RepoName, parts: &[ManifestPart]) -> Option<Claim> {
+        let is_deleting = |(_, digest): &ManifestPart| {
             let id = self.find_blob(digest);
             id.is_some_and(|id| self.blobs.get(id).turn.is_deleting())
         };
@@ -67,7 +67,7 @@ impl Index {
         &mut self,
         (repo, digest, size): (&RepoName, &Digest, u64),
         manifest: &Manifest,
-        parts: &[Part],
+        parts: &[ManifestPart],
         now: Timestamp,
     ) {
         self.link((repo, LinkKind::Revision, digest), size, now);

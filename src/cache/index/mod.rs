@@ -59,7 +59,7 @@ use crate::oci::{Digest, RepoName};
 use crate::storage::{Link, LinkKind};
 pub(crate) use build::{Settled, Unreadables};
 pub(crate) use claims::Claim;
-pub use claims::Part;
+pub use claims::ManifestPart;
 use deletion::DeleteQueue;
 pub(crate) use deletion::{DueLink, Job, RETRY};
 pub(crate) use eviction::SpaceReply;
