@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::BodyError;
-use crate::cache::{Damaged, Full, OverQuota, StoreError};
+use crate::cache::{Damaged, Full, NotReady, OverQuota, StoreError};
 use crate::oci::manifest::ManifestError;
 use crate::oci::{Classified, Digest, ErrorKind, Tag};
 use crate::workers::WorkLost;
@@ -59,8 +59,8 @@ pub enum HostedError {
     Damaged(#[from] Damaged),
     #[error("the store failed: {0}")]
     Store(Arc<StoreError>),
-    #[error("the index of the store isn't complete yet")]
-    NotReady,
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
     #[error("the work was lost")]
     Lost,
 }
@@ -99,16 +99,15 @@ impl Classified for HostedError {
             Self::WrongStart { .. } => ErrorKind::UploadRange,
             Self::UploadBusy => ErrorKind::UploadBusy,
             Self::TooManyUploads { .. } => ErrorKind::RateLimited,
-            Self::WrongLength { .. } | Self::Body(BodyError::Broken(_)) => ErrorKind::SizeInvalid,
+            Self::WrongLength { .. } | Self::Body(_) => ErrorKind::SizeInvalid,
             Self::WrongDigest { .. } => ErrorKind::DigestInvalid,
-            Self::Body(BodyError::Timeout) => ErrorKind::SizeInvalid,
             Self::Manifest(_) | Self::InvalidManifest(_) => ErrorKind::ManifestInvalid,
             Self::PartsMissing(_) => ErrorKind::PartsMissing,
             Self::Immutable { .. } => ErrorKind::Immutable,
             Self::TooLarge { .. } | Self::OverQuota { .. } => ErrorKind::OverLimit,
             Self::Full(_) => ErrorKind::Full,
             Self::Store(error) if error.is_full() => ErrorKind::Full,
-            Self::NotReady => ErrorKind::Busy,
+            Self::NotReady(_) => ErrorKind::Busy,
             Self::Damaged(_) | Self::Store(_) | Self::Lost => ErrorKind::Internal,
         }
     }
@@ -118,6 +117,7 @@ impl Classified for HostedError {
             Self::Store(error) if error.is_full() => "the disk is full".into(),
             Self::Store(_) | Self::Lost => "the server failed; its log says why".into(),
             Self::Full(_) => "there is no space left, and nothing that may go".into(),
+            Self::NotReady(_) => "the stored content can't be listed; the log says why".into(),
             Self::Body(BodyError::Broken(_)) => "the body ended early".into(),
             Self::Manifest(error) => crate::error_chain::on_one_line(error).into(),
             error => error.to_string().into(),

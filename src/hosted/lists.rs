@@ -49,7 +49,6 @@ impl Hosted {
 
     /// All hosted repositories that have something, sorted.
     pub async fn repositories(&self) -> Result<Vec<RepoName>, HostedError> {
-        let repositories = self.0.cache.hosted_repositories().await;
-        repositories.map_err(|_| HostedError::NotReady)
+        Ok(self.0.cache.hosted_repositories().await?)
     }
 }

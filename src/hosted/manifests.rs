@@ -32,11 +32,7 @@ impl Hosted {
         may_reuse: &MayPull<'_>,
     ) -> Result<Pushed, HostedError> {
         let (index, settings) = self.writable(repo)?;
-        self.0
-            .cache
-            .ready()
-            .await
-            .map_err(|_| HostedError::NotReady)?;
+        self.0.cache.ready().await?;
         let (digest, parsed) = self.read(reference, content_type, body.clone()).await?;
         let mut tags = tags.to_vec();
         if let Reference::Tag(tag) = reference {

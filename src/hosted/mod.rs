@@ -39,9 +39,8 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{Cache, Charge, OverQuota, PushError, ReadMode, StoreError};
+use crate::cache::{Cache, Charge, OverQuota, PushError, ReadMode};
 use crate::clock::Clock;
-use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName};
 use crate::tasks::Tasks;
 
@@ -169,8 +168,7 @@ impl Hosted {
         if !space.delete {
             return Err(HostedError::DeleteDisabled(space.name.clone()));
         }
-        let ready = self.0.cache.ready().await;
-        ready.map_err(|_| HostedError::NotReady)
+        Ok(self.0.cache.ready().await?)
     }
 
     fn settings(&self, index: usize) -> Result<&SpaceSettings, HostedError> {
@@ -210,11 +208,5 @@ impl Hosted {
             drop(send.send(work.await));
         });
         receive.await.unwrap_or(Err(HostedError::Lost))
-    }
-
-    fn log_failure(&self, what: &'static str, result: Result<(), StoreError>) {
-        if let Err(error) = result {
-            tracing::warn!(what, error = %on_one_line(&error), "a push left something behind");
-        }
     }
 }

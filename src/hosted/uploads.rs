@@ -7,6 +7,7 @@ use super::feed::Feed;
 use super::session::{Session, Turn};
 use super::{Hosted, HostedError, Part, PushBody, SpaceSettings, SyncMode};
 use crate::cache::{PushedFile, Reservation, SpaceRequest};
+use crate::error_chain::on_one_line;
 use crate::oci::{Algorithm, Digest, RepoName, UploadId};
 
 /// Bytes of an upload that are reserved at a time.
@@ -113,7 +114,7 @@ impl Hosted {
             length,
             ..Part::NONE
         };
-        self.check_length(settings, 0, part)?;
+        check_length(settings, 0, part)?;
         let id = self.start_upload(repo, Some(digest.algorithm())).await?;
         let session = self.session(repo, &id).await?;
         debug_assert_eq!(session.space, index, "an upload of another space");
@@ -144,7 +145,7 @@ impl Hosted {
             return Err(HostedError::WrongStart { received: before });
         }
         let settings = self.settings(space)?;
-        let announced = self.check_length(settings, before, part)?;
+        let announced = check_length(settings, before, part)?;
         self.reopen(session).await?;
         if let Some(total) = announced {
             self.count(session, total)?;
@@ -196,22 +197,6 @@ impl Hosted {
                 return (received, added);
             }
             received = total;
-        }
-    }
-
-    /// The bytes that an upload will have, where they are announced. The error is one of the length.
-    fn check_length(
-        &self,
-        settings: &SpaceSettings,
-        before: u64,
-        part: Part,
-    ) -> Result<Option<u64>, HostedError> {
-        let announced = part.length.map(|length| before.saturating_add(length));
-        let total = announced.into_iter().chain(part.end).max();
-        let max = settings.maxblob;
-        match total.filter(|total| *total > max) {
-            Some(bytes) => Err(HostedError::TooLarge { bytes, max }),
-            None => Ok(announced),
         }
     }
 
@@ -319,10 +304,27 @@ impl Hosted {
     /// Removes the upload of the request that has the turn.
     async fn discard(&self, session: &Session) {
         let removed = self.0.cache.cancel_upload(&session.repo, &session.id).await;
-        self.log_failure("an upload can't be removed", removed.map(drop));
+        if let Err(error) = removed {
+            tracing::warn!(id = %session.id, error = %on_one_line(&error), "an upload can't be removed");
+        }
         session.end();
         self.0.sessions.remove(&session.id);
         *session.account.lock() = Account::default();
+    }
+}
+
+/// The bytes that an upload will have, where they are announced. The error is one of the length.
+fn check_length(
+    settings: &SpaceSettings,
+    before: u64,
+    part: Part,
+) -> Result<Option<u64>, HostedError> {
+    let announced = part.length.map(|length| before.saturating_add(length));
+    let total = announced.into_iter().chain(part.end).max();
+    let max = settings.maxblob;
+    match total.filter(|total| *total > max) {
+        Some(bytes) => Err(HostedError::TooLarge { bytes, max }),
+        None => Ok(announced),
     }
 }
 

@@ -326,7 +326,7 @@ impl Store for FsStore {
         started: SystemTime,
     ) -> Result<Box<dyn UploadFile>, StoreError> {
         let (shared, repo, id) = (self.shared(), repo.clone(), *id);
-        let upload = self.run(move |_| uploads::start(shared, &repo, &id, started));
+        let upload = self.run(move |_| uploads::start(&shared, &repo, &id, started));
         Ok(Box::new(upload.await?))
     }
 

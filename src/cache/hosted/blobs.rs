@@ -1,21 +1,10 @@
 //! Blobs of hosted repositories: opened, mounted, deleted.
 
-use super::Damaged;
+use super::{Damaged, Deleted, PushError};
 use crate::cache::index::Index;
-use crate::cache::{Cache, CachedBlob, OverQuota, PushError, ReadMode};
+use crate::cache::{Cache, CachedBlob, OverQuota, ReadMode};
 use crate::oci::{Digest, RepoName};
 use crate::storage::{Link, LinkKind};
-
-/// The result of a deletion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Deleted {
-    /// The repository doesn't have it any more.
-    Gone,
-    /// The repository didn't have it.
-    Missing,
-    /// A manifest of the repository refers to it.
-    Referenced,
-}
 
 impl Cache {
     /// A blob of a hosted repository; none where it doesn't have it. With [`ReadMode::Head`] it has been

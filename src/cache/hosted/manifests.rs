@@ -5,22 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Damaged, Deleted};
+use super::{Damaged, Deleted, PushError};
 use crate::cache::index::{Claim, Index, ManifestPart};
-use crate::cache::{Cache, CachedManifest, Full, Hold, OverQuota};
+use crate::cache::{Cache, CachedManifest, Hold};
 use crate::oci::{Descriptor, Digest, Manifest, RepoName, Tag};
 use crate::storage::{self, Link, LinkKind, StoreError};
-
-/// Why pushed content isn't kept.
-#[derive(Debug, thiserror::Error)]
-pub enum PushError {
-    #[error(transparent)]
-    OverQuota(#[from] OverQuota),
-    #[error(transparent)]
-    Full(#[from] Full),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// A manifest that a client pushes.
 #[derive(Debug)]

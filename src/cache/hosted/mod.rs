@@ -13,13 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::index::{Index, LinkKey};
-use super::{Cache, Inner, MAX_PAGE, NotReady, OverQuota};
+use super::{Cache, Full, Inner, MAX_PAGE, NotReady, OverQuota};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName};
 use crate::storage::{Link, LinkKind, StoreError};
 
-pub use blobs::Deleted;
-pub use manifests::{ManifestPush, PushError};
+pub use manifests::ManifestPush;
 pub use uploads::PushedFile;
 
 /// How long the answer to a deletion waits for the disk.
@@ -29,6 +28,28 @@ const DELETION_TIME: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the stored content is damaged or missing; pushing it again heals that")]
 pub struct Damaged;
+
+/// The result of a deletion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deleted {
+    /// The repository doesn't have it any more.
+    Gone,
+    /// The repository didn't have it.
+    Missing,
+    /// A manifest of the repository refers to it.
+    Referenced,
+}
+
+/// Why pushed content isn't kept.
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    #[error(transparent)]
+    OverQuota(#[from] OverQuota),
+    #[error(transparent)]
+    Full(#[from] Full),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
 /// Bytes of an open upload that count towards the quota of its space. Dropping it takes them back.
 #[derive(Debug)]

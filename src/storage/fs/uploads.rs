@@ -37,7 +37,7 @@ fn data(directory: &Path) -> PathBuf {
 }
 
 pub(super) fn start(
-    store: FsShared,
+    store: &FsShared,
     repo: &RepoName,
     id: &UploadId,
     started: SystemTime,
