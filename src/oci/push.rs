@@ -213,12 +213,7 @@ mod tests {
             ),
             ("POST /v2/a/b/blobs/uploads/?mount=$D&from=..", start(None)),
             ("GET /v2/a/b/blobs/uploads/$U", Push::Status(upload)),
-            (
-                "GET /v2/a/b/blobs/uploads/$U?digest=$D",
-                Push::Status(upload),
-            ),
             ("PATCH /v2/a/b/blobs/uploads/$U", Push::Append(upload)),
-            ("PATCH /v2/a/b/blobs/uploads/$U/", Push::Append(upload)),
             ("PATCH /v2/a/b/blobs/uploads/1", Push::NoSession),
             ("DELETE /v2/a/b/blobs/uploads/$U", Push::Cancel(upload)),
             (

@@ -95,8 +95,8 @@ mod tests {
             let id = UploadId::from_random(bytes);
             let text = id.to_string();
             prop_assert_eq!(text.parse::<UploadId>(), Ok(id));
-            prop_assert_eq!(&text[14..15], "4");
-            prop_assert!("89ab".contains(&text[19..20]));
+            prop_assert_eq!(text.get(14..15), Some("4"));
+            prop_assert!(text.get(19..20).is_some_and(|variant| "89ab".contains(variant)));
         }
     }
 }
