@@ -131,12 +131,11 @@ fn status_and_code(kind: ErrorKind, missing: ErrorCode) -> (StatusCode, ErrorCod
         ErrorKind::ManifestInvalid => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
         ErrorKind::PartsMissing => (StatusCode::BAD_REQUEST, ErrorCode::ManifestBlobUnknown),
         ErrorKind::Immutable => (StatusCode::CONFLICT, ErrorCode::Denied),
-        ErrorKind::OverLimit => (StatusCode::FORBIDDEN, ErrorCode::Denied),
         ErrorKind::Full => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Denied),
         ErrorKind::NameUnknown => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
         ErrorKind::NotFound => (StatusCode::NOT_FOUND, missing),
         ErrorKind::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
-        ErrorKind::Denied => (StatusCode::FORBIDDEN, ErrorCode::Denied),
+        ErrorKind::Denied | ErrorKind::OverLimit => (StatusCode::FORBIDDEN, ErrorCode::Denied),
         ErrorKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests),
         ErrorKind::UpstreamFailed(status) => (
             StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),

@@ -73,11 +73,11 @@ impl RequestBody {
         loop {
             let bytes = match self {
                 Self::Empty => None,
-                Self::Http1(incoming) => match incoming.frame().await.transpose()? {
+                Self::Http1(incoming) => {
+                    let frame = incoming.frame().await.transpose()?;
                     // Trailers say nothing here.
-                    Some(frame) => Some(frame.into_data().unwrap_or_default()),
-                    None => None,
-                },
+                    frame.map(|frame| frame.into_data().unwrap_or_default())
+                }
                 Self::Http2(stream) => {
                     let bytes = stream.data().await.transpose()?;
                     if let Some(bytes) = &bytes {
