@@ -160,9 +160,13 @@ impl Index {
     ) -> Option<(u64, Vec<RepoName>)> {
         let id = self.find_blob(digest)?;
         let size = self.blobs.get(id).file_size()?;
-        let is_kept =
-            |entry: &Entry| entry.kind == LinkKind::Layer && entry.state == LinkState::Kept;
-        let layers = self.entries_of(id).filter(|(_, entry)| is_kept(entry));
+        // One whose time is over is there as long as the blob is held.
+        let is_there = |entry: &Entry| {
+            entry.kind == LinkKind::Layer
+                && !entry.state.is_marked()
+                && entry.state != LinkState::Unconfirmed
+        };
+        let layers = self.entries_of(id).filter(|(_, entry)| is_there(entry));
         let names = layers.map(|(_, entry)| self.repos.get(entry.repo).name.clone());
         Some((size, names.take(max).collect()))
     }

@@ -102,13 +102,22 @@ async fn a_layer_that_was_found_for_reuse_outlives_its_mirrored_repository() {
         .blob(&app(), &digest, ReadMode::Head, &anybody)
         .await
         .unwrap();
-    rig.pass(7 * DAY - HOUR).await;
+    rig.pass(HOUR * 167).await;
     rig.hosted
         .blob(&app(), &digest, ReadMode::Head, &anybody)
         .await
         .unwrap();
-    // Its week is over, and the day of the lease isn't.
+    // Its week is over, and the day of the lease isn't: a manifest can still link it.
     rig.pass(2 * HOUR).await;
+    let mounted = rig
+        .hosted
+        .mount(&repo("ci/other"), &digest, None, &anybody)
+        .await;
+    assert!(mounted.unwrap());
+    rig.hosted
+        .delete_blob(&repo("ci/other"), &digest)
+        .await
+        .unwrap();
     assert_eq!(
         rig.store.size(&digest).await.unwrap(),
         Some(layer.len() as u64)

@@ -269,92 +269,81 @@ async fn an_immutable_tag_is_set_once() {
     assert_eq!(u32::from(one.is_ok()) + u32::from(two.is_ok()), 1);
 }
 
+/// A manifest that is attached to another one.
+fn attached(to: &str, kind: Option<&str>, note: &str) -> String {
+    let mut parts = serde_json::json!({
+        "config": descriptor("{}"), "layers": [],
+        "subject": child(OCI, to), "annotations": {"note": note},
+    });
+    if let Some(kind) = kind {
+        parts["artifactType"] = kind.into();
+    }
+    manifest_like(OCI, &parts)
+}
+
 #[tokio::test]
 async fn referrers_are_listed_with_all_they_say() {
     on_both(async |rig| {
         let subject = rig.push("v1", &[]).await;
         rig.put("{}").await;
-        let attach = |text: &str, kind: Option<&str>, note: &str| {
-            let mut parts = serde_json::json!({
-                "config": descriptor("{}"), "layers": [],
-                "subject": child(OCI, text), "annotations": {"note": note},
-            });
-            if let Some(kind) = kind {
-                parts["artifactType"] = kind.into();
-            }
-            manifest_like(OCI, &parts)
-        };
-        let text = image("v1", &[]);
-        let long = "x".repeat(10_000);
+        let (text, long) = (image("v1", &[]), "x".repeat(10_000));
         for text in [
-            attach(&text, Some("a/b"), "one"),
-            attach(&text, None, &long),
+            attached(&text, Some("a/b"), "one"),
+            attached(&text, None, &long),
         ] {
-            let digest = Reference::Digest(sha256(&text));
-            let pushed = rig
+            let digest = reference_of(sha256(&text));
+            let (repo, text) = (app(), Bytes::from(text));
+            let push = rig
                 .hosted
-                .put_manifest(&app(), &digest, &[], None, text.into(), &nobody)
-                .await;
-            assert_eq!(pushed.unwrap().subject, Some(subject));
+                .put_manifest(&repo, &digest, &[], None, text, &nobody);
+            assert_eq!(push.await.unwrap().subject, Some(subject));
         }
-        // A subject may come later.
-        let later = image("later", &[]);
-        let early = attach(&later, Some("a/b"), "early");
-        rig.put_manifest(&reference_of(sha256(&early)), None, &early)
-            .await
-            .unwrap();
-        assert_eq!(
-            rig.hosted
-                .referrers(&app(), &sha256(&later))
-                .await
-                .unwrap()
-                .len(),
-            1
-        );
-
         let rig = rig.restarted(space()).await;
         let listed = rig.hosted.referrers(&app(), &subject).await.unwrap();
-        let mut notes: Vec<_> = listed
-            .iter()
-            .map(|one| one.annotations["note"].clone())
-            .collect();
+        let notes = listed.iter().map(|one| one.annotations["note"].clone());
+        let mut notes: Vec<_> = notes.collect();
         notes.sort();
         assert_eq!(notes, ["one".to_owned(), long]);
-        let kinds: Vec<_> = listed
-            .iter()
-            .map(|one| one.artifact_type.clone().unwrap())
-            .collect();
-        assert!(kinds.contains(&"a/b".to_owned()), "{kinds:?}");
-        assert!(kinds.contains(&"application/vnd.oci.image.layer.v1.tar".to_owned()));
-        assert!(
-            rig.hosted
-                .referrers(&repo("ci/other"), &subject)
-                .await
-                .unwrap()
-                .is_empty()
-        );
+        let kinds = listed.iter().map(|one| one.artifact_type.clone().unwrap());
+        let mut kinds: Vec<_> = kinds.collect();
+        kinds.sort();
+        assert_eq!(kinds, ["a/b", "application/vnd.oci.image.layer.v1.tar"]);
+        let elsewhere = rig.hosted.referrers(&repo("ci/other"), &subject).await;
+        assert!(elsewhere.unwrap().is_empty());
+        rig.cache.check_index();
+    })
+    .await;
+}
 
-        // Clients without the API list them under a tag.
+#[tokio::test]
+async fn referrers_come_before_their_subject_and_from_a_tag_and_go() {
+    on_both(async |rig| {
+        rig.put("{}").await;
+        let later = image("later", &[]);
+        let early = attached(&later, Some("a/b"), "early");
+        let reference = reference_of(sha256(&early));
+        rig.put_manifest(&reference, None, &early).await.unwrap();
+        let (repo, subject) = (app(), sha256(&later));
+        let count = async || rig.hosted.referrers(&repo, &subject).await.unwrap().len();
+        assert_eq!(count().await, 1);
+        assert_eq!(rig.push("later", &[]).await, subject);
+        assert_eq!(count().await, 1);
+        // Clients that don't know the API list them under a tag.
         rig.push("by-tag", &[]).await;
-        let listed_by_tag = child(OCI, &image("by-tag", &[]));
-        let index = manifest_like(INDEX, &serde_json::json!({"manifests": [listed_by_tag]}));
+        let listed = [child(OCI, &image("by-tag", &[])), child(OCI, &early)];
+        let index = manifest_like(INDEX, &serde_json::json!({"manifests": listed}));
         let name = subject.to_string().replace(':', "-");
         rig.put_manifest(&tagged(&name), Some(INDEX), &index)
             .await
             .unwrap();
-        assert_eq!(
-            rig.hosted.referrers(&app(), &subject).await.unwrap().len(),
-            3
-        );
-        let one = listed[0].digest;
+        assert_eq!(count().await, 2);
         rig.hosted
-            .delete_manifest(&app(), &reference_of(one))
+            .delete_manifest(&repo, &tagged(&name))
             .await
             .unwrap();
-        assert_eq!(
-            rig.hosted.referrers(&app(), &subject).await.unwrap().len(),
-            2
-        );
+        assert_eq!(count().await, 1);
+        rig.hosted.delete_manifest(&repo, &reference).await.unwrap();
+        assert_eq!(count().await, 0);
         rig.cache.check_index();
     })
     .await;

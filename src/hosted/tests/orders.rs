@@ -113,6 +113,7 @@ async fn client(rig: &Rig, mut rng: Rng, name: &str) {
 async fn vandal(rig: &Rig, mut rng: Rng) {
     for _ in 0..40 {
         nap(&mut rng, 1000).await;
+        rig.cache.check_index();
         let content = *rng
             .choice(&["shared one", "shared two", "shared three"])
             .unwrap();
