@@ -209,14 +209,12 @@ async fn push_until(
     pushed
 }
 
-async fn kill_again_and_again<T: 'static>(
+async fn kill_again_and_again<T: std::fmt::Debug + 'static>(
     server: &mut Program,
     life: &watch::Sender<Life>,
     (seed, kills): (u64, usize),
     clients: &mut JoinSet<T>,
-) where
-    T: std::fmt::Debug,
-{
+) {
     let mut random = fastrand::Rng::with_seed(seed);
     life.send_modify(Life::begin);
     for _ in 0..kills {
