@@ -111,22 +111,40 @@ impl Pusher {
     pub(crate) async fn push(&self, image: &ToPush) {
         for (digest, blob) in &image.blobs {
             let mut session = None;
-            self.until_done("a blob", async || {
-                self.blob(&image.repository, digest, blob, &mut session)
-                    .await
-            })
-            .await;
+            loop {
+                let before = self.alive().await;
+                let pushing = self.blob(&image.repository, digest, blob, &mut session);
+                let Err(why) = pushing.await else { break };
+                self.assert_killed_since(before, &why);
+            }
         }
         let digest = Digest::of(Algorithm::Sha256, &image.manifest);
         for reference in ["latest".to_owned(), digest.to_string()] {
             let path = format!("/v2/{}/manifests/{reference}", image.repository);
-            self.until_done("a manifest", async || {
-                let body = image.manifest.clone();
-                let answer = self.send(Method::PUT, &path, None, body.into()).await?;
-                expect(answer, 201).await.map(drop)
-            })
-            .await;
+            loop {
+                let before = self.alive().await;
+                let pushing = self.manifest(&path, &image.manifest);
+                let Err(why) = pushing.await else { break };
+                self.assert_killed_since(before, &why);
+            }
         }
+    }
+
+    async fn manifest(&self, path: &str, manifest: &Bytes) -> Result<(), String> {
+        let body = manifest.clone().into();
+        let answer = self.send(Method::PUT, path, None, body).await?;
+        expect(answer, 201).await.map(drop)
+    }
+
+    /// Waits until the server lives.
+    async fn alive(&self) -> Life {
+        let mut life = self.life.clone();
+        *life.wait_for(Life::lives).await.unwrap()
+    }
+
+    fn assert_killed_since(&self, before: Life, why: &str) {
+        let killed = self.life.borrow().has_ended_since(before);
+        assert!(killed, "{why}, and nobody killed the server");
     }
 
     /// Everything of an image whose manifest was acknowledged is there, every byte the right one.
@@ -142,16 +160,6 @@ impl Pusher {
             let answer = expect(answer.unwrap(), 200).await.unwrap();
             let found = answer.bytes().await.unwrap();
             assert!(found == wanted, "{path} isn't what was pushed");
-        }
-    }
-
-    async fn until_done(&self, what: &str, mut attempt: impl AsyncFnMut() -> Result<(), String>) {
-        let mut life = self.life.clone();
-        loop {
-            let before = *life.wait_for(Life::lives).await.unwrap();
-            let Err(why) = attempt().await else { return };
-            let killed = life.borrow().has_ended_since(before);
-            assert!(killed, "{what}: {why}, and nobody killed the server");
         }
     }
 
