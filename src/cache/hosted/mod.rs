@@ -139,23 +139,23 @@ impl Cache {
         Ok(self.inner.hosted_repositories().await)
     }
 
-    /// Whether a hosted repository has a link. Counts as a use, and keeps a link whose time is over.
+    /// Whether a hosted repository has a link. Counts as a use, and keeps a link whose time is over. Until
+    /// the index is complete, the store is asked for what the index doesn't know.
     async fn has_hosted_link(&self, repo: &RepoName, kind: LinkKind, digest: &Digest) -> bool {
-        self.patiently_complete().await;
         let (now, link) = (self.inner.now(), (repo, kind, digest));
-        let look = |index: &mut Index| (index.revive(link, now), index.complete);
-        match self.inner.with(look) {
-            (true, _) => true,
-            (false, true) => false,
-            (false, false) => {
-                let linked = self
-                    .inner
-                    .store
-                    .linked(&Link::new(repo, kind, digest))
-                    .await;
-                self.readable("link", linked)
-            }
+        let known = |index: &mut Index| {
+            let is_kept = index.revive(link, now);
+            (is_kept || index.complete || index.is_marked(link)).then_some(is_kept)
+        };
+        if let Some(is_kept) = self.inner.with(known) {
+            return is_kept;
         }
+        let linked = self
+            .inner
+            .store
+            .linked(&Link::new(repo, kind, digest))
+            .await;
+        self.readable("link", linked)
     }
 
     /// Waits a while for the removal of a link that a client has deleted. One whose content is held is

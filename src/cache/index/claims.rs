@@ -85,6 +85,12 @@ impl Index {
         id.is_some_and(|id| !self.entries.get(id).state.is_marked())
     }
 
+    /// Whether there is a link that somebody wants removed.
+    pub(crate) fn is_marked(&self, link: LinkKey<'_>) -> bool {
+        let id = self.find_link(link);
+        id.is_some_and(|id| self.entries.get(id).state.is_marked())
+    }
+
     /// Marks a link that a client deletes. False when there is none.
     pub(crate) fn delete(&mut self, link: LinkKey<'_>) -> bool {
         let id = self.find_link(link).filter(|_| self.has_link(link));
