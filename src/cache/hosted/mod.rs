@@ -136,7 +136,11 @@ impl Cache {
     /// All hosted repositories that have something, sorted. Waits for the index to be complete.
     pub async fn hosted_repositories(&self) -> Result<Vec<RepoName>, NotReady> {
         self.ready().await?;
-        Ok(self.inner.hosted_repositories().await)
+        let all = self.inner.repositories().await.into_iter();
+        let hosted = all.filter_map(|(repo, is_hosted)| is_hosted.then_some(repo));
+        let mut hosted: Vec<_> = hosted.collect();
+        hosted.sort_unstable();
+        Ok(hosted)
     }
 
     /// Whether a hosted repository has a link. Counts as a use, and keeps a link whose time is over. Until
@@ -221,15 +225,15 @@ impl Cache {
 }
 
 impl Inner {
-    pub(super) async fn hosted_repositories(&self) -> Vec<RepoName> {
+    /// All repositories that have something, each with whether it is hosted, in no order.
+    pub(super) async fn repositories(&self) -> Vec<(RepoName, bool)> {
         let mut all = Vec::new();
         let look = |index: &mut Index, at| {
-            let (page, next) = index.hosted_repositories(at, MAX_PAGE);
+            let (page, next) = index.repositories(at, MAX_PAGE);
             all.extend(page);
             next
         };
         self.pages(look).await;
-        all.sort_unstable();
         all
     }
 }

@@ -146,16 +146,16 @@ impl Index {
         self.repos.get(id).tags_of(hash).cloned().collect()
     }
 
-    /// The hosted repositories on a page of all, and where the next page begins.
-    pub(crate) fn hosted_repositories(
+    /// A page of all repositories, each with whether it is hosted, and where the next page begins.
+    pub(crate) fn repositories(
         &self,
         from: usize,
         max: usize,
-    ) -> (Vec<RepoName>, Option<usize>) {
+    ) -> (Vec<(RepoName, bool)>, Option<usize>) {
         let (page, next) = self.repos.page(from, max);
         let repos = page.into_iter().map(|id| self.repos.get(id));
-        let hosted = repos.filter(|repo| repo.hosted.is_some());
-        (hosted.map(|repo| repo.name.clone()).collect(), next)
+        let named = repos.map(|repo| (repo.name.clone(), repo.hosted.is_some()));
+        (named.collect(), next)
     }
 
     /// Repositories that link a blob, at most `max`, and the size of its file.
