@@ -154,6 +154,9 @@ impl Hosted {
         let (received, ended) = self.pump(turn, &feed, (before, announced), body).await;
         // What arrived is kept, however the body ended.
         let flushed = feed.flush().await;
+        if let Some(reservation) = &mut session.account.lock().reservation {
+            reservation.shrink(session.received());
+        }
         ended?;
         flushed?;
         let missing = part.end.or(announced).filter(|end| *end != received);

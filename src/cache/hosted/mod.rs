@@ -136,26 +136,30 @@ impl Cache {
     /// All hosted repositories that have something, sorted. Waits for the index to be complete.
     pub async fn hosted_repositories(&self) -> Result<Vec<RepoName>, NotReady> {
         self.ready().await?;
-        Ok(self.inner.hosted_repositories().await)
+        let all = self.inner.repositories().await.into_iter();
+        let hosted = all.filter_map(|(repo, is_hosted)| is_hosted.then_some(repo));
+        let mut hosted: Vec<_> = hosted.collect();
+        hosted.sort_unstable();
+        Ok(hosted)
     }
 
-    /// Whether a hosted repository has a link. Counts as a use, and keeps a link whose time is over.
+    /// Whether a hosted repository has a link. Counts as a use, and keeps a link whose time is over. Until
+    /// the index is complete, the store is asked for what the index doesn't know.
     async fn has_hosted_link(&self, repo: &RepoName, kind: LinkKind, digest: &Digest) -> bool {
-        self.patiently_complete().await;
         let (now, link) = (self.inner.now(), (repo, kind, digest));
-        let look = |index: &mut Index| (index.revive(link, now), index.complete);
-        match self.inner.with(look) {
-            (true, _) => true,
-            (false, true) => false,
-            (false, false) => {
-                let linked = self
-                    .inner
-                    .store
-                    .linked(&Link::new(repo, kind, digest))
-                    .await;
-                self.readable("link", linked)
-            }
+        let known = |index: &mut Index| {
+            let is_kept = index.revive(link, now);
+            (is_kept || index.complete || index.is_marked(link)).then_some(is_kept)
+        };
+        if let Some(is_kept) = self.inner.with(known) {
+            return is_kept;
         }
+        let linked = self
+            .inner
+            .store
+            .linked(&Link::new(repo, kind, digest))
+            .await;
+        self.readable("link", linked)
     }
 
     /// Waits a while for the removal of a link that a client has deleted. One whose content is held is
@@ -221,15 +225,15 @@ impl Cache {
 }
 
 impl Inner {
-    pub(super) async fn hosted_repositories(&self) -> Vec<RepoName> {
+    /// All repositories that have something, each with whether it is hosted, in no order.
+    pub(super) async fn repositories(&self) -> Vec<(RepoName, bool)> {
         let mut all = Vec::new();
         let look = |index: &mut Index, at| {
-            let (page, next) = index.hosted_repositories(at, MAX_PAGE);
+            let (page, next) = index.repositories(at, MAX_PAGE);
             all.extend(page);
             next
         };
         self.pages(look).await;
-        all.sort_unstable();
         all
     }
 }

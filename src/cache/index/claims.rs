@@ -85,6 +85,12 @@ impl Index {
         id.is_some_and(|id| !self.entries.get(id).state.is_marked())
     }
 
+    /// Whether there is a link that somebody wants removed.
+    pub(crate) fn is_marked(&self, link: LinkKey<'_>) -> bool {
+        let id = self.find_link(link);
+        id.is_some_and(|id| self.entries.get(id).state.is_marked())
+    }
+
     /// Marks a link that a client deletes. False when there is none.
     pub(crate) fn delete(&mut self, link: LinkKey<'_>) -> bool {
         let id = self.find_link(link).filter(|_| self.has_link(link));
@@ -140,16 +146,16 @@ impl Index {
         self.repos.get(id).tags_of(hash).cloned().collect()
     }
 
-    /// The hosted repositories on a page of all, and where the next page begins.
-    pub(crate) fn hosted_repositories(
+    /// A page of all repositories, each with whether it is hosted, and where the next page begins.
+    pub(crate) fn repositories(
         &self,
         from: usize,
         max: usize,
-    ) -> (Vec<RepoName>, Option<usize>) {
+    ) -> (Vec<(RepoName, bool)>, Option<usize>) {
         let (page, next) = self.repos.page(from, max);
         let repos = page.into_iter().map(|id| self.repos.get(id));
-        let hosted = repos.filter(|repo| repo.hosted.is_some());
-        (hosted.map(|repo| repo.name.clone()).collect(), next)
+        let named = repos.map(|repo| (repo.name.clone(), repo.hosted.is_some()));
+        (named.collect(), next)
     }
 
     /// Repositories that link a blob, at most `max`, and the size of its file.

@@ -88,15 +88,12 @@ pub(crate) async fn run(shared: &Arc<Inner>) {
             shared.with(|index| index.set_unlisted(error));
             tokio::time::sleep(REST).await;
         }
-        if shared.settings.upkeep == Upkeep::Full {
-            note_new_hosted(shared).await;
-        }
     };
     shared.quit.run_until_cancelled(work).await;
 }
 
-/// Warns of repositories that were cached before they became hosted.
-async fn note_new_hosted(shared: &Inner) {
+/// Warns of repositories that have become hosted, and of those that aren't any more.
+async fn note_hosted(shared: &Inner) {
     let before = match shared.store.hosted_before().await {
         Ok(before) => before,
         Err(error) => {
@@ -108,12 +105,23 @@ async fn note_new_hosted(shared: &Inner) {
             return;
         }
     };
-    let mut new = shared.hosted_repositories().await;
-    new.retain(|repo| !before.iter().any(|pattern| pattern.matches(repo.as_str())));
-    if !new.is_empty() {
+    let (mut new, mut gone) = (0_usize, 0_usize);
+    for (repo, is_hosted) in shared.repositories().await {
+        let was_hosted = before.iter().any(|pattern| pattern.matches(repo.as_str()));
+        new += usize::from(is_hosted && !was_hosted);
+        gone += usize::from(was_hosted && !is_hosted);
+    }
+    if new > 0 {
         tracing::warn!(
-            repositories = new.len(),
+            repositories = new,
             "were cached before they became hosted; what they have is kept as hosted content"
+        );
+    }
+    if gone > 0 {
+        tracing::error!(
+            repositories = gone,
+            "were hosted and match no pattern of `hosted` any more: what clients have pushed to them \
+             expires like what is cached, unless a pattern has them again"
         );
     }
 }
@@ -144,6 +152,9 @@ async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
     unseen.add(&unreadable);
     shared.counts.lock().unreadable = unseen.count;
     read_manifests(shared).await;
+    if shared.settings.upkeep == Upkeep::Full {
+        note_hosted(shared).await;
+    }
     settle(shared, &unseen).await;
     Ok(())
 }

@@ -226,3 +226,25 @@ async fn what_is_disabled_is_refused() {
     let refused = rig.hosted.mount(&app(), &digest, None, &anybody).await;
     assert!(matches!(refused, Err(HostedError::ReadOnly(_))));
 }
+
+#[tokio::test]
+async fn content_is_served_while_the_index_is_built() {
+    on_both(async |rig| {
+        rig.push("v1", &["layer"]).await;
+        rig.cache.stop().await;
+        let spaces = vec![space()];
+        let store = Arc::new(FaultyStore::new(Arc::clone(&rig.store) as _));
+        let building = store.stall(Operation::Repositories, 1);
+        let rig = Rig::begun(store, settings(&spaces), spaces, today());
+        building.reached().await;
+        assert!(rig.has("layer").await && !rig.has("unknown").await);
+        rig.hosted.manifest(&app(), &tagged("v1")).await.unwrap();
+        rig.put("new").await;
+        assert!(rig.has("new").await);
+        building.release();
+        rig.cache.complete().await;
+        rig.cache.check_index();
+        assert!(rig.has("layer").await && rig.has("new").await);
+    })
+    .await;
+}

@@ -204,14 +204,24 @@ impl Rig {
         spaces: Vec<SpaceSettings>,
         now: SystemTime,
     ) -> Self {
-        let store = Arc::new(FaultyStore::new(store));
+        let rig = Self::begun(Arc::new(FaultyStore::new(store)), settings, spaces, now);
+        rig.cache.complete().await;
+        rig.cache.settled().await;
+        rig
+    }
+
+    /// Its index isn't complete yet.
+    fn begun(
+        store: Arc<FaultyStore>,
+        settings: CacheSettings,
+        spaces: Vec<SpaceSettings>,
+        now: SystemTime,
+    ) -> Self {
         let shared: Arc<dyn Store> = Arc::clone(&store) as _;
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         let clock = Clock::starting_at(now);
         let cache = Cache::start(shared, Arc::default(), clock, settings, &tasks, &stop);
         let hosted = Hosted::start(cache.clone(), clock, spaces, &tasks, &stop);
-        cache.complete().await;
-        cache.settled().await;
         Self {
             store,
             cache,
