@@ -159,7 +159,7 @@ impl Pusher {
             let answer = self.send(Method::GET, &path, None, Body::default()).await;
             let answer = expect(answer.unwrap(), 200).await.unwrap();
             let found = whole(answer).await;
-            assert!(found == wanted, "{path} isn't what was pushed");
+            assert!(found == wanted[..], "{path} isn't what was pushed");
         }
     }
 
