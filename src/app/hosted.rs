@@ -61,7 +61,7 @@ impl Shared {
                 self.clock,
                 spaces,
                 &self.background.tracked_by(&self.tasks),
-                &self.stop_now,
+                &self.stop_accepting,
             )
         })
     }

@@ -69,9 +69,9 @@ async fn referrers_are_found_whether_or_not_their_subject_exists() {
         let subject = p.descriptor(media_type::OCI_MANIFEST, &image.manifest);
         let signature = p.image_with(
             2,
-            json!({"subject": subject, "artifactType": "sig/x", "annotations": {"k": "v"}}),
+            &json!({"subject": subject, "artifactType": "sig/x", "annotations": {"k": "v"}}),
         );
-        let sbom = p.image_with(3, json!({"subject": subject}));
+        let sbom = p.image_with(3, &json!({"subject": subject}));
         for (tag, referrer) in [("sig", &signature), ("sbom", &sbom)] {
             for blob in referrer.blobs() {
                 p.blob("ci/app", blob).await;

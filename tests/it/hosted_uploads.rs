@@ -216,8 +216,8 @@ async fn what_arrived_before_a_patch_broke_off_is_kept() {
             let broken = std::io::Error::other("the cable is pulled");
             send.send(Err(broken)).await.unwrap();
         };
-        let (sent, ()) = tokio::join!(request, client);
-        assert!(sent.is_err(), "{sent:?}");
+        let (answer, ()) = tokio::join!(request, client);
+        assert!(answer.is_err(), "{answer:?}");
         // Waits for what still writes.
         let status = p.ask(&format!("GET {at}")).await;
         status.expect(204, b"");
@@ -266,8 +266,8 @@ async fn a_second_writer_is_refused_and_bytes_are_never_mixed() {
             send.send(Ok(blob.slice(10_000..))).await.unwrap();
             drop(send);
         };
-        let (sent, ()) = tokio::join!(request, other);
-        read(sent.unwrap()).await.expect(202, b"");
+        let (answer, ()) = tokio::join!(request, other);
+        read(answer.unwrap()).await.expect(202, b"");
         p.ask(&format!("PUT {at}?digest={digest}"))
             .await
             .expect(201, b"");

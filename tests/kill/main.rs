@@ -171,21 +171,21 @@ async fn pushes(seed: u64) {
     let (life, watched) = watch::channel(Life::default());
     let enough = Arc::new(AtomicBool::new(false));
     let images = Arc::new(Images::new(seed));
-    let mut pushers = JoinSet::new();
+    let mut clients = JoinSet::new();
     for number in 0..PUSHERS {
         let pusher = Pusher::new(server.address, watched.clone(), seed ^ (number << 8));
         let (images, enough) = (Arc::clone(&images), Arc::clone(&enough));
-        pushers.spawn(async move { push_until(&pusher, &images, number, &enough).await });
+        clients.spawn(async move { push_until(&pusher, &images, number, &enough).await });
     }
-    kill_again_and_again(&mut server, &life, (seed, PUSH_KILLS), &mut pushers).await;
+    kill_again_and_again(&mut server, &life, (seed, PUSH_KILLS), &mut clients).await;
     enough.store(true, Ordering::Relaxed);
-    let pushed: Vec<ToPush> = pushers.join_all().await.into_iter().flatten().collect();
-    eprintln!("{PUSH_KILLS} kills, {} images pushed", pushed.len());
+    let acknowledged: Vec<ToPush> = clients.join_all().await.into_iter().flatten().collect();
+    eprintln!("{PUSH_KILLS} kills, {} images pushed", acknowledged.len());
     // What the process has in memory proves nothing.
     server.kill();
     server.start();
     let pusher = Pusher::new(server.address, watched, seed);
-    for image in &pushed {
+    for image in &acknowledged {
         pusher.verify(image).await;
     }
     server.stop();
@@ -199,14 +199,14 @@ async fn push_until(
     number: u64,
     enough: &AtomicBool,
 ) -> Vec<ToPush> {
-    let mut pushed = Vec::new();
+    let mut acknowledged = Vec::new();
     while !enough.load(Ordering::Relaxed) {
         // Two of them push into each repository.
         let image = images.make(&format!("ci/app-{}", number / 2));
         pusher.push(&image).await;
-        pushed.push(image);
+        acknowledged.push(image);
     }
-    pushed
+    acknowledged
 }
 
 async fn kill_again_and_again<T: std::fmt::Debug + 'static>(

@@ -158,7 +158,7 @@ impl Pusher {
             let path = format!("/v2/{repository}/{path}");
             let answer = self.send(Method::GET, &path, None, Body::default()).await;
             let answer = expect(answer.unwrap(), 200).await.unwrap();
-            let found = answer.bytes().await.unwrap();
+            let found = whole(answer).await;
             assert!(found == wanted, "{path} isn't what was pushed");
         }
     }
@@ -242,8 +242,18 @@ async fn expect(answer: Response, status: u16) -> Result<Response, String> {
         return Ok(answer);
     }
     let (found, url) = (answer.status(), answer.url().to_string());
-    let text = answer.text().await.unwrap_or_default();
+    let text = whole(answer).await;
+    let text = String::from_utf8_lossy(&text);
     Err(format!("{url}: {found} instead of {status}: {text}"))
+}
+
+/// The body of an answer, or what came of it.
+async fn whole(mut answer: Response) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = answer.chunk().await {
+        body.extend_from_slice(&chunk);
+    }
+    body
 }
 
 fn location(answer: &Response) -> String {

@@ -42,7 +42,6 @@ impl PushedImage {
 pub(crate) async fn everywhere(test: impl AsyncFn(&Pusher)) {
     for algorithm in Algorithm::ALL {
         for on_disk in [false, true] {
-            eprintln!("{algorithm}, on disk: {on_disk}");
             test(&Pusher::start(algorithm, on_disk, &[SPACE]).await).await;
         }
     }
@@ -107,7 +106,9 @@ impl Pusher {
     pub(crate) async fn begin(&self, repo: &str) -> String {
         let line = match self.algorithm {
             Algorithm::Sha256 => format!("POST /v2/{repo}/blobs/uploads/"),
-            other => format!("POST /v2/{repo}/blobs/uploads/?digest-algorithm={other}"),
+            Algorithm::Sha512 => {
+                format!("POST /v2/{repo}/blobs/uploads/?digest-algorithm=sha512")
+            }
         };
         let started = self.ask(&line).await;
         started.expect(202, b"");
@@ -140,11 +141,11 @@ impl Pusher {
 
     /// An image with two layers.
     pub(crate) fn image(&self, seed: u64) -> PushedImage {
-        self.image_with(seed, json!({}))
+        self.image_with(seed, &json!({}))
     }
 
     /// The same with more fields in its manifest.
-    pub(crate) fn image_with(&self, seed: u64, more: Value) -> PushedImage {
+    pub(crate) fn image_with(&self, seed: u64, more: &Value) -> PushedImage {
         let config: Bytes = format!(r#"{{"architecture":"amd64","seed":{seed}}}"#).into();
         let layers = vec![noise(seed, 3_000), noise(seed + 1_000_000, 70_000)];
         let layer = |bytes: &Bytes| self.descriptor(LAYER, bytes);
