@@ -2,13 +2,14 @@
 
 use super::{Hosted, HostedError, MayPull, ReadMode, SpaceSettings};
 use crate::cache::{CachedBlob, Deleted};
+use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName};
 
 /// Smaller blobs of mirrored repositories, in bytes, aren't found for reuse: pushing them costs no more,
 /// and their digests can be guessed.
 const MIN_REUSE: u64 = 1024;
 /// Repositories that link a blob which are looked through.
-const MAX_SOURCES: usize = 1000;
+const MAX_SOURCES: usize = 100;
 
 impl Hosted {
     /// A warm blob; none says nothing of whether there is one.
@@ -54,7 +55,7 @@ impl Hosted {
     }
 
     /// Makes a blob of another repository one of this one. False when no repository that the caller
-    /// may pull from has it. `from` is a stored name; none looks through all.
+    /// may pull from has it, and where it can't be linked. `from` is a stored name; none looks through all.
     pub async fn mount(
         &self,
         repo: &RepoName,
@@ -66,9 +67,14 @@ impl Hosted {
         if !self.has_source(settings, digest, from, may_pull) {
             return Ok(false);
         }
-        let (hosted, repo, digest) = (self.clone(), repo.clone(), *digest);
-        self.detached(async move { hosted.link((&repo, index), &digest).await })
-            .await
+        let (hosted, target, blob) = (self.clone(), repo.clone(), *digest);
+        let linking = async move { hosted.link((&target, index), &blob).await };
+        let linked = self.detached(linking).await;
+        // The client uploads it then, and is told of what is in its way.
+        Ok(linked.unwrap_or_else(|error| {
+            tracing::info!(%repo, %digest, error = %on_one_line(&error), "a blob can't be mounted");
+            false
+        }))
     }
 
     fn has_source(
@@ -78,14 +84,22 @@ impl Hosted {
         from: Option<&RepoName>,
         may_pull: &MayPull<'_>,
     ) -> bool {
-        let found = self.0.cache.repositories_with(digest, MAX_SOURCES);
+        let cache = &self.0.cache;
+        let only = |from: &RepoName| {
+            let size = cache.layer_size(from, digest)?;
+            Some((size, vec![from.clone()]))
+        };
+        let found = match from {
+            Some(from) => only(from),
+            None => cache.repositories_with(digest, MAX_SOURCES),
+        };
         let Some((size, sources)) = found else {
             return false;
         };
         let mut sources = sources.iter();
         sources.any(|source| {
             let reusable = self.is_hosted(source) || (settings.reuse && size >= MIN_REUSE);
-            reusable && from.is_none_or(|from| from == source) && may_pull(source)
+            reusable && may_pull(source)
         })
     }
 

@@ -45,6 +45,12 @@ impl Cache {
             .with(|index| index.repositories_with(digest, max))
     }
 
+    /// The size of a layer that a repository links, hosted or not, as far as the index knows.
+    pub fn layer_size(&self, repo: &RepoName, digest: &Digest) -> Option<u64> {
+        let link = (repo, LinkKind::Layer, digest);
+        self.inner.with(|index| index.link_size(link))
+    }
+
     /// Links a blob that is open into a hosted repository.
     pub async fn mount(
         &self,

@@ -158,6 +158,12 @@ impl Index {
         (named.collect(), next)
     }
 
+    /// The size of what a repository links.
+    pub(crate) fn link_size(&self, link: LinkKey<'_>) -> Option<u64> {
+        let (_, blob) = self.usable(link)?;
+        self.file_size(blob)
+    }
+
     /// Repositories that link a blob, at most `max`, and the size of its file.
     pub(crate) fn repositories_with(
         &self,
