@@ -26,8 +26,10 @@ use std::time::{Duration, SystemTime};
 use millpond::cache::{Cache, CacheSettings, TtlPolicy};
 use millpond::clock::Clock;
 use millpond::config::TtlRule;
-use millpond::oci::{Algorithm, Digest, Manifest, RepoName, Tag};
-use millpond::storage::{Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError};
+use millpond::oci::{Algorithm, Digest, Manifest, RepoName, Tag, UploadId};
+use millpond::storage::{
+    Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError, Upload, UploadFile,
+};
 use millpond::tasks::Tasks;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -141,6 +143,32 @@ impl Store for Sizes {
     }
     async fn blobs(&self, first: u8) -> Result<Vec<(Digest, u64)>, StoreError> {
         Ok(self.part(first, |part| part.clone().into_iter().collect()))
+    }
+    async fn start_upload(
+        &self,
+        _: &RepoName,
+        _: &UploadId,
+        _: SystemTime,
+    ) -> Result<Box<dyn UploadFile>, StoreError> {
+        Err(StoreError::Incomplete {
+            path: PathBuf::new(),
+        })
+    }
+    async fn open_upload(
+        &self,
+        _: &RepoName,
+        _: &UploadId,
+    ) -> Result<Option<Box<dyn UploadFile>>, StoreError> {
+        Ok(None)
+    }
+    async fn uploads(&self) -> Result<Vec<Upload>, StoreError> {
+        Ok(Vec::new())
+    }
+    async fn remove_upload(&self, _: &Upload) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+    async fn cancel_upload(&self, _: &RepoName, _: &UploadId) -> Result<bool, StoreError> {
+        Ok(false)
     }
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
         let links = self.links.lock().unwrap();

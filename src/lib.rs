@@ -45,6 +45,7 @@ pub mod config;
 pub mod download;
 pub mod error_chain;
 pub mod health;
+pub mod hosted;
 pub mod line_writer;
 pub mod log_levels;
 pub mod metrics;

@@ -19,7 +19,7 @@ use tracing::Level;
 pub const ACCESS_LOG: &str = "millpond::accesslog";
 
 /// The modules that log under their own names, and the log of requests.
-const MODULES: [&str; 26] = [
+const MODULES: [&str; 27] = [
     "access",
     "accesslog",
     "admin",
@@ -32,6 +32,7 @@ const MODULES: [&str; 26] = [
     "download",
     "error_chain",
     "health",
+    "hosted",
     "line_writer",
     "log_levels",
     "metrics",

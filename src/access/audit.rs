@@ -231,7 +231,7 @@ impl AuthFailureLog for Audit {
     }
 }
 
-fn name(permission: Permission) -> &'static str {
+pub(super) fn name(permission: Permission) -> &'static str {
     let mut names = PERMISSIONS.iter();
     let found = names.find(|(_, known)| *known == permission);
     found.map_or("", |(name, _)| name)

@@ -16,6 +16,17 @@ pub enum Denied {
     Anonymous(Option<Arc<str>>),
     #[error("access to this repository is denied")]
     Caller(Option<Arc<str>>),
+    /// Nothing says who may write: no rule, and no users.
+    #[error(
+        "nobody may {action} over the network: no rule of `access` says who may. Add to the \
+         configuration, for example: access: [{{networks: [10.0.0.0/8], repositories: \
+         [{repository}], actions: [{action}], effect: allow}}, {{anyone: true, actions: [pull, \
+         list], effect: allow}}]; or `auth`, for users with passwords"
+    )]
+    NoWriters {
+        action: &'static str,
+        repository: Arc<str>,
+    },
     /// The caller must not learn that the repository exists.
     #[error("the repository is hidden by the rule at {0}")]
     Hidden(Arc<str>),
@@ -29,6 +40,7 @@ impl Denied {
     pub(super) fn rule(&self) -> Option<&str> {
         match self {
             Self::Anonymous(rule) | Self::Caller(rule) => rule.as_deref(),
+            Self::NoWriters { .. } => None,
             Self::Hidden(rule) => Some(rule),
             Self::Listed(entry) => Some(&entry.reference),
         }
@@ -40,7 +52,7 @@ impl Denied {
     pub fn counted_as(&self) -> RefusedCaller {
         match self {
             Self::Anonymous(_) => RefusedCaller::Needed,
-            Self::Caller(_) => RefusedCaller::Rule,
+            Self::Caller(_) | Self::NoWriters { .. } => RefusedCaller::Rule,
             Self::Hidden(_) => RefusedCaller::Hidden,
             Self::Listed(_) => RefusedCaller::DenyList,
         }
@@ -51,7 +63,7 @@ impl Classified for Denied {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Anonymous(_) => ErrorKind::Unauthorized,
-            Self::Caller(_) | Self::Listed(_) => ErrorKind::Denied,
+            Self::Caller(_) | Self::NoWriters { .. } | Self::Listed(_) => ErrorKind::Denied,
             Self::Hidden(_) => ErrorKind::NotFound,
         }
     }
@@ -59,7 +71,9 @@ impl Classified for Denied {
     fn reason(&self) -> Cow<'static, str> {
         match self {
             Self::Hidden(_) => NOT_FOUND.into(),
-            Self::Anonymous(_) | Self::Caller(_) | Self::Listed(_) => self.to_string().into(),
+            Self::Anonymous(_) | Self::Caller(_) | Self::NoWriters { .. } | Self::Listed(_) => {
+                self.to_string().into()
+            }
         }
     }
 }

@@ -79,7 +79,7 @@ fn otherwise(rules: &Rules) -> &'static str {
     } else if rules.has_users() {
         "allow users everything, and anonymous callers what `anonymous: true` opens"
     } else {
-        "allow anyone to pull and list everything"
+        "allow anyone to pull and list everything, and callers on a unix socket to push"
     }
 }
 

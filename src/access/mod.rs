@@ -39,10 +39,13 @@ use hide::NotFoundTimes;
 use rules::Rules;
 pub use rules::Verdict;
 
+/// What stands for the upstream of a hosted repository.
+pub const HOSTED: &str = "hosted";
+
 /// What a caller wants to access.
 #[derive(Debug, Clone, Copy)]
 pub struct Resource<'a> {
-    /// The name of the upstream.
+    /// The name of the upstream; [`HOSTED`] for a repository without one.
     pub upstream: &'a str,
     /// The repository's name in the store: that of a named upstream comes before it.
     pub repository: &'a RepoName,
@@ -139,6 +142,11 @@ impl Access {
     ) -> Result<(), Denied> {
         if !self.is_open() {
             self.check_rules(caller, resource, permission)?;
+        } else if matches!(permission, Permission::Push | Permission::Delete) && !caller.is_local {
+            return Err(Denied::NoWriters {
+                action: audit::name(permission),
+                repository: resource.repository.as_str().into(),
+            });
         }
         let listed = self
             .denied
@@ -162,6 +170,16 @@ impl Access {
             }
             Effect::Deny => Err(Denied::Caller(place())),
         }
+    }
+
+    /// Whether a caller may do something. Logs nothing.
+    pub fn permits(
+        &self,
+        caller: &Caller,
+        resource: &Resource<'_>,
+        permission: Permission,
+    ) -> bool {
+        self.check(caller, resource, permission).is_ok()
     }
 
     /// Decides about the content that a request turned out to mean: a tag names a digest that may be
@@ -205,7 +223,7 @@ impl Access {
             reference: None,
         };
         let mut permissions = [Permission::List, Permission::Pull].into_iter();
-        permissions.any(|permission| self.check(caller, &resource, permission).is_ok())
+        permissions.any(|permission| self.permits(caller, &resource, permission))
     }
 
     /// Why a caller who can see no repository at all gets no catalog: it may once it has said who it

@@ -20,6 +20,8 @@ use crate::tasks::Tasks;
 
 /// How long the store may take to answer a check, and an earlier check to end.
 const CHECK_TIME: Duration = Duration::from_secs(5);
+/// Lost blobs that a check names.
+const MAX_NAMED: usize = 3;
 
 /// Whether the server answers requests: the document of `/readyz`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +77,13 @@ impl Health {
         let mut failing: BTreeMap<_, _> = parts
             .filter_map(|(name, reason)| Some((name, reason?)))
             .collect();
+        let (lost, count) = self.cache.lost(MAX_NAMED);
+        if count > 0 {
+            let lost: Vec<_> = lost.iter().map(ToString::to_string).collect();
+            let lost = lost.join(", ");
+            let reason = format!("{count} blobs are damaged or missing; push them again: {lost}");
+            failing.insert("hosted repositories".to_owned(), reason);
+        }
         for down in self.tasks.failing() {
             failing.insert(format!("task {}", down.task), down.reason);
         }

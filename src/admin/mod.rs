@@ -64,6 +64,7 @@ impl Admin {
             save_failures: counts.save_failures,
             full: counts.full,
             unreadable: counts.unreadable,
+            lost: cache.lost(0).1 as u64,
         });
         let metrics = Arc::clone(metrics);
         let upstreams = self.upstreams.read().clone();

@@ -18,6 +18,7 @@ pub fn settings(config: &Config) -> CacheSettings {
     let max_size = config.limits.max_size.and_then(|limit| bytes(limit, root));
     CacheSettings {
         ttl: ttl(proxy),
+        hosted: super::hosted::policies(config),
         pins: proxy.pins.clone(),
         max_size,
         min_free: root.and_then(|root| min_free(config.limits.min_free, root)),

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{Config, Difference, Http, Log, Proxy, Storage};
+use crate::config::{Config, Difference, HostedSpace, Http, Log, Proxy, Storage};
+use crate::oci::Pattern;
 
 /// Keys that keep their value until a restart, with everything below them: sockets and what they are
 /// bound with, the data directory, what the log is written with, and the collector of traces.
@@ -68,10 +69,12 @@ impl Merged {
     /// `keeps_upstreams`: the upstreams stay the old ones.
     pub(super) fn new(old: &Config, new: Config, keeps_upstreams: bool) -> Self {
         let keeps_storage = same_driver(&old.storage, &new.storage);
+        let keeps_spaces = spaces(&old.hosted).eq(spaces(&new.hosted));
         let is_fixed = |difference: &Difference| {
             let key = difference.key.as_str();
             FIXED.iter().any(|fixed| is_below(key, fixed))
                 || (!keeps_storage && is_below(key, "storage"))
+                || (!keeps_spaces && is_below(key, "hosted"))
                 || (keeps_upstreams && is_of_upstream(key))
         };
         let differences = new.printed.differences(&old.printed);
@@ -101,6 +104,7 @@ impl Merged {
             auth,
             proxy,
             access,
+            hosted,
             printed: _,
         } = new;
         let config = Config {
@@ -113,6 +117,11 @@ impl Merged {
             auth,
             proxy: self::proxy(old, proxy, keeps_upstreams),
             access,
+            hosted: if keeps_spaces {
+                hosted
+            } else {
+                old.hosted.clone()
+            },
             printed,
         };
         Self {
@@ -149,6 +158,7 @@ fn http(old: &Config, new: Http) -> Http {
         debug: _,
         prefix,
         host,
+        aliases,
         relative_urls,
         headers,
         drain_timeout,
@@ -159,6 +169,7 @@ fn http(old: &Config, new: Http) -> Http {
     Http {
         prefix,
         host,
+        aliases,
         relative_urls,
         headers,
         drain_timeout,
@@ -172,15 +183,25 @@ fn http(old: &Config, new: Http) -> Http {
 fn proxy(old: &Config, new: Proxy, keeps_upstreams: bool) -> Proxy {
     if keeps_upstreams {
         let Proxy {
-            default, upstreams, ..
+            default,
+            hosted_only,
+            upstreams,
+            ..
         } = old.proxy.clone();
         return Proxy {
             default,
+            hosted_only,
             upstreams,
             ..new
         };
     }
     new
+}
+
+/// What says which repositories are hosted, and by whom: content is stored by that.
+fn spaces(hosted: &[HostedSpace]) -> impl Iterator<Item = (&str, &[Pattern])> {
+    let spaces = hosted.iter();
+    spaces.map(|space| (space.name.as_str(), space.repositories.as_slice()))
 }
 
 fn same_driver(old: &Storage, new: &Storage) -> bool {

@@ -5,6 +5,7 @@ mod cache;
 mod check;
 mod descriptors;
 mod gate;
+mod hosted;
 mod listeners;
 mod merge;
 mod pulling;

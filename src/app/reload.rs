@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::merge::{Merged, origins};
 use super::upstreams::Clients;
 use super::usage_file;
-use super::{Shared, StartError, StopTimes, cache, descriptors, pulling, server_settings};
+use super::{Shared, StartError, StopTimes, cache, descriptors, hosted, pulling, server_settings};
 use crate::access::Access;
 use crate::admin::reload::ReloadReport;
 use crate::auth::Authenticator;
@@ -27,6 +27,7 @@ use crate::cache::{CacheSettings, NotReady};
 use crate::config::{Config, ConfigError, Difference, Loaded, Places};
 use crate::download::Downloader;
 use crate::error_chain::on_one_line;
+use crate::hosted::Hosted;
 use crate::mirror::Mirror;
 use crate::server::{Admission, Current, Gate, Service};
 use crate::storage::{FsStore, StoreError};
@@ -41,6 +42,8 @@ pub(super) struct Running {
     pub(super) current: Arc<Current>,
     pub(super) clients: Clients,
     pub(super) mirror: Arc<Mirror>,
+    /// None where nothing is hosted.
+    pub(super) hosted: Option<Hosted>,
     pub(super) downloader: Downloader,
     pub(super) authenticator: Arc<Authenticator>,
     /// The rules that later ones are made like.
@@ -81,6 +84,7 @@ struct Prepared {
     config: Config,
     clients: Clients,
     mirror: Arc<Mirror>,
+    hosted: Option<Hosted>,
     authenticator: Arc<Authenticator>,
     access: Access,
     policy: CacheSettings,
@@ -106,7 +110,9 @@ impl Shared {
         self.keep_fresh(&mirror, config, &keep_fresh);
         let authenticator = Arc::new(self.authenticator(config, &mirror).await?);
         self.renew(&clients, &authenticator);
-        let service = self.service(config, &mirror, &authenticator, &access);
+        let hosted = self.hosted(config);
+        let parts = (&mirror, hosted.as_ref());
+        let service = self.service(config, parts, &authenticator, &access);
         Ok(Running {
             current: Arc::new(Current::new(service)),
             admission: Admission::new(descriptors::connection_limits(config)),
@@ -114,6 +120,7 @@ impl Shared {
             config: config.clone(),
             clients,
             mirror,
+            hosted,
             downloader,
             authenticator,
             access,
@@ -127,7 +134,7 @@ impl Shared {
     fn service(
         &self,
         config: &Config,
-        mirror: &Arc<Mirror>,
+        (mirror, hosted): (&Arc<Mirror>, Option<&Hosted>),
         authenticator: &Arc<Authenticator>,
         access: &Access,
     ) -> Service {
@@ -137,10 +144,12 @@ impl Shared {
             availability: self.availability.clone(),
         };
         let settings = server_settings(config, &self.traces);
+        let repositories = hosted.map(|hosted| hosted::repositories(hosted.clone(), config));
         Service::new(
             Arc::clone(mirror),
+            repositories,
             gate,
-            Arc::clone(&self.metrics),
+            (Arc::clone(&self.metrics), self.connections.clone()),
             settings,
         )
     }
@@ -269,7 +278,9 @@ impl Running {
         } else {
             Arc::new(shared.authenticator(&config, &mirror).await?)
         };
-        let service = shared.service(&config, &mirror, &authenticator, &access);
+        let hosted = hosted::renewed(self.hosted.as_ref(), &config);
+        let parts = (&mirror, hosted.as_ref());
+        let service = shared.service(&config, parts, &authenticator, &access);
         if let Some(files) = self.files.as_ref().filter(|_| origins != self.origins) {
             // Removed ones stay in the list: their last downloads are still theirs.
             files.set_upstreams(origins.clone()).await?;
@@ -278,6 +289,7 @@ impl Running {
             config,
             clients,
             mirror,
+            hosted,
             authenticator,
             access,
             policy,
@@ -292,6 +304,7 @@ impl Running {
             config,
             clients,
             mirror,
+            hosted,
             authenticator,
             access,
             policy,
@@ -319,6 +332,7 @@ impl Running {
         shared.keep_fresh(&mirror, &config, &self.keep_fresh);
         (self.config, self.clients, self.mirror) = (config, clients, mirror);
         (self.authenticator, self.access, self.origins) = (authenticator, access, origins);
+        self.hosted = hosted;
         shared.cache.configure(policy).await;
     }
 }

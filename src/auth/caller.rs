@@ -14,6 +14,8 @@ pub struct Caller {
     pub user: Option<Arc<User>>,
     /// None on a unix socket.
     pub address: Option<IpAddr>,
+    /// The request came through a unix socket.
+    pub is_local: bool,
     /// What the caller presents to the upstream (`proxy.authorize: caller`); see
     /// [`login_for`](Self::login_for).
     pub login: Option<Arc<Login>>,
@@ -71,6 +73,7 @@ impl Caller {
         Self {
             user: None,
             address,
+            is_local: false,
             login: None,
             login_upstream: None,
             granted: None,

@@ -115,6 +115,8 @@ pub struct Lacking<'a> {
     pub upstream: &'a str,
     /// The repository as the client wrote it, if the request is for one.
     pub repository: Option<&'a str>,
+    /// What the client wants to do there, as a scope names it: `pull`, `pull,push` or `delete`.
+    pub actions: &'a str,
     pub error: &'a AuthError,
 }
 
@@ -164,7 +166,10 @@ impl Authenticator {
     pub async fn identify(&self, presented: &Presented<'_>) -> Result<Caller, AuthError> {
         let address = self.origins.address(presented)?;
         match &self.users {
-            None => Ok(Caller::anonymous(address)),
+            None => Ok(Caller {
+                is_local: presented.address.is_none(),
+                ..Caller::anonymous(address)
+            }),
             Some(users) => users.identify(presented, address).await,
         }
     }
@@ -196,7 +201,7 @@ impl Authenticator {
             (realm, service::SERVICE)
         };
         let scope = lacking.repository.map_or_else(String::new, |repository| {
-            format!(",scope=\"repository:{repository}:pull\"")
+            format!(",scope=\"repository:{repository}:{}\"", lacking.actions)
         });
         let mut challenge = format!("Bearer realm=\"{realm}\",service=\"{service}\"{scope}");
         challenge.push_str(match lacking.error {

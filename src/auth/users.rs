@@ -185,6 +185,7 @@ impl Users {
         Ok(Caller {
             user: identity.user,
             address,
+            is_local: presented.address.is_none(),
             login: identity.login,
             login_upstream: identity.login_upstream,
             granted: identity.granted,

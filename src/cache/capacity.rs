@@ -105,7 +105,7 @@ impl Cache {
         Some(self.held(content))
     }
 
-    fn held(&self, content: Id<Blob>) -> Hold {
+    pub(super) fn held(&self, content: Id<Blob>) -> Hold {
         let shared = Arc::clone(&self.inner);
         Hold { shared, content }
     }

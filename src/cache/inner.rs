@@ -16,7 +16,7 @@ use super::{CacheSettings, Upkeep};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoName, Tag};
 use crate::storage::{KeyLocks, Store, StoreError};
 use crate::workers::Workers;
 
@@ -58,6 +58,8 @@ pub(super) struct Inner {
     pub(super) complete: CancellationToken,
     pub(super) quit: CancellationToken,
     pub(super) ended: CancellationToken,
+    /// Tags that are being changed.
+    pub(super) tags: Arc<KeyLocks<(RepoName, Tag)>>,
     /// Blobs that a scrub is reading.
     pub(super) scrubbing: Arc<KeyLocks<Digest>>,
     pub(super) counts: Mutex<Counts>,
@@ -88,6 +90,7 @@ impl Inner {
             complete: CancellationToken::new(),
             quit: stop.child_token(),
             ended: CancellationToken::new(),
+            tags: Arc::default(),
             scrubbing: Arc::default(),
             counts: Mutex::default(),
         }

@@ -213,6 +213,7 @@ impl Cache {
 
     /// Makes a tag name a manifest that the repository links. False when that can't be written.
     pub async fn tag(&self, repo: &RepoName, tag: &Tag, digest: &Digest) -> bool {
+        let _lock = self.inner.tags.lock((repo.clone(), tag.clone())).await;
         let written = self.written("tag", self.inner.store.set_tag(repo, tag, digest).await);
         if written {
             self.inner.with(|index| index.set_tag(repo, tag, digest));
@@ -222,6 +223,7 @@ impl Cache {
 
     /// Removes a tag. False when that can't be written.
     pub async fn untag(&self, repo: &RepoName, tag: &Tag) -> bool {
+        let _lock = self.inner.tags.lock((repo.clone(), tag.clone())).await;
         let removed = self.inner.store.remove_tag(repo, tag).await;
         let removed = self.written("tag", removed.map(drop));
         if removed {

@@ -24,6 +24,7 @@
 
 mod admission;
 mod capacity;
+mod hosted;
 mod index;
 mod inner;
 mod manifest_cache;
@@ -51,11 +52,15 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, ImagePattern, Manifest, RepoName, Tag};
 use crate::storage::Store;
-pub use crate::storage::{Content, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError};
+pub use crate::storage::{
+    Content, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError, UploadFile,
+};
 use crate::tasks::Tasks;
 
 pub use admission::{Admission, AdmitError};
 pub use capacity::{Full, Hold, Reservation};
+pub use hosted::{Charge, Damaged, Deleted, ManifestPush, PushError, PushedFile};
+pub use index::ManifestPart;
 pub use index::{EntryView, ImageView, Selection, SelectionError, Usage};
 use index::{Index, Trust};
 pub use inner::Counts;
@@ -64,7 +69,7 @@ pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
 use partials::Partials;
 pub use pins::{Pin, PinError};
-pub use policy::{SpaceRequest, TtlPolicy};
+pub use policy::{HostedPolicy, OverQuota, SpaceRequest, TtlPolicy};
 use state::timestamp::Timestamp;
 use verify::Verifier;
 use work::deletion;
@@ -133,6 +138,9 @@ impl fmt::Debug for MinFree {
 #[derive(Debug, Clone)]
 pub struct CacheSettings {
     pub ttl: TtlPolicy,
+    /// Of hosted repositories: the first one that has a repository counts. Names don't change while the
+    /// cache runs.
+    pub hosted: Vec<HostedPolicy>,
     /// Images that are never evicted. They still expire, unless their repository has no TTL. For those
     /// that operators pin at run time, see [`Cache::pin`].
     pub pins: Vec<ImagePattern>,
@@ -167,6 +175,7 @@ impl CacheSettings {
     pub fn unlimited() -> Self {
         Self {
             ttl: TtlPolicy::sliding(None),
+            hosted: Vec::new(),
             pins: Vec::new(),
             max_size: None,
             min_free: None,
@@ -197,6 +206,12 @@ impl Cache {
         stop: &CancellationToken,
     ) -> Self {
         store.measure_reads(metrics.store_reads());
+        let hosted = settings.hosted.iter();
+        store.set_hosted(
+            hosted
+                .flat_map(|policy| policy.repositories.clone())
+                .collect(),
+        );
         let inner = Arc::new(Inner::new((store, metrics, clock), settings, stop));
         tasks.spawn_required("cache", work::run(Arc::clone(&inner)));
         tasks.spawn_required("deletion", deletion::run(Arc::clone(&inner)));

@@ -49,7 +49,7 @@ impl CachedBlob {
         }
     }
 
-    fn held(self, hold: Hold) -> Self {
+    pub(super) fn held(self, hold: Hold) -> Self {
         Self {
             _hold: Some(hold),
             ..self
@@ -191,7 +191,11 @@ impl Cache {
         }
     }
 
-    async fn open_undamaged(&self, digest: &Digest, mode: ReadMode) -> Option<CachedBlob> {
+    pub(super) async fn open_undamaged(
+        &self,
+        digest: &Digest,
+        mode: ReadMode,
+    ) -> Option<CachedBlob> {
         let opened = self.inner.store.open(digest).await;
         let content = self.undamaged("blob", digest, opened).await??;
         match self.trust(digest, &content) {

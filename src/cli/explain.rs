@@ -54,8 +54,13 @@ pub(super) fn explain(question: &Question) -> anyhow::Result<()> {
         user: user.map(Arc::new),
         ..Caller::anonymous(question.address)
     };
+    let upstream = if config.is_hosted(&repository) {
+        access::HOSTED
+    } else {
+        &config.proxy.upstream_of(&repository).name
+    };
     let resource = Resource {
-        upstream: &config.proxy.upstream_of(&repository).name,
+        upstream,
         repository: &repository,
         reference: None,
     };

@@ -153,7 +153,7 @@ fn say_ready(app: &App, config: &Config) {
         address = %app.address(),
         listeners = listeners(app),
         debug = app.debug_address().map(ToString::to_string),
-        upstream = %config.proxy.default.url,
+        upstream = config.proxy.all_upstreams().next().map(|upstream| upstream.url.as_str()),
         others = config.proxy.upstreams.len(),
         data,
         "millpond is ready"

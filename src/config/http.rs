@@ -42,6 +42,8 @@ pub struct Http {
     pub prefix: String,
     /// The URL at which clients reach the server, if it isn't what they write in `Host`.
     pub host: Option<Url>,
+    /// Further names of the server, `host[:port]` in lower case: what clients may send as `ns`.
+    pub aliases: Vec<String>,
     pub relative_urls: bool,
     /// Added to every response.
     pub headers: HeaderMap,
@@ -98,7 +100,10 @@ pub(super) fn read(http: &Section<'_>) -> Http {
             "h2c",
             "HTTP/2 without TLS is governed by `http.http2.disabled`",
         ),
-        ("secret", "there are no uploads whose state needs signing"),
+        (
+            "secret",
+            "the state of an upload isn't in its URL, and needs no signature",
+        ),
     ]);
     http.print("addr", DEFAULT_LISTEN);
     let listen = listen(http).unwrap_or_else(|| Listen::Tcp(DEFAULT_LISTEN.to_owned()));
@@ -115,6 +120,9 @@ pub(super) fn read(http: &Section<'_>) -> Http {
         prefix,
         host: http.value("host", |text| {
             web_url(text).ok_or("write a URL such as https://mirror.example")
+        }),
+        aliases: http.values("aliases", |text, _| {
+            super::address::alias(text).ok_or("write host or host:port")
         }),
         relative_urls: http.bool("relativeurls", false),
         headers: headers(http),

@@ -2,7 +2,7 @@
 //! distribution 2.8 and 3.0), under environment variables that override it.
 //!
 //! A file becomes a tree of texts with their lines (`yaml`). One file per section (`log`, `storage`,
-//! `http`, `health`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`) reads the tree, and the environment over
+//! `http`, `health`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`, `hosted`) reads the tree, and the environment over
 //! it (`env`), into [`Config`], whose values can only be valid: no other module parses configured
 //! text. A reader names each key once (`section`): so the keys that nobody asks for are unknown
 //! (`keys`), and the values that the readers get are those that `millpond check` prints. All
@@ -28,6 +28,7 @@ mod error;
 mod forward_proxy;
 mod health;
 mod host_pattern;
+mod hosted;
 mod http;
 mod keep_fresh;
 mod keys;
@@ -57,8 +58,11 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::oci::RepoName;
+
 use context::Context;
 use env::Variables;
+use hosted::PushDefaults;
 use report::Report;
 use section::Section;
 use yaml::{Document, Node};
@@ -74,6 +78,7 @@ pub use error::{ConfigError, MAX_FILE, Problem};
 pub use forward_proxy::{ForwardProxy, ProxyUrl};
 pub use health::{HealthCheck, HealthConfig, HealthProbe, HealthTiming};
 pub use host_pattern::{HostPattern, HostPatternError};
+pub use hosted::{HostedSpace, PushSync};
 pub use http::{ConnectionLimits, Debug, ExtraListener, Http, Serves};
 pub use keep_fresh::{DayTimes, KeepFresh, Platform};
 pub use log::{AccessLog, Audit, Log, LogFormat};
@@ -107,6 +112,8 @@ pub struct Config {
     pub auth: Auth,
     pub proxy: Proxy,
     pub access: AccessConfig,
+    /// The repositories that clients push into; empty where everything is mirrored.
+    pub hosted: Vec<HostedSpace>,
     /// What is printed of all this.
     pub printed: Printed,
 }
@@ -126,6 +133,12 @@ impl Config {
     /// Whether callers can say who they are.
     pub fn has_users(&self) -> bool {
         self.auth.is_configured()
+    }
+
+    /// Whether a stored repository is hosted.
+    pub fn is_hosted(&self, stored: &RepoName) -> bool {
+        let mut patterns = self.hosted.iter().flat_map(|space| &space.repositories);
+        patterns.any(|pattern| pattern.matches(stored.as_str()))
     }
 
     /// The first upstream whose account everybody who can reach the mirror could use by accident:
@@ -275,12 +288,16 @@ fn build(
 fn check(file: Option<Node>, context: &Context) -> (Config, String) {
     let from_file = file.is_some();
     let (mut config, effective) = Section::read(context, String::new(), file, |root| {
+        let hosts = root.has("hosted");
         unimplemented(root);
+        hosted::restrictions(root, hosts);
         version(root, from_file);
         let log = log::read(root);
         let tracing = root.section("tracing", traces::read);
-        let (storage, limits, is_named) =
-            root.section("storage", |section| storage::read(section, from_file));
+        let ((storage, limits, is_named), pushes) = root.section("storage", |section| {
+            let storage = storage::read(section, from_file);
+            (storage, PushDefaults::read(section, hosts))
+        });
         let http = root.section("http", http::read);
         let proxy = root.section("proxy", |section| proxy::read(section, from_file, is_named));
         let config = Config {
@@ -292,6 +309,7 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
             http,
             auth: root.section("auth", auth::read),
             access: access::read(root, &proxy),
+            hosted: hosted::read(root, &proxy, pushes),
             proxy,
             printed: Printed::default(),
         };
@@ -332,8 +350,6 @@ fn unimplemented(root: &Section<'_>) {
         ("notifications", "no events are sent"),
         ("redis", "nothing is cached in Redis"),
         ("catalog", "the size of a catalog page is built in"),
-        ("validation", "it concerns pushes, which a mirror refuses"),
-        ("policy", "it concerns pushes, which a mirror refuses"),
         (
             "compatibility",
             "manifests are served as the upstream has them",

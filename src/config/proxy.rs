@@ -11,12 +11,14 @@ use super::authorize::{Authorize, CallerAccess};
 use super::download::{self, OnAbandon, Prefetch, RangeMode, Segments, Streams};
 use super::endpoints;
 use super::keep_fresh::{self, KeepFresh};
-use super::registry_url::{HUB_NAME, authority, hosts, hub, is_hub, remote_url};
+use super::registry_url::{HUB_NAME, authority, hosts, hub, is_hub, nowhere, remote_url};
 use super::rules::{self, RangeRule, TtlRule};
 use super::section::Section;
 use super::tags::{self, Tags};
 use super::upstream::{self, Upstream};
 
+/// The `remoteurl` of a server that mirrors nothing, and the name of its default upstream.
+const NO_UPSTREAM: &str = "none";
 const DEFAULT_NEGATIVE_TTL: Duration = Duration::from_secs(10);
 
 /// The upstreams, and how their content is cached.
@@ -24,6 +26,8 @@ const DEFAULT_NEGATIVE_TTL: Duration = Duration::from_secs(10);
 pub struct Proxy {
     /// Asked for all names that belong to no other upstream.
     pub default: Upstream,
+    /// `remoteurl` is none: nothing is mirrored, and `default` is never asked.
+    pub hosted_only: bool,
     /// No two upstreams share a name or alias, the default one included.
     pub upstreams: Vec<Upstream>,
     /// Whether no upstream is ever asked, and nothing expires.
@@ -88,9 +92,10 @@ pub struct Timeouts {
 }
 
 impl Proxy {
-    /// The default upstream, and the named ones.
+    /// The default upstream, if there is one, and the named ones.
     pub fn all_upstreams(&self) -> impl Iterator<Item = &Upstream> {
-        std::iter::once(&self.default).chain(&self.upstreams)
+        let default = Some(&self.default).filter(|_| !self.hosted_only);
+        default.into_iter().chain(&self.upstreams)
     }
 
     /// The upstream of a stored name: one whose name it begins with, else the default one.
@@ -147,7 +152,10 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
         let message = "`proxy.remoteurl` is not set: the default upstream is Docker Hub";
         proxy.warning("", message.to_owned());
     }
-    let mut default = default_upstream(proxy);
+    let hosted_only = proxy
+        .text("remoteurl")
+        .is_some_and(|url| url == NO_UPSTREAM);
+    let mut default = default_upstream(proxy, hosted_only);
     let items = proxy.sections("upstreams", |section| {
         named_upstream(section, &default.caller)
     });
@@ -161,6 +169,10 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
              upstream's URL, such as https://registry-1.docker.io for Docker Hub"
         );
         proxy.problem_at(path, message);
+    }
+    if hosted_only && !items.is_empty() {
+        let reason = "has no effect with `proxy.remoteurl: none`; remove one of them";
+        proxy.reject("upstreams", reason);
     }
     let mut named: Vec<_> = items.into_iter().flatten().collect();
     conflicts(proxy, &default, &named);
@@ -193,6 +205,7 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
         range_rules: rules::range_rules(proxy, &default),
         fill_after: download::fill_after(proxy),
         default,
+        hosted_only,
         upstreams,
     }
 }
@@ -225,10 +238,23 @@ fn timeouts(proxy: &Section<'_>) -> Timeouts {
     }
 }
 
-fn default_upstream(proxy: &Section<'_>) -> Upstream {
-    let url = remote_url(proxy).unwrap_or_else(hub);
-    proxy.print("remoteurl", url.as_str());
-    let name = if is_hub(&url) {
+fn default_upstream(proxy: &Section<'_>, hosted_only: bool) -> Upstream {
+    let url = if hosted_only {
+        nowhere()
+    } else {
+        remote_url(proxy).unwrap_or_else(hub)
+    };
+    proxy.print(
+        "remoteurl",
+        if hosted_only {
+            NO_UPSTREAM
+        } else {
+            url.as_str()
+        },
+    );
+    let name = if hosted_only {
+        NO_UPSTREAM.to_owned()
+    } else if is_hub(&url) {
         HUB_NAME.to_owned()
     } else {
         authority(&url)

@@ -61,6 +61,15 @@ pub(super) fn hub() -> Url {
     Url::parse(&format!("https://{HUB_HOST}")).expect("a valid URL")
 }
 
+/// A URL that leads nowhere (RFC 6761, section 6.4).
+#[expect(
+    clippy::expect_used,
+    reason = "a constant, which a test of hosted repositories parses"
+)]
+pub(super) fn nowhere() -> Url {
+    Url::parse("https://none.invalid").expect("a valid URL")
+}
+
 /// Whether a URL means Docker Hub, with any path (`/v1/` is seen often).
 pub(super) fn is_hub(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();

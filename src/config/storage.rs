@@ -65,11 +65,6 @@ pub struct Scrub {
 pub(super) fn read(section: &Section<'_>, from_file: bool) -> (Storage, Limits, bool) {
     section.ignore(&[
         ("cache", "descriptors are cached in its own way"),
-        (
-            "delete",
-            "what a mirror holds goes when it expires or is purged",
-        ),
-        ("maintenance", "a mirror takes no uploads that need purging"),
         ("redirect", "blobs are never redirected to the storage"),
         ("tag", "tags are looked up in its own way"),
     ]);

@@ -24,12 +24,14 @@ pub struct CacheFigures {
     pub save_failures: u64,
     pub full: u64,
     pub unreadable: u64,
+    /// Blobs that hosted repositories have lost.
+    pub lost: u64,
 }
 
 type Figure = fn(&CacheFigures) -> u64;
 
 /// The gauges of the cache: name, help, and the figure that each shows.
-const GAUGES: [(&str, &str, Figure); 9] = [
+const GAUGES: [(&str, &str, Figure); 10] = [
     ("bytes", "Bytes of all files", |cache| cache.bytes),
     (
         "reserved_bytes",
@@ -66,6 +68,11 @@ const GAUGES: [(&str, &str, Figure); 9] = [
         "unreadable",
         "Entries of the store that could not be read at the start",
         |cache| cache.unreadable,
+    ),
+    (
+        "hosted_lost_blobs",
+        "Blobs of hosted repositories that are damaged or missing",
+        |cache| cache.lost,
     ),
 ];
 

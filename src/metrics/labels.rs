@@ -42,6 +42,8 @@ label! {
         Tags => "tags",
         Referrers => "referrers",
         Catalog => "catalog",
+        /// An upload, or what writes or removes a manifest, tag or blob.
+        Push => "push",
         /// A request for a token.
         Token => "token",
         /// A request without a route.

@@ -301,6 +301,12 @@ impl Metrics {
 
     /// A client's request has ended; `times` are those until the first byte and until the end. Status 0:
     /// the client left before the answer.
+    /// The position of hosted repositories in the counts of clients' requests, under a name of their own
+    /// in the place of an upstream's.
+    pub fn hosted(&self, name: &str) -> UpstreamId {
+        self.requests.upstream(name)
+    }
+
     pub fn served(&self, answer: Answer, status: u16, times: (Duration, Duration)) {
         self.requests.served(answer, status, times);
     }

@@ -360,7 +360,7 @@ const fn status_position(status: u16) -> usize {
 const fn is_saved(route: Kind, result: Outcome) -> bool {
     let is_content = match route {
         Kind::Manifest | Kind::Blob | Kind::Tags | Kind::Referrers => true,
-        Kind::Base | Kind::Catalog | Kind::Token | Kind::Other => false,
+        Kind::Base | Kind::Catalog | Kind::Push | Kind::Token | Kind::Other => false,
     };
     let is_local = match result {
         Outcome::Hit

@@ -7,7 +7,7 @@ use super::single_flight::Interest;
 use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, Target};
 use crate::metrics::Outcome;
-use crate::oci::action::{MAX_PAGE, Page};
+use crate::oci::Page;
 use crate::oci::{RepoName, Tag};
 use crate::upstream::UpstreamError;
 
@@ -77,7 +77,7 @@ impl Mirror {
         };
         let found = match list {
             Ok((list, outcome, exchange)) => match &*list {
-                TagList::All(tags) => Ok((paginate(tags, page, Tag::as_str), outcome, exchange)),
+                TagList::All(tags) => Ok((page.of(tags, Tag::as_str), outcome, exchange)),
                 TagList::TooLong => {
                     let passed = self.pass_page(target, page).await;
                     passed.map(|page| (page, Outcome::Miss, Exchange::of(Outcome::Miss)))
@@ -92,7 +92,7 @@ impl Mirror {
                     return Err(error);
                 }
                 target.report(&error, "listed the tags that are cached");
-                let page = paginate(&cached, page, Tag::as_str);
+                let page = page.of(&cached, Tag::as_str);
                 (page, error.outcome_of_known(), Exchange::failed(&error))
             }
             found => {
@@ -139,7 +139,7 @@ impl Mirror {
         target: &Target,
         page: &Page,
     ) -> Result<(Vec<Tag>, bool), MirrorError> {
-        let n = length(page);
+        let n = page.length();
         let (list, next) = target
             .upstream
             .tags_page(&target.repo, n, page.last.as_deref())
@@ -159,8 +159,8 @@ impl Mirror {
         shows: &Shows<'_>,
     ) -> Result<CatalogPage, MirrorError> {
         let all = self.cache.repositories().await?;
-        let (n, mut repositories) = (length(page), Vec::new());
-        for (looked, repository) in after(&all, page, RepoName::as_str).iter().enumerate() {
+        let (n, mut repositories) = (page.length(), Vec::new());
+        for (looked, repository) in page.after(&all, RepoName::as_str).iter().enumerate() {
             if looked % PERMITTED_AT_ONCE == PERMITTED_AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }
@@ -179,69 +179,5 @@ impl Mirror {
             repositories,
             more: false,
         })
-    }
-}
-
-/// The most entries of a page.
-fn length(page: &Page) -> usize {
-    page.n.unwrap_or(MAX_PAGE).min(MAX_PAGE)
-}
-
-/// The entries of a sorted list from the page on.
-fn after<'a, T>(all: &'a [T], page: &Page, name: impl Fn(&T) -> &str) -> &'a [T] {
-    let start = match page.last.as_deref() {
-        Some(last) => all.partition_point(|entry| name(entry) <= last),
-        None => 0,
-    };
-    all.get(start..).unwrap_or_default()
-}
-
-/// One page of a sorted list, and whether more follow.
-fn paginate<T: Clone>(all: &[T], page: &Page, name: impl Fn(&T) -> &str) -> (Vec<T>, bool) {
-    let n = length(page);
-    let rest = after(all, page, name);
-    let entries = rest.iter().take(n).cloned().collect();
-    (entries, n > 0 && rest.len() > n)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages() {
-        let all = ["a", "b", "c"].map(|tag| tag.parse::<Tag>().unwrap());
-        let page = |n, last: Option<&str>| {
-            let page = Page {
-                n,
-                last: last.map(str::to_owned),
-            };
-            let (tags, more) = paginate(&all, &page, Tag::as_str);
-            (
-                tags.iter().map(Tag::to_string).collect::<Vec<_>>().concat(),
-                more,
-            )
-        };
-        assert_eq!(page(None, None), ("abc".into(), false));
-        assert_eq!(page(Some(2), None), ("ab".into(), true));
-        assert_eq!(page(Some(2), Some("b")), ("c".into(), false));
-        assert_eq!(page(Some(1), Some("aa")), ("b".into(), true));
-        assert_eq!(page(Some(0), None), (String::new(), false));
-        assert_eq!(page(None, Some("z")), (String::new(), false));
-    }
-
-    #[test]
-    fn a_page_has_at_most_a_thousand_entries() {
-        let all: Vec<Tag> = (0..2_500)
-            .map(|n| format!("t{n:04}").parse().unwrap())
-            .collect();
-        for n in [None, Some(1_000), Some(usize::MAX)] {
-            let mut last = None;
-            for (length, more) in [(1_000, true), (1_000, true), (500, false)] {
-                let (tags, follows) = paginate(&all, &Page { n, last }, Tag::as_str);
-                assert_eq!((tags.len(), follows), (length, more));
-                last = tags.last().map(Tag::to_string);
-            }
-        }
     }
 }

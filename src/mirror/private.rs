@@ -86,7 +86,8 @@ impl Mirror {
     /// with 200 could be used to read what they gave in confidence, also those that are no longer
     /// configured. Such content is downloaded again, from the target's upstream.
     pub(super) async fn may_share(&self, target: &Target, digest: &Digest) -> bool {
-        if !self.upstreams.are_separate() && !self.cache.may_have_unproved() {
+        let alone = !self.upstreams.are_separate() && !self.cache.has_hosted();
+        if alone && !self.cache.may_have_unproved() {
             return true;
         }
         let accepts = |stored: &RepoName| self.trusts(target, stored);
@@ -96,6 +97,10 @@ impl Mirror {
     /// Whether what is cached for a repository may be shared with the target's upstream: everybody may
     /// read it, or both upstreams are in one trust group.
     fn trusts(&self, target: &Target, stored: &RepoName) -> bool {
+        // What clients have pushed is no upstream's to give.
+        if self.cache.hosts(stored) {
+            return false;
+        }
         let Some(owner) = self.upstreams.of_stored(stored) else {
             return false;
         };

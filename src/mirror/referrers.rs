@@ -10,8 +10,8 @@ use super::tags::TagKey;
 use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::metrics::Outcome;
-use crate::oci::manifest::referrers_index;
-use crate::oci::{Accept, Algorithm, Descriptor, Digest, Manifest, ManifestType, Reference, Tag};
+use crate::oci::manifest::{referrers_index, referrers_tag};
+use crate::oci::{Accept, Descriptor, Digest, Manifest, ManifestType, Reference};
 use crate::upstream::UnparsedList;
 
 /// Cached referrers of one digest that are listed while the upstream can't answer.
@@ -141,7 +141,7 @@ impl Mirror {
         digest: Digest,
     ) -> Result<(Referrers, Outcome), MirrorError> {
         let nothing = || (Vec::new(), Outcome::Miss);
-        let Some(tag) = fallback_tag(&digest) else {
+        let Some(tag) = referrers_tag(&digest) else {
             return Ok(nothing());
         };
         let reference = Reference::Tag(tag);
@@ -180,7 +180,7 @@ impl Mirror {
     /// What this mirror has stored that refers to the subject, or lists what does.
     async fn cached_referrers(&self, target: &Target, subject: Digest) -> Referrers {
         let found = self.stored_referrers(target, subject).await;
-        let Some(tag) = fallback_tag(&subject).filter(|_| found.is_empty()) else {
+        let Some(tag) = referrers_tag(&subject).filter(|_| found.is_empty()) else {
             return found;
         };
         let key = TagKey {
@@ -208,31 +208,5 @@ impl Mirror {
             }
         }
         found
-    }
-}
-
-/// The tag that holds the referrers of a digest: `sha256-<hex>`, of which at most 64 digits.
-fn fallback_tag(digest: &Digest) -> Option<Tag> {
-    let hex = digest.hex();
-    let shown = match digest.algorithm() {
-        Algorithm::Sha256 => hex.as_str(),
-        Algorithm::Sha512 => hex.get(..64)?,
-    };
-    format!("{}-{shown}", digest.algorithm()).parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tag_that_stands_in_for_the_referrers_api() {
-        let digest = Digest::of(Algorithm::Sha256, b"");
-        let tag = fallback_tag(&digest).unwrap().to_string();
-        assert_eq!(tag, digest.to_string().replace(':', "-"));
-        let long = fallback_tag(&Digest::of(Algorithm::Sha512, b""))
-            .unwrap()
-            .to_string();
-        assert_eq!(long.len(), "sha512-".len() + 64);
     }
 }

@@ -1,7 +1,7 @@
 //! Parses method and URI into an action. No code after this sees a raw path.
 //!
-//! The actions are those of distribution-spec 1.1 ("Endpoints") that a reader uses, and Docker's
-//! `_catalog`. Writes are recognised so that they can be refused as writes.
+//! The actions are those of distribution-spec 1.1 ("Endpoints"), and Docker's `_catalog`. What writes is
+//! parsed by [`super::push`].
 
 use std::borrow::Cow;
 
@@ -10,11 +10,11 @@ use percent_encoding::percent_decode_str;
 
 use super::bytes;
 use super::digest::Digest;
-use super::error::{Classified, ErrorKind};
 use super::name::{NameError, Reference, RepoName};
+use super::page::Page;
+use super::push::Push;
+use super::route_error::RouteError;
 
-/// The most entries that one page of a list holds.
-pub const MAX_PAGE: usize = 1000;
 /// Longest `last` parameter, in bytes: a repository below an upstream's name.
 const MAX_LAST: usize = 512;
 /// Longest `ns` parameter, in bytes: a host name (255) and a port.
@@ -61,16 +61,11 @@ pub enum Action {
         name: RepoName,
         digest: Digest,
         artifact_type: Option<String>,
+        /// The page starts after this entry.
+        last: Option<String>,
     },
-}
-
-/// `n` and `last` of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Page {
-    /// The requested number of entries; a page has at most [`MAX_PAGE`].
-    pub n: Option<usize>,
-    /// The page starts after this entry.
-    pub last: Option<String>,
+    /// A request that writes, or one about an upload. Boxed: it is rare.
+    Push { name: RepoName, push: Box<Push> },
 }
 
 impl Action {
@@ -80,51 +75,15 @@ impl Action {
             Self::Tags { name, .. }
             | Self::Manifest { name, .. }
             | Self::Blob { name, .. }
-            | Self::Referrers { name, .. } => Some(name),
+            | Self::Referrers { name, .. }
+            | Self::Push { name, .. } => Some(name),
             Self::Root | Self::Options | Self::Base | Self::Token { .. } | Self::Catalog(_) => None,
         }
     }
 }
 
-/// Why a request has no route.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RouteError {
-    #[error("there is nothing at this path; the registry API begins at /v2/")]
-    NotFound,
-    #[error("this is a read-only mirror: push to the upstream registry itself")]
-    Write,
-    #[error(transparent)]
-    Name(#[from] NameError),
-    #[error("n must be a whole number")]
-    PageSize,
-    #[error("the parameter {0} is longer than any valid value")]
-    Parameter(&'static str),
-    /// Two names of the host could mean two upstreams.
-    #[error("the request has more than one Host header")]
-    Hosts,
-}
-
-impl Classified for RouteError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NotFound => ErrorKind::NoSuchPath,
-            Self::Write => ErrorKind::ReadOnly,
-            Self::Name(NameError::Name | NameError::TooLong) => ErrorKind::NameInvalid,
-            Self::Name(NameError::Tag) => ErrorKind::TagInvalid,
-            Self::Name(NameError::Digest(_)) => ErrorKind::DigestInvalid,
-            Self::PageSize => ErrorKind::PageSizeInvalid,
-            Self::Parameter(_) | Self::Hosts => ErrorKind::BadRequest,
-        }
-    }
-
-    fn reason(&self) -> Cow<'static, str> {
-        self.to_string().into()
-    }
-}
-
 impl Route {
-    /// Parses a request line. `GET` and `HEAD` are reads; every other method but `OPTIONS` is refused as
-    /// a write.
+    /// Parses a request line.
     pub fn parse(method: &Method, uri: &Uri) -> Result<Self, RouteError> {
         let path = if bytes::contains(uri.path(), b'%') {
             percent_decode_str(uri.path())
@@ -149,11 +108,15 @@ impl Route {
         if method == Method::OPTIONS {
             return alone(Action::Options);
         }
-        if method != Method::GET && method != Method::HEAD {
-            return Err(RouteError::Write);
-        }
-        let query = Query::parse(uri.query().unwrap_or_default())?;
+        let written = uri.query().unwrap_or_default();
+        let query = Query::parse(written)?;
         let action = match rest {
+            Some(rest) if method != Method::GET && method != Method::HEAD => {
+                push(method, rest, written)?
+            }
+            None if method != Method::GET && method != Method::HEAD => {
+                return Err(RouteError::Method);
+            }
             None => Action::Base,
             Some("_catalog") => Action::Catalog(query.page),
             Some(rest) => action_on(rest.trim_end_matches('/'), query.page, query.artifact_type)?,
@@ -163,6 +126,13 @@ impl Route {
             ns: query.ns,
         })
     }
+}
+
+fn push(method: &Method, rest: &str, query: &str) -> Result<Action, RouteError> {
+    let pushed = Push::parse(method, rest.trim_end_matches('/'), query);
+    let (name, push) = pushed.unwrap_or(Err(RouteError::Method))?;
+    let push = Box::new(push);
+    Ok(Action::Push { name, push })
 }
 
 /// The token service, which is beside `/v2/`. The name of an upstream may have a port.
@@ -205,7 +175,15 @@ fn action_on(rest: &str, page: Page, artifact_type: Option<String>) -> Result<Ac
             name: name.parse()?,
             digest: digest()?,
             artifact_type,
+            last: page.last,
         },
+        ("uploads", id) => {
+            let name = name.strip_suffix("/blobs").ok_or(RouteError::NotFound)?;
+            Action::Push {
+                name: name.parse()?,
+                push: Box::new(Push::status(id)),
+            }
+        }
         _ => return Err(RouteError::NotFound),
     })
 }
@@ -290,6 +268,7 @@ mod tests {
             name: name("a"),
             digest,
             artifact_type: Some("a/b+json".into()),
+            last: Some("c".into()),
         };
         let escaped = format!("/v2/a/manifests/{}", D.replace(':', "%3A"));
         for (uri, expected) in [
@@ -302,7 +281,7 @@ mod tests {
             ("/v2/a/manifests/$D", manifest("a", D)),
             (&escaped, manifest("a", D)),
             ("/v2/a%2Fb/blobs/$D", blob),
-            ("/v2/a/referrers/$D?artifactType=a/b+json", referrers),
+            ("/v2/a/referrers/$D?artifactType=a/b+json&last=c", referrers),
             // A repository that is named like endpoints.
             (
                 "/v2/tags/list/manifests/manifests/blobs",
@@ -381,8 +360,8 @@ mod tests {
     }
 
     #[test]
-    fn options_is_answered_and_other_methods_are_writes() {
-        let (options, write) = (Ok(Action::Options), Err(RouteError::Write));
+    fn options_is_answered_and_other_methods_need_a_path_that_is_written() {
+        let (options, method) = (Ok(Action::Options), Err(RouteError::Method));
         let not_found = Err(RouteError::NotFound);
         for (method, uri, expected) in [
             (Method::OPTIONS, "*", &options),
@@ -390,10 +369,10 @@ mod tests {
             (Method::OPTIONS, "/v2/", &options),
             (Method::OPTIONS, "/v2/App/manifests/x", &options),
             (Method::OPTIONS, "/x", &not_found),
-            (Method::POST, "/v2/a/blobs/uploads/", &write),
-            (Method::PUT, "/v2/a/manifests/b", &write),
-            (Method::PATCH, "/v2/a/blobs/uploads/1", &write),
-            (Method::DELETE, "/v2/a/manifests/b", &write),
+            (Method::POST, "/v2/", &method),
+            (Method::DELETE, "/v2/_catalog", &method),
+            (Method::PUT, "/v2/a/tags/list", &method),
+            (Method::TRACE, "/v2/a/manifests/b", &method),
             (Method::POST, "/", &not_found),
             (Method::POST, "/x", &not_found),
         ] {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::digest::Digest;
+
 /// The longest error body of an upstream that is parsed, in bytes.
 pub const MAX_ERROR_BODY: u64 = 64 * 1024;
 
@@ -14,13 +16,18 @@ pub const MAX_ERROR_BODY: u64 = 64 * 1024;
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
     BlobUnknown,
+    BlobUploadInvalid,
+    BlobUploadUnknown,
     DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestInvalid,
     ManifestUnknown,
     NameInvalid,
     NameUnknown,
     TagInvalid,
     PaginationNumberInvalid,
     RangeInvalid,
+    SizeInvalid,
     Unauthorized,
     Denied,
     Unsupported,
@@ -35,7 +42,7 @@ pub enum ErrorCode {
 pub enum ErrorKind {
     /// The API has nothing at the path.
     NoSuchPath,
-    /// The method writes, and nothing here can be written.
+    /// The method writes or removes what can't be written or removed.
     ReadOnly,
     NameInvalid,
     TagInvalid,
@@ -45,6 +52,27 @@ pub enum ErrorKind {
     BadRequest,
     /// The request's body has too many bytes.
     TooLarge,
+    /// The request's target has too many parameters.
+    UriTooLong,
+    /// There is no such upload session.
+    UploadUnknown,
+    /// A request about an upload is malformed.
+    UploadInvalid,
+    /// The bytes don't follow those that the upload session has.
+    UploadRange,
+    /// Another request writes to the upload session.
+    UploadBusy,
+    /// A length that the request states contradicts another one, or the body.
+    SizeInvalid,
+    ManifestInvalid,
+    /// The repository lacks what a manifest refers to.
+    PartsMissing,
+    /// The tag can't be changed.
+    Immutable,
+    /// More than the operator permits: a quota, a limit.
+    OverLimit,
+    /// The disk has no room.
+    Full,
     /// There is no such repository.
     NameUnknown,
     /// The repository has no such manifest, blob or list.
@@ -82,21 +110,52 @@ pub trait Classified: std::error::Error {
     fn retry_after(&self) -> Option<Duration> {
         None
     }
+
+    /// What the repository lacks of a manifest's parts.
+    fn missing_parts(&self) -> &[Digest] {
+        &[]
+    }
+}
+
+/// An error of a document.
+#[derive(Serialize)]
+struct Entry<'a> {
+    code: ErrorCode,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<Detail<'a>>,
+}
+
+#[derive(Serialize)]
+struct Detail<'a> {
+    digest: &'a Digest,
 }
 
 /// An error document with one error, as JSON.
 pub fn error_document(code: ErrorCode, message: &str) -> Vec<u8> {
+    document(&[Entry {
+        code,
+        message,
+        detail: None,
+    }])
+}
+
+/// An error document with one error for each digest, which is its detail.
+pub fn error_document_of(code: ErrorCode, message: &str, digests: &[Digest]) -> Vec<u8> {
+    let entry = |digest| Entry {
+        code,
+        message,
+        detail: Some(Detail { digest }),
+    };
+    document(&digests.iter().map(entry).collect::<Vec<_>>())
+}
+
+fn document(errors: &[Entry<'_>]) -> Vec<u8> {
     #[derive(Serialize)]
     struct Document<'a> {
-        errors: [Entry<'a>; 1],
+        errors: &'a [Entry<'a>],
     }
-    #[derive(Serialize)]
-    struct Entry<'a> {
-        code: ErrorCode,
-        message: &'a str,
-    }
-    let errors = [Entry { code, message }];
-    // A word and a text can't fail to be written.
+    // Words and texts can't fail to be written.
     serde_json::to_vec(&Document { errors }).unwrap_or_default()
 }
 
@@ -131,6 +190,17 @@ mod tests {
             let expected = r#"{"errors":[{"code":"$","message":"slow down"}]}"#;
             assert_eq!(text, expected.replace('$', name));
         }
+    }
+
+    #[test]
+    fn each_missing_part_is_an_error_of_its_own() {
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"");
+        let code = ErrorCode::ManifestBlobUnknown;
+        let text = String::from_utf8(error_document_of(code, "gone", &[digest])).unwrap();
+        let expected = format!(
+            r#"{{"errors":[{{"code":"MANIFEST_BLOB_UNKNOWN","message":"gone","detail":{{"digest":"{digest}"}}}}]}}"#
+        );
+        assert_eq!(text, expected);
     }
 
     #[test]

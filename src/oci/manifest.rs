@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::digest::Digest;
+use super::digest::{Algorithm, Digest};
 pub use super::media_type;
 use super::media_type::{Declared, ManifestType};
+use super::name::Tag;
 
 /// The largest manifest that is accepted, in bytes: the limit that registries share (4 MiB).
 pub const MAX_MANIFEST: u64 = 4 * 1024 * 1024;
@@ -221,6 +222,31 @@ impl Manifest {
     }
 }
 
+/// The most arrays and objects within each other that a pushed manifest may have. Known ones have 5.
+const MAX_DEPTH: usize = 64;
+
+/// Whether a JSON text is nested so deeply that clients' parsers may fail on it. A field that isn't read
+/// may be.
+pub fn is_deep(text: &[u8]) -> bool {
+    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return true;
+                }
+            }
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
 /// The image index that the referrers API answers with.
 pub fn referrers_index<'a>(manifests: impl Iterator<Item = &'a Descriptor>) -> Vec<u8> {
     #[derive(Serialize)]
@@ -239,6 +265,17 @@ pub fn referrers_index<'a>(manifests: impl Iterator<Item = &'a Descriptor>) -> V
     serde_json::to_vec(&index).unwrap_or_default()
 }
 
+/// The tag that holds the referrers of a digest where a registry doesn't list them
+/// (distribution-spec, "Referrers Tag Schema"): `sha256-<hex>`, of which at most 64 digits.
+pub fn referrers_tag(digest: &Digest) -> Option<Tag> {
+    let hex = digest.hex();
+    let shown = match digest.algorithm() {
+        Algorithm::Sha256 => hex.as_str(),
+        Algorithm::Sha512 => hex.get(..64)?,
+    };
+    format!("{}-{shown}", digest.algorithm()).parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +285,15 @@ mod tests {
     fn parse(text: &str) -> Result<Manifest, ManifestError> {
         let descriptor = format!(r#""mediaType":"x/y","digest":"{EMPTY}","size":1"#);
         Manifest::parse(text.replace("$D", &descriptor).as_bytes())
+    }
+
+    #[test]
+    fn the_tag_that_stands_in_for_the_referrers_api() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let tag = referrers_tag(&digest).unwrap().to_string();
+        assert_eq!(tag, digest.to_string().replace(':', "-"));
+        let long = referrers_tag(&Digest::of(Algorithm::Sha512, b"")).unwrap();
+        assert_eq!(long.as_str().len(), "sha512-".len() + 64);
     }
 
     #[test]
@@ -352,6 +398,17 @@ mod tests {
             let manifest = parse(&text).unwrap();
             assert_eq!(manifest.blobs[0].is_foreign(), foreign, "{layer}");
         }
+    }
+
+    #[test]
+    fn only_what_is_nested_is_deep() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(is_deep(nested(65).as_bytes()));
+        assert!(!is_deep(nested(64).as_bytes()));
+        assert!(!is_deep("[],".repeat(100).as_bytes()));
+        let text = format!(r#"{{"a\"\\":"{}"}}"#, "[".repeat(100));
+        assert!(!is_deep(text.as_bytes()), "{text}");
+        assert!(is_deep(format!(r#"{{"a\\":{}"#, nested(64)).as_bytes()));
     }
 
     #[test]

@@ -27,7 +27,7 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 const API_VERSION_2: HeaderValue = HeaderValue::from_static("registry/2.0");
 /// Browsers take an answer for what it says it is.
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
-const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -38,6 +38,9 @@ const FIELDS: usize = 12;
 /// Content with a digest never changes: a year, the longest time that caches accept.
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+const PRIVATE: HeaderValue = HeaderValue::from_static("private");
+/// For content with a digest, which never changes, in the client's own cache.
+const PRIVATE_FOREVER: HeaderValue = HeaderValue::from_static("private, max-age=31536000");
 
 /// The head of a blob that is a hit. Copying it costs less than inserting each field: what differs in
 /// a response is replaced, and the map needn't grow for that.
@@ -76,6 +79,28 @@ fn answer(origin: Origin) -> Response<Body> {
     let mut response = empty();
     origin.insert(response.headers_mut());
     response
+}
+
+/// An answer of the API's own, of status 200, empty.
+pub(super) fn generated() -> Response<Body> {
+    let mut response = empty();
+    let headers = response.headers_mut();
+    headers.insert(CACHE_STATUS, cache_status::GENERATED);
+    response
+}
+
+/// Keeps caches in front of the mirror from giving a caller's response to another one (RFC 9111, section
+/// 5.2.2.7). Some store responses to requests with credentials, too.
+pub(super) fn keep_private(is_private: bool, response: &mut Response<Body>) {
+    if !is_private {
+        return;
+    }
+    let value = match response.headers().get(CACHE_CONTROL) {
+        None => PRIVATE,
+        Some(value) if *value == NO_STORE => NO_STORE,
+        Some(_) => PRIVATE_FOREVER,
+    };
+    response.headers_mut().insert(CACHE_CONTROL, value);
 }
 
 fn insert_digest(headers: &mut HeaderMap, digest: &Digest) {
@@ -137,12 +162,17 @@ pub(super) fn list(
     origin: Origin,
 ) -> Response<Body> {
     let mut response = json(answer(origin), value.to_string().into_bytes());
+    link_next(&mut response, next);
+    response
+}
+
+/// Says where the next page is, if there is one.
+pub(super) fn link_next(response: &mut Response<Body>, next: Option<&str>) {
     if let Some(Ok(link)) =
         next.map(|next| HeaderValue::from_str(&format!("<{next}>; rel=\"next\"")))
     {
         response.headers_mut().insert(LINK, link);
     }
-    response
 }
 
 pub(super) fn referrers(index: Bytes, filtered: bool, origin: Origin) -> Response<Body> {
@@ -289,7 +319,7 @@ pub(super) fn blob(
     ranges: Option<&Requested>,
     found: BlobAnswer,
     origin: Origin,
-    recovery: Recovery,
+    recovery: Option<Recovery>,
 ) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
@@ -406,6 +436,6 @@ pub(super) fn unsatisfiable(size: Option<u64>, origin: Origin) -> Response<Body>
 }
 
 /// A header value of our own making: digits, digests and fixed words.
-fn ascii(text: &str) -> HeaderValue {
+pub(super) fn ascii(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
 }

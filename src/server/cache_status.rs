@@ -55,6 +55,7 @@ impl Named {
             | Action::Catalog(_)
             | Action::Tags { .. }
             | Action::Token { .. }
+            | Action::Push { .. }
             | Action::Referrers { .. } => Self::Otherwise,
         }
     }

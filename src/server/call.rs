@@ -1,15 +1,18 @@
 //! A parsed request, and the step from the name in it to a repository that its caller may access.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Response;
 
 use super::body::Body;
 use super::conditional::Conditions;
-use crate::access::{Access, Denied, Permission, Resource};
+use super::push_head::{HeadError, PushHead};
+use crate::access::{Access, Denied, HOSTED, Permission, Resource};
 use crate::auth::{AuthError, Caller};
 use crate::download::Client;
+use crate::hosted::HostedError;
 use crate::metrics::{Addressed, Outcome};
 use crate::mirror::{Mirror, MirrorError, ReadMode, Target};
 use crate::oci::{Accept, Classified, Digest, ErrorKind, Reference, RepoName};
@@ -26,6 +29,40 @@ pub(super) enum CallError {
     Caller(#[from] AuthError),
     #[error(transparent)]
     Denied(#[from] Denied),
+    #[error(transparent)]
+    Place(#[from] WrongPlace),
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    #[error(transparent)]
+    Hosted(#[from] HostedError),
+}
+
+/// A request that its repository isn't there for.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum WrongPlace {
+    #[error("this is a read-only mirror: push to the upstream registry itself")]
+    OnlyMirrored,
+    /// The patterns of the repositories that are hosted.
+    #[error("only {0} can be pushed to here; everything else is a read-only mirror")]
+    Mirrored(Arc<str>),
+    #[error("repositories of this name are hosted here and have no upstream")]
+    Hosted,
+    /// The patterns of the repositories that are hosted.
+    #[error("this server has no upstream; it has only the repositories {0}")]
+    Nowhere(Arc<str>),
+}
+
+impl Classified for WrongPlace {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::OnlyMirrored | Self::Mirrored(_) => ErrorKind::ReadOnly,
+            Self::Hosted | Self::Nowhere(_) => ErrorKind::NameUnknown,
+        }
+    }
+
+    fn reason(&self) -> Cow<'static, str> {
+        self.to_string().into()
+    }
 }
 
 /// A request, parsed.
@@ -43,6 +80,8 @@ pub(super) struct Call<'a> {
     pub(super) mode: ReadMode,
     /// For fairness among clients.
     pub(super) client: Client,
+    /// What the head of a push says of its body.
+    pub(super) push: Option<Box<PushHead>>,
 }
 
 impl Call<'_> {
@@ -73,6 +112,31 @@ impl Call<'_> {
         Ok(target)
     }
 
+    /// Checks that the caller may access a hosted repository.
+    pub(super) fn permit_hosted(
+        &self,
+        access: &Access,
+        name: &RepoName,
+        (permission, reference): (Permission, Option<&Reference>),
+    ) -> Result<(), CallError> {
+        let resource = Resource {
+            upstream: HOSTED,
+            repository: name,
+            reference,
+        };
+        // Distribution's words.
+        let action = match permission {
+            Permission::Pull | Permission::List => "pull",
+            Permission::Push => "push",
+            Permission::Delete => "delete",
+        };
+        if !self.caller.grants(name.as_str(), action) {
+            access.log_lack_of_grant(&self.caller, &resource, permission);
+            return Err(AuthError::Scope.into());
+        }
+        Ok(access.decide(&self.caller, &resource, permission)?)
+    }
+
     /// Checks that the manifest that a reference turned out to name isn't on the deny list.
     pub(super) fn permits(
         &self,
@@ -88,6 +152,22 @@ impl Call<'_> {
         };
         Ok(access.decide_content(&self.caller, &resource, digest)?)
     }
+
+    /// The same for a manifest of a hosted repository.
+    pub(super) fn permits_content(
+        &self,
+        access: &Access,
+        name: &RepoName,
+        reference: &Reference,
+        digest: &Digest,
+    ) -> Result<(), CallError> {
+        let resource = Resource {
+            upstream: HOSTED,
+            repository: name,
+            reference: Some(reference),
+        };
+        Ok(access.decide_content(&self.caller, &resource, digest)?)
+    }
 }
 
 impl CallError {
@@ -96,6 +176,9 @@ impl CallError {
             Self::Mirror(error) => error,
             Self::Caller(error) => error,
             Self::Denied(error) => error,
+            Self::Place(error) => error,
+            Self::Head(error) => error,
+            Self::Hosted(error) => error,
         }
     }
 }
@@ -111,5 +194,9 @@ impl Classified for CallError {
 
     fn retry_after(&self) -> Option<Duration> {
         self.classified().retry_after()
+    }
+
+    fn missing_parts(&self) -> &[Digest] {
+        self.classified().missing_parts()
     }
 }

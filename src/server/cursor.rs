@@ -53,7 +53,8 @@ impl BodyError {
 #[derive(Debug)]
 pub(super) struct Source {
     pub body: BlobContent,
-    pub recovery: Recovery,
+    /// None where the file is all that there is.
+    pub recovery: Option<Recovery>,
 }
 
 /// A part of a blob, with what is written before it (the head of a multipart part).
@@ -141,7 +142,7 @@ impl BodyCursor {
     pub(super) fn new(source: Source, parts: Vec<Part>, tail: Bytes) -> Self {
         Self {
             source: source.body,
-            recovery: Some(source.recovery),
+            recovery: source.recovery,
             parts: parts.into(),
             begun: 0,
             start: 0,

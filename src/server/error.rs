@@ -12,7 +12,9 @@ use http::{HeaderValue, StatusCode};
 use super::cache_status;
 use crate::error_chain::on_one_line;
 use crate::health::Closed;
-use crate::oci::{Action, Classified, ErrorCode, ErrorKind, error_document};
+use crate::oci::{
+    Action, Classified, ErrorCode, ErrorKind, Push, RepoName, error_document, error_document_of,
+};
 
 /// A response that says no.
 #[derive(Debug)]
@@ -99,7 +101,13 @@ impl Refusal {
     fn mapped(error: &dyn Classified, missing: ErrorCode, message: impl AsRef<str>) -> Self {
         let kind = error.kind();
         let (status, code) = status_and_code(kind, missing);
+        let message = message.as_ref();
+        let document = match error.missing_parts() {
+            [] => error_document(code, message),
+            parts => error_document_of(code, message, parts),
+        };
         Self {
+            document: document.into(),
             retry_after: error.retry_after(),
             log: is_logged(kind).then(|| on_one_line(error)),
             ..Self::new(status, code, message)
@@ -117,10 +125,23 @@ fn status_and_code(kind: ErrorKind, missing: ErrorCode) -> (StatusCode, ErrorCod
         ErrorKind::PageSizeInvalid => (StatusCode::BAD_REQUEST, ErrorCode::PaginationNumberInvalid),
         ErrorKind::BadRequest => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
         ErrorKind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::Unsupported),
+        ErrorKind::UriTooLong => (StatusCode::URI_TOO_LONG, ErrorCode::Unsupported),
+        ErrorKind::UploadUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUploadUnknown),
+        ErrorKind::UploadInvalid => (StatusCode::BAD_REQUEST, ErrorCode::BlobUploadInvalid),
+        ErrorKind::UploadRange => (
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            ErrorCode::BlobUploadInvalid,
+        ),
+        ErrorKind::UploadBusy => (StatusCode::CONFLICT, ErrorCode::BlobUploadInvalid),
+        ErrorKind::SizeInvalid => (StatusCode::BAD_REQUEST, ErrorCode::SizeInvalid),
+        ErrorKind::ManifestInvalid => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
+        ErrorKind::PartsMissing => (StatusCode::BAD_REQUEST, ErrorCode::ManifestBlobUnknown),
+        ErrorKind::Immutable => (StatusCode::CONFLICT, ErrorCode::Denied),
+        ErrorKind::Full => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Denied),
         ErrorKind::NameUnknown => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
         ErrorKind::NotFound => (StatusCode::NOT_FOUND, missing),
         ErrorKind::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
-        ErrorKind::Denied => (StatusCode::FORBIDDEN, ErrorCode::Denied),
+        ErrorKind::Denied | ErrorKind::OverLimit => (StatusCode::FORBIDDEN, ErrorCode::Denied),
         ErrorKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests),
         ErrorKind::Rejected(451) => (StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS, ErrorCode::Denied),
         ErrorKind::Rejected(status) => (same(status), ErrorCode::Unsupported),
@@ -149,6 +170,15 @@ const fn is_logged(kind: ErrorKind) -> bool {
         | ErrorKind::PageSizeInvalid
         | ErrorKind::BadRequest
         | ErrorKind::TooLarge
+        | ErrorKind::UriTooLong
+        | ErrorKind::UploadUnknown
+        | ErrorKind::UploadInvalid
+        | ErrorKind::UploadRange
+        | ErrorKind::UploadBusy
+        | ErrorKind::SizeInvalid
+        | ErrorKind::ManifestInvalid
+        | ErrorKind::PartsMissing
+        | ErrorKind::Immutable
         | ErrorKind::NameUnknown => false,
         ErrorKind::NotFound
         | ErrorKind::Unauthorized
@@ -160,6 +190,8 @@ const fn is_logged(kind: ErrorKind) -> bool {
         | ErrorKind::Timeout
         | ErrorKind::WrongAnswer
         | ErrorKind::Busy
+        | ErrorKind::OverLimit
+        | ErrorKind::Full
         | ErrorKind::Internal => true,
     }
 }
@@ -169,6 +201,16 @@ const fn missing(action: &Action) -> ErrorCode {
     match action {
         Action::Manifest { .. } | Action::Referrers { .. } => ErrorCode::ManifestUnknown,
         Action::Blob { .. } => ErrorCode::BlobUnknown,
+        Action::Push { push, .. } => match **push {
+            Push::PutManifest { .. } | Push::DeleteManifest(_) => ErrorCode::ManifestUnknown,
+            Push::DeleteBlob(_) | Push::Blob { .. } | Push::Mount { .. } => ErrorCode::BlobUnknown,
+            Push::Start { .. } => ErrorCode::NameUnknown,
+            Push::NoSession
+            | Push::Status(_)
+            | Push::Append(_)
+            | Push::Finish { .. }
+            | Push::Cancel(_) => ErrorCode::BlobUploadUnknown,
+        },
         Action::Root
         | Action::Options
         | Action::Base
@@ -188,5 +230,23 @@ fn describe(action: &Action) -> String {
         Action::Manifest { name, reference } => format!("manifest {reference} of {name}"),
         Action::Blob { name, digest } => format!("blob {digest} of {name}"),
         Action::Referrers { name, digest, .. } => format!("referrers of {digest} in {name}"),
+        Action::Push { name, push } => describe_push(name, push),
+    }
+}
+
+fn describe_push(name: &RepoName, push: &Push) -> String {
+    match push {
+        Push::PutManifest { reference, .. } | Push::DeleteManifest(reference) => {
+            format!("manifest {reference} of {name}")
+        }
+        Push::Blob { digest }
+        | Push::Mount { digest, .. }
+        | Push::DeleteBlob(digest)
+        | Push::Finish { digest, .. } => format!("blob {digest} of {name}"),
+        Push::Start { .. }
+        | Push::NoSession
+        | Push::Status(_)
+        | Push::Append(_)
+        | Push::Cancel(_) => format!("upload into {name}"),
     }
 }

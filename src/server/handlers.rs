@@ -2,46 +2,46 @@
 
 use std::sync::Arc;
 
-use http::header::CACHE_CONTROL;
-use http::{HeaderValue, Response};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::answer::{self, NO_STORE};
-use super::body::Body;
+use super::answer;
 use super::cache_status::{Named, Origin};
-use super::call::{Answered, Call, CallError};
+use super::call::{Answered, Call, CallError, WrongPlace};
 use super::conditional::Verdict;
+use super::hosted::HostedHandlers;
+use super::links::Links;
 use super::request::RequestBody;
-use crate::access::{Access, Denied, Permission};
+use crate::access::{Access, Denied, HOSTED, Permission};
 use crate::auth::AuthError;
 use crate::metrics::Outcome;
 use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
-use crate::oci::action::Page;
 use crate::oci::manifest::referrers_index;
-use crate::oci::{Action, Digest, Reference, RepoName, Requested};
+use crate::oci::{Action, Digest, Page, Reference, RepoName, Requested};
 use crate::upstream::Upstream;
-
-const PRIVATE: HeaderValue = HeaderValue::from_static("private");
-/// For content with a digest, which never changes, in the client's own cache.
-const PRIVATE_FOREVER: HeaderValue = HeaderValue::from_static("private, max-age=31536000");
 
 /// Answers calls from one mirror.
 #[derive(Debug)]
 pub(super) struct Handlers {
     mirror: Arc<Mirror>,
+    /// None where nothing is hosted.
+    hosted: Option<Box<HostedHandlers>>,
     access: Access,
-    /// What links begin with: an origin, or nothing, and the path before `/v2/`.
-    base: String,
+    links: Links,
 }
 
 impl Handlers {
-    /// `base` is what links begin with.
-    pub(super) fn new(mirror: Arc<Mirror>, access: Access, base: String) -> Self {
+    pub(super) fn new(
+        mirror: Arc<Mirror>,
+        hosted: Option<HostedHandlers>,
+        access: Access,
+        links: Links,
+    ) -> Self {
         Self {
             mirror,
+            hosted: hosted.map(Box::new),
             access,
-            base,
+            links,
         }
     }
 
@@ -58,6 +58,14 @@ impl Handlers {
         host: Option<&str>,
     ) -> (String, Option<RepoName>) {
         let upstreams = &self.mirror.upstreams;
+        let hosted = action.repository().filter(|name| {
+            let hosted = self.hosted.as_ref();
+            hosted.is_some_and(|hosted| hosted.is_own(ns) && hosted.has(name))
+        });
+        if let Some(name) = hosted {
+            let upstream = upstreams.addressed(None, host).name().to_owned();
+            return (upstream, Some(name.clone()));
+        }
         let named = action.repository().and_then(|name| {
             let target = upstreams.target(ns, host, name).ok()?;
             Some((
@@ -80,13 +88,34 @@ impl Handlers {
         Some(target.ok()?.upstream)
     }
 
+    /// The repository of an upstream that a call is for, if the caller may access it.
+    fn target(
+        &self,
+        call: &Call<'_>,
+        name: &RepoName,
+        wanted: (Permission, Option<&Reference>),
+    ) -> Result<Target, CallError> {
+        let target = call.target(&self.mirror, &self.access, name, wanted)?;
+        if let Some(hosted) = &self.hosted {
+            hosted.permits_mirroring(&target.stored)?;
+        }
+        Ok(target)
+    }
+
     /// Carries out an action. Reads have no body: what a client sends all the same is discarded.
     pub(super) async fn dispatch(
         &self,
         action: &Action,
         call: &Call<'_>,
-        _body: RequestBody,
+        body: RequestBody,
     ) -> Result<Answered, CallError> {
+        if let Some(hosted) = &self.hosted
+            && let Some(name) = action.repository()
+            && hosted.answers(call, name)
+        {
+            // Boxed, so that it takes no memory in every connection.
+            return Box::pin(hosted.answer(action, call, body)).await;
+        }
         match action {
             Action::Root => Ok((answer::alive(), Outcome::Hit)),
             Action::Options => Ok((answer::options(), Outcome::Hit)),
@@ -108,9 +137,14 @@ impl Handlers {
                 name,
                 digest,
                 artifact_type,
+                ..
             } => {
                 let artifact_type = artifact_type.as_deref();
                 Box::pin(self.referrers(call, name, *digest, artifact_type)).await
+            }
+            Action::Push { .. } => {
+                let mirrored = self.hosted.as_ref().map(|hosted| hosted.mirrored());
+                Err(mirrored.unwrap_or(WrongPlace::OnlyMirrored).into())
             }
         }
     }
@@ -121,12 +155,7 @@ impl Handlers {
         name: &RepoName,
         reference: &Reference,
     ) -> Result<Answered, CallError> {
-        let target = call.target(
-            &self.mirror,
-            &self.access,
-            name,
-            (Permission::Pull, Some(reference)),
-        )?;
+        let target = self.target(call, name, (Permission::Pull, Some(reference)))?;
         let found = self
             .mirror
             .manifest(&target, reference, &call.accept, call.mode)
@@ -139,7 +168,7 @@ impl Handlers {
         }
         let named = Named::by_reference(reference);
         let mut response = answer::manifest(&call.conditions, named, &found);
-        keep_private(self.is_private(&target), &mut response);
+        answer::keep_private(self.is_private(&target), &mut response);
         Ok((response, outcome))
     }
 
@@ -149,9 +178,8 @@ impl Handlers {
         name: &RepoName,
         digest: Digest,
     ) -> Result<Answered, CallError> {
-        let target = call.target(
-            &self.mirror,
-            &self.access,
+        let target = self.target(
+            call,
             name,
             (Permission::Pull, Some(&Reference::Digest(digest))),
         )?;
@@ -189,10 +217,10 @@ impl Handlers {
                     digest,
                     client: call.client,
                 };
-                answer::blob(&digest, want, ranges, found, origin, recovery)
+                answer::blob(&digest, want, ranges, found, origin, Some(recovery))
             }
         };
-        keep_private(is_private, &mut response);
+        answer::keep_private(is_private, &mut response);
         response.body_mut().visited(visit);
         response.body_mut().watched(watch);
         Ok((response, outcome))
@@ -206,9 +234,8 @@ impl Handlers {
         artifact_type: Option<&str>,
     ) -> Result<Answered, CallError> {
         let started = Instant::now();
-        let target = call.target(
-            &self.mirror,
-            &self.access,
+        let target = self.target(
+            call,
             name,
             (Permission::Pull, Some(&Reference::Digest(digest))),
         );
@@ -242,7 +269,7 @@ impl Handlers {
         let found = found?;
         let origin = Origin::list(found.outcome, found.exchange);
         let mut response = answer::referrers(found.index, artifact_type.is_some(), origin);
-        keep_private(self.is_private(&target), &mut response);
+        answer::keep_private(self.is_private(&target), &mut response);
         Ok((response, found.outcome))
     }
 
@@ -252,13 +279,13 @@ impl Handlers {
         name: &RepoName,
         page: &Page,
     ) -> Result<Answered, CallError> {
-        let target = call.target(&self.mirror, &self.access, name, (Permission::List, None))?;
+        let target = self.target(call, name, (Permission::List, None))?;
         let found = self.mirror.tags(&target, page).await;
         let found = found.inspect_err(|error| report(&target, error))?;
         let tags: Vec<&str> = found.tags.iter().map(crate::oci::Tag::as_str).collect();
         let last = tags.last().filter(|_| found.more);
         let next = last.map(|last| {
-            self.next_page(
+            self.links.next_page(
                 &format!("{name}/tags/list"),
                 page,
                 tags.len(),
@@ -269,12 +296,16 @@ impl Handlers {
         let document = json!({"name": name.as_str(), "tags": tags});
         let origin = Origin::list(found.outcome, found.exchange);
         let mut response = answer::list(&document, next.as_deref(), origin);
-        keep_private(self.is_private(&target), &mut response);
+        answer::keep_private(self.is_private(&target), &mut response);
         Ok((response, found.outcome))
     }
 
     async fn catalog(&self, call: &Call<'_>, page: &Page) -> Result<Answered, CallError> {
         let shows = |upstream: &str, repository: &RepoName| {
+            let hosted = self.hosted.as_ref();
+            if hosted.is_some_and(|hosted| hosted.has(repository)) {
+                return self.access.shows(&call.caller, HOSTED, repository);
+            }
             let login = call.caller.login_for(upstream);
             self.access.shows(&call.caller, upstream, repository)
                 && self.mirror.is_listed(repository, login)
@@ -285,37 +316,21 @@ impl Handlers {
         }
         let names: Vec<&str> = found.repositories.iter().map(RepoName::as_str).collect();
         let last = names.last().filter(|_| found.more);
-        let next = last.map(|last| self.next_page("_catalog", page, names.len(), last, None));
+        let next = last.map(|last| {
+            self.links
+                .next_page("_catalog", page, names.len(), last, None)
+        });
         let document = json!({"repositories": names});
         let origin = Origin::list(Outcome::Hit, Exchange::default());
         let mut response = answer::list(&document, next.as_deref(), origin);
         let is_private = !self.access.is_open() || self.mirror.upstreams.any_of_callers();
-        keep_private(is_private, &mut response);
+        answer::keep_private(is_private, &mut response);
         Ok((response, Outcome::Hit))
     }
 
     /// Whether a response depends on who the caller is.
     fn is_private(&self, target: &Target) -> bool {
         !self.access.is_open() || target.upstream.caller().is_some()
-    }
-
-    /// The address of the page after `last`.
-    fn next_page(
-        &self,
-        path: &str,
-        page: &Page,
-        listed: usize,
-        last: &str,
-        ns: Option<&str>,
-    ) -> String {
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        query
-            .append_pair("last", last)
-            .append_pair("n", &page.n.unwrap_or(listed).to_string());
-        if let Some(ns) = ns {
-            query.append_pair("ns", ns);
-        }
-        format!("{}/v2/{path}?{}", self.base, query.finish())
     }
 }
 
@@ -326,20 +341,6 @@ fn no_referrers(artifact_type: Option<&str>) -> Answered {
     let index = referrers_index(std::iter::empty());
     let response = answer::referrers(index.into(), artifact_type.is_some(), origin);
     (response, Outcome::Miss)
-}
-
-/// Keeps caches in front of the mirror from giving a caller's response to another one (RFC 9111, section
-/// 5.2.2.7). Some store responses to requests with credentials, too.
-fn keep_private(is_private: bool, response: &mut Response<Body>) {
-    if !is_private {
-        return;
-    }
-    let value = match response.headers().get(CACHE_CONTROL) {
-        None => PRIVATE,
-        Some(value) if *value == NO_STORE => NO_STORE,
-        Some(_) => PRIVATE_FOREVER,
-    };
-    response.headers_mut().insert(CACHE_CONTROL, value);
 }
 
 /// Logs an upstream's failure that the client gets as an error.

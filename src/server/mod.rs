@@ -1,7 +1,7 @@
 //! The registry API over HTTP/1.1 and HTTP/2, TCP and unix sockets.
 //!
 //! A request goes [`connection`] -> [`service`] (action, caller, conditions) -> [`handlers`] (target,
-//! authorization, mirror) -> [`answer`] (headers, ranges) -> [`body`]. The pieces of a body ([`chunk`])
+//! authorization, mirror) or [`hosted`] -> [`answer`] (headers, ranges) -> [`body`]. The pieces of a body ([`chunk`])
 //! go out through the connection's socket, which sends ranges of files by itself; TLS begins in [`tls`]. Errors of every
 //! module become status and error document in [`error`] and nowhere else. [`access`] writes one line and counts, once the body has ended.
 //!
@@ -21,9 +21,14 @@ mod current;
 mod cursor;
 mod error;
 mod handlers;
+mod hosted;
 mod http2;
+mod leftovers;
 mod limits;
+mod links;
 pub mod listener;
+mod push_body;
+mod push_head;
 mod request;
 #[cfg(target_os = "linux")]
 mod sendfile;
@@ -40,6 +45,7 @@ pub use chunk::{Chunk, FileChunk};
 pub use connection::{ConnectionSettings, serve};
 pub use current::Current;
 pub use cursor::BodyError;
+pub use hosted::HostedRepositories;
 pub use limits::{Admission, ConnectionLimits};
 pub use request::{Handler, Peer, RequestBody, RequestBodyError};
 pub use service::{Gate, ServerSettings, Service};

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Limited};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use super::body::Body;
@@ -58,11 +59,8 @@ pub enum RequestBody {
 /// Why a request's body can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestBodyError {
-    #[error("the body has more than {max} bytes, or broke off: {source}")]
-    Http1 {
-        max: usize,
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    #[error("the body broke off: {0}")]
+    Http1(#[from] hyper::Error),
     #[error("the body broke off: {0}")]
     Http2(#[from] h2::Error),
     #[error("the body has more than {0} bytes")]
@@ -70,24 +68,47 @@ pub enum RequestBodyError {
 }
 
 impl RequestBody {
-    /// Reads the whole body, of at most `max` bytes.
-    pub async fn read(self, max: usize) -> Result<Bytes, RequestBodyError> {
-        let mut stream: h2::RecvStream = match self {
-            Self::Empty => return Ok(Bytes::new()),
-            Self::Http1(incoming) => {
-                let collected = Limited::new(incoming, max).collect().await;
-                let failed = |source| RequestBodyError::Http1 { max, source };
-                return Ok(collected.map_err(failed)?.to_bytes());
+    /// The next bytes, at least one; none at the end of a complete body. Cancel safe.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, RequestBodyError> {
+        loop {
+            let bytes = match self {
+                Self::Empty => None,
+                Self::Http1(incoming) => {
+                    let frame = incoming.frame().await.transpose()?;
+                    // Trailers say nothing here.
+                    frame.map(|frame| frame.into_data().unwrap_or_default())
+                }
+                Self::Http2(stream) => {
+                    let bytes = stream.data().await.transpose()?;
+                    if let Some(bytes) = &bytes {
+                        stream.flow_control().release_capacity(bytes.len())?;
+                    }
+                    bytes
+                }
+            };
+            if bytes.as_ref().is_none_or(|bytes| !bytes.is_empty()) {
+                return Ok(bytes);
             }
-            Self::Http2(stream) => stream,
-        };
+        }
+    }
+
+    /// Whether nothing more comes, as far as the body's head tells.
+    pub(super) fn is_at_end(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::Http2(stream) => stream.is_end_stream(),
+        }
+    }
+
+    /// Reads the whole body, of at most `max` bytes.
+    pub async fn read(mut self, max: usize) -> Result<Bytes, RequestBodyError> {
         let mut body = BytesMut::new();
-        while let Some(data) = stream.data().await.transpose()? {
+        while let Some(data) = self.next().await? {
             if body.len() + data.len() > max {
                 return Err(RequestBodyError::TooLarge(max));
             }
             body.extend_from_slice(&data);
-            stream.flow_control().release_capacity(data.len())?;
         }
         Ok(body.freeze())
     }

@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use quick_cache::sync::Cache;
 use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
 
 use super::access::{Options, Record};
 use super::answer;
@@ -21,6 +22,10 @@ use super::call::{Answered, Call, CallError};
 use super::conditional::Conditions;
 use super::error::Refusal;
 use super::handlers::Handlers;
+use super::hosted::{HostedHandlers, HostedRepositories};
+use super::leftovers::Leftovers;
+use super::links::Links;
+use super::push_head::PushHead;
 use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
 use crate::auth::{
@@ -29,9 +34,10 @@ use crate::auth::{
 use crate::config::AccessLog;
 use crate::download::Client;
 use crate::health::{Availability, Closed};
+use crate::hosted::HostedError;
 use crate::metrics::{Addressed, Answer, Kind, Metrics, Outcome, RefusedCaller};
 use crate::mirror::{Exchange, Mirror, ReadMode};
-use crate::oci::{Accept, Action, Reference, RepoName, Route, RouteError};
+use crate::oci::{Accept, Action, Push, Reference, RepoName, Route, RouteError};
 use crate::telemetry::{Context, RequestIds, Span, TraceParent, Tracer, X_REQUEST_ID};
 
 /// Different `Accept` lines whose meaning is kept; each kind of client has its own.
@@ -178,14 +184,28 @@ impl Service {
         Record::new(options, head)
     }
 
+    /// `hosted`: the repositories that aren't mirrored, if there are some. `tasks` owns what goes on with
+    /// connections.
     pub fn new(
         mirror: Arc<Mirror>,
+        hosted: Option<HostedRepositories>,
         gate: Gate,
-        metrics: Arc<Metrics>,
+        (metrics, tasks): (Arc<Metrics>, TaskTracker),
         settings: ServerSettings,
     ) -> Self {
+        let links = Links::new(settings.base());
+        let hosted = hosted.map(|repositories| {
+            HostedHandlers::new(
+                repositories,
+                Arc::clone(&mirror),
+                gate.access.clone(),
+                links.clone(),
+                Leftovers::new(tasks),
+                &metrics,
+            )
+        });
         Self {
-            handlers: Handlers::new(mirror, gate.access, settings.base()),
+            handlers: Handlers::new(mirror, hosted, gate.access, links),
             authenticator: gate.authenticator,
             availability: gate.availability,
             metrics,
@@ -306,7 +326,16 @@ impl Service {
                     access.wait_like_not_found(started).await;
                 }
             }
-            CallError::Mirror(_) | CallError::Caller(_) | CallError::Denied(_) => {}
+            // Unlike a mirrored repository's, its answer would come at once.
+            CallError::Hosted(error) if finds_nothing(error) => {
+                access.wait_like_not_found(started).await;
+            }
+            CallError::Mirror(_)
+            | CallError::Caller(_)
+            | CallError::Denied(_)
+            | CallError::Place(_)
+            | CallError::Head(_)
+            | CallError::Hosted(_) => {}
         }
     }
 
@@ -364,6 +393,10 @@ impl Service {
             } else {
                 ReadMode::Content
             },
+            push: match &route.action {
+                Action::Push { .. } => Some(Box::new(PushHead::parse(&head.headers))),
+                _ => None,
+            },
         }
     }
 
@@ -374,7 +407,11 @@ impl Service {
                 let (ns, host) = (route.ns.as_deref(), host(presented));
                 self.handlers.upstream(action, ns, host)
             }
-            CallError::Caller(_) | CallError::Denied(_) => None,
+            CallError::Caller(_)
+            | CallError::Denied(_)
+            | CallError::Place(_)
+            | CallError::Head(_)
+            | CallError::Hosted(_) => None,
         };
         let upstream = upstream
             .as_ref()
@@ -420,7 +457,14 @@ impl Service {
             CallError::Caller(error) if refusal.status == StatusCode::UNAUTHORIZED => {
                 self.challenged(refusal, route, presented, error)
             }
-            CallError::Caller(_) => refusal,
+            // As for a hidden repository.
+            CallError::Hosted(error) if self.handlers.access().hides() && finds_nothing(error) => {
+                Refusal::of_action(&Denied::Hidden("".into()), action, None)
+            }
+            CallError::Caller(_)
+            | CallError::Place(_)
+            | CallError::Head(_)
+            | CallError::Hosted(_) => refusal,
         }
     }
 
@@ -437,6 +481,7 @@ impl Service {
         let lacking = Lacking {
             upstream: &upstream,
             repository: repository.as_ref().map(RepoName::as_str),
+            actions: scope_of(action),
             error,
         };
         Refusal {
@@ -484,6 +529,34 @@ fn refused_caller(error: &CallError, status: StatusCode) -> Option<RefusedCaller
             .then_some(RefusedCaller::Upstream),
         CallError::Denied(denied) => Some(denied.counted_as()),
         CallError::Caller(error) => error.counted_as(),
+        CallError::Place(_) | CallError::Head(_) | CallError::Hosted(_) => None,
+    }
+}
+
+/// Whether there is nothing of what a request names.
+fn finds_nothing(error: &HostedError) -> bool {
+    matches!(
+        error,
+        HostedError::NotFound | HostedError::UnknownRepository | HostedError::UnknownUpload
+    )
+}
+
+/// The actions of a scope that permits an action, as the reference registry asks for them.
+fn scope_of(action: &Action) -> &'static str {
+    match action {
+        Action::Push { push, .. } => match **push {
+            Push::DeleteManifest(_) | Push::DeleteBlob(_) => "delete",
+            Push::Start { .. }
+            | Push::Blob { .. }
+            | Push::Mount { .. }
+            | Push::NoSession
+            | Push::Status(_)
+            | Push::Append(_)
+            | Push::Finish { .. }
+            | Push::Cancel(_)
+            | Push::PutManifest { .. } => "pull,push",
+        },
+        _ => "pull",
     }
 }
 
@@ -498,5 +571,6 @@ fn kind(action: &Action) -> Kind {
         Action::Manifest { .. } => Kind::Manifest,
         Action::Blob { .. } => Kind::Blob,
         Action::Referrers { .. } => Kind::Referrers,
+        Action::Push { .. } => Kind::Push,
     }
 }

@@ -11,6 +11,7 @@ use super::{
 use crate::oci::{Algorithm, Digest, RangeSet, RepoName, Tag};
 
 mod staging;
+mod uploads;
 
 /// Runs the suite. Each part gets a new, empty store; the directory lives as long as the part.
 pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
@@ -47,6 +48,9 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
         staging::a_commit_removes_every_partial,
         staging::a_partial_belongs_to_one_upstream,
         staging::partials_are_listed_in_order_and_discarded,
+        uploads::an_upload_grows_and_becomes_a_blob,
+        uploads::a_blob_is_replaced_where_that_is_asked,
+        uploads::uploads_are_listed_and_cancelled,
     );
 }
 

@@ -79,12 +79,32 @@ pub(super) fn sync_names(file: &Path, created: &[PathBuf]) {
         let Err(error) = sync_directory(directory) else {
             continue;
         };
-        // Some network and user-space file systems have no such call.
-        let has_none = [io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported];
-        if !has_none.contains(&error.kind()) {
+        if !is_unsupported(&error) {
             tracing::warn!(path = %directory.display(), error = %on_one_line(&error), "a directory couldn't be synced");
         }
     }
+}
+
+/// Makes the content of a file durable.
+pub(super) fn sync_file(path: &Path) -> Result<(), StoreError> {
+    let synced = File::open(path).and_then(|file| file.sync_all());
+    synced.context("sync", path)
+}
+
+/// Makes the names in a directory durable, where its file system can.
+pub(super) fn sync_names_in(directory: &Path) -> Result<(), StoreError> {
+    match sync_directory(directory) {
+        Err(error) if is_unsupported(&error) => Ok(()),
+        synced => synced.context("sync", directory),
+    }
+}
+
+/// Some network and user-space file systems have no such call.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+    )
 }
 
 /// Makes the names in a directory durable. The empty path is the working directory: the parent of a

@@ -17,13 +17,14 @@ use super::spool::Spool;
 use super::stage::FileStage;
 use super::{
     Content, Link, LinkKind, Modified, Partial, Reader, Resumed, Stage, Store, StoreError,
-    Unreadable, Upload, UpstreamChange, blocking, disk,
+    SyncError, Unreadable, Upload, UploadFile, UpstreamChange, blocking, disk,
 };
 use crate::metrics::Histogram;
-use crate::oci::{Digest, RepoName, Tag};
+use crate::oci::{Digest, Pattern, RepoName, Tag, UploadId};
 
 mod list;
 mod open;
+mod uploads;
 
 use open::OpenFiles;
 
@@ -33,6 +34,15 @@ pub struct FsStore {
     spool: Arc<Spool>,
     open: Arc<OpenFiles>,
     reads: Arc<OnceLock<Histogram>>,
+    /// What an earlier process has written is durable.
+    settled: Arc<tokio::sync::OnceCell<()>>,
+}
+
+/// What an open upload shares with its store.
+#[derive(Debug, Clone)]
+struct FsShared {
+    spool: Arc<Spool>,
+    open: Arc<OpenFiles>,
 }
 
 impl FsStore {
@@ -81,6 +91,7 @@ impl FsStore {
             spool,
             open: Arc::new(OpenFiles::new()),
             reads: Arc::default(),
+            settled: Arc::default(),
         }
     }
 
@@ -89,6 +100,13 @@ impl FsStore {
     pub async fn check_root(root: impl Into<PathBuf>) -> Result<(), StoreError> {
         let root = root.into();
         blocking(move || disk::check_root(&root)).await
+    }
+
+    fn shared(&self) -> FsShared {
+        FsShared {
+            spool: Arc::clone(&self.spool),
+            open: Arc::clone(&self.open),
+        }
     }
 
     async fn run<T: Send + 'static>(
@@ -163,6 +181,7 @@ impl Store for FsStore {
             let path = spool.layout.blob(&digest);
             let removed = disk::remove_file(&path)?;
             open.removed(&digest);
+            spool.unsynced.remove(&path);
             prune_blob(spool, &digest, &path);
             Ok(removed)
         })
@@ -189,7 +208,11 @@ impl Store for FsStore {
         // Not synced: a link that is lost with the power is proven anew by one upstream HEAD.
         self.run(move |spool| {
             let path = spool.layout.link(&link);
-            spool.write_link(&link.repo, &path, &link.digest, false)
+            let written = spool.write_link(&link.repo, &path, &link.digest, false)?;
+            if let Some(created) = written.filter(|_| spool.is_hosted(&link.repo)) {
+                spool.unsynced.add(path, &created);
+            }
+            Ok(())
         })
         .await
     }
@@ -199,6 +222,7 @@ impl Store for FsStore {
         self.run(move |spool| {
             let path = spool.layout.link(&link);
             let removed = disk::remove_file(&path)?;
+            spool.unsynced.remove(&path);
             disk::prune(&path, &spool.layout.repositories());
             Ok(removed)
         })
@@ -222,7 +246,14 @@ impl Store for FsStore {
             let index = layout.tag_index(&repo, &tag, &digest);
             spool.write_link(&repo, &index, &digest, false)?;
             // Synced: the last known digest is what is served while the upstream is down.
-            spool.write_link(&repo, &layout.tag_current(&repo, &tag), &digest, true)
+            let current = layout.tag_current(&repo, &tag);
+            let written = spool.write_link(&repo, &current, &digest, true)?;
+            if let Some(created) = written.filter(|_| spool.is_hosted(&repo)) {
+                for name in created.iter().chain([&current]) {
+                    disk::sync_names_in(name.parent().unwrap_or(name))?;
+                }
+            }
+            Ok(())
         })
         .await
     }
@@ -278,6 +309,65 @@ impl Store for FsStore {
         let Unreadable { entry, path, .. } = unreadable.clone();
         self.run(move |spool| list::remove_unreadable(spool, &entry, &path))
             .await
+    }
+
+    fn set_hosted(&self, patterns: Vec<Pattern>) {
+        self.spool.set_hosted(patterns);
+    }
+
+    async fn hosted_before(&self) -> Result<Vec<Pattern>, StoreError> {
+        self.run(|spool| uploads::hosted_before(spool)).await
+    }
+
+    async fn start_upload(
+        &self,
+        repo: &RepoName,
+        id: &UploadId,
+        started: SystemTime,
+    ) -> Result<Box<dyn UploadFile>, StoreError> {
+        let (shared, repo, id) = (self.shared(), repo.clone(), *id);
+        let upload = self.run(move |_| uploads::start(&shared, &repo, &id, started));
+        Ok(Box::new(upload.await?))
+    }
+
+    async fn open_upload(
+        &self,
+        repo: &RepoName,
+        id: &UploadId,
+    ) -> Result<Option<Box<dyn UploadFile>>, StoreError> {
+        let (shared, repo, id) = (self.shared(), repo.clone(), *id);
+        let upload = self.run(move |_| uploads::open(shared, &repo, &id)).await?;
+        Ok(upload.map(|upload| Box::new(upload) as Box<dyn UploadFile>))
+    }
+
+    async fn cancel_upload(&self, repo: &RepoName, id: &UploadId) -> Result<bool, StoreError> {
+        let (repo, id) = (repo.clone(), *id);
+        self.run(move |spool| uploads::cancel(spool, &repo, &id))
+            .await
+    }
+
+    async fn sync(&self, blobs: &[Digest], links: &[Link]) -> Result<(), SyncError> {
+        let failed = |source| SyncError {
+            lost: Vec::new(),
+            source,
+        };
+        let settle = || self.run(uploads::settle);
+        self.settled.get_or_try_init(settle).await.map_err(failed)?;
+        let layout = &self.spool.layout;
+        let blobs: Vec<_> = blobs
+            .iter()
+            .map(|digest| (layout.blob(digest), *digest))
+            .collect();
+        let files = blobs.iter().map(|(path, _)| path.clone());
+        let files = files.chain(links.iter().map(|link| layout.link(link)));
+        let synced = self.spool.unsynced.sync(files).await;
+        synced.map_err(|(files, source)| {
+            let lost = blobs.into_iter().filter(|(path, _)| files.contains(path));
+            SyncError {
+                lost: lost.map(|(_, digest)| digest).collect(),
+                source,
+            }
+        })
     }
 
     async fn uploads(&self) -> Result<Vec<Upload>, StoreError> {
@@ -342,6 +432,7 @@ fn set_aside(spool: &Spool, digest: &Digest) -> Result<bool, StoreError> {
     };
     drop(renamed?);
     spool.unreadable.remove(&path);
+    spool.unsynced.remove(&path);
     prune_blob(spool, digest, &path);
     Ok(true)
 }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::{Link, LinkKind};
-use crate::oci::{Algorithm, Digest, RepoName, Tag};
+use crate::oci::{Algorithm, Digest, RepoName, Tag, UploadId};
 
 /// The longest repository name that is looked for on disk, in bytes: a client's longest name below
 /// the longest name of an upstream. It bounds the depth of a walk.
@@ -110,6 +110,13 @@ impl Layout {
         self.tag(repo, tag).join(below)
     }
 
+    /// The directory of an upload: `data`, what was received; `startedat`, when it began; and, of the
+    /// reference registry, `hashstates`, which isn't read.
+    pub fn upload(&self, repo: &RepoName, id: &UploadId) -> PathBuf {
+        let below = format!("{UPLOADS}/{id}");
+        self.repository(repo).join(below)
+    }
+
     /// When entries expire, in the reference registry's format; belongs to `cache`.
     pub fn scheduler_state(&self) -> PathBuf {
         self.root.join("scheduler-state.json")
@@ -123,6 +130,11 @@ impl Layout {
     /// Which upstream the content came from.
     pub fn origins(&self) -> PathBuf {
         self.own().join("upstreams.json")
+    }
+
+    /// The patterns of the repositories that the last process hosted.
+    pub(super) fn hosted(&self) -> PathBuf {
+        self.own().join("hosted.json")
     }
 
     /// What operators have denied; belongs to `access`.

@@ -1,7 +1,7 @@
 //! A store in memory: `storage.inmemory`, for tests.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,10 +11,11 @@ use parking_lot::Mutex;
 use super::error::Context as _;
 use super::key_locks::{KeyLock, KeyLocks};
 use super::{
-    Content, Link, LinkKind, Modified, Partial, Reader, Resumed, Stage, Store, StoreError,
+    Content, Link, LinkKind, Modified, Partial, Placing, Reader, Resumed, Stage, Store, StoreError,
+    Upload, UploadFile,
 };
 use crate::clock::Clock;
-use crate::oci::{Digest, RangeSet, RepoName, Tag};
+use crate::oci::{Digest, RangeSet, RepoName, Tag, UploadId};
 
 pub(super) mod file;
 
@@ -36,6 +37,8 @@ struct MemoryState {
     tags: BTreeMap<(RepoName, Tag), Digest>,
     /// Those without a stage.
     partials: BTreeMap<Key, (Arc<MemoryFile>, Checkpoint)>,
+    /// With when they were written last.
+    uploads: BTreeMap<(RepoName, UploadId), (Arc<MemoryFile>, SystemTime)>,
 }
 
 /// The digest, and the name of the upstream.
@@ -180,6 +183,53 @@ impl Store for MemoryStore {
         Ok(some.map(|(digest, file)| (*digest, file.len())).collect())
     }
 
+    async fn start_upload(
+        &self,
+        repo: &RepoName,
+        id: &UploadId,
+        started: SystemTime,
+    ) -> Result<Box<dyn UploadFile>, StoreError> {
+        let (key, file) = ((repo.clone(), *id), Arc::default());
+        let new = (Arc::clone(&file), started);
+        self.state.lock().uploads.insert(key.clone(), new);
+        let store = self.clone();
+        Ok(Box::new(MemoryUpload { store, key, file }))
+    }
+
+    async fn open_upload(
+        &self,
+        repo: &RepoName,
+        id: &UploadId,
+    ) -> Result<Option<Box<dyn UploadFile>>, StoreError> {
+        let key = (repo.clone(), *id);
+        let found = self.state.lock().uploads.get(&key).cloned();
+        let store = self.clone();
+        Ok(found.map(|(file, _)| Box::new(MemoryUpload { store, key, file }) as _))
+    }
+
+    async fn uploads(&self) -> Result<Vec<Upload>, StoreError> {
+        let state = self.state.lock();
+        let uploads = state.uploads.iter().map(|(key, (file, modified))| Upload {
+            path: PathBuf::new(),
+            session: Some(key.clone()),
+            bytes: file.len(),
+            modified: *modified,
+        });
+        Ok(uploads.collect())
+    }
+
+    async fn remove_upload(&self, upload: &Upload) -> Result<bool, StoreError> {
+        match &upload.session {
+            Some((repo, id)) => self.cancel_upload(repo, id).await,
+            None => Ok(false),
+        }
+    }
+
+    async fn cancel_upload(&self, repo: &RepoName, id: &UploadId) -> Result<bool, StoreError> {
+        let removed = self.state.lock().uploads.remove(&(repo.clone(), *id));
+        Ok(removed.is_some())
+    }
+
     async fn repositories(&self) -> Result<Vec<RepoName>, StoreError> {
         let state = self.state.lock();
         let linking = state.links.iter().map(|link| &link.repo);
@@ -236,6 +286,49 @@ impl Stage for MemoryStage {
         state.partials.retain(|(of, _), _| of != digest);
         let present = state.blobs.get(digest);
         if present.is_some_and(|present| present.len() == self.file.len()) {
+            return Ok(None);
+        }
+        state.blobs.insert(*digest, Arc::clone(&self.file));
+        Ok(Some(Modified::from_bits(self.file.id)))
+    }
+}
+
+#[derive(Debug)]
+struct MemoryUpload {
+    store: MemoryStore,
+    key: (RepoName, UploadId),
+    file: Arc<MemoryFile>,
+}
+
+impl UploadFile for MemoryUpload {
+    fn size(&self) -> u64 {
+        self.file.len()
+    }
+
+    fn content(&self) -> Reader {
+        Reader::of_memory(Arc::clone(&self.file))
+    }
+
+    fn append(&mut self, chunks: &[Bytes]) -> Result<(), StoreError> {
+        let path = Path::new("memory").join(self.key.1.to_string());
+        let written = self.file.write_at(self.file.len(), chunks);
+        written.context("write", &path)?;
+        if let Some((_, modified)) = self.store.state.lock().uploads.get_mut(&self.key) {
+            *modified = self.store.clock.wall();
+        }
+        Ok(())
+    }
+
+    fn commit(
+        self: Box<Self>,
+        digest: &Digest,
+        placing: Placing,
+    ) -> Result<Option<Modified>, StoreError> {
+        let mut state = self.store.state.lock();
+        state.uploads.remove(&self.key);
+        let present = state.blobs.get(digest);
+        let stays = present.is_some_and(|present| present.len() == self.file.len());
+        if stays && !placing.replace {
             return Ok(None);
         }
         state.blobs.insert(*digest, Arc::clone(&self.file));

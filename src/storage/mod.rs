@@ -24,17 +24,17 @@
 //! layout   every path                              checkpoint   the text beside a staged file
 //! disk     small steps on files                    partials     the spool's files, at the start too
 //! spool    the directory's lock and drafts         modes        permissions and owners
+//! upload   what clients push                       unsynced     pushed files that aren't durable yet
 //! ```
 
 use std::fmt::Debug;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::metrics::Histogram;
-use crate::oci::{Digest, RangeSet, RepoName, Tag};
+use crate::oci::{Digest, Pattern, RangeSet, RepoName, Tag, UploadId};
 
 mod checkpoint;
 mod claims;
@@ -59,6 +59,8 @@ mod spool;
 mod stage;
 mod survey;
 mod unreadable;
+mod unsynced;
+mod upload;
 
 pub use content::{Content, MAX_READ, Modified, Piece, ReadGate, Reader};
 pub use disk::sync_directory;
@@ -73,6 +75,7 @@ pub use modes::Modes;
 pub use origins::UpstreamChange;
 pub use survey::{DiskSpeed, Survey};
 pub use unreadable::{Unreadable, UnreadableEntry};
+pub use upload::{Placing, SyncError, Upload, UploadFile};
 
 /// Keeps blobs, links and tags. Every method is safe to call at any time from any task.
 #[async_trait::async_trait]
@@ -182,14 +185,42 @@ pub trait Store: Debug + Send + Sync + 'static {
         Ok(false)
     }
 
-    /// What pushes to the reference registry have left in the directory.
-    async fn uploads(&self) -> Result<Vec<Upload>, StoreError> {
+    /// Says which repositories are hosted, before anything is asked of them: their links are of no
+    /// upstream, and [`sync`](Self::sync) makes what is written of them durable.
+    fn set_hosted(&self, _patterns: Vec<Pattern>) {}
+
+    /// The patterns of the process before this one that hosted something, and notes those of this one.
+    async fn hosted_before(&self) -> Result<Vec<Pattern>, StoreError> {
         Ok(Vec::new())
     }
 
-    /// Removes such an upload. False when it wasn't there.
-    async fn remove_upload(&self, _upload: &Upload) -> Result<bool, StoreError> {
-        Ok(false)
+    /// Starts an upload with an empty file.
+    async fn start_upload(
+        &self,
+        repo: &RepoName,
+        id: &UploadId,
+        started: SystemTime,
+    ) -> Result<Box<dyn UploadFile>, StoreError>;
+
+    /// Opens the file of an upload; none where there is no such upload. At most one caller at a time.
+    async fn open_upload(
+        &self,
+        repo: &RepoName,
+        id: &UploadId,
+    ) -> Result<Option<Box<dyn UploadFile>>, StoreError>;
+
+    /// The uploads of all repositories, finished or not.
+    async fn uploads(&self) -> Result<Vec<Upload>, StoreError>;
+
+    /// Removes an upload with all that belongs to it. False when it wasn't there.
+    async fn remove_upload(&self, upload: &Upload) -> Result<bool, StoreError>;
+
+    /// Removes the upload of a repository. False when it wasn't there.
+    async fn cancel_upload(&self, repo: &RepoName, id: &UploadId) -> Result<bool, StoreError>;
+
+    /// Makes durable what is stored of blobs and of links of hosted repositories, and was not yet.
+    async fn sync(&self, _blobs: &[Digest], _links: &[Link]) -> Result<(), SyncError> {
+        Ok(())
     }
 }
 
@@ -237,16 +268,6 @@ pub trait Stage: Debug + Send + 'static {
     /// Returns the modification time of the file that this stage has written; none when another
     /// one stays, of which nothing is known, or when it can't be told.
     fn commit(self: Box<Self>) -> Result<Option<Modified>, StoreError>;
-}
-
-/// The directory of one upload to the reference registry, below a repository's `_uploads`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upload {
-    path: PathBuf,
-    /// Bytes of all its files.
-    pub bytes: u64,
-    /// When something in it was written last.
-    pub modified: SystemTime,
 }
 
 /// How a repository refers to a blob.

@@ -71,7 +71,9 @@ impl StageFiles {
     pub(super) fn write(&self, checkpoint: &Checkpoint, sync: bool) -> Result<(), StoreError> {
         let text = checkpoint.to_text().map_err(io::Error::from);
         let text = text.context("write", &self.checkpoint)?;
-        self.spool.write_file(&self.checkpoint, &text, sync)?;
+        self.spool
+            .write_file(&self.checkpoint, &text, sync)
+            .map(drop)?;
         if sync {
             disk::sync_names(&self.checkpoint, &[]);
         }

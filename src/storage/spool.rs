@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use parking_lot::RwLock;
@@ -22,9 +22,10 @@ use super::layout::{Layout, StageName};
 use super::modes::Modes;
 use super::origins::{Origins, UpstreamChange};
 use super::unreadable::UnreadableEntries;
+use super::unsynced::Unsynced;
 use super::{StoreError, disk};
 use crate::error_chain::on_one_line;
-use crate::oci::{Algorithm, Digest, RepoName};
+use crate::oci::{Algorithm, Digest, Pattern, RepoName};
 
 /// Bytes that a check writes: a block of most file systems.
 const PROBE: usize = 4096;
@@ -38,12 +39,15 @@ pub(super) struct Spool {
     pub(super) modes: Modes,
     pub(super) locks: Arc<KeyLocks<StageName>>,
     pub(super) unreadable: UnreadableEntries,
+    pub(super) unsynced: Unsynced,
     /// See [`boot_id`].
     pub(super) boot: String,
     /// Opened by [`inspect`](Self::inspect): nothing is created or tidied.
     pub(super) inspected: bool,
     /// Makes the names of drafts unique within this process, which has the directory for itself.
     next: AtomicU64,
+    /// The names of hosted repositories.
+    hosted: OnceLock<Vec<Pattern>>,
     /// Empty until [`set_upstreams`](Self::set_upstreams).
     origins: RwLock<Origins>,
     /// Held, not read: the lock goes with it.
@@ -92,6 +96,8 @@ impl Spool {
             modes,
             locks: Arc::default(),
             unreadable: UnreadableEntries::default(),
+            unsynced: Unsynced::default(),
+            hosted: OnceLock::new(),
             boot: boot_id(),
             inspected,
             next: AtomicU64::new(1),
@@ -134,9 +140,24 @@ impl Spool {
     }
 
     /// Links and tags of this repository that were written at this time or before are of another
-    /// upstream. None when its upstream has always been the one it is.
+    /// upstream. None when its upstream has always been the one it is, or it has none.
     pub(super) fn changed(&self, repo: &RepoName) -> Option<SystemTime> {
-        self.origins.read().changed(repo)
+        let changed = self.origins.read().changed(repo)?;
+        (!self.is_hosted(repo)).then_some(changed)
+    }
+
+    /// Says which repositories are hosted. What is said first stays.
+    pub(super) fn set_hosted(&self, patterns: Vec<Pattern>) {
+        drop(self.hosted.set(patterns));
+    }
+
+    pub(super) fn hosted(&self) -> &[Pattern] {
+        self.hosted.get().map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn is_hosted(&self, repo: &RepoName) -> bool {
+        let mut patterns = self.hosted().iter();
+        patterns.any(|pattern| pattern.matches(repo.as_str()))
     }
 
     /// Whether the upstream of some repository is another one than it was.
@@ -167,36 +188,39 @@ impl Spool {
     }
 
     /// Gives a small file this content, whatever it had before. A process that is killed leaves the
-    /// old content or the new; so does a power cut if `sync` is set.
+    /// old content or the new; so does a power cut if `sync` is set. Returns the directories that were
+    /// made for it.
     pub(super) fn write_file(
         &self,
         path: &Path,
         content: &[u8],
         sync: bool,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Vec<PathBuf>, StoreError> {
         let draft = self.draft();
         let placed = disk::write_small(&draft, content, sync, &self.modes)
-            .and_then(|()| disk::place(&draft, path, &self.modes).map(drop));
+            .and_then(|()| disk::place(&draft, path, &self.modes));
         placed.inspect_err(|_| disk::discard(disk::remove_file(&draft)))
     }
 
     /// Makes `target` a link to `digest`, or leaves its content. `sync` is for a link whose
     /// earlier content matters: then power loss leaves the old digest or the new one. Otherwise it
-    /// may leave an empty file, which reads as no link.
+    /// may leave an empty file, which reads as no link. Returns the directories that were made for it;
+    /// none where it was there.
     pub(super) fn write_link(
         &self,
         repo: &RepoName,
         target: &Path,
         digest: &Digest,
         sync: bool,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Vec<PathBuf>>, StoreError> {
         // One that can't be read is replaced, as a damaged one is.
         let is_known = disk::read_link(target).is_ok_and(|known| known == Some(*digest));
         if is_known && self.is_proved(repo, target) {
-            return Ok(());
+            return Ok(None);
         }
         // As the reference registry writes it: the digest, no line end.
-        self.write_file(target, digest.to_string().as_bytes(), sync)
+        let written = self.write_file(target, digest.to_string().as_bytes(), sync);
+        written.map(Some)
     }
 
     /// Removes an empty link file. A concurrent write of it wins.

@@ -172,9 +172,8 @@ impl Stage for FileStage {
 
     fn write_at(&mut self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
         self.check_whole()?;
-        let writer = &self.file.writer;
-        let write = |offset, slices: &[IoSlice<'_>]| Ok(pwritev(writer, slices, offset)?);
-        let written = write_all(write, offset, chunks).context("write", &self.files.staged);
+        let written = write_chunks(&self.file.writer, offset, chunks);
+        let written = written.context("write", &self.files.staged);
         let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         let end = offset.saturating_add(bytes);
         if written.is_err() {
@@ -248,6 +247,12 @@ impl Drop for FileStage {
             FileStageState::Placed | FileStageState::Left => {}
         }
     }
+}
+
+/// Writes the chunks into a file, one after the other, from an offset on.
+pub(super) fn write_chunks(file: &File, offset: u64, chunks: &[Bytes]) -> io::Result<()> {
+    let write = |offset, slices: &[IoSlice<'_>]| Ok(pwritev(file, slices, offset)?);
+    write_all(write, offset, chunks)
 }
 
 /// Writes all chunks, one after the other, with as few calls as the system allows. `write` is one

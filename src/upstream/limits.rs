@@ -223,7 +223,7 @@ const fn kind(kind: Kind) -> usize {
         Kind::Token => 2,
         Kind::Tags => 3,
         Kind::Referrers => 4,
-        Kind::Catalog | Kind::Other => 5,
+        Kind::Catalog | Kind::Push | Kind::Other => 5,
     };
     assert!(kind < KINDS);
     kind

@@ -13,14 +13,14 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use crate::oci::{Digest, RepoName, Tag};
+use crate::oci::{Digest, Pattern, RepoName, Tag, UploadId};
 use crate::storage::{
-    Content, Link, LinkKind, Modified, Partial, ReadGate, Reader, Resumed, Stage, Store,
-    StoreError, Unreadable, Upload,
+    Content, Link, LinkKind, Modified, Partial, Placing, ReadGate, Reader, Resumed, Stage, Store,
+    StoreError, SyncError, Unreadable, Upload, UploadFile,
 };
 
 mod script;
@@ -54,6 +54,13 @@ pub enum Operation {
     Blobs,
     Repositories,
     Check,
+    StartUpload,
+    OpenUpload,
+    CancelUpload,
+    Append,
+    CommitUpload,
+    /// Every blob that it was to make durable is lost.
+    Sync,
 }
 
 /// Passes every call on, save those that a fault was set for.
@@ -110,6 +117,11 @@ impl FaultyStore {
     /// calls give the same failures.
     pub fn fail_by_chance(&self, seed: u64, per_mille: u32, operations: &[Operation]) {
         self.script.chance(seed, per_mille, operations);
+    }
+
+    /// From now on each call that isn't of a stage, an upload or a reader takes up to `max`, by chance.
+    pub fn delay_by_chance(&self, seed: u64, max: Duration) {
+        self.script.delay(seed, max);
     }
 
     fn faulty(&self, inner: Box<dyn Stage>) -> Box<dyn Stage> {
@@ -252,6 +264,50 @@ impl Store for FaultyStore {
         self.inner.remove_unreadable(unreadable).await
     }
 
+    fn set_hosted(&self, patterns: Vec<Pattern>) {
+        self.inner.set_hosted(patterns);
+    }
+
+    async fn hosted_before(&self) -> Result<Vec<Pattern>, StoreError> {
+        self.inner.hosted_before().await
+    }
+
+    async fn start_upload(
+        &self,
+        repo: &RepoName,
+        id: &UploadId,
+        started: SystemTime,
+    ) -> Result<Box<dyn UploadFile>, StoreError> {
+        self.script.pass(Operation::StartUpload).await?;
+        let inner = self.inner.start_upload(repo, id, started).await?;
+        let script = Arc::clone(&self.script);
+        Ok(Box::new(FaultyUpload { inner, script }))
+    }
+
+    async fn open_upload(
+        &self,
+        repo: &RepoName,
+        id: &UploadId,
+    ) -> Result<Option<Box<dyn UploadFile>>, StoreError> {
+        self.script.pass(Operation::OpenUpload).await?;
+        let opened = self.inner.open_upload(repo, id).await?;
+        let script = Arc::clone(&self.script);
+        Ok(opened.map(|inner| Box::new(FaultyUpload { inner, script }) as _))
+    }
+
+    async fn cancel_upload(&self, repo: &RepoName, id: &UploadId) -> Result<bool, StoreError> {
+        self.script.pass(Operation::CancelUpload).await?;
+        self.inner.cancel_upload(repo, id).await
+    }
+
+    async fn sync(&self, blobs: &[Digest], links: &[Link]) -> Result<(), SyncError> {
+        if let Err(source) = self.script.pass(Operation::Sync).await {
+            let lost = blobs.to_vec();
+            return Err(SyncError { lost, source });
+        }
+        self.inner.sync(blobs, links).await
+    }
+
     async fn uploads(&self) -> Result<Vec<Upload>, StoreError> {
         self.inner.uploads().await
     }
@@ -263,6 +319,37 @@ impl Store for FaultyStore {
     async fn check(&self) -> Result<(), StoreError> {
         self.script.pass(Operation::Check).await?;
         self.inner.check().await
+    }
+}
+
+/// An upload of the store within, whose calls and readers may fail.
+#[derive(Debug)]
+struct FaultyUpload {
+    inner: Box<dyn UploadFile>,
+    script: Arc<Script>,
+}
+
+impl UploadFile for FaultyUpload {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn content(&self) -> Reader {
+        Reader::gated(self.inner.content(), Arc::clone(&self.script) as _)
+    }
+
+    fn append(&mut self, chunks: &[Bytes]) -> Result<(), StoreError> {
+        self.script.pass_blocking(Operation::Append)?;
+        self.inner.append(chunks)
+    }
+
+    fn commit(
+        self: Box<Self>,
+        digest: &Digest,
+        placing: Placing,
+    ) -> Result<Option<Modified>, StoreError> {
+        self.script.pass_blocking(Operation::CommitUpload)?;
+        self.inner.commit(digest, placing)
     }
 }
 

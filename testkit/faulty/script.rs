@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,7 @@ pub(super) struct Script(Mutex<ScriptState>);
 struct ScriptState {
     faults: Vec<Fault>,
     chance: Option<Chance>,
+    delays: Option<(fastrand::Rng, Duration)>,
 }
 
 /// Failures by chance.
@@ -119,7 +121,20 @@ impl Script {
         });
     }
 
+    pub(super) fn delay(&self, seed: u64, max: Duration) {
+        self.0.lock().delays = Some((fastrand::Rng::with_seed(seed), max));
+    }
+
     pub(super) async fn pass(&self, operation: Operation) -> Result<usize, StoreError> {
+        let delay = self
+            .0
+            .lock()
+            .delays
+            .as_mut()
+            .map(|(random, max)| max.mul_f64(random.f64()));
+        if let Some(delay) = delay {
+            tokio::time::sleep(delay).await;
+        }
         let due = self.strike(operation);
         for gate in &due.stalls {
             gate.wait().await;

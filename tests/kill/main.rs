@@ -1,6 +1,7 @@
 //! The real binary, killed at random moments (SIGKILL) while clients pull through it, again and
 //! again. What each of them gets is right to the byte, what is stored is whole, nothing is left in
-//! the spool, and what had been downloaded before a kill isn't downloaded again.
+//! the spool, and what had been downloaded before a kill isn't downloaded again. The same for clients that
+//! push: everything of each manifest that was acknowledged is there.
 //!
 //! Processes and kills happen in real time, so this test does, too; but nothing in it passes or
 //! fails by the clock. `MILLPOND_KILL_SEED` repeats the choices of an earlier run, though not the
@@ -17,6 +18,7 @@
 
 mod gallery;
 mod puller;
+mod pusher;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -33,6 +35,7 @@ use tokio::task::JoinSet;
 
 use gallery::Gallery;
 use puller::{Life, Puller};
+use pusher::{Images, Pusher, ToPush};
 
 type Upstream = testkit::Registry<Digest>;
 
@@ -40,6 +43,12 @@ type Upstream = testkit::Registry<Digest>;
 /// that all of them don't fill a disk.
 const RATE: u64 = 24 << 20;
 const KILLS: usize = 50;
+/// Those of a server that is pushed to.
+const PUSH_KILLS: usize = 20;
+const PUSHERS: u64 = 4;
+/// What hosts repositories, as variables of the environment.
+const HOSTED: &str = "export REGISTRY_HOSTED='[{name: ci, repositories: [\"ci/**\"]}]' \
+                      REGISTRY_ACCESS='[{anyone: true, effect: allow}]';";
 /// How long the server lives between its first answer and the next kill, in milliseconds.
 const LIFE_MS: Range<u64> = 300..1_500;
 const PULLERS: u64 = 4;
@@ -91,7 +100,7 @@ async fn story(seed: u64) {
         let (gallery, enough) = (Arc::clone(&gallery), Arc::clone(&enough));
         pullers.spawn(async move { pull_until(&puller, &gallery, &enough).await });
     }
-    kill_again_and_again(&mut server, &life, seed, &mut pullers).await;
+    kill_again_and_again(&mut server, &life, (seed, KILLS), &mut pullers).await;
     enough.store(true, Ordering::Relaxed);
     let images: BTreeSet<u64> = pullers.join_all().await.into_iter().flatten().collect();
 
@@ -141,20 +150,79 @@ async fn pull_until(puller: &Puller, gallery: &Gallery, enough: &AtomicBool) -> 
     images
 }
 
-async fn kill_again_and_again(
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_acknowledged_push_is_whole_after_twenty_kills() {
+    let seed = seed();
+    eprintln!("MILLPOND_KILL_SEED={seed}");
+    tokio::time::timeout(LIMIT, pushes(seed)).await.unwrap();
+}
+
+async fn pushes(seed: u64) {
+    let upstream = Upstream::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = Program::new(
+        env!("CARGO_BIN_EXE_millpond"),
+        directory.path(),
+        upstream.address,
+        HOSTED,
+        &json!({}),
+    );
+    server.start();
+    let (life, watched) = watch::channel(Life::default());
+    let enough = Arc::new(AtomicBool::new(false));
+    let images = Arc::new(Images::new(seed));
+    let mut clients = JoinSet::new();
+    for number in 0..PUSHERS {
+        let pusher = Pusher::new(server.address, watched.clone(), seed ^ (number << 8));
+        let (images, enough) = (Arc::clone(&images), Arc::clone(&enough));
+        clients.spawn(async move { push_until(&pusher, &images, number, &enough).await });
+    }
+    kill_again_and_again(&mut server, &life, (seed, PUSH_KILLS), &mut clients).await;
+    enough.store(true, Ordering::Relaxed);
+    let acknowledged: Vec<ToPush> = clients.join_all().await.into_iter().flatten().collect();
+    eprintln!("{PUSH_KILLS} kills, {} images pushed", acknowledged.len());
+    // What the process has in memory proves nothing.
+    server.kill();
+    server.start();
+    let pusher = Pusher::new(server.address, watched, seed);
+    for image in &acknowledged {
+        pusher.verify(image).await;
+    }
+    server.stop();
+    assert_stored(directory.path(), &BTreeMap::new());
+}
+
+/// Pushes images until told that it is enough. Returns those whose manifest was acknowledged.
+async fn push_until(
+    pusher: &Pusher,
+    images: &Images,
+    number: u64,
+    enough: &AtomicBool,
+) -> Vec<ToPush> {
+    let mut acknowledged = Vec::new();
+    while !enough.load(Ordering::Relaxed) {
+        // Two of them push into each repository.
+        let image = images.make(&format!("ci/app-{}", number / 2));
+        pusher.push(&image).await;
+        acknowledged.push(image);
+    }
+    acknowledged
+}
+
+async fn kill_again_and_again<T: std::fmt::Debug + 'static>(
     server: &mut Program,
     life: &watch::Sender<Life>,
-    seed: u64,
-    pullers: &mut JoinSet<Vec<u64>>,
+    (seed, kills): (u64, usize),
+    clients: &mut JoinSet<T>,
 ) {
     let mut random = fastrand::Rng::with_seed(seed);
     life.send_modify(Life::begin);
-    for _ in 0..KILLS {
+    for _ in 0..kills {
         let moment = Duration::from_millis(random.u64(LIFE_MS));
         tokio::select! {
             () = tokio::time::sleep(moment) => {}
             // None ends before it is told to, save by failing.
-            ended = pullers.join_next() => panic!("a puller failed: {ended:?}"),
+            ended = clients.join_next() => panic!("a client failed: {ended:?}"),
         }
         // Before the kill, so that whoever sees a connection break knows why.
         life.send_modify(Life::end);

@@ -33,6 +33,15 @@ impl Life {
         self.ended += 1;
         self.lives = false;
     }
+
+    pub(crate) fn lives(&self) -> bool {
+        self.lives
+    }
+
+    /// Whether the server was killed since then.
+    pub(crate) fn has_ended_since(&self, before: Self) -> bool {
+        self.ended > before.ended
+    }
 }
 
 #[derive(Clone)]
@@ -84,7 +93,7 @@ impl Puller {
         let mut life = self.life.clone();
         let mut have = 0;
         loop {
-            let before = *life.wait_for(|life| life.lives).await.unwrap();
+            let before = *life.wait_for(Life::lives).await.unwrap();
             // From scratch, as dockerd does; or the rest, as containerd does.
             if have == wanted.len() || self.random.lock().unwrap().bool() {
                 have = 0;
@@ -92,7 +101,7 @@ impl Puller {
             let Err(why) = self.attempt(path, wanted, &mut have).await else {
                 return;
             };
-            let killed = life.borrow().ended > before.ended;
+            let killed = life.borrow().has_ended_since(before);
             assert!(killed, "{path}: {why}, and nobody killed the server");
         }
     }

@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 25] = [
+const ORDER: [&str; 26] = [
     "oci",
     "error_chain",
     "clock",
@@ -41,6 +41,7 @@ const ORDER: [&str; 25] = [
     "cache",
     "health",
     "download",
+    "hosted",
     "mirror",
     "server",
     "admin",

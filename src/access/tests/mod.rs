@@ -58,6 +58,7 @@ fn decide(access: &Access, caller: &Caller, repository: &str, action: Permission
         Err(Denied::Anonymous(rule)) => format!("401 {}", rule.as_deref().unwrap_or("-")),
         Err(Denied::Caller(rule)) => format!("403 {}", rule.as_deref().unwrap_or("-")),
         Err(Denied::Hidden(rule)) => format!("404 {rule}"),
+        Err(Denied::NoWriters { action, .. }) => format!("nobody may {action}"),
         Err(Denied::Listed(entry)) => format!("listed {}", entry.reference),
     }
 }
@@ -75,6 +76,30 @@ fn without_rules_and_users_everyone_reads() {
         decide(&access, &anonymous, "x/y", Permission::List),
         "allowed"
     );
+}
+
+#[test]
+fn without_rules_and_users_only_a_unix_socket_writes() {
+    let access = access("", false);
+    let remote = caller(None, Some("127.0.0.1"));
+    let local = Caller {
+        is_local: true,
+        ..caller(None, None)
+    };
+    for (action, refused) in [
+        (Permission::Push, "nobody may push"),
+        (Permission::Delete, "nobody may delete"),
+    ] {
+        assert_eq!(decide(&access, &remote, "ci/app", action), refused);
+        assert_eq!(decide(&access, &local, "ci/app", action), "allowed");
+    }
+    let denied = Denied::NoWriters {
+        action: "push",
+        repository: "ci/app".into(),
+    };
+    let message = denied.to_string();
+    let rule = "{networks: [10.0.0.0/8], repositories: [ci/app], actions: [push], effect: allow}";
+    assert!(message.contains(rule), "{message}");
 }
 
 #[test]

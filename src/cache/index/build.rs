@@ -60,6 +60,8 @@ impl Unreadables {
 pub(crate) struct Settled {
     pub(crate) gone: usize,
     pub(crate) dangling: usize,
+    /// Links of hosted repositories without a file: their content is lost.
+    pub(crate) lost: usize,
     pub(crate) orphans: usize,
 }
 
@@ -200,7 +202,7 @@ impl Index {
     // --- Both together -------------------------------------------------------------------------
 
     /// A page of entries after everything was seen: forgets those without a link, and marks links
-    /// without a file if `removes`. Returns where the next page begins.
+    /// without a file if `removes`; those of hosted repositories stay. Returns where the next page begins.
     pub(crate) fn settle_entries(
         &mut self,
         (from, max): (usize, usize),
@@ -218,9 +220,16 @@ impl Index {
                 settled.gone += 1;
                 self.remove_entry(id);
                 self.forget_unneeded(blob);
-            } else if seen && !file && !unreadable.may_have_file(&digest) && removes {
-                settled.dangling += 1;
-                self.mark(id);
+            } else if seen && !file && !unreadable.may_have_file(&digest) {
+                if self.is_hosted(self.entries.get(id)) {
+                    settled.lost += 1;
+                    self.note_loss(blob);
+                } else if removes {
+                    settled.dangling += 1;
+                    self.mark(id);
+                }
+            } else {
+                self.note_opaque(id);
             }
         }
         next

@@ -73,10 +73,10 @@ impl Index {
 
     /// An entry is to be removed, whatever its time.
     pub(super) fn mark(&mut self, id: Id<Entry>) {
-        let entry = self.entries.get_mut(id);
-        entry.state = LinkState::Marked;
-        let blob = entry.blob;
-        self.enqueue(blob);
+        self.set_link_state(id, LinkState::Marked);
+        // From now on it serves no request.
+        self.epoch.begin();
+        self.enqueue(self.entries.get(id).blob);
     }
 
     pub(crate) fn mark_link(&mut self, link: &Link) {
@@ -155,13 +155,16 @@ impl Index {
     }
 
     fn due_links(&self, id: Id<Blob>) -> Vec<DueLink> {
-        let whole = matches!(
-            self.blobs.get(id).state,
-            BlobState::Evicting | BlobState::Quarantined
-        );
-        let is_due = |state: LinkState| whole || state.is_marked() || state == LinkState::Expired;
+        let state = self.blobs.get(id).state;
+        let whole = |entry: &Entry| match state {
+            BlobState::Evicting => true,
+            // What a hosted repository has lost is no cache miss: a push heals it.
+            BlobState::Quarantined => !self.is_hosted(entry),
+            BlobState::Absent | BlobState::Present => false,
+        };
+        let is_due = |state: LinkState| state.is_marked() || state == LinkState::Expired;
         self.entries_of(id)
-            .filter(|(_, entry)| is_due(entry.state))
+            .filter(|(_, entry)| is_due(entry.state) || whole(entry))
             .map(|(id, entry)| DueLink {
                 entry: id,
                 link: self.link_of(entry),
@@ -188,15 +191,14 @@ impl Index {
                 for tag in &due.tags {
                     // It may name something else by now.
                     if repo.tags.get(tag) == Some(&hash) {
-                        repo.tags.remove(tag);
+                        repo.remove_tag(tag);
                     }
                 }
                 self.remove_entry(due.entry);
             } else {
                 let quarantined = self.blobs.get(job.blob).state == BlobState::Quarantined;
-                let entry = self.entries.get_mut(due.entry);
-                let marked = quarantined || entry.state.is_marked();
-                entry.state = LinkState::Failed { marked };
+                let marked = quarantined || self.entries.get(due.entry).state.is_marked();
+                self.set_link_state(due.entry, LinkState::Failed { marked });
                 self.schedule(due.entry, now.after(RETRY).seconds());
             }
         }

@@ -82,7 +82,8 @@ impl Index {
             looked_at += 1;
             self.lru
                 .remove(image, &mut self.blobs.get_mut(image).ranked);
-            let used = self.image_use(image).millis();
+            let order = self.eviction_order(image).unwrap_or(0);
+            let used = self.image_use(image).millis().saturating_add(order);
             if used > place {
                 // Uses don't move an image in the order.
                 self.put_back(image, used);
@@ -93,12 +94,12 @@ impl Index {
                     self.enqueue(id);
                 }
             } else {
-                kept.push(image);
+                kept.push((image, now.millis().saturating_add(order)));
             }
         }
         // To be looked at again when everything else has been.
-        for image in kept {
-            self.put_back(image, now.millis());
+        for (image, place) in kept {
+            self.put_back(image, place);
         }
         looked_at
     }
@@ -113,7 +114,13 @@ impl Index {
         if self.is_pinned(image, shields) {
             return None;
         }
-        let members = self.image(image, |manifest| self.is_pinned(manifest, shields));
+        // What a hosted repository links, too, isn't evicted with a mirrored image.
+        let order = self.eviction_order(image)?;
+        let stays = |id| self.eviction_order(id).is_none_or(|other| other > order);
+        let mut members = self.image(image, |manifest| {
+            self.is_pinned(manifest, shields) || stays(manifest)
+        });
+        members.retain(|id| !stays(*id));
         let busy = members.iter().any(|id| self.blobs.get(*id).is_busy());
         (!busy).then_some(members)
     }
@@ -150,11 +157,16 @@ impl Index {
 
     /// Puts a blob that heads an image and stays into the LRU order, and takes any other out.
     pub(super) fn rank(&mut self, id: Id<Blob>) {
+        let order = self.eviction_order(id);
         let blob = self.blobs.get_mut(id);
-        if blob.parents > 0 || blob.state != BlobState::Present {
-            self.lru.remove(id, &mut blob.ranked);
-        } else if blob.ranked.time().is_none() {
-            self.lru.set(id, &mut blob.ranked, blob.last_use.millis());
+        match order {
+            Some(order) if blob.parents == 0 && blob.state == BlobState::Present => {
+                if blob.ranked.time().is_none() {
+                    let place = blob.last_use.millis().saturating_add(order);
+                    self.lru.set(id, &mut blob.ranked, place);
+                }
+            }
+            _ => self.lru.remove(id, &mut blob.ranked),
         }
     }
 }

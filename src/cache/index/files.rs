@@ -28,6 +28,7 @@ impl Index {
         let (before, size) = (std::mem::replace(&mut blob.state, state), blob.size);
         if before.has_file() != state.has_file() {
             self.space.count_file(size, state.has_file());
+            self.count_file_in_spaces(id, size, state.has_file());
         }
         let evicting = |state| state == BlobState::Evicting;
         if evicting(before) != evicting(state) {
@@ -60,7 +61,8 @@ impl Index {
     pub(super) fn file_removed(&mut self, id: Id<Blob>) {
         let blob = self.blobs.get_mut(id);
         blob.check = Check::UNKNOWN;
-        if blob.state.has_file() {
+        self.hosted.unsynced.remove(&id);
+        if self.blobs.get(id).state.has_file() {
             self.set_state(id, BlobState::Absent);
             self.forget_references(id);
         }
@@ -164,6 +166,7 @@ impl Index {
     pub(crate) fn quarantine(&mut self, id: Id<Blob>) {
         self.file_removed(id);
         self.set_state(id, BlobState::Quarantined);
+        self.note_loss(id);
         self.epoch.begin();
         self.wake_ups.freed = true;
     }

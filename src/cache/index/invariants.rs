@@ -1,10 +1,11 @@
 //! The invariants of the index, between any two steps.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher as _;
 
 use super::Index;
 use super::values::{BlobState, LinkState, Turn};
+use crate::storage::LinkKind;
 
 impl Index {
     /// Compares every sum, list, order and count with the values that it covers.
@@ -13,6 +14,7 @@ impl Index {
         self.check_blobs();
         self.check_references();
         self.check_orders();
+        self.check_hosted();
     }
 
     fn check_entries(&self) {
@@ -33,8 +35,10 @@ impl Index {
             let deadline = entry.deadline.time();
             if stays && let Some(due) = due {
                 let is_pinned = self.is_protected(entry);
+                // What a rule keeps is looked at again from time to time.
+                let in_time = deadline.is_some_and(|at| at <= due || is_pinned);
                 assert!(
-                    deadline.is_some_and(|at| at <= due || is_pinned),
+                    in_time || self.kept_until(id, due).is_some(),
                     "{entry:?} has no deadline"
                 );
             }
@@ -106,6 +110,40 @@ impl Index {
         );
     }
 
+    /// What hosted repositories count, against their links.
+    fn check_hosted(&self) {
+        let mut stored = vec![0; self.space_bytes().len()];
+        for (id, blob) in self.blobs.iter() {
+            let spaces: HashSet<_> = (self.entries_of(id))
+                .filter_map(|(_, entry)| self.repos.get(entry.repo).hosted.as_ref())
+                .map(|hosted| hosted.space)
+                .collect();
+            for space in spaces {
+                stored[space] += blob.file_size().unwrap_or(0);
+            }
+        }
+        for (bytes, stored) in self.space_bytes().iter().zip(stored) {
+            assert_eq!(bytes.stored, stored, "bytes of a space");
+        }
+        for (id, repo) in self.repos.iter() {
+            let Some(hosted) = &repo.hosted else { continue };
+            let (mut references, mut tagged) = (HashMap::new(), HashMap::new());
+            for (_, entry) in self.entries.iter().filter(|(_, entry)| entry.repo == id) {
+                if entry.kind == LinkKind::Revision && !entry.state.is_marked() {
+                    let manifest = self.blobs.get(entry.blob).manifest;
+                    for hash in self.graph.all_references(manifest) {
+                        *references.entry(hash).or_insert(0) += 1;
+                    }
+                }
+            }
+            for hash in repo.tags.values() {
+                *tagged.entry(*hash).or_insert(0) += 1;
+            }
+            assert_eq!(hosted.references, references, "references in {}", repo.name);
+            assert_eq!(hosted.tagged, tagged, "tags of {}", repo.name);
+        }
+    }
+
     /// Everything is in each order once, where its slot says.
     fn check_orders(&self) {
         let mut expected: Vec<_> = self
@@ -117,7 +155,9 @@ impl Index {
         assert_eq!(self.deadlines.all(), expected, "deadlines");
         let mut expected = Vec::new();
         for (id, blob) in self.blobs.iter() {
-            let ranked = blob.parents == 0 && blob.state == BlobState::Present;
+            let ranked = blob.parents == 0
+                && blob.state == BlobState::Present
+                && self.eviction_order(id).is_some();
             assert_eq!(blob.ranked.time().is_some(), ranked, "{blob:?}");
             expected.extend(blob.ranked.time().map(|at| (at, id)));
         }

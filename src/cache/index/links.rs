@@ -13,8 +13,7 @@ impl Index {
         if let Some(known) = self.find_repo(name.as_str()) {
             return known;
         }
-        let repo = Repo::new(name.clone(), self.settings.ttl.ttl(name));
-        self.repos.insert(repo)
+        self.repos.insert(self.new_repo(name))
     }
 
     pub(super) fn intern_blob(&mut self, digest: &Digest) -> Id<Blob> {
@@ -31,11 +30,19 @@ impl Index {
         (repo, kind, blob): (Id<Repo>, LinkKind, Id<Blob>),
         times: (Origin, Timestamp),
     ) -> Id<Entry> {
+        self.count_in_space(repo, blob, true);
         let mut entry = Entry::new((repo, kind, blob), times);
         entry.next = self.blobs.get(blob).first;
         let id = self.entries.insert(entry);
         self.blobs.get_mut(blob).first = Some(id);
-        self.repos.get_mut(repo).entries += 1;
+        let owner = self.repos.get_mut(repo);
+        owner.entries += 1;
+        if owner.hosted.is_some() {
+            if kind == LinkKind::Revision {
+                self.count_parts(repo, blob, true);
+            }
+            self.rank_again(blob);
+        }
         self.schedule_deadline(id);
         id
     }
@@ -119,7 +126,7 @@ impl Index {
         kept.then_some((entry, id))
     }
 
-    fn note_use(&mut self, id: Id<Entry>, blob: Id<Blob>, now: Timestamp) {
+    pub(super) fn note_use(&mut self, id: Id<Entry>, blob: Id<Blob>, now: Timestamp) {
         let entry = self.entries.get_mut(id);
         entry.last_use = entry.last_use.max(now);
         self.mark_dirty(id);
@@ -135,11 +142,10 @@ impl Index {
     }
 
     /// Nothing removes the link before its time is over.
-    fn keep(&mut self, id: Id<Entry>) {
-        let entry = self.entries.get_mut(id);
-        entry.state = LinkState::Kept;
+    pub(super) fn keep(&mut self, id: Id<Entry>) {
+        self.set_link_state(id, LinkState::Kept);
         // One that was due is in no order.
-        if entry.deadline.time().is_none() {
+        if self.entries.get(id).deadline.time().is_none() {
             self.schedule_deadline(id);
         }
     }
@@ -149,9 +155,17 @@ impl Index {
         let entry = self.entries.get_mut(id);
         self.deadlines.remove(id, &mut entry.deadline);
         let (repo, blob, next) = (entry.repo, entry.blob, entry.next);
+        let counts = entry.kind == LinkKind::Revision && !entry.state.is_marked();
         self.note_removed(self.link_of(self.entries.get(id)));
         self.unchain(id, blob, next);
         self.entries.remove(id);
+        if self.repos.get(repo).hosted.is_some() {
+            self.count_in_space(repo, blob, false);
+            if counts {
+                self.count_parts(repo, blob, false);
+            }
+            self.rank_again(blob);
+        }
         let owner = self.repos.get_mut(repo);
         owner.entries = owner.entries.saturating_sub(1);
         if owner.entries == 0 {
@@ -225,6 +239,7 @@ impl Index {
         if !needed {
             let (hash, parents) = (self.hash_blob(id), blob.parents);
             self.blobs.remove(id);
+            self.hosted.forget(id);
             self.graph.put_count(hash, parents);
         }
     }
@@ -233,13 +248,22 @@ impl Index {
     pub(crate) fn set_tag(&mut self, repo: &RepoName, tag: &Tag, digest: &Digest) {
         let hash = self.hash_digest(digest);
         if let Some(id) = self.find_repo(repo.as_str()) {
-            self.repos.get_mut(id).tags.insert(tag.clone(), hash);
+            let before = self.repos.get_mut(id).set_tag(tag, hash);
+            self.untagged(id, before);
         }
     }
 
     pub(crate) fn remove_tag(&mut self, repo: &RepoName, tag: &Tag) {
         if let Some(id) = self.find_repo(repo.as_str()) {
-            self.repos.get_mut(id).tags.remove(tag);
+            let before = self.repos.get_mut(id).remove_tag(tag);
+            self.untagged(id, before);
+        }
+    }
+
+    /// A tag doesn't name a manifest any more, by the hash of its digest.
+    pub(super) fn untagged(&mut self, repo: Id<Repo>, hash: Option<u64>) {
+        if let Some(hash) = hash.filter(|_| self.repos.get(repo).hosted.is_some()) {
+            self.reschedule(repo, hash);
         }
     }
 }

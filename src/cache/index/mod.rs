@@ -29,14 +29,18 @@
 //! the log otherwise. `check_invariants` compares all of it, after each step of the model test.
 
 mod build;
+mod claims;
 mod deletion;
 mod eviction;
 mod files;
+mod hosted;
 #[cfg(test)]
 mod invariants;
 mod links;
+mod losses;
 mod order;
 mod pins;
+mod quota;
 mod references;
 mod report;
 mod selection;
@@ -57,10 +61,13 @@ use super::{CacheSettings, Upkeep};
 use crate::oci::{Digest, RepoName};
 use crate::storage::{Link, LinkKind};
 pub(crate) use build::{Settled, Unreadables};
+pub(crate) use claims::Claim;
+pub use claims::ManifestPart;
 use deletion::DeleteQueue;
 pub(crate) use deletion::{DueLink, Job, RETRY};
 pub(crate) use eviction::SpaceReply;
 pub(crate) use files::Trust;
+use hosted::HostedSpaces;
 use order::Order;
 pub(crate) use pins::Pins;
 use references::Graph;
@@ -124,6 +131,7 @@ pub(crate) struct Index {
     pins: Pins,
     pub(crate) space: Space,
     changes: Changes,
+    hosted: HostedSpaces,
     /// Content whose file may be stored before its links are, and the repository that its upstream gave
     /// it for.
     arriving: Vec<(Digest, RepoName)>,
@@ -144,6 +152,7 @@ impl Index {
         let times = (Origin::Created(started), started);
         Self {
             space: Space::new(&settings),
+            hosted: HostedSpaces::new(settings.hosted.len()),
             settings,
             started,
             grace: GRACE,

@@ -6,16 +6,19 @@
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::Index;
 use super::slab::{Id, Slab};
 use super::values::{Blob, Check, Entry, LinkState, ManifestRecord, Repo};
 use crate::cache::state::timestamp::Timestamp;
-use crate::oci::{Digest, Manifest, ManifestType, RepoName};
+use crate::oci::{Descriptor, Digest, Manifest, ManifestType, RepoName};
 use crate::storage::LinkKind;
 
 /// Entries that are looked through under one lock: some ten microseconds.
 const PAGE: usize = 4096;
+/// The most bytes that the list entry of a manifest takes in memory; a longer one is read again.
+const MAX_LISTED: u64 = 4096;
 /// Parts of the table of unknown digests, so that none of them grows in a large step.
 const SHARDS: usize = 64;
 
@@ -30,6 +33,10 @@ pub(super) struct Graph {
     referrers: HashMap<u64, Vec<Id<Blob>>>,
     /// The same the other way round.
     subjects: HashMap<Id<Blob>, u64>,
+    /// Parts that a manifest's registry perhaps lacks; few manifests have some.
+    foreign: HashMap<Id<ManifestRecord>, Box<[u64]>>,
+    /// What is listed of manifests that have a subject, where hosted repositories may list them.
+    listed: HashMap<Id<Blob>, Arc<Descriptor>>,
 }
 
 impl Graph {
@@ -42,6 +49,8 @@ impl Graph {
             unknown: (0..SHARDS).map(|_| HashMap::new()).collect(),
             referrers: HashMap::new(),
             subjects: HashMap::new(),
+            foreign: HashMap::new(),
+            listed: HashMap::new(),
         }
     }
 
@@ -75,7 +84,27 @@ impl Graph {
         self.subjects.insert(manifest, subject);
     }
 
+    /// The manifests whose subject has this hash.
+    pub(super) fn referrers_of(&self, subject: u64) -> Vec<Id<Blob>> {
+        self.referrers.get(&subject).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn subject_of(&self, manifest: Id<Blob>) -> Option<u64> {
+        self.subjects.get(&manifest).copied()
+    }
+
+    /// All that a manifest refers to, by the hashes of digests.
+    pub(super) fn all_references(&self, manifest: Option<Id<ManifestRecord>>) -> Vec<u64> {
+        let Some(id) = manifest else {
+            return Vec::new();
+        };
+        let own = &self.manifests.get(id).references;
+        let foreign = self.foreign.get(&id).into_iter().flatten();
+        own.iter().chain(foreign).copied().collect()
+    }
+
     fn remove_subject(&mut self, manifest: Id<Blob>) {
+        self.listed.remove(&manifest);
         if let Some(subject) = self.subjects.remove(&manifest)
             && let Slot::Occupied(mut referrers) = self.referrers.entry(subject)
         {
@@ -116,11 +145,16 @@ impl Index {
         {
             let own = self.hash_digest(digest);
             // A registry may lack a foreign layer: that a manifest lists one proves nothing.
-            let own_parts = parts.clone().filter(|part| !part.is_foreign());
-            let hashes = own_parts.map(|part| self.hash_digest(&part.digest));
-            let mut hashes: Vec<_> = hashes.filter(|hash| *hash != own).collect();
-            hashes.sort_unstable();
-            hashes.dedup();
+            let hashes_of = |foreign: bool| {
+                let parts = parts.clone().filter(|part| part.is_foreign() == foreign);
+                let hashes = parts.map(|part| self.hash_digest(&part.digest));
+                let mut hashes: Vec<_> = hashes.filter(|hash| *hash != own).collect();
+                hashes.sort_unstable();
+                hashes.dedup();
+                hashes
+            };
+            let (hashes, mut foreign) = (hashes_of(false), hashes_of(true));
+            foreign.retain(|hash| hashes.binary_search(hash).is_err());
             for hash in &hashes {
                 self.count_reference(*hash, true);
             }
@@ -128,11 +162,22 @@ impl Index {
                 media_type: manifest.media_type,
                 references: hashes.into_boxed_slice(),
             });
+            if self.has_hosted() && !foreign.is_empty() {
+                self.graph
+                    .foreign
+                    .insert(record, foreign.into_boxed_slice());
+            }
             self.blobs.get_mut(id).manifest = Some(record);
             if let Some(subject) = &manifest.subject {
                 let subject = self.hash_digest(&subject.digest);
                 self.graph.set_subject(id, subject);
+                self.list(id, manifest);
             }
+            self.count_manifest(id, true);
+        }
+        // Nobody vouches for what a client has pushed.
+        if self.find_blob(digest).is_some_and(|id| self.is_pushed(id)) {
+            return;
         }
         for part in parts {
             if let Some(id) = self.find_blob(&part.digest) {
@@ -145,9 +190,24 @@ impl Index {
         }
     }
 
+    /// Keeps in memory what lists of referrers have of a manifest, unless that is large.
+    fn list(&mut self, id: Id<Blob>, manifest: &Manifest) {
+        let blob = self.blobs.get(id);
+        let descriptor = manifest.descriptor(blob.digest(), blob.size);
+        if self.has_hosted() && descriptor.memory() <= MAX_LISTED {
+            self.graph.listed.insert(id, Arc::new(descriptor));
+        }
+    }
+
     pub(super) fn forget_references(&mut self, id: Id<Blob>) {
+        if self.blobs.get(id).manifest.is_some() {
+            self.count_manifest(id, false);
+        }
         self.graph.remove_subject(id);
         let manifest = self.blobs.get_mut(id).manifest.take();
+        if let Some(manifest) = manifest {
+            self.graph.foreign.remove(&manifest);
+        }
         if let Some(manifest) = manifest.and_then(|manifest| self.graph.manifests.remove(manifest))
         {
             for hash in &manifest.references {
@@ -205,6 +265,25 @@ impl Index {
         linked.collect()
     }
 
+    /// The same with what lists have of each, where that is in memory.
+    pub(crate) fn listed_referrers(
+        &self,
+        repo: &RepoName,
+        subject: &Digest,
+    ) -> Vec<(Digest, Option<Arc<Descriptor>>)> {
+        let listed = |digest: Digest| {
+            let id = self.find_blob(&digest);
+            (
+                digest,
+                id.and_then(|id| self.graph.listed.get(&id).cloned()),
+            )
+        };
+        self.referrers(repo, subject)
+            .into_iter()
+            .map(listed)
+            .collect()
+    }
+
     /// The manifest behind a link of this repository, where the link is kept and the file is there.
     fn live_revision(&self, entry: &Entry, repo: Id<Repo>) -> Option<&Blob> {
         let live = entry.kind == LinkKind::Revision
@@ -215,7 +294,7 @@ impl Index {
     }
 
     /// The blobs that a manifest refers to, where they are known.
-    fn references(&self, id: Id<Blob>) -> impl Iterator<Item = (Id<Blob>, &Blob)> {
+    pub(super) fn references(&self, id: Id<Blob>) -> impl Iterator<Item = (Id<Blob>, &Blob)> {
         let manifest = self.blobs.get(id).manifest;
         let references = manifest.map_or(&[][..], |id| &self.graph.manifests.get(id).references);
         references.iter().filter_map(|hash| {

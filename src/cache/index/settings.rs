@@ -41,8 +41,11 @@ impl Index {
     pub(crate) fn renew_ttls(&mut self, from: usize, max: usize) -> Option<usize> {
         let (page, next) = self.repos.page(from, max);
         for id in page {
-            let ttl = self.settings.ttl.ttl(&self.repos.get(id).name);
-            self.repos.get_mut(id).ttl = ttl;
+            let repo = self.repos.get(id);
+            if repo.hosted.is_none() {
+                let ttl = self.settings.ttl.ttl(&repo.name);
+                self.repos.get_mut(id).ttl = ttl;
+            }
         }
         next
     }
@@ -52,6 +55,11 @@ impl Index {
     pub(crate) fn renew_deadlines(&mut self, from: usize, max: usize) -> Option<usize> {
         let (page, next) = self.entries.page(from, max);
         for id in page {
+            let entry = self.entries.get(id);
+            if self.is_hosted(entry) {
+                let blob = entry.blob;
+                self.rank_again(blob);
+            }
             let entry = self.entries.get(id);
             // What has expired is being deleted.
             if entry.state.is_marked() {

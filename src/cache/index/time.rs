@@ -52,7 +52,11 @@ impl Index {
 
     /// When an entry expires, in whole seconds, rounded up; none is never.
     pub(super) fn deadline(&self, entry: &Entry) -> Option<u32> {
-        let ttl = self.repos.get(entry.repo).ttl?;
+        let repo = self.repos.get(entry.repo);
+        if let Some(hosted) = &repo.hosted {
+            return self.hosted_deadline(entry, hosted);
+        }
+        let ttl = repo.ttl?;
         let (mut deadline, since) = self.settings.ttl.due(entry.origin(), entry.last_use, ttl);
         if since < self.started {
             deadline = deadline.max(self.started.after(ttl.min(self.grace)));
@@ -133,7 +137,12 @@ impl Index {
                 Some(_) if self.protected_until(repo, blob, shields).is_some() => {
                     return self.schedule(id, now.saturating_add(PIN_CHECK));
                 }
-                Some(_) => self.entries.get_mut(id).state = LinkState::Expired,
+                Some(_) => {
+                    if let Some(later) = self.kept_until(id, now) {
+                        return self.schedule(id, later);
+                    }
+                    self.set_link_state(id, LinkState::Expired);
+                }
             }
         }
         self.enqueue(blob);
@@ -191,7 +200,10 @@ impl Index {
             origin: entry.origin(),
             last_use: entry.last_use,
             expiry: self.deadline(entry).map(Timestamp::from_seconds),
-            verified: blob.check.modified().map(|modified| (blob.size, modified)),
+            // One that isn't durable may be torn by a power cut: it is verified again after a start.
+            verified: (blob.check.modified())
+                .filter(|_| !self.hosted.unsynced.contains(&entry.blob))
+                .map(|modified| (blob.size, modified)),
         }
     }
 

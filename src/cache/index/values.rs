@@ -1,6 +1,6 @@
 //! The values of the index: repositories, blobs, what manifests refer to, and links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ pub(super) struct Repo {
     pub(super) entries: u32,
     /// Tags, with the hash of the digest they name.
     pub(super) tags: BTreeMap<Tag, u64>,
+    pub(super) hosted: Option<Box<HostedRepo>>,
 }
 
 impl Repo {
@@ -29,6 +30,41 @@ impl Repo {
             ttl,
             entries: 0,
             tags: BTreeMap::new(),
+            hosted: None,
+        }
+    }
+
+    pub(super) fn hosted(name: RepoName, space: usize) -> Self {
+        let hosted = HostedRepo {
+            space,
+            ..HostedRepo::default()
+        };
+        Self {
+            hosted: Some(Box::new(hosted)),
+            ..Self::new(name, None)
+        }
+    }
+
+    /// Makes a tag name the digest with this hash. Returns the hash that it named before.
+    pub(super) fn set_tag(&mut self, tag: &Tag, hash: u64) -> Option<u64> {
+        let before = self.tags.insert(tag.clone(), hash);
+        self.count_tag(hash, true);
+        if let Some(before) = before {
+            self.count_tag(before, false);
+        }
+        before
+    }
+
+    /// Removes a tag. Returns the hash that it named.
+    pub(super) fn remove_tag(&mut self, tag: &Tag) -> Option<u64> {
+        let before = self.tags.remove(tag)?;
+        self.count_tag(before, false);
+        Some(before)
+    }
+
+    fn count_tag(&mut self, hash: u64, more: bool) {
+        if let Some(hosted) = &mut self.hosted {
+            counted(&mut hosted.tagged, hash, more);
         }
     }
 
@@ -44,6 +80,33 @@ impl Repo {
         let named = self.tags.iter().filter(move |(_, named)| **named == hash);
         named.map(|(tag, _)| tag)
     }
+}
+
+/// What is known of a hosted repository beside its entries.
+#[derive(Debug, Default)]
+pub(super) struct HostedRepo {
+    /// The position of its policy.
+    pub(super) space: usize,
+    /// How many manifests of the repository refer to a digest, by its hash.
+    pub(super) references: HashMap<u64, u32>,
+    /// How many tags name a digest, by its hash.
+    pub(super) tagged: HashMap<u64, u32>,
+}
+
+/// Counts one more or one fewer of something. True when none is left.
+pub(super) fn counted(counts: &mut HashMap<u64, u32>, hash: u64, more: bool) -> bool {
+    let count = counts.entry(hash).or_default();
+    debug_assert!(more || *count > 0, "one reference too many is removed");
+    *count = if more {
+        count.saturating_add(1)
+    } else {
+        count.saturating_sub(1)
+    };
+    let is_zero = *count == 0;
+    if is_zero {
+        counts.remove(&hash);
+    }
+    is_zero
 }
 
 impl Keyed for Repo {

@@ -1,6 +1,7 @@
 //! How long entries are kept and how much may be stored: pure functions without I/O and without the
 //! index.
 
+mod hosted;
 mod space;
 
 use std::time::Duration;
@@ -10,6 +11,7 @@ use crate::oci::RepoName;
 
 use super::state::file::Origin;
 use super::state::timestamp::Timestamp;
+pub use hosted::{HostedPolicy, OverQuota};
 pub use space::SpaceRequest;
 pub(super) use space::{Decision, Space};
 

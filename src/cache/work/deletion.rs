@@ -66,6 +66,8 @@ async fn delete(shared: &Inner, job: Job) {
 async fn unlink(shared: &Inner, DueLink { link, tags, .. }: &DueLink) -> bool {
     let Link { repo, digest, .. } = link;
     for tag in tags {
+        // Until it is gone, or found to name something else.
+        let _lock = shared.tags.lock((repo.clone(), tag.clone())).await;
         let named = match shared.store.tag(repo, tag).await {
             Ok(named) => named,
             Err(error) => return shared.succeeded("tag", Err(error)),

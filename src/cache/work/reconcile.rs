@@ -98,6 +98,40 @@ async fn load_and_build(shared: &Arc<Inner>) -> Result<(), String> {
     build(shared).await.map_err(|error| on_one_line(&error))
 }
 
+/// Warns of repositories that have become hosted, and of those that aren't any more.
+async fn note_hosted(shared: &Inner) {
+    let before = match shared.store.hosted_before().await {
+        Ok(before) => before,
+        Err(error) => {
+            let error = on_one_line(&error);
+            tracing::warn!(
+                error,
+                "it isn't known which repositories were hosted before"
+            );
+            return;
+        }
+    };
+    let (mut new, mut gone) = (0_usize, 0_usize);
+    for (repo, is_hosted) in shared.repositories().await {
+        let was_hosted = before.iter().any(|pattern| pattern.matches(repo.as_str()));
+        new += usize::from(is_hosted && !was_hosted);
+        gone += usize::from(was_hosted && !is_hosted);
+    }
+    if new > 0 {
+        tracing::warn!(
+            repositories = new,
+            "were cached before they became hosted; what they have is kept as hosted content"
+        );
+    }
+    if gone > 0 {
+        tracing::error!(
+            repositories = gone,
+            "were hosted and match no pattern of `hosted` any more: what clients have pushed to them \
+             expires like what is cached, unless a pattern has them again"
+        );
+    }
+}
+
 async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
     for first in 0..=u8::MAX {
         for page in shared.store.blobs(first).await?.chunks(PAGE) {
@@ -124,6 +158,9 @@ async fn build(shared: &Arc<Inner>) -> Result<(), StoreError> {
     unseen.add(&unreadable);
     shared.counts.lock().unreadable = unseen.count;
     read_manifests(shared).await;
+    if shared.settings.upkeep == Upkeep::Full {
+        note_hosted(shared).await;
+    }
     settle(shared, &unseen).await;
     Ok(())
 }
@@ -175,6 +212,8 @@ async fn list_tags(shared: &Inner, repo: &RepoName) -> Result<(), StoreError> {
         unreadable.add(&shared.store.unreadable().await?);
         if unreadable.may_have_link(&digest) {
             shared.with(|index| index.set_tag(repo, &tag, &digest));
+        } else if shared.with(|index| index.hosts(repo)) {
+            tracing::error!(%repo, tag = tag.as_str(), %digest, "a hosted tag names a manifest that is lost");
         } else if shared.settings.upkeep == Upkeep::Full {
             // A tag is pointed at a manifest after that is linked: this one's link has gone.
             tracing::info!(%repo, tag = tag.as_str(), "a tag named a manifest that is gone");
@@ -227,8 +266,15 @@ async fn settle(shared: &Inner, unseen: &Unreadables) {
     let Settled {
         gone,
         dangling,
+        lost,
         orphans,
     } = settled;
+    if lost > 0 {
+        tracing::error!(
+            links = lost,
+            "hosted repositories have lost content: files are missing; pushing it again heals that"
+        );
+    }
     if gone + dangling + orphans > 0 {
         tracing::info!(
             entries_without_link = gone,

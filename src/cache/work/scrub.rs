@@ -175,7 +175,9 @@ impl Cache {
         let now = self.inner.clock.wall();
         uploads.retain(|upload| {
             let age = now.duration_since(upload.modified).unwrap_or_default();
-            age >= ABANDONED_AFTER
+            // Those of hosted repositories have a time of their own.
+            let session = upload.session.as_ref();
+            age >= ABANDONED_AFTER && session.is_none_or(|(repo, _)| !self.hosts(repo))
         });
         Ok(uploads)
     }

@@ -23,6 +23,18 @@ impl Section<'_> {
         }
     }
 
+    /// The same where the value `restricts` something. Other values say what holds in any case.
+    pub(in crate::config) fn refuse_if(
+        &self,
+        key: &'static str,
+        restricts: impl FnOnce(&Node) -> bool,
+        reason: &str,
+    ) {
+        if self.demanded(key).is_some_and(|node| restricts(&node)) {
+            self.reject(key, format_args!("is not supported: {reason}"));
+        }
+    }
+
     /// A storage driver that isn't implemented. Naming it is enough, even without parameters.
     pub(in crate::config) fn refuse_driver(&self, key: &'static str) {
         if self.demanded(key).is_some() {

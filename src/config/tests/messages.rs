@@ -549,6 +549,63 @@ proxy: {offline: true, authorize: caller}
 => 2: `proxy.offline` needs `authorize: shared`: an upstream that isn't asked permits no caller anything
 proxy: {fillafter: 0%}
 => 2: `proxy.fillafter` is "0%"; write a whole percentage from 1% to 100%, such as 50%
+hosted: [{repositories: [a/**]}]
+=> 2: `hosted[0].name` is missing; write one such as ci
+hosted: [{name: a/b, repositories: [a/**]}]
+=> 2: `hosted[0].name` is "a/b"; write lower-case letters and digits, separated by one of . _ -, such as ci
+hosted: [{name: a}]
+=> 2: `hosted[0].repositories` is missing; write patterns such as ["ci/**"]
+hosted: [{name: a, repositories: []}]
+=> 2: `hosted[0].repositories` needs a pattern such as ci/**
+hosted: [{name: a, repositories: [A]}]
+=> 2: `hosted[0].repositories[0]` is "A"; write a repository of lower-case letters, digits and . _ - /, or * and ** for any of them, such as ghcr.io/owner/**
+hosted: [{name: a, repositories: [a/**]}, {name: a, repositories: [b/**]}]
+=> 2: `hosted[1].name` is a, as another one's
+hosted: [{name: a, repositories: [a/**], quota: 0}]
+=> 2: `hosted[0].quota` must be more than 0
+hosted: [{name: a, repositories: [a/**], quota: 5G}]
+=> 2: `hosted[0].quota` is "5G"; it must be a size, such as 500MB, 20MiB or 1.5GiB, or a number of bytes
+hosted: [{name: a, repositories: [a/**], maxblob: 0}]
+=> 2: `hosted[0].maxblob` must be more than 0
+hosted: [{name: a, repositories: [a/**], grace: 0}]
+=> 2: `hosted[0].grace` must be more than 0
+hosted: [{name: a, repositories: [a/**], untagged: 0}]
+=> 2: `hosted[0].untagged` is "0"; write keep, or a time such as 30days
+hosted: [{name: a, repositories: [a/**], incomplete: yes}]
+=> 2: `hosted[0].incomplete` is "yes"; write refuse or allow
+hosted: [{name: a, repositories: [a/**], immutable: [a/b]}]
+=> 2: `hosted[0].immutable[0]` is "a/b"; write a tag of letters, digits and . _ -, or * for any of them, such as v*
+hosted: [{name: a, repositories: [a/**], uploads: {max: 0}}]
+=> 2: `hosted[0].uploads.max` is "0"; write a whole number from 1 to 100000
+hosted: [{name: a, repositories: [a/**], uploads: {ttl: 0}}]
+=> 2: `hosted[0].uploads.ttl` must be more than 0
+hosted: [{name: a, repositories: [a/**], sync: never}]
+=> 2: `hosted[0].sync` is "never"; write manifest or blob
+storage: {delete: {enabled: false}}
+hosted: [{name: a, repositories: [a/**], delete: true}]
+=> 3: `hosted[0].delete` contradicts `storage.delete.enabled`, which is false
+storage: {maintenance: {readonly: {enabled: true}}}
+hosted: [{name: a, repositories: [a/**], readonly: false}]
+=> 3: `hosted[0].readonly` contradicts `storage.maintenance.readonly.enabled`, which is true
+storage: {maintenance: {uploadpurging: {enabled: false}}}
+hosted: [{name: a, repositories: [a/**]}]
+=> 2: `storage.maintenance.uploadpurging.enabled` is false, but uploads always end; write `hosted[].uploads.ttl` for a long time
+storage: {maintenance: {uploadpurging: {dryrun: true}}}
+hosted: [{name: a, repositories: [a/**]}]
+=> 2: `storage.maintenance.uploadpurging.dryrun` is not supported: uploads would never end
+validation: {manifests: {urls: {allow: ['^https://']}}}
+hosted: [{name: a, repositories: [a/**]}]
+=> 2: `validation` is not supported: the URLs of layers and the platforms of indexes can't be restricted; remove `manifests` (with `incomplete: allow` in an item of `hosted`, an index may lack manifests)
+policy: {repository: {classes: [image]}}
+hosted: [{name: a, repositories: [a/**]}]
+=> 2: `policy` is not supported: every kind of content can be pushed; remove it
+proxy: {remoteurl: none}
+=> 2: `proxy.remoteurl` is none, but nothing is hosted; write `hosted`, such as [{name: ci, repositories: ["ci/**"]}]
+proxy: {remoteurl: none, upstreams: [{name: a.b, remoteurl: 'https://a'}]}
+hosted: [{name: a, repositories: [a/**]}]
+=> 2: `proxy.upstreams` has no effect with `proxy.remoteurl: none`; remove one of them
+http: {aliases: ['https://a']}
+=> 2: `http.aliases[0]` is "https://a"; write host or host:port
 proxy: {fillafter: 50}
 => 2: `proxy.fillafter` is "50"; write a whole percentage from 1% to 100%, such as 50%
 "#;
@@ -581,7 +638,7 @@ proxy: {remoteurl: 'https://a'}
 storage: {redirect: {disable: true}}
 => 2: `storage.redirect` has no effect: blobs are never redirected to the storage
 http: {secret: hunter2}
-=> 2: `http.secret` has no effect: there are no uploads whose state needs signing
+=> 2: `http.secret` has no effect: the state of an upload isn't in its URL, and needs no signature
 http: {h2c: {enabled: true}}
 => 2: `http.h2c` has no effect: HTTP/2 without TLS is governed by `http.http2.disabled`
 http: {debug: {prometheus: {enabled: true}}}
@@ -634,6 +691,24 @@ access: [{repositories: [debian], effect: deny}]
 proxy: {remoteurl: 'https://registry-1.docker.io', anonymous: true}
 access: [{anonymous: true, effect: deny}]
 => 2: `proxy.anonymous` has no effect: the rules of `access` decide what anonymous callers may do
+hosted: [{name: a, repositories: ['**']}]
+=> 2: `hosted[0].repositories[0]` covers every name: nothing is mirrored but for clients that send the upstream's name as `ns`; write a prefix such as ci/**
+hosted: [{name: a, repositories: ['docker.io/**']}]
+=> 2: `hosted[0].repositories[0]` covers the upstream's name docker.io: such repositories aren't mirrored
+proxy: {remoteurl: 'https://a', upstreams: [{name: ghcr.io, remoteurl: 'https://ghcr.io'}]}
+hosted: [{name: a, repositories: ['ghcr.*/x']}]
+=> 3: `hosted[0].repositories[0]` covers the upstream's name ghcr.io: such repositories aren't mirrored
+hosted: [{name: a, repositories: ['library/x']}]
+=> 2: `hosted[0].repositories[0]` covers library/: Docker Hub's official images aren't mirrored
+hosted: [{name: a, repositories: [a/**], grace: 1s}]
+=> 2: `hosted[0].grace` is only 1s: it may end what a client is still pushing
+hosted: [{name: a, repositories: [a/**], quota: 1GiB, maxblob: 2GiB}]
+=> 2: `hosted[0].maxblob` has no effect: it is more than `quota`
+hosted: [{name: a, repositories: [a/**], mutable: [x]}]
+=> 2: `hosted[0].mutable` has no effect: no tag is `immutable`
+storage: {maintenance: {uploadpurging: {interval: 24h}}}
+hosted: [{name: a, repositories: [a/**]}]
+=> 2: `storage.maintenance.uploadpurging.interval` has no effect: an upload ends when its time is over
 storage: {maxsize: 200}
 => 2: `storage.maxsize` is only 200 bytes: hardly anything fits
 storage: {inmemory: , minfree: 1GiB}

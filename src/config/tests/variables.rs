@@ -34,6 +34,8 @@ REGISTRY_HTTP_NET=tcp =>   net: tcp
 REGISTRY_HTTP_PREFIX=/a/ =>   prefix: /a
 REGISTRY_HTTP_HOST=https://a.b =>   host: https://a.b/
 REGISTRY_HTTP_RELATIVEURLS=true =>   relativeurls: true
+REGISTRY_HTTP_ALIASES=['M:5000'] =>   - m:5000
+REGISTRY_HTTP_ALIASES_0=m =>   - m
 REGISTRY_HTTP_DRAINTIMEOUT=1m =>   draintimeout: 1m
 REGISTRY_HTTP_SHUTDOWNDELAY=5s =>   shutdowndelay: 5s
 REGISTRY_HEALTH_STORAGEDRIVER_ENABLED=true =>     enabled: true
@@ -65,6 +67,26 @@ REGISTRY_AUTH_GROUPS={a: [b]} =>     a:
 REGISTRY_AUTH_NETWORKS=[{networks: [10.0.0.0/8], user: a}] =>     - 10.0.0.0/8
 REGISTRY_AUTH_CERTIFICATES=[{subject: a, groups: [g]}] =>   - subject: a
 REGISTRY_AUTH_OIDC=[{issuer: 'https://a', audience: b, required: {c: d}}] =>       c: d
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**']}] => - name: ci
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], reuse: false}] =>   reuse: false
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], delete: false}] =>   delete: false
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], readonly: true}] =>   readonly: true
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], incomplete: allow}] =>   incomplete: allow
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], immutable: [v*]}] =>   - v*
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], immutable: [v*], mutable: [v0]}] =>   - v0
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], quota: 1gib}] =>   quota: 1GiB
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], maxblob: 1GiB}] =>   maxblob: 1GiB
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], uploads: {ttl: 1h}}] =>     ttl: 1h
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], uploads: {max: 7}}] =>     max: 7
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], grace: 1h}] =>   grace: 1h
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], untagged: 30days}] =>   untagged: 720h
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], ttl: 1h}] =>   ttl: 1h
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], keep: {newest: 3}}] =>     newest: 3
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], keep: {tags: [m*]}}] =>     - m*
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], evictable: true}] =>   evictable: true
+REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], sync: blob}] =>   sync: blob
+REGISTRY_HOSTED_0_NAME=ci => - name: ci
+REGISTRY_PROXY_REMOTEURL=none =>   remoteurl: none
 REGISTRY_PROXY_REMOTEURL=https://a:5 =>   remoteurl: https://a:5/
 REGISTRY_PROXY_TTL=1h =>   ttl: 1h
 REGISTRY_PROXY_TAGS_TTL=5s =>     ttl: 5s
@@ -169,6 +191,8 @@ fn other(name: &str) -> (&'static str, &'static str) {
         Some("ACCOUNTS") => ("REGISTRY_PROXY_DOCKERCONFIG", "Cargo.toml"),
         Some("CERTIFICATE") => ("REGISTRY_PROXY_KEY", "Cargo.toml"),
         Some("KEY") => ("REGISTRY_PROXY_CERTIFICATE", "Cargo.toml"),
+        Some("NAME") => ("REGISTRY_HOSTED_0_REPOSITORIES", "['ci/**']"),
+        Some("REMOTEURL") => ("REGISTRY_HOSTED", "[{name: ci, repositories: ['ci/**']}]"),
         _ => ("REGISTRY_UNUSED", ""),
     }
 }

@@ -243,17 +243,18 @@ fn walk(
 /// What pushes to the reference registry have left, finished or not.
 pub(super) fn uploads(spool: &Spool) -> Result<Vec<Upload>, StoreError> {
     let mut directories = Vec::new();
-    walk(spool, |directory, _, entries| {
+    walk(spool, |directory, name, entries| {
         if entries.iter().any(|(entry, _)| entry == UPLOADS) {
-            directories.push(directory.join(UPLOADS));
+            directories.push((directory.join(UPLOADS), RepoName::from_stored(name).ok()));
         }
     })?;
     let mut uploads = Vec::new();
-    for directory in directories {
+    for (directory, repo) in directories {
         for (entry, _) in names(spool, &directory) {
-            let path = directory.join(entry);
+            let path = directory.join(&entry);
             let mut upload = Upload {
                 path: path.clone(),
+                session: repo.clone().zip(entry.parse().ok()),
                 bytes: 0,
                 modified: SystemTime::UNIX_EPOCH,
             };

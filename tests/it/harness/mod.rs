@@ -5,6 +5,7 @@
 mod faulty;
 pub(crate) mod log;
 mod mirror;
+pub(crate) mod push;
 
 use millpond::oci::{Algorithm, Digest};
 

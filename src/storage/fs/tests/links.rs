@@ -231,3 +231,55 @@ async fn links_of_another_upstream_count_when_they_are_made_anew() {
     let tagged = store.tag(&ours.repo, &latest).await.unwrap();
     assert_eq!(tagged, Some(ours.digest));
 }
+
+/// What clients have pushed doesn't depend on who the upstream is.
+#[tokio::test]
+async fn links_of_hosted_repositories_outlive_a_change_of_the_upstream() {
+    let (_root, _layout, store) = new_store().await;
+    store.set_hosted(vec!["ci/**".parse().unwrap()]);
+    let upstream = |url: &str| BTreeMap::from([(String::new(), url.to_owned())]);
+    store.set_upstreams(upstream("https://one")).await.unwrap();
+    let (hosted, mirrored) = (repo("ci/app"), repo("library/x"));
+    for repo in [&hosted, &mirrored] {
+        let link = Link::new(repo, LinkKind::Revision, &digest("x"));
+        store.link(&link).await.unwrap();
+        store.set_tag(repo, &tag("v1"), &digest("x")).await.unwrap();
+    }
+    store.set_upstreams(upstream("https://two")).await.unwrap();
+    for (repo, proved) in [(&hosted, true), (&mirrored, false)] {
+        let link = Link::new(repo, LinkKind::Revision, &digest("x"));
+        assert_eq!(store.linked(&link).await.unwrap(), proved, "{repo}");
+        assert_eq!(store.tag(repo, &tag("v1")).await.unwrap().is_some(), proved);
+        let unproved = store.unproved(repo, LinkKind::Revision).await.unwrap();
+        assert_eq!(unproved.is_empty(), proved, "{repo}");
+    }
+}
+
+/// The layout of uploads is the reference registry's; what it wrote beside the data goes with it.
+#[tokio::test]
+async fn uploads_have_the_reference_registrys_layout() {
+    let (root, _layout, store) = new_store().await;
+    let id: UploadId = "0f8fad5b-d9cb-469f-a165-70867728950e".parse().unwrap();
+    let started = SystemTime::UNIX_EPOCH + std::time::Duration::from_hours(24);
+    let repo = repo("ci/app");
+    drop(store.start_upload(&repo, &id, started).await.unwrap());
+    let directory = format!("docker/registry/v2/repositories/ci/app/_uploads/{id}");
+    let below: Vec<_> = files(root.path())
+        .into_iter()
+        .filter(|(path, _)| path.contains("_uploads"))
+        .collect();
+    let file = |name: &str, content: &str| (format!("{directory}/{name}"), content.to_owned());
+    let expected = [file("data", ""), file("startedat", "1970-01-02T00:00:00Z")];
+    assert_eq!(below, expected);
+    write(
+        root.path().join(&directory).join("hashstates/sha256/0"),
+        "state",
+    );
+    assert!(store.cancel_upload(&repo, &id).await.unwrap());
+    assert!(
+        !root
+            .path()
+            .join("docker/registry/v2/repositories/ci")
+            .exists()
+    );
+}

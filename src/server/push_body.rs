@@ -1,0 +1,63 @@
+//! The body of a push, for those who store it.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::timeout;
+
+use super::request::RequestBody;
+use crate::hosted::{BodyError, PushBody};
+
+/// How long a client may send no byte of a body. A body as a whole has no time limit.
+pub(super) const SILENCE: Duration = Duration::from_mins(1);
+
+/// A body that ends when the client is silent for too long.
+#[derive(Debug)]
+pub(super) struct UploadBody {
+    body: RequestBody,
+    /// Nothing more is read from it.
+    ended: bool,
+}
+
+impl UploadBody {
+    pub(super) const fn new(body: RequestBody) -> Self {
+        Self { body, ended: false }
+    }
+
+    /// Reads the whole body; none where it has more than `max` bytes.
+    pub(super) async fn whole(&mut self, max: usize) -> Result<Option<Bytes>, BodyError> {
+        let mut whole = BytesMut::new();
+        while let Some(bytes) = self.next().await? {
+            if whole.len() + bytes.len() > max {
+                return Ok(None);
+            }
+            whole.extend_from_slice(&bytes);
+        }
+        Ok(Some(whole.freeze()))
+    }
+
+    /// Whether the request has no body.
+    pub(super) fn is_empty(&self) -> bool {
+        self.body.is_at_end()
+    }
+
+    /// What wasn't read of the body, if more may come.
+    pub(super) fn unread(self) -> Option<RequestBody> {
+        Some(self.body).filter(|body| !self.ended && !body.is_at_end())
+    }
+}
+
+#[async_trait::async_trait]
+impl PushBody for UploadBody {
+    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let next = match timeout(SILENCE, self.body.next()).await {
+            Ok(next) => next.map_err(|error| BodyError::Broken(Box::new(error))),
+            Err(_elapsed) => Err(BodyError::Timeout),
+        };
+        self.ended = !matches!(next, Ok(Some(_)));
+        next
+    }
+}
