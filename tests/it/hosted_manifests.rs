@@ -340,13 +340,12 @@ async fn a_space_may_be_read_only_or_keep_everything() {
 async fn what_was_pushed_is_there_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let up = crate::harness::Registry::start().await;
+    let store = millpond::storage::FsStore::open(directory.path()).await;
+    let store = std::sync::Arc::new(store.unwrap());
     let start = async || {
-        let store = millpond::storage::FsStore::open(directory.path())
-            .await
-            .unwrap();
         crate::harness::Setup::new(&up)
             .with(&[crate::harness::push::SPACE, crate::harness::push::OPEN])
-            .store(std::sync::Arc::new(store))
+            .store(std::sync::Arc::clone(&store) as _)
             .start()
             .await
     };

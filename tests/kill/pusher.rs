@@ -202,7 +202,11 @@ impl Pusher {
         };
         // In chunks, or all at once.
         while at < blob.len() && self.random.lock().unwrap().bool() {
-            let end = self.random.lock().unwrap().usize(at + 1..=blob.len());
+            let end = self
+                .random
+                .lock()
+                .unwrap()
+                .usize((at + 1).max(2)..=blob.len());
             let range = format!("{at}-{}", end - 1);
             let body = Body::from(blob.slice(at..end));
             let patched = self.send(Method::PATCH, &open.location, Some(&range), body);
