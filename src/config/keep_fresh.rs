@@ -174,7 +174,7 @@ pub(super) fn read(section: &Section<'_>, default: &Upstream) -> KeepFresh {
         platforms.push(Platform(DEFAULT_PLATFORM.to_owned()));
         section.print("platforms", vec![DEFAULT_PLATFORM]);
     }
-    let offset = section.value("utcoffset", |text| text.parse::<Offset>());
+    let offset = section.value("utcoffset", str::parse::<Offset>);
     let offset = offset.unwrap_or_default();
     section.print("utcoffset", offset.to_string());
     KeepFresh {

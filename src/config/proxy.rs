@@ -179,13 +179,7 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
     give_hosts(proxy, &mut default, &mut named);
     let named = named.into_iter().map(|named| (named.upstream, named.rule));
     let (upstreams, rules): (Vec<_>, Vec<_>) = named.unzip();
-    let offline = proxy.bool("offline", false);
-    let asks_for_callers = |upstream: &Upstream| upstream.caller.authorize == Authorize::Caller;
-    if offline && (asks_for_callers(&default) || upstreams.iter().any(asks_for_callers)) {
-        let advice =
-            "needs `authorize: shared`: an upstream that isn't asked permits no caller anything";
-        proxy.reject("offline", advice);
-    }
+    let offline = is_offline(proxy, upstreams.iter().chain([&default]));
     Proxy {
         offline,
         ttl: rules::ttl(proxy),
@@ -208,6 +202,17 @@ pub(super) fn read(proxy: &Section<'_>, from_file: bool, needs_upstream: bool) -
         hosted_only,
         upstreams,
     }
+}
+
+/// Whether no upstream is asked.
+fn is_offline<'a>(proxy: &Section<'_>, mut upstreams: impl Iterator<Item = &'a Upstream>) -> bool {
+    let offline = proxy.bool("offline", false);
+    if offline && upstreams.any(|upstream| upstream.caller.authorize == Authorize::Caller) {
+        let advice =
+            "needs `authorize: shared`: an upstream that isn't asked permits no caller anything";
+        proxy.reject("offline", advice);
+    }
+    offline
 }
 
 fn ttl_mode(proxy: &Section<'_>) -> TtlMode {

@@ -24,7 +24,7 @@ use crate::config::{KeepFresh, Platform};
 use crate::error_chain::on_one_line;
 use crate::metrics::KeptFresh;
 use crate::oci::manifest::QUICK;
-use crate::oci::{Accept, Digest, RepoName, Tag};
+use crate::oci::{Accept, Digest, ImagePattern, RepoName, Tag};
 
 /// Tags that are kept fresh; further ones of the patterns are not.
 const MAX_TAGS: usize = 1_000;
@@ -238,7 +238,7 @@ impl Mirror {
 
     /// The tags that the configuration names, and those of its patterns whose images were used lately.
     async fn kept_tags(&self, settings: &KeepFresh) -> Vec<Kept> {
-        let named = settings.images.iter().filter_map(|image| image.exact());
+        let named = settings.images.iter().filter_map(ImagePattern::exact);
         let named = named.map(|(repo, tag)| (repo, tag, true));
         let since = self.clock.wall() - settings.used_within;
         let used = self.cache.tags_used_since(since).await;

@@ -413,10 +413,8 @@ impl Service {
             | CallError::Head(_)
             | CallError::Hosted(_) => None,
         };
-        let upstream = upstream
-            .as_ref()
-            .and_then(|upstream| upstream.public_name());
-        let refusal = Refusal::of_action(error, action, upstream);
+        let name = upstream.as_ref().and_then(|it| it.public_name());
+        let refusal = Refusal::of_action(error, action, name);
         if let Some(reason) = refused_caller(error, refusal.status) {
             self.metrics.caller_refused(reason);
         }

@@ -211,7 +211,7 @@ fn index(images: &[(&Image, &str)]) -> Bytes {
 
 fn push_index(up: &Registry, images: &[(&Image, &str)]) -> Bytes {
     for (image, _) in images {
-        up.push("app", &image.digest()[7..20], image);
+        up.push("app", image.digest().get(7..20).unwrap(), image);
     }
     let index = index(images);
     up.tag("app", "main", media_type::OCI_INDEX, &index);
