@@ -98,7 +98,8 @@ async fn an_answer_is_the_upstreams_answer() {
         (Reply::error(404), "not_found"),
         (Reply::error(401), "unauthorized"),
         (Reply::error(403), "denied"),
-        (Reply::error(400), "unexpected"),
+        (Reply::error(400), "rejected"),
+        (Reply::error(405), "unexpected"),
         (
             Reply::ok(MANIFEST).with("Content-Encoding", "gzip"),
             "protocol",

@@ -138,7 +138,10 @@ async fn each_status_has_its_own_error() {
         (401, "unauthorized"),
         (429, "rate_limited"),
         (500, "unavailable"),
-        (400, "unexpected"),
+        (400, "rejected"),
+        (406, "rejected"),
+        (451, "rejected"),
+        (405, "unexpected"),
         (304, "unexpected"),
     ] {
         let server = replying(Reply::new(status, body)).await;
