@@ -28,6 +28,7 @@ mod library;
 mod memory;
 mod peers;
 mod pulls;
+mod pushes;
 mod results;
 mod rows;
 mod run;
@@ -82,7 +83,8 @@ struct Args {
     dry: bool,
     /// Only rows whose name begins so: warm-1g-1, warm-1g-16, warm-1m, warm-1k, tag-get, tag-head,
     /// digest-get, digest-head, churn-1k, busy-manifests, busy-uncached, cold-1, cold-16,
-    /// tls-warm-1g-16, tls-handshakes, tls-resumed, tls-manifests, memory, trace, rollout, first-byte, storm, throttled, endpoints, joins, cuts, ranges. soak runs only when it is
+    /// tls-warm-1g-16, tls-handshakes, tls-resumed, tls-manifests, push-large, push-layers,
+    /// push-manifests, push-memory, push-beside, memory, trace, rollout, first-byte, storm, throttled, endpoints, joins, cuts, ranges. soak runs only when it is
     /// named.
     rows: Vec<String>,
     /// Minutes of the row soak.
@@ -184,6 +186,7 @@ fn orchestrate(args: &Args) -> Result<()> {
     }
     drop(runner);
     tls::measure(wanted, &library, &sources, &sizes, &mut results)?;
+    pushes::measure(wanted, &library, &sources, &sizes, &mut results)?;
     if wanted("memory") {
         memory::measure(&library, &sources, &upstream, &sizes, &mut results)?;
     }

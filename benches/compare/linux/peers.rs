@@ -29,6 +29,8 @@ pub(crate) enum Peer {
     Registry,
     /// Another version of it, whose binary a variable names.
     OtherRegistry,
+    /// The reference registry with what was pushed into it.
+    Hosting,
 }
 
 /// The reference registry's program in Debian.
@@ -51,6 +53,7 @@ impl Peer {
             Self::NginxCache => "nginx proxy_cache",
             Self::Registry => "docker-registry proxy",
             Self::OtherRegistry => "the named registry as proxy",
+            Self::Hosting => "docker-registry",
         }
     }
 
@@ -59,7 +62,7 @@ impl Peer {
         match self {
             Self::Millpond | Self::OneThread | Self::OtherRegistry => None,
             Self::NginxStatic | Self::NginxCache => Some("nginx"),
-            Self::Registry => Some(REGISTRY),
+            Self::Registry | Self::Hosting => Some(REGISTRY),
         }
     }
 }
@@ -115,11 +118,12 @@ pub(crate) fn start(peer: Peer, sources: &Sources) -> Result<Server> {
             let server = proxy_cache(directory, addr, sources.upstream);
             nginx(directory, &server)
         }
-        Peer::Registry | Peer::OtherRegistry => {
+        Peer::Registry | Peer::OtherRegistry | Peer::Hosting => {
             let named = other_registry().filter(|_| peer == Peer::OtherRegistry);
             let program = named.unwrap_or_else(|| REGISTRY.into());
             let data = directory.join("data");
-            registry(&program, directory, addr, Some(sources.upstream), &data)
+            let upstream = (peer != Peer::Hosting).then_some(sources.upstream);
+            registry(&program, directory, addr, upstream, &data)
         }
     })
 }
