@@ -27,6 +27,8 @@
 //!    not used for long, damaged content, and the least recently used images when space is short.
 //!    Nothing else deletes; [`mirror`] has it remove tags that the upstream no longer has.
 //!
+//! [`copy`] copies images between registries, with the same [`upstream`] client, apart from the mirror.
+//!
 //! [`config`] says what to mirror, [`app`] wires the modules and owns every task, [`admin`] shows
 //! [`metrics`] and [`health`], [`telemetry`] carries the id and the trace of a request through all that it
 //! causes, [`log_levels`] says what is logged, [`clock`] is the only source of time, and [`cli`] is the program.
@@ -42,6 +44,7 @@ pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod copy;
 pub mod download;
 pub mod error_chain;
 pub mod health;

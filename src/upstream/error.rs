@@ -119,6 +119,9 @@ pub enum Failure {
         status: u16,
         retry_after: Option<Duration>,
     },
+    /// Any other 4xx in answer to a request that writes.
+    #[error("refused with status {status}{}", in_parentheses(.message))]
+    Rejected { status: u16, message: Message },
     /// Any other status that has no meaning here.
     #[error("unexpected status {0}")]
     Unexpected(u16),
@@ -162,6 +165,9 @@ pub enum Phase {
     /// Of a blob.
     #[error("the next piece of the body")]
     Stall,
+    /// The registry to take the next piece of an upload.
+    #[error("sending the next piece of the upload")]
+    Send,
     /// The bytes of a blob that have to arrive in a minute.
     #[error("the minimum of bytes (`proxy.minspeed`)")]
     Speed,
@@ -297,6 +303,7 @@ impl UpstreamError {
             Failure::Denied(_) => Some(403),
             Failure::RateLimited { .. } => Some(429),
             Failure::CredentialsRefused { status, .. }
+            | Failure::Rejected { status, .. }
             | Failure::Unavailable { status, .. }
             | Failure::Unexpected(status) => Some(status),
             _ => None,
@@ -314,6 +321,7 @@ impl UpstreamError {
             Failure::RateLimited { .. } => "rate_limited",
             Failure::MonthUsedUp => "month_used_up",
             Failure::Unavailable { .. } => "unavailable",
+            Failure::Rejected { .. } => "rejected",
             Failure::Unexpected(_) => "unexpected",
             Failure::Unreachable(_) => "unreachable",
             Failure::Timeout { .. } => "timeout",
@@ -346,9 +354,10 @@ impl Classified for UpstreamError {
             }
             Failure::Timeout { .. } => ErrorKind::Timeout,
             Failure::Busy => ErrorKind::Busy,
-            Failure::Unexpected(_) | Failure::Protocol(_) | Failure::Manifest(_) => {
-                ErrorKind::WrongAnswer
-            }
+            Failure::Rejected { .. }
+            | Failure::Unexpected(_)
+            | Failure::Protocol(_)
+            | Failure::Manifest(_) => ErrorKind::WrongAnswer,
         }
     }
 
@@ -374,7 +383,7 @@ impl Classified for UpstreamError {
             Failure::Timeout { .. } => "the upstream took too long to answer",
             Failure::Broken { .. } => "the upstream broke off its answer",
             Failure::Busy => "too many requests wait for the upstream; ask again",
-            Failure::Unexpected(_) | Failure::Protocol(_) => {
+            Failure::Rejected { .. } | Failure::Unexpected(_) | Failure::Protocol(_) => {
                 "the upstream's answer is not a registry's"
             }
             Failure::Schema1 => SCHEMA1_REFUSED,

@@ -50,6 +50,7 @@ impl Verdict {
             | Failure::Unauthorized(_)
             | Failure::CredentialsRefused { .. }
             | Failure::Denied(_)
+            | Failure::Rejected { .. }
             | Failure::Unexpected(_)
             | Failure::Protocol(_)
             | Failure::Schema1
