@@ -120,8 +120,12 @@ fn registry(text: &str) -> Result<RegistryLocation, LocationError> {
         None if is_prefix && is_host(rest) => (Some(rest), ""),
         _ => (None, rest),
     };
+    // A prefix names no image.
+    if is_prefix && digest.is_some() {
+        return Err(LocationError::Repository);
+    }
     let (path, tag) = match path.rsplit_once(':') {
-        Some((path, tag)) if !tag.contains('/') => (path, Some(tag.parse::<Tag>()?)),
+        Some((path, tag)) if !is_prefix && !tag.contains('/') => (path, Some(tag.parse::<Tag>()?)),
         _ => (path, None),
     };
     let lower = host.map(str::to_ascii_lowercase);
@@ -132,7 +136,7 @@ fn registry(text: &str) -> Result<RegistryLocation, LocationError> {
         return Err(LocationError::Host(host));
     }
     let repository = match path {
-        "" if is_prefix => None,
+        "" if is_prefix && is_explicit => None,
         "" => return Err(LocationError::Repository),
         path if host == HUB && !path.contains('/') && !is_prefix => {
             Some(format!("{HUB_NAMESPACE}/{path}").parse()?)
@@ -160,7 +164,7 @@ fn is_authority(text: &str) -> bool {
     url.is_ok_and(|url| {
         url.username().is_empty() && url.password().is_none() && url.path() == "/" && {
             let known = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
-            text.chars().all(known)
+            text.chars().all(known) && !text.ends_with(':')
         }
     })
 }
@@ -289,6 +293,7 @@ mod tests {
         for text in [
             "",
             "/",
+            "host.example/a:b/",
             "docker://",
             "oci:",
             "oci::x",

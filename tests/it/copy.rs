@@ -342,7 +342,9 @@ async fn credentials_are_those_of_docker_and_refusals_have_their_exit_code() {
     std::fs::write(user.path("password"), "wrong\n").unwrap();
     let password = user.path("password");
     let options = ["--dst-username", "user", "--dst-password-file", &password];
-    let refused = user.run(&[&options[..], &[&from, &to]].concat()).await;
+    let refused = user
+        .run(&[&options[..], &[from.as_str(), &to]].concat())
+        .await;
     assert_eq!(refused.code, 3, "{}", refused.err);
 }
 
@@ -462,13 +464,15 @@ async fn platforms_are_selected() {
     let user = User::new();
     let (from, to) = (at(&source, "a:1"), at(&target, "a"));
     let one = ["--platform", "linux/amd64"];
-    user.copy(&[&one[..], &[&from, &to]].concat()).await;
+    user.copy(&[&one[..], &[from.as_str(), &to]].concat()).await;
     assert_eq!(
         target.content("/v2/a/manifests/1"),
         Some(Image::oci(1).manifest)
     );
     let both = ["--platform", "linux/arm64", "--platform", "linux/amd64"];
-    let out = user.copy(&[&both[..], &[&from, &to]].concat()).await;
+    let out = user
+        .copy(&[&both[..], &[from.as_str(), &to]].concat())
+        .await;
     assert!(out.contains("the digest isn't the source's"), "{out}");
     let missing = user.run(&["--platform", "linux/s390x", &from, &to]).await;
     assert_eq!(missing.code, 1);

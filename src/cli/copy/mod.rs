@@ -45,12 +45,12 @@ const MAX_JOBS: i64 = 64;
     reason = "options, which don't depend on each other"
 )]
 pub(super) struct Arguments {
-    /// What to copy: [docker://]host/repository[:tag][@digest] or oci:DIR[:tag]
+    /// What to copy: `[docker://]host/repository[:tag][@digest]` or `oci:DIR[:tag]`
     ///
     /// Without a host, Docker Hub.
     #[arg(value_name = "SRC", required = true, value_parser = location)]
     sources: Vec<Location>,
-    /// Where to: host/repository[:tag] or oci:DIR[:tag]; without a tag, the source's
+    /// Where to: `host/repository[:tag]` or `oci:DIR[:tag]`; without a tag, the source's
     ///
     /// With a slash at its end, images go below it, under their own repositories' names.
     #[arg(value_name = "DST", value_parser = location)]
@@ -63,7 +63,7 @@ pub(super) struct Arguments {
     /// Copy all tags of each source
     #[arg(long, conflicts_with = "tags")]
     all_tags: bool,
-    /// Copy the tags that match: v1.* (* and ** match any characters)
+    /// Copy the tags that match: `v1.*` (`*` and `**` match any characters)
     #[arg(long, value_name = "PATTERN")]
     tags: Option<Pattern>,
     /// Leave tags alone that the destination has
