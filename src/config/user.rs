@@ -59,8 +59,8 @@ fn cache_directory_of(variable: impl Fn(&str) -> Option<OsString>) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn variable<'a>(variables: &'a [(&str, &str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
-        |name| {
+    fn variable(variables: &[(&str, &str)]) -> impl Fn(&str) -> Option<OsString> {
+        move |name| {
             let mut variables = variables.iter();
             let (_, value) = variables.find(|(known, _)| *known == name)?;
             Some(value.into())
@@ -78,13 +78,7 @@ mod tests {
             "/home/a/.config/containers/auth.json",
             "/home/a/.docker/config.json",
         ];
-        assert!(
-            files.iter().eq(expected
-                .iter()
-                .map(PathBuf::from)
-                .collect::<Vec<_>>()
-                .iter())
-        );
+        assert!(files.iter().eq(expected.map(PathBuf::from).iter()));
         let files = account_files_of(variable(&[
             ("HOME", "/home/a"),
             ("DOCKER_CONFIG", "/d"),

@@ -551,7 +551,7 @@ async fn read_request(
     let length = headers
         .get("content-length")
         .map(|value| value.to_str().unwrap());
-    let length = length.map_or(0, |length| length.parse().unwrap());
+    let length: usize = length.map_or(0, |length| length.parse().unwrap());
     let mut body = Vec::new();
     while body.len() < length {
         // A client that is killed resets the connection.
