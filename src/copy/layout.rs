@@ -422,7 +422,7 @@ mod tests {
         let bytes: Vec<u8> = (0..=255).cycle().take(2 * PIECE + 7).collect();
         let (digest, size) = (Digest::of(Algorithm::Sha256, &bytes), bytes.len() as u64);
         let mut partial = layout.partial(&digest, size).unwrap();
-        partial.append(&bytes[..PIECE + 1]).unwrap();
+        partial.append(&bytes[..=PIECE]).unwrap();
         drop(partial);
         let mut partial = layout.partial(&digest, size).unwrap();
         assert_eq!(partial.at, PIECE as u64 + 1);

@@ -170,7 +170,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn entry(n: u8, platform: &str, more: Value) -> Value {
+    fn entry(n: u8, platform: &str, more: &Value) -> Value {
         let mut parts = platform.split('/');
         let digest = Digest::of(Algorithm::Sha256, &[n]).to_string();
         let mut entry = json!({
@@ -190,11 +190,11 @@ mod tests {
         let attested = Digest::of(Algorithm::Sha256, &[1]).to_string();
         let about = json!({"annotations": {ATTESTED: attested}});
         let index = json!({"schemaVersion": 2, "annotations": {"a": "b"}, "manifests": [
-            entry(1, "linux/amd64", json!({})),
-            entry(2, "linux/arm64/v8", json!({})),
-            entry(3, "linux/arm/v6", json!({})),
-            entry(4, "linux/arm/v7", json!({})),
-            entry(5, "unknown/unknown", about),
+            entry(1, "linux/amd64", &json!({})),
+            entry(2, "linux/arm64/v8", &json!({})),
+            entry(3, "linux/arm/v6", &json!({})),
+            entry(4, "linux/arm/v7", &json!({})),
+            entry(5, "unknown/unknown", &about),
         ]});
         let bytes = Bytes::from(index.to_string());
         Document {

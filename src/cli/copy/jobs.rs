@@ -242,11 +242,10 @@ impl Planner<'_> {
             _ => None,
         });
         let mounted: BTreeSet<_> = mounted.filter(|from| **from != repository).collect();
-        let mut scope = "repository:{name}:pull,push".to_owned();
-        for from in mounted.into_iter().take(MAX_MOUNTS) {
-            scope += &format!(" repository:{from}:pull");
-        }
-        upstream.scope = Some(scope);
+        let mut scopes = vec!["repository:{name}:pull,push".to_owned()];
+        let mounted = mounted.into_iter().take(MAX_MOUNTS);
+        scopes.extend(mounted.map(|from| format!("repository:{from}:pull")));
+        upstream.scope = Some(scopes.join(" "));
         let host = self.host(&authority(&upstream.url));
         let target = RegistryTarget::new(remote::client(&upstream)?, repository, host);
         let target = Target::Registry(Arc::new(target));
