@@ -101,6 +101,7 @@ impl Shared {
         let upstreams = clients.upstreams(access.is_open());
         let mirror = self.mirror(&config.proxy, upstreams, downloader.clone());
         let authenticator = Arc::new(self.authenticator(config, &mirror).await?);
+        *self.mirror.write() = Some(Arc::clone(&mirror));
         self.renew(&clients, &authenticator);
         let service = self.service(config, &mirror, &authenticator, &access);
         Ok(Running {
@@ -300,6 +301,7 @@ impl Running {
         usage_file::carry_over(&shared.upstreams.read(), &upstreams);
         *shared.upstreams.write() = upstreams;
         self.current.replace(service);
+        *shared.mirror.write() = Some(Arc::clone(&mirror));
         self.admission
             .configure(descriptors::connection_limits(&config));
         self.downloader.configure(pulling::downloads(&config.proxy));

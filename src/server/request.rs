@@ -64,12 +64,37 @@ pub enum RequestBodyError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("the body broke off: {0}")]
+    BrokeOff(#[from] hyper::Error),
+    #[error("the body broke off: {0}")]
     Http2(#[from] h2::Error),
     #[error("the body has more than {0} bytes")]
     TooLarge(usize),
 }
 
 impl RequestBody {
+    /// The next part of the body; none at its end.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, RequestBodyError> {
+        match self {
+            Self::Empty => Ok(None),
+            Self::Http1(incoming) => {
+                while let Some(frame) = incoming.frame().await {
+                    // Trailers mean nothing here.
+                    if let Ok(data) = frame?.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+                Ok(None)
+            }
+            Self::Http2(stream) => {
+                let data = stream.data().await.transpose()?;
+                if let Some(data) = &data {
+                    stream.flow_control().release_capacity(data.len())?;
+                }
+                Ok(data)
+            }
+        }
+    }
+
     /// Reads the whole body, of at most `max` bytes.
     pub async fn read(self, max: usize) -> Result<Bytes, RequestBodyError> {
         let mut stream: h2::RecvStream = match self {

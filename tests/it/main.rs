@@ -17,6 +17,7 @@ mod harness;
 mod abandoned;
 mod access;
 mod accounts;
+mod ahead;
 mod api;
 mod auth;
 mod blobs;

@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 25] = [
+const ORDER: [&str; 26] = [
     "oci",
     "error_chain",
     "clock",
@@ -42,6 +42,7 @@ const ORDER: [&str; 25] = [
     "health",
     "download",
     "mirror",
+    "copy",
     "server",
     "admin",
     "app",
@@ -98,6 +99,10 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "server/listener",
             // The configuration files of clients.
             "cli/client_config/files",
+            // Bundles of images.
+            "copy/bundle",
+            // Lists of images.
+            "cli/images",
             "cli/client_config/transaction",
             // The bytes of a month.
             "app/usage_file",
