@@ -28,10 +28,7 @@ type RequestStream = UnsyncBoxBody<Bytes, io::Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("can't connect to {path}: {source}")]
-    Connect {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Connect { path: PathBuf, source: io::Error },
     #[error("the server at {path} broke off: {source}")]
     Broken { path: PathBuf, source: hyper::Error },
     #[error("the server refused: {0}")]

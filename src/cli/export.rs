@@ -19,7 +19,7 @@ use crate::copy::bundle::reader::BundleReader;
 use crate::copy::bundle::writer::BundleWriter;
 use crate::copy::bundle::{IMAGE_NAME, REF_NAME};
 use crate::copy::image::Image;
-use crate::copy::platform::Platform;
+use crate::copy::selection::Platform;
 use crate::copy::warm::{Contents, WarmRequest, WarmResult};
 use crate::oci::{Descriptor, Digest, RepoName};
 

@@ -11,7 +11,7 @@ use super::progress::{Progress, amount};
 use super::{Located, fail, print, print_json};
 use crate::admin::client::Client;
 use crate::config;
-use crate::copy::platform::Platform;
+use crate::copy::selection::Platform;
 use crate::copy::warm::{Amount, Event, WarmReport, WarmRequest, WarmResult};
 
 /// Some images failed, and others didn't.

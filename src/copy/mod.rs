@@ -1,6 +1,6 @@
 //! Whole images on their way from one place to another, ahead of the clients that will pull them.
 //!
-//! [`image`] reads names of images as people write them, [`platform`] selects images of an index. [`warm`]
+//! [`image`] reads names of images as people write them, [`selection`] selects images of an index. [`warm`]
 //! fetches images into the cache, through the mirror, as a client's pull does it. [`bundle`] has files that
 //! carry images into networks without a way to the upstreams; [`import`] takes over what they hold.
 //!
@@ -9,5 +9,5 @@
 pub mod bundle;
 pub mod image;
 pub mod import;
-pub mod platform;
+pub mod selection;
 pub mod warm;

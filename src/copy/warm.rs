@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::image::Image;
-use super::platform::{self, Platform};
+use super::selection::{self, Platform};
 use crate::cache::{Cache, CachedManifest, Piece, PinError};
 use crate::download::{DownloadError, Follower};
 use crate::error_chain::on_one_line;
@@ -345,7 +345,7 @@ impl Run {
         let workers = self.warmer.cache.workers();
         let leave = workers.admit(manifest.meta.size).await?;
         Ok(leave
-            .run(move || platform::select(&content, &platforms))
+            .run(move || selection::select(&content, &platforms))
             .await?)
     }
 

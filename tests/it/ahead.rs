@@ -10,7 +10,7 @@ use crate::operate::Site;
 
 impl Site {
     /// The exit code of a command, and what it prints.
-    async fn code(&self, arguments: &[&str]) -> (i32, String, String) {
+    pub(crate) async fn code(&self, arguments: &[&str]) -> (i32, String, String) {
         let output = self.run(arguments).await;
         let text = |bytes| String::from_utf8(bytes).unwrap();
         let code = output.status.code().unwrap();

@@ -12,6 +12,8 @@
 mod parts;
 pub mod plan;
 pub mod reader;
+#[cfg(test)]
+mod tests;
 pub mod writer;
 
 use std::io;
