@@ -12,9 +12,9 @@ use crate::oci::manifest::MAX_MANIFEST;
 use crate::oci::{Algorithm, Descriptor, Digest, Manifest};
 
 /// The most entries of an archive.
-const MAX_ENTRIES: usize = 250_000;
+const MAX_ENTRIES: usize = 100_000;
 /// Bytes of an archive that aren't its files': the headers of all entries, with long names.
-const MAX_HEADERS: u64 = 256 * 1024 * 1024;
+const MAX_HEADERS: u64 = 64 * 1024 * 1024;
 /// Longest name of an entry, in bytes; longer ones aren't a layout's.
 const MAX_NAME: usize = 256;
 /// The first bytes of compressed files: gzip, zstd, bzip2, xz.
