@@ -21,7 +21,7 @@ use crate::config;
 use crate::copy::bundle::plan::{self, BundledImage};
 use crate::copy::bundle::reader::BundleReader;
 use crate::copy::import::Holding;
-use crate::copy::warm::Amount;
+use crate::copy::warm::{Amount, Pinning};
 use crate::error_chain::on_one_line;
 use crate::oci::{Descriptor, Digest, RepoName};
 
@@ -66,8 +66,8 @@ struct Import {
     client: Client,
     reader: Arc<BundleReader>,
     progress: Progress,
-    /// None where nothing is pinned; how long the pins last.
-    pins: Option<Option<Duration>>,
+    /// None where nothing is pinned.
+    pinning: Option<Pinning>,
     cached: Amount,
     imported: Amount,
 }
@@ -82,7 +82,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<(usize, usize)> {
             client,
             reader,
             progress: Progress::new(arguments.quiet),
-            pins: arguments.pin.then_some(arguments.lasting),
+            pinning: arguments.pin.then(|| Pinning::lasting(arguments.lasting)),
             cached: Amount::default(),
             imported: Amount::default(),
         };
@@ -182,12 +182,12 @@ impl Import {
     }
 
     async fn pin(&mut self, reference: String) -> anyhow::Result<()> {
-        let Some(lasting) = self.pins else {
+        let Some(pinning) = self.pinning else {
             return Ok(());
         };
         let pin = PinOperation::Add {
             references: vec![reference],
-            seconds: lasting.map(|lasting| lasting.as_secs().max(1)),
+            seconds: pinning.seconds(),
         };
         let json = self.client.run(&Operation::Pins(pin)).await?;
         let _pins: Vec<Pin> = serde_json::from_slice(&json)?;

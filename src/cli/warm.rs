@@ -12,13 +12,17 @@ use super::{Located, fail, print, print_json};
 use crate::admin::client::Client;
 use crate::config;
 use crate::copy::selection::Platform;
-use crate::copy::warm::{Amount, Event, WarmReport, WarmRequest, WarmResult};
+use crate::copy::warm::{Amount, Event, Pinning, WarmReport, WarmRequest, WarmResult};
 
 /// Some images failed, and others didn't.
 const SOME_FAILED: u8 = 4;
 
 /// What is asked for.
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of its own"
+)]
 pub(super) struct Arguments {
     #[command(flatten)]
     images: Images,
@@ -71,8 +75,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<(usize, usize)> {
         check: arguments.check,
         referrers: false,
         contents: false,
-        pin: arguments.pin,
-        seconds: arguments.lasting.map(|lasting| lasting.as_secs().max(1)),
+        pin: arguments.pin.then(|| Pinning::lasting(arguments.lasting)),
     };
     let results = with_any_server(&arguments.located, "warm", async |client| {
         let mut progress = Progress::new(arguments.quiet);

@@ -6,7 +6,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt as _};
@@ -47,9 +46,31 @@ pub struct WarmRequest {
     /// Reports what belongs to each image.
     pub contents: bool,
     /// Pins each image that is complete.
-    pub pin: bool,
-    /// How long the pins last, in seconds; none is until they are unpinned.
-    pub seconds: Option<u64>,
+    pub pin: Option<Pinning>,
+}
+
+/// How long pins last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Pinning {
+    UntilUnpinned,
+    Seconds(u64),
+}
+
+impl Pinning {
+    /// Of pins that last so long; none is until they are unpinned.
+    pub fn lasting(lasting: Option<Duration>) -> Self {
+        lasting.map_or(Self::UntilUnpinned, |lasting| {
+            Self::Seconds(lasting.as_secs().max(1))
+        })
+    }
+
+    /// In seconds; none is until they are unpinned.
+    pub fn seconds(self) -> Option<u64> {
+        match self {
+            Self::UntilUnpinned => None,
+            Self::Seconds(seconds) => Some(seconds),
+        }
+    }
 }
 
 /// What has happened; `image` is the position in the request.
@@ -243,8 +264,8 @@ impl Run {
             Reference::Tag(tag) => format!("{}:{tag}", target.stored),
             Reference::Digest(digest) => format!("{}@{digest}", target.stored),
         };
-        if self.request.pin && !self.request.check {
-            let lasting = self.request.seconds.map(Duration::from_secs);
+        if let Some(pinning) = self.request.pin.filter(|_| !self.request.check) {
+            let lasting = pinning.seconds().map(Duration::from_secs);
             self.warmer.cache.pin(vec![stored.clone()], lasting).await?;
         }
         Ok(WarmReport {
@@ -361,8 +382,7 @@ impl Run {
         let answer = self.warmer.mirror.fetch_blob(target, digest).await;
         let answer = answer.map_err(failed)?;
         if let Some(BlobContent::Fetching(follower)) = answer.body {
-            let told = AtomicU64::new(0);
-            let followed = self.follow(image, follower, &told).await;
+            let followed = self.follow(image, follower).await;
             followed.map_err(|error| match error {
                 WarmError::Mirror(source) => failed(source),
                 other => other,
@@ -380,26 +400,21 @@ impl Run {
     }
 
     /// Reads a download to its end, as a client does, so that it has a client's priority.
-    async fn follow(
-        &self,
-        image: usize,
-        mut follower: Follower,
-        told: &AtomicU64,
-    ) -> Result<(), WarmError> {
-        let mut at = 0;
+    async fn follow(&self, image: usize, mut follower: Follower) -> Result<(), WarmError> {
+        let (mut at, mut told) = (0, 0);
         while let Some(piece) = follower.piece(at, None, true).await? {
             at = match piece {
                 Piece::Bytes(bytes) => at + bytes.len() as u64,
                 Piece::File { end, .. } => end,
             };
-            let bytes = at - told.load(Ordering::Relaxed);
-            if bytes >= STEP {
-                told.store(at, Ordering::Relaxed);
+            if at - told >= STEP {
+                let bytes = at - told;
+                told = at;
                 self.tell(Event::Arrived { image, bytes }).await?;
             }
         }
         follower.concluded().await;
-        let bytes = at - told.load(Ordering::Relaxed);
+        let bytes = at - told;
         self.tell(Event::Arrived { image, bytes }).await
     }
 }
