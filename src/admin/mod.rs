@@ -22,6 +22,7 @@ use crate::error_chain::on_one_line;
 use crate::metrics::{CacheFigures, Format};
 use crate::server::{Body, Handler, Peer, RequestBody};
 use health::Health;
+use operate::UpstreamList;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -32,6 +33,7 @@ const SCRAPE_TIME: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Admin {
     pub health: Health,
+    pub upstreams: UpstreamList,
     /// Where the metrics are, if anywhere.
     pub metrics_path: Option<String>,
 }
@@ -66,7 +68,12 @@ impl Admin {
             unreadable: counts.unreadable,
         });
         let metrics = Arc::clone(metrics);
-        let rendered = tokio::task::spawn_blocking(move || metrics.render_as(format)).await;
+        let upstreams = self.upstreams.read().clone();
+        let render = move || {
+            metrics.tokens(upstreams.iter().flat_map(|upstream| upstream.token_ages()));
+            metrics.render_as(format)
+        };
+        let rendered = tokio::task::spawn_blocking(render).await;
         let mut response = match rendered {
             Ok(text) => response(StatusCode::OK, format.content_type(), text),
             Err(panicked) => {
@@ -164,6 +171,7 @@ mod tests {
         );
         Admin {
             health: Health::new(cache, tasks.clone(), Arc::default(), availability),
+            upstreams: UpstreamList::default(),
             metrics_path: Some("/metrics".to_owned()),
         }
     }

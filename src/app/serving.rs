@@ -147,6 +147,7 @@ impl<'a> Serving<'a> {
                 Arc::clone(metrics),
                 availability.clone(),
             ),
+            upstreams: Arc::clone(&self.shared.upstreams),
             metrics_path: metrics_path.map(str::to_owned),
         })
     }

@@ -1,6 +1,7 @@
 //! The labels of series: fixed sets, and the upstreams' names.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 
@@ -45,6 +46,26 @@ label! {
         Token => "token",
         /// A request without a route.
         Other => "other",
+    }
+}
+
+label! {
+    /// How long ago a token was obtained: less than this.
+    TokenAge {
+        Minute => "1m",
+        FiveMinutes => "5m",
+        Hour => "1h",
+        Longer => "longer",
+    }
+}
+
+impl TokenAge {
+    pub(super) fn of(age: Duration) -> Self {
+        let bounds = [(1, Self::Minute), (5, Self::FiveMinutes), (60, Self::Hour)];
+        let bound = bounds
+            .iter()
+            .find(|(minutes, _)| age < Duration::from_mins(*minutes));
+        bound.map_or(Self::Longer, |(_, name)| *name)
     }
 }
 

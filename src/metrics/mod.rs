@@ -38,7 +38,7 @@ pub use histogram::Histogram;
 use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
 pub use labels::{
     Authentication, Degraded, Ending, Handshake, Kind, Outcome, RefusedCaller, RefusedConnection,
-    Removal, TokenFetch,
+    Removal, TokenAge, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
 use requests::Requests;

@@ -89,6 +89,7 @@ mod sync {
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::{self, Authorize, Timeouts};
@@ -273,6 +274,15 @@ impl Upstream {
         if let Some(usage) = &self.endpoints.first.transport.limiter.usage {
             usage.restore(earlier);
         }
+    }
+
+    /// Of each endpoint the upstream's name, its own, and the time since each token in use was obtained.
+    pub fn token_ages(&self) -> impl Iterator<Item = (String, String, Vec<Duration>)> {
+        let now = tokio::time::Instant::now();
+        self.endpoints.all().map(move |endpoint| {
+            let ages = status::token_ages(endpoint, now);
+            (self.name().to_owned(), endpoint.health.label.clone(), ages)
+        })
     }
 
     /// Its endpoints, as operators see them.

@@ -68,10 +68,7 @@ impl EndpointStatus {
             View::HalfOpen => ("half-open", None),
             View::Open(until) => ("open", Some(until.saturating_duration_since(now))),
         };
-        let ages: Vec<_> = endpoint
-            .accounts()
-            .flat_map(|auth| auth.tokens.ages(now))
-            .collect();
+        let ages = token_ages(endpoint, now);
         let usage = endpoint.transport.limiter.usage.as_ref();
         let limits = endpoint.accounts().flat_map(|auth| auth.all_limits());
         let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
@@ -97,4 +94,10 @@ impl EndpointStatus {
             }),
         }
     }
+}
+
+/// The time since each token in use was obtained.
+pub(super) fn token_ages(endpoint: &Endpoint, now: Instant) -> Vec<Duration> {
+    let accounts = endpoint.accounts();
+    accounts.flat_map(|auth| auth.tokens.ages(now)).collect()
 }

@@ -60,6 +60,10 @@ async fn series_have_the_documented_names_and_labels_and_no_names_of_content() {
     let text = m.debug("/metrics").await;
     assert_eq!(text.header("vary"), "accept");
     let text = String::from_utf8(text.body.to_vec()).unwrap();
+    let young = |line: &str| {
+        line.starts_with("millpond_endpoint_tokens{") && line.ends_with("age=\"1m\"} 1")
+    };
+    assert!(text.lines().any(young), "{text}");
     let documented = documented();
     let mut seen = 0;
     for line in text.lines().filter(|line| !line.starts_with('#')) {
