@@ -84,7 +84,7 @@ pub(super) async fn read(cache: &Cache, query: &ContentQuery) -> Result<Body, Im
     let missing = || ImportError::Missing((*digest).into());
     let mut blob = match cache.open(repository, digest, ReadMode::Content).await {
         Opened::Linked(blob) | Opened::Unlinked(blob) => blob,
-        Opened::Missing => return Err(missing().into()),
+        Opened::Missing => return Err(missing()),
     };
     if !blob.become_verified().await {
         return Err(missing());

@@ -22,7 +22,7 @@ pub(super) struct Images {
     /// Images such as debian:12 or ghcr.io/owner/app:1.0; names without a registry are those of the
     /// default upstream
     #[arg(value_name = "IMAGE", required_unless_present_any = ["from_file", "from_k8s"])]
-    images: Vec<String>,
+    names: Vec<String>,
     /// A file with an image a line; what follows a # is a comment. - is standard input
     #[arg(long, value_name = "FILE")]
     from_file: Vec<PathBuf>,
@@ -34,7 +34,7 @@ pub(super) struct Images {
 impl Images {
     /// All of them, each once, in the order in which they are named.
     pub(super) fn read(&self) -> anyhow::Result<Vec<String>> {
-        let mut all = self.images.clone();
+        let mut all = self.names.clone();
         for path in &self.from_file {
             all.extend(of_lines(&text(path)?));
         }
@@ -142,7 +142,7 @@ image: {repository: not, tag: ours}
     #[test]
     fn each_image_is_named_once() {
         let images = Images {
-            images: ["b", "a", "b"].map(str::to_owned).to_vec(),
+            names: ["b", "a", "b"].map(str::to_owned).to_vec(),
             from_file: Vec::new(),
             from_k8s: Vec::new(),
         };

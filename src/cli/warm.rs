@@ -1,5 +1,6 @@
 //! `millpond warm`.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -172,7 +173,7 @@ fn summarize(
     );
     // On a terminal they may have scrolled away.
     for (image, reason) in failed {
-        text.push_str(&format!("failed: {image}: {reason}\n"));
+        writeln!(text, "failed: {image}: {reason}")?;
     }
     print(&text)?;
     Ok(counts)

@@ -256,9 +256,9 @@ impl Importer {
             if batch.is_empty() {
                 break;
             }
-            batch
-                .iter()
-                .for_each(|chunk| content.extend_from_slice(chunk));
+            for chunk in &batch {
+                content.extend_from_slice(chunk);
+            }
         }
         let (content, expected) = (content.freeze(), size);
         let document = content.clone();

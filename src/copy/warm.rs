@@ -91,7 +91,7 @@ pub enum Event {
 /// What became of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WarmResult {
-    Complete(WarmReport),
+    Complete(Box<WarmReport>),
     /// On one line.
     Failed(String),
 }
@@ -152,11 +152,11 @@ pub enum WarmError {
     #[error("{name:?} isn't an image: {advice}")]
     Name { name: String, advice: &'static str },
     #[error(transparent)]
-    Mirror(#[from] MirrorError),
+    Mirror(Box<MirrorError>),
     #[error("blob {digest}: {source}")]
     Blob {
         digest: Box<Digest>,
-        source: MirrorError,
+        source: Box<MirrorError>,
     },
     #[error(
         "blob {digest} isn't stored: there is no space, it is larger than `proxy.maxblobsize`, or the disk fails; the log says which"
@@ -172,6 +172,12 @@ pub enum WarmError {
     Lost(#[from] WorkLost),
     #[error("nobody waits for the result any more")]
     Abandoned,
+}
+
+impl From<MirrorError> for WarmError {
+    fn from(error: MirrorError) -> Self {
+        Self::Mirror(error.into())
+    }
 }
 
 impl From<DownloadError> for WarmError {
@@ -231,7 +237,7 @@ impl Run {
         stream::iter(0..self.request.images.len())
             .for_each_concurrent(IMAGES, |image| async move {
                 let result = match Box::pin(run.image(image)).await {
-                    Ok(report) => WarmResult::Complete(report),
+                    Ok(report) => WarmResult::Complete(report.into()),
                     Err(error) => WarmResult::Failed(on_one_line(&error)),
                 };
                 // Nobody may take it any more.
@@ -380,7 +386,7 @@ impl Run {
             source,
         };
         let answer = self.warmer.mirror.fetch_blob(target, digest).await;
-        let answer = answer.map_err(failed)?;
+        let answer = answer.map_err(|error| failed(error.into()))?;
         if let Some(BlobContent::Fetching(follower)) = answer.body {
             let followed = self.follow(image, follower).await;
             followed.map_err(|error| match error {

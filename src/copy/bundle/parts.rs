@@ -96,15 +96,15 @@ impl PartsWriter {
 
     fn try_finish(&mut self) -> io::Result<Vec<PathBuf>> {
         self.close()?;
-        let (mut paths, mut text) = (Vec::new(), String::new());
+        let (mut paths, mut lines) = (Vec::new(), Vec::new());
         for (index, sum) in self.sums.iter().enumerate() {
             let path = self.path(index + 1);
             fs::rename(self.draft_path(index + 1), &path)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            text.push_str(&format!("{sum}  {name}\n"));
+            lines.push(format!("{sum}  {name}\n"));
             paths.push(path);
         }
-        fs::write(appended(&self.file, ".sha256"), text)?;
+        fs::write(appended(&self.file, ".sha256"), lines.concat())?;
         self.sums.clear();
         Ok(paths)
     }
