@@ -13,7 +13,7 @@ use super::{Located, fail, print, print_json};
 use crate::admin::client::Client;
 use crate::config;
 use crate::copy::selection::Platform;
-use crate::copy::warm::{Amount, Event, Pinning, WarmReport, WarmRequest, WarmResult};
+use crate::copy::warm::{Amount, Event, Pinning, WarmRequest, WarmResult};
 
 /// Some images failed, and others didn't.
 const SOME_FAILED: u8 = 4;
@@ -117,12 +117,11 @@ pub(super) async fn fetch(
 fn line(name: &str, result: &WarmResult, check: bool) -> String {
     match result {
         WarmResult::Failed(reason) => format!("failed   {name}: {reason}"),
-        WarmResult::Complete(WarmReport { fetched, .. }) if fetched.blobs == 0 => {
-            format!("cached   {name}")
-        }
-        WarmResult::Complete(WarmReport { fetched, .. }) => {
+        WarmResult::Complete(report) if report.fetched.blobs == 0 => format!("cached   {name}"),
+        WarmResult::Complete(report) => {
             let verb = if check { "missing " } else { "fetched " };
-            format!("{verb} {name}: {}", amount(fetched.blobs, fetched.bytes))
+            let Amount { blobs, bytes } = report.fetched;
+            format!("{verb} {name}: {}", amount(blobs, bytes))
         }
     }
 }
