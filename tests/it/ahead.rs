@@ -26,7 +26,8 @@ fn put_index(site: &Site, repo: &str, tag: &str) -> [Image; 2] {
         json!({"os": "linux", "architecture": "arm64", "variant": "v8"}),
     ];
     let entries = images.iter().zip(platforms).map(|(image, platform)| {
-        site.upstream.push(repo, &image.digest()[7..20], image);
+        site.upstream
+            .push(repo, &image.digest().replace(':', "-"), image);
         let mut descriptor = image.descriptor();
         descriptor["platform"] = platform;
         descriptor
@@ -54,6 +55,19 @@ async fn is_warm(site: &Site, app: &millpond::app::App, repo: &str, tag: &str, i
     );
 }
 
+/// `warm` with the images of a manifest and of a list, and these further arguments.
+async fn warm(site: &Site, more: &[&str]) -> (String, String) {
+    let pod = "spec: {containers: [{image: team/other}]}";
+    std::fs::write(site.path("pod.yml"), pod).unwrap();
+    std::fs::write(site.path("list"), "team/app:1 # ours\n").unwrap();
+    let (pod, list) = (site.path("pod.yml"), site.path("list"));
+    let words = ["warm", "--from-k8s", &pod, "--from-file", &list];
+    let words: Vec<_> = words.iter().chain(more).copied().collect();
+    let (code, said, progress) = site.code(&words).await;
+    assert_eq!(code, 0, "{said}{progress}");
+    (said, progress)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn images_are_fetched_with_and_without_the_server() {
     for is_running in [true, false] {
@@ -61,49 +75,18 @@ async fn images_are_fetched_with_and_without_the_server() {
         let images = put_index(&site, "team/app", "1");
         let other = Image::oci(3);
         site.upstream.push("team/other", "latest", &other);
-        std::fs::write(
-            site.path("pod.yml"),
-            "spec: {containers: [{image: team/other}]}",
-        )
-        .unwrap();
-        std::fs::write(site.path("list"), "team/app:1 # ours\n").unwrap();
-        let lists = [
-            "--from-k8s",
-            &site.path("pod.yml"),
-            "--from-file",
-            &site.path("list"),
-        ];
-        let warm = |more: &[&'static str]| {
-            let words = ["warm"]
-                .iter()
-                .chain(&lists)
-                .chain(more)
-                .map(ToString::to_string);
-            words.collect::<Vec<_>>()
-        };
-        let app = if is_running {
-            Some(site.serve().await)
-        } else {
-            None
-        };
-        let run = async |more: &[&'static str]| {
-            let words = warm(more);
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            site.code(&words).await
-        };
-        let (code, missing, _) = run(&["--check"]).await;
-        assert_eq!(code, 0, "{missing}");
-        assert!(
-            missing.starts_with("2 of 2 images: 0 blobs, 0 B already cached; "),
-            "{missing}"
-        );
+        let mut app = None;
+        if is_running {
+            app = Some(site.serve().await);
+        }
+        let (missing, _) = warm(&site, &["--check"]).await;
+        let start = "2 of 2 images: 0 blobs, 0 B already cached; ";
+        assert!(missing.starts_with(start), "{missing}");
         assert_eq!(site.upstream.count("GET /v2/team/app/blobs/"), 0);
-        let (code, fetched, progress) = run(&["--pin", "--for", "1h"]).await;
-        assert_eq!(code, 0, "{fetched}{progress}");
+        let (fetched, progress) = warm(&site, &["--pin", "--for", "1h"]).await;
         assert_eq!(fetched, missing.replace("to be fetched", "fetched"));
         assert!(progress.contains("fetched  team/app:1: "), "{progress}");
-        let (code, again, progress) = run(&["--json"]).await;
-        assert_eq!(code, 0, "{again}{progress}");
+        let (again, _) = warm(&site, &["--json"]).await;
         let again: Value = serde_json::from_str(&again).unwrap();
         for image in again["images"].as_array().unwrap() {
             assert_eq!(image["fetched"]["blobs"], 0, "{again}");
@@ -117,12 +100,8 @@ async fn images_are_fetched_with_and_without_the_server() {
         }
         is_warm(&site, &app, "team/other", "latest", &other).await;
         let pins = site.json(&["ls", "--json"]).await["pins"].clone();
-        let pins: Vec<_> = pins
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|pin| pin["reference"].clone())
-            .collect();
+        let pins = pins.as_array().unwrap().iter();
+        let pins: Vec<_> = pins.map(|pin| pin["reference"].clone()).collect();
         assert_eq!(pins, ["team/app:1", "team/other:latest"]);
         assert!(app.stop().await);
     }

@@ -121,7 +121,7 @@ async fn a_bundle_that_follows_another_has_only_what_is_new() {
     assert!(size < 100_000, "{size}");
 
     let away = offline(&site).await;
-    let app = away.serve().await;
+    let mirror = away.serve().await;
     let (code, said, _) = away.code(&["import", &second]).await;
     assert_eq!(code, 1, "{said}");
     assert!(
@@ -129,15 +129,17 @@ async fn a_bundle_that_follows_another_has_only_what_is_new() {
         "{said}"
     );
     assert_eq!(
-        away.ask(&app, "/v2/team/two/manifests/latest").await.status,
+        away.ask(&mirror, "/v2/team/two/manifests/latest")
+            .await
+            .status,
         404
     );
     for bundle in [&first, &second] {
         away.text(&["import", bundle]).await;
     }
-    has(&away, &app, "team/one", "1", &one).await;
-    has(&away, &app, "team/two", "latest", &two).await;
-    assert!(app.stop().await);
+    has(&away, &mirror, "team/one", "1", &one).await;
+    has(&away, &mirror, "team/two", "latest", &two).await;
+    assert!(mirror.stop().await);
 }
 
 /// Changes one byte of what a bundle has of some content.
