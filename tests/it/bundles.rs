@@ -117,8 +117,8 @@ async fn a_bundle_that_follows_another_has_only_what_is_new() {
     ])
     .await;
     assert!(app.stop().await);
-    let size = std::fs::metadata(&second).unwrap().len();
-    assert!(size < 100_000, "{size}");
+    let bytes = std::fs::metadata(&second).unwrap().len();
+    assert!(bytes < 100_000, "{bytes}");
 
     let away = offline(&site).await;
     let mirror = away.serve().await;
