@@ -7,7 +7,8 @@ use serde_json::json;
 
 use crate::harness::log::Warnings;
 use crate::harness::{
-    Image, Mirror, Registry, Setup, advance, blob_path, mirrored_with, put_blob, put_image, settle,
+    Image, Mirror, Registry, Setup, advance, blob_path, mirrored_with, passing, put_blob,
+    put_image, settle,
 };
 
 const OFFLINE: &str = "proxy.offline: true";
@@ -17,7 +18,7 @@ const LONG: Duration = Duration::from_hours(2);
 /// The mirror stops; the next one over the same content is offline.
 async fn go_offline(up: &Registry, m: Mirror) -> Mirror {
     let store = Arc::clone(&m.store);
-    assert!(m.app.stop().await);
+    assert!(passing(m.app.stop()).await);
     Setup::new(up).with(&[OFFLINE]).store(store).start().await
 }
 
@@ -93,7 +94,7 @@ async fn what_is_not_cached_is_a_404_that_says_why() {
     assert_eq!(warnings.take(), [] as [&str; 0]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_blob_of_another_repository_is_served_where_a_manifest_refers_to_it() {
     let (up, m) = mirrored_with(&[]).await;
     let image = Image::oci(1);
