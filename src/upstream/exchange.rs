@@ -55,8 +55,8 @@ impl Endpoint {
             let retry_after = Some(pause);
             UpstreamError::new(&ask.url, Failure::RateLimited { retry_after })
         })?;
-        let result = self.transport.exchange(ask, authorization).await;
-        sending.ended(&result);
+        let mut result = self.transport.exchange(ask, authorization).await;
+        sending.ended(&mut result);
         result
     }
 }

@@ -157,7 +157,9 @@ impl Sending<'_> {
         }
     }
 
-    pub(super) fn ended(&mut self, result: &Result<UpstreamResponse, UpstreamError>) {
+    /// How the request went. A 429 that doesn't say for how long gets the pause that is made here, so that
+    /// clients wait as long as the mirror does.
+    pub(super) fn ended(&mut self, result: &mut Result<UpstreamResponse, UpstreamError>) {
         let limits = self.limits;
         let error = match result {
             Ok(reply) => {
@@ -172,7 +174,7 @@ impl Sending<'_> {
             }
             Err(error) => error,
         };
-        let Failure::RateLimited { retry_after } = error.failure else {
+        let Failure::RateLimited { mut retry_after } = error.failure else {
             if error.status().is_some() {
                 self.answered();
             }
@@ -190,6 +192,10 @@ impl Sending<'_> {
             }
             let (upstream, account) = (&*limits.upstream, &limits.account);
             tracing::warn!(upstream, account, error = %on_one_line(error), ?pause, "the upstream answers 429: no such requests are sent to it for a while; cached content is served");
+        }
+        if retry_after.is_none() {
+            retry_after = pause.or_else(|| limits.budget.paused_for(now));
+            error.failure = Failure::RateLimited { retry_after };
         }
     }
 

@@ -91,6 +91,8 @@ async fn a_used_up_limit_refuses_what_is_not_cached_and_nothing_else() {
     for _ in 0..20 {
         let answer = m.get(&tag(4)).await;
         answer.refused(429, "TOOMANYREQUESTS");
+        // Also the first time, when the upstream doesn't say it.
+        assert_ne!(answer.header("retry-after"), "");
     }
     assert_eq!(hub.pulls.load(SeqCst), 4, "it isn't asked again and again");
     let retry_after: u64 = m.get(&tag(4)).await.header("retry-after").parse().unwrap();
