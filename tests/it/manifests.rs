@@ -308,7 +308,6 @@ async fn refusals_of_the_upstream_stay_apart() {
         (Reply::error(403), 403, "DENIED", ""),
         (Reply::error(404), 404, "MANIFEST_UNKNOWN", ""),
         (error(429, "17"), 429, "TOOMANYREQUESTS", "17"),
-        (Reply::error(429), 429, "TOOMANYREQUESTS", ""),
         (Reply::error(500), 500, "UNAVAILABLE", ""),
         (error(503, "30"), 503, "UNAVAILABLE", "30"),
         (Reply::error(418), 502, "UNKNOWN", ""),
