@@ -27,6 +27,9 @@
 //!    not used for long, damaged content, and the least recently used images when space is short.
 //!    Nothing else deletes; [`mirror`] has it remove tags that the upstream no longer has.
 //!
+//! A push goes to [`hosted`] instead of [`mirror`]: it receives uploads, checks manifests, and keeps both in
+//! the [`cache`], beside what is mirrored. It never asks an upstream.
+//!
 //! [`config`] says what to mirror, [`app`] wires the modules and owns every task, [`admin`] shows
 //! [`metrics`] and [`health`], [`telemetry`] carries the id and the trace of a request through all that it
 //! causes, [`log_levels`] says what is logged, [`clock`] is the only source of time, and [`cli`] is the program.

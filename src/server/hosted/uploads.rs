@@ -5,7 +5,6 @@ use http::StatusCode;
 use super::HostedHandlers;
 use super::answer::{self, Session};
 use crate::access::AuditEvent;
-use crate::cache::ReadMode;
 use crate::hosted::{HostedError, Part};
 use crate::oci::{Algorithm, Digest, Reference, RepoName, UploadId};
 use crate::server::call::{Answered, Call, CallError};
@@ -102,17 +101,6 @@ impl HostedHandlers {
         let finishing = self.hosted().finish(name, upload, digest, part, body);
         match finishing.await {
             Ok(()) => Ok(self.blob_created(name, digest)),
-            // A client that heard nothing of the first one closes the session again.
-            Err(HostedError::UnknownUpload) if part == Part::NONE => {
-                let blob = self.hosted().blob(name, digest, ReadMode::Head, &|_| false);
-                match blob.await {
-                    Ok(_) => Ok(self.blob_created(name, digest)),
-                    Err(HostedError::NotFound | HostedError::UnknownRepository) => {
-                        Err(HostedError::UnknownUpload.into())
-                    }
-                    Err(error) => Err(error.into()),
-                }
-            }
             Err(error) => self.elsewhere(name, upload, error),
         }
     }
