@@ -23,12 +23,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use millpond::cache::{Cache, CacheSettings, TtlPolicy};
 use millpond::clock::Clock;
 use millpond::config::TtlRule;
 use millpond::oci::{Algorithm, Digest, Manifest, RepoName, Tag, UploadId};
 use millpond::storage::{
-    Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError, Upload, UploadFile,
+    Content, Link, LinkKind, Partial, Resumed, Stage, Store, StoreError, SyncError, Tagging,
+    Upload, UploadFile,
 };
 use millpond::tasks::Tasks;
 use tokio::time::Instant;
@@ -123,6 +125,17 @@ impl Store for Sizes {
         Ok(None)
     }
     async fn set_tag(&self, _: &RepoName, _: &Tag, _: &Digest) -> Result<(), StoreError> {
+        Ok(())
+    }
+    async fn write_blob(&self, _: &Digest, _: Bytes) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+    async fn publish(
+        &self,
+        _: &[Digest],
+        _: &[Link],
+        _: Option<&Tagging>,
+    ) -> Result<(), SyncError> {
         Ok(())
     }
     async fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {

@@ -94,17 +94,20 @@ pub struct Debug {
     pub metrics_path: Option<String>,
 }
 
-pub(super) fn read(http: &Section<'_>) -> Http {
-    http.ignore(&[
-        (
-            "h2c",
-            "HTTP/2 without TLS is governed by `http.http2.disabled`",
-        ),
-        (
-            "secret",
-            "the state of an upload isn't in its URL, and needs no signature",
-        ),
-    ]);
+const UNSIGNED: &str =
+    "the state of an upload isn't in its URL, whose id can't be guessed; remove it";
+
+/// `hosts`: whether repositories are hosted. Then `secret` asks for something that isn't done.
+pub(super) fn read(http: &Section<'_>, hosts: bool) -> Http {
+    http.ignore(&[(
+        "h2c",
+        "HTTP/2 without TLS is governed by `http.http2.disabled`",
+    )]);
+    if hosts {
+        http.refuse("secret", UNSIGNED);
+    } else {
+        http.ignore(&[("secret", UNSIGNED)]);
+    }
     http.print("addr", DEFAULT_LISTEN);
     let listen = listen(http).unwrap_or_else(|| Listen::Tcp(DEFAULT_LISTEN.to_owned()));
     let prefix = http.parsed("prefix", prefix).unwrap_or_default();

@@ -298,7 +298,7 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
             let storage = storage::read(section, from_file);
             (storage, PushDefaults::read(section, hosts))
         });
-        let http = root.section("http", http::read);
+        let http = root.section("http", |section| http::read(section, hosts));
         let proxy = root.section("proxy", |section| proxy::read(section, from_file, is_named));
         let config = Config {
             log,

@@ -8,6 +8,9 @@ use crate::oci::{Algorithm, Digest, Hasher};
 /// Bytes that are read back at a time.
 const PIECE: usize = 1024 * 1024;
 
+/// Chunks of at most 64 KiB that are written and then hashed, while the processor still has them at hand.
+const BATCH: usize = 4;
+
 /// What an upload has received.
 #[derive(Debug)]
 pub(super) struct Content {
@@ -50,30 +53,38 @@ impl Content {
         }
     }
 
-    /// Adds chunks at the end. Returns the bytes that the file has now. Blocks.
-    pub(super) fn append(&mut self, chunks: &[Bytes]) -> Result<u64, StoreError> {
+    /// Adds chunks at the end, up to the first error. Returns the bytes that the file has now. Blocks.
+    pub(super) fn append(&mut self, chunks: &[Bytes]) -> (u64, Result<(), StoreError>) {
         let Some(file) = &mut self.file else {
-            return Ok(0);
+            return (0, Ok(()));
         };
-        let before = file.size();
-        file.append(chunks)?;
-        // After a restart the start isn't hashed: that is read back at the end.
-        if self.hashed == before {
-            for chunk in chunks {
-                self.hasher.update(chunk);
+        for batch in chunks.chunks(BATCH) {
+            let before = file.size();
+            if let Err(error) = file.append(batch) {
+                return (before, Err(error));
             }
-            self.hashed = file.size();
+            // After a restart the start isn't hashed: that is read back at the end.
+            if self.hashed == before {
+                for chunk in batch {
+                    self.hasher.update(chunk);
+                }
+                self.hashed = file.size();
+            }
         }
-        Ok(file.size())
+        (file.size(), Ok(()))
     }
 
-    /// The digest of the whole content. None where the file can't be read. Blocks.
+    /// The digest of the whole content, where it was hashed as it arrived.
+    pub(super) fn hashed(&self, algorithm: Algorithm) -> Option<Digest> {
+        let size = self.file.as_ref()?.size();
+        let is_hashed = self.algorithm == algorithm && self.hashed == size;
+        is_hashed.then(|| self.hasher.clone().finish())
+    }
+
+    /// The digest of the whole content, which is read. None where the file can't be. Blocks.
     pub(super) fn digest(&self, algorithm: Algorithm) -> Option<Digest> {
         let file = self.file.as_ref()?;
         let size = file.size();
-        if self.algorithm == algorithm && self.hashed == size {
-            return Some(self.hasher.clone().finish());
-        }
         let (mut hasher, content) = (Hasher::new(algorithm), file.content());
         let (mut at, mut buffer) = (0, Vec::new());
         while at < size {

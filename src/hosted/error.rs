@@ -61,6 +61,8 @@ pub enum HostedError {
     Store(Arc<StoreError>),
     #[error(transparent)]
     NotReady(#[from] NotReady),
+    #[error("too many manifests are pushed at the same time; try again")]
+    TooManyManifests,
     #[error("the work was lost")]
     Lost,
 }
@@ -107,7 +109,7 @@ impl Classified for HostedError {
             Self::TooLarge { .. } | Self::OverQuota { .. } => ErrorKind::OverLimit,
             Self::Full(_) => ErrorKind::Full,
             Self::Store(error) if error.is_full() => ErrorKind::Full,
-            Self::NotReady(_) => ErrorKind::Busy,
+            Self::NotReady(_) | Self::TooManyManifests => ErrorKind::Busy,
             Self::Damaged(_) | Self::Store(_) | Self::Lost => ErrorKind::Internal,
         }
     }

@@ -125,19 +125,17 @@ fn drain(queue: &Arc<Queue>, turn: &Turn) {
             }
             std::mem::take(&mut state.chunks)
         };
-        let written = turn.session.content.lock().append(&chunks);
+        let (size, written) = turn.session.content.lock().append(&chunks);
+        turn.session.set_received(size);
         let bytes: usize = chunks.iter().map(Bytes::len).sum();
         drop(chunks);
-        match written {
-            Ok(size) => turn.session.set_received(size),
-            Err(error) => {
-                let mut state = queue.state.lock();
-                state.chunks.clear();
-                state.failure = Some(error.into());
-                state.running = false;
-                running.1 = true;
-                return;
-            }
+        if let Err(error) = written {
+            let mut state = queue.state.lock();
+            state.chunks.clear();
+            state.failure = Some(error.into());
+            state.running = false;
+            running.1 = true;
+            return;
         }
         queue.state.lock().pending -= bytes;
         queue.changed.notify_waiters();

@@ -12,13 +12,6 @@ use crate::oci::{Algorithm, Declared, Descriptor, Digest, Manifest, Reference, R
 /// Content that a manifest may refer to.
 const MAX_REFERENCES: usize = 10_000;
 
-/// A manifest whose bytes were read, and what its repository has of it.
-struct Checked {
-    push: ManifestPush,
-    tags: Vec<Tag>,
-    _holds: Vec<Hold>,
-}
-
 impl Hosted {
     /// Stores a manifest. `tags` are further ones, beside that of the reference. Parts that were found
     /// for reuse are linked if `may_reuse` is true for a repository that has them.
@@ -49,19 +42,24 @@ impl Hosted {
             .parts(target, &parsed, settings.incomplete, may_reuse)
             .await?;
         let subject = parsed.subject.as_ref().map(|subject| subject.digest);
-        let checked = Checked {
-            push: ManifestPush {
-                digest,
-                bytes: body,
-                parsed,
-                parts,
-            },
-            tags,
-            _holds: holds,
+        let tags = tags.into_iter().map(|tag| {
+            let is_fixed = settings.is_immutable(&tag);
+            (tag, is_fixed)
+        });
+        let push = ManifestPush {
+            digest,
+            bytes: body,
+            parsed,
+            parts,
+            tags: tags.collect(),
         };
         let (hosted, repo) = (self.clone(), repo.clone());
-        self.detached(async move { hosted.store(&repo, index, checked).await })
-            .await?;
+        let store = async move {
+            let _holds = holds;
+            let pushed = hosted.0.cache.push_manifest((&repo, index), push).await;
+            pushed.map_err(|error| hosted.push_failed(index, error))
+        };
+        self.detached(store).await?;
         Ok(Pushed { digest, subject })
     }
 
@@ -183,35 +181,6 @@ impl Hosted {
             }
         }
         Ok(linked)
-    }
-
-    async fn store(
-        &self,
-        repo: &RepoName,
-        index: usize,
-        checked: Checked,
-    ) -> Result<(), HostedError> {
-        let digest = checked.push.digest;
-        // Until its tags name it.
-        let _hold = self.0.cache.hold(&digest).await;
-        let pushed = self
-            .0
-            .cache
-            .push_manifest((repo, index), checked.push)
-            .await;
-        pushed.map_err(|error| self.push_failed(index, error))?;
-        for tag in &checked.tags {
-            let fixed = self.settings(index)?.is_immutable(tag);
-            let other = self
-                .0
-                .cache
-                .set_hosted_tag(repo, tag, &digest, fixed)
-                .await?;
-            if let Some(other) = other {
-                return Err(immutable(tag, other));
-            }
-        }
-        Ok(())
     }
 
     /// A manifest of the repository.

@@ -193,6 +193,7 @@ impl Hosted {
             PushError::OverQuota(quota) => self.over_quota(index, quota),
             PushError::Full(full) => full.into(),
             PushError::Store(error) => error.into(),
+            PushError::Immutable { tag, digest } => HostedError::Immutable { tag, digest },
         }
     }
 

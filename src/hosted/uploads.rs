@@ -275,11 +275,7 @@ impl Hosted {
     /// Makes an upload that is complete a blob of its repository.
     async fn commit(&self, turn: Arc<Turn>, digest: Digest) -> Result<(), HostedError> {
         let session = Arc::clone(&turn.session);
-        let hashing = Arc::clone(&session);
-        let hash = move || hashing.content.lock().digest(digest.algorithm());
-        let actual = tokio::task::spawn_blocking(hash).await;
-        let actual = actual.map_err(|_panicked| HostedError::Lost)?;
-        let actual = actual.ok_or(HostedError::Lost)?;
+        let actual = self.digest(&session, digest.algorithm()).await?;
         if actual != digest {
             self.discard(&session).await;
             return Err(HostedError::WrongDigest {
@@ -302,6 +298,22 @@ impl Hosted {
         session.end();
         self.0.sessions.remove(&session.id);
         Ok(())
+    }
+
+    /// The digest of an upload that is complete.
+    async fn digest(
+        &self,
+        session: &Arc<Session>,
+        algorithm: Algorithm,
+    ) -> Result<Digest, HostedError> {
+        if let Some(digest) = session.content.lock().hashed(algorithm) {
+            return Ok(digest);
+        }
+        let session = Arc::clone(session);
+        let read = move || session.content.lock().digest(algorithm);
+        let digest = tokio::task::spawn_blocking(read).await;
+        let digest = digest.map_err(|_panicked| HostedError::Lost)?;
+        digest.ok_or(HostedError::Lost)
     }
 
     /// Removes the upload of the request that has the turn.

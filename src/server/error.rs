@@ -51,7 +51,7 @@ impl Refusal {
         };
         Self::new(
             StatusCode::RANGE_NOT_SATISFIABLE,
-            ErrorCode::RangeInvalid,
+            ErrorCode::SizeInvalid,
             message,
         )
     }
@@ -119,11 +119,13 @@ fn status_and_code(kind: ErrorKind, missing: ErrorCode) -> (StatusCode, ErrorCod
     match kind {
         ErrorKind::NoSuchPath => (StatusCode::NOT_FOUND, ErrorCode::Unsupported),
         ErrorKind::ReadOnly => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
-        ErrorKind::NameInvalid => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
-        ErrorKind::TagInvalid => (StatusCode::BAD_REQUEST, ErrorCode::TagInvalid),
+        ErrorKind::NameInvalid | ErrorKind::TagInvalid => {
+            (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid)
+        }
         ErrorKind::DigestInvalid => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
-        ErrorKind::PageSizeInvalid => (StatusCode::BAD_REQUEST, ErrorCode::PaginationNumberInvalid),
-        ErrorKind::BadRequest => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
+        ErrorKind::PageSizeInvalid | ErrorKind::BadRequest => {
+            (StatusCode::BAD_REQUEST, ErrorCode::Unsupported)
+        }
         ErrorKind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::Unsupported),
         ErrorKind::UriTooLong => (StatusCode::URI_TOO_LONG, ErrorCode::Unsupported),
         ErrorKind::UploadUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUploadUnknown),

@@ -51,6 +51,7 @@ pub async fn holds(make: impl AsyncFn() -> (Arc<dyn Store>, Option<TempDir>)) {
         uploads::an_upload_grows_and_becomes_a_blob,
         uploads::a_blob_is_replaced_where_that_is_asked,
         uploads::uploads_are_listed_and_cancelled,
+        uploads::tags_name_what_is_published,
     );
 }
 

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use bytes::Bytes;
+
 use super::error::Context as _;
 use super::layout::{Layout, StageName};
 use super::partials::{self, StageFiles};
@@ -17,13 +19,14 @@ use super::spool::Spool;
 use super::stage::FileStage;
 use super::{
     Content, Link, LinkKind, Modified, Partial, Reader, Resumed, Stage, Store, StoreError,
-    SyncError, Unreadable, Upload, UploadFile, UpstreamChange, blocking, disk,
+    SyncError, Tagging, Unreadable, Upload, UploadFile, UpstreamChange, blocking, disk,
 };
 use crate::metrics::Histogram;
 use crate::oci::{Digest, Pattern, RepoName, Tag, UploadId};
 
 mod list;
 mod open;
+mod publish;
 mod uploads;
 
 use open::OpenFiles;
@@ -107,6 +110,12 @@ impl FsStore {
             spool: Arc::clone(&self.spool),
             open: Arc::clone(&self.open),
         }
+    }
+
+    /// Makes durable, once, what an earlier process has written.
+    async fn settle(&self) -> Result<(), StoreError> {
+        let settle = || self.run(uploads::settle);
+        self.settled.get_or_try_init(settle).await.map(|()| ())
     }
 
     async fn run<T: Send + 'static>(
@@ -247,13 +256,7 @@ impl Store for FsStore {
             spool.write_link(&repo, &index, &digest, false)?;
             // Synced: the last known digest is what is served while the upstream is down.
             let current = layout.tag_current(&repo, &tag);
-            let written = spool.write_link(&repo, &current, &digest, true)?;
-            if let Some(created) = written.filter(|_| spool.is_hosted(&repo)) {
-                for name in created.iter().chain([&current]) {
-                    disk::sync_names_in(name.parent().unwrap_or(name))?;
-                }
-            }
-            Ok(())
+            spool.write_link(&repo, &current, &digest, true).map(drop)
         })
         .await
     }
@@ -264,7 +267,9 @@ impl Store for FsStore {
             let layout = &spool.layout;
             let directory = layout.tag(&repo, &tag);
             // First what names the tag, so that a crash in between leaves only its history.
-            let removed = disk::remove_file(&layout.tag_current(&repo, &tag))?;
+            let current = layout.tag_current(&repo, &tag);
+            let removed = disk::remove_file(&current)?;
+            spool.unsynced.remove(&current);
             disk::remove_tree(&directory)?;
             disk::prune(&directory, &layout.repositories());
             Ok(removed)
@@ -346,28 +351,20 @@ impl Store for FsStore {
             .await
     }
 
-    async fn sync(&self, blobs: &[Digest], links: &[Link]) -> Result<(), SyncError> {
-        let failed = |source| SyncError {
-            lost: Vec::new(),
-            source,
-        };
-        let settle = || self.run(uploads::settle);
-        self.settled.get_or_try_init(settle).await.map_err(failed)?;
-        let layout = &self.spool.layout;
-        let blobs: Vec<_> = blobs
-            .iter()
-            .map(|digest| (layout.blob(digest), *digest))
-            .collect();
-        let files = blobs.iter().map(|(path, _)| path.clone());
-        let files = files.chain(links.iter().map(|link| layout.link(link)));
-        let synced = self.spool.unsynced.sync(files).await;
-        synced.map_err(|(files, source)| {
-            let lost = blobs.into_iter().filter(|(path, _)| files.contains(path));
-            SyncError {
-                lost: lost.map(|(_, digest)| digest).collect(),
-                source,
-            }
-        })
+    async fn write_blob(&self, digest: &Digest, content: Bytes) -> Result<bool, StoreError> {
+        let (shared, digest) = (self.shared(), *digest);
+        self.run(move |_| publish::write_blob(&shared, &digest, &content))
+            .await
+    }
+
+    async fn publish(
+        &self,
+        blobs: &[Digest],
+        links: &[Link],
+        tagging: Option<&Tagging>,
+    ) -> Result<(), SyncError> {
+        self.settle().await.map_err(publish::failed)?;
+        publish::publish(&self.spool, blobs, links, tagging).await
     }
 
     async fn uploads(&self) -> Result<Vec<Upload>, StoreError> {

@@ -12,7 +12,7 @@ use super::error::Context as _;
 use super::key_locks::{KeyLock, KeyLocks};
 use super::{
     Content, Link, LinkKind, Modified, Partial, Placing, Reader, Resumed, Stage, Store, StoreError,
-    Upload, UploadFile,
+    SyncError, Tagging, Upload, UploadFile,
 };
 use crate::clock::Clock;
 use crate::oci::{Digest, RangeSet, RepoName, Tag, UploadId};
@@ -181,6 +181,33 @@ impl Store for MemoryStore {
         let all = state.blobs.iter();
         let some = all.filter(|(digest, _)| digest.first_byte() == first);
         Ok(some.map(|(digest, file)| (*digest, file.len())).collect())
+    }
+
+    async fn write_blob(&self, digest: &Digest, content: Bytes) -> Result<bool, StoreError> {
+        let mut state = self.state.lock();
+        let present = state.blobs.get(digest);
+        if present.is_some_and(|present| present.len() == content.len() as u64) {
+            return Ok(false);
+        }
+        let file = MemoryFile::default();
+        let path = Path::new("memory").join(digest.to_string());
+        file.write_at(0, &[content]).context("write", &path)?;
+        state.blobs.insert(*digest, Arc::new(file));
+        Ok(true)
+    }
+
+    async fn publish(
+        &self,
+        _blobs: &[Digest],
+        _links: &[Link],
+        tagging: Option<&Tagging>,
+    ) -> Result<(), SyncError> {
+        let mut state = self.state.lock();
+        if let Some(Tagging { repo, tags, digest }) = tagging {
+            let tags = tags.iter().map(|tag| (repo.clone(), tag.clone()));
+            state.tags.extend(tags.map(|key| (key, *digest)));
+        }
+        Ok(())
     }
 
     async fn start_upload(

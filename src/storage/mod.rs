@@ -75,7 +75,7 @@ pub use modes::Modes;
 pub use origins::UpstreamChange;
 pub use survey::{DiskSpeed, Survey};
 pub use unreadable::{Unreadable, UnreadableEntry};
-pub use upload::{Placing, SyncError, Upload, UploadFile};
+pub use upload::{Placing, SyncError, Tagging, Upload, UploadFile};
 
 /// Keeps blobs, links and tags. Every method is safe to call at any time from any task.
 #[async_trait::async_trait]
@@ -186,7 +186,7 @@ pub trait Store: Debug + Send + Sync + 'static {
     }
 
     /// Says which repositories are hosted, before anything is asked of them: their links are of no
-    /// upstream, and [`sync`](Self::sync) makes what is written of them durable.
+    /// upstream, and [`publish`](Self::publish) makes what is written of them durable.
     fn set_hosted(&self, _patterns: Vec<Pattern>) {}
 
     /// The patterns of the process before this one that hosted something, and notes those of this one.
@@ -218,10 +218,19 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Removes the upload of a repository. False when it wasn't there.
     async fn cancel_upload(&self, repo: &RepoName, id: &UploadId) -> Result<bool, StoreError>;
 
-    /// Makes durable what is stored of blobs and of links of hosted repositories, and was not yet.
-    async fn sync(&self, _blobs: &[Digest], _links: &[Link]) -> Result<(), SyncError> {
-        Ok(())
-    }
+    /// Stores a small blob, whose digest the caller has verified: for manifests. One of the same size
+    /// stays, one of another is damaged and replaced. Returns whether it was written; it isn't durable
+    /// then.
+    async fn write_blob(&self, digest: &Digest, content: Bytes) -> Result<bool, StoreError>;
+
+    /// Makes durable what is stored of blobs and of links of hosted repositories, and was not yet; then
+    /// makes tags name what they shall, durable, too. A crash leaves the old or the new digest of a tag.
+    async fn publish(
+        &self,
+        blobs: &[Digest],
+        links: &[Link],
+        tagging: Option<&Tagging>,
+    ) -> Result<(), SyncError>;
 }
 
 /// The bytes of a blob that a checkpoint claims.

@@ -196,10 +196,26 @@ impl Spool {
         content: &[u8],
         sync: bool,
     ) -> Result<Vec<PathBuf>, StoreError> {
+        let draft = self.write_draft(content, sync)?;
+        self.place_draft(&draft, path)
+    }
+
+    /// Writes a small file that hasn't its name yet.
+    fn write_draft(&self, content: &[u8], sync: bool) -> Result<PathBuf, StoreError> {
         let draft = self.draft();
-        let placed = disk::write_small(&draft, content, sync, &self.modes)
-            .and_then(|()| disk::place(&draft, path, &self.modes));
-        placed.inspect_err(|_| disk::discard(disk::remove_file(&draft)))
+        let written = disk::write_small(&draft, content, sync, &self.modes);
+        written.inspect_err(|_| disk::discard(disk::remove_file(&draft)))?;
+        Ok(draft)
+    }
+
+    /// Gives a draft its name. Returns the directories that were made for it.
+    pub(super) fn place_draft(
+        &self,
+        draft: &Path,
+        path: &Path,
+    ) -> Result<Vec<PathBuf>, StoreError> {
+        let placed = disk::place(draft, path, &self.modes);
+        placed.inspect_err(|_| disk::discard(disk::remove_file(draft)))
     }
 
     /// Makes `target` a link to `digest`, or leaves its content. `sync` is for a link whose
@@ -213,14 +229,32 @@ impl Spool {
         digest: &Digest,
         sync: bool,
     ) -> Result<Option<Vec<PathBuf>>, StoreError> {
-        // One that can't be read is replaced, as a damaged one is.
-        let is_known = disk::read_link(target).is_ok_and(|known| known == Some(*digest));
-        if is_known && self.is_proved(repo, target) {
+        if self.is_link_to(repo, target, digest) {
             return Ok(None);
         }
         // As the reference registry writes it: the digest, no line end.
         let written = self.write_file(target, digest.to_string().as_bytes(), sync);
         written.map(Some)
+    }
+
+    /// The same without giving the file its name, or syncing it. None where the link is there.
+    pub(super) fn draft_link(
+        &self,
+        repo: &RepoName,
+        target: &Path,
+        digest: &Digest,
+    ) -> Result<Option<PathBuf>, StoreError> {
+        if self.is_link_to(repo, target, digest) {
+            return Ok(None);
+        }
+        let draft = self.write_draft(digest.to_string().as_bytes(), false);
+        draft.map(Some)
+    }
+
+    /// Whether a link has this content. One that can't be read is replaced, as a damaged one is.
+    fn is_link_to(&self, repo: &RepoName, target: &Path, digest: &Digest) -> bool {
+        let is_known = disk::read_link(target).is_ok_and(|known| known == Some(*digest));
+        is_known && self.is_proved(repo, target)
     }
 
     /// Removes an empty link file. A concurrent write of it wins.

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::{Modified, Reader, StoreError};
-use crate::oci::{Digest, RepoName, UploadId};
+use crate::oci::{Digest, RepoName, Tag, UploadId};
 
 /// The file of an upload that is open for writing. It stays, whether this is dropped or the process is
 /// killed, until it is committed or removed ([`Store::remove_upload`](super::Store::remove_upload)).
@@ -42,12 +42,22 @@ pub struct Placing {
     pub replace: bool,
 }
 
-/// Some blobs or links couldn't be made durable.
+/// Tags that will name a manifest.
+#[derive(Debug, Clone)]
+pub struct Tagging {
+    pub repo: RepoName,
+    pub tags: Vec<Tag>,
+    pub digest: Digest,
+}
+
+/// Some blobs, links or tags couldn't be made durable.
 #[derive(Debug, thiserror::Error)]
 #[error("what was pushed couldn't be made durable: {source}")]
 pub struct SyncError {
     /// Blobs whose bytes may have been lost: what is read of them may not be what the disk has.
     pub lost: Vec<Digest>,
+    /// Tags that name the manifest nevertheless.
+    pub tagged: Vec<Tag>,
     /// The first error.
     pub source: StoreError,
 }

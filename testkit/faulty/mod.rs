@@ -20,7 +20,7 @@ use bytes::Bytes;
 use crate::oci::{Digest, Pattern, RepoName, Tag, UploadId};
 use crate::storage::{
     Content, Link, LinkKind, Modified, Partial, Placing, ReadGate, Reader, Resumed, Stage, Store,
-    StoreError, SyncError, Unreadable, Upload, UploadFile,
+    StoreError, SyncError, Tagging, Unreadable, Upload, UploadFile,
 };
 
 mod script;
@@ -300,12 +300,29 @@ impl Store for FaultyStore {
         self.inner.cancel_upload(repo, id).await
     }
 
-    async fn sync(&self, blobs: &[Digest], links: &[Link]) -> Result<(), SyncError> {
-        if let Err(source) = self.script.pass(Operation::Sync).await {
-            let lost = blobs.to_vec();
-            return Err(SyncError { lost, source });
+    async fn write_blob(&self, digest: &Digest, content: Bytes) -> Result<bool, StoreError> {
+        self.script.pass(Operation::Commit).await?;
+        self.inner.write_blob(digest, content).await
+    }
+
+    async fn publish(
+        &self,
+        blobs: &[Digest],
+        links: &[Link],
+        tagging: Option<&Tagging>,
+    ) -> Result<(), SyncError> {
+        let failed = |lost, source| SyncError {
+            lost,
+            tagged: Vec::new(),
+            source,
+        };
+        let synced = self.script.pass(Operation::Sync).await;
+        synced.map_err(|source| failed(blobs.to_vec(), source))?;
+        if tagging.is_some() {
+            let tagged = self.script.pass(Operation::SetTag).await;
+            tagged.map_err(|source| failed(Vec::new(), source))?;
         }
-        self.inner.sync(blobs, links).await
+        self.inner.publish(blobs, links, tagging).await
     }
 
     async fn uploads(&self) -> Result<Vec<Upload>, StoreError> {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::harness::push::{OPEN, Pusher, SPACE};
-use crate::harness::{Image, Registry, Setup, noise};
+use crate::harness::{Image, Registry, Setup, noise, passing};
 
 /// Sends raw bytes on a connection of their own, and returns it.
 async fn raw(p: &Pusher, bytes: &str) -> TcpStream {
@@ -230,4 +230,26 @@ async fn only_callers_who_may_push_learn_of_mirrored_blobs() {
         p.m.ask(&format!("GET {path}"), &authorized).await.status,
         404
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn manifests_that_are_received_at_the_same_time_are_bounded() {
+    let p = Pusher::with(&[SPACE]).await;
+    let slow = "PUT /v2/ci/app/manifests/1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\
+                Expect: 100-continue\r\n\r\n";
+    let mut senders = Vec::new();
+    // Each may become 4 MiB.
+    for _ in 0..64 {
+        let mut sender = raw(&p, slow).await;
+        // Its body is asked for.
+        let answer = head(&mut sender).await;
+        assert!(answer.starts_with("HTTP/1.1 100 "), "{answer}");
+        senders.push(sender);
+    }
+    let index = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+    let index = Bytes::from_static(index.as_bytes());
+    let push = async || p.manifest("ci/app", "1", &index).await;
+    passing(push()).await.refused(503, "UNAVAILABLE");
+    senders.pop();
+    push().await.expect(201, b"");
 }

@@ -1,5 +1,6 @@
 //! Manifests and tags of hosted repositories.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use super::{Damaged, Deleted, PushError};
 use crate::cache::index::{Claim, Index, ManifestPart};
 use crate::cache::{Cache, CachedManifest, Hold};
 use crate::oci::{Descriptor, Digest, Manifest, RepoName, Tag};
-use crate::storage::{self, Link, LinkKind, StoreError};
+use crate::storage::{Link, LinkKind, StoreError, Tagging};
 
 /// A manifest that a client pushes.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct ManifestPush {
     pub parsed: Manifest,
     /// What it refers to and its repository has; the caller holds all of that.
     pub parts: Vec<ManifestPart>,
+    /// The tags that shall name it, each with whether it must not be taken from another manifest.
+    pub tags: BTreeMap<Tag, bool>,
 }
 
 impl Cache {
@@ -36,47 +39,88 @@ impl Cache {
         (held.into_iter().map(|id| self.held(id)).collect(), missing)
     }
 
-    /// Stores a manifest and links it. When this returns, the manifest and its parts outlive a power cut
-    /// and are kept as long as the manifest is.
+    /// Stores a manifest, links it, and makes its tags name it. When this returns, the manifest, its parts
+    /// and its tags outlive a power cut and are kept as long as the manifest is.
     pub async fn push_manifest(
         &self,
         (repo, space): (&RepoName, usize),
         push: ManifestPush,
     ) -> Result<(), PushError> {
-        let ManifestPush {
-            digest,
-            bytes,
-            parsed,
-            parts,
-        } = push;
+        // In the order of the tags: two pushes can't wait for each other.
+        let mut locks = Vec::with_capacity(push.tags.len());
+        for (tag, is_fixed) in &push.tags {
+            locks.push(self.inner.tags.lock((repo.clone(), tag.clone())).await);
+            let named = self.inner.with(|index| index.tagged(repo, tag));
+            if let Some(named) = named.filter(|named| *is_fixed && *named != push.digest) {
+                let (tag, digest) = (tag.clone(), Box::new(named));
+                return Err(PushError::Immutable { tag, digest });
+            }
+        }
+        let digest = push.digest;
         let hold = self.hold(&digest).await;
-        let manifest = CachedManifest::new(digest, bytes, parsed);
+        let manifest = CachedManifest::new(digest, push.bytes, push.parsed);
         let size = manifest.meta.size;
         let charge = self.charge_needed(space, &digest, size)?;
         let reservation = self.reserve(size).await?;
         let _arriving = self.arriving(&digest, repo);
         // One that is there stays when it has the size: it must be right.
-        drop(self.open_verified(&digest).await);
+        if self.stored_parts(&[digest]) != [None] {
+            drop(self.open_verified(&digest).await);
+        }
         let started = Instant::now();
-        storage::put(&*self.inner.store, &digest, manifest.content.clone()).await?;
+        let content = manifest.content.clone();
+        let is_written = self.inner.store.write_blob(&digest, content).await?;
         self.inner.metrics.store_committed(started.elapsed());
         reservation.commit(&hold, size);
+        if is_written {
+            self.inner
+                .with(|index| index.set_synced_by_commit(hold.content, false));
+        }
         let revision = Link::new(repo, LinkKind::Revision, &digest);
         let is_new = self.link_pushed(&revision, size, charge).await?;
+        let tagging = Tagging {
+            repo: repo.clone(),
+            tags: push.tags.into_keys().collect(),
+            digest,
+        };
+        let (parts, tags) = (push.parts, &tagging.tags);
+        let published = self.publish(&revision, &parts, &tagging).await;
+        let named = match &published {
+            Ok(()) => tags,
+            Err((tagged, _)) => tagged,
+        };
+        let now = self.inner.now();
+        self.inner.with(|index| {
+            if published.is_ok() || !named.is_empty() {
+                let kept = (repo, &digest, size);
+                index.keep_manifest(kept, &manifest.parsed, &parts, now);
+            } else if is_new {
+                index.delete((repo, LinkKind::Revision, &digest));
+            }
+            for tag in named {
+                index.set_tag(repo, tag, &digest);
+            }
+        });
+        published.map_err(|(_, error)| error)?;
+        self.inner.manifests.insert(&manifest);
+        Ok(())
+    }
+
+    /// Makes a manifest that is linked durable with its parts, then its tags.
+    async fn publish(
+        &self,
+        revision: &Link,
+        parts: &[ManifestPart],
+        tagging: &Tagging,
+    ) -> Result<(), (Vec<Tag>, StoreError)> {
+        let repo = &revision.repo;
         let links = parts
             .iter()
             .map(|(kind, part)| Link::new(repo, *kind, part));
         let links: Vec<_> = links.chain([revision.clone()]).collect();
-        let blobs: Vec<_> = parts.iter().map(|(_, part)| *part).collect();
-        let synced = self.make_durable(&blobs, &links).await;
-        self.unless_failed(&revision, is_new, synced)?;
-        let now = self.inner.now();
-        self.inner.with(|index| {
-            let kept = (repo, &digest, size);
-            index.keep_manifest(kept, &manifest.parsed, &parts, now);
-        });
-        self.inner.manifests.insert(&manifest);
-        Ok(())
+        let blobs = parts.iter().map(|(_, part)| *part);
+        let blobs: Vec<_> = blobs.chain([revision.digest]).collect();
+        self.make_durable(&blobs, &links, Some(tagging)).await
     }
 
     /// A manifest of a hosted repository; none where it doesn't have it. Counts as a use.
@@ -126,25 +170,6 @@ impl Cache {
     /// The tags that name a manifest.
     pub fn tags_naming(&self, repo: &RepoName, digest: &Digest) -> Vec<Tag> {
         self.inner.with(|index| index.tags_naming(repo, digest))
-    }
-
-    /// Makes a tag name a manifest that the caller holds. A tag that is `fixed` and names another one
-    /// stays; then that one is returned.
-    pub async fn set_hosted_tag(
-        &self,
-        repo: &RepoName,
-        tag: &Tag,
-        digest: &Digest,
-        fixed: bool,
-    ) -> Result<Option<Digest>, StoreError> {
-        let _lock = self.inner.tags.lock((repo.clone(), tag.clone())).await;
-        let named = self.inner.with(|index| index.tagged(repo, tag));
-        if let Some(other) = named.filter(|named| fixed && named != digest) {
-            return Ok(Some(other));
-        }
-        self.inner.store.set_tag(repo, tag, digest).await?;
-        self.inner.with(|index| index.set_tag(repo, tag, digest));
-        Ok(None)
     }
 
     /// Removes a tag; where `expected` is given, only if it names that. False when it doesn't.

@@ -15,8 +15,8 @@ use std::time::Duration;
 use super::index::{Index, LinkKey};
 use super::{Cache, Full, Inner, MAX_PAGE, NotReady, OverQuota};
 use crate::error_chain::on_one_line;
-use crate::oci::{Digest, RepoName};
-use crate::storage::{Link, LinkKind, StoreError};
+use crate::oci::{Digest, RepoName, Tag};
+use crate::storage::{Link, LinkKind, StoreError, Tagging};
 
 pub use manifests::ManifestPush;
 pub use uploads::PushedFile;
@@ -49,6 +49,8 @@ pub enum PushError {
     Full(#[from] Full),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the tag {} is immutable and names {digest}", tag.as_str())]
+    Immutable { tag: Tag, digest: Box<Digest> },
 }
 
 /// Bytes of an open upload that count towards the quota of its space. Dropping it takes them back.
@@ -172,7 +174,7 @@ impl Cache {
 
     /// Makes durable what an earlier process has written, so that the first push needn't wait for that.
     pub async fn settle_store(&self) {
-        if let Err(error) = self.inner.store.sync(&[], &[]).await {
+        if let Err(error) = self.inner.store.publish(&[], &[], None).await {
             let error = on_one_line(&error);
             tracing::warn!(
                 error,
@@ -208,10 +210,17 @@ impl Cache {
         result
     }
 
-    /// Makes blobs and links durable. Blobs whose bytes may be lost by that are set aside.
-    async fn make_durable(&self, blobs: &[Digest], links: &[Link]) -> Result<(), StoreError> {
+    /// Makes blobs and links durable, then tags. Blobs whose bytes may be lost by that are set aside. The
+    /// error has the tags that name what they shall nevertheless.
+    async fn make_durable(
+        &self,
+        blobs: &[Digest],
+        links: &[Link],
+        tagging: Option<&Tagging>,
+    ) -> Result<(), (Vec<Tag>, StoreError)> {
         let unsynced = self.inner.with(|index| index.unsynced(blobs));
-        let Err(failed) = self.inner.store.sync(&unsynced, links).await else {
+        let published = self.inner.store.publish(&unsynced, links, tagging);
+        let Err(failed) = published.await else {
             self.inner.with(|index| index.set_synced(&unsynced));
             return Ok(());
         };
@@ -220,7 +229,7 @@ impl Cache {
         for digest in &failed.lost {
             self.quarantine(digest, None).await;
         }
-        Err(failed.source)
+        Err((failed.tagged, failed.source))
     }
 }
 

@@ -98,7 +98,8 @@ impl Cache {
         let is_new = self.link_pushed(&link, size, charge).await?;
         if sync {
             let links = std::slice::from_ref(&link);
-            let synced = self.make_durable(&[digest], links).await;
+            let synced = self.make_durable(&[digest], links, None).await;
+            let synced = synced.map_err(|(_, error)| error);
             return self.unless_failed(&link, is_new, synced);
         }
         Ok(())
@@ -106,6 +107,9 @@ impl Cache {
 
     /// Whether the store has this blob, of this size, and it is known to have its digest.
     async fn is_known_right(&self, digest: &Digest, size: u64) -> bool {
+        if self.stored_parts(&[*digest]) == [None] {
+            return false;
+        }
         match self.inner.store.open(digest).await {
             Ok(Some(content)) => {
                 content.size == size && self.trust(digest, &content) == Trust::Verified

@@ -599,6 +599,9 @@ hosted: [{name: a, repositories: [a/**]}]
 policy: {repository: {classes: [image]}}
 hosted: [{name: a, repositories: [a/**]}]
 => 2: `policy` is not supported: every kind of content can be pushed; remove it
+http: {secret: hunter2}
+hosted: [{name: a, repositories: [a/**]}]
+=> 2: `http.secret` is not supported: the state of an upload isn't in its URL, whose id can't be guessed; remove it
 proxy: {remoteurl: none}
 => 2: `proxy.remoteurl` is none, but nothing is hosted; write `hosted`, such as [{name: ci, repositories: ["ci/**"]}]
 proxy: {remoteurl: none, upstreams: [{name: a.b, remoteurl: 'https://a'}]}
@@ -638,7 +641,7 @@ proxy: {remoteurl: 'https://a'}
 storage: {redirect: {disable: true}}
 => 2: `storage.redirect` has no effect: blobs are never redirected to the storage
 http: {secret: hunter2}
-=> 2: `http.secret` has no effect: the state of an upload isn't in its URL, and needs no signature
+=> 2: `http.secret` has no effect: the state of an upload isn't in its URL, whose id can't be guessed; remove it
 http: {h2c: {enabled: true}}
 => 2: `http.h2c` has no effect: HTTP/2 without TLS is governed by `http.http2.disabled`
 http: {debug: {prometheus: {enabled: true}}}

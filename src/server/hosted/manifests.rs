@@ -1,15 +1,33 @@
 //! Manifests that are pushed or deleted.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use http::StatusCode;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::{HostedHandlers, answer};
 use crate::access::AuditEvent;
-use crate::hosted::HostedError;
+use crate::hosted::{BodyError, HostedError};
 use crate::oci::manifest::{MAX_MANIFEST, is_deep};
 use crate::oci::{Reference, RepoName, Tag};
 use crate::server::call::{Answered, Call, CallError};
 use crate::server::push_body::UploadBody;
 use crate::server::push_head::HeadError;
+
+/// Bytes of manifests that are received at a time, in units of [`UNIT`].
+const UNITS: usize = 4096;
+const UNIT: u64 = 64 * 1024;
+/// How long a manifest waits until others have been received.
+const TURN_TIME: Duration = Duration::from_secs(10);
+/// How long a client may take for a whole manifest.
+const MANIFEST_TIME: Duration = Duration::from_mins(2);
+
+/// Bounds the manifests that are received at a time.
+pub(super) fn arriving() -> Semaphore {
+    Semaphore::new(UNITS)
+}
 
 const DEEP: &str = "its arrays and objects are nested too deeply";
 
@@ -26,9 +44,7 @@ impl HostedHandlers {
         if length.is_some_and(|length| length > MAX_MANIFEST) {
             return Err(HeadError::LargeManifest.into());
         }
-        let max = usize::try_from(MAX_MANIFEST).unwrap_or(usize::MAX);
-        let content = body.whole(max).await.map_err(HostedError::Body)?;
-        let content = content.ok_or(HeadError::LargeManifest)?;
+        let content = self.receive(length, body).await?;
         if is_deep(&content) {
             return Err(HostedError::InvalidManifest(DEEP.into()).into());
         }
@@ -42,6 +58,27 @@ impl HostedHandlers {
         let location = self.links.to(name, "manifests", pushed.digest);
         let created = answer::created(&location, &pushed.digest);
         Ok(answer::described(created, pushed.subject.as_ref(), tags))
+    }
+
+    /// Reads the body of a manifest, of this length in bytes if it is known.
+    async fn receive(
+        &self,
+        length: Option<u64>,
+        body: &mut UploadBody,
+    ) -> Result<Bytes, CallError> {
+        let max = usize::try_from(MAX_MANIFEST).unwrap_or(usize::MAX);
+        let most = length.unwrap_or(MAX_MANIFEST).div_ceil(UNIT);
+        let units = self
+            .arriving
+            .acquire_many(u32::try_from(most).unwrap_or(u32::MAX));
+        let Ok(Ok(_units)) = timeout(TURN_TIME, units).await else {
+            return Err(HostedError::TooManyManifests.into());
+        };
+        let content = match timeout(MANIFEST_TIME, body.whole(max)).await {
+            Ok(content) => content.map_err(HostedError::Body)?,
+            Err(_elapsed) => return Err(HostedError::Body(BodyError::Timeout).into()),
+        };
+        Ok(content.ok_or(HeadError::LargeManifest)?)
     }
 
     pub(super) async fn delete_manifest(

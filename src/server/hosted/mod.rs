@@ -15,6 +15,8 @@ mod uploads;
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 use super::call::{Answered, Call, CallError, WrongPlace};
 use super::leftovers::Leftovers;
 use super::links::Links;
@@ -47,6 +49,8 @@ pub(super) struct HostedHandlers {
     links: Links,
     leftovers: Leftovers,
     metrics_id: UpstreamId,
+    /// Units of manifests that may be received.
+    arriving: Semaphore,
 }
 
 impl HostedHandlers {
@@ -65,6 +69,7 @@ impl HostedHandlers {
             links,
             leftovers,
             metrics_id: metrics.hosted(HOSTED),
+            arriving: manifests::arriving(),
         }
     }
 

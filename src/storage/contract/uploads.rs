@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::oci::UploadId;
-use crate::storage::{Modified, Placing, UploadFile};
+use crate::storage::{Modified, Placing, Tagging, UploadFile};
 
 const KEEP: Placing = Placing {
     sync: false,
@@ -47,7 +47,7 @@ pub(super) async fn an_upload_grows_and_becomes_a_blob(store: &dyn Store) {
         assert_eq!(content.read_at(0, 100).await.unwrap(), "hello world");
         let digest = digest("hello world");
         assert!(commit(opened, digest, placing).await.is_some());
-        store.sync(&[digest], &[]).await.unwrap();
+        store.publish(&[digest], &[], None).await.unwrap();
         let read = read_all(store, &digest, 100).await.unwrap().unwrap();
         assert_eq!(read, "hello world");
         assert_eq!(content.read_at(0, 100).await.unwrap(), "hello world");
@@ -99,4 +99,35 @@ pub(super) async fn uploads_are_listed_and_cancelled(store: &dyn Store) {
     assert!(store.remove_upload(&listed[1]).await.unwrap());
     assert!(!store.remove_upload(&listed[1]).await.unwrap());
     assert_eq!(store.uploads().await.unwrap(), []);
+}
+
+pub(super) async fn tags_name_what_is_published(store: &dyn Store) {
+    let (repo, text) = (repo("ci/app"), "a manifest");
+    let content = Bytes::from_static(text.as_bytes());
+    let [digest, before] = [text, "another one"].map(digest);
+    assert!(store.write_blob(&digest, content.clone()).await.unwrap());
+    assert!(!store.write_blob(&digest, content).await.unwrap());
+    let link = Link::new(&repo, LinkKind::Revision, &digest);
+    store.link(&link).await.unwrap();
+    let [new, old]: [Tag; 2] = ["new", "old"].map(|tag| tag.parse().unwrap());
+    store.set_tag(&repo, &old, &before).await.unwrap();
+    let tagging = Tagging {
+        repo: repo.clone(),
+        tags: vec![new.clone(), old.clone()],
+        digest,
+    };
+    // The second time nothing is left to do.
+    for _ in 0..2 {
+        let (blobs, links) = ([digest], [link.clone()]);
+        let published = store.publish(&blobs, &links, Some(&tagging));
+        published.await.unwrap();
+        for tag in [&new, &old] {
+            assert_eq!(store.tag(&repo, tag).await.unwrap(), Some(digest));
+        }
+    }
+    let read = read_all(store, &digest, 100).await.unwrap().unwrap();
+    assert_eq!(read, text);
+    for tag in [&new, &old] {
+        assert!(store.remove_tag(&repo, tag).await.unwrap());
+    }
 }
