@@ -2,6 +2,7 @@
 
 mod allocator;
 mod client_config;
+mod copy;
 mod doctor;
 mod explain;
 mod handshake;
@@ -150,6 +151,16 @@ enum Command {
     ///
     /// Exits with 0 if all is well, 1 with warnings, 2 with failures, and 3 if nothing could be checked.
     Doctor(Box<doctor::Arguments>),
+    /// Copy images between registries, or between a registry and an OCI image layout
+    ///
+    /// All platforms, and the bytes unchanged: digests are the same on both sides. What the destination has
+    /// isn't sent, and an interrupted copy goes on where it stopped when it is run again. Its tag changes
+    /// last.
+    ///
+    /// Accounts are those of Docker and containers (`docker login`, `podman login`). Exits with 0 if all was
+    /// copied, 1 if all failed, 2 for a wrong command line, 3 if credentials were refused, and 4 if some
+    /// failed.
+    Copy(Box<copy::Arguments>),
     /// Configure a client to pull through the mirror: print what its files need, or change them
     ///
     /// Results go to standard output; what to do next, to standard error.
@@ -248,6 +259,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match arguments.command {
         Command::Serve(configured) => return serve::serve(configured.config().as_deref()),
         Command::Doctor(arguments) => return doctor::doctor(&arguments),
+        Command::Copy(arguments) => return copy::copy(&arguments),
         Command::Check(configured) => check(configured.config().as_deref()),
         Command::Health(asked) => health::health(&asked),
         Command::Reload(listing) => reload::reload(&listing),
@@ -400,6 +412,7 @@ mod tests {
             "log-level upstream=debug --for 10m",
             "access explain a b",
             "client-config docker --mirror=a",
+            "copy a b.example/a",
         ] {
             for option in ["--config=c.yml", "-c=c.yml"] {
                 let words = command.split(' ').chain([option]);

@@ -9,15 +9,14 @@ use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::json;
-use tokio::io::{
-    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, BufReader, BufWriter,
-};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader, BufWriter};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -28,6 +27,7 @@ use tokio_rustls::rustls::version::TLS12;
 use crate::content::{digest, sha512};
 use crate::images::Image;
 use crate::line::{Line, SEND_BUFFER};
+use crate::pushes::Pushes;
 use crate::reply::{End, Gate, Reply, Wire};
 use crate::tls::Identity;
 
@@ -97,10 +97,27 @@ impl Seen {
     }
 }
 
-struct Content {
-    bytes: Bytes,
+pub(crate) struct Content {
+    pub(crate) bytes: Bytes,
     media_type: String,
     digest: Option<String>,
+}
+
+/// By their paths.
+pub(crate) type Contents = HashMap<String, Content>;
+
+impl Content {
+    pub(crate) fn blob(bytes: Bytes, digest: &str) -> Self {
+        Self::manifest(bytes, "application/octet-stream", digest)
+    }
+
+    pub(crate) fn manifest(bytes: Bytes, media_type: &str, digest: &str) -> Self {
+        Self {
+            bytes,
+            media_type: media_type.to_owned(),
+            digest: Some(digest.to_owned()),
+        }
+    }
 }
 
 type Act = dyn Fn(&Seen, Reply) -> Reply + Send + Sync;
@@ -122,7 +139,9 @@ enum Protection {
 
 #[derive(Default)]
 struct State {
-    content: HashMap<String, Content>,
+    content: Contents,
+    /// None: it is read only.
+    pushes: Option<Pushes>,
     rules: Vec<Rule>,
     log: Vec<Seen>,
     protection: Protection,
@@ -133,6 +152,8 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     line: Line,
+    /// Body bytes of requests.
+    received: AtomicU64,
     /// Requests so far.
     requests: watch::Sender<usize>,
 }
@@ -242,6 +263,7 @@ impl<D: FromStr<Err: Debug>> Registry<D> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             line: Line::new(options.rate),
+            received: AtomicU64::default(),
             requests: watch::Sender::default(),
         });
         let mut tasks = JoinSet::new();
@@ -267,6 +289,11 @@ impl<D: FromStr<Err: Debug>> Registry<D> {
     /// Body bytes of blobs that were handed to the kernel.
     pub fn blob_bytes(&self) -> u64 {
         self.shared.line.blob_bytes()
+    }
+
+    /// Body bytes of requests that have come in.
+    pub fn received_bytes(&self) -> u64 {
+        self.shared.received.load(Ordering::Relaxed)
     }
 
     fn put(&self, path: String, media_type: &str, bytes: &Bytes, digest: Option<&str>) {
@@ -316,6 +343,24 @@ impl<D: FromStr<Err: Debug>> Registry<D> {
             digest(bytes)
         };
         self.put(path, media_type, bytes, Some(&digest));
+    }
+
+    /// Accepts pushes from now on. `lists`: manifests with a subject are listed as referrers.
+    pub fn accept_pushes(&self, lists: bool) {
+        let mut state = self.shared.state.lock().unwrap();
+        state.pushes.get_or_insert_default().lists = lists;
+    }
+
+    /// The next PATCH keeps so many bytes, and hangs up.
+    pub fn cut_upload(&self, bytes: usize) {
+        let mut state = self.shared.state.lock().unwrap();
+        state.pushes.as_mut().unwrap().cut = Some(bytes);
+    }
+
+    /// What is at a path, if anything.
+    pub fn content(&self, path: &str) -> Option<Bytes> {
+        let state = self.shared.state.lock().unwrap();
+        state.content.get(path).map(|content| content.bytes.clone())
     }
 
     /// A whole image.
@@ -469,7 +514,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite, shared: &Shared) -> io::Resu
         to: BufWriter::with_capacity(1 << 20, to),
         line: &shared.line,
     };
-    while let Some(seen) = read_request(&mut from).await? {
+    while let Some(seen) = read_request(&mut from, &shared.received).await? {
         let reply = shared.state.lock().unwrap().answer(&seen);
         shared.requests.send_modify(|count| *count += 1);
         let go_on = match reply.send(&mut wire, &seen).await? {
@@ -484,7 +529,11 @@ async fn serve(stream: impl AsyncRead + AsyncWrite, shared: &Shared) -> io::Resu
     tokio::io::AsyncWriteExt::shutdown(&mut wire.to).await
 }
 
-async fn read_request(from: &mut BufReader<impl AsyncRead + Unpin>) -> io::Result<Option<Seen>> {
+/// A request; with what there is of its body, where the client ends the connection in the middle of it.
+async fn read_request(
+    from: &mut BufReader<impl AsyncRead + Unpin>,
+    received: &AtomicU64,
+) -> io::Result<Option<Seen>> {
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();
@@ -503,8 +552,21 @@ async fn read_request(from: &mut BufReader<impl AsyncRead + Unpin>) -> io::Resul
     let length = headers
         .get("content-length")
         .map(|value| value.to_str().unwrap());
-    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-    from.read_exact(&mut body).await?;
+    let length: usize = length.map_or(0, |length| length.parse().unwrap());
+    let mut body = Vec::new();
+    while body.len() < length {
+        // A client that is killed resets the connection.
+        let Ok(piece) = from.fill_buf().await else {
+            break;
+        };
+        let taken = piece.len().min(length - body.len());
+        if taken == 0 {
+            break;
+        }
+        body.extend(&piece[..taken]);
+        from.consume(taken);
+        received.fetch_add(taken as u64, Ordering::Relaxed);
+    }
     Ok(Some(Seen {
         line: lines[0].trim_end_matches(" HTTP/1.1").to_owned(),
         headers,
@@ -516,18 +578,20 @@ async fn read_request(from: &mut BufReader<impl AsyncRead + Unpin>) -> io::Resul
 impl State {
     fn answer(&mut self, seen: &Seen) -> Reply {
         self.log.push(seen.clone());
-        let usual = self.usual(seen);
         let mut matching = self.rules.iter_mut();
-        match matching.find(|rule| rule.left > 0 && seen.line.contains(&rule.part)) {
-            Some(rule) => {
-                rule.left -= 1;
-                (rule.act)(seen, usual)
-            }
+        let rule = matching.find(|rule| rule.left > 0 && seen.line.contains(&rule.part));
+        let act = rule.map(|rule| {
+            rule.left -= 1;
+            Arc::clone(&rule.act)
+        });
+        let usual = self.usual(seen);
+        match act {
+            Some(act) => act(seen, usual),
             None => usual,
         }
     }
 
-    fn usual(&self, seen: &Seen) -> Reply {
+    fn usual(&mut self, seen: &Seen) -> Reply {
         if let Protection::Token(basic) = &self.protection {
             let given = seen.header("authorization");
             if seen.path() == "/token" {
@@ -541,6 +605,11 @@ impl State {
                 let challenge = format!(r#"Bearer realm="{base}/token",service="scripted""#);
                 return Reply::error(401).with("WWW-Authenticate", challenge);
             }
+        }
+        if let Some(pushes) = &mut self.pushes
+            && let Some(reply) = pushes.answer(&mut self.content, seen)
+        {
+            return reply;
         }
         let Some(content) = self.content.get(seen.path()) else {
             return Reply::error(404);

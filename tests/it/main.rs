@@ -26,6 +26,7 @@ mod chaos;
 mod check;
 mod client_config;
 mod connections;
+mod copy;
 mod counting;
 mod damage;
 mod disk;

@@ -1,0 +1,270 @@
+//! Shows the progress of copies: bars on a terminal, lines elsewhere, or JSON.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::super::table::bytes;
+use crate::copy::{BlobEnd, BlobStep, Event, Observer};
+use crate::error_chain::on_one_line;
+use crate::oci::Digest;
+
+/// Terminals with fewer columns get shorter lines.
+const WIDE: u16 = 70;
+/// The bars of blobs at a time; others are only in the sum.
+const MAX_BARS: usize = 16;
+/// Characters of a digest that are shown.
+const SHORT: usize = 12;
+/// Between two lines of JSON for the progress of one blob.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Shows the progress until the end.
+pub(super) trait Shown: Observer {
+    /// Nothing more is shown.
+    fn end(&self) {}
+}
+
+impl Shown for () {}
+
+/// One bar for each blob that is being sent, and one for all.
+pub(super) struct Bars {
+    group: MultiProgress,
+    all: ProgressBar,
+    blob: ProgressStyle,
+    state: Mutex<HashMap<Digest, (Option<ProgressBar>, u64)>>,
+}
+
+impl Bars {
+    pub(super) fn new() -> Self {
+        let size = terminal_size::terminal_size_of(std::io::stderr());
+        let is_wide = size.is_none_or(|(width, _)| width.0 >= WIDE);
+        let (blob, all) = if is_wide {
+            (
+                "{prefix} {wide_bar} {bytes:>10} / {total_bytes:<10} {bytes_per_sec:>12}",
+                "total        {wide_bar} {bytes:>10} / {total_bytes:<10} {bytes_per_sec:>12} {eta:>4}",
+            )
+        } else {
+            (
+                "{prefix} {bytes:>10}/{total_bytes}",
+                "{percent:>3}% {bytes} {bytes_per_sec} {eta}",
+            )
+        };
+        let group = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let sum = group.add(ProgressBar::new(0).with_style(style(all)));
+        Self {
+            group,
+            all: sum,
+            blob: style(blob),
+            state: Mutex::default(),
+        }
+    }
+
+    fn blob(&self, digest: &Digest, size: u64, step: BlobStep) {
+        let mut state = self.state.lock();
+        match step {
+            BlobStep::Sent(at) => {
+                let shown = state.values().filter(|(bar, _)| bar.is_some()).count();
+                let (bar, before) = state.entry(*digest).or_insert_with(|| {
+                    let bar = (shown < MAX_BARS).then(|| self.bar(digest, size));
+                    (bar, 0)
+                });
+                if let Some(bar) = bar {
+                    bar.set_position(at);
+                }
+                move_to(&self.all, *before, at);
+                *before = at;
+            }
+            BlobStep::Ended(_) => {
+                let (bar, before) = state.remove(digest).unwrap_or_default();
+                if let Some(bar) = bar {
+                    bar.finish_and_clear();
+                    self.group.remove(&bar);
+                }
+                move_to(&self.all, before, size);
+            }
+        }
+    }
+
+    fn bar(&self, digest: &Digest, size: u64) -> ProgressBar {
+        let bar = ProgressBar::new(size).with_style(self.blob.clone());
+        let bar = self.group.insert_before(&self.all, bar);
+        bar.set_prefix(short(digest));
+        bar
+    }
+
+    fn line(&self, text: &str) {
+        // A terminal that is gone shows nothing.
+        drop(self.group.println(text));
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template);
+    style.unwrap_or_else(|_malformed| ProgressStyle::default_bar())
+}
+
+fn move_to(bar: &ProgressBar, before: u64, at: u64) {
+    if at >= before {
+        bar.inc(at - before);
+    } else {
+        bar.set_position(bar.position().saturating_sub(before - at));
+    }
+}
+
+fn short(digest: &Digest) -> String {
+    digest.hex().chars().take(SHORT).collect()
+}
+
+impl Observer for Bars {
+    fn on(&self, event: &Event<'_>) {
+        match event {
+            Event::Planned { bytes, .. } => self.all.inc_length(*bytes),
+            Event::Blob { digest, size, step } => self.blob(digest, *size, *step),
+            event => {
+                if let Some(line) = line(event) {
+                    self.line(&line);
+                }
+            }
+        }
+    }
+}
+
+impl Shown for Bars {
+    fn end(&self) {
+        self.all.finish_and_clear();
+    }
+}
+
+/// A line for each event, as text on standard error or as JSON on standard output.
+pub(super) struct Lines {
+    is_json: bool,
+    /// When progress of a blob was last told.
+    told: Mutex<HashMap<Digest, Instant>>,
+}
+
+impl Lines {
+    pub(super) fn text() -> Self {
+        Self {
+            is_json: false,
+            told: Mutex::default(),
+        }
+    }
+
+    pub(super) fn json() -> Self {
+        Self {
+            is_json: true,
+            told: Mutex::default(),
+        }
+    }
+
+    /// Whether an event is told: not each step of a blob.
+    fn is_told(&self, event: &Event<'_>) -> bool {
+        let Event::Blob { digest, step, .. } = event else {
+            return true;
+        };
+        let mut told = self.told.lock();
+        if matches!(step, BlobStep::Ended(_)) {
+            told.remove(*digest);
+            return true;
+        }
+        let now = Instant::now();
+        let last = told.get(*digest);
+        let is_due = last.is_none_or(|last| now.duration_since(*last) >= PAUSE);
+        if is_due {
+            told.insert(**digest, now);
+        }
+        is_due
+    }
+}
+
+impl Observer for Lines {
+    fn on(&self, event: &Event<'_>) {
+        if !self.is_told(event) {
+            return;
+        }
+        // A reader that is gone gets nothing; the exit code still tells.
+        if self.is_json {
+            drop(writeln!(std::io::stdout().lock(), "{}", as_json(event)));
+        } else if let Some(line) = line(event) {
+            drop(writeln!(std::io::stderr().lock(), "{line}"));
+        }
+    }
+}
+
+impl Shown for Lines {}
+
+/// An event for people; None where it is told by others.
+fn line(event: &Event<'_>) -> Option<String> {
+    match event {
+        Event::Planned {
+            image,
+            manifests,
+            blobs,
+            bytes: size,
+        } => {
+            let size = bytes(*size);
+            Some(format!(
+                "{image}: {manifests} manifests, {blobs} blobs, {size}"
+            ))
+        }
+        Event::Blob {
+            digest,
+            size,
+            step: BlobStep::Ended(end @ (BlobEnd::Copied | BlobEnd::Mounted)),
+        } => {
+            let (digest, size) = (short(digest), bytes(*size));
+            Some(format!("  {digest} {size} {}", word(*end)))
+        }
+        Event::Waiting { host, error, wait } => {
+            let seconds = wait.as_secs_f64();
+            let error = on_one_line(*error);
+            Some(format!("{host}: trying again in {seconds:.1} s: {error}"))
+        }
+        _ => None,
+    }
+}
+
+fn word(end: BlobEnd) -> &'static str {
+    match end {
+        BlobEnd::Exists => "exists",
+        BlobEnd::Mounted => "mounted",
+        BlobEnd::Copied => "copied",
+    }
+}
+
+fn as_json(event: &Event<'_>) -> Value {
+    match event {
+        Event::Planned {
+            image,
+            manifests,
+            blobs,
+            bytes,
+        } => {
+            json!({"event": "planned", "image": image, "manifests": manifests, "blobs": blobs, "bytes": bytes})
+        }
+        Event::Blob { digest, size, step } => {
+            let (state, sent) = match step {
+                BlobStep::Sent(at) => ("sending", *at),
+                BlobStep::Ended(end) => (word(*end), *size),
+            };
+            json!({"event": "blob", "digest": digest.to_string(), "size": size, "state": state, "sent": sent})
+        }
+        Event::Waiting { host, error, wait } => json!({
+            "event": "waiting", "host": host, "seconds": wait.as_secs_f64(), "error": on_one_line(*error),
+        }),
+        Event::Done { image, copied } => json!({
+            "event": "done", "image": image, "digest": copied.digest.map(|digest| digest.to_string()),
+            "unchanged": copied.is_unchanged, "sparse": copied.is_sparse, "blobs": copied.blobs,
+            "copied": copied.sent.0, "bytes": copied.sent.1, "mounted": copied.mounted,
+            "referrers": copied.referrers,
+        }),
+        Event::Failed { image, error } => json!({
+            "event": "failed", "image": image, "error": on_one_line(*error), "refused": error.is_refused(),
+        }),
+    }
+}

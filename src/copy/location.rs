@@ -1,0 +1,324 @@
+//! Places that images are copied from and to, as people write them. Pure.
+//!
+//! ```text
+//! [docker://][host/]repository[:tag][@digest]   a registry; without a host, Docker Hub
+//! oci:DIR[:tag|@digest]                         a directory with an OCI image layout
+//! ```
+//!
+//! Sources: distribution's reference grammar; containers-transports(5).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::oci::digest::DigestError;
+use crate::oci::name::NameError;
+use crate::oci::{Digest, Reference, RepoName, Tag};
+
+/// What Docker Hub is called in the names of images.
+pub const HUB: &str = "docker.io";
+/// Names of one component are in this namespace of Docker Hub.
+const HUB_NAMESPACE: &str = "library";
+/// Other names of Docker Hub.
+const HUB_ALIASES: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
+const LAYOUT: &str = "oci:";
+const DEFAULT_TAG: &str = "latest";
+
+/// Where an image is, or shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    Registry(RegistryLocation),
+    Layout(LayoutLocation),
+}
+
+/// A repository of a registry, and perhaps an image in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryLocation {
+    /// `host[:port]`, in lower case.
+    pub host: String,
+    /// Whether the host was written, and isn't Docker Hub by default.
+    pub is_explicit: bool,
+    /// None where only a host is written, with a slash at its end.
+    pub repository: Option<RepoName>,
+    /// Whether the text ends with a slash: images are copied below it, under their own names.
+    pub is_prefix: bool,
+    pub tag: Option<Tag>,
+    pub digest: Option<Digest>,
+}
+
+/// A directory with an image layout (image-spec image-layout.md).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayoutLocation {
+    pub path: PathBuf,
+    /// The name of an image in them, as annotated: any text for a source, a tag for a destination.
+    pub name: Option<String>,
+    pub digest: Option<Digest>,
+}
+
+/// Why a text is no location.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LocationError {
+    #[error("{0:?} is not a transport that is known; docker:// and oci: are")]
+    Transport(String),
+    #[error("{0:?} is not the host of a registry")]
+    Host(String),
+    #[error("the path is missing")]
+    Path,
+    #[error("the repository is missing")]
+    Repository,
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+}
+
+impl FromStr for Location {
+    type Err = LocationError;
+
+    fn from_str(text: &str) -> Result<Self, LocationError> {
+        if let Some(rest) = text.strip_prefix(LAYOUT) {
+            return layout(rest).map(Self::Layout);
+        }
+        let rest = match text.split_once("://") {
+            Some(("docker", rest)) => rest,
+            Some((transport, _)) => return Err(LocationError::Transport(transport.to_owned())),
+            None => text,
+        };
+        registry(rest).map(Self::Registry)
+    }
+}
+
+fn layout(text: &str) -> Result<LayoutLocation, LocationError> {
+    let (rest, digest) = match text.rsplit_once('@') {
+        Some((rest, digest)) if digest.contains(':') => (rest, Some(digest.parse()?)),
+        _ => (text, None),
+    };
+    let (path, name) = match rest.rsplit_once(':') {
+        Some((path, name)) if !name.is_empty() => (path, Some(name.to_owned())),
+        Some((path, _)) => (path, None),
+        None => (rest, None),
+    };
+    if path.is_empty() {
+        return Err(LocationError::Path);
+    }
+    Ok(LayoutLocation {
+        path: path.into(),
+        name,
+        digest,
+    })
+}
+
+fn registry(text: &str) -> Result<RegistryLocation, LocationError> {
+    let (rest, digest) = match text.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest.parse()?)),
+        None => (text, None),
+    };
+    let is_prefix = rest.ends_with('/');
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, path) = match rest.split_once('/') {
+        Some((host, path)) if is_host(host) => (Some(host), path),
+        None if is_prefix && is_host(rest) => (Some(rest), ""),
+        _ => (None, rest),
+    };
+    // A prefix names no image.
+    if is_prefix && digest.is_some() {
+        return Err(LocationError::Repository);
+    }
+    let (path, tag) = match path.rsplit_once(':') {
+        Some((path, tag)) if !is_prefix && !tag.contains('/') => (path, Some(tag.parse::<Tag>()?)),
+        _ => (path, None),
+    };
+    let lower = host.map(str::to_ascii_lowercase);
+    let lower = lower.filter(|host| !HUB_ALIASES.contains(&host.as_str()));
+    let is_explicit = host.is_some();
+    let host = lower.unwrap_or_else(|| HUB.to_owned());
+    if !is_authority(&host) {
+        return Err(LocationError::Host(host));
+    }
+    let repository = match path {
+        "" if is_prefix && is_explicit => None,
+        "" => return Err(LocationError::Repository),
+        path if host == HUB && !path.contains('/') && !is_prefix => {
+            Some(format!("{HUB_NAMESPACE}/{path}").parse()?)
+        }
+        path => Some(path.parse()?),
+    };
+    Ok(RegistryLocation {
+        host,
+        is_explicit,
+        repository,
+        is_prefix,
+        tag,
+        digest,
+    })
+}
+
+/// Whether the first component of a name is a host, as Docker decides it.
+fn is_host(first: &str) -> bool {
+    first.contains(['.', ':']) || first.eq_ignore_ascii_case("localhost")
+}
+
+/// Whether a text is `host[:port]` and nothing else.
+fn is_authority(text: &str) -> bool {
+    let url = url::Url::parse(&format!("https://{text}/"));
+    url.is_ok_and(|url| {
+        url.username().is_empty() && url.password().is_none() && url.path() == "/" && {
+            let known = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
+            text.chars().all(known) && !text.ends_with(':')
+        }
+    })
+}
+
+impl RegistryLocation {
+    /// The image that is meant: the digest counts before the tag; `latest` where neither is written.
+    pub fn reference(&self) -> Reference {
+        if let Some(digest) = self.digest {
+            return Reference::Digest(digest);
+        }
+        self.tag.clone().map_or_else(latest, Reference::Tag)
+    }
+}
+
+fn latest() -> Reference {
+    #[expect(clippy::expect_used, reason = "a constant, which the tests parse")]
+    DEFAULT_TAG.parse().expect("a valid tag")
+}
+
+impl fmt::Display for RegistryLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.host)?;
+        if let Some(repository) = &self.repository {
+            write!(f, "/{repository}")?;
+        }
+        if self.is_prefix {
+            f.write_str("/")?;
+        }
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        match &self.digest {
+            Some(digest) => write!(f, "@{digest}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for LayoutLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{LAYOUT}{}", self.path.display())?;
+        if let Some(name) = &self.name {
+            write!(f, ":{name}")?;
+        }
+        match &self.digest {
+            Some(digest) => write!(f, "@{digest}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry(registry) => registry.fmt(f),
+            Self::Layout(layout) => layout.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    /// (text, how it is shown)
+    const REGISTRIES: &[(&str, &str)] = &[
+        ("debian", "docker.io/library/debian"),
+        ("debian:12", "docker.io/library/debian:12"),
+        ("owner/app", "docker.io/owner/app"),
+        ("docker://debian:12", "docker.io/library/debian:12"),
+        ("docker.io/debian", "docker.io/library/debian"),
+        ("index.docker.io/a/b:c", "docker.io/a/b:c"),
+        ("ghcr.io/owner/app:1.0", "ghcr.io/owner/app:1.0"),
+        ("GHCR.io/owner/app", "ghcr.io/owner/app"),
+        ("localhost/a", "localhost/a"),
+        ("localhost:5000/a:b", "localhost:5000/a:b"),
+        ("127.0.0.1:5000/a/b/c", "127.0.0.1:5000/a/b/c"),
+        ("[::1]:5000/a", "[::1]:5000/a"),
+        ("host:5000/", "host:5000/"),
+        ("host.example/mirror/", "host.example/mirror/"),
+    ];
+
+    #[test]
+    fn names_of_images_are_read_as_docker_reads_them() {
+        for (text, shown) in REGISTRIES {
+            let location: Location = text.parse().unwrap();
+            assert_eq!(location.to_string(), *shown, "{text}");
+        }
+        let pinned: Location = format!("ghcr.io/a/b:c@{DIGEST}").parse().unwrap();
+        let Location::Registry(pinned) = pinned else {
+            panic!("a registry");
+        };
+        assert_eq!(pinned.reference().to_string(), DIGEST);
+        assert_eq!(pinned.tag.map(|tag| tag.to_string()).as_deref(), Some("c"));
+        let plain: Location = "ghcr.io/a/b".parse().unwrap();
+        assert!(
+            matches!(plain, Location::Registry(plain) if plain.reference().to_string() == "latest")
+        );
+    }
+
+    #[test]
+    fn layouts_are_paths_with_a_name() {
+        let digest = format!("oci:/a@{DIGEST}");
+        for (text, path, name) in [
+            ("oci:/a/b", "/a/b", None),
+            ("oci:dir:1.0", "dir", Some("1.0")),
+            ("oci:dir:", "dir", None),
+            (&digest, "/a", None),
+        ] {
+            let Location::Layout(files) = text.parse().unwrap() else {
+                panic!("{text}");
+            };
+            assert_eq!(
+                (files.path.to_str(), files.name.as_deref()),
+                (Some(path), name)
+            );
+            assert_eq!(files.digest.is_some(), text.contains('@'));
+        }
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        for text in [
+            "",
+            "/",
+            "host.example/a:b/",
+            "docker://",
+            "oci:",
+            "oci::x",
+            "https://host/a",
+            "dir:/a",
+            "host:5000/A",
+            "host.example:port/a",
+            "a@b",
+            "a:b@sha256:x",
+            "user@host.example/a",
+            "a:.b",
+            "host.example:/a?x",
+        ] {
+            assert!(text.parse::<Location>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_is_read_again(text in "[a-z0-9./:@_-]{0,40}") {
+            if let Ok(location) = text.parse::<Location>() {
+                let shown = location.to_string();
+                let again: Location = shown.parse().unwrap();
+                prop_assert_eq!(again.to_string(), shown);
+            }
+        }
+    }
+}
