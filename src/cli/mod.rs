@@ -151,7 +151,7 @@ enum Command {
     ///
     /// Exits with 0 if all is well, 1 with warnings, 2 with failures, and 3 if nothing could be checked.
     Doctor(Box<doctor::Arguments>),
-    /// Copy images between registries, or between a registry and an OCI image layout
+    /// Copy images between registries, or between a registry and files
     ///
     /// All platforms, and the bytes unchanged: digests are the same on both sides. What the destination has
     /// isn't sent, and an interrupted copy goes on where it stopped when it is run again. Its tag changes

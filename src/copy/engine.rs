@@ -12,7 +12,7 @@ use super::error::CopyError;
 use super::events::{BlobEnd, BlobStep, Copied, Event, Observer};
 use super::fetch::{Fetch, Sink};
 use super::journal::Journal;
-use super::layout::{Layout, Partial};
+use super::layout::Partial;
 use super::plan::{Document, Documents, Plan};
 use super::platform::{self, Platform, Selected};
 use super::source::{Source, Wanted, blocking};
@@ -100,7 +100,37 @@ impl Engine {
             });
             result
         });
-        stream::iter(copies).buffered(IMAGES).collect().await
+        let mut results: Vec<_> = stream::iter(copies).buffered(IMAGES).collect().await;
+        // Nothing of it is there without the archive.
+        if let Err(error) = self.finish(jobs, &results).await {
+            for (job, result) in jobs
+                .iter()
+                .zip(&mut results)
+                .filter(|(_, result)| result.is_ok())
+            {
+                let image = &*job.image;
+                self.observer.on(&Event::Failed {
+                    image,
+                    error: &error,
+                });
+                *result = Err(error.clone());
+            }
+        }
+        results
+    }
+
+    /// Writes the archive that images were copied to, if it is one. All jobs have one destination.
+    async fn finish(
+        &self,
+        jobs: &[Job],
+        results: &[Result<Copied, CopyError>],
+    ) -> Result<(), CopyError> {
+        match jobs.first().map(|job| &job.target) {
+            Some(Target::Layout(target)) if !self.settings.dry_run => {
+                target.finish(results.iter().all(Result::is_ok)).await
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn copy(&self, job: &Job) -> Result<Copied, CopyError> {
@@ -108,7 +138,7 @@ impl Engine {
             Some(tag) => job.target.tagged(tag).await?,
             None => None,
         };
-        if current.is_some() && !self.settings.clobber {
+        if !self.settings.clobber && (current.is_some() || job.target.is_archived()) {
             return Ok(Copied::default());
         }
         let gathered = self.gather(job).await?;
@@ -122,7 +152,7 @@ impl Engine {
         if let Target::Layout(target) = &job.target
             && !self.settings.dry_run
         {
-            blocking(&target.layout, Layout::create).await?;
+            target.create().await?;
         }
         let mut copied = Copied {
             digest: Some(gathered.root),

@@ -4,6 +4,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::task::JoinError;
+
+use super::bundle::BundleError;
 use crate::oci::Digest;
 use crate::oci::manifest::ManifestError;
 use crate::upstream::{Failure, UpstreamError};
@@ -29,7 +32,11 @@ pub enum CopyError {
         source: Arc<io::Error>,
     },
     #[error("{path}: {problem}", path = .path.display())]
-    Layout { path: PathBuf, problem: String },
+    Files { path: PathBuf, problem: String },
+    #[error(transparent)]
+    Archive(#[from] Arc<BundleError>),
+    #[error("the work on a file was lost")]
+    Lost(#[source] Arc<JoinError>),
     #[error("{path}: the manifest {digest} can't be read: {error}", path = .path.display())]
     Manifest {
         path: PathBuf,
@@ -51,6 +58,12 @@ pub enum CopyError {
     NoPlatform(String),
     #[error("the image has more than {0}")]
     TooLarge(&'static str),
+}
+
+impl From<BundleError> for CopyError {
+    fn from(error: BundleError) -> Self {
+        Arc::new(error).into()
+    }
 }
 
 impl CopyError {

@@ -21,23 +21,21 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::bundle::writer::BundleWriter;
 use super::error::CopyError;
+use super::files::{ImageFiles, NAME};
 use super::plan::Document;
-use crate::oci::manifest::{MAX_MANIFEST, media_type};
-use crate::oci::{Algorithm, Descriptor, Digest, Hasher, Manifest, Tag};
+use crate::oci::manifest::media_type;
+use crate::oci::{Algorithm, Descriptor, Digest, Hasher, Tag};
 
-/// The annotation that names an image.
-const NAME: &str = "org.opencontainers.image.ref.name";
 /// The largest `index.json`, in bytes.
 const MAX_INDEX: u64 = 16 * 1024 * 1024;
-/// Entries of `index.json` that are read in search of referrers.
-const MAX_ENTRIES: usize = 10_000;
 /// Bytes that are read at a time.
 pub(super) const PIECE: usize = 256 * 1024;
 
 /// A directory with an image layout.
 #[derive(Debug, Clone)]
-pub struct Layout {
+pub(super) struct Layout {
     root: Arc<Path>,
     /// Held while `index.json` changes or a manifest is written, by one of the copies of this process.
     changing: Arc<Mutex<()>>,
@@ -60,15 +58,6 @@ fn index_type() -> String {
     media_type::OCI_INDEX.to_owned()
 }
 
-/// What tells the images of a layout apart.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Named<'a> {
-    Name(&'a str),
-    Digest(Digest),
-    /// The only one.
-    Only,
-}
-
 /// A blob that is being written.
 #[derive(Debug)]
 pub(super) struct Partial {
@@ -83,15 +72,11 @@ pub(super) struct Partial {
 
 impl Layout {
     /// Nothing is read or written yet.
-    pub fn new(root: &Path) -> Self {
+    pub(super) fn new(root: &Path) -> Self {
         Self {
             root: root.into(),
             changing: Arc::default(),
         }
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.root
     }
 
     fn blob(&self, digest: &Digest) -> PathBuf {
@@ -100,7 +85,7 @@ impl Layout {
     }
 
     fn broken(&self, problem: impl Into<String>) -> CopyError {
-        CopyError::Layout {
+        CopyError::Files {
             path: self.root.to_path_buf(),
             problem: problem.into(),
         }
@@ -113,88 +98,53 @@ impl Layout {
         index.map_err(|error| self.broken(format!("index.json is not that of a layout: {error}")))
     }
 
-    /// The entries that can be read as descriptors, and their names.
-    fn entries(&self) -> Result<Vec<Descriptor>, CopyError> {
-        let index = self.read_index()?;
-        let entries = index.manifests.into_iter();
-        Ok(entries
-            .filter_map(|entry| serde_json::from_value(entry).ok())
-            .collect())
-    }
-
-    /// The names of its images. Blocks, like all that follow.
-    pub(super) fn names(&self) -> Result<Vec<String>, CopyError> {
-        let entries = self.entries()?;
-        let mut names: Vec<_> = entries.iter().filter_map(name).map(str::to_owned).collect();
-        names.sort();
-        names.dedup();
-        Ok(names)
-    }
-
-    /// The image that is meant.
-    pub(super) fn find(&self, named: Named<'_>) -> Result<Document, CopyError> {
-        if let Named::Digest(digest) = named {
-            return self.manifest(&digest);
-        }
-        let entries = self.entries()?;
-        let mut matching = entries.iter().filter(|entry| match named {
-            Named::Name(wanted) => name(entry) == Some(wanted),
-            _ => true,
-        });
-        let found = matching.next().ok_or_else(|| match named {
-            Named::Name(wanted) => self.broken(format!("no image is called {wanted}")),
-            _ => self.broken("there is no image"),
-        })?;
-        if matching.next().is_some() {
-            return Err(self.broken("it has several images; write the name of one of them"));
-        }
-        self.manifest(&found.digest)
-    }
-
-    /// A manifest, verified.
-    pub(super) fn manifest(&self, digest: &Digest) -> Result<Document, CopyError> {
-        let path = self.blob(digest);
-        let bytes = Bytes::from(read_all(&path, MAX_MANIFEST)?);
-        if Digest::of(digest.algorithm(), &bytes) != *digest {
-            return Err(CopyError::WrongBytes(Box::new(*digest)));
-        }
-        let manifest = Manifest::parse(&bytes).map_err(|error| CopyError::Manifest {
-            path: self.root.to_path_buf(),
-            digest: Box::new(*digest),
-            error: Arc::new(error),
-        })?;
-        Ok(Document {
-            digest: *digest,
-            bytes,
-            manifest,
-        })
-    }
-
-    /// Manifests among the entries whose subject is this one.
-    pub(super) fn referrers(&self, subject: &Digest) -> Result<Vec<Digest>, CopyError> {
-        let mut found = Vec::new();
-        for entry in self.entries()?.iter().take(MAX_ENTRIES) {
-            // What can't be read is no referrer.
-            let document = self.manifest(&entry.digest).ok();
-            let refers = document.and_then(|document| document.manifest.subject);
-            if refers.is_some_and(|of| of.digest == *subject) && !found.contains(&entry.digest) {
-                found.push(entry.digest);
-            }
-        }
-        Ok(found)
-    }
-
-    /// The file of a blob, and its size.
-    pub(super) fn open(&self, digest: &Digest) -> Result<(File, u64), CopyError> {
-        let path = self.blob(digest);
-        let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
-        let (size, file) = opened.map_err(CopyError::file(path, "the blob can't be read"))?;
-        Ok((file, size))
-    }
-
     /// Whether a blob of this size is there.
     pub(super) fn has(&self, digest: &Digest, size: u64) -> bool {
         fs::metadata(self.blob(digest)).is_ok_and(|found| found.is_file() && found.len() == size)
+    }
+
+    /// Whether it has an index.
+    pub(super) fn exists(&self) -> bool {
+        self.root.join("index.json").exists()
+    }
+
+    /// Forgets the images; their content stays.
+    pub(super) fn forget(&self) -> Result<(), CopyError> {
+        let path = self.root.join("index.json");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(CopyError::file(path, "it can't be removed")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes an archive with the images of the index, and what belongs to them.
+    pub(super) fn pack(&self, archive: &Path) -> Result<(), CopyError> {
+        let entries = self.entries()?;
+        let mut writer = BundleWriter::create(archive, None, &entries)?;
+        let mut waiting: Vec<Digest> = entries.iter().map(|entry| entry.digest).collect();
+        while let Some(digest) = waiting.pop() {
+            let document = (self as &dyn ImageFiles).manifest(&digest)?;
+            let size = document.bytes.len() as u64;
+            if writer.add(&digest, size, &*document.bytes)? {
+                waiting.extend(document.children().map(|child| child.digest));
+                for blob in document.blobs() {
+                    let path = self.blob(&blob.digest);
+                    let file = File::open(&path);
+                    let file = file.map_err(CopyError::file(path, "the blob can't be read"))?;
+                    writer.add(&blob.digest, blob.size, file)?;
+                }
+            }
+        }
+        writer.finish()?;
+        Ok(())
+    }
+
+    /// Removes the directory with all that is in it.
+    pub(super) fn remove(&self) -> Result<(), CopyError> {
+        let removed = fs::remove_dir_all(&self.root);
+        removed.map_err(CopyError::file(&*self.root, "it can't be removed"))
     }
 
     /// Creates the directory and `oci-layout`, unless they are there.
@@ -256,7 +206,7 @@ impl Layout {
     pub(super) fn enter(&self, document: &Document, tag: Option<&Tag>) -> Result<(), CopyError> {
         let _changing = self.changing.lock();
         let path = self.root.join("index.json");
-        let mut index = if path.exists() {
+        let mut index = if self.exists() {
             self.read_index()?
         } else {
             Index {
@@ -294,17 +244,35 @@ impl Layout {
         let text = serde_json::to_vec(&index).map_err(|error| self.broken(error.to_string()))?;
         replace(&path, &text)
     }
+}
 
-    /// The digest that has a name.
-    pub(super) fn named(&self, tag: &Tag) -> Result<Option<Digest>, CopyError> {
-        if !self.root.join("index.json").exists() {
-            return Ok(None);
-        }
-        let entries = self.entries()?;
-        let found = entries
-            .iter()
-            .find(|entry| name(entry) == Some(tag.as_str()));
-        Ok(found.map(|entry| entry.digest))
+impl ImageFiles for Layout {
+    fn path(&self) -> &Path {
+        &self.root
+    }
+
+    fn entries(&self) -> Result<Vec<Descriptor>, CopyError> {
+        let index = self.read_index()?;
+        let entries = index.manifests.into_iter();
+        Ok(entries
+            .filter_map(|entry| serde_json::from_value(entry).ok())
+            .collect())
+    }
+
+    fn size(&self, digest: &Digest) -> Result<u64, CopyError> {
+        let path = self.blob(digest);
+        let found = fs::metadata(&path);
+        let found = found.map_err(CopyError::file(path, "the blob can't be read"))?;
+        Ok(found.len())
+    }
+
+    fn read(&self, digest: &Digest, offset: u64, max: usize) -> Result<Bytes, CopyError> {
+        let path = self.blob(digest);
+        let mut bytes = vec![0; max.min(PIECE)];
+        let read = File::open(&path).and_then(|file| file.read_at(&mut bytes, offset));
+        let length = read.map_err(CopyError::file(path, "the blob can't be read"))?;
+        bytes.truncate(length);
+        Ok(bytes.into())
     }
 }
 
@@ -340,10 +308,6 @@ impl Partial {
     }
 }
 
-fn name(entry: &Descriptor) -> Option<&str> {
-    entry.annotations.get(NAME).map(String::as_str)
-}
-
 /// All of a file of at most `limit` bytes.
 fn read_all(path: &Path, limit: u64) -> Result<Vec<u8>, CopyError> {
     let mut bytes = Vec::new();
@@ -370,7 +334,9 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), CopyError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::FileImage;
     use super::*;
+    use crate::oci::Manifest;
     use serde_json::json;
 
     fn document(n: u8) -> Document {
@@ -391,27 +357,28 @@ mod tests {
         layout.create().unwrap();
         let (one, other) = (document(1), document(2));
         let tag: Tag = "one".parse().unwrap();
-        assert_eq!(layout.named(&tag).unwrap(), None);
-        assert!(layout.find(Named::Only).is_err());
+        let files: &dyn ImageFiles = &layout;
+        let named = |name: &str| FileImage::Name(name.to_owned());
+        assert!(files.find(&FileImage::Only).is_err());
         for document in [&one, &other] {
             layout.put_manifest(document).unwrap();
             layout.enter(document, Some(&tag)).unwrap();
         }
         assert_eq!(
-            layout.named(&tag).unwrap(),
+            files.named(&tag).unwrap(),
             Some(other.digest),
             "it has moved"
         );
-        assert_eq!(layout.find(Named::Only).unwrap().digest, other.digest);
+        assert_eq!(files.find(&FileImage::Only).unwrap().digest, other.digest);
         layout.enter(&one, Some(&"two".parse().unwrap())).unwrap();
-        assert_eq!(layout.find(Named::Name("two")).unwrap().digest, one.digest);
+        assert_eq!(files.find(&named("two")).unwrap().digest, one.digest);
         assert_eq!(
-            layout.find(Named::Digest(one.digest)).unwrap().bytes,
+            files.find(&FileImage::Digest(one.digest)).unwrap().bytes,
             one.bytes
         );
-        assert!(layout.find(Named::Only).is_err(), "which of them?");
-        assert!(layout.find(Named::Name("three")).is_err());
-        assert_eq!(layout.names().unwrap(), ["one", "two"]);
+        assert!(files.find(&FileImage::Only).is_err(), "which of them?");
+        assert!(files.find(&named("three")).is_err());
+        assert_eq!(files.names().unwrap(), ["one", "two"]);
     }
 
     #[test]

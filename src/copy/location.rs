@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! [docker://][host/]repository[:tag][@digest]   a registry; without a host, Docker Hub
-//! oci:DIR[:tag|@digest]                         a directory with an OCI image layout
+//! oci:DIR[:name|@digest]                        a directory with an OCI image layout
+//! oci-archive:FILE[:name|@digest]               a tar of one
+//! docker-archive:FILE[:name]                    what `docker save` writes; only to copy from
 //! ```
 //!
 //! Sources: distribution's reference grammar; containers-transports(5).
@@ -21,14 +23,13 @@ pub const HUB: &str = "docker.io";
 const HUB_NAMESPACE: &str = "library";
 /// Other names of Docker Hub.
 const HUB_ALIASES: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
-const LAYOUT: &str = "oci:";
 const DEFAULT_TAG: &str = "latest";
 
 /// Where an image is, or shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
     Registry(RegistryLocation),
-    Layout(LayoutLocation),
+    Files(FilesLocation),
 }
 
 /// A repository of a registry, and perhaps an image in it.
@@ -46,9 +47,34 @@ pub struct RegistryLocation {
     pub digest: Option<Digest>,
 }
 
-/// A directory with an image layout (image-spec image-layout.md).
+/// How files hold images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FilesForm {
+    /// A directory with an image layout (image-spec image-layout.md).
+    Layout,
+    /// A tar of one.
+    OciArchive,
+    /// What `docker save` writes.
+    DockerArchive,
+}
+
+impl FilesForm {
+    const ALL: [Self; 3] = [Self::Layout, Self::OciArchive, Self::DockerArchive];
+
+    /// What the locations of such files begin with.
+    fn transport(self) -> &'static str {
+        match self {
+            Self::Layout => "oci",
+            Self::OciArchive => "oci-archive",
+            Self::DockerArchive => "docker-archive",
+        }
+    }
+}
+
+/// Files with images.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LayoutLocation {
+pub struct FilesLocation {
+    pub form: FilesForm,
     pub path: PathBuf,
     /// The name of an image in them, as annotated: any text for a source, a tag for a destination.
     pub name: Option<String>,
@@ -58,7 +84,9 @@ pub struct LayoutLocation {
 /// Why a text is no location.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LocationError {
-    #[error("{0:?} is not a transport that is known; docker:// and oci: are")]
+    #[error(
+        "{0:?} is not a transport that is known; docker://, oci:, oci-archive: and docker-archive: are"
+    )]
     Transport(String),
     #[error("{0:?} is not the host of a registry")]
     Host(String),
@@ -76,8 +104,11 @@ impl FromStr for Location {
     type Err = LocationError;
 
     fn from_str(text: &str) -> Result<Self, LocationError> {
-        if let Some(rest) = text.strip_prefix(LAYOUT) {
-            return layout(rest).map(Self::Layout);
+        if let Some((transport, rest)) = text.split_once(':') {
+            let mut forms = FilesForm::ALL.into_iter();
+            if let Some(form) = forms.find(|form| form.transport() == transport) {
+                return files(form, rest).map(Self::Files);
+            }
         }
         let rest = match text.split_once("://") {
             Some(("docker", rest)) => rest,
@@ -88,12 +119,13 @@ impl FromStr for Location {
     }
 }
 
-fn layout(text: &str) -> Result<LayoutLocation, LocationError> {
+/// The path ends at the first colon, so that a name may have some.
+fn files(form: FilesForm, text: &str) -> Result<FilesLocation, LocationError> {
     let (rest, digest) = match text.rsplit_once('@') {
         Some((rest, digest)) if digest.contains(':') => (rest, Some(digest.parse()?)),
         _ => (text, None),
     };
-    let (path, name) = match rest.rsplit_once(':') {
+    let (path, name) = match rest.split_once(':') {
         Some((path, name)) if !name.is_empty() => (path, Some(name.to_owned())),
         Some((path, _)) => (path, None),
         None => (rest, None),
@@ -101,7 +133,8 @@ fn layout(text: &str) -> Result<LayoutLocation, LocationError> {
     if path.is_empty() {
         return Err(LocationError::Path);
     }
-    Ok(LayoutLocation {
+    Ok(FilesLocation {
+        form,
         path: path.into(),
         name,
         digest,
@@ -203,9 +236,9 @@ impl fmt::Display for RegistryLocation {
     }
 }
 
-impl fmt::Display for LayoutLocation {
+impl fmt::Display for FilesLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{LAYOUT}{}", self.path.display())?;
+        write!(f, "{}:{}", self.form.transport(), self.path.display())?;
         if let Some(name) = &self.name {
             write!(f, ":{name}")?;
         }
@@ -220,7 +253,7 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registry(registry) => registry.fmt(f),
-            Self::Layout(layout) => layout.fmt(f),
+            Self::Files(files) => files.fmt(f),
         }
     }
 }
@@ -269,20 +302,28 @@ mod tests {
     }
 
     #[test]
-    fn layouts_are_paths_with_a_name() {
+    fn files_are_paths_with_a_name() {
+        use FilesForm::{DockerArchive, Layout, OciArchive};
         let digest = format!("oci:/a@{DIGEST}");
-        for (text, path, name) in [
-            ("oci:/a/b", "/a/b", None),
-            ("oci:dir:1.0", "dir", Some("1.0")),
-            ("oci:dir:", "dir", None),
-            (&digest, "/a", None),
+        for (text, form, path, name) in [
+            ("oci:/a/b", Layout, "/a/b", None),
+            ("oci:dir:1.0", Layout, "dir", Some("1.0")),
+            ("oci:dir:", Layout, "dir", None),
+            (&digest, Layout, "/a", None),
+            (
+                "oci-archive:a.tar:h:1/b:c",
+                OciArchive,
+                "a.tar",
+                Some("h:1/b:c"),
+            ),
+            ("docker-archive:/a:b:c", DockerArchive, "/a", Some("b:c")),
         ] {
-            let Location::Layout(files) = text.parse().unwrap() else {
+            let Location::Files(files) = text.parse().unwrap() else {
                 panic!("{text}");
             };
             assert_eq!(
-                (files.path.to_str(), files.name.as_deref()),
-                (Some(path), name)
+                (files.form, files.path.to_str(), files.name.as_deref()),
+                (form, Some(path), name)
             );
             assert_eq!(files.digest.is_some(), text.contains('@'));
         }

@@ -15,10 +15,13 @@
 //! show an incomplete image at the destination; replace a tag before all of its image is there; hold more than
 //! a few MiB of a blob in memory. Source: distribution-spec 1.1.
 
+pub mod bundle;
+mod docker_archive;
 mod engine;
 mod error;
 mod events;
 mod fetch;
+mod files;
 mod host;
 mod journal;
 mod layout;
@@ -34,10 +37,10 @@ mod upload_mode;
 pub use engine::{CopySettings, Engine, Job};
 pub use error::CopyError;
 pub use events::{BlobEnd, BlobStep, Copied, Event, Observer};
+pub use files::{FileImage, ImageFiles, open, parts_of};
 pub use host::Host;
 pub use journal::Journal;
-pub use layout::Layout;
-pub use location::{HUB, LayoutLocation, Location, LocationError, RegistryLocation};
+pub use location::{FilesForm, FilesLocation, HUB, Location, LocationError, RegistryLocation};
 pub use platform::{Platform, PlatformError};
 pub use source::{RegistrySource, Source, Wanted};
 pub use spool::SpoolSettings;

@@ -34,7 +34,7 @@ impl Document {
     }
 
     /// The blobs that a registry must have to accept it. Layers that a registry needn't have are left out.
-    fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
+    pub(super) fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         let Manifest {
             config,
             blobs,

@@ -1,6 +1,6 @@
-//! Where images are copied from: a registry, or an image layout.
+//! Where images are copied from: a registry, or files.
 
-use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,8 +8,9 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 
 use super::error::CopyError;
+use super::files::{FileImage, ImageFiles};
 use super::host::Host;
-use super::layout::{Layout, Named, PIECE};
+use super::layout::PIECE;
 use super::plan::Document;
 use crate::oci::{Accept, Descriptor, Digest, Reference, RepoName, Tag};
 use crate::upstream::{BlobRoute, Upstream};
@@ -22,7 +23,7 @@ const ATTACHED: [&str; 3] = ["sig", "att", "sbom"];
 #[derive(Debug, Clone)]
 pub enum Source {
     Registry(RegistrySource),
-    Layout(Layout),
+    Files(Arc<dyn ImageFiles>),
 }
 
 /// A repository of a registry.
@@ -36,12 +37,9 @@ pub struct RegistrySource {
 /// The image that is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    Tag(Tag),
-    Digest(Digest),
-    /// By the name that a layout has for it.
-    Name(String),
-    /// The only one of a layout.
-    Only,
+    /// Of a registry.
+    Reference(Reference),
+    InFiles(FileImage),
 }
 
 /// A blob on its way.
@@ -57,20 +55,19 @@ impl Source {
     /// The image that is meant, verified.
     pub(super) async fn find(&self, wanted: &Wanted) -> Result<Document, CopyError> {
         match (self, wanted) {
-            (Self::Registry(registry), Wanted::Digest(digest)) => {
-                registry.manifest(Reference::Digest(*digest)).await
+            (Self::Registry(registry), Wanted::Reference(reference)) => {
+                registry.manifest(reference.clone()).await
             }
-            (Self::Registry(registry), Wanted::Tag(tag)) => {
-                registry.manifest(Reference::Tag(tag.clone())).await
+            (Self::Files(files), Wanted::InFiles(image)) => {
+                let image = image.clone();
+                blocking(files, move |files| files.find(&image)).await
             }
-            // Names that are no tags are those of files.
-            (Self::Registry(registry), Wanted::Name(_) | Wanted::Only) => Err(CopyError::Layout {
-                path: registry.host.name().into(),
-                problem: "a tag or a digest is needed".into(),
-            }),
-            (Self::Layout(layout), wanted) => {
-                let wanted = wanted.clone();
-                blocking(layout, move |layout| layout.find(wanted.named())).await
+            // The caller takes both from one location.
+            (Self::Registry(_), Wanted::InFiles(_)) | (Self::Files(_), Wanted::Reference(_)) => {
+                Err(CopyError::Files {
+                    path: PathBuf::new(),
+                    problem: "the image isn't one of its source".to_owned(),
+                })
             }
         }
     }
@@ -78,7 +75,7 @@ impl Source {
     pub(super) async fn manifest(&self, digest: Digest) -> Result<Document, CopyError> {
         match self {
             Self::Registry(registry) => registry.manifest(Reference::Digest(digest)).await,
-            Self::Layout(layout) => blocking(layout, move |layout| layout.manifest(&digest)).await,
+            Self::Files(files) => blocking(files, move |files| files.manifest(&digest)).await,
         }
     }
 
@@ -86,14 +83,13 @@ impl Source {
     pub(super) async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<Stream, CopyError> {
         match self {
             Self::Registry(registry) => registry.blob(blob, offset).await,
-            Self::Layout(layout) => {
+            Self::Files(files) => {
                 let digest = blob.digest;
-                let opened = blocking(layout, move |layout| layout.open(&digest));
-                let (file, size) = opened.await?;
+                let size = blocking(files, move |files| files.size(&digest)).await?;
                 Ok(Stream {
                     offset,
                     total: Some(size),
-                    body: pieces(layout, file, offset),
+                    body: pieces(files, digest, offset),
                 })
             }
         }
@@ -103,7 +99,7 @@ impl Source {
     pub async fn names(&self) -> Result<Vec<String>, CopyError> {
         match self {
             Self::Registry(registry) => registry.tags().await,
-            Self::Layout(layout) => blocking(layout, Layout::names).await,
+            Self::Files(files) => blocking(files, |files| files.names()).await,
         }
     }
 
@@ -111,9 +107,7 @@ impl Source {
     pub(super) async fn referrers(&self, subject: Digest) -> Result<Vec<Digest>, CopyError> {
         match self {
             Self::Registry(registry) => registry.referrers(subject).await,
-            Self::Layout(layout) => {
-                blocking(layout, move |layout| layout.referrers(&subject)).await
-            }
+            Self::Files(files) => blocking(files, move |files| files.referrers(&subject)).await,
         }
     }
 
@@ -129,9 +123,9 @@ impl Source {
         {
             let document = match self {
                 Self::Registry(registry) => registry.tagged(&tag).await?,
-                Self::Layout(layout) => {
+                Self::Files(files) => {
                     let wanted = tag.clone();
-                    let named = blocking(layout, move |layout| layout.named(&wanted)).await?;
+                    let named = blocking(files, move |files| files.named(&wanted)).await?;
                     match named {
                         Some(digest) => Some(self.manifest(digest).await?),
                         None => None,
@@ -147,18 +141,7 @@ impl Source {
     pub(super) fn host(&self) -> Option<&Arc<Host>> {
         match self {
             Self::Registry(registry) => Some(&registry.host),
-            Self::Layout(_) => None,
-        }
-    }
-}
-
-impl Wanted {
-    fn named(&self) -> Named<'_> {
-        match self {
-            Self::Tag(tag) => Named::Name(tag.as_str()),
-            Self::Name(name) => Named::Name(name),
-            Self::Digest(digest) => Named::Digest(*digest),
-            Self::Only => Named::Only,
+            Self::Files(_) => None,
         }
     }
 }
@@ -254,26 +237,17 @@ impl RegistrySource {
     }
 }
 
-/// The bytes of a file from `offset` on.
+/// The bytes of a blob in files from `offset` on.
 fn pieces(
-    layout: &Layout,
-    file: File,
+    files: &Arc<dyn ImageFiles>,
+    digest: Digest,
     offset: u64,
 ) -> BoxStream<'static, Result<Bytes, CopyError>> {
-    let (file, layout) = (Arc::new(file), layout.clone());
+    let files = Arc::clone(files);
     let pieces = stream::try_unfold(offset, move |at| {
-        let file = Arc::clone(&file);
-        let layout = layout.clone();
+        let files = Arc::clone(&files);
         async move {
-            let read = blocking(&layout, move |layout| {
-                let mut bytes = vec![0; PIECE];
-                let read = std::os::unix::fs::FileExt::read_at(&*file, &mut bytes, at);
-                let length =
-                    read.map_err(CopyError::file(layout.path(), "a blob can't be read"))?;
-                bytes.truncate(length);
-                Ok(bytes)
-            });
-            let bytes = Bytes::from(read.await?);
+            let bytes = blocking(&files, move |files| files.read(&digest, at, PIECE)).await?;
             let next = at + bytes.len() as u64;
             Ok((!bytes.is_empty()).then_some((bytes, next)))
         }
@@ -281,18 +255,14 @@ fn pieces(
     pieces.boxed()
 }
 
-/// Works on the files of a layout, off the runtime's threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    layout: &Layout,
-    work: impl FnOnce(&Layout) -> Result<T, CopyError> + Send + 'static,
+/// Works on files, off the runtime's threads.
+pub(super) async fn blocking<F: Clone + Send + 'static, T: Send + 'static>(
+    files: &F,
+    work: impl FnOnce(&F) -> Result<T, CopyError> + Send + 'static,
 ) -> Result<T, CopyError> {
-    let layout = layout.clone();
-    let path = layout.path().to_owned();
-    let worked = tokio::task::spawn_blocking(move || work(&layout)).await;
-    worked.unwrap_or_else(|lost| {
-        let lost = std::io::Error::other(lost);
-        Err(CopyError::file(path, "it can't be worked on")(lost))
-    })
+    let files = files.clone();
+    let worked = tokio::task::spawn_blocking(move || work(&files)).await;
+    worked.unwrap_or_else(|lost| Err(CopyError::Lost(Arc::new(lost))))
 }
 
 #[cfg(test)]

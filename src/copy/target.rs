@@ -1,6 +1,7 @@
-//! Where images are copied to: a registry, or an image layout.
+//! Where images are copied to: a registry, an image layout, or an archive of one.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use tokio::sync::{Mutex as TurnMutex, OnceCell};
 
 use super::error::CopyError;
 use super::events::BlobEnd;
+use super::files::ImageFiles;
 use super::host::Host;
 use super::layout::Layout;
 use super::plan::Document;
@@ -38,11 +40,14 @@ pub struct RegistryTarget {
     listing: TurnMutex<()>,
 }
 
-/// An image layout.
+/// An image layout. An archive is written from a layout beside it, whose content a later run uses again.
 #[derive(Debug)]
 pub struct LayoutTarget {
     pub(super) layout: Layout,
+    archive: Option<PathBuf>,
     known: Known,
+    /// Whether the layout is there.
+    created: OnceCell<()>,
 }
 
 /// The blobs that this run has dealt with, each once.
@@ -167,16 +172,60 @@ fn with_entry(current: Option<&[u8]>, document: &Document) -> Option<Vec<u8>> {
     serde_json::to_vec(&index).ok()
 }
 
+/// Added to an archive's name for the directory that it is written from.
+const UNPACKED: &str = ".unpacked";
+
 fn is_missing(error: &UpstreamError) -> bool {
     error.status() == Some(404)
 }
 
 impl LayoutTarget {
-    pub fn new(layout: Layout) -> Self {
+    pub fn directory(path: &Path) -> Self {
         Self {
-            layout,
+            layout: Layout::new(path),
+            archive: None,
             known: Known::default(),
+            created: OnceCell::new(),
         }
+    }
+
+    pub fn archive(path: &Path) -> Self {
+        let mut directory = path.as_os_str().to_owned();
+        directory.push(UNPACKED);
+        Self {
+            archive: Some(path.to_owned()),
+            ..Self::directory(directory.as_ref())
+        }
+    }
+
+    /// Creates the layout. That of an archive has only the images of this run.
+    pub(super) async fn create(&self) -> Result<(), CopyError> {
+        let is_archive = self.archive.is_some();
+        let create = async || {
+            let create = move |layout: &Layout| {
+                if is_archive {
+                    layout.forget()?;
+                }
+                layout.create()
+            };
+            blocking(&self.layout, create).await
+        };
+        self.created.get_or_try_init(create).await.copied()
+    }
+
+    /// Writes the archive, if it is one and images were copied. Removes what it was written from if that
+    /// is complete.
+    pub(super) async fn finish(&self, is_complete: bool) -> Result<(), CopyError> {
+        let Some(archive) = self.archive.clone().filter(|_| self.created.initialized()) else {
+            return Ok(());
+        };
+        let finish = move |layout: &Layout| {
+            if layout.exists() {
+                layout.pack(&archive)?;
+            }
+            if is_complete { layout.remove() } else { Ok(()) }
+        };
+        blocking(&self.layout, finish).await
     }
 }
 
@@ -195,13 +244,28 @@ impl Target {
         }
     }
 
+    /// Whether it is an archive that is there already: it would be replaced as a whole.
+    pub(super) fn is_archived(&self) -> bool {
+        match self {
+            Self::Registry(_) => false,
+            Self::Layout(target) => target.archive.as_ref().is_some_and(|path| path.exists()),
+        }
+    }
+
     /// The digest that a tag names there, if it does.
     pub(super) async fn tagged(&self, tag: &Tag) -> Result<Option<Digest>, CopyError> {
         match self {
             Self::Registry(registry) => registry.digest_of(&Reference::Tag(tag.clone())).await,
             Self::Layout(files) => {
                 let tag = tag.clone();
-                blocking(&files.layout, move |layout| layout.named(&tag)).await
+                // What an archive's layout has is of an earlier run.
+                if files.archive.is_some() || !files.layout.exists() {
+                    return Ok(None);
+                }
+                blocking(&files.layout, move |layout| {
+                    (layout as &dyn ImageFiles).named(&tag)
+                })
+                .await
             }
         }
     }

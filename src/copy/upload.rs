@@ -196,7 +196,7 @@ impl Upload<'_> {
                 let is_other = source.repository != self.target.repository;
                 (is_same && is_other).then_some(&source.repository)
             }
-            Source::Layout(_) => None,
+            Source::Files(_) => None,
         }
     }
 

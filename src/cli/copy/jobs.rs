@@ -3,16 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
+use anyhow::Context as _;
+
 use super::remote::{self, RemoteOptions};
 use super::{Arguments, UsageError};
 use crate::cli::{load, say};
-use crate::config::{Config, authority};
+use crate::config::{Config, Upstream, authority};
 use crate::copy::{
-    Host, Job, Layout, LayoutLocation, LayoutTarget, Location, Observer, RegistryLocation,
-    RegistrySource, RegistryTarget, Source, Target, Wanted,
+    FileImage, FilesForm, FilesLocation, Host, Job, LayoutTarget, Location, Observer,
+    RegistryLocation, RegistrySource, RegistryTarget, Source, Target, Wanted, open, parts_of,
 };
-use crate::oci::{RepoName, Tag};
+use crate::oci::{Reference, RepoName, Tag};
 
+/// Docker Hub's namespace of names of one component, which may be those of hosted repositories.
+const HUB_NAMESPACE: &str = "library/";
 /// Repositories of the destination's registry whose content may be mounted.
 const MAX_MOUNTS: usize = 16;
 /// Images of one run.
@@ -27,7 +31,7 @@ struct Named {
     image: String,
     source: Source,
     wanted: Wanted,
-    /// Where a copy goes below a prefix; None for a layout.
+    /// Where a copy goes below a prefix; None for a name in files that has none.
     repository: Option<RepoName>,
     tag: Option<Tag>,
 }
@@ -79,89 +83,90 @@ impl Planner<'_> {
 
     /// The images that a source means.
     async fn named(&mut self, location: &Location) -> anyhow::Result<Vec<Named>> {
-        let (source, repository, wanted, tag) = match location {
+        let one = match location {
             Location::Registry(registry) => self.registry_source(registry).await?,
-            Location::Layout(layout) => layout_source(layout),
-        };
-        let named = |image: String, wanted, tag| Named {
-            image,
-            source: source.clone(),
-            wanted,
-            repository: repository.clone(),
-            tag,
+            Location::Files(files) => files_source(files.clone()).await?,
         };
         let Arguments { all_tags, tags, .. } = self.arguments;
         if !all_tags && tags.is_none() {
-            return Ok(vec![named(location.to_string(), wanted, tag)]);
+            return Ok(vec![one]);
         }
-        if tag.is_some() || matches!(wanted, Wanted::Digest(_)) {
+        if names_image(location) {
             return Err(usage(format!(
                 "{location} names an image already; write it without a tag and a digest"
             )));
         }
-        let listed = source.names().await?;
-        let matching = listed.iter().filter(|name| {
+        let listed = one.source.names().await?;
+        // The names in files needn't have tags.
+        let images = listed.into_iter().filter_map(|name| {
+            let (repository, tag) = parts_of(&name);
+            let tag = tag?;
             let pattern = tags.as_ref();
-            pattern.is_none_or(|pattern| pattern.matches(name))
-        });
-        // The names in a layout needn't be tags.
-        let matching = matching.filter_map(|name| name.parse::<Tag>().ok());
-        let images = matching.map(|tag| {
-            named(
-                format!("{location}:{tag}"),
-                Wanted::Tag(tag.clone()),
-                Some(tag),
-            )
+            pattern
+                .is_none_or(|pattern| pattern.matches(tag.as_str()))
+                .then(|| Named {
+                    image: format!("{location}:{name}"),
+                    source: one.source.clone(),
+                    wanted: match one.source {
+                        Source::Registry(_) => Wanted::Reference(Reference::Tag(tag.clone())),
+                        Source::Files(_) => Wanted::InFiles(FileImage::Name(name)),
+                    },
+                    repository: one.repository.clone().or(repository),
+                    tag: Some(tag),
+                })
         });
         let images: Vec<_> = images.collect();
         anyhow::ensure!(!images.is_empty(), "{location} has no tag that matches");
         Ok(images)
     }
 
-    async fn registry_source(
-        &mut self,
-        location: &RegistryLocation,
-    ) -> anyhow::Result<(Source, Option<RepoName>, Wanted, Option<Tag>)> {
-        let RegistryLocation { host, tag, .. } = location;
+    async fn registry_source(&mut self, location: &RegistryLocation) -> anyhow::Result<Named> {
         let Some(repository) = location.repository.clone().filter(|_| !location.is_prefix) else {
             return Err(usage(format!("{location} is no repository to copy from")));
         };
-        let wanted = match location.reference() {
-            crate::oci::Reference::Tag(tag) => Wanted::Tag(tag),
-            crate::oci::Reference::Digest(digest) => Wanted::Digest(digest),
-        };
+        let reference = location.reference();
         let every = self.arguments.all_tags || self.arguments.tags.is_some();
-        let tag = match (&wanted, tag) {
-            (Wanted::Tag(latest), None) if !every => Some(latest.clone()),
+        let tag = match (&reference, &location.tag) {
+            (Reference::Tag(latest), None) if !every => Some(latest.clone()),
             (_, tag) => tag.clone(),
         };
         let options = self.arguments.source.options();
-        let (upstream, asked) = self.asked(&options, host, &repository).await?;
+        let (upstream, asked) = self.asked(&options, location, &repository).await?;
         let source = RegistrySource {
             host: self.host(&authority(&upstream.url)),
             upstream: remote::client(&upstream)?,
             repository: asked,
         };
-        Ok((Source::Registry(source), Some(repository), wanted, tag))
+        Ok(Named {
+            image: location.to_string(),
+            source: Source::Registry(source),
+            wanted: Wanted::Reference(reference),
+            repository: Some(repository),
+            tag,
+        })
     }
 
     /// The registry that is asked for a repository, and the repository's name there: the server of the
-    /// configuration, if the host is an upstream of that and it runs.
+    /// configuration, if it hosts that, or if the host is one of its upstreams and it runs.
     async fn asked(
         &self,
         options: &RemoteOptions,
-        host: &str,
+        location: &RegistryLocation,
         repository: &RepoName,
-    ) -> anyhow::Result<(crate::config::Upstream, RepoName)> {
-        let config = self.config.as_ref();
+    ) -> anyhow::Result<(Upstream, RepoName)> {
+        if let Some(hosted) = self.hosted(options, location, repository).await? {
+            return Ok(hosted);
+        }
+        let (config, host) = (self.config.as_ref(), &location.host);
         if let Some(config) = config
             && let Some(upstream) = remote::named(config, host)
         {
-            if let Some(server) = remote::server(config).await {
-                let stored = config
-                    .proxy
-                    .stored_reference(&format!("{}/{repository}", upstream.name));
-                return Ok((server, RepoName::from_stored(&stored)?));
+            let stored = config
+                .proxy
+                .stored_reference(&format!("{}/{repository}", upstream.name));
+            let stored = RepoName::from_stored(&stored)?;
+            if let Some(server) = options.server(config, &stored).await? {
+                return Ok((server, stored));
             }
             say(&format!(
                 "millpond: no server of the configuration runs; {host} is asked itself"
@@ -169,6 +174,30 @@ impl Planner<'_> {
         }
         let upstream = options.upstream(host, repository, config).await?;
         Ok((upstream, repository.clone()))
+    }
+
+    /// The server of the configuration and the repository that it hosts, if that is what a name without a
+    /// host means.
+    async fn hosted(
+        &self,
+        options: &RemoteOptions,
+        location: &RegistryLocation,
+        repository: &RepoName,
+    ) -> anyhow::Result<Option<(Upstream, RepoName)>> {
+        let Some(config) = self.config.as_ref().filter(|_| !location.is_explicit) else {
+            return Ok(None);
+        };
+        let short = repository.as_str().strip_prefix(HUB_NAMESPACE);
+        let short = short.and_then(|short| short.parse().ok());
+        let mut names = [Some(repository.clone()), short].into_iter().flatten();
+        let Some(hosted) = names.find(|name: &RepoName| config.is_hosted(name)) else {
+            return Ok(None);
+        };
+        let server = options.server(config, &hosted).await?;
+        let server = server.with_context(|| {
+            format!("the configuration's server hosts {hosted}, and doesn't run")
+        })?;
+        Ok(Some((server, hosted)))
     }
 
     async fn jobs(&mut self, named: Vec<Named>) -> anyhow::Result<Vec<Job>> {
@@ -185,9 +214,9 @@ impl Planner<'_> {
                     let target = self.target(&location, repository, &sources).await?;
                     (target, key, location.tag)
                 }
-                Location::Layout(location) => {
+                Location::Files(location) => {
                     let key = location.path.display().to_string();
-                    let (target, tag) = self.layout_target(location)?;
+                    let (target, tag) = self.files_target(location)?;
                     (target, key, tag)
                 }
             };
@@ -225,16 +254,22 @@ impl Planner<'_> {
         if let Some(target) = self.targets.get(&key) {
             return Ok(target.clone());
         }
-        if !location.is_explicit {
-            return Err(usage(format!(
-                "write the destination's registry: {}/{repository} for Docker Hub",
-                location.host
-            )));
-        }
         let options = self.arguments.target.options();
-        let mut upstream = options
-            .upstream(&location.host, &repository, self.config.as_ref())
-            .await?;
+        let hosted = self.hosted(&options, location, &repository).await?;
+        let (mut upstream, repository) = match hosted {
+            Some(hosted) => hosted,
+            None if location.is_explicit => {
+                let config = self.config.as_ref();
+                let upstream = options.upstream(&location.host, &repository, config);
+                (upstream.await?, repository)
+            }
+            None => {
+                return Err(usage(format!(
+                    "write the destination's registry: {}/{repository} for Docker Hub",
+                    location.host
+                )));
+            }
+        };
         let mounted = sources.iter().filter_map(|source| match source {
             Source::Registry(source) if source.upstream.config.url == upstream.url => {
                 Some(&source.repository)
@@ -253,19 +288,26 @@ impl Planner<'_> {
         Ok(target)
     }
 
-    fn layout_target(
-        &mut self,
-        location: &LayoutLocation,
-    ) -> anyhow::Result<(Target, Option<Tag>)> {
+    fn files_target(&mut self, location: &FilesLocation) -> anyhow::Result<(Target, Option<Tag>)> {
         if location.digest.is_some() {
             return Err(usage("a destination has a tag, and no digest"));
         }
         let tag = location.name.as_deref().map(str::parse::<Tag>);
         let tag = tag.transpose().map_err(|error| usage(error.to_string()))?;
+        let new = match location.form {
+            FilesForm::Layout => LayoutTarget::directory,
+            FilesForm::OciArchive => LayoutTarget::archive,
+            FilesForm::DockerArchive => {
+                return Err(usage(
+                    "docker-archive: is only to copy from; write oci-archive:",
+                ));
+            }
+        };
         // One for all images of the run: it remembers what it has.
-        let key = (String::new(), RepoName::from_stored("layout")?);
-        let new = || Target::Layout(Arc::new(LayoutTarget::new(Layout::new(&location.path))));
-        Ok((self.targets.entry(key).or_insert_with(new).clone(), tag))
+        let key = (String::new(), RepoName::from_stored("files")?);
+        let target = self.targets.entry(key);
+        let target = target.or_insert_with(|| Target::Layout(Arc::new(new(&location.path))));
+        Ok((target.clone(), tag))
     }
 }
 
@@ -273,17 +315,28 @@ fn shown(tag: Option<&Tag>) -> &str {
     tag.map_or("", Tag::as_str)
 }
 
-fn layout_source(location: &LayoutLocation) -> (Source, Option<RepoName>, Wanted, Option<Tag>) {
+/// Whether a location names one image.
+fn names_image(location: &Location) -> bool {
+    match location {
+        Location::Registry(registry) => registry.tag.is_some() || registry.digest.is_some(),
+        Location::Files(files) => files.name.is_some() || files.digest.is_some(),
+    }
+}
+
+async fn files_source(location: FilesLocation) -> anyhow::Result<Named> {
+    let image = location.to_string();
     let name = location.name.clone();
-    let tag = name.as_deref().and_then(|name| name.parse().ok());
-    let by_name = || name.map_or(Wanted::Only, Wanted::Name);
-    let wanted = location.digest.map_or_else(by_name, Wanted::Digest);
-    (
-        Source::Layout(Layout::new(&location.path)),
-        None,
-        wanted,
+    let (repository, tag) = name.as_deref().map(parts_of).unwrap_or_default();
+    let by_name = || name.map_or(FileImage::Only, FileImage::Name);
+    let wanted = location.digest.map_or_else(by_name, FileImage::Digest);
+    let files = tokio::task::spawn_blocking(move || open(&location)).await??;
+    Ok(Named {
+        image,
+        source: Source::Files(files),
+        wanted: Wanted::InFiles(wanted),
+        repository,
         tag,
-    )
+    })
 }
 
 /// The repository at the destination.
@@ -296,7 +349,7 @@ fn destination(location: &RegistryLocation, source: Option<&RepoName>) -> anyhow
         (Some(prefix), Some(source)) => Ok(source.below(prefix)),
         (None, Some(source)) => Ok(source.clone()),
         (_, None) => Err(usage(
-            "a layout has no repository's name; write the destination's without a slash at its end",
+            "the image in the files has no repository's name; write the destination's without a slash at its end",
         )),
     }
 }

@@ -45,14 +45,17 @@ const MAX_JOBS: i64 = 64;
     reason = "options, which don't depend on each other"
 )]
 pub(super) struct Arguments {
-    /// What to copy: `[docker://]host/repository[:tag][@digest]` or `oci:DIR[:tag]`
+    /// What to copy: `[docker://]host/repository[:tag][@digest]`, or an image in files: `oci:DIR[:tag]`,
+    /// `oci-archive:FILE[:name]` or `docker-archive:FILE[:name]`
     ///
-    /// Without a host, Docker Hub.
+    /// Without a host, what the server of --config hosts under this name, else Docker Hub.
     #[arg(value_name = "SRC", required = true, value_parser = location)]
     sources: Vec<Location>,
-    /// Where to: `host/repository[:tag]` or `oci:DIR[:tag]`; without a tag, the source's
+    /// Where to: `host/repository[:tag]`, `oci:DIR[:tag]` or `oci-archive:FILE[:tag]`; without a tag, the
+    /// source's
     ///
-    /// With a slash at its end, images go below it, under their own repositories' names.
+    /// With a slash at its end, images go below it, under their own repositories' names. Without a host,
+    /// what the server of --config hosts. An archive that is there is replaced.
     #[arg(value_name = "DST", value_parser = location)]
     destination: Location,
     /// Copy only this platform of an index: linux/arm64. Repeatable

@@ -137,6 +137,20 @@ impl RemoteOptions {
         Ok(upstream)
     }
 
+    /// The server of a configuration, if it runs on this machine: what is pulled from its upstreams through
+    /// it is cached.
+    pub(super) async fn server(
+        &self,
+        config: &Config,
+        repository: &RepoName,
+    ) -> anyhow::Result<Option<config::Upstream>> {
+        let Some(mut server) = server(config).await else {
+            return Ok(None);
+        };
+        self.give_account(&mut server, repository).await?;
+        Ok(Some(server))
+    }
+
     async fn give_account(
         &self,
         upstream: &mut config::Upstream,
@@ -193,8 +207,8 @@ pub(super) fn client(upstream: &config::Upstream) -> anyhow::Result<Arc<Upstream
     Ok(Arc::new(client))
 }
 
-/// The server of a configuration as a source, if it runs on this machine: what is pulled from it is cached.
-pub(super) async fn server(config: &Config) -> Option<config::Upstream> {
+/// The server of a configuration as a registry, if it runs on this machine.
+async fn server(config: &Config) -> Option<config::Upstream> {
     let Listen::Tcp(address) = &config.http.listen else {
         return None;
     };
