@@ -1,13 +1,14 @@
 //! `millpond copy`: the program itself, between scripted registries that break at each step.
 #![cfg(unix)]
 
-use std::path::Path;
+mod broken;
+mod files;
+
 use std::process::{Command, Output, Stdio};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::poll;
 
 use crate::harness::{ALWAYS, Image, Registry, Reply, digest, noise};
 
@@ -188,38 +189,6 @@ async fn both_sides_are_resumed_where_they_broke_off() {
             || ranges.contains(&Some("bytes=500000-".to_owned())),
         "{ranges:?}"
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn after_kill_9_the_next_run_goes_on() {
-    const SIZE: usize = 32 << 20;
-    let (source, target) = registries().await;
-    let layer = noise(1, SIZE);
-    let image = Image::layered(1, vec![layer.clone()], |_, _| ());
-    source.push("a", "1", &image);
-    let path = format!("GET /v2/a/blobs/{}", digest(&layer));
-    let half = SIZE / 2 + image.config.len();
-    let gate = source.hold_body(&path, 1, SIZE / 2);
-    let user = User::new();
-    let (from, to) = (at(&source, "a:1"), at(&target, "a"));
-    let mut child = user.command(&[&from, &to]).spawn().unwrap();
-    tokio::task::block_in_place(|| {
-        poll("half of it has arrived", || received(&target) >= half);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    });
-    target.wait(1, "PATCH").await;
-    gate.open();
-    user.copy(&[&from, &to]).await;
-    let stored = target.content(&format!("/v2/a/blobs/{}", digest(&layer)));
-    assert!(stored == Some(layer), "the blob is whole");
-    let received = received(&target);
-    assert!(
-        received <= SIZE + SIZE / 20,
-        "{received} bytes were sent of {SIZE}"
-    );
-    let left = source.seen(&path)[1].header("range").map(str::to_owned);
-    assert_eq!(left, Some(format!("bytes={}-", SIZE / 2)));
 }
 
 #[tokio::test]
@@ -406,6 +375,7 @@ async fn wrong_command_lines_are_told_apart_from_failures() {
         &["localhost:1/a/", "localhost:1/b"],
         &["--all-tags", "localhost:1/a:1", "localhost:1/b"],
         &["oci:layout", "localhost:1/b/"],
+        &["localhost:1/a", "docker-archive:file"],
         &[
             "localhost:1/a",
             "localhost:1/b@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
@@ -417,44 +387,6 @@ async fn wrong_command_lines_are_told_apart_from_failures() {
         let ran = user.run(arguments).await;
         assert_eq!(ran.code, 2, "{arguments:?} {}", ran.err);
     }
-}
-
-#[tokio::test]
-async fn a_layout_holds_everything_and_comes_back_the_same() {
-    let (source, target) = registries().await;
-    let (index, _) = put_index(&source, "a", "1");
-    let user = User::new();
-    let layout = format!("oci:{}", user.path("layout"));
-    source.on("GET /v2/a/blobs/", 1, |_, usual| usual.cut(10));
-    user.copy(&[&at(&source, "a:1"), &layout]).await;
-    let marker = std::fs::read_to_string(user.path("layout/oci-layout")).unwrap();
-    assert_eq!(marker, r#"{"imageLayoutVersion":"1.0.0"}"#);
-    let parts = walk(Path::new(&user.path("layout")));
-    assert!(
-        parts.iter().all(|path| !path.ends_with(".part")),
-        "{parts:?}"
-    );
-    let out = user
-        .copy(&[&format!("{layout}:1"), &at(&target, "b")])
-        .await;
-    assert!(out.contains("1 attached"), "{out}");
-    assert_eq!(target.content("/v2/b/manifests/1"), Some(index));
-    let again = user.copy(&[&at(&source, "a:1"), &layout]).await;
-    assert!(again.contains("0 of 12 blobs"), "{again}");
-}
-
-fn walk(directory: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let found = entries.flat_map(|path| {
-        if path.is_dir() {
-            walk(&path)
-        } else {
-            vec![path.display().to_string()]
-        }
-    });
-    found.collect()
 }
 
 #[tokio::test]

@@ -84,7 +84,7 @@ struct Args {
     /// Only rows whose name begins so: warm-1g-1, warm-1g-16, warm-1m, warm-1k, tag-get, tag-head,
     /// digest-get, digest-head, churn-1k, busy-manifests, busy-uncached, cold-1, cold-16,
     /// tls-warm-1g-16, tls-handshakes, tls-resumed, tls-manifests, push-large, push-layers,
-    /// push-manifests, push-memory, push-beside, memory, trace, rollout, first-byte, storm, throttled, endpoints, joins, cuts, ranges. soak runs only when it is
+    /// push-manifests, push-memory, push-beside, copy-large, memory, trace, rollout, first-byte, storm, throttled, endpoints, joins, cuts, ranges. soak runs only when it is
     /// named.
     rows: Vec<String>,
     /// Minutes of the row soak.
