@@ -45,6 +45,7 @@ pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod copy;
 pub mod download;
 pub mod error_chain;
 pub mod health;
