@@ -106,22 +106,18 @@ pub(super) async fn write(
     query: &ContentQuery,
     body: RequestBody,
 ) -> Result<(), ImportError> {
-    let importer = Importer {
-        cache: cache.clone(),
-    };
     let ContentQuery {
-        repository,
         digest,
         is_manifest,
         size,
-    } = query;
+        ..
+    } = *query;
+    let importer = Importer::new(cache, query.repository.clone())?;
     let mut upload = Upload(body);
-    if *is_manifest {
-        importer
-            .manifest(repository, *digest, *size, &mut upload)
-            .await
+    if is_manifest {
+        importer.manifest(digest, size, &mut upload).await
     } else {
-        importer.blob(repository, *digest, *size, &mut upload).await
+        importer.blob(digest, size, &mut upload).await
     }
 }
 

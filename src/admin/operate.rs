@@ -201,7 +201,6 @@ pub enum OperateError {
     Import(#[from] ImportError),
     #[error(transparent)]
     Name(#[from] WarmError),
-
     #[error(transparent)]
     Level(#[from] LevelError),
     #[error("no server is running, and only a running server can do this")]

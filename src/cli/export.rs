@@ -148,7 +148,6 @@ fn parts(all: &[Contents], earlier: Option<&BundleReader>) -> anyhow::Result<Vec
             }
         }
     }
-    // A bundle begins with what an import reads first.
     Ok(parts)
 }
 

@@ -25,6 +25,7 @@ use crate::storage::{FsStore, Layout, Store, StoreError};
 use crate::tasks::Tasks;
 
 const IN_MEMORY: &str = "the content of storage.inmemory is only visible to the server itself";
+const NO_UPSTREAM: &str = "the configuration has no upstream whose images could be cached";
 const NO_ANSWER: &str = "the data directory is in use, but no server answers at its admin socket";
 
 /// What runs the operations: the server, or this process.
@@ -66,6 +67,7 @@ pub(super) fn with_any_server<T>(
     let Storage::Filesystem { root, .. } = &config.storage else {
         anyhow::bail!(IN_MEMORY);
     };
+    anyhow::ensure!(!config.proxy.hosted_only, NO_UPSTREAM);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

@@ -53,6 +53,8 @@ pub enum ImportError {
     Query,
     #[error("a manifest has at most {MAX_MANIFEST} bytes")]
     TooLarge,
+    #[error("{0} is hosted here: push to it")]
+    Hosted(RepoName),
     #[error("{0} isn't cached")]
     Missing(Box<Digest>),
     #[error("the manifest can't be used")]
@@ -74,6 +76,7 @@ impl Classified for ImportError {
             | Self::Size { .. }
             | Self::TooMuch
             | Self::Query
+            | Self::Hosted(_)
             | Self::BrokeOff(_)
             | Self::Silent
             | Self::Manifest(_) => ErrorKind::BadRequest,
@@ -105,10 +108,12 @@ pub trait Chunks: Send {
     async fn next(&mut self) -> Result<Option<Bytes>, ImportError>;
 }
 
-/// Imports into one cache.
+/// Imports into one repository of a cache.
 #[derive(Debug, Clone)]
 pub struct Importer {
-    pub cache: Cache,
+    cache: Cache,
+    /// By its stored name.
+    repo: RepoName,
 }
 
 /// A blob on its way into the store.
@@ -120,8 +125,18 @@ struct Arrival {
 }
 
 impl Importer {
-    /// What the cache has of these blobs for a repository.
-    pub async fn holdings(&self, repo: &RepoName, digests: &[Digest]) -> Vec<Holding> {
+    /// Of a mirrored repository. What a hosted one has is accepted by a push alone, which checks more.
+    pub fn new(cache: &Cache, repo: RepoName) -> Result<Self, ImportError> {
+        if cache.hosts(&repo) {
+            return Err(ImportError::Hosted(repo));
+        }
+        let cache = cache.clone();
+        Ok(Self { cache, repo })
+    }
+
+    /// What the cache has of these blobs for the repository.
+    pub async fn holdings(&self, digests: &[Digest]) -> Vec<Holding> {
+        let repo = &self.repo;
         let mut found = Vec::with_capacity(digests.len());
         for digest in digests {
             found.push(match self.cache.open(repo, digest, ReadMode::Head).await {
@@ -134,7 +149,8 @@ impl Importer {
     }
 
     /// Links a blob that another repository has.
-    pub async fn link(&self, repo: &RepoName, digest: &Digest) -> Result<(), ImportError> {
+    pub async fn link(&self, digest: &Digest) -> Result<(), ImportError> {
+        let repo = &self.repo;
         match self.cache.open(repo, digest, ReadMode::Head).await {
             Opened::Linked(_) => Ok(()),
             Opened::Unlinked(blob) if self.cache.link(repo, digest, &blob).await => Ok(()),
@@ -146,7 +162,6 @@ impl Importer {
     /// Stores a blob of `size` bytes, and links it.
     pub async fn blob(
         &self,
-        repo: &RepoName,
         digest: Digest,
         size: u64,
         chunks: &mut dyn Chunks,
@@ -170,9 +185,9 @@ impl Importer {
             removed.map_err(|_panicked| WorkLost)?;
             return Err(error);
         }
-        let links = || vec![repo.clone()];
+        let links = || vec![self.repo.clone()];
         admission
-            .commit(stage, size, Some(repo.clone()), links)
+            .commit(stage, size, Some(self.repo.clone()), links)
             .await?;
         Ok(())
     }
@@ -241,7 +256,6 @@ impl Importer {
     /// Stores a manifest, and links it.
     pub async fn manifest(
         &self,
-        repo: &RepoName,
         digest: Digest,
         size: u64,
         chunks: &mut dyn Chunks,
@@ -279,7 +293,7 @@ impl Importer {
         }
         match self
             .cache
-            .put_manifest(repo, digest, content, parsed?)
+            .put_manifest(&self.repo, digest, content, parsed?)
             .await
         {
             (_, true) => Ok(()),
@@ -288,12 +302,8 @@ impl Importer {
     }
 
     /// Makes a tag name a manifest that the repository has.
-    pub async fn tag(
-        &self,
-        repo: &RepoName,
-        tag: &Tag,
-        digest: &Digest,
-    ) -> Result<(), ImportError> {
+    pub async fn tag(&self, tag: &Tag, digest: &Digest) -> Result<(), ImportError> {
+        let repo = &self.repo;
         if self.cache.peek_manifest(repo, digest).await.is_none() {
             return Err(ImportError::Missing((*digest).into()));
         }

@@ -18,7 +18,7 @@ use crate::cache::{Cache, CachedManifest, Piece, PinError};
 use crate::download::{DownloadError, Follower};
 use crate::error_chain::on_one_line;
 use crate::mirror::{BlobContent, Mirror, MirrorError, Target};
-use crate::oci::{Descriptor, Digest, Reference};
+use crate::oci::{Descriptor, Digest, Reference, RepoName};
 use crate::workers::WorkLost;
 
 /// Images that are looked at together.
@@ -151,6 +151,8 @@ impl Amount {
 pub enum WarmError {
     #[error("{name:?} isn't an image: {advice}")]
     Name { name: String, advice: &'static str },
+    #[error("{0} is hosted here and has no upstream")]
+    Hosted(RepoName),
     #[error(transparent)]
     Mirror(Box<MirrorError>),
     #[error("blob {digest}: {source}")]
@@ -437,6 +439,9 @@ impl Warmer {
         })?;
         let registry = Some(image.registry.as_str()).filter(|registry| *registry != home);
         let target = upstreams.target(registry, None, &image.repo)?;
+        if self.cache.hosts(&target.stored) {
+            return Err(WarmError::Hosted(target.stored));
+        }
         Ok((target, image.reference))
     }
 }

@@ -173,10 +173,8 @@ async fn a_damaged_image_is_not_imported_and_the_others_are() {
     std::fs::write(&bundle, whole).unwrap();
     let (code, said, _) = away.code(&["import", &bundle]).await;
     assert_eq!(code, 0, "{said}");
-    assert!(
-        said.contains("; 1 blob, 2.8 MiB imported") || said.contains("imported"),
-        "{said}"
-    );
+    // The rest of it, and what is attached to it; the blobs before it were there already.
+    assert!(said.contains("; 4 blobs, 2.9 MiB imported"), "{said}");
     has(&away, &app, "team/one", "1", &one).await;
     assert!(app.stop().await);
 }
@@ -191,4 +189,51 @@ async fn what_cannot_be_exported_leaves_no_file() {
     assert!(!Path::new(&bundle).exists());
     let (_, error) = site.fails(&["import", &bundle]).await;
     assert!(error.contains("can't be read"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_brought_into_a_hosted_repository() {
+    let site = Site::new().await;
+    site.upstream.push("ci/app", "1", &Image::oci(1));
+    let bundle = site.path("bundle");
+    site.text(&["export", "ci/app:1", &bundle]).await;
+    let away = Site::new().await;
+    let config = away.path("config.yml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text.replace(&away.upstream.url(), &site.upstream.url());
+    let hosted = "hosted: [{name: ci, repositories: ['ci/**']}]\n";
+    let access = "access: [{anyone: true, effect: allow}]\n";
+    std::fs::write(config, format!("{text}\n{hosted}{access}")).unwrap();
+    let asked = site.upstream.count("");
+    for words in [["warm", "ci/app:1"], ["import", &bundle]] {
+        let (code, said, _) = away.code(&words).await;
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("ci/app is hosted here"), "{said}");
+    }
+    assert_eq!(site.upstream.count(""), asked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_is_not_mistaken_for_an_earlier_one_of_its_name() {
+    let site = Site::new().await;
+    put_images(&site);
+    let app = site.serve().await;
+    let bundle = site.path("bundle");
+    let split = ["export", "team/one:1", &bundle, "--max-size", "1MiB"];
+    site.text(&split).await;
+    let (_, error) = site.fails(&["export", "team/two", &bundle]).await;
+    assert!(
+        error.contains("bundle.001 is a part of another bundle"),
+        "{error}"
+    );
+    assert!(!Path::new(&bundle).exists());
+    // A shorter one takes the place of all parts.
+    site.text(&["export", "team/two", &bundle, "--max-size", "1MiB"])
+        .await;
+    assert!(!Path::new(&format!("{bundle}.002")).exists());
+    std::fs::remove_file(format!("{bundle}.001")).unwrap();
+    site.text(&["export", "team/two", &bundle]).await;
+    let (_, error) = site.fails(&split).await;
+    assert!(error.contains("bundle is another bundle"), "{error}");
+    assert!(app.stop().await);
 }

@@ -50,10 +50,10 @@ impl Resolved {
 impl Operator {
     /// Returns the operation's result as JSON.
     pub(super) async fn import(&self, operation: ImportOperation) -> Result<Vec<u8>, OperateError> {
-        let importer = Importer {
-            cache: self.cache.clone(),
+        let importer = |stored: &str| {
+            let stored = RepoName::from_stored(stored).map_err(|_bad| ImportError::Query)?;
+            Importer::new(&self.cache, stored)
         };
-        let stored = |name: &str| RepoName::from_stored(name).map_err(|_bad| ImportError::Query);
         let json = match operation {
             ImportOperation::Resolve { name } => {
                 let (target, reference) = self.warmer()?.resolve(&name)?;
@@ -63,12 +63,11 @@ impl Operator {
                 repository,
                 digests,
             } => {
-                let holdings: Vec<Holding> =
-                    importer.holdings(&stored(&repository)?, &digests).await;
+                let holdings: Vec<Holding> = importer(&repository)?.holdings(&digests).await;
                 serde_json::to_vec(&holdings)
             }
             ImportOperation::Link { repository, digest } => {
-                importer.link(&stored(&repository)?, &digest).await?;
+                importer(&repository)?.link(&digest).await?;
                 serde_json::to_vec(&())
             }
             ImportOperation::Tag {
@@ -77,7 +76,7 @@ impl Operator {
                 digest,
             } => {
                 let tag: Tag = tag.parse().map_err(|_bad| ImportError::Query)?;
-                importer.tag(&stored(&repository)?, &tag, &digest).await?;
+                importer(&repository)?.tag(&tag, &digest).await?;
                 tracing::info!(repository, %tag, %digest, "an operator has imported an image");
                 serde_json::to_vec(&())
             }
