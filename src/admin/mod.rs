@@ -3,6 +3,8 @@
 //! ([`operate`]) on a unix socket of the data directory ([`socket`]).
 
 pub mod ask;
+pub mod client;
+pub mod content;
 pub mod health;
 pub mod operate;
 pub mod reload;

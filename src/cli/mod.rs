@@ -5,17 +5,22 @@ mod client_config;
 mod copy;
 mod doctor;
 mod explain;
+mod export;
 mod handshake;
 mod health;
+mod images;
+mod import;
 mod log_level;
 mod logging;
 mod operate;
 mod pin;
+mod progress;
 mod reload;
 mod serve;
 mod signals;
 mod table;
 mod upstreams;
+mod warm;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -101,6 +106,26 @@ enum Command {
         #[command(flatten)]
         located: Located,
     },
+    /// Fetch images into the cache before clients pull them
+    ///
+    /// Works on the running server; without one, on the data directory, and no server can start before it
+    /// has ended. Prints what was cached already, what was fetched and what failed.
+    ///
+    /// Exits with 0 if all images are cached, 4 if some failed, and 1 if all did.
+    Warm(Box<warm::Arguments>),
+    /// Write images into a file that carries them where no registry can be reached
+    ///
+    /// What isn't cached is fetched first. The file is an archive of an OCI image layout; FILE.sha256 beside
+    /// it has its sum. Attached content (signatures, SBOMs) is in it, too. Works on the running server, else
+    /// on the data directory.
+    Export(Box<export::Arguments>),
+    /// Take the images of a file into the cache, under their own names
+    ///
+    /// Each byte is verified. An import that was interrupted goes on when it is run again. Works on the
+    /// running server, else on the data directory.
+    ///
+    /// Exits with 0 if all images are there, 4 if some failed, and 1 if all did.
+    Import(Box<import::Arguments>),
     /// Keep images from eviction and expiry
     ///
     /// Works on the running server, else on the data directory. The pins are saved there; `millpond ls`
@@ -260,6 +285,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(configured) => return serve::serve(configured.config().as_deref()),
         Command::Doctor(arguments) => return doctor::doctor(&arguments),
         Command::Copy(arguments) => return copy::copy(&arguments),
+        Command::Warm(arguments) => return warm::warm(&arguments),
+        Command::Import(arguments) => return import::import(&arguments),
+        Command::Export(arguments) => export::export(&arguments),
         Command::Check(configured) => check(configured.config().as_deref()),
         Command::Health(asked) => health::health(&asked),
         Command::Reload(listing) => reload::reload(&listing),
@@ -403,6 +431,10 @@ mod tests {
             "scrub",
             "purge a",
             "pin a b --for 30d",
+            "warm a b --platform linux/arm64 --pin --for 30d",
+            "warm --from-file a --from-k8s b --check",
+            "export a b c.tar --max-size 4GiB --since b.tar",
+            "import c.tar --name a --pin",
             "unpin a",
             "deny add a",
             "deny remove a",

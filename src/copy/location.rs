@@ -115,7 +115,7 @@ impl FromStr for Location {
             Some((transport, _)) => return Err(LocationError::Transport(transport.to_owned())),
             None => text,
         };
-        registry(rest).map(Self::Registry)
+        RegistryLocation::parse_at(rest, HUB).map(Self::Registry)
     }
 }
 
@@ -141,51 +141,6 @@ fn files(form: FilesForm, text: &str) -> Result<FilesLocation, LocationError> {
     })
 }
 
-fn registry(text: &str) -> Result<RegistryLocation, LocationError> {
-    let (rest, digest) = match text.split_once('@') {
-        Some((rest, digest)) => (rest, Some(digest.parse()?)),
-        None => (text, None),
-    };
-    let is_prefix = rest.ends_with('/');
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let (host, path) = match rest.split_once('/') {
-        Some((host, path)) if is_host(host) => (Some(host), path),
-        None if is_prefix && is_host(rest) => (Some(rest), ""),
-        _ => (None, rest),
-    };
-    // A prefix names no image.
-    if is_prefix && digest.is_some() {
-        return Err(LocationError::Repository);
-    }
-    let (path, tag) = match path.rsplit_once(':') {
-        Some((path, tag)) if !is_prefix && !tag.contains('/') => (path, Some(tag.parse::<Tag>()?)),
-        _ => (path, None),
-    };
-    let lower = host.map(str::to_ascii_lowercase);
-    let lower = lower.filter(|host| !HUB_ALIASES.contains(&host.as_str()));
-    let is_explicit = host.is_some();
-    let host = lower.unwrap_or_else(|| HUB.to_owned());
-    if !is_authority(&host) {
-        return Err(LocationError::Host(host));
-    }
-    let repository = match path {
-        "" if is_prefix && is_explicit => None,
-        "" => return Err(LocationError::Repository),
-        path if host == HUB && !path.contains('/') && !is_prefix => {
-            Some(format!("{HUB_NAMESPACE}/{path}").parse()?)
-        }
-        path => Some(path.parse()?),
-    };
-    Ok(RegistryLocation {
-        host,
-        is_explicit,
-        repository,
-        is_prefix,
-        tag,
-        digest,
-    })
-}
-
 /// Whether the first component of a name is a host, as Docker decides it.
 fn is_host(first: &str) -> bool {
     first.contains(['.', ':']) || first.eq_ignore_ascii_case("localhost")
@@ -203,6 +158,55 @@ fn is_authority(text: &str) -> bool {
 }
 
 impl RegistryLocation {
+    /// Reads the name of an image or a repository, as Docker does. One without a host is of the registry
+    /// `home`.
+    pub(super) fn parse_at(text: &str, home: &str) -> Result<Self, LocationError> {
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest.parse()?)),
+            None => (text, None),
+        };
+        let is_prefix = rest.ends_with('/');
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (host, path) = match rest.split_once('/') {
+            Some((host, path)) if is_host(host) => (Some(host), path),
+            None if is_prefix && is_host(rest) => (Some(rest), ""),
+            _ => (None, rest),
+        };
+        // A prefix names no image.
+        if is_prefix && digest.is_some() {
+            return Err(LocationError::Repository);
+        }
+        let (path, tag) = match path.rsplit_once(':') {
+            Some((path, tag)) if !is_prefix && !tag.contains('/') => {
+                (path, Some(tag.parse::<Tag>()?))
+            }
+            _ => (path, None),
+        };
+        let lower = host.map(str::to_ascii_lowercase);
+        let lower = lower.filter(|host| !HUB_ALIASES.contains(&host.as_str()));
+        let is_explicit = host.is_some();
+        let host = lower.unwrap_or_else(|| if is_explicit { HUB } else { home }.to_owned());
+        if !is_authority(&host) {
+            return Err(LocationError::Host(host));
+        }
+        let repository = match path {
+            "" if is_prefix && is_explicit => None,
+            "" => return Err(LocationError::Repository),
+            path if host == HUB && !path.contains('/') && !is_prefix => {
+                Some(format!("{HUB_NAMESPACE}/{path}").parse()?)
+            }
+            path => Some(path.parse()?),
+        };
+        Ok(Self {
+            host,
+            is_explicit,
+            repository,
+            is_prefix,
+            tag,
+            digest,
+        })
+    }
+
     /// The image that is meant: the digest counts before the tag; `latest` where neither is written.
     pub fn reference(&self) -> Reference {
         if let Some(digest) = self.digest {

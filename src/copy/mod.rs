@@ -1,4 +1,5 @@
-//! Copies images between registries, and between registries and files (`millpond copy`).
+//! Whole images on their way from one place to another: copies between registries and files
+//! (`millpond copy`), and images that are brought into the cache ahead of the clients that will pull them.
 //!
 //! ```text
 //! Job ─► engine ─ source: manifests, referrers ─► plan: blobs, the largest first; manifests bottom-up
@@ -7,13 +8,18 @@
 //!          └─ target: manifests, then the tag
 //! ```
 //!
-//! A registry is asked by `upstream`; `host` bounds what happens there at a time, and decides when something
-//! is tried again. `journal` remembers uploads for the next run. `location` reads what people write,
-//! `platform` selects, `events` tell of the progress.
+//! A copy has no part in the mirror: `upstream` asks the registries; `host` bounds what happens at one of
+//! them at a time, and decides when something is tried again; `journal` remembers uploads for the next run.
+//! `files` reads images in files: a `layout`, a [`bundle`], or a `docker_archive`. `location` reads what
+//! people write, `events` tell of the progress.
 //!
-//! What it never does: change bytes (but for an index of which only some platforms are copied, which is said);
-//! show an incomplete image at the destination; replace a tag before all of its image is there; hold more than
-//! a few MiB of a blob in memory. Source: distribution-spec 1.1.
+//! [`warm`] fetches images into the cache, through the mirror, as a client's pull does it. [`bundle`] has files
+//! that carry images into networks without a way to the upstreams; [`import`] takes over what they hold.
+//! [`image`] reads names of images, `platform` selects images of an index, for both.
+//!
+//! What must never happen: bytes change (but for an index of which only some platforms are copied, which is
+//! said); a destination shows an image of which something isn't stored; a tag is replaced before all of its
+//! image is there; more than a few MiB of a blob are in memory. Source: distribution-spec 1.1.
 
 pub mod bundle;
 mod docker_archive;
@@ -23,6 +29,8 @@ mod events;
 mod fetch;
 mod files;
 mod host;
+pub mod image;
+pub mod import;
 mod journal;
 mod layout;
 mod location;
@@ -33,6 +41,7 @@ mod spool;
 mod target;
 mod upload;
 mod upload_mode;
+pub mod warm;
 
 pub use engine::{CopySettings, Engine, Job};
 pub use error::CopyError;

@@ -1,4 +1,4 @@
-//! Which manifests of an index are copied where `--platform` selects some. Pure.
+//! Which manifests of an index `--platform` selects. Pure.
 //!
 //! Source: image-spec image-index.md; BuildKit's attestation storage.
 
@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::plan::Document;
@@ -17,10 +17,12 @@ use crate::oci::{Algorithm, Digest, Manifest};
 const ATTESTED: &str = "vnd.docker.reference.digest";
 
 /// `os/architecture[/variant]`, as Docker writes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     os: String,
     architecture: String,
+    /// None selects each variant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     variant: Option<String>,
 }
 
@@ -61,20 +63,15 @@ impl fmt::Display for Platform {
 }
 
 impl Platform {
-    /// Whether a manifest for `entry` is meant. 64-bit ARM has one variant, which is often left out.
-    fn matches(&self, entry: &EntryPlatform) -> bool {
-        let variant = |text: &Option<String>| {
-            let text = text.as_deref().unwrap_or_default();
-            let is_default = self.architecture == "arm64" && text == "v8";
-            if is_default {
-                String::new()
-            } else {
-                text.to_owned()
-            }
+    /// Whether an image for another platform is meant. 64-bit ARM has one variant, which is often left out.
+    fn selects(&self, image: &Self) -> bool {
+        let variant = |of: &Self| match of.variant.as_deref() {
+            Some("v8") if of.architecture == "arm64" => String::new(),
+            variant => variant.unwrap_or_default().to_owned(),
         };
-        self.os == entry.os
-            && self.architecture == entry.architecture
-            && (self.variant.is_none() || variant(&self.variant) == variant(&entry.variant))
+        self.os == image.os
+            && self.architecture == image.architecture
+            && (self.variant.is_none() || variant(self) == variant(image))
     }
 }
 
@@ -91,22 +88,30 @@ pub(super) enum Selected {
 
 #[derive(Deserialize)]
 struct Index {
+    #[serde(default)]
     manifests: Vec<Entry>,
 }
 
 #[derive(Deserialize)]
 struct Entry {
     digest: Digest,
-    platform: Option<EntryPlatform>,
+    platform: Option<Platform>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
 }
 
-#[derive(Deserialize)]
-struct EntryPlatform {
-    os: String,
-    architecture: String,
-    variant: Option<String>,
+/// The images of an index that are of one of the platforms. Empty for what isn't an index.
+pub(super) fn matching(index: &[u8], platforms: &[Platform]) -> Vec<Digest> {
+    let index: Option<Index> = serde_json::from_slice(index).ok();
+    let images = index.into_iter().flat_map(|index| index.manifests);
+    let is_selected = |image: &Entry| {
+        let platform = image.platform.as_ref();
+        platform.is_some_and(|own| platforms.iter().any(|platform| platform.selects(own)))
+    };
+    images
+        .filter(is_selected)
+        .map(|image| image.digest)
+        .collect()
 }
 
 /// What is copied of `root`. An error names the platform that the index lacks.
@@ -121,7 +126,7 @@ pub(super) fn select(root: &Document, platforms: &[Platform]) -> Result<Selected
         let mut entries = index.manifests.iter();
         let found = entries.find(|entry| {
             let of_entry = entry.platform.as_ref();
-            of_entry.is_some_and(|entry| platform.matches(entry))
+            of_entry.is_some_and(|entry| platform.selects(entry))
         });
         chosen.push(found.ok_or_else(|| platform.to_string())?.digest);
     }
@@ -262,5 +267,38 @@ mod tests {
         }
         let arm: Platform = "linux/arm/v7".parse().unwrap();
         assert_eq!(arm.to_string(), "linux/arm/v7");
+    }
+
+    #[test]
+    fn a_platform_selects_its_images() {
+        let digest = |name: &str| Digest::of(Algorithm::Sha256, name.as_bytes());
+        let image = |name: &str| {
+            let platform = name.parse::<Platform>().unwrap();
+            serde_json::json!({"digest": digest(name), "platform": platform})
+        };
+        let all = [
+            "linux/amd64",
+            "linux/arm/v6",
+            "linux/arm/v7",
+            "windows/amd64",
+        ];
+        let mut images: Vec<_> = all.map(image).to_vec();
+        images.push(serde_json::json!({"digest": digest("none")}));
+        let index = serde_json::json!({ "manifests": images }).to_string();
+        for (selected, expected) in [
+            (&["linux/amd64"][..], &["linux/amd64"][..]),
+            (&["linux/arm"], &["linux/arm/v6", "linux/arm/v7"]),
+            (
+                &["linux/arm/v7", "windows/amd64"],
+                &["linux/arm/v7", "windows/amd64"],
+            ),
+            (&["linux/riscv64"], &[]),
+        ] {
+            let platforms = selected.iter().map(|text| text.parse().unwrap());
+            let platforms: Vec<Platform> = platforms.collect();
+            let expected = expected.iter().map(|name| digest(name)).collect::<Vec<_>>();
+            assert_eq!(matching(index.as_bytes(), &platforms), expected);
+        }
+        assert_eq!(matching(b"[]", &[]), []);
     }
 }

@@ -100,6 +100,10 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "server/listener",
             // The configuration files of clients.
             "cli/client_config/files",
+            // Bundles of images.
+            "copy/bundle",
+            // Lists of images.
+            "cli/images",
             "cli/client_config/transaction",
             // Images in files, and what a copy remembers of its uploads.
             "copy/layout",

@@ -28,7 +28,7 @@ use crate::copy::{
 };
 use crate::error_chain::on_one_line;
 use crate::oci::Pattern;
-use progress::{Bars, Lines, Shown};
+use progress::{BlobBars, Lines, Shown};
 use remote::{DestinationOptions, SourceOptions};
 
 /// Of all failed.
@@ -145,7 +145,7 @@ async fn copy_all(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let shown: Arc<dyn Shown> = match arguments {
         Arguments { json: true, .. } => Arc::new(Lines::json()),
         Arguments { quiet: true, .. } => Arc::new(()),
-        _ if std::io::stderr().is_terminal() => Arc::new(Bars::new()),
+        _ if std::io::stderr().is_terminal() => Arc::new(BlobBars::new()),
         _ => Arc::new(Lines::text()),
     };
     let observer: Arc<dyn Observer> = Arc::clone(&shown) as _;

@@ -4,20 +4,16 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::super::table::bytes;
+use crate::cli::progress::{BLOB, Bars};
+use crate::cli::table::bytes;
 use crate::copy::{BlobEnd, BlobStep, Event, Observer};
 use crate::error_chain::on_one_line;
 use crate::oci::Digest;
 
-/// Terminals with fewer columns get shorter lines.
-const WIDE: u16 = 70;
-/// The bars of blobs at a time; others are only in the sum.
-const MAX_BARS: usize = 16;
 /// Characters of a digest that are shown.
 const SHORT: usize = 12;
 /// Between two lines of JSON for the progress of one blob.
@@ -32,87 +28,11 @@ pub(super) trait Shown: Observer {
 impl Shown for () {}
 
 /// One bar for each blob that is being sent, and one for all.
-pub(super) struct Bars {
-    group: MultiProgress,
-    all: ProgressBar,
-    blob: ProgressStyle,
-    state: Mutex<HashMap<Digest, (Option<ProgressBar>, u64)>>,
-}
+pub(super) struct BlobBars(Mutex<Bars<Digest>>);
 
-impl Bars {
+impl BlobBars {
     pub(super) fn new() -> Self {
-        let size = terminal_size::terminal_size_of(std::io::stderr());
-        let is_wide = size.is_none_or(|(width, _)| width.0 >= WIDE);
-        let (blob, all) = if is_wide {
-            (
-                "{prefix} {wide_bar} {bytes:>10} / {total_bytes:<10} {bytes_per_sec:>12}",
-                "total        {wide_bar} {bytes:>10} / {total_bytes:<10} {bytes_per_sec:>12} {eta:>4}",
-            )
-        } else {
-            (
-                "{prefix} {bytes:>10}/{total_bytes}",
-                "{percent:>3}% {bytes} {bytes_per_sec} {eta}",
-            )
-        };
-        let group = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
-        let sum = group.add(ProgressBar::new(0).with_style(style(all)));
-        Self {
-            group,
-            all: sum,
-            blob: style(blob),
-            state: Mutex::default(),
-        }
-    }
-
-    fn blob(&self, digest: &Digest, size: u64, step: BlobStep) {
-        let mut state = self.state.lock();
-        match step {
-            BlobStep::Sent(at) => {
-                let shown = state.values().filter(|(bar, _)| bar.is_some()).count();
-                let (bar, before) = state.entry(*digest).or_insert_with(|| {
-                    let bar = (shown < MAX_BARS).then(|| self.bar(digest, size));
-                    (bar, 0)
-                });
-                if let Some(bar) = bar {
-                    bar.set_position(at);
-                }
-                move_to(&self.all, *before, at);
-                *before = at;
-            }
-            BlobStep::Ended(_) => {
-                let (bar, before) = state.remove(digest).unwrap_or_default();
-                if let Some(bar) = bar {
-                    bar.finish_and_clear();
-                    self.group.remove(&bar);
-                }
-                move_to(&self.all, before, size);
-            }
-        }
-    }
-
-    fn bar(&self, digest: &Digest, size: u64) -> ProgressBar {
-        let bar = ProgressBar::new(size).with_style(self.blob.clone());
-        let bar = self.group.insert_before(&self.all, bar);
-        bar.set_prefix(short(digest));
-        bar
-    }
-
-    fn line(&self, text: &str) {
-        // A terminal that is gone shows nothing.
-        drop(self.group.println(text));
-    }
-}
-
-fn style(template: &str) -> ProgressStyle {
-    let style = ProgressStyle::with_template(template);
-    style.unwrap_or_else(|_malformed| ProgressStyle::default_bar())
-}
-
-fn move_to(bar: &ProgressBar, before: u64, at: u64) {
-    if at >= before {
-        bar.inc(at - before);
-    } else {
-        bar.set_position(bar.position().saturating_sub(before - at));
+        Self(Mutex::new(Bars::new(BLOB)))
     }
 }
 
@@ -120,23 +40,36 @@ fn short(digest: &Digest) -> String {
     digest.hex().chars().take(SHORT).collect()
 }
 
-impl Observer for Bars {
+impl Observer for BlobBars {
     fn on(&self, event: &Event<'_>) {
+        let mut bars = self.0.lock();
         match event {
-            Event::Planned { bytes, .. } => self.all.inc_length(*bytes),
-            Event::Blob { digest, size, step } => self.blob(digest, *size, *step),
+            Event::Planned { bytes, .. } => bars.expect(*bytes),
+            Event::Blob { digest, size, step } => match step {
+                BlobStep::Sent(at) => {
+                    if !bars.is_begun(digest) {
+                        bars.begin(**digest, &short(digest), *size);
+                    }
+                    bars.move_to(digest, *at);
+                }
+                BlobStep::Ended(_) if bars.is_begun(digest) => {
+                    bars.move_to(digest, *size);
+                    bars.end(digest);
+                }
+                BlobStep::Ended(_) => bars.pass(*size),
+            },
             event => {
                 if let Some(line) = line(event) {
-                    self.line(&line);
+                    bars.say(&line);
                 }
             }
         }
     }
 }
 
-impl Shown for Bars {
+impl Shown for BlobBars {
     fn end(&self) {
-        self.all.finish_and_clear();
+        self.0.lock().finish();
     }
 }
 

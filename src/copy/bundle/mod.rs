@@ -44,6 +44,8 @@ pub enum BundleError {
     },
     #[error("{} isn't an archive of an OCI image layout: {reason}", path.display())]
     NotABundle { path: PathBuf, reason: String },
+    #[error("{} is {what}; remove it, or choose another name", path.display())]
+    InTheWay { path: PathBuf, what: &'static str },
     #[error("{} is compressed; uncompress it first", path.display())]
     Compressed { path: PathBuf },
     #[error("the bundle has no {digest}")]

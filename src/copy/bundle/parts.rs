@@ -35,8 +35,15 @@ pub(super) struct PartsWriter {
 }
 
 impl PartsWriter {
-    /// `max`: bytes of a part; at least one.
+    /// `max`: bytes of a part; at least one. Fails where a reader would take something else for the bundle.
     pub(super) fn create(file: &Path, max: Option<u64>) -> Result<Self, BundleError> {
+        let (other, what) = match max {
+            Some(_) => (file.to_owned(), "another bundle"),
+            None => (part(file, 1), "a part of another bundle"),
+        };
+        if other.exists() {
+            return Err(BundleError::InTheWay { path: other, what });
+        }
         let mut writer = Self {
             file: file.to_owned(),
             max,
@@ -105,8 +112,21 @@ impl PartsWriter {
             paths.push(path);
         }
         fs::write(appended(&self.file, ".sha256"), lines.concat())?;
+        if self.max.is_some() {
+            self.remove_parts_after(paths.len())?;
+        }
         self.sums.clear();
         Ok(paths)
+    }
+}
+
+impl PartsWriter {
+    /// Removes the parts of an earlier bundle that had more of them.
+    fn remove_parts_after(&self, count: usize) -> io::Result<()> {
+        let further = (count + 1..=MAX_PARTS).map(|number| self.path(number));
+        further
+            .take_while(|path| path.exists())
+            .try_for_each(fs::remove_file)
     }
 }
 

@@ -1,0 +1,224 @@
+//! `millpond export`.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use bytes::{Buf as _, Bytes};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+use super::operate::with_any_server;
+use super::progress::{Progress, amount};
+use super::{Located, load, print, warm};
+use crate::admin::client::Client;
+use crate::admin::content::ContentQuery;
+use crate::config;
+use crate::copy::Platform;
+use crate::copy::bundle::reader::BundleReader;
+use crate::copy::bundle::writer::BundleWriter;
+use crate::copy::bundle::{IMAGE_NAME, REF_NAME};
+use crate::copy::image::Image;
+use crate::copy::warm::{Contents, WarmRequest, WarmResult};
+use crate::oci::{Descriptor, Digest, RepoName};
+
+/// Pieces of content that wait to be written.
+const QUEUE: usize = 16;
+
+/// What is asked for.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Images such as debian:12 or ghcr.io/owner/app:1.0, and then the file to be written
+    #[arg(required = true, num_args = 2.., value_name = "IMAGE... FILE")]
+    names: Vec<String>,
+    /// Of an image of several platforms, only those of OS/ARCHITECTURE[/VARIANT], such as linux/arm64;
+    /// may be repeated [default: all]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Vec<Platform>,
+    /// Split the bundle into files of at most this size, such as 4GiB: FILE.001, FILE.002, ...
+    #[arg(long, value_name = "SIZE", value_parser = config::parse_size)]
+    max_size: Option<u64>,
+    /// Leave out the blobs that this earlier bundle has; import that one first
+    #[arg(long, value_name = "FILE")]
+    since: Option<PathBuf>,
+    /// Show no progress
+    #[arg(long)]
+    quiet: bool,
+    #[command(flatten)]
+    located: Located,
+}
+
+/// One blob or manifest of a bundle.
+struct Part {
+    repository: RepoName,
+    digest: Digest,
+    size: u64,
+    /// Which image it is counted for.
+    image: usize,
+}
+
+/// `millpond export`
+pub(super) fn export(arguments: &Arguments) -> anyhow::Result<()> {
+    let Some((file, images)) = arguments.names.split_last() else {
+        anyhow::bail!("no file is named");
+    };
+    anyhow::ensure!(
+        arguments.max_size != Some(0),
+        "--max-size needs at least one byte"
+    );
+    let config = load(arguments.located.config.as_deref())?.config;
+    let home = &config.proxy.default.name;
+    let earlier = arguments
+        .since
+        .as_deref()
+        .map(BundleReader::open)
+        .transpose()?;
+    let request = WarmRequest {
+        images: images.to_vec(),
+        platforms: arguments.platform.clone(),
+        referrers: true,
+        contents: true,
+        ..WarmRequest::default()
+    };
+    let (written, count) = with_any_server(&arguments.located, "export", async |client| {
+        let mut progress = Progress::new(arguments.quiet);
+        let (client, results) = warm::fetch(client, &request, &mut progress).await?;
+        let mut entries = Vec::new();
+        let mut all = Vec::new();
+        for (name, result) in images.iter().zip(results) {
+            let contents = match result {
+                WarmResult::Complete(report) => report.contents.context("the server is older")?,
+                WarmResult::Failed(reason) => anyhow::bail!("{name}: {reason}"),
+            };
+            entries.extend(described(name, home, &contents)?);
+            all.push(contents);
+        }
+        let parts = parts(&all, earlier.as_ref())?;
+        for part in &parts {
+            let name = images.get(part.image).map_or("", String::as_str);
+            progress.expect(part.image, name, part.size);
+        }
+        let path = PathBuf::from(file);
+        let max_size = arguments.max_size;
+        let writer = spawn_blocking(move || BundleWriter::create(&path, max_size, &entries));
+        let writer = write(client, writer.await??, &parts, &mut progress).await?;
+        let files = spawn_blocking(move || writer.finish()).await??;
+        progress.finish();
+        Ok((
+            files,
+            (parts.len() as u64, parts.iter().map(|part| part.size).sum()),
+        ))
+    })?;
+    let files = written.iter().map(|file| file.display().to_string());
+    let files = files.collect::<Vec<_>>().join(", ");
+    let (blobs, bytes) = count;
+    let s = if images.len() == 1 { "" } else { "s" };
+    let what = amount(blobs, bytes);
+    print(&format!("{} image{s}, {what}: {files}\n", images.len()))
+}
+
+/// The entries of an image in the bundle's index.
+fn described(name: &str, home: &str, contents: &Contents) -> anyhow::Result<Vec<Descriptor>> {
+    let image = Image::parse_at(name, home).map_err(anyhow::Error::msg)?;
+    let mut root = contents.root.clone();
+    for key in [REF_NAME, IMAGE_NAME] {
+        root.annotations.insert(key.to_owned(), image.to_string());
+    }
+    let mut entries = vec![root];
+    entries.extend(contents.attached.iter().cloned());
+    Ok(entries)
+}
+
+/// What is to be written, each once: manifests, and blobs that the earlier bundle lacks.
+fn parts(all: &[Contents], earlier: Option<&BundleReader>) -> anyhow::Result<Vec<Part>> {
+    let is_new = |digest: &Digest| earlier.is_none_or(|earlier| earlier.size(digest).is_none());
+    let (mut parts, mut seen) = (Vec::new(), HashSet::new());
+    for (image, contents) in all.iter().enumerate() {
+        let repository = RepoName::from_stored(&contents.repository)?;
+        let blobs = contents.blobs.iter().filter(|(digest, _)| is_new(digest));
+        for (digest, size) in contents.manifests.iter().chain(blobs) {
+            if seen.insert(*digest) {
+                parts.push(Part {
+                    repository: repository.clone(),
+                    digest: *digest,
+                    size: *size,
+                    image,
+                });
+            }
+        }
+    }
+    Ok(parts)
+}
+
+/// Writes all parts, as the server sends them.
+async fn write(
+    mut client: Client,
+    mut writer: BundleWriter,
+    parts: &[Part],
+    progress: &mut Progress,
+) -> anyhow::Result<BundleWriter> {
+    for part in parts {
+        let query = ContentQuery {
+            repository: part.repository.clone(),
+            digest: part.digest,
+            is_manifest: false,
+            size: part.size,
+        };
+        let (sender, chunks) = mpsc::channel(QUEUE);
+        let (digest, size) = (part.digest, part.size);
+        let writing = spawn_blocking(move || {
+            let added = writer.add(&digest, size, Received::new(chunks));
+            (writer, added)
+        });
+        let sending = async {
+            let mut content = client.content(&query).await?;
+            while let Some(chunk) = content.next().await? {
+                let bytes = chunk.len() as u64;
+                if sender.send(chunk).await.is_err() {
+                    // The writer says why.
+                    break;
+                }
+                progress.arrived(part.image, bytes);
+            }
+            drop(sender);
+            Ok::<_, anyhow::Error>(())
+        };
+        let (written, sent) = tokio::join!(writing, sending);
+        let (back, added) = written.context("the writer was lost")?;
+        sent.with_context(|| format!("{digest} can't be read"))?;
+        added?;
+        writer = back;
+    }
+    Ok(writer)
+}
+
+/// Reads what comes from a channel. Blocks.
+struct Received {
+    chunks: mpsc::Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl Received {
+    fn new(chunks: mpsc::Receiver<Bytes>) -> Self {
+        Self {
+            chunks,
+            current: Bytes::new(),
+        }
+    }
+}
+
+impl Read for Received {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.current = chunk,
+                None => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.current.len());
+        self.current
+            .copy_to_slice(buffer.get_mut(..length).unwrap_or_default());
+        Ok(length)
+    }
+}
