@@ -37,6 +37,9 @@ YAML
   check "copy: registry to registry: the same bytes as skopeo's" copy_as_skopeo
   check "copy: again: at most 42 requests, and no blobs of the source" copy_again
   check "copy: to a layout and back: the same bytes as skopeo's" copy_layout
+  check "copy: archives of layouts: the same bytes as skopeo's, both ways" copy_archives
+  check "copy: what skopeo saves as docker does" copy_docker_archive
+  copy_hosted_story
   check "copy: kill -9 at random points: the next run completes it" copy_killed
   check "copy: a full spool disk" copy_full_spool
   check "copy: a destination whose tokens live 5 s" copy_guarded
@@ -115,6 +118,52 @@ copy_layout() {
   diff -r "$WORK/copy-image/blobs/sha256" "$WORK/copy-layout/blobs/sha256"
   copier "oci:$WORK/copy-layout:1" "$TO/again:2"
   same_image "docker://$FROM/image:1" "oci:$WORK/copy-layout:1" "docker://$TO/again:2"
+}
+
+copy_archives() {
+  copier "$FROM/image:1" "oci-archive:$WORK/copy-ours.tar:1"
+  copy_skopeo "docker://$FROM/image:1" "oci-archive:$WORK/copy-theirs.tar:1"
+  copier "oci-archive:$WORK/copy-theirs.tar:1" "$TO/archived:2"
+  same_image "docker://$FROM/image:1" "oci-archive:$WORK/copy-ours.tar:1" "docker://$TO/archived:2"
+}
+
+# The manifest is made by each of them; the configuration and the layers are the archive's.
+copy_docker_archive() {
+  local archive=docker-archive:$WORK/copy-saved.tar
+  skopeo copy -q --src-tls-verify=false "docker://$FROM/image:1" "$archive:saved/image:3"
+  copier "$archive:saved/image:3" "$TO/saved:3"
+  copier --all-tags "$archive" "$TO/below/"
+  copy_skopeo "$archive:saved/image:3" "dir:$WORK/copy-saved-theirs"
+  copy_skopeo "docker://$TO/saved:3" "dir:$WORK/copy-saved-ours"
+  copy_skopeo "docker://$TO/below/saved/image:3" "dir:$WORK/copy-saved-below"
+  diff -r -x manifest.json "$WORK/copy-saved-theirs" "$WORK/copy-saved-ours"
+  diff -r "$WORK/copy-saved-ours" "$WORK/copy-saved-below"
+}
+
+# The mirror hosts repositories, and caches what is copied from its upstream.
+copy_hosted_story() {
+  rm -rf "$WORK"/data-*
+  hosted_rules '- {anyone: true, effect: allow}'
+  check "copy: millpond starts with hosted repositories, empty" millpond_with_hosted
+  [ "$last" = ok ] || return 0
+  check "copy: to a hosted repository and from it: the same bytes" copy_hosted
+  mark copy-cold
+  check "copy: an image of an upstream of the mirror" copy_mirrored cold
+  mark copy-warm
+  check "copy: again" copy_mirrored warm
+  check "copy: again: no request for it to the upstream" no_gets_since copy-warm
+  millpond_stop
+}
+
+copy_hosted() {
+  copier --config "$WORK/hosted.yml" "$FROM/image:1" ci/image
+  copier --config "$WORK/hosted.yml" ci/image:1 "$TO/hosted:2"
+  same_image "docker://$FROM/image:1" "docker://$MIRROR/ci/image:1" "docker://$TO/hosted:2"
+}
+
+copy_mirrored() {
+  copier --config "$WORK/hosted.yml" "docker.io/library/debian-test:gzip" "oci:$WORK/copy-mirrored-$1:gzip"
+  same_image "docker://$MIRROR/library/debian-test:gzip" "oci:$WORK/copy-mirrored-$1:gzip"
 }
 
 copy_killed() {

@@ -107,7 +107,7 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "cli/client_config/transaction",
             // Images in files, and what a copy remembers of its uploads.
             "copy/layout",
-            "copy/source",
+            "copy/docker_archive",
             "copy/spool",
             "copy/journal",
             // The bytes of a month.
