@@ -87,7 +87,6 @@ impl<K: Copy + Eq + Hash> Bars<K> {
     pub(super) fn new(item: &'static str) -> Self {
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
         let total = all.add(ProgressBar::new(0).with_style(style(TOTAL)));
-        total.enable_steady_tick(TICK);
         Self {
             all,
             total,
@@ -98,6 +97,10 @@ impl<K: Copy + Eq + Hash> Bars<K> {
 
     /// So many bytes more are to come.
     pub(super) fn expect(&self, bytes: u64) {
+        // Nothing is drawn before: a bar of no bytes would look complete.
+        if self.total.length() == Some(0) {
+            self.total.enable_steady_tick(TICK);
+        }
         self.total.inc_length(bytes);
     }
 

@@ -28,7 +28,7 @@ pub struct Host {
     freed: Notify,
 }
 
-/// Blobs and manifests that are copied at a time.
+/// Blobs that are copied, and questions about manifests, at a time.
 #[derive(Debug)]
 struct Slots {
     used: usize,
@@ -39,7 +39,7 @@ struct Slots {
     refused_at: Option<Instant>,
 }
 
-/// One of the blobs or manifests that are copied at a time.
+/// One of the blobs or questions at a time.
 pub(super) struct Slot<'a>(&'a Host);
 
 impl std::fmt::Debug for Host {
@@ -70,7 +70,7 @@ impl Host {
         &self.name
     }
 
-    /// Waits until another blob or manifest may be copied.
+    /// Waits until another blob may be copied, or another question asked.
     pub(super) async fn enter(&self) -> Slot<'_> {
         loop {
             let freed = self.freed.notified();
@@ -85,8 +85,17 @@ impl Host {
         }
     }
 
-    /// Asks again after failures that pass, as long as that may help.
+    /// Asks something that belongs to no slot yet, as [`ask_within`](Self::ask_within).
     pub(super) async fn ask<T>(
+        &self,
+        ask: impl AsyncFnMut() -> Result<T, UpstreamError>,
+    ) -> Result<T, UpstreamError> {
+        let _slot = self.enter().await;
+        self.ask_within(ask).await
+    }
+
+    /// Asks, and asks again after failures that pass, as long as that may help. The caller has a slot.
+    pub(super) async fn ask_within<T>(
         &self,
         mut ask: impl AsyncFnMut() -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {

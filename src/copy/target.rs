@@ -283,7 +283,7 @@ impl Target {
         }
     }
 
-    /// Whether a blob is there.
+    /// Whether a blob is there. The caller has a slot of the host.
     pub(super) async fn has_blob(&self, blob: &Descriptor) -> Result<bool, CopyError> {
         match self {
             Self::Registry(registry) => {
@@ -293,7 +293,7 @@ impl Target {
                         .head_blob(&registry.repository, &blob.digest)
                         .await
                 };
-                match registry.host.ask(ask).await {
+                match registry.host.ask_within(ask).await {
                     Ok(size) => Ok(size.is_none_or(|size| size == blob.size)),
                     Err(error) if is_missing(&error) => Ok(false),
                     Err(error) => Err(CopyError::Destination(error)),

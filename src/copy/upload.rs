@@ -150,7 +150,7 @@ impl Upload<'_> {
         } = self.target;
         let mut session = session;
         let ask = async || upstream.upload_offset(repository, &mut session).await;
-        let at = host.ask(ask).await.ok()?;
+        let at = host.ask_within(ask).await.ok()?;
         (at <= self.blob.size).then_some(Session { session, at })
     }
 
@@ -162,7 +162,7 @@ impl Upload<'_> {
             ..
         } = self.target;
         let ask = async || upstream.head_blob(repository, &self.blob.digest).await;
-        match host.ask(ask).await {
+        match host.ask_within(ask).await {
             Ok(_) => Ok(true),
             Err(error) if error.status() == Some(404) => Ok(false),
             Err(error) => Err(CopyError::Destination(error)),
@@ -182,7 +182,7 @@ impl Upload<'_> {
         *begun += 1;
         let mount = from.map(|from| (&self.blob.digest, from));
         let ask = async || upstream.start_upload(repository, mount).await;
-        match host.ask(ask).await.map_err(CopyError::Destination)? {
+        match host.ask_within(ask).await.map_err(CopyError::Destination)? {
             StartedUpload::Mounted => Ok(None),
             StartedUpload::Session(session) => Ok(Some(Session { session, at: 0 })),
         }

@@ -115,7 +115,8 @@ copy_again() {
 
 copy_layout() {
   copier "$FROM/image:1" "oci:$WORK/copy-layout:1"
-  diff -r "$WORK/copy-image/blobs/sha256" "$WORK/copy-layout/blobs/sha256"
+  copy_skopeo "docker://$FROM/image:1" "oci:$WORK/copy-layout-theirs:1"
+  diff -r "$WORK/copy-layout-theirs/blobs/sha256" "$WORK/copy-layout/blobs/sha256"
   copier "oci:$WORK/copy-layout:1" "$TO/again:2"
   same_image "docker://$FROM/image:1" "oci:$WORK/copy-layout:1" "docker://$TO/again:2"
 }
@@ -163,7 +164,9 @@ copy_hosted() {
 
 copy_mirrored() {
   copier --config "$WORK/hosted.yml" "docker.io/library/debian-test:gzip" "oci:$WORK/copy-mirrored-$1:gzip"
-  same_image "docker://$MIRROR/library/debian-test:gzip" "oci:$WORK/copy-mirrored-$1:gzip"
+  # It has Docker's types, which this skopeo doesn't find in a layout.
+  copier "oci:$WORK/copy-mirrored-$1:gzip" "$TO/mirrored-$1:2"
+  same_image "docker://$MIRROR/library/debian-test:gzip" "docker://$TO/mirrored-$1:2"
 }
 
 copy_killed() {

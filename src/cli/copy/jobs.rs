@@ -168,6 +168,10 @@ impl Planner<'_> {
             if let Some(server) = options.server(config, &stored).await? {
                 return Ok((server, stored));
             }
+            anyhow::ensure!(
+                !config.proxy.offline,
+                "no server of the configuration runs, and `proxy.offline` is set: {host} isn't asked"
+            );
             say(&format!(
                 "millpond: no server of the configuration runs; {host} is asked itself"
             ));
