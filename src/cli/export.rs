@@ -28,9 +28,10 @@ const QUEUE: usize = 16;
 
 /// What is asked for.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "millpond export [OPTIONS] <IMAGE>... <FILE>")]
 pub(super) struct Arguments {
     /// Images such as debian:12 or ghcr.io/owner/app:1.0, and then the file to be written
-    #[arg(required = true, num_args = 2.., value_name = "IMAGE... FILE")]
+    #[arg(required = true, num_args = 2.., value_names = ["IMAGE", "FILE"])]
     names: Vec<String>,
     /// Of an image of several platforms, only those of OS/ARCHITECTURE[/VARIANT], such as linux/arm64;
     /// may be repeated [default: all]

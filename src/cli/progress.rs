@@ -12,8 +12,8 @@ use super::table::bytes;
 
 /// Fits 40 columns: the bar takes what the figures leave, and none if they leave nothing.
 const TOTAL: &str = "{wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
-/// The name takes what the figures leave, and is cut.
-const ITEM: &str = "{wide_msg} {binary_bytes}/{binary_total_bytes}";
+/// The name takes what the figures leave. Of a longer one, the end is shown, which has the tag.
+const ITEM: &str = "{wide_msg:>} {binary_bytes}/{binary_total_bytes}";
 /// How often bars are drawn though nothing has arrived.
 const TICK: Duration = Duration::from_millis(200);
 

@@ -16,8 +16,10 @@ pub mod reader;
 mod tests;
 pub mod writer;
 
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::oci::Digest;
 use crate::oci::manifest::ManifestError;
@@ -31,6 +33,14 @@ pub const IMAGE_NAME: &str = "io.containerd.image.name";
 const LAYOUT_FILE: &str = "oci-layout";
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX_FILE: &str = "index.json";
+
+/// Bytes of a file, for those who let the kernel copy them.
+#[derive(Debug, Clone)]
+pub struct Extent {
+    pub file: Arc<File>,
+    pub offset: u64,
+    pub length: u64,
+}
 
 /// Why a bundle can't be written or read.
 #[derive(Debug, thiserror::Error)]

@@ -28,7 +28,7 @@ pub fn images(reader: &BundleReader, name: Option<&str>) -> Result<Vec<BundledIm
     for entry in reader.entries() {
         match name_of(entry) {
             Some(name) => images.push(image(reader, name.to_owned(), entry.digest)?),
-            None => match reader.manifest(&entry.digest)?.1.subject {
+            None => match reader.manifest(&entry.digest)?.subject {
                 Some(subject) => attached.push((entry.digest, subject.digest)),
                 None => unnamed.push(entry.digest),
             },
@@ -104,7 +104,7 @@ fn add(
     if depth > MAX_DEPTH || image.manifests.len() >= MAX_MANIFESTS {
         return Err(reader.unusable("an image has too many manifests"));
     }
-    let (_, manifest) = reader.manifest(&digest)?;
+    let manifest = reader.manifest(&digest)?;
     for child in &manifest.manifests {
         // Those of other platforms may be missing.
         if reader.size(&child.digest).is_some() {
