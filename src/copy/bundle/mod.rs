@@ -2,7 +2,8 @@
 //!
 //! A bundle is an archive (tar) of an OCI image layout (image-spec, image-layout.md), which other tools
 //! read as `oci-archive:FILE:NAME`. Each blob is in it once. `index.json` comes first; it has an entry for
-//! each name of an image, and one for each manifest that is attached to an image. Beside the file, `FILE.sha256`
+//! each name of an image, and one for each manifest that is attached to an image; images of Docker's types have
+//! a second one for other tools ([`stand_in`]). Beside the file, `FILE.sha256`
 //! has its sum. A large bundle may be split into `FILE.001`, `FILE.002`, ..., whose concatenation is the
 //! archive.
 //!
@@ -12,6 +13,7 @@
 mod parts;
 pub mod plan;
 pub mod reader;
+pub mod stand_in;
 #[cfg(test)]
 mod tests;
 pub mod writer;

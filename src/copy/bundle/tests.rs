@@ -108,6 +108,38 @@ fn a_bundle_is_read_as_it_was_written_whole_and_split() {
 }
 
 #[test]
+fn images_of_dockers_types_have_a_second_entry_that_is_not_imported() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bundle");
+    let image = String::from_utf8(manifest(b"layer", None)).unwrap();
+    let image = image.replace(media_type::OCI_MANIFEST, media_type::DOCKER_MANIFEST);
+    let child = json!({"mediaType": media_type::DOCKER_MANIFEST, "digest": digest(image.as_bytes()), "size": image.len()});
+    let list =
+        json!({"schemaVersion": 2, "mediaType": media_type::DOCKER_LIST, "manifests": [child]});
+    for root in [image.clone(), list.to_string()] {
+        let named = entry(root.as_bytes(), Some("a/b:1"));
+        let (mut second, index) = stand_in::stand_in(&named, root.as_bytes()).unwrap();
+        assert_eq!(second.media_type, media_type::OCI_INDEX);
+        let children = Manifest::parse(&index).unwrap().manifests;
+        assert_eq!(children[0].digest, digest(image.as_bytes()));
+        second.annotations.extend(named.annotations.clone());
+        let root = root.as_bytes();
+        let contents: Vec<&[u8]> = if root == image.as_bytes() {
+            vec![root, &index]
+        } else {
+            vec![root, &index, image.as_bytes()]
+        };
+        write(&path, None, &[named, second], &contents).unwrap();
+        let reader = BundleReader::open(&path).unwrap();
+        let images = plan::images(&reader, None).unwrap();
+        assert_eq!(images.len(), 1);
+        assert_eq!(images[0].root, digest(root));
+    }
+    let oci = manifest(b"layer", None);
+    assert!(stand_in::stand_in(&entry(&oci, None), &oci).is_none());
+}
+
+#[test]
 fn what_is_not_finished_or_wrong_leaves_no_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bundle");
