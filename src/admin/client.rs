@@ -4,13 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::stream;
-use http::{Method, Request};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http::Request;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use tokio::sync::mpsc;
 
 use super::content::ContentQuery;
 use super::operate::Operation;
@@ -22,8 +19,6 @@ use crate::oci::error::first_error;
 /// Longest line of an answer that has events, in bytes: the contents of the largest image.
 const MAX_LINE: usize = 64 * 1024 * 1024;
 
-type RequestStream = UnsyncBoxBody<Bytes, io::Error>;
-
 /// Why the socket of a running server gives no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -31,6 +26,8 @@ pub enum ClientError {
     Connect { path: PathBuf, source: io::Error },
     #[error("the server at {path} broke off: {source}")]
     Broken { path: PathBuf, source: hyper::Error },
+    #[error("the server at {path} broke off: {source}")]
+    Upload { path: PathBuf, source: io::Error },
     #[error("the server refused: {0}")]
     Refused(String),
     #[error("the request can't be made, or its answer can't be read: {0}")]
@@ -45,7 +42,7 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct Client {
     path: PathBuf,
-    sender: http1::SendRequest<RequestStream>,
+    sender: http1::SendRequest<Full<Bytes>>,
 }
 
 impl Client {
@@ -71,10 +68,15 @@ impl Client {
         Ok(Self { path, sender })
     }
 
+    /// The server's socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Has the server carry out an operation. Returns its result as JSON. The server is the
     /// operator's own: its answers are bounded by its pages.
     pub async fn run(&mut self, operation: &Operation) -> Result<Bytes, ClientError> {
-        let request = Request::new(whole(serde_json::to_vec(operation)?));
+        let request = Request::new(Full::from(serde_json::to_vec(operation)?));
         let body = self.send(request).await?;
         let whole = body.collect().await;
         Ok(whole.map_err(|source| self.broken(source))?.to_bytes())
@@ -82,7 +84,7 @@ impl Client {
 
     /// Has the server fetch images. Dropping the result ends that.
     pub async fn warm(mut self, request: &WarmRequest) -> Result<Events, ClientError> {
-        let mut request = Request::new(whole(serde_json::to_vec(request)?));
+        let mut request = Request::new(Full::from(serde_json::to_vec(request)?));
         *request.uri_mut() = http::Uri::from_static(WARM);
         let body = self.send(request).await?;
         Ok(Events {
@@ -97,31 +99,14 @@ impl Client {
         &mut self,
         query: &ContentQuery,
     ) -> Result<ContentStream<'_>, ClientError> {
-        let mut request = Request::new(whole(Vec::new()));
+        let mut request = Request::new(Full::default());
         *request.uri_mut() = query.uri()?;
         let body = self.send(request).await?;
         Ok(ContentStream { client: self, body })
     }
 
-    /// Writes content into a repository: what comes from the channel, up to its end. The server verifies it.
-    pub async fn put(
-        &mut self,
-        query: &ContentQuery,
-        chunks: mpsc::Receiver<io::Result<Bytes>>,
-    ) -> Result<(), ClientError> {
-        let frames = stream::unfold(chunks, async |mut chunks| {
-            let chunk = chunks.recv().await?;
-            Some((chunk.map(Frame::data), chunks))
-        });
-        let mut request = Request::new(StreamBody::new(frames).boxed_unsync());
-        (*request.method_mut(), *request.uri_mut()) = (Method::PUT, query.uri()?);
-        let body = self.send(request).await?;
-        let read = body.collect().await;
-        read.map_err(|source| self.broken(source)).map(drop)
-    }
-
     /// Sends a request. Returns the body of its answer, unless that is a refusal.
-    async fn send(&mut self, request: Request<RequestStream>) -> Result<Incoming, ClientError> {
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Incoming, ClientError> {
         let sent = async {
             self.sender.ready().await?;
             self.sender.send_request(request).await
@@ -132,10 +117,7 @@ impl Client {
             return Ok(body);
         }
         let body = body.collect().await.map_err(|source| self.broken(source))?;
-        let body = body.to_bytes();
-        let told = first_error(&body).map(|(_code, message)| message);
-        let text = || String::from_utf8_lossy(&body).into_owned();
-        Err(ClientError::Refused(told.unwrap_or_else(text)))
+        Err(ClientError::Refused(told(&body.to_bytes())))
     }
 
     fn broken(&self, source: hyper::Error) -> ClientError {
@@ -166,10 +148,10 @@ impl ContentStream<'_> {
     }
 }
 
-fn whole(body: Vec<u8>) -> RequestStream {
-    Full::new(Bytes::from(body))
-        .map_err(|never| match never {})
-        .boxed_unsync()
+/// What the body of a refusal says.
+pub(super) fn told(body: &[u8]) -> String {
+    let told = first_error(body).map(|(_code, message)| message);
+    told.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned())
 }
 
 /// The events of images that are being fetched.

@@ -9,6 +9,7 @@ pub mod health;
 pub mod operate;
 pub mod reload;
 pub mod socket;
+pub mod upload;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
@@ -17,10 +17,12 @@ use crate::admin::content::ContentQuery;
 use crate::config;
 use crate::copy::Platform;
 use crate::copy::bundle::reader::BundleReader;
+use crate::copy::bundle::stand_in::stand_in;
 use crate::copy::bundle::writer::BundleWriter;
 use crate::copy::bundle::{IMAGE_NAME, REF_NAME};
 use crate::copy::image::Image;
 use crate::copy::warm::{Contents, WarmRequest, WarmResult};
+use crate::oci::manifest::media_type;
 use crate::oci::{Descriptor, Digest, RepoName};
 
 /// Pieces of content that wait to be written.
@@ -28,9 +30,10 @@ const QUEUE: usize = 16;
 
 /// What is asked for.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "millpond export [OPTIONS] <IMAGE>... <FILE>")]
 pub(super) struct Arguments {
     /// Images such as debian:12 or ghcr.io/owner/app:1.0, and then the file to be written
-    #[arg(required = true, num_args = 2.., value_name = "IMAGE... FILE")]
+    #[arg(required = true, num_args = 2.., value_names = ["IMAGE", "FILE"])]
     names: Vec<String>,
     /// Of an image of several platforms, only those of OS/ARCHITECTURE[/VARIANT], such as linux/arm64;
     /// may be repeated [default: all]
@@ -51,11 +54,30 @@ pub(super) struct Arguments {
 
 /// One blob or manifest of a bundle.
 struct Part {
-    repository: RepoName,
+    source: Source,
     digest: Digest,
     size: u64,
     /// Which image it is counted for.
     image: usize,
+}
+
+/// Where its bytes come from.
+enum Source {
+    /// A repository of the server.
+    Cached(RepoName),
+    Made(Bytes),
+}
+
+/// What is to be written.
+#[derive(Default)]
+struct Bundle {
+    /// Of its index.
+    entries: Vec<Descriptor>,
+    /// Each once.
+    parts: Vec<Part>,
+    seen: HashSet<Digest>,
+    /// How many have been added.
+    images: usize,
 }
 
 /// `millpond export`
@@ -83,18 +105,18 @@ pub(super) fn export(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let (written, count) = with_any_server(&arguments.located, "export", async |client| {
         let mut progress = Progress::new(arguments.quiet);
-        let (client, results) = warm::fetch(client, &request, &mut progress).await?;
-        let mut entries = Vec::new();
-        let mut all = Vec::new();
+        let (mut client, results) = warm::fetch(client, &request, &mut progress).await?;
+        let mut bundle = Bundle::default();
         for (name, result) in images.iter().zip(results) {
             let contents = match result {
                 WarmResult::Complete(report) => report.contents.context("the server is older")?,
                 WarmResult::Failed(reason) => anyhow::bail!("{name}: {reason}"),
             };
-            entries.extend(described(name, home, &contents)?);
-            all.push(contents);
+            let image = Image::parse_at(name, home).map_err(anyhow::Error::msg)?;
+            let stand_in = stand_in_of(&mut client, &contents).await?;
+            bundle.add(&image.to_string(), &contents, stand_in, earlier.as_ref())?;
         }
-        let parts = parts(&all, earlier.as_ref())?;
+        let Bundle { entries, parts, .. } = bundle;
         for part in &parts {
             let name = images.get(part.image).map_or("", String::as_str);
             progress.expect(part.image, name, part.size);
@@ -118,37 +140,72 @@ pub(super) fn export(arguments: &Arguments) -> anyhow::Result<()> {
     print(&format!("{} image{s}, {what}: {files}\n", images.len()))
 }
 
-/// The entries of an image in the bundle's index.
-fn described(name: &str, home: &str, contents: &Contents) -> anyhow::Result<Vec<Descriptor>> {
-    let image = Image::parse_at(name, home).map_err(anyhow::Error::msg)?;
-    let mut root = contents.root.clone();
-    for key in [REF_NAME, IMAGE_NAME] {
-        root.annotations.insert(key.to_owned(), image.to_string());
-    }
-    let mut entries = vec![root];
-    entries.extend(contents.attached.iter().cloned());
-    Ok(entries)
-}
-
-/// What is to be written, each once: manifests, and blobs that the earlier bundle lacks.
-fn parts(all: &[Contents], earlier: Option<&BundleReader>) -> anyhow::Result<Vec<Part>> {
-    let is_new = |digest: &Digest| earlier.is_none_or(|earlier| earlier.size(digest).is_none());
-    let (mut parts, mut seen) = (Vec::new(), HashSet::new());
-    for (image, contents) in all.iter().enumerate() {
-        let repository = RepoName::from_stored(&contents.repository)?;
-        let blobs = contents.blobs.iter().filter(|(digest, _)| is_new(digest));
-        for (digest, size) in contents.manifests.iter().chain(blobs) {
-            if seen.insert(*digest) {
-                parts.push(Part {
-                    repository: repository.clone(),
-                    digest: *digest,
-                    size: *size,
-                    image,
-                });
-            }
+/// What stands in for an image of one of Docker's types.
+async fn stand_in_of(
+    client: &mut Client,
+    contents: &Contents,
+) -> anyhow::Result<Option<(Descriptor, Bytes)>> {
+    let mut manifest = BytesMut::new();
+    if contents.root.media_type == media_type::DOCKER_LIST {
+        let query = ContentQuery {
+            repository: RepoName::from_stored(&contents.repository)?,
+            digest: contents.root.digest,
+            is_manifest: true,
+            size: contents.root.size,
+        };
+        let mut content = client.content(&query).await?;
+        while let Some(chunk) = content.next().await? {
+            manifest.extend_from_slice(&chunk);
         }
     }
-    Ok(parts)
+    Ok(stand_in(&contents.root, &manifest))
+}
+
+impl Bundle {
+    /// Adds an image by its full name: its manifests, and the blobs that the earlier bundle lacks.
+    fn add(
+        &mut self,
+        name: &str,
+        contents: &Contents,
+        stand_in: Option<(Descriptor, Bytes)>,
+        earlier: Option<&BundleReader>,
+    ) -> anyhow::Result<()> {
+        let mut root = contents.root.clone();
+        for key in [REF_NAME, IMAGE_NAME] {
+            root.annotations.insert(key.to_owned(), name.to_owned());
+        }
+        self.entries.push(root);
+        if let Some((mut entry, index)) = stand_in {
+            let (digest, size) = (entry.digest, entry.size);
+            self.part(Source::Made(index), digest, size);
+            // Without containerd's name, which means the image itself.
+            entry
+                .annotations
+                .insert(REF_NAME.to_owned(), name.to_owned());
+            self.entries.push(entry);
+        }
+        self.entries.extend(contents.attached.iter().cloned());
+        let repository = RepoName::from_stored(&contents.repository)?;
+        let is_new = |digest: &Digest| earlier.is_none_or(|earlier| earlier.size(digest).is_none());
+        let blobs = contents.blobs.iter().filter(|(digest, _)| is_new(digest));
+        for (digest, size) in contents.manifests.iter().chain(blobs) {
+            self.part(Source::Cached(repository.clone()), *digest, *size);
+        }
+        self.images += 1;
+        Ok(())
+    }
+
+    /// Adds a part of the image, unless the bundle has it.
+    fn part(&mut self, source: Source, digest: Digest, size: u64) {
+        if self.seen.insert(digest) {
+            self.parts.push(Part {
+                source,
+                digest,
+                size,
+                image: self.images,
+            });
+        }
+    }
 }
 
 /// Writes all parts, as the server sends them.
@@ -159,12 +216,6 @@ async fn write(
     progress: &mut Progress,
 ) -> anyhow::Result<BundleWriter> {
     for part in parts {
-        let query = ContentQuery {
-            repository: part.repository.clone(),
-            digest: part.digest,
-            is_manifest: false,
-            size: part.size,
-        };
         let (sender, chunks) = mpsc::channel(QUEUE);
         let (digest, size) = (part.digest, part.size);
         let writing = spawn_blocking(move || {
@@ -172,11 +223,26 @@ async fn write(
             (writer, added)
         });
         let sending = async {
+            let repository = match &part.source {
+                Source::Cached(repository) => repository.clone(),
+                Source::Made(bytes) => {
+                    // The writer says why it takes nothing.
+                    drop(sender.send(bytes.clone()).await);
+                    drop(sender);
+                    progress.arrived(part.image, size);
+                    return Ok(());
+                }
+            };
+            let query = ContentQuery {
+                repository,
+                digest,
+                is_manifest: false,
+                size,
+            };
             let mut content = client.content(&query).await?;
             while let Some(chunk) = content.next().await? {
                 let bytes = chunk.len() as u64;
                 if sender.send(chunk).await.is_err() {
-                    // The writer says why.
                     break;
                 }
                 progress.arrived(part.image, bytes);

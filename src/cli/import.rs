@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::stream::{self, StreamExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
@@ -16,6 +17,7 @@ use super::{Located, fail, print, warm};
 use crate::admin::client::Client;
 use crate::admin::content::ContentQuery;
 use crate::admin::operate::{ImportOperation, Operation, PinOperation, Resolved};
+use crate::admin::upload;
 use crate::cache::Pin;
 use crate::config;
 use crate::copy::bundle::plan::{self, BundledImage};
@@ -27,9 +29,10 @@ use crate::oci::{Descriptor, Digest, RepoName};
 
 /// Blobs that are asked about in one request.
 const BATCH: usize = 400;
-/// Bytes of the bundle that are read at once, and how many such pieces wait to be sent.
-const PIECE: usize = 1024 * 1024;
-const QUEUE: usize = 4;
+/// Blobs that are sent at the same time: one is hashed while another is made durable.
+const UPLOADS: usize = 2;
+/// Steps of progress that wait to be shown.
+const QUEUE: usize = 16;
 
 /// What is asked for.
 #[derive(Debug, clap::Args)]
@@ -90,7 +93,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<(usize, usize)> {
         for (index, image) in images.iter().enumerate() {
             let name = &image.name;
             let line = match import.image(index, image).await {
-                Ok(()) => format!("imported {name}"),
+                Ok(Amount { blobs: 0, .. }) => format!("cached   {name}"),
+                Ok(Amount { blobs, bytes }) => {
+                    format!("imported {name}: {}", amount(blobs, bytes))
+                }
                 Err(error) => {
                     let line = format!("failed   {name}: {}", on_one_line(error.as_ref()));
                     failed.push(line.clone());
@@ -129,7 +135,8 @@ impl Import {
     }
 
     /// Imports an image: its blobs, then its manifests, each after those that it refers to, and then its tag.
-    async fn image(&mut self, index: usize, image: &BundledImage) -> anyhow::Result<()> {
+    /// Returns the blobs that the cache lacked.
+    async fn image(&mut self, index: usize, image: &BundledImage) -> anyhow::Result<Amount> {
         let name = image.name.clone();
         let Resolved { repository, tag } = self.operate(ImportOperation::Resolve { name }).await?;
         let stored = RepoName::from_stored(&repository)?;
@@ -158,12 +165,10 @@ impl Import {
         }
         let bytes = missing.iter().map(|blob| blob.size).sum();
         self.progress.expect(index, &image.name, bytes);
-        for blob in missing {
-            self.blob(index, &stored, blob).await?;
-        }
+        let imported = self.blobs(index, &stored, missing).await?;
         for digest in &image.manifests {
-            let size = self.reader.size(digest).unwrap_or(0);
-            self.put(None, &stored, (*digest, size), true).await?;
+            let (nobody, _) = mpsc::channel(1);
+            self.upload(&stored, *digest, true, nobody)?.await?;
         }
         let reference = match &tag {
             Some(tag) => format!("{repository}:{tag}"),
@@ -178,7 +183,8 @@ impl Import {
             };
             self.operate::<()>(tag).await?;
         }
-        self.pin(reference).await
+        self.pin(reference).await?;
+        Ok(imported)
     }
 
     async fn pin(&mut self, reference: String) -> anyhow::Result<()> {
@@ -194,73 +200,81 @@ impl Import {
         Ok(())
     }
 
-    /// Imports a blob that the cache lacks.
-    async fn blob(
+    /// Imports the blobs that the cache lacks.
+    async fn blobs(
         &mut self,
         image: usize,
         repository: &RepoName,
-        blob: &Descriptor,
-    ) -> anyhow::Result<()> {
-        let (digest, size) = (blob.digest, blob.size);
-        match self.reader.size(&digest) {
-            Some(has) if has == size => {}
-            Some(has) => anyhow::bail!("{digest} has {has} bytes, and its manifest says {size}"),
-            None => anyhow::bail!(
-                "{digest} is neither in the bundle nor cached; import the bundle first that this one \
-                 was made to follow"
-            ),
+        missing: Vec<&Descriptor>,
+    ) -> anyhow::Result<Amount> {
+        let mut amount = Amount::default();
+        for blob in &missing {
+            let (digest, size) = (blob.digest, blob.size);
+            match self.reader.size(&digest) {
+                Some(has) if has == size => {}
+                Some(has) => {
+                    anyhow::bail!("{digest} has {has} bytes, and its manifest says {size}")
+                }
+                None => anyhow::bail!(
+                    "{digest} is neither in the bundle nor cached; import the bundle first that \
+                     this one was made to follow"
+                ),
+            }
+            amount.add(Amount {
+                blobs: 1,
+                bytes: size,
+            });
         }
-        self.put(Some(image), repository, (digest, size), false)
-            .await?;
-        self.imported.add(Amount {
-            blobs: 1,
-            bytes: size,
-        });
-        Ok(())
+        let (told, mut sent) = mpsc::channel(QUEUE);
+        let uploads = missing
+            .into_iter()
+            .map(|blob| self.upload(repository, blob.digest, false, told.clone()))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        drop(told);
+        let mut uploads = stream::iter(uploads).buffered(UPLOADS);
+        let uploading = async move {
+            while let Some(uploaded) = uploads.next().await {
+                uploaded?;
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        let progress = &mut self.progress;
+        let showing = async {
+            while let Some(bytes) = sent.recv().await {
+                progress.arrived(image, bytes);
+            }
+        };
+        let (uploaded, ()) = tokio::join!(uploading, showing);
+        uploaded?;
+        self.imported.add(amount);
+        Ok(amount)
     }
 
-    /// Sends content of the bundle, which the server verifies.
-    async fn put(
-        &mut self,
-        image: Option<usize>,
+    /// Sends content of the bundle, which the server verifies. Begins when it is polled.
+    fn upload(
+        &self,
         repository: &RepoName,
-        (digest, size): (Digest, u64),
+        digest: Digest,
         is_manifest: bool,
-    ) -> anyhow::Result<()> {
+        sent: mpsc::Sender<u64>,
+    ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
+        let content = self.reader.extents(&digest)?;
         let query = ContentQuery {
             repository: repository.clone(),
             digest,
             is_manifest,
-            size,
+            size: content.iter().map(|extent| extent.length).sum(),
         };
-        let (sender, chunks) = mpsc::channel(QUEUE);
-        let (told, mut arrived) = mpsc::channel(QUEUE);
-        let reader = Arc::clone(&self.reader);
-        let reading = spawn_blocking(move || {
-            let mut at = 0;
-            while at < size {
-                let piece = reader
-                    .read(&digest, at, PIECE)
-                    .map_err(std::io::Error::other);
-                let length = piece.as_ref().map_or(0, |piece| piece.len() as u64);
-                at += length;
-                // Nobody takes it where the server has refused the content, and says why.
-                if sender.blocking_send(piece).is_err() || length == 0 {
-                    break;
-                }
-                told.blocking_send(length).unwrap_or_default();
-            }
-        });
-        let progress = &mut self.progress;
-        let showing = async {
-            while let Some(bytes) = arrived.recv().await {
-                if let Some(image) = image {
-                    progress.arrived(image, bytes);
-                }
-            }
-        };
-        let (sent, (), read) = tokio::join!(self.client.put(&query, chunks), showing, reading);
-        read.context("the reader of the bundle was lost")?;
-        sent.with_context(|| digest.to_string())
+        let socket = self.client.path().to_owned();
+        Ok(async move {
+            let uploading = spawn_blocking(move || {
+                upload::put(&socket, &query, &content, |bytes| {
+                    // Nobody shows it once another upload has failed.
+                    sent.blocking_send(bytes).unwrap_or_default();
+                })
+            });
+            let uploaded = uploading.await.context("the upload was lost")?;
+            uploaded.with_context(|| digest.to_string())
+        })
     }
 }

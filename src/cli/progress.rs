@@ -13,8 +13,8 @@ use super::table::bytes;
 
 /// Fits 40 columns: the bar takes what the figures leave, and none if they leave nothing.
 const TOTAL: &str = "{wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
-/// The name takes what the figures leave, and is cut.
-const ITEM: &str = "{wide_msg} {binary_bytes}/{binary_total_bytes}";
+/// The name takes what the figures leave. Of a longer one, the end is shown, which has the tag.
+const ITEM: &str = "{wide_msg:>} {binary_bytes}/{binary_total_bytes}";
 /// The same, with a bar beside a short name.
 pub(super) const BLOB: &str = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes}";
 /// The bars of items at a time; others are only in the sum.

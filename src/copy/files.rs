@@ -199,7 +199,7 @@ impl ImageFiles for BundleReader {
     }
 
     fn read(&self, digest: &Digest, offset: u64, max: usize) -> Result<Bytes, CopyError> {
-        Ok(Self::read(self, digest, offset, max)?)
+        Ok(Self::read(self, digest, offset, max)?.into())
     }
 }
 

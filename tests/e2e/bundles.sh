@@ -13,7 +13,7 @@ bundle_reference() {
 
 bundles_story() {
   local why name here=$MILLPOND path=$PATH PROXY_MORE references=()
-  if ! why=$(have containerd ctr dockerd "$DOCKER" skopeo ip); then
+  if ! why=$(have containerd ctr dockerd "$DOCKER" skopeo ip nsenter); then
     skip bundles "$why"
     return
   fi
@@ -43,6 +43,9 @@ bundles_story() {
   for name in containerd dockerd; do
     check "bundles: $name starts without a route" "${name}_start"
     pull_all "$name" "without a route" gzip index list
+    if [ "$name" = containerd ]; then
+      check "bundles: what ctr exports is imported" ctr_export_is_imported
+    fi
     quietly "${name}_stop"
   done
   millpond_stop
@@ -50,13 +53,23 @@ bundles_story() {
   upstreams_start
 }
 
+ctr_export_is_imported() {
+  ctr_run images export "$WORK/ctr.tar" "$(containerd_reference gzip)"
+  "$MILLPOND" import --config "$WORK/millpond.yml" "$WORK/ctr.tar" | tee /dev/stderr | grep -q "^1 of 1 images: "
+}
+
 sum_is_right() (cd "$WORK" && sha256sum --check bundle.tar.sha256)
 
+# This machine's platform of an image, byte for byte.
 skopeo_reads_bundle() {
-  rm -rf "$WORK/skopeo-bundle"
-  timeout 120 skopeo --insecure-policy copy --quiet --all \
-    "oci-archive:$WORK/bundle.tar:$(bundle_reference "$1")" "dir:$WORK/skopeo-bundle"
-  skopeo_folder_is "$1" "$WORK/skopeo-bundle"
+  local folder=$WORK/skopeo-bundle digest
+  rm -rf "$folder"
+  timeout 120 skopeo --insecure-policy copy --quiet \
+    "oci-archive:$WORK/bundle.tar:$(bundle_reference "$1")" "dir:$folder"
+  right_bytes "$folder/manifest.json" "$(image "$1" .host.digest)"
+  for digest in $(host_blobs "$1"); do
+    right_bytes "$folder/${digest#sha256:}" "$digest"
+  done
 }
 
 skopeo_writes_archive() {
@@ -77,7 +90,8 @@ away_begins() {
   PATH=$bin:$PATH MILLPOND=$bin/millpond
 }
 
-in_namespace() { printf '#!/bin/sh\nexec ip netns exec %s %s "$@"\n' "$AWAY" "$1"; }
+# Not by `ip netns exec`, which mounts another /sys, without the cgroups that dockerd needs.
+in_namespace() { printf '#!/bin/sh\nexec nsenter --net=/run/netns/%s %s "$@"\n' "$AWAY" "$1"; }
 
 away_ends() {
   MILLPOND=$1 PATH=$2

@@ -2,7 +2,8 @@
 //!
 //! A bundle is an archive (tar) of an OCI image layout (image-spec, image-layout.md), which other tools
 //! read as `oci-archive:FILE:NAME`. Each blob is in it once. `index.json` comes first; it has an entry for
-//! each name of an image, and one for each manifest that is attached to an image. Beside the file, `FILE.sha256`
+//! each name of an image, and one for each manifest that is attached to an image; images of Docker's types have
+//! a second one for other tools ([`stand_in`]). Beside the file, `FILE.sha256`
 //! has its sum. A large bundle may be split into `FILE.001`, `FILE.002`, ..., whose concatenation is the
 //! archive.
 //!
@@ -12,12 +13,15 @@
 mod parts;
 pub mod plan;
 pub mod reader;
+pub mod stand_in;
 #[cfg(test)]
 mod tests;
 pub mod writer;
 
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::oci::Digest;
 use crate::oci::manifest::ManifestError;
@@ -31,6 +35,14 @@ pub const IMAGE_NAME: &str = "io.containerd.image.name";
 const LAYOUT_FILE: &str = "oci-layout";
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX_FILE: &str = "index.json";
+
+/// Bytes of a file, for those who let the kernel copy them.
+#[derive(Debug, Clone)]
+pub struct Extent {
+    pub file: Arc<File>,
+    pub offset: u64,
+    pub length: u64,
+}
 
 /// Why a bundle can't be written or read.
 #[derive(Debug, thiserror::Error)]

@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::BundleError;
+use super::{BundleError, Extent};
 use crate::oci::{Algorithm, Hasher};
 
 /// The most parts.
@@ -167,7 +168,7 @@ impl Drop for PartsWriter {
 #[derive(Debug)]
 pub(super) struct PartsReader {
     /// Each with where it begins and ends, in bytes.
-    parts: Vec<(File, u64, u64)>,
+    parts: Vec<(Arc<File>, u64, u64)>,
     at: u64,
     /// How many bytes may still be read through [`Read`].
     budget: u64,
@@ -200,7 +201,7 @@ impl PartsReader {
                 .metadata()
                 .map_err(|source| failed(&path, source))?
                 .len();
-            parts.push((file, end, end + length));
+            parts.push((Arc::new(file), end, end + length));
             end += length;
         }
         Ok(Self {
@@ -213,6 +214,19 @@ impl PartsReader {
     /// Bytes of all parts.
     pub(super) fn len(&self) -> u64 {
         self.parts.last().map_or(0, |(.., end)| *end)
+    }
+
+    /// Where so many bytes from an offset on are.
+    pub(super) fn extents(&self, offset: u64, size: u64) -> Vec<Extent> {
+        let of_part = |(file, start, end): &(Arc<File>, u64, u64)| {
+            let (from, to) = (offset.max(*start), (offset + size).min(*end));
+            (from < to).then(|| Extent {
+                file: Arc::clone(file),
+                offset: from - start,
+                length: to - from,
+            })
+        };
+        self.parts.iter().filter_map(of_part).collect()
     }
 
     /// Reads bytes at an offset. 0 is the end.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::reader::BundleReader;
+use super::stand_in::is_stand_in;
 use super::{BundleError, IMAGE_NAME, REF_NAME};
 use crate::oci::{Descriptor, Digest};
 
@@ -25,10 +26,11 @@ pub struct BundledImage {
 /// The images of a bundle. `name` is that of the one image that has none.
 pub fn images(reader: &BundleReader, name: Option<&str>) -> Result<Vec<BundledImage>, BundleError> {
     let (mut images, mut attached, mut unnamed) = (Vec::new(), Vec::new(), Vec::new());
-    for entry in reader.entries() {
+    let entries = reader.entries().iter();
+    for entry in entries.filter(|entry| !is_stand_in(entry)) {
         match name_of(entry) {
             Some(name) => images.push(image(reader, name.to_owned(), entry.digest)?),
-            None => match reader.manifest(&entry.digest)?.1.subject {
+            None => match reader.manifest(&entry.digest)?.subject {
                 Some(subject) => attached.push((entry.digest, subject.digest)),
                 None => unnamed.push(entry.digest),
             },
@@ -104,7 +106,7 @@ fn add(
     if depth > MAX_DEPTH || image.manifests.len() >= MAX_MANIFESTS {
         return Err(reader.unusable("an image has too many manifests"));
     }
-    let (_, manifest) = reader.manifest(&digest)?;
+    let manifest = reader.manifest(&digest)?;
     for child in &manifest.manifests {
         // Those of other platforms may be missing.
         if reader.size(&child.digest).is_some() {

@@ -4,10 +4,8 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-
 use super::parts::PartsReader;
-use super::{BundleError, INDEX_FILE, LAYOUT_FILE};
+use super::{BundleError, Extent, INDEX_FILE, LAYOUT_FILE};
 use crate::oci::manifest::MAX_MANIFEST;
 use crate::oci::{Algorithm, Descriptor, Digest, Manifest};
 
@@ -113,16 +111,24 @@ impl BundleReader {
         self.blobs.keys()
     }
 
-    /// Reads bytes of a blob that it has, from `offset` on. Empty at the end. The digest is verified by who
-    /// gets all of them.
-    pub fn read(&self, digest: &Digest, offset: u64, max: usize) -> Result<Bytes, BundleError> {
+    /// Where the bytes of a blob are that it has. The digest is verified by who gets all of them.
+    pub fn extents(&self, digest: &Digest) -> Result<Vec<Extent>, BundleError> {
+        let place = self.blobs.get(digest);
+        let (start, size) = *place.ok_or_else(|| BundleError::Missing {
+            digest: (*digest).into(),
+        })?;
+        Ok(self.parts.extents(start, size))
+    }
+
+    /// At most `max` bytes of a blob that it has, from `offset` on. Empty at the end.
+    pub fn read(&self, digest: &Digest, offset: u64, max: usize) -> Result<Vec<u8>, BundleError> {
         let place = self.blobs.get(digest);
         let (start, size) = *place.ok_or_else(|| BundleError::Missing {
             digest: (*digest).into(),
         })?;
         let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let bytes = read_all(&self.parts, start + offset, left.min(max) as u64);
-        bytes.map(Bytes::from).map_err(|source| BundleError::Io {
+        let read = read_all(&self.parts, start + offset, left.min(max) as u64);
+        read.map_err(|source| BundleError::Io {
             operation: "read",
             path: self.path.clone(),
             source,
@@ -130,11 +136,8 @@ impl BundleReader {
     }
 
     /// A manifest that it has, verified and parsed.
-    pub fn manifest(&self, digest: &Digest) -> Result<(Bytes, Manifest), BundleError> {
-        let size = self.size(digest).ok_or_else(|| BundleError::Missing {
-            digest: (*digest).into(),
-        })?;
-        if size > MAX_MANIFEST {
+    pub fn manifest(&self, digest: &Digest) -> Result<Manifest, BundleError> {
+        if let Some(size) = self.size(digest).filter(|size| *size > MAX_MANIFEST) {
             return Err(BundleError::Size {
                 digest: (*digest).into(),
                 expected: MAX_MANIFEST,
@@ -149,11 +152,10 @@ impl BundleReader {
                 got: got.into(),
             });
         }
-        let parsed = Manifest::parse(&content).map_err(|source| BundleError::Manifest {
+        Manifest::parse(&content).map_err(|source| BundleError::Manifest {
             digest: (*digest).into(),
             source,
-        })?;
-        Ok((content, parsed))
+        })
     }
 }
 

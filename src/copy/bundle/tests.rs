@@ -1,6 +1,7 @@
 //! Bundles are read as they were written, and bad ones are refused.
 
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -81,10 +82,16 @@ fn a_bundle_is_read_as_it_was_written_whole_and_split() {
             let reader = BundleReader::open(start).unwrap();
             assert_eq!(reader.blobs().count(), 5);
             assert_eq!(reader.size(&digest(&layer)), Some(100_000));
-            assert_eq!(
-                reader.read(&digest(&layer), 99_000, 5_000).unwrap(),
-                layer[99_000..]
-            );
+            let extents = reader.extents(&digest(&layer)).unwrap();
+            let bytes = extents.iter().flat_map(|extent| {
+                let mut bytes = vec![0; usize::try_from(extent.length).unwrap()];
+                extent
+                    .file
+                    .read_exact_at(&mut bytes, extent.offset)
+                    .unwrap();
+                bytes
+            });
+            assert!(bytes.eq(layer.iter().copied()));
             let images = plan::images(&reader, None).unwrap();
             let expected = BundledImage {
                 name: "docker.io/library/a:1".to_owned(),
@@ -98,6 +105,38 @@ fn a_bundle_is_read_as_it_was_written_whole_and_split() {
             assert_eq!(blobs.collect::<Vec<_>>(), expected.map(digest));
         }
     }
+}
+
+#[test]
+fn images_of_dockers_types_have_a_second_entry_that_is_not_imported() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bundle");
+    let image = String::from_utf8(manifest(b"layer", None)).unwrap();
+    let image = image.replace(media_type::OCI_MANIFEST, media_type::DOCKER_MANIFEST);
+    let child = json!({"mediaType": media_type::DOCKER_MANIFEST, "digest": digest(image.as_bytes()), "size": image.len()});
+    let list =
+        json!({"schemaVersion": 2, "mediaType": media_type::DOCKER_LIST, "manifests": [child]});
+    for root in [image.clone(), list.to_string()] {
+        let named = entry(root.as_bytes(), Some("a/b:1"));
+        let (mut second, index) = stand_in::stand_in(&named, root.as_bytes()).unwrap();
+        assert_eq!(second.media_type, media_type::OCI_INDEX);
+        let children = Manifest::parse(&index).unwrap().manifests;
+        assert_eq!(children[0].digest, digest(image.as_bytes()));
+        second.annotations.extend(named.annotations.clone());
+        let root = root.as_bytes();
+        let contents: Vec<&[u8]> = if root == image.as_bytes() {
+            vec![root, &index]
+        } else {
+            vec![root, &index, image.as_bytes()]
+        };
+        write(&path, None, &[named, second], &contents).unwrap();
+        let reader = BundleReader::open(&path).unwrap();
+        let images = plan::images(&reader, None).unwrap();
+        assert_eq!(images.len(), 1);
+        assert_eq!(images[0].root, digest(root));
+    }
+    let oci = manifest(b"layer", None);
+    assert!(stand_in::stand_in(&entry(&oci, None), &oci).is_none());
 }
 
 #[test]
@@ -204,7 +243,7 @@ fn headers_take_bounded_memory() {
     header.set_entry_type(tar::EntryType::GNULongName);
     header.set_size(2 << 30);
     header.set_cksum();
-    let mut file = std::fs::File::create(&path).unwrap();
+    let mut file = File::create(&path).unwrap();
     file.write_all(header.as_bytes()).unwrap();
     file.set_len(3 << 30).unwrap();
     let error = BundleReader::open(&path).unwrap_err().to_string();
