@@ -9,10 +9,8 @@ use bytes::{Bytes, BytesMut};
 
 use super::bundle::BundleError;
 use super::bundle::reader::BundleReader;
-use super::docker_archive::DockerArchive;
 use super::error::CopyError;
-use super::layout::Layout;
-use super::location::{FilesForm, FilesLocation, Location};
+use super::location::Location;
 use super::plan::Document;
 use crate::oci::manifest::MAX_MANIFEST;
 use crate::oci::{Descriptor, Digest, Manifest, RepoName, Tag};
@@ -43,16 +41,6 @@ pub enum FileImage {
     Digest(Digest),
     /// The only one.
     Only,
-}
-
-/// Opens files that have images. Blocks.
-pub fn open(location: &FilesLocation) -> Result<Arc<dyn ImageFiles>, CopyError> {
-    let path = &location.path;
-    Ok(match location.form {
-        FilesForm::Layout => Arc::new(Layout::new(path)),
-        FilesForm::OciArchive => Arc::new(BundleReader::open(path)?),
-        FilesForm::DockerArchive => Arc::new(DockerArchive::open(path)?),
-    })
 }
 
 /// The repository and the tag that the name of an image in files has: `12`, or `docker.io/library/debian:12`.

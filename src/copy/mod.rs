@@ -46,7 +46,7 @@ pub mod warm;
 pub use engine::{CopySettings, Engine, Job};
 pub use error::CopyError;
 pub use events::{BlobEnd, BlobStep, Copied, Event, Observer};
-pub use files::{FileImage, ImageFiles, open, parts_of};
+pub use files::{FileImage, ImageFiles, parts_of};
 pub use host::Host;
 pub use journal::Journal;
 pub use location::{FilesForm, FilesLocation, HUB, Location, LocationError, RegistryLocation};

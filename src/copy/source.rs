@@ -7,10 +7,13 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 
+use super::bundle::reader::BundleReader;
+use super::docker_archive::DockerArchive;
 use super::error::CopyError;
 use super::files::{FileImage, ImageFiles};
 use super::host::Host;
-use super::layout::PIECE;
+use super::layout::{Layout, PIECE};
+use super::location::{FilesForm, FilesLocation};
 use super::plan::Document;
 use crate::oci::{Accept, Descriptor, Digest, Reference, RepoName, Tag};
 use crate::upstream::{BlobRoute, Upstream};
@@ -52,6 +55,16 @@ pub(super) struct Stream {
 }
 
 impl Source {
+    /// Files that have images. Blocks.
+    pub fn open(location: &FilesLocation) -> Result<Self, CopyError> {
+        let path = &location.path;
+        Ok(Self::Files(match location.form {
+            FilesForm::Layout => Arc::new(Layout::new(path)),
+            FilesForm::OciArchive => Arc::new(BundleReader::open(path)?),
+            FilesForm::DockerArchive => Arc::new(DockerArchive::open(path)?),
+        }))
+    }
+
     /// The image that is meant, verified.
     pub(super) async fn find(&self, wanted: &Wanted) -> Result<Document, CopyError> {
         match (self, wanted) {

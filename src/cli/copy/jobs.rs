@@ -11,7 +11,7 @@ use crate::cli::{load, say};
 use crate::config::{Config, Upstream, authority};
 use crate::copy::{
     FileImage, FilesForm, FilesLocation, Host, Job, LayoutTarget, Location, Observer,
-    RegistryLocation, RegistrySource, RegistryTarget, Source, Target, Wanted, open, parts_of,
+    RegistryLocation, RegistrySource, RegistryTarget, Source, Target, Wanted, parts_of,
 };
 use crate::oci::{Reference, RepoName, Tag};
 
@@ -333,10 +333,10 @@ async fn files_source(location: FilesLocation) -> anyhow::Result<Named> {
     let (repository, tag) = name.as_deref().map(parts_of).unwrap_or_default();
     let by_name = || name.map_or(FileImage::Only, FileImage::Name);
     let wanted = location.digest.map_or_else(by_name, FileImage::Digest);
-    let files = tokio::task::spawn_blocking(move || open(&location)).await??;
+    let source = tokio::task::spawn_blocking(move || Source::open(&location)).await??;
     Ok(Named {
         image,
-        source: Source::Files(files),
+        source,
         wanted: Wanted::InFiles(wanted),
         repository,
         tag,
