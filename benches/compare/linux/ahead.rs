@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use millpond::oci::{Algorithm, Hasher, RepoName};
+use millpond::oci::{Algorithm, Digest, Hasher, RepoName};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
@@ -225,7 +225,7 @@ fn import(binary: &Path, sizes: &Sizes, results: &mut Results) -> Result<()> {
         let hash = cpu_seconds(own)? - before;
         let mirror = Mirror::start(binary, upstream.addr())?;
         let before = mirror.server.settled_cpu()? + cpu_seconds(own)?;
-        let wall = mirror.run("import", &[file.clone()])?;
+        let wall = mirror.run("import", std::slice::from_ref(&file))?;
         let cpu = mirror.server.settled_cpu()? + cpu_seconds(own)? - before;
         Ok(Import {
             wall,
@@ -274,15 +274,14 @@ fn report(runs: &[Import], sizes: &Sizes, results: &mut Results) {
         .push(Figure::new("its CPU for a GiB", "s", each));
 }
 
-fn hash(file: &Path) -> Result<()> {
+fn hash(file: &Path) -> Result<Digest> {
     let mut file = File::open(file)?;
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut piece = vec![0; PIECE];
     loop {
         let read = file.read(&mut piece)?;
         if read == 0 {
-            drop(hasher.finish());
-            return Ok(());
+            return Ok(hasher.finish());
         }
         hasher.update(piece.get(..read).unwrap_or_default());
     }
