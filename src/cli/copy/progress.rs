@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::cli::progress::{BLOB, Bars};
+use crate::cli::progress::{BLOB, Bars, amount};
 use crate::cli::table::bytes;
 use crate::copy::{BlobEnd, BlobStep, Event, Observer};
 use crate::error_chain::on_one_line;
@@ -140,10 +140,9 @@ fn line(event: &Event<'_>) -> Option<String> {
             blobs,
             bytes: size,
         } => {
-            let size = bytes(*size);
-            Some(format!(
-                "{image}: {manifests} manifests, {blobs} blobs, {size}"
-            ))
+            let s = if *manifests == 1 { "" } else { "s" };
+            let amount = amount(*blobs as u64, *size);
+            Some(format!("{image}: {manifests} manifest{s}, {amount}"))
         }
         Event::Blob {
             digest,
