@@ -250,9 +250,9 @@ impl DockerArchive {
             self.entries.push(entry.clone());
         }
         for name in names {
-            let mut named = entry.clone();
-            named.annotations.insert(NAME.to_owned(), name);
-            self.entries.push(named);
+            let mut entry = entry.clone();
+            entry.annotations.insert(NAME.to_owned(), name);
+            self.entries.push(entry);
         }
         Ok(())
     }

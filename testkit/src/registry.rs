@@ -608,8 +608,8 @@ impl Receiver {
     async fn take(&self, bytes: u64) {
         let received = self.received.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let rate = self.rate.load(Ordering::Relaxed);
-        if rate > 0 {
-            tokio::time::sleep(Duration::from_nanos(bytes * 1_000_000_000 / rate)).await;
+        if let Some(nanos) = (bytes * 1_000_000_000).checked_div(rate) {
+            tokio::time::sleep(Duration::from_nanos(nanos)).await;
         }
         let held = self.held.lock().unwrap().clone();
         if let Some((_, gate)) = held.filter(|(at, _)| received >= *at) {
