@@ -97,7 +97,7 @@ pub(super) fn measure(bench: &Bench<'_>, results: &mut Results) -> Result<()> {
     compare("CPU", Some(AtMost(1.0)), |ran| ran.run.cpu);
     compare("memory", None, |ran| ran.memory);
     let memory = runs.iter().map(|(ours, _)| ours.memory);
-    let figure = Figure::new(&format!("peak, {title}"), "MiB", memory).target(AtMost(MEMORY));
+    let figure = Figure::new(format!("peak, {title}"), "MiB", memory).target(AtMost(MEMORY));
     results.figures.push(figure);
     Ok(())
 }
