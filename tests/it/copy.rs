@@ -205,6 +205,23 @@ async fn a_registry_that_takes_only_small_parts_gets_those() {
     user.copy(&[&at(&source, "a:1"), &at(&target, "a")]).await;
     let stored = target.content(&format!("/v2/a/blobs/{}", digest(&layer)));
     assert!(stored == Some(layer), "the blob is whole");
+    // One that wants chunks of a size gets those.
+    let (_, third) = registries().await;
+    third.on("POST", ALWAYS, |_, usual| {
+        usual.with("OCI-Chunk-Min-Length", 17 << 20)
+    });
+    third.on("PATCH", ALWAYS, |seen, usual| {
+        let is_chunk = seen.header("content-range").is_some();
+        if is_chunk { usual } else { Reply::error(416) }
+    });
+    user.copy(&[&at(&source, "a:1"), &at(&third, "a")]).await;
+    let chunks = third.seen("PATCH");
+    let chunks = chunks.iter().filter_map(|seen| {
+        let range = seen.header("content-range")?;
+        Some((range, seen.bytes.len()))
+    });
+    let expected = [("0-17825791", 17_825_792), ("17825792-19999999", 2_174_208)];
+    assert_eq!(chunks.collect::<Vec<_>>(), expected);
     // One that knows no PATCH gets everything at once.
     let (_, other) = registries().await;
     other.reply("PATCH", ALWAYS, Reply::error(405));
