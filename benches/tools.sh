@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the benches compare with and count by, where it is missing: Debian's valgrind, nginx
+# Installs what the benches compare with and count by, where it is missing: Debian's valgrind, nginx, skopeo
 # and docker-registry. CI calls it; the benches themselves install nothing, and say what they miss.
 set -euo pipefail
 
@@ -9,6 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../tests/apt.sh"
 packages=()
 command -v valgrind >/dev/null || packages+=(valgrind)
 command -v nginx >/dev/null || packages+=(nginx-light)
+command -v skopeo >/dev/null || packages+=(skopeo)
 command -v docker-registry >/dev/null || packages+=(docker-registry)
 [ "${#packages[@]}" != 0 ] || exit 0
 

@@ -30,6 +30,8 @@
 //! A push goes to [`hosted`] instead of [`mirror`]: it receives uploads, checks manifests, and keeps both in
 //! the [`cache`], beside what is mirrored. It never asks an upstream.
 //!
+//! [`copy`] copies images between registries, with the same [`upstream`] client, apart from the mirror.
+//!
 //! [`config`] says what to mirror, [`app`] wires the modules and owns every task, [`admin`] shows
 //! [`metrics`] and [`health`], [`telemetry`] carries the id and the trace of a request through all that it
 //! causes, [`log_levels`] says what is logged, [`clock`] is the only source of time, and [`cli`] is the program.
@@ -45,6 +47,7 @@ pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod copy;
 pub mod download;
 pub mod error_chain;
 pub mod health;

@@ -3,10 +3,13 @@
 //! ([`operate`]) on a unix socket of the data directory ([`socket`]).
 
 pub mod ask;
+pub mod client;
+pub mod content;
 pub mod health;
 pub mod operate;
 pub mod reload;
 pub mod socket;
+pub mod upload;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,9 +3,12 @@
 //!
 //! Lists come in pages, so that a million images cost neither side the memory for all.
 
+mod import;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::Stream;
 use parking_lot::RwLock;
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
@@ -17,11 +20,15 @@ use crate::cache::{
     SelectionError, StoreError,
 };
 use crate::clock::Clock;
+use crate::copy::import::ImportError;
+use crate::copy::warm::{Event, WarmError, WarmRequest, Warmer};
 use crate::error_chain::on_one_line;
 use crate::log_levels::{LevelError, LevelInForce, LogLevels, Module, parse_level};
+use crate::mirror::Mirror;
 use crate::oci::Digest;
 use crate::server::RequestBodyError;
 use crate::upstream::{EndpointStatus, Upstream};
+pub use import::{ImportOperation, Resolved};
 
 /// An operation, and the type of its result.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,6 +44,8 @@ pub enum Operation {
     /// Removes what a `repository`, `repository:tag` (patterns) or `repository@digest` selects: the
     /// [`Entry`]s of that.
     Purge { reference: String, dry_run: bool },
+    /// A step of the import of a bundle.
+    Import(ImportOperation),
     /// What is done about pins: the [`Pin`]s that it was done to.
     Pins(PinOperation),
     /// Denies a digest, a `repository` or a `repository:tag` (patterns) from now on: the
@@ -158,10 +167,15 @@ pub struct Operator {
     pub levels: Option<Arc<LogLevels>>,
     /// None where no server runs.
     pub reloads: Option<Arc<Reloads>>,
+    /// None where no server runs.
+    pub mirror: Option<MirrorInUse>,
 }
 
 /// The clients of all upstreams, as they are at present.
 pub type UpstreamList = Arc<RwLock<Vec<Arc<Upstream>>>>;
+
+/// The mirror of the configuration in effect; none until the start is complete.
+pub type MirrorInUse = Arc<RwLock<Option<Arc<Mirror>>>>;
 
 /// Why an operation isn't carried out.
 #[derive(Debug, thiserror::Error)]
@@ -184,6 +198,10 @@ pub enum OperateError {
     #[error(transparent)]
     Pin(#[from] PinError),
     #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error(transparent)]
+    Name(#[from] WarmError),
+    #[error(transparent)]
     Level(#[from] LevelError),
     #[error("no server is running, and only a running server can do this")]
     NoServer,
@@ -198,6 +216,7 @@ impl Operation {
             | Self::Entries(_)
             | Self::Scrub(_)
             | Self::Purge { .. }
+            | Self::Import(_)
             | Self::Pins(_) => true,
             Self::Leftovers
             | Self::DenyAdd { .. }
@@ -241,6 +260,7 @@ impl Operator {
             Operation::Purge { reference, dry_run } => {
                 serde_json::to_vec(&self.purge(reference, dry_run).await?)
             }
+            Operation::Import(operation) => return Box::pin(self.import(operation)).await,
             Operation::Pins(operation) => serde_json::to_vec(&self.pins(operation).await?),
             Operation::DenyAdd { reference, reason } => {
                 serde_json::to_vec(&self.deny(&reference, reason).await?)
@@ -268,6 +288,30 @@ impl Operator {
             Operation::Reload => serde_json::to_vec(&self.reload().await?),
         };
         Ok(json?)
+    }
+
+    /// Fetches images ahead of clients, while the events are taken.
+    pub async fn warm(
+        &self,
+        request: WarmRequest,
+    ) -> Result<impl Stream<Item = Event> + Send + use<>, OperateError> {
+        self.cache.ready().await?;
+        let warmer = self.warmer()?;
+        let (images, check) = (request.images.len(), request.check);
+        tracing::info!(images, check, "an operator has images fetched");
+        Ok(warmer.warm(request))
+    }
+
+    /// What finds and fetches images.
+    fn warmer(&self) -> Result<Warmer, OperateError> {
+        let mirror = self
+            .mirror
+            .as_ref()
+            .and_then(|mirror| mirror.read().clone());
+        Ok(Warmer {
+            mirror: mirror.ok_or(OperateError::NoServer)?,
+            cache: self.cache.clone(),
+        })
     }
 
     async fn pins(&self, operation: PinOperation) -> Result<Vec<Pin>, PinError> {

@@ -1,25 +1,31 @@
 //! The admin socket: the operations, as JSON over HTTP on a unix socket of the data directory. Who
-//! may write in that directory may use it; it is never on TCP.
+//! may write in that directory may use it; it is never on TCP. Images that are fetched ahead, and content
+//! of bundles, have paths of their own.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1;
+use futures_util::StreamExt as _;
+use http::{Method, Request, Response, StatusCode};
 
-use super::operate::{OperateError, Operation, Operator};
+use super::content::{self, CONTENT, ContentQuery};
+use super::operate::{OperateError, Operator};
 use super::{Admin, JSON, response};
 use crate::error_chain::on_one_line;
-use crate::oci::error::first_error;
 use crate::oci::{Classified, ErrorKind};
 use crate::server::{Body, Handler, Peer, RequestBody, refused};
 
 /// Largest request, in bytes.
 const MAX_REQUEST: usize = 64 * 1024;
 
+/// Largest list of images, in bytes.
+const MAX_IMAGES: usize = 4 * 1024 * 1024;
+const BYTES: &str = "application/octet-stream";
+const EVENTS: &str = "application/x-ndjson";
+
+/// Where images to be fetched are sent to.
+pub(super) const WARM: &str = "/warm";
 /// Where operations are sent to; the other paths are those of the listeners for operators.
 const OPERATIONS: &str = "/";
 
@@ -32,17 +38,49 @@ pub struct AdminSocket {
 
 impl Handler for AdminSocket {
     async fn handle(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
-        if request.uri().path() != OPERATIONS {
-            return Arc::clone(&self.pages).handle(request, peer).await;
-        }
-        let answer = async {
-            let body = request.into_body().read(MAX_REQUEST).await?;
-            self.operator.run(serde_json::from_slice(&body)?).await
+        let answer = match request.uri().path() {
+            OPERATIONS => self.operate(request.into_body()).await,
+            WARM => self.warm(request.into_body()).await,
+            CONTENT => Box::pin(self.content(request)).await,
+            _ => return Arc::clone(&self.pages).handle(request, peer).await,
         };
-        match answer.await {
-            Ok(json) => response(StatusCode::OK, JSON, json),
-            Err(error) => refused(&error),
+        answer.unwrap_or_else(|error| refused(&error))
+    }
+}
+
+impl AdminSocket {
+    async fn operate(&self, body: RequestBody) -> Result<Response<Body>, OperateError> {
+        let body = body.read(MAX_REQUEST).await?;
+        let json = Box::pin(self.operator.run(serde_json::from_slice(&body)?)).await?;
+        Ok(response(StatusCode::OK, JSON, json))
+    }
+
+    /// Reads content of the cache, or writes what comes from a bundle.
+    async fn content(&self, request: Request<RequestBody>) -> Result<Response<Body>, OperateError> {
+        let query = ContentQuery::parse(request.uri().query().unwrap_or_default())?;
+        let cache = &self.operator.cache;
+        if request.method() == Method::PUT {
+            content::write(cache, &query, request.into_body()).await?;
+            return Ok(response(StatusCode::OK, JSON, "{}"));
         }
+        let mut answer = response(StatusCode::OK, BYTES, Bytes::new());
+        *answer.body_mut() = content::read(cache, &query).await?;
+        Ok(answer)
+    }
+
+    /// Answers with an event a line.
+    async fn warm(&self, body: RequestBody) -> Result<Response<Body>, OperateError> {
+        let body = body.read(MAX_IMAGES).await?;
+        let events = self.operator.warm(serde_json::from_slice(&body)?).await?;
+        let lines = events.map(|event| {
+            // Numbers and texts can't fail to be written.
+            let mut line = serde_json::to_vec(&event).unwrap_or_default();
+            line.push(b'\n');
+            Ok(Bytes::from(line))
+        });
+        let mut answer = response(StatusCode::OK, EVENTS, Bytes::new());
+        *answer.body_mut() = Body::stream(lines);
+        Ok(answer)
     }
 }
 
@@ -50,86 +88,21 @@ impl Handler for AdminSocket {
 impl Classified for OperateError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Request(_) | Self::Selection { .. } | Self::Level(_) | Self::NoServer => {
-                ErrorKind::BadRequest
-            }
+            Self::Request(_)
+            | Self::Selection { .. }
+            | Self::Level(_)
+            | Self::Name(_)
+            | Self::NoServer => ErrorKind::BadRequest,
             Self::Body(_) => ErrorKind::TooLarge,
             Self::NotReady(_) | Self::NotReloaded(_) => ErrorKind::Busy,
             Self::Store(_) => ErrorKind::Internal,
             Self::Deny(error) => error.kind(),
             Self::Pin(error) => error.kind(),
+            Self::Import(error) => error.kind(),
         }
     }
 
     fn reason(&self) -> Cow<'static, str> {
         on_one_line(self).into()
-    }
-}
-
-/// Why the socket of a running server gives no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    #[error("can't connect to {path}: {source}")]
-    Connect {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("the server at {path} broke off: {source}")]
-    Broken { path: PathBuf, source: hyper::Error },
-    #[error("the server refused: {0}")]
-    Refused(String),
-    #[error("the request can't be made: {0}")]
-    Request(#[from] serde_json::Error),
-}
-
-/// A command line's connection to a running server.
-#[derive(Debug)]
-pub struct Client {
-    path: PathBuf,
-    sender: http1::SendRequest<Full<Bytes>>,
-}
-
-impl Client {
-    /// Connects. `tasks` owns the connection.
-    pub async fn connect(
-        path: &Path,
-        tasks: &tokio_util::task::TaskTracker,
-    ) -> Result<Self, ClientError> {
-        let path = path.to_owned();
-        let stream = match tokio::net::UnixStream::connect(&path).await {
-            Ok(stream) => hyper_util::rt::TokioIo::new(stream),
-            Err(source) => return Err(ClientError::Connect { path, source }),
-        };
-        let (sender, connection) = match http1::handshake(stream).await {
-            Ok(connected) => connected,
-            Err(source) => return Err(ClientError::Broken { path, source }),
-        };
-        tasks.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error = %on_one_line(&error), "the admin connection ended");
-            }
-        });
-        Ok(Self { path, sender })
-    }
-
-    /// Has the server carry out an operation. Returns its result as JSON. The server is the
-    /// operator's own: its answers are bounded by its pages.
-    pub async fn run(&mut self, operation: &Operation) -> Result<Bytes, ClientError> {
-        let request = Request::new(Full::new(serde_json::to_vec(operation)?.into()));
-        let sent = async {
-            self.sender.ready().await?;
-            let (head, body) = self.sender.send_request(request).await?.into_parts();
-            Ok((head.status, body.collect().await?.to_bytes()))
-        };
-        let (status, body) = sent.await.map_err(|source| ClientError::Broken {
-            path: self.path.clone(),
-            source,
-        })?;
-        if status.is_success() {
-            return Ok(body);
-        }
-        let told = first_error(&body).map(|(_code, message)| message);
-        let text = || String::from_utf8_lossy(&body).into_owned();
-        Err(ClientError::Refused(told.unwrap_or_else(text)))
     }
 }

@@ -91,7 +91,9 @@ impl StartError {
             Self::Auth(_) => "auth",
             Self::Audit(_) => "log.audit.file",
             Self::Health(_) => "health.http",
-            Self::Address(_) | Self::Deny(_) | Self::Sockets(_) => return None,
+            Self::Address(_) | Self::Deny(_) | Self::Sockets(_) | Self::NoCommands => {
+                return None;
+            }
         };
         Some(key.to_owned())
     }

@@ -31,20 +31,20 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use listeners::{ListenersTls, Sockets};
+use listeners::ListenersTls;
 use reload::Running;
-use serving::Serving;
+use serving::{Addresses, Serving};
 use traces::Traces;
 use upstreams::Clients;
 use usage_file::UsageFile;
 
 use crate::access::{Denials, DenyError};
-use crate::admin::operate::UpstreamList;
+use crate::admin::operate::{MirrorInUse, UpstreamList};
 use crate::admin::reload::Reloads;
 use crate::auth::AuthSetupError;
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::{self, Config};
+use crate::config::{self, Config, HealthConfig};
 use crate::health::{Availability, HealthSetupError, Probes};
 use crate::log_levels::LogLevels;
 use crate::metrics::Metrics;
@@ -92,6 +92,8 @@ pub enum StartError {
     Audit(std::io::Error),
     #[error(transparent)]
     Sockets(#[from] SocketsError),
+    #[error("the admin socket of the data directory can't be opened")]
+    NoCommands,
 }
 
 /// A running mirror.
@@ -157,6 +159,8 @@ struct Shared {
     stop_now: CancellationToken,
     /// Requests to read the configuration again.
     reloads: Arc<Reloads>,
+    /// For operators.
+    mirror: MirrorInUse,
     /// What is read again when its files change.
     renewals: Renewals,
 }
@@ -181,7 +185,21 @@ impl App {
             }
             config::Storage::Memory => (Arc::new(MemoryStore::new()), None),
         };
-        Self::start_over(config, (store, files), Clock::system(), (sockets, levels)).await
+        let given = (Some(sockets), levels);
+        Self::start_over(config, (store, files), Clock::system(), given).await
+    }
+
+    /// Starts over the data directory for a command that works on it while no server runs: answers at its
+    /// admin socket only.
+    pub async fn start_for_command(config: &Config, root: &Path) -> Result<Self, StartError> {
+        let mut config = config.clone();
+        config.http.tls = None;
+        config.http.listeners.clear();
+        config.http.debug = None;
+        (config.health, config.tracing) = (HealthConfig::default(), None);
+        let files = Arc::new(open_store(root, None, &config).await?);
+        let store = (Arc::clone(&files) as _, Some(files));
+        Self::start_over(&config, store, Clock::system(), (None, Arc::default())).await
     }
 
     /// Starts over a given store and clock.
@@ -190,7 +208,7 @@ impl App {
         store: Arc<dyn Store>,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        let given = (Handed::default(), Arc::default());
+        let given = (Some(Handed::default()), Arc::default());
         Self::start_over(config, (store, None), clock, given).await
     }
 
@@ -198,7 +216,7 @@ impl App {
         config: &Config,
         (store, files): (Arc<dyn Store>, Option<Arc<FsStore>>),
         clock: Clock,
-        (sockets, levels): (Handed, Arc<LogLevels>),
+        (sockets, levels): (Option<Handed>, Arc<LogLevels>),
     ) -> Result<Self, StartError> {
         let (metrics, background) = (Arc::new(Metrics::new()), Tasks::new());
         let stop_now = CancellationToken::new();
@@ -231,19 +249,19 @@ impl App {
             stop_accepting: CancellationToken::new(),
             stop_now,
             reloads: Arc::default(),
+            mirror: MirrorInUse::default(),
             renewals: Renewals::default(),
         };
         shared.start_background();
         let probes = Probes::new(&config.health, &shared.cache)?;
         let running = shared.running(config, clients, access, files).await?;
         let current = Arc::clone(&running.current);
-        let mut sockets = Sockets::new(config, sockets)?;
         let serving = Serving::new(config, &shared, Arc::clone(&running.admission));
-        let operators = serving.for_operators();
-        let debug_address = operators.listen_for_debug(config, &mut sockets).await?;
-        operators.take_commands(config).await;
-        let listening = serving.listen_all(config, &tls, &current, &mut sockets);
-        let (address, other_addresses) = listening.await?;
+        let Addresses {
+            main: address,
+            others: other_addresses,
+            debug: debug_address,
+        } = serving.begin(config, &tls, &current, sockets).await?;
         shared
             .availability
             .start(probes, &shared.background, &shared.stop_accepting);

@@ -109,6 +109,7 @@ impl Shared {
         let keep_fresh = self.stop_accepting.child_token();
         self.keep_fresh(&mirror, config, &keep_fresh);
         let authenticator = Arc::new(self.authenticator(config, &mirror).await?);
+        *self.mirror.write() = Some(Arc::clone(&mirror));
         self.renew(&clients, &authenticator);
         let hosted = self.hosted(config);
         let parts = (&mirror, hosted.as_ref());
@@ -318,6 +319,7 @@ impl Running {
         usage_file::carry_over(&shared.upstreams.read(), &upstreams);
         *shared.upstreams.write() = upstreams;
         self.current.replace(service);
+        *shared.mirror.write() = Some(Arc::clone(&mirror));
         self.admission
             .configure(descriptors::connection_limits(&config));
         self.downloader.configure(pulling::downloads(&config.proxy));

@@ -13,12 +13,21 @@ use crate::error_chain::on_one_line;
 use crate::server::listener::{Address, Listener};
 use crate::server::{Admission, ConnectionSettings, Current, Handler, ResponseBuffers, serve};
 use crate::storage::Layout;
+use crate::systemd::Handed;
 use crate::tls::ServerTls;
 
 /// Listeners and their connections.
 pub(super) struct Serving<'a> {
     connections: ConnectionSettings,
     shared: &'a Shared,
+}
+
+/// Where requests are answered.
+pub(super) struct Addresses {
+    pub(super) main: Address,
+    /// Those of `http.listeners`.
+    pub(super) others: Vec<Address>,
+    pub(super) debug: Option<Address>,
 }
 
 impl<'a> Serving<'a> {
@@ -38,7 +47,7 @@ impl<'a> Serving<'a> {
     }
 
     /// The same with connections of their own, which clients of the registry can't use up.
-    pub(super) fn for_operators(&self) -> Self {
+    fn for_operators(&self) -> Self {
         let mut connections = self.connections.clone();
         connections.admission = Admission::new(descriptors::OPERATORS);
         Self {
@@ -57,8 +66,38 @@ impl<'a> Serving<'a> {
         }
     }
 
+    /// Begins to answer. Without `sockets`, only commands on the data directory.
+    pub(super) async fn begin(
+        &self,
+        config: &Config,
+        tls: &ListenersTls,
+        service: &Arc<Current>,
+        sockets: Option<Handed>,
+    ) -> Result<Addresses, StartError> {
+        let operators = self.for_operators();
+        let Some(sockets) = sockets else {
+            let main = operators.take_commands(config).await;
+            let main = main.ok_or(StartError::NoCommands)?;
+            return Ok(Addresses {
+                main,
+                others: Vec::new(),
+                debug: None,
+            });
+        };
+        let mut sockets = Sockets::new(config, sockets)?;
+        let debug = operators.listen_for_debug(config, &mut sockets).await?;
+        operators.take_commands(config).await;
+        let listening = self.listen_all(config, tls, service, &mut sockets);
+        let (main, others) = listening.await?;
+        Ok(Addresses {
+            main,
+            others,
+            debug,
+        })
+    }
+
     /// Serves `http.addr` and the additional listeners. Returns where each of them listens.
-    pub(super) async fn listen_all(
+    async fn listen_all(
         &self,
         config: &Config,
         tls: &ListenersTls,
@@ -114,7 +153,7 @@ impl<'a> Serving<'a> {
     }
 
     /// Serves the debug listener, where one is configured.
-    pub(super) async fn listen_for_debug(
+    async fn listen_for_debug(
         &self,
         config: &Config,
         sockets: &mut Sockets,
@@ -127,19 +166,20 @@ impl<'a> Serving<'a> {
         self.listen("debug listener", socket, admin).map(Some)
     }
 
-    /// Takes commands on the data directory's admin socket. Pulls don't depend on it.
-    pub(super) async fn take_commands(&self, config: &Config) {
+    /// Takes commands on the data directory's admin socket, if that is possible. Pulls don't depend on it.
+    async fn take_commands(&self, config: &Config) -> Option<Address> {
         let config::Storage::Filesystem { root, .. } = &config.storage else {
-            return;
+            return None;
         };
         let path = Layout::new(root).admin_socket();
         let listener = match Listener::bind(&config::Listen::Unix(path)).await {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::warn!(error = %on_one_line(&error), "the commands on a running server work only while it is stopped");
-                return;
+                return None;
             }
         };
+        let address = listener.address().ok()?;
         match listener.make_private() {
             Ok(()) => {
                 let operator = Operator {
@@ -149,13 +189,16 @@ impl<'a> Serving<'a> {
                     clock: self.shared.clock,
                     upstreams: Some(Arc::clone(&self.shared.upstreams)),
                     reloads: Some(Arc::clone(&self.shared.reloads)),
+                    mirror: Some(Arc::clone(&self.shared.mirror)),
                 };
                 let pages = self.admin(config.http.metrics_path());
                 let socket = AdminSocket { operator, pages };
                 self.serve("admin socket", listener, Arc::new(socket));
+                Some(address)
             }
             Err(error) => {
                 tracing::warn!(error = %on_one_line(&error), "the admin socket can't be made private");
+                None
             }
         }
     }

@@ -2,19 +2,25 @@
 
 mod allocator;
 mod client_config;
+mod copy;
 mod doctor;
 mod explain;
+mod export;
 mod handshake;
 mod health;
+mod images;
+mod import;
 mod log_level;
 mod logging;
 mod operate;
 mod pin;
+mod progress;
 mod reload;
 mod serve;
 mod signals;
 mod table;
 mod upstreams;
+mod warm;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -100,6 +106,26 @@ enum Command {
         #[command(flatten)]
         located: Located,
     },
+    /// Fetch images into the cache before clients pull them
+    ///
+    /// Works on the running server; without one, on the data directory, and no server can start before it
+    /// has ended. Prints what was cached already, what was fetched and what failed.
+    ///
+    /// Exits with 0 if all images are cached, 4 if some failed, and 1 if all did.
+    Warm(Box<warm::Arguments>),
+    /// Write images into a file that carries them where no registry can be reached
+    ///
+    /// What isn't cached is fetched first. The file is an archive of an OCI image layout; FILE.sha256 beside
+    /// it has its sum. Attached content (signatures, SBOMs) is in it, too. Works on the running server, else
+    /// on the data directory.
+    Export(Box<export::Arguments>),
+    /// Take the images of a file into the cache, under their own names
+    ///
+    /// Each byte is verified. An import that was interrupted goes on when it is run again. Works on the
+    /// running server, else on the data directory.
+    ///
+    /// Exits with 0 if all images are there, 4 if some failed, and 1 if all did.
+    Import(Box<import::Arguments>),
     /// Keep images from eviction and expiry
     ///
     /// Works on the running server, else on the data directory. The pins are saved there; `millpond ls`
@@ -150,6 +176,16 @@ enum Command {
     ///
     /// Exits with 0 if all is well, 1 with warnings, 2 with failures, and 3 if nothing could be checked.
     Doctor(Box<doctor::Arguments>),
+    /// Copy images between registries, or between a registry and files
+    ///
+    /// All platforms, and the bytes unchanged: digests are the same on both sides. What the destination has
+    /// isn't sent, and an interrupted copy goes on where it stopped when it is run again. Its tag changes
+    /// last.
+    ///
+    /// Accounts are those of Docker and containers (`docker login`, `podman login`). Exits with 0 if all was
+    /// copied, 1 if all failed, 2 for a wrong command line, 3 if credentials were refused, and 4 if some
+    /// failed.
+    Copy(Box<copy::Arguments>),
     /// Configure a client to pull through the mirror: print what its files need, or change them
     ///
     /// Results go to standard output; what to do next, to standard error.
@@ -248,6 +284,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match arguments.command {
         Command::Serve(configured) => return serve::serve(configured.config().as_deref()),
         Command::Doctor(arguments) => return doctor::doctor(&arguments),
+        Command::Copy(arguments) => return copy::copy(&arguments),
+        Command::Warm(arguments) => return warm::warm(&arguments),
+        Command::Import(arguments) => return import::import(&arguments),
+        Command::Export(arguments) => export::export(&arguments),
         Command::Check(configured) => check(configured.config().as_deref()),
         Command::Health(asked) => health::health(&asked),
         Command::Reload(listing) => reload::reload(&listing),
@@ -391,6 +431,10 @@ mod tests {
             "scrub",
             "purge a",
             "pin a b --for 30d",
+            "warm a b --platform linux/arm64 --pin --for 30d",
+            "warm --from-file a --from-k8s b --check",
+            "export a b c.tar --max-size 4GiB --since b.tar",
+            "import c.tar --name a --pin",
             "unpin a",
             "deny add a",
             "deny remove a",
@@ -400,6 +444,7 @@ mod tests {
             "log-level upstream=debug --for 10m",
             "access explain a b",
             "client-config docker --mirror=a",
+            "copy a b.example/a",
         ] {
             for option in ["--config=c.yml", "-c=c.yml"] {
                 let words = command.split(' ').chain([option]);

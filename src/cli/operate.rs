@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::table::{Table, bytes};
 use super::{Located, load, print, print_json, say};
 use crate::access::{Audit, Denials, DeniedEntry, DenyList};
+use crate::admin::client::Client;
 use crate::admin::operate::{Entry, Image, Leftovers, Operation, Operator, Page, PinOperation};
-use crate::admin::socket::Client;
-use crate::app;
+use crate::app::{self, App, StartError};
 use crate::cache::{
     Cache, CacheSettings, Pin, Removal, ScrubReport, ScrubSettings, Upkeep, Verdict,
 };
@@ -23,6 +23,10 @@ use crate::clock::Clock;
 use crate::config::{Config, Storage};
 use crate::storage::{FsStore, Layout, Store, StoreError};
 use crate::tasks::Tasks;
+
+const IN_MEMORY: &str = "the content of storage.inmemory is only visible to the server itself";
+const NO_UPSTREAM: &str = "the configuration has no upstream whose images could be cached";
+const NO_ANSWER: &str = "the data directory is in use, but no server answers at its admin socket";
 
 /// What runs the operations: the server, or this process.
 pub(super) enum Backend {
@@ -52,6 +56,44 @@ pub(super) fn with_backend<T>(
         })
 }
 
+/// Runs a command that needs all parts of a server: on the running one, else on one that this process is
+/// until the command has ended, and that answers nobody else.
+pub(super) fn with_any_server<T>(
+    located: &Located,
+    command: &str,
+    operation: impl AsyncFnOnce(Client) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let config = load(located.config.as_deref())?.config;
+    let Storage::Filesystem { root, .. } = &config.storage else {
+        anyhow::bail!(IN_MEMORY);
+    };
+    anyhow::ensure!(!config.proxy.hosted_only, NO_UPSTREAM);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    runtime
+        .context("the runtime can't be started")?
+        .block_on(async {
+            let tasks = Tasks::new();
+            let app = match Box::pin(App::start_for_command(&config, root)).await {
+                Ok(app) => {
+                    tell_lock(command);
+                    Some(app)
+                }
+                Err(StartError::Store(StoreError::InUse { .. })) => None,
+                Err(error) => return Err(error.into()),
+            };
+            let path = Layout::new(root).admin_socket();
+            let client = Client::connect(&path, tasks.tracker()).await;
+            let client = client.context(NO_ANSWER)?;
+            let result = operation(client).await;
+            if let Some(app) = app {
+                Box::pin(app.stop()).await;
+            }
+            result
+        })
+}
+
 /// Runs an operation that only a running server has.
 pub(super) fn on_server<T: DeserializeOwned>(
     located: &Located,
@@ -63,16 +105,14 @@ pub(super) fn on_server<T: DeserializeOwned>(
 impl Backend {
     pub(super) async fn open(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
         let Storage::Filesystem { root, .. } = &config.storage else {
-            anyhow::bail!("the content of storage.inmemory is only visible to the server itself");
+            anyhow::bail!(IN_MEMORY);
         };
         let store: Arc<dyn Store> = match FsStore::inspect(root).await {
             Ok(store) => Arc::new(store),
             Err(StoreError::InUse { .. }) => {
                 let path = Layout::new(root).admin_socket();
                 let client = Client::connect(&path, tasks.tracker()).await;
-                return Ok(Self::Server(client.context(
-                    "the data directory is in use, but no server answers at its admin socket",
-                )?));
+                return Ok(Self::Server(client.context(NO_ANSWER)?));
             }
             Err(error) => return Err(error.into()),
         };
@@ -101,16 +141,14 @@ impl Backend {
             upstreams: None,
             levels: None,
             reloads: None,
+            mirror: None,
         }))
     }
 
     /// Warns that no server can start meanwhile, if the command works on the data directory itself.
     fn tell_lock(&self, command: &str) {
         if matches!(self, Self::Own(_)) {
-            say(&format!(
-                "millpond: no server is running; {command} holds the lock of the data directory until \
-                 it ends, and a server can't start before that"
-            ));
+            tell_lock(command);
         }
     }
 
@@ -138,6 +176,13 @@ impl Backend {
         }
         Ok(all)
     }
+}
+
+fn tell_lock(command: &str) {
+    say(&format!(
+        "millpond: no server is running; {command} holds the lock of the data directory until it ends, \
+         and a server can't start before that"
+    ));
 }
 
 /// `millpond ls`

@@ -9,9 +9,9 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::{Listing, load, print, print_json};
+use crate::admin::client::Client;
 use crate::admin::operate::Operation;
 use crate::admin::reload::ReloadReport;
-use crate::admin::socket::Client;
 use crate::config::{Difference, Storage};
 use crate::storage::Layout;
 

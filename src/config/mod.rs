@@ -50,6 +50,7 @@ pub(crate) use tests::every_key;
 mod tls;
 mod traces;
 mod upstream;
+mod user;
 mod yaml;
 
 use std::ffi::OsStr;
@@ -95,6 +96,7 @@ pub use tls::{CIPHER_SUITES, ClientAuth, Tls, TlsVersion};
 pub use traces::Tracing;
 
 pub use upstream::{ClientCertificate, Endpoint, EndpointSelection, Upstream};
+pub use user::{account_files, cache_directory};
 
 /// The version of the file's format: the reference registry's.
 const VERSION: &str = "0.1";

@@ -92,6 +92,18 @@ impl Follower {
         matches!(self.download.progress.ended(self.member), Some(Ok(_)))
     }
 
+    /// Waits until the download has ended altogether: a blob that it stores is committed and linked then.
+    ///
+    /// Cancel safe.
+    pub async fn concluded(&mut self) {
+        loop {
+            self.changed.borrow_and_update();
+            if self.download.progress.is_concluded() || self.wait().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Records that the client has received all bytes before `offset` from another reader, so that
     /// the end of the body is withheld from it until the digest is verified.
     pub fn has_read_to(&mut self, offset: u64) {

@@ -241,6 +241,15 @@ impl Progress {
         });
     }
 
+    /// The download's task has ended: a blob that it stores is committed and linked.
+    pub(super) fn conclude(&self) {
+        self.change(|state| state.concluded = true);
+    }
+
+    pub(super) fn is_concluded(&self) -> bool {
+        self.state().concluded
+    }
+
     /// The result of the download for a member, once it has ended: the blob's size.
     pub(super) fn ended(&self, member: u64) -> Option<Result<u64, DownloadError>> {
         let state = self.state();

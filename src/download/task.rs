@@ -124,6 +124,7 @@ impl Drop for Guard<'_> {
         let Self { shared, download } = self;
         shared.registry.forget(&download.digest, download.id);
         download.progress.failed(DownloadError::Lost);
+        download.progress.conclude();
     }
 }
 

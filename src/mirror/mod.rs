@@ -31,6 +31,7 @@ mod single_flight;
 mod tags;
 mod targets;
 mod verdicts;
+mod warming;
 
 use std::sync::Arc;
 use std::time::Duration;

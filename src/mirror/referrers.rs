@@ -168,7 +168,7 @@ impl Mirror {
     }
 
     /// The entries of an index; of another manifest, none.
-    async fn listed(&self, content: Bytes) -> Result<Referrers, MirrorError> {
+    pub(super) async fn listed(&self, content: Bytes) -> Result<Referrers, MirrorError> {
         let admission = self.cache.workers().admit(content.len() as u64).await?;
         let read = move || match Manifest::parse(&content) {
             Ok(index) if index.media_type == ManifestType::OciIndex => index.manifests,

@@ -67,6 +67,11 @@ impl Upstreams {
         self.by_host.values().map(|upstream| upstream.name())
     }
 
+    /// The name of the default upstream.
+    pub fn default_name(&self) -> &str {
+        self.default.name()
+    }
+
     /// The upstream of a stored repository. None for one of an upstream that was removed.
     pub fn of_stored(&self, stored: &RepoName) -> Option<&Arc<Upstream>> {
         let first = stored.first_component();

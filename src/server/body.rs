@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes};
+use futures_util::{Stream, TryStreamExt as _};
 use http_body::{Frame, SizeHint};
 
 use super::access::Record;
@@ -59,6 +60,18 @@ impl Body {
         Self {
             inner: Inner::Bytes(Some(bytes).filter(|bytes| !bytes.is_empty())),
             remaining,
+            record: None,
+            piece: None,
+            visit: None,
+        }
+    }
+
+    /// Chunks as they come, for operators.
+    pub fn stream(chunks: impl Stream<Item = Result<Bytes, BodyError>> + Send + 'static) -> Self {
+        let chunks = chunks.map_ok(Chunk::Memory);
+        Self {
+            inner: Inner::Stream(Box::pin(chunks)),
+            remaining: None,
             record: None,
             piece: None,
             visit: None,

@@ -115,6 +115,19 @@ impl Endpoint {
         }
     }
 
+    /// What requests for a repository have last been authorized with, renewed if it is about to expire;
+    /// nothing if none was challenged.
+    pub(super) async fn known_authorization(
+        &self,
+        repo: &RepoName,
+    ) -> Result<Option<HeaderValue>, UpstreamError> {
+        let Some(scheme) = self.auth.schemes.get(repo) else {
+            return Ok(None);
+        };
+        let authorization = self.authorize(repo, scheme, None).await?;
+        Ok(authorization.map(|authorization| authorization.header))
+    }
+
     /// What a request goes out with; nothing where credentials are missing that aren't required.
     /// `rejected` is the header that was just refused: it isn't given again.
     async fn authorize(

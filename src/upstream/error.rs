@@ -108,7 +108,8 @@ pub enum Failure {
     /// Nothing was sent: the operator has configured that no upstream is asked.
     #[error("`proxy.offline` is set")]
     Offline,
-    /// 400 or 406 of the registry itself, or 451: it answers, and not this request.
+    /// 400 or 406 of the registry itself, or 451: it answers, and not this request. In answer to a request
+    /// that writes, any other 4xx.
     #[error("rejected with status {status}{}", in_parentheses(.message))]
     Rejected { status: u16, message: Message },
     /// 5xx.
@@ -160,6 +161,9 @@ pub enum Phase {
     /// Of a blob.
     #[error("the next piece of the body")]
     Stall,
+    /// The registry to take the next piece of an upload.
+    #[error("sending the next piece of the upload")]
+    Send,
     /// The bytes of a blob that have to arrive in a minute.
     #[error("the minimum of bytes (`proxy.minspeed`)")]
     Speed,

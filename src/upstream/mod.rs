@@ -10,7 +10,8 @@
 //! `body` reads the answer.
 //!
 //! What it never does: send credentials anywhere but to the upstream's own origin and to a token
-//! service of its site (or one that the operator named); ask for more than reading; be led to
+//! service of its site (or one that the operator named); ask for more than reading, but for `push`, which
+//! only copies use; be led to
 //! internal addresses (`guard`); believe a length, a digest, a range or a redirect of the other
 //! side; wait without an end; show a query or a password in an error or a log. It caches nothing
 //! but tokens, and doesn't join equal requests: its callers do.
@@ -65,6 +66,7 @@ mod multi_range;
 mod multipart;
 mod observe;
 mod priority;
+mod push;
 mod ranges;
 mod reasons;
 mod redirect;
@@ -78,6 +80,7 @@ mod status;
 mod token;
 mod token_requests;
 mod transport;
+mod upload_body;
 mod usage;
 
 #[cfg(test)]
@@ -121,13 +124,16 @@ pub use login::Login;
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest, Validator};
 pub use multipart::MultipartError;
 pub use observe::{Challenged, Observation};
+pub use push::{PushedManifest, StartedUpload, UploadSession};
 pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};
 pub use reasons::{NOT_FOUND, wrong_answer};
 pub use redirect::RedirectError;
 pub use retry::MAX_RETRY_AFTER;
 pub use route::BlobRoute;
+pub use secret_files::find_account;
 pub use status::{EndpointStatus, LastError, TokenAges};
 use transport::Transport;
+pub use upload_body::{Aborted, UploadBody, UploadChunks};
 pub use usage::MonthlyUsage;
 use usage::Usage;
 

@@ -21,6 +21,8 @@ pub(super) struct UpstreamResponse {
     /// It comes from the origin that was asked, not from where a redirect led.
     pub own: bool,
     pub kind: Kind,
+    /// It answers a request that writes.
+    pub is_write: bool,
     pub metrics: Arc<UpstreamMetrics>,
     /// When the request was sent, until the body has ended.
     pub started: Option<Instant>,

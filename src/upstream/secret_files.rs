@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::ErrorKind::NotFound;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,8 +18,9 @@ use tokio::time::Instant;
 use super::account::{Account, AccountId, Secret};
 use super::credential_error::CredentialError;
 use super::docker_config::{DockerConfig, Found, Server};
-use crate::config::Written;
+use crate::config::{Upstream, Written};
 use crate::error_chain::on_one_line;
+use crate::oci::RepoName;
 
 /// Files are read again this long after they were last read, when their content is needed.
 pub(super) const REREAD: Duration = Duration::from_secs(10);
@@ -205,6 +207,27 @@ impl DockerFile {
             }
         }
     }
+}
+
+/// The first of some files, as Docker and containers keep them, that has an account for a repository; and
+/// whether it surely has one, because the account is in the file itself. Files that don't exist are passed
+/// over.
+pub async fn find_account(
+    files: &[PathBuf],
+    upstream: &Upstream,
+    repo: &RepoName,
+) -> Result<Option<(PathBuf, bool)>, CredentialError> {
+    let server = Server::of(upstream);
+    for path in files {
+        let file = DockerFile::new(path.clone());
+        match file.get(&server, repo.as_str(), None).await {
+            Ok(entry) => return Ok(Some((path.clone(), matches!(entry, Entry::Account(_))))),
+            Err(CredentialError::NoEntry { .. }) => {}
+            Err(CredentialError::File { source, .. }) if source.kind() == NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 /// A configured value, or what is in its file without the line's end.

@@ -4,12 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, RANGE,
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
+    RANGE,
 };
 use http::{Method, StatusCode};
 use hyper_util::client::proxy::matcher::Matcher;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use reqwest::{RequestBuilder, Response};
 use tokio::time::timeout;
 use url::Url;
 
@@ -22,6 +25,7 @@ use super::limiter::Limiter;
 use super::priority::Priority;
 use super::redirect::{self, RedirectError};
 use super::reply::UpstreamResponse;
+use super::upload_body::{Pace, UploadBody};
 use super::{body, retry};
 use crate::clock::Clock;
 use crate::config::{self, ForwardProxy, Timeouts};
@@ -35,11 +39,18 @@ pub(super) struct UpstreamRequest {
     pub method: Method,
     pub url: Url,
     pub headers: HeaderMap,
-    /// The body, of a POST.
-    form: Option<String>,
+    body: RequestBody,
     pub priority: Priority,
-    /// A download, which has bounds of its own and a connection of its own.
-    is_download: bool,
+    /// A blob in either direction, which has bounds of its own and a connection of its own.
+    is_transfer: bool,
+}
+
+/// The body of a request.
+enum RequestBody {
+    None,
+    Whole(Bytes),
+    /// Sent once: the request isn't repeated.
+    Streamed(Mutex<Option<UploadBody>>),
 }
 
 impl UpstreamRequest {
@@ -49,26 +60,49 @@ impl UpstreamRequest {
             method,
             url,
             headers: HeaderMap::new(),
-            form: None,
+            body: RequestBody::None,
             priority: Priority::Client,
-            is_download: false,
+            is_transfer: false,
         }
     }
 
     /// A download of this priority.
     pub(super) fn download(mut self, priority: Priority) -> Self {
-        self.is_download = true;
+        self.is_transfer = true;
         self.priority = priority;
         self
     }
 
     /// With a body of `application/x-www-form-urlencoded`.
-    pub(super) fn with_form(mut self, form: String) -> Self {
-        self.form = Some(form);
-        self.with(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/x-www-form-urlencoded"),
-        )
+    pub(super) fn with_form(self, form: String) -> Self {
+        let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
+        self.with_body(form.into(), kind)
+    }
+
+    /// With a body of this media type.
+    pub(super) fn with_body(mut self, body: Bytes, media_type: HeaderValue) -> Self {
+        self.body = RequestBody::Whole(body);
+        self.with(CONTENT_TYPE, media_type)
+    }
+
+    /// With a part of a blob as the body. It is sent once, and no redirect is followed.
+    pub(super) fn upload(mut self, body: UploadBody) -> Self {
+        let length = HeaderValue::from(body.length());
+        self.is_transfer = true;
+        self.body = RequestBody::Streamed(Mutex::new(Some(body)));
+        let kind = HeaderValue::from_static("application/octet-stream");
+        self.with(CONTENT_LENGTH, length).with(CONTENT_TYPE, kind)
+    }
+
+    /// Whether the request can be sent only once.
+    pub(super) fn is_upload(&self) -> bool {
+        matches!(self.body, RequestBody::Streamed(_))
+    }
+
+    /// Whether it writes to the registry.
+    fn is_write(&self) -> bool {
+        let is_post = self.method == Method::POST && self.kind != Kind::Token;
+        is_post || matches!(self.method, Method::PUT | Method::PATCH)
     }
 
     /// Whether the response says that what the request's condition names hasn't changed.
@@ -187,7 +221,7 @@ impl Transport {
                 Err(error) => error,
             };
             let wait = retry::delay(attempt, &error, fastrand::f64());
-            let Some(wait) = wait.filter(|_| self.retries) else {
+            let Some(wait) = wait.filter(|_| self.retries && !ask.is_upload()) else {
                 return Err(error);
             };
             // The caller reports the final result.
@@ -205,7 +239,7 @@ impl Transport {
         authorization: Option<&HeaderValue>,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let mut permit = None;
-        if !ask.is_download {
+        if !ask.is_transfer {
             let entered = self.gate.enter(self.timeouts.header).await;
             let busy = || self.failed(UpstreamError::new(&ask.url, Failure::Busy));
             permit = Some(entered.ok_or_else(busy)?);
@@ -215,7 +249,8 @@ impl Transport {
             let own = redirect::same_origin(&url, &ask.url);
             let authorization = authorization.filter(|_| own);
             let mut reply = self.send(ask, &url, own, authorization, permit).await?;
-            if ask.kind == Kind::Token || !redirect::is_redirect(reply.status()) {
+            let is_final = ask.kind == Kind::Token || ask.is_upload();
+            if is_final || !redirect::is_redirect(reply.status()) {
                 return Ok(reply);
             }
             let next = redirect::target(&url, reply.headers(), self.config.plain_http)
@@ -239,7 +274,7 @@ impl Transport {
         let route =
             route.map_err(|internal| self.failed(UpstreamError::protocol(url, internal)))?;
         let clients = Arc::clone(&self.clients.read());
-        let client = clients.get(route, ask.is_download);
+        let client = clients.get(route, ask.is_transfer);
         let mut headers = ask.headers.clone();
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
@@ -250,25 +285,13 @@ impl Transport {
             telemetry::insert_into(&mut headers, span.as_ref());
         }
         let head = span.as_ref().map(|span| span.phase("response head"));
-        let mut request = client
+        let request = client
             .request(ask.method.clone(), url.clone())
             .headers(headers);
-        if let Some(form) = &ask.form {
-            request = request.body(form.clone());
-        }
+        let (request, upload) = self.with_body(request, ask, url)?;
         let started = self.clock.now();
         let sending = telemetry::within(head.as_ref(), request.send());
-        let result = match timeout(self.timeouts.header, sending).await {
-            Ok(Ok(response)) => {
-                self.guard.answered(url, response.remote_addr());
-                Ok(response)
-            }
-            Ok(Err(error)) => Err(self.failure(url, error)),
-            Err(_elapsed) => {
-                let (phase, after) = (Phase::Header, self.timeouts.header);
-                Err(UpstreamError::new(url, Failure::Timeout { phase, after }))
-            }
-        };
+        let result = self.answer(url, upload, sending).await;
         let ending = match &result {
             Ok(response) => Ending::Status(response.status().as_u16()),
             Err(error) => Ending::Error(error.class()),
@@ -288,11 +311,55 @@ impl Transport {
             url: url.clone(),
             own,
             kind: ask.kind,
+            is_write: ask.is_write(),
             received: self.metrics.received(ask.kind),
             response,
             permit,
             _spans: span.map(|span| (span.phase("response body"), span)),
         })
+    }
+
+    /// Adds the body. Of an upload, also what knows how far that has come.
+    fn with_body(
+        &self,
+        request: RequestBuilder,
+        ask: &UpstreamRequest,
+        url: &Url,
+    ) -> Result<(RequestBuilder, Option<Pace>), UpstreamError> {
+        match &ask.body {
+            RequestBody::None => Ok((request, None)),
+            RequestBody::Whole(body) => Ok((request.body(body.clone()), None)),
+            RequestBody::Streamed(body) => {
+                let body = body.lock().take().ok_or_else(|| self.sent_before(url))?;
+                let (body, pace) = body.watched();
+                Ok((request.body(body), Some(pace)))
+            }
+        }
+    }
+
+    /// Waits for the head of the answer to a request that is being sent.
+    async fn answer(
+        &self,
+        url: &Url,
+        upload: Option<Pace>,
+        sending: impl Future<Output = reqwest::Result<Response>>,
+    ) -> Result<Response, UpstreamError> {
+        let limit = self.timeouts.header;
+        let sent = match upload {
+            None => timeout(limit, sending)
+                .await
+                .map_err(|_elapsed| (Phase::Header, limit)),
+            // On the heap: all other requests have no room for it.
+            Some(pace) => Box::pin(pace.keep(sending, self.timeouts)).await,
+        };
+        match sent {
+            Ok(Ok(response)) => {
+                self.guard.answered(url, response.remote_addr());
+                Ok(response)
+            }
+            Ok(Err(error)) => Err(self.failure(url, error)),
+            Err((phase, after)) => Err(UpstreamError::new(url, Failure::Timeout { phase, after })),
+        }
     }
 
     /// The span of a request and its response.
@@ -308,6 +375,8 @@ impl Transport {
         let method = match ask.method {
             Method::HEAD => "HEAD",
             Method::POST => "POST",
+            Method::PUT => "PUT",
+            Method::PATCH => "PATCH",
             _ => "GET",
         };
         tracing::debug!(
@@ -322,6 +391,15 @@ impl Transport {
             self.metrics.answered(elapsed);
         }
         self.metrics.request(ask.kind, method, ending);
+    }
+
+    /// An upload whose body was sent before.
+    fn sent_before(&self, url: &Url) -> UpstreamError {
+        let (received, source) = (0, None);
+        self.failed(UpstreamError::new(
+            url,
+            Failure::Broken { received, source },
+        ))
     }
 
     /// Counts an error that no response makes.
@@ -373,6 +451,7 @@ impl Transport {
                 status,
                 retry_after,
             },
+            status @ 400..=499 if reply.is_write => Failure::Rejected { status, message },
             status => Failure::Unexpected(status),
         })
     }

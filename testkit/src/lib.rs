@@ -23,6 +23,7 @@ mod line;
 pub mod orders;
 #[cfg(unix)]
 mod program;
+mod pushes;
 mod registry;
 mod reply;
 pub mod time;

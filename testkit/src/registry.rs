@@ -9,18 +9,19 @@ use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::json;
-use tokio::io::{
-    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, BufReader, BufWriter,
-};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader, BufWriter};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ALL_VERSIONS;
 use tokio_rustls::rustls::version::TLS12;
@@ -28,12 +29,13 @@ use tokio_rustls::rustls::version::TLS12;
 use crate::content::{digest, sha512};
 use crate::images::Image;
 use crate::line::{Line, SEND_BUFFER};
+use crate::pushes::Pushes;
 use crate::reply::{End, Gate, Reply, Wire};
 use crate::tls::Identity;
 
 /// For rules that never end.
 pub const ALWAYS: usize = usize::MAX;
-/// The token that the token service gives.
+/// The token that the token service gives, unless its tokens expire.
 const TOKEN: &str = "scripted-token";
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -48,6 +50,8 @@ pub struct Seen {
     pub body: String,
     /// The same as it came.
     pub bytes: Vec<u8>,
+    /// When its head had come.
+    arrived: Instant,
 }
 
 impl Seen {
@@ -97,10 +101,27 @@ impl Seen {
     }
 }
 
-struct Content {
-    bytes: Bytes,
+pub(crate) struct Content {
+    pub(crate) bytes: Bytes,
     media_type: String,
     digest: Option<String>,
+}
+
+/// By their paths.
+pub(crate) type Contents = HashMap<String, Content>;
+
+impl Content {
+    pub(crate) fn blob(bytes: Bytes, digest: &str) -> Self {
+        Self::manifest(bytes, "application/octet-stream", digest)
+    }
+
+    pub(crate) fn manifest(bytes: Bytes, media_type: &str, digest: &str) -> Self {
+        Self {
+            bytes,
+            media_type: media_type.to_owned(),
+            digest: Some(digest.to_owned()),
+        }
+    }
 }
 
 type Act = dyn Fn(&Seen, Reply) -> Reply + Send + Sync;
@@ -117,12 +138,49 @@ enum Protection {
     #[default]
     Open,
     /// A token. The token service gives it to requests with this Authorization, if any is set.
-    Token(Option<String>),
+    Token(Tokens),
+}
+
+/// A token service.
+struct Tokens {
+    /// The credentials that it wants, if any.
+    basic: Option<String>,
+    /// How long tokens live; None is for ever.
+    lifetime: Option<Duration>,
+    /// When it gave each token that expires.
+    given: Vec<Instant>,
+}
+
+impl Tokens {
+    fn give(&mut self) -> Reply {
+        let Some(lifetime) = self.lifetime else {
+            return Reply::json(&json!({"token": TOKEN, "expires_in": 300}));
+        };
+        self.given.push(Instant::now());
+        let token = format!("{TOKEN}-{}", self.given.len());
+        Reply::json(&json!({"token": token, "expires_in": lifetime.as_secs()}))
+    }
+
+    /// Whether a token was valid when the request came.
+    fn accepts(&self, seen: &Seen) -> bool {
+        let token = seen
+            .header("authorization")
+            .and_then(|text| text.strip_prefix("Bearer "));
+        let Some(lifetime) = self.lifetime else {
+            return token == Some(TOKEN);
+        };
+        let number = token.and_then(|token| token.strip_prefix(TOKEN)?.strip_prefix('-'));
+        let number: Option<usize> = number.and_then(|number| number.parse().ok());
+        let given = number.and_then(|number| self.given.get(number.checked_sub(1)?));
+        given.is_some_and(|given| seen.arrived.duration_since(*given) < lifetime)
+    }
 }
 
 #[derive(Default)]
 struct State {
-    content: HashMap<String, Content>,
+    content: Contents,
+    /// None: it is read only.
+    pushes: Option<Pushes>,
     rules: Vec<Rule>,
     log: Vec<Seen>,
     protection: Protection,
@@ -133,6 +191,7 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     line: Line,
+    receiver: Receiver,
     /// Requests so far.
     requests: watch::Sender<usize>,
 }
@@ -242,6 +301,7 @@ impl<D: FromStr<Err: Debug>> Registry<D> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             line: Line::new(options.rate),
+            receiver: Receiver::default(),
             requests: watch::Sender::default(),
         });
         let mut tasks = JoinSet::new();
@@ -267,6 +327,23 @@ impl<D: FromStr<Err: Debug>> Registry<D> {
     /// Body bytes of blobs that were handed to the kernel.
     pub fn blob_bytes(&self) -> u64 {
         self.shared.line.blob_bytes()
+    }
+
+    /// Body bytes of requests that have come in.
+    pub fn received_bytes(&self) -> u64 {
+        self.shared.receiver.received.load(Ordering::Relaxed)
+    }
+
+    /// Takes at most so many body bytes of requests in a second from now on.
+    pub fn receive_slowly(&self, rate: u64) {
+        self.shared.receiver.rate.store(rate, Ordering::Relaxed);
+    }
+
+    /// Takes no body bytes of requests after the first `bytes` until the gate is opened.
+    pub fn hold_receiving(&self, bytes: u64) -> Gate {
+        let gate = Gate::default();
+        *self.shared.receiver.held.lock().unwrap() = Some((bytes, gate.clone()));
+        gate
     }
 
     fn put(&self, path: String, media_type: &str, bytes: &Bytes, digest: Option<&str>) {
@@ -318,6 +395,24 @@ impl<D: FromStr<Err: Debug>> Registry<D> {
         self.put(path, media_type, bytes, Some(&digest));
     }
 
+    /// Accepts pushes from now on. `lists`: manifests with a subject are listed as referrers.
+    pub fn accept_pushes(&self, lists: bool) {
+        let mut state = self.shared.state.lock().unwrap();
+        state.pushes.get_or_insert_default().lists = lists;
+    }
+
+    /// The next PATCH keeps so many bytes, and hangs up.
+    pub fn cut_upload(&self, bytes: usize) {
+        let mut state = self.shared.state.lock().unwrap();
+        state.pushes.as_mut().unwrap().cut = Some(bytes);
+    }
+
+    /// What is at a path, if anything.
+    pub fn content(&self, path: &str) -> Option<Bytes> {
+        let state = self.shared.state.lock().unwrap();
+        state.content.get(path).map(|content| content.bytes.clone())
+    }
+
     /// A whole image.
     pub fn push(&self, repo: &str, tag: &str, image: &Image) -> D {
         for blob in image.blobs() {
@@ -339,11 +434,25 @@ impl<D: FromStr<Err: Debug>> Registry<D> {
 
     /// Requests below `/v2/` need a token, and the token service needs these credentials, if any.
     pub fn protect(&self, credentials: Option<(&str, &str)>) {
+        self.protect_with(credentials, None);
+    }
+
+    /// The same, with tokens that live so long.
+    pub fn protect_for(&self, credentials: Option<(&str, &str)>, lifetime: Duration) {
+        self.protect_with(credentials, Some(lifetime));
+    }
+
+    fn protect_with(&self, credentials: Option<(&str, &str)>, lifetime: Option<Duration>) {
         let basic = credentials.map(|(user, password)| {
             let encoded = base64::prelude::BASE64_STANDARD.encode(format!("{user}:{password}"));
             format!("Basic {encoded}")
         });
-        self.shared.state.lock().unwrap().protection = Protection::Token(basic);
+        let given = Vec::new();
+        self.shared.state.lock().unwrap().protection = Protection::Token(Tokens {
+            basic,
+            lifetime,
+            given,
+        });
     }
 
     /// The next `times` requests whose line contains `part` get what `act` makes of the usual reply.
@@ -469,7 +578,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite, shared: &Shared) -> io::Resu
         to: BufWriter::with_capacity(1 << 20, to),
         line: &shared.line,
     };
-    while let Some(seen) = read_request(&mut from).await? {
+    while let Some(seen) = read_request(&mut from, &shared.receiver).await? {
         let reply = shared.state.lock().unwrap().answer(&seen);
         shared.requests.send_modify(|count| *count += 1);
         let go_on = match reply.send(&mut wire, &seen).await? {
@@ -484,7 +593,36 @@ async fn serve(stream: impl AsyncRead + AsyncWrite, shared: &Shared) -> io::Resu
     tokio::io::AsyncWriteExt::shutdown(&mut wire.to).await
 }
 
-async fn read_request(from: &mut BufReader<impl AsyncRead + Unpin>) -> io::Result<Option<Seen>> {
+/// The bodies of requests.
+#[derive(Default)]
+struct Receiver {
+    /// Bytes that came.
+    received: AtomicU64,
+    /// Bytes a second; 0 is no limit.
+    rate: AtomicU64,
+    /// No more than so many bytes are taken before the gate is opened.
+    held: Mutex<Option<(u64, Gate)>>,
+}
+
+impl Receiver {
+    async fn take(&self, bytes: u64) {
+        let received = self.received.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let rate = self.rate.load(Ordering::Relaxed);
+        if let Some(nanos) = (bytes * 1_000_000_000).checked_div(rate) {
+            tokio::time::sleep(Duration::from_nanos(nanos)).await;
+        }
+        let held = self.held.lock().unwrap().clone();
+        if let Some((_, gate)) = held.filter(|(at, _)| received >= *at) {
+            gate.opened().await;
+        }
+    }
+}
+
+/// A request; with what there is of its body, where the client ends the connection in the middle of it.
+async fn read_request(
+    from: &mut BufReader<impl AsyncRead + Unpin>,
+    receiver: &Receiver,
+) -> io::Result<Option<Seen>> {
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();
@@ -497,50 +635,72 @@ async fn read_request(from: &mut BufReader<impl AsyncRead + Unpin>) -> io::Resul
         }
         lines.push(line);
     }
+    let arrived = Instant::now();
     let headers = lines[1..].iter().map(|line| line.split_once(": ").unwrap());
     let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
     let headers: HeaderMap = headers.collect();
     let length = headers
         .get("content-length")
         .map(|value| value.to_str().unwrap());
-    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-    from.read_exact(&mut body).await?;
+    let length: usize = length.map_or(0, |length| length.parse().unwrap());
+    let mut body = Vec::new();
+    while body.len() < length {
+        // A client that is killed resets the connection.
+        let Ok(piece) = from.fill_buf().await else {
+            break;
+        };
+        let taken = piece.len().min(length - body.len());
+        if taken == 0 {
+            break;
+        }
+        body.extend(&piece[..taken]);
+        from.consume(taken);
+        receiver.take(taken as u64).await;
+    }
     Ok(Some(Seen {
         line: lines[0].trim_end_matches(" HTTP/1.1").to_owned(),
         headers,
         body: String::from_utf8_lossy(&body).into_owned(),
         bytes: body,
+        arrived,
     }))
 }
 
 impl State {
     fn answer(&mut self, seen: &Seen) -> Reply {
         self.log.push(seen.clone());
-        let usual = self.usual(seen);
         let mut matching = self.rules.iter_mut();
-        match matching.find(|rule| rule.left > 0 && seen.line.contains(&rule.part)) {
-            Some(rule) => {
-                rule.left -= 1;
-                (rule.act)(seen, usual)
-            }
+        let rule = matching.find(|rule| rule.left > 0 && seen.line.contains(&rule.part));
+        let act = rule.map(|rule| {
+            rule.left -= 1;
+            Arc::clone(&rule.act)
+        });
+        let usual = self.usual(seen);
+        match act {
+            Some(act) => act(seen, usual),
             None => usual,
         }
     }
 
-    fn usual(&self, seen: &Seen) -> Reply {
-        if let Protection::Token(basic) = &self.protection {
-            let given = seen.header("authorization");
+    fn usual(&mut self, seen: &Seen) -> Reply {
+        if let Protection::Token(tokens) = &mut self.protection {
             if seen.path() == "/token" {
-                if basic.is_none() || given == basic.as_deref() {
-                    return Reply::json(&json!({"token": TOKEN, "expires_in": 300}));
+                let given = seen.header("authorization");
+                if tokens.basic.is_none() || given == tokens.basic.as_deref() {
+                    return tokens.give();
                 }
                 return Reply::error(401);
             }
-            if given != Some(&format!("Bearer {TOKEN}")) {
+            if !tokens.accepts(seen) {
                 let base = seen.base();
                 let challenge = format!(r#"Bearer realm="{base}/token",service="scripted""#);
                 return Reply::error(401).with("WWW-Authenticate", challenge);
             }
+        }
+        if let Some(pushes) = &mut self.pushes
+            && let Some(reply) = pushes.answer(&mut self.content, seen)
+        {
+            return reply;
         }
         let Some(content) = self.content.get(seen.path()) else {
             return Reply::error(404);

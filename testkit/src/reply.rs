@@ -20,6 +20,10 @@ impl Gate {
     pub fn open(&self) {
         self.0.cancel();
     }
+
+    pub(crate) async fn opened(&self) {
+        self.0.cancelled().await;
+    }
 }
 
 /// A response, and how its connection fares.
@@ -221,7 +225,7 @@ impl Reply {
         seen: &Seen,
     ) -> io::Result<End> {
         if let Some((None, gate)) = &self.gate {
-            gate.0.cancelled().await;
+            gate.opened().await;
         }
         if self.framing == Framing::Nothing {
             return Ok(self.end);
@@ -236,7 +240,7 @@ impl Reply {
             let (before, after) = self.body.split_at((*at).min(self.body.len()));
             self.send_part(wire, before, is_blob).await?;
             wire.to.flush().await?;
-            gate.0.cancelled().await;
+            gate.opened().await;
             self.send_part(wire, after, is_blob).await?;
         } else {
             self.send_part(wire, &self.body, is_blob).await?;

@@ -15,6 +15,13 @@ find_millpond() {
 # millpond_start DATA [TAGS_TTL]: over the data directory $WORK/data-DATA, which may be new or not. $PROXY_MORE,
 # if set, is a further line of the section proxy.
 millpond_start() {
+  millpond_config "$@"
+  spawn millpond "$MILLPOND" serve "$WORK/millpond.yml"
+  millpond_is_up
+}
+
+# The configuration of millpond_start.
+millpond_config() {
   cat >"$WORK/millpond.yml" <<YAML
 version: 0.1
 log: {level: info, formatter: text}
@@ -48,8 +55,6 @@ proxy:
       trust: e2e
       aliases: ["$SECOND"]
 YAML
-  spawn millpond "$MILLPOND" serve "$WORK/millpond.yml"
-  millpond_is_up
 }
 
 millpond_is_up() {

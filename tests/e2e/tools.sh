@@ -11,7 +11,7 @@ DOCKER=/usr/bin/docker
 # program:package. runc runs the containers of dockerd and podman (crun refuses hybrid cgroups).
 TOOLS=(
   docker-registry:docker-registry /usr/sbin/dockerd:docker.io "$DOCKER:docker.io" containerd:containerd
-  ctr:containerd runc:runc podman:podman skopeo:skopeo zstd:zstd jq:jq curl:curl
+  ctr:containerd runc:runc ip:iproute2 podman:podman skopeo:skopeo zstd:zstd jq:jq curl:curl
   buildah:buildah strip:binutils systemd-analyze:systemd
   openssl:openssl /usr/bin/python3:python3
   /usr/share/doc/python3-grpcio:python3-grpcio

@@ -27,13 +27,13 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-struct Site {
-    dir: TempDir,
-    upstream: Registry,
+pub(crate) struct Site {
+    pub(crate) dir: TempDir,
+    pub(crate) upstream: Registry,
 }
 
 impl Site {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let upstream = Registry::start().await;
         let text = format!(
@@ -46,15 +46,15 @@ impl Site {
         Self { dir, upstream }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).display().to_string()
     }
 
-    async fn serve(&self) -> App {
+    pub(crate) async fn serve(&self) -> App {
         self.try_serve().await.unwrap()
     }
 
-    async fn try_serve(&self) -> Result<App, StartError> {
+    pub(crate) async fn try_serve(&self) -> Result<App, StartError> {
         log::install();
         let file = self.path("config.yml");
         let loaded = config::load(Some(Path::new(&file)), std::iter::empty()).unwrap();
@@ -62,7 +62,7 @@ impl Site {
     }
 
     /// A server that has pulled these blobs.
-    async fn serve_with(&self, blobs: &[(&str, u64)]) -> App {
+    pub(crate) async fn serve_with(&self, blobs: &[(&str, u64)]) -> App {
         let app = self.serve().await;
         for (repo, seed) in blobs {
             self.pull(&app, repo, *seed).await;
@@ -71,7 +71,7 @@ impl Site {
     }
 
     /// Pulls a blob of 1000 bytes through the server.
-    async fn pull(&self, app: &App, repo: &str, seed: u64) {
+    pub(crate) async fn pull(&self, app: &App, repo: &str, seed: u64) {
         let digest = self.upstream.put_blob(repo, &noise(seed, 1000));
         let path = format!("/v2/{repo}/blobs/{digest}");
         self.get(app, &path).await;
@@ -80,45 +80,45 @@ impl Site {
     }
 
     /// Reads a response with status 200; its cache status.
-    async fn get(&self, app: &App, path: &str) -> String {
+    pub(crate) async fn get(&self, app: &App, path: &str) -> String {
         let answer = self.ask(app, path).await;
         assert_eq!((answer.status, answer.broken), (200, false));
         answer.source().to_owned()
     }
 
-    async fn ask(&self, app: &App, path: &str) -> Answer {
+    pub(crate) async fn ask(&self, app: &App, path: &str) -> Answer {
         let client = reqwest::Client::builder().tls_certs_only([]);
         let url = format!("http://{}{path}", app.address());
         read(client.build().unwrap().get(url).send().await.unwrap()).await
     }
 
     /// The file of a blob or a manifest.
-    fn file(&self, digest: &Digest) -> PathBuf {
+    pub(crate) fn file(&self, digest: &Digest) -> PathBuf {
         Layout::new(self.dir.path().join("data")).blob(digest)
     }
 
     /// All bytes that `du` counts.
-    async fn total(&self) -> u64 {
+    pub(crate) async fn total(&self) -> u64 {
         self.json(&["du", "--json"]).await["total"]
             .as_u64()
             .unwrap()
     }
 
     /// What a command prints that fails: on its standard output, and its standard error.
-    async fn fails(&self, arguments: &[&str]) -> (String, String) {
+    pub(crate) async fn fails(&self, arguments: &[&str]) -> (String, String) {
         let output = self.run(arguments).await;
         assert!(!output.status.success(), "{arguments:?}");
         (text(output.stdout), text(output.stderr))
     }
 
     /// Asserts that a command succeeds and prints this part.
-    async fn prints(&self, arguments: &[&str], part: &str) {
+    pub(crate) async fn prints(&self, arguments: &[&str], part: &str) {
         let printed = self.text(arguments).await;
         assert!(printed.contains(part), "{part} is not in {printed}");
     }
 
     /// Runs the program beside the runtime, so that the server continues to answer.
-    async fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Output {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_millpond"));
         command
             .args(arguments)
@@ -128,11 +128,11 @@ impl Site {
             .unwrap()
     }
 
-    async fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.text(arguments).await).unwrap()
     }
 
-    async fn text(&self, arguments: &[&str]) -> String {
+    pub(crate) async fn text(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments).await;
         assert!(output.status.success(), "{}", text(output.stderr));
         text(output.stdout)

@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 26] = [
+const ORDER: [&str; 27] = [
     "oci",
     "error_chain",
     "clock",
@@ -43,6 +43,7 @@ const ORDER: [&str; 26] = [
     "download",
     "hosted",
     "mirror",
+    "copy",
     "server",
     "admin",
     "app",
@@ -99,7 +100,16 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "server/listener",
             // The configuration files of clients.
             "cli/client_config/files",
+            // Bundles of images.
+            "copy/bundle",
+            // Lists of images.
+            "cli/images",
             "cli/client_config/transaction",
+            // Images in files, and what a copy remembers of its uploads.
+            "copy/layout",
+            "copy/docker_archive",
+            "copy/spool",
+            "copy/journal",
             // The bytes of a month.
             "app/usage_file",
         ],

@@ -31,6 +31,8 @@ pub(crate) enum Peer {
     OtherRegistry,
     /// The reference registry with what was pushed into it.
     Hosting,
+    /// A program that copies images, and no server.
+    Skopeo,
 }
 
 /// The reference registry's program in Debian.
@@ -54,6 +56,7 @@ impl Peer {
             Self::Registry => "docker-registry proxy",
             Self::OtherRegistry => "the named registry as proxy",
             Self::Hosting => "docker-registry",
+            Self::Skopeo => "skopeo",
         }
     }
 
@@ -63,6 +66,7 @@ impl Peer {
             Self::Millpond | Self::OneThread | Self::OtherRegistry => None,
             Self::NginxStatic | Self::NginxCache => Some("nginx"),
             Self::Registry | Self::Hosting => Some(REGISTRY),
+            Self::Skopeo => Some("skopeo"),
         }
     }
 }
@@ -125,6 +129,7 @@ pub(crate) fn start(peer: Peer, sources: &Sources) -> Result<Server> {
             let upstream = (peer != Peer::Hosting).then_some(sources.upstream);
             registry(&program, directory, addr, upstream, &data)
         }
+        Peer::Skopeo => anyhow::bail!("{peer} is no server"),
     })
 }
 

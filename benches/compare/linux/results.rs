@@ -34,7 +34,7 @@ pub(crate) struct Results {
 
 impl Results {
     pub(crate) fn new(quick: bool, sizes: &Sizes, upstream: &str, data: &Path) -> Result<Self> {
-        let versions: Vec<_> = ["nginx", "docker-registry"]
+        let versions: Vec<_> = ["nginx", "docker-registry", "skopeo"]
             .into_iter()
             .map(|program| peers::version(program).unwrap_or(format!("no {program}")))
             .collect();

@@ -7,11 +7,11 @@ use url::Url;
 
 use super::clocks;
 use super::finding::Findings;
-use super::image::Image;
 use super::reach::{Server, Side, speaks_tls};
 use crate::cli::handshake::Trust;
 use crate::clock::Clock;
 use crate::config::{Config, Credentials, Timeouts};
+use crate::copy::image::Image;
 use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::oci::Accept;

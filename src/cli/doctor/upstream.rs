@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::clocks;
 use super::finding::Findings;
-use super::image::Image;
 use super::reach::{Server, Side};
 use crate::app::{self, StartError};
 use crate::cli::handshake::Trust;
 use crate::clock::Clock;
 use crate::config::{self, Authorize, Credentials, Timeouts};
+use crate::copy::image::Image;
 use crate::error_chain::on_one_line;
 use crate::oci::{Reference, RepoName};
 use crate::upstream::{Challenged, Failure, Observation, Upstream, UpstreamError};

@@ -53,6 +53,8 @@ pub(super) struct ProgressState {
     /// Blobs of at most this many bytes are verified before the first byte is sent.
     pub(super) verified_first: u64,
     pub(super) members: Members,
+    /// The task has ended.
+    pub(super) concluded: bool,
     /// Bytes of the current source that equal the discarded ones.
     pub(super) agreed: RangeSet,
 }

@@ -128,6 +128,11 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     ticks_to_seconds(stat(pid)?.split(' ').skip(11).take(4))
 }
 
+/// CPU seconds of this process's children that have ended.
+pub(crate) fn ended_children_seconds() -> Result<f64> {
+    ticks_to_seconds(stat(std::process::id())?.split(' ').skip(13).take(2))
+}
+
 /// Processes of a parent.
 pub(crate) fn children(parent: u32) -> Vec<u32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();

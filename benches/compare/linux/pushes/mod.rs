@@ -1,6 +1,7 @@
 //! Pushes beside the reference registry, on the same disk: both make durable what they confirm. The
 //! clients are threads of this process, whose CPU time isn't part of a figure.
 
+mod copies;
 mod wire;
 
 use std::fs;
@@ -43,12 +44,13 @@ const MEMORY: f64 = 16.0;
 const MEMORY_EACH: f64 = 4.0;
 
 /// The rows, by their names on the command line, and whether each has a peer.
-const ROWS: [(&str, Measure, bool); 5] = [
+const ROWS: [(&str, Measure, bool); 6] = [
     ("push-large", large, true),
     ("push-layers", layers, true),
     ("push-manifests", manifests, true),
     ("push-memory", memory, false),
     ("push-beside", beside, false),
+    ("copy-large", copies::measure, true),
 ];
 
 type Measure = fn(&Bench<'_>, &mut Results) -> Result<()>;

@@ -94,6 +94,18 @@ impl Pusher {
         self.answer()?.expect(201, "PUT").map(drop)
     }
 
+    /// Pushes these bytes with one PUT.
+    pub(super) fn bytes(&mut self, repo: &str, bytes: &[u8]) -> Result<()> {
+        self.put(
+            repo,
+            &Blob {
+                piece: bytes.to_vec(),
+                bytes: bytes.len() as u64,
+                digest: Digest::of(Algorithm::Sha256, bytes),
+            },
+        )
+    }
+
     /// Pushes a blob as docker does: one chunked PATCH, and a PUT without a body.
     pub(super) fn patch(&mut self, repo: &str, blob: &Blob) -> Result<()> {
         let upload = self.start(repo)?;

@@ -2,47 +2,40 @@
 
 use std::str::FromStr;
 
+use super::location::{HUB, RegistryLocation};
 use crate::oci::{Reference, RepoName};
-
-/// The registry of names that don't name one.
-const HUB: &str = "docker.io";
-/// The tag of names that have none.
-const LATEST: &str = "latest";
 
 /// An image in a registry, under the registry's own name for its repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Image {
+pub struct Image {
     /// `host[:port]`, in lower case.
-    pub(super) registry: String,
-    pub(super) repo: RepoName,
-    pub(super) reference: Reference,
+    pub registry: String,
+    pub repo: RepoName,
+    pub reference: Reference,
 }
 
 impl FromStr for Image {
     type Err = &'static str;
 
-    /// Reads `[REGISTRY/]NAME[:TAG|@DIGEST]` like Docker: `debian` is
-    /// `docker.io/library/debian:latest`.
+    /// Reads `[REGISTRY/]NAME[:TAG][@DIGEST]` like Docker: `debian` is
+    /// `docker.io/library/debian:latest`. A digest counts more than a tag.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let is_registry = |first: &str| first.contains(['.', ':']) || first == "localhost";
-        let (registry, rest) = match text.split_once('/') {
-            Some((first, rest)) if is_registry(first) => (first.to_ascii_lowercase(), rest),
-            _ => (HUB.to_owned(), text),
-        };
-        let (name, reference) = match rest.split_once('@') {
-            Some((name, digest)) => (name, digest),
-            None => rest.split_once(':').unwrap_or((rest, LATEST)),
-        };
-        let name = if registry == HUB && !name.contains('/') {
-            format!("library/{name}")
-        } else {
-            name.to_owned()
-        };
+        Self::parse_at(text, HUB)
+    }
+}
+
+impl Image {
+    /// The same, where names without a registry are those of the registry `home`. The error says what to
+    /// write.
+    pub fn parse_at(text: &str, home: &str) -> Result<Self, &'static str> {
         let advice = "write an image such as debian:12 or ghcr.io/owner/app:1.0";
+        let location = RegistryLocation::parse_at(text, home).or(Err(advice))?;
+        let reference = location.reference();
+        let repo = location.repository.filter(|_| !location.is_prefix);
         Ok(Self {
-            registry,
-            repo: name.parse().or(Err(advice))?,
-            reference: reference.parse().or(Err(advice))?,
+            registry: location.host,
+            repo: repo.ok_or(advice)?,
+            reference,
         })
     }
 }
@@ -66,6 +59,7 @@ mod tests {
     fn names_are_read_like_dockers() {
         let digest = format!("sha256:{}", "a".repeat(64));
         let by_digest = format!("ghcr.io/owner/app@{digest}");
+        let by_both = format!("ghcr.io/owner/app:1@{digest}");
         for (text, expected) in [
             ("debian", "docker.io/library/debian:latest"),
             ("owner/app:1", "docker.io/owner/app:1"),
@@ -74,6 +68,7 @@ mod tests {
             ("localhost/app:2", "localhost/app:2"),
             ("GHCR.io/owner/app:v1.0", "ghcr.io/owner/app:v1.0"),
             (&by_digest, &by_digest),
+            (&by_both, &by_digest),
         ] {
             assert_eq!(text.parse::<Image>().unwrap().to_string(), expected);
         }
@@ -87,5 +82,7 @@ mod tests {
         ] {
             assert!(text.parse::<Image>().is_err(), "{text}");
         }
+        let image = Image::parse_at("debian", "registry.example").unwrap();
+        assert_eq!(image.to_string(), "registry.example/debian:latest");
     }
 }

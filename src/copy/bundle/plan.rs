@@ -1,0 +1,123 @@
+//! What is to be imported from a bundle, and in which order.
+
+use std::collections::HashSet;
+
+use super::reader::BundleReader;
+use super::stand_in::is_stand_in;
+use super::{BundleError, IMAGE_NAME, REF_NAME};
+use crate::oci::{Descriptor, Digest};
+
+/// The most manifests of one image, and how deep indexes may be nested.
+const MAX_MANIFESTS: usize = 1_000;
+const MAX_DEPTH: usize = 8;
+
+/// An image of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundledImage {
+    /// As people write it.
+    pub name: String,
+    pub root: Digest,
+    /// The manifests that the bundle has, each after those that it refers to.
+    pub manifests: Vec<Digest>,
+    /// What they refer to, each once. The bundle may lack some of it.
+    pub blobs: Vec<Descriptor>,
+}
+
+/// The images of a bundle. `name` is that of the one image that has none.
+pub fn images(reader: &BundleReader, name: Option<&str>) -> Result<Vec<BundledImage>, BundleError> {
+    let (mut images, mut attached, mut unnamed) = (Vec::new(), Vec::new(), Vec::new());
+    let entries = reader.entries().iter();
+    for entry in entries.filter(|entry| !is_stand_in(entry)) {
+        match name_of(entry) {
+            Some(name) => images.push(image(reader, name.to_owned(), entry.digest)?),
+            None => match reader.manifest(&entry.digest)?.subject {
+                Some(subject) => attached.push((entry.digest, subject.digest)),
+                None => unnamed.push(entry.digest),
+            },
+        }
+    }
+    match (unnamed.as_slice(), name) {
+        ([], None) => {}
+        ([root], Some(name)) => images.push(image(reader, name.to_owned(), *root)?),
+        ([], Some(_)) => return Err(reader.unusable("each of its images has a name of its own")),
+        ([_], None) => {
+            return Err(reader.unusable("its image has no name; give it one with --name"));
+        }
+        _ => return Err(reader.unusable("several of its images have no name")),
+    }
+    for image in &mut images {
+        attach(reader, image, &attached)?;
+    }
+    Ok(images)
+}
+
+/// The full name of an entry; a tag alone is none.
+fn name_of(entry: &Descriptor) -> Option<&str> {
+    let names = [IMAGE_NAME, REF_NAME].map(|key| entry.annotations.get(key));
+    let mut names = names.into_iter().flatten().map(String::as_str);
+    names.find(|name| name.contains(['/', ':']))
+}
+
+fn image(reader: &BundleReader, name: String, root: Digest) -> Result<BundledImage, BundleError> {
+    let mut image = BundledImage {
+        name,
+        root,
+        manifests: Vec::new(),
+        blobs: Vec::new(),
+    };
+    add(reader, &mut image, root, &mut HashSet::new(), 0)?;
+    Ok(image)
+}
+
+/// Adds what is attached to an image, and to what is attached.
+fn attach(
+    reader: &BundleReader,
+    image: &mut BundledImage,
+    attached: &[(Digest, Digest)],
+) -> Result<(), BundleError> {
+    let blobs = image.blobs.iter().map(|blob| blob.digest);
+    let mut seen: HashSet<Digest> = image.manifests.iter().copied().chain(blobs).collect();
+    // The root comes last, so that what has its tag is complete.
+    let root = image.manifests.pop();
+    loop {
+        let is_next = |(digest, subject): &&(Digest, Digest)| {
+            seen.contains(subject) && !seen.contains(digest)
+        };
+        let Some((next, _)) = attached.iter().find(is_next) else {
+            break;
+        };
+        add(reader, image, *next, &mut seen, 0)?;
+    }
+    image.manifests.extend(root);
+    Ok(())
+}
+
+/// Adds a manifest, after what it refers to.
+fn add(
+    reader: &BundleReader,
+    image: &mut BundledImage,
+    digest: Digest,
+    seen: &mut HashSet<Digest>,
+    depth: usize,
+) -> Result<(), BundleError> {
+    if !seen.insert(digest) {
+        return Ok(());
+    }
+    if depth > MAX_DEPTH || image.manifests.len() >= MAX_MANIFESTS {
+        return Err(reader.unusable("an image has too many manifests"));
+    }
+    let manifest = reader.manifest(&digest)?;
+    for child in &manifest.manifests {
+        // Those of other platforms may be missing.
+        if reader.size(&child.digest).is_some() {
+            add(reader, image, child.digest, seen, depth + 1)?;
+        }
+    }
+    for blob in manifest.config.iter().chain(&manifest.blobs) {
+        if !blob.is_foreign() && seen.insert(blob.digest) {
+            image.blobs.push(blob.clone());
+        }
+    }
+    image.manifests.push(digest);
+    Ok(())
+}
