@@ -115,7 +115,8 @@ impl FsStore {
     /// Makes durable, once, what an earlier process has written.
     async fn settle(&self) -> Result<(), StoreError> {
         let settle = || self.run(uploads::settle);
-        self.settled.get_or_try_init(settle).await.map(|()| ())
+        self.settled.get_or_try_init(settle).await?;
+        Ok(())
     }
 
     async fn run<T: Send + 'static>(

@@ -19,6 +19,7 @@ use super::common::content::ContentDir;
 use super::common::server::{Server, millpond};
 use super::common::upstream::Upstream;
 use super::common::wire::Client;
+use super::pushes::{Blob, Pusher, host};
 
 /// How far a count may be above the baseline. One that is further below is reported.
 const TOLERANCE: f64 = 0.03;
@@ -34,6 +35,10 @@ const REQUESTS: std::ops::RangeInclusive<u64> = 1000..=20_000;
 const REST: Duration = Duration::from_millis(1);
 /// Bytes of the blob that is asked for.
 const BLOB: u64 = 1024;
+/// The repository of the one that was pushed.
+const HOSTED: &str = "pushed/bench";
+const HEAD_MIRRORED: &str = "HEAD of a blob";
+const HEAD_HOSTED: &str = "HEAD of a hosted blob";
 
 /// Instructions of warm requests, against the baseline.
 #[derive(Debug, clap::Args)]
@@ -67,7 +72,10 @@ struct Baseline {
 /// A request that is counted.
 struct Kind {
     name: &'static str,
+    method: &'static str,
     path: String,
+    /// Of a server that hosts repositories.
+    hosted: bool,
 }
 
 /// What a server does besides, which a kind of request is counted with, too.
@@ -209,22 +217,28 @@ fn count(args: &Args, baseline: &Baseline) -> Result<Counts> {
     let kinds = fill(&content_dir)?;
     let upstream = Upstream::ours(content_dir.root())?;
     let collector = Collector::start()?;
-    let run = |name: &str, path: &str, requests: u64, extra: Option<&Extra>| -> Result<u64> {
+    let run = |name: &str, kind: &Kind, requests: u64, extra: Option<&Extra>| -> Result<u64> {
         let out = directory.path().join(name);
         let server = Server::start(|directory, addr| {
             let upstream = upstream.addr();
             let server = millpond(&args.millpond, directory, addr, upstream, &Map::new());
+            if kind.hosted {
+                host(&directory.join("config.yml"))?;
+            }
             let mut server = under_callgrind(&server, &out);
             let variables = extra.into_iter().flat_map(|extra| &extra.variables);
             server.envs(variables.map(|(name, value)| (*name, value)));
             Ok(server)
         })?;
         let mut client = Client::connect(server.addr())?;
-        for kind in &kinds {
-            // The first fetches, the second reads what the first left.
-            get(&mut client, &kind.path, 2)?;
+        if kind.hosted {
+            Pusher::connect(server.addr())?.put(HOSTED, &Blob::new(1, BLOB))?;
         }
-        get(&mut client, path, requests)?;
+        for warmed in kinds.iter().filter(|warmed| warmed.hosted == kind.hosted) {
+            // The first fetches, the second reads what the first left.
+            ask(&mut client, warmed, 2)?;
+        }
+        ask(&mut client, kind, requests)?;
         drop((client, server));
         if let Some(keep) = &args.keep {
             fs::create_dir_all(keep)?;
@@ -235,26 +249,29 @@ fn count(args: &Args, baseline: &Baseline) -> Result<Counts> {
     let mut counts = BTreeMap::new();
     let mut count = |name: &str, kind: &Kind, nothing: u64, extra: Option<&Extra>| {
         let requests = args.requests.unwrap_or(baseline.requests(kind.name));
-        let all = run(name, &kind.path, requests, extra)?;
+        let all = run(name, kind, requests, extra)?;
         let each = all.saturating_sub(nothing) / requests;
         eprintln!("{name}: {each} instructions a request");
         counts.insert(name.to_owned(), each);
         Ok::<_, anyhow::Error>(each)
     };
-    let nothing = run("nothing", "", 0, None)?;
     for kind in &kinds {
+        let nothing = run("nothing", kind, 0, None)?;
         let plain = count(kind.name, kind, nothing, None)?;
         for extra in extras(&collector)
             .iter()
             .filter(|_| kind.name == WITH_EXTRAS)
         {
-            let nothing = run("nothing", "", 0, Some(extra))?;
+            let nothing = run("nothing", kind, 0, Some(extra))?;
             let name = format!("{WITH_EXTRAS}, {}", extra.name);
             let each = count(&name, kind, nothing, Some(extra))?;
             let more = (each as f64 / plain.max(1) as f64 - 1.0) * 100.0;
             eprintln!("  that is {more:+.1} % for the {}", extra.name);
         }
     }
+    let of = |name: &str| counts.get(name).map_or(1.0, |each| *each as f64);
+    let more = (of(HEAD_HOSTED) / of(HEAD_MIRRORED) - 1.0) * 100.0;
+    eprintln!("hosted over mirrored, HEAD: {more:+.1} % (asked for: at most 10 %)");
     Ok(counts)
 }
 
@@ -270,10 +287,10 @@ fn under_callgrind(server: &Command, out: &Path) -> Command {
     command
 }
 
-/// Sends `GET path` so often, one request after the answer to another.
-fn get(client: &mut Client, path: &str, times: u64) -> Result<()> {
+/// Sends a request so often, one after the answer to another.
+fn ask(client: &mut Client, kind: &Kind, times: u64) -> Result<()> {
     for _ in 0..times {
-        client.request("GET", path)?;
+        client.request(kind.method, &kind.path)?;
         client.read_all()?;
         thread::sleep(REST);
     }
@@ -292,7 +309,7 @@ fn total(out: &Path) -> Result<u64> {
     Ok(total)
 }
 
-fn fill(content_dir: &ContentDir) -> Result<[Kind; 3]> {
+fn fill(content_dir: &ContentDir) -> Result<[Kind; 5]> {
     let repo = "library/bench".parse()?;
     let mut random = fastrand::Rng::with_seed(1);
     let blob = content_dir.blob(&repo, BLOB, |_, piece| random.fill(piece))?;
@@ -301,12 +318,25 @@ fn fill(content_dir: &ContentDir) -> Result<[Kind; 3]> {
     content_dir.tag(&repo, &"latest".parse()?, &index)?;
     let kind = |name, rest| Kind {
         name,
+        method: "GET",
         path: format!("/v2/{repo}/{rest}"),
+        hosted: false,
     };
+    let mirrored = format!("blobs/{blob}");
     Ok([
         kind("manifest by digest", format!("manifests/{index}")),
         kind("manifest by tag", "manifests/latest".to_owned()),
-        kind("blob of 1 KiB", format!("blobs/{blob}")),
+        kind("blob of 1 KiB", mirrored.clone()),
+        Kind {
+            method: "HEAD",
+            ..kind(HEAD_MIRRORED, mirrored)
+        },
+        Kind {
+            name: HEAD_HOSTED,
+            method: "HEAD",
+            path: format!("/v2/{HOSTED}/blobs/{}", Blob::new(1, BLOB).digest),
+            hosted: true,
+        },
     ])
 }
 

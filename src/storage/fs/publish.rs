@@ -62,9 +62,13 @@ pub(super) async fn publish(
     if let Err((lost, source)) = spool.unsynced.sync(files, &paths).await {
         let is_lost = |digest: &&Digest| lost.contains(&spool.layout.blob(digest));
         let lost = blobs.iter().filter(is_lost).copied().collect();
-        on(spool, move |_| Ok(discard(&paths)))
-            .await
-            .map_err(failed)?;
+        let discard = move |_: &Arc<Spool>| {
+            for draft in &paths {
+                disk::discard(disk::remove_file(draft));
+            }
+            Ok(())
+        };
+        on(spool, discard).await.map_err(failed)?;
         return Err(SyncError {
             lost,
             ..failed(source)
@@ -126,12 +130,6 @@ fn draft(spool: &Arc<Spool>, tagging: &Tagging) -> Result<Vec<TagDraft>, StoreEr
         }
     }
     Ok(drafts)
-}
-
-fn discard(drafts: &[PathBuf]) {
-    for draft in drafts {
-        disk::discard(disk::remove_file(draft));
-    }
 }
 
 /// Gives tags their names, up to the first error.

@@ -128,6 +128,13 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     ticks_to_seconds(stat(pid)?.split(' ').skip(11).take(4))
 }
 
+/// User and system CPU seconds of the calling thread so far.
+pub(crate) fn thread_seconds() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/thread-self/stat")?;
+    let (_, fields) = stat.rsplit_once(") ").context("an unknown format")?;
+    ticks_to_seconds(fields.split(' ').skip(11).take(2))
+}
+
 /// CPU seconds of this process's children that have ended.
 pub(crate) fn ended_children_seconds() -> Result<f64> {
     ticks_to_seconds(stat(std::process::id())?.split(' ').skip(13).take(2))

@@ -2,6 +2,8 @@
 //! clients are threads of this process, whose CPU time isn't part of a figure.
 
 mod copies;
+mod floor;
+mod many;
 mod wire;
 
 use std::fs;
@@ -23,7 +25,7 @@ use super::common::{GIB, MIB, note, rounds, times, together};
 use super::library::Library;
 use super::peers::{self, Peer, REGISTRY, Sources};
 use super::results::{Comparison, Results};
-use wire::{Blob, Pusher};
+pub(super) use wire::{Blob, Pusher};
 
 /// What everybody pushes into.
 const REPO: &str = "pushed/bench";
@@ -44,12 +46,13 @@ const MEMORY: f64 = 16.0;
 const MEMORY_EACH: f64 = 4.0;
 
 /// The rows, by their names on the command line, and whether each has a peer.
-const ROWS: [(&str, Measure, bool); 6] = [
+const ROWS: [(&str, Measure, bool); 7] = [
     ("push-large", large, true),
     ("push-layers", layers, true),
     ("push-manifests", manifests, true),
     ("push-memory", memory, false),
     ("push-beside", beside, false),
+    ("push-many", many::measure, false),
     ("copy-large", copies::measure, true),
 ];
 
@@ -116,7 +119,7 @@ impl Bench<'_> {
 }
 
 /// Adds hosted repositories, into which everybody may push.
-fn host(config: &Path) -> Result<()> {
+pub(super) fn host(config: &Path) -> Result<()> {
     let mut document: Map<String, Value> = serde_json::from_str(&fs::read_to_string(config)?)?;
     let hosted = json!([{ "name": "pushed", "repositories": ["pushed/**"] }]);
     document.insert("hosted".to_owned(), hosted);
@@ -167,10 +170,11 @@ fn large(bench: &Bench<'_>, results: &mut Results) -> Result<()> {
             Run::of(server, || push(&mut pusher, REPO, &blob))
         };
         let hash = hash_seconds(bytes)?;
+        let floor = floor::seconds(bytes)?;
         let put = push(&ours, Pusher::put)?;
         let other = push(&theirs, Pusher::put)?;
         let patch = push(&ours, Pusher::patch)?;
-        Ok((hash, put, other, patch))
+        Ok(((hash, floor), put, other, patch))
     })?;
     let title = format!("push of {} MiB", bytes >> 20);
     let each = || runs.iter();
@@ -184,11 +188,17 @@ fn large(bench: &Bench<'_>, results: &mut Results) -> Result<()> {
     );
     let ratios = each().map(|(_, put, other, _)| put.cpu / other.cpu);
     compare(results, &format!("{title}, PUT"), "CPU", None, ratios);
-    let above = each().map(|(hash, put, ..)| (put.cpu - hash) / times(bytes, GIB));
+    let above = each().map(|((hash, _), put, ..)| (put.cpu - hash) / times(bytes, GIB));
     let name = format!("{title}, PUT: CPU above that of its sha256, for a GiB");
     results
         .figures
         .push(Figure::new(&name, "s", above).target(AtMost(ABOVE_HASH)));
+    let above = each().map(|((hash, floor), ..)| (floor - hash) / times(bytes, GIB));
+    let name = "the same of a loop that receives, hashes and writes";
+    results.figures.push(Figure::new(name, "s", above));
+    let ratios = each().map(|((_, floor), put, ..)| put.cpu / floor);
+    let name = format!("{title}, PUT: CPU over that of such a loop");
+    results.figures.push(Figure::new(&name, "x", ratios).steady());
     let ratios = each().map(|(_, put, _, patch)| patch.wall / put.wall);
     let name = format!("{title}, chunked PATCH over PUT, wall time");
     results.figures.push(

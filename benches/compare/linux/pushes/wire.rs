@@ -14,15 +14,15 @@ use super::super::common::wire::{header, read_head};
 const SILENCE: Duration = Duration::from_mins(2);
 
 /// A blob: one piece again and again.
-pub(super) struct Blob {
+pub(crate) struct Blob {
     piece: Vec<u8>,
     pub(super) bytes: u64,
-    pub(super) digest: Digest,
+    pub(crate) digest: Digest,
 }
 
 impl Blob {
     /// Another one for each seed.
-    pub(super) fn new(seed: u64, bytes: u64) -> Self {
+    pub(crate) fn new(seed: u64, bytes: u64) -> Self {
         let mut piece = vec![0; PIECE];
         fastrand::Rng::with_seed(seed).fill(&mut piece);
         let mut hasher = Hasher::new(Algorithm::Sha256);
@@ -47,7 +47,7 @@ fn pieces(piece: &[u8], bytes: u64) -> impl Iterator<Item = &[u8]> {
 }
 
 /// A connection to a registry.
-pub(super) struct Pusher {
+pub(crate) struct Pusher {
     stream: TcpStream,
     addr: SocketAddr,
 }
@@ -75,7 +75,7 @@ impl Answer {
 }
 
 impl Pusher {
-    pub(super) fn connect(addr: SocketAddr) -> Result<Self> {
+    pub(crate) fn connect(addr: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect_timeout(&addr, SILENCE)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SILENCE))?;
@@ -84,7 +84,7 @@ impl Pusher {
     }
 
     /// Pushes a blob with one PUT.
-    pub(super) fn put(&mut self, repo: &str, blob: &Blob) -> Result<()> {
+    pub(crate) fn put(&mut self, repo: &str, blob: &Blob) -> Result<()> {
         let upload = self.start(repo)?;
         let length = format!("Content-Length: {}\r\n", blob.bytes);
         self.head("PUT", &closing(&upload, blob), &length)?;
