@@ -1,11 +1,13 @@
 //! The body of a push, for those who store it.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::timeout;
 
 use super::request::RequestBody;
+use super::turn::{TURN, Turn};
 use crate::hosted::{BodyError, PushBody};
 
 /// How long a client may send no byte of a body. A body as a whole has no time limit.
@@ -17,11 +19,16 @@ pub(super) struct UploadBody {
     body: RequestBody,
     /// Nothing more is read from it.
     ended: bool,
+    turn: Turn,
 }
 
 impl UploadBody {
-    pub(super) const fn new(body: RequestBody) -> Self {
-        Self { body, ended: false }
+    pub(super) fn new(body: RequestBody) -> Self {
+        Self {
+            body,
+            ended: false,
+            turn: Turn::of(TURN),
+        }
     }
 
     /// Reads the whole body; none where it has more than `max` bytes.
@@ -53,11 +60,15 @@ impl PushBody for UploadBody {
         if self.ended {
             return Ok(None);
         }
+        poll_fn(|cx| self.turn.poll(cx)).await;
         let next = match timeout(SILENCE, self.body.next()).await {
             Ok(next) => next.map_err(|error| BodyError::Broken(Box::new(error))),
             Err(_elapsed) => Err(BodyError::Timeout),
         };
-        self.ended = !matches!(next, Ok(Some(_)));
+        match &next {
+            Ok(Some(bytes)) => self.turn.count(bytes.len()),
+            Ok(None) | Err(_) => self.ended = true,
+        }
         next
     }
 }

@@ -51,7 +51,7 @@ impl FileSocket {
             match result {
                 // What has been sent is told first; an error comes again with the next call.
                 _ if sent > 0 => {
-                    self.turn.sent(sent);
+                    self.turn.count(sent);
                     return Poll::Ready(Ok(sent));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

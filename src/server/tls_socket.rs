@@ -162,7 +162,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsSocket<T> {
         ready!(this.turn.poll(cx));
         ready!(this.poll_send(cx))?;
         let taken = FROM_FILE.with_borrow_mut(|buffer| this.encrypt(bufs, buffer))?;
-        this.turn.sent(taken);
+        this.turn.count(taken);
         // An error comes again with the next call.
         if this.poll_send(cx).is_pending() {
             this.unsent = Some(this.buffers.hold(taken));

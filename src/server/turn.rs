@@ -1,33 +1,33 @@
-//! Turns: how connections that send large bodies share a thread of the runtime with everything else.
+//! Turns: how connections that send or receive large bodies share a thread of the runtime with everything else.
 
 use std::future::Future as _;
 use std::task::{Context, Poll};
 
-/// Bytes of files that a connection sends in one turn: about 0.1 ms. Half as many cost a third more
+/// Bytes that a connection sends or receives in one turn: about 0.1 ms. Half as many cost a third more
 /// CPU for each byte.
 pub(super) const TURN: usize = 256 * 1024;
 
-/// What a connection has sent in its current turn. hyper itself continues for as long as the socket
-/// takes more, which a fast client's always does.
+/// What a connection has sent or received in its current turn. hyper itself continues for as long as the
+/// socket takes or has more, which a fast client's always does.
 #[derive(Debug)]
 pub(super) struct Turn {
     length: usize,
-    sent: usize,
+    bytes: usize,
 }
 
 impl Turn {
     /// Turns of `length` bytes.
     pub(super) fn of(length: usize) -> Self {
-        Self { length, sent: 0 }
+        Self { length, bytes: 0 }
     }
 
     /// Ready while the turn lasts. At its end, the task is woken again after the runtime has looked for
     /// new events and has run all other ready tasks.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.sent < self.length {
+        if self.bytes < self.length {
             return Poll::Ready(());
         }
-        self.sent = 0;
+        self.bytes = 0;
         // A plain wake-up would put the task behind the ready ones only. The runtime would then run tens
         // of turns of other connections before it looked for events: milliseconds for a small request.
         let yielded = std::pin::pin!(tokio::task::yield_now()).poll(cx);
@@ -36,13 +36,13 @@ impl Turn {
     }
 
     /// Counts bytes of this turn.
-    pub(super) fn sent(&mut self, bytes: usize) {
-        self.sent += bytes;
+    pub(super) fn count(&mut self, bytes: usize) {
+        self.bytes += bytes;
     }
 
     /// Begins a new turn, because the task has to wait for its socket.
     pub(super) fn end(&mut self) {
-        self.sent = 0;
+        self.bytes = 0;
     }
 }
 
@@ -76,7 +76,7 @@ mod tests {
             let mut turn = Turn::of(TURN);
             loop {
                 poll_fn(|cx| turn.poll(cx)).await;
-                turn.sent(TURN);
+                turn.count(TURN);
                 turns.set(turns.get() + 1);
             }
         };

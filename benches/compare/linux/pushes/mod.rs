@@ -198,7 +198,9 @@ fn large(bench: &Bench<'_>, results: &mut Results) -> Result<()> {
     results.figures.push(Figure::new(name, "s", above));
     let ratios = each().map(|((_, floor), put, ..)| put.cpu / floor);
     let name = format!("{title}, PUT: CPU over that of such a loop");
-    results.figures.push(Figure::new(&name, "x", ratios).steady());
+    results
+        .figures
+        .push(Figure::new(&name, "x", ratios).steady());
     let ratios = each().map(|(_, put, _, patch)| patch.wall / put.wall);
     let name = format!("{title}, chunked PATCH over PUT, wall time");
     results.figures.push(
