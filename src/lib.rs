@@ -55,6 +55,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod oci;
 pub mod renewal;
+pub mod replicas;
 pub mod server;
 pub mod storage;
 pub mod systemd;

@@ -19,7 +19,7 @@ use tracing::Level;
 pub const ACCESS_LOG: &str = "millpond::accesslog";
 
 /// The modules that log under their own names, and the log of requests.
-const MODULES: [&str; 27] = [
+const MODULES: [&str; 28] = [
     "access",
     "accesslog",
     "admin",
@@ -39,6 +39,7 @@ const MODULES: [&str; 27] = [
     "mirror",
     "oci",
     "renewal",
+    "replicas",
     "server",
     "storage",
     "systemd",

@@ -10,6 +10,7 @@ mod listeners;
 mod merge;
 mod pulling;
 mod reload;
+mod replicas;
 mod serving;
 mod traces;
 mod upstreams;
@@ -33,6 +34,7 @@ use tokio_util::task::TaskTracker;
 
 use listeners::{ListenersTls, Sockets};
 use reload::Running;
+use replicas::Replication;
 use serving::Serving;
 use traces::Traces;
 use upstreams::Clients;
@@ -55,7 +57,7 @@ use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::systemd::{Handed, SocketsError};
 use crate::tasks::{Panicked, Tasks};
 use crate::tls::{ServerTls, TlsError};
-use crate::upstream::SetupError;
+use crate::upstream::{PeersError, SetupError};
 
 /// Why the mirror doesn't start.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +82,13 @@ pub enum StartError {
         upstream: String,
         path: PathBuf,
         key: &'static str,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Replicas(#[from] PeersError),
+    #[error("the certificate {path}, which replicas are trusted by, can't be read: {source}")]
+    ReplicaCertificate {
+        path: PathBuf,
         source: std::io::Error,
     },
     #[error(transparent)]
@@ -142,6 +151,8 @@ struct Shared {
     traces: Traces,
     /// The deny list and the audit log.
     denials: Denials,
+    /// None where this server works alone.
+    replication: Option<Replication>,
     /// For operators.
     upstreams: UpstreamList,
     usage: Arc<UsageFile>,
@@ -205,7 +216,9 @@ impl App {
         let tls = ListenersTls::load(config, clock, &metrics)?;
         let access = access::access(config, clock, &metrics).await?;
         let traces = Traces::start(config, clock, &metrics, &background)?;
-        let clients = Clients::open(&config.proxy, None, clock, &metrics)?;
+        let replication = Replication::open(config, clock, &metrics).await?;
+        let peers = replication.as_ref().map(|replication| &replication.peers);
+        let clients = Clients::open(&config.proxy, (None, peers), clock, &metrics)?;
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),
@@ -223,6 +236,7 @@ impl App {
             levels,
             traces,
             denials: access.denials(),
+            replication,
             upstreams,
             usage,
             connections: TaskTracker::new(),
@@ -400,6 +414,7 @@ impl Shared {
     fn start_background(&self) {
         self.watch_levels();
         self.keep_usage();
+        self.follow_replicas();
         self.renewals.watch(&self.background, self.stop_now.clone());
     }
 

@@ -11,6 +11,7 @@ mod histogram;
 mod keep_fresh;
 mod labels;
 mod rate_limits;
+mod replicas;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ pub use labels::{
     RefusedConnection, Removal, TokenAge, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
+use replicas::ReplicaMetrics;
 use requests::Requests;
 pub use requests::{Addressed, Answer, UpstreamId};
 pub use upstreams::UpstreamMetrics;
@@ -131,6 +133,7 @@ pub struct Metrics {
     upstreams: Upstreams,
     store: StoreMetrics,
     pub downloads: Downloads,
+    pub replicas: ReplicaMetrics,
     connections: Connections,
     refused_callers: Family<RefusedFor, Counter>,
     authentications: Family<AuthenticatedBy, Counter>,
@@ -222,6 +225,7 @@ impl Metrics {
             requests,
             upstreams,
             downloads,
+            replicas: ReplicaMetrics::register(r),
             connections: Connections::register(r),
             refused_callers: r.metric(
                 "callers_refused",

@@ -157,22 +157,34 @@ impl TagRecords {
         self.validators.get(key)
     }
 
-    /// The upstream has just said so, with this validator, if any.
+    /// The upstream has said so this long ago, with this validator, if any.
     pub(super) fn confirmed(
         &self,
         key: &TagKey,
         known: ManifestMeta,
         validator: Option<Validator>,
+        age: Duration,
     ) {
         match validator {
             Some(validator) => self.validators.insert(key.clone(), validator),
             None => drop(self.validators.remove(key)),
         }
-        self.still_holds(key, known);
+        self.note(key, known, age);
+    }
+
+    /// How long ago the upstream said that the tag names this digest.
+    pub(super) fn age(&self, key: &TagKey, digest: &Digest) -> Option<Duration> {
+        let record = self.records.get(key)?;
+        let age = self.clock.now().duration_since(record.confirmed_at);
+        (record.known.digest == *digest).then_some(age)
     }
 
     /// The upstream has just said that what it said last still holds; or nobody needs to ask it.
     pub(super) fn still_holds(&self, key: &TagKey, known: ManifestMeta) {
+        self.note(key, known, Duration::ZERO);
+    }
+
+    fn note(&self, key: &TagKey, known: ManifestMeta, age: Duration) {
         let ttl = match self.freshness(key) {
             Freshness::Limited(times) => times.ttl,
             Freshness::Immutable | Freshness::Offline => FOR_EVER,
@@ -180,8 +192,8 @@ impl TagRecords {
         let now = self.clock.now();
         let record = Record {
             known,
-            confirmed_at: now,
-            fresh_until: now + ttl,
+            confirmed_at: now.checked_sub(age).unwrap_or(self.began),
+            fresh_until: now + ttl.saturating_sub(age),
             outcome: Outcome::Hit,
         };
         self.records.insert(key.clone(), record);

@@ -48,5 +48,5 @@ pub use cursor::BodyError;
 pub use hosted::HostedRepositories;
 pub use limits::{Admission, ConnectionLimits};
 pub use request::{Handler, Peer, RequestBody, RequestBodyError};
-pub use service::{Gate, ServerSettings, Service};
+pub use service::{Gate, PeerGate, ServerSettings, Service};
 pub use socket::LINGER;

@@ -53,6 +53,10 @@ impl Endpoint {
         ask: &UpstreamRequest,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let asked_at = self.transport.clock.now();
+        if let Some(peer) = &self.peer {
+            let asking = Box::pin(peer.ask(self, ask));
+            return asking.await.map_err(|error| error.since(asked_at));
+        }
         let reply = if self.others.is_empty() || self.auth.accounts.position(repo) > 0 {
             self.ask_authenticated(repo, ask).await
         } else {

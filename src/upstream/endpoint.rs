@@ -16,6 +16,7 @@ use super::limiter::Limiter;
 use super::limits::Limits;
 use super::login::Login;
 use super::multi_range::MultiRange;
+use super::peer::Peer;
 use super::transport::Transport;
 use crate::clock::Clock;
 use crate::config::{self, Reserve, Timeouts};
@@ -42,6 +43,8 @@ pub(super) struct Endpoint {
     /// The account of a caller. None where all callers share the mirror's account.
     pub caller: Option<CallerId>,
     pub health: Arc<Health>,
+    /// The replica that is asked instead of the endpoint.
+    pub peer: Option<Arc<Peer>>,
 }
 
 /// What the endpoints of one upstream have in common.
@@ -103,6 +106,7 @@ impl Endpoint {
             multi_range: Arc::new(MultiRange::new(&config.name)),
             caller,
             health: Arc::new(Health::new(&config.name, label, figures)),
+            peer: None,
             config,
         })
     }
@@ -114,6 +118,15 @@ impl Endpoint {
             auth: Arc::new(auth),
             others: Arc::default(),
             caller: Some(id),
+            ..self.clone()
+        }
+    }
+
+    /// Asks another replica, under the names that the upstream has for repositories.
+    pub(super) fn at_peer(&self, peer: Arc<Peer>) -> Self {
+        Self {
+            prefix: None,
+            peer: Some(peer),
             ..self.clone()
         }
     }
@@ -156,7 +169,8 @@ impl Endpoint {
 
     /// The address of `/v2/<repo>/<endpoint>/<item>`.
     pub(super) fn url(&self, repo: &RepoName, endpoint: &str, item: &str) -> Url {
-        let mut url = self.config.url.clone();
+        let peer = self.peer.as_ref().map(|peer| peer.base());
+        let mut url = peer.unwrap_or(&self.config.url).clone();
         // Only a URL that can't be a base has no segments, and none of those is configured.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push("v2").extend(repo.components());

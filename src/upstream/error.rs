@@ -5,6 +5,7 @@
 //! the error, so it is cheap to clone.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,6 +78,8 @@ pub struct UpstreamError {
     pub failure: Failure,
     /// When the upstream began to be asked.
     pub(super) asked_at: Instant,
+    /// The replica whose final answer it is.
+    pub(super) peer: Option<SocketAddr>,
 }
 
 /// Why a request to an upstream failed.
@@ -225,6 +228,7 @@ impl UpstreamError {
             url: url.into(),
             failure,
             asked_at: Instant::now(),
+            peer: None,
         }
     }
 
@@ -242,6 +246,11 @@ impl UpstreamError {
     /// that other clients had asked before.
     pub const fn asked_at(&self) -> Instant {
         self.asked_at
+    }
+
+    /// The replica that answered so, if the upstream wasn't asked from here.
+    pub const fn peer(&self) -> Option<SocketAddr> {
+        self.peer
     }
 
     pub(super) fn protocol(url: &Url, violation: impl Into<Violation>) -> Self {

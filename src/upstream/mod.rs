@@ -64,6 +64,8 @@ mod manifests;
 mod multi_range;
 mod multipart;
 mod observe;
+mod peer;
+mod peers;
 mod priority;
 mod ranges;
 mod reasons;
@@ -89,6 +91,7 @@ mod sync {
 }
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,6 +124,7 @@ pub use login::Login;
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest, Validator};
 pub use multipart::MultipartError;
 pub use observe::{Challenged, Observation};
+pub use peers::{OwnerKey, Peers, PeersError, PeersOptions};
 pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};
 pub use reasons::{NOT_FOUND, wrong_answer};
 pub use redirect::RedirectError;
@@ -134,12 +138,23 @@ use usage::Usage;
 /// The client of one upstream.
 pub struct Upstream {
     pub config: Arc<config::Upstream>,
-    endpoints: Endpoints,
+    endpoints: Arc<Endpoints>,
     /// The account of a caller. None where all callers share the mirror's account.
     caller: Option<CallerId>,
     /// Those of callers with logins. None where all callers share the mirror's account, and in an
     /// account itself.
-    callers: Option<Callers>,
+    callers: Option<Arc<Callers>>,
+    /// The other replicas, which are asked before the endpoints. None where nobody is: there are none, or
+    /// the question is this replica's own.
+    peers: Option<Arc<Peers>>,
+}
+
+/// What another replica's answer says beside the content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAnswer {
+    pub address: SocketAddr,
+    /// How long ago the upstream said what a tag names; 0 for a digest.
+    pub age: Duration,
 }
 
 /// The TLS of an upstream, to be set up anew when its files change.
@@ -202,9 +217,10 @@ impl Upstream {
             Authorize::Caller => Some(Callers::new()?),
         };
         Ok(Self {
-            endpoints: Endpoints::new(first, others, config.endpoint_selection),
+            endpoints: Arc::new(Endpoints::new(first, others, config.endpoint_selection)),
             caller: callers.as_ref().map(|_| CallerId::ANONYMOUS),
-            callers,
+            callers: callers.map(Arc::new),
+            peers: None,
             config,
         })
     }
@@ -212,7 +228,10 @@ impl Upstream {
     /// The same client, which never asks its upstream if it is offline.
     #[must_use]
     pub fn offline(mut self, offline: bool) -> Self {
-        self.endpoints.offline = offline;
+        // Nobody else has them yet.
+        if let Some(endpoints) = Arc::get_mut(&mut self.endpoints) {
+            endpoints.offline = offline;
+        }
         self
     }
 

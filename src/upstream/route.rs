@@ -1,11 +1,13 @@
 //! What one download has learned about the endpoints, and whether a client waits for it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
+use parking_lot::Mutex;
 
 use super::attempt::Attempt;
 use super::endpoint::Endpoint;
@@ -25,6 +27,13 @@ pub struct BlobRoute {
     only_last: AtomicBool,
     /// Whether no client waits for it.
     is_background: AtomicBool,
+    /// Whether no other replica is asked any more. Never unset: replicas may wait for the download from then
+    /// on.
+    is_direct: AtomicBool,
+    /// The replica that sends the blob, or did so last.
+    peer: Mutex<Option<SocketAddr>>,
+    /// The blob's size by the first replica, and 1; 0 where none has told one.
+    size: AtomicU64,
 }
 
 impl BlobRoute {
@@ -37,6 +46,48 @@ impl BlobRoute {
     /// Whether a client waits for the download from now on.
     pub fn set_urgent(&self, urgent: bool) {
         self.is_background.store(!urgent, Ordering::Relaxed);
+    }
+
+    /// Whether no other replica is asked.
+    pub fn is_direct(&self) -> bool {
+        self.is_direct.load(Ordering::SeqCst)
+    }
+
+    /// From now on only the upstream is asked.
+    pub fn go_direct(&self) {
+        self.is_direct.store(true, Ordering::SeqCst);
+    }
+
+    /// The replica that sends the blob, if one does.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer.lock().filter(|_| !self.is_direct())
+    }
+
+    /// A replica sends the blob. False where the download has gone on to the upstream meanwhile: replicas may
+    /// wait for it by now, and so it waits for none.
+    pub(super) fn at_peer(&self, peer: Option<SocketAddr>) -> bool {
+        *self.peer.lock() = peer;
+        !self.is_direct()
+    }
+
+    /// Whether a size that a replica has told is the one that the first replica told.
+    pub(super) fn agrees(&self, size: Option<u64>) -> bool {
+        let Some(size) = size.map(|size| size.saturating_add(1)) else {
+            return true;
+        };
+        let known = self
+            .size
+            .compare_exchange(0, size, Ordering::Relaxed, Ordering::Relaxed);
+        known.map_or_else(|known| known == size, |_| true)
+    }
+
+    /// The bytes that arrived were wrong. True where some of them came from other replicas: from now on only
+    /// the upstream is asked.
+    pub(super) fn distrust_peers(&self) -> bool {
+        self.peer.lock().take().is_some() && {
+            self.go_direct();
+            true
+        }
     }
 
     pub(super) fn priority(&self) -> Priority {

@@ -61,6 +61,7 @@ mod process;
 mod ranges;
 mod rate_limits;
 mod reload;
+mod replicas;
 mod request_ids;
 mod routing;
 mod scripts;
