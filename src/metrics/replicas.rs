@@ -92,6 +92,15 @@ impl ReplicaMetrics {
         }
     }
 
+    /// One more has failed, or one answers again.
+    pub fn failed(&self, is_more: bool) {
+        if is_more {
+            self.skipped.inc();
+        } else {
+            self.skipped.dec();
+        }
+    }
+
     /// The other replicas, and how many of them have failed.
     pub fn members(&self, known: usize, skipped: usize) {
         set(&self.known, known as u64);

@@ -64,6 +64,7 @@ mod manifests;
 mod multi_range;
 mod multipart;
 mod observe;
+mod one_way;
 mod peer;
 mod peers;
 mod priority;
@@ -85,7 +86,7 @@ mod usage;
 #[cfg(test)]
 mod tests;
 
-/// The lock of `circuit` and `budget`. `tests/interleavings` replaces it.
+/// The lock of `circuit`, `budget` and `one_way`. `tests/interleavings` replaces it.
 mod sync {
     pub(super) use std::sync::{Mutex, MutexGuard, PoisonError};
 }

@@ -135,12 +135,14 @@ impl Peer {
             .lock()
             .replace(Instant::now() + SKIPPED_FOR);
         if before.is_none() {
+            self.options.metrics.replicas.failed(true);
             tracing::warn!(replica = &*self.name, error = %on_one_line(why), "a replica failed; it isn't asked for a while");
         }
     }
 
     fn answered(&self) {
         if self.skipped_until.lock().take().is_some() {
+            self.options.metrics.replicas.failed(false);
             tracing::info!(replica = &*self.name, "the replica answers again");
         }
     }

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use parking_lot::Mutex;
 
 use super::attempt::Attempt;
 use super::endpoint::Endpoint;
 use super::error::UpstreamError;
 use super::limiter::Limiter;
+use super::one_way::OneWay;
 use super::priority::Priority;
 
 /// A stream that has brought this many bytes shows that its endpoint works.
@@ -27,11 +27,8 @@ pub struct BlobRoute {
     only_last: AtomicBool,
     /// Whether no client waits for it.
     is_background: AtomicBool,
-    /// Whether no other replica is asked any more. Never unset: replicas may wait for the download from then
-    /// on.
-    is_direct: AtomicBool,
-    /// The replica that sends the blob, or did so last.
-    peer: Mutex<Option<SocketAddr>>,
+    /// Whether other replicas are asked, and which sends the blob.
+    replicas: OneWay<SocketAddr>,
     /// The blob's size by the first replica, and 1; 0 where none has told one.
     size: AtomicU64,
 }
@@ -50,24 +47,22 @@ impl BlobRoute {
 
     /// Whether no other replica is asked.
     pub fn is_direct(&self) -> bool {
-        self.is_direct.load(Ordering::SeqCst)
+        self.replicas.is_direct()
     }
 
     /// From now on only the upstream is asked.
     pub fn go_direct(&self) {
-        self.is_direct.store(true, Ordering::SeqCst);
+        self.replicas.go_direct();
     }
 
     /// The replica that sends the blob, if one does.
     pub fn peer(&self) -> Option<SocketAddr> {
-        self.peer.lock().filter(|_| !self.is_direct())
+        self.replicas.peer()
     }
 
-    /// A replica sends the blob. False where the download has gone on to the upstream meanwhile: replicas may
-    /// wait for it by now, and so it waits for none.
+    /// A replica sends the blob. False where that isn't read any more.
     pub(super) fn at_peer(&self, peer: Option<SocketAddr>) -> bool {
-        *self.peer.lock() = peer;
-        !self.is_direct()
+        self.replicas.begin(peer)
     }
 
     /// Whether a size that a replica has told is the one that the first replica told.
@@ -84,10 +79,7 @@ impl BlobRoute {
     /// The bytes that arrived were wrong. True where some of them came from other replicas: from now on only
     /// the upstream is asked.
     pub(super) fn distrust_peers(&self) -> bool {
-        self.peer.lock().take().is_some() && {
-            self.go_direct();
-            true
-        }
+        self.replicas.distrust()
     }
 
     pub(super) fn priority(&self) -> Priority {
