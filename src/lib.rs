@@ -30,6 +30,9 @@
 //! A push goes to [`hosted`] instead of [`mirror`]: it receives uploads, checks manifests, and keeps both in
 //! the [`cache`], beside what is mirrored. It never asks an upstream.
 //!
+//! Several servers may act as one mirror: [`replicas`] says which of them owns a digest or a tag, and
+//! [`upstream`] asks the owner before it asks the registry.
+//!
 //! [`config`] says what to mirror, [`app`] wires the modules and owns every task, [`admin`] shows
 //! [`metrics`] and [`health`], [`telemetry`] carries the id and the trace of a request through all that it
 //! causes, [`log_levels`] says what is logged, [`clock`] is the only source of time, and [`cli`] is the program.

@@ -163,16 +163,20 @@ impl Upstreams {
 
     /// The repository that another replica asks for, by the upstream's name and the repository's there. An
     /// error where this replica knows no such upstream, because its configuration is another one.
-    pub fn of_peer(&self, upstream: &str, repo: &RepoName) -> Result<Target, MirrorError> {
+    pub fn of_peer(
+        &self,
+        upstream: &str,
+        repo: &RepoName,
+        login: Option<&Arc<Login>>,
+    ) -> Result<Target, MirrorError> {
         let mut all = self.by_host.values().chain([&self.default]);
         let known = all.find(|known| known.name() == upstream);
         let known = known.ok_or(MirrorError::Misdirected)?;
         let target = self.place(Arc::clone(known), repo.clone());
         let target = target.map_err(|_shadowed| MirrorError::Misdirected)?;
         Ok(Target {
-            upstream: target.upstream.direct(),
             from_peer: true,
-            ..target
+            ..target.with_login(login).direct()
         })
     }
 
@@ -223,6 +227,15 @@ impl Target {
         Self {
             upstream: self.upstream.with_login(login),
             ..self
+        }
+    }
+
+    /// The same without the other replicas.
+    #[must_use]
+    pub(super) fn direct(&self) -> Self {
+        Self {
+            upstream: self.upstream.direct(),
+            ..self.clone()
         }
     }
 

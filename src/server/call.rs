@@ -97,7 +97,8 @@ impl Call<'_> {
         wanted: (Permission, Option<&Reference>),
     ) -> Result<Target, CallError> {
         if let Some(upstream) = self.from_peer {
-            let target = mirror.upstreams.of_peer(upstream, name)?;
+            let login = self.caller.login.as_ref();
+            let target = mirror.upstreams.of_peer(upstream, name, login)?;
             self.addressed.set(target.upstream.metrics_id());
             return Ok(target);
         }

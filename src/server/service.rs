@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ACCEPT, HOST, HeaderMap};
+use http::header::{ACCEPT, AUTHORIZATION, HOST, HeaderMap};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use quick_cache::sync::Cache;
@@ -41,6 +41,7 @@ use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode};
 use crate::oci::{Accept, Action, Push, Reference, RepoName, Route, RouteError};
 use crate::replicas::{Marks, Nonce};
 use crate::telemetry::{Context, RequestIds, Span, TraceParent, Tracer, X_REQUEST_ID};
+use crate::upstream::Login;
 
 /// Different `Accept` lines whose meaning is kept; each kind of client has its own.
 const MAX_ACCEPTS: usize = 256;
@@ -343,8 +344,12 @@ impl Service {
     ) -> Result<Answered, CallError> {
         let action = &route.action;
         if let Some(from_peer) = from_peer {
-            // The other replica has authorized its caller.
-            let caller = Caller::anonymous(presented.address);
+            // The other replica has authorized its caller, and sends its account at the upstream.
+            let login = presented.headers.get(AUTHORIZATION).cloned();
+            let caller = Caller {
+                login: login.map(|header| Arc::new(Login::new(header))),
+                ..Caller::anonymous(presented.address)
+            };
             noted.comes_from(caller.address, None);
             let call = Call {
                 from_peer: Some(&from_peer.upstream),

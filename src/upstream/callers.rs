@@ -78,7 +78,7 @@ impl Upstream {
                 endpoints: Arc::new(self.endpoints.with_login(login, id)),
                 caller: Some(id),
                 callers: None,
-                peers: None,
+                peers: self.peers.clone(),
             }))
         };
         let Ok::<_, Infallible>(upstream) = callers.known.get_or_insert_with(&id, make);

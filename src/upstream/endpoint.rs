@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use http::HeaderValue;
 use url::Url;
 
 use super::callers::CallerId;
@@ -42,6 +43,8 @@ pub(super) struct Endpoint {
     pub multi_range: Arc<MultiRange>,
     /// The account of a caller. None where all callers share the mirror's account.
     pub caller: Option<CallerId>,
+    /// What a caller presents: to other replicas, which speak TLS then.
+    pub login: Option<HeaderValue>,
     pub health: Arc<Health>,
     /// The replica that is asked instead of the endpoint.
     pub peer: Option<Arc<Peer>>,
@@ -106,6 +109,7 @@ impl Endpoint {
             multi_range: Arc::new(MultiRange::new(&config.name)),
             caller,
             health: Arc::new(Health::new(&config.name, label, figures)),
+            login: None,
             peer: None,
             config,
         })
@@ -118,6 +122,7 @@ impl Endpoint {
             auth: Arc::new(auth),
             others: Arc::default(),
             caller: Some(id),
+            login: Some(login.header().clone()),
             ..self.clone()
         }
     }

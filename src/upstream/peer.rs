@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -155,9 +156,7 @@ impl Peer {
         ask: &UpstreamRequest,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let (started, counts) = (self.options.clock.now(), &self.options.counts);
-        let sent = self
-            .send(ask, endpoint.name(), endpoint.transport.timeouts.header * 2)
-            .await;
+        let sent = self.send(endpoint, ask).await;
         let method = if ask.method == Method::HEAD {
             "HEAD"
         } else {
@@ -209,15 +208,19 @@ impl Peer {
     /// others, and at most `patience`.
     async fn send(
         &self,
+        endpoint: &Endpoint,
         ask: &UpstreamRequest,
-        upstream: &str,
-        patience: Duration,
     ) -> Result<(Response, Nonce), UpstreamError> {
         let (url, options) = (&ask.url, &self.options);
+        // It waits for the upstream itself, and may have to ask for a token first.
+        let patience = endpoint.transport.timeouts.header * 2;
         let deadline = Instant::now() + patience;
         let mut headers = ask.headers.clone();
         telemetry::insert_into(&mut headers, None);
-        let nonce = self.mark(&mut headers, &ask.method, url, upstream)?;
+        if let Some(login) = endpoint.login.as_ref().filter(|_| options.tls.is_some()) {
+            headers.insert(AUTHORIZATION, login.clone());
+        }
+        let nonce = self.mark(&mut headers, &ask.method, url, endpoint.name())?;
         let request = self.client.request(ask.method.clone(), url.clone());
         let mut sending = std::pin::pin!(request.headers(headers).send());
         loop {

@@ -284,8 +284,8 @@ impl Upstream {
     /// The same client, which asks the other replicas first.
     #[must_use]
     pub fn with_peers(self, peers: Option<&Arc<Peers>>) -> Self {
-        // The accounts of callers aren't sent to other replicas.
-        let peers = peers.filter(|_| self.caller.is_none());
+        // The credentials of callers are sent over TLS only.
+        let peers = peers.filter(|peers| self.caller.is_none() || peers.options.tls.is_some());
         Self {
             peers: peers.cloned(),
             ..self

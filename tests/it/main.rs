@@ -62,6 +62,7 @@ mod ranges;
 mod rate_limits;
 mod reload;
 mod replicas;
+mod replicas_setup;
 mod replicas_tags;
 mod request_ids;
 mod routing;

@@ -245,38 +245,6 @@ async fn a_rate_limit_is_asked_for_once_by_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_bytes_and_sizes_of_a_replica_are_asked_of_the_upstream() {
-    // A replica with the same secret whose own upstream lies to it in another way.
-    let (up, liar) = (Registry::start().await, Registry::start().await);
-    for (seed, wrong) in [(7, noise(99, 5 * MIB)), (8, noise(99, 4 * MIB))] {
-        let (blob, path) = put_blob(&up, seed, 5 * MIB);
-        let body = wrong.clone();
-        liar.on(&path, ALWAYS, move |_, _| Reply::ok(&body));
-        let key = digest(&blob).to_string();
-        let relay = Relay::start().await;
-        let other = relay.address.to_string();
-        let me = outranked(&other, &key);
-        let peers = [other.clone(), me.clone()];
-        // It calls the upstream by the same name.
-        let named = |registry: &Registry| Setup::new(&up).upstream("x.example", registry, "");
-        let honest = named(&up)
-            .with(&[&section(&peers, &me, SECRET)])
-            .start()
-            .await;
-        let lying = named(&liar)
-            .with(&[&section(&peers, &other, SECRET)])
-            .start()
-            .await;
-        relay.lead_to(&lying);
-        let path = path.replace("/v2/", "/v2/x.example/");
-        pull(&honest, &path, &blob).await.unwrap();
-        assert!(liar.count("GET ") > 0);
-        liar.take();
-        liar.behave();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn who_lacks_the_secret_is_an_ordinary_client() {
     let up = Registry::start().await;
     let (blob, path) = put_blob(&up, 9, MIB);

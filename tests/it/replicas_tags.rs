@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use millpond::replicas::{Marks, score};
 
-use crate::harness::replicas::{Relay, Replicas, SECRET, section};
+use crate::harness::replicas::{Replicas, SECRET, section};
 use crate::harness::{
-    Image, Mirror, Registry, Reply, Seen, Setup, advance, digest, eventually, passing, put_blob,
-    put_image,
+    Image, Mirror, Registry, Reply, Seen, Setup, advance, digest, eventually, noise, passing,
+    put_blob, put_image,
 };
+use crate::private::ANN;
 
 const TAG: &str = "/v2/app/manifests/1";
 
@@ -98,8 +99,13 @@ async fn what_the_owner_can_not_learn_the_others_serve_stale() {
     assert!(asked <= 2, "{asked}: {:?}", replicas.up.lines());
 }
 
+/// The wall time when a mirror starts.
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_hours(500_000)
+}
+
 /// A replica that is played by the test: its answers are a status, fields and a body, and are marked unless
-/// the status is 0 more than 1000.
+/// 1000 is added to the status.
 struct Played {
     registry: Registry,
     asked: Arc<AtomicUsize>,
@@ -114,10 +120,9 @@ impl Played {
         let marks = Mutex::new(marks);
         let registry = Registry::scripted(move |seen| {
             let (method, target) = seen.line.split_once(' ').unwrap();
-            let now = SystemTime::UNIX_EPOCH + Duration::from_hours(500_000);
             let marks = marks.lock().unwrap();
             let (nonce, _) = marks
-                .check(&seen.headers, (method, target), now)
+                .check(&seen.headers, (method, target), now())
                 .expect("a mark");
             let (status, fields, body) = if seen.path() == "/v2/" {
                 (200, Vec::new(), Vec::new())
@@ -269,6 +274,17 @@ async fn another_length_than_before_is_asked_of_the_next_source() {
 }
 
 #[tokio::test]
+async fn wrong_bytes_of_a_replica_are_asked_of_the_upstream() {
+    let up = Registry::start().await;
+    let (blob, path) = put_blob(&up, 1, 500_000);
+    let wrong = noise(2, 500_000).to_vec();
+    let played = Played::start(move |_| (200, Vec::new(), wrong.clone())).await;
+    let mirror = played.beside(&up, &digest(&blob).to_string()).await;
+    mirror.serves(&path, &blob).await;
+    assert_eq!((played.asked(), up.count("GET ")), (1, 1));
+}
+
+#[tokio::test]
 async fn wrong_manifests_of_a_replica_are_asked_of_the_upstream() {
     let up = Registry::start().await;
     let (image, path) = put_image(&up, 1);
@@ -285,51 +301,58 @@ async fn wrong_manifests_of_a_replica_are_asked_of_the_upstream() {
 
 #[tokio::test]
 async fn access_is_decided_by_the_replica_that_the_client_asks() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    // `user` with the password `s3cret`.
-    std::fs::write(
-        &file,
-        "user:$2y$05$9Y3Q5F3Jw1n8oGkHcV5uHeR4b2vZyqkqk9l2QxUeK0Oq1m5qg2m5e\n",
-    )
-    .unwrap();
-    let line = format!(
-        "auth.htpasswd: {{realm: x, path: {}}}",
-        file.path().display()
-    );
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().join("htpasswd");
+    std::fs::write(&path, format!("ann:{}\n", bcrypt::hash("a", 4).unwrap())).unwrap();
+    let line = format!("auth.htpasswd: {{path: '{}'}}", path.display());
     let replicas = Replicas::start(2, &[&line]).await;
     let (blob, path) = put_blob(&replicas.up, 1, 3_000_000);
+    let line = format!("GET {path}");
     for mirror in &replicas.mirrors {
         assert_eq!(mirror.get(&path).await.status, 401);
     }
     assert_eq!(replicas.up.count(""), 0);
     let order = replicas.order(&digest(&blob).to_string());
-    let (owner, other) = (
-        replicas.relays[order[0]].address,
-        &replicas.mirrors[order[1]],
-    );
-    // A replica's own request needs no user.
-    let marks = Marks::new(SECRET);
-    let mut headers = HeaderMap::new();
-    let now = SystemTime::UNIX_EPOCH + Duration::from_hours(500_000);
-    let upstream = replicas.up.address.to_string();
-    marks
-        .mark(&mut headers, ("GET", &path), &upstream, now)
-        .unwrap();
-    let texts: Vec<_> = headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
-        .collect();
-    let answer = replicas.mirrors[order[0]]
-        .ask(&format!("GET {path}"), &texts)
-        .await;
-    answer.expect(200, &blob);
-    // Once only.
-    let again = replicas.mirrors[order[0]]
-        .ask(&format!("GET {path}"), &texts)
-        .await;
-    assert_eq!(again.status, 401);
+    let [owner, other] = [0, 1].map(|place| &replicas.mirrors[order[place]]);
+    // The owner lets the replica have it, and not the replica's clients.
+    other
+        .ask(&line, &[("authorization", ANN)])
+        .await
+        .expect(200, &blob);
     assert_eq!(other.get(&path).await.status, 401);
-    drop(owner);
+    // A mark counts once.
+    let mut headers = HeaderMap::new();
+    let upstream = replicas.up.address.to_string();
+    let marks = Marks::new(SECRET);
+    marks
+        .mark(&mut headers, ("GET", &path), &upstream, now())
+        .unwrap();
+    let texts = headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
+    let texts: Vec<_> = texts.collect();
+    owner.ask(&line, &texts).await.expect(200, &blob);
+    assert_eq!(owner.ask(&line, &texts).await.status, 401);
+    // A replica asks for nothing else, and for no upstream that isn't configured.
+    for (path, upstream, status) in [
+        ("/v2/app/tags/list", upstream.as_str(), 421),
+        ("/v2/_catalog", &upstream, 421),
+        (&path, "elsewhere.example", 421),
+        ("/v2/", "", 200),
+    ] {
+        let mut headers = HeaderMap::new();
+        marks
+            .mark(&mut headers, ("GET", path), upstream, now())
+            .unwrap();
+        let texts = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
+        let texts: Vec<_> = texts.collect();
+        let answer = owner.ask(&format!("GET {path}"), &texts).await;
+        assert_eq!(answer.status, status, "{path}");
+        assert!(answer.headers.contains_key("millpond-peer"));
+    }
+    assert_eq!(owner.metric("millpond_replica_refused_total"), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -366,5 +389,4 @@ async fn a_slow_upstream_is_waited_for_and_a_silent_owner_is_not() {
         "{:?}",
         began.elapsed()
     );
-    let _: &Relay = &replicas.relays[0];
 }

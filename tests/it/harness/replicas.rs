@@ -109,6 +109,11 @@ pub(crate) struct Replicas {
 impl Replicas {
     /// `lines` are more of the configuration of each, as in [`Setup::with`].
     pub(crate) async fn start(count: usize, lines: &[&str]) -> Self {
+        Self::start_with(count, lines, "").await
+    }
+
+    /// `more` is YAML that follows the keys of the section `replicas`.
+    pub(crate) async fn start_with(count: usize, lines: &[&str], more: &str) -> Self {
         let up = Registry::start().await;
         let mut relays = Vec::new();
         for _ in 0..count {
@@ -121,6 +126,7 @@ impl Replicas {
                 .map(|relay| relay.address.to_string())
                 .collect();
             let section = section(&others, &relay.address.to_string(), SECRET);
+            let section = section.replace('}', &format!("{more}}}"));
             let mirror = Setup::new(&up).with(&[&section]).with(lines).start().await;
             relay.lead_to(&mirror);
             mirrors.push(mirror);
