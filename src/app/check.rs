@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use super::StartError;
 use super::cache::Space;
 use super::listeners::{self, ListenersTls};
-use super::replicas::Replication;
-use super::upstreams::Clients;
+use super::{StartError, replicas};
 use crate::clock::Clock;
 use crate::config::{Config, MinFree, SizeLimit, Storage};
 use crate::metrics::Metrics;
@@ -22,8 +20,7 @@ impl super::App {
     pub async fn check(config: &Config) -> Result<(), StartError> {
         let (clock, metrics) = (Clock::system(), Arc::new(Metrics::new()));
         ListenersTls::load(config, clock, &metrics)?;
-        Clients::open(&config.proxy, (None, None), clock, &metrics)?;
-        Replication::open(config, clock, &metrics).await?;
+        replicas::open(config, clock, &metrics).await?;
         if let Storage::Filesystem { root, .. } = &config.storage {
             FsStore::check_root(root).await?;
         }

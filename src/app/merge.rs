@@ -119,11 +119,9 @@ impl Merged {
             auth,
             proxy: self::proxy(old, proxy, keeps_upstreams),
             access,
-            hosted: if keeps_spaces {
-                hosted
-            } else {
-                old.hosted.clone()
-            },
+            hosted: Some(hosted)
+                .filter(|_| keeps_spaces)
+                .unwrap_or_else(|| old.hosted.clone()),
             replicas: old.replicas.clone(),
             printed,
         };

@@ -37,7 +37,6 @@ use reload::Running;
 use replicas::Replication;
 use serving::Serving;
 use traces::Traces;
-use upstreams::Clients;
 use usage_file::UsageFile;
 
 use crate::access::{Denials, DenyError};
@@ -216,9 +215,7 @@ impl App {
         let tls = ListenersTls::load(config, clock, &metrics)?;
         let access = access::access(config, clock, &metrics).await?;
         let traces = Traces::start(config, clock, &metrics, &background)?;
-        let replication = Replication::open(config, clock, &metrics).await?;
-        let peers = replication.as_ref().map(|replication| &replication.peers);
-        let clients = Clients::open(&config.proxy, (None, peers), clock, &metrics)?;
+        let (replication, clients) = replicas::open(config, clock, &metrics).await?;
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::upstreams::Clients;
 use super::{Shared, StartError};
 use crate::clock::Clock;
 use crate::config::{self, Config, Listen};
@@ -18,8 +19,8 @@ pub(super) struct Replication {
 }
 
 impl Replication {
-    /// Sets up the connections to the replicas. None where this server works alone.
-    pub(super) async fn open(
+    /// None where this server works alone.
+    async fn open(
         config: &Config,
         clock: Clock,
         metrics: &Arc<Metrics>,
@@ -47,6 +48,18 @@ impl Replication {
         let peers = Arc::new(Peers::new(options).await?);
         Ok(Some(Self { peers, marks }))
     }
+}
+
+/// Sets up the connections to the replicas, and the clients of the upstreams, which ask those first.
+pub(super) async fn open(
+    config: &Config,
+    clock: Clock,
+    metrics: &Arc<Metrics>,
+) -> Result<(Option<Replication>, Clients), StartError> {
+    let replication = Replication::open(config, clock, metrics).await?;
+    let peers = replication.as_ref().map(|replication| &replication.peers);
+    let clients = Clients::open(&config.proxy, (None, peers), clock, metrics)?;
+    Ok((replication, clients))
 }
 
 impl Shared {

@@ -1,6 +1,7 @@
 //! The `replicas` section: several servers that act as one mirror.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -94,6 +95,13 @@ pub(super) fn read(replicas: &Section<'_>) -> Option<Replicas> {
         }
         return None;
     };
+    if let (ReplicaPeers::Dns(_), Some(name)) = (&peers, &own)
+        && name.parse::<SocketAddr>().is_err()
+    {
+        let reason =
+            format!("is {name}; where `peers` is a name, write this server's address and port");
+        replicas.reject("self", reason);
+    }
     if let (ReplicaPeers::List(list), Some(own)) = (&peers, &own)
         && !list.contains(own)
     {

@@ -99,7 +99,7 @@ impl Downloader {
         // first bytes are gone, or one that is committed and whose file is gone.
         for _ in 0..2 {
             let upstream = source.upstream();
-            let make = |id| shared.download(digest, &source, id, true);
+            let make = |id| shared.download(digest, source, id, true);
             let own = Arc::clone(source);
             let role = shared.registry.join(upstream, digest, party, own, make);
             match role {

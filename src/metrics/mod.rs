@@ -43,7 +43,7 @@ pub use labels::{
     RefusedConnection, Removal, TokenAge, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
-use replicas::ReplicaMetrics;
+pub use replicas::ReplicaMetrics;
 use requests::Requests;
 pub use requests::{Addressed, Answer, UpstreamId};
 pub use upstreams::UpstreamMetrics;
@@ -133,7 +133,6 @@ pub struct Metrics {
     upstreams: Upstreams,
     store: StoreMetrics,
     pub downloads: Downloads,
-    pub replicas: ReplicaMetrics,
     connections: Connections,
     refused_callers: Family<RefusedFor, Counter>,
     authentications: Family<AuthenticatedBy, Counter>,
@@ -225,7 +224,6 @@ impl Metrics {
             requests,
             upstreams,
             downloads,
-            replicas: ReplicaMetrics::register(r),
             connections: Connections::register(r),
             refused_callers: r.metric(
                 "callers_refused",

@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::histogram::Histogram;
-use super::{Registrar, set};
+use super::{Metrics, Registrar, set};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FromSource {
@@ -74,6 +74,13 @@ pub struct ReplicaMetrics {
     pub misdirected: Counter,
     /// Requests of replicas that would have had to wait for another one.
     pub refused: Counter,
+}
+
+impl Metrics {
+    /// Metrics of the other replicas.
+    pub fn replicas(&self) -> &ReplicaMetrics {
+        &self.upstreams.replicas
+    }
 }
 
 impl ReplicaMetrics {

@@ -14,7 +14,7 @@ use super::labels::{
     UpstreamRequest, UpstreamToken,
 };
 use super::rate_limits::RateLimits;
-use super::replicas::{SourceFigures, Sources};
+use super::replicas::{ReplicaMetrics, SourceFigures, Sources};
 use super::requests::UpstreamId;
 use super::{Metrics, Registrar};
 
@@ -31,6 +31,7 @@ pub(super) struct Upstreams {
     pub(super) endpoints: Endpoints,
     pub(super) rate_limits: RateLimits,
     sources: Sources,
+    pub(super) replicas: ReplicaMetrics,
 }
 
 impl Upstreams {
@@ -61,6 +62,7 @@ impl Upstreams {
             endpoints: Endpoints::register(r),
             rate_limits: RateLimits::register(r),
             sources: Sources::register(r),
+            replicas: ReplicaMetrics::register(r),
         }
     }
 }

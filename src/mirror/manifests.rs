@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::single_flight::{Interest, Waiter};
-use super::tags::{PATIENCE, TagKey};
+use super::tags::{PATIENCE, TagKey, Worth};
 use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::cache::{CachedManifest, ManifestMeta};
@@ -195,6 +195,14 @@ impl Mirror {
         Ok(())
     }
 
+    fn refuse_circle_of_tag(&self, target: &Target, key: &TagKey) -> Result<(), MirrorError> {
+        let caller = target.upstream.caller();
+        for want in [ReadMode::Head, ReadMode::Content] {
+            self.refuse_circle(target, || FlightKey::Tag(key.clone(), want, caller, true))?;
+        }
+        Ok(())
+    }
+
     /// Asks the upstream for a digest, once for all clients that wait.
     async fn ask_by_digest(
         &self,
@@ -270,10 +278,7 @@ impl Mirror {
         if freshness == Freshness::Offline {
             return Err(MirrorError::Offline);
         }
-        for want in [ReadMode::Head, ReadMode::Content] {
-            let caller = target.upstream.caller();
-            self.refuse_circle(target, || FlightKey::Tag(key.clone(), want, caller, true))?;
-        }
+        self.refuse_circle_of_tag(target, &key)?;
         let mut question = self.question_of_tag(target, &key, want).await;
         let answer = match tokio::time::timeout(PATIENCE, &mut question).await {
             Ok(answer) => answer?,
@@ -396,6 +401,12 @@ impl Mirror {
             let upstream = &target.upstream;
             let asking = upstream.head_manifest(repo, &reference, accept, validator.as_ref());
             let mut head = interest.answer(asking).await?;
+            let worth = |peer: PeerAnswer| self.records.worth(key, peer.age);
+            if head.peer.map(worth) == Some(Worth::Outdated) {
+                let upstream = upstream.direct();
+                let asking = upstream.head_manifest(repo, &reference, accept, validator.as_ref());
+                head = interest.answer(asking).await?;
+            }
             if let Some(last) = last.filter(|_| head.is_unchanged) {
                 head = ManifestHead {
                     digest: Some(last.digest),
@@ -406,14 +417,20 @@ impl Mirror {
                     peer: None,
                 };
             }
-            if let Some(answer) = self.confirm(target, key, &head).await {
+            if let Some(mut answer) = self.confirm(target, key, &head).await {
+                if head.peer.map(worth) == Some(Worth::Stale) {
+                    answer.outcome = Outcome::Stale;
+                }
                 return Ok(answer);
             }
         }
         let fetching = self.fetch(target, &reference, &key.accept, interest);
-        let (answer, peer) = fetching.await?;
-        let known = answer.found.known();
+        let (mut answer, peer) = fetching.await?;
         let age = peer.map_or(Duration::ZERO, |peer| peer.age);
+        if self.records.worth(key, age) == Worth::Stale {
+            answer.outcome = Outcome::Stale;
+        }
+        let known = answer.found.known();
         self.records.confirmed(key, known.clone(), None, age);
         if answer.exchange.stored {
             self.update_tag(key, known.digest).await;

@@ -42,7 +42,7 @@ impl Mirror {
         let direct = target.direct();
         let ask = |interest: Interest| {
             let (target, question) = (direct.clone(), question.clone());
-            async move { interest.answer(question.ask(&target)).await }
+            async move { interest.answer(Box::pin(question.ask(&target))).await }
         };
         self.negatives.check(target, || question.clone())?;
         let key = (target.stored.clone(), account, question.class());

@@ -32,6 +32,19 @@ pub(super) const RECHECK: Duration = Duration::from_secs(15);
 /// The longest that a `Retry-After` puts off the next question.
 const MAX_RECHECK: Duration = Duration::from_mins(5);
 
+/// How much too high the age of another replica's answer may be: seconds are rounded up.
+const IMPRECISION: Duration = Duration::from_secs(2);
+
+/// What the answer of another replica is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Worth {
+    Fresh,
+    /// That one couldn't ask the upstream.
+    Stale,
+    /// The same, and what is known here is newer.
+    Outdated,
+}
+
 /// How long an upstream that has failed, perhaps with a `Retry-After`, isn't asked again.
 pub(super) fn recheck_after(retry_after: Option<Duration>) -> Duration {
     retry_after.unwrap_or(RECHECK).min(MAX_RECHECK)
@@ -170,6 +183,23 @@ impl TagRecords {
             None => drop(self.validators.remove(key)),
         }
         self.note(key, known, age);
+    }
+
+    /// What another replica's answer of this age is worth.
+    pub(super) fn worth(&self, key: &TagKey, age: Duration) -> Worth {
+        match self.freshness(key) {
+            Freshness::Limited(times) if age > times.ttl => {}
+            Freshness::Limited(_) | Freshness::Immutable | Freshness::Offline => {
+                return Worth::Fresh;
+            }
+        }
+        let known = self.records.get(key);
+        let known = known.map(|known| self.clock.now().duration_since(known.confirmed_at));
+        if known.is_some_and(|known| age > known + IMPRECISION) {
+            Worth::Outdated
+        } else {
+            Worth::Stale
+        }
     }
 
     /// How long ago the upstream said that the tag names this digest.

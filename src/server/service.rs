@@ -25,13 +25,13 @@ use super::handlers::Handlers;
 use super::hosted::{HostedHandlers, HostedRepositories};
 use super::leftovers::Leftovers;
 use super::links::Links;
+use super::peer_gate::{FromPeer, PeerGate};
 use super::push_head::PushHead;
 use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
 use crate::auth::{
     AuthError, Authenticator, Caller, Lacking, MAX_FORM, Presented, TokenRequest, User,
 };
-use crate::clock::Clock;
 use crate::config::AccessLog;
 use crate::download::Client;
 use crate::health::{Availability, Closed};
@@ -39,7 +39,6 @@ use crate::hosted::HostedError;
 use crate::metrics::{Addressed, Answer, Kind, Metrics, Outcome, RefusedCaller};
 use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode};
 use crate::oci::{Accept, Action, Push, Reference, RepoName, Route, RouteError};
-use crate::replicas::{Marks, Nonce};
 use crate::telemetry::{Context, RequestIds, Span, TraceParent, Tracer, X_REQUEST_ID};
 use crate::upstream::Login;
 
@@ -85,34 +84,6 @@ pub struct Gate {
     pub availability: Availability,
     /// Recognises the other replicas, where there are some.
     pub replicas: Option<PeerGate>,
-}
-
-/// Recognises the requests of other replicas.
-#[derive(Debug)]
-pub struct PeerGate {
-    pub marks: Arc<Marks>,
-    pub clock: Clock,
-}
-
-/// The request of another replica.
-#[derive(Debug)]
-struct FromPeer {
-    nonce: Nonce,
-    /// The name of the upstream that it is about.
-    upstream: String,
-}
-
-impl PeerGate {
-    fn recognise(&self, head: &Parts) -> Option<Box<FromPeer>> {
-        let target = head
-            .uri
-            .path_and_query()
-            .map_or("", |target| target.as_str());
-        let asked = (head.method.as_str(), target);
-        let (nonce, upstream) = self.marks.check(&head.headers, asked, self.clock.wall())?;
-        let upstream = upstream.to_owned();
-        Some(Box::new(FromPeer { nonce, upstream }))
-    }
 }
 
 /// Where it is noted what becomes known of a request while it is answered.
@@ -189,9 +160,7 @@ impl Handler for Service {
             response.headers_mut().extend(configured);
         }
         if let (Some(from), Some(replicas)) = (from_peer, &self.replicas) {
-            let status = response.status().as_u16();
-            let headers = response.headers_mut();
-            replicas.marks.mark_answer(from.nonce, status, headers);
+            replicas.sign(&from, &mut response);
         }
         let id = record.context().id().header();
         response.headers_mut().insert(X_REQUEST_ID, id);
@@ -324,7 +293,7 @@ impl Service {
             Ok(answered) => Ok(answered),
             Err(error) => {
                 if matches!(error, CallError::Mirror(MirrorError::Misdirected)) {
-                    self.metrics.replicas.refused.inc();
+                    self.metrics.replicas().refused.inc();
                 }
                 if let Some(started) = started {
                     Box::pin(self.conceal(&error, started)).await;
@@ -352,7 +321,7 @@ impl Service {
             };
             noted.comes_from(caller.address, None);
             let call = Call {
-                from_peer: Some(&from_peer.upstream),
+                from_peer: Some(from_peer.upstream()),
                 ..self.call(route, head, (caller, noted.addressed))
             };
             return self.handlers.dispatch(action, &call, body).await;

@@ -53,7 +53,9 @@ impl Upstream {
     ) -> Result<Option<u64>, UpstreamError> {
         let ask = |endpoint| Endpoint::head_blob(endpoint, repo, digest);
         let ahead = self.ahead(OwnerKey::Content(digest));
-        if let Some(size) = self.ask_peers(&ahead, &ask).await? {
+        if self.asks_peers()
+            && let Some(size) = Box::pin(self.ask_peers(&ahead, &ask)).await?
+        {
             return Ok(size);
         }
         self.endpoints.ask(Purpose::Metadata, ask).await
@@ -78,7 +80,9 @@ impl Upstream {
         let priority = route.priority();
         let ask = |endpoint| Endpoint::get_blob(endpoint, repo, digest, span, route);
         let ahead = self.ahead(OwnerKey::Content(digest));
-        if let Some(stream) = self.blob_from_peers(&ahead, route, &ask).await? {
+        if self.asks_peers()
+            && let Some(stream) = Box::pin(self.blob_from_peers(&ahead, route, &ask)).await?
+        {
             return Ok(stream);
         }
         let (endpoints, purpose) = (&self.endpoints, Purpose::Blob(route));

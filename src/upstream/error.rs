@@ -30,7 +30,7 @@ pub type Source = Arc<dyn std::error::Error + Send + Sync>;
 /// A URL as it may be shown: scheme, host, port and path. User names, passwords and queries (a
 /// content network's signature) never get this far.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShownUrl(Arc<str>);
+pub struct ShownUrl(Arc<String>);
 
 impl From<&Url> for ShownUrl {
     fn from(url: &Url) -> Self {
@@ -43,7 +43,7 @@ impl From<&Url> for ShownUrl {
         if shown.chars().count() > MAX_SHOWN {
             shown = shown.chars().take(MAX_SHOWN).chain(['…']).collect();
         }
-        Self(shown.into())
+        Self(Arc::new(shown))
     }
 }
 
@@ -79,7 +79,7 @@ pub struct UpstreamError {
     /// When the upstream began to be asked.
     pub(super) asked_at: Instant,
     /// The replica whose final answer it is.
-    pub(super) peer: Option<SocketAddr>,
+    pub(super) peer: Option<Box<SocketAddr>>,
 }
 
 /// Why a request to an upstream failed.
@@ -249,8 +249,8 @@ impl UpstreamError {
     }
 
     /// The replica that answered so, if the upstream wasn't asked from here.
-    pub const fn peer(&self) -> Option<SocketAddr> {
-        self.peer
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer.as_deref().copied()
     }
 
     pub(super) fn protocol(url: &Url, violation: impl Into<Violation>) -> Self {

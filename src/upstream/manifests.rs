@@ -148,7 +148,9 @@ impl Upstream {
     ) -> Result<ManifestHead, UpstreamError> {
         let ask = |endpoint| Endpoint::head_manifest(endpoint, repo, reference, accept, known);
         let ahead = self.ahead(OwnerKey::of(repo, reference));
-        if let Some(head) = self.ask_peers(&ahead, &ask).await? {
+        if self.asks_peers()
+            && let Some(head) = Box::pin(self.ask_peers(&ahead, &ask)).await?
+        {
             return Ok(head);
         }
         self.endpoints.ask(Purpose::Manifest, ask).await
@@ -163,7 +165,9 @@ impl Upstream {
     ) -> Result<UnverifiedManifest, UpstreamError> {
         let ask = |endpoint| Endpoint::get_manifest(endpoint, repo, reference, accept);
         let ahead = self.ahead(OwnerKey::of(repo, reference));
-        if let Some(manifest) = self.ask_peers(&ahead, &ask).await? {
+        if self.asks_peers()
+            && let Some(manifest) = Box::pin(self.ask_peers(&ahead, &ask)).await?
+        {
             return Ok(manifest);
         }
         self.endpoints.ask(Purpose::Manifest, ask).await

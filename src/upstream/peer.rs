@@ -136,14 +136,14 @@ impl Peer {
             .lock()
             .replace(Instant::now() + SKIPPED_FOR);
         if before.is_none() {
-            self.options.metrics.replicas.failed(true);
+            self.options.metrics.replicas().failed(true);
             tracing::warn!(replica = &*self.name, error = %on_one_line(why), "a replica failed; it isn't asked for a while");
         }
     }
 
     fn answered(&self) {
         if self.skipped_until.lock().take().is_some() {
-            self.options.metrics.replicas.failed(false);
+            self.options.metrics.replicas().failed(false);
             tracing::info!(replica = &*self.name, "the replica answers again");
         }
     }
@@ -191,7 +191,7 @@ impl Peer {
         };
         match reply.status() {
             StatusCode::MISDIRECTED_REQUEST => {
-                self.options.metrics.replicas.misdirected.inc();
+                self.options.metrics.replicas().misdirected.inc();
                 Err(reply.unexpected())
             }
             // It is at fault itself.
@@ -199,6 +199,7 @@ impl Peer {
             status if status.is_success() || ask.is_not_modified(&reply) => Ok(reply),
             _ => {
                 let error = endpoint.transport.refusal(reply).await;
+                let peer = peer.map(Box::new);
                 Err(UpstreamError { peer, ..error })
             }
         }

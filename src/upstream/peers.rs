@@ -102,6 +102,13 @@ pub struct Peers {
     options: Arc<PeerOptions>,
 }
 
+/// How the last look-up ended, so that the log has changes only.
+#[derive(Default)]
+struct Lookup {
+    is_empty: bool,
+    left_out: usize,
+}
+
 #[derive(Default)]
 struct Known {
     members: Members,
@@ -165,10 +172,10 @@ impl Peers {
     /// Keeps the members of a DNS name, and finds out whether those that have failed are there again. Never
     /// returns.
     pub async fn watch(self: Arc<Self>) {
-        let mut was_long = false;
+        let mut lookup = Lookup::default();
         loop {
             if let Some(name) = &self.dns {
-                self.look_up(name, &mut was_long).await;
+                self.look_up(name, &mut lookup).await;
             }
             self.probe().await;
             self.show();
@@ -177,31 +184,35 @@ impl Peers {
     }
 
     /// Looks up the members.
-    async fn look_up(self: &Arc<Self>, name: &str, was_long: &mut bool) {
+    async fn look_up(self: &Arc<Self>, name: &str, last: &mut Lookup) {
         let looked_up = timeout(INTERVAL, tokio::net::lookup_host(name)).await;
-        let addresses = match looked_up {
-            Ok(Ok(addresses)) => addresses.collect(),
-            Ok(Err(error)) => {
-                tracing::warn!(name, error = %on_one_line(&error), "the replicas' name doesn't resolve; keeping those that are known");
-                Vec::new()
-            }
-            Err(_elapsed) => Vec::new(),
+        let (addresses, reason) = match looked_up {
+            Ok(Ok(addresses)) => (addresses.collect(), "it has no addresses".to_owned()),
+            Ok(Err(error)) => (Vec::new(), on_one_line(&error)),
+            Err(_elapsed) => (Vec::new(), format!("no answer within {INTERVAL:?}")),
         };
-        let own = self
-            .own
-            .clone()
-            .or_else(|| own_address(&addresses, self.port));
-        if let Some((members, left_out)) = Members::resolved(addresses, own.as_deref()) {
-            if left_out > 0 && !*was_long {
+        let own = self.own.clone();
+        let own = own.or_else(|| own_address(&addresses, self.port));
+        let Some((members, left_out)) = Members::resolved(addresses, own.as_deref()) else {
+            if !std::mem::replace(&mut last.is_empty, true) {
                 tracing::warn!(
                     name,
-                    left_out,
-                    "too many replicas: only those with the lowest addresses count"
+                    reason,
+                    "the replicas can't be looked up; keeping those that are known"
                 );
             }
-            *was_long = left_out > 0;
-            self.change(members).await;
+            return;
+        };
+        last.is_empty = false;
+        if left_out > 0 && last.left_out == 0 {
+            tracing::warn!(
+                name,
+                left_out,
+                "too many replicas: only those with the lowest addresses count"
+            );
         }
+        last.left_out = left_out;
+        self.change(members).await;
     }
 
     /// Asks those that have failed, and aren't skipped any more, whether they are there.
@@ -260,7 +271,10 @@ impl Peers {
 
     fn show(&self) {
         let (known, skipped) = self.status();
-        self.options.metrics.replicas.members(known, skipped.len());
+        self.options
+            .metrics
+            .replicas()
+            .members(known, skipped.len());
     }
 
     /// The members to ask before the upstream is, and whether one that comes before them has failed.

@@ -21,7 +21,7 @@ async fn expect(mut response: Response, blob: &Bytes) -> Result<(), String> {
     loop {
         match response.chunk().await {
             Ok(Some(chunk)) if blob.get(at..at + chunk.len()) == Some(&chunk[..]) => {
-                at += chunk.len()
+                at += chunk.len();
             }
             Ok(Some(_)) => return Err(format!("wrong bytes at {at}")),
             Ok(None) if at == blob.len() => return Ok(()),
@@ -104,29 +104,23 @@ async fn owner_stops_in_the_middle(stop: fn(&Relay)) {
         .collect();
     let clients = others.iter().flat_map(|mirror| [*mirror; 3]);
     let opened = join_all(clients.map(|mirror| mirror.open(&path))).await;
-    let readers: Vec<_> = opened
-        .into_iter()
-        .map(|response| {
-            let blob = blob.clone();
-            tokio::spawn(async move { expect(response, &blob).await })
-        })
-        .collect();
+    let readers = try_join_all(opened.into_iter().map(|response| expect(response, &blob)));
     let received = "millpond_source_received_bytes_total{source=\"peer\"}";
-    eventually("bytes from the owner", || {
-        others
-            .iter()
-            .all(|mirror| mirror.metric(received) > 7 * MIB as u64)
-    })
-    .await;
-    stop(&replicas.relays[order[0]]);
-    gate.open();
-    for reader in readers {
-        timeout(Duration::from_secs(30), reader)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
-    }
+    let stopping = async {
+        eventually("bytes from the owner", || {
+            let mut others = others.iter();
+            others.all(|mirror| mirror.metric(received) > 7 * MIB as u64)
+        })
+        .await;
+        stop(&replicas.relays[order[0]]);
+        gate.open();
+        Ok(())
+    };
+    let all = async { tokio::try_join!(readers, stopping) };
+    timeout(Duration::from_secs(30), all)
+        .await
+        .unwrap()
+        .unwrap();
     let gets = replicas.up.seen(&format!("GET {path}"));
     assert_eq!(gets.len(), 2, "{gets:?}");
     let range = gets[1].header("range").unwrap();
@@ -180,13 +174,11 @@ async fn two_replicas_that_take_each_other_for_the_owner_both_answer() {
         up.on("GET ", ALWAYS, |_, usual| {
             usual.trickling(64 * 1024, Duration::from_millis(1))
         });
-        let began = Instant::now();
         let both = async { tokio::try_join!(pull(one, &path, &blob), pull(other, &path, &blob)) };
-        timeout(Duration::from_secs(4), both)
+        timeout(Duration::from_secs(3), both)
             .await
             .unwrap()
             .unwrap();
-        assert!(began.elapsed() < Duration::from_secs(4));
         let gets = up.count(&format!("GET {path}"));
         assert!(gets <= 2, "{gets}");
         up.take();

@@ -120,7 +120,7 @@ async fn a_list_in_which_no_entry_is_this_machines_is_refused() {
     let up = Registry::start().await;
     for (peers, expected) in [
         (
-            "'192.0.2.1:5000', '192.0.2.2:5000'",
+            "'203.0.113.1:5000', '203.0.113.2:5000'",
             "none of the replicas has an address of this machine",
         ),
         (

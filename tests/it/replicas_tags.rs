@@ -92,7 +92,10 @@ async fn what_the_owner_can_not_learn_the_others_serve_stale() {
     replicas.up.take();
     for _ in 0..3 {
         for mirror in &replicas.mirrors {
-            passing(mirror.get(TAG)).await.expect(200, &image.manifest);
+            let answer = passing(mirror.get(TAG)).await;
+            answer.expect(200, &image.manifest);
+            // As one replica alone would say.
+            assert!(answer.header("warning").starts_with("110 "), "{answer:?}");
         }
     }
     let asked = replicas.up.count("");

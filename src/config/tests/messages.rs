@@ -620,6 +620,8 @@ replicas: {peers: ['a:1', 'b:1'], self: 'c:1', secret: 0123456789abcdef}
 => 2: `replicas.self` is c:1, which `replicas.peers` lacks
 replicas: {peers: ['a:1'], self: a, secret: 0123456789abcdef}
 => 2: `replicas.self` is "a"; write this server's own entry of `replicas.peers`, host:port
+replicas: {peers: 'a:1', self: 'b:1', secret: 0123456789abcdef}
+=> 2: `replicas.self` is b:1; where `peers` is a name, write this server's address and port
 replicas:
   secret: 0123456789abcdef
 => 2: `replicas.peers` is missing; write the replicas, such as millpond.default.svc:5000

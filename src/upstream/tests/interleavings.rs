@@ -222,7 +222,7 @@ impl Pair {
 fn replicas_that_take_each_other_for_the_owner_never_wait_for_each_other() {
     orders::try_orders(SEED, 3, || {
         let pair = Arc::new(Pair::default());
-        together(&pair, [0, 1, 0, 1], |pair, own| pair.open(own));
+        together(&pair, [0, 1, 0, 1], Pair::open);
         // Each has a source, and at least one of them the upstream.
         let upstream = pair.upstream.load(SeqCst);
         let read: usize = pair.reading.iter().map(|count| count.load(SeqCst)).sum();
