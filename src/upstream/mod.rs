@@ -66,6 +66,7 @@ mod multipart;
 mod observe;
 mod one_way;
 mod peer;
+mod peer_blobs;
 mod peers;
 mod priority;
 mod ranges;

@@ -1,15 +1,12 @@
 //! The client of one other replica: its connections, its marks, and whether it is skipped.
 //!
-//! A request to a replica is an upstream's request under another address: the [`Endpoint`] that sends it has
-//! a [`Peer`], which sends it without the upstream's credentials, limits and retries.
+//! A request to a replica is an upstream's request under another address: the endpoint that sends it has a
+//! [`Peer`], which sends it without the upstream's credentials, limits and retries.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -17,13 +14,10 @@ use reqwest::{Client, Response};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
-use super::blobs::BlobStream;
 use super::clients::{USER_AGENT, authorities};
-use super::endpoint::Endpoint;
-use super::error::{Failure, Phase, SetupError, UpstreamError};
+use super::error::{Failure, Phase, SetupError, Source, UpstreamError};
 use super::reply::{UpstreamResponse, shared};
-use super::route::BlobRoute;
-use super::transport::UpstreamRequest;
+use super::transport::{Transport, UpstreamRequest};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Ending, Metrics, UpstreamMetrics};
@@ -50,13 +44,23 @@ pub(super) struct PeerOptions {
     pub counts: Arc<UpstreamMetrics>,
 }
 
+/// For whom a replica is asked.
+pub(super) struct Asker<'a> {
+    /// The upstream's name.
+    pub upstream: &'a str,
+    /// What a caller presents; sent over TLS only.
+    pub login: Option<&'a HeaderValue>,
+    /// The upstream's own, whose times count here, too.
+    pub transport: &'a Transport,
+}
+
 /// Another replica.
 pub(super) struct Peer {
     pub name: Arc<str>,
     base: Url,
     client: Client,
     skipped_until: Mutex<Option<Instant>>,
-    options: Arc<PeerOptions>,
+    pub options: Arc<PeerOptions>,
 }
 
 /// Why an answer isn't a replica's.
@@ -130,7 +134,7 @@ impl Peer {
     }
 
     /// It has failed: for a while it isn't asked.
-    fn skip(&self, why: &dyn std::error::Error) {
+    pub(super) fn skip(&self, why: &dyn std::error::Error) {
         let before = self
             .skipped_until
             .lock()
@@ -152,11 +156,11 @@ impl Peer {
     /// answer; after any other, the next source is asked.
     pub(super) async fn ask(
         &self,
-        endpoint: &Endpoint,
+        asker: &Asker<'_>,
         ask: &UpstreamRequest,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let (started, counts) = (self.options.clock.now(), &self.options.counts);
-        let sent = self.send(endpoint, ask).await;
+        let sent = self.send(asker, ask).await;
         let method = if ask.method == Method::HEAD {
             "HEAD"
         } else {
@@ -198,7 +202,7 @@ impl Peer {
             StatusCode::INTERNAL_SERVER_ERROR => Err(reply.unexpected()),
             status if status.is_success() || ask.is_not_modified(&reply) => Ok(reply),
             _ => {
-                let error = endpoint.transport.refusal(reply).await;
+                let error = asker.transport.refusal(reply).await;
                 let peer = peer.map(Box::new);
                 Err(UpstreamError { peer, ..error })
             }
@@ -209,19 +213,19 @@ impl Peer {
     /// others, and at most `patience`.
     async fn send(
         &self,
-        endpoint: &Endpoint,
+        asker: &Asker<'_>,
         ask: &UpstreamRequest,
     ) -> Result<(Response, Nonce), UpstreamError> {
         let (url, options) = (&ask.url, &self.options);
         // It waits for the upstream itself, and may have to ask for a token first.
-        let patience = endpoint.transport.timeouts.header * 2;
+        let patience = asker.transport.timeouts.header * 2;
         let deadline = Instant::now() + patience;
         let mut headers = ask.headers.clone();
         telemetry::insert_into(&mut headers, None);
-        if let Some(login) = endpoint.login.as_ref().filter(|_| options.tls.is_some()) {
+        if let Some(login) = asker.login.filter(|_| options.tls.is_some()) {
             headers.insert(AUTHORIZATION, login.clone());
         }
-        let nonce = self.mark(&mut headers, &ask.method, url, endpoint.name())?;
+        let nonce = self.mark(&mut headers, &ask.method, url, asker.upstream)?;
         let request = self.client.request(ask.method.clone(), url.clone());
         let mut sending = std::pin::pin!(request.headers(headers).send());
         loop {
@@ -320,83 +324,18 @@ impl Peer {
         };
         UpstreamError::new(url, failure)
     }
-
-    /// Takes a blob's stream for a download with this route: unless the download has gone on to the upstream
-    /// meanwhile, or the blob has another size than before.
-    pub(super) fn accept(
-        self: &Arc<Self>,
-        mut stream: BlobStream,
-        route: &BlobRoute,
-        (url, address): (&Url, Option<SocketAddr>),
-    ) -> Result<BlobStream, UpstreamError> {
-        if !route.agrees(stream.total) {
-            let error = broken(url, 0, OtherSize);
-            tracing::warn!(replica = &*self.name, error = %on_one_line(&error), "asking the next source");
-            return Err(error);
-        }
-        if !route.at_peer(address) {
-            return Err(broken(url, 0, OtherSource));
-        }
-        let watched = Watched {
-            body: Some(stream.body),
-            peer: Arc::clone(self),
-            url: url.clone(),
-            received: 0,
-        };
-        stream.body = stream::unfold(watched, Watched::next).boxed();
-        Ok(stream)
-    }
 }
 
-/// Why a stream isn't used.
-#[derive(Debug, thiserror::Error)]
-#[error("the blob has another size there")]
-struct OtherSize;
-#[derive(Debug, thiserror::Error)]
-#[error("the download goes on from the upstream")]
-struct OtherSource;
-
-/// A body from a replica, which is probed while it is silent. All of its errors are breaks: the next source
-/// continues.
-struct Watched {
-    /// None once it has ended.
-    body: Option<super::BlobChunks>,
-    peer: Arc<Peer>,
-    url: Url,
-    received: u64,
-}
-
-impl Watched {
-    async fn next(mut self) -> Option<(Result<bytes::Bytes, UpstreamError>, Self)> {
-        let mut body = self.body.take()?;
-        let error = loop {
-            match timeout(self.peer.options.timeout, body.next()).await {
-                Ok(None) => return None,
-                Ok(Some(Ok(chunk))) => {
-                    self.received = self.received.saturating_add(chunk.len() as u64);
-                    self.body = Some(body);
-                    return Some((Ok(chunk), self));
-                }
-                Ok(Some(Err(error))) => break broken(&self.url, self.received, error),
-                Err(_elapsed) if self.peer.is_there().await => {}
-                Err(_elapsed) => break silent(&self.url, self.received),
-            }
-        };
-        self.peer.skip(&error);
-        Some((Err(error), self))
-    }
-}
-
-fn silent(url: &Url, received: u64) -> UpstreamError {
+pub(super) fn silent(url: &Url, received: u64) -> UpstreamError {
     broken(url, received, Silent)
 }
 
-fn broken(
+pub(super) fn broken(
     url: &Url,
     received: u64,
     source: impl std::error::Error + Send + Sync + 'static,
 ) -> UpstreamError {
-    let source: Option<super::Source> = Some(Arc::new(source));
+    let source: Option<Source> = Some(Arc::new(source));
     UpstreamError::new(url, Failure::Broken { received, source })
 }
 

@@ -10,7 +10,7 @@
 //!
 //! A request of another replica is never answered from a third: it is given an [`Upstream`] without peers
 //! ([`Upstream::direct`]), and so is every question that this replica owns. A download goes from the peers to
-//! the upstream once, and never back ([`BlobRoute`](super::BlobRoute)): whoever waits for it then waits
+//! the upstream once, and never back (`one_way`): whoever waits for it then waits
 //! for no replica.
 
 use std::collections::HashMap;
@@ -24,10 +24,10 @@ use futures_util::future::join_all;
 use parking_lot::RwLock;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::Upstream;
 use super::endpoint::Endpoint;
 use super::error::{Failure, SetupError, UpstreamError};
 use super::peer::{Peer, PeerOptions};
-use super::{BlobRoute, Upstream};
 use crate::clock::Clock;
 use crate::config::{ReplicaPeers, Replicas};
 use crate::error_chain::on_one_line;
@@ -381,27 +381,6 @@ impl Upstream {
                 break;
             }
         }
-        Ok(None)
-    }
-
-    /// The stream of a blob from another replica, for a download with this route. None: the upstream is to be
-    /// asked, now and from then on.
-    pub(super) async fn blob_from_peers<'a, F, Asking>(
-        &self,
-        ahead: &'a Ahead,
-        route: &BlobRoute,
-        question: &F,
-    ) -> Result<Option<super::BlobStream>, UpstreamError>
-    where
-        F: Fn(&'a Endpoint) -> Asking + Send + Sync,
-        Asking: Future<Output = Result<super::BlobStream, UpstreamError>> + Send + 'a,
-    {
-        if !route.is_direct()
-            && let Some(stream) = self.ask_peers(ahead, question).await?
-        {
-            return Ok(Some(stream));
-        }
-        route.go_direct();
         Ok(None)
     }
 }
