@@ -10,7 +10,6 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::Config;
 use super::address::{Listen, alias};
 use super::credentials::HIDDEN;
-use super::duration::format;
 use super::section::Section;
 use super::tls::ClientAuth;
 
@@ -72,15 +71,14 @@ impl Eq for ReplicaSecret {}
 
 /// Reads the section. None where there are no other replicas.
 pub(super) fn read(replicas: &Section<'_>) -> Option<Replicas> {
-    let peers = peers(replicas);
+    let (peers, are_wrong) = peers(replicas);
     let own = replicas.value("self", |text| {
         with_port(text).ok_or("write this server's own entry of `replicas.peers`, host:port")
     });
     let secret = secret(replicas);
     let timeout = replicas.duration("timeout", DEFAULT_TIMEOUT);
     if !TIMEOUTS.contains(&timeout) {
-        let (from, to) = (format(*TIMEOUTS.start()), format(*TIMEOUTS.end()));
-        replicas.reject("timeout", format_args!("must be from {from} to {to}"));
+        replicas.reject("timeout", "must be from 10ms to 1m");
     }
     let server_name = replicas.value("servername", |text| {
         let lower = text.to_ascii_lowercase();
@@ -90,7 +88,8 @@ pub(super) fn read(replicas: &Section<'_>) -> Option<Replicas> {
             .ok_or("write the name in the replicas' certificates, such as millpond.example")
     });
     let Some(peers) = peers else {
-        if own.is_some() || secret.is_some() || server_name.is_some() {
+        let needs_peers = own.is_some() || secret.is_some() || server_name.is_some();
+        if needs_peers && !are_wrong {
             replicas.missing("peers", "the replicas, such as millpond.default.svc:5000");
         }
         return None;
@@ -125,25 +124,28 @@ pub(super) fn read(replicas: &Section<'_>) -> Option<Replicas> {
     })
 }
 
-fn peers(replicas: &Section<'_>) -> Option<ReplicaPeers> {
-    let mut seen = Vec::new();
+/// The replicas, if there are any, and whether some are written wrongly.
+fn peers(replicas: &Section<'_>) -> (Option<ReplicaPeers>, bool) {
+    let (mut seen, mut are_wrong) = (Vec::new(), false);
     let (list, is_list) = replicas.one_or_more("peers", |text| {
-        let peer = with_port(text).ok_or(PEER_ADVICE)?;
-        if seen.contains(&peer) {
-            return Err("it is listed twice; keep one");
-        }
-        seen.push(peer.clone());
-        Ok(peer)
+        let peer = match with_port(text) {
+            Some(peer) if seen.contains(&peer) => Err("it is listed twice; keep one"),
+            peer => peer.ok_or(PEER_ADVICE),
+        };
+        are_wrong |= peer.is_err();
+        seen.extend(peer.clone());
+        peer
     });
     if list.len() > MAX_REPLICAS {
         let reason = format!("has {} replicas; write at most {MAX_REPLICAS}", list.len());
         replicas.reject("peers", reason);
     }
-    match (list.into_iter().next(), is_list) {
+    let peers = match (list.into_iter().next(), is_list) {
         (None, _) => None,
         (Some(name), false) => Some(ReplicaPeers::Dns(name)),
         (Some(_), true) => Some(ReplicaPeers::List(seen)),
-    }
+    };
+    (peers, are_wrong)
 }
 
 fn with_port(text: &str) -> Option<String> {

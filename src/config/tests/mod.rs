@@ -251,6 +251,7 @@ fn the_example_has_the_default_values_and_every_key() {
             "two sources",
             "say the same",
             "can't be used with `replicas`",
+            "which replicas don't show each other",
         ];
         assert!(
             is_expected
