@@ -32,6 +32,9 @@
 //!
 //! [`copy`] copies images between registries, with the same [`upstream`] client, apart from the mirror.
 //!
+//! Several servers may act as one mirror: [`replicas`] says which of them owns a digest or a tag, and
+//! [`upstream`] asks the owner before it asks the registry.
+//!
 //! [`config`] says what to mirror, [`app`] wires the modules and owns every task, [`admin`] shows
 //! [`metrics`] and [`health`], [`telemetry`] carries the id and the trace of a request through all that it
 //! causes, [`log_levels`] says what is logged, [`clock`] is the only source of time, and [`cli`] is the program.
@@ -58,6 +61,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod oci;
 pub mod renewal;
+pub mod replicas;
 pub mod server;
 pub mod storage;
 pub mod systemd;

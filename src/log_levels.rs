@@ -19,7 +19,7 @@ use tracing::Level;
 pub const ACCESS_LOG: &str = "millpond::accesslog";
 
 /// The modules that log under their own names, and the log of requests.
-const MODULES: [&str; 28] = [
+const MODULES: [&str; 29] = [
     "access",
     "accesslog",
     "admin",
@@ -40,6 +40,7 @@ const MODULES: [&str; 28] = [
     "mirror",
     "oci",
     "renewal",
+    "replicas",
     "server",
     "storage",
     "systemd",

@@ -17,6 +17,7 @@ use crate::error_chain::on_one_line;
 use crate::health::Availability;
 use crate::metrics::{Degraded, Metrics};
 use crate::tasks::Tasks;
+use crate::upstream::Peers;
 
 /// How long the store may take to answer a check, and an earlier check to end.
 const CHECK_TIME: Duration = Duration::from_secs(5);
@@ -51,6 +52,8 @@ pub struct Health {
     /// One check of the store at a time: a disk that doesn't answer must not take every thread of
     /// the blocking pool.
     one_check: Arc<Semaphore>,
+    /// None where this server works alone.
+    replicas: Option<Arc<Peers>>,
 }
 
 impl Health {
@@ -67,12 +70,33 @@ impl Health {
             metrics,
             availability,
             one_check: Arc::new(Semaphore::new(1)),
+            replicas: None,
         }
+    }
+
+    /// The same, which reports other replicas that don't answer. Nothing fails because of them.
+    #[must_use]
+    pub fn with_replicas(self, replicas: Option<&Arc<Peers>>) -> Self {
+        Self {
+            replicas: replicas.cloned(),
+            ..self
+        }
+    }
+
+    /// What is to be said of the other replicas.
+    fn missing_replicas(&self) -> Option<String> {
+        let (known, failed) = self.replicas.as_ref()?.status();
+        let is_degraded = !failed.is_empty();
+        self.metrics
+            .degraded(Degraded::ReplicasMissing, is_degraded);
+        let failed = failed.join(", ");
+        is_degraded.then(|| format!("of {known} other replicas, these don't answer: {failed}"))
     }
 
     /// Runs the checks. Returns the failing ones by name, each with its reason; takes at most twice
     /// [`CHECK_TIME`]. The degraded conditions are counted on the way.
     pub async fn check(&self) -> BTreeMap<String, String> {
+        self.missing_replicas();
         let parts = self.parts().await.into_iter();
         let mut failing: BTreeMap<_, _> = parts
             .filter_map(|(name, reason)| Some((name, reason?)))
@@ -101,7 +125,11 @@ impl Health {
             let ok = error.is_none();
             (name, PartOfReadiness { ok, error })
         });
-        let checks: BTreeMap<_, _> = checks.collect();
+        let mut checks: BTreeMap<_, _> = checks.collect();
+        if self.replicas.is_some() {
+            let error = self.missing_replicas();
+            checks.insert("replicas".to_owned(), PartOfReadiness { ok: true, error });
+        }
         Readiness {
             ready: checks.values().all(|part| part.ok),
             checks,

@@ -1,25 +1,26 @@
 //! What `millpond check` does: builds what the server is built of, and creates nothing.
 
-use super::StartError;
+use std::sync::Arc;
+
 use super::cache::Space;
 use super::listeners::{self, ListenersTls};
-use super::upstreams::Clients;
+use super::{StartError, replicas};
 use crate::clock::Clock;
 use crate::config::{Config, MinFree, SizeLimit, Storage};
 use crate::metrics::Metrics;
 use crate::server::listener::BindError;
 use crate::storage::FsStore;
 use crate::tls::TlsError;
-use crate::upstream::SetupError;
+use crate::upstream::{PeersError, SetupError};
 
 impl super::App {
     /// Builds the upstreams' clients, the TLS of the listeners and the cache's settings, with all their
     /// files of certificates, and looks
     /// whether the data directory could be used. Listens nowhere and creates nothing.
     pub async fn check(config: &Config) -> Result<(), StartError> {
-        let (clock, metrics) = (Clock::system(), Metrics::new().into());
+        let (clock, metrics) = (Clock::system(), Arc::new(Metrics::new()));
         ListenersTls::load(config, clock, &metrics)?;
-        Clients::open(&config.proxy, None, clock, &metrics)?;
+        replicas::open(config, clock, &metrics).await?;
         if let Storage::Filesystem { root, .. } = &config.storage {
             FsStore::check_root(root).await?;
         }
@@ -88,6 +89,9 @@ impl StartError {
             Self::PemFile { upstream, key, .. } => {
                 return Some(upstream_key(config, upstream, key));
             }
+            Self::Replicas(PeersError::NoSelf | PeersError::ManySelves(_)) => "replicas.self",
+            Self::Replicas(PeersError::Setup(_)) => "replicas.peers",
+            Self::ReplicaCertificate { .. } => "http.tls.certificate",
             Self::Auth(_) => "auth",
             Self::Audit(_) => "log.audit.file",
             Self::Health(_) => "health.http",

@@ -19,6 +19,7 @@ const FIXED: &[&str] = &[
     "log.audit",
     "log.fields",
     "log.formatter",
+    "replicas",
     "storage.filesystem",
     "storage.inmemory",
     "tracing",
@@ -105,6 +106,7 @@ impl Merged {
             proxy,
             access,
             hosted,
+            replicas: _,
             printed: _,
         } = new;
         let config = Config {
@@ -117,11 +119,10 @@ impl Merged {
             auth,
             proxy: self::proxy(old, proxy, keeps_upstreams),
             access,
-            hosted: if keeps_spaces {
-                hosted
-            } else {
-                old.hosted.clone()
-            },
+            hosted: Some(hosted)
+                .filter(|_| keeps_spaces)
+                .unwrap_or_else(|| old.hosted.clone()),
+            replicas: old.replicas.clone(),
             printed,
         };
         Self {
@@ -248,6 +249,7 @@ fn secrets_of_upstreams(old: &Config, new: &Config, shown: &[Difference]) -> Vec
 fn secrets_of_fixed(old: &Config, new: &Config, shown: &[Difference]) -> Vec<Difference> {
     let changed = [
         ("health", old.health != new.health),
+        ("replicas", old.replicas != new.replicas),
         ("tracing", old.tracing != new.tracing),
     ];
     let is_shown = |section: &str| shown.iter().any(|shown| is_below(&shown.key, section));

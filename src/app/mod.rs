@@ -10,6 +10,7 @@ mod listeners;
 mod merge;
 mod pulling;
 mod reload;
+mod replicas;
 mod serving;
 mod traces;
 mod upstreams;
@@ -33,9 +34,9 @@ use tokio_util::task::TaskTracker;
 
 use listeners::ListenersTls;
 use reload::Running;
+use replicas::Replication;
 use serving::{Addresses, Serving};
 use traces::Traces;
-use upstreams::Clients;
 use usage_file::UsageFile;
 
 use crate::access::{Denials, DenyError};
@@ -55,7 +56,7 @@ use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::systemd::{Handed, SocketsError};
 use crate::tasks::{Panicked, Tasks};
 use crate::tls::{ServerTls, TlsError};
-use crate::upstream::SetupError;
+use crate::upstream::{PeersError, SetupError};
 
 /// Why the mirror doesn't start.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,13 @@ pub enum StartError {
         upstream: String,
         path: PathBuf,
         key: &'static str,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Replicas(#[from] PeersError),
+    #[error("the certificate {path}, which replicas are trusted by, can't be read: {source}")]
+    ReplicaCertificate {
+        path: PathBuf,
         source: std::io::Error,
     },
     #[error(transparent)]
@@ -144,6 +152,8 @@ struct Shared {
     traces: Traces,
     /// The deny list and the audit log.
     denials: Denials,
+    /// None where this server works alone.
+    replication: Option<Replication>,
     /// For operators.
     upstreams: UpstreamList,
     usage: Arc<UsageFile>,
@@ -223,7 +233,7 @@ impl App {
         let tls = ListenersTls::load(config, clock, &metrics)?;
         let access = access::access(config, clock, &metrics).await?;
         let traces = Traces::start(config, clock, &metrics, &background)?;
-        let clients = Clients::open(&config.proxy, None, clock, &metrics)?;
+        let (replication, clients) = replicas::open(config, clock, &metrics).await?;
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),
@@ -241,6 +251,7 @@ impl App {
             levels,
             traces,
             denials: access.denials(),
+            replication,
             upstreams,
             usage,
             connections: TaskTracker::new(),
@@ -418,6 +429,7 @@ impl Shared {
     fn start_background(&self) {
         self.watch_levels();
         self.keep_usage();
+        self.follow_replicas();
         self.renewals.watch(&self.background, self.stop_now.clone());
     }
 

@@ -143,6 +143,7 @@ impl Shared {
             authenticator: Arc::clone(authenticator),
             access: access.clone(),
             availability: self.availability.clone(),
+            replicas: self.peer_gate(),
         };
         let settings = server_settings(config, &self.traces);
         let repositories = hosted.map(|hosted| hosted::repositories(hosted.clone(), config));
@@ -255,9 +256,12 @@ impl Running {
         }
         let (known, wanted) = (self.clients.clone(), config.clone());
         let (clock, metrics) = (shared.clock, Arc::clone(&shared.metrics));
+        let replication = shared.replication.clone();
         // Reading certificates takes its time, and the file system may.
         let open = move || {
-            let clients = Clients::open(&wanted.proxy, Some(&known), clock, &metrics)?;
+            let peers = replication.as_ref().map(|replication| &replication.peers);
+            let made_from = (Some(&known), peers);
+            let clients = Clients::open(&wanted.proxy, made_from, clock, &metrics)?;
             Ok::<_, StartError>((clients, cache::settings(&wanted)))
         };
         let (clients, policy) = tokio::task::spawn_blocking(open).await??;

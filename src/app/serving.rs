@@ -137,6 +137,7 @@ impl<'a> Serving<'a> {
             metrics,
             background,
             availability,
+            replication,
             ..
         } = self.shared;
         let tasks = background.clone();
@@ -146,7 +147,8 @@ impl<'a> Serving<'a> {
                 tasks,
                 Arc::clone(metrics),
                 availability.clone(),
-            ),
+            )
+            .with_replicas(replication.as_ref().map(|replication| &replication.peers)),
             upstreams: Arc::clone(&self.shared.upstreams),
             metrics_path: metrics_path.map(str::to_owned),
         })

@@ -10,7 +10,7 @@ use crate::config::{self, Timeouts};
 use crate::metrics::Metrics;
 use crate::mirror::Upstreams;
 use crate::renewal::{Renewable, WatchedFiles};
-use crate::upstream::{SetupError, TlsFiles, Upstream, UpstreamTls};
+use crate::upstream::{Peers, SetupError, TlsFiles, Upstream, UpstreamTls};
 
 /// The clients of all upstreams, with what each was made from.
 #[derive(Debug, Clone)]
@@ -28,11 +28,11 @@ struct Client {
 }
 
 impl Clients {
-    /// Reads the files and makes the clients, but for those of `known` that are made from the same.
-    /// Blocks.
+    /// Reads the files and makes the clients, which ask `peers` first, but for those of `known` that are made
+    /// from the same. Blocks.
     pub(super) fn open(
         proxy: &config::Proxy,
-        known: Option<&Self>,
+        (known, peers): (Option<&Self>, Option<&Arc<Peers>>),
         clock: Clock,
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
@@ -45,7 +45,7 @@ impl Clients {
             };
             match known.iter().find(is_same) {
                 Some(known) => Ok(Client::clone(known)),
-                None => Client::open(upstream, proxy, clock, metrics),
+                None => Client::open(upstream, (proxy, peers), clock, metrics),
             }
         };
         Ok(Self {
@@ -98,15 +98,15 @@ pub fn client(
 impl Client {
     fn open(
         upstream: &config::Upstream,
-        &config::Proxy {
-            timeouts, offline, ..
-        }: &config::Proxy,
+        (proxy, peers): (&config::Proxy, Option<&Arc<Peers>>),
         clock: Clock,
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
         // Before they are read.
         let files = WatchedFiles::new(certificate_files(upstream));
-        let client = client(upstream, timeouts, clock, metrics)?.offline(offline);
+        let timeouts = proxy.timeouts;
+        let client = client(upstream, timeouts, clock, metrics)?;
+        let client = client.offline(proxy.offline).with_peers(peers);
         let renewal = CertificateFiles {
             files,
             tls: client.tls(),

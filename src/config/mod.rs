@@ -2,7 +2,7 @@
 //! distribution 2.8 and 3.0), under environment variables that override it.
 //!
 //! A file becomes a tree of texts with their lines (`yaml`). One file per section (`log`, `storage`,
-//! `http`, `health`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`, `hosted`) reads the tree, and the environment over
+//! `http`, `health`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`, `hosted`, `replicas`) reads the tree, and the environment over
 //! it (`env`), into [`Config`], whose values can only be valid: no other module parses configured
 //! text. A reader names each key once (`section`): so the keys that nobody asks for are unknown
 //! (`keys`), and the values that the readers get are those that `millpond check` prints. All
@@ -37,6 +37,7 @@ mod printed;
 mod proxy;
 mod rate_limit;
 mod registry_url;
+mod replicas;
 mod report;
 mod rules;
 mod section;
@@ -87,6 +88,7 @@ pub use printed::{Difference, Printed};
 pub use proxy::{Proxy, Timeouts, TtlMode};
 pub use rate_limit::{RateLimit, Reserve};
 pub use registry_url::{authority, is_loopback};
+pub use replicas::{MAX_REPLICAS, ReplicaPeers, ReplicaSecret, Replicas};
 pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
 pub use size::SizeLimit;
@@ -116,6 +118,8 @@ pub struct Config {
     pub access: AccessConfig,
     /// The repositories that clients push into; empty where everything is mirrored.
     pub hosted: Vec<HostedSpace>,
+    /// None where this server works alone.
+    pub replicas: Option<Replicas>,
     /// What is printed of all this.
     pub printed: Printed,
 }
@@ -312,12 +316,14 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
             auth: root.section("auth", auth::read),
             access: access::read(root, &proxy),
             hosted: hosted::read(root, &proxy, pushes),
+            replicas: root.section("replicas", replicas::read),
             proxy,
             printed: Printed::default(),
         };
         auth::guard(root, &config);
         access::guard(root, &config);
         access::doubt_anonymous(root, &config);
+        replicas::guard(root, &config);
         config
     });
     config.printed = Printed::of(&effective);

@@ -209,6 +209,28 @@ impl<'a> Section<'a> {
         values
     }
 
+    /// What `parse` makes of a single value, or of each value of a list; and whether it is a list.
+    pub(super) fn one_or_more<T: Display, E: Display>(
+        &self,
+        key: &'static str,
+        mut parse: impl FnMut(&str) -> Result<T, E>,
+    ) -> (Vec<T>, bool) {
+        let path = self.path(key);
+        let node = self.node(key, false);
+        if let Some(Value::Scalar(text)) = node.as_ref().map(|node| &node.value) {
+            let value = Some(text).filter(|text| !text.is_empty());
+            let value = value.and_then(|text| self.context.parse(&path, text, parse));
+            if let Some(value) = &value {
+                self.print(key, value.to_string());
+            }
+            return (value.into_iter().collect(), false);
+        }
+        let values = self.list(&path, node, |text, _| parse(text));
+        let texts: Vec<_> = values.iter().map(ToString::to_string).collect();
+        self.print(key, texts);
+        (values, true)
+    }
+
     fn list<T, E: Display>(
         &self,
         path: &str,

@@ -262,6 +262,12 @@ impl Transfer<'_> {
         tracing::info!(%digest, offset = at, error = %on_one_line(&error), "resuming download");
         let pause = FIRST_PAUSE * 2_u32.pow(stream.breaks - 1);
         let pause = pause.mul_f64(0.5 + fastrand::f64());
+        // Another source is there to continue at once.
+        let pause = if self.streams.source.reads_from_peer() {
+            Duration::ZERO
+        } else {
+            pause
+        };
         let wanted = error.retry_after().unwrap_or_default().min(MAX_PAUSE);
         let end = end.filter(|end| self.plan.total != Some(*end));
         let span = Span { start: at, end };

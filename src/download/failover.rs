@@ -5,6 +5,8 @@
 //! that followers have already received are compared with those of the next source; a follower whose
 //! bytes differ gets an error.
 
+use std::sync::Arc;
+
 use super::DownloadError;
 use super::admission::Space;
 use super::commit;
@@ -54,8 +56,13 @@ impl Transfer<'_> {
             self.plan.change_source();
             self.mixed = self.opened || self.resumed.is_some();
         }
+        // Replicas may wait for this download already.
+        if !self.streams.source.reads_from_peer() {
+            source.avoid_peers();
+        }
         self.member = member;
         self.answered = false;
+        *self.download.source.write() = Arc::clone(&source);
         self.streams.source = source;
         Ok(())
     }

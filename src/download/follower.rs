@@ -1,12 +1,13 @@
 //! A client's reader of a running download.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::position::Opened;
 use super::progress::{ReadPosition, Step, end_of};
-use super::{Download, DownloadError, Inner};
+use super::{BlobRequest, Download, DownloadError, Inner};
 use crate::cache::Piece;
 use crate::metrics::InFlight;
 use crate::oci::RangeSet;
@@ -56,6 +57,16 @@ impl Follower {
             }
             self.wait().await?;
         }
+    }
+
+    /// The replica that sends the blob, if one does.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.download.source.read().peer()
+    }
+
+    /// Whether another replica asks for what this one asks a replica for.
+    pub(super) fn is_circular(&self, wanted: BlobRequest) -> bool {
+        wanted.from_peer && self.download.source.read().reads_from_peer()
     }
 
     /// A span of the current request for its wait for the download, which may be another request's.

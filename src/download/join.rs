@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::RwLock;
+
 use super::permits::Urgency;
 use super::progress::Progress;
 use super::registry::{Role, Seat};
@@ -19,7 +21,7 @@ impl Downloader {
     }
 
     /// Follows the download of `digest` from `upstream` if it runs and needs no proof that the
-    /// repository has the blob.
+    /// repository has the blob. Not for another replica where the download reads from one.
     pub fn follow(
         &self,
         upstream: &str,
@@ -29,6 +31,9 @@ impl Downloader {
     ) -> Option<Follower> {
         let seat = self.0.registry.follow(upstream, digest, party)?;
         let follower = self.0.follower(seat, wanted.start)?;
+        if follower.is_circular(wanted) {
+            return None;
+        }
         self.0.welcome(&follower, wanted);
         Some(follower)
     }
@@ -57,6 +62,9 @@ impl Downloader {
         let Joined::Follower(follower) = &joined else {
             return Ok(joined);
         };
+        if follower.is_circular(wanted) {
+            return Ok(Joined::Circular);
+        }
         let (progress, member) = (&follower.download.progress, follower.member);
         if needs_proof {
             let proved = proof.await;
@@ -91,7 +99,7 @@ impl Downloader {
         // first bytes are gone, or one that is committed and whose file is gone.
         for _ in 0..2 {
             let upstream = source.upstream();
-            let make = |id| shared.download(digest, upstream, id, true);
+            let make = |id| shared.download(digest, source, id, true);
             let own = Arc::clone(source);
             let role = shared.registry.join(upstream, digest, party, own, make);
             match role {
@@ -129,7 +137,7 @@ impl Downloader {
         source: Arc<dyn Source>,
     ) -> Result<Option<u64>, DownloadError> {
         let upstream = source.upstream();
-        let make = |id| self.0.download(digest, upstream, id, false);
+        let make = |id| self.0.download(digest, &source, id, false);
         let own = Arc::clone(&source);
         let registry = &self.0.registry;
         let Some(seat) = registry.stand(upstream, digest, party, own, make) else {
@@ -166,11 +174,18 @@ impl Drop for Standing<'_> {
 }
 
 impl Inner {
-    fn download(&self, digest: Digest, upstream: &str, id: u64, urgent: bool) -> Arc<Download> {
+    fn download(
+        &self,
+        digest: Digest,
+        source: &Arc<dyn Source>,
+        id: u64,
+        urgent: bool,
+    ) -> Arc<Download> {
         Arc::new(Download {
             id,
             digest,
-            upstream: upstream.into(),
+            upstream: source.upstream().into(),
+            source: RwLock::new(Arc::clone(source)),
             progress: Progress::new(self.settings().verified_first),
             urgency: Urgency::new(urgent),
             fill: AtomicBool::new(false),

@@ -68,6 +68,7 @@ mod sync {
 }
 
 use std::fmt::Debug;
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
@@ -117,6 +118,20 @@ pub trait Source: Debug + Send + Sync + 'static {
     /// another place now, so that another attempt may succeed. The source logs the error.
     fn distrust(&self, _error: &DownloadError) -> bool {
         false
+    }
+
+    /// Whether bytes come, or may come, from another replica, which waits for this one in turn where it asks
+    /// for the same. Once false, it stays false.
+    fn reads_from_peer(&self) -> bool {
+        false
+    }
+
+    /// From now on no other replica is asked.
+    fn avoid_peers(&self) {}
+
+    /// The replica that sends the bytes, if one does.
+    fn peer(&self) -> Option<SocketAddr> {
+        None
     }
 
     /// Whether a client waits for the download from now on. Others are throttled first.
@@ -169,6 +184,8 @@ pub struct BlobRequest {
     pub refetch: bool,
     /// The client, for fairness.
     pub client: Client,
+    /// Whether another replica asks, which must not wait for a third.
+    pub from_peer: bool,
 }
 
 impl BlobRequest {
@@ -179,6 +196,7 @@ impl BlobRequest {
         fill: true,
         refetch: false,
         client: Client::UNKNOWN,
+        from_peer: false,
     };
 }
 
@@ -216,6 +234,8 @@ struct Download {
     refetch: AtomicBool,
     /// The span of its task, if the request that started it is traced.
     span: OnceLock<Link>,
+    /// The source in use.
+    source: RwLock<Arc<dyn Source>>,
     _counted: InFlight,
 }
 
@@ -228,6 +248,8 @@ pub enum Joined {
     Follower(Follower),
     /// It is being committed: the store has the blob.
     Committed,
+    /// It reads from another replica, and so does this request.
+    Circular,
 }
 
 /// What a [`Downloader`] needs.

@@ -23,6 +23,7 @@ impl Transfer<'_> {
             let (upstream, client) = (self.streams.source.upstream(), self.wanted.client);
             let permit = further.then(|| permits.try_stream(upstream, client, urgent));
             let may = !matches!(permit, Some(None));
+            self.plan.helps_filling = !self.streams.source.reads_from_peer();
             let (first, plan) = (self.first_span(), &mut self.plan);
             let resumed = self.resumed.as_ref().map(|(_, ranges)| ranges);
             let (next, look) = self.download.progress.plan(|have, demand| {

@@ -75,6 +75,9 @@ pub(super) struct Plan {
     typical: Option<f64>,
     /// Only contiguous bytes from the blob's start are of use.
     in_order: bool,
+    /// Whether a large blob may get further streams that no client waits for. Not from another replica: each
+    /// would cost it one more of the upstream's.
+    pub(super) helps_filling: bool,
 }
 
 impl Plan {
@@ -89,6 +92,7 @@ impl Plan {
             alone: false,
             typical: None,
             in_order: false,
+            helps_filling: true,
         }
     }
 
@@ -224,7 +228,12 @@ impl Plan {
         let announced = self.announced(have, demand);
         let wanted = announced.or_else(|| self.wanted(have, demand, now));
         wanted.or_else(|| {
-            let may = self.fill && self.segments.len() < self.limits.count;
+            let count = if self.helps_filling {
+                self.limits.count
+            } else {
+                1
+            };
+            let may = self.fill && self.segments.len() < count;
             may.then(|| self.filling(have, demand, now)).flatten()
         })
     }

@@ -221,6 +221,8 @@ label! {
         StoreFull => "store_full",
         /// The file system of the cache can't be written.
         StoreReadOnly => "store_read_only",
+        /// Other replicas don't answer.
+        ReplicasMissing => "replicas_missing",
     }
 }
 

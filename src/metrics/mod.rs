@@ -11,6 +11,7 @@ mod histogram;
 mod keep_fresh;
 mod labels;
 mod rate_limits;
+mod replicas;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ pub use labels::{
     RefusedConnection, Removal, TokenAge, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
+pub use replicas::ReplicaMetrics;
 use requests::Requests;
 pub use requests::{Addressed, Answer, UpstreamId};
 pub use upstreams::UpstreamMetrics;

@@ -14,6 +14,7 @@ use super::labels::{
     UpstreamRequest, UpstreamToken,
 };
 use super::rate_limits::RateLimits;
+use super::replicas::{ReplicaMetrics, SourceFigures, Sources};
 use super::requests::UpstreamId;
 use super::{Metrics, Registrar};
 
@@ -29,6 +30,8 @@ pub(super) struct Upstreams {
     pub(super) negative_answers: Counter,
     pub(super) endpoints: Endpoints,
     pub(super) rate_limits: RateLimits,
+    sources: Sources,
+    pub(super) replicas: ReplicaMetrics,
 }
 
 impl Upstreams {
@@ -58,6 +61,8 @@ impl Upstreams {
             ),
             endpoints: Endpoints::register(r),
             rate_limits: RateLimits::register(r),
+            sources: Sources::register(r),
+            replicas: ReplicaMetrics::register(r),
         }
     }
 }
@@ -75,6 +80,7 @@ pub struct UpstreamMetrics {
     connect: Histogram,
     first_byte: Histogram,
     whole: Histogram,
+    pub source: SourceFigures,
 }
 
 impl Metrics {
@@ -100,6 +106,24 @@ impl Metrics {
             connect: phase("connect"),
             first_byte: phase("first_byte"),
             whole: phase("whole"),
+            source: of.sources.figures("upstream"),
+        })
+    }
+
+    /// Metrics of the other replicas, which are no upstream: only the source is counted.
+    pub fn peers(&self) -> Arc<UpstreamMetrics> {
+        Arc::new(UpstreamMetrics {
+            id: UpstreamId::default(),
+            name: String::new(),
+            requests: Family::default(),
+            received: Family::default(),
+            errors: Family::default(),
+            tokens: Family::default(),
+            degraded: Gauge::default(),
+            connect: Histogram::default(),
+            first_byte: Histogram::default(),
+            whole: Histogram::default(),
+            source: self.upstreams.sources.figures("peer"),
         })
     }
 }
@@ -119,6 +143,7 @@ impl UpstreamMetrics {
             status,
         };
         self.requests.get_or_create_owned(&labels).inc();
+        self.source.requests.inc();
         let degraded = !matches!(status, Ending::Status(..500));
         self.degraded.set(degraded.into());
     }
@@ -153,6 +178,7 @@ impl UpstreamMetrics {
     /// The head of an answer came so long after the request.
     pub fn answered(&self, after: Duration) {
         self.first_byte.observe(after);
+        self.source.first_byte.observe(after);
     }
 
     /// The end of an answer's body came so long after the request.

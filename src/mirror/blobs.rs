@@ -1,5 +1,6 @@
 //! Blobs: from the store, from a running download, or from a new one.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryFutureExt as _, TryStreamExt as _};
@@ -10,10 +11,11 @@ use super::{Exchange, Mirror, MirrorError, ReadMode, Target, Visit};
 use crate::cache::{self, CachedBlob, VERIFIED_FIRST};
 use crate::config::RangeMode;
 use crate::download::{BlobRequest, Client, DownloadError, Follower, Joined, Opened, Source};
+use crate::error_chain::on_one_line;
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
 use crate::oci::{ByteRange, Digest, RangeSet, Requested};
-use crate::upstream::{BlobRanges, BlobRoute, BlobStream, UpstreamError};
+use crate::upstream::{BlobRanges, BlobRoute, BlobStream, OwnerKey, UpstreamError};
 
 /// How often a blob is looked for, in the store and among the downloads, while both change under the
 /// search.
@@ -88,10 +90,12 @@ impl BlobAnswer {
             follower.verified().await?;
         }
         let stored = outcome == Outcome::Miss && follower.is_stored();
+        let peer = follower.peer();
         let mut answer = Self::new(size, Some(BlobContent::Fetching(follower)), outcome);
         // The status at the end of a redirect isn't known here.
         answer.exchange = Exchange {
             stored,
+            peer,
             ..Exchange::unanswered()
         };
         Ok(Some(answer))
@@ -135,7 +139,8 @@ impl Mirror {
         };
         let mut found = found
             .inspect_err(|error| self.note_refusal(target, || Question::Blob(digest), error))?;
-        if want == ReadMode::Content {
+        // A replica fetches ahead for its own clients.
+        if want == ReadMode::Content && !target.from_peer {
             found.visit = self.blob_given(target, &digest, found.outcome);
         }
         Ok(found)
@@ -210,20 +215,18 @@ impl Mirror {
         }
         // What the store has from another upstream doesn't replace a download from this one.
         wanted.refetch |= search.foreign;
-        let source = Arc::new(UpstreamBlob {
-            target: target.clone(),
-            digest,
-            described_size: self.sizes.get(&digest),
-            route: Arc::default(),
-        });
+        let source = UpstreamBlob::new(target, digest, self.sizes.get(&digest));
         // Asked only where another repository's download runs.
         let proof = self.prove_or_vouch(target, digest, &mut search.proved);
         let proof = proof.map_ok(|_outcome| ());
-        let joined = self.downloader.join(digest, party, source, wanted, proof);
+        let joined = self
+            .downloader
+            .join(digest, party, Arc::new(source), wanted, proof);
         let (follower, outcome) = match joined.await? {
             Joined::Leader(follower) => (follower, Outcome::Miss),
             Joined::Follower(follower) => (follower, Outcome::Joined),
             Joined::Committed => return Ok(None),
+            Joined::Circular => return Err(MirrorError::Misdirected),
         };
         BlobAnswer::following(follower, ranges, outcome).await
     }
@@ -231,8 +234,11 @@ impl Mirror {
     /// The part of a missing blob that is to be fetched.
     fn wanted(&self, target: &Target, ranges: Option<&Requested>, client: Client) -> BlobRequest {
         let Some(ranges) = ranges else {
-            let whole = BlobRequest::WHOLE;
-            return BlobRequest { client, ..whole };
+            return BlobRequest {
+                client,
+                from_peer: target.from_peer,
+                ..BlobRequest::WHOLE
+            };
         };
         // What lies where the length says can be asked for once that is known.
         let (start, end) = ranges.one().unwrap_or((0, Some(1)));
@@ -241,6 +247,7 @@ impl Mirror {
             start,
             end,
             client,
+            from_peer: target.from_peer,
             refetch: false,
             fill: whole || self.ranges.mode(&target.stored) == RangeMode::Fill,
         }
@@ -300,11 +307,14 @@ impl Mirror {
 
     /// Asks the upstream whether the repository has the blob, once for all clients that wait.
     async fn prove(&self, target: &Target, digest: Digest) -> Result<Option<u64>, MirrorError> {
-        let key = (target.party(), digest);
-        let target = target.clone();
+        let (party, target) = (target.party(), target.routed(OwnerKey::Content(&digest)));
+        if target.from_peer && self.proofs.is_running(&(party.clone(), digest, true)) {
+            return Err(MirrorError::Misdirected);
+        }
+        let key = (party, digest, target.upstream.asks_peers());
         let ask = |interest: Interest| async move {
             let asking = target.upstream.head_blob(&target.repo, &digest);
-            interest.answer(asking).await
+            Box::pin(interest.answer(asking)).await
         };
         self.proofs.join(key, ask).await?
     }
@@ -316,21 +326,32 @@ const DOWNLOAD_FAILED: &str = "the download asks again or another source, or end
 /// The upstream as the source of a download.
 #[derive(Debug)]
 pub(super) struct UpstreamBlob {
-    pub(super) target: Target,
-    pub(super) digest: Digest,
+    target: Target,
+    digest: Digest,
     /// Bytes by the descriptor of a manifest, where one was seen.
-    pub(super) described_size: Option<u64>,
-    /// What the download has learned about the upstream's endpoints.
-    pub(super) route: Arc<BlobRoute>,
+    described_size: Option<u64>,
+    /// What the download has learned about the upstream's endpoints, and whether it asks other replicas.
+    route: Arc<BlobRoute>,
 }
 
 impl UpstreamBlob {
+    pub(super) fn new(target: &Target, digest: Digest, described_size: Option<u64>) -> Self {
+        Self {
+            target: target.routed(OwnerKey::Content(&digest)),
+            digest,
+            described_size,
+            route: Arc::default(),
+        }
+    }
+
     /// Logs that the download's request failed. One that begins behind the end of the blob doesn't: the
     /// download learns the end from it.
     fn report(&self) -> impl Fn(&UpstreamError) + Send + use<> {
-        let upstream = Arc::clone(&self.target.upstream);
+        let (upstream, route) = (Arc::clone(&self.target.upstream), Arc::clone(&self.route));
         move |error| {
-            if !error.is_out_of_range() {
+            // Of a replica, its client has logged it.
+            let is_upstreams = error.peer().is_none() && route.peer().is_none();
+            if !error.is_out_of_range() && is_upstreams {
                 upstream.report(error, DOWNLOAD_FAILED);
             }
         }
@@ -359,7 +380,19 @@ impl Source for UpstreamBlob {
     }
 
     fn supports_multi_range(&self) -> bool {
-        self.target.upstream.supports_multi_range()
+        !self.reads_from_peer() && self.target.upstream.supports_multi_range()
+    }
+
+    fn reads_from_peer(&self) -> bool {
+        self.target.upstream.asks_peers() && !self.route.is_direct()
+    }
+
+    fn avoid_peers(&self) {
+        self.route.go_direct();
+    }
+
+    fn peer(&self) -> Option<SocketAddr> {
+        self.route.peer()
     }
 
     fn set_urgent(&self, urgent: bool) {
@@ -368,7 +401,12 @@ impl Source for UpstreamBlob {
 
     fn distrust(&self, error: &DownloadError) -> bool {
         let Target { upstream, repo, .. } = &self.target;
-        upstream.report_wrong(repo, error, DOWNLOAD_FAILED);
+        match self.route.peer() {
+            Some(replica) => {
+                tracing::warn!(%replica, %repo, error = %on_one_line(error), "another replica sent wrong bytes; asking the upstream");
+            }
+            None => upstream.report_wrong(repo, error, DOWNLOAD_FAILED),
+        }
         upstream.distrust(&self.route)
     }
 

@@ -45,6 +45,10 @@ pub enum MirrorError {
         "the tag isn't cached, and its upstream isn't asked for it (`offline` in `proxy.tags.rules`)"
     )]
     Offline,
+    /// Another replica asks for what this one asks a replica for, or for an upstream that isn't configured
+    /// here: it has to ask elsewhere.
+    #[error("this replica doesn't answer this for another one")]
+    Misdirected,
     #[error("a shared request ended without a result")]
     Lost,
 }
@@ -69,15 +73,17 @@ impl Classified for MirrorError {
             Self::Fetch(error) => error.kind(),
             Self::WrongDigest { .. } => ErrorKind::WrongAnswer,
             Self::StoredSchema1 { .. } | Self::Offline => ErrorKind::NotFound,
+            Self::Misdirected => ErrorKind::Misdirected,
             Self::Store(_) | Self::Lost => ErrorKind::Internal,
         }
     }
 
     fn reason(&self) -> Cow<'static, str> {
         match self {
-            Self::UnknownUpstream(_) | Self::Shadowed { .. } | Self::Offline => {
-                self.to_string().into()
-            }
+            Self::UnknownUpstream(_)
+            | Self::Shadowed { .. }
+            | Self::Offline
+            | Self::Misdirected => self.to_string().into(),
             Self::Upstream(error) | Self::Remembered(error) => error.reason(),
             Self::Fetch(error) => error.reason(),
             Self::WrongDigest { .. } => wrong_answer(self),
@@ -129,7 +135,8 @@ impl MirrorError {
     pub(super) fn negative_answer(&self) -> Option<&UpstreamError> {
         let error = self.upstream()?;
         let is_negative = matches!(error.failure, Failure::NotFound(_) | Failure::Denied(_));
-        is_negative.then_some(error)
+        // A replica's answer may be as old as it is remembered; that replica remembers it.
+        (is_negative && error.peer().is_none()).then_some(error)
     }
 
     /// Whether the upstream's answer is remembered: it wasn't asked.

@@ -1,5 +1,7 @@
 //! What became of the request to the upstream that an answer needed, for the client to see.
 
+use std::net::SocketAddr;
+
 use super::MirrorError;
 use crate::metrics::Outcome;
 use crate::oci::{Classified as _, ErrorKind};
@@ -14,6 +16,8 @@ pub struct Exchange {
     pub status: Option<u16>,
     /// What it sends is stored, or being stored.
     pub stored: bool,
+    /// The replica that was asked instead of the upstream.
+    pub peer: Option<SocketAddr>,
 }
 
 impl Exchange {
@@ -23,7 +27,7 @@ impl Exchange {
             Outcome::Revalidated | Outcome::Miss => Self {
                 forwarded: true,
                 status: Some(200),
-                stored: false,
+                ..Self::default()
             },
             Outcome::Joined => Self::unanswered(),
             Outcome::Hit | Outcome::Stale | Outcome::Updating | Outcome::Error => Self::default(),
@@ -52,6 +56,7 @@ impl Exchange {
                 forwarded: true,
                 status: error.status(),
                 stored: false,
+                peer: error.peer(),
             },
             None if error.kind() == ErrorKind::WrongAnswer => Self::unanswered(),
             None => Self::default(),

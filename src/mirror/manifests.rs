@@ -6,16 +6,17 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::single_flight::{Interest, Waiter};
-use super::tags::{PATIENCE, TagKey};
+use super::tags::{PATIENCE, TagKey, Worth};
 use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target};
 use crate::cache::{CachedManifest, ManifestMeta};
 use crate::config::Freshness;
 use crate::download::Party;
+use crate::error_chain::on_one_line;
 use crate::metrics::Outcome;
-use crate::oci::{Accept, Classified as _, Digest, Reference};
+use crate::oci::{Accept, Classified as _, Digest, Reference, Tag};
 use crate::telemetry;
-use crate::upstream::{CallerId, ManifestHead};
+use crate::upstream::{CallerId, ManifestHead, OwnerKey, PeerAnswer};
 
 #[derive(Debug, Clone)]
 pub struct ManifestAnswer {
@@ -58,6 +59,12 @@ impl ManifestAnswer {
         Self::new(ManifestHit::Whole(manifest), outcome)
     }
 
+    /// The answer came from another replica, if one is named.
+    fn from(mut self, peer: Option<PeerAnswer>) -> Self {
+        self.exchange.peer = peer.map(|peer| peer.address);
+        self
+    }
+
     fn with(self, exchange: Exchange) -> Self {
         Self { exchange, ..self }
     }
@@ -71,11 +78,12 @@ impl ManifestAnswer {
     }
 }
 
-/// A shared question to an upstream.
+/// A shared question to an upstream, and whether other replicas may be asked: a request of theirs never waits
+/// for such a one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum FlightKey {
-    Tag(TagKey, ReadMode, Option<CallerId>),
-    Digest(Party, Digest, ReadMode),
+    Tag(TagKey, ReadMode, Option<CallerId>, bool),
+    Digest(Party, Digest, ReadMode, bool),
 }
 
 /// The headers of a manifest, unless the upstream left one out.
@@ -160,8 +168,10 @@ impl Mirror {
         if let Some(manifest) = self.cached_manifest(target, &digest).await {
             return Ok(ManifestAnswer::whole(manifest, Outcome::Hit));
         }
-        let key = FlightKey::Digest(target.party(), digest, want);
-        let (mirror, asked) = (Arc::clone(self), target.clone());
+        let flight = |asks_peers| FlightKey::Digest(target.party(), digest, want, asks_peers);
+        self.refuse_circle(target, || flight(true))?;
+        let (mirror, asked) = (Arc::clone(self), target.routed(OwnerKey::Content(&digest)));
+        let key = flight(asked.upstream.asks_peers());
         let answer = self.manifest_flights.join(key, |interest| async move {
             mirror.ask_by_digest(&asked, digest, want, &interest).await
         });
@@ -171,6 +181,26 @@ impl Mirror {
             }
             answer => answer,
         }
+    }
+
+    /// Refuses the request of another replica where this one asks a replica the same.
+    fn refuse_circle(
+        &self,
+        target: &Target,
+        flight: impl FnOnce() -> FlightKey,
+    ) -> Result<(), MirrorError> {
+        if target.from_peer && self.manifest_flights.is_running(&flight()) {
+            return Err(MirrorError::Misdirected);
+        }
+        Ok(())
+    }
+
+    fn refuse_circle_of_tag(&self, target: &Target, key: &TagKey) -> Result<(), MirrorError> {
+        let caller = target.upstream.caller();
+        for want in [ReadMode::Head, ReadMode::Content] {
+            self.refuse_circle(target, || FlightKey::Tag(key.clone(), want, caller, true))?;
+        }
+        Ok(())
     }
 
     /// Asks the upstream for a digest, once for all clients that wait.
@@ -203,13 +233,14 @@ impl Mirror {
                 if self.cache.link_manifest(&target.stored, &stored).await {
                     self.on_manifest_stored(target, digest).await;
                 }
-                return Ok(ManifestAnswer::whole(stored, Outcome::Revalidated));
+                let answer = ManifestAnswer::whole(stored, Outcome::Revalidated);
+                return Ok(answer.from(head.peer));
             }
             if let Some(known) = known(&head) {
-                return Ok(ManifestAnswer::head(known, Outcome::Miss));
+                return Ok(ManifestAnswer::head(known, Outcome::Miss).from(head.peer));
             }
         }
-        let answer = self.fetch(target, &reference, &accept, interest).await?;
+        let (answer, _) = self.fetch(target, &reference, &accept, interest).await?;
         if answer.exchange.stored {
             self.on_manifest_stored(target, digest).await;
         }
@@ -247,6 +278,7 @@ impl Mirror {
         if freshness == Freshness::Offline {
             return Err(MirrorError::Offline);
         }
+        self.refuse_circle_of_tag(target, &key)?;
         let mut question = self.question_of_tag(target, &key, want).await;
         let answer = match tokio::time::timeout(PATIENCE, &mut question).await {
             Ok(answer) => answer?,
@@ -292,7 +324,8 @@ impl Mirror {
         key: &TagKey,
         want: ReadMode,
     ) -> Option<(ManifestMeta, Outcome)> {
-        if target.upstream.caller().is_some() {
+        // Nor for another replica, which does so itself.
+        if target.upstream.caller().is_some() || target.from_peer {
             return None;
         }
         let known = self.records.begin_update(key)?;
@@ -317,8 +350,10 @@ impl Mirror {
         let is_known = self.records.last(key).is_some()
             || self.cache.tagged(&key.repo, &key.tag).await.is_some();
         let want = if is_known { ReadMode::Head } else { want };
-        let (mirror, target, key) = (Arc::clone(self), target.clone(), key.clone());
-        let flight = FlightKey::Tag(key.clone(), want, target.upstream.caller());
+        let target = target.routed(OwnerKey::Tag(&target.repo, &key.tag));
+        let (mirror, key, asks_peers) =
+            (Arc::clone(self), key.clone(), target.upstream.asks_peers());
+        let flight = FlightKey::Tag(key.clone(), want, target.upstream.caller(), asks_peers);
         self.manifest_flights.join(flight, |interest| async move {
             let answer = mirror.ask_by_tag(&target, &key, want, &interest).await;
             if let Err(error) = &answer {
@@ -366,6 +401,12 @@ impl Mirror {
             let upstream = &target.upstream;
             let asking = upstream.head_manifest(repo, &reference, accept, validator.as_ref());
             let mut head = interest.answer(asking).await?;
+            let worth = |peer: PeerAnswer| self.records.worth(key, peer.age);
+            if head.peer.map(worth) == Some(Worth::Outdated) {
+                let upstream = upstream.direct();
+                let asking = upstream.head_manifest(repo, &reference, accept, validator.as_ref());
+                head = interest.answer(asking).await?;
+            }
             if let Some(last) = last.filter(|_| head.is_unchanged) {
                 head = ManifestHead {
                     digest: Some(last.digest),
@@ -373,35 +414,55 @@ impl Mirror {
                     size: Some(last.size),
                     validator,
                     is_unchanged: true,
+                    peer: None,
                 };
             }
-            if let Some(answer) = self.confirm(target, key, &head).await {
+            if let Some(mut answer) = self.confirm(target, key, &head).await {
+                if head.peer.map(worth) == Some(Worth::Stale) {
+                    answer.outcome = Outcome::Stale;
+                }
                 return Ok(answer);
             }
         }
         let fetching = self.fetch(target, &reference, &key.accept, interest);
-        let answer = fetching.await?;
+        let (mut answer, peer) = fetching.await?;
+        let age = peer.map_or(Duration::ZERO, |peer| peer.age);
+        if self.records.worth(key, age) == Worth::Stale {
+            answer.outcome = Outcome::Stale;
+        }
         let known = answer.found.known();
-        self.records.confirmed(key, known.clone(), None);
+        self.records.confirmed(key, known.clone(), None, age);
         if answer.exchange.stored {
             self.update_tag(key, known.digest).await;
         }
         Ok(answer)
     }
 
-    /// Downloads a manifest and stores it. A client is served also where the cache doesn't take it.
+    /// Downloads a manifest and stores it. A client is served also where the cache doesn't take it. Another
+    /// replica's wrong bytes are asked of the upstream.
     async fn fetch(
         &self,
         target: &Target,
         reference: &Reference,
         accept: &Accept,
         interest: &Interest,
-    ) -> Result<ManifestAnswer, MirrorError> {
+    ) -> Result<(ManifestAnswer, Option<PeerAnswer>), MirrorError> {
         let repo = &target.repo;
         let asking = target.upstream.get_manifest(repo, reference, accept);
         let fetched = interest.answer(asking).await?;
-        let admission = self.cache.workers().admit(fetched.size() as u64).await?;
-        let fetched = admission.run(move || fetched.verify()).await??;
+        let (size, mut peer) = (fetched.size() as u64, fetched.peer());
+        let admission = self.cache.workers().admit(size).await?;
+        let mut fetched = admission.run(move || fetched.verify()).await?;
+        if let (Err(error), Some(PeerAnswer { address, .. })) = (&fetched, peer) {
+            tracing::warn!(replica = %address, %repo, error = %on_one_line(error), "another replica sent a wrong manifest; asking the upstream");
+            let upstream = target.upstream.direct();
+            let asking = upstream.get_manifest(repo, reference, accept);
+            let again = interest.answer(asking).await?;
+            let admission = self.cache.workers().admit(again.size() as u64).await?;
+            fetched = admission.run(move || again.verify()).await?;
+            peer = None;
+        }
+        let fetched = fetched?;
         let (manifest, stored) = self
             .cache
             .put_manifest(
@@ -415,7 +476,7 @@ impl Mirror {
         self.negatives.on_arrival(target);
         let mut answer = ManifestAnswer::whole(manifest, Outcome::Miss);
         answer.exchange.stored = stored;
-        Ok(answer)
+        Ok((answer.from(peer), peer))
     }
 
     /// The upstream has just named the tag's digest: that links the manifest, if the store has it.
@@ -436,25 +497,43 @@ impl Mirror {
         }
         let confirmed = |known| {
             let validator = head.validator.clone();
-            self.records.confirmed(key, known, validator);
+            let age = head.peer.map_or(Duration::ZERO, |peer| peer.age);
+            self.records.confirmed(key, known, validator, age);
         };
         let _hold = self.cache.hold(&digest).await;
         if let Some(known) = self.cache.peek_manifest_meta(&target.stored, &digest) {
             confirmed(known.clone());
             self.update_tag(key, digest).await;
-            return Some(ManifestAnswer::head(known, Outcome::Revalidated));
+            return Some(ManifestAnswer::head(known, Outcome::Revalidated).from(head.peer));
         }
         let Some(stored) = self.any_manifest(target, &digest).await else {
             let known = known(head)?;
             confirmed(known.clone());
             self.records.expect_manifest(key, digest);
-            return Some(ManifestAnswer::head(known, Outcome::Miss));
+            return Some(ManifestAnswer::head(known, Outcome::Miss).from(head.peer));
         };
         confirmed(stored.meta.clone());
         if self.cache.link_manifest(&target.stored, &stored).await {
             self.update_tag(key, digest).await;
         }
-        Some(ManifestAnswer::whole(stored, Outcome::Revalidated))
+        Some(ManifestAnswer::whole(stored, Outcome::Revalidated).from(head.peer))
+    }
+
+    /// How long ago the upstream said that the tag names this digest, for another replica. None where that
+    /// isn't known.
+    pub fn tag_age(
+        &self,
+        target: &Target,
+        tag: &Tag,
+        accept: &Accept,
+        digest: &Digest,
+    ) -> Option<Duration> {
+        let key = TagKey {
+            repo: target.stored.clone(),
+            tag: tag.clone(),
+            accept: accept.clone(),
+        };
+        self.records.age(&key, digest)
     }
 
     /// Adds the content to an answer that lacks it, where it is wanted.

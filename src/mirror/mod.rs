@@ -69,8 +69,9 @@ use tags::TagRecords;
 pub use targets::{Target, Upstreams};
 use verdicts::Verdicts;
 
-/// Questions whether a repository has a blob: its size, if it does.
-type Proofs = SingleFlight<(Party, Digest), Result<Option<u64>, MirrorError>>;
+/// Questions whether a repository has a blob: its size, if it does. The last of the key says whether other
+/// replicas may be asked.
+type Proofs = SingleFlight<(Party, Digest, bool), Result<Option<u64>, MirrorError>>;
 
 /// A mirror of some upstreams over one cache.
 #[derive(Debug)]

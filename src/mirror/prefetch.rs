@@ -311,12 +311,7 @@ impl Mirror {
         target: &Target,
         blob: &Descriptor,
     ) -> Result<Option<u64>, DownloadError> {
-        let source = Arc::new(UpstreamBlob {
-            target: target.clone(),
-            digest: blob.digest,
-            described_size: Some(blob.size),
-            route: Arc::default(),
-        });
+        let source = Arc::new(UpstreamBlob::new(target, blob.digest, Some(blob.size)));
         let (party, entry) = (
             target.party(),
             Ledger::begin(&self.prefetch.ledger, blob.digest),

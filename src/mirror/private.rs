@@ -37,9 +37,12 @@ impl Mirror {
         account: CallerId,
         question: Question,
     ) -> Result<(), MirrorError> {
+        // Not by way of another replica, which may remember a permission that the upstream has withdrawn: this
+        // one would rely on it for as long again.
+        let direct = target.direct();
         let ask = |interest: Interest| {
-            let (target, question) = (target.clone(), question.clone());
-            async move { interest.answer(question.ask(&target)).await }
+            let (target, question) = (direct.clone(), question.clone());
+            async move { interest.answer(Box::pin(question.ask(&target))).await }
         };
         self.negatives.check(target, || question.clone())?;
         let key = (target.stored.clone(), account, question.class());

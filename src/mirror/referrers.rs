@@ -64,7 +64,7 @@ impl Mirror {
         }
         let ask = |interest| {
             let (mirror, target) = (Arc::clone(self), target.clone());
-            async move { mirror.ask_for_referrers(&target, digest, &interest).await }
+            async move { Box::pin(mirror.ask_for_referrers(&target, digest, &interest)).await }
         };
         let key = ((target.stored.clone(), digest), target.upstream.caller());
         let report =

@@ -72,6 +72,11 @@ where
         }
     }
 
+    /// Whether a job of `key` is running.
+    pub(super) fn is_running(&self, key: &K) -> bool {
+        self.running.contains_key(key)
+    }
+
     /// Joins the job of `key`, which is `job` unless one is running.
     pub(super) fn join<F>(&self, key: K, job: impl FnOnce(Interest) -> F) -> Waiter<K, V>
     where

@@ -32,6 +32,19 @@ pub(super) const RECHECK: Duration = Duration::from_secs(15);
 /// The longest that a `Retry-After` puts off the next question.
 const MAX_RECHECK: Duration = Duration::from_mins(5);
 
+/// How much too high the age of another replica's answer may be: seconds are rounded up.
+const IMPRECISION: Duration = Duration::from_secs(2);
+
+/// What the answer of another replica is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Worth {
+    Fresh,
+    /// That one couldn't ask the upstream.
+    Stale,
+    /// The same, and what is known here is newer.
+    Outdated,
+}
+
 /// How long an upstream that has failed, perhaps with a `Retry-After`, isn't asked again.
 pub(super) fn recheck_after(retry_after: Option<Duration>) -> Duration {
     retry_after.unwrap_or(RECHECK).min(MAX_RECHECK)
@@ -157,22 +170,51 @@ impl TagRecords {
         self.validators.get(key)
     }
 
-    /// The upstream has just said so, with this validator, if any.
+    /// The upstream has said so this long ago, with this validator, if any.
     pub(super) fn confirmed(
         &self,
         key: &TagKey,
         known: ManifestMeta,
         validator: Option<Validator>,
+        age: Duration,
     ) {
         match validator {
             Some(validator) => self.validators.insert(key.clone(), validator),
             None => drop(self.validators.remove(key)),
         }
-        self.still_holds(key, known);
+        self.note(key, known, age);
+    }
+
+    /// What another replica's answer of this age is worth.
+    pub(super) fn worth(&self, key: &TagKey, age: Duration) -> Worth {
+        match self.freshness(key) {
+            Freshness::Limited(times) if age > times.ttl => {}
+            Freshness::Limited(_) | Freshness::Immutable | Freshness::Offline => {
+                return Worth::Fresh;
+            }
+        }
+        let known = self.records.get(key);
+        let known = known.map(|known| self.clock.now().duration_since(known.confirmed_at));
+        if known.is_some_and(|known| age > known + IMPRECISION) {
+            Worth::Outdated
+        } else {
+            Worth::Stale
+        }
+    }
+
+    /// How long ago the upstream said that the tag names this digest.
+    pub(super) fn age(&self, key: &TagKey, digest: &Digest) -> Option<Duration> {
+        let record = self.records.get(key)?;
+        let age = self.clock.now().duration_since(record.confirmed_at);
+        (record.known.digest == *digest).then_some(age)
     }
 
     /// The upstream has just said that what it said last still holds; or nobody needs to ask it.
     pub(super) fn still_holds(&self, key: &TagKey, known: ManifestMeta) {
+        self.note(key, known, Duration::ZERO);
+    }
+
+    fn note(&self, key: &TagKey, known: ManifestMeta, age: Duration) {
         let ttl = match self.freshness(key) {
             Freshness::Limited(times) => times.ttl,
             Freshness::Immutable | Freshness::Offline => FOR_EVER,
@@ -180,8 +222,8 @@ impl TagRecords {
         let now = self.clock.now();
         let record = Record {
             known,
-            confirmed_at: now,
-            fresh_until: now + ttl,
+            confirmed_at: now.checked_sub(age).unwrap_or(self.began),
+            fresh_until: now + ttl.saturating_sub(age),
             outcome: Outcome::Hit,
         };
         self.records.insert(key.clone(), record);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::MirrorError;
 use crate::download::Party;
 use crate::oci::RepoName;
-use crate::upstream::{Login, Upstream};
+use crate::upstream::{Login, OwnerKey, Upstream};
 
 #[derive(Debug)]
 pub struct Upstreams {
@@ -29,6 +29,8 @@ pub struct Target {
     pub repo: RepoName,
     /// Its name in the store: with the upstream's name before it, unless that is the default one.
     pub stored: RepoName,
+    /// Whether another replica asks, which must not wait for a third.
+    pub from_peer: bool,
 }
 
 impl Upstreams {
@@ -97,6 +99,7 @@ impl Upstreams {
             upstream,
             repo,
             stored: stored.clone(),
+            from_peer: false,
         })
     }
 
@@ -163,6 +166,25 @@ impl Upstreams {
         self.place(upstream, repo)
     }
 
+    /// The repository that another replica asks for, by the upstream's name and the repository's there. An
+    /// error where this replica knows no such upstream, because its configuration is another one.
+    pub fn of_peer(
+        &self,
+        upstream: &str,
+        repo: &RepoName,
+        login: Option<&Arc<Login>>,
+    ) -> Result<Target, MirrorError> {
+        let mut all = self.by_host.values().chain([&self.default]);
+        let known = all.find(|known| known.name() == upstream);
+        let known = known.ok_or(MirrorError::Misdirected)?;
+        let target = self.place(Arc::clone(known), repo.clone());
+        let target = target.map_err(|_shadowed| MirrorError::Misdirected)?;
+        Ok(Target {
+            from_peer: true,
+            ..target.with_login(login).direct()
+        })
+    }
+
     fn place(&self, upstream: Arc<Upstream>, repo: RepoName) -> Result<Target, MirrorError> {
         let repo = match repo.first_component() {
             None if upstream.config.is_docker_hub => match "library".parse::<RepoName>() {
@@ -197,6 +219,7 @@ impl Upstreams {
             upstream,
             repo,
             stored,
+            from_peer: false,
         })
     }
 }
@@ -209,6 +232,24 @@ impl Target {
         Self {
             upstream: self.upstream.with_login(login),
             ..self
+        }
+    }
+
+    /// The same without the other replicas.
+    #[must_use]
+    pub(super) fn direct(&self) -> Self {
+        Self {
+            upstream: self.upstream.direct(),
+            ..self.clone()
+        }
+    }
+
+    /// The same for a question about this: without the other replicas where this one is its owner.
+    #[must_use]
+    pub(super) fn routed(&self, key: OwnerKey<'_>) -> Self {
+        Self {
+            upstream: self.upstream.routed(key),
+            ..self.clone()
         }
     }
 

@@ -90,6 +90,8 @@ pub enum ErrorKind {
     Timeout,
     /// The upstream's answer can't be passed on.
     WrongAnswer,
+    /// The request of another replica, which has to ask elsewhere.
+    Misdirected,
     /// Too much work waits, or the process is about to stop.
     Busy,
     /// The mirror itself failed.

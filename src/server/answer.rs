@@ -1,10 +1,11 @@
 //! Answers: the heads and bodies of what the mirror found.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{
-    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    ACCEPT_RANGES, AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
     HeaderMap, HeaderName, HeaderValue, LINK, RETRY_AFTER, WWW_AUTHENTICATE,
     X_CONTENT_TYPE_OPTIONS,
 };
@@ -291,6 +292,14 @@ fn manifest_head(known: &ManifestMeta) -> HeaderMap {
     headers.insert(ACCEPT_RANGES, BYTES);
     headers.insert(CONTENT_LENGTH, known.size.into());
     headers
+}
+
+/// Says how old an answer is, if that is known: in seconds, rounded up (RFC 9111, section 5.1).
+pub(super) fn age(age: Option<Duration>, response: &mut Response<Body>) {
+    if let Some(age) = age {
+        let seconds = age.as_secs() + u64::from(age.subsec_nanos() > 0);
+        response.headers_mut().insert(AGE, seconds.into());
+    }
 }
 
 fn slice(content: &Bytes, range: ByteRange) -> Bytes {

@@ -11,6 +11,8 @@
 //! - `fwd=uri-miss`: the cache had nothing for a name with a digest; `fwd=miss`: nothing for a tag or a
 //!   list that this client can use. `stored`: it has now; `collapsed`: the client shares another's
 //!   request.
+//! - A member before millpond's own, such as `"10.0.0.2:5000"`: the replica that was asked instead of the
+//!   upstream.
 //! - `detail` alone: neither the cache nor the upstream was asked.
 
 use http::header::{HeaderMap, HeaderName, HeaderValue, WARNING};
@@ -144,6 +146,11 @@ fn forwarded(reason: &str, exchange: Exchange, more: &str) -> HeaderValue {
         .map_or(String::new(), |status| format!("; fwd-status={status}"));
     let stored = if exchange.stored { "; stored" } else { "" };
     let text = format!("millpond; fwd={reason}{status}{stored}{more}");
+    // The cache that is nearer to the origin comes first.
+    let text = match exchange.peer {
+        Some(peer) => format!("\"{peer}\", {text}"),
+        None => text,
+    };
     // Words and digits can be in a header.
     HeaderValue::try_from(text).unwrap_or(FAILED)
 }

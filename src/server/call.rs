@@ -80,6 +80,9 @@ pub(super) struct Call<'a> {
     pub(super) mode: ReadMode,
     /// For fairness among clients.
     pub(super) client: Client,
+    /// The name of the upstream that another replica asks about, where one asks. It has authorized its
+    /// caller.
+    pub(super) from_peer: Option<&'a str>,
     /// What the head of a push says of its body.
     pub(super) push: Option<Box<PushHead>>,
 }
@@ -93,6 +96,12 @@ impl Call<'_> {
         name: &RepoName,
         wanted: (Permission, Option<&Reference>),
     ) -> Result<Target, CallError> {
+        if let Some(upstream) = self.from_peer {
+            let login = self.caller.login.as_ref();
+            let target = mirror.upstreams.of_peer(upstream, name, login)?;
+            self.addressed.set(target.upstream.metrics_id());
+            return Ok(target);
+        }
         let target = mirror.upstreams.target(self.ns, self.host, name)?;
         self.addressed.set(target.upstream.metrics_id());
         let login = self.caller.login_for(target.upstream.name());
@@ -145,6 +154,9 @@ impl Call<'_> {
         reference: &Reference,
         digest: &Digest,
     ) -> Result<(), CallError> {
+        if self.from_peer.is_some() {
+            return Ok(());
+        }
         let resource = Resource {
             upstream: target.upstream.name(),
             repository: &target.stored,

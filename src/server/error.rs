@@ -151,6 +151,7 @@ fn status_and_code(kind: ErrorKind, missing: ErrorCode) -> (StatusCode, ErrorCod
         ErrorKind::Unreachable => (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable),
         ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
         ErrorKind::WrongAnswer => (StatusCode::BAD_GATEWAY, ErrorCode::Unknown),
+        ErrorKind::Misdirected => (StatusCode::MISDIRECTED_REQUEST, ErrorCode::Unavailable),
         ErrorKind::Busy => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
     }
@@ -181,7 +182,8 @@ const fn is_logged(kind: ErrorKind) -> bool {
         | ErrorKind::ManifestInvalid
         | ErrorKind::PartsMissing
         | ErrorKind::Immutable
-        | ErrorKind::NameUnknown => false,
+        | ErrorKind::NameUnknown
+        | ErrorKind::Misdirected => false,
         ErrorKind::NotFound
         | ErrorKind::Unauthorized
         | ErrorKind::Denied

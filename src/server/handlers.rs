@@ -109,6 +109,13 @@ impl Handlers {
         call: &Call<'_>,
         body: RequestBody,
     ) -> Result<Answered, CallError> {
+        let is_of_peer = matches!(
+            action,
+            Action::Base | Action::Manifest { .. } | Action::Blob { .. }
+        );
+        if call.from_peer.is_some() && !is_of_peer {
+            return Err(MirrorError::Misdirected.into());
+        }
         if let Some(hosted) = &self.hosted
             && let Some(name) = action.repository()
             && hosted.answers(call, name)
@@ -169,6 +176,10 @@ impl Handlers {
         let named = Named::by_reference(reference);
         let mut response = answer::manifest(&call.conditions, named, &found);
         answer::keep_private(self.is_private(&target), &mut response);
+        if let (Reference::Tag(tag), Some(_)) = (reference, call.from_peer) {
+            let age = self.mirror.tag_age(&target, tag, &call.accept, &digest);
+            answer::age(age, &mut response);
+        }
         Ok((response, outcome))
     }
 
@@ -194,7 +205,8 @@ impl Handlers {
         } else {
             ReadMode::Head
         };
-        let watch = self.access.watch(&target.stored, digest);
+        let watch = call.from_peer.is_none();
+        let watch = watch.then(|| self.access.watch(&target.stored, digest));
         let mut found = self
             .mirror
             .blob(&target, digest, want, ranges, call.client)
@@ -222,7 +234,9 @@ impl Handlers {
         };
         answer::keep_private(is_private, &mut response);
         response.body_mut().visited(visit);
-        response.body_mut().watched(watch);
+        if let Some(watch) = watch {
+            response.body_mut().watched(watch);
+        }
         Ok((response, outcome))
     }
 

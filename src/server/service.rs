@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ACCEPT, HOST, HeaderMap};
+use http::header::{ACCEPT, AUTHORIZATION, HOST, HeaderMap};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use quick_cache::sync::Cache;
@@ -25,6 +25,7 @@ use super::handlers::Handlers;
 use super::hosted::{HostedHandlers, HostedRepositories};
 use super::leftovers::Leftovers;
 use super::links::Links;
+use super::peer_gate::{FromPeer, PeerGate};
 use super::push_head::PushHead;
 use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
@@ -36,9 +37,10 @@ use crate::download::Client;
 use crate::health::{Availability, Closed};
 use crate::hosted::HostedError;
 use crate::metrics::{Addressed, Answer, Kind, Metrics, Outcome, RefusedCaller};
-use crate::mirror::{Exchange, Mirror, ReadMode};
+use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode};
 use crate::oci::{Accept, Action, Push, Reference, RepoName, Route, RouteError};
 use crate::telemetry::{Context, RequestIds, Span, TraceParent, Tracer, X_REQUEST_ID};
+use crate::upstream::Login;
 
 /// Different `Accept` lines whose meaning is kept; each kind of client has its own.
 const MAX_ACCEPTS: usize = 256;
@@ -80,6 +82,8 @@ pub struct Gate {
     pub authenticator: Arc<Authenticator>,
     pub access: Access,
     pub availability: Availability,
+    /// Recognises the other replicas, where there are some.
+    pub replicas: Option<PeerGate>,
 }
 
 /// Where it is noted what becomes known of a request while it is answered.
@@ -103,6 +107,7 @@ pub struct Service {
     handlers: Handlers,
     authenticator: Arc<Authenticator>,
     availability: Availability,
+    replicas: Option<PeerGate>,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
     ids: RequestIds,
@@ -120,6 +125,7 @@ impl Handler for Service {
             .as_ref()
             .map_or(Kind::Other, |route| kind(&route.action));
         record.is_for(kind);
+        let mut from_peer = None;
         let answered = match &route {
             Ok(route) => match self.closed(&route.action) {
                 None => {
@@ -128,8 +134,12 @@ impl Handler for Service {
                         addressed: &addressed,
                         record: Some(&mut record),
                     };
+                    // Others than these don't sign their answer: the replica asks elsewhere.
+                    let replicas = self.replicas.as_ref();
+                    from_peer = replicas.and_then(|replicas| replicas.recognise(&head));
                     // Pinned here: a future that is passed on by value has its memory twice in this one.
-                    let run = pin!(self.run(route, &head, body, &peer, noted));
+                    let asker = (&peer, from_peer.as_deref());
+                    let run = pin!(self.run(route, &head, body, asker, noted));
                     context.scope(run).await
                 }
                 Some(closed) => Err(Refusal::closed(closed)),
@@ -148,6 +158,9 @@ impl Handler for Service {
         if !self.settings.headers.is_empty() {
             let configured = self.settings.headers.clone();
             response.headers_mut().extend(configured);
+        }
+        if let (Some(from), Some(replicas)) = (from_peer, &self.replicas) {
+            replicas.sign(&from, &mut response);
         }
         let id = record.context().id().header();
         response.headers_mut().insert(X_REQUEST_ID, id);
@@ -208,6 +221,7 @@ impl Service {
             handlers: Handlers::new(mirror, hosted, gate.access, links),
             authenticator: gate.authenticator,
             availability: gate.availability,
+            replicas: gate.replicas,
             metrics,
             settings,
             ids: RequestIds::default(),
@@ -259,7 +273,7 @@ impl Service {
             addressed: &Addressed::default(),
             record: None,
         };
-        let answered = self.run(&route, &head, RequestBody::Empty, &peer, noted);
+        let answered = self.run(&route, &head, RequestBody::Empty, (&peer, None), noted);
         answered.await.is_ok()
     }
 
@@ -268,18 +282,23 @@ impl Service {
         route: &Route,
         head: &Parts,
         body: RequestBody,
-        peer: &Peer,
+        (peer, from_peer): (&Peer, Option<&FromPeer>),
         noted: Noted<'_>,
     ) -> Result<Answered, Refusal> {
-        let started = self.handlers.access().hides().then(Instant::now);
+        let hides = self.handlers.access().hides() && from_peer.is_none();
+        let started = hides.then(Instant::now);
         let presented = presented(head, peer);
-        match self.answer(route, head, body, &presented, noted).await {
+        let asker = (&presented, from_peer);
+        match self.answer(route, head, body, asker, noted).await {
             Ok(answered) => Ok(answered),
             Err(error) => {
+                if matches!(error, CallError::Mirror(MirrorError::Misdirected)) {
+                    self.metrics.replicas().refused.inc();
+                }
                 if let Some(started) = started {
                     Box::pin(self.conceal(&error, started)).await;
                 }
-                Err(self.refuse(route, &error, &presented))
+                Err(self.refuse(route, &error, &presented, hides))
             }
         }
     }
@@ -289,10 +308,24 @@ impl Service {
         route: &Route,
         head: &Parts,
         body: RequestBody,
-        presented: &Presented<'_>,
+        (presented, from_peer): (&Presented<'_>, Option<&FromPeer>),
         mut noted: Noted<'_>,
     ) -> Result<Answered, CallError> {
         let action = &route.action;
+        if let Some(from_peer) = from_peer {
+            // The other replica has authorized its caller, and sends its account at the upstream.
+            let login = presented.headers.get(AUTHORIZATION).cloned();
+            let caller = Caller {
+                login: login.map(|header| Arc::new(Login::new(header))),
+                ..Caller::anonymous(presented.address)
+            };
+            noted.comes_from(caller.address, None);
+            let call = Call {
+                from_peer: Some(from_peer.upstream()),
+                ..self.call(route, head, (caller, noted.addressed))
+            };
+            return self.handlers.dispatch(action, &call, body).await;
+        }
         if let Action::Token { upstream, is_form } = action {
             let upstream = upstream.as_deref();
             noted.comes_from(self.authenticator.address(presented)?, None);
@@ -393,6 +426,7 @@ impl Service {
             } else {
                 ReadMode::Content
             },
+            from_peer: None,
             push: match &route.action {
                 Action::Push { .. } => Some(Box::new(PushHead::parse(&head.headers))),
                 _ => None,
@@ -400,7 +434,13 @@ impl Service {
         }
     }
 
-    fn refuse(&self, route: &Route, error: &CallError, presented: &Presented<'_>) -> Refusal {
+    fn refuse(
+        &self,
+        route: &Route,
+        error: &CallError,
+        presented: &Presented<'_>,
+        hides: bool,
+    ) -> Refusal {
         let action = &route.action;
         let upstream = match error {
             CallError::Mirror(_) => {
@@ -420,12 +460,10 @@ impl Service {
         }
         match error {
             // As for a hidden repository; the log has what the upstream said.
-            CallError::Mirror(error) if self.handlers.access().hides() && error.finds_nothing() => {
-                Refusal {
-                    log: refusal.log,
-                    ..Refusal::of_action(&Denied::Hidden("".into()), action, None)
-                }
-            }
+            CallError::Mirror(error) if hides && error.finds_nothing() => Refusal {
+                log: refusal.log,
+                ..Refusal::of_action(&Denied::Hidden("".into()), action, None)
+            },
             CallError::Mirror(error) => {
                 let cache_status = if error.is_remembered() {
                     HIT_NEGATIVE
@@ -456,7 +494,7 @@ impl Service {
                 self.challenged(refusal, route, presented, error)
             }
             // As for a hidden repository.
-            CallError::Hosted(error) if self.handlers.access().hides() && finds_nothing(error) => {
+            CallError::Hosted(error) if hides && finds_nothing(error) => {
                 Refusal::of_action(&Denied::Hidden("".into()), action, None)
             }
             CallError::Caller(_)

@@ -20,6 +20,7 @@ use super::credential_error::CredentialError;
 use super::credentials::Scheme;
 use super::endpoint::Endpoint;
 use super::error::{Failure, UpstreamError, Violation};
+use super::peer::Asker;
 use super::redirect::RedirectError;
 use super::reply::UpstreamResponse;
 use super::scope::scopes;
@@ -53,6 +54,16 @@ impl Endpoint {
         ask: &UpstreamRequest,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let asked_at = self.transport.clock.now();
+        if let Some(peer) = &self.peer {
+            let asker = Asker {
+                upstream: self.name(),
+                login: self.login.as_ref(),
+                transport: &self.transport,
+            };
+            return Box::pin(peer.ask(&asker, ask))
+                .await
+                .map_err(|error| error.since(asked_at));
+        }
         let reply = if self.others.is_empty() || self.auth.accounts.position(repo) > 0 {
             self.ask_authenticated(repo, ask).await
         } else {

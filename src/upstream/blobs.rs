@@ -11,7 +11,7 @@ use super::body::{self, BlobChunks};
 use super::endpoint::Endpoint;
 use super::endpoints::Purpose;
 use super::error::{Failure, UpstreamError, Violation};
-use super::priority::Priority;
+use super::peers::OwnerKey;
 use super::reply::UpstreamResponse;
 use super::route::{BlobRoute, throttled, watched};
 use super::transport::UpstreamRequest;
@@ -52,6 +52,12 @@ impl Upstream {
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
         let ask = |endpoint| Endpoint::head_blob(endpoint, repo, digest);
+        let ahead = self.ahead(OwnerKey::Content(digest));
+        if self.asks_peers()
+            && let Some(size) = Box::pin(self.ask_peers(&ahead, &ask)).await?
+        {
+            return Ok(size);
+        }
         self.endpoints.ask(Purpose::Metadata, ask).await
     }
 
@@ -72,7 +78,13 @@ impl Upstream {
     ) -> Result<BlobStream, UpstreamError> {
         let span = (offset, end);
         let priority = route.priority();
-        let ask = |endpoint| Endpoint::get_blob(endpoint, repo, digest, span, priority);
+        let ask = |endpoint| Endpoint::get_blob(endpoint, repo, digest, span, route);
+        let ahead = self.ahead(OwnerKey::Content(digest));
+        if self.asks_peers()
+            && let Some(stream) = Box::pin(self.blob_from_peers(&ahead, route, &ask)).await?
+        {
+            return Ok(stream);
+        }
         let (endpoints, purpose) = (&self.endpoints, Purpose::Blob(route));
         let limiter = &endpoints.first.transport.limiter;
         if !limiter.permits_blob(priority) {
@@ -103,7 +115,7 @@ impl Upstream {
     /// Tells that the bytes of a download weren't those of its digest. True where the rest comes from
     /// other endpoints than before, so that another attempt may succeed.
     pub fn distrust(&self, route: &BlobRoute) -> bool {
-        self.endpoints.are_several() && route.distrust()
+        route.distrust_peers() || (self.endpoints.are_several() && route.distrust())
     }
 }
 
@@ -144,15 +156,23 @@ impl Endpoint {
         repo: &RepoName,
         digest: &Digest,
         (offset, end): (u64, Option<u64>),
-        priority: Priority,
+        route: &BlobRoute,
     ) -> Result<BlobStream, UpstreamError> {
         let repo = &*self.named(repo);
-        let mut ask = self.blob(Method::GET, repo, digest).download(priority);
+        let mut ask = self
+            .blob(Method::GET, repo, digest)
+            .download(route.priority());
         let asked = (offset > 0 || end.is_some()).then_some((offset, end));
         if asked.is_some() {
             ask = ask.with_ranges(asked)?;
         }
-        self.stream(self.ask(repo, &ask).await?, asked)
+        let reply = self.ask(repo, &ask).await?;
+        let address = reply.peer;
+        let stream = self.stream(reply, asked)?;
+        match &self.peer {
+            Some(peer) => peer.accept(stream, route, (&ask.url, address)),
+            None => Ok(stream),
+        }
     }
 
     /// `asked` is the start and the end (exclusive) of the range that was asked for, if one was.

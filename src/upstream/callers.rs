@@ -75,9 +75,10 @@ impl Upstream {
         let make = || {
             Ok(Arc::new(Self {
                 config: Arc::clone(&self.config),
-                endpoints: self.endpoints.with_login(login, id),
+                endpoints: Arc::new(self.endpoints.with_login(login, id)),
                 caller: Some(id),
                 callers: None,
+                peers: self.peers.clone(),
             }))
         };
         let Ok::<_, Infallible>(upstream) = callers.known.get_or_insert_with(&id, make);

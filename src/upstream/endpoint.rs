@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use http::HeaderValue;
 use url::Url;
 
 use super::callers::CallerId;
@@ -16,6 +17,7 @@ use super::limiter::Limiter;
 use super::limits::Limits;
 use super::login::Login;
 use super::multi_range::MultiRange;
+use super::peer::Peer;
 use super::transport::Transport;
 use crate::clock::Clock;
 use crate::config::{self, Reserve, Timeouts};
@@ -41,7 +43,11 @@ pub(super) struct Endpoint {
     pub multi_range: Arc<MultiRange>,
     /// The account of a caller. None where all callers share the mirror's account.
     pub caller: Option<CallerId>,
+    /// What a caller presents: to other replicas, which speak TLS then.
+    pub login: Option<HeaderValue>,
     pub health: Arc<Health>,
+    /// The replica that is asked instead of the endpoint.
+    pub peer: Option<Arc<Peer>>,
 }
 
 /// What the endpoints of one upstream have in common.
@@ -103,6 +109,8 @@ impl Endpoint {
             multi_range: Arc::new(MultiRange::new(&config.name)),
             caller,
             health: Arc::new(Health::new(&config.name, label, figures)),
+            login: None,
+            peer: None,
             config,
         })
     }
@@ -114,6 +122,16 @@ impl Endpoint {
             auth: Arc::new(auth),
             others: Arc::default(),
             caller: Some(id),
+            login: Some(login.header().clone()),
+            ..self.clone()
+        }
+    }
+
+    /// Asks another replica, under the names that the upstream has for repositories.
+    pub(super) fn at_peer(&self, peer: Arc<Peer>) -> Self {
+        Self {
+            prefix: None,
+            peer: Some(peer),
             ..self.clone()
         }
     }
@@ -156,7 +174,8 @@ impl Endpoint {
 
     /// The address of `/v2/<repo>/<endpoint>/<item>`.
     pub(super) fn url(&self, repo: &RepoName, endpoint: &str, item: &str) -> Url {
-        let mut url = self.config.url.clone();
+        let peer = self.peer.as_ref().map(|peer| peer.base());
+        let mut url = peer.unwrap_or(&self.config.url).clone();
         // Only a URL that can't be a base has no segments, and none of those is configured.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push("v2").extend(repo.components());

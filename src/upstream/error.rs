@@ -5,6 +5,7 @@
 //! the error, so it is cheap to clone.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub type Source = Arc<dyn std::error::Error + Send + Sync>;
 /// A URL as it may be shown: scheme, host, port and path. User names, passwords and queries (a
 /// content network's signature) never get this far.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShownUrl(Arc<str>);
+pub struct ShownUrl(Arc<String>);
 
 impl From<&Url> for ShownUrl {
     fn from(url: &Url) -> Self {
@@ -42,7 +43,7 @@ impl From<&Url> for ShownUrl {
         if shown.chars().count() > MAX_SHOWN {
             shown = shown.chars().take(MAX_SHOWN).chain(['…']).collect();
         }
-        Self(shown.into())
+        Self(Arc::new(shown))
     }
 }
 
@@ -77,6 +78,8 @@ pub struct UpstreamError {
     pub failure: Failure,
     /// When the upstream began to be asked.
     pub(super) asked_at: Instant,
+    /// The replica whose final answer it is.
+    pub(super) peer: Option<Box<SocketAddr>>,
 }
 
 /// Why a request to an upstream failed.
@@ -229,6 +232,7 @@ impl UpstreamError {
             url: url.into(),
             failure,
             asked_at: Instant::now(),
+            peer: None,
         }
     }
 
@@ -246,6 +250,11 @@ impl UpstreamError {
     /// that other clients had asked before.
     pub const fn asked_at(&self) -> Instant {
         self.asked_at
+    }
+
+    /// The replica that answered so, if the upstream wasn't asked from here.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer.as_deref().copied()
     }
 
     pub(super) fn protocol(url: &Url, violation: impl Into<Violation>) -> Self {

@@ -1,19 +1,22 @@
 //! Manifests (distribution-spec, "Pulling manifests").
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use http::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH};
+use http::header::{ACCEPT, AGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH};
 use http::{Method, StatusCode};
+use tokio::time::Instant;
 use url::Url;
 
 use super::endpoint::Endpoint;
 use super::endpoints::Purpose;
 use super::error::{Failure, UpstreamError, Violation};
+use super::peers::OwnerKey;
 use super::reply::UpstreamResponse;
 use super::transport::UpstreamRequest;
-use super::{Upstream, body};
+use super::{PeerAnswer, Upstream, body};
 use crate::metrics::{Kind, UpstreamMetrics};
 use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
 use crate::oci::{
@@ -38,6 +41,8 @@ pub struct ManifestHead {
     /// The answer to a request with a validator is that what it stands for still holds. The other fields
     /// are empty then.
     pub is_unchanged: bool,
+    /// The replica that answered, if the upstream wasn't asked from here.
+    pub peer: Option<PeerAnswer>,
 }
 
 /// The ETag of an answer (RFC 9110, section 8.8.3), and the server that gave it: another one may mean
@@ -57,6 +62,7 @@ pub struct UnverifiedManifest {
     asked: Option<Digest>,
     announced: Option<Digest>,
     declared: Declared,
+    peer: Option<PeerAnswer>,
 }
 
 /// A verified manifest.
@@ -71,6 +77,11 @@ pub struct FetchedManifest {
 }
 
 impl UnverifiedManifest {
+    /// The replica that sent it, if the upstream wasn't asked from here.
+    pub const fn peer(&self) -> Option<PeerAnswer> {
+        self.peer
+    }
+
     /// Bytes.
     pub fn size(&self) -> usize {
         self.bytes.len()
@@ -136,6 +147,12 @@ impl Upstream {
         known: Option<&Validator>,
     ) -> Result<ManifestHead, UpstreamError> {
         let ask = |endpoint| Endpoint::head_manifest(endpoint, repo, reference, accept, known);
+        let ahead = self.ahead(OwnerKey::of(repo, reference));
+        if self.asks_peers()
+            && let Some(head) = Box::pin(self.ask_peers(&ahead, &ask)).await?
+        {
+            return Ok(head);
+        }
         self.endpoints.ask(Purpose::Manifest, ask).await
     }
 
@@ -147,6 +164,12 @@ impl Upstream {
         accept: &Accept,
     ) -> Result<UnverifiedManifest, UpstreamError> {
         let ask = |endpoint| Endpoint::get_manifest(endpoint, repo, reference, accept);
+        let ahead = self.ahead(OwnerKey::of(repo, reference));
+        if self.asks_peers()
+            && let Some(manifest) = Box::pin(self.ask_peers(&ahead, &ask)).await?
+        {
+            return Ok(manifest);
+        }
         self.endpoints.ask(Purpose::Manifest, ask).await
     }
 }
@@ -159,9 +182,11 @@ impl Endpoint {
         accept: &Accept,
         known: Option<&Validator>,
     ) -> Result<ManifestHead, UpstreamError> {
-        let repo = &*self.named(repo);
+        let (repo, asked_at) = (&*self.named(repo), Instant::now());
         let mut ask = self.manifest(Method::HEAD, repo, reference, accept);
-        if let Some(known) = known.filter(|known| known.server == self.config.url) {
+        let is_of_server =
+            |known: &&Validator| known.server == self.config.url && self.peer.is_none();
+        if let Some(known) = known.filter(is_of_server) {
             ask = ask.with(IF_NONE_MATCH, known.etag.clone());
         }
         let reply = match self.ask(repo, &ask).await {
@@ -187,6 +212,7 @@ impl Endpoint {
             size: reply.content_length()?,
             validator: self.validator(&reply),
             is_unchanged: false,
+            peer: peer_answer(&reply, reference, asked_at)?,
         })
     }
 
@@ -196,13 +222,14 @@ impl Endpoint {
         reference: &Reference,
         accept: &Accept,
     ) -> Result<UnverifiedManifest, UpstreamError> {
-        let repo = &*self.named(repo);
+        let (repo, asked_at) = (&*self.named(repo), Instant::now());
         let ask = self.manifest(Method::GET, repo, reference, accept);
         let reply = self.ask(repo, &ask).await?;
         reply.require_whole()?;
         let url = reply.url.clone();
         let announced = announced_digest(&reply)?;
         let declared = declared(&reply);
+        let peer = peer_answer(&reply, reference, asked_at)?;
         let bytes = body::read(reply, MAX_MANIFEST, self.transport.timeouts.header).await?;
         let asked = match reference {
             Reference::Digest(digest) => Some(*digest),
@@ -215,12 +242,13 @@ impl Endpoint {
             asked,
             announced,
             declared,
+            peer,
         })
     }
 
     fn validator(&self, reply: &UpstreamResponse) -> Option<Validator> {
         let etag = reply.headers().get(ETAG)?;
-        (reply.own && etag.len() <= MAX_ETAG).then(|| Validator {
+        (reply.own && reply.peer.is_none() && etag.len() <= MAX_ETAG).then(|| Validator {
             server: self.config.url.clone(),
             etag: etag.clone(),
         })
@@ -242,6 +270,27 @@ impl Endpoint {
 fn announced_digest(reply: &UpstreamResponse) -> Result<Option<Digest>, UpstreamError> {
     let parse = |text: &str| text.parse().ok();
     reply.parsed(&DOCKER_CONTENT_DIGEST, "Docker-Content-Digest", parse)
+}
+
+/// What another replica says beside the content. A tag's `Age` can't be trusted where it is missing or no
+/// number. It begins to count when the request was sent, so that it is never too low.
+fn peer_answer(
+    reply: &UpstreamResponse,
+    reference: &Reference,
+    asked_at: Instant,
+) -> Result<Option<PeerAnswer>, UpstreamError> {
+    let Some(address) = reply.peer else {
+        return Ok(None);
+    };
+    let age = match reference {
+        Reference::Digest(_) => Duration::ZERO,
+        Reference::Tag(_) => {
+            let age = reply.parsed(&AGE, "Age", crate::oci::digits)?;
+            let age = age.ok_or_else(|| reply.violates(Violation::Header("Age")))?;
+            Duration::from_secs(age).saturating_add(asked_at.elapsed())
+        }
+    };
+    Ok(Some(PeerAnswer { address, age }))
 }
 
 fn declared(reply: &UpstreamResponse) -> Declared {

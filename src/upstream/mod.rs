@@ -65,6 +65,10 @@ mod manifests;
 mod multi_range;
 mod multipart;
 mod observe;
+mod one_way;
+mod peer;
+mod peer_blobs;
+mod peers;
 mod priority;
 mod push;
 mod ranges;
@@ -86,12 +90,13 @@ mod usage;
 #[cfg(test)]
 mod tests;
 
-/// The lock of `circuit` and `budget`. `tests/interleavings` replaces it.
+/// The lock of `circuit`, `budget` and `one_way`. `tests/interleavings` replaces it.
 mod sync {
     pub(super) use std::sync::{Mutex, MutexGuard, PoisonError};
 }
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -124,6 +129,7 @@ pub use login::Login;
 pub use manifests::{FetchedManifest, ManifestHead, UnverifiedManifest, Validator};
 pub use multipart::MultipartError;
 pub use observe::{Challenged, Observation};
+pub use peers::{OwnerKey, Peers, PeersError, PeersOptions};
 pub use push::{PushedManifest, StartedUpload, UploadSession};
 pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};
 pub use reasons::{NOT_FOUND, wrong_answer};
@@ -140,12 +146,23 @@ use usage::Usage;
 /// The client of one upstream.
 pub struct Upstream {
     pub config: Arc<config::Upstream>,
-    endpoints: Endpoints,
+    endpoints: Arc<Endpoints>,
     /// The account of a caller. None where all callers share the mirror's account.
     caller: Option<CallerId>,
     /// Those of callers with logins. None where all callers share the mirror's account, and in an
     /// account itself.
-    callers: Option<Callers>,
+    callers: Option<Arc<Callers>>,
+    /// The other replicas, which are asked before the endpoints. None where nobody is: there are none, or
+    /// the question is this replica's own.
+    peers: Option<Arc<Peers>>,
+}
+
+/// What another replica's answer says beside the content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAnswer {
+    pub address: SocketAddr,
+    /// How long ago the upstream said what a tag names; 0 for a digest.
+    pub age: Duration,
 }
 
 /// The TLS of an upstream, to be set up anew when its files change.
@@ -208,9 +225,10 @@ impl Upstream {
             Authorize::Caller => Some(Callers::new()?),
         };
         Ok(Self {
-            endpoints: Endpoints::new(first, others, config.endpoint_selection),
+            endpoints: Arc::new(Endpoints::new(first, others, config.endpoint_selection)),
             caller: callers.as_ref().map(|_| CallerId::ANONYMOUS),
-            callers,
+            callers: callers.map(Arc::new),
+            peers: None,
             config,
         })
     }
@@ -218,7 +236,10 @@ impl Upstream {
     /// The same client, which never asks its upstream if it is offline.
     #[must_use]
     pub fn offline(mut self, offline: bool) -> Self {
-        self.endpoints.offline = offline;
+        // Nobody else has them yet.
+        if let Some(endpoints) = Arc::get_mut(&mut self.endpoints) {
+            endpoints.offline = offline;
+        }
         self
     }
 

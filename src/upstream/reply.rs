@@ -1,5 +1,6 @@
 //! An answer between its header and its body.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -29,6 +30,8 @@ pub(super) struct UpstreamResponse {
     /// Counts the bytes of the body.
     pub received: Counter,
     pub response: Response,
+    /// The replica that answered, if it isn't the upstream.
+    pub peer: Option<SocketAddr>,
     /// A metadata request counts until its body has been read.
     pub permit: Option<Permit>,
     /// Those of the body and of the whole exchange, which end with this.
@@ -113,6 +116,7 @@ impl UpstreamResponse {
         })?;
         if let Some(chunk) = &chunk {
             self.received.inc_by(chunk.len() as u64);
+            self.metrics.source.received(chunk.len());
         }
         // What is left of the length, where that is known.
         let is_end = chunk.is_none() || self.response.content_length() == Some(0);

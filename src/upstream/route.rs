@@ -1,7 +1,8 @@
 //! What one download has learned about the endpoints, and whether a client waits for it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -11,6 +12,7 @@ use super::attempt::Attempt;
 use super::endpoint::Endpoint;
 use super::error::UpstreamError;
 use super::limiter::Limiter;
+use super::one_way::OneWay;
 use super::priority::Priority;
 
 /// A stream that has brought this many bytes shows that its endpoint works.
@@ -25,6 +27,10 @@ pub struct BlobRoute {
     only_last: AtomicBool,
     /// Whether no client waits for it.
     is_background: AtomicBool,
+    /// Whether other replicas are asked, and which sends the blob.
+    replicas: OneWay<SocketAddr>,
+    /// The blob's size by the first replica, and 1; 0 where none has told one.
+    size: AtomicU64,
 }
 
 impl BlobRoute {
@@ -37,6 +43,43 @@ impl BlobRoute {
     /// Whether a client waits for the download from now on.
     pub fn set_urgent(&self, urgent: bool) {
         self.is_background.store(!urgent, Ordering::Relaxed);
+    }
+
+    /// Whether no other replica is asked.
+    pub fn is_direct(&self) -> bool {
+        self.replicas.is_direct()
+    }
+
+    /// From now on only the upstream is asked.
+    pub fn go_direct(&self) {
+        self.replicas.go_direct();
+    }
+
+    /// The replica that sends the blob, if one does.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.replicas.peer()
+    }
+
+    /// A replica sends the blob. False where that isn't read any more.
+    pub(super) fn at_peer(&self, peer: Option<SocketAddr>) -> bool {
+        self.replicas.begin(peer)
+    }
+
+    /// Whether a size that a replica has told is the one that the first replica told.
+    pub(super) fn agrees(&self, size: Option<u64>) -> bool {
+        let Some(size) = size.map(|size| size.saturating_add(1)) else {
+            return true;
+        };
+        let known = self
+            .size
+            .compare_exchange(0, size, Ordering::Relaxed, Ordering::Relaxed);
+        known.map_or_else(|known| known == size, |_| true)
+    }
+
+    /// The bytes that arrived were wrong. True where some of them came from other replicas: from now on only
+    /// the upstream is asked.
+    pub(super) fn distrust_peers(&self) -> bool {
+        self.replicas.distrust()
     }
 
     pub(super) fn priority(&self) -> Priority {

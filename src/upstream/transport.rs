@@ -106,7 +106,7 @@ impl UpstreamRequest {
     }
 
     /// Whether the response says that what the request's condition names hasn't changed.
-    fn is_not_modified(&self, reply: &UpstreamResponse) -> bool {
+    pub(super) fn is_not_modified(&self, reply: &UpstreamResponse) -> bool {
         reply.status() == StatusCode::NOT_MODIFIED && self.headers.contains_key(IF_NONE_MATCH)
     }
 
@@ -314,6 +314,7 @@ impl Transport {
             is_write: ask.is_write(),
             received: self.metrics.received(ask.kind),
             response,
+            peer: None,
             permit,
             _spans: span.map(|span| (span.phase("response body"), span)),
         })

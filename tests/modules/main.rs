@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 27] = [
+const ORDER: [&str; 28] = [
     "oci",
     "error_chain",
     "clock",
@@ -35,6 +35,7 @@ const ORDER: [&str; 27] = [
     "config",
     "tls",
     "storage",
+    "replicas",
     "upstream",
     "auth",
     "access",

@@ -611,6 +611,37 @@ http: {aliases: ['https://a']}
 => 2: `http.aliases[0]` is "https://a"; write host or host:port
 proxy: {fillafter: 50}
 => 2: `proxy.fillafter` is "50"; write a whole percentage from 1% to 100%, such as 50%
+replicas: {peers: [10.0.0.1], secret: 0123456789abcdef}
+=> 2: `replicas.peers[0]` is "10.0.0.1"; write host:port, such as millpond.default.svc:5000
+replicas: {peers: ':5000', secret: 0123456789abcdef}
+=> 2: `replicas.peers` is ":5000"; write host:port, such as millpond.default.svc:5000
+replicas: {peers: ['a:1', 'A:1'], secret: 0123456789abcdef}
+=> 2: `replicas.peers[1]` is "A:1"; it is listed twice; keep one
+replicas: {peers: ['a:1', 'a:2', 'a:3', 'a:4', 'a:5', 'a:6', 'a:7', 'a:8', 'a:9', 'a:10', 'a:11', 'a:12', 'a:13', 'a:14', 'a:15', 'a:16', 'a:17', 'a:18', 'a:19', 'a:20', 'a:21', 'a:22', 'a:23', 'a:24', 'a:25', 'a:26', 'a:27', 'a:28', 'a:29', 'a:30', 'a:31', 'a:32', 'a:33', 'a:34', 'a:35', 'a:36', 'a:37', 'a:38', 'a:39', 'a:40', 'a:41', 'a:42', 'a:43', 'a:44', 'a:45', 'a:46', 'a:47', 'a:48', 'a:49', 'a:50', 'a:51', 'a:52', 'a:53', 'a:54', 'a:55', 'a:56', 'a:57', 'a:58', 'a:59', 'a:60', 'a:61', 'a:62', 'a:63', 'a:64', 'a:65'], secret: 0123456789abcdef}
+=> 2: `replicas.peers` has 65 replicas; write at most 64
+replicas: {peers: ['a:1', 'b:1'], self: 'c:1', secret: 0123456789abcdef}
+=> 2: `replicas.self` is c:1, which `replicas.peers` lacks
+replicas: {peers: ['a:1'], self: a, secret: 0123456789abcdef}
+=> 2: `replicas.self` is "a"; write this server's own entry of `replicas.peers`, host:port
+replicas: {peers: 'a:1', self: 'b:1', secret: 0123456789abcdef}
+=> 2: `replicas.self` is b:1; where `peers` is a name, write this server's address and port
+replicas:
+  secret: 0123456789abcdef
+=> 2: `replicas.peers` is missing; write the replicas, such as millpond.default.svc:5000
+replicas: {peers: 'a:1'}
+=> 2: `replicas.secret` is missing; write a secret of at least 16 characters that all replicas share
+replicas: {peers: 'a:1', secret: short}
+=> 2: `replicas.secret` is shorter than 16 characters
+replicas: {peers: 'a:1', secret: 0123456789abcdef, timeout: 0}
+=> 2: `replicas.timeout` must be from 10ms to 1m
+replicas: {peers: 'a:1', secret: 0123456789abcdef, servername: 'a:1'}
+=> 2: `replicas.servername` is "a:1"; write the name in the replicas' certificates, such as millpond.example
+replicas: {peers: 'a:1', secret: 0123456789abcdef}
+hosted: [{name: a, repositories: [a/**]}]
+=> 3: `hosted` can't be used with `replicas`: what is pushed to one replica would be on its disk only, and there is no bucket that they share; remove one of the two
+replicas: {peers: 'a:1', secret: 0123456789abcdef}
+http: {tls: {certificate: c, key: k, clientcas: [a]}}
+=> 3: `http.tls.clientauth` requires certificates, which replicas don't show each other; write verify-client-cert-if-given, or remove `replicas`
 "#;
 
 /// What follows the version line, and below it the warning, which starts with `config.yml:`.
@@ -716,6 +747,8 @@ storage: {maxsize: 200}
 => 2: `storage.maxsize` is only 200 bytes: hardly anything fits
 storage: {inmemory: , minfree: 1GiB}
 => 2: `storage.minfree` has no effect: `storage.inmemory` uses no file system
+replicas: {peers: 'a:1', secret: 0123456789abcdef, servername: a.example}
+=> 2: `replicas.servername` has no effect: replicas speak TLS to each other only where `http.tls` is set
 "#;
 
 /// The configuration and the message of each case of a table.

@@ -250,6 +250,8 @@ fn the_example_has_the_default_values_and_every_key() {
             "it can't be read",
             "two sources",
             "say the same",
+            "can't be used with `replicas`",
+            "which replicas don't show each other",
         ];
         assert!(
             is_expected

@@ -86,6 +86,12 @@ REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], keep: {tags: [m*]}}] =>    
 REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], evictable: true}] =>   evictable: true
 REGISTRY_HOSTED=[{name: ci, repositories: ['ci/**'], sync: blob}] =>   sync: blob
 REGISTRY_HOSTED_0_NAME=ci => - name: ci
+REGISTRY_REPLICAS={peers: 'A.example:5000', secret: 0123456789abcdef} =>   peers: a.example:5000
+REGISTRY_REPLICAS={peers: ['10.0.0.1:5000', 'b:1'], secret: 0123456789abcdef} =>   - b:1
+REGISTRY_REPLICAS={peers: ['a:1', 'b:1'], secret: 0123456789abcdef} =>   secret: <hidden>
+REGISTRY_REPLICAS={peers: ['a:1', 'b:1'], self: 'B:1', secret: 0123456789abcdef} =>   self: b:1
+REGISTRY_REPLICAS={peers: 'a:1', secret: 0123456789abcdef, servername: a.example} =>   servername: a.example
+REGISTRY_REPLICAS_TIMEOUT=2s =>   timeout: 2s
 REGISTRY_PROXY_REMOTEURL=none =>   remoteurl: none
 REGISTRY_PROXY_REMOTEURL=https://a:5 =>   remoteurl: https://a:5/
 REGISTRY_PROXY_TTL=1h =>   ttl: 1h

@@ -316,6 +316,7 @@ impl Bench {
         match joined.now_or_never().unwrap().unwrap() {
             Joined::Leader(follower) | Joined::Follower(follower) => follower,
             Joined::Committed => panic!("committed already"),
+            Joined::Circular => panic!("no other replica asks"),
         }
     }
 
@@ -474,6 +475,7 @@ const fn range(start: u64, end: u64, fill: bool) -> BlobRequest {
         fill,
         refetch: false,
         client: Client::UNKNOWN,
+        from_peer: false,
     }
 }
 

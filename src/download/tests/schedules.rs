@@ -239,6 +239,7 @@ impl Scene {
             fill: !ranged || rng.bool(),
             refetch: false,
             client: Client::UNKNOWN,
+            from_peer: false,
         };
         let repo = format!("repo{which}");
         let proof = Self::proof(source.nature, rng.fork());
@@ -248,6 +249,7 @@ impl Scene {
         let mut follower = match joined.await {
             Ok(Joined::Leader(follower) | Joined::Follower(follower)) => follower,
             Ok(Joined::Committed) => return self.stored(source, rng).await,
+            Ok(Joined::Circular) => panic!("no other replica asks"),
             Err(error) => return Outcome::Failed(error, 0),
         };
         let leaves = rng.u8(..5) == 0;

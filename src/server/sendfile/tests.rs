@@ -197,7 +197,7 @@ async fn others_have_a_turn_after_a_bound() {
     let (mut socket, files, far) = pair().await;
     let reader = Reader::of_temporary(b"content");
     let mut queue = VecDeque::from([files.push(reader, 0, 7).unwrap()]);
-    socket.turn.sent(usize::MAX);
+    socket.turn.count(usize::MAX);
     let mut woken = Context::from_waker(std::task::Waker::noop());
     {
         let mut write = std::pin::pin!(write_some(&mut socket, &mut queue));

@@ -1,6 +1,6 @@
-//! Many orders of requests that ask a circuit and tell it their outcomes.
+//! Many orders of requests that ask a circuit and tell it their outcomes, and of replicas that ask each other.
 //!
-//! Compiles `circuit` a second time, with a lock at which shuttle's scheduler chooses the next thread:
+//! Compiles `circuit` and `one_way` a second time, with a lock at which shuttle's scheduler chooses the next thread:
 //! thousands of orders, the same in every run.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -19,6 +19,10 @@ mod sync {
 #[expect(dead_code, reason = "pauses are of one kind here")]
 #[path = "../circuit.rs"]
 mod circuit;
+#[expect(clippy::duplicate_mod, reason = "with another lock")]
+#[expect(dead_code, reason = "bytes are never wrong here")]
+#[path = "../one_way.rs"]
+mod one_way;
 
 use circuit::{Change, Circuit, FAILURES, MAX_PAUSE, Pass, Trouble, View};
 
@@ -180,5 +184,49 @@ fn late_outcomes_and_forced_requests_do_not_disturb_a_probe() {
         }
         assert_eq!(scene.counts(), (0, 1));
         assert_eq!(scene.circuit.view(), View::Closed);
+    });
+}
+
+/// The downloads of one blob at two replicas, each of which takes the other one for the owner.
+#[derive(Default)]
+struct Pair {
+    downloads: [one_way::OneWay<usize>; 2],
+    /// Streams between the replicas that are read.
+    reading: [AtomicUsize; 2],
+    upstream: AtomicUsize,
+}
+
+impl Pair {
+    /// Opens a stream of a replica's download, as it does for its first bytes and for a client far ahead.
+    fn open(&self, own: usize) {
+        let (download, other) = (&self.downloads[own], &self.downloads[1 - own]);
+        // The other one answers only from a download that reads from no replica; otherwise with a 421.
+        if !download.is_direct() && other.is_direct() {
+            thread::yield_now();
+            if download.begin(Some(1 - own)) {
+                self.reading[own].fetch_add(1, SeqCst);
+                assert_eq!(
+                    self.reading[1 - own].load(SeqCst),
+                    0,
+                    "they wait for each other"
+                );
+                return;
+            }
+        }
+        download.go_direct();
+        self.upstream.fetch_add(1, SeqCst);
+    }
+}
+
+#[test]
+fn replicas_that_take_each_other_for_the_owner_never_wait_for_each_other() {
+    orders::try_orders(SEED, 3, || {
+        let pair = Arc::new(Pair::default());
+        together(&pair, [0, 1, 0, 1], Pair::open);
+        // Each has a source, and at least one of them the upstream.
+        let upstream = pair.upstream.load(SeqCst);
+        let read: usize = pair.reading.iter().map(|count| count.load(SeqCst)).sum();
+        assert_eq!(upstream + read, 4);
+        assert!(upstream > 0);
     });
 }

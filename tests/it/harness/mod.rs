@@ -6,6 +6,7 @@ mod faulty;
 pub(crate) mod log;
 mod mirror;
 pub(crate) mod push;
+pub(crate) mod replicas;
 
 use millpond::oci::{Algorithm, Digest};
 
