@@ -124,6 +124,23 @@ impl Source {
         }
     }
 
+    /// A manifest that is listed among the referrers of `subject`. None if it is gone, as it may be where the
+    /// list is a tag, or refers to something else.
+    pub(super) async fn referrer(
+        &self,
+        digest: Digest,
+        subject: Digest,
+    ) -> Result<Option<Document>, CopyError> {
+        let found = match self.manifest(digest).await {
+            Err(CopyError::Source(error)) if error.status() == Some(404) => None,
+            found => Some(found?),
+        };
+        Ok(found.filter(|document| {
+            let of = document.manifest.subject.as_ref();
+            of.is_some_and(|of| of.digest == subject)
+        }))
+    }
+
     /// What is attached to a manifest under tags of its own.
     pub(super) async fn attached(
         &self,
