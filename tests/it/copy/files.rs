@@ -171,3 +171,28 @@ async fn the_server_of_a_configuration_caches_sources_and_has_hosted_repositorie
     assert_eq!(refused.code, 1, "{}", refused.err);
     assert!(refused.err.contains("doesn't run"), "{}", refused.err);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_runs_never_write_to_the_same_files() {
+    for form in ["oci", "oci-archive"] {
+        let (source, target) = registries().await;
+        source.push("a", "1", &Image::oci(1));
+        source.push("b", "1", &Image::oci(2));
+        let user = User::new();
+        let (from, files) = (at(&source, "a:1"), format!("{form}:{}", user.path(form)));
+        let gate = source.hold("GET /v2/a/blobs/", 3);
+        let second = async {
+            source.wait(1, "GET /v2/a/blobs/").await;
+            let refused = user.run(&[&at(&source, "b:1"), &files]).await;
+            gate.open();
+            refused
+        };
+        let arguments = [&*from, &*files];
+        let (_, refused) = tokio::join!(user.copy(&arguments), second);
+        assert_eq!(refused.code, 1, "{}", refused.err);
+        assert!(refused.err.contains("another run"), "{}", refused.err);
+        user.copy(&[&files, &at(&target, "c:1")]).await;
+        let copied = target.content("/v2/c/manifests/1");
+        assert_eq!(copied, Some(Image::oci(1).manifest), "{form}");
+    }
+}
