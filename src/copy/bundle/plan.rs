@@ -37,13 +37,13 @@ pub struct BundledBlob {
 /// The images of a bundle. `name` is that of the one image that has none.
 pub fn images(reader: &BundleReader, name: Option<&str>) -> Result<Vec<BundledImage>, BundleError> {
     let (mut images, mut attached, mut unnamed) = (Vec::new(), Vec::new(), Vec::new());
-    let (entries, mut room) = (reader.entries().iter(), MAX_PARTS);
+    let (entries, mut budget) = (reader.entries().iter(), MAX_PARTS);
     for entry in entries.filter(|entry| !is_stand_in(entry)) {
         match name_of(entry) {
             Some(name) if name.contains(char::is_control) => {
                 return Err(reader.unusable("the name of an image has control characters"));
             }
-            Some(name) => images.push(image(reader, name.to_owned(), entry.digest, &mut room)?),
+            Some(name) => images.push(image(reader, name.to_owned(), entry.digest, &mut budget)?),
             None => match reader.manifest(&entry.digest)?.subject {
                 Some(subject) => attached.push((entry.digest, subject.digest)),
                 None => unnamed.push(entry.digest),
@@ -52,7 +52,7 @@ pub fn images(reader: &BundleReader, name: Option<&str>) -> Result<Vec<BundledIm
     }
     match (unnamed.as_slice(), name) {
         ([], None) => {}
-        ([root], Some(name)) => images.push(image(reader, name.to_owned(), *root, &mut room)?),
+        ([root], Some(name)) => images.push(image(reader, name.to_owned(), *root, &mut budget)?),
         ([], Some(_)) => return Err(reader.unusable("each of its images has a name of its own")),
         ([_], None) => {
             return Err(reader.unusable("its image has no name; give it one with --name"));
@@ -60,7 +60,7 @@ pub fn images(reader: &BundleReader, name: Option<&str>) -> Result<Vec<BundledIm
         _ => return Err(reader.unusable("several of its images have no name")),
     }
     for image in &mut images {
-        attach(reader, image, &attached, &mut room)?;
+        attach(reader, image, &attached, &mut budget)?;
     }
     Ok(images)
 }
@@ -76,7 +76,7 @@ fn image(
     reader: &BundleReader,
     name: String,
     root: Digest,
-    room: &mut usize,
+    budget: &mut usize,
 ) -> Result<BundledImage, BundleError> {
     let mut image = BundledImage {
         name,
@@ -86,7 +86,7 @@ fn image(
     };
     let mut seen = Seen {
         digests: HashSet::new(),
-        room,
+        budget,
     };
     add(reader, &mut image, root, &mut seen, 0)?;
     Ok(image)
@@ -97,11 +97,11 @@ fn attach(
     reader: &BundleReader,
     image: &mut BundledImage,
     attached: &[(Digest, Digest)],
-    room: &mut usize,
+    budget: &mut usize,
 ) -> Result<(), BundleError> {
     let blobs = image.blobs.iter().map(|blob| blob.digest);
     let digests = image.manifests.iter().copied().chain(blobs).collect();
-    let mut seen = Seen { digests, room };
+    let mut seen = Seen { digests, budget };
     // The root comes last, so that what has its tag is complete.
     let root = image.manifests.pop();
     loop {
@@ -121,15 +121,15 @@ fn attach(
 struct Seen<'a> {
     digests: HashSet<Digest>,
     /// How many more there may be, of this image and all others.
-    room: &'a mut usize,
+    budget: &'a mut usize,
 }
 
 impl Seen<'_> {
     /// Whether a part is new.
     fn insert(&mut self, reader: &BundleReader, digest: Digest) -> Result<bool, BundleError> {
         let is_new = self.digests.insert(digest);
-        let left = self.room.checked_sub(is_new.into());
-        *self.room = left.ok_or_else(|| reader.unusable("its images have too many parts"))?;
+        let left = self.budget.checked_sub(is_new.into());
+        *self.budget = left.ok_or_else(|| reader.unusable("its images have too many parts"))?;
         Ok(is_new)
     }
 }

@@ -271,9 +271,9 @@ fn two_writers_never_mix_their_parts() {
             .unwrap();
         let files = first.finish().unwrap();
         assert_eq!(BundleReader::open(&path).unwrap().entries().len(), 1);
-        files
-            .iter()
-            .for_each(|file| std::fs::remove_file(file).unwrap());
+        for file in files {
+            std::fs::remove_file(file).unwrap();
+        }
     }
 }
 
