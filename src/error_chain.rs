@@ -1,6 +1,10 @@
 //! Errors on one line, with their causes.
 
+use std::borrow::Cow;
 use std::error::Error;
+
+/// The most characters of a text that are quoted.
+const MAX_QUOTED: usize = 256;
 
 /// The one way to log an error: `error = %on_one_line(&error)`. `tests/modules/` refuses others.
 ///
@@ -17,7 +21,34 @@ pub fn on_one_line(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
-    text
+    match printable(&text) {
+        Cow::Owned(printable) => printable,
+        Cow::Borrowed(_) => text,
+    }
+}
+
+/// A text that may name what others have chosen, such as files of an archive: what would control a terminal
+/// is replaced by its escape. Lines and tabs stay.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let controls = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(controls) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if controls(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown.into()
+}
+
+/// The beginning of a text that others have chosen, on one line and in quotation marks.
+pub fn quoted(text: &str) -> String {
+    let short: String = text.chars().take(MAX_QUOTED).collect();
+    format!("{short:?}")
 }
 
 #[cfg(test)]
@@ -47,6 +78,14 @@ mod tests {
             on_one_line(&error),
             "the store couldn't write /x: no storage space"
         );
+    }
+
+    #[test]
+    fn nothing_controls_the_terminal() {
+        let error = std::io::Error::other("a\u{1b}]0;b\u{7}\u{9b}2J\r\nc\té");
+        assert_eq!(on_one_line(&error), "a\\u{1b}]0;b\\u{7}\\u{9b}2J\\r\nc\té");
+        assert_eq!(quoted("a\u{1b}\nb"), r#""a\u{1b}\nb""#);
+        assert_eq!(quoted(&"a".repeat(1000)).len(), MAX_QUOTED + 2);
     }
 
     #[test]

@@ -20,12 +20,12 @@ use crate::admin::operate::{ImportOperation, Operation, PinOperation, Resolved};
 use crate::admin::upload;
 use crate::cache::Pin;
 use crate::config;
-use crate::copy::bundle::plan::{self, BundledImage};
+use crate::copy::bundle::plan::{self, BundledBlob, BundledImage};
 use crate::copy::bundle::reader::BundleReader;
 use crate::copy::import::Holding;
 use crate::copy::warm::{Amount, Pinning};
 use crate::error_chain::on_one_line;
-use crate::oci::{Descriptor, Digest, RepoName};
+use crate::oci::{Digest, RepoName};
 
 /// Blobs that are asked about in one request.
 const BATCH: usize = 400;
@@ -163,7 +163,8 @@ impl Import {
                 });
             }
         }
-        let bytes = missing.iter().map(|blob| blob.size).sum();
+        let sizes = missing.iter().map(|blob| blob.size);
+        let bytes = sizes.fold(0, u64::saturating_add);
         self.progress.expect(index, &image.name, bytes);
         let imported = self.blobs(index, &stored, missing).await?;
         for digest in &image.manifests {
@@ -205,7 +206,7 @@ impl Import {
         &mut self,
         image: usize,
         repository: &RepoName,
-        missing: Vec<&Descriptor>,
+        missing: Vec<&BundledBlob>,
     ) -> anyhow::Result<Amount> {
         let mut amount = Amount::default();
         for blob in &missing {

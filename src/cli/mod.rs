@@ -36,7 +36,7 @@ use crate::access;
 use crate::app::{self, App, StartError};
 use crate::cache::ScrubSettings;
 use crate::config::{self, Config, Loaded, Places};
-use crate::error_chain::on_one_line;
+use crate::error_chain::{on_one_line, printable};
 
 /// The package's version, and the commit where it is known: `0.1.0 (0123456789ab)`.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("MILLPOND_COMMIT_SHOWN"));
@@ -344,7 +344,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 /// One line, or several, on standard error.
 fn say(text: &str) {
-    drop(writeln!(std::io::stderr().lock(), "{text}"));
+    drop(writeln!(std::io::stderr().lock(), "{}", printable(text)));
 }
 
 /// A result, on standard output.

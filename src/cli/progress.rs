@@ -10,6 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::say;
 use super::table::bytes;
+use crate::error_chain::printable;
 
 /// Fits 40 columns: the bar takes what the figures leave, and none if they leave nothing.
 const TOTAL: &str = "{wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
@@ -111,7 +112,7 @@ impl<K: Copy + Eq + Hash> Bars<K> {
             let bar = (shown < MAX_BARS).then(|| {
                 let bar = ProgressBar::new(0).with_style(style(self.item));
                 let bar = self.all.insert_before(&self.total, bar);
-                bar.with_message(name.to_owned())
+                bar.with_message(printable(name).into_owned())
             });
             (0, bar)
         });
@@ -157,7 +158,7 @@ impl<K: Copy + Eq + Hash> Bars<K> {
 
     /// Shows a line above the bars. A terminal that is gone shows nothing.
     pub(super) fn say(&self, line: &str) {
-        drop(self.all.println(line));
+        drop(self.all.println(printable(line)));
     }
 
     /// The bars go.

@@ -14,6 +14,7 @@ use crate::admin::client::Client;
 use crate::config;
 use crate::copy::Platform;
 use crate::copy::warm::{Amount, Event, Pinning, WarmRequest, WarmResult};
+use crate::error_chain::printable;
 
 /// Some images failed, and others didn't.
 const SOME_FAILED: u8 = 4;
@@ -172,7 +173,7 @@ fn summarize(
     );
     // On a terminal they may have scrolled away.
     for (image, reason) in failed {
-        writeln!(text, "failed: {image}: {reason}")?;
+        writeln!(text, "failed: {}: {reason}", printable(image))?;
     }
     print(&text)?;
     Ok(counts)

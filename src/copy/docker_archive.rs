@@ -15,10 +15,11 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::bundle::reader::is_compressed;
+use super::bundle::reader::{Headers, is_compressed};
 use super::error::CopyError;
 use super::files::{ImageFiles, NAME};
 use super::layout::PIECE;
+use crate::error_chain::quoted;
 use crate::oci::manifest::{MAX_MANIFEST, media_type};
 use crate::oci::{Algorithm, Descriptor, Digest, Hasher};
 
@@ -131,7 +132,7 @@ impl DockerArchive {
             .map_err(|error| self.failed(error))?
             .len();
         let mut files = HashMap::new();
-        let mut archive = tar::Archive::new(&self.file);
+        let mut archive = tar::Archive::new(Headers::of(&self.file));
         for entry in archive.entries_with_seek().map_err(malformed)? {
             let entry = entry.map_err(malformed)?;
             let place = Place {
@@ -144,7 +145,7 @@ impl DockerArchive {
             let found = if kind.is_file() {
                 let end = place.offset.checked_add(place.size);
                 if end.is_none_or(|end| end > length) {
-                    return Err(self.broken(format!("it ends in the middle of {name:.256}")));
+                    return Err(self.broken(format!("it ends in the middle of {}", quoted(&name))));
                 }
                 Entry::File(place)
             } else if let Some(target) = entry.link_name_bytes().filter(|_| kind.is_symlink()) {
@@ -170,14 +171,14 @@ impl DockerArchive {
                 None => break,
             }
         }
-        Err(self.broken(format!("it has no {name:.256}")))
+        Err(self.broken(format!("it has no {}", quoted(name))))
     }
 
     /// All of a small file.
     fn document(&self, files: &HashMap<String, Entry>, name: &str) -> Result<Bytes, CopyError> {
         let place = self.place(files, name)?;
         if place.size > MAX_MANIFEST {
-            return Err(self.broken(format!("{name:.256} is too large")));
+            return Err(self.broken(format!("{} is too large", quoted(name))));
         }
         let size = usize::try_from(place.size).unwrap_or(usize::MAX);
         self.bytes(place, 0, size)
@@ -196,12 +197,12 @@ impl DockerArchive {
         let bytes = self.document(files, &image.config)?;
         let config: Result<Config, _> = serde_json::from_slice(&bytes);
         let config =
-            config.map_err(|error| self.broken(format!("{:.256}: {error}", image.config)))?;
+            config.map_err(|error| self.broken(format!("{}: {error}", quoted(&image.config))))?;
         let diff_ids = config.rootfs.diff_ids;
         if diff_ids.len() != image.layers.len() {
             return Err(self.broken(format!(
-                "{:.256} has other layers than {LIST}",
-                image.config
+                "{} has other layers than {LIST}",
+                quoted(&image.config)
             )));
         }
         let mut layers = Vec::new();
@@ -391,19 +392,22 @@ mod tests {
         let missing = json!([{"Config": "c.json", "Layers": ["../../etc/passwd"]}]).to_string();
         let config = config(&[b"x"]);
         for (entries, reason) in [
-            (&[("a", Ok(b"".as_slice()))][..], "it has no manifest.json"),
+            (
+                &[("a", Ok(b"".as_slice()))][..],
+                "it has no \"manifest.json\"",
+            ),
             (&[(LIST, Ok(b"{}"))], "manifest.json can't be read"),
-            (&[(LIST, Ok(missing.as_bytes()))], "it has no c.json"),
+            (&[(LIST, Ok(missing.as_bytes()))], "it has no \"c.json\""),
             (
                 &[
                     (LIST, Ok(missing.as_bytes())),
                     ("c.json", Ok(config.as_bytes())),
                 ],
-                "it has no ../../etc/passwd",
+                "it has no \"../../etc/passwd\"",
             ),
             (
                 &[("a/b", Err("b")), (LIST, Err("a/b"))],
-                "it has no manifest.json",
+                "it has no \"manifest.json\"",
             ),
         ] {
             let file = archive(entries);
@@ -414,5 +418,19 @@ mod tests {
         std::fs::write(file.path(), b"\x1f\x8bx").unwrap();
         let refused = DockerArchive::open(file.path()).unwrap_err().to_string();
         assert!(refused.contains("compressed"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_read_of_headers_is_bounded() {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_size(2 << 30);
+        header.set_cksum();
+        // A long name of 2 GiB, in a sparse file.
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        io::Write::write_all(&mut file, header.as_bytes()).unwrap();
+        file.as_file().set_len(3 << 30).unwrap();
+        let refused = DockerArchive::open(file.path()).unwrap_err().to_string();
+        assert!(refused.contains("its headers are too large"), "{refused}");
     }
 }

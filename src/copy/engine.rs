@@ -243,8 +243,11 @@ impl Engine {
             let (subject, from) = (document.digest, documents.len());
             position += 1;
             for digest in job.source.referrers(subject).await? {
-                if !documents.has(&digest) {
-                    documents.add(job.source.manifest(digest).await?)?;
+                if documents.has(&digest) {
+                    continue;
+                }
+                if let Some(referrer) = job.source.referrer(digest, subject).await? {
+                    documents.add(referrer)?;
                     gathered.referrers += 1;
                 }
             }
@@ -396,7 +399,9 @@ impl Engine {
         match gathered.tags.get(&document.digest) {
             Some(tags) => {
                 for tag in tags {
-                    if job.target.tagged(tag).await? != Some(document.digest) {
+                    let current = job.target.tagged(tag).await?;
+                    let is_left = current.is_some() && !self.settings.clobber;
+                    if !is_left && current != Some(document.digest) {
                         put(Some(tag)).await?;
                         written += 1;
                     }

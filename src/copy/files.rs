@@ -1,6 +1,7 @@
 //! Images in files, for reading: a directory with an image layout, an archive of one, or what `docker save`
 //! writes.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,9 @@ use crate::oci::{Descriptor, Digest, Manifest, RepoName, Tag};
 pub(super) const NAME: &str = "org.opencontainers.image.ref.name";
 /// Entries of an index that are read in search of referrers.
 const MAX_ENTRIES: usize = 10_000;
+
+/// Manifests, by the subject that they are attached to.
+pub(super) type Attached = HashMap<Digest, Vec<Digest>>;
 
 /// Files with images. All calls block.
 pub trait ImageFiles: Debug + Send + Sync {
@@ -152,15 +156,17 @@ impl dyn ImageFiles {
         })
     }
 
-    /// Manifests among the entries whose subject is this one.
-    pub(super) fn referrers(&self, subject: &Digest) -> Result<Vec<Digest>, CopyError> {
-        let mut found = Vec::new();
+    /// The manifests among the entries that have a subject. Reads all of them.
+    pub(super) fn attached(&self) -> Result<Attached, CopyError> {
+        let mut found = Attached::new();
         for entry in self.entries()?.iter().take(MAX_ENTRIES) {
             // What can't be read is no referrer.
             let document = self.manifest(&entry.digest).ok();
-            let refers = document.and_then(|document| document.manifest.subject);
-            if refers.is_some_and(|of| of.digest == *subject) && !found.contains(&entry.digest) {
-                found.push(entry.digest);
+            if let Some(subject) = document.and_then(|document| document.manifest.subject) {
+                let attached = found.entry(subject.digest).or_default();
+                if !attached.contains(&entry.digest) {
+                    attached.push(entry.digest);
+                }
             }
         }
         Ok(found)

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub enum Holding {
     /// The repository has it.
     Linked,
-    /// Another repository has it.
+    /// Another mirrored repository has it.
     Stored,
     Missing,
 }
@@ -141,18 +141,28 @@ impl Importer {
         for digest in digests {
             found.push(match self.cache.open(repo, digest, ReadMode::Head).await {
                 Opened::Linked(_) => Holding::Linked,
-                Opened::Unlinked(_) => Holding::Stored,
-                Opened::Missing => Holding::Missing,
+                Opened::Unlinked(_) if self.is_shared(digest).await => Holding::Stored,
+                Opened::Unlinked(_) | Opened::Missing => Holding::Missing,
             });
         }
         found
     }
 
-    /// Links a blob that another repository has.
+    /// Whether a mirrored repository has it. What only hosted ones have isn't given away to those who may
+    /// read this one because a bundle names its digest.
+    async fn is_shared(&self, digest: &Digest) -> bool {
+        let is_mirrored = |repo: &RepoName| !self.cache.hosts(repo);
+        self.cache.is_linked_by(digest, is_mirrored).await
+    }
+
+    /// Links a blob that another mirrored repository has.
     pub async fn link(&self, digest: &Digest) -> Result<(), ImportError> {
         let repo = &self.repo;
         match self.cache.open(repo, digest, ReadMode::Head).await {
             Opened::Linked(_) => Ok(()),
+            Opened::Unlinked(_) if !self.is_shared(digest).await => {
+                Err(ImportError::Missing((*digest).into()))
+            }
             Opened::Unlinked(blob) if self.cache.link(repo, digest, &blob).await => Ok(()),
             Opened::Unlinked(_) => Err(ImportError::NotStored((*digest).into())),
             Opened::Missing => Err(ImportError::Missing((*digest).into())),

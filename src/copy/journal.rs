@@ -4,12 +4,13 @@
 //! the registry has is asked there and not remembered. A file is locked as long as its upload runs, so that
 //! no two runs continue the same one. Nothing of it is needed: without a directory, a later run begins anew.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::oci::{Algorithm, Digest, RepoName};
 
@@ -30,14 +31,16 @@ pub struct Journal {
 pub(super) struct Record(Option<(PathBuf, File)>);
 
 impl Journal {
-    /// Uses a directory, which is created; what is too old in it is removed. Blocks.
+    /// Uses a directory, which is created; records in it that are too old are removed. Blocks.
     pub fn open(directory: &Path, now: SystemTime) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
         for entry in fs::read_dir(directory)? {
             let entry = entry?;
+            let changed = entry.metadata().and_then(|entry| entry.modified());
             let is_old = |changed| now.duration_since(changed).is_ok_and(|age| age > MAX_AGE);
-            if entry.metadata()?.modified().is_ok_and(is_old) {
-                fs::remove_file(entry.path())?;
+            if is_record(&entry.file_name()) && changed.is_ok_and(is_old) {
+                // Another run may have removed it.
+                drop(fs::remove_file(entry.path()));
             }
         }
         Ok(Self {
@@ -61,13 +64,21 @@ impl Journal {
         let path = directory.join(name);
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
-        #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        // In a directory that others can write to, a link could lead to any file of the user's.
+        let no_follow = OFlags::NOFOLLOW.bits().try_into().unwrap_or_default();
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, no_follow);
         let file = options.open(&path).ok();
         let locked =
             file.filter(|file| flock(file, FlockOperation::NonBlockingLockExclusive).is_ok());
         Record(locked.map(|file| (path, file)))
     }
+}
+
+/// Whether a file of this name is a record: the directory may have files of others.
+fn is_record(name: &OsStr) -> bool {
+    let name = name.to_str().unwrap_or_default();
+    Digest::from_parts(Algorithm::Sha256, name).is_ok()
 }
 
 impl Record {
@@ -138,12 +149,44 @@ mod tests {
     #[test]
     fn old_records_are_removed() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("old");
+        let path = directory.path().join("a".repeat(64));
         fs::write(&path, "x").unwrap();
         let written = fs::metadata(&path).unwrap().modified().unwrap();
         Journal::open(directory.path(), written + MAX_AGE).unwrap();
         assert!(path.exists());
         Journal::open(directory.path(), written + MAX_AGE + Duration::from_secs(1)).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn files_of_others_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, below) = (
+            directory.path().join("thesis.tex"),
+            directory.path().join("b"),
+        );
+        fs::write(&file, "x").unwrap();
+        fs::create_dir(&below).unwrap();
+        let written = fs::metadata(&file).unwrap().modified().unwrap();
+        Journal::open(directory.path(), written + 2 * MAX_AGE).unwrap();
+        assert!(file.exists() && below.exists());
+    }
+
+    #[test]
+    fn no_link_leads_to_another_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(directory.path(), SystemTime::UNIX_EPOCH).unwrap();
+        let (repo, digest) = ("a/b".parse().unwrap(), Digest::of(Algorithm::Sha256, b""));
+        let mut record = journal.record("host:1", &repo, &digest);
+        record.set(Some("x"));
+        let path = fs::read_dir(directory.path()).unwrap().next().unwrap();
+        let path = path.unwrap().path();
+        record.end();
+        let precious = tempfile::NamedTempFile::new().unwrap();
+        fs::write(precious.path(), "precious").unwrap();
+        std::os::unix::fs::symlink(precious.path(), path).unwrap();
+        let mut record = journal.record("host:1", &repo, &digest);
+        record.set(Some("x"));
+        assert_eq!(fs::read_to_string(precious.path()).unwrap(), "precious");
     }
 }

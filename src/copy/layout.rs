@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A blob gets its name once its digest is verified and it is synced; `index.json` is replaced by a rename.
-//! Nothing but digests becomes a path. Source: image-spec image-layout.md.
+//! One run at a time writes to a directory. Nothing but digests becomes a path. Source: image-spec image-layout.md.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -39,6 +41,8 @@ pub(super) struct Layout {
     root: Arc<Path>,
     /// Held while `index.json` changes or a manifest is written, by one of the copies of this process.
     changing: Arc<Mutex<()>>,
+    /// The directory, locked by the run that writes to it.
+    held: Arc<Mutex<Option<File>>>,
 }
 
 /// `index.json`, with all that others have written in it.
@@ -76,7 +80,27 @@ impl Layout {
         Self {
             root: root.into(),
             changing: Arc::default(),
+            held: Arc::default(),
         }
+    }
+
+    /// Lets no other run write to the directory, which is created, as long as this value or a clone lives. An
+    /// error if one does: both would write the same parts of blobs, and `index.json`.
+    pub(super) fn lock(&self) -> Result<(), CopyError> {
+        let mut held = self.held.lock();
+        if held.is_some() {
+            return Ok(());
+        }
+        let root = &*self.root;
+        fs::create_dir_all(root).map_err(CopyError::file(root, "it can't be created"))?;
+        let directory = File::open(root);
+        let directory = directory.map_err(CopyError::file(root, "it can't be opened"))?;
+        // A file system without locks has none to wait for.
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            return Err(self.broken("another run is writing to it; try again when that has ended"));
+        }
+        *held = Some(directory);
+        Ok(())
     }
 
     fn blob(&self, digest: &Digest) -> PathBuf {
@@ -141,21 +165,28 @@ impl Layout {
         Ok(())
     }
 
-    /// Removes the directory with all that is in it.
+    /// Removes the layout, and the directory unless there is something else in it.
     pub(super) fn remove(&self) -> Result<(), CopyError> {
-        let removed = fs::remove_dir_all(&self.root);
+        let removed = fs::remove_dir_all(self.root.join("blobs"))
+            .and_then(|()| fs::remove_file(self.root.join("index.json")))
+            .and_then(|()| fs::remove_file(self.root.join("oci-layout")))
+            .and_then(|()| match fs::remove_dir(&self.root) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                removed => removed,
+            });
         removed.map_err(CopyError::file(&*self.root, "it can't be removed"))
     }
 
-    /// Creates the directory and `oci-layout`, unless they are there.
+    /// Creates what a layout has, unless that is there. A layout of others may lack the directory of an
+    /// algorithm.
     pub(super) fn create(&self) -> Result<(), CopyError> {
-        let marker = self.root.join("oci-layout");
-        if marker.exists() {
-            return Ok(());
-        }
         for algorithm in Algorithm::ALL {
             let path = self.root.join("blobs").join(algorithm.as_str());
             fs::create_dir_all(&path).map_err(CopyError::file(path, "it can't be created"))?;
+        }
+        let marker = self.root.join("oci-layout");
+        if marker.exists() {
+            return Ok(());
         }
         replace(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)
     }
@@ -323,7 +354,8 @@ fn read_all(path: &Path, limit: u64) -> Result<Vec<u8>, CopyError> {
 
 /// Writes a file under another name, and renames it once it is synced.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), CopyError> {
-    let temporary = path.with_extension("part");
+    // Not that of a blob: a hostile image may have one digest as both.
+    let temporary = path.with_extension("new");
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_data()?;
@@ -408,6 +440,55 @@ mod tests {
         partial.append(b"xyz").unwrap();
         drop(partial);
         assert_eq!(layout.partial(&wrong, 1).unwrap().at, 0);
+    }
+
+    #[test]
+    fn a_layout_of_others_gets_the_directories_that_it_lacks() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("oci-layout"), "{}").unwrap();
+        let layout = Layout::new(directory.path());
+        layout.create().unwrap();
+        let digest = Digest::of(Algorithm::Sha512, b"x");
+        let mut partial = layout.partial(&digest, 1).unwrap();
+        partial.append(b"x").unwrap();
+        partial.commit().unwrap();
+        assert!(layout.has(&digest, 1));
+    }
+
+    #[test]
+    fn a_manifest_leaves_a_blob_of_its_digest_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        layout.create().unwrap();
+        let document = document(1);
+        let (size, middle) = (document.bytes.len() as u64, document.bytes.len() / 2);
+        let mut partial = layout.partial(&document.digest, size).unwrap();
+        partial.append(&document.bytes[..middle]).unwrap();
+        layout.put_manifest(&document).unwrap();
+        partial.append(&document.bytes[middle..]).unwrap();
+        partial.commit().unwrap();
+        let files: &dyn ImageFiles = &layout;
+        assert_eq!(
+            files.manifest(&document.digest).unwrap().bytes,
+            document.bytes
+        );
+    }
+
+    #[test]
+    fn what_isnt_of_the_layout_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("layout");
+        let layout = Layout::new(&root);
+        layout.lock().unwrap();
+        layout.lock().unwrap();
+        assert!(Layout::new(&root).lock().is_err());
+        layout.create().unwrap();
+        layout.enter(&document(1), None).unwrap();
+        fs::write(root.join("mine"), "x").unwrap();
+        layout.remove().unwrap();
+        let left = fs::read_dir(&root).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["mine"]);
     }
 
     #[test]

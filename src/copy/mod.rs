@@ -51,6 +51,6 @@ pub use host::Host;
 pub use journal::Journal;
 pub use location::{FilesForm, FilesLocation, HUB, Location, LocationError, RegistryLocation};
 pub use platform::{Platform, PlatformError};
-pub use source::{RegistrySource, Source, Wanted};
+pub use source::{FileSource, RegistrySource, Source, Wanted};
 pub use spool::SpoolSettings;
 pub use target::{LayoutTarget, RegistryTarget, Target};

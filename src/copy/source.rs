@@ -6,11 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
+use tokio::sync::OnceCell;
 
 use super::bundle::reader::BundleReader;
 use super::docker_archive::DockerArchive;
 use super::error::CopyError;
-use super::files::{FileImage, ImageFiles};
+use super::files::{Attached, FileImage, ImageFiles};
 use super::host::Host;
 use super::layout::{Layout, PIECE};
 use super::location::{FilesForm, FilesLocation};
@@ -26,7 +27,15 @@ const ATTACHED: [&str; 3] = ["sig", "att", "sbom"];
 #[derive(Debug, Clone)]
 pub enum Source {
     Registry(RegistrySource),
-    Files(Arc<dyn ImageFiles>),
+    Files(FileSource),
+}
+
+/// Files with images.
+#[derive(Debug, Clone)]
+pub struct FileSource {
+    files: Arc<dyn ImageFiles>,
+    /// Once it was asked for.
+    attached: Arc<OnceCell<Attached>>,
 }
 
 /// A repository of a registry.
@@ -58,11 +67,13 @@ impl Source {
     /// Files that have images. Blocks.
     pub fn open(location: &FilesLocation) -> Result<Self, CopyError> {
         let path = &location.path;
-        Ok(Self::Files(match location.form {
+        let files: Arc<dyn ImageFiles> = match location.form {
             FilesForm::Layout => Arc::new(Layout::new(path)),
             FilesForm::OciArchive => Arc::new(BundleReader::open(path)?),
             FilesForm::DockerArchive => Arc::new(DockerArchive::open(path)?),
-        }))
+        };
+        let attached = Arc::default();
+        Ok(Self::Files(FileSource { files, attached }))
     }
 
     /// The image that is meant, verified.
@@ -71,7 +82,7 @@ impl Source {
             (Self::Registry(registry), Wanted::Reference(reference)) => {
                 registry.manifest(reference.clone()).await
             }
-            (Self::Files(files), Wanted::InFiles(image)) => {
+            (Self::Files(FileSource { files, .. }), Wanted::InFiles(image)) => {
                 let image = image.clone();
                 blocking(files, move |files| files.find(&image)).await
             }
@@ -88,7 +99,9 @@ impl Source {
     pub(super) async fn manifest(&self, digest: Digest) -> Result<Document, CopyError> {
         match self {
             Self::Registry(registry) => registry.manifest(Reference::Digest(digest)).await,
-            Self::Files(files) => blocking(files, move |files| files.manifest(&digest)).await,
+            Self::Files(FileSource { files, .. }) => {
+                blocking(files, move |files| files.manifest(&digest)).await
+            }
         }
     }
 
@@ -96,7 +109,7 @@ impl Source {
     pub(super) async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<Stream, CopyError> {
         match self {
             Self::Registry(registry) => registry.blob(blob, offset).await,
-            Self::Files(files) => {
+            Self::Files(FileSource { files, .. }) => {
                 let digest = blob.digest;
                 let size = blocking(files, move |files| files.size(&digest)).await?;
                 Ok(Stream {
@@ -112,7 +125,7 @@ impl Source {
     pub async fn names(&self) -> Result<Vec<String>, CopyError> {
         match self {
             Self::Registry(registry) => registry.tags().await,
-            Self::Files(files) => blocking(files, |files| files.names()).await,
+            Self::Files(FileSource { files, .. }) => blocking(files, |files| files.names()).await,
         }
     }
 
@@ -120,8 +133,25 @@ impl Source {
     pub(super) async fn referrers(&self, subject: Digest) -> Result<Vec<Digest>, CopyError> {
         match self {
             Self::Registry(registry) => registry.referrers(subject).await,
-            Self::Files(files) => blocking(files, move |files| files.referrers(&subject)).await,
+            Self::Files(source) => source.referrers(&subject).await,
         }
+    }
+
+    /// A manifest that is listed among the referrers of `subject`. None if it is gone, as it may be where the
+    /// list is a tag, or refers to something else.
+    pub(super) async fn referrer(
+        &self,
+        digest: Digest,
+        subject: Digest,
+    ) -> Result<Option<Document>, CopyError> {
+        let found = match self.manifest(digest).await {
+            Err(CopyError::Source(error)) if error.status() == Some(404) => None,
+            found => Some(found?),
+        };
+        Ok(found.filter(|document| {
+            let of = document.manifest.subject.as_ref();
+            of.is_some_and(|of| of.digest == subject)
+        }))
     }
 
     /// What is attached to a manifest under tags of its own.
@@ -136,7 +166,7 @@ impl Source {
         {
             let document = match self {
                 Self::Registry(registry) => registry.tagged(&tag).await?,
-                Self::Files(files) => {
+                Self::Files(FileSource { files, .. }) => {
                     let wanted = tag.clone();
                     let named = blocking(files, move |files| files.named(&wanted)).await?;
                     match named {
@@ -173,6 +203,15 @@ pub(super) fn referrers_tag(subject: &Digest) -> Option<Tag> {
     let tag = format!("{}-{}", subject.algorithm(), subject.hex());
     // At most 128 characters: of a SHA-512 digest, the first ones.
     tag.get(..tag.len().min(128))?.parse().ok()
+}
+
+impl FileSource {
+    /// All entries are read for this, and once: an image has many manifests, and files have many images.
+    async fn referrers(&self, subject: &Digest) -> Result<Vec<Digest>, CopyError> {
+        let read = || blocking(&self.files, |files| files.attached());
+        let attached = self.attached.get_or_try_init(read).await?;
+        Ok(attached.get(subject).cloned().unwrap_or_default())
+    }
 }
 
 impl RegistrySource {
@@ -280,8 +319,65 @@ pub(super) async fn blocking<F: Clone + Send + 'static, T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use serde_json::json;
+
     use super::*;
     use crate::oci::Algorithm;
+
+    /// Counts how often manifests are read.
+    #[derive(Debug)]
+    struct Counted(Vec<(Digest, Bytes)>, AtomicUsize);
+
+    impl ImageFiles for Counted {
+        fn path(&self) -> &Path {
+            Path::new("")
+        }
+
+        fn entries(&self) -> Result<Vec<Descriptor>, CopyError> {
+            let entry = |(digest, _): &(Digest, Bytes)| {
+                let entry = json!({"mediaType": "a/b", "digest": digest, "size": 1});
+                serde_json::from_value(entry).unwrap()
+            };
+            Ok(self.0.iter().map(entry).collect())
+        }
+
+        fn size(&self, digest: &Digest) -> Result<u64, CopyError> {
+            Ok(self.read(digest, 0, usize::MAX)?.len() as u64)
+        }
+
+        fn read(&self, digest: &Digest, offset: u64, _: usize) -> Result<Bytes, CopyError> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            let (_, bytes) = self.0.iter().find(|(known, _)| known == digest).unwrap();
+            Ok(bytes.slice(usize::try_from(offset).unwrap()..))
+        }
+    }
+
+    #[tokio::test]
+    async fn referrers_in_files_are_looked_for_once() {
+        let blob = |n: u8| json!({"mediaType": "a/b", "digest": Digest::of(Algorithm::Sha256, &[n]), "size": 1});
+        let referrer = |subject: u8| {
+            let bytes = json!({"schemaVersion": 2, "config": blob(0), "layers": [], "subject": blob(subject)});
+            let bytes = Bytes::from(bytes.to_string());
+            (Digest::of(Algorithm::Sha256, &bytes), bytes)
+        };
+        let files = Arc::new(Counted(vec![referrer(1), referrer(2)], AtomicUsize::new(0)));
+        let source = Source::Files(FileSource {
+            files: Arc::clone(&files) as _,
+            attached: Arc::default(),
+        });
+        let referrers = async |subject: u8| {
+            let subject = Digest::of(Algorithm::Sha256, &[subject]);
+            source.referrers(subject).await.unwrap()
+        };
+        assert_eq!(referrers(1).await, [referrer(1).0]);
+        let reads = files.1.load(Ordering::Relaxed);
+        assert_eq!(referrers(2).await, [referrer(2).0]);
+        assert_eq!(referrers(3).await, []);
+        assert_eq!(files.1.load(Ordering::Relaxed), reads);
+    }
 
     #[test]
     fn tags_that_stand_for_digests() {

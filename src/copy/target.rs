@@ -203,6 +203,7 @@ impl LayoutTarget {
         let is_archive = self.archive.is_some();
         let create = async || {
             let create = move |layout: &Layout| {
+                layout.lock()?;
                 if is_archive {
                     layout.forget()?;
                 }

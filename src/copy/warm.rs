@@ -27,6 +27,8 @@ const IMAGES: usize = 8;
 const BLOBS: usize = 16;
 /// Manifests of one image, all platforms and what is attached to them included.
 const MAX_MANIFESTS: usize = 1_000;
+/// Bytes of all of them: what they refer to is in memory until the image is complete.
+const MAX_BYTES: u64 = 8 * 1024 * 1024;
 /// Events that wait to be taken.
 const MAX_EVENTS: usize = 256;
 /// Bytes of a blob that are told in one event.
@@ -135,13 +137,16 @@ impl Amount {
     /// Adds another amount.
     pub fn add(&mut self, other: Self) {
         self.blobs += other.blobs;
-        self.bytes += other.bytes;
+        // The sizes are what manifests say.
+        self.bytes = self.bytes.saturating_add(other.bytes);
     }
 
     fn of(blobs: &[Descriptor]) -> Self {
         Self {
             blobs: blobs.len() as u64,
-            bytes: blobs.iter().map(|blob| blob.size).sum(),
+            bytes: blobs
+                .iter()
+                .fold(0, |sum, blob| sum.saturating_add(blob.size)),
         }
     }
 }
@@ -164,7 +169,7 @@ pub enum WarmError {
         "blob {digest} isn't stored: there is no space, it is larger than `proxy.maxblobsize`, or the disk fails; the log says which"
     )]
     NotStored { digest: Box<Digest> },
-    #[error("the image has more than {MAX_MANIFESTS} manifests")]
+    #[error("the image has more than {MAX_MANIFESTS} manifests, or more than 8 MiB of them")]
     TooMany,
     #[error("it has no image of the platforms that were asked for")]
     Platform,
@@ -302,37 +307,63 @@ impl Run {
             root: Arc::clone(&root),
         };
         let mut seen = HashSet::from([root.meta.digest]);
-        let (mut unread, mut has_image) = (vec![root], false);
-        while let Some(manifest) = unread.pop() {
+        // Only their digests: so many manifests would be gigabytes.
+        let (mut unread, mut has_image, mut bytes) = (Vec::new(), false, 0);
+        let mut next = Some(root);
+        while let Some(manifest) = next {
             has_image |= manifest.parsed.manifests.is_empty();
             let (digest, size) = (manifest.meta.digest, manifest.meta.size);
             plan.contents.manifests.push((digest, size));
-            if plan.contents.manifests.len() + unread.len() > MAX_MANIFESTS {
-                return Err(WarmError::TooMany);
-            }
+            bytes += size;
             for blob in manifest.parsed.config.iter().chain(&manifest.parsed.blobs) {
                 // A registry may lack a foreign layer; clients have it from elsewhere.
                 if !blob.is_foreign() && seen.insert(blob.digest) {
                     self.look_at(&mut plan, blob).await;
                 }
             }
-            for digest in self.children(&manifest).await? {
-                if seen.insert(digest) {
-                    unread.push(self.manifest(target, &Reference::Digest(digest)).await?);
-                }
+            let children = self.children(&manifest).await?.into_iter();
+            unread.extend(
+                children
+                    .filter(|child| seen.insert(*child))
+                    .map(|child| (child, None)),
+            );
+            if self.request.referrers {
+                let attached = self.warmer.mirror.attached(target, digest).await?;
+                let attached = attached.into_iter().filter(|one| seen.insert(*one));
+                unread.extend(attached.map(|one| (one, Some(digest))));
             }
-            if !self.request.referrers {
-                continue;
+            if plan.contents.manifests.len() + unread.len() > MAX_MANIFESTS || bytes > MAX_BYTES {
+                return Err(WarmError::TooMany);
             }
-            for digest in self.warmer.mirror.attached(target, digest).await? {
-                if seen.insert(digest) {
-                    let attached = self.manifest(target, &Reference::Digest(digest)).await?;
-                    plan.contents.attached.push(describe(&attached));
-                    unread.push(attached);
-                }
-            }
+            next = self.next(&mut plan, &mut unread).await?;
         }
         has_image.then_some(plan).ok_or(WarmError::Platform)
+    }
+
+    /// Reads the next manifest, each with the one that it is said to be attached to.
+    async fn next(
+        &self,
+        plan: &mut Plan,
+        unread: &mut Vec<(Digest, Option<Digest>)>,
+    ) -> Result<Option<Arc<CachedManifest>>, WarmError> {
+        while let Some((digest, subject)) = unread.pop() {
+            let reference = Reference::Digest(digest);
+            let read = self.manifest(&plan.target, &reference);
+            let Some(subject) = subject else {
+                return read.await.map(Some);
+            };
+            let manifest = match read.await {
+                // A list may still name what is gone.
+                Err(WarmError::Mirror(error)) if error.is_not_found() => continue,
+                read => read?,
+            };
+            let refers = manifest.parsed.subject.as_ref();
+            if refers.is_some_and(|of| of.digest == subject) {
+                plan.contents.attached.push(describe(&manifest));
+                return Ok(Some(manifest));
+            }
+        }
+        Ok(None)
     }
 
     /// Adds a blob to a plan.

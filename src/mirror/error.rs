@@ -145,7 +145,7 @@ impl MirrorError {
     }
 
     /// Whether the upstream answered that it doesn't have the content.
-    pub(super) fn is_not_found(&self) -> bool {
+    pub fn is_not_found(&self) -> bool {
         matches!(self.failure(), Some(Failure::NotFound(_)))
     }
 

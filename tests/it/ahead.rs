@@ -195,3 +195,37 @@ async fn layers_of_all_images_are_fetched_together() {
     assert_eq!(code, 0);
     assert!(app.stop().await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_too_many_manifests_is_refused_before_they_are_fetched() {
+    let site = Site::new().await;
+    let entry = |n: u32| {
+        let digest = digest(&n.to_le_bytes()).to_string();
+        json!({"mediaType": media_type::OCI_MANIFEST, "digest": digest, "size": 2})
+    };
+    let entries: Vec<_> = (0..1000).map(entry).collect();
+    let index =
+        json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries});
+    let index = Bytes::from(index.to_string());
+    let upstream = &site.upstream;
+    upstream.tag("big", "1", media_type::OCI_INDEX, &index);
+    let (code, said, _) = site.code(&["warm", "big:1"]).await;
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("more than 1000 manifests"), "{said}");
+    assert_eq!(upstream.count("GET /v2/big/manifests/sha256"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sizes_that_no_blob_has_are_only_shown() {
+    let site = Site::new().await;
+    let blob =
+        |n: u8| json!({"mediaType": "x/y", "digest": digest(&[n]).to_string(), "size": u64::MAX});
+    let manifest = json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+        "config": blob(0), "layers": [blob(1), blob(2)]});
+    let manifest = Bytes::from(manifest.to_string());
+    let upstream = &site.upstream;
+    upstream.tag("huge", "1", media_type::OCI_MANIFEST, &manifest);
+    let (code, said, error) = site.code(&["warm", "--check", "huge:1", "huge:1"]).await;
+    assert_eq!(code, 0, "{said}{error}");
+    assert!(said.contains("3 blobs, "), "{said}");
+}

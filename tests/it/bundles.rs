@@ -19,6 +19,18 @@ async fn offline(site: &Site) -> Site {
     other
 }
 
+/// The same upstream behind a mirror that hosts repositories, too.
+async fn hosting(site: &Site) -> Site {
+    let other = Site::new().await;
+    let config = other.path("config.yml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text.replace(&other.upstream.url(), &site.upstream.url());
+    let hosted = "hosted: [{name: ci, repositories: ['ci/**']}]\n";
+    let access = "access: [{anyone: true, effect: allow}]\n";
+    std::fs::write(config, format!("{text}\n{hosted}{access}")).unwrap();
+    other
+}
+
 /// Two images that share a layer, one of them with a signature.
 fn put_images(site: &Site) -> [Image; 3] {
     let shared = noise(1, 200_000);
@@ -197,13 +209,7 @@ async fn nothing_is_brought_into_a_hosted_repository() {
     site.upstream.push("ci/app", "1", &Image::oci(1));
     let bundle = site.path("bundle");
     site.text(&["export", "ci/app:1", &bundle]).await;
-    let away = Site::new().await;
-    let config = away.path("config.yml");
-    let text = std::fs::read_to_string(&config).unwrap();
-    let text = text.replace(&away.upstream.url(), &site.upstream.url());
-    let hosted = "hosted: [{name: ci, repositories: ['ci/**']}]\n";
-    let access = "access: [{anyone: true, effect: allow}]\n";
-    std::fs::write(config, format!("{text}\n{hosted}{access}")).unwrap();
+    let away = hosting(&site).await;
     let asked = site.upstream.count("");
     for words in [["warm", "ci/app:1"], ["import", &bundle]] {
         let (code, said, _) = away.code(&words).await;
@@ -211,6 +217,34 @@ async fn nothing_is_brought_into_a_hosted_repository() {
         assert!(said.contains("ci/app is hosted here"), "{said}");
     }
     assert_eq!(site.upstream.count(""), asked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_gives_nothing_away_that_only_hosted_repositories_have() {
+    let site = Site::new().await;
+    let [_, two, _] = put_images(&site);
+    let (whole, without_blobs) = (site.path("whole"), site.path("without-blobs"));
+    site.text(&["export", "team/two", &whole]).await;
+    let since = ["export", "team/two", &without_blobs, "--since", &whole];
+    site.text(&since).await;
+    let away = hosting(&site).await;
+    let app = away.serve().await;
+    let client = reqwest::Client::builder().tls_certs_only([]);
+    let client = client.build().unwrap();
+    for blob in two.blobs() {
+        let uploads = format!("http://{}/v2/ci/app/blobs/uploads/", app.address());
+        let push = client.post(format!("{uploads}?digest={}", digest(blob)));
+        let pushed = push.body(blob.clone()).send().await.unwrap();
+        assert_eq!(pushed.status(), 201);
+    }
+    let (code, said, _) = away.code(&["import", &without_blobs]).await;
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("neither in the bundle nor cached"), "{said}");
+    for bundle in [&whole, &without_blobs] {
+        away.text(&["import", bundle]).await;
+    }
+    has(&away, &app, "team/two", "latest", &two).await;
+    assert!(app.stop().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

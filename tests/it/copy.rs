@@ -474,3 +474,69 @@ async fn wrong_bytes_of_the_source_reach_no_repository() {
     assert!(target.content(&format!("/v2/a/blobs/{blob}")).is_none());
     assert!(target.content("/v2/a/manifests/1").is_none());
 }
+
+#[tokio::test]
+async fn no_tag_of_the_destination_is_replaced_where_that_is_not_wanted() {
+    let (source, target) = registries().await;
+    let image = Image::oci(1);
+    let signature = format!("{}.sig", image.digest().replace(':', "-"));
+    source.push("a", "1", &image);
+    source.push("a", &signature, &Image::oci(8));
+    target.push("a", &signature, &Image::oci(9));
+    let signature = || target.content(&format!("/v2/a/manifests/{signature}"));
+    let user = User::new();
+    let (from, to) = (at(&source, "a:1"), at(&target, "a"));
+    user.copy(&["--no-clobber", &from, &to]).await;
+    assert_eq!(target.content("/v2/a/manifests/1"), Some(image.manifest));
+    assert_eq!(signature(), Some(Image::oci(9).manifest));
+    user.copy(&[&from, &to]).await;
+    assert_eq!(signature(), Some(Image::oci(8).manifest));
+}
+
+#[tokio::test]
+async fn referrers_that_are_gone_or_refer_to_something_else_are_passed_over() {
+    let (source, target) = registries().await;
+    let (index, signature) = put_index(&source, "a", "1");
+    let gone = Image::artifact(5, &Image::oci(1), "application/gone");
+    let other = Image::oci(6);
+    source.push("a", "other", &other);
+    let manifests = [&gone, &signature, &other].map(Image::descriptor);
+    let listed = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
+    let path = format!("/v2/a/referrers/{}", Image::oci(1).digest());
+    source.put_json(&path, &listed);
+    let out = User::new()
+        .copy(&[&at(&source, "a:1"), &at(&target, "a")])
+        .await;
+    assert!(out.contains("1 attached"), "{out}");
+    assert_eq!(target.content("/v2/a/manifests/1"), Some(index));
+    let other = format!("/v2/a/manifests/{}", other.digest());
+    assert_eq!(target.content(&other), None);
+}
+
+#[tokio::test]
+async fn uploads_at_another_host_get_no_credentials() {
+    let (source, target) = registries().await;
+    let other = Registry::start().await;
+    source.push("a", "1", &Image::oci(1));
+    target.protect(Some(("user", "secret")));
+    let elsewhere = format!("{}/v2/a/blobs/uploads/1", other.url());
+    target.on("POST", ALWAYS, move |_, usual| {
+        if usual.status == 202 {
+            Reply::new(202, "").with("Location", &elsewhere)
+        } else {
+            usual
+        }
+    });
+    let user = User::new();
+    std::fs::write(user.path("password"), "secret").unwrap();
+    let password = user.path("password");
+    let options = ["--dst-username", "user", "--dst-password-file", &password];
+    let (from, to) = (at(&source, "a:1"), at(&target, "a"));
+    user.run(&[&options[..], &[from.as_str(), &to]].concat())
+        .await;
+    let asked = other.seen("/v2/a/blobs/uploads/1");
+    assert!(!asked.is_empty());
+    for seen in asked {
+        assert_eq!(seen.header("authorization"), None, "{}", seen.line);
+    }
+}

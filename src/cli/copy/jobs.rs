@@ -10,8 +10,8 @@ use super::{Arguments, UsageError};
 use crate::cli::{load, say};
 use crate::config::{Config, Upstream, authority};
 use crate::copy::{
-    FileImage, FilesForm, FilesLocation, Host, Job, LayoutTarget, Location, Observer,
-    RegistryLocation, RegistrySource, RegistryTarget, Source, Target, Wanted, parts_of,
+    CopyError, Event, FileImage, FilesForm, FilesLocation, Host, Job, LayoutTarget, Location,
+    Observer, RegistryLocation, RegistrySource, RegistryTarget, Source, Target, Wanted, parts_of,
 };
 use crate::oci::{Reference, RepoName, Tag};
 
@@ -46,11 +46,11 @@ struct Planner<'a> {
     targets: BTreeMap<(String, RepoName), Target>,
 }
 
-/// The copies that the command line names.
+/// The copies that the command line names, and the sources that can't be read or don't list their images.
 pub(super) async fn of(
     arguments: &Arguments,
     observer: &Arc<dyn Observer>,
-) -> anyhow::Result<Vec<Job>> {
+) -> anyhow::Result<(Vec<Job>, Vec<(String, CopyError)>)> {
     let config = match &arguments.config {
         Some(path) => Some(load(Some(path))?.config),
         None => None,
@@ -62,14 +62,25 @@ pub(super) async fn of(
         hosts: BTreeMap::new(),
         targets: BTreeMap::new(),
     };
-    let mut named = Vec::new();
+    let (mut named, mut failed) = (Vec::new(), Vec::new());
     for source in &arguments.sources {
-        named.extend(planner.named(source).await?);
+        match planner.named(source).await {
+            Ok(images) => named.extend(images),
+            Err(error) => {
+                let (image, error) = (source.to_string(), error.downcast::<CopyError>()?);
+                observer.on(&Event::Failed {
+                    image: &image,
+                    error: &error,
+                });
+                failed.push((image, error));
+            }
+        }
         if named.len() > MAX_JOBS {
             return Err(usage(format!("these are more than {MAX_JOBS} images")));
         }
     }
-    planner.jobs(named).await
+    let is_one = named.len() + failed.len() == 1;
+    Ok((planner.jobs(named, is_one).await?, failed))
 }
 
 impl Planner<'_> {
@@ -204,8 +215,7 @@ impl Planner<'_> {
         Ok(Some((server, hosted)))
     }
 
-    async fn jobs(&mut self, named: Vec<Named>) -> anyhow::Result<Vec<Job>> {
-        let is_one = named.len() == 1;
+    async fn jobs(&mut self, named: Vec<Named>, is_one: bool) -> anyhow::Result<Vec<Job>> {
         let mut taken = HashSet::new();
         let mut jobs = Vec::new();
         let sources: Vec<_> = named.iter().map(|named| named.source.clone()).collect();

@@ -122,10 +122,6 @@ pub(super) fn copy(arguments: &Arguments) -> ExitCode {
             fail(&error);
             ExitCode::from(USAGE)
         }
-        Err(error) if error.downcast_ref().is_some_and(CopyError::is_refused) => {
-            fail(&error);
-            ExitCode::from(REFUSED)
-        }
         Err(error) => fail(&error),
     }
 }
@@ -149,21 +145,27 @@ async fn copy_all(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         _ => Arc::new(Lines::text()),
     };
     let observer: Arc<dyn Observer> = Arc::clone(&shown) as _;
-    let jobs = jobs::of(arguments, &observer).await?;
+    let (jobs, unread) = jobs::of(arguments, &observer).await?;
     let engine = engine(arguments, observer);
     let results = engine.run(&jobs).await;
     shown.end();
     let ended: Vec<_> = jobs.iter().zip(&results).collect();
+    let all = ended.len() + unread.len();
+    let unread = unread.iter().map(|(source, error)| (&**source, error));
+    let images = ended.iter().filter_map(|(job, result)| {
+        let error = result.as_ref().err()?;
+        Some((&*job.image, error))
+    });
+    let failed: Vec<_> = unread.chain(images).collect();
     if !arguments.json {
         if !arguments.quiet {
             print(&summary(&ended, arguments.dry_run)?)?;
         }
-        let failures = failures(&ended);
-        if !failures.is_empty() {
-            say(failures.trim_end());
+        if !failed.is_empty() {
+            say(failures(&failed).trim_end());
         }
     }
-    Ok(code(&results))
+    Ok(code(&failed, all))
 }
 
 fn engine(arguments: &Arguments, observer: Arc<dyn Observer>) -> Engine {
@@ -230,31 +232,20 @@ fn described(copied: &Copied, dry_run: bool) -> String {
 }
 
 /// What failed, and why.
-fn failures(ended: &[Ended<'_>]) -> String {
+fn failures(failed: &[(&str, &CopyError)]) -> String {
     let mut table = Table::new(["FAILED", "WHY"]);
-    let mut any = false;
-    for (job, result) in ended {
-        if let Err(error) = result {
-            any = true;
-            table.row([job.image.clone(), on_one_line(error)]);
-        }
+    for (image, error) in failed {
+        table.row([(*image).to_owned(), on_one_line(*error)]);
     }
-    if any {
-        table.to_string()
-    } else {
-        String::new()
-    }
+    table.to_string()
 }
 
-fn code(results: &[Result<Copied, CopyError>]) -> ExitCode {
-    let failed: Vec<_> = results
-        .iter()
-        .filter_map(|result| result.as_ref().err())
-        .collect();
+/// The exit code where these of so many images failed.
+fn code(failed: &[(&str, &CopyError)], all: usize) -> ExitCode {
     match failed.len() {
         0 => ExitCode::SUCCESS,
-        some if some < results.len() => ExitCode::from(SOME_FAILED),
-        _ if failed.iter().all(|error| error.is_refused()) => ExitCode::from(REFUSED),
+        some if some < all => ExitCode::from(SOME_FAILED),
+        _ if failed.iter().all(|(_, error)| error.is_refused()) => ExitCode::from(REFUSED),
         _ => ExitCode::FAILURE,
     }
 }

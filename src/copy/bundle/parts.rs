@@ -6,6 +6,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
 use super::{BundleError, Extent};
 use crate::oci::{Algorithm, Hasher};
 
@@ -33,6 +36,8 @@ pub(super) struct PartsWriter {
     draft: Option<(File, Hasher, u64)>,
     /// Of the parts that are complete.
     sums: Vec<String>,
+    /// The first one, so that it stays locked.
+    first: Option<File>,
 }
 
 impl PartsWriter {
@@ -50,6 +55,7 @@ impl PartsWriter {
             max,
             draft: None,
             sums: Vec::new(),
+            first: None,
         };
         let path = writer.draft_path(1);
         writer.open().map_err(|source| BundleError::Io {
@@ -78,7 +84,14 @@ impl PartsWriter {
             let text = format!("more than {MAX_PARTS} parts would be needed");
             return Err(io::Error::other(text));
         }
-        let file = File::create(self.draft_path(number))?;
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false);
+        let file = options.open(self.draft_path(number))?;
+        // Of two that write one file, each would give the other's part a name.
+        if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            return Err(io::Error::other("another process is writing it"));
+        }
+        file.set_len(0)?;
         self.draft = Some((file, Hasher::new(Algorithm::Sha256), 0));
         Ok(())
     }
@@ -87,6 +100,7 @@ impl PartsWriter {
     fn close(&mut self) -> io::Result<()> {
         if let Some((file, hasher, _)) = self.draft.take() {
             file.sync_all()?;
+            self.first.get_or_insert(file);
             self.sums.push(hasher.finish().hex());
         }
         Ok(())
@@ -170,14 +184,11 @@ pub(super) struct PartsReader {
     /// Each with where it begins and ends, in bytes.
     parts: Vec<(Arc<File>, u64, u64)>,
     at: u64,
-    /// How many bytes may still be read through [`Read`].
-    budget: u64,
 }
 
 impl PartsReader {
-    /// Opens `FILE`, or all of `FILE.001`, `FILE.002`, ...; `FILE.001` may be named, too. At most `budget`
-    /// bytes can be read through [`Read`]: what is read at an offset doesn't count.
-    pub(super) fn open(file: &Path, budget: u64) -> Result<Self, BundleError> {
+    /// Opens `FILE`, or all of `FILE.001`, `FILE.002`, ...; `FILE.001` may be named, too.
+    pub(super) fn open(file: &Path) -> Result<Self, BundleError> {
         let failed = |path: &Path, source| BundleError::Io {
             operation: "read",
             path: path.to_owned(),
@@ -204,11 +215,7 @@ impl PartsReader {
             parts.push((Arc::new(file), end, end + length));
             end += length;
         }
-        Ok(Self {
-            parts,
-            at: 0,
-            budget,
-        })
+        Ok(Self { parts, at: 0 })
     }
 
     /// Bytes of all parts.
@@ -244,8 +251,6 @@ impl PartsReader {
 impl Read for PartsReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.read_at(self.at, buffer)?;
-        let left = self.budget.checked_sub(length as u64);
-        self.budget = left.ok_or_else(|| io::Error::other("its headers are too large"))?;
         self.at += length as u64;
         Ok(length)
     }

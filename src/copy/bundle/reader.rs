@@ -1,11 +1,12 @@
 //! Reads bundles.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::parts::PartsReader;
 use super::{BundleError, Extent, INDEX_FILE, LAYOUT_FILE};
+use crate::error_chain::quoted;
 use crate::oci::manifest::MAX_MANIFEST;
 use crate::oci::{Algorithm, Descriptor, Digest, Manifest};
 
@@ -13,8 +14,6 @@ use crate::oci::{Algorithm, Descriptor, Digest, Manifest};
 const MAX_ENTRIES: usize = 100_000;
 /// Bytes of an archive that aren't its files': the headers of all entries, with long names.
 const MAX_HEADERS: u64 = 64 * 1024 * 1024;
-/// Longest name of an entry, in bytes; longer ones aren't a layout's.
-const MAX_NAME: usize = 256;
 /// The first bytes of compressed files: gzip, zstd, bzip2, xz.
 const COMPRESSED: [&[u8]; 4] = [
     &[0x1f, 0x8b],
@@ -36,7 +35,7 @@ pub struct BundleReader {
 impl BundleReader {
     /// Opens a bundle, and looks what is in it. Reads no blob.
     pub fn open(path: &Path) -> Result<Self, BundleError> {
-        let parts = PartsReader::open(path, MAX_HEADERS)?;
+        let parts = PartsReader::open(path)?;
         let mut start = [0; 6];
         let read = parts.read_at(0, &mut start);
         let unreadable = |source| BundleError::Io {
@@ -50,7 +49,7 @@ impl BundleReader {
             return Err(BundleError::Compressed { path });
         }
         let length = parts.len();
-        let mut archive = tar::Archive::new(parts);
+        let mut archive = tar::Archive::new(Headers::of(parts));
         let found = look(&mut archive, length).map_err(|error| match error {
             Unusable::Io(source) => unreadable(source),
             Unusable::Shape(reason) => BundleError::NotABundle {
@@ -58,7 +57,7 @@ impl BundleReader {
                 reason,
             },
         })?;
-        let parts = archive.into_inner();
+        let Headers { archive: parts, .. } = archive.into_inner();
         let bad = |reason: String| BundleError::NotABundle {
             path: path.to_owned(),
             reason,
@@ -159,6 +158,35 @@ impl BundleReader {
     }
 }
 
+/// Reads the headers of an archive, and skips its files. Long names are read into memory, so there is a bound.
+pub(in crate::copy) struct Headers<R> {
+    archive: R,
+    /// How many bytes may still be read.
+    left: u64,
+}
+
+impl<R> Headers<R> {
+    pub(in crate::copy) fn of(archive: R) -> Self {
+        let left = MAX_HEADERS;
+        Self { archive, left }
+    }
+}
+
+impl<R: Read> Read for Headers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.archive.read(buffer)?;
+        let left = self.left.checked_sub(length as u64);
+        self.left = left.ok_or_else(|| io::Error::other("its headers are too large"))?;
+        Ok(length)
+    }
+}
+
+impl<R: Seek> Seek for Headers<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.archive.seek(to)
+    }
+}
+
 /// Whether a file that begins so is compressed.
 pub(in crate::copy) fn is_compressed(start: &[u8]) -> bool {
     COMPRESSED.iter().any(|magic| start.starts_with(magic))
@@ -197,7 +225,7 @@ impl From<io::Error> for Unusable {
 }
 
 /// Finds the files of a layout. Others are left alone.
-fn look(archive: &mut tar::Archive<PartsReader>, length: u64) -> Result<Found, Unusable> {
+fn look(archive: &mut tar::Archive<Headers<PartsReader>>, length: u64) -> Result<Found, Unusable> {
     let mut found = Found::default();
     for (count, entry) in archive.entries_with_seek()?.enumerate() {
         let entry = entry?;
@@ -209,7 +237,7 @@ fn look(archive: &mut tar::Archive<PartsReader>, length: u64) -> Result<Found, U
         let name = entry.path_bytes();
         let place = (entry.raw_file_position(), entry.size());
         if place.0.checked_add(place.1).is_none_or(|end| end > length) {
-            let name = String::from_utf8_lossy(name.get(..MAX_NAME).unwrap_or(&name)).into_owned();
+            let name = quoted(&String::from_utf8_lossy(&name));
             return Err(Unusable::Shape(format!("it ends in the middle of {name}")));
         }
         let Some(file) = std::str::from_utf8(&name).ok().and_then(File::parse) else {

@@ -223,7 +223,7 @@ fn bad_archives_are_refused() {
     let mut linked = whole.clone();
     linked[1024 + 156] = b'2';
     for (bytes, complaint) in [
-        (&whole[..1550], "the middle of index.json"),
+        (&whole[..1550], "the middle of \"index.json\""),
         (&[0x1f, 0x8b, 0, 0, 0, 0], "compressed"),
         (&linked, "archive"),
         (&vec![b'x'; 4096], "archive"),
@@ -248,6 +248,73 @@ fn headers_take_bounded_memory() {
     file.set_len(3 << 30).unwrap();
     let error = BundleReader::open(&path).unwrap_err().to_string();
     assert!(error.contains("too large"), "{error}");
+}
+
+#[test]
+fn two_writers_never_mix_their_parts() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bundle");
+    let image = manifest(b"layer", None);
+    for max in [None, Some(1024)] {
+        let entries = [entry(&image, Some("a/b"))];
+        let mut first = BundleWriter::create(&path, max, &entries).unwrap();
+        let content = [7; 4096];
+        first.add(&digest(&content), 4096, &content[..]).unwrap();
+        let refused = BundleWriter::create(&path, max, &[]).unwrap_err();
+        let refused = crate::error_chain::on_one_line(&refused);
+        assert!(
+            refused.contains("another process is writing it"),
+            "{refused}"
+        );
+        first
+            .add(&digest(&image), image.len() as u64, &*image)
+            .unwrap();
+        let files = first.finish().unwrap();
+        assert_eq!(BundleReader::open(&path).unwrap().entries().len(), 1);
+        for file in files {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+}
+
+#[test]
+fn names_that_control_a_terminal_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bundle");
+    let image = manifest(b"layer", None);
+    let name = Some("a/\u{1b}[2Jb");
+    write(&path, None, &[entry(&image, name)], &[&image]).unwrap();
+    let reader = BundleReader::open(&path).unwrap();
+    let error = plan::images(&reader, None).unwrap_err().to_string();
+    assert!(error.contains("control characters"), "{error}");
+}
+
+#[test]
+fn the_memory_of_plans_is_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bundle");
+    let layers = (0..28_u32).map(|n| {
+        let digest = digest(&n.to_le_bytes());
+        json!({"mediaType": "x/y", "digest": digest, "size": u64::MAX})
+    });
+    let image = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_MANIFEST,
+        "config": {"mediaType": "x/y", "digest": digest(b"{}"), "size": 2},
+        "layers": layers.collect::<Vec<_>>(),
+    });
+    let image = image.to_string().into_bytes();
+    // One image of 30 parts has 101 names.
+    let names = (0..101).map(|n| entry(&image, Some(&format!("a/b:{n}"))));
+    let names: Vec<_> = names.collect();
+    let images = |names: &[Descriptor]| {
+        write(&path, None, names, &[&image]).unwrap();
+        let reader = BundleReader::open(&path).unwrap();
+        plan::images(&reader, None).map(|images| images.len())
+    };
+    assert_eq!(images(&names[..100]).unwrap(), 100);
+    let error = images(&names).unwrap_err().to_string();
+    assert!(error.contains("too many parts"), "{error}");
 }
 
 #[test]

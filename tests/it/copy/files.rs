@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{User, at, put_index, registries};
-use crate::harness::{Image, Registry, Setup, digest};
+use crate::harness::{Image, Registry, Reply, Setup, digest};
 
 #[tokio::test]
 async fn a_layout_holds_everything_and_comes_back_the_same() {
@@ -56,7 +56,7 @@ async fn an_archive_is_written_when_all_is_there_and_comes_back_the_same() {
     let archive = format!("oci-archive:{file}");
     let broken = Image::oci(7).config;
     let broken = format!("GET /v2/a/blobs/{}", digest(&broken));
-    source.reply(&broken, 1, crate::harness::Reply::error(403));
+    source.reply(&broken, 1, Reply::error(403));
     let from = at(&source, "a");
     let failed = user.run(&["--all-tags", &from, &archive]).await;
     assert_eq!(failed.code, 4, "{}", failed.err);
@@ -170,4 +170,57 @@ async fn the_server_of_a_configuration_caches_sources_and_has_hosted_repositorie
         .await;
     assert_eq!(refused.code, 1, "{}", refused.err);
     assert!(refused.err.contains("doesn't run"), "{}", refused.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_runs_never_write_to_the_same_files() {
+    for form in ["oci", "oci-archive"] {
+        let (source, target) = registries().await;
+        source.push("a", "1", &Image::oci(1));
+        source.push("b", "1", &Image::oci(2));
+        let user = User::new();
+        let (from, files) = (at(&source, "a:1"), format!("{form}:{}", user.path(form)));
+        let gate = source.hold("GET /v2/a/blobs/", 3);
+        let second = async {
+            source.wait(1, "GET /v2/a/blobs/").await;
+            let refused = user.run(&[&at(&source, "b:1"), &files]).await;
+            gate.open();
+            refused
+        };
+        let arguments = [&*from, &*files];
+        let (_, refused) = tokio::join!(user.copy(&arguments), second);
+        assert_eq!(refused.code, 1, "{}", refused.err);
+        assert!(refused.err.contains("another run"), "{}", refused.err);
+        user.copy(&[&files, &at(&target, "c:1")]).await;
+        let copied = target.content("/v2/c/manifests/1");
+        assert_eq!(copied, Some(Image::oci(1).manifest), "{form}");
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_cannot_be_read_fails_alone() {
+    let (source, target) = registries().await;
+    source.push("a", "1", &Image::oci(1));
+    source.reply("/v2/b/tags/list", 9, Reply::error(403));
+    let user = User::new();
+    let missing = format!("docker-archive:{}", user.path("missing.tar"));
+    let (from, to) = (at(&source, "a:1"), at(&target, "below/"));
+    let ran = user.run(&[&missing, &from, &to]).await;
+    assert_eq!(ran.code, 4, "{}", ran.err);
+    let reason = "missing.tar: it can't be read";
+    assert!(
+        ran.err.contains("FAILED") && ran.err.contains(reason),
+        "{}",
+        ran.err
+    );
+    let copied = target.content("/v2/below/a/manifests/1");
+    assert_eq!(copied, Some(Image::oci(1).manifest));
+    let listed = ["--json", "--all-tags", &at(&source, "b"), &to];
+    for (arguments, code) in [(&[&*missing, &*to][..], 1), (&listed[..], 3)] {
+        let ran = user.run(arguments).await;
+        assert_eq!(ran.code, code, "{}", ran.err);
+    }
+    // The tag is for one image, also if that isn't the only one that is meant.
+    let tagged = user.run(&[&missing, &from, &at(&target, "c:1")]).await;
+    assert_eq!(tagged.code, 2, "{}", tagged.err);
 }
