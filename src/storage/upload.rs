@@ -36,7 +36,7 @@ pub trait UploadFile: Debug + Send + 'static {
 /// How a file gets the name of its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placing {
-    /// Makes it durable first. Otherwise [`Store::sync`](super::Store::sync) does that later.
+    /// Makes it durable first. Otherwise [`Store::publish`](super::Store::publish) does that later.
     pub sync: bool,
     /// Replaces a blob of the same size: that one may be damaged.
     pub replace: bool,

@@ -25,12 +25,12 @@ pub(super) fn seconds(bytes: u64) -> Result<f64> {
         let before = thread_seconds()?;
         loop {
             let count = receiver.read(&mut buffer)?;
-            let received = buffer.get(..count).context("more than there is room for")?;
-            if received.is_empty() {
+            let bytes = buffer.get(..count).context("more than there is room for")?;
+            if bytes.is_empty() {
                 break;
             }
-            hasher.update(received);
-            file.write_all(received)?;
+            hasher.update(bytes);
+            file.write_all(bytes)?;
         }
         std::hint::black_box(hasher.finish());
         Ok(thread_seconds()? - before)
