@@ -30,7 +30,8 @@
 //! A push goes to [`hosted`] instead of [`mirror`]: it receives uploads, checks manifests, and keeps both in
 //! the [`cache`], beside what is mirrored. It never asks an upstream.
 //!
-//! [`copy`] copies images between registries, with the same [`upstream`] client, apart from the mirror.
+//! [`copy`] moves whole images: between registries and files, with the same [`upstream`] client and without the
+//! mirror; and, by way of [`mirror`], into the [`cache`] before clients pull them.
 //!
 //! Several servers may act as one mirror: [`replicas`] says which of them owns a digest or a tag, and
 //! [`upstream`] asks the owner before it asks the registry.

@@ -66,6 +66,11 @@ pub(super) fn origins(config: &Config) -> BTreeMap<String, String> {
     named.chain([default]).collect()
 }
 
+/// The new value where it can be applied, else the old one.
+fn new_if<T: Clone>(is_applied: bool, new: T, old: &T) -> T {
+    if is_applied { new } else { old.clone() }
+}
+
 impl Merged {
     /// `keeps_upstreams`: the upstreams stay the old ones.
     pub(super) fn new(old: &Config, new: Config, keeps_upstreams: bool) -> Self {
@@ -113,15 +118,13 @@ impl Merged {
             log: self::log(old, log),
             tracing: old.tracing.clone(),
             storage: old.storage.clone(),
-            limits: if keeps_storage { limits } else { old.limits },
+            limits: new_if(keeps_storage, limits, &old.limits),
             http: self::http(old, http),
             health: old.health.clone(),
             auth,
             proxy: self::proxy(old, proxy, keeps_upstreams),
             access,
-            hosted: Some(hosted)
-                .filter(|_| keeps_spaces)
-                .unwrap_or_else(|| old.hosted.clone()),
+            hosted: new_if(keeps_spaces, hosted, &old.hosted),
             replicas: old.replicas.clone(),
             printed,
         };

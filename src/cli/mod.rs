@@ -413,6 +413,14 @@ fn placed(error: StartError, config: &Config, places: &Places) -> anyhow::Error 
     }
 }
 
+/// The runtime of a command other than `serve`.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    runtime.context("the runtime can't be started")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

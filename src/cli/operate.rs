@@ -40,20 +40,15 @@ pub(super) fn with_backend<T>(
     operation: impl AsyncFnOnce(&mut Backend) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let config = load(located.config.as_deref())?.config;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    runtime
-        .context("the runtime can't be started")?
-        .block_on(async {
-            let tasks = Tasks::new();
-            let mut backend = Backend::open(&config, &tasks).await?;
-            let result = operation(&mut backend).await;
-            if let Backend::Own(operator) = &backend {
-                operator.cache.stop().await;
-            }
-            result
-        })
+    super::runtime()?.block_on(async {
+        let tasks = Tasks::new();
+        let mut backend = Backend::open(&config, &tasks).await?;
+        let result = operation(&mut backend).await;
+        if let Backend::Own(operator) = &backend {
+            operator.cache.stop().await;
+        }
+        result
+    })
 }
 
 /// Runs a command that needs all parts of a server: on the running one, else on one that this process is
@@ -68,30 +63,25 @@ pub(super) fn with_any_server<T>(
         anyhow::bail!(IN_MEMORY);
     };
     anyhow::ensure!(!config.proxy.hosted_only, NO_UPSTREAM);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    runtime
-        .context("the runtime can't be started")?
-        .block_on(async {
-            let tasks = Tasks::new();
-            let app = match Box::pin(App::start_for_command(&config, root)).await {
-                Ok(app) => {
-                    tell_lock(command);
-                    Some(app)
-                }
-                Err(StartError::Store(StoreError::InUse { .. })) => None,
-                Err(error) => return Err(error.into()),
-            };
-            let path = Layout::new(root).admin_socket();
-            let client = Client::connect(&path, tasks.tracker()).await;
-            let client = client.context(NO_ANSWER)?;
-            let result = operation(client).await;
-            if let Some(app) = app {
-                Box::pin(app.stop()).await;
+    super::runtime()?.block_on(async {
+        let tasks = Tasks::new();
+        let app = match Box::pin(App::start_for_command(&config, root)).await {
+            Ok(app) => {
+                tell_lock(command);
+                Some(app)
             }
-            result
-        })
+            Err(StartError::Store(StoreError::InUse { .. })) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let path = Layout::new(root).admin_socket();
+        let client = Client::connect(&path, tasks.tracker()).await;
+        let client = client.context(NO_ANSWER)?;
+        let result = operation(client).await;
+        if let Some(app) = app {
+            Box::pin(app.stop()).await;
+        }
+        result
+    })
 }
 
 /// Runs an operation that only a running server has.

@@ -16,7 +16,10 @@ use crate::error_chain::on_one_line;
 use crate::metrics::Outcome;
 use crate::oci::{Accept, Classified as _, Digest, Reference, Tag};
 use crate::telemetry;
-use crate::upstream::{CallerId, ManifestHead, OwnerKey, PeerAnswer};
+use crate::upstream::{
+    CallerId, FetchedManifest, ManifestHead, OwnerKey, PeerAnswer, UnverifiedManifest,
+    UpstreamError,
+};
 
 #[derive(Debug, Clone)]
 pub struct ManifestAnswer {
@@ -450,16 +453,13 @@ impl Mirror {
         let repo = &target.repo;
         let asking = target.upstream.get_manifest(repo, reference, accept);
         let fetched = interest.answer(asking).await?;
-        let (size, mut peer) = (fetched.size() as u64, fetched.peer());
-        let admission = self.cache.workers().admit(size).await?;
-        let mut fetched = admission.run(move || fetched.verify()).await?;
+        let mut peer = fetched.peer();
+        let mut fetched = self.verify(fetched).await?;
         if let (Err(error), Some(PeerAnswer { address, .. })) = (&fetched, peer) {
             tracing::warn!(replica = %address, %repo, error = %on_one_line(error), "another replica sent a wrong manifest; asking the upstream");
             let upstream = target.upstream.direct();
             let asking = upstream.get_manifest(repo, reference, accept);
-            let again = interest.answer(asking).await?;
-            let admission = self.cache.workers().admit(again.size() as u64).await?;
-            fetched = admission.run(move || again.verify()).await?;
+            fetched = self.verify(interest.answer(asking).await?).await?;
             peer = None;
         }
         let fetched = fetched?;
@@ -477,6 +477,15 @@ impl Mirror {
         let mut answer = ManifestAnswer::whole(manifest, Outcome::Miss);
         answer.exchange.stored = stored;
         Ok((answer.from(peer), peer))
+    }
+
+    /// Checks what was fetched, off the runtime's threads where that takes long.
+    async fn verify(
+        &self,
+        fetched: UnverifiedManifest,
+    ) -> Result<Result<FetchedManifest, UpstreamError>, MirrorError> {
+        let admission = self.cache.workers().admit(fetched.size() as u64).await?;
+        Ok(admission.run(move || fetched.verify()).await?)
     }
 
     /// The upstream has just named the tag's digest: that links the manifest, if the store has it.

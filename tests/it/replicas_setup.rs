@@ -23,6 +23,17 @@ async fn secured(lines: &[&str], more: &str) -> (Replicas, Client) {
     (replicas, client.unwrap())
 }
 
+/// A blob that the upstream gives to users only: with its path, its owner, and the other replica.
+fn private_blob(replicas: &Replicas) -> (bytes::Bytes, String, [&Mirror; 2]) {
+    let blob = noise(1, 3_000_000);
+    replicas.up.put_blob("private/app", &blob);
+    guard(&replicas.up, Guard::Basic);
+    let path = format!("/v2/private/app/blobs/{}", digest(&blob));
+    let order = replicas.order(&digest(&blob).to_string());
+    let owner_first = [0, 1].map(|place| &replicas.mirrors[order[place]]);
+    (blob, path, owner_first)
+}
+
 /// The status and the body of a GET as a user.
 async fn get(client: &Client, m: &Mirror, path: &str, user: &str) -> (u16, bytes::Bytes) {
     let url = format!("https://{}{path}", m.address());
@@ -35,12 +46,7 @@ async fn get(client: &Client, m: &Mirror, path: &str, user: &str) -> (u16, bytes
 async fn accounts_of_callers_go_to_an_owner_over_tls() {
     for more in ["", ", servername: localhost"] {
         let (replicas, client) = secured(&[CALLER], more).await;
-        let blob = noise(1, 3_000_000);
-        replicas.up.put_blob("private/app", &blob);
-        guard(&replicas.up, Guard::Basic);
-        let path = format!("/v2/private/app/blobs/{}", digest(&blob));
-        let order = replicas.order(&digest(&blob).to_string());
-        let [owner, other] = [0, 1].map(|place| &replicas.mirrors[order[place]]);
+        let (blob, path, [owner, other]) = private_blob(&replicas);
         assert_eq!(get(&client, other, &path, BOB).await.0, 403);
         let (status, body) = get(&client, other, &path, ANN).await;
         assert!(status == 200 && body == blob, "{status}");
@@ -60,12 +66,7 @@ async fn accounts_of_callers_go_to_an_owner_over_tls() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_tls_they_go_to_the_upstream_only() {
     let replicas = Replicas::start(2, &[CALLER]).await;
-    let blob = noise(1, 3_000_000);
-    replicas.up.put_blob("private/app", &blob);
-    guard(&replicas.up, Guard::Basic);
-    let path = format!("/v2/private/app/blobs/{}", digest(&blob));
-    let order = replicas.order(&digest(&blob).to_string());
-    let [owner, other] = [0, 1].map(|place| &replicas.mirrors[order[place]]);
+    let (blob, path, [owner, other]) = private_blob(&replicas);
     let answer = other
         .ask(&format!("GET {path}"), &[("authorization", ANN)])
         .await;

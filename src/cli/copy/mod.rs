@@ -16,8 +16,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context as _;
-
 use super::table::{Table, bytes};
 use super::{fail, print, say};
 use crate::clock::Clock;
@@ -127,10 +125,7 @@ pub(super) fn copy(arguments: &Arguments) -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("the runtime can't be started")?;
+    let runtime = super::runtime()?;
     let ran = runtime.block_on(copy_all(arguments));
     // A name service or a disk that doesn't answer would hold it up.
     runtime.shutdown_background();

@@ -127,10 +127,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Status> {
         let colours = std::io::stdout().is_terminal() && config::colours_wanted();
         Format::Text { colours }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("the runtime can't be started")?;
+    let runtime = super::runtime()?;
     let checked = runtime.block_on(async {
         let session = Session::new(arguments.timeout);
         let mut report = Report::new(std::io::stdout(), format);

@@ -16,20 +16,20 @@ use crate::server::call::{Answered, Call, CallError};
 use crate::server::push_body::UploadBody;
 use crate::server::push_head::HeadError;
 
-/// Bytes of manifests that are received at a time, in units of [`UNIT`].
+/// The most that is received of manifests at a time, in units of [`UNIT`] bytes: 256 MiB.
 const UNITS: usize = 4096;
 const UNIT: u64 = 64 * 1024;
-/// How long a manifest waits until others have been received.
+/// How long a request waits for its units before it is refused.
 const TURN_TIME: Duration = Duration::from_secs(10);
 /// How long a client may take for a whole manifest.
 const MANIFEST_TIME: Duration = Duration::from_mins(2);
+
+const DEEP: &str = "its arrays and objects are nested too deeply";
 
 /// Bounds the manifests that are received at a time.
 pub(super) fn arriving() -> Semaphore {
     Semaphore::new(UNITS)
 }
-
-const DEEP: &str = "its arrays and objects are nested too deeply";
 
 impl HostedHandlers {
     pub(super) async fn put_manifest(

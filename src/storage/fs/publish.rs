@@ -21,6 +21,12 @@ struct TagDraft {
     draft: PathBuf,
 }
 
+impl TagDraft {
+    fn discard(&self) {
+        disk::discard(disk::remove_file(&self.draft));
+    }
+}
+
 pub(super) fn failed(source: StoreError) -> SyncError {
     SyncError {
         lost: Vec::new(),
@@ -63,9 +69,7 @@ pub(super) async fn publish(
         let is_lost = |digest: &&Digest| lost.contains(&spool.layout.blob(digest));
         let lost = blobs.iter().filter(is_lost).copied().collect();
         let discard = move |_: &Arc<Spool>| {
-            for draft in &paths {
-                disk::discard(disk::remove_file(draft));
-            }
+            drafts.iter().for_each(TagDraft::discard);
             Ok(())
         };
         on(spool, discard).await.map_err(failed)?;
@@ -77,7 +81,7 @@ pub(super) async fn publish(
     if drafts.is_empty() {
         return Ok(());
     }
-    let (placed, error) = on(spool, move |spool| Ok(place(spool, drafts)))
+    let (placed, error) = on(spool, move |spool| Ok(place(spool, &drafts)))
         .await
         .map_err(failed)?;
     let names = placed.iter().map(|(_, current)| current.clone());
@@ -113,41 +117,58 @@ fn files(
 }
 
 /// Writes the files of those tags that name something else.
-fn draft(spool: &Arc<Spool>, tagging: &Tagging) -> Result<Vec<TagDraft>, StoreError> {
-    let Tagging { repo, tags, digest } = tagging;
+fn draft(spool: &Spool, tagging: &Tagging) -> Result<Vec<TagDraft>, StoreError> {
     let mut drafts = Vec::new();
-    for tag in tags {
-        let index = spool.layout.tag_index(repo, tag, digest);
-        spool.write_link(repo, &index, digest, false)?;
-        let current = spool.layout.tag_current(repo, tag);
-        if let Some(draft) = spool.draft_link(repo, &current, digest)? {
-            let tag = tag.clone();
-            drafts.push(TagDraft {
-                tag,
-                current,
-                draft,
-            });
+    for tag in &tagging.tags {
+        match draft_one(spool, tagging, tag) {
+            Ok(draft) => drafts.extend(draft),
+            Err(error) => {
+                drafts.iter().for_each(TagDraft::discard);
+                return Err(error);
+            }
         }
     }
     Ok(drafts)
 }
 
+fn draft_one(
+    spool: &Spool,
+    Tagging { repo, digest, .. }: &Tagging,
+    tag: &Tag,
+) -> Result<Option<TagDraft>, StoreError> {
+    let index = spool.layout.tag_index(repo, tag, digest);
+    spool.write_link(repo, &index, digest, false)?;
+    let current = spool.layout.tag_current(repo, tag);
+    let draft = spool.draft_link(repo, &current, digest)?;
+    Ok(draft.map(|draft| TagDraft {
+        tag: tag.clone(),
+        current,
+        draft,
+    }))
+}
+
 /// Gives tags their names, up to the first error.
-fn place(spool: &Spool, drafts: Vec<TagDraft>) -> (Vec<(Tag, PathBuf)>, Option<StoreError>) {
-    let mut placed = Vec::new();
+fn place(spool: &Spool, drafts: &[TagDraft]) -> (Vec<(Tag, PathBuf)>, Option<StoreError>) {
+    let (mut placed, mut failure) = (Vec::new(), None);
     for TagDraft {
         tag,
         current,
         draft,
     } in drafts
     {
-        match spool.place_draft(&draft, &current) {
+        match spool.place_draft(draft, current) {
             Ok(created) => spool.unsynced.add_name(current.clone(), &created),
-            Err(error) => return (placed, Some(error)),
+            Err(error) => {
+                failure = Some(error);
+                break;
+            }
         }
-        placed.push((tag, current));
+        placed.push((tag.clone(), current.clone()));
     }
-    (placed, None)
+    // Placing has removed the draft that failed.
+    let unplaced = drafts.iter().skip(placed.len() + 1);
+    unplaced.for_each(TagDraft::discard);
+    (placed, failure)
 }
 
 async fn on<T: Send + 'static>(

@@ -1,6 +1,7 @@
 mod links;
 mod opening;
 mod permissions;
+mod publishing;
 
 use tempfile::TempDir;
 
