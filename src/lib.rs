@@ -47,6 +47,7 @@ pub mod access;
 pub mod admin;
 pub mod app;
 pub mod auth;
+pub mod bucket;
 pub mod cache;
 pub mod cli;
 pub mod clock;

@@ -52,6 +52,29 @@ label! {
 }
 
 label! {
+    /// A request to the bucket.
+    BucketRequest {
+        Get => "get",
+        Head => "head",
+        List => "list",
+        /// An object, a part of one, or what begins or completes those.
+        Put => "put",
+        Delete => "delete",
+    }
+}
+
+label! {
+    /// What became of something that was to be uploaded to the bucket.
+    BucketUpload {
+        Done => "done",
+        /// An attempt; it is tried again.
+        Failed => "failed",
+        /// The queue is full, or the content is gone.
+        Dropped => "dropped",
+    }
+}
+
+label! {
     /// How long ago a token was obtained: less than this.
     TokenAge {
         Minute => "1m",
@@ -223,6 +246,8 @@ label! {
         StoreReadOnly => "store_read_only",
         /// Other replicas don't answer.
         ReplicasMissing => "replicas_missing",
+        /// The bucket has failed and hasn't answered since.
+        BucketMissing => "bucket_missing",
     }
 }
 

@@ -3,6 +3,7 @@
 //! Label values come from fixed sets and from the configuration, never from a request, so the
 //! number of series is bounded. `deploy/metrics.md` lists all metrics; a test compares it.
 
+mod bucket;
 mod cache;
 mod downloads;
 mod endpoints;
@@ -31,6 +32,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
+pub use bucket::BucketMetrics;
 pub use cache::CacheFigures;
 use cache::CacheMetrics;
 pub use downloads::Downloads;
@@ -39,8 +41,8 @@ pub use exposition::Format;
 pub use histogram::Histogram;
 use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
 pub use labels::{
-    Authentication, Degraded, Ending, Handshake, KeptFresh, Kind, Outcome, RefusedCaller,
-    RefusedConnection, Removal, TokenAge, TokenFetch,
+    Authentication, BucketRequest, BucketUpload, Degraded, Ending, Handshake, KeptFresh, Kind,
+    Outcome, RefusedCaller, RefusedConnection, Removal, TokenAge, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
 pub use replicas::ReplicaMetrics;

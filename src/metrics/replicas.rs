@@ -1,5 +1,7 @@
 //! What is counted of the work that replicas share, and of where content comes from.
 
+use std::time::Duration;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -59,6 +61,11 @@ impl Sources {
 }
 
 impl SourceFigures {
+    /// The head of an answer came so long after the request.
+    pub fn answered(&self, after: Duration) {
+        self.first_byte.observe(after);
+    }
+
     /// Bytes of a body have arrived.
     pub fn received(&self, bytes: usize) {
         self.received.inc_by(bytes as u64);

@@ -7,6 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::bucket::BucketMetrics;
 use super::endpoints::Endpoints;
 use super::histogram::Histogram;
 use super::labels::{
@@ -32,11 +33,14 @@ pub(super) struct Upstreams {
     pub(super) rate_limits: RateLimits,
     sources: Sources,
     pub(super) replicas: ReplicaMetrics,
+    pub(super) bucket: Arc<BucketMetrics>,
 }
 
 impl Upstreams {
     pub(super) fn register(r: &mut Registrar<'_>) -> Self {
+        let sources = Sources::register(r);
         Self {
+            bucket: Arc::new(BucketMetrics::register(r, &sources)),
             requests: r.metric("upstream_requests", "Requests sent upstream"),
             received: r.bytes("upstream_received", "Body bytes received from upstream"),
             errors: r.metric(
@@ -61,7 +65,7 @@ impl Upstreams {
             ),
             endpoints: Endpoints::register(r),
             rate_limits: RateLimits::register(r),
-            sources: Sources::register(r),
+            sources,
             replicas: ReplicaMetrics::register(r),
         }
     }

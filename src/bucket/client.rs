@@ -1,0 +1,305 @@
+//! Requests to the object store. The only file, beside the HTTP client below it, that names the crate.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use object_store::multipart::MultipartStore;
+pub(super) use object_store::multipart::PartId;
+use object_store::path::Path;
+use object_store::signer::{Method, Signer};
+use object_store::{
+    Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutPayload,
+};
+use tokio::time::timeout;
+use url::Url;
+
+use super::error::{BucketError, Told};
+use super::http::Date;
+use crate::clock::Clock;
+
+/// How long the whole of a small object may take.
+const SMALL_TIME: Duration = Duration::from_secs(30);
+
+/// An object, by its head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Object {
+    /// Below the root directory.
+    pub(super) key: String,
+    /// Bytes.
+    pub(super) size: u64,
+    /// By the bucket's clock.
+    pub(super) modified: SystemTime,
+    pub(super) etag: Option<String>,
+}
+
+/// An object on its way.
+pub(super) struct Body {
+    pub(super) object: Object,
+    /// The bytes of the object that it has.
+    pub(super) range: Range<u64>,
+    pub(super) stream: BoxStream<'static, Result<Bytes, BucketError>>,
+}
+
+/// The answer to a request for a small object that may be known.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Small {
+    Missing,
+    /// It still has the etag that was asked with.
+    Unchanged,
+    Whole(Bytes, Option<String>),
+}
+
+/// An upload in parts.
+#[derive(Debug)]
+pub(super) struct Parts {
+    path: Path,
+    id: String,
+}
+
+/// One object store and a root directory in it. Nothing is tried twice.
+#[derive(Debug, Clone)]
+pub(super) struct Objects {
+    stores: Arc<Stores>,
+    root: Path,
+    date: Arc<Date>,
+    clock: Clock,
+}
+
+/// One store, as the traits that it has.
+pub(super) struct Stores {
+    pub(super) objects: Arc<dyn ObjectStore>,
+    pub(super) parts: Arc<dyn MultipartStore>,
+    /// None where addresses can't be signed.
+    pub(super) signer: Option<Arc<dyn Signer>>,
+}
+
+impl fmt::Debug for Stores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.objects)
+    }
+}
+
+impl Objects {
+    pub(super) fn new(
+        stores: Stores,
+        root: &str,
+        date: Arc<Date>,
+        clock: Clock,
+    ) -> Result<Self, BucketError> {
+        Ok(Self {
+            stores: Arc::new(stores),
+            root: Path::parse(root).map_err(BucketError::failed)?,
+            date,
+            clock,
+        })
+    }
+
+    /// The bucket's time, as far as it has told it.
+    pub(super) fn now(&self) -> SystemTime {
+        self.date.now().unwrap_or_else(|| self.clock.wall())
+    }
+
+    /// Each component of `key` is one of a digest, a name or a tag, or one of our own words.
+    fn path(&self, key: &str) -> Result<Path, BucketError> {
+        let whole = match self.root.as_ref() {
+            "" => key.to_owned(),
+            root => format!("{root}/{key}"),
+        };
+        Path::parse(whole).map_err(BucketError::failed)
+    }
+
+    fn object(&self, meta: ObjectMeta) -> Object {
+        let key = meta.location.as_ref();
+        let key = match self.root.as_ref() {
+            "" => key,
+            root => key
+                .strip_prefix(root)
+                .map_or(key, |key| key.trim_start_matches('/')),
+        };
+        Object {
+            key: key.to_owned(),
+            size: meta.size,
+            modified: meta.last_modified.into(),
+            etag: meta.e_tag,
+        }
+    }
+
+    /// The bytes of an object from `start` on, up to `end` (exclusive) or its own end. None where the object
+    /// isn't there, or ends before `start`.
+    pub(super) async fn get(
+        &self,
+        key: &str,
+        start: u64,
+        end: Option<u64>,
+    ) -> Result<Option<Body>, BucketError> {
+        let range = match (start, end) {
+            (0, None) => None,
+            (start, None) => Some(GetRange::Offset(start)),
+            (start, Some(end)) => Some(GetRange::Bounded(start..end)),
+        };
+        let options = GetOptions {
+            range,
+            ..GetOptions::default()
+        };
+        let path = self.path(key)?;
+        let Some(got) = found(self.stores.objects.get_opts(&path, options).await)? else {
+            return Ok(None);
+        };
+        let (object, range) = (self.object(got.meta.clone()), got.range.clone());
+        let stream = got.into_stream().map_err(failure).boxed();
+        Ok(Some(Body {
+            object,
+            stream,
+            range,
+        }))
+    }
+
+    /// A small object, whole, unless it still has the etag `known`.
+    pub(super) async fn get_small(
+        &self,
+        key: &str,
+        limit: u64,
+        known: Option<String>,
+    ) -> Result<Small, BucketError> {
+        let options = GetOptions {
+            if_none_match: known,
+            ..GetOptions::default()
+        };
+        let path = self.path(key)?;
+        let got = match self.stores.objects.get_opts(&path, options).await {
+            Err(Error::NotModified { .. }) => return Ok(Small::Unchanged),
+            got => found(got)?,
+        };
+        let Some(got) = got else {
+            return Ok(Small::Missing);
+        };
+        let etag = got.meta.e_tag.clone();
+        let mut stream = got.into_stream().map_err(failure);
+        let reading = async {
+            let mut bytes = BytesMut::new();
+            while let Some(piece) = stream.try_next().await? {
+                bytes.extend_from_slice(&piece);
+                if bytes.len() as u64 > limit {
+                    return Err(BucketError::TooLarge { limit });
+                }
+            }
+            Ok(Small::Whole(bytes.freeze(), etag))
+        };
+        let read = timeout(SMALL_TIME, reading).await;
+        read.unwrap_or(Err(BucketError::Late(SMALL_TIME)))
+    }
+
+    pub(super) async fn head(&self, key: &str) -> Result<Option<Object>, BucketError> {
+        let path = self.path(key)?;
+        let meta = found(self.stores.objects.head(&path).await)?;
+        Ok(meta.map(|meta| self.object(meta)))
+    }
+
+    pub(super) async fn put(&self, key: &str, content: Bytes) -> Result<(), BucketError> {
+        let path = self.path(key)?;
+        let put = self.stores.objects.put(&path, PutPayload::from(content));
+        put.await.map(drop).map_err(failure)
+    }
+
+    /// Begins an upload in parts.
+    pub(super) async fn begin_parts(&self, key: &str) -> Result<Parts, BucketError> {
+        let path = self.path(key)?;
+        let id = self.stores.parts.create_multipart(&path).await;
+        let id = id.map_err(failure)?;
+        Ok(Parts { path, id })
+    }
+
+    pub(super) async fn put_part(
+        &self,
+        to: &Parts,
+        index: usize,
+        content: Bytes,
+    ) -> Result<PartId, BucketError> {
+        let content = PutPayload::from(content);
+        let put = self.stores.parts.put_part(&to.path, &to.id, index, content);
+        put.await.map_err(failure)
+    }
+
+    /// Makes the object of its parts, in this order.
+    pub(super) async fn complete_parts(
+        &self,
+        to: &Parts,
+        parts: Vec<PartId>,
+    ) -> Result<(), BucketError> {
+        let completing = self
+            .stores
+            .parts
+            .complete_multipart(&to.path, &to.id, parts);
+        completing.await.map(drop).map_err(failure)
+    }
+
+    pub(super) async fn abort_parts(&self, to: &Parts) -> Result<(), BucketError> {
+        let aborting = self.stores.parts.abort_multipart(&to.path, &to.id);
+        aborting.await.map_err(failure)
+    }
+
+    /// Copies an object within the bucket.
+    pub(super) async fn copy(&self, from: &str, to: &str) -> Result<(), BucketError> {
+        let (from, to) = (self.path(from)?, self.path(to)?);
+        let copied = self.stores.objects.copy(&from, &to).await;
+        copied.map_err(failure)
+    }
+
+    /// Removes an object. One that isn't there is no error.
+    pub(super) async fn delete(&self, key: &str) -> Result<(), BucketError> {
+        let path = self.path(key)?;
+        found(self.stores.objects.delete(&path).await).map(drop)
+    }
+
+    /// All objects below a directory, in no particular order.
+    pub(super) fn list(&self, prefix: &str) -> BoxStream<'static, Result<Object, BucketError>> {
+        let path = match self.path(prefix) {
+            Ok(path) => path,
+            Err(error) => return futures_util::stream::iter([Err(error)]).boxed(),
+        };
+        let objects = self.clone();
+        let listed = self.stores.objects.list(Some(&path)).map_err(failure);
+        listed.map_ok(move |meta| objects.object(meta)).boxed()
+    }
+
+    /// An address at which anybody can read the object for a while. None where the store can't sign one.
+    pub(super) async fn signed(
+        &self,
+        key: &str,
+        valid: Duration,
+    ) -> Result<Option<Url>, BucketError> {
+        let Some(signer) = &self.stores.signer else {
+            return Ok(None);
+        };
+        let path = self.path(key)?;
+        let signed = signer.signed_url(Method::GET, &path, valid).await;
+        signed.map(Some).map_err(failure)
+    }
+}
+
+/// None where there is no such object.
+fn found<T>(result: object_store::Result<T>) -> Result<Option<T>, BucketError> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(failure(error)),
+    }
+}
+
+fn failure(error: Error) -> BucketError {
+    let is_refused = matches!(
+        error,
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. }
+    );
+    let told = Arc::new(Told::of(&error));
+    if is_refused {
+        BucketError::Refused(told)
+    } else {
+        BucketError::Failed(told)
+    }
+}

@@ -1,0 +1,36 @@
+//! The names of objects: those of the reference registry's files, as on disk, and millpond's own below
+//! `millpond/`.
+
+use crate::cache::LinkKind;
+use crate::oci::{Digest, RepoName, Tag};
+use crate::storage::{Layout, Link};
+
+/// The content with a digest.
+pub(super) fn blob(digest: &Digest) -> String {
+    text(Layout::new("").blob(digest))
+}
+
+/// The link of a repository to content.
+pub(super) fn link(repo: &RepoName, kind: LinkKind, digest: &Digest) -> String {
+    text(Layout::new("").link(&Link::new(repo, kind, digest)))
+}
+
+/// What a tag names now.
+pub(super) fn tag_current(repo: &RepoName, tag: &Tag) -> String {
+    text(Layout::new("").tag_current(repo, tag))
+}
+
+/// That a tag has named this digest.
+pub(super) fn tag_index(repo: &RepoName, tag: &Tag, digest: &Digest) -> String {
+    text(Layout::new("").tag_index(repo, tag, digest))
+}
+
+/// Content that was found to be wrong.
+pub(super) fn quarantined(digest: &Digest) -> String {
+    text(Layout::new("").quarantined(digest))
+}
+
+/// Names, tags and digests are ASCII.
+fn text(path: std::path::PathBuf) -> String {
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,114 @@
+//! What is counted of the bucket that replicas share.
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::labels::{BucketRequest, BucketUpload};
+use super::replicas::{SourceFigures, Sources};
+use super::{Metrics, Registrar, set};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRequest {
+    kind: BucketRequest,
+    /// The class of the status, as `2xx`; `none` without an answer.
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfUpload {
+    result: BucketUpload,
+}
+
+/// The bucket.
+#[derive(Debug)]
+pub struct BucketMetrics {
+    requests: Family<OfRequest, Counter>,
+    queued: Gauge,
+    uploads: Family<OfUpload, Counter>,
+    uploaded: Counter,
+    quarantined: Counter,
+    source: SourceFigures,
+}
+
+impl BucketMetrics {
+    pub(super) fn register(r: &mut Registrar<'_>, sources: &Sources) -> Self {
+        let metrics = Self {
+            requests: r.metric(
+                "bucket_requests",
+                "Requests to the bucket, by their kind and the class of the status",
+            ),
+            queued: r.metric(
+                "bucket_uploads_queued",
+                "Links and tags that wait to be uploaded with their content",
+            ),
+            uploads: r.metric(
+                "bucket_uploads",
+                "Links and tags that were to be uploaded with their content, by the result",
+            ),
+            uploaded: r.bytes(
+                "bucket_uploaded",
+                "Bytes of content that the bucket has taken",
+            ),
+            quarantined: r.metric(
+                "bucket_quarantined",
+                "Objects of the bucket that were wrong twice and were set aside",
+            ),
+            source: sources.figures("bucket"),
+        };
+        for &result in BucketUpload::ALL {
+            drop(metrics.uploads.get_or_create_owned(&OfUpload { result }));
+        }
+        metrics
+    }
+
+    /// A request was answered with this status, or not at all.
+    pub fn request(&self, kind: BucketRequest, status: Option<u16>) {
+        let status = match status.map(|status| status / 100) {
+            Some(2) => "2xx",
+            Some(3) => "3xx",
+            Some(4) => "4xx",
+            Some(_) => "5xx",
+            None => "none",
+        };
+        self.requests
+            .get_or_create_owned(&OfRequest { kind, status })
+            .inc();
+        if kind == BucketRequest::Get {
+            self.source.requests.inc();
+        }
+    }
+
+    /// What was fetched from the bucket.
+    pub fn source(&self) -> &SourceFigures {
+        &self.source
+    }
+
+    /// So much waits to be uploaded.
+    pub fn queued(&self, count: usize) {
+        set(&self.queued, count as u64);
+    }
+
+    pub fn upload(&self, result: BucketUpload) {
+        self.uploads.get_or_create_owned(&OfUpload { result }).inc();
+    }
+
+    /// The bucket has taken content.
+    pub fn uploaded(&self, bytes: u64) {
+        self.uploaded.inc_by(bytes);
+    }
+
+    pub fn quarantined(&self) {
+        self.quarantined.inc();
+    }
+}
+
+impl Metrics {
+    /// Metrics of the bucket.
+    pub fn bucket(&self) -> Arc<BucketMetrics> {
+        Arc::clone(&self.upstreams.bucket)
+    }
+}
