@@ -18,6 +18,7 @@ mod access;
 mod address;
 mod auth;
 mod authorize;
+mod bucket;
 mod context;
 mod credentials;
 mod download;
@@ -40,6 +41,7 @@ mod registry_url;
 mod replicas;
 mod report;
 mod rules;
+mod secret;
 mod section;
 mod size;
 mod storage;
@@ -73,6 +75,10 @@ pub use access::{AccessConfig, AccessRule, Callers, DenyConfig, Effect, PERMISSI
 pub use address::Listen;
 pub use auth::{Auth, CertificateMatch, CertificateUser, NetworkUser, OidcIssuer, TokenService};
 pub use authorize::{Authorize, CallerAccess};
+pub use bucket::{
+    Azure, AzureCredentials, Bucket, BucketStore, Gcs, GcsKey, RedirectMode, S3, S3Encryption,
+    S3Keys, SharedStorage,
+};
 pub use credentials::{Credentials, Helper, RepositoryCredentials, Written};
 pub use download::{OnAbandon, Prefetch, RangeMode, Segments, Streams};
 pub use env::PATH_VARIABLE;
@@ -88,9 +94,10 @@ pub use printed::{Difference, Printed};
 pub use proxy::{Proxy, Timeouts, TtlMode};
 pub use rate_limit::{RateLimit, Reserve};
 pub use registry_url::{authority, is_loopback};
-pub use replicas::{MAX_REPLICAS, ReplicaPeers, ReplicaSecret, Replicas};
+pub use replicas::{MAX_REPLICAS, ReplicaPeers, Replicas};
 pub use report::Places;
 pub use rules::{RangeRule, TtlRule};
+pub use secret::Secret;
 pub use size::SizeLimit;
 pub use storage::{Limits, MinFree, Scrub, Storage};
 pub use tags::{Freshness, TagRule, TagTimes, Tags};
@@ -110,6 +117,8 @@ pub struct Config {
     /// None where no traces are exported.
     pub tracing: Option<Tracing>,
     pub storage: Storage,
+    /// The second tier behind the data directory; None without one.
+    pub bucket: Option<Bucket>,
     pub limits: Limits,
     pub http: Http,
     pub health: HealthConfig,
@@ -311,6 +320,7 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
             tracing,
             health: root.section("health", |section| health::read(section, &storage)),
             storage,
+            bucket: None,
             limits,
             http,
             auth: root.section("auth", auth::read),

@@ -1,15 +1,13 @@
 //! The `replicas` section: several servers that act as one mirror.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret as _, SecretString};
-
 use super::Config;
 use super::address::{Listen, alias};
 use super::credentials::HIDDEN;
+use super::secret::Secret;
 use super::section::Section;
 use super::tls::ClientAuth;
 
@@ -27,7 +25,8 @@ pub struct Replicas {
     pub peers: ReplicaPeers,
     /// This server's entry among them, where the operator names it.
     pub own: Option<String>,
-    pub secret: ReplicaSecret,
+    /// What replicas prove to each other that they know.
+    pub secret: Secret,
     /// How long a connection to another replica may take, and how long it may be silent before it is
     /// asked whether it is there; never 0.
     pub timeout: Duration,
@@ -43,31 +42,6 @@ pub enum ReplicaPeers {
     /// Each `host:port`, in lower case; at most [`MAX_REPLICAS`], no two equal.
     List(Vec<String>),
 }
-
-/// What replicas prove to each other that they know.
-#[derive(Clone)]
-pub struct ReplicaSecret(SecretString);
-
-impl ReplicaSecret {
-    pub fn expose(&self) -> &str {
-        self.0.expose_secret()
-    }
-}
-
-impl fmt::Debug for ReplicaSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ReplicaSecret")
-    }
-}
-
-/// Compared as it is: both come from the operator's configuration.
-impl PartialEq for ReplicaSecret {
-    fn eq(&self, other: &Self) -> bool {
-        self.expose() == other.expose()
-    }
-}
-
-impl Eq for ReplicaSecret {}
 
 /// Reads the section. None where there are no other replicas.
 pub(super) fn read(replicas: &Section<'_>) -> Option<Replicas> {
@@ -153,7 +127,7 @@ fn with_port(text: &str) -> Option<String> {
     is_whole.then(|| text.to_ascii_lowercase())
 }
 
-fn secret(replicas: &Section<'_>) -> Option<ReplicaSecret> {
+fn secret(replicas: &Section<'_>) -> Option<Secret> {
     let text = replicas.text("secret")?;
     replicas.print("secret", HIDDEN);
     if text.chars().count() < MIN_SECRET {
@@ -163,7 +137,7 @@ fn secret(replicas: &Section<'_>) -> Option<ReplicaSecret> {
         );
         return None;
     }
-    Some(ReplicaSecret(text.into()))
+    Some(Secret::from(text))
 }
 
 /// Refuses what several replicas can't do together.
