@@ -89,6 +89,7 @@ impl StartError {
             Self::PemFile { upstream, key, .. } => {
                 return Some(upstream_key(config, upstream, key));
             }
+            Self::Bucket(_) => "storage",
             Self::Replicas(PeersError::NoSelf | PeersError::ManySelves(_)) => "replicas.self",
             Self::Replicas(PeersError::Setup(_)) => "replicas.peers",
             Self::ReplicaCertificate { .. } => "http.tls.certificate",

@@ -1,6 +1,7 @@
 //! Wires the modules together; owns every task and the way to stop.
 
 mod access;
+mod bucket;
 mod cache;
 mod check;
 mod descriptors;
@@ -43,6 +44,7 @@ use crate::access::{Denials, DenyError};
 use crate::admin::operate::{MirrorInUse, UpstreamList};
 use crate::admin::reload::Reloads;
 use crate::auth::AuthSetupError;
+use crate::bucket::{Bucket, BucketSetupError};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config, HealthConfig};
@@ -83,6 +85,8 @@ pub enum StartError {
         key: &'static str,
         source: std::io::Error,
     },
+    #[error(transparent)]
+    Bucket(#[from] BucketSetupError),
     #[error(transparent)]
     Replicas(#[from] PeersError),
     #[error("the certificate {path}, which replicas are trusted by, can't be read: {source}")]
@@ -144,6 +148,8 @@ impl StopTimes {
 #[derive(Debug)]
 struct Shared {
     cache: Cache,
+    /// None where there is no bucket.
+    bucket: Option<Arc<Bucket>>,
     metrics: Arc<Metrics>,
     /// The checks that the operator configured, and whether the server stops.
     availability: Availability,
@@ -242,9 +248,11 @@ impl App {
             &background,
             &stop_now,
         );
+        let bucket = bucket::open(config, &cache, clock, &metrics)?;
         let (upstreams, usage) = usage_file::open(config, &clients).await;
         let shared = Shared {
             cache,
+            bucket,
             metrics,
             availability: Availability::default(),
             clock,
@@ -360,7 +368,8 @@ impl App {
             tracing::warn!("the expiry state could not be saved in time; its journal has it");
         }
         let usage = self.shared.usage.save();
-        tokio::join!(self.shared.denials.audit().flush(), traces, usage);
+        let uploads = self.shared.save_uploads();
+        tokio::join!(self.shared.denials.audit().flush(), traces, usage, uploads);
         clean
     }
 
@@ -430,6 +439,7 @@ impl Shared {
         self.watch_levels();
         self.keep_usage();
         self.follow_replicas();
+        self.run_bucket();
         self.renewals.watch(&self.background, self.stop_now.clone());
     }
 

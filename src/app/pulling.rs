@@ -52,6 +52,7 @@ impl Shared {
             policy: policy(proxy),
             downloader,
             cache: self.cache.clone(),
+            bucket: self.bucket.clone(),
             tasks: self.tasks.clone(),
             stop: self.stop_accepting.clone(),
             metrics: Arc::clone(&self.metrics),

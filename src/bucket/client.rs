@@ -13,7 +13,8 @@ pub(super) use object_store::multipart::PartId;
 use object_store::path::Path;
 use object_store::signer::{Method, Signer};
 use object_store::{
-    Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutPayload,
+    Attributes, Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _,
+    PutMultipartOptions, PutOptions, PutPayload,
 };
 use tokio::time::timeout;
 use url::Url;
@@ -76,6 +77,8 @@ pub(super) struct Stores {
     pub(super) parts: Arc<dyn MultipartStore>,
     /// None where addresses can't be signed.
     pub(super) signer: Option<Arc<dyn Signer>>,
+    /// Of new objects.
+    pub(super) attributes: Attributes,
 }
 
 impl fmt::Debug for Stores {
@@ -200,16 +203,26 @@ impl Objects {
         Ok(meta.map(|meta| self.object(meta)))
     }
 
-    pub(super) async fn put(&self, key: &str, content: Bytes) -> Result<(), BucketError> {
+    /// Writes an object of these pieces.
+    pub(super) async fn put(&self, key: &str, content: Vec<Bytes>) -> Result<(), BucketError> {
         let path = self.path(key)?;
-        let put = self.stores.objects.put(&path, PutPayload::from(content));
+        let options = PutOptions {
+            attributes: self.stores.attributes.clone(),
+            ..PutOptions::default()
+        };
+        let content = PutPayload::from_iter(content);
+        let put = self.stores.objects.put_opts(&path, content, options);
         put.await.map(drop).map_err(failure)
     }
 
     /// Begins an upload in parts.
     pub(super) async fn begin_parts(&self, key: &str) -> Result<Parts, BucketError> {
         let path = self.path(key)?;
-        let id = self.stores.parts.create_multipart(&path).await;
+        let options = PutMultipartOptions {
+            attributes: self.stores.attributes.clone(),
+            ..PutMultipartOptions::default()
+        };
+        let id = self.stores.parts.create_multipart_opts(&path, options).await;
         let id = id.map_err(failure)?;
         Ok(Parts { path, id })
     }
@@ -218,9 +231,9 @@ impl Objects {
         &self,
         to: &Parts,
         index: usize,
-        content: Bytes,
+        content: Vec<Bytes>,
     ) -> Result<PartId, BucketError> {
-        let content = PutPayload::from(content);
+        let content = PutPayload::from_iter(content);
         let put = self.stores.parts.put_part(&to.path, &to.id, index, content);
         put.await.map_err(failure)
     }

@@ -1,9 +1,9 @@
 //! The bucket that replicas share: a durable second tier of the cache on an object store.
 //!
 //! ```text
-//! mirror ── content, tag ──► reading ─┐
+//! mirror ── content, tag ──► reading ───────────────┐
 //! mirror ── upload ──► queue ──► uploads ──► client ──► the store
-//!                                            └ http: deadlines, counts
+//!                                              └ http: deadlines, counts
 //! ```
 //!
 //! Its objects are the files of the reference registry ([`keys`]); millpond's own are below `millpond/`.
@@ -19,32 +19,149 @@ mod client;
 mod error;
 mod http;
 mod keys;
+mod quarantine;
+mod queue;
+mod queue_file;
 mod reading;
+mod stores;
+mod uploads;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::sleep;
 
 use circuit::Circuit;
 use client::Objects;
 pub use error::{BucketError, BucketSetupError};
+use http::{Date, Http};
+use queue::Queue;
+pub use queue::Upload;
 pub use reading::SharedContent;
+use uploads::Uploading;
 
-use crate::metrics::BucketMetrics;
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config;
+use crate::error_chain::on_one_line;
+use crate::metrics::{BucketMetrics, Metrics};
 
 /// How long the whole of a small object may take.
 const SMALL_TIME: Duration = Duration::from_secs(30);
+/// How often the queue is saved, if it has changed.
+const SAVED_EVERY: Duration = Duration::from_secs(5);
 
 /// The bucket.
 #[derive(Debug)]
 pub struct Bucket {
     objects: Objects,
     circuit: Circuit,
+    queue: Queue,
+    uploading: Uploading,
+    cache: Cache,
+    /// How long unused content stays; none is forever.
+    ttl: Option<Duration>,
+    /// Where the queue is saved; none for a store that doesn't outlive the process.
+    path: Option<PathBuf>,
+    /// The version of the queue that the file has.
+    saved: tokio::sync::Mutex<u64>,
     metrics: Arc<BucketMetrics>,
 }
 
 impl Bucket {
+    /// Opens the bucket, and the queue that an earlier process has left. Nothing is sent yet. Blocks: files
+    /// are read.
+    pub fn open(
+        config: &config::Bucket,
+        path: Option<PathBuf>,
+        cache: Cache,
+        (clock, metrics): (Clock, &Metrics),
+    ) -> Result<Self, BucketSetupError> {
+        let (metrics, date) = (metrics.bucket(), Arc::new(Date::default()));
+        let skip_verify = match &config.store {
+            config::BucketStore::S3(s3) => s3.skip_verify,
+            config::BucketStore::Azure(azure) => azure.skip_verify,
+            config::BucketStore::Gcs(_) => false,
+        };
+        let http = Http {
+            metrics: Arc::clone(&metrics),
+            date: Arc::clone(&date),
+            timeout: config.shared.timeout,
+            accepts_invalid_certificates: skip_verify,
+        };
+        let stores = stores::open(&config.store, http)?;
+        let objects = Objects::new(stores, config.store.root(), date, clock);
+        let bucket = Self {
+            objects: objects.map_err(|error| BucketSetupError::Client(Arc::new(error)))?,
+            circuit: Circuit::default(),
+            queue: Queue::default(),
+            uploading: Uploading::new(config.store.chunk_size()),
+            cache,
+            ttl: config.shared.ttl,
+            path,
+            saved: tokio::sync::Mutex::new(0),
+            metrics,
+        };
+        bucket.restore();
+        Ok(bucket)
+    }
+
+    fn restore(&self) {
+        let Some(path) = &self.path else { return };
+        match queue_file::read(path) {
+            Ok(saved) => self.queue.restore(saved),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), error = %on_one_line(&error), "the queue of uploads can't be read; what it had is fetched from the upstream when it is needed");
+            }
+        }
+        self.metrics.queued(self.queue.len());
+    }
+
     /// Whether it has failed and hasn't answered since.
     pub fn is_missing(&self) -> bool {
         self.circuit.is_open()
+    }
+
+    /// Asks once whether the bucket is there and lets itself be read. Only the log is told.
+    pub async fn greet(&self) {
+        let key = "millpond/greeting";
+        match self.objects.get_small(key, 1, None).await {
+            Ok(_) | Err(BucketError::TooLarge { .. }) => {}
+            Err(error) => {
+                tracing::warn!(error = %on_one_line(&error), "the bucket can't be read; the mirror works without it");
+            }
+        }
+    }
+
+    /// Saves the queue again and again.
+    pub async fn keep_queue(self: Arc<Self>) {
+        loop {
+            sleep(SAVED_EVERY).await;
+            self.save_queue().await;
+        }
+    }
+
+    /// Saves the queue, if it has changed.
+    pub async fn save_queue(&self) {
+        let Some(path) = self.path.clone() else {
+            return;
+        };
+        // Held until the file is written: two writers would share the draft.
+        let mut saved = self.saved.lock().await;
+        if *saved == self.queue.version() {
+            return;
+        }
+        let (version, queue) = self.queue.saved();
+        let writing = tokio::task::spawn_blocking(move || queue_file::write(&path, &queue));
+        match writing.await {
+            Ok(Ok(())) => *saved = version,
+            Ok(Err(error)) => {
+                tracing::warn!(error = %on_one_line(&error), "the queue of uploads can't be saved; trying again soon");
+            }
+            Err(error) => {
+                tracing::warn!(error = %on_one_line(&error), "the queue of uploads can't be saved");
+            }
+        }
     }
 }

@@ -121,11 +121,21 @@ impl Bucket {
         known: Option<String>,
     ) -> Result<Pointer, BucketError> {
         self.circuit.permit()?;
+        let read = self.ask_pointer(key, known).await;
+        self.circuit.note(&read);
+        read
+    }
+
+    /// The same, also while the bucket is left alone.
+    pub(super) async fn ask_pointer(
+        &self,
+        key: &str,
+        known: Option<String>,
+    ) -> Result<Pointer, BucketError> {
         let read = match self.objects.get_small(key, MAX_LINK, known).await {
             Err(BucketError::TooLarge { .. }) => Ok(Small::Missing),
             read => read,
         };
-        self.circuit.note(&read);
         Ok(match read? {
             Small::Missing => Pointer::Missing,
             Small::Unchanged => Pointer::Unchanged,

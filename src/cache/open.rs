@@ -139,6 +139,14 @@ impl Cache {
         Opened::Linked(blob)
     }
 
+    /// Content that is stored for some repository, verified, and held while this exists. Counts as no use.
+    pub async fn peek(&self, digest: &Digest) -> Option<CachedBlob> {
+        let hold = self.hold(digest).await;
+        let mut blob = self.open_undamaged(digest, ReadMode::Content).await?;
+        let is_right = blob.become_verified().await;
+        is_right.then(|| blob.held(hold))
+    }
+
     /// Links a blob that is open into a repository. The caller has proof that the repository has it.
     /// False when the link can't be written: then the next request needs the proof again.
     pub async fn link(&self, repo: &RepoName, digest: &Digest, blob: &CachedBlob) -> bool {

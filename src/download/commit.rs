@@ -1,5 +1,7 @@
 //! The end of a download: committed to the store, or left as a partial file.
 
+use std::sync::Arc;
+
 use super::storing::{Stored, Storing};
 use super::{Download, DownloadError, Inner};
 use crate::error_chain::on_one_line;
@@ -53,23 +55,26 @@ pub(super) async fn commit(shared: &Inner, download: &Download, stored: Stored, 
     let Stored { stage, admission } = stored;
     let digest = download.digest;
     // Once the commit has ended no client joins: it finds the blob in the cache.
-    let repositories = || {
-        let mut repositories: Vec<RepoName> = Vec::new();
+    let mut repositories: Vec<RepoName> = Vec::new();
+    let linked = || {
         for party in shared.registry.committed(&digest, download.id) {
             // Several accounts may have joined for one repository.
             if !repositories.contains(&party.repository) {
                 repositories.push(party.repository);
             }
         }
-        repositories
+        repositories.clone()
     };
     let origin = shared.registry.proved(&digest, download.id);
     let origin = origin.map(|party| party.repository);
-    let committed = admission.commit(stage, size, origin, repositories);
-    if let Err(error) = committed.await {
+    let committed = admission.commit(stage, size, origin, linked).await;
+    if let Err(error) = committed {
         shared.options.metrics.store_failed();
         tracing::error!(%digest, error = %on_one_line(&error), "download served but not cached");
+        return;
     }
+    let source = Arc::clone(&*download.source.read());
+    source.on_stored(&repositories);
 }
 
 /// Drops `written`, and so removes its file, on the blocking pool: removing a large file takes long.

@@ -120,6 +120,9 @@ pub trait Source: Debug + Send + Sync + 'static {
         false
     }
 
+    /// The blob is stored, and these repositories link it.
+    fn on_stored(&self, _repositories: &[RepoName]) {}
+
     /// Whether bytes come, or may come, from another replica, which waits for this one in turn where it asks
     /// for the same. Once false, it stays false.
     fn reads_from_peer(&self) -> bool {

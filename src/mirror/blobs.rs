@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryFutureExt as _, TryStreamExt as _};
 
+use super::bucket_blob::BucketBlob;
 use super::single_flight::Interest;
 use super::verdicts::Question;
 use super::{Exchange, Mirror, MirrorError, ReadMode, Target, Visit};
-use crate::cache::{self, CachedBlob, VERIFIED_FIRST};
+use crate::bucket::{Bucket, Upload};
+use crate::cache::{self, CachedBlob, LinkKind, VERIFIED_FIRST};
 use crate::config::RangeMode;
 use crate::download::{BlobRequest, Client, DownloadError, Follower, Joined, Opened, Source};
 use crate::error_chain::on_one_line;
 use crate::metrics::Outcome;
 use crate::oci::range::Resolved;
-use crate::oci::{ByteRange, Digest, RangeSet, Requested};
+use crate::oci::{ByteRange, Digest, RangeSet, RepoName, Requested};
 use crate::upstream::{BlobRanges, BlobRoute, BlobStream, OwnerKey, UpstreamError};
 
 /// How often a blob is looked for, in the store and among the downloads, while both change under the
@@ -216,6 +218,7 @@ impl Mirror {
         // What the store has from another upstream doesn't replace a download from this one.
         wanted.refetch |= search.foreign;
         let source = UpstreamBlob::new(target, digest, self.sizes.get(&digest));
+        let source = source.with_bucket(self.bucket.as_ref());
         // Asked only where another repository's download runs.
         let proof = self.prove_or_vouch(target, digest, &mut search.proved);
         let proof = proof.map_ok(|_outcome| ());
@@ -273,11 +276,28 @@ impl Mirror {
             cache::Opened::Unlinked(blob) => {
                 let proof = self.prove_or_vouch(target, digest, &mut search.proved);
                 let (outcome, exchange) = proof.await?;
-                self.cache.link(repo, &digest, &blob).await;
+                if self.cache.link(repo, &digest, &blob).await {
+                    self.share_link(target, &digest);
+                }
                 let answer = BlobAnswer::cached(blob, outcome);
                 Ok(Some(BlobAnswer { exchange, ..answer }))
             }
             cache::Opened::Missing => Ok(None),
+        }
+    }
+
+    /// The upstream has said that a repository has a blob that is stored: sees to it that its link is in the
+    /// bucket, unless the replica does that which was asked.
+    fn share_link(&self, target: &Target, digest: &Digest) {
+        let asked = target.routed(OwnerKey::Content(digest));
+        if let Some(bucket) = self.bucket.as_ref().filter(|_| !asked.upstream.asks_peers()) {
+            let upload = Upload {
+                repo: target.stored.clone(),
+                kind: LinkKind::Layer,
+                digest: *digest,
+                tag: None,
+            };
+            bucket.upload(upload, false);
         }
     }
 
@@ -332,6 +352,8 @@ pub(super) struct UpstreamBlob {
     described_size: Option<u64>,
     /// What the download has learned about the upstream's endpoints, and whether it asks other replicas.
     route: Arc<BlobRoute>,
+    /// Asked after other replicas.
+    bucket: Option<BucketBlob>,
 }
 
 impl UpstreamBlob {
@@ -341,7 +363,37 @@ impl UpstreamBlob {
             digest,
             described_size,
             route: Arc::default(),
+            bucket: None,
         }
+    }
+
+    /// The same, which asks a bucket before the upstream.
+    #[must_use]
+    pub(super) fn with_bucket(self, bucket: Option<&Arc<Bucket>>) -> Self {
+        Self {
+            bucket: bucket.map(BucketBlob::new),
+            ..self
+        }
+    }
+
+    /// The bytes from other replicas, or from the bucket. None: the upstream is to be asked.
+    async fn open_near(
+        &self,
+        span: (u64, Option<u64>),
+    ) -> Result<Option<BlobStream>, UpstreamError> {
+        let Some(bucket) = &self.bucket else {
+            return Ok(None);
+        };
+        let Target { upstream, repo, .. } = &self.target;
+        let peers = upstream.peer_blob(repo, &self.digest, span, &self.route);
+        if let Some(stream) = peers.await? {
+            return Ok(Some(stream));
+        }
+        let stream = bucket.open(&self.target, &self.digest, span).await?;
+        if stream.is_none() {
+            bucket.on_upstream();
+        }
+        Ok(stream)
     }
 
     /// Logs that the download's request failed. One that begins behind the end of the blob doesn't: the
@@ -361,6 +413,9 @@ impl UpstreamBlob {
 #[async_trait::async_trait]
 impl Source for UpstreamBlob {
     async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError> {
+        if let Some(stream) = self.open_near((offset, end)).await? {
+            return Ok(stream);
+        }
         let Target { upstream, repo, .. } = &self.target;
         let asking = upstream.get_blob(repo, &self.digest, offset, end, &self.route);
         let mut stream = asking.await.inspect_err(self.report())?;
@@ -380,7 +435,8 @@ impl Source for UpstreamBlob {
     }
 
     fn supports_multi_range(&self) -> bool {
-        !self.reads_from_peer() && self.target.upstream.supports_multi_range()
+        let is_near = self.bucket.as_ref().is_some_and(BucketBlob::is_asked);
+        !is_near && !self.reads_from_peer() && self.target.upstream.supports_multi_range()
     }
 
     fn reads_from_peer(&self) -> bool {
@@ -401,6 +457,10 @@ impl Source for UpstreamBlob {
 
     fn distrust(&self, error: &DownloadError) -> bool {
         let Target { upstream, repo, .. } = &self.target;
+        let bucket = self.bucket.as_ref().filter(|_| self.route.peer().is_none());
+        if bucket.is_some_and(|bucket| bucket.distrust(&self.digest, error)) {
+            return true;
+        }
         match self.route.peer() {
             Some(replica) => {
                 tracing::warn!(%replica, %repo, error = %on_one_line(error), "another replica sent wrong bytes; asking the upstream");
@@ -408,6 +468,12 @@ impl Source for UpstreamBlob {
             None => upstream.report_wrong(repo, error, DOWNLOAD_FAILED),
         }
         upstream.distrust(&self.route)
+    }
+
+    fn on_stored(&self, repositories: &[RepoName]) {
+        if let Some(bucket) = &self.bucket {
+            bucket.on_stored(&self.target, &self.digest, repositories);
+        }
     }
 
     fn upstream(&self) -> &str {

@@ -106,7 +106,9 @@ impl Mirror {
         match self.cache.tagged(&key.repo, &key.tag).await {
             Some(named) if named == digest || self.is_conversion(key, &named).await => {}
             _ => {
-                self.cache.tag(&key.repo, &key.tag, &digest).await;
+                if self.cache.tag(&key.repo, &key.tag, &digest).await {
+                    self.share_manifest(&key.repo, &digest, Some(&key.tag), false);
+                }
             }
         }
     }

@@ -180,6 +180,13 @@ impl Mirror {
         });
         match answer.await? {
             Err(error) if error.permits_stale() => {
+                // For its content, the bucket was asked before the upstream.
+                if want == ReadMode::Head
+                    && let Some(manifest) = self.bucket_manifest(target, &digest).await?
+                {
+                    let answer = ManifestAnswer::whole(manifest, error.outcome_of_known());
+                    return Ok(answer.with(Exchange::failed(&error)));
+                }
                 Err(self.unless_schema1(target, digest, error).await)
             }
             answer => answer,
@@ -379,7 +386,14 @@ impl Mirror {
         if !self.records.may_be_stale(key) {
             return None;
         }
-        let stale = self.last_known(target, key, (want, Outcome::Stale)).await?;
+        let stale = match self.last_known(target, key, (want, Outcome::Stale)).await {
+            Some(stale) => stale,
+            None => {
+                let manifest = self.bucket_tag(target, key).await?;
+                self.update_tag(key, manifest.meta.digest).await;
+                ManifestAnswer::whole(manifest, Outcome::Stale)
+            }
+        };
         if target.upstream.caller().is_none() {
             self.records
                 .unconfirmed(key, stale.found.known().clone(), retry_after);
@@ -450,9 +464,29 @@ impl Mirror {
         accept: &Accept,
         interest: &Interest,
     ) -> Result<(ManifestAnswer, Option<PeerAnswer>), MirrorError> {
-        let repo = &target.repo;
-        let asking = target.upstream.get_manifest(repo, reference, accept);
-        let fetched = interest.answer(asking).await?;
+        let (repo, upstream) = (&target.repo, &target.upstream);
+        let mut is_asked = false;
+        let near = match (&self.bucket, reference) {
+            (Some(_), Reference::Digest(digest)) => {
+                let asking = upstream.peer_manifest(repo, reference, accept);
+                let near = interest.answer(asking).await?;
+                if near.is_none()
+                    && let Some(manifest) = self.bucket_manifest(target, digest).await?
+                {
+                    return Ok((ManifestAnswer::whole(manifest, Outcome::Miss), None));
+                }
+                is_asked = true;
+                near
+            }
+            _ => None,
+        };
+        let fetched = match near {
+            Some(fetched) => fetched,
+            None => {
+                let upstream = if is_asked { upstream.direct() } else { Arc::clone(upstream) };
+                interest.answer(upstream.get_manifest(repo, reference, accept)).await?
+            }
+        };
         let mut peer = fetched.peer();
         let mut fetched = self.verify(fetched).await?;
         if let (Err(error), Some(PeerAnswer { address, .. })) = (&fetched, peer) {
@@ -463,6 +497,7 @@ impl Mirror {
             peer = None;
         }
         let fetched = fetched?;
+        let digest = fetched.digest;
         let (manifest, stored) = self
             .cache
             .put_manifest(
@@ -474,6 +509,9 @@ impl Mirror {
             .await;
         self.note_manifest(&manifest);
         self.negatives.on_arrival(target);
+        if stored && peer.is_none() {
+            self.share_manifest(&target.stored, &digest, None, is_asked);
+        }
         let mut answer = ManifestAnswer::whole(manifest, Outcome::Miss);
         answer.exchange.stored = stored;
         Ok((answer.from(peer), peer))

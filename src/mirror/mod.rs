@@ -12,6 +12,8 @@
 //! that wasn't verified is served as verified; a caller's account decides what another caller gets.
 
 mod blobs;
+mod bucket_blob;
+mod bucket_manifest;
 mod described;
 mod error;
 mod exchange;
@@ -39,6 +41,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::bucket::Bucket;
 pub use crate::cache::ReadMode;
 use crate::cache::{Cache, CachedManifest};
 use crate::clock::Clock;
@@ -79,6 +82,8 @@ pub struct Mirror {
     pub upstreams: Upstreams,
     downloader: Downloader,
     cache: Cache,
+    /// None where there is no bucket.
+    bucket: Option<Arc<Bucket>>,
     records: Arc<TagRecords>,
     manifest_flights: Arc<SingleFlight<manifests::FlightKey, Result<ManifestAnswer, MirrorError>>>,
     /// Owns what goes on without a client.
@@ -104,6 +109,8 @@ pub struct MirrorOptions {
     pub policy: MirrorPolicy,
     pub downloader: Downloader,
     pub cache: Cache,
+    /// Asked before the upstreams, after other replicas.
+    pub bucket: Option<Arc<Bucket>>,
     /// Owns the upstream requests that several clients share, and the prefetches.
     pub tasks: TaskTracker,
     /// Ends the prefetches.
@@ -141,6 +148,7 @@ impl Mirror {
             upstreams: parts.upstreams,
             downloader: parts.downloader,
             cache: parts.cache,
+            bucket: parts.bucket,
             records: Arc::new(TagRecords::new(parts.policy.tags, parts.clock)),
             ranges: parts.policy.ranges,
             manifest_flights: Arc::new(SingleFlight::new(parts.tasks.clone())),
@@ -170,6 +178,7 @@ impl Mirror {
             negatives: Arc::new(self.negatives.renewed(policy.negative_ttl)),
             downloader: self.downloader.clone(),
             cache: self.cache.clone(),
+            bucket: self.bucket.clone(),
             manifest_flights: Arc::clone(&self.manifest_flights),
             tasks: self.tasks.clone(),
             tag_lists: Arc::clone(&self.tag_lists),

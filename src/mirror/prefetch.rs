@@ -311,7 +311,8 @@ impl Mirror {
         target: &Target,
         blob: &Descriptor,
     ) -> Result<Option<u64>, DownloadError> {
-        let source = Arc::new(UpstreamBlob::new(target, blob.digest, Some(blob.size)));
+        let source = UpstreamBlob::new(target, blob.digest, Some(blob.size));
+        let source = Arc::new(source.with_bucket(self.bucket.as_ref()));
         let (party, entry) = (
             target.party(),
             Ledger::begin(&self.prefetch.ledger, blob.digest),

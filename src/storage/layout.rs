@@ -152,6 +152,11 @@ impl Layout {
         self.own().join("usage.json")
     }
 
+    /// What is to be uploaded to the bucket; belongs to `bucket`.
+    pub fn uploads_to_bucket(&self) -> PathBuf {
+        self.own().join("uploads.json")
+    }
+
     /// Locked by the process that uses the store.
     pub fn lock(&self) -> PathBuf {
         self.own().join("lock")

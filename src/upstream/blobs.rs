@@ -77,14 +77,11 @@ impl Upstream {
         route: &Arc<BlobRoute>,
     ) -> Result<BlobStream, UpstreamError> {
         let span = (offset, end);
-        let priority = route.priority();
-        let ask = |endpoint| Endpoint::get_blob(endpoint, repo, digest, span, route);
-        let ahead = self.ahead(OwnerKey::Content(digest));
-        if self.asks_peers()
-            && let Some(stream) = Box::pin(self.blob_from_peers(&ahead, route, &ask)).await?
-        {
+        if let Some(stream) = self.peer_blob(repo, digest, span, route).await? {
             return Ok(stream);
         }
+        let priority = route.priority();
+        let ask = |endpoint| Endpoint::get_blob(endpoint, repo, digest, span, route);
         let (endpoints, purpose) = (&self.endpoints, Purpose::Blob(route));
         let limiter = &endpoints.first.transport.limiter;
         if !limiter.permits_blob(priority) {
@@ -104,6 +101,22 @@ impl Upstream {
         );
         stream.body = throttled(limiter, stream.body, route);
         Ok(stream)
+    }
+
+    /// The same from another replica. None: the next source is to be asked, now and from then on.
+    pub async fn peer_blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        span: (u64, Option<u64>),
+        route: &Arc<BlobRoute>,
+    ) -> Result<Option<BlobStream>, UpstreamError> {
+        if !self.asks_peers() {
+            return Ok(None);
+        }
+        let ask = |endpoint| Endpoint::get_blob(endpoint, repo, digest, span, route);
+        let ahead = self.ahead(OwnerKey::Content(digest));
+        Box::pin(self.blob_from_peers(&ahead, route, &ask)).await
     }
 
     /// The error of a blob that isn't asked for, because of the operator's limit.

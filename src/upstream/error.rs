@@ -236,6 +236,18 @@ impl UpstreamError {
         }
     }
 
+    /// What came from elsewhere instead of this upstream broke off: the next source goes on.
+    pub fn elsewhere(url: &Url, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let source: Option<Source> = Some(Arc::new(source));
+        Self::new(
+            url,
+            Failure::Broken {
+                received: 0,
+                source,
+            },
+        )
+    }
+
     /// The same error of a question that began at this time. Where that joined a request that was
     /// already being sent, the earlier time counts.
     pub(super) fn since(self, asked_at: Instant) -> Self {

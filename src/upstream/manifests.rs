@@ -163,14 +163,26 @@ impl Upstream {
         reference: &Reference,
         accept: &Accept,
     ) -> Result<UnverifiedManifest, UpstreamError> {
-        let ask = |endpoint| Endpoint::get_manifest(endpoint, repo, reference, accept);
-        let ahead = self.ahead(OwnerKey::of(repo, reference));
-        if self.asks_peers()
-            && let Some(manifest) = Box::pin(self.ask_peers(&ahead, &ask)).await?
-        {
+        if let Some(manifest) = self.peer_manifest(repo, reference, accept).await? {
             return Ok(manifest);
         }
+        let ask = |endpoint| Endpoint::get_manifest(endpoint, repo, reference, accept);
         self.endpoints.ask(Purpose::Manifest, ask).await
+    }
+
+    /// The same from another replica. None: the next source is to be asked.
+    pub async fn peer_manifest(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Result<Option<UnverifiedManifest>, UpstreamError> {
+        if !self.asks_peers() {
+            return Ok(None);
+        }
+        let ask = |endpoint| Endpoint::get_manifest(endpoint, repo, reference, accept);
+        let ahead = self.ahead(OwnerKey::of(repo, reference));
+        Box::pin(self.ask_peers(&ahead, &ask)).await
     }
 }
 

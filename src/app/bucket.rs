@@ -1,0 +1,56 @@
+//! Wires the bucket that replicas share.
+
+use std::sync::Arc;
+
+use super::{Shared, StartError};
+use crate::bucket::Bucket;
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config::{Config, Storage};
+use crate::metrics::Metrics;
+use crate::storage::Layout;
+
+/// Opens the bucket, if there is one. Blocks: files are read.
+pub(super) fn open(
+    config: &Config,
+    cache: &Cache,
+    clock: Clock,
+    metrics: &Metrics,
+) -> Result<Option<Arc<Bucket>>, StartError> {
+    let Some(bucket) = &config.bucket else {
+        return Ok(None);
+    };
+    let path = match &config.storage {
+        Storage::Filesystem { root, .. } => Some(Layout::new(root).uploads_to_bucket()),
+        Storage::Memory => None,
+    };
+    let bucket = Bucket::open(bucket, path, cache.clone(), (clock, metrics))?;
+    Ok(Some(Arc::new(bucket)))
+}
+
+impl Shared {
+    /// Uploads what is committed, until the stop, which waits for it.
+    pub(super) fn run_bucket(&self) {
+        let Some(bucket) = &self.bucket else { return };
+        let stop = self.stop_now.clone();
+        let (uploader, drain) = (Arc::clone(bucket), self.stop_accepting.clone());
+        let upload = move || Arc::clone(&uploader).upload_all(drain.clone());
+        self.background
+            .tracked_by(&self.tasks)
+            .spawn_restarted("uploads to the bucket", stop.clone(), upload);
+        let keeper = Arc::clone(bucket);
+        let keep = move || Arc::clone(&keeper).keep_queue();
+        self.background
+            .spawn_restarted("queue of uploads", stop, keep);
+        let (greeted, stop) = (Arc::clone(bucket), self.stop_now.clone());
+        self.background.spawn(async move {
+            stop.run_until_cancelled(greeted.greet()).await;
+        });
+    }
+
+    pub(super) async fn save_uploads(&self) {
+        if let Some(bucket) = &self.bucket {
+            bucket.save_queue().await;
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The client of the configured store.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::{Attribute, AttributeValue, Attributes, BackoffConfig, ClientOptions, RetryConfig};
+use super::client::Stores;
+use super::error::{BucketSetupError, Told};
+use super::http::Http;
+use crate::config::{Azure, AzureCredentials, BucketStore, Gcs, GcsKey, S3, S3Encryption};
+
+/// Opens the store. Nothing is sent yet. Blocks: files of keys and certificates are read.
+pub(super) fn open(store: &BucketStore, http: Http) -> Result<Stores, BucketSetupError> {
+    match store {
+        BucketStore::S3(store) => s3(store, http),
+        BucketStore::Gcs(store) => gcs(store, http),
+        BucketStore::Azure(store) => azure(store, http),
+    }
+}
+
+/// Whoever asks decides what is tried again.
+fn no_retries() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig::default(),
+        max_retries: 0,
+        retry_timeout: Duration::ZERO,
+    }
+}
+
+fn unusable(error: object_store::Error) -> BucketSetupError {
+    BucketSetupError::Client(Arc::new(Told::of(&error)))
+}
+
+fn s3(s3: &S3, http: Http) -> Result<Stores, BucketSetupError> {
+    let builder = match &s3.keys {
+        Some(keys) => {
+            let builder = AmazonS3Builder::new()
+                .with_access_key_id(&keys.access)
+                .with_secret_access_key(keys.secret.expose());
+            match &keys.token {
+                Some(token) => builder.with_token(token.expose()),
+                None => builder,
+            }
+        }
+        None => AmazonS3Builder::from_env(),
+    };
+    let url = s3.url();
+    let endpoint = match url.strip_suffix(&format!("/{}", s3.bucket)) {
+        Some(endpoint) if s3.force_path_style => endpoint,
+        _ => &url,
+    };
+    let builder = builder
+        .with_region(&s3.region)
+        .with_bucket_name(&s3.bucket)
+        .with_endpoint(endpoint)
+        .with_virtual_hosted_style_request(!s3.force_path_style)
+        // TLS protects what is sent; without it, the signature does.
+        .with_unsigned_payload(s3.is_secure())
+        .with_allow_http(!s3.is_secure())
+        // Several servers lack it.
+        .with_disable_bulk_delete(true)
+        .with_retry(no_retries())
+        .with_http_connector(http.connector()?);
+    let builder = match &s3.encryption {
+        Some(S3Encryption::Kms(key)) => builder.with_sse_kms_encryption(key),
+        Some(S3Encryption::Store) => {
+            let key = "aws_server_side_encryption".parse().map_err(unusable)?;
+            builder.with_config(key, "AES256")
+        }
+        None => builder,
+    };
+    let store = Arc::new(builder.build().map_err(unusable)?);
+    let class = s3.storage_class.iter();
+    let class = class.map(|class| (Attribute::StorageClass, AttributeValue::from(class.clone())));
+    Ok(Stores {
+        objects: Arc::clone(&store) as _,
+        parts: Arc::clone(&store) as _,
+        signer: Some(store),
+        attributes: Attributes::from_iter(class),
+    })
+}
+
+fn gcs(gcs: &Gcs, http: Http) -> Result<Stores, BucketSetupError> {
+    let builder = match &gcs.key {
+        Some(GcsKey::Json(key)) => {
+            GoogleCloudStorageBuilder::new().with_service_account_key(key.expose())
+        }
+        Some(GcsKey::File(path)) => {
+            let key = fs::read_to_string(path).map_err(|source| BucketSetupError::Credentials {
+                path: path.clone(),
+                source,
+            })?;
+            GoogleCloudStorageBuilder::new().with_service_account_key(key)
+        }
+        None => GoogleCloudStorageBuilder::from_env(),
+    };
+    let builder = builder
+        .with_bucket_name(&gcs.bucket)
+        .with_retry(no_retries())
+        .with_client_options(ClientOptions::new())
+        .with_http_connector(http.connector()?);
+    let store = Arc::new(builder.build().map_err(unusable)?);
+    Ok(Stores {
+        objects: Arc::clone(&store) as _,
+        parts: Arc::clone(&store) as _,
+        signer: Some(store),
+        attributes: Attributes::new(),
+    })
+}
+
+fn azure(azure: &Azure, http: Http) -> Result<Stores, BucketSetupError> {
+    let builder = match &azure.credentials {
+        Some(AzureCredentials::AccountKey(key)) => {
+            MicrosoftAzureBuilder::new().with_access_key(key.expose())
+        }
+        Some(AzureCredentials::ClientSecret {
+            tenant,
+            client,
+            secret,
+        }) => MicrosoftAzureBuilder::new()
+            .with_client_secret_authorization(client, secret.expose(), tenant),
+        None => MicrosoftAzureBuilder::from_env(),
+    };
+    let endpoint = azure.endpoint.as_str().trim_end_matches('/').to_owned();
+    let builder = builder
+        .with_account(&azure.account)
+        .with_container_name(&azure.container)
+        .with_endpoint(endpoint)
+        .with_allow_http(azure.endpoint.scheme() == "http")
+        .with_retry(no_retries())
+        .with_http_connector(http.connector()?);
+    let store = Arc::new(builder.build().map_err(unusable)?);
+    Ok(Stores {
+        objects: Arc::clone(&store) as _,
+        parts: Arc::clone(&store) as _,
+        signer: Some(store),
+        attributes: Attributes::new(),
+    })
+}

@@ -1,0 +1,277 @@
+//! Writes to the bucket what was committed here: content, then the link, then the tag.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::client::Parts;
+use super::error::BucketError;
+use super::queue::{Entry, Upload};
+use super::reading::Pointer;
+use super::{Bucket, keys};
+use crate::cache::{CachedBlob, MAX_READ};
+use crate::error_chain::on_one_line;
+use crate::metrics::BucketUpload;
+use crate::oci::Digest;
+
+/// Uploads at a time.
+const WORKERS: usize = 4;
+/// Parts in memory at a time, across all uploads.
+pub(super) const MAX_PARTS: usize = 4;
+/// Parts of one object, at most: the limit of S3.
+const MAX_PARTS_OF_OBJECT: u64 = 10_000;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// How long before its end an object is written again that something new relies on.
+const RENEWED_BEFORE: Duration = Duration::from_hours(4 * 24);
+
+/// What uploads share.
+#[derive(Debug)]
+pub(super) struct Uploading {
+    parts: Arc<Semaphore>,
+    /// Bytes of a part.
+    chunk_size: u64,
+    backoff: Mutex<Backoff>,
+}
+
+#[derive(Debug, Default)]
+struct Backoff {
+    until: Option<Instant>,
+    pause: Duration,
+}
+
+impl Uploading {
+    pub(super) fn new(chunk_size: u64) -> Self {
+        Self {
+            parts: Arc::new(Semaphore::new(MAX_PARTS)),
+            chunk_size,
+            backoff: Mutex::default(),
+        }
+    }
+
+    /// Waits until the pause after a failure is over. False where that is cut short.
+    async fn pause(&self, drain: &CancellationToken) -> bool {
+        loop {
+            let until = self.backoff.lock().until;
+            match until {
+                Some(until) if Instant::now() < until => {
+                    let waited = drain.run_until_cancelled(sleep_until(until)).await;
+                    if waited.is_none() {
+                        return false;
+                    }
+                }
+                _ => return true,
+            }
+        }
+    }
+
+    fn failed(&self) {
+        let mut backoff = self.backoff.lock();
+        let now = Instant::now();
+        // Uploads that fail at the same time count once.
+        if backoff.until.is_none_or(|until| until <= now) {
+            backoff.pause = (backoff.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            backoff.until = Some(now + backoff.pause);
+        }
+    }
+
+    fn succeeded(&self) {
+        *self.backoff.lock() = Backoff::default();
+    }
+}
+
+/// How an upload has ended.
+enum Ended {
+    Done,
+    /// The content is here no more, and isn't in the bucket either.
+    Gone,
+}
+
+impl Bucket {
+    /// Is to be in the bucket, too. `is_absent`: it has just said that it lacks the content, or has it wrong.
+    pub fn upload(&self, upload: Upload, is_absent: bool) {
+        let entry = Entry { upload, is_absent };
+        if !self.queue.push(entry) {
+            self.metrics.upload(BucketUpload::Dropped);
+        }
+        self.metrics.queued(self.queue.len());
+    }
+
+    /// Uploads what is queued, until `drain` is done and nothing is queued any more, or an upload fails then.
+    pub async fn upload_all(self: Arc<Self>, drain: CancellationToken) {
+        self.queue.begin();
+        let worker = || self.work(&drain);
+        join_all((0..WORKERS).map(|_| worker())).await;
+    }
+
+    async fn work(&self, drain: &CancellationToken) {
+        while let Some(entry) = self.queue.next(drain).await {
+            if !self.uploading.pause(drain).await {
+                self.queue.ended(entry, true);
+                return;
+            }
+            let uploaded = self.upload_one(&entry).await;
+            let result = match &uploaded {
+                Ok(Ended::Done) => BucketUpload::Done,
+                Ok(Ended::Gone) => BucketUpload::Dropped,
+                Err(_) => BucketUpload::Failed,
+            };
+            self.metrics.upload(result);
+            let has_failed = match uploaded {
+                Ok(_) => {
+                    self.uploading.succeeded();
+                    false
+                }
+                Err(error) => {
+                    let Upload { repo, digest, .. } = &entry.upload;
+                    tracing::warn!(%repo, %digest, error = %on_one_line(&error), "an upload to the bucket failed; it is tried again");
+                    self.uploading.failed();
+                    true
+                }
+            };
+            self.queue.ended(entry, has_failed);
+            self.metrics.queued(self.queue.len());
+            if has_failed && drain.is_cancelled() {
+                return;
+            }
+        }
+    }
+
+    async fn upload_one(&self, entry: &Entry) -> Result<Ended, BucketError> {
+        let Upload {
+            repo,
+            kind,
+            digest,
+            tag,
+        } = &entry.upload;
+        let current = tag.as_ref().map(|tag| keys::tag_current(repo, tag));
+        if let Some(current) = &current
+            && let Pointer::To(named, _) = self.ask_pointer(current, None).await?
+            && named == *digest
+        {
+            return Ok(Ended::Done);
+        }
+        if let Ended::Gone = self.upload_content(digest, entry.is_absent).await? {
+            return Ok(Ended::Gone);
+        }
+        let text = || vec![Bytes::from(digest.to_string())];
+        let link = keys::link(repo, *kind, digest);
+        self.objects.put(&link, text()).await?;
+        if let (Some(tag), Some(current)) = (tag, &current) {
+            let index = keys::tag_index(repo, tag, digest);
+            self.objects.put(&index, text()).await?;
+            self.objects.put(current, text()).await?;
+        }
+        Ok(Ended::Done)
+    }
+
+    /// Sees to it that the bucket has content that a link is about to rely on.
+    async fn upload_content(
+        &self,
+        digest: &Digest,
+        is_absent: bool,
+    ) -> Result<Ended, BucketError> {
+        let key = keys::blob(digest);
+        let there = match is_absent {
+            true => None,
+            false => self.objects.head(&key).await?,
+        };
+        if there.as_ref().is_some_and(|there| self.lasts(there.modified)) {
+            return Ok(Ended::Done);
+        }
+        let Some(blob) = self.cache.peek(digest).await else {
+            return Ok(match there {
+                // The sweep asks for its links again, before it removes it.
+                Some(_) => Ended::Done,
+                None => Ended::Gone,
+            });
+        };
+        if blob.size() < self.uploading.chunk_size {
+            let _part = self.uploading.parts.acquire().await;
+            let content = read(&blob, 0, blob.size()).await?;
+            self.objects.put(&key, content).await?;
+        } else {
+            self.upload_in_parts(&key, &blob).await?;
+        }
+        self.metrics.uploaded(blob.size());
+        Ok(Ended::Done)
+    }
+
+    /// Whether an object is so young that the sweep won't remove it soon.
+    fn lasts(&self, modified: SystemTime) -> bool {
+        let Some(ttl) = self.ttl else { return true };
+        let age = self.objects.now().duration_since(modified);
+        age.unwrap_or_default() < ttl.saturating_sub(RENEWED_BEFORE)
+    }
+
+    async fn upload_in_parts(&self, key: &str, blob: &CachedBlob) -> Result<(), BucketError> {
+        let parts = self.objects.begin_parts(key).await?;
+        let uploaded = self.upload_parts(&parts, blob).await;
+        if let Err(error) = &uploaded {
+            tracing::debug!(key, error = %on_one_line(error), "removing the parts of an upload that failed");
+            if let Err(error) = self.objects.abort_parts(&parts).await {
+                tracing::debug!(key, error = %on_one_line(&error), "can't remove the parts; the sweep does");
+            }
+        }
+        uploaded
+    }
+
+    async fn upload_parts(&self, to: &Parts, blob: &CachedBlob) -> Result<(), BucketError> {
+        let size = blob.size();
+        let part = self.uploading.chunk_size;
+        let part = part.max(size.div_ceil(MAX_PARTS_OF_OBJECT)).max(1);
+        let count = size.div_ceil(part);
+        let mut done: Vec<(u64, _)> = Vec::new();
+        let mut running = FuturesUnordered::new();
+        let mut next = 0;
+        while next < count || !running.is_empty() {
+            tokio::select! {
+                biased;
+                ended = running.next(), if !running.is_empty() => {
+                    done.extend(ended.transpose()?);
+                }
+                permit = Arc::clone(&self.uploading.parts).acquire_owned(), if next < count => {
+                    let (index, start) = (next, next * part);
+                    next += 1;
+                    running.push(async move {
+                        let content = read(blob, start, part.min(size - start)).await?;
+                        let at = usize::try_from(index).unwrap_or(usize::MAX);
+                        let id = self.objects.put_part(to, at, content).await?;
+                        drop(permit);
+                        Ok::<_, BucketError>((index, id))
+                    });
+                }
+            }
+        }
+        done.sort_unstable_by_key(|(index, _)| *index);
+        let ids = done.into_iter().map(|(_, id)| id).collect();
+        self.objects.complete_parts(to, ids).await
+    }
+}
+
+/// Reads local content.
+async fn read(blob: &CachedBlob, start: u64, length: u64) -> Result<Vec<Bytes>, BucketError> {
+    let (mut pieces, mut at, end) = (Vec::new(), start, start + length);
+    while at < end {
+        let most = usize::try_from(end - at).unwrap_or(MAX_READ);
+        let piece = blob.content().reader.read_at(at, most).await;
+        let piece = piece.map_err(BucketError::failed)?;
+        if piece.is_empty() {
+            let (received, expected) = (at - start, length);
+            return Err(BucketError::Short { received, expected });
+        }
+        at += piece.len() as u64;
+        pieces.push(piece);
+        // What is in the page cache is copied without waiting.
+        tokio::task::yield_now().await;
+    }
+    Ok(pieces)
+}
