@@ -35,9 +35,11 @@ impl Shared {
         let stop = self.stop_now.clone();
         let (uploader, drain) = (Arc::clone(bucket), self.stop_accepting.clone());
         let upload = move || Arc::clone(&uploader).upload_all(drain.clone());
-        self.background
-            .tracked_by(&self.tasks)
-            .spawn_restarted("uploads to the bucket", stop.clone(), upload);
+        self.background.tracked_by(&self.tasks).spawn_restarted(
+            "uploads to the bucket",
+            stop.clone(),
+            upload,
+        );
         let keeper = Arc::clone(bucket);
         let keep = move || Arc::clone(&keeper).keep_queue();
         self.background

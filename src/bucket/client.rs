@@ -13,8 +13,8 @@ pub(super) use object_store::multipart::PartId;
 use object_store::path::Path;
 use object_store::signer::{Method, Signer};
 use object_store::{
-    Attributes, Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _,
-    PutMultipartOptions, PutOptions, PutPayload,
+    Attribute, Attributes, Error, GetOptions, GetRange, ObjectMeta, ObjectStore,
+    ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload,
 };
 use tokio::time::timeout;
 use url::Url;
@@ -153,6 +153,9 @@ impl Objects {
         let Some(got) = found(self.stores.objects.get_opts(&path, options).await)? else {
             return Ok(None);
         };
+        if got.attributes.get(&Attribute::ContentEncoding).is_some() {
+            return Err(BucketError::Encoded);
+        }
         let (object, range) = (self.object(got.meta.clone()), got.range.clone());
         let stream = got.into_stream().map_err(failure).boxed();
         Ok(Some(Body {
@@ -222,7 +225,11 @@ impl Objects {
             attributes: self.stores.attributes.clone(),
             ..PutMultipartOptions::default()
         };
-        let id = self.stores.parts.create_multipart_opts(&path, options).await;
+        let id = self
+            .stores
+            .parts
+            .create_multipart_opts(&path, options)
+            .await;
         let id = id.map_err(failure)?;
         Ok(Parts { path, id })
     }

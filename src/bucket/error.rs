@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::error_chain::on_one_line;
 
 /// A cause that can be shared.
-pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
+pub(super) type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
 /// Why a request to the bucket failed. An object that isn't there is no error.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -21,6 +21,8 @@ pub enum BucketError {
     /// The object had other bytes than its head said.
     #[error("the object's body ended after {received} of {expected} bytes")]
     Short { received: u64, expected: u64 },
+    #[error("the object is stored with a content encoding")]
+    Encoded,
     #[error("the object is larger than {limit} bytes")]
     TooLarge { limit: u64 },
     /// Nothing was sent: the bucket has failed lately.

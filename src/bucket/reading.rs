@@ -20,6 +20,7 @@ use crate::oci::{Digest, RepoName, Tag};
 const MAX_LINK: u64 = 256;
 
 /// Content of the bucket on its way. Nothing of it is verified.
+#[expect(missing_debug_implementations, reason = "a body has nothing to show")]
 pub struct SharedContent {
     /// Whether the repository links it. Otherwise it may be served only after proof that the repository has
     /// it.

@@ -4,14 +4,16 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
-use object_store::{Attribute, AttributeValue, Attributes, BackoffConfig, ClientOptions, RetryConfig};
 use super::client::Stores;
 use super::error::{BucketSetupError, Told};
 use super::http::Http;
 use crate::config::{Azure, AzureCredentials, BucketStore, Gcs, GcsKey, S3, S3Encryption};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::{
+    Attribute, AttributeValue, Attributes, BackoffConfig, ClientOptions, RetryConfig,
+};
 
 /// Opens the store. Nothing is sent yet. Blocks: files of keys and certificates are read.
 pub(super) fn open(store: &BucketStore, http: Http) -> Result<Stores, BucketSetupError> {
@@ -121,8 +123,11 @@ fn azure(azure: &Azure, http: Http) -> Result<Stores, BucketSetupError> {
             tenant,
             client,
             secret,
-        }) => MicrosoftAzureBuilder::new()
-            .with_client_secret_authorization(client, secret.expose(), tenant),
+        }) => MicrosoftAzureBuilder::new().with_client_secret_authorization(
+            client,
+            secret.expose(),
+            tenant,
+        ),
         None => MicrosoftAzureBuilder::from_env(),
     };
     let endpoint = azure.endpoint.as_str().trim_end_matches('/').to_owned();

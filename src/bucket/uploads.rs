@@ -95,6 +95,14 @@ enum Ended {
     Gone,
 }
 
+/// Whether the bucket has content.
+enum Content {
+    New,
+    /// It had it before.
+    Known,
+    Gone,
+}
+
 impl Bucket {
     /// Is to be in the bucket, too. `is_absent`: it has just said that it lacks the content, or has it wrong.
     pub fn upload(&self, upload: Upload, is_absent: bool) {
@@ -159,12 +167,20 @@ impl Bucket {
         {
             return Ok(Ended::Done);
         }
-        if let Ended::Gone = self.upload_content(digest, entry.is_absent).await? {
-            return Ok(Ended::Gone);
-        }
+        let content = self.upload_content(digest, entry.is_absent).await?;
         let text = || vec![Bytes::from(digest.to_string())];
         let link = keys::link(repo, *kind, digest);
-        self.objects.put(&link, text()).await?;
+        let is_linked = match content {
+            Content::Gone => return Ok(Ended::Gone),
+            Content::New => false,
+            Content::Known => {
+                let link = self.ask_pointer(&link, None).await?;
+                matches!(link, Pointer::To(named, _) if named == *digest)
+            }
+        };
+        if !is_linked {
+            self.objects.put(&link, text()).await?;
+        }
         if let (Some(tag), Some(current)) = (tag, &current) {
             let index = keys::tag_index(repo, tag, digest);
             self.objects.put(&index, text()).await?;
@@ -174,24 +190,23 @@ impl Bucket {
     }
 
     /// Sees to it that the bucket has content that a link is about to rely on.
-    async fn upload_content(
-        &self,
-        digest: &Digest,
-        is_absent: bool,
-    ) -> Result<Ended, BucketError> {
+    async fn upload_content(&self, digest: &Digest, is_absent: bool) -> Result<Content, BucketError> {
         let key = keys::blob(digest);
         let there = match is_absent {
             true => None,
             false => self.objects.head(&key).await?,
         };
-        if there.as_ref().is_some_and(|there| self.lasts(there.modified)) {
-            return Ok(Ended::Done);
+        if there
+            .as_ref()
+            .is_some_and(|there| self.lasts(there.modified))
+        {
+            return Ok(Content::Known);
         }
         let Some(blob) = self.cache.peek(digest).await else {
             return Ok(match there {
                 // The sweep asks for its links again, before it removes it.
-                Some(_) => Ended::Done,
-                None => Ended::Gone,
+                Some(_) => Content::Known,
+                None => Content::Gone,
             });
         };
         if blob.size() < self.uploading.chunk_size {
@@ -202,7 +217,7 @@ impl Bucket {
             self.upload_in_parts(&key, &blob).await?;
         }
         self.metrics.uploaded(blob.size());
-        Ok(Ended::Done)
+        Ok(Content::New)
     }
 
     /// Whether an object is so young that the sweep won't remove it soon.

@@ -76,7 +76,7 @@ impl BlobAnswer {
         outcome: Outcome,
     ) -> Result<Option<Self>, MirrorError> {
         let _span = follower.span_of_wait();
-        let Opened::Size(size) = follower.opened().await? else {
+        let Opened::Size(mut size) = follower.opened().await? else {
             return Ok(None);
         };
         let resolved = size.zip(ranges).map(|(size, ranges)| ranges.resolve(size));
@@ -90,6 +90,11 @@ impl BlobAnswer {
         // Before its first byte, so that an error can still be sent as one.
         if size.is_some_and(|size| size <= VERIFIED_FIRST) {
             follower.verified().await?;
+            // A source that was wrong may have told another size.
+            let Opened::Size(verified) = follower.opened().await? else {
+                return Ok(None);
+            };
+            size = verified;
         }
         let stored = outcome == Outcome::Miss && follower.is_stored();
         let peer = follower.peer();
@@ -290,7 +295,11 @@ impl Mirror {
     /// bucket, unless the replica does that which was asked.
     fn share_link(&self, target: &Target, digest: &Digest) {
         let asked = target.routed(OwnerKey::Content(digest));
-        if let Some(bucket) = self.bucket.as_ref().filter(|_| !asked.upstream.asks_peers()) {
+        if let Some(bucket) = self
+            .bucket
+            .as_ref()
+            .filter(|_| !asked.upstream.asks_peers())
+        {
             let upload = Upload {
                 repo: target.stored.clone(),
                 kind: LinkKind::Layer,
@@ -371,7 +380,7 @@ impl UpstreamBlob {
     #[must_use]
     pub(super) fn with_bucket(self, bucket: Option<&Arc<Bucket>>) -> Self {
         Self {
-            bucket: bucket.map(BucketBlob::new),
+            bucket: bucket.map(|bucket| BucketBlob::new(bucket, self.described_size)),
             ..self
         }
     }

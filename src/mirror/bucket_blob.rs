@@ -31,6 +31,8 @@ enum State {
 #[derive(Debug)]
 pub(super) struct BucketBlob {
     bucket: Arc<Bucket>,
+    /// Bytes by the descriptor of a verified manifest, where one was seen.
+    described_size: Option<u64>,
     state: Mutex<State>,
     /// The repository has the blob: by its link in the bucket, or by the upstream's word.
     is_proved: AtomicBool,
@@ -43,9 +45,10 @@ pub(super) struct BucketBlob {
 }
 
 impl BucketBlob {
-    pub(super) fn new(bucket: &Arc<Bucket>) -> Self {
+    pub(super) fn new(bucket: &Arc<Bucket>, described_size: Option<u64>) -> Self {
         Self {
             bucket: Arc::clone(bucket),
+            described_size,
             state: Mutex::new(State::Unasked),
             is_proved: AtomicBool::new(false),
             is_linked: AtomicBool::new(false),
@@ -65,11 +68,7 @@ impl BucketBlob {
         let state = *self.state.lock();
         match state {
             State::Unasked | State::Reading { .. } => {}
-            State::Wrong => {
-                self.bucket.distrust(digest).await;
-                self.end(true);
-                return Ok(None);
-            }
+            State::Wrong => return Ok(self.give_up(digest).await),
             State::Over => return Ok(None),
         }
         let is_proved = self.is_proved.load(Ordering::Relaxed);
@@ -91,6 +90,13 @@ impl BucketBlob {
                 return Ok(None);
             }
         };
+        if self
+            .described_size
+            .is_some_and(|size| size != content.total)
+        {
+            tracing::warn!(%digest, size = content.total, "the bucket has another size of a blob than its manifest");
+            return Ok(self.give_up(digest).await);
+        }
         if !content.is_linked && !is_proved {
             let upstream = target.upstream.direct();
             upstream.head_blob(&target.repo, digest).await?;
@@ -103,6 +109,13 @@ impl BucketBlob {
             *state = State::Reading { is_again: false };
         }
         Ok(Some(stream(target, content)))
+    }
+
+    /// It has the blob wrong.
+    async fn give_up(&self, digest: &Digest) -> Option<BlobStream> {
+        self.bucket.distrust(digest).await;
+        self.end(true);
+        None
     }
 
     /// It isn't asked any more.

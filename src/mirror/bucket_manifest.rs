@@ -33,7 +33,9 @@ impl Mirror {
                 .head_manifest(repo, &reference, &accept, None)
                 .await?;
         }
-        let put = self.cache.put_manifest(&target.stored, *digest, bytes, parsed);
+        let put = self
+            .cache
+            .put_manifest(&target.stored, *digest, bytes, parsed);
         let (manifest, stored) = put.await;
         self.note_manifest(&manifest);
         if stored && !is_linked {

@@ -483,8 +483,14 @@ impl Mirror {
         let fetched = match near {
             Some(fetched) => fetched,
             None => {
-                let upstream = if is_asked { upstream.direct() } else { Arc::clone(upstream) };
-                interest.answer(upstream.get_manifest(repo, reference, accept)).await?
+                let upstream = if is_asked {
+                    upstream.direct()
+                } else {
+                    Arc::clone(upstream)
+                };
+                interest
+                    .answer(upstream.get_manifest(repo, reference, accept))
+                    .await?
             }
         };
         let mut peer = fetched.peer();

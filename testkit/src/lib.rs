@@ -17,6 +17,7 @@
     reason = "no test prints a running server"
 )]
 
+mod bucket;
 mod content;
 mod images;
 mod line;

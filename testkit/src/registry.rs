@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ALL_VERSIONS;
 use tokio_rustls::rustls::version::TLS12;
 
+use crate::bucket::Objects;
 use crate::content::{digest, sha512};
 use crate::images::Image;
 use crate::line::{Line, SEND_BUFFER};
@@ -181,6 +182,8 @@ struct State {
     content: Contents,
     /// None: it is read only.
     pushes: Option<Pushes>,
+    /// None: it is no bucket.
+    bucket: Option<Objects>,
     rules: Vec<Rule>,
     log: Vec<Seen>,
     protection: Protection,
@@ -393,6 +396,44 @@ impl<D: FromStr<Err: Debug>> Registry<D> {
             digest(bytes)
         };
         self.put(path, media_type, bytes, Some(&digest));
+    }
+
+    /// Is an empty bucket of this name, too, from now on.
+    pub fn be_bucket(&self, name: &str) {
+        self.shared.state.lock().unwrap().bucket = Some(Objects::new(name));
+    }
+
+    fn bucket<T>(&self, access: impl FnOnce(&mut Objects) -> T) -> T {
+        access(self.shared.state.lock().unwrap().bucket.as_mut().unwrap())
+    }
+
+    /// An object of the bucket.
+    pub fn object(&self, key: &str) -> Option<Bytes> {
+        self.bucket(|bucket| bucket.get(key))
+    }
+
+    /// The keys of all objects of the bucket, sorted.
+    pub fn keys(&self) -> Vec<String> {
+        self.bucket(|bucket| bucket.keys())
+    }
+
+    pub fn put_object(&self, key: &str, bytes: impl AsRef<[u8]>) {
+        let bytes = Bytes::copy_from_slice(bytes.as_ref());
+        self.bucket(|bucket| bucket.put(key, bytes));
+    }
+
+    pub fn remove_object(&self, key: &str) {
+        self.bucket(|bucket| bucket.remove(key));
+    }
+
+    /// The time of the bucket's clock.
+    pub fn bucket_time(&self) -> SystemTime {
+        self.bucket(|bucket| bucket.now())
+    }
+
+    /// Sets the bucket's clock.
+    pub fn set_bucket_time(&self, now: SystemTime) {
+        self.bucket(|bucket| bucket.set_clock(now));
     }
 
     /// Accepts pushes from now on. `lists`: manifests with a subject are listed as referrers.
@@ -696,6 +737,11 @@ impl State {
                 let challenge = format!(r#"Bearer realm="{base}/token",service="scripted""#);
                 return Reply::error(401).with("WWW-Authenticate", challenge);
             }
+        }
+        if let Some(bucket) = &mut self.bucket
+            && let Some(reply) = bucket.answer(seen)
+        {
+            return reply;
         }
         if let Some(pushes) = &mut self.pushes
             && let Some(reply) = pushes.answer(&mut self.content, seen)

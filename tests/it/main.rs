@@ -21,6 +21,7 @@ mod ahead;
 mod api;
 mod auth;
 mod blobs;
+mod bucket;
 mod bundles;
 mod cache;
 mod callers;

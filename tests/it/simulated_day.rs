@@ -155,6 +155,7 @@ fn mirror(up: &Registry) -> Arc<Mirror> {
     });
     let client = upstream_client(&proxy.default, proxy.timeouts, clock, &metrics).unwrap();
     Mirror::new(MirrorOptions {
+        bucket: None,
         upstreams: Upstreams::new(Arc::new(client), [], true),
         policy: MirrorPolicy {
             tags: proxy.tags.clone(),

@@ -1,6 +1,7 @@
 //! The whole server, in this process, and a client for it.
 
 use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +23,9 @@ pub(crate) struct Setup {
     lines: Vec<String>,
     upstreams: Vec<String>,
     store: Arc<dyn Store>,
+    bucket: Option<config::Bucket>,
+    /// The data directory that the configuration names; the content is in `store`.
+    root: Option<PathBuf>,
 }
 
 impl Setup {
@@ -36,6 +40,8 @@ impl Setup {
             lines: vec![format!("proxy.remoteurl: {url}")],
             upstreams: Vec::new(),
             store: Arc::new(MemoryStore::new()),
+            bucket: None,
+            root: None,
         }
     }
 
@@ -66,6 +72,53 @@ impl Setup {
 
     pub(crate) fn store(mut self, store: Arc<dyn Store>) -> Self {
         self.store = store;
+        self
+    }
+
+    /// A registry that is a bucket of the name `shared`; chunks have 5 MiB.
+    pub(crate) fn bucket(self, bucket: &Registry) -> Self {
+        self.bucket_with(bucket, |_| ())
+    }
+
+    /// The same with other settings.
+    pub(crate) fn bucket_with(
+        mut self,
+        bucket: &Registry,
+        change: impl FnOnce(&mut config::SharedStorage),
+    ) -> Self {
+        let mut shared = config::SharedStorage {
+            timeout: Duration::from_secs(2),
+            redirect: config::RedirectMode::Never,
+            redirect_above: 500,
+            redirect_private: false,
+            ttl: Some(Duration::from_hours(720)),
+            max_size: None,
+        };
+        change(&mut shared);
+        let store = config::S3 {
+            bucket: "shared".to_owned(),
+            region: "us-east-1".to_owned(),
+            endpoint: Some(bucket.url().parse().unwrap()),
+            force_path_style: true,
+            keys: Some(config::S3Keys {
+                access: "access".to_owned(),
+                secret: "secret".to_owned().into(),
+                token: None,
+            }),
+            skip_verify: false,
+            encryption: None,
+            storage_class: None,
+            root: String::new(),
+            chunk_size: 5 << 20,
+        };
+        let store = config::BucketStore::S3(store);
+        self.bucket = Some(config::Bucket { store, shared });
+        self
+    }
+
+    /// Where the mirror keeps what isn't content.
+    pub(crate) fn root(mut self, root: &Path) -> Self {
+        self.root = Some(root.to_owned());
         self
     }
 
@@ -104,7 +157,11 @@ impl Setup {
     pub(crate) async fn try_start(self) -> Result<Mirror, StartError> {
         super::log::install();
         let still = freeze();
-        let config = self.loaded().config;
+        let mut config = self.loaded().config;
+        config.bucket = self.bucket.clone();
+        if let Some(root) = self.root.clone() {
+            config.storage = config::Storage::Filesystem { root, mode: None };
+        }
         let clock = Clock::starting_at(SystemTime::UNIX_EPOCH + Duration::from_hours(500_000));
         let app = App::start_with(&config, Arc::clone(&self.store), clock).await?;
         let client = Client::builder()
