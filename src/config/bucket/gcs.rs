@@ -115,15 +115,11 @@ fn credentials(section: &Section<'_>) -> Option<GcsKey> {
     }
     let mut document = serde_json::Map::new();
     for key in KEYS {
-        match texts.get(key) {
-            Some(text) => {
-                document.insert(key.to_owned(), text.as_str().into());
-            }
-            None => {
-                let reason =
-                    format!("lacks `{key}`; write the keys of a service account's JSON file");
-                section.reject("credentials", reason);
-            }
+        if let Some(text) = texts.get(key) {
+            document.insert(key.to_owned(), text.as_str().into());
+        } else {
+            let reason = format!("lacks `{key}`; write the keys of a service account's JSON file");
+            section.reject("credentials", reason);
         }
     }
     let json = serde_json::Value::Object(document).to_string();

@@ -71,7 +71,8 @@ pub enum S3Encryption {
 
 impl S3 {
     /// The URL that the names of objects are appended to, without a slash at the end:
-    /// `https://bucket.s3.eu-west-1.amazonaws.com` or `http://minio:9000/bucket`.
+    /// `https://bucket.s3.eu-west-1.amazonaws.com` or `http://minio:9000/bucket`. `object_store` takes
+    /// it as the endpoint of virtual-hosted requests, whichever style it has.
     pub fn url(&self) -> String {
         let (scheme, host) = match &self.endpoint {
             Some(endpoint) => {
