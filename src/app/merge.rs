@@ -25,6 +25,16 @@ const FIXED: &[&str] = &[
     "tracing",
 ];
 
+/// Further such keys: how the bucket is reached and used.
+const BUCKETS: &[&str] = &[
+    "storage.azure",
+    "storage.gcs",
+    "storage.redirect",
+    "storage.s3",
+    "storage.s3aws",
+    "storage.shared",
+];
+
 /// Keys of `proxy` that say nothing of an upstream. All others belong to the default one.
 const NOT_OF_UPSTREAMS: &[&str] = &[
     "connecttimeout",
@@ -78,7 +88,8 @@ impl Merged {
         let keeps_spaces = spaces(&old.hosted).eq(spaces(&new.hosted));
         let is_fixed = |difference: &Difference| {
             let key = difference.key.as_str();
-            FIXED.iter().any(|fixed| is_below(key, fixed))
+            let mut fixed = FIXED.iter().chain(BUCKETS);
+            fixed.any(|fixed| is_below(key, fixed))
                 || (!keeps_storage && is_below(key, "storage"))
                 || (!keeps_spaces && is_below(key, "hosted"))
                 || (keeps_upstreams && is_of_upstream(key))
@@ -260,7 +271,14 @@ fn secrets_of_fixed(old: &Config, new: &Config, shown: &[Difference]) -> Vec<Dif
     let is_shown = |section: &str| shown.iter().any(|shown| is_below(&shown.key, section));
     let changed = changed.into_iter().filter(|(_, differs)| *differs);
     let hidden = changed.filter(|(section, _)| !is_shown(section));
-    hidden.map(|(section, _)| secret(section)).collect()
+    let mut hidden: Vec<_> = hidden.map(|(section, _)| secret(section)).collect();
+    if let Some(bucket) = &new.bucket
+        && old.bucket != new.bucket
+        && !BUCKETS.iter().any(|section| is_shown(section))
+    {
+        hidden.push(secret(&format!("storage.{}", bucket.store.driver())));
+    }
+    hidden
 }
 
 fn secret(key: &str) -> Difference {

@@ -16,9 +16,16 @@ pub(super) const PREFIX: &str = "REGISTRY_";
 /// Names the configuration file itself.
 pub const PATH_VARIABLE: &str = "REGISTRY_CONFIGURATION_PATH";
 
-/// The variables, by what follows the prefix in their names, in capitals.
+/// Name the region for all clients of Amazon's services; the first one that is set counts.
+pub(super) const AWS_REGIONS: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
+
+/// The variables that the configuration is read from.
 #[derive(Default)]
-pub(super) struct Variables(BTreeMap<String, Variable>);
+pub(super) struct Variables {
+    /// By what follows the prefix in their names, in capitals.
+    ours: BTreeMap<String, Variable>,
+    aws_region: Option<String>,
+}
 
 /// No `Debug`: it may hold a password.
 pub(super) struct Variable {
@@ -29,8 +36,14 @@ pub(super) struct Variable {
 
 impl Variables {
     pub(super) fn new(environment: impl Iterator<Item = (String, String)>) -> Self {
+        let mut regions = [None, None];
         let ours = environment.filter(|(name, _)| name != PATH_VARIABLE);
-        let all = ours.filter_map(|(name, value)| {
+        let ours = ours.filter_map(|(name, value)| {
+            for (known, region) in AWS_REGIONS.iter().zip(&mut regions) {
+                if name == *known && !value.is_empty() {
+                    *region = Some(value.clone());
+                }
+            }
             let key = name.strip_prefix(PREFIX)?.to_ascii_uppercase();
             let variable = Variable {
                 name: name.into(),
@@ -39,18 +52,25 @@ impl Variables {
             };
             Some((key, variable))
         });
-        Self(all.collect())
+        Self {
+            ours: ours.collect(),
+            aws_region: regions.into_iter().flatten().next(),
+        }
+    }
+
+    pub(super) fn aws_region(&self) -> Option<&str> {
+        self.aws_region.as_deref()
     }
 
     /// The variable that sets the value at a path.
     pub(super) fn at(&self, path: &str) -> Option<&Variable> {
-        self.0.get(&segments_of(path))
+        self.ours.get(&segments_of(path))
     }
 
     /// The variables of values below a path, by the rest of their names.
     pub(super) fn below(&self, path: &str) -> Vec<(&str, &Variable)> {
         let start = segments_of(path) + "_";
-        let after = self.0.range(start.clone()..);
+        let after = self.ours.range(start.clone()..);
         after
             .map_while(|(name, variable)| Some((name.strip_prefix(&start)?, variable)))
             .collect()
@@ -61,7 +81,7 @@ impl Variables {
     /// that one was probably meant for.
     pub(super) fn warn_of_unread(&self, report: &Report, nearest: impl Fn(&str) -> Option<String>) {
         let unread = self
-            .0
+            .ours
             .iter()
             .filter(|(_, variable)| !variable.is_read.get());
         for (key, variable) in unread {

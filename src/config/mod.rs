@@ -1,7 +1,7 @@
 //! The configuration: a YAML file that is a superset of the reference registry's (CNCF
 //! distribution 2.8 and 3.0), under environment variables that override it.
 //!
-//! A file becomes a tree of texts with their lines (`yaml`). One file per section (`log`, `storage`,
+//! A file becomes a tree of texts with their lines (`yaml`). One file per section (`log`, `storage` with `bucket`,
 //! `http`, `health`, `proxy` with `upstream`, `credentials`, `rules` and `download`, `access`, `hosted`, `replicas`) reads the tree, and the environment over
 //! it (`env`), into [`Config`], whose values can only be valid: no other module parses configured
 //! text. A reader names each key once (`section`): so the keys that nobody asks for are unknown
@@ -174,7 +174,8 @@ impl Config {
     }
 }
 
-/// The environment variables that matter here; what is not UTF-8 is replaced.
+/// The environment variables that matter here; what is not UTF-8 is replaced. The credentials of a bucket
+/// are read from others by its client.
 ///
 /// The one place that reads the environment.
 #[expect(
@@ -184,7 +185,7 @@ impl Config {
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
-        .filter(|(name, _)| name.starts_with(env::PREFIX))
+        .filter(|(name, _)| name.starts_with(env::PREFIX) || env::AWS_REGIONS.contains(&&**name))
         .map(|(name, value)| (name, value.to_string_lossy().into_owned()))
 }
 
@@ -309,9 +310,10 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
         version(root, from_file);
         let log = log::read(root);
         let tracing = root.section("tracing", traces::read);
-        let ((storage, limits, is_named), pushes) = root.section("storage", |section| {
-            let storage = storage::read(section, from_file);
-            (storage, PushDefaults::read(section, hosts))
+        let ((storage, limits, is_named), bucket, pushes) = root.section("storage", |section| {
+            let local = storage::read(section, from_file);
+            let bucket = bucket::read(section, &local.0, local.2);
+            (local, bucket, PushDefaults::read(section, hosts))
         });
         let http = root.section("http", |section| http::read(section, hosts));
         let proxy = root.section("proxy", |section| proxy::read(section, from_file, is_named));
@@ -320,7 +322,7 @@ fn check(file: Option<Node>, context: &Context) -> (Config, String) {
             tracing,
             health: root.section("health", |section| health::read(section, &storage)),
             storage,
-            bucket: None,
+            bucket,
             limits,
             http,
             auth: root.section("auth", auth::read),

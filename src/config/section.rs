@@ -130,6 +130,11 @@ impl<'a> Section<'a> {
         self.node(key, false).is_some() || !self.context.variables.below(&self.path(key)).is_empty()
     }
 
+    /// The region that the environment names for all clients of Amazon's services.
+    pub(super) fn aws_region(&self) -> Option<&str> {
+        self.context.variables.aws_region()
+    }
+
     /// Reads the map at a key.
     pub(super) fn section<T>(&self, key: &'static str, read: impl FnOnce(&Self) -> T) -> T {
         let mut node = self.node(key, false);

@@ -65,10 +65,9 @@ pub struct Scrub {
 pub(super) fn read(section: &Section<'_>, from_file: bool) -> (Storage, Limits, bool) {
     section.ignore(&[
         ("cache", "descriptors are cached in its own way"),
-        ("redirect", "blobs are never redirected to the storage"),
         ("tag", "tags are looked up in its own way"),
     ]);
-    for driver in ["s3", "s3aws", "azure", "gcs", "swift", "oss"] {
+    for driver in ["swift", "oss"] {
         section.refuse_driver(driver);
     }
     let is_memory = section.has("inmemory");

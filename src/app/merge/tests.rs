@@ -122,6 +122,30 @@ fn a_secret_that_waits_for_a_restart_is_named() {
 }
 
 #[test]
+fn a_bucket_keeps_its_secret_until_a_restart() {
+    let with = |secret: &str, timeout: &str| {
+        let storage = format!(
+            "{{filesystem: {{rootdirectory: a}}, shared: {{timeout: {timeout}}}, \
+             s3: {{bucket: abc, region: r1, accesskey: a, secretkey: {secret}}}}}"
+        );
+        let variables = [
+            ("REGISTRY_STORAGE", storage.as_str()),
+            ("REGISTRY_PROXY_REMOTEURL", "https://a"),
+        ];
+        loaded(&variables).config
+    };
+    let old = with("one", "1s");
+    let merged = Merged::new(&old, with("hunter2", "1s"), false);
+    assert_eq!(restart_of(&merged), ["storage.s3: a secret"]);
+    assert_eq!(merged.config.bucket, old.bucket);
+    let merged = Merged::new(&old, with("hunter2", "2s"), false);
+    assert_eq!(restart_of(&merged), ["storage.shared.timeout"]);
+    assert_eq!(merged.config.bucket, old.bucket);
+    let merged = Merged::new(&old, with("one", "1s"), false);
+    assert!(merged.restart.is_empty() && merged.applied.is_empty());
+}
+
+#[test]
 fn another_storage_driver_keeps_its_limits_with_it() {
     let old = loaded(&[("REGISTRY_STORAGE_MAXSIZE", "80%")]).config;
     let new = loaded(&[

@@ -35,6 +35,16 @@ impl Section<'_> {
         }
     }
 
+    /// The same where a switch isn't in the position that makes no difference.
+    pub(in crate::config) fn refuse_switch(&self, key: &'static str, harmless: bool, reason: &str) {
+        let is_harmless = |node: &Node| match &node.value {
+            Value::Scalar(text) => truth(text) == Some(harmless),
+            _ => false,
+        };
+        let restricts = |node: &Node| !node.is_empty() && !is_harmless(node);
+        self.refuse_if(key, restricts, reason);
+    }
+
     /// A storage driver that isn't implemented. Naming it is enough, even without parameters.
     pub(in crate::config) fn refuse_driver(&self, key: &'static str) {
         if self.demanded(key).is_some() {

@@ -72,10 +72,10 @@ tracing: {timeout: 0}
 log: {accesslog: {disabled: maybe}}
 => 2: `log.accesslog.disabled` is "maybe"; write true or false
 storage:
-  s3:
-=> 3: the storage driver `storage.s3` is not supported; use `storage.filesystem` (or `storage.inmemory` for tests)
-storage: azure
-=> 2: the storage driver `storage.azure` is not supported; use `storage.filesystem` (or `storage.inmemory` for tests)
+  oss:
+=> 3: the storage driver `storage.oss` is not supported; use `storage.filesystem` (or `storage.inmemory` for tests)
+storage: swift
+=> 2: the storage driver `storage.swift` is not supported; use `storage.filesystem` (or `storage.inmemory` for tests)
 storage: {filesystem: {rootdirectory: a}, inmemory: }
 => 2: `storage` names two drivers, `filesystem` and `inmemory`; keep one
 storage: {filesystem: {mode: 0755}}
@@ -642,6 +642,188 @@ hosted: [{name: a, repositories: [a/**]}]
 replicas: {peers: 'a:1', secret: 0123456789abcdef}
 http: {tls: {certificate: c, key: k, clientcas: [a]}}
 => 3: `http.tls.clientauth` requires certificates, which replicas don't show each other; write verify-client-cert-if-given, or remove `replicas`
+storage: {s3: {bucket: abc, region: r1}}
+=> 2: `storage.filesystem.rootdirectory` is missing; write the data directory: the bucket `storage.s3` is a second tier behind it
+storage: {inmemory: , gcs: {bucket: abc}}
+=> 2: `storage.gcs` can't be used with `storage.inmemory`: the bucket is a second tier behind a data directory; write `storage.filesystem.rootdirectory`
+storage:
+  filesystem: {rootdirectory: a}
+  s3: {bucket: abc, region: r1}
+  gcs: {bucket: abc}
+proxy: {remoteurl: 'https://a'}
+=> 5: `storage.gcs` and `storage.s3` are two buckets; keep one
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1}, s3aws: {bucket: abc, region: r1}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3aws` and `storage.s3` are two buckets; keep one
+storage: {filesystem: {rootdirectory: a}, s3: {region: r1}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.bucket` is missing; write the bucket's name
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: Images, region: r1}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.bucket` is "Images"; write the bucket's name: 3 to 63 lower-case letters, digits and . -, with a letter or digit at both ends, such as images
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: 10.0.0.1, region: r1}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.bucket` is "10.0.0.1"; write the bucket's name: 3 to 63 lower-case letters, digits and . -, with a letter or digit at both ends, such as images
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: a--use1-az4--x-s3, region: r1}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.bucket` is "a--use1-az4--x-s3"; directory buckets (S3 Express One Zone) aren't supported
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: a/b, regionendpoint: 'http://b'}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.bucket` is "a/b"; write the bucket's name: 3 to 255 letters, digits and . _ -, such as images
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.region` is missing; write the bucket's region, such as eu-west-1, or `regionendpoint` for a server that isn't Amazon's
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: a/b}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.region` is "a/b"; write a region such as eu-west-1
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, accesskey: a}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.accesskey` is set, but `storage.s3.secretkey` isn't; write both or none
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, secretkey: hunter2}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.secretkey` is set, but `storage.s3.accesskey` isn't; write both or none
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, sessiontoken: hunter2}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.sessiontoken` is set, but `storage.s3.accesskey` isn't; write both or none
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, accesskey: 'a b', secretkey: c}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.accesskey` must be printable ASCII text without blanks and line breaks
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, accesskey: a, secretkey: "hunter2\n"}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.secretkey` must be printable ASCII text without blanks and line breaks
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, secure: false}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.secure` is false, but `regionendpoint` isn't set: Amazon's servers are asked over TLS; remove it, or write `regionendpoint`
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, regionendpoint: 'http://u:hunter2@a'}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.regionendpoint` holds more than an address; write credentials as `accesskey` and `secretkey`
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, regionendpoint: 'ftp://a'}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.regionendpoint` is "ftp://a"; write a URL such as https://objects.example:9000
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, regionendpoint: 'http://10.0.0.1:9000', forcepathstyle: false}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.forcepathstyle` is false, but `regionendpoint` has an address, and the bucket's name can't be put in front of one; remove it
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, rootdirectory: a/../b}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.rootdirectory` is "a/../b"; write a path of letters, digits and . _ - = @ + :, such as registry/images
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, chunksize: 4MiB}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.chunksize` must be from 5MiB to 5GiB
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, chunksize: 6GiB}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.chunksize` must be from 5MiB to 5GiB
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, storageclass: GLACIER}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.storageclass` is "GLACIER"; write STANDARD, NONE, REDUCED_REDUNDANCY, STANDARD_IA, ONEZONE_IA, INTELLIGENT_TIERING or GLACIER_IR
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, encrypt: true, keyid: "a b"}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.keyid` is "a b"; write the id or the ARN of a key
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, v4auth: false}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.v4auth` is not supported: requests are signed with version 4
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, accelerate: true}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.accelerate` is not supported: write `regionendpoint: https://s3-accelerate.amazonaws.com` and `forcepathstyle: false`
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, usedualstack: true}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.usedualstack` is not supported: write `regionendpoint: https://s3.dualstack.REGION.amazonaws.com`
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, usefipsendpoint: true}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.usefipsendpoint` is not supported: write `regionendpoint: https://s3-fips.REGION.amazonaws.com`
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, objectacl: public-read}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.objectacl` is not supported: objects have the bucket's default ACL; remove it, and let the bucket's owner own all objects (`BucketOwnerEnforced`)
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, buket: x}}
+proxy: {remoteurl: 'https://a'}
+=> 2: unknown key `storage.s3.buket`; did you mean `storage.s3.bucket`?
+storage: {filesystem: {rootdirectory: a}, gcs: {keyfile: Cargo.toml}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.gcs.bucket` is missing; write the bucket's name
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: a..b}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.gcs.bucket` is "a..b"; write the bucket's name: 3 to 222 lower-case letters, digits and . _ -, with a letter or digit at both ends, such as images
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc, chunksize: 256KiB}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.gcs.chunksize` must be from 5MiB to 5GiB
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc, keyfile: Cargo.toml, credentials: {client_email: e, private_key: k, private_key_id: i}}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.gcs.credentials` and `storage.gcs.keyfile` are two sources of credentials; keep one
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc, credentials: {type: authorized_user, refresh_token: hunter2}}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.gcs.credentials` isn't the key of a service account; for other credentials, set GOOGLE_APPLICATION_CREDENTIALS to their file
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc, credentials: {client_email: e, private_key: hunter2}}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.gcs.credentials` lacks `private_key_id`; write the keys of a service account's JSON file
+storage: {filesystem: {rootdirectory: a}, azure: {container: abc}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.accountname` is missing; write the storage account's name
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.container` is missing; write the container's name
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: a-b, container: abc}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.accountname` is "a-b"; write the storage account's name: 3 to 24 lower-case letters and digits
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: a--b}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.container` is "a--b"; write the container's name: 3 to 63 lower-case letters, digits and single -, with a letter or digit at both ends, such as images
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, realm: 'https://a'}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.realm` is "https://a"; write the end of the service's host, such as core.chinacloudapi.cn
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, serviceurl: 'https://a/?sig=hunter2'}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.serviceurl` holds more than an address; write credentials as `accountkey`
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, serviceurl: 'http://a'}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.serviceurl` is an http:// URL: tokens would be sent over plain HTTP; write an https:// URL
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, chunksize: 5GiB}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.chunksize` must be from 5MiB to 4000MiB
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, connectionstring: hunter2}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.connectionstring` is not supported: write its parts as `accountname`, `accountkey` and `serviceurl`
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, credentials: {type: cli}}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.credentials.type` is "cli"; write shared_key, client_secret or default_credentials
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, credentials: {type: shared_key}}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.accountkey` is missing; write a key of the storage account
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, credentials: {tenantid: t, secret: hunter2}}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.credentials.clientid` is missing; write the id of the application
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, credentials: {tenantid: t/x, clientid: c, secret: hunter2}}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.credentials.tenantid` is "t/x"; write an id
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, accountkey: hunter2, credentials: {type: default_credentials}}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.accountkey` and `storage.azure.credentials` are two sources of credentials; keep one
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, accountkey: hunter2, credentials: {type: shared_key, clientid: c}}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.credentials.type` isn't client_secret, but `tenantid`, `clientid` or `secret` is set; keep one source of credentials
+storage: {shared: {redirect: busy}}
+=> 2: `storage.shared.redirect` needs a bucket; write `storage.s3`, `storage.gcs` or `storage.azure`, or remove it
+storage: {shared: {redirect: sometimes}}
+=> 2: `storage.shared.redirect` is "sometimes"; write never, busy or always
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, shared: {timeout: 50ms}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.timeout` must be from 100ms to 1m
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, shared: {timeout: 61s}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.timeout` must be from 100ms to 1m
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, shared: {redirect: busy, redirectabove: 0}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.redirectabove` is "0"; write a whole number from 1 to 1000000
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, shared: {maxsize: 80%}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.maxsize` is "80%"; write a size such as 10TiB: a bucket has no size of its own
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, shared: {maxsize: 0}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.maxsize` must be more than 0; without the key, there is no limit
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, shared: {maxsize: 10T}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.maxsize` is "10T"; it must be a size, such as 500MB, 20MiB or 1.5GiB, or a number of bytes
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, shared: {ttl: 30}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.ttl` is "30"; it needs a unit, such as 60s, 10m or 168h
 "#;
 
 /// What follows the version line, and below it the warning, which starts with `config.yml:`.
@@ -749,6 +931,56 @@ storage: {inmemory: , minfree: 1GiB}
 => 2: `storage.minfree` has no effect: `storage.inmemory` uses no file system
 replicas: {peers: 'a:1', secret: 0123456789abcdef, servername: a.example}
 => 2: `replicas.servername` has no effect: replicas speak TLS to each other only where `http.tls` is set
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, skipverify: true}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.skipverify` is true: requests are sent to a server whose certificate isn't checked
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, regionendpoint: 'http://a', skipverify: true}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.skipverify` has no effect: `regionendpoint` begins with http://
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, regionendpoint: 'https://a', secure: false}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.secure` has no effect: `regionendpoint` begins with https://
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, keyid: k}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.keyid` has no effect: `encrypt` isn't true
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, multipartcopychunksize: 33554432}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.multipartcopychunksize` has no effect: objects are copied by one request
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, useragent: x}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.useragent` has no effect: requests have millpond's own
+storage: {filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, loglevel: debug}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.s3.loglevel` has no effect: `log.levels` says what is logged
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc, maxconcurrency: 75}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.gcs.maxconcurrency` has no effect: the number of requests isn't limited by it
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, max_retries: 3}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.max_retries` has no effect: how often requests are sent again is built in
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, realm: a.b, serviceurl: 'https://c'}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.realm` has no effect: `serviceurl` is set
+storage: {filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, skipverify: true}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.azure.skipverify` is true: requests are sent to a server whose certificate isn't checked
+storage: {shared: {ttl: 720h}}
+=> 2: `storage.shared.ttl` has no effect: there is no bucket
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, shared: {ttl: 48h}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.ttl` is only 48h: content is written again at nearly every use
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, shared: {maxsize: 500}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.maxsize` is only 500 bytes: hardly anything fits
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, shared: {redirect: always, redirectabove: 7}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.redirectabove` has no effect: `redirect` isn't busy
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, shared: {redirectprivate: true}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.redirectprivate` has no effect: `redirect` is never
+storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, redirect: {disable: true}, shared: {redirect: busy}}
+proxy: {remoteurl: 'https://a'}
+=> 2: `storage.shared.redirect` has no effect: `storage.redirect.disable` is true
 "#;
 
 /// The configuration and the message of each case of a table.

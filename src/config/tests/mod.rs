@@ -1,4 +1,5 @@
 mod access;
+mod bucket;
 mod download;
 mod messages;
 mod storage;
@@ -251,6 +252,8 @@ fn the_example_has_the_default_values_and_every_key() {
             "two sources",
             "say the same",
             "can't be used with `replicas`",
+            "can't be used with `storage.inmemory`",
+            "are two buckets",
             "which replicas don't show each other",
         ];
         assert!(
@@ -267,8 +270,9 @@ fn the_example_has_the_default_values_and_every_key() {
     let missing: Vec<_> = missing.filter(|path| !is_alternative(path)).collect();
     assert_eq!(
         missing,
-        ["tags", "loglevel"],
-        "a section without effect and a deprecated key aren't shown; all others are"
+        ["tags", "loglevel", "storage.s3aws"],
+        "a section without effect, a deprecated key and another name of a section aren't shown; all \
+         others are"
     );
 }
 

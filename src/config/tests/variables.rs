@@ -28,6 +28,47 @@ REGISTRY_DENY={digests: []} => deny:
 REGISTRY_PROXY_ANONYMOUS=true =>   anonymous: true
 REGISTRY_STORAGE=inmemory =>   inmemory: {}
 REGISTRY_STORAGE_FILESYSTEM_MODE=0600 =>     mode: '0600'
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1}} =>     bucket: abc
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1}} =>     region: r1
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3aws: {bucket: abc, region: r1}} =>     bucket: abc
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, regionendpoint: 'a:9000'}} =>     regionendpoint: https://a:9000/
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, regionendpoint: 'a:9000'}} =>     forcepathstyle: true
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, regionendpoint: 'a:9000', secure: false}} =>     regionendpoint: http://a:9000/
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, rootdirectory: /a/b/}} =>     rootdirectory: a/b
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, accesskey: a, secretkey: hunter2}} =>     accesskey: a
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, accesskey: a, secretkey: hunter2}} =>     secretkey: <hidden>
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, accesskey: a, secretkey: hunter2, sessiontoken: hunter2}} =>     sessiontoken: <hidden>
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, forcepathstyle: true}} =>     forcepathstyle: true
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, skipverify: true}} =>     skipverify: true
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, encrypt: true}} =>     encrypt: true
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, encrypt: true, keyid: k}} =>     keyid: k
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, storageclass: standard_ia}} =>     storageclass: STANDARD_IA
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1, chunksize: 5242880}} =>     chunksize: 5MiB
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, gcs: {bucket: abc}} =>     bucket: abc
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, gcs: {bucket: abc, keyfile: Cargo.toml}} =>     keyfile: Cargo.toml
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, gcs: {bucket: abc, credentials: {client_email: e, private_key: hunter2, private_key_id: i}}} =>       private_key: <hidden>
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, gcs: {bucket: abc, rootdirectory: a}} =>     rootdirectory: a
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, gcs: {bucket: abc, chunksize: 8MiB}} =>     chunksize: 8MiB
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc}} =>     accountname: abc
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc}} =>     container: abc
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, accountkey: hunter2}} =>     accountkey: <hidden>
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, realm: core.chinacloudapi.cn}} =>     realm: core.chinacloudapi.cn
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, serviceurl: 'https://a/b'}} =>     serviceurl: https://a/b
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, credentials: {tenantid: t, clientid: c, secret: hunter2}}} =>       type: client_secret
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, credentials: {tenantid: t, clientid: c, secret: hunter2}}} =>       tenantid: t
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, credentials: {tenantid: t, clientid: c, secret: hunter2}}} =>       clientid: c
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, credentials: {tenantid: t, clientid: c, secret: hunter2}}} =>       secret: <hidden>
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, skipverify: true}} =>     skipverify: true
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, rootdirectory: a}} =>     rootdirectory: a
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, azure: {accountname: abc, container: abc, chunksize: 8MiB}} =>     chunksize: 8MiB
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1}, shared: {timeout: 1s}} =>     timeout: 1s
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1}, shared: {redirect: always}} =>     redirect: always
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1}, shared: {redirect: busy, redirectabove: 7}} =>     redirectabove: 7
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1}, shared: {redirect: busy, redirectprivate: true}} =>     redirectprivate: true
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1}, shared: {ttl: 30days}} =>     ttl: 720h
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1}, shared: {ttl: 0}} =>     ttl: 0s
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1}, shared: {maxsize: 10tib}} =>     maxsize: 10TiB
+REGISTRY_STORAGE={filesystem: {rootdirectory: a}, s3: {bucket: abc, region: r1}, redirect: {disable: true}} =>     disable: true
 REGISTRY_HTTP_ADDR=127.0.0.1:1 =>   addr: 127.0.0.1:1
 REGISTRY_HTTP_ADDR=':1' =>   addr: :1
 REGISTRY_HTTP_NET=tcp =>   net: tcp
@@ -198,6 +239,7 @@ fn other(name: &str) -> (&'static str, &'static str) {
         Some("CERTIFICATE") => ("REGISTRY_PROXY_KEY", "Cargo.toml"),
         Some("KEY") => ("REGISTRY_PROXY_CERTIFICATE", "Cargo.toml"),
         Some("NAME") => ("REGISTRY_HOSTED_0_REPOSITORIES", "['ci/**']"),
+        Some("STORAGE") => ("REGISTRY_PROXY_REMOTEURL", "https://registry-1.docker.io"),
         Some("REMOTEURL") => ("REGISTRY_HOSTED", "[{name: ci, repositories: ['ci/**']}]"),
         _ => ("REGISTRY_UNUSED", ""),
     }
@@ -299,8 +341,9 @@ REGISTRY_AUTH={ => the value is not valid YAML:
 REGISTRY_AUTH_SILLY_REALM=x => `auth.silly` is not supported:
 REGISTRY_HTTP_TLS_LETSENCRYPT_EMAIL=a@b.c => `http.tls.letsencrypt` is not supported:
 REGISTRY_HTTP_TLS={certificate: c, key: k, minimumtls: x} => `http.tls.minimumtls` is "x"; write tls1.2 or tls1.3
-REGISTRY_STORAGE_S3_BUCKET=x => the storage driver `storage.s3` is not supported
-REGISTRY_STORAGE=s3 => the storage driver `storage.s3` is not supported
+REGISTRY_STORAGE_OSS_BUCKET=x => the storage driver `storage.oss` is not supported
+REGISTRY_STORAGE=swift => the storage driver `storage.swift` is not supported
+REGISTRY_STORAGE_GCS_BUCKET=x => `storage.gcs.bucket` is "x"; write the bucket's name:
 REGISTRY_HTTP_HEADERS={ => the value is not valid YAML:
 REGISTRY_HTTP={adr: x} => unknown key `http.adr`; did you mean `http.addr`?
 REGISTRY_HTTP={addr: ':1', addr: ':1'} => the key `addr` is repeated; keep one
