@@ -8,7 +8,7 @@ use super::client::Stores;
 use super::error::{BucketSetupError, Told};
 use super::http::Http;
 use crate::config::{Azure, AzureCredentials, BucketStore, Gcs, GcsKey, S3, S3Encryption};
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{
@@ -48,18 +48,14 @@ fn s3(s3: &S3, http: Http) -> Result<Stores, BucketSetupError> {
                 None => builder,
             }
         }
-        None => AmazonS3Builder::from_env(),
-    };
-    let url = s3.url();
-    let endpoint = match url.strip_suffix(&format!("/{}", s3.bucket)) {
-        Some(endpoint) if s3.force_path_style => endpoint,
-        _ => &url,
+        None => with_credentials_of_environment(AmazonS3Builder::new()),
     };
     let builder = builder
         .with_region(&s3.region)
         .with_bucket_name(&s3.bucket)
-        .with_endpoint(endpoint)
-        .with_virtual_hosted_style_request(!s3.force_path_style)
+        // It has the bucket's name, in its host or its path.
+        .with_endpoint(s3.url())
+        .with_virtual_hosted_style_request(true)
         // TLS protects what is sent; without it, the signature does.
         .with_unsigned_payload(s3.is_secure())
         .with_allow_http(!s3.is_secure())
@@ -84,6 +80,40 @@ fn s3(s3: &S3, http: Http) -> Result<Stores, BucketSetupError> {
         signer: Some(store),
         attributes: Attributes::from_iter(class),
     })
+}
+
+/// Only the credentials: the rest of the environment's settings would replace the configured ones.
+fn with_credentials_of_environment(builder: AmazonS3Builder) -> AmazonS3Builder {
+    use AmazonS3ConfigKey as Key;
+    let is_credential = |key: &Key| {
+        matches!(
+            key,
+            Key::AccessKeyId
+                | Key::SecretAccessKey
+                | Key::Token
+                | Key::WebIdentityTokenFile
+                | Key::RoleArn
+                | Key::RoleSessionName
+                | Key::StsEndpoint
+                | Key::ContainerCredentialsRelativeUri
+                | Key::ContainerCredentialsFullUri
+                | Key::ContainerAuthorizationTokenFile
+                | Key::MetadataEndpoint
+                | Key::ImdsV1Fallback
+        )
+    };
+    let variables = std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        let key: Key = name
+            .strip_prefix("AWS_")
+            .and(name.to_ascii_lowercase().parse().ok())?;
+        Some((key, value.into_string().ok()?))
+    });
+    variables
+        .filter(|(key, _)| is_credential(key))
+        .fold(builder, |builder, (key, value)| {
+            builder.with_config(key, value)
+        })
 }
 
 fn gcs(gcs: &Gcs, http: Http) -> Result<Stores, BucketSetupError> {

@@ -190,7 +190,11 @@ impl Bucket {
     }
 
     /// Sees to it that the bucket has content that a link is about to rely on.
-    async fn upload_content(&self, digest: &Digest, is_absent: bool) -> Result<Content, BucketError> {
+    async fn upload_content(
+        &self,
+        digest: &Digest,
+        is_absent: bool,
+    ) -> Result<Content, BucketError> {
         let key = keys::blob(digest);
         let there = match is_absent {
             true => None,
