@@ -132,7 +132,6 @@ impl Bucket {
                 Ok(Ended::Gone) => BucketUpload::Dropped,
                 Err(_) => BucketUpload::Failed,
             };
-            self.metrics.upload(result);
             let has_failed = match uploaded {
                 Ok(_) => {
                     self.uploading.succeeded();
@@ -145,6 +144,7 @@ impl Bucket {
                     true
                 }
             };
+            self.metrics.upload(result);
             self.queue.ended(entry, has_failed);
             self.metrics.queued(self.queue.len());
             if has_failed && drain.is_cancelled() {
