@@ -1,9 +1,11 @@
 //! Wires hosted repositories.
 
+use std::sync::Arc;
+
 use super::Shared;
 use crate::cache::HostedPolicy;
 use crate::config::{Config, HostedSpace, Http, PushSync, authority};
-use crate::hosted::{Hosted, Incomplete, SpaceSettings, SyncMode};
+use crate::hosted::{Hosted, Incomplete, Sharing, SpaceSettings, SyncMode};
 use crate::server::HostedRepositories;
 
 /// What is kept of the repositories of each space.
@@ -56,8 +58,12 @@ impl Shared {
     pub(super) fn hosted(&self, config: &Config) -> Option<Hosted> {
         let spaces = settings(config);
         (!spaces.is_empty()).then(|| {
+            let sharing = self.bucket.as_ref().map(|bucket| Sharing {
+                bucket: Arc::clone(bucket),
+                is_promised: config.replicas.is_some(),
+            });
             Hosted::start(
-                self.cache.clone(),
+                (self.cache.clone(), sharing),
                 self.clock,
                 spaces,
                 &self.background.tracked_by(&self.tasks),

@@ -17,6 +17,7 @@
 mod circuit;
 mod client;
 mod error;
+mod hosted;
 mod http;
 mod keys;
 mod quarantine;
@@ -38,7 +39,7 @@ pub use error::{BucketError, BucketSetupError};
 use http::{Date, Http};
 use queue::Queue;
 pub use queue::Upload;
-pub use reading::SharedContent;
+pub use reading::{Hosted, SharedContent};
 use uploads::Uploading;
 
 use crate::cache::Cache;
@@ -46,11 +47,17 @@ use crate::clock::Clock;
 use crate::config;
 use crate::error_chain::on_one_line;
 use crate::metrics::{BucketMetrics, Metrics};
+use crate::oci::Digest;
 
 /// How long the whole of a small object may take.
 const SMALL_TIME: Duration = Duration::from_secs(30);
 /// How often the queue is saved, if it has changed.
 const SAVED_EVERY: Duration = Duration::from_secs(5);
+
+/// What is remembered of pushes.
+const MAX_SHARED: usize = 100_000;
+/// Links and tags of hosted repositories that are remembered.
+const MAX_POINTERS: usize = 10_000;
 
 /// The bucket.
 #[derive(Debug)]
@@ -58,6 +65,10 @@ pub struct Bucket {
     objects: Objects,
     circuit: Circuit,
     queue: Queue,
+    /// What a push has uploaded.
+    shared: quick_cache::sync::Cache<Upload, ()>,
+    /// Links and tags that were read, with their etags.
+    pointers: quick_cache::sync::Cache<String, (String, Digest)>,
     uploading: Uploading,
     cache: Cache,
     /// How long unused content stays; none is forever.
@@ -96,6 +107,8 @@ impl Bucket {
             objects: objects.map_err(|error| BucketSetupError::Client(Arc::new(error)))?,
             circuit: Circuit::default(),
             queue: Queue::default(),
+            shared: quick_cache::sync::Cache::new(MAX_SHARED),
+            pointers: quick_cache::sync::Cache::new(MAX_POINTERS),
             uploading: Uploading::new(config.store.chunk_size()),
             cache,
             ttl: config.shared.ttl,

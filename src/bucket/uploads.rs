@@ -89,7 +89,7 @@ impl Uploading {
 }
 
 /// How an upload has ended.
-enum Ended {
+pub(super) enum Ended {
     Done,
     /// The content is here no more, and isn't in the bucket either.
     Gone,
@@ -153,7 +153,7 @@ impl Bucket {
         }
     }
 
-    async fn upload_one(&self, entry: &Entry) -> Result<Ended, BucketError> {
+    pub(super) async fn upload_one(&self, entry: &Entry) -> Result<Ended, BucketError> {
         let Upload {
             repo,
             kind,
@@ -168,7 +168,6 @@ impl Bucket {
             return Ok(Ended::Done);
         }
         let content = self.upload_content(digest, entry.is_absent).await?;
-        let text = || vec![Bytes::from(digest.to_string())];
         let link = keys::link(repo, *kind, digest);
         let is_linked = match content {
             Content::Gone => return Ok(Ended::Gone),
@@ -179,12 +178,12 @@ impl Bucket {
             }
         };
         if !is_linked {
-            self.objects.put(&link, text()).await?;
+            self.put_pointer(&link, digest).await?;
         }
         if let (Some(tag), Some(current)) = (tag, &current) {
             let index = keys::tag_index(repo, tag, digest);
-            self.objects.put(&index, text()).await?;
-            self.objects.put(current, text()).await?;
+            self.put_pointer(&index, digest).await?;
+            self.put_pointer(current, digest).await?;
         }
         Ok(Ended::Done)
     }

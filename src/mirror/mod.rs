@@ -17,6 +17,7 @@ mod bucket_manifest;
 mod described;
 mod error;
 mod exchange;
+mod hosted;
 mod keep_fresh;
 mod lists;
 mod logins;
