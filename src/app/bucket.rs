@@ -44,6 +44,13 @@ impl Shared {
         let keep = move || Arc::clone(&keeper).keep_queue();
         self.background
             .spawn_restarted("queue of uploads", stop, keep);
+        if let Some(losses) = self.cache.losses() {
+            let (follower, stop) = (Arc::clone(bucket), self.stop_now.clone());
+            self.background.spawn(async move {
+                let following = follower.follow_losses(losses);
+                stop.run_until_cancelled(following).await;
+            });
+        }
         let (greeted, stop) = (Arc::clone(bucket), self.stop_now.clone());
         self.background.spawn(async move {
             stop.run_until_cancelled(greeted.greet()).await;

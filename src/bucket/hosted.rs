@@ -1,14 +1,33 @@
 //! What a push promises: its content is in the bucket before its success is answered.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use super::error::BucketError;
 use super::queue::Upload;
 use super::reading::Pointer;
 use super::uploads::Ended;
 use super::{Bucket, keys};
-use crate::cache::LinkKind;
+use crate::cache::{Link, LinkKind, Loss};
+use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName, Tag};
+
+/// How often the bucket is asked to remove something.
+const ATTEMPTS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+fn upload(repo: &RepoName, kind: LinkKind, digest: &Digest) -> Upload {
+    Upload {
+        repo: repo.clone(),
+        kind,
+        digest: *digest,
+        tag: None,
+    }
+}
 
 impl Bucket {
     /// Uploads content that is stored here, with the repository's link, unless it is known to be there.
@@ -19,12 +38,7 @@ impl Bucket {
         kind: LinkKind,
         digest: &Digest,
     ) -> Result<(), BucketError> {
-        let upload = Upload {
-            repo: repo.clone(),
-            kind,
-            digest: *digest,
-            tag: None,
-        };
+        let upload = upload(repo, kind, digest);
         if self.shared.get(&upload).is_some() {
             return Ok(());
         }
@@ -44,6 +58,7 @@ impl Bucket {
         content: Bytes,
     ) -> Result<(), BucketError> {
         let link = keys::link(repo, LinkKind::Revision, digest);
+        let _claim = self.queue.claim(&upload(repo, LinkKind::Revision, digest)).await;
         self.objects.put(&keys::blob(digest), vec![content]).await?;
         self.put_pointer(&link, digest).await
     }
@@ -55,6 +70,7 @@ impl Bucket {
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), BucketError> {
+        let _lock = self.tags.lock((repo.clone(), tag.clone())).await;
         self.put_pointer(&keys::tag_index(repo, tag, digest), digest)
             .await?;
         self.put_pointer(&keys::tag_current(repo, tag), digest).await
@@ -67,12 +83,9 @@ impl Bucket {
         kind: LinkKind,
         digest: &Digest,
     ) -> Result<(), BucketError> {
-        self.shared.remove(&Upload {
-            repo: repo.clone(),
-            kind,
-            digest: *digest,
-            tag: None,
-        });
+        let upload = upload(repo, kind, digest);
+        let _claim = self.queue.claim(&upload).await;
+        self.shared.remove(&upload);
         self.objects.delete(&keys::link(repo, kind, digest)).await
     }
 
@@ -84,6 +97,7 @@ impl Bucket {
         named: Option<&Digest>,
     ) -> Result<(), BucketError> {
         let current = keys::tag_current(repo, tag);
+        let _lock = self.tags.lock((repo.clone(), tag.clone())).await;
         if let Some(named) = named {
             match self.ask_pointer(&current, None).await? {
                 Pointer::To(digest, _) if digest == *named => {}
@@ -91,6 +105,36 @@ impl Bucket {
             }
         }
         self.objects.delete(&current).await
+    }
+
+    /// Removes what hosted repositories lose here from the bucket, too. Ends with the cache.
+    pub async fn follow_losses(self: Arc<Self>, mut losses: mpsc::Receiver<Loss>) {
+        while let Some(Loss { link, tags }) = losses.recv().await {
+            let mut pause = FIRST_PAUSE;
+            for _attempt in 0..ATTEMPTS {
+                let Err(error) = self.lose(&link, &tags).await else {
+                    break;
+                };
+                tracing::warn!(repo = %link.repo, digest = %link.digest, error = %on_one_line(&error), "the bucket keeps what a hosted repository has lost");
+                sleep(pause).await;
+                pause *= 4;
+            }
+        }
+    }
+
+    async fn lose(&self, link: &Link, tags: &[Tag]) -> Result<(), BucketError> {
+        let Link { repo, kind, digest } = link;
+        for tag in tags {
+            self.unshare_tag(repo, tag, Some(digest)).await?;
+        }
+        let upload = upload(repo, *kind, digest);
+        let _claim = self.queue.claim(&upload).await;
+        // It may have been pushed again.
+        if self.cache.has_link(link).await {
+            return Ok(());
+        }
+        self.shared.remove(&upload);
+        self.objects.delete(&keys::link(repo, *kind, digest)).await
     }
 
     pub(super) async fn put_pointer(&self, key: &str, to: &Digest) -> Result<(), BucketError> {

@@ -42,12 +42,12 @@ pub use queue::Upload;
 pub use reading::{Hosted, SharedContent};
 use uploads::Uploading;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, KeyLocks};
 use crate::clock::Clock;
 use crate::config;
 use crate::error_chain::on_one_line;
 use crate::metrics::{BucketMetrics, Metrics};
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoName, Tag};
 
 /// How long the whole of a small object may take.
 const SMALL_TIME: Duration = Duration::from_secs(30);
@@ -65,6 +65,8 @@ pub struct Bucket {
     objects: Objects,
     circuit: Circuit,
     queue: Queue,
+    /// Tags that are being changed.
+    tags: Arc<KeyLocks<(RepoName, Tag)>>,
     /// What a push has uploaded.
     shared: quick_cache::sync::Cache<Upload, ()>,
     /// Links and tags that were read, with their etags.
@@ -107,6 +109,7 @@ impl Bucket {
             objects: objects.map_err(|error| BucketSetupError::Client(Arc::new(error)))?,
             circuit: Circuit::default(),
             queue: Queue::default(),
+            tags: Arc::default(),
             shared: quick_cache::sync::Cache::new(MAX_SHARED),
             pointers: quick_cache::sync::Cache::new(MAX_POINTERS),
             uploading: Uploading::new(config.store.chunk_size()),

@@ -46,14 +46,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, ImagePattern, Manifest, RepoName, Tag};
 use crate::storage::Store;
+pub(crate) use crate::storage::KeyLocks;
 pub use crate::storage::{
-    Content, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError, UploadFile,
+    Content, Link, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError, UploadFile,
 };
 use crate::tasks::Tasks;
 
@@ -65,6 +67,7 @@ pub use index::{EntryView, ImageView, Selection, SelectionError, Usage};
 use index::{Index, Trust};
 pub use inner::Counts;
 use inner::Inner;
+pub use inner::Loss;
 pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
 use partials::Partials;
@@ -282,6 +285,11 @@ impl Cache {
     /// Whether the store works: tries what pulls need, reading and writing.
     pub async fn check_store(&self) -> Result<(), StoreError> {
         self.inner.store.check().await
+    }
+
+    /// What hosted repositories lose from now on. None from the second call on.
+    pub fn losses(&self) -> Option<mpsc::Receiver<Loss>> {
+        self.inner.losses()
     }
 
     /// Bytes that the file system of the store has left; none where that is unknown.

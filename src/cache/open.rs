@@ -147,6 +147,11 @@ impl Cache {
         is_right.then(|| blob.held(hold))
     }
 
+    /// Whether the store has a link.
+    pub async fn has_link(&self, link: &Link) -> bool {
+        self.readable("link", self.inner.store.linked(link).await)
+    }
+
     /// Links a blob that is open into a repository. The caller has proof that the repository has it.
     /// False when the link can't be written: then the next request needs the proof again.
     pub async fn link(&self, repo: &RepoName, digest: &Digest, blob: &CachedBlob) -> bool {
