@@ -437,6 +437,7 @@ impl Metrics {
 
     /// Everything as text. Takes milliseconds when there are many series: not for a thread of the runtime.
     pub fn render_as(&self, format: Format) -> String {
+        self.upstreams.copy_hits(&self.requests);
         let mut text = String::new();
         if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             tracing::error!(error = %on_one_line(&error), "the metrics can't be written as text");

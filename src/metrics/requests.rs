@@ -256,6 +256,31 @@ impl Requests {
         }
     }
 
+    /// Answers with content that came from the cache alone, their body bytes, and the times until their first
+    /// byte.
+    pub(super) fn hits(&self) -> (u64, u64, Totals) {
+        let (mut requests, mut bytes, mut times) = (0, 0, Totals::default());
+        let hits = answers().enumerate().filter(|(_, (route, result))| {
+            matches!(route, Kind::Manifest | Kind::Blob) && *result == Outcome::Hit
+        });
+        for (position, _) in hits {
+            for upstream in self.known_upstreams() {
+                bytes += sum(&upstream.counts, |counts| counts.bytes.get(position));
+                for at in 0..STATUSES.len() {
+                    requests += sum(&upstream.counts, |counts| {
+                        counts.requests.get(position)?.get(at)
+                    });
+                }
+            }
+            for copy in copies(&self.times) {
+                if let Some(buckets) = copy.first_byte.get(position) {
+                    times.add(buckets);
+                }
+            }
+        }
+        (requests, bytes, times)
+    }
+
     /// Calls `each` with upstream, route, result, status and count of each request counter that isn't 0.
     fn for_each_request(
         &self,
