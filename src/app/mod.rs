@@ -238,7 +238,7 @@ impl App {
             store,
             Arc::clone(&metrics),
             clock,
-            cache::settings(config),
+            replicas::cache_settings(config, replication.as_ref()),
             &background,
             &stop_now,
         );

@@ -40,7 +40,7 @@ pub use histogram::Histogram;
 use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
 pub use labels::{
     Authentication, Degraded, Ending, Handshake, KeptFresh, Kind, Outcome, RefusedCaller,
-    RefusedConnection, Removal, TokenAge, TokenFetch,
+    RefusedConnection, Relayed, Removal, TokenAge, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
 pub use replicas::ReplicaMetrics;

@@ -74,6 +74,8 @@ mod push;
 mod ranges;
 mod reasons;
 mod redirect;
+mod relay;
+mod relay_body;
 mod reply;
 mod retry;
 mod route;
@@ -86,6 +88,7 @@ mod token_requests;
 mod transport;
 mod upload_body;
 mod usage;
+mod writer;
 
 #[cfg(test)]
 mod tests;
@@ -134,6 +137,8 @@ pub use push::{PushedManifest, StartedUpload, UploadSession};
 pub use ranges::{BlobRanges, MAX_RANGE_HEADER, MAX_RANGES};
 pub use reasons::{NOT_FOUND, wrong_answer};
 pub use redirect::RedirectError;
+pub use relay::{RelayAnswer, RelayChunks, RelayError, RelayRequest, read_answer};
+pub use relay_body::{BodyFeed, RelayBody, relay_body};
 pub use retry::MAX_RETRY_AFTER;
 pub use route::BlobRoute;
 pub use secret_files::find_account;

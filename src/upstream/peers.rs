@@ -28,6 +28,7 @@ use super::Upstream;
 use super::endpoint::Endpoint;
 use super::error::{Failure, SetupError, UpstreamError};
 use super::peer::{Peer, PeerOptions};
+use super::writer::Writer;
 use crate::clock::Clock;
 use crate::config::{ReplicaPeers, Replicas};
 use crate::error_chain::on_one_line;
@@ -36,7 +37,7 @@ use crate::oci::{Digest, Reference, RepoName, Tag};
 use crate::replicas::{Marks, Members};
 
 /// How often the members are looked up.
-const INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const INTERVAL: Duration = Duration::from_secs(5);
 /// The first pause before a replica is asked again that still waits for one that has failed.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -99,6 +100,8 @@ pub struct Peers {
     own: Option<String>,
     port: Option<u16>,
     known: RwLock<Arc<Known>>,
+    /// The replica that writes hosted content; none where nothing is hosted.
+    pub(super) writer: Option<Writer>,
     options: Arc<PeerOptions>,
 }
 
@@ -142,21 +145,25 @@ impl Peers {
         };
         let host = dns.as_deref().and_then(|name| name.rsplit_once(':'));
         let host = host.map(|(host, _)| host.to_owned());
+        let options = Arc::new(PeerOptions {
+            marks,
+            timeout: config.timeout,
+            server_name: config.server_name.clone().or(host),
+            tls,
+            prefix: prefix.to_owned(),
+            clock,
+            metrics: Arc::clone(metrics),
+            counts: metrics.peers(),
+        });
+        let writer = config.hosted_writer.as_ref();
+        let writer = writer.map(|writer| Writer::new(writer, &options));
         let peers = Self {
             dns,
             own: config.own.clone(),
             port,
             known: RwLock::default(),
-            options: Arc::new(PeerOptions {
-                marks,
-                timeout: config.timeout,
-                server_name: config.server_name.clone().or(host),
-                tls,
-                prefix: prefix.to_owned(),
-                clock,
-                metrics: Arc::clone(metrics),
-                counts: metrics.peers(),
-            }),
+            writer: writer.transpose()?,
+            options,
         };
         if let ReplicaPeers::List(list) = &config.peers {
             let own = match &config.own {
@@ -165,7 +172,11 @@ impl Peers {
             };
             let names = list.iter().map(String::as_str);
             peers.set(Members::new(names, Some(&own)))?;
+            if let Some(writer) = &peers.writer {
+                writer.set_own(writer.is_member(&own));
+            }
         }
+        peers.find_writer().await;
         Ok(peers)
     }
 
@@ -176,6 +187,7 @@ impl Peers {
         loop {
             if let Some(name) = &self.dns {
                 self.look_up(name, &mut lookup).await;
+                self.find_writer().await;
             }
             self.probe().await;
             self.show();
@@ -218,10 +230,9 @@ impl Peers {
     /// Asks those that have failed, and aren't skipped any more, whether they are there.
     async fn probe(&self) {
         let known = Arc::clone(&self.known.read());
-        let failed = known
-            .peers
-            .values()
-            .filter(|peer| peer.has_failed() && !peer.is_skipped());
+        let writer = self.writer.iter().map(Writer::peer);
+        let all = known.peers.values().chain(writer);
+        let failed = all.filter(|peer| peer.has_failed() && !peer.is_skipped());
         join_all(failed.map(|peer| peer.probe())).await;
     }
 
@@ -258,6 +269,22 @@ impl Peers {
         *self.known.write() = Arc::new(Known { members, peers });
         self.show();
         Ok(())
+    }
+
+    /// Whether DNS names the replicas.
+    pub(super) fn is_dns(&self) -> bool {
+        self.dns.is_some()
+    }
+
+    /// This replica's address, where the operator writes it, and the port that it listens on.
+    pub(super) fn own_socket(&self) -> (Option<SocketAddr>, Option<u16>) {
+        let own = self.own.as_ref();
+        (own.and_then(|own| own.parse().ok()), self.port)
+    }
+
+    /// The connections to another member.
+    pub(super) fn member(&self, name: &str) -> Option<Arc<Peer>> {
+        self.known.read().peers.get(name).cloned()
     }
 
     /// How many other replicas there are, and those of them that have failed and haven't answered since.
@@ -416,6 +443,6 @@ fn own_address(addresses: &[SocketAddr], port: Option<u16>) -> Option<String> {
 }
 
 /// Whether an address is this machine's: only then can a socket have it.
-fn is_local(address: IpAddr) -> bool {
+pub(super) fn is_local(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }

@@ -73,8 +73,9 @@ impl HostedHandlers {
             }
         };
         answer::keep_private(!self.access.is_open(), &mut response);
-        let watch = self.access.watch(name, digest);
-        response.body_mut().watched(watch);
+        if call.is_of_client() {
+            response.body_mut().watched(self.access.watch(name, digest));
+        }
         Ok((response, Outcome::Hit))
     }
 
@@ -86,9 +87,11 @@ impl HostedHandlers {
         digest: &Digest,
     ) -> Result<CachedBlob, HostedError> {
         let may_push = OnceLock::new();
-        // Who can't push it has no use for another repository's blob, and mustn't learn of it.
+        // Who can't push it has no use for another repository's blob, and mustn't learn of it. Where another
+        // replica writes, that one decides.
         let may_reuse = |stored: &RepoName| {
             call.mode == ReadMode::Head
+                && call.relay.is_none()
                 && *may_push.get_or_init(|| self.may_push(call, name))
                 && self.may_pull(call, stored)
         };
