@@ -215,6 +215,7 @@ impl Peer {
             headers: response.headers().clone(),
             writer: Arc::clone(&self.name),
             body: Answering {
+                length: response.content_length(),
                 chunks: Some(chunks(response)),
                 received: 0,
                 peer: Arc::clone(self),
@@ -360,8 +361,10 @@ fn chunks(response: Response) -> BoxStream<'static, Result<Bytes, reqwest::Error
 struct Answering {
     /// None once it has ended.
     chunks: Option<BoxStream<'static, Result<Bytes, reqwest::Error>>>,
-    /// Bytes.
+    /// Bytes that have come.
     received: u64,
+    /// Bytes that the whole body has, if that is announced: then nobody may ask for its end.
+    length: Option<u64>,
     peer: Arc<Peer>,
     url: Url,
     counted: Counted,
@@ -381,6 +384,9 @@ impl Answering {
                 }
                 Ok(Some(Ok(chunk))) => {
                     self.received = self.received.saturating_add(chunk.len() as u64);
+                    if self.length == Some(self.received) {
+                        self.counted.result = Relayed::Answered;
+                    }
                     self.chunks = Some(chunks);
                     return Some((Ok(chunk), self));
                 }

@@ -65,6 +65,8 @@ mod ranges;
 mod rate_limits;
 mod reload;
 mod replicas;
+mod replicas_hosted;
+mod replicas_relay;
 mod replicas_setup;
 mod replicas_tags;
 mod request_ids;
