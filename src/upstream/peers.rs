@@ -16,18 +16,21 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Upstream;
 use super::endpoint::Endpoint;
 use super::error::{Failure, SetupError, UpstreamError};
+use super::own_address::{own_address, own_entries};
 use super::peer::{Peer, PeerOptions};
+use super::relay::RelayRequest;
+use super::relay_answer::{RelayAnswer, RelayError};
 use super::writer::Writer;
 use crate::clock::Clock;
 use crate::config::{ReplicaPeers, Replicas};
@@ -37,7 +40,7 @@ use crate::oci::{Digest, Reference, RepoName, Tag};
 use crate::replicas::{Marks, Members};
 
 /// How often the members are looked up.
-pub(super) const INTERVAL: Duration = Duration::from_secs(5);
+const INTERVAL: Duration = Duration::from_secs(5);
 /// The first pause before a replica is asked again that still waits for one that has failed.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -101,7 +104,7 @@ pub struct Peers {
     port: Option<u16>,
     known: RwLock<Arc<Known>>,
     /// The replica that writes hosted content; none where nothing is hosted.
-    pub(super) writer: Option<Writer>,
+    writer: Option<Writer>,
     options: Arc<PeerOptions>,
 }
 
@@ -168,15 +171,16 @@ impl Peers {
         if let ReplicaPeers::List(list) = &config.peers {
             let own = match &config.own {
                 Some(own) => own.clone(),
-                None => own_entry(list, port).await?,
+                None => only(own_entries(list, port).await)?,
             };
             let names = list.iter().map(String::as_str);
             peers.set(Members::new(names, Some(&own)))?;
             if let Some(writer) = &peers.writer {
-                writer.set_own(writer.is_member(&own));
+                writer.set_own(writer.name() == own);
             }
+        } else {
+            peers.find_writer().await;
         }
-        peers.find_writer().await;
         Ok(peers)
     }
 
@@ -271,20 +275,31 @@ impl Peers {
         Ok(())
     }
 
-    /// Whether DNS names the replicas.
-    pub(super) fn is_dns(&self) -> bool {
-        self.dns.is_some()
+    /// Finds out whether this replica is the writer of hosted content, where DNS names the replicas.
+    async fn find_writer(&self) {
+        if let Some(writer) = &self.writer {
+            let own = self.own.as_ref().and_then(|own| own.parse().ok());
+            writer.look_up(own, self.port).await;
+        }
     }
 
-    /// This replica's address, where the operator writes it, and the port that it listens on.
-    pub(super) fn own_socket(&self) -> (Option<SocketAddr>, Option<u16>) {
-        let own = self.own.as_ref();
-        (own.and_then(|own| own.parse().ok()), self.port)
+    /// Whether this replica writes hosted content.
+    pub fn writes_hosted(&self) -> bool {
+        self.writer.as_ref().is_some_and(Writer::is_own)
     }
 
-    /// The connections to another member.
-    pub(super) fn member(&self, name: &str) -> Option<Arc<Peer>> {
-        self.known.read().peers.get(name).cloned()
+    /// The same, now and from then on. None where no replica writes hosted content.
+    pub fn follow_writer(&self) -> Option<watch::Receiver<bool>> {
+        self.writer.as_ref().map(Writer::follow)
+    }
+
+    /// Relays a request to the replica that writes hosted content. What that one refuses is an answer; an
+    /// error means that there is none.
+    pub async fn relay(&self, request: RelayRequest) -> Result<RelayAnswer, RelayError> {
+        let writer = self.writer.as_ref().ok_or(RelayError::NoWriter)?;
+        let member = self.known.read().peers.get(writer.name()).cloned();
+        let peer = member.as_ref().unwrap_or(writer.peer());
+        peer.relay(request).await
     }
 
     /// How many other replicas there are, and those of them that have failed and haven't answered since.
@@ -412,37 +427,11 @@ impl Upstream {
     }
 }
 
-/// The entry of a list that is this machine's.
-async fn own_entry(list: &[String], port: Option<u16>) -> Result<String, PeersError> {
-    let mut own = Vec::new();
-    for entry in list {
-        let looked_up = timeout(INTERVAL, tokio::net::lookup_host(entry)).await;
-        let addresses = looked_up.map(|addresses| addresses.map(Iterator::collect));
-        let addresses: Vec<SocketAddr> = match addresses {
-            Ok(Ok(addresses)) => addresses,
-            Ok(Err(_)) | Err(_) => continue,
-        };
-        if own_address(&addresses, port).is_some() {
-            own.push(entry.clone());
-        }
-    }
+/// This replica's entry of a list, of which these entries are this machine's.
+fn only(mut own: Vec<String>) -> Result<String, PeersError> {
     match own.len() {
         0 => Err(PeersError::NoSelf),
         1 => Ok(own.swap_remove(0)),
         _ => Err(PeersError::ManySelves(own.join(", "))),
     }
-}
-
-/// The first of the addresses that is this machine's and, where that is known, has the port that this
-/// replica listens on.
-fn own_address(addresses: &[SocketAddr], port: Option<u16>) -> Option<String> {
-    let mut addresses = addresses.iter();
-    let own = addresses
-        .find(|address| port.is_none_or(|port| port == address.port()) && is_local(address.ip()));
-    own.map(ToString::to_string)
-}
-
-/// Whether an address is this machine's: only then can a socket have it.
-pub(super) fn is_local(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
 }

@@ -65,6 +65,7 @@ mod ranges;
 mod rate_limits;
 mod reload;
 mod replicas;
+mod replicas_access;
 mod replicas_hosted;
 mod replicas_relay;
 mod replicas_setup;

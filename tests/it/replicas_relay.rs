@@ -10,6 +10,7 @@ use futures_util::{StreamExt as _, stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::harness::replicas::{Relay, Replicas};
 use crate::harness::{
@@ -199,7 +200,9 @@ async fn a_client_that_leaves_ends_the_relay_and_what_it_sent_stays() {
         Some((Ok::<_, std::io::Error>(piece), receiver))
     });
     let patch = replicas.mirrors[1].request(&format!("PATCH {at}"), &[]);
-    let patching = tokio::spawn(patch.body(reqwest::Body::wrap_stream(chunks)).send());
+    let patch = patch.body(reqwest::Body::wrap_stream(chunks)).send();
+    let mut client = JoinSet::new();
+    client.spawn(patch);
     pieces.send(noise(1, 100_000)).await.unwrap();
     let other = &replicas.mirrors[1];
     let status = format!("GET {at}");
@@ -210,7 +213,7 @@ async fn a_client_that_leaves_ends_the_relay_and_what_it_sent_stays() {
         }
         assert!(tries < 50, "{asked:?}");
     }
-    patching.abort();
+    client.abort_all();
     eventually("the end", || relayed(other, "abandoned") == 1).await;
     // It goes on at another replica, where the first one has ended.
     let asked = passing(replicas.mirrors[2].ask(&status, &[])).await;
@@ -245,6 +248,46 @@ async fn a_refusal_in_the_middle_of_a_body_arrives() {
     refused.refused(416, "BLOB_UPLOAD_INVALID");
     refused.has("location", started.header("location"));
     refused.has("range", "0-0");
+}
+
+#[tokio::test]
+async fn what_the_head_says_wrongly_is_refused_before_the_body() {
+    let replicas = Replicas::hosted(2, &[]).await;
+    let other = &replicas.mirrors[1];
+    let at = other.ask(START, &[]).await;
+    let at = at.header("location").to_owned();
+    for (line, length, range, expected) in [
+        ("PUT /v2/ci/app/manifests/1", 5_000_000, "", "413"),
+        (&format!("PATCH {at}"), 5, "Content-Range: 0-9\r\n", "400"),
+    ] {
+        let mut stream = TcpStream::connect(other.address()).await.unwrap();
+        let request = format!(
+            "{line} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{range}\
+             Expect: 100-continue\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {expected} ")),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn clients_that_speak_http_2_push_and_pull_at_any_replica() {
+    let replicas = Replicas::hosted(2, &[]).await;
+    let (other, blob) = (&replicas.mirrors[1], noise(1, 3 * MIB));
+    let client = reqwest::Client::builder().tls_certs_only([]);
+    let client = client.http2_prior_knowledge().build().unwrap();
+    let url = |path: &str| format!("http://{}{path}", other.address());
+    let path = format!("/v2/ci/app/blobs/uploads/?digest={}", digest(&blob));
+    let pushed = client.post(url(&path)).body(blob.clone()).send().await;
+    read(pushed.unwrap()).await.expect(201, b"");
+    let pulled = client.get(url(&blob_path("ci/app", &blob))).send().await;
+    read(pulled.unwrap()).await.expect(200, &blob);
+    eventually("the end", || relayed(other, "answered") == 2).await;
 }
 
 /// Sends the head of a push on a connection of its own, and returns what comes.

@@ -16,6 +16,8 @@ use serde::Deserialize;
 use url::form_urlencoded;
 
 use super::HostedHandlers;
+use super::manifests::manifest_length;
+use super::uploads::part;
 use crate::access::{Denied, HOSTED, Permission, Watch};
 use crate::hosted::{HostedError, PushBody as _};
 use crate::metrics::Outcome;
@@ -70,6 +72,15 @@ impl HostedHandlers {
     ) -> Result<Answered, CallError> {
         let mount = match push {
             Push::NoSession => return Err(HostedError::UnknownUpload.into()),
+            // What the head says of the body is refused before a client is asked for it.
+            Push::Blob { .. } | Push::Append(_) | Push::Finish { .. } => {
+                part(call, body)?;
+                None
+            }
+            Push::PutManifest { .. } => {
+                manifest_length(call)?;
+                None
+            }
             Push::Mount { digest, from } => {
                 Some(self.mount_head(call, name, digest, from.as_ref()))
             }

@@ -174,7 +174,7 @@ impl HostedHandlers {
 }
 
 /// What the head of a request says of its body.
-fn part(call: &Call<'_>, body: &UploadBody) -> Result<Part, CallError> {
+pub(super) fn part(call: &Call<'_>, body: &UploadBody) -> Result<Part, CallError> {
     let Some(head) = &call.push else {
         return Ok(Part::NONE);
     };
