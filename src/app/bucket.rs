@@ -46,8 +46,11 @@ impl Shared {
             .spawn_restarted("queue of uploads", stop, keep);
         if let Some(losses) = self.cache.losses() {
             let (follower, stop) = (Arc::clone(bucket), self.stop_now.clone());
+            let peers = self.replication.as_ref();
+            let peers = peers.map(|replication| Arc::clone(&replication.peers));
+            let is_writer = move || peers.as_ref().is_none_or(|peers| peers.writes_hosted());
             self.background.spawn(async move {
-                let following = follower.follow_losses(losses);
+                let following = follower.follow_losses(losses, is_writer);
                 stop.run_until_cancelled(following).await;
             });
         }

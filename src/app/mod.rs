@@ -244,7 +244,7 @@ impl App {
             store,
             Arc::clone(&metrics),
             clock,
-            cache::settings(config),
+            replicas::cache_settings(config, replication.as_ref()),
             &background,
             &stop_now,
         );

@@ -146,7 +146,10 @@ impl Shared {
             replicas: self.peer_gate(),
         };
         let settings = server_settings(config, &self.traces);
-        let repositories = hosted.map(|hosted| hosted::repositories(hosted.clone(), config));
+        let replicas = self.replication.as_ref();
+        let replicas = replicas.map(|replication| &replication.peers);
+        let repositories =
+            hosted.map(|hosted| hosted::repositories(hosted.clone(), config, replicas));
         Service::new(
             Arc::clone(mirror),
             repositories,

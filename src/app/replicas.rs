@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::upstreams::Clients;
-use super::{Shared, StartError};
+use super::{Shared, StartError, cache};
+use crate::cache::{Cache, CacheSettings};
 use crate::clock::Clock;
 use crate::config::{self, Config, Listen};
 use crate::metrics::Metrics;
@@ -62,12 +65,26 @@ pub(super) async fn open(
     Ok((replication, clients))
 }
 
+/// The settings of the cache, where hosted content expires only if this replica writes it.
+pub(super) fn cache_settings(config: &Config, replication: Option<&Replication>) -> CacheSettings {
+    CacheSettings {
+        keeps_hosted: replication.is_some_and(|replication| !replication.peers.writes_hosted()),
+        ..cache::settings(config)
+    }
+}
+
 impl Shared {
-    /// Follows who the replicas are, until the stop.
+    /// Follows who the replicas are, and which of them writes hosted content, until the stop.
     pub(super) fn follow_replicas(&self) {
         let Some(Replication { peers, .. }) = &self.replication else {
             return;
         };
+        if let Some(is_writer) = peers.follow_writer() {
+            let cache = self.cache.clone();
+            let follow = move || follow_writer(cache.clone(), is_writer.clone());
+            self.background
+                .spawn_restarted("hosted writer", self.stop_now.clone(), follow);
+        }
         let peers = Arc::clone(peers);
         let watch = move || Arc::clone(&peers).watch();
         self.background
@@ -81,6 +98,16 @@ impl Shared {
             marks: Arc::clone(&replication.marks),
             clock: self.clock,
         })
+    }
+}
+
+/// Lets hosted content expire only where this replica writes it. Ends when nobody can change that any more.
+async fn follow_writer(cache: Cache, mut is_writer: watch::Receiver<bool>) {
+    loop {
+        cache.keep_hosted(!*is_writer.borrow_and_update());
+        if is_writer.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -107,9 +107,17 @@ impl Bucket {
         self.objects.delete(&current).await
     }
 
-    /// Removes what hosted repositories lose here from the bucket, too. Ends with the cache.
-    pub async fn follow_losses(self: Arc<Self>, mut losses: mpsc::Receiver<Loss>) {
+    /// Removes what hosted repositories lose here from the bucket, too, while `is_writer` is true: what other
+    /// replicas have of them are copies. Ends with the cache.
+    pub async fn follow_losses(
+        self: Arc<Self>,
+        mut losses: mpsc::Receiver<Loss>,
+        is_writer: impl Fn() -> bool + Send,
+    ) {
         while let Some(Loss { link, tags }) = losses.recv().await {
+            if !is_writer() {
+                continue;
+            }
             let mut pause = FIRST_PAUSE;
             for _attempt in 0..ATTEMPTS {
                 let Err(error) = self.lose(&link, &tags).await else {

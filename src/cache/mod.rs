@@ -154,6 +154,8 @@ pub struct CacheSettings {
     /// a store that doesn't outlive the process either.
     pub state: Option<PathBuf>,
     pub upkeep: Upkeep,
+    /// Whether hosted content stays when its time is over, at first; see [`Cache::keep_hosted`].
+    pub keeps_hosted: bool,
 }
 
 /// What the cache does to the store on its own.
@@ -184,6 +186,7 @@ impl CacheSettings {
             min_free: None,
             state: None,
             upkeep: Upkeep::Full,
+            keeps_hosted: false,
         }
     }
 }
@@ -243,6 +246,13 @@ impl Cache {
         inner
             .pages(|index, at| index.renew_deadlines(at, MAX_PAGE))
             .await;
+    }
+
+    /// Decides whether hosted content stays when its time is over: where another replica writes hosted
+    /// content, that one alone applies the rules of retention. What stayed is looked at again within an
+    /// hour after this ends. [`configure`](Self::configure) doesn't change it.
+    pub fn keep_hosted(&self, keeps: bool) {
+        self.inner.with(|index| index.keep_hosted(keeps));
     }
 
     /// Whether something is cached under a first component of repositories' names. Waits for the index

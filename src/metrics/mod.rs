@@ -42,7 +42,7 @@ pub use histogram::Histogram;
 use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
 pub use labels::{
     Authentication, BucketRequest, BucketUpload, Degraded, Ending, Handshake, KeptFresh, Kind,
-    Outcome, RefusedCaller, RefusedConnection, Removal, TokenAge, TokenFetch,
+    Outcome, RefusedCaller, RefusedConnection, Relayed, Removal, TokenAge, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
 pub use replicas::ReplicaMetrics;

@@ -8,6 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::histogram::{Histogram, Totals};
+use super::labels::{Relayed, RelayedResult};
 use super::{Metrics, Registrar, set};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -89,6 +90,7 @@ pub struct ReplicaMetrics {
     pub misdirected: Counter,
     /// Requests of replicas that would have had to wait for another one.
     pub refused: Counter,
+    relayed: Family<RelayedResult, Counter>,
 }
 
 impl Metrics {
@@ -111,7 +113,16 @@ impl ReplicaMetrics {
                 "replica_refused",
                 "Requests of other replicas that were answered 421",
             ),
+            relayed: r.metric(
+                "relayed_requests",
+                "Requests for hosted repositories that were relayed to their writer, by their end",
+            ),
         }
+    }
+
+    /// A relayed request has ended.
+    pub fn relayed(&self, result: Relayed) {
+        self.relayed.get_or_create(&RelayedResult { result }).inc();
     }
 
     /// One more has failed, or one answers again.

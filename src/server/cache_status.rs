@@ -12,9 +12,11 @@
 //!   list that this client can use. `stored`: it has now; `collapsed`: the client shares another's
 //!   request.
 //! - A member before millpond's own, such as `"10.0.0.2:5000"`: the replica that was asked instead of the
-//!   upstream.
+//!   upstream, or to which the request was relayed because it writes the hosted repository (`fwd=method` for
+//!   what isn't a read).
 //! - `detail` alone: neither the cache nor the upstream was asked.
 
+use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue, WARNING};
 
 use crate::metrics::Outcome;
@@ -69,7 +71,7 @@ impl Named {
         }
     }
 
-    const fn miss(self) -> &'static str {
+    pub(super) const fn miss(self) -> &'static str {
         match self {
             Self::ByDigest => "uri-miss",
             Self::Otherwise => "miss",
@@ -138,6 +140,16 @@ pub(super) fn failed(named: Named, exchange: Exchange) -> HeaderValue {
         ""
     };
     forwarded(named.miss(), exchange, detail)
+}
+
+/// The reason of a request that is no read.
+pub(super) const METHOD: &str = "method";
+
+/// The field of an answer that another replica gave, which the operator calls `writer`.
+pub(super) fn relayed(reason: &str, writer: &str, status: StatusCode) -> HeaderValue {
+    let status = status.as_u16();
+    let text = format!("\"{writer}\", millpond; fwd={reason}; fwd-status={status}");
+    HeaderValue::try_from(text).unwrap_or(FAILED)
 }
 
 fn forwarded(reason: &str, exchange: Exchange, more: &str) -> HeaderValue {

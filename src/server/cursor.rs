@@ -15,6 +15,7 @@ use crate::access::Watch;
 use crate::cache::{Integrity, Piece, Reader, StoreError};
 use crate::download::DownloadError;
 use crate::mirror::{BlobContent, Recovery, Sent};
+use crate::upstream::UpstreamError;
 
 /// Bytes read from a stored blob at once: the buffer that a client costs, where files can't be sent.
 pub(super) const READ: usize = 128 * 1024;
@@ -36,6 +37,8 @@ pub enum BodyError {
     Unverified,
     #[error("an operator has denied the blob")]
     Denied,
+    #[error("the replica that writes hosted repositories broke off: {0}")]
+    Relay(#[from] UpstreamError),
 }
 
 impl BodyError {
@@ -44,7 +47,7 @@ impl BodyError {
         match self {
             Self::Store(error) => error.is_damage(),
             Self::Short { .. } | Self::Damaged => true,
-            Self::Fetch(_) | Self::Unverified | Self::Denied => false,
+            Self::Fetch(_) | Self::Unverified | Self::Denied | Self::Relay(_) => false,
         }
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::answer;
 use super::cache_status::{Named, Origin};
-use super::call::{Answered, Call, CallError, WrongPlace};
+use super::call::{Answered, Call, CallError, Sender, WrongPlace};
 use super::conditional::Verdict;
 use super::hosted::HostedHandlers;
 use super::links::Links;
@@ -88,6 +88,12 @@ impl Handlers {
         Some(target.ok()?.upstream)
     }
 
+    /// Whether a client's action is one for another replica, which writes the hosted repository.
+    pub(super) fn is_for_writer(&self, action: &Action, ns: Option<&str>) -> bool {
+        let hosted = self.hosted.as_ref();
+        hosted.is_some_and(|hosted| hosted.is_for_writer(action, ns))
+    }
+
     /// The repository of an upstream that a call is for, if the caller may access it.
     fn target(
         &self,
@@ -113,8 +119,11 @@ impl Handlers {
             action,
             Action::Base | Action::Manifest { .. } | Action::Blob { .. }
         );
-        if call.from_peer.is_some() && !is_of_peer {
-            return Err(MirrorError::Misdirected.into());
+        match call.sender {
+            Sender::Client => {}
+            Sender::Replica { .. } if is_of_peer => {}
+            Sender::Replica { .. } => return Err(MirrorError::Misdirected.into()),
+            Sender::Relay => return Box::pin(self.relayed(action, call, body)).await,
         }
         if let Some(hosted) = &self.hosted
             && let Some(name) = action.repository()
@@ -156,6 +165,26 @@ impl Handlers {
         }
     }
 
+    /// Carries out an action that another replica relays: only as the writer of the hosted repositories, so
+    /// that no request goes in circles.
+    async fn relayed(
+        &self,
+        action: &Action,
+        call: &Call<'_>,
+        body: RequestBody,
+    ) -> Result<Answered, CallError> {
+        let hosted = self.hosted.as_ref();
+        let hosted = hosted.filter(|hosted| !hosted.is_written_elsewhere());
+        let hosted = hosted.ok_or(MirrorError::Misdirected)?;
+        match (action, action.repository()) {
+            (Action::Catalog(page), _) => hosted.catalog(page).await,
+            (_, Some(name)) if hosted.answers(call, name) => {
+                hosted.answer(action, call, body).await
+            }
+            _ => Err(MirrorError::Misdirected.into()),
+        }
+    }
+
     async fn manifest(
         &self,
         call: &Call<'_>,
@@ -176,7 +205,7 @@ impl Handlers {
         let named = Named::by_reference(reference);
         let mut response = answer::manifest(&call.conditions, named, &found);
         answer::keep_private(self.is_private(&target), &mut response);
-        if let (Reference::Tag(tag), Some(_)) = (reference, call.from_peer) {
+        if let (Reference::Tag(tag), false) = (reference, call.is_of_client()) {
             let age = self.mirror.tag_age(&target, tag, &call.accept, &digest);
             answer::age(age, &mut response);
         }
@@ -205,7 +234,7 @@ impl Handlers {
         } else {
             ReadMode::Head
         };
-        let watch = call.from_peer.is_none();
+        let watch = call.is_of_client();
         let watch = watch.then(|| self.access.watch(&target.stored, digest));
         let mut found = self
             .mirror
@@ -315,16 +344,20 @@ impl Handlers {
     }
 
     async fn catalog(&self, call: &Call<'_>, page: &Page) -> Result<Answered, CallError> {
+        let hosted = self.hosted.as_ref();
+        let elsewhere = hosted.filter(|hosted| hosted.is_written_elsewhere());
         let shows = |upstream: &str, repository: &RepoName| {
-            let hosted = self.hosted.as_ref();
             if hosted.is_some_and(|hosted| hosted.has(repository)) {
-                return self.access.shows(&call.caller, HOSTED, repository);
+                return elsewhere.is_none() && self.access.shows(&call.caller, HOSTED, repository);
             }
             let login = call.caller.login_for(upstream);
             self.access.shows(&call.caller, upstream, repository)
                 && self.mirror.is_listed(repository, login)
         };
-        let found = self.mirror.catalog(page, &shows).await?;
+        let mut found = self.mirror.catalog(page, &shows).await?;
+        if let Some(hosted) = elsewhere.filter(|_| page.length() > 0) {
+            found = hosted.with_writers_catalog(call, page, found).await?;
+        }
         if found.repositories.is_empty() {
             self.access.decide_empty_catalog(&call.caller)?;
         }

@@ -21,13 +21,16 @@ use super::transport::{Transport, UpstreamRequest};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Ending, Metrics, UpstreamMetrics};
-use crate::replicas::{Marks, Nonce};
+use crate::replicas::{Marks, Nonce, Subject};
 use crate::telemetry;
 
 /// How long a replica that has failed isn't asked.
 pub(super) const SKIPPED_FOR: Duration = Duration::from_secs(5);
 /// Idle connections that are kept to a replica.
 const MAX_IDLE: usize = 32;
+/// How long they are kept. Less than the replica keeps them: a request on a connection that is being closed
+/// would look like a replica's failure.
+const IDLE_TIME: Duration = Duration::from_mins(1);
 
 /// What the clients of all replicas have in common.
 pub(super) struct PeerOptions {
@@ -59,6 +62,8 @@ pub(super) struct Peer {
     pub name: Arc<str>,
     base: Url,
     client: Client,
+    /// Whether it is one of the replicas that are counted, and not only a name for one.
+    is_counted: bool,
     skipped_until: Mutex<Option<Instant>>,
     pub options: Arc<PeerOptions>,
 }
@@ -76,6 +81,22 @@ struct Silent;
 impl Peer {
     /// Sets up the client of the member `name`, `host:port`. Blocks: certificates are read.
     pub(super) fn new(name: &Arc<str>, options: &Arc<PeerOptions>) -> Result<Self, SetupError> {
+        Self::open(name, options, true)
+    }
+
+    /// The same for the writer of hosted content, by a name that needn't be a member's.
+    pub(super) fn of_writer(
+        name: &Arc<str>,
+        options: &Arc<PeerOptions>,
+    ) -> Result<Self, SetupError> {
+        Self::open(name, options, false)
+    }
+
+    fn open(
+        name: &Arc<str>,
+        options: &Arc<PeerOptions>,
+        is_counted: bool,
+    ) -> Result<Self, SetupError> {
         let scheme = if options.tls.is_some() {
             "https"
         } else {
@@ -93,6 +114,7 @@ impl Peer {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(options.timeout)
             .pool_max_idle_per_host(MAX_IDLE)
+            .pool_idle_timeout(IDLE_TIME)
             .no_proxy()
             .dns_resolver(Arc::new(ToMember(Arc::clone(name))))
             .http1_only();
@@ -106,6 +128,7 @@ impl Peer {
             client: builder
                 .build()
                 .map_err(|error| SetupError::Tls(shared(error)))?,
+            is_counted,
             skipped_until: Mutex::default(),
             options: Arc::clone(options),
         })
@@ -115,10 +138,19 @@ impl Peer {
         &self.base
     }
 
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
     pub(super) fn is_skipped(&self) -> bool {
-        self.skipped_until
-            .lock()
-            .is_some_and(|until| Instant::now() < until)
+        self.skipped_for().is_some()
+    }
+
+    /// How long it isn't asked yet.
+    pub(super) fn skipped_for(&self) -> Option<Duration> {
+        let until = *self.skipped_until.lock();
+        let left = until?.checked_duration_since(Instant::now())?;
+        (!left.is_zero()).then_some(left)
     }
 
     /// Whether it has failed and hasn't answered since.
@@ -140,14 +172,18 @@ impl Peer {
             .lock()
             .replace(Instant::now() + SKIPPED_FOR);
         if before.is_none() {
-            self.options.metrics.replicas().failed(true);
+            if self.is_counted {
+                self.options.metrics.replicas().failed(true);
+            }
             tracing::warn!(replica = &*self.name, error = %on_one_line(why), "a replica failed; it isn't asked for a while");
         }
     }
 
-    fn answered(&self) {
+    pub(super) fn answered(&self) {
         if self.skipped_until.lock().take().is_some() {
-            self.options.metrics.replicas().failed(false);
+            if self.is_counted {
+                self.options.metrics.replicas().failed(false);
+            }
             tracing::info!(replica = &*self.name, "the replica answers again");
         }
     }
@@ -226,7 +262,8 @@ impl Peer {
         if let Some(login) = asker.login.filter(|_| options.tls.is_some()) {
             headers.insert(AUTHORIZATION, login.clone());
         }
-        let nonce = self.mark(&mut headers, &ask.method, url, asker.upstream)?;
+        let subject = Subject::Upstream(asker.upstream);
+        let nonce = self.mark(&mut headers, &ask.method, url, subject)?;
         let request = self.client.request(ask.method.clone(), url.clone());
         let mut sending = std::pin::pin!(request.headers(headers).send());
         loop {
@@ -262,7 +299,8 @@ impl Peer {
             segments.pop_if_empty().push("v2").push("");
         }
         let mut headers = HeaderMap::new();
-        let Ok(nonce) = self.mark(&mut headers, &Method::GET, &url, "") else {
+        let subject = Subject::Upstream("");
+        let Ok(nonce) = self.mark(&mut headers, &Method::GET, &url, subject) else {
             return false;
         };
         let asking = self.client.get(url).headers(headers).send();
@@ -277,12 +315,12 @@ impl Peer {
         })
     }
 
-    fn mark(
+    pub(super) fn mark(
         &self,
         headers: &mut HeaderMap,
         method: &Method,
         url: &Url,
-        upstream: &str,
+        subject: Subject<'_>,
     ) -> Result<Nonce, UpstreamError> {
         let target = match url.query() {
             Some(query) => format!("{}?{query}", url.path()),
@@ -290,12 +328,12 @@ impl Peer {
         };
         let now = self.options.clock.wall();
         let asked = (method.as_str(), target.as_str());
-        let marked = self.options.marks.mark(headers, asked, upstream, now);
+        let marked = self.options.marks.mark(headers, asked, subject, now);
         marked.map_err(|error| broken(url, 0, error))
     }
 
     /// The answer, if it is a replica's.
-    fn checked(
+    pub(super) fn checked(
         &self,
         response: Response,
         nonce: Nonce,
@@ -314,7 +352,7 @@ impl Peer {
         Err(error)
     }
 
-    fn failure(&self, url: &Url, error: reqwest::Error) -> UpstreamError {
+    pub(super) fn failure(&self, url: &Url, error: reqwest::Error) -> UpstreamError {
         let failure = match (error.is_connect(), error.is_timeout()) {
             (true, true) => Failure::Timeout {
                 phase: Phase::Connect,

@@ -16,18 +16,22 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Upstream;
 use super::endpoint::Endpoint;
 use super::error::{Failure, SetupError, UpstreamError};
+use super::own_address::{own_address, own_entries};
 use super::peer::{Peer, PeerOptions};
+use super::relay::RelayRequest;
+use super::relay_answer::{RelayAnswer, RelayError};
+use super::writer::Writer;
 use crate::clock::Clock;
 use crate::config::{ReplicaPeers, Replicas};
 use crate::error_chain::on_one_line;
@@ -99,6 +103,8 @@ pub struct Peers {
     own: Option<String>,
     port: Option<u16>,
     known: RwLock<Arc<Known>>,
+    /// The replica that writes hosted content; none where nothing is hosted.
+    writer: Option<Writer>,
     options: Arc<PeerOptions>,
 }
 
@@ -142,29 +148,38 @@ impl Peers {
         };
         let host = dns.as_deref().and_then(|name| name.rsplit_once(':'));
         let host = host.map(|(host, _)| host.to_owned());
+        let options = Arc::new(PeerOptions {
+            marks,
+            timeout: config.timeout,
+            server_name: config.server_name.clone().or(host),
+            tls,
+            prefix: prefix.to_owned(),
+            clock,
+            metrics: Arc::clone(metrics),
+            counts: metrics.peers(),
+        });
+        let writer = config.hosted_writer.as_ref();
+        let writer = writer.map(|writer| Writer::new(writer, &options));
         let peers = Self {
             dns,
             own: config.own.clone(),
             port,
             known: RwLock::default(),
-            options: Arc::new(PeerOptions {
-                marks,
-                timeout: config.timeout,
-                server_name: config.server_name.clone().or(host),
-                tls,
-                prefix: prefix.to_owned(),
-                clock,
-                metrics: Arc::clone(metrics),
-                counts: metrics.peers(),
-            }),
+            writer: writer.transpose()?,
+            options,
         };
         if let ReplicaPeers::List(list) = &config.peers {
             let own = match &config.own {
                 Some(own) => own.clone(),
-                None => own_entry(list, port).await?,
+                None => only(own_entries(list, port).await)?,
             };
             let names = list.iter().map(String::as_str);
             peers.set(Members::new(names, Some(&own)))?;
+            if let Some(writer) = &peers.writer {
+                writer.set_own(writer.name() == own);
+            }
+        } else {
+            peers.find_writer().await;
         }
         Ok(peers)
     }
@@ -176,6 +191,7 @@ impl Peers {
         loop {
             if let Some(name) = &self.dns {
                 self.look_up(name, &mut lookup).await;
+                self.find_writer().await;
             }
             self.probe().await;
             self.show();
@@ -218,10 +234,9 @@ impl Peers {
     /// Asks those that have failed, and aren't skipped any more, whether they are there.
     async fn probe(&self) {
         let known = Arc::clone(&self.known.read());
-        let failed = known
-            .peers
-            .values()
-            .filter(|peer| peer.has_failed() && !peer.is_skipped());
+        let writer = self.writer.iter().map(Writer::peer);
+        let all = known.peers.values().chain(writer);
+        let failed = all.filter(|peer| peer.has_failed() && !peer.is_skipped());
         join_all(failed.map(|peer| peer.probe())).await;
     }
 
@@ -258,6 +273,33 @@ impl Peers {
         *self.known.write() = Arc::new(Known { members, peers });
         self.show();
         Ok(())
+    }
+
+    /// Finds out whether this replica is the writer of hosted content, where DNS names the replicas.
+    async fn find_writer(&self) {
+        if let Some(writer) = &self.writer {
+            let own = self.own.as_ref().and_then(|own| own.parse().ok());
+            writer.look_up(own, self.port).await;
+        }
+    }
+
+    /// Whether this replica writes hosted content.
+    pub fn writes_hosted(&self) -> bool {
+        self.writer.as_ref().is_some_and(Writer::is_own)
+    }
+
+    /// The same, now and from then on. None where no replica writes hosted content.
+    pub fn follow_writer(&self) -> Option<watch::Receiver<bool>> {
+        self.writer.as_ref().map(Writer::follow)
+    }
+
+    /// Relays a request to the replica that writes hosted content. What that one refuses is an answer; an
+    /// error means that there is none.
+    pub async fn relay(&self, request: RelayRequest) -> Result<RelayAnswer, RelayError> {
+        let writer = self.writer.as_ref().ok_or(RelayError::NoWriter)?;
+        let member = self.known.read().peers.get(writer.name()).cloned();
+        let peer = member.as_ref().unwrap_or(writer.peer());
+        peer.relay(request).await
     }
 
     /// How many other replicas there are, and those of them that have failed and haven't answered since.
@@ -385,37 +427,11 @@ impl Upstream {
     }
 }
 
-/// The entry of a list that is this machine's.
-async fn own_entry(list: &[String], port: Option<u16>) -> Result<String, PeersError> {
-    let mut own = Vec::new();
-    for entry in list {
-        let looked_up = timeout(INTERVAL, tokio::net::lookup_host(entry)).await;
-        let addresses = looked_up.map(|addresses| addresses.map(Iterator::collect));
-        let addresses: Vec<SocketAddr> = match addresses {
-            Ok(Ok(addresses)) => addresses,
-            Ok(Err(_)) | Err(_) => continue,
-        };
-        if own_address(&addresses, port).is_some() {
-            own.push(entry.clone());
-        }
-    }
+/// This replica's entry of a list, of which these entries are this machine's.
+fn only(mut own: Vec<String>) -> Result<String, PeersError> {
     match own.len() {
         0 => Err(PeersError::NoSelf),
         1 => Ok(own.swap_remove(0)),
         _ => Err(PeersError::ManySelves(own.join(", "))),
     }
-}
-
-/// The first of the addresses that is this machine's and, where that is known, has the port that this
-/// replica listens on.
-fn own_address(addresses: &[SocketAddr], port: Option<u16>) -> Option<String> {
-    let mut addresses = addresses.iter();
-    let own = addresses
-        .find(|address| port.is_none_or(|port| port == address.port()) && is_local(address.ip()));
-    own.map(ToString::to_string)
-}
-
-/// Whether an address is this machine's: only then can a socket have it.
-fn is_local(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
 }

@@ -22,6 +22,8 @@ pub(crate) struct Setup {
     /// Each `section.key: value`.
     lines: Vec<String>,
     upstreams: Vec<String>,
+    /// The section `replicas`, which is checked apart from the rest.
+    replicas: Option<String>,
     store: Arc<dyn Store>,
     bucket: Option<config::Bucket>,
     /// The data directory that the configuration names; the content is in `store`.
@@ -39,6 +41,7 @@ impl Setup {
             addr: "127.0.0.1:0".to_owned(),
             lines: vec![format!("proxy.remoteurl: {url}")],
             upstreams: Vec::new(),
+            replicas: None,
             store: Arc::new(MemoryStore::new()),
             bucket: None,
             root: None,
@@ -55,6 +58,13 @@ impl Setup {
     /// section.
     pub(crate) fn with(mut self, lines: &[&str]) -> Self {
         self.lines.extend(lines.iter().map(ToString::to_string));
+        self
+    }
+
+    /// With this section `replicas`, a line as in [`with`](Self::with). What it permits together with the other
+    /// sections isn't checked.
+    pub(crate) fn beside(mut self, replicas: &str) -> Self {
+        self.replicas = replicas.strip_prefix("root.").map(str::to_owned);
         self
     }
 
@@ -151,7 +161,13 @@ impl Setup {
 
     /// The configuration.
     pub(crate) fn loaded(&self) -> config::Loaded {
-        config::parse(&self.yaml(), "the test", std::iter::empty()).unwrap()
+        let parse = |yaml: &str| config::parse(yaml, "the test", std::iter::empty()).unwrap();
+        let mut loaded = parse(&self.yaml());
+        if let Some(replicas) = &self.replicas {
+            let alone = format!("version: 0.1\nstorage: inmemory\n{replicas}\n");
+            loaded.config.replicas = parse(&alone).config.replicas;
+        }
+        loaded
     }
 
     pub(crate) async fn try_start(self) -> Result<Mirror, StartError> {
