@@ -58,7 +58,10 @@ impl Bucket {
         content: Bytes,
     ) -> Result<(), BucketError> {
         let link = keys::link(repo, LinkKind::Revision, digest);
-        let _claim = self.queue.claim(&upload(repo, LinkKind::Revision, digest)).await;
+        let _claim = self
+            .queue
+            .claim(&upload(repo, LinkKind::Revision, digest))
+            .await;
         self.objects.put(&keys::blob(digest), vec![content]).await?;
         self.put_pointer(&link, digest).await
     }
@@ -73,7 +76,8 @@ impl Bucket {
         let _lock = self.tags.lock((repo.clone(), tag.clone())).await;
         self.put_pointer(&keys::tag_index(repo, tag, digest), digest)
             .await?;
-        self.put_pointer(&keys::tag_current(repo, tag), digest).await
+        self.put_pointer(&keys::tag_current(repo, tag), digest)
+            .await
     }
 
     /// Removes a repository's link. The sweep removes the content, unless other links need it.

@@ -178,7 +178,11 @@ impl State {
     /// None while the content is being uploaded.
     fn claim(&mut self, upload: &Upload) -> Option<Entry> {
         let digest = upload.digest;
-        if self.running.iter().any(|other| other.upload.digest == digest) {
+        if self
+            .running
+            .iter()
+            .any(|other| other.upload.digest == digest)
+        {
             return None;
         }
         self.waiting.retain(|other| other.upload != *upload);

@@ -94,7 +94,9 @@ impl Inner {
         }
         let (link, tags) = (link.clone(), tags.to_vec());
         if losses.try_send(Loss { link, tags }).is_err() {
-            tracing::warn!("too much is removed from hosted repositories at a time; the bucket keeps some of it");
+            tracing::warn!(
+                "too much is removed from hosted repositories at a time; the bucket keeps some of it"
+            );
         }
     }
 

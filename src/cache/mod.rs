@@ -52,8 +52,8 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, ImagePattern, Manifest, RepoName, Tag};
-use crate::storage::Store;
 pub(crate) use crate::storage::KeyLocks;
+use crate::storage::Store;
 pub use crate::storage::{
     Content, Link, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError, UploadFile,
 };

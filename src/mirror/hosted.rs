@@ -169,7 +169,9 @@ impl HostedBlob {
 impl Source for HostedBlob {
     async fn open(&self, offset: u64, end: Option<u64>) -> Result<BlobStream, UpstreamError> {
         let asking = self.bucket.content_alone(&self.digest, (offset, end));
-        let found = asking.await.and_then(|found| found.ok_or(crate::bucket::BucketError::Gone));
+        let found = asking
+            .await
+            .and_then(|found| found.ok_or(crate::bucket::BucketError::Gone));
         let content = found.map_err(|error| UpstreamError::elsewhere(&self.url, error))?;
         let url = self.url.clone();
         let broken = move |error| UpstreamError::elsewhere(&url, error);

@@ -97,6 +97,19 @@ impl Client<'_> {
         closed.has("location", format!("{prefix}{}", blob_path(repo, blob)));
     }
 
+    pub(crate) async fn push_blob(&self, repo: &str, blob: &Bytes) {
+        self.blob(repo, blob).await;
+    }
+
+    pub(crate) async fn put_manifest(
+        &self,
+        repo: &str,
+        reference: &str,
+        manifest: &Bytes,
+    ) -> Answer {
+        self.manifest(repo, reference, manifest).await
+    }
+
     async fn manifest(&self, repo: &str, reference: &str, manifest: &Bytes) -> Answer {
         let line = format!("PUT {}/v2/{repo}/manifests/{reference}", self.prefix);
         let kind = [("content-type", media_type::OCI_MANIFEST)];
