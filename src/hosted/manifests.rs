@@ -33,7 +33,7 @@ impl Hosted {
             tags.push(tag.clone());
         }
         for tag in tags.iter().filter(|tag| settings.is_immutable(tag)) {
-            let named = self.0.cache.hosted_tag(repo, tag).await;
+            let named = self.named(repo, tag).await?;
             if let Some(named) = named.filter(|named| *named != digest) {
                 return Err(immutable(tag, named));
             }

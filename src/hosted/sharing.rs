@@ -33,6 +33,28 @@ pub(super) struct Shared {
 }
 
 impl Hosted {
+    /// Whether other replicas have the same repositories, by a bucket.
+    pub fn is_shared(&self) -> bool {
+        self.0
+            .sharing
+            .as_ref()
+            .is_some_and(|sharing| sharing.is_promised)
+    }
+
+    /// What a tag names: by the bucket, where another replica may have been the writer before.
+    pub(super) async fn named(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+    ) -> Result<Option<Digest>, HostedError> {
+        if let Some(sharing) = self.0.sharing.as_ref().filter(|_| self.is_shared())
+            && let Some(named) = sharing.bucket.tag(repo, tag).await?
+        {
+            return Ok(Some(named));
+        }
+        Ok(self.0.cache.hosted_tag(repo, tag).await)
+    }
+
     /// A blob is stored: it is to be in the bucket before its manifest is.
     pub(super) fn share_later(&self, repo: &RepoName, digest: &Digest) {
         if let Some(sharing) = &self.0.sharing {

@@ -72,6 +72,31 @@ async fn a_tag_that_moves_is_seen_by_the_next_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_writer_reads_what_it_lacks_from_the_bucket() {
+    let space = "root.hosted: [{name: ci, repositories: ['ci/**'], immutable: ['v*']}]";
+    let (before, bucket) = shared(1, &[space]).await;
+    let manifest = client(&before, 0).push("ci/app", "v1", 1).await;
+    let after = Replicas::hosted_with(1, &[space], |setup| setup.bucket(&bucket)).await;
+    let writer = &after.mirrors[0];
+    for reference in ["v1", &digest(&manifest).to_string()] {
+        writer
+            .serves(&format!("/v2/ci/app/manifests/{reference}"), &manifest)
+            .await;
+    }
+    let layer = noise(1, 100_000);
+    writer.serves(&blob_path("ci/app", &layer), &layer).await;
+    // A tag that moved meanwhile is the bucket's, and an immutable one stays.
+    let moved = client(&before, 0).push("ci/app", "1", 2).await;
+    client(&after, 0).push("ci/app", "1", 3).await;
+    writer.head("/v2/ci/app/manifests/1").await.expect(200, b"");
+    bucket.put_object(&tag_key("ci/app", "1"), digest(&moved).to_string());
+    writer.serves("/v2/ci/app/manifests/1", &moved).await;
+    let other = crate::replicas_hosted::manifest_of(&layer, &[], None);
+    let refused = client(&after, 0).put_manifest("ci/app", "v1", &other).await;
+    refused.refused(409, "DENIED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_push_that_the_bucket_does_not_take_has_no_success() {
     let (replicas, bucket) = shared(2, &[]).await;
     let first = client(&replicas, 0).push("ci/app", "1", 1).await;

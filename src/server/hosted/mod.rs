@@ -136,8 +136,7 @@ impl HostedHandlers {
             return Ok(answer::in_namespace(answered?, call));
         }
         let answered = match action {
-            Action::Manifest { name, reference } => self.manifest(call, name, reference).await,
-            Action::Blob { name, digest } => self.blob(call, name, *digest).await,
+            Action::Manifest { .. } | Action::Blob { .. } => self.read(action, call).await,
             Action::Tags { name, page } => self.tags(call, name, page).await,
             Action::Referrers {
                 name,
@@ -156,6 +155,31 @@ impl HostedHandlers {
             | Action::Catalog(_) => Err(HostedError::NotHosted.into()),
         };
         Ok(answer::in_namespace(answered?, call))
+    }
+
+    /// A manifest or a blob. Where other replicas may have been the writer before, tags are the bucket's, and so
+    /// is what is missing here.
+    async fn read(&self, action: &Action, call: &Call<'_>) -> Result<Answered, CallError> {
+        let found = match action {
+            Action::Manifest { name, reference } => {
+                if let (true, Reference::Tag(_)) = (self.hosted().is_shared(), reference) {
+                    self.permit(call, name, Some(reference))?;
+                    if let Some(found) = Box::pin(self.read_bucket(action, call)).await? {
+                        return Ok(found);
+                    }
+                }
+                self.manifest(call, name, reference).await
+            }
+            Action::Blob { name, digest } => self.blob(call, name, *digest).await,
+            _ => return Err(HostedError::NotHosted.into()),
+        };
+        if let Err(CallError::Hosted(HostedError::NotFound)) = &found
+            && self.hosted().is_shared()
+            && let Some(found) = Box::pin(self.read_bucket(action, call)).await?
+        {
+            return Ok(found);
+        }
+        found
     }
 
     /// Carries out what writes, or is about an upload. The caller's right comes before the body.
