@@ -56,8 +56,10 @@ impl HostedHandlers {
 
     /// Whether a client's action is one for the writer.
     pub(in crate::server) fn is_for_writer(&self, action: &Action, ns: Option<&str>) -> bool {
-        let name = action.repository();
-        name.is_some_and(|name| self.is_own(ns) && self.has(name)) && self.is_written_elsewhere()
+        // The cheaper question first: it is asked of every request.
+        self.is_written_elsewhere()
+            && self.is_own(ns)
+            && action.repository().is_some_and(|name| self.has(name))
     }
 
     // --- Writes --------------------------------------------------------------------------------
