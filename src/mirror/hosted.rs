@@ -20,6 +20,12 @@ use crate::upstream::{BlobStream, UpstreamError};
 const HOSTED: &str = "hosted repositories";
 
 impl Mirror {
+    /// Whether there is a bucket that hasn't failed lately.
+    pub fn bucket_answers(&self) -> bool {
+        let bucket = self.bucket.as_ref();
+        bucket.is_some_and(|bucket| !bucket.is_missing())
+    }
+
     /// A manifest of a hosted repository. None: the bucket doesn't have it, or can't be asked.
     pub async fn hosted_manifest(
         &self,

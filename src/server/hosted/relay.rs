@@ -231,7 +231,10 @@ impl HostedHandlers {
         if let Some(found) = self.read_bucket(action, call).await? {
             return Ok(found);
         }
-        if let Some(found) = self.read_copy(action, call).await? {
+        // A copy may be of what has been deleted: only where the bucket can't say.
+        if !self.mirror.bucket_answers()
+            && let Some(found) = self.read_copy(action, call).await?
+        {
             return Ok(found);
         }
         self.read_from_writer(action, call, (head, is_hidden)).await
