@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use tokio::time::sleep;
 
 use circuit::Circuit;
@@ -139,15 +140,11 @@ impl Bucket {
         self.circuit.is_open()
     }
 
-    /// Asks once whether the bucket is there and lets itself be read. Only the log is told.
+    /// Asks once whether the bucket is there and lets itself be read. Only the log and the health are told.
     pub async fn greet(&self) {
-        let key = "millpond/greeting";
-        match self.objects.get_small(key, 1, None).await {
-            Ok(_) | Err(BucketError::TooLarge { .. }) => {}
-            Err(error) => {
-                tracing::warn!(error = %on_one_line(&error), "the bucket can't be read; the mirror works without it");
-            }
-        }
+        // A list tells a bucket that isn't there from an object that isn't.
+        let first = self.objects.list("millpond/quarantine").next().await;
+        self.circuit.note(&first.transpose());
     }
 
     /// Saves the queue again and again.

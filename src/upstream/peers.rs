@@ -283,6 +283,11 @@ impl Peers {
         }
     }
 
+    /// Whether this replica comes first for what `key` stands for.
+    pub fn owns(&self, key: &str) -> bool {
+        self.ahead(key).0.is_empty()
+    }
+
     /// Whether this replica writes hosted content.
     pub fn writes_hosted(&self) -> bool {
         self.writer.as_ref().is_some_and(Writer::is_own)

@@ -67,7 +67,7 @@ async fn what_was_pulled_is_uploaded_and_read_by_an_empty_replica() {
     let link = link_key("app", "_layers", &blob);
     assert_eq!(bucket.object(&link).unwrap(), digest(&blob).to_string());
     let mut requests = taken(&bucket);
-    requests.retain(|line| !line.contains("greeting"));
+    requests.retain(|line| !line.contains("list-type"));
     requests[..2].sort();
     let (data, link) = (blob_key(&blob), link_key("app", "_layers", &blob));
     let read = [format!("GET {data}"), format!("GET {link}")];
@@ -169,11 +169,35 @@ async fn a_bucket_that_fails_costs_no_pull_and_is_left_alone() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_bucket_the_mirror_starts_and_says_so() {
+    for (status, code) in [(403, "AccessDenied"), (404, "NoSuchBucket")] {
+        let (up, bucket) = registries().await;
+        let refusal = Reply::new(status, format!("<Error><Code>{code}</Code></Error>"));
+        bucket.reply("", ALWAYS, refusal);
+        let m = Setup::new(&up).bucket(&bucket).start().await;
+        bucket.wait(1, "list-type").await;
+        eventually("a failure", || {
+            m.metric("millpond_bucket_requests_total{kind=\"list\"}") > 0
+        })
+        .await;
+        let (blob, path) = put_blob(&up, 30, MIB);
+        m.serves(&path, &blob).await;
+        let ready = m.debug("/readyz").await;
+        assert_eq!(ready.status, 200);
+        assert!(ready.json()["checks"]["bucket"]["error"].is_string());
+        assert_eq!(
+            m.metric("millpond_degraded{condition=\"bucket_missing\"}"),
+            1
+        );
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_late_bucket_is_waited_for_once_in_15_seconds() {
     let (up, bucket) = registries().await;
     let m = Setup::new(&up).bucket(&bucket).start().await;
-    bucket.wait(1, "greeting").await;
+    bucket.wait(1, "list-type").await;
     bucket.reply("GET /shared/docker", ALWAYS, Reply::silence());
     let pull = async |seed: u64| {
         let (blob, path) = put_blob(&up, seed, MIB);

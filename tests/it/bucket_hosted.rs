@@ -177,10 +177,7 @@ async fn what_other_replicas_remove_stays_in_the_bucket() {
         let (blob, path) = crate::harness::put_blob(&replicas.up, 100 + seed, 100_000);
         other.pull(&path, &blob).await;
     }
-    eventually("an eviction", || {
-        other.metric(removed) > 0
-    })
-    .await;
+    eventually("an eviction", || other.metric(removed) > 0).await;
     let links = |bucket: &Registry| {
         let keys = bucket.keys().into_iter();
         keys.filter(|key| key.contains("/ci/")).count()
