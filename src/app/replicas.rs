@@ -9,7 +9,7 @@ use crate::config::{self, Config, Listen};
 use crate::metrics::Metrics;
 use crate::replicas::Marks;
 use crate::server::PeerGate;
-use crate::upstream::{Peers, PeersOptions};
+use crate::upstream::{Lookup, Peers, PeersOptions};
 
 /// The other replicas, and what recognises their requests.
 #[derive(Debug, Clone)]
@@ -22,6 +22,7 @@ impl Replication {
     /// None where this server works alone.
     async fn open(
         config: &Config,
+        lookup: Lookup,
         clock: Clock,
         metrics: &Arc<Metrics>,
     ) -> Result<Option<Self>, StartError> {
@@ -42,6 +43,7 @@ impl Replication {
             port: port(&config.http.listen),
             tls: tls.transpose()?,
             prefix: &config.http.prefix,
+            lookup,
             clock,
             metrics,
         };
@@ -53,10 +55,11 @@ impl Replication {
 /// Sets up the connections to the replicas, and the clients of the upstreams, which ask those first.
 pub(super) async fn open(
     config: &Config,
+    lookup: Lookup,
     clock: Clock,
     metrics: &Arc<Metrics>,
 ) -> Result<(Option<Replication>, Clients), StartError> {
-    let replication = Replication::open(config, clock, metrics).await?;
+    let replication = Replication::open(config, lookup, clock, metrics).await?;
     let peers = replication.as_ref().map(|replication| &replication.peers);
     let clients = Clients::open(&config.proxy, (None, peers), clock, metrics)?;
     Ok((replication, clients))

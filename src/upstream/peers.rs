@@ -16,17 +16,17 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::RwLock;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::Upstream;
 use super::endpoint::Endpoint;
 use super::error::{Failure, SetupError, UpstreamError};
+use super::lookup::{Lookup, own_address};
 use super::peer::{Peer, PeerOptions};
 use crate::clock::Clock;
 use crate::config::{ReplicaPeers, Replicas};
@@ -76,6 +76,7 @@ pub struct PeersOptions<'a> {
     pub tls: Option<Vec<u8>>,
     /// The path before `/v2/`.
     pub prefix: &'a str,
+    pub lookup: Lookup,
     pub clock: Clock,
     pub metrics: &'a Arc<Metrics>,
 }
@@ -98,13 +99,14 @@ pub struct Peers {
     /// This replica's entry, if the operator names it.
     own: Option<String>,
     port: Option<u16>,
+    lookup: Lookup,
     known: RwLock<Arc<Known>>,
     options: Arc<PeerOptions>,
 }
 
 /// How the last look-up ended, so that the log has changes only.
 #[derive(Default)]
-struct Lookup {
+struct LastLookup {
     is_empty: bool,
     left_out: usize,
 }
@@ -133,6 +135,7 @@ impl Peers {
             port,
             tls,
             prefix,
+            lookup,
             clock,
             metrics,
         } = options;
@@ -146,6 +149,7 @@ impl Peers {
             dns,
             own: config.own.clone(),
             port,
+            lookup,
             known: RwLock::default(),
             options: Arc::new(PeerOptions {
                 marks,
@@ -161,7 +165,7 @@ impl Peers {
         if let ReplicaPeers::List(list) = &config.peers {
             let own = match &config.own {
                 Some(own) => own.clone(),
-                None => own_entry(list, port).await?,
+                None => own_entry(list, port, &peers.lookup).await?,
             };
             let names = list.iter().map(String::as_str);
             peers.set(Members::new(names, Some(&own)))?;
@@ -172,10 +176,10 @@ impl Peers {
     /// Keeps the members of a DNS name, and finds out whether those that have failed are there again. Never
     /// returns.
     pub async fn watch(self: Arc<Self>) {
-        let mut lookup = Lookup::default();
+        let mut last = LastLookup::default();
         loop {
             if let Some(name) = &self.dns {
-                self.look_up(name, &mut lookup).await;
+                self.look_up(name, &mut last).await;
             }
             self.probe().await;
             self.show();
@@ -184,12 +188,10 @@ impl Peers {
     }
 
     /// Looks up the members.
-    async fn look_up(self: &Arc<Self>, name: &str, last: &mut Lookup) {
-        let looked_up = timeout(INTERVAL, tokio::net::lookup_host(name)).await;
-        let (addresses, reason) = match looked_up {
-            Ok(Ok(addresses)) => (addresses.collect(), "it has no addresses".to_owned()),
-            Ok(Err(error)) => (Vec::new(), on_one_line(&error)),
-            Err(_elapsed) => (Vec::new(), format!("no answer within {INTERVAL:?}")),
+    async fn look_up(self: &Arc<Self>, name: &str, last: &mut LastLookup) {
+        let (addresses, reason) = match self.lookup.addresses(name).await {
+            Ok(addresses) => (addresses, "it has no addresses".to_owned()),
+            Err(error) => (Vec::new(), on_one_line(&error)),
         };
         let own = self.own.clone();
         let own = own.or_else(|| own_address(&addresses, self.port));
@@ -386,16 +388,15 @@ impl Upstream {
 }
 
 /// The entry of a list that is this machine's.
-async fn own_entry(list: &[String], port: Option<u16>) -> Result<String, PeersError> {
+async fn own_entry(
+    list: &[String],
+    port: Option<u16>,
+    lookup: &Lookup,
+) -> Result<String, PeersError> {
     let mut own = Vec::new();
     for entry in list {
-        let looked_up = timeout(INTERVAL, tokio::net::lookup_host(entry)).await;
-        let addresses = looked_up.map(|addresses| addresses.map(Iterator::collect));
-        let addresses: Vec<SocketAddr> = match addresses {
-            Ok(Ok(addresses)) => addresses,
-            Ok(Err(_)) | Err(_) => continue,
-        };
-        if own_address(&addresses, port).is_some() {
+        let addresses = lookup.addresses(entry).await;
+        if addresses.is_ok_and(|addresses| own_address(&addresses, port).is_some()) {
             own.push(entry.clone());
         }
     }
@@ -404,18 +405,4 @@ async fn own_entry(list: &[String], port: Option<u16>) -> Result<String, PeersEr
         1 => Ok(own.swap_remove(0)),
         _ => Err(PeersError::ManySelves(own.join(", "))),
     }
-}
-
-/// The first of the addresses that is this machine's and, where that is known, has the port that this
-/// replica listens on.
-fn own_address(addresses: &[SocketAddr], port: Option<u16>) -> Option<String> {
-    let mut addresses = addresses.iter();
-    let own = addresses
-        .find(|address| port.is_none_or(|port| port == address.port()) && is_local(address.ip()));
-    own.map(ToString::to_string)
-}
-
-/// Whether an address is this machine's: only then can a socket have it.
-fn is_local(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
 }

@@ -66,6 +66,7 @@ mod rate_limits;
 mod reload;
 mod replicas;
 mod replicas_many;
+mod replicas_members;
 mod replicas_setup;
 mod replicas_tags;
 mod request_ids;

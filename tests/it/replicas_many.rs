@@ -57,7 +57,9 @@ async fn check(replicas: &Replicas, has: &mut HashSet<String>, random: &mut fast
 async fn hundreds_of_clients_of_ten_replicas_cost_what_one_mirror_would() {
     let replicas = Replicas::start(REPLICAS, &["proxy.tags: {ttl: 1m}"]).await;
     let mut random = fastrand::Rng::with_seed(1);
-    let mut clients: Vec<_> = (0..CLIENTS).map(|_| (random.fork(), HashSet::new())).collect();
+    let mut clients: Vec<_> = (0..CLIENTS)
+        .map(|_| (random.fork(), HashSet::new()))
+        .collect();
     let mut releases = [0; APPS];
     for step in 0..STEPS {
         for (app, release_of_app) in releases.iter_mut().enumerate() {

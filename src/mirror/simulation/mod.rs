@@ -163,7 +163,11 @@ impl World {
             small: pulled.values().filter(|bytes| **bytes < PART).count(),
             tags: self.apps.len(),
             asked: *self.asked.lock(),
-            bucket: self.bucket.as_ref().map(Bucket::requests).unwrap_or_default(),
+            bucket: self
+                .bucket
+                .as_ref()
+                .map(Bucket::requests)
+                .unwrap_or_default(),
         }
     }
 }
@@ -214,5 +218,8 @@ async fn an_hour_of_10_000_clients_costs_what_one_mirror_would() {
     // The bucket stands in for disks that are too small, or lost.
     assert_eq!(lasting.asked.downloads, lasting.distinct);
     assert!(lasting.asked.tags <= most_questions, "{lasting:?}");
-    assert!(shared.asked.downloads < alone.asked.downloads / 2, "{shared:?}, {alone:?}");
+    assert!(
+        shared.asked.downloads < alone.asked.downloads / 2,
+        "{shared:?}, {alone:?}"
+    );
 }

@@ -10,6 +10,7 @@ use millpond::app::{App, StartError};
 use millpond::clock::Clock;
 use millpond::config;
 use millpond::storage::{MemoryStore, Store};
+use millpond::upstream::Lookup;
 use reqwest::{Client, RequestBuilder, Response};
 use testkit::time::{Frozen, freeze};
 
@@ -22,6 +23,7 @@ pub(crate) struct Setup {
     lines: Vec<String>,
     upstreams: Vec<String>,
     store: Arc<dyn Store>,
+    lookup: Lookup,
 }
 
 impl Setup {
@@ -36,6 +38,7 @@ impl Setup {
             lines: vec![format!("proxy.remoteurl: {url}")],
             upstreams: Vec::new(),
             store: Arc::new(MemoryStore::new()),
+            lookup: Lookup::default(),
         }
     }
 
@@ -66,6 +69,12 @@ impl Setup {
 
     pub(crate) fn store(mut self, store: Arc<dyn Store>) -> Self {
         self.store = store;
+        self
+    }
+
+    /// Finds the addresses of other replicas.
+    pub(crate) fn lookup(mut self, lookup: Lookup) -> Self {
+        self.lookup = lookup;
         self
     }
 
@@ -106,7 +115,8 @@ impl Setup {
         let still = freeze();
         let config = self.loaded().config;
         let clock = Clock::starting_at(SystemTime::UNIX_EPOCH + Duration::from_hours(500_000));
-        let app = App::start_with(&config, Arc::clone(&self.store), clock).await?;
+        let store = Arc::clone(&self.store);
+        let app = App::start_among(&config, store, clock, self.lookup).await?;
         let client = Client::builder()
             .tls_certs_only([])
             .redirect(reqwest::redirect::Policy::none());
