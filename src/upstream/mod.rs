@@ -69,6 +69,7 @@ mod observe;
 mod one_way;
 mod peer;
 mod peer_blobs;
+mod peer_client;
 mod peers;
 mod priority;
 mod push;

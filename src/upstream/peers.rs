@@ -28,6 +28,7 @@ use super::endpoint::Endpoint;
 use super::error::{Failure, SetupError, UpstreamError};
 use super::lookup::{Lookup, own_address};
 use super::peer::{Peer, PeerOptions};
+use super::peer_client::PeerTrust;
 use crate::clock::Clock;
 use crate::config::{ReplicaPeers, Replicas};
 use crate::error_chain::on_one_line;
@@ -155,7 +156,7 @@ impl Peers {
                 marks,
                 timeout: config.timeout,
                 server_name: config.server_name.clone().or(host),
-                tls,
+                tls: tls.as_deref().map(PeerTrust::new).transpose()?,
                 prefix: prefix.to_owned(),
                 clock,
                 metrics: Arc::clone(metrics),
@@ -259,7 +260,25 @@ impl Peers {
             .collect::<Result<_, SetupError>>()?;
         *self.known.write() = Arc::new(Known { members, peers });
         self.show();
-        Ok(())
+        // Certificates may have been renewed meanwhile.
+        self.follow_trust()
+    }
+
+    /// Trusts the certificates (PEM) that their file has now, for new connections. After an error, what was
+    /// trusted before stays in use. Blocks.
+    pub fn renew(&self, pem: &[u8]) -> Result<(), SetupError> {
+        if let Some(trust) = &self.options.tls {
+            trust.replace(pem)?;
+        }
+        self.follow_trust()
+    }
+
+    fn follow_trust(&self) -> Result<(), SetupError> {
+        let known = Arc::clone(&self.known.read());
+        known
+            .peers
+            .values()
+            .try_for_each(|peer| peer.follow_trust())
     }
 
     /// How many other replicas there are, and those of them that have failed and haven't answered since.
