@@ -13,7 +13,8 @@ use crate::{SECRET, Upstream};
 pub(crate) struct Cluster {
     pub(crate) replicas: Vec<Program>,
     names: Vec<String>,
-    _directories: Vec<TempDir>,
+    /// With a directory for each.
+    _directory: TempDir,
 }
 
 impl Cluster {
@@ -26,24 +27,24 @@ impl Cluster {
         let ports: Vec<_> = ports.collect();
         let names = ports.iter().map(|[main, _]| main.address.to_string());
         let names: Vec<_> = names.collect();
-        let peers = json!(names);
+        let (peers, directory) = (json!(names), tempfile::tempdir().unwrap());
+        let root = directory.path().to_owned();
         let mut cluster = Self {
             replicas: Vec::new(),
             names: names.clone(),
-            _directories: Vec::new(),
+            _directory: directory,
         };
         for (ports, own) in ports.into_iter().zip(&names) {
-            let directory = tempfile::tempdir().unwrap();
+            let data = root.join(own);
+            std::fs::create_dir(&data).unwrap();
             let variables = format!(
                 "export REGISTRY_REPLICAS_PEERS='{peers}' REGISTRY_REPLICAS_SELF={own} \
                  REGISTRY_REPLICAS_SECRET='{SECRET}' REGISTRY_HTTP_SHUTDOWNDELAY=200ms;"
             );
             let (binary, upstream) = (env!("CARGO_BIN_EXE_millpond"), upstream.address);
-            let mut program =
-                Program::on(ports, binary, directory.path(), upstream, &variables, proxy);
+            let mut program = Program::on(ports, binary, &data, upstream, &variables, proxy);
             program.start();
             cluster.replicas.push(program);
-            cluster._directories.push(directory);
         }
         cluster
     }

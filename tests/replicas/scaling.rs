@@ -102,7 +102,7 @@ async fn scaling_from_three_to_five_and_back_fails_no_pull() {
     let mut load = Load::start(&upstream, replicas.iter().map(Replica::address).collect());
     load.serves(PULLS).await;
     for _ in 0..2 {
-        let replica = load.beside(Replica::start(&upstream, &dns)).await;
+        let replica = load.beside(Box::pin(Replica::start(&upstream, &dns))).await;
         load.add(replica.address());
         replicas.push(replica);
         dns.name(&replicas);

@@ -1,4 +1,10 @@
 //! What the replicas of a simulation work with: images, an upstream, a bucket and disks, all without bytes.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "small numbers"
+)]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -47,7 +53,7 @@ struct App {
 /// All repositories. The popular ones come first, by Zipf's law.
 pub(super) struct Apps {
     began: Instant,
-    apps: Vec<App>,
+    list: Vec<App>,
     /// By the digest of the manifest, which comes first.
     images: HashMap<Digest, Vec<Part>>,
 }
@@ -77,13 +83,13 @@ impl Apps {
         });
         Self {
             began: Instant::now(),
-            apps: apps.collect(),
+            list: apps.collect(),
             images,
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.apps.len()
+        self.list.len()
     }
 
     /// Bytes of all images, each blob once.
@@ -101,12 +107,12 @@ impl Apps {
     }
 
     pub(super) fn key(&self, app: usize) -> &TagKey {
-        &self.apps[app].key
+        &self.list[app].key
     }
 
     /// What the tag names at present.
     pub(super) fn current(&self, app: usize) -> Digest {
-        let app = &self.apps[app];
+        let app = &self.list[app];
         let number = self.began.elapsed().as_secs() / app.period;
         let last = app.releases.len() - 1;
         app.releases[last.min(number as usize)]

@@ -105,13 +105,12 @@ impl World {
             let age = Duration::from_secs(age.as_secs() + u64::from(age.subsec_nanos() > 0));
             answer = (records.worth(key, age) != Worth::Outdated).then_some((digest, age));
         }
-        let (digest, age) = match answer {
-            Some(answer) => answer,
-            None => {
-                self.asked.lock().tags += 1;
-                sleep(FAR).await;
-                (self.apps.current(app), Duration::ZERO)
-            }
+        let (digest, age) = if let Some(answer) = answer {
+            answer
+        } else {
+            self.asked.lock().tags += 1;
+            sleep(FAR).await;
+            (self.apps.current(app), Duration::ZERO)
         };
         let known = ManifestMeta {
             digest,
