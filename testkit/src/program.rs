@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 
@@ -171,7 +171,18 @@ impl Program {
 
     /// Sends a signal to the running program.
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
+        kill_process(self.process(), signal).unwrap();
+    }
+
+    /// Sends SIGSTOP or SIGKILL, and waits until not a single instruction follows.
+    pub fn halt(&self, signal: Signal) {
+        self.signal(signal);
+        let halted = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(self.process()), halted).unwrap();
+    }
+
+    fn process(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().unwrap())
     }
 
     /// SIGTERM. It has to end by itself, with success.

@@ -39,7 +39,8 @@ impl Cluster {
             std::fs::create_dir(&data).unwrap();
             let variables = format!(
                 "export REGISTRY_REPLICAS_PEERS='{peers}' REGISTRY_REPLICAS_SELF={own} \
-                 REGISTRY_REPLICAS_SECRET='{SECRET}' REGISTRY_HTTP_SHUTDOWNDELAY=200ms;"
+                 REGISTRY_REPLICAS_SECRET='{SECRET}' REGISTRY_REPLICAS_TIMEOUT=2s \
+                 REGISTRY_HTTP_SHUTDOWNDELAY=200ms;"
             );
             let (binary, upstream) = (env!("CARGO_BIN_EXE_millpond"), upstream.address);
             let mut program = Program::on(ports, binary, &data, upstream, &variables, proxy);
