@@ -40,13 +40,14 @@ fn main() {
     let ways = [
         (Redirect::Never, BUCKET),
         (Redirect::Busy(ABOVE), BUCKET),
+        (Redirect::Busy(ABOVE), f64::INFINITY),
         (Redirect::Always, BUCKET),
         (Redirect::Always, f64::INFINITY),
     ];
     println!(
-        "| nodes | replicas | their lines alone | the image | no redirects | `busy`, bucket of {BUCKET} Gbit/s | \
-         `always`, bucket of {BUCKET} Gbit/s | `always`, bucket without a limit |\n\
-         |---:|---:|---:|---|---:|---:|---:|---:|"
+        "| nodes | replicas | lines | image | `never` | `busy`, {BUCKET} Gbit/s | `busy`, unlimited | \
+         `always`, {BUCKET} Gbit/s | `always`, unlimited |\n\
+         |---:|---:|---:|---|---:|---:|---:|---:|---:|"
     );
     for nodes in [1_000, 10_000] {
         for replicas in [10, 40] {

@@ -20,19 +20,14 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 
-use crate::config::{TagTimes, Tags};
 use crate::oci::Digest;
 use crate::replicas::Members;
 use model::{Apps, Asked, Bucket, BucketRequests, Disk, PART};
-use replica::Replica;
+use replica::{Replica, TTL, World};
 
 const HOUR: Duration = Duration::from_hours(1);
-const TTL: Duration = Duration::from_mins(5);
 /// The mean time between two checks of a client.
 const BETWEEN_CHECKS: Duration = Duration::from_mins(10);
-/// What a request between replicas or to the bucket takes, and one to the upstream.
-const NEAR: Duration = Duration::from_millis(1);
-const FAR: Duration = Duration::from_millis(80);
 
 /// What is simulated.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +48,7 @@ const ALL: Scene = Scene {
     replicas: 10,
     is_shared: true,
     has_bucket: true,
-    disk: 100,
+    disk: 110,
     is_wiped: false,
 };
 /// Fewer clients, and disks on which little fits.
@@ -63,28 +58,8 @@ const SMALL: Scene = Scene {
     ..ALL
 };
 
-/// How often a tag is fresh.
-fn rules() -> Tags {
-    let times = TagTimes {
-        ttl: TTL,
-        stale_while_revalidate: Duration::ZERO,
-        stale_if_error: None,
-    };
-    Tags {
-        times,
-        rules: Vec::new(),
-    }
-}
-
-/// The replicas, and what they are in front of.
-struct World {
-    apps: Apps,
-    replicas: Vec<Replica>,
-    bucket: Option<Bucket>,
-    asked: Mutex<Asked>,
-    /// What clients have pulled, with bytes.
-    pulled: Mutex<HashMap<Digest, u64>>,
-}
+/// What clients have pulled, with bytes.
+type Pulled = Arc<Mutex<HashMap<Digest, u64>>>;
 
 /// What a scene has come to.
 #[derive(Debug)]
@@ -117,11 +92,12 @@ async fn run(scene: Scene) -> Outcome {
         apps,
         bucket: scene.has_bucket.then(Bucket::default),
         asked: Mutex::default(),
-        pulled: Mutex::default(),
     });
+    let pulled = Pulled::default();
     let end = Instant::now() + HOUR;
     for seed in 0..scene.clients {
-        tasks.spawn(client(Arc::clone(&world), seed as u64, end));
+        let world = Arc::clone(&world);
+        tasks.spawn(client(world, Arc::clone(&pulled), seed as u64, end));
     }
     if scene.is_wiped {
         sleep(HOUR / 2).await;
@@ -129,11 +105,11 @@ async fn run(scene: Scene) -> Outcome {
     }
     tasks.close();
     tasks.wait().await;
-    world.outcome()
+    outcome(&world, &pulled.lock())
 }
 
 /// Looks now and then whether it runs what a tag names, and pulls that if it doesn't.
-async fn client(world: Arc<World>, seed: u64, end: Instant) {
+async fn client(world: Arc<World>, pulled: Pulled, seed: u64, end: Instant) {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut has = HashSet::new();
     // A load balancer takes any replica for each request.
@@ -148,27 +124,24 @@ async fn client(world: Arc<World>, seed: u64, end: Instant) {
         assert!(age <= TTL, "{age:?}");
         for part in world.apps.image(&image) {
             if has.insert(part.digest) {
-                world.pulled.lock().insert(part.digest, part.bytes);
+                pulled.lock().insert(part.digest, part.bytes);
                 world.content(random.usize(..count), *part, false).await;
             }
         }
     }
 }
 
-impl World {
-    fn outcome(&self) -> Outcome {
-        let pulled = self.pulled.lock();
-        Outcome {
-            distinct: pulled.len(),
-            small: pulled.values().filter(|bytes| **bytes < PART).count(),
-            tags: self.apps.len(),
-            asked: *self.asked.lock(),
-            bucket: self
-                .bucket
-                .as_ref()
-                .map(Bucket::requests)
-                .unwrap_or_default(),
-        }
+fn outcome(world: &World, pulled: &HashMap<Digest, u64>) -> Outcome {
+    Outcome {
+        distinct: pulled.len(),
+        small: pulled.values().filter(|bytes| **bytes < PART).count(),
+        tags: world.apps.len(),
+        asked: *world.asked.lock(),
+        bucket: world
+            .bucket
+            .as_ref()
+            .map(Bucket::requests)
+            .unwrap_or_default(),
     }
 }
 

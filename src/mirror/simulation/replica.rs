@@ -11,18 +11,31 @@ use tokio_util::task::TaskTracker;
 
 use super::super::single_flight::SingleFlight;
 use super::super::tags::{TagKey, TagRecords, Worth};
-use super::model::{Disk, Part};
-use super::{FAR, NEAR, World, rules};
+use super::model::{Apps, Asked, Bucket, Disk, Part};
 use crate::cache::ManifestMeta;
 use crate::clock::Clock;
+use crate::config::{TagTimes, Tags};
 use crate::oci::{Digest, ManifestType};
 use crate::replicas::Members;
 
+/// For how long a tag is fresh.
+pub(super) const TTL: Duration = Duration::from_mins(5);
+/// What a request between replicas or to the bucket takes, and one to the upstream.
+const NEAR: Duration = Duration::from_millis(1);
+const FAR: Duration = Duration::from_millis(80);
 /// Bytes a second of a download from the upstream, and between replicas and the bucket.
 const UPSTREAM_RATE: u64 = 100 << 20;
 const NEAR_RATE: u64 = 1 << 30;
 /// The upstream's name, of which keys of tags are made.
 const UPSTREAM: &str = "registry.example";
+
+/// The replicas, and what they are in front of.
+pub(super) struct World {
+    pub(super) apps: Apps,
+    pub(super) replicas: Vec<Replica>,
+    pub(super) bucket: Option<Bucket>,
+    pub(super) asked: Mutex<Asked>,
+}
 
 pub(super) struct Replica {
     own: String,
@@ -36,10 +49,16 @@ pub(super) struct Replica {
 
 impl Replica {
     pub(super) fn new(own: &str, members: Members, disk: Disk, tasks: &TaskTracker) -> Self {
+        let times = TagTimes {
+            ttl: TTL,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: None,
+        };
+        let rules = Vec::new();
         Self {
             own: own.to_owned(),
             members,
-            records: TagRecords::new(rules(), Clock::system()),
+            records: TagRecords::new(Tags { times, rules }, Clock::system()),
             disk: Mutex::new(disk),
             questions: SingleFlight::new(tasks.clone()),
             downloads: SingleFlight::new(tasks.clone()),
