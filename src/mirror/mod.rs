@@ -30,6 +30,8 @@ mod ranges;
 mod recovery;
 mod referrers;
 mod remembered;
+#[cfg(test)]
+mod simulation;
 mod single_flight;
 mod tags;
 mod targets;

@@ -1,25 +1,18 @@
 //! Which addresses are this replica's.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
 
-use tokio::time::timeout;
-
-/// How long a look-up of addresses may take.
-const LOOK_UP: Duration = Duration::from_secs(5);
-
-/// The addresses of `host:port`. None where the look-up fails, or finds none.
-pub(super) async fn look_up(name: &str) -> Option<Vec<SocketAddr>> {
-    let looked_up = timeout(LOOK_UP, tokio::net::lookup_host(name)).await;
-    let addresses: Vec<_> = looked_up.ok()?.ok()?.collect();
-    Some(addresses).filter(|addresses| !addresses.is_empty())
-}
+use super::lookup::Lookup;
 
 /// The entries of a list that are this machine's.
-pub(super) async fn own_entries(list: &[String], port: Option<u16>) -> Vec<String> {
+pub(super) async fn own_entries(
+    list: &[String],
+    port: Option<u16>,
+    lookup: &Lookup,
+) -> Vec<String> {
     let mut own = Vec::new();
     for entry in list {
-        let addresses = look_up(entry).await.unwrap_or_default();
+        let addresses = lookup.addresses(entry).await.unwrap_or_default();
         if own_address(&addresses, port).is_some() {
             own.push(entry.clone());
         }

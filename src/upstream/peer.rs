@@ -9,13 +9,12 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Client, Response};
+use reqwest::Response;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
-use super::clients::{USER_AGENT, authorities};
 use super::error::{Failure, Phase, SetupError, Source, UpstreamError};
+use super::peer_client::{PeerClient, PeerTrust};
 use super::reply::{UpstreamResponse, shared};
 use super::transport::{Transport, UpstreamRequest};
 use crate::clock::Clock;
@@ -26,11 +25,6 @@ use crate::telemetry;
 
 /// How long a replica that has failed isn't asked.
 pub(super) const SKIPPED_FOR: Duration = Duration::from_secs(5);
-/// Idle connections that are kept to a replica.
-const MAX_IDLE: usize = 32;
-/// How long they are kept. Less than the replica keeps them: a request on a connection that is being closed
-/// would look like a replica's failure.
-const IDLE_TIME: Duration = Duration::from_mins(1);
 
 /// What the clients of all replicas have in common.
 pub(super) struct PeerOptions {
@@ -38,8 +32,8 @@ pub(super) struct PeerOptions {
     /// How long connecting may take, and how long a replica may be silent before it is probed.
     pub timeout: Duration,
     pub server_name: Option<String>,
-    /// Certificates (PEM) that are trusted beside the system's. None: the replicas speak plain HTTP.
-    pub tls: Option<Vec<u8>>,
+    /// None: the replicas speak plain HTTP.
+    pub tls: Option<PeerTrust>,
     /// The path before `/v2/`.
     pub prefix: String,
     pub clock: Clock,
@@ -61,7 +55,7 @@ pub(super) struct Asker<'a> {
 pub(super) struct Peer {
     pub name: Arc<str>,
     base: Url,
-    client: Client,
+    client: PeerClient,
     /// Whether it is one of the replicas that are counted, and not only a name for one.
     is_counted: bool,
     skipped_until: Mutex<Option<Instant>>,
@@ -109,37 +103,28 @@ impl Peer {
             .filter(|_| options.tls.is_some())
             .unwrap_or(host);
         let base = Url::parse(&format!("{scheme}://{host}:{port}{}/", options.prefix));
-        let builder = Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(options.timeout)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .pool_idle_timeout(IDLE_TIME)
-            .no_proxy()
-            .dns_resolver(Arc::new(ToMember(Arc::clone(name))))
-            .http1_only();
-        let builder = match &options.tls {
-            Some(pem) => builder.tls_certs_merge(authorities(pem)?),
-            None => builder.tls_certs_only([]),
-        };
         Ok(Self {
             name: Arc::clone(name),
             base: base.map_err(|error| SetupError::Tls(Arc::new(error)))?,
-            client: builder
-                .build()
-                .map_err(|error| SetupError::Tls(shared(error)))?,
+            client: PeerClient::new(name, options.timeout, options.tls.as_ref())?,
             is_counted,
             skipped_until: Mutex::default(),
             options: Arc::clone(options),
         })
     }
 
+    /// Trusts for new connections what is trusted now. Blocks.
+    pub(super) fn follow_trust(&self) -> Result<(), SetupError> {
+        let trust = self.options.tls.as_ref();
+        trust.map_or(Ok(()), |trust| self.client.follow(trust))
+    }
+
     pub(super) fn base(&self) -> &Url {
         &self.base
     }
 
-    pub(super) fn client(&self) -> &Client {
-        &self.client
+    pub(super) fn client(&self) -> reqwest::Client {
+        self.client.get()
     }
 
     pub(super) fn is_skipped(&self) -> bool {
@@ -264,7 +249,7 @@ impl Peer {
         }
         let subject = Subject::Upstream(asker.upstream);
         let nonce = self.mark(&mut headers, &ask.method, url, subject)?;
-        let request = self.client.request(ask.method.clone(), url.clone());
+        let request = self.client.get().request(ask.method.clone(), url.clone());
         let mut sending = std::pin::pin!(request.headers(headers).send());
         loop {
             tokio::select! {
@@ -303,7 +288,7 @@ impl Peer {
         let Ok(nonce) = self.mark(&mut headers, &Method::GET, &url, subject) else {
             return false;
         };
-        let asking = self.client.get(url).headers(headers).send();
+        let asking = self.client.get().get(url).headers(headers).send();
         let answer = timeout(self.options.timeout, asking).await;
         answer.is_ok_and(|answer| {
             answer.is_ok_and(|answer| {
@@ -376,17 +361,4 @@ pub(super) fn broken(
 ) -> UpstreamError {
     let source: Option<Source> = Some(Arc::new(source));
     UpstreamError::new(url, Failure::Broken { received, source })
-}
-
-/// Finds the addresses of one member, whatever name its certificate has.
-struct ToMember(Arc<str>);
-
-impl Resolve for ToMember {
-    fn resolve(&self, _name: Name) -> Resolving {
-        let member = Arc::clone(&self.0);
-        Box::pin(async move {
-            let addresses: Vec<_> = tokio::net::lookup_host(&*member).await?.collect();
-            Ok(Box::new(addresses.into_iter()) as Addrs)
-        })
-    }
 }

@@ -22,13 +22,15 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use parking_lot::RwLock;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::Upstream;
 use super::endpoint::Endpoint;
 use super::error::{Failure, SetupError, UpstreamError};
+use super::lookup::Lookup;
 use super::own_address::{own_address, own_entries};
 use super::peer::{Peer, PeerOptions};
+use super::peer_client::PeerTrust;
 use super::relay::RelayRequest;
 use super::relay_answer::{RelayAnswer, RelayError};
 use super::writer::Writer;
@@ -80,6 +82,7 @@ pub struct PeersOptions<'a> {
     pub tls: Option<Vec<u8>>,
     /// The path before `/v2/`.
     pub prefix: &'a str,
+    pub lookup: Lookup,
     pub clock: Clock,
     pub metrics: &'a Arc<Metrics>,
 }
@@ -102,6 +105,7 @@ pub struct Peers {
     /// This replica's entry, if the operator names it.
     own: Option<String>,
     port: Option<u16>,
+    lookup: Lookup,
     known: RwLock<Arc<Known>>,
     /// The replica that writes hosted content; none where nothing is hosted.
     writer: Option<Writer>,
@@ -110,7 +114,7 @@ pub struct Peers {
 
 /// How the last look-up ended, so that the log has changes only.
 #[derive(Default)]
-struct Lookup {
+struct LastLookup {
     is_empty: bool,
     left_out: usize,
 }
@@ -139,6 +143,7 @@ impl Peers {
             port,
             tls,
             prefix,
+            lookup,
             clock,
             metrics,
         } = options;
@@ -152,7 +157,7 @@ impl Peers {
             marks,
             timeout: config.timeout,
             server_name: config.server_name.clone().or(host),
-            tls,
+            tls: tls.as_deref().map(PeerTrust::new).transpose()?,
             prefix: prefix.to_owned(),
             clock,
             metrics: Arc::clone(metrics),
@@ -164,6 +169,7 @@ impl Peers {
             dns,
             own: config.own.clone(),
             port,
+            lookup,
             known: RwLock::default(),
             writer: writer.transpose()?,
             options,
@@ -171,7 +177,7 @@ impl Peers {
         if let ReplicaPeers::List(list) = &config.peers {
             let own = match &config.own {
                 Some(own) => own.clone(),
-                None => only(own_entries(list, port).await)?,
+                None => only(own_entries(list, port, &peers.lookup).await)?,
             };
             let names = list.iter().map(String::as_str);
             peers.set(Members::new(names, Some(&own)))?;
@@ -187,10 +193,10 @@ impl Peers {
     /// Keeps the members of a DNS name, and finds out whether those that have failed are there again. Never
     /// returns.
     pub async fn watch(self: Arc<Self>) {
-        let mut lookup = Lookup::default();
+        let mut last = LastLookup::default();
         loop {
             if let Some(name) = &self.dns {
-                self.look_up(name, &mut lookup).await;
+                self.look_up(name, &mut last).await;
                 self.find_writer().await;
             }
             self.probe().await;
@@ -200,12 +206,10 @@ impl Peers {
     }
 
     /// Looks up the members.
-    async fn look_up(self: &Arc<Self>, name: &str, last: &mut Lookup) {
-        let looked_up = timeout(INTERVAL, tokio::net::lookup_host(name)).await;
-        let (addresses, reason) = match looked_up {
-            Ok(Ok(addresses)) => (addresses.collect(), "it has no addresses".to_owned()),
-            Ok(Err(error)) => (Vec::new(), on_one_line(&error)),
-            Err(_elapsed) => (Vec::new(), format!("no answer within {INTERVAL:?}")),
+    async fn look_up(self: &Arc<Self>, name: &str, last: &mut LastLookup) {
+        let (addresses, reason) = match self.lookup.addresses(name).await {
+            Ok(addresses) => (addresses, "it has no addresses".to_owned()),
+            Err(error) => (Vec::new(), on_one_line(&error)),
         };
         let own = self.own.clone();
         let own = own.or_else(|| own_address(&addresses, self.port));
@@ -272,14 +276,31 @@ impl Peers {
             .collect::<Result<_, SetupError>>()?;
         *self.known.write() = Arc::new(Known { members, peers });
         self.show();
-        Ok(())
+        // Certificates may have been renewed meanwhile.
+        self.follow_trust()
+    }
+
+    /// Trusts the certificates (PEM) that their file has now, for new connections. After an error, what was
+    /// trusted before stays in use. Blocks.
+    pub fn renew(&self, pem: &[u8]) -> Result<(), SetupError> {
+        if let Some(trust) = &self.options.tls {
+            trust.replace(pem)?;
+        }
+        self.follow_trust()
+    }
+
+    fn follow_trust(&self) -> Result<(), SetupError> {
+        let known = Arc::clone(&self.known.read());
+        let writer = self.writer.as_ref().map(Writer::peer);
+        let mut peers = known.peers.values().chain(writer);
+        peers.try_for_each(|peer| peer.follow_trust())
     }
 
     /// Finds out whether this replica is the writer of hosted content, where DNS names the replicas.
     async fn find_writer(&self) {
         if let Some(writer) = &self.writer {
             let own = self.own.as_ref().and_then(|own| own.parse().ok());
-            writer.look_up(own, self.port).await;
+            writer.look_up(own, self.port, &self.lookup).await;
         }
     }
 

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::error::SetupError;
-use super::own_address::{are_own, is_local, look_up};
+use super::lookup::Lookup;
+use super::own_address::{are_own, is_local};
 use super::peer::{Peer, PeerOptions};
 
 /// The replica that writes hosted content.
@@ -55,8 +56,14 @@ impl Writer {
 
     /// Looks it up, and notes whether it is this replica, which has `own` and `port`, where they are known.
     /// Where the look-up fails, nothing changes.
-    pub(super) async fn look_up(&self, own: Option<SocketAddr>, port: Option<u16>) {
-        if let Some(addresses) = look_up(&self.name).await {
+    pub(super) async fn look_up(
+        &self,
+        own: Option<SocketAddr>,
+        port: Option<u16>,
+        lookup: &Lookup,
+    ) {
+        let addresses = lookup.addresses(&self.name).await.unwrap_or_default();
+        if !addresses.is_empty() {
             self.set_own(are_own(&addresses, own, port, is_local));
         }
     }

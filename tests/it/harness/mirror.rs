@@ -11,6 +11,7 @@ use millpond::app::{App, StartError};
 use millpond::clock::Clock;
 use millpond::config;
 use millpond::storage::{MemoryStore, Store};
+use millpond::upstream::Lookup;
 use reqwest::{Client, RequestBuilder, Response};
 use testkit::time::{Frozen, freeze};
 
@@ -28,6 +29,7 @@ pub(crate) struct Setup {
     bucket: Option<config::Bucket>,
     /// The data directory that the configuration names; the content is in `store`.
     root: Option<PathBuf>,
+    lookup: Lookup,
 }
 
 impl Setup {
@@ -45,6 +47,7 @@ impl Setup {
             store: Arc::new(MemoryStore::new()),
             bucket: None,
             root: None,
+            lookup: Lookup::default(),
         }
     }
 
@@ -132,6 +135,12 @@ impl Setup {
         self
     }
 
+    /// Finds the addresses of other replicas.
+    pub(crate) fn lookup(mut self, lookup: Lookup) -> Self {
+        self.lookup = lookup;
+        self
+    }
+
     fn yaml(&self) -> String {
         let addr = &self.addr;
         let section = |name: &str| {
@@ -179,7 +188,8 @@ impl Setup {
             config.storage = config::Storage::Filesystem { root, mode: None };
         }
         let clock = Clock::starting_at(SystemTime::UNIX_EPOCH + Duration::from_hours(500_000));
-        let app = App::start_with(&config, Arc::clone(&self.store), clock).await?;
+        let store = Arc::clone(&self.store);
+        let app = App::start_among(&config, store, clock, self.lookup).await?;
         let client = Client::builder()
             .tls_certs_only([])
             .redirect(reqwest::redirect::Policy::none());

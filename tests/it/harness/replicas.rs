@@ -2,9 +2,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use millpond::replicas::Members;
+use millpond::upstream::Lookup;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -210,4 +211,46 @@ impl Replicas {
 pub(crate) fn section(peers: &[String], own: &str, secret: &str) -> String {
     let peers = peers.join("', '");
     format!("root.replicas: {{peers: ['{peers}'], self: '{own}', secret: {secret}}}")
+}
+
+/// A DNS that knows one name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Dns(Arc<Mutex<Zone>>);
+
+/// What it says.
+#[derive(Debug, Clone, Default)]
+enum Zone {
+    Addresses(Vec<SocketAddr>),
+    #[default]
+    Failure,
+    Silence,
+}
+
+impl Dns {
+    /// The addresses of the name from now on.
+    pub(crate) fn say(&self, addresses: impl IntoIterator<Item = SocketAddr>) {
+        *self.0.lock().unwrap() = Zone::Addresses(addresses.into_iter().collect());
+    }
+
+    pub(crate) fn fail(&self) {
+        *self.0.lock().unwrap() = Zone::Failure;
+    }
+
+    pub(crate) fn fall_silent(&self) {
+        *self.0.lock().unwrap() = Zone::Silence;
+    }
+
+    pub(crate) fn lookup(&self) -> Lookup {
+        let zone = Arc::clone(&self.0);
+        Lookup::by(move |_name| {
+            let zone = zone.lock().unwrap().clone();
+            async {
+                match zone {
+                    Zone::Addresses(addresses) => Ok(addresses),
+                    Zone::Failure => Err(io::Error::other("no such name")),
+                    Zone::Silence => std::future::pending().await,
+                }
+            }
+        })
+    }
 }
