@@ -19,6 +19,7 @@ use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue};
 use super::cursor::{BodyCursor, BodyError, ChunkStream, Part, READ, Source, limit};
 use crate::access::Watch;
+use crate::metrics::InFlight;
 use crate::mirror::Visit;
 
 /// The body of an answer.
@@ -99,6 +100,15 @@ impl Body {
     pub(super) fn watched(&mut self, watch: Watch) {
         if let Inner::Parts(Some(reading)) = &mut self.inner {
             reading.watched(watch);
+        }
+    }
+
+    /// Counts among the bodies that are being sent, until this one has been.
+    pub(super) fn counted(&mut self, counted: Option<InFlight>) {
+        if let Some(counted) = counted
+            && let Inner::Parts(Some(reading)) = &mut self.inner
+        {
+            reading.counted(counted);
         }
     }
 

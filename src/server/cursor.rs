@@ -14,6 +14,7 @@ use super::chunk::{Chunk, FileQueue, MAX_PIECE};
 use crate::access::Watch;
 use crate::cache::{Integrity, Piece, Reader, StoreError};
 use crate::download::DownloadError;
+use crate::metrics::InFlight;
 use crate::mirror::{BlobContent, Recovery, Sent};
 
 /// Bytes read from a stored blob at once: the buffer that a client costs, where files can't be sent.
@@ -85,6 +86,8 @@ pub(super) struct BodyCursor {
     limit: Limit,
     /// Says when an operator denies the blob.
     watch: Option<Watch>,
+    /// Held, not read: the body is being sent.
+    counted: Option<InFlight>,
 }
 
 /// What bounds the bytes of a chunk in memory.
@@ -151,12 +154,18 @@ impl BodyCursor {
             files: None,
             limit: Limit::None,
             watch: None,
+            counted: None,
         }
     }
 
     /// Breaks off once the blob is denied.
     pub(super) fn watched(&mut self, watch: Watch) {
         self.watch = Some(watch);
+    }
+
+    /// Counts among the bodies that are being sent, until this one has been.
+    pub(super) fn counted(&mut self, counted: InFlight) {
+        self.counted = Some(counted);
     }
 
     pub(super) fn send_on_http1(&mut self, buffers: ResponseBuffers, files: Option<FileQueue>) {

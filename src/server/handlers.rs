@@ -11,6 +11,7 @@ use super::call::{Answered, Call, CallError, WrongPlace};
 use super::conditional::Verdict;
 use super::hosted::HostedHandlers;
 use super::links::Links;
+use super::redirect::{self, Redirectable, Way};
 use super::request::RequestBody;
 use crate::access::{Access, Denied, HOSTED, Permission};
 use crate::auth::AuthError;
@@ -205,6 +206,17 @@ impl Handlers {
         } else {
             ReadMode::Head
         };
+        let mut counted = None;
+        if want == ReadMode::Content
+            && let Some(redirects) = self.mirror.redirects()
+        {
+            let asked = Redirectable::new(call, ranges, is_private);
+            let way = asked.way(redirects, self.mirror.redirect(&target, digest, ranges));
+            match Box::pin(way).await.inspect_err(|e| report(&target, e))? {
+                Way::Redirect(location) => return Ok(redirect::answered(&digest, location)),
+                Way::Send(body) => counted = body,
+            }
+        }
         let watch = call.from_peer.is_none();
         let watch = watch.then(|| self.access.watch(&target.stored, digest));
         let mut found = self
@@ -233,9 +245,11 @@ impl Handlers {
             }
         };
         answer::keep_private(is_private, &mut response);
-        response.body_mut().visited(visit);
+        let body = response.body_mut();
+        body.visited(visit);
+        body.counted(counted);
         if let Some(watch) = watch {
-            response.body_mut().watched(watch);
+            body.watched(watch);
         }
         Ok((response, outcome))
     }

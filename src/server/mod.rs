@@ -30,6 +30,7 @@ pub mod listener;
 mod peer_gate;
 mod push_body;
 mod push_head;
+mod redirect;
 mod request;
 #[cfg(target_os = "linux")]
 mod sendfile;

@@ -22,6 +22,7 @@ mod api;
 mod auth;
 mod blobs;
 mod bucket;
+mod bucket_redirect;
 mod bundles;
 mod cache;
 mod callers;

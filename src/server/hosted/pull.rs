@@ -13,6 +13,7 @@ use crate::server::answer;
 use crate::server::cache_status::{Named, Origin};
 use crate::server::call::{Answered, Call, CallError};
 use crate::server::conditional::Verdict;
+use crate::server::redirect::{self, Redirectable, Way};
 
 impl HostedHandlers {
     pub(super) async fn manifest(
@@ -52,6 +53,18 @@ impl HostedHandlers {
             Some(blob) => blob,
             None => Box::pin(self.cold_blob(call, name, &digest)).await?,
         };
+        let mut counted = None;
+        if call.mode == ReadMode::Content
+            && verdict == Verdict::Proceed
+            && let Some(redirects) = self.mirror.redirects()
+        {
+            let asked = Redirectable::new(call, ranges, !self.access.is_open());
+            let find = async { Ok(self.mirror.redirect_stored(name, digest, ranges).await) };
+            match Box::pin(asked.way::<CallError>(redirects, find)).await? {
+                Way::Redirect(location) => return Ok(redirect::answered(&digest, location)),
+                Way::Send(body) => counted = body,
+            }
+        }
         let origin = Origin {
             outcome: Outcome::Hit,
             named: Named::ByDigest,
@@ -73,8 +86,9 @@ impl HostedHandlers {
             }
         };
         answer::keep_private(!self.access.is_open(), &mut response);
-        let watch = self.access.watch(name, digest);
-        response.body_mut().watched(watch);
+        let body = response.body_mut();
+        body.watched(self.access.watch(name, digest));
+        body.counted(counted);
         Ok((response, Outcome::Hit))
     }
 
