@@ -31,8 +31,8 @@ const RESULTS: usize = Outcome::ALL.len();
 /// The statuses that have series of their own. The first stands for "none": the client left before the
 /// answer. The last is for all others.
 const STATUSES: [&str; 21] = [
-    "none", "200", "206", "304", "307", "400", "401", "403", "404", "405", "406", "412", "413", "414",
-    "416", "429", "500", "502", "503", "504", "other",
+    "none", "200", "206", "304", "307", "400", "401", "403", "404", "405", "406", "412", "413",
+    "414", "416", "429", "500", "502", "503", "504", "other",
 ];
 
 /// An upstream's position in the counts of requests.

@@ -65,8 +65,7 @@ impl Mirror {
             return None;
         }
         // Evictions follow the demand: what is cached is what serves clients while the bucket fails.
-        self.cache
-            .used_if_linked(stored, LinkKind::Layer, &digest);
+        self.cache.used_if_linked(stored, LinkKind::Layer, &digest);
         bucket.on_redirect(&digest);
         Some(redirect.location)
     }

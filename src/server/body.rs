@@ -103,18 +103,15 @@ impl Body {
         }
     }
 
-    /// Counts among the bodies that are being sent, until this one has been.
-    pub(super) fn counted(&mut self, counted: Option<InFlight>) {
+    /// Holds, until this body has been sent, what counts it: among the clients of an image, and among the bodies
+    /// of blobs that are being sent.
+    pub(super) fn hold(&mut self, visit: Option<Visit>, counted: Option<InFlight>) {
+        self.visit = visit;
         if let Some(counted) = counted
             && let Inner::Parts(Some(reading)) = &mut self.inner
         {
             reading.counted(counted);
         }
-    }
-
-    /// Counts as a client of an image until this body has been sent.
-    pub(super) fn visited(&mut self, visit: Option<Visit>) {
-        self.visit = visit;
     }
 
     /// Prepares the body for the HTTP/1 connection that its answer goes out on: `files` is where the

@@ -131,7 +131,7 @@ fn threads_admit_no_more_than_the_limit_and_forget_none() {
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                for _ in 0..20_000 {
+                for _ in 0..2_000 {
                     let Some(counted) = busy.admit() else {
                         refused.fetch_add(1, Ordering::SeqCst);
                         continue;

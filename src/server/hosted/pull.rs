@@ -88,7 +88,7 @@ impl HostedHandlers {
         answer::keep_private(!self.access.is_open(), &mut response);
         let body = response.body_mut();
         body.watched(self.access.watch(name, digest));
-        body.counted(counted);
+        body.hold(None, counted);
         Ok((response, Outcome::Hit))
     }
 
