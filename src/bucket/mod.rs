@@ -10,13 +10,15 @@
 //! [`reading`] asks for content and for the link that lets a repository have it. [`queue`] holds what was
 //! committed here and isn't in the bucket yet, over restarts, too; [`uploads`] writes it: content first, then
 //! links, then tags. A bucket that fails is left alone for a while ([`circuit`]): it costs pulls nothing but
-//! a request to the upstream.
+//! a request to the upstream. [`redirects`] sends clients to it.
 //!
 //! What must never happen: content is served that wasn't verified; a link is written before its content.
 
+mod addresses;
 mod circuit;
 mod client;
 mod error;
+mod holdings;
 mod hosted;
 mod http;
 mod keys;
@@ -24,8 +26,10 @@ mod quarantine;
 mod queue;
 mod queue_file;
 mod reading;
+mod redirects;
 mod stores;
 mod uploads;
+mod uses;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,7 +45,9 @@ use http::{Date, Http};
 use queue::Queue;
 pub use queue::Upload;
 pub use reading::{Hosted, SharedContent};
+pub use redirects::{KnownRedirect, MIN_REDIRECTED, Redirect, Redirects};
 use uploads::Uploading;
+use uses::Uses;
 
 use crate::cache::{Cache, KeyLocks};
 use crate::clock::Clock;
@@ -80,6 +86,9 @@ pub struct Bucket {
     path: Option<PathBuf>,
     /// The version of the queue that the file has.
     saved: tokio::sync::Mutex<u64>,
+    uses: Uses,
+    /// None where clients are never redirected.
+    redirects: Option<Redirects>,
     metrics: Arc<BucketMetrics>,
 }
 
@@ -118,6 +127,8 @@ impl Bucket {
             ttl: config.shared.ttl,
             path,
             saved: tokio::sync::Mutex::new(0),
+            uses: Uses::default(),
+            redirects: Redirects::new(&config.shared, &metrics),
             metrics,
         };
         bucket.restore();

@@ -50,8 +50,12 @@ impl Bucket {
             let Some(content) = content? else {
                 return Ok(None);
             };
+            let is_linked = is_linked?;
+            if is_linked {
+                self.on_held((repo, kind), digest, content.total);
+            }
             Ok(Some(SharedContent {
-                is_linked: is_linked?,
+                is_linked,
                 ..content
             }))
         };
@@ -68,6 +72,7 @@ impl Bucket {
         let got = self.objects.get(&keys::blob(digest), start, end).await;
         self.circuit.note(&got);
         let Some(got) = got? else {
+            self.on_missing(digest);
             return Ok(None);
         };
         Ok(Some(SharedContent {

@@ -127,6 +127,9 @@ impl Bucket {
                 return;
             }
             let uploaded = self.upload_one(&entry).await;
+            if let Ok(Ended::Done) = &uploaded {
+                self.on_uploaded(&entry.upload).await;
+            }
             let result = match &uploaded {
                 Ok(Ended::Done) => BucketUpload::Done,
                 Ok(Ended::Gone) => BucketUpload::Dropped,

@@ -193,6 +193,11 @@ impl Cache {
         self.inner.store.may_have_unproved()
     }
 
+    /// Bytes of a blob that is stored for some repository; none also where the store can't be read.
+    pub async fn stored_size(&self, digest: &Digest) -> Option<u64> {
+        self.inner.store.size(digest).await.ok().flatten()
+    }
+
     /// Whether a blob is known not to be stored for any repository.
     pub async fn is_missing(&self, digest: &Digest) -> bool {
         match self.inner.store.size(digest).await {

@@ -109,6 +109,8 @@ label! {
         Joined => "joined",
         /// The upstream.
         Miss => "miss",
+        /// The bucket, to which the client was redirected.
+        Redirected => "redirected",
         /// Neither: the request was refused or failed.
         Error => "error",
     }

@@ -464,6 +464,16 @@ impl InFlight {
         gauge.inc();
         Self(gauge.clone())
     }
+
+    /// None while the gauge is above a number.
+    fn unless_above(gauge: &Gauge, above: usize) -> Option<Self> {
+        let above = i64::try_from(above).unwrap_or(i64::MAX);
+        let one_more = |count: i64| (count <= above).then(|| count.saturating_add(1));
+        let counted = gauge
+            .inner()
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        counted.is_ok().then(|| Self(gauge.clone()))
+    }
 }
 
 impl Drop for InFlight {

@@ -20,6 +20,7 @@ use super::chunk::{Chunk, FileQueue};
 use super::cursor::{BodyCursor, BodyError, ChunkStream, Part, READ, Source, limit};
 use super::relayed_body::RelayedBody;
 use crate::access::Watch;
+use crate::metrics::InFlight;
 use crate::mirror::Visit;
 use crate::upstream::RelayChunks;
 
@@ -116,9 +117,15 @@ impl Body {
         }
     }
 
-    /// Counts as a client of an image until this body has been sent.
-    pub(super) fn visited(&mut self, visit: Option<Visit>) {
+    /// Holds, until this body has been sent, what counts it: among the clients of an image, and among the bodies
+    /// of blobs that are being sent.
+    pub(super) fn hold(&mut self, visit: Option<Visit>, counted: Option<InFlight>) {
         self.visit = visit;
+        if let Some(counted) = counted
+            && let Inner::Parts(Some(reading)) = &mut self.inner
+        {
+            reading.counted(counted);
+        }
     }
 
     /// Prepares the body for the HTTP/1 connection that its answer goes out on: `files` is where the

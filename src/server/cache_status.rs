@@ -14,7 +14,8 @@
 //! - A member before millpond's own, such as `"10.0.0.2:5000"`: the replica that was asked instead of the
 //!   upstream, or to which the request was relayed because it writes the hosted repository (`fwd=method` for
 //!   what isn't a read).
-//! - `detail` alone: neither the cache nor the upstream was asked.
+//! - `detail` alone: neither the cache nor the upstream was asked. `detail=redirected`: the client gets the
+//!   content from the bucket.
 
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue, WARNING};
@@ -34,6 +35,8 @@ pub(super) const HIT_NEGATIVE: HeaderValue =
     HeaderValue::from_static("millpond; hit; detail=negative");
 /// The API's own answers, such as `GET /v2/`.
 pub(super) const GENERATED: HeaderValue = HeaderValue::from_static("millpond; detail=generated");
+/// A client is redirected to the bucket.
+pub(super) const REDIRECTED: HeaderValue = HeaderValue::from_static("millpond; detail=redirected");
 /// Answers to requests that aren't valid or not permitted.
 pub(super) const REFUSED: HeaderValue = HeaderValue::from_static("millpond; detail=refused");
 /// The mirror's own failures.
@@ -124,6 +127,7 @@ impl Origin {
             }
             Outcome::Joined => forwarded(named.miss(), exchange, "; collapsed"),
             Outcome::Miss => forwarded(named.miss(), exchange, ""),
+            Outcome::Redirected => REDIRECTED,
             Outcome::Error => failed(named, exchange),
         }
     }

@@ -14,6 +14,7 @@ use super::chunk::{Chunk, FileQueue, MAX_PIECE};
 use crate::access::Watch;
 use crate::cache::{Integrity, Piece, Reader, StoreError};
 use crate::download::DownloadError;
+use crate::metrics::InFlight;
 use crate::mirror::{BlobContent, Recovery, Sent};
 use crate::upstream::UpstreamError;
 
@@ -88,6 +89,8 @@ pub(super) struct BodyCursor {
     limit: Limit,
     /// Says when an operator denies the blob.
     watch: Option<Watch>,
+    /// Held, not read: the body is being sent.
+    counted: Option<InFlight>,
 }
 
 /// What bounds the bytes of a chunk in memory.
@@ -154,12 +157,18 @@ impl BodyCursor {
             files: None,
             limit: Limit::None,
             watch: None,
+            counted: None,
         }
     }
 
     /// Breaks off once the blob is denied.
     pub(super) fn watched(&mut self, watch: Watch) {
         self.watch = Some(watch);
+    }
+
+    /// Counts among the bodies that are being sent, until this one has been.
+    pub(super) fn counted(&mut self, counted: InFlight) {
+        self.counted = Some(counted);
     }
 
     pub(super) fn send_on_http1(&mut self, buffers: ResponseBuffers, files: Option<FileQueue>) {

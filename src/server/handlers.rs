@@ -1,5 +1,6 @@
 //! The handlers: from a parsed call to a response.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -11,9 +12,11 @@ use super::call::{Answered, Call, CallError, Sender, WrongPlace};
 use super::conditional::Verdict;
 use super::hosted::HostedHandlers;
 use super::links::Links;
+use super::redirect::{self, Redirectable, Way};
 use super::request::RequestBody;
 use crate::access::{Access, Denied, HOSTED, Permission};
 use crate::auth::AuthError;
+use crate::bucket::Redirects;
 use crate::metrics::Outcome;
 use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
 use crate::oci::manifest::referrers_index;
@@ -234,6 +237,16 @@ impl Handlers {
         } else {
             ReadMode::Head
         };
+        let mut counted = None;
+        if want == ReadMode::Content
+            && let Some(redirects) = self.mirror.redirects()
+        {
+            let way = self.way(redirects, call, &target, (digest, ranges));
+            match way.await.inspect_err(|error| report(&target, error))? {
+                Way::Redirect(location) => return Ok(redirect::answered(&digest, location)),
+                Way::Send(body) => counted = body,
+            }
+        }
         let watch = call.is_of_client();
         let watch = watch.then(|| self.access.watch(&target.stored, digest));
         let mut found = self
@@ -262,11 +275,24 @@ impl Handlers {
             }
         };
         answer::keep_private(is_private, &mut response);
-        response.body_mut().visited(visit);
+        response.body_mut().hold(visit, counted);
         if let Some(watch) = watch {
             response.body_mut().watched(watch);
         }
         Ok((response, outcome))
+    }
+
+    /// How a GET of a blob is answered. Boxed, so that it takes no memory in every connection.
+    fn way<'a>(
+        &'a self,
+        redirects: &'a Redirects,
+        call: &'a Call<'a>,
+        target: &'a Target,
+        (digest, ranges): (Digest, Option<&'a Requested>),
+    ) -> Pin<Box<impl Future<Output = Result<Way, MirrorError>>>> {
+        let asked = Redirectable::new(call, ranges, self.is_private(target));
+        let find = self.mirror.redirect(target, digest, ranges);
+        Box::pin(asked.way(redirects, find))
     }
 
     async fn referrers(

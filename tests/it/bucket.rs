@@ -9,36 +9,36 @@ use crate::harness::{
     put_blob, put_image,
 };
 
-const MIB: usize = 1024 * 1024;
+pub(crate) const MIB: usize = 1024 * 1024;
 const V2: &str = "docker/registry/v2";
 
 /// An upstream and a bucket without content.
-async fn registries() -> (Registry, Registry) {
+pub(crate) async fn registries() -> (Registry, Registry) {
     let (up, bucket) = (Registry::start().await, Registry::start().await);
     bucket.be_bucket("shared");
     (up, bucket)
 }
 
-fn blob_key(content: &[u8]) -> String {
+pub(crate) fn blob_key(content: &[u8]) -> String {
     let digest = digest(content).to_string();
     let hex = digest.strip_prefix("sha256:").unwrap();
     format!("{V2}/blobs/sha256/{}/{hex}/data", &hex[..2])
 }
 
-fn link_key(repo: &str, kind: &str, content: &[u8]) -> String {
+pub(crate) fn link_key(repo: &str, kind: &str, content: &[u8]) -> String {
     let digest = digest(content).to_string();
     let hex = digest.strip_prefix("sha256:").unwrap();
     format!("{V2}/repositories/{repo}/{kind}/sha256/{hex}/link")
 }
 
 /// Puts content into the bucket with the link of a repository.
-fn put(bucket: &Registry, repo: &str, kind: &str, content: &Bytes) {
+pub(crate) fn put(bucket: &Registry, repo: &str, kind: &str, content: &Bytes) {
     bucket.put_object(&blob_key(content), content);
     bucket.put_object(&link_key(repo, kind, content), digest(content).to_string());
 }
 
 /// Waits until everything is uploaded.
-async fn uploaded(mirror: &Mirror) {
+pub(crate) async fn uploaded(mirror: &Mirror) {
     mirror.idle().await;
     eventually("no uploads", || {
         mirror.metric("millpond_bucket_uploads_queued") == 0

@@ -23,6 +23,7 @@ mod auth;
 mod blobs;
 mod bucket;
 mod bucket_hosted;
+mod bucket_redirect;
 mod bundles;
 mod cache;
 mod callers;

@@ -13,6 +13,7 @@ use crate::server::answer;
 use crate::server::cache_status::{Named, Origin};
 use crate::server::call::{Answered, Call, CallError};
 use crate::server::conditional::Verdict;
+use crate::server::redirect::{self, Redirectable, Way};
 
 impl HostedHandlers {
     pub(super) async fn manifest(
@@ -57,6 +58,20 @@ impl HostedHandlers {
             Some(blob) => blob,
             None => Box::pin(self.cold_blob(call, name, &digest)).await?,
         };
+        let verdict = call.conditions.evaluate(&digest);
+        let ranges = call.conditions.ranges(&digest);
+        let mut counted = None;
+        if call.mode == ReadMode::Content
+            && verdict == Verdict::Proceed
+            && let Some(redirects) = self.mirror.redirects()
+        {
+            let asked = Redirectable::new(call, ranges, !self.access.is_open());
+            let find = async { Ok(self.mirror.redirect_stored(name, digest, ranges).await) };
+            match Box::pin(asked.way::<CallError>(redirects, find)).await? {
+                Way::Redirect(location) => return Ok(redirect::answered(&digest, location)),
+                Way::Send(body) => counted = body,
+            }
+        }
         let found = BlobAnswer {
             size: Some(blob.size()),
             body: Some(BlobContent::Stored(blob)),
@@ -64,7 +79,9 @@ impl HostedHandlers {
             visit: None,
             exchange: Exchange::default(),
         };
-        Ok(self.give_blob(call, (name, &digest), call.mode, found))
+        let (mut response, outcome) = self.give_blob(call, (name, &digest), call.mode, found);
+        response.body_mut().hold(None, counted);
+        Ok((response, outcome))
     }
 
     /// `mode`: what was looked for.
