@@ -16,6 +16,8 @@
 
 mod circuit;
 mod client;
+mod day;
+mod digests;
 mod error;
 mod http;
 mod keys;
@@ -23,8 +25,14 @@ mod quarantine;
 mod queue;
 mod queue_file;
 mod reading;
+mod retention;
 mod stores;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod unfinished;
 mod uploads;
+mod uses;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,7 +47,12 @@ use http::{Date, Http};
 use queue::Queue;
 pub use queue::Upload;
 pub use reading::SharedContent;
+pub use retention::{Keeping, Retention};
+pub use sweep::IsHosted;
+use sweep::announcement::Announced;
 use uploads::Uploading;
+use uses::Uses;
+pub use uses::{random_replica, replica_key};
 
 use crate::cache::Cache;
 use crate::clock::Clock;
@@ -66,6 +79,9 @@ pub struct Bucket {
     path: Option<PathBuf>,
     /// The version of the queue that the file has.
     saved: tokio::sync::Mutex<u64>,
+    uses: Uses,
+    /// What sweeps are about to delete.
+    announced: Announced,
     metrics: Arc<BucketMetrics>,
 }
 
@@ -101,6 +117,8 @@ impl Bucket {
             ttl: config.shared.ttl,
             path,
             saved: tokio::sync::Mutex::new(0),
+            uses: Uses::default(),
+            announced: Announced::default(),
             metrics,
         };
         bucket.restore();
