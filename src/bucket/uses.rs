@@ -42,9 +42,10 @@ const DAYS_TRIED: usize = 3;
 const MAX_NOTED: usize = 100_000;
 
 /// The uses that this replica has yet to record.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Uses {
     noted: Mutex<Noted>,
+    started: Instant,
     /// When uses were last recorded; what was used before is in the record.
     recorded: Mutex<Option<Instant>>,
 }
@@ -62,6 +63,17 @@ impl Noted {
             self.digests.insert(digest);
         } else {
             self.is_part = true;
+        }
+    }
+}
+
+impl Default for Uses {
+    /// Those from now on.
+    fn default() -> Self {
+        Self {
+            noted: Mutex::default(),
+            started: Instant::now(),
+            recorded: Mutex::default(),
         }
     }
 }
@@ -149,7 +161,7 @@ impl Uses {
         // An earlier process may have ended before it has recorded its last hour.
         let unrecorded = match *self.recorded.lock() {
             Some(recorded) => recorded.elapsed(),
-            None => today.clone().unwrap_or_default() + EVERY,
+            None => self.started.elapsed() + EVERY,
         };
         today.unwrap_or_default().max(unrecorded) + MARGIN
     }

@@ -29,6 +29,7 @@ use futures_util::TryStreamExt as _;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
+use super::patience::patiently;
 use crate::bucket::client::Objects;
 use crate::bucket::digests::{Digests, Read};
 use crate::bucket::error::{BucketError, Told};
@@ -72,10 +73,10 @@ impl Announcement {
     ) -> Result<Self, BucketError> {
         // Sweeps that run at the same time, even of one replica, have lists of their own.
         let key = format!("{DIRECTORY}/{replica}-{:08x}", fastrand::u32(..));
-        objects.put(&key, vec![list]).await?;
+        patiently(|| objects.put(&key, vec![list.clone()])).await?;
         let mut wait = None;
         loop {
-            let Some(list) = objects.head(&key).await? else {
+            let Some(list) = patiently(|| objects.head(&key)).await? else {
                 let told = "the list of what is being deleted has vanished";
                 return Err(BucketError::failed(Told(told.to_owned())));
             };

@@ -31,7 +31,6 @@ pub(super) async fn list(objects: &Objects) -> Result<(Rows, u64), BucketError> 
         foreign += others;
         part.extend(long.remove(&first).into_iter().flatten());
         uncounted += u32::from(!rows.fill(first, part));
-        tokio::task::yield_now().await;
     }
     if uncounted > 0 {
         tracing::warn!(

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::TryStreamExt as _;
 
+use super::patience::patiently;
 use crate::bucket::client::Objects;
 use crate::bucket::digests::{Digests, MAX_DIGESTS, Read};
 use crate::bucket::error::BucketError;
@@ -113,7 +114,8 @@ pub(super) async fn write(
 ) -> Result<(), BucketError> {
     let seconds = began.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let key = format!("{DIRECTORY}/{seconds}-{replica}-{:08x}", fastrand::u32(..));
-    objects.put(&key, vec![Digests::encode(digests, true)]).await
+    let list = Digests::encode(digests, true);
+    patiently(|| objects.put(&key, vec![list.clone()])).await
 }
 
 /// When the sweep of a mark began.

@@ -285,8 +285,7 @@ impl Sweep {
         }
         let count = digests.len() as u64;
         if count > 0 {
-            let (objects, replica) = (&self.objects, &self.replica);
-            patiently(|| marks::write(objects, replica, began, digests.clone())).await?;
+            marks::write(&self.objects, &self.replica, began, digests).await?;
         }
         Ok(count)
     }

@@ -50,11 +50,11 @@ pub(super) async fn read(
             record.foreign += 1;
             continue;
         };
+        record.first = Some(record.first.map_or(day, |first| first.min(day)));
         if day < kept {
             record.old.push(object.key);
             continue;
         }
-        record.first = Some(record.first.map_or(day, |first| first.min(day)));
         let key = &object.key;
         match patiently(|| Digests::read(objects, key)).await? {
             // Removed by another sweep since it was listed.

@@ -41,10 +41,10 @@ pub(super) struct Removal<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(in crate::bucket) struct Removals {
     /// Objects of content, and their bytes.
-    pub(super) deleted: u64,
-    pub(super) bytes: u64,
+    pub(in crate::bucket) deleted: u64,
+    pub(in crate::bucket) bytes: u64,
     /// Links and tags.
-    pub(super) links: u64,
+    pub(in crate::bucket) links: u64,
 }
 
 /// What became of content that was due.

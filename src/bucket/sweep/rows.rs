@@ -198,18 +198,20 @@ impl Rows {
         }
     }
 
-    /// One part after the other, with the places of its rows.
+    /// One part that has rows after the other, with the places of its rows.
     pub(super) fn parts(&self) -> impl Iterator<Item = impl Iterator<Item = (Place, &Row)>> {
-        (0..=u8::MAX).zip(&self.parts).map(|(part, rows)| {
-            let rows = (0..).zip(rows.iter().flatten());
+        let parts = (0..=u8::MAX).zip(&self.parts);
+        let parts = parts.filter_map(|(part, rows)| Some((part, rows.as_ref()?)));
+        parts.filter(|(_, rows)| !rows.is_empty()).map(|(part, rows)| {
+            let rows = (0..).zip(rows);
             rows.map(move |(at, row)| (Place { part, at }, row))
         })
     }
 
-    /// One part after the other.
+    /// One part that has rows after the other.
     pub(super) fn parts_mut(&mut self) -> impl Iterator<Item = &mut [Row]> {
-        let parts = self.parts.iter_mut();
-        parts.map(|rows| rows.as_deref_mut().unwrap_or_default())
+        let parts = self.parts.iter_mut().flatten();
+        parts.map(Vec::as_mut_slice).filter(|rows| !rows.is_empty())
     }
 }
 

@@ -40,7 +40,7 @@ impl Sweep {
     }
 
     /// Sweeps, unless somebody has today.
-    pub(super) async fn sweep_if_due(&self) -> Result<Option<Report>, BucketError> {
+    pub(in crate::bucket) async fn sweep_if_due(&self) -> Result<Option<Report>, BucketError> {
         if let Some(last) = self.objects.head(LAST).await? {
             let age = self.objects.now().duration_since(last.modified);
             // A sweep of the future is none: the bucket's clock was wrong.

@@ -140,7 +140,7 @@ mod tests {
         let all: Vec<_> = (0..40).map(|age| (age, 1)).collect();
         let (rows, ttl) = (rows(&all), DAY * 30);
         assert_eq!(selected(&rows, Some(ttl), None).await, (31..40).collect::<Vec<_>>());
-        assert_eq!(selected(&rows, None, None).await, []);
+        assert_eq!(selected(&rows, None, None).await, [] as [u64; 0]);
         // However short the TTL is.
         let ttl = Duration::from_secs(1);
         assert_eq!(selected(&rows, Some(ttl), None).await, (2..40).collect::<Vec<_>>());
@@ -149,7 +149,7 @@ mod tests {
     #[tokio::test]
     async fn above_the_limit_the_least_recently_used_go() {
         let mut rows = rows(&[(9, 10), (8, 10), (8, 10), (7, 10), (1, 10), (0, 10)]);
-        assert_eq!(selected(&rows, None, Some(60)).await, []);
+        assert_eq!(selected(&rows, None, Some(60)).await, [] as [u64; 0]);
         assert_eq!(selected(&rows, None, Some(59)).await, [9]);
         assert_eq!(selected(&rows, None, Some(45)).await, [8, 9]);
         assert_eq!(selected(&rows, None, Some(40)).await, [8, 9]);
