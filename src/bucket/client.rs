@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use object_store::client::HttpClient;
 use object_store::multipart::MultipartStore;
 pub(super) use object_store::multipart::PartId;
 use object_store::path::Path;
@@ -79,6 +80,8 @@ pub(super) struct Stores {
     pub(super) signer: Option<Arc<dyn Signer>>,
     /// Of new objects.
     pub(super) attributes: Attributes,
+    /// Sends requests with signed addresses: None where unfinished uploads can't be listed.
+    pub(super) http: Option<HttpClient>,
 }
 
 impl fmt::Debug for Stores {
@@ -107,8 +110,13 @@ impl Objects {
         self.date.now().unwrap_or_else(|| self.clock.wall())
     }
 
+    /// What lists unfinished uploads: None where the store can't.
+    pub(super) fn signed_requests(&self) -> Option<(&Arc<dyn Signer>, &HttpClient)> {
+        Some((self.stores.signer.as_ref()?, self.stores.http.as_ref()?))
+    }
+
     /// Each component of `key` is one of a digest, a name or a tag, or one of our own words.
-    fn path(&self, key: &str) -> Result<Path, BucketError> {
+    pub(super) fn path(&self, key: &str) -> Result<Path, BucketError> {
         let whole = match self.root.as_ref() {
             "" => key.to_owned(),
             root => format!("{root}/{key}"),
@@ -116,14 +124,25 @@ impl Objects {
         Path::parse(whole).map_err(BucketError::failed)
     }
 
-    fn object(&self, meta: ObjectMeta) -> Object {
-        let key = meta.location.as_ref();
-        let key = match self.root.as_ref() {
+    /// A key below the root directory, of one below that of the bucket.
+    fn below_root<'a>(&self, key: &'a str) -> &'a str {
+        match self.root.as_ref() {
             "" => key,
             root => key
                 .strip_prefix(root)
                 .map_or(key, |key| key.trim_start_matches('/')),
-        };
+        }
+    }
+
+    /// An upload that somebody has begun, by its key below that of the bucket; and its key.
+    pub(super) fn begun(&self, key: &str, id: String) -> Result<(Parts, String), BucketError> {
+        let path = Path::parse(key).map_err(BucketError::failed)?;
+        let below = self.below_root(path.as_ref()).to_owned();
+        Ok((Parts { path, id }, below))
+    }
+
+    fn object(&self, meta: ObjectMeta) -> Object {
+        let key = self.below_root(meta.location.as_ref());
         Object {
             key: key.to_owned(),
             size: meta.size,

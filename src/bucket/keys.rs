@@ -2,12 +2,27 @@
 //! `millpond/`.
 
 use crate::cache::{Link, LinkKind};
-use crate::oci::{Digest, RepoName, Tag};
+use crate::oci::{Algorithm, Digest, RepoName, Tag};
 use crate::storage::Layout;
 
 /// The content with a digest.
 pub(super) fn blob(digest: &Digest) -> String {
     text(Layout::new("").blob(digest))
+}
+
+/// What the names of the contents of one algorithm begin with, or of those of them whose digest begins with
+/// this byte.
+pub(super) fn blobs(algorithm: Algorithm, first: Option<u8>) -> String {
+    let mut path = Layout::new("").blobs(algorithm, first.unwrap_or_default());
+    if first.is_none() {
+        path.pop();
+    }
+    text(path)
+}
+
+/// What the names of all links and tags begin with.
+pub(super) fn repositories() -> String {
+    text(Layout::new("").repositories())
 }
 
 /// The link of a repository to content.

@@ -17,6 +17,8 @@
 mod addresses;
 mod circuit;
 mod client;
+mod day;
+mod digests;
 mod error;
 mod holdings;
 mod hosted;
@@ -27,7 +29,12 @@ mod queue;
 mod queue_file;
 mod reading;
 mod redirects;
+mod retention;
 mod stores;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod unfinished;
 mod uploads;
 mod uses;
 
@@ -46,8 +53,12 @@ use queue::Queue;
 pub use queue::Upload;
 pub use reading::{Hosted, SharedContent};
 pub use redirects::{KnownRedirect, MIN_REDIRECTED, Redirect, Redirects};
+pub use retention::{Keeping, Retention};
+pub use sweep::IsHosted;
+use sweep::announcement::Announced;
 use uploads::Uploading;
 use uses::Uses;
+pub use uses::{random_replica, replica_key};
 
 use crate::cache::{Cache, KeyLocks};
 use crate::clock::Clock;
@@ -89,6 +100,8 @@ pub struct Bucket {
     uses: Uses,
     /// None where clients are never redirected.
     redirects: Option<Redirects>,
+    /// What sweeps are about to delete.
+    announced: Announced,
     metrics: Arc<BucketMetrics>,
 }
 
@@ -129,6 +142,7 @@ impl Bucket {
             saved: tokio::sync::Mutex::new(0),
             uses: Uses::default(),
             redirects: Redirects::new(&config.shared, &metrics),
+            announced: Announced::default(),
             metrics,
         };
         bucket.restore();

@@ -10,6 +10,7 @@ use super::http::Http;
 use crate::config::{Azure, AzureCredentials, BucketStore, Gcs, GcsKey, S3, S3Encryption};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::HttpConnector as _;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{
     Attribute, AttributeValue, Attributes, BackoffConfig, ClientOptions, RetryConfig,
@@ -50,6 +51,9 @@ fn s3(s3: &S3, http: Http) -> Result<Stores, BucketSetupError> {
         }
         None => with_credentials_of_environment(AmazonS3Builder::new()),
     };
+    let connector = http.connector()?;
+    // The same connections as those of the store.
+    let http = connector.connect(&ClientOptions::new()).map_err(unusable)?;
     let builder = builder
         .with_region(&s3.region)
         .with_bucket_name(&s3.bucket)
@@ -62,7 +66,7 @@ fn s3(s3: &S3, http: Http) -> Result<Stores, BucketSetupError> {
         // Several servers lack it.
         .with_disable_bulk_delete(true)
         .with_retry(no_retries())
-        .with_http_connector(http.connector()?);
+        .with_http_connector(connector);
     let builder = match &s3.encryption {
         Some(S3Encryption::Kms(key)) => builder.with_sse_kms_encryption(key),
         Some(S3Encryption::Store) => {
@@ -79,6 +83,7 @@ fn s3(s3: &S3, http: Http) -> Result<Stores, BucketSetupError> {
         parts: Arc::clone(&store) as _,
         signer: Some(store),
         attributes: Attributes::from_iter(class),
+        http: Some(http),
     })
 }
 
@@ -141,6 +146,7 @@ fn gcs(gcs: &Gcs, http: Http) -> Result<Stores, BucketSetupError> {
         parts: Arc::clone(&store) as _,
         signer: Some(store),
         attributes: Attributes::new(),
+        http: None,
     })
 }
 
@@ -174,5 +180,6 @@ fn azure(azure: &Azure, http: Http) -> Result<Stores, BucketSetupError> {
         parts: Arc::clone(&store) as _,
         signer: Some(store),
         attributes: Attributes::new(),
+        http: None,
     })
 }

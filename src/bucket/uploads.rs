@@ -9,13 +9,14 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::client::Parts;
 use super::error::BucketError;
 use super::queue::{Entry, Upload};
 use super::reading::Pointer;
+use super::retention::is_relied_on_safely;
 use super::{Bucket, keys};
 use crate::cache::{CachedBlob, MAX_READ};
 use crate::error_chain::on_one_line;
@@ -30,8 +31,10 @@ pub(super) const MAX_PARTS: usize = 4;
 const MAX_PARTS_OF_OBJECT: u64 = 10_000;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
-/// How long before its end an object is written again that something new relies on.
-const RENEWED_BEFORE: Duration = Duration::from_hours(4 * 24);
+/// How often an upload begins that takes longer than a guard holds.
+const GUARDS: usize = 2;
+/// How long a worker pauses after content that a sweep may be deleting.
+const SWEPT_PAUSE: Duration = Duration::from_mins(1);
 
 /// What uploads share.
 #[derive(Debug)]
@@ -89,17 +92,18 @@ impl Uploading {
 }
 
 /// How an upload has ended.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ended {
     Done,
     /// The content is here no more, and isn't in the bucket either.
     Gone,
+    /// A sweep may be deleting the content, or was faster: all of it has to be done again.
+    Swept,
 }
 
 /// Whether the bucket has content.
 enum Content {
-    New,
-    /// It had it before.
-    Known,
+    There,
     Gone,
 }
 
@@ -133,6 +137,15 @@ impl Bucket {
             let result = match &uploaded {
                 Ok(Ended::Done) => BucketUpload::Done,
                 Ok(Ended::Gone) => BucketUpload::Dropped,
+                Ok(Ended::Swept) => {
+                    // The others go on.
+                    self.queue.ended(entry, true);
+                    let paused = drain.run_until_cancelled(sleep(SWEPT_PAUSE)).await;
+                    if paused.is_none() {
+                        return;
+                    }
+                    continue;
+                }
                 Err(_) => BucketUpload::Failed,
             };
             let has_failed = match uploaded {
@@ -163,32 +176,41 @@ impl Bucket {
             digest,
             tag,
         } = &entry.upload;
-        let current = tag.as_ref().map(|tag| keys::tag_current(repo, tag));
-        if let Some(current) = &current
-            && let Pointer::To(named, _) = self.ask_pointer(current, None).await?
-            && named == *digest
-        {
-            return Ok(Ended::Done);
-        }
-        let content = self.upload_content(digest, entry.is_absent).await?;
-        let link = keys::link(repo, *kind, digest);
-        let is_linked = match content {
-            Content::Gone => return Ok(Ended::Gone),
-            Content::New => false,
-            Content::Known => {
-                let link = self.ask_pointer(&link, None).await?;
-                matches!(link, Pointer::To(named, _) if named == *digest)
+        let mut is_absent = entry.is_absent;
+        // Large content may take longer than a guard holds; it isn't sent again then.
+        for _ in 0..GUARDS {
+            // Before anything of the bucket is relied on.
+            let guard = match tag {
+                Some(_) => self.announced.guard_tag(&self.objects).await?,
+                None => self.announced.guard(&self.objects, digest).await?,
+            };
+            let Some(guard) = guard else {
+                return Ok(Ended::Swept);
+            };
+            if let Content::Gone = self.upload_content(digest, is_absent).await? {
+                return Ok(Ended::Gone);
             }
-        };
-        if !is_linked {
-            self.put_pointer(&link, digest).await?;
+            is_absent = false;
+            let text = || vec![Bytes::from(digest.to_string())];
+            // Also where it is there: its time tells the sweep that it is relied on.
+            self.objects
+                .put(&keys::link(repo, *kind, digest), text())
+                .await?;
+            if let Some(tag) = tag {
+                let current = keys::tag_current(repo, tag);
+                let named = self.ask_pointer(&current, None).await?;
+                if !matches!(named, Pointer::To(named, _) if named == *digest) {
+                    // The sweep finds a tag by this.
+                    let index = keys::tag_index(repo, tag, digest);
+                    self.objects.put(&index, text()).await?;
+                    self.objects.put(&current, text()).await?;
+                }
+            }
+            if guard.holds(&self.objects) {
+                return Ok(Ended::Done);
+            }
         }
-        if let (Some(tag), Some(current)) = (tag, &current) {
-            let index = keys::tag_index(repo, tag, digest);
-            self.put_pointer(&index, digest).await?;
-            self.put_pointer(current, digest).await?;
-        }
-        Ok(Ended::Done)
+        Ok(Ended::Swept)
     }
 
     /// Sees to it that the bucket has content that a link is about to rely on.
@@ -206,12 +228,12 @@ impl Bucket {
             .as_ref()
             .is_some_and(|there| self.lasts(there.modified))
         {
-            return Ok(Content::Known);
+            return Ok(Content::There);
         }
         let Some(blob) = self.cache.peek(digest).await else {
             return Ok(match there {
                 // The sweep asks for its links again, before it removes it.
-                Some(_) => Content::Known,
+                Some(_) => Content::There,
                 None => Content::Gone,
             });
         };
@@ -223,14 +245,12 @@ impl Bucket {
             self.upload_in_parts(&key, &blob).await?;
         }
         self.metrics.uploaded(blob.size());
-        Ok(Content::New)
+        Ok(Content::There)
     }
 
     /// Whether an object is so young that the sweep won't remove it soon.
     fn lasts(&self, modified: SystemTime) -> bool {
-        let Some(ttl) = self.ttl else { return true };
-        let age = self.objects.now().duration_since(modified);
-        age.unwrap_or_default() < ttl.saturating_sub(RENEWED_BEFORE)
+        is_relied_on_safely(modified, self.objects.now(), self.ttl)
     }
 
     async fn upload_in_parts(&self, key: &str, blob: &CachedBlob) -> Result<(), BucketError> {

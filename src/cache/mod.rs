@@ -403,6 +403,19 @@ impl Cache {
         tags
     }
 
+    /// Calls `each` with the content, blobs and manifests, whose links were used in the last `span`, as far
+    /// as the index is complete; a digest that several repositories link comes several times. That counts as
+    /// no use.
+    pub async fn used_within(&self, span: Duration, mut each: impl FnMut(Digest)) {
+        let since = self.inner.now().before(span);
+        let page = |index: &mut Index, at| {
+            let (page, next) = index.used_since(since, at, MAX_PAGE);
+            page.into_iter().for_each(&mut each);
+            next
+        };
+        self.inner.pages(page).await;
+    }
+
     /// Removes the selected links, and the files that nothing else needs; with `dry_run` only lists
     /// them. Waits for the index to be complete and for the removal. Held content is removed when it
     /// is released.

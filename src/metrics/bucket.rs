@@ -23,6 +23,67 @@ struct OfUpload {
     result: BucketUpload,
 }
 
+/// What a sweep of the bucket has found and done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BucketSwept {
+    /// Objects of content after it, and their bytes.
+    pub objects: u64,
+    pub bytes: u64,
+    /// Keys that are neither the reference registry's nor ours.
+    pub foreign: u64,
+    /// What the next sweeps will delete, as far as this one has chosen it.
+    pub marked: u64,
+    /// Objects of content, and their bytes.
+    pub deleted: u64,
+    pub deleted_bytes: u64,
+    /// Whether it could read all uses; otherwise it has removed nothing.
+    pub is_informed: bool,
+}
+
+/// The last sweep of the bucket by this replica.
+#[derive(Debug)]
+struct SweepFigures {
+    objects: Gauge,
+    bytes: Gauge,
+    foreign: Gauge,
+    marked: Gauge,
+    informed: Gauge,
+    deleted: Counter,
+    deleted_bytes: Counter,
+}
+
+impl SweepFigures {
+    fn register(r: &mut Registrar<'_>) -> Self {
+        Self {
+            objects: r.metric(
+                "bucket_objects",
+                "Objects of content in the bucket after the last sweep by this replica",
+            ),
+            bytes: r.bytes(
+                "bucket",
+                "Bytes of content in the bucket after the last sweep by this replica",
+            ),
+            foreign: r.metric(
+                "bucket_foreign",
+                "Keys of the bucket that the last sweep didn't know",
+            ),
+            marked: r.metric(
+                "bucket_marked",
+                "Digests that the last sweep has marked for deletion",
+            ),
+            informed: r.metric(
+                "bucket_uses_known",
+                "Whether the last sweep could read all uses; otherwise it removed nothing",
+            ),
+            deleted: r.metric(
+                "bucket_deleted",
+                "Objects of content that sweeps of this replica have deleted",
+            ),
+            deleted_bytes: r.bytes("bucket_deleted", "Bytes of those"),
+        }
+    }
+}
+
 /// The bucket.
 #[derive(Debug)]
 pub struct BucketMetrics {
@@ -33,6 +94,7 @@ pub struct BucketMetrics {
     quarantined: Counter,
     redirects: Counter,
     blob_bodies: Gauge,
+    sweep: SweepFigures,
     source: SourceFigures,
 }
 
@@ -67,6 +129,7 @@ impl BucketMetrics {
                 "blob_bodies_in_flight",
                 "Bodies of blobs that are being sent, counted where their number decides about redirects",
             ),
+            sweep: SweepFigures::register(r),
             source: sources.figures("bucket"),
         };
         for &result in BucketUpload::ALL {
@@ -109,6 +172,18 @@ impl BucketMetrics {
     /// The bucket has taken content.
     pub fn uploaded(&self, bytes: u64) {
         self.uploaded.inc_by(bytes);
+    }
+
+    /// The bucket was swept.
+    pub fn swept(&self, swept: BucketSwept) {
+        let sweep = &self.sweep;
+        set(&sweep.objects, swept.objects);
+        set(&sweep.bytes, swept.bytes);
+        set(&sweep.foreign, swept.foreign);
+        set(&sweep.marked, swept.marked);
+        set(&sweep.informed, swept.is_informed.into());
+        sweep.deleted.inc_by(swept.deleted);
+        sweep.deleted_bytes.inc_by(swept.deleted_bytes);
     }
 
     pub fn quarantined(&self) {

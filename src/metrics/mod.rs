@@ -32,7 +32,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
-pub use bucket::BucketMetrics;
+pub use bucket::{BucketMetrics, BucketSwept};
 pub use cache::CacheFigures;
 use cache::CacheMetrics;
 pub use downloads::Downloads;

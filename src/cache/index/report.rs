@@ -118,6 +118,20 @@ impl Index {
         (tags.collect(), next)
     }
 
+    /// The content that was used since a time, once for each of its links, on one page of all entries.
+    pub(crate) fn used_since(
+        &self,
+        since: Timestamp,
+        from: usize,
+        max: usize,
+    ) -> (Vec<Digest>, Option<usize>) {
+        let (page, next) = self.entries.page(from, max);
+        let entries = page.into_iter().map(|id| self.entries.get(id));
+        let used = entries.filter(|entry| entry.last_use >= since);
+        let digests = used.map(|entry| self.blobs.get(entry.blob).digest());
+        (digests.collect(), next)
+    }
+
     pub(crate) fn view_images(&self, from: usize, max: usize) -> (Vec<ImageView>, Option<usize>) {
         let (page, next) = self.blobs.page(from, max);
         let roots = page.into_iter().filter(|id| {

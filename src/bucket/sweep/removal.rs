@@ -1,0 +1,186 @@
+//! Deletes what is due and still unused: the content first, then its links, then the tags that name it.
+//!
+//! A link without content is harmless: whoever reads a link asks for the content at the same time, and takes
+//! content that is missing for missing. Content without a link would cost its next reader a question to the
+//! upstream, and links would be lost of content that a killed sweep has left. So a sweep that ends at any
+//! point leaves nothing that a reader trusts wrongly, and marks that make the next one remove the rest.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+
+use super::announcement::Announcement;
+use super::links::{Links, Missing, Removed};
+use super::patience::patiently;
+use super::rows::{DELETED, DUE, HOSTED, LINKED, Place, Rows};
+use super::selection::Selection;
+use crate::bucket::client::{Objects, Small};
+use crate::bucket::day::Day;
+use crate::bucket::error::BucketError;
+use crate::bucket::keys;
+use crate::oci::Digest;
+
+/// Requests at a time.
+const REQUESTS: usize = 8;
+/// The longest tag that is read, in bytes.
+const MAX_TAG: u64 = 256;
+
+/// What is deleted, and by what it is decided.
+pub(super) struct Removal<'a> {
+    pub(super) objects: &'a Objects,
+    pub(super) announcement: &'a Announcement,
+    pub(super) rows: &'a Rows,
+    pub(super) missing: &'a [Missing],
+    pub(super) links: &'a Links,
+    /// When the sweep began that has marked it: what has been used or written since stays.
+    pub(super) marked: SystemTime,
+}
+
+/// What a removal has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::bucket) struct Removals {
+    /// Objects of content, and their bytes.
+    pub(in crate::bucket) deleted: u64,
+    pub(in crate::bucket) bytes: u64,
+    /// Links and tags.
+    pub(in crate::bucket) links: u64,
+}
+
+/// What became of content that was due.
+enum Content {
+    /// It had so many bytes.
+    Deleted(u64),
+    /// Or it was gone already.
+    Stays,
+    /// There was no more time.
+    Late,
+}
+
+impl Removal<'_> {
+    /// Deletes; and whether the time was enough. Otherwise the marks stay, for the next sweep.
+    pub(super) async fn run(
+        &self,
+        selection: &mut Selection,
+    ) -> Result<(Removals, bool), BucketError> {
+        let mut removals = Removals::default();
+        let due = self.due(selection).await;
+        let contents = due.into_iter().map(|place| self.content(place));
+        let missing = self.missing.iter().map(|missing| self.absence(missing));
+        let mut has_time = true;
+        // To the end, also when there is no more time: a deletion that is dropped may still be done later.
+        let mut ended = stream::iter(contents).buffer_unordered(REQUESTS);
+        while let Some(step) = ended.next().await {
+            match step? {
+                Content::Deleted(bytes) => {
+                    removals.deleted += 1;
+                    removals.bytes += bytes;
+                }
+                Content::Stays => {}
+                Content::Late => has_time = false,
+            }
+        }
+        let mut ended = stream::iter(missing).buffer_unordered(REQUESTS);
+        while let Some(step) = ended.next().await {
+            step?;
+        }
+        let links = self.links.removed(self.rows, self.missing);
+        let links = links.map(|link| self.link(link));
+        let mut ended = stream::iter(links).buffer_unordered(REQUESTS);
+        while let Some(step) = ended.next().await {
+            let is_removed = step?;
+            has_time &= is_removed;
+            removals.links += u64::from(is_removed);
+        }
+        Ok((removals, has_time))
+    }
+
+    /// What is due and still to go.
+    async fn due(&self, selection: &mut Selection) -> Vec<Place> {
+        let mut places = Vec::new();
+        // Of the day before, not all may have been known.
+        let unused = Day::of(self.marked).before(1);
+        for part in self.rows.parts() {
+            for (place, row) in part {
+                let is_selected = selection.takes(row);
+                let is_unused = row.last < unused && row.modified() < self.marked;
+                if is_selected && is_unused && row.facts.any(DUE) {
+                    places.push(place);
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+        places
+    }
+
+    /// Deletes content, unless it has been written again.
+    async fn content(&self, place: Place) -> Result<Content, BucketError> {
+        let Some(row) = self.rows.get(place) else {
+            return Ok(Content::Stays);
+        };
+        let key = keys::blob(&row.digest());
+        let there = patiently(|| self.objects.head(&key)).await?;
+        let Some(there) = there else {
+            row.facts.add(DELETED);
+            return Ok(Content::Stays);
+        };
+        if there.modified >= self.marked {
+            row.facts.add(LINKED);
+            return Ok(Content::Stays);
+        }
+        if !self.delete(&key).await? {
+            return Ok(Content::Late);
+        }
+        row.facts.add(DELETED);
+        Ok(Content::Deleted(there.size))
+    }
+
+    /// Deletes an object. False where there is no more time.
+    async fn delete(&self, key: &str) -> Result<bool, BucketError> {
+        patiently(|| self.announcement.delete(self.objects, key)).await
+    }
+
+    /// Looks once more for content that was missing: only then its links go.
+    async fn absence(&self, missing: &Missing) -> Result<(), BucketError> {
+        if missing.facts.any(LINKED | HOSTED) {
+            return Ok(());
+        }
+        let key = keys::blob(&missing.digest);
+        if patiently(|| self.objects.head(&key)).await?.is_none() {
+            missing.facts.add(DELETED);
+        }
+        Ok(())
+    }
+
+    /// Removes a link. False where there is no more time.
+    async fn link(&self, link: Removed) -> Result<bool, BucketError> {
+        let key = match link {
+            Removed::Link(key) => key,
+            Removed::Tag {
+                index,
+                current,
+                digest,
+            } => {
+                // Found by its index: so that goes last.
+                let is_named = patiently(|| self.names(&current, &digest)).await?;
+                if is_named && !self.delete(&current).await? {
+                    return Ok(false);
+                }
+                index
+            }
+        };
+        self.delete(&key).await
+    }
+
+    /// Whether a tag names this digest now.
+    async fn names(&self, current: &str, digest: &Digest) -> Result<bool, BucketError> {
+        let text = match self.objects.get_small(current, MAX_TAG, None).await {
+            Ok(Small::Whole(text, _)) => text,
+            Ok(Small::Missing | Small::Unchanged) => Bytes::new(),
+            Err(BucketError::TooLarge { .. }) => Bytes::new(),
+            Err(error) => return Err(error),
+        };
+        let named = str::from_utf8(&text).ok();
+        Ok(named.and_then(|named| named.trim().parse().ok()) == Some(*digest))
+    }
+}
