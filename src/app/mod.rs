@@ -282,7 +282,7 @@ impl App {
             mirror: MirrorInUse::default(),
             renewals: Renewals::default(),
         };
-        shared.start_background();
+        shared.start_background(config);
         let probes = Probes::new(&config.health, &shared.cache)?;
         let running = shared.running(config, clients, access, files).await?;
         let current = Arc::clone(&running.current);
@@ -446,11 +446,11 @@ impl App {
 
 impl Shared {
     /// Starts what goes on for as long as the process runs.
-    fn start_background(&self) {
+    fn start_background(&self, config: &Config) {
         self.watch_levels();
         self.keep_usage();
         self.follow_replicas();
-        self.run_bucket();
+        self.run_bucket(config);
         self.renewals.watch(&self.background, self.stop_now.clone());
     }
 

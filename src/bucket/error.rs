@@ -28,6 +28,8 @@ pub enum BucketError {
     /// The content was to be uploaded.
     #[error("the content isn't stored here any more")]
     Gone,
+    #[error("a sweep may be deleting the content")]
+    Swept,
     /// Nothing was sent: the bucket has failed lately.
     #[error("the bucket has failed, and isn't asked for a while")]
     LeftAlone,

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::error::BucketError;
 use super::queue::Upload;
 use super::reading::Pointer;
-use super::uploads::Ended;
+use super::uploads::{Ended, SWEPT_PAUSE};
 use super::{Bucket, keys};
 use crate::cache::{Link, LinkKind, Loss};
 use crate::error_chain::on_one_line;
@@ -42,12 +42,19 @@ impl Bucket {
         if self.shared.get(&upload).is_some() {
             return Ok(());
         }
-        let claim = self.queue.claim(&upload).await;
-        if let Ended::Gone = self.upload_one(claim.entry()).await? {
-            return Err(BucketError::Gone);
+        for _attempt in 0..ATTEMPTS {
+            let claim = self.queue.claim(&upload).await;
+            match self.upload_one(claim.entry()).await? {
+                Ended::Done => {
+                    self.shared.insert(upload, ());
+                    return Ok(());
+                }
+                Ended::Gone => return Err(BucketError::Gone),
+                Ended::Swept => drop(claim),
+            }
+            sleep(SWEPT_PAUSE).await;
         }
-        self.shared.insert(upload, ());
-        Ok(())
+        Err(BucketError::Swept)
     }
 
     /// Uploads a manifest with the repository's link.

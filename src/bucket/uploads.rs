@@ -34,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 /// How often an upload begins that takes longer than a guard holds.
 const GUARDS: usize = 2;
 /// How long a worker pauses after content that a sweep may be deleting.
-const SWEPT_PAUSE: Duration = Duration::from_mins(1);
+pub(super) const SWEPT_PAUSE: Duration = Duration::from_mins(1);
 
 /// What uploads share.
 #[derive(Debug)]
