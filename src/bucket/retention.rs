@@ -55,7 +55,10 @@ impl Bucket {
         };
         let recording = self.uses.keep(&self.objects, &self.cache, &keeping.replica);
         // Both are large, and one waits most of the time.
-        tokio::join!(Box::pin(recording), Box::pin(sweep.keep(&*keeping.is_sweeper)));
+        tokio::join!(
+            Box::pin(recording),
+            Box::pin(sweep.keep(&*keeping.is_sweeper))
+        );
     }
 
     /// Content was used that may not be cached here: a client was sent to the bucket for it.
@@ -92,6 +95,10 @@ mod tests {
         assert!(!is_safe(day * 26, Some(day * 30)));
         assert!(!is_safe(Duration::ZERO, Some(day)));
         assert!(is_safe(day * 9_999, None));
-        assert!(is_relied_on_safely(modified + day, modified, Some(day * 30)));
+        assert!(is_relied_on_safely(
+            modified + day,
+            modified,
+            Some(day * 30)
+        ));
     }
 }

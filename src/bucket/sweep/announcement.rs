@@ -164,7 +164,11 @@ impl Announced {
         objects: &Objects,
         digest: &Digest,
     ) -> Result<Option<Guard>, BucketError> {
-        let has = |list: &List| list.digests.as_ref().is_none_or(|list| list.contains(digest));
+        let has = |list: &List| {
+            list.digests
+                .as_ref()
+                .is_none_or(|list| list.contains(digest))
+        };
         self.guard_unless(objects, has).await
     }
 

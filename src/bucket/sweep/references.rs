@@ -8,7 +8,7 @@
 use std::collections::BinaryHeap;
 
 use futures_util::StreamExt as _;
-use futures_util::stream;
+use futures_util::stream::FuturesUnordered;
 
 use super::patience::patiently;
 use super::rows::{Found, HOSTED, MANIFEST, Place, READ, Rows};
@@ -40,11 +40,8 @@ pub(super) async fn follow(
     }
     while let Some(day) = heap.peek().map(|(day, _)| *day) {
         let manifests = next(&mut heap, rows, day);
-        let read = manifests.into_iter().map(|digest| async move {
-            let children = patiently(|| children(objects, &digest)).await?;
-            Ok::<_, BucketError>(children)
-        });
-        let mut read = stream::iter(read).buffer_unordered(READERS);
+        let read = manifests.into_iter();
+        let mut read: FuturesUnordered<_> = read.map(|digest| read_one(objects, digest)).collect();
         while let Some(children) = read.next().await {
             for child in children? {
                 raise(&mut heap, rows, &child, day);
@@ -80,6 +77,10 @@ fn raise(heap: &mut BinaryHeap<(Day, Place)>, rows: &mut Rows, child: &Digest, d
             heap.push((day, place));
         }
     }
+}
+
+async fn read_one(objects: &Objects, digest: Digest) -> Result<Vec<Digest>, BucketError> {
+    patiently(|| children(objects, &digest)).await
 }
 
 /// What a manifest refers to. Nothing where it isn't one: then nobody can pull it either.

@@ -106,7 +106,15 @@ impl World {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Bytes> {
-        self.0.lock().objects.get(key).map(|(bytes, _)| bytes.clone())
+        self.0
+            .lock()
+            .objects
+            .get(key)
+            .map(|(bytes, _)| bytes.clone())
+    }
+
+    pub(super) fn modified(&self, key: &str) -> Option<SystemTime> {
+        self.0.lock().objects.get(key).map(|(_, at)| *at)
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
@@ -242,7 +250,12 @@ impl Store {
         let key = path.as_ref().strip_prefix("root").unwrap();
         let key = key.trim_start_matches('/').to_owned();
         let request = Request { kind, key };
-        if self.actor.watched.as_ref().is_some_and(|watched| watched(&request)) {
+        if self
+            .actor
+            .watched
+            .as_ref()
+            .is_some_and(|watched| watched(&request))
+        {
             self.actor.turn(&request).await;
         }
         let failure = {
@@ -268,7 +281,9 @@ impl Store {
             location: Path::parse(format!("root/{key}")).unwrap(),
             // Of whole seconds, as in an answer.
             last_modified: (SystemTime::UNIX_EPOCH
-                + Duration::from_secs(at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()))
+                + Duration::from_secs(
+                    at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs(),
+                ))
             .into(),
             size: bytes.len() as u64,
             e_tag: None,
@@ -378,11 +393,15 @@ impl ObjectStore for Store {
                     let below = below.take_while(|(key, _)| key.starts_with(&directory));
                     let mut rest = below.skip_while(|(key, _)| **key <= from).peekable();
                     let page = rest.by_ref().take(PAGE);
-                    let page: Vec<_> = page.map(|(key, object)| Ok(Self::meta(key, object))).collect();
-                    let next = rest.peek().and(page.last().map(|last: &Result<ObjectMeta>| {
-                        let location = last.as_ref().unwrap().location.as_ref();
-                        location.strip_prefix("root/").unwrap().to_owned()
-                    }));
+                    let page: Vec<_> = page
+                        .map(|(key, object)| Ok(Self::meta(key, object)))
+                        .collect();
+                    let next = rest
+                        .peek()
+                        .and(page.last().map(|last: &Result<ObjectMeta>| {
+                            let location = last.as_ref().unwrap().location.as_ref();
+                            location.strip_prefix("root/").unwrap().to_owned()
+                        }));
                     (page, next)
                 };
                 ended(is_lost, Some((stream::iter(page), (store, next))))
