@@ -85,9 +85,7 @@ impl Shared {
                 max_size: settings.shared.max_size,
             },
             replica: replica(config),
-            is_sweeper: Arc::new(move || {
-                sweepers.as_ref().is_none_or(|peers| peers.owns(SWEEPER))
-            }),
+            is_sweeper: Arc::new(move || sweepers.as_ref().is_none_or(|peers| peers.owns(SWEEPER))),
             is_hosted: Arc::new(move |repo| hosts.hosts(repo)),
         };
         let bucket = Arc::clone(bucket);

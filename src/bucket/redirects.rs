@@ -15,11 +15,11 @@ use std::time::Duration;
 use http::HeaderValue;
 use tokio::time::timeout;
 
+use super::Bucket;
 use super::addresses::Addresses;
 use super::error::BucketError;
 use super::holdings::{Holding, Holdings};
 use super::queue::Upload;
-use super::Bucket;
 use crate::cache::LinkKind;
 use crate::config::{RedirectMode, SharedStorage};
 use crate::error_chain::on_one_line;
