@@ -115,13 +115,13 @@ mod tests {
         assert_eq!(known(), [Unknown, Unknown]);
         holdings.lacked(&app, &digest);
         assert_eq!(known(), [Lacked, Unknown]);
-        tokio::time::advance(LACKED_FOR - MOMENT).await;
+        tokio::time::advance(LACKED_FOR.saturating_sub(MOMENT)).await;
         assert_eq!(known(), [Lacked, Unknown]);
         tokio::time::advance(MOMENT).await;
         assert_eq!(known(), [Unknown, Unknown]);
         holdings.held(&app, &digest, 7);
         assert_eq!(known(), [Held(7), Unknown]);
-        tokio::time::advance(HELD_FOR - MOMENT).await;
+        tokio::time::advance(HELD_FOR.saturating_sub(MOMENT)).await;
         // The content is known to be there for longer, and this link isn't.
         holdings.held(&other, &digest, 7);
         assert_eq!(known(), [Held(7), Held(7)]);

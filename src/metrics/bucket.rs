@@ -127,7 +127,7 @@ impl BucketMetrics {
             ),
             blob_bodies: r.metric(
                 "blob_bodies_in_flight",
-                "Bodies of blobs that are being sent, counted where their number decides about redirects",
+                "Bodies of blobs that are being sent or wait for their first byte, counted where their number decides about redirects",
             ),
             sweep: SweepFigures::register(r),
             source: sources.figures("bucket"),
